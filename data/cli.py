@@ -1,0 +1,163 @@
+"""How every command reads its flags: a frozen dataclass is the command line, the YAML file and the help text.
+
+The fields' names are the flags and the keys of `--config FILE`; flags win over the file. Errors are one sentence and
+exit code 2.
+"""
+
+import contextlib
+import dataclasses
+import difflib
+import io
+import os
+import re
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import TypeVar
+
+import tyro
+import yaml
+
+from data.errors import InputError, RunError
+
+Config = TypeVar("Config")
+
+OUTCOME_VARIABLE = "RANK_OUTCOME_FILE"
+"""Where launch.sh reads a run's exit code: torchrun itself turns every code into 1 (see `run`)."""
+
+
+FACTS = "facts"
+"""The key of a run's config.yaml that holds what was found, not what was asked for: not read back as a setting."""
+
+
+def parse(config: type[Config], argv: Sequence[str], *, command: str, example: str, help_text: Callable[[], str] = str) -> Config:
+    """The configuration that argv (and the file named by its --config) describes.
+
+    command: "python -m engine.train", for help and messages. example: a complete line, shown where argv is empty.
+    help_text: gives what is printed after the flags. Raises InputError; prints the help and leaves with 0 for --help.
+    """
+    if not argv:
+        raise InputError(f"{command} needs arguments, such as: {example}")
+    fields = [f.name for f in dataclasses.fields(config) if f.init]  # pyright: ignore[reportArgumentType]
+    wanted, dotted = _take_dotted([*_from_file(argv, fields), *argv], "hyperparameters" in fields)
+    if any(argument in ("-h", "--help") for argument in argv):
+        wanted = ["--help"]
+    heard = io.StringIO()
+    try:
+        with contextlib.redirect_stderr(heard):
+            made = tyro.cli(config, prog=command, args=wanted, config=(tyro.conf.OmitArgPrefixes,))
+    except SystemExit as leaving:
+        if leaving.code:
+            raise InputError(_one_sentence(heard.getvalue())) from None
+        print(help_text())
+        raise
+    return dataclasses.replace(made, hyperparameters=dotted) if dotted else made  # pyright: ignore[reportArgumentType]
+
+
+def run(main: Callable[[Sequence[str]], None]) -> None:
+    """Runs a command's main on sys.argv. What ends it becomes one sentence and an exit code:
+    2 for input, 1 for a run that cannot go on, 130 for Ctrl-C.
+
+    Under torchrun only rank 0 speaks. Where OUTCOME_VARIABLE names a file, rank 0 writes the code into it and every
+    rank leaves with 0, so that torchrun has no report of its own to add.
+    """
+    try:
+        main(sys.argv[1:])
+    except InputError as fault:
+        _leave(f"error: {fault}", 2)
+    except RunError as fault:
+        _leave(f"error: {fault}", 1)
+    except KeyboardInterrupt:
+        _leave("stopped", 130)
+
+
+def _leave(sentence: str, code: int) -> None:
+    is_first = os.environ.get("RANK", "0") == "0"
+    if is_first:
+        print(sentence, file=sys.stderr)
+    if outcome := os.environ.get(OUTCOME_VARIABLE):
+        if is_first:
+            Path(outcome).write_text(str(code))
+        code = 0
+    sys.stdout.flush()
+    sys.stderr.flush()
+    sys.exit(code)
+
+
+def _from_file(argv: Sequence[str], fields: list[str]) -> list[str]:
+    """The flags that --config FILE stands for. Scalars stay the text that was typed; the flags' types convert them."""
+    path = _value_of("--config", argv)
+    if path is None:
+        return []
+    flags: list[str] = []
+    for key, value in read_yaml(Path(path)).items():
+        if key == FACTS:
+            continue
+        name = key.replace("-", "_")
+        if name not in fields and "." not in name:
+            near = difflib.get_close_matches(name, fields, n=1)
+            raise InputError(f"{path}: there is no setting {key!r}" + (f"; perhaps {near[0]!r}" if near else "; see --help"))
+        flag = name if "." in name else name.replace("_", "-")
+        if value in ("true", "false") and "." not in name:
+            flags.append(f"--{flag}" if value == "true" else f"--no-{flag}")
+        elif isinstance(value, list):
+            flags += [f"--{flag}", *map(str, value)]
+        elif isinstance(value, str):
+            flags += [f"--{flag}", value] if value not in ("null", "") else []
+        else:
+            raise InputError(f"{path}: {key!r} is a mapping; settings are flat, as the flags are")
+    return flags
+
+
+def _take_dotted(argv: Sequence[str], allowed: bool) -> tuple[list[str], dict[str, str]]:
+    """--NAME.argument VALUE taken out of argv: hyperparameters, which whoever knows their names will check."""
+    rest: list[str] = []
+    dotted: dict[str, str] = {}
+    arguments = iter(argv)
+    for argument in arguments:
+        match = re.fullmatch(r"--(\w+\.\w+)(?:=(.*))?", argument) if allowed else None
+        if match is None:
+            rest.append(argument)
+        elif (value := match[2] if match[2] is not None else next(arguments, None)) is None:
+            raise InputError(f"{argument} needs a value")
+        else:
+            dotted[match[1]] = value
+    return rest, dotted
+
+
+def read_yaml(path: Path) -> dict:
+    """The mapping in a YAML file, its scalars as text (YAML would read 1e-6 as text, `no` as false, a version as a
+    date). Raises InputError where it is not a plain mapping without repeated keys, anchors or tags.
+    """
+    try:
+        text = path.read_text(encoding="utf-8")
+        if len(text) > 2**20 or any(isinstance(t, (yaml.AliasToken, yaml.TagToken)) for t in yaml.scan(text)):
+            raise InputError(f"{path}: aliases, tags and files above 1 MB are not taken; write the values out")
+        tree = yaml.compose(text, Loader=yaml.SafeLoader)
+        value = yaml.load(text, Loader=yaml.BaseLoader)  # noqa: S506 (BaseLoader makes text, lists and mappings only)
+    except (OSError, UnicodeDecodeError, yaml.YAMLError) as fault:
+        raise InputError(f"{path}: cannot be read as YAML ({' '.join(str(fault).split())})") from None
+    if not isinstance(value, dict):
+        raise InputError(f"{path}: not a mapping of settings; write lines such as `lr: 1e-6`")
+    keys = [node.value for node, _ in tree.value]
+    if twice := {key for key in keys if keys.count(key) > 1}:
+        raise InputError(f"{path}: {sorted(twice)[0]!r} stands twice; keep one")
+    return value
+
+
+def _value_of(flag: str, argv: Sequence[str]) -> str | None:
+    for i, argument in enumerate(argv):
+        if argument == flag and i + 1 < len(argv):
+            return argv[i + 1]
+        if argument.startswith(f"{flag}="):
+            return argument.removeprefix(f"{flag}=")
+    return None
+
+
+def _one_sentence(box: str) -> str:
+    """tyro's boxed report as one sentence: its first paragraph, and the flag that was perhaps meant."""
+    lines = [re.sub(r"[│╭╮╰╯]", "", line).strip() for line in box.splitlines()[1:]]
+    end = next((i for i, line in enumerate(lines) if line.startswith("──")), len(lines))
+    said = " ".join(lines[:end]).strip().replace("Error parsing ", "")
+    near = re.search(r"Perhaps you meant.*?(--[\w-]+)", " ".join(lines[end:]))
+    return said + (f"; perhaps {near[1]}" if near else "; see --help")

@@ -1,0 +1,16 @@
+"""Ends of a run that have a sentence of their own."""
+
+
+class InputError(ValueError):
+    """What the user gave cannot be used. The text is one sentence: place, fault, mend. Exit code 2, no traceback."""
+
+
+class RunError(RuntimeError):
+    """A run cannot go on although its input was fine. The text is one sentence. Exit code 1, no traceback."""
+
+
+def list_faults(faults: list[str], n_rows: int, *, mend: str) -> InputError:
+    """One InputError for many faults: the first ten, then the count. `mend` says what to do about them."""
+    shown = "\n".join(f"  {fault}" for fault in faults[:10])
+    more = f"\n  ... and {len(faults) - 10} more" if len(faults) > 10 else ""
+    return InputError(f"{len(faults)} of {n_rows} rows cannot be used; {mend}\n{shown}{more}")

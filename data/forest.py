@@ -1,0 +1,145 @@
+"""The token forest: a batch of small trees in one row of tokens, without padding.
+
+    trunk     p0 p1 p2                     the prompt, once
+    branches           w0 w1 . l0 l1 .     each response without its last token, which predicts nothing
+
+One example's tokens stand together: trunk, first branch, second branch ... Positions of every branch go on from the
+trunk. The last prompt token predicts the first token of every branch. Two descriptions of who sees whom are given,
+each enough on its own: (example, branch, position) of every token, for a mask; documents with gathered keys, for
+kernels that take unequal lengths of queries and keys.
+"""
+
+# T packed tokens, U gathered keys, M documents, R predicting rows, S sequences (responses), N examples
+
+from collections.abc import Sequence
+from dataclasses import dataclass, fields, replace
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from data.examples import Example
+
+
+@dataclass(frozen=True)
+class Forest:
+    """What one forward pass takes. Index tensors are int64 except where said."""
+
+    tokens: Tensor
+    """[T] token ids."""
+    positions: Tensor
+    """[T] position of each token in its own conversation."""
+    example: Tensor
+    """[T] which example a token belongs to, 0 to N - 1."""
+    branch: Tensor
+    """[T] 0 in the trunk, 1 to K in the branches."""
+    keys: Tensor
+    """[U] rows whose keys each document attends to, document by document."""
+    cu_q: Tensor
+    """[M + 1] int32, where each document's queries begin; they lie in order, so no gather is needed."""
+    cu_k: Tensor
+    """[M + 1] int32, where each document's keys begin in `keys`. Causal from the bottom right."""
+    rows: Tensor
+    """[R] row of the hidden state that predicts."""
+    targets: Tensor
+    """[R] the token it has to predict."""
+    sequences: Tensor
+    """[R] the response that the prediction belongs to, 0 to S - 1; responses lie example by example."""
+    lengths: Tensor
+    """[S] predictions per response."""
+    bounds: tuple[int, ...]
+    """Where each example's tokens begin, and T."""
+    n_branches: int
+    """Responses per example: S = N * n_branches."""
+    max_q: int
+    """Longest document's queries."""
+    max_k: int
+    """Longest document's keys."""
+
+    @property
+    def n_tokens(self) -> int:
+        """T."""
+        return self.bounds[-1]
+
+    @property
+    def n_sequences(self) -> int:
+        """S."""
+        return self.lengths.numel()
+
+    def to(self, device: torch.device | str) -> "Forest":
+        """The same forest with its tensors on a device."""
+        moved = {f.name: getattr(self, f.name) for f in fields(self)}
+        return replace(self, **{k: v.to(device, non_blocking=True) for k, v in moved.items() if isinstance(v, Tensor)})
+
+
+def n_tokens(example: Example) -> int:
+    """How many tokens an example takes in a forest."""
+    return len(example.prompt) + sum(len(r) - 1 for r in example.responses)
+
+
+def pack(examples: Sequence[Example], *, n_branches: int) -> Forest:
+    """The forest of examples that all have n_branches responses.
+
+    No examples: a forest of one token that predicts nothing, so that a rank without work still takes part in every
+    collective of the step, with a gradient of zero.
+    """
+    tokens, positions, owner, branch = [], [], [], []
+    keys, q_lengths, k_lengths = [], [], []
+    rows, targets, lengths, bounds = [], [], [], [0]
+    at = 0  # rows so far
+    for n, e in enumerate(examples):
+        size = len(e.prompt)
+        trunk = np.arange(at, at + size)
+        tokens.append(e.prompt)
+        positions.append(trunk - at)
+        branch.append(np.zeros(size, dtype=np.int64))
+        at += size
+        for b, response in enumerate(e.responses, start=1):
+            inside = len(response) - 1
+            own = np.arange(at, at + inside)
+            tokens.append(response[:-1])
+            positions.append(np.arange(size, size + inside))
+            branch.append(np.full(inside, b))
+            if b == 1:  # the trunk with its first branch is one causal document
+                keys += [trunk, own]
+                q_lengths.append(size + inside)
+                k_lengths.append(size + inside)
+            elif inside:  # a document without queries would be an empty row of the kernel's table
+                keys += [trunk, own]
+                q_lengths.append(inside)
+                k_lengths.append(size + inside)
+            rows += [trunk[-1:], own]
+            targets.append(response)
+            lengths.append(len(response))
+            at += inside
+        owner.append(np.full(at - bounds[-1], n))
+        bounds.append(at)
+    if not examples:
+        one = np.zeros(1, dtype=np.int64)
+        tokens, positions, owner, branch, keys = [one], [one], [one], [one], [one]
+        q_lengths, k_lengths, bounds = [1], [1], [0, 1]
+    return Forest(
+        tokens=_join(tokens),
+        positions=_join(positions),
+        example=_join(owner),
+        branch=_join(branch),
+        keys=_join(keys),
+        cu_q=_cumulative(q_lengths),
+        cu_k=_cumulative(k_lengths),
+        rows=_join(rows),
+        targets=_join(targets),
+        sequences=torch.from_numpy(np.repeat(np.arange(len(lengths)), lengths)),
+        lengths=torch.tensor(lengths, dtype=torch.int64),
+        bounds=tuple(bounds),
+        n_branches=n_branches,
+        max_q=max(q_lengths),
+        max_k=max(k_lengths),
+    )
+
+
+def _join(arrays: list[np.ndarray]) -> Tensor:
+    return torch.from_numpy(np.concatenate([*arrays, np.zeros(0, dtype=np.int64)]).astype(np.int64))
+
+
+def _cumulative(lengths: list[int]) -> Tensor:
+    return torch.from_numpy(np.cumsum([0, *lengths]).astype(np.int32))

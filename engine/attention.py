@@ -1,0 +1,81 @@
+"""Who attends to whom in a token forest: three ways to compute the same thing.
+
+`for_forest` picks what training uses: one kernel call with gathered keys on CUDA, dense masks over short runs of
+whole examples on the CPU. `by_document` is the plain form of the CUDA path, one document at a time, and its oracle.
+"""
+
+# T packed tokens, U gathered keys, H heads, K kv heads, E head size
+
+import inspect
+
+import torch
+from torch import Tensor
+from torch.nn.attention.bias import causal_lower_right
+from torch.nn.functional import scaled_dot_product_attention
+
+from data.forest import Forest
+from engine.llama import Attend
+
+RUN_TOKENS = 256  # tokens under one dense mask: attention's cost grows with their square
+
+
+def for_forest(forest: Forest) -> Attend:
+    """The attention of training on the forest's device. On CUDA q, k, v have to be bf16 or fp16."""
+    return varlen(forest) if forest.tokens.is_cuda else dense(forest)
+
+
+def dense(forest: Forest, run_tokens: int = RUN_TOKENS) -> Attend:
+    """Boolean masks from (example, branch, position), one per run of whole examples of at most run_tokens tokens.
+
+    A token sees those of its own example that stand in the trunk or in its own branch, up to its own position.
+    """
+    runs: list[tuple[int, int, Tensor]] = []
+    start = 0
+    for end, after in zip(forest.bounds[1:], [*forest.bounds[2:], None], strict=True):
+        if after is not None and after - start <= run_tokens:
+            continue
+        example, branch, position = (x[start:end] for x in (forest.example, forest.branch, forest.positions))
+        sees = (example[:, None] == example) & (position <= position[:, None])
+        runs.append((start, end, sees & ((branch == 0) | (branch == branch[:, None]))))
+        start = end
+
+    def attend(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        return torch.cat([_sdpa(q[a:b], k[a:b], v[a:b], mask) for a, b, mask in runs])
+
+    return attend
+
+
+def by_document(forest: Forest) -> Attend:
+    """One call per document with its gathered keys, causal from the bottom right."""
+    cu_q, cu_k = forest.cu_q.tolist(), forest.cu_k.tolist()
+
+    def attend(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        k, v = k[forest.keys], v[forest.keys]  # [U, K, E]
+        parts = []
+        for (a, b), (c, d) in zip(zip(cu_q, cu_q[1:], strict=False), zip(cu_k, cu_k[1:], strict=False), strict=True):
+            parts.append(_sdpa(q[a:b], k[c:d], v[c:d], causal_lower_right(b - a, d - c)))
+        return torch.cat(parts)
+
+    return attend
+
+
+def varlen(forest: Forest) -> Attend:
+    """One CUDA kernel call over all documents, with queries fewer than keys in every branch but the first."""
+    from torch.nn.attention.varlen import varlen_attn  # not in every CPU build
+
+    # torch 2.13 wants grouped heads announced; 2.11 has no such argument and takes them as they are.
+    grouped = {"enable_gqa": True} if "enable_gqa" in inspect.signature(varlen_attn).parameters else {}
+
+    def attend(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        k, v = k[forest.keys], v[forest.keys]  # [U, K, E]
+        return varlen_attn(
+            q, k, v, forest.cu_q, forest.cu_k, forest.max_q, forest.max_k, window_size=(-1, 0), **grouped
+        )  # a window of (-1, 0) is causal, from the bottom right where lengths differ
+
+    return attend
+
+
+def _sdpa(q: Tensor, k: Tensor, v: Tensor, mask: Tensor) -> Tensor:
+    """[Tq, H, E], [Tk, K, E] -> [Tq, H, E]."""
+    q, k, v = (x.transpose(0, 1)[None] for x in (q, k, v))  # [1, H, T, E]
+    return scaled_dot_product_attention(q, k, v, attn_mask=mask, enable_gqa=True)[0].transpose(0, 1)

@@ -1,0 +1,93 @@
+"""Everything that describes a training run. The fields are the flags; their docstrings are the help."""
+
+from dataclasses import dataclass, field
+from typing import Literal
+
+import tyro
+
+from data import InputError
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainConfig:
+    """Align a Llama on preferences. The defaults are those of arXiv 2408.06266.
+
+    Any hyperparameter of an objective is --NAME.argument, for example --apo_zero.beta 0.3.
+    """
+
+    model: str
+    """Checkpoint folder (Hugging Face layout, safetensors) or hub id; policy and reference start from it."""
+    data: str
+    """Rows to train on: a .jsonl file of pairs, labelled completions or completions."""
+    loss: str = "apo_zero"
+    """Objective: a name listed below, or path/to/file.py:name."""
+    out: str
+    """Folder for the run: config, metrics, a checkpoint per epoch. Must not hold a run."""
+    config: str | None = None
+    """YAML file of settings, named as the flags are; flags win over it."""
+
+    beta: float | None = None
+    """Scale of the rewards, per nat; unset, the objective's own default."""
+    epochs: int = 18
+    """Passes over the rows."""
+    batch_size: int = 16
+    """Examples per optimizer step, over all ranks."""
+    max_steps: int | None = None
+    """Ends the run, and its schedule, after so many optimizer steps."""
+    shuffle: bool = True
+    """Take the rows in a new order each epoch."""
+    seed: int = 0
+    """Of the order of the rows and of the held-out split."""
+
+    optimizer: Literal["rmsprop", "adamw"] = "rmsprop"
+    """RMSProp (alpha 0.99, eps 1e-8) or AdamW (betas 0.9, 0.999, eps 1e-8, no weight decay)."""
+    lr: float = 2e-7
+    """Learning rate of the first step after the warm-up; falls linearly to lr / steps at the last."""
+    warmup_steps: int = 0
+    """Steps over which the learning rate rises to --lr."""
+    max_grad_norm: float = 1.0
+    """Largest global norm of the gradient; 0 leaves it as it is."""
+
+    max_prompt_tokens: int = 512
+    """Longer prompts are cut."""
+    max_response_tokens: int = 512
+    """Longer responses lose their end, and with it the end-of-turn token."""
+    keep_prompt: Literal["end", "start"] = "end"
+    """Which part of a prompt that is too long stays; BOS and the template's headers always do."""
+    skip_bad_rows: bool = False
+    """Go on without rows that cannot be used, and count them."""
+
+    eval_data: str | None = None
+    """Held-out rows, measured before training and after each epoch."""
+    eval_pairs: int = 0
+    """Hold out so many of the rows of --data instead."""
+
+    dtype: Literal["float32", "bfloat16"] | None = None
+    """Compute dtype; master weights are float32 always. Unset: bfloat16 on CUDA, float32 on the CPU."""
+    reference: Literal["auto", "fused", "precompute", "none"] = "auto"
+    """fused: a second model walks along in epoch 1; precompute: one pass of the policy's own weights before step 1."""
+    reference_cache: str | None = None
+    """reference.safetensors of another run: taken where weights, rows and dtype are the same, refused otherwise."""
+    micro_tokens: int = 4096
+    """Most tokens in one forward and backward pass of a rank (one example at least): bounds the memory."""
+    keep: int | None = None
+    """Keep only the newest epoch folders, so many."""
+
+    hyperparameters: tyro.conf.Suppress[dict[str, str]] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        above_zero = "epochs batch_size max_steps max_prompt_tokens max_response_tokens micro_tokens keep"
+        for name in above_zero.split():
+            value = getattr(self, name)
+            if value is not None and value < 1:
+                raise InputError(f"--{name.replace('_', '-')}: {value} is not above 0")
+        if not 0 < self.lr < 10:
+            raise InputError(f"--lr: {self.lr} is not between 0 and 10; the paper trains at 2e-7")
+        if self.warmup_steps < 0 or self.eval_pairs < 0 or self.seed < 0:
+            raise InputError("--warmup-steps, --eval-pairs and --seed cannot be negative")
+        if not 0 <= self.max_grad_norm < float("inf"):
+            raise InputError(f"--max-grad-norm: {self.max_grad_norm} is not 0 or above")
+        if self.beta is not None and not 0 < self.beta < float("inf"):
+            raise InputError(f"--beta: {self.beta} is not above 0; the paper's is 0.1")
+        if self.eval_data and self.eval_pairs:
+            raise InputError("--eval-data and --eval-pairs: give one of the two")

@@ -1,0 +1,33 @@
+"""How gradients become steps: RMSProp or AdamW on float32 masters, and the learning rate of each step."""
+
+from collections.abc import Iterable
+
+import torch
+from torch import nn
+from torch.optim import Optimizer
+from torch.optim.lr_scheduler import LambdaLR
+
+from engine.config import TrainConfig
+
+
+def build(parameters: Iterable[nn.Parameter], config: TrainConfig, n_steps: int) -> tuple[Optimizer, LambdaLR]:
+    """The optimizer, fused over tensors, and its schedule.
+
+    RMSProp has no bias correction: its first update is lr / sqrt(1 - alpha) = 10 lr, decaying over some 100 steps.
+    """
+    parameters = list(parameters)
+    if config.optimizer == "rmsprop":
+        optimizer: Optimizer = torch.optim.RMSprop(parameters, lr=config.lr, alpha=0.99, eps=1e-8, foreach=True)
+    else:
+        optimizer = torch.optim.AdamW(parameters, lr=config.lr, weight_decay=0.0, foreach=True)
+    return optimizer, LambdaLR(optimizer, lambda done: lr_factor(done, n_steps=n_steps, warmup=config.warmup_steps))
+
+
+def lr_factor(done: int, *, n_steps: int, warmup: int) -> float:
+    """Share of the learning rate for the step after `done` others: up to 1 over the warm-up, then linearly to 0.
+
+    Without a warm-up: 1 in the first step, 1 / n_steps in the last.
+    """
+    if done < warmup:
+        return (done + 1) / (warmup + 1)
+    return max(0.0, (n_steps - done) / max(1, n_steps - warmup))

@@ -1,0 +1,130 @@
+"""All distributed code of a forward and backward pass: process group, sharding, sums over ranks.
+
+One process on the CPU in float32 is plain PyTorch: nothing is wrapped and no process group is made. Everything else
+is FSDP2: float32 master shards, compute in --dtype, gradients reduced in float32.
+"""
+
+import os
+from collections.abc import Iterable
+from typing import TypeVar
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard
+from torch.distributed.tensor import DTensor
+from torch.distributed.tensor._utils import compute_local_shape_and_global_offset
+
+from engine.llama import Llama
+from engine.walk import Walk
+
+Module = TypeVar("Module", bound=nn.Module)
+
+
+class Ranks:
+    """The processes of a run, and this one's place among them. A context manager: it ends the process group."""
+
+    def __init__(self, *, dtype: torch.dtype | None = None) -> None:
+        """Joins the ranks that torchrun started, or is alone. dtype: compute dtype; bf16 on CUDA, float32 on the CPU."""
+        self.rank = int(os.environ.get("RANK", "0"))
+        self.size = int(os.environ.get("WORLD_SIZE", "1"))
+        has_cuda = torch.cuda.is_available()
+        self.device = torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0"))) if has_cuda else torch.device("cpu")
+        self.dtype = dtype or (torch.bfloat16 if has_cuda else torch.float32)
+        self.is_sharded = self.size > 1 or has_cuda or self.dtype != torch.float32
+        if has_cuda:
+            torch.cuda.set_device(self.device)
+        if self.is_sharded:
+            backend = "cpu:gloo,cuda:nccl" if has_cuda else "gloo"
+            if self.size > 1:
+                dist.init_process_group(backend)
+            else:  # alone: no address to meet at
+                dist.init_process_group(backend, store=dist.HashStore(), rank=0, world_size=1)
+
+    def __enter__(self) -> "Ranks":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self.is_sharded:
+            dist.destroy_process_group()
+
+    @property
+    def is_first(self) -> bool:
+        """Whether this is rank 0, which writes and speaks."""
+        return self.rank == 0
+
+    def place(self, walk: Walk) -> Walk:
+        """Gives a walk on the meta device its memory: here whole, or a shard on every rank.
+
+        Every block is an FSDP unit, so that one's all-gather hides behind another's arithmetic; norm and head are
+        one, and a tied head shares its unit with the embedding. The walk is the root, so that the units of policy
+        and reference can be called in turn. Collective.
+        """
+        if self.is_sharded:
+            for model in (walk.policy, walk.reference):
+                if model is not None:
+                    _shard_model(model, self.dtype, keeps=model is walk.policy)
+            fully_shard(walk)
+            for module in walk.modules():
+                if isinstance(module, FSDPModule):  # sum, not FSDP's mean: ranks hold different counts
+                    module.set_gradient_divide_factor(1.0)
+                    module.set_force_sum_reduction_for_comms(True)  # the factor alone fails on gloo
+        return walk.to_empty(device=self.device)
+
+    def local(self, parameter: Tensor) -> tuple[Tensor, int]:
+        """The rows of a parameter that this rank holds, and the first one's number."""
+        if not isinstance(parameter, DTensor):
+            return parameter, 0
+        _, offset = compute_local_shape_and_global_offset(parameter.shape, parameter.device_mesh, parameter.placements)
+        return parameter.to_local(), offset[0]
+
+    def whole(self, parameter: Tensor) -> Tensor:
+        """A parameter gathered from all ranks. Collective."""
+        return parameter.full_tensor() if isinstance(parameter, DTensor) else parameter
+
+    def sum(self, values: Tensor) -> Tensor:
+        """The sum of a CPU tensor over all ranks, the same on each. Collective."""
+        if self.is_sharded:
+            dist.all_reduce(values)
+        return values
+
+    def wait(self) -> None:
+        """Returns when every rank has come here. Collective."""
+        if self.is_sharded:
+            dist.barrier()
+
+    def clip_grad_norm(self, parameters: Iterable[nn.Parameter], max_norm: float) -> float:
+        """Scales the gradient to a global norm of at most max_norm (0: as it is); gives the norm before. Collective.
+
+        A norm that is not finite scales nothing.
+        """
+        parameters = list(parameters)
+        norm = torch.nn.utils.get_total_norm([p.grad for p in parameters if p.grad is not None])
+        total = self.whole(norm).item()  # sums the shards' squares over all ranks
+        if max_norm > 0 and total < float("inf"):
+            torch.nn.utils.clip_grads_with_norm_(parameters, max_norm, torch.as_tensor(total, device=self.device))
+        return total
+
+    def free_memory(self) -> float:
+        """Bytes that this rank can still take: of its GPU, or its share of the host."""
+        if self.device.type == "cuda":
+            return torch.cuda.mem_get_info(self.device)[0]
+        pages = os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+        return pages / int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
+
+    def release(self, model: Llama) -> None:
+        """Frees the memory of a model that will not be called again; FSDP keeps handles to it until the run ends."""
+        for parameter in model.parameters():
+            held, _ = self.local(parameter)
+            held.untyped_storage().resize_(0)
+
+
+def _shard_model(model: Llama, dtype: torch.dtype, *, keeps: bool) -> None:
+    """Makes a model's parts FSDP units. keeps: whether the head's unit stays gathered until its backward pass."""
+    # The model casts by itself: FSDP's cast of inputs would round the rotary angles to bf16.
+    policy = MixedPrecisionPolicy(param_dtype=dtype, reduce_dtype=torch.float32, cast_forward_inputs=False)
+    for block in model.blocks:
+        fully_shard(block, mp_policy=policy, reshard_after_forward=True)
+    ends: list[list[nn.Module]] = [[model.embed, model.norm, model.head]] if model.config.tied else [[model.embed], [model.norm, model.head]]
+    for unit in ends:
+        fully_shard(unit, mp_policy=policy, reshard_after_forward=not keeps)

@@ -1,0 +1,108 @@
+"""Log-probs of given responses, by the trainer's own forward pass.
+
+    python -m engine.score --model DIR --data FILE --out FILE
+"""
+
+import json
+import sys
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+import torch
+from torch import Tensor
+from tqdm import tqdm
+
+from data import InputError, cli
+from data.examples import Example, Limits
+from engine import files, weights
+from engine.dataset import open_model, read_rows
+from engine.parallel import Ranks
+from engine.steps import Step
+from engine.walk import Walk
+
+EXAMPLE = "python -m engine.score --model path/to/llama --data pairs.jsonl --out logps.jsonl"
+
+
+@dataclass(frozen=True, kw_only=True)
+class ScoreConfig:
+    """Log-probs of the responses in a file under a model, in nats, summed over response tokens."""
+
+    model: str
+    """Checkpoint folder (Hugging Face layout, safetensors) or hub id."""
+    data: str
+    """Rows: a .jsonl file of pairs, labelled completions or completions."""
+    out: str
+    """File for the result: a JSON line per row with place, logps and tokens of each response."""
+    config: str | None = None
+    """YAML file of settings, named as the flags are; flags win over it."""
+    max_prompt_tokens: int = 512
+    """Longer prompts are cut."""
+    max_response_tokens: int = 512
+    """Longer responses lose their end."""
+    keep_prompt: Literal["end", "start"] = "end"
+    """Which part of a prompt that is too long stays."""
+    skip_bad_rows: bool = False
+    """Go on without rows that cannot be used, and count them."""
+    dtype: Literal["float32", "bfloat16"] | None = None
+    """Compute dtype. Unset: bfloat16 on CUDA, float32 on the CPU."""
+    micro_tokens: int = 8192
+    """Most tokens in one forward pass (one example at least)."""
+
+
+def score_step(walk: Walk, step: Step, ranks: Ranks, micro_tokens: int) -> Tensor:
+    """The policy's log-probs of a step's responses, [n, K] nats, float64, the same on every rank. Collective."""
+    with torch.no_grad():
+        for batch in step.batches(ranks.rank, ranks.size, micro_tokens):
+            logps, _ = walk(batch.forest.to(ranks.device), with_reference=False)
+            step.add(batch, step.columns(batch, logps, None))
+    return step.gather(ranks, with_reference=False).logps
+
+
+def score_examples(walk: Walk, examples: Sequence[Example], ranks: Ranks, micro_tokens: int) -> Iterator[Tensor]:
+    """The same for any number of examples with equally many responses: [K] each, in order. Collective."""
+    for start in range(0, len(examples), 64):
+        chunk = list(examples[start : start + 64])
+        yield from score_step(walk, Step(0, 0, False, np.arange(len(chunk)), chunk), ranks, micro_tokens)
+
+
+def main(argv: Sequence[str]) -> None:
+    """The command."""
+    config = cli.parse(ScoreConfig, argv, command="python -m engine.score", example=EXAMPLE)
+    if Path(config.out).exists():
+        raise InputError(f"{config.out}: exists already; give another file, or remove it")
+    folder, chat = open_model(config.model)
+    model = weights.build(folder)
+    weights.check(folder, model)
+    limits = Limits(
+        prompt_tokens=config.max_prompt_tokens, response_tokens=config.max_response_tokens, keep_prompt=config.keep_prompt
+    )
+    rows = read_rows(config.data, chat, limits, n_ids=model.config.vocab_size, skip_bad_rows=config.skip_bad_rows)
+    if len({len(e.responses) for e in rows.examples}) > 1:
+        raise InputError(f"{config.data}: pairs and single completions in one file; score them apart")
+    print(rows.report(config.data), file=sys.stderr)
+    dtype = getattr(torch, config.dtype) if config.dtype else None
+    with Ranks(dtype=dtype) as ranks:
+        walk = ranks.place(Walk(model)).eval()
+        weights.fill(model, folder, ranks.local)
+        found = score_examples(walk, rows.examples, ranks, config.micro_tokens)
+        progress = tqdm(found, total=len(rows.examples), unit="row", disable=None if ranks.is_first else True)
+        lines = [_line(e, logps) for e, logps in zip(rows.examples, progress, strict=True)]
+        if ranks.is_first:
+            with files.whole_file(Path(config.out)) as temporary:
+                temporary.write_text("".join(lines), encoding="utf-8")
+        ranks.wait()
+
+
+def _line(example: Example, logps: Tensor) -> str:
+    names = ("chosen", "rejected") if len(logps) == 2 else ("completion",)
+    values: dict[str, object] = {"place": example.place}
+    for name, logp, response in zip(names, logps.tolist(), example.responses, strict=True):
+        values |= {f"logps/{name}": logp, f"tokens/{name}": len(response)}
+    return json.dumps(values) + "\n"
+
+
+if __name__ == "__main__":
+    cli.run(main)

@@ -1,0 +1,137 @@
+"""The sequence of optimizer steps: which examples, in which epoch, split over ranks and micro-batches.
+
+Every rank works out the whole plan by itself from lengths and the seed; only its own forests are packed.
+"""
+
+# n examples of a step, K responses of each
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from data import plan
+from data.examples import Example
+from data.forest import Forest, n_tokens, pack
+from engine.config import TrainConfig
+from engine.objective import Columns, Objective
+from engine.parallel import Ranks
+
+
+@dataclass(frozen=True)
+class Batch:
+    """One forward pass of this rank: some of a step's examples."""
+
+    places: list[int]
+    """Their places in the step."""
+    forest: Forest
+
+
+class Step:
+    """The examples of one optimizer step, and what has been found out about them."""
+
+    def __init__(self, number: int, epoch: int, ends_epoch: bool, ids: np.ndarray, examples: list[Example]) -> None:
+        self.number = number
+        """From 1."""
+        self.epoch = epoch
+        """From 1."""
+        self.ends_epoch = ends_epoch
+        """Whether it is the last of its epoch, or of the run."""
+        self.ids = ids
+        """[n] places of its examples in the data."""
+        self.examples = examples
+        self.n_branches = len(examples[0].responses)
+        self.lengths = torch.tensor([[len(r) for r in e.responses] for e in examples])  # [n, K]
+        labels = [e.label for e in examples]
+        self._labels = None if None in labels else torch.tensor(labels)
+        self._found = torch.zeros(2, len(examples), self.n_branches, dtype=torch.float64)  # policy and reference
+
+    @property
+    def n_examples(self) -> int:
+        """n, over all ranks."""
+        return len(self.examples)
+
+    @cached_property
+    def n_tokens(self) -> int:
+        """Tokens of the step over all ranks: prompts once, responses whole."""
+        return sum(len(e.prompt) for e in self.examples) + int(self.lengths.sum())
+
+    def batches(self, rank: int, n_ranks: int, budget: int) -> list[Batch]:
+        """This rank's micro-batches: as many on every rank, empty ones included, so that collectives pair up."""
+        sizes = [n_tokens(e) for e in self.examples]
+        split = [plan.split_micro(places, sizes, budget) for places in plan.split_ranks(sizes, n_ranks)]
+        mine = split[rank] + [[]] * (max(map(len, split)) - len(split[rank]))
+        return [Batch(places, pack([self.examples[i] for i in places], n_branches=self.n_branches)) for places in mine]
+
+    def columns(self, batch: Batch, logps: Tensor, ref_logps: Tensor | None) -> Columns:
+        """What an objective takes, for the examples of a batch: logps [S] of the policy and the reference."""
+        shape = (-1, self.n_branches)
+        ref_logps = None if ref_logps is None else ref_logps.view(shape)
+        return self._columns(logps.view(shape), ref_logps, batch.places).on(logps.device)
+
+    def add(self, batch: Batch, columns: Columns) -> None:
+        """Keeps what was found for a batch."""
+        self._found[0, batch.places] = columns.logps.detach().cpu()
+        if columns.ref_logps is not None:
+            self._found[1, batch.places] = columns.ref_logps.cpu()
+
+    def gather(self, ranks: Ranks, *, with_reference: bool) -> Columns:
+        """The columns of the whole step, the same on every rank. Collective."""
+        found = ranks.sum(self._found.clone())  # every place was filled by one rank; zero elsewhere
+        return self.all_columns(found[0], found[1] if with_reference else None)
+
+    def all_columns(self, logps: Tensor, ref_logps: Tensor | None) -> Columns:
+        """What an objective takes, for every example: logps [n, K] of the policy and the reference."""
+        return self._columns(logps, ref_logps, list(range(self.n_examples)))
+
+    def _columns(self, logps: Tensor, ref_logps: Tensor | None, places: list[int]) -> Columns:
+        labels = None if self._labels is None else self._labels[places]
+        mean_length = self.lengths[:, 0].double().mean().item()
+        return Columns(logps, ref_logps, self.lengths[places], labels, mean_length)
+
+
+class Steps:
+    """All steps of a run, in order."""
+
+    def __init__(self, examples: Sequence[Example], config: TrainConfig, objective: Objective) -> None:
+        self._examples = examples
+        self._config = config
+        self._objective = objective
+        self.per_epoch = -(-len(examples) // config.batch_size)  # the last step of an epoch takes what is left
+        self._n_steps = min(self.per_epoch * config.epochs, config.max_steps or self.per_epoch * config.epochs)
+
+    def __len__(self) -> int:
+        return self._n_steps
+
+    def __iter__(self) -> Iterator[Step]:
+        return (self.step(number) for number in range(1, len(self) + 1))
+
+    def first_epoch(self) -> Iterator[Step]:
+        """The steps of epoch 1 that the run will reach: between them, every row that it will use."""
+        return (self.step(number) for number in range(1, min(len(self), self.per_epoch) + 1))
+
+    def step(self, number: int) -> Step:
+        """The step of that number, from 1."""
+        c = self._config
+        epoch, place = divmod(number - 1, self.per_epoch)
+        order = plan.epoch_order(len(self._examples), seed=c.seed, epoch=epoch + 1, shuffle=c.shuffle)
+        ids = order[place * c.batch_size : (place + 1) * c.batch_size]
+        examples = [self._examples[i] for i in ids]
+        if self._objective.needs_mismatched:
+            examples = _with_mismatched(examples)
+        return Step(number, epoch + 1, place + 1 == self.per_epoch or number == len(self), ids, examples)
+
+
+def _with_mismatched(examples: list[Example]) -> list[Example]:
+    """Each example with a second response: that of the next example of the step whose prompt differs."""
+    partners = plan.mismatched([e.prompt.tobytes() for e in examples])
+    if None in partners:  # then all prompts are the same
+        return examples
+    return [
+        e._replace(responses=(*e.responses, examples[j].responses[0]))
+        for e, j in zip(examples, partners, strict=True)
+        if j is not None
+    ]

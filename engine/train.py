@@ -1,0 +1,225 @@
+"""Align a checkpoint on preferences.
+
+    python -m engine.train --model DIR --data pairs.jsonl --loss apo_zero --out runs/first
+    torchrun --nproc_per_node 8 -m engine.train ...                      the same on eight GPUs
+"""
+
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+from tqdm import tqdm
+
+from data import InputError, cli
+from data.chat import Chat, stop_ids
+from data.examples import Example, Limits, in_form
+from engine import optim, reference, weights
+from engine.config import TrainConfig
+from engine.dataset import open_model, read_rows
+from engine.llama import Llama
+from engine.metrics import heldout_metrics, training_metrics
+from engine.objective import Columns, Objective, describe_all, gradient
+from engine.parallel import Ranks
+from engine.reference import Reference
+from engine.run import Run, check_folder
+from engine.score import score_examples, score_step
+from engine.steps import Batch, Step, Steps
+from engine.walk import Walk
+from losses import Result
+
+EXAMPLE = "python -m engine.train --model path/to/Llama-3-8B-Instruct --data pairs.jsonl --loss apo_zero --out runs/first"
+
+
+@dataclass(frozen=True)
+class RunResult:
+    """What a finished run leaves."""
+
+    out: Path
+    """The run's folder."""
+    n_steps: int
+    checkpoints: list[Path]
+    """The epoch folders, oldest first."""
+    metrics: dict[str, float]
+    """The last line of metrics.jsonl."""
+
+
+def run(config: TrainConfig) -> RunResult:
+    """Align a policy on preferences. Everything a user gives is checked before a process group or a model is made.
+
+    Raises InputError for what the user gave, RunError where a loss or a gradient is not finite.
+    """
+    job = _Job(config)
+    with Ranks(dtype=getattr(torch, config.dtype) if config.dtype else None) as ranks:
+        return _train(job, ranks)
+
+
+class _Job:
+    """What is known before any weights are read: the shape, the rows, the objective. The same on every rank."""
+
+    def __init__(self, config: TrainConfig) -> None:
+        check_folder(Path(config.out))
+        self.config = config
+        self.objective = Objective(config.loss, config.beta, config.hyperparameters)
+        self.folder, chat = open_model(config.model)
+        self.policy = weights.build(self.folder)
+        weights.check(self.folder, self.policy)
+        self.stop_ids = stop_ids(self.folder, chat)
+        self.chat_template = chat.template if chat else None
+        rows, self.facts = self._read(config.data, chat)
+        self.heldout: list[Example] = []
+        if config.eval_data:
+            self.heldout, _ = self._read(config.eval_data, chat)
+        elif config.eval_pairs:
+            rows, self.heldout = _split(rows, config.eval_pairs, config.seed)
+        if len({(len(e.responses), e.label is None) for e in self.heldout}) > 1:
+            raise InputError(f"{config.eval_data or config.data}: held-out rows have to be of one kind")
+        self.examples = in_form(rows, self.objective.loss.data)
+        self.steps = Steps(self.examples, config, self.objective)
+
+    def _read(self, name: str, chat: Chat | None) -> tuple[list[Example], dict[str, Any]]:
+        c = self.config
+        limits = Limits(prompt_tokens=c.max_prompt_tokens, response_tokens=c.max_response_tokens, keep_prompt=c.keep_prompt)
+        n_ids = self.policy.config.vocab_size
+        rows = read_rows(name, chat, limits, n_ids=n_ids, skip_bad_rows=c.skip_bad_rows)
+        facts = {"rows": len(rows.examples), "cut_prompts": rows.cut_prompts, "cut_responses": rows.cut_responses,
+                 "skipped_rows": rows.n_skipped, "skipped": rows.skipped, "report": rows.report(name)}  # fmt: skip
+        return rows.examples, facts
+
+
+def _train(job: _Job, ranks: Ranks) -> RunResult:
+    config, objective, steps = job.config, job.objective, job.steps
+    mode = reference.choose_mode(config, objective, job.policy.config, ranks)
+    table = Reference(mode, len(job.examples), objective)
+    if config.reference_cache:
+        table.read(Path(config.reference_cache), reference.fingerprint(job.folder, job.examples, ranks.dtype))
+    needs_model = mode == "fused" and not table.is_complete
+    walk = ranks.place(Walk(job.policy, weights.build(job.folder, ranks.dtype) if needs_model else None))
+    for model in filter(None, (walk.policy, walk.reference)):
+        weights.fill(model, job.folder, ranks.local)
+    policy = walk.policy
+    optimizer, schedule = optim.build(policy.parameters(), config, len(steps))
+    checkpoints: list[Path] = []
+    with Run(config, steps, objective, ranks, job.facts) as log:
+        log.say(f"{job.facts['report']}; {len(steps)} steps; reference: {mode}")
+        heldout = HeldOut(job.heldout, walk, ranks, config)
+        if mode == "precompute" and not table.is_complete:
+            precompute(table, walk, steps, ranks, config)
+
+        for step in steps:
+            if objective.whole_step:
+                columns, result = whole_step(objective, walk, table, step, ranks, config.micro_tokens)
+            else:
+                for batch in step.batches(ranks.rank, ranks.size, config.micro_tokens):
+                    part = logps(walk, table, step, batch, ranks)
+                    (objective(part).losses.sum() / step.n_examples).backward()  # global count: the split changes speed only
+                    step.add(batch, part)
+                columns = step.gather(ranks, with_reference=table.is_used)
+                result = objective(columns)
+            grad_norm = ranks.clip_grad_norm(policy.parameters(), config.max_grad_norm)
+            log.check_finite(step, columns, result, grad_norm)  # before the weights are touched
+            learning_rate = schedule.get_last_lr()[0]
+            optimizer.step()
+            schedule.step()
+            optimizer.zero_grad()
+            table.remember(step, columns.ref_logps)
+            if step.ends_epoch:
+                log.add(heldout.measure(objective))
+                checkpoints.append(log.save_epoch(step, policy, job.stop_ids, job.chat_template))
+                leave(table, walk, ranks, job)
+            log.log(step, training_metrics(columns, result), learning_rate=learning_rate, grad_norm=grad_norm)
+        return RunResult(log.folder, len(steps), [c for c in checkpoints if c.exists()], log.last)
+
+
+def logps(walk: Walk, table: Reference, step: Step, batch: Batch, ranks: Ranks) -> Columns:
+    """A batch's log-probs: the policy's with gradient; the reference's from the table, or from the walk beside it."""
+    known = table.known(step)
+    found, ref_logps = walk(batch.forest.to(ranks.device), with_reference=table.is_used and known is None)
+    if known is not None:
+        ref_logps = known[batch.places].view(-1)
+    return step.columns(batch, found, ref_logps)
+
+
+def whole_step(
+    objective: Objective, walk: Walk, table: Reference, step: Step, ranks: Ranks, micro_tokens: int
+) -> tuple[Columns, Result]:
+    """Backward pass of an objective that takes a statistic of the step: exact for any split into micro-batches.
+
+    The log-probs of the whole step are gathered first and the objective gives its gradient for each; every batch
+    then goes back with its slice. With several batches a rank walks each twice, without and with gradient.
+    """
+    batches = step.batches(ranks.rank, ranks.size, micro_tokens)
+    with torch.set_grad_enabled(len(batches) == 1):
+        parts = [logps(walk, table, step, batch, ranks) for batch in batches]
+    for batch, part in zip(batches, parts, strict=True):
+        step.add(batch, part)
+    columns = step.gather(ranks, with_reference=table.is_used)
+    result, slopes = gradient(objective, columns)
+    table.remember(step, columns.ref_logps)  # so that the second walk is the policy's alone
+    for batch, part in zip(batches, parts, strict=True):
+        again = part if len(batches) == 1 else logps(walk, table, step, batch, ranks)
+        again.logps.backward(gradient=slopes[batch.places].to(again.logps.device))
+    return columns, result
+
+
+def precompute(table: Reference, walk: Walk, steps: Steps, ranks: Ranks, config: TrainConfig) -> None:
+    """Fills the table with the policy's own initial weights, for the rows that the run will reach."""
+    total = min(len(steps), steps.per_epoch)
+    for step in tqdm(steps.first_epoch(), "reference", total, unit="step", disable=None if ranks.is_first else True):
+        table.remember(step, score_step(walk, step, ranks, config.micro_tokens))
+
+
+def leave(table: Reference, walk: Walk, ranks: Ranks, job: _Job) -> None:
+    """Once the table is complete: writes it, and frees the reference's memory."""
+    path = Path(job.config.out) / "reference.safetensors"
+    if not table.is_complete or path.exists():
+        return
+    if ranks.is_first:
+        table.write(path, reference.fingerprint(job.folder, job.examples, ranks.dtype))
+    model, walk.reference = walk.reference, None
+    if isinstance(model, Llama):
+        ranks.release(model)
+    ranks.wait()
+
+
+class HeldOut:
+    """Rows that are not trained on. Their reference log-probs come from the policy's own initial weights."""
+
+    def __init__(self, examples: list[Example], walk: Walk, ranks: Ranks, config: TrainConfig) -> None:
+        self._examples, self._walk, self._ranks, self._config = examples, walk, ranks, config
+        self._ref_logps = self._score() if examples else None
+
+    def _score(self) -> Tensor:
+        return torch.stack(list(score_examples(self._walk, self._examples, self._ranks, self._config.micro_tokens)))
+
+    def measure(self, objective: Objective) -> dict[str, float]:
+        """Their rewards and log-probs now; nothing where there are none. Collective."""
+        if not self._examples:
+            return {}
+        step = Step(0, 0, False, np.arange(len(self._examples)), self._examples)
+        everything = step.all_columns(self._score(), self._ref_logps)
+        return heldout_metrics(objective, everything)
+
+
+def _split(rows: list[Example], n: int, seed: int) -> tuple[list[Example], list[Example]]:
+    """The rows without n drawn ones, and these."""
+    if n >= len(rows):
+        raise InputError(f"--eval-pairs: {n} of {len(rows)} rows leave none to train on; lower it")
+    drawn = set(np.random.default_rng((seed, 0)).choice(len(rows), n, replace=False).tolist())
+    return [r for i, r in enumerate(rows) if i not in drawn], [rows[i] for i in sorted(drawn)]
+
+
+def main(argv: Sequence[str]) -> None:
+    """The command."""
+    config = cli.parse(TrainConfig, argv, command="python -m engine.train", example=EXAMPLE, help_text=describe_all)
+    result = run(config)
+    if os.environ.get("RANK", "0") == "0":
+        print(result.out)
+
+
+if __name__ == "__main__":
+    cli.run(main)

@@ -1,0 +1,175 @@
+"""The objectives of the APO paper (arXiv 2408.06266): DPO, KTO (pairs, and unpaired), SFT, and APO in its variants.
+
+Notation of the formulas: w winner (chosen), l loser (rejected); lp log-prob of a response summed over its tokens;
+x = lp - ref_lp the log-ratio; r = beta * x the reward; s the logistic function. Everything is computed in the dtype
+of the log-probs given. Rewards are detached: they are for the log, never part of the graph.
+"""
+
+from typing import Literal
+
+import torch
+from torch import Tensor
+from torch.nn.functional import logsigmoid
+
+from losses.registry import LossError, Responses, Result, loss
+
+
+@loss("dpo", data="pairs", reference=True, aliases=("sigmoid",))
+def dpo(chosen: Responses, rejected: Responses, *, beta: float = 0.1) -> Result:
+    """Widen the margin between winner and loser, each relative to the reference.
+
+    loss = -log s(r_w - r_l): eq. 7 of arXiv 2305.18290. log 2 where policy and reference agree. Only the margin
+    enters, so both likelihoods may fall together.
+    chosen, rejected: logps, ref_logps [n], float32 or float64, nats. beta > 0, per nat.
+    Returns losses [n] and detached rewards [n] in the dtype given.
+    """
+    r_w, r_l = beta * chosen.logratios, beta * rejected.logratios
+    return Result(-logsigmoid(r_w - r_l), r_w.detach(), r_l.detach())
+
+
+@loss("apo_zero", data="pairs", reference=True)
+def apo_zero(chosen: Responses, rejected: Responses, *, beta: float = 0.1) -> Result:
+    """Raise the winner's likelihood and lower the loser's, each measured against the reference on its own.
+
+    loss = s(-r_w) + s(r_l): eq. 7 of arXiv 2408.06266 plus 1, so that it starts at exactly 1. 0 < loss < 2 and
+    |d loss / d logps| <= beta / 4. For winners that are better than the model's own answers.
+    chosen, rejected: logps, ref_logps [n], float32 or float64, nats. beta > 0, per nat.
+    Returns losses [n] and detached rewards [n] in the dtype given.
+    """
+    r_w, r_l = beta * chosen.logratios, beta * rejected.logratios
+    losses = torch.sigmoid(-r_w) + torch.sigmoid(r_l)  # s(-r), not 1 - s(r): no float32 digits are left above r = 17
+    return Result(losses, r_w.detach(), r_l.detach())
+
+
+@loss("apo_down", data="pairs", reference=True)
+def apo_down(chosen: Responses, rejected: Responses, *, beta: float = 0.1) -> Result:
+    """Lower the winner's likelihood, and the loser's further.
+
+    loss = s(r_w) + s(r_l - r_w): eq. 8 of arXiv 2408.06266 plus 1, so that it starts at exactly 1. At that point
+    the winner's gradient is 0: the first step moves the loser only. For winners that are worse than the model's
+    own answers.
+    chosen, rejected: logps, ref_logps [n], float32 or float64, nats. beta > 0, per nat.
+    Returns losses [n] and detached rewards [n] in the dtype given.
+    """
+    r_w, r_l = beta * chosen.logratios, beta * rejected.logratios
+    return Result(torch.sigmoid(r_w) + torch.sigmoid(r_l - r_w), r_w.detach(), r_l.detach())
+
+
+@loss("apo_zero_unpaired", data="unpaired", reference=True)
+def apo_zero_unpaired(
+    responses: Responses,
+    labels: Tensor,
+    *,
+    beta: float = 0.1,
+    desirable_weight: float = 1.0,
+    undesirable_weight: float = 1.0,
+) -> Result:
+    """APO-zero on single labelled responses: raise the desirable ones, lower the undesirable ones.
+
+    loss = weight_D s(-r) where desirable, weight_U s(r) where not: appendix C of arXiv 2408.06266 (KTO with its KL
+    fixed to 0). Starts at 1/2; on unpaired pairs its mean is half of apo_zero's.
+    responses: logps, ref_logps [n], float32 or float64, nats. labels: bool [n], True = desirable. beta > 0, per nat.
+    Returns losses [n] and the detached rewards of either class.
+    """
+    r = beta * responses.logratios
+    losses = torch.where(labels, desirable_weight * torch.sigmoid(-r), undesirable_weight * torch.sigmoid(r))
+    return Result(losses, r[labels].detach(), r[~labels].detach())
+
+
+@loss("kto", data="unpaired", reference=True, needs=("mismatched",))
+def kto(
+    responses: Responses,
+    labels: Tensor,
+    *,
+    beta: float = 0.1,
+    desirable_weight: float = 1.0,
+    undesirable_weight: float = 1.0,
+    mismatched: Responses | None = None,
+    kl: float | None = None,
+) -> Result:
+    """Push labelled responses away from an anchor: the step's estimate of the KL between policy and reference.
+
+    z = max(0, mean log-ratio of the step's mismatched sequences), detached (prompts with another prompt's response);
+    loss = weight_D s(-beta (x - z)) where desirable, weight_U s(-beta (z - x)) where not: eq. 7 of arXiv 2402.01306.
+    Starts at 1/2.
+    responses: logps, ref_logps [n], float32 or float64, nats. labels: bool [n], True = desirable. beta > 0, per nat.
+    mismatched: logps, ref_logps [m] of the whole step over all ranks. kl: a fixed z in nats in its place.
+    Returns losses [n], the detached rewards of either class, and the metric kl (z). Raises LossError where neither
+    mismatched nor kl is given.
+    """
+    x = responses.logratios
+    if kl is not None:
+        z = torch.as_tensor(kl, dtype=x.dtype, device=x.device)
+    elif mismatched is not None:
+        z = _anchor(mismatched.logratios).detach()
+    else:
+        raise LossError("kto needs mismatched sequences or a fixed kl")
+    losses = torch.where(
+        labels, desirable_weight * torch.sigmoid(beta * (z - x)), undesirable_weight * torch.sigmoid(beta * (x - z))
+    )
+    r = (beta * x).detach()
+    return Result(losses, r[labels], r[~labels], {"kl": z})
+
+
+@loss("kto_pair", data="pairs", reference=True, whole_step=True)
+def kto_pair(
+    chosen: Responses,
+    rejected: Responses,
+    *,
+    beta: float = 0.1,
+    detach: bool = True,
+    kl_chosen: float | None = None,
+    kl_rejected: float | None = None,
+) -> Result:
+    """KTO on pairs: each half is anchored on the KL estimate of the other half.
+
+    z_w = max(0, mean x_w), z_l = max(0, mean x_l) over the step; loss = (s(-beta (x_w - z_l)) + s(-beta (z_w - x_l)))
+    / 2: TRL's kto_pair (0.7.5 to 0.9.4), eq. 9 of arXiv 2408.06266. detach=False lets gradient flow through the
+    anchors, as those releases did; arXiv 2402.01306 says that they get none. Starts at 1/2.
+    chosen, rejected: logps, ref_logps [n] of the whole step over all ranks, float32 or float64, nats. beta > 0, per
+    nat. kl_chosen, kl_rejected: fixed z_w, z_l in nats.
+    Returns losses [n], detached rewards [n], and the metric kl (the mean of both anchors).
+    """
+    x_w, x_l = chosen.logratios, rejected.logratios
+    z_w = _anchor(x_w) if kl_chosen is None else torch.as_tensor(kl_chosen, dtype=x_w.dtype, device=x_w.device)
+    z_l = _anchor(x_l) if kl_rejected is None else torch.as_tensor(kl_rejected, dtype=x_l.dtype, device=x_l.device)
+    if detach:
+        z_w, z_l = z_w.detach(), z_l.detach()
+    losses = (torch.sigmoid(beta * (z_l - x_w)) + torch.sigmoid(beta * (x_l - z_w))) / 2
+    return Result(losses, beta * x_w.detach(), beta * x_l.detach(), {"kl": ((z_w + z_l) / 2).detach()})
+
+
+@loss("sft", data="single")
+def sft(
+    responses: Responses,
+    *,
+    per: Literal["token", "sequence", "sum"] = "token",
+    beta: float = 0.1,
+    mean_length: float | None = None,
+) -> Result:
+    """Maximise the likelihood of the given responses (the winners, where rows are pairs).
+
+    per="token": loss = -lp / mean_length, mean_length = response tokens of the step / responses of the step, so that
+    the step's mean is the mean over its tokens; "sequence": -lp / n, every response weighs the same; "sum": -lp.
+    responses: logps [n], float32 or float64, nats; lengths [n] unless per="sum". mean_length: tokens; computed from
+    the lengths given where it is left out. beta only scales the logged rewards.
+    Returns losses [n]; detached chosen_rewards beta * x where there is a reference, else beta * lp. Raises LossError
+    where lengths are needed and absent.
+    """
+    lp, lengths = responses.logps, responses.lengths
+    reward = beta * (lp if responses.ref_logps is None else responses.logratios).detach()
+    none = reward[:0]
+    if per == "sum":
+        return Result(-lp, reward, none)
+    if per == "sequence" and lengths is not None:
+        return Result(-lp / lengths, reward, none)
+    if per == "token" and mean_length is None and lengths is not None:
+        mean_length = lengths.to(lp.dtype).mean().item()
+    if per == "token" and mean_length is not None:
+        return Result(-lp / mean_length, reward, none)
+    raise LossError(f"sft with per={per!r} needs lengths; per is token, sequence or sum")
+
+
+def _anchor(logratios: Tensor) -> Tensor:
+    """max(0, mean): the non-negative estimate of the KL that KTO anchors on; clamped once, after the mean."""
+    return logratios.mean().clamp(min=0)

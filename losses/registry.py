@@ -1,0 +1,204 @@
+"""What an objective is, and where it is found: `@loss` puts a pure function under a name, `get` gives it back.
+
+An objective takes columns of sequences (`Responses`) and gives per-example losses and rewards (`Result`). It knows
+nothing of models, batches, ranks or configuration. Everything the engine has to know about it is read off its
+decorator and its signature: which rows it eats, whether it needs a reference, its hyperparameters and their defaults.
+"""
+
+import difflib
+import importlib.util
+import inspect
+import types
+import typing
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal, NamedTuple
+
+from torch import Tensor
+
+Form = Literal["pairs", "unpaired", "single", "ranked"]
+
+COLUMNS: dict[str, tuple[str, ...]] = {  # the positional arguments that each form of data stands for
+    "pairs": ("chosen", "rejected"),
+    "unpaired": ("responses", "labels"),
+    "single": ("responses",),
+    "ranked": ("responses",),
+}
+NEEDS = frozenset({"lengths", "scores", "own_scores", "probs", "mismatched", "values", "weights"})
+# Keyword arguments that the engine fills from the step: the only ones that are not hyperparameters.
+GIVEN = frozenset({"mismatched", "own_scores", "probs_w", "probs_l", "values", "weights", "target", "state", "keep",
+                   "mean_length"})  # fmt: skip
+
+
+class LossError(ValueError):
+    """An objective, or what was asked of one, that cannot be used. The text is one sentence with the mend."""
+
+
+class Responses(NamedTuple):
+    """One column of sequences; every tensor is [n] ([n, K], best first, in the form "ranked")."""
+
+    logps: Tensor
+    """Log-prob of the response under the policy, summed over its tokens; nats, float32 or float64, with gradient."""
+    ref_logps: Tensor | None = None
+    """The same under the reference, without gradient; None for objectives that need no reference."""
+    lengths: Tensor | None = None
+    """Tokens in these sums (the end-of-turn token too where it is in the sum), int64, at least 1."""
+    scores: Tensor | None = None
+    """The row's rating of this response, float."""
+
+    @property
+    def logratios(self) -> Tensor:
+        """logps - ref_logps [n], nats. Raises LossError where there is no reference."""
+        if self.ref_logps is None:
+            raise LossError("this objective needs reference log-probs; declare it with @loss(..., reference=True)")
+        return self.logps - self.ref_logps
+
+
+class Result(NamedTuple):
+    """What an objective gives back: per-example losses, and detached rewards for the log."""
+
+    losses: Tensor
+    """[n], one per example, not reduced."""
+    chosen_rewards: Tensor
+    """Detached rewards of chosen responses; unpaired: of those labelled True only."""
+    rejected_rewards: Tensor
+    """Detached rewards of rejected responses; unpaired: of those labelled False only."""
+    metrics: Mapping[str, Tensor] = types.MappingProxyType({})
+    """Detached extras for the log, scalars: kl, delta, beta ..."""
+    state: dict[str, float] | None = None
+    """What the next step's call gets back as `state`, for objectives that carry something from step to step."""
+
+
+@dataclass(frozen=True)
+class Loss:
+    """An objective as the engine sees it. Calling it calls the function, with exactly the same arguments."""
+
+    function: Callable[..., Result]
+    name: str
+    data: Form
+    reference: bool
+    needs: frozenset[str]
+    whole_step: bool
+    """The function must see the whole optimizer step over all ranks at once (it takes a statistic of the step)."""
+    state: bool
+    defaults: Mapping[str, Any]
+    """Hyperparameters and their defaults, from the signature."""
+    types: Mapping[str, Any]
+    """Their annotations, for reading them from text."""
+    given: frozenset[str]
+    """Keyword arguments that the engine fills from the step (a subset of GIVEN)."""
+
+    def __call__(self, *columns: Any, **arguments: Any) -> Result:
+        return self.function(*columns, **arguments)
+
+    @property
+    def summary(self) -> str:
+        """The first line of the function's docstring."""
+        return (inspect.getdoc(self.function) or "").partition("\n")[0]
+
+
+_losses: dict[str, Loss] = {}
+_aliases: dict[str, str] = {}
+_files: dict[Path, None] = {}
+
+
+def loss(
+    name: str,
+    *,
+    data: Form,
+    reference: bool = False,
+    needs: tuple[str, ...] = (),
+    whole_step: bool = False,
+    state: bool = False,
+    aliases: tuple[str, ...] = (),
+) -> Callable[[Callable[..., Result]], Loss]:
+    """Registers the decorated function as the objective `name`; what stands under the name is a `Loss`.
+
+    data: which rows it takes, hence its positional arguments (COLUMNS). reference: whether `ref_logps` must be there.
+    needs: further things a row or the step must supply (NEEDS). whole_step, state: see `Loss`. aliases: peers' names.
+    Raises LossError, when the file is imported, for a name that is taken, an unknown form or need, positional
+    arguments that do not fit the form, and a hyperparameter that is positional or has no default.
+    """
+
+    def register(function: Callable[..., Result]) -> Loss:
+        where = f"objective {name!r}"
+        for taken in (name, *aliases):
+            if taken in _losses or taken in _aliases:
+                raise LossError(f"{where}: the name {taken!r} is taken; choose another")
+        if data not in COLUMNS:
+            raise LossError(f"{where}: data={data!r} is not one of {', '.join(COLUMNS)}")
+        if unknown := set(needs) - NEEDS:
+            raise LossError(f"{where}: needs={sorted(unknown)} is not among {', '.join(sorted(NEEDS))}")
+        parameters = inspect.signature(function).parameters.values()
+        positional = tuple(p.name for p in parameters if p.kind in (p.POSITIONAL_ONLY, p.POSITIONAL_OR_KEYWORD))
+        if positional != COLUMNS[data]:
+            raise LossError(
+                f"{where}: data={data!r} gives the positional arguments ({', '.join(COLUMNS[data])}), the function "
+                f"takes ({', '.join(positional)}); make hyperparameters keyword-only, after a *"
+            )
+        keywords = [p for p in parameters if p.kind is p.KEYWORD_ONLY]
+        for p in keywords:
+            if p.default is p.empty:
+                raise LossError(f"{where}: the argument {p.name!r} has no default; give it one")
+        hints = typing.get_type_hints(function)
+        made = Loss(
+            function=function,
+            name=name,
+            data=data,
+            reference=reference,
+            needs=frozenset(needs),
+            whole_step=whole_step or "mismatched" in needs,  # an anchor of the step, known before the first loss
+            state=state,
+            defaults=types.MappingProxyType({p.name: p.default for p in keywords if p.name not in GIVEN}),
+            types=types.MappingProxyType({p.name: hints.get(p.name, str) for p in keywords if p.name not in GIVEN}),
+            given=frozenset(p.name for p in keywords) & GIVEN,
+        )
+        _losses[name] = made
+        _aliases.update(dict.fromkeys(aliases, name))
+        return made
+
+    return register
+
+
+def get(name: str) -> Loss:
+    """The objective of that name or alias; "path/to/file.py:name" takes it from a file outside the packages.
+
+    Raises LossError for a name that is not there (naming the nearest) and for a file that cannot be imported.
+    """
+    path, colon, inner = name.rpartition(":")
+    if colon and path.endswith(".py"):
+        _import_file(Path(path))
+        if inner not in _losses:
+            raise LossError(f"{path} defines no objective {inner!r}; decorate it with @loss({inner!r}, data=...)")
+        return _losses[inner]
+    name = _aliases.get(name, name)
+    if name not in _losses:
+        near = difflib.get_close_matches(name, [*_losses, *_aliases], n=1)
+        hint = f"; perhaps {near[0]!r}" if near else ""
+        raise LossError(f"there is no objective {name!r}{hint}; the names are {', '.join(names())}")
+    return _losses[name]
+
+
+def names() -> list[str]:
+    """The names of all registered objectives, sorted, without aliases."""
+    return sorted(_losses)
+
+
+def _import_file(path: Path) -> None:
+    """Runs a user's file once, so that its decorators register."""
+    resolved = path.resolve()
+    if resolved in _files:
+        return
+    if not resolved.is_file():
+        raise LossError(f"{path}: no such file; --loss takes a name or path/to/file.py:name")
+    spec = importlib.util.spec_from_file_location(f"losses_from_{resolved.stem}", resolved)
+    assert spec is not None and spec.loader is not None  # a .py file always has both
+    module = importlib.util.module_from_spec(spec)
+    try:
+        spec.loader.exec_module(module)
+    except LossError as fault:
+        raise LossError(f"{path}: {fault}") from None
+    except SyntaxError as fault:
+        raise LossError(f"{path}:{fault.lineno}: {fault.msg}; mend the file") from None
+    _files[resolved] = None
