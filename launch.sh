@@ -1,0 +1,135 @@
+#!/usr/bin/env bash
+# The one door: ./launch.sh setup | demo | train ... | test [...]
+set -euo pipefail
+cd "$(dirname "${BASH_SOURCE[0]}")"
+
+VENV=.venv
+PYTHON=$VENV/bin/python
+MIN_TORCH=2.11   # what setup.cfg asks for
+CPU_TORCH=2.13.0 # what is installed where there is no GPU
+
+usage() {
+  cat <<'TEXT'
+./launch.sh setup          make .venv and install what is needed; does nothing when nothing has changed
+./launch.sh demo           align a tiny Llama on CLAIR pairs, from nothing, in about three minutes on two cores
+./launch.sh train ...      engine.train on every GPU of this machine (or --nproc N processes); the rest is passed on
+./launch.sh test [...]     the fast tests; --all adds the slow ones; the rest is passed on to pytest (-k NAME)
+Python: set PYTHON3 to choose the interpreter (3.11 or later).
+TEXT
+}
+
+main() {
+  local verb=${1:-help}
+  shift || true
+  case $verb in
+    setup) setup "$@" ;;
+    demo) setup && demo "$@" ;;
+    train) setup && train "$@" ;;
+    test) setup && run_tests "$@" ;;
+    help | -h | --help) usage ;;
+    *)
+      echo "error: there is no ./launch.sh $verb" >&2
+      usage >&2
+      return 2
+      ;;
+  esac
+}
+
+say() { echo "+ $*" >&2; }
+run() { say "$*" && "$@"; }
+
+# --- setup ---------------------------------------------------------------------------------------------------------
+
+setup() {
+  local stamp=$VENV/.installed wanted
+  wanted=$(cat setup.cfg pyproject.toml constraints.txt launch.sh | cksum)
+  if [[ -x $PYTHON && -f $stamp && $(<"$stamp") == "$wanted" ]]; then return; fi
+  local python
+  python=$(find_python)
+  make_venv "$python"
+  if ! has_torch "$PYTHON"; then install_torch; fi
+  run "$PYTHON" -m pip install --quiet --constraint constraints.txt --editable '.[dev]'
+  echo "$wanted" >"$stamp"
+}
+
+find_python() {
+  local candidate
+  for candidate in ${PYTHON3:-} python3 python3.12 python3.11 python3.13; do
+    if "$candidate" -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null; then
+      command -v "$candidate"
+      return
+    fi
+  done
+  echo "error: no Python 3.11 or later found; install one, or set PYTHON3 to its path" >&2
+  return 2
+}
+
+make_venv() { # a machine's own torch (a CUDA image, say) is kept: the environment then sees the machine's packages
+  local site=()
+  if has_torch "$1"; then site=(--system-site-packages); fi
+  if [[ -x $PYTHON ]]; then return; fi
+  if ! run "$1" -m venv ${site[@]+"${site[@]}"} $VENV; then
+    rm -rf $VENV
+    echo "error: $1 cannot make a virtual environment; on Debian and Ubuntu install python3-venv" >&2
+    return 2
+  fi
+}
+
+has_torch() {
+  "$1" - "$MIN_TORCH" 2>/dev/null <<'PY'
+import sys
+import torch
+number = lambda text: tuple(int(part) for part in text.split("+")[0].split(".")[:2])
+sys.exit(number(torch.__version__) < number(sys.argv[1]))
+PY
+}
+
+install_torch() {
+  if nvidia-smi -L >/dev/null 2>&1; then
+    say "torch with CUDA: several GB"
+    run "$PYTHON" -m pip install --quiet "torch>=$MIN_TORCH"
+  else
+    say "torch for the CPU: about 200 MB where pip can see a CPU build, several GB where it cannot"
+    run "$PYTHON" -m pip install --quiet "torch==$CPU_TORCH"
+  fi
+}
+
+# --- verbs ---------------------------------------------------------------------------------------------------------
+
+demo() { run "$PYTHON" -m examples.miniature.demo "$@"; }
+
+train() {
+  local nproc=""
+  if [[ ${1:-} == --nproc ]]; then
+    [[ ${2:-} =~ ^[1-9][0-9]*$ ]] || { echo "error: --nproc needs a number, such as --nproc 2" >&2; return 2; }
+    nproc=$2
+    shift 2
+  fi
+  nproc=${nproc:-$("$PYTHON" -c 'import torch; print(max(1, torch.cuda.device_count()))')}
+  if [[ $nproc == 1 || $# == 0 || " $* " == *" --help "* || " $* " == *" -h "* ]]; then
+    run "$PYTHON" -m engine.train "$@"
+    return
+  fi
+  # torchrun makes 1 of every exit code, and reports in its own words what a rank has said: so rank 0 leaves the code
+  # in a file, and the ranks leave with 0.
+  local outcome code=0
+  outcome=$(mktemp)
+  trap 'rm -f "$outcome"' EXIT
+  export RANK_OUTCOME_FILE=$outcome
+  export OMP_NUM_THREADS=${OMP_NUM_THREADS:-$(("$(cores)" / nproc > 0 ? "$(cores)" / nproc : 1))}
+  run "$PYTHON" -m torch.distributed.run --standalone --nproc_per_node "$nproc" -m engine.train "$@" || code=$?
+  if [[ -s $outcome ]]; then code=$(<"$outcome"); fi
+  return "$code"
+}
+
+cores() { "$PYTHON" -c 'import os; print(len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count())'; }
+
+run_tests() {
+  local arguments=() argument
+  for argument in "$@"; do
+    if [[ $argument == --all ]]; then arguments+=(-m "slow or not slow"); else arguments+=("$argument"); fi
+  done
+  run "$PYTHON" -m pytest ${arguments[@]+"${arguments[@]}"}
+}
+
+main "$@"
