@@ -4,6 +4,7 @@ One process on the CPU in float32 is plain PyTorch: nothing is wrapped and no pr
 is FSDP2: float32 master shards, compute in --dtype, gradients reduced in float32.
 """
 
+import atexit
 import os
 from collections.abc import Iterable
 from typing import TypeVar
@@ -22,7 +23,7 @@ Module = TypeVar("Module", bound=nn.Module)
 
 
 class Ranks:
-    """The processes of a run, and this one's place among them. A context manager: it ends the process group."""
+    """The processes of a run, and this one's place among them."""
 
     def __init__(self, *, dtype: torch.dtype | None = None) -> None:
         """Joins the ranks that torchrun started, or is alone. dtype: compute dtype; bf16 on CUDA, float32 on the CPU."""
@@ -36,17 +37,12 @@ class Ranks:
             torch.cuda.set_device(self.device)
         if self.is_sharded:
             backend = "cpu:gloo,cuda:nccl" if has_cuda else "gloo"
-            if self.size > 1:
-                dist.init_process_group(backend)
-            else:  # alone: no address to meet at
-                dist.init_process_group(backend, store=dist.HashStore(), rank=0, world_size=1)
-
-    def __enter__(self) -> "Ranks":
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        if self.is_sharded:
-            dist.destroy_process_group()
+            if not dist.is_initialized():  # one group per process: a second meeting would read the first one's addresses
+                if self.size > 1:
+                    dist.init_process_group(backend)
+                else:  # alone: no address to meet at
+                    dist.init_process_group(backend, store=dist.HashStore(), rank=0, world_size=1)
+                atexit.register(dist.destroy_process_group)
 
     @property
     def is_first(self) -> bool:
@@ -111,6 +107,15 @@ class Ranks:
             return torch.cuda.mem_get_info(self.device)[0]
         pages = os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
         return pages / int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
+
+    def settle(self, walk: Walk) -> None:
+        """After a pass without gradient: gives back the weights that a backward pass would have given back.
+
+        Until then a module's parameters are the gathered ones, which neither the optimizer nor a save may see.
+        """
+        for module in walk.modules():
+            if isinstance(module, FSDPModule):
+                module.reshard()
 
     def release(self, model: Llama) -> None:
         """Frees the memory of a model that will not be called again; FSDP keeps handles to it until the run ends."""

@@ -58,6 +58,7 @@ def score_step(walk: Walk, step: Step, ranks: Ranks, micro_tokens: int) -> Tenso
         for batch in step.batches(ranks.rank, ranks.size, micro_tokens):
             logps, _ = walk(batch.forest.to(ranks.device), with_reference=False)
             step.add(batch, step.columns(batch, logps, None))
+    ranks.settle(walk)
     return step.gather(ranks, with_reference=False).logps
 
 
@@ -84,16 +85,16 @@ def main(argv: Sequence[str]) -> None:
         raise InputError(f"{config.data}: pairs and single completions in one file; score them apart")
     print(rows.report(config.data), file=sys.stderr)
     dtype = getattr(torch, config.dtype) if config.dtype else None
-    with Ranks(dtype=dtype) as ranks:
-        walk = ranks.place(Walk(model)).eval()
-        weights.fill(model, folder, ranks.local)
-        found = score_examples(walk, rows.examples, ranks, config.micro_tokens)
-        progress = tqdm(found, total=len(rows.examples), unit="row", disable=None if ranks.is_first else True)
-        lines = [_line(e, logps) for e, logps in zip(rows.examples, progress, strict=True)]
-        if ranks.is_first:
-            with files.whole_file(Path(config.out)) as temporary:
-                temporary.write_text("".join(lines), encoding="utf-8")
-        ranks.wait()
+    ranks = Ranks(dtype=dtype)
+    walk = ranks.place(Walk(model)).eval()
+    weights.fill(model, folder, ranks.local)
+    found = score_examples(walk, rows.examples, ranks, config.micro_tokens)
+    progress = tqdm(found, total=len(rows.examples), unit="row", disable=None if ranks.is_first else True)
+    lines = [_line(e, logps) for e, logps in zip(rows.examples, progress, strict=True)]
+    if ranks.is_first:
+        with files.whole_file(Path(config.out)) as temporary:
+            temporary.write_text("".join(lines), encoding="utf-8")
+    ranks.wait()
 
 
 def _line(example: Example, logps: Tensor) -> str:

@@ -54,8 +54,7 @@ def run(config: TrainConfig) -> RunResult:
     Raises InputError for what the user gave, RunError where a loss or a gradient is not finite.
     """
     job = _Job(config)
-    with Ranks(dtype=getattr(torch, config.dtype) if config.dtype else None) as ranks:
-        return _train(job, ranks)
+    return _train(job, Ranks(dtype=getattr(torch, config.dtype) if config.dtype else None))
 
 
 class _Job:

@@ -37,7 +37,7 @@ SHAPE = {
     "eos_token_id": VOCABULARY - 4,
 }
 TRAINING = {"batch_size": 64, "lr": 3e-3, "warmup_steps": 20, "optimizer": "adamw", "epochs": 1, "micro_tokens": 4096}
-STEPS = 180
+STEPS = 200
 SEED = 0
 N_QUESTIONS = 3264  # all that there are
 N_TEST = 500  # never seen by any model before it is tested

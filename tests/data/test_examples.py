@@ -1,0 +1,237 @@
+"""Records as examples: what is cut, what is counted, what is refused, and the forms that objectives take."""
+
+import numpy as np
+import pytest
+
+from data import InputError
+from data.chat import Chat
+from data.examples import CHUNK, Example, Limits, encode, in_form
+from data.records import Message, Record
+from data.tokenizer import Tokenizer
+from tests import tiny
+
+LONG = "one two three four five six seven eight nine ten"
+WIDE = Limits(prompt_tokens=10_000, response_tokens=10_000)
+
+
+@pytest.fixture(scope="module")
+def chat(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("tokenizer")
+    tiny.write_tokenizer(folder, [LONG, "user assistant system\n\n"])
+    return Chat(Tokenizer(folder))
+
+
+def pair(prompt="q", chosen="a", rejected="b", place="rows.jsonl:1"):
+    messages = (Message("user", prompt),) if isinstance(prompt, str) else prompt
+    return Record(place, "pairs", messages, (chosen, rejected))
+
+
+def ids_pair(prompt=(1, 2, 3), chosen=(4, 5), rejected=(6,)):
+    return Record("rows.jsonl:1", "pairs", prompt, (chosen, rejected))
+
+
+def encoded(records, chat, limits=WIDE, n_ids=400):
+    made = encode(records, chat, limits, n_ids=n_ids)
+    assert made.faults == []
+    return made
+
+
+def header(chat, role):
+    """The ids of Llama-3's header, written out."""
+    start, end = (chat.tokenizer.added[f"<|{side}_header_id|>"] for side in ("start", "end"))
+    name, blank = chat.tokenizer.encode([role, "\n\n"])
+    return [start, *name, end, *blank]
+
+
+def test_text_becomes_ids_with_headers_bos_and_end_of_turn(chat):
+    (example,) = encoded([pair(LONG, "one", "two")], chat).examples
+    bos, eot = chat.tokenizer.bos_id, chat.tokenizer.added["<|eot_id|>"]
+    (content, one, two) = chat.tokenizer.encode([LONG, "one", "two"])
+    expected = [bos, *header(chat, "user"), *content, eot, *header(chat, "assistant")]
+    assert example.prompt.tolist() == expected and example.prompt.dtype == np.int32
+    assert [r.tolist() for r in example.responses] == [[*one, eot], [*two, eot]]
+    assert example.responses[0].dtype == np.int32 and example.place == "rows.jsonl:1"
+
+
+def test_rows_keep_their_order_place_and_label_across_chunks(chat):
+    n = CHUNK + 3
+    records = [
+        Record(f"rows.jsonl:{i}", "unpaired", (Message("user", f"{i}"),), (f"{i} one",), i % 3 == 0) for i in range(n)
+    ]
+    made = encoded(records, chat)
+    assert [e.place for e in made.examples] == [r.place for r in records]
+    assert [e.label for e in made.examples] == [r.label for r in records]
+    for i in (0, CHUNK - 1, CHUNK, n - 1):
+        assert chat.tokenizer.decode(made.examples[i].responses[0]) == f"{i} one"
+
+
+@pytest.mark.parametrize("keep", ["end", "start"])
+@pytest.mark.parametrize("gone", [1, 3, 7])
+def test_a_long_prompt_loses_content_only(chat, keep, gone):
+    eot = chat.tokenizer.added["<|eot_id|>"]
+    (content,) = chat.tokenizer.encode([LONG])
+    head, tail = [chat.tokenizer.bos_id, *header(chat, "user")], [eot, *header(chat, "assistant")]
+    limit = len(head) + len(content) + len(tail) - gone
+    made = encoded([pair(LONG)], chat, Limits(prompt_tokens=limit, keep_prompt=keep))
+    kept = content[gone:] if keep == "end" else content[:-gone]
+    assert made.examples[0].prompt.tolist() == [*head, *kept, *tail]
+    assert made.cut_prompts == 1 and made.cut_responses == 0
+
+
+@pytest.mark.parametrize("keep", ["end", "start"])
+def test_the_oldest_or_the_newest_turn_goes_first_and_every_header_stays(chat, keep):
+    turns = (Message("user", "one two three"), Message("assistant", "four five"), Message("user", "six seven eight"))
+    eot = chat.tokenizer.added["<|eot_id|>"]
+    contents = chat.tokenizer.encode([m.content for m in turns])
+    tokens = [[i, False] for i in [chat.tokenizer.bos_id]]
+    for message, content in zip(turns, contents, strict=True):
+        tokens += [[i, False] for i in header(chat, message.role)] + [[i, True] for i in content] + [[eot, False]]
+    tokens += [[i, False] for i in header(chat, "assistant")]
+    gone = len(contents[0]) + 1 if keep == "end" else len(contents[2]) + 1  # a whole content, and one token more
+    of_content = [i for i, (_, is_content) in enumerate(tokens) if is_content]
+    dropped = set(of_content[:gone] if keep == "end" else of_content[-gone:])
+    expected = [token for i, (token, _) in enumerate(tokens) if i not in dropped]
+    made = encoded([pair(turns)], chat, Limits(prompt_tokens=len(tokens) - gone, keep_prompt=keep))
+    assert made.examples[0].prompt.tolist() == expected
+
+
+def test_a_prompt_that_just_fits_is_not_cut(chat):
+    n = len(encoded([pair(LONG)], chat).examples[0].prompt)
+    made = encoded([pair(LONG)], chat, Limits(prompt_tokens=n))
+    assert made.cut_prompts == 0 and len(made.examples[0].prompt) == n
+
+
+def test_a_limit_that_leaves_no_content_is_a_fault_of_the_row(chat):
+    fixed = 1 + len(header(chat, "user")) + 1 + len(header(chat, "assistant"))
+    made = encode([pair(LONG)], chat, Limits(prompt_tokens=fixed), n_ids=400)
+    assert made.examples == []
+    assert made.faults == [
+        f"rows.jsonl:1: the template's own tokens of this prompt are {fixed}; raise --max-prompt-tokens"
+    ]
+    assert len(encoded([pair(LONG)], chat, Limits(prompt_tokens=fixed + 1)).examples[0].prompt) == fixed + 1
+
+
+def test_a_prompt_that_spells_control_tokens_is_cut_too(chat):
+    text = "<|eot_id|>" + LONG + "<|start_header_id|>"
+    whole = encoded([pair(text)], chat).examples[0].prompt
+    made = encoded([pair(text)], chat, Limits(prompt_tokens=len(whole) - 4))
+    n = 1 + len(header(chat, "user"))
+    assert made.examples[0].prompt.tolist() == [*whole[:n], *whole[n + 4 :]]
+
+
+@pytest.mark.parametrize("over", [0, 1, 2])
+def test_a_long_response_loses_its_end_and_with_it_the_end_of_turn(chat, over):
+    whole = [r.tolist() for r in encoded([pair("q", LONG, "b")], chat).examples[0].responses]
+    made = encoded([pair("q", LONG, "b")], chat, Limits(response_tokens=len(whole[0]) - over))
+    chosen, rejected = made.examples[0].responses
+    assert chosen.tolist() == whole[0][: len(whole[0]) - over] and rejected.tolist() == whole[1]
+    assert (chat.end_of_turn in chosen) == (over == 0) and made.cut_responses == (over > 0)
+    assert chat.end_of_turn == rejected[-1]
+
+
+def test_every_cut_is_counted(chat):
+    records = [pair(LONG, LONG, LONG + " x"), pair(LONG, LONG, "b"), pair("q", "a", "b")]
+    n = len(encoded([pair("q")], chat).examples[0].prompt)
+    made = encoded(records, chat, Limits(prompt_tokens=n, response_tokens=4))
+    assert (made.cut_prompts, made.cut_responses) == (2, 3)
+
+
+@pytest.mark.parametrize("with_chat", [True, False])
+def test_rows_of_ids_are_taken_as_they_are(chat, with_chat):
+    made = encoded([ids_pair()], chat if with_chat else None, n_ids=7)
+    (example,) = made.examples
+    assert example.prompt.tolist() == [1, 2, 3] and [r.tolist() for r in example.responses] == [[4, 5], [6]]
+    assert made.cut_prompts == made.cut_responses == 0
+
+
+def test_rows_of_ids_are_cut_like_text_and_keep_bos(chat):
+    bos = chat.tokenizer.bos_id
+    records = [ids_pair((bos, 1, 2, 3, 4), (5, 6, 7)), ids_pair((9, 1, 2, 3, 4), (5, 6))]
+    made = encoded(records, chat, Limits(prompt_tokens=3, response_tokens=2))
+    assert [e.prompt.tolist() for e in made.examples] == [[bos, 3, 4], [2, 3, 4]]
+    assert [e.responses[0].tolist() for e in made.examples] == [[5, 6], [5, 6]]
+    assert (made.cut_prompts, made.cut_responses) == (2, 1)
+    start = encoded(records, chat, Limits(prompt_tokens=3, keep_prompt="start"))
+    assert [e.prompt.tolist() for e in start.examples] == [[bos, 1, 2], [9, 1, 2]]
+
+
+@pytest.mark.parametrize("record", [ids_pair((1, 9)), ids_pair(chosen=(9,)), ids_pair(rejected=(1, 9, 2))])
+def test_an_id_outside_the_vocabulary_is_a_fault(record):
+    made = encode([record], None, WIDE, n_ids=9)
+    assert made.faults == ["rows.jsonl:1: token id 9 is outside the model's vocabulary of 9"] and not made.examples
+    assert len(encode([record], None, WIDE, n_ids=10).examples) == 1
+
+
+def test_a_tokenizer_larger_than_the_model_is_a_fault_of_the_row(chat):
+    made = encode([pair()], chat, WIDE, n_ids=200)
+    (fault,) = made.faults
+    assert fault.startswith("rows.jsonl:1: token id ") and fault.endswith("outside the model's vocabulary of 200")
+
+
+def test_text_without_a_tokenizer_is_a_fault_and_other_rows_go_on():
+    made = encode([pair(place="rows.jsonl:1"), ids_pair()], None, WIDE, n_ids=100)
+    assert made.faults == ["rows.jsonl:1: a row of text, and the model folder has no tokenizer; give rows of token ids"]
+    assert len(made.examples) == 1
+
+
+def test_a_row_that_the_template_refuses_does_not_move_the_others(chat, tmp_path):
+    tiny.write_tokenizer(tmp_path, [LONG])
+    (tmp_path / "chat_template.jinja").write_text(
+        "{% for m in messages %}{% if m.role == 'system' %}{{ raise_exception('no system') }}{% endif %}"
+        "<|start_header_id|>{{ m.role }}\n{{ m.content }}<|eot_id|>{% endfor %}"
+        "{% if add_generation_prompt %}<|start_header_id|>assistant\n{% endif %}"
+    )
+    strict = Chat(Tokenizer(tmp_path))
+    refused = pair((Message("system", "x"), Message("user", "q")), place="rows.jsonl:2")
+    made = encode([pair("one"), refused, pair("three", "four", place="rows.jsonl:3")], strict, WIDE, n_ids=400)
+    assert [e.place for e in made.examples] == ["rows.jsonl:1", "rows.jsonl:3"]
+    assert strict.tokenizer.decode(made.examples[1].responses[0]) == "four"
+    (fault,) = made.faults
+    assert fault.startswith("rows.jsonl:2: the chat template ") and fault.endswith("no system")
+
+
+def example(n_responses, label=None):
+    ids = [np.asarray([i], dtype=np.int32) for i in range(3)]
+    return Example("rows.jsonl:5", ids[0], tuple(ids[1 : 1 + n_responses]), label)
+
+
+def test_a_pair_is_a_pair():
+    assert in_form([example(2)], "pairs") == [example(2)]
+
+
+def test_a_pair_makes_two_labelled_examples_next_to_each_other():
+    e = example(2)
+    desirable, undesirable = in_form([e], "unpaired")
+    assert desirable == (e.place, e.prompt, (e.responses[0],), True)
+    assert undesirable == (e.place, e.prompt, (e.responses[1],), False)
+
+
+def test_a_pair_gives_its_chosen_response_alone():
+    e = example(2)
+    assert in_form([e], "single") == [(e.place, e.prompt, (e.responses[0],), None)]
+
+
+@pytest.mark.parametrize("label", [True, False])
+def test_a_labelled_completion_stays_one(label):
+    assert in_form([example(1, label)], "unpaired") == [example(1, label)]
+
+
+def test_a_completion_stays_one():
+    assert in_form([example(1)], "single") == [example(1)]
+
+
+@pytest.mark.parametrize(
+    ("made", "form", "kind"),
+    [
+        (example(1), "pairs", "a completion without label"),
+        (example(1, True), "pairs", "a labelled completion"),
+        (example(1), "unpaired", "a completion without label"),
+        (example(1, True), "single", "a labelled completion"),
+        (example(1, False), "single", "a labelled completion"),
+        (example(2), "ranked", "a pair"),
+    ],
+)
+def test_a_row_that_cannot_be_had_in_a_form_is_named(made, form, kind):
+    with pytest.raises(InputError) as fault:
+        in_form([made], form)
+    assert str(fault.value) == f"rows.jsonl:5: this objective trains on rows of the form {form}, and this is {kind}"

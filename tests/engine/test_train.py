@@ -1,0 +1,318 @@
+"""The trainer as a user meets it: whole runs on tiny models, on one and two processes."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+import yaml
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+from data import InputError, RunError
+from engine import score, train, weights
+from engine.config import TrainConfig
+from tests import tiny
+
+REAL = Path(__file__).parents[3] / "shared/data/alpaca_pairs.jsonl"
+
+
+def id_rows(n, seed=0, vocabulary=101, form="pairs"):
+    """Rows of token ids of unequal lengths."""
+    rng = np.random.default_rng(seed)
+
+    def ids(most):
+        return rng.integers(2, vocabulary, rng.integers(1, most)).tolist()
+
+    rows = [{"prompt_ids": ids(9), "chosen_ids": ids(14), "rejected_ids": ids(14)} for _ in range(n)]
+    if form == "unpaired":
+        return [
+            {"prompt_ids": r["prompt_ids"], "completion_ids": r["chosen_ids"], "label": bool(i % 3)} for i, r in enumerate(rows)
+        ]
+    return rows
+
+
+@pytest.fixture
+def job(tmp_path):
+    """A function that runs a training with defaults of its own, and gives its lines of metrics."""
+    model = tiny.write_model(tmp_path / "model", vocab_size=101)
+    rows = tiny.write_rows(tmp_path / "rows.jsonl", id_rows(22))
+    count = iter(range(100))
+
+    def go(**changes):
+        out = tmp_path / f"run{next(count)}"
+        settings = {"model": str(model), "data": str(rows), "out": str(out), "lr": 1e-4, "batch_size": 8, "epochs": 2, "keep": 1}
+        result = train.run(TrainConfig(**(settings | changes)))
+        return result, lines(out)
+
+    go.model, go.rows, go.tmp = model, rows, tmp_path
+    return go
+
+
+def lines(out):
+    return [json.loads(line) for line in (Path(out) / "metrics.jsonl").read_text().splitlines()]
+
+
+def torchrun(n, *flags, timeout=300):
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", str(n), "-m", "engine.train"]
+    env = os.environ | {"OMP_NUM_THREADS": "1"}
+    return subprocess.run([*command, *flags], capture_output=True, text=True, env=env, timeout=timeout, check=False)
+
+
+def assert_same(a, b, atol=1e-5):
+    assert [x["step"] for x in a] == [x["step"] for x in b] and len(a) > 0
+    for x, y in zip(a, b, strict=True):
+        for name in ("loss", "rewards/chosen", "rewards/rejected", "learning_rate"):
+            if name in x:
+                assert abs(x[name] - y[name]) < atol, (x["step"], name, x[name], y[name])
+
+
+ALL = ["dpo", "kto_pair", "kto", "sft", "apo_zero", "apo_down", "apo_zero_unpaired"]
+
+
+@pytest.mark.parametrize("loss", ALL)
+def test_micro_batches_change_nothing(job, loss):
+    _, whole = job(loss=loss)
+    _, split = job(loss=loss, micro_tokens=30)
+    assert_same(whole, split)
+    assert whole[0]["loss"] != whole[-1]["loss"]
+
+
+@pytest.mark.parametrize("shape", ["llama3", "llama3.2"])  # untied and tied
+def test_two_ranks_equal_one(tmp_path, shape):
+    """9 pairs in steps of 4 on 2 ranks, in every objective: uneven counts, and a rank that gets nothing."""
+    model = tiny.write_model(tmp_path / "model", vocab_size=101, shape=shape)
+    rows = tiny.write_rows(tmp_path / "rows.jsonl", id_rows(11))
+    script = tmp_path / "every.py"
+    script.write_text(
+        "import sys\nfrom engine import train\nfrom engine.config import TrainConfig\n"
+        "model, rows, out, names = sys.argv[1:]\n"
+        "for name in names.split(','):\n"
+        "    train.run(TrainConfig(model=model, data=rows, out=f'{out}/{name}', loss=name, lr=1e-4, batch_size=4,\n"
+        "        epochs=2, keep=1, micro_tokens=40, eval_pairs=2))\n"
+    )
+    names = ",".join(ALL if shape == "llama3" else ["apo_zero", "kto"])
+    root = str(Path(__file__).parents[2])
+    env = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": root}
+    for n in (1, 2):
+        launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", str(n)]
+        arguments = [str(script), str(model), str(rows), str(tmp_path / f"on{n}"), names]
+        command = [*(launch if n > 1 else [sys.executable]), *arguments]
+        done = subprocess.run(command, capture_output=True, text=True, env=env, timeout=400, check=False)
+        assert done.returncode == 0, done.stderr[-3000:]
+    for name in names.split(","):
+        one, two = lines(tmp_path / "on1" / name), lines(tmp_path / "on2" / name)
+        assert_same(one, two)
+        assert abs(one[-1]["eval_logps/chosen"] - two[-1]["eval_logps/chosen"]) < 1e-3
+        a, b = (weights.load(next((tmp_path / f"on{n}" / name).glob("epoch-02"))) for n in (1, 2))
+        for p, q in zip(a.parameters(), b.parameters(), strict=True):
+            torch.testing.assert_close(p, q, rtol=0, atol=1e-4)
+
+
+@pytest.mark.parametrize("mode", ["fused", "precompute"])
+def test_rewards_start_at_exactly_0_and_move(job, mode):
+    result, found = job(reference=mode)
+    assert found[0]["rewards/chosen"] == found[0]["rewards/rejected"] == 0.0
+    assert found[0]["loss"] == 1.0
+    assert found[-1]["rewards/margins"] > 0.01
+    assert result.metrics == found[-1]
+
+
+def test_where_the_reference_comes_from_changes_nothing(job):
+    first, fused = job(reference="fused")
+    _, precomputed = job(reference="precompute")
+    _, cached = job(reference_cache=str(first.out / "reference.safetensors"))
+    assert_same(fused, precomputed)
+    assert_same(fused, cached)
+
+
+def test_a_cache_of_other_rows_or_weights_is_refused(job):
+    first, _ = job()
+    cache = str(first.out / "reference.safetensors")
+    other = tiny.write_rows(job.tmp / "other.jsonl", id_rows(22, seed=1))
+    with pytest.raises(InputError, match="other weights, rows"):
+        job(reference_cache=cache, data=str(other))
+    with pytest.raises(InputError, match="other weights, rows"):
+        job(reference_cache=cache, max_response_tokens=5)
+    changed = weights.load(job.model)
+    with torch.no_grad():
+        changed.norm.weight[0] += 1e-3
+    weights.save(changed, job.tmp / "changed")
+    with pytest.raises(InputError, match="other weights, rows"):
+        job(reference_cache=cache, model=str(job.tmp / "changed"))
+
+
+def test_the_schedule_falls_linearly_from_lr_to_lr_over_n(job):
+    _, found = job(lr=1e-4)
+    assert [x["learning_rate"] for x in found] == pytest.approx([1e-4 * (6 - i) / 6 for i in range(6)], abs=1e-15)
+
+
+def test_a_step_is_rmsprop_on_the_clipped_gradient(job):
+    """One step by hand: gradient of the mean DPO loss, clipped to 0.5, RMSProp's first update."""
+    result, found = job(loss="dpo", max_steps=1, shuffle=False, max_grad_norm=0.5)
+    before, after = weights.load(job.model), weights.load(result.checkpoints[-1])
+    from tests.engine.test_walk import padded_logps
+
+    before = before.double()
+    rows = [json.loads(line) for line in job.rows.read_text().splitlines()][:8]
+    examples = [
+        tiny.Example("", np.array(r["prompt_ids"]), (np.array(r["chosen_ids"]), np.array(r["rejected_ids"]))) for r in rows
+    ]
+    logps = padded_logps(before, examples).view(-1, 2)
+    x = logps - logps.detach()
+    (torch.log1p(torch.exp(-0.1 * (x[:, 0] - x[:, 1]))).sum() / 8).backward()
+    norm = torch.sqrt(sum(p.grad.square().sum() for p in before.parameters()))
+    assert norm > 0.5 and found[0]["grad_norm"] == pytest.approx(norm.item(), rel=1e-5)
+    for p, q in zip(before.parameters(), after.parameters(), strict=True):
+        g = p.grad * 0.5 / norm
+        expected = p.detach() - 1e-4 * g / (torch.sqrt(0.01 * g * g) + 1e-8)
+        sure = g.abs() > 1e-6  # below, float32 noise decides
+        torch.testing.assert_close(q.detach().double()[sure], expected[sure], rtol=0, atol=1e-6)
+
+
+def test_a_run_leaves_what_the_design_says(job):
+    result, found = job(eval_pairs=4, keep=None)
+    assert sorted(p.name for p in result.out.iterdir() if "tfevents" not in p.name) == [
+        "config.yaml", "epoch-01", "epoch-02", "metrics.jsonl", "reference.safetensors"]  # fmt: skip
+    config = yaml.safe_load((result.out / "config.yaml").read_text())
+    assert config["lr"] == 1e-4 and config["apo_zero.beta"] == 0.1 and config["facts"]["rows"] == 22
+    assert len(found) == 6 and "eval_rewards/margins" in found[2] and "eval_rewards/margins" not in found[1]
+    board = EventAccumulator(str(result.out))
+    board.Reload()
+    assert [e.step for e in board.Scalars("loss")] == [1, 2, 3, 4, 5, 6]
+    assert [e.value for e in board.Scalars("loss")] == pytest.approx([x["loss"] for x in found], rel=1e-6)
+    AutoModelForCausalLM.from_pretrained(result.checkpoints[-1])
+
+
+def test_a_runs_config_starts_the_same_run_again(job):
+    result, found = job(loss="dpo", beta=0.3)
+    config = train.cli.parse(
+        TrainConfig, ["--config", str(result.out / "config.yaml"), "--out", str(job.tmp / "again")], command="x", example="x"
+    )
+    train.run(config)
+    assert_same(found, lines(job.tmp / "again"), atol=0.0 + 1e-12)
+
+
+def test_a_folder_that_holds_a_run_is_refused(job):
+    result, _ = job()
+    with pytest.raises(InputError, match="holds a run already"):
+        job(out=str(result.out))
+
+
+def test_a_non_finite_loss_stops_before_the_weights_change(job):
+    model = weights.load(job.model)
+    row = json.loads(job.rows.read_text().splitlines()[2])
+    with torch.no_grad():
+        model.embed.weight[row["prompt_ids"][0]] = torch.nan
+    weights.save(model, job.tmp / "nan")
+    with pytest.raises(RunError, match=r"step 1: the loss of .*rows\.jsonl:3.* is not finite"):
+        job(model=str(job.tmp / "nan"), shuffle=False)
+
+
+def test_unpaired_and_sft_rows_train_too(job):
+    rows = tiny.write_rows(job.tmp / "unpaired.jsonl", id_rows(13, form="unpaired"))
+    for loss in ("kto", "apo_zero_unpaired"):
+        _, found = job(loss=loss, data=str(rows))
+        assert found[0]["loss"] == 0.5 and found[-1]["loss"] < 0.5
+    with pytest.raises(InputError, match="pairs"):
+        job(loss="dpo", data=str(rows))
+    single = [{"prompt_ids": r["prompt_ids"], "completion_ids": r["chosen_ids"]} for r in id_rows(13)]
+    _, found = job(loss="sft", data=str(tiny.write_rows(job.tmp / "sft.jsonl", single)))
+    assert found[-1]["loss"] < found[0]["loss"]
+
+
+def test_an_objective_from_outside_trains_without_any_other_change(job):
+    path = job.tmp / "lead.py"
+    path.write_text(
+        "from torch.nn.functional import logsigmoid\nfrom losses import Responses, Result, loss\n"
+        '@loss("lead", data="pairs", reference=True)\n'
+        "def lead(chosen: Responses, rejected: Responses, *, beta: float = 0.1, by: float = 1.0) -> Result:\n"
+        "    r_w, r_l = beta * chosen.logratios, beta * rejected.logratios\n"
+        "    return Result(-logsigmoid(r_w - r_l - by), r_w.detach(), r_l.detach())\n"
+    )
+    _, found = job(loss=f"{path}:lead", hyperparameters={"lead.by": "2"})
+    assert found[0]["loss"] == pytest.approx(np.log1p(np.exp(2.0)), abs=1e-12)
+    assert found[-1]["loss"] < found[0]["loss"]
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({"loss": "apo_zer"}, "perhaps 'apo_zero'"),
+        ({"hyperparameters": {"apo_zero.betta": "1"}}, "--apo_zero.beta"),
+        ({"hyperparameters": {"apo_zero.beta": "much"}}, "is not a float"),
+        ({"lr": -1.0}, "--lr"),
+        ({"reference": "none"}, "needs a reference"),
+        ({"data": "nowhere.jsonl"}, "no such file"),
+        ({"model": "no/such/thing"}, "no such folder"),
+        ({"eval_pairs": 22}, "--eval-pairs"),
+        ({"loss": "kto", "reference": "precompute"}, "use fused"),
+    ],
+)
+def test_what_cannot_be_is_said_in_a_sentence(job, changes, said):
+    with pytest.raises(InputError, match=said) as caught:
+        job(**changes)
+    assert "\n" not in str(caught.value)
+
+
+def test_bad_rows_stop_the_run_and_are_located(job):
+    good = job.rows.read_text().splitlines()
+    path = job.tmp / "bad.jsonl"
+    path.write_text("\n".join([good[0], '{"prompt": "a"', '{"prompt": "a", "chosen": "", "rejected": "b"}', *good[1:]]) + "\n")
+    with pytest.raises(InputError, match=r"bad\.jsonl:2: not JSON") as caught:
+        job(data=str(path))
+    assert 'bad.jsonl:3: "chosen" is empty' in str(caught.value) and not (job.tmp / "run0").exists()
+    result, found = job(data=str(path), skip_bad_rows=True)
+    assert found[0]["data/skipped_rows"] == 2
+    assert len(yaml.safe_load((result.out / "config.yaml").read_text())["facts"]["skipped"]) == 2
+
+
+def test_what_is_cut_is_counted(job):
+    rows = [json.loads(line) for line in job.rows.read_text().splitlines()]
+    long = sum(len(r[k]) > 6 for r in rows for k in ("chosen_ids", "rejected_ids"))
+    prompts = sum(len(r["prompt_ids"]) > 3 for r in rows)
+    result, found = job(max_response_tokens=6, max_prompt_tokens=3)
+    facts = yaml.safe_load((result.out / "config.yaml").read_text())["facts"]
+    assert (facts["cut_responses"], facts["cut_prompts"]) == (long, prompts) and long > 0 and prompts > 0
+    assert found[0]["data/cut_responses"] == long
+
+
+def test_score_gives_the_log_probs_of_the_padded_pass(job):
+    from tests.engine.test_walk import padded_logps
+
+    out = job.tmp / "scores.jsonl"
+    score.main(["--model", str(job.model), "--data", str(job.rows), "--out", str(out)])
+    model = weights.load(job.model).double()
+    for line, row in zip(out.read_text().splitlines(), job.rows.read_text().splitlines(), strict=True):
+        found, r = json.loads(line), json.loads(row)
+        example = tiny.Example("", np.array(r["prompt_ids"]), (np.array(r["chosen_ids"]), np.array(r["rejected_ids"])))
+        expected = padded_logps(model, [example])
+        assert found["logps/chosen"] == pytest.approx(expected[0].item(), abs=1e-3)
+        assert found["logps/rejected"] == pytest.approx(expected[1].item(), abs=1e-3)
+        assert found["tokens/chosen"] == len(r["chosen_ids"])
+
+
+def test_bf16_compute_keeps_float32_masters(job):
+    result, found = job(dtype="bfloat16", lr=1e-6)
+    assert found[0]["rewards/chosen"] == 0.0
+    before, after = weights.load(job.model), weights.load(result.checkpoints[-1])
+    moved = [(p != q).double().mean().item() for p, q in zip(before.parameters(), after.parameters(), strict=True)]
+    assert min(moved) > 0.2  # plain bf16 weights would hardly move at this rate
+
+
+@pytest.mark.skipif(not REAL.exists(), reason="the real pairs are not at hand")
+def test_real_pairs_on_two_ranks(tmp_path):
+    rows = [json.loads(line) for line in REAL.read_text().splitlines()[:40]]
+    model = tiny.write_model(tmp_path / "m", [r["chosen"] for r in rows], vocab_size=600, std=0.05)
+    flags = ["--model", str(model), "--data", str(REAL), "--loss", "apo_zero", "--max-steps", "4", "--dtype", "float32"]
+    done = torchrun(2, *flags, "--out", str(tmp_path / "run"))
+    assert done.returncode == 0, done.stderr[-2000:]
+    found = lines(tmp_path / "run")
+    assert found[0]["rewards/chosen"] == found[0]["rewards/rejected"] == 0.0 and len(found) == 4
+    AutoModelForCausalLM.from_pretrained(tmp_path / "run/epoch-01")
+    tokenizer = AutoTokenizer.from_pretrained(tmp_path / "run/epoch-01")
+    assert tokenizer.apply_chat_template([{"role": "user", "content": "hi"}], tokenize=False).startswith("<|begin_of_text|>")

@@ -1,0 +1,124 @@
+"""Whole runs against TRL's DPOTrainer: the same rows, the same weights, twenty steps of each objective.
+
+Both need one environment: pip install -e '.[dev,peer]', then pytest -m slow tests/engine/test_trl.py.
+"""
+
+import json
+
+import numpy as np
+import pytest
+
+from engine import train
+from engine.config import TrainConfig
+from tests import tiny
+
+N_STEPS, BATCH, VOCABULARY = 20, 4, 101
+N_ROWS = 48  # twelve steps to an epoch: the last eight take the reference from the table
+LR, BETA = 1e-4, 0.1
+TOLERANCE = 5e-4
+COMPARED = ("loss", "rewards/chosen", "rewards/rejected")
+
+pytestmark = [pytest.mark.slow, pytest.mark.filterwarnings("ignore")]  # the warnings are those of the peer's packages
+
+
+def id_rows():
+    """Pairs of token ids of unequal lengths: short ones in every second step, so that not every step is clipped."""
+    rng = np.random.default_rng(0)
+
+    def ids(most):
+        return rng.integers(2, VOCABULARY, rng.integers(1, most)).tolist()
+
+    most = [(3 if i // BATCH % 2 else 16) for i in range(N_ROWS)]
+    return [{"prompt_ids": ids(12), "chosen_ids": ids(n), "rejected_ids": ids(n)} for n in most]
+
+
+def our_lines(model, rows, folder, loss):
+    """Our run's line of metrics for every step."""
+    data = tiny.write_rows(folder / "rows.jsonl", rows)
+    config = TrainConfig(
+        model=str(model),
+        data=str(data),
+        loss=loss,
+        out=str(folder / "ours"),
+        beta=BETA,
+        batch_size=BATCH,
+        epochs=2,
+        max_steps=N_STEPS,
+        shuffle=False,
+        optimizer="rmsprop",
+        lr=LR,
+        max_grad_norm=1.0,
+        dtype="float32",
+    )
+    train.run(config)
+    return [json.loads(line) for line in (folder / "ours/metrics.jsonl").read_text().splitlines()]
+
+
+def their_lines(model, rows, folder, loss):
+    """What TRL logs for every step."""
+    trl = pytest.importorskip("trl")
+    from datasets import Dataset
+    from tokenizers import Tokenizer
+    from tokenizers.models import WordLevel
+    from transformers import AutoModelForCausalLM, PreTrainedTokenizerFast
+
+    class Trainer(trl.DPOTrainer):
+        """Takes rows of token ids as they are: the collator wants nothing else."""
+
+        def _prepare_dataset(self, dataset, *_):
+            return dataset
+
+    names = {f"t{i}": i for i in range(VOCABULARY)}
+    tokenizer = PreTrainedTokenizerFast(
+        tokenizer_object=Tokenizer(WordLevel(names, unk_token="t0")), eos_token="t1", pad_token="t0"
+    )
+    config = trl.DPOConfig(
+        output_dir=str(folder / "theirs"),
+        loss_type=[loss],
+        beta=BETA,
+        per_device_train_batch_size=BATCH,
+        gradient_accumulation_steps=1,
+        max_steps=N_STEPS,
+        train_sampling_strategy="sequential",
+        optim="rmsprop",  # PyTorch's own: alpha 0.99, eps 1e-8
+        learning_rate=LR,
+        lr_scheduler_type="linear",
+        warmup_steps=0,
+        weight_decay=0.0,
+        max_grad_norm=1.0,
+        max_length=None,
+        disable_dropout=True,
+        gradient_checkpointing=False,
+        bf16=False,
+        use_cpu=True,
+        logging_steps=1,
+        logging_first_step=True,
+        save_strategy="no",
+        report_to="none",
+        disable_tqdm=True,
+    )
+    policy, reference = (AutoModelForCausalLM.from_pretrained(model, dtype="float32") for _ in range(2))
+    trainer = Trainer(policy, reference, config, train_dataset=Dataset.from_list(rows), processing_class=tokenizer)
+    trainer.train()
+    made = trainer.optimizer.optimizer.param_groups[0]
+    assert (made["alpha"], made["eps"], made["momentum"], made["centered"]) == (0.99, 1e-8, 0, False)
+    return [line for line in trainer.state.log_history if "loss" in line]
+
+
+@pytest.mark.parametrize(("loss", "theirs"), [("dpo", "sigmoid"), ("apo_zero", "apo_zero"), ("apo_down", "apo_down")])
+def test_a_run_is_that_of_trl(tmp_path, loss, theirs):
+    pytest.importorskip("trl")
+    model = tiny.write_model(tmp_path / "model", vocab_size=VOCABULARY)
+    rows = id_rows()
+    us, them = our_lines(model, rows, tmp_path, loss), their_lines(model, rows, tmp_path, theirs)
+    assert [line["step"] for line in us] == [line["step"] for line in them] == list(range(1, N_STEPS + 1))
+    apart = {name: max(abs(a[name] - b[name]) for a, b in zip(us, them, strict=True)) for name in COMPARED}
+    moved = {name: max(line[name] for line in us) - min(line[name] for line in us) for name in COMPARED}
+    norms = [line["grad_norm"] for line in us]
+    norm_apart = max(abs(a["grad_norm"] / b["grad_norm"] - 1) for a, b in zip(us, them, strict=True))
+    print(f"{loss}: apart {apart}; moved {moved}; norms {min(norms):.3g} to {max(norms):.3g}, apart {norm_apart:.2g}")
+    assert all(difference < TOLERANCE for difference in apart.values()), apart
+    assert all(distance > 0.01 for distance in moved.values()), moved  # standing still, anything would agree
+    assert min(norms) < 1 < max(norms)  # the clipping is at work, in some steps
+    assert norm_apart < 1e-3
+    assert [line["learning_rate"] for line in us] == pytest.approx([line["learning_rate"] for line in them], rel=1e-6)

@@ -1,0 +1,200 @@
+"""Objectives by name: what the decorator refuses, and where an objective may come from."""
+
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+import losses
+from losses import LossError, Responses, Result, registry
+
+LEAD = '''
+from torch.nn.functional import logsigmoid
+
+from losses import Responses, Result, loss
+
+
+@loss("lead", data="pairs", reference=True)
+def lead(chosen: Responses, rejected: Responses, *, beta: float = 0.1, by: float = 1.0) -> Result:
+    """DPO whose winner has to lead by a fixed reward."""
+    r_w, r_l = beta * chosen.logratios, beta * rejected.logratios
+    return Result(-logsigmoid(r_w - r_l - by), r_w.detach(), r_l.detach())
+'''
+
+
+@pytest.fixture(autouse=True)
+def registered(monkeypatch):
+    """What a test registers is gone after it."""
+    for name in ("_losses", "_aliases", "_files"):
+        monkeypatch.setattr(registry, name, dict(getattr(registry, name)))
+
+
+def pair(chosen, rejected, *, beta: float = 0.1) -> Result:
+    return Result(chosen.logps, chosen.logps, rejected.logps)
+
+
+def test_the_papers_objectives_are_there_sorted_and_without_aliases():
+    assert {"apo_down", "apo_zero", "apo_zero_unpaired", "dpo", "kto", "kto_pair", "sft"} <= set(losses.names())
+    assert losses.names() == sorted(losses.names()) and "sigmoid" not in losses.names()
+
+
+def test_an_alias_gives_the_same_objective():
+    assert losses.get("sigmoid") is losses.get("dpo")
+
+
+def test_an_objective_knows_what_its_signature_and_decorator_say():
+    kto, kto_pair, sft = map(losses.get, ("kto", "kto_pair", "sft"))
+    assert (kto.name, kto.data, kto.reference, kto.needs) == ("kto", "unpaired", True, {"mismatched"})
+    assert dict(kto.defaults) == {"beta": 0.1, "desirable_weight": 1.0, "undesirable_weight": 1.0, "kl": None}
+    assert kto.given == {"mismatched"} and kto.types["beta"] is float
+    assert kto.whole_step and kto_pair.whole_step and not losses.get("dpo").whole_step
+    assert not sft.reference and sft.given == {"mean_length"} and "mean_length" not in sft.defaults
+    assert losses.get("apo_zero").summary.startswith("Raise the winner's likelihood")
+
+
+def test_calling_an_objective_calls_its_function():
+    made = losses.loss("plain", data="pairs")(pair)
+    assert made.function is pair and losses.get("plain") is made
+    result = made(Responses(torch.ones(2)), Responses(torch.zeros(2)))
+    assert torch.equal(result.losses, torch.ones(2)) and dict(result.metrics) == {} and result.state is None
+
+
+@pytest.mark.parametrize(
+    ("name", "meant"), [("apo_zer", "apo_zero"), ("apo_dwon", "apo_down"), ("sigmoidd", "sigmoid")]
+)
+def test_an_unknown_name_is_answered_with_the_nearest(name, meant):
+    with pytest.raises(LossError, match=f"no objective '{name}'; perhaps '{meant}'; the names are apo_down, "):
+        losses.get(name)
+
+
+def test_a_name_like_no_other_is_answered_with_all_names_only():
+    with pytest.raises(LossError) as fault:
+        losses.get("qqqq")
+    assert "perhaps" not in str(fault.value) and ", ".join(losses.names()) in str(fault.value)
+
+
+@pytest.mark.parametrize("name", ["dpo", "sigmoid"])
+def test_a_name_that_is_taken_is_refused(name):
+    with pytest.raises(LossError, match=f"objective '{name}': the name '{name}' is taken"):
+        losses.loss(name, data="pairs")(pair)
+
+
+@pytest.mark.parametrize("alias", ["apo_zero", "sigmoid"])
+def test_an_alias_that_is_taken_is_refused_and_nothing_is_registered(alias):
+    with pytest.raises(LossError, match=f"objective 'fresh': the name '{alias}' is taken"):
+        losses.loss("fresh", data="pairs", aliases=(alias,))(pair)
+    assert "fresh" not in losses.names()
+
+
+def test_a_positional_hyperparameter_is_refused():
+    def positional(chosen, rejected, beta: float = 0.1) -> Result: ...
+
+    with pytest.raises(
+        LossError, match=r"objective 'x'.*takes \(chosen, rejected, beta\); make hyperparameters keyword"
+    ):
+        losses.loss("x", data="pairs")(positional)
+
+
+def test_a_hyperparameter_without_a_default_is_refused():
+    def bare(chosen, rejected, *, beta: float) -> Result: ...
+
+    with pytest.raises(LossError, match="objective 'x': the argument 'beta' has no default"):
+        losses.loss("x", data="pairs")(bare)
+
+
+@pytest.mark.parametrize("data", ["unpaired", "single", "ranked"])
+def test_arguments_of_another_form_are_refused(data):
+    with pytest.raises(LossError, match=rf"data='{data}' gives the positional arguments \(responses"):
+        losses.loss("x", data=data)(pair)
+
+
+def test_an_unknown_form_is_refused():
+    with pytest.raises(LossError, match="objective 'x': data='triples' is not one of pairs, unpaired, single, ranked"):
+        losses.loss("x", data="triples")(pair)
+
+
+def test_an_unknown_need_is_refused():
+    with pytest.raises(LossError, match=r"objective 'x': needs=\['gold'\] is not among lengths, mismatched"):
+        losses.loss("x", data="pairs", needs=("gold", "lengths"))(pair)
+
+
+def test_a_refused_objective_is_not_registered():
+    before = losses.names()
+    for arguments in ({"data": "triples"}, {"data": "single"}, {"data": "pairs", "needs": ("gold",)}):
+        with pytest.raises(LossError):
+            losses.loss("x", **arguments)(pair)
+    assert losses.names() == before
+
+
+def test_an_objective_in_a_file_elsewhere_is_found(tmp_path):
+    file = tmp_path / "mine.py"
+    file.write_text(LEAD)
+    lead = losses.get(f"{file}:lead")
+    assert dict(lead.defaults) == {"beta": 0.1, "by": 1.0} and lead.data == "pairs" and lead.reference
+    zero = Responses(torch.zeros(1, dtype=torch.float64), torch.zeros(1, dtype=torch.float64))
+    value = torch.log1p(torch.exp(torch.tensor([1.0], dtype=torch.float64)))  # -log s(-1)
+    torch.testing.assert_close(lead(zero, zero).losses, value, rtol=0, atol=1e-12)
+
+
+def test_a_file_is_run_once_however_it_is_named(tmp_path, monkeypatch):
+    (tmp_path / "mine.py").write_text(LEAD)
+    monkeypatch.chdir(tmp_path)
+    assert losses.get("mine.py:lead") is losses.get("./mine.py:lead") is losses.get(f"{tmp_path}/mine.py:lead")
+
+
+def test_a_file_may_hold_several_objectives(tmp_path):
+    (tmp_path / "mine.py").write_text(LEAD + LEAD.replace("lead", "second"))
+    assert losses.get(f"{tmp_path}/mine.py:second").name == "second"
+    assert losses.get(f"{tmp_path}/mine.py:lead").name == "lead"
+
+
+def test_a_file_without_that_objective_says_so(tmp_path):
+    (tmp_path / "mine.py").write_text(LEAD)
+    with pytest.raises(LossError, match=r"mine\.py defines no objective 'led'; decorate it with @loss\('led'"):
+        losses.get(f"{tmp_path}/mine.py:led")
+
+
+def test_a_name_of_the_package_is_not_taken_for_one_of_the_file(tmp_path):
+    (tmp_path / "mine.py").write_text(LEAD)
+    with pytest.raises(LossError, match=r"mine\.py defines no objective 'dpo'"):
+        losses.get(f"{tmp_path}/mine.py:dpo")
+
+
+def test_an_alias_of_a_files_objective_is_found(tmp_path):
+    (tmp_path / "mine.py").write_text(LEAD.replace("reference=True", 'reference=True, aliases=("ahead",)'))
+    assert losses.get(f"{tmp_path}/mine.py:ahead") is losses.get(f"{tmp_path}/mine.py:lead")
+
+
+def test_a_missing_file_is_named(tmp_path):
+    with pytest.raises(LossError, match=r"absent\.py: no such file; --loss takes a name or path/to/file\.py:name"):
+        losses.get(f"{tmp_path}/absent.py:lead")
+
+
+def test_a_syntax_error_is_located(tmp_path):
+    (tmp_path / "bad.py").write_text("import torch\n\nbeta = = 1\n")
+    with pytest.raises(LossError, match=r"bad\.py:3: invalid syntax; mend the file"):
+        losses.get(f"{tmp_path}/bad.py:lead")
+
+
+def test_a_fault_of_the_decorator_names_the_file(tmp_path):
+    (tmp_path / "bad.py").write_text(LEAD.replace('"lead"', '"dpo"'))
+    with pytest.raises(LossError, match=r"bad\.py: objective 'dpo': the name 'dpo' is taken"):
+        losses.get(f"{tmp_path}/bad.py:dpo")
+
+
+def test_a_file_dropped_into_the_package_is_found_without_any_other_change(tmp_path):
+    shutil.copytree(Path(losses.__file__).parent, tmp_path / "losses", ignore=shutil.ignore_patterns("__pycache__"))
+    (tmp_path / "losses" / "dropped.py").write_text(LEAD)
+    code = "import losses; print(losses.__file__); print(losses.get('lead').summary); print(*losses.names())"
+    environment = {k: v for k, v in os.environ.items() if k != "PYTHONPATH"}
+    done = subprocess.run(
+        [sys.executable, "-c", code], cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=120
+    )
+    assert done.returncode == 0, done.stderr
+    file, summary, names = done.stdout.splitlines()
+    assert Path(file).is_relative_to(tmp_path) and summary == "DPO whose winner has to lead by a fixed reward."
+    assert names.split() == sorted([*losses.names(), "lead"])

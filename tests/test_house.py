@@ -1,0 +1,169 @@
+"""Rules of the house: who may import whom, what is documented, how commands end, what the tools say."""
+
+import ast
+import re
+import shutil
+import subprocess
+import sys
+import sysconfig
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+OURS = {"losses", "data", "engine", "examples", "tests"}
+MAY_IMPORT = {  # of our own packages
+    "losses": {"losses"},
+    "data": {"data"},
+    "engine": {"engine", "losses", "data"},
+    "examples": {"examples", "engine", "losses", "data"},
+}
+MAY_TALK = {"engine/parallel.py", "engine/checkpoint.py"}  # to other processes
+MODEL = ("engine/llama.py", "engine/head.py", "engine/attention.py")
+OF_MANY_PROCESSES = re.compile(
+    r"(?<![a-z])(distributed|dist|ranks?|shard(?:s|ed|ing)?|fsdp|dtensor|world_size|all_?(?:gather|reduce)|collectives?)(?![a-z])",
+    re.IGNORECASE,
+)
+LOOP_LINES = 60
+
+
+def sources(*packages):
+    """The packages' files as (path from the root, syntax tree)."""
+    paths = sorted(path for package in packages for path in (ROOT / package).rglob("*.py"))
+    return [(path.relative_to(ROOT).as_posix(), ast.parse(path.read_text(encoding="utf-8"))) for path in paths]
+
+
+def imported(tree):
+    """Dotted names of all that a tree imports, anywhere in it: `from a import b` gives both a and a.b."""
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import):
+            yield from (name.name for name in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            module = "." * node.level + (node.module or "")
+            yield module
+            yield from (f"{module}.{name.name}" for name in node.names)
+
+
+def touches(tree, dotted):
+    """Whether a tree imports a module, part of it, or reaches it as an attribute."""
+    if any(f"{name}.".startswith(f"{dotted}.") for name in imported(tree)):
+        return True
+    return any(isinstance(node, ast.Attribute) and ast.unparse(node) == dotted for node in ast.walk(tree))
+
+
+# --- who imports whom ----------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("package", MAY_IMPORT)
+def test_a_package_imports_only_those_below_it(package):
+    files = sources(package)
+    assert files
+    found = {(path, name) for path, tree in files for name in imported(tree) if name.split(".")[0] in OURS}
+    assert not [(path, name) for path, name in found if name.split(".")[0] not in MAY_IMPORT[package]]
+    assert not [(path, name) for path, tree in files for name in imported(tree) if name.startswith(".")]
+
+
+def test_losses_need_torch_alone():
+    allowed = {*sys.stdlib_module_names, "torch", "losses"}
+    assert not [
+        (path, name) for path, tree in sources("losses") for name in imported(tree) if name.split(".")[0] not in allowed
+    ]
+
+
+def test_few_files_talk_to_other_processes():
+    found = {path for path, tree in sources(*MAY_IMPORT) if touches(tree, "torch.distributed")}
+    assert "engine/parallel.py" in found  # or else this looks for the wrong thing
+    assert found <= MAY_TALK
+
+
+@pytest.mark.parametrize("path", MODEL)
+def test_the_model_knows_nothing_of_other_processes(path):
+    lines = (ROOT / path).read_text(encoding="utf-8").splitlines()
+    assert not [f"{path}:{i}: {line.strip()}" for i, line in enumerate(lines, 1) if OF_MANY_PROCESSES.search(line)]
+
+
+# --- what is written down ------------------------------------------------------------------------------------------
+
+
+def public(body, prefix=""):
+    """(name, node) of every public function, class and method."""
+    for node in body:
+        if isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef, ast.ClassDef)) and not node.name.startswith("_"):
+            yield prefix + node.name, node
+            if isinstance(node, ast.ClassDef):
+                yield from public(node.body, f"{prefix}{node.name}.")
+
+
+def test_everything_public_has_a_docstring():
+    files = sources("losses", "data", "engine")
+    assert not [path for path, tree in files if not ast.get_docstring(tree)]
+    found = [(f"{path}: {name}", node) for path, tree in files for name, node in public(tree.body)]
+    assert len(found) > 50
+    assert not [place for place, node in found if not ast.get_docstring(node)]
+
+
+def test_the_loop_fits_on_a_page():
+    (loop,) = [
+        node for node in ast.parse((ROOT / "engine/train.py").read_text()).body if getattr(node, "name", "") == "_train"
+    ]
+    assert loop.end_lineno - loop.lineno + 1 <= LOOP_LINES
+
+
+def test_no_file_mentions_a_path_of_one_machine():
+    if not (ROOT / ".git").exists():
+        pytest.skip("not a checkout")
+    listed = subprocess.run(
+        ["git", "ls-files", "-z", "--cached", "--others", "--exclude-standard"],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    names = [name for name in listed.stdout.split("\0") if name and (ROOT / name).is_file()]
+    assert len(names) > 20
+    mention = re.compile(rb"(?<![\w.-])/(?:root|work|home)/")
+    assert not [name for name in names if mention.search((ROOT / name).read_bytes())]
+
+
+# --- what the tools say --------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("command", ["ruff check", "ruff format --check", "basedpyright"])
+def test_a_tool_finds_nothing(command):
+    tool, *flags = command.split()
+    found = shutil.which(tool, path=sysconfig.get_path("scripts")) or shutil.which(tool, path=str(ROOT / ".venv/bin"))
+    if found is None:
+        pytest.skip(f"{tool} is not installed")
+    done = subprocess.run([found, *flags], cwd=ROOT, capture_output=True, text=True, timeout=300, check=False)
+    assert done.returncode == 0, (done.stdout + done.stderr)[-4000:]
+
+
+# --- how commands end ----------------------------------------------------------------------------------------------
+
+
+def commands():
+    """Every module of the library that can be run."""
+    return [
+        path.removesuffix(".py").replace("/", ".")
+        for path, tree in sources("losses", "data", "engine")
+        if any(isinstance(node, ast.If) and ast.unparse(node.test) == "__name__ == '__main__'" for node in tree.body)
+    ]
+
+
+def test_the_commands_are_these():
+    assert commands() == ["engine.generate", "engine.score", "engine.train"]
+
+
+@pytest.mark.parametrize("command", commands())
+def test_a_command_explains_itself(command):
+    asked, bare = (  # both at once: most of the time goes into importing torch
+        subprocess.Popen([sys.executable, "-m", command, *flags], cwd=ROOT, text=True, stdout=-1, stderr=-1)
+        for flags in (["--help"], [])
+    )
+    out, err = asked.communicate(timeout=120)
+    assert (asked.returncode, err) == (0, "")
+    assert command in out and "--model" in out
+    out, err = bare.communicate(timeout=120)
+    assert (bare.returncode, out) == (2, "")
+    assert re.fullmatch(r"error: .+\n", err)  # one line, hence no traceback
+    assert f"python -m {command} --" in err  # a line to start from
