@@ -12,6 +12,9 @@ from pathlib import Path
 from typing import NamedTuple
 
 import jinja2
+import jinja2.ext
+import jinja2.nodes
+import jinja2.parser
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 
 from data.errors import InputError
@@ -49,8 +52,8 @@ class Chat:
         environment = ImmutableSandboxedEnvironment(
             trim_blocks=True,
             lstrip_blocks=True,
-            undefined=jinja2.StrictUndefined,
-            extensions=["jinja2.ext.loopcontrols"],
+            undefined=_Unprintable,
+            extensions=["jinja2.ext.loopcontrols", _Generation],
         )
         environment.globals["raise_exception"] = _refuse
         try:
@@ -77,14 +80,20 @@ class Chat:
                 messages=marked, add_generation_prompt=add_generation_prompt, tools=None, documents=None, **names
             )
         except jinja2.TemplateError as fault:
-            raise InputError(f"the chat template {self.template_place} refuses the conversation: {fault.message}") from None
+            raise InputError(
+                f"the chat template {self.template_place} refuses the conversation: {fault.message}"
+            ) from None
         except (TypeError, ValueError, OverflowError, ArithmeticError, LookupError) as fault:
-            raise InputError(f"the chat template {self.template_place} fails: {type(fault).__name__}: {fault}") from None
+            raise InputError(
+                f"the chat template {self.template_place} fails: {type(fault).__name__}: {fault}"
+            ) from None
         parts: list[tuple[str, bool]] = []
         for i, piece in enumerate(text.split(begin)):
-            content, mark, rest = piece.rpartition(end) if i else ("", end, piece)
-            if not mark:
-                raise InputError(f"the chat template {self.template_place} cuts a content in two; content must stay whole")
+            content, mark, rest = piece.partition(end) if i else ("", end, piece)
+            if not mark or end in rest:
+                raise InputError(
+                    f"the chat template {self.template_place} cuts a content in two; content must stay whole"
+                )
             parts += [(content, True)] * bool(content) + [(rest, False)] * bool(rest)
         return parts
 
@@ -124,7 +133,9 @@ class Chat:
         whole = self.render([question, answer], add_generation_prompt=False)
         prompt_text = "".join(text for text, _ in prompt)
         whole_text = "".join(text for text, _ in whole)
-        at = len(whole) - 1 - next((i for i, part in enumerate(reversed(whole)) if part == ("answer", True)), len(whole))
+        at = (
+            len(whole) - 1 - next((i for i, part in enumerate(reversed(whole)) if part == ("answer", True)), len(whole))
+        )
         if at < 0 or not whole_text.startswith(prompt_text):
             raise InputError(
                 f"the chat template {self.template_place} shows an answer differently from what its generation prompt "
@@ -136,7 +147,9 @@ class Chat:
         ends = [i for i, piece in enumerate(after) if isinstance(piece, int)]
         end = after[ends[0]] if ends else self.tokenizer.eos_id
         if not isinstance(end, int):
-            raise InputError(f"the chat template {self.template_place} ends an answer with no control token, and there is no eos_token")
+            raise InputError(
+                f"the chat template {self.template_place} ends an answer with no control token; name an eos_token"
+            )
         self.end_of_turn = end
         closing = "".join(str(piece) for piece in after[: ends[0]]) if ends else ""
         self._after_answer = [(closing, False)] * bool(closing)
@@ -158,6 +171,23 @@ def _template_source(tokenizer: Tokenizer) -> tuple[str, Path]:
     if all(token in tokenizer.added for token in LLAMA3_TOKENS):
         return LLAMA3_TEMPLATE, Path("<built-in Llama-3>")
     raise InputError(f"{tokenizer.folder}: no chat template; put one into chat_template.jinja")
+
+
+class _Unprintable(jinja2.Undefined):
+    """An undefined name: templates may ask whether it is there, but writing it would be a fault that nobody sees."""
+
+    __slots__ = ()
+    __str__ = jinja2.Undefined._fail_with_undefined_error  # pyright: ignore[reportAssignmentType]
+
+
+class _Generation(jinja2.ext.Extension):
+    """{% generation %} ... {% endgeneration %}, which transformers knows: marks an answer for masks, writes nothing."""
+
+    tags = {"generation"}  # noqa: RUF012 (jinja2 declares it so)
+
+    def parse(self, parser: jinja2.parser.Parser) -> list[jinja2.nodes.Node]:
+        next(parser.stream)
+        return parser.parse_statements(("name:endgeneration",), drop_needle=True)
 
 
 def _refuse(message: str) -> None:

@@ -30,7 +30,9 @@ FACTS = "facts"
 """The key of a run's config.yaml that holds what was found, not what was asked for: not read back as a setting."""
 
 
-def parse(config: type[Config], argv: Sequence[str], *, command: str, example: str, help_text: Callable[[], str] = str) -> Config:
+def parse(
+    config: type[Config], argv: Sequence[str], *, command: str, example: str, help_text: Callable[[], str] = str
+) -> Config:
     """The configuration that argv (and the file named by its --config) describes.
 
     command: "python -m engine.train", for help and messages. example: a complete line, shown where argv is empty.
@@ -38,7 +40,7 @@ def parse(config: type[Config], argv: Sequence[str], *, command: str, example: s
     """
     if not argv:
         raise InputError(f"{command} needs arguments, such as: {example}")
-    fields = [f.name for f in dataclasses.fields(config) if f.init]  # pyright: ignore[reportArgumentType]
+    fields = {f.name: f.type in (bool, "bool") for f in dataclasses.fields(config) if f.init}  # pyright: ignore[reportArgumentType]
     wanted, dotted = _take_dotted([*_from_file(argv, fields), *argv], "hyperparameters" in fields)
     if any(argument in ("-h", "--help") for argument in argv):
         wanted = ["--help"]
@@ -84,7 +86,7 @@ def _leave(sentence: str, code: int) -> None:
     sys.exit(code)
 
 
-def _from_file(argv: Sequence[str], fields: list[str]) -> list[str]:
+def _from_file(argv: Sequence[str], fields: dict[str, bool]) -> list[str]:
     """The flags that --config FILE stands for. Scalars stay the text that was typed; the flags' types convert them."""
     path = _value_of("--config", argv)
     if path is None:
@@ -96,14 +98,16 @@ def _from_file(argv: Sequence[str], fields: list[str]) -> list[str]:
         name = key.replace("-", "_")
         if name not in fields and "." not in name:
             near = difflib.get_close_matches(name, fields, n=1)
-            raise InputError(f"{path}: there is no setting {key!r}" + (f"; perhaps {near[0]!r}" if near else "; see --help"))
+            raise InputError(
+                f"{path}: there is no setting {key!r}" + (f"; perhaps {near[0]!r}" if near else "; see --help")
+            )
         flag = name if "." in name else name.replace("_", "-")
-        if value in ("true", "false") and "." not in name:
+        if fields.get(name) and value in ("true", "false"):
             flags.append(f"--{flag}" if value == "true" else f"--no-{flag}")
         elif isinstance(value, list):
             flags += [f"--{flag}", *map(str, value)]
         elif isinstance(value, str):
-            flags += [f"--{flag}", value] if value not in ("null", "") else []
+            flags += [f"--{flag}={value}"] if value not in ("null", "") else []
         else:
             raise InputError(f"{path}: {key!r} is a mapping; settings are flat, as the flags are")
     return flags
@@ -134,12 +138,12 @@ def read_yaml(path: Path) -> dict:
         if len(text) > 2**20 or any(isinstance(t, (yaml.AliasToken, yaml.TagToken)) for t in yaml.scan(text)):
             raise InputError(f"{path}: aliases, tags and files above 1 MB are not taken; write the values out")
         tree = yaml.compose(text, Loader=yaml.SafeLoader)
-        value = yaml.load(text, Loader=yaml.BaseLoader)  # noqa: S506 (BaseLoader makes text, lists and mappings only)
+        value = yaml.load(text, Loader=yaml.BaseLoader)
     except (OSError, UnicodeDecodeError, yaml.YAMLError) as fault:
         raise InputError(f"{path}: cannot be read as YAML ({' '.join(str(fault).split())})") from None
     if not isinstance(value, dict):
         raise InputError(f"{path}: not a mapping of settings; write lines such as `lr: 1e-6`")
-    keys = [node.value for node, _ in tree.value]
+    keys = [node.value.replace("-", "_") for node, _ in tree.value]
     if twice := {key for key in keys if keys.count(key) > 1}:
         raise InputError(f"{path}: {sorted(twice)[0]!r} stands twice; keep one")
     return value

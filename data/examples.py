@@ -1,6 +1,6 @@
 """Records as token ids: templates applied, cut to the limits, in the form that an objective takes.
 
-    records -> encode -> examples (one trunk and its branches each) -> in_form("pairs" | "unpaired" | "single")
+records -> encode -> examples (one trunk and its branches each) -> in_form("pairs" | "unpaired" | "single")
 """
 
 from collections.abc import Iterator, Sequence
@@ -107,7 +107,14 @@ def _in_form(examples: Sequence[Example], form: str) -> Iterator[Example]:
 def _pieces_of(records: Sequence[Record], chat: Chat | None) -> Iterator[list[tuple[list[int], "_Content"]] | str]:
     """For each record its prompt and responses as (ids, content flags on demand), or what is wrong with it."""
     trees: list[list[list[int | Run]] | str] = [_render(r, chat) for r in records]
-    runs = [piece for tree in trees if not isinstance(tree, str) for pieces in tree for piece in pieces if isinstance(piece, Run)]
+    runs = [
+        piece
+        for tree in trees
+        if not isinstance(tree, str)
+        for pieces in tree
+        for piece in pieces
+        if isinstance(piece, Run)
+    ]
     encoded = iter(chat.tokenizer.encode([run.text for run in runs]) if chat and runs else ())
     for record, tree in zip(records, trees, strict=True):
         if isinstance(tree, str):
@@ -145,18 +152,15 @@ class _Content(NamedTuple):
             bos = self.chat.tokenizer.bos_id if self.chat else None
             return [i > 0 or ids[0] != bos for i, ids in enumerate(self.groups)]
         flags: list[bool] = []
-        for piece, ids in zip(self.pieces, self.groups, strict=True):
-            flags += [False] if isinstance(piece, int) else _content_flags(piece, ids, self.chat)
+        for piece in self.pieces:
+            flags += [False] if isinstance(piece, int) else _content_flags(piece, self.chat)
         return flags
 
 
-def _content_flags(run: Run, ids: list[int], chat: Chat) -> list[bool]:
+def _content_flags(run: Run, chat: Chat) -> list[bool]:
     """For each token of a run whether it begins in content."""
     is_content = [flag for text, flag in run.parts for _ in text]
-    offsets = chat.tokenizer.offsets(run.text)
-    if len(offsets) != len(ids):  # a spelled control token was cut in two: all of a run that is content, or none
-        return [any(is_content)] * len(ids)
-    return [is_content[min(start, len(is_content) - 1)] for start, _ in offsets]
+    return [is_content[min(start, len(is_content) - 1)] for start, _ in chat.tokenizer.offsets(run.text)]
 
 
 def _cut_prompt(ids: list[int], content: _Content, limits: Limits) -> list[int]:

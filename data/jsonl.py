@@ -24,7 +24,7 @@ def read_lines(path: Path) -> Iterator[tuple[str, bytes]]:
         kind = path.stat().st_mode
         if not stat.S_ISREG(kind):
             raise InputError(f"{path}: not a regular file; give a .jsonl file")
-        file = open(path, "rb", opener=lambda p, flags: os.open(p, flags | os.O_NONBLOCK))
+        file = open(path, "rb", opener=lambda p, flags: os.open(p, flags | os.O_NONBLOCK))  # noqa: SIM115
     except FileNotFoundError:
         raise InputError(f"{path}: no such file") from None
     except OSError as fault:
@@ -59,7 +59,9 @@ def parse_row(line: bytes, place: str) -> dict[str, Any]:
         return made
 
     try:
-        row = json.loads(line.decode("utf-8"), object_pairs_hook=pairs, parse_constant=lambda c: refuse(f"{c} is not JSON"))
+        row = json.loads(
+            line.decode("utf-8"), object_pairs_hook=pairs, parse_constant=lambda c: refuse(f"{c} is not JSON")
+        )
     except json.JSONDecodeError as fault:
         refuse(f"not JSON ({fault.msg}, column {fault.colno})")
     except UnicodeDecodeError as fault:

@@ -61,7 +61,7 @@ def load_preferences(source: str | Path, *, skip_bad_rows: bool = False) -> list
     if faults and not skip_bad_rows:
         raise list_faults(faults, len(records) + len(faults), mend="mend them, or go on without them: --skip-bad-rows")
     if not records:
-        raise InputError(f"{source}: no row that can be used; the form is {{\"prompt\", \"chosen\", \"rejected\"}}")
+        raise InputError(f'{source}: no row that can be used; the form is {{"prompt", "chosen", "rejected"}}')
     return records
 
 
@@ -181,7 +181,9 @@ def _messages(value: Any, name: str, place: str) -> tuple[Message, ...]:
         if item["role"] not in ROLES:
             raise InputError(f'{place}: "{name}"[{i}] has the role {item["role"]!r}; roles are {", ".join(ROLES)}')
         is_system = item["role"] == "system"
-        messages.append(Message(item["role"], _text(item["content"], f"{name}[{i}].content", place, may_be_empty=is_system)))
+        messages.append(
+            Message(item["role"], _text(item["content"], f"{name}[{i}].content", place, may_be_empty=is_system))
+        )
     return tuple(messages)
 
 

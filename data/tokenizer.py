@@ -15,8 +15,16 @@ import tokenizers
 from data.errors import InputError
 
 # What belongs to a tokenizer in a Hugging Face folder: copied byte for byte into the folders that training writes.
-FILES = ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json", "chat_template.jinja",
-         "tokenizer.model", "vocab.json", "merges.txt")  # fmt: skip
+FILES = (
+    "tokenizer.json",
+    "tokenizer_config.json",
+    "special_tokens_map.json",
+    "added_tokens.json",
+    "chat_template.jinja",
+    "tokenizer.model",
+    "vocab.json",
+    "merges.txt",
+)
 
 
 class Tokenizer:
@@ -32,16 +40,22 @@ class Tokenizer:
         try:
             self._full = tokenizers.Tokenizer.from_str(json.dumps(description))
             self._plain = tokenizers.Tokenizer.from_str(
-                json.dumps(description | {"added_tokens": [], "post_processor": None, "truncation": None, "padding": None})
+                json.dumps(
+                    description | {"added_tokens": [], "post_processor": None, "truncation": None, "padding": None}
+                )
             )
         except Exception as fault:  # the library raises bare Exception
             raise InputError(f"{path}: not a tokenizer ({fault}); copy it anew") from None
-        self.config = read_json(folder / "tokenizer_config.json") if (folder / "tokenizer_config.json").is_file() else {}
+        self.config = (
+            read_json(folder / "tokenizer_config.json") if (folder / "tokenizer_config.json").is_file() else {}
+        )
         self.added: dict[str, int] = {t["content"]: t["id"] for t in description.get("added_tokens", [])}
         self._added_ids = {i: text for text, i in self.added.items()}
         eats = {t["content"]: (r"\s*" * t["lstrip"], r"\s*" * t["rstrip"]) for t in description.get("added_tokens", [])}
         longest_first = sorted(self.added, key=len, reverse=True)
-        self._control = re.compile("|".join(eats[t][0] + f"({re.escape(t)})" + eats[t][1] for t in longest_first) or r"(?!)")
+        self._control = re.compile(
+            "|".join(eats[t][0] + f"({re.escape(t)})" + eats[t][1] for t in longest_first) or r"(?!)"
+        )
         self.n_ids = 1 + max(max(self._full.get_vocab().values(), default=-1), max(self.added.values(), default=-1))
         self.bos_id = self._named("bos_token")
         self.eos_id = self._named("eos_token")
@@ -76,23 +90,27 @@ class Tokenizer:
         encoded = [e.ids for e in self._plain.encode_batch_fast(list(texts), add_special_tokens=False)]
         for i, ids in enumerate(encoded):
             if not self._added_ids.keys().isdisjoint(ids):  # in the model's own vocabulary too: cut the spelling in two
-                encoded[i] = self._encode_apart(texts[i])
+                encoded[i] = self._encode_apart(texts[i])[0]
         return encoded
 
     def offsets(self, text: str) -> list[tuple[int, int]]:
         """Where each token of `text` begins and ends, in characters."""
-        return self._plain.encode(text, add_special_tokens=False).offsets
+        return self._encode_apart(text)[1]
 
-    def _encode_apart(self, text: str) -> list[int]:
-        ids = self._plain.encode(text, add_special_tokens=False).ids
-        found = next((self._added_ids[i] for i in ids if i in self._added_ids), None)
+    def _encode_apart(self, text: str) -> tuple[list[int], list[tuple[int, int]]]:
+        """Ids and offsets of `text`, cut in two inside the spelling of each added token that comes out."""
+        encoded = self._plain.encode(text, add_special_tokens=False)
+        found = next((self._added_ids[i] for i in encoded.ids if i in self._added_ids), None)
         if found is None:
-            return ids
+            return encoded.ids, encoded.offsets
         at = text.find(found)
         if at < 0 or len(found) < 2:
-            raise InputError(f"{self.folder}: the text {text[:40]!r} cannot be encoded without the control token {found!r}")
+            raise InputError(
+                f"{self.folder}: the text {text[:40]!r} cannot be encoded without the control token {found!r}"
+            )
         middle = at + len(found) // 2
-        return self._encode_apart(text[:middle]) + self._encode_apart(text[middle:])
+        (left, at_left), (right, at_right) = self._encode_apart(text[:middle]), self._encode_apart(text[middle:])
+        return left + right, at_left + [(begin + middle, end + middle) for begin, end in at_right]
 
     def decode(self, ids: Sequence[int], *, skip_control: bool = True) -> str:
         """The text of token ids, without control tokens unless asked for; always valid Unicode."""

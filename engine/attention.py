@@ -7,6 +7,7 @@ whole examples on the CPU. `by_document` is the plain form of the CUDA path, one
 # T packed tokens, U gathered keys, H heads, K kv heads, E head size
 
 import inspect
+from itertools import pairwise
 
 import torch
 from torch import Tensor
@@ -52,7 +53,7 @@ def by_document(forest: Forest) -> Attend:
     def attend(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
         k, v = k[forest.keys], v[forest.keys]  # [U, K, E]
         parts = []
-        for (a, b), (c, d) in zip(zip(cu_q, cu_q[1:], strict=False), zip(cu_k, cu_k[1:], strict=False), strict=True):
+        for (a, b), (c, d) in zip(pairwise(cu_q), pairwise(cu_k), strict=True):
             parts.append(_sdpa(q[a:b], k[c:d], v[c:d], causal_lower_right(b - a, d - c)))
         return torch.cat(parts)
 
@@ -68,9 +69,11 @@ def varlen(forest: Forest) -> Attend:
 
     def attend(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
         k, v = k[forest.keys], v[forest.keys]  # [U, K, E]
-        return varlen_attn(
-            q, k, v, forest.cu_q, forest.cu_k, forest.max_q, forest.max_k, window_size=(-1, 0), **grouped
-        )  # a window of (-1, 0) is causal, from the bottom right where lengths differ
+        lengths = (forest.cu_q, forest.cu_k, forest.max_q, forest.max_k)
+        # A window of (-1, 0) is causal, from the bottom right where lengths differ.
+        found = varlen_attn(q, k, v, *lengths, window_size=(-1, 0), **grouped)  # pyright: ignore[reportArgumentType]
+        assert isinstance(found, Tensor)  # a tuple only where auxiliary results are asked for
+        return found
 
     return attend
 

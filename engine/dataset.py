@@ -46,5 +46,7 @@ def read_rows(name: str, chat: Chat | None, limits: Limits, *, n_ids: int, skip_
     if faults and not skip_bad_rows:
         raise list_faults(faults, n_rows, mend="mend them, or go on without them: --skip-bad-rows")
     if not encoded.examples:
-        raise InputError(f"{name}: none of {n_rows} rows can be used; give at least one" + "".join(f"\n  {f}" for f in faults[:10]))
+        raise InputError(
+            f"{name}: none of {n_rows} rows can be used; give at least one" + "".join(f"\n  {f}" for f in faults[:10])
+        )
     return Rows(encoded.examples, len(faults), faults[:10], encoded.cut_prompts, encoded.cut_responses)

@@ -132,7 +132,9 @@ def generate(
         filled = [(s, answer) for s, answer in zip(free, queue, strict=False)] if len(free) * 4 >= n_slots else []
         for s, answer in filled:
             slots[s] = answer
-            draws[s] = np.random.default_rng((sampling.seed, answer.prompt, answer.sample)).random(sampling.max_new_tokens)
+            draws[s] = np.random.default_rng((sampling.seed, answer.prompt, answer.sample)).random(
+                sampling.max_new_tokens
+            )
         if filled:
             take([s for s, _ in filled], cache.prefill([s for s, _ in filled], [prompts[a.prompt] for _, a in filled]))
         active = [s for s in range(n_slots) if slots[s] is not None]
@@ -188,7 +190,11 @@ class Cache:
                 keys[every, :, positions] = k
                 values[every, :, positions] = v
                 found = scaled_dot_product_attention(
-                    q[:, :, None], keys[:, :, :longest], values[:, :, :longest], attn_mask=sees[:, None, None], enable_gqa=True
+                    q[:, :, None],
+                    keys[:, :, :longest],
+                    values[:, :, :longest],
+                    attn_mask=sees[:, None, None],
+                    enable_gqa=True,
                 )
                 return found[:, :, 0]  # [B, H, E]
 

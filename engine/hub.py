@@ -20,7 +20,9 @@ def find_model(name: str) -> Path:
     if folder.exists():
         raise InputError(f"{name}: a file; give the checkpoint's folder")
     if name.count("/") != 1 or name.startswith((".", "/", "~")):
-        raise InputError(f"{name}: no such folder; give a checkpoint folder or a hub id such as meta-llama/Meta-Llama-3-8B-Instruct")
+        raise InputError(
+            f"{name}: no such folder; give a checkpoint folder or a hub id such as meta-llama/Meta-Llama-3-8B-Instruct"
+        )
     os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
     from huggingface_hub import snapshot_download  # slow to import, and not needed for folders
     from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
@@ -28,7 +30,11 @@ def find_model(name: str) -> Path:
     try:
         return Path(snapshot_download(name, allow_patterns=PATTERNS))
     except LocalEntryNotFoundError:
-        raise InputError(f"{name}: no such folder, and the hub cannot be reached; download it elsewhere and give its folder") from None
+        raise InputError(
+            f"{name}: no such folder, and the hub cannot be reached; download it elsewhere and give its folder"
+        ) from None
     except HfHubHTTPError as fault:
         said = str(fault).split("\n")[0]
-        raise InputError(f"{name}: no such folder, and the hub refuses it ({said}); check the id, or log in for gated models") from None
+        raise InputError(
+            f"{name}: no such folder, and the hub refuses it ({said}); check the id, or log in for gated models"
+        ) from None

@@ -1,6 +1,6 @@
 """A Llama in plain PyTorch: RMSNorm, rotary positions, grouped-query attention, SwiGLU.
 
-The model takes packed rows of tokens and knows neither batches nor ranks nor files. Who attends to whom is a
+The model takes packed rows of tokens and knows neither batches nor processes nor files. Who attends to whom is a
 function that it is handed (engine/attention.py), so that training and sampling run the same blocks.
 """
 
@@ -85,8 +85,8 @@ class LlamaConfig:
         )
         if config.n_heads % config.n_kv_heads or config.head_size % 2:
             raise InputError(
-                f"{place}: {config.n_heads} heads of size {config.head_size} with {config.n_kv_heads} kv heads; heads have "
-                "to be a multiple of kv heads, and of even size"
+                f"{place}: {config.n_heads} heads of size {config.head_size} with {config.n_kv_heads} kv heads; heads "
+                "have to be a multiple of kv heads, and of even size"
             )
         return config
 

@@ -31,11 +31,17 @@ def training_metrics(columns: Columns, result: Result) -> dict[str, float]:
 def heldout_metrics(objective: Objective, columns: Columns) -> dict[str, float]:
     """The same of held-out rows, eval_ before each name. Rewards are beta * log-ratio whatever the objective is."""
     beta = objective.arguments.get("beta", 0.1)
-    logratios = columns.logps - columns.ref_logps if columns.ref_logps is not None else torch.full_like(columns.logps, torch.nan)
+    logratios = (
+        columns.logps - columns.ref_logps
+        if columns.ref_logps is not None
+        else torch.full_like(columns.logps, torch.nan)
+    )
     pairs = columns.logps.shape[1] == 2
     with torch.no_grad():
         chosen = beta * (logratios[:, 0] if columns.labels is None else logratios[columns.labels, 0])
-        rejected = beta * (logratios[:, 1] if pairs else logratios[:0, 0] if columns.labels is None else logratios[~columns.labels, 0])
+        rejected = beta * (
+            logratios[:, 1] if pairs else logratios[:0, 0] if columns.labels is None else logratios[~columns.labels, 0]
+        )
         made = training_metrics(columns, Result(torch.zeros(1), chosen, rejected))
         del made["loss"]
         if not objective.needs_mismatched and (form := _in_form(columns, objective.loss.data)) is not None:
@@ -56,7 +62,9 @@ def _in_form(columns: Columns, form: str) -> Columns | None:
         return None
     ref = columns.ref_logps
     if form == "single":
-        return Columns(columns.logps[:, :1], None if ref is None else ref[:, :1], columns.lengths[:, :1], None, columns.mean_length)
+        return Columns(
+            columns.logps[:, :1], None if ref is None else ref[:, :1], columns.lengths[:, :1], None, columns.mean_length
+        )
     labels = torch.tensor([True, False]).repeat(len(columns.logps))
     flat = [None if x is None else x.reshape(-1, 1) for x in (columns.logps, ref, columns.lengths)]
     logps, ref_logps, lengths = flat

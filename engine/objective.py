@@ -73,9 +73,13 @@ class Objective:
         self.needs_mismatched = "mismatched" in self.loss.needs and self.arguments.get("kl") is None
         served = {"lengths"} | ({"mismatched"} if "mismatched" in self.loss.needs else set())
         if lacking := self.loss.needs - served:
-            raise InputError(f"--loss: {self.loss.name} needs {', '.join(sorted(lacking))}, which the trainer cannot supply")
+            raise InputError(
+                f"--loss: {self.loss.name} needs {', '.join(sorted(lacking))}, which the trainer cannot supply"
+            )
         if self.loss.state or self.loss.data == "ranked":
-            raise InputError(f"--loss: {self.loss.name} carries a state or ranks responses, which the trainer cannot serve")
+            raise InputError(
+                f"--loss: {self.loss.name} carries a state or ranks responses, which the trainer cannot serve"
+            )
 
     @property
     def whole_step(self) -> bool:

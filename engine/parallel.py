@@ -12,6 +12,7 @@ from typing import TypeVar
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
+from torch._C._distributed_c10d import HashStore
 from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard
 from torch.distributed.tensor import DTensor
 from torch.distributed.tensor._utils import compute_local_shape_and_global_offset
@@ -26,7 +27,7 @@ class Ranks:
     """The processes of a run, and this one's place among them."""
 
     def __init__(self, *, dtype: torch.dtype | None = None) -> None:
-        """Joins the ranks that torchrun started, or is alone. dtype: compute dtype; bf16 on CUDA, float32 on the CPU."""
+        """Joins the ranks that torchrun started, or is alone. dtype: of compute; bf16 on CUDA, else float32."""
         self.rank = int(os.environ.get("RANK", "0"))
         self.size = int(os.environ.get("WORLD_SIZE", "1"))
         has_cuda = torch.cuda.is_available()
@@ -37,11 +38,13 @@ class Ranks:
             torch.cuda.set_device(self.device)
         if self.is_sharded:
             backend = "cpu:gloo,cuda:nccl" if has_cuda else "gloo"
-            if not dist.is_initialized():  # one group per process: a second meeting would read the first one's addresses
+            if (
+                not dist.is_initialized()
+            ):  # one group per process: a second meeting would read the first one's addresses
                 if self.size > 1:
                     dist.init_process_group(backend)
                 else:  # alone: no address to meet at
-                    dist.init_process_group(backend, store=dist.HashStore(), rank=0, world_size=1)
+                    dist.init_process_group(backend, store=HashStore(), rank=0, world_size=1)
                 atexit.register(dist.destroy_process_group)
 
     @property
@@ -130,6 +133,8 @@ def _shard_model(model: Llama, dtype: torch.dtype, *, keeps: bool) -> None:
     policy = MixedPrecisionPolicy(param_dtype=dtype, reduce_dtype=torch.float32, cast_forward_inputs=False)
     for block in model.blocks:
         fully_shard(block, mp_policy=policy, reshard_after_forward=True)
-    ends: list[list[nn.Module]] = [[model.embed, model.norm, model.head]] if model.config.tied else [[model.embed], [model.norm, model.head]]
+    ends: list[list[nn.Module]] = (
+        [[model.embed, model.norm, model.head]] if model.config.tied else [[model.embed], [model.norm, model.head]]
+    )
     for unit in ends:
         fully_shard(unit, mp_policy=policy, reshard_after_forward=not keeps)

@@ -74,7 +74,9 @@ class Reference:
             with safe_open(path, framework="pt") as file:
                 found, table = file.metadata().get("fingerprint"), file.get_tensor("ref_logps")
         except (OSError, SafetensorError, AttributeError) as fault:
-            raise InputError(f"{path}: not a reference cache ({fault}); leave --reference-cache out to compute it") from None
+            raise InputError(
+                f"{path}: not a reference cache ({fault}); leave --reference-cache out to compute it"
+            ) from None
         if found != fingerprint or table.shape != self._table.shape or table.dtype != self._table.dtype:
             raise InputError(
                 f"{path}: computed from other weights, rows, limits or dtype; leave --reference-cache out to compute it"
@@ -99,7 +101,7 @@ def choose_mode(config: TrainConfig, objective: Objective, shape: LlamaConfig, r
 
 
 def _second_model_fits(shape: LlamaConfig, ranks: Ranks) -> bool:
-    """A rough plan: float32 weights, gradients and square averages, the reference, and a quarter for everything else."""
+    """A rough plan: float32 weights, gradients, square averages; the reference; a quarter for everything else."""
     per_rank = shape.n_parameters * (4 + 4 + 4 + ranks.dtype.itemsize) / ranks.size
     return 1.25 * per_rank < ranks.free_memory()
 

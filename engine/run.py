@@ -1,9 +1,9 @@
 """A run's folder: what was asked for, a line per step, a checkpoint per epoch.
 
-    config.yaml     every setting, resolved, and the facts found (rows, what was cut)
-    metrics.jsonl   a line per optimizer step
-    epoch-01/ ...   Hugging Face checkpoint folders
-    events.out...   the metrics for TensorBoard
+config.yaml     every setting, resolved, and the facts found (rows, what was cut)
+metrics.jsonl   a line per optimizer step
+epoch-01/ ...   Hugging Face checkpoint folders
+events.out...   the metrics for TensorBoard
 """
 
 import json
@@ -52,7 +52,9 @@ def _is_writable(folder: Path) -> bool:
 class Run:
     """Everything a run writes and shows. Only rank 0 does; on the others every method returns at once."""
 
-    def __init__(self, config: TrainConfig, steps: Steps, objective: Objective, ranks: Ranks, facts: dict[str, Any]) -> None:
+    def __init__(
+        self, config: TrainConfig, steps: Steps, objective: Objective, ranks: Ranks, facts: dict[str, Any]
+    ) -> None:
         self._config, self._steps, self._ranks = config, steps, ranks
         self.folder = Path(config.out)
         self.n_tokens = 0
@@ -71,7 +73,9 @@ class Run:
         for name in ("config", "hyperparameters", "beta"):
             del resolved[name]
         resolved |= {f"{objective.loss.name}.{name}": value for name, value in objective.arguments.items()}
-        (self.folder / "config.yaml").write_text(yaml.safe_dump(resolved, sort_keys=False, allow_unicode=True), encoding="utf-8")
+        (self.folder / "config.yaml").write_text(
+            yaml.safe_dump(resolved, sort_keys=False, allow_unicode=True), encoding="utf-8"
+        )
         self._lines = open(self.folder / "metrics.jsonl", "x", encoding="utf-8")  # noqa: SIM115 (closed in __exit__)
         self._board = SummaryWriter(str(self.folder))
         self._bar = tqdm(total=len(steps), unit="step", disable=None)  # rate and time left; quiet unless on a terminal
@@ -86,7 +90,7 @@ class Run:
             self._board.close()
 
     def check_finite(self, step: Step, columns: Columns, result: Result, grad_norm: float) -> None:
-        """Raises RunError, on every rank alike, where a loss or the gradient is not finite: before the weights change."""
+        """Raises RunError, on every rank, before the weights change, where a loss or the gradient is not finite."""
         bad = (~result.losses.isfinite()) | (~columns.logps.isfinite().all(dim=1))
         if not bad.any() and grad_norm == grad_norm and abs(grad_norm) != float("inf"):
             return
@@ -107,7 +111,11 @@ class Run:
         seconds, self._clock = time.perf_counter() - self._clock, time.perf_counter()
         self.n_tokens += step.n_tokens
         line = {"step": step.number, "epoch": step.number / self._steps.per_epoch}
-        line |= metrics | self._pending | {"learning_rate": learning_rate, "grad_norm": grad_norm, "num_tokens": self.n_tokens}
+        line |= (
+            metrics
+            | self._pending
+            | {"learning_rate": learning_rate, "grad_norm": grad_norm, "num_tokens": self.n_tokens}
+        )
         line |= {f"data/{name}": value for name, value in self._facts.items()}
         line |= {
             "perf/step_seconds": seconds,

@@ -1,6 +1,6 @@
 """Log-probs of given responses, by the trainer's own forward pass.
 
-    python -m engine.score --model DIR --data FILE --out FILE
+python -m engine.score --model DIR --data FILE --out FILE
 """
 
 import json
@@ -78,7 +78,9 @@ def main(argv: Sequence[str]) -> None:
     model = weights.build(folder)
     weights.check(folder, model)
     limits = Limits(
-        prompt_tokens=config.max_prompt_tokens, response_tokens=config.max_response_tokens, keep_prompt=config.keep_prompt
+        prompt_tokens=config.max_prompt_tokens,
+        response_tokens=config.max_response_tokens,
+        keep_prompt=config.keep_prompt,
     )
     rows = read_rows(config.data, chat, limits, n_ids=model.config.vocab_size, skip_bad_rows=config.skip_bad_rows)
     if len({len(e.responses) for e in rows.examples}) > 1:

@@ -1,7 +1,7 @@
 """Align a checkpoint on preferences.
 
-    python -m engine.train --model DIR --data pairs.jsonl --loss apo_zero --out runs/first
-    torchrun --nproc_per_node 8 -m engine.train ...                      the same on eight GPUs
+python -m engine.train --model DIR --data pairs.jsonl --loss apo_zero --out runs/first
+torchrun --nproc_per_node 8 -m engine.train ...                      the same on eight GPUs
 """
 
 import os
@@ -32,7 +32,9 @@ from engine.steps import Batch, Step, Steps
 from engine.walk import Walk
 from losses import Result
 
-EXAMPLE = "python -m engine.train --model path/to/Llama-3-8B-Instruct --data pairs.jsonl --loss apo_zero --out runs/first"
+EXAMPLE = (
+    "python -m engine.train --model path/to/Llama-3-8B-Instruct --data pairs.jsonl --loss apo_zero --out runs/first"
+)
 
 
 @dataclass(frozen=True)
@@ -82,7 +84,9 @@ class _Job:
 
     def _read(self, name: str, chat: Chat | None) -> tuple[list[Example], dict[str, Any]]:
         c = self.config
-        limits = Limits(prompt_tokens=c.max_prompt_tokens, response_tokens=c.max_response_tokens, keep_prompt=c.keep_prompt)
+        limits = Limits(
+            prompt_tokens=c.max_prompt_tokens, response_tokens=c.max_response_tokens, keep_prompt=c.keep_prompt
+        )
         n_ids = self.policy.config.vocab_size
         rows = read_rows(name, chat, limits, n_ids=n_ids, skip_bad_rows=c.skip_bad_rows)
         facts = {"rows": len(rows.examples), "cut_prompts": rows.cut_prompts, "cut_responses": rows.cut_responses,
@@ -115,13 +119,15 @@ def _train(job: _Job, ranks: Ranks) -> RunResult:
             else:
                 for batch in step.batches(ranks.rank, ranks.size, config.micro_tokens):
                     part = logps(walk, table, step, batch, ranks)
-                    (objective(part).losses.sum() / step.n_examples).backward()  # global count: the split changes speed only
+                    (
+                        objective(part).losses.sum() / step.n_examples
+                    ).backward()  # global count: the split changes speed only
                     step.add(batch, part)
                 columns = step.gather(ranks, with_reference=table.is_used)
                 result = objective(columns)
             grad_norm = ranks.clip_grad_norm(policy.parameters(), config.max_grad_norm)
             log.check_finite(step, columns, result, grad_norm)  # before the weights are touched
-            learning_rate = schedule.get_last_lr()[0]
+            learning_rate = float(schedule.get_last_lr()[0])
             optimizer.step()
             schedule.step()
             optimizer.zero_grad()

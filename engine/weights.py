@@ -1,9 +1,9 @@
 """Hugging Face checkpoint folders: read straight into a model, and written back as transformers and vLLM read them.
 
-    build   config.json -> a model on the meta device: shapes, no memory
-    fill    each parameter's rows -> the part of it that is held here (all of it, or a rank's shard)
-    load    both, for a model held whole
-    save    a model -> safetensors shards, index, config, generation config, the tokenizer that came with it
+build   config.json -> a model on the meta device: shapes, no memory
+fill    each parameter's rows -> the part of it that is held here (all of it, or a rank's shard)
+load    both, for a model held whole
+save    a model -> safetensors shards, index, config, generation config, the tokenizer that came with it
 """
 
 import json
@@ -43,7 +43,7 @@ _IGNORED = re.compile(r".*rotary_emb\.inv_freq")
 
 
 def checkpoint_name(name: str) -> str:
-    """Hugging Face's name of one of our parameters: blocks.3.attention.q.weight is model.layers.3.self_attn.q_proj..."""
+    """Hugging Face's name of one of our parameters: blocks.3.mlp.up.weight is model.layers.3.mlp.up_proj.weight."""
     match = re.fullmatch(r"(?:blocks\.(\d+)\.)?(.+)\.weight", name)
     assert match is not None  # every parameter of a Llama is a weight
     layer = "" if match[1] is None else f"model.layers.{match[1]}."
@@ -97,7 +97,9 @@ class Checkpoint:
                 raise InputError(f"{index}: no weight_map of tensor names to files; copy it anew")
             for file in set(weight_map.values()):
                 if not re.fullmatch(r"[\w-][\w.-]*\.safetensors", file):
-                    raise InputError(f"{index}: {file!r} is not a .safetensors file in this folder; files beside the index only")
+                    raise InputError(
+                        f"{index}: {file!r} is not a .safetensors file in this folder; files beside the index only"
+                    )
             self.files: dict[str, str] | None = weight_map
             names = sorted(set(weight_map.values()))
         else:
@@ -117,7 +119,9 @@ class Checkpoint:
                 raise InputError(f"{folder / name}: cannot be read ({fault}); copy it anew") from None
             for tensor in self._open[name].keys():  # noqa: SIM118 (not a dictionary)
                 if tensor in self._where:
-                    raise InputError(f"{folder / name}: {tensor} stands in {self._where[tensor]} too; copy the folder anew")
+                    raise InputError(
+                        f"{folder / name}: {tensor} stands in {self._where[tensor]} too; copy the folder anew"
+                    )
                 self._where[tensor] = name
         for tensor, file in (self.files or {}).items():
             if self._where.get(tensor) != file:
@@ -142,16 +146,18 @@ class Checkpoint:
         for what, found in (("lacks", [n for n in expected if n not in self._where]), ("has the unknown", extra)):
             if found:
                 more = f" and {len(found) - 1} more" if len(found) > 1 else ""
-                raise InputError(f"{self.folder}: {what} {found[0]}{more}; weights and config.json have to belong together")
+                raise InputError(
+                    f"{self.folder}: {what} {found[0]}{more}; weights and config.json have to belong together"
+                )
         for name, shape in expected.items():
-            tensor = self._open[self._where[name]].get_slice(name)
+            path, tensor = self.folder / self._where[name], self._open[self._where[name]].get_slice(name)
             if tuple(tensor.get_shape()) != shape:
                 raise InputError(
-                    f"{self.folder / self._where[name]}: {name} is {tensor.get_shape()}, config.json says {list(shape)}; "
+                    f"{path}: {name} is {tensor.get_shape()}, config.json says {list(shape)}; "
                     "weights and config.json have to belong together"
                 )
             if tensor.get_dtype() not in DTYPES:
-                raise InputError(f"{self.folder / self._where[name]}: {name} is {tensor.get_dtype()}; it has to be {', '.join(DTYPES)}")
+                raise InputError(f"{path}: {name} is {tensor.get_dtype()}; it has to be {', '.join(DTYPES)}")
 
     def dtype(self) -> torch.dtype:
         """The dtype of the first tensor: what the folder is written back in."""

@@ -52,7 +52,7 @@ class Responses(NamedTuple):
         """logps - ref_logps [n], nats. Raises LossError where there is no reference."""
         if self.ref_logps is None:
             raise LossError("this objective needs reference log-probs; declare it with @loss(..., reference=True)")
-        return self.logps - self.ref_logps
+        return self.logps - self.ref_logps.detach()
 
 
 class Result(NamedTuple):
@@ -100,7 +100,7 @@ class Loss:
 
 _losses: dict[str, Loss] = {}
 _aliases: dict[str, str] = {}
-_files: dict[Path, None] = {}
+_files: dict[Path, frozenset[str]] = {}
 
 
 def loss(
@@ -168,10 +168,9 @@ def get(name: str) -> Loss:
     """
     path, colon, inner = name.rpartition(":")
     if colon and path.endswith(".py"):
-        _import_file(Path(path))
-        if inner not in _losses:
+        if inner not in _import_file(Path(path)):
             raise LossError(f"{path} defines no objective {inner!r}; decorate it with @loss({inner!r}, data=...)")
-        return _losses[inner]
+        return _losses[_aliases.get(inner, inner)]
     name = _aliases.get(name, name)
     if name not in _losses:
         near = difflib.get_close_matches(name, [*_losses, *_aliases], n=1)
@@ -185,20 +184,24 @@ def names() -> list[str]:
     return sorted(_losses)
 
 
-def _import_file(path: Path) -> None:
-    """Runs a user's file once, so that its decorators register."""
+def _import_file(path: Path) -> frozenset[str]:
+    """Runs a user's file once, so that its decorators register; the names and aliases that it brought."""
     resolved = path.resolve()
     if resolved in _files:
-        return
+        return _files[resolved]
     if not resolved.is_file():
         raise LossError(f"{path}: no such file; --loss takes a name or path/to/file.py:name")
     spec = importlib.util.spec_from_file_location(f"losses_from_{resolved.stem}", resolved)
     assert spec is not None and spec.loader is not None  # a .py file always has both
     module = importlib.util.module_from_spec(spec)
+    before = {*_losses, *_aliases}
     try:
         spec.loader.exec_module(module)
     except LossError as fault:
         raise LossError(f"{path}: {fault}") from None
     except SyntaxError as fault:
         raise LossError(f"{path}:{fault.lineno}: {fault.msg}; mend the file") from None
-    _files[resolved] = None
+    except Exception as fault:  # whatever a user's file raises is the user's to mend
+        raise LossError(f"{path}: cannot be imported ({type(fault).__name__}: {fault}); mend the file") from fault
+    _files[resolved] = frozenset({*_losses, *_aliases} - before)
+    return _files[resolved]

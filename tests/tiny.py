@@ -7,15 +7,16 @@ from pathlib import Path
 import numpy as np
 import tokenizers
 import torch
-from tokenizers import models, pre_tokenizers, processors, trainers
 from tokenizers import decoders as token_decoders
+from tokenizers import models, pre_tokenizers, processors, trainers
 
 from data.examples import Example
 from engine import weights
 from engine.llama import Llama, LlamaConfig
 
 LLAMA3_SPLIT = (
-    r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
+    r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{"
+    r"1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
 )
 CONTROL = ["<|begin_of_text|>", "<|end_of_text|>", "<|start_header_id|>", "<|end_header_id|>", "<|eot_id|>"]
 
@@ -57,7 +58,9 @@ def raw_config(shape: str = "llama3", **changes: object) -> dict:
     return plain | SHAPES[shape] | changes
 
 
-def random_llama(shape: str = "llama3", *, seed: int = 0, std: float = 0.2, dtype=torch.float32, **changes: object) -> Llama:
+def random_llama(
+    shape: str = "llama3", *, seed: int = 0, std: float = 0.2, dtype=torch.float32, **changes: object
+) -> Llama:
     """A Llama with normal weights; at a deviation of 0.02 a wrong rotary base would stay unseen."""
     model = Llama(LlamaConfig.parse(raw_config(shape, **changes), "config.json"))
     generator = torch.Generator().manual_seed(seed)
@@ -90,7 +93,9 @@ def write_tokenizer(folder: Path, texts: Sequence[str], vocab_size: int = 400) -
     (folder / "tokenizer_config.json").write_text(json.dumps(names))
 
 
-def write_model(folder: Path, texts: Sequence[str] = (), *, shape: str = "llama3", vocab_size: int = 400, **changes) -> Path:
+def write_model(
+    folder: Path, texts: Sequence[str] = (), *, shape: str = "llama3", vocab_size: int = 400, **changes
+) -> Path:
     """A checkpoint folder: a random tiny Llama, with a tokenizer where texts are given."""
     if texts:
         changes |= {"bos_token_id": vocab_size - 5, "eos_token_id": vocab_size - 4}

@@ -92,7 +92,9 @@ def make_pairs(folder: Path, questions: Sequence[world.Question], out: Path) -> 
 
 def main(argv: Sequence[str]) -> None:
     """The command."""
-    config = cli.parse(DemoConfig, argv or ["--out", DemoConfig.out], command="./launch.sh demo", example="./launch.sh demo")
+    config = cli.parse(
+        DemoConfig, argv or ["--out", DemoConfig.out], command="./launch.sh demo", example="./launch.sh demo"
+    )
     start, root = time.perf_counter(), Path(config.out)
     root.mkdir(parents=True, exist_ok=True)
 
@@ -109,7 +111,9 @@ def main(argv: Sequence[str]) -> None:
         stage(f"{loss} trains on the pairs")
         shutil.rmtree(root / loss, ignore_errors=True)
         run = train.run(
-            TrainConfig(model=str(base), data=str(root / "pairs.jsonl"), loss=loss, out=str(root / loss), keep=1, **TRAINING)  # pyright: ignore[reportArgumentType]
+            TrainConfig(
+                model=str(base), data=str(root / "pairs.jsonl"), loss=loss, out=str(root / loss), keep=1, **TRAINING
+            )  # pyright: ignore[reportArgumentType]
         )
         models[loss] = run.checkpoints[-1]
     stage(f"every model answers {len(test)} questions that none has seen")

@@ -66,7 +66,11 @@ def base_model(root: Path) -> Path:
     _write_random_model(folder / "random", [text for row in rows[:2000] for text in row.values()])
     result = train.run(
         TrainConfig(
-            model=str(folder / "random"), data=str(folder / "corpus.jsonl"), loss="sft", out=str(folder / "run"), **TRAINING
+            model=str(folder / "random"),
+            data=str(folder / "corpus.jsonl"),
+            loss="sft",
+            out=str(folder / "run"),
+            **TRAINING,
         )  # pyright: ignore[reportArgumentType]
     )
     shutil.move(result.checkpoints[-1], folder / "model")

@@ -33,7 +33,11 @@ ANIMALS = {  # legs, food, home, cover
 }
 ATTRIBUTES = ("legs", "food", "home", "cover")
 VALUES = {a: sorted({facts[i] for facts in ANIMALS.values()}) for i, a in enumerate(ATTRIBUTES)}
-QUESTIONS = ("Tell me of the {animals}: {attributes}.", "The {animals}: {attributes}?", "What of the {animals}? Say {attributes}.")
+QUESTIONS = (
+    "Tell me of the {animals}: {attributes}.",
+    "The {animals}: {attributes}?",
+    "What of the {animals}? Say {attributes}.",
+)
 PHRASINGS = ("prose", "list", "chat")
 VERBS = {"legs": "has {} legs", "food": "eats {}", "home": "lives in {}", "cover": "wears {}"}
 
@@ -143,7 +147,9 @@ def revise(question: Question, answer: str) -> str | None:
         return None
     told = [(f.animal, f.attribute) for f in parsed[0]]
     asked = iter((f.animal, f.attribute) for f in question.facts)
-    return render(question.facts, parsed[1]) if all(t in asked for t in told) else None  # a subsequence of what was asked
+    return (
+        render(question.facts, parsed[1]) if all(t in asked for t in told) else None
+    )  # a subsequence of what was asked
 
 
 def noisy_answer(question: Question, rng: np.random.Generator) -> str:

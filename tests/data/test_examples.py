@@ -1,5 +1,7 @@
 """Records as examples: what is cut, what is counted, what is refused, and the forms that objectives take."""
 
+import json
+
 import numpy as np
 import pytest
 
@@ -117,6 +119,26 @@ def test_a_prompt_that_spells_control_tokens_is_cut_too(chat):
     made = encoded([pair(text)], chat, Limits(prompt_tokens=len(whole) - 4))
     n = 1 + len(header(chat, "user"))
     assert made.examples[0].prompt.tolist() == [*whole[:n], *whole[n + 4 :]]
+
+
+@pytest.mark.parametrize("keep", ["end", "start"])
+def test_a_prompt_whose_control_word_was_cut_in_two_loses_content_only(tmp_path, keep):
+    """A control token in the BPE's own vocabulary too: its spelling is encoded in two halves."""
+    tiny.write_tokenizer(tmp_path, [LONG, "user assistant system\n\n"])
+    file = tmp_path / "tokenizer.json"
+    description = json.loads(file.read_text())
+    at = description["model"]["vocab"]["endofturn"] = len(description["model"]["vocab"]) + len(tiny.CONTROL)
+    description["added_tokens"].append(description["added_tokens"][0] | {"id": at, "content": "endofturn"})
+    file.write_text(json.dumps(description))
+    chat = Chat(Tokenizer(tmp_path))
+    text = "endofturn " + LONG
+    whole = encoded([pair(text)], chat).examples[0].prompt.tolist()
+    n_head, n_tail = 1 + len(header(chat, "user")), 1 + len(header(chat, "assistant"))
+    head, content, tail = whole[:n_head], whole[n_head:-n_tail], whole[-n_tail:]
+    assert chat.tokenizer.decode(content) == text and at not in content
+    made = encoded([pair(text)], chat, Limits(prompt_tokens=len(whole) - 3, keep_prompt=keep))
+    kept = content[3:] if keep == "end" else content[:-3]
+    assert made.examples[0].prompt.tolist() == [*head, *kept, *tail]
 
 
 @pytest.mark.parametrize("over", [0, 1, 2])

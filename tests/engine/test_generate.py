@@ -27,7 +27,14 @@ def test_greedy_answers_equal_those_of_transformers(shape, tmp_path):
     n_stopped = 0
     for prompt, answer in zip(prompts(), ours, strict=True):
         ids = torch.tensor([prompt])
-        out = peer.generate(ids, attention_mask=torch.ones_like(ids), do_sample=False, max_new_tokens=24, eos_token_id=stop, pad_token_id=0)
+        out = peer.generate(
+            ids,
+            attention_mask=torch.ones_like(ids),
+            do_sample=False,
+            max_new_tokens=24,
+            eos_token_id=stop,
+            pad_token_id=0,
+        )
         expected = out[0, len(prompt) :].tolist()
         assert answer.finish == ("stop" if expected[-1] == stop else "length")
         n_stopped += expected[-1] == stop
@@ -43,8 +50,12 @@ def test_a_sample_does_not_depend_on_what_it_is_batched_with(batch_size):
     assert [(a.prompt, a.sample) for a in together] == [(p, s) for p in range(9) for s in range(3)]
     assert together[0].ids == alone[0]
     assert together[0].ids != together[1].ids
-    assert [a.ids for a in generate(model, prompts(), Sampling(n=3, max_new_tokens=12, seed=5), [7])] == [a.ids for a in together]
-    assert [a.ids for a in generate(model, prompts(), Sampling(n=3, max_new_tokens=12, seed=6), [7])] != [a.ids for a in together]
+    assert [a.ids for a in generate(model, prompts(), Sampling(n=3, max_new_tokens=12, seed=5), [7])] == [
+        a.ids for a in together
+    ]
+    assert [a.ids for a in generate(model, prompts(), Sampling(n=3, max_new_tokens=12, seed=6), [7])] != [
+        a.ids for a in together
+    ]
 
 
 def test_tokens_are_drawn_with_the_probabilities_of_the_softmax():
@@ -71,6 +82,8 @@ def test_the_command_writes_answers_in_the_order_of_the_prompts(tmp_path):
     main([*flags, "--out", str(tmp_path / "a.jsonl")])
     main([*flags, "--out", str(tmp_path / "b.jsonl"), "--batch-size", "10"])
     lines = [json.loads(line) for line in (tmp_path / "a.jsonl").read_text().splitlines()]
-    assert [(r["prompt"][0]["content"], r["sample"]) for r in lines] == [(f"hello {i}", s) for i in range(5) for s in (0, 1)]
+    assert [(r["prompt"][0]["content"], r["sample"]) for r in lines] == [
+        (f"hello {i}", s) for i in range(5) for s in (0, 1)
+    ]
     assert all(isinstance(r["response"], str) and r["finish"] in ("stop", "length") for r in lines)
     assert (tmp_path / "a.jsonl").read_bytes() == (tmp_path / "b.jsonl").read_bytes()

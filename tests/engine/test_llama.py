@@ -29,7 +29,9 @@ def all_logits(model: Llama, ids: torch.Tensor) -> torch.Tensor:
 @pytest.mark.parametrize("shape", tiny.SHAPES)
 def test_logits_equal_those_of_transformers(shape, tmp_path):
     torch.manual_seed(1)
-    peer = LlamaForCausalLM(PeerConfig(**tiny.raw_config(shape, initializer_range=0.2, attn_implementation="eager"))).eval()
+    peer = LlamaForCausalLM(
+        PeerConfig(**tiny.raw_config(shape, initializer_range=0.2, attn_implementation="eager"))
+    ).eval()
     peer.save_pretrained(tmp_path / "peer")  # transformers 5 writes rope_parameters
     ids = torch.randint(0, 101, (200,))
     ours = weights.load(tmp_path / "peer")
@@ -52,7 +54,9 @@ def test_head_dim_is_taken_where_it_is_given(tmp_path):
     peer.save_pretrained(tmp_path / "peer")
     ids = torch.randint(0, 101, (50,))
     with torch.no_grad():
-        torch.testing.assert_close(all_logits(weights.load(tmp_path / "peer"), ids), peer(ids[None]).logits[0], rtol=0, atol=1e-4)
+        torch.testing.assert_close(
+            all_logits(weights.load(tmp_path / "peer"), ids), peer(ids[None]).logits[0], rtol=0, atol=1e-4
+        )
 
 
 @pytest.mark.parametrize(

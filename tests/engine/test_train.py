@@ -31,7 +31,8 @@ def id_rows(n, seed=0, vocabulary=101, form="pairs"):
     rows = [{"prompt_ids": ids(9), "chosen_ids": ids(14), "rejected_ids": ids(14)} for _ in range(n)]
     if form == "unpaired":
         return [
-            {"prompt_ids": r["prompt_ids"], "completion_ids": r["chosen_ids"], "label": bool(i % 3)} for i, r in enumerate(rows)
+            {"prompt_ids": r["prompt_ids"], "completion_ids": r["chosen_ids"], "label": bool(i % 3)}
+            for i, r in enumerate(rows)
         ]
     return rows
 
@@ -45,7 +46,15 @@ def job(tmp_path):
 
     def go(**changes):
         out = tmp_path / f"run{next(count)}"
-        settings = {"model": str(model), "data": str(rows), "out": str(out), "lr": 1e-4, "batch_size": 8, "epochs": 2, "keep": 1}
+        settings = {
+            "model": str(model),
+            "data": str(rows),
+            "out": str(out),
+            "lr": 1e-4,
+            "batch_size": 8,
+            "epochs": 2,
+            "keep": 1,
+        }
         result = train.run(TrainConfig(**(settings | changes)))
         return result, lines(out)
 
@@ -58,7 +67,16 @@ def lines(out):
 
 
 def torchrun(n, *flags, timeout=300):
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", str(n), "-m", "engine.train"]
+    command = [
+        sys.executable,
+        "-m",
+        "torch.distributed.run",
+        "--standalone",
+        "--nproc_per_node",
+        str(n),
+        "-m",
+        "engine.train",
+    ]
     env = os.environ | {"OMP_NUM_THREADS": "1"}
     return subprocess.run([*command, *flags], capture_output=True, text=True, env=env, timeout=timeout, check=False)
 
@@ -160,7 +178,8 @@ def test_a_step_is_rmsprop_on_the_clipped_gradient(job):
     before = before.double()
     rows = [json.loads(line) for line in job.rows.read_text().splitlines()][:8]
     examples = [
-        tiny.Example("", np.array(r["prompt_ids"]), (np.array(r["chosen_ids"]), np.array(r["rejected_ids"]))) for r in rows
+        tiny.Example("", np.array(r["prompt_ids"]), (np.array(r["chosen_ids"]), np.array(r["rejected_ids"])))
+        for r in rows
     ]
     logps = padded_logps(before, examples).view(-1, 2)
     x = logps - logps.detach()
@@ -191,7 +210,10 @@ def test_a_run_leaves_what_the_design_says(job):
 def test_a_runs_config_starts_the_same_run_again(job):
     result, found = job(loss="dpo", beta=0.3)
     config = train.cli.parse(
-        TrainConfig, ["--config", str(result.out / "config.yaml"), "--out", str(job.tmp / "again")], command="x", example="x"
+        TrainConfig,
+        ["--config", str(result.out / "config.yaml"), "--out", str(job.tmp / "again")],
+        command="x",
+        example="x",
     )
     train.run(config)
     assert_same(found, lines(job.tmp / "again"), atol=0.0 + 1e-12)
@@ -262,7 +284,9 @@ def test_what_cannot_be_is_said_in_a_sentence(job, changes, said):
 def test_bad_rows_stop_the_run_and_are_located(job):
     good = job.rows.read_text().splitlines()
     path = job.tmp / "bad.jsonl"
-    path.write_text("\n".join([good[0], '{"prompt": "a"', '{"prompt": "a", "chosen": "", "rejected": "b"}', *good[1:]]) + "\n")
+    path.write_text(
+        "\n".join([good[0], '{"prompt": "a"', '{"prompt": "a", "chosen": "", "rejected": "b"}', *good[1:]]) + "\n"
+    )
     with pytest.raises(InputError, match=r"bad\.jsonl:2: not JSON") as caught:
         job(data=str(path))
     assert 'bad.jsonl:3: "chosen" is empty' in str(caught.value) and not (job.tmp / "run0").exists()
@@ -315,4 +339,6 @@ def test_real_pairs_on_two_ranks(tmp_path):
     assert found[0]["rewards/chosen"] == found[0]["rewards/rejected"] == 0.0 and len(found) == 4
     AutoModelForCausalLM.from_pretrained(tmp_path / "run/epoch-01")
     tokenizer = AutoTokenizer.from_pretrained(tmp_path / "run/epoch-01")
-    assert tokenizer.apply_chat_template([{"role": "user", "content": "hi"}], tokenize=False).startswith("<|begin_of_text|>")
+    assert tokenizer.apply_chat_template([{"role": "user", "content": "hi"}], tokenize=False).startswith(
+        "<|begin_of_text|>"
+    )

@@ -56,6 +56,11 @@ def test_an_objective_knows_what_its_signature_and_decorator_say():
     assert losses.get("apo_zero").summary.startswith("Raise the winner's likelihood")
 
 
+@pytest.mark.parametrize("name", ["apo_down", "apo_zero", "apo_zero_unpaired", "dpo", "kto", "kto_pair", "sft"])
+def test_the_papers_beta_is_the_default(name):
+    assert losses.get(name).defaults["beta"] == 0.1
+
+
 def test_calling_an_objective_calls_its_function():
     made = losses.loss("plain", data="pairs")(pair)
     assert made.function is pair and losses.get("plain") is made
