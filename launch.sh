@@ -112,17 +112,17 @@ train() {
   fi
   # torchrun makes 1 of every exit code, and reports in its own words what a rank has said: so rank 0 leaves the code
   # in a file, and the ranks leave with 0.
-  local outcome code=0
-  outcome=$(mktemp)
-  trap 'rm -f "$outcome"' EXIT
-  export RANK_OUTCOME_FILE=$outcome
-  export OMP_NUM_THREADS=${OMP_NUM_THREADS:-$(("$(cores)" / nproc > 0 ? "$(cores)" / nproc : 1))}
+  local code=0
+  RANK_OUTCOME_FILE=$(mktemp)
+  export RANK_OUTCOME_FILE
+  trap 'rm -f "$RANK_OUTCOME_FILE"' EXIT
+  export OMP_NUM_THREADS=${OMP_NUM_THREADS:-$(threads_per_rank "$nproc")}
   run "$PYTHON" -m torch.distributed.run --standalone --nproc_per_node "$nproc" -m engine.train "$@" || code=$?
-  if [[ -s $outcome ]]; then code=$(<"$outcome"); fi
+  if [[ -s $RANK_OUTCOME_FILE ]]; then code=$(<"$RANK_OUTCOME_FILE"); fi
   return "$code"
 }
 
-cores() { "$PYTHON" -c 'import os; print(len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count())'; }
+threads_per_rank() { "$PYTHON" -c 'import os, sys; print(max(1, (os.cpu_count() or 1) // int(sys.argv[1])))' "$1"; }
 
 run_tests() {
   local arguments=() argument

@@ -251,12 +251,12 @@ def test_an_objective_from_outside_trains_without_any_other_change(job):
     path = job.tmp / "lead.py"
     path.write_text(
         "from torch.nn.functional import logsigmoid\nfrom losses import Responses, Result, loss\n"
-        '@loss("lead", data="pairs", reference=True)\n'
-        "def lead(chosen: Responses, rejected: Responses, *, beta: float = 0.1, by: float = 1.0) -> Result:\n"
+        '@loss("lead_by", data="pairs", reference=True)\n'
+        "def lead_by(chosen: Responses, rejected: Responses, *, beta: float = 0.1, by: float = 1.0) -> Result:\n"
         "    r_w, r_l = beta * chosen.logratios, beta * rejected.logratios\n"
         "    return Result(-logsigmoid(r_w - r_l - by), r_w.detach(), r_l.detach())\n"
     )
-    _, found = job(loss=f"{path}:lead", hyperparameters={"lead.by": "2"})
+    _, found = job(loss=f"{path}:lead_by", hyperparameters={"lead_by.by": "2"})
     assert found[0]["loss"] == pytest.approx(np.log1p(np.exp(2.0)), abs=1e-12)
     assert found[-1]["loss"] < found[0]["loss"]
 
