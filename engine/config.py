@@ -58,7 +58,7 @@ class TrainConfig:
     """Go on without rows that cannot be used, and count them."""
 
     eval_data: str | None = None
-    """Held-out rows, measured before training and after each epoch."""
+    """Held-out rows: their rewards and log-probs are measured after each epoch."""
     eval_pairs: int = 0
     """Hold out so many of the rows of --data instead."""
 
