@@ -23,9 +23,10 @@ main() {
   shift || true
   case $verb in
     setup) setup "$@" ;;
-    demo) setup && demo "$@" ;;
-    train) setup && train "$@" ;;
-    test) setup && run_tests "$@" ;;
+    demo | train | test) # no && here: it would let a failing line of setup pass
+      setup
+      "run_$verb" "$@"
+      ;;
     help | -h | --help) usage ;;
     *)
       echo "error: there is no ./launch.sh $verb" >&2
@@ -96,14 +97,21 @@ install_torch() {
 
 # --- verbs ---------------------------------------------------------------------------------------------------------
 
-demo() { run "$PYTHON" -m examples.miniature.demo "$@"; }
+run_demo() { run "$PYTHON" -m examples.miniature.demo "$@"; }
 
-train() {
-  local nproc=""
-  if [[ ${1:-} == --nproc ]]; then
-    [[ ${2:-} =~ ^[1-9][0-9]*$ ]] || { echo "error: --nproc needs a number, such as --nproc 2" >&2; return 2; }
-    nproc=$2
-    shift 2
+run_train() {
+  local nproc="" rest=()
+  while (($#)); do
+    case $1 in
+      --nproc) nproc=${2:-none} && shift $(($# > 1 ? 2 : 1)) ;;
+      --nproc=*) nproc=${1#*=} && shift ;;
+      *) rest+=("$1") && shift ;;
+    esac
+  done
+  set -- ${rest[@]+"${rest[@]}"}
+  if [[ -n $nproc && ! $nproc =~ ^[1-9][0-9]*$ ]]; then
+    echo "error: --nproc needs a number, such as --nproc 2" >&2
+    return 2
   fi
   nproc=${nproc:-$("$PYTHON" -c 'import torch; print(max(1, torch.cuda.device_count()))')}
   if [[ $nproc == 1 || $# == 0 || " $* " == *" --help "* || " $* " == *" -h "* ]]; then
@@ -124,7 +132,7 @@ train() {
 
 threads_per_rank() { "$PYTHON" -c 'import os, sys; print(max(1, (os.cpu_count() or 1) // int(sys.argv[1])))' "$1"; }
 
-run_tests() {
+run_test() {
   local arguments=() argument
   for argument in "$@"; do
     if [[ $argument == --all ]]; then arguments+=(-m "slow or not slow"); else arguments+=("$argument"); fi

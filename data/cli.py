@@ -11,6 +11,7 @@ import io
 import os
 import re
 import sys
+import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TypeVar
@@ -74,13 +75,19 @@ def run(main: Callable[[Sequence[str]], None]) -> None:
 
 
 def _leave(sentence: str, code: int) -> None:
-    is_first = os.environ.get("RANK", "0") == "0"
-    if is_first:
+    rank = os.environ.get("RANK", "0")
+    if rank == "0":
         print(sentence, file=sys.stderr)
     if outcome := os.environ.get(OUTCOME_VARIABLE):
-        if is_first:
+        if rank == "0":
             Path(outcome).write_text(str(code))
-        code = 0
+        deadline = time.monotonic() + 10
+        while not Path(outcome).read_text() and time.monotonic() < deadline:
+            time.sleep(0.05)
+        if Path(outcome).read_text():
+            code = 0
+        else:  # this rank alone: torchrun has to end the others
+            print(f"rank {rank}: {sentence}", file=sys.stderr)
     sys.stdout.flush()
     sys.stderr.flush()
     sys.exit(code)

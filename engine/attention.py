@@ -20,9 +20,10 @@ from engine.llama import Attend
 RUN_TOKENS = 256  # tokens under one dense mask: attention's cost grows with their square
 
 
-def for_forest(forest: Forest) -> Attend:
-    """The attention of training on the forest's device. On CUDA q, k, v have to be bf16 or fp16."""
-    return varlen(forest) if forest.tokens.is_cuda else dense(forest)
+def for_forest(forest: Forest, dtype: torch.dtype) -> Attend:
+    """The attention of training on the forest's device: the kernel on CUDA takes bf16 and fp16 only."""
+    has_kernel = forest.tokens.is_cuda and dtype in (torch.bfloat16, torch.float16)
+    return varlen(forest) if has_kernel else dense(forest)
 
 
 def dense(forest: Forest, run_tokens: int = RUN_TOKENS) -> Attend:

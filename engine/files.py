@@ -48,6 +48,15 @@ def whole_file(path: Path) -> Iterator[Path]:
         raise
 
 
+def check_new_file(path: Path) -> None:
+    """Raises InputError where a file exists already or could not be written: before the work, not after it."""
+    if path.exists():
+        raise InputError(f"{path}: exists already; give another file, or remove it")
+    nearest = next(p for p in path.absolute().parents if p.exists())
+    if not nearest.is_dir() or not os.access(nearest, os.W_OK | os.X_OK):
+        raise InputError(f"{path}: {nearest} cannot be written to; give another file")
+
+
 def sync(path: Path) -> None:
     """Makes a file's content, or a folder's names, survive a loss of power."""
     descriptor = os.open(path, os.O_RDONLY)

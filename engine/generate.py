@@ -23,7 +23,7 @@ from torch.nn.functional import scaled_dot_product_attention
 from tqdm import tqdm
 
 from data import InputError, cli
-from data.chat import stop_ids
+from data.chat import Chat, stop_ids
 from data.examples import Example
 from data.forest import pack
 from data.records import Message, read_prompts
@@ -163,7 +163,7 @@ class Cache:
         trunks = [Example("", np.asarray(p, dtype=np.int32), (nothing,)) for p in prompts]
         forest = pack(trunks, n_branches=1).to(self.device)
         slot = torch.tensor(slots, device=self.device)[forest.example]  # [T]
-        inner = attention.for_forest(forest)
+        inner = attention.for_forest(forest, self._keys.dtype)
 
         def attend(layer: int) -> Attend:
             def fill(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
@@ -228,19 +228,32 @@ def choose(logits: Tensor, sampling: Sampling, draws: np.ndarray) -> Tensor:
     return torch.searchsorted(cumulative, wanted, right=True).squeeze(1).clamp(max=logits.shape[1] - 1)
 
 
+def _prompt_ids(place: str, prompt: Sequence[Message | int], chat: Chat | None, folder: Path) -> list[int]:
+    messages = [m for m in prompt if isinstance(m, Message)]
+    if not messages:
+        return [i for i in prompt if isinstance(i, int)]
+    if chat is None:
+        raise InputError(f'{place}: text, and {folder} has no tokenizer; give "prompt_ids"')
+    try:
+        return chat.prompt_ids(messages)
+    except InputError as fault:
+        raise InputError(f"{place}: {fault}") from None
+
+
 def main(argv: Sequence[str]) -> None:
     """The command."""
     config = cli.parse(GenerateConfig, argv, command="python -m engine.generate", example=EXAMPLE)
-    if Path(config.out).exists():
-        raise InputError(f"{config.out}: exists already; give another file, or remove it")
+    files.check_new_file(Path(config.out))
     folder, chat = open_model(config.model)
     prompts = read_prompts(config.prompts)
-    ids = []
-    for place, prompt in prompts:
-        messages = [m for m in prompt if isinstance(m, Message)]
-        if messages and chat is None:
-            raise InputError(f'{place}: text, and {folder} has no tokenizer; give "prompt_ids"')
-        ids.append(chat.prompt_ids(messages) if messages and chat else [i for i in prompt if isinstance(i, int)])
+    ids = [_prompt_ids(place, prompt, chat, folder) for place, prompt in prompts]
+    shape = weights.build(folder)
+    weights.check(folder, shape)
+    for (place, _), tokens in zip(prompts, ids, strict=True):
+        if max(tokens) >= shape.config.vocab_size:
+            raise InputError(
+                f"{place}: token id {max(tokens)} is outside the model's vocabulary of {shape.config.vocab_size}"
+            )
     has_cuda = torch.cuda.is_available()
     dtype = getattr(torch, config.dtype or ("bfloat16" if has_cuda else "float32"))
     model = weights.load(folder, dtype, "cuda" if has_cuda else "cpu").eval()

@@ -25,10 +25,12 @@ def find_model(name: str) -> Path:
         )
     os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
     from huggingface_hub import snapshot_download  # slow to import, and not needed for folders
-    from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
+    from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
 
     try:
         return Path(snapshot_download(name, allow_patterns=PATTERNS))
+    except HFValidationError:
+        raise InputError(f"{name}: no such folder, and not a hub id; give a checkpoint folder") from None
     except LocalEntryNotFoundError:
         raise InputError(
             f"{name}: no such folder, and the hub cannot be reached; download it elsewhere and give its folder"

@@ -67,14 +67,20 @@ class Objective:
             owner, _, argument = key.partition(".")
             if owner != self.loss.name or argument not in self.arguments:
                 known = [f"{self.loss.name}.{a}" for a in self.arguments]
-                near = difflib.get_close_matches(key, known, n=1, cutoff=0)
-                raise InputError(f"--{key}: no such hyperparameter of this run's objective; perhaps --{near[0]}")
+                near = [f"perhaps --{n}" for n in difflib.get_close_matches(key, known, n=1, cutoff=0)]
+                raise InputError(
+                    f"--{key}: no such hyperparameter of this run's objective; {(near or ['it has none'])[0]}"
+                )
             self.arguments[argument] = _convert(text, self.loss.types[argument], f"--{key}")
         self.needs_mismatched = "mismatched" in self.loss.needs and self.arguments.get("kl") is None
         served = {"lengths"} | ({"mismatched"} if "mismatched" in self.loss.needs else set())
         if lacking := self.loss.needs - served:
             raise InputError(
                 f"--loss: {self.loss.name} needs {', '.join(sorted(lacking))}, which the trainer cannot supply"
+            )
+        if lacking := self.loss.given - {"mean_length", "mismatched"}:
+            raise InputError(
+                f"--loss: {self.loss.name} takes {', '.join(sorted(lacking))}, which the trainer cannot supply"
             )
         if self.loss.state or self.loss.data == "ranked":
             raise InputError(

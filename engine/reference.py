@@ -38,6 +38,8 @@ class Reference:
         self.mode = mode
         self.moves = objective.needs_mismatched
         """Whether its sequences depend on the step's plan, so that nothing can be kept."""
+        self.is_written = False
+        """Whether the run has its copy on disk; the same on every rank."""
         self._table = torch.full((n_examples, objective.n_branches), torch.nan, dtype=torch.float64)
 
     @property
@@ -101,9 +103,10 @@ def choose_mode(config: TrainConfig, objective: Objective, shape: LlamaConfig, r
 
 
 def _second_model_fits(shape: LlamaConfig, ranks: Ranks) -> bool:
-    """A rough plan: float32 weights, gradients, square averages; the reference; a quarter for everything else."""
-    per_rank = shape.n_parameters * (4 + 4 + 4 + ranks.dtype.itemsize) / ranks.size
-    return 1.25 * per_rank < ranks.free_memory()
+    """A rough plan: float32 weights, gradients, optimizer state; the reference; a quarter for everything else."""
+    per_rank = shape.n_parameters * (4 + 4 + 8 + ranks.dtype.itemsize) / ranks.size
+    fits = torch.tensor(float(1.25 * per_rank < ranks.free_memory()))
+    return ranks.sum(fits).item() == ranks.size  # all or none: a rank that chose otherwise would wait for ever
 
 
 def fingerprint(model: Path, examples: Sequence[Example], dtype: torch.dtype) -> str:

@@ -43,7 +43,7 @@ def _is_writable(folder: Path) -> bool:
     probe = folder / ".engine-probe.tmp"
     try:
         probe.touch()
-        probe.unlink()
+        probe.unlink(missing_ok=True)  # another rank may have been here
     except OSError:
         return False
     return True
@@ -142,7 +142,8 @@ class Run:
             policy, folder, stop_ids=stop_ids, chat_template=chat_template, whole=ranks.whole, writes=ranks.is_first
         )
         if self._ranks.is_first and self._config.keep:
-            for old in sorted(self.folder.glob("epoch-[0-9][0-9]*[0-9]"))[: -self._config.keep]:
+            epochs = [p for p in self.folder.glob("epoch-*") if p.name.removeprefix("epoch-").isdigit()]
+            for old in sorted(epochs, key=lambda p: int(p.name.removeprefix("epoch-")))[: -self._config.keep]:
                 shutil.rmtree(old)
         self._ranks.wait()
         return folder

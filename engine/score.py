@@ -72,8 +72,7 @@ def score_examples(walk: Walk, examples: Sequence[Example], ranks: Ranks, micro_
 def main(argv: Sequence[str]) -> None:
     """The command."""
     config = cli.parse(ScoreConfig, argv, command="python -m engine.score", example=EXAMPLE)
-    if Path(config.out).exists():
-        raise InputError(f"{config.out}: exists already; give another file, or remove it")
+    files.check_new_file(Path(config.out))
     folder, chat = open_model(config.model)
     model = weights.build(folder)
     weights.check(folder, model)

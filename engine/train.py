@@ -74,7 +74,8 @@ class _Job:
         rows, self.facts = self._read(config.data, chat)
         self.heldout: list[Example] = []
         if config.eval_data:
-            self.heldout, _ = self._read(config.eval_data, chat)
+            self.heldout, facts = self._read(config.eval_data, chat)
+            self.facts |= {f"eval_{name}": value for name, value in facts.items()}
         elif config.eval_pairs:
             rows, self.heldout = _split(rows, config.eval_pairs, config.seed)
         if len({(len(e.responses), e.label is None) for e in self.heldout}) > 1:
@@ -97,6 +98,7 @@ class _Job:
 def _train(job: _Job, ranks: Ranks) -> RunResult:
     config, objective, steps = job.config, job.objective, job.steps
     mode = reference.choose_mode(config, objective, job.policy.config, ranks)
+    job.facts["reference"] = mode
     table = Reference(mode, len(job.examples), objective)
     if config.reference_cache:
         table.read(Path(config.reference_cache), reference.fingerprint(job.folder, job.examples, ranks.dtype))
@@ -109,6 +111,8 @@ def _train(job: _Job, ranks: Ranks) -> RunResult:
     checkpoints: list[Path] = []
     with Run(config, steps, objective, ranks, job.facts) as log:
         log.say(f"{job.facts['report']}; {len(steps)} steps; reference: {mode}")
+        if "eval_report" in job.facts:
+            log.say(job.facts["eval_report"])
         heldout = HeldOut(job.heldout, walk, ranks, config)
         if mode == "precompute" and not table.is_complete:
             precompute(table, walk, steps, ranks, config)
@@ -164,7 +168,7 @@ def whole_step(
         step.add(batch, part)
     columns = step.gather(ranks, with_reference=table.is_used)
     result, slopes = gradient(objective, columns)
-    table.remember(step, columns.ref_logps)  # so that the second walk is the policy's alone
+    table.remember(step, columns.ref_logps)  # what can be kept need not be walked again
     for batch, part in zip(batches, parts, strict=True):
         again = part if len(batches) == 1 else logps(walk, table, step, batch, ranks)
         again.logps.backward(gradient=slopes[batch.places].to(again.logps.device))
@@ -180,9 +184,10 @@ def precompute(table: Reference, walk: Walk, steps: Steps, ranks: Ranks, config:
 
 def leave(table: Reference, walk: Walk, ranks: Ranks, job: _Job) -> None:
     """Once the table is complete: writes it, and frees the reference's memory."""
-    path = Path(job.config.out) / "reference.safetensors"
-    if not table.is_complete or path.exists():
+    if not table.is_complete or table.is_written:
         return
+    table.is_written = True
+    path = Path(job.config.out) / "reference.safetensors"
     if ranks.is_first:
         table.write(path, reference.fingerprint(job.folder, job.examples, ranks.dtype))
     model, walk.reference = walk.reference, None

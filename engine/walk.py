@@ -29,10 +29,10 @@ class Walk(nn.Module):
         with_reference: whether to walk the reference too; None in its place otherwise.
         """
         reference = self.reference if with_reference else None
-        attend = attention.for_forest(forest)
         dtype = next(self.policy.parameters()).dtype
         rope = self.policy.rope(forest.positions, torch.float64 if dtype == torch.float64 else torch.float32)
         x = self.policy.embed(forest.tokens)  # [T, D]
+        attend = attention.for_forest(forest, x.dtype)
         with torch.no_grad():
             y = None if reference is None else reference.embed(forest.tokens)
         for i, block in enumerate(self.policy.blocks):

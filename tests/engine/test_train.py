@@ -147,6 +147,7 @@ def test_where_the_reference_comes_from_changes_nothing(job):
     _, cached = job(reference_cache=str(first.out / "reference.safetensors"))
     assert_same(fused, precomputed)
     assert_same(fused, cached)
+    assert [p.name for p in sorted(first.out.glob("epoch-*"))] == ["epoch-02"]  # --keep 1
 
 
 def test_a_cache_of_other_rows_or_weights_is_refused(job):

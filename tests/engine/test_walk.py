@@ -63,7 +63,7 @@ def gradients(model, logps):
 def test_packing_and_sharing_the_prompt_change_nothing(shape, path, chunk_rows, monkeypatch):
     model = tiny.random_llama(shape, dtype=torch.float64)
     model.head.chunk_bytes = chunk_rows * 4 * model.config.vocab_size
-    monkeypatch.setattr(attention, "for_forest", path)
+    monkeypatch.setattr(attention, "for_forest", lambda forest, dtype: path(forest))
     examples = pairs()
     logps, _ = Walk(model)(pack(examples, n_branches=2), with_reference=False)
     ours = gradients(model, logps)
@@ -86,7 +86,7 @@ def test_attention_paths_differ_from_one_that_sees_everything(monkeypatch):
     forest = pack(pairs(), n_branches=2)
     right, _ = Walk(model)(forest, with_reference=False)
     blind = torch.ones(forest.n_tokens, forest.n_tokens, dtype=torch.bool).tril()
-    monkeypatch.setattr(attention, "for_forest", lambda f: lambda q, k, v: attention._sdpa(q, k, v, blind))
+    monkeypatch.setattr(attention, "for_forest", lambda f, dtype: lambda q, k, v: attention._sdpa(q, k, v, blind))
     wrong, _ = Walk(model)(forest, with_reference=False)
     assert (right - wrong).abs().max() > 1
 
