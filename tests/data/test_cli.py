@@ -273,7 +273,16 @@ def test_where_an_outcome_file_is_named_the_code_goes_there_and_the_exit_is_0(tm
 @pytest.mark.parametrize(("argument", "code", "said"), ENDS[:3])
 def test_other_ranks_are_silent(tmp_path, argument, code, said):
     outcome = tmp_path / "outcome"
+    outcome.write_text(str(code))  # rank 0 has spoken
     done = command(argument, **{cli.OUTCOME_VARIABLE: str(outcome)}, RANK="3")
-    assert (done.returncode, done.stderr) == (0, "") and not outcome.exists()
+    assert (done.returncode, done.stderr, outcome.read_text()) == (0, "", str(code))
     alone = command(argument, RANK="3")
     assert (alone.returncode, alone.stderr) == (code, "")
+
+
+def test_a_rank_that_fails_alone_speaks_and_keeps_its_code(tmp_path):
+    argument, code, said = ENDS[0]
+    outcome = tmp_path / "outcome"
+    outcome.write_text("")
+    done = command(argument, **{cli.OUTCOME_VARIABLE: str(outcome)}, RANK="3")
+    assert (done.returncode, done.stderr, outcome.read_text()) == (code, f"rank 3: {said}", "")
