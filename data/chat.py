@@ -11,14 +11,9 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
-import jinja2
-import jinja2.ext
-import jinja2.nodes
-import jinja2.parser
-from jinja2.sandbox import ImmutableSandboxedEnvironment
-
 from data.errors import InputError
-from data.records import Message
+from data.records import ROLES, Message
+from data.template import Template
 from data.tokenizer import Tokenizer, read_json
 
 # Llama-3's format, for checkpoints that have its control tokens and no template of their own.
@@ -27,6 +22,7 @@ LLAMA3_TEMPLATE = (
     "<|start_header_id|>{{ m.role }}<|end_header_id|>\n\n{{ m.content }}<|eot_id|>{% endfor %}"
     "{% if add_generation_prompt %}<|start_header_id|>assistant<|end_header_id|>\n\n{% endif %}"
 )
+BUILT_IN = Path("<built-in Llama-3>")
 LLAMA3_TOKENS = ("<|start_header_id|>", "<|end_header_id|>", "<|eot_id|>")
 
 
@@ -34,6 +30,8 @@ class Run(NamedTuple):
     """Text between two control tokens: template and content, each part flagged."""
 
     parts: tuple[tuple[str, bool], ...]
+    goes_on: bool = False
+    """Whether it is encoded as text that follows other text: no blank is put before it."""
 
     @property
     def text(self) -> str:
@@ -45,21 +43,15 @@ class Chat:
     """A tokenizer and its chat template."""
 
     def __init__(self, tokenizer: Tokenizer) -> None:
-        """Raises InputError where there is no template, it cannot be compiled, or it has no place for an answer."""
+        """Raises InputError where there is no template, it cannot be trusted, or it has no place for an answer."""
         self.tokenizer = tokenizer
-        self.template, self.template_place = _template_source(tokenizer)
-        """The template's text, and where it stands."""
-        environment = ImmutableSandboxedEnvironment(
-            trim_blocks=True,
-            lstrip_blocks=True,
-            undefined=_Unprintable,
-            extensions=["jinja2.ext.loopcontrols", _Generation],
-        )
-        environment.globals["raise_exception"] = _refuse
-        try:
-            self._template = environment.from_string(self.template)
-        except jinja2.TemplateError as fault:
-            raise InputError(f"{self.template_place}: not a chat template ({fault}); copy it anew") from None
+        names = ("bos_token", "eos_token", "pad_token", "unk_token")
+        self.template = Template(*_template_source(tokenizer), {name: tokenizer.text_of(name) for name in names})
+        self.roles = (*ROLES, *sorted(self.template.roles() - {*ROLES}))
+        """The roles that a message may have."""
+        is_built_in = self.template.place == BUILT_IN
+        self.files = tokenizer.files | ({"chat_template.jinja": self.template.source} if is_built_in else {})
+        """Files that the folder lacks and that a checkpoint needs beside its tokenizer's own, by name."""
         self._find_answer()
 
     def render(self, messages: Sequence[Message], *, add_generation_prompt: bool) -> list[tuple[str, bool]]:
@@ -73,47 +65,59 @@ class Chat:
             raise InputError("the text holds all of Unicode's noncharacters U+FDD0 to U+FDEF; remove them")
         begin, end = free[:2]
         marked = [{"role": m.role, "content": f"{begin}{m.content}{end}" if m.content else ""} for m in messages]
-        names = {name: self.tokenizer.text_of(name) for name in ("bos_token", "eos_token", "pad_token", "unk_token")}
-        try:
-            # Without strftime_now, Llama-3.1's template writes a fixed date: ids must not depend on the day.
-            text = self._template.render(
-                messages=marked, add_generation_prompt=add_generation_prompt, tools=None, documents=None, **names
-            )
-        except jinja2.TemplateError as fault:
-            raise InputError(
-                f"the chat template {self.template_place} refuses the conversation: {fault.message}"
-            ) from None
-        except (TypeError, ValueError, OverflowError, ArithmeticError, LookupError) as fault:
-            raise InputError(
-                f"the chat template {self.template_place} fails: {type(fault).__name__}: {fault}"
-            ) from None
+        plain = [m._asdict() for m in messages]
+        meant = self.template.render(plain, add_generation_prompt=add_generation_prompt)
+        text = self.template.render(marked, add_generation_prompt=add_generation_prompt)
         parts: list[tuple[str, bool]] = []
         for i, piece in enumerate(text.split(begin)):
             content, mark, rest = piece.partition(end) if i else ("", end, piece)
             if not mark or end in rest:
                 raise InputError(
-                    f"the chat template {self.template_place} cuts a content in two; content must stay whole"
+                    f"the chat template {self.template.place} cuts a content in two; content must stay whole"
                 )
             parts += [(content, True)] * bool(content) + [(rest, False)] * bool(rest)
+        if "".join(text for text, _ in parts) != meant:  # it looked into a content, and found the marks
+            raise InputError(
+                f"the chat template {self.template.place} treats a content by what it says; content must stay whole"
+            )
         return parts
 
-    def pieces(self, parts: Iterable[tuple[str, bool]]) -> list[int | Run]:
-        """Rendered parts as control ids and the runs of text between them."""
+    def pieces(self, parts: Iterable[tuple[str, bool]], *, after_text: bool = False) -> list[int | Run]:
+        """Rendered parts as control ids and the runs of text between them. after_text: what comes before is text."""
         pieces: list[int | Run] = []
         run: list[tuple[str, bool]] = []
+
+        def close() -> None:
+            if run:
+                bare = bool(pieces) and not self.tokenizer.prefixes_after_control
+                pieces.append(Run(tuple(run), goes_on=bare or (after_text and not pieces)))
+                run.clear()
+
         for text, is_content in parts:
             for piece in [text] if is_content else self.tokenizer.split_control(text):
                 if isinstance(piece, int):
-                    pieces += [Run(tuple(run))] * bool(run) + [piece]
-                    run = []
+                    close()
+                    pieces.append(piece)
                 else:
                     run.append((piece, is_content))
-        return pieces + [Run(tuple(run))] * bool(run)
+        close()
+        return pieces
+
+    def encode(self, runs: Sequence[Run]) -> list[list[int]]:
+        """The ids of each run."""
+        made: list[list[int]] = [[] for _ in runs]
+        for goes_on in (False, True):
+            chosen = [i for i, run in enumerate(runs) if run.goes_on == goes_on]
+            for i, ids in zip(
+                chosen, self.tokenizer.encode([runs[i].text for i in chosen], goes_on=goes_on), strict=True
+            ):
+                made[i] = ids
+        return made
 
     def prompt_ids(self, messages: Sequence[Message]) -> list[int]:
         """The ids of a prompt, whole. Raises InputError where the template refuses the conversation."""
         pieces = self.prompt_pieces(messages)
-        encoded = iter(self.tokenizer.encode([piece.text for piece in pieces if isinstance(piece, Run)]))
+        encoded = iter(self.encode([piece for piece in pieces if isinstance(piece, Run)]))
         return [i for piece in pieces for i in (next(encoded) if isinstance(piece, Run) else [piece])]
 
     def prompt_pieces(self, messages: Sequence[Message]) -> list[int | Run]:
@@ -124,7 +128,8 @@ class Chat:
 
     def response_pieces(self, text: str) -> list[int | Run]:
         """An answer with what the template puts around it, ending with the end-of-turn token."""
-        return [*self.pieces([*self._before_answer, (text, True), *self._after_answer]), self.end_of_turn]
+        parts = [*self._before_answer, (text, True), *self._after_answer]
+        return [*self.pieces(parts, after_text=self._prompt_ends_in_text), self.end_of_turn]
 
     def _find_answer(self) -> None:
         """What stands between the generation prompt and an answer, and what ends it, read off a probe."""
@@ -138,17 +143,18 @@ class Chat:
         )
         if at < 0 or not whole_text.startswith(prompt_text):
             raise InputError(
-                f"the chat template {self.template_place} shows an answer differently from what its generation prompt "
+                f"the chat template {self.template.place} shows an answer differently from what its generation prompt "
                 "promises; repair the template so that the prompt is the beginning of the conversation"
             )
         before = "".join(text for text, _ in whole[:at])[len(prompt_text) :]
+        self._prompt_ends_in_text = isinstance(self.pieces(prompt)[-1], Run)
         self._before_answer = [(before, False)] * bool(before)
         after = self.tokenizer.split_control("".join(text for text, _ in whole[at + 1 :]))
         ends = [i for i, piece in enumerate(after) if isinstance(piece, int)]
         end = after[ends[0]] if ends else self.tokenizer.eos_id
         if not isinstance(end, int):
             raise InputError(
-                f"the chat template {self.template_place} ends an answer with no control token; name an eos_token"
+                f"the chat template {self.template.place} ends an answer with no control token; name an eos_token"
             )
         self.end_of_turn = end
         closing = "".join(str(piece) for piece in after[: ends[0]]) if ends else ""
@@ -169,29 +175,8 @@ def _template_source(tokenizer: Tokenizer) -> tuple[str, Path]:
     if isinstance(value, str):
         return value, config
     if all(token in tokenizer.added for token in LLAMA3_TOKENS):
-        return LLAMA3_TEMPLATE, Path("<built-in Llama-3>")
+        return LLAMA3_TEMPLATE, BUILT_IN
     raise InputError(f"{tokenizer.folder}: no chat template; put one into chat_template.jinja")
-
-
-class _Unprintable(jinja2.Undefined):
-    """An undefined name: templates may ask whether it is there, but writing it would be a fault that nobody sees."""
-
-    __slots__ = ()
-    __str__ = jinja2.Undefined._fail_with_undefined_error  # pyright: ignore[reportAssignmentType]
-
-
-class _Generation(jinja2.ext.Extension):
-    """{% generation %} ... {% endgeneration %}, which transformers knows: marks an answer for masks, writes nothing."""
-
-    tags = {"generation"}  # noqa: RUF012 (jinja2 declares it so)
-
-    def parse(self, parser: jinja2.parser.Parser) -> list[jinja2.nodes.Node]:
-        next(parser.stream)
-        return parser.parse_statements(("name:endgeneration",), drop_needle=True)
-
-
-def _refuse(message: str) -> None:
-    raise jinja2.TemplateError(message)
 
 
 def stop_ids(folder: Path, chat: Chat | None) -> tuple[int, ...]:
@@ -199,5 +184,8 @@ def stop_ids(folder: Path, chat: Chat | None) -> tuple[int, ...]:
     found: set[int] = set() if chat is None else {chat.end_of_turn}
     for name in ("generation_config.json", "config.json"):
         value = read_json(folder / name).get("eos_token_id") if (folder / name).is_file() else None
-        found.update(value if isinstance(value, list) else [value] if isinstance(value, int) else [])
+        ids = value if isinstance(value, list) else [] if value is None else [value]
+        if not all(type(i) is int and i >= 0 for i in ids):
+            raise InputError(f"{folder / name}: eos_token_id = {value!r}; it has to be an id, or a list of ids")
+        found.update(ids)
     return tuple(sorted(found))

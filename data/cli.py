@@ -14,7 +14,7 @@ import sys
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, Protocol, TypeVar
 
 import tyro
 import yaml
@@ -27,22 +27,43 @@ OUTCOME_VARIABLE = "RANK_OUTCOME_FILE"
 """Where launch.sh reads a run's exit code: torchrun itself turns every code into 1 (see `run`)."""
 
 
+class Peer(Protocol):
+    """A module that knows another program's names of our settings."""
+
+    @property
+    def translate(self) -> Callable[[dict[str, Any], Callable[[str], None]], dict[str, Any]]:
+        """Settings in our names; what was done is said sentence by sentence."""
+        ...
+
+    @property
+    def counterpart(self) -> Callable[[str], str | None]:
+        """What to say of a flag that the other program has; None where it is none of its."""
+        ...
+
+
 FACTS = "facts"
 """The key of a run's config.yaml that holds what was found, not what was asked for: not read back as a setting."""
 
 
 def parse(
-    config: type[Config], argv: Sequence[str], *, command: str, example: str, help_text: Callable[[], str] = str
+    config: type[Config],
+    argv: Sequence[str],
+    *,
+    command: str,
+    example: str,
+    help_text: Callable[[], str] = str,
+    peer: Peer | None = None,
 ) -> Config:
     """The configuration that argv (and the file named by its --config) describes.
 
     command: "python -m engine.train", for help and messages. example: a complete line, shown where argv is empty.
-    help_text: gives what is printed after the flags. Raises InputError; prints the help and leaves with 0 for --help.
+    help_text: gives what is printed after the flags. peer: another program's names, understood in the file. Raises
+    InputError; prints the help and leaves with 0 for --help.
     """
     if not argv:
         raise InputError(f"{command} needs arguments, such as: {example}")
     fields = {f.name: f.type in (bool, "bool") for f in dataclasses.fields(config) if f.init}  # pyright: ignore[reportArgumentType]
-    wanted, dotted = _take_dotted([*_from_file(argv, fields), *argv], "hyperparameters" in fields)
+    wanted, dotted = _take_dotted([*_from_file(argv, fields, peer), *argv], "hyperparameters" in fields)
     if any(argument in ("-h", "--help") for argument in argv):
         wanted = ["--help"]
     heard = io.StringIO()
@@ -51,7 +72,7 @@ def parse(
             made = tyro.cli(config, prog=command, args=wanted, config=(tyro.conf.OmitArgPrefixes,))
     except SystemExit as leaving:
         if leaving.code:
-            raise InputError(_one_sentence(heard.getvalue())) from None
+            raise InputError(_of_peer(argv, fields, peer) or _one_sentence(heard.getvalue())) from None
         print(help_text())
         raise
     return dataclasses.replace(made, hyperparameters=dotted) if dotted else made  # pyright: ignore[reportArgumentType]
@@ -74,6 +95,12 @@ def run(main: Callable[[Sequence[str]], None]) -> None:
         _leave("stopped", 130)
 
 
+def notify(sentence: str) -> None:
+    """A notice on stderr, from the first process only."""
+    if os.environ.get("RANK", "0") == "0":
+        print(sentence, file=sys.stderr)
+
+
 def _leave(sentence: str, code: int) -> None:
     rank = os.environ.get("RANK", "0")
     if rank == "0":
@@ -93,15 +120,20 @@ def _leave(sentence: str, code: int) -> None:
     sys.exit(code)
 
 
-def _from_file(argv: Sequence[str], fields: dict[str, bool]) -> list[str]:
+def _from_file(argv: Sequence[str], fields: dict[str, bool], peer: Peer | None) -> list[str]:
     """The flags that --config FILE stands for. Scalars stay the text that was typed; the flags' types convert them."""
     path = _value_of("--config", argv)
     if path is None:
         return []
     flags: list[str] = []
-    for key, value in read_yaml(Path(path)).items():
-        if key == FACTS:
-            continue
+    settings = read_yaml(Path(path))
+    settings.pop(FACTS, None)
+    if peer is not None:
+        try:
+            settings = peer.translate(settings, lambda said: notify(f"{path}: {said}"))
+        except InputError as fault:
+            raise InputError(f"{path}: {fault}") from None
+    for key, value in settings.items():
         name = key.replace("-", "_")
         if name not in fields and "." not in name:
             near = difflib.get_close_matches(name, fields, n=1)
@@ -165,10 +197,21 @@ def _value_of(flag: str, argv: Sequence[str]) -> str | None:
     return None
 
 
+def _of_peer(argv: Sequence[str], fields: dict[str, bool], peer: Peer | None) -> str | None:
+    """What to say where a flag is unknown here and another program's."""
+    for argument in argv if peer else ():
+        name = argument.partition("=")[0].removeprefix("--").replace("-", "_")
+        if peer and argument.startswith("--") and name not in fields and (said := peer.counterpart(name)):
+            return f"--{name} is {said} here"
+    return None
+
+
 def _one_sentence(box: str) -> str:
     """tyro's boxed report as one sentence: its first paragraph, and the flag that was perhaps meant."""
     lines = [re.sub(r"[│╭╮╰╯]", "", line).strip() for line in box.splitlines()[1:]]
     end = next((i for i, line in enumerate(lines) if line.startswith("──")), len(lines))
     said = " ".join(lines[:end]).strip().replace("Error parsing ", "")
+    if refused := re.match(r"\w+Config: (--.*)", said):  # a check of the configuration's own, whole as it is
+        return refused[1]
     near = re.search(r"Perhaps you meant.*?(--[\w-]+)", " ".join(lines[end:]))
     return said + (f"; perhaps {near[1]}" if near else "; see --help")

@@ -9,8 +9,12 @@ class RunError(RuntimeError):
     """A run cannot go on although its input was fine. The text is one sentence. Exit code 1, no traceback."""
 
 
-def list_faults(faults: list[str], n_rows: int, *, mend: str) -> InputError:
-    """One InputError for many faults: the first ten, then the count. `mend` says what to do about them."""
+def list_faults(faults: list[str], n_rows: int, *, mend: str, n_faults: int | None = None) -> InputError:
+    """One InputError for many faults: the first ten, then the count. `mend` says what to do about them.
+
+    n_faults: how many there are, where `faults` are only the first.
+    """
+    n_faults = len(faults) if n_faults is None else n_faults
     shown = "\n".join(f"  {fault}" for fault in faults[:10])
-    more = f"\n  ... and {len(faults) - 10} more" if len(faults) > 10 else ""
-    return InputError(f"{len(faults)} of {n_rows} rows cannot be used; {mend}\n{shown}{more}")
+    more = f"\n  ... and {n_faults - 10} more" if n_faults > 10 else ""
+    return InputError(f"{n_faults} of {n_rows} rows cannot be used; {mend}\n{shown}{more}")

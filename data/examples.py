@@ -3,8 +3,9 @@
 records -> encode -> examples (one trunk and its branches each) -> in_form("pairs" | "unpaired" | "single")
 """
 
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from itertools import islice
 from typing import Literal, NamedTuple
 
 import numpy as np
@@ -26,6 +27,10 @@ class Example(NamedTuple):
     responses: tuple[np.ndarray, ...]
     """Each [n] int32, at least one id; the last one of a response that was not cut is the end-of-turn token."""
     label: bool | None = None
+    scores: tuple[float, ...] | None = None
+    """The row's rating of each response, where it has one of each."""
+    own_score: float | None = None
+    """The row's rating of the model's own answer."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -38,44 +43,63 @@ class Limits:
     """Which part of a prompt that is too long stays; BOS and the template's headers always do."""
 
 
-@dataclass
-class Encoded:
-    """Examples in the order of their records, and what was cut or could not be used."""
+class Cut(NamedTuple):
+    """An example, and what it was cut from."""
 
-    examples: list[Example] = field(default_factory=list)
-    faults: list[str] = field(default_factory=list)
-    cut_prompts: int = 0
-    cut_responses: int = 0
+    example: Example
+    whole_prompt: list[int]
+    """The prompt's ids before the cut."""
+    kept: list[bool]
+    """For each of them whether it is in the example."""
+    whole_responses: tuple[list[int], ...]
+
+    @property
+    def is_prompt_cut(self) -> bool:
+        """Whether the prompt lost tokens."""
+        return not all(self.kept)
+
+    @property
+    def n_cut_responses(self) -> int:
+        """How many of the responses lost their end."""
+        return sum(len(w) > len(r) for w, r in zip(self.whole_responses, self.example.responses, strict=True))
 
 
-def encode(records: Sequence[Record], chat: Chat | None, limits: Limits, *, n_ids: int) -> Encoded:
-    """Examples of records. Rows of token ids are taken as they are, and cut like text.
+def encode(
+    records: Iterable[Record | InputError], chat: Chat | None, limits: Limits, *, n_ids: int
+) -> Iterator[Cut | InputError]:
+    """Examples of records, in their order, a chunk at a time; what is already a fault passes through.
 
-    n_ids: size of the model's vocabulary; ids outside it are row faults. chat None: the model folder has no
-    tokenizer, and rows of text are faults. Never raises for a row: what is wrong with it stands in `faults`.
+    Rows of token ids are taken as they are, and cut like text. n_ids: size of the model's vocabulary; ids outside it
+    are row faults. chat None: the model folder has no tokenizer, and rows of text are faults. Raises nothing for a
+    row: what is wrong with it comes in its place.
     """
-    made = Encoded()
-    for start in range(0, len(records), CHUNK):
-        chunk = records[start : start + CHUNK]
-        for record, trees in zip(chunk, _pieces_of(chunk, chat), strict=True):
-            if isinstance(trees, str):
-                made.faults.append(f"{record.place}: {trees}")
+    records = iter(records)
+    while chunk := list(islice(records, CHUNK)):
+        trees = _pieces_of([r for r in chunk if isinstance(r, Record)], chat)
+        for record in chunk:
+            if isinstance(record, InputError):
+                yield record
                 continue
-            (prompt, content), *responses = trees
             try:
-                cut = _cut_prompt(prompt, content, limits)
+                yield _cut(record, next(trees), limits, n_ids)
             except InputError as fault:
-                made.faults.append(f"{record.place}: {fault}")
-                continue
-            ids = [cut, *(r[: limits.response_tokens] for r, _ in responses)]
-            if (top := max(max(i) for i in ids)) >= n_ids:
-                made.faults.append(f"{record.place}: token id {top} is outside the model's vocabulary of {n_ids}")
-                continue
-            made.cut_prompts += len(cut) < len(prompt)
-            made.cut_responses += sum(len(r) > limits.response_tokens for r, _ in responses)
-            trunk, *branches = (np.asarray(i, dtype=np.int32) for i in ids)
-            made.examples.append(Example(record.place, trunk, tuple(branches), record.label))
-    return made
+                yield InputError(f"{record.place}: {fault}")
+
+
+def _cut(record: Record, trees: "list[tuple[list[int], _Content]] | InputError", limits: Limits, n_ids: int) -> Cut:
+    if isinstance(trees, InputError):
+        raise trees
+    (prompt, content), *responses = trees
+    kept = _kept_of_prompt(prompt, content, limits)
+    ids = [
+        [i for i, stays in zip(prompt, kept, strict=True) if stays],
+        *(r[: limits.response_tokens] for r, _ in responses),
+    ]
+    if (top := max(max(i) for i in ids)) >= n_ids:
+        raise InputError(f"token id {top} is outside the model's vocabulary of {n_ids}")
+    trunk, *branches = (np.asarray(i, dtype=np.int32) for i in ids)
+    example = Example(record.place, trunk, tuple(branches), record.label, record.scores, record.own_score)
+    return Cut(example, prompt, kept, tuple(r for r, _ in responses))
 
 
 def in_form(examples: Sequence[Example], form: str) -> list[Example]:
@@ -93,31 +117,31 @@ def _in_form(examples: Sequence[Example], form: str) -> Iterator[Example]:
         if form == "pairs" and is_pair:
             yield e
         elif form == "unpaired" and is_pair:
-            yield Example(e.place, e.prompt, e.responses[:1], True)
-            yield Example(e.place, e.prompt, e.responses[1:], False)
+            for i, label in enumerate((True, False)):
+                scores = None if e.scores is None else e.scores[i : i + 1]
+                yield Example(e.place, e.prompt, e.responses[i : i + 1], label, scores, e.own_score)
         elif form == "unpaired" and e.label is not None:
             yield e
         elif form == "single" and e.label is None:
-            yield Example(e.place, e.prompt, e.responses[:1])
+            yield Example(e.place, e.prompt, e.responses[:1], None, e.scores and e.scores[:1], e.own_score)
         else:
             kind = "a pair" if is_pair else "a completion without label" if e.label is None else "a labelled completion"
             raise InputError(f"{e.place}: this objective trains on rows of the form {form}, and this is {kind}")
 
 
-def _pieces_of(records: Sequence[Record], chat: Chat | None) -> Iterator[list[tuple[list[int], "_Content"]] | str]:
-    """For each record its prompt and responses as (ids, content flags on demand), or what is wrong with it."""
-    trees: list[list[list[int | Run]] | str] = [_render(r, chat) for r in records]
-    runs = [
-        piece
-        for tree in trees
-        if not isinstance(tree, str)
-        for pieces in tree
-        for piece in pieces
-        if isinstance(piece, Run)
-    ]
-    encoded = iter(chat.tokenizer.encode([run.text for run in runs]) if chat and runs else ())
+def _pieces_of(
+    records: Sequence[Record], chat: Chat | None
+) -> "Iterator[list[tuple[list[int], _Content]] | InputError]":
+    """For each record its prompt and responses as (ids, content flags on demand), or what is wrong with it.
+
+    The texts of all are encoded together: the tokenizer works on all cores.
+    """
+    trees = [_render(r, chat) for r in records]
+    whole = [tree for tree in trees if not isinstance(tree, InputError)]
+    runs = [piece for tree in whole for pieces in tree for piece in pieces if isinstance(piece, Run)]
+    encoded = iter(chat.encode(runs) if chat and runs else ())
     for record, tree in zip(records, trees, strict=True):
-        if isinstance(tree, str):
+        if isinstance(tree, InputError):
             yield tree
             continue
         made = []
@@ -127,16 +151,16 @@ def _pieces_of(records: Sequence[Record], chat: Chat | None) -> Iterator[list[tu
         yield made
 
 
-def _render(record: Record, chat: Chat | None) -> list[list[int | Run]] | str:
+def _render(record: Record, chat: Chat | None) -> list[list[int | Run]] | InputError:
     if record.is_tokenised:
         return [list(record.prompt), *(list(r) for r in record.responses)]  # pyright: ignore[reportReturnType]
     if chat is None:
-        return "a row of text, and the model folder has no tokenizer; give rows of token ids"
+        return InputError("a row of text, and the model folder has no tokenizer; give rows of token ids")
     try:
         prompt = [m for m in record.prompt if isinstance(m, Message)]
         return [chat.prompt_pieces(prompt), *(chat.response_pieces(str(r)) for r in record.responses)]
     except InputError as fault:
-        return str(fault)
+        return fault
 
 
 class _Content(NamedTuple):
@@ -160,17 +184,20 @@ class _Content(NamedTuple):
 def _content_flags(run: Run, chat: Chat) -> list[bool]:
     """For each token of a run whether it begins in content."""
     is_content = [flag for text, flag in run.parts for _ in text]
-    return [is_content[min(start, len(is_content) - 1)] for start, _ in chat.tokenizer.offsets(run.text)]
+    return [
+        is_content[min(start, len(is_content) - 1)]
+        for start, _ in chat.tokenizer.offsets(run.text, goes_on=run.goes_on)
+    ]
 
 
-def _cut_prompt(ids: list[int], content: _Content, limits: Limits) -> list[int]:
+def _kept_of_prompt(ids: list[int], content: _Content, limits: Limits) -> list[bool]:
+    """For each id of a prompt whether it stays."""
     excess = len(ids) - limits.prompt_tokens
     if excess <= 0:
-        return ids
-    flags = content.flags()
-    removable = [i for i, flag in enumerate(flags) if flag]
+        return [True] * len(ids)
+    removable = [i for i, flag in enumerate(content.flags()) if flag]
     if len(removable) <= excess:
         fixed = len(ids) - len(removable)
         raise InputError(f"the template's own tokens of this prompt are {fixed}; raise --max-prompt-tokens")
     gone = set(removable[:excess] if limits.keep_prompt == "end" else removable[-excess:])
-    return [token for i, token in enumerate(ids) if i not in gone]
+    return [i not in gone for i in range(len(ids))]

@@ -6,10 +6,11 @@ from typing import Literal
 import tyro
 
 from data import InputError
+from data.dataset import RowSettings
 
 
 @dataclass(frozen=True, kw_only=True)
-class TrainConfig:
+class TrainConfig(RowSettings):
     """Align a Llama on preferences. The defaults are those of arXiv 2408.06266.
 
     Any hyperparameter of an objective is --NAME.argument, for example --apo_zero.beta 0.3.
@@ -17,8 +18,11 @@ class TrainConfig:
 
     model: str
     """Checkpoint folder (Hugging Face layout, safetensors) or hub id; policy and reference start from it."""
-    data: str
-    """Rows to train on: a .jsonl file of pairs, labelled completions or completions."""
+    data: tuple[str, ...]
+    """Rows to train on: .jsonl, .json, .csv or .parquet files, folders of such files, hub ids; NAME:SPLIT is a split of
+    the latter two."""
+    data_weights: tuple[float, ...] = ()
+    """How often the rows of each --data are taken: 2 is twice, 0.5 a half of them, drawn by --seed. Unset: once."""
     loss: str = "apo_zero"
     """Objective: a name listed below, or path/to/file.py:name."""
     out: str
@@ -48,17 +52,11 @@ class TrainConfig:
     max_grad_norm: float = 1.0
     """Largest global norm of the gradient; 0 leaves it as it is."""
 
-    max_prompt_tokens: int = 512
-    """Longer prompts are cut."""
-    max_response_tokens: int = 512
-    """Longer responses lose their end, and with it the end-of-turn token."""
-    keep_prompt: Literal["end", "start"] = "end"
-    """Which part of a prompt that is too long stays; BOS and the template's headers always do."""
     skip_bad_rows: bool = False
     """Go on without rows that cannot be used, and count them."""
 
     eval_data: str | None = None
-    """Held-out rows: their rewards and log-probs are measured after each epoch."""
+    """Held-out rows, named as --data is: their rewards and log-probs are measured after each epoch."""
     eval_pairs: int = 0
     """Hold out so many of the rows of --data instead."""
 
@@ -76,7 +74,14 @@ class TrainConfig:
     hyperparameters: tyro.conf.Suppress[dict[str, str]] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        above_zero = "epochs batch_size max_steps max_prompt_tokens max_response_tokens micro_tokens keep"
+        super().__post_init__()
+        if isinstance(self.data, str):  # from Python, a name alone
+            object.__setattr__(self, "data", (self.data,))
+        if self.data_weights and len(self.data_weights) != len(self.data):
+            raise InputError(f"--data-weights: {len(self.data_weights)} of them for {len(self.data)} of --data")
+        if not all(0 < weight <= 100 for weight in self.data_weights):
+            raise InputError("--data-weights: each has to be above 0, and 100 at most")
+        above_zero = "epochs batch_size max_steps micro_tokens keep"
         for name in above_zero.split():
             value = getattr(self, name)
             if value is not None and value < 1:

@@ -24,11 +24,11 @@ from tqdm import tqdm
 
 from data import InputError, cli
 from data.chat import Chat, stop_ids
+from data.dataset import open_model
 from data.examples import Example
 from data.forest import pack
-from data.records import Message, read_prompts
+from data.records import ROLES, Message, read_prompts
 from engine import attention, files, weights
-from engine.dataset import open_model
 from engine.head import wide_logits
 from engine.llama import Attend, Llama, Rope
 
@@ -68,7 +68,7 @@ class GenerateConfig(Sampling):
     model: str
     """Checkpoint folder (Hugging Face layout, safetensors) or hub id."""
     prompts: str
-    """A .jsonl file of rows with "prompt" (text or messages) or "prompt_ids"; other fields are ignored."""
+    """Rows (.jsonl, .json, .csv, .parquet) with "prompt" (text or messages) or "prompt_ids"; the rest is ignored."""
     out: str
     """File for the answers: prompt, response, why it ended."""
     config: str | None = None
@@ -245,7 +245,7 @@ def main(argv: Sequence[str]) -> None:
     config = cli.parse(GenerateConfig, argv, command="python -m engine.generate", example=EXAMPLE)
     files.check_new_file(Path(config.out))
     folder, chat = open_model(config.model)
-    prompts = read_prompts(config.prompts)
+    prompts = read_prompts(config.prompts, roles=chat.roles if chat else ROLES)
     ids = [_prompt_ids(place, prompt, chat, folder) for place, prompt in prompts]
     shape = weights.build(folder)
     weights.check(folder, shape)

@@ -19,6 +19,8 @@ from torch.nn.functional import linear, silu
 from data import InputError
 from engine.head import Head
 
+MOST_LAYERS = 4096  # of a config.json that is believed; Llama-3-405B has 126
+
 Attend = Callable[[Tensor, Tensor, Tensor], Tensor]
 """(q [T, H, E], k [T, K, E], v [T, K, E]) -> [T, H, E]"""
 Rope = tuple[Tensor, Tensor]
@@ -68,19 +70,22 @@ class LlamaConfig:
         n_heads = _count(raw, "num_attention_heads", place)
         hidden = _count(raw, "hidden_size", place)
         # transformers 5 writes rope_parameters; Meta's releases have rope_theta and rope_scaling.
-        rope = raw.get("rope_parameters") or {"rope_theta": raw.get("rope_theta"), **(raw.get("rope_scaling") or {})}
+        rope = _mapping(raw, "rope_parameters", place) or {
+            "rope_theta": raw.get("rope_theta"),
+            **_mapping(raw, "rope_scaling", place),
+        }
         config = LlamaConfig(
             vocab_size=_count(raw, "vocab_size", place),
             hidden_size=hidden,
             intermediate_size=_count(raw, "intermediate_size", place),
-            n_layers=_count(raw, "num_hidden_layers", place),
+            n_layers=_count(raw, "num_hidden_layers", place, most=MOST_LAYERS),
             n_heads=n_heads,
             n_kv_heads=_count(raw, "num_key_value_heads", place, n_heads),
             head_size=_count(raw, "head_dim", place, max(1, hidden // n_heads)),
             rms_norm_eps=_positive(raw, "rms_norm_eps", place, 1e-6),
             rope_theta=_positive(rope, "rope_theta", place, 10000.0),
             scaling=_scaling(rope, place),
-            tied=bool(raw.get("tie_word_embeddings", False)),
+            tied=_flag(raw, "tie_word_embeddings", place),
             raw=raw,
         )
         if config.n_heads % config.n_kv_heads or config.head_size % 2:
@@ -98,10 +103,26 @@ class LlamaConfig:
         return self.n_layers * block + self.hidden_size + (2 - self.tied) * self.vocab_size * self.hidden_size
 
 
-def _count(raw: dict[str, Any], key: str, place: str | Path, default: int | None = None) -> int:
+def _count(
+    raw: dict[str, Any], key: str, place: str | Path, default: int | None = None, *, most: int = 2**24 - 1
+) -> int:
     value = raw.get(key) if raw.get(key) is not None else default
-    if type(value) is not int or not 0 < value < 2**24:
-        raise InputError(f"{place}: {key} = {value!r}; it has to be a whole number above 0")
+    if type(value) is not int or not 0 < value <= most:
+        raise InputError(f"{place}: {key} = {value!r}; it has to be a whole number above 0, {most:,} at most")
+    return value
+
+
+def _flag(raw: dict[str, Any], key: str, place: str | Path) -> bool:
+    value = raw.get(key, False)
+    if not isinstance(value, bool):
+        raise InputError(f"{place}: {key} = {value!r}; it has to be true or false")
+    return value
+
+
+def _mapping(raw: dict[str, Any], key: str, place: str | Path) -> dict[str, Any]:
+    value = raw.get(key) or {}
+    if not isinstance(value, dict):
+        raise InputError(f"{place}: {key} = {value!r}; it has to be an object, or absent")
     return value
 
 

@@ -1,15 +1,17 @@
 """A run's folder: what was asked for, a line per step, a checkpoint per epoch.
 
-config.yaml     every setting, resolved, and the facts found (rows, what was cut)
-metrics.jsonl   a line per optimizer step
-epoch-01/ ...   Hugging Face checkpoint folders
-events.out...   the metrics for TensorBoard
+config.yaml         every setting, resolved, and the facts found (rows, what was cut)
+first_example.txt   the first row of the run as the trainer sees it
+metrics.jsonl       a line per optimizer step
+epoch-01/ ...       Hugging Face checkpoint folders
+events.out...       the metrics for TensorBoard
 """
 
 import json
 import shutil
 import sys
 import time
+from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -18,6 +20,7 @@ import yaml
 from tqdm import tqdm
 
 from data import InputError, RunError
+from data.chat import Chat
 from data.cli import FACTS
 from engine import weights
 from engine.config import TrainConfig
@@ -134,19 +137,23 @@ class Run:
         self._bar.set_postfix(shown, refresh=False)
         self._bar.update()
 
-    def save_epoch(self, step: Step, policy: Llama, stop_ids: tuple[int, ...], chat_template: str | None) -> Path:
+    def save_epoch(self, step: Step, policy: Llama, stop_ids: tuple[int, ...], chat: Chat | None) -> Path:
         """Writes the epoch's checkpoint folder, and removes the oldest beyond --keep. Collective."""
         folder = self.folder / f"epoch-{step.epoch:02d}"
         ranks = self._ranks
-        weights.save(
-            policy, folder, stop_ids=stop_ids, chat_template=chat_template, whole=ranks.whole, writes=ranks.is_first
-        )
+        beside = chat.files if chat else {}
+        weights.save(policy, folder, stop_ids=stop_ids, beside=beside, whole=ranks.whole, writes=ranks.is_first)
         if self._ranks.is_first and self._config.keep:
             epochs = [p for p in self.folder.glob("epoch-*") if p.name.removeprefix("epoch-").isdigit()]
             for old in sorted(epochs, key=lambda p: int(p.name.removeprefix("epoch-")))[: -self._config.keep]:
                 shutil.rmtree(old)
         self._ranks.wait()
         return folder
+
+    def write(self, name: str, text: Callable[[], str]) -> None:
+        """A text file into the run's folder; `text` is called where it is written."""
+        if self._ranks.is_first:
+            (self.folder / name).write_text(text(), encoding="utf-8")
 
     def say(self, sentence: str) -> None:
         """A notice for the user."""

@@ -16,9 +16,9 @@ from torch import Tensor
 from tqdm import tqdm
 
 from data import InputError, cli
-from data.examples import Example, Limits
+from data.dataset import RowSettings, open_model, read_examples
+from data.examples import Example
 from engine import files, weights
-from engine.dataset import open_model, read_rows
 from engine.parallel import Ranks
 from engine.steps import Step
 from engine.walk import Walk
@@ -27,23 +27,17 @@ EXAMPLE = "python -m engine.score --model path/to/llama --data pairs.jsonl --out
 
 
 @dataclass(frozen=True, kw_only=True)
-class ScoreConfig:
+class ScoreConfig(RowSettings):
     """Log-probs of the responses in a file under a model, in nats, summed over response tokens."""
 
     model: str
     """Checkpoint folder (Hugging Face layout, safetensors) or hub id."""
     data: str
-    """Rows: a .jsonl file of pairs, labelled completions or completions."""
+    """Rows: a .jsonl, .json, .csv or .parquet file, a folder of such files, or a hub id."""
     out: str
     """File for the result: a JSON line per row with place, logps and tokens of each response."""
     config: str | None = None
     """YAML file of settings, named as the flags are; flags win over it."""
-    max_prompt_tokens: int = 512
-    """Longer prompts are cut."""
-    max_response_tokens: int = 512
-    """Longer responses lose their end."""
-    keep_prompt: Literal["end", "start"] = "end"
-    """Which part of a prompt that is too long stays."""
     skip_bad_rows: bool = False
     """Go on without rows that cannot be used, and count them."""
     dtype: Literal["float32", "bfloat16"] | None = None
@@ -76,15 +70,17 @@ def main(argv: Sequence[str]) -> None:
     folder, chat = open_model(config.model)
     model = weights.build(folder)
     weights.check(folder, model)
-    limits = Limits(
-        prompt_tokens=config.max_prompt_tokens,
-        response_tokens=config.max_response_tokens,
-        keep_prompt=config.keep_prompt,
+    rows = read_examples(
+        [config.data],
+        chat,
+        config.limits,
+        config.reading,
+        n_ids=model.config.vocab_size,
+        skip_bad_rows=config.skip_bad_rows,
     )
-    rows = read_rows(config.data, chat, limits, n_ids=model.config.vocab_size, skip_bad_rows=config.skip_bad_rows)
     if len({len(e.responses) for e in rows.examples}) > 1:
         raise InputError(f"{config.data}: pairs and single completions in one file; score them apart")
-    print(rows.report(config.data), file=sys.stderr)
+    print(rows.report(), file=sys.stderr)
     dtype = getattr(torch, config.dtype) if config.dtype else None
     ranks = Ranks(dtype=dtype)
     walk = ranks.place(Walk(model)).eval()

@@ -16,11 +16,12 @@ from torch import Tensor
 from tqdm import tqdm
 
 from data import InputError, cli
-from data.chat import Chat, stop_ids
-from data.examples import Example, Limits, in_form
-from engine import optim, reference, weights
+from data.chat import stop_ids
+from data.dataset import find_cut, open_model, read_examples
+from data.examples import Example, in_form
+from data.show import show
+from engine import optim, reference, trl_names, weights
 from engine.config import TrainConfig
-from engine.dataset import open_model, read_rows
 from engine.llama import Llama
 from engine.metrics import heldout_metrics, training_metrics
 from engine.objective import Columns, Objective, describe_all, gradient
@@ -70,29 +71,38 @@ class _Job:
         self.policy = weights.build(self.folder)
         weights.check(self.folder, self.policy)
         self.stop_ids = stop_ids(self.folder, chat)
-        self.chat_template = chat.template if chat else None
-        rows, self.facts = self._read(config.data, chat)
+        self.chat = chat
+        rows, self.facts = self._read(config.data, config.data_weights)
         self.heldout: list[Example] = []
         if config.eval_data:
-            self.heldout, facts = self._read(config.eval_data, chat)
+            self.heldout, facts = self._read((config.eval_data,))
             self.facts |= {f"eval_{name}": value for name, value in facts.items()}
         elif config.eval_pairs:
             rows, self.heldout = _split(rows, config.eval_pairs, config.seed)
         if len({(len(e.responses), e.label is None) for e in self.heldout}) > 1:
-            raise InputError(f"{config.eval_data or config.data}: held-out rows have to be of one kind")
+            raise InputError(f"{config.eval_data or ', '.join(config.data)}: held-out rows have to be of one kind")
         self.examples = in_form(rows, self.objective.loss.data)
         self.steps = Steps(self.examples, config, self.objective)
 
-    def _read(self, name: str, chat: Chat | None) -> tuple[list[Example], dict[str, Any]]:
+    def _read(self, sources: tuple[str, ...], shares: tuple[float, ...] = ()) -> tuple[list[Example], dict[str, Any]]:
         c = self.config
-        limits = Limits(
-            prompt_tokens=c.max_prompt_tokens, response_tokens=c.max_response_tokens, keep_prompt=c.keep_prompt
+        rows = read_examples(
+            sources,
+            self.chat,
+            c.limits,
+            c.reading,
+            n_ids=self.policy.config.vocab_size,
+            skip_bad_rows=c.skip_bad_rows,
+            weights=shares,
+            seed=c.seed,
         )
+        return rows.examples, rows.facts()
+
+    def first_example(self) -> str:
+        """The first row that the run trains on, as the trainer sees it."""
+        place, c = self.steps.step(1).examples[0].place, self.config
         n_ids = self.policy.config.vocab_size
-        rows = read_rows(name, chat, limits, n_ids=n_ids, skip_bad_rows=c.skip_bad_rows)
-        facts = {"rows": len(rows.examples), "cut_prompts": rows.cut_prompts, "cut_responses": rows.cut_responses,
-                 "skipped_rows": rows.n_skipped, "skipped": rows.skipped, "report": rows.report(name)}  # fmt: skip
-        return rows.examples, facts
+        return show(find_cut(place, c.data, self.chat, c.limits, c.reading, n_ids=n_ids), self.chat)
 
 
 def _train(job: _Job, ranks: Ranks) -> RunResult:
@@ -111,6 +121,7 @@ def _train(job: _Job, ranks: Ranks) -> RunResult:
     checkpoints: list[Path] = []
     with Run(config, steps, objective, ranks, job.facts) as log:
         log.say(f"{job.facts['report']}; {len(steps)} steps; reference: {mode}")
+        log.write("first_example.txt", job.first_example)
         if "eval_report" in job.facts:
             log.say(job.facts["eval_report"])
         heldout = HeldOut(job.heldout, walk, ranks, config)
@@ -138,7 +149,7 @@ def _train(job: _Job, ranks: Ranks) -> RunResult:
             table.remember(step, columns.ref_logps)
             if step.ends_epoch:
                 log.add(heldout.measure(objective))
-                checkpoints.append(log.save_epoch(step, policy, job.stop_ids, job.chat_template))
+                checkpoints.append(log.save_epoch(step, policy, job.stop_ids, job.chat))
                 leave(table, walk, ranks, job)
             log.log(step, training_metrics(columns, result), learning_rate=learning_rate, grad_norm=grad_norm)
         return RunResult(log.folder, len(steps), [c for c in checkpoints if c.exists()], log.last)
@@ -225,7 +236,9 @@ def _split(rows: list[Example], n: int, seed: int) -> tuple[list[Example], list[
 
 def main(argv: Sequence[str]) -> None:
     """The command."""
-    config = cli.parse(TrainConfig, argv, command="python -m engine.train", example=EXAMPLE, help_text=describe_all)
+    config = cli.parse(
+        TrainConfig, argv, command="python -m engine.train", example=EXAMPLE, help_text=describe_all, peer=trl_names
+    )
     result = run(config)
     if os.environ.get("RANK", "0") == "0":
         print(result.out)

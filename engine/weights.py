@@ -7,9 +7,10 @@ save    a model -> safetensors shards, index, config, generation config, the tok
 """
 
 import json
+import os
 import re
 import shutil
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
@@ -21,6 +22,7 @@ from torch import Tensor, nn
 from data import InputError
 from data.tokenizer import FILES as TOKENIZER_FILES
 from data.tokenizer import read_json
+from engine import safetensors_header
 from engine.files import whole_folder
 from engine.llama import Llama, LlamaConfig
 
@@ -81,7 +83,10 @@ def fill(model: Llama, folder: Path, local: Local = lambda parameter: (parameter
         checkpoint.compare(model)
         for name, parameter in model.named_parameters():
             held, start = local(parameter)
-            held.copy_(checkpoint.rows(checkpoint_name(name), start, start + held.shape[0]))
+            rows = checkpoint.rows(checkpoint_name(name), start, start + held.shape[0])
+            if not rows.isfinite().all():
+                raise InputError(f"{folder}: {checkpoint_name(name)} holds NaN or infinity; copy the weights anew")
+            held.copy_(rows)
 
 
 class Checkpoint:
@@ -91,41 +96,44 @@ class Checkpoint:
         """Raises InputError where there are none, one is missing or damaged, or the index reaches out of the folder."""
         self.folder = folder
         index = folder / "model.safetensors.index.json"
-        if index.is_file():
-            weight_map = read_json(index).get("weight_map")
-            if not isinstance(weight_map, dict) or not all(isinstance(f, str) for f in weight_map.values()):
-                raise InputError(f"{index}: no weight_map of tensor names to files; copy it anew")
-            for file in set(weight_map.values()):
-                if not re.fullmatch(r"[\w-][\w.-]*\.safetensors", file):
-                    raise InputError(
-                        f"{index}: {file!r} is not a .safetensors file in this folder; files beside the index only"
-                    )
-            self.files: dict[str, str] | None = weight_map
-            names = sorted(set(weight_map.values()))
-        else:
-            self.files = None
-            names = ["model.safetensors"]
-            if not (folder / names[0]).is_file():
-                pickles = [p.name for p in folder.glob("*.bin")] + [p.name for p in folder.glob("*.p*t*")]
-                what = f"only pickles ({pickles[0]}), which can run code" if pickles else "no model.safetensors"
-                raise InputError(f"{folder}: {what}; give a folder with safetensors weights")
+        self._weight_map = _read_index(index) if index.is_file() else None
+        if self._weight_map is None:
+            _check_has_weights(folder)
         self._stack = ExitStack()
         self._open: dict[str, Any] = {}
         self._where: dict[str, str] = {}
-        for name in names:
+        for name in sorted(set(self._weight_map.values())) if self._weight_map else ["model.safetensors"]:
             try:
-                self._open[name] = self._stack.enter_context(safe_open(folder / name, framework="pt", device="cpu"))
-            except (OSError, SafetensorError) as fault:
-                raise InputError(f"{folder / name}: cannot be read ({fault}); copy it anew") from None
-            for tensor in self._open[name].keys():  # noqa: SIM118 (not a dictionary)
-                if tensor in self._where:
-                    raise InputError(
-                        f"{folder / name}: {tensor} stands in {self._where[tensor]} too; copy the folder anew"
-                    )
-                self._where[tensor] = name
-        for tensor, file in (self.files or {}).items():
+                self._open_file(name)
+            except InputError:
+                self._stack.close()
+                raise
+        if self._weight_map is not None:
+            self._check_index(index)
+
+    def _open_file(self, name: str) -> None:
+        path = self.folder / name
+        for tensor in safetensors_header.read(path):
+            if tensor in self._where:
+                raise InputError(f"{path}: {tensor} stands in {self._where[tensor]} too; copy the folder anew")
+            self._where[tensor] = name
+        try:
+            self._open[name] = self._stack.enter_context(safe_open(path, framework="pt", device="cpu"))
+        except (OSError, SafetensorError) as fault:
+            raise InputError(f"{path}: cannot be read ({fault}); copy it anew") from None
+
+    def _check_index(self, index: Path) -> None:
+        """Raises InputError unless the index names just what the files hold, and all shards that lie beside it."""
+        named = self._weight_map or {}
+        for tensor, file in named.items():
             if self._where.get(tensor) != file:
                 raise InputError(f"{index}: {tensor} is not in {file}; copy the folder anew")
+        for tensor, file in self._where.items():
+            if tensor not in named and not _IGNORED.fullmatch(tensor):
+                raise InputError(f"{index}: does not name {tensor}, which is in {file}; copy the folder anew")
+        stray = sorted(p.name for p in self.folder.glob("model-*-of-*.safetensors") if p.name not in named.values())
+        if stray:
+            raise InputError(f"{index}: does not name {stray[0]}, which lies beside it; copy the folder anew")
 
     def __enter__(self) -> "Checkpoint":
         return self
@@ -149,6 +157,7 @@ class Checkpoint:
                 raise InputError(
                     f"{self.folder}: {what} {found[0]}{more}; weights and config.json have to belong together"
                 )
+        announced = _announced_dtype(model.config.raw)
         for name, shape in expected.items():
             path, tensor = self.folder / self._where[name], self._open[self._where[name]].get_slice(name)
             if tuple(tensor.get_shape()) != shape:
@@ -156,13 +165,38 @@ class Checkpoint:
                     f"{path}: {name} is {tensor.get_shape()}, config.json says {list(shape)}; "
                     "weights and config.json have to belong together"
                 )
-            if tensor.get_dtype() not in DTYPES:
-                raise InputError(f"{path}: {name} is {tensor.get_dtype()}; it has to be {', '.join(DTYPES)}")
+            kind = tensor.get_dtype()
+            if kind not in DTYPES:
+                raise InputError(f"{path}: {name} is {kind}; it has to be {', '.join(DTYPES)}")
+            if announced is not None and kind not in (announced, "F32"):  # float32 holds whatever was announced
+                raise InputError(
+                    f"{path}: {name} is {kind}, config.json announces {announced}; correct the one or the other"
+                )
 
     def dtype(self) -> torch.dtype:
         """The dtype of the first tensor: what the folder is written back in."""
         name, file = next(iter(self._where.items()))
         return DTYPES[self._open[file].get_slice(name).get_dtype()]
+
+
+def _read_index(index: Path) -> dict[str, str]:
+    """Which file holds each tensor. Raises InputError where a name could lead out of the folder."""
+    weight_map = read_json(index).get("weight_map")
+    if not isinstance(weight_map, dict) or not weight_map or not all(isinstance(f, str) for f in weight_map.values()):
+        raise InputError(f"{index}: no weight_map of tensor names to files; copy it anew")
+    for file in sorted(set(weight_map.values())):
+        if not re.fullmatch(r"[\w-][\w.-]*\.safetensors", file):
+            raise InputError(
+                f"{index}: {file!r} is not a .safetensors file in this folder; files beside the index only"
+            )
+    return weight_map
+
+
+def _check_has_weights(folder: Path) -> None:
+    if not os.path.lexists(folder / "model.safetensors"):
+        pickles = [p.name for p in folder.glob("*.bin")] + [p.name for p in folder.glob("*.p*t*")]
+        what = f"only pickles ({pickles[0]}), which can run code" if pickles else "no model.safetensors"
+        raise InputError(f"{folder}: {what}; give a folder with safetensors weights")
 
 
 def stored_dtype(folder: Path) -> torch.dtype:
@@ -177,7 +211,7 @@ def save(
     *,
     dtype: torch.dtype | None = None,
     stop_ids: Sequence[int] = (),
-    chat_template: str | None = None,
+    beside: Mapping[str, str] | None = None,
     whole: Callable[[Tensor], Tensor] = lambda parameter: parameter,
     writes: bool = True,
     shard_bytes: int = SHARD_BYTES,
@@ -185,8 +219,8 @@ def save(
     """Writes a folder that transformers and vLLM load: all of it, or nothing.
 
     dtype: of the stored weights; the source folder's, or the model's own where it came from none. stop_ids: every id
-    that ends an answer, for generation_config.json. chat_template: what the model was trained with, for a source that
-    has none. whole: gives a sharded parameter whole (a collective: every rank
+    that ends an answer, for generation_config.json. beside: text files that the source lacks, by name: the chat
+    template that the model was trained with, say. whole: gives a sharded parameter whole (a collective: every rank
     calls save); writes: whether this rank writes what is gathered. One tensor at a time is held. Raises InputError
     where the folder exists.
     """
@@ -211,8 +245,9 @@ def save(
         for name in TOKENIZER_FILES:
             if model.source and (model.source / name).is_file():
                 shutil.copyfile(model.source / name, temporary / name)
-        if chat_template is not None and not (temporary / "chat_template.jinja").exists():
-            (temporary / "chat_template.jinja").write_text(chat_template, encoding="utf-8")
+        for name, text in (beside or {}).items():
+            if not (temporary / name).exists():
+                (temporary / name).write_text(text, encoding="utf-8")
 
 
 def _shards(tensors: list[tuple[str, tuple[int, ...]]], dtype: torch.dtype, limit: int) -> dict[str, list]:
@@ -253,6 +288,13 @@ def _write_shard(path: Path, shapes: list, tensors: Iterator[Tensor], dtype: tor
         file.write(len(text).to_bytes(8, "little") + text)
         for tensor in tensors:
             file.write(tensor.detach().to("cpu", dtype).contiguous().view(torch.uint8).numpy().data)
+
+
+def _announced_dtype(raw: dict[str, Any]) -> str | None:
+    """The dtype that a config.json promises, as safetensors calls it; None where it promises none that is known."""
+    named = raw.get("dtype", raw.get("torch_dtype"))
+    known = {str(dtype).removeprefix("torch."): name for name, dtype in DTYPES.items()}
+    return known.get(named) if isinstance(named, str) else None
 
 
 def _config_for(raw: dict[str, Any], dtype: torch.dtype) -> dict[str, Any]:

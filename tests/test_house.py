@@ -151,7 +151,7 @@ def commands():
 
 
 def test_the_commands_are_these():
-    assert commands() == ["engine.generate", "engine.score", "engine.train"]
+    assert commands() == ["data.show", "engine.generate", "engine.score", "engine.train"]
 
 
 @pytest.mark.parametrize("command", commands())
@@ -166,4 +166,4 @@ def test_a_command_explains_itself(command):
     out, err = bare.communicate(timeout=120)
     assert (bare.returncode, out) == (2, "")
     assert re.fullmatch(r"error: .+\n", err)  # one line, hence no traceback
-    assert f"python -m {command} --" in err  # a line to start from
+    assert f"such as: python -m {command} " in err  # a line to start from

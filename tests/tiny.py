@@ -20,6 +20,10 @@ LLAMA3_SPLIT = (
 )
 CONTROL = ["<|begin_of_text|>", "<|end_of_text|>", "<|start_header_id|>", "<|end_header_id|>", "<|eot_id|>"]
 
+TEMPLATE = (  # Llama-3's
+    "{% for m in messages %}<|start_header_id|>{{ m.role }}<|end_header_id|>\n\n{{ m.content }}<|eot_id|>{% endfor %}"
+    "{% if add_generation_prompt %}<|start_header_id|>assistant<|end_header_id|>\n\n{% endif %}"
+)
 SHAPES = {  # what is particular to each family
     "llama2": {"num_key_value_heads": 4, "rope_theta": 10000.0},
     "llama3": {"num_key_value_heads": 2, "rope_theta": 500000.0},

@@ -112,7 +112,7 @@ def main(argv: Sequence[str]) -> None:
         shutil.rmtree(root / loss, ignore_errors=True)
         run = train.run(
             TrainConfig(
-                model=str(base), data=str(root / "pairs.jsonl"), loss=loss, out=str(root / loss), keep=1, **TRAINING
+                model=str(base), data=(str(root / "pairs.jsonl"),), loss=loss, out=str(root / loss), keep=1, **TRAINING
             )  # pyright: ignore[reportArgumentType]
         )
         models[loss] = run.checkpoints[-1]

@@ -67,7 +67,7 @@ def base_model(root: Path) -> Path:
     result = train.run(
         TrainConfig(
             model=str(folder / "random"),
-            data=str(folder / "corpus.jsonl"),
+            data=(str(folder / "corpus.jsonl"),),
             loss="sft",
             out=str(folder / "run"),
             **TRAINING,

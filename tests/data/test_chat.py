@@ -74,7 +74,7 @@ def peer_ids(folder, messages, template, *, add_generation_prompt):
 
 def response_ids(chat, text):
     pieces = chat.response_pieces(text)
-    encoded = iter(chat.tokenizer.encode([p.text for p in pieces if isinstance(p, Run)]))
+    encoded = iter(chat.encode([p for p in pieces if isinstance(p, Run)]))
     return [i for p in pieces for i in (next(encoded) if isinstance(p, Run) else [p])]
 
 
@@ -152,7 +152,7 @@ def test_text_that_spells_control_tokens_stays_text(tmp_path, text, vocab):
     tokenizer = chat.tokenizer
     assert set(SPELLED) == tokenizer.added.keys()
     if vocab and text in vocab:  # the trap is there: the copy without added tokens has it still
-        assert tokenizer._plain.encode(text, add_special_tokens=False).ids == [tokenizer.added[text]]
+        assert tokenizer._coder._plain.encode(text, add_special_tokens=False).ids == [tokenizer.added[text]]
     (ids,) = tokenizer.encode([text])
     assert not set(ids) & set(tokenizer.added.values())
     assert tokenizer.decode(ids) == text
@@ -199,6 +199,19 @@ def test_a_template_that_cuts_content_is_refused(tmp_path, cut):
         chat.prompt_ids(messages if "think" in cut else [Message("user", "a question of some length")])
 
 
+def test_a_template_that_looks_into_content_is_refused_for_that_row(tmp_path):
+    look = "{% if m.content == 'rude' %}{{ raise_exception('no rude words') }}{% endif %}"
+    chat = chat_of(tmp_path, CHATML.replace("{{ m['content'] }}", look + "{{ m['content'] }}"))
+    assert chat.prompt_ids([QUESTION])
+    with pytest.raises(InputError, match="refuses the conversation: no rude words"):
+        chat.prompt_ids([Message("user", "rude")])
+    greet = "{% if m.content.startswith('Hi') %}Hello! {% endif %}"
+    other = chat_of(tmp_path, CHATML.replace("{{ m['content'] }}", greet + "{{ m['content'] }}"))
+    assert other.prompt_ids([QUESTION])
+    with pytest.raises(InputError, match="treats a content by what it says"):
+        other.prompt_ids([Message("user", "Hi there")])
+
+
 def test_a_template_may_trim_content(tmp_path):
     chat = chat_of(
         tmp_path, CHATML.replace("m['content']", "m['content'] | trim").replace("<|eot_id|>\n", "<|eot_id|>")
@@ -208,7 +221,7 @@ def test_a_template_may_trim_content(tmp_path):
 
 @pytest.mark.parametrize("template", ["{% for m in messages %}", "{{ messages | nosuchfilter }}", "{% endif %}"])
 def test_a_template_that_is_not_jinja_is_named(tmp_path, template):
-    with pytest.raises(InputError, match=r"chat_template\.jinja: not a chat template \(.*\); copy it anew"):
+    with pytest.raises(InputError, match=r"chat_template\.jinja: not a chat template \(.*\); copy it anew from"):
         chat_of(tmp_path, template)
 
 
@@ -254,12 +267,12 @@ def test_a_date_in_a_template_does_not_depend_on_the_day(tmp_path):
 
 
 def test_where_a_template_is_looked_for(tmp_path):
-    assert chat_of(tmp_path / "a").template == LLAMA3_TEMPLATE  # its control tokens are there
-    assert chat_of(tmp_path / "b", chat_template=CHATML).template == CHATML
+    assert chat_of(tmp_path / "a").template.source == LLAMA3_TEMPLATE  # its control tokens are there
+    assert chat_of(tmp_path / "b", chat_template=CHATML).template.source == CHATML
     named = [{"name": "tool_use", "template": LLAMA2}, {"name": "default", "template": CHATML}]
-    assert chat_of(tmp_path / "c", chat_template=named).template == CHATML
+    assert chat_of(tmp_path / "c", chat_template=named).template.source == CHATML
     both = chat_of(tmp_path / "d", LLAMA2, chat_template=CHATML)
-    assert both.template == LLAMA2 and both.template_place == tmp_path / "d" / "chat_template.jinja"
+    assert both.template.source == LLAMA2 and both.template.place == tmp_path / "d" / "chat_template.jinja"
 
 
 def test_a_tokenizer_without_any_template_is_refused(tmp_path):
@@ -271,7 +284,7 @@ def test_a_tokenizer_without_any_template_is_refused(tmp_path):
 
 
 def test_a_folder_without_a_tokenizer_is_refused(tmp_path):
-    with pytest.raises(InputError, match=r"no tokenizer\.json; bring the checkpoint's own"):
+    with pytest.raises(InputError, match=r"neither tokenizer\.json nor tokenizer\.model; bring the checkpoint's own"):
         Tokenizer(tmp_path)
 
 

@@ -7,6 +7,7 @@ import pytest
 
 from data import InputError
 from data.chat import Chat
+from data.dataset import Rows
 from data.examples import CHUNK, Example, Limits, encode, in_form
 from data.records import Message, Record
 from data.tokenizer import Tokenizer
@@ -32,9 +33,17 @@ def ids_pair(prompt=(1, 2, 3), chosen=(4, 5), rejected=(6,)):
     return Record("rows.jsonl:1", "pairs", prompt, (chosen, rejected))
 
 
+def read(records, chat, limits, *, n_ids):
+    """The rows that come of records: examples, faults, counts."""
+    rows = Rows("rows.jsonl")
+    for item in encode(records, chat, limits, n_ids=n_ids):
+        rows.add(item)
+    return rows
+
+
 def encoded(records, chat, limits=WIDE, n_ids=400):
-    made = encode(records, chat, limits, n_ids=n_ids)
-    assert made.faults == []
+    made = read(records, chat, limits, n_ids=n_ids)
+    assert made.skipped == []
     return made
 
 
@@ -105,9 +114,9 @@ def test_a_prompt_that_just_fits_is_not_cut(chat):
 
 def test_a_limit_that_leaves_no_content_is_a_fault_of_the_row(chat):
     fixed = 1 + len(header(chat, "user")) + 1 + len(header(chat, "assistant"))
-    made = encode([pair(LONG)], chat, Limits(prompt_tokens=fixed), n_ids=400)
+    made = read([pair(LONG)], chat, Limits(prompt_tokens=fixed), n_ids=400)
     assert made.examples == []
-    assert made.faults == [
+    assert made.skipped == [
         f"rows.jsonl:1: the template's own tokens of this prompt are {fixed}; raise --max-prompt-tokens"
     ]
     assert len(encoded([pair(LONG)], chat, Limits(prompt_tokens=fixed + 1)).examples[0].prompt) == fixed + 1
@@ -179,20 +188,22 @@ def test_rows_of_ids_are_cut_like_text_and_keep_bos(chat):
 
 @pytest.mark.parametrize("record", [ids_pair((1, 9)), ids_pair(chosen=(9,)), ids_pair(rejected=(1, 9, 2))])
 def test_an_id_outside_the_vocabulary_is_a_fault(record):
-    made = encode([record], None, WIDE, n_ids=9)
-    assert made.faults == ["rows.jsonl:1: token id 9 is outside the model's vocabulary of 9"] and not made.examples
-    assert len(encode([record], None, WIDE, n_ids=10).examples) == 1
+    made = read([record], None, WIDE, n_ids=9)
+    assert made.skipped == ["rows.jsonl:1: token id 9 is outside the model's vocabulary of 9"] and not made.examples
+    assert len(read([record], None, WIDE, n_ids=10).examples) == 1
 
 
 def test_a_tokenizer_larger_than_the_model_is_a_fault_of_the_row(chat):
-    made = encode([pair()], chat, WIDE, n_ids=200)
-    (fault,) = made.faults
+    made = read([pair()], chat, WIDE, n_ids=200)
+    (fault,) = made.skipped
     assert fault.startswith("rows.jsonl:1: token id ") and fault.endswith("outside the model's vocabulary of 200")
 
 
 def test_text_without_a_tokenizer_is_a_fault_and_other_rows_go_on():
-    made = encode([pair(place="rows.jsonl:1"), ids_pair()], None, WIDE, n_ids=100)
-    assert made.faults == ["rows.jsonl:1: a row of text, and the model folder has no tokenizer; give rows of token ids"]
+    made = read([pair(place="rows.jsonl:1"), ids_pair()], None, WIDE, n_ids=100)
+    assert made.skipped == [
+        "rows.jsonl:1: a row of text, and the model folder has no tokenizer; give rows of token ids"
+    ]
     assert len(made.examples) == 1
 
 
@@ -205,10 +216,10 @@ def test_a_row_that_the_template_refuses_does_not_move_the_others(chat, tmp_path
     )
     strict = Chat(Tokenizer(tmp_path))
     refused = pair((Message("system", "x"), Message("user", "q")), place="rows.jsonl:2")
-    made = encode([pair("one"), refused, pair("three", "four", place="rows.jsonl:3")], strict, WIDE, n_ids=400)
+    made = read([pair("one"), refused, pair("three", "four", place="rows.jsonl:3")], strict, WIDE, n_ids=400)
     assert [e.place for e in made.examples] == ["rows.jsonl:1", "rows.jsonl:3"]
     assert strict.tokenizer.decode(made.examples[1].responses[0]) == "four"
-    (fault,) = made.faults
+    (fault,) = made.skipped
     assert fault.startswith("rows.jsonl:2: the chat template ") and fault.endswith("no system")
 
 
@@ -224,13 +235,13 @@ def test_a_pair_is_a_pair():
 def test_a_pair_makes_two_labelled_examples_next_to_each_other():
     e = example(2)
     desirable, undesirable = in_form([e], "unpaired")
-    assert desirable == (e.place, e.prompt, (e.responses[0],), True)
-    assert undesirable == (e.place, e.prompt, (e.responses[1],), False)
+    assert desirable == (e.place, e.prompt, (e.responses[0],), True, None, None)
+    assert undesirable == (e.place, e.prompt, (e.responses[1],), False, None, None)
 
 
 def test_a_pair_gives_its_chosen_response_alone():
     e = example(2)
-    assert in_form([e], "single") == [(e.place, e.prompt, (e.responses[0],), None)]
+    assert in_form([e], "single") == [(e.place, e.prompt, (e.responses[0],), None, None, None)]
 
 
 @pytest.mark.parametrize("label", [True, False])

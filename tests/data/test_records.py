@@ -6,8 +6,8 @@ import os
 import pytest
 
 from data import InputError, load_preferences
-from data.jsonl import MAX_DEPTH
 from data.records import Message, Record, read_prompts, read_records
+from data.sources import MAX_DEPTH, Reading
 from tests import tiny
 
 USER, ANSWER, OTHER = ({"role": r, "content": c} for r, c in [("user", "q"), ("assistant", "a"), ("assistant", "b")])
@@ -30,9 +30,9 @@ def fault_of(tmp_path, row):
     """The one sentence about a row, which stands on line 2, behind its file and line."""
     line = row if isinstance(row, bytes) else (row if isinstance(row, str) else json.dumps(row)).encode()
     file = write(tmp_path, json.dumps(PAIR).encode() + b"\n" + line + b"\n")
-    records, faults = read_records(file)
-    assert len(records) == len(faults) == 1
-    place, colon, sentence = faults[0].partition(f"{file}:2: ")
+    good, fault = read_records(file)
+    assert isinstance(good, Record) and isinstance(fault, InputError)
+    place, colon, sentence = str(fault).partition(f"{file}:2: ")
     assert place == "" and colon
     assert "\n" not in sentence
     return sentence
@@ -40,6 +40,13 @@ def fault_of(tmp_path, row):
 
 CONVERSATION = [SYSTEM, USER, ANSWER, {"role": "user", "content": "and?"}]
 LONG = tuple(Message(m["role"], m["content"]) for m in CONVERSATION)
+SHARED = [("human", "q"), ("gpt", "a")]
+
+
+def rated(response, score):
+    return {"model": "m", "response": response, "overall_score": score, "annotations": {}}
+
+
 FORMS = {
     "all text": (PAIR, "pairs", Q, ("a", "b"), None),
     "prompt as messages": (PAIR | {"prompt": CONVERSATION}, "pairs", LONG, ("a", "b"), None),
@@ -101,6 +108,80 @@ FORMS = {
         ((2,), (3,)),
         None,
     ),
+    "HH's transcripts": (
+        {
+            "chosen": "\n\nHuman: q\n\nAssistant: a",
+            "rejected": "\n\nHuman: q\n\nAssistant: b",
+        },
+        "pairs",
+        Q,
+        ("a", "b"),
+        None,
+    ),
+    "HH's transcripts of several turns": (
+        {
+            "chosen": "\n\nHuman: q\n\nAssistant: a\n\nHuman: and? Human: is\n\nmore\n\nAssistant: c\n\nd",
+            "rejected": "\n\nHuman: q\n\nAssistant: a\n\nHuman: and? Human: is\n\nmore\n\nAssistant: b",
+        },
+        "pairs",
+        (*Q, Message("assistant", "a"), Message("user", "and? Human: is\n\nmore")),
+        ("c\n\nd", "b"),
+        None,
+    ),
+    "sharegpt's conversation": (
+        {"conversations": [{"from": "system", "value": "be brief"}, *[{"from": f, "value": v} for f, v in SHARED]]},
+        "single",
+        (Message("system", "be brief"), *Q),
+        ("a",),
+        None,
+    ),
+    "sharegpt's pair": (
+        {
+            "conversations": [{"from": "human", "value": "q"}],
+            "chosen": {"from": "gpt", "value": "a"},
+            "rejected": {"from": "gpt", "value": "b"},
+        },
+        "pairs",
+        Q,
+        ("a", "b"),
+        None,
+    ),
+    "UltraFeedback's own: the best over the worst": (
+        {"instruction": "q", "models": ["x"], "completions": [rated("c", 7), rated("b", 2.5), rated("a", 9)]},
+        "pairs",
+        Q,
+        ("a", "b"),
+        None,
+        (9.0, 2.5),
+    ),
+    "UltraFeedback's own: of several the first": (
+        {"instruction": "q", "completions": [rated("b", 1), rated("a", 2), rated("x", 2), rated("y", 1)]},
+        "pairs",
+        Q,
+        ("a", "b"),
+        None,
+        (2.0, 1.0),
+    ),
+    "scores of a pair": (PAIR | {"chosen_score": 4, "rejected_score": 1.5}, "pairs", Q, ("a", "b"), None, (4.0, 1.5)),
+    "scores by UltraFeedback's other names": (
+        PAIR | {"score_chosen": 4, "score_rejected": -1, "own_score": 3},
+        "pairs",
+        Q,
+        ("a", "b"),
+        None,
+        (4.0, -1.0),
+        3.0,
+    ),
+    "one score alone": (PAIR | {"chosen_score": 4, "rejected_score": None}, "pairs", Q, ("a", "b"), None),
+    "own score of a completion": (
+        {"prompt": "q", "completion": "a", "label": True, "own_score": 0},
+        "unpaired",
+        Q,
+        ("a",),
+        True,
+        None,
+        0.0,
+    ),
     "extra fields": (PAIR | {"score": 0.5, "source": {"x": [None]}}, "pairs", Q, ("a", "b"), None),
     "empty system message": (
         PAIR | {"prompt": [SYSTEM | {"content": ""}, USER]},
@@ -112,11 +193,29 @@ FORMS = {
 }
 
 
-@pytest.mark.parametrize(("row", "form", "prompt", "responses", "label"), FORMS.values(), ids=FORMS)
-def test_a_row_of_every_form_is_read(tmp_path, row, form, prompt, responses, label):
+@pytest.mark.parametrize("case", FORMS.values(), ids=FORMS)
+def test_a_row_of_every_form_is_read(tmp_path, case):
+    row, *expected = case
     (record,) = load(tmp_path, row)
-    assert record == Record(f"{tmp_path}/rows.jsonl:1", form, prompt, responses, label)
+    assert record == Record(f"{tmp_path}/rows.jsonl:1", *expected)
     assert record.is_tokenised == ("prompt_ids" in row)
+
+
+def test_rows_whose_answers_are_rated_alike_are_left_out(tmp_path):
+    ties = {"instruction": "q", "completions": [rated("a", 3), rated("b", 3)]}
+    file = tiny.write_rows(tmp_path / "rows.jsonl", [ties, PAIR, ties])
+    kinds = [type(item).__name__ for item in read_records(file)]
+    assert kinds == ["Tie", "Record", "Tie"]
+    assert [r.place for r in load_preferences(file)] == [f"{file}:2"]
+
+
+def test_a_role_is_known_where_a_template_names_it(tmp_path):
+    turns = [USER, ANSWER, {"role": "tool", "content": "42"}]
+    file = tiny.write_rows(tmp_path / "rows.jsonl", [PAIR | {"prompt": turns}])
+    (fault,) = read_records(file)
+    assert str(fault) == f"{file}:1: \"prompt\"[2] has the role 'tool'; roles are system, user, assistant"
+    (record,) = read_records(file, roles=("system", "user", "assistant", "tool"))
+    assert isinstance(record, Record) and record.prompt[2] == Message("tool", "42")
 
 
 def test_content_is_trimmed_at_both_ends_and_nowhere_else(tmp_path):
@@ -225,6 +324,26 @@ FAULTS = {
     "messages of the user": ({"messages": [USER, USER]}, '"messages" has to end with a user message and its assistant'),
     "messages of answers": ({"messages": [ANSWER, ANSWER]}, "the prompt has to end with a user message"),
     "ids as text": (ids(prompt_ids="1 2"), '"prompt_ids" has to be a list of token ids'),
+    "a transcript without an answer": (
+        {"chosen": "\n\nHuman: q\n\nAssistant:", "rejected": "\n\nHuman: q\n\nAssistant: b"},
+        '"chosen[1].content" is empty',
+    ),
+    "a transcript of another prompt": (
+        {"chosen": "\n\nHuman: q\n\nAssistant: a", "rejected": "\n\nHuman: z\n\nAssistant: b"},
+        "the prompt has to end with a user message",
+    ),
+    "a score of text": (PAIR | {"chosen_score": "4"}, "\"chosen_score\" is '4'; it has to be a number"),
+    "a score of truth": (PAIR | {"own_score": True}, '"own_score" is True; it has to be a number'),
+    "completions without scores": (
+        {"instruction": "q", "completions": [{"response": "a"}]},
+        '"completions[0].overall_score" is None, not a number',
+    ),
+    "completions that are none": ({"instruction": "q", "completions": "a"}, '"completions" has to be a list'),
+    "no completions": ({"instruction": "q", "completions": []}, '"completions" has to be a list'),
+    "names that are not ours": (
+        {"question": "q", "winner": "a"},
+        'neither "chosen" and "rejected" nor "completion" nor "messages" but "question", "winner"; name its columns',
+    ),
     "ids with a float": (ids(chosen_ids=[1.0]), '"chosen_ids" has to be a list of token ids'),
     "ids with a bool": (ids(chosen_ids=[True]), '"chosen_ids" has to be a list of token ids'),
     "ids below 0": (ids(rejected_ids=[-1]), '"rejected_ids" has to be a list of token ids'),
@@ -250,18 +369,19 @@ def test_the_deepest_row_allowed_is_read(tmp_path):
 
 
 def test_a_missing_file_is_named(tmp_path):
-    with pytest.raises(InputError, match=r"absent\.jsonl: no such file$"):
+    with pytest.raises(InputError, match=r"absent\.jsonl: no such file or folder; give a file"):
         load_preferences(tmp_path / "absent.jsonl")
 
 
 def test_a_file_of_another_kind_is_refused_before_it_is_read(tmp_path):
-    with pytest.raises(InputError, match=r"rows\.csv: rows are read from \.jsonl files; convert it"):
-        load_preferences(tmp_path / "rows.csv")
+    (tmp_path / "rows.txt").write_text(json.dumps(PAIR))
+    with pytest.raises(InputError, match=r"rows\.txt: rows are read from \.jsonl, \.json, .*; convert it"):
+        load_preferences(tmp_path / "rows.txt")
 
 
-def test_a_folder_is_not_a_file(tmp_path):
+def test_an_empty_folder_is_told_as_one(tmp_path):
     (tmp_path / "rows.jsonl").mkdir()
-    with pytest.raises(InputError, match=r"rows\.jsonl: not a regular file"):
+    with pytest.raises(InputError, match=r"rows\.jsonl: no files of rows in it \(\.jsonl, \.json"):
         load_preferences(tmp_path / "rows.jsonl")
 
 
@@ -290,11 +410,12 @@ def test_a_name_that_is_too_long_is_an_input_error(tmp_path):
         load_preferences(tmp_path / ("a" * 300 + ".jsonl"))
 
 
-def test_a_row_too_long_for_memory_is_refused(tmp_path, monkeypatch):
-    monkeypatch.setattr("data.jsonl.MAX_ROW_BYTES", 2**20)
-    file = write(tmp_path, json.dumps(PAIR) + "\n" + json.dumps(PAIR | {"chosen": "a" * 2**20}))
-    with pytest.raises(InputError, match=r"rows\.jsonl:2: longer than 1 MB"):
-        load_preferences(file)
+def test_a_row_that_is_too_long_is_a_fault_and_the_next_is_read(tmp_path):
+    row = json.dumps(PAIR)
+    file = write(tmp_path, "\n".join([row, json.dumps(PAIR | {"chosen": "a" * 3 * 2**20}), row]))
+    one, fault, three = read_records(file, Reading(max_row_mb=1))
+    assert isinstance(one, Record) and isinstance(three, Record) and three.place.endswith(":3")
+    assert str(fault) == f"{file}:2: longer than 1 MB; mend it, or raise --max-row-mb"
 
 
 @pytest.mark.parametrize("content", ["", "\n \n\r\n", "\ufeff"], ids=["empty", "blank", "a mark only"])
@@ -335,7 +456,9 @@ def test_ten_faults_are_listed_and_the_rest_counted(tmp_path, bad):
         load(tmp_path, *rows)
     first, *lines = str(fault.value).split("\n")
     assert first == f"{bad} of {bad + 2} rows cannot be used; mend them, or go on without them: --skip-bad-rows"
-    listed = [f'  {tmp_path}/rows.jsonl:{i + 3}: "chosen" is empty' for i in range(min(bad, 10))]
+    listed = [
+        f'  {tmp_path}/rows.jsonl:{i + 3}: "chosen" is empty; write it or delete the row' for i in range(min(bad, 10))
+    ]
     assert lines == listed + [f"  ... and {bad - 10} more"] * (bad > 10)
 
 
@@ -361,7 +484,7 @@ def test_faults_of_prompts_are_listed_too(tmp_path):
         read_prompts(file)
     assert str(fault.value).split("\n") == [
         "2 of 3 rows cannot be used; mend or delete them",
-        f'  {file}:2: "prompt" is empty',
+        f'  {file}:2: "prompt" is empty; write it or delete the row',
         f'  {file}:3: "prompt" is missing; every row needs it',
     ]
 

@@ -38,7 +38,13 @@ def test_a_round_trip_is_bit_equal(shape, dtype, tmp_path):
 def test_transformers_loads_what_is_written(shape, shard_bytes, tmp_path):
     source = tiny.write_model(tmp_path / "source", TEXTS, shape=shape)
     model = weights.load(source)
-    weights.save(model, tmp_path / "out", stop_ids=(396, 399), chat_template="{{ messages }}", shard_bytes=shard_bytes)
+    weights.save(
+        model,
+        tmp_path / "out",
+        stop_ids=(396, 399),
+        beside={"chat_template.jinja": TEMPLATE},
+        shard_bytes=shard_bytes,
+    )
     peer, report = AutoModelForCausalLM.from_pretrained(tmp_path / "out", output_loading_info=True)
     assert not report["missing_keys"] and not report["unexpected_keys"] and not report["mismatched_keys"]
     original = AutoModelForCausalLM.from_pretrained(source)
@@ -47,7 +53,7 @@ def test_transformers_loads_what_is_written(shape, shard_bytes, tmp_path):
         assert torch.equal(peer(ids).logits, original(ids).logits)
     assert peer.generation_config.eos_token_id == [396, 399]
     tokenizer = AutoTokenizer.from_pretrained(tmp_path / "out")
-    assert tokenizer.chat_template == "{{ messages }}"
+    assert tokenizer.chat_template == TEMPLATE
     assert tokenizer.encode("A small text") == AutoTokenizer.from_pretrained(source).encode("A small text")
 
 
@@ -111,6 +117,7 @@ def pickled(folder):
     (folder / "pytorch_model.bin").write_bytes(pickle.dumps({"a": 1}))
 
 
+TEMPLATE = "{{ messages }}"
 INDEX = "model.safetensors.index.json"
 NORM = "model.norm.weight"
 

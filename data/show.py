@@ -1,0 +1,180 @@
+"""One row as the trainer sees it: trunk, branches, what is predicted, which ids are control tokens, what was cut.
+
+    python -m data.show pairs.jsonl --model DIR --row 3
+
+Most spoilt alignment runs are spoilt by a template or a token that is not what one thinks; this is where it shows.
+Tokens are divided by a thin bar, control tokens stand in brackets with their ids, what was cut in double brackets.
+"""
+
+import os
+import sys
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from itertools import groupby, islice
+from pathlib import Path
+
+import tyro
+
+from data import cli
+from data.chat import Chat
+from data.dataset import RowSettings, open_model
+from data.errors import InputError
+from data.examples import Cut, encode
+from data.records import ROLES, read_records
+from data.tokenizer import read_json
+
+EXAMPLE = "python -m data.show pairs.jsonl --model path/to/Llama-3-8B-Instruct --row 1"
+BAR = "\u254e"  # between tokens
+SHOWN_CUT = 400  # characters of a cut that are shown
+COLOURS = {
+    "heading": "1",
+    "control": "1;35",
+    "predicted": "32",
+    "seen": "0",
+    "cut": "9;31",
+    "bar": "2",
+    "warning": "1;33",
+}
+
+
+@dataclass(frozen=True, kw_only=True)
+class ShowConfig(RowSettings):
+    """Show one row as the trainer sees it."""
+
+    file: tyro.conf.Positional[str]
+    """Rows: a .jsonl, .json, .csv or .parquet file, a folder of such files, or a hub id."""
+    model: str
+    """Checkpoint folder (Hugging Face layout) or hub id, for its tokenizer and chat template."""
+    row: int = 1
+    """Which row, from 1."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.row < 1:
+            raise InputError(f"--row: {self.row} is not above 0")
+
+
+def show(cut: Cut, chat: Chat | None, *, colour: bool = False) -> str:
+    """The text of the view. chat None: ids only, there is no tokenizer to spell them."""
+    page = _Page(chat, colour)
+    example = cut.example
+    names = ("chosen", "rejected") if len(example.responses) == 2 else ("completion",)
+    made = page.paint("heading", f"{visible(example.place)}: {page.kind(cut)}") + "\n"
+    if chat is not None:
+        made += f"template: {visible(str(chat.template.place))}\n"
+    n_cut = len(cut.whole_prompt) - len(example.prompt)
+    made += page.heading("trunk", len(example.prompt), n_cut, "seen by every branch, predicted by none")
+    made += page.tokens(cut.whole_prompt, cut.kept, "seen")
+    for name, whole, kept in zip(names, cut.whole_responses, example.responses, strict=True):
+        n_cut = len(whole) - len(kept)
+        made += page.heading(f"branch: {name}", len(kept), n_cut, "each is predicted; the last is no input")
+        made += page.tokens(whole, [i < len(kept) for i in range(len(whole))], "predicted")
+    return made + page.footer(cut)
+
+
+def visible(text: str) -> str:
+    """Text in which nothing acts on a terminal: control characters, bidi marks and the like shown as signs."""
+    return "".join(_sign(c) for c in text)
+
+
+def _sign(c: str) -> str:
+    if c == "\n":
+        return "\u23ce"
+    if ord(c) < 0x20:
+        return chr(0x2400 + ord(c))
+    is_shown = c == " " or (c.isprintable() and c != BAR)
+    return c if is_shown else f"\\u{ord(c):04x}"
+
+
+class _Page:
+    """The parts of the view, in colour or plain."""
+
+    def __init__(self, chat: Chat | None, colour: bool) -> None:
+        self._chat, self._colour = chat, colour
+
+    def paint(self, kind: str, text: str) -> str:
+        return f"\x1b[{COLOURS[kind]}m{text}\x1b[0m" if self._colour and text else text
+
+    def kind(self, cut: Cut) -> str:
+        example = cut.example
+        if len(example.responses) == 2:
+            said = "a pair"
+        else:
+            said = "a completion" if example.label is None else f"a completion labelled {str(example.label).lower()}"
+        scores = "" if example.scores is None else f", scores {', '.join(f'{s:g}' for s in example.scores)}"
+        return said + scores + ("" if example.own_score is None else f", own score {example.own_score:g}")
+
+    def heading(self, name: str, n: int, n_cut: int, what: str) -> str:
+        counts = f"{n} token{'s' * (n != 1)}" + (f", {n_cut} cut" if n_cut else "")
+        return "\n" + self.paint("heading", f"{name}: {counts}") + f" ({what})\n"
+
+    def tokens(self, ids: Sequence[int], kept: Sequence[bool], kind: str) -> str:
+        bar = self.paint("bar", BAR)
+        parts = []
+        for stays, group in groupby(zip(ids, kept, strict=True), key=lambda item: item[1]):
+            run = [i for i, _ in group]
+            if stays:
+                parts.append(bar.join(self.paint(k, text) for k, text in self._cells(run, kind)))
+            else:
+                text = "".join(text for _, text in self._cells(run, kind))
+                if len(text) > SHOWN_CUT:
+                    text = f"{text[: SHOWN_CUT // 2]} ... {text[-SHOWN_CUT // 2 :]}"
+                parts.append("\u27e6cut: " + self.paint("cut", text) + "\u27e7")
+        return bar.join(parts).replace("\u23ce", "\u23ce\n") + "\n"
+
+    def _cells(self, ids: Sequence[int], kind: str) -> Iterator[tuple[str, str]]:
+        """(kind, text) of each token; tokens that only together make a letter come together, with their count."""
+        if self._chat is None:
+            yield from ((kind, f" {i} ") for i in ids)
+            return
+        tokenizer = self._chat.tokenizer
+        waiting: list[int] = []
+        for at, i in enumerate(ids):
+            if tokenizer.is_control(i):
+                yield "control", f"[{visible(tokenizer.spelling(i))} {i}]"
+                continue
+            waiting.append(i)
+            text = tokenizer.text_of_tokens(waiting)
+            is_last = at + 1 == len(ids) or tokenizer.is_control(ids[at + 1])
+            if "\ufffd" in text and len(waiting) < 8 and not is_last:
+                continue
+            yield kind, visible(text) + (f"({len(waiting)} tokens)" if len(waiting) > 1 else "")
+            waiting = []
+
+    def footer(self, cut: Cut) -> str:
+        """What to look at: control tokens that are met more often than they should be, and cuts."""
+        example, said = cut.example, []
+        if self._chat is not None:
+            tokenizer = self._chat.tokenizer
+            if example.prompt.tolist().count(tokenizer.bos_id) > 1:
+                said.append("the token that begins a text stands more than once")
+            ends = [r[-1] != self._chat.end_of_turn for r in example.responses]
+            said += ["a response was cut: it does not end with the end-of-turn token"] * any(ends)
+        said += ["the prompt was cut"] * cut.is_prompt_cut
+        return "".join("\n" + self.paint("warning", f"note: {sentence}") for sentence in said) + "\n" * bool(said)
+
+
+def wants_colour() -> bool:
+    """Whether stdout is a terminal; NO_COLOR and FORCE_COLOR decide otherwise."""
+    if os.environ.get("NO_COLOR"):
+        return False
+    return bool(os.environ.get("FORCE_COLOR")) or sys.stdout.isatty()
+
+
+def main(argv: Sequence[str]) -> None:
+    """The command."""
+    config = cli.parse(ShowConfig, argv, command="python -m data.show", example=EXAMPLE)
+    folder, chat = open_model(config.model)
+    n_ids = read_json(Path(folder) / "config.json").get("vocab_size")
+    records = read_records(config.file, config.reading, roles=chat.roles if chat else ROLES)
+    record = next(islice(records, config.row - 1, None), None)
+    if record is None:
+        raise InputError(f"{config.file}: has fewer than {config.row} rows; lower --row")
+    (cut,) = encode([record], chat, config.limits, n_ids=n_ids if isinstance(n_ids, int) else 2**31)
+    if isinstance(cut, InputError):
+        raise cut
+    sys.stdout.write(show(cut, chat, colour=wants_colour()))
+
+
+if __name__ == "__main__":
+    cli.run(main)

@@ -1,0 +1,191 @@
+"""TRL's names of settings in ours, for a YAML file that was written for `trl dpo` or `trl kto`.
+
+Every translation is said aloud. A setting that would change the result and has no counterpart here is an error; one
+that does not matter here is named, with the reason.
+"""
+
+# Names and defaults as of TRL 1.16 (trl/trainer/dpo_config.py, kto_config.py) and transformers' TrainingArguments.
+
+import os
+from collections.abc import Callable
+from typing import Any
+
+from data import InputError
+
+Settings = dict[str, Any]
+
+RENAMED = {
+    "model_name_or_path": "model",
+    "dataset_name": "data",
+    "output_dir": "out",
+    "learning_rate": "lr",
+    "num_train_epochs": "epochs",
+    "max_prompt_length": "max_prompt_tokens",
+    "max_completion_length": "max_response_tokens",
+    "save_total_limit": "keep",
+}
+BATCH = ("per_device_train_batch_size", "gradient_accumulation_steps")
+LOSSES: dict[str, str] = {"sigmoid": "dpo"}  # the others have the same name in both, or none here
+NEUTRAL = {  # what does not change the result, and what is done here
+    "logging_steps": "every step is logged",
+    "logging_strategy": "every step is logged",
+    "logging_first_step": "every step is logged",
+    "report_to": "metrics go to metrics.jsonl and TensorBoard",
+    "run_name": "a run is called as its folder is",
+    "save_strategy": "a checkpoint is saved after every epoch",
+    "save_steps": "a checkpoint is saved after every epoch",
+    "eval_strategy": "held-out rows are measured after every epoch",
+    "eval_steps": "held-out rows are measured after every epoch",
+    "do_eval": "held-out rows are measured where --eval-data or --eval-pairs is given",
+    "per_device_eval_batch_size": "held-out rows are packed as --micro-tokens allows",
+    "gradient_checkpointing": "memory is bounded by --micro-tokens",
+    "gradient_checkpointing_kwargs": "memory is bounded by --micro-tokens",
+    "attn_implementation": "the engine brings its own attention",
+    "padding_free": "nothing is padded",
+    "dataset_num_proc": "rows are encoded on all cores",
+    "dataloader_num_workers": "rows are encoded before the first step",
+    "ddp_timeout": "torch's own time-outs hold",
+    "log_level": "there is one",
+    "disable_tqdm": "the bar is quiet where there is no terminal",
+    "remove_unused_columns": "extra columns are ignored",
+}
+ONLY = {  # settings of which one value means what is done here
+    "lr_scheduler_type": ("linear", "the rate falls linearly"),
+    "fp16": ("false", "--dtype is bfloat16 or float32"),
+    "use_peft": ("false", "all parameters are trained"),
+    "load_in_4bit": ("false", "all parameters are trained"),
+    "load_in_8bit": ("false", "all parameters are trained"),
+    "push_to_hub": ("false", "nothing is uploaded"),
+    "trust_remote_code": ("false", "no code of a model folder is ever run"),
+    "weight_decay": ("0", "there is no weight decay"),
+    "warmup_ratio": ("0", "the warm-up is counted in steps: --warmup-steps"),
+    "label_smoothing": ("0", "labels are taken as they are"),
+    "sync_ref_model": ("false", "the reference is frozen"),
+    "dataset_train_split": ("train", "a split is named behind the source: --data NAME:SPLIT"),
+}
+
+
+def translate(settings: Settings, say: Callable[[str], None]) -> Settings:
+    """Settings with TRL's names put into ours; each translation is handed to `say` as a sentence.
+
+    Raises InputError for a setting that has no counterpart here, and where both names of one stand.
+    """
+    made: Settings = {}
+
+    def put(name: str, value: Any, said: str) -> None:
+        if name in settings or name in made:
+            raise InputError(f"{said.partition(':')[0]} and {name}: two names of one setting; keep one")
+        made[name] = value
+        say(f"{said} is --{name if '.' in name else name.replace('_', '-')} {_shown(value)} here")
+
+    for name, value in settings.items():
+        said = f"{name}: {_shown(value)}"
+        if name in RENAMED:
+            put(RENAMED[name], value.removesuffix(".0") if name == "num_train_epochs" else value, said)
+        elif name in NEUTRAL:
+            say(f"{name}: left out, {NEUTRAL[name]} here")
+        elif name in ONLY:
+            _check_only(name, value)
+        elif name in SPECIAL:
+            for ours, theirs in SPECIAL[name](value, settings):
+                put(ours, theirs, said)
+        elif name == BATCH[0] or (name == BATCH[1] and BATCH[0] not in settings):
+            parts, size = _batch(settings)
+            put("batch_size", size, parts)
+        elif name == "max_steps" and value == "-1":
+            say("max_steps: -1 is no --max-steps here")
+        elif name != BATCH[1]:
+            made[name] = value
+    return made
+
+
+def counterpart(name: str) -> str | None:
+    """What to say of a flag with one of TRL's names; None where it is none."""
+    if name in RENAMED:
+        return f"--{RENAMED[name].replace('_', '-')}"
+    if name in BATCH:
+        return "--batch-size, examples per step over all processes"
+    if name in SPECIAL or name in ONLY or name in NEUTRAL:
+        return f"nothing of that name; in a --config file {name} is understood"
+    return None
+
+
+def _check_only(name: str, value: Any) -> None:
+    wanted, why = ONLY[name]
+    if str(value).lower() not in (wanted, f"{wanted}.0", "null", ""):
+        raise InputError(f"{name}: {_shown(value)} is not to be had, {why} here; take it out")
+
+
+def _batch(settings: Settings) -> tuple[str, str]:
+    """How many examples a step takes over all processes, and how that came to be."""
+    try:
+        per_device, accumulated = (
+            int(settings.get(name, default)) for name, default in zip(BATCH, ("8", "1"), strict=True)
+        )
+    except ValueError:
+        raise InputError(f"{BATCH[0]} and {BATCH[1]} have to be whole numbers") from None
+    n_processes = int(os.environ.get("WORLD_SIZE", "1"))
+    parts = f"{BATCH[0]}: {per_device} x {BATCH[1]} {accumulated} x {n_processes} processes"
+    return parts, str(per_device * accumulated * n_processes)
+
+
+def _loss(value: Any, settings: Settings) -> list[tuple[str, str]]:
+    names = value if isinstance(value, list) else [value]
+    if len(names) > 1:
+        raise InputError(f"loss_type: {_shown(value)} are several; give one")
+    name = str(names[0])
+    return [("loss", LOSSES.get(name, name))]
+
+
+def _max_length(value: Any, settings: Settings) -> list[tuple[str, str]]:
+    """TRL cuts prompt and response together; here each has a limit of its own, which together are no more."""
+    prompt = settings.get("max_prompt_length")
+    response = settings.get("max_completion_length")
+    if not str(value).isdigit():
+        raise InputError(f"max_length: {_shown(value)} is not a number; give max_prompt_tokens and max_response_tokens")
+    if prompt is not None and response is not None:
+        return []
+    if prompt is not None:
+        return [("max_response_tokens", str(int(value) - int(prompt)))]
+    if response is not None:
+        return [("max_prompt_tokens", str(int(value) - int(response)))]
+    return [("max_prompt_tokens", str(int(value) // 2)), ("max_response_tokens", str(int(value) - int(value) // 2))]
+
+
+def _choice(name: str, ours: str, choices: dict[str, str | None]) -> Callable[[Any, Settings], list[tuple[str, str]]]:
+    def choose(value: Any, settings: Settings) -> list[tuple[str, str]]:
+        if str(value).lower() not in choices:
+            raise InputError(f"{name}: {_shown(value)} is not to be had here; one of {', '.join(choices)}")
+        found = choices[str(value).lower()]
+        return [] if found is None else [(ours, found)]
+
+    return choose
+
+
+def _weight(name: str) -> Callable[[Any, Settings], list[tuple[str, str]]]:
+    def put(value: Any, settings: Settings) -> list[tuple[str, str]]:
+        loss = settings.get("loss") or dict(_loss(settings.get("loss_type", "kto"), settings))["loss"]
+        return [(f"{loss}.{name}", value)]
+
+    return put
+
+
+def _shown(value: Any) -> str:
+    return ", ".join(map(str, value)) if isinstance(value, list) else str(value)
+
+
+SPECIAL: dict[str, Callable[[Any, Settings], list[tuple[str, str]]]] = {
+    "loss_type": _loss,
+    "max_length": _max_length,
+    "optim": _choice(
+        "optim",
+        "optimizer",
+        {"rmsprop": "rmsprop", "adamw_torch": "adamw", "adamw_torch_fused": "adamw", "adamw": "adamw"},
+    ),
+    "bf16": _choice("bf16", "dtype", {"true": "bfloat16", "false": None}),
+    "torch_dtype": _choice("torch_dtype", "dtype", {"bfloat16": "bfloat16", "float32": "float32", "auto": None}),
+    "truncation_mode": _choice("truncation_mode", "keep_prompt", {"keep_end": "end", "keep_start": "start"}),
+    "precompute_ref_log_probs": _choice("precompute_ref_log_probs", "reference", {"true": "precompute", "false": None}),
+    "desirable_weight": _weight("desirable_weight"),
+    "undesirable_weight": _weight("undesirable_weight"),
+}

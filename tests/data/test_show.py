@@ -1,0 +1,138 @@
+"""What a user sees of a row: every token, what is predicted, what was cut, and nothing that acts on a terminal."""
+
+import os
+import re
+import subprocess
+import sys
+
+import pytest
+
+from data.chat import Chat
+from data.examples import Limits, encode
+from data.records import Message, Record
+from data.show import BAR, show, visible
+from data.tokenizer import Tokenizer
+from tests import tiny
+
+LONG = "one two three four five six seven eight nine ten"
+ANSI = re.compile(r"\x1b\[[\d;]*m")
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    return tiny.write_model(
+        tmp_path_factory.mktemp("tmp") / "model", [LONG, "user assistant system\n\n question answer"]
+    )
+
+
+@pytest.fixture(scope="module")
+def chat(folder):
+    return Chat(Tokenizer(folder))
+
+
+def cut_of(chat, prompt="question", responses=("answer", "one two"), **limits):
+    form = "pairs" if len(responses) == 2 else "single"
+    record = Record("rows.jsonl:7", form, (Message("user", prompt),), responses, None, (4.0, 1.5), 2.0)
+    (cut,) = encode([record], chat, Limits(**limits), n_ids=400)
+    return cut
+
+
+def sections(text):
+    """{heading: body} of the plain view."""
+    parts = re.split(r"\n(trunk|branch: \w+): ", text)
+    return dict(zip(parts[1::2], parts[2::2], strict=True))
+
+
+def test_every_token_is_shown_once_and_control_tokens_with_their_ids(chat):
+    cut = cut_of(chat)
+    shown = sections(show(cut, chat))
+    names = ("trunk", "branch: chosen", "branch: rejected")
+    for name, ids in zip(names, (cut.example.prompt, *cut.example.responses), strict=True):
+        heading, _, body = shown[name].partition("\n")
+        assert heading.startswith(f"{len(ids)} tokens (")
+        cells = body.removesuffix("\n").replace("\u23ce\n", "\n").split(BAR)
+        assert len(cells) == len(ids)
+        for cell, i in zip(cells, ids.tolist(), strict=True):
+            control = re.fullmatch(r"\[(<\|.*\|>) (\d+)\]", cell)
+            if chat.tokenizer.is_control(i):
+                assert control and int(control[2]) == i and chat.tokenizer.added[control[1]] == i
+            else:
+                assert cell == chat.tokenizer.decode([i])
+    assert shown["branch: chosen"].rstrip().endswith(f"[<|eot_id|> {chat.end_of_turn}]")
+    assert "predicted by none" in shown["trunk"] and "each is predicted" in shown["branch: chosen"]
+
+
+def test_the_head_names_the_row_its_kind_and_the_template(chat):
+    first, second = show(cut_of(chat), chat).split("\n")[:2]
+    assert first == "rows.jsonl:7: a pair, scores 4, 1.5, own score 2"
+    assert second == "template: <built-in Llama-3>"
+
+
+def test_what_was_cut_is_shown_where_it_stood(chat):
+    whole = cut_of(chat, LONG, (LONG, "one"))
+    cut = cut_of(
+        chat, LONG, (LONG, "one"), prompt_tokens=len(whole.example.prompt) - 3, response_tokens=4, keep_prompt="end"
+    )
+    text = show(cut, chat)
+    shown = sections(text)
+    gone = chat.tokenizer.decode([i for i, kept in zip(cut.whole_prompt, cut.kept, strict=True) if not kept])
+    assert (
+        f"{len(cut.example.prompt)} tokens, 3 cut (" in shown["trunk"] and f"\u27e6cut: {gone}\u27e7" in shown["trunk"]
+    )
+    assert shown["branch: chosen"].rstrip().partition("\u27e6")[2].endswith(f"[<|eot_id|> {chat.end_of_turn}]\u27e7")
+    assert "note: a response was cut: it does not end with the end-of-turn token" in text
+    assert "note: the prompt was cut" in text
+    assert "note" not in show(whole, chat)
+
+
+def test_two_tokens_that_begin_a_text_are_noted(chat):
+    cut = cut_of(chat)
+    doubled = cut._replace(
+        example=cut.example._replace(prompt=cut.example.prompt[[0, *range(len(cut.example.prompt))]]),
+        whole_prompt=[cut.whole_prompt[0], *cut.whole_prompt],
+        kept=[True, *cut.kept],
+    )
+    assert "note: the token that begins a text stands more than once" in show(doubled, chat)
+
+
+def test_letters_of_several_tokens_are_shown_whole(chat):
+    text = show(cut_of(chat, "世界 \U0001f642"), chat)
+    assert "世(3 tokens)" in text and "\U0001f642" in text and "\ufffd" not in text
+
+
+def test_colours_change_no_text(chat):
+    cut = cut_of(chat, LONG, (LONG, "one"), response_tokens=4)
+    plain, coloured = show(cut, chat), show(cut, chat, colour=True)
+    assert ANSI.search(coloured) and not ANSI.search(plain)
+    assert ANSI.sub("", coloured) == plain
+
+
+def test_nothing_of_a_row_acts_on_a_terminal(chat):
+    evil = "\x1b[2J\x1b]52;c;cHduZWQ=\x07 \x9b31m \u202eabc\u2066 \x00\x08\x7f\r\u200b end"
+    text = show(cut_of(chat, evil, (evil, "b")), chat)
+    assert not [c for c in text if c != "\n" and not c.isprintable()]
+    assert visible("\x1b\r\u202e\n") == "\u241b\u240d\\u202e\u23ce"
+
+
+def test_ids_without_a_tokenizer_are_shown_as_numbers():
+    record = Record("rows.jsonl:1", "single", (5, 6), ((7,),))
+    (cut,) = encode([record], None, Limits(), n_ids=10)
+    assert sections(show(cut, None))["trunk"].split("\n")[1] == f" 5 {BAR} 6 "
+
+
+def run(*arguments, **env):
+    command = [sys.executable, "-m", "data.show", *map(str, arguments)]
+    return subprocess.run(command, capture_output=True, text=True, check=False, env=os.environ | env)
+
+
+def test_the_command_shows_a_row(folder, tmp_path):
+    rows = [{"prompt": "question", "chosen": "answer", "rejected": c} for c in ("one", "two")]
+    file = tiny.write_rows(tmp_path / "rows.jsonl", [*rows, {"prompt": ""}])
+    done = run(file, "--model", folder, "--row", 2)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert done.stdout.startswith(f"{file}:2: a pair\n") and f"t{BAR}wo" in done.stdout and not ANSI.search(done.stdout)
+    assert ANSI.search(run(file, "--model", folder, FORCE_COLOR="1").stdout)
+    bad = run(file, "--model", folder, "--row", 3)
+    assert (bad.returncode, bad.stdout) == (2, "") and bad.stderr.startswith(f"error: {file}:3: ")
+    beyond = run(file, "--model", folder, "--row", 4)
+    assert beyond.returncode == 2 and "has fewer than 4 rows; lower --row" in beyond.stderr

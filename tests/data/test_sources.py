@@ -1,0 +1,304 @@
+"""Where rows come from: files of four kinds, folders, splits, and what is wrong with each, by file and line."""
+
+import csv
+import json
+import os
+import resource
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from data import InputError
+from data.sources import Reading, files_of, parse_columns, rows_of
+from tests import tiny
+
+parquet = pytest.importorskip("pyarrow.parquet")
+import pyarrow  # noqa: E402
+
+ROWS = [
+    {"prompt": "q\n1", "chosen": "a, b", "rejected": '"c"'},
+    {"prompt": "世界", "chosen": "é\u2028x", "rejected": "\U0001f642"},
+    {"prompt": "q3", "chosen": "a3", "rejected": "b3"},
+]
+
+
+def read(source, **reading):
+    """(rows, faults) of a source."""
+    found = list(rows_of(source, Reading(**reading)))
+    good = [(place, row) for place, row in found if isinstance(row, dict)]
+    return good, [str(row) for _, row in found if isinstance(row, InputError)]
+
+
+def write_csv(path, rows):
+    with open(path, "w", newline="", encoding="utf-8") as file:
+        writer = csv.DictWriter(file, rows[0])
+        writer.writeheader()
+        writer.writerows(rows)
+    return path
+
+
+def write_parquet(path, rows, **options):
+    parquet.write_table(pyarrow.Table.from_pylist(rows), path, **options)
+    return path
+
+
+def write_json(path, rows):
+    path.write_text(json.dumps(rows, ensure_ascii=False, indent=1), encoding="utf-8")
+    return path
+
+
+WRITERS = {".jsonl": tiny.write_rows, ".json": write_json, ".csv": write_csv, ".parquet": write_parquet}
+
+
+# --- what is read --------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("kind", WRITERS)
+def test_rows_are_the_same_from_every_kind_of_file(tmp_path, kind):
+    rows, faults = read(WRITERS[kind](tmp_path / f"rows{kind}", ROWS))
+    assert [row for _, row in rows] == ROWS and not faults
+
+
+def test_places_are_the_lines_where_rows_begin(tmp_path):
+    rows = [(Path(place).name, row["prompt"]) for place, row in read(write_csv(tmp_path / "rows.csv", ROWS))[0]]
+    assert rows == [("rows.csv:2", "q\n1"), ("rows.csv:4", "世界"), ("rows.csv:5", "q3")]  # the first has two lines
+    listed = read(write_json(tmp_path / "rows.json", ROWS))[0]
+    lines = (tmp_path / "rows.json").read_text("utf-8").split("\n")
+    numbers = [int(place.rpartition(":")[2]) for place, _ in listed]
+    assert [lines[n - 1].strip() for n in numbers] == ["{"] * 3 and numbers == [2, 7, 12]
+    counted = read(write_parquet(tmp_path / "rows.parquet", ROWS))[0]
+    assert [Path(place).name for place, _ in counted] == ["rows.parquet:1", "rows.parquet:2", "rows.parquet:3"]
+
+
+def test_json_lines_under_the_name_of_json_are_read(tmp_path):
+    rows, faults = read(tiny.write_rows(tmp_path / "rows.json", ROWS))
+    assert [row for _, row in rows] == ROWS and not faults
+
+
+def test_a_table_of_text_has_labels_scores_and_empty_values(tmp_path):
+    path = tmp_path / "rows.csv"
+    path.write_text("prompt,completion,label,own_score\nq,a,TRUE,1.5\nq,a,0,\nq,a,maybe,2\nq,a,1,high\n")
+    rows, faults = read(path)
+    assert [row["label"] for _, row in rows] == [True, False, "maybe"]
+    assert rows[0][1]["own_score"] == 1.5 and "own_score" not in rows[1][1]
+    assert faults == [f"{path}:5: \"own_score\" is 'high'; it has to be a number"]
+
+
+def test_nested_columns_of_parquet_are_messages(tmp_path):
+    messages = [{"role": "user", "content": "q"}, {"role": "assistant", "content": "a"}]
+    rows, _ = read(write_parquet(tmp_path / "rows.parquet", [{"messages": messages, "score": None}]))
+    assert rows[0][1] == {"messages": messages, "score": None}
+
+
+def test_columns_get_our_names(tmp_path):
+    file = tiny.write_rows(tmp_path / "rows.jsonl", [{"question": "q", "chosen": "old", "winner": "a", "loser": "b"}])
+    columns = parse_columns("prompt=question, chosen=winner,rejected=loser")
+    assert read(file, columns=columns)[0][0][1] == {"prompt": "q", "chosen": "a", "rejected": "b"}
+
+
+@pytest.mark.parametrize("text", ["chosen", "chosen=", "=x", "a=b,a=c", ","])
+def test_columns_that_cannot_be_are_refused(text):
+    with pytest.raises(InputError, match=r"--columns: .* is not of the form chosen=winner"):
+        parse_columns(text)
+
+
+# --- folders -------------------------------------------------------------------------------------------------------
+
+
+def folder_of(tmp_path, *names):
+    for name in names:
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        WRITERS[Path(name).suffix](tmp_path / name, [{"prompt": name}])
+    return tmp_path
+
+
+def names_in(source):
+    return [row["prompt"] for _, row in read(source)[0]]
+
+
+def test_a_folder_is_its_files_in_order(tmp_path):
+    folder = folder_of(tmp_path, "train-00001-of-00002.parquet", "train-00000-of-00002.parquet")
+    assert names_in(folder) == ["train-00000-of-00002.parquet", "train-00001-of-00002.parquet"]
+
+
+def test_a_folder_with_splits_gives_train_or_the_one_that_is_named(tmp_path):
+    folder = folder_of(tmp_path, "data/train-00000-of-00001.parquet", "data/test-00000-of-00001.parquet", "dev/x.jsonl")
+    assert names_in(folder) == ["data/train-00000-of-00001.parquet"]
+    assert names_in(f"{folder}:test") == ["data/test-00000-of-00001.parquet"]
+    assert names_in(f"{folder}:dev") == ["dev/x.jsonl"]
+    with pytest.raises(InputError, match=r": has the splits dev, test, train; name one, such as .*:dev$"):
+        files_of(f"{folder}:validation")
+
+
+def test_a_folder_of_several_splits_without_train_has_to_be_told_which(tmp_path):
+    with pytest.raises(InputError, match="has the splits test_prefs, train_prefs; name one"):
+        files_of(folder_of(tmp_path, "train_prefs-00000-of-00001.parquet", "test_prefs-00000-of-00001.parquet"))
+
+
+def test_files_about_the_data_are_no_data(tmp_path):
+    folder = folder_of(tmp_path, "train.jsonl", ".cache/x.jsonl")
+    (folder / "dataset_infos.json").write_text("{}")
+    (folder / "README.md").write_text("about")
+    assert names_in(folder) == ["train.jsonl"]
+
+
+@pytest.mark.timeout(20)
+def test_a_folder_with_something_that_is_no_file_is_refused(tmp_path):
+    folder = folder_of(tmp_path, "a.jsonl")
+    os.mkfifo(folder / "b.jsonl")
+    with pytest.raises(InputError, match=r"b\.jsonl: not a regular file"):
+        files_of(folder)
+    (folder / "b.jsonl").unlink()
+    (folder / "b.jsonl").symlink_to(folder / "nothing")
+    with pytest.raises(InputError, match=r"b\.jsonl: cannot be read .*a link to nothing"):
+        files_of(folder)
+
+
+@pytest.mark.timeout(20)
+def test_a_folder_that_is_inside_itself_ends(tmp_path):
+    folder = folder_of(tmp_path, "train.jsonl")
+    (folder / "again").symlink_to(folder)
+    assert names_in(folder) == ["train.jsonl"]
+
+
+@pytest.mark.parametrize("name", ["absent.jsonl", "no/such/folder/x", "./a/b", "~/x", "nothing"])
+def test_a_name_of_nothing_is_told(name):
+    with pytest.raises(InputError, match=f"^{name}: no such file or folder; give a file, a folder or a hub id such as"):
+        files_of(name)
+
+
+# --- what is wrong with a file -------------------------------------------------------------------------------------
+
+
+BROKEN_LISTS = {
+    "cut in an object": ('[{"prompt": "q"}, {"prompt"', 1, "not JSON"),
+    "cut after an object": ('[{"prompt": "q"}', 1, "the list does not end"),
+    "a comma too many": ('[{"prompt": "q"},\n]', 2, "a comma too many, or one that lacks"),
+    "no comma": ('[{"prompt": "q"}\n{"prompt": "q"}]', 2, "a comma too many, or one that lacks"),
+    "two commas": ('[{"prompt": "q"},\n,{"prompt": "q"}]', 2, "not JSON"),
+    "text behind": ('[{"prompt": "q"}]\nx', 1, "text behind the list's end"),
+    "a comma first": ('[,{"prompt": "q"}]', 1, "a comma too many, or one that lacks"),
+    "NaN": ('[{"prompt": "q"},\n{"prompt": NaN}]', 2, "NaN is not JSON"),
+    "a text": ('[{"prompt": "q"},\n"q"]', 2, "a str, not an object"),
+    "a key twice": ('[{"prompt": "q"},\n{"a": 1, "a": 2}]', 2, "the key 'a' stands twice"),
+    "half of a pair": ('[{"prompt": "q"},\n{"prompt": "\\ud800"}]', 2, "half of a surrogate pair"),
+}
+
+
+@pytest.mark.parametrize(("text", "line", "said"), BROKEN_LISTS.values(), ids=BROKEN_LISTS)
+def test_a_broken_list_is_told_by_line(tmp_path, text, line, said):
+    path = tmp_path / "rows.json"
+    path.write_text(text)
+    _, (fault,) = read(path)
+    assert fault.startswith(f"{path}:{line}: ") and said in fault
+
+
+BROKEN_TABLES = {
+    "a value too few": ("a,b\n1,2\n3\n", ":3: 1 values, the header has 2"),
+    "a value too many": ("a,b\n1,2,3\n", ":2: 3 values, the header has 2"),
+    "an open quote": ('a,b\n1,2\n"3,4\n', ":3: not CSV in UTF-8"),
+    "a quote inside": ('a,b\n1,"2"x\n', ":2: not CSV in UTF-8"),
+    "a column twice": ("a,a\n1,2\n", ":1: a column has no name, or that of another"),
+    "a column without name": ("a,\n1,2\n", ":1: a column has no name"),
+    "Latin-1": (b"a,b\n1,2\nGr\xfc\xdfe,2\n", ":3: not CSV in UTF-8"),
+}
+
+
+@pytest.mark.parametrize(("text", "said"), BROKEN_TABLES.values(), ids=BROKEN_TABLES)
+def test_a_broken_table_is_told_by_line(tmp_path, text, said):
+    path = tmp_path / "rows.csv"
+    path.write_bytes(text if isinstance(text, bytes) else text.encode())
+    try:
+        _, faults = read(path)
+    except InputError as fault:
+        faults = [str(fault)]
+    assert len(faults) == 1 and faults[0].startswith(f"{path}{said}")
+
+
+def test_utf_16_is_named(tmp_path):
+    path = tmp_path / "rows.jsonl"
+    path.write_bytes(json.dumps(ROWS[0]).encode("utf-16"))
+    with pytest.raises(InputError, match=r"rows\.jsonl: UTF-16; save it as UTF-8"):
+        read(path)
+
+
+@pytest.mark.parametrize(
+    "change", [lambda b: b[:-40], lambda b: b"", lambda b: b[: len(b) // 2] + b[len(b) // 2 + 9 :]]
+)
+def test_a_damaged_parquet_file_is_refused(tmp_path, change):
+    path = write_parquet(tmp_path / "rows.parquet", ROWS * 50)
+    path.write_bytes(change(path.read_bytes()))
+    with pytest.raises(InputError, match=r"rows\.parquet(:\d+)?: not parquet, or damaged \(.*\); copy it anew"):
+        read(path)
+
+
+def test_flipped_bits_of_a_parquet_file_never_crash(tmp_path):
+    whole = write_parquet(tmp_path / "rows.parquet", ROWS * 20).read_bytes()
+    refused = 0
+    for i in range(0, len(whole), max(1, len(whole) // 150)):
+        (tmp_path / "x.parquet").write_bytes(whole[:i] + bytes([whole[i] ^ 0x10]) + whole[i + 1 :])
+        try:
+            read(tmp_path / "x.parquet")
+        except InputError as fault:
+            refused += "\n" not in str(fault)
+    assert refused > 20
+
+
+MEMORY = """
+import resource, sys
+from data.sources import Reading, rows_of
+before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+n = sum(1 for _ in rows_of(sys.argv[1], Reading(max_row_mb=64)))
+print(n, (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) // 1024)
+"""
+
+
+def rows_and_megabytes(path):
+    """How many rows a process reads of a file, and what its peak memory grows by."""
+    done = subprocess.run([sys.executable, "-c", MEMORY, path], capture_output=True, text=True, check=True)
+    return tuple(map(int, done.stdout.split()))
+
+
+def test_a_kilobyte_that_unpacks_to_gigabytes_takes_no_memory(tmp_path):
+    text = pyarrow.array(["x" * 2**20]).dictionary_encode()
+    many = pyarrow.DictionaryArray.from_arrays(pyarrow.array([0] * 4000, pyarrow.int32()), text.dictionary)
+    parquet.write_table(pyarrow.table({"prompt": many}), tmp_path / "x.parquet")
+    assert (tmp_path / "x.parquet").stat().st_size < 2**20  # it stands for 4 GB
+    n, megabytes = rows_and_megabytes(tmp_path / "x.parquet")
+    assert n == 4000 and megabytes < 500
+
+
+def test_memory_does_not_grow_with_the_file(tmp_path):
+    row = json.dumps({"prompt": "q" * 2000, "chosen": "a" * 3000, "rejected": "b" * 3000}) + "\n"
+    (tmp_path / "rows.jsonl").write_text(row * 25_000)  # 200 MB
+    assert rows_and_megabytes(tmp_path / "rows.jsonl")[1] < 60
+
+
+def test_a_row_of_200_mb_is_a_fault_in_little_memory(tmp_path):
+    with open(tmp_path / "rows.jsonl", "wb") as file:
+        file.write(b'{"prompt": "')
+        for _ in range(200):
+            file.write(b"x" * 2**20)
+        file.write(b'"}\n{"prompt": "q"}\n')
+    n, megabytes = rows_and_megabytes(tmp_path / "rows.jsonl")
+    assert n == 2 and megabytes < 300
+
+
+def test_a_row_of_a_million_keys_is_read(tmp_path):
+    row = {f"k{i}": i for i in range(10**6)} | ROWS[0]
+    rows, faults = read(tiny.write_rows(tmp_path / "rows.jsonl", [row]))
+    assert len(rows[0][1]) == 10**6 + 3 and not faults
+
+
+@pytest.mark.parametrize("kind", [".jsonl", ".json", ".parquet"])
+def test_rows_above_the_limit_are_faults_that_name_the_flag(tmp_path, kind):
+    rows = [ROWS[0], {"prompt": "x" * 2**21, "chosen": "a", "rejected": "b"}, ROWS[2]]
+    good, faults = read(WRITERS[kind](tmp_path / f"rows{kind}", rows), max_row_mb=1)
+    assert len(good) == 2 and len(faults) == 1
+    assert "longer than 1 MB; mend it, or raise --max-row-mb" in faults[0]
+
+
+def test_limits_of_this_process_are_untouched():
+    assert resource.getrlimit(resource.RLIMIT_AS)[0] == resource.getrlimit(resource.RLIMIT_AS)[1]
