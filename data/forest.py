@@ -30,7 +30,7 @@ class Forest:
     positions: Tensor
     """[T] position of each token in its own conversation."""
     example: Tensor
-    """[T] which example a token belongs to, 0 to N - 1."""
+    """[T] which tree a token belongs to: an example's, where prompts are shared."""
     branch: Tensor
     """[T] 0 in the trunk, 1 to K in the branches."""
     keys: Tensor
@@ -44,13 +44,11 @@ class Forest:
     targets: Tensor
     """[R] the token it has to predict."""
     sequences: Tensor
-    """[R] the response that the prediction belongs to, 0 to S - 1; responses lie example by example."""
+    """[R] the response that the prediction belongs to, 0 to S - 1; responses lie example by example. S: to none."""
     lengths: Tensor
     """[S] predictions per response."""
     bounds: tuple[int, ...]
     """Where each example's tokens begin, and T."""
-    n_branches: int
-    """Responses per example: S = N * n_branches."""
     max_q: int
     """Longest document's queries."""
     max_k: int
@@ -72,32 +70,55 @@ class Forest:
         return replace(self, **{k: v.to(device, non_blocking=True) for k, v in moved.items() if isinstance(v, Tensor)})
 
 
-def n_tokens(example: Example) -> int:
-    """How many tokens an example takes in a forest."""
-    return len(example.prompt) + sum(len(r) - 1 for r in example.responses)
+@dataclass(frozen=True, kw_only=True)
+class Layout:
+    """What a forest leaves out. Each can be put back, to measure what it buys; log-probs are the same."""
+
+    shares_prompts: bool = True
+    """Each prompt once: 1.19 times fewer tokens on UltraFeedback's lengths. False: once per response."""
+    pads: bool = False
+    """True: every tree is filled up to the longest of the forest."""
+    predicts_all: bool = False
+    """True: every token's row goes through the head, the prompts' too; what they give counts for none."""
 
 
-def pack(examples: Sequence[Example], *, n_branches: int) -> Forest:
-    """The forest of examples that all have n_branches responses.
+def n_tokens(example: Example, layout: Layout = Layout()) -> int:
+    """How many tokens an example takes in a forest, filling apart."""
+    return sum(len(prompt) + sum(len(r) - 1 for r in responses) for prompt, responses in _trees(example, layout))
+
+
+def _trees(example: Example, layout: Layout) -> list[tuple[np.ndarray, tuple[np.ndarray, ...]]]:
+    """(trunk, branches): one tree, or one of a single branch per response."""
+    if layout.shares_prompts:
+        return [(example.prompt, example.responses)]
+    return [(example.prompt, (response,)) for response in example.responses]
+
+
+def pack(examples: Sequence[Example], layout: Layout = Layout()) -> Forest:
+    """The forest of examples that all have equally many responses.
 
     No examples: a forest of one token that predicts nothing, so that a rank without work still takes part in every
     collective of the step, with a gradient of zero.
     """
+    trees = [tree for e in examples for tree in _trees(e, layout)]
+    longest = max((len(p) + sum(len(r) - 1 for r in rs) for p, rs in trees), default=0) if layout.pads else 0
     tokens, positions, owner, branch = [], [], [], []
     keys, q_lengths, k_lengths = [], [], []
     rows, targets, lengths, bounds = [], [], [], [0]
     at = 0  # rows so far
-    for n, e in enumerate(examples):
-        size = len(e.prompt)
+    for n, (prompt, responses) in enumerate(trees):
+        size = len(prompt)
         trunk = np.arange(at, at + size)
-        tokens.append(e.prompt)
+        tokens.append(prompt)
         positions.append(trunk - at)
         branch.append(np.zeros(size, dtype=np.int64))
         at += size
-        for b, response in enumerate(e.responses, start=1):
-            inside = len(response) - 1
+        for b, response in enumerate(responses, start=1):
+            is_last = b == len(responses)
+            filling = max(0, bounds[-1] + longest - at - len(response) + 1) if is_last else 0
+            inside = len(response) - 1 + filling
             own = np.arange(at, at + inside)
-            tokens.append(response[:-1])
+            tokens += [response[:-1], np.zeros(filling, dtype=np.int64)]
             positions.append(np.arange(size, size + inside))
             branch.append(np.full(inside, b))
             if b == 1:  # the trunk with its first branch is one causal document
@@ -108,7 +129,7 @@ def pack(examples: Sequence[Example], *, n_branches: int) -> Forest:
                 keys += [trunk, own]
                 q_lengths.append(inside)
                 k_lengths.append(size + inside)
-            rows += [trunk[-1:], own]
+            rows += [trunk[-1:], own[: len(response) - 1]]
             targets.append(response)
             lengths.append(len(response))
             at += inside
@@ -118,6 +139,11 @@ def pack(examples: Sequence[Example], *, n_branches: int) -> Forest:
         one = np.zeros(1, dtype=np.int64)
         tokens, positions, owner, branch, keys = [one], [one], [one], [one], [one]
         q_lengths, k_lengths, bounds = [1], [1], [0, 1]
+    sequences = [np.repeat(np.arange(len(lengths)), lengths)]
+    if layout.predicts_all:
+        rest = np.setdiff1d(np.arange(at), np.concatenate([*rows, np.zeros(0, dtype=np.int64)]))
+        rows, targets = [*rows, rest], [*targets, np.zeros(len(rest), dtype=np.int64)]
+        sequences.append(np.full(len(rest), len(lengths)))
     return Forest(
         tokens=_join(tokens),
         positions=_join(positions),
@@ -128,10 +154,9 @@ def pack(examples: Sequence[Example], *, n_branches: int) -> Forest:
         cu_k=_cumulative(k_lengths),
         rows=_join(rows),
         targets=_join(targets),
-        sequences=torch.from_numpy(np.repeat(np.arange(len(lengths)), lengths)),
+        sequences=_join(sequences),
         lengths=torch.tensor(lengths, dtype=torch.int64),
         bounds=tuple(bounds),
-        n_branches=n_branches,
         max_q=max(q_lengths),
         max_k=max(k_lengths),
     )

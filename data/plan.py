@@ -14,6 +14,11 @@ def epoch_order(n: int, *, seed: int, epoch: int, shuffle: bool) -> np.ndarray:
     return np.random.default_rng((seed, epoch)).permutation(n) if shuffle else np.arange(n)
 
 
+def split_ranks_in_order(n: int, n_ranks: int) -> list[list[int]]:
+    """Places of a step's n examples for each rank, as they come: what `split_ranks` is measured against."""
+    return [part.tolist() for part in np.array_split(np.arange(n), n_ranks)]
+
+
 def split_ranks(sizes: Sequence[int], n_ranks: int) -> list[list[int]]:
     """Places of a step's examples for each rank, with about equal sums of `sizes` (tokens).
 

@@ -8,6 +8,8 @@ import tyro
 from data import InputError
 from data.dataset import RowSettings
 
+Technique = Literal["prompt-sharing", "packing", "response-rows", "reference-cache", "balance"]
+
 
 @dataclass(frozen=True, kw_only=True)
 class TrainConfig(RowSettings):
@@ -65,9 +67,14 @@ class TrainConfig(RowSettings):
     reference: Literal["auto", "fused", "precompute", "none"] = "auto"
     """fused: a second model walks along in epoch 1; precompute: one pass of the policy's own weights before step 1."""
     reference_cache: str | None = None
-    """reference.safetensors of another run: taken where weights, rows and dtype are the same, refused otherwise."""
-    micro_tokens: int = 4096
+    """Reference log-probs of other runs: a folder that runs share, or one's reference.safetensors. Taken where weights,
+    rows and dtype are the same; said so, and computed anew, where not."""
+    micro_tokens: int = 2048
     """Most tokens in one forward and backward pass of a rank (one example at least): bounds the memory."""
+    compile: bool = False
+    """Compile the parts of the blocks around attention; on the CPU that was measured to gain nothing."""
+    without: tuple[Technique, ...] = ()
+    """Put back what is left out otherwise, to measure what leaving it out buys; the results are the same."""
     keep: int | None = None
     """Keep only the newest epoch folders, so many."""
 

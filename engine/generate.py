@@ -161,7 +161,7 @@ class Cache:
         """Runs prompts into slots, packed; logits after each prompt's last token [len(slots), V]."""
         nothing = np.zeros(1, dtype=np.int32)  # a response of one token adds no input: the forest is all trunks
         trunks = [Example("", np.asarray(p, dtype=np.int32), (nothing,)) for p in prompts]
-        forest = pack(trunks, n_branches=1).to(self.device)
+        forest = pack(trunks).to(self.device)
         slot = torch.tensor(slots, device=self.device)[forest.example]  # [T]
         inner = attention.for_forest(forest, self._keys.dtype)
 

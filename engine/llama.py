@@ -160,6 +160,12 @@ class Llama(nn.Module):
         self.norm = RMSNorm(config.hidden_size, config.rms_norm_eps)
         self.head = Head(None if config.tied else config.vocab_size, config.hidden_size)
 
+    def compile_parts(self) -> None:
+        """Compiles what stands around attention in every block, one graph for all lengths."""
+        for part in self.blocks.modules():
+            if isinstance(part, (RMSNorm, MLP)):
+                part.compile(dynamic=True)
+
     @property
     def tied(self) -> Tensor | None:
         """The embedding where it serves as the head's weight too, else None."""

@@ -2,24 +2,27 @@
 
 The reference is frozen and the rows are fixed, so its log-probs are the same in every epoch: two numbers per pair,
 filled in epoch 1 (or before it, by the policy's own initial weights) and read from then on. The table is written as
-reference.safetensors with a fingerprint of what it was computed from.
+reference.safetensors with a fingerprint of what it was computed from, and runs that fit share it: a sweep over
+objectives computes it once.
 """
 
 # N examples, K responses of each
 
+import functools
 import hashlib
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-import numpy as np
 import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
 from data import InputError
+from data.dataset import digest
 from data.examples import Example
 from engine.config import TrainConfig
 from engine.files import whole_file
@@ -34,13 +37,14 @@ Mode = Literal["none", "fused", "precompute"]
 class Reference:
     """The table of a run, [N, K] nats in float64, NaN where nothing is known yet."""
 
-    def __init__(self, mode: Mode, n_examples: int, objective: Objective) -> None:
+    def __init__(self, mode: Mode, n_examples: int, objective: Objective, *, keeps: bool = True) -> None:
+        """keeps: whether what was found is kept at all; not doing so is for measuring what it buys."""
         self.mode = mode
-        self.moves = objective.needs_mismatched
-        """Whether its sequences depend on the step's plan, so that nothing can be kept."""
+        self.is_kept = mode != "none" and keeps and not objective.needs_mismatched
+        """Whether anything can be kept: mismatched sequences depend on the step's plan."""
         self.is_written = False
         """Whether the run has its copy on disk; the same on every rank."""
-        self._table = torch.full((n_examples, objective.n_branches), torch.nan, dtype=torch.float64)
+        self.values = torch.full((n_examples, objective.n_branches), torch.nan, dtype=torch.float64)
 
     @property
     def is_used(self) -> bool:
@@ -50,40 +54,83 @@ class Reference:
     @property
     def is_complete(self) -> bool:
         """Whether the table knows every example."""
-        return self.is_used and not self.moves and not self._table.isnan().any()
+        return self.is_kept and not self.values.isnan().any()
 
     def known(self, step: Step) -> Tensor | None:
         """The log-probs of a step's examples [n, K] where the table has them all, else None."""
-        if not self.is_used or self.moves:
+        if not self.is_kept:
             return None
-        rows = self._table[step.ids]
+        rows = self.values[step.ids]
         return None if rows.isnan().any() else rows
 
     def remember(self, step: Step, logps: Tensor | None) -> None:
         """Keeps a step's reference log-probs [n, K], gathered from all ranks."""
-        if logps is not None and not self.moves:
-            self._table[step.ids] = logps
+        if logps is not None and self.is_kept:
+            self.values[step.ids] = logps
 
-    def write(self, path: Path, fingerprint: str) -> None:
-        """Writes the table, whole or not at all."""
-        with whole_file(path) as temporary:
-            save_file({"ref_logps": self._table}, temporary, metadata={"fingerprint": fingerprint})
-            temporary.chmod(path.parent.stat().st_mode & 0o666)  # save_file makes 0600 whatever the umask is
+    def take(self, cache: "Cache", ranks: Ranks) -> str:
+        """Fills the table from a cache where it fits, on every rank or on none; says what was done. Collective."""
+        found, said = cache.read(self.values.shape) if self.is_kept else (None, "not kept")
+        if ranks.sum(torch.tensor(float(found is not None))).item() < ranks.size or found is None:
+            return said
+        self.values = found
+        return said
 
-    def read(self, path: Path, fingerprint: str) -> None:
-        """Takes the table of another run. Raises InputError unless it was computed from the same things."""
+
+@dataclass(frozen=True)
+class Cache:
+    """Where a table is kept: in the run's folder, and where other runs find it."""
+
+    fingerprint: Callable[[], str]
+    """What the table has to be computed from; costs a read of the weights, so it is asked for when it is needed."""
+    own: Path
+    """The run's copy."""
+    shared: Path | None
+    """A folder that runs share, or another run's file."""
+
+    @staticmethod
+    def of(config: TrainConfig, fingerprint: Callable[[], str]) -> "Cache":
+        """The cache of a run."""
+        shared = Path(config.reference_cache) if config.reference_cache else None
+        return Cache(functools.cache(fingerprint), Path(config.out) / "reference.safetensors", shared)
+
+    @property
+    def _path(self) -> Path | None:
+        """The shared file: by its fingerprint in a folder."""
+        if self.shared is None or self.shared.suffix == ".safetensors":
+            return self.shared
+        return self.shared / f"{self.fingerprint()[:32]}.safetensors"
+
+    def read(self, shape: torch.Size) -> tuple[Tensor | None, str]:
+        """The shared table where it fits, and a sentence that says what was found.
+
+        It fits where it was computed from the same weights, rows and dtype, is whole, and was not changed since.
+        """
+        path = self._path
+        if path is None or not path.exists():
+            return None, "computed in this run"
         try:
             with safe_open(path, framework="pt") as file:
-                found, table = file.metadata().get("fingerprint"), file.get_tensor("ref_logps")
-        except (OSError, SafetensorError, AttributeError) as fault:
-            raise InputError(
-                f"{path}: not a reference cache ({fault}); leave --reference-cache out to compute it"
-            ) from None
-        if found != fingerprint or table.shape != self._table.shape or table.dtype != self._table.dtype:
-            raise InputError(
-                f"{path}: computed from other weights, rows, limits or dtype; leave --reference-cache out to compute it"
-            )
-        self._table = table
+                facts, table = file.metadata() or {}, file.get_tensor("ref_logps")
+        except (OSError, SafetensorError) as fault:
+            return None, f"{path} cannot be read ({fault}): computed anew"
+        if facts.get("fingerprint") != self.fingerprint() or table.shape != shape or table.dtype != torch.float64:
+            return None, f"{path} is of other weights, rows, limits or dtype: computed anew"
+        if facts.get("sha256") != _digest(table) or not table.isfinite().all():
+            return None, f"{path} is damaged: computed anew"
+        return table, f"taken from {path}"
+
+    def write(self, table: Reference) -> None:
+        """Writes the table into the run's folder, and where it is shared; each whole or not at all."""
+        metadata = {"fingerprint": self.fingerprint(), "sha256": _digest(table.values)}
+        for path in filter(None, (self.own, self._path)):
+            with whole_file(path) as temporary:
+                save_file({"ref_logps": table.values}, temporary, metadata=metadata)
+                temporary.chmod(path.parent.stat().st_mode & 0o666)  # save_file makes 0600 whatever the umask is
+
+
+def _digest(table: Tensor) -> str:
+    return hashlib.sha256(table.contiguous().numpy().tobytes()).hexdigest()
 
 
 def choose_mode(config: TrainConfig, objective: Objective, shape: LlamaConfig, ranks: Ranks) -> Mode:
@@ -95,11 +142,14 @@ def choose_mode(config: TrainConfig, objective: Objective, shape: LlamaConfig, r
         raise InputError(
             f"--reference precompute: {objective.loss.name}'s mismatched sequences change with every step; use fused"
         )
+    if wanted == "precompute" and "reference-cache" in config.without:
+        raise InputError("--reference precompute --without reference-cache: what is computed has to be kept; use fused")
     if wanted != "auto":
         return wanted
     if not objective.loss.reference:
         return "none"
-    return "fused" if objective.needs_mismatched or _second_model_fits(shape, ranks) else "precompute"
+    must_walk = objective.needs_mismatched or "reference-cache" in config.without
+    return "fused" if must_walk or _second_model_fits(shape, ranks) else "precompute"
 
 
 def _second_model_fits(shape: LlamaConfig, ranks: Ranks) -> bool:
@@ -114,18 +164,10 @@ def fingerprint(model: Path, examples: Sequence[Example], dtype: torch.dtype) ->
     files = sorted([*model.glob("*.safetensors"), model / "config.json"])
     with ThreadPoolExecutor() as pool:  # hashing releases the interpreter
         digests = list(pool.map(_file_digest, files))
-    whole = hashlib.sha256(f"{dtype}".encode())
-    for digest in digests:
-        whole.update(digest)
-    for ids in _all_ids(examples):
-        whole.update(len(ids).to_bytes(8, "little") + ids.tobytes())
+    whole = digest(examples)
+    for part in (f"{dtype}".encode(), *digests):
+        whole.update(part)
     return whole.hexdigest()
-
-
-def _all_ids(examples: Sequence[Example]) -> Iterable[np.ndarray]:
-    for example in examples:
-        yield example.prompt
-        yield from example.responses
 
 
 def _file_digest(path: Path) -> bytes:

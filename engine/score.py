@@ -20,7 +20,7 @@ from data.dataset import RowSettings, open_model, read_examples
 from data.examples import Example
 from engine import files, weights
 from engine.parallel import Ranks
-from engine.steps import Step
+from engine.steps import Split, Step
 from engine.walk import Walk
 
 EXAMPLE = "python -m engine.score --model path/to/llama --data pairs.jsonl --out logps.jsonl"
@@ -46,21 +46,21 @@ class ScoreConfig(RowSettings):
     """Most tokens in one forward pass (one example at least)."""
 
 
-def score_step(walk: Walk, step: Step, ranks: Ranks, micro_tokens: int) -> Tensor:
+def score_step(walk: Walk, step: Step, ranks: Ranks, split: Split) -> Tensor:
     """The policy's log-probs of a step's responses, [n, K] nats, float64, the same on every rank. Collective."""
     with torch.no_grad():
-        for batch in step.batches(ranks.rank, ranks.size, micro_tokens):
+        for batch in step.pack(ranks, split):
             logps, _ = walk(batch.forest.to(ranks.device), with_reference=False)
             step.add(batch, step.columns(batch, logps, None))
     ranks.settle(walk)
     return step.gather(ranks, with_reference=False).logps
 
 
-def score_examples(walk: Walk, examples: Sequence[Example], ranks: Ranks, micro_tokens: int) -> Iterator[Tensor]:
+def score_examples(walk: Walk, examples: Sequence[Example], ranks: Ranks, split: Split) -> Iterator[Tensor]:
     """The same for any number of examples with equally many responses: [K] each, in order. Collective."""
     for start in range(0, len(examples), 64):
         chunk = list(examples[start : start + 64])
-        yield from score_step(walk, Step(0, 0, False, np.arange(len(chunk)), chunk), ranks, micro_tokens)
+        yield from score_step(walk, Step(0, 0, False, np.arange(len(chunk)), chunk), ranks, split)
 
 
 def main(argv: Sequence[str]) -> None:
@@ -85,7 +85,7 @@ def main(argv: Sequence[str]) -> None:
     ranks = Ranks(dtype=dtype)
     walk = ranks.place(Walk(model)).eval()
     weights.fill(model, folder, ranks.local)
-    found = score_examples(walk, rows.examples, ranks, config.micro_tokens)
+    found = score_examples(walk, rows.examples, ranks, Split(micro_tokens=config.micro_tokens))
     progress = tqdm(found, total=len(rows.examples), unit="row", disable=None if ranks.is_first else True)
     lines = [_line(e, logps) for e, logps in zip(rows.examples, progress, strict=True)]
     if ranks.is_first:

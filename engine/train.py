@@ -26,10 +26,10 @@ from engine.llama import Llama
 from engine.metrics import heldout_metrics, training_metrics
 from engine.objective import Columns, Objective, describe_all, gradient
 from engine.parallel import Ranks
-from engine.reference import Reference
+from engine.reference import Cache, Reference
 from engine.run import Run, check_folder
 from engine.score import score_examples, score_step
-from engine.steps import Batch, Step, Steps
+from engine.steps import Batch, Split, Step, Steps
 from engine.walk import Walk
 from losses import Result
 
@@ -83,6 +83,7 @@ class _Job:
             raise InputError(f"{config.eval_data or ', '.join(config.data)}: held-out rows have to be of one kind")
         self.examples = in_form(rows, self.objective.loss.data)
         self.steps = Steps(self.examples, config, self.objective)
+        self.split = Split.of(config)
 
     def _read(self, sources: tuple[str, ...], shares: tuple[float, ...] = ()) -> tuple[list[Example], dict[str, Any]]:
         c = self.config
@@ -109,10 +110,12 @@ def _train(job: _Job, ranks: Ranks) -> RunResult:
     config, objective, steps = job.config, job.objective, job.steps
     mode = reference.choose_mode(config, objective, job.policy.config, ranks)
     job.facts["reference"] = mode
-    table = Reference(mode, len(job.examples), objective)
-    if config.reference_cache:
-        table.read(Path(config.reference_cache), reference.fingerprint(job.folder, job.examples, ranks.dtype))
+    table = Reference(mode, len(job.examples), objective, keeps="reference-cache" not in config.without)
+    cache = Cache.of(config, lambda: reference.fingerprint(job.folder, job.examples, ranks.dtype))
+    job.facts["reference_cache"] = table.take(cache, ranks)
     needs_model = mode == "fused" and not table.is_complete
+    if config.compile:
+        job.policy.compile_parts()
     walk = ranks.place(Walk(job.policy, weights.build(job.folder, ranks.dtype) if needs_model else None))
     for model in filter(None, (walk.policy, walk.reference)):
         weights.fill(model, job.folder, ranks.local)
@@ -120,19 +123,19 @@ def _train(job: _Job, ranks: Ranks) -> RunResult:
     optimizer, schedule = optim.build(policy.parameters(), config, len(steps))
     checkpoints: list[Path] = []
     with Run(config, steps, objective, ranks, job.facts) as log:
-        log.say(f"{job.facts['report']}; {len(steps)} steps; reference: {mode}")
+        log.say(f"{job.facts['report']}; {len(steps)} steps; reference: {mode}, {job.facts['reference_cache']}")
         log.write("first_example.txt", job.first_example)
         if "eval_report" in job.facts:
             log.say(job.facts["eval_report"])
-        heldout = HeldOut(job.heldout, walk, ranks, config)
+        heldout = HeldOut(job.heldout, walk, ranks, job.split)
         if mode == "precompute" and not table.is_complete:
-            precompute(table, walk, steps, ranks, config)
+            precompute(table, walk, job, ranks)
 
-        for step in steps:
+        for step in steps.packed(ranks, job.split):
             if objective.whole_step:
-                columns, result = whole_step(objective, walk, table, step, ranks, config.micro_tokens)
+                columns, result = whole_step(objective, walk, table, step, ranks)
             else:
-                for batch in step.batches(ranks.rank, ranks.size, config.micro_tokens):
+                for batch in step.batches:
                     part = logps(walk, table, step, batch, ranks)
                     (
                         objective(part).losses.sum() / step.n_examples
@@ -146,11 +149,12 @@ def _train(job: _Job, ranks: Ranks) -> RunResult:
             optimizer.step()
             schedule.step()
             optimizer.zero_grad()
+            log.stop_clock()
             table.remember(step, columns.ref_logps)
             if step.ends_epoch:
                 log.add(heldout.measure(objective))
                 checkpoints.append(log.save_epoch(step, policy, job.stop_ids, job.chat))
-                leave(table, walk, ranks, job)
+                leave(table, cache, walk, ranks)
             log.log(step, training_metrics(columns, result), learning_rate=learning_rate, grad_norm=grad_norm)
         return RunResult(log.folder, len(steps), [c for c in checkpoints if c.exists()], log.last)
 
@@ -164,15 +168,13 @@ def logps(walk: Walk, table: Reference, step: Step, batch: Batch, ranks: Ranks) 
     return step.columns(batch, found, ref_logps)
 
 
-def whole_step(
-    objective: Objective, walk: Walk, table: Reference, step: Step, ranks: Ranks, micro_tokens: int
-) -> tuple[Columns, Result]:
+def whole_step(objective: Objective, walk: Walk, table: Reference, step: Step, ranks: Ranks) -> tuple[Columns, Result]:
     """Backward pass of an objective that takes a statistic of the step: exact for any split into micro-batches.
 
     The log-probs of the whole step are gathered first and the objective gives its gradient for each; every batch
     then goes back with its slice. With several batches a rank walks each twice, without and with gradient.
     """
-    batches = step.batches(ranks.rank, ranks.size, micro_tokens)
+    batches = step.batches
     with torch.set_grad_enabled(len(batches) == 1):
         parts = [logps(walk, table, step, batch, ranks) for batch in batches]
     for batch, part in zip(batches, parts, strict=True):
@@ -186,21 +188,22 @@ def whole_step(
     return columns, result
 
 
-def precompute(table: Reference, walk: Walk, steps: Steps, ranks: Ranks, config: TrainConfig) -> None:
+def precompute(table: Reference, walk: Walk, job: _Job, ranks: Ranks) -> None:
     """Fills the table with the policy's own initial weights, for the rows that the run will reach."""
-    total = min(len(steps), steps.per_epoch)
-    for step in tqdm(steps.first_epoch(), "reference", total, unit="step", disable=None if ranks.is_first else True):
-        table.remember(step, score_step(walk, step, ranks, config.micro_tokens))
+    total = min(len(job.steps), job.steps.per_epoch)
+    for step in tqdm(
+        job.steps.first_epoch(), "reference", total, unit="step", disable=None if ranks.is_first else True
+    ):
+        table.remember(step, score_step(walk, step, ranks, job.split))
 
 
-def leave(table: Reference, walk: Walk, ranks: Ranks, job: _Job) -> None:
+def leave(table: Reference, cache: Cache, walk: Walk, ranks: Ranks) -> None:
     """Once the table is complete: writes it, and frees the reference's memory."""
     if not table.is_complete or table.is_written:
         return
     table.is_written = True
-    path = Path(job.config.out) / "reference.safetensors"
     if ranks.is_first:
-        table.write(path, reference.fingerprint(job.folder, job.examples, ranks.dtype))
+        cache.write(table)
     model, walk.reference = walk.reference, None
     if isinstance(model, Llama):
         ranks.release(model)
@@ -210,12 +213,12 @@ def leave(table: Reference, walk: Walk, ranks: Ranks, job: _Job) -> None:
 class HeldOut:
     """Rows that are not trained on. Their reference log-probs come from the policy's own initial weights."""
 
-    def __init__(self, examples: list[Example], walk: Walk, ranks: Ranks, config: TrainConfig) -> None:
-        self._examples, self._walk, self._ranks, self._config = examples, walk, ranks, config
+    def __init__(self, examples: list[Example], walk: Walk, ranks: Ranks, split: Split) -> None:
+        self._examples, self._walk, self._ranks, self._split = examples, walk, ranks, split
         self._ref_logps = self._score() if examples else None
 
     def _score(self) -> Tensor:
-        return torch.stack(list(score_examples(self._walk, self._examples, self._ranks, self._config.micro_tokens)))
+        return torch.stack(list(score_examples(self._walk, self._examples, self._ranks, self._split)))
 
     def measure(self, objective: Objective) -> dict[str, float]:
         """Their rewards and log-probs now; nothing where there are none. Collective."""

@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -14,7 +15,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from data import InputError, RunError
-from engine import score, train, weights
+from engine import attention, head, score, train, weights
 from engine.config import TrainConfig
 from losses import registry
 from tests import tiny
@@ -150,20 +151,107 @@ def test_where_the_reference_comes_from_changes_nothing(job):
     assert [p.name for p in sorted(first.out.glob("epoch-*"))] == ["epoch-02"]  # --keep 1
 
 
-def test_a_cache_of_other_rows_or_weights_is_refused(job):
+def said_of_cache(result):
+    return yaml.safe_load((result.out / "config.yaml").read_text())["facts"]["reference_cache"]
+
+
+def test_a_cache_of_other_rows_or_weights_is_computed_anew_and_said(job):
     first, _ = job()
     cache = str(first.out / "reference.safetensors")
     other = tiny.write_rows(job.tmp / "other.jsonl", id_rows(22, seed=1))
-    with pytest.raises(InputError, match="other weights, rows"):
-        job(reference_cache=cache, data=str(other))
-    with pytest.raises(InputError, match="other weights, rows"):
-        job(reference_cache=cache, max_response_tokens=5)
     changed = weights.load(job.model)
     with torch.no_grad():
         changed.norm.weight[0] += 1e-3
     weights.save(changed, job.tmp / "changed")
-    with pytest.raises(InputError, match="other weights, rows"):
-        job(reference_cache=cache, model=str(job.tmp / "changed"))
+    for change in ({"data": str(other)}, {"max_response_tokens": 5}, {"model": str(job.tmp / "changed")}):
+        copy = str(shutil.copy(cache, job.tmp / "copy.safetensors"))
+        again, there = job(reference_cache=copy, **change)
+        assert said_of_cache(again) == f"{copy} is of other weights, rows, limits or dtype: computed anew"
+        assert_same(there, job(**change)[1])
+        taken, once_more = job(reference_cache=copy, **change)  # it was put in the place of what did not fit
+        assert said_of_cache(taken) == f"taken from {copy}"
+        assert_same(there, once_more)
+
+
+@pytest.mark.parametrize("damage", ["a bit", "cut", "no file"])
+def test_a_damaged_cache_is_never_used(job, damage):
+    first, found = job()
+    path = first.out / "reference.safetensors"
+    content = bytearray(path.read_bytes())
+    content[-3] ^= 1
+    path.write_bytes(content if damage == "a bit" else content[:-9] if damage == "cut" else b"")
+    again, there = job(reference_cache=str(path))
+    assert "computed anew" in said_of_cache(again)
+    assert_same(found, there)
+
+
+def test_a_folder_of_caches_serves_every_objective_of_a_sweep(job):
+    shared = job.tmp / "shared"
+    results = {
+        loss: job(loss=loss, reference_cache=str(shared)) for loss in ("dpo", "apo_zero", "apo_down", "kto_pair")
+    }
+    (table,) = shared.iterdir()  # computed once
+    said = [said_of_cache(result) for result, _ in results.values()]
+    assert said == ["computed in this run"] + [f"taken from {table}"] * 3
+    for loss, (_, found) in results.items():
+        assert_same(found, job(loss=loss)[1])
+    job(loss="apo_zero_unpaired", reference_cache=str(shared))
+    assert len(list(shared.iterdir())) == 2  # other sequences, another table
+
+
+EXACT = {  # every setting that claims to change the speed only
+    "prompts once per response": {"without": ("prompt-sharing",)},
+    "padded": {"without": ("packing",)},
+    "every row through the head": {"without": ("response-rows",)},
+    "reference walked in every epoch": {"without": ("reference-cache",), "reference": "fused"},
+    "in order": {"without": ("balance",)},
+    "all of it": {"without": ("prompt-sharing", "packing", "response-rows", "reference-cache", "balance")},
+    "one example at a time": {"micro_tokens": 1},
+    "all examples at once": {"micro_tokens": 10**6},
+    "reference before the first step": {"reference": "precompute"},
+}
+
+
+@pytest.fixture(scope="module")
+def plain_lines(tmp_path_factory):
+    """Metrics of the run that the settings of EXACT have to repeat."""
+    return exact_run(tmp_path_factory.mktemp("exact"), {})
+
+
+def exact_run(folder, changes):
+    model = tiny.write_model(folder / "model", vocab_size=101)
+    rows = tiny.write_rows(folder / "rows.jsonl", id_rows(22))
+    settings = {"model": str(model), "data": str(rows), "out": str(folder / "run"), "batch_size": 8, "epochs": 2}
+    train.run(TrainConfig(**settings, lr=1e-4, loss="apo_zero", **changes))
+    return lines(folder / "run")
+
+
+@pytest.mark.parametrize("changes", EXACT.values(), ids=EXACT)
+def test_a_setting_that_claims_to_be_exact_changes_no_loss(plain_lines, tmp_path, changes):
+    assert_same(plain_lines, exact_run(tmp_path, changes))
+
+
+@pytest.mark.parametrize("path", ["dense", "by_document"])
+def test_either_attention_changes_no_loss(plain_lines, tmp_path, monkeypatch, path):
+    monkeypatch.setattr(attention, "for_forest", lambda forest, dtype: getattr(attention, path)(forest))
+    assert_same(plain_lines, exact_run(tmp_path, {}))
+
+
+@pytest.mark.parametrize("chunk_bytes", [1, 4 * 101 * 7])
+def test_a_head_in_small_chunks_changes_no_loss(plain_lines, tmp_path, monkeypatch, chunk_bytes):
+    monkeypatch.setattr(head, "CHUNK_BYTES", chunk_bytes)
+    assert_same(plain_lines, exact_run(tmp_path, {}))
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore")  # of the compiler's own
+def test_compiled_parts_change_no_loss(plain_lines, tmp_path):
+    assert_same(plain_lines, exact_run(tmp_path, {"compile": True}))
+
+
+def test_what_cannot_be_kept_cannot_be_precomputed(job):
+    with pytest.raises(InputError, match="what is computed has to be kept; use fused"):
+        job(reference="precompute", without=("reference-cache",))
 
 
 def test_the_schedule_falls_linearly_from_lr_to_lr_over_n(job):

@@ -65,7 +65,7 @@ def test_packing_and_sharing_the_prompt_change_nothing(shape, path, chunk_rows, 
     model.head.chunk_bytes = chunk_rows * 4 * model.config.vocab_size
     monkeypatch.setattr(attention, "for_forest", lambda forest, dtype: path(forest))
     examples = pairs()
-    logps, _ = Walk(model)(pack(examples, n_branches=2), with_reference=False)
+    logps, _ = Walk(model)(pack(examples), with_reference=False)
     ours = gradients(model, logps)
     expected = padded_logps(model, examples)
     torch.testing.assert_close(logps, expected, rtol=0, atol=1e-10)
@@ -74,7 +74,7 @@ def test_packing_and_sharing_the_prompt_change_nothing(shape, path, chunk_rows, 
 
 
 def test_a_forest_holds_each_prompt_once_and_no_padding():
-    forest = pack(pairs(), n_branches=2)
+    forest = pack(pairs())
     assert forest.n_tokens == sum(p + a - 1 + b - 1 for p, a, b in LENGTHS)
     assert forest.cu_q[-1] == forest.n_tokens and len(forest.rows) == int(forest.lengths.sum())
     assert (forest.cu_q.diff() > 0).all() and (forest.cu_k.diff() >= forest.cu_q.diff()).all()
@@ -83,7 +83,7 @@ def test_a_forest_holds_each_prompt_once_and_no_padding():
 def test_attention_paths_differ_from_one_that_sees_everything(monkeypatch):
     """The paths above agree because each is right, not because attention did not matter."""
     model = tiny.random_llama(dtype=torch.float64)
-    forest = pack(pairs(), n_branches=2)
+    forest = pack(pairs())
     right, _ = Walk(model)(forest, with_reference=False)
     blind = torch.ones(forest.n_tokens, forest.n_tokens, dtype=torch.bool).tril()
     monkeypatch.setattr(attention, "for_forest", lambda f, dtype: lambda q, k, v: attention._sdpa(q, k, v, blind))
@@ -93,13 +93,13 @@ def test_attention_paths_differ_from_one_that_sees_everything(monkeypatch):
 
 def test_the_fused_walk_starts_at_a_log_ratio_of_exactly_0():
     policy, reference = tiny.random_llama(), tiny.random_llama()
-    logps, ref_logps = Walk(policy, reference)(pack(pairs(), n_branches=2), with_reference=True)
+    logps, ref_logps = Walk(policy, reference)(pack(pairs()), with_reference=True)
     assert torch.equal(logps, ref_logps)
     assert logps.requires_grad and not ref_logps.requires_grad
 
 
 def test_the_reference_gets_no_gradient_and_changes_no_gradient_of_the_policy():
-    forest = pack(pairs(), n_branches=2)
+    forest = pack(pairs())
     alone = tiny.random_llama(dtype=torch.float64)
     expected = gradients(alone, Walk(alone)(forest, with_reference=False)[0])
     policy, reference = tiny.random_llama(dtype=torch.float64), tiny.random_llama(seed=1, dtype=torch.float64)
@@ -112,7 +112,7 @@ def test_the_reference_gets_no_gradient_and_changes_no_gradient_of_the_policy():
 
 def test_an_empty_forest_gives_every_parameter_a_gradient_of_zero():
     model = tiny.random_llama()
-    logps, _ = Walk(model)(pack([], n_branches=2), with_reference=False)
+    logps, _ = Walk(model)(pack([]), with_reference=False)
     assert len(logps) == 0
     logps.sum().backward()
     assert all(p.grad is not None and not p.grad.any() for p in model.parameters())
