@@ -7,11 +7,13 @@ whatever stands between the marks is encoded as text. Runs are encoded whole, so
 the rendered conversation in one piece.
 """
 
+import os
 from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 from data.errors import InputError
+from data.json_rows import check_regular
 from data.records import ROLES, Message
 from data.template import Template
 from data.tokenizer import Tokenizer, read_json
@@ -24,6 +26,9 @@ LLAMA3_TEMPLATE = (
 )
 BUILT_IN = Path("<built-in Llama-3>")
 LLAMA3_TOKENS = ("<|start_header_id|>", "<|end_header_id|>", "<|eot_id|>")
+
+
+Before = Literal["nothing", "control", "text"]
 
 
 class Run(NamedTuple):
@@ -76,21 +81,28 @@ class Chat:
                     f"the chat template {self.template.place} cuts a content in two; content must stay whole"
                 )
             parts += [(content, True)] * bool(content) + [(rest, False)] * bool(rest)
+        n_shown, n_given = sum(is_content for _, is_content in parts), sum(bool(m.content) for m in messages)
+        if n_shown != n_given:
+            raise InputError(
+                f"the chat template {self.template.place} shows {n_shown} contents of a conversation of {n_given}; "
+                "take out the messages that it has no place for"
+            )
         if "".join(text for text, _ in parts) != meant:  # it looked into a content, and found the marks
             raise InputError(
                 f"the chat template {self.template.place} treats a content by what it says; content must stay whole"
             )
         return parts
 
-    def pieces(self, parts: Iterable[tuple[str, bool]], *, after_text: bool = False) -> list[int | Run]:
-        """Rendered parts as control ids and the runs of text between them. after_text: what comes before is text."""
+    def pieces(self, parts: Iterable[tuple[str, bool]], *, after: Before = "nothing") -> list[int | Run]:
+        """Rendered parts as control ids and the runs of text between them. after: what comes before the first."""
         pieces: list[int | Run] = []
         run: list[tuple[str, bool]] = []
 
         def close() -> None:
             if run:
-                bare = bool(pieces) and not self.tokenizer.prefixes_after_control
-                pieces.append(Run(tuple(run), goes_on=bare or (after_text and not pieces)))
+                before = "control" if pieces else after
+                bare = before == "text" or (before == "control" and not self.tokenizer.prefixes_after_control)
+                pieces.append(Run(tuple(run), goes_on=bare))
                 run.clear()
 
         for text, is_content in parts:
@@ -129,7 +141,7 @@ class Chat:
     def response_pieces(self, text: str) -> list[int | Run]:
         """An answer with what the template puts around it, ending with the end-of-turn token."""
         parts = [*self._before_answer, (text, True), *self._after_answer]
-        return [*self.pieces(parts, after_text=self._prompt_ends_in_text), self.end_of_turn]
+        return [*self.pieces(parts, after=self._prompt_ends_in), self.end_of_turn]
 
     def _find_answer(self) -> None:
         """What stands between the generation prompt and an answer, and what ends it, read off a probe."""
@@ -138,42 +150,53 @@ class Chat:
         whole = self.render([question, answer], add_generation_prompt=False)
         prompt_text = "".join(text for text, _ in prompt)
         whole_text = "".join(text for text, _ in whole)
-        at = (
-            len(whole) - 1 - next((i for i, part in enumerate(reversed(whole)) if part == ("answer", True)), len(whole))
-        )
-        if at < 0 or not whole_text.startswith(prompt_text):
+        at = whole.index(("answer", True))  # render has seen to it that every content is there once
+        if not whole_text.startswith(prompt_text) or not prompt:
             raise InputError(
                 f"the chat template {self.template.place} shows an answer differently from what its generation prompt "
                 "promises; repair the template so that the prompt is the beginning of the conversation"
             )
         before = "".join(text for text, _ in whole[:at])[len(prompt_text) :]
-        self._prompt_ends_in_text = isinstance(self.pieces(prompt)[-1], Run)
+        self._prompt_ends_in: Before = "text" if isinstance(self.pieces(prompt)[-1], Run) else "control"
         self._before_answer = [(before, False)] * bool(before)
-        after = self.tokenizer.split_control("".join(text for text, _ in whole[at + 1 :]))
-        ends = [i for i, piece in enumerate(after) if isinstance(piece, int)]
-        end = after[ends[0]] if ends else self.tokenizer.eos_id
+        closing, self.end_of_turn = self._end_of_answer("".join(text for text, _ in whole[at + 1 :]))
+        self._after_answer = [(closing, False)] * bool(closing)
+
+    def _end_of_answer(self, text: str) -> tuple[str, int]:
+        """What follows an answer, as (the part before the token that ends it, that token).
+
+        It is the first one at which sampling stops, else the last control token, else the tokenizer's EOS.
+        """
+        pieces = self.tokenizer.split_control(text)
+        control = [i for i, piece in enumerate(pieces) if isinstance(piece, int)]
+        stops = {*stop_ids(self.tokenizer.folder, None), self.tokenizer.eos_id}
+        at = next((i for i in control if pieces[i] in stops), control[-1] if control else None)
+        end = self.tokenizer.eos_id if at is None else pieces[at]
         if not isinstance(end, int):
             raise InputError(
                 f"the chat template {self.template.place} ends an answer with no control token; name an eos_token"
             )
-        self.end_of_turn = end
-        closing = "".join(str(piece) for piece in after[: ends[0]]) if ends else ""
-        self._after_answer = [(closing, False)] * bool(closing)
+        inner = pieces[: at or 0]
+        return "".join(self.tokenizer.spelling(p) if isinstance(p, int) else p for p in inner), end
 
 
 def _template_source(tokenizer: Tokenizer) -> tuple[str, Path]:
-    """The template's text and where it stands."""
+    """The template's text and where it stands. Raises InputError for one that is there and is none."""
     file, config = tokenizer.folder / "chat_template.jinja", tokenizer.folder / "tokenizer_config.json"
-    if file.is_file():
+    if os.path.lexists(file):
         try:
+            check_regular(file)
             return file.read_text(encoding="utf-8"), file
         except (OSError, UnicodeDecodeError) as fault:
             raise InputError(f"{file}: cannot be read ({fault}); copy it anew") from None
     value = tokenizer.config.get("chat_template")
     if isinstance(value, list):  # several, by name
-        value = {item.get("name"): item.get("template") for item in value if isinstance(item, dict)}.get("default")
+        named = [item for item in value if isinstance(item, dict) and item.get("name") == "default"]
+        value = named[0].get("template") if named else value
     if isinstance(value, str):
         return value, config
+    if value is not None:
+        raise InputError(f"{config}: chat_template is neither text nor a list with one called default; copy it anew")
     if all(token in tokenizer.added for token in LLAMA3_TOKENS):
         return LLAMA3_TEMPLATE, BUILT_IN
     raise InputError(f"{tokenizer.folder}: no chat template; put one into chat_template.jinja")

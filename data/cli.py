@@ -62,6 +62,7 @@ def parse(
     """
     if not argv:
         raise InputError(f"{command} needs arguments, such as: {example}")
+    _refuse_repeated(argv)
     fields = {f.name: f.type in (bool, "bool") for f in dataclasses.fields(config) if f.init}  # pyright: ignore[reportArgumentType]
     wanted, dotted = _take_dotted([*_from_file(argv, fields, peer), *argv], "hyperparameters" in fields)
     if any(argument in ("-h", "--help") for argument in argv):
@@ -98,10 +99,16 @@ def run(main: Callable[[Sequence[str]], None]) -> None:
 def notify(sentence: str) -> None:
     """A notice on stderr, from the first process only."""
     if os.environ.get("RANK", "0") == "0":
-        print(sentence, file=sys.stderr)
+        print(printable(sentence), file=sys.stderr)
+
+
+def printable(text: str) -> str:
+    """Text in which nothing acts on a terminal: of files and templates of strangers, whose words errors repeat."""
+    return "".join(c if c == "\n" or c.isprintable() else f"\\u{ord(c):04x}" for c in text)
 
 
 def _leave(sentence: str, code: int) -> None:
+    sentence = printable(sentence)
     rank = os.environ.get("RANK", "0")
     if rank == "0":
         print(sentence, file=sys.stderr)
@@ -118,6 +125,13 @@ def _leave(sentence: str, code: int) -> None:
     sys.stdout.flush()
     sys.stderr.flush()
     sys.exit(code)
+
+
+def _refuse_repeated(argv: Sequence[str]) -> None:
+    """Raises InputError for a flag that stands twice: the first would be forgotten without a word."""
+    flags = [argument.partition("=")[0].replace("_", "-") for argument in argv if argument.startswith("--")]
+    if twice := next((flag for flag in flags if flags.count(flag) > 1), None):
+        raise InputError(f"{twice} stands twice; keep one, with several values behind it where it takes them")
 
 
 def _from_file(argv: Sequence[str], fields: dict[str, bool], peer: Peer | None) -> list[str]:
@@ -141,8 +155,8 @@ def _from_file(argv: Sequence[str], fields: dict[str, bool], peer: Peer | None) 
                 f"{path}: there is no setting {key!r}" + (f"; perhaps {near[0]!r}" if near else "; see --help")
             )
         flag = name if "." in name else name.replace("_", "-")
-        if fields.get(name) and value in ("true", "false"):
-            flags.append(f"--{flag}" if value == "true" else f"--no-{flag}")
+        if fields.get(name) and str(value).lower() in ("true", "false"):
+            flags.append(f"--{flag}" if value.lower() == "true" else f"--no-{flag}")
         elif isinstance(value, list):
             flags += [f"--{flag}", *map(str, value)]
         elif isinstance(value, str):

@@ -40,9 +40,10 @@ class RowSettings:
     """Rows above that many megabytes are faults."""
 
     def __post_init__(self) -> None:
-        for name in ("max_prompt_tokens", "max_response_tokens", "max_row_mb"):
-            if getattr(self, name) < 1:
-                raise InputError(f"--{name.replace('_', '-')}: {getattr(self, name)} is not above 0")
+        for name, most in (("max_prompt_tokens", 2**24), ("max_response_tokens", 2**24), ("max_row_mb", 2**12)):
+            if not 1 <= getattr(self, name) <= most:
+                flag = f"--{name.replace('_', '-')}"
+                raise InputError(f"{flag}: {getattr(self, name)} is not above 0, or above {most:,}")
         parse_columns(self.columns)
 
     @property
@@ -114,10 +115,13 @@ class Rows:
 
 def open_model(name: str) -> tuple[Path, Chat | None]:
     """The folder of a model and its chat; None where the folder has no tokenizer. Raises InputError."""
-    folder = find_model(name)
-    if not (folder / "config.json").is_file():
-        raise InputError(f"{folder}: no config.json; give a checkpoint folder in Hugging Face's layout")
-    return folder, Chat(Tokenizer(folder)) if has_tokenizer(folder) else None
+    try:
+        folder = find_model(name)
+        if not (folder / "config.json").exists():
+            raise InputError(f"{folder}: no config.json; give a checkpoint folder in Hugging Face's layout")
+        return folder, Chat(Tokenizer(folder)) if has_tokenizer(folder) else None
+    except OSError as fault:
+        raise InputError(f"{fault.filename or name}: cannot be read ({fault.strerror}); change its mode") from None
 
 
 def read_examples(
@@ -157,19 +161,17 @@ def read_examples(
 def find_cut(
     place: str, sources: Sequence[str], chat: Chat | None, limits: Limits, reading: Reading, *, n_ids: int
 ) -> Cut:
-    """The example of the row at a place ("FILE:LINE"), with what was cut of it. Raises InputError where it cannot be
-    used, or is not there.
+    """The example of the row at a place ("FILE:LINE"), with what was cut of it. Raises InputError where it is not there
+    any more, or cannot be used.
     """
     for source in sources:
         for record in read_records(source, reading, roles=chat.roles if chat else ROLES):
-            if isinstance(record, InputError) and str(record).startswith(f"{place}: "):
-                raise record
             if isinstance(record, Record) and record.place == place:
                 (cut,) = encode([record], chat, limits, n_ids=n_ids)
                 if isinstance(cut, InputError):
                     raise cut
                 return cut
-    raise InputError(f"{place}: no row begins there")
+    raise InputError(f"{place}: the row is gone; the file was changed while it was read")
 
 
 def digest(examples: Iterable[Example]) -> "hashlib._Hash":

@@ -5,7 +5,6 @@ records -> encode -> examples (one trunk and its branches each) -> in_form("pair
 
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from itertools import islice
 from typing import Literal, NamedTuple
 
 import numpy as np
@@ -15,6 +14,7 @@ from data.errors import InputError
 from data.records import Message, Record
 
 CHUNK = 512  # records whose texts are encoded together: the tokenizer works on all cores, and memory stays flat
+CHUNK_LETTERS = 2**21  # a chunk ends there too: an encoder takes some 70 times the memory of a text
 
 
 class Example(NamedTuple):
@@ -73,8 +73,7 @@ def encode(
     are row faults. chat None: the model folder has no tokenizer, and rows of text are faults. Raises nothing for a
     row: what is wrong with it comes in its place.
     """
-    records = iter(records)
-    while chunk := list(islice(records, CHUNK)):
+    for chunk in _chunks(records):
         trees = _pieces_of([r for r in chunk if isinstance(r, Record)], chat)
         for record in chunk:
             if isinstance(record, InputError):
@@ -84,6 +83,24 @@ def encode(
                 yield _cut(record, next(trees), limits, n_ids)
             except InputError as fault:
                 yield InputError(f"{record.place}: {fault}")
+
+
+def _chunks(records: Iterable[Record | InputError]) -> Iterator[list[Record | InputError]]:
+    chunk: list[Record | InputError] = []
+    letters = 0
+    for record in records:
+        chunk.append(record)
+        letters += _letters(record) if isinstance(record, Record) else 0
+        if len(chunk) == CHUNK or letters >= CHUNK_LETTERS:
+            yield chunk
+            chunk, letters = [], 0
+    if chunk:
+        yield chunk
+
+
+def _letters(record: Record) -> int:
+    prompt = sum(len(m.content) for m in record.prompt if isinstance(m, Message))
+    return prompt + sum(map(len, record.responses))
 
 
 def _cut(record: Record, trees: "list[tuple[list[int], _Content]] | InputError", limits: Limits, n_ids: int) -> Cut:

@@ -102,6 +102,7 @@ def parse_record(row: dict[str, Any], place: str, *, roles: Collection[str] = RO
     completions of an UltraFeedback row are rated alike.
     """
     read = _Reader(place, roles)
+    row = {name: value for name, value in row.items() if value is not None}  # tables of several forms have nulls
     if "chosen_ids" in row or "completion_ids" in row or "prompt_ids" in row:
         return read.tokenised(row)
     if "chosen" in row or "rejected" in row:
@@ -174,9 +175,10 @@ class _Reader(NamedTuple):
 
     def pair(self, row: dict[str, Any]) -> Record:
         chosen, rejected = self.field(row, "chosen"), self.field(row, "rejected")
-        named = {"prompt": row.get("conversations") if row.get("prompt") is None else row["prompt"]}
-        if named["prompt"] is None and (turns := _transcript(chosen)) and (others := _transcript(rejected)):
-            chosen, rejected = turns, others
+        named = {"prompt": row.get("prompt", row.get("conversations"))}
+        turns, others = _transcript(chosen), _transcript(rejected)
+        if turns and others and len(turns) > 1 and len(others) > 1:  # they hold the prompt, whatever else does
+            chosen, rejected, named = turns, others, {"prompt": None}
         if named["prompt"] is None and isinstance(chosen, list) and isinstance(rejected, list):
             w, l = self.messages(chosen, "chosen"), self.messages(rejected, "rejected")  # noqa: E741
             shared = 0
@@ -264,13 +266,16 @@ class _Reader(NamedTuple):
         return tuple(self.message(item, f"{name}[{i}]", f'"{name}"[{i}]') for i, item in enumerate(value))
 
     def message(self, item: Any, name: str, shown: str) -> Message:
-        if isinstance(item, dict) and "role" not in item and "from" in item:
-            role, content = item["from"], item.get("value")
+        given = {name: value for name, value in item.items() if value is not None} if isinstance(item, dict) else {}
+        if "role" in given and "content" in item:
+            role, content = given["role"], item["content"]
+        elif "role" not in given and "from" in given:
+            role, content = given["from"], item.get("value")
             role = _SHAREGPT.get(role, role) if isinstance(role, str) else role
-        elif isinstance(item, dict) and "role" in item and "content" in item:
-            role, content = item["role"], item["content"]
         else:
             raise InputError(f'{self.place}: {shown} is not a message {{"role": ..., "content": ...}}')
+        if given.get("tool_calls"):
+            raise InputError(f"{self.place}: {shown} calls tools, of which nothing would be trained; delete the row")
         if not isinstance(role, str) or role not in self.roles:
             known = ", ".join(self.roles)
             raise InputError(f"{self.place}: {shown} has the role {role!r}; roles are {known}")
@@ -279,6 +284,9 @@ class _Reader(NamedTuple):
     def prompt(self, row: dict[str, Any]) -> tuple[Message, ...]:
         prompt = self.field(row, "prompt")
         if isinstance(prompt, str):
+            turns = _transcript(prompt)
+            if turns and len(turns) > 1 and turns[-1] == {"role": "assistant", "content": ""}:  # "... Assistant:"
+                return self.checked_prompt(self.messages(turns[:-1], "prompt"))
             return (Message("user", self.text(prompt, "prompt")),)
         return self.checked_prompt(self.messages(prompt, "prompt"))
 

@@ -47,6 +47,8 @@ class ShowConfig(RowSettings):
     """Checkpoint folder (Hugging Face layout) or hub id, for its tokenizer and chat template."""
     row: int = 1
     """Which row, from 1."""
+    config: str | None = None
+    """YAML file of settings, named as the flags are; flags win over it."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -82,8 +84,7 @@ def _sign(c: str) -> str:
         return "\u23ce"
     if ord(c) < 0x20:
         return chr(0x2400 + ord(c))
-    is_shown = c == " " or (c.isprintable() and c != BAR)
-    return c if is_shown else f"\\u{ord(c):04x}"
+    return f"\\u{ord(c):04x}" if c in (BAR, "\u23ce") else cli.printable(c)
 
 
 class _Page:
@@ -148,9 +149,9 @@ class _Page:
             tokenizer = self._chat.tokenizer
             if example.prompt.tolist().count(tokenizer.bos_id) > 1:
                 said.append("the token that begins a text stands more than once")
-            ends = [r[-1] != self._chat.end_of_turn for r in example.responses]
-            said += ["a response was cut: it does not end with the end-of-turn token"] * any(ends)
-        said += ["the prompt was cut"] * cut.is_prompt_cut
+            ends = all(r[-1] == self._chat.end_of_turn for r in example.responses)
+            said += ["a response does not end with the end-of-turn token"] * (not ends)
+        said += ["a response was cut"] * (cut.n_cut_responses > 0) + ["the prompt was cut"] * cut.is_prompt_cut
         return "".join("\n" + self.paint("warning", f"note: {sentence}") for sentence in said) + "\n" * bool(said)
 
 
@@ -173,6 +174,7 @@ def main(argv: Sequence[str]) -> None:
     (cut,) = encode([record], chat, config.limits, n_ids=n_ids if isinstance(n_ids, int) else 2**31)
     if isinstance(cut, InputError):
         raise cut
+    sys.stdout.reconfigure(encoding="utf-8")  # pyright: ignore[reportAttributeAccessIssue]
     sys.stdout.write(show(cut, chat, colour=wants_colour()))
 
 

@@ -10,12 +10,15 @@ too. Here text is encoded without any added token, and control ids are placed by
 """
 
 import json
+import os
 import re
 from collections.abc import Mapping, Sequence
+from itertools import pairwise
 from pathlib import Path
 from typing import Any, Protocol
 
 from data.errors import InputError
+from data.json_rows import check_regular
 from data.tokenizer_json import JsonCoder
 from data.tokenizer_ranks import BOS, EOS, looks_like_ranks, read_ranks, runs_of_text
 from data.tokenizer_sentencepiece import SentencePieceCoder
@@ -41,6 +44,8 @@ class _Coder(Protocol):
     """Tokens that are not text: {"id", "content", ...}, "lstrip" and "rstrip" where they eat blanks."""
     n_ids: int
     prefixes_after_control: bool
+
+    def id_of(self, text: str) -> int | None: ...
 
     def encode(self, texts: Sequence[str], *, goes_on: bool) -> list[list[int]]: ...
 
@@ -86,6 +91,8 @@ class Tokenizer:
             )
         with open(model, "rb") as file:
             head = file.read(4096)
+        if head.startswith(b"version https://git-lfs"):
+            raise InputError(f"{model}: a Git LFS pointer, not the file; run git lfs pull in its folder")
         if not looks_like_ranks(head):
             coder = SentencePieceCoder(model)
             return coder, coder.names
@@ -99,17 +106,11 @@ class Tokenizer:
 
     def _named(self, name: str) -> int | None:
         """The id of the token that tokenizer_config.json calls `name`."""
-        text = self.text_of(name)
-        if not text:
-            return None
-        ids = self.added.get(text)
-        return ids if ids is not None else _only(self._coder.encode([text], goes_on=True)[0])
+        return self.added.get(self.text_of(name))
 
     def text_of(self, name: str) -> str:
         """The spelling of "bos_token", "eos_token" ... for a template; "" where there is none."""
-        value = self.config.get(name)
-        text = value.get("content") if isinstance(value, dict) else value
-        return text if isinstance(text, str) else ""
+        return _spelling(self.config, name)
 
     def split_control(self, text: str) -> list[str | int]:
         """A template's own text cut into runs of text and the ids of the control tokens between them."""
@@ -140,22 +141,32 @@ class Tokenizer:
         return self._encode_apart(text, goes_on)[1]
 
     def _encode_apart(self, text: str, goes_on: bool) -> tuple[list[int], list[tuple[int, int]]]:
-        """Ids and offsets of `text`, cut in two inside the spelling of each added token that comes out."""
-        ids, spans = self._coder.offsets(text, goes_on=goes_on)
-        found = next((n for n, i in enumerate(ids) if i in self._added_ids), None)
-        if found is None:
-            return ids, spans
-        spelled = self._added_ids[ids[found]]
-        at = text.find(spelled)
-        if at < 0:  # the tokenizer's sign for what it does not know
-            begin, end = spans[found]
-            raise InputError(f"the tokenizer in {self.folder} has no token for {text[begin:end]!r}; change the text")
-        if len(spelled) < 2:
-            raise InputError(f"{self.folder}: {text[:40]!r} cannot be encoded without the control token {spelled!r}")
-        middle = at + len(spelled) // 2
-        left, at_left = self._encode_apart(text[:middle], goes_on)
-        right, at_right = self._encode_apart(text[middle:], True)
-        return left + right, at_left + [(begin + middle, end + middle) for begin, end in at_right]
+        """Ids and offsets of `text`, cut in two inside every spelling of the added tokens that come out."""
+        pieces = [text]
+        while True:
+            made = [self._coder.offsets(p, goes_on=goes_on or n > 0) for n, p in enumerate(pieces)]
+            found = {self._added_ids[i] for ids, _ in made for i in ids if i in self._added_ids}
+            if not found:
+                break
+            smaller = [part for piece in pieces for part in _cut_inside(piece, found)]
+            if len(smaller) == len(pieces):
+                raise self._no_token(pieces, made)
+            pieces = smaller
+        ids, spans, start = [], [], 0
+        for piece, (some, places) in zip(pieces, made, strict=True):
+            ids += some
+            spans += [(begin + start, end + start) for begin, end in places]
+            start += len(piece)
+        return ids, spans
+
+    def _no_token(self, pieces: Sequence[str], made: Sequence[tuple[list[int], list[tuple[int, int]]]]) -> InputError:
+        """What is said where a token comes out that no spelling in the text explains: the sign for the unknown."""
+        for piece, (ids, spans) in zip(pieces, made, strict=True):
+            for i, (begin, end) in zip(ids, spans, strict=True):
+                if i in self._added_ids:
+                    part = piece[begin:end]
+                    return InputError(f"the tokenizer in {self.folder} has no token for {part!r}; change the text")
+        raise AssertionError("called where there is one")
 
     def is_control(self, token: int) -> bool:
         """Whether a token is an added one: placed by a template, never written by text."""
@@ -176,8 +187,16 @@ class Tokenizer:
 
 
 def has_tokenizer(folder: Path) -> bool:
-    """Whether a folder holds a tokenizer file of a kind that is known here."""
-    return (folder / "tokenizer.json").exists() or (folder / "tokenizer.model").exists()
+    """Whether a folder holds a tokenizer file of a kind that is known here, be it broken."""
+    return any(os.path.lexists(folder / name) for name in ("tokenizer.json", "tokenizer.model"))
+
+
+def _cut_inside(text: str, spellings: set[str]) -> list[str]:
+    """Text cut in the middle of each of the spellings in it."""
+    longest_first = sorted((s for s in spellings if len(s) > 1), key=len, reverse=True)
+    pattern = "|".join(map(re.escape, longest_first)) or r"(?!)"
+    cuts = [0, *((m.start() + m.end()) // 2 for m in re.finditer(pattern, text)), len(text)]
+    return [text[a:b] for a, b in pairwise(cuts)]
 
 
 def _control_pattern(tokens: Sequence[Mapping[str, Any]]) -> re.Pattern[str]:
@@ -192,36 +211,51 @@ def _control_pattern(tokens: Sequence[Mapping[str, Any]]) -> re.Pattern[str]:
 
 
 def _all_tokens(folder: Path, config: dict[str, Any], coder: _Coder) -> list[dict[str, Any]]:
-    """The coder's tokens, and what other files add to a tokenizer.model; a tokenizer.json knows all of its own."""
-    if (folder / "tokenizer.json").exists():
-        return coder.tokens
-    tokens: dict[Any, dict[str, Any]] = {t["id"]: t for t in coder.tokens}
-    beside = _existing(folder / "added_tokens.json")
-    for text, i in read_json(beside).items() if beside else ():
-        tokens[i] = {"id": i, "content": text}
-    for i, token in (config.get("added_tokens_decoder") or {}).items():
-        if isinstance(token, dict) and str(i).isdigit() and isinstance(token.get("content"), str):
-            tokens[int(i)] = token | {"id": int(i)}
-    texts: set[str] = set()
-    for i, token in tokens.items():
-        if type(i) is not int or i < 0 or not token["content"] or token["content"] in texts:
-            raise InputError(f"{folder}: the added token {token['content']!r} ({i!r}) cannot be; copy its files anew")
-        texts.add(token["content"])
+    """The coder's tokens, those that other files add, and those that tokenizer_config.json calls BOS, EOS and so on."""
+    has_json = (folder / "tokenizer.json").exists()  # which knows better than the files beside it
+    tokens: dict[int, dict[str, Any]] = {t["id"]: t for t in coder.tokens}
+    for token in _tokens_beside(folder, config):
+        if not has_json or token["id"] not in tokens:
+            tokens[token["id"]] = token
+    texts = [token["content"] for token in tokens.values()]
+    for name in ("bos_token", "eos_token", "unk_token", "pad_token"):
+        text = _spelling(config, name)
+        i = coder.id_of(text) if text and text not in texts else None
+        if i is not None and i not in tokens and len(text) > 1:
+            tokens[i] = {"id": i, "content": text}
+            texts.append(text)
+    if twice := sorted(text for text in set(texts) if texts.count(text) > 1):
+        raise InputError(f"{folder}: the added token {twice[0]!r} has two ids; copy the tokenizer's files anew")
     return list(tokens.values())
 
 
-def _only(ids: Sequence[int]) -> int | None:
-    return ids[0] if len(ids) == 1 else None
+def _tokens_beside(folder: Path, config: dict[str, Any]) -> list[dict[str, Any]]:
+    """What added_tokens.json and tokenizer_config.json add. Raises InputError where an entry cannot be."""
+    path = _existing(folder / "added_tokens.json")
+    entries: list[tuple[Any, Any]] = [(i, {"content": t}) for t, i in read_json(path).items()] if path else []
+    decoder = config.get("added_tokens_decoder") or {}
+    if not isinstance(decoder, dict):
+        raise InputError(f"{folder / 'tokenizer_config.json'}: added_tokens_decoder is no object; copy it anew")
+    entries += [(int(i) if re.fullmatch("[0-9]{1,9}", i) else i, token) for i, token in decoder.items()]
+    for i, token in entries:
+        text = token.get("content") if isinstance(token, dict) else None
+        if type(i) is not int or not 0 <= i < 2**31 or not isinstance(text, str) or not text:
+            raise InputError(f"{folder}: the added token {text!r} ({i!r}) cannot be; copy the tokenizer's files anew")
+    return [token | {"id": i} for i, token in entries]
+
+
+def _spelling(config: dict[str, Any], name: str) -> str:
+    """The spelling of "bos_token", "eos_token" ... in a tokenizer_config.json; "" where there is none."""
+    value = config.get(name)
+    text = value.get("content") if isinstance(value, dict) else value
+    return text if isinstance(text, str) and text.isprintable() else ""
 
 
 def _existing(path: Path) -> Path | None:
     """The path where a regular file of a sensible size is there. Raises InputError where something else is."""
-    if not path.exists():
-        if path.is_symlink():
-            raise InputError(f"{path}: a link to nothing; copy the file anew")
+    if not os.path.lexists(path):
         return None
-    if not path.is_file():
-        raise InputError(f"{path}: not a regular file; copy it anew")
+    check_regular(path)
     if path.stat().st_size > MAX_FILE_BYTES:
         raise InputError(f"{path}: larger than {MAX_FILE_BYTES >> 20} MB; a tokenizer is not, copy it anew")
     return path
@@ -235,8 +269,8 @@ def _read_config(folder: Path) -> dict[str, Any]:
 def read_json(path: Path) -> dict[str, Any]:
     """The object in a JSON file. Raises InputError where it is missing, not a regular file, or holds anything else."""
     try:
-        if path.exists() and not path.is_file():
-            raise InputError(f"{path}: not a regular file; copy it anew")
+        if os.path.lexists(path):
+            check_regular(path)
         content = path.read_bytes()
         if content.startswith(b"version https://git-lfs"):
             raise InputError(f"{path}: a Git LFS pointer, not the file; run git lfs pull in its folder")

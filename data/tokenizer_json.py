@@ -18,7 +18,8 @@ class JsonCoder:
 
     def __init__(self, description: dict[str, Any], place: Path, cut: Callable[[str], list[str]] | None = None) -> None:
         """cut: where the text is cut before it is encoded. Raises InputError where it is not a tokenizer."""
-        plain = description | {"added_tokens": [], "post_processor": None, "truncation": None, "padding": None}
+        description = {"normalizer": None, "pre_tokenizer": None} | description | {"truncation": None, "padding": None}
+        plain = description | {"added_tokens": [], "post_processor": None}
         bare = {
             key: _without_prefix(value) if key in ("normalizer", "pre_tokenizer") else value
             for key, value in plain.items()
@@ -33,6 +34,10 @@ class JsonCoder:
         self.n_ids = 1 + max([-1, *self._full.get_vocab().values(), *(t["id"] for t in self.tokens)])
         self.first_id = next(iter(self._full.encode("").ids), None)
         """What the tokenizer itself puts before a text."""
+
+    def id_of(self, text: str) -> int | None:
+        """The id of the token of that spelling."""
+        return self._full.token_to_id(text)
 
     def encode(self, texts: Sequence[str], *, goes_on: bool) -> list[list[int]]:
         """Ids of each text. goes_on: it follows other text, so that no blank is put before it."""

@@ -16,8 +16,9 @@ _Piece = sentencepiece_model_pb2.ModelProto.SentencePiece  # pyright: ignore[rep
 class SentencePieceCoder:
     """Text to ids by the `sentencepiece` library, with every piece that is not text made a control symbol.
 
-    The library never makes a control symbol of text, but a user-defined one it does: so these are turned into the
-    former. A second copy puts no blank before a text: for text that goes on in the middle of a sentence.
+    The library never makes a control symbol of text, but a user-defined one it does: so those that are words (<tool>,
+    [INST]) are turned into the former. Single letters and blanks that somebody defined are text like any other. A
+    second copy puts no blank before a text: for text that goes on in the middle of a sentence.
     """
 
     prefixes_after_control = True
@@ -33,7 +34,8 @@ class SentencePieceCoder:
             self.tokens: list[dict[str, Any]] = [
                 {"id": i, "content": model.pieces[i].piece, "special": kind != _Piece.USER_DEFINED}
                 for i, kind in kinds.items()
-                if kind in (_Piece.CONTROL, _Piece.USER_DEFINED, _Piece.UNKNOWN)
+                if kind in (_Piece.CONTROL, _Piece.UNKNOWN)
+                or (kind == _Piece.USER_DEFINED and len(model.pieces[i].piece.strip(" \n\t\r\u2581")) > 1)
             ]
             for token in self.tokens:
                 if not token["special"]:
@@ -55,6 +57,11 @@ class SentencePieceCoder:
         }
         self.names = {name: self._control[i] for name, i in names.items() if i in self._control}
         """The spellings of bos_token, eos_token and unk_token."""
+
+    def id_of(self, text: str) -> int | None:
+        """The id of the token of that spelling."""
+        found = self._plain.piece_to_id(text)
+        return found if self._plain.id_to_piece(found) == text else None
 
     def encode(self, texts: Sequence[str], *, goes_on: bool) -> list[list[int]]:
         """Ids of each text. goes_on: it follows other text, so that no blank is put before it."""

@@ -60,7 +60,7 @@ class LlamaConfig:
         """The configuration in a parsed config.json. Raises InputError where it is not a Llama that runs here."""
         names = raw.get("architectures") or [raw.get("model_type")]
         if names not in (["LlamaForCausalLM"], ["llama"]):
-            raise InputError(f"{place}: the architecture {names} is not supported; it has to be LlamaForCausalLM")
+            raise InputError(f'{place}: the architecture {names!r} is not supported; it has to be ["LlamaForCausalLM"]')
         for key, plain in (("attention_bias", False), ("mlp_bias", False), ("hidden_act", "silu")):
             if raw.get(key, plain) != plain:
                 raise InputError(f"{place}: {key} = {raw[key]!r} is not supported; Llama has {plain!r}")
@@ -128,7 +128,7 @@ def _mapping(raw: dict[str, Any], key: str, place: str | Path) -> dict[str, Any]
 
 def _positive(raw: dict[str, Any], key: str, place: str | Path, default: float | None) -> float:
     value = raw.get(key) if raw.get(key) is not None else default
-    if not isinstance(value, (int, float)) or not 0 < value < math.inf:
+    if not isinstance(value, (int, float)) or isinstance(value, bool) or not 0 < value < 1e30:
         raise InputError(f"{place}: {key} = {value!r}; it has to be a number above 0")
     return float(value)
 

@@ -11,7 +11,6 @@ import json
 import shutil
 import sys
 import time
-from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -156,10 +155,10 @@ class Run:
         self._ranks.wait()
         return folder
 
-    def write(self, name: str, text: Callable[[], str]) -> None:
-        """A text file into the run's folder; `text` is called where it is written."""
+    def write(self, name: str, text: str) -> None:
+        """A text file into the run's folder."""
         if self._ranks.is_first:
-            (self.folder / name).write_text(text(), encoding="utf-8")
+            (self.folder / name).write_text(text, encoding="utf-8")
 
     def say(self, sentence: str) -> None:
         """A notice for the user."""

@@ -84,6 +84,7 @@ class _Job:
         self.examples = in_form(rows, self.objective.loss.data)
         self.steps = Steps(self.examples, config, self.objective)
         self.split = Split.of(config)
+        self.first_example = self._show_first() if os.environ.get("RANK", "0") == "0" else ""
 
     def _read(self, sources: tuple[str, ...], shares: tuple[float, ...] = ()) -> tuple[list[Example], dict[str, Any]]:
         c = self.config
@@ -99,11 +100,13 @@ class _Job:
         )
         return rows.examples, rows.facts()
 
-    def first_example(self) -> str:
-        """The first row that the run trains on, as the trainer sees it."""
-        place, c = self.steps.step(1).examples[0].place, self.config
-        n_ids = self.policy.config.vocab_size
-        return show(find_cut(place, c.data, self.chat, c.limits, c.reading, n_ids=n_ids), self.chat)
+    def _show_first(self) -> str:
+        """The first row that the run trains on, as the trainer sees it; looked up again for what was cut of it."""
+        first, c = self.steps.step(1).examples[0], self.config
+        cut = find_cut(first.place, c.data, self.chat, c.limits, c.reading, n_ids=self.policy.config.vocab_size)
+        if not np.array_equal(cut.example.prompt, first.prompt):
+            raise InputError(f"{first.place}: the file was changed while it was read; start again")
+        return show(cut, self.chat)
 
 
 def _train(job: _Job, ranks: Ranks) -> RunResult:
@@ -230,11 +233,14 @@ class HeldOut:
 
 
 def _split(rows: list[Example], n: int, seed: int) -> tuple[list[Example], list[Example]]:
-    """The rows without n drawn ones, and these."""
-    if n >= len(rows):
-        raise InputError(f"--eval-pairs: {n} of {len(rows)} rows leave none to train on; lower it")
-    drawn = set(np.random.default_rng((seed, 0)).choice(len(rows), n, replace=False).tolist())
-    return [r for i, r in enumerate(rows) if i not in drawn], [rows[i] for i in sorted(drawn)]
+    """The rows without n drawn ones, and these. A row that is taken several times is held out with all of them."""
+    by_place = {e.place: e for e in rows}
+    if n >= len(by_place):
+        raise InputError(f"--eval-pairs: {n} of {len(by_place)} rows leave none to train on; lower it")
+    places = list(by_place)
+    drawn = sorted(np.random.default_rng((seed, 0)).choice(len(places), n, replace=False).tolist())
+    held_out = {places[i] for i in drawn}
+    return [e for e in rows if e.place not in held_out], [by_place[places[i]] for i in drawn]
 
 
 def main(argv: Sequence[str]) -> None:

@@ -7,6 +7,7 @@ that does not matter here is named, with the reason.
 # Names and defaults as of TRL 1.16 (trl/trainer/dpo_config.py, kto_config.py) and transformers' TrainingArguments.
 
 import os
+import re
 from collections.abc import Callable
 from typing import Any
 
@@ -47,7 +48,27 @@ NEUTRAL = {  # what does not change the result, and what is done here
     "ddp_timeout": "torch's own time-outs hold",
     "log_level": "there is one",
     "disable_tqdm": "the bar is quiet where there is no terminal",
+    "evaluation_strategy": "held-out rows are measured after every epoch",
+    "preprocessing_num_workers": "rows are encoded on all cores",
+    "overwrite_output_dir": "a folder that holds a run is never written over",
+    "hub_model_id": "nothing is uploaded",
+    "hub_strategy": "nothing is uploaded",
+    "deepspeed": "ranks are torchrun's, sharding is PyTorch's own",
+    "fsdp": "ranks are torchrun's, sharding is PyTorch's own",
+    "fsdp_config": "ranks are torchrun's, sharding is PyTorch's own",
     "remove_unused_columns": "extra columns are ignored",
+}
+NO_LIMIT = ("max_steps", "-1")
+COUNTERPARTS = {
+    "loss_type": "loss",
+    "optim": "optimizer",
+    "bf16": "dtype",
+    "torch_dtype": "dtype",
+    "max_length": "max_prompt_tokens and --max_response_tokens",
+    "truncation_mode": "keep_prompt",
+    "precompute_ref_log_probs": "reference",
+    "warmup_ratio": "warmup_steps",
+    "dataset_train_split": "data NAME:SPLIT",
 }
 ONLY = {  # settings of which one value means what is done here
     "lr_scheduler_type": ("linear", "the rate falls linearly"),
@@ -68,68 +89,87 @@ ONLY = {  # settings of which one value means what is done here
 def translate(settings: Settings, say: Callable[[str], None]) -> Settings:
     """Settings with TRL's names put into ours; each translation is handed to `say` as a sentence.
 
-    Raises InputError for a setting that has no counterpart here, and where both names of one stand.
+    Raises InputError for a setting that has no counterpart here, and where two names of one setting disagree.
     """
-    made: Settings = {}
-
-    def put(name: str, value: Any, said: str) -> None:
-        if name in settings or name in made:
-            raise InputError(f"{said.partition(':')[0]} and {name}: two names of one setting; keep one")
-        made[name] = value
-        say(f"{said} is --{name if '.' in name else name.replace('_', '-')} {_shown(value)} here")
-
-    for name, value in settings.items():
-        said = f"{name}: {_shown(value)}"
-        if name in RENAMED:
-            put(RENAMED[name], value.removesuffix(".0") if name == "num_train_epochs" else value, said)
-        elif name in NEUTRAL:
+    given = {name.replace("-", "_"): value for name, value in settings.items()}
+    given = {name: value for name, value in given.items() if value not in ("null", "", "none", "None", [])}
+    ours, theirs = {}, {}
+    for name, value in given.items():
+        (theirs if _is_theirs(name, value) else ours)[name] = value
+    if any(name.endswith("desirable_weight") for name in theirs):
+        theirs.setdefault("loss_type", "kto")  # what TRL's KTO trainer trains
+    made: Settings = dict(ours)
+    for name, value in theirs.items():
+        for our_name, our_value, said in _ours(name, value, given):
+            if made.setdefault(our_name, our_value) != our_value:
+                raise InputError(f"{name} and {our_name}: two names of one setting, with two values; keep one")
+            flag = our_name if "." in our_name else our_name.replace("_", "-")
+            say(f"{said} is --{flag} {_shown(our_value)} here")
+        if name in NEUTRAL:
             say(f"{name}: left out, {NEUTRAL[name]} here")
-        elif name in ONLY:
-            _check_only(name, value)
-        elif name in SPECIAL:
-            for ours, theirs in SPECIAL[name](value, settings):
-                put(ours, theirs, said)
-        elif name == BATCH[0] or (name == BATCH[1] and BATCH[0] not in settings):
-            parts, size = _batch(settings)
-            put("batch_size", size, parts)
-        elif name == "max_steps" and value == "-1":
-            say("max_steps: -1 is no --max-steps here")
-        elif name != BATCH[1]:
-            made[name] = value
+    if theirs:
+        defaults = [name for name in ("loss", "optimizer", "epochs", "lr", "batch_size") if name not in made]
+        say("not named there, so that our defaults hold: " + (", ".join(defaults) or "nothing of weight"))
     return made
 
 
 def counterpart(name: str) -> str | None:
     """What to say of a flag with one of TRL's names; None where it is none."""
-    if name in RENAMED:
-        return f"--{RENAMED[name].replace('_', '-')}"
     if name in BATCH:
         return "--batch-size, examples per step over all processes"
-    if name in SPECIAL or name in ONLY or name in NEUTRAL:
+    if name in COUNTERPARTS or name in RENAMED:
+        return f"--{COUNTERPARTS.get(name, RENAMED.get(name, '')).replace('_', '-')}"
+    if name in ONLY or name in NEUTRAL:
         return f"nothing of that name; in a --config file {name} is understood"
     return None
 
 
+def _is_theirs(name: str, value: Any) -> bool:
+    if name == "dtype":  # a name of both
+        return value not in ("float32", "bfloat16")
+    return any(name in names for names in (SPECIAL, RENAMED, NEUTRAL, ONLY, BATCH)) or (name, value) == NO_LIMIT
+
+
+def _ours(name: str, value: Any, given: Settings) -> list[tuple[str, Any, str]]:
+    """(our name, value, what is translated) of one of TRL's settings."""
+    said = f"{name}: {_shown(value)}"
+    if name in RENAMED:
+        is_whole = name == "num_train_epochs" and isinstance(value, str)
+        return [(RENAMED[name], value.removesuffix(".0") if is_whole else value, said)]
+    if name in ONLY:
+        _check_only(name, value)
+    if name in SPECIAL:
+        return [(ours, theirs, said) for ours, theirs in SPECIAL[name](value, given)]
+    if name == BATCH[0] or (name == BATCH[1] and BATCH[0] not in given):
+        parts, size = _batch(given)
+        return [("batch_size", size, parts)]
+    return []
+
+
 def _check_only(name: str, value: Any) -> None:
     wanted, why = ONLY[name]
-    if str(value).lower() not in (wanted, f"{wanted}.0", "null", ""):
+    meant = str(value).lower()
+    meant = {"no": "false", "off": "false", "yes": "true", "on": "true"}.get(meant, meant)
+    is_zero = wanted == "0" and re.fullmatch(r"0*\.?0*", meant)
+    if meant != wanted and not is_zero:
         raise InputError(f"{name}: {_shown(value)} is not to be had, {why} here; take it out")
 
 
-def _batch(settings: Settings) -> tuple[str, str]:
+def _whole(name: str, value: Any) -> int:
+    if not isinstance(value, str) or not re.fullmatch("[0-9]{1,9}", value):
+        raise InputError(f"{name}: {_shown(value)} is not a whole number")
+    return int(value)
+
+
+def _batch(given: Settings) -> tuple[str, str]:
     """How many examples a step takes over all processes, and how that came to be."""
-    try:
-        per_device, accumulated = (
-            int(settings.get(name, default)) for name, default in zip(BATCH, ("8", "1"), strict=True)
-        )
-    except ValueError:
-        raise InputError(f"{BATCH[0]} and {BATCH[1]} have to be whole numbers") from None
+    per_device, accumulated = (_whole(name, given.get(name, d)) for name, d in zip(BATCH, ("8", "1"), strict=True))
     n_processes = int(os.environ.get("WORLD_SIZE", "1"))
     parts = f"{BATCH[0]}: {per_device} x {BATCH[1]} {accumulated} x {n_processes} processes"
     return parts, str(per_device * accumulated * n_processes)
 
 
-def _loss(value: Any, settings: Settings) -> list[tuple[str, str]]:
+def _loss(value: Any, given: Settings) -> list[tuple[str, str]]:
     names = value if isinstance(value, list) else [value]
     if len(names) > 1:
         raise InputError(f"loss_type: {_shown(value)} are several; give one")
@@ -137,23 +177,24 @@ def _loss(value: Any, settings: Settings) -> list[tuple[str, str]]:
     return [("loss", LOSSES.get(name, name))]
 
 
-def _max_length(value: Any, settings: Settings) -> list[tuple[str, str]]:
+def _max_length(value: Any, given: Settings) -> list[tuple[str, str]]:
     """TRL cuts prompt and response together; here each has a limit of its own, which together are no more."""
-    prompt = settings.get("max_prompt_length")
-    response = settings.get("max_completion_length")
-    if not str(value).isdigit():
-        raise InputError(f"max_length: {_shown(value)} is not a number; give max_prompt_tokens and max_response_tokens")
+    total = _whole("max_length", value)
+    prompt, response = (
+        next((_whole(name, given[name]) for name in names if name in given), None)
+        for names in (("max_prompt_length", "max_prompt_tokens"), ("max_completion_length", "max_response_tokens"))
+    )
     if prompt is not None and response is not None:
         return []
     if prompt is not None:
-        return [("max_response_tokens", str(int(value) - int(prompt)))]
+        return [("max_response_tokens", str(total - prompt))]
     if response is not None:
-        return [("max_prompt_tokens", str(int(value) - int(response)))]
-    return [("max_prompt_tokens", str(int(value) // 2)), ("max_response_tokens", str(int(value) - int(value) // 2))]
+        return [("max_prompt_tokens", str(total - response))]
+    return [("max_prompt_tokens", str(total // 2)), ("max_response_tokens", str(total - total // 2))]
 
 
 def _choice(name: str, ours: str, choices: dict[str, str | None]) -> Callable[[Any, Settings], list[tuple[str, str]]]:
-    def choose(value: Any, settings: Settings) -> list[tuple[str, str]]:
+    def choose(value: Any, given: Settings) -> list[tuple[str, str]]:
         if str(value).lower() not in choices:
             raise InputError(f"{name}: {_shown(value)} is not to be had here; one of {', '.join(choices)}")
         found = choices[str(value).lower()]
@@ -163,8 +204,8 @@ def _choice(name: str, ours: str, choices: dict[str, str | None]) -> Callable[[A
 
 
 def _weight(name: str) -> Callable[[Any, Settings], list[tuple[str, str]]]:
-    def put(value: Any, settings: Settings) -> list[tuple[str, str]]:
-        loss = settings.get("loss") or dict(_loss(settings.get("loss_type", "kto"), settings))["loss"]
+    def put(value: Any, given: Settings) -> list[tuple[str, str]]:
+        loss = given.get("loss") or _loss(given.get("loss_type", "kto"), given)[0][1]
         return [(f"{loss}.{name}", value)]
 
     return put
@@ -182,6 +223,7 @@ SPECIAL: dict[str, Callable[[Any, Settings], list[tuple[str, str]]]] = {
         "optimizer",
         {"rmsprop": "rmsprop", "adamw_torch": "adamw", "adamw_torch_fused": "adamw", "adamw": "adamw"},
     ),
+    "dtype": _choice("dtype", "dtype", {"auto": None}),
     "bf16": _choice("bf16", "dtype", {"true": "bfloat16", "false": None}),
     "torch_dtype": _choice("torch_dtype", "dtype", {"bfloat16": "bfloat16", "float32": "float32", "auto": None}),
     "truncation_mode": _choice("truncation_mode", "keep_prompt", {"keep_end": "end", "keep_start": "start"}),

@@ -174,9 +174,9 @@ class Checkpoint:
                 )
 
     def dtype(self) -> torch.dtype:
-        """The dtype of the first tensor: what the folder is written back in."""
-        name, file = next(iter(self._where.items()))
-        return DTYPES[self._open[file].get_slice(name).get_dtype()]
+        """The dtype of the embedding: what the folder is written back in."""
+        name = checkpoint_name("embed.weight")
+        return DTYPES[self._open[self._where[name]].get_slice(name).get_dtype()]
 
 
 def _read_index(index: Path) -> dict[str, str]:

@@ -255,8 +255,45 @@ def test_a_template_may_mark_what_the_assistant_generates(tmp_path):
     ids=["answers are not shown", "another header"],
 )
 def test_a_prompt_that_does_not_begin_the_conversation_is_refused(tmp_path, template):
-    with pytest.raises(InputError, match="shows an answer differently from what its generation prompt promises"):
+    said = (
+        r"shows an answer differently from what its generation prompt promises|shows 1 contents of a conversation of 2"
+    )
+    with pytest.raises(InputError, match=said):
         chat_of(tmp_path, template)
+
+
+def test_a_template_that_shows_an_answer_twice_is_refused(tmp_path):
+    with pytest.raises(InputError, match="shows 2 contents of a conversation of 1"):
+        chat_of(tmp_path, CHATML.replace("{{ m['content'] }}", "{{ m['content'] }}{{ m['content'] }}"))
+
+
+def test_a_message_that_a_template_leaves_out_is_a_fault_of_the_row(tmp_path):
+    chat = chat_of(tmp_path, CHATML.replace("{% for m in messages %}", "{% for m in messages if m.role != 'system' %}"))
+    assert chat.prompt_ids([QUESTION])
+    with pytest.raises(InputError, match="shows 1 contents of a conversation of 2; take out the messages"):
+        chat.prompt_ids([SYSTEM, QUESTION])
+
+
+def test_all_that_a_template_puts_behind_an_answer_is_trained(tmp_path):
+    template = CHATML.replace("<|eot_id|>", "</response><|eot_id|>")
+    added = [("</response>", True)]
+    chat = chat_of(tmp_path, template, added=added, eos_token="<|eot_id|>")
+    ids = response_ids(chat, "fine")
+    assert ids[-2:] == [chat.tokenizer.added["</response>"], chat.tokenizer.added["<|eot_id|>"]]
+    assert chat.end_of_turn == ids[-1]
+
+
+@pytest.mark.parametrize("broken", [5, {}, ["x"], [{"name": "other", "template": "x"}], [{"name": []}]])
+def test_a_template_that_is_none_is_not_passed_over(tmp_path, broken):
+    with pytest.raises(InputError, match=r"chat_template is neither text nor a list with one called default"):
+        chat_of(tmp_path, chat_template=broken)
+
+
+def test_a_template_file_that_cannot_be_read_is_not_passed_over(tmp_path):
+    write(tmp_path)
+    (tmp_path / "chat_template.jinja").symlink_to(tmp_path / "nothing")
+    with pytest.raises(InputError, match=r"chat_template\.jinja: cannot be read .* a link to nothing"):
+        Chat(Tokenizer(tmp_path))
 
 
 def test_a_date_in_a_template_does_not_depend_on_the_day(tmp_path):

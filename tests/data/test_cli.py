@@ -155,6 +155,16 @@ def test_a_key_in_both_spellings_stands_twice(yaml):
     assert "stands twice" in refused("--config", yaml("batch-size: 1\nbatch_size: 2\n"))
 
 
+def test_a_flag_that_stands_twice_is_refused():
+    for argv in (["--names", "a", "--names", "b"], ["--lr=1", "--lr", "2"], ["--batch-size", "1", "--batch_size", "2"]):
+        with pytest.raises(InputError, match=r"^--(names|lr|batch-size) stands twice; keep one"):
+            parse(*argv)
+
+
+def test_nothing_that_is_repeated_in_an_error_acts_on_a_terminal():
+    assert cli.printable("a\x1b[2J\n\u202eb\x07") == "a\\u001b[2J\n\\u202eb\\u0007"
+
+
 @pytest.mark.parametrize("text", ["model: &a x\nkind: *a\n", "model: !!python/name:os.system x\n", "lr: !!float 1\n"])
 def test_aliases_and_tags_are_refused(yaml, text):
     path = yaml(text)

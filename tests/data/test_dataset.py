@@ -1,6 +1,8 @@
 """From names to examples: several sources, weights, what is counted, and a tokenizer that does not fit."""
 
 import collections
+import subprocess
+import sys
 
 import pytest
 
@@ -72,11 +74,33 @@ def test_faults_of_all_kinds_are_listed_in_the_files_order(tmp_path):
     assert numbers == [1, 2, 4, 5, 6, 8, 9, 10, 12, 13] and lines[-1] == "  ... and 2 more"
 
 
+MEMORY = """
+import resource, sys
+from data.chat import Chat
+from data.dataset import RowSettings, read_examples
+from data.tokenizer import Tokenizer
+from pathlib import Path
+chat, settings = Chat(Tokenizer(Path(sys.argv[1]))), RowSettings()
+before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+rows = read_examples([sys.argv[2]], chat, settings.limits, settings.reading, n_ids=400)
+print(len(rows.examples), (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) // 1024)
+"""
+
+
+def test_long_rows_are_encoded_a_few_at_a_time(tmp_path):
+    tiny.write_tokenizer(tmp_path, ["user assistant question answer"])
+    row = {"prompt": "q " * 20_000, "chosen": "answer " * 30_000, "rejected": "question " * 30_000}
+    file = tiny.write_rows(tmp_path / "rows.jsonl", [row] * 100)  # 52 MB, which at once would take 3 GB
+    command = [sys.executable, "-c", MEMORY, str(tmp_path), str(file)]
+    n, megabytes = map(int, subprocess.run(command, capture_output=True, text=True, check=True).stdout.split())
+    assert n == 100 and megabytes < 700
+
+
 def test_a_row_is_found_again_by_its_place(files):
     for e in read(*files).examples[7:13]:
         cut = find_cut(e.place, [str(f) for f in files], None, SETTINGS.limits, SETTINGS.reading, n_ids=100)
         assert cut.example.place == e.place and cut.example.prompt.tolist() == e.prompt.tolist()
-    with pytest.raises(InputError, match=r"nowhere:1: no row begins there"):
+    with pytest.raises(InputError, match=r"nowhere:1: the row is gone; the file was changed"):
         find_cut("nowhere:1", [str(files[0])], None, SETTINGS.limits, SETTINGS.reading, n_ids=100)
 
 

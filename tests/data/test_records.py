@@ -6,8 +6,9 @@ import os
 import pytest
 
 from data import InputError, load_preferences
+from data.json_rows import MAX_DEPTH
 from data.records import Message, Record, read_prompts, read_records
-from data.sources import MAX_DEPTH, Reading
+from data.sources import Reading
 from tests import tiny
 
 USER, ANSWER, OTHER = ({"role": r, "content": c} for r, c in [("user", "q"), ("assistant", "a"), ("assistant", "b")])
@@ -182,6 +183,38 @@ FORMS = {
         None,
         0.0,
     ),
+    "a transcript beside its prompt": (
+        {
+            "prompt": "\n\nHuman: q\n\nAssistant:",
+            "chosen": "\n\nHuman: q\n\nAssistant: a",
+            "rejected": "\n\nHuman: q\n\nAssistant: b",
+        },
+        "pairs",
+        Q,
+        ("a", "b"),
+        None,
+    ),
+    "a prompt that is a transcript": (
+        {"prompt": "\n\nHuman: q\n\nAssistant:", "chosen": " a", "rejected": " b"},
+        "pairs",
+        Q,
+        ("a", "b"),
+        None,
+    ),
+    "nulls of a table of several forms": (
+        {"messages": [USER, ANSWER], "chosen": None, "rejected": None, "completion": None, "label": None},
+        "single",
+        Q,
+        ("a",),
+        None,
+    ),
+    "a message of both kinds": (
+        PAIR | {"prompt": [{"role": None, "content": None, "from": "human", "value": "q"}]},
+        "pairs",
+        Q,
+        ("a", "b"),
+        None,
+    ),
     "extra fields": (PAIR | {"score": 0.5, "source": {"x": [None]}}, "pairs", Q, ("a", "b"), None),
     "empty system message": (
         PAIR | {"prompt": [SYSTEM | {"content": ""}, USER]},
@@ -254,7 +287,7 @@ FAULTS = {
     "NaN": ('{"prompt": "q", "chosen": "a", "rejected": "b", "s": NaN}', "NaN is not JSON; mend or delete the line"),
     "infinity": ('{"s": -Infinity}', "-Infinity is not JSON"),
     "a number too large": ('{"prompt": "q", "s": 1e999}', "a number too large for a float"),
-    "an integer without end": ('{"s": ' + "1" * 5000 + "}", "not JSON (Exceeds the limit"),
+    "an integer without end": ('{"s": ' + "1" * 5000 + "}", "a number of more than 4,300 digits"),
     "key twice": ('{"prompt": "q", "prompt": "z"}', "the key 'prompt' stands twice"),
     "key twice inside": ('{"prompt": [{"role": "user", "role": "user"}]}', "the key 'role' stands twice"),
     "lone surrogate": ('{"prompt": "q\\ud83d", "chosen": "a", "rejected": "b"}', "text with half of a surrogate pair"),
@@ -304,7 +337,11 @@ FAULTS = {
     "equal ids": (ids(rejected_ids=[2]), '"chosen_ids" and "rejected_ids" are equal'),
     "label as text": ({"prompt": "q", "completion": "a", "label": "true"}, "\"label\" is 'true'; it has to be true or"),
     "label a number": ({"prompt": "q", "completion": "a", "label": 1}, '"label" is 1; it has to be true or false'),
-    "label null": ({"prompt": "q", "completion": "a", "label": None}, '"label" is None; it has to be true or false'),
+    "label of a number": ({"prompt": "q", "completion": "a", "label": 1}, '"label" is 1; it has to be true or false'),
+    "tools called": (
+        PAIR | {"prompt": [USER, ANSWER | {"tool_calls": [{"id": "x"}]}, USER]},
+        '"prompt"[1] calls tools, of which nothing would be trained; delete the row',
+    ),
     "prompt ends with an answer": (PAIR | {"prompt": [USER, ANSWER]}, "the prompt has to end with a user message"),
     "prompt of the system only": (PAIR | {"prompt": [SYSTEM]}, "the prompt has to end with a user message"),
     "implicit prompts differ": (

@@ -80,7 +80,7 @@ def test_what_was_cut_is_shown_where_it_stood(chat):
         f"{len(cut.example.prompt)} tokens, 3 cut (" in shown["trunk"] and f"\u27e6cut: {gone}\u27e7" in shown["trunk"]
     )
     assert shown["branch: chosen"].rstrip().partition("\u27e6")[2].endswith(f"[<|eot_id|> {chat.end_of_turn}]\u27e7")
-    assert "note: a response was cut: it does not end with the end-of-turn token" in text
+    assert "note: a response was cut" in text and "note: a response does not end with the end-of-turn token" in text
     assert "note: the prompt was cut" in text
     assert "note" not in show(whole, chat)
 

@@ -56,10 +56,12 @@ REACHING = {
 
 @pytest.mark.parametrize("source", REACHING.values(), ids=REACHING)
 def test_a_template_that_reaches_for_the_machine_gets_nothing(source):
-    with pytest.raises(InputError, match=r"chat_template\.jinja"):
+    try:
         text = template(source + GENTLE).render(USER, add_generation_prompt=True)
-        assert "class" not in text and "root:" not in text
-        raise InputError("chat_template.jinja wrote nothing of the machine")
+    except InputError as fault:
+        text = str(fault)
+        assert "chat_template.jinja" in text
+    assert "<class" not in text and "root:" not in text and not Path("/tmp/pwned").exists()
 
 
 def test_a_template_cannot_change_what_it_is_given():
@@ -78,6 +80,18 @@ def test_a_fault_in_one_conversation_only_is_that_conversations():
     assert made.render(USER, add_generation_prompt=False)
     with pytest.raises(InputError, match=r"refuses the conversation: not this one"):
         made.render([{"role": "user", "content": "bad"}], add_generation_prompt=False)
+
+
+@pytest.mark.parametrize("source", ["{{ 1 | dictsort }}", "{{ cycler().next() }}", "{{ '\\ud800' }}"])
+def test_whatever_a_template_raises_is_told(source):
+    with pytest.raises(InputError, match=r"chat_template\.jinja (fails|refuses)"):
+        template(source + GENTLE).render(USER, add_generation_prompt=False)
+
+
+def test_a_long_text_for_one_row_is_a_fault_of_that_row():
+    made = template("{{ 'x' * (2 * 10 ** 6 if messages[0].content == 'q' else 1) }}" + GENTLE)
+    with pytest.raises(InputError, match=r"makes 2,000,\d+ characters of the conversation"):
+        made.render(USER, add_generation_prompt=False)
 
 
 def test_content_that_looks_like_a_template_stays_text():

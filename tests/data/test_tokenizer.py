@@ -241,6 +241,58 @@ def write_metaspace(folder, form):
     return folder
 
 
+CONTROL_BEFORE = (
+    "{{ bos_token }}{% for m in messages %}{% if m.role == 'user' %}[INST]{{ m.content }}[/INST]"
+    "{% else %}{{ m.content }}{{ eos_token }}{% endif %}{% endfor %}"
+)
+
+
+@pytest.mark.parametrize("form", ["legacy", "first", "always"])
+def test_a_response_behind_a_control_token_is_as_transformers_writes_it(tmp_path, form):
+    folder = write_metaspace(tmp_path / "model", form)
+    peer = AutoTokenizer.from_pretrained(folder)
+    peer.add_special_tokens({"additional_special_tokens": ["[INST]", "[/INST]"]})
+    peer.chat_template = CONTROL_BEFORE
+    peer.save_pretrained(tmp_path / "with")
+    chat = Chat(Tokenizer(tmp_path / "with"))
+    rows = [m._asdict() for m in TURNS]
+    theirs = peer.apply_chat_template([*rows, {"role": "assistant", "content": "you are"}], return_dict=False)
+    pieces = [*chat.prompt_pieces(TURNS), *chat.response_pieces("you are")]
+    runs = iter(chat.encode([p for p in pieces if isinstance(p, Run)]))
+    assert [i for p in pieces for i in (next(runs) if isinstance(p, Run) else [p])] == theirs
+
+
+def test_tokens_that_only_a_config_names_are_control_tokens_too(tmp_path):
+    folder = write_json(tmp_path / "model")
+    description = json.loads((folder / "tokenizer.json").read_text())
+    vocab = description["model"]["vocab"]
+    vocab["endofall"] = 1 + max([*vocab.values(), *(t["id"] for t in description["added_tokens"])])
+    (folder / "tokenizer.json").write_text(json.dumps(description))
+    config = json.loads((folder / "tokenizer_config.json").read_text())
+    more = {"eos_token": "endofall", "added_tokens_decoder": {"700": {"content": "<|im_end|>", "special": True}}}
+    (folder / "tokenizer_config.json").write_text(json.dumps(config | more))
+    ours = Tokenizer(folder)
+    assert ours.eos_id == vocab["endofall"] == ours.added["endofall"] and ours.added["<|im_end|>"] == 700
+    (ids,) = ours.encode(["endofall <|im_end|>"])
+    assert not set(ids) & set(ours.added.values()) and ours.text_of_tokens(ids) == "endofall <|im_end|>"
+
+
+@pytest.mark.timeout(20)
+def test_a_thousand_spellings_of_a_control_token_are_no_trouble(tokenizer_of):
+    ours = tokenizer_of("tokenizer.json")
+    text = "endofturn " * 3000
+    (ids,) = ours.encode([text])
+    assert not set(ids) & set(ours.added.values()) and ours.decode(ids) == text
+
+
+def test_letters_that_somebody_defined_are_text(tmp_path):
+    symbols = ["\n", "0", "\u2581\u2581", "<tool>"]
+    ours = Tokenizer(write_sentencepiece(tmp_path, user_defined_symbols=symbols))
+    peer = sentencepiece.SentencePieceProcessor(model_file=str(tmp_path / "tokenizer.model"))
+    lines = ["a  b\n0 10", "\n\n00"]
+    assert ours.encode(lines) == peer.encode(lines) and "<tool>" in ours.added and "0" not in ours.added
+
+
 TURNS = [Message("user", "how are you?"), Message("assistant", "I am fine."), Message("user", "Hello there")]
 
 
@@ -392,7 +444,22 @@ def test_added_tokens_beside_a_model_file_are_known(tokenizer_of, tmp_path):
     assert ours.split_control("a<|im_start|>b") == ["a", 900, "b"] and ours.n_ids == 901
     assert ours.decode([*ours.encode(["a"])[0], 900]) == "a"
     (tmp_path / "added_tokens.json").write_text(json.dumps({"<s>": 900}))
-    assert "the added token '<s>' (900) cannot be" in refused(tmp_path)
+    assert "the added token '<s>' has two ids" in refused(tmp_path)
+
+
+BESIDE = {
+    "a list": ("tokenizer_config.json", {"added_tokens_decoder": [1]}),
+    "a key that is no number": ("tokenizer_config.json", {"added_tokens_decoder": {"\u00b2": {"content": "<x>"}}}),
+    "an id of a list": ("added_tokens.json", {"<x>": [1]}),
+    "an id of truth": ("added_tokens.json", {"<x>": True}),
+}
+
+
+@pytest.mark.parametrize(("name", "content"), BESIDE.values(), ids=BESIDE)
+def test_added_tokens_that_are_none_are_refused(tokenizer_of, tmp_path, name, content):
+    shutil.copy(tokenizer_of("sentencepiece").folder / "tokenizer.model", tmp_path)
+    (tmp_path / name).write_text(json.dumps(content))
+    assert "copy" in refused(tmp_path)
 
 
 def test_a_letter_that_a_tokenizer_does_not_know_is_told(tmp_path):

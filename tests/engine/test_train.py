@@ -346,6 +346,12 @@ def test_unpaired_and_sft_rows_train_too(job):
     assert found[-1]["loss"] < found[0]["loss"]
 
 
+def test_no_row_that_is_held_out_is_trained_on(job):
+    result, _ = job(data_weights=(3,), eval_pairs=6, keep=None)
+    facts = yaml.safe_load((result.out / "config.yaml").read_text())["facts"]
+    assert facts["rows"] == 66 and result.n_steps == 2 * 6  # 16 of 22 rows, three times each, in eights
+
+
 def test_an_objective_from_outside_trains_without_any_other_change(job, monkeypatch):
     monkeypatch.setattr(registry, "_losses", dict(registry._losses))  # what the file registers goes again
     path = job.tmp / "lead.py"

@@ -78,9 +78,22 @@ def test_a_length_alone_is_shared_by_prompt_and_response(tmp_path):
     assert (config.max_prompt_tokens, config.max_response_tokens) == (512, 513)
 
 
+def test_names_that_agree_and_empty_ones_are_no_fault(tmp_path):
+    same = "bf16: True\ntorch_dtype: bfloat16\ndtype: auto\nuse_peft: no\nweight_decay: 0.00\nwarmup_ratio: 0.0\n"
+    empty = "max_prompt_length: null\nloss_type: []\nmax-length: 100\nmax-prompt-tokens: 30\n"
+    config = parse(tmp_path, f"model: m\ndata: d\nout: o\n{same}{empty}skip_bad_rows: True\n")
+    assert (config.dtype, config.max_prompt_tokens, config.max_response_tokens) == ("bfloat16", 30, 70)
+    assert config.skip_bad_rows and config.loss == "apo_zero"
+
+
+def test_what_such_a_file_does_not_name_is_said(tmp_path, capsys):
+    parse(tmp_path, "output_dir: o\nmodel: m\ndata: d\nloss_type: dpo\n")
+    assert "not named there, so that our defaults hold: optimizer, epochs, lr, batch_size" in capsys.readouterr().err
+
+
 def test_weights_of_kto_go_to_its_own_hyperparameter(tmp_path):
-    config = parse(tmp_path, "loss_type: kto\ndesirable_weight: 1.5\nmodel: m\ndata: d\nout: o\n")
-    assert config.hyperparameters == {"kto.desirable_weight": "1.5"}
+    config = parse(tmp_path, "desirable_weight: 1.5\nmodel: m\ndata: d\nout: o\n")
+    assert config.hyperparameters == {"kto.desirable_weight": "1.5"} and config.loss == "kto"
 
 
 @pytest.mark.parametrize(
@@ -90,10 +103,15 @@ def test_weights_of_kto_go_to_its_own_hyperparameter(tmp_path):
         ("lr_scheduler_type: cosine", "lr_scheduler_type: cosine is not to be had, the rate falls linearly here"),
         ("fp16: true", "fp16: true is not to be had"),
         ("optim: paged_adamw_8bit", "optim: paged_adamw_8bit is not to be had here; one of rmsprop, adamw_torch"),
-        ("learning_rate: 1e-6\nlr: 1e-6", "learning_rate and lr: two names of one setting; keep one"),
+        ("learning_rate: 1e-6\nlr: 1e-5", "learning_rate and lr: two names of one setting, with two values; keep one"),
         ("loss_type: [sigmoid, sft]", "loss_type: sigmoid, sft are several; give one"),
-        ("max_length: none", "max_length: none is not a number; give max_prompt_tokens and max_response_tokens"),
-        ("per_device_train_batch_size: two", "have to be whole numbers"),
+        ("max_length: long", "max_length: long is not a whole number"),
+        ("per_device_train_batch_size: two", "per_device_train_batch_size: two is not a whole number"),
+        ("per_device_train_batch_size: [1, 2]", "per_device_train_batch_size: 1, 2 is not a whole number"),
+        (
+            "warmup_ratio: 0.1",
+            "warmup_ratio: 0.1 is not to be had, the warm-up is counted in steps",
+        ),
         ("learning_rat: 1", "there is no setting 'learning_rat'"),
     ],
 )
@@ -106,7 +124,7 @@ def test_what_has_no_counterpart_is_refused(tmp_path, line, said):
 
 @pytest.mark.parametrize(
     ("flag", "said"),
-    [("--learning_rate=1", "--learning_rate is --lr here"), ("--loss_type", "--loss_type is nothing of that name")],
+    [("--learning_rate=1", "--learning_rate is --lr here"), ("--loss_type", "--loss_type is --loss here")],
 )
 def test_a_flag_of_trl_is_answered_with_ours(tmp_path, flag, said):
     with pytest.raises(InputError, match=said):
