@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# The one door: ./launch.sh setup | demo | train ... | test [...]
+# The one door: ./launch.sh setup | demo | train ... | test [...] | bench [...]
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")"
 
@@ -13,6 +13,7 @@ usage() {
 ./launch.sh setup          make .venv and install what is needed; does nothing when nothing has changed
 ./launch.sh demo           align a tiny Llama on CLAIR pairs, from nothing, in about three minutes on two cores
 ./launch.sh train ...      engine.train on every GPU of this machine (or --nproc N processes); the rest is passed on
+./launch.sh bench [...]    how fast the training path is here; without arguments on a tiny shape, about two minutes
 ./launch.sh test [...]     the fast tests; --all adds the slow ones; the rest is passed on to pytest (-k NAME)
 Python: set PYTHON3 to choose the interpreter (3.11 or later).
 TEXT
@@ -23,7 +24,7 @@ main() {
   shift || true
   case $verb in
     setup) setup "$@" ;;
-    demo | train | test) # no && here: it would let a failing line of setup pass
+    demo | train | test | bench) # no && here: it would let a failing line of setup pass
       setup
       "run_$verb" "$@"
       ;;
@@ -128,6 +129,11 @@ run_train() {
   run "$PYTHON" -m torch.distributed.run --standalone --nproc_per_node "$nproc" -m engine.train "$@" || code=$?
   if [[ -s $RANK_OUTCOME_FILE ]]; then code=$(<"$RANK_OUTCOME_FILE"); fi
   return "$code"
+}
+
+run_bench() {
+  if (($# == 0)); then set -- --shape tiny --data ultrafeedback; fi
+  run "$PYTHON" -m engine.bench "$@"
 }
 
 threads_per_rank() { "$PYTHON" -c 'import os, sys; print(max(1, (os.cpu_count() or 1) // int(sys.argv[1])))' "$1"; }

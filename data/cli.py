@@ -62,7 +62,7 @@ def parse(
     """
     if not argv:
         raise InputError(f"{command} needs arguments, such as: {example}")
-    _refuse_repeated(argv)
+    _refuse_repeated(argv, [f.name for f in dataclasses.fields(config) if "tuple" in str(f.type)])  # pyright: ignore[reportArgumentType]
     fields = {f.name: f.type in (bool, "bool") for f in dataclasses.fields(config) if f.init}  # pyright: ignore[reportArgumentType]
     wanted, dotted = _take_dotted([*_from_file(argv, fields, peer), *argv], "hyperparameters" in fields)
     if any(argument in ("-h", "--help") for argument in argv):
@@ -127,11 +127,14 @@ def _leave(sentence: str, code: int) -> None:
     sys.exit(code)
 
 
-def _refuse_repeated(argv: Sequence[str]) -> None:
-    """Raises InputError for a flag that stands twice: the first would be forgotten without a word."""
-    flags = [argument.partition("=")[0].replace("_", "-") for argument in argv if argument.startswith("--")]
-    if twice := next((flag for flag in flags if flags.count(flag) > 1), None):
-        raise InputError(f"{twice} stands twice; keep one, with several values behind it where it takes them")
+def _refuse_repeated(argv: Sequence[str], names: Sequence[str]) -> None:
+    """Raises InputError for a flag of several values that stands twice: the first ones would be forgotten."""
+    flags = [
+        argument.partition("=")[0].removeprefix("--").replace("-", "_") for argument in argv if argument[:2] == "--"
+    ]
+    if twice := next((name for name in names if flags.count(name) > 1), None):
+        flag = twice.replace("_", "-")
+        raise InputError(f"--{flag} stands twice; give it once, with several values behind it: --{flag} a b")
 
 
 def _from_file(argv: Sequence[str], fields: dict[str, bool], peer: Peer | None) -> list[str]:

@@ -14,6 +14,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 from torch._C._distributed_c10d import HashStore
 from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard
+from torch.distributed.fsdp._fully_shard._fsdp_param_group import FSDPParamGroup
 from torch.distributed.tensor import DTensor
 from torch.distributed.tensor._utils import compute_local_shape_and_global_offset
 
@@ -62,7 +63,7 @@ class Ranks:
         if self.is_sharded:
             for model in (walk.policy, walk.reference):
                 if model is not None:
-                    _shard_model(model, self.dtype, keeps=model is walk.policy)
+                    _shard_model(model, self.dtype, keeps=model is walk.policy, frees=self.device.type == "cuda")
             fully_shard(walk)
             for module in walk.modules():
                 if isinstance(module, FSDPModule):  # sum, not FSDP's mean: ranks hold different counts
@@ -104,6 +105,18 @@ class Ranks:
             torch.nn.utils.clip_grads_with_norm_(parameters, max_norm, torch.as_tensor(total, device=self.device))
         return total
 
+    def sums_gradients(self, walk: Walk, is_last: bool) -> None:
+        """Whether the backward pass that comes sums its gradient over ranks: in float32 the last of a step alone does.
+
+        The passes before it add up in this rank's memory and keep the weights gathered. In bf16 every pass sums:
+        adding up there would round.
+        """
+        if self.size > 1 and self.dtype == torch.float32:
+            for module in walk.policy.modules():
+                if isinstance(module, FSDPModule):
+                    module.set_requires_gradient_sync(is_last, recurse=False)
+                    module.set_reshard_after_backward(is_last, recurse=False)
+
     def free_memory(self) -> float:
         """Bytes that this rank can still take: of its GPU, or its share of the host."""
         if self.device.type == "cuda":
@@ -122,19 +135,32 @@ class Ranks:
 
     def release(self, model: Llama) -> None:
         """Frees the memory of a model that will not be called again; FSDP keeps handles to it until the run ends."""
+        for module in model.modules():
+            if isinstance(module, FSDPModule):
+                module.reshard()
         for parameter in model.parameters():
             held, _ = self.local(parameter)
             held.untyped_storage().resize_(0)
 
 
-def _shard_model(model: Llama, dtype: torch.dtype, *, keeps: bool) -> None:
-    """Makes a model's parts FSDP units. keeps: whether the head's unit stays gathered until its backward pass."""
+def _shard_model(model: Llama, dtype: torch.dtype, *, keeps: bool, frees: bool) -> None:
+    """Makes a model's parts FSDP units.
+
+    keeps: whether the head's unit stays gathered until its backward pass. frees: whether anything else is given back
+    after its forward pass: on the CPU gathering it again costs more than the memory is worth.
+    """
     # The model casts by itself: FSDP's cast of inputs would round the rotary angles to bf16.
     policy = MixedPrecisionPolicy(param_dtype=dtype, reduce_dtype=torch.float32, cast_forward_inputs=False)
     for block in model.blocks:
-        fully_shard(block, mp_policy=policy, reshard_after_forward=True)
+        fully_shard(block, mp_policy=policy, reshard_after_forward=frees)
     ends: list[list[nn.Module]] = (
         [[model.embed, model.norm, model.head]] if model.config.tied else [[model.embed], [model.norm, model.head]]
     )
     for unit in ends:
-        fully_shard(unit, mp_policy=policy, reshard_after_forward=not keeps)
+        fully_shard(unit, mp_policy=policy, reshard_after_forward=frees and not keeps)
+
+
+def collectives() -> list[tuple[type, str]]:
+    """Where FSDP waits for other ranks, for whoever measures it: (class, method)."""
+    names = ("unshard", "wait_for_unshard", "post_backward", "finalize_backward")
+    return [(FSDPParamGroup, name) for name in names if hasattr(FSDPParamGroup, name)]

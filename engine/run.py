@@ -66,7 +66,8 @@ class Run:
         self._facts = {name: value for name, value in facts.items() if isinstance(value, int)}
         self._pending: dict[str, float] = {}
         self._clock = time.perf_counter()
-        self._seconds = 0.0
+        self.step_seconds = 0.0
+        """What the newest step took, with its data and its reference."""
         if not ranks.is_first:
             return
         from torch.utils.tensorboard import SummaryWriter  # slow to import, and for one rank only
@@ -111,7 +112,7 @@ class Run:
 
     def log(self, step: Step, metrics: dict[str, float], *, learning_rate: float, grad_norm: float) -> None:
         """Writes a step's line: values from before the step, and the learning rate that was used in it."""
-        seconds = self._seconds
+        seconds = self.step_seconds
         self.n_tokens += step.n_tokens
         line = {"step": step.number, "epoch": step.number / self._steps.per_epoch}
         line |= (
@@ -140,7 +141,7 @@ class Run:
 
     def stop_clock(self) -> None:
         """A step's work is done: evaluation and saving do not count into its time."""
-        self._seconds = time.perf_counter() - self._clock
+        self.step_seconds = time.perf_counter() - self._clock
 
     def save_epoch(self, step: Step, policy: Llama, stop_ids: tuple[int, ...], chat: Chat | None) -> Path:
         """Writes the epoch's checkpoint folder, and removes the oldest beyond --keep. Collective."""

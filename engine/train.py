@@ -56,11 +56,11 @@ def run(config: TrainConfig) -> RunResult:
 
     Raises InputError for what the user gave, RunError where a loss or a gradient is not finite.
     """
-    job = _Job(config)
+    job = Job(config)
     return _train(job, Ranks(dtype=getattr(torch, config.dtype) if config.dtype else None))
 
 
-class _Job:
+class Job:
     """What is known before any weights are read: the shape, the rows, the objective. The same on every rank."""
 
     def __init__(self, config: TrainConfig) -> None:
@@ -109,7 +109,7 @@ class _Job:
         return show(cut, self.chat)
 
 
-def _train(job: _Job, ranks: Ranks) -> RunResult:
+def _train(job: Job, ranks: Ranks) -> RunResult:
     config, objective, steps = job.config, job.objective, job.steps
     mode = reference.choose_mode(config, objective, job.policy.config, ranks)
     job.facts["reference"] = mode
@@ -139,6 +139,7 @@ def _train(job: _Job, ranks: Ranks) -> RunResult:
                 columns, result = whole_step(objective, walk, table, step, ranks)
             else:
                 for batch in step.batches:
+                    ranks.sums_gradients(walk, batch is step.batches[-1])
                     part = logps(walk, table, step, batch, ranks)
                     (
                         objective(part).losses.sum() / step.n_examples
@@ -186,12 +187,13 @@ def whole_step(objective: Objective, walk: Walk, table: Reference, step: Step, r
     result, slopes = gradient(objective, columns)
     table.remember(step, columns.ref_logps)  # what can be kept need not be walked again
     for batch, part in zip(batches, parts, strict=True):
+        ranks.sums_gradients(walk, batch is batches[-1])
         again = part if len(batches) == 1 else logps(walk, table, step, batch, ranks)
         again.logps.backward(gradient=slopes[batch.places].to(again.logps.device))
     return columns, result
 
 
-def precompute(table: Reference, walk: Walk, job: _Job, ranks: Ranks) -> None:
+def precompute(table: Reference, walk: Walk, job: Job, ranks: Ranks) -> None:
     """Fills the table with the policy's own initial weights, for the rows that the run will reach."""
     total = min(len(job.steps), job.steps.per_epoch)
     for step in tqdm(

@@ -151,7 +151,7 @@ def commands():
 
 
 def test_the_commands_are_these():
-    assert commands() == ["data.show", "engine.generate", "engine.score", "engine.train"]
+    assert commands() == ["data.show", "engine.bench", "engine.generate", "engine.score", "engine.train"]
 
 
 @pytest.mark.parametrize("command", commands())
@@ -162,7 +162,7 @@ def test_a_command_explains_itself(command):
     )
     out, err = asked.communicate(timeout=120)
     assert (asked.returncode, err) == (0, "")
-    assert command in out and "--model" in out
+    assert command in out and re.search(r"--(model|shape)\b", out)
     out, err = bare.communicate(timeout=120)
     assert (bare.returncode, out) == (2, "")
     assert re.fullmatch(r"error: .+\n", err)  # one line, hence no traceback
