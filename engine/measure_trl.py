@@ -1,4 +1,5 @@
-# pyright: reportPrivateImportUsage=false, reportIncompatibleMethodOverride=false
+# The peer is an extra, absent from most machines, and does not declare what it exports.
+# pyright: reportMissingImports=false, reportPrivateImportUsage=false, reportIncompatibleMethodOverride=false
 """The same rows, weights and settings through TRL's DPOTrainer, timed step by step. Needs the extra `peer`.
 
 Started by engine/bench.py in a process of its own. The two epochs cost TRL the same; both are reported.
