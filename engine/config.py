@@ -69,7 +69,7 @@ class TrainConfig(RowSettings):
     reference_cache: str | None = None
     """Reference log-probs of other runs: a folder that runs share, or one's reference.safetensors. Taken where weights,
     rows and dtype are the same; said so, and computed anew, where not."""
-    micro_tokens: int = 2048
+    micro_tokens: int = 1024
     """Most tokens in one forward and backward pass of a rank (one example at least): bounds the memory."""
     compile: bool = False
     """Compile the parts of the blocks around attention; on the CPU that was measured to gain nothing."""

@@ -18,6 +18,7 @@ from torch.distributed.fsdp._fully_shard._fsdp_param_group import FSDPParamGroup
 from torch.distributed.tensor import DTensor
 from torch.distributed.tensor._utils import compute_local_shape_and_global_offset
 
+from engine import host
 from engine.llama import Llama
 from engine.walk import Walk
 
@@ -37,6 +38,8 @@ class Ranks:
         self.is_sharded = self.size > 1 or has_cuda or self.dtype != torch.float32
         if has_cuda:
             torch.cuda.set_device(self.device)
+        else:
+            host.keep_pages()
         if self.is_sharded:
             backend = "cpu:gloo,cuda:nccl" if has_cuda else "gloo"
             if (

@@ -40,9 +40,9 @@ class Walk(nn.Module):
             if reference is not None:
                 with torch.no_grad():
                     y = reference.blocks[i](y, rope, attend)
-        logps = _sequence_logps(self.policy, x, forest)
-        with torch.no_grad():
-            return logps, None if reference is None or y is None else _sequence_logps(reference, y, forest)
+        with torch.no_grad():  # the reference's logits are gone before the policy's, which are kept, are made
+            ref_logps = None if reference is None or y is None else _sequence_logps(reference, y, forest)
+        return _sequence_logps(self.policy, x, forest), ref_logps
 
 
 def _sequence_logps(model: Llama, hidden: Tensor, forest: Forest) -> Tensor:
