@@ -11,7 +11,7 @@ import numpy as np
 
 from data.chat import Chat, Run
 from data.errors import InputError
-from data.records import Message, Record
+from data.records import Message, Ratings, Record
 
 CHUNK = 512  # records whose texts are encoded together: the tokenizer works on all cores, and memory stays flat
 CHUNK_LETTERS = 2**21  # a chunk ends there too: an encoder takes some 70 times the memory of a text
@@ -27,10 +27,8 @@ class Example(NamedTuple):
     responses: tuple[np.ndarray, ...]
     """Each [n] int32, at least one id; the last one of a response that was not cut is the end-of-turn token."""
     label: bool | None = None
-    scores: tuple[float, ...] | None = None
-    """The row's rating of each response, where it has one of each."""
-    own_score: float | None = None
-    """The row's rating of the model's own answer."""
+    ratings: Ratings = Ratings()
+    """What the row says of its responses in numbers."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -115,35 +113,41 @@ def _cut(record: Record, trees: "list[tuple[list[int], _Content]] | InputError",
     if (top := max(max(i) for i in ids)) >= n_ids:
         raise InputError(f"token id {top} is outside the model's vocabulary of {n_ids}")
     trunk, *branches = (np.asarray(i, dtype=np.int32) for i in ids)
-    example = Example(record.place, trunk, tuple(branches), record.label, record.scores, record.own_score)
+    example = Example(record.place, trunk, tuple(branches), record.label, record.ratings)
     return Cut(example, prompt, kept, tuple(r for r, _ in responses))
 
 
-def in_form(examples: Sequence[Example], form: str) -> list[Example]:
+def in_form(examples: Sequence[Example], form: str, *, side: Literal["chosen", "rejected"] = "chosen") -> list[Example]:
     """The examples that an objective of that form trains on.
 
-    "unpaired" makes two labelled examples of a pair, "single" takes a pair's chosen response. Raises InputError
-    naming the first row that cannot be had in that form.
+    "unpaired" makes two labelled examples of a pair, "single" takes the response of that side. Raises InputError
+    naming the first row that cannot be had in that form, or has another number of ranked responses than the first.
     """
-    return list(_in_form(examples, form))
+    made = [made for e in examples for made in _in_form(e, form, side)]
+    for e in made:
+        if len(e.responses) != len(made[0].responses):
+            n, first = len(e.responses), len(made[0].responses)
+            raise InputError(f"{e.place}: {n} responses, the first row has {first}; rows have to have equally many")
+    return made
 
 
-def _in_form(examples: Sequence[Example], form: str) -> Iterator[Example]:
-    for e in examples:
-        is_pair = len(e.responses) == 2
-        if form == "pairs" and is_pair:
-            yield e
-        elif form == "unpaired" and is_pair:
-            for i, label in enumerate((True, False)):
-                scores = None if e.scores is None else e.scores[i : i + 1]
-                yield Example(e.place, e.prompt, e.responses[i : i + 1], label, scores, e.own_score)
-        elif form == "unpaired" and e.label is not None:
-            yield e
-        elif form == "single" and e.label is None:
-            yield Example(e.place, e.prompt, e.responses[:1], None, e.scores and e.scores[:1], e.own_score)
-        else:
-            kind = "a pair" if is_pair else "a completion without label" if e.label is None else "a labelled completion"
-            raise InputError(f"{e.place}: this objective trains on rows of the form {form}, and this is {kind}")
+def _in_form(e: Example, form: str, side: str) -> Iterator[Example]:
+    n = len(e.responses)
+    if (form == "pairs" and n == 2) or (form == "ranked" and n > 1):
+        yield e
+    elif form == "unpaired" and n == 2:
+        for i, label in enumerate((True, False)):
+            which = slice(i, i + 1)
+            yield Example(e.place, e.prompt, e.responses[which], label, e.ratings.of(which))
+    elif form == "unpaired" and e.label is not None:
+        yield e
+    elif form == "single" and e.label is None:
+        which = slice(0, 1) if side == "chosen" or n == 1 else slice(n - 1, n)
+        yield Example(e.place, e.prompt, e.responses[which], None, e.ratings.of(which))
+    else:
+        names = {1: "a completion without label" if e.label is None else "a labelled completion", 2: "a pair"}
+        kind = names.get(n, f"{n} ranked completions")
+        raise InputError(f"{e.place}: this objective trains on rows of the form {form}, and this is {kind}")
 
 
 def _pieces_of(

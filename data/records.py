@@ -3,14 +3,16 @@
     pairs      {"prompt": str | [messages], "chosen": str | [messages], "rejected": str | [messages]}
                {"chosen": "\\n\\nHuman: ...\\n\\nAssistant: ...", "rejected": ...}            HH's transcripts
                {"instruction", "completions": [{"response", "overall_score"}, ...]}       UltraFeedback's rows
+    ranked     {"prompt", "completions": [text, ...], "scores": [number, ...]}, UltraFeedback's rows, pairs
     unpaired   {"prompt": ..., "completion": ..., "label": true | false}
     single     {"prompt": ..., "completion": ...}   or   {"messages": [...]}
-    any of these with token ids in the place of text: "prompt_ids", "chosen_ids", "rejected_ids", "completion_ids"
+    any of these with token ids in the place of text: "prompt_ids", "chosen_ids", "rejected_ids", "completion_ids",
+    "completions_ids"
 
 A string prompt is one user message; a message is {"role", "content"} or sharegpt's {"from", "value"}, and
 "conversations" another name for "messages", or for the prompt of a pair. Content is trimmed at both ends. Where chosen
-and rejected repeat the prompt, the repeated part is recognised. "chosen_score", "rejected_score" and "own_score" are
-carried along; other extra fields are ignored.
+and rejected repeat the prompt, the repeated part is recognised. What a row says of its responses in numbers (Ratings)
+is carried along; other extra fields are ignored.
 """
 
 import math
@@ -35,22 +37,43 @@ class Message(NamedTuple):
     content: str
 
 
+class Ratings(NamedTuple):
+    """What a row says of its responses in numbers; None where it does not."""
+
+    scores: tuple[float, ...] | None = None
+    """Of each response: "chosen_score" and "rejected_score", "score", or "scores"; by one scorer, any scale."""
+    own: float | None = None
+    """"own_score": of the model's own answer, by the same scorer."""
+    probs: tuple[float, ...] | None = None
+    """"chosen_prob" and "rejected_prob": win rates against the policy's own samples, 0 to 1."""
+    value: float | None = None
+    """"value": the score that the policy gets on the prompt."""
+    weight: float | None = None
+    """"weight": how much the row counts."""
+
+    def of(self, which: slice) -> "Ratings":
+        """The ratings of some of the responses alone, without what is of pairs."""
+        return self._replace(scores=self.scores and self.scores[which], probs=None)
+
+
+NO_RATINGS = Ratings()
+
+
 @dataclass(frozen=True, slots=True)
 class Record:
-    """A prompt and its responses: two (chosen, rejected) where the form is "pairs", else one."""
+    """A prompt and its responses: two (chosen, rejected) where the form is "pairs", several, best first, where it is
+    "ranked", else one.
+    """
 
     place: str
     """"FILE:LINE", for messages."""
-    form: Literal["pairs", "unpaired", "single"]
+    form: Literal["pairs", "unpaired", "single", "ranked"]
     prompt: tuple[Message, ...] | tuple[int, ...]
     """Messages, or token ids that are taken as they are."""
     responses: tuple[str, ...] | tuple[tuple[int, ...], ...]
     label: bool | None = None
     """Unpaired: True where the response is desirable."""
-    scores: tuple[float, ...] | None = None
-    """The row's rating of each response, where it has one of each."""
-    own_score: float | None = None
-    """The row's rating of the model's own answer."""
+    ratings: Ratings = NO_RATINGS
 
     @property
     def is_tokenised(self) -> bool:
@@ -85,41 +108,43 @@ def read_records(
 
     Raises InputError where a file itself cannot be read.
     """
+    ranked = reading is not None and reading.ranked
     for place, row in rows_of(source, reading):
         if isinstance(row, InputError):
             yield row
             continue
         try:
-            yield parse_record(row, place, roles=roles)
+            yield parse_record(row, place, roles=roles, ranked=ranked)
         except InputError as fault:
             yield fault
 
 
-def parse_record(row: dict[str, Any], place: str, *, roles: Collection[str] = ROLES) -> Record:
-    """The record in one row.
+def parse_record(row: dict[str, Any], place: str, *, roles: Collection[str] = ROLES, ranked: bool = False) -> Record:
+    """The record in one row. ranked: keep all of several completions, best first, instead of the best and the worst.
 
     Raises InputError, located, where a field is missing, empty or of the wrong type; Tie, which is one, where all
-    completions of an UltraFeedback row are rated alike.
+    completions of a row are rated alike.
     """
     read = _Reader(place, roles)
     row = {name: value for name, value in row.items() if value is not None}  # tables of several forms have nulls
+    has_pair = "chosen" in row or "rejected" in row or "chosen_ids" in row
+    if ("completions" in row or "completions_ids" in row) and (ranked or not has_pair):
+        return read.rated(row, keeps_all=ranked)
     if "chosen_ids" in row or "completion_ids" in row or "prompt_ids" in row:
         return read.tokenised(row)
     if "chosen" in row or "rejected" in row:
         return read.pair(row)
-    if "completions" in row:
-        return read.rated(row)
     if "completion" in row:
         prompt = read.prompt(row)
         text = read.response(row["completion"], "completion", prompt)
-        return Record(place, _completion_form(row), prompt, (text,), read.label(row), own_score=read.score(row, "own"))
+        return Record(place, _completion_form(row), prompt, (text,), read.label(row), read.ratings(row))
     for name in ("messages", "conversations"):
         if name in row:
             messages = read.messages(row[name], name)
             if len(messages) < 2 or messages[-1].role != "assistant":
                 raise InputError(f'{place}: "{name}" has to end with a user message and its assistant answer')
             prompt = read.checked_prompt(messages[:-1])
-            return Record(place, "single", prompt, (messages[-1].content,), own_score=read.score(row, "own"))
+            return Record(place, "single", prompt, (messages[-1].content,), None, read.ratings(row))
     raise InputError(
         f'{place}: neither "chosen" and "rejected" nor "completion" nor "messages" but {_names(row)}; name its columns '
         "with --columns chosen=...,rejected=..., or see data/records.py for the forms"
@@ -190,39 +215,59 @@ class _Reader(NamedTuple):
         texts = self.response(chosen, "chosen", prompt), self.response(rejected, "rejected", prompt)
         if texts[0] == texts[1]:
             raise InputError(f'{self.place}: "chosen" and "rejected" are equal; a pair has to differ')
-        return Record(self.place, "pairs", prompt, texts, None, self.scores(row), self.score(row, "own"))
+        return Record(self.place, "pairs", prompt, texts, None, self.ratings(row, ("chosen", "rejected")))
 
-    def rated(self, row: dict[str, Any]) -> Record:
-        """UltraFeedback's own rows: the best of the completions over the worst; of several, the first."""
-        prompt = self.prompt({"prompt": row.get("instruction", row.get("prompt"))})
-        completions = row["completions"]
-        if not isinstance(completions, list) or not completions or not all(isinstance(c, dict) for c in completions):
-            raise InputError(f'{self.place}: "completions" has to be a list of {{"response", "overall_score"}}')
-        rated = []
-        for i, item in enumerate(completions):
-            name = f"completions[{i}]"
-            score = _number(item.get("overall_score"))
-            if score is None:
-                raise InputError(f'{self.place}: "{name}.overall_score" is {item.get("overall_score")!r}, not a number')
-            rated.append((score, self.text(item.get("response"), f"{name}.response")))
-        if len({score for score, _ in rated}) < 2:
-            raise Tie(f"{self.place}: its {len(rated)} completions are rated alike, so that none is better")
-        best, worst = max(rated, key=lambda x: x[0]), min(rated, key=lambda x: x[0])
-        if best[1] == worst[1]:
+    def rated(self, row: dict[str, Any], *, keeps_all: bool) -> Record:
+        """Several completions to one prompt: all, best first, or the best over the worst; of equals the first."""
+        if "completions_ids" in row:
+            name, prompt = "completions_ids", self.ids(row, "prompt_ids")
+        else:
+            name, prompt = "completions", self.prompt({"prompt": row.get("instruction", row.get("prompt"))})
+        items = row[name]
+        if not isinstance(items, list) or len(items) < 2:
+            raise InputError(f'{self.place}: "{name}" has to be a list of two or more')
+        texts: list[Any] = [self.completion(item, f"{name}[{i}]") for i, item in enumerate(items)]
+        scores = self.listed_scores(row, items)
+        ratings = self.ratings(row, ())
+        if scores is not None:
+            if len(set(scores)) < 2:
+                raise Tie(f"{self.place}: its {len(scores)} completions are rated alike, so that none is better")
+            order = sorted(range(len(scores)), key=lambda i: -scores[i])  # stable: of equals the first
+            if not keeps_all:  # of the worst, too, the first
+                order = [order[0], scores.index(min(scores))]
+            texts, ratings = [texts[i] for i in order], ratings._replace(scores=tuple(scores[i] for i in order))
+        elif not keeps_all:
+            texts = [texts[0], texts[-1]]
+        if texts[0] == texts[-1]:
             raise InputError(f"{self.place}: the best and the worst completion are equal; a pair has to differ")
-        own = self.score(row, "own")
-        return Record(self.place, "pairs", prompt, (best[1], worst[1]), None, (best[0], worst[0]), own)
+        return Record(self.place, "ranked" if keeps_all else "pairs", prompt, tuple(texts), None, ratings)
+
+    def completion(self, item: Any, name: str) -> str | tuple[int, ...]:
+        if name.startswith("completions_ids"):
+            return self.ids({name: item}, name)
+        return self.text(item.get("response") if isinstance(item, dict) else item, f"{name}.response")
+
+    def listed_scores(self, row: dict[str, Any], items: list[Any]) -> list[float] | None:
+        """The scores of completions: their own, or the list beside them; None where there are none."""
+        values, names = row.get("scores"), [f"scores[{i}]" for i in range(len(items))]
+        if values is None and any(isinstance(item, dict) for item in items):
+            values = [item.get("overall_score") if isinstance(item, dict) else None for item in items]
+            names = [f"completions[{i}].overall_score" for i in range(len(items))]
+        if values is None:
+            return None
+        if not isinstance(values, list) or len(values) != len(items):
+            raise InputError(f'{self.place}: "scores" has to be a list of {len(items)} numbers, one per completion')
+        return [self.number(value, name) for value, name in zip(values, names, strict=True)]
 
     def tokenised(self, row: dict[str, Any]) -> Record:
         prompt = self.ids(row, "prompt_ids")
-        own = self.score(row, "own")
         if "completion_ids" in row:
             ids = (self.ids(row, "completion_ids"),)
-            return Record(self.place, _completion_form(row), prompt, ids, self.label(row), own_score=own)
+            return Record(self.place, _completion_form(row), prompt, ids, self.label(row), self.ratings(row))
         ids = self.ids(row, "chosen_ids"), self.ids(row, "rejected_ids")
         if ids[0] == ids[1]:
             raise InputError(f'{self.place}: "chosen_ids" and "rejected_ids" are equal; a pair has to differ')
-        return Record(self.place, "pairs", prompt, ids, None, self.scores(row), own)
+        return Record(self.place, "pairs", prompt, ids, None, self.ratings(row, ("chosen", "rejected")))
 
     def field(self, row: dict[str, Any], name: str) -> Any:
         if row.get(name) is None:
@@ -234,18 +279,29 @@ class _Reader(NamedTuple):
             raise InputError(f'{self.place}: "label" is {row["label"]!r}; it has to be true or false')
         return row.get("label")
 
-    def scores(self, row: dict[str, Any]) -> tuple[float, float] | None:
-        chosen, rejected = self.score(row, "chosen"), self.score(row, "rejected")
-        return None if chosen is None or rejected is None else (chosen, rejected)
+    def ratings(self, row: dict[str, Any], names: tuple[str, ...] = ("",)) -> Ratings:
+        """What the row says of the responses of these names; "" is a single one, whose score is "score"."""
+        scores = [self.optional(row, f"{n}_score", f"score_{n}") if n else _number(row.get("score")) for n in names]
+        probs = [self.optional(row, f"{n}_prob") if n else None for n in names]
+        for name, prob in zip(names, probs, strict=True):
+            if prob is not None and not 0 <= prob <= 1:
+                raise InputError(f'{self.place}: "{name}_prob" is {prob!r}; it has to be between 0 and 1')
+        return Ratings(
+            _all_or_none(scores),
+            self.optional(row, "own_score", "score_own"),
+            _all_or_none(probs),
+            _number(row.get("value")),  # names of so many meanings that text under them is none of ours
+            _number(row.get("weight")),
+        )
 
-    def score(self, row: dict[str, Any], which: str) -> float | None:
-        """The row's chosen_score, say, or score_chosen, as UltraFeedback's binarized form has it."""
-        for name in (f"{which}_score", f"score_{which}"):
-            if row.get(name) is not None:
-                if (value := _number(row[name])) is None:
-                    raise InputError(f'{self.place}: "{name}" is {row[name]!r}; it has to be a number')
-                return value
-        return None
+    def optional(self, row: dict[str, Any], *names: str) -> float | None:
+        """The number under the first of these names that the row has."""
+        return next((self.number(row[name], name) for name in names if row.get(name) is not None), None)
+
+    def number(self, value: Any, name: str) -> float:
+        if (found := _number(value)) is None:
+            raise InputError(f'{self.place}: "{name}" is {value!r}; it has to be a number')
+        return found
 
     def text(self, value: Any, name: str, *, may_be_empty: bool = False) -> str:
         if not isinstance(value, str):
@@ -313,6 +369,11 @@ class _Reader(NamedTuple):
         if not value:
             raise InputError(f'{self.place}: "{name}" is empty; write it or delete the row')
         return tuple(value)
+
+
+def _all_or_none(values: list[float | None]) -> tuple[float, ...] | None:
+    known = tuple(value for value in values if value is not None)
+    return known if known and len(known) == len(values) else None
 
 
 def _number(value: Any) -> float | None:

@@ -60,7 +60,10 @@ def show(cut: Cut, chat: Chat | None, *, colour: bool = False) -> str:
     """The text of the view. chat None: ids only, there is no tokenizer to spell them."""
     page = _Page(chat, colour)
     example = cut.example
-    names = ("chosen", "rejected") if len(example.responses) == 2 else ("completion",)
+    n = len(example.responses)
+    names = {1: ["completion"], 2: ["chosen", "rejected"]}.get(
+        n, [f"completion {i}, best first" for i in range(1, n + 1)]
+    )
     made = page.paint("heading", f"{visible(example.place)}: {page.kind(cut)}") + "\n"
     if chat is not None:
         made += f"template: {visible(str(chat.template.place))}\n"
@@ -98,12 +101,13 @@ class _Page:
 
     def kind(self, cut: Cut) -> str:
         example = cut.example
-        if len(example.responses) == 2:
-            said = "a pair"
+        if len(example.responses) > 1:
+            said = "a pair" if len(example.responses) == 2 else f"{len(example.responses)} ranked completions"
         else:
             said = "a completion" if example.label is None else f"a completion labelled {str(example.label).lower()}"
-        scores = "" if example.scores is None else f", scores {', '.join(f'{s:g}' for s in example.scores)}"
-        return said + scores + ("" if example.own_score is None else f", own score {example.own_score:g}")
+        scores, own = example.ratings.scores, example.ratings.own
+        said += "" if scores is None else f", scores {', '.join(f'{s:g}' for s in scores)}"
+        return said + ("" if own is None else f", own score {own:g}")
 
     def heading(self, name: str, n: int, n_cut: int, what: str) -> str:
         counts = f"{n} token{'s' * (n != 1)}" + (f", {n_cut} cut" if n_cut else "")

@@ -27,9 +27,10 @@ READERS: dict[str, Callable[[Path, int], Iterator[Row]]] = {
 }
 FIELDS = (
     *("prompt", "chosen", "rejected", "completion"),
-    *("prompt_ids", "chosen_ids", "rejected_ids", "completion_ids"),
+    *("prompt_ids", "chosen_ids", "rejected_ids", "completion_ids", "completions_ids"),
     *("label", "messages", "conversations", "instruction", "completions"),
-    *("chosen_score", "rejected_score", "own_score", "score_chosen", "score_rejected"),
+    *tables.NUMBERS,
+    "scores",
 )
 """Fields of rows that mean something here."""
 SPLITS = ("train", "test", "validation", "valid", "val", "dev", "eval", "heldout")
@@ -43,6 +44,8 @@ class Reading:
     """(our name, the file's name) of columns that are called otherwise there."""
     max_row_mb: int = 64
     """Rows above that are faults."""
+    ranked: bool = False
+    """Whether all of several completions to a prompt are kept, best first, instead of the best and the worst."""
 
 
 def rows_of(source: str | Path, reading: Reading | None = None) -> Iterator[Row]:

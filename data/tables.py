@@ -11,7 +11,11 @@ from data.json_rows import Row, open_regular, too_long, without_mark
 MAX_GROUP_BYTES = 4 * 2**30  # of a parquet row group, unpacked
 HELD_BYTES = 256 * 2**20  # of parquet values that may be unpacked together
 MOST_ROWS = 32
-_SCORES = ("chosen_score", "rejected_score", "own_score", "score_chosen", "score_rejected")
+NUMBERS = (
+    *("chosen_score", "rejected_score", "own_score", "score_chosen", "score_rejected", "score_own"),
+    *("chosen_prob", "rejected_prob", "score", "value", "weight"),
+)
+"""Fields of rows that are numbers. The last three may mean other things, which are left alone."""
 
 
 def read_csv(path: Path, max_row_bytes: int) -> Iterator[Row]:
@@ -45,15 +49,17 @@ def _next_line(reader: Any, path: Path) -> list[str] | None:
 
 
 def typed(row: dict[str, Any], place: str) -> dict[str, Any]:
-    """A row of text with its label (true, false, 1, 0) and scores as what they mean. Raises InputError."""
+    """A row of text with its label (true, false, 1, 0) and numbers as what they mean. Raises InputError."""
     made = dict(row)
     if isinstance(made.get("label"), str):
         made["label"] = {"true": True, "1": True, "false": False, "0": False}.get(made["label"].lower(), made["label"])
-    for name in _SCORES:
+    for name in NUMBERS:
         if name in made:
             try:
                 made[name] = float(made[name])
             except ValueError:
+                if name in NUMBERS[-3:]:
+                    continue
                 raise InputError(f'{place}: "{name}" is {made[name]!r}; it has to be a number') from None
     return made
 

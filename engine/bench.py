@@ -26,11 +26,11 @@ import torch
 from data import InputError, cli
 from data.dataset import open_model, read_examples
 from data.examples import Example, Limits
+from data.files import whole_file
 from data.records import Message, Record, read_records
 from data.sources import Reading
 from engine import weights
 from engine.config import TrainConfig
-from engine.files import whole_file
 from engine.llama import Llama, LlamaConfig
 from engine.measure import PARTS
 

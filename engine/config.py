@@ -26,7 +26,7 @@ class TrainConfig(RowSettings):
     data_weights: tuple[float, ...] = ()
     """How often the rows of each --data are taken: 2 is twice, 0.5 a half of them, drawn by --seed. Unset: once."""
     loss: str = "apo_zero"
-    """Objective: a name listed below, or path/to/file.py:name."""
+    """Objective: a name listed below, path/to/file.py:name, or a mixture such as apo_zero:1,sft:0.1."""
     out: str
     """Folder for the run: config, metrics, a checkpoint per epoch. Must not hold a run."""
     config: str | None = None
@@ -69,6 +69,19 @@ class TrainConfig(RowSettings):
     reference_cache: str | None = None
     """Reference log-probs of other runs: a folder that runs share, or one's reference.safetensors. Taken where weights,
     rows and dtype are the same; said so, and computed anew, where not."""
+    reference_update: Literal["none", "soft", "hard"] = "none"
+    """Let the reference follow the policy (TR-DPO, arXiv 2404.09656): soft moves it a share of the way, hard puts it
+    there. Rewards are measured against the reference of the moment."""
+    reference_update_steps: int = 512
+    """Optimizer steps between two such updates."""
+    reference_update_alpha: float = 0.6
+    """The share of a soft update."""
+    stages: int = 1
+    """Train on the rows in so many parts, one after the other in the order given (sDPO, arXiv 2403.19270): each part
+    starts from the last checkpoint of the one before, which is its reference too; folders stage-01 ... in --out."""
+    own_score: Literal["row", "rejected"] = "row"
+    """Where the score of the model's own answer stands: in "own_score", or, where the loser is that answer, in
+    "rejected_score"."""
     micro_tokens: int = 1024
     """Most tokens in one forward and backward pass of a rank (one example at least): bounds the memory."""
     compile: bool = False
@@ -88,7 +101,7 @@ class TrainConfig(RowSettings):
             raise InputError(f"--data-weights: {len(self.data_weights)} of them for {len(self.data)} of --data")
         if not all(0 < weight <= 100 for weight in self.data_weights):
             raise InputError("--data-weights: each has to be above 0, and 100 at most")
-        above_zero = "epochs batch_size max_steps micro_tokens keep"
+        above_zero = "epochs batch_size max_steps micro_tokens keep reference_update_steps stages"
         for name in above_zero.split():
             value = getattr(self, name)
             if value is not None and value < 1:
@@ -99,6 +112,13 @@ class TrainConfig(RowSettings):
             raise InputError("--warmup-steps, --eval-pairs and --seed cannot be negative")
         if not 0 <= self.max_grad_norm < float("inf"):
             raise InputError(f"--max-grad-norm: {self.max_grad_norm} is not 0 or above")
+        unused = ["reference_update_alpha"] * (self.reference_update != "soft")
+        unused += ["reference_update_steps"] * (self.reference_update == "none")
+        for name in unused:
+            if getattr(self, name) != getattr(TrainConfig, name):
+                raise InputError(f"--{name.replace('_', '-')}: goes with --reference-update; name one, or leave it out")
+        if not 0 < self.reference_update_alpha <= 1:
+            raise InputError(f"--reference-update-alpha: {self.reference_update_alpha} is not above 0, and 1 at most")
         if self.beta is not None and not 0 < self.beta < float("inf"):
             raise InputError(f"--beta: {self.beta} is not above 0; the paper's is 0.1")
         if self.eval_data and self.eval_pairs:

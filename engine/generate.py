@@ -22,13 +22,13 @@ from torch import Tensor
 from torch.nn.functional import scaled_dot_product_attention
 from tqdm import tqdm
 
-from data import InputError, cli
+from data import InputError, cli, files
 from data.chat import Chat, stop_ids
 from data.dataset import open_model
 from data.examples import Example
 from data.forest import pack
 from data.records import ROLES, Message, read_prompts
-from engine import attention, files, weights
+from engine import attention, weights
 from engine.head import wide_logits
 from engine.llama import Attend, Llama, Rope
 

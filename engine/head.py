@@ -70,7 +70,7 @@ class TargetLogps(torch.autograd.Function):
         (gradient,) = gradients
         hidden, weight, targets, totals, *kept = ctx.saved_tensors
         d_hidden = torch.empty_like(hidden)
-        d_weight = torch.zeros(weight.shape, dtype=totals.dtype, device=weight.device)
+        d_weight = None
         for i, rows in enumerate(_slices(len(hidden), ctx.piece_rows)):
             spread = kept[i] if ctx.keeps else wide_logits(hidden[rows], weight)
             if not ctx.keeps:
@@ -78,9 +78,9 @@ class TargetLogps(torch.autograd.Function):
             spread = spread.to(hidden.dtype)  # [C, V]
             scale = (-gradient[rows] / totals[rows])[:, None]
             d_hidden[rows] = (spread @ weight) * scale
-            _add_product(d_weight, spread, (hidden[rows] * scale).to(hidden.dtype))
+            d_weight = _add_product(d_weight, spread, (hidden[rows] * scale).to(hidden.dtype))
             del spread
-        return d_hidden, d_weight.to(weight.dtype), None, None
+        return d_hidden, torch.zeros_like(weight) if d_weight is None else d_weight.to(weight.dtype), None, None
 
 
 def _spread(logits: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
@@ -120,11 +120,10 @@ def wide_logits(rows: Tensor, weight: Tensor) -> Tensor:
     return torch.mm(rows.float(), weight.T.float())
 
 
-def _add_product(total: Tensor, left: Tensor, right: Tensor) -> None:
-    """total += left.T @ right, summed in total's dtype."""
-    if left.dtype == total.dtype:
-        total.addmm_(left.T, right)
-    elif left.is_cuda:
-        total += torch.mm(left.T, right, out_dtype=torch.float32)
-    else:
-        total += left.T.float() @ right.float()
+def _add_product(total: Tensor | None, left: Tensor, right: Tensor) -> Tensor:
+    """total + left.T @ right, float32 or better; in place where there is a total."""
+    wide = _wide(left.dtype)
+    if left.dtype == wide:
+        return left.T @ right if total is None else total.addmm_(left.T, right)
+    made = torch.mm(left.T, right, out_dtype=wide) if left.is_cuda else left.T.to(wide) @ right.to(wide)
+    return made if total is None else total.add_(made)

@@ -1,4 +1,4 @@
-"""How the log-probs of a step reach an objective, and its gradient goes back.
+"""What --loss names: one objective or a weighted mixture, its hyperparameters, and how a step's gradient comes about.
 
 An additive objective is called per micro-batch. One that takes a statistic of the step (`whole_step`) is called once
 with the columns of the whole step over all ranks; each micro-batch then goes back with its slice of the gradient.
@@ -11,7 +11,7 @@ import difflib
 import math
 import types
 import typing
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -19,96 +19,191 @@ import torch
 from torch import Tensor
 
 import losses
-from data import InputError
-from losses import Responses, Result
+from data.errors import InputError, list_faults
+from data.examples import Example
+from engine.columns import Columns
+from losses import Loss, LossError, Result
 
 
 @dataclass(frozen=True)
-class Columns:
-    """What an objective is computed from: one row per example, one column per response."""
+class Term:
+    """One objective of a mixture."""
 
-    logps: Tensor
-    """[n, K] nats, float64."""
-    ref_logps: Tensor | None
-    """[n, K] nats, float64, without gradient; None where there is no reference."""
-    lengths: Tensor
-    """[n, K] tokens, int64."""
-    labels: Tensor | None
-    """[n] bool, of unpaired examples."""
-    mean_length: float
-    """Tokens per response over the whole step."""
-
-    def column(self, k: int) -> Responses:
-        """The k-th response of every example."""
-        ref_logps = None if self.ref_logps is None else self.ref_logps[:, k]
-        return Responses(self.logps[:, k], ref_logps, self.lengths[:, k])
-
-    def on(self, device: torch.device) -> "Columns":
-        """The same columns on a device."""
-        moved = {k: v.to(device) for k, v in vars(self).items() if isinstance(v, Tensor)}
-        return replace(self, **moved)
+    loss: Loss
+    weight: float
+    arguments: dict[str, Any]
+    """Its hyperparameters."""
 
 
 class Objective:
-    """A loss with its hyperparameters."""
+    """A mixture of losses, of one as a rule, with their hyperparameters.
 
-    def __init__(self, name: str, beta: float | None = None, hyperparameters: dict[str, str] | None = None) -> None:
-        """hyperparameters: "NAME.argument" -> text, converted by the argument's annotation. Raises InputError."""
-        try:
-            self.loss = losses.get(name)
-        except losses.LossError as fault:
-            raise InputError(f"--loss: {fault}") from None
-        self.arguments: dict[str, Any] = dict(self.loss.defaults)
+    The loss of a step is the sum over terms of weight times the term's own mean: a term that takes two rows of a pair
+    (unpaired) means over both.
+    """
+
+    def __init__(self, text: str, beta: float | None = None, hyperparameters: dict[str, str] | None = None) -> None:
+        """text: "NAME" or "NAME:WEIGHT,NAME:WEIGHT". beta: of every term that has one. hyperparameters:
+        "NAME.argument" -> text, converted by the argument's annotation. Raises InputError.
+        """
+        self.terms = [Term(loss, weight, dict(loss.defaults)) for loss, weight in _parse(text)]
         if beta is not None:
-            if "beta" not in self.arguments:
-                raise InputError(f"--beta: {self.loss.name} has no beta; leave it out")
-            self.arguments["beta"] = beta
-        for key, text in (hyperparameters or {}).items():
-            owner, _, argument = key.partition(".")
-            if owner != self.loss.name or argument not in self.arguments:
-                known = [f"{self.loss.name}.{a}" for a in self.arguments]
-                near = [f"perhaps --{n}" for n in difflib.get_close_matches(key, known, n=1, cutoff=0)]
-                raise InputError(
-                    f"--{key}: no such hyperparameter of this run's objective; {(near or ['it has none'])[0]}"
-                )
-            self.arguments[argument] = _convert(text, self.loss.types[argument], f"--{key}")
-        self.needs_mismatched = "mismatched" in self.loss.needs and self.arguments.get("kl") is None
-        served = {"lengths"} | ({"mismatched"} if "mismatched" in self.loss.needs else set())
-        if lacking := self.loss.needs - served:
+            if not any("beta" in term.arguments for term in self.terms):
+                raise InputError(f"--beta: {self.name} has no beta; leave it out")
+            for term in self.terms:
+                term.arguments.update({"beta": beta} if "beta" in term.arguments else {})
+        for key, value in (hyperparameters or {}).items():
+            self._set(key, value)
+        forms = {(t.loss.data, t.loss.side if t.loss.data == "single" else "") for t in self.terms}
+        kinds = {form for form, _ in forms}
+        self.form = kinds.pop() if len(forms) == 1 else "ranked" if "ranked" in kinds else "pairs"
+        """The form of the rows that are trained on: pairs where the terms' own forms differ."""
+        self.needs_mismatched = any("mismatched" in t.loss.needs and t.arguments.get("kl") is None for t in self.terms)
+        if self.needs_mismatched and self.form != "unpaired":
             raise InputError(
-                f"--loss: {self.loss.name} needs {', '.join(sorted(lacking))}, which the trainer cannot supply"
+                f"--loss: {self.name} mixes what takes mismatched sequences with objectives of another form of rows; "
+                "use kto_pair, or fix --kto.kl"
             )
-        if lacking := self.loss.given - {"mean_length", "mismatched"}:
-            raise InputError(
-                f"--loss: {self.loss.name} takes {', '.join(sorted(lacking))}, which the trainer cannot supply"
-            )
-        if self.loss.state or self.loss.data == "ranked":
-            raise InputError(
-                f"--loss: {self.loss.name} carries a state or ranks responses, which the trainer cannot serve"
-            )
+        self.state: dict[str, float] | None = None
+        """What the objectives carry from step to step, under "NAME.what"; None before the first step."""
+
+    @property
+    def name(self) -> str:
+        """The names of its terms."""
+        return ",".join(term.loss.name for term in self.terms)
+
+    @property
+    def has_reference(self) -> bool:
+        """Whether any term needs one."""
+        return any(term.loss.reference for term in self.terms)
 
     @property
     def whole_step(self) -> bool:
         """Whether it must see the whole step over all ranks at once."""
-        return self.loss.whole_step
+        return any(term.loss.whole_step for term in self.terms)
 
     @property
-    def n_branches(self) -> int:
-        """Responses per example in its forests."""
-        return 2 if self.loss.data == "pairs" or self.needs_mismatched else 1
+    def side(self) -> typing.Literal["chosen", "rejected"]:
+        """Which response of a pair it takes, where its form is "single"."""
+        return self.terms[0].loss.side
+
+    @property
+    def arguments(self) -> dict[str, Any]:
+        """Every hyperparameter, under "NAME.argument"."""
+        return {f"{t.loss.name}.{name}": value for t in self.terms for name, value in t.arguments.items()}
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        """The hyperparameters as flags: "beta" alone where all terms that have one share it."""
+        betas = [t.arguments["beta"] for t in self.terms if "beta" in t.arguments]
+        if not betas or len(set(betas)) > 1:
+            return self.arguments
+        return {"beta": betas[0]} | {name: v for name, v in self.arguments.items() if not name.endswith(".beta")}
+
+    @property
+    def needs(self) -> frozenset[str]:
+        """What any term asks of a row or a step."""
+        return frozenset(need for term in self.terms for need in term.loss.needs)
+
+    @property
+    def beta(self) -> float:
+        """The first term's scale of rewards; 0.1 where it has none."""
+        return self.terms[0].arguments.get("beta", 0.1)
+
+    def _set(self, key: str, text: str) -> None:
+        owner, _, argument = key.partition(".")
+        owner = losses.get(owner).name if owner in losses.aliases() else owner
+        for term in self.terms:
+            if owner == term.loss.name and argument in term.arguments:
+                value = _convert(text, term.loss.types[argument], f"--{key}")
+                if argument == "beta" and not value > 0:
+                    raise InputError(f"--{key}: {text} is not above 0")
+                term.arguments[argument] = value
+                return
+        near = [f"perhaps --{n}" for n in difflib.get_close_matches(key, list(self.arguments), n=1, cutoff=0)]
+        raise InputError(f"--{key}: no such hyperparameter of this run's objective; {(near or ['it has none'])[0]}")
+
+    def check(self, examples: Sequence[Example]) -> None:
+        """Raises InputError, naming the row, where one lacks what the objective needs or says what it refuses."""
+        asked = [(field, said) for need, field, said in _RATINGS if need in self.needs]
+        for e in examples:
+            for field, said in asked:
+                if getattr(e.ratings, field) is None:
+                    raise InputError(f"{e.place}: {self.name} needs {said}; add it, or take another --loss")
+        if (fault := self._fault(examples)) is not None:
+            alone = [f"{e.place}: {found}" for e in examples if (found := self._fault([e])) is not None]
+            if 0 < len(alone) < len(examples):
+                raise list_faults(alone[:10], len(examples), mend="mend or delete them", n_faults=len(alone))
+            raise InputError(f"--loss: {fault}")
+
+    def _fault(self, examples: Sequence[Example]) -> LossError | None:
+        """What the objective refuses of these examples, before any forward pass."""
+        zeros = torch.zeros(len(examples), len(examples[0].responses), dtype=torch.float64)
+        try:
+            result = self(Columns.of(examples, zeros, zeros if self.has_reference else None))
+        except LossError as fault:
+            return fault
+        if not result.losses.isfinite().all():
+            return LossError(
+                f"the loss of {self.name} is not finite before the first step; look at its hyperparameters"
+            )
+        return None
 
     def __call__(self, columns: Columns) -> Result:
-        """The objective's result on these columns; losses [n]."""
-        given: dict[str, Any] = {"mean_length": columns.mean_length} if "mean_length" in self.loss.given else {}
-        if self.needs_mismatched and columns.logps.shape[1] == 2:
-            given["mismatched"] = columns.column(1)
-        elif self.needs_mismatched:  # one prompt in the whole step: nothing to mismatch, and so no estimate
-            given["kl"] = 0.0
-        if self.loss.data == "pairs":
-            positional = [columns.column(0), columns.column(1)]
+        """The result on these columns: losses [n]; rewards are the first term's."""
+        if not len(columns.logps):  # a rank without work in this pass: its backward pass is of zeros
+            none = columns.logps.sum(dim=1)
+            return Result(none, none.detach(), none.detach())
+        found = [self._result(term, columns) for term in self.terms]
+        n = len(columns.logps)
+        # Two losses of a pair, where a term takes it as unpaired, are its mean.
+        parts = [result.losses.view(n, -1).mean(dim=1) for result in found]
+        total = sum((t.weight * part for t, part in zip(self.terms, parts, strict=True)), torch.zeros_like(parts[0]))
+        metrics = dict(found[0].metrics)
+        if len(self.terms) > 1:
+            names = [t.loss.name for t in self.terms]
+            own = zip(names, found, strict=True)
+            metrics = {f"{name}/{what}": value for name, result in own for what, value in result.metrics.items()}
+            metrics |= {f"loss/{name}": part.detach().mean() for name, part in zip(names, parts, strict=True)}
+        state = {
+            f"{t.loss.name}.{name}": value
+            for t, result in zip(self.terms, found, strict=True)
+            for name, value in (result.state or {}).items()
+        }
+        return Result(total, found[0].chosen_rewards, found[0].rejected_rewards, metrics, state or None)
+
+    def keep(self, result: Result) -> None:
+        """A step is done: what it gave back is where the next one goes on from."""
+        self.state = result.state
+
+    def _result(self, term: Term, columns: Columns) -> Result:
+        loss = term.loss
+        own = columns.as_form(loss.data, loss.side)
+        assert own is not None  # the rows were brought into the objective's form
+        if loss.data == "pairs":
+            positional: list[Any] = [own.column(0), own.column(1)]
+        elif loss.data == "ranked":
+            positional = [own.ranked()]
         else:
-            positional = [columns.column(0), *([columns.labels] if self.loss.data == "unpaired" else [])]
-        return self.loss(*positional, **(self.arguments | given))
+            positional = [own.column(0), *([own.labels] if loss.data == "unpaired" else [])]
+        given: dict[str, Callable[[], Any]] = {
+            "mean_length": lambda: own.mean_lengths[0],
+            "own_scores": lambda: own.own_scores,
+            "probs_w": lambda: None if own.probs is None else own.probs[:, 0],
+            "probs_l": lambda: None if own.probs is None else own.probs[:, 1],
+            "values": lambda: own.values,
+            "weights": lambda: own.weights,
+            "state": lambda: self._state_of(loss.name),
+        }
+        arguments = term.arguments | {name: given[name]() for name in loss.given & given.keys()}
+        if "mismatched" in loss.needs and arguments["kl"] is None:
+            # One prompt in the whole step: nothing to mismatch, and so no estimate.
+            arguments |= {"mismatched": own.column(1)} if own.logps.shape[1] == 2 else {"kl": 0.0}
+        return loss(*positional, **arguments)
+
+    def _state_of(self, name: str) -> dict[str, float] | None:
+        state = {key.partition(".")[2]: v for key, v in (self.state or {}).items() if key.partition(".")[0] == name}
+        return state or None
 
 
 def gradient(objective: Objective, columns: Columns) -> tuple[Result, Tensor]:
@@ -120,9 +215,44 @@ def gradient(objective: Objective, columns: Columns) -> tuple[Result, Tensor]:
     return result._replace(losses=result.losses.detach()), slopes
 
 
+_RATINGS = (  # (need, field of the row's ratings, what the row has to have)
+    ("scores", "scores", 'a score of each response ("chosen_score" and "rejected_score", "scores", or "score")'),
+    ("own_scores", "own", 'a score of the model\'s own answer ("own_score", or --own-score rejected)'),
+    ("values", "value", '"value", the score that the policy gets on the prompt'),
+)
+
+
+def _parse(text: str) -> list[tuple[Loss, float]]:
+    """The objectives and weights in "NAME" or "NAME:WEIGHT,NAME:WEIGHT". Raises InputError."""
+    found: list[tuple[Loss, float]] = []
+    for part in text.split(","):
+        name, colon, tail = part.strip().rpartition(":")
+        weight = _weight(tail) if colon else None
+        if weight is None:  # the colon stands in path/to/file.py:name
+            name, weight = part.strip(), 1.0
+        if not 0 < weight < math.inf:
+            raise InputError(f"--loss: the weight {tail} of {name} is not above 0")
+        try:
+            loss = losses.get(name)
+        except LossError as fault:
+            raise InputError(f"--loss: {fault}") from None
+        if any(loss is other for other, _ in found):
+            raise InputError(f"--loss: {loss.name} is there twice; add up the weights")
+        found.append((loss, weight))
+    return found
+
+
+def _weight(text: str) -> float | None:
+    try:
+        return float(text)
+    except ValueError:
+        return None
+
+
 def describe_all() -> str:
     """The objectives and their hyperparameters, for --help."""
-    lines = ["objectives (--loss), their hyperparameters (--NAME.argument) and defaults:"]
+    lines = ["objectives (--loss; a mixture is NAME:WEIGHT,NAME:WEIGHT), their hyperparameters (--NAME.argument) and"]
+    lines += ["defaults:"]
     for name in losses.names():
         loss = losses.get(name)
         arguments = ", ".join(f"{k}={v}" for k, v in loss.defaults.items())

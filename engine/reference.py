@@ -24,12 +24,13 @@ from torch import Tensor
 from data import InputError
 from data.dataset import digest
 from data.examples import Example
+from data.files import whole_file
 from engine.config import TrainConfig
-from engine.files import whole_file
 from engine.llama import LlamaConfig
 from engine.objective import Objective
 from engine.parallel import Ranks
 from engine.steps import Step
+from engine.walk import Walk
 
 Mode = Literal["none", "fused", "precompute"]
 
@@ -37,14 +38,18 @@ Mode = Literal["none", "fused", "precompute"]
 class Reference:
     """The table of a run, [N, K] nats in float64, NaN where nothing is known yet."""
 
-    def __init__(self, mode: Mode, n_examples: int, objective: Objective, *, keeps: bool = True) -> None:
-        """keeps: whether what was found is kept at all; not doing so is for measuring what it buys."""
+    def __init__(self, mode: Mode, shape: tuple[int, int], objective: Objective, config: TrainConfig) -> None:
+        """shape: [N, K]."""
         self.mode = mode
+        keeps = "reference-cache" not in config.without  # not keeping is for measuring what it buys
         self.is_kept = mode != "none" and keeps and not objective.needs_mismatched
         """Whether anything can be kept: mismatched sequences depend on the step's plan."""
         self.is_written = False
         """Whether the run has its copy on disk; the same on every rank."""
-        self.values = torch.full((n_examples, objective.n_branches), torch.nan, dtype=torch.float64)
+        self.values = torch.full(shape, torch.nan, dtype=torch.float64)
+
+        self.moves = config.reference_update != "none"
+        """Whether the reference follows the policy: what is kept holds until the next update."""
 
     @property
     def is_used(self) -> bool:
@@ -55,6 +60,15 @@ class Reference:
     def is_complete(self) -> bool:
         """Whether the table knows every example."""
         return self.is_kept and not self.values.isnan().any()
+
+    @property
+    def is_final(self) -> bool:
+        """Whether the model that it was computed from is needed no more."""
+        return self.is_complete and not self.moves
+
+    def forget(self) -> None:
+        """The reference has moved: nothing is known of it."""
+        self.values.fill_(torch.nan)
 
     def known(self, step: Step) -> Tensor | None:
         """The log-probs of a step's examples [n, K] where the table has them all, else None."""
@@ -70,7 +84,11 @@ class Reference:
 
     def take(self, cache: "Cache", ranks: Ranks) -> str:
         """Fills the table from a cache where it fits, on every rank or on none; says what was done. Collective."""
-        found, said = cache.read(self.values.shape) if self.is_kept else (None, "not kept")
+        said = "not kept" if not self.is_kept else "kept until it moves"
+        if self.is_kept and not self.moves:
+            found, said = cache.read(self.values.shape)
+        else:
+            found = None
         if ranks.sum(torch.tensor(float(found is not None))).item() < ranks.size or found is None:
             return said
         self.values = found
@@ -136,17 +154,22 @@ def _digest(table: Tensor) -> str:
 def choose_mode(config: TrainConfig, objective: Objective, shape: LlamaConfig, ranks: Ranks) -> Mode:
     """What --reference means for this run. Raises InputError for a combination that cannot be."""
     wanted = config.reference
-    if wanted == "none" and objective.loss.reference:
-        raise InputError(f"--reference none: {objective.loss.name} needs a reference; use auto")
+    if wanted == "none" and objective.has_reference:
+        raise InputError(f"--reference none: {objective.name} needs a reference; use auto")
     if wanted == "precompute" and objective.needs_mismatched:
         raise InputError(
-            f"--reference precompute: {objective.loss.name}'s mismatched sequences change with every step; use fused"
+            f"--reference precompute: {objective.name}'s mismatched sequences change with every step; use fused"
         )
     if wanted == "precompute" and "reference-cache" in config.without:
         raise InputError("--reference precompute --without reference-cache: what is computed has to be kept; use fused")
+    if config.reference_update != "none":
+        if not objective.has_reference or wanted not in ("auto", "fused"):
+            why = f"with --reference {wanted}" if objective.has_reference else f"with {objective.name}, which has none"
+            raise InputError(f"--reference-update {config.reference_update}: needs a reference that walks along, {why}")
+        return "fused"
     if wanted != "auto":
         return wanted
-    if not objective.loss.reference:
+    if not objective.has_reference:
         return "none"
     must_walk = objective.needs_mismatched or "reference-cache" in config.without
     return "fused" if must_walk or _second_model_fits(shape, ranks) else "precompute"
@@ -157,6 +180,28 @@ def _second_model_fits(shape: LlamaConfig, ranks: Ranks) -> bool:
     per_rank = shape.n_parameters * (4 + 4 + 8 + ranks.dtype.itemsize) / ranks.size
     fits = torch.tensor(float(1.25 * per_rank < ranks.free_memory()))
     return ranks.sum(fits).item() == ranks.size  # all or none: a rank that chose otherwise would wait for ever
+
+
+def follow(config: TrainConfig, step: Step, walk: Walk, table: Reference, ranks: Ranks) -> dict[str, float]:
+    """After an optimizer step: moves the reference where an update is due, from the float32 masters.
+
+    What it gives is for the log: how often the reference has moved, by which rewards jump towards 0.
+
+    ref <- alpha policy + (1 - alpha) ref, alpha 1 where it is hard: arXiv 2404.09656. Shards of both models lie alike,
+    so nothing is communicated.
+    """
+    if walk.reference is None or not table.moves:
+        return {}
+    done = {"reference/updates": float(step.number // config.reference_update_steps)}
+    if step.number % config.reference_update_steps:
+        return done
+    ranks.settle(walk)
+    alpha = 1.0 if config.reference_update == "hard" else config.reference_update_alpha
+    with torch.no_grad():
+        for ours, theirs in zip(walk.policy.parameters(), walk.reference.parameters(), strict=True):
+            ranks.local(theirs)[0].lerp_(ranks.local(ours)[0], alpha)
+    table.forget()
+    return done
 
 
 def fingerprint(model: Path, examples: Sequence[Example], dtype: torch.dtype) -> str:

@@ -22,9 +22,10 @@ from data import InputError, RunError
 from data.chat import Chat
 from data.cli import FACTS
 from engine import weights
+from engine.columns import Columns
 from engine.config import TrainConfig
 from engine.llama import Llama
-from engine.objective import Columns, Objective
+from engine.objective import Objective
 from engine.parallel import Ranks
 from engine.steps import Step, Steps
 from losses import Result
@@ -76,7 +77,7 @@ class Run:
         resolved = asdict(config) | {"dtype": str(ranks.dtype).removeprefix("torch."), FACTS: facts}
         for name in ("config", "hyperparameters", "beta"):
             del resolved[name]
-        resolved |= {f"{objective.loss.name}.{name}": value for name, value in objective.arguments.items()}
+        resolved |= objective.settings
         (self.folder / "config.yaml").write_text(
             yaml.safe_dump(resolved, sort_keys=False, allow_unicode=True), encoding="utf-8"
         )

@@ -4,6 +4,7 @@ python -m engine.score --model DIR --data FILE --out FILE
 """
 
 import json
+import os
 import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -15,10 +16,10 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from data import InputError, cli
+from data import InputError, cli, files
 from data.dataset import RowSettings, open_model, read_examples
 from data.examples import Example
-from engine import files, weights
+from engine import weights
 from engine.parallel import Ranks
 from engine.steps import Split, Step
 from engine.walk import Walk
@@ -46,21 +47,50 @@ class ScoreConfig(RowSettings):
     """Most tokens in one forward pass (one example at least)."""
 
 
-def score_step(walk: Walk, step: Step, ranks: Ranks, split: Split) -> Tensor:
-    """The policy's log-probs of a step's responses, [n, K] nats, float64, the same on every rank. Collective."""
+def score_step(walk: Walk, step: Step, ranks: Ranks, split: Split, *, of_reference: bool = False) -> Tensor:
+    """The policy's (or the reference's) log-probs of a step's responses, [n, K] nats, float64, the same on every rank.
+
+    Collective.
+    """
     with torch.no_grad():
         for batch in step.pack(ranks, split):
-            logps, _ = walk(batch.forest.to(ranks.device), with_reference=False)
-            step.add(batch, step.columns(batch, logps, None))
+            logps, ref_logps = walk(batch.forest.to(ranks.device), with_reference=of_reference)
+            step.add(batch, step.columns(batch, logps if ref_logps is None else ref_logps, None))
     ranks.settle(walk)
     return step.gather(ranks, with_reference=False).logps
 
 
-def score_examples(walk: Walk, examples: Sequence[Example], ranks: Ranks, split: Split) -> Iterator[Tensor]:
+def score_examples(
+    walk: Walk, examples: Sequence[Example], ranks: Ranks, split: Split, *, of_reference: bool = False
+) -> Iterator[Tensor]:
     """The same for any number of examples with equally many responses: [K] each, in order. Collective."""
     for start in range(0, len(examples), 64):
         chunk = list(examples[start : start + 64])
-        yield from score_step(walk, Step(0, 0, False, np.arange(len(chunk)), chunk), ranks, split)
+        step = Step(0, 0, False, np.arange(len(chunk)), chunk)
+        yield from score_step(walk, step, ranks, split, of_reference=of_reference)
+
+
+def vocabulary_of(folder: Path) -> int:
+    """How many ids the checkpoint in a folder has rows for. Raises InputError where the folder cannot be used."""
+    model = weights.build(folder)
+    weights.check(folder, model)
+    return model.config.vocab_size
+
+
+def score_under(
+    folder: Path, examples: Sequence[Example], *, dtype: str | None = None, micro_tokens: int = ScoreConfig.micro_tokens
+) -> Iterator[Tensor]:
+    """Log-probs of examples' responses under the checkpoint in a folder: [K] nats each, float64, in order. Collective.
+
+    The folder is one that `vocabulary_of` takes.
+    """
+    model = weights.build(folder)
+    ranks = Ranks(dtype=getattr(torch, dtype) if dtype else None)
+    walk = ranks.place(Walk(model)).eval()
+    weights.fill(model, folder, ranks.local)
+    found = score_examples(walk, examples, ranks, Split(micro_tokens=micro_tokens))
+    yield from tqdm(found, "scored", len(examples), unit="row", disable=None if ranks.is_first else True)
+    ranks.wait()
 
 
 def main(argv: Sequence[str]) -> None:
@@ -68,30 +98,22 @@ def main(argv: Sequence[str]) -> None:
     config = cli.parse(ScoreConfig, argv, command="python -m engine.score", example=EXAMPLE)
     files.check_new_file(Path(config.out))
     folder, chat = open_model(config.model)
-    model = weights.build(folder)
-    weights.check(folder, model)
     rows = read_examples(
         [config.data],
         chat,
         config.limits,
         config.reading,
-        n_ids=model.config.vocab_size,
+        n_ids=vocabulary_of(folder),
         skip_bad_rows=config.skip_bad_rows,
     )
     if len({len(e.responses) for e in rows.examples}) > 1:
         raise InputError(f"{config.data}: pairs and single completions in one file; score them apart")
     print(rows.report(), file=sys.stderr)
-    dtype = getattr(torch, config.dtype) if config.dtype else None
-    ranks = Ranks(dtype=dtype)
-    walk = ranks.place(Walk(model)).eval()
-    weights.fill(model, folder, ranks.local)
-    found = score_examples(walk, rows.examples, ranks, Split(micro_tokens=config.micro_tokens))
-    progress = tqdm(found, total=len(rows.examples), unit="row", disable=None if ranks.is_first else True)
-    lines = [_line(e, logps) for e, logps in zip(rows.examples, progress, strict=True)]
-    if ranks.is_first:
+    found = score_under(folder, rows.examples, dtype=config.dtype, micro_tokens=config.micro_tokens)
+    lines = [_line(e, logps) for e, logps in zip(rows.examples, found, strict=True)]
+    if os.environ.get("RANK", "0") == "0":
         with files.whole_file(Path(config.out)) as temporary:
             temporary.write_text("".join(lines), encoding="utf-8")
-    ranks.wait()
 
 
 def _line(example: Example, logps: Tensor) -> str:

@@ -5,6 +5,7 @@ Every rank works out the whole plan by itself from lengths and the seed; only it
 
 # n examples of a step, K responses of each
 
+import functools
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
@@ -14,11 +15,12 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from data import plan
+from data import cli, plan
 from data.examples import Example
 from data.forest import Forest, Layout, n_tokens, pack
+from engine.columns import Columns
 from engine.config import TrainConfig
-from engine.objective import Columns, Objective
+from engine.objective import Objective
 from engine.parallel import Ranks
 
 
@@ -67,9 +69,9 @@ class Step:
         """[n] places of its examples in the data."""
         self.examples = examples
         self.n_branches = len(examples[0].responses)
-        self.lengths = torch.tensor([[len(r) for r in e.responses] for e in examples])  # [n, K]
-        labels = [e.label for e in examples]
-        self._labels = None if None in labels else torch.tensor(labels)
+        self.n_response_tokens = sum(len(r) for e in examples for r in e.responses)
+        lengths = ([len(e.responses[k]) for e in examples] for k in range(self.n_branches))
+        self._mean_lengths = tuple(sum(column) / len(examples) for column in lengths)
         self.batches: list[Batch] = []
         """This rank's micro-batches, once they are packed."""
         self._found = torch.zeros(2, len(examples), self.n_branches, dtype=torch.float64)  # policy and reference
@@ -82,7 +84,7 @@ class Step:
     @cached_property
     def n_tokens(self) -> int:
         """Tokens of the step over all ranks: prompts once, responses whole."""
-        return sum(len(e.prompt) for e in self.examples) + int(self.lengths.sum())
+        return sum(len(e.prompt) for e in self.examples) + self.n_response_tokens
 
     def pack(self, ranks: Ranks, split: Split) -> list[Batch]:
         """This rank's micro-batches: as many on every rank, empty ones included, so that collectives pair up.
@@ -101,7 +103,9 @@ class Step:
         """What an objective takes, for the examples of a batch: logps [S] of the policy and the reference."""
         shape = (-1, self.n_branches)
         ref_logps = None if ref_logps is None else ref_logps.view(shape)
-        return self._columns(logps.view(shape), ref_logps, batch.places).on(logps.device)
+        examples = [self.examples[i] for i in batch.places]
+        made = Columns.of(examples, logps.view(shape), ref_logps, mean_lengths=self._mean_lengths)
+        return made.on(logps.device)
 
     def add(self, batch: Batch, columns: Columns) -> None:
         """Keeps what was found for a batch."""
@@ -116,12 +120,7 @@ class Step:
 
     def all_columns(self, logps: Tensor, ref_logps: Tensor | None) -> Columns:
         """What an objective takes, for every example: logps [n, K] of the policy and the reference."""
-        return self._columns(logps, ref_logps, list(range(self.n_examples)))
-
-    def _columns(self, logps: Tensor, ref_logps: Tensor | None, places: list[int]) -> Columns:
-        labels = None if self._labels is None else self._labels[places]
-        mean_length = self.lengths[:, 0].double().mean().item()
-        return Columns(logps, ref_logps, self.lengths[places], labels, mean_length)
+        return Columns.of(self.examples, logps, ref_logps, mean_lengths=self._mean_lengths)
 
 
 class Steps:
@@ -132,6 +131,8 @@ class Steps:
         self._config = config
         self._objective = objective
         self.per_epoch = -(-len(examples) // config.batch_size)  # the last step of an epoch takes what is left
+        self.n_branches = len(examples[0].responses) + objective.needs_mismatched
+        """Responses per example in its forests."""
         self._n_steps = min(self.per_epoch * config.epochs, config.max_steps or self.per_epoch * config.epochs)
 
     def __len__(self) -> int:
@@ -172,9 +173,15 @@ def _with_mismatched(examples: list[Example]) -> list[Example]:
     """Each example with a second response: that of the next example of the step whose prompt differs."""
     partners = plan.mismatched([e.prompt.tobytes() for e in examples])
     if None in partners:  # then all prompts are the same
+        _say_once(f"{examples[0].place}: a step of one prompt alone has no mismatched sequences: its kl is taken as 0")
         return examples
     return [
         e._replace(responses=(*e.responses, examples[j].responses[0]))
         for e, j in zip(examples, partners, strict=True)
         if j is not None
     ]
+
+
+@functools.cache
+def _say_once(sentence: str) -> None:
+    cli.notify(sentence)

@@ -6,7 +6,7 @@ torchrun --nproc_per_node 8 -m engine.train ...                      the same on
 
 import os
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -21,10 +21,11 @@ from data.dataset import find_cut, open_model, read_examples
 from data.examples import Example, in_form
 from data.show import show
 from engine import optim, reference, trl_names, weights
+from engine.columns import Columns
 from engine.config import TrainConfig
 from engine.llama import Llama
 from engine.metrics import heldout_metrics, training_metrics
-from engine.objective import Columns, Objective, describe_all, gradient
+from engine.objective import Objective, describe_all, gradient
 from engine.parallel import Ranks
 from engine.reference import Cache, Reference
 from engine.run import Run, check_folder
@@ -56,17 +57,39 @@ def run(config: TrainConfig) -> RunResult:
 
     Raises InputError for what the user gave, RunError where a loss or a gradient is not finite.
     """
+    if config.stages > 1:
+        return _run_stages(config)
     job = Job(config)
     return _train(job, Ranks(dtype=getattr(torch, config.dtype) if config.dtype else None))
+
+
+def _run_stages(config: TrainConfig) -> RunResult:
+    """One run after the other on parts of the rows; each starts from, and is measured against, where the last ended."""
+    folders = [f"{config.out}/stage-{number:02d}" for number in range(1, config.stages + 1)]
+    for folder in (config.out, *folders):
+        check_folder(Path(folder))
+    result: RunResult | None = None
+    for part, folder in enumerate(folders):
+        model = config.model if result is None else str(result.checkpoints[-1])
+        job = Job(replace(config, model=model, out=folder), part)
+        ranks = Ranks(dtype=getattr(torch, config.dtype) if config.dtype else None)
+        result = _train(job, ranks)
+        ranks.wait()  # the first rank writes what all go on from
+    assert result is not None  # there is at least one stage
+    return result
 
 
 class Job:
     """What is known before any weights are read: the shape, the rows, the objective. The same on every rank."""
 
-    def __init__(self, config: TrainConfig) -> None:
+    def __init__(self, config: TrainConfig, part: int = 0) -> None:
+        """part: which of --stages parts of the rows, from 0; all of them are checked."""
         check_folder(Path(config.out))
         self.config = config
         self.objective = Objective(config.loss, config.beta, config.hyperparameters)
+        self.reading = replace(config.reading, ranked=self.objective.form == "ranked")
+        if config.own_score != "row" and "own_scores" not in self.objective.needs:
+            raise InputError(f"--own-score {config.own_score}: {self.objective.name} asks for none; leave it out")
         self.folder, chat = open_model(config.model)
         self.policy = weights.build(self.folder)
         weights.check(self.folder, self.policy)
@@ -81,7 +104,12 @@ class Job:
             rows, self.heldout = _split(rows, config.eval_pairs, config.seed)
         if len({(len(e.responses), e.label is None) for e in self.heldout}) > 1:
             raise InputError(f"{config.eval_data or ', '.join(config.data)}: held-out rows have to be of one kind")
-        self.examples = in_form(rows, self.objective.loss.data)
+        self.objective.check(self._in_form(rows))
+        self.examples = self._in_form(_part(rows, part, config.stages))
+        if config.stages > 1:
+            self.facts["stage"] = f"{part + 1} of {config.stages}"
+        if self.heldout and self._has_form(self.heldout[0]):
+            self.objective.check(self._in_form(self.heldout))
         self.steps = Steps(self.examples, config, self.objective)
         self.split = Split.of(config)
         self.first_example = self._show_first() if os.environ.get("RANK", "0") == "0" else ""
@@ -92,18 +120,31 @@ class Job:
             sources,
             self.chat,
             c.limits,
-            c.reading,
+            self.reading,
             n_ids=self.policy.config.vocab_size,
             skip_bad_rows=c.skip_bad_rows,
             weights=shares,
             seed=c.seed,
         )
-        return rows.examples, rows.facts()
+        examples = rows.examples
+        if c.own_score == "rejected":
+            examples = [e._replace(ratings=e.ratings._replace(own=(e.ratings.scores or [None])[-1])) for e in examples]
+        return examples, rows.facts()
+
+    def _in_form(self, rows: list[Example]) -> list[Example]:
+        return in_form(rows, self.objective.form, side=self.objective.side)
+
+    def _has_form(self, row: Example) -> bool:
+        """Whether the objective can be computed on rows of that kind; other held-out rows show their rewards alone."""
+        try:
+            return bool(self._in_form([row]))
+        except InputError:
+            return False
 
     def _show_first(self) -> str:
         """The first row that the run trains on, as the trainer sees it; looked up again for what was cut of it."""
         first, c = self.steps.step(1).examples[0], self.config
-        cut = find_cut(first.place, c.data, self.chat, c.limits, c.reading, n_ids=self.policy.config.vocab_size)
+        cut = find_cut(first.place, c.data, self.chat, c.limits, self.reading, n_ids=self.policy.config.vocab_size)
         if not np.array_equal(cut.example.prompt, first.prompt):
             raise InputError(f"{first.place}: the file was changed while it was read; start again")
         return show(cut, self.chat)
@@ -113,13 +154,14 @@ def _train(job: Job, ranks: Ranks) -> RunResult:
     config, objective, steps = job.config, job.objective, job.steps
     mode = reference.choose_mode(config, objective, job.policy.config, ranks)
     job.facts["reference"] = mode
-    table = Reference(mode, len(job.examples), objective, keeps="reference-cache" not in config.without)
+    table = Reference(mode, (len(job.examples), steps.n_branches), objective, config)
     cache = Cache.of(config, lambda: reference.fingerprint(job.folder, job.examples, ranks.dtype))
     job.facts["reference_cache"] = table.take(cache, ranks)
     needs_model = mode == "fused" and not table.is_complete
     if config.compile:
         job.policy.compile_parts()
-    walk = ranks.place(Walk(job.policy, weights.build(job.folder, ranks.dtype) if needs_model else None))
+    frozen = torch.float32 if table.moves else ranks.dtype  # what moves a little does so in float32
+    walk = ranks.place(Walk(job.policy, weights.build(job.folder, frozen) if needs_model else None))
     for model in filter(None, (walk.policy, walk.reference)):
         weights.fill(model, job.folder, ranks.local)
     policy = walk.policy
@@ -130,7 +172,7 @@ def _train(job: Job, ranks: Ranks) -> RunResult:
         log.write("first_example.txt", job.first_example)
         if "eval_report" in job.facts:
             log.say(job.facts["eval_report"])
-        heldout = HeldOut(job.heldout, walk, ranks, job.split)
+        heldout = HeldOut(job.heldout, walk, ranks, job.split, moves=table.moves)
         if mode == "precompute" and not table.is_complete:
             precompute(table, walk, job, ranks)
 
@@ -141,9 +183,8 @@ def _train(job: Job, ranks: Ranks) -> RunResult:
                 for batch in step.batches:
                     ranks.sums_gradients(walk, batch is step.batches[-1])
                     part = logps(walk, table, step, batch, ranks)
-                    (
-                        objective(part).losses.sum() / step.n_examples
-                    ).backward()  # global count: the split changes speed only
+                    loss = objective(part).losses.sum() / step.n_examples  # of all ranks: the split changes speed only
+                    loss.backward()
                     step.add(batch, part)
                 columns = step.gather(ranks, with_reference=table.is_used)
                 result = objective(columns)
@@ -154,7 +195,9 @@ def _train(job: Job, ranks: Ranks) -> RunResult:
             schedule.step()
             optimizer.zero_grad()
             log.stop_clock()
+            objective.keep(result)
             table.remember(step, columns.ref_logps)
+            log.add(reference.follow(config, step, walk, table, ranks))
             if step.ends_epoch:
                 log.add(heldout.measure(objective))
                 checkpoints.append(log.save_epoch(step, policy, job.stop_ids, job.chat))
@@ -204,7 +247,7 @@ def precompute(table: Reference, walk: Walk, job: Job, ranks: Ranks) -> None:
 
 def leave(table: Reference, cache: Cache, walk: Walk, ranks: Ranks) -> None:
     """Once the table is complete: writes it, and frees the reference's memory."""
-    if not table.is_complete or table.is_written:
+    if not table.is_final or table.is_written:
         return
     table.is_written = True
     if ranks.is_first:
@@ -216,22 +259,35 @@ def leave(table: Reference, cache: Cache, walk: Walk, ranks: Ranks) -> None:
 
 
 class HeldOut:
-    """Rows that are not trained on. Their reference log-probs come from the policy's own initial weights."""
+    """Rows that are not trained on. Their reference log-probs come from the policy's own initial weights, or, where the
+    reference moves, from where it stands.
+    """
 
-    def __init__(self, examples: list[Example], walk: Walk, ranks: Ranks, split: Split) -> None:
-        self._examples, self._walk, self._ranks, self._split = examples, walk, ranks, split
+    def __init__(self, examples: list[Example], walk: Walk, ranks: Ranks, split: Split, *, moves: bool) -> None:
+        self._examples, self._walk, self._ranks, self._split, self._moves = examples, walk, ranks, split, moves
         self._ref_logps = self._score() if examples else None
 
-    def _score(self) -> Tensor:
-        return torch.stack(list(score_examples(self._walk, self._examples, self._ranks, self._split)))
+    def _score(self, *, of_reference: bool = False) -> Tensor:
+        found = score_examples(self._walk, self._examples, self._ranks, self._split, of_reference=of_reference)
+        return torch.stack(list(found))
 
     def measure(self, objective: Objective) -> dict[str, float]:
         """Their rewards and log-probs now; nothing where there are none. Collective."""
         if not self._examples:
             return {}
+        if self._walk.reference is not None and self._moves:
+            self._ref_logps = self._score(of_reference=True)
         step = Step(0, 0, False, np.arange(len(self._examples)), self._examples)
         everything = step.all_columns(self._score(), self._ref_logps)
         return heldout_metrics(objective, everything)
+
+
+def _part(rows: list[Example], part: int, n_parts: int) -> list[Example]:
+    """One of n parts of the rows, of about one size, in order."""
+    if n_parts > len(rows):
+        raise InputError(f"--stages: {n_parts} parts of {len(rows)} rows; lower it")
+    ends = np.linspace(0, len(rows), n_parts + 1).round().astype(int)
+    return rows[ends[part] : ends[part + 1]]
 
 
 def _split(rows: list[Example], n: int, seed: int) -> tuple[list[Example], list[Example]]:

@@ -24,9 +24,20 @@ RENAMED = {
     "max_prompt_length": "max_prompt_tokens",
     "max_completion_length": "max_response_tokens",
     "save_total_limit": "keep",
+    "ref_model_mixup_alpha": "reference_update_alpha",
+    "ref_model_sync_steps": "reference_update_steps",
 }
 BATCH = ("per_device_train_batch_size", "gradient_accumulation_steps")
-LOSSES: dict[str, str] = {"sigmoid": "dpo"}  # the others have the same name in both, or none here
+LOSSES: dict[str, str] = {  # the others have the same name in both, or none here
+    "sigmoid": "dpo",
+    "exo_pair": "exo",
+    "nca_pair": "nca",
+    "robust": "robust_dpo",
+    "sppo_hard": "sppo",
+    "sigmoid_norm": "ln_dpo",
+}
+SMOOTHED = ("robust_dpo", "exo", "aot", "aot_unpaired")  # whose labels TRL smooths; its sigmoid takes them as they are
+OTHER_BETA = ("sppo", "discopop")  # whose beta is 0.1 there, as every objective's is, and their paper's own here
 NEUTRAL = {  # what does not change the result, and what is done here
     "logging_steps": "every step is logged",
     "logging_strategy": "every step is logged",
@@ -57,6 +68,7 @@ NEUTRAL = {  # what does not change the result, and what is done here
     "fsdp": "ranks are torchrun's, sharding is PyTorch's own",
     "fsdp_config": "ranks are torchrun's, sharding is PyTorch's own",
     "remove_unused_columns": "extra columns are ignored",
+    "discopop_tau": "discopop takes it as --discopop.tau, no other loss takes it",
 }
 NO_LIMIT = ("max_steps", "-1")
 COUNTERPARTS = {
@@ -81,7 +93,8 @@ ONLY = {  # settings of which one value means what is done here
     "weight_decay": ("0", "there is no weight decay"),
     "warmup_ratio": ("0", "the warm-up is counted in steps: --warmup-steps"),
     "label_smoothing": ("0", "labels are taken as they are"),
-    "sync_ref_model": ("false", "the reference is frozen"),
+    "use_weighting": ("false", "pairs are weighted by --loss wpo"),
+    "f_divergence_type": ("reverse_kl", "the divergence is the reverse KL"),
     "dataset_train_split": ("train", "a split is named behind the source: --data NAME:SPLIT"),
 }
 
@@ -136,7 +149,7 @@ def _ours(name: str, value: Any, given: Settings) -> list[tuple[str, Any, str]]:
     if name in RENAMED:
         is_whole = name == "num_train_epochs" and isinstance(value, str)
         return [(RENAMED[name], value.removesuffix(".0") if is_whole else value, said)]
-    if name in ONLY:
+    if name in ONLY and name not in SPECIAL:
         _check_only(name, value)
     if name in SPECIAL:
         return [(ours, theirs, said) for ours, theirs in SPECIAL[name](value, given)]
@@ -170,11 +183,37 @@ def _batch(given: Settings) -> tuple[str, str]:
 
 
 def _loss(value: Any, given: Settings) -> list[tuple[str, str]]:
-    names = value if isinstance(value, list) else [value]
-    if len(names) > 1:
-        raise InputError(f"loss_type: {_shown(value)} are several; give one")
-    name = str(names[0])
-    return [("loss", LOSSES.get(name, name))]
+    """--loss, and what TRL's formulas have otherwise than ours by default."""
+    names = [LOSSES.get(str(name), str(name)) for name in (value if isinstance(value, list) else [value])]
+    weights = given.get("loss_weights")
+    weights = weights if isinstance(weights, list) else [weights] if weights is not None else []
+    if weights and len(weights) != len(names):
+        raise InputError(f"loss_weights: {_shown(weights)} are {len(weights)}, of {len(names)} in loss_type")
+    mixture = [f"{name}:{weight}" for name, weight in zip(names, weights, strict=True)] if weights else names
+    made = [("loss", ",".join(mixture))]
+    if "bco_pair" in names:
+        made.append(("bco_pair.shift", "false"))
+    made += [("beta", "0.1")] if set(names) & set(OTHER_BETA) and "beta" not in given else []
+    smoothing = str(given.get("label_smoothing", "0"))
+    made += [(f"{name}.label_smoothing", smoothing) for name in names if name in SMOOTHED]
+    made += [("discopop.tau", str(given["discopop_tau"]))] if "discopop_tau" in given and "discopop" in names else []
+    return made
+
+
+def _smoothing(value: Any, given: Settings) -> list[tuple[str, str]]:
+    """Translated with the objective that smooths its labels; refused beside any other."""
+    names = given.get("loss_type", "sigmoid")
+    ours = {LOSSES.get(str(name), str(name)) for name in (names if isinstance(names, list) else [names])}
+    if not ours <= set(SMOOTHED):
+        _check_only("label_smoothing", value)
+    return []
+
+
+def _with_losses(value: Any, given: Settings) -> list[tuple[str, str]]:
+    """Translated with loss_type."""
+    if "loss_type" not in given:
+        raise InputError(f"loss_weights: {_shown(value)} go with loss_type; name the objectives")
+    return []
 
 
 def _max_length(value: Any, given: Settings) -> list[tuple[str, str]]:
@@ -205,7 +244,8 @@ def _choice(name: str, ours: str, choices: dict[str, str | None]) -> Callable[[A
 
 def _weight(name: str) -> Callable[[Any, Settings], list[tuple[str, str]]]:
     def put(value: Any, given: Settings) -> list[tuple[str, str]]:
-        loss = given.get("loss") or _loss(given.get("loss_type", "kto"), given)[0][1]
+        named = given.get("loss") or _loss(given.get("loss_type", "kto"), given)[0][1]
+        loss = named.partition(",")[0].partition(":")[0]
         return [(f"{loss}.{name}", value)]
 
     return put
@@ -217,6 +257,9 @@ def _shown(value: Any) -> str:
 
 SPECIAL: dict[str, Callable[[Any, Settings], list[tuple[str, str]]]] = {
     "loss_type": _loss,
+    "loss_weights": _with_losses,
+    "label_smoothing": _smoothing,
+    "sync_ref_model": _choice("sync_ref_model", "reference_update", {"true": "soft", "false": None}),
     "max_length": _max_length,
     "optim": _choice(
         "optim",

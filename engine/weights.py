@@ -20,10 +20,10 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
 from data import InputError
+from data.files import whole_folder
 from data.tokenizer import FILES as TOKENIZER_FILES
 from data.tokenizer import read_json
 from engine import safetensors_header
-from engine.files import whole_folder
 from engine.llama import Llama, LlamaConfig
 
 Local = Callable[[Tensor], tuple[Tensor, int]]

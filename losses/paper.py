@@ -5,13 +5,12 @@ x = lp - ref_lp the log-ratio; r = beta * x the reward; s the logistic function.
 of the log-probs given. Rewards are detached: they are for the log, never part of the graph.
 """
 
-from typing import Literal
-
 import torch
 from torch import Tensor
 from torch.nn.functional import logsigmoid
 
 from losses.registry import LossError, Responses, Result, loss
+from losses.terms import Per, nll
 
 
 @loss("dpo", data="pairs", reference=True, aliases=("sigmoid",))
@@ -20,6 +19,7 @@ def dpo(chosen: Responses, rejected: Responses, *, beta: float = 0.1) -> Result:
 
     loss = -log s(r_w - r_l): eq. 7 of arXiv 2305.18290. log 2 where policy and reference agree. Only the margin
     enters, so both likelihoods may fall together.
+    When: the baseline; noisy preferences of which only the order is trusted.
     chosen, rejected: logps, ref_logps [n], float32 or float64, nats. beta > 0, per nat.
     Returns losses [n] and detached rewards [n] in the dtype given.
     """
@@ -32,7 +32,8 @@ def apo_zero(chosen: Responses, rejected: Responses, *, beta: float = 0.1) -> Re
     """Raise the winner's likelihood and lower the loser's, each measured against the reference on its own.
 
     loss = s(-r_w) + s(r_l): eq. 7 of arXiv 2408.06266 plus 1, so that it starts at exactly 1. 0 < loss < 2 and
-    |d loss / d logps| <= beta / 4. For winners that are better than the model's own answers.
+    |d loss / d logps| <= beta / 4.
+    When: winners that are better than the model's own answers (CLAIR, on-policy judge).
     chosen, rejected: logps, ref_logps [n], float32 or float64, nats. beta > 0, per nat.
     Returns losses [n] and detached rewards [n] in the dtype given.
     """
@@ -46,8 +47,8 @@ def apo_down(chosen: Responses, rejected: Responses, *, beta: float = 0.1) -> Re
     """Lower the winner's likelihood, and the loser's further.
 
     loss = s(r_w) + s(r_l - r_w): eq. 8 of arXiv 2408.06266 plus 1, so that it starts at exactly 1. At that point
-    the winner's gradient is 0: the first step moves the loser only. For winners that are worse than the model's
-    own answers.
+    the winner's gradient is 0: the first step moves the loser only.
+    When: winners that are worse than the model's own answers (off-policy judge).
     chosen, rejected: logps, ref_logps [n], float32 or float64, nats. beta > 0, per nat.
     Returns losses [n] and detached rewards [n] in the dtype given.
     """
@@ -68,6 +69,7 @@ def apo_zero_unpaired(
 
     loss = weight_D s(-r) where desirable, weight_U s(r) where not: appendix C of arXiv 2408.06266 (KTO with its KL
     fixed to 0). Starts at 1/2; on unpaired pairs its mean is half of apo_zero's.
+    When: thumbs up and down, or pairs taken apart; beat kto on two of the paper's four sets, and trains faster.
     responses: logps, ref_logps [n], float32 or float64, nats. labels: bool [n], True = desirable. beta > 0, per nat.
     Returns losses [n] and the detached rewards of either class.
     """
@@ -92,6 +94,8 @@ def kto(
     z = max(0, mean log-ratio of the step's mismatched sequences), detached (prompts with another prompt's response);
     loss = weight_D s(-beta (x - z)) where desirable, weight_U s(-beta (z - x)) where not: eq. 7 of arXiv 2402.01306.
     Starts at 1/2.
+    When: thumbs up and down, also where one kind is rare (n_D weight_D : n_U weight_U between 1:1 and 4:3); beat
+    apo_zero_unpaired on two of the paper's four sets, and took up to 60 % longer to train.
     responses: logps, ref_logps [n], float32 or float64, nats. labels: bool [n], True = desirable. beta > 0, per nat.
     mismatched: logps, ref_logps [m] of the whole step over all ranks. kl: a fixed z in nats in its place.
     Returns losses [n], the detached rewards of either class, and the metric kl (z). Raises LossError where neither
@@ -126,6 +130,7 @@ def kto_pair(
     z_w = max(0, mean x_w), z_l = max(0, mean x_l) over the step; loss = (s(-beta (x_w - z_l)) + s(-beta (z_w - x_l)))
     / 2: TRL's kto_pair (0.7.5 to 0.9.4), eq. 9 of arXiv 2408.06266. detach=False lets gradient flow through the
     anchors, as those releases did; arXiv 2402.01306 says that they get none. Starts at 1/2.
+    When: KTO on pairs without mismatched sequences, as the paper's tables have it.
     chosen, rejected: logps, ref_logps [n] of the whole step over all ranks, float32 or float64, nats. beta > 0, per
     nat. kl_chosen, kl_rejected: fixed z_w, z_l in nats.
     Returns losses [n], detached rewards [n], and the metric kl (the mean of both anchors).
@@ -143,7 +148,7 @@ def kto_pair(
 def sft(
     responses: Responses,
     *,
-    per: Literal["token", "sequence", "sum"] = "token",
+    per: Per = "token",
     beta: float = 0.1,
     mean_length: float | None = None,
 ) -> Result:
@@ -151,23 +156,15 @@ def sft(
 
     per="token": loss = -lp / mean_length, mean_length = response tokens of the step / responses of the step, so that
     the step's mean is the mean over its tokens; "sequence": -lp / n, every response weighs the same; "sum": -lp.
+    When: winners alone; the baseline that contrastive objectives have to beat. Source: maximum likelihood.
     responses: logps [n], float32 or float64, nats; lengths [n] unless per="sum". mean_length: tokens; computed from
     the lengths given where it is left out. beta only scales the logged rewards.
     Returns losses [n]; detached chosen_rewards beta * x where there is a reference, else beta * lp. Raises LossError
     where lengths are needed and absent.
     """
-    lp, lengths = responses.logps, responses.lengths
+    lp = responses.logps
     reward = beta * (lp if responses.ref_logps is None else responses.logratios).detach()
-    none = reward[:0]
-    if per == "sum":
-        return Result(-lp, reward, none)
-    if per == "sequence" and lengths is not None:
-        return Result(-lp / lengths, reward, none)
-    if per == "token" and mean_length is None and lengths is not None:
-        mean_length = lengths.to(lp.dtype).mean().item()
-    if per == "token" and mean_length is not None:
-        return Result(-lp / mean_length, reward, none)
-    raise LossError(f"sft with per={per!r} needs lengths; per is token, sequence or sum")
+    return Result(nll(responses, per, mean_length), reward, reward[:0])
 
 
 def _anchor(logratios: Tensor) -> Tensor:

@@ -82,6 +82,9 @@ class Loss:
     whole_step: bool
     """The function must see the whole optimizer step over all ranks at once (it takes a statistic of the step)."""
     state: bool
+    """The function carries something from step to step: it is given what it returned, as `state`."""
+    side: Literal["chosen", "rejected"]
+    """Which response of a pair it takes, where its form is "single"."""
     defaults: Mapping[str, Any]
     """Hyperparameters and their defaults, from the signature."""
     types: Mapping[str, Any]
@@ -111,12 +114,14 @@ def loss(
     needs: tuple[str, ...] = (),
     whole_step: bool = False,
     state: bool = False,
+    side: Literal["chosen", "rejected"] = "chosen",
     aliases: tuple[str, ...] = (),
 ) -> Callable[[Callable[..., Result]], Loss]:
     """Registers the decorated function as the objective `name`; what stands under the name is a `Loss`.
 
     data: which rows it takes, hence its positional arguments (COLUMNS). reference: whether `ref_logps` must be there.
-    needs: further things a row or the step must supply (NEEDS). whole_step, state: see `Loss`. aliases: peers' names.
+    needs: further things a row or the step must supply (NEEDS). whole_step, state, side: see `Loss`; what carries a
+    state takes the whole step. aliases: peers' names.
     Raises LossError, when the file is imported, for a name that is taken, an unknown form or need, positional
     arguments that do not fit the form, and a hyperparameter that is positional or has no default.
     """
@@ -141,17 +146,27 @@ def loss(
         for p in keywords:
             if p.default is p.empty:
                 raise LossError(f"{where}: the argument {p.name!r} has no default; give it one")
+        if "mismatched" in needs and not {"mismatched", "kl"} <= {p.name for p in keywords}:
+            raise LossError(f"{where}: needs=('mismatched',) goes with the arguments 'mismatched' and 'kl'")
         hints = typing.get_type_hints(function)
+        read_as = {p.name: hints.get(p.name, type(p.default)) for p in keywords if p.name not in GIVEN}
+        for argument, kind in read_as.items():
+            if not _is_readable(kind):
+                raise LossError(
+                    f"{where}: the argument {argument!r} cannot be read from text; annotate it as bool, int, float, "
+                    "str, a Literal of text, or one of these or None"
+                )
         made = Loss(
             function=function,
             name=name,
             data=data,
             reference=reference,
             needs=frozenset(needs),
-            whole_step=whole_step or "mismatched" in needs,  # an anchor of the step, known before the first loss
+            whole_step=whole_step or state or "mismatched" in needs,  # an anchor is known before the first loss
             state=state,
+            side=side,
             defaults=types.MappingProxyType({p.name: p.default for p in keywords if p.name not in GIVEN}),
-            types=types.MappingProxyType({p.name: hints.get(p.name, str) for p in keywords if p.name not in GIVEN}),
+            types=types.MappingProxyType(read_as),
             given=frozenset(p.name for p in keywords) & GIVEN,
         )
         _losses[name] = made
@@ -171,6 +186,10 @@ def get(name: str) -> Loss:
         if inner not in _import_file(Path(path)):
             raise LossError(f"{path} defines no objective {inner!r}; decorate it with @loss({inner!r}, data=...)")
         return _losses[_aliases.get(inner, inner)]
+    if name == "aot_pair":
+        raise LossError(
+            "aot_pair is a crossed name: until February 2026 TRL called so what is aot_unpaired here; for pairs say aot"
+        )
     name = _aliases.get(name, name)
     if name not in _losses:
         near = difflib.get_close_matches(name, [*_losses, *_aliases], n=1)
@@ -182,6 +201,22 @@ def get(name: str) -> Loss:
 def names() -> list[str]:
     """The names of all registered objectives, sorted, without aliases."""
     return sorted(_losses)
+
+
+def aliases() -> list[str]:
+    """Peers' names of registered objectives, sorted."""
+    return sorted(_aliases)
+
+
+def _is_readable(annotation: Any) -> bool:
+    """Whether a hyperparameter of that type can be given as text."""
+    options = typing.get_args(annotation)
+    if typing.get_origin(annotation) is Literal:
+        return all(isinstance(option, str) for option in options)
+    if typing.get_origin(annotation) in (types.UnionType, typing.Union):
+        rest = [option for option in options if option is not type(None)]
+        return len(rest) == 1 and len(options) == 2 and _is_readable(rest[0])
+    return annotation in (bool, int, float, str)
 
 
 def _import_file(path: Path) -> frozenset[str]:

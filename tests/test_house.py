@@ -11,13 +11,15 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[1]
-OURS = {"losses", "data", "engine", "examples", "tests"}
+OURS = {"losses", "data", "engine", "eval", "examples", "tests"}
 MAY_IMPORT = {  # of our own packages
     "losses": {"losses"},
     "data": {"data"},
     "engine": {"engine", "losses", "data"},
-    "examples": {"examples", "engine", "losses", "data"},
+    "eval": {"eval", "engine", "data"},
+    "examples": {"examples", "eval", "engine", "losses", "data"},
 }
+EVAL_MAY_IMPORT = {"engine", "engine.generate", "engine.score"}  # of the engine
 MAY_TALK = {"engine/parallel.py", "engine/checkpoint.py"}  # to other processes
 MODEL = ("engine/llama.py", "engine/head.py", "engine/attention.py")
 OF_MANY_PROCESSES = re.compile(
@@ -63,6 +65,11 @@ def test_a_package_imports_only_those_below_it(package):
     assert not [(path, name) for path, tree in files for name in imported(tree) if name.startswith(".")]
 
 
+def test_measuring_takes_no_more_of_the_engine_than_texts_and_log_probs():
+    found = {name for _, tree in sources("eval") for name in imported(tree) if name.split(".")[0] == "engine"}
+    assert {".".join(name.split(".")[:2]) for name in found} <= EVAL_MAY_IMPORT
+
+
 def test_losses_need_torch_alone():
     allowed = {*sys.stdlib_module_names, "torch", "losses"}
     assert not [
@@ -95,7 +102,7 @@ def public(body, prefix=""):
 
 
 def test_everything_public_has_a_docstring():
-    files = sources("losses", "data", "engine")
+    files = sources("losses", "data", "engine", "eval")
     assert not [path for path, tree in files if not ast.get_docstring(tree)]
     found = [(f"{path}: {name}", node) for path, tree in files for name, node in public(tree.body)]
     assert len(found) > 50

@@ -9,7 +9,7 @@ from data import InputError
 from data.chat import Chat
 from data.dataset import Rows
 from data.examples import CHUNK, Example, Limits, encode, in_form
-from data.records import Message, Record
+from data.records import Message, Ratings, Record
 from data.tokenizer import Tokenizer
 from tests import tiny
 
@@ -235,18 +235,32 @@ def test_a_pair_is_a_pair():
 def test_a_pair_makes_two_labelled_examples_next_to_each_other():
     e = example(2)
     desirable, undesirable = in_form([e], "unpaired")
-    assert desirable == (e.place, e.prompt, (e.responses[0],), True, None, None)
-    assert undesirable == (e.place, e.prompt, (e.responses[1],), False, None, None)
+    assert desirable == (e.place, e.prompt, (e.responses[0],), True, Ratings())
+    assert undesirable == (e.place, e.prompt, (e.responses[1],), False, Ratings())
 
 
 def test_a_pair_gives_its_chosen_response_alone():
     e = example(2)
-    assert in_form([e], "single") == [(e.place, e.prompt, (e.responses[0],), None, None, None)]
+    assert in_form([e], "single") == [(e.place, e.prompt, (e.responses[0],), None, Ratings())]
 
 
 @pytest.mark.parametrize("label", [True, False])
 def test_a_labelled_completion_stays_one(label):
     assert in_form([example(1, label)], "unpaired") == [example(1, label)]
+
+
+def test_single_responses_are_those_of_the_side_with_their_score():
+    e = example(2)._replace(ratings=Ratings((3.0, 1.0), 2.0, (0.9, 0.1), 0.5, 7.0))
+    (w,), (l,) = (in_form([e], "single", side=side) for side in ("chosen", "rejected"))  # noqa: E741
+    assert w.responses == e.responses[:1] and l.responses == e.responses[1:]
+    assert (w.ratings, l.ratings) == (Ratings((3.0,), 2.0, None, 0.5, 7.0), Ratings((1.0,), 2.0, None, 0.5, 7.0))
+
+
+def test_ranked_rows_have_equally_many_responses():
+    assert in_form([example(2)], "ranked") == [example(2)]
+    with pytest.raises(InputError, match="3 responses, the first row has 2; rows have to have equally many"):
+        three = Example("rows.jsonl:6", *example(2)[1:2], (example(1).responses[0],) * 3)
+        in_form([example(2), three], "ranked")
 
 
 def test_a_completion_stays_one():
@@ -261,7 +275,7 @@ def test_a_completion_stays_one():
         (example(1), "unpaired", "a completion without label"),
         (example(1, True), "single", "a labelled completion"),
         (example(1, False), "single", "a labelled completion"),
-        (example(2), "ranked", "a pair"),
+        (example(1), "ranked", "a completion without label"),
     ],
 )
 def test_a_row_that_cannot_be_had_in_a_form_is_named(made, form, kind):

@@ -7,7 +7,7 @@ import pytest
 
 from data import InputError, load_preferences
 from data.json_rows import MAX_DEPTH
-from data.records import Message, Record, read_prompts, read_records
+from data.records import Message, Ratings, Record, read_prompts, read_records
 from data.sources import Reading
 from tests import tiny
 
@@ -173,6 +173,30 @@ FORMS = {
         (4.0, -1.0),
         3.0,
     ),
+    "texts with scores": (
+        {"prompt": "q", "completions": ["c", "b", "a"], "scores": [7, 2.5, 9]},
+        "pairs",
+        Q,
+        ("a", "b"),
+        None,
+        (9.0, 2.5),
+    ),
+    "texts, best first": ({"prompt": "q", "completions": ["a", "c", "b"]}, "pairs", Q, ("a", "b"), None),
+    "win rates, a value and a weight": (
+        PAIR | {"chosen_prob": 0.75, "rejected_prob": 0, "value": 2, "weight": 0.5},
+        "pairs",
+        Q,
+        ("a", "b"),
+        None,
+        None,
+        None,
+        (0.75, 0.0),
+        2.0,
+        0.5,
+    ),
+    "a value that means something else": (PAIR | {"value": "dear", "weight": [1]}, "pairs", Q, ("a", "b"), None),
+    "a pair beside completions": (PAIR | {"completions": ["x"]}, "pairs", Q, ("a", "b"), None),
+    "score of a completion": ({"prompt": "q", "completion": "a", "score": 3}, "single", Q, ("a",), None, (3.0,)),
     "one score alone": (PAIR | {"chosen_score": 4, "rejected_score": None}, "pairs", Q, ("a", "b"), None),
     "own score of a completion": (
         {"prompt": "q", "completion": "a", "label": True, "own_score": 0},
@@ -228,9 +252,9 @@ FORMS = {
 
 @pytest.mark.parametrize("case", FORMS.values(), ids=FORMS)
 def test_a_row_of_every_form_is_read(tmp_path, case):
-    row, *expected = case
+    row, form, prompt, responses, label, *rated = case
     (record,) = load(tmp_path, row)
-    assert record == Record(f"{tmp_path}/rows.jsonl:1", *expected)
+    assert record == Record(f"{tmp_path}/rows.jsonl:1", form, prompt, responses, label, Ratings(*rated))
     assert record.is_tokenised == ("prompt_ids" in row)
 
 
@@ -240,6 +264,23 @@ def test_rows_whose_answers_are_rated_alike_are_left_out(tmp_path):
     kinds = [type(item).__name__ for item in read_records(file)]
     assert kinds == ["Tie", "Record", "Tie"]
     assert [r.place for r in load_preferences(file)] == [f"{file}:2"]
+
+
+def test_ranked_reading_keeps_all_completions_best_first(tmp_path):
+    rows = [
+        {"prompt": "q", "completions": ["c", "b", "a"], "scores": [7, 2.5, 9]},
+        {"instruction": "q", "completions": [rated("b", 1), rated("a", 2), rated("x", 2)]},
+        {"prompt_ids": [1], "completions_ids": [[5], [6]], "scores": [0, 1]},
+        PAIR | {"chosen_score": 3, "rejected_score": 1},
+    ]
+    file = tiny.write_rows(tmp_path / "rows.jsonl", rows)
+    found = [(r.form, r.responses, r.ratings.scores) for r in read_records(file, Reading(ranked=True))]
+    assert found == [
+        ("ranked", ("a", "c", "b"), (9.0, 7.0, 2.5)),
+        ("ranked", ("a", "x", "b"), (2.0, 2.0, 1.0)),
+        ("ranked", ((6,), (5,)), (1.0, 0.0)),
+        ("pairs", ("a", "b"), (3.0, 1.0)),
+    ]
 
 
 def test_a_role_is_known_where_a_template_names_it(tmp_path):
@@ -372,9 +413,14 @@ FAULTS = {
     "a score of text": (PAIR | {"chosen_score": "4"}, "\"chosen_score\" is '4'; it has to be a number"),
     "a score of truth": (PAIR | {"own_score": True}, '"own_score" is True; it has to be a number'),
     "completions without scores": (
-        {"instruction": "q", "completions": [{"response": "a"}]},
-        '"completions[0].overall_score" is None, not a number',
+        {"instruction": "q", "completions": [{"response": "a"}, {"response": "b"}]},
+        '"completions[0].overall_score" is None; it has to be a number',
     ),
+    "scores of another number": (
+        {"prompt": "q", "completions": ["a", "b"], "scores": [1]},
+        '"scores" has to be a list of 2 numbers, one per completion',
+    ),
+    "a win rate above 1": (PAIR | {"chosen_prob": 1.5}, '"chosen_prob" is 1.5; it has to be between 0 and 1'),
     "completions that are none": ({"instruction": "q", "completions": "a"}, '"completions" has to be a list'),
     "no completions": ({"instruction": "q", "completions": []}, '"completions" has to be a list'),
     "names that are not ours": (

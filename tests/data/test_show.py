@@ -9,7 +9,7 @@ import pytest
 
 from data.chat import Chat
 from data.examples import Limits, encode
-from data.records import Message, Record
+from data.records import Message, Ratings, Record
 from data.show import BAR, show, visible
 from data.tokenizer import Tokenizer
 from tests import tiny
@@ -32,7 +32,7 @@ def chat(folder):
 
 def cut_of(chat, prompt="question", responses=("answer", "one two"), **limits):
     form = "pairs" if len(responses) == 2 else "single"
-    record = Record("rows.jsonl:7", form, (Message("user", prompt),), responses, None, (4.0, 1.5), 2.0)
+    record = Record("rows.jsonl:7", form, (Message("user", prompt),), responses, None, Ratings((4.0, 1.5), 2.0))
     (cut,) = encode([record], chat, Limits(**limits), n_ids=400)
     return cut
 

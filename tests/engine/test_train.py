@@ -14,6 +14,7 @@ import yaml
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
+import losses
 from data import InputError, RunError
 from engine import attention, head, score, train, weights
 from engine.config import TrainConfig
@@ -21,6 +22,12 @@ from losses import registry
 from tests import tiny
 
 REAL = Path(__file__).parents[3] / "shared/data/alpaca_pairs.jsonl"
+
+
+def ratings(i):
+    """What some objectives ask of a row, in numbers."""
+    scores = {"chosen_score": 3 + i % 4, "rejected_score": 1 + i % 2, "own_score": (0, 2.5, 9)[i % 3]}
+    return scores | {"chosen_prob": 0.9, "rejected_prob": 0.2, "value": i % 5 / 4, "weight": 0.5 + i % 3}
 
 
 def id_rows(n, seed=0, vocabulary=101, form="pairs"):
@@ -31,6 +38,7 @@ def id_rows(n, seed=0, vocabulary=101, form="pairs"):
         return rng.integers(2, vocabulary, rng.integers(1, most)).tolist()
 
     rows = [{"prompt_ids": ids(9), "chosen_ids": ids(14), "rejected_ids": ids(14)} for _ in range(n)]
+    rows = [row | ratings(i) for i, row in enumerate(rows)]
     if form == "unpaired":
         return [
             {"prompt_ids": r["prompt_ids"], "completion_ids": r["chosen_ids"], "label": bool(i % 3)}
@@ -84,51 +92,88 @@ def torchrun(n, *flags, timeout=300):
 
 
 def assert_same(a, b, atol=1e-5):
+    """Equal within atol, or within that share where a number is above 1: IPO's and SPPO's losses are."""
     assert [x["step"] for x in a] == [x["step"] for x in b] and len(a) > 0
     for x, y in zip(a, b, strict=True):
         for name in ("loss", "rewards/chosen", "rewards/rejected", "learning_rate"):
             if name in x:
-                assert abs(x[name] - y[name]) < atol, (x["step"], name, x[name], y[name])
+                assert abs(x[name] - y[name]) < atol * max(1, abs(y[name])), (x["step"], name, x[name], y[name])
 
 
-ALL = ["dpo", "kto_pair", "kto", "sft", "apo_zero", "apo_down", "apo_zero_unpaired"]
+ALL = [n for n in losses.names() if losses.get(n).function.__module__.startswith("losses.")]
+MIXTURE = "apo_zero:1,kto_pair:0.5,npo:0.01,apo_down_unpaired:2"  # three forms, two of the whole step
 
 
-@pytest.mark.parametrize("loss", ALL)
+@pytest.mark.parametrize("loss", [*ALL, MIXTURE])
 def test_micro_batches_change_nothing(job, loss):
-    _, whole = job(loss=loss)
-    _, split = job(loss=loss, micro_tokens=30)
+    # DPOP's slope jumps by a factor of 51 where x_w passes 0, and there every run begins.
+    hyperparameters = {"dpop.lam": "1"} if loss == "dpop" else {}
+    _, whole = job(loss=loss, epochs=1, hyperparameters=hyperparameters)
+    _, split = job(loss=loss, epochs=1, micro_tokens=30, hyperparameters=hyperparameters)
     assert_same(whole, split)
-    assert whole[0]["loss"] != whole[-1]["loss"]
+    assert len(whole) == 3 or len(whole) == 6  # unpaired rows are twice as many
+    assert whole[0]["loss"] != whole[-1]["loss"] and whole[0]["grad_norm"] > 0
+
+
+LEAD = (
+    "from torch.nn.functional import logsigmoid\nfrom losses import Responses, Result, loss\n"
+    '@loss("lead_by", data="pairs", reference=True)\n'
+    "def lead_by(chosen: Responses, rejected: Responses, *, beta: float = 0.1, by: float = 1.0) -> Result:\n"
+    "    r_w, r_l = beta * chosen.logratios, beta * rejected.logratios\n"
+    "    return Result(-logsigmoid(r_w - r_l - by), r_w.detach(), r_l.detach())\n"
+)
+
+
+def ranked_rows(n, k=4):
+    """Rows of token ids with k scored completions each."""
+    rng = np.random.default_rng(5)
+    texts = [[rng.integers(2, 101, rng.integers(1, 12)).tolist() for _ in range(k)] for _ in range(n)]
+    scores = [rng.permutation(k).tolist() for _ in range(n)]
+    return [{"prompt_ids": [2 + i, 3], "completions_ids": texts[i], "scores": scores[i]} for i in range(n)]
 
 
 @pytest.mark.parametrize("shape", ["llama3", "llama3.2"])  # untied and tied
 def test_two_ranks_equal_one(tmp_path, shape):
-    """9 pairs in steps of 4 on 2 ranks, in every objective: uneven counts, and a rank that gets nothing."""
+    """9 pairs in steps of 4 on 2 ranks, in every objective: uneven counts, and a rank that gets nothing.
+
+    A mixture, ranked rows, a moving reference, stages and an objective from a file too.
+    """
     model = tiny.write_model(tmp_path / "model", vocab_size=101, shape=shape)
     rows = tiny.write_rows(tmp_path / "rows.jsonl", id_rows(11))
+    ranked = tiny.write_rows(tmp_path / "ranked.jsonl", ranked_rows(11))
+    (tmp_path / "lead.py").write_text(LEAD)
+    plain = {"model": str(model), "data": [str(rows)], "lr": 1e-4, "batch_size": 4, "epochs": 1, "keep": 1}
+    plain |= {"micro_tokens": 40, "eval_pairs": 2}
+    jobs = {name: {"loss": name} for name in ALL} if shape == "llama3" else {}
+    jobs |= {name: {"loss": name, "epochs": 2} for name in ("apo_zero", "kto")}
+    jobs |= {
+        "mixture": {"loss": MIXTURE},
+        "ranked": {"loss": "exo_ranked", "data": [str(ranked)]},
+        "moving": {"loss": "dpo", "reference_update": "soft", "reference_update_steps": 2, "epochs": 2},
+        "stages": {"loss": "dpo", "stages": 2},
+        "outside": {"loss": f"{tmp_path}/lead.py:lead_by"},
+    }
+    (tmp_path / "jobs.json").write_text(json.dumps({name: plain | job for name, job in jobs.items()}))
     script = tmp_path / "every.py"
     script.write_text(
-        "import sys\nfrom engine import train\nfrom engine.config import TrainConfig\n"
-        "model, rows, out, names = sys.argv[1:]\n"
-        "for name in names.split(','):\n"
-        "    train.run(TrainConfig(model=model, data=rows, out=f'{out}/{name}', loss=name, lr=1e-4, batch_size=4,\n"
-        "        epochs=2, keep=1, micro_tokens=40, eval_pairs=2))\n"
+        "import json, sys\nfrom engine import train\nfrom engine.config import TrainConfig\n"
+        "for name, job in json.load(open(sys.argv[1])).items():\n"
+        "    train.run(TrainConfig(**job | {'data': tuple(job['data']), 'out': f'{sys.argv[2]}/{name}'}))\n"
     )
-    names = ",".join(ALL if shape == "llama3" else ["apo_zero", "kto"])
     root = str(Path(__file__).parents[2])
     env = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": root}
     for n in (1, 2):
         launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", str(n)]
-        arguments = [str(script), str(model), str(rows), str(tmp_path / f"on{n}"), names]
+        arguments = [str(script), str(tmp_path / "jobs.json"), str(tmp_path / f"on{n}")]
         command = [*(launch if n > 1 else [sys.executable]), *arguments]
         done = subprocess.run(command, capture_output=True, text=True, env=env, timeout=400, check=False)
         assert done.returncode == 0, done.stderr[-3000:]
-    for name in names.split(","):
-        one, two = lines(tmp_path / "on1" / name), lines(tmp_path / "on2" / name)
-        assert_same(one, two)
-        assert abs(one[-1]["eval_logps/chosen"] - two[-1]["eval_logps/chosen"]) < 1e-3
-        a, b = (weights.load(next((tmp_path / f"on{n}" / name).glob("epoch-02"))) for n in (1, 2))
+    for name in jobs:
+        inside = "stage-02" if name == "stages" else "."
+        one, two = (tmp_path / f"on{n}" / name / inside for n in (1, 2))
+        assert_same(lines(one), lines(two))
+        assert abs(lines(one)[-1]["eval_logps/chosen"] - lines(two)[-1]["eval_logps/chosen"]) < 1e-3 or name == "npo"
+        a, b = (weights.load(max(folder.glob("epoch-*"))) for folder in (one, two))
         for p, q in zip(a.parameters(), b.parameters(), strict=True):
             torch.testing.assert_close(p, q, rtol=0, atol=1e-4)
 
@@ -289,7 +334,7 @@ def test_a_run_leaves_what_the_design_says(job):
         "config.yaml", "epoch-01", "epoch-02", "first_example.txt", "metrics.jsonl", "reference.safetensors",
     ]  # fmt: skip
     config = yaml.safe_load((result.out / "config.yaml").read_text())
-    assert config["lr"] == 1e-4 and config["apo_zero.beta"] == 0.1 and config["facts"]["rows"] == 22
+    assert config["lr"] == 1e-4 and config["beta"] == 0.1 and config["facts"]["rows"] == 22
     assert len(found) == 6 and "eval_rewards/margins" in found[2] and "eval_rewards/margins" not in found[1]
     board = EventAccumulator(str(result.out))
     board.Reload()
@@ -325,7 +370,7 @@ def test_a_non_finite_loss_stops_before_the_weights_change(job, monkeypatch):
         "import torch\nfrom losses import Responses, Result, loss\n"
         '@loss("hole", data="pairs", needs=("lengths",))\n'
         "def hole(chosen: Responses, rejected: Responses, *, w: int = 0, l: int = 0) -> Result:\n"
-        "    bad = (chosen.lengths == w) & (rejected.lengths == l)\n"
+        "    bad = (chosen.lengths == w) & (rejected.lengths == l) & (chosen.logps < 0)\n"
         "    losses = torch.where(bad, torch.nan, rejected.logps - chosen.logps)\n"
         "    return Result(losses, chosen.logps.detach(), rejected.logps.detach())\n"
     )
@@ -355,21 +400,125 @@ def test_no_row_that_is_held_out_is_trained_on(job):
 def test_an_objective_from_outside_trains_without_any_other_change(job, monkeypatch):
     monkeypatch.setattr(registry, "_losses", dict(registry._losses))  # what the file registers goes again
     path = job.tmp / "lead.py"
-    path.write_text(
-        "from torch.nn.functional import logsigmoid\nfrom losses import Responses, Result, loss\n"
-        '@loss("lead_by", data="pairs", reference=True)\n'
-        "def lead_by(chosen: Responses, rejected: Responses, *, beta: float = 0.1, by: float = 1.0) -> Result:\n"
-        "    r_w, r_l = beta * chosen.logratios, beta * rejected.logratios\n"
-        "    return Result(-logsigmoid(r_w - r_l - by), r_w.detach(), r_l.detach())\n"
-    )
+    path.write_text(LEAD)
     _, found = job(loss=f"{path}:lead_by", hyperparameters={"lead_by.by": "2"})
     assert found[0]["loss"] == pytest.approx(np.log1p(np.exp(2.0)), abs=1e-12)
     assert found[-1]["loss"] < found[0]["loss"]
 
 
+def test_a_mixture_is_the_weighted_sum_of_its_parts(job):
+    _, found = job(loss="dpo:0.7,sft:0.2", hyperparameters={"dpo.beta": "0.3"})
+    _, dpo = job(loss="dpo", beta=0.3)
+    _, sft = job(loss="sft")
+    assert found[0]["loss/dpo"] == dpo[0]["loss"] and abs(found[0]["loss/sft"] - sft[0]["loss"]) < 1e-6
+    for line in found:
+        assert line["loss"] == pytest.approx(0.7 * line["loss/dpo"] + 0.2 * line["loss/sft"], abs=1e-12)
+    assert found[-1]["loss/sft"] < found[0]["loss/sft"] and found[-1]["rewards/margins"] > 0
+
+
+def test_several_completions_to_a_prompt_train_together(job):
+    data = str(tiny.write_rows(job.tmp / "ranked.jsonl", ranked_rows(13)))
+    for loss in ("infonca", "nca_ranked", "exo_ranked", "dro_ranked"):
+        _, found = job(loss=loss, data=data, micro_tokens=40)
+        _, whole = job(loss=loss, data=data)
+        assert_same(found, whole)
+        assert found[0]["rewards/chosen"] == 0.0 and found[-1]["rewards/margins"] > 0
+    _, found = job(loss="apo_zero", data=data)  # the best against the worst
+    assert found[-1]["rewards/margins"] > 0
+
+
+@pytest.mark.parametrize("kind", ["soft", "hard"])
+def test_a_reference_that_follows_moves_every_few_steps(job, kind):
+    settings = {"reference_update": kind, "reference_update_steps": 2, "reference_update_alpha": 0.6, "epochs": 3}
+    result, found = job(loss="dpo", shuffle=False, keep=None, eval_pairs=6, batch_size=8, **settings)
+    _, frozen = job(loss="dpo", shuffle=False, eval_pairs=6, batch_size=8, epochs=3)
+    assert_same(found[:2], frozen[:2])
+    first, last = (weights.load(c) for c in (job.model, result.checkpoints[0]))  # 16 rows: an epoch is two steps
+    alpha = 0.6 if kind == "soft" else 1.0
+    moved = weights.load(job.model)
+    with torch.no_grad():
+        for p, a, b in zip(moved.parameters(), first.parameters(), last.parameters(), strict=True):
+            p.copy_((1 - alpha) * a + alpha * b)
+    weights.save(moved, job.tmp / f"moved-{kind}", dtype=torch.float32)
+    rows = [json.loads(line) for line in job.rows.read_text().splitlines()]
+    expected = logps_under(job.tmp / f"moved-{kind}", rows, job.tmp)
+    ours = logps_under(result.checkpoints[0], rows, job.tmp)
+    step3 = [i for i in range(22) if i not in held_out(22, 6)][:8]  # the rows of the third step, in order
+    reward = 0.1 * np.mean([ours[i] - expected[i] for i in step3])
+    assert found[2]["rewards/chosen"] == pytest.approx(reward, abs=1e-5)
+    assert (
+        abs(found[2]["rewards/chosen"]) < 1e-9 if kind == "hard" else abs(frozen[2]["rewards/chosen"]) > 2 * abs(reward)
+    )
+
+
+def held_out(n, k, seed=0):
+    return set(np.random.default_rng((seed, 0)).choice(n, k, replace=False).tolist())
+
+
+def logps_under(folder, rows, tmp):
+    """Log-probs of the chosen responses under a checkpoint."""
+    out = tmp / f"logps-{folder.name}.jsonl"
+    out.unlink(missing_ok=True)
+    score.main(["--model", str(folder), "--data", str(tiny.write_rows(tmp / "scored.jsonl", rows)), "--out", str(out)])
+    return [json.loads(line)["logps/chosen"] for line in out.read_text().splitlines()]
+
+
+def test_stages_go_on_from_one_another_with_a_reference_of_their_own(job):
+    settings = {"loss": "dpo", "epochs": 1, "lr": 1e-3, "batch_size": 8, "keep": 1}
+    config = TrainConfig(model=str(job.model), data=(str(job.rows),), out=str(job.tmp / "staged"), stages=2, **settings)
+    result = train.run(config)
+    one, two = (lines(job.tmp / f"staged/stage-0{k}") for k in (1, 2))
+    assert len(one) == len(two) == 2 and result.checkpoints == [job.tmp / "staged/stage-02/epoch-01"]
+    with pytest.raises(InputError, match="stage-01: holds a run already"):
+        train.run(config)
+    assert two[0]["rewards/chosen"] == 0.0 and two[0]["learning_rate"] == 1e-3  # measured anew, begun anew
+    rows = job.rows.read_text().splitlines(keepends=True)
+    (job.tmp / "first.jsonl").write_text("".join(rows[:11]))
+    (job.tmp / "second.jsonl").write_text("".join(rows[11:]))
+    by_hand, found = job(loss="dpo", epochs=1, lr=1e-3, data=str(job.tmp / "first.jsonl"))
+    assert_same(one, found)
+    _, found = job(
+        loss="dpo", epochs=1, lr=1e-3, data=str(job.tmp / "second.jsonl"), model=str(by_hand.checkpoints[-1])
+    )
+    assert_same(two, found)
+
+
+def test_a_row_without_what_an_objective_needs_is_named(job):
+    rows = [json.loads(line) for line in job.rows.read_text().splitlines()]
+    del rows[4]["chosen_score"]
+    data = str(tiny.write_rows(job.tmp / "lacking.jsonl", rows))
+    with pytest.raises(InputError, match=r"lacking\.jsonl:5: odpo needs a score of each response"):
+        job(loss="odpo", data=data)
+    rows[4]["chosen_score"] = rows[4]["rejected_score"]
+    data = str(tiny.write_rows(job.tmp / "lacking.jsonl", rows))
+    with pytest.raises(InputError, match=r"lacking\.jsonl:5: odpo: the winner's score has to be above the loser's"):
+        job(loss="odpo", data=data)
+    job(loss="odpo", data=data, hyperparameters={"odpo.offset": "linear"}, max_steps=1)
+    for row in rows:
+        del row["own_score"]
+    data = str(tiny.write_rows(job.tmp / "no_own.jsonl", rows))
+    with pytest.raises(InputError, match="needs a score of the model's own answer"):
+        job(loss="apo_select", data=data)
+    _, found = job(loss="apo_select", data=data, own_score="rejected", max_steps=1)
+    assert 0.8 < found[0]["p_zero"] <= 1
+
+
 @pytest.mark.parametrize(
     ("changes", "said"),
     [
+        ({"loss": "apo_zero:0,sft:1"}, "the weight 0 of apo_zero is not above 0"),
+        ({"loss": "dpo:1,sigmoid:1"}, "dpo is there twice"),
+        ({"loss": "kto:1,dpo:1"}, "use kto_pair, or fix --kto.kl"),
+        ({"loss": "robust_dpo", "hyperparameters": {"robust_dpo.label_smoothing": "0.7"}}, "label_smoothing is 0.7"),
+        ({"loss": "dpo", "hyperparameters": {"dpo.beta": "0"}}, "--dpo.beta: 0 is not above 0"),
+        ({"reference_update": "soft", "reference": "precompute"}, "needs a reference that walks along"),
+        ({"loss": "simpo", "reference_update": "hard"}, "with simpo, which has none"),
+        ({"stages": 30}, "30 parts of 22 rows"),
+        ({"reference_update": "hard", "reference_update_alpha": 0.5}, "--reference-update-alpha: goes with"),
+        ({"reference_update_steps": 5}, "--reference-update-steps: goes with --reference-update"),
+        ({"own_score": "rejected"}, "apo_zero asks for none"),
+        ({"loss": "discopop", "hyperparameters": {"discopop.tau": "0"}}, "is not finite before the first step"),
+        ({"loss": "bco_pair", "hyperparameters": {"bco_pair.shift": "no"}}, "is not a bool"),
         ({"loss": "apo_zer"}, "perhaps 'apo_zero'"),
         ({"hyperparameters": {"apo_zero.betta": "1"}}, "--apo_zero.beta"),
         ({"hyperparameters": {"apo_zero.beta": "much"}}, "is not a float"),

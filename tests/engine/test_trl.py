@@ -32,7 +32,7 @@ def id_rows():
     return [{"prompt_ids": ids(12), "chosen_ids": ids(n), "rejected_ids": ids(n)} for n in most]
 
 
-def our_lines(model, rows, folder, loss):
+def our_lines(model, rows, folder, loss, **hyperparameters):
     """Our run's line of metrics for every step."""
     data = tiny.write_rows(folder / "rows.jsonl", rows)
     config = TrainConfig(
@@ -49,12 +49,13 @@ def our_lines(model, rows, folder, loss):
         lr=LR,
         max_grad_norm=1.0,
         dtype="float32",
+        hyperparameters={f"{loss}.{name}": str(value) for name, value in hyperparameters.items()},
     )
     train.run(config)
     return [json.loads(line) for line in (folder / "ours/metrics.jsonl").read_text().splitlines()]
 
 
-def their_lines(model, rows, folder, loss):
+def their_lines(model, rows, folder, loss, **settings):
     """What TRL logs for every step."""
     trl = pytest.importorskip("trl")
     from datasets import Dataset
@@ -96,6 +97,7 @@ def their_lines(model, rows, folder, loss):
         save_strategy="no",
         report_to="none",
         disable_tqdm=True,
+        **settings,
     )
     policy, reference = (AutoModelForCausalLM.from_pretrained(model, dtype="float32") for _ in range(2))
     trainer = Trainer(policy, reference, config, train_dataset=Dataset.from_list(rows), processing_class=tokenizer)
@@ -122,3 +124,32 @@ def test_a_run_is_that_of_trl(tmp_path, loss, theirs):
     assert min(norms) < 1 < max(norms)  # the clipping is at work, in some steps
     assert norm_apart < 1e-3
     assert [line["learning_rate"] for line in us] == pytest.approx([line["learning_rate"] for line in them], rel=1e-6)
+
+
+OTHERS = [  # (ours, our hyperparameters, theirs, their settings)
+    ("hinge", {}, "hinge", {}),
+    ("ipo", {}, "ipo", {}),
+    ("exo", {"label_smoothing": 0.01}, "exo_pair", {"label_smoothing": 0.01}),
+    ("nca", {}, "nca_pair", {}),
+    ("robust_dpo", {"label_smoothing": 0.2}, "robust", {"label_smoothing": 0.2}),
+    ("bco_pair", {"shift": False}, "bco_pair", {}),
+    ("sppo", {}, "sppo_hard", {}),
+    ("discopop", {"tau": 0.07}, "discopop", {"discopop_tau": 0.07}),
+    ("aot", {"label_smoothing": 0.1}, "aot", {"label_smoothing": 0.1}),
+    ("aot_unpaired", {}, "aot_unpaired", {}),
+    ("ln_dpo", {}, "sigmoid_norm", {}),
+    ("sft", {}, "sft", {}),
+]
+
+
+@pytest.mark.parametrize(("loss", "ours", "theirs", "settings"), OTHERS, ids=[o[0] for o in OTHERS])
+def test_the_other_objectives_have_the_losses_of_trl(tmp_path, loss, ours, theirs, settings):
+    pytest.importorskip("trl")
+    model = tiny.write_model(tmp_path / "model", vocab_size=VOCABULARY)
+    rows = id_rows()
+    us, them = our_lines(model, rows, tmp_path, loss, **ours), their_lines(model, rows, tmp_path, theirs, **settings)
+    apart = max(abs(a["loss"] - b["loss"]) / max(1.0, abs(b["loss"])) for a, b in zip(us, them, strict=True))
+    norms = max(abs(a["grad_norm"] / b["grad_norm"] - 1) for a, b in zip(us, them, strict=True))
+    moved = max(line["loss"] for line in us) - min(line["loss"] for line in us)
+    print(f"{loss}: loss apart {apart:.2g}, grad_norm apart {norms:.2g}; the loss moved by {moved:.3g}")
+    assert apart < TOLERANCE and norms < 1e-3 and moved > 1e-3

@@ -63,6 +63,29 @@ def test_a_file_for_trl_means_the_same_here(tmp_path, capsys):
         assert place + line + "\n" in said
 
 
+@pytest.mark.parametrize(
+    ("lines", "loss", "beta", "hyperparameters"),
+    [
+        ("loss_type: [sigmoid, sft]\nloss_weights: [0.8, 0.2]", "dpo:0.8,sft:0.2", None, {}),
+        ("loss_type: robust\nlabel_smoothing: 0.2", "robust_dpo", None, {"robust_dpo.label_smoothing": "0.2"}),
+        ("loss_type: aot", "aot", None, {"aot.label_smoothing": "0"}),
+        ("loss_type: bco_pair", "bco_pair", None, {"bco_pair.shift": "false"}),
+        ("loss_type: sppo_hard", "sppo", 0.1, {}),
+        ("loss_type: discopop\nbeta: 0.3\ndiscopop_tau: 0.07", "discopop", 0.3, {"discopop.tau": "0.07"}),
+    ],
+)
+def test_a_loss_of_trl_is_ours_with_its_conventions(tmp_path, lines, loss, beta, hyperparameters):
+    config = parse(tmp_path, f"model: m\ndata: d\nout: o\n{lines}\n")
+    assert (config.loss, config.beta, config.hyperparameters) == (loss, beta, hyperparameters)
+
+
+def test_a_reference_that_follows_is_understood(tmp_path):
+    lines = "sync_ref_model: true\nref_model_mixup_alpha: 0.5\nref_model_sync_steps: 64\n"
+    config = parse(tmp_path, f"model: m\ndata: d\nout: o\n{lines}")
+    assert (config.reference_update, config.reference_update_alpha) == ("soft", 0.5)
+    assert config.reference_update_steps == 64
+
+
 def test_our_own_flags_win(tmp_path):
     assert parse(tmp_path, TRL, "--lr", "1e-4", "--loss", "apo_zero").lr == 1e-4
 
@@ -104,7 +127,9 @@ def test_weights_of_kto_go_to_its_own_hyperparameter(tmp_path):
         ("fp16: true", "fp16: true is not to be had"),
         ("optim: paged_adamw_8bit", "optim: paged_adamw_8bit is not to be had here; one of rmsprop, adamw_torch"),
         ("learning_rate: 1e-6\nlr: 1e-5", "learning_rate and lr: two names of one setting, with two values; keep one"),
-        ("loss_type: [sigmoid, sft]", "loss_type: sigmoid, sft are several; give one"),
+        ("loss_type: [sigmoid, sft]\nloss_weights: [1.0]", "loss_weights: 1.0 are 1, of 2 in loss_type"),
+        ("loss_type: sigmoid\nlabel_smoothing: 0.1", "label_smoothing: 0.1 is not to be had, labels are taken as they"),
+        ("use_weighting: true", "use_weighting: true is not to be had, pairs are weighted by --loss wpo"),
         ("max_length: long", "max_length: long is not a whole number"),
         ("per_device_train_batch_size: two", "per_device_train_batch_size: two is not a whole number"),
         ("per_device_train_batch_size: [1, 2]", "per_device_train_batch_size: 1, 2 is not a whole number"),

@@ -233,7 +233,7 @@ def test_sft_without_a_reference_reports_beta_times_the_log_prob():
 @pytest.mark.parametrize("per", ["token", "sequence", "word"])
 def test_sft_names_what_it_lacks(per):
     lengths = torch.tensor([3]) if per == "word" else None
-    with pytest.raises(LossError, match=f"sft with per='{per}' needs lengths; per is token, sequence or sum"):
+    with pytest.raises(LossError, match=f"a likelihood per '{per}' needs lengths; per is token, sequence or sum"):
         losses.get("sft")(Responses(tensor([-1.0]), lengths=lengths), per=per)
 
 

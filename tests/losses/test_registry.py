@@ -72,7 +72,7 @@ def test_calling_an_objective_calls_its_function():
     ("name", "meant"), [("apo_zer", "apo_zero"), ("apo_dwon", "apo_down"), ("sigmoidd", "sigmoid")]
 )
 def test_an_unknown_name_is_answered_with_the_nearest(name, meant):
-    with pytest.raises(LossError, match=f"no objective '{name}'; perhaps '{meant}'; the names are apo_down, "):
+    with pytest.raises(LossError, match=f"no objective '{name}'; perhaps '{meant}'; the names are aot, "):
         losses.get(name)
 
 

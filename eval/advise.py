@@ -1,0 +1,182 @@
+"""Which variant of APO? The rule of section 5.3.2 of arXiv 2408.06266, made executable.
+
+APO-zero raises the winners: right where they are better than what the model writes by itself. APO-down lowers them:
+right where they are worse. So the model's own answers are compared with the winning ones, by the scores in the rows,
+and the share of pairs in which the model is better is given with its interval.
+"""
+
+import json
+import math
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal, NamedTuple
+
+import numpy as np
+
+from data import InputError, cli, files
+from data.dataset import RowSettings, open_model, read_examples
+from data.examples import Example
+from engine.score import score_under, vocabulary_of
+
+EXAMPLE = "python -m eval advise --model path/to/llama --data pairs.jsonl"
+Z = 1.959964  # of a 95 % interval
+FEWEST = 100
+LITTLE_CONTRAST = 0.3  # token Jaccard; the paper's Table 1: CLAIR 43 %, Stronger Preferred 24 %
+OFF_POLICY = (
+    "this tells text that the model would write from text that it would not, not good answers from bad ones: a hint, "
+    "and no advice"
+)
+
+
+@dataclass(frozen=True, kw_only=True)
+class AdviseConfig(RowSettings):
+    """Say which variant of APO fits a model and its pairs: are the winners better than the model's own answers?
+
+    By the scores in the rows: "chosen_score" and "own_score", given by one scorer.
+    """
+
+    model: str
+    """Checkpoint folder or hub id, before training; its log-probs of the pairs are reported too."""
+    data: str
+    """Pairs with scores, as engine.train takes them."""
+    own_score: Literal["row", "rejected"] = "row"
+    """Where the score of the model's own answer stands: in "own_score", or, where the loser is that answer (CLAIR), in
+    "rejected_score"."""
+    n: int = 400
+    """How many pairs to look at, 100 at least; fewer where there are not so many."""
+    seed: int = 0
+    """Of the draw."""
+    skip_bad_rows: bool = False
+    """Go on without rows that cannot be used, and count them."""
+    dtype: Literal["float32", "bfloat16"] | None = None
+    """Compute dtype. Unset: bfloat16 on CUDA, float32 on the CPU."""
+    out: str | None = None
+    """File for what was found, as JSON."""
+    config: str | None = None
+    """YAML file of settings, named as the flags are; flags win over it."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.n < FEWEST or self.seed < 0:
+            raise InputError(f"--n: {self.n} pairs say too little; {FEWEST} or more, and --seed 0 or above")
+
+
+class Interval(NamedTuple):
+    """A share and its 95 % interval."""
+
+    share: float
+    low: float
+    high: float
+
+
+def wilson(k: float, n: int) -> Interval:
+    """k of n with Wilson's interval (1927); k may be half a number where ties count half."""
+    q = k / n
+    centre = (q + Z**2 / (2 * n)) / (1 + Z**2 / n)
+    half = Z / (1 + Z**2 / n) * math.sqrt(q * (1 - q) / n + Z**2 / (4 * n**2))
+    return Interval(q, max(0.0, centre - half), min(1.0, centre + half))
+
+
+def choose(better: Interval) -> tuple[str, str]:
+    """(objective, why) for the share of pairs in which the model's own answer beats the winner."""
+    if better.high < 0.5:
+        return "apo_zero", "the winners are better than what the model writes: raise them"
+    if better.low > 0.5:
+        return "apo_down", "the winners are worse than what the model writes: lower them, and the losers further"
+    return (
+        "apo_select",
+        "winners and own answers are about as good: choose per pair by the scores; or look at more pairs; without "
+        "scores, apo_zero for the best checkpoint and apo_down for the mean over checkpoints differed little in the "
+        "paper's on-policy rows (4.65 / 3.65 and 0.02 / 1.60)",
+    )
+
+
+def jaccard(e: Example) -> float:
+    """Token ids that winner and loser share, of all that either has."""
+    w, l = (set(r.tolist()) for r in e.responses)  # noqa: E741
+    return len(w & l) / len(w | l)
+
+
+def advise(examples: Sequence[Example], *, n: int, seed: int) -> tuple[dict[str, Any], list[Example]]:
+    """What the scores of pairs say, and the pairs that were drawn to say it. Each has the ratings that it takes."""
+    drawn = np.random.default_rng(seed).choice(len(examples), min(n, len(examples)), replace=False)
+    pairs = [examples[i] for i in sorted(drawn.tolist())]
+    leads = [_own(e) - (e.ratings.scores or (math.nan,))[0] for e in pairs]
+    wins, ties = sum(lead > 0 for lead in leads), sum(lead == 0 for lead in leads)
+    better = wilson(wins + ties / 2, len(pairs))
+    objective, why = choose(better)
+    contrast = float(np.mean([jaccard(e) for e in pairs]))
+    notes = []
+    if len(pairs) < FEWEST:
+        notes.append(f"{len(pairs)} pairs are few: the interval is wide")
+    if 0.2 < better.share < 0.8 and objective != "apo_select":
+        notes.append("a part of the pairs says otherwise, and rows have scores: apo_select chooses per pair")
+    if better.share < 0.1 and contrast < LITTLE_CONTRAST:
+        notes.append(
+            f"winners and losers share {contrast:.0%} of their tokens: on such a set (Stronger Preferred, 24 %) every "
+            "contrastive objective lost to sft in the paper; compare with --loss sft"
+        )
+    found = {
+        "pairs": len(pairs), "own_better": wins, "ties": ties, "share": better.share, "low": better.low,
+        "high": better.high, "objective": objective, "why": why, "jaccard": contrast, "notes": notes,
+    }  # fmt: skip
+    return found, pairs
+
+
+def main(argv: Sequence[str]) -> None:
+    """The command."""
+    config = cli.parse(AdviseConfig, argv, command="python -m eval advise", example=EXAMPLE)
+    if config.out:
+        files.check_new_file(Path(config.out))
+    folder, chat = open_model(config.model)
+    n_ids = vocabulary_of(folder)
+    rows = read_examples(
+        [config.data], chat, config.limits, config.reading, n_ids=n_ids, skip_bad_rows=config.skip_bad_rows
+    )
+    examples = [_with_own(e, config.own_score) for e in rows.examples]
+    usable = [e for e in examples if len(e.responses) == 2 and e.ratings.scores and e.ratings.own is not None]
+    if not usable:
+        raise InputError(
+            f'{config.data}: no pair has a "chosen_score" and an "own_score"; score the winner and an answer of the '
+            "model's own with one scorer, or say --own-score rejected where the scored loser is that answer"
+        )
+    found, pairs = advise(usable, n=config.n, seed=config.seed)
+    found |= {"rows": len(examples), "without_scores": len(examples) - len(usable)}
+    logps = list(score_under(folder, pairs, dtype=config.dtype))
+    means = [[float(lp) / len(r) for lp, r in zip(values, e.responses, strict=True)]
+             for values, e in zip(logps, pairs, strict=True)]  # fmt: skip
+    found["logps_per_token"] = dict(zip(("chosen", "rejected"), np.mean(means, axis=0).tolist(), strict=True))
+    if os.environ.get("RANK", "0") != "0":
+        return
+    print(report(config.data, found))
+    if config.out:
+        with files.whole_file(Path(config.out)) as temporary:
+            temporary.write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
+
+
+def report(name: str, found: dict[str, Any]) -> str:
+    """What was found, in sentences."""
+    lacking = f"; {found['without_scores']} more have no scores" if found["without_scores"] else ""
+    per_token = found["logps_per_token"]
+    lines = [
+        f"{name}: {found['pairs']} of {found['rows']} pairs looked at{lacking}",
+        f"the model's own answer is better than the winner in {found['share']:.1%} of them "
+        f"(95 % interval {found['low']:.1%} to {found['high']:.1%}; {found['ties']} ties count half)",
+        f"advice: --loss {found['objective']}: {found['why']}",
+        *found["notes"],
+        f"under the model a winner's token has the log-prob {per_token['chosen']:.2f}, a loser's "
+        f"{per_token['rejected']:.2f}: {OFF_POLICY}",
+    ]
+    return "\n".join(lines)
+
+
+def _with_own(e: Example, where: Literal["row", "rejected"]) -> Example:
+    if where == "row" or e.ratings.scores is None:
+        return e
+    return e._replace(ratings=e.ratings._replace(own=e.ratings.scores[-1]))
+
+
+def _own(e: Example) -> float:
+    return math.nan if e.ratings.own is None else e.ratings.own

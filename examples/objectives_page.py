@@ -1,0 +1,167 @@
+"""Writes docs/objectives.md from the objectives' own docstrings, and docs/objectives.png from their gradients.
+
+    python -m examples.objectives_page            the page
+    python -m examples.objectives_page --plot     the picture too; needs matplotlib
+
+A test compares the page with what this would write.
+"""
+
+import inspect
+import re
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+import losses
+from losses import Loss, Responses
+
+DOCS = Path(__file__).resolve().parents[1] / "docs"
+MODULES = {  # in the order of the page
+    "losses.paper": "The paper's own",
+    "losses.margin": "Pairs with a reference, by the margin",
+    "losses.anchored": "Pairs with a reference, anchored",
+    "losses.free": "Pairs without a reference",
+    "losses.step": "With a statistic of the step",
+    "losses.single": "Responses one by one",
+    "losses.ranked": "Several responses to a prompt",
+}
+HEAD = """# Objectives
+
+Written by `python -m examples.objectives_page` from the code; `python -m engine.train --help` lists the same.
+
+```
+--loss apo_zero                      one of the names below
+--loss apo_zero:1,sft:0.1            a mixture: the weighted sum of each one's mean over the step
+--loss path/to/file.py:name          one of your own: a function with a decorator (README)
+--beta 0.3                           of every objective named that has one
+--simpo.gamma 1.4                    any other hyperparameter: --NAME.argument
+```
+
+w is the winner (chosen), l the loser (rejected); lp the log-prob of a response, summed over its n tokens; x = lp minus
+the reference's the log-ratio; r = beta x the reward; m = r_w - r_l the margin; a = lp / n. s is the logistic function,
+sp(z) = log(1 + exp(z)). A negative gradient raises a likelihood.
+
+**Which one?** `python -m eval advise --model DIR --data FILE` compares the model's own answers with the winning ones by
+the scores in the rows: APO-zero where the winners are better, APO-down where they are worse, `apo_select` where it
+differs from pair to pair.
+
+**What a row has to hold** beside its texts: `chosen_score` and `rejected_score` (or `scores` beside `completions`, or
+`score` beside a `completion`) where scores are needed; `own_score` for the model's own answer, by the same scorer;
+`value`, what the policy scores on the prompt; `weight`; `chosen_prob` and `rejected_prob`, win rates against the
+policy's own samples. Pairs serve unpaired objectives too: each makes two labelled responses.
+
+**A step is the unit.** The loss of a step is the mean over its examples over all ranks. Objectives with a statistic of
+the step get the whole step at once, so that micro-batches and ranks change nothing; with several micro-batches a rank
+walks each twice, about a third more work.
+
+A mixture takes objectives of different forms where rows are pairs; `kto` alone, whose mismatched sequences need
+labelled rows, mixes with unpaired objectives only, or with its anchor fixed (`--kto.kl 0`).
+
+**References that move.** `--reference-update soft|hard` lets the reference follow the policy every
+`--reference-update-steps` (TR-DPO, arXiv 2404.09656); `--stages K` trains on the rows in K parts, each measured against
+where the one before ended (sDPO, arXiv 2403.19270); iterative rounds are runs that start from the last one's epoch.
+
+Weights of the gradient over the plane of rewards, winner's and loser's side by side; blue raises, red lowers, the
+stronger the darker, each objective by its own largest. `python -m examples.objectives_page --plot` draws it.
+
+![gradient weights of every objective of pairs](objectives.png)
+"""
+
+
+def page() -> str:
+    """The text of docs/objectives.md."""
+    parts = [HEAD]
+    for module, title in MODULES.items():
+        found = [loss for loss in map(losses.get, losses.names()) if loss.function.__module__ == module]
+        parts.append(f"## {title}\n")
+        parts += [_entry(loss) for loss in sorted(found, key=lambda loss: inspect.getsourcelines(loss.function)[1])]
+    return "\n".join(parts)
+
+
+def _entry(loss: Loss) -> str:
+    """One objective: its settings and what its docstring says."""
+    facts = [loss.data, "reference" if loss.reference else "no reference"]
+    facts += [f"needs {', '.join(sorted(loss.needs))}"] if loss.needs else []
+    facts += ["whole step"] if loss.whole_step else []
+    facts += ["carries a state"] if loss.state else []
+    others = [alias for alias in losses.aliases() if losses.get(alias) is loss]
+    facts += [f"peers call it {', '.join(others)}"] if others else []
+    arguments = " ".join(f"`--{loss.name}.{name} {_shown(value)}`" for name, value in loss.defaults.items())
+    text = (inspect.getdoc(loss.function) or "").replace("*", r"\*")
+    paragraphs = re.sub(r"\n(When:|Source:|Metrics?:)", r"\n\n\1", text)
+    return f"### {loss.name}\n\n{'; '.join(facts)}. {arguments or 'No hyperparameters.'}\n\n{paragraphs}\n"
+
+
+def _shown(value: object) -> str:
+    return str(value).lower() if isinstance(value, bool) or value is None else str(value)
+
+
+def slopes(loss: Loss, r_w: Tensor, r_l: Tensor) -> tuple[Tensor, Tensor]:
+    """d loss / d lp of winner and loser where the rewards are r_w, r_l; every point is a step of its own.
+
+    Objectives without a reference are drawn over beta times what the log-probs have gained on -50 nats in 50 tokens.
+    """
+    beta = loss.defaults.get("beta", 1.0)
+    x = torch.stack([r_w, r_l]) / beta
+    ref_logps = torch.full_like(x, -50.0)
+    logps = (ref_logps + x).requires_grad_()
+    lengths, score = torch.full(x.shape[1:], 50), torch.ones_like(x[0])
+    columns = [Responses(logps[i], ref_logps[i], lengths, score * (2 - i)) for i in (0, 1)]
+    anchors = {"kl_chosen": 0.0, "kl_rejected": 0.0, "delta": 0.0, "own_scores": score, "keep": score > 0}
+    given = {name: v for name, v in anchors.items() if name in loss.defaults or name in loss.given}
+    loss(*columns, **given).losses.sum().backward()
+    assert logps.grad is not None  # every objective has one
+    return logps.grad[0], logps.grad[1]
+
+
+def _panels() -> Iterator[Loss]:
+    return (loss for loss in map(losses.get, losses.names()) if loss.data == "pairs" and loss.name not in _SORTED)
+
+
+_SORTED = ("aot", "aot_unpaired")  # of one pair they are dpo
+
+
+def plot(path: Path) -> None:
+    """Draws the gradient weights of every objective of pairs as small multiples."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    import matplotlib.pyplot as plt
+
+    found = list(_panels())
+    ticks = torch.linspace(-4, 4, 81, dtype=torch.float64)
+    r_l, r_w = (g.flatten() for g in torch.meshgrid(ticks, ticks, indexing="ij"))
+    rows = -(-len(found) // 4)
+    figure, axes = plt.subplots(rows, 8, figsize=(12, 1.75 * rows), constrained_layout=True)
+    for place in axes.flat:
+        place.axis("off")
+    for i, loss in enumerate(found):
+        pair = slopes(loss, r_w, r_l)
+        largest = max(g.abs().max().item() for g in pair)
+        for j, (g, who) in enumerate(zip(pair, ("winner", "loser"), strict=True)):
+            place = axes[i // 4, 2 * (i % 4) + j]
+            place.axis("on")
+            image = (-g / largest).view(81, 81).numpy()
+            place.imshow(image, origin="lower", extent=(-4, 4, -4, 4), cmap="RdBu", vmin=-1, vmax=1)
+            place.set_title(f"{loss.name}: {who}", fontsize=7)
+            place.set_xticks([-4, 0, 4])
+            place.set_yticks([-4, 0, 4])
+            place.tick_params(labelsize=5, length=2)
+            place.set_xlabel("r_w", fontsize=6, labelpad=0)
+            place.set_ylabel("r_l", fontsize=6, labelpad=-4)
+    figure.savefig(path, dpi=90)
+    plt.close(figure)
+
+
+def main() -> None:
+    """Writes the page, and with --plot the picture."""
+    (DOCS / "objectives.md").write_text(page(), encoding="utf-8")
+    if "--plot" in sys.argv[1:]:
+        plot(DOCS / "objectives.png")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,190 @@
+"""Pairs with a reference, judged by the margin between winner and loser: DPO's relatives.
+
+Notation: w winner, l loser; lp log-prob, x = lp - ref_lp the log-ratio, n tokens; r = beta * x the reward,
+m = r_w - r_l the margin; s the logistic function, sp(z) = log(1 + exp(z)); nll = negative log-likelihood.
+"""
+
+import math
+from typing import Literal
+
+import torch
+from torch import Tensor
+from torch.nn.functional import logsigmoid
+
+from losses.registry import LossError, Responses, Result, loss
+from losses.terms import Per, lengths_of, mean_logps, nll, scores_of, share, softplus
+
+
+@loss("ipo", data="pairs", reference=True, needs=("lengths",))
+def ipo(chosen: Responses, rejected: Responses, *, beta: float = 0.1, length_normalised: bool = True) -> Result:
+    """Bring the difference of the log-ratios to a fixed target instead of pushing it without end.
+
+    loss = (h - 1 / (2 beta))^2, h = x_w / n_w - x_l / n_l; beta is the paper's tau. At 0.1 the target is 5 nats per
+    token. length_normalised=False: h = x_w - x_l, as the paper's text has it.
+    When: preferences that are nearly certain, where DPO's margin would grow without end.
+    Source: arXiv 2310.12036 eq. 17; per token as in TRL from 0.7.11 on.
+    """
+    x_w, x_l = chosen.logratios, rejected.logratios
+    h = x_w / lengths_of(chosen) - x_l / lengths_of(rejected) if length_normalised else x_w - x_l
+    return Result((h - 1 / (2 * beta)).square(), *_rewards(beta, chosen, rejected))
+
+
+@loss("cdpo", data="pairs", reference=True)
+def cdpo(chosen: Responses, rejected: Responses, *, beta: float = 0.1, label_smoothing: float = 0.1) -> Result:
+    """DPO that takes a share of the labels for wrong: it stops at a finite margin.
+
+    loss = (1 - e) sp(-m) + e sp(m), e = label_smoothing; lowest at m = log((1 - e) / e).
+    When: noisy labels, and a margin that is to stay bounded.
+    Source: ericmitchell.ai/cdpo; e = 0.2 in HALOs, TRL up to 0.28 as `sigmoid` with smoothing.
+    """
+    e, m = share(label_smoothing), _margin(beta, chosen, rejected)
+    return Result((1 - e) * softplus(-m) + e * softplus(m), *_rewards(beta, chosen, rejected))
+
+
+@loss("robust_dpo", data="pairs", reference=True, aliases=("robust",))
+def robust_dpo(chosen: Responses, rejected: Responses, *, beta: float = 0.1, label_smoothing: float = 0.1) -> Result:
+    """DPO whose expectation under a known share of flipped labels is that of clean ones.
+
+    loss = ((1 - e) sp(-m) - e sp(m)) / (1 - 2e), e = label_smoothing in [0, 1/2). Unbounded below, and its gradient
+    never vanishes.
+    When: labels that are flipped at a known rate. Source: arXiv 2403.00409; TRL `robust`. Not the same as cdpo.
+    """
+    e, m = share(label_smoothing, most=0.5), _margin(beta, chosen, rejected)
+    losses = ((1 - e) * softplus(-m) - e * softplus(m)) / (1 - 2 * e)
+    return Result(losses, *_rewards(beta, chosen, rejected))
+
+
+@loss("hinge", data="pairs", reference=True)
+def hinge(chosen: Responses, rejected: Responses, *, beta: float = 0.1) -> Result:
+    """Push the margin to 1, and leave it there.
+
+    loss = max(0, 1 - m).
+    When: pairs that are won should stop pulling. Source: RSO's normalised SLiC, arXiv 2309.06657; TRL `hinge`.
+    """
+    return Result((1 - _margin(beta, chosen, rejected)).clamp(min=0), *_rewards(beta, chosen, rejected))
+
+
+@loss("odpo", data="pairs", reference=True, needs=("scores",))
+def odpo(
+    chosen: Responses,
+    rejected: Responses,
+    *,
+    beta: float = 0.1,
+    alpha: float = 1.0,
+    offset: Literal["log", "linear"] = "log",
+) -> Result:
+    """DPO whose winner has to lead by more where it was rated better by more.
+
+    loss = sp(-(m - alpha log(score_w - score_l))); offset="linear": alpha (score_w - score_l).
+    When: rows with scores whose differences mean something. Source: arXiv 2402.10571. Raises LossError where a score
+    of a winner is not above its loser's.
+    """
+    lead = scores_of(chosen) - scores_of(rejected)
+    if offset == "log" and not (lead > 0).all():
+        raise LossError("odpo: the winner's score has to be above the loser's; drop the pair, or use offset \"linear\"")
+    ahead = alpha * (lead.log() if offset == "log" else lead)
+    return Result(softplus(ahead - _margin(beta, chosen, rejected)), *_rewards(beta, chosen, rejected))
+
+
+@loss("dpop", data="pairs", reference=True)
+def dpop(chosen: Responses, rejected: Responses, *, beta: float = 0.3, lam: float = 50.0) -> Result:
+    """DPO-Positive: DPO that punishes a winner which becomes less likely than under the reference.
+
+    loss = sp(-z), z = m - beta lam max(0, -x_w): the penalty stands inside the sigmoid. None where x_w is 0.
+    When: winner and loser differ little, and DPO lowers both. Source: arXiv 2402.13228 eq. 3 (Smaug).
+    """
+    x_w, x_l = chosen.logratios, rejected.logratios
+    below = (-x_w).clamp(min=0)
+    below = torch.where(x_w == 0, x_w.detach(), below)  # no gradient at exactly 0, where every run starts
+    return Result(softplus(-beta * (x_w - x_l - lam * below)), *_rewards(beta, chosen, rejected))
+
+
+@loss("dpo_nll", data="pairs", reference=True, needs=("lengths",), aliases=("rpo",))
+def dpo_nll(
+    chosen: Responses,
+    rejected: Responses,
+    *,
+    beta: float = 0.1,
+    alpha: float = 1.0,
+    nll_per: Per = "sequence",
+    mean_length: float | None = None,
+) -> Result:
+    """DPO that keeps the winner likely.
+
+    loss = sp(-m) + alpha nll_w, nll_w = -lp_w / n_w.
+    When: reasoning traces and other winners that must not become less likely.
+    Source: arXiv 2404.19733 (iterative RPO); nll_per="token" as TRL's rpo_alpha.
+    """
+    likelihood = alpha * nll(chosen, nll_per, mean_length)
+    return Result(softplus(-_margin(beta, chosen, rejected)) + likelihood, *_rewards(beta, chosen, rejected))
+
+
+@loss("r_dpo", data="pairs", reference=True, needs=("lengths",))
+def r_dpo(chosen: Responses, rejected: Responses, *, beta: float = 0.1, alpha: float = 0.01) -> Result:
+    """Length-regularised DPO: a longer winner counts as preferred already, and is pushed less.
+
+    loss = sp(-(m + alpha (n_w - n_l))), alpha in rewards per token.
+    When: winners are longer than losers, and answers must not grow. Source: arXiv 2403.19159 eq. 9.
+    """
+    longer = alpha * (lengths_of(chosen) - lengths_of(rejected))
+    return Result(softplus(-(_margin(beta, chosen, rejected) + longer)), *_rewards(beta, chosen, rejected))
+
+
+@loss("exo", data="pairs", reference=True, aliases=("exo_pair",))
+def exo(chosen: Responses, rejected: Responses, *, beta: float = 0.1, label_smoothing: float = 1e-3) -> Result:
+    """Reverse KL between the policy's preference and the smoothed label.
+
+    loss = q (log q - log(1 - e)) + (1 - q) (log(1 - q) - log e), q = s(m), e = label_smoothing > 0. Lowest at
+    m = log((1 - e) / e), 6.9 by default; the gradient also vanishes where m is very low.
+    When: the mode of the preferred answers is wanted rather than all of them.
+    Source: arXiv 2402.00856 eq. 16; TRL `exo_pair`.
+    """
+    e, m = share(label_smoothing), _margin(beta, chosen, rejected)
+    if e == 0:
+        raise LossError("exo: label_smoothing has to be above 0; its paper's is 0.001")
+    losses = torch.sigmoid(m) * (logsigmoid(m) - math.log1p(-e)) + torch.sigmoid(-m) * (logsigmoid(-m) - math.log(e))
+    return Result(losses, *_rewards(beta, chosen, rejected))
+
+
+@loss("discopop", data="pairs", reference=True)
+def discopop(chosen: Responses, rejected: Responses, *, beta: float = 0.05, tau: float = 0.05) -> Result:
+    """The log-ratio modulated loss that a language model found: logistic for small margins, exponential for large.
+
+    loss = (1 - u) sp(-m) + u exp(-m), u = s(m / tau). Not monotone: at the centre a step lowers the margin.
+    When: to compare with it. Source: arXiv 2406.08414 eq. 5; beta 0.1 in TRL.
+    """
+    m = _margin(beta, chosen, rejected)
+    exponential = torch.exp(logsigmoid(m / tau) - m)  # u * exp(-m) would be 0 * inf far left
+    return Result(torch.sigmoid(-m / tau) * softplus(-m) + exponential, *_rewards(beta, chosen, rejected))
+
+
+@loss("ln_dpo", data="pairs", reference=True, needs=("lengths",), aliases=("sigmoid_norm",))
+def ln_dpo(chosen: Responses, rejected: Responses, *, beta: float = 0.1) -> Result:
+    """DPO on log-ratios per token.
+
+    loss = sp(-beta (x_w / n_w - x_l / n_l)). The logged rewards are per token too.
+    When: long answers should not weigh by their length. Source: arXiv 2411.15124 (Tulu 3); TRL `sigmoid_norm`.
+    """
+    r_w = beta * chosen.logratios / lengths_of(chosen)
+    r_l = beta * rejected.logratios / lengths_of(rejected)
+    return Result(softplus(r_l - r_w), r_w.detach(), r_l.detach())
+
+
+@loss("wpo", data="pairs", reference=True, needs=("lengths",))
+def wpo(chosen: Responses, rejected: Responses, *, beta: float = 0.1) -> Result:
+    """DPO that weighs a pair by how likely the policy is to write it.
+
+    loss = exp(a_w + a_l) sp(-m), a = lp / n; the weight is detached.
+    When: off-policy pairs that are to count as if they were on-policy.
+    Source: arXiv 2406.11827, with sequences' mean log-probs; its token weights need whole distributions.
+    """
+    weight = torch.exp(mean_logps(chosen) + mean_logps(rejected)).detach()
+    return Result(weight * softplus(-_margin(beta, chosen, rejected)), *_rewards(beta, chosen, rejected))
+
+
+def _margin(beta: float, chosen: Responses, rejected: Responses) -> Tensor:
+    return beta * (chosen.logratios - rejected.logratios)
+
+
+def _rewards(beta: float, chosen: Responses, rejected: Responses) -> tuple[Tensor, Tensor]:
+    return beta * chosen.logratios.detach(), beta * rejected.logratios.detach()

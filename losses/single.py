@@ -1,0 +1,36 @@
+"""Responses one by one, of which one side alone is known.
+
+Notation: lp log-prob of a response, x = lp - ref_lp its log-ratio, r = beta * x its reward; sp(z) = log(1 + exp(z)).
+"""
+
+from torch import Tensor
+
+from losses.registry import LossError, Responses, Result, loss
+from losses.terms import scores_of, softplus
+
+
+@loss("npo", data="single", reference=True, side="rejected")
+def npo(responses: Responses, *, beta: float = 0.1) -> Result:
+    """Negative preference: lower the given responses, less and less as they become unlikely.
+
+    loss = (2 / beta) sp(r), of the losers where rows are pairs. Its gradient at the centre is 1, not beta: a scale
+    apart from the others.
+    When: unlearning; with sft in a mixture to keep the rest. Source: arXiv 2404.05868.
+    """
+    r = beta * responses.logratios
+    return Result(2 / beta * softplus(r), r.detach()[:0], r.detach())
+
+
+@loss("dro", data="single", reference=True, needs=("scores", "values"))
+def dro(responses: Responses, *, tau: float = 1.0, values: Tensor | None = None) -> Result:
+    """Direct reward optimisation: bring tau times the log-ratio to the response's score above the prompt's value.
+
+    loss = (score - V - tau x)^2 / 2, V the row's "value": what the policy scores on that prompt. The paper learns V by
+    a second network, which is not built here; dro_ranked estimates it from other samples.
+    When: single responses with scores, and a known baseline. Source: arXiv 2405.19107. values: [n].
+    """
+    if values is None:
+        raise LossError("dro needs the value of each prompt; dro_ranked estimates it from several responses")
+    r = tau * responses.logratios
+    rest = scores_of(responses) - values.to(r.dtype) - r
+    return Result(rest.square() / 2, r.detach(), r.detach()[:0])

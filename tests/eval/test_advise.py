@@ -1,0 +1,124 @@
+"""Which variant of APO: the interval, the rule and the command."""
+
+import json
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+
+from data.examples import Example
+from data.records import Ratings
+from eval import advise
+from tests import tiny
+
+
+@pytest.mark.parametrize(
+    ("k", "n", "low", "high"), [(8, 10, 0.4902, 0.9433), (180, 400, 0.4020, 0.4990), (0, 20, 0.0, 0.1611)]
+)
+def test_the_interval_is_wilsons(k, n, low, high):
+    found = advise.wilson(k, n)
+    assert (found.share, found.low, found.high) == pytest.approx((k / n, low, high), abs=5e-5)
+
+
+@pytest.mark.parametrize(
+    ("k", "objective"), [(40, "apo_zero"), (180, "apo_zero"), (200, "apo_select"), (220, "apo_down"), (390, "apo_down")]
+)
+def test_the_rule_follows_the_interval(k, objective):
+    assert advise.choose(advise.wilson(k, 400))[0] == objective
+
+
+def pairs(leads, shared=5):
+    """Pairs whose own answers lead the winners by so much; winner and loser share so many of ten tokens."""
+    ids = [np.arange(10), np.arange(10 - shared, 20 - shared)]
+    return [Example(f"f:{i}", ids[0], tuple(ids), None, Ratings((3.0, 1.0), 3.0 + x)) for i, x in enumerate(leads)]
+
+
+def test_ties_count_half():
+    found, _ = advise.advise(pairs([1.0] * 30 + [0.0] * 40 + [-1.0] * 130), n=400, seed=0)
+    assert (found["own_better"], found["ties"], found["share"]) == (30, 40, 0.25)
+
+
+def test_the_draw_is_that_of_the_seed_and_not_the_whole():
+    examples = pairs([float(i) for i in range(-300, 300)])
+    (a, drawn), (b, again), (c, _) = (advise.advise(examples, n=100, seed=s) for s in (0, 0, 1))
+    assert a == b and drawn == again and len(drawn) == 100 and c["share"] != a["share"]
+
+
+@pytest.mark.parametrize(
+    ("leads", "shared", "said"),
+    [
+        ([-1.0] * 150, 1, "every contrastive objective lost to sft"),
+        ([1.0] * 60 + [-1.0] * 140, 5, "apo_select chooses per pair"),
+        ([1.0] * 20, 5, "20 pairs are few"),
+    ],
+)
+def test_caveats_are_said(leads, shared, said):
+    found, _ = advise.advise(pairs(leads, shared), n=400, seed=0)
+    assert [note for note in found["notes"] if said in note]
+
+
+def test_a_clear_case_has_no_caveats():
+    assert advise.advise(pairs([-1.0] * 150), n=400, seed=0)[0]["notes"] == []
+
+
+def run(*arguments):
+    return subprocess.run(
+        [sys.executable, "-m", "eval", *arguments], capture_output=True, text=True, check=False, timeout=120
+    )
+
+
+def scored_rows(n):
+    rng = np.random.default_rng(0)
+
+    def ids():
+        return rng.integers(2, 101, rng.integers(2, 9)).tolist()
+
+    return [
+        {
+            "prompt_ids": ids(),
+            "chosen_ids": ids(),
+            "rejected_ids": ids(),
+            "chosen_score": 5,
+            "rejected_score": 2 + i % 4,
+        }
+        for i in range(n)
+    ]
+
+
+def test_the_command_advises_by_the_scores_in_the_rows(tmp_path):
+    model = tiny.write_model(tmp_path / "model", vocab_size=101)
+    rows = tiny.write_rows(tmp_path / "rows.jsonl", scored_rows(120))
+    done = run(
+        "advise", "--model", str(model), "--data", str(rows), "--own-score", "rejected", "--out", f"{tmp_path}/o"
+    )
+    assert done.returncode == 0, done.stderr
+    found = json.loads((tmp_path / "o").read_text())
+    assert found["objective"] == "apo_zero" and found["share"] == 0.125 and found["ties"] == 30  # 5 ties with 5
+    assert "advice: --loss apo_zero" in done.stdout and "12.5%" in done.stdout
+    scores = tmp_path / "logps"
+    command = [sys.executable, "-m", "engine.score", "--model", str(model), "--data", str(rows), "--out", str(scores)]
+    subprocess.run(command, check=True, capture_output=True)
+    lines = [json.loads(line) for line in scores.read_text().splitlines()]
+    mean = np.mean([line["logps/chosen"] / line["tokens/chosen"] for line in lines])
+    assert found["logps_per_token"]["chosen"] == pytest.approx(mean, abs=1e-9)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        ((), "python -m eval needs a command (advise), such as: python -m eval advise"),
+        (("advice",), "there is no command 'advice'; the commands are advise"),
+        (("advise",), "python -m eval advise needs arguments, such as"),
+    ],
+)
+def test_a_command_that_is_none_is_answered_in_a_sentence(arguments, said):
+    done = run(*arguments)
+    assert done.returncode == 2 and said in done.stderr and "Traceback" not in done.stderr
+
+
+def test_rows_without_scores_are_refused(tmp_path):
+    model = tiny.write_model(tmp_path / "model", vocab_size=101)
+    rows = tiny.write_rows(tmp_path / "rows.jsonl", scored_rows(3))
+    done = run("advise", "--model", str(model), "--data", str(rows))
+    assert done.returncode == 2 and 'no pair has a "chosen_score" and an "own_score"' in done.stderr
