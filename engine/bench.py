@@ -57,7 +57,7 @@ SHAPES: dict[str, dict[str, Any]] = {
 }
 # Tokens of UltraFeedback's prompts, winners and losers before the cut at 512: medians and spread of their logarithms.
 LENGTHS = ((119, 0.8), (340, 0.75), (340, 0.75))
-SAVINGS = ("packing", "prompt-sharing", "response-rows", "reference-cache", "balance")
+SAVINGS = ("packing", "prompt-sharing", "response-rows", "reference-cache", "kept-logits", "used-pages", "balance")
 
 
 @dataclass(frozen=True, kw_only=True)

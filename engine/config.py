@@ -8,7 +8,9 @@ import tyro
 from data import InputError
 from data.dataset import RowSettings
 
-Technique = Literal["prompt-sharing", "packing", "response-rows", "reference-cache", "balance"]
+Technique = Literal[
+    "prompt-sharing", "packing", "response-rows", "reference-cache", "balance", "kept-logits", "used-pages"
+]
 
 
 @dataclass(frozen=True, kw_only=True)

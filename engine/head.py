@@ -27,6 +27,8 @@ class Head(nn.Module):
         super().__init__()
         self.weight = None if vocab_size is None else nn.Parameter(torch.empty(vocab_size, hidden_size))
         self.chunk_bytes = CHUNK_BYTES
+        self.keeps_logits = True
+        """Whether logits that fit into a chunk are kept for the backward pass; not doing so is for measuring."""
 
     def matrix(self, tied: Tensor | None) -> Tensor:
         """The weight [V, D]: its own, or the embedding that is handed in."""
@@ -38,7 +40,7 @@ class Head(nn.Module):
         """Log-prob of targets [R] at hidden [R, D]: [R] nats, float32 (float64 for a float64 model)."""
         weight = self.matrix(tied)
         chunk_rows = max(1, self.chunk_bytes // (weight.shape[0] * 4))
-        return TargetLogps.apply(hidden, weight, targets, chunk_rows)  # pyright: ignore[reportReturnType]
+        return TargetLogps.apply(hidden, weight, targets, chunk_rows, self.keeps_logits)  # pyright: ignore[reportReturnType]
 
 
 class TargetLogps(torch.autograd.Function):
@@ -50,9 +52,9 @@ class TargetLogps(torch.autograd.Function):
     """
 
     @staticmethod
-    def forward(ctx: Any, hidden: Tensor, weight: Tensor, targets: Tensor, chunk_rows: int) -> Tensor:
+    def forward(ctx: Any, hidden: Tensor, weight: Tensor, targets: Tensor, chunk_rows: int, keeps: bool) -> Tensor:
         """Log-probs [R], nats, float32 or better."""
-        ctx.keeps = len(hidden) <= chunk_rows and any(ctx.needs_input_grad)
+        ctx.keeps = keeps and len(hidden) <= chunk_rows and any(ctx.needs_input_grad)
         ctx.piece_rows = chunk_rows if hidden.is_cuda else min(chunk_rows, _rows_of(PIECE_BYTES, weight))
         logps, totals = (hidden.new_empty(len(hidden), dtype=_wide(hidden.dtype)) for _ in range(2))
         kept = []
@@ -65,7 +67,7 @@ class TargetLogps(torch.autograd.Function):
         return logps
 
     @staticmethod
-    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, Tensor, None, None]:
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, Tensor, None, None, None]:
         """Gradients of hidden [R, D] and weight [V, D]."""
         (gradient,) = gradients
         hidden, weight, targets, totals, *kept = ctx.saved_tensors
@@ -80,7 +82,7 @@ class TargetLogps(torch.autograd.Function):
             d_hidden[rows] = (spread @ weight) * scale
             d_weight = _add_product(d_weight, spread, (hidden[rows] * scale).to(hidden.dtype))
             del spread
-        return d_hidden, torch.zeros_like(weight) if d_weight is None else d_weight.to(weight.dtype), None, None
+        return d_hidden, torch.zeros_like(weight) if d_weight is None else d_weight.to(weight.dtype), None, None, None
 
 
 def _spread(logits: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:

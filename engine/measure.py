@@ -114,7 +114,7 @@ class Counter:
             self.shape = model.policy.config
             blocks, rows = forward_flops(self.shape, forest)
             n_chunks = -(-forest.rows.numel() * model.policy.config.vocab_size * 4 // model.policy.head.chunk_bytes)
-            recomputed = rows if n_chunks > 1 else 0
+            recomputed = rows if n_chunks > 1 or not model.policy.head.keeps_logits else 0
             self.flops += 3 * (blocks + rows) + recomputed if torch.is_grad_enabled() else blocks + rows
             self.flops += blocks + rows if with_reference and model.reference is not None else 0
             return walk(model, forest, with_reference=with_reference)
@@ -180,7 +180,7 @@ def measure(config: TrainConfig, *, kernels: bool = False) -> dict[str, Any]:
 def _alone(config: TrainConfig) -> dict[str, Any]:
     """What the device reaches on a plain product, and how long the kernels of the first step's batches take alone."""
     job = train.Job(replace(config, out=config.out + "-kernels"))
-    ranks = Ranks(dtype=getattr(torch, config.dtype) if config.dtype else None)
+    ranks = train.ranks_of(config)
     model = job.policy.to_empty(device=ranks.device).to(ranks.dtype)
     step = job.steps.step(1)
     seconds: dict[str, float] = defaultdict(float)

@@ -28,8 +28,11 @@ Module = TypeVar("Module", bound=nn.Module)
 class Ranks:
     """The processes of a run, and this one's place among them."""
 
-    def __init__(self, *, dtype: torch.dtype | None = None) -> None:
-        """Joins the ranks that torchrun started, or is alone. dtype: of compute; bf16 on CUDA, else float32."""
+    def __init__(self, *, dtype: torch.dtype | None = None, keeps_pages: bool = True) -> None:
+        """Joins the ranks that torchrun started, or is alone. dtype: of compute; bf16 on CUDA, else float32.
+
+        keeps_pages: whether memory that is freed on the CPU is used again; not doing so is for measuring what it buys.
+        """
         self.rank = int(os.environ.get("RANK", "0"))
         self.size = int(os.environ.get("WORLD_SIZE", "1"))
         has_cuda = torch.cuda.is_available()
@@ -38,7 +41,7 @@ class Ranks:
         self.is_sharded = self.size > 1 or has_cuda or self.dtype != torch.float32
         if has_cuda:
             torch.cuda.set_device(self.device)
-        else:
+        elif keeps_pages:
             host.keep_pages()
         if self.is_sharded:
             backend = "cpu:gloo,cuda:nccl" if has_cuda else "gloo"

@@ -60,7 +60,13 @@ def run(config: TrainConfig) -> RunResult:
     if config.stages > 1:
         return _run_stages(config)
     job = Job(config)
-    return _train(job, Ranks(dtype=getattr(torch, config.dtype) if config.dtype else None))
+    return _train(job, ranks_of(config))
+
+
+def ranks_of(config: TrainConfig) -> Ranks:
+    """The processes of a run."""
+    dtype = getattr(torch, config.dtype) if config.dtype else None
+    return Ranks(dtype=dtype, keeps_pages="used-pages" not in config.without)
 
 
 def _run_stages(config: TrainConfig) -> RunResult:
@@ -72,7 +78,7 @@ def _run_stages(config: TrainConfig) -> RunResult:
     for part, folder in enumerate(folders):
         model = config.model if result is None else str(result.checkpoints[-1])
         job = Job(replace(config, model=model, out=folder), part)
-        ranks = Ranks(dtype=getattr(torch, config.dtype) if config.dtype else None)
+        ranks = ranks_of(config)
         result = _train(job, ranks)
         ranks.wait()  # the first rank writes what all go on from
     assert result is not None  # there is at least one stage
@@ -92,6 +98,7 @@ class Job:
             raise InputError(f"--own-score {config.own_score}: {self.objective.name} asks for none; leave it out")
         self.folder, chat = open_model(config.model)
         self.policy = weights.build(self.folder)
+        self.policy.head.keeps_logits = "kept-logits" not in config.without
         weights.check(self.folder, self.policy)
         self.stop_ids = stop_ids(self.folder, chat)
         self.chat = chat

@@ -5,6 +5,7 @@ import os
 import shutil
 import subprocess
 import sys
+import typing
 from pathlib import Path
 
 import numpy as np
@@ -17,7 +18,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 import losses
 from data import InputError, RunError
 from engine import attention, head, score, train, weights
-from engine.config import TrainConfig
+from engine.config import Technique, TrainConfig
 from losses import registry
 from tests import tiny
 
@@ -250,7 +251,9 @@ EXACT = {  # every setting that claims to change the speed only
     "every row through the head": {"without": ("response-rows",)},
     "reference walked in every epoch": {"without": ("reference-cache",), "reference": "fused"},
     "in order": {"without": ("balance",)},
-    "all of it": {"without": ("prompt-sharing", "packing", "response-rows", "reference-cache", "balance")},
+    "logits made again": {"without": ("kept-logits",)},
+    "fresh pages": {"without": ("used-pages",)},
+    "all of it": {"without": typing.get_args(Technique), "reference": "fused"},
     "one example at a time": {"micro_tokens": 1},
     "all examples at once": {"micro_tokens": 10**6},
     "reference before the first step": {"reference": "precompute"},
