@@ -419,6 +419,23 @@ def test_a_mixture_is_the_weighted_sum_of_its_parts(job):
     assert found[-1]["loss/sft"] < found[0]["loss/sft"] and found[-1]["rewards/margins"] > 0
 
 
+def test_a_part_that_takes_pairs_apart_means_over_both_responses(job):
+    _, found = job(loss="apo_zero:1,apo_zero_unpaired:2")  # of which the second is half of the first
+    for line in found:
+        assert line["loss/apo_zero_unpaired"] == pytest.approx(line["loss/apo_zero"] / 2, abs=1e-12)
+    _, alone = job(loss="apo_zero", lr=1e-4)
+    assert found[0]["loss"] == 2 * alone[0]["loss"] and found[-1]["loss"] != found[0]["loss"]
+
+
+def test_what_an_objective_carries_goes_from_step_to_step(job):
+    _, found = job(loss="bco_pair", epochs=2)
+    total, n = 0.0, 0
+    for line, size in zip(found, (8, 8, 6, 8, 8, 6), strict=True):  # D is the mean of all rewards seen
+        total, n = total + size * (line["rewards/chosen"] + line["rewards/rejected"]), n + 2 * size
+        assert line["delta"] == pytest.approx(total / n, abs=1e-9)
+    assert abs(found[-1]["delta"]) > 1e-4
+
+
 def test_several_completions_to_a_prompt_train_together(job):
     data = str(tiny.write_rows(job.tmp / "ranked.jsonl", ranked_rows(13)))
     for loss in ("infonca", "nca_ranked", "exo_ranked", "dro_ranked"):
