@@ -6,7 +6,7 @@ import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
-from data import InputError
+from data.errors import InputError
 
 
 @contextlib.contextmanager

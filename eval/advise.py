@@ -16,6 +16,7 @@ from typing import Any, Literal, NamedTuple
 import numpy as np
 
 from data import InputError, cli, files
+from data.contrast import jaccard
 from data.dataset import RowSettings, open_model, read_examples
 from data.examples import Example
 from engine.score import score_under, vocabulary_of
@@ -93,12 +94,6 @@ def choose(better: Interval) -> tuple[str, str]:
     )
 
 
-def jaccard(e: Example) -> float:
-    """Token ids that winner and loser share, of all that either has."""
-    w, l = (set(r.tolist()) for r in e.responses)  # noqa: E741
-    return len(w & l) / len(w | l)
-
-
 def advise(examples: Sequence[Example], *, n: int, seed: int) -> tuple[dict[str, Any], list[Example]]:
     """What the scores of pairs say, and the pairs that were drawn to say it. Each has the ratings that it takes."""
     drawn = np.random.default_rng(seed).choice(len(examples), min(n, len(examples)), replace=False)
@@ -107,7 +102,7 @@ def advise(examples: Sequence[Example], *, n: int, seed: int) -> tuple[dict[str,
     wins, ties = sum(lead > 0 for lead in leads), sum(lead == 0 for lead in leads)
     better = wilson(wins + ties / 2, len(pairs))
     objective, why = choose(better)
-    contrast = float(np.mean([jaccard(e) for e in pairs]))
+    contrast = float(np.mean([jaccard(*(r.tolist() for r in e.responses)) for e in pairs]))
     notes = []
     if len(pairs) < FEWEST:
         notes.append(f"{len(pairs)} pairs are few: the interval is wide")

@@ -152,24 +152,25 @@ def commands():
     """Every module of the library that can be run."""
     return [
         path.removesuffix(".py").replace("/", ".")
-        for path, tree in sources("losses", "data", "engine")
+        for path, tree in sources("losses", "data", "engine", "eval")
         if any(isinstance(node, ast.If) and ast.unparse(node.test) == "__name__ == '__main__'" for node in tree.body)
     ]
 
 
 def test_the_commands_are_these():
-    assert commands() == ["data.show", "engine.bench", "engine.generate", "engine.score", "engine.train"]
+    of_the_engine = ["engine.bench", "engine.generate", "engine.score", "engine.train"]
+    assert commands() == ["data.contrast", "data.show", *of_the_engine, "eval.__main__"]
 
 
-@pytest.mark.parametrize("command", commands())
+@pytest.mark.parametrize("command", [*(c for c in commands() if not c.endswith("__main__")), "eval advise"])
 def test_a_command_explains_itself(command):
     asked, bare = (  # both at once: most of the time goes into importing torch
-        subprocess.Popen([sys.executable, "-m", command, *flags], cwd=ROOT, text=True, stdout=-1, stderr=-1)
+        subprocess.Popen([sys.executable, "-m", *command.split(), *flags], cwd=ROOT, text=True, stdout=-1, stderr=-1)
         for flags in (["--help"], [])
     )
     out, err = asked.communicate(timeout=120)
     assert (asked.returncode, err) == (0, "")
-    assert command in out and re.search(r"--(model|shape)\b", out)
+    assert command in out and re.search(r"--(model|shape|tokenizer)\b", out)
     out, err = bare.communicate(timeout=120)
     assert (bare.returncode, out) == (2, "")
     assert re.fullmatch(r"error: .+\n", err)  # one line, hence no traceback

@@ -1,0 +1,218 @@
+"""How much winners and losers differ: the measures of Table 1 of arXiv 2408.06266, and what stands behind them.
+
+    python -m data.contrast clair.jsonl judge.jsonl        one row each, side by side
+
+Minimally contrastive pairs share most of their words: a high Jaccard similarity, a low edit distance. The paper does
+not say what its tokens are, so both are given: words (what stands between blanks), and, with --tokenizer, the model's
+token ids.
+
+    Jaccard        size of the intersection over size of the union, of the two responses' sets of words (or ids)
+    Levenshtein    least number of single characters to insert, delete or replace
+    copied         share of the loser's words that stand in the winner in the same order (longest common subsequence)
+    length ratio   characters of the winner over those of the loser
+"""
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import tyro
+from rapidfuzz.distance import LCSseq, Levenshtein
+from rapidfuzz.process import cpdist
+
+from data import cli, files
+from data.errors import InputError
+from data.records import Record, load_preferences
+from data.tokenizer import Tokenizer
+
+EXAMPLE = "python -m data.contrast pairs.jsonl"
+CHUNK = 512  # texts that are encoded together
+QUANTILES = (10, 25, 50, 75, 90)
+TABLE_1 = (  # Jaccard in per cent, Levenshtein: the paper's four sets, answers of Llama-3-8B-Instruct
+    ("CLAIR", 43.11, 1108),
+    ("on-policy judge", 39.06, 1258),
+    ("off-policy judge", 18.05, 1203),
+    ("Stronger Preferred", 24.35, 1607),
+)
+
+
+@dataclass(frozen=True, kw_only=True)
+class ContrastConfig:
+    """Measure how much the winners and losers of preference files differ: Table 1 of arXiv 2408.06266."""
+
+    files: tyro.conf.Positional[tuple[str, ...]]
+    """Pairs: .jsonl, .json, .csv or .parquet files, folders of such files, hub ids."""
+    tokenizer: str | None = None
+    """Checkpoint folder whose tokenizer gives tokens; without it words alone are compared."""
+    paper: bool = False
+    """Put the paper's own four sets beside them."""
+    skip_bad_rows: bool = False
+    """Go on without rows that cannot be used."""
+    plot: str | None = None
+    """File for a picture of the distributions (.png, .svg); needs matplotlib."""
+    out: str | None = None
+    """File for everything measured, as JSON."""
+    config: str | None = None
+    """YAML file of settings, named as the flags are; flags win over it."""
+
+    def __post_init__(self) -> None:
+        if not self.files:
+            raise InputError(f"python -m data.contrast needs files, such as: {EXAMPLE}")
+        if self.plot is not None and Path(self.plot).suffix not in (".png", ".svg", ".pdf"):
+            raise InputError(f"--plot: {self.plot} has to end in .png, .svg or .pdf")
+
+
+class Contrast(NamedTuple):
+    """Measures of every pair of a file, each [n]."""
+
+    jaccard_words: np.ndarray
+    """0 to 1."""
+    jaccard_tokens: np.ndarray | None
+    """0 to 1; None without a tokenizer."""
+    levenshtein: np.ndarray
+    """Characters."""
+    copied: np.ndarray
+    """0 to 1."""
+    chosen_length: np.ndarray
+    """Characters."""
+    rejected_length: np.ndarray
+    """Characters."""
+
+    @property
+    def length_ratio(self) -> np.ndarray:
+        """Winner's length over the loser's."""
+        return self.chosen_length / self.rejected_length
+
+    def measures(self) -> dict[str, np.ndarray]:
+        """What there is of every pair, by name."""
+        found = {name: value for name, value in self._asdict().items() if value is not None}
+        return found | {"length_ratio": self.length_ratio}
+
+    def summary(self) -> dict[str, dict[str, float]]:
+        """Mean, and the 10, 25, 50, 75 and 90 % points, of each measure."""
+        return {
+            name: {"mean": float(values.mean())} | {f"p{q}": float(np.percentile(values, q)) for q in QUANTILES}
+            for name, values in self.measures().items()
+        }
+
+
+def jaccard(left: Sequence[object], right: Sequence[object]) -> float:
+    """Intersection over union of two sequences' sets; 1 where both are empty."""
+    a, b = set(left), set(right)
+    return len(a & b) / len(a | b) if a or b else 1.0
+
+
+def contrast(pairs: Sequence[tuple[str, str]], tokenizer: Tokenizer | None = None) -> Contrast:
+    """The measures of pairs of texts (winner, loser); edit distances on all cores."""
+    winners, losers = [w for w, _ in pairs], [l for _, l in pairs]  # noqa: E741
+    words = [(w.split(), l.split()) for w, l in pairs]  # noqa: E741
+    distances = cpdist(winners, losers, scorer=Levenshtein.distance, workers=-1, dtype=np.int64)
+    copied = [LCSseq.similarity(w, l) / max(1, len(l)) for w, l in words]  # noqa: E741
+    return Contrast(
+        jaccard_words=np.array([jaccard(w, l) for w, l in words]),  # noqa: E741
+        jaccard_tokens=None if tokenizer is None else _token_jaccards(winners, losers, tokenizer),
+        levenshtein=distances,
+        copied=np.array(copied),
+        chosen_length=np.array([len(w) for w in winners]),
+        rejected_length=np.array([len(l) for l in losers]),  # noqa: E741
+    )
+
+
+def _token_jaccards(winners: list[str], losers: list[str], tokenizer: Tokenizer) -> np.ndarray:
+    """Some at a time: an encoder takes some 70 times the memory of a text."""
+    made = []
+    for start in range(0, len(winners), CHUNK):
+        ids = (tokenizer.encode(texts[start : start + CHUNK]) for texts in (winners, losers))
+        made += [jaccard(w, l) for w, l in zip(*ids, strict=True)]  # noqa: E741
+    return np.array(made)
+
+
+def table(found: dict[str, Contrast], *, paper: bool = False) -> str:
+    """Table 1 in Markdown: a row a file, means over its pairs; then the distribution of each measure."""
+    has_tokens = any(c.jaccard_tokens is not None for c in found.values())
+    titles = ["pairs", "Jaccard, words (%)", *(["Jaccard, tokens (%)"] if has_tokens else []), "Levenshtein"]
+    titles += ["copied (%)", "winner, characters", "loser", "length ratio, median"]
+    lines = [_line("", *titles), "|---" * (len(titles) + 1) + "|"]
+    for name, c in found.items():
+        jaccards = [c.jaccard_words, *([c.jaccard_tokens] if c.jaccard_tokens is not None else [])]
+        cells = [f"{len(c.copied):,}", *(f"{100 * values.mean():.2f}" for values in jaccards)]
+        cells += [f"{c.levenshtein.mean():,.0f}", f"{100 * c.copied.mean():.1f}"]
+        cells += [f"{c.chosen_length.mean():,.0f}", f"{c.rejected_length.mean():,.0f}"]
+        lines.append(_line(name, *cells, f"{np.median(c.length_ratio):.2f}"))
+    if paper:
+        gap = ["-"] * (len(titles) - 3 - has_tokens)
+        lines += [
+            _line(f"{name} (the paper's; its tokens are not said)", "-", f"{similarity:.2f}", *(["-"] * has_tokens),
+                  f"{distance:,}", *gap)
+            for name, similarity, distance in TABLE_1
+        ]  # fmt: skip
+    lines += ["", _line("", "measure", "mean", *(f"{q} %" for q in QUANTILES)), "|---" * (3 + len(QUANTILES)) + "|"]
+    for name, c in found.items():
+        for measure, values in c.summary().items():
+            lines.append(_line(name, measure.replace("_", " "), *(f"{value:,.4g}" for value in values.values())))
+    return "\n".join(lines)
+
+
+def _line(*cells: str) -> str:
+    return f"| {' | '.join(cells)} |"
+
+
+def draw(found: dict[str, Contrast], path: Path, kind: str) -> None:
+    """A picture (kind: png, svg, pdf): histograms of similarity, distance and length ratio, the files in one."""
+    try:
+        import matplotlib
+    except ImportError:
+        raise InputError("--plot: drawing needs matplotlib; pip install matplotlib") from None
+    matplotlib.use("Agg")
+    import matplotlib.pyplot as plt
+
+    figure, axes = plt.subplots(1, 3, figsize=(12, 3.2), constrained_layout=True)
+    kinds = (("jaccard_words", "Jaccard, words"), ("levenshtein", "Levenshtein"), ("length_ratio", "length ratio"))
+    for place, (measure, title) in zip(axes, kinds, strict=True):
+        values = {name: c.measures()[measure] for name, c in found.items()}
+        highest = max(float(np.percentile(v, 99)) for v in values.values())
+        for name, v in values.items():
+            place.hist(v.clip(max=highest), bins=40, range=(0, highest or 1), histtype="step", label=name, density=True)
+        place.set_title(title)
+        place.set_yticks([])
+    axes[0].legend(fontsize=8)
+    figure.savefig(path, format=kind)
+    plt.close(figure)
+
+
+def main(argv: Sequence[str]) -> None:
+    """The command."""
+    config = cli.parse(ContrastConfig, argv, command="python -m data.contrast", example=EXAMPLE)
+    for path in filter(None, (config.out, config.plot)):
+        files.check_new_file(Path(path))
+    tokenizer = Tokenizer(Path(config.tokenizer)) if config.tokenizer else None
+    found = {
+        name: contrast(_texts(load_preferences(name, skip_bad_rows=config.skip_bad_rows)), tokenizer)
+        for name in config.files
+    }
+    print(table(found, paper=config.paper))
+    if config.plot:
+        with files.whole_file(Path(config.plot)) as temporary:
+            draw(found, temporary, Path(config.plot).suffix.removeprefix("."))
+    if config.out:
+        with files.whole_file(Path(config.out)) as temporary:
+            summaries = {name: {"pairs": len(c.copied)} | c.summary() for name, c in found.items()}
+            temporary.write_text(json.dumps(summaries, indent=1) + "\n", encoding="utf-8")
+
+
+def _texts(records: Sequence[Record]) -> list[tuple[str, str]]:
+    """Winner and loser of each pair. Raises InputError where a row is none, or is one of token ids."""
+    pairs = []
+    for r in records:
+        if len(r.responses) != 2 or r.is_tokenised:
+            kind = "a pair of token ids" if r.is_tokenised else "no pair"
+            raise InputError(f"{r.place}: {kind}; contrast is measured on pairs of texts")
+        pairs.append((str(r.responses[0]), str(r.responses[1])))
+    return pairs
+
+
+if __name__ == "__main__":
+    cli.run(main)

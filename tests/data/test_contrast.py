@@ -1,0 +1,113 @@
+"""How much winners and losers differ."""
+
+import json
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from data.contrast import contrast, jaccard
+from tests import tiny
+
+PAIRS = [
+    ("the heron is a bird", "the heron is an otter"),
+    ("same text here", "same text here"),
+    ("nothing", "else at all"),
+]
+
+
+def distance(a, b):
+    """Levenshtein's, by the table."""
+    row = list(range(len(b) + 1))
+    for i, x in enumerate(a, 1):
+        row, before = [i], row
+        for j, y in enumerate(b, 1):
+            row.append(min(row[-1] + 1, before[j] + 1, before[j - 1] + (x != y)))
+    return row[-1]
+
+
+def common(a, b):
+    """Length of the longest common subsequence, by the table."""
+    row = [0] * (len(b) + 1)
+    for x in a:
+        before = list(row)
+        for j, y in enumerate(b, 1):
+            row[j] = before[j - 1] + 1 if x == y else max(before[j], row[j - 1])
+    return row[-1]
+
+
+def test_the_measures_of_pairs():
+    found = contrast(PAIRS)
+    assert found.jaccard_words.tolist() == [3 / 7, 1.0, 0.0]
+    assert found.levenshtein.tolist() == [distance(w, l) for w, l in PAIRS]  # noqa: E741
+    assert found.copied.tolist() == [3 / 5, 1.0, 0.0]
+    assert found.length_ratio.tolist() == [19 / 21, 1.0, 7 / 11] and found.jaccard_tokens is None
+
+
+words = st.text("ab ", max_size=12)
+
+
+@given(st.lists(st.tuples(words, words.map(lambda t: t + "z")), min_size=1, max_size=4))
+def test_they_are_those_of_the_slow_tables(pairs):
+    found = contrast(pairs)
+    assert found.levenshtein.tolist() == [distance(w, l) for w, l in pairs]  # noqa: E741
+    expected = [common(w.split(), l.split()) / len(l.split()) for w, l in pairs]  # noqa: E741
+    np.testing.assert_allclose(found.copied, expected)
+
+
+def test_sets_are_compared_not_lists():
+    assert jaccard("abca", "bcab") == 1.0 and jaccard([], []) == 1.0 and jaccard([1], []) == 0.0
+
+
+def run(*arguments):
+    command = [sys.executable, "-m", "data.contrast", *map(str, arguments)]
+    return subprocess.run(command, capture_output=True, text=True, check=False, timeout=120)
+
+
+def rows_file(path, pairs):
+    return tiny.write_rows(path, [{"prompt": "q", "chosen": w, "rejected": l} for w, l in pairs])  # noqa: E741
+
+
+def test_several_files_stand_side_by_side_with_words_and_tokens(tmp_path):
+    one = rows_file(tmp_path / "one.jsonl", [PAIRS[0], PAIRS[2]])
+    two = rows_file(tmp_path / "two.jsonl", [("a b c d", "a b c e")])
+    model = tiny.write_model(tmp_path / "model", [w for pair in PAIRS for w in pair], vocab_size=300)
+    out = tmp_path / "out.json"
+    done = run(one, two, "--tokenizer", model, "--paper", "--out", out)
+    assert done.returncode == 0, done.stderr
+    lines = done.stdout.splitlines()
+    assert lines[0].startswith("|  | pairs | Jaccard, words (%) | Jaccard, tokens (%) | Levenshtein")
+    assert f"| {one} | 2 | 21.43 |" in lines[2] and f"| {two} | 1 | 60.00 |" in lines[3]
+    assert "| CLAIR (the paper's; its tokens are not said) | - | 43.11 | - | 1,108 |" in done.stdout
+    assert len({line.count("|") for line in lines[: lines.index("")]}) == 1  # a table
+    found = json.loads(out.read_text())
+    assert found[str(two)]["levenshtein"]["mean"] == 1.0 and found[str(one)]["pairs"] == 2
+    assert 0 < found[str(one)]["jaccard_tokens"]["mean"] < 1
+
+
+def test_the_distributions_can_be_drawn(tmp_path):
+    pytest.importorskip("matplotlib")
+    done = run(rows_file(tmp_path / "one.jsonl", [PAIRS[0], PAIRS[2]]), "--plot", tmp_path / "p.png")
+    assert done.returncode == 0, done.stderr
+    assert (tmp_path / "p.png").read_bytes().startswith(b"\x89PNG")
+
+
+@pytest.mark.parametrize(
+    ("row", "said"),
+    [
+        ({"prompt": "q", "completion": "a"}, "rows.jsonl:1: no pair; contrast is measured on pairs of texts"),
+        ({"prompt_ids": [1], "chosen_ids": [2], "rejected_ids": [3]}, "rows.jsonl:1: a pair of token ids"),
+        ({"prompt": "q", "chosen": ""}, "rows.jsonl:1"),
+    ],
+)
+def test_what_is_no_pair_of_texts_is_refused(tmp_path, row, said):
+    done = run(tiny.write_rows(tmp_path / "rows.jsonl", [row]))
+    assert done.returncode == 2 and said in done.stderr and "Traceback" not in done.stderr
+
+
+def test_a_plot_of_no_kind_is_refused_before_anything_is_read(tmp_path):
+    done = run("absent.jsonl", "--plot", "picture")
+    assert done.returncode == 2 and "has to end in .png" in done.stderr
