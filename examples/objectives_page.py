@@ -65,9 +65,10 @@ labelled rows, mixes with unpaired objectives only, or with its anchor fixed (`-
 where the one before ended (sDPO, arXiv 2403.19270); iterative rounds are runs that start from the last one's epoch.
 
 Weights of the gradient over the plane of rewards, winner's and loser's side by side; blue raises, red lowers, the
-stronger the darker, each objective by its own largest. `python -m examples.objectives_page --plot` draws it.
+stronger the darker, each objective by its own largest; anchors and running means at 0 (`aot` of one pair is `dpo`).
+`python -m examples.objectives_page --plot` draws it.
 
-![gradient weights of every objective of pairs](objectives.png)
+![gradient weights of every objective](objectives.png)
 """
 
 
@@ -100,32 +101,47 @@ def _shown(value: object) -> str:
 
 
 def slopes(loss: Loss, r_w: Tensor, r_l: Tensor) -> tuple[Tensor, Tensor]:
-    """d loss / d lp of winner and loser where the rewards are r_w, r_l; every point is a step of its own.
+    """d loss / d lp of winner and loser where the rewards are r_w, r_l; anchors and running means at 0.
 
-    Objectives without a reference are drawn over beta times what the log-probs have gained on -50 nats in 50 tokens.
+    Unpaired objectives get both as labelled responses, single ones their own side, ranked ones the pair. Those without
+    a reference are drawn over beta times what the log-probs have gained on -50 nats in 50 tokens.
     """
-    beta = loss.defaults.get("beta", 1.0)
-    x = torch.stack([r_w, r_l]) / beta
+    scale = loss.defaults.get("beta", loss.defaults.get("tau", 1.0))
+    x = torch.stack([r_w, r_l]) / scale
     ref_logps = torch.full_like(x, -50.0)
     logps = (ref_logps + x).requires_grad_()
-    lengths, score = torch.full(x.shape[1:], 50), torch.ones_like(x[0])
-    columns = [Responses(logps[i], ref_logps[i], lengths, score * (2 - i)) for i in (0, 1)]
-    anchors = {"kl_chosen": 0.0, "kl_rejected": 0.0, "delta": 0.0, "own_scores": score, "keep": score > 0}
-    given = {name: v for name, v in anchors.items() if name in loss.defaults or name in loss.given}
-    loss(*columns, **given).losses.sum().backward()
+    lengths, score = torch.full(x.shape, 50), torch.tensor([[2.0], [1.0]], dtype=x.dtype).expand_as(x)
+    both = Responses(logps, ref_logps, lengths, score)
+    anchors = {"kl": 0.0, "kl_chosen": 0.0, "kl_rejected": 0.0, "delta": 0.0, "own_scores": torch.ones_like(r_w)}
+    anchors |= {"keep": torch.ones_like(r_w) > 0, "values": torch.ones_like(r_w)}
+    given = {name: value for name, value in anchors.items() if name in loss.defaults or name in loss.given}
+    if loss.data == "pairs":
+        result = loss(*(_row(both, i) for i in (0, 1)), **given)
+    elif loss.data == "unpaired":
+        flat = Responses(*(t.flatten() for t in both if t is not None))
+        result = loss(flat, torch.tensor([[True], [False]]).expand_as(x).flatten(), **given)
+    elif loss.data == "ranked":
+        result = loss(Responses(*(t.T for t in both if t is not None)), **given)
+    else:
+        result = loss(_row(both, 0 if loss.side == "chosen" else 1), **given)
+    result.losses.sum().backward()
     assert logps.grad is not None  # every objective has one
     return logps.grad[0], logps.grad[1]
 
 
+def _row(both: Responses, i: int) -> Responses:
+    return Responses(*(t[i] for t in both if t is not None))
+
+
 def _panels() -> Iterator[Loss]:
-    return (loss for loss in map(losses.get, losses.names()) if loss.data == "pairs" and loss.name not in _SORTED)
+    return (loss for loss in map(losses.get, losses.names()) if loss.name not in _SORTED)
 
 
 _SORTED = ("aot", "aot_unpaired")  # of one pair they are dpo
 
 
 def plot(path: Path) -> None:
-    """Draws the gradient weights of every objective of pairs as small multiples."""
+    """Draws the gradient weights of every objective as small multiples."""
     import matplotlib
 
     matplotlib.use("Agg")

@@ -33,6 +33,17 @@ def test_the_picture_shows_the_gradient(name):
         torch.testing.assert_close(torch.stack([g_w, g_l]), call(name, r / 0.1).gradient(), rtol=1e-9, atol=1e-12)
 
 
+def test_labelled_and_single_and_ranked_responses_are_drawn_too():
+    r = torch.tensor([[0.5, -1.0], [2.0, 0.3]], dtype=torch.float64)
+    pairs = torch.stack(objectives_page.slopes(losses.get("apo_zero"), *r))
+    torch.testing.assert_close(torch.stack(objectives_page.slopes(losses.get("apo_zero_unpaired"), *r)), pairs)
+    g_w, g_l = objectives_page.slopes(losses.get("npo"), *r)
+    assert not g_w.any() and (g_l > 0).all()
+    ranked = torch.stack(objectives_page.slopes(losses.get("infonca"), *r))
+    dpo = torch.stack(objectives_page.slopes(losses.get("dpo"), *r))  # at beta 0.1; infonca's is 0.01
+    torch.testing.assert_close(ranked, dpo / 10)
+
+
 def test_the_picture_can_be_drawn(tmp_path):
     pytest.importorskip("matplotlib")
     objectives_page.plot(tmp_path / "picture.png")
