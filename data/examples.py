@@ -11,7 +11,7 @@ import numpy as np
 
 from data.chat import Chat, Run
 from data.errors import InputError
-from data.records import Message, Ratings, Record
+from data.records import NO_RATINGS, Message, Ratings, Record
 
 CHUNK = 512  # records whose texts are encoded together: the tokenizer works on all cores, and memory stays flat
 CHUNK_LETTERS = 2**21  # a chunk ends there too: an encoder takes some 70 times the memory of a text
@@ -27,7 +27,7 @@ class Example(NamedTuple):
     responses: tuple[np.ndarray, ...]
     """Each [n] int32, at least one id; the last one of a response that was not cut is the end-of-turn token."""
     label: bool | None = None
-    ratings: Ratings = Ratings()
+    ratings: Ratings = NO_RATINGS
     """What the row says of its responses in numbers."""
 
 

@@ -2,7 +2,7 @@
 
 # n examples, K responses of each
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Literal
 
@@ -69,8 +69,9 @@ class Columns:
     def column(self, k: int) -> Responses:
         """The k-th response of every example."""
         ref_logps = None if self.ref_logps is None else self.ref_logps[:, k]
-        has_score = self.scores is not None and k < self.scores.shape[1]  # a mismatched response has none
-        scores = self.scores[:, k] if self.scores is not None and has_score else None
+        scores = None  # of a mismatched response too
+        if self.scores is not None and k < self.scores.shape[1]:
+            scores = self.scores[:, k]
         return Responses(self.logps[:, k], ref_logps, self.lengths[:, k], scores)
 
     def ranked(self) -> Responses:
@@ -79,7 +80,7 @@ class Columns:
 
     def on(self, device: torch.device) -> "Columns":
         """The same columns on a device."""
-        return self._each(lambda tensor: tensor.to(device))
+        return replace(self, **{name: x.to(device) for name, x in vars(self).items() if isinstance(x, Tensor)})
 
     def as_form(self, form: str, side: Literal["chosen", "rejected"] = "chosen") -> "Columns | None":
         """The same sequences as an objective of another form takes them; None where they cannot be.
@@ -107,9 +108,6 @@ class Columns:
         names = ("logps", "ref_logps", "lengths", "scores")
         found = {name: getattr(self, name)[:, columns] for name in names if getattr(self, name) is not None}
         return replace(self, mean_lengths=tuple(self.mean_lengths[k] for k in columns), **found)
-
-    def _each(self, change: Callable[[Tensor], Tensor]) -> "Columns":
-        return replace(self, **{name: change(v) for name, v in vars(self).items() if isinstance(v, Tensor)})
 
 
 def _tensor(values: Sequence[float | tuple[float, ...] | None]) -> Tensor | None:

@@ -3,6 +3,8 @@
 import ctypes
 import platform
 
+import torch
+
 # From glibc's malloc.h.
 M_TRIM_THRESHOLD, M_MMAP_MAX = -1, -4
 LARGEST = 2**31 - 1
@@ -12,9 +14,9 @@ def keep_pages() -> None:
     """Lets this process use the pages again that it frees, instead of asking the kernel for fresh ones.
 
     glibc gives every large block back at once, and the next one costs a page fault, and a zeroed page, per 4 KB: a
-    sixth of a step on two cores. Where the C library is another one, nothing is changed.
+    sixth of a step on two cores. Where the C library is another one, or a GPU does the work, nothing is changed.
     """
-    if platform.libc_ver()[0] == "glibc":
+    if platform.libc_ver()[0] == "glibc" and not torch.cuda.is_available():
         libc = ctypes.CDLL(None)
         libc.mallopt(M_MMAP_MAX, 0)
         libc.mallopt(M_TRIM_THRESHOLD, LARGEST)

@@ -18,7 +18,6 @@ from torch.distributed.fsdp._fully_shard._fsdp_param_group import FSDPParamGroup
 from torch.distributed.tensor import DTensor
 from torch.distributed.tensor._utils import compute_local_shape_and_global_offset
 
-from engine import host
 from engine.llama import Llama
 from engine.walk import Walk
 
@@ -28,11 +27,8 @@ Module = TypeVar("Module", bound=nn.Module)
 class Ranks:
     """The processes of a run, and this one's place among them."""
 
-    def __init__(self, *, dtype: torch.dtype | None = None, keeps_pages: bool = True) -> None:
-        """Joins the ranks that torchrun started, or is alone. dtype: of compute; bf16 on CUDA, else float32.
-
-        keeps_pages: whether memory that is freed on the CPU is used again; not doing so is for measuring what it buys.
-        """
+    def __init__(self, *, dtype: torch.dtype | None = None) -> None:
+        """Joins the ranks that torchrun started, or is alone. dtype: of compute; bf16 on CUDA, else float32."""
         self.rank = int(os.environ.get("RANK", "0"))
         self.size = int(os.environ.get("WORLD_SIZE", "1"))
         has_cuda = torch.cuda.is_available()
@@ -41,8 +37,6 @@ class Ranks:
         self.is_sharded = self.size > 1 or has_cuda or self.dtype != torch.float32
         if has_cuda:
             torch.cuda.set_device(self.device)
-        elif keeps_pages:
-            host.keep_pages()
         if self.is_sharded:
             backend = "cpu:gloo,cuda:nccl" if has_cuda else "gloo"
             if (

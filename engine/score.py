@@ -19,7 +19,7 @@ from tqdm import tqdm
 from data import InputError, cli, files
 from data.dataset import RowSettings, open_model, read_examples
 from data.examples import Example
-from engine import weights
+from engine import host, weights
 from engine.parallel import Ranks
 from engine.steps import Split, Step
 from engine.walk import Walk
@@ -85,6 +85,7 @@ def score_under(
     The folder is one that `vocabulary_of` takes.
     """
     model = weights.build(folder)
+    host.keep_pages()
     ranks = Ranks(dtype=getattr(torch, dtype) if dtype else None)
     walk = ranks.place(Walk(model)).eval()
     weights.fill(model, folder, ranks.local)

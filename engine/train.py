@@ -20,7 +20,7 @@ from data.chat import stop_ids
 from data.dataset import find_cut, open_model, read_examples
 from data.examples import Example, in_form
 from data.show import show
-from engine import optim, reference, trl_names, weights
+from engine import host, optim, reference, trl_names, weights
 from engine.columns import Columns
 from engine.config import TrainConfig
 from engine.llama import Llama
@@ -65,8 +65,9 @@ def run(config: TrainConfig) -> RunResult:
 
 def ranks_of(config: TrainConfig) -> Ranks:
     """The processes of a run."""
-    dtype = getattr(torch, config.dtype) if config.dtype else None
-    return Ranks(dtype=dtype, keeps_pages="used-pages" not in config.without)
+    if "used-pages" not in config.without:
+        host.keep_pages()
+    return Ranks(dtype=getattr(torch, config.dtype) if config.dtype else None)
 
 
 def _run_stages(config: TrainConfig) -> RunResult:

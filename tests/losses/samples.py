@@ -101,6 +101,6 @@ def sp(z):
     return z.clamp(min=0) + torch.log1p(torch.exp(-z.abs()))
 
 
-def close(got, expected):
+def assert_close(got, expected):
     """Equal to twelve digits, of the numbers or of 1."""
     torch.testing.assert_close(got, expected, rtol=1e-12, atol=1e-12)

@@ -11,7 +11,7 @@ import torch
 
 import losses
 from losses import LossError
-from tests.losses.samples import REF, call, close, d, lengths, points, s, scores_of, sp
+from tests.losses.samples import REF, assert_close, call, d, lengths, points, s, scores_of, sp
 
 LOG2 = math.log(2)
 
@@ -188,8 +188,8 @@ def test_an_objective_of_pairs_is_its_closed_form(form, arguments):
     x = points()
     value, g_w, g_l = form(known(x), **arguments)
     made = call(form.__name__, x, **arguments)
-    close(made.result.losses, value)
-    close(made.gradient(), torch.stack([g_w, g_l]))
+    assert_close(made.result.losses, value)
+    assert_close(made.gradient(), torch.stack([g_w, g_l]))
 
 
 CENTRE = {
@@ -201,7 +201,7 @@ CENTRE = {
 @pytest.mark.parametrize(("name", "value"), CENTRE.items())
 def test_the_value_where_policy_and_reference_agree(name, value):
     losses_there = call(name, torch.zeros(2, 3, dtype=torch.float64)).result.losses
-    close(losses_there, torch.full((3,), value, dtype=torch.float64))
+    assert_close(losses_there, torch.full((3,), value, dtype=torch.float64))
 
 
 def test_every_objective_of_pairs_has_a_closed_form_here_or_beside():
@@ -213,7 +213,7 @@ def test_every_objective_of_pairs_has_a_closed_form_here_or_beside():
 
 def test_dpops_penalty_has_no_gradient_at_the_reference_itself():
     g_w, g_l = call("dpop", torch.zeros(2, 1, dtype=torch.float64)).gradient()
-    close(g_w, -g_l)
+    assert_close(g_w, -g_l)
 
 
 def test_discopops_first_step_lowers_the_margin():
@@ -225,7 +225,7 @@ def test_a_target_takes_the_winners_place_in_slic():
     zero = torch.zeros(1, dtype=torch.float64)
     one = losses.Responses(zero - 5), losses.Responses(zero - 9)
     made = losses.get("slic")(*one, target=losses.Responses(zero - 20), lam=0.5)
-    close(made.losses, torch.tensor([10.0], dtype=torch.float64))
+    assert_close(made.losses, torch.tensor([10.0], dtype=torch.float64))
 
 
 def test_orpo_stays_finite_where_a_response_is_certain():

@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 
 import losses
 from losses import LossError, Responses
+from tests.losses.samples import d, labels_of, s, sp
 
 NAMES = ["dpo", "apo_zero", "apo_down", "apo_zero_unpaired", "kto", "kto_pair", "sft"]
 PAIRS = ["dpo", "apo_zero", "apo_down", "kto_pair"]
@@ -23,19 +24,7 @@ small = st.floats(-30, 30)
 betas = st.sampled_from([0.05, 0.1, 0.5, 1.0])
 
 
-def s(z):
-    return 1 / (1 + torch.exp(-z))
-
-
-def d(z):
-    return s(z) * s(-z)
-
-
-def sp(z):
-    return z.clamp(min=0) + torch.log1p(torch.exp(-z.abs()))
-
-
-def close(got, expected):
+def assert_close(got, expected):
     torch.testing.assert_close(got, expected, rtol=0, atol=1e-12)
 
 
@@ -53,10 +42,6 @@ def columns(x):
     """Leaves logps and ref_logps of the shape of x, both asking for a gradient."""
     ref_logps = torch.full_like(x, REF).requires_grad_()
     return (ref_logps.detach() + x).requires_grad_(), ref_logps
-
-
-def labels_of(n):
-    return torch.arange(n) % 3 != 0  # two classes of different size
 
 
 def call(name, x, **arguments):
@@ -85,16 +70,16 @@ def gradient(name, x, **arguments):
 def test_dpo_is_the_closed_form(beta):
     x = points()
     m = beta * (x[0] - x[1])
-    close(call("dpo", x, beta=beta)[0].losses, sp(-m))
-    close(gradient("dpo", x, beta=beta), torch.stack([-beta * s(-m), beta * s(-m)]))
+    assert_close(call("dpo", x, beta=beta)[0].losses, sp(-m))
+    assert_close(gradient("dpo", x, beta=beta), torch.stack([-beta * s(-m), beta * s(-m)]))
 
 
 @pytest.mark.parametrize("beta", [0.1, 1.0])
 def test_apo_zero_is_the_closed_form(beta):
     x = points()
     r_w, r_l = beta * x
-    close(call("apo_zero", x, beta=beta)[0].losses, s(-r_w) + s(r_l))
-    close(gradient("apo_zero", x, beta=beta), torch.stack([-beta * d(r_w), beta * d(r_l)]))
+    assert_close(call("apo_zero", x, beta=beta)[0].losses, s(-r_w) + s(r_l))
+    assert_close(gradient("apo_zero", x, beta=beta), torch.stack([-beta * d(r_w), beta * d(r_l)]))
 
 
 @pytest.mark.parametrize("beta", [0.1, 1.0])
@@ -102,8 +87,8 @@ def test_apo_down_is_the_closed_form(beta):
     x = points()
     r_w, r_l = beta * x
     m = r_w - r_l
-    close(call("apo_down", x, beta=beta)[0].losses, s(r_w) + s(-m))
-    close(gradient("apo_down", x, beta=beta), torch.stack([beta * (d(r_w) - d(m)), beta * d(m)]))
+    assert_close(call("apo_down", x, beta=beta)[0].losses, s(r_w) + s(-m))
+    assert_close(gradient("apo_down", x, beta=beta), torch.stack([beta * (d(r_w) - d(m)), beta * d(m)]))
 
 
 @pytest.mark.parametrize("beta", [0.1, 1.0])
@@ -112,11 +97,11 @@ def test_apo_zero_unpaired_is_the_closed_form(beta, weights):
     x = points()
     r, labels = beta * x.flatten(), labels_of(x.numel())
     arguments = {"beta": beta, "desirable_weight": weights[0], "undesirable_weight": weights[1]}
-    close(
+    assert_close(
         call("apo_zero_unpaired", x, **arguments)[0].losses, torch.where(labels, weights[0] * s(-r), weights[1] * s(r))
     )
     expected = torch.where(labels, -weights[0] * beta * d(r), weights[1] * beta * d(r))
-    close(gradient("apo_zero_unpaired", x, **arguments).flatten(), expected)
+    assert_close(gradient("apo_zero_unpaired", x, **arguments).flatten(), expected)
 
 
 @pytest.mark.parametrize("beta", [0.1, 1.0])
@@ -127,11 +112,11 @@ def test_kto_with_a_fixed_kl_is_the_closed_form(beta, weights, kl):
     away, labels = beta * (x.flatten() - kl), labels_of(x.numel())
     arguments = {"beta": beta, "desirable_weight": weights[0], "undesirable_weight": weights[1], "kl": kl}
     result, logps, _ = call("kto", x, **arguments)
-    close(result.losses, torch.where(labels, weights[0] * s(-away), weights[1] * s(away)))
-    close(result.metrics["kl"], tensor(kl))
+    assert_close(result.losses, torch.where(labels, weights[0] * s(-away), weights[1] * s(away)))
+    assert_close(result.metrics["kl"], tensor(kl))
     result.losses.sum().backward()
     expected = torch.where(labels, -weights[0] * beta * d(away), weights[1] * beta * d(away))
-    close(logps.grad.flatten(), expected)
+    assert_close(logps.grad.flatten(), expected)
 
 
 @pytest.mark.parametrize(("ratios", "z"), [([3.0, -1.0, 7.0], 3.0), ([1.0, -5.0, 2.0], 0.0)])
@@ -140,17 +125,17 @@ def test_kto_anchors_on_the_mean_of_the_mismatched_clamped_once(ratios, z):
     logps, ref_logps = columns(tensor(ratios))  # of another number than the responses
     result, own, _ = call("kto", x, beta=beta, mismatched=Responses(logps, ref_logps))
     away, labels = beta * (x.flatten() - z), labels_of(x.numel())
-    close(result.losses, torch.where(labels, s(-away), s(away)))
-    close(result.metrics["kl"], tensor(z))
+    assert_close(result.losses, torch.where(labels, s(-away), s(away)))
+    assert_close(result.metrics["kl"], tensor(z))
     result.losses.sum().backward()
-    close(own.grad.flatten(), torch.where(labels, -beta * d(away), beta * d(away)))
+    assert_close(own.grad.flatten(), torch.where(labels, -beta * d(away), beta * d(away)))
     assert logps.grad is None and not result.metrics["kl"].requires_grad  # the anchor gets no gradient
 
 
 def test_kto_takes_a_given_kl_before_the_mismatched():
     logps, ref_logps = columns(tensor([9.0]))
     result, _, _ = call("kto", points(), kl=2.0, mismatched=Responses(logps, ref_logps))
-    close(result.metrics["kl"], tensor(2.0))
+    assert_close(result.metrics["kl"], tensor(2.0))
 
 
 def test_kto_without_an_anchor_is_refused():
@@ -176,15 +161,15 @@ def test_kto_pair_is_the_closed_form(beta, detach, means):
     (x_w, x_l), n = x, x.shape[1]
     z_w, z_l = max(0.0, means[0]), max(0.0, means[1])
     result, logps, _ = call("kto_pair", x, beta=beta, detach=detach)
-    close(result.losses, (s(-beta * (x_w - z_l)) + s(-beta * (z_w - x_l))) / 2)
-    close(result.metrics["kl"], tensor((z_w + z_l) / 2))
+    assert_close(result.losses, (s(-beta * (x_w - z_l)) + s(-beta * (z_w - x_l))) / 2)
+    assert_close(result.metrics["kl"], tensor((z_w + z_l) / 2))
     result.losses.sum().backward()
     g_w, g_l = -beta / 2 * d(beta * (x_w - z_l)), beta / 2 * d(beta * (z_w - x_l))
     if not detach:  # through the mean of the other half, where the clamp lets it pass
         through_l = beta / (2 * n) * d(beta * (x_w - z_l)).sum() * (means[1] > 0)
         through_w = -beta / (2 * n) * d(beta * (z_w - x_l)).sum() * (means[0] > 0)
         g_w, g_l = g_w + through_w, g_l + through_l
-    close(logps.grad, torch.stack([g_w, g_l]))
+    assert_close(logps.grad, torch.stack([g_w, g_l]))
 
 
 @pytest.mark.parametrize("beta", [0.1, 1.0])
@@ -192,9 +177,9 @@ def test_kto_pair_with_given_anchors_is_the_closed_form_far_out_too(beta):
     x = points()
     x_w, x_l = x
     result, logps, _ = call("kto_pair", x, beta=beta, kl_chosen=2.0, kl_rejected=0.5)
-    close(result.losses, (s(-beta * (x_w - 0.5)) + s(-beta * (2.0 - x_l))) / 2)
+    assert_close(result.losses, (s(-beta * (x_w - 0.5)) + s(-beta * (2.0 - x_l))) / 2)
     result.losses.sum().backward()
-    close(logps.grad, torch.stack([-beta / 2 * d(beta * (x_w - 0.5)), beta / 2 * d(beta * (2.0 - x_l))]))
+    assert_close(logps.grad, torch.stack([-beta / 2 * d(beta * (x_w - 0.5)), beta / 2 * d(beta * (2.0 - x_l))]))
 
 
 def test_at_the_centre_kto_pair_without_detach_has_exactly_twice_the_gradient():
@@ -208,26 +193,26 @@ def test_sft_is_the_closed_form(per):
     lp, n = (REF + x).flatten(), torch.arange(1, x.numel() + 1).double()
     result, logps, _ = call("sft", x, per=per)
     divisor = {"token": torch.full_like(n, n.sum().item() / len(n)), "sequence": n, "sum": torch.ones_like(n)}[per]
-    close(result.losses, -lp / divisor)
+    assert_close(result.losses, -lp / divisor)
     result.losses.sum().backward()
-    close(logps.grad.flatten(), -1 / divisor)
-    close(result.chosen_rewards, 0.1 * x.flatten())
+    assert_close(logps.grad.flatten(), -1 / divisor)
+    assert_close(result.chosen_rewards, 0.1 * x.flatten())
     assert len(result.rejected_rewards) == 0
 
 
 def test_the_mean_of_sft_per_token_is_the_mean_over_tokens():
     lp, lengths = tensor([-12.0, -3.0, -40.0]), torch.tensor([5, 2, 11])
-    close(losses.get("sft")(Responses(lp, lengths=lengths)).losses.mean(), tensor(55 / 18))
+    assert_close(losses.get("sft")(Responses(lp, lengths=lengths)).losses.mean(), tensor(55 / 18))
 
 
 def test_sft_takes_a_given_mean_length_before_its_own():
     lp, lengths = tensor([-12.0, -3.0]), torch.tensor([5, 2])
-    close(losses.get("sft")(Responses(lp, lengths=lengths), mean_length=4.0).losses, tensor([3.0, 0.75]))
+    assert_close(losses.get("sft")(Responses(lp, lengths=lengths), mean_length=4.0).losses, tensor([3.0, 0.75]))
 
 
 def test_sft_without_a_reference_reports_beta_times_the_log_prob():
     lp = tensor([-12.0, -3.0])
-    close(losses.get("sft")(Responses(lp), per="sum", beta=0.5).chosen_rewards, tensor([-6.0, -1.5]))
+    assert_close(losses.get("sft")(Responses(lp), per="sum", beta=0.5).chosen_rewards, tensor([-6.0, -1.5]))
 
 
 @pytest.mark.parametrize("per", ["token", "sequence", "word"])
@@ -242,7 +227,7 @@ CENTRE_LOSS = {"dpo": math.log(2), "apo_zero": 1.0, "apo_down": 1.0, "apo_zero_u
 
 @pytest.mark.parametrize(("name", "value"), CENTRE_LOSS.items())
 def test_the_value_at_the_centre(name, value):
-    close(call(name, CENTRE)[0].losses, torch.full_like(call(name, CENTRE)[0].losses, value))
+    assert_close(call(name, CENTRE)[0].losses, torch.full_like(call(name, CENTRE)[0].losses, value))
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -280,7 +265,7 @@ def test_dpo_and_apo_zero_raise_every_winner_and_lower_every_loser(name):
 def test_dpo_pushes_both_equally():
     g_w, g_l = gradient("dpo", points())
     assert torch.equal(g_w, -g_l)
-    close(gradient("dpo", CENTRE), tensor([[-0.05], [0.05]]))
+    assert_close(gradient("dpo", CENTRE), tensor([[-0.05], [0.05]]))
 
 
 def test_apo_zero_pushes_the_winner_harder_only_where_it_is_nearer_to_the_reference():
@@ -292,7 +277,7 @@ def test_apo_zero_pushes_the_winner_harder_only_where_it_is_nearer_to_the_refere
 def test_apo_downs_first_step_moves_the_loser_only():
     g_w, g_l = gradient("apo_down", CENTRE, beta=0.1)
     assert g_w.item() == 0.0
-    close(g_l, tensor([0.025]))
+    assert_close(g_l, tensor([0.025]))
 
 
 def test_apo_down_lowers_every_loser_and_the_winner_where_it_is_nearer_than_the_margin():
@@ -305,7 +290,7 @@ def test_apo_down_lowers_every_loser_and_the_winner_where_it_is_nearer_than_the_
 
 @pytest.mark.parametrize("x", [(-3.0, -6.0), (5.0, 10.0), (4.0, 0.0), (-7.0, 0.0)])
 def test_apo_downs_winner_rests_where_the_loser_is_twice_as_far_or_at_the_reference(x):
-    close(gradient("apo_down", tensor(x)[:, None])[0], tensor([0.0]))
+    assert_close(gradient("apo_down", tensor(x)[:, None])[0], tensor([0.0]))
 
 
 def test_a_step_of_apo_down_can_shrink_a_saturated_margin():
@@ -343,8 +328,8 @@ def test_no_gradient_goes_into_the_reference(name):
 def test_rewards_of_pairs_are_beta_times_the_log_ratio(name):
     x = points()
     result, _, _ = call(name, x, beta=0.3)
-    close(result.chosen_rewards, 0.3 * x[0])
-    close(result.rejected_rewards, 0.3 * x[1])
+    assert_close(result.chosen_rewards, 0.3 * x[0])
+    assert_close(result.rejected_rewards, 0.3 * x[1])
 
 
 @pytest.mark.parametrize("name", LABELLED)
@@ -352,8 +337,8 @@ def test_rewards_of_labelled_responses_go_to_their_own_class(name):
     x = points()
     result, _, _ = call(name, x, beta=0.3)
     labels = labels_of(x.numel())
-    close(result.chosen_rewards, 0.3 * x.flatten()[labels])
-    close(result.rejected_rewards, 0.3 * x.flatten()[~labels])
+    assert_close(result.chosen_rewards, 0.3 * x.flatten()[labels])
+    assert_close(result.rejected_rewards, 0.3 * x.flatten()[~labels])
 
 
 @pytest.mark.parametrize("name", LABELLED)
@@ -380,13 +365,13 @@ def test_an_objective_with_a_reference_says_so_where_there_is_none(name):
 def test_permuting_the_pairs_permutes_the_losses(name):
     x = points(shift=3.0)[:, :64]
     order = torch.randperm(64, generator=torch.Generator().manual_seed(2))
-    close(call(name, x[:, order])[0].losses, call(name, x)[0].losses[order])
+    assert_close(call(name, x[:, order])[0].losses, call(name, x)[0].losses[order])
 
 
 @pytest.mark.parametrize("name", PAIRS)
 def test_duplicating_the_step_leaves_its_mean(name):
     x = points(shift=3.0)[:, :64]
-    close(call(name, x.repeat(1, 2))[0].losses.mean(), call(name, x)[0].losses.mean())
+    assert_close(call(name, x.repeat(1, 2))[0].losses.mean(), call(name, x)[0].losses.mean())
 
 
 @given(st.lists(st.tuples(small, small), min_size=1, max_size=8), st.floats(-500, 500), betas)
@@ -426,11 +411,11 @@ def test_swapping_winner_and_loser(x_w, x_l, beta):
 
     r_w, r_l = beta * tensor([x_w]), beta * tensor([x_l])
     here, swapped = both("apo_zero")
-    close(here + swapped, tensor([2.0]))
+    assert_close(here + swapped, tensor([2.0]))
     here, swapped = both("dpo")
-    close(swapped - here, r_w - r_l)
+    assert_close(swapped - here, r_w - r_l)
     here, swapped = both("apo_down")
-    close(here + swapped, 1 + s(r_w) + s(r_l))
+    assert_close(here + swapped, 1 + s(r_w) + s(r_l))
 
 
 @given(st.lists(st.tuples(small, small), min_size=1, max_size=8), betas)
@@ -439,9 +424,9 @@ def test_on_unpaired_pairs_the_mean_is_half_of_apo_zeros(rows, beta):
     logps, ref_logps = columns(x)
     labels = torch.tensor([True, False])[:, None].expand_as(x).flatten()
     unpaired = losses.get("apo_zero_unpaired")(Responses(logps.flatten(), ref_logps.flatten()), labels, beta=beta)
-    close(unpaired.losses.mean(), call("apo_zero", x, beta=beta)[0].losses.mean() / 2)
+    assert_close(unpaired.losses.mean(), call("apo_zero", x, beta=beta)[0].losses.mean() / 2)
     kto = losses.get("kto")(Responses(logps.flatten(), ref_logps.flatten()), labels, beta=beta, kl=0.0)
-    close(kto.losses, unpaired.losses)  # KTO whose anchor is 0
+    assert_close(kto.losses, unpaired.losses)  # KTO whose anchor is 0
 
 
 @given(small, small, betas)

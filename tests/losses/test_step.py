@@ -5,7 +5,7 @@ import torch
 
 import losses
 from losses import LossError, Responses
-from tests.losses.samples import REF, call, close, d, labels_of, points, s, scores_of, sp
+from tests.losses.samples import REF, assert_close, call, d, labels_of, points, s, scores_of, sp
 
 
 def leaves(x):
@@ -24,10 +24,10 @@ def test_aot_compares_the_kth_margins(beta, e):
     margins, others = (lp[0] - lp[1]).tolist(), sorted((ref[0] - ref[1]).tolist())
     rank = {value: k for k, value in enumerate(sorted(margins))}
     difference = beta * torch.tensor([v - others[rank[v]] for v in margins], dtype=torch.float64)
-    close(result.losses, (1 - e) * sp(-difference) + e * sp(difference))
+    assert_close(result.losses, (1 - e) * sp(-difference) + e * sp(difference))
     result.losses.sum().backward()
     slope = beta * (s(difference) - (1 - e))
-    close(lp.grad, torch.stack([slope, -slope]))
+    assert_close(lp.grad, torch.stack([slope, -slope]))
 
 
 def test_aot_unpaired_compares_the_kth_log_ratios():
@@ -40,14 +40,14 @@ def test_aot_unpaired_compares_the_kth_log_ratios():
     expected = torch.zeros(3, 64, dtype=torch.float64)
     expected[0, order_w] = 0.9 * sp(-difference) + 0.1 * sp(difference)
     expected[1, order_w], expected[2, order_l] = slope, -slope
-    close(made.result.losses, expected[0])
-    close(made.gradient(), expected[1:])
+    assert_close(made.result.losses, expected[0])
+    assert_close(made.gradient(), expected[1:])
 
 
 def test_one_pair_alone_makes_aot_dpo():
     x = torch.tensor([[3.0], [-4.0]], dtype=torch.float64)
     for name in ("aot", "aot_unpaired"):
-        close(call(name, x).result.losses, call("dpo", x).result.losses)
+        assert_close(call(name, x).result.losses, call("dpo", x).result.losses)
 
 
 def test_the_mean_of_all_rewards_seen_is_bcos_anchor():
@@ -57,10 +57,12 @@ def test_the_mean_of_all_rewards_seen_is_bcos_anchor():
         made = call("bco_pair", x, beta=0.5, state=state)
         seen += (0.5 * ((REF + x) - REF)).flatten().tolist()
         delta = sum(seen) / len(seen)
-        close(made.result.metrics["delta"], torch.tensor(delta, dtype=torch.float64))
+        assert_close(made.result.metrics["delta"], torch.tensor(delta, dtype=torch.float64))
         r_w, r_l = 0.5 * ((REF + x) - REF)
-        close(made.result.losses, sp(-(r_w - delta)) + sp(r_l - delta))
-        close(made.gradient(), torch.stack([-0.5 * s(delta - r_w), 0.5 * s(r_l - delta)]))  # none through the anchor
+        assert_close(made.result.losses, sp(-(r_w - delta)) + sp(r_l - delta))
+        assert_close(
+            made.gradient(), torch.stack([-0.5 * s(delta - r_w), 0.5 * s(r_l - delta)])
+        )  # none through the anchor
         state = made.result.state
     assert state == {"mean": pytest.approx(delta), "count": len(seen)}
 
@@ -72,9 +74,9 @@ def test_bco_is_the_closed_form(delta):
     labels, weight = labels_of(len(r)), (torch.arange(len(r), dtype=torch.float64) % 5)
     made = call("bco", x, weights=weight, delta=delta)
     shift, w = r.mean() if delta is None else delta, weight.clamp(0.5, 10)
-    close(made.result.losses, torch.where(labels, sp(-(r - shift)), w * sp(r - shift)))
+    assert_close(made.result.losses, torch.where(labels, sp(-(r - shift)), w * sp(r - shift)))
     expected = torch.where(labels, -0.1 * s(shift - r), 0.1 * w * s(r - shift))
-    close(made.gradient().T.flatten(), expected)
+    assert_close(made.gradient().T.flatten(), expected)
 
 
 def test_bco_without_weights_weighs_all_alike():
@@ -93,9 +95,9 @@ def test_apo_down_unpaired_is_the_closed_form(weights):
     z_w, z_l = r[labels].mean(), r[~labels].mean()
     made = call("apo_down_unpaired", x, desirable_weight=weights[0], undesirable_weight=weights[1])
     expected = torch.where(labels, weights[0] * (s(r) + s(z_l - r)), weights[1] * s(r - z_w))
-    close(made.result.losses, expected)
+    assert_close(made.result.losses, expected)
     slopes = torch.where(labels, weights[0] * 0.1 * (d(r) - d(r - z_l)), weights[1] * 0.1 * d(z_w - r))
-    close(made.gradient().T.flatten(), slopes)
+    assert_close(made.gradient().T.flatten(), slopes)
 
 
 def test_with_equal_rewards_apo_down_unpaired_has_apo_downs_gradients():
@@ -103,7 +105,7 @@ def test_with_equal_rewards_apo_down_unpaired_has_apo_downs_gradients():
     labels = torch.tensor([True, False] * 4)
     losses.get("apo_down_unpaired")(Responses(lp, ref), labels).losses.sum().backward()
     paired = call("apo_down", torch.tensor([[3.0], [-5.0]], dtype=torch.float64)).gradient()
-    close(lp.grad.view(4, 2), paired.T.expand(4, 2))
+    assert_close(lp.grad.view(4, 2), paired.T.expand(4, 2))
 
 
 @pytest.mark.parametrize("value", [True, False])
@@ -122,10 +124,10 @@ def test_beta_dpo_is_the_closed_form_for_the_pairs_that_are_kept():
     made = call("beta_dpo", x, keep=keep, state=before)
     mean = 0.9 * 1.0 + 0.1 * A.mean()
     beta = 0.1 * (1 + 0.6 * (A[keep].mean() - mean))
-    close(made.result.metrics["beta"], beta)
-    close(made.result.losses, torch.where(keep, sp(-beta * A) * 64 / 48, 0.0))
+    assert_close(made.result.metrics["beta"], beta)
+    assert_close(made.result.losses, torch.where(keep, sp(-beta * A) * 64 / 48, 0.0))
     slope = torch.where(keep, -beta * s(-beta * A) * 64 / 48, 0.0)
-    close(made.gradient(), torch.stack([slope, -slope]))  # none through beta
+    assert_close(made.gradient(), torch.stack([slope, -slope]))  # none through beta
     after = {"mean": mean.item(), "deviation": 0.9 * 2.0 + 0.1 * A.std().item(), "step": 6.0}
     assert made.result.state == pytest.approx(after)
 
@@ -156,7 +158,7 @@ def test_at_the_first_step_beta_dpo_is_dpo_on_its_draw():
     made = call("beta_dpo", torch.zeros(2, 10, dtype=torch.float64))
     kept = made.result.losses != 0
     assert kept.sum() == 8
-    close(made.result.losses[kept], torch.full((8,), 1.25 * 0.6931471805599453, dtype=torch.float64))
+    assert_close(made.result.losses[kept], torch.full((8,), 1.25 * 0.6931471805599453, dtype=torch.float64))
 
 
 @pytest.mark.parametrize("share", [0.0, 1.5])
@@ -173,8 +175,8 @@ def test_npo_is_the_closed_form(beta):
     x = points()
     r = beta * ((REF + x) - REF).T.flatten()
     made = call("npo", x, beta=beta)
-    close(made.result.losses, 2 / beta * sp(r))
-    close(made.gradient().T.flatten(), 2 * s(r))
+    assert_close(made.result.losses, 2 / beta * sp(r))
+    assert_close(made.gradient().T.flatten(), 2 * s(r))
     assert len(made.result.chosen_rewards) == 0 and torch.equal(made.result.rejected_rewards, r)
 
 
@@ -186,8 +188,8 @@ def test_dro_is_the_closed_form(tau):
     scores, values = torch.stack([s_w, s_l], 1).flatten(), torch.arange(len(flat), dtype=torch.float64) / 7
     made = call("dro", x, tau=tau, values=values)
     rest = scores - values - tau * flat
-    close(made.result.losses, rest**2 / 2)
-    close(made.gradient().T.flatten(), -tau * rest)
+    assert_close(made.result.losses, rest**2 / 2)
+    assert_close(made.gradient().T.flatten(), -tau * rest)
 
 
 # Ranked responses: three to a prompt, the one in the middle half the difference of the others.
@@ -212,8 +214,8 @@ def test_infonca_is_the_closed_form(beta, alpha):
     t, p = softmax(scores / alpha), softmax(beta * x)
     made = call("infonca", points(), beta=beta, alpha=alpha)
     shifted = beta * x - (beta * x).max(dim=1, keepdim=True).values
-    close(made.result.losses, -(t * (shifted - shifted.exp().sum(dim=1, keepdim=True).log())).sum(dim=1))
-    close(made.gradient(), beta * (p - t))
+    assert_close(made.result.losses, -(t * (shifted - shifted.exp().sum(dim=1, keepdim=True).log())).sum(dim=1))
+    assert_close(made.gradient(), beta * (p - t))
 
 
 @pytest.mark.parametrize(("beta", "alpha"), [(0.01, 1e-4), (0.5, 2.0)])
@@ -221,8 +223,8 @@ def test_nca_ranked_is_the_closed_form(beta, alpha):
     x, scores = ranked(points())
     t, r = softmax(scores / alpha), beta * x
     made = call("nca_ranked", points(), beta=beta, alpha=alpha)
-    close(made.result.losses, (t * sp(-r)).sum(dim=1) + sp(r).sum(dim=1) / 3)
-    close(made.gradient(), beta * (s(r) / 3 - t * s(-r)))
+    assert_close(made.result.losses, (t * sp(-r)).sum(dim=1) + sp(r).sum(dim=1) / 3)
+    assert_close(made.gradient(), beta * (s(r) / 3 - t * s(-r)))
 
 
 @pytest.mark.parametrize(("beta", "beta_r"), [(0.1, 0.5), (0.5, 2.0)])
@@ -233,8 +235,8 @@ def test_exo_ranked_is_the_closed_form(beta, beta_r):
     log_p = shifted - shifted.exp().sum(dim=1, keepdim=True).log()
     value = (p * (log_p - log_t)).sum(dim=1)
     made = call("exo_ranked", points(), beta=beta, beta_r=beta_r)
-    close(made.result.losses, value)
-    close(made.gradient(), beta * p * (log_p - log_t - value[:, None]))
+    assert_close(made.result.losses, value)
+    assert_close(made.gradient(), beta * p * (log_p - log_t - value[:, None]))
 
 
 @pytest.mark.parametrize("tau", [1.0, 0.3])
@@ -245,8 +247,8 @@ def test_dro_ranked_takes_each_value_from_the_others(tau):
         [(rest[:, 1] + rest[:, 2]) / 2, (rest[:, 0] + rest[:, 2]) / 2, (rest[:, 0] + rest[:, 1]) / 2], 1
     )
     made = call("dro_ranked", points(), tau=tau)
-    close(made.result.losses, ((rest - value) ** 2).mean(dim=1) / 2)
-    close(made.gradient(), -tau * (rest - value) / 3)
+    assert_close(made.result.losses, ((rest - value) ** 2).mean(dim=1) / 2)
+    assert_close(made.gradient(), -tau * (rest - value) / 3)
 
 
 def two_ranked(name, x, **arguments):
@@ -258,5 +260,5 @@ def two_ranked(name, x, **arguments):
 
 def test_two_ranked_responses_are_a_pair():
     x = points()
-    close(two_ranked("infonca", x), call("dpo", x).result.losses)
-    close(two_ranked("nca_ranked", x), call("nca", x).result.losses)
+    assert_close(two_ranked("infonca", x), call("dpo", x).result.losses)
+    assert_close(two_ranked("nca_ranked", x), call("nca", x).result.losses)
