@@ -19,7 +19,7 @@ from typing import Any, Protocol, TypeVar
 import tyro
 import yaml
 
-from data.errors import InputError, RunError
+from data.errors import InputError, RunError, Stopped
 
 Config = TypeVar("Config")
 
@@ -81,7 +81,7 @@ def parse(
 
 def run(main: Callable[[Sequence[str]], None]) -> None:
     """Runs a command's main on sys.argv. What ends it becomes one sentence and an exit code:
-    2 for input, 1 for a run that cannot go on, 130 for Ctrl-C.
+    2 for input, 1 for a run that cannot go on, 130 for Ctrl-C, 143 for SIGTERM after what was done is saved.
 
     Under torchrun only rank 0 speaks. Where OUTCOME_VARIABLE names a file, rank 0 writes the code into it and every
     rank leaves with 0, so that torchrun has no report of its own to add.
@@ -90,6 +90,8 @@ def run(main: Callable[[Sequence[str]], None]) -> None:
         main(sys.argv[1:])
     except InputError as fault:
         _leave(f"error: {fault}", 2)
+    except Stopped as ending:
+        _leave(str(ending), ending.code)
     except RunError as fault:
         _leave(f"error: {fault}", 1)
     except KeyboardInterrupt:

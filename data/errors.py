@@ -9,6 +9,14 @@ class RunError(RuntimeError):
     """A run cannot go on although its input was fine. The text is one sentence. Exit code 1, no traceback."""
 
 
+class Stopped(RunError):
+    """A run that ended early because it was asked to: what it has done is kept. code: the exit code."""
+
+    def __init__(self, sentence: str, code: int) -> None:
+        super().__init__(sentence)
+        self.code = code
+
+
 def list_faults(faults: list[str], n_rows: int, *, mend: str, n_faults: int | None = None) -> InputError:
     """One InputError for many faults: the first ten, then the count. `mend` says what to do about them.
 

@@ -1,0 +1,1 @@
+"""Preference data from language models over HTTP: CLAIR, judges, stronger-preferred."""

@@ -1,0 +1,126 @@
+"""How many answers a second the client takes in, the store included.
+
+    python -m revise.bench --in-flight 256 --seconds 1
+
+A loopback server on one core answers each request after so many seconds; the client, its store and nothing else have
+another core. The ideal is what the server gives: requests in flight over seconds. Memory is the client's, at its
+highest after the first tenth of the requests and at the end.
+"""
+
+import asyncio
+import contextlib
+import importlib
+import importlib.util
+import multiprocessing
+import os
+import resource
+import tempfile
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from multiprocessing.connection import Connection
+from pathlib import Path
+from typing import Literal
+
+from data import cli
+from data.errors import InputError
+from revise.asking import Asking
+from revise.client import ClientConfig, HttpTransport, Request, endpoints_of, open_store
+from revise.endpoints import Pool
+from revise.loopback import Reply, serve
+
+EXAMPLE = "python -m revise.bench --in-flight 256 --seconds 1"
+
+
+@dataclass(frozen=True, kw_only=True)
+class BenchConfig:
+    """Measure the client and its store against a loopback server."""
+
+    in_flight: int = 256
+    """Requests at once."""
+    seconds: float = 1.0
+    """The server answers after that."""
+    requests: int = 0
+    """How many; 0: twenty seconds' worth."""
+    characters: int = 1500
+    """Of each prompt and of each answer."""
+    library: tuple[Literal["httpx", "httpx2"], ...] = ()
+    """HTTP libraries to compare; unset: the one that the client takes."""
+    config: str | None = None
+    """YAML file of settings, named as the flags are; flags win over it."""
+
+    def __post_init__(self) -> None:
+        if self.in_flight < 1 or self.seconds < 0 or self.requests < 0 or self.characters < 1:
+            raise InputError("--in-flight and --characters have to be above 0, --seconds and --requests not below")
+
+
+def main(argv: Sequence[str]) -> None:
+    """The command."""
+    config = cli.parse(BenchConfig, argv, command="python -m revise.bench", example=EXAMPLE)
+    cores = sorted(os.sched_getaffinity(0))
+    for name in config.library or ("httpx2" if importlib.util.find_spec("httpx2") else "httpx",):
+        with _server(config, cores[-1]) as base:
+            os.sched_setaffinity(0, cores[:1])
+            print(_measure(config, base, name), flush=True)
+            os.sched_setaffinity(0, cores)
+
+
+def _measure(config: BenchConfig, base: str, name: str) -> str:
+    n = config.requests or int(20 * config.in_flight / max(config.seconds, 0.1))
+    memory: list[int] = []
+
+    def requests() -> Iterator[Request]:
+        for i in range(n):
+            if i == n // 10:
+                memory.append(_peak_kb())
+            yield Request({"model": "m", "messages": [{"role": "user", "content": f"{i} ".ljust(config.characters, "x")}]})
+
+    with tempfile.TemporaryDirectory() as folder:
+        settings = ClientConfig(store=f"{folder}/store.sqlite", endpoint=(base,), concurrency=config.in_flight)
+        pool = Pool(endpoints_of(settings.endpoint, settings))
+
+        async def ask() -> None:
+            async with HttpTransport.open(settings, importlib.import_module(name)) as transport:
+                await Asking(store, settings, pool, transport, "bench").through(requests(), n)
+
+        with open_store(Path(settings.store)) as store:
+            start, cpu = time.perf_counter(), time.process_time()
+            asyncio.run(ask())
+            wall, cpu = time.perf_counter() - start, time.process_time() - cpu
+    memory.append(_peak_kb())
+    rate = n / wall
+    ideal = f"{rate * config.seconds / config.in_flight:.1%} of the ideal" if config.seconds else "no ideal"
+    return (
+        f"{name}: {n:,} answers, {config.in_flight} in flight, {config.seconds:g} s each: {rate:,.0f} a second, {ideal}; "
+        f"{cpu / wall:.0%} of a core; memory {memory[0] / 1024:,.0f} MB after a tenth, {memory[-1] / 1024:,.0f} MB at the end"
+    )
+
+
+def _peak_kb() -> int:
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+
+
+@contextlib.contextmanager
+def _server(config: BenchConfig, core: int) -> Iterator[str]:
+    """The server's address; it runs in a process of its own, on one core."""
+    context = multiprocessing.get_context("spawn")
+    ours, theirs = context.Pipe()
+    process = context.Process(target=_serve, args=(theirs, config.seconds, config.characters, core), daemon=True)
+    process.start()
+    try:
+        yield ours.recv()
+    finally:
+        process.terminate()
+        process.join()
+
+
+def _serve(pipe: Connection, seconds: float, characters: int, core: int) -> None:
+    os.sched_setaffinity(0, {core})
+    reply = Reply.chat("y" * characters).after(seconds)
+    with serve(lambda seen: reply) as server:
+        pipe.send(server.base)
+        pipe.recv()
+
+
+if __name__ == "__main__":
+    cli.run(main)

@@ -1,0 +1,204 @@
+"""Questions to language models over HTTP, each answered and stored exactly once.
+
+    with open_store(Path("answers.sqlite")) as store:
+        tally = answer_all(requests, store, config, endpoints_of(config.endpoint, config), purpose="clair")
+        found = completion(store, request)
+
+What the store holds already is not sent; how the rest is sent, repeated and stopped is in revise/asking.py. Here is the
+transport: httpx over kept-alive connections, and what a status, a header or a broken connection means. This is the only
+module that imports an HTTP library.
+"""
+
+import asyncio
+import contextlib
+import importlib.util
+import logging
+import resource
+import ssl
+import time
+from collections.abc import AsyncIterator, Callable, Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+from data import cli
+from data.errors import InputError, RunError
+from revise import keys, wire
+from revise.asking import Asking, Later, Refused, Tally
+from revise.config import ClientConfig
+from revise.endpoints import Endpoint, Pace, Pool, parse_base
+from revise.store import Store, open_store
+from revise.wire import Completion, Request
+
+__all__ = ["ClientConfig", "Request", "Store", "Tally", "answer_all", "completion", "endpoints_of", "open_store"]
+
+httpx: Any = importlib.import_module("httpx2" if importlib.util.find_spec("httpx2") else "httpx")
+"""httpx2 is httpx's maintained successor, with the same API; several times faster at hundreds of connections."""
+LIBRARY_LOGGERS = ("httpx", "httpx2", "httpcore", "httpcore2")
+SAID_CHARACTERS = 300  # of a server's words in a message
+
+
+def completion(store: Store, request: Request) -> Completion | str | None:
+    """The stored answer to a request; why there is none that can be used; None where it has not been asked."""
+    row = store.get(request.key)
+    if row is None:
+        return None
+    if row.state in ("refused", "failed"):
+        return f"{row.state}: {row.answer.decode('utf-8', 'replace')}"
+    found = wire.read_answer(row.answer, request)
+    return found.fault or found
+
+
+def endpoints_of(bases: Sequence[str], config: ClientConfig, *, flag: str = "--endpoint") -> list[Endpoint]:
+    """Endpoints with their keys. flag: what they were given by. Raises InputError where they do not match."""
+    names = config.key_env if len(config.key_env) == len(bases) else config.key_env * len(bases)
+    if len(names) != len(bases):
+        raise InputError(
+            f"--key-env: {len(config.key_env)} variables for {len(bases)} endpoints; give one, or one for each"
+        )
+    if config.key_file is not None:
+        found = [keys.from_file(Path(config.key_file))] * len(bases)
+    else:
+        found = [keys.from_environment(name) for name in names]
+    made = [Endpoint(parse_base(b, flag), key, config.concurrency) for b, key in zip(bases, found, strict=True)]
+    for endpoint in made:
+        if endpoint.key and endpoint.base.startswith("http:") and not _is_loopback(endpoint.base):
+            cli.notify(f"{endpoint.origin}: the key travels unencrypted; use https where the network is not yours")
+    return made
+
+
+def _is_loopback(base: str) -> bool:
+    host = httpx.URL(base).host
+    return host in ("localhost", "::1") or host.startswith("127.")
+
+
+def answer_all(
+    requests: Iterable[Request],
+    store: Store,
+    config: ClientConfig,
+    endpoints: Sequence[Endpoint],
+    *,
+    purpose: str,
+    n_requests: int | None = None,
+) -> Tally:
+    """Has every request answered and stored; equal ones once. requests may be long: it is read as places are free.
+
+    purpose: stands beside the answers in the store and on the progress bar. Raises RunError where going on makes no
+    sense (the key is refused, the model unknown, the account empty, the disk full), Stopped after a signal or a cap.
+    """
+    for name in LIBRARY_LOGGERS:  # at INFO they tell whole addresses, at DEBUG headers
+        logging.getLogger(name).setLevel(logging.WARNING)
+    resource.setrlimit(resource.RLIMIT_CORE, (0, resource.getrlimit(resource.RLIMIT_CORE)[1]))  # it would hold the key
+
+    async def ask() -> Tally:
+        pool = Pool(endpoints)
+        async with HttpTransport.open(config) as transport:
+            return await Asking(store, config, pool, transport, purpose).through(requests, n_requests)
+
+    return asyncio.run(ask())
+
+
+class HttpTransport:
+    """Sends requests over kept-alive connections (asking.Transport).
+
+    One connection has one client of the library: its own pool looks at every connection for every request, which at 256
+    in flight took nine tenths of the time.
+    """
+
+    def __init__(self, config: ClientConfig, library: Any, new_client: Callable[[], Any]) -> None:
+        self._config, self._library, self._new_client = config, library, new_client
+        self._idle: dict[str, list[Any]] = {}  # clients with an open connection to this origin, newest last
+        self.requests, self.tokens = Pace(config.rpm), Pace(config.tpm)
+
+    @classmethod
+    @contextlib.asynccontextmanager
+    async def open(cls, config: ClientConfig, library: Any = httpx) -> "AsyncIterator[HttpTransport]":
+        """Closes its connections when the block ends. Raises InputError where --ca-file cannot be read."""
+        context = ssl.create_default_context()
+        if config.ca_file is not None:
+            try:
+                context.load_verify_locations(config.ca_file)
+            except (OSError, ssl.SSLError) as fault:
+                raise InputError(f"--ca-file: {config.ca_file} cannot be read as certificates ({fault})") from None
+        if config.proxy:
+            cli.notify("requests go through the proxy that the environment names, if it names one")
+        timeout = library.Timeout(config.read_timeout, connect=config.connect_timeout, pool=None)
+        async with contextlib.AsyncExitStack() as clients:
+
+            def new_client() -> Any:
+                client = library.AsyncClient(
+                    timeout=timeout, verify=context, trust_env=config.proxy, limits=library.Limits(max_connections=1)
+                )
+                clients.push_async_callback(client.aclose)
+                return client
+
+            yield cls(config, library, new_client)
+
+    async def send(self, endpoint: Endpoint, request: Request) -> bytes:
+        """The bytes of an answer with status 200. Raises Later, Refused or RunError."""
+        headers = {"Content-Type": "application/json", "Accept-Encoding": "identity"}
+        headers |= endpoint.key.header() if endpoint.key else {}
+        payload = wire.canonical(request.body).encode()
+        idle = self._idle.setdefault(endpoint.origin, [])
+        client = idle.pop() if idle else self._new_client()
+        try:
+            async with asyncio.timeout(self._config.timeout):  # a drip of bytes never runs into the read time-out
+                url = endpoint.url(request.path)
+                async with client.stream("POST", url, content=payload, headers=headers) as got:
+                    raw = await self._read(got)
+        except TimeoutError:
+            endpoint.failed()
+            raise Later(f"no whole answer within {self._config.timeout:g} s") from None
+        except self._library.RequestError as fault:
+            if "CERTIFICATE_VERIFY_FAILED" in str(fault):
+                raise RunError(
+                    f"{endpoint.origin}: its certificate cannot be verified; give its authority's by --ca-file"
+                ) from None
+            endpoint.failed()
+            raise Later(_masked(endpoint, f"{type(fault).__name__} {fault}".strip())) from None
+        finally:
+            idle.append(client)
+        if got.status_code != 200:
+            raise self._meaning(endpoint, got, raw)
+        self.requests.learn(got.headers.get("x-ratelimit-limit-requests"))
+        self.tokens.learn(got.headers.get("x-ratelimit-limit-tokens"))
+        return raw
+
+    async def _read(self, got: Any) -> bytes:
+        """A body, if it is as long and as plain as was asked for. Raises Later or Refused."""
+        encoding = got.headers.get("content-encoding", "identity").lower()
+        if encoding not in ("identity", ""):
+            raise Later(f"an answer packed as {encoding}, which was not asked for")
+        parts, n, most = [], 0, self._config.max_answer_mb * 2**20
+        async for part in got.aiter_raw():
+            n += len(part)
+            if n > most:
+                raise Refused(f"an answer of more than {self._config.max_answer_mb:g} MB", state="unusable")
+            parts.append(part)
+        return b"".join(parts)
+
+    def _meaning(self, endpoint: Endpoint, got: Any, raw: bytes) -> Later | Refused | RunError:
+        """Of an answer whose status is not 200."""
+        status = got.status_code
+        said, names = wire.error_of(raw)
+        said = _masked(endpoint, said)
+        told = f"{endpoint.origin} answers {status}: {said}"
+        if 300 <= status < 400:
+            to = endpoint.origin_of(got.headers.get("location", ""))
+            return RunError(f"{endpoint.origin} redirects to {to}, which is not followed; give the address itself")
+        if wire.is_quota(names) and not self._config.retry_quota:
+            return RunError(f"{told}; the account is empty: fill it, and the same command goes on")
+        if status in wire.RUN_ENDING_STATUS:
+            return RunError(f"{told}; mend the key, the address or the model's name")
+        if status not in wire.PASSING_STATUS and status < 500:
+            return Refused(f"{status}: {said}")
+        wait = wire.retry_after(got.headers, time.time())
+        if status in (429, 503) or wait is not None:
+            endpoint.is_busy(wait, self._config.max_wait)
+        if status != 429:
+            endpoint.failed()
+        return Later(f"{status}: {said}", is_limit=status == 429)
+
+
+def _masked(endpoint: Endpoint, text: str) -> str:
+    """A server's words, without the key and not too many."""
+    return (endpoint.key.mask(text) if endpoint.key else text)[:SAID_CHARACTERS]

@@ -1,0 +1,183 @@
+"""Where requests go: several servers, each with its health, its rests and as much at once as it can take.
+
+An endpoint that answers 429 or 503 rests for as long as it asks, and is sent half as much at once until it answers
+again; one that cannot be reached rests for a while that doubles and is then probed by a single request. Requests go to
+the endpoint that is least busy for what it takes. Requests and tokens per minute are shared by all.
+"""
+
+import asyncio
+import collections
+import contextlib
+import time
+import urllib.parse
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+from data import cli
+from data.errors import InputError
+from revise.keys import Key
+
+DOWN_AFTER = 8  # failures in a row, over all requests, with no answer between them
+LONGEST_PROBE_WAIT = 30.0  # seconds
+SECRET_NAMES = ("key", "api_key", "api-key", "apikey", "token", "access_token", "sig")
+
+
+@dataclass(eq=False)
+class Endpoint:
+    """A server and what is known of it."""
+
+    base: str
+    """Its address up to and with /v1."""
+    key: Key | None
+    most: int
+    """Most requests at once."""
+    in_flight: int = 0
+    limit: float = field(init=False)
+    """How many at once it takes now."""
+    rests_until: float = 0.0
+    """By time.monotonic."""
+    n_failures: int = 0
+    """In a row."""
+    n_answers: int = 0
+    halved_at: float = 0.0
+
+    def __post_init__(self) -> None:
+        self.limit = self.most
+
+    @property
+    def origin(self) -> str:
+        """Scheme, host and port."""
+        return self.origin_of(self.base)
+
+    @staticmethod
+    def origin_of(address: str) -> str:
+        """Of any address; what cannot be read as one says so."""
+        try:
+            parts = urllib.parse.urlsplit(address)
+        except ValueError:
+            return "an address that is none"
+        return (
+            f"{parts.scheme}://{parts.netloc.rpartition('@')[2]}" if parts.netloc else "a place that it does not name"
+        )
+
+    @property
+    def is_down(self) -> bool:
+        """Whether it is probed only."""
+        return self.n_failures >= DOWN_AFTER
+
+    def url(self, path: str) -> str:
+        """The address of what is asked."""
+        address, question, query = self.base.partition("?")
+        return f"{address}/{path}{question}{query}"
+
+    def has_room(self, now: float) -> bool:
+        """Whether one more request can go there."""
+        return now >= self.rests_until and self.in_flight < (1 if self.is_down else max(1, int(self.limit)))
+
+    def answered(self) -> None:
+        """It answered: whatever it was, it is well now."""
+        self.n_failures, self.n_answers = 0, self.n_answers + 1
+        self.limit = min(self.most, self.limit + 1)
+
+    def failed(self) -> None:
+        """It did not answer, or with an error of its own."""
+        self.n_failures += 1
+        if self.is_down:
+            wait = min(LONGEST_PROBE_WAIT, 0.5 * 2.0 ** min(10, self.n_failures - DOWN_AFTER))
+            self.rests_until = max(self.rests_until, time.monotonic() + wait)
+
+    def is_busy(self, wait: float | None, cap: float) -> None:
+        """It asked for less: seconds to wait, or None where it did not say how long."""
+        now = time.monotonic()
+        if wait is not None:
+            if wait > cap and self.rests_until < now:
+                cli.notify(f"{self.origin} asks for a rest of {wait:,.0f} s; it is tried again after {cap:.0f} s")
+            self.rests_until = max(self.rests_until, now + min(wait, cap))
+        if now - self.halved_at > 1:
+            self.halved_at, self.limit = now, max(1.0, self.limit / 2)
+
+
+def parse_base(text: str, flag: str) -> str:
+    """An endpoint's base address. Raises InputError for what is none, or holds a secret that logs would show."""
+    parts = urllib.parse.urlsplit(text.strip())
+    if parts.scheme not in ("http", "https") or not parts.hostname:
+        raise InputError(f"{flag}: {text!r} is no address; give one such as http://localhost:8000/v1")
+    if parts.username or parts.password:
+        raise InputError(f"{flag}: a name or password in an address is shown by logs; give the key by --key-env")
+    if any(name.lower() in SECRET_NAMES for name, _ in urllib.parse.parse_qsl(parts.query)):
+        raise InputError(f"{flag}: a key in an address is shown by logs; give it by --key-env")
+    path = parts.path.rstrip("/").removesuffix("/chat/completions")
+    return urllib.parse.urlunsplit((parts.scheme, parts.netloc, path, parts.query, ""))
+
+
+class Pool:
+    """The endpoints of a run. `place` waits for the best one, `leave` gives its place to the next."""
+
+    def __init__(self, endpoints: Sequence[Endpoint]) -> None:
+        self.endpoints = endpoints
+        self._waiting: collections.deque[asyncio.Future[None]] = collections.deque()
+
+    @property
+    def most(self) -> int:
+        """Most requests at once, over all of them."""
+        return sum(e.most for e in self.endpoints)
+
+    @property
+    def in_flight(self) -> int:
+        """Requests that are at a server now."""
+        return sum(e.in_flight for e in self.endpoints)
+
+    def place(self) -> Endpoint | None:
+        """A place at the endpoint that is least busy for what it takes; None where there is none now."""
+        now = time.monotonic()
+        free = [e for e in self.endpoints if e.has_room(now)]
+        if not free:
+            return None
+        best = min(free, key=lambda e: (e.is_down, e.in_flight / e.limit))
+        best.in_flight += 1
+        return best
+
+    async def wait(self) -> None:
+        """Until a place may be free: some request has left, or a rest may have ended."""
+        now = time.monotonic()
+        ends = [e.rests_until - now for e in self.endpoints if e.rests_until > now]
+        turn = asyncio.get_running_loop().create_future()
+        self._waiting.append(turn)
+        with contextlib.suppress(TimeoutError):
+            await asyncio.wait_for(turn, min([1.0, *ends]) + 0.001)
+
+    def leave(self, endpoint: Endpoint) -> None:
+        """Gives a place back."""
+        endpoint.in_flight -= 1
+        while self._waiting:
+            turn = self._waiting.popleft()
+            if not turn.done():
+                turn.set_result(None)
+                return
+
+
+class Pace:
+    """At most so many (requests, or tokens) a minute, evenly: each takes its turn on one line in time."""
+
+    def __init__(self, per_minute: float | None) -> None:
+        self.per_minute = per_minute
+        self._next = 0.0
+
+    def delay(self, amount: float) -> float:
+        """Takes that much; gives the seconds until it may be used."""
+        if self.per_minute is None:
+            return 0.0
+        now = time.monotonic()
+        start = max(now, self._next)
+        self._next = start + amount * 60 / self.per_minute
+        return start - now
+
+    def settle(self, amount: float) -> None:
+        """Corrects what was taken by the difference to what was used."""
+        if self.per_minute is not None:
+            self._next += amount * 60 / self.per_minute
+
+    def learn(self, text: str | None) -> None:
+        """Takes a limit from a server's header, where none was given."""
+        if self.per_minute is None and text is not None and text.isdigit() and int(text) > 0:
+            self.per_minute = float(text)
