@@ -151,27 +151,48 @@ def parse_record(row: dict[str, Any], place: str, *, roles: Collection[str] = RO
     )
 
 
-def read_prompts(
-    source: str | Path, *, roles: Collection[str] = ROLES
-) -> list[tuple[str, tuple[Message, ...] | tuple[int, ...]]]:
-    """(place, prompt) of each row of a source: messages, or token ids where the row has "prompt_ids".
+class PromptRow(NamedTuple):
+    """A row that is read for its prompt."""
 
-    Other fields are ignored. Raises InputError listing the first ten bad rows, or where there is no row.
+    place: str
+    """"FILE:LINE", for messages."""
+    prompt: tuple[Message, ...] | tuple[int, ...]
+    """Messages, or token ids where the row has "prompt_ids"."""
+    row: dict[str, Any]
+    """Its fields as they are."""
+
+
+def prompts_of(
+    source: str | Path, *, roles: Collection[str] = ROLES, max_row_mb: int = Reading.max_row_mb
+) -> Iterator[PromptRow | InputError]:
+    """Each row of a source with its prompt ("prompt", UltraFeedback's "instruction", or "prompt_ids"), or what is wrong
+    with it. Raises InputError where a file itself cannot be read.
     """
-    prompts, faults = [], []
-    for place, row in rows_of(source):
+    for place, row in rows_of(source, Reading(max_row_mb=max_row_mb)):
         read = _Reader(place, roles)
         try:
             if isinstance(row, InputError):
                 raise row
-            prompts.append((place, read.ids(row, "prompt_ids") if "prompt_ids" in row else read.prompt(row)))
+            if "prompt_ids" in row:
+                prompt = read.ids(row, "prompt_ids")
+            else:
+                prompt = read.prompt(row if row.get("prompt") is not None else {"prompt": row.get("instruction")})
+            yield PromptRow(place, prompt, row)
         except InputError as fault:
-            faults.append(str(fault))
-    if faults:
-        raise list_faults(faults, len(prompts) + len(faults), mend="mend or delete them")
-    if not prompts:
+            yield fault
+
+
+def read_prompts(source: str | Path, *, roles: Collection[str] = ROLES) -> list[PromptRow]:
+    """The rows of a source that has prompts; other fields are not looked at.
+
+    Raises InputError listing the first ten bad rows, or where there is no row.
+    """
+    found = list(prompts_of(source, roles=roles))
+    if faults := [str(item) for item in found if isinstance(item, InputError)]:
+        raise list_faults(faults, len(found), mend="mend or delete them")
+    if not found:
         raise InputError(f'{source}: no prompts; write lines such as {{"prompt": "..."}}')
-    return prompts
+    return [item for item in found if isinstance(item, PromptRow)]
 
 
 def _names(row: dict[str, Any]) -> str:

@@ -11,7 +11,7 @@ drawn from (seed, prompt, sample), so that its text does not depend on what it w
 
 import json
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
@@ -96,11 +96,14 @@ def generate(
     sampling: Sampling,
     stop: Sequence[int],
     on_finish: Callable[[Answer], object] = lambda answer: None,
+    numbers: Sequence[int] | None = None,
 ) -> list[Answer]:
     """n answers to each prompt of token ids, prompt by prompt. stop: ids that end an answer and are not part of it.
 
-    on_finish is called with each answer when it ends. Float32 sampling from float32 logits.
+    on_finish is called with each answer when it ends. numbers: what each prompt's random numbers are drawn from,
+    besides seed and sample; its place in the list where there are none. Float32 sampling from float32 logits.
     """
+    numbers = range(len(prompts)) if numbers is None else numbers
     answers = [Answer(p, s) for p in range(len(prompts)) for s in range(sampling.n)]
     queue = iter(answers)
     n_slots = min(sampling.batch_size, len(answers))
@@ -132,7 +135,7 @@ def generate(
         filled = [(s, answer) for s, answer in zip(free, queue, strict=False)] if len(free) * 4 >= n_slots else []
         for s, answer in filled:
             slots[s] = answer
-            draws[s] = np.random.default_rng((sampling.seed, answer.prompt, answer.sample)).random(
+            draws[s] = np.random.default_rng((sampling.seed, numbers[answer.prompt], answer.sample)).random(
                 sampling.max_new_tokens
             )
         if filled:
@@ -228,43 +231,75 @@ def choose(logits: Tensor, sampling: Sampling, draws: np.ndarray) -> Tensor:
     return torch.searchsorted(cumulative, wanted, right=True).squeeze(1).clamp(max=logits.shape[1] - 1)
 
 
-def _prompt_ids(place: str, prompt: Sequence[Message | int], chat: Chat | None, folder: Path) -> list[int]:
-    messages = [m for m in prompt if isinstance(m, Message)]
-    if not messages:
-        return [i for i in prompt if isinstance(i, int)]
-    if chat is None:
-        raise InputError(f'{place}: text, and {folder} has no tokenizer; give "prompt_ids"')
-    try:
-        return chat.prompt_ids(messages)
-    except InputError as fault:
-        raise InputError(f"{place}: {fault}") from None
+class Answerer:
+    """A checkpoint and its tokenizer, ready to answer."""
+
+    def __init__(self, folder: Path, chat: Chat | None, dtype: Literal["float32", "bfloat16"] | None) -> None:
+        """Raises InputError where the folder cannot be used. The weights are read by the first `answer`."""
+        self.folder, self.chat, self._shape = folder, chat, weights.build(folder)
+        weights.check(folder, self._shape)
+        self._device = "cuda" if torch.cuda.is_available() else "cpu"
+        self._dtype = getattr(torch, dtype or ("bfloat16" if self._device == "cuda" else "float32"))
+        self._model: Llama | None = None
+
+    @classmethod
+    def open(cls, model: str, dtype: Literal["float32", "bfloat16"] | None = None) -> "Answerer":
+        """model: a checkpoint folder or hub id. dtype: bfloat16 on CUDA, float32 on the CPU where it is None."""
+        return cls(*open_model(model), dtype)
+
+    @property
+    def roles(self) -> Collection[str]:
+        """Those that a prompt may have."""
+        return self.chat.roles if self.chat else ROLES
+
+    def prompt_ids(self, place: str, prompt: Sequence[Message | int]) -> list[int]:
+        """A prompt as token ids. Raises InputError, located, where it cannot be one."""
+        messages = [m for m in prompt if isinstance(m, Message)]
+        ids = [i for i in prompt if isinstance(i, int)]
+        if messages and self.chat is None:
+            raise InputError(f'{place}: text, and {self.folder} has no tokenizer; give "prompt_ids"')
+        if messages and self.chat is not None:
+            try:
+                ids = self.chat.prompt_ids(messages)
+            except InputError as fault:
+                raise InputError(f"{place}: {fault}") from None
+        if max(ids) >= (size := self._shape.config.vocab_size):
+            raise InputError(f"{place}: token id {max(ids)} is outside the model's vocabulary of {size}")
+        return ids
+
+    def answer(
+        self,
+        prompts: Sequence[Sequence[int]],
+        sampling: Sampling,
+        on_finish: Callable[[Answer], object] = lambda answer: None,
+        numbers: Sequence[int] | None = None,
+    ) -> list[Answer]:
+        """See generate."""
+        if self._model is None:
+            self._model = weights.load(self.folder, self._dtype, self._device).eval()
+        return generate(self._model, prompts, sampling, stop_ids(self.folder, self.chat), on_finish, numbers)
+
+    def text(self, answer: Answer) -> str:
+        """What an answer says."""
+        assert self.chat is not None  # without a tokenizer there is none
+        return self.chat.tokenizer.decode(answer.ids)
 
 
 def main(argv: Sequence[str]) -> None:
     """The command."""
     config = cli.parse(GenerateConfig, argv, command="python -m engine.generate", example=EXAMPLE)
     files.check_new_file(Path(config.out))
-    folder, chat = open_model(config.model)
-    prompts = read_prompts(config.prompts, roles=chat.roles if chat else ROLES)
-    ids = [_prompt_ids(place, prompt, chat, folder) for place, prompt in prompts]
-    shape = weights.build(folder)
-    weights.check(folder, shape)
-    for (place, _), tokens in zip(prompts, ids, strict=True):
-        if max(tokens) >= shape.config.vocab_size:
-            raise InputError(
-                f"{place}: token id {max(tokens)} is outside the model's vocabulary of {shape.config.vocab_size}"
-            )
-    has_cuda = torch.cuda.is_available()
-    dtype = getattr(torch, config.dtype or ("bfloat16" if has_cuda else "float32"))
-    model = weights.load(folder, dtype, "cuda" if has_cuda else "cpu").eval()
+    answerer = Answerer.open(config.model, config.dtype)
+    prompts = read_prompts(config.prompts, roles=answerer.roles)
+    ids = [answerer.prompt_ids(p.place, p.prompt) for p in prompts]
     with tqdm(total=len(ids) * config.n, unit="answer", disable=None) as bar:
-        answers = generate(model, ids, config, stop_ids(folder, chat), lambda answer: bar.update())
+        answers = answerer.answer(ids, config, lambda answer: bar.update())
     with files.whole_file(Path(config.out)) as temporary, open(temporary, "w", encoding="utf-8") as file:
         for answer in answers:
-            prompt = prompts[answer.prompt][1]
+            prompt = prompts[answer.prompt].prompt
             shown = [m._asdict() if isinstance(m, Message) else m for m in prompt]
             row: dict[str, object] = {"prompt" if isinstance(prompt[0], Message) else "prompt_ids": shown}
-            row |= {"response": chat.tokenizer.decode(answer.ids)} if chat else {"response_ids": answer.ids}
+            row |= {"response": answerer.text(answer)} if answerer.chat else {"response_ids": answer.ids}
             file.write(json.dumps(row | {"sample": answer.sample, "finish": answer.finish}, ensure_ascii=False) + "\n")
     print(f"{len(answers)} answers to {len(ids)} prompts: {config.out}", file=sys.stderr)
 

@@ -162,7 +162,9 @@ class Asking:
                 answer = wire.read_answer(raw, request)
                 endpoint.answered()
                 self._failing_since = None
-                return self._row(request, raw, answer, n_attempts, time.monotonic() - start)
+                row = self._row(request, raw, answer, n_attempts, time.monotonic() - start)
+                self._money.spend(row)
+                return row
             except Refused as fault:
                 endpoint.answered()
                 self._check_refusals(fault)
@@ -270,7 +272,6 @@ class Asking:
         )
 
     def _count(self, row: Row) -> None:
-        self._money.spend(row)
         t = self.tally
         self.tally = t._replace(
             n_stored=t.n_stored + (row.state != "failed"),

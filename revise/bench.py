@@ -73,7 +73,9 @@ def _measure(config: BenchConfig, base: str, name: str) -> str:
         for i in range(n):
             if i == n // 10:
                 memory.append(_peak_kb())
-            yield Request({"model": "m", "messages": [{"role": "user", "content": f"{i} ".ljust(config.characters, "x")}]})
+            yield Request(
+                {"model": "m", "messages": [{"role": "user", "content": f"{i} ".ljust(config.characters, "x")}]}
+            )
 
     with tempfile.TemporaryDirectory() as folder:
         settings = ClientConfig(store=f"{folder}/store.sqlite", endpoint=(base,), concurrency=config.in_flight)
@@ -90,9 +92,10 @@ def _measure(config: BenchConfig, base: str, name: str) -> str:
     memory.append(_peak_kb())
     rate = n / wall
     ideal = f"{rate * config.seconds / config.in_flight:.1%} of the ideal" if config.seconds else "no ideal"
+    early, late = (kb / 1024 for kb in memory)
     return (
-        f"{name}: {n:,} answers, {config.in_flight} in flight, {config.seconds:g} s each: {rate:,.0f} a second, {ideal}; "
-        f"{cpu / wall:.0%} of a core; memory {memory[0] / 1024:,.0f} MB after a tenth, {memory[-1] / 1024:,.0f} MB at the end"
+        f"{name}: {n:,} answers, {config.in_flight} in flight, {config.seconds:g} s each: {rate:,.0f} a second, {ideal}"
+        f"; {cpu / wall:.0%} of a core; memory {early:,.0f} MB after a tenth, {late:,.0f} MB at the end"
     )
 
 

@@ -2,7 +2,7 @@
 
     with open_store(Path("answers.sqlite")) as store:
         tally = answer_all(requests, store, config, endpoints_of(config.endpoint, config), purpose="clair")
-        found = completion(store, request)
+        found = answered(store, request)
 
 What the store holds already is not sent; how the rest is sent, repeated and stopped is in revise/asking.py. Here is the
 transport: httpx over kept-alive connections, and what a status, a header or a broken connection means. This is the only
@@ -18,18 +18,28 @@ import ssl
 import time
 from collections.abc import AsyncIterator, Callable, Iterable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from data import cli
 from data.errors import InputError, RunError
 from revise import keys, wire
 from revise.asking import Asking, Later, Refused, Tally
-from revise.config import ClientConfig
+from revise.config import DEFAULT_KEY_ENV, ClientConfig
 from revise.endpoints import Endpoint, Pace, Pool, parse_base
-from revise.store import Store, open_store
+from revise.store import Row, Store, open_store
 from revise.wire import Completion, Request
 
-__all__ = ["ClientConfig", "Request", "Store", "Tally", "answer_all", "completion", "endpoints_of", "open_store"]
+__all__ = [
+    "Answered",
+    "ClientConfig",
+    "Request",
+    "Store",
+    "Tally",
+    "answer_all",
+    "answered",
+    "endpoints_of",
+    "open_store",
+]
 
 httpx: Any = importlib.import_module("httpx2" if importlib.util.find_spec("httpx2") else "httpx")
 """httpx2 is httpx's maintained successor, with the same API; several times faster at hundreds of connections."""
@@ -37,15 +47,29 @@ LIBRARY_LOGGERS = ("httpx", "httpx2", "httpcore", "httpcore2")
 SAID_CHARACTERS = 300  # of a server's words in a message
 
 
-def completion(store: Store, request: Request) -> Completion | str | None:
-    """The stored answer to a request; why there is none that can be used; None where it has not been asked."""
+class Answered(NamedTuple):
+    """What the store knows of a request."""
+
+    completion: Completion | None
+    """The answer, where it has a text that can be used."""
+    fault: str = ""
+    """Why there is none: "not asked yet", "failed: ...", "refused ...", "empty" ..."""
+    row: Row | None = None
+    """As it is stored."""
+
+
+def answered(store: Store, request: Request) -> Answered:
+    """The stored answer to a request, or why there is none that can be used."""
     row = store.get(request.key)
     if row is None:
-        return None
+        return Answered(None, "not asked yet")
     if row.state in ("refused", "failed"):
-        return f"{row.state}: {row.answer.decode('utf-8', 'replace')}"
-    found = wire.read_answer(row.answer, request)
-    return found.fault or found
+        return Answered(None, f"{row.state}: {row.answer.decode('utf-8', 'replace')}", row)
+    try:
+        found = wire.read_answer(row.answer, request)
+    except wire.Unreadable as fault:  # stored without its body: it was too long
+        return Answered(None, str(fault), row)
+    return Answered(None, found.fault, row) if found.fault else Answered(found, "", row)
 
 
 def endpoints_of(bases: Sequence[str], config: ClientConfig, *, flag: str = "--endpoint") -> list[Endpoint]:
@@ -58,12 +82,16 @@ def endpoints_of(bases: Sequence[str], config: ClientConfig, *, flag: str = "--e
     if config.key_file is not None:
         found = [keys.from_file(Path(config.key_file))] * len(bases)
     else:
-        found = [keys.from_environment(name) for name in names]
-    made = [Endpoint(parse_base(b, flag), key, config.concurrency) for b, key in zip(bases, found, strict=True)]
-    for endpoint in made:
-        if endpoint.key and endpoint.base.startswith("http:") and not _is_loopback(endpoint.base):
-            cli.notify(f"{endpoint.origin}: the key travels unencrypted; use https where the network is not yours")
-    return made
+        found = [_key_in(name) for name in names]
+    return [Endpoint(parse_base(b, flag), key, config.concurrency) for b, key in zip(bases, found, strict=True)]
+
+
+def _key_in(name: str) -> keys.Key | None:
+    """The key in a variable. The usual one may be missing: servers of one's own ask for none."""
+    key = keys.from_environment(name)
+    if key is None and name != DEFAULT_KEY_ENV:
+        raise InputError(f"the variable {name}, which is to hold the API key, is not set; export it")
+    return key
 
 
 def _is_loopback(base: str) -> bool:
@@ -87,6 +115,9 @@ def answer_all(
     """
     for name in LIBRARY_LOGGERS:  # at INFO they tell whole addresses, at DEBUG headers
         logging.getLogger(name).setLevel(logging.WARNING)
+    for endpoint in endpoints:
+        if endpoint.key and endpoint.base.startswith("http:") and not _is_loopback(endpoint.base):
+            cli.notify(f"{endpoint.origin}: the key travels unencrypted; use https where the network is not yours")
     resource.setrlimit(resource.RLIMIT_CORE, (0, resource.getrlimit(resource.RLIMIT_CORE)[1]))  # it would hold the key
 
     async def ask() -> Tally:

@@ -5,6 +5,8 @@ from dataclasses import dataclass
 from data.errors import InputError
 from revise.endpoints import parse_base
 
+DEFAULT_KEY_ENV = "OPENAI_API_KEY"
+
 
 @dataclass(frozen=True, kw_only=True)
 class ClientConfig:
@@ -16,7 +18,7 @@ class ClientConfig:
     """Address of an OpenAI-compatible server, such as http://localhost:8000/v1; several share the work."""
     model: str = ""
     """The model's name there."""
-    key_env: tuple[str, ...] = ("OPENAI_API_KEY",)
+    key_env: tuple[str, ...] = (DEFAULT_KEY_ENV,)
     """Environment variable that holds the API key: one for all endpoints, or one for each."""
     key_file: str | None = None
     """File that holds the API key, in the place of a variable."""

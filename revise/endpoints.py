@@ -81,10 +81,13 @@ class Endpoint:
 
     def failed(self) -> None:
         """It did not answer, or with an error of its own."""
+        now = time.monotonic()
+        if self.is_down and now < self.rests_until:  # sent before that was known
+            return
         self.n_failures += 1
         if self.is_down:
             wait = min(LONGEST_PROBE_WAIT, 0.5 * 2.0 ** min(10, self.n_failures - DOWN_AFTER))
-            self.rests_until = max(self.rests_until, time.monotonic() + wait)
+            self.rests_until = max(self.rests_until, now + wait)
 
     def is_busy(self, wait: float | None, cap: float) -> None:
         """It asked for less: seconds to wait, or None where it did not say how long."""

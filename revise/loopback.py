@@ -11,6 +11,7 @@ import asyncio
 import contextlib
 import json
 import socket
+import ssl
 import struct
 import threading
 from collections.abc import Callable, Iterator
@@ -92,14 +93,14 @@ class Server:
 
 
 @contextlib.contextmanager
-def serve(reply: Callable[[Seen], Reply], *, port: int = 0) -> Iterator[Server]:
+def serve(reply: Callable[[Seen], Reply], *, port: int = 0, tls: ssl.SSLContext | None = None) -> Iterator[Server]:
     """A server until the block ends. reply is called in the server's thread; port 0: a free one."""
     made, ready, loop = Server(), threading.Event(), asyncio.new_event_loop()
     stop = asyncio.Event()
 
     async def run() -> None:
         server = await asyncio.start_server(
-            lambda r, w: _connection(r, w, reply, made), "127.0.0.1", port, backlog=1024, limit=2**24
+            lambda r, w: _connection(r, w, reply, made), "127.0.0.1", port, backlog=1024, limit=2**24, ssl=tls
         )
         made.base = f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}/v1"
         ready.set()

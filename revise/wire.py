@@ -39,7 +39,9 @@ class Request(NamedTuple):
     body: dict[str, Any]
     """What is sent, as JSON."""
     sample: int = 0
-    """Counts requests of the same body whose answers have to be drawn anew; it is not sent."""
+    """Counts answers to the same body that have to be drawn anew; it is not sent."""
+    occurrence: int = 0
+    """Tells rows with the same prompt apart, where each is to have answers of its own; it is not sent."""
     path: str = "chat/completions"
     """Behind the endpoint's base."""
 
@@ -47,8 +49,9 @@ class Request(NamedTuple):
     def key(self) -> str:
         """SHA-256 of all of it, in hexadecimal: neither URL nor API key have a part in it."""
         named: dict[str, Any] = {"body": self.body, "sample": self.sample}
-        if self.path != Request._field_defaults["path"]:
-            named["path"] = self.path
+        for name in ("path", "occurrence"):
+            if (value := getattr(self, name)) != self._field_defaults[name]:
+                named[name] = value
         return hashlib.sha256(canonical(named).encode()).hexdigest()
 
     @property

@@ -1,0 +1,39 @@
+"""The commands of this package: python -m revise NAME ...
+
+clair                the model's own answers, and minimal revisions of them
+judge-on-policy      two answers of the model, the better one by a judge
+judge-off-policy     answers of other models that are judged already
+stronger-preferred   a stronger model's answers over the model's own
+score                scores of winners, losers and own answers, put into the rows
+show                 pairs and what changed in them, in the terminal or as a page
+"""
+
+from collections.abc import Callable, Sequence
+
+from data import InputError, cli
+from revise import recipes
+
+COMMANDS: dict[str, Callable[[Sequence[str]], None]] = {
+    "clair": recipes.clair_main,
+    "judge-on-policy": recipes.judge_main,
+    "judge-off-policy": recipes.off_policy_main,
+    "stronger-preferred": recipes.stronger_main,
+}
+
+
+def main(argv: Sequence[str]) -> None:
+    """Hands the arguments to the command that the first one names. Raises InputError where there is none."""
+    known = ", ".join(COMMANDS)
+    if not argv:
+        raise InputError(f"python -m revise needs a command ({known}), such as: {recipes.CLAIR_EXAMPLE}")
+    name, *rest = argv
+    if name in ("-h", "--help"):
+        print(__doc__)
+        return
+    if name not in COMMANDS:
+        raise InputError(f"python -m revise: there is no command {name!r}; the commands are {known}")
+    COMMANDS[name](rest)
+
+
+if __name__ == "__main__":
+    cli.run(main)

@@ -1,0 +1,132 @@
+"""OpenAI's Batch API as a slow and cheap way to send: files out, files back into the same store.
+
+    {"custom_id": KEY, "method": "POST", "url": "/v1/chat/completions", "body": {...}}            what is written
+    {"custom_id": KEY, "response": {"status_code": 200, "body": {...}}, "error": null}            what comes back
+
+The custom_id is the request's key, so answers may come in any order, in several files, twice, or not at all: what is
+missing stays open. vLLM's run-batch reads and writes the same form.
+"""
+
+import collections
+import json
+import time
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+from data import files
+from data.errors import InputError
+from data.json_rows import read_jsonl
+from revise import wire
+from revise.config import ClientConfig
+from revise.store import Row, State, Store
+from revise.wire import Request
+
+MOST_REQUESTS, MOST_BYTES = 50_000, 200 * 10**6  # in a file, says the API's reference
+CHUNK = 512  # rows that share a commit
+LONGEST_LINE = 64 * 2**20
+
+
+def write(requests: Iterable[Request], store: Store, path: Path) -> str:
+    """Writes what the store lacks, in as many files as the API's limits ask for; says what to do with them.
+
+    Raises InputError where one of them exists.
+    """
+    known, seen = store.states(), set()
+    parts: list[list[str]] = [[]]
+    size = 0
+    for request in requests:
+        key = request.key
+        if key in seen or known.get(bytes.fromhex(key), "failed") != "failed":
+            continue
+        seen.add(key)
+        made = {"custom_id": key, "method": "POST", "url": f"/v1/{request.path}", "body": request.body}
+        line = json.dumps(made, ensure_ascii=False) + "\n"
+        if len(parts[-1]) == MOST_REQUESTS or size + len(line.encode()) > MOST_BYTES:
+            _write_part(path, len(parts), parts[-1])
+            parts[-1] = []
+            parts.append([])
+            size = 0
+        parts[-1].append(line)
+        size += len(line.encode())
+    if not seen:
+        return "every answer is in the store already; leave --batch-write out to write the pairs"
+    _write_part(path, len(parts), parts[-1])
+    names = " ".join(str(_part(path, i + 1)) for i in range(len(parts)))
+    return (
+        f"{len(seen):,} requests: {names}\n"
+        "send each as a batch (https://platform.openai.com/docs/guides/batch), or through vllm run-batch -i FILE -o "
+        "ANSWERS --model NAME; then the same command with --batch-read ANSWERS... in the place of --batch-write"
+    )
+
+
+def _part(path: Path, number: int) -> Path:
+    """batch.jsonl, batch-2.jsonl ..."""
+    return path if number == 1 else path.with_stem(f"{path.stem}-{number}")
+
+
+def _write_part(path: Path, number: int, lines: list[str]) -> None:
+    files.check_new_file(_part(path, number))
+    with files.whole_file(_part(path, number)) as temporary, open(temporary, "w", encoding="utf-8") as file:
+        file.writelines(lines)
+
+
+def read(paths: Sequence[Path], requests: Iterable[Request], store: Store, config: ClientConfig, purpose: str) -> str:
+    """Puts the answers in files into the store; says how many there were, and of what use.
+
+    requests: what was sent; answers to anything else are counted and left. Raises InputError where a file cannot be
+    read; a line that is cut or no JSON is counted.
+    """
+    wanted = {request.key: request for request in requests}
+    states = store.states()
+    taken = {key for key in wanted if states.get(bytes.fromhex(key), "failed") != "failed"}
+    n_before = len(taken)
+    counts: collections.Counter[str] = collections.Counter()
+    rows: list[Row] = []
+    for path in paths:
+        for _, found in read_jsonl(path, LONGEST_LINE):
+            if isinstance(found, InputError):
+                counts["damaged"] += 1
+                continue
+            key = found.get("custom_id")
+            if not isinstance(key, str) or key not in wanted:
+                counts["unknown"] += 1
+            elif key in taken:
+                counts["twice"] += 1
+            else:
+                row = _row(found, wanted[key], config, purpose)
+                counts[
+                    {"answered": "read", "unusable": "unusable", "refused": "unusable"}.get(row.state, "failed")
+                ] += 1
+                taken |= {key} if row.state != "failed" else set()
+                rows.append(row)
+            if len(rows) == CHUNK:
+                store.write(rows)
+                rows = []
+    store.write(rows)
+    n_open = len(wanted.keys() - taken)
+    found = ", ".join(f"{n:,} {name}" for name, n in counts.items() if n) or "nothing"
+    return f"of {len(wanted):,} answers {n_before:,} were in the store; from the files: {found}; {n_open:,} are missing"
+
+
+def _row(found: dict[str, Any], request: Request, config: ClientConfig, purpose: str) -> Row:
+    """What a line says of a request."""
+    response = found.get("response") if isinstance(found.get("response"), dict) else {}
+    status, body = response.get("status_code"), response.get("body")  # pyright: ignore[reportOptionalMemberAccess]
+    raw = wire.canonical(body).encode() if isinstance(body, dict) else b""
+    sent = wire.canonical(request.body)
+    if status in (None, 200) and isinstance(body, dict):
+        try:
+            answer = wire.read_answer(raw, request)
+        except wire.Unreadable as fault:
+            return Row(request.key, purpose, "failed", sent, str(fault).encode(), time=time.time())
+        state: State = "unusable" if answer.fault else "answered"
+        dollars = config.dollars(answer.tokens_in, answer.tokens_out)
+        return Row(
+            *(request.key, purpose, state, sent, raw, answer.id, 1, 0.0),
+            *(answer.tokens_in, answer.tokens_out, answer.is_counted, dollars, time.time()),
+        )
+    error = found.get("error")
+    said = wire.error_of(raw)[0] if raw else wire.error_of(json.dumps({"error": error}).encode())[0]
+    is_refusal = isinstance(status, int) and 400 <= status < 500 and status not in wire.PASSING_STATUS
+    return Row(request.key, purpose, "refused" if is_refusal else "failed", sent, said.encode(), time=time.time())

@@ -1,0 +1,147 @@
+"""Files of pairs: rows that engine.train takes as they are, and beside them what was rejected, each with its reason.
+
+A row is in the form of the authors' data set (prompt, chosen and rejected as message lists, rational) and says where it
+is from. Both files are written whole or not at all, with the same bytes as often as the same answers are read.
+"""
+
+import collections
+import contextlib
+import itertools
+import json
+import sys
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from data import files
+from data.contrast import Contrast, contrast, table
+from data.errors import InputError
+from data.records import Record, read_records
+from revise.prompts import Item
+
+CHUNK = 1024  # pairs that are measured together
+
+
+class Rejected(ValueError):
+    """Answers that make no pair; the text is the reason, in a few words, by which rows are counted. is_open: an answer
+    is still missing.
+    """
+
+    def __init__(self, reason: str, *, is_open: bool = False) -> None:
+        super().__init__(reason)
+        self.is_open = is_open
+
+
+class Pair(NamedTuple):
+    """Two answers of which one is better."""
+
+    chosen: str
+    rejected: str
+    rational: str = ""
+    """Why, in the words of the reviser or judge."""
+    facts: dict[str, Any] = {}  # noqa: RUF012 (never changed)
+    """What else its provenance says."""
+
+
+class Made(NamedTuple):
+    """What came of an item."""
+
+    item: Item
+    pair: Pair | Rejected
+    provenance: dict[str, Any]
+    texts: dict[str, list[str]]
+    """All texts that there are, for the file of what was rejected."""
+
+
+class Count(NamedTuple):
+    """What came of all items."""
+
+    n_pairs: int
+    n_open: int
+    """Rejected because an answer is still missing."""
+    reasons: collections.Counter[str]
+
+
+def rejected_beside(out: Path) -> Path:
+    """pairs.jsonl: pairs.rejected.jsonl."""
+    return out.with_name(out.name.removesuffix(".jsonl") + ".rejected.jsonl")
+
+
+def check_out(out: Path, prompts: str) -> None:
+    """Raises InputError where the pairs would replace something else than pairs that this package wrote."""
+    if out.suffix != ".jsonl":
+        raise InputError(f"--out: {out} has to end in .jsonl")
+    if not out.exists():
+        files.check_new_file(out)
+        return
+    if Path(prompts).exists() and out.samefile(prompts):
+        raise InputError(f"--out: {out} is the file of the prompts; give another name")
+    with contextlib.suppress(OSError, ValueError, TypeError, AttributeError):
+        with open(out, encoding="utf-8") as file:
+            first = file.readline()
+        if not first or json.loads(first)["provenance"]["recipe"]:
+            return
+    raise InputError(f"{out}: exists, and is no file of pairs from here; give another file, or remove it")
+
+
+def write(made: Iterable[Made], out: Path) -> Count:
+    """Writes pairs and what was rejected, in the order given."""
+    reasons: collections.Counter[str] = collections.Counter()
+    n_pairs = n_open = 0
+    with contextlib.ExitStack() as both:
+        paths = [both.enter_context(files.whole_file(p)) for p in (out, rejected_beside(out))]  # out is renamed last
+        kept, dropped = (both.enter_context(open(p, "w", encoding="utf-8")) for p in paths)
+        for m in made:
+            if isinstance(m.pair, Pair):
+                n_pairs += 1
+                kept.write(_line(_row(m, m.pair)))
+            else:
+                reasons[str(m.pair).partition(":")[0]] += 1
+                n_open += m.pair.is_open
+                row = {"prompt": _prompt(m.item), "reason": str(m.pair)} | m.texts | {"provenance": m.provenance}
+                dropped.write(_line(row))
+    return Count(n_pairs, n_open, reasons)
+
+
+def _row(made: Made, pair: Pair) -> dict[str, Any]:
+    messages = made.item.messages
+    both = {
+        name: [*messages, {"role": "assistant", "content": text}]
+        for name, text in (("chosen", pair.chosen), ("rejected", pair.rejected))
+    }
+    return (
+        {"prompt": _prompt(made.item)} | both | {"rational": pair.rational, "provenance": made.provenance | pair.facts}
+    )
+
+
+def _prompt(item: Item) -> str | list[dict[str, str]]:
+    first, *rest = item.prompt
+    return first.content if not rest and first.role == "user" else item.messages
+
+
+def _line(row: dict[str, Any]) -> str:
+    return json.dumps(row, ensure_ascii=False) + "\n"
+
+
+def report(count: Count, n: int, out: Path, said: str | None = None) -> None:
+    """What became of n prompts, on stderr; the measures of Table 1, on stdout."""
+    lines = [f"{count.n_pairs:,} pairs of {n:,} prompts: {out}"]
+    lines += [f"{k:>8,}  {reason}" for reason, k in count.reasons.most_common()]
+    print("\n".join([*lines, *([said] if said else [])]), file=sys.stderr)
+    if count.n_pairs:
+        print(table({out.name: _measured(out)}))
+
+
+def _measured(out: Path) -> Contrast:
+    """The contrast of a file, some pairs at a time: a long one does not have to fit into memory."""
+    parts = list(_contrasts(r for r in read_records(out) if isinstance(r, Record)))
+    names = [name for name in Contrast._fields if getattr(parts[0], name) is not None]
+    joined = {name: np.concatenate([getattr(p, name) for p in parts]) for name in names}
+    return Contrast(**{name: joined.get(name) for name in Contrast._fields})  # pyright: ignore[reportArgumentType]
+
+
+def _contrasts(records: Iterator[Record]) -> Iterator[Contrast]:
+    while chunk := list(itertools.islice(records, CHUNK)):
+        yield contrast([(str(r.responses[0]), str(r.responses[1])) for r in chunk])

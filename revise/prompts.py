@@ -1,0 +1,100 @@
+"""The prompts of a run: checked, drawn alike for every recipe, and read row by row as often as they are needed."""
+
+import hashlib
+from collections.abc import Collection, Iterator
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from data import cli
+from data.errors import InputError, RunError, list_faults
+from data.records import ROLES, Message, PromptRow, prompts_of
+from revise.wire import canonical
+
+
+class Item(NamedTuple):
+    """One prompt of a run."""
+
+    number: int
+    """Its place among the rows that can be used, from 0."""
+    place: str
+    """"FILE:LINE", for messages."""
+    prompt: tuple[Message, ...]
+    row: dict[str, Any]
+    """All of its row."""
+    occurrence: int
+    """0, or where equal prompts are to be asked each for itself, a number of its own."""
+
+    @property
+    def messages(self) -> list[dict[str, str]]:
+        """The prompt as it is sent."""
+        return [m._asdict() for m in self.prompt]
+
+
+class Prompts:
+    """The drawn rows of a source, in its order. Only their numbers are kept in memory."""
+
+    def __init__(
+        self,
+        source: str | Path,
+        *,
+        sample: int | None = None,
+        seed: int = 0,
+        roles: Collection[str] = ROLES,
+        skip_bad_rows: bool = False,
+        dedupe: bool = True,
+    ) -> None:
+        """sample: how many to draw, the same ones for equal seeds and sources; None: all.
+
+        Raises InputError listing the first ten rows that cannot be used, unless they are to be skipped.
+        """
+        self.source, self._roles, self._dedupe = str(source), roles, dedupe
+        faults: list[str] = []
+        n_good = n_faults = 0
+        digest = hashlib.sha256()
+        for found in self._rows():
+            if isinstance(found, InputError):
+                n_faults += 1
+                faults += [str(found)] if n_faults <= 10 else []
+            else:
+                n_good += 1
+                digest.update(canonical(found.prompt).encode())
+        if n_faults and not skip_bad_rows:
+            mend = "mend them, or go on without them: --skip-bad-rows"
+            raise list_faults(faults, n_good + n_faults, mend=mend, n_faults=n_faults)
+        if n_faults:
+            cli.notify(f"{self.source}: {n_faults} of {n_good + n_faults} rows cannot be used and are left out")
+        if not n_good:
+            raise InputError(f'{self.source}: no prompts; write lines such as {{"prompt": "..."}}')
+        if sample is not None and not 0 < sample <= n_good:
+            raise InputError(f"--sample: {sample} of {n_good} prompts cannot be drawn")
+        self._digest = digest.digest()
+        drawn = range(n_good) if sample is None else np.random.default_rng(seed).choice(n_good, sample, replace=False)
+        self._drawn = np.zeros(n_good, dtype=bool)
+        self._drawn[list(drawn)] = True
+
+    def __len__(self) -> int:
+        """How many were drawn."""
+        return int(self._drawn.sum())
+
+    def __iter__(self) -> Iterator[Item]:
+        """Raises RunError where the source has changed since it was checked."""
+        digest, index = hashlib.sha256(), 0
+        for found in self._rows():
+            if isinstance(found, InputError):
+                continue
+            digest.update(canonical(found.prompt).encode())
+            if index < len(self._drawn) and self._drawn[index]:
+                prompt = tuple(m for m in found.prompt if isinstance(m, Message))
+                yield Item(index, found.place, prompt, found.row, 0 if self._dedupe else index + 1)
+            index += 1
+        if digest.digest() != self._digest:
+            raise RunError(f"{self.source}: changed while it was read; let it rest, and run again")
+
+    def _rows(self) -> Iterator[PromptRow | InputError]:
+        for found in prompts_of(self.source, roles=self._roles):
+            if isinstance(found, PromptRow) and not isinstance(found.prompt[0], Message):
+                yield InputError(f"{found.place}: token ids, of which no text can be asked; give its text")
+            else:
+                yield found

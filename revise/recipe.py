@@ -1,0 +1,259 @@
+"""What the recipes that ask a model share: from prompts to a file of pairs.
+
+    the target model's answers           drawn and stored                 revise/target.py
+    the recipe's questions about them    answered and stored              revise/client.py
+    pairs, or reasons why there is none  read from the store alone        revise/pairs.py
+
+The last step costs nothing: with other bounds or a better parser the same command reads the same answers again.
+"""
+
+import contextlib
+import datetime
+import hashlib
+import json
+import sys
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from data import cli
+from data.errors import InputError, RunError
+from revise import batch, pairs, wire
+from revise.client import Answered, ClientConfig, Tally, answer_all, answered, endpoints_of, open_store
+from revise.pairs import Made, Pair, Rejected
+from revise.prompts import Item, Prompts
+from revise.store import Store
+from revise.target import Target, TargetConfig
+from revise.wire import Completion, Request
+
+
+@dataclass(frozen=True, kw_only=True)
+class RecipeConfig(TargetConfig, ClientConfig):
+    """What every recipe that asks a model is told."""
+
+    prompts: str
+    """Rows with "prompt" (text or messages) or UltraFeedback's "instruction": .jsonl, .json, .csv, .parquet, a folder
+    or hub id."""
+    out: str
+    """File for the pairs; what is rejected goes beside it, to its name with .rejected.jsonl."""
+    sample: int | None = None
+    """How many prompts to draw: the same ones for every recipe."""
+    seed: int = 0
+    """Of the draw, of answers that are sampled here, and of what else is left to chance."""
+    skip_bad_rows: bool = False
+    """Go on without rows that cannot be used."""
+    dedupe: bool = True
+    """Ask equal questions once; --no-dedupe has each row's answers drawn anew."""
+    temperature: float = 0.7
+    """Of the answers of --model; the authors' setting."""
+    top_p: float = 1.0
+    """... from the likeliest tokens that together have this probability."""
+    max_tokens: int = 4096
+    """Most tokens of an answer; the authors' setting."""
+    empty_system: bool = True
+    """Begin with an empty system message, as the authors do."""
+    extra: str | None = None
+    """JSON object that is merged into each request to --model; null takes a field out, such as
+    '{"max_tokens": null, "max_completion_tokens": 4096}'."""
+    batch_write: str | None = None
+    """Write what would be sent to --model to files for OpenAI's Batch API, in the place of sending it."""
+    batch_read: tuple[str, ...] = ()
+    """Read answers from that API's output and error files; nothing is sent to --model."""
+    config: str | None = None
+    """YAML file of settings, named as the flags are; flags win over it."""
+
+    def __post_init__(self) -> None:
+        TargetConfig.__post_init__(self)
+        ClientConfig.__post_init__(self)
+        if not 0 <= self.temperature <= 2 or not 0 < self.top_p <= 1 or self.max_tokens < 1:
+            raise InputError("--temperature lies from 0 to 2, --top-p above 0 and up to 1, --max-tokens above 0")
+        if self.seed < 0:
+            raise InputError(f"--seed: {self.seed} is below 0")
+        if self.batch_write and self.batch_read:
+            raise InputError("--batch-write and --batch-read: first the one, and when the answers are there the other")
+        if not self.endpoint and not self.batch_read and not self.batch_write:
+            raise InputError("--endpoint is missing; give the server's address, such as http://localhost:8000/v1")
+        if not self.model:
+            raise InputError("--model is missing; give the model's name at the endpoint")
+        parse_extra(self.extra)
+
+
+def parse_extra(text: str | None) -> dict[str, Any]:
+    """The object in --extra. Raises InputError."""
+    try:
+        found = json.loads(text) if text else {}
+    except ValueError as fault:
+        raise InputError(f"--extra: not JSON ({fault})") from None
+    if not isinstance(found, dict) or "messages" in found:
+        raise InputError('--extra: has to be an object without "messages", such as {"top_k": 20}')
+    return found
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """How pairs are made of a prompt and the target model's own answers to it."""
+
+    name: str
+    config: RecipeConfig
+    n_own: int
+    """Own answers to each prompt."""
+    ask: Callable[[Item, list[str]], list[Request]]
+    """What --model is asked about an item and its own answers. Raises Rejected where there is nothing to ask."""
+    pair: Callable[[Item, list[str], list[Completion]], Pair]
+    """The pair that the answers make. Raises Rejected."""
+    settings: dict[str, Any]
+    """What the provenance of every row says: wording and bounds."""
+
+
+def question(messages: list[dict[str, str]], config: RecipeConfig, *, sample: int = 0, occurrence: int = 0) -> Request:
+    """A request to --model."""
+    body = {"model": config.model, "messages": messages, "temperature": config.temperature, "top_p": config.top_p}
+    body |= {"max_tokens": config.max_tokens} | parse_extra(config.extra)
+    return Request({k: v for k, v in body.items() if v is not None}, sample, occurrence)
+
+
+def instruction(text: str, config: RecipeConfig, *, occurrence: int) -> Request:
+    """A request that is one instruction, as the authors send them."""
+    system = [{"role": "system", "content": ""}] if config.empty_system else []
+    return question([*system, {"role": "user", "content": text}], config, occurrence=occurrence)
+
+
+def wording_facts(text: str, name: str) -> dict[str, str]:
+    """What provenance says of a wording."""
+    return {"template": name, "template_sha256": hashlib.sha256(text.encode()).hexdigest()[:16]}
+
+
+def make(recipe: Recipe, *, summary: Callable[[], str | None] = lambda: None) -> None:
+    """Makes the pairs, writes them, and says what became of the rest. summary: a sentence on all pairs, at the end.
+
+    Raises InputError before anything is sent; RunError where rows are left without an answer, after the rest has been
+    written.
+    """
+    config, out = recipe.config, Path(recipe.config.out)
+    pairs.check_out(out, config.prompts)
+    endpoints = endpoints_of(config.endpoint, config)
+    target = Target(config, config, n=recipe.n_own, seed=config.seed)
+    prompts = Prompts(
+        config.prompts,
+        sample=config.sample,
+        seed=config.seed,
+        skip_bad_rows=config.skip_bad_rows,
+        dedupe=config.dedupe,
+    )
+    target.check(prompts)
+    with open_store(Path(config.store)) as store:
+        if config.dry_run:
+            print(_estimate(recipe, prompts, target, store))
+            return
+        drawn = target.fill(prompts, store)
+        wanted = (request for item in prompts for request in _questions(recipe, item, target.answers(item, store)))
+        if config.batch_write:
+            print(batch.write(wanted, store, Path(config.batch_write)), file=sys.stderr)
+            return
+        if config.batch_read:
+            files = [Path(name) for name in config.batch_read]
+            print(batch.read(files, wanted, store, config, recipe.name), file=sys.stderr)
+        else:
+            asked = answer_all(wanted, store, config, endpoints, purpose=recipe.name, n_requests=len(prompts))
+            print(_spent(drawn, asked, len(prompts)), file=sys.stderr)
+        with store.snapshot():
+            count = pairs.write((_made(recipe, item, target, store) for item in prompts), out)
+        pairs.report(count, len(prompts), out, summary())
+        if n_same := store.n_repeated_ids():
+            cli.notify(f"{config.store}: {n_same} answers carry the id of another one; the server mixes up its answers")
+    if count.n_open:
+        raise RunError(f"{count.n_open} of {len(prompts)} rows lack an answer; the same command asks for it again")
+
+
+def _questions(recipe: Recipe, item: Item, own: list[Answered]) -> list[Request]:
+    """What is asked about an item: nothing where its own answers are of no use."""
+    texts = [a.completion.text.strip() for a in own if a.completion]
+    with contextlib.suppress(Rejected):
+        return recipe.ask(item, texts) if len(texts) == len(own) else []
+    return []
+
+
+def _made(recipe: Recipe, item: Item, target: Target, store: Store) -> Made:
+    own = target.answers(item, store)
+    requests = _questions(recipe, item, own)
+    answers = [answered(store, request) for request in requests]
+    try:
+        pair = _pair(recipe, item, own, answers)
+    except Rejected as why:
+        pair = why
+    provenance: dict[str, Any] = {"recipe": recipe.name, "row": item.number}
+    provenance |= {n: item.row[n] for n in ("id", "prompt_id", "source") if isinstance(item.row.get(n), str | int)}
+    provenance |= {"target": [origin(a) for a in own], "answers": [origin(a) for a in answers]}
+    texts = {
+        name: [a.completion.text for a in found if a.completion] for name, found in (("own", own), ("answers", answers))
+    }
+    return Made(item, pair, provenance | {"settings": recipe.settings}, texts)
+
+
+def _pair(recipe: Recipe, item: Item, own: list[Answered], answers: list[Answered]) -> Pair:
+    """Raises Rejected."""
+    for what, found in (("own answer ", own), ("", answers)):
+        for a in found:
+            if a.completion is None:
+                raise Rejected(f"{what}{a.fault}", is_open=a.row is None or a.row.state == "failed")
+    texts = [a.completion.text.strip() for a in own if a.completion]
+    if not answers:
+        recipe.ask(item, texts)  # says why nothing was asked
+    if any(a.completion and a.completion.finish == wire.TRUNCATED for a in answers):
+        raise Rejected("truncated")
+    return recipe.pair(item, texts, [a.completion for a in answers if a.completion])
+
+
+def origin(a: Answered) -> dict[str, Any]:
+    """Where an answer is from, for provenance: the model as the server reports it, the request's key, usage, when."""
+    if a.row is None or a.completion is None:
+        return {"from": "row"} if a.completion else {}
+    c = a.completion
+    made: dict[str, Any] = {"model": c.model, "request": a.row.key, "finish_reason": c.finish}
+    made["usage"] = {"prompt_tokens": c.tokens_in, "completion_tokens": c.tokens_out}
+    made |= {} if c.is_counted else {"usage_is_estimated": True}
+    return made | {"time": datetime.datetime.fromtimestamp(a.row.time, datetime.UTC).isoformat(timespec="seconds")}
+
+
+# --- what is said --------------------------------------------------------------------------------------------------
+
+
+def _spent(first: Tally, second: Tally, n: int) -> str:
+    n_sent, n_known = first.n_sent + second.n_sent, first.n_known + second.n_known
+    n_tokens, dollars = first.n_tokens + second.n_tokens, first.dollars + second.dollars
+    return (
+        f"{n_sent:,} requests were sent ({n_sent / n:.2f} for each prompt), {n_known:,} answers were in the store; "
+        f"{n_tokens / 1e6:,.2f} million tokens, ${dollars:,.2f}"
+    )
+
+
+def _estimate(recipe: Recipe, prompts: Prompts, target: Target, store: Store) -> str:
+    """What a run would send, and the most that it can cost."""
+    config, known = recipe.config, store.states()
+    longest = "x" * (config.target_max_tokens * wire.CHARACTERS_PER_TOKEN)  # for answers that are still to be drawn
+
+    def foreseen() -> Iterator[Request]:
+        for item in prompts:
+            own = target.answers(item, store)
+            texts = [a.completion.text.strip() if a.completion else f"{longest}{k}" for k, a in enumerate(own)]
+            with contextlib.suppress(Rejected):
+                yield from recipe.ask(item, texts)
+
+    def line(what: str, requests: Iterator[Request]) -> tuple[str, float]:
+        seen: set[str] = set()
+        n_in = n_out = 0
+        for request in requests:
+            if request.key not in seen and known.get(bytes.fromhex(request.key), "failed") == "failed":
+                n_in, n_out = n_in + request.tokens[0], n_out + request.tokens[1]
+                seen.add(request.key)
+        dollars = config.dollars(n_in, n_out)
+        text = f"{what}: {len(seen):,} requests, about {n_in:,} tokens to send, at most {n_out:,} to receive"
+        return f"{text}: at most ${dollars:,.2f}", dollars
+
+    stages = [line("target", target.wanted(prompts))] if config.target_endpoint else []
+    stages.append(line(recipe.name, foreseen()))
+    lines = [text for text, _ in stages]
+    if not config.price_in and not config.price_out:
+        lines.append("prices are not known; give --price-in and --price-out, dollars for a million tokens")
+    return "\n".join([*lines, f"in all at most ${sum(d for _, d in stages):,.2f}; nothing was sent"])

@@ -1,0 +1,319 @@
+"""The four ways to make preference pairs that arXiv 2408.06266 compares (section 3, equations 1 to 4).
+
+clair                the model's own answer, and a minimal revision of it          equation 1
+judge-on-policy      two answers of the model, the better one by a judge           equation 2
+judge-off-policy     answers of other models that are judged already               equation 3
+stronger-preferred   the answer of a stronger model over the model's own           equation 4
+"""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+
+from data import cli
+from data.errors import InputError
+from data.records import Tie, parse_record
+from revise import clair, judge, pairs, recipe
+from revise.pairs import Made, Pair, Rejected
+from revise.prompts import Item, Prompts
+from revise.recipe import Recipe, RecipeConfig, instruction, question, wording_facts
+from revise.templates import read_template, task_of
+from revise.wire import Completion, Request
+
+_TAIL = (
+    "--prompts prompts.jsonl --out pairs.jsonl --store answers.sqlite"
+    " --endpoint http://localhost:8000/v1 --model gpt-4-turbo"
+)
+CLAIR_EXAMPLE = f"python -m revise clair {_TAIL} --target-model path/to/llama"
+JUDGE_EXAMPLE = f"python -m revise judge-on-policy {_TAIL} --target-model path/to/llama"
+OFF_POLICY_EXAMPLE = "python -m revise judge-off-policy --prompts ultrafeedback.jsonl --out pairs.jsonl"
+STRONGER_EXAMPLE = f"python -m revise stronger-preferred {_TAIL} --target-model path/to/llama"
+
+
+def _check_ratios(low: float | None, high: float | None) -> None:
+    if (low is not None and low < 0) or (high is not None and high <= 0) or (low or 0) > (high or float("inf")):
+        raise InputError(f"--min-length-ratio and --max-length-ratio: {low} and {high} leave nothing between them")
+
+
+# --- CLAIR ---------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, kw_only=True)
+class ClairConfig(RecipeConfig):
+    """Have the model's own answers revised as little as possible: the revision is preferred to the answer."""
+
+    template: str | None = None
+    """File with another wording of the request; <TASK> and <STUDENT_SOLUTION> stand for the texts, and <DEGREE>, if it
+    has one, for what --strength and --keep-length say."""
+    strength: Literal["light", "standard", "strong"] = "standard"
+    """How much a revision may change."""
+    keep_length: bool = False
+    """Ask for revisions that are as long as the answers."""
+    min_length_ratio: float = clair.MIN_LENGTH_RATIO
+    """Reject revisions that are shorter than that many times the answer, in characters."""
+    max_length_ratio: float = clair.MAX_LENGTH_RATIO
+    """Reject revisions that are longer than that."""
+    allow_allusions: bool = False
+    """Keep revisions that speak of being one."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        _check_ratios(self.min_length_ratio, self.max_length_ratio)
+
+
+def clair_recipe(config: ClairConfig) -> Recipe:
+    """Equation 1. Raises InputError where the template cannot be used."""
+    template = read_template(config.template, "clair", clair.SLOTS, clair.OPTIONAL_SLOTS)
+    has_degree = "DEGREE" in template.parts[1::2]
+    if not has_degree and (config.strength != ClairConfig.strength or config.keep_length):
+        raise InputError(
+            f"{config.template}: has no <DEGREE>, where --strength and --keep-length would stand; put it in"
+        )
+
+    def ask(item: Item, own: list[str]) -> list[Request]:
+        text = clair.request(
+            task_of(item.prompt), own[0], template, strength=config.strength, keep_length=config.keep_length
+        )
+        return [instruction(text, config, occurrence=item.occurrence)]
+
+    def pair(item: Item, own: list[str], answers: list[Completion]) -> Pair:
+        try:
+            reasoning, revision = clair.parse(answers[0].text, student_solution=own[0])
+            clair.check(
+                revision,
+                own[0],
+                task_of(item.prompt),
+                min_ratio=config.min_length_ratio,
+                max_ratio=config.max_length_ratio,
+                may_allude=config.allow_allusions,
+            )
+        except ValueError as reason:
+            raise Rejected(str(reason)) from None
+        return Pair(revision, own[0], reasoning)
+
+    settings: dict[str, Any] = wording_facts(template.text, config.template or "clair")
+    settings |= {"strength": config.strength, "keep_length": config.keep_length} if has_degree else {}
+    settings |= {"min_length_ratio": config.min_length_ratio, "max_length_ratio": config.max_length_ratio}
+    settings |= {"allow_allusions": config.allow_allusions, "temperature": config.temperature}
+    return Recipe("clair", config, 1, ask, pair, settings)
+
+
+def clair_main(argv: Sequence[str]) -> None:
+    """The command."""
+    recipe.make(clair_recipe(cli.parse(ClairConfig, argv, command="python -m revise clair", example=CLAIR_EXAMPLE)))
+
+
+# --- a judge of the model's own answers ----------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, kw_only=True)
+class JudgeConfig(RecipeConfig):
+    """Have two answers of the model judged: the better one is preferred."""
+
+    template: str | None = None
+    """File with another wording of the request; <TASK>, <STUDENT_SOLUTION_1> and <STUDENT_SOLUTION_2> stand for the
+    texts."""
+    both_orders: float = 0.1
+    """Share of pairs that are judged in both orders, to measure how much the order decides; where it does, a pair is
+    rejected. The others are shown in an order that is drawn."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if not 0 <= self.both_orders <= 1:
+            raise InputError(f"--both-orders: {self.both_orders} is not between 0 and 1")
+
+
+class Positions:
+    """How often a judge takes what it is shown first, and says the same in both orders."""
+
+    def __init__(self) -> None:
+        self.n_judgments = self.n_first = self.n_both = self.n_same = 0
+
+    def add(self, choices: Sequence[int], winners: Sequence[int]) -> None:
+        """choices: the places that won; winners: which of the two answers that is."""
+        self.n_judgments += len(choices)
+        self.n_first += sum(choice == 1 for choice in choices)
+        self.n_both += len(choices) == 2
+        self.n_same += len(choices) == 2 and winners[0] == winners[1]
+
+    def sentence(self) -> str | None:
+        """What was found; None where there is nothing to say."""
+        if not self.n_judgments:
+            return None
+        said = f"the answer shown first won {self.n_first / self.n_judgments:.1%} of {self.n_judgments:,} judgments"
+        if self.n_both:
+            said += f"; of {self.n_both:,} pairs judged in both orders {self.n_same / self.n_both:.1%} had one winner"
+        return said
+
+
+def judge_recipe(config: JudgeConfig, positions: Positions) -> Recipe:
+    """Equation 2. positions: is told of every judgment. Raises InputError where the template cannot be used."""
+    template = read_template(config.template, "judge", judge.CHOICE_SLOTS)
+
+    def orders(item: Item) -> list[bool]:
+        """Whether the two answers are swapped, in each question about an item."""
+        swap, both = np.random.default_rng((config.seed, item.number)).random(2).tolist()
+        return [swap < 0.5, swap >= 0.5] if both < config.both_orders else [swap < 0.5]
+
+    def ask(item: Item, own: list[str]) -> list[Request]:
+        if own[0] == own[1]:
+            raise Rejected("the two answers are equal")
+        task = task_of(item.prompt)
+        shown = [own[::-1] if swapped else own for swapped in orders(item)]
+        texts = [judge.choose_request(task, first, second, template) for first, second in shown]
+        return [instruction(text, config, occurrence=item.occurrence) for text in texts]
+
+    def pair(item: Item, own: list[str], answers: list[Completion]) -> Pair:
+        try:
+            choices = [judge.parse_choice(answer.text) for answer in answers]
+        except ValueError as reason:
+            raise Rejected(str(reason)) from None
+        winners = [(choice - 1) ^ swapped for choice, swapped in zip(choices, orders(item), strict=True)]
+        positions.add(choices, winners)
+        if len(set(winners)) > 1:
+            raise Rejected("the order decides")
+        won, lost = own[winners[0]], own[1 - winners[0]]
+        facts = {"choices": choices, "swapped": orders(item)}
+        return Pair(chosen=won, rejected=lost, rational=answers[0].text.strip(), facts=facts)
+
+    settings: dict[str, Any] = wording_facts(template.text, config.template or "judge")
+    settings |= {"both_orders": config.both_orders, "seed": config.seed, "temperature": config.temperature}
+    return Recipe("judge-on-policy", config, 2, ask, pair, settings)
+
+
+def judge_main(argv: Sequence[str]) -> None:
+    """The command."""
+    config = cli.parse(JudgeConfig, argv, command="python -m revise judge-on-policy", example=JUDGE_EXAMPLE)
+    positions = Positions()
+    recipe.make(judge_recipe(config, positions), summary=positions.sentence)
+
+
+# --- answers that are judged already -------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, kw_only=True)
+class OffPolicyConfig:
+    """Take the best over the worst of answers that are judged already, as in UltraFeedback; ties are dropped.
+
+    Nobody is asked. What the other recipes need, to ask a model, is taken and not looked at, so that one command line
+    serves all four.
+    """
+
+    prompts: str
+    """Rows with "instruction" and "completions": [{"model", "response", "overall_score"}, ...]."""
+    out: str
+    """File for the pairs; what is rejected goes beside it, to its name with .rejected.jsonl."""
+    sample: int | None = None
+    """How many prompts to draw: the same ones for every recipe."""
+    seed: int = 0
+    """Of the draw."""
+    skip_bad_rows: bool = False
+    """Go on without rows that cannot be used."""
+    store: str | None = None
+    """Not looked at."""
+    endpoint: tuple[str, ...] = ()
+    """Not looked at."""
+    model: str | None = None
+    """Not looked at."""
+    target_model: str | None = None
+    """Not looked at."""
+    target_endpoint: tuple[str, ...] = ()
+    """Not looked at."""
+    target_name: str | None = None
+    """Not looked at."""
+    config: str | None = None
+    """YAML file of settings, named as the flags are; flags win over it."""
+
+
+def off_policy_rows(prompts: Prompts) -> Iterator[Made]:
+    """Equation 3."""
+    for item in prompts:
+        provenance = {"recipe": "judge-off-policy", "row": item.number}
+        provenance |= {n: item.row[n] for n in ("id", "prompt_id", "source") if isinstance(item.row.get(n), str | int)}
+        try:
+            pair: Pair | Rejected = _best_over_worst(item)
+        except Rejected as why:
+            pair = why
+        yield Made(item, pair, provenance, {})
+
+
+def _best_over_worst(item: Item) -> Pair:
+    if "completions" not in item.row:
+        raise Rejected("no completions")
+    try:
+        row = {name: value for name, value in item.row.items() if name not in ("chosen", "rejected")}
+        record = parse_record(row, item.place)
+    except Tie:
+        raise Rejected("tie") from None
+    except InputError as fault:
+        raise Rejected(f"bad row: {str(fault).removeprefix(f'{item.place}: ')}") from None
+    if record.ratings.scores is None:
+        raise Rejected("no scores")
+    models = {}
+    for completion in reversed(item.row["completions"]):  # of equal answers the first one counts
+        if isinstance(completion, dict):
+            models[str(completion.get("response")).strip()] = completion.get("model")
+    best, worst = (str(text) for text in record.responses)
+    facts: dict[str, Any] = {"scores": list(record.ratings.scores), "models": [models.get(best), models.get(worst)]}
+    return Pair(best, worst, "", facts)
+
+
+def off_policy_main(argv: Sequence[str]) -> None:
+    """The command."""
+    config = cli.parse(OffPolicyConfig, argv, command="python -m revise judge-off-policy", example=OFF_POLICY_EXAMPLE)
+    others = ("store", "endpoint", "model", "target_model", "target_endpoint", "target_name")
+    if given := [f"--{name.replace('_', '-')}" for name in others if getattr(config, name)]:
+        cli.notify(f"judge-off-policy asks nobody: {', '.join(given)} not looked at")
+    pairs.check_out(Path(config.out), config.prompts)
+    prompts = Prompts(config.prompts, sample=config.sample, seed=config.seed, skip_bad_rows=config.skip_bad_rows)
+    count = pairs.write(off_policy_rows(prompts), Path(config.out))
+    pairs.report(count, len(prompts), Path(config.out))
+
+
+# --- a stronger model ----------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, kw_only=True)
+class StrongerConfig(RecipeConfig):
+    """Prefer a stronger model's answers to the model's own."""
+
+    min_length_ratio: float = 0.0
+    """Reject answers that are shorter than that many times the model's own, in characters."""
+    max_length_ratio: float | None = None
+    """Reject answers that are longer than that."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        _check_ratios(self.min_length_ratio, self.max_length_ratio)
+
+
+def stronger_recipe(config: StrongerConfig) -> Recipe:
+    """Equation 4."""
+
+    def ask(item: Item, own: list[str]) -> list[Request]:
+        return [question(item.messages, config, occurrence=item.occurrence)]
+
+    def pair(item: Item, own: list[str], answers: list[Completion]) -> Pair:
+        text = answers[0].text.strip()
+        if clair.is_refusal(text):
+            raise Rejected("refused")
+        if text == own[0]:
+            raise Rejected("unchanged")
+        ratio = len(text) / len(own[0])
+        if ratio < config.min_length_ratio:
+            raise Rejected("too short")
+        if config.max_length_ratio is not None and ratio > config.max_length_ratio:
+            raise Rejected("too long")
+        return Pair(text, own[0])
+
+    settings = {"min_length_ratio": config.min_length_ratio, "max_length_ratio": config.max_length_ratio}
+    return Recipe("stronger-preferred", config, 1, ask, pair, settings | {"temperature": config.temperature})
+
+
+def stronger_main(argv: Sequence[str]) -> None:
+    """The command."""
+    config = cli.parse(StrongerConfig, argv, command="python -m revise stronger-preferred", example=STRONGER_EXAMPLE)
+    recipe.make(stronger_recipe(config))

@@ -1,0 +1,64 @@
+"""The wording of requests: text files in revise/templates/, or the user's own.
+
+A template is text with slots in capitals, <TASK> and others, which are replaced by what a row says, once, as it is: the
+words of tasks and answers are never read as slots or formats. What stands in braces is meant for the model.
+"""
+
+import re
+from collections.abc import Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+from data.errors import InputError
+from data.records import Message
+
+FOLDER = Path(__file__).parent / "templates"
+SLOTS = ("TASK", "STUDENT_SOLUTION", "STUDENT_SOLUTION_1", "STUDENT_SOLUTION_2", "DEGREE")
+
+
+class Template(NamedTuple):
+    """A text cut at its slots: pieces of text and names of slots in turn."""
+
+    parts: tuple[str, ...]
+
+    def fill(self, **values: str) -> str:
+        """The text with values, named as the slots in lower case, in their places."""
+        return "".join(part if i % 2 == 0 else values[part.lower()] for i, part in enumerate(self.parts))
+
+    @property
+    def text(self) -> str:
+        """As it was written."""
+        return "".join(part if i % 2 == 0 else f"<{part}>" for i, part in enumerate(self.parts))
+
+
+def parse_template(text: str, place: str, needed: Sequence[str], optional: Sequence[str] = ()) -> Template:
+    """The template in a text. Raises InputError unless each needed slot stands in it once."""
+    parts = tuple(re.split(rf"<({'|'.join(SLOTS)})>", text))
+    slots = parts[1::2]
+    for name in needed:
+        if slots.count(name) != 1:
+            found = f"{slots.count(name)} times" if name in slots else "nowhere"
+            raise InputError(f"{place}: <{name}> has to stand once in a template, and stands {found}")
+    if extra := [name for name in slots if name not in (*needed, *optional)]:
+        raise InputError(f"{place}: there is nothing to put in the place of <{extra[0]}>; remove it")
+    if twice := [name for name in optional if slots.count(name) > 1]:
+        raise InputError(f"{place}: <{twice[0]}> stands twice; keep one")
+    return Template(parts)
+
+
+def read_template(path: str | None, name: str, needed: Sequence[str], optional: Sequence[str] = ()) -> Template:
+    """The template in a user's file, or where there is none our own of this name. Raises InputError."""
+    file = Path(path) if path is not None else FOLDER / f"{name}.txt"
+    try:
+        text = file.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as fault:
+        why = fault.strerror if isinstance(fault, OSError) else "not UTF-8"
+        raise InputError(f"--template: {file} cannot be read ({why})") from None
+    return parse_template(text, str(file), needed, optional)
+
+
+def task_of(prompt: Sequence[Message]) -> str:
+    """A prompt as one text: its words where it is one message of a user, else each turn under its role."""
+    if len(prompt) == 1 and prompt[0].role == "user":
+        return prompt[0].content
+    return "\n\n".join(f"[{m.role}]\n{m.content}" for m in prompt if m.content)

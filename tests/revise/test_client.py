@@ -1,0 +1,494 @@
+"""The client against a real server on this machine that does what servers do."""
+
+import collections
+import email.utils
+import gzip
+import json
+import logging
+import os
+import random
+import shutil
+import socket
+import ssl
+import subprocess
+import threading
+import time
+
+import pytest
+
+from data.errors import InputError, RunError, Stopped
+from revise import asking, endpoints
+from revise.client import Request
+from revise.loopback import Reply, serve
+from tests.revise.asks import ask, questions
+
+HELLO = Reply.chat("hello")
+
+
+@pytest.fixture(autouse=True)
+def short_waits(monkeypatch):
+    monkeypatch.setattr(asking, "LONGEST_BACKOFF", 0.02)
+    monkeypatch.setattr(endpoints, "LONGEST_PROBE_WAIT", 0.1)
+
+
+def first_then(*replies):
+    """Replies to the first requests; hello to the rest."""
+    return lambda seen: replies[seen.number] if seen.number < len(replies) else HELLO
+
+
+def misbehaving(share, reply, seed=0):
+    """A share of requests, drawn, gets another reply."""
+    rng = random.Random(seed)
+    return lambda seen: reply() if rng.random() < share else HELLO
+
+
+# --- each question once --------------------------------------------------------------------------------------------
+
+
+def test_every_request_is_answered_once(tmp_path):
+    found = ask(tmp_path, lambda seen: Reply.chat(f"about {seen.text}"), 50)
+    assert collections.Counter(found.texts) == {f"question {i}": 1 for i in range(50)}
+    assert [json.loads(row.answer)["choices"][0]["message"]["content"] for row in found.rows] == [
+        f"about question {i}" for i in range(50)
+    ]
+    assert found.tally[:5] == (0, 50, 0, 0, 50)
+
+
+def test_equal_requests_are_sent_once_and_a_rerun_sends_nothing(tmp_path):
+    requests = [*questions(5), *questions(5)]
+    assert ask(tmp_path, lambda seen: HELLO, requests=requests).tally[:5] == (0, 5, 0, 0, 5)
+    again = ask(tmp_path, lambda seen: HELLO, requests=requests)
+    assert again.tally[:5] == (5, 0, 0, 0, 0) and not again.texts
+
+
+def test_no_more_are_in_flight_than_asked_for(tmp_path):
+    found = ask(tmp_path, lambda seen: HELLO.after(0.02), 60, concurrency=7)
+    assert found.server.n_most == 7
+
+
+def test_connections_are_kept(tmp_path):
+    ports = set()
+    real = socket.socket.accept
+
+    def accept(self):
+        connection, address = real(self)
+        ports.add(address)
+        return connection, address
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(socket.socket, "accept", accept)
+        ask(tmp_path, lambda seen: HELLO, 60, concurrency=3)
+    assert len(ports) == 3
+
+
+def test_tokens_and_money_are_counted_from_usage(tmp_path):
+    found = ask(tmp_path, lambda seen: Reply.chat("x", usage=(1000, 500)), 4, price_in=10.0, price_out=30.0)
+    assert found.tally.n_tokens == 6000
+    assert found.tally.dollars == pytest.approx(4 * (1000 * 10 + 500 * 30) / 1e6)
+
+
+# --- limits --------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "headers",
+    [{}, {"retry_after": "0.05"}, {"retry_after": "0"}, {"retry_after": "-1"}, {"retry_after": "nan"},
+     {"retry_after": "soon"}, {"retry_after_ms": "50"}, {"retry_after": email.utils.formatdate(0, usegmt=True)}],
+    ids=str,
+)  # fmt: skip
+def test_three_in_ten_told_to_come_later_are_answered_all_the_same(tmp_path, headers):
+    reply = misbehaving(0.3, lambda: Reply.error(429, "slow down", **headers))
+    found = ask(tmp_path, reply, 60)
+    assert found.states == ["answered"] * 60
+    assert found.tally.n_sent == len(found.texts) == 60 + sum(n - 1 for n in collections.Counter(found.texts).values())
+
+
+def test_nobody_asks_while_a_server_rests(tmp_path):
+    arrivals = []
+
+    def reply(seen):
+        arrivals.append(time.monotonic())
+        return Reply.error(429, "later", retry_after="0.6") if seen.number == 0 else HELLO
+
+    found = ask(tmp_path, reply, 30, concurrency=1)
+    assert found.states == ["answered"] * 30
+    assert arrivals[1] - arrivals[0] >= 0.59
+
+
+def test_a_rest_without_end_is_capped_and_said(tmp_path, capsys):
+    start = time.monotonic()
+    found = ask(tmp_path, first_then(Reply.error(429, "tomorrow", retry_after="1000000000")), 2, max_wait=0.3)
+    assert found.states == ["answered"] * 2 and 0.3 <= time.monotonic() - start < 10
+    assert "asks for a rest of 1,000,000,000 s; it is tried again after 0 s" in capsys.readouterr().err
+
+
+def test_requests_a_minute_are_kept_to_evenly(tmp_path):
+    arrivals = []
+    ask(tmp_path, lambda seen: arrivals.append(time.monotonic()) or HELLO, 11, rpm=1200.0)
+    assert arrivals[-1] - arrivals[0] >= 10 * 60 / 1200 - 0.02
+
+
+def test_tokens_a_minute_are_settled_by_what_was_used(tmp_path):
+    arrivals = []
+
+    def reply(seen):
+        arrivals.append(time.monotonic())
+        return Reply.chat("x", usage=(100, 100))
+
+    ask(tmp_path, reply, 6, tpm=60_000.0, concurrency=1)  # 200 tokens each take 0.2 s
+    assert arrivals[-1] - arrivals[0] >= 5 * 0.2 - 0.15  # the first estimate was lower
+    assert arrivals[-1] - arrivals[0] < 5
+
+
+def test_a_limit_in_the_headers_is_learnt(tmp_path):
+    arrivals = []
+
+    def reply(seen):
+        arrivals.append(time.monotonic())
+        return Reply.json(json.loads(HELLO.body), x_ratelimit_limit_requests="1200")
+
+    ask(tmp_path, reply, 11, concurrency=1)
+    assert arrivals[-1] - arrivals[1] >= 9 * 60 / 1200 - 0.02
+
+
+# --- what stops a run ----------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("status", "code"),
+    [(401, None), (402, None), (403, None), (404, "model_not_found"), (429, "insufficient_quota"),
+     (429, "credit_balance_exhausted"), (429, "project_spend_limit_exceeded"),
+     (429, "organization_usage_limit_exceeded")],
+)  # fmt: skip
+def test_what_waiting_does_not_mend_stops_the_run_at_once(tmp_path, status, code):
+    found = ask(tmp_path, lambda seen: Reply.error(status, "no, thank you", code=code), 200, concurrency=8)
+    assert isinstance(found.fault, RunError) and f"answers {status}: no, thank you" in str(found.fault)
+    assert len(found.texts) <= 8
+    assert found.states == [None] * 200
+
+
+def test_a_quota_that_is_none_can_be_waited_for(tmp_path):
+    found = ask(tmp_path, first_then(Reply.error(429, "no", code="insufficient_quota")), 3, retry_quota=True)
+    assert found.states == ["answered"] * 3
+
+
+@pytest.mark.parametrize("status", [400, 413, 422])
+def test_a_refused_row_is_marked_and_the_others_go_on(tmp_path, status):
+    def reply(seen):
+        return Reply.error(status, "this one not") if seen.text == "question 3" else HELLO
+
+    found = ask(tmp_path, reply, 10)
+    assert found.states == ["answered"] * 3 + ["refused"] + ["answered"] * 6
+    assert found.rows[3].answer == f"{status}: this one not".encode() and found.texts.count("question 3") == 1
+    assert not ask(tmp_path, reply, 10).texts
+    assert ask(tmp_path, reply, 10, ask_again=True).texts == ["question 3"]
+
+
+def test_a_server_that_refuses_everything_stops_the_run(tmp_path):
+    found = ask(tmp_path, lambda seen: Reply.error(400, "max_tokens is not supported"), 500, concurrency=2)
+    assert isinstance(found.fault, RunError) and "max_tokens is not supported" in str(found.fault)
+    assert len(found.texts) <= asking.FIRST_REFUSALS + 2
+
+
+def test_a_server_that_never_answers_stops_the_run_when_patience_ends(tmp_path):
+    start = time.monotonic()
+    found = ask(tmp_path, lambda seen: Reply.error(503, "busy"), 5, patience=0.5)
+    assert isinstance(found.fault, RunError) and "no answer for 0.5 s (the last attempt: 503: busy)" in str(found.fault)
+    assert time.monotonic() - start < 10
+
+
+def test_a_redirect_is_not_followed_and_names_both_places(tmp_path):
+    keys = []
+    with serve(lambda seen: keys.append(seen) or HELLO) as other:
+        found = ask(tmp_path, lambda seen: Reply(b"", 307, {"Location": f"{other.base}/chat/completions"}))
+        assert not keys
+    assert other.base.removesuffix("/v1") in str(found.fault) and found.server.base.removesuffix("/v1") in str(
+        found.fault
+    )
+
+
+def test_the_number_of_requests_can_be_capped(tmp_path):
+    found = ask(tmp_path, lambda seen: HELLO, 100, max_requests=17, concurrency=4)
+    assert isinstance(found.fault, Stopped) and len(found.texts) == 17
+    assert found.states.count("answered") == 17
+    assert ask(tmp_path, lambda seen: HELLO, 100).tally[:2] == (17, 83)
+
+
+def test_money_can_be_capped_and_what_was_spent_before_counts(tmp_path):
+    settings = {"price_in": 1000.0, "price_out": 1000.0, "max_cost": 1.0}  # 0.02 dollars an answer
+    found = ask(tmp_path, lambda seen: HELLO, 200, concurrency=4, **settings)
+    assert isinstance(found.fault, Stopped) and "--max-cost" in str(found.fault)
+    assert 46 <= found.states.count("answered") <= 54  # 50, and no more than were in flight
+    again = ask(tmp_path, lambda seen: HELLO, 200, concurrency=4, **settings)
+    assert again.states == found.states
+
+
+# --- what passes ---------------------------------------------------------------------------------------------------
+
+CUT = json.dumps({"choices": [{"message": {"content": "hel"}}]}).encode()
+PASSING = {
+    **{str(status): Reply.error(status, "passing") for status in (408, 409, 500, 502, 503, 504, 529)},
+    "reset before an answer": Reply(breaks="before"),
+    "reset in the head": Reply(HELLO.body, breaks="head"),
+    "reset in the body": Reply(HELLO.body, breaks="body"),
+    "closed in the body": Reply(HELLO.body, breaks="close"),
+    "closed in a body without length": Reply(HELLO.body, breaks="close", length=None),
+    "closed between chunks": Reply(HELLO.body, breaks="close", length="chunked"),
+    "a length too small": Reply(HELLO.body, length=20),
+    "a length too large": Reply(HELLO.body, length=10_000, breaks="close"),
+    "no length that is one": Reply(HELLO.body, headers={"Content-Length": "many"}, length=None),
+    "no status line": Reply(raw=b"nonsense\r\n\r\n"),
+    "nothing at all": Reply(raw=b""),
+    "a head of 200 KB": Reply(HELLO.body, headers={"X": "x" * 200_000}),
+    "an empty body": Reply(b""),
+    "HTML": Reply(b"<html>gateway</html>", headers={"Content-Type": "text/html"}),
+    "JSON that is cut": Reply(HELLO.body[:-20]),
+    "NaN": Reply(HELLO.body.replace(b"20", b"NaN")),
+    "Latin-1": Reply('{"choices": "ä"}'.encode("latin-1")),
+    "deep JSON": Reply(b'{"choices": ' + b"[" * 5000 + b"]" * 5000 + b"}"),
+    "an error with status 200": Reply.json({"error": {"message": "overloaded"}}),
+    "gzip that was not asked for": Reply(gzip.compress(HELLO.body), headers={"Content-Encoding": "gzip"}),
+    "gzip that is cut": Reply(gzip.compress(HELLO.body)[:-5], headers={"Content-Encoding": "gzip"}),
+    "a bomb": Reply(gzip.compress(b"x" * 10**7), headers={"Content-Encoding": "gzip"}),
+}
+
+
+@pytest.mark.parametrize("fault", PASSING)
+def test_a_passing_fault_is_asked_again_and_only_the_answer_is_stored(tmp_path, fault):
+    found = ask(tmp_path, first_then(PASSING[fault]), 1)
+    assert found.states == ["answered"] and found.rows[0].answer == HELLO.body
+    n_more = fault == "a length too small"  # what was left over spoils the connection for one request more
+    assert found.rows[0].attempts == len(found.texts) == 2 + n_more
+
+
+def test_a_hang_and_a_drip_end_at_the_deadline(tmp_path):
+    for i, reply in enumerate(
+        (HELLO.after(30), Reply(HELLO.body, drip=0.05), Reply(raw=b"HTTP/1.1 100 Continue\r\n\r\n" * 9))
+    ):
+        start = time.monotonic()
+        found = ask(tmp_path / str(i), first_then(reply), 1, timeout=0.5, read_timeout=0.4)
+        assert found.states == ["answered"] and time.monotonic() - start < 5
+
+
+def test_a_server_that_takes_and_never_reads_ends_at_the_deadline(tmp_path):
+    with socket.socket() as deaf:
+        deaf.bind(("127.0.0.1", 0))
+        deaf.listen()
+        body = {"model": "m", "messages": [{"role": "user", "content": "x" * 20_000_000}]}  # more than buffers hold
+        base = f"http://127.0.0.1:{deaf.getsockname()[1]}/v1"
+        start = time.monotonic()
+        found = ask(tmp_path, None, requests=[Request(body)], endpoint=(base,), timeout=0.3, max_attempts=2)
+    assert found.states == ["failed"] and b"no whole answer" in found.rows[0].answer
+    assert time.monotonic() - start < 10
+
+
+def test_a_storm_of_errors_loses_nothing(tmp_path):
+    kinds = [Reply.error(500), Reply.error(502), Reply.error(503), Reply.error(529), *PASSING.values()]
+    rng = random.Random(1)
+    found = ask(tmp_path, misbehaving(0.5, lambda: rng.choice(kinds), 2), 80, max_attempts=40)
+    assert found.states == ["answered"] * 80
+
+
+def test_what_fails_too_often_is_marked_and_tried_again_by_the_next_run(tmp_path):
+    def reply(seen):
+        return Reply.error(500, "never") if seen.text == "question 1" else HELLO
+
+    found = ask(tmp_path, reply, 3, max_attempts=3)
+    assert found.states == ["answered", "failed", "answered"] and found.tally.n_failed == 1
+    assert found.texts.count("question 1") == 3 and found.rows[1].answer == b"500: never"
+    again = ask(tmp_path, lambda seen: HELLO, 3)
+    assert again.texts == ["question 1"] and again.states == ["answered"] * 3
+
+
+UNUSABLE = {
+    "no choices": Reply.json({"choices": []}),
+    "null content": Reply.json({"choices": [{"message": {"content": None}}]}),
+    "content that is a list": Reply.json({"choices": [{"message": {"content": [{"type": "text", "text": "x"}]}}]}),
+    "refused": Reply.json({"choices": [{"message": {"content": None, "refusal": "no"}}]}),
+    "a tool call": Reply.json({"choices": [{"message": {"content": None, "tool_calls": [{"id": "1"}]}}]}),
+    "empty": Reply.chat(" "),
+}
+
+
+@pytest.mark.parametrize("fault", UNUSABLE)
+def test_what_is_paid_for_and_of_no_use_is_kept_and_not_asked_again(tmp_path, fault):
+    found = ask(tmp_path, lambda seen: UNUSABLE[fault], 2)
+    assert found.states == ["unusable"] * 2 and found.tally.n_unusable == 2 and len(found.texts) == 2
+    assert found.rows[0].answer == UNUSABLE[fault].body
+    assert not ask(tmp_path, lambda seen: HELLO, 2).texts
+    assert ask(tmp_path, lambda seen: HELLO, 2, ask_again=True).states == ["answered"] * 2
+
+
+def test_an_answer_of_ten_megabytes_is_dropped_while_it_is_read(tmp_path):
+    large = Reply.chat("x" * 10_000_000)
+    found = ask(tmp_path, first_then(large), 2, concurrency=1)
+    assert found.states == ["unusable", "answered"] and found.rows[0].answer == b"an answer of more than 8 MB"
+    assert ask(tmp_path / "b", lambda seen: large, 1, max_answer_mb=16.0).states == ["answered"]
+
+
+# --- several servers -----------------------------------------------------------------------------------------------
+
+
+def test_servers_share_the_work_by_what_they_take(tmp_path):
+    with serve(lambda seen: HELLO.after(0.02)) as slow:
+        found = ask(tmp_path, lambda seen: HELLO.after(0.002), 0)
+        with serve(lambda seen: HELLO.after(0.002)) as fast:
+            found = ask(tmp_path, None, 200, endpoint=(slow.base, fast.base), concurrency=4)
+            assert found.states == ["answered"] * 200
+            assert slow.n_seen + fast.n_seen == 200 and fast.n_seen > 2 * slow.n_seen > 0
+
+
+def test_a_server_that_is_down_costs_nothing_and_is_used_when_it_is_back(tmp_path):
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    seen_there = []
+    stop = threading.Event()
+
+    def come_back():
+        time.sleep(0.6)
+        with serve(lambda seen: seen_there.append(seen.text) or HELLO.after(0.01), port=port):
+            stop.wait(30)
+
+    back = threading.Thread(target=come_back)
+    back.start()
+    try:
+        with serve(lambda seen: HELLO.after(0.05)) as steady:
+            found = ask(tmp_path, None, 150, endpoint=(f"http://127.0.0.1:{port}/v1", steady.base), concurrency=4)
+    finally:
+        stop.set()
+        back.join()
+    assert found.states == ["answered"] * 150
+    assert len(seen_there) > 10
+
+
+def test_all_servers_down_is_waited_out(tmp_path):
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    stop = threading.Event()
+
+    def come_back():
+        time.sleep(1)
+        with serve(lambda seen: HELLO, port=port):
+            stop.wait(30)
+
+    back = threading.Thread(target=come_back)
+    back.start()
+    try:
+        found = ask(tmp_path, None, 40, endpoint=(f"http://127.0.0.1:{port}/v1",), max_attempts=9)
+    finally:
+        stop.set()
+        back.join()
+    assert found.states == ["answered"] * 40
+
+
+# --- secrets -------------------------------------------------------------------------------------------------------
+
+KEY = "sk-Zq7wXv9Kf3Lm5Np8Rt2Yb4"
+
+
+@pytest.fixture
+def key(monkeypatch):
+    monkeypatch.setenv("OPENAI_API_KEY", KEY)
+
+
+def parts(key):
+    """The key, and every twelve letters of it."""
+    return {key[i : i + 12] for i in range(len(key) - 11)}
+
+
+def test_the_key_reaches_its_server_and_nothing_that_is_written(tmp_path, key, caplog, capfd):
+    caplog.set_level(logging.DEBUG)
+    replies = [
+        *PASSING.values(),
+        *UNUSABLE.values(),
+        Reply.error(400, f"you sent {KEY}"),
+        Reply.error(500, f"Bearer {KEY}"),
+    ]
+    found = ask(tmp_path, lambda seen: replies[seen.number % len(replies)], 40, max_attempts=2)
+    assert {headers["authorization"] for headers in found.headers} == {f"Bearer {KEY}"}
+    stopped = ask(tmp_path, lambda seen: Reply.error(401, f"Incorrect API key provided: {KEY}"), 41)
+    assert "Incorrect API key provided: ***" in str(stopped.fault)
+    written = b"".join(path.read_bytes() for path in tmp_path.rglob("*") if path.is_file())
+    told = "".join(capfd.readouterr()) + caplog.text + str(stopped.fault) + repr(found.fault)
+    assert len(written) > 10_000
+    assert not [part for part in parts(KEY) if part.encode() in written or part in told]
+
+
+def test_each_key_goes_to_its_own_server(tmp_path, monkeypatch):
+    monkeypatch.setenv("FIRST_KEY", "first")
+    monkeypatch.setenv("SECOND_KEY", "second")
+    told = collections.defaultdict(set)
+    with (
+        serve(lambda seen: told["a"].add(seen.headers["authorization"]) or HELLO) as a,
+        serve(lambda seen: told["b"].add(seen.headers["authorization"]) or HELLO) as b,
+    ):
+        ask(tmp_path, None, 20, endpoint=(a.base, b.base), key_env=("FIRST_KEY", "SECOND_KEY"))
+    assert told == {"a": {"Bearer first"}, "b": {"Bearer second"}}
+
+
+def test_a_named_variable_has_to_be_set(tmp_path):
+    with pytest.raises(InputError, match="NO_SUCH_KEY"):
+        raise ask(tmp_path, None, 1, key_env=("NO_SUCH_KEY",)).fault
+
+
+def test_without_a_key_none_is_sent(tmp_path, monkeypatch):
+    monkeypatch.delenv("OPENAI_API_KEY", raising=False)
+    assert "authorization" not in ask(tmp_path, lambda seen: HELLO, 1).headers[0]
+
+
+def test_the_environments_proxy_is_not_used_unless_asked_for(tmp_path, monkeypatch, capsys):
+    through = []
+    with serve(lambda seen: through.append(seen.path) or HELLO) as proxy:
+        for name in ("http_proxy", "HTTP_PROXY", "ALL_PROXY"):
+            monkeypatch.setenv(name, proxy.base.removesuffix("/v1"))
+        monkeypatch.delenv("NO_PROXY", raising=False)
+        monkeypatch.delenv("no_proxy", raising=False)
+        assert ask(tmp_path, lambda seen: HELLO, 1).states == ["answered"] and not through
+        ask(tmp_path, lambda seen: HELLO, 2, proxy=True)
+    assert len(through) == 1 and "proxy" in capsys.readouterr().err
+
+
+# --- TLS -----------------------------------------------------------------------------------------------------------
+
+
+def test_a_certificate_is_verified(tmp_path):
+    if shutil.which("openssl") is None:
+        pytest.skip("openssl is not installed")
+    pem = tmp_path / "both.pem"
+    made = [
+        "openssl",
+        "req",
+        "-x509",
+        "-newkey",
+        "ec",
+        "-pkeyopt",
+        "ec_paramgen_curve:prime256v1",
+        "-nodes",
+        "-days",
+        "2",
+    ]
+    made += ["-subj", "/CN=localhost", "-addext", "subjectAltName=DNS:localhost,IP:127.0.0.1"]
+    subprocess.run([*made, "-keyout", tmp_path / "key", "-out", tmp_path / "cert"], check=True, capture_output=True)
+    pem.write_bytes((tmp_path / "key").read_bytes() + (tmp_path / "cert").read_bytes())
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.load_cert_chain(pem)
+    with serve(lambda seen: HELLO, tls=context) as server:
+        base = server.base.replace("http:", "https:")
+        found = ask(tmp_path / "a", None, 1, endpoint=(base,))
+        assert isinstance(found.fault, RunError) and "certificate cannot be verified" in str(found.fault)
+        assert ask(tmp_path / "b", None, 1, endpoint=(base,), ca_file=str(tmp_path / "cert")).states == ["answered"]
+
+
+def test_a_ca_file_that_is_none_is_said(tmp_path):
+    (tmp_path / "ca").write_text("nothing")
+    with pytest.raises(InputError, match="--ca-file"):
+        raise ask(tmp_path, lambda seen: HELLO, 1, ca_file=str(tmp_path / "ca")).fault
+
+
+def test_the_system_has_not_been_left_with_core_files(tmp_path):
+    import resource
+
+    ask(tmp_path, lambda seen: HELLO, 1)
+    assert resource.getrlimit(resource.RLIMIT_CORE)[0] == 0 and os.getpid()
