@@ -96,6 +96,9 @@ def run(main: Callable[[Sequence[str]], None]) -> None:
         _leave(f"error: {fault}", 1)
     except KeyboardInterrupt:
         _leave("stopped", 130)
+    except BrokenPipeError:  # whoever read it, head or less, has seen enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(1)
 
 
 def notify(sentence: str) -> None:

@@ -9,6 +9,7 @@ import asyncio
 import contextlib
 import random
 import signal
+import sys
 import time
 from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -106,18 +107,21 @@ class Asking:
 
     async def _finish(self, workers: list[asyncio.Task[None]]) -> None:
         """Waits for the workers; once the run is to stop, for no longer than the grace time."""
-        everyone = asyncio.gather(*workers)
+        everyone = asyncio.create_task(asyncio.wait(workers, return_when=asyncio.FIRST_EXCEPTION))
         stop, abort = (asyncio.create_task(event.wait()) for event in (self._stop, self._abort))
+        first = asyncio.FIRST_COMPLETED
         try:
-            await asyncio.wait({everyone, stop}, return_when=asyncio.FIRST_COMPLETED)
+            await asyncio.wait({everyone, stop}, return_when=first)
             if not everyone.done():
-                await asyncio.wait({everyone, abort}, timeout=self.config.grace, return_when=asyncio.FIRST_COMPLETED)
+                await asyncio.wait({everyone, abort}, timeout=self.config.grace, return_when=first)
         finally:
-            for task in (stop, abort, *workers):
+            tasks = (everyone, stop, abort, *workers)
+            for task in tasks:
                 task.cancel()
-            await asyncio.gather(stop, abort, *workers, return_exceptions=True)
-        if everyone.done() and not everyone.cancelled():
-            everyone.result()  # a fault of this program keeps its traceback
+            await asyncio.gather(*tasks, return_exceptions=True)
+        for worker in workers:
+            if not worker.cancelled():
+                worker.result()  # a fault of this program keeps its traceback
 
     def _missing(self, requests: Iterable[Request]) -> Iterator[Request]:
         """Those that have to be sent: neither stored nor seen in this run."""
@@ -222,7 +226,8 @@ class Asking:
                 self._abort.set()
             else:
                 self.stop(Stopped("stopped", code))
-                tqdm.write(f"stopping: {self.pool.in_flight} answers are on their way (once more: at once)")
+                said = f"stopping: {self.pool.in_flight} answers are on their way (once more: at once)"
+                tqdm.write(said, file=sys.stderr)
 
         codes = {signal.SIGINT: 130, signal.SIGTERM: 143}
         for number, code in codes.items():

@@ -17,7 +17,7 @@ import numpy as np
 
 from data import files
 from data.contrast import Contrast, contrast, table
-from data.errors import InputError
+from data.errors import InputError, RunError
 from data.records import Record, read_records
 from revise.prompts import Item
 
@@ -87,7 +87,14 @@ def check_out(out: Path, prompts: str) -> None:
 
 
 def write(made: Iterable[Made], out: Path) -> Count:
-    """Writes pairs and what was rejected, in the order given."""
+    """Writes pairs and what was rejected, in the order given. Raises RunError where there is no room for them."""
+    try:
+        return _write(made, out)
+    except OSError as fault:
+        raise RunError(f"{out}: cannot be written ({fault.strerror}); every answer is stored, run again") from None
+
+
+def _write(made: Iterable[Made], out: Path) -> Count:
     reasons: collections.Counter[str] = collections.Counter()
     n_pairs = n_open = 0
     with contextlib.ExitStack() as both:

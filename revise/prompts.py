@@ -2,6 +2,7 @@
 
 import hashlib
 from collections.abc import Collection, Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -11,6 +12,27 @@ from data import cli
 from data.errors import InputError, RunError, list_faults
 from data.records import ROLES, Message, PromptRow, prompts_of
 from revise.wire import canonical
+
+
+@dataclass(frozen=True, kw_only=True)
+class PromptsConfig:
+    """From which rows to which file."""
+
+    prompts: str
+    """Rows with "prompt" (text or messages) or UltraFeedback's "instruction": .jsonl, .json, .csv, .parquet, a folder
+    or hub id."""
+    out: str
+    """File for the pairs; what is rejected goes beside it, to its name with .rejected.jsonl."""
+    sample: int | None = None
+    """How many prompts to draw: the same ones for every recipe."""
+    seed: int = 0
+    """Of the draw, of answers that are sampled here, and of what else is left to chance."""
+    skip_bad_rows: bool = False
+    """Go on without rows that cannot be used."""
+
+    def __post_init__(self) -> None:
+        if self.seed < 0:
+            raise InputError(f"--seed: {self.seed} is below 0")
 
 
 class Item(NamedTuple):

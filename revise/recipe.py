@@ -22,27 +22,16 @@ from data.errors import InputError, RunError
 from revise import batch, pairs, wire
 from revise.client import Answered, ClientConfig, Tally, answer_all, answered, endpoints_of, open_store
 from revise.pairs import Made, Pair, Rejected
-from revise.prompts import Item, Prompts
+from revise.prompts import Item, Prompts, PromptsConfig
 from revise.store import Store
 from revise.target import Target, TargetConfig
 from revise.wire import Completion, Request
 
 
 @dataclass(frozen=True, kw_only=True)
-class RecipeConfig(TargetConfig, ClientConfig):
+class RecipeConfig(TargetConfig, ClientConfig, PromptsConfig):
     """What every recipe that asks a model is told."""
 
-    prompts: str
-    """Rows with "prompt" (text or messages) or UltraFeedback's "instruction": .jsonl, .json, .csv, .parquet, a folder
-    or hub id."""
-    out: str
-    """File for the pairs; what is rejected goes beside it, to its name with .rejected.jsonl."""
-    sample: int | None = None
-    """How many prompts to draw: the same ones for every recipe."""
-    seed: int = 0
-    """Of the draw, of answers that are sampled here, and of what else is left to chance."""
-    skip_bad_rows: bool = False
-    """Go on without rows that cannot be used."""
     dedupe: bool = True
     """Ask equal questions once; --no-dedupe has each row's answers drawn anew."""
     temperature: float = 0.7
@@ -64,12 +53,10 @@ class RecipeConfig(TargetConfig, ClientConfig):
     """YAML file of settings, named as the flags are; flags win over it."""
 
     def __post_init__(self) -> None:
-        TargetConfig.__post_init__(self)
-        ClientConfig.__post_init__(self)
+        for part in (PromptsConfig, ClientConfig, TargetConfig):
+            part.__post_init__(self)
         if not 0 <= self.temperature <= 2 or not 0 < self.top_p <= 1 or self.max_tokens < 1:
             raise InputError("--temperature lies from 0 to 2, --top-p above 0 and up to 1, --max-tokens above 0")
-        if self.seed < 0:
-            raise InputError(f"--seed: {self.seed} is below 0")
         if self.batch_write and self.batch_read:
             raise InputError("--batch-write and --batch-read: first the one, and when the answers are there the other")
         if not self.endpoint and not self.batch_read and not self.batch_write:

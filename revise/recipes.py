@@ -18,7 +18,7 @@ from data.errors import InputError
 from data.records import Tie, parse_record
 from revise import clair, judge, pairs, recipe
 from revise.pairs import Made, Pair, Rejected
-from revise.prompts import Item, Prompts
+from revise.prompts import Item, Prompts, PromptsConfig
 from revise.recipe import Recipe, RecipeConfig, instruction, question, wording_facts
 from revise.templates import read_template, task_of
 from revise.wire import Completion, Request
@@ -195,23 +195,13 @@ def judge_main(argv: Sequence[str]) -> None:
 
 
 @dataclass(frozen=True, kw_only=True)
-class OffPolicyConfig:
+class OffPolicyConfig(PromptsConfig):
     """Take the best over the worst of answers that are judged already, as in UltraFeedback; ties are dropped.
 
-    Nobody is asked. What the other recipes need, to ask a model, is taken and not looked at, so that one command line
-    serves all four.
+    Rows: "instruction" and "completions": [{"model", "response", "overall_score"}, ...]. Nobody is asked. What the
+    other recipes need, to ask a model, is taken and not looked at, so that one command line serves all four.
     """
 
-    prompts: str
-    """Rows with "instruction" and "completions": [{"model", "response", "overall_score"}, ...]."""
-    out: str
-    """File for the pairs; what is rejected goes beside it, to its name with .rejected.jsonl."""
-    sample: int | None = None
-    """How many prompts to draw: the same ones for every recipe."""
-    seed: int = 0
-    """Of the draw."""
-    skip_bad_rows: bool = False
-    """Go on without rows that cannot be used."""
     store: str | None = None
     """Not looked at."""
     endpoint: tuple[str, ...] = ()

@@ -11,18 +11,20 @@ import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 from tqdm import tqdm
 
 from data.errors import InputError
-from engine.generate import Answer, Answerer, Sampling
 from revise import wire
 from revise.client import Answered, ClientConfig, Tally, answer_all, answered, endpoints_of
 from revise.endpoints import Endpoint, parse_base
 from revise.prompts import Item, Prompts
 from revise.store import Row, State, Store
 from revise.wire import Completion, Request
+
+if TYPE_CHECKING:  # it brings torch, which takes seconds and which answers over HTTP do without
+    from engine.generate import Answer, Answerer
 
 CHUNK = 256  # answers that are sampled and stored together
 
@@ -54,7 +56,14 @@ class TargetConfig:
             raise InputError("--target-model and --target-endpoint: give the one or the other")
         if self.target_endpoint and not self.target_name:
             raise InputError("--target-endpoint needs the model's name there: --target-name")
-        Sampling(max_new_tokens=self.target_max_tokens, temperature=self.target_temperature, top_p=self.target_top_p)
+        if (
+            not 0 <= self.target_temperature < float("inf")
+            or not 0 < self.target_top_p <= 1
+            or self.target_max_tokens < 1
+        ):
+            raise InputError(
+                "--target-temperature is 0 or above, --target-top-p above 0 and up to 1, --target-max-tokens above 0"
+            )
 
 
 class Target:
@@ -63,7 +72,7 @@ class Target:
     def __init__(self, config: TargetConfig, client: ClientConfig, *, n: int, seed: int) -> None:
         """Opens the checkpoint where it answers here; its weights are read when they are needed. Raises InputError."""
         self.n, self._config, self._client, self._seed = n, config, client, seed
-        self._answerer = Answerer.open(config.target_model, config.dtype) if config.target_model else None
+        self._answerer = _open(config) if config.target_model else None
         self._fingerprint = fingerprint(self._answerer.folder) if self._answerer else ""
         if self._answerer is not None and self._answerer.chat is None:
             raise InputError(f"{config.target_model}: has no tokenizer, and answers have to be text")
@@ -121,7 +130,9 @@ class Target:
             return [Answered(Completion(text, None, "", 0, 0, False, None)) for text in texts]
         return [answered(store, request) for request in self.requests(item)]
 
-    def _answer_here(self, answerer: Answerer, prompts: Prompts, store: Store, n: int) -> Tally:
+    def _answer_here(self, answerer: "Answerer", prompts: Prompts, store: Store, n: int) -> Tally:
+        from engine.generate import Sampling
+
         c, known = self._config, store.states()
         tally, seen = Tally(), set()
         sampling = Sampling(
@@ -157,7 +168,13 @@ class Target:
         return tally
 
 
-def _stored(request: Request, answerer: Answerer, answer: Answer, n_prompt: int) -> Row:
+def _open(config: TargetConfig) -> "Answerer":
+    from engine.generate import Answerer
+
+    return Answerer.open(str(config.target_model), config.dtype)
+
+
+def _stored(request: Request, answerer: "Answerer", answer: "Answer", n_prompt: int) -> Row:
     """An answer that was drawn here, as a server would have sent it."""
     counts = {"prompt_tokens": n_prompt, "completion_tokens": len(answer.ids)}
     message = {"role": "assistant", "content": answerer.text(answer)}

@@ -1,0 +1,74 @@
+"""The real command in a real process, and a reviser for it to ask."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+from revise.loopback import Reply
+
+ROOT = Path(__file__).parents[2]
+CLEAN = {name: value for name, value in os.environ.items() if name not in ("OPENAI_API_KEY", "TARGET_API_KEY")}
+
+
+def write_rows(path, rows):
+    """A .jsonl file."""
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    return path
+
+
+def read_rows(path):
+    """What a .jsonl file holds."""
+    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+
+
+def prompts(path, n):
+    """n prompts, each with the model's own answer."""
+    return write_rows(
+        path, [{"prompt": f"Name bird {i}.", "response": f"The otter is bird number {i}, I think."} for i in range(n)]
+    )
+
+
+def revise(seen):
+    """A well-behaved reviser: otters become herons."""
+    student = seen.text.partition("{student_solution}: ")[2].partition("\n\n-----")[0]
+    better = student.replace("otter", "heron")
+    text = f"{{teacher_reasoning}}: otters are no birds.\n\n{{corrected_student_solution}}:\n{better}"
+    return Reply.chat(text, usage=(100, 50))
+
+
+def command(name, folder, base, *more, rows=None):
+    """The arguments of a recipe whose files are in a folder."""
+    made = [sys.executable, "-m", "revise", name, "--prompts", rows or folder / "prompts.jsonl"]
+    made += [
+        "--out",
+        folder / "pairs.jsonl",
+        "--store",
+        folder / "store.sqlite",
+        "--endpoint",
+        base,
+        "--model",
+        "reviser",
+    ]
+    return [*map(str, made), *map(str, more)]
+
+
+def run(arguments, *, env=None, **more):
+    """The finished process."""
+    return subprocess.run(
+        arguments, cwd=ROOT, capture_output=True, text=True, timeout=120, check=False, env=CLEAN | (env or {}), **more
+    )
+
+
+def start(arguments):
+    """The running process, in a group of its own."""
+    return subprocess.Popen(
+        arguments,
+        cwd=ROOT,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        env=CLEAN,
+        start_new_session=True,
+    )

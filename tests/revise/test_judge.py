@@ -1,0 +1,64 @@
+"""A judge's answer."""
+
+import pytest
+
+from revise import judge
+from revise.templates import read_template
+
+
+@pytest.mark.parametrize(
+    ("answer", "choice"),
+    [
+        ("[1]", 1),
+        ("{teacher_reasoning}: the second is clearer.\n\n[2]", 2),
+        ("[1] is vague and [2] is clear.\n\nFinal answer: [2]", 2),
+        ("**[1]**", 1),
+        ("The best answer is [1].\nIt is clear.", 1),
+        ("[2]\n[1]", 1),
+        ("[1] [1]", 1),
+    ],
+)
+def test_the_last_line_that_names_one_decides(answer, choice):
+    assert judge.parse_choice(answer) == choice
+
+
+@pytest.mark.parametrize(
+    ("answer", "reason"),
+    [("", "no choice"), ("the first", "no choice"), ("1", "no choice"), ("[3]", "no choice"),
+     ("[1] or [2]", "both chosen"), ("[2]\nboth: [1][2]", "both chosen"), ("[12]", "no choice")],
+)  # fmt: skip
+def test_anything_else_is_no_judgment(answer, reason):
+    with pytest.raises(ValueError, match=f"^{reason}$"):
+        judge.parse_choice(answer)
+
+
+@pytest.mark.parametrize(
+    ("answer", "score"),
+    [
+        ("[7]", 7),
+        ("so:\n\n[10]", 10),
+        ("[6.5]", 6.5),
+        ("[8/10]", 8),
+        ("[3] for style\nin all [4]\n", 4),
+        ("**[1]**", 1),
+    ],
+)
+def test_a_grade_is_read(answer, score):
+    assert judge.parse_score(answer) == score
+
+
+@pytest.mark.parametrize(
+    ("answer", "reason"),
+    [("7", "no grade"), ("[0]", "grade out of range"), ("[11]", "grade out of range"), ("[-3]", "grade out of range"),
+     ("[7] or [8]", "two grades"), ("", "no grade"), ("[nan]", "no grade")],
+)  # fmt: skip
+def test_anything_else_is_no_grade(answer, reason):
+    with pytest.raises(ValueError, match=f"^{reason}$"):
+        judge.parse_score(answer)
+
+
+def test_answers_are_shown_in_the_order_given():
+    template = read_template(None, "judge", judge.CHOICE_SLOTS)
+    made = judge.choose_request("T {x}", "A <TASK>", "B [2]", template)
+    assert "{student_solution_1}: A <TASK>\n" in made and "{student_solution_2}: B [2]\n" in made
+    assert made.index("A <TASK>") < made.index("B [2]")
