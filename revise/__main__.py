@@ -11,13 +11,15 @@ show                 pairs and what changed in them, in the terminal or as a pag
 from collections.abc import Callable, Sequence
 
 from data import InputError, cli
-from revise import recipes
+from revise import recipes, score, show
 
 COMMANDS: dict[str, Callable[[Sequence[str]], None]] = {
     "clair": recipes.clair_main,
     "judge-on-policy": recipes.judge_main,
     "judge-off-policy": recipes.off_policy_main,
     "stronger-preferred": recipes.stronger_main,
+    "score": score.main,
+    "show": show.main,
 }
 
 

@@ -95,9 +95,7 @@ def read(paths: Sequence[Path], requests: Iterable[Request], store: Store, confi
                 counts["twice"] += 1
             else:
                 row = _row(found, wanted[key], config, purpose)
-                counts[
-                    {"answered": "read", "unusable": "unusable", "refused": "unusable"}.get(row.state, "failed")
-                ] += 1
+                counts[row.state] += 1
                 taken |= {key} if row.state != "failed" else set()
                 rows.append(row)
             if len(rows) == CHUNK:

@@ -44,6 +44,7 @@ __all__ = [
 httpx: Any = importlib.import_module("httpx2" if importlib.util.find_spec("httpx2") else "httpx")
 """httpx2 is httpx's maintained successor, with the same API; several times faster at hundreds of connections."""
 LIBRARY_LOGGERS = ("httpx", "httpx2", "httpcore", "httpcore2")
+NO_ANSWER = {"refused": "refused by the server", "failed": "failed"}
 SAID_CHARACTERS = 300  # of a server's words in a message
 
 
@@ -63,8 +64,8 @@ def answered(store: Store, request: Request) -> Answered:
     row = store.get(request.key)
     if row is None:
         return Answered(None, "not asked yet")
-    if row.state in ("refused", "failed"):
-        return Answered(None, f"{row.state}: {row.answer.decode('utf-8', 'replace')}", row)
+    if row.state in NO_ANSWER:
+        return Answered(None, f"{NO_ANSWER[row.state]}: {row.answer.decode('utf-8', 'replace')}", row)
     try:
         found = wire.read_answer(row.answer, request)
     except wire.Unreadable as fault:  # stored without its body: it was too long

@@ -16,6 +16,7 @@ from dataclasses import dataclass, field
 from data import cli
 from data.errors import InputError
 from revise.keys import Key
+from revise.wire import REWARD_PATH
 
 DOWN_AFTER = 8  # failures in a row, over all requests, with no answer between them
 LONGEST_PROBE_WAIT = 30.0  # seconds
@@ -68,6 +69,8 @@ class Endpoint:
     def url(self, path: str) -> str:
         """The address of what is asked."""
         address, question, query = self.base.partition("?")
+        if path == REWARD_PATH:  # it stands beside /v1, not below
+            address = address.removesuffix("/v1")
         return f"{address}/{path}{question}{query}"
 
     def has_room(self, now: float) -> bool:

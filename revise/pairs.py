@@ -78,7 +78,7 @@ def check_out(out: Path, prompts: str) -> None:
         return
     if Path(prompts).exists() and out.samefile(prompts):
         raise InputError(f"--out: {out} is the file of the prompts; give another name")
-    with contextlib.suppress(OSError, ValueError, TypeError, AttributeError):
+    with contextlib.suppress(OSError, ValueError, TypeError, LookupError):
         with open(out, encoding="utf-8") as file:
             first = file.readline()
         if not first or json.loads(first)["provenance"]["recipe"]:

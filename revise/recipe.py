@@ -12,7 +12,7 @@ import datetime
 import hashlib
 import json
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -23,7 +23,7 @@ from revise import batch, pairs, wire
 from revise.client import Answered, ClientConfig, Tally, answer_all, answered, endpoints_of, open_store
 from revise.pairs import Made, Pair, Rejected
 from revise.prompts import Item, Prompts, PromptsConfig
-from revise.store import Store
+from revise.store import State, Store
 from revise.target import Target, TargetConfig
 from revise.wire import Completion, Request
 
@@ -59,11 +59,17 @@ class RecipeConfig(TargetConfig, ClientConfig, PromptsConfig):
             raise InputError("--temperature lies from 0 to 2, --top-p above 0 and up to 1, --max-tokens above 0")
         if self.batch_write and self.batch_read:
             raise InputError("--batch-write and --batch-read: first the one, and when the answers are there the other")
-        if not self.endpoint and not self.batch_read and not self.batch_write:
-            raise InputError("--endpoint is missing; give the server's address, such as http://localhost:8000/v1")
-        if not self.model:
-            raise InputError("--model is missing; give the model's name at the endpoint")
+        if not self.batch_read and not self.batch_write:
+            check_asked(self)
         parse_extra(self.extra)
+
+
+def check_asked(config: ClientConfig) -> None:
+    """Raises InputError unless it is said who is asked."""
+    if not config.endpoint:
+        raise InputError("--endpoint is missing; give the server's address, such as http://localhost:8000/v1")
+    if not config.model:
+        raise InputError("--model is missing; give the model's name at the endpoint")
 
 
 def parse_extra(text: str | None) -> dict[str, Any]:
@@ -133,7 +139,7 @@ def make(recipe: Recipe, *, summary: Callable[[], str | None] = lambda: None) ->
         if config.dry_run:
             print(_estimate(recipe, prompts, target, store))
             return
-        drawn = target.fill(prompts, store)
+        drawn = target.fill(prompts, store, len(prompts))
         wanted = (request for item in prompts for request in _questions(recipe, item, target.answers(item, store)))
         if config.batch_write:
             print(batch.write(wanted, store, Path(config.batch_write)), file=sys.stderr)
@@ -227,20 +233,28 @@ def _estimate(recipe: Recipe, prompts: Prompts, target: Target, store: Store) ->
             with contextlib.suppress(Rejected):
                 yield from recipe.ask(item, texts)
 
-    def line(what: str, requests: Iterator[Request]) -> tuple[str, float]:
-        seen: set[str] = set()
-        n_in = n_out = 0
-        for request in requests:
-            if request.key not in seen and known.get(bytes.fromhex(request.key), "failed") == "failed":
-                n_in, n_out = n_in + request.tokens[0], n_out + request.tokens[1]
-                seen.add(request.key)
-        dollars = config.dollars(n_in, n_out)
-        text = f"{what}: {len(seen):,} requests, about {n_in:,} tokens to send, at most {n_out:,} to receive"
-        return f"{text}: at most ${dollars:,.2f}", dollars
+    stages = [estimate("target", target.wanted(prompts), known, config)] if config.target_endpoint else []
+    stages.append(estimate(recipe.name, foreseen(), known, config))
+    return "\n".join([*(text for text, _ in stages), total(sum(dollars for _, dollars in stages), config)])
 
-    stages = [line("target", target.wanted(prompts))] if config.target_endpoint else []
-    stages.append(line(recipe.name, foreseen()))
-    lines = [text for text, _ in stages]
-    if not config.price_in and not config.price_out:
-        lines.append("prices are not known; give --price-in and --price-out, dollars for a million tokens")
-    return "\n".join([*lines, f"in all at most ${sum(d for _, d in stages):,.2f}; nothing was sent"])
+
+def estimate(
+    what: str, requests: Iterable[Request], known: dict[bytes, State], config: ClientConfig
+) -> tuple[str, float]:
+    """A line on what is missing among requests, and the most that it can cost."""
+    seen: set[str] = set()
+    n_in = n_out = 0
+    for request in requests:
+        if request.key not in seen and known.get(bytes.fromhex(request.key), "failed") == "failed":
+            n_in, n_out = n_in + request.tokens[0], n_out + request.tokens[1]
+            seen.add(request.key)
+    dollars = config.dollars(n_in, n_out)
+    said = f"{what}: {len(seen):,} requests, about {n_in:,} tokens to send, at most {n_out:,} to receive"
+    return f"{said}: at most ${dollars:,.2f}", dollars
+
+
+def total(dollars: float, config: ClientConfig) -> str:
+    """The last line of an estimate."""
+    if config.price_in or config.price_out:
+        return f"in all at most ${dollars:,.2f}; nothing was sent"
+    return "prices are not known (--price-in and --price-out, dollars for a million tokens); nothing was sent"

@@ -8,7 +8,7 @@ import dataclasses
 import hashlib
 import itertools
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
@@ -19,7 +19,7 @@ from data.errors import InputError
 from revise import wire
 from revise.client import Answered, ClientConfig, Tally, answer_all, answered, endpoints_of
 from revise.endpoints import Endpoint, parse_base
-from revise.prompts import Item, Prompts
+from revise.prompts import Item
 from revise.store import Row, State, Store
 from revise.wire import Completion, Request
 
@@ -77,7 +77,7 @@ class Target:
         if self._answerer is not None and self._answerer.chat is None:
             raise InputError(f"{config.target_model}: has no tokenizer, and answers have to be text")
 
-    def check(self, prompts: Prompts) -> None:
+    def check(self, prompts: Iterable[Item]) -> None:
         """Raises InputError for the first prompt that this target cannot answer."""
         for item in prompts:
             if given(item, self.n) is None:
@@ -100,13 +100,13 @@ class Target:
         body |= {"model": self._fingerprint, "seed": self._seed}
         return [Request(body, sample, item.occurrence, path="local") for sample in range(self.n)]
 
-    def wanted(self, prompts: Prompts) -> Iterator[Request]:
+    def wanted(self, prompts: Iterable[Item]) -> Iterator[Request]:
         """What is asked for all items whose answers are not given."""
         return (request for item in prompts if given(item, self.n) is None for request in self.requests(item))
 
-    def fill(self, prompts: Prompts, store: Store) -> Tally:
-        """Has every answer that is not given drawn and stored."""
-        n = len(prompts) * self.n
+    def fill(self, prompts: Iterable[Item], store: Store, n_prompts: int) -> Tally:
+        """Has every answer that is not given drawn and stored. n_prompts: for the progress bar."""
+        n = n_prompts * self.n
         if self._answerer is not None:
             return self._answer_here(self._answerer, prompts, store, n)
         if not self._config.target_endpoint:
@@ -130,7 +130,7 @@ class Target:
             return [Answered(Completion(text, None, "", 0, 0, False, None)) for text in texts]
         return [answered(store, request) for request in self.requests(item)]
 
-    def _answer_here(self, answerer: "Answerer", prompts: Prompts, store: Store, n: int) -> Tally:
+    def _answer_here(self, answerer: "Answerer", prompts: Iterable[Item], store: Store, n: int) -> Tally:
         from engine.generate import Sampling
 
         c, known = self._config, store.states()

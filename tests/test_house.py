@@ -10,16 +10,24 @@ from pathlib import Path
 
 import pytest
 
+import revise.__main__
+
 ROOT = Path(__file__).parents[1]
-OURS = {"losses", "data", "engine", "eval", "examples", "tests"}
+OURS = {"losses", "data", "engine", "revise", "eval", "examples", "tests"}
 MAY_IMPORT = {  # of our own packages
     "losses": {"losses"},
     "data": {"data"},
     "engine": {"engine", "losses", "data"},
-    "eval": {"eval", "engine", "data"},
-    "examples": {"examples", "eval", "engine", "losses", "data"},
+    "revise": {"revise", "engine", "data"},
+    "eval": {"eval", "revise", "engine", "data"},
+    "examples": {"examples", "eval", "revise", "engine", "losses", "data"},
 }
-EVAL_MAY_IMPORT = {"engine", "engine.generate", "engine.score"}  # of the engine
+PARTS = {  # of a package that another one may import
+    ("eval", "engine"): {"engine", "engine.generate", "engine.score"},
+    ("eval", "revise"): {"revise", "revise.client", "revise.judge"},
+    ("revise", "engine"): {"engine", "engine.generate"},
+}
+MAY_ASK = {"revise/client.py"}  # by an HTTP library
 MAY_TALK = {"engine/parallel.py", "engine/checkpoint.py"}  # to other processes
 MODEL = ("engine/llama.py", "engine/head.py", "engine/attention.py")
 OF_MANY_PROCESSES = re.compile(
@@ -65,9 +73,23 @@ def test_a_package_imports_only_those_below_it(package):
     assert not [(path, name) for path, tree in files for name in imported(tree) if name.startswith(".")]
 
 
-def test_measuring_takes_no_more_of_the_engine_than_texts_and_log_probs():
-    found = {name for _, tree in sources("eval") for name in imported(tree) if name.split(".")[0] == "engine"}
-    assert {".".join(name.split(".")[:2]) for name in found} <= EVAL_MAY_IMPORT
+@pytest.mark.parametrize(("package", "other"), PARTS)
+def test_a_package_takes_no_more_of_another_than_it_needs(package, other):
+    found = {name for _, tree in sources(package) for name in imported(tree) if name.split(".")[0] == other}
+    assert {".".join(name.split(".")[:2]) for name in found} <= PARTS[package, other]
+
+
+def test_one_file_asks_by_http():
+    named = {
+        path
+        for path, tree in sources(*MAY_IMPORT)
+        for node in ast.walk(tree)
+        if (isinstance(node, ast.Constant)
+        and node.value in ("httpx", "httpx2")
+        and "bench" not in path)
+        or any(name.split(".")[0] in ("httpx", "httpx2", "requests", "aiohttp") for name in imported(tree))
+    }
+    assert named == MAY_ASK
 
 
 def test_losses_need_torch_alone():
@@ -102,7 +124,7 @@ def public(body, prefix=""):
 
 
 def test_everything_public_has_a_docstring():
-    files = sources("losses", "data", "engine", "eval")
+    files = sources("losses", "data", "engine", "revise", "eval")
     assert not [path for path, tree in files if not ast.get_docstring(tree)]
     found = [(f"{path}: {name}", node) for path, tree in files for name, node in public(tree.body)]
     assert len(found) > 50
@@ -152,17 +174,21 @@ def commands():
     """Every module of the library that can be run."""
     return [
         path.removesuffix(".py").replace("/", ".")
-        for path, tree in sources("losses", "data", "engine", "eval")
+        for path, tree in sources("losses", "data", "engine", "revise", "eval")
         if any(isinstance(node, ast.If) and ast.unparse(node.test) == "__name__ == '__main__'" for node in tree.body)
     ]
 
 
 def test_the_commands_are_these():
     of_the_engine = ["engine.bench", "engine.generate", "engine.score", "engine.train"]
-    assert commands() == ["data.contrast", "data.show", *of_the_engine, "eval.__main__"]
+    of_revise = ["revise.__main__", "revise.bench"]
+    assert commands() == ["data.contrast", "data.show", *of_the_engine, *of_revise, "eval.__main__"]
 
 
-@pytest.mark.parametrize("command", [*(c for c in commands() if not c.endswith("__main__")), "eval advise"])
+NAMED = ["eval advise", *(f"revise {name}" for name in revise.__main__.COMMANDS)]
+
+
+@pytest.mark.parametrize("command", [*(c for c in commands() if not c.endswith("__main__")), *NAMED])
 def test_a_command_explains_itself(command):
     asked, bare = (  # both at once: most of the time goes into importing torch
         subprocess.Popen([sys.executable, "-m", *command.split(), *flags], cwd=ROOT, text=True, stdout=-1, stderr=-1)
@@ -170,7 +196,7 @@ def test_a_command_explains_itself(command):
     )
     out, err = asked.communicate(timeout=120)
     assert (asked.returncode, err) == (0, "")
-    assert command in out and re.search(r"--(model|shape|tokenizer)\b", out)
+    assert command in out and re.search(r"--(model|shape|tokenizer|html|seconds|prompts)\b", out)
     out, err = bare.communicate(timeout=120)
     assert (bare.returncode, out) == (2, "")
     assert re.fullmatch(r"error: .+\n", err)  # one line, hence no traceback

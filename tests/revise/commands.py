@@ -41,16 +41,8 @@ def revise(seen):
 def command(name, folder, base, *more, rows=None):
     """The arguments of a recipe whose files are in a folder."""
     made = [sys.executable, "-m", "revise", name, "--prompts", rows or folder / "prompts.jsonl"]
-    made += [
-        "--out",
-        folder / "pairs.jsonl",
-        "--store",
-        folder / "store.sqlite",
-        "--endpoint",
-        base,
-        "--model",
-        "reviser",
-    ]
+    made += ["--out", folder / "pairs.jsonl", "--store", folder / "store.sqlite", "--model", "reviser"]
+    made += ["--endpoint", base] if base else []
     return [*map(str, made), *map(str, more)]
 
 

@@ -1,0 +1,201 @@
+"""Scores of winners, losers and the model's own answers, put into the rows of a file of pairs.
+
+    python -m revise score --pairs pairs.jsonl --out scored.jsonl --store answers.sqlite --endpoint URL --model NAME
+
+A judge grades each answer from 1 to 10 (revise/templates/score.txt), several times with --n-grades, or a reward model
+gives its number (--reward: vLLM's /pooling). One scorer, one scale: chosen_score, rejected_score and own_score, which
+apo_select and `eval advise` read (docs/objectives.md). The own answer is the loser where a recipe made it so, the mean
+of both where both were the model's, and else drawn from --target-model or --target-endpoint.
+"""
+
+import json
+import sys
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from statistics import fmean
+from typing import Any, NamedTuple
+
+from data import cli, files
+from data.errors import InputError, RunError, list_faults
+from data.records import Message, Record, parse_record
+from data.sources import rows_of
+from revise import judge, wire
+from revise.client import ClientConfig, answer_all, answered, endpoints_of, open_store
+from revise.prompts import Item
+from revise.recipe import check_asked, estimate, parse_extra, total
+from revise.store import Store
+from revise.target import Target, TargetConfig
+from revise.templates import Template, read_template, task_of
+from revise.wire import Request
+
+EXAMPLE = (
+    "python -m revise score --pairs pairs.jsonl --out scored.jsonl --store answers.sqlite"
+    " --endpoint http://localhost:8000/v1 --model judge"
+)
+OWN_IS_LOSER = ("clair", "stronger-preferred")
+OWN_ARE_BOTH = ("judge-on-policy",)
+
+
+@dataclass(frozen=True, kw_only=True)
+class ScoreConfig(TargetConfig, ClientConfig):
+    """Put scores of the winner, the loser and the model's own answer into each row of a file of pairs."""
+
+    pairs: str
+    """Pairs, as engine.train takes them."""
+    out: str
+    """File for the same rows with chosen_score, rejected_score and own_score."""
+    reward: bool = False
+    """--endpoint serves a reward model (vLLM's /pooling), which gives a number to a conversation."""
+    template: str | None = None
+    """File with another wording of the judge's request; <TASK> and <STUDENT_SOLUTION> stand for the texts."""
+    n_grades: int = 1
+    """Grades of each answer, whose mean is its score."""
+    temperature: float = 0.7
+    """Of the judge's answers."""
+    max_tokens: int = 1024
+    """Most tokens of them."""
+    extra: str | None = None
+    """JSON object that is merged into each request to --model; null takes a field out."""
+    seed: int = 0
+    """Of own answers that are drawn here."""
+    config: str | None = None
+    """YAML file of settings, named as the flags are; flags win over it."""
+
+    def __post_init__(self) -> None:
+        for part in (ClientConfig, TargetConfig):
+            part.__post_init__(self)
+        check_asked(self)
+        parse_extra(self.extra)
+        if self.n_grades < 1 or (self.reward and self.n_grades > 1):
+            raise InputError("--n-grades: 1 or more, and with --reward 1, since a reward model always says the same")
+
+
+class Scored(NamedTuple):
+    """A row and what is to be scored in it."""
+
+    item: Item
+    """Its prompt, for own answers that are drawn."""
+    record: Record
+    origin: str | None
+    """The recipe that made it; None where it does not say."""
+
+
+def main(argv: Sequence[str]) -> None:
+    """The command."""
+    config = cli.parse(ScoreConfig, argv, command="python -m revise score", example=EXAMPLE)
+    files.check_new_file(Path(config.out))
+    endpoints = endpoints_of(config.endpoint, config)
+    template = read_template(config.template, "score", judge.SCORE_SLOTS)
+    target = Target(config, config, n=1, seed=config.seed) if config.target_model or config.target_endpoint else None
+    n = _check(config.pairs)
+    with open_store(Path(config.store)) as store:
+        if target is not None and not config.dry_run:
+            target.fill((s.item for s in _rows(config.pairs) if s.origin is None), store, n)
+        wanted = (r for s in _rows(config.pairs) for r in _requests(s, config, template, target, store))
+        if config.dry_run:
+            said, dollars = estimate("score", wanted, store.states(), config)
+            print(f"{said}\n{total(dollars, config)}")
+            return
+        answer_all(wanted, store, config, endpoints, purpose="score", n_requests=2 * n * config.n_grades)
+        with files.whole_file(Path(config.out)) as temporary, open(temporary, "w", encoding="utf-8") as file:
+            n_bare = 0
+            for s in _rows(config.pairs):
+                scores = _scores(s, config, template, target, store)
+                n_bare += "chosen_score" not in scores or "rejected_score" not in scores
+                file.write(json.dumps(s.item.row | scores, ensure_ascii=False) + "\n")
+    print(f"{n - n_bare:,} of {n:,} pairs are scored: {config.out}", file=sys.stderr)
+    if n_bare:
+        raise RunError(f"{n_bare} rows have no score of both answers; the same command to another --out asks again")
+
+
+def _check(source: str) -> int:
+    """The number of rows. Raises InputError where one of them is no pair of texts."""
+    faults, n = [], 0
+    for _, found in _found(source):
+        n += 1
+        faults += [str(found)] if isinstance(found, InputError) else []
+    if faults:
+        raise list_faults(faults, n, mend="mend or delete them")
+    if not n:
+        raise InputError(f"{source}: holds no rows; give a file of pairs")
+    return n
+
+
+def _rows(source: str) -> Iterator[Scored]:
+    return (found for _, found in _found(source) if isinstance(found, Scored))
+
+
+def _found(source: str) -> Iterator[tuple[str, Scored | InputError]]:
+    for number, (place, row) in enumerate(rows_of(source)):
+        try:
+            if isinstance(row, InputError):
+                raise row
+            yield place, _scored(number, place, row)
+        except InputError as fault:
+            yield place, fault
+
+
+def _scored(number: int, place: str, row: dict[str, Any]) -> Scored:
+    record = parse_record(row, place)
+    if record.form != "pairs" or record.is_tokenised:
+        raise InputError(f"{place}: no pair of texts, which alone can be scored")
+    provenance = row.get("provenance")
+    origin = provenance.get("recipe") if isinstance(provenance, dict) else None
+    prompt = tuple(m for m in record.prompt if isinstance(m, Message))
+    is_known = origin in (*OWN_IS_LOSER, *OWN_ARE_BOTH)
+    return Scored(Item(number, place, prompt, row, 0), record, str(origin) if is_known else None)
+
+
+def _requests(s: Scored, config: ScoreConfig, template: Template, target: Target | None, store: Store) -> list[Request]:
+    texts = [*map(str, s.record.responses), *_own(s, target, store)]
+    return [request for text in texts for request in _grades(s.item, text, config, template)]
+
+
+def _own(s: Scored, target: Target | None, store: Store) -> list[str]:
+    """The model's own answer, where it was drawn for this."""
+    if target is None or s.origin is not None:
+        return []
+    return [a.completion.text.strip() for a in target.answers(s.item, store) if a.completion]
+
+
+def _grades(item: Item, text: str, config: ScoreConfig, template: Template) -> list[Request]:
+    if config.reward:
+        body: dict[str, Any] = {
+            "model": config.model,
+            "messages": [*item.messages, {"role": "assistant", "content": text}],
+        }
+        return [Request(_merged(body, config), path=wire.REWARD_PATH)]
+    asked = judge.score_request(task_of(item.prompt), text, template)
+    body = {"model": config.model, "messages": [{"role": "user", "content": asked}]}
+    body |= {"temperature": config.temperature, "max_tokens": config.max_tokens}
+    return [Request(_merged(body, config), sample) for sample in range(config.n_grades)]
+
+
+def _merged(body: dict[str, Any], config: ScoreConfig) -> dict[str, Any]:
+    return {name: value for name, value in (body | parse_extra(config.extra)).items() if value is not None}
+
+
+def _scores(s: Scored, config: ScoreConfig, template: Template, target: Target | None, store: Store) -> dict[str, Any]:
+    """Fields for the row: those scores that there are."""
+
+    def score(text: str) -> float | None:
+        grades = []
+        for request in _grades(s.item, text, config, template):
+            found = answered(store, request).completion
+            if found is not None:
+                try:
+                    grades.append(float(found.text) if config.reward else judge.parse_score(found.text))
+                except ValueError:
+                    continue
+        return fmean(grades) if grades else None
+
+    chosen, rejected = (score(str(text)) for text in s.record.responses)
+    if s.origin in OWN_IS_LOSER:
+        own = rejected
+    elif s.origin in OWN_ARE_BOTH:
+        own = None if chosen is None or rejected is None else (chosen + rejected) / 2
+    else:
+        own = next((score(text) for text in _own(s, target, store)), None)
+    made = {"chosen_score": chosen, "rejected_score": rejected, "own_score": own}
+    return {name: value for name, value in made.items() if value is not None} | {"scorer": config.model}
