@@ -127,7 +127,7 @@ async def _connection(
     reader: asyncio.StreamReader, writer: asyncio.StreamWriter, reply: Callable[[Seen], Reply], server: Server
 ) -> None:
     with contextlib.suppress(OSError, asyncio.IncompleteReadError, asyncio.CancelledError):
-        while (seen := await _request(reader, server.n_seen)) is not None:
+        while (seen := await _request(reader, server)) is not None:
             server.n_seen += 1
             server.n_now += 1
             server.n_most = max(server.n_most, server.n_now)
@@ -140,14 +140,14 @@ async def _connection(
     writer.close()
 
 
-async def _request(reader: asyncio.StreamReader, number: int) -> Seen | None:
+async def _request(reader: asyncio.StreamReader, server: Server) -> Seen | None:
     try:
         first, *lines = (await reader.readuntil(b"\r\n\r\n")).decode("latin-1").split("\r\n")
     except asyncio.IncompleteReadError:
         return None
     headers = {name.lower(): value.strip() for name, _, value in (line.partition(":") for line in lines) if name}
     body = await reader.readexactly(int(headers.get("content-length", 0)))
-    return Seen(number, first.split(" ")[1], headers, json.loads(body) if body else {})
+    return Seen(server.n_seen, first.split(" ")[1], headers, json.loads(body) if body else {})
 
 
 async def _send(writer: asyncio.StreamWriter, reply: Reply) -> bool:

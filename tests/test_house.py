@@ -84,9 +84,7 @@ def test_one_file_asks_by_http():
         path
         for path, tree in sources(*MAY_IMPORT)
         for node in ast.walk(tree)
-        if (isinstance(node, ast.Constant)
-        and node.value in ("httpx", "httpx2")
-        and "bench" not in path)
+        if (isinstance(node, ast.Constant) and node.value in ("httpx", "httpx2") and "bench" not in path)
         or any(name.split(".")[0] in ("httpx", "httpx2", "requests", "aiohttp") for name in imported(tree))
     }
     assert named == MAY_ASK
@@ -182,7 +180,7 @@ def commands():
 def test_the_commands_are_these():
     of_the_engine = ["engine.bench", "engine.generate", "engine.score", "engine.train"]
     of_revise = ["revise.__main__", "revise.bench"]
-    assert commands() == ["data.contrast", "data.show", *of_the_engine, *of_revise, "eval.__main__"]
+    assert commands() == ["data.contrast", "data.show", *of_the_engine, "eval.__main__", *of_revise]
 
 
 NAMED = ["eval advise", *(f"revise {name}" for name in revise.__main__.COMMANDS)]

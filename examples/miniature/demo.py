@@ -23,7 +23,10 @@ from data.tokenizer import Tokenizer
 from engine import train, weights
 from engine.config import TrainConfig
 from engine.generate import Sampling, generate
-from examples.miniature import model, world
+from examples.miniature import model, reviser, world
+from revise import recipe
+from revise import show as pages
+from revise.recipes import ClairConfig, clair_recipe
 
 TRAINING = {"batch_size": 16, "epochs": 2, "optimizer": "adamw", "lr": 1e-3, "warmup_steps": 10, "beta": 0.5}
 OBJECTIVES = ("apo_zero", "dpo")
@@ -77,17 +80,29 @@ def measure(folder: Path, questions: Sequence[world.Question], *, temperature: f
     return Score(exact / len(both), right / n_facts, len(both), answers)
 
 
-def make_pairs(folder: Path, questions: Sequence[world.Question], out: Path) -> str:
-    """Samples the model's answers, revises each minimally, writes the pairs; says what became of the answers."""
-    rows, n_right, n_hopeless = [], 0, 0
-    for question, own in zip(questions, answer(folder, questions, temperature=1.0, seed=0), strict=True):
-        revised = world.revise(question, own)
-        n_right += revised == own
-        n_hopeless += revised is None
-        if revised is not None and revised != own:
-            rows.append({"prompt": question.prompt, "chosen": revised, "rejected": own})
-    out.write_text("".join(json.dumps(row) + "\n" for row in rows))
-    return f"{len(rows)} pairs; {n_right} answers were right already, {n_hopeless} could not be revised"
+def make_pairs(folder: Path, questions: Sequence[world.Question], root: Path) -> Path:
+    """Has the model answer and a reviser mend its answers, over HTTP, by the recipe that a real run uses."""
+    prompts, pairs = root / "prompts.jsonl", root / "pairs.jsonl"
+    prompts.write_text("".join(json.dumps({"prompt": q.prompt}) + "\n" for q in questions))
+    for left in root.glob("answers.sqlite*"):  # else nothing would be asked a second time
+        left.unlink()
+    with reviser.serve_reviser() as address:
+        config = ClairConfig(
+            prompts=str(prompts),
+            out=str(pairs),
+            store=str(root / "answers.sqlite"),
+            endpoint=(address,),
+            model="field-guide-reviser",
+            target_model=str(folder),
+            target_max_tokens=MAX_ANSWER_TOKENS,
+            price_in=10.0,
+            price_out=30.0,
+        )
+        recipe.make(clair_recipe(config))
+    page = root / "pairs.html"
+    page.unlink(missing_ok=True)
+    pages.main([str(pairs), "--html", str(page)])
+    return pairs
 
 
 def main(argv: Sequence[str]) -> None:
@@ -104,16 +119,14 @@ def main(argv: Sequence[str]) -> None:
     stage("a tiny Llama learns the field guide from a corpus in which 30 % of the values are wrong")
     base = model.base_model(root)
     _, prompts, test = model.split_questions()
-    stage("it answers new prompts; a reviser repairs what is wrong in each answer, and nothing else")
-    stage(make_pairs(base, prompts, root / "pairs.jsonl"))
+    stage("it answers new prompts; a reviser, asked over HTTP, repairs what is wrong in each answer, and nothing else")
+    pairs = make_pairs(base, prompts, root)
     models = {"base": base}
     for loss in OBJECTIVES:
         stage(f"{loss} trains on the pairs")
         shutil.rmtree(root / loss, ignore_errors=True)
         run = train.run(
-            TrainConfig(
-                model=str(base), data=(str(root / "pairs.jsonl"),), loss=loss, out=str(root / loss), keep=1, **TRAINING
-            )  # pyright: ignore[reportArgumentType]
+            TrainConfig(model=str(base), data=(str(pairs),), loss=loss, out=str(root / loss), keep=1, **TRAINING)  # pyright: ignore[reportArgumentType]
         )
         models[loss] = run.checkpoints[-1]
     stage(f"every model answers {len(test)} questions that none has seen")

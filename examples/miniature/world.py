@@ -82,6 +82,13 @@ def questions(n: int, seed: int) -> list[Question]:
     return made
 
 
+def asked(prompt: str) -> Question:
+    """The question that a prompt puts."""
+    words = re.findall(r"\w+", prompt.lower())
+    animals, attributes = [w for w in words if w in ANIMALS], [w for w in words if w in ATTRIBUTES]
+    return Question(prompt, tuple(truth(a, b) for a in animals for b in attributes))
+
+
 def render(facts: Sequence[Fact], phrasing: str) -> str:
     """Facts as an answer."""
     sentences = []
