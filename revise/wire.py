@@ -103,7 +103,8 @@ def read_score(raw: bytes, request: Request) -> Completion:
         found = item.get("data", item.get("probs")) if isinstance(item, dict) else item
     if isinstance(found, bool) or not isinstance(found, (int, float)):
         raise Unreadable("no single number in it; a reward model that gives one a text is needed")
-    tokens = counted_tokens(answer.get("usage"))
+    usage = answer.get("usage")
+    tokens = counted_tokens({"completion_tokens": 0, **usage} if isinstance(usage, dict) else None)
     return Completion(
         repr(float(found)),
         "stop",
@@ -175,7 +176,7 @@ def counted_tokens(usage: Any) -> tuple[int, int] | None:
     """(prompt, completion) tokens of a usage object; None where it is absent or cannot be true."""
     if not isinstance(usage, dict):
         return None
-    counts = usage.get("prompt_tokens"), usage.get("completion_tokens", 0)
+    counts = usage.get("prompt_tokens"), usage.get("completion_tokens")
     if any(type(n) is not int or not 0 <= n <= MAX_PLAUSIBLE_TOKENS for n in counts):
         return None
     return counts[0], counts[1]  # pyright: ignore[reportReturnType]
