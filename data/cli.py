@@ -62,6 +62,8 @@ def parse(
     """
     if not argv:
         raise InputError(f"{command} needs arguments, such as: {example}")
+    if any(not argument.isascii() and "\udc80" <= max(argument) <= "\udcff" for argument in argv):
+        raise InputError(f"{command}: an argument is not UTF-8; type it anew")
     _refuse_repeated(argv, [f.name for f in dataclasses.fields(config) if "tuple" in str(f.type)])  # pyright: ignore[reportArgumentType]
     fields = {f.name: f.type in (bool, "bool") for f in dataclasses.fields(config) if f.init}  # pyright: ignore[reportArgumentType]
     wanted, dotted = _take_dotted([*_from_file(argv, fields, peer), *argv], "hyperparameters" in fields)

@@ -1,8 +1,9 @@
-"""A run of requests: which are sent, how often, how many at once, when it stops, and when an answer counts.
+"""A run of requests: which are sent, how often, how many at once, and when an answer counts.
 
 A fixed number of workers take requests from one iterator. Each finds a place at an endpoint, sends, and waits until the
 answer is on the disk; answers that come in while the disk is busy share one commit. An attempt that fails is repeated
 after a random wait that grows; what it is no use to repeat is stored as refused, what has failed too often as failed.
+When a run ends before its time is in revise/ending.py; whatever the reason, what is in flight comes home first.
 """
 
 import asyncio
@@ -11,7 +12,7 @@ import random
 import signal
 import sys
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import AsyncIterator, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from typing import NamedTuple, Protocol
 
@@ -20,21 +21,24 @@ from tqdm import tqdm
 from data.errors import RunError, Stopped
 from revise import wire
 from revise.config import ClientConfig
+from revise.ending import Ending
 from revise.endpoints import Endpoint, Pace, Pool
 from revise.store import Row, State, Store
 from revise.wire import Completion, Request, Unreadable
 
 LIMIT_SHARE = 1 / 8  # of an attempt: "later" says nothing against the request
 LONGEST_BACKOFF = 30.0  # seconds
-FIRST_REFUSALS = 8  # and no answer: then the settings are wrong, not the rows
+FIRST_TOKENS_OUT = 256  # expected of an answer before there was any
 
 
 class Later(Exception):
-    """An attempt that failed and may succeed when it is repeated. is_limit: the server only asked for less."""
+    """An attempt that failed and may succeed when it is repeated. is_limit: the server only asked for less; is_reached:
+    there was a server.
+    """
 
-    def __init__(self, why: str, *, is_limit: bool = False) -> None:
+    def __init__(self, why: str, *, is_limit: bool = False, is_reached: bool = True) -> None:
         super().__init__(why)
-        self.is_limit = is_limit
+        self.is_limit, self.is_reached = is_limit, is_reached
 
 
 class Refused(Exception):
@@ -77,18 +81,25 @@ class Tally(NamedTuple):
     """What this run has spent."""
 
 
+class _Turn(NamedTuple):
+    """A place at an endpoint, and what was set aside for the attempt."""
+
+    endpoint: Endpoint
+    tokens: int
+    dollars: float
+
+
 class Asking:
     """One run of requests over a pool of endpoints."""
 
     def __init__(self, store: Store, config: ClientConfig, pool: Pool, transport: Transport, purpose: str) -> None:
         self.store, self.config, self.pool, self.transport, self.purpose = store, config, pool, transport, purpose
         self.tally = Tally()
-        self._money = _Money(config, store.dollars())
+        self.ending = Ending(config, store.dollars())
         self._seen: set[bytes] = set()
-        self._failing_since: float | None = None
-        self._last_failure = ""
-        self._n_refused = 0
-        self._why: RunError | None = None
+        self._held: list[Row] = []  # refusals, kept back until something has been answered
+        self._n_answers, self._n_tokens_out = 0, 0
+        self._why: Exception | None = None
         self._stop, self._abort = asyncio.Event(), asyncio.Event()
         self._disk = _Disk(store)
 
@@ -101,32 +112,31 @@ class Asking:
         with tqdm(total=n_requests, unit="answer", desc=self.purpose, disable=None, smoothing=0.05) as self._bar:
             async with self._disk.at_work(), self._signals():
                 await self._finish([asyncio.create_task(self._work(todo)) for _ in range(self.pool.most)])
+                await self._store_held()
+        if isinstance(self._why, Stopped):
+            states = self.store.states()
+            n = sum(states.get(key, "failed") != "failed" for key in self._seen)
+            raise Stopped(f"{self._why}; {n:,} answers are stored, the same command goes on from there", self._why.code)
         if self._why is not None:
             raise self._why
         return self.tally
 
     async def _finish(self, workers: list[asyncio.Task[None]]) -> None:
         """Waits for the workers; once the run is to stop, for no longer than the grace time."""
-        everyone = asyncio.create_task(asyncio.wait(workers, return_when=asyncio.FIRST_EXCEPTION))
+        everyone = asyncio.create_task(asyncio.wait(workers))
         stop, abort = (asyncio.create_task(event.wait()) for event in (self._stop, self._abort))
         first = asyncio.FIRST_COMPLETED
-        try:
-            await asyncio.wait({everyone, stop}, return_when=first)
-            if not everyone.done():
-                await asyncio.wait({everyone, abort}, timeout=self.config.grace, return_when=first)
-        finally:
-            tasks = (everyone, stop, abort, *workers)
-            for task in tasks:
-                task.cancel()
-            await asyncio.gather(*tasks, return_exceptions=True)
-        for worker in workers:
-            if not worker.cancelled():
-                worker.result()  # a fault of this program keeps its traceback
+        await asyncio.wait({everyone, stop}, return_when=first)
+        if not everyone.done():
+            await asyncio.wait({everyone, abort}, timeout=self.config.grace, return_when=first)
+        tasks = (everyone, stop, abort, *workers)
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
 
     def _missing(self, requests: Iterable[Request]) -> Iterator[Request]:
         """Those that have to be sent: neither stored nor seen in this run."""
-        known = self.store.states()
-        again: tuple[State, ...] = ("failed", "refused", "unusable") if self.config.ask_again else ("failed",)
+        known, again = self.store.states(), self.config.again
         for request in requests:
             key = bytes.fromhex(request.key)
             if key in self._seen:
@@ -135,71 +145,84 @@ class Asking:
             if known.get(key, "failed") in again:
                 yield request
             else:
-                self.tally = self.tally._replace(n_known=self.tally.n_known + 1)
+                self._add(n_known=1)
                 self._bar.update()
 
     async def _work(self, todo: Iterator[Request]) -> None:
         """One worker: a request after the other, each until what came of it is on the disk."""
-        for request in todo:
-            try:
+        try:
+            while not self._stop.is_set() and (request := next(todo, None)) is not None:
                 row = await self._ask(request)
                 if row is None:  # the run stops
                     return
+                if row.state == "refused" and not self._n_answers + self.tally.n_known:
+                    self._held.append(row)
+                    continue
+                await self._store_held()
                 await self._disk.put(row)
                 self._count(row)
-            except RunError as fault:
-                self.stop(fault)
-                return
+        except Exception as fault:
+            self._end(fault)
 
     async def _ask(self, request: Request) -> Row | None:
         """What came of a request, after as many attempts as it takes; None where the run stops before that."""
-        n_attempts, counted = 0, 0.0
+        n_attempts, counted, why = 0, 0.0, ""
         while counted < self.config.max_attempts:
-            endpoint = await self._place(request)
-            if endpoint is None:
+            turn = await self._turn(request)
+            if turn is None:
                 return None
             n_attempts += 1
-            start, was_down = time.monotonic(), endpoint.is_down
-            expected = self._money.reserve(request)
+            start = time.monotonic()
+            used = turn.tokens
             try:
-                raw = await self.transport.send(endpoint, request)
+                raw = await self.transport.send(turn.endpoint, request)
                 answer = wire.read_answer(raw, request)
-                endpoint.answered()
-                self._failing_since = None
-                row = self._row(request, raw, answer, n_attempts, time.monotonic() - start)
-                self._money.spend(row)
-                return row
+                used = answer.tokens_in + answer.tokens_out
+                return self._answered(turn.endpoint, request, raw, answer, n_attempts, time.monotonic() - start)
             except Refused as fault:
-                endpoint.answered()
-                self._check_refusals(fault)
+                turn.endpoint.answered()
                 return _without_answer(request, self.purpose, fault.state, str(fault), n_attempts)
             except (Later, Unreadable) as fault:
-                self._last_failure = str(fault)
-                self._failing_since = self._failing_since or start
-                is_limit = isinstance(fault, Later) and fault.is_limit
-                counted += 0 if was_down else LIMIT_SHARE if is_limit else 1
+                why = str(fault)
+                self.ending.failed(why)
+                if isinstance(fault, Unreadable):
+                    turn.endpoint.failed(why, is_reached=True)
+                counted += _share(fault)
             finally:
-                self._money.release(expected)
-                self.pool.leave(endpoint)
+                self.transport.tokens.settle(used - turn.tokens)
+                self.ending.release(turn.dollars)
+                self.pool.leave(turn.endpoint)
             await self._pause(random.uniform(0, min(LONGEST_BACKOFF, 0.5 * 2.0 ** min(n_attempts, 10))))
-            if self._stop.is_set():
-                return None
-        return _without_answer(request, self.purpose, "failed", self._last_failure, n_attempts)
+        return _without_answer(request, self.purpose, "failed", why, n_attempts)
 
-    async def _place(self, request: Request) -> Endpoint | None:
+    async def _turn(self, request: Request) -> _Turn | None:
         """A place for one more attempt, in its turn; None where the run stops. Raises RunError where it has to."""
-        await self._pause(self.transport.requests.delay(1))
-        await self._pause(self.transport.tokens.delay(request.tokens[0] + self._money.tokens_out(request)))
+        tokens = request.tokens[0] + self._tokens_out(request)
+        dollars = self.config.dollars(request.tokens[0], self._tokens_out(request))
         while not self._stop.is_set():
-            self._check_patience()
-            if (endpoint := self.pool.place()) is not None:
-                if (cap := self._reached_cap(request)) is not None:
-                    self.pool.leave(endpoint)
-                    raise Stopped(f"{cap}; {self._so_far()}", 1)
-                self.tally = self.tally._replace(n_sent=self.tally.n_sent + 1)
-                return endpoint
-            await self.pool.wait()
+            self.ending.check_patience(has_known=self.tally.n_known > 0)
+            self.ending.check_refusals(self._held, self.pool.in_flight)
+            is_allowed = self.ending.allows(dollars, self.tally.n_sent, len(self._held), self.pool.in_flight)
+            endpoint = self.pool.place() if is_allowed else None
+            if endpoint is None:
+                await self.pool.wait()
+                continue
+            self.ending.reserve(dollars)
+            self._add(n_sent=1)
+            await self._pause(self.transport.requests.delay(1))
+            await self._pause(self.transport.tokens.delay(tokens))
+            if not self._stop.is_set() and time.monotonic() >= endpoint.rests_until:
+                return _Turn(endpoint, tokens, dollars)
+            self.pool.leave(endpoint)  # it has begun to rest meanwhile
+            self.ending.release(dollars)
+            self._add(n_sent=-1)
         return None
+
+    def _tokens_out(self, request: Request) -> int:
+        """How long its answer may be: as the answers so far."""
+        if self._n_answers:
+            return self._n_tokens_out // self._n_answers
+        return min(request.tokens[1], FIRST_TOKENS_OUT)
 
     async def _pause(self, seconds: float) -> None:
         """Sleeps, unless the run stops meanwhile."""
@@ -207,9 +230,7 @@ class Asking:
             with contextlib.suppress(TimeoutError):
                 await asyncio.wait_for(self._stop.wait(), seconds)
 
-    # --- what ends a run -------------------------------------------------------------------------------------------
-
-    def stop(self, why: RunError) -> None:
+    def _end(self, why: Exception) -> None:
         """Ends the run: nothing more is sent, what is in flight comes home; where the disk is full, nothing can."""
         self._why = self._why or why
         self._stop.set()
@@ -217,7 +238,7 @@ class Asking:
             self._abort.set()
 
     @contextlib.asynccontextmanager
-    async def _signals(self):
+    async def _signals(self) -> AsyncIterator[None]:
         """Ctrl-C and SIGTERM stop the run; the second one does not wait."""
         loop = asyncio.get_running_loop()
 
@@ -225,7 +246,7 @@ class Asking:
             if self._stop.is_set():
                 self._abort.set()
             else:
-                self.stop(Stopped("stopped", code))
+                self._end(Stopped("stopped", code))
                 said = f"stopping: {self.pool.in_flight} answers are on their way (once more: at once)"
                 tqdm.write(said, file=sys.stderr)
 
@@ -237,53 +258,36 @@ class Asking:
         finally:
             for number in codes:
                 loop.remove_signal_handler(number)
-            if isinstance(self._why, Stopped) and str(self._why) == "stopped":
-                self._why = Stopped(f"stopped; {self._so_far()}", self._why.code)
-
-    def _so_far(self) -> str:
-        n = self.tally.n_known + self.tally.n_stored
-        return f"{n:,} answers are stored, and the same command goes on from there"
-
-    def _check_patience(self) -> None:
-        """Raises RunError where nothing has been answered for too long."""
-        if self._failing_since is not None and time.monotonic() - self._failing_since > self.config.patience:
-            raise RunError(
-                f"no answer for {self.config.patience:g} s (the last attempt: {self._last_failure}); {self._so_far()}"
-            )
-
-    def _check_refusals(self, fault: Refused) -> None:
-        """Raises RunError where the server refuses all that it is asked: nothing of it is stored."""
-        self._n_refused += fault.state == "refused"
-        if self._n_refused >= FIRST_REFUSALS and not self.tally.n_stored - self.tally.n_unusable:
-            raise RunError(f"the first {FIRST_REFUSALS} requests were all refused ({fault}); mend the settings")
-
-    def _reached_cap(self, request: Request) -> str | None:
-        if self.config.max_requests is not None and self.tally.n_sent >= self.config.max_requests:
-            return f"--max-requests: {self.config.max_requests:,} requests have been sent"
-        if self.config.max_cost is not None and not self._money.is_enough_for(request):
-            return f"--max-cost: ${self._money.spent:,.4f} of ${self.config.max_cost:,.4f} are spent"
-        return None
 
     # --- what came of it -------------------------------------------------------------------------------------------
 
-    def _row(self, request: Request, raw: bytes, answer: Completion, n_attempts: int, seconds: float) -> Row:
-        sent = request.tokens[0] + self._money.tokens_out(request)
-        self.transport.tokens.settle(answer.tokens_in + answer.tokens_out - sent)
-        state: State = "answered" if answer.fault is None else "unusable"
-        return Row(
-            *(request.key, self.purpose, state, wire.canonical(request.body), raw, answer.id, n_attempts, seconds),
-            *(answer.tokens_in, answer.tokens_out, answer.is_counted),
-            *(self.config.dollars(answer.tokens_in, answer.tokens_out), time.time()),
-        )
+    def _answered(
+        self, endpoint: Endpoint, request: Request, raw: bytes, answer: Completion, n_attempts: int, seconds: float
+    ) -> Row:
+        endpoint.answered()
+        row = answer_row(request, self.purpose, raw, answer, self.config, n_attempts=n_attempts, seconds=seconds)
+        self.ending.answered(row.dollars)
+        self._n_answers += 1
+        self._n_tokens_out += answer.tokens_out
+        return row
+
+    async def _store_held(self) -> None:
+        """Refusals that were kept back: once something is answered, they are the rows' fault and not the settings'."""
+        held, self._held = self._held, []
+        if self._why is not None and not self._n_answers:  # the settings' fault: asked again when they are mended
+            return
+        for row in held:
+            with contextlib.suppress(RunError):  # the disk: said by whoever meets it next
+                await self._disk.put(row)
+                self._count(row)
 
     def _count(self, row: Row) -> None:
-        t = self.tally
-        self.tally = t._replace(
-            n_stored=t.n_stored + (row.state != "failed"),
-            n_unusable=t.n_unusable + (row.state in ("unusable", "refused")),
-            n_failed=t.n_failed + (row.state == "failed"),
-            n_tokens=t.n_tokens + row.tokens_in + row.tokens_out,
-            dollars=t.dollars + row.dollars,
+        self._add(
+            n_stored=row.state != "failed",
+            n_unusable=row.state in ("unusable", "refused"),
+            n_failed=row.state == "failed",
+            n_tokens=row.tokens_in + row.tokens_out,
+            dollars=row.dollars,
         )
         self._bar.update()
         t = self.tally
@@ -293,43 +297,56 @@ class Asking:
             refresh=False,
         )
 
+    def _add(self, **more: float) -> None:
+        self.tally = self.tally._replace(**{name: getattr(self.tally, name) + n for name, n in more.items()})
+
+
+def _share(fault: Later | Unreadable) -> float:
+    """How much of an attempt a failure is: where there was no server, nothing; where it only asked for less, little."""
+    if isinstance(fault, Later) and not fault.is_reached:
+        return 0.0
+    return LIMIT_SHARE if isinstance(fault, Later) and fault.is_limit else 1.0
+
+
+def answer_row(
+    request: Request,
+    purpose: str,
+    raw: bytes,
+    answer: Completion,
+    config: ClientConfig,
+    *,
+    n_attempts: int = 1,
+    seconds: float = 0.0,
+    price: float = 1.0,
+) -> Row:
+    """An answer as it is stored. price: what part of the configured prices it cost."""
+    return Row(
+        key=request.key,
+        purpose=purpose,
+        state="answered" if answer.fault is None else "unusable",
+        request=wire.canonical(request.body),
+        answer=raw,
+        answer_id=answer.id,
+        attempts=n_attempts,
+        seconds=seconds,
+        tokens_in=answer.tokens_in,
+        tokens_out=answer.tokens_out,
+        is_counted=answer.is_counted,
+        dollars=price * config.dollars(answer.tokens_in, answer.tokens_out),
+        time=time.time(),
+    )
+
 
 def _without_answer(request: Request, purpose: str, state: State, why: str, n_attempts: int) -> Row:
-    body = wire.canonical(request.body)
-    return Row(request.key, purpose, state, body, why.encode(), None, n_attempts, time=time.time())
-
-
-class _Money:
-    """What has been spent, and what the requests in flight are expected to cost."""
-
-    def __init__(self, config: ClientConfig, spent: float) -> None:
-        self._config, self.spent = config, spent
-        self._reserved = 0.0
-        self._n_answers, self._tokens_out = 0, 0
-
-    def tokens_out(self, request: Request) -> int:
-        """How long its answer may be: as the answers so far, or the most that is allowed before there are any."""
-        return self._tokens_out // self._n_answers if self._n_answers else request.tokens[1]
-
-    def expected(self, request: Request) -> float:
-        return self._config.dollars(request.tokens[0], self.tokens_out(request))
-
-    def is_enough_for(self, request: Request) -> bool:
-        most = self._config.max_cost
-        return most is None or self.spent + self._reserved + self.expected(request) <= most
-
-    def reserve(self, request: Request) -> float:
-        expected = self.expected(request)
-        self._reserved += expected
-        return expected
-
-    def release(self, dollars: float) -> None:
-        self._reserved -= dollars
-
-    def spend(self, row: Row) -> None:
-        self.spent += row.dollars
-        self._n_answers += row.tokens_out > 0
-        self._tokens_out += row.tokens_out
+    return Row(
+        key=request.key,
+        purpose=purpose,
+        state=state,
+        request=wire.canonical(request.body),
+        answer=why.encode("utf-8", "replace"),
+        attempts=n_attempts,
+        time=time.time(),
+    )
 
 
 class _Disk:
@@ -349,8 +366,8 @@ class _Disk:
         await done
 
     @contextlib.asynccontextmanager
-    async def at_work(self):
-        """Writes while the block runs, in a thread of its own."""
+    async def at_work(self) -> AsyncIterator[None]:
+        """Writes while the block runs, in a thread of its own; what is left when it ends is written then."""
         with ThreadPoolExecutor(1) as thread:
             writing = asyncio.create_task(self._write(thread))
             try:
@@ -358,6 +375,8 @@ class _Disk:
             finally:
                 writing.cancel()
                 await asyncio.gather(writing, return_exceptions=True)
+        if self._waiting and not self.is_broken:
+            self._store.write([row for row, _ in self._waiting])
 
     async def _write(self, thread: ThreadPoolExecutor) -> None:
         while True:

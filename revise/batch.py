@@ -18,26 +18,29 @@ from data import files
 from data.errors import InputError
 from data.json_rows import read_jsonl
 from revise import wire
+from revise.asking import answer_row
 from revise.config import ClientConfig
 from revise.store import Row, State, Store
 from revise.wire import Request
 
 MOST_REQUESTS, MOST_BYTES = 50_000, 200 * 10**6  # in a file, says the API's reference
+PRICE = 0.5  # of what is asked online
 CHUNK = 512  # rows that share a commit
 LONGEST_LINE = 64 * 2**20
 
 
-def write(requests: Iterable[Request], store: Store, path: Path) -> str:
+def write(requests: Iterable[Request], store: Store, path: Path, again: Sequence[State] = ("failed",)) -> str:
     """Writes what the store lacks, in as many files as the API's limits ask for; says what to do with them.
 
-    Raises InputError where one of them exists.
+    again: of what the store knows of a request, what does not keep it from being written. Raises InputError where one
+    of the files exists.
     """
     known, seen = store.states(), set()
     parts: list[list[str]] = [[]]
     size = 0
     for request in requests:
         key = request.key
-        if key in seen or known.get(bytes.fromhex(key), "failed") != "failed":
+        if key in seen or known.get(bytes.fromhex(key), "failed") not in again:
             continue
         seen.add(key)
         made = {"custom_id": key, "method": "POST", "url": f"/v1/{request.path}", "body": request.body}
@@ -79,7 +82,7 @@ def read(paths: Sequence[Path], requests: Iterable[Request], store: Store, confi
     """
     wanted = {request.key: request for request in requests}
     states = store.states()
-    taken = {key for key in wanted if states.get(bytes.fromhex(key), "failed") != "failed"}
+    taken = {key for key in wanted if states.get(bytes.fromhex(key), "failed") not in config.again}
     n_before = len(taken)
     counts: collections.Counter[str] = collections.Counter()
     rows: list[Row] = []
@@ -117,14 +120,16 @@ def _row(found: dict[str, Any], request: Request, config: ClientConfig, purpose:
         try:
             answer = wire.read_answer(raw, request)
         except wire.Unreadable as fault:
-            return Row(request.key, purpose, "failed", sent, str(fault).encode(), time=time.time())
-        state: State = "unusable" if answer.fault else "answered"
-        dollars = config.dollars(answer.tokens_in, answer.tokens_out)
-        return Row(
-            *(request.key, purpose, state, sent, raw, answer.id, 1, 0.0),
-            *(answer.tokens_in, answer.tokens_out, answer.is_counted, dollars, time.time()),
-        )
+            return Row(request.key, purpose, "failed", sent, str(fault).encode("utf-8", "replace"), time=time.time())
+        return answer_row(request, purpose, raw, answer, config, price=PRICE)
     error = found.get("error")
     said = wire.error_of(raw)[0] if raw else wire.error_of(json.dumps({"error": error}).encode())[0]
     is_refusal = isinstance(status, int) and 400 <= status < 500 and status not in wire.PASSING_STATUS
-    return Row(request.key, purpose, "refused" if is_refusal else "failed", sent, said.encode(), time=time.time())
+    return Row(
+        request.key,
+        purpose,
+        "refused" if is_refusal else "failed",
+        sent,
+        said.encode("utf-8", "replace"),
+        time=time.time(),
+    )

@@ -34,17 +34,22 @@ of their logarithms around the mean are 0.52 to 2.0."""
 DECORATION = " \t>*#_`-\"'"
 OPENERS, CLOSERS = "{[<(", "}]>)"
 LONGEST_DECORATION = 16
+UNDERLINE = re.compile(r"\r?\n(?:-{3,}|={3,})[ \t]*(?=\r?\n|$)")
+REASONING = r"teacher(?:\\?_| )reasoning"
+SOLUTION = r"corrected(?:\\?_| )(?:student(?:\\?_| ))?solution"
 ALLUSIONS = re.compile(
-    r"(?:correct|revis)ed[ _]student(?:'s|’s)?[ _](?:solution|answer|response)"
+    r"(?:correct|revis|improv)ed[ _](?:student(?:'s|’s)?[ _])?(?:solution|answer|response|version)"
     r"|teacher[ _]reasoning|student[ _]solution"
-    r"|\bstudent(?:'s|’s) (?:original )?(?:solution|answer|response)\b"
+    r"|\bstudent(?:'s|’s) (?:original )?(?:solution|answer|response)\b|\bthe student (?:wrote|said|answered)\b"
     r"|\b(?:your|the) (?:original|previous|initial) (?:solution|answer|response)\b"
-    r"|\b(?:the|a|my|this) (?:corrected|revised) (?:solution|answer|response)\b"
+    r"|\bI(?: have|'ve|’ve)? (?:corrected|revised|improved)\b"
     r"|\b(?:in|for) (?:this|my|the) (?:revision|correction)\b",
     re.IGNORECASE,
 )
+CLOSING = re.compile(rf"\s*[{{<\[]{{1,2}}(?:/|end[ _]?(?:of[ _])?)(?:{SOLUTION})[}}>\]]{{1,2}}\s*\Z", re.IGNORECASE)
+LONGEST_CLOSING = 60
 KEYWORDS = re.compile(  # every allusion holds one: to look around these alone is twice as fast
-    "student|teacher|original|previous|initial|corrected|revised|revision|correction", re.IGNORECASE
+    "student|teacher|original|previous|initial|corrected|revised|improved|revision|correction", re.IGNORECASE
 )
 REFUSAL = re.compile(
     r"(?:(?:i['’]m|i am) (?:very )?sorry\b|sorry,|i apologi[sz]e\b|(?:i['’]m|i am) (?:unable|not able) to\b"
@@ -80,11 +85,12 @@ def parse(answer: str, *, student_solution: str | None = None) -> tuple[str, str
     Raises ValueError whose text is the reason: "no marker", "two solutions", "no reasoning before it", "refused",
     "empty".
     """
-    reasons = _headings("teacher reasoning", answer)
-    found = _headings("corrected student solution", answer) or _inline("corrected student solution", answer)
+    reasons = _headings(REASONING, answer)
+    found = _headings(SOLUTION, answer) or _inline(SOLUTION, answer)
     if not found:
         raise ValueError("refused" if is_refusal(answer) else "no marker" if answer.strip() else "empty")
-    own = [m for m in found if m.line not in _lines(student_solution)] or found
+    students_lines = {line.strip() for line in (student_solution or "").split("\n")}
+    own = [m for m in found if m.line not in students_lines] or found
     headings = [m for m in own if m.is_heading]
     marker = (headings or own)[0]
     if student_solution is not None and len(headings) > 1 and "student_solution" not in student_solution:
@@ -92,81 +98,86 @@ def parse(answer: str, *, student_solution: str | None = None) -> tuple[str, str
     before = [m for m in reasons if m.end <= marker.start]
     if reasons and not before and not (student_solution and "teacher_reasoning" in student_solution):
         raise ValueError("no reasoning before it")
-    revision = _without_closing(answer[marker.end :]).strip()
+    revision = CLOSING.sub("", answer[marker.end :].strip()[-LONGEST_CLOSING:])
+    revision = (answer[marker.end :].strip()[:-LONGEST_CLOSING] + revision).strip()
     if not revision:
         raise ValueError("empty")
     return answer[before[0].end if before else 0 : marker.start].strip(), revision
 
 
-def _lines(text: str | None) -> set[str]:
-    return {line.strip() for line in (text or "").split("\n")} - {""}
-
-
-def _spellings(name: str, text: str) -> Iterator[re.Match[str]]:
-    return re.finditer(name.replace(" ", "[ _]"), text, re.IGNORECASE)
-
-
 def _headings(name: str, text: str) -> list[_Marker]:
     """Markers of this name that begin a line."""
     found = []
-    for match in _spellings(name, text):
+    for match in re.finditer(name, text, re.IGNORECASE):
         begin = match.start()  # never more than some characters back: lines can be a million blanks long
         while begin > 0 and text[begin - 1] != "\n" and match.start() - begin < LONGEST_DECORATION:
             begin -= 1
         before = text[begin : match.start()]
-        if (begin > 0 and text[begin - 1] != "\n") or before.strip(DECORATION + OPENERS):
+        begins_line = begin == 0 or text[begin - 1] == "\n"
+        if not begins_line or before.strip(DECORATION + OPENERS):
             continue
-        end, is_braced, has_colon, ends_line = _behind(text, match)
-        is_bold = "*" in before or "#" in before
-        if not (has_colon or ends_line or is_braced) or not (is_braced or has_colon or is_bold or "_" in match[0]):
-            continue
-        line_end = text.find("\n", end)
-        line = text[begin : line_end if line_end >= 0 else len(text)].strip()
-        found.append(_Marker(begin, end, line, has_colon or ends_line))
+        behind = _behind(text, match, before)
+        is_marked = behind.is_braced or behind.has_colon or "*" in before or "#" in before or "_" in match[0]
+        is_heading = behind.has_colon or behind.ends_line
+        if not is_marked and (underline := UNDERLINE.match(text, behind.end)):
+            behind, is_marked = behind._replace(end=underline.end()), True
+        if is_marked and (is_heading or behind.is_braced):
+            line_end = text.find("\n", behind.end)
+            line = text[begin : line_end if line_end >= 0 else len(text)].strip()
+            found.append(_Marker(begin, behind.end, line, is_heading))
     return found
 
 
 def _inline(name: str, text: str) -> list[_Marker]:
     """The one marker in braces and with a colon that stands within a line; none where there are several."""
     found = []
-    for match in _spellings(name, text):
-        end, is_braced, has_colon, _ = _behind(text, match)
-        if is_braced and has_colon:
-            found.append(_Marker(text.rindex("{", 0, match.start()), end, "", True))
+    for match in re.finditer(name, text, re.IGNORECASE):
+        behind = _behind(text, match, text[max(0, match.start() - 2) : match.start()])
+        if behind.is_braced and behind.has_colon:
+            found.append(_Marker(match.start() - 1, behind.end, "", True))
     return found if len(found) == 1 else []
 
 
-def _behind(text: str, match: re.Match[str]) -> tuple[int, bool, bool, bool]:
-    """(where the part begins, marker in braces, colon behind it, nothing else on its line)."""
+class _Behind(NamedTuple):
+    """What stands behind a marker's name."""
+
+    end: int
+    """Where the part begins."""
+    is_braced: bool
+    has_colon: bool
+    ends_line: bool
+    """Whether nothing else stands on its line."""
+
+
+def _behind(text: str, match: re.Match[str], before: str) -> _Behind:
+    """Passes over what closes the decoration before the name, a colon and blanks: over nothing of the part itself."""
     end = match.end()
-    is_braced = text[match.start() - 1 : match.start()] in tuple("{[<") and text[end : end + 1] in tuple(CLOSERS)
+    is_braced = before[-1:] in tuple(OPENERS) and text[end : end + 1] in tuple(CLOSERS)
+    n_braces = len(before) - len(before.rstrip(OPENERS)) if is_braced else 0
+    while n_braces and text[end : end + 1] in tuple(CLOSERS):
+        end, n_braces = end + 1, n_braces - 1
     has_colon = False
-    while end < len(text) and end - match.end() < LONGEST_DECORATION:
-        if text[end] == ":" and not has_colon:
-            has_colon = True
-        elif text[end] not in CLOSERS + "*_`\"' \t":
-            break
-        end += 1
-    return end, is_braced, has_colon, end >= len(text) or text[end] in "\r\n"
-
-
-def _without_closing(text: str) -> str:
-    """Without a last line that only closes the part: {/corrected_student_solution}."""
-    head, _, last = text.rstrip().rpartition("\n")
-    closes = re.fullmatch(
-        r"[{<\[]{1,2}(?:/|end[ _]?(?:of[ _])?)(?:corrected[ _]student[ _]solution)[}>\]]{1,2}", last.strip()
-    )
-    return head if closes else text
+    marks = before.rstrip(OPENERS).rstrip("> \t#")  # of bold, code and quotes: closed before or behind the colon
+    for _ in range(2):
+        while marks and text[end : end + 1] == marks[-1:] and marks[-1] in "*_`\"'":
+            end, marks = end + 1, marks[:-1]
+        if not has_colon and (colon := re.compile(r"[ \t]{0,4}:").match(text, end)):
+            end, has_colon = colon.end(), True
+    blanks = re.compile(r"[ \t]{0,16}").match(text, end)
+    after = blanks.end() if blanks else end
+    return _Behind(after, is_braced, has_colon, after >= len(text) or text[after] in "\r\n")
 
 
 def check(
     revision: str, student_solution: str, task: str, *, min_ratio: float, max_ratio: float, may_allude: bool
 ) -> None:
     """Raises ValueError whose text is the reason where a revision makes no pair with the answer that it revises:
-    "unchanged", "too short", "too long", "alludes to the revision".
+    "unchanged" (but for blanks), "refused", "too short", "too long", "alludes to the revision".
     """
-    if revision == student_solution.strip():
+    if revision.split() == student_solution.split():
         raise ValueError("unchanged")
+    if is_refusal(revision) and not is_refusal(student_solution):
+        raise ValueError("refused")
     ratio = len(revision) / len(student_solution.strip())
     if ratio < min_ratio:
         raise ValueError("too short")

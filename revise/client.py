@@ -13,6 +13,7 @@ import asyncio
 import contextlib
 import importlib.util
 import logging
+import re
 import resource
 import ssl
 import time
@@ -27,7 +28,7 @@ from revise.asking import Asking, Later, Refused, Tally
 from revise.config import DEFAULT_KEY_ENV, ClientConfig
 from revise.endpoints import Endpoint, Pace, Pool, parse_base
 from revise.store import Row, Store, open_store
-from revise.wire import Completion, Request
+from revise.wire import Completion, Request, Unreadable
 
 __all__ = [
     "Answered",
@@ -75,6 +76,7 @@ def answered(store: Store, request: Request) -> Answered:
 
 def endpoints_of(bases: Sequence[str], config: ClientConfig, *, flag: str = "--endpoint") -> list[Endpoint]:
     """Endpoints with their keys. flag: what they were given by. Raises InputError where they do not match."""
+    _certificates(config.ca_file)
     names = config.key_env if len(config.key_env) == len(bases) else config.key_env * len(bases)
     if len(names) != len(bases):
         raise InputError(
@@ -84,15 +86,36 @@ def endpoints_of(bases: Sequence[str], config: ClientConfig, *, flag: str = "--e
         found = [keys.from_file(Path(config.key_file))] * len(bases)
     else:
         found = [_key_in(name) for name in names]
-    return [Endpoint(parse_base(b, flag), key, config.concurrency) for b, key in zip(bases, found, strict=True)]
+    made = [Endpoint(parse_base(b, flag), key, config.concurrency) for b, key in zip(bases, found, strict=True)]
+    is_one_for_all = config.key_file is not None or len(config.key_env) == 1
+    if is_one_for_all and len({e.origin for e in made}) > 1 and any(found):
+        raise InputError(
+            f"--key-env: {len(made)} servers would get one key; name a variable for each, none where no key is to go"
+        )
+    return made
 
 
 def _key_in(name: str) -> keys.Key | None:
     """The key in a variable. The usual one may be missing: servers of one's own ask for none."""
+    if not re.fullmatch("[A-Za-z_][A-Za-z0-9_]*", name):
+        raise InputError("--key-env: the name of a variable is wanted there, not a key; export it, and give the name")
+    if name == "none":
+        return None
     key = keys.from_environment(name)
     if key is None and name != DEFAULT_KEY_ENV:
         raise InputError(f"the variable {name}, which is to hold the API key, is not set; export it")
     return key
+
+
+def _certificates(ca_file: str | None) -> ssl.SSLContext:
+    """What is trusted. Raises InputError where --ca-file cannot be read."""
+    context = ssl.create_default_context()
+    if ca_file is not None:
+        try:
+            context.load_verify_locations(ca_file)
+        except (OSError, ssl.SSLError) as fault:
+            raise InputError(f"--ca-file: {ca_file} cannot be read as certificates ({fault})") from None
+    return context
 
 
 def _is_loopback(base: str) -> bool:
@@ -144,13 +167,8 @@ class HttpTransport:
     @classmethod
     @contextlib.asynccontextmanager
     async def open(cls, config: ClientConfig, library: Any = httpx) -> "AsyncIterator[HttpTransport]":
-        """Closes its connections when the block ends. Raises InputError where --ca-file cannot be read."""
-        context = ssl.create_default_context()
-        if config.ca_file is not None:
-            try:
-                context.load_verify_locations(config.ca_file)
-            except (OSError, ssl.SSLError) as fault:
-                raise InputError(f"--ca-file: {config.ca_file} cannot be read as certificates ({fault})") from None
+        """Closes its connections when the block ends."""
+        context = _certificates(config.ca_file)
         if config.proxy:
             cli.notify("requests go through the proxy that the environment names, if it names one")
         timeout = library.Timeout(config.read_timeout, connect=config.connect_timeout, pool=None)
@@ -178,28 +196,31 @@ class HttpTransport:
                 async with client.stream("POST", url, content=payload, headers=headers) as got:
                     raw = await self._read(got)
         except TimeoutError:
-            endpoint.failed()
-            raise Later(f"no whole answer within {self._config.timeout:g} s") from None
+            why = f"no whole answer within {self._config.timeout:g} s"
+            endpoint.failed(why, is_reached=True)
+            raise Later(why) from None
         except self._library.RequestError as fault:
             if "CERTIFICATE_VERIFY_FAILED" in str(fault):
                 raise RunError(
                     f"{endpoint.origin}: its certificate cannot be verified; give its authority's by --ca-file"
                 ) from None
-            endpoint.failed()
-            raise Later(_masked(endpoint, f"{type(fault).__name__} {fault}".strip())) from None
+            why = _masked(endpoint, f"{type(fault).__name__} {fault}".strip())
+            is_reached = not isinstance(fault, (self._library.ConnectError, self._library.ConnectTimeout))
+            endpoint.failed(why, is_reached=is_reached)
+            raise Later(why, is_reached=is_reached) from None
         finally:
             idle.append(client)
         if got.status_code != 200:
             raise self._meaning(endpoint, got, raw)
         self.requests.learn(got.headers.get("x-ratelimit-limit-requests"))
         self.tokens.learn(got.headers.get("x-ratelimit-limit-tokens"))
-        return raw
+        return endpoint.key.mask_bytes(raw) if endpoint.key else raw
 
     async def _read(self, got: Any) -> bytes:
-        """A body, if it is as long and as plain as was asked for. Raises Later or Refused."""
+        """A body, if it is as long and as plain as was asked for. Raises Unreadable or Refused."""
         encoding = got.headers.get("content-encoding", "identity").lower()
-        if encoding not in ("identity", ""):
-            raise Later(f"an answer packed as {encoding}, which was not asked for")
+        if encoding not in ("identity", "") and got.status_code == 200:
+            raise Unreadable(f"an answer packed as {encoding}, which was not asked for")
         parts, n, most = [], 0, self._config.max_answer_mb * 2**20
         async for part in got.aiter_raw():
             n += len(part)
@@ -227,7 +248,7 @@ class HttpTransport:
         if status in (429, 503) or wait is not None:
             endpoint.is_busy(wait, self._config.max_wait)
         if status != 429:
-            endpoint.failed()
+            endpoint.failed(f"{status}: {said}", is_reached=True)
         return Later(f"{status}: {said}", is_limit=status == 429)
 
 

@@ -4,6 +4,7 @@ from dataclasses import dataclass
 
 from data.errors import InputError
 from revise.endpoints import parse_base
+from revise.store import State
 
 DEFAULT_KEY_ENV = "OPENAI_API_KEY"
 
@@ -68,16 +69,19 @@ class ClientConfig:
         for name in (*positive, "max_answer_mb"):
             if not getattr(self, name) > 0:
                 raise InputError(f"--{name.replace('_', '-')}: {getattr(self, name)} is not above 0")
-        for name in ("rpm", "tpm", "max_requests"):
+        for name in ("rpm", "tpm"):
             if getattr(self, name) is not None and not getattr(self, name) > 0:
                 raise InputError(f"--{name.replace('_', '-')}: {getattr(self, name)} is not above 0")
-        for name in ("price_in", "price_out", "max_cost", "grace"):
+        for name in ("price_in", "price_out", "max_cost", "max_requests", "grace"):
             if getattr(self, name) is not None and not getattr(self, name) >= 0:
                 raise InputError(f"--{name.replace('_', '-')}: {getattr(self, name)} is not 0 or above")
-        if self.max_cost is not None and not (self.price_in or self.price_out):
-            raise InputError("--max-cost needs prices: --price-in and --price-out, dollars for a million tokens")
         for base in self.endpoint:
             parse_base(base, "--endpoint")
+
+    @property
+    def again(self) -> tuple[State, ...]:
+        """Of what the store knows of a request, what does not keep it from being sent."""
+        return ("failed", "refused", "unusable") if self.ask_again else ("failed",)
 
     def dollars(self, tokens_in: float, tokens_out: float) -> float:
         """What so many tokens cost."""

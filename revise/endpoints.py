@@ -8,6 +8,7 @@ the endpoint that is least busy for what it takes. Requests and tokens per minut
 import asyncio
 import collections
 import contextlib
+import re
 import time
 import urllib.parse
 from collections.abc import Sequence
@@ -19,7 +20,8 @@ from revise.keys import Key
 from revise.wire import REWARD_PATH
 
 DOWN_AFTER = 8  # failures in a row, over all requests, with no answer between them
-LONGEST_PROBE_WAIT = 30.0  # seconds
+LONGEST_PROBE_WAIT = 30.0  # seconds, of a server that cannot be reached
+LONGEST_REACHED_WAIT = 2.0  # of one that answers with errors: those may be its requests' fault
 SECRET_NAMES = ("key", "api_key", "api-key", "apikey", "token", "access_token", "sig")
 
 
@@ -82,14 +84,17 @@ class Endpoint:
         self.n_failures, self.n_answers = 0, self.n_answers + 1
         self.limit = min(self.most, self.limit + 1)
 
-    def failed(self) -> None:
-        """It did not answer, or with an error of its own."""
+    def failed(self, why: str, *, is_reached: bool) -> None:
+        """It did not answer, or not with an answer. is_reached: there was a server."""
         now = time.monotonic()
         if self.is_down and now < self.rests_until:  # sent before that was known
             return
         self.n_failures += 1
         if self.is_down:
-            wait = min(LONGEST_PROBE_WAIT, 0.5 * 2.0 ** min(10, self.n_failures - DOWN_AFTER))
+            if self.n_failures == DOWN_AFTER:
+                cli.notify(f"{self.origin} does not answer ({why}); it is tried again now and then")
+            longest = LONGEST_PROBE_WAIT if not is_reached else LONGEST_REACHED_WAIT
+            wait = min(longest, 0.5 * 2.0 ** min(10, self.n_failures - DOWN_AFTER))
             self.rests_until = max(self.rests_until, now + wait)
 
     def is_busy(self, wait: float | None, cap: float) -> None:
@@ -105,9 +110,14 @@ class Endpoint:
 
 def parse_base(text: str, flag: str) -> str:
     """An endpoint's base address. Raises InputError for what is none, or holds a secret that logs would show."""
-    parts = urllib.parse.urlsplit(text.strip())
-    if parts.scheme not in ("http", "https") or not parts.hostname:
-        raise InputError(f"{flag}: {text!r} is no address; give one such as http://localhost:8000/v1")
+    shown = "what is given" if "@" in text else repr(text)
+    try:
+        parts = urllib.parse.urlsplit(text.strip())
+        is_address = parts.scheme in ("http", "https") and bool(parts.hostname) and parts.port != 0
+    except ValueError:
+        is_address, parts = False, None
+    if parts is None or not is_address:
+        raise InputError(f"{flag}: {shown} is no address; give one such as http://localhost:8000/v1")
     if parts.username or parts.password:
         raise InputError(f"{flag}: a name or password in an address is shown by logs; give the key by --key-env")
     if any(name.lower() in SECRET_NAMES for name, _ in urllib.parse.parse_qsl(parts.query)):
@@ -185,5 +195,5 @@ class Pace:
 
     def learn(self, text: str | None) -> None:
         """Takes a limit from a server's header, where none was given."""
-        if self.per_minute is None and text is not None and text.isdigit() and int(text) > 0:
+        if self.per_minute is None and text is not None and re.fullmatch("[1-9][0-9]{0,11}", text):
             self.per_minute = float(text)

@@ -11,6 +11,10 @@ from revise.templates import Template
 CHOICE_SLOTS = ("TASK", "STUDENT_SOLUTION_1", "STUDENT_SOLUTION_2")
 SCORE_SLOTS = ("TASK", "STUDENT_SOLUTION")
 BEST_SCORE = 10
+VERDICT = (
+    r"(?:(?:so|thus|therefore),? )?(?:(?:the|my) )?(?:final |best |better )?"
+    r"(?:answer|choice|solution|grade|score|rating)?(?: is)?"
+)
 
 
 def choose_request(task: str, first: str, second: str, template: Template) -> str:
@@ -24,35 +28,31 @@ def score_request(task: str, answer: str, template: Template) -> str:
 
 
 def parse_choice(answer: str) -> int:
-    """1 or 2: what the last line that holds [1] or [2] says. Raises ValueError whose text is the reason: "no choice",
-    "both chosen".
+    """1 or 2: the final answer. Raises ValueError whose text is the reason: "no choice", "both chosen".
+
+    Lines that hold nothing but the answer ("[2]", "Final answer: [2].") have to agree; where there is none, the last
+    line has to hold exactly one of [1] and [2].
     """
-    found = _last_line(r"\[([12])\]", answer)
-    if not found:
-        raise ValueError("no choice")
-    if len(found) > 1:
-        raise ValueError("both chosen")
-    return int(found.pop())
+    return int(_final(r"\[([12])\]", answer, none="no choice", several="both chosen"))
 
 
 def parse_score(answer: str) -> float:
-    """The grade in the last line that holds one in square brackets. Raises ValueError whose text is the reason: "no
-    grade", "two grades", "grade out of range".
+    """The grade, found as a choice is. Raises ValueError whose text is the reason: "no grade", "two grades", "grade out
+    of range".
     """
-    found = _last_line(r"\[(-?[0-9]{1,3}(?:\.[0-9]{1,3})?)(?:/10)?\]", answer)
-    if not found:
-        raise ValueError("no grade")
-    if len(found) > 1:
-        raise ValueError("two grades")
-    score = float(found.pop())
+    score = float(_final(r"\[(-?[0-9]{1,3}(?:\.[0-9]{1,3})?)(?:/10)?\]", answer, none="no grade", several="two grades"))
     if not 1 <= score <= BEST_SCORE:
         raise ValueError("grade out of range")
     return score
 
 
-def _last_line(pattern: str, answer: str) -> set[str]:
-    """What a pattern finds, each once, in the last line in which it finds something."""
-    for line in reversed(answer.split("\n")):
-        if found := set(re.findall(pattern, line)):
-            return found
-    return set()
+def _final(bracket: str, answer: str, *, none: str, several: str) -> str:
+    """What the final answer holds in brackets."""
+    verdict = re.compile(rf"\W{{0,8}}{VERDICT}[\W_]{{0,8}}{bracket}\W{{0,8}}", re.IGNORECASE)
+    lines = [line.strip() for line in answer.split("\n") if line.strip()]
+    found = {match[1] for line in lines if len(line) < 80 and (match := verdict.fullmatch(line))}
+    if not found and lines and not re.search(r"\b(?:not|neither)\b", lines[-1], re.IGNORECASE):
+        found = set(re.findall(rf"(?<![\w\]]){bracket}", lines[-1]))
+    if len(found) != 1:
+        raise ValueError(several if found else none)
+    return found.pop()

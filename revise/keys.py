@@ -30,6 +30,10 @@ class Key:
         """The request header that carries it."""
         return {"Authorization": f"Bearer {self._text}"}
 
+    def mask_bytes(self, raw: bytes) -> bytes:
+        """Bytes in which the key is stars."""
+        return raw.replace(self._text.encode(), b"***")
+
     def mask(self, text: str) -> str:
         """Text in which the key, also as base64 or in a URL, is stars: of servers that repeat what they were sent."""
         encoded = base64.b64encode(self._text.encode()).decode().rstrip("=")

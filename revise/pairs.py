@@ -69,21 +69,30 @@ def rejected_beside(out: Path) -> Path:
     return out.with_name(out.name.removesuffix(".jsonl") + ".rejected.jsonl")
 
 
-def check_out(out: Path, prompts: str) -> None:
-    """Raises InputError where the pairs would replace something else than pairs that this package wrote."""
+def check_out(out: Path, *inputs: str | None) -> None:
+    """Raises InputError where the pairs, or what is rejected, would replace something that no recipe wrote.
+
+    inputs: files and folders that are read, or written besides.
+    """
     if out.suffix != ".jsonl":
         raise InputError(f"--out: {out} has to end in .jsonl")
-    if not out.exists():
-        files.check_new_file(out)
-        return
-    if Path(prompts).exists() and out.samefile(prompts):
-        raise InputError(f"--out: {out} is the file of the prompts; give another name")
-    with contextlib.suppress(OSError, ValueError, TypeError, LookupError):
-        with open(out, encoding="utf-8") as file:
-            first = file.readline()
-        if not first or json.loads(first)["provenance"]["recipe"]:
-            return
-    raise InputError(f"{out}: exists, and is no file of pairs from here; give another file, or remove it")
+    for path in (out, rejected_beside(out)):
+        for other in (Path(name) for name in inputs if name):
+            if path.absolute() == other.absolute() or (path.exists() and other.exists() and path.samefile(other)):
+                raise InputError(f"--out: {path} would be written over, and it is read; give another name")
+            if other.is_dir() and path.absolute().is_relative_to(other.absolute()):
+                raise InputError(f"--out: {path} lies in the folder of the prompts; give another one")
+        if not path.exists():
+            files.check_new_file(path)
+        elif not _is_ours(path):
+            raise InputError(f"{path}: exists, and was not written by a recipe; give another file, or remove it")
+
+
+def _is_ours(path: Path) -> bool:
+    with contextlib.suppress(OSError, ValueError, TypeError, LookupError), open(path, encoding="utf-8") as file:
+        first = file.readline()
+        return not first or bool(json.loads(first)["provenance"]["recipe"])
+    return False
 
 
 def write(made: Iterable[Made], out: Path) -> Count:
@@ -129,7 +138,7 @@ def _prompt(item: Item) -> str | list[dict[str, str]]:
 
 
 def _line(row: dict[str, Any]) -> str:
-    return json.dumps(row, ensure_ascii=False) + "\n"
+    return json.dumps(row, ensure_ascii=False, allow_nan=False) + "\n"
 
 
 def report(count: Count, n: int, out: Path, said: str | None = None) -> None:

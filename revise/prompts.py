@@ -1,5 +1,6 @@
 """The prompts of a run: checked, drawn alike for every recipe, and read row by row as often as they are needed."""
 
+import collections
 import hashlib
 from collections.abc import Collection, Iterator
 from dataclasses import dataclass
@@ -46,7 +47,7 @@ class Item(NamedTuple):
     row: dict[str, Any]
     """All of its row."""
     occurrence: int
-    """0, or where equal prompts are to be asked each for itself, a number of its own."""
+    """0, or where equal prompts are to be asked each for itself, how many of them came before."""
 
     @property
     def messages(self) -> list[dict[str, str]]:
@@ -103,13 +104,17 @@ class Prompts:
     def __iter__(self) -> Iterator[Item]:
         """Raises RunError where the source has changed since it was checked."""
         digest, index = hashlib.sha256(), 0
+        n_equal: collections.Counter[bytes] = collections.Counter()
         for found in self._rows():
             if isinstance(found, InputError):
                 continue
-            digest.update(canonical(found.prompt).encode())
+            text = canonical(found.prompt).encode()
+            digest.update(text)
             if index < len(self._drawn) and self._drawn[index]:
                 prompt = tuple(m for m in found.prompt if isinstance(m, Message))
-                yield Item(index, found.place, prompt, found.row, 0 if self._dedupe else index + 1)
+                which = hashlib.sha256(text).digest()[:8]
+                yield Item(index, found.place, prompt, found.row, 0 if self._dedupe else n_equal[which])
+                n_equal[which] += not self._dedupe
             index += 1
         if digest.digest() != self._digest:
             raise RunError(f"{self.source}: changed while it was read; let it rest, and run again")

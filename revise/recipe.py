@@ -10,15 +10,16 @@ The last step costs nothing: with other bounds or a better parser the same comma
 import contextlib
 import datetime
 import hashlib
-import json
 import sys
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from data import cli
-from data.errors import InputError, RunError
+from data.errors import InputError, RunError, Stopped
+from data.files import check_new_file
+from data.json_rows import parse_row
 from revise import batch, pairs, wire
 from revise.client import Answered, ClientConfig, Tally, answer_all, answered, endpoints_of, open_store
 from revise.pairs import Made, Pair, Rejected
@@ -59,14 +60,15 @@ class RecipeConfig(TargetConfig, ClientConfig, PromptsConfig):
             raise InputError("--temperature lies from 0 to 2, --top-p above 0 and up to 1, --max-tokens above 0")
         if self.batch_write and self.batch_read:
             raise InputError("--batch-write and --batch-read: first the one, and when the answers are there the other")
-        if not self.batch_read and not self.batch_write:
-            check_asked(self)
+        check_asked(self, by_batch=bool(self.batch_read or self.batch_write))
         parse_extra(self.extra)
 
 
-def check_asked(config: ClientConfig) -> None:
-    """Raises InputError unless it is said who is asked."""
-    if not config.endpoint:
+def check_asked(config: ClientConfig, *, by_batch: bool = False) -> None:
+    """Raises InputError unless it is said who is asked, and at what price where it is capped."""
+    if config.max_cost is not None and not (config.price_in or config.price_out):
+        raise InputError("--max-cost needs prices: --price-in and --price-out, dollars for a million tokens")
+    if not config.endpoint and not by_batch:
         raise InputError("--endpoint is missing; give the server's address, such as http://localhost:8000/v1")
     if not config.model:
         raise InputError("--model is missing; give the model's name at the endpoint")
@@ -75,11 +77,15 @@ def check_asked(config: ClientConfig) -> None:
 def parse_extra(text: str | None) -> dict[str, Any]:
     """The object in --extra. Raises InputError."""
     try:
-        found = json.loads(text) if text else {}
-    except ValueError as fault:
-        raise InputError(f"--extra: not JSON ({fault})") from None
-    if not isinstance(found, dict) or "messages" in found:
-        raise InputError('--extra: has to be an object without "messages", such as {"top_k": 20}')
+        found = parse_row(text.encode(), "--extra") if text else {}
+    except (InputError, UnicodeEncodeError) as fault:
+        said = str(fault).replace("mend or delete the line", 'give an object such as {"top_k": 20}')
+        raise InputError(said) from None
+    if fixed := {"messages", "stream", "n", "model"} & found.keys():
+        raise InputError(f"--extra: {sorted(fixed)[0]!r} cannot be changed there")
+    for name in ("max_tokens", "max_completion_tokens"):
+        if found.get(name) is not None and (type(found[name]) is not int or found[name] < 1):
+            raise InputError(f"--extra: {name!r} has to be a number of tokens, or null")
     return found
 
 
@@ -124,7 +130,9 @@ def make(recipe: Recipe, *, summary: Callable[[], str | None] = lambda: None) ->
     written.
     """
     config, out = recipe.config, Path(recipe.config.out)
-    pairs.check_out(out, config.prompts)
+    pairs.check_out(out, config.prompts, config.store, config.batch_write)
+    if config.batch_write:
+        check_new_file(Path(config.batch_write))
     endpoints = endpoints_of(config.endpoint, config)
     target = Target(config, config, n=recipe.n_own, seed=config.seed)
     prompts = Prompts(
@@ -142,19 +150,33 @@ def make(recipe: Recipe, *, summary: Callable[[], str | None] = lambda: None) ->
         drawn = target.fill(prompts, store, len(prompts))
         wanted = (request for item in prompts for request in _questions(recipe, item, target.answers(item, store)))
         if config.batch_write:
-            print(batch.write(wanted, store, Path(config.batch_write)), file=sys.stderr)
+            print(batch.write(wanted, store, Path(config.batch_write), config.again), file=sys.stderr)
             return
+        ending = None
         if config.batch_read:
             files = [Path(name) for name in config.batch_read]
             print(batch.read(files, wanted, store, config, recipe.name), file=sys.stderr)
         else:
-            asked = answer_all(wanted, store, config, endpoints, purpose=recipe.name, n_requests=len(prompts))
-            print(_spent(drawn, asked, len(prompts)), file=sys.stderr)
-        with store.snapshot():
-            count = pairs.write((_made(recipe, item, target, store) for item in prompts), out)
+            try:
+                left = config.max_requests and max(0, config.max_requests - drawn.n_sent)
+                rest = replace(config, max_requests=left)
+                asked = answer_all(wanted, store, rest, endpoints, purpose=recipe.name, n_requests=len(prompts))
+                print(_spent(drawn, asked, len(prompts)), file=sys.stderr)
+            except RunError as fault:  # a cap, a dead server: there may be answers for some pairs all the same
+                is_signal = isinstance(fault, Stopped) and fault.code != 1
+                if is_signal or not store.states():
+                    raise
+                ending = fault
+        try:
+            with store.snapshot():
+                count = pairs.write((_made(recipe, item, target, store) for item in prompts), out)
+        except RunError as fault:  # a full disk has been met before
+            raise ending or fault from None
         pairs.report(count, len(prompts), out, summary())
         if n_same := store.n_repeated_ids():
             cli.notify(f"{config.store}: {n_same} answers carry the id of another one; the server mixes up its answers")
+    if ending is not None:
+        raise ending
     if count.n_open:
         raise RunError(f"{count.n_open} of {len(prompts)} rows lack an answer; the same command asks for it again")
 
@@ -181,7 +203,15 @@ def _made(recipe: Recipe, item: Item, target: Target, store: Store) -> Made:
     texts = {
         name: [a.completion.text for a in found if a.completion] for name, found in (("own", own), ("answers", answers))
     }
-    return Made(item, pair, provenance | {"settings": recipe.settings}, texts)
+    settings = {"target": target.settings, **_asked_settings(recipe.config), **recipe.settings}
+    return Made(item, pair, provenance | {"settings": settings}, texts)
+
+
+def _asked_settings(config: RecipeConfig) -> dict[str, Any]:
+    """How --model was asked."""
+    named: dict[str, Any] = {"model": config.model, "temperature": config.temperature, "top_p": config.top_p}
+    named |= {"max_tokens": config.max_tokens, "empty_system": config.empty_system}
+    return named | ({"extra": parse_extra(config.extra)} if config.extra else {})
 
 
 def _pair(recipe: Recipe, item: Item, own: list[Answered], answers: list[Answered]) -> Pair:
@@ -193,9 +223,13 @@ def _pair(recipe: Recipe, item: Item, own: list[Answered], answers: list[Answere
     texts = [a.completion.text.strip() for a in own if a.completion]
     if not answers:
         recipe.ask(item, texts)  # says why nothing was asked
-    if any(a.completion and a.completion.finish == wire.TRUNCATED for a in answers):
+    if any(a.completion and a.completion.finish in wire.TRUNCATED for a in answers):
         raise Rejected("truncated")
-    return recipe.pair(item, texts, [a.completion for a in answers if a.completion])
+    pair = recipe.pair(item, texts, [a.completion for a in answers if a.completion])
+    cut = {a.completion.text.strip() for a in own if a.completion and a.completion.finish in wire.TRUNCATED}
+    if pair.chosen in cut:
+        raise Rejected("own answer truncated")  # as a loser it does no harm
+    return pair
 
 
 def origin(a: Answered) -> dict[str, Any]:
@@ -233,7 +267,7 @@ def _estimate(recipe: Recipe, prompts: Prompts, target: Target, store: Store) ->
             with contextlib.suppress(Rejected):
                 yield from recipe.ask(item, texts)
 
-    stages = [estimate("target", target.wanted(prompts), known, config)] if config.target_endpoint else []
+    stages = [estimate("target", target.wanted(prompts), known, target.client)] if config.target_endpoint else []
     stages.append(estimate(recipe.name, foreseen(), known, config))
     return "\n".join([*(text for text, _ in stages), total(sum(dollars for _, dollars in stages), config)])
 
@@ -244,13 +278,17 @@ def estimate(
     """A line on what is missing among requests, and the most that it can cost."""
     seen: set[str] = set()
     n_in = n_out = 0
+    has_bound = True
     for request in requests:
-        if request.key not in seen and known.get(bytes.fromhex(request.key), "failed") == "failed":
+        if request.key not in seen and known.get(bytes.fromhex(request.key), "failed") in config.again:
             n_in, n_out = n_in + request.tokens[0], n_out + request.tokens[1]
+            has_bound = has_bound and (request.tokens[1] > 0 or request.path == wire.REWARD_PATH)
             seen.add(request.key)
     dollars = config.dollars(n_in, n_out)
-    said = f"{what}: {len(seen):,} requests, about {n_in:,} tokens to send, at most {n_out:,} to receive"
-    return f"{said}: at most ${dollars:,.2f}", dollars
+    said = f"{what}: {len(seen):,} requests, about {n_in:,} tokens to send"
+    if not has_bound:
+        return f"{said}, and no bound on what comes back: at least ${dollars:,.2f}", dollars
+    return f"{said}, at most {n_out:,} to receive: at most ${dollars:,.2f}", dollars
 
 
 def total(dollars: float, config: ClientConfig) -> str:

@@ -6,6 +6,7 @@ judge-off-policy     answers of other models that are judged already            
 stronger-preferred   the answer of a stronger model over the model's own           equation 4
 """
 
+import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -34,6 +35,8 @@ STRONGER_EXAMPLE = f"python -m revise stronger-preferred {_TAIL} --target-model 
 
 
 def _check_ratios(low: float | None, high: float | None) -> None:
+    if not all(math.isfinite(bound) for bound in (low, high) if bound is not None):
+        raise InputError("--min-length-ratio and --max-length-ratio have to be numbers")
     if (low is not None and low < 0) or (high is not None and high <= 0) or (low or 0) > (high or float("inf")):
         raise InputError(f"--min-length-ratio and --max-length-ratio: {low} and {high} leave nothing between them")
 
@@ -97,7 +100,7 @@ def clair_recipe(config: ClairConfig) -> Recipe:
     settings: dict[str, Any] = wording_facts(template.text, config.template or "clair")
     settings |= {"strength": config.strength, "keep_length": config.keep_length} if has_degree else {}
     settings |= {"min_length_ratio": config.min_length_ratio, "max_length_ratio": config.max_length_ratio}
-    settings |= {"allow_allusions": config.allow_allusions, "temperature": config.temperature}
+    settings |= {"allow_allusions": config.allow_allusions}
     return Recipe("clair", config, 1, ask, pair, settings)
 
 
@@ -180,7 +183,7 @@ def judge_recipe(config: JudgeConfig, positions: Positions) -> Recipe:
         return Pair(chosen=won, rejected=lost, rational=answers[0].text.strip(), facts=facts)
 
     settings: dict[str, Any] = wording_facts(template.text, config.template or "judge")
-    settings |= {"both_orders": config.both_orders, "seed": config.seed, "temperature": config.temperature}
+    settings |= {"both_orders": config.both_orders, "seed": config.seed}
     return Recipe("judge-on-policy", config, 2, ask, pair, settings)
 
 
@@ -300,7 +303,7 @@ def stronger_recipe(config: StrongerConfig) -> Recipe:
         return Pair(text, own[0])
 
     settings = {"min_length_ratio": config.min_length_ratio, "max_length_ratio": config.max_length_ratio}
-    return Recipe("stronger-preferred", config, 1, ask, pair, settings | {"temperature": config.temperature})
+    return Recipe("stronger-preferred", config, 1, ask, pair, settings)
 
 
 def stronger_main(argv: Sequence[str]) -> None:

@@ -94,8 +94,7 @@ def main(argv: Sequence[str]) -> None:
             target.fill((s.item for s in _rows(config.pairs) if s.origin is None), store, n)
         wanted = (r for s in _rows(config.pairs) for r in _requests(s, config, template, target, store))
         if config.dry_run:
-            said, dollars = estimate("score", wanted, store.states(), config)
-            print(f"{said}\n{total(dollars, config)}")
+            print(_estimate(config, template, target, store))
             return
         answer_all(wanted, store, config, endpoints, purpose="score", n_requests=2 * n * config.n_grades)
         with files.whole_file(Path(config.out)) as temporary, open(temporary, "w", encoding="utf-8") as file:
@@ -103,10 +102,21 @@ def main(argv: Sequence[str]) -> None:
             for s in _rows(config.pairs):
                 scores = _scores(s, config, template, target, store)
                 n_bare += "chosen_score" not in scores or "rejected_score" not in scores
-                file.write(json.dumps(s.item.row | scores, ensure_ascii=False) + "\n")
+                file.write(json.dumps(_without_scores(s.item.row) | scores, ensure_ascii=False) + "\n")
     print(f"{n - n_bare:,} of {n:,} pairs are scored: {config.out}", file=sys.stderr)
     if n_bare:
-        raise RunError(f"{n_bare} rows have no score of both answers; the same command to another --out asks again")
+        raise RunError(
+            f"{n_bare} rows have no score of both answers; to another --out the same command asks again where requests "
+            "failed, and a larger --n-grades where grades could not be read"
+        )
+
+
+OLD_SCORES = ("chosen_score", "rejected_score", "own_score", "score_chosen", "score_rejected", "score_own", "scorer")
+
+
+def _without_scores(row: dict[str, Any]) -> dict[str, Any]:
+    """A row without what another scorer has said: scores of two in one row mean nothing."""
+    return {name: value for name, value in row.items() if name not in OLD_SCORES}
 
 
 def _check(source: str) -> int:
@@ -138,6 +148,10 @@ def _found(source: str) -> Iterator[tuple[str, Scored | InputError]]:
 
 def _scored(number: int, place: str, row: dict[str, Any]) -> Scored:
     record = parse_record(row, place)
+    try:
+        json.dumps(row)
+    except TypeError as fault:
+        raise InputError(f"{place}: a value that JSON cannot hold ({fault}); leave its column out") from None
     if record.form != "pairs" or record.is_tokenised:
         raise InputError(f"{place}: no pair of texts, which alone can be scored")
     provenance = row.get("provenance")
@@ -199,3 +213,21 @@ def _scores(s: Scored, config: ScoreConfig, template: Template, target: Target |
         own = next((score(text) for text in _own(s, target, store)), None)
     made = {"chosen_score": chosen, "rejected_score": rejected, "own_score": own}
     return {name: value for name, value in made.items() if value is not None} | {"scorer": config.model}
+
+
+def _estimate(config: ScoreConfig, template: Template, target: Target | None, store: Store) -> str:
+    """What a run would send, and the most that it can cost: own answers still to be drawn are as long as may be."""
+    known = store.states()
+    longest = "x" * (config.target_max_tokens * wire.CHARACTERS_PER_TOKEN)
+
+    def foreseen() -> Iterator[Request]:
+        for s in _rows(config.pairs):
+            yield from _requests(s, config, template, target, store)
+            if target is not None and s.origin is None and not _own(s, target, store):
+                yield from _grades(s.item, f"{longest}{s.item.number}", config, template)
+
+    stages = [estimate("score", foreseen(), known, config)]
+    if target is not None and config.target_endpoint:
+        wanted = target.wanted(s.item for s in _rows(config.pairs) if s.origin is None)
+        stages.insert(0, estimate("target", wanted, known, target.client))
+    return "\n".join([*(said for said, _ in stages), total(sum(dollars for _, dollars in stages), config)])

@@ -173,7 +173,8 @@ def main(argv: Sequence[str]) -> None:
     if config.html:
         files.check_new_file(Path(config.html))
     n = config.n or (1000 if config.html else 3)
-    rows = list(itertools.islice(shown_rows(path), config.row - 1, config.row - 1 + n + 1))
+    read = rejected_rows if path.name.endswith(".rejected.jsonl") else shown_rows
+    rows = list(itertools.islice(read(path), config.row - 1, config.row - 1 + n + 1))
     beside = rejected_beside(path)
     dropped = list(itertools.islice(rejected_rows(beside), n + 1)) if config.html and beside.is_file() else []
     if not rows and not dropped:

@@ -162,7 +162,12 @@ def open_store(path: Path) -> Iterator[Store]:
     """The store in a file, made where there is none. Raises InputError where it is held by another process, damaged,
     or another program's.
     """
-    path.parent.mkdir(parents=True, exist_ok=True)
+    if not path.name or path.is_dir():
+        raise InputError(f"--store: {str(path)!r} is no name of a file; give one such as answers.sqlite")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+    except OSError as fault:
+        raise InputError(f"{path}: its folder cannot be made ({fault.strerror}); give another file") from None
     with _lock(path.with_name(path.name + ".lock"), path), contextlib.ExitStack() as open_connections:
         try:
             reader, writer = (_connect(path, open_connections) for _ in range(2))

@@ -11,7 +11,7 @@ import time
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from tqdm import tqdm
 
@@ -48,12 +48,20 @@ class TargetConfig:
     """... from the likeliest tokens that together have this probability."""
     target_max_tokens: int = 512
     """Most tokens of its answers; engine.train keeps 512 of a response."""
+    target_price_in: float = 0.0
+    """Dollars for a million tokens sent to --target-endpoint."""
+    target_price_out: float = 0.0
+    """Dollars for a million tokens received from it."""
     dtype: Literal["float32", "bfloat16"] | None = None
     """Of a model that answers here. Unset: bfloat16 on CUDA, float32 on the CPU."""
 
     def __post_init__(self) -> None:
         if self.target_model is not None and self.target_endpoint:
             raise InputError("--target-model and --target-endpoint: give the one or the other")
+        for base in self.target_endpoint:
+            parse_base(base, "--target-endpoint")
+        if self.target_price_in < 0 or self.target_price_out < 0:
+            raise InputError("--target-price-in and --target-price-out are not below 0")
         if self.target_endpoint and not self.target_name:
             raise InputError("--target-endpoint needs the model's name there: --target-name")
         if (
@@ -71,7 +79,9 @@ class Target:
 
     def __init__(self, config: TargetConfig, client: ClientConfig, *, n: int, seed: int) -> None:
         """Opens the checkpoint where it answers here; its weights are read when they are needed. Raises InputError."""
-        self.n, self._config, self._client, self._seed = n, config, client, seed
+        self.n, self._config, self._seed = n, config, seed
+        self.client = dataclasses.replace(client, price_in=config.target_price_in, price_out=config.target_price_out)
+        """How its server is asked, at its own prices."""
         self._answerer = _open(config) if config.target_model else None
         self._fingerprint = fingerprint(self._answerer.folder) if self._answerer else ""
         if self._answerer is not None and self._answerer.chat is None:
@@ -100,6 +110,16 @@ class Target:
         body |= {"model": self._fingerprint, "seed": self._seed}
         return [Request(body, sample, item.occurrence, path="local") for sample in range(self.n)]
 
+    @property
+    def settings(self) -> dict[str, Any]:
+        """How its answers are drawn, for provenance."""
+        c = self._config
+        named: dict[str, Any] = {"temperature": c.target_temperature, "top_p": c.target_top_p}
+        named |= {"max_tokens": c.target_max_tokens}
+        return named | (
+            {"seed": self._seed, "model": self._fingerprint} if self._answerer else {"model": c.target_name}
+        )
+
     def wanted(self, prompts: Iterable[Item]) -> Iterator[Request]:
         """What is asked for all items whose answers are not given."""
         return (request for item in prompts if given(item, self.n) is None for request in self.requests(item))
@@ -111,11 +131,11 @@ class Target:
             return self._answer_here(self._answerer, prompts, store, n)
         if not self._config.target_endpoint:
             return Tally()
-        return answer_all(self.wanted(prompts), store, self._client, self.endpoints(), purpose="target", n_requests=n)
+        return answer_all(self.wanted(prompts), store, self.client, self.endpoints(), purpose="target", n_requests=n)
 
     def endpoints(self) -> list[Endpoint]:
         """The servers that answer for the model. A key goes only where it was given for."""
-        c, client = self._config, self._client
+        c, client = self._config, self.client
         if c.target_key_env is not None:
             named = dataclasses.replace(client, key_env=(c.target_key_env,), key_file=None)
             return endpoints_of(c.target_endpoint, named, flag="--target-endpoint")

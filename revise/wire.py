@@ -29,8 +29,10 @@ QUOTA_CODES = ("insufficient_quota", "credit_balance_exhausted", "billing_hard_l
 QUOTA_ENDINGS = ("_spend_limit_exceeded", "_usage_limit_exceeded")
 REWARD_PATH = "pooling"
 """Behind the address of a server of reward models."""
-TRUNCATED = "length"
-"""The finish reason of an answer that was cut."""
+TRUNCATED = ("length", "max_tokens", "model_length")
+"""Finish reasons of answers that were cut."""
+BROKEN = ("error", "abort", "insufficient_system_resource")
+"""... and of those that the server broke off."""
 
 
 class Request(NamedTuple):
@@ -104,9 +106,13 @@ def read_score(raw: bytes, request: Request) -> Completion:
     if isinstance(found, bool) or not isinstance(found, (int, float)):
         raise Unreadable("no single number in it; a reward model that gives one a text is needed")
     usage = answer.get("usage")
+    try:
+        score = float(found)
+    except OverflowError:
+        raise Unreadable("a number that no float can hold") from None
     tokens = counted_tokens({"completion_tokens": 0, **usage} if isinstance(usage, dict) else None)
     return Completion(
-        repr(float(found)),
+        repr(score),
         "stop",
         str(answer.get("model") or ""),
         *(tokens or (request.tokens[0], 0)),
@@ -164,6 +170,8 @@ def _fault(choices: list[Any], choice: dict[str, Any], message: dict[str, Any], 
         return "refused"
     if message.get("tool_calls") or message.get("function_call") or finish in ("tool_calls", "function_call"):
         return "a tool call"
+    if finish in BROKEN:
+        return "broken off by the server"
     content = message.get("content")
     if content is None:
         return "null content"
@@ -192,7 +200,8 @@ def error_of(raw: bytes) -> tuple[str, set[str]]:
     error = error if isinstance(error, dict) else answer if isinstance(answer, dict) else {}
     said = error.get("message") or error.get("detail") or raw.decode("utf-8", "replace")
     names = {str(error[name]) for name in ("code", "type") if error.get(name)}
-    return " ".join(str(said).split()) or "no reason given", names
+    said = " ".join(str(said).split()) or "no reason given"
+    return said.encode("utf-8", "replace").decode(), names
 
 
 def is_quota(names: set[str]) -> bool:

@@ -97,8 +97,10 @@ def test_what_comes_back_damaged_twice_unknown_or_not_at_all_is_counted_and_stay
     assert {line["custom_id"] for line in read_rows(tmp_path / "rest.jsonl")} == {
         line["custom_id"] for i, line in enumerate(lines) if i in (2, 6, 7, 8, 9, 10, 11)
     }
-    found = read_back(tmp_path, good, "--ask-again")
+    found = read_back(tmp_path, good)
     assert found.returncode == 0 and len(read_rows(tmp_path / "pairs.jsonl")) == N - 2  # refused and unusable stay so
+    read_back(tmp_path, good, "--ask-again")
+    assert len(read_rows(tmp_path / "pairs.jsonl")) == N
 
 
 def test_files_keep_to_the_apis_limits(tmp_path, monkeypatch):

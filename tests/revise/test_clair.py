@@ -46,6 +46,24 @@ def test_the_parts_are_found_however_they_are_marked(answer):
     assert (reasoning.removesuffix("</teacher_reasoning>").strip(), revision) == BOTH
 
 
+@pytest.mark.parametrize(
+    "marker",
+    [MARKER, f"{MARKER}:", f"{MARKER}: ", f"**{MARKER}**:", f"**{MARKER}:**", f"## {MARKER}\n", f"`{MARKER}`:\n",
+     "**Corrected student solution:** ", r"{corrected\_student\_solution}:", "## Corrected Solution\n",
+     "Corrected Student Solution\n--------------------------\n", "[corrected_student_solution]: "],
+)  # fmt: skip
+@pytest.mark.parametrize(
+    "revision",
+    ["**Paris** is it.", '"To be" is it.', "`ls` lists.", "__init__ is it.", "> quoted", ">>> print(1)",
+     "* item\n* item", "'tis so.", "[link](a) here", "(so)", "{a: 1}", ": colon", "_emphasis_ here", "# Title\ntext"],
+)  # fmt: skip
+def test_nothing_of_the_revision_is_taken_for_a_marker(marker, revision):
+    if revision[0] == ":" and not marker.rstrip("\n *`").endswith(":"):
+        pytest.skip("a colon behind a marker is the marker's")
+    for gap in ("\n", "\n\n") if marker in (MARKER, f"**{MARKER}**:") else ("", "\n"):
+        assert clair.parse(f"{{teacher_reasoning}}: why\n\n{marker}{gap}{revision}") == ("why", revision)
+
+
 def test_the_real_answers_parse_and_make_pairs():
     if not REAL.exists():
         pytest.skip("the real answers are not beside this checkout")
@@ -150,6 +168,11 @@ def check(revision, student="The otter, a bird.", task="Name a bird.", **more):
         ("The student's answer, but better", "alludes to the revision"),
         ("{corrected_student_solution} heron", "alludes to the revision"),
         ("Unlike the original answer: heron", "alludes to the revision"),
+        ("Here is the revised version: heron", "alludes to the revision"),
+        ("I have corrected the animal: heron", "alludes to the revision"),
+        ("As the student wrote, a heron.", "alludes to the revision"),
+        ("The  otter,\na bird. ", "unchanged"),
+        ("I'm sorry, I can't help with it.", "refused"),
         ("In this revision I name the heron", "alludes to the revision"),
     ],
 )

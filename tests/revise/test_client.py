@@ -8,6 +8,7 @@ import logging
 import os
 import random
 import shutil
+import signal
 import socket
 import ssl
 import subprocess
@@ -17,8 +18,8 @@ import time
 import pytest
 
 from data.errors import InputError, RunError, Stopped
-from revise import asking, endpoints
-from revise.client import Request
+from revise import asking, ending, endpoints
+from revise.client import ClientConfig, Request, Store, answer_all, endpoints_of, open_store
 from revise.loopback import Reply, serve
 from tests.revise.asks import ask, questions
 
@@ -29,6 +30,7 @@ HELLO = Reply.chat("hello")
 def short_waits(monkeypatch):
     monkeypatch.setattr(asking, "LONGEST_BACKOFF", 0.02)
     monkeypatch.setattr(endpoints, "LONGEST_PROBE_WAIT", 0.1)
+    monkeypatch.setattr(endpoints, "LONGEST_REACHED_WAIT", 0.02)
 
 
 def first_then(*replies):
@@ -187,7 +189,65 @@ def test_a_refused_row_is_marked_and_the_others_go_on(tmp_path, status):
 def test_a_server_that_refuses_everything_stops_the_run(tmp_path):
     found = ask(tmp_path, lambda seen: Reply.error(400, "max_tokens is not supported"), 500, concurrency=2)
     assert isinstance(found.fault, RunError) and "max_tokens is not supported" in str(found.fault)
-    assert len(found.texts) <= asking.FIRST_REFUSALS + 2
+    assert len(found.texts) <= ending.FIRST_REFUSALS + 2
+
+
+def test_refusals_before_slower_answers_are_the_rows_fault(tmp_path):
+    def reply(seen):
+        return Reply.error(400, "too long") if int(seen.text.split()[1]) < 12 else HELLO.after(0.3)
+
+    found = ask(tmp_path, reply, 60)
+    assert found.states == ["refused"] * 12 + ["answered"] * 48
+
+
+def test_what_is_refused_by_wrong_settings_is_asked_again_when_they_are_mended(tmp_path):
+    assert ask(tmp_path, lambda seen: Reply.error(400, "no such parameter"), 50, concurrency=4).states == [None] * 50
+    assert ask(tmp_path, lambda seen: HELLO, 50).states == ["answered"] * 50
+
+
+def test_patience_counts_from_the_last_answer(tmp_path):
+    def reply(seen):  # one that hangs, and is given up, while the others are answered
+        return HELLO.after(30) if seen.text == "question 0" else HELLO.after(0.05)
+
+    found = ask(tmp_path, reply, 120, concurrency=4, timeout=0.8, patience=0.7, max_attempts=2)
+    assert found.fault is None and found.states == ["failed", *["answered"] * 119]
+
+
+def test_rows_that_always_fail_are_marked_and_do_not_hold_up_the_end(tmp_path):
+    def reply(seen):
+        return Reply.error(500, "poison") if int(seen.text.split()[1]) % 5 == 0 else HELLO
+
+    found = ask(tmp_path, reply, 20, max_attempts=4, patience=30)
+    assert found.fault is None
+    assert found.states == ["failed" if i % 5 == 0 else "answered" for i in range(20)]
+
+
+def test_a_fault_in_the_rows_lets_come_home_what_was_asked(tmp_path):
+    def broken():
+        yield from questions(12)
+        time.sleep(0.1)
+        raise RunError("the file has changed")
+
+    requests = broken()
+    with serve(lambda seen: HELLO.after(0.4)) as server:
+        config = ClientConfig(store=str(tmp_path / "s.sqlite"), endpoint=(server.base,), model="m")
+        with open_store(tmp_path / "s.sqlite") as store:
+            with pytest.raises(RunError, match="the file has changed"):
+                answer_all(requests, store, config, endpoints_of(config.endpoint, config), purpose="test")
+            assert server.n_seen == 12 and len(store.states()) == 12
+
+
+@pytest.mark.parametrize(
+    "reply",
+    [
+        Reply(b'{"error": {"message": "bad \\ud800"}}', 400),
+        Reply(HELLO.body, headers={"x-ratelimit-limit-requests": "\u00b2"}),
+    ],
+    ids=["half of a surrogate pair", "a number that is none"],
+)
+def test_odd_words_of_a_server_lose_nothing(tmp_path, reply):
+    found = ask(tmp_path, lambda seen: reply if seen.number == 3 else HELLO.after(0.1), 10)
+    assert found.fault is None and found.states.count("answered") >= 9 and None not in found.states
 
 
 def test_a_server_that_never_answers_stops_the_run_when_patience_ends(tmp_path):
@@ -212,6 +272,14 @@ def test_the_number_of_requests_can_be_capped(tmp_path):
     assert isinstance(found.fault, Stopped) and len(found.texts) == 17
     assert found.states.count("answered") == 17
     assert ask(tmp_path, lambda seen: HELLO, 100).tally[:2] == (17, 83)
+
+
+def test_a_cap_on_money_waits_for_what_is_in_flight_and_not_for_ever(tmp_path):
+    body = {"model": "m", "max_tokens": 4096}
+    requests = [Request(body | {"messages": q.body["messages"]}) for q in questions(100)]
+    reply = lambda seen: Reply.chat("x", usage=(20, 20)).after(0.01)  # noqa: E731
+    found = ask(tmp_path, reply, requests=requests, price_in=100.0, price_out=100.0, max_cost=1.0)
+    assert found.fault is None and found.states == ["answered"] * 100  # 0.4 dollars; all at their most would be 41
 
 
 def test_money_can_be_capped_and_what_was_spent_before_counts(tmp_path):
@@ -326,6 +394,20 @@ def test_an_answer_of_ten_megabytes_is_dropped_while_it_is_read(tmp_path):
     assert ask(tmp_path / "b", lambda seen: large, 1, max_answer_mb=16.0).states == ["answered"]
 
 
+def test_an_answer_that_has_arrived_is_stored_however_the_run_ends(tmp_path, monkeypatch):
+    slow = Store.write
+
+    def write(self, rows):
+        time.sleep(0.5)
+        slow(self, rows)
+
+    monkeypatch.setattr(Store, "write", write)
+    threading.Timer(0.35, lambda: [os.kill(os.getpid(), signal.SIGINT) or time.sleep(0.05) for _ in range(2)]).start()
+    found = ask(tmp_path, lambda seen: HELLO.after(0.02 * seen.number), 10, concurrency=10)
+    assert isinstance(found.fault, Stopped) and found.fault.code == 130
+    assert found.states == ["answered"] * 10 and "10 answers are stored" in str(found.fault)
+
+
 # --- several servers -----------------------------------------------------------------------------------------------
 
 
@@ -336,6 +418,12 @@ def test_servers_share_the_work_by_what_they_take(tmp_path):
             found = ask(tmp_path, None, 200, endpoint=(slow.base, fast.base), concurrency=4)
             assert found.states == ["answered"] * 200
             assert slow.n_seen + fast.n_seen == 200 and fast.n_seen > 2 * slow.n_seen > 0
+
+
+def test_a_server_that_answers_nonsense_does_not_swallow_the_run(tmp_path):
+    with serve(lambda seen: Reply(b"<html>busy</html>")) as odd, serve(lambda seen: HELLO.after(0.02)) as well:
+        found = ask(tmp_path, None, 100, endpoint=(odd.base, well.base), concurrency=4)
+    assert found.states == ["answered"] * 100 and odd.n_seen < 100
 
 
 def test_a_server_that_is_down_costs_nothing_and_is_used_when_it_is_back(tmp_path):
@@ -426,6 +514,30 @@ def test_each_key_goes_to_its_own_server(tmp_path, monkeypatch):
     ):
         ask(tmp_path, None, 20, endpoint=(a.base, b.base), key_env=("FIRST_KEY", "SECOND_KEY"))
     assert told == {"a": {"Bearer first"}, "b": {"Bearer second"}}
+
+
+def test_one_key_is_not_given_to_several_servers(tmp_path, key):
+    with serve(lambda seen: HELLO) as a, serve(lambda seen: HELLO) as b:
+        bases = a.base, b.base
+        assert "would get one key" in str(ask(tmp_path, None, 1, endpoint=bases).fault)
+        assert ask(tmp_path, None, 3, endpoint=bases, key_env=("OPENAI_API_KEY", "none")).states == ["answered"] * 3
+
+
+def test_a_key_in_the_place_of_a_variable_is_not_shown(tmp_path):
+    fault = ask(tmp_path, None, 1, key_env=("sk-proj-abcdef",)).fault
+    assert isinstance(fault, InputError) and "sk-proj" not in str(fault)
+
+
+def test_a_server_that_repeats_the_key_in_its_answer_puts_it_nowhere(tmp_path, key):
+    found = ask(tmp_path, lambda seen: Reply.chat(f"you sent {seen.headers['authorization']}"), 2)
+    assert found.states == ["answered"] * 2 and b"you sent Bearer ***" in found.rows[0].answer
+    found = ask(tmp_path / "b", lambda seen: Reply.json({"error": {"message": f"bad {KEY}"}}), 1, max_attempts=1)
+    assert KEY not in str(found.rows) and b"bad ***" in found.rows[0].answer
+
+
+def test_a_packed_401_stops_the_run_all_the_same(tmp_path):
+    packed = Reply(gzip.compress(b"no"), 401, {"Content-Encoding": "gzip"})
+    assert "answers 401" in str(ask(tmp_path, lambda seen: packed, 1).fault)
 
 
 def test_a_named_variable_has_to_be_set(tmp_path):

@@ -14,7 +14,9 @@ from revise.templates import read_template
         ("[1] is vague and [2] is clear.\n\nFinal answer: [2]", 2),
         ("**[1]**", 1),
         ("The best answer is [1].\nIt is clear.", 1),
-        ("[2]\n[1]", 1),
+        ("Answer: [1].\n(Not [2].)", 1),
+        ("a[2] is cited, see [2].\n\n**Final answer: [1]**", 1),
+        ("In the end I choose [2] for its clarity.", 2),
         ("[1] [1]", 1),
     ],
 )
@@ -25,7 +27,9 @@ def test_the_last_line_that_names_one_decides(answer, choice):
 @pytest.mark.parametrize(
     ("answer", "reason"),
     [("", "no choice"), ("the first", "no choice"), ("1", "no choice"), ("[3]", "no choice"),
-     ("[1] or [2]", "both chosen"), ("[2]\nboth: [1][2]", "both chosen"), ("[12]", "no choice")],
+     ("[1] or [2]", "both chosen"), ("[12]", "no choice"), ("[2]\n[1]", "both chosen"),
+     ("It cites [2].\n\nTherefore the first one.", "no choice"), ("It uses argv[1].\n\nFinal answer: 2", "no choice"),
+     ("it is not [2]", "no choice")],
 )  # fmt: skip
 def test_anything_else_is_no_judgment(answer, reason):
     with pytest.raises(ValueError, match=f"^{reason}$"):
@@ -40,6 +44,7 @@ def test_anything_else_is_no_judgment(answer, reason):
         ("[6.5]", 6.5),
         ("[8/10]", 8),
         ("[3] for style\nin all [4]\n", 4),
+        ("[7]\nReference [10] is weak.", 7),
         ("**[1]**", 1),
     ],
 )
@@ -50,7 +55,8 @@ def test_a_grade_is_read(answer, score):
 @pytest.mark.parametrize(
     ("answer", "reason"),
     [("7", "no grade"), ("[0]", "grade out of range"), ("[11]", "grade out of range"), ("[-3]", "grade out of range"),
-     ("[7] or [8]", "two grades"), ("", "no grade"), ("[nan]", "no grade")],
+     ("[7] or [8]", "two grades"), ("a[3] is used.\n\nFinal grade: 8/10", "no grade"), ("", "no grade"),
+     ("[nan]", "no grade")],
 )  # fmt: skip
 def test_anything_else_is_no_grade(answer, reason):
     with pytest.raises(ValueError, match=f"^{reason}$"):

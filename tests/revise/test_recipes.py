@@ -118,7 +118,7 @@ def test_equal_prompts_are_asked_once_unless_told_otherwise(tmp_path):
         done(command("clair", tmp_path, server.base, rows=rows))
         assert server.n_seen == 1 and len(read_rows(tmp_path / "pairs.jsonl")) == 5
         done(command("clair", tmp_path, server.base, "--no-dedupe", rows=rows))
-        assert server.n_seen == 6 and len(read_rows(tmp_path / "pairs.jsonl")) == 5
+        assert server.n_seen == 5 and len(read_rows(tmp_path / "pairs.jsonl")) == 5
 
 
 def test_another_template_extra_fields_and_no_system_message(tmp_path):
@@ -219,7 +219,9 @@ def test_the_target_can_be_a_server_whose_key_is_its_own(tmp_path):
         assert {seen.headers.get("authorization") for seen in told} == {None}
         assert told[0].body["temperature"] == 0.6 and told[0].body["model"] == "llama"
         done(
-            command("clair", tmp_path, server.base, *more, "--target-key-env", "MY_KEY", "--no-dedupe"),
+            command(
+                "clair", tmp_path, server.base, *more, "--target-key-env", "MY_KEY", "--store", tmp_path / "b.sqlite"
+            ),
             env={"OPENAI_API_KEY": "sk-of-the-reviser", "MY_KEY": "sk-of-the-target"},
         )
         assert told[-1].headers["authorization"] == "Bearer sk-of-the-target"

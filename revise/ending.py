@@ -1,0 +1,75 @@
+"""When a run of requests ends before its time: nobody answers, everything is refused, a cap is reached."""
+
+import time
+from collections.abc import Sequence
+
+from data.errors import RunError, Stopped
+from revise.config import ClientConfig
+from revise.store import Row
+
+FIRST_PATIENCE = 60.0  # seconds: a server that has never answered is less worth waiting for
+FIRST_REFUSALS = 8  # and no answer: then the settings are wrong, not the rows
+
+
+class Ending:
+    """Watches what ends a run; each check raises the sentence that it ends with."""
+
+    def __init__(self, config: ClientConfig, spent: float) -> None:
+        """spent: dollars, of everything in the store."""
+        self._config = config
+        self._spent, self._reserved = spent, 0.0
+        self._last_answer = time.monotonic()
+        self._last_failure: str | None = None  # since the last answer
+        self._has_answers = False
+
+    def answered(self, dollars: float) -> None:
+        """An answer has come, at a price."""
+        self._spent += dollars
+        self._last_answer, self._last_failure, self._has_answers = time.monotonic(), None, True
+
+    def failed(self, why: str) -> None:
+        """An attempt has failed."""
+        self._last_failure = why
+
+    def reserve(self, dollars: float) -> None:
+        """A request is in flight that is expected to cost that much."""
+        self._reserved += dollars
+
+    def release(self, dollars: float) -> None:
+        """It is no more."""
+        self._reserved -= dollars
+
+    def check_patience(self, *, has_known: bool) -> None:
+        """Raises RunError where attempts have done nothing but fail for too long. has_known: answers of this run's
+        requests were in the store.
+        """
+        patience = self._config.patience
+        if not self._has_answers and not has_known:
+            patience = min(patience, FIRST_PATIENCE)
+        if self._last_failure is not None and time.monotonic() - self._last_answer > patience:
+            raise RunError(
+                f"no answer for {patience:g} s (the last attempt: {self._last_failure}); what was answered is stored, "
+                "and the same command goes on from there"
+            )
+
+    def check_refusals(self, refused: Sequence[Row], n_in_flight: int) -> None:
+        """Raises RunError where the server has refused the first requests, and no other one is still at it."""
+        if len(refused) >= FIRST_REFUSALS and not n_in_flight and not self._has_answers:
+            why = refused[-1].answer.decode()
+            raise RunError(f"the first {len(refused)} requests were all refused ({why}); mend the settings")
+
+    def allows(self, dollars: float, n_sent: int, n_refused: int, n_in_flight: int) -> bool:
+        """Whether one more request may be sent now; where not, it may be when those in flight are home.
+
+        Raises Stopped where a cap is reached.
+        """
+        if n_refused >= FIRST_REFUSALS and not self._has_answers:
+            return False
+        c = self._config
+        if c.max_requests is not None and n_sent >= c.max_requests:
+            raise Stopped(f"--max-requests: {c.max_requests:,} requests have been sent", 1)
+        if c.max_cost is None or self._spent + self._reserved + dollars <= c.max_cost:
+            return True
+        if n_in_flight:
+            return False
+        raise Stopped(f"--max-cost: ${self._spent:,.4f} of ${c.max_cost:,.4f} are spent", 1)
