@@ -397,6 +397,91 @@ def test_bad_input_is_one_sentence_and_nothing_is_sent(tmp_path, more, said):
     assert not (tmp_path / "pairs.jsonl").exists()
 
 
+@pytest.mark.parametrize(
+    "more",
+    [["--extra", '{"a": NaN}'], ["--extra", '{"max_tokens": "abc"}'], ["--extra", '{"u": "\\ud800"}'],
+     ["--extra", "[" * 3000],     ["--extra", '{"stream": true}'], ["--store", ""], ["--store", "."], ["--endpoint", "http://localhost:99999/v1"],
+     ["--endpoint", "http://localhost:abc/v1"], ["--endpoint", "http://[::1/v1"], ["--endpoint", "user:word@host"],
+     ["--ca-file", "/nowhere.pem", "--dry-run"], ["--target-endpoint", "nonsense", "--target-name", "x", "--dry-run"],
+     ["--max-length-ratio", "inf"], ["--min-length-ratio", "nan"], ["--key-env", "sk-proj-abc"]],
+    ids=lambda more: " ".join(more)[:40],
+)  # fmt: skip
+def test_what_no_setting_can_be_is_one_sentence_too(tmp_path, more):
+    prompts(tmp_path / "prompts.jsonl", 2)
+    found = run(command("clair", tmp_path, None if "--endpoint" in more else "http://127.0.0.1:9/v1", *more))
+    assert found.returncode == 2 and len(found.stderr.splitlines()) == 1, found.stderr
+    assert "word" not in found.stderr and "sk-proj" not in found.stderr
+
+
+def test_what_is_read_is_never_written_over(tmp_path):
+    prompts(tmp_path / "prompts.jsonl", 2)
+    prompts(tmp_path / "pairs.rejected.jsonl", 2)
+    (tmp_path / "folder").mkdir()
+    prompts(tmp_path / "folder/p.jsonl", 2)
+    for more in (
+        ["--prompts", tmp_path / "pairs.rejected.jsonl"],
+        ["--out", tmp_path / "a.jsonl", "--store", tmp_path / "a.jsonl"],
+        ["--prompts", tmp_path / "folder", "--out", tmp_path / "folder/pairs.jsonl"],
+    ):
+        before = {path: path.read_bytes() for path in tmp_path.rglob("*.jsonl")}
+        found = run(command("clair", tmp_path, "http://127.0.0.1:9/v1", *more))
+        assert (found.returncode == 2 and "--out" in found.stderr) or "was not written by a recipe" in found.stderr
+        assert {path: path.read_bytes() for path in tmp_path.rglob("*.jsonl")} == before
+
+
+def test_a_cap_ends_a_run_with_the_pairs_that_were_paid_for(tmp_path):
+    prompts(tmp_path / "prompts.jsonl", 30)
+    with serve(revise) as server:
+        found = run(command("clair", tmp_path, server.base, "--max-requests", 12))
+        assert (
+            found.returncode == 1
+            and server.n_seen == 12
+            and "--max-requests: 12 requests have been sent" in found.stderr
+        )
+        assert "12 answers are stored" in found.stderr and "18  not asked yet" in found.stderr
+    assert len(read_rows(tmp_path / "pairs.jsonl")) == 12
+
+
+def test_a_cap_on_requests_holds_for_both_servers_together(tmp_path):
+    bare_prompts(tmp_path, 8)
+    with serve(lambda seen: Reply.chat("otter, otter and otter")) as target, serve(revise) as server:
+        more = ["--target-endpoint", target.base, "--target-name", "llama", "--max-requests", 10]
+        assert run(command("clair", tmp_path, server.base, *more)).returncode == 1
+        assert (target.n_seen, server.n_seen) == (8, 2)
+
+
+def test_provenance_says_how_both_were_asked(tmp_path):
+    bare_prompts(tmp_path, 1)
+    with serve(lambda seen: Reply.chat("an otter, I think")) as target, serve(revise) as server:
+        more = ["--target-endpoint", target.base, "--target-name", "llama", "--target-temperature", 0.6]
+        done(command("clair", tmp_path, server.base, *more, "--max-tokens", 99, "--extra", '{"top_k": 5}'))
+    settings = read_rows(tmp_path / "pairs.jsonl")[0]["provenance"]["settings"]
+    assert settings["target"] == {"temperature": 0.6, "top_p": 1.0, "max_tokens": 512, "model": "llama"}
+    assert (settings["model"], settings["temperature"], settings["max_tokens"]) == ("reviser", 0.7, 99)
+    assert (
+        settings["extra"] == {"top_k": 5} and settings["strength"] == "standard" and settings["max_length_ratio"] == 2.0
+    )
+
+
+def test_the_targets_tokens_have_their_own_price(tmp_path):
+    bare_prompts(tmp_path, 4)
+    with serve(lambda seen: Reply.chat("an otter", usage=(10**6, 0))) as target, serve(revise) as server:
+        more = ["--target-endpoint", target.base, "--target-name", "llama", "--price-in", 10, "--price-out", 30]
+        assert "$0.01" in done(command("clair", tmp_path, server.base, *more)).stderr  # 4 x (100 x 10 + 50 x 30) / 10^6
+        more += ["--target-price-in", 1, "--store", tmp_path / "b.sqlite"]
+        assert "$4.01" in done(command("clair", tmp_path, server.base, *more)).stderr
+
+
+def test_an_own_answer_that_was_cut_never_wins(tmp_path):
+    bare_prompts(tmp_path, 6)
+    cut = lambda seen: Reply.chat(f"heron {seen.number} and", finish="length")  # noqa: E731
+    with serve(cut) as target, serve(lambda seen: Reply.chat("[1]")) as server:
+        more = ["--target-endpoint", target.base, "--target-name", "llama", "--both-orders", 0]
+        done(command("judge-on-policy", tmp_path, server.base, *more))
+    assert not read_rows(tmp_path / "pairs.jsonl")
+    assert {row["reason"] for row in read_rows(tmp_path / "pairs.rejected.jsonl")} == {"own answer truncated"}
+
+
 def test_rows_without_an_answer_need_a_target(tmp_path):
     bare_prompts(tmp_path, 2)
     found = run(command("clair", tmp_path, "http://127.0.0.1:9/v1"))

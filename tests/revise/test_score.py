@@ -109,6 +109,16 @@ def test_a_row_that_cannot_be_scored_is_said_and_kept_without(tmp_path):
     assert len(rows) == 2 and "rejected_score" not in rows[1] and rows[1]["chosen_score"] == 9
 
 
+def test_another_scorers_scores_are_not_kept_beside_ours(tmp_path):
+    old = {"chosen_score": 1, "rejected_score": -3.0, "own_score": -1.5, "scorer": "other"}
+    write_rows(tmp_path / "pairs.jsonl", [pair(0) | old])
+    with serve(lambda seen: Reply.chat("hm") if "otter" in graded_of(seen) else judge(seen)) as server:
+        score(tmp_path, server.base)
+    (row,) = read_rows(tmp_path / "scored.jsonl")
+    assert row["chosen_score"] == 9 and row["scorer"] == "judge"
+    assert "rejected_score" not in row and "own_score" not in row
+
+
 def test_a_dry_run_sends_nothing(tmp_path):
     write_rows(tmp_path / "pairs.jsonl", [pair(i) for i in range(7)])
     with serve(judge) as server:
