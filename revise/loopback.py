@@ -94,7 +94,10 @@ class Server:
 
 @contextlib.contextmanager
 def serve(reply: Callable[[Seen], Reply], *, port: int = 0, tls: ssl.SSLContext | None = None) -> Iterator[Server]:
-    """A server until the block ends. reply is called in the server's thread; port 0: a free one."""
+    """A server until the block ends. reply is called in the server's thread; port 0: a free one.
+
+    Raises OSError where the port is taken.
+    """
     made, ready, loop = Server(), threading.Event(), asyncio.new_event_loop()
     stop = asyncio.Event()
 
@@ -111,10 +114,21 @@ def serve(reply: Callable[[Seen], Reply], *, port: int = 0, tls: ssl.SSLContext 
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
 
-    thread = threading.Thread(target=lambda: loop.run_until_complete(run()), daemon=True)
+    def work() -> None:
+        try:
+            loop.run_until_complete(run())
+        except OSError as fault:  # the port is taken
+            faults.append(fault)
+            ready.set()
+
+    faults: list[OSError] = []
+    thread = threading.Thread(target=work, daemon=True)
     thread.start()
     if not ready.wait(10):
         raise RuntimeError("the loopback server did not start")
+    if faults:
+        loop.close()
+        raise faults[0]
     try:
         yield made
     finally:

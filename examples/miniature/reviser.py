@@ -3,13 +3,19 @@
 It reads the task and the student's answer out of the request, repairs what is wrong in the answer, and replies in the
 form that it was asked for. Like its betters it is not always well: some answers lack the markers, one is far too long,
 and the server is now and then too busy, broken or slow.
+
+    python -m examples.miniature.reviser --port 8000        for trying `python -m revise` without an account
 """
 
 import hashlib
 import re
-from collections.abc import Iterator
+import signal
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 
+from data import cli
+from data.errors import InputError
 from examples.miniature import world
 from revise.clair import STRENGTHS
 from revise.loopback import Reply, Seen, serve
@@ -18,11 +24,33 @@ FORMLESS = 0.02  # share of answers without markers
 BUSY, BROKEN = (40, 41, 42, 300), (120,)  # the numbers of requests that are answered 429 and 500
 
 
+EXAMPLE = "python -m examples.miniature.reviser --port 8000"
+
+
+@dataclass(frozen=True, kw_only=True)
+class ReviserConfig:
+    """Serve the field guide's reviser on this machine, until Ctrl-C."""
+
+    port: int
+    """Where it listens, on the loopback address alone; 0 takes a free one."""
+
+
 @contextmanager
-def serve_reviser() -> Iterator[str]:
-    """The address of a reviser, until the block ends."""
-    with serve(_reply) as server:
-        yield server.base
+def serve_reviser(port: int = 0) -> Iterator[str]:
+    """The address of a reviser, until the block ends. port 0: a free one. Raises InputError where it is taken."""
+    try:
+        with serve(_reply, port=port) as server:
+            yield server.base
+    except OSError as fault:
+        raise InputError(f"--port: {port} cannot be listened at ({fault.strerror}); give another one") from None
+
+
+def main(argv: Sequence[str]) -> None:
+    """The command."""
+    config = cli.parse(ReviserConfig, argv, command="python -m examples.miniature.reviser", example=EXAMPLE)
+    with serve_reviser(config.port) as address:
+        print(f"the reviser answers at {address}; Ctrl-C ends it", flush=True)
+        signal.pause()
 
 
 def _reply(seen: Seen) -> Reply:
@@ -75,3 +103,7 @@ def revise(question: world.Question, student: str, strength: str) -> str | None:
         if fact != right[fact.animal, fact.attribute]:
             return world.render([*facts[:i], right[fact.animal, fact.attribute], *facts[i + 1 :]], phrasing)
     return whole  # nothing but missing facts
+
+
+if __name__ == "__main__":
+    cli.run(main)

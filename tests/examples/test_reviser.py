@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from data.contrast import contrast
+from data.errors import InputError
 from examples.miniature import reviser, world
 from revise import clair, recipe
 from revise.recipes import ClairConfig, clair_recipe
@@ -41,6 +42,13 @@ def test_its_answers_are_in_the_form_asked_for_but_for_a_few():
             assert str(reason) == "no marker"
             formless += 1
     assert 2 <= formless <= 25  # 2 % of 500: outside once in 10,000
+
+
+def test_a_port_that_is_taken_is_said():
+    with reviser.serve_reviser() as address:
+        port = int(address.split(":")[2].removesuffix("/v1"))
+        with pytest.raises(InputError, match="--port"), reviser.serve_reviser(port):
+            pass
 
 
 @pytest.fixture(scope="module")
