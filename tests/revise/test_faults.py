@@ -4,6 +4,7 @@ import collections
 import json
 import os
 import random
+import shutil
 import signal
 import subprocess
 import time
@@ -222,3 +223,39 @@ def test_memory_does_not_grow_with_the_rows(tmp_path):
     few, many = peak_mb(2000), peak_mb(32_000)
     print(f"2,000 rows: {few:.0f} MB; 32,000 rows: {many:.0f} MB")
     assert many < few + 30  # keys take 0.2 KB a row, twice; the rows themselves, 60 MB, are not kept
+
+
+CALLS = "pwrite64,write,fdatasync,fsync,rename,renameat2,ftruncate"
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(900)
+def test_a_kill_at_any_write_of_store_or_export_loses_nothing(tmp_path):
+    """At each system call that writes to the store, its log or the files of the export, one after the other."""
+    if shutil.which("strace") is None:
+        pytest.skip("strace is not installed")
+    n = 12
+    expected = without_times(undisturbed(tmp_path / "calm", n))
+    n_kills = 0
+    for call in CALLS.split(","):
+        for when in range(1, 60):
+            folder = tmp_path / f"{call}-{when}"
+            folder.mkdir()
+            prompts(folder / "prompts.jsonl", n)
+            names = ("store.sqlite", "store.sqlite-wal", "store.sqlite.lock", "pairs.jsonl", "pairs.jsonl.tmp")
+            paths = [arg for name in (*names, "pairs.rejected.jsonl.tmp") for arg in ("-P", str(folder / name))]
+            trace = ["strace", "-f", "-qq", "-o", "/dev/null", *paths, "-e", f"trace={call}"]
+            with serve(revise) as server:
+                arguments = command("clair", folder, server.base, "--concurrency", 2)
+                killed = run([*trace, "-e", f"inject={call}:signal=KILL:when={when}", *arguments])
+                if killed.returncode == 0:  # that call is not made so often
+                    break
+                assert killed.returncode in (-9, 137)
+                n_kills += 1
+                sent = server.n_seen
+                assert run(arguments).returncode == 0, (call, when)
+                assert server.n_seen <= n + 2, (call, when, sent)
+            assert without_times((folder / "pairs.jsonl").read_bytes()) == expected, (call, when)
+            assert not list(folder.glob("*.tmp"))
+    print(f"{n_kills} kills")
+    assert n_kills >= 20
