@@ -11,7 +11,7 @@ import contextlib
 import datetime
 import hashlib
 import sys
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -22,6 +22,7 @@ from data.files import check_new_file
 from data.json_rows import parse_row
 from revise import batch, pairs, wire
 from revise.client import Answered, ClientConfig, Tally, answer_all, answered, endpoints_of, open_store
+from revise.endpoints import Endpoint
 from revise.pairs import Made, Pair, Rejected
 from revise.prompts import Item, Prompts, PromptsConfig
 from revise.store import State, Store
@@ -154,19 +155,10 @@ def make(recipe: Recipe, *, summary: Callable[[], str | None] = lambda: None) ->
             return
         ending = None
         if config.batch_read:
-            files = [Path(name) for name in config.batch_read]
-            print(batch.read(files, wanted, store, config, recipe.name), file=sys.stderr)
+            answers = [Path(name) for name in config.batch_read]
+            print(batch.read(answers, wanted, store, config, recipe.name), file=sys.stderr)
         else:
-            try:
-                left = config.max_requests and max(0, config.max_requests - drawn.n_sent)
-                rest = replace(config, max_requests=left)
-                asked = answer_all(wanted, store, rest, endpoints, purpose=recipe.name, n_requests=len(prompts))
-                print(_spent(drawn, asked, len(prompts)), file=sys.stderr)
-            except RunError as fault:  # a cap, a dead server: there may be answers for some pairs all the same
-                is_signal = isinstance(fault, Stopped) and fault.code != 1
-                if is_signal or not store.states():
-                    raise
-                ending = fault
+            ending = _ask(recipe, wanted, store, endpoints, drawn, len(prompts))
         try:
             with store.snapshot():
                 count = pairs.write((_made(recipe, item, target, store) for item in prompts), out)
@@ -179,6 +171,25 @@ def make(recipe: Recipe, *, summary: Callable[[], str | None] = lambda: None) ->
         raise ending
     if count.n_open:
         raise RunError(f"{count.n_open} of {len(prompts)} rows lack an answer; the same command asks for it again")
+
+
+def _ask(
+    recipe: Recipe, wanted: Iterable[Request], store: Store, endpoints: Sequence[Endpoint], drawn: Tally, n_prompts: int
+) -> RunError | None:
+    """Has what is wanted answered. Gives why it ended early, where there may be answers for some pairs all the same: a
+    cap, a dead server. Raises Stopped after a signal. drawn: what the target's answers have taken of the caps.
+    """
+    left = recipe.config.max_requests and max(0, recipe.config.max_requests - drawn.n_sent)
+    config = replace(recipe.config, max_requests=left)
+    try:
+        asked = answer_all(wanted, store, config, endpoints, purpose=recipe.name, n_requests=n_prompts)
+    except RunError as fault:
+        is_signal = isinstance(fault, Stopped) and fault.code != 1
+        if is_signal or not store.states():
+            raise
+        return fault
+    print(_spent(drawn, asked, n_prompts), file=sys.stderr)
+    return None
 
 
 def _questions(recipe: Recipe, item: Item, own: list[Answered]) -> list[Request]:
