@@ -1,14 +1,15 @@
 """The commands of this package: python -m eval NAME ...
 
-advise   which variant of APO fits a model and its pairs
+advise    which variant of APO fits a model and its pairs
+mixeval   score checkpoints on MixEval-Hard
 """
 
 from collections.abc import Callable, Sequence
 
 from data import InputError, cli
-from eval import advise
+from eval import advise, mixeval_run
 
-COMMANDS: dict[str, Callable[[Sequence[str]], None]] = {"advise": advise.main}
+COMMANDS: dict[str, Callable[[Sequence[str]], None]] = {"advise": advise.main, "mixeval": mixeval_run.main}
 
 
 def main(argv: Sequence[str]) -> None:

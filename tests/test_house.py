@@ -183,7 +183,7 @@ def test_the_commands_are_these():
     assert commands() == ["data.contrast", "data.show", *of_the_engine, "eval.__main__", *of_revise]
 
 
-NAMED = ["eval advise", *(f"revise {name}" for name in revise.__main__.COMMANDS)]
+NAMED = ["eval advise", "eval mixeval", *(f"revise {name}" for name in revise.__main__.COMMANDS)]
 
 
 @pytest.mark.parametrize("command", [*(c for c in commands() if not c.endswith("__main__")), *NAMED])
