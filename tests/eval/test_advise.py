@@ -107,7 +107,7 @@ def test_the_command_advises_by_the_scores_in_the_rows(tmp_path):
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [
-        ((), "python -m eval needs a command (advise), such as: python -m eval advise"),
+        ((), "python -m eval needs a command (advise, mixeval), such as: python -m eval advise"),
         (("advice",), "there is no command 'advice'; the commands are advise"),
         (("advise",), "python -m eval advise needs arguments, such as"),
     ],

@@ -149,7 +149,7 @@ SCALED = [n for n in WITH_REFERENCE if n not in
 
 @given(st.lists(st.tuples(small, small), min_size=2, max_size=6), st.sampled_from([0.5, 2.0, 4.0]))
 def test_scaling_beta_down_and_log_ratios_up_changes_nothing(rows, c):
-    x = torch.tensor(rows, dtype=torch.float64).T
+    x = torch.tensor(rows, dtype=torch.float64).T.round(decimals=6)  # order may not hang on the last digit of a sum
     for name in SCALED:
         scaled, here = call(name, c * x, beta=0.1 / c), call(name, x, beta=0.1)
         torch.testing.assert_close(scaled.result.losses, here.result.losses, rtol=1e-10, atol=1e-10)
