@@ -30,7 +30,7 @@ from revise.templates import task_of
 
 EXAMPLE = "python -m revise show pairs.jsonl --html pairs.html"
 PAGE = Path(__file__).with_name("show.html")
-WORD = re.compile(r"(?:\w+|[^\w\s]|^)\s*")  # with the blanks behind it, which alone make no difference
+WORD = re.compile(r"(?:\w+|[^\w\s])\s*|^\s+")  # with the blanks behind it, which alone make no difference
 
 Pieces = list[tuple[bool, str]]
 """A text in pieces: whether each stands in this text alone, and its words."""
@@ -80,7 +80,8 @@ def difference(before: str, after: str) -> tuple[Pieces, Pieces]:
     """Both texts in pieces: words that stand in both, in order, and those of one alone (longest common subsequence)."""
     a, b = WORD.findall(before), WORD.findall(after)
     left, right = [], []
-    for step in Indel.opcodes([word.strip() for word in a], [word.strip() for word in b]):
+    keys = ([word.strip() or " " for word in words] for words in (a, b))  # not "": the library takes it for NUL
+    for step in Indel.opcodes(*keys):
         if words := "".join(a[step.src_start : step.src_end]):
             left.append((step.tag != "equal", words))
         if words := "".join(b[step.dest_start : step.dest_end]):

@@ -8,7 +8,7 @@ import subprocess
 from pathlib import Path
 
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from data.errors import InputError
@@ -37,6 +37,7 @@ def test_blanks_alone_make_no_difference():
     assert (marked(left), marked(right)) == ("a  b\n", "a b")
 
 
+@example("", "\x00")
 @given(st.text(max_size=60), st.text(max_size=60))
 def test_the_pieces_are_the_texts_and_what_is_unmarked_is_common(before, after):
     left, right = show.difference(before, after)
