@@ -13,7 +13,7 @@ import hashlib
 import json
 import random
 from collections import defaultdict
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
@@ -27,7 +27,7 @@ from data.errors import InputError
 from data.records import Message
 from eval import mixeval
 from eval.mixeval import SPLITS, Split, Wording
-from revise.client import ClientConfig, Request, Store, answer_all, answered, endpoints_of, open_store
+from revise.client import Answered, ClientConfig, Request, Store, answer_all, answered, endpoints_of, open_store
 
 EXAMPLE = (
     "python -m eval mixeval runs/first --mixeval path/to/MixEval --store judge.sqlite"
@@ -117,6 +117,12 @@ def main(argv: Sequence[str]) -> None:
     endpoints = endpoints_of(judge.endpoint, judge, flag="--judge-endpoint")
     checkpoints = [Path(config.what)] if config.endpoint else _checkpoints(Path(config.what))
     out = Path(config.out) if config.out else Path(config.what) / "eval"
+    n_sent = 0
+
+    def ask(requests: Iterable[Request]) -> None:
+        nonlocal n_sent
+        n_sent += answer_all(requests, store, judge.after(n_sent), endpoints, purpose="judge").n_sent
+
     with open_store(Path(config.store)) as store:
         if config.dry_run:
             n = len(checkpoints) * sum(len(d) for version in data.values() for d in version.values())
@@ -126,7 +132,6 @@ def main(argv: Sequence[str]) -> None:
             for version, entries in data.items():
                 folder = out / checkpoint.name / "mixeval_hard" / version
                 responses = _responses(checkpoint, entries, wording, folder, config, store)
-                ask = lambda requests: answer_all(requests, store, judge, endpoints, purpose="judge")  # noqa: E731
                 scored = judge_all(entries, responses, wording, config, store, ask)
                 _write(folder, checkpoint.name, entries, responses, scored, config, wording)
                 print(_tell(checkpoint.name, version, entries, scored, config), flush=True)
@@ -234,7 +239,7 @@ def judge_all(
     wording: Wording,
     config: MixEvalConfig,
     store: Store,
-    ask: Any,
+    ask: Callable[[Iterable[Request]], None],
 ) -> Scored:
     """Has every answer judged, those without a score again in the next round, and counts what is left by a fallback."""
     scored = Scored({s: {} for s in SPLITS}, {s: {} for s in SPLITS}, 0)
@@ -277,7 +282,7 @@ def _requests(
                 yield (split, name), request
 
 
-def _take(scored: Scored, split: Split, name: str, entry: Mapping[str, Any], found: Any) -> None:
+def _take(scored: Scored, split: Split, name: str, entry: Mapping[str, Any], found: Answered) -> None:
     """Keeps a judgment if it can be read."""
     if found.completion is None:
         return

@@ -112,7 +112,10 @@ class Asking:
         with tqdm(total=n_requests, unit="answer", desc=self.purpose, disable=None, smoothing=0.05) as self._bar:
             async with self._disk.at_work(), self._signals():
                 await self._finish([asyncio.create_task(self._work(todo)) for _ in range(self.pool.most)])
-                await self._store_held()
+                try:
+                    await self._store_held()
+                except RunError as fault:
+                    self._end(fault)
         if isinstance(self._why, Stopped):
             states = self.store.states()
             n = sum(states.get(key, "failed") != "failed" for key in self._seen)
@@ -277,9 +280,8 @@ class Asking:
         if self._why is not None and not self._n_answers:  # the settings' fault: asked again when they are mended
             return
         for row in held:
-            with contextlib.suppress(RunError):  # the disk: said by whoever meets it next
-                await self._disk.put(row)
-                self._count(row)
+            await self._disk.put(row)
+            self._count(row)
 
     def _count(self, row: Row) -> None:
         self._add(

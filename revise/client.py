@@ -224,6 +224,8 @@ class HttpTransport:
         parts, n, most = [], 0, self._config.max_answer_mb * 2**20
         async for part in got.aiter_raw():
             n += len(part)
+            if n > most and got.status_code != 200:  # its beginning says why
+                break
             if n > most:
                 raise Refused(f"an answer of more than {self._config.max_answer_mb:g} MB", state="unusable")
             parts.append(part)

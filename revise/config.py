@@ -1,6 +1,7 @@
 """How a server is asked: the flags that every command of this package has."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from typing import Self
 
 from data.errors import InputError
 from revise.endpoints import parse_base
@@ -75,6 +76,8 @@ class ClientConfig:
         for name in ("price_in", "price_out", "max_cost", "max_requests", "grace"):
             if getattr(self, name) is not None and not getattr(self, name) >= 0:
                 raise InputError(f"--{name.replace('_', '-')}: {getattr(self, name)} is not 0 or above")
+        if self.max_cost is not None and not (self.price_in or self.price_out):
+            raise InputError("--max-cost needs prices: --price-in and --price-out, dollars for a million tokens")
         for base in self.endpoint:
             parse_base(base, "--endpoint")
 
@@ -82,6 +85,10 @@ class ClientConfig:
     def again(self) -> tuple[State, ...]:
         """Of what the store knows of a request, what does not keep it from being sent."""
         return ("failed", "refused", "unusable") if self.ask_again else ("failed",)
+
+    def after(self, n_sent: int) -> Self:
+        """For what comes after so many requests of the same run: what is left of --max-requests."""
+        return self if self.max_requests is None else replace(self, max_requests=max(0, self.max_requests - n_sent))
 
     def dollars(self, tokens_in: float, tokens_out: float) -> float:
         """What so many tokens cost."""

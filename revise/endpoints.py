@@ -41,7 +41,6 @@ class Endpoint:
     """By time.monotonic."""
     n_failures: int = 0
     """In a row."""
-    n_answers: int = 0
     halved_at: float = 0.0
 
     def __post_init__(self) -> None:
@@ -81,7 +80,7 @@ class Endpoint:
 
     def answered(self) -> None:
         """It answered: whatever it was, it is well now."""
-        self.n_failures, self.n_answers = 0, self.n_answers + 1
+        self.n_failures = 0
         self.limit = min(self.most, self.limit + 1)
 
     def failed(self, why: str, *, is_reached: bool) -> None:
@@ -127,7 +126,7 @@ def parse_base(text: str, flag: str) -> str:
 
 
 class Pool:
-    """The endpoints of a run. `place` waits for the best one, `leave` gives its place to the next."""
+    """The endpoints of a run. `place` takes a place at the best one, `leave` gives it to who waits for one."""
 
     def __init__(self, endpoints: Sequence[Endpoint]) -> None:
         self.endpoints = endpoints

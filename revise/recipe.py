@@ -12,7 +12,7 @@ import datetime
 import hashlib
 import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -66,9 +66,7 @@ class RecipeConfig(TargetConfig, ClientConfig, PromptsConfig):
 
 
 def check_asked(config: ClientConfig, *, by_batch: bool = False) -> None:
-    """Raises InputError unless it is said who is asked, and at what price where it is capped."""
-    if config.max_cost is not None and not (config.price_in or config.price_out):
-        raise InputError("--max-cost needs prices: --price-in and --price-out, dollars for a million tokens")
+    """Raises InputError unless it is said who is asked."""
     if not config.endpoint and not by_batch:
         raise InputError("--endpoint is missing; give the server's address, such as http://localhost:8000/v1")
     if not config.model:
@@ -179,9 +177,8 @@ def _ask(
     """Has what is wanted answered. Gives why it ended early, where there may be answers for some pairs all the same: a
     cap, a dead server. Raises Stopped after a signal. drawn: what the target's answers have taken of the caps.
     """
-    left = recipe.config.max_requests and max(0, recipe.config.max_requests - drawn.n_sent)
-    config = replace(recipe.config, max_requests=left)
     try:
+        config = recipe.config.after(drawn.n_sent)
         asked = answer_all(wanted, store, config, endpoints, purpose=recipe.name, n_requests=n_prompts)
     except RunError as fault:
         is_signal = isinstance(fault, Stopped) and fault.code != 1

@@ -90,13 +90,14 @@ def main(argv: Sequence[str]) -> None:
     target = Target(config, config, n=1, seed=config.seed) if config.target_model or config.target_endpoint else None
     n = _check(config.pairs)
     with open_store(Path(config.store)) as store:
+        n_sent = 0
         if target is not None and not config.dry_run:
-            target.fill((s.item for s in _rows(config.pairs) if s.origin is None), store, n)
+            n_sent = target.fill((s.item for s in _rows(config.pairs) if s.origin is None), store, n).n_sent
         wanted = (r for s in _rows(config.pairs) for r in _requests(s, config, template, target, store))
         if config.dry_run:
             print(_estimate(config, template, target, store))
             return
-        answer_all(wanted, store, config, endpoints, purpose="score", n_requests=2 * n * config.n_grades)
+        answer_all(wanted, store, config.after(n_sent), endpoints, purpose="score", n_requests=2 * n * config.n_grades)
         with files.whole_file(Path(config.out)) as temporary, open(temporary, "w", encoding="utf-8") as file:
             n_bare = 0
             for s in _rows(config.pairs):

@@ -80,7 +80,9 @@ class Target:
     def __init__(self, config: TargetConfig, client: ClientConfig, *, n: int, seed: int) -> None:
         """Opens the checkpoint where it answers here; its weights are read when they are needed. Raises InputError."""
         self.n, self._config, self._seed = n, config, seed
-        self.client = dataclasses.replace(client, price_in=config.target_price_in, price_out=config.target_price_out)
+        prices = {"price_in": config.target_price_in, "price_out": config.target_price_out}
+        cap = client.max_cost if any(prices.values()) else None  # of what costs nothing there is no cap
+        self.client = dataclasses.replace(client, max_cost=cap, **prices)
         """How its server is asked, at its own prices."""
         self._answerer = _open(config) if config.target_model else None
         self._fingerprint = fingerprint(self._answerer.folder) if self._answerer else ""
