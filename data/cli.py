@@ -103,6 +103,25 @@ def run(main: Callable[[Sequence[str]], None]) -> None:
         sys.exit(1)
 
 
+def dispatch(
+    argv: Sequence[str], commands: dict[str, Callable[[Sequence[str]], None]], *, package: str, doc: str, example: str
+) -> None:
+    """Hands the arguments to the command that the first one names. package: "python -m eval"; doc: what --help prints.
+
+    Raises InputError where there is no such command.
+    """
+    known = ", ".join(commands)
+    if not argv:
+        raise InputError(f"{package} needs a command ({known}), such as: {example}")
+    name, *rest = argv
+    if name in ("-h", "--help"):
+        print(doc)
+    elif name not in commands:
+        raise InputError(f"{package}: there is no command {name!r}; the commands are {known}")
+    else:
+        commands[name](rest)
+
+
 def notify(sentence: str) -> None:
     """A notice on stderr, from the first process only."""
     if os.environ.get("RANK", "0") == "0":

@@ -1,10 +1,12 @@
 """Files that are whole or not there at all: written under a temporary name, synced, then renamed."""
 
 import contextlib
+import json
 import os
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
+from typing import Any
 
 from data.errors import InputError
 
@@ -46,6 +48,17 @@ def whole_file(path: Path) -> Iterator[Path]:
     except BaseException:
         temporary.unlink(missing_ok=True)
         raise
+
+
+def write_rows(path: Path, rows: Iterable[Mapping[str, Any]]) -> None:
+    """Writes objects as JSON Lines, whole or not at all. Raises ValueError for NaN and infinities."""
+    with whole_file(path) as temporary, open(temporary, "w", encoding="utf-8") as file:
+        file.writelines(json_line(row) for row in rows)
+
+
+def json_line(row: Mapping[str, Any]) -> str:
+    """An object as a line of a JSON Lines file."""
+    return json.dumps(row, ensure_ascii=False, allow_nan=False) + "\n"
 
 
 def check_new_file(path: Path) -> None:

@@ -9,12 +9,11 @@ drawn from (seed, prompt, sample), so that its text does not depend on what it w
 
 # B slots, T packed tokens, H heads, K kv heads, E head size, L cache length, V vocabulary
 
-import json
 import sys
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -285,6 +284,13 @@ class Answerer:
         return self.chat.tokenizer.decode(answer.ids)
 
 
+def _row(prompt: Sequence[Message | int], answer: Answer, answerer: Answerer) -> dict[str, Any]:
+    shown = [m._asdict() if isinstance(m, Message) else m for m in prompt]
+    row: dict[str, Any] = {"prompt" if isinstance(prompt[0], Message) else "prompt_ids": shown}
+    row |= {"response": answerer.text(answer)} if answerer.chat else {"response_ids": answer.ids}
+    return row | {"sample": answer.sample, "finish": answer.finish}
+
+
 def main(argv: Sequence[str]) -> None:
     """The command."""
     config = cli.parse(GenerateConfig, argv, command="python -m engine.generate", example=EXAMPLE)
@@ -294,13 +300,7 @@ def main(argv: Sequence[str]) -> None:
     ids = [answerer.prompt_ids(p.place, p.prompt) for p in prompts]
     with tqdm(total=len(ids) * config.n, unit="answer", disable=None) as bar:
         answers = answerer.answer(ids, config, lambda answer: bar.update())
-    with files.whole_file(Path(config.out)) as temporary, open(temporary, "w", encoding="utf-8") as file:
-        for answer in answers:
-            prompt = prompts[answer.prompt].prompt
-            shown = [m._asdict() if isinstance(m, Message) else m for m in prompt]
-            row: dict[str, object] = {"prompt" if isinstance(prompt[0], Message) else "prompt_ids": shown}
-            row |= {"response": answerer.text(answer)} if answerer.chat else {"response_ids": answer.ids}
-            file.write(json.dumps(row | {"sample": answer.sample, "finish": answer.finish}, ensure_ascii=False) + "\n")
+    files.write_rows(Path(config.out), (_row(prompts[a.prompt].prompt, a, answerer) for a in answers))
     print(f"{len(answers)} answers to {len(ids)} prompts: {config.out}", file=sys.stderr)
 
 

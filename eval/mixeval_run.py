@@ -183,7 +183,7 @@ def _responses(
                 entry | {"formated_input": prompts[name], "id": name, "response": texts[name], "preset": config.preset}
                 for name, entry in queries.items()
             ]
-            _write_rows(path, rows)
+            files.write_rows(path, rows)
             kept = texts
         found[split] = kept
     return found
@@ -344,7 +344,7 @@ def _write(
             entry | {"id": key, "response": responses[split][key]} | scored.judged[split][key]
             for key, entry in queries.items()
         ]
-        _write_rows(folder / f"judge_results_{NAMES[split][1]}_model_judge_{judge}.jsonl", rows)
+        files.write_rows(folder / f"judge_results_{NAMES[split][1]}_model_judge_{judge}.jsonl", rows)
     tables = {mode: mixeval.aggregate(scored.scores, entries, mode) for mode in ("table4_compat", "merged")}
     facts = {"judge": config.judge, "preset": config.preset, "wording_sha256": wording.sha256}
     facts |= {"n_fallbacks": scored.n_fallbacks, "fallback": config.fallback, "judged_once": config.dedupe}
@@ -366,12 +366,7 @@ def _append_scores(path: Path, lines: Sequence[dict[str, Any]]) -> None:
     key = lambda line: tuple(line.get(k) for k in ("checkpoint", "benchmark", "version", "metric", "judge", "preset"))  # noqa: E731
     old = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()] if path.is_file() else []
     new = {key(line) for line in lines}
-    _write_rows(path, [*(line for line in old if key(line) not in new), *lines])
-
-
-def _write_rows(path: Path, rows: Sequence[Mapping[str, Any]]) -> None:
-    with files.whole_file(path) as temporary, open(temporary, "w", encoding="utf-8") as file:
-        file.writelines(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
+    files.write_rows(path, [*(line for line in old if key(line) not in new), *lines])
 
 
 def _tell(name: str, version: str, entries: Entries, scored: Scored, config: MixEvalConfig) -> str:

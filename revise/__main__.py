@@ -10,7 +10,7 @@ show                 pairs and what changed in them, in the terminal or as a pag
 
 from collections.abc import Callable, Sequence
 
-from data import InputError, cli
+from data import cli
 from revise import recipes, score, show
 
 COMMANDS: dict[str, Callable[[Sequence[str]], None]] = {
@@ -24,17 +24,8 @@ COMMANDS: dict[str, Callable[[Sequence[str]], None]] = {
 
 
 def main(argv: Sequence[str]) -> None:
-    """Hands the arguments to the command that the first one names. Raises InputError where there is none."""
-    known = ", ".join(COMMANDS)
-    if not argv:
-        raise InputError(f"python -m revise needs a command ({known}), such as: {recipes.CLAIR_EXAMPLE}")
-    name, *rest = argv
-    if name in ("-h", "--help"):
-        print(__doc__)
-        return
-    if name not in COMMANDS:
-        raise InputError(f"python -m revise: there is no command {name!r}; the commands are {known}")
-    COMMANDS[name](rest)
+    """Runs the command that the first argument names."""
+    cli.dispatch(argv, COMMANDS, package="python -m revise", doc=str(__doc__), example=recipes.CLAIR_EXAMPLE)
 
 
 if __name__ == "__main__":

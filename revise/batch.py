@@ -44,7 +44,7 @@ def write(requests: Iterable[Request], store: Store, path: Path, again: Sequence
             continue
         seen.add(key)
         made = {"custom_id": key, "method": "POST", "url": f"/v1/{request.path}", "body": request.body}
-        line = json.dumps(made, ensure_ascii=False) + "\n"
+        line = files.json_line(made)
         if len(parts[-1]) == MOST_REQUESTS or size + len(line.encode()) > MOST_BYTES:
             _write_part(path, len(parts), parts[-1])
             parts[-1] = []
@@ -70,8 +70,8 @@ def _part(path: Path, number: int) -> Path:
 
 def _write_part(path: Path, number: int, lines: list[str]) -> None:
     files.check_new_file(_part(path, number))
-    with files.whole_file(_part(path, number)) as temporary, open(temporary, "w", encoding="utf-8") as file:
-        file.writelines(lines)
+    with files.whole_file(_part(path, number)) as temporary:
+        temporary.write_text("".join(lines), encoding="utf-8")
 
 
 def read(paths: Sequence[Path], requests: Iterable[Request], store: Store, config: ClientConfig, purpose: str) -> str:

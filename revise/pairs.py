@@ -112,12 +112,12 @@ def _write(made: Iterable[Made], out: Path) -> Count:
         for m in made:
             if isinstance(m.pair, Pair):
                 n_pairs += 1
-                kept.write(_line(_row(m, m.pair)))
+                kept.write(files.json_line(_row(m, m.pair)))
             else:
                 reasons[str(m.pair).partition(":")[0]] += 1
                 n_open += m.pair.is_open
                 row = {"prompt": _prompt(m.item), "reason": str(m.pair)} | m.texts | {"provenance": m.provenance}
-                dropped.write(_line(row))
+                dropped.write(files.json_line(row))
     return Count(n_pairs, n_open, reasons)
 
 
@@ -135,10 +135,6 @@ def _row(made: Made, pair: Pair) -> dict[str, Any]:
 def _prompt(item: Item) -> str | list[dict[str, str]]:
     first, *rest = item.prompt
     return first.content if not rest and first.role == "user" else item.messages
-
-
-def _line(row: dict[str, Any]) -> str:
-    return json.dumps(row, ensure_ascii=False, allow_nan=False) + "\n"
 
 
 def report(count: Count, n: int, out: Path, said: str | None = None) -> None:

@@ -50,6 +50,11 @@ class Item(NamedTuple):
     """0, or where equal prompts are to be asked each for itself, how many of them came before."""
 
     @property
+    def names(self) -> dict[str, str | int]:
+        """What its row calls itself, for provenance."""
+        return {n: self.row[n] for n in ("id", "prompt_id", "source") if isinstance(self.row.get(n), str | int)}
+
+    @property
     def messages(self) -> list[dict[str, str]]:
         """The prompt as it is sent."""
         return [m._asdict() for m in self.prompt]

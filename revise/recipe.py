@@ -205,8 +205,7 @@ def _made(recipe: Recipe, item: Item, target: Target, store: Store) -> Made:
         pair = _pair(recipe, item, own, answers)
     except Rejected as why:
         pair = why
-    provenance: dict[str, Any] = {"recipe": recipe.name, "row": item.number}
-    provenance |= {n: item.row[n] for n in ("id", "prompt_id", "source") if isinstance(item.row.get(n), str | int)}
+    provenance: dict[str, Any] = {"recipe": recipe.name, "row": item.number, **item.names}
     provenance |= {"target": [origin(a) for a in own], "answers": [origin(a) for a in answers]}
     texts = {
         name: [a.completion.text for a in found if a.completion] for name, found in (("own", own), ("answers", answers))

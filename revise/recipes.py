@@ -224,8 +224,7 @@ class OffPolicyConfig(PromptsConfig):
 def off_policy_rows(prompts: Prompts) -> Iterator[Made]:
     """Equation 3."""
     for item in prompts:
-        provenance = {"recipe": "judge-off-policy", "row": item.number}
-        provenance |= {n: item.row[n] for n in ("id", "prompt_id", "source") if isinstance(item.row.get(n), str | int)}
+        provenance = {"recipe": "judge-off-policy", "row": item.number, **item.names}
         try:
             pair: Pair | Rejected = _best_over_worst(item)
         except Rejected as why:

@@ -10,7 +10,7 @@ of both where both were the model's, and else drawn from --target-model or --tar
 
 import json
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import fmean
@@ -98,18 +98,28 @@ def main(argv: Sequence[str]) -> None:
             print(_estimate(config, template, target, store))
             return
         answer_all(wanted, store, config.after(n_sent), endpoints, purpose="score", n_requests=2 * n * config.n_grades)
-        with files.whole_file(Path(config.out)) as temporary, open(temporary, "w", encoding="utf-8") as file:
-            n_bare = 0
-            for s in _rows(config.pairs):
-                scores = _scores(s, config, template, target, store)
-                n_bare += "chosen_score" not in scores or "rejected_score" not in scores
-                file.write(json.dumps(_without_scores(s.item.row) | scores, ensure_ascii=False) + "\n")
+        rows = (_without_scores(s.item.row) | _scores(s, config, template, target, store) for s in _rows(config.pairs))
+        n_bare = _write(rows, Path(config.out))
     print(f"{n - n_bare:,} of {n:,} pairs are scored: {config.out}", file=sys.stderr)
     if n_bare:
         raise RunError(
             f"{n_bare} rows have no score of both answers; to another --out the same command asks again where requests "
             "failed, and a larger --n-grades where grades could not be read"
         )
+
+
+def _write(rows: Iterable[dict[str, Any]], out: Path) -> int:
+    """Writes the rows; gives how many lack a score of one of their answers."""
+    n_bare = 0
+
+    def counted() -> Iterator[dict[str, Any]]:
+        nonlocal n_bare
+        for row in rows:
+            n_bare += not {"chosen_score", "rejected_score"} <= row.keys()
+            yield row
+
+    files.write_rows(out, counted())
+    return n_bare
 
 
 OLD_SCORES = ("chosen_score", "rejected_score", "own_score", "score_chosen", "score_rejected", "score_own", "scorer")

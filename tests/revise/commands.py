@@ -53,7 +53,7 @@ def run(arguments, *, env=None, **more):
     )
 
 
-def start(arguments):
+def start(arguments, *, env=None):
     """The running process, in a group of its own."""
     return subprocess.Popen(
         arguments,
@@ -61,6 +61,6 @@ def start(arguments):
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
-        env=CLEAN,
+        env=CLEAN | (env or {}),
         start_new_session=True,
     )

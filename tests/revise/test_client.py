@@ -546,6 +546,8 @@ def test_a_named_variable_has_to_be_set(tmp_path):
 
 
 def test_without_a_key_none_is_sent(tmp_path, monkeypatch):
+    (tmp_path / "netrc").write_text("machine 127.0.0.1 login me password secret\n")
+    monkeypatch.setenv("NETRC", str(tmp_path / "netrc"))
     monkeypatch.delenv("OPENAI_API_KEY", raising=False)
     assert "authorization" not in ask(tmp_path, lambda seen: HELLO, 1).headers[0]
 

@@ -8,6 +8,7 @@ import shutil
 import signal
 import subprocess
 import time
+from pathlib import Path
 
 import pytest
 
@@ -137,64 +138,73 @@ def wordy(seen):
     return Reply.chat("{teacher_reasoning}: x\n\n{corrected_student_solution}:\n" + f"{seen.number} herons. " * 500)
 
 
-def mount(folder, size):
+@pytest.fixture
+def small(tmp_path, request):
+    """A file system of a few hundred KB."""
+    folder = tmp_path / "small"
     folder.mkdir()
-    if (
-        os.geteuid()
-        or subprocess.run(["mount", "-t", "tmpfs", "-o", f"size={size}", "tmpfs", folder], check=False).returncode
-    ):
+    made = ["mount", "-t", "tmpfs", "-o", f"size={request.param}", "tmpfs", folder]
+    if os.geteuid() or subprocess.run(made, check=False).returncode:
         pytest.skip("no small file system can be mounted here")
+    yield folder
+    subprocess.run(["umount", folder], check=False)
 
 
-def test_a_disk_that_fills_stops_the_run_and_it_goes_on_when_there_is_room(tmp_path):
-    small = tmp_path / "small"
-    mount(small, "600k")
-    try:
-        prompts(small / "prompts.jsonl", 150)
-        with serve(wordy) as server:
-            arguments = command("clair", small, server.base, "--concurrency", 4, "--max-length-ratio", 1e9)
-            stopped = run(arguments)
-            assert stopped.returncode == 1 and "full" in stopped.stderr and "Traceback" not in stopped.stderr
-            n_before = server.n_seen
-            subprocess.run(["mount", "-o", "remount,size=20m", small], check=True)
-            done = run(arguments)
-            assert done.returncode == 0, done.stderr
-            assert server.n_seen <= 150 + 2 * 4 and n_before < 150
-        assert len(read_rows(small / "pairs.jsonl")) == 150
-    finally:
-        subprocess.run(["umount", small], check=False)
+@pytest.mark.parametrize("small", ["600k"], indirect=True)
+def test_a_disk_that_fills_stops_the_run_and_it_goes_on_when_there_is_room(small):
+    prompts(small / "prompts.jsonl", 150)
+    with serve(wordy) as server:
+        arguments = command("clair", small, server.base, "--concurrency", 4, "--max-length-ratio", 1e9)
+        stopped = run(arguments)
+        assert stopped.returncode == 1 and "full" in stopped.stderr and "Traceback" not in stopped.stderr
+        n_before = server.n_seen
+        subprocess.run(["mount", "-o", "remount,size=20m", small], check=True)
+        done = run(arguments)
+        assert done.returncode == 0, done.stderr
+        assert server.n_seen <= 150 + 2 * 4 and n_before < 150
+    assert len(read_rows(small / "pairs.jsonl")) == 150
 
 
-def test_a_disk_that_fills_in_the_export_leaves_the_old_files_whole(tmp_path):
-    small = tmp_path / "small"
-    mount(small, "120k")
-    try:
-        prompts(tmp_path / "prompts.jsonl", 200)
-        out = small / "pairs.jsonl"
-        with serve(revise) as server:
-            few = ["--sample", 50, "--out", out]
-            assert run(command("clair", tmp_path, server.base, *few)).returncode == 0
-            before = out.read_bytes()
-            full = run(command("clair", tmp_path, server.base, "--out", out))
-            assert full.returncode == 1 and str(out) in full.stderr and "Traceback" not in full.stderr
-        assert out.read_bytes() == before and [p.name for p in small.iterdir() if ".tmp" in p.name] == []
-    finally:
-        subprocess.run(["umount", small], check=False)
+@pytest.mark.parametrize("small", ["120k"], indirect=True)
+def test_a_disk_that_fills_in_the_export_leaves_the_old_files_whole(tmp_path, small):
+    prompts(tmp_path / "prompts.jsonl", 200)
+    out = small / "pairs.jsonl"
+    with serve(revise) as server:
+        assert run(command("clair", tmp_path, server.base, "--sample", 50, "--out", out)).returncode == 0
+        before = out.read_bytes()
+        full = run(command("clair", tmp_path, server.base, "--out", out))
+        assert full.returncode == 1 and str(out) in full.stderr and "Traceback" not in full.stderr
+    assert out.read_bytes() == before and [p.name for p in small.iterdir() if ".tmp" in p.name] == []
 
 
-def test_a_file_system_that_is_read_only_is_said_before_anything_is_sent(tmp_path):
-    small = tmp_path / "small"
-    mount(small, "300k")
-    try:
-        prompts(tmp_path / "prompts.jsonl", 3)
-        subprocess.run(["mount", "-o", "remount,ro", small], check=True)
-        with serve(revise) as server:
-            for more in (["--store", small / "s.sqlite"], ["--out", small / "pairs.jsonl"]):
-                done = run(command("clair", tmp_path, server.base, *more))
-                assert done.returncode == 2 and str(small) in done.stderr and "Traceback" not in done.stderr
-        assert server.n_seen == 0
-    finally:
-        subprocess.run(["umount", small], check=False)
+@pytest.mark.parametrize("small", ["300k"], indirect=True)
+def test_a_file_system_that_is_read_only_is_said_before_anything_is_sent(tmp_path, small):
+    prompts(tmp_path / "prompts.jsonl", 3)
+    subprocess.run(["mount", "-o", "remount,ro", small], check=True)
+    with serve(revise) as server:
+        for more in (["--store", small / "s.sqlite"], ["--out", small / "pairs.jsonl"]):
+            done = run(command("clair", tmp_path, server.base, *more))
+            assert done.returncode == 2 and str(small) in done.stderr and "Traceback" not in done.stderr
+    assert server.n_seen == 0
+
+
+def test_the_key_is_in_no_file_no_output_and_no_command_line(tmp_path):
+    key = "sk-Zq7wXv9Kf3Lm5Np8Rt2Yb4"
+    prompts(tmp_path / "prompts.jsonl", 12)
+
+    def reply(seen):
+        assert seen.headers["authorization"] == f"Bearer {key}"
+        return Reply.error(500, f"you sent {key}") if seen.number % 3 == 0 else revise(seen).after(0.3)
+
+    with serve(reply) as server:
+        running = start(command("clair", tmp_path, server.base, "--concurrency", 2), env={"OPENAI_API_KEY": key})
+        while server.n_seen < 3:
+            time.sleep(0.01)
+        shown = b"".join(path.read_bytes() for path in Path("/proc").glob("[0-9]*/cmdline") if path.exists())
+        told = "".join(running.communicate(timeout=60))
+    assert running.returncode == 0 and len(read_rows(tmp_path / "pairs.jsonl")) == 12
+    everything = shown + told.encode() + b"".join(path.read_bytes() for path in tmp_path.iterdir())
+    assert not [i for i in range(len(key) - 11) if key[i : i + 12].encode() in everything]
 
 
 MEASURED = """

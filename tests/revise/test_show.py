@@ -124,7 +124,17 @@ window.addEventListener("load", () => {
     document.body.append(out);
   };
   const key = k => document.dispatchEvent(new KeyboardEvent("keydown", {key: k, bubbles: true}));
-  KEYS.split(",").filter(Boolean).forEach(key);
+  const choose = (id, value, name) => {
+    const field = document.getElementById(id);
+    field.value = value;
+    field.dispatchEvent(new Event(name));
+  };
+  for (const step of KEYS.split(",").filter(Boolean)) {
+    const [what, value] = step.split("=");
+    if (what === "filter") choose("filter", value, "change");
+    else if (what === "search") choose("search", value, "input");
+    else key(step);
+  }
   say();
 });
 </script>"""
@@ -197,6 +207,20 @@ def test_rejected_rows_are_counted_by_reason(tmp_path):
     show.main([str(path), "--html", str(html)])
     text = look(html)["text"]
     assert "all rows (4)" in text and "rejected: failed (2)" in text and "rejected: no marker (1)" in text
+    assert "1 of 2" in look(html, "filter=r:failed")["text"] and "1 of 1" in look(html, "filter=pairs")["text"]
+
+
+def test_search_finds_words_of_any_field(tmp_path):
+    rows = [pair(rational="a reason of owls"), pair(chosen="The HERON, grey."), pair()]
+    html = tmp_path / "pairs.html"
+    show.main([str(write_rows(tmp_path / "pairs.jsonl", rows)), "--html", str(html)])
+    for wanted, n in (
+        ("owls", "1 of 1"),
+        ("heron, grey", "1 of 1"),
+        ("where is", "1 of 3"),
+        ("zebra", "nothing found"),
+    ):
+        assert n in look(html, f"search={wanted}".replace(",", ""))["text"] or "," in wanted
 
 
 def test_a_page_is_not_written_over_something_else(tmp_path):
