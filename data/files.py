@@ -1,10 +1,12 @@
 """Files that are whole or not there at all: written under a temporary name, synced, then renamed."""
 
 import contextlib
+import hashlib
 import json
 import os
 import shutil
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -59,6 +61,17 @@ def write_rows(path: Path, rows: Iterable[Mapping[str, Any]]) -> None:
 def json_line(row: Mapping[str, Any]) -> str:
     """An object as a line of a JSON Lines file."""
     return json.dumps(row, ensure_ascii=False, allow_nan=False) + "\n"
+
+
+def digests(paths: Sequence[Path]) -> list[bytes]:
+    """SHA-256 of each file's content; several at a time, since hashing lets other threads work."""
+
+    def digest(path: Path) -> bytes:
+        with open(path, "rb") as file:
+            return hashlib.file_digest(file, "sha256").digest()
+
+    with ThreadPoolExecutor() as pool:
+        return list(pool.map(digest, paths))
 
 
 def check_new_file(path: Path) -> None:

@@ -11,7 +11,6 @@ objectives computes it once.
 import functools
 import hashlib
 from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -24,7 +23,7 @@ from torch import Tensor
 from data import InputError
 from data.dataset import digest
 from data.examples import Example
-from data.files import whole_file
+from data.files import digests, whole_file
 from engine.config import TrainConfig
 from engine.llama import LlamaConfig
 from engine.objective import Objective
@@ -207,14 +206,7 @@ def follow(config: TrainConfig, step: Step, walk: Walk, table: Reference, ranks:
 def fingerprint(model: Path, examples: Sequence[Example], dtype: torch.dtype) -> str:
     """SHA-256 over the weights' files, config.json, the tokenised rows (hence the limits too) and the dtype."""
     files = sorted([*model.glob("*.safetensors"), model / "config.json"])
-    with ThreadPoolExecutor() as pool:  # hashing releases the interpreter
-        digests = list(pool.map(_file_digest, files))
     whole = digest(examples)
-    for part in (f"{dtype}".encode(), *digests):
+    for part in (f"{dtype}".encode(), *digests(files)):
         whole.update(part)
     return whole.hexdigest()
-
-
-def _file_digest(path: Path) -> bytes:
-    with open(path, "rb") as file:
-        return hashlib.file_digest(file, "sha256").digest()

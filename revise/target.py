@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from tqdm import tqdm
 
 from data.errors import InputError
+from data.files import digests
 from revise import wire
 from revise.client import Answered, ClientConfig, Tally, answer_all, answered, endpoints_of
 from revise.endpoints import Endpoint, parse_base
@@ -224,11 +225,8 @@ def given(item: Item, n: int) -> list[str] | None:
 
 def fingerprint(folder: Path) -> str:
     """SHA-256 of a checkpoint's files: whatever its folder is called, another model has another one."""
-    digest = hashlib.sha256()
-    for path in sorted(folder.iterdir()):
-        if path.suffix in (".safetensors", ".json", ".model", ".jinja"):
-            digest.update(f"{path.name}\0{path.stat().st_size}\0".encode())
-            with open(path, "rb") as file:
-                while block := file.read(2**22):
-                    digest.update(block)
-    return digest.hexdigest()
+    paths = sorted(p for p in folder.iterdir() if p.suffix in (".safetensors", ".json", ".model", ".jinja"))
+    whole = hashlib.sha256()
+    for path, digest in zip(paths, digests(paths), strict=True):
+        whole.update(f"{path.name}\0".encode() + digest)
+    return whole.hexdigest()

@@ -214,13 +214,8 @@ def test_search_finds_words_of_any_field(tmp_path):
     rows = [pair(rational="a reason of owls"), pair(chosen="The HERON, grey."), pair()]
     html = tmp_path / "pairs.html"
     show.main([str(write_rows(tmp_path / "pairs.jsonl", rows)), "--html", str(html)])
-    for wanted, n in (
-        ("owls", "1 of 1"),
-        ("heron, grey", "1 of 1"),
-        ("where is", "1 of 3"),
-        ("zebra", "nothing found"),
-    ):
-        assert n in look(html, f"search={wanted}".replace(",", ""))["text"] or "," in wanted
+    for wanted, n in (("owls", "1 of 1"), ("grey", "1 of 1"), ("where is", "1 of 3"), ("zebra", "nothing found")):
+        assert n in look(html, f"search={wanted}")["text"]
 
 
 def test_a_page_is_not_written_over_something_else(tmp_path):
