@@ -28,17 +28,19 @@ from revise.wire import Completion, Request, Unreadable
 
 LIMIT_SHARE = 1 / 8  # of an attempt: "later" says nothing against the request
 LONGEST_BACKOFF = 30.0  # seconds
+LONGEST_LIMIT_BACKOFF = 4.0  # where a server only asked for less
+TOLD_JITTER = 0.5  # behind a rest that it asked for
 FIRST_TOKENS_OUT = 256  # expected of an answer before there was any
 
 
 class Later(Exception):
-    """An attempt that failed and may succeed when it is repeated. is_limit: the server only asked for less; is_reached:
-    there was a server.
+    """An attempt that failed and may succeed when it is repeated. is_limit: the server only asked for less; is_told: it
+    said for how long, so that its endpoint rests; is_reached: there was a server.
     """
 
-    def __init__(self, why: str, *, is_limit: bool = False, is_reached: bool = True) -> None:
+    def __init__(self, why: str, *, is_limit: bool = False, is_told: bool = False, is_reached: bool = True) -> None:
         super().__init__(why)
-        self.is_limit, self.is_reached = is_limit, is_reached
+        self.is_limit, self.is_told, self.is_reached = is_limit, is_told, is_reached
 
 
 class Refused(Exception):
@@ -169,7 +171,7 @@ class Asking:
 
     async def _ask(self, request: Request) -> Row | None:
         """What came of a request, after as many attempts as it takes; None where the run stops before that."""
-        n_attempts, counted, why = 0, 0.0, ""
+        n_attempts, counted, why, pause = 0, 0.0, "", 0.0
         while counted < self.config.max_attempts:
             turn = await self._turn(request)
             if turn is None:
@@ -191,11 +193,12 @@ class Asking:
                 if isinstance(fault, Unreadable):
                     turn.endpoint.failed(why, is_reached=True)
                 counted += _share(fault)
+                pause = _longest_pause(fault, n_attempts)
             finally:
                 self.transport.tokens.settle(used - turn.tokens)
                 self.ending.release(turn.dollars)
                 self.pool.leave(turn.endpoint)
-            await self._pause(random.uniform(0, min(LONGEST_BACKOFF, 0.5 * 2.0 ** min(n_attempts, 10))))
+            await self._pause(random.uniform(0, pause))
         return _without_answer(request, self.purpose, "failed", why, n_attempts)
 
     async def _turn(self, request: Request) -> _Turn | None:
@@ -308,6 +311,17 @@ def _share(fault: Later | Unreadable) -> float:
     if isinstance(fault, Later) and not fault.is_reached:
         return 0.0
     return LIMIT_SHARE if isinstance(fault, Later) and fault.is_limit else 1.0
+
+
+def _longest_pause(fault: Later | Unreadable, n_attempts: int) -> float:
+    """Seconds, at most, before a request is repeated: it grows with the attempts. A server that only asked for less has
+    its endpoint slowed down already, and one that said for how long lets it rest.
+    """
+    if isinstance(fault, Later) and fault.is_told:
+        return min(LONGEST_BACKOFF, TOLD_JITTER)
+    if isinstance(fault, Later) and fault.is_limit:
+        return min(LONGEST_BACKOFF, LONGEST_LIMIT_BACKOFF, 0.25 * 2.0 ** min(n_attempts, 10))
+    return min(LONGEST_BACKOFF, 0.5 * 2.0 ** min(n_attempts, 10))
 
 
 def answer_row(

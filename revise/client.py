@@ -251,7 +251,7 @@ class HttpTransport:
             endpoint.is_busy(wait, self._config.max_wait)
         if status != 429:
             endpoint.failed(f"{status}: {said}", is_reached=True)
-        return Later(f"{status}: {said}", is_limit=status == 429)
+        return Later(f"{status}: {said}", is_limit=status == 429, is_told=wait is not None)
 
 
 def _masked(endpoint: Endpoint, text: str) -> str:
