@@ -1,63 +1,38 @@
-"""Answers sampled from a checkpoint.
+"""Answers sampled from a checkpoint, or asked of a server.
 
     python -m engine.generate --model DIR --prompts FILE --out FILE
+    python -m engine.generate --endpoint http://localhost:8000/v1 --model NAME --prompts FILE --out FILE
 
-A fixed number of slots, each with room in a key/value cache. Prompts are prefilled packed, without padding, into the
-slots that are free; every turn of the loop adds one token to each sequence. Each sample has its own random numbers,
-drawn from (seed, prompt, sample), so that its text does not depend on what it was batched with.
+Answers go into OUT's name with .partial as they end; the same command goes on from there, and FILE appears when all
+are there, in the order of the prompts. How they are grown is in engine/decoding.py.
 """
 
-# B slots, T packed tokens, H heads, K kv heads, E head size, L cache length, V vocabulary
-
+import hashlib
+import json
 import sys
-from collections.abc import Callable, Collection, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Collection, Iterator, Sequence
+from dataclasses import asdict, dataclass
+from importlib import metadata
 from pathlib import Path
 from typing import Any, Literal
 
-import numpy as np
 import torch
-from torch import Tensor
-from torch.nn.functional import scaled_dot_product_attention
 from tqdm import tqdm
 
 from data import InputError, cli, files
 from data.chat import Chat, stop_ids
 from data.dataset import open_model
-from data.examples import Example
-from data.forest import pack
-from data.records import ROLES, Message, read_prompts
-from engine import attention, weights
-from engine.head import wide_logits
-from engine.llama import Attend, Llama, Rope
+from data.records import ROLES, Message, PromptRow, read_prompts
+from engine import host, weights
+from engine.decoding import Answer, generate
+from engine.llama import Llama
+from engine.sampling import Sampling
+
+__all__ = ["Answer", "Answerer", "GenerateConfig", "Sampling", "generate"]
 
 EXAMPLE = "python -m engine.generate --model path/to/llama --prompts prompts.jsonl --out answers.jsonl"
-
-
-@dataclass(frozen=True, kw_only=True)
-class Sampling:
-    """How the next token is chosen, and when to stop."""
-
-    max_new_tokens: int = 512
-    """Most tokens per answer."""
-    temperature: float = 1.0
-    """0: always the likeliest token."""
-    top_p: float = 1.0
-    """Sample among the likeliest tokens that together have this probability."""
-    n: int = 1
-    """Answers per prompt."""
-    seed: int = 0
-    """The same seed gives the same answers, whatever they are batched with."""
-    batch_size: int = 64
-    """Sequences that grow together."""
-
-    def __post_init__(self) -> None:
-        if self.max_new_tokens < 1 or self.n < 1 or self.batch_size < 1:
-            raise InputError("--max-new-tokens, --n and --batch-size have to be above 0")
-        if not 0 <= self.temperature < float("inf"):
-            raise InputError(f"--temperature: {self.temperature} is not 0 or above")
-        if not 0 < self.top_p <= 1:
-            raise InputError(f"--top-p: {self.top_p} is not above 0 and at most 1")
+SERVERS = "engine.generate"  # the entry points (setup.cfg) that know how a server is asked
+OF_SPEED = ("batch_size", "prefill_tokens")  # what changes no answer
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -65,169 +40,26 @@ class GenerateConfig(Sampling):
     """Sample answers to prompts; a JSON line each, in the order of the prompts."""
 
     model: str
-    """Checkpoint folder (Hugging Face layout, safetensors) or hub id."""
+    """Checkpoint folder (Hugging Face layout, safetensors) or hub id; with --endpoint, the model's name there."""
     prompts: str
     """Rows (.jsonl, .json, .csv, .parquet) with "prompt" (text or messages) or "prompt_ids"; the rest is ignored."""
     out: str
-    """File for the answers: prompt, response, why it ended."""
+    """File for the answers: prompt, response, why it ended; OUT.partial until all of them are there."""
+    endpoint: tuple[str, ...] = ()
+    """Address of an OpenAI-compatible server that answers in the place of a checkpoint; several share the work."""
+    key_env: str = "OPENAI_API_KEY"
+    """Environment variable of the server's API key."""
+    concurrency: int = 64
+    """Most requests to a server at once."""
     config: str | None = None
     """YAML file of settings, named as the flags are; flags win over it."""
     dtype: Literal["float32", "bfloat16"] | None = None
     """Unset: bfloat16 on CUDA, float32 on the CPU."""
 
-
-@dataclass
-class Answer:
-    """One sample: its ids without the stop id, and why it ended."""
-
-    prompt: int
-    """Which prompt it answers."""
-    sample: int
-    """Which of the prompt's n samples it is."""
-    ids: list[int] = field(default_factory=list)
-    finish: Literal["stop", "length"] | None = None
-
-
-@torch.no_grad()
-def generate(
-    model: Llama,
-    prompts: Sequence[Sequence[int]],
-    sampling: Sampling,
-    stop: Sequence[int],
-    on_finish: Callable[[Answer], object] = lambda answer: None,
-    numbers: Sequence[int] | None = None,
-) -> list[Answer]:
-    """n answers to each prompt of token ids, prompt by prompt. stop: ids that end an answer and are not part of it.
-
-    on_finish is called with each answer when it ends. numbers: what each prompt's random numbers are drawn from,
-    besides seed and sample; its place in the list where there are none. Float32 sampling from float32 logits.
-    """
-    numbers = range(len(prompts)) if numbers is None else numbers
-    answers = [Answer(p, s) for p in range(len(prompts)) for s in range(sampling.n)]
-    queue = iter(answers)
-    n_slots = min(sampling.batch_size, len(answers))
-    slots: list[Answer | None] = [None] * n_slots
-    cache = Cache(model, n_slots, max(map(len, prompts), default=1) + sampling.max_new_tokens)
-    draws = np.zeros((n_slots, sampling.max_new_tokens))
-    last = torch.zeros(n_slots, dtype=torch.int64, device=cache.device)  # [B] the newest token of each slot
-
-    def take(slot_ids: list[int], logits: Tensor) -> None:
-        """Adds the next token to each of these slots."""
-        turns = [len(answer.ids) for s in slot_ids if (answer := slots[s])]
-        chosen = choose(logits, sampling, draws[slot_ids, turns])
-        last[slot_ids] = chosen
-        for s, token in zip(slot_ids, chosen.tolist(), strict=True):
-            answer = slots[s]
-            assert answer is not None  # only filled slots are asked
-            if token in stop:
-                answer.finish = "stop"
-            else:
-                answer.ids.append(token)
-                if len(answer.ids) == sampling.max_new_tokens:
-                    answer.finish = "length"
-            if answer.finish:
-                slots[s] = None
-                on_finish(answer)
-
-    while True:
-        free = [s for s in range(n_slots) if slots[s] is None]
-        filled = [(s, answer) for s, answer in zip(free, queue, strict=False)] if len(free) * 4 >= n_slots else []
-        for s, answer in filled:
-            slots[s] = answer
-            draws[s] = np.random.default_rng((sampling.seed, numbers[answer.prompt], answer.sample)).random(
-                sampling.max_new_tokens
-            )
-        if filled:
-            take([s for s, _ in filled], cache.prefill([s for s, _ in filled], [prompts[a.prompt] for _, a in filled]))
-        active = [s for s in range(n_slots) if slots[s] is not None]
-        if not active and not filled:
-            return answers
-        if active:
-            take(active, cache.decode(last, active))
-
-
-class Cache:
-    """Keys and values of every layer and slot, and the passes that fill them."""
-
-    def __init__(self, model: Llama, n_slots: int, length: int) -> None:
-        """length: most tokens of a sequence, prompt and answer."""
-        c = model.config
-        weight = model.embed.weight
-        self.model, self.device = model, weight.device
-        shape = (c.n_layers, n_slots, c.n_kv_heads, length, c.head_size)
-        self._keys = torch.zeros(shape, dtype=weight.dtype, device=self.device)
-        self._values = torch.zeros(shape, dtype=weight.dtype, device=self.device)
-        self._lengths = torch.zeros(n_slots, dtype=torch.int64, device=self.device)  # [B] tokens held
-
-    def prefill(self, slots: list[int], prompts: Sequence[Sequence[int]]) -> Tensor:
-        """Runs prompts into slots, packed; logits after each prompt's last token [len(slots), V]."""
-        nothing = np.zeros(1, dtype=np.int32)  # a response of one token adds no input: the forest is all trunks
-        trunks = [Example("", np.asarray(p, dtype=np.int32), (nothing,)) for p in prompts]
-        forest = pack(trunks).to(self.device)
-        slot = torch.tensor(slots, device=self.device)[forest.example]  # [T]
-        inner = attention.for_forest(forest, self._keys.dtype)
-
-        def attend(layer: int) -> Attend:
-            def fill(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-                self._keys[layer, slot, :, forest.positions] = k
-                self._values[layer, slot, :, forest.positions] = v
-                return inner(q, k, v)
-
-            return fill
-
-        self._lengths[slots] = torch.tensor([len(p) for p in prompts], device=self.device)
-        x = self._walk(forest.tokens, self.model.rope(forest.positions), attend)
-        return self._logits(x[forest.rows])
-
-    def decode(self, tokens: Tensor, active: list[int]) -> Tensor:
-        """Runs the newest token [B] of every slot; logits of the active ones [len(active), V]."""
-        positions = self._lengths.clamp(max=self._keys.shape[3] - 1)  # [B]; what a resting slot holds is not read
-        longest = int(positions[active].max()) + 1
-        sees = torch.arange(longest, device=self.device) <= positions[:, None]  # [B, L]
-        every = torch.arange(len(tokens), device=self.device)
-
-        def attend(layer: int) -> Attend:
-            def step(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-                keys, values = self._keys[layer], self._values[layer]  # [B, K, L, E]
-                keys[every, :, positions] = k
-                values[every, :, positions] = v
-                found = scaled_dot_product_attention(
-                    q[:, :, None],
-                    keys[:, :, :longest],
-                    values[:, :, :longest],
-                    attn_mask=sees[:, None, None],
-                    enable_gqa=True,
-                )
-                return found[:, :, 0]  # [B, H, E]
-
-            return step
-
-        x = self._walk(tokens, self.model.rope(positions), attend)
-        self._lengths[active] += 1
-        return self._logits(x[active])
-
-    def _walk(self, tokens: Tensor, rope: Rope, attend: Callable[[int], Attend]) -> Tensor:
-        x = self.model.embed(tokens)
-        for layer, block in enumerate(self.model.blocks):
-            x = block(x, rope, attend(layer))
-        return x
-
-    def _logits(self, x: Tensor) -> Tensor:
-        return wide_logits(self.model.norm(x), self.model.head.matrix(self.model.tied))
-
-
-def choose(logits: Tensor, sampling: Sampling, draws: np.ndarray) -> Tensor:
-    """The next token [B] from logits [B, V] and one uniform number in [0, 1) each."""
-    if sampling.temperature == 0:
-        return logits.argmax(dim=1)
-    probabilities = torch.softmax(logits.double() / sampling.temperature, dim=1)
-    if sampling.top_p < 1:
-        ranked, order = probabilities.sort(dim=1, descending=True)
-        ranked[ranked.cumsum(dim=1) - ranked >= sampling.top_p] = 0  # the first token that reaches top_p is in
-        probabilities = torch.zeros_like(probabilities).scatter(1, order, ranked)
-    cumulative = probabilities.cumsum(dim=1)
-    wanted = torch.from_numpy(draws).to(logits.device)[:, None] * cumulative[:, -1:]
-    return torch.searchsorted(cumulative, wanted, right=True).squeeze(1).clamp(max=logits.shape[1] - 1)
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.endpoint and (self.stop_ids or self.dtype):
+            raise InputError("--stop-ids and --dtype are of a checkpoint that answers here; leave them out")
 
 
 class Answerer:
@@ -264,6 +96,8 @@ class Answerer:
                 raise InputError(f"{place}: {fault}") from None
         if max(ids) >= (size := self._shape.config.vocab_size):
             raise InputError(f"{place}: token id {max(ids)} is outside the model's vocabulary of {size}")
+        if (context := self._shape.config.context) is not None and len(ids) >= context:
+            raise InputError(f"{place}: a prompt of {len(ids)} tokens leaves no room in a context of {context}; cut it")
         return ids
 
     def answer(
@@ -272,36 +106,118 @@ class Answerer:
         sampling: Sampling,
         on_finish: Callable[[Answer], object] = lambda answer: None,
         numbers: Sequence[int] | None = None,
+        wanted: Callable[[int, int], bool] = lambda prompt, sample: True,
     ) -> list[Answer]:
-        """See generate."""
+        """See generate. Raises InputError where a text ends answers and there is no tokenizer to tell it by."""
         if self._model is None:
+            host.keep_pages()
             self._model = weights.load(self.folder, self._dtype, self._device).eval()
-        return generate(self._model, prompts, sampling, stop_ids(self.folder, self.chat), on_finish, numbers)
+        stop = stop_ids(self.folder, self.chat)
+        ends = self._says(sampling.stop) if sampling.stop else None
+        return generate(self._model, prompts, sampling, stop, on_finish, numbers=numbers, ends=ends, wanted=wanted)
 
-    def text(self, answer: Answer) -> str:
-        """What an answer says."""
+    def _says(self, stop: Sequence[str]) -> Callable[[Answer], bool]:
+        """Whether an answer has just said one of the texts: its last tokens are read, a byte or more each."""
+        if self.chat is None:
+            raise InputError(f"--stop: {self.folder} has no tokenizer; give --stop-ids")
+        decode, most = self.chat.tokenizer.decode, max(len(text.encode()) for text in stop) + 4
+        return lambda answer: any(text in decode(answer.ids[-most:]) for text in stop)
+
+    def text(self, answer: Answer, stop: Sequence[str] = ()) -> str:
+        """What an answer says, up to the first of the texts that end it."""
         assert self.chat is not None  # without a tokenizer there is none
-        return self.chat.tokenizer.decode(answer.ids)
+        text = self.chat.tokenizer.decode(answer.ids)
+        return text[: min((at for at in map(text.find, stop) if at >= 0), default=len(text))]
 
 
-def _row(prompt: Sequence[Message | int], answer: Answer, answerer: Answerer) -> dict[str, Any]:
-    shown = [m._asdict() if isinstance(m, Message) else m for m in prompt]
-    row: dict[str, Any] = {"prompt" if isinstance(prompt[0], Message) else "prompt_ids": shown}
-    row |= {"response": answerer.text(answer)} if answerer.chat else {"response_ids": answer.ids}
-    return row | {"sample": answer.sample, "finish": answer.finish}
+class Partial:
+    """Answers as they end, in a file that a run which was stopped goes on from. One line each, in no order."""
+
+    def __init__(self, out: Path, settings: dict[str, Any]) -> None:
+        """settings: what answers depend on. Raises InputError where the file is of other ones."""
+        self._path = out.with_name(f"{out.name}.partial")
+        self.answers: dict[tuple[int, int], dict[str, Any]] = {}
+        """What is known, by prompt and sample."""
+        text = json.dumps(settings, sort_keys=True, default=str)
+        head = {"settings": hashlib.sha256(text.encode()).hexdigest()}
+        lines = self._path.read_bytes().split(b"\n")[:-1] if self._path.is_file() else []  # the last may be torn
+        if lines and json.loads(lines[0]) != head:
+            raise InputError(
+                f"{self._path}: holds answers of another model, prompts or settings; remove it, or give another --out"
+            )
+        for line in lines[1:]:
+            row = json.loads(line)
+            self.answers[row.pop("row"), row.pop("sample")] = row
+        self._path.parent.mkdir(parents=True, exist_ok=True)
+        whole = b"".join(line + b"\n" for line in lines) or files.json_line(head).encode()
+        with files.whole_file(self._path) as temporary:
+            temporary.write_bytes(whole)
+        self._file = open(self._path, "a", encoding="utf-8")  # noqa: SIM115 (closed in finish, or with the process)
+
+    def add(self, row: int, sample: int, answer: dict[str, Any]) -> None:
+        """Writes an answer down."""
+        self.answers[row, sample] = answer
+        self._file.write(files.json_line({"row": row, "sample": sample} | answer))
+        self._file.flush()
+
+    def finish(self, out: Path, prompts: Sequence[PromptRow]) -> None:
+        """Writes the file of all answers, in order, and removes this one."""
+        self._file.close()
+        files.write_rows(out, (_prompt(prompts[i]) | answer | {"sample": sample}
+                               for (i, sample), answer in sorted(self.answers.items())))  # fmt: skip
+        self._path.unlink()
+
+
+def _prompt(row: PromptRow) -> dict[str, Any]:
+    shown = [m._asdict() if isinstance(m, Message) else m for m in row.prompt]
+    return {"prompt" if isinstance(row.prompt[0], Message) else "prompt_ids": shown}
 
 
 def main(argv: Sequence[str]) -> None:
     """The command."""
     config = cli.parse(GenerateConfig, argv, command="python -m engine.generate", example=EXAMPLE)
-    files.check_new_file(Path(config.out))
+    out = Path(config.out)
+    files.check_new_file(out)
+    answer_all = _served if config.endpoint else _drawn
+    n, n_prompts = answer_all(config, out)
+    print(f"{n} answers to {n_prompts} prompts: {config.out}", file=sys.stderr)
+
+
+def _drawn(config: GenerateConfig, out: Path) -> tuple[int, int]:
+    """Answers of a checkpoint. Numbers of answers and prompts."""
     answerer = Answerer.open(config.model, config.dtype)
     prompts = read_prompts(config.prompts, roles=answerer.roles)
     ids = [answerer.prompt_ids(p.place, p.prompt) for p in prompts]
-    with tqdm(total=len(ids) * config.n, unit="answer", disable=None) as bar:
-        answers = answerer.answer(ids, config, lambda answer: bar.update())
-    files.write_rows(Path(config.out), (_row(prompts[a.prompt].prompt, a, answerer) for a in answers))
-    print(f"{len(answers)} answers to {len(ids)} prompts: {config.out}", file=sys.stderr)
+    settings = {k: v for k, v in asdict(config).items() if k not in (*OF_SPEED, "config", "out", "prompts", "model")}
+    digests = files.digests(sorted(answerer.folder.glob("*.safetensors")))
+    with_all = settings | {"weights": [d.hex() for d in digests], "prompt_ids": ids}
+    partial = Partial(out, with_all)
+    with tqdm(total=len(ids) * config.n, initial=len(partial.answers), unit="answer", disable=None) as bar:
+
+        def keep(answer: Answer) -> None:
+            said = {"response": answerer.text(answer, config.stop)} if answerer.chat else {"response_ids": answer.ids}
+            partial.add(answer.prompt, answer.sample, said | {"finish": answer.finish})
+            bar.update()
+
+        answerer.answer(ids, config, keep, wanted=lambda prompt, sample: (prompt, sample) not in partial.answers)
+    partial.finish(out, prompts)
+    return len(partial.answers), len(ids)
+
+
+def _served(config: GenerateConfig, out: Path) -> tuple[int, int]:
+    """Answers of a server. How one is asked is known by a package above this one, which the installation names."""
+    prompts = read_prompts(config.prompts)
+    for row in prompts:
+        if not all(isinstance(m, Message) for m in row.prompt):
+            raise InputError(f'{row.place}: token ids, and a server is asked in text; give "prompt"')
+    (server,) = metadata.entry_points(group=SERVERS, name="endpoint")
+    texts: Iterator[tuple[str, str]] = server.load()(
+        config, prompts
+    )  # (response, finish), samples of a prompt together
+    rows = [{"response": text, "finish": finish} for text, finish in texts]
+    files.write_rows(out, (_prompt(prompts[i // config.n]) | row | {"sample": i % config.n}
+                           for i, row in enumerate(rows)))  # fmt: skip
+    return len(rows), len(prompts)
 
 
 if __name__ == "__main__":

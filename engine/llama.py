@@ -52,6 +52,8 @@ class LlamaConfig:
     rope_theta: float
     scaling: Scaling | None
     tied: bool
+    context: int | None
+    """Most positions, where the file says so."""
     raw: dict[str, Any]
     """config.json as it was read, to be written back."""
 
@@ -86,6 +88,7 @@ class LlamaConfig:
             rope_theta=_positive(rope, "rope_theta", place, 10000.0),
             scaling=_scaling(rope, place),
             tied=_flag(raw, "tie_word_embeddings", place),
+            context=_count(raw, "max_position_embeddings", place) if raw.get("max_position_embeddings") else None,
             raw=raw,
         )
         if config.n_heads % config.n_kv_heads or config.head_size % 2:

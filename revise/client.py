@@ -40,6 +40,7 @@ __all__ = [
     "answered",
     "endpoints_of",
     "open_store",
+    "said",
 ]
 
 httpx: Any = importlib.import_module("httpx2" if importlib.util.find_spec("httpx2") else "httpx")
@@ -72,6 +73,13 @@ def answered(store: Store, request: Request) -> Answered:
     except wire.Unreadable as fault:  # stored without its body: it was too long
         return Answered(None, str(fault), row)
     return Answered(None, found.fault, row) if found.fault else Answered(found, "", row)
+
+
+def said(found: Answered) -> str | None:
+    """What a model said, "" where it said nothing: no pair is made of that, but it counts where one measures."""
+    if found.completion is not None:
+        return found.completion.text
+    return "" if found.fault == wire.EMPTY else None
 
 
 def endpoints_of(bases: Sequence[str], config: ClientConfig, *, flag: str = "--endpoint") -> list[Endpoint]:

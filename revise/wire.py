@@ -31,6 +31,8 @@ REWARD_PATH = "pooling"
 """Behind the address of a server of reward models."""
 TRUNCATED = ("length", "max_tokens", "model_length")
 """Finish reasons of answers that were cut."""
+EMPTY = "empty"
+"""The fault of an answer that says nothing."""
 BROKEN = ("error", "abort", "insufficient_system_resource")
 """... and of those that the server broke off."""
 
@@ -177,7 +179,7 @@ def _fault(choices: list[Any], choice: dict[str, Any], message: dict[str, Any], 
         return "null content"
     if not isinstance(content, str):
         return f"content that is a {type(content).__name__}"
-    return None if content.strip() else "empty"
+    return None if content.strip() else EMPTY
 
 
 def counted_tokens(usage: Any) -> tuple[int, int] | None:

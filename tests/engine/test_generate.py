@@ -1,6 +1,11 @@
 """Sampling: greedy text equal to transformers' generate, and samples that depend on their seed alone."""
 
 import json
+import os
+import signal
+import subprocess
+import sys
+import time
 
 import numpy as np
 import pytest
@@ -8,7 +13,10 @@ import torch
 from transformers import AutoModelForCausalLM
 
 from engine import weights
-from engine.generate import Sampling, choose, generate, main
+from engine.decoding import Answer, Running, Slots
+from engine.generate import Answerer, Sampling, generate, main
+from engine.sampling import choose, noise_size
+from revise.loopback import Reply, serve
 from tests import tiny
 
 
@@ -17,13 +25,15 @@ def prompts(n=9, seed=0):
     return [rng.integers(0, 101, rng.integers(1, 20)).tolist() for _ in range(n)]
 
 
+@pytest.mark.parametrize("batch_size", [1, 4, 9])
 @pytest.mark.parametrize("shape", tiny.SHAPES)
-def test_greedy_answers_equal_those_of_transformers(shape, tmp_path):
+def test_greedy_answers_equal_those_of_transformers(shape, batch_size, tmp_path):
     model = tiny.random_llama(shape)
     weights.save(model, tmp_path / "m")
     peer = AutoModelForCausalLM.from_pretrained(tmp_path / "m").eval()
     stop = 7
-    ours = generate(model, prompts(), Sampling(temperature=0, max_new_tokens=24, batch_size=4), [stop])
+    sampling = Sampling(temperature=0, max_new_tokens=24, batch_size=batch_size, prefill_tokens=7)
+    ours = generate(model, prompts(), sampling, [stop])
     n_stopped = 0
     for prompt, answer in zip(prompts(), ours, strict=True):
         ids = torch.tensor([prompt])
@@ -58,20 +68,183 @@ def test_a_sample_does_not_depend_on_what_it_is_batched_with(batch_size):
     ]
 
 
-def test_tokens_are_drawn_with_the_probabilities_of_the_softmax():
-    logits = torch.tensor([[2.0, 0.0, 1.0, -1.0]]).expand(20_000, 4)
-    draws = np.random.default_rng(0).random(20_000)
-    for temperature in (1.0, 0.5):
-        counts = torch.bincount(choose(logits, Sampling(temperature=temperature), draws), minlength=4) / 20_000
-        torch.testing.assert_close(counts, torch.softmax(logits[0] / temperature, 0), rtol=0, atol=0.01)
+@pytest.mark.parametrize("prefill_tokens", [1, 5, 1024])
+def test_logits_with_the_cache_equal_those_of_a_pass_without(prefill_tokens, tmp_path):
+    model = tiny.random_llama("llama3.1")
+    weights.save(model, tmp_path / "m")
+    peer = AutoModelForCausalLM.from_pretrained(tmp_path / "m").eval()
+    slots, rng = Slots(model, 6, 110), np.random.default_rng(1)
+    many = prompts(30)
+    n_compared = 0
+    for _ in range(80):
+        while many and slots.has_room and rng.random() < 0.7:
+            slots.add(Running(Answer(len(many), 0), many.pop(), rng))
+        with torch.no_grad():
+            due, logits = slots.step(prefill_tokens) if slots.running else ([], torch.zeros(0))
+        for running, row in zip(due, logits, strict=True):
+            whole = torch.tensor([[*running.prompt, *running.answer.ids]])
+            with torch.no_grad():
+                torch.testing.assert_close(row, peer(whole).logits[0, -1], rtol=0, atol=1e-4)
+            n_compared += 1
+            running.answer.ids.append(int(rng.integers(101)))
+            running.todo = running.answer.ids[-1:]
+            if rng.random() < 0.2:
+                slots.remove(running)
+        slots.close_ranks()
+    assert n_compared > 30
+
+
+def test_samples_of_a_prompt_read_it_once(monkeypatch):
+    n_run = []
+    step = Slots._next_pieces
+
+    def counted(self, prefill_tokens):
+        pieces, tokens = step(self, prefill_tokens)
+        n_run.append(len(tokens))
+        return pieces, tokens
+
+    monkeypatch.setattr(Slots, "_next_pieces", counted)
+    model, prompt = tiny.random_llama(std=0.1), list(range(50))
+    answers = generate(model, [prompt], Sampling(n=8, max_new_tokens=2, seed=1), [])
+    assert sum(n_run) == 50 + 7 + 8  # the prompt, its last token for each other sample, the first token of each
+    alone = [
+        generate(model, [prompt], Sampling(n=s + 1, batch_size=1, max_new_tokens=2, seed=1), [])[s] for s in (0, 7)
+    ]
+    assert [answers[0].ids, answers[7].ids] == [a.ids for a in alone]
+
+
+def noise(n, vocabulary, seed=0):
+    return np.random.default_rng(seed).standard_exponential((n, noise_size(vocabulary)))
+
+
+def shares(logits, n, **settings):
+    """How often each token is drawn."""
+    rows = logits.expand(n, -1)
+    drawn = choose(rows, Sampling(**settings), noise(n, len(logits)))
+    return torch.bincount(drawn, minlength=len(logits)) / n
+
+
+@pytest.mark.parametrize("temperature", [1.0, 0.5])
+def test_tokens_are_drawn_with_the_probabilities_of_the_softmax(temperature):
+    few = torch.tensor([2.0, 0.0, 1.0, -1.0])
+    expected = torch.softmax(few / temperature, 0)
+    torch.testing.assert_close(shares(few, 20_000, temperature=temperature), expected, rtol=0, atol=0.01)
+    many = torch.full((700,), -8.0)  # three blocks of tokens
+    many[[3, 300, 301, 699]] = few
+    expected = torch.softmax(many / temperature, 0)
+    torch.testing.assert_close(shares(many, 20_000, temperature=temperature), expected, rtol=0, atol=0.01)
 
 
 def test_top_p_keeps_the_fewest_tokens_that_reach_it():
-    logits = torch.log(torch.tensor([[0.5, 0.3, 0.15, 0.05]])).expand(5000, 4)
-    draws = np.random.default_rng(0).random(5000)
-    counts = torch.bincount(choose(logits, Sampling(top_p=0.7), draws), minlength=4) / 5000
-    torch.testing.assert_close(counts, torch.tensor([0.625, 0.375, 0, 0]), rtol=0, atol=0.02)
-    assert set(choose(logits, Sampling(top_p=0.1), draws).tolist()) == {0}
+    logits = torch.log(torch.tensor([0.5, 0.3, 0.15, 0.05]))
+    expected = torch.tensor([0.625, 0.375, 0, 0])
+    torch.testing.assert_close(shares(logits, 5000, top_p=0.7), expected, rtol=0, atol=0.02)
+    assert shares(logits, 100, top_p=0.1).tolist() == [1, 0, 0, 0]
+
+
+def test_top_k_keeps_the_k_likeliest_and_comes_before_top_p():
+    logits = torch.log(torch.tensor([0.4, 0.3, 0.2, 0.1]))
+    torch.testing.assert_close(shares(logits, 5000, top_k=2), torch.tensor([4 / 7, 3 / 7, 0, 0]), rtol=0, atol=0.02)
+    assert shares(logits, 100, top_k=2, top_p=0.5).tolist() == [1, 0, 0, 0]  # 4/7 of the two alone is above a half
+    assert shares(logits, 2000, top_p=0.5)[1] > 0.3
+
+
+def test_logits_that_differ_in_their_last_digits_give_the_same_tokens():
+    generator = torch.Generator().manual_seed(0)
+    logits = torch.randn(2000, 5000, generator=generator)
+    shaken = logits + 1e-6 * torch.randn(2000, 5000, generator=generator)
+    random = noise(2000, 5000)
+    assert (choose(logits, Sampling(), random) != choose(shaken, Sampling(), random)).sum() <= 1
+
+
+def test_a_text_ends_an_answer_though_it_spreads_over_tokens(tmp_path):
+    folder = tiny.write_model(tmp_path / "m", ["some words to merge and to answer with"] * 20)
+    answerer = Answerer.open(str(folder))
+    ids = [answerer.prompt_ids("here", [tiny_message("hello")])]
+    free = answerer.answer(ids, Sampling(max_new_tokens=40, seed=3))[0]
+    whole = answerer.text(free)
+    for start in (5, 9, 14):
+        stop = whole[start : start + 4]
+        cut = answerer.answer(ids, Sampling(max_new_tokens=40, seed=3, stop=("never said", stop)))[0]
+        assert cut.finish == "stop" and len(cut.ids) < len(free.ids)
+        assert answerer.text(cut, (stop,)) == whole[: whole.index(stop)]
+    ended = answerer.answer(ids, Sampling(max_new_tokens=40, seed=3, stop_ids=(free.ids[6],)))[0]
+    assert ended.finish == "stop" and ended.ids == free.ids[: free.ids.index(free.ids[6])]
+
+
+def tiny_message(text):
+    from data.records import Message
+
+    return Message("user", text)
+
+
+def test_an_answer_ends_with_the_context_and_a_prompt_that_fills_it_is_refused(tmp_path):
+    folder = tiny.write_model(tmp_path / "m", ["some words"] * 20, max_position_embeddings=64)
+    rows = tiny.write_rows(tmp_path / "p.jsonl", [{"prompt": "short"}, {"prompt": "word " * 200}])
+    done = command(folder, rows, tmp_path / "a.jsonl")
+    assert done.returncode == 2 and "p.jsonl:2: a prompt of" in done.stderr and "context of 64" in done.stderr
+    rows = tiny.write_rows(tmp_path / "q.jsonl", [{"prompt_ids": [1] * 60}, {"prompt_ids": [2] * 50}])
+    done = command(folder, rows, tmp_path / "b.jsonl", "--temperature", "0")
+    assert done.returncode == 0, done.stderr
+    answers = Answerer.open(str(folder)).answer([[1] * 60, [2] * 50], Sampling(temperature=0))
+    assert [len(a.ids) for a in answers if a.finish == "length"] == [4, 14]
+
+
+def arguments(folder, rows, out, *more):
+    flags = ["--model", folder, "--prompts", rows, "--out", out, *more]
+    return [sys.executable, "-m", "engine.generate", *map(str, flags)]
+
+
+def command(*given, **more):
+    return subprocess.run(arguments(*given), capture_output=True, text=True, timeout=120, check=False, **more)
+
+
+def test_a_run_that_is_killed_goes_on_and_gives_the_same_file(tmp_path):
+    folder = tiny.write_model(tmp_path / "m", ["some words to merge"] * 20, std=0.1)
+    rows = tiny.write_rows(tmp_path / "p.jsonl", [{"prompt": f"hello {i}"} for i in range(60)])
+    flags = ["--n", "2", "--max-new-tokens", "60", "--batch-size", "4", "--seed", "2"]
+    assert command(folder, rows, tmp_path / "calm.jsonl", *flags).returncode == 0
+    partial = tmp_path / "a.jsonl.partial"
+    n_kept = 0
+    for wanted in (2, 30):
+        running = subprocess.Popen(arguments(folder, rows, tmp_path / "a.jsonl", *flags), stderr=subprocess.DEVNULL)
+        while not partial.exists() or len(partial.read_bytes().splitlines()) < max(wanted, n_kept + 2):
+            assert running.poll() is None
+            time.sleep(0.01)
+        os.kill(running.pid, signal.SIGKILL)
+        running.wait()
+        n_kept = len(partial.read_bytes().splitlines())
+    with open(partial, "ab") as file:
+        file.write(b'{"row": 59, "sam')  # torn in the middle of a line
+    other = command(folder, rows, tmp_path / "a.jsonl", *flags[:-1], "3")
+    assert other.returncode == 2 and "of another model, prompts or settings" in other.stderr
+    done = command(folder, rows, tmp_path / "a.jsonl", *flags)
+    assert done.returncode == 0 and "120 answers to 60 prompts" in done.stderr
+    assert (tmp_path / "a.jsonl").read_bytes() == (tmp_path / "calm.jsonl").read_bytes() and not partial.exists()
+
+
+def test_a_server_answers_in_the_place_of_a_checkpoint(tmp_path):
+    rows = tiny.write_rows(tmp_path / "p.jsonl", [{"prompt": "hello"}, {"prompt": "nothing"}])
+    asked = []
+
+    def reply(seen):
+        asked.append(seen.body)
+        return Reply.chat("" if "nothing" in seen.text else f"seed {seen.body['seed']}")
+
+    with serve(reply) as server:
+        flags = ["--endpoint", server.base, "--n", "2", "--top-k", "5", "--stop", "END", "--seed", "4"]
+        done = command("llama", rows, tmp_path / "a.jsonl", *flags)
+        assert done.returncode == 0, done.stderr
+        assert (
+            command("llama", rows, tmp_path / "b.jsonl", "--endpoint", server.base, "--dtype", "float32").returncode
+            == 2
+        )
+    lines = [json.loads(line) for line in (tmp_path / "a.jsonl").read_text().splitlines()]
+    assert [(r["prompt"][0]["content"], r["response"], r["sample"]) for r in lines] == [
+        ("hello", "seed 4", 0), ("hello", "seed 5", 1), ("nothing", "", 0), ("nothing", "", 1),
+    ]  # fmt: skip
+    assert all(b["top_k"] == 5 and b["stop"] == ["END"] and b["temperature"] == 1.0 for b in asked)
+    assert asked[0]["model"] == "llama" and len(asked) == 4
 
 
 def test_the_command_writes_answers_in_the_order_of_the_prompts(tmp_path):

@@ -1,0 +1,52 @@
+"""Answers of a served model for engine.generate: what its --endpoint means (the entry point in setup.cfg).
+
+Answers go into a store beside the file that is asked for, so that a run that is stopped goes on.
+"""
+
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from data.errors import RunError
+from data.records import Message, PromptRow
+from revise import wire
+from revise.client import Answered, ClientConfig, Request, answer_all, answered, endpoints_of, open_store, said
+
+if TYPE_CHECKING:
+    from engine.generate import GenerateConfig
+
+
+def answers(config: "GenerateConfig", prompts: Sequence[PromptRow]) -> Iterator[tuple[str, str]]:
+    """(text, why it ended) of each sample, prompt by prompt. Raises RunError where one cannot be had."""
+    client = ClientConfig(
+        store=f"{config.out}.sqlite",
+        endpoint=config.endpoint,
+        model=config.model,
+        key_env=(config.key_env,),
+        concurrency=config.concurrency,
+    )
+    requests = [request for row in prompts for request in _requests(config, row)]
+    with open_store(Path(client.store)) as store:
+        endpoints = endpoints_of(client.endpoint, client)
+        answer_all(requests, store, client, endpoints, purpose="answer", n_requests=len(requests))
+        found = [answered(store, request) for request in requests]
+    if missing := [a.fault for a in found if said(a) is None]:
+        raise RunError(
+            f"{len(missing)} of {len(found)} answers are missing ({missing[0]}); the same command asks again"
+        )
+    return ((said(a) or "", _finish(a)) for a in found)
+
+
+def _finish(found: Answered) -> str:
+    return "length" if found.completion and found.completion.finish in wire.TRUNCATED else "stop"
+
+
+def _requests(config: "GenerateConfig", row: PromptRow) -> Iterator[Request]:
+    """What is asked for one prompt: every sampling field is said, since vLLM else takes the checkpoint's own."""
+    messages = [m._asdict() for m in row.prompt if isinstance(m, Message)]
+    body: dict[str, Any] = {"model": config.model, "messages": messages, "max_tokens": config.max_new_tokens}
+    body |= {"temperature": config.temperature, "top_p": config.top_p}
+    body |= {"top_k": config.top_k} if config.top_k else {}  # not of OpenAI's interface: vLLM's
+    body |= {"stop": list(config.stop)} if config.stop else {}
+    for sample in range(config.n):
+        yield Request(body | {"seed": config.seed + sample}, sample)
