@@ -190,7 +190,7 @@ def main(argv: Sequence[str]) -> None:
         files.check_new_file(Path(path))
     tokenizer = Tokenizer(Path(config.tokenizer)) if config.tokenizer else None
     found = {
-        name: contrast(_texts(load_preferences(name, skip_bad_rows=config.skip_bad_rows)), tokenizer)
+        name: contrast(texts_of(load_preferences(name, skip_bad_rows=config.skip_bad_rows)), tokenizer)
         for name in config.files
     }
     print(table(found, paper=config.paper))
@@ -203,7 +203,7 @@ def main(argv: Sequence[str]) -> None:
             temporary.write_text(json.dumps(summaries, indent=1) + "\n", encoding="utf-8")
 
 
-def _texts(records: Sequence[Record]) -> list[tuple[str, str]]:
+def texts_of(records: Sequence[Record]) -> list[tuple[str, str]]:
     """Winner and loser of each pair. Raises InputError where a row is none, or is one of token ids."""
     pairs = []
     for r in records:

@@ -121,7 +121,7 @@ class Bench:
         """Raises InputError where the shape or the rows cannot be used."""
         self._config, self._folder = config, folder
         self._model = folder / "model"
-        _write_model(self._model, config.shape, config.layers)
+        write_model(self._model, config.shape, config.layers)
         examples = _examples(config, self._model)
         n = config.steps * config.batch_size
         if len(examples) < n:
@@ -286,7 +286,7 @@ def _has_trl() -> bool:
 # --- the model and the rows ----------------------------------------------------------------------------------------
 
 
-def _write_model(folder: Path, shape: str, layers: int | None) -> None:
+def write_model(folder: Path, shape: str, layers: int | None) -> None:
     if shape not in SHAPES:
         source, _ = open_model(shape)
         if layers is not None:

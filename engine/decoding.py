@@ -19,7 +19,6 @@ from typing import Literal, NamedTuple
 import numpy as np
 import torch
 from torch import Tensor
-from torch.nn.attention.bias import causal_lower_right
 from torch.nn.functional import scaled_dot_product_attention
 
 from engine.head import wide_logits
@@ -41,6 +40,8 @@ class Answer:
     """Which of the prompt's n samples it is."""
     ids: list[int] = field(default_factory=list)
     finish: Literal["stop", "length"] | None = None
+    stop_id: int | None = None
+    """The token that ended it, where one did."""
 
 
 @torch.no_grad()
@@ -85,7 +86,7 @@ def generate(
         for running, token in zip(due, chosen, strict=True):
             answer = running.answer
             if token in stop:
-                answer.finish = "stop"
+                answer.finish, answer.stop_id = "stop", token
             else:
                 answer.ids.append(token)
                 running.todo = [token]
@@ -243,9 +244,9 @@ class Slots:
             for p in longer:
                 n = p.first + p.end - p.start
                 k, v = keys[None, p.slot, :, :n], values[None, p.slot, :, :n]  # [1, K, L, E]
-                mask = causal_lower_right(p.end - p.start, n)
+                sees = torch.ones(p.end - p.start, n, dtype=torch.bool, device=q.device).tril(p.first)  # causal
                 rows = q[p.start : p.end].transpose(0, 1)[None]  # [1, H, T, E]
-                part = scaled_dot_product_attention(rows, k, v, attn_mask=mask, enable_gqa=True)
+                part = scaled_dot_product_attention(rows, k, v, attn_mask=sees, enable_gqa=True)
                 found[p.start : p.end] = part[0].transpose(0, 1)
             return found
 

@@ -11,7 +11,7 @@ import hashlib
 import json
 import sys
 from collections.abc import Callable, Collection, Iterator, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass, fields
 from importlib import metadata
 from pathlib import Path
 from typing import Any, Literal
@@ -28,7 +28,7 @@ from engine.decoding import Answer, generate
 from engine.llama import Llama
 from engine.sampling import Sampling
 
-__all__ = ["Answer", "Answerer", "GenerateConfig", "Sampling", "generate"]
+__all__ = ["Answer", "Answerer", "GenerateConfig", "Sampling", "draw", "generate"]
 
 EXAMPLE = "python -m engine.generate --model path/to/llama --prompts prompts.jsonl --out answers.jsonl"
 SERVERS = "engine.generate"  # the entry points (setup.cfg) that know how a server is asked
@@ -70,7 +70,7 @@ class Answerer:
         self.folder, self.chat, self._shape = folder, chat, weights.build(folder)
         weights.check(folder, self._shape)
         self._device = "cuda" if torch.cuda.is_available() else "cpu"
-        self._dtype = getattr(torch, dtype or ("bfloat16" if self._device == "cuda" else "float32"))
+        self.dtype = dtype or ("bfloat16" if self._device == "cuda" else "float32")
         self._model: Llama | None = None
 
     @classmethod
@@ -111,7 +111,7 @@ class Answerer:
         """See generate. Raises InputError where a text ends answers and there is no tokenizer to tell it by."""
         if self._model is None:
             host.keep_pages()
-            self._model = weights.load(self.folder, self._dtype, self._device).eval()
+            self._model = weights.load(self.folder, getattr(torch, self.dtype), self._device).eval()
         stop = stop_ids(self.folder, self.chat)
         ends = self._says(sampling.stop) if sampling.stop else None
         return generate(self._model, prompts, sampling, stop, on_finish, numbers=numbers, ends=ends, wanted=wanted)
@@ -162,10 +162,36 @@ class Partial:
 
     def finish(self, out: Path, prompts: Sequence[PromptRow]) -> None:
         """Writes the file of all answers, in order, and removes this one."""
-        self._file.close()
         files.write_rows(out, (_prompt(prompts[i]) | answer | {"sample": sample}
                                for (i, sample), answer in sorted(self.answers.items())))  # fmt: skip
+        self.remove()
+
+    def remove(self) -> None:
+        """All answers are elsewhere now."""
+        self._file.close()
         self._path.unlink()
+
+
+def draw(
+    answerer: Answerer, prompts: Sequence[Sequence[int]], sampling: Sampling, out: Path, name: str | None = None
+) -> Partial:
+    """All answers to prompts of token ids, each kept beside `out` when it ends: a run that was stopped goes on.
+
+    name: for the progress bar. Raises InputError where what is there are answers of another model or other settings.
+    """
+    settings = {f.name: getattr(sampling, f.name) for f in fields(Sampling) if f.name not in OF_SPEED}
+    weights_of = [d.hex() for d in files.digests(sorted(answerer.folder.glob("*.safetensors")))]
+    partial = Partial(out, settings | {"weights": weights_of, "dtype": answerer.dtype, "prompts": prompts})
+    n_known = len(partial.answers)
+    with tqdm(total=len(prompts) * sampling.n, desc=name, initial=n_known, unit="answer", disable=None) as bar:
+
+        def keep(answer: Answer) -> None:
+            said = {"response": answerer.text(answer, sampling.stop)} if answerer.chat else {"response_ids": answer.ids}
+            partial.add(answer.prompt, answer.sample, said | {"finish": answer.finish})
+            bar.update()
+
+        answerer.answer(prompts, sampling, keep, wanted=lambda prompt, sample: (prompt, sample) not in partial.answers)
+    return partial
 
 
 def _prompt(row: PromptRow) -> dict[str, Any]:
@@ -188,18 +214,7 @@ def _drawn(config: GenerateConfig, out: Path) -> tuple[int, int]:
     answerer = Answerer.open(config.model, config.dtype)
     prompts = read_prompts(config.prompts, roles=answerer.roles)
     ids = [answerer.prompt_ids(p.place, p.prompt) for p in prompts]
-    settings = {k: v for k, v in asdict(config).items() if k not in (*OF_SPEED, "config", "out", "prompts", "model")}
-    digests = files.digests(sorted(answerer.folder.glob("*.safetensors")))
-    with_all = settings | {"weights": [d.hex() for d in digests], "prompt_ids": ids}
-    partial = Partial(out, with_all)
-    with tqdm(total=len(ids) * config.n, initial=len(partial.answers), unit="answer", disable=None) as bar:
-
-        def keep(answer: Answer) -> None:
-            said = {"response": answerer.text(answer, config.stop)} if answerer.chat else {"response_ids": answer.ids}
-            partial.add(answer.prompt, answer.sample, said | {"finish": answer.finish})
-            bar.update()
-
-        answerer.answer(ids, config, keep, wanted=lambda prompt, sample: (prompt, sample) not in partial.answers)
+    partial = draw(answerer, ids, config, out)
     partial.finish(out, prompts)
     return len(partial.answers), len(ids)
 

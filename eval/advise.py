@@ -20,6 +20,8 @@ from data.contrast import jaccard
 from data.dataset import RowSettings, open_model, read_examples
 from data.examples import Example
 from engine.score import score_under, vocabulary_of
+from eval import judged, scores
+from eval.judged import JudgeSettings
 
 EXAMPLE = "python -m eval advise --model path/to/llama --data pairs.jsonl"
 Z = 1.959964  # of a 95 % interval
@@ -32,10 +34,10 @@ OFF_POLICY = (
 
 
 @dataclass(frozen=True, kw_only=True)
-class AdviseConfig(RowSettings):
+class AdviseConfig(JudgeSettings, RowSettings):
     """Say which variant of APO fits a model and its pairs: are the winners better than the model's own answers?
 
-    By the scores in the rows: "chosen_score" and "own_score", given by one scorer.
+    By the scores in the rows, "chosen_score" and "own_score", given by one scorer; with --judge-endpoint by a judge.
     """
 
     model: str
@@ -55,11 +57,14 @@ class AdviseConfig(RowSettings):
     """Compute dtype. Unset: bfloat16 on CUDA, float32 on the CPU."""
     out: str | None = None
     """File for what was found, as JSON."""
+    scores: str | None = None
+    """A run's eval/scores.jsonl that the advice is added to, for its report."""
     config: str | None = None
     """YAML file of settings, named as the flags are; flags win over it."""
 
     def __post_init__(self) -> None:
-        super().__post_init__()
+        for part in (RowSettings, JudgeSettings):
+            part.__post_init__(self)
         if self.n < FEWEST or self.seed < 0:
             raise InputError(f"--n: {self.n} pairs say too little; {FEWEST} or more, and --seed 0 or above")
 
@@ -96,8 +101,7 @@ def choose(better: Interval) -> tuple[str, str]:
 
 def advise(examples: Sequence[Example], *, n: int, seed: int) -> tuple[dict[str, Any], list[Example]]:
     """What the scores of pairs say, and the pairs that were drawn to say it. Each has the ratings that it takes."""
-    drawn = np.random.default_rng(seed).choice(len(examples), min(n, len(examples)), replace=False)
-    pairs = [examples[i] for i in sorted(drawn.tolist())]
+    pairs = _drawn(examples, n, seed)
     leads = [_own(e) - (e.ratings.scores or (math.nan,))[0] for e in pairs]
     wins, ties = sum(lead > 0 for lead in leads), sum(lead == 0 for lead in leads)
     better = wilson(wins + ties / 2, len(pairs))
@@ -120,6 +124,11 @@ def advise(examples: Sequence[Example], *, n: int, seed: int) -> tuple[dict[str,
     return found, pairs
 
 
+def _drawn(examples: Sequence[Example], n: int, seed: int) -> list[Example]:
+    drawn = np.random.default_rng(seed).choice(len(examples), min(n, len(examples)), replace=False)
+    return [examples[i] for i in sorted(drawn.tolist())]
+
+
 def main(argv: Sequence[str]) -> None:
     """The command."""
     config = cli.parse(AdviseConfig, argv, command="python -m eval advise", example=EXAMPLE)
@@ -131,11 +140,17 @@ def main(argv: Sequence[str]) -> None:
         [config.data], chat, config.limits, config.reading, n_ids=n_ids, skip_bad_rows=config.skip_bad_rows
     )
     examples = [_with_own(e, config.own_score) for e in rows.examples]
+    if config.judge_endpoint:
+        pairs = [e for e in examples if len(e.responses) == 2]
+        examples = judged.compare(
+            _drawn(pairs, config.n, config.seed), config.model, config.data, config, seed=config.seed
+        )
     usable = [e for e in examples if len(e.responses) == 2 and e.ratings.scores and e.ratings.own is not None]
     if not usable:
         raise InputError(
             f'{config.data}: no pair has a "chosen_score" and an "own_score"; score the winner and an answer of the '
-            "model's own with one scorer, or say --own-score rejected where the scored loser is that answer"
+            "model's own with one scorer, say --own-score rejected where the scored loser is that answer, or name "
+            "a judge by --judge-endpoint"
         )
     found, pairs = advise(usable, n=config.n, seed=config.seed)
     found |= {"rows": len(examples), "without_scores": len(examples) - len(usable)}
@@ -146,6 +161,10 @@ def main(argv: Sequence[str]) -> None:
     if os.environ.get("RANK", "0") != "0":
         return
     print(report(config.data, found))
+    if config.scores:
+        line = {"checkpoint": scores.BASE, "benchmark": "advice", "version": Path(config.data).name}
+        line |= {"metric": "own_better", "value": found["share"], "n": found["pairs"], "objective": found["objective"]}
+        scores.write(Path(config.scores), [line | {"stderr": None, "judge": config.judge or "scores in the rows"}])
     if config.out:
         with files.whole_file(Path(config.out)) as temporary:
             temporary.write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")

@@ -3,36 +3,36 @@
     python -m eval mixeval runs/first --mixeval path/to/MixEval --store judge.sqlite \\
         --judge-endpoint http://localhost:8000/v1 --judge NAME
 
-Each stage goes on where it stopped: answers are a file for each checkpoint, version and split; judgments are in the
-store, so that a killed pass pays for nothing twice and comes to the same scores. Files are named and filled as
-upstream's are, so that its scorer can read them; scores are appended to OUT/scores.jsonl.
+Each stage goes on where it stopped: answers are kept as they end, judgments are in the store, so that a killed pass
+pays for nothing twice and comes to the same scores. Files are named and filled as upstream's are, so that its scorer
+can read them; scores go into OUT/scores.jsonl.
 """
 
-import dataclasses
 import hashlib
 import json
 import random
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from importlib import metadata
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
 import numpy as np
-import tyro
-from tqdm import tqdm
 
 from data import cli, files
-from data.errors import InputError
-from data.records import Message
-from eval import mixeval
+from data.errors import InputError, RunError
+from eval import checkpoints, judging, mixeval, scores
+from eval.checkpoints import Checkpoint
+from eval.judging import Judge, JudgedConfig
 from eval.mixeval import SPLITS, Split, Wording
-from revise.client import Answered, ClientConfig, Request, Store, answer_all, answered, endpoints_of, open_store
+from revise.client import Answered, Request, Store, open_store
 
 EXAMPLE = (
     "python -m eval mixeval runs/first --mixeval path/to/MixEval --store judge.sqlite"
     " --judge-endpoint http://localhost:8000/v1 --judge NAME"
 )
+BENCHMARK = "mixeval-hard"
 VERSIONS = ("2024-06-01", "2024-08-11")
 SHA256 = {  # of the published data
     ("2024-06-01", "free-form"): "55167abde842c86b80504913eaf839a2fbd7e96b4332eb69406f583dbb6ce7c5",
@@ -42,43 +42,36 @@ SHA256 = {  # of the published data
 }
 NAMES = {"free-form": ("close_freeform", "ff"), "multiple-choice": ("close_multichoice", "mp")}  # in upstream's files
 PRESETS = {"stable": {"temperature": 0.0, "top_p": 1.0}, "paper": {"temperature": 0.6, "top_p": 0.9}}
-MAX_TOKENS, JUDGE_TOKENS, SEED = 512, 999, 42
+MAX_TOKENS, JUDGE_TOKENS, SEED = 512, 999, judging.SEED
 N_BOOTSTRAP = 2000
+N_PROBES = 3  # answers of a judge of which one has to have a score
 
 
 @dataclass(frozen=True, kw_only=True)
-class MixEvalConfig(ClientConfig):
+class MixEvalConfig(JudgedConfig):
     """Score checkpoints on MixEval-Hard with the judge of your choice.
 
     --endpoint and --model name a server that answers in the place of the checkpoint (vLLM, for large models).
     """
 
-    what: tyro.conf.Positional[str]
-    """A run's folder, whose epoch-... are scored, or a checkpoint's; with --endpoint a name for the served model."""
     mixeval: str
     """Your checkout of MixEval: its data and the wording of its requests are read from there, its code is not run."""
     version: tuple[str, ...] = VERSIONS
     """Which of its data."""
-    judge_endpoint: tuple[str, ...]
-    """Address of an OpenAI-compatible server of the judge."""
-    judge: str
-    """The judge's name there; upstream's own, gpt-3.5-turbo-0125, is retired."""
-    judge_key_env: tuple[str, ...] = ("OPENAI_API_KEY",)
-    """Environment variable of the judge's API key."""
     preset: Literal["stable", "paper"] = "stable"
     """How answers are drawn: greedily, or at the temperature 0.6 and top-p 0.9 that upstream has for Llama-3."""
+    judge_temperature: float | None = None
+    """Of the judge; unset it is not sent, as upstream does. A judge at 0 is asked again at 1, lest it repeat itself."""
     rounds: int = 10
     """How often the judge is asked again where its answer has no score; upstream's number."""
     fallback: Literal["random", "zero"] = "random"
     """What a query without a score after that counts: a draw, as upstream does, or nothing. They are counted."""
     dedupe: bool = True
     """Judge equal answers to equal queries once; --no-dedupe judges each, as upstream does."""
-    any_data: bool = False
-    """Take data of another checksum, and say so."""
-    out: str | None = None
-    """Folder for answers, judgments and scores. Unset: eval/ in the run's or checkpoint's folder."""
-    config: str | None = None
-    """YAML file of settings, named as the flags are; flags win over it."""
+    watch: bool = False
+    """Score epochs as they appear, until the run has written its last."""
+    prune: bool = False
+    """Remove an epoch once it is scored, but for the best of each version and the newest."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -86,10 +79,10 @@ class MixEvalConfig(ClientConfig):
             raise InputError(f"--version: {unknown[0]!r} is not one of {', '.join(VERSIONS)}")
         if self.rounds < 1:
             raise InputError("--rounds: at least 1")
-        if self.endpoint and not self.model:
-            raise InputError("--endpoint needs the model's name there: --model")
-        if not self.endpoint and not Path(self.what).is_dir():
-            raise InputError(f"{self.what}: no such folder; give a run's, a checkpoint's, or a server by --endpoint")
+        if self.judge_temperature is not None and not 0 <= self.judge_temperature <= 2:
+            raise InputError(f"--judge-temperature: {self.judge_temperature} is not between 0 and 2")
+        if (self.watch or self.prune) and (self.endpoint or self.out):
+            raise InputError("--watch and --prune are for a run's own folder; leave out --endpoint and --out")
 
 
 Entries = dict[Split, dict[str, dict[str, Any]]]
@@ -108,43 +101,82 @@ def main(argv: Sequence[str]) -> None:
     """The command."""
     config = cli.parse(MixEvalConfig, argv, command="python -m eval mixeval", example=EXAMPLE)
     wording = mixeval.read_wording(config.mixeval)
-    data = {
-        version: read_entries(Path(config.mixeval), version, any_data=config.any_data) for version in config.version
-    }
-    judge = dataclasses.replace(
-        config, endpoint=config.judge_endpoint, model=config.judge, key_env=config.judge_key_env
-    )
-    endpoints = endpoints_of(judge.endpoint, judge, flag="--judge-endpoint")
-    checkpoints = [Path(config.what)] if config.endpoint else _checkpoints(Path(config.what))
-    out = Path(config.out) if config.out else Path(config.what) / "eval"
-    n_sent = 0
-
-    def ask(requests: Iterable[Request]) -> None:
-        nonlocal n_sent
-        n_sent += answer_all(requests, store, judge.after(n_sent), endpoints, purpose="judge").n_sent
-
+    data = {v: read_entries(Path(config.mixeval), v, any_data=config.any_data) for v in config.version}
+    run = Path(config.what)
     with open_store(Path(config.store)) as store:
+        judge = judging.judge_of(config, store)
+        found = [] if config.watch else judging.find(config)
         if config.dry_run:
-            n = len(checkpoints) * sum(len(d) for version in data.values() for d in version.values())
-            print(f"{len(checkpoints)} checkpoints: at most {n:,} answers and as many judgments; nothing was sent")
+            print(_estimate(data, wording, config, len(found)))
             return
-        for checkpoint in checkpoints:
+        probe(judge, next(iter(data.values())), wording)
+        base = config.base and config.base_scores is None
+        for checkpoint in checkpoints.watch(run, with_base=base) if config.watch else found:
             for version, entries in data.items():
-                folder = out / checkpoint.name / "mixeval_hard" / version
-                responses = _responses(checkpoint, entries, wording, folder, config, store)
-                scored = judge_all(entries, responses, wording, config, store, ask)
-                _write(folder, checkpoint.name, entries, responses, scored, config, wording)
-                print(_tell(checkpoint.name, version, entries, scored, config), flush=True)
+                print(score_one(checkpoint, version, entries, wording, config, judge), flush=True)
+            if config.prune:
+                _prune(run, config)
 
 
-def _checkpoints(folder: Path) -> list[Path]:
-    """A run's epochs, in order, or the one checkpoint. Raises InputError where there is neither."""
-    if (folder / "config.json").is_file():
-        return [folder]
-    found = sorted(path for path in folder.glob("epoch-*") if (path / "config.json").is_file())
-    if not found:
-        raise InputError(f"{folder}: neither a checkpoint nor a run with epochs; give one of them")
-    return found
+def score_one(
+    checkpoint: Checkpoint, version: str, entries: "Entries", wording: Wording, config: MixEvalConfig, judge: Judge
+) -> str:
+    """Answers, judgments and scores of a checkpoint on a version. What came of it, in a line."""
+    folder = config.folder / checkpoint.name / "mixeval_hard" / version
+    answers = _responses(checkpoint, entries, wording, folder, config, judge.store)
+    scored = judge_all(entries, answers, wording, config, judge)
+    return _write(folder, checkpoint.name, entries, answers, scored, config, wording, judge)
+
+
+def probe(judge: Judge, entries: "Entries", wording: Wording) -> None:
+    """Raises RunError where the judge's answers to a plain question have no score: before thousands are paid for."""
+    for split, queries in entries.items():
+        entry = next(iter(queries.values()))
+        right = str(entry["target"][0]) if split == "free-form" else chr(ord("A") + entry["target"][0])
+        messages = mixeval.judge_messages(entry, right, split, wording)
+        body = {"messages": messages, "max_tokens": JUDGE_TOKENS, "response_format": {"type": "text"}}
+        found = judge.ask([judge.request(body, -1 - i) for i in range(N_PROBES)])
+        texts = [a.completion.text for a in found if a.completion]
+        read = mixeval.parse_score if split == "free-form" else mixeval.parse_option
+        if all(read(text) is None for text in texts):
+            shown = texts[0][:80] if texts else found[0].fault
+            raise RunError(
+                f"--judge: none of {N_PROBES} answers to a {split} query has a score in [[ ]] ({shown!r}); take a "
+                "model that follows instructions"
+            )
+
+
+def _prune(run: Path, config: MixEvalConfig) -> None:
+    """Removes scored epochs but the best of each version and the newest."""
+    found = scores.read(config.folder / scores.NAME)
+    of_judge = [line for line in found if line.get("judge") == config.judge and line.get("preset") == config.preset]
+    overall = [of_version(of_judge, version) for version in config.version]
+    whole = {name: value for name, value in overall[0].items() if all(name in table for table in overall)}
+    best = {max(table, key=lambda name: table[name]) for table in overall if table}
+    for name in checkpoints.prune(run, whole, best):
+        cli.notify(f"{run / name}: scored, neither among the best nor the newest: removed")
+
+
+def of_version(lines: list[scores.Line], version: str) -> dict[str, float]:
+    """The overall score of each epoch on a version."""
+    found = scores.pick(lines, benchmark=BENCHMARK, version=version, metric="table4_compat/overall")
+    return {line["checkpoint"]: line["value"] for line in found if line["checkpoint"] != scores.BASE}
+
+
+def _estimate(data: dict[str, "Entries"], wording: Wording, config: MixEvalConfig, n_checkpoints: int) -> str:
+    """The most that a pass can take: answers as long as may be, each judged once."""
+    longest = "x" * (4 * MAX_TOKENS)
+    asked = [
+        Request({"messages": mixeval.judge_messages(e, longest, split, wording), "max_tokens": JUDGE_TOKENS}).tokens
+        for entries in data.values()
+        for split, queries in entries.items()
+        for e in queries.values()
+    ]
+    n = max(1, n_checkpoints)
+    said = judging.price(asked * n, config, f"{n} checkpoint{'s' * (n > 1)}, {len(asked):,} queries each; the judge")
+    return (
+        f"{said}\n(each judgment that has no score is asked for again, {config.rounds} times at most; nothing was sent)"
+    )
 
 
 def read_entries(checkout: Path, version: str, *, any_data: bool) -> Entries:
@@ -169,7 +201,7 @@ def read_entries(checkout: Path, version: str, *, any_data: bool) -> Entries:
 
 
 def _responses(
-    checkpoint: Path, entries: Entries, wording: Wording, folder: Path, config: MixEvalConfig, store: Store
+    checkpoint: Checkpoint, entries: Entries, wording: Wording, folder: Path, config: MixEvalConfig, store: Store
 ) -> dict[Split, dict[str, str]]:
     """The model's answers to all queries: from the files where they are, else drawn and written."""
     found: dict[Split, dict[str, str]] = {}
@@ -178,13 +210,14 @@ def _responses(
         prompts = {name: mixeval.format_prompt(entry, split, wording) for name, entry in queries.items()}
         kept = _read_responses(path, prompts, config.preset)
         if kept is None:
-            texts = _served(prompts, config, store) if config.endpoint else _drawn(checkpoint, prompts, config)
+            how = PRESETS[config.preset]
+            kept = judging.responses(checkpoint, prompts, config, store, path, max_tokens=MAX_TOKENS, **how)
             rows = [
-                entry | {"formated_input": prompts[name], "id": name, "response": texts[name], "preset": config.preset}
+                entry | {"formated_input": prompts[name], "id": name, "response": kept[name], "preset": config.preset}
                 for name, entry in queries.items()
             ]
             files.write_rows(path, rows)
-            kept = texts
+        judging.settle(path)
         found[split] = kept
     return found
 
@@ -193,41 +226,12 @@ def _read_responses(path: Path, prompts: Mapping[str, str], preset: str) -> dict
     if not path.is_file():
         return None
     rows = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
-    fits = {row["id"]: row["formated_input"] for row in rows} == prompts and all(
-        r.get("preset") == preset for r in rows
-    )
-    if not fits:
+    is_same = {row["id"]: row["formated_input"] for row in rows} == prompts
+    if not is_same or any(row.get("preset") != preset for row in rows):
         raise InputError(
             f"{path}: holds answers to other prompts or of another preset; give another --out, or remove it"
         )
     return {row["id"]: row["response"] for row in rows}
-
-
-def _drawn(checkpoint: Path, prompts: Mapping[str, str], config: MixEvalConfig) -> dict[str, str]:
-    """Answers of a checkpoint, drawn here."""
-    from engine.generate import Answerer, Sampling  # it brings torch, which a served model does without
-
-    answerer = Answerer.open(str(checkpoint))
-    ids = [answerer.prompt_ids(f"query {name}", [Message("user", prompt)]) for name, prompt in prompts.items()]
-    preset = PRESETS[config.preset]
-    sampling = Sampling(max_new_tokens=MAX_TOKENS, seed=SEED, temperature=preset["temperature"], top_p=preset["top_p"])
-    with tqdm(total=len(ids), unit="answer", desc=checkpoint.name, disable=None) as bar:
-        answers = answerer.answer(ids, sampling, lambda answer: bar.update())
-    return {name: answerer.text(answer) for name, answer in zip(prompts, answers, strict=True)}
-
-
-def _served(prompts: Mapping[str, str], config: MixEvalConfig, store: Store) -> dict[str, str]:
-    """Answers of a served model. Raises InputError where one has none that can be used."""
-    body = {"model": config.model, "max_tokens": MAX_TOKENS, "seed": SEED, **PRESETS[config.preset]}
-    requests = {
-        name: Request(body | {"messages": [{"role": "user", "content": prompt}]}) for name, prompt in prompts.items()
-    }
-    answer_all(requests.values(), store, config, endpoints_of(config.endpoint, config), purpose="answer")
-    found = {name: answered(store, request) for name, request in requests.items()}
-    if missing := [name for name, a in found.items() if a.completion is None]:
-        why = found[missing[0]].fault
-        raise InputError(f"{len(missing)} of {len(found)} queries have no answer ({why}); the same command asks again")
-    return {name: a.completion.text for name, a in found.items() if a.completion}
 
 
 # --- judgments -----------------------------------------------------------------------------------------------------
@@ -238,19 +242,17 @@ def judge_all(
     responses: dict[Split, dict[str, str]],
     wording: Wording,
     config: MixEvalConfig,
-    store: Store,
-    ask: Callable[[Iterable[Request]], None],
+    judge: Judge,
 ) -> Scored:
     """Has every answer judged, those without a score again in the next round, and counts what is left by a fallback."""
     scored = Scored({s: {} for s in SPLITS}, {s: {} for s in SPLITS}, 0)
     n_left = 0
     for number in range(config.rounds):
-        requests = dict(_requests(entries, responses, wording, config, scored, number))
+        requests = dict(_requests(entries, responses, wording, config, judge, scored, number))
         if not requests:
             break
-        ask(requests.values())
-        for (split, name), request in requests.items():
-            _take(scored, split, name, entries[split][name], answered(store, request))
+        for (split, name), found in zip(requests, judge.ask(list(requests.values())), strict=True):
+            _take(scored, split, name, entries[split][name], found)
     for split, queries in entries.items():
         for name, entry in queries.items():
             if name not in scored.scores[split]:
@@ -264,20 +266,21 @@ def _requests(
     responses: dict[Split, dict[str, str]],
     wording: Wording,
     config: MixEvalConfig,
+    judge: Judge,
     scored: Scored,
     number: int,
 ) -> Iterator[tuple[tuple[Split, str], Request]]:
+    """Round `number` of questions, of those that have no score yet."""
+    temperature = 1.0 if number and config.judge_temperature == 0 else config.judge_temperature
     n_equal: dict[str, int] = defaultdict(int)
     for split, queries in entries.items():
         for name, entry in queries.items():
             messages = mixeval.judge_messages(entry, responses[split][name], split, wording)
-            body = {"model": config.judge, "messages": messages, "max_tokens": JUDGE_TOKENS}
-            request = Request(body | {"response_format": {"type": "text"}}, number)
+            body = {"messages": messages, "max_tokens": JUDGE_TOKENS, "response_format": {"type": "text"}}
+            request = judge.request(body | ({} if temperature is None else {"temperature": temperature}), number)
             if not config.dedupe:
-                request, n_equal[request.key] = (
-                    request._replace(occurrence=n_equal[request.key]),
-                    n_equal[request.key] + 1,
-                )
+                n_equal[request.key] += 1
+                request = request._replace(occurrence=n_equal[request.key] - 1)
             if name not in scored.scores[split]:
                 yield (split, name), request
 
@@ -336,43 +339,53 @@ def _write(
     scored: Scored,
     config: MixEvalConfig,
     wording: Wording,
-) -> None:
-    """Upstream's files of judgments, score.json, and lines of scores.jsonl."""
-    judge = config.judge.replace("/", "_")
+    judge: Judge,
+) -> str:
+    """Upstream's files of judgments, score.json, and lines of scores.jsonl. What came of it, in a line."""
     for split, queries in entries.items():
         rows = [
             entry | {"id": key, "response": responses[split][key]} | scored.judged[split][key]
             for key, entry in queries.items()
         ]
-        files.write_rows(folder / f"judge_results_{NAMES[split][1]}_model_judge_{judge}.jsonl", rows)
-    tables = {mode: mixeval.aggregate(scored.scores, entries, mode) for mode in ("table4_compat", "merged")}
-    facts = {"judge": config.judge, "preset": config.preset, "wording_sha256": wording.sha256}
+        named = config.judge.replace("/", "_")
+        files.write_rows(folder / f"judge_results_{NAMES[split][1]}_model_judge_{named}.jsonl", rows)
+    facts = judge.facts | {"preset": config.preset, "wording_sha256": wording.sha256, "data_sha256": digest(entries)}
     facts |= {"n_fallbacks": scored.n_fallbacks, "fallback": config.fallback, "judged_once": config.dedupe}
-    with files.whole_file(folder / "score.json") as temporary:
-        temporary.write_text(json.dumps(tables | facts, indent=1) + "\n", encoding="utf-8")
-    error = standard_error(entries, scored.scores)
-    n = sum(map(len, entries.values()))
+    facts |= {"judge_temperature": config.judge_temperature, "software": software()}
+    tables = {mode: mixeval.aggregate(scored.scores, entries, mode) for mode in ("table4_compat", "merged")}
+    splits = {
+        f"split/{split}": float(np.mean(list(values.values()))) for split, values in scored.scores.items() if values
+    }
+    judging.write_json(folder / "score.json", tables | facts)
+    error, n = standard_error(entries, scored.scores), sum(map(len, entries.values()))
+    named = {f"{mode}/{metric}": value for mode, table in tables.items() for metric, value in table.items()} | splits
     lines = [
-        {"checkpoint": name, "benchmark": "mixeval-hard", "version": folder.name, "metric": f"{mode}/{metric}"}
-        | {"value": value, "stderr": error if metric == "overall" else None, "n": n, **facts}
-        for mode, table in tables.items()
-        for metric, value in table.items()
+        {"checkpoint": name, "benchmark": BENCHMARK, "version": folder.name, "metric": metric, "value": value}
+        | {"stderr": error if metric.endswith("/overall") else None, "n": n, **facts}
+        for metric, value in named.items()
     ]
-    _append_scores(folder.parents[2] / "scores.jsonl", lines)
-
-
-def _append_scores(path: Path, lines: Sequence[dict[str, Any]]) -> None:
-    """Adds scores; the same ones (all but value and error equal) are replaced, so that a repeated pass adds nothing."""
-    key = lambda line: tuple(line.get(k) for k in ("checkpoint", "benchmark", "version", "metric", "judge", "preset"))  # noqa: E731
-    old = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()] if path.is_file() else []
-    new = {key(line) for line in lines}
-    files.write_rows(path, [*(line for line in old if key(line) not in new), *lines])
-
-
-def _tell(name: str, version: str, entries: Entries, scored: Scored, config: MixEvalConfig) -> str:
-    table = mixeval.aggregate(scored.scores, entries, "table4_compat")
-    error = standard_error(entries, scored.scores)
-    said = f"{name}  {version}  {100 * table['overall']:.2f} +- {100 * error:.2f}  (judge {config.judge}"
+    path = folder.parents[2] / scores.NAME
+    scores.write(path, lines)
+    overall = tables["table4_compat"]["overall"]
+    said = f"{name}  {folder.name}  {100 * overall:.2f} +- {100 * error:.2f}"
+    base = scores.pick(scores.read(path), checkpoint=scores.BASE, benchmark=BENCHMARK, version=folder.name)
+    against = [line for line in base if line["metric"] == "table4_compat/overall"]
+    if against and name != scores.BASE:
+        own = next(line for line in lines if line["metric"] == "table4_compat/overall")
+        fit = [line for line in against if not scores.differences(own, line)]
+        said += f"  {100 * scores.delta(own, (fit or against)[0]):+.2f} against the base"
+    said += f"  (judge {config.judge}"
     if scored.n_fallbacks:
         said += f"; {scored.n_fallbacks} queries without a judgment counted by the fallback {config.fallback}"
     return said + ")"
+
+
+def digest(entries: Entries) -> str:
+    """SHA-256 of the queries, whatever file they stand in."""
+    return hashlib.sha256(json.dumps(entries, sort_keys=True).encode()).hexdigest()
+
+
+def software() -> str:
+    """This program and its version."""
+    name = "anchored-preference-optimization"
+    return f"{name} {metadata.version(name)}"

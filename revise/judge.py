@@ -5,8 +5,10 @@ score_request(...)   parse_score(answer)      1 to 10
 """
 
 import re
+from collections.abc import Sequence
 
-from revise.templates import Template
+from data.records import Message
+from revise.templates import Template, read_template, task_of
 
 CHOICE_SLOTS = ("TASK", "STUDENT_SOLUTION_1", "STUDENT_SOLUTION_2")
 SCORE_SLOTS = ("TASK", "STUDENT_SOLUTION")
@@ -20,6 +22,11 @@ VERDICT = (
 def choose_request(task: str, first: str, second: str, template: Template) -> str:
     """The text that a judge of two answers is sent."""
     return template.fill(task=task, student_solution_1=first, student_solution_2=second)
+
+
+def compare(prompt: Sequence[Message], first: str, second: str, template: str | None = None) -> str:
+    """The same in our own words, or in those of a user's file. Raises InputError where that cannot be used."""
+    return choose_request(task_of(prompt), first, second, read_template(template, "judge", CHOICE_SLOTS))
 
 
 def score_request(task: str, answer: str, template: Template) -> str:

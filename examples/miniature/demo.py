@@ -1,5 +1,6 @@
 """The demo: a tiny Llama is made, sampled, and aligned on minimal revisions of its own answers (CLAIR) with APO-zero;
-DPO trains on the same pairs beside it. Everything runs through the modules that a real run uses.
+DPO trains on the same pairs beside it. Everything runs through the modules that a real run uses, and ends in the
+report that a real run ends in: runs/demo/report/report.html.
 
     ./launch.sh demo        about three minutes on two cores
 """
@@ -23,6 +24,7 @@ from data.tokenizer import Tokenizer
 from engine import train, weights
 from engine.config import TrainConfig
 from engine.generate import Sampling, generate
+from eval import contrast_run, report, scores, trajectories
 from examples.miniature import model, reviser, world
 from revise import recipe
 from revise import show as pages
@@ -30,6 +32,7 @@ from revise.recipes import ClairConfig, clair_recipe
 
 TRAINING = {"batch_size": 16, "epochs": 2, "optimizer": "adamw", "lr": 1e-3, "warmup_steps": 10, "beta": 0.5}
 OBJECTIVES = ("apo_zero", "dpo")
+N_HELDOUT = 64  # of the pairs
 MAX_ANSWER_TOKENS = 64
 
 
@@ -121,14 +124,23 @@ def main(argv: Sequence[str]) -> None:
     _, prompts, test = model.split_questions()
     stage("it answers new prompts; a reviser, asked over HTTP, repairs what is wrong in each answer, and nothing else")
     pairs = make_pairs(base, prompts, root)
-    models = {"base": base}
+    models, runs = {"base": base}, [root / loss for loss in OBJECTIVES]
+    epochs: dict[Path, dict[str, Path]] = {}
     for loss in OBJECTIVES:
         stage(f"{loss} trains on the pairs")
         shutil.rmtree(root / loss, ignore_errors=True)
         run = train.run(
-            TrainConfig(model=str(base), data=(str(pairs),), loss=loss, out=str(root / loss), keep=1, **TRAINING)  # pyright: ignore[reportArgumentType]
+            TrainConfig(
+                model=str(base),
+                data=(str(pairs),),
+                loss=loss,
+                out=str(root / loss),
+                eval_pairs=N_HELDOUT,
+                **TRAINING,  # pyright: ignore[reportArgumentType]
+            )
         )
         models[loss] = run.checkpoints[-1]
+        epochs[root / loss] = {folder.name: folder for folder in run.checkpoints}
     stage(f"every model answers {len(test)} questions that none has seen")
     sampled = {name: measure(folder, test, temperature=1.0) for name, folder in models.items()}
     greedy = {name: measure(folder, test, temperature=0.0) for name, folder in models.items()}
@@ -137,9 +149,36 @@ def main(argv: Sequence[str]) -> None:
     show(rewards, sampled, greedy, test)
     if config.figure:
         draw(rewards, sampled, Path(config.figure))
-    stage(f"done; models, pairs and metrics are in {root}")
+    stage("every checkpoint is measured for the report")
+    for folder in runs:
+        found = {"base": sampled["base"]} | {
+            name: sampled[folder.name] if path in models.values() else measure(path, test, temperature=1.0)
+            for name, path in epochs[folder].items()
+        }
+        write_scores(folder, found)
+        contrast_run.measure(folder)
+        trajectories.main([str(folder), "--answers", "48", "--max-new-tokens", str(MAX_ANSWER_TOKENS)])
+    page = report.write(runs, root / "report", title="A tiny Llama, aligned on revisions of its own answers")
+    stage(f"done; models, pairs and metrics are in {root}, and the report is {page}")
     if sampled["apo_zero"].interval[0] <= sampled["base"].interval[1]:
         raise RunError("APO-zero did not improve on the base: their intervals at temperature 1 overlap")
+
+
+def write_scores(run: Path, found: dict[str, Score]) -> None:
+    """What the miniature's own evaluator has found, as any evaluator writes it."""
+    lines = [
+        {"checkpoint": name, "benchmark": "field guide", "version": f"{score.n} unseen questions", "metric": metric}
+        | {
+            "value": value,
+            "stderr": (value * (1 - value) / n) ** 0.5,
+            "n": score.n,
+            "judge": "a program",
+            "temperature": 1,
+        }
+        for name, score in found.items()
+        for metric, value, n in (("overall", score.exact, score.n), ("facts right", score.facts, 4 * score.n))
+    ]
+    scores.write(run / "eval" / scores.NAME, lines)
 
 
 def read_rewards(path: Path) -> dict[str, list[float]]:

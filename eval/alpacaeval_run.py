@@ -1,0 +1,334 @@
+"""A pass over AlpacaEval 2: outputs, the weighted annotator, win rates with and without length control.
+
+    python -m eval alpacaeval runs/first --alpaca-eval path/to/alpaca_eval --gamed df_gamed.csv --store judge.sqlite \\
+        --judge-endpoint http://localhost:8000/v1 --judge NAME
+
+The 805 instructions with the reference's outputs, and the annotator's wording, are read from the user's checkout of
+alpaca_eval; its code is not run. df_gamed.csv is a file of the hub's data set tatsu-lab/alpaca_eval. Of a run the best
+checkpoint of each MixEval-Hard version is scored, as the paper does with its two best.
+"""
+
+import csv
+import hashlib
+import importlib.util
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal, NamedTuple
+
+import numpy as np
+
+from data import cli
+from data.errors import InputError, RunError
+from eval import alpacaeval, judging, mixeval_run, scores
+from eval.checkpoints import Checkpoint
+from eval.judging import Judge, JudgedConfig
+from revise.client import Answered, Store, open_store
+
+EXAMPLE = (
+    "python -m eval alpacaeval runs/first --alpaca-eval path/to/alpaca_eval --gamed df_gamed.csv --store judge.sqlite"
+    " --judge-endpoint http://localhost:8000/v1 --judge NAME"
+)
+BENCHMARK = "alpacaeval-2"
+REFERENCE = "gpt4_1106_preview"
+OUTPUTS = f"results/{REFERENCE}/model_outputs.json"
+TEMPLATE = "evaluators_configs/alpaca_eval_clf_gpt4_turbo/alpaca_eval_clf.txt"
+SHA256 = {  # of the published files
+    "outputs": "83db546b872ddebee8965fd05fa48461ee3c32bc695c62fb57f2d214ff741ec4",
+    "template": "784227e6dc2832fc08c43d2c8ea3a308e7523780187a1aaad2f85e30bac85f62",
+    "gamed": "97aeec3f1c7de6dee6fd31fe66f1702623f4614c3efe1c6fc5f4927cd5fd674d",
+}
+PRESETS = {"stable": {"temperature": 0.0, "top_p": 1.0}, "upstream": {"temperature": 0.7, "top_p": 1.0}}
+MAX_TOKENS = 2048
+ANNOTATOR = {"max_tokens": 1, "temperature": 1, "top_p": 1.0, "logprobs": True, "top_logprobs": 5}
+FEW = 0.05  # of rows on one side of the reference's length: length control then extrapolates (appendix D)
+
+
+@dataclass(frozen=True, kw_only=True)
+class AlpacaEvalConfig(JudgedConfig):
+    """Win rates against GPT-4-turbo's outputs on 805 instructions, with and without length control.
+
+    --endpoint and --model name a server that answers in the place of the checkpoint (vLLM, for large models).
+    """
+
+    alpaca_eval: str
+    """Your checkout of tatsu-lab/alpaca_eval: the reference's outputs and the annotator's wording are read from it."""
+    gamed: str | None = None
+    """df_gamed.csv of the hub's data set tatsu-lab/alpaca_eval; without it there is no length control."""
+    checkpoint: tuple[str, ...] = ()
+    """Names of the run's checkpoints. Unset: the best one of each MixEval-Hard version, by OUT/scores.jsonl."""
+    preset: Literal["stable", "upstream"] = "stable"
+    """How outputs are drawn: greedily, or at temperature 0.7 as most of the leaderboard's."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.endpoint and self.checkpoint:
+            raise InputError("--checkpoint names a run's folders; with --endpoint the served model is scored")
+
+
+class Data(NamedTuple):
+    """The files of a pass."""
+
+    reference: list[dict[str, Any]]
+    """Rows with "instruction" and "output", in upstream's order."""
+    template: str
+    gamed: list[dict[str, Any]] | None
+    sha256: str
+    """Of the reference's outputs."""
+    template_sha256: str
+
+
+def main(argv: Sequence[str]) -> None:
+    """The command."""
+    config = cli.parse(AlpacaEvalConfig, argv, command="python -m eval alpacaeval", example=EXAMPLE)
+    data = read_data(config)
+    found = _chosen(config)
+    with open_store(Path(config.store)) as store:
+        judge = judging.judge_of(config, store)
+        if config.dry_run:
+            print(_estimate(data, config, len(found)))
+            return
+        tables = {c.name: score_one(c, data, config, judge) for c in found}
+    for name, table in tables.items():
+        print(_tell(name, table))
+    if said := _averaged(tables):
+        print(said)
+
+
+# --- the user's files ----------------------------------------------------------------------------------------------
+
+
+def read_data(config: AlpacaEvalConfig) -> Data:
+    """The files of a pass. Raises InputError where one is missing, or not the published one without --any-data."""
+    root = Path(config.alpaca_eval)
+    outputs = _bytes(root / OUTPUTS, "outputs", config)
+    try:
+        rows = json.loads(outputs)
+        reference = [{"instruction": row["instruction"], "output": row["output"], "dataset": row.get("dataset")}
+                     for row in rows]  # fmt: skip
+    except (ValueError, KeyError, TypeError):
+        raise InputError(
+            f"{root / OUTPUTS}: not a list of rows with instruction and output; give the file as it is"
+        ) from None
+    template = _bytes(_template_path(root), "template", config)
+    gamed = _read_gamed(Path(config.gamed), config) if config.gamed else None
+    if gamed is None:
+        cli.notify("no --gamed: win rates are not length-controlled")
+    digests = (hashlib.sha256(raw).hexdigest() for raw in (outputs, template))
+    return Data(reference, template.decode("utf-8"), gamed, *digests)
+
+
+def _bytes(path: Path, kind: str, config: AlpacaEvalConfig) -> bytes:
+    try:
+        raw = path.read_bytes()
+    except OSError as fault:
+        raise InputError(f"{path}: cannot be read ({fault.strerror}); give a checkout of alpaca_eval") from None
+    if hashlib.sha256(raw).hexdigest() != SHA256[kind]:
+        if not config.any_data:
+            raise InputError(f"{path}: not the published file (another checksum); mend it, or say --any-data")
+        cli.notify(f"{path}: not the published file; its scores compare with none but their own")
+    return raw
+
+
+def _template_path(root: Path) -> Path:
+    """In the checkout, or in the installed package, which is looked up and not imported."""
+    places = [root / "src/alpaca_eval" / TEMPLATE, root / TEMPLATE]
+    package = importlib.util.find_spec("alpaca_eval")
+    places += [Path(p) / TEMPLATE for p in (package.submodule_search_locations or ())] if package else []
+    return next((path for path in places if path.is_file()), places[0])
+
+
+def _read_gamed(path: Path, config: AlpacaEvalConfig) -> list[dict[str, Any]]:
+    text = _bytes(path, "gamed", config).decode("utf-8")
+    rows = list(csv.DictReader(text.splitlines()))
+    numbers = ("preference", "std_delta_len", "instruction_difficulty")
+    try:
+        return [
+            row | {"index": int(float(row["index"]))} | {k: float(row[k] or "nan") for k in numbers} for row in rows
+        ]
+    except (KeyError, ValueError):
+        raise InputError(
+            f"{path}: has not the columns index, {', '.join(numbers)}; give df_gamed.csv as it is"
+        ) from None
+
+
+def _chosen(config: AlpacaEvalConfig) -> list[Checkpoint]:
+    """The checkpoints to score, the base first. Raises InputError where none can be chosen."""
+    found = judging.find(config)
+    if config.endpoint or (Path(config.what) / "config.json").is_file():
+        return found
+    names = config.checkpoint or _best(config)
+    known = {c.name: c for c in found}
+    if missing := [name for name in names if name not in known]:
+        raise InputError(f"{config.what}: has no checkpoint {missing[0]!r} any more; it has {', '.join(known)}")
+    with_base = [scores.BASE] if scores.BASE in known else []
+    return [known[name] for name in dict.fromkeys([*with_base, *names])]
+
+
+def _best(config: AlpacaEvalConfig) -> list[str]:
+    path = config.folder / scores.NAME
+    lines = scores.read(path)
+    tables = {v: mixeval_run.of_version(lines, v) for v in mixeval_run.VERSIONS}
+    names = [max(table, key=lambda name: table[name]) for table in tables.values() if table]
+    if not names:
+        raise InputError(
+            f"{path}: has no MixEval-Hard scores to choose the best by; run that first, or name --checkpoint"
+        )
+    return names
+
+
+# --- a checkpoint --------------------------------------------------------------------------------------------------
+
+
+def score_one(checkpoint: Checkpoint, data: Data, config: AlpacaEvalConfig, judge: Judge) -> dict[str, float]:
+    """Outputs, annotations and win rates of a checkpoint, written down. What they came to."""
+    folder = config.folder / checkpoint.name / "alpaca_eval_2"
+    outputs = _outputs(checkpoint, data, config, judge.store, folder)
+    preferences = annotate(data, outputs, judge)
+    rows = [
+        {"instruction": row["instruction"], "output_1": row["output"], "generator_1": REFERENCE, "output_2": output,
+         "generator_2": checkpoint.name, "annotator": config.judge, "preference": preference}
+        for row, output, preference in zip(data.reference, outputs, preferences, strict=True)
+    ]  # fmt: skip
+    judging.write_json(folder / "annotations.json", rows)
+    table = summarise(preferences, data, outputs)
+    facts = judge.facts | {"preset": config.preset, "data_sha256": data.sha256, "wording_sha256": data.template_sha256}
+    facts |= {"reference": REFERENCE, "software": mixeval_run.software()}
+    errors = {"win_rate": "standard_error", "length_controlled_winrate": "lc_standard_error"}
+    lines = [
+        {"checkpoint": checkpoint.name, "benchmark": BENCHMARK, "version": REFERENCE, "metric": name, "value": value}
+        | {"stderr": table.get(errors.get(name, "")), "n": int(table["n_total"]), **facts}
+        for name, value in table.items()
+        if np.isfinite(value)
+    ]
+    judging.write_json(folder / "score.json", table | facts)
+    scores.write(config.folder / scores.NAME, lines)
+    return table
+
+
+def _outputs(checkpoint: Checkpoint, data: Data, config: AlpacaEvalConfig, store: Store, folder: Path) -> list[str]:
+    """The model's outputs, stripped as upstream does; from model_outputs.json where it is there."""
+    path = folder / "model_outputs.json"
+    asked = [row["instruction"] for row in data.reference]
+    if path.is_file():
+        rows = json.loads(path.read_text(encoding="utf-8"))
+        if [r["instruction"] for r in rows] != asked or any(r.get("preset") != config.preset for r in rows):
+            raise InputError(f"{path}: holds outputs to other instructions or of another preset; give another --out")
+        return [row["output"] for row in rows]
+    prompts = {str(i): instruction for i, instruction in enumerate(asked)}
+    how = PRESETS[config.preset]
+    found = judging.responses(checkpoint, prompts, config, store, path, max_tokens=MAX_TOKENS, **how)
+    rows = [
+        {"dataset": row["dataset"], "instruction": row["instruction"], "output": found[str(i)].strip(),
+         "generator": checkpoint.name, "preset": config.preset}
+        for i, row in enumerate(data.reference)
+    ]  # fmt: skip
+    judging.write_json(path, rows)
+    judging.settle(path)
+    return [row["output"] for row in rows]
+
+
+def annotate(data: Data, outputs: Sequence[str], judge: Judge) -> list[float | None]:
+    """Each output's preference from 1 to 2, None where the judge gave none; equal outputs are a draw, unasked.
+
+    Raises RunError where the first answers carry no log-probs of m and M: before hundreds are paid for.
+    """
+    pairs = {}
+    for i, (row, output) in enumerate(zip(data.reference, outputs, strict=True)):
+        if output != row["output"]:
+            switched = alpacaeval.is_switched(row["instruction"])
+            shown = (output, row["output"]) if switched else (row["output"], output)
+            messages = alpacaeval.messages(row["instruction"], *shown, data.template)
+            pairs[i] = (judge.request({"messages": messages, **ANNOTATOR}), switched)
+    requests = [request for request, _ in pairs.values()]
+    first = judge.ask(requests[:3])
+    if first and all(_preference(found, False) is None for found in first):
+        raise RunError(
+            "--judge: gives no log-probs of the tokens m and M, which the weighted win rate is made of; take a model "
+            "that does not reason first, on a server that gives logprobs"
+        )
+    made: list[float | None] = [1.5] * len(outputs)
+    for (i, (_, switched)), found in zip(pairs.items(), judge.ask(requests), strict=True):
+        made[i] = _preference(found, switched)
+    return made
+
+
+def _preference(found: Answered, switched: bool) -> float | None:
+    """What an answer says. Of a text that is blank the log-probs count all the same."""
+    if found.row is None or found.row.state not in ("answered", "unusable"):
+        return None
+    try:
+        top = json.loads(found.row.answer)["choices"][0]["logprobs"]["content"][0]["top_logprobs"]
+        return alpacaeval.preference(top, switched)
+    except (ValueError, KeyError, IndexError, TypeError):
+        return None
+
+
+def summarise(preferences: Sequence[float | None], data: Data, outputs: Sequence[str]) -> dict[str, float]:
+    """Win rates, lengths in characters, and how many rows are shorter and longer than the reference's."""
+    lengths, references = [len(o) for o in outputs], [len(row["output"]) for row in data.reference]
+    table = alpacaeval.win_rate(preferences)
+    if data.gamed is not None:
+        controlled = alpacaeval.length_controlled(preferences, lengths, references, data.gamed)
+        table |= {name: controlled[name] for name in ("length_controlled_winrate", "lc_standard_error")}
+    delta = np.array(lengths) - np.array(references)
+    table |= {"avg_length": float(int(np.mean(lengths))), "n_missing": float(sum(p is None for p in preferences))}
+    return table | {"share_longer": float((delta > 0).mean()), "share_shorter": float((delta < 0).mean())}
+
+
+# --- what is said --------------------------------------------------------------------------------------------------
+
+
+def warnings(table: Mapping[str, float]) -> list[str]:
+    """What makes a length-controlled win rate doubtful."""
+    made = []
+    if table["n_missing"]:
+        made.append(f"{table['n_missing']:.0f} rows have no preference; --ask-again asks for them once more")
+    if (controlled := table.get("length_controlled_winrate")) is None:
+        return made
+    for side in ("longer", "shorter"):
+        if (share := table[f"share_{side}"]) < FEW:
+            made.append(
+                f"only {share:.1%} of the outputs are {side} than the reference's: length control has little to "
+                "compare on that side (appendix D of arXiv 2408.06266)"
+            )
+    if alpacaeval.is_extreme(table["win_rate"], controlled):
+        made.append("length control moves the win rate further than a sound fit does: do not trust it")
+    return made
+
+
+def _tell(name: str, table: Mapping[str, float]) -> str:
+    said = f"{name}  win rate {table['win_rate']:.1f} +- {table['standard_error']:.1f}"
+    if "length_controlled_winrate" in table:
+        said += f"  length-controlled {table['length_controlled_winrate']:.1f} +- {table['lc_standard_error']:.1f}"
+    said += f"  {table['avg_length']:.0f} characters"
+    return "\n".join([said, *(f"  {sentence}" for sentence in warnings(table))])
+
+
+def _averaged(tables: Mapping[str, Mapping[str, float]]) -> str:
+    """The mean over the checkpoints, and its distance from the base's, as the paper gives them."""
+    others = [table for name, table in tables.items() if name != scores.BASE]
+    if scores.BASE not in tables or not others:
+        return ""
+    said = []
+    for metric, unit in (("length_controlled_winrate", "points"), ("win_rate", "points"), ("avg_length", "characters")):
+        if all(metric in table for table in tables.values()):
+            difference = np.mean([table[metric] for table in others]) - tables[scores.BASE][metric]
+            said.append(f"{metric} {difference:+.2f} {unit}")
+    return f"mean of {len(others)} against the base: {', '.join(said)}"
+
+
+def _estimate(data: Data, config: AlpacaEvalConfig, n: int) -> str:
+    """The most that a pass can take: outputs as long as may be."""
+    longest = "x" * (4 * MAX_TOKENS)
+    asked = [
+        (
+            sum(len(m["content"]) for m in alpacaeval.messages(r["instruction"], r["output"], longest, data.template))
+            // 4,
+            1,
+        )
+        for r in data.reference
+    ]
+    said = judging.price(asked * n, config, f"{n} checkpoints, {len(asked)} instructions each; the judge")
+    return f"{said}\n(nothing was sent)"

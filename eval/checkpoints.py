@@ -1,0 +1,97 @@
+"""What is evaluated: the epochs of a run as they appear, its base model, or one model; and which of them are kept."""
+
+import json
+import os
+import shutil
+import time
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from data import cli
+from data.errors import InputError
+from eval import scores
+
+WATCH_SECONDS = 15.0
+
+
+class Checkpoint(NamedTuple):
+    """A model and what it is called in scores."""
+
+    name: str
+    folder: Path
+
+
+def epochs(run: Path) -> list[Checkpoint]:
+    """A run's epochs, in order. A folder appears when it is whole: it is renamed when it has been written."""
+    found = [p for p in run.glob("epoch-*") if p.name[6:].isdigit() and (p / "config.json").is_file()]
+    return [Checkpoint(p.name, p) for p in sorted(found, key=lambda p: int(p.name[6:]))]
+
+
+def settings(run: Path) -> dict[str, Any]:
+    """What the run was asked for: its config.yaml, values as text; empty where there is none."""
+    path = run / "config.yaml"
+    return cli.read_yaml(path) if path.is_file() else {}
+
+
+def base_of(run: Path) -> Checkpoint | None:
+    """The model that a run began with, where its folder is there."""
+    folder = settings(run).get("model")
+    return Checkpoint(scores.BASE, Path(folder)) if isinstance(folder, str) and Path(folder).is_dir() else None
+
+
+def find(what: Path, *, with_base: bool) -> list[Checkpoint]:
+    """The one checkpoint in a folder, or a run's: its base first. Raises InputError where there is neither."""
+    if (what / "config.json").is_file():
+        return [Checkpoint(what.name, what)]
+    base, found = base_of(what), epochs(what)
+    if not found:
+        raise InputError(f"{what}: neither a checkpoint nor a run with epochs; give one of them")
+    if with_base and base is None:
+        cli.notify(f"{what}: its base model is not there; without it there are no deltas (--base-scores, --no-base)")
+    return [*([base] if with_base and base else []), *found]
+
+
+def is_over(run: Path) -> bool:
+    """Whether a run has written its last epoch."""
+    asked = settings(run)
+    path = run / "metrics.jsonl"
+    lines = path.read_bytes().splitlines() if path.is_file() else []
+    if not asked or not lines:
+        return False
+    last = json.loads(lines[-1])
+    done = float(last["epoch"]) >= float(asked["epochs"]) - 1e-9
+    most = asked.get("max_steps") or "null"
+    return done or (most != "null" and last["step"] >= int(most))
+
+
+def watch(run: Path, *, with_base: bool) -> Iterator[Checkpoint]:
+    """Checkpoints as they appear, each once, until the run has written its last."""
+    seen: set[str] = set()
+    while True:
+        was_over = is_over(run)  # asked first: an epoch that ends in between is then met in the next turn
+        base = base_of(run) if with_base else None
+        for checkpoint in [*([base] if base else []), *epochs(run)]:
+            if checkpoint.name not in seen:
+                seen.add(checkpoint.name)
+                yield checkpoint
+        if was_over:
+            return
+        time.sleep(WATCH_SECONDS)
+
+
+def prune(run: Path, best: Mapping[str, float], also: set[str]) -> list[str]:
+    """Removes the epochs that have a score, but for the best, the newest and `also`. Their names.
+
+    best: each epoch's score. A folder is renamed before it is removed: what is left of it is never taken for an epoch.
+    """
+    for left in run.glob(".removed-epoch-*"):
+        shutil.rmtree(left, ignore_errors=True)
+    found = epochs(run)
+    keep = {max(best, key=lambda name: best[name])} | also | {found[-1].name} if best and found else set()
+    gone = [c for c in found if c.name in best and c.name not in keep]
+    for checkpoint in gone:
+        hidden = run / f".removed-{checkpoint.name}"
+        os.rename(checkpoint.folder, hidden)
+        shutil.rmtree(hidden)
+    return [c.name for c in gone]

@@ -1,0 +1,59 @@
+"""The contrast of a run's pairs (Table 1 of arXiv 2408.06266), as lines of its scores.jsonl.
+
+python -m eval contrast runs/first
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import tyro
+
+from data import InputError, cli, load_preferences
+from data.contrast import contrast, texts_of
+from data.tokenizer import Tokenizer
+from eval import checkpoints, scores
+
+EXAMPLE = "python -m eval contrast runs/first"
+
+
+@dataclass(frozen=True, kw_only=True)
+class ContrastConfig:
+    """Measure how much the pairs that a run was trained on differ, for its report."""
+
+    run: tyro.conf.Positional[str]
+    """A run's folder."""
+    config: str | None = None
+    """YAML file of settings, named as the flags are; flags win over it."""
+
+    def __post_init__(self) -> None:
+        if not Path(self.run).is_dir():
+            raise InputError(f"{self.run}: no such folder; give a run's")
+
+
+def main(argv: Sequence[str]) -> None:
+    """The command."""
+    config = cli.parse(ContrastConfig, argv, command="python -m eval contrast", example=EXAMPLE)
+    run = Path(config.run)
+    for line in measure(run):
+        print(f"{line['version']}  {line['metric']}  {line['value']:.2f}")
+
+
+def measure(run: Path) -> list[scores.Line]:
+    """Table 1's measures of each of the run's data files, written into its scores. Raises InputError."""
+    base, asked = checkpoints.base_of(run), checkpoints.settings(run).get("data", [])
+    tokenizer = Tokenizer(base.folder) if base else None
+    lines: list[scores.Line] = []
+    for source in [asked] if isinstance(asked, str) else asked:
+        found = contrast(texts_of(load_preferences(source)), tokenizer)
+        words = {"pairs": float(len(found.copied)), "Jaccard of words, %": 100 * float(found.jaccard_words.mean())}
+        if found.jaccard_tokens is not None:
+            words["Jaccard of tokens, %"] = 100 * float(found.jaccard_tokens.mean())
+        words["Levenshtein, characters"] = float(found.levenshtein.mean())
+        named = {"checkpoint": "data", "benchmark": "contrast", "version": Path(source).name.removesuffix(".jsonl")}
+        lines += [named | {"metric": name, "value": value, "stderr": None, "n": len(found.copied), "judge": None}
+                  for name, value in words.items()]  # fmt: skip
+    if not lines:
+        raise InputError(f"{run}: its config.yaml names no data; measure a file by python -m data.contrast")
+    scores.write(run / "eval" / scores.NAME, lines)
+    return lines

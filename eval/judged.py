@@ -1,0 +1,99 @@
+"""The model's own answers against the winning ones, by a judge: what `eval advise --judge-endpoint` rests on."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from data import cli, load_preferences
+from data.errors import InputError, RunError
+from data.examples import Example
+from data.records import Message
+from engine.generate import Answerer, Sampling, draw
+from eval.judging import Judge, parse_extra
+from revise import judge as judges
+from revise.client import ClientConfig, open_store
+
+JUDGE_TOKENS = 1024
+
+
+@dataclass(frozen=True, kw_only=True)
+class JudgeSettings:
+    """A judge, and how own answers are drawn for it."""
+
+    judge_endpoint: tuple[str, ...] = ()
+    """Address of an OpenAI-compatible server: it judges fresh answers of the model against the winners, in the place of
+    scores in the rows; in half of the pairs the model's answer comes first."""
+    judge: str = ""
+    """The judge's name there."""
+    judge_key_env: tuple[str, ...] = ("OPENAI_API_KEY",)
+    """Environment variable of the judge's API key."""
+    judge_extra: str | None = None
+    """JSON object that is merged into each request to the judge; null takes a field out."""
+    judge_template: str | None = None
+    """File with another wording; <TASK>, <STUDENT_SOLUTION_1> and <STUDENT_SOLUTION_2> stand for the texts."""
+    judge_temperature: float = 0.7
+    """Of the judge."""
+    store: str | None = None
+    """SQLite file that holds the judge's answers; own answers are kept beside it."""
+    concurrency: int = 64
+    """Most requests to the judge at once."""
+    own_temperature: float = 1.0
+    """Own answers are drawn at that temperature."""
+    max_new_tokens: int = 512
+    """Most tokens of them."""
+
+    def __post_init__(self) -> None:
+        parse_extra(self.judge_extra)
+        if self.judge_endpoint and not (self.judge and self.store):
+            raise InputError(
+                "--judge-endpoint needs the judge's name there, --judge, and a file for its answers, --store"
+            )
+        if not self.judge_endpoint and (self.judge or self.store or self.judge_template or self.judge_extra):
+            raise InputError("--judge, --store, --judge-template and --judge-extra go with --judge-endpoint")
+
+
+def compare(examples: Sequence[Example], model: str, source: str, config: JudgeSettings, *, seed: int) -> list[Example]:
+    """Examples with the judge's verdict as scores, 1 for what is better and 0 for the other; without those lacking one.
+
+    Raises RunError where no answer of the judge can be read.
+    """
+    assert config.store is not None  # checked with the flags
+    records = {r.place: r for r in load_preferences(source, skip_bad_rows=True)}
+    answerer = Answerer.open(model)
+    if answerer.chat is None:
+        raise InputError(f"{model}: has no tokenizer, and a judge reads text")
+    sampling = Sampling(max_new_tokens=config.max_new_tokens, temperature=config.own_temperature, seed=seed)
+    own = draw(
+        answerer, [e.prompt.tolist() for e in examples], sampling, Path(config.store), name="own answers"
+    ).answers
+    client = ClientConfig(
+        store=config.store, endpoint=config.judge_endpoint, model=config.judge, key_env=config.judge_key_env,
+        concurrency=config.concurrency,
+    )  # fmt: skip
+    with open_store(Path(config.store)) as store:
+        judge = Judge(client, store, extra=parse_extra(config.judge_extra))
+        requests = []
+        for i, e in enumerate(examples):
+            record = records[e.place]
+            prompt = [m for m in record.prompt if isinstance(m, Message)]
+            winner, answer = str(record.responses[0]), own[i, 0]["response"]
+            first, second = (answer, winner) if i % 2 else (winner, answer)
+            text = judges.compare(prompt, first, second, config.judge_template)
+            body = {"messages": [{"role": "user", "content": text}], "temperature": config.judge_temperature}
+            requests.append(judge.request(body | {"max_tokens": JUDGE_TOKENS}))
+        found = judge.ask(requests)
+    made = []
+    for i, (e, answer) in enumerate(zip(examples, found, strict=True)):
+        try:
+            choice = judges.parse_choice(answer.completion.text) if answer.completion else None
+        except ValueError:
+            choice = None
+        if choice is not None:
+            is_own = choice == (1 if i % 2 else 2)
+            made.append(e._replace(ratings=e.ratings._replace(scores=(float(not is_own), 0.0), own=float(is_own))))
+    if not made:
+        why = found[0].fault or (found[0].completion.text[:80] if found[0].completion else "")
+        raise RunError(f"--judge: no answer of its names [1] or [2] ({why!r}); take a model that follows instructions")
+    if len(made) < len(examples):
+        cli.notify(f"{len(examples) - len(made)} of {len(examples)} pairs have no verdict and are left out")
+    return made

@@ -1,0 +1,114 @@
+"""Line charts as SVG for a page: colours come from the page's style, light or dark, and nothing in them runs."""
+
+import html
+import math
+from collections.abc import Sequence
+from typing import NamedTuple
+
+WIDTH, HEIGHT = 520, 260
+LEFT, RIGHT, TOP, BOTTOM = 58, 12, 14, 38
+N_COLOURS = 6
+MOST_POINTS = 400  # of a line; more are averaged in bins
+
+
+class Series(NamedTuple):
+    """A line."""
+
+    name: str
+    points: Sequence[tuple[float, float]]
+    errors: Sequence[float | None] = ()
+    """Half of each point's bar, where there are bars."""
+    colour: int = 0
+    is_dashed: bool = False
+
+
+def ticks(low: float, high: float, n: int = 5) -> list[float]:
+    """Round numbers from below low to above high."""
+    span = (high - low) or abs(high) or 1.0
+    raw = span / n
+    unit = 10 ** math.floor(math.log10(raw))
+    step = next(unit * m for m in (1, 2, 2.5, 5, 10) if unit * m >= raw * (1 - 1e-9))
+    first, last = math.floor(low / step + 1e-9), math.ceil(high / step - 1e-9)
+    return [round(i * step, 12) for i in range(first, last + 1)]
+
+
+def thin(points: Sequence[tuple[float, float]]) -> list[tuple[float, float]]:
+    """At most MOST_POINTS points, each the mean of neighbours."""
+    size = -(-len(points) // MOST_POINTS)
+    bins = [points[i : i + size] for i in range(0, len(points), size)]
+    return [(sum(x for x, _ in b) / len(b), sum(y for _, y in b) / len(b)) for b in bins]
+
+
+def chart(title: str, series: Sequence[Series], *, x: str, y: str, level: tuple[str, float] | None = None) -> str:
+    """A <figure>: the lines over axes with round numbers, and a legend. level: a named horizontal line.
+
+    Points that are not finite are left out; where none is left the figure says so.
+    """
+    lines = [(s, [(a, b) for a, b in s.points if math.isfinite(a) and math.isfinite(b)]) for s in series]
+    lines = [(s, points) for s, points in lines if points]
+    caption = f"<figcaption>{html.escape(title)}</figcaption>"
+    if not lines:
+        return f"<figure>{caption}<p class=note>There is nothing to draw yet.</p></figure>"
+    xs = [a for _, points in lines for a, _ in points]
+    bars = [e for s, _ in lines for e in s.errors if e is not None and math.isfinite(e)]
+    ys = [b for _, points in lines for _, b in points] + ([level[1]] if level else [])
+    margin = max(bars, default=0.0)
+    x_ticks, y_ticks = ticks(min(xs), max(xs)), ticks(min(ys) - margin, max(ys) + margin)
+    x_low, x_high = min(xs), max(xs) if max(xs) > min(xs) else min(xs) + 1
+    y_low, y_high = y_ticks[0], y_ticks[-1] if y_ticks[-1] > y_ticks[0] else y_ticks[0] + 1
+
+    def at(a: float, b: float) -> tuple[float, float]:
+        across = LEFT + (a - x_low) / (x_high - x_low) * (WIDTH - LEFT - RIGHT)
+        return across, HEIGHT - BOTTOM - (b - y_low) / (y_high - y_low) * (HEIGHT - TOP - BOTTOM)
+
+    drawn = []
+    for tick in y_ticks:
+        _, v = at(x_low, tick)
+        drawn.append(f'<line class=grid x1={LEFT} x2={WIDTH - RIGHT} y1="{v:.1f}" y2="{v:.1f}"/>')
+        drawn.append(f'<text class=tick x={LEFT - 6} y="{v + 4:.1f}" text-anchor=end>{_short(tick)}</text>')
+    for tick in x_ticks:
+        if x_low <= tick <= x_high:
+            u, _ = at(tick, y_low)
+            drawn.append(
+                f'<text class=tick x="{u:.1f}" y={HEIGHT - BOTTOM + 16} text-anchor=middle>{_short(tick)}</text>'
+            )
+    if level:
+        _, v = at(x_low, level[1])
+        drawn.append(f'<line class=level x1={LEFT} x2={WIDTH - RIGHT} y1="{v:.1f}" y2="{v:.1f}"/>')
+    for s, points in lines:
+        kind = f"c{s.colour % N_COLOURS}{' dashed' if s.is_dashed else ''}"
+        path = " ".join(f"{u:.1f},{v:.1f}" for u, v in (at(*p) for p in thin(points)))
+        drawn.append(f'<polyline class="line {kind}" points="{path}"/>')
+        if len(points) <= 40:
+            drawn += [
+                f'<circle class="dot {kind}" cx="{u:.1f}" cy="{v:.1f}" r=2.5 />' for u, v in (at(*p) for p in points)
+            ]
+        if len(s.errors) == len(s.points):
+            for (a, b), e in zip(s.points, s.errors, strict=True):
+                if e is not None and math.isfinite(a + b + e):
+                    (u, low), (_, high) = at(a, b - e), at(a, b + e)
+                    drawn.append(f'<line class="bar {kind}" x1="{u:.1f}" x2="{u:.1f}" y1="{low:.1f}" y2="{high:.1f}"/>')
+    middle = (LEFT + WIDTH - RIGHT) / 2
+    drawn.append(f"<text class=axis x={middle} y={HEIGHT - 6} text-anchor=middle>{html.escape(x)}</text>")
+    drawn.append(
+        f'<text class=axis transform="translate(13 {(TOP + HEIGHT - BOTTOM) / 2}) rotate(-90)" text-anchor=middle>'
+        f"{html.escape(y)}</text>"
+    )
+    names = [
+        f'<li><svg class=key viewBox="0 0 22 8" aria-hidden=true><line class="line c{s.colour % N_COLOURS}'
+        f'{" dashed" if s.is_dashed else ""}" x1=1 x2=21 y1=4 y2=4 /></svg>{html.escape(s.name)}</li>'
+        for s, _ in lines
+    ]
+    if level:
+        names.append(
+            '<li><svg class=key viewBox="0 0 22 8" aria-hidden=true><line class=level x1=1 x2=21 y1=4 y2=4 /></svg>'
+            f"{html.escape(level[0])}</li>"
+        )
+    return (
+        f'<figure>{caption}<svg viewBox="0 0 {WIDTH} {HEIGHT}" role=img aria-label="{html.escape(title)}">'
+        f"{''.join(drawn)}</svg><ul class=legend>{''.join(names)}</ul></figure>"
+    )
+
+
+def _short(value: float) -> str:
+    return f"{value:,.0f}" if abs(value) >= 1000 else f"{value:g}"

@@ -1,0 +1,69 @@
+"""The report: Tables 1, 2, 4 and 5 and Figure 4 of arXiv 2408.06266 for any runs, as one page and as files.
+
+    python -m eval report runs/first runs/second --out runs/report
+
+It reads what evaluators and training have written into each run's folder, eval/scores.jsonl and metrics.jsonl (and, to
+show them, config.yaml and eval/samples.jsonl), and computes nothing else: any program that writes such lines is in it.
+The page needs nothing beside it, runs no script, and all that comes from files is text in it.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import tyro
+
+from data import cli, files
+from data.errors import InputError
+from eval import page, tables
+from eval.report_tables import all_tables
+from eval.runs import read_runs
+
+EXAMPLE = "python -m eval report runs/first --out runs/report"
+
+
+@dataclass(frozen=True, kw_only=True)
+class ReportConfig:
+    """Make one page, and Markdown, CSV and LaTeX of each table, of what was measured of one or several runs."""
+
+    runs: tyro.conf.Positional[tuple[str, ...]]
+    """Folders of runs, with eval/scores.jsonl or metrics.jsonl in them."""
+    out: str
+    """Folder for report.html and tables/; what is there of an older report is replaced."""
+    title: str = "Alignment report"
+    """The page's title."""
+    config: str | None = None
+    """YAML file of settings, named as the flags are; flags win over it."""
+
+    def __post_init__(self) -> None:
+        for run in self.runs:
+            if not Path(run).is_dir():
+                raise InputError(f"{run}: no such folder; give the folders of runs")
+
+
+def main(argv: Sequence[str]) -> None:
+    """The command."""
+    config = cli.parse(ReportConfig, argv, command="python -m eval report", example=EXAMPLE)
+    if not config.runs:
+        raise InputError(f"python -m eval report needs the folders of runs, such as: {EXAMPLE}")
+    print(write([Path(run) for run in config.runs], Path(config.out), title=config.title))
+
+
+def write(folders: Sequence[Path], out: Path, *, title: str = ReportConfig.title) -> Path:
+    """Writes the report of runs into a folder. The page's path. Raises InputError where there is nothing to report."""
+    runs = read_runs(folders)
+    if not any(run.lines or run.metrics for run in runs):
+        raise InputError(f"{folders[0]}: neither eval/scores.jsonl nor metrics.jsonl; train or evaluate first")
+    made = [t for t in all_tables(runs) if t.rows]
+    (out / "tables").mkdir(parents=True, exist_ok=True)
+    for table in made:
+        forms = {"md": tables.to_markdown, "csv": tables.to_csv, "tex": tables.to_latex}
+        for ending, form in forms.items():
+            _write(out / "tables" / f"{table.name}.{ending}", form(table))
+    _write(out / "report.html", page.whole(runs, made, title))
+    return out / "report.html"
+
+
+def _write(path: Path, text: str) -> None:
+    with files.whole_file(path) as temporary:
+        temporary.write_text(text, encoding="utf-8")

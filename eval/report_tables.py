@@ -1,0 +1,149 @@
+"""The report's tables: 1, 2, 4 and 5 of arXiv 2408.06266, lengths and advice, from what runs have written down."""
+
+from collections.abc import Sequence
+
+import numpy as np
+
+from eval import scores
+from eval.runs import Headline, Run, deltas, headlines, scored
+from eval.scores import BASE, Line
+from eval.tables import DASH, Table, number
+
+LENGTHS = {("alpacaeval-2", "avg_length"): "AlpacaEval 2", ("samples", "characters"): "sampled answers"}
+RUNAWAY = 1.5  # times the base's length, from which on a warning stands beside it
+
+
+def all_tables(runs: Sequence[Run]) -> list[Table]:
+    """Every table, in the order of the page; those without rows are not shown."""
+    breakdowns = [breakdown(runs, h, i) for i, h in enumerate(headlines(runs), 1)]
+    return [table_2(runs), *breakdowns, table_1(runs), table_5(runs), lengths(runs), advice(runs)]
+
+
+def table_2(runs: Sequence[Run]) -> Table:
+    """Maximum, mean and deviation over a run's checkpoints of what it gains over the base model."""
+    named = headlines(runs)
+    columns = [f"{h.benchmark} {h.version}" for h in named]
+    header = ("data", "objective", *(f"{c} {kind}" for c in columns for kind in ("base", "max Δ", "mean Δ", "± sd")))
+    rows, notes = [], []
+    for run in runs:
+        cells: list[str] = []
+        for h in named:
+            found, why = deltas(run, h)
+            values, base = list(found.values()), scored(run, h).get(BASE)
+            spread = float(np.std(values, ddof=1)) if len(values) > 1 else None
+            cells.append(number(h.scale * base["value"] if base else None))
+            cells += [number(max(values, default=None), sign=True), number(float(np.mean(values)), sign=True)
+                      if values else DASH, number(spread)]  # fmt: skip
+            notes += [why] if why else []
+        if any(cell != DASH for cell in cells):
+            rows.append((run.data, run.loss, *cells))
+    n = sorted({len(deltas(run, h)[0]) for run in runs for h in named} - {0})
+    counted = f"over {' to '.join(map(str, dict.fromkeys((n[0], n[-1]))))} checkpoints of each run" if n else ""
+    notes.insert(
+        0, f"Points against the base model {counted}; sd with n - 1. A maximum over checkpoints is biased upward."
+    )
+    return Table("table-2", "Gain over the base model (Table 2)", header, rows, 2, notes)
+
+
+def breakdown(runs: Sequence[Run], h: Headline, index: int) -> Table:
+    """The headline's parts, for the base and each run's best checkpoint."""
+    prefix = h.metric.rpartition("/")[0]
+    columns: list[tuple[str, dict[str, Line]]] = []
+    for run in runs:
+        found = scored(run, h)
+        best = max((n for n in run.epochs if n in found), key=lambda n: found[n]["value"], default=None)
+        for name in (BASE, best):
+            label = BASE if name == BASE else f"{run.name}, {name}"
+            if name in found and (name != BASE or not any(c == BASE for c, _ in columns)):
+                of = scores.pick(run.lines, checkpoint=name, benchmark=h.benchmark, version=h.version)
+                columns.append((label, {line["metric"]: line for line in of}))
+    metrics = dict.fromkeys(m for _, lines in columns for m in lines if m.rpartition("/")[0] == prefix)
+    unit = f"{h.scale:g} times the fraction" if h.scale != 1 else "as the benchmark gives it"
+    rows = [
+        (m.rpartition("/")[2], *(number(h.scale * lines[m]["value"] if m in lines else None) for _, lines in columns))
+        for m in metrics
+    ]
+    title = f"{h.benchmark} {h.version} in parts (Table 4)"
+    notes = [f"Each run's best checkpoint; {unit}."]
+    if prefix == "table4_compat":
+        notes.append(
+            "As in the paper's time a benchmark that is in both splits counts with its multiple-choice score alone: "
+            "988 queries; the overall score has all 1,000."
+        )
+    return Table(f"table-4-{index}", title, ("part", *(c for c, _ in columns)), rows if len(rows) > 1 else [], 1, notes)
+
+
+def table_1(runs: Sequence[Run]) -> Table:
+    """How minimal the contrast of each data set is."""
+    found: dict[str, dict[str, float]] = {}
+    for run in runs:
+        for line in scores.pick(run.lines, benchmark="contrast"):
+            found.setdefault(line["version"], {})[line["metric"]] = line["value"]
+    metrics = dict.fromkeys(m for table in found.values() for m in table)
+    rows = [(name, *(number(table.get(m)) for m in metrics)) for name, table in found.items()]
+    notes = [
+        "A large Jaccard and a small Levenshtein distance say that a pair differs in little (Table 1 of the paper)."
+    ]
+    return Table("table-1", "Contrast of the preference pairs (Table 1)", ("data", *metrics), rows, 1, notes)
+
+
+def table_5(runs: Sequence[Run]) -> Table:
+    """What training took."""
+    rows = []
+    for run in runs:
+        seconds = [line["perf/step_seconds"] for line in run.metrics if "perf/step_seconds" in line]
+        if seconds:
+            pairs = sum(line["perf/step_seconds"] * line["perf/pairs_per_second"] for line in run.metrics)
+            hours = sum(seconds) / 3600
+            took = f"{hours:.1f} h" if hours >= 1 else f"{60 * hours:.1f} min"
+            values = (
+                number(len(seconds), 0),
+                number(run.metrics[-1]["epoch"], 1),
+                took,
+                number(pairs / sum(seconds), 1),
+            )
+            rows.append((run.data, run.loss, *values))
+    header = ("data", "objective", "steps", "epochs", "training time", "examples a second")
+    notes = ["Sum of the steps' own times, with their data and reference; without evaluation and saving."]
+    return Table("table-5", "Training times (Table 5)", header, rows, 2, notes)
+
+
+def lengths(runs: Sequence[Run]) -> Table:
+    """How long answers are, and what that is against the base's."""
+    rows, notes = [], []
+    for run in runs:
+        for (benchmark, metric), name in LENGTHS.items():
+            found = {x["checkpoint"]: x for x in scores.pick(run.lines, benchmark=benchmark, metric=metric)}
+            base = found.get(BASE)
+            for checkpoint in [n for n in run.epochs if n in found][-1:]:
+                value = float(found[checkpoint]["value"])
+                before = float(base["value"]) if base else None
+                rows.append((run.data, run.loss, name, checkpoint, number(before, 0), number(value, 0),
+                             number(value - before if before is not None else None, 0, sign=True)))  # fmt: skip
+                if before and value > RUNAWAY * before:
+                    notes.append(
+                        f"{run.name}: answers are {value / before:.1f} times as long as the base's: look at them."
+                    )
+    header = ("data", "objective", "of", "checkpoint", "base", "characters", "Δ")
+    return Table("lengths", "Lengths of answers", header, rows, 4, notes)
+
+
+def advice(runs: Sequence[Run]) -> Table:
+    """Which variant of APO fits (section 5.3.2), by held-out judgments."""
+    found = {
+        (run.data, x["version"]): x
+        for run in runs
+        for x in scores.pick(run.lines, benchmark="advice", metric="own_better")
+    }
+    rows = [
+        (
+            data,
+            f"{100 * x['value']:.1f} %",
+            number(x.get("n"), 0),
+            str(x.get("objective", DASH)),
+            str(x.get("judge", DASH)),
+        )
+        for (data, _), x in found.items()
+    ]
+    header = ("data", "model's own answer is better", "pairs", "advice", "judge")
+    return Table("advice", "Which variant of APO fits (section 5.3.2)", header, rows, 1)

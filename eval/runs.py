@@ -1,0 +1,125 @@
+"""Runs as the report reads them: what evaluators and training have written into their folders."""
+
+import re
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from data.errors import InputError
+from data.json_rows import parse_row
+from eval import checkpoints, scores
+from eval.scores import BASE, Line
+from eval.tables import DASH
+
+HEADLINES = {"mixeval-hard": ("table4_compat/overall", 100.0), "alpacaeval-2": ("length_controlled_winrate", 1.0)}
+"""The metric that stands for a benchmark, and what makes points of it. Of others it is "overall", times 100."""
+NO_BENCHMARKS = ("heldout", "samples", "contrast", "advice")
+
+
+class Run(NamedTuple):
+    """What is known of a run."""
+
+    name: str
+    """Objective and data, or the folder's name where two runs would have the same."""
+    loss: str
+    data: str
+    lines: list[Line]
+    metrics: list[dict[str, Any]]
+    samples: list[dict[str, Any]]
+    settings: dict[str, Any]
+
+    @property
+    def epochs(self) -> list[str]:
+        """Names of checkpoints with scores, in order, without the base."""
+        names = dict.fromkeys(line["checkpoint"] for line in self.lines if re.search(r"\d", line["checkpoint"]))
+        return sorted((n for n in names if n != BASE), key=order)
+
+
+def order(name: str) -> tuple[int, str]:
+    found = re.search(r"(\d+)$", name)
+    return (int(found[1]) if found else 0, name)
+
+
+def read_runs(folders: Sequence[Path]) -> list[Run]:
+    """Runs with names that tell them apart."""
+    runs = [_read_run(folder) for folder in folders]
+    names = [run.name for run in runs]
+    return [
+        run._replace(name=f"{run.name} ({folder.name})") if names.count(run.name) > 1 else run
+        for run, folder in zip(runs, folders, strict=True)
+    ]
+
+
+def _read_run(folder: Path) -> Run:
+    settings = checkpoints.settings(folder)
+    data = settings.get("data") or []
+    data = " + ".join(Path(str(d)).name.removesuffix(".jsonl") for d in ([data] if isinstance(data, str) else data))
+    loss = str(settings.get("loss", "")) or folder.name
+    return Run(
+        name=f"{loss} on {data}" if data else folder.name,
+        loss=loss,
+        data=data or DASH,
+        lines=scores.read(folder / "eval" / scores.NAME),
+        metrics=_rows(folder / "metrics.jsonl"),
+        samples=_rows(folder / "eval/samples.jsonl"),
+        settings=settings,
+    )
+
+
+def _rows(path: Path) -> list[dict[str, Any]]:
+    """Rows of a file that may still grow: a last line without its end is left out."""
+    if not path.is_file():
+        return []
+    lines = path.read_bytes().split(b"\n")[:-1]
+    return [parse_row(line, f"{path}:{i}") for i, line in enumerate(lines, 1) if line.strip()]
+
+
+class Headline(NamedTuple):
+    """A benchmark's number, by checkpoint."""
+
+    benchmark: str
+    version: str
+    metric: str
+    scale: float
+
+
+def headlines(runs: Iterable[Run]) -> list[Headline]:
+    """Every benchmark and version that a run has scores of, in the order in which they were written."""
+    found: dict[Headline, None] = {}
+    for line in (line for run in runs for line in run.lines):
+        name, version = line["benchmark"], line["version"]
+        metric, scale = HEADLINES.get(name, ("overall", 100.0))
+        if name not in NO_BENCHMARKS and line["metric"] == metric:
+            found[Headline(name, version, metric, scale)] = None
+    return list(found)
+
+
+def scored(run: Run, h: Headline) -> dict[str, Line]:
+    """The run's lines of a headline, by checkpoint; of several judges or presets the newest."""
+    found = scores.pick(run.lines, benchmark=h.benchmark, version=h.version, metric=h.metric)
+    return {line["checkpoint"]: line for line in found}
+
+
+def deltas(run: Run, h: Headline) -> tuple[dict[str, float], str]:
+    """What each epoch gains over the base, in points; and why not, where that cannot be said."""
+    found = scored(run, h)
+    if BASE not in found:
+        return {}, f"{run.name}: no score of the base model on {h.benchmark} {h.version}"
+    made = {}
+    for name in run.epochs:
+        if name in found:
+            try:
+                made[name] = h.scale * scores.delta(found[name], found[BASE])
+            except InputError as fault:
+                return {}, f"{run.name}: {fault}"
+    return made, "" if made else f"{run.name}: no epoch is scored on {h.benchmark} {h.version}"
+
+
+def heldout(run: Run, metric: str) -> list[tuple[float, float]]:
+    """A held-out number by epoch: an evaluator's, else what training has measured."""
+    found = scores.pick(run.lines, benchmark="heldout", metric=metric)
+    if found:
+        by_name = {line["checkpoint"]: float(line["value"]) for line in found}
+        points = [(float(order(n)[0]), by_name[n]) for n in run.epochs if n in by_name]
+        return ([(0.0, by_name[BASE])] if BASE in by_name else []) + points
+    return [(line["epoch"], line[f"eval_{metric}"]) for line in run.metrics if f"eval_{metric}" in line]

@@ -1,0 +1,87 @@
+"""eval/scores.jsonl: what every evaluator writes and the report reads.
+
+A line is one number: checkpoint, benchmark, version, metric, value, stderr, n, judge, and the facts that say what it
+may be compared with. The same number measured again replaces the old one. Any program may write such lines.
+"""
+
+import json
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from data import files
+from data.errors import InputError
+from data.json_rows import parse_row
+
+Line = dict[str, Any]
+
+NAME = "scores.jsonl"
+WHOSE = ("checkpoint", "benchmark", "version", "metric")
+FACTS = ("judge", "judge_model", "preset", "data_sha256", "wording_sha256", "fallback", "judged_once", "reference")
+"""What two numbers of the same name have to agree in, where both say it, to be subtracted."""
+BASE = "base"
+"""The checkpoint that deltas are taken against: the model before training."""
+
+
+def read(path: Path) -> list[Line]:
+    """The lines of a file, none where it is absent. Raises InputError, located, for a line that is no score."""
+    if not path.is_file():
+        return []
+    lines = []
+    for number, raw in enumerate(path.read_bytes().splitlines(), 1):
+        line = parse_row(raw, f"{path}:{number}")
+        if not all(isinstance(line.get(name), str) for name in WHOSE) or not _is_number(line.get("value")):
+            raise InputError(f"{path}:{number}: no score; write {', '.join(WHOSE)} as text and value as a number")
+        lines.append(line)
+    return lines
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, (int, float)) and not isinstance(value, bool) and abs(value) < float("inf")
+
+
+def write(path: Path, lines: Sequence[Line]) -> None:
+    """Adds lines; of what is there already, the same numbers under the same judge and preset are replaced."""
+
+    def key(line: Line) -> tuple[Any, ...]:
+        return tuple(line.get(name) for name in (*WHOSE, "judge", "preset"))
+
+    new = {key(line) for line in lines}
+    path.parent.mkdir(parents=True, exist_ok=True)
+    files.write_rows(path, [*(line for line in read(path) if key(line) not in new), *lines])
+
+
+def differences(a: Mapping[str, Any], b: Mapping[str, Any]) -> list[str]:
+    """Why two numbers cannot be subtracted: each fact in which they differ, as a sentence. Empty where they can."""
+    return [
+        f"{name} is {a[name]!r} in one and {b[name]!r} in the other"
+        for name in FACTS
+        if a.get(name) is not None and b.get(name) is not None and a[name] != b[name]
+    ]
+
+
+def delta(line: Line, base: Line) -> float:
+    """How much more one number is than another. Raises InputError where they do not compare."""
+    if found := differences(line, base):
+        names = f"{line['benchmark']} {line['version']} of {line['checkpoint']} and {base['checkpoint']}"
+        raise InputError(f"{names}: {found[0]}; score both in the same way")
+    return float(line["value"]) - float(base["value"])
+
+
+def pick(lines: Iterable[Line], **wanted: str) -> list[Line]:
+    """Lines of that checkpoint, benchmark, version or metric, in order."""
+    return [line for line in lines if all(line.get(name) == value for name, value in wanted.items())]
+
+
+def copy_base(source: Path, path: Path) -> int:
+    """Puts another file's numbers of the base model into this one. How many. Raises InputError for none."""
+    found = pick(read(source), checkpoint=BASE)
+    if not found:
+        raise InputError(f"{source}: has no scores of {BASE!r}; score the base model there, or leave --base-scores out")
+    write(path, found)
+    return len(found)
+
+
+def dump(line: Mapping[str, Any]) -> str:
+    """A line's facts for a footnote."""
+    return json.dumps({name: line[name] for name in FACTS if line.get(name) is not None}, ensure_ascii=False)

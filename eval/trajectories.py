@@ -1,0 +1,242 @@
+"""What training does to held-out pairs and to answers, at every checkpoint: Figure 4 of arXiv 2408.06266, and more.
+
+    python -m eval trajectories runs/first --data heldout.jsonl
+
+Log-likelihoods and rewards of chosen and rejected: those that training has measured (--eval-pairs, --eval-data), else
+recomputed by the trainer's own forward pass. Length and distance from the reference of a few sampled answers: an
+objective that only ever sees given texts can change what the model writes without a sign of it in its metrics.
+"""
+
+import hashlib
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import tyro
+
+from data import InputError, cli, files
+from data.dataset import RowSettings, open_model, read_examples
+from data.examples import Example
+from data.records import Message, PromptRow, prompts_of
+from engine.generate import Answer, Answerer, Sampling
+from engine.score import score_under, vocabulary_of
+from eval import checkpoints, scores
+from eval.checkpoints import Checkpoint
+from eval.scores import BASE, Line
+
+EXAMPLE = "python -m eval trajectories runs/first --data heldout.jsonl"
+RUNAWAY = 1.5  # times the base's length
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrajectoriesConfig(RowSettings):
+    """Follow held-out pairs and sampled answers through a run's checkpoints."""
+
+    run: tyro.conf.Positional[str]
+    """A run's folder, with its epochs and its base model where config.yaml says."""
+    data: str | None = None
+    """Held-out pairs. Unset: what training has measured, for prompts the run's own --eval-data or --data."""
+    n: int = 100
+    """How many pairs, drawn by --seed."""
+    beta: float | None = None
+    """Of the rewards. Unset: the run's own, 0.1 where it has several."""
+    answers: int = 32
+    """How many of the prompts are answered at every checkpoint; 0: none."""
+    max_new_tokens: int = 512
+    """Most tokens of an answer."""
+    temperature: float = 1.0
+    """Of answers. The distance from the reference is that of the distribution itself, at 1 alone."""
+    seed: int = 0
+    """Of the draw and of the answers."""
+    dtype: Literal["float32", "bfloat16"] | None = None
+    """Compute dtype. Unset: bfloat16 on CUDA, float32 on the CPU."""
+    out: str | None = None
+    """Folder for scores.jsonl and samples.jsonl. Unset: eval/ in the run's folder."""
+    config: str | None = None
+    """YAML file of settings, named as the flags are; flags win over it."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if not Path(self.run).is_dir():
+            raise InputError(f"{self.run}: no such folder; give a run's")
+        if min(self.n, self.max_new_tokens) < 1 or self.answers < 0 or self.seed < 0:
+            raise InputError("--n and --max-new-tokens have to be above 0, --answers and --seed not below")
+        if self.beta is not None and not 0 < self.beta < math.inf:
+            raise InputError(f"--beta: {self.beta} is not above 0")
+
+    @property
+    def folder(self) -> Path:
+        """Where scores go."""
+        return Path(self.out) if self.out else Path(self.run) / "eval"
+
+
+def main(argv: Sequence[str]) -> None:
+    """The command."""
+    config = cli.parse(TrajectoriesConfig, argv, command="python -m eval trajectories", example=EXAMPLE)
+    run = Path(config.run)
+    base = checkpoints.base_of(run)
+    if base is None:
+        raise InputError(f"{run}: the model that it began with is not where config.yaml says; put it there")
+    models = [base, *checkpoints.epochs(run)]
+    if len(models) == 1:
+        raise InputError(f"{run}: has no epochs yet; train first")
+    pairs = _pairs(config, base)
+    lines = [] if config.data is None and _measured(run) else _heldout(models, pairs, config)
+    scores.write(config.folder / scores.NAME, lines)
+    if not lines:
+        cli.notify(f"{run}: held-out pairs were measured in training; metrics.jsonl has them")
+    if config.answers and pairs:
+        lines += _sampled(models, pairs, config)
+    for said in (*report(lines), *runaway(lines)):
+        print(said)
+
+
+def _measured(run: Path) -> bool:
+    """Whether training has followed held-out pairs."""
+    path = run / "metrics.jsonl"
+    return path.is_file() and b'"eval_logps/chosen"' in path.read_bytes()
+
+
+def _pairs(config: TrajectoriesConfig, base: Checkpoint) -> list[Example]:
+    """The held-out pairs, drawn by the seed; of the run's own rows where none are named, for their prompts alone."""
+    asked = checkpoints.settings(Path(config.run))
+    own = asked.get("eval_data") if asked.get("eval_data") not in (None, "null", "") else asked.get("data", [])
+    source = config.data or (own if isinstance(own, str) else next(iter(own or []), None))
+    if config.data is None and not _measured(Path(config.run)):
+        raise InputError(f"{config.run}: training has not followed held-out pairs; name a file of them by --data")
+    if source is None or not Path(source).exists():
+        raise InputError(f"{config.run}: its rows are not where config.yaml says; name a file of pairs by --data")
+    folder, chat = open_model(str(base.folder))
+    rows = read_examples([source], chat, config.limits, config.reading, n_ids=vocabulary_of(folder))
+    pairs = [e for e in rows.examples if len(e.responses) == 2]
+    if not pairs:
+        raise InputError(f"{source}: holds no pairs; give a file of pairs by --data")
+    drawn = np.random.default_rng(config.seed).choice(len(pairs), min(config.n, len(pairs)), replace=False)
+    return [pairs[i] for i in sorted(drawn.tolist())]
+
+
+def _beta(config: TrajectoriesConfig) -> float:
+    said = checkpoints.settings(Path(config.run)).get("beta")
+    return config.beta or (float(said) if isinstance(said, str) and said not in ("null", "") else 0.1)
+
+
+def _digest(pairs: Sequence[Example]) -> str:
+    whole = hashlib.sha256()
+    for ids in (ids for e in pairs for ids in (e.prompt, *e.responses)):
+        whole.update(len(ids).to_bytes(4, "little") + ids.tobytes())
+    return whole.hexdigest()
+
+
+def _heldout(models: Sequence[Checkpoint], pairs: Sequence[Example], config: TrajectoriesConfig) -> list[Line]:
+    """Means over the pairs at each checkpoint, with their standard errors."""
+    beta, reference = _beta(config), np.zeros(0)
+    facts = {"n": len(pairs), "data_sha256": _digest(pairs), "beta": beta, "judge": None}
+    lines: list[Line] = []
+    for model in models:
+        logps = np.array([found.tolist() for found in score_under(model.folder, pairs, dtype=config.dtype)])  # [n, 2]
+        reference = logps if model.name == BASE else reference
+        rewards = beta * (logps - reference)
+        margins = rewards[:, 0] - rewards[:, 1]
+        columns = {"logps/chosen": logps[:, 0], "logps/rejected": logps[:, 1], "rewards/chosen": rewards[:, 0],
+                   "rewards/rejected": rewards[:, 1], "rewards/margins": margins,
+                   "rewards/accuracies": (margins > 0).astype(float)}  # fmt: skip
+        lines += [
+            {"checkpoint": model.name, "benchmark": "heldout", "version": f"{len(pairs)} pairs", "metric": name}
+            | {"value": float(values.mean()), "stderr": _error(values), **facts}
+            for name, values in columns.items()
+        ]
+    return lines
+
+
+def _error(values: np.ndarray) -> float | None:
+    return float(values.std(ddof=1) / math.sqrt(len(values))) if len(values) > 1 else None
+
+
+def _sampled(models: Sequence[Checkpoint], pairs: Sequence[Example], config: TrajectoriesConfig) -> list[Line]:
+    """Lengths and distances of answers to the first of the prompts, written down checkpoint by checkpoint."""
+    asked = pairs[: config.answers]
+    texts = _texts(asked)
+    sampling = Sampling(max_new_tokens=config.max_new_tokens, temperature=config.temperature, seed=config.seed)
+    facts = {"n": len(asked), "data_sha256": _digest(asked), "temperature": config.temperature, "judge": None}
+    facts |= {"max_new_tokens": config.max_new_tokens, "seed": config.seed}
+    path, samples = config.folder / "samples.jsonl", []
+    lines: list[Line] = []
+    for model in models:
+        answerer = Answerer.open(str(model.folder), config.dtype)
+        answers = answerer.answer([e.prompt.tolist() for e in asked], sampling)
+        said = [answerer.text(a) if answerer.chat else " ".join(map(str, a.ids)) for a in answers]
+        columns = {"tokens": np.array([float(len(a.ids)) for a in answers])}
+        columns["characters"] = np.array([float(len(text)) for text in said])
+        columns["unfinished"] = np.array([float(a.finish == "length") for a in answers])
+        columns["kl"] = _distance(model, models[0], asked, answers, config)
+        lines += [
+            {"checkpoint": model.name, "benchmark": "samples", "version": f"{len(asked)} answers", "metric": name}
+            | {"value": float(values.mean()), "stderr": _error(values), **facts}
+            for name, values in columns.items()
+        ]
+        samples += [
+            {"checkpoint": model.name, "prompt": prompt, "response": text, "kl": kl}
+            for prompt, text, kl in zip(texts, said, columns["kl"].tolist(), strict=True)
+        ]
+        scores.write(config.folder / scores.NAME, lines[-len(columns) :])
+        files.write_rows(path, samples)
+    return lines
+
+
+def _texts(pairs: Sequence[Example]) -> list[str]:
+    """The prompts as they stand in their file; their place where that is not text."""
+    source = pairs[0].place.rpartition(":")[0]
+    found = (
+        {row.place: row for row in prompts_of(source) if isinstance(row, PromptRow)} if Path(source).exists() else {}
+    )
+
+    def text(place: str) -> str:
+        row = found.get(place)
+        said = [m.content for m in row.prompt if isinstance(m, Message)] if row else []
+        return said[-1] if said else place
+
+    return [text(e.place) for e in pairs]
+
+
+def _distance(
+    model: Checkpoint, base: Checkpoint, asked: Sequence[Example], answers: Sequence[Answer], config: TrajectoriesConfig
+) -> np.ndarray:
+    """log p(answer) - log p_base(answer), nats: its mean over answers of the model is KL(model || base)."""
+    ends = [[*a.ids, *([a.stop_id] if a.stop_id is not None else [])] for a in answers]
+    whole = [Example(e.place, e.prompt, (np.array(ids, dtype=np.int32),)) for e, ids in zip(asked, ends, strict=True)]
+    if model.name == base.name:
+        return np.zeros(len(whole))
+    own, of_base = (
+        np.array([found.item() for found in score_under(c.folder, whole, dtype=config.dtype)]) for c in (model, base)
+    )
+    return own - of_base
+
+
+# --- what is said --------------------------------------------------------------------------------------------------
+
+
+def report(lines: Sequence[Line]) -> list[str]:
+    """A line for each checkpoint."""
+    table: dict[str, dict[str, Any]] = {}
+    for line in lines:
+        table.setdefault(line["checkpoint"], {})[line["metric"]] = line["value"]
+    shown = {"logps/chosen": "logps {:.1f}", "logps/rejected": "/ {:.1f}", "rewards/chosen": "rewards {:+.3f}",
+             "rewards/rejected": "/ {:+.3f}", "characters": "{:.0f} characters", "kl": "KL {:.2f}"}  # fmt: skip
+    return [
+        "  ".join([f"{name:<10}", *(form.format(values[m]) for m, form in shown.items() if m in values)])
+        for name, values in table.items()
+    ]
+
+
+def runaway(lines: Sequence[Line]) -> list[str]:
+    """A warning for each checkpoint whose answers have become much longer than the base's."""
+    found = {line["checkpoint"]: line["value"] for line in scores.pick(lines, benchmark="samples", metric="characters")}
+    base = found.get(BASE, 0.0)
+    return [
+        f"warning: {name} writes {value:.0f} characters where the base writes {base:.0f}; read samples.jsonl"
+        for name, value in found.items()
+        if base and value > RUNAWAY * base
+    ]
