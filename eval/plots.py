@@ -5,6 +5,8 @@ import math
 from collections.abc import Sequence
 from typing import NamedTuple
 
+from eval.tables import plain
+
 WIDTH, HEIGHT = 520, 260
 LEFT, RIGHT, TOP, BOTTOM = 58, 12, 14, 38
 N_COLOURS = 6
@@ -22,10 +24,10 @@ class Series(NamedTuple):
     is_dashed: bool = False
 
 
-def ticks(low: float, high: float, n: int = 5) -> list[float]:
-    """Round numbers from below low to above high."""
+def ticks(low: float, high: float, n: int = 5, *, least: float = 0.0) -> list[float]:
+    """Round numbers from below low to above high. least: of the step between them."""
     span = (high - low) or abs(high) or 1.0
-    raw = span / n
+    raw = max(span / n, least)
     unit = 10 ** math.floor(math.log10(raw))
     step = next(unit * m for m in (1, 2, 2.5, 5, 10) if unit * m >= raw * (1 - 1e-9))
     first, last = math.floor(low / step + 1e-9), math.ceil(high / step - 1e-9)
@@ -46,14 +48,15 @@ def chart(title: str, series: Sequence[Series], *, x: str, y: str, level: tuple[
     """
     lines = [(s, [(a, b) for a, b in s.points if math.isfinite(a) and math.isfinite(b)]) for s in series]
     lines = [(s, points) for s, points in lines if points]
-    caption = f"<figcaption>{html.escape(title)}</figcaption>"
+    caption = f"<figcaption>{_text(title)}</figcaption>"
     if not lines:
         return f"<figure>{caption}<p class=note>There is nothing to draw yet.</p></figure>"
     xs = [a for _, points in lines for a, _ in points]
     bars = [e for s, _ in lines for e in s.errors if e is not None and math.isfinite(e)]
     ys = [b for _, points in lines for _, b in points] + ([level[1]] if level else [])
     margin = max(bars, default=0.0)
-    x_ticks, y_ticks = ticks(min(xs), max(xs)), ticks(min(ys) - margin, max(ys) + margin)
+    is_counted = all(float(a).is_integer() for a in xs)  # epochs and steps: there is no half of one
+    x_ticks, y_ticks = ticks(min(xs), max(xs), least=float(is_counted)), ticks(min(ys) - margin, max(ys) + margin)
     x_low, x_high = min(xs), max(xs) if max(xs) > min(xs) else min(xs) + 1
     y_low, y_high = y_ticks[0], y_ticks[-1] if y_ticks[-1] > y_ticks[0] else y_ticks[0] + 1
 
@@ -89,25 +92,29 @@ def chart(title: str, series: Sequence[Series], *, x: str, y: str, level: tuple[
                     (u, low), (_, high) = at(a, b - e), at(a, b + e)
                     drawn.append(f'<line class="bar {kind}" x1="{u:.1f}" x2="{u:.1f}" y1="{low:.1f}" y2="{high:.1f}"/>')
     middle = (LEFT + WIDTH - RIGHT) / 2
-    drawn.append(f"<text class=axis x={middle} y={HEIGHT - 6} text-anchor=middle>{html.escape(x)}</text>")
+    drawn.append(f"<text class=axis x={middle} y={HEIGHT - 6} text-anchor=middle>{_text(x)}</text>")
     drawn.append(
         f'<text class=axis transform="translate(13 {(TOP + HEIGHT - BOTTOM) / 2}) rotate(-90)" text-anchor=middle>'
-        f"{html.escape(y)}</text>"
+        f"{_text(y)}</text>"
     )
     names = [
         f'<li><svg class=key viewBox="0 0 22 8" aria-hidden=true><line class="line c{s.colour % N_COLOURS}'
-        f'{" dashed" if s.is_dashed else ""}" x1=1 x2=21 y1=4 y2=4 /></svg>{html.escape(s.name)}</li>'
+        f'{" dashed" if s.is_dashed else ""}" x1=1 x2=21 y1=4 y2=4 /></svg>{_text(s.name)}</li>'
         for s, _ in lines
     ]
     if level:
         names.append(
             '<li><svg class=key viewBox="0 0 22 8" aria-hidden=true><line class=level x1=1 x2=21 y1=4 y2=4 /></svg>'
-            f"{html.escape(level[0])}</li>"
+            f"{_text(level[0])}</li>"
         )
     return (
-        f'<figure>{caption}<svg viewBox="0 0 {WIDTH} {HEIGHT}" role=img aria-label="{html.escape(title)}">'
+        f'<figure>{caption}<svg viewBox="0 0 {WIDTH} {HEIGHT}" role=img aria-label="{_text(title)}">'
         f"{''.join(drawn)}</svg><ul class=legend>{''.join(names)}</ul></figure>"
     )
+
+
+def _text(text: str) -> str:
+    return html.escape(plain(text))
 
 
 def _short(value: float) -> str:

@@ -80,7 +80,10 @@ def table_1(runs: Sequence[Run]) -> Table:
         for line in scores.pick(run.lines, benchmark="contrast"):
             found.setdefault(line["version"], {})[line["metric"]] = line["value"]
     metrics = dict.fromkeys(m for table in found.values() for m in table)
-    rows = [(name, *(number(table.get(m)) for m in metrics)) for name, table in found.items()]
+    rows = [
+        (name, *(number(v := table.get(m), 0 if v is not None and v == int(v) else 2) for m in metrics))
+        for name, table in found.items()
+    ]
     notes = [
         "A large Jaccard and a small Levenshtein distance say that a pair differs in little (Table 1 of the paper)."
     ]

@@ -51,9 +51,10 @@ def to_html(table: Table) -> str:
 
     body = "\n".join(row(cells, "td") for cells in table.rows)
     notes = "".join(f"<p class=note>{html.escape(plain(note))}</p>" for note in table.notes)
+    title = html.escape(plain(table.title))
     return (
-        f"<section id={table.name}><h2>{html.escape(table.title)}</h2>\n<div class=scroll tabindex=0 role=region "
-        f'aria-label="{html.escape(table.title)}"><table><thead>{row(table.header, "th")}</thead><tbody>\n{body}\n'
+        f"<section id={table.name}><h2>{title}</h2>\n<div class=scroll tabindex=0 role=region "
+        f'aria-label="{title}"><table><thead>{row(table.header, "th")}</thead><tbody>\n{body}\n'
         f"</tbody></table></div>{notes}</section>"
     )
 
@@ -62,11 +63,15 @@ def to_markdown(table: Table) -> str:
     """GitHub's form."""
 
     def row(cells: Sequence[str]) -> str:
-        return "| " + " | ".join(re.sub(r"([\\`*_<>\[\]|])", r"\\\1", plain(c)) for c in cells) + " |"
+        return "| " + " | ".join(map(_unmarked, cells)) + " |"
 
     rule = "| " + " | ".join("---" if i < table.n_names else "---:" for i in range(len(table.header))) + " |"
-    lines = [f"**{table.title}**", "", row(table.header), rule, *map(row, table.rows)]
-    return "\n".join([*lines, "", *map(plain, table.notes)]) + "\n"
+    lines = [f"**{_unmarked(table.title)}**", "", row(table.header), rule, *map(row, table.rows)]
+    return "\n".join([*lines, "", *map(_unmarked, table.notes)]) + "\n"
+
+
+def _unmarked(text: str) -> str:
+    return re.sub(r"([\\`*_<>\[\]|])", r"\\\1", plain(text))
 
 
 def to_csv(table: Table) -> str:

@@ -48,7 +48,7 @@ def made(tmp_path_factory):
         for split, queries in entries().items():
             (data / f"{split}.json").write_text(json.dumps(queries))
     for epoch in ("epoch-01", "epoch-02"):
-        tiny.write_model(folder / "run" / epoch, texts=TEXTS)
+        tiny.write_model(folder / "run" / epoch, texts=TEXTS, max_position_embeddings=160)
     return folder
 
 

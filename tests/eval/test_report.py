@@ -1,0 +1,175 @@
+"""The report: numbers that are those of the lines, and words of strangers that stay words in four formats."""
+
+import csv
+import itertools
+import json
+import math
+import re
+import statistics
+
+import pytest
+
+from data.errors import InputError
+from eval import plots, report, report_tables, runs, scores, tables
+from eval.tables import Table
+from tests.revise.test_show import PAYLOADS, look
+
+GAINS = [0.02, 0.05, -0.01]
+
+
+def line(checkpoint, value, metric="overall", benchmark="quiz", **more):
+    return {"checkpoint": checkpoint, "benchmark": benchmark, "version": "v", "metric": metric, "value": value,
+            "stderr": 0.01, "n": 100, "judge": "j"} | more  # fmt: skip
+
+
+def run_folder(path, *, loss="dpo", data="pairs.jsonl", lines=None, n_steps=4, words="said"):
+    path.mkdir(parents=True)
+    (path / "config.yaml").write_text(f"model: m\nloss: {loss}\ndata:\n- {json.dumps(data)}\nepochs: 3\n")
+    made = [line("base", 0.4), *(line(f"epoch-{i:02d}", 0.4 + g) for i, g in enumerate(GAINS, 1))]
+    made += [line("base", 0.5, "parts"), line("epoch-02", 0.7, "parts")]
+    scores.write(path / "eval/scores.jsonl", made if lines is None else lines)
+    with open(path / "metrics.jsonl", "w") as file:
+        for i in range(1, n_steps + 1):
+            values = {"step": i, "epoch": i / 2, "rewards/chosen": 0.1 * i, "rewards/rejected": -0.1 * i}
+            values |= {"perf/step_seconds": 90.0, "perf/pairs_per_second": 0.5}
+            values |= {f"eval_logps/{s}": -10.0 - i for s in ("chosen", "rejected")} if i % 2 == 0 else {}
+            file.write(json.dumps(values) + "\n")
+    with open(path / "eval/samples.jsonl", "w") as file:
+        for checkpoint in ("base", "epoch-01", "epoch-02"):
+            file.write(
+                json.dumps({"checkpoint": checkpoint, "prompt": words, "response": f"{words} {checkpoint}"}) + "\n"
+            )
+    return path
+
+
+def cells(path):
+    with open(path, newline="") as file:
+        return list(csv.reader(file))
+
+
+def test_table_2_is_max_mean_and_deviation_of_the_gains(tmp_path):
+    page = report.write([run_folder(tmp_path / "a"), run_folder(tmp_path / "b", loss="sft")], tmp_path / "out")
+    header, first, second = cells(tmp_path / "out/tables/table-2.csv")
+    gains = [100 * g for g in GAINS]
+    assert header == ["data", "objective", *(f"quiz v {x}" for x in ("base", "max Δ", "mean Δ", "± sd"))]
+    assert first[:2] == ["pairs", "dpo"] and second[:2] == ["pairs", "sft"]
+    expected = [40.0, max(gains), statistics.mean(gains), statistics.stdev(gains)]
+    assert [float(x) for x in first[2:]] == pytest.approx(expected, abs=0.005)
+    assert "dpo on pairs" in page.read_text()
+
+
+def test_table_4_has_the_parts_of_the_best_checkpoint_and_table_5_the_time(tmp_path):
+    report.write([run_folder(tmp_path / "a")], tmp_path / "out")
+    assert cells(tmp_path / "out/tables/table-4-1.csv") == [
+        ["part", "base", "dpo on pairs, epoch-02"], ["overall", "40.00", "45.00"], ["parts", "50.00", "70.00"],
+    ]  # fmt: skip
+    assert cells(tmp_path / "out/tables/table-5.csv")[1] == ["pairs", "dpo", "4", "2.0", "6.0 min", "0.5"]
+
+
+def test_scores_of_another_judge_give_a_dash_and_a_reason(tmp_path):
+    lines = [line("base", 0.4, judge="old"), line("epoch-01", 0.5)]
+    report.write([run_folder(tmp_path / "a", lines=lines)], tmp_path / "out")
+    markdown = (tmp_path / "out/tables/table-2.md").read_text()
+    assert "judge is 'j' in one and 'old' in the other" in markdown and "10.00" not in markdown
+
+
+@pytest.mark.parametrize(
+    "lines",
+    [[], [line("base", 0.4)], [line("epoch-01", 0.5)], [line("base", 0.0), line("epoch-01", 0.0, stderr=None)]],
+    ids=["none", "base alone", "no base", "all equal"],
+)
+def test_little_or_nothing_makes_a_page_without_a_nan(tmp_path, lines):
+    page = report.write([run_folder(tmp_path / "a", lines=lines)], tmp_path / "out").read_text()
+    assert not re.search(r"\b(nan|inf|None)\b", page)
+
+
+def test_a_folder_without_anything_is_refused(tmp_path):
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(InputError, match=r"neither eval/scores\.jsonl nor metrics.jsonl"):
+        report.write([tmp_path / "empty"], tmp_path / "out")
+
+
+def test_answers_that_run_away_are_said(tmp_path):
+    lines = [line("base", 100.0, "characters", "samples"), line("epoch-02", 900.0, "characters", "samples")]
+    (found,) = runs.read_runs([run_folder(tmp_path / "a", lines=lines)])
+    table = report_tables.lengths([found])
+    assert "9.0 times as long" in table.notes[0] and table.rows[0][-3:] == ("100", "900", "+800")
+
+
+def test_a_metrics_file_that_still_grows_is_read_up_to_its_last_whole_line(tmp_path):
+    run = run_folder(tmp_path / "a")
+    with open(run / "metrics.jsonl", "a") as file:
+        file.write('{"step": 5, "ep')
+    assert len(runs.read_runs([run])[0].metrics) == 4
+
+
+# --- words of strangers --------------------------------------------------------------------------------------------
+
+HOSTILE = [
+    "=HYPERLINK(1)",
+    "+1",
+    "-cmd",
+    "@x",
+    "\tx",
+    "a|b",
+    "\\input{/etc/passwd}",
+    "50 % & more_$",
+    "`code`",
+    "\x1b]52;c;x\x07",
+    "\u202eabc",
+]
+
+
+@pytest.mark.parametrize("cell", HOSTILE)
+def test_a_cell_is_text_in_every_format(cell):
+    table = Table("t", cell, ("name", cell), [(cell, "-3.50")], 1, [cell])  # a file's name is ours alone
+    (_, row) = list(csv.reader(tables.to_csv(table).splitlines()))
+    assert not row[0].startswith(("=", "+", "-", "@", "\t")) and row[1] == "-3.50"
+    body = tables.to_latex(table).partition(r"\midrule")[2].partition(r"\bottomrule")[0]
+    assert r"\input" not in body and not re.search(
+        r"(?<!\\)[%$#_]", body.replace(r"$\pm$", "").replace(r"$\Delta$", "")
+    )
+    assert len(re.findall(r"(?<!\\)\|", tables.to_markdown(table).splitlines()[4])) == 3
+    for form in (tables.to_csv, tables.to_latex, tables.to_markdown, tables.to_html):
+        assert not set("\x1b\x07\u202e") & set(form(table))
+
+
+@pytest.mark.parametrize("payload", PAYLOADS)
+def test_the_words_of_models_files_and_settings_are_never_markup(tmp_path, payload):
+    lines = [
+        line("base", 0.4, benchmark=payload, version=payload),
+        line("epoch-01", 0.5, benchmark=payload, version=payload),
+    ]
+    lines += [line("base", 0.3, payload, benchmark=payload, version=payload)]
+    run = run_folder(tmp_path / "run", data=payload.replace("/", ""), lines=lines, words=payload)
+    page = report.write([run], tmp_path / "out", title=payload)
+    html = page.read_text(encoding="utf-8")
+    policy = re.search(r'Content-Security-Policy" content="([^"]*)"', html)[1]
+    assert policy.startswith("default-src 'none'; style-src 'sha256-") and "script" not in policy
+    page.write_text(html.replace("default-src 'none';", "default-src 'none'; script-src 'none';", 1))
+    told = look(page)
+    assert told["pwned"] == "undefined" and told["n"] == told["links"] == 0
+    shown = " ".join("\n".join(map(tables.plain, payload.split("\n"))).split())
+    assert " ".join(told["text"].split()).count(shown) >= 3
+
+
+# --- charts --------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("low", "high"), [(0, 1), (-3.7, 812.4), (0.001, 0.0013), (5, 5), (0, 0), (-1e9, 1e9)])
+def test_ticks_are_round_and_reach_around_the_values(low, high):
+    found = plots.ticks(low, high)
+    steps = {round((b - a) / (found[1] - found[0]), 6) for a, b in itertools.pairwise(found)}
+    assert steps <= {1.0} and found[0] <= low + 1e-12 and found[-1] >= high - 1e-12 and len(found) <= 8
+
+
+def test_a_chart_puts_points_where_they_belong():
+    made = plots.chart("t", [plots.Series("s", [(0, 0.0), (10, 5.0), (5, math.nan)])], x="x", y="y")
+    (path,) = re.findall(r'polyline [^>]*points="([^"]*)"', made)
+    left, bottom, right, top = plots.LEFT, plots.HEIGHT - plots.BOTTOM, plots.WIDTH - plots.RIGHT, plots.TOP
+    assert path == f"{left:.1f},{bottom:.1f} {right:.1f},{top:.1f}" and "nan" not in made
+
+
+def test_a_long_line_is_thinned_to_means():
+    found = plots.thin([(float(i), float(i % 2)) for i in range(4000)])
+    assert len(found) == plots.MOST_POINTS and all(y == 0.5 for _, y in found)

@@ -1,0 +1,47 @@
+"""Lines of scores, and when two of them may be subtracted."""
+
+import pytest
+
+from data.errors import InputError
+from eval import scores
+
+
+def line(checkpoint="epoch-01", value=0.5, **more):
+    return {"checkpoint": checkpoint, "benchmark": "b", "version": "1", "metric": "overall", "value": value, **more}
+
+
+def test_a_number_measured_again_replaces_the_old_one(tmp_path):
+    path = tmp_path / "scores.jsonl"
+    scores.write(path, [line(judge="a"), line(judge="b"), line("base", 0.4, judge="a")])
+    scores.write(path, [line(value=0.75, judge="a")])
+    found = scores.read(path)
+    assert [(x["checkpoint"], x["judge"], x["value"]) for x in found] == [
+        ("epoch-01", "b", 0.5), ("base", "a", 0.4), ("epoch-01", "a", 0.75),
+    ]  # fmt: skip
+
+
+@pytest.mark.parametrize("fact", scores.FACTS)
+def test_numbers_of_different_origin_are_not_subtracted(fact):
+    with pytest.raises(InputError, match=f"{fact} is 'x' in one and 'y' in the other"):
+        scores.delta(line(**{fact: "x"}), line("base", **{fact: "y"}))
+    assert scores.delta(line(value=0.75, **{fact: "x"}), line("base", 0.5, **{fact: "x"})) == 0.25
+    assert scores.delta(line(value=0.75, **{fact: "x"}), line("base", 0.5)) == 0.25  # one of them does not say
+
+
+@pytest.mark.parametrize("bad", ['{"value": 1}', "[1]", "{", '{"checkpoint": "a", "benchmark": "b", "version": "c", '
+                                 '"metric": "d", "value": true}'])  # fmt: skip
+def test_a_line_that_is_no_score_is_located(tmp_path, bad):
+    path = tmp_path / "scores.jsonl"
+    scores.write(path, [line()])
+    path.write_text(path.read_text() + bad + "\n")
+    with pytest.raises(InputError, match=r"scores\.jsonl:2"):
+        scores.read(path)
+
+
+def test_the_base_of_another_run_is_taken_over(tmp_path):
+    scores.write(tmp_path / "a.jsonl", [line(), line("base", 0.25)])
+    assert scores.copy_base(tmp_path / "a.jsonl", tmp_path / "b.jsonl") == 1
+    assert [x["checkpoint"] for x in scores.read(tmp_path / "b.jsonl")] == ["base"]
+    scores.write(tmp_path / "c.jsonl", [line()])
+    with pytest.raises(InputError, match="has no scores of 'base'"):
+        scores.copy_base(tmp_path / "c.jsonl", tmp_path / "b.jsonl")
