@@ -203,3 +203,17 @@ def _check_fits(chat: Chat, n_ids: int) -> None:
                 f"{chat.tokenizer.folder}: the tokenizer's {chat.tokenizer.spelling(token)} is id {token}, config.json "
                 f"says vocab_size {n_ids}; tokenizer and weights have to belong together"
             )
+
+
+def hold_out(rows: Sequence[Example], n: int, seed: int) -> tuple[list[Example], list[Example]]:
+    """The rows without n drawn ones, and these. A row that is taken several times is held out with all of them.
+
+    Raises InputError where none would be left to train on.
+    """
+    by_place = {e.place: e for e in rows}
+    if n >= len(by_place):
+        raise InputError(f"--eval-pairs: {n} of {len(by_place)} rows leave none to train on; lower it")
+    places = list(by_place)
+    drawn = sorted(np.random.default_rng((seed, 0)).choice(len(places), n, replace=False).tolist())
+    held_out = {places[i] for i in drawn}
+    return [e for e in rows if e.place not in held_out], [by_place[places[i]] for i in drawn]

@@ -287,6 +287,7 @@ def _has_trl() -> bool:
 
 
 def write_model(folder: Path, shape: str, layers: int | None) -> None:
+    """Random weights of a named shape as a checkpoint folder, or a copy of a folder. Raises InputError."""
     if shape not in SHAPES:
         source, _ = open_model(shape)
         if layers is not None:

@@ -92,7 +92,7 @@ def generate(
                 running.todo = [token]
                 if ends is not None and ends(answer):
                     answer.finish = "stop"
-                elif len(answer.ids) == sampling.max_new_tokens or running.n_tokens == slots.length:
+                elif len(answer.ids) == sampling.max_new_tokens or running.n_tokens >= slots.length:
                     answer.finish = "length"
             if answer.finish:
                 slots.remove(running)

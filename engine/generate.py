@@ -7,6 +7,7 @@ Answers go into OUT's name with .partial as they end; the same command goes on f
 are there, in the order of the prompts. How they are grown is in engine/decoding.py.
 """
 
+import functools
 import hashlib
 import json
 import sys
@@ -96,9 +97,22 @@ class Answerer:
                 raise InputError(f"{place}: {fault}") from None
         if max(ids) >= (size := self._shape.config.vocab_size):
             raise InputError(f"{place}: token id {max(ids)} is outside the model's vocabulary of {size}")
+        self._check_room(place, ids)
+        return ids
+
+    def _check_room(self, place: str, ids: Sequence[int]) -> None:
         if (context := self._shape.config.context) is not None and len(ids) >= context:
             raise InputError(f"{place}: a prompt of {len(ids)} tokens leaves no room in a context of {context}; cut it")
-        return ids
+
+    @functools.cached_property
+    def digest(self) -> str:
+        """SHA-256 of the checkpoint: weights, configuration, tokenizer."""
+        kinds = (".safetensors", ".json", ".model", ".jinja")
+        paths = sorted(p for p in self.folder.iterdir() if p.suffix in kinds)
+        whole = hashlib.sha256()
+        for path, found in zip(paths, files.digests(paths), strict=True):
+            whole.update(f"{path.name}\0".encode() + found)
+        return whole.hexdigest()
 
     def answer(
         self,
@@ -108,12 +122,13 @@ class Answerer:
         numbers: Sequence[int] | None = None,
         wanted: Callable[[int, int], bool] = lambda prompt, sample: True,
     ) -> list[Answer]:
-        """See generate. Raises InputError where a text ends answers and there is no tokenizer to tell it by."""
+        """See generate. Raises InputError where a prompt leaves no room, or there is no tokenizer to tell --stop by."""
+        for i, ids in enumerate(prompts):
+            self._check_room(f"prompt {i + 1}", ids)
+        stop, ends = stop_ids(self.folder, self.chat), self._says(sampling.stop) if sampling.stop else None
         if self._model is None:
             host.keep_pages()
             self._model = weights.load(self.folder, getattr(torch, self.dtype), self._device).eval()
-        stop = stop_ids(self.folder, self.chat)
-        ends = self._says(sampling.stop) if sampling.stop else None
         return generate(self._model, prompts, sampling, stop, on_finish, numbers=numbers, ends=ends, wanted=wanted)
 
     def _says(self, stop: Sequence[str]) -> Callable[[Answer], bool]:
@@ -141,9 +156,9 @@ class Partial:
         text = json.dumps(settings, sort_keys=True, default=str)
         head = {"settings": hashlib.sha256(text.encode()).hexdigest()}
         lines = self._path.read_bytes().split(b"\n")[:-1] if self._path.is_file() else []  # the last may be torn
-        if lines and json.loads(lines[0]) != head:
+        if lines and lines[0] != files.json_line(head).encode().rstrip():
             raise InputError(
-                f"{self._path}: holds answers of another model, prompts or settings; remove it, or give another --out"
+                f"{self._path}: holds answers of another model, prompts or settings; remove it, or write elsewhere"
             )
         for line in lines[1:]:
             row = json.loads(line)
@@ -152,7 +167,7 @@ class Partial:
         whole = b"".join(line + b"\n" for line in lines) or files.json_line(head).encode()
         with files.whole_file(self._path) as temporary:
             temporary.write_bytes(whole)
-        self._file = open(self._path, "a", encoding="utf-8")  # noqa: SIM115 (closed in finish, or with the process)
+        self._file = open(self._path, "a", encoding="utf-8")  # noqa: SIM115 (closed by close)
 
     def add(self, row: int, sample: int, answer: dict[str, Any]) -> None:
         """Writes an answer down."""
@@ -164,12 +179,11 @@ class Partial:
         """Writes the file of all answers, in order, and removes this one."""
         files.write_rows(out, (_prompt(prompts[i]) | answer | {"sample": sample}
                                for (i, sample), answer in sorted(self.answers.items())))  # fmt: skip
-        self.remove()
-
-    def remove(self) -> None:
-        """All answers are elsewhere now."""
-        self._file.close()
         self._path.unlink()
+
+    def close(self) -> None:
+        """No more will be added."""
+        self._file.close()
 
 
 def draw(
@@ -180,8 +194,9 @@ def draw(
     name: for the progress bar. Raises InputError where what is there are answers of another model or other settings.
     """
     settings = {f.name: getattr(sampling, f.name) for f in fields(Sampling) if f.name not in OF_SPEED}
-    weights_of = [d.hex() for d in files.digests(sorted(answerer.folder.glob("*.safetensors")))]
-    partial = Partial(out, settings | {"weights": weights_of, "dtype": answerer.dtype, "prompts": prompts})
+    if sampling.stop and answerer.chat is None:
+        raise InputError(f"--stop: {answerer.folder} has no tokenizer; give --stop-ids")
+    partial = Partial(out, settings | {"model": answerer.digest, "dtype": answerer.dtype, "prompts": prompts})
     n_known = len(partial.answers)
     with tqdm(total=len(prompts) * sampling.n, desc=name, initial=n_known, unit="answer", disable=None) as bar:
 
@@ -190,7 +205,11 @@ def draw(
             partial.add(answer.prompt, answer.sample, said | {"finish": answer.finish})
             bar.update()
 
-        answerer.answer(prompts, sampling, keep, wanted=lambda prompt, sample: (prompt, sample) not in partial.answers)
+        try:
+            known = frozenset(partial.answers)
+            answerer.answer(prompts, sampling, keep, wanted=lambda prompt, sample: (prompt, sample) not in known)
+        finally:
+            partial.close()
     return partial
 
 

@@ -17,7 +17,7 @@ from tqdm import tqdm
 
 from data import InputError, cli
 from data.chat import stop_ids
-from data.dataset import find_cut, open_model, read_examples
+from data.dataset import find_cut, hold_out, open_model, read_examples
 from data.examples import Example, in_form
 from data.show import show
 from engine import host, optim, reference, trl_names, weights
@@ -109,7 +109,7 @@ class Job:
             self.heldout, facts = self._read((config.eval_data,))
             self.facts |= {f"eval_{name}": value for name, value in facts.items()}
         elif config.eval_pairs:
-            rows, self.heldout = _split(rows, config.eval_pairs, config.seed)
+            rows, self.heldout = hold_out(rows, config.eval_pairs, config.seed)
         if len({(len(e.responses), e.label is None) for e in self.heldout}) > 1:
             raise InputError(f"{config.eval_data or ', '.join(config.data)}: held-out rows have to be of one kind")
         self.objective.check(self._in_form(rows))
@@ -296,17 +296,6 @@ def _part(rows: list[Example], part: int, n_parts: int) -> list[Example]:
         raise InputError(f"--stages: {n_parts} parts of {len(rows)} rows; lower it")
     ends = np.linspace(0, len(rows), n_parts + 1).round().astype(int)
     return rows[ends[part] : ends[part + 1]]
-
-
-def _split(rows: list[Example], n: int, seed: int) -> tuple[list[Example], list[Example]]:
-    """The rows without n drawn ones, and these. A row that is taken several times is held out with all of them."""
-    by_place = {e.place: e for e in rows}
-    if n >= len(by_place):
-        raise InputError(f"--eval-pairs: {n} of {len(by_place)} rows leave none to train on; lower it")
-    places = list(by_place)
-    drawn = sorted(np.random.default_rng((seed, 0)).choice(len(places), n, replace=False).tolist())
-    held_out = {places[i] for i in drawn}
-    return [e for e in rows if e.place not in held_out], [by_place[places[i]] for i in drawn]
 
 
 def main(argv: Sequence[str]) -> None:

@@ -8,24 +8,31 @@ contrast       how much the pairs differ that a run was trained on
 report         all of it as one page, and as Markdown, CSV and LaTeX
 """
 
+import importlib
 from collections.abc import Callable, Sequence
 
 from data import cli
-from eval import advise, alpacaeval_run, contrast_run, mixeval_run, report, trajectories
 
-COMMANDS: dict[str, Callable[[Sequence[str]], None]] = {
-    "advise": advise.main,
-    "mixeval": mixeval_run.main,
-    "alpacaeval": alpacaeval_run.main,
-    "trajectories": trajectories.main,
-    "contrast": contrast_run.main,
-    "report": report.main,
+MODULES = {
+    "advise": "eval.advise",
+    "mixeval": "eval.mixeval_run",
+    "alpacaeval": "eval.alpacaeval_run",
+    "trajectories": "eval.trajectories",
+    "contrast": "eval.contrast_run",
+    "report": "eval.report",
 }
+EXAMPLE = "python -m eval report runs/first --out runs/report"
+
+
+def _command(module: str) -> Callable[[Sequence[str]], None]:
+    """A module's main, imported when it is called: half of them bring torch, which takes seconds."""
+    return lambda argv: importlib.import_module(module).main(argv)
 
 
 def main(argv: Sequence[str]) -> None:
     """Runs the command that the first argument names."""
-    cli.dispatch(argv, COMMANDS, package="python -m eval", doc=str(__doc__), example=advise.EXAMPLE)
+    commands = {name: _command(module) for name, module in MODULES.items()}
+    cli.dispatch(argv, commands, package="python -m eval", doc=str(__doc__), example=EXAMPLE)
 
 
 if __name__ == "__main__":

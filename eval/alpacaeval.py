@@ -26,6 +26,7 @@ GAMED_WEIGHT = 0.2 / 2  # two gamed baselines share the regularisation
 STRENGTHS = np.logspace(-4, 4, 10)
 N_FOLDS = 5
 TINY = 1e-15
+FEW = 0.05  # of rows on one side of the reference's length: beyond, length control extrapolates
 
 
 def is_switched(instruction: str) -> bool:
@@ -238,3 +239,23 @@ def _logistic(z: np.ndarray) -> np.ndarray:
 def is_extreme(raw: float, controlled: float) -> bool:
     """Whether length control has moved a win rate (per cent) further than a sound fit does: the rule of upstream."""
     return controlled < min(0.75 * raw, raw - 10) or controlled > max(raw + (100 - raw) / 4, raw + 10)
+
+
+def warnings(table: Mapping[str, float]) -> list[str]:
+    """What makes a length-controlled win rate doubtful: from win_rate, length_controlled_winrate, n_missing and the
+    shares of outputs that are longer and shorter than the reference's.
+    """
+    made = []
+    if table.get("n_missing"):
+        made.append(f"{table['n_missing']:.0f} rows have no preference")
+    if (controlled := table.get("length_controlled_winrate")) is None:
+        return made
+    for side in ("longer", "shorter"):
+        if (share := table[f"share_{side}"]) < FEW:
+            made.append(
+                f"only {share:.1%} of the outputs are {side} than the reference's: length control has little to "
+                "compare on that side (appendix D of arXiv 2408.06266)"
+            )
+    if is_extreme(table["win_rate"], controlled):
+        made.append("length control moves the win rate further than a sound fit does: do not trust it")
+    return made

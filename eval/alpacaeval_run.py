@@ -21,10 +21,11 @@ import numpy as np
 
 from data import cli
 from data.errors import InputError, RunError
-from eval import alpacaeval, judging, mixeval_run, scores
+from eval import alpacaeval, answering, judging, mixeval_run, scores
+from eval.answering import How, Model
 from eval.checkpoints import Checkpoint
-from eval.judging import Judge, JudgedConfig
-from revise.client import Answered, Store, open_store
+from eval.judging import Judge, JudgedConfig, Sent
+from revise.client import Answered, open_store
 
 EXAMPLE = (
     "python -m eval alpacaeval runs/first --alpaca-eval path/to/alpaca_eval --gamed df_gamed.csv --store judge.sqlite"
@@ -42,7 +43,7 @@ SHA256 = {  # of the published files
 PRESETS = {"stable": {"temperature": 0.0, "top_p": 1.0}, "upstream": {"temperature": 0.7, "top_p": 1.0}}
 MAX_TOKENS = 2048
 ANNOTATOR = {"max_tokens": 1, "temperature": 1, "top_p": 1.0, "logprobs": True, "top_logprobs": 5}
-FEW = 0.05  # of rows on one side of the reference's length: length control then extrapolates (appendix D)
+ROUNDS = 3  # of questions about a row that has no preference yet
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -63,8 +64,8 @@ class AlpacaEvalConfig(JudgedConfig):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.endpoint and self.checkpoint:
-            raise InputError("--checkpoint names a run's folders; with --endpoint the served model is scored")
+        if self.checkpoint and (self.endpoint or (Path(self.what) / "config.json").is_file()):
+            raise InputError("--checkpoint names a run's folders; here one model is scored")
 
 
 class Data(NamedTuple):
@@ -74,9 +75,8 @@ class Data(NamedTuple):
     """Rows with "instruction" and "output", in upstream's order."""
     template: str
     gamed: list[dict[str, Any]] | None
-    sha256: str
-    """Of the reference's outputs."""
-    template_sha256: str
+    facts: dict[str, str | None]
+    """SHA-256 of each file, for scores."""
 
 
 def main(argv: Sequence[str]) -> None:
@@ -85,15 +85,30 @@ def main(argv: Sequence[str]) -> None:
     data = read_data(config)
     found = _chosen(config)
     with open_store(Path(config.store)) as store:
-        judge = judging.judge_of(config, store)
+        sent = Sent(store)
+        judge = judging.judge_of(config, sent)
         if config.dry_run:
             print(_estimate(data, config, len(found)))
             return
-        tables = {c.name: score_one(c, data, config, judge) for c in found}
-    for name, table in tables.items():
-        print(_tell(name, table))
-    if said := _averaged(tables):
-        print(said)
+        judging.take_base(config)
+        probe(judge, data)
+        for checkpoint in found:
+            print(_tell(checkpoint.name, score_one(Model(checkpoint, config, sent), data, config, judge)), flush=True)
+    print(_averaged([c.name for c in found if c.name != scores.BASE], config))
+
+
+def probe(judge: Judge, data: Data) -> None:
+    """Raises RunError where the judge gives no log-probs of m and M: before an output is drawn."""
+    row = data.reference[0]
+    shown = alpacaeval.messages(row["instruction"], row["output"], "I do not know.", data.template)
+    (found,) = judge.ask([judge.request({"messages": shown, **ANNOTATOR}, -1)])
+    if found.row is None or found.row.state in ("failed", "refused"):
+        raise RunError(f"--judge: {found.fault}")
+    if _preference(found, False) is None:
+        raise RunError(
+            "--judge: gives no log-probs of the tokens m and M, which the weighted win rate is made of; take a model "
+            "that does not reason first, on a server that gives logprobs"
+        )
 
 
 # --- the user's files ----------------------------------------------------------------------------------------------
@@ -115,8 +130,10 @@ def read_data(config: AlpacaEvalConfig) -> Data:
     gamed = _read_gamed(Path(config.gamed), config) if config.gamed else None
     if gamed is None:
         cli.notify("no --gamed: win rates are not length-controlled")
-    digests = (hashlib.sha256(raw).hexdigest() for raw in (outputs, template))
-    return Data(reference, template.decode("utf-8"), gamed, *digests)
+    gamed_digest = hashlib.sha256(Path(config.gamed).read_bytes()).hexdigest() if config.gamed else None
+    facts = {"data_sha256": hashlib.sha256(outputs).hexdigest(), "gamed_sha256": gamed_digest}
+    facts["wording_sha256"] = hashlib.sha256(template).hexdigest()
+    return Data(reference, template.decode("utf-8"), gamed, facts)
 
 
 def _bytes(path: Path, kind: str, config: AlpacaEvalConfig) -> bytes:
@@ -169,7 +186,7 @@ def _chosen(config: AlpacaEvalConfig) -> list[Checkpoint]:
 def _best(config: AlpacaEvalConfig) -> list[str]:
     path = config.folder / scores.NAME
     lines = scores.read(path)
-    tables = {v: mixeval_run.of_version(lines, v) for v in mixeval_run.VERSIONS}
+    tables = {v: mixeval_run.overall(lines, v) for v in mixeval_run.VERSIONS}
     names = [max(table, key=lambda name: table[name]) for table in tables.values() if table]
     if not names:
         raise InputError(
@@ -181,25 +198,26 @@ def _best(config: AlpacaEvalConfig) -> list[str]:
 # --- a checkpoint --------------------------------------------------------------------------------------------------
 
 
-def score_one(checkpoint: Checkpoint, data: Data, config: AlpacaEvalConfig, judge: Judge) -> dict[str, float]:
+def score_one(model: Model, data: Data, config: AlpacaEvalConfig, judge: Judge) -> dict[str, float]:
     """Outputs, annotations and win rates of a checkpoint, written down. What they came to."""
-    folder = config.folder / checkpoint.name / "alpaca_eval_2"
-    outputs = _outputs(checkpoint, data, config, judge.store, folder)
+    name = model.checkpoint.name
+    folder = config.folder / name / "alpaca_eval_2"
+    outputs = _outputs(model, data, config, folder)
     preferences = annotate(data, outputs, judge)
     rows = [
         {"instruction": row["instruction"], "output_1": row["output"], "generator_1": REFERENCE, "output_2": output,
-         "generator_2": checkpoint.name, "annotator": config.judge, "preference": preference}
+         "generator_2": name, "annotator": config.judge, "preference": preference}
         for row, output, preference in zip(data.reference, outputs, preferences, strict=True)
     ]  # fmt: skip
     judging.write_json(folder / "annotations.json", rows)
     table = summarise(preferences, data, outputs)
-    facts = judge.facts | {"preset": config.preset, "data_sha256": data.sha256, "wording_sha256": data.template_sha256}
+    facts = judge.facts | data.facts | {"preset": config.preset}
     facts |= {"reference": REFERENCE, "software": mixeval_run.software()}
     errors = {"win_rate": "standard_error", "length_controlled_winrate": "lc_standard_error"}
     lines = [
-        {"checkpoint": checkpoint.name, "benchmark": BENCHMARK, "version": REFERENCE, "metric": name, "value": value}
-        | {"stderr": table.get(errors.get(name, "")), "n": int(table["n_total"]), **facts}
-        for name, value in table.items()
+        {"checkpoint": name, "benchmark": BENCHMARK, "version": REFERENCE, "metric": metric, "value": value}
+        | {"stderr": table.get(errors.get(metric, "")), "n": int(table["n_total"]), **facts}
+        for metric, value in table.items()
         if np.isfinite(value)
     ]
     judging.write_json(folder / "score.json", table | facts)
@@ -207,50 +225,44 @@ def score_one(checkpoint: Checkpoint, data: Data, config: AlpacaEvalConfig, judg
     return table
 
 
-def _outputs(checkpoint: Checkpoint, data: Data, config: AlpacaEvalConfig, store: Store, folder: Path) -> list[str]:
+def _outputs(model: Model, data: Data, config: AlpacaEvalConfig, folder: Path) -> list[str]:
     """The model's outputs, stripped as upstream does; from model_outputs.json where it is there."""
-    path = folder / "model_outputs.json"
+    path, how = folder / "model_outputs.json", How(**PRESETS[config.preset], max_tokens=MAX_TOKENS)
     asked = [row["instruction"] for row in data.reference]
     if path.is_file():
         rows = json.loads(path.read_text(encoding="utf-8"))
-        if [r["instruction"] for r in rows] != asked or any(r.get("preset") != config.preset for r in rows):
-            raise InputError(f"{path}: holds outputs to other instructions or of another preset; give another --out")
-        return [row["output"] for row in rows]
-    prompts = {str(i): instruction for i, instruction in enumerate(asked)}
-    how = PRESETS[config.preset]
-    found = judging.responses(checkpoint, prompts, config, store, path, max_tokens=MAX_TOKENS, **how)
-    rows = [
-        {"dataset": row["dataset"], "instruction": row["instruction"], "output": found[str(i)].strip(),
-         "generator": checkpoint.name, "preset": config.preset}
-        for i, row in enumerate(data.reference)
-    ]  # fmt: skip
-    judging.write_json(path, rows)
-    judging.settle(path)
+        answering.check_same(path, rows, "instruction", asked, model.identity(how))
+    else:
+        found = model.answers({str(i): instruction for i, instruction in enumerate(asked)}, how, path)
+        rows = [
+            {"dataset": row["dataset"], "instruction": row["instruction"], "output": found[str(i)].strip(),
+             "generator": model.checkpoint.name, "model_sha256": model.identity(how)}
+            for i, row in enumerate(data.reference)
+        ]  # fmt: skip
+        judging.write_json(path, rows)
+    answering.settle(path)
     return [row["output"] for row in rows]
 
 
 def annotate(data: Data, outputs: Sequence[str], judge: Judge) -> list[float | None]:
     """Each output's preference from 1 to 2, None where the judge gave none; equal outputs are a draw, unasked.
 
-    Raises RunError where the first answers carry no log-probs of m and M: before hundreds are paid for.
+    Rows without a preference are asked for again, ROUNDS in all; equal rows are one question.
     """
-    pairs = {}
+    made: list[float | None] = [1.5] * len(outputs)
+    left = {}
     for i, (row, output) in enumerate(zip(data.reference, outputs, strict=True)):
         if output != row["output"]:
             switched = alpacaeval.is_switched(row["instruction"])
             shown = (output, row["output"]) if switched else (row["output"], output)
-            messages = alpacaeval.messages(row["instruction"], *shown, data.template)
-            pairs[i] = (judge.request({"messages": messages, **ANNOTATOR}), switched)
-    requests = [request for request, _ in pairs.values()]
-    first = judge.ask(requests[:3])
-    if first and all(_preference(found, False) is None for found in first):
-        raise RunError(
-            "--judge: gives no log-probs of the tokens m and M, which the weighted win rate is made of; take a model "
-            "that does not reason first, on a server that gives logprobs"
-        )
-    made: list[float | None] = [1.5] * len(outputs)
-    for (i, (_, switched)), found in zip(pairs.items(), judge.ask(requests), strict=True):
-        made[i] = _preference(found, switched)
+            left[i] = alpacaeval.messages(row["instruction"], *shown, data.template), switched
+    for number in range(ROUNDS):
+        requests = [judge.request({"messages": messages, **ANNOTATOR}, number) for messages, _ in left.values()]
+        for (i, (_, switched)), found in zip(list(left.items()), judge.ask(requests), strict=True):
+            made[i] = _preference(found, switched)
+        left = {i: asked for i, asked in left.items() if made[i] is None}
+        if not left:
+            break
     return made
 
 
@@ -280,43 +292,25 @@ def summarise(preferences: Sequence[float | None], data: Data, outputs: Sequence
 # --- what is said --------------------------------------------------------------------------------------------------
 
 
-def warnings(table: Mapping[str, float]) -> list[str]:
-    """What makes a length-controlled win rate doubtful."""
-    made = []
-    if table["n_missing"]:
-        made.append(f"{table['n_missing']:.0f} rows have no preference; --ask-again asks for them once more")
-    if (controlled := table.get("length_controlled_winrate")) is None:
-        return made
-    for side in ("longer", "shorter"):
-        if (share := table[f"share_{side}"]) < FEW:
-            made.append(
-                f"only {share:.1%} of the outputs are {side} than the reference's: length control has little to "
-                "compare on that side (appendix D of arXiv 2408.06266)"
-            )
-    if alpacaeval.is_extreme(table["win_rate"], controlled):
-        made.append("length control moves the win rate further than a sound fit does: do not trust it")
-    return made
-
-
 def _tell(name: str, table: Mapping[str, float]) -> str:
     said = f"{name}  win rate {table['win_rate']:.1f} +- {table['standard_error']:.1f}"
     if "length_controlled_winrate" in table:
         said += f"  length-controlled {table['length_controlled_winrate']:.1f} +- {table['lc_standard_error']:.1f}"
     said += f"  {table['avg_length']:.0f} characters"
-    return "\n".join([said, *(f"  {sentence}" for sentence in warnings(table))])
+    return "\n".join([said, *(f"  {sentence}" for sentence in alpacaeval.warnings(table))])
 
 
-def _averaged(tables: Mapping[str, Mapping[str, float]]) -> str:
-    """The mean over the checkpoints, and its distance from the base's, as the paper gives them."""
-    others = [table for name, table in tables.items() if name != scores.BASE]
-    if scores.BASE not in tables or not others:
-        return ""
-    said = []
+def _averaged(names: Sequence[str], config: AlpacaEvalConfig) -> str:
+    """The mean over the checkpoints of what they gain over the base, as the paper gives it; or why there is none."""
+    lines, said = scores.pick(scores.read(config.folder / scores.NAME), benchmark=BENCHMARK), []
     for metric, unit in (("length_controlled_winrate", "points"), ("win_rate", "points"), ("avg_length", "characters")):
-        if all(metric in table for table in tables.values()):
-            difference = np.mean([table[metric] for table in others]) - tables[scores.BASE][metric]
-            said.append(f"{metric} {difference:+.2f} {unit}")
-    return f"mean of {len(others)} against the base: {', '.join(said)}"
+        found = {x["checkpoint"]: x for x in scores.newest(scores.pick(lines, metric=metric))}
+        if scores.BASE in found and names and all(name in found for name in names):
+            gains = [scores.delta(found[name], found[scores.BASE]) for name in names]
+            said.append(f"{metric} {np.mean(gains):+.2f} {unit}")
+    if not said:
+        return "no deltas: the base model is not scored with the same judge, data and preset"
+    return f"mean of {len(names)} against the base: {', '.join(said)}"
 
 
 def _estimate(data: Data, config: AlpacaEvalConfig, n: int) -> str:

@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 
 from data import cli
 from data.errors import InputError
+from data.hub import find_model
 from eval import scores
 
 WATCH_SECONDS = 15.0
@@ -35,9 +36,12 @@ def settings(run: Path) -> dict[str, Any]:
 
 
 def base_of(run: Path) -> Checkpoint | None:
-    """The model that a run began with, where its folder is there."""
-    folder = settings(run).get("model")
-    return Checkpoint(scores.BASE, Path(folder)) if isinstance(folder, str) and Path(folder).is_dir() else None
+    """The model that a run began with, where its folder is there, or the hub's copy of it."""
+    name = settings(run).get("model")
+    try:
+        return Checkpoint(scores.BASE, find_model(name)) if isinstance(name, str) else None
+    except InputError:
+        return None
 
 
 def find(what: Path, *, with_base: bool) -> list[Checkpoint]:
@@ -56,7 +60,7 @@ def is_over(run: Path) -> bool:
     """Whether a run has written its last epoch."""
     asked = settings(run)
     path = run / "metrics.jsonl"
-    lines = path.read_bytes().splitlines() if path.is_file() else []
+    lines = path.read_bytes().split(b"\n")[:-1] if path.is_file() else []  # the last may be half written
     if not asked or not lines:
         return False
     last = json.loads(lines[-1])

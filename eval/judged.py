@@ -9,7 +9,7 @@ from data.errors import InputError, RunError
 from data.examples import Example
 from data.records import Message
 from engine.generate import Answerer, Sampling, draw
-from eval.judging import Judge, parse_extra
+from eval.judging import Judge, Sent, parse_extra
 from revise import judge as judges
 from revise.client import ClientConfig, open_store
 
@@ -59,26 +59,26 @@ def compare(examples: Sequence[Example], model: str, source: str, config: JudgeS
     """
     assert config.store is not None  # checked with the flags
     records = {r.place: r for r in load_preferences(source, skip_bad_rows=True)}
+    template = judges.choice_template(config.judge_template)
     answerer = Answerer.open(model)
     if answerer.chat is None:
         raise InputError(f"{model}: has no tokenizer, and a judge reads text")
-    sampling = Sampling(max_new_tokens=config.max_new_tokens, temperature=config.own_temperature, seed=seed)
-    own = draw(
-        answerer, [e.prompt.tolist() for e in examples], sampling, Path(config.store), name="own answers"
-    ).answers
     client = ClientConfig(
         store=config.store, endpoint=config.judge_endpoint, model=config.judge, key_env=config.judge_key_env,
         concurrency=config.concurrency,
     )  # fmt: skip
     with open_store(Path(config.store)) as store:
-        judge = Judge(client, store, extra=parse_extra(config.judge_extra))
+        judge = Judge(client, Sent(store), extra=parse_extra(config.judge_extra))
+        sampling = Sampling(max_new_tokens=config.max_new_tokens, temperature=config.own_temperature, seed=seed)
+        prompts = [e.prompt.tolist() for e in examples]
+        own = draw(answerer, prompts, sampling, Path(config.store), name="own answers").answers
         requests = []
         for i, e in enumerate(examples):
             record = records[e.place]
             prompt = [m for m in record.prompt if isinstance(m, Message)]
             winner, answer = str(record.responses[0]), own[i, 0]["response"]
             first, second = (answer, winner) if i % 2 else (winner, answer)
-            text = judges.compare(prompt, first, second, config.judge_template)
+            text = judges.compare(prompt, first, second, template)
             body = {"messages": [{"role": "user", "content": text}], "temperature": config.judge_temperature}
             requests.append(judge.request(body | {"max_tokens": JUDGE_TOKENS}))
         found = judge.ask(requests)

@@ -1,7 +1,8 @@
-"""What the evaluators share: how the evaluated model answers, and how a judge is asked."""
+"""What the evaluators share: a judge, and how it is asked."""
 
 import dataclasses
 import json
+import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,12 +12,18 @@ import tyro
 
 from data import files
 from data.errors import InputError, RunError
-from data.records import Message
 from eval import checkpoints, scores
 from eval.checkpoints import Checkpoint
-from revise.client import Answered, ClientConfig, Request, Store, answer_all, answered, endpoints_of, said
-
-SEED = 42
+from revise.client import (
+    Answered,
+    ClientConfig,
+    Endpoint,
+    Request,
+    Store,
+    answer_all,
+    answered,
+    endpoints_of,
+)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -58,6 +65,11 @@ class JudgedConfig(ClientConfig):
         parse_extra(self.judge_extra)
 
     @property
+    def has_base(self) -> bool:
+        """Whether the base model is scored in this pass."""
+        return self.base and self.base_scores is None
+
+    @property
     def folder(self) -> Path:
         """Where scores go."""
         return Path(self.out) if self.out else Path(self.what) / "eval"
@@ -75,94 +87,63 @@ def parse_extra(text: str | None) -> dict[str, Any]:
 
 
 def find(config: JudgedConfig) -> list[Checkpoint]:
-    """What is scored: with --endpoint the served model alone. Copies --base-scores. Raises InputError."""
+    """What is scored: with --endpoint the served model alone. Raises InputError."""
+    if config.endpoint:
+        return [Checkpoint(re.sub(r"[^\w.-]+", "_", config.what), Path(config.what))]
+    return checkpoints.find(Path(config.what), with_base=config.has_base)
+
+
+def take_base(config: JudgedConfig) -> None:
+    """Puts the numbers of --base-scores beside the run's own. Raises InputError where none compare with what comes."""
     if config.base_scores:
-        scores.copy_base(Path(config.base_scores), config.folder / scores.NAME)
-    with_base = config.base and config.base_scores is None
-    if config.endpoint:
-        return [Checkpoint(config.what, Path(config.what))]
-    return checkpoints.find(Path(config.what), with_base=with_base)
-
-
-# --- answers -------------------------------------------------------------------------------------------------------
-
-
-def responses(
-    checkpoint: Checkpoint,
-    prompts: Mapping[str, str],
-    config: JudgedConfig,
-    store: Store,
-    beside: Path,
-    *,
-    temperature: float,
-    top_p: float,
-    max_tokens: int,
-) -> dict[str, str]:
-    """A model's answers to prompts of one user message, by name: drawn here, or by a server.
-
-    beside: the file that they will stand in; what is drawn is kept beside it until `settle` is called with it.
-    """
-    if config.endpoint:
-        body: dict[str, Any] = {"model": config.model, "max_tokens": max_tokens, "seed": SEED}
-        return _served(prompts, body | {"temperature": temperature, "top_p": top_p}, config, store)
-    from engine.generate import Answerer, Sampling, draw  # it brings torch, which a served model does without
-
-    answerer = Answerer.open(str(checkpoint.folder))
-    if answerer.chat is None:
-        raise InputError(f"{checkpoint.folder}: has no tokenizer, and answers have to be text")
-    ids = [answerer.prompt_ids(f"query {name}", [Message("user", prompt)]) for name, prompt in prompts.items()]
-    sampling = Sampling(max_new_tokens=max_tokens, seed=SEED, temperature=temperature, top_p=top_p)
-    partial = draw(answerer, ids, sampling, beside, name=checkpoint.name)
-    return {name: partial.answers[i, 0]["response"] for i, name in enumerate(prompts)}
-
-
-def settle(beside: Path) -> None:
-    """The answers are written: what was kept beside them can go."""
-    beside.with_name(f"{beside.name}.partial").unlink(missing_ok=True)
-
-
-def _served(prompts: Mapping[str, str], body: dict[str, Any], config: JudgedConfig, store: Store) -> dict[str, str]:
-    """Answers of a served model. Raises RunError where one has none."""
-    requests = {
-        name: Request(body | {"messages": [{"role": "user", "content": prompt}]}) for name, prompt in prompts.items()
-    }
-    answer_all(requests.values(), store, config, endpoints_of(config.endpoint, config), purpose="answer")
-    found = {name: answered(store, request) for name, request in requests.items()}
-    if missing := [a.fault for a in found.values() if said(a) is None]:
-        raise RunError(
-            f"{len(missing)} of {len(found)} answers are missing ({missing[0]}); the same command asks again"
-        )
-    return {name: said(a) or "" for name, a in found.items()}
+        scores.copy_base(Path(config.base_scores), config.folder / scores.NAME, judge=config.judge)
 
 
 # --- the judge -----------------------------------------------------------------------------------------------------
 
 
-class Judge:
-    """A judge behind a server: one count of what was sent, and one name of who has answered."""
+@dataclass
+class Sent:
+    """What a command has sent so far, to whomever: --max-requests is for all of it."""
 
-    def __init__(self, client: ClientConfig, store: Store, *, extra: Mapping[str, Any], others: bool = False) -> None:
+    store: Store
+    n: int = 0
+
+    def ask(
+        self, requests: Sequence[Request], client: ClientConfig, endpoints: Sequence[Endpoint], purpose: str
+    ) -> list[Answered]:
+        """What is known of each request after those that are new were sent."""
+        tally = answer_all(
+            requests, self.store, client.after(self.n), endpoints, purpose=purpose, n_requests=len(requests)
+        )
+        self.n += tally.n_sent
+        return [answered(self.store, request) for request in requests]
+
+
+class Judge:
+    """A judge behind a server, and the name of who has answered there."""
+
+    def __init__(self, client: ClientConfig, sent: Sent, *, extra: Mapping[str, Any], others: bool = False) -> None:
         """client: how it is asked. extra: merged into each request. others: let who answers change.
 
         Raises InputError where its address or key cannot be used.
         """
-        self._client, self._extra, self._others, self._n_sent = client, extra, others, 0
+        self._client, self._extra, self._others = client, extra, others
         self._endpoints = endpoints_of(client.endpoint, client, flag="--judge-endpoint")
-        self.store = store
+        self.sent = sent
         self.models: list[str] = []
         """Names that the server has given to who answers, in the order in which they came."""
 
     def request(self, body: Mapping[str, Any], sample: int = 0) -> Request:
-        """One question, with what the user adds to it."""
+        """One question, with what the user adds to it. A greedy judge is asked again (sample > 0) at temperature 1."""
         merged = {"model": self._client.model, **body, **self._extra}
+        if sample > 0 and merged.get("temperature") == 0:
+            merged["temperature"] = 1.0
         return Request({name: value for name, value in merged.items() if value is not None}, sample)
 
     def ask(self, requests: Sequence[Request]) -> list[Answered]:
         """What is known of each after those that are new were sent. Raises RunError where the judge changes."""
-        client = self._client.after(self._n_sent)
-        tally = answer_all(requests, self.store, client, self._endpoints, purpose="judge", n_requests=len(requests))
-        self._n_sent += tally.n_sent
-        found = [answered(self.store, request) for request in requests]
+        found = self.sent.ask(requests, self._client, self._endpoints, "judge")
         names = dict.fromkeys(a.completion.model for a in found if a.completion and a.completion.model)
         self.models += [name for name in names if name not in self.models]
         if len(self.models) > 1 and not self._others:
@@ -175,15 +156,17 @@ class Judge:
     @property
     def facts(self) -> dict[str, Any]:
         """Who judged, for scores."""
-        return {"judge": self._client.model, "judge_model": " and ".join(self.models) or None}
+        return {"judge": self._client.model, "judge_model": " and ".join(self.models) or None} | (
+            {"judge_extra": json.dumps(self._extra, sort_keys=True)} if self._extra else {}
+        )
 
 
-def judge_of(config: JudgedConfig, store: Store) -> Judge:
+def judge_of(config: JudgedConfig, sent: Sent) -> Judge:
     """The judge that a command names. Raises InputError."""
-    client = dataclasses.replace(
-        config, endpoint=config.judge_endpoint, model=config.judge, key_env=config.judge_key_env
-    )
-    return Judge(client, store, extra=parse_extra(config.judge_extra), others=config.other_judge)
+    asked: dict[str, Any] = {f.name: getattr(config, f.name) for f in dataclasses.fields(ClientConfig)}
+    asked |= {"endpoint": config.judge_endpoint, "model": config.judge, "key_env": config.judge_key_env}
+    client = ClientConfig(**asked)
+    return Judge(client, sent, extra=parse_extra(config.judge_extra), others=config.other_judge)
 
 
 def price(requests: Iterable[tuple[int, int]], config: JudgedConfig, what: str) -> str:

@@ -22,11 +22,11 @@ import numpy as np
 
 from data import cli, files
 from data.errors import InputError, RunError
-from eval import checkpoints, judging, mixeval, scores
-from eval.checkpoints import Checkpoint
-from eval.judging import Judge, JudgedConfig
+from eval import answering, checkpoints, judging, mixeval, scores
+from eval.answering import How, Model
+from eval.judging import Judge, JudgedConfig, Sent
 from eval.mixeval import SPLITS, Split, Wording
-from revise.client import Answered, Request, Store, open_store
+from revise.client import Answered, Request, open_store
 
 EXAMPLE = (
     "python -m eval mixeval runs/first --mixeval path/to/MixEval --store judge.sqlite"
@@ -42,7 +42,7 @@ SHA256 = {  # of the published data
 }
 NAMES = {"free-form": ("close_freeform", "ff"), "multiple-choice": ("close_multichoice", "mp")}  # in upstream's files
 PRESETS = {"stable": {"temperature": 0.0, "top_p": 1.0}, "paper": {"temperature": 0.6, "top_p": 0.9}}
-MAX_TOKENS, JUDGE_TOKENS, SEED = 512, 999, judging.SEED
+MAX_TOKENS, JUDGE_TOKENS, SEED = 512, 999, answering.SEED
 N_BOOTSTRAP = 2000
 N_PROBES = 3  # answers of a judge of which one has to have a score
 
@@ -95,6 +95,9 @@ class Scored(NamedTuple):
     judged: dict[Split, dict[str, dict[str, Any]]]
     """Fields for upstream's files: judge_response, and judge_score or judge_option."""
     n_fallbacks: int
+    """Queries without a judgment that can be read, which count by --fallback."""
+    n_blocked: int = 0
+    """Queries that the judge's server refuses: 0 for a free answer, a letter by --fallback for a choice."""
 
 
 def main(argv: Sequence[str]) -> None:
@@ -104,38 +107,40 @@ def main(argv: Sequence[str]) -> None:
     data = {v: read_entries(Path(config.mixeval), v, any_data=config.any_data) for v in config.version}
     run = Path(config.what)
     with open_store(Path(config.store)) as store:
-        judge = judging.judge_of(config, store)
+        sent = Sent(store)
+        judge = judging.judge_of(config, sent)
         found = [] if config.watch else judging.find(config)
         if config.dry_run:
             print(_estimate(data, wording, config, len(found)))
             return
-        probe(judge, next(iter(data.values())), wording)
-        base = config.base and config.base_scores is None
-        for checkpoint in checkpoints.watch(run, with_base=base) if config.watch else found:
+        judging.take_base(config)
+        probe(judge, next(iter(data.values())), wording, config)
+        for checkpoint in checkpoints.watch(run, with_base=config.has_base) if config.watch else found:
+            model = Model(checkpoint, config, sent)
             for version, entries in data.items():
-                print(score_one(checkpoint, version, entries, wording, config, judge), flush=True)
+                print(score_one(model, version, entries, wording, config, judge), flush=True)
             if config.prune:
                 _prune(run, config)
 
 
 def score_one(
-    checkpoint: Checkpoint, version: str, entries: "Entries", wording: Wording, config: MixEvalConfig, judge: Judge
+    model: Model, version: str, entries: "Entries", wording: Wording, config: MixEvalConfig, judge: Judge
 ) -> str:
     """Answers, judgments and scores of a checkpoint on a version. What came of it, in a line."""
-    folder = config.folder / checkpoint.name / "mixeval_hard" / version
-    answers = _responses(checkpoint, entries, wording, folder, config, judge.store)
+    name = model.checkpoint.name
+    folder = config.folder / name / "mixeval_hard" / version
+    answers = _responses(model, entries, wording, folder, config)
     scored = judge_all(entries, answers, wording, config, judge)
-    return _write(folder, checkpoint.name, entries, answers, scored, config, wording, judge)
+    return _write(folder, name, entries, answers, scored, config, wording, judge)
 
 
-def probe(judge: Judge, entries: "Entries", wording: Wording) -> None:
+def probe(judge: Judge, entries: "Entries", wording: Wording, config: MixEvalConfig) -> None:
     """Raises RunError where the judge's answers to a plain question have no score: before thousands are paid for."""
     for split, queries in entries.items():
         entry = next(iter(queries.values()))
         right = str(entry["target"][0]) if split == "free-form" else chr(ord("A") + entry["target"][0])
         messages = mixeval.judge_messages(entry, right, split, wording)
-        body = {"messages": messages, "max_tokens": JUDGE_TOKENS, "response_format": {"type": "text"}}
-        found = judge.ask([judge.request(body, -1 - i) for i in range(N_PROBES)])
+        found = judge.ask([judge.request(_body(messages, config), -1 - i) for i in range(N_PROBES)])
         texts = [a.completion.text for a in found if a.completion]
         read = mixeval.parse_score if split == "free-form" else mixeval.parse_option
         if all(read(text) is None for text in texts):
@@ -146,20 +151,29 @@ def probe(judge: Judge, entries: "Entries", wording: Wording) -> None:
             )
 
 
+def _body(messages: list[dict[str, str]], config: MixEvalConfig) -> dict[str, Any]:
+    """What the judge is sent, as upstream sends it."""
+    body = {"messages": messages, "max_tokens": JUDGE_TOKENS, "response_format": {"type": "text"}}
+    return body if config.judge_temperature is None else body | {"temperature": config.judge_temperature}
+
+
 def _prune(run: Path, config: MixEvalConfig) -> None:
     """Removes scored epochs but the best of each version and the newest."""
-    found = scores.read(config.folder / scores.NAME)
-    of_judge = [line for line in found if line.get("judge") == config.judge and line.get("preset") == config.preset]
-    overall = [of_version(of_judge, version) for version in config.version]
-    whole = {name: value for name, value in overall[0].items() if all(name in table for table in overall)}
-    best = {max(table, key=lambda name: table[name]) for table in overall if table}
+    lines = [x for x in scores.read(config.folder / scores.NAME) if x["benchmark"] == BENCHMARK]
+    asked = [x for x in lines if x.get("judge") == config.judge and x.get("preset") == config.preset]
+    tables = [overall(asked, version) for version in config.version]
+    whole = {name: value for name, value in tables[0].items() if all(name in table for table in tables)}
+    best = set()  # of every version, judge and preset that anybody has asked for here
+    for who in {(x["version"], x.get("judge"), x.get("preset")) for x in lines}:
+        of_one = overall([x for x in lines if (x["version"], x.get("judge"), x.get("preset")) == who], who[0])
+        best |= {max(of_one, key=lambda name: of_one[name])} if of_one else set()
     for name in checkpoints.prune(run, whole, best):
         cli.notify(f"{run / name}: scored, neither among the best nor the newest: removed")
 
 
-def of_version(lines: list[scores.Line], version: str) -> dict[str, float]:
-    """The overall score of each epoch on a version."""
-    found = scores.pick(lines, benchmark=BENCHMARK, version=version, metric="table4_compat/overall")
+def overall(lines: Sequence[scores.Line], version: str) -> dict[str, float]:
+    """The overall score of each epoch on a version, of the newest scores that compare with each other."""
+    found = scores.newest(scores.pick(lines, benchmark=BENCHMARK, version=version, metric="table4_compat/overall"))
     return {line["checkpoint"]: line["value"] for line in found if line["checkpoint"] != scores.BASE}
 
 
@@ -201,37 +215,28 @@ def read_entries(checkout: Path, version: str, *, any_data: bool) -> Entries:
 
 
 def _responses(
-    checkpoint: Checkpoint, entries: Entries, wording: Wording, folder: Path, config: MixEvalConfig, store: Store
+    model: Model, entries: Entries, wording: Wording, folder: Path, config: MixEvalConfig
 ) -> dict[Split, dict[str, str]]:
     """The model's answers to all queries: from the files where they are, else drawn and written."""
     found: dict[Split, dict[str, str]] = {}
+    how = How(**PRESETS[config.preset], max_tokens=MAX_TOKENS)
     for split, queries in entries.items():
-        path = folder / f"{checkpoint.name}_{NAMES[split][0]}_hard.jsonl"
+        path = folder / f"{model.checkpoint.name}_{NAMES[split][0]}_hard.jsonl"
         prompts = {name: mixeval.format_prompt(entry, split, wording) for name, entry in queries.items()}
-        kept = _read_responses(path, prompts, config.preset)
-        if kept is None:
-            how = PRESETS[config.preset]
-            kept = judging.responses(checkpoint, prompts, config, store, path, max_tokens=MAX_TOKENS, **how)
+        if path.is_file():
+            rows = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+            answering.check_same(path, rows, "formated_input", list(prompts.values()), model.identity(how))
+        else:
+            texts = model.answers(prompts, how, path)
             rows = [
-                entry | {"formated_input": prompts[name], "id": name, "response": kept[name], "preset": config.preset}
+                entry | {"formated_input": prompts[name], "id": name, "response": texts[name]}
+                | {"model_sha256": model.identity(how)}
                 for name, entry in queries.items()
-            ]
+            ]  # fmt: skip
             files.write_rows(path, rows)
-        judging.settle(path)
-        found[split] = kept
+        answering.settle(path)
+        found[split] = {row["id"]: row["response"] for row in rows}
     return found
-
-
-def _read_responses(path: Path, prompts: Mapping[str, str], preset: str) -> dict[str, str] | None:
-    if not path.is_file():
-        return None
-    rows = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
-    is_same = {row["id"]: row["formated_input"] for row in rows} == prompts
-    if not is_same or any(row.get("preset") != preset for row in rows):
-        raise InputError(
-            f"{path}: holds answers to other prompts or of another preset; give another --out, or remove it"
-        )
-    return {row["id"]: row["response"] for row in rows}
 
 
 # --- judgments -----------------------------------------------------------------------------------------------------
@@ -246,19 +251,26 @@ def judge_all(
 ) -> Scored:
     """Has every answer judged, those without a score again in the next round, and counts what is left by a fallback."""
     scored = Scored({s: {} for s in SPLITS}, {s: {} for s in SPLITS}, 0)
-    n_left = 0
+    last: dict[tuple[Split, str], Answered] = {}
     for number in range(config.rounds):
         requests = dict(_requests(entries, responses, wording, config, judge, scored, number))
         if not requests:
             break
         for (split, name), found in zip(requests, judge.ask(list(requests.values())), strict=True):
             _take(scored, split, name, entries[split][name], found)
-    for split, queries in entries.items():
-        for name, entry in queries.items():
-            if name not in scored.scores[split]:
-                n_left += 1
-                _fall_back(scored, split, name, entry, config.fallback)
-    return scored._replace(n_fallbacks=n_left)
+            last[split, name] = found
+    left: list[tuple[Split, str]] = [
+        (split, name) for split, queries in entries.items() for name in queries if name not in scored.scores[split]
+    ]
+    states = [row.state if (row := last[key].row) else "failed" for key in left]
+    if n_failed := states.count("failed"):
+        why = next(last[key].fault for key, state in zip(left, states, strict=True) if state == "failed")
+        raise RunError(f"{n_failed} judgments are missing ({why}); the same command asks again")
+    for (split, name), state in zip(left, states, strict=True):
+        is_zero = split == "free-form" and state == "refused"
+        _fall_back(scored, split, name, entries[split][name], "zero" if is_zero else config.fallback)
+    n_blocked = states.count("refused")
+    return scored._replace(n_fallbacks=len(left) - n_blocked, n_blocked=n_blocked)
 
 
 def _requests(
@@ -271,13 +283,11 @@ def _requests(
     number: int,
 ) -> Iterator[tuple[tuple[Split, str], Request]]:
     """Round `number` of questions, of those that have no score yet."""
-    temperature = 1.0 if number and config.judge_temperature == 0 else config.judge_temperature
     n_equal: dict[str, int] = defaultdict(int)
     for split, queries in entries.items():
         for name, entry in queries.items():
             messages = mixeval.judge_messages(entry, responses[split][name], split, wording)
-            body = {"messages": messages, "max_tokens": JUDGE_TOKENS, "response_format": {"type": "text"}}
-            request = judge.request(body | ({} if temperature is None else {"temperature": temperature}), number)
+            request = judge.request(_body(messages, config), number)
             if not config.dedupe:
                 n_equal[request.key] += 1
                 request = request._replace(occurrence=n_equal[request.key] - 1)
@@ -347,15 +357,13 @@ def _write(
             entry | {"id": key, "response": responses[split][key]} | scored.judged[split][key]
             for key, entry in queries.items()
         ]
-        named = config.judge.replace("/", "_")
-        files.write_rows(folder / f"judge_results_{NAMES[split][1]}_model_judge_{named}.jsonl", rows)
+        files.write_rows(folder / _judged_name(split, config), rows)
     facts = judge.facts | {"preset": config.preset, "wording_sha256": wording.sha256, "data_sha256": digest(entries)}
-    facts |= {"n_fallbacks": scored.n_fallbacks, "fallback": config.fallback, "judged_once": config.dedupe}
+    facts |= {"fallback": config.fallback, "judged_once": config.dedupe, "rounds": config.rounds}
     facts |= {"judge_temperature": config.judge_temperature, "software": software()}
+    facts |= {"n_fallbacks": scored.n_fallbacks, "n_blocked": scored.n_blocked}
     tables = {mode: mixeval.aggregate(scored.scores, entries, mode) for mode in ("table4_compat", "merged")}
-    splits = {
-        f"split/{split}": float(np.mean(list(values.values()))) for split, values in scored.scores.items() if values
-    }
+    splits = {f"split/{split}": float(np.mean(list(of.values()))) for split, of in scored.scores.items() if of}
     judging.write_json(folder / "score.json", tables | facts)
     error, n = standard_error(entries, scored.scores), sum(map(len, entries.values()))
     named = {f"{mode}/{metric}": value for mode, table in tables.items() for metric, value in table.items()} | splits
@@ -364,20 +372,65 @@ def _write(
         | {"stderr": error if metric.endswith("/overall") else None, "n": n, **facts}
         for metric, value in named.items()
     ]
-    path = folder.parents[2] / scores.NAME
-    scores.write(path, lines)
-    overall = tables["table4_compat"]["overall"]
-    said = f"{name}  {folder.name}  {100 * overall:.2f} +- {100 * error:.2f}"
-    base = scores.pick(scores.read(path), checkpoint=scores.BASE, benchmark=BENCHMARK, version=folder.name)
-    against = [line for line in base if line["metric"] == "table4_compat/overall"]
-    if against and name != scores.BASE:
-        own = next(line for line in lines if line["metric"] == "table4_compat/overall")
-        fit = [line for line in against if not scores.differences(own, line)]
-        said += f"  {100 * scores.delta(own, (fit or against)[0]):+.2f} against the base"
+    own = next(line for line in lines if line["metric"] == "table4_compat/overall")
+    gain, why = _gain(own, folder, entries, scored, config)
+    scores.write(config.folder / scores.NAME, [*lines, *([gain] if gain else [])])
+    said = f"{name}  {folder.name}  {100 * own['value']:.2f} +- {100 * error:.2f}"
+    if gain:
+        error = "" if gain["stderr"] is None else f" +- {100 * gain['stderr']:.2f}"
+        said += f"  {100 * gain['value']:+.2f}{error} against the base"
     said += f"  (judge {config.judge}"
     if scored.n_fallbacks:
         said += f"; {scored.n_fallbacks} queries without a judgment counted by the fallback {config.fallback}"
-    return said + ")"
+    said += f"; {scored.n_blocked} refused by its server" if scored.n_blocked else ""
+    return said + (f"; no delta: {why})" if why else ")")
+
+
+def _gain(
+    own: scores.Line, folder: Path, entries: Entries, scored: Scored, config: MixEvalConfig
+) -> tuple[scores.Line | None, str]:
+    """The gain over the base model as a line, its error from the same draws for both; or why there is none."""
+    if own["checkpoint"] == scores.BASE:
+        return None, ""
+    same = {"checkpoint": scores.BASE, "benchmark": BENCHMARK, "version": own["version"], "metric": own["metric"]}
+    found = scores.pick(scores.read(config.folder / scores.NAME), **same)
+    if not found:
+        return None, ""
+    fit = [line for line in found if not scores.differences(own, line)]
+    if not fit:
+        return None, scores.differences(own, found[-1])[0]
+    of_base = _judged(config.folder / scores.BASE / "mixeval_hard" / folder.name, entries, config)
+    error = None
+    if of_base is not None:
+        apart: dict[Split, dict[str, float]] = {
+            split: {name: value - of_base[split][name] for name, value in of.items()}
+            for split, of in scored.scores.items()
+        }
+        error = standard_error(entries, apart)
+    return own | {"metric": "delta/overall", "value": scores.delta(own, fit[-1]), "stderr": error}, ""
+
+
+def _judged(folder: Path, entries: Entries, config: MixEvalConfig) -> dict[Split, dict[str, float]] | None:
+    """Each query's score in a folder of this judge's files; None where they are not there."""
+    found: dict[Split, dict[str, float]] = {}
+    for split, queries in entries.items():
+        path = folder / _judged_name(split, config)
+        if not path.is_file():
+            return None
+        rows = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+        found[split] = {
+            row["id"]: row["judge_score"] if split == "free-form"
+            else float(row["judge_option"] == chr(ord("A") + row["target"][0]))
+            for row in rows
+        }  # fmt: skip
+        if found[split].keys() != queries.keys():
+            return None
+    return found
+
+
+def _judged_name(split: Split, config: MixEvalConfig) -> str:
+    """As upstream calls its file of judgments."""
+    return f"judge_results_{NAMES[split][1]}_model_judge_{config.judge.replace('/', '_')}.jsonl"
 
 
 def digest(entries: Entries) -> str:

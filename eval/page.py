@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from eval import plots, scores, tables
-from eval.runs import Run, deltas, headlines, heldout, order, scored
+from eval.runs import Run, deltas, headlines, heldout, of, order, scored
 from eval.scores import BASE
 from eval.tables import Table
 
@@ -63,12 +63,12 @@ def samples(runs: Sequence[Run]) -> str:
     """Answers of the base and of each run's last checkpoint to the same prompts."""
     answers: dict[str, dict[str, str]] = {}
     for run in runs:
-        names = [s["checkpoint"] for s in run.samples if s.get("checkpoint") != BASE]
-        last = max(names, key=order, default=None)
-        for s in run.samples:
-            if s.get("checkpoint") in (BASE, last):
+        said = [s for s in run.samples if {"checkpoint", "prompt", "response"} <= s.keys()]
+        last = max((s["checkpoint"] for s in said if s["checkpoint"] != BASE), key=order, default=None)
+        for s in said:
+            if s["checkpoint"] in (BASE, last):
                 who = BASE if s["checkpoint"] == BASE else f"{run.name}, {last}"
-                answers.setdefault(str(s.get("prompt")), {}).setdefault(who, str(s.get("response")))
+                answers.setdefault(str(s["prompt"]), {}).setdefault(who, str(s["response"]))
     made = [_article(prompt, said) for prompt, said in list(answers.items())[:N_SAMPLES]]
     return f"<section id=samples><h2>Answers before and after</h2>{''.join(made)}</section>" if made else ""
 
@@ -161,7 +161,7 @@ def sample_charts(runs: Sequence[Run]) -> list[str]:
                              ("kl", "Distance from the reference", "KL, nats an answer")):  # fmt: skip
         series = []
         for i, run in enumerate(runs):
-            found = {x["checkpoint"]: x for x in scores.pick(run.lines, benchmark="samples", metric=metric)}
+            found = of(run, benchmark="samples", metric=metric)
             names = [n for n in (BASE, *run.epochs) if n in found]
             points = [(0.0 if n == BASE else float(order(n)[0]), float(found[n]["value"])) for n in names]
             series.append(plots.Series(run.name, points, [found[n].get("stderr") for n in names], colour=i))

@@ -5,12 +5,13 @@ from collections.abc import Sequence
 import numpy as np
 
 from eval import scores
-from eval.runs import Headline, Run, deltas, headlines, scored
+from eval.alpacaeval import warnings
+from eval.runs import RUNAWAY, Headline, Run, deltas, headlines, of, scored
 from eval.scores import BASE, Line
 from eval.tables import DASH, Table, number
 
-LENGTHS = {("alpacaeval-2", "avg_length"): "AlpacaEval 2", ("samples", "characters"): "sampled answers"}
-RUNAWAY = 1.5  # times the base's length, from which on a warning stands beside it
+ALPACA = "alpacaeval-2"
+LENGTHS = {(ALPACA, "avg_length"): "AlpacaEval 2", ("samples", "characters"): "sampled answers"}
 
 
 def all_tables(runs: Sequence[Run]) -> list[Table]:
@@ -35,6 +36,9 @@ def table_2(runs: Sequence[Run]) -> Table:
             cells += [number(max(values, default=None), sign=True), number(float(np.mean(values)), sign=True)
                       if values else DASH, number(spread)]  # fmt: skip
             notes += [why] if why else []
+            for fact, words in (("n_fallbacks", "have no judgment that can be read"), ("n_blocked", "were refused")):
+                most = max((int(x.get(fact) or 0) for x in scored(run, h).values()), default=0)
+                notes += [f"{run.name}: on {h.benchmark} {h.version} up to {most} queries {words}."] if most else []
         if any(cell != DASH for cell in cells):
             rows.append((run.data, run.loss, *cells))
     n = sorted({len(deltas(run, h)[0]) for run in runs for h in named} - {0})
@@ -49,28 +53,37 @@ def breakdown(runs: Sequence[Run], h: Headline, index: int) -> Table:
     """The headline's parts, for the base and each run's best checkpoint."""
     prefix = h.metric.rpartition("/")[0]
     columns: list[tuple[str, dict[str, Line]]] = []
+    shown_base: Line | None = None
     for run in runs:
         found = scored(run, h)
         best = max((n for n in run.epochs if n in found), key=lambda n: found[n]["value"], default=None)
         for name in (BASE, best):
-            label = BASE if name == BASE else f"{run.name}, {name}"
-            if name in found and (name != BASE or not any(c == BASE for c, _ in columns)):
-                of = scores.pick(run.lines, checkpoint=name, benchmark=h.benchmark, version=h.version)
-                columns.append((label, {line["metric"]: line for line in of}))
-    metrics = dict.fromkeys(m for _, lines in columns for m in lines if m.rpartition("/")[0] == prefix)
-    unit = f"{h.scale:g} times the fraction" if h.scale != 1 else "as the benchmark gives it"
+            if name not in found or (name == BASE and shown_base and not scores.differences(found[BASE], shown_base)):
+                continue
+            if name == BASE:
+                shown_base = found[BASE]
+            parts = scores.pick(run.lines, checkpoint=name, benchmark=h.benchmark, version=h.version)
+            same = {x["metric"]: x for x in parts if not scores.differences(x, found[name])}
+            columns.append((BASE if name == BASE else f"{run.name}, {name}", same))
+    metrics = dict.fromkeys(m for _, lines in columns for m in lines if not m.startswith("delta/"))
     rows = [
-        (m.rpartition("/")[2], *(number(h.scale * lines[m]["value"] if m in lines else None) for _, lines in columns))
-        for m in metrics
+        (_part_name(m, prefix), *(number(h.scale * lines[m]["value"] if m in lines else None) for _, lines in columns))
+        for m in sorted(metrics, key=lambda m: m.rpartition("/")[0] != prefix)
     ]
-    title = f"{h.benchmark} {h.version} in parts (Table 4)"
+    unit = f"{h.scale:g} times the fraction" if h.scale != 1 else "as the benchmark gives it"
     notes = [f"Each run's best checkpoint; {unit}."]
     if prefix == "table4_compat":
         notes.append(
             "As in the paper's time a benchmark that is in both splits counts with its multiple-choice score alone: "
-            "988 queries; the overall score has all 1,000."
+            "988 queries; the overall score has all 1,000. merged: both splits of a benchmark, weighted."
         )
+    title = f"{h.benchmark} {h.version} in parts (Table 4)"
     return Table(f"table-4-{index}", title, ("part", *(c for c, _ in columns)), rows if len(rows) > 1 else [], 1, notes)
+
+
+def _part_name(metric: str, prefix: str) -> str:
+    before, _, name = metric.rpartition("/")
+    return name if before == prefix else f"{name} ({before})" if before else name
 
 
 def table_1(runs: Sequence[Run]) -> Table:
@@ -94,14 +107,15 @@ def table_5(runs: Sequence[Run]) -> Table:
     """What training took."""
     rows = []
     for run in runs:
-        seconds = [line["perf/step_seconds"] for line in run.metrics if "perf/step_seconds" in line]
+        lines = [x for x in run.metrics if {"epoch", "perf/step_seconds", "perf/pairs_per_second"} <= x.keys()]
+        seconds = [line["perf/step_seconds"] for line in lines]
         if seconds:
-            pairs = sum(line["perf/step_seconds"] * line["perf/pairs_per_second"] for line in run.metrics)
+            pairs = sum(line["perf/step_seconds"] * line["perf/pairs_per_second"] for line in lines)
             hours = sum(seconds) / 3600
             took = f"{hours:.1f} h" if hours >= 1 else f"{60 * hours:.1f} min"
             values = (
                 number(len(seconds), 0),
-                number(run.metrics[-1]["epoch"], 1),
+                number(lines[-1]["epoch"], 1),
                 took,
                 number(pairs / sum(seconds), 1),
             )
@@ -112,21 +126,25 @@ def table_5(runs: Sequence[Run]) -> Table:
 
 
 def lengths(runs: Sequence[Run]) -> Table:
-    """How long answers are, and what that is against the base's."""
+    """How long answers are, and what that is against the base's; and what makes length control doubtful."""
     rows, notes = [], []
     for run in runs:
         for (benchmark, metric), name in LENGTHS.items():
-            found = {x["checkpoint"]: x for x in scores.pick(run.lines, benchmark=benchmark, metric=metric)}
-            base = found.get(BASE)
-            for checkpoint in [n for n in run.epochs if n in found][-1:]:
-                value = float(found[checkpoint]["value"])
-                before = float(base["value"]) if base else None
-                rows.append((run.data, run.loss, name, checkpoint, number(before, 0), number(value, 0),
-                             number(value - before if before is not None else None, 0, sign=True)))  # fmt: skip
-                if before and value > RUNAWAY * before:
-                    notes.append(
-                        f"{run.name}: answers are {value / before:.1f} times as long as the base's: look at them."
-                    )
+            found = of(run, benchmark=benchmark, metric=metric)
+            names = [n for n in run.epochs if n in found]
+            names = names[-1:] if benchmark == "samples" else names  # of AlpacaEval's the mean, as in the paper
+            before = float(found[BASE]["value"]) if BASE in found else None
+            if not names:
+                continue
+            value = float(np.mean([found[n]["value"] for n in names]))
+            change = value - before if before is not None else None
+            rows.append((run.data, run.loss, name, ", ".join(names), number(before, 0), number(value, 0),
+                         number(change, 0, sign=True)))  # fmt: skip
+            if before and value > RUNAWAY * before:
+                notes.append(f"{run.name}: answers are {value / before:.1f} times as long as the base's: look at them.")
+        for checkpoint in run.epochs:
+            table = {x["metric"]: x["value"] for x in scores.pick(run.lines, checkpoint=checkpoint, benchmark=ALPACA)}
+            notes += [f"{run.name}, {checkpoint}: {said}." for said in warnings(table)] if table else []
     header = ("data", "objective", "of", "checkpoint", "base", "characters", "Δ")
     return Table("lengths", "Lengths of answers", header, rows, 4, notes)
 

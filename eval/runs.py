@@ -5,7 +5,6 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from data.errors import InputError
 from data.json_rows import parse_row
 from eval import checkpoints, scores
 from eval.scores import BASE, Line
@@ -14,6 +13,7 @@ from eval.tables import DASH
 HEADLINES = {"mixeval-hard": ("table4_compat/overall", 100.0), "alpacaeval-2": ("length_controlled_winrate", 1.0)}
 """The metric that stands for a benchmark, and what makes points of it. Of others it is "overall", times 100."""
 NO_BENCHMARKS = ("heldout", "samples", "contrast", "advice")
+RUNAWAY = 1.5  # times the base's length, from which on answers are warned of
 
 
 class Run(NamedTuple):
@@ -36,6 +36,7 @@ class Run(NamedTuple):
 
 
 def order(name: str) -> tuple[int, str]:
+    """Sorts checkpoints by the number at their names' end."""
     found = re.search(r"(\d+)$", name)
     return (int(found[1]) if found else 0, name)
 
@@ -94,32 +95,33 @@ def headlines(runs: Iterable[Run]) -> list[Headline]:
     return list(found)
 
 
+def of(run: Run, **wanted: str) -> dict[str, Line]:
+    """The run's lines of a benchmark, version or metric, by checkpoint: the newest that compare with each other."""
+    return {line["checkpoint"]: line for line in scores.newest(scores.pick(run.lines, **wanted))}
+
+
 def scored(run: Run, h: Headline) -> dict[str, Line]:
-    """The run's lines of a headline, by checkpoint; of several judges or presets the newest."""
-    found = scores.pick(run.lines, benchmark=h.benchmark, version=h.version, metric=h.metric)
-    return {line["checkpoint"]: line for line in found}
+    """The run's lines of a headline, by checkpoint."""
+    return of(run, benchmark=h.benchmark, version=h.version, metric=h.metric)
 
 
 def deltas(run: Run, h: Headline) -> tuple[dict[str, float], str]:
     """What each epoch gains over the base, in points; and why not, where that cannot be said."""
     found = scored(run, h)
-    if BASE not in found:
-        return {}, f"{run.name}: no score of the base model on {h.benchmark} {h.version}"
-    made = {}
-    for name in run.epochs:
-        if name in found:
-            try:
-                made[name] = h.scale * scores.delta(found[name], found[BASE])
-            except InputError as fault:
-                return {}, f"{run.name}: {fault}"
-    return made, "" if made else f"{run.name}: no epoch is scored on {h.benchmark} {h.version}"
+    names = [name for name in run.epochs if name in found]
+    if BASE in found and names:
+        return {name: h.scale * scores.delta(found[name], found[BASE]) for name in names}, ""
+    lines = scores.pick(run.lines, benchmark=h.benchmark, version=h.version, metric=h.metric)
+    bases, others = ([x for x in lines if (x["checkpoint"] == BASE) == is_base] for is_base in (True, False))
+    if not bases or not others:
+        return {}, f"{run.name}: no score of {'an epoch' if bases else 'the base model'} on {h.benchmark} {h.version}"
+    return {}, f"{run.name}: no delta on {h.benchmark} {h.version}: {scores.differences(others[-1], bases[-1])[0]}"
 
 
 def heldout(run: Run, metric: str) -> list[tuple[float, float]]:
     """A held-out number by epoch: an evaluator's, else what training has measured."""
-    found = scores.pick(run.lines, benchmark="heldout", metric=metric)
-    if found:
-        by_name = {line["checkpoint"]: float(line["value"]) for line in found}
+    if found := of(run, benchmark="heldout", metric=metric):
+        by_name = {name: float(line["value"]) for name, line in found.items()}
         points = [(float(order(n)[0]), by_name[n]) for n in run.epochs if n in by_name]
         return ([(0.0, by_name[BASE])] if BASE in by_name else []) + points
-    return [(line["epoch"], line[f"eval_{metric}"]) for line in run.metrics if f"eval_{metric}" in line]
+    return [(x["epoch"], x[f"eval_{metric}"]) for x in run.metrics if {"epoch", f"eval_{metric}"} <= x.keys()]

@@ -4,6 +4,7 @@ A line is one number: checkpoint, benchmark, version, metric, value, stderr, n, 
 may be compared with. The same number measured again replaces the old one. Any program may write such lines.
 """
 
+import fcntl
 import json
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
@@ -17,7 +18,10 @@ Line = dict[str, Any]
 
 NAME = "scores.jsonl"
 WHOSE = ("checkpoint", "benchmark", "version", "metric")
-FACTS = ("judge", "judge_model", "preset", "data_sha256", "wording_sha256", "fallback", "judged_once", "reference")
+FACTS = (
+    "judge", "judge_model", "judge_extra", "judge_temperature", "rounds", "preset", "data_sha256", "wording_sha256",
+    "gamed_sha256", "fallback", "judged_once", "reference", "temperature",
+)  # fmt: skip
 """What two numbers of the same name have to agree in, where both say it, to be subtracted."""
 BASE = "base"
 """The checkpoint that deltas are taken against: the model before training."""
@@ -48,7 +52,9 @@ def write(path: Path, lines: Sequence[Line]) -> None:
 
     new = {key(line) for line in lines}
     path.parent.mkdir(parents=True, exist_ok=True)
-    files.write_rows(path, [*(line for line in read(path) if key(line) not in new), *lines])
+    with open(path.with_name(f".{path.name}.lock"), "w") as lock:  # several evaluators may write at a time
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        files.write_rows(path, [*(line for line in read(path) if key(line) not in new), *lines])
 
 
 def differences(a: Mapping[str, Any], b: Mapping[str, Any]) -> list[str]:
@@ -73,15 +79,34 @@ def pick(lines: Iterable[Line], **wanted: str) -> list[Line]:
     return [line for line in lines if all(line.get(name) == value for name, value in wanted.items())]
 
 
-def copy_base(source: Path, path: Path) -> int:
-    """Puts another file's numbers of the base model into this one. How many. Raises InputError for none."""
-    found = pick(read(source), checkpoint=BASE)
+def newest(lines: Sequence[Line]) -> list[Line]:
+    """Of numbers of one name those that compare with each other: of each checkpoint one, the newest of the largest set.
+
+    A set with the base model goes before one without.
+    """
+    groups: dict[tuple[Any, ...], dict[str, Line]] = {}
+    for line in lines:
+        group = groups.setdefault(tuple(line.get(name) for name in ("version", *FACTS)), {})
+        group[line["checkpoint"]] = line
+    ranked = sorted(groups.values(), key=lambda group: (BASE in group, len(group)))  # stable: of equals the newest last
+    return list(ranked[-1].values()) if ranked else []
+
+
+def copy_base(source: Path, path: Path, *, judge: str) -> int:
+    """Puts another file's numbers of the base model into this one, and says how many. Raises InputError."""
+    found = [line for line in pick(read(source), checkpoint=BASE) if line.get("judge") == judge]
     if not found:
-        raise InputError(f"{source}: has no scores of {BASE!r}; score the base model there, or leave --base-scores out")
+        raise InputError(
+            f"{source}: has no scores of {BASE!r} by the judge {judge!r}; score the base model there, or leave "
+            "--base-scores out"
+        )
     write(path, found)
     return len(found)
 
 
 def dump(line: Mapping[str, Any]) -> str:
     """A line's facts for a footnote."""
-    return json.dumps({name: line[name] for name in FACTS if line.get(name) is not None}, ensure_ascii=False)
+    named = {
+        name: value for name, value in line.items() if name not in (*WHOSE, "value", "stderr") and value is not None
+    }
+    return json.dumps(named, ensure_ascii=False)

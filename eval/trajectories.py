@@ -18,21 +18,21 @@ import numpy as np
 import tyro
 
 from data import InputError, cli, files
-from data.dataset import RowSettings, open_model, read_examples
+from data.dataset import RowSettings, hold_out, open_model, read_examples
 from data.examples import Example
 from data.records import Message, PromptRow, prompts_of
 from engine.generate import Answer, Answerer, Sampling
 from engine.score import score_under, vocabulary_of
 from eval import checkpoints, scores
 from eval.checkpoints import Checkpoint
+from eval.runs import RUNAWAY
 from eval.scores import BASE, Line
 
 EXAMPLE = "python -m eval trajectories runs/first --data heldout.jsonl"
-RUNAWAY = 1.5  # times the base's length
 
 
 @dataclass(frozen=True, kw_only=True)
-class TrajectoriesConfig(RowSettings):
+class TrajectoriesConfig:
     """Follow held-out pairs and sampled answers through a run's checkpoints."""
 
     run: tyro.conf.Positional[str]
@@ -59,7 +59,6 @@ class TrajectoriesConfig(RowSettings):
     """YAML file of settings, named as the flags are; flags win over it."""
 
     def __post_init__(self) -> None:
-        super().__post_init__()
         if not Path(self.run).is_dir():
             raise InputError(f"{self.run}: no such folder; give a run's")
         if min(self.n, self.max_new_tokens) < 1 or self.answers < 0 or self.seed < 0:
@@ -110,12 +109,23 @@ def _pairs(config: TrajectoriesConfig, base: Checkpoint) -> list[Example]:
     if source is None or not Path(source).exists():
         raise InputError(f"{config.run}: its rows are not where config.yaml says; name a file of pairs by --data")
     folder, chat = open_model(str(base.folder))
-    rows = read_examples([source], chat, config.limits, config.reading, n_ids=vocabulary_of(folder))
-    pairs = [e for e in rows.examples if len(e.responses) == 2]
+    reading = rows_of(asked)
+    rows = read_examples([source], chat, reading.limits, reading.reading, n_ids=vocabulary_of(folder))
+    n_held = int(asked.get("eval_pairs") or 0) if config.data is None and source != asked.get("eval_data") else 0
+    examples = hold_out(rows.examples, n_held, int(asked.get("seed", 0)))[1] if n_held else rows.examples
+    pairs = [e for e in examples if len(e.responses) == 2]
     if not pairs:
         raise InputError(f"{source}: holds no pairs; give a file of pairs by --data")
     drawn = np.random.default_rng(config.seed).choice(len(pairs), min(config.n, len(pairs)), replace=False)
     return [pairs[i] for i in sorted(drawn.tolist())]
+
+
+def rows_of(asked: dict[str, Any]) -> RowSettings:
+    """How the run itself has read and cut its rows."""
+    numbers = ("max_prompt_tokens", "max_response_tokens", "max_row_mb")
+    kept: dict[str, Any] = {name: int(asked[name]) for name in numbers if asked.get(name)}
+    kept |= {name: asked[name] for name in ("keep_prompt", "columns") if asked.get(name) not in (None, "", "null")}
+    return RowSettings(**kept)
 
 
 def _beta(config: TrajectoriesConfig) -> float:

@@ -33,6 +33,7 @@ from revise.wire import Completion, Request, Unreadable
 __all__ = [
     "Answered",
     "ClientConfig",
+    "Endpoint",
     "Request",
     "Store",
     "Tally",

@@ -24,9 +24,14 @@ def choose_request(task: str, first: str, second: str, template: Template) -> st
     return template.fill(task=task, student_solution_1=first, student_solution_2=second)
 
 
-def compare(prompt: Sequence[Message], first: str, second: str, template: str | None = None) -> str:
-    """The same in our own words, or in those of a user's file. Raises InputError where that cannot be used."""
-    return choose_request(task_of(prompt), first, second, read_template(template, "judge", CHOICE_SLOTS))
+def choice_template(path: str | None = None) -> Template:
+    """Our own wording of such a request, or that of a user's file. Raises InputError where that cannot be used."""
+    return read_template(path, "judge", CHOICE_SLOTS)
+
+
+def compare(prompt: Sequence[Message], first: str, second: str, template: Template) -> str:
+    """What a judge of two answers to a conversation is sent."""
+    return choose_request(task_of(prompt), first, second, template)
 
 
 def score_request(task: str, answer: str, template: Template) -> str:

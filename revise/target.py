@@ -5,18 +5,15 @@ random numbers of its own, drawn from its request's key: the same seed gives the
 """
 
 import dataclasses
-import hashlib
 import itertools
 import time
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from tqdm import tqdm
 
 from data.errors import InputError
-from data.files import digests
 from revise import wire
 from revise.client import Answered, ClientConfig, Tally, answer_all, answered, endpoints_of
 from revise.endpoints import Endpoint, parse_base
@@ -86,7 +83,7 @@ class Target:
         self.client = dataclasses.replace(client, max_cost=cap, **prices)
         """How its server is asked, at its own prices."""
         self._answerer = _open(config) if config.target_model else None
-        self._fingerprint = fingerprint(self._answerer.folder) if self._answerer else ""
+        self._fingerprint = self._answerer.digest if self._answerer else ""
         if self._answerer is not None and self._answerer.chat is None:
             raise InputError(f"{config.target_model}: has no tokenizer, and answers have to be text")
 
@@ -221,12 +218,3 @@ def given(item: Item, n: int) -> list[str] | None:
         wanted = '"response" has to be text' if n == 1 else f'"responses" has to be a list of {n} texts'
         raise InputError(f"{item.place}: {wanted}; write it, or leave the field out")
     return [text.strip() for text in texts[:n]]
-
-
-def fingerprint(folder: Path) -> str:
-    """SHA-256 of a checkpoint's files: whatever its folder is called, another model has another one."""
-    paths = sorted(p for p in folder.iterdir() if p.suffix in (".safetensors", ".json", ".model", ".jinja"))
-    whole = hashlib.sha256()
-    for path, digest in zip(paths, digests(paths), strict=True):
-        whole.update(f"{path.name}\0".encode() + digest)
-    return whole.hexdigest()

@@ -1,15 +1,18 @@
 """Which variant of APO: the interval, the rule and the command."""
 
 import json
+import re
 import subprocess
 import sys
 
 import numpy as np
 import pytest
 
+from data.errors import InputError
 from data.examples import Example
 from data.records import Ratings
 from eval import advise
+from revise.loopback import Reply, serve
 from tests import tiny
 
 
@@ -107,7 +110,7 @@ def test_the_command_advises_by_the_scores_in_the_rows(tmp_path):
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [
-        ((), "python -m eval needs a command (advise, mixeval), such as: python -m eval advise"),
+        ((), "python -m eval needs a command (advise, mixeval, alpacaeval,"),
         (("advice",), "there is no command 'advice'; the commands are advise"),
         (("advise",), "python -m eval advise needs arguments, such as"),
     ],
@@ -122,3 +125,50 @@ def test_rows_without_scores_are_refused(tmp_path):
     rows = tiny.write_rows(tmp_path / "rows.jsonl", scored_rows(3))
     done = run("advise", "--model", str(model), "--data", str(rows))
     assert done.returncode == 2 and 'no pair has a "chosen_score" and an "own_score"' in done.stderr
+
+
+def test_a_judge_takes_the_place_of_scores(tmp_path):
+    """The judge prefers the longer answer; the model's own come first in half of the questions."""
+    folder = tiny.write_model(
+        tmp_path / "m", texts=["Why is the sky blue? Because of light."], max_position_embeddings=96
+    )
+    rows = [{"prompt": f"Why {i}?", "chosen": "x" * (1 if i < 90 else 4000), "rejected": "no"} for i in range(120)]
+    data = tiny.write_rows(tmp_path / "pairs.jsonl", rows)
+    own_first = []
+
+    def judge(seen):
+        first, second = re.search(
+            r"solution_1\}: (.*?)\n\n\{student_solution_2\}: (.*?)\n\n---", seen.text, re.DOTALL
+        ).groups()
+        own_first.append(set(first) != {"x"})
+        longer = 1 if len(first) > len(second) else 2
+        return Reply.chat(f"{{teacher_reasoning}}: longer is better.\n[{longer}]")
+
+    with serve(judge) as server:
+        flags = ["--model", folder, "--data", data, "--n", "120", "--judge-endpoint", server.base, "--judge", "j",
+                 "--store", tmp_path / "j.sqlite", "--max-new-tokens", "20",
+                 "--scores", tmp_path / "run/eval/scores.jsonl"]  # fmt: skip
+        arguments = [sys.executable, "-m", "eval", "advise", *map(str, flags), "--out"]
+        done = subprocess.run(
+            [*arguments, str(tmp_path / "a.json")], capture_output=True, text=True, timeout=120, check=False
+        )
+        assert done.returncode == 0, done.stderr
+        again = subprocess.run(
+            [*arguments, str(tmp_path / "b.json")], capture_output=True, text=True, timeout=120, check=False
+        )
+        assert again.returncode == 0 and server.n_seen == len(own_first) == 120
+    found = json.loads((tmp_path / "a.json").read_text())
+    assert (found["own_better"], found["pairs"], found["objective"]) == (90, 120, "apo_down")
+    assert sum(own_first) == 60
+    (line,) = (json.loads(x) for x in (tmp_path / "run/eval/scores.jsonl").read_text().splitlines())
+    assert (line["benchmark"], line["value"], line["objective"], line["judge"]) == ("advice", 0.75, "apo_down", "j")
+
+
+@pytest.mark.parametrize(
+    ("more", "said"),
+    [(["--judge-endpoint", "http://localhost:1/v1"], "--judge"), (["--judge", "j"], "go with --judge-endpoint"),
+     (["--judge-endpoint", "http://localhost:1/v1", "--judge", "j", "--store", "s", "--judge-extra", "1"], "no JSON")],
+)  # fmt: skip
+def test_a_judge_that_is_half_named_is_one_sentence(tmp_path, more, said):
+    with pytest.raises(InputError, match=said):
+        advise.main(["--model", "m", "--data", "d", *more])

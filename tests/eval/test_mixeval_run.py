@@ -4,14 +4,18 @@ import hashlib
 import json
 import os
 import random
+import shutil
 import signal
 import subprocess
 import sys
+import threading
 
 import numpy as np
 import pytest
 
-from eval import mixeval_run
+from data import cli
+from data.errors import InputError, RunError
+from eval import checkpoints, mixeval_run
 from revise.loopback import Reply, serve
 from tests import tiny
 from tests.eval.test_mixeval import checkout
@@ -47,8 +51,8 @@ def made(tmp_path_factory):
         data.mkdir(parents=True)
         for split, queries in entries().items():
             (data / f"{split}.json").write_text(json.dumps(queries))
-    for epoch in ("epoch-01", "epoch-02"):
-        tiny.write_model(folder / "run" / epoch, texts=TEXTS, max_position_embeddings=160)
+    for seed, epoch in enumerate(("epoch-01", "epoch-02")):
+        tiny.write_model(folder / "run" / epoch, texts=TEXTS, max_position_embeddings=160, seed=seed)
     return folder
 
 
@@ -134,19 +138,109 @@ def test_a_judge_that_fails_and_a_pass_that_is_killed_five_times_give_the_same_s
 
 
 def test_data_that_is_not_the_published_is_refused(made, tmp_path):
-    arguments = [a for a in command(made, tmp_path, "http://127.0.0.1:9/v1") if a != "--any-data"]
-    done = run(arguments)
-    assert done.returncode == 2 and "free-form.json: not the published data" in done.stderr
+    arguments = [a for a in command(made, tmp_path, "http://127.0.0.1:9/v1")[4:] if a != "--any-data"]
+    with pytest.raises(InputError, match=r"free-form\.json: not the published data"):
+        mixeval_run.main(arguments)
 
 
 @pytest.mark.parametrize(
     ("more", "said"),
     [(["--version", "2023-01-01"], "2023-01-01"), (["--rounds", "0"], "--rounds"),
-     (["--mixeval", "/nowhere"], "MixEval checkout"), (["--endpoint", "http://localhost/v1"], "--model")],
+     (["--mixeval", "/nowhere"], "MixEval checkout"), (["--endpoint", "http://localhost/v1"], "--model"),
+     (["--watch"], "--watch and --prune"), (["--judge-extra", "{"], "no JSON"),
+     (["--judge-temperature", "3"], "between")],
 )  # fmt: skip
 def test_bad_input_is_one_sentence(made, tmp_path, more, said):
-    done = run(command(made, tmp_path, "http://127.0.0.1:9/v1", *more))
-    assert done.returncode == 2 and said in done.stderr and len(done.stderr.strip().splitlines()) <= 2
+    with pytest.raises(InputError, match=said):
+        mixeval_run.main(command(made, tmp_path, "http://127.0.0.1:9/v1", *more)[4:])
+
+
+def overall(out):
+    """The overall score of each checkpoint."""
+    lines = read_rows(out / "eval/scores.jsonl")
+    return {x["checkpoint"]: x["value"] for x in lines if x["metric"] == "table4_compat/overall"}
+
+
+def test_a_judge_whose_answers_have_no_score_is_found_out_at_once(made, tmp_path):
+    with serve(lambda seen: Reply.chat("Quite right!")) as server:
+        with pytest.raises(RunError, match="none of 3 answers to a free-form query has a score"):
+            mixeval_run.main(command(made, tmp_path, server.base)[4:])
+        assert server.n_seen == 3
+
+
+def test_a_judge_that_changes_in_the_midst_ends_the_pass(made, tmp_path):
+    def turning(seen):
+        reply = judge(seen)
+        return reply if seen.number < 20 else Reply.json(json.loads(reply.body) | {"model": "another"})
+
+    more = ["--version", "2024-06-01"]
+    with serve(turning) as server:
+        with pytest.raises(RunError, match="says that 'another' answers, and said 'loopback' before"):
+            mixeval_run.main(command(made, tmp_path, server.base, *more)[4:])
+        mixeval_run.main(command(made, tmp_path, server.base, *more, "--other-judge")[4:])
+    assert read_rows(tmp_path / "eval/scores.jsonl")[0]["judge_model"] == "loopback and another"
+
+
+def test_a_greedy_judge_is_asked_again_at_temperature_1(made, tmp_path):
+    temperatures = []
+
+    def silent_at_first(seen):
+        temperatures.append(seen.body["temperature"])
+        is_probe = len(temperatures) <= 6
+        return judge(seen) if is_probe or seen.body["temperature"] else Reply.chat("I cannot say.")
+
+    with serve(silent_at_first) as server:
+        more = ["--version", "2024-06-01", "--judge-temperature", "0", "--rounds", "2"]
+        mixeval_run.main(command(made, tmp_path, server.base, *more)[4:])
+    assert set(temperatures[:6]) == {1.0} or set(temperatures[6:]) == {0.0, 1.0}
+    assert max(temperatures) == 1.0 and min(temperatures) == 0.0
+
+
+def test_deltas_are_told_against_the_base_and_refused_across_judges(made, tmp_path, capsys):
+    run_folder = tmp_path / "run"
+    shutil.copytree(made / "run/epoch-01", run_folder / "epoch-01")
+    (run_folder / "config.yaml").write_text(f"model: {made / 'run/epoch-02'}\nepochs: 2\n")
+    with serve(judge) as server:
+        arguments = command(made, tmp_path, server.base, "--version", "2024-06-01")[4:]
+        arguments[0] = str(run_folder)
+        mixeval_run.main(arguments)
+        found = overall(tmp_path)
+        told = capsys.readouterr().out
+        assert f"{100 * (found['epoch-01'] - found['base']):+.2f} +- " in told and "against the base" in told
+        base = next(x for x in read_rows(tmp_path / "eval/scores.jsonl") if x["metric"] == "delta/overall")
+        assert base["value"] == pytest.approx(found["epoch-01"] - found["base"], abs=1e-12) and 0 < base["stderr"] < 0.3
+        other = [a if a != "j" else "k" for a in arguments]
+        with pytest.raises(InputError, match="no scores of 'base' by the judge 'k'"):
+            mixeval_run.main([*other, "--base-scores", str(tmp_path / "eval/scores.jsonl")])
+        mixeval_run.main([*other, "--no-base"])
+        assert "no delta: judge is 'k' in one and 'j' in the other" in capsys.readouterr().out
+
+
+def test_epochs_are_scored_as_they_appear_and_pruned(made, tmp_path, monkeypatch):
+    monkeypatch.setattr(checkpoints, "WATCH_SECONDS", 0.05)
+    run_folder = tmp_path / "run"
+    run_folder.mkdir()
+    (run_folder / "config.yaml").write_text("model: nowhere\nepochs: 3\nmax_steps: null\n")
+
+    def finish(i):
+        shutil.copytree(made / f"run/epoch-0{1 + i % 2}", run_folder / "copied")
+        os.rename(run_folder / "copied", run_folder / f"epoch-0{i}")
+        with open(run_folder / "metrics.jsonl", "a") as file:
+            file.write(json.dumps({"step": i, "epoch": float(i)}) + "\n")
+
+    finish(1)
+    timers = [threading.Timer(seconds, finish, (i,)) for seconds, i in ((1, 2), (4, 3))]
+    for timer in timers:
+        timer.start()
+    with serve(judge) as server:
+        arguments = command(made, tmp_path, server.base, "--watch", "--prune", "--version", "2024-06-01")[4:]
+        arguments[0] = str(run_folder)
+        at = arguments.index("--out")
+        mixeval_run.main([*arguments[:at], *arguments[at + 2 :]])
+    found = overall(run_folder)
+    best = max(found, key=lambda name: found[name])
+    assert sorted(found) == ["epoch-01", "epoch-02", "epoch-03"]
+    assert {p.name for p in run_folder.glob("epoch-*")} == {best, "epoch-03"}
 
 
 def test_a_served_model_answers_in_the_place_of_a_checkpoint(made, tmp_path):
@@ -154,10 +248,9 @@ def test_a_served_model_answers_in_the_place_of_a_checkpoint(made, tmp_path):
     with serve(lambda seen: asked.append(seen.body) or Reply.chat("It is A.")) as model, serve(judge) as server:
         arguments = command(made, tmp_path, server.base, "--version", "2024-08-11", "--preset", "paper")
         arguments[4] = "served"
-        done = run([*arguments, "--endpoint", model.base, "--model", "llama"])
-        assert done.returncode == 0, done.stderr
+        mixeval_run.main([*arguments[4:], "--endpoint", model.base, "--model", "llama"])
     assert asked[0]["temperature"] == 0.6 and asked[0]["top_p"] == 0.9 and asked[0]["max_tokens"] == 512
-    assert len(asked) == len({json.dumps(body) for body in asked}) < 48  # equal queries are asked once
+    assert len(asked) == len({json.dumps(body) for body in asked}) == 48  # each copy of a query is drawn anew
     assert read_rows(tmp_path / "eval/scores.jsonl")[0]["checkpoint"] == "served"
 
 
@@ -170,3 +263,72 @@ def test_copies_of_a_query_widen_the_error():
     assert mixeval_run.standard_error(same, values) == 0  # one cluster: drawn every time
     assert mixeval_run.standard_error(each, values) == pytest.approx(naive, rel=0.1)
     assert mixeval_run.standard_error(half, values) == pytest.approx(naive * np.sqrt(2), rel=0.1)
+
+
+def test_answers_of_another_model_are_not_taken_for_this_ones(made, tmp_path):
+    with serve(judge) as server:
+        more = ["--version", "2024-06-01", "--no-base"]
+        arguments = command(made, tmp_path, server.base, *more)[4:]
+        other = tmp_path / "other/epoch-01"
+        tiny.write_model(other, texts=TEXTS, max_position_embeddings=160, seed=7)
+        arguments[0] = str(made / "run/epoch-01")
+        mixeval_run.main(arguments)
+        arguments[0] = str(other)
+        with pytest.raises(InputError, match=r"close_freeform_hard\.jsonl: holds answers of another model"):
+            mixeval_run.main(arguments)
+
+
+def test_a_refused_query_counts_nothing_and_a_failed_one_ends_the_pass(made, tmp_path):
+    def reply(seen):
+        is_refused = "Why 3?" in seen.text and seen.body["messages"][0]["content"] != "Extract."
+        return Reply.error(400, "content") if is_refused else judge(seen)
+
+    with serve(reply) as server:
+        mixeval_run.main(command(made, tmp_path, server.base, "--version", "2024-06-01", "--rounds", "2")[4:])
+    rows = read_rows(tmp_path / "eval/epoch-01/mixeval_hard/2024-06-01/judge_results_ff_model_judge_j.jsonl")
+    refused = [row for row in rows if row["prompt"] == "Why 3?"]
+    assert refused and all(row["judge_score"] == 0.0 and row["fallback"] == "zero" for row in refused)
+    assert read_rows(tmp_path / "eval/scores.jsonl")[0]["n_blocked"] == len(refused)
+
+    def failing(seen):
+        return Reply.error(500, "broken") if "Why 4?" in seen.text else judge(seen)
+
+    with serve(failing) as server:
+        more = [
+            "--version",
+            "2024-06-01",
+            "--rounds",
+            "2",
+            "--max-attempts",
+            "1",
+            "--store",
+            str(tmp_path / "other.sqlite"),
+        ]
+        arguments = command(made, tmp_path, server.base)[4:]
+        at = arguments.index("--store")
+        with pytest.raises(RunError, match=r"judgments are missing .*the same command asks again"):
+            mixeval_run.main([*arguments[:at], *arguments[at + 2 :], *more])
+
+
+def test_prune_keeps_the_best_of_a_version_that_this_pass_does_not_score(made, tmp_path):
+    run_folder = tmp_path / "run"
+    for name in ("epoch-01", "epoch-02", "epoch-03"):
+        shutil.copytree(made / "run/epoch-02", run_folder / name)
+    lines = [
+        {"checkpoint": name, "benchmark": "mixeval-hard", "version": version, "metric": "table4_compat/overall",
+         "value": float(name == best), "judge": "j", "preset": "stable"}
+        for version, best in (("2024-06-01", "epoch-02"), ("2024-08-11", "epoch-01"))
+        for name in ("epoch-01", "epoch-02", "epoch-03")
+    ]  # fmt: skip
+    (run_folder / "eval").mkdir()
+    tiny.write_rows(run_folder / "eval/scores.jsonl", lines)
+    arguments = command(made, tmp_path, "http://127.0.0.1:9/v1", "--version", "2024-06-01", "--prune")[4:]
+    at = arguments.index("--out")
+    arguments = [str(run_folder), *arguments[1:at], *arguments[at + 2 :]]
+    config = cli.parse(mixeval_run.MixEvalConfig, arguments, command="c", example="e")
+    mixeval_run._prune(run_folder, config)
+    assert sorted(p.name for p in run_folder.glob("epoch-*")) == ["epoch-01", "epoch-02", "epoch-03"]
+    rest = [x for x in lines if x["version"] == "2024-06-01"]
+    tiny.write_rows(run_folder / "eval/scores.jsonl", rest)
+    mixeval_run._prune(run_folder, config)
+    assert sorted(p.name for p in run_folder.glob("epoch-*")) == ["epoch-02", "epoch-03"]

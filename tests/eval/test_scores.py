@@ -39,9 +39,11 @@ def test_a_line_that_is_no_score_is_located(tmp_path, bad):
 
 
 def test_the_base_of_another_run_is_taken_over(tmp_path):
-    scores.write(tmp_path / "a.jsonl", [line(), line("base", 0.25)])
-    assert scores.copy_base(tmp_path / "a.jsonl", tmp_path / "b.jsonl") == 1
+    scores.write(tmp_path / "a.jsonl", [line(judge="j"), line("base", 0.25, judge="j")])
+    assert scores.copy_base(tmp_path / "a.jsonl", tmp_path / "b.jsonl", judge="j") == 1
     assert [x["checkpoint"] for x in scores.read(tmp_path / "b.jsonl")] == ["base"]
     scores.write(tmp_path / "c.jsonl", [line()])
     with pytest.raises(InputError, match="has no scores of 'base'"):
-        scores.copy_base(tmp_path / "c.jsonl", tmp_path / "b.jsonl")
+        scores.copy_base(tmp_path / "c.jsonl", tmp_path / "b.jsonl", judge="j")
+    with pytest.raises(InputError, match="by the judge 'k'"):
+        scores.copy_base(tmp_path / "a.jsonl", tmp_path / "b.jsonl", judge="k")

@@ -1,0 +1,108 @@
+"""How the evaluated model answers: drawn here, or by a server; and the file that says whose answers they are."""
+
+import dataclasses
+import hashlib
+import json
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from data.errors import InputError, RunError
+from data.records import Message
+from eval.checkpoints import Checkpoint
+from eval.judging import JudgedConfig, Sent
+from revise.client import ClientConfig, Request, endpoints_of, said
+
+if TYPE_CHECKING:
+    from engine.generate import Answerer
+
+SEED = 42
+
+
+class How(NamedTuple):
+    """How answers are drawn."""
+
+    temperature: float
+    top_p: float
+    max_tokens: int
+
+
+class Model:
+    """A checkpoint that answers, its weights read once and only when they are needed."""
+
+    def __init__(self, checkpoint: Checkpoint, config: JudgedConfig, sent: Sent) -> None:
+        self.checkpoint, self._config, self._sent = checkpoint, config, sent
+        self._answerer: Answerer | None = None
+
+    def identity(self, how: How) -> str:
+        """What answers depend on besides their prompts: whoever else answers, or in another way, has another one."""
+        named: dict[str, Any] = {"how": how, "seed": SEED}
+        if self._config.endpoint:
+            named |= {"served": self._config.what, "model": self._config.model}
+        else:
+            named |= {"weights": self._open().digest, "dtype": self._open().dtype}
+        return hashlib.sha256(json.dumps(named, sort_keys=True).encode()).hexdigest()
+
+    def answers(self, prompts: Mapping[str, str], how: How, beside: Path) -> dict[str, str]:
+        """Answers to prompts of one user message each, by name.
+
+        beside: the file that they will stand in; what is drawn here is kept beside it until `settle` is called.
+        """
+        return self._served(prompts, how) if self._config.endpoint else self._drawn(prompts, how, beside)
+
+    def _open(self) -> "Answerer":
+        from engine.generate import Answerer  # it brings torch, which a served model does without
+
+        if self._answerer is None:
+            self._answerer = Answerer.open(str(self.checkpoint.folder))
+            if self._answerer.chat is None:
+                raise InputError(f"{self.checkpoint.folder}: has no tokenizer, and answers have to be text")
+        return self._answerer
+
+    def _drawn(self, prompts: Mapping[str, str], how: How, beside: Path) -> dict[str, str]:
+        from engine.generate import Sampling, draw
+
+        answerer = self._open()
+        ids = [answerer.prompt_ids(f"query {name}", [Message("user", text)]) for name, text in prompts.items()]
+        sampling = Sampling(max_new_tokens=how.max_tokens, seed=SEED, temperature=how.temperature, top_p=how.top_p)
+        found = draw(answerer, ids, sampling, beside, name=self.checkpoint.name).answers
+        return {name: found[i, 0]["response"] for i, name in enumerate(prompts)}
+
+    def _served(self, prompts: Mapping[str, str], how: How) -> dict[str, str]:
+        """Raises RunError where a prompt has no answer."""
+        config, seen = self._config, Counter[str]()
+        asked: dict[str, Any] = {f.name: getattr(config, f.name) for f in dataclasses.fields(ClientConfig)}
+        asked |= {"price_in": 0.0, "price_out": 0.0}  # the prices are the judge's
+        client = ClientConfig(**asked)
+        # Epochs may be served one after the other under one name: who is meant is part of what is asked.
+        who = int.from_bytes(hashlib.sha256(config.what.encode()).digest()[:6])
+        requests = []
+        for text in prompts.values():
+            copy = seen[text] if how.temperature else 0  # drawn anew for each copy of a query, as it is here
+            seen[text] += 1
+            body: dict[str, Any] = {"model": config.model, "max_tokens": how.max_tokens, "seed": SEED + copy}
+            body |= {"temperature": how.temperature, "top_p": how.top_p}
+            requests.append(Request(body | {"messages": [{"role": "user", "content": text}]}, who, copy))
+        found = self._sent.ask(requests, client, endpoints_of(config.endpoint, client), "answer")
+        if missing := [a.fault for a in found if said(a) is None]:
+            raise RunError(
+                f"{len(missing)} of {len(found)} answers are missing ({missing[0]}); the same command asks again"
+            )
+        return {name: said(a) or "" for name, a in zip(prompts, found, strict=True)}
+
+
+def check_same(
+    path: Path, rows: Sequence[Mapping[str, Any]], field: str, prompts: Sequence[str], identity: str
+) -> None:
+    """Raises InputError unless rows hold answers to these prompts, in order, of that model."""
+    if [row.get(field) for row in rows] != list(prompts) or any(row.get("model_sha256") != identity for row in rows):
+        raise InputError(
+            f"{path}: holds answers of another model, to other prompts, or drawn otherwise; give another --out, or "
+            "remove it"
+        )
+
+
+def settle(beside: Path) -> None:
+    """The answers are written: what was kept beside them can go."""
+    beside.with_name(f"{beside.name}.partial").unlink(missing_ok=True)

@@ -1,0 +1,115 @@
+"""Held-out pairs and sampled answers through a run's checkpoints, by the real command."""
+
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+import torch
+
+from data.dataset import RowSettings, open_model, read_examples
+from data.errors import InputError
+from engine.config import TrainConfig
+from engine.score import score_under
+from engine.train import run as train
+from eval import trajectories
+from tests import tiny
+from tests.revise.commands import read_rows
+
+TEXTS = ["Why is the sky blue? Because of the light.", "Say something short of the heron."]
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory):
+    """A run of two epochs, its base, and held-out pairs."""
+    folder = tmp_path_factory.mktemp("trajectories")
+    base = tiny.write_model(folder / "base", texts=TEXTS, max_position_embeddings=96)
+    rows = [{"prompt": f"Why {i}?", "chosen": f"Because of {i}.", "rejected": "I do not know it."} for i in range(14)]
+    pairs = tiny.write_rows(folder / "pairs.jsonl", rows[:8])
+    tiny.write_rows(folder / "held.jsonl", rows[8:])
+    train(TrainConfig(model=str(base), data=(str(pairs),), loss="dpo", beta=0.3, epochs=2, batch_size=4, lr=1e-3,
+                      optimizer="adamw", out=str(folder / "run")))  # fmt: skip
+    return folder
+
+
+def follow(made, *more):
+    arguments = [sys.executable, "-m", "eval", "trajectories", made / "run", "--max-new-tokens", "24", *more]
+    return subprocess.run([*map(str, arguments)], capture_output=True, text=True, timeout=120, check=False)
+
+
+def test_held_out_pairs_are_scored_at_every_checkpoint(made, tmp_path):
+    done = follow(made, "--data", made / "held.jsonl", "--answers", "3", "--out", tmp_path)
+    assert done.returncode == 0, done.stderr
+    lines = {(x["checkpoint"], x["metric"]): x for x in read_rows(tmp_path / "scores.jsonl")}
+    _, chat = open_model(str(made / "base"))
+    settings = RowSettings()
+    rows = read_examples([str(made / "held.jsonl")], chat, settings.limits, settings.reading, n_ids=400).examples
+    base = torch.stack(list(score_under(made / "base", rows)))
+    for name in ("base", "epoch-01", "epoch-02"):
+        model = made / "base" if name == "base" else made / "run" / name
+        logps = torch.stack(list(score_under(model, rows)))
+        rewards = 0.3 * (logps - base)
+        for i, side in enumerate(("chosen", "rejected")):
+            assert lines[name, f"logps/{side}"]["value"] == pytest.approx(logps[:, i].mean().item(), abs=1e-4)
+            assert lines[name, f"rewards/{side}"]["value"] == pytest.approx(rewards[:, i].mean().item(), abs=1e-4)
+        assert lines[name, "rewards/accuracies"]["value"] == (rewards[:, 0] > rewards[:, 1]).double().mean().item()
+    samples = read_rows(tmp_path / "samples.jsonl")
+    assert [s["checkpoint"] for s in samples] == [n for n in ("base", "epoch-01", "epoch-02") for _ in range(3)]
+    assert samples[0]["prompt"] == samples[3]["prompt"] and samples[0]["prompt"].startswith("Why")
+    mean = np.mean([len(s["response"]) for s in samples[6:]])
+    assert lines["epoch-02", "characters"]["value"] == pytest.approx(mean, abs=1e-9)
+    assert lines["base", "kl"]["value"] == 0.0
+    n = len(read_rows(tmp_path / "scores.jsonl"))
+    trajectories.main([str(made / "run"), "--data", str(made / "held.jsonl"), "--answers", "0", "--out", str(tmp_path)])
+    assert len(read_rows(tmp_path / "scores.jsonl")) == n == len(lines)
+
+
+def test_the_distance_is_an_estimate_of_the_divergence(made):
+    """Of two distributions over one token, next to the sum over the vocabulary."""
+    from engine import weights
+    from engine.decoding import generate
+    from engine.sampling import Sampling
+
+    prompt, models = [5, 6, 7], [weights.load(made / name).eval() for name in ("run/epoch-02", "base")]
+    with torch.no_grad():
+        whole = [generate_logits(model, prompt) for model in models]
+    p, q = (torch.log_softmax(x.double(), -1) for x in whole)
+    exact = (p.exp() * (p - q)).sum().item()
+    answers = generate(models[0], [prompt], Sampling(n=4000, max_new_tokens=1), [])
+    asked = [trajectories.Example("here", np.array(prompt, dtype=np.int32), ())] * len(answers)
+    config = trajectories.TrajectoriesConfig(run=str(made / "run"))
+    found = trajectories._distance(
+        trajectories.Checkpoint("epoch-02", made / "run/epoch-02"), trajectories.Checkpoint("base", made / "base"),
+        asked, answers, config,
+    )  # fmt: skip
+    assert abs(found.mean() - exact) < 4 * found.std() / np.sqrt(len(found)) and exact > 0
+
+
+def generate_logits(model, prompt):
+    from engine.decoding import Answer, Running, Slots
+
+    slots = Slots(model, 1, len(prompt))
+    slots.add(Running(Answer(0, 0), prompt, np.random.default_rng(0)))
+    return slots.step(100)[1][0]
+
+
+def test_what_training_has_measured_is_not_measured_again(made, tmp_path, capsys):
+    train(TrainConfig(model=str(made / "base"), data=(str(made / "pairs.jsonl"),), loss="apo_zero", epochs=1,
+                      batch_size=4, eval_pairs=4, out=str(tmp_path / "run")))  # fmt: skip
+    trajectories.main([str(tmp_path / "run"), "--answers", "0"])
+    assert "were measured in training" in capsys.readouterr().err
+    assert not (tmp_path / "run/eval/scores.jsonl").read_text()
+
+
+def test_a_run_that_followed_no_held_out_pairs_asks_for_them(made):
+    with pytest.raises(InputError, match="name a file of them by --data"):
+        trajectories.main([str(made / "run")])
+
+
+def test_lengths_that_run_away_are_warned_of():
+    line = {"benchmark": "samples", "metric": "characters", "version": "v"}
+    lines = [line | {"checkpoint": "base", "value": 100.0}, line | {"checkpoint": "epoch-01", "value": 149.0},
+             line | {"checkpoint": "epoch-02", "value": 1900.0}]  # fmt: skip
+    assert trajectories.runaway(lines) == [
+        "warning: epoch-02 writes 1900 characters where the base writes 100; read samples.jsonl"
+    ]
