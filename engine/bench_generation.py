@@ -11,7 +11,7 @@ import tempfile
 import time
 import warnings
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -95,6 +95,8 @@ def measure(folder: Path, config: BenchGenerationConfig) -> None:
     for n in config.peer_batch_sizes:
         kinds[f"transformers, {n} at a time"] = lambda n=n: by_transformers(theirs, prompts, config, n, stop)
     rates: dict[str, list[float]] = {name: [] for name in kinds}
+    generate(ours, prompts[:8], Sampling(max_new_tokens=8), stop)  # warm-up
+    by_transformers(theirs, prompts[:8], replace(config, max_new_tokens=8), 8, stop)
     for _ in range(config.rounds):
         for name, answer_all in kinds.items():
             start = time.perf_counter()

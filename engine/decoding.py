@@ -187,11 +187,11 @@ class Slots:
         positions = [p.first + i for p in pieces for i in range(p.end - p.start)]
         owners = [p.slot for p in pieces for _ in range(p.end - p.start)]
         owner, position = (torch.tensor(ids, device=self._device) for ids in (owners, positions))  # [T]
-        attend = self._attend(pieces)
+        in_layer = self._attention(pieces, owner, position)
         x = self._model.embed(torch.tensor(tokens, device=self._device))  # [T, D]
         rope = self._model.rope(position)
         for layer, block in enumerate(self._model.blocks):
-            x = block(x, rope, self._in_layer(layer, owner, position, attend))
+            x = block(x, rope, in_layer(layer))
         due, rows = [], []
         for p in pieces:
             running = self._slots[p.slot]
@@ -218,42 +218,54 @@ class Slots:
                 tokens += r.todo[:n]
         return pieces, tokens
 
-    def _in_layer(
-        self, layer: int, slot: Tensor, position: Tensor, attend: Callable[[Tensor, Tensor, Tensor], Tensor]
-    ) -> Attend:
-        keys, values = self._keys[layer], self._values[layer]  # [B, K, L, E]
+    def _attention(self, pieces: Sequence[Piece], slot: Tensor, position: Tensor) -> Callable[[int], Attend]:
+        """Attention of a turn, by layer: writes the new keys and values, and lets each row see what its slot holds.
 
-        def with_cache(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-            keys[slot, :, position] = k
-            values[slot, :, position] = v
-            return attend(q, keys, values)
-
-        return with_cache
-
-    def _attend(self, pieces: Sequence[Piece]) -> Callable[[Tensor, Tensor, Tensor], Tensor]:
-        """Attention of a turn: q [T, H, E] over keys and values [B, K, L, E], each row over what its slot holds."""
-        longer = [p for p in pieces if p.end - p.start > 1]
+        What all layers share is made once: views of the cache, and masks that are added (a boolean one is turned into
+        that by every call).
+        """
         groups = list(self._groups([p for p in pieces if p.end - p.start == 1]))
+        longer = [(p, *self._held(slice(p.slot, p.slot + 1), p.first + p.end - p.start), self._causal(p))
+                  for p in pieces if p.end - p.start > 1]  # fmt: skip
 
-        def attend(q: Tensor, keys: Tensor, values: Tensor) -> Tensor:
-            found = torch.empty_like(q)
-            for rows, slots, n, sees in groups:
-                k, v = keys[slots, :, :n], values[slots, :, :n]
-                by_kv_head = q[rows].unflatten(1, (k.shape[1], -1))  # [B, K, G, E]: heads of a kv head see the same
-                found[rows] = scaled_dot_product_attention(by_kv_head, k, v, attn_mask=sees).flatten(1, 2)
-            for p in longer:
-                n = p.first + p.end - p.start
-                k, v = keys[None, p.slot, :, :n], values[None, p.slot, :, :n]  # [1, K, L, E]
-                sees = torch.ones(p.end - p.start, n, dtype=torch.bool, device=q.device).tril(p.first)  # causal
-                rows = q[p.start : p.end].transpose(0, 1)[None]  # [1, H, T, E]
-                part = scaled_dot_product_attention(rows, k, v, attn_mask=sees, enable_gqa=True)
-                found[p.start : p.end] = part[0].transpose(0, 1)
-            return found
+        def in_layer(layer: int) -> Attend:
+            def attend(q: Tensor, k: Tensor, v: Tensor) -> Tensor:  # [T, H, E], [T, K, E]
+                self._keys[layer, slot, :, position] = k
+                self._values[layer, slot, :, position] = v
+                found = torch.empty_like(q)
+                for rows, keys, values, sees in groups:
+                    by_kv_head = q[rows].unflatten(1, (k.shape[1], -1))  # [B, K, G, E]: heads of one see the same
+                    part = scaled_dot_product_attention(by_kv_head, keys[layer], values[layer], attn_mask=sees)
+                    found[rows] = part.flatten(1, 2)
+                for p, keys, values, sees in longer:
+                    rows = q[p.start : p.end].transpose(0, 1)[None]  # [1, H, T, E]
+                    part = scaled_dot_product_attention(
+                        rows, keys[layer], values[layer], attn_mask=sees, is_causal=sees is None, enable_gqa=True
+                    )
+                    found[p.start : p.end] = part[0].transpose(0, 1)
+                return found
 
-        return attend
+            return attend
 
-    def _groups(self, single: Sequence[Piece]) -> Iterator[tuple[slice, slice, int, Tensor]]:
-        """Runs of neighbouring slots that share a call: their rows, the slots, the longest, and what each row sees."""
+        return in_layer
+
+    def _held(self, slots: slice, n: int) -> tuple[Tensor, Tensor]:
+        """Views of the first n keys and values of neighbouring slots [layers, B, K, n, E]."""
+        return self._keys[:, slots, :, :n], self._values[:, slots, :, :n]
+
+    def _causal(self, p: Piece) -> Tensor | None:
+        """What a piece's rows see, to be added [T, L]; None where it is a prompt's beginning: a plain causal mask."""
+        if p.first == 0:
+            return None
+        n = p.end - p.start
+        return self._added(torch.ones(n, p.first + n, dtype=torch.bool).tril(p.first))
+
+    def _added(self, sees: Tensor) -> Tensor:
+        zeros = torch.zeros(sees.shape, dtype=self._keys.dtype)
+        return zeros.masked_fill(~sees, -torch.inf).to(self._device)
+
+    def _groups(self, single: Sequence[Piece]) -> Iterator[tuple[slice, Tensor, Tensor, Tensor]]:
+        """Runs of neighbouring slots that share a call: their rows, keys and values, and what each row sees."""
         most = len(single) if self._device.type == "cuda" else GROUP
         start = 0
         for i, p in enumerate(single):
@@ -263,6 +275,6 @@ class Slots:
                 continue
             lengths = [p.first + 1 for p in single[start : i + 1]]
             sees = torch.arange(max(lengths)) < torch.tensor(lengths)[:, None]  # [B, L]
-            slots = slice(single[start].slot, p.slot + 1)
-            yield slice(single[start].start, p.end), slots, max(lengths), sees[:, None, None].to(self._device)
+            held = self._held(slice(single[start].slot, p.slot + 1), max(lengths))
+            yield slice(single[start].start, p.end), *held, self._added(sees)[:, None, None]
             start = i + 1

@@ -34,7 +34,7 @@ class Sampling:
     """Token ids that do, besides the checkpoint's own."""
     seed: int = 0
     """The same seed gives the same answers, whatever they are batched with."""
-    batch_size: int = 64
+    batch_size: int = 128
     """Sequences that grow together."""
     prefill_tokens: int = 1024
     """Most prompt tokens in one pass: longer prompts are read in pieces, while other answers grow."""
@@ -67,7 +67,7 @@ def choose(logits: Tensor, sampling: Sampling, noise: np.ndarray) -> Tensor:
     """
     if sampling.temperature == 0:
         return logits.argmax(dim=1)
-    logits = logits / sampling.temperature
+    logits = logits if sampling.temperature == 1 else logits / sampling.temperature
     if 0 < sampling.top_k < logits.shape[1]:
         least = logits.topk(sampling.top_k, dim=1).values[:, -1:]
         logits = logits.masked_fill(logits < least, -torch.inf)

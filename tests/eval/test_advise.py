@@ -148,15 +148,9 @@ def test_a_judge_takes_the_place_of_scores(tmp_path):
         flags = ["--model", folder, "--data", data, "--n", "120", "--judge-endpoint", server.base, "--judge", "j",
                  "--store", tmp_path / "j.sqlite", "--max-new-tokens", "20",
                  "--scores", tmp_path / "run/eval/scores.jsonl"]  # fmt: skip
-        arguments = [sys.executable, "-m", "eval", "advise", *map(str, flags), "--out"]
-        done = subprocess.run(
-            [*arguments, str(tmp_path / "a.json")], capture_output=True, text=True, timeout=120, check=False
-        )
-        assert done.returncode == 0, done.stderr
-        again = subprocess.run(
-            [*arguments, str(tmp_path / "b.json")], capture_output=True, text=True, timeout=120, check=False
-        )
-        assert again.returncode == 0 and server.n_seen == len(own_first) == 120
+        advise.main([*map(str, flags), "--out", str(tmp_path / "a.json")])
+        advise.main([*map(str, flags), "--out", str(tmp_path / "b.json")])
+        assert server.n_seen == len(own_first) == 120
     found = json.loads((tmp_path / "a.json").read_text())
     assert (found["own_better"], found["pairs"], found["objective"]) == (90, 120, "apo_down")
     assert sum(own_first) == 60
