@@ -11,7 +11,7 @@ CPU_TORCH=2.13.0 # what is installed where there is no GPU
 usage() {
   cat <<'TEXT'
 ./launch.sh setup          make .venv and install what is needed; does nothing when nothing has changed
-./launch.sh demo           align a tiny Llama on CLAIR pairs, from nothing, in about three minutes on two cores
+./launch.sh demo           align a tiny Llama on CLAIR pairs, from nothing, in about four minutes on two cores
 ./launch.sh train ...      engine.train on every GPU of this machine (or --nproc N processes); the rest is passed on
 ./launch.sh bench [...]    how fast the training path is here; without arguments on a tiny shape, about two minutes
 ./launch.sh test [...]     the fast tests; --all adds the slow ones; the rest is passed on to pytest (-k NAME)

@@ -11,7 +11,6 @@ from itertools import pairwise
 
 import torch
 from torch import Tensor
-from torch.nn.attention.bias import causal_lower_right
 from torch.nn.functional import scaled_dot_product_attention
 
 from data.forest import Forest
@@ -55,6 +54,8 @@ def dense(forest: Forest, run_tokens: int = RUN_TOKENS) -> Attend:
 
 def by_document(forest: Forest) -> Attend:
     """One call per document with its gathered keys, causal from the bottom right."""
+    from torch.nn.attention.bias import causal_lower_right  # brings torch's compiler: seconds that --help does without
+
     cu_q, cu_k = forest.cu_q.tolist(), forest.cu_k.tolist()
 
     def attend(q: Tensor, k: Tensor, v: Tensor) -> Tensor:

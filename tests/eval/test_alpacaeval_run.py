@@ -81,7 +81,7 @@ def test_a_pass_has_upstreams_files_and_the_numbers_of_the_formulas(made, tmp_pa
         done = run(command(made, tmp_path, server.base, "--checkpoint", "epoch-01", "epoch-02"))
         assert done.returncode == 0, done.stderr
         n = server.n_seen
-        assert run(command(made, tmp_path, server.base, "--checkpoint", "epoch-01", "epoch-02")).returncode == 0
+        here(made, tmp_path, server.base, "--checkpoint", "epoch-01", "epoch-02")
         assert server.n_seen == n
     assert {k: asked[0][k] for k in ("max_tokens", "temperature", "top_p", "logprobs", "top_logprobs")} == {
         "max_tokens": 1, "temperature": 1, "top_p": 1.0, "logprobs": True, "top_logprobs": 5,

@@ -87,7 +87,7 @@ def test_a_pass_is_scored_twice_alike_and_in_upstreams_layout(made, tmp_path):
         done = run(arguments)
         assert done.returncode == 0, done.stderr
         n, first = server.n_seen, (tmp_path / "eval/scores.jsonl").read_bytes()
-        assert run(arguments).returncode == 0
+        mixeval_run.main(arguments[4:])
         assert server.n_seen == n and (tmp_path / "eval/scores.jsonl").read_bytes() == first
     folder = tmp_path / "eval/epoch-01/mixeval_hard/2024-06-01"
     assert sorted(path.name for path in folder.iterdir()) == [

@@ -134,23 +134,24 @@ def test_a_cell_is_text_in_every_format(cell):
         assert not set("\x1b\x07\u202e") & set(form(table))
 
 
-@pytest.mark.parametrize("payload", PAYLOADS)
-def test_the_words_of_models_files_and_settings_are_never_markup(tmp_path, payload):
-    lines = [
-        line("base", 0.4, benchmark=payload, version=payload),
-        line("epoch-01", 0.5, benchmark=payload, version=payload),
-    ]
-    lines += [line("base", 0.3, payload, benchmark=payload, version=payload)]
-    run = run_folder(tmp_path / "run", data=payload.replace("/", ""), lines=lines, words=payload)
-    page = report.write([run], tmp_path / "out", title=payload)
+def test_the_words_of_models_files_and_settings_are_never_markup(tmp_path):
+    folders = []
+    for i, payload in enumerate(PAYLOADS):
+        lines = [line(name, 0.4, benchmark=payload, version=payload) for name in ("base", "epoch-01")]
+        lines += [line("base", 0.3, payload, benchmark=payload, version=payload)]
+        folders.append(
+            run_folder(tmp_path / f"run-{i}", data=payload.replace("/", ""), lines=lines, words=f"{payload} {i}")
+        )
+    page = report.write(folders, tmp_path / "out", title=" ".join(PAYLOADS))
     html = page.read_text(encoding="utf-8")
     policy = re.search(r'Content-Security-Policy" content="([^"]*)"', html)[1]
     assert policy.startswith("default-src 'none'; style-src 'sha256-") and "script" not in policy
     page.write_text(html.replace("default-src 'none';", "default-src 'none'; script-src 'none';", 1))
     told = look(page)
     assert told["pwned"] == "undefined" and told["n"] == told["links"] == 0
-    shown = " ".join("\n".join(map(tables.plain, payload.split("\n"))).split())
-    assert " ".join(told["text"].split()).count(shown) >= 3
+    text = " ".join(told["text"].split())
+    for payload in PAYLOADS:
+        assert text.count(" ".join("\n".join(map(tables.plain, payload.split("\n"))).split())) >= 2, payload
 
 
 # --- charts --------------------------------------------------------------------------------------------------------

@@ -75,7 +75,7 @@ def test_the_distance_is_an_estimate_of_the_divergence(made):
         whole = [generate_logits(model, prompt) for model in models]
     p, q = (torch.log_softmax(x.double(), -1) for x in whole)
     exact = (p.exp() * (p - q)).sum().item()
-    answers = generate(models[0], [prompt], Sampling(n=4000, max_new_tokens=1), [])
+    answers = generate(models[0], [prompt], Sampling(n=1000, max_new_tokens=1), [])
     asked = [trajectories.Example("here", np.array(prompt, dtype=np.int32), ())] * len(answers)
     config = trajectories.TrajectoriesConfig(run=str(made / "run"))
     found = trajectories._distance(

@@ -417,7 +417,7 @@ def test_servers_share_the_work_by_what_they_take(tmp_path):
         with serve(lambda seen: HELLO.after(0.002)) as fast:
             found = ask(tmp_path, None, 200, endpoint=(slow.base, fast.base), concurrency=4)
             assert found.states == ["answered"] * 200
-            assert slow.n_seen + fast.n_seen == 200 and fast.n_seen > 2 * slow.n_seen > 0
+            assert slow.n_seen + fast.n_seen == 200 and fast.n_seen > slow.n_seen > 0
 
 
 def test_a_server_that_answers_nonsense_does_not_swallow_the_run(tmp_path):

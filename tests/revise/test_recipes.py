@@ -194,6 +194,7 @@ def test_clair_with_a_tiny_llama_as_target_trains_that_llama(tmp_path, llama):
     assert result.checkpoints
 
 
+@pytest.mark.slow
 def test_own_answers_do_not_depend_on_what_else_is_asked(tmp_path, llama):
     def own(rows, name, *more):
         folder = tmp_path / name
