@@ -43,8 +43,8 @@ class BenchGenerationConfig:
     """How many."""
     max_new_tokens: int = 256
     """Most tokens of an answer."""
-    batch_size: int = Sampling.batch_size
-    """Ours."""
+    batch_size: int = 256
+    """Ours; every answer has a slot of its own where there are not more."""
     peer_batch_sizes: tuple[int, ...] = (1, 8, 32)
     """transformers'."""
     rounds: int = 1
@@ -83,7 +83,9 @@ def measure(folder: Path, config: BenchGenerationConfig) -> None:
     theirs = theirs.to(device).eval()
     rng, size = np.random.default_rng(0), ours.config.vocab_size
     median, spread = PROMPT_TOKENS
-    lengths = np.exp(np.log(median) + spread * rng.standard_normal(config.prompts)).clip(SHORTEST, LONGEST).astype(int)
+    longest = min(LONGEST, (ours.config.context or 2 * LONGEST) // 2)
+    config = replace(config, max_new_tokens=min(config.max_new_tokens, longest))
+    lengths = np.exp(np.log(median) + spread * rng.standard_normal(config.prompts)).clip(SHORTEST, longest).astype(int)
     prompts = [rng.integers(0, size, n).tolist() for n in lengths]
     stop = rng.choice(size, max(1, size // ENDING), replace=False).tolist()
     sampling = Sampling(max_new_tokens=config.max_new_tokens, batch_size=config.batch_size)

@@ -25,9 +25,9 @@ from engine.head import wide_logits
 from engine.llama import Attend, Llama
 from engine.sampling import Sampling, choose, noise_size
 
-# Slots whose newest tokens share one attention call on the CPU, padded to the longest of them. 64 slots of 8 to 768
-# tokens, 8 heads of 32: one call for all 2.7 ms, sixteen calls 1.0 ms.
-GROUP = 4
+# Numbers of keys that neighbouring slots which share one attention call hold together on the CPU: the call is padded to
+# the longest of them, and costs some 30 us besides.
+GROUP_SIZE = 2**17
 
 
 @dataclass
@@ -266,7 +266,9 @@ class Slots:
 
     def _groups(self, single: Sequence[Piece]) -> Iterator[tuple[slice, Tensor, Tensor, Tensor]]:
         """Runs of neighbouring slots that share a call: their rows, keys and values, and what each row sees."""
-        most = len(single) if self._device.type == "cuda" else GROUP
+        mean = max(1, sum(p.first + 1 for p in single) // max(1, len(single)))
+        size = mean * self._keys.shape[2] * self._keys.shape[4]  # of a slot's keys
+        most = len(single) if self._device.type == "cuda" else max(1, GROUP_SIZE // size)
         start = 0
         for i, p in enumerate(single):
             after = single[i + 1] if i + 1 < len(single) else None
