@@ -12,7 +12,6 @@ token ids.
     length ratio   characters of the winner over those of the loser
 """
 
-import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -198,9 +197,7 @@ def main(argv: Sequence[str]) -> None:
         with files.whole_file(Path(config.plot)) as temporary:
             draw(found, temporary, Path(config.plot).suffix.removeprefix("."))
     if config.out:
-        with files.whole_file(Path(config.out)) as temporary:
-            summaries = {name: {"pairs": len(c.copied)} | c.summary() for name, c in found.items()}
-            temporary.write_text(json.dumps(summaries, indent=1) + "\n", encoding="utf-8")
+        files.write_json(Path(config.out), {n: {"pairs": len(c.copied)} | c.summary() for n, c in found.items()})
 
 
 def texts_of(records: Sequence[Record]) -> list[tuple[str, str]]:

@@ -52,6 +52,22 @@ def whole_file(path: Path) -> Iterator[Path]:
         raise
 
 
+def write_text(path: Path, text: str) -> None:
+    """Writes a text, whole or not at all."""
+    with whole_file(path) as temporary:
+        temporary.write_text(text, encoding="utf-8")
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Writes a value as JSON to be read by people, whole or not at all."""
+    write_text(path, json.dumps(value, indent=1, ensure_ascii=False) + "\n")
+
+
+def partial(path: Path) -> Path:
+    """Where the parts of a file are kept until all of it is there."""
+    return path.with_name(f"{path.name}.partial")
+
+
 def write_rows(path: Path, rows: Iterable[Mapping[str, Any]]) -> None:
     """Writes objects as JSON Lines, whole or not at all. Raises ValueError for NaN and infinities."""
     with whole_file(path) as temporary, open(temporary, "w", encoding="utf-8") as file:

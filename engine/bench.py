@@ -23,10 +23,9 @@ from typing import Any, Literal
 import numpy as np
 import torch
 
-from data import InputError, cli
+from data import InputError, cli, files
 from data.dataset import open_model, read_examples
 from data.examples import Example, Limits
-from data.files import whole_file
 from data.records import Message, Record, read_records
 from data.sources import Reading
 from engine import weights
@@ -110,8 +109,7 @@ def main(argv: Sequence[str]) -> None:
     made = {"device": device_name(), "command": f"python -m engine.bench {' '.join(argv)}", "rows": found}
     print(table(made))
     if config.out:
-        with whole_file(Path(config.out)) as temporary:
-            temporary.write_text(json.dumps(made, indent=1) + "\n", encoding="utf-8")
+        files.write_json(Path(config.out), made)
 
 
 class Bench:

@@ -150,7 +150,7 @@ class Partial:
 
     def __init__(self, out: Path, settings: dict[str, Any]) -> None:
         """settings: what answers depend on. Raises InputError where the file is of other ones."""
-        self._path = out.with_name(f"{out.name}.partial")
+        self._path = files.partial(out)
         self.answers: dict[tuple[int, int], dict[str, Any]] = {}
         """What is known, by prompt and sample."""
         text = json.dumps(settings, sort_keys=True, default=str)

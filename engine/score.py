@@ -113,8 +113,7 @@ def main(argv: Sequence[str]) -> None:
     found = score_under(folder, rows.examples, dtype=config.dtype, micro_tokens=config.micro_tokens)
     lines = [_line(e, logps) for e, logps in zip(rows.examples, found, strict=True)]
     if os.environ.get("RANK", "0") == "0":
-        with files.whole_file(Path(config.out)) as temporary:
-            temporary.write_text("".join(lines), encoding="utf-8")
+        files.write_text(Path(config.out), "".join(lines))
 
 
 def _line(example: Example, logps: Tensor) -> str:

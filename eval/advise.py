@@ -5,7 +5,6 @@ right where they are worse. So the model's own answers are compared with the win
 and the share of pairs in which the model is better is given with its interval.
 """
 
-import json
 import math
 import os
 from collections.abc import Sequence
@@ -19,7 +18,6 @@ from data import InputError, cli, files
 from data.contrast import jaccard
 from data.dataset import RowSettings, open_model, read_examples
 from data.examples import Example
-from engine.score import score_under, vocabulary_of
 from eval import judged, scores
 from eval.judged import JudgeSettings
 
@@ -134,6 +132,8 @@ def main(argv: Sequence[str]) -> None:
     config = cli.parse(AdviseConfig, argv, command="python -m eval advise", example=EXAMPLE)
     if config.out:
         files.check_new_file(Path(config.out))
+    from engine.score import score_under, vocabulary_of  # it brings torch: flags are answered without
+
     folder, chat = open_model(config.model)
     n_ids = vocabulary_of(folder)
     rows = read_examples(
@@ -166,8 +166,7 @@ def main(argv: Sequence[str]) -> None:
         line |= {"metric": "own_better", "value": found["share"], "n": found["pairs"], "objective": found["objective"]}
         scores.write(Path(config.scores), [line | {"stderr": None, "judge": config.judge or "scores in the rows"}])
     if config.out:
-        with files.whole_file(Path(config.out)) as temporary:
-            temporary.write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
+        files.write_json(Path(config.out), found)
 
 
 def report(name: str, found: dict[str, Any]) -> str:

@@ -19,13 +19,13 @@ from typing import Any, Literal, NamedTuple
 
 import numpy as np
 
-from data import cli
+from data import cli, files
 from data.errors import InputError, RunError
 from eval import alpacaeval, answering, judging, mixeval_run, scores
 from eval.answering import How, Model
 from eval.checkpoints import Checkpoint
 from eval.judging import Judge, JudgedConfig, Sent
-from revise.client import Answered, open_store
+from revise.client import Answered, estimate, open_store, total
 
 EXAMPLE = (
     "python -m eval alpacaeval runs/first --alpaca-eval path/to/alpaca_eval --gamed df_gamed.csv --store judge.sqlite"
@@ -88,7 +88,7 @@ def main(argv: Sequence[str]) -> None:
         sent = Sent(store)
         judge = judging.judge_of(config, sent)
         if config.dry_run:
-            print(_estimate(data, config, len(found)))
+            print(_estimate(data, config, found, judge, sent))
             return
         judging.take_base(config)
         probe(judge, data)
@@ -209,7 +209,7 @@ def score_one(model: Model, data: Data, config: AlpacaEvalConfig, judge: Judge) 
          "generator_2": name, "annotator": config.judge, "preference": preference}
         for row, output, preference in zip(data.reference, outputs, preferences, strict=True)
     ]  # fmt: skip
-    judging.write_json(folder / "annotations.json", rows)
+    files.write_json(folder / "annotations.json", rows)
     table = summarise(preferences, data, outputs)
     facts = judge.facts | data.facts | {"preset": config.preset}
     facts |= {"reference": REFERENCE, "software": mixeval_run.software()}
@@ -220,7 +220,7 @@ def score_one(model: Model, data: Data, config: AlpacaEvalConfig, judge: Judge) 
         for metric, value in table.items()
         if np.isfinite(value)
     ]
-    judging.write_json(folder / "score.json", table | facts)
+    files.write_json(folder / "score.json", table | facts)
     scores.write(config.folder / scores.NAME, lines)
     return table
 
@@ -239,7 +239,7 @@ def _outputs(model: Model, data: Data, config: AlpacaEvalConfig, folder: Path) -
              "generator": model.checkpoint.name, "model_sha256": model.identity(how)}
             for i, row in enumerate(data.reference)
         ]  # fmt: skip
-        judging.write_json(path, rows)
+        files.write_json(path, rows)
     answering.settle(path)
     return [row["output"] for row in rows]
 
@@ -313,16 +313,21 @@ def _averaged(names: Sequence[str], config: AlpacaEvalConfig) -> str:
     return f"mean of {len(names)} against the base: {', '.join(said)}"
 
 
-def _estimate(data: Data, config: AlpacaEvalConfig, n: int) -> str:
+def _estimate(data: Data, config: AlpacaEvalConfig, found: Sequence[Checkpoint], judge: Judge, sent: Sent) -> str:
     """The most that a pass can take: outputs as long as may be."""
-    longest = "x" * (4 * MAX_TOKENS)
-    asked = [
-        (
-            sum(len(m["content"]) for m in alpacaeval.messages(r["instruction"], r["output"], longest, data.template))
-            // 4,
-            1,
+    known, stages = sent.store.states(), []
+    if config.endpoint:
+        how = How(**PRESETS[config.preset], max_tokens=MAX_TOKENS)
+        asked = Model(found[0], config, sent).requests(
+            {r["instruction"]: r["instruction"] for r in data.reference}, how
         )
+        stages.append(estimate("outputs", asked, known, judging.client_of_model(config)))
+    judged = (
+        judge.request(
+            {"messages": alpacaeval.messages(r["instruction"], r["output"], longest, data.template)} | ANNOTATOR
+        )
+        for longest in [f"{'x' * 4 * MAX_TOKENS}{c.name}" for c in found]
         for r in data.reference
-    ]
-    said = judging.price(asked * n, config, f"{n} checkpoints, {len(asked)} instructions each; the judge")
-    return f"{said}\n(nothing was sent)"
+    )
+    stages.append(estimate("annotations", judged, known, judging.client_of_judge(config)))
+    return "\n".join([*(said for said, _ in stages), total(sum(d for _, d in stages), config)])

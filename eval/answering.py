@@ -1,6 +1,5 @@
 """How the evaluated model answers: drawn here, or by a server; and the file that says whose answers they are."""
 
-import dataclasses
 import hashlib
 import json
 from collections import Counter
@@ -8,11 +7,12 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+from data import files
 from data.errors import InputError, RunError
 from data.records import Message
 from eval.checkpoints import Checkpoint
-from eval.judging import JudgedConfig, Sent
-from revise.client import ClientConfig, Request, endpoints_of, said
+from eval.judging import JudgedConfig, Sent, client_of_model
+from revise.client import Request, endpoints_of, said
 
 if TYPE_CHECKING:
     from engine.generate import Answerer
@@ -69,22 +69,24 @@ class Model:
         found = draw(answerer, ids, sampling, beside, name=self.checkpoint.name).answers
         return {name: found[i, 0]["response"] for i, name in enumerate(prompts)}
 
-    def _served(self, prompts: Mapping[str, str], how: How) -> dict[str, str]:
-        """Raises RunError where a prompt has no answer."""
-        config, seen = self._config, Counter[str]()
-        asked: dict[str, Any] = {f.name: getattr(config, f.name) for f in dataclasses.fields(ClientConfig)}
-        asked |= {"price_in": 0.0, "price_out": 0.0}  # the prices are the judge's
-        client = ClientConfig(**asked)
+    def requests(self, prompts: Mapping[str, str], how: How) -> list[Request]:
+        """What a served model is asked, prompt by prompt."""
         # Epochs may be served one after the other under one name: who is meant is part of what is asked.
-        who = int.from_bytes(hashlib.sha256(config.what.encode()).digest()[:6])
-        requests = []
+        who = int.from_bytes(hashlib.sha256(self._config.what.encode()).digest()[:6])
+        seen, made = Counter[str](), []
         for text in prompts.values():
             copy = seen[text] if how.temperature else 0  # drawn anew for each copy of a query, as it is here
             seen[text] += 1
-            body: dict[str, Any] = {"model": config.model, "max_tokens": how.max_tokens, "seed": SEED + copy}
+            body: dict[str, Any] = {"model": self._config.model, "max_tokens": how.max_tokens, "seed": SEED + copy}
             body |= {"temperature": how.temperature, "top_p": how.top_p}
-            requests.append(Request(body | {"messages": [{"role": "user", "content": text}]}, who, copy))
-        found = self._sent.ask(requests, client, endpoints_of(config.endpoint, client), "answer")
+            made.append(Request(body | {"messages": [{"role": "user", "content": text}]}, who, copy))
+        return made
+
+    def _served(self, prompts: Mapping[str, str], how: How) -> dict[str, str]:
+        """Raises RunError where a prompt has no answer."""
+        client = client_of_model(self._config)
+        endpoints = endpoints_of(client.endpoint, client)
+        found = self._sent.ask(self.requests(prompts, how), client, endpoints, "answer")
         if missing := [a.fault for a in found if said(a) is None]:
             raise RunError(
                 f"{len(missing)} of {len(found)} answers are missing ({missing[0]}); the same command asks again"
@@ -105,4 +107,4 @@ def check_same(
 
 def settle(beside: Path) -> None:
     """The answers are written: what was kept beside them can go."""
-    beside.with_name(f"{beside.name}.partial").unlink(missing_ok=True)
+    files.partial(beside).unlink(missing_ok=True)

@@ -8,10 +8,9 @@ from data import cli, load_preferences
 from data.errors import InputError, RunError
 from data.examples import Example
 from data.records import Message
-from engine.generate import Answerer, Sampling, draw
-from eval.judging import Judge, Sent, parse_extra
+from eval.judging import Judge, Sent
 from revise import judge as judges
-from revise.client import ClientConfig, open_store
+from revise.client import ClientConfig, open_store, parse_extra
 
 JUDGE_TOKENS = 1024
 
@@ -43,7 +42,7 @@ class JudgeSettings:
     """Most tokens of them."""
 
     def __post_init__(self) -> None:
-        parse_extra(self.judge_extra)
+        parse_extra(self.judge_extra, "--judge-extra")
         if self.judge_endpoint and not (self.judge and self.store):
             raise InputError(
                 "--judge-endpoint needs the judge's name there, --judge, and a file for its answers, --store"
@@ -57,6 +56,8 @@ def compare(examples: Sequence[Example], model: str, source: str, config: JudgeS
 
     Raises RunError where no answer of the judge can be read.
     """
+    from engine.generate import Answerer, Sampling, draw  # it brings torch: flags are answered without
+
     assert config.store is not None  # checked with the flags
     records = {r.place: r for r in load_preferences(source, skip_bad_rows=True)}
     template = judges.choice_template(config.judge_template)

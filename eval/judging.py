@@ -3,14 +3,13 @@
 import dataclasses
 import json
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import tyro
 
-from data import files
 from data.errors import InputError, RunError
 from eval import checkpoints, scores
 from eval.checkpoints import Checkpoint
@@ -23,6 +22,7 @@ from revise.client import (
     answer_all,
     answered,
     endpoints_of,
+    parse_extra,
 )
 
 
@@ -62,7 +62,7 @@ class JudgedConfig(ClientConfig):
             raise InputError("--endpoint needs the model's name there: --model")
         if not self.endpoint and not Path(self.what).is_dir():
             raise InputError(f"{self.what}: no such folder; give a run's, a checkpoint's, or a server by --endpoint")
-        parse_extra(self.judge_extra)
+        parse_extra(self.judge_extra, "--judge-extra")
 
     @property
     def has_base(self) -> bool:
@@ -73,17 +73,6 @@ class JudgedConfig(ClientConfig):
     def folder(self) -> Path:
         """Where scores go."""
         return Path(self.out) if self.out else Path(self.what) / "eval"
-
-
-def parse_extra(text: str | None) -> dict[str, Any]:
-    """What --judge-extra says. Raises InputError."""
-    try:
-        found = json.loads(text or "{}")
-    except ValueError:
-        found = None
-    if not isinstance(found, dict):
-        raise InputError(f"--judge-extra: {text!r} is no JSON object, such as '{{\"seed\": 1}}'")
-    return found
 
 
 def find(config: JudgedConfig) -> list[Checkpoint]:
@@ -130,7 +119,7 @@ class Judge:
         """
         self._client, self._extra, self._others = client, extra, others
         self._endpoints = endpoints_of(client.endpoint, client, flag="--judge-endpoint")
-        self.sent = sent
+        self._sent = sent
         self.models: list[str] = []
         """Names that the server has given to who answers, in the order in which they came."""
 
@@ -143,7 +132,7 @@ class Judge:
 
     def ask(self, requests: Sequence[Request]) -> list[Answered]:
         """What is known of each after those that are new were sent. Raises RunError where the judge changes."""
-        found = self.sent.ask(requests, self._client, self._endpoints, "judge")
+        found = self._sent.ask(requests, self._client, self._endpoints, "judge")
         names = dict.fromkeys(a.completion.model for a in found if a.completion and a.completion.model)
         self.models += [name for name in names if name not in self.models]
         if len(self.models) > 1 and not self._others:
@@ -163,27 +152,19 @@ class Judge:
 
 def judge_of(config: JudgedConfig, sent: Sent) -> Judge:
     """The judge that a command names. Raises InputError."""
-    asked: dict[str, Any] = {f.name: getattr(config, f.name) for f in dataclasses.fields(ClientConfig)}
-    asked |= {"endpoint": config.judge_endpoint, "model": config.judge, "key_env": config.judge_key_env}
-    client = ClientConfig(**asked)
-    return Judge(client, sent, extra=parse_extra(config.judge_extra), others=config.other_judge)
+    return Judge(client_of_judge(config), sent, extra=parse_extra(config.judge_extra), others=config.other_judge)
 
 
-def price(requests: Iterable[tuple[int, int]], config: JudgedConfig, what: str) -> str:
-    """A sentence on what requests of (tokens in, tokens out at most) can cost at most."""
-    n = n_in = n_out = 0
-    for tokens_in, tokens_out in requests:
-        n, n_in, n_out = n + 1, n_in + tokens_in, n_out + tokens_out
-    dollars = (n_in * config.price_in + n_out * config.price_out) / 1e6
-    priced = (
-        f", at most ${dollars:,.2f}"
-        if config.price_in or config.price_out
-        else "; --price-in and --price-out say what it costs"
-    )
-    return f"{what}: {n:,} requests at most, about {n_in:,} tokens to send, at most {n_out:,} to receive{priced}"
+def client_of_judge(config: JudgedConfig) -> ClientConfig:
+    """How the judge is asked."""
+    return _client(config, endpoint=config.judge_endpoint, model=config.judge, key_env=config.judge_key_env)
 
 
-def write_json(path: Path, value: Any) -> None:
-    """A whole JSON file."""
-    with files.whole_file(path) as temporary:
-        temporary.write_text(json.dumps(value, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+def client_of_model(config: JudgedConfig) -> ClientConfig:
+    """How a served model is asked; the prices are the judge's."""
+    return _client(config, price_in=0.0, price_out=0.0)
+
+
+def _client(config: JudgedConfig, **changes: Any) -> ClientConfig:
+    shared: dict[str, Any] = {f.name: getattr(config, f.name) for f in dataclasses.fields(ClientConfig)}
+    return ClientConfig(**shared | changes)

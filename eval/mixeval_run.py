@@ -24,9 +24,10 @@ from data import cli, files
 from data.errors import InputError, RunError
 from eval import answering, checkpoints, judging, mixeval, scores
 from eval.answering import How, Model
+from eval.checkpoints import Checkpoint
 from eval.judging import Judge, JudgedConfig, Sent
 from eval.mixeval import SPLITS, Split, Wording
-from revise.client import Answered, Request, open_store
+from revise.client import Answered, Request, estimate, open_store, total
 
 EXAMPLE = (
     "python -m eval mixeval runs/first --mixeval path/to/MixEval --store judge.sqlite"
@@ -111,7 +112,7 @@ def main(argv: Sequence[str]) -> None:
         judge = judging.judge_of(config, sent)
         found = [] if config.watch else judging.find(config)
         if config.dry_run:
-            print(_estimate(data, wording, config, len(found)))
+            print(_estimate(data, wording, config, found, judge, sent))
             return
         judging.take_base(config)
         probe(judge, next(iter(data.values())), wording, config)
@@ -177,20 +178,32 @@ def overall(lines: Sequence[scores.Line], version: str) -> dict[str, float]:
     return {line["checkpoint"]: line["value"] for line in found if line["checkpoint"] != scores.BASE}
 
 
-def _estimate(data: dict[str, "Entries"], wording: Wording, config: MixEvalConfig, n_checkpoints: int) -> str:
+def _estimate(
+    data: dict[str, "Entries"],
+    wording: Wording,
+    config: MixEvalConfig,
+    found: Sequence[Checkpoint],
+    judge: Judge,
+    sent: Sent,
+) -> str:
     """The most that a pass can take: answers as long as may be, each judged once."""
-    longest = "x" * (4 * MAX_TOKENS)
-    asked = [
-        Request({"messages": mixeval.judge_messages(e, longest, split, wording), "max_tokens": JUDGE_TOKENS}).tokens
-        for entries in data.values()
-        for split, queries in entries.items()
-        for e in queries.values()
+    queries: list[tuple[Split, dict[str, Any]]] = [
+        (split, entry) for entries in data.values() for split, of in entries.items() for entry in of.values()
     ]
-    n = max(1, n_checkpoints)
-    said = judging.price(asked * n, config, f"{n} checkpoint{'s' * (n > 1)}, {len(asked):,} queries each; the judge")
-    return (
-        f"{said}\n(each judgment that has no score is asked for again, {config.rounds} times at most; nothing was sent)"
+    how, known = How(**PRESETS[config.preset], max_tokens=MAX_TOKENS), sent.store.states()
+    stages = []
+    if config.endpoint:
+        prompts = {str(i): mixeval.format_prompt(entry, split, wording) for i, (split, entry) in enumerate(queries)}
+        asked = Model(found[0], config, sent).requests(prompts, how)
+        stages.append(estimate("answers", asked, known, judging.client_of_model(config)))
+    judged = (
+        judge.request(_body(mixeval.judge_messages(entry, f"{'x' * 4 * MAX_TOKENS}{i}{name}", split, wording), config))
+        for name in [c.name for c in found] or ["the next epoch"]
+        for i, (split, entry) in enumerate(queries)
     )
+    stages.append(estimate("judgments", judged, known, judging.client_of_judge(config)))
+    again = f"(each judgment that has no score is asked for again, {config.rounds} times in all at most)"
+    return "\n".join([*(said for said, _ in stages), again, total(sum(d for _, d in stages), config)])
 
 
 def read_entries(checkout: Path, version: str, *, any_data: bool) -> Entries:
@@ -364,7 +377,7 @@ def _write(
     facts |= {"n_fallbacks": scored.n_fallbacks, "n_blocked": scored.n_blocked}
     tables = {mode: mixeval.aggregate(scored.scores, entries, mode) for mode in ("table4_compat", "merged")}
     splits = {f"split/{split}": float(np.mean(list(of.values()))) for split, of in scored.scores.items() if of}
-    judging.write_json(folder / "score.json", tables | facts)
+    files.write_json(folder / "score.json", tables | facts)
     error, n = standard_error(entries, scored.scores), sum(map(len, entries.values()))
     named = {f"{mode}/{metric}": value for mode, table in tables.items() for metric, value in table.items()} | splits
     lines = [

@@ -59,11 +59,6 @@ def write(folders: Sequence[Path], out: Path, *, title: str = ReportConfig.title
     for table in made:
         forms = {"md": tables.to_markdown, "csv": tables.to_csv, "tex": tables.to_latex}
         for ending, form in forms.items():
-            _write(out / "tables" / f"{table.name}.{ending}", form(table))
-    _write(out / "report.html", page.whole(runs, made, title))
+            files.write_text(out / "tables" / f"{table.name}.{ending}", form(table))
+    files.write_text(out / "report.html", page.whole(runs, made, title))
     return out / "report.html"
-
-
-def _write(path: Path, text: str) -> None:
-    with files.whole_file(path) as temporary:
-        temporary.write_text(text, encoding="utf-8")

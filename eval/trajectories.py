@@ -12,7 +12,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 import tyro
@@ -21,12 +21,13 @@ from data import InputError, cli, files
 from data.dataset import RowSettings, hold_out, open_model, read_examples
 from data.examples import Example
 from data.records import Message, PromptRow, prompts_of
-from engine.generate import Answer, Answerer, Sampling
-from engine.score import score_under, vocabulary_of
 from eval import checkpoints, scores
 from eval.checkpoints import Checkpoint
 from eval.runs import RUNAWAY
 from eval.scores import BASE, Line
+
+if TYPE_CHECKING:  # what brings torch is imported where it is used: flags are answered at once
+    from engine.generate import Answer
 
 EXAMPLE = "python -m eval trajectories runs/first --data heldout.jsonl"
 
@@ -108,6 +109,8 @@ def _pairs(config: TrajectoriesConfig, base: Checkpoint) -> list[Example]:
         raise InputError(f"{config.run}: training has not followed held-out pairs; name a file of them by --data")
     if source is None or not Path(source).exists():
         raise InputError(f"{config.run}: its rows are not where config.yaml says; name a file of pairs by --data")
+    from engine.score import vocabulary_of
+
     folder, chat = open_model(str(base.folder))
     reading = rows_of(asked)
     rows = read_examples([source], chat, reading.limits, reading.reading, n_ids=vocabulary_of(folder))
@@ -142,6 +145,8 @@ def _digest(pairs: Sequence[Example]) -> str:
 
 def _heldout(models: Sequence[Checkpoint], pairs: Sequence[Example], config: TrajectoriesConfig) -> list[Line]:
     """Means over the pairs at each checkpoint, with their standard errors."""
+    from engine.score import score_under
+
     beta, reference = _beta(config), np.zeros(0)
     facts = {"n": len(pairs), "data_sha256": _digest(pairs), "beta": beta, "judge": None}
     lines: list[Line] = []
@@ -167,6 +172,8 @@ def _error(values: np.ndarray) -> float | None:
 
 def _sampled(models: Sequence[Checkpoint], pairs: Sequence[Example], config: TrajectoriesConfig) -> list[Line]:
     """Lengths and distances of answers to the first of the prompts, written down checkpoint by checkpoint."""
+    from engine.generate import Answerer, Sampling
+
     asked = pairs[: config.answers]
     texts = _texts(asked)
     sampling = Sampling(max_new_tokens=config.max_new_tokens, temperature=config.temperature, seed=config.seed)
@@ -212,9 +219,15 @@ def _texts(pairs: Sequence[Example]) -> list[str]:
 
 
 def _distance(
-    model: Checkpoint, base: Checkpoint, asked: Sequence[Example], answers: Sequence[Answer], config: TrajectoriesConfig
+    model: Checkpoint,
+    base: Checkpoint,
+    asked: Sequence[Example],
+    answers: "Sequence[Answer]",
+    config: TrajectoriesConfig,
 ) -> np.ndarray:
     """log p(answer) - log p_base(answer), nats: its mean over answers of the model is KL(model || base)."""
+    from engine.score import score_under
+
     ends = [[*a.ids, *([a.stop_id] if a.stop_id is not None else [])] for a in answers]
     whole = [Example(e.place, e.prompt, (np.array(ids, dtype=np.int32),)) for e, ids in zip(asked, ends, strict=True)]
     if model.name == base.name:

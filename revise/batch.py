@@ -70,8 +70,7 @@ def _part(path: Path, number: int) -> Path:
 
 def _write_part(path: Path, number: int, lines: list[str]) -> None:
     files.check_new_file(_part(path, number))
-    with files.whole_file(_part(path, number)) as temporary:
-        temporary.write_text("".join(lines), encoding="utf-8")
+    files.write_text(_part(path, number), "".join(lines))
 
 
 def read(paths: Sequence[Path], requests: Iterable[Request], store: Store, config: ClientConfig, purpose: str) -> str:

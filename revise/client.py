@@ -25,7 +25,7 @@ from data import cli
 from data.errors import InputError, RunError
 from revise import keys, wire
 from revise.asking import Asking, Later, Refused, Tally
-from revise.config import DEFAULT_KEY_ENV, ClientConfig
+from revise.config import DEFAULT_KEY_ENV, ClientConfig, estimate, parse_extra, total
 from revise.endpoints import Endpoint, Pace, Pool, parse_base
 from revise.store import Row, Store, open_store
 from revise.wire import Completion, Request, Unreadable
@@ -40,8 +40,11 @@ __all__ = [
     "answer_all",
     "answered",
     "endpoints_of",
+    "estimate",
     "open_store",
+    "parse_extra",
     "said",
+    "total",
 ]
 
 httpx: Any = importlib.import_module("httpx2" if importlib.util.find_spec("httpx2") else "httpx")

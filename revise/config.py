@@ -1,11 +1,14 @@
-"""How a server is asked: the flags that every command of this package has."""
+"""How a server is asked: the flags that every command of this package has, and what a run of it can cost."""
 
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
-from typing import Self
+from typing import Any, Self
 
 from data.errors import InputError
+from data.json_rows import parse_row
 from revise.endpoints import parse_base
 from revise.store import State
+from revise.wire import REWARD_PATH, Request
 
 DEFAULT_KEY_ENV = "OPENAI_API_KEY"
 
@@ -93,3 +96,44 @@ class ClientConfig:
     def dollars(self, tokens_in: float, tokens_out: float) -> float:
         """What so many tokens cost."""
         return (tokens_in * self.price_in + tokens_out * self.price_out) / 1e6
+
+
+def parse_extra(text: str | None, flag: str = "--extra") -> dict[str, Any]:
+    """The object that a flag merges into each request. Raises InputError."""
+    try:
+        found = parse_row(text.encode(), flag) if text else {}
+    except (InputError, UnicodeEncodeError) as fault:
+        said = str(fault).replace("mend or delete the line", 'give an object such as {"top_k": 20}')
+        raise InputError(said) from None
+    if fixed := {"messages", "stream", "n", "model"} & found.keys():
+        raise InputError(f"{flag}: {sorted(fixed)[0]!r} cannot be changed there")
+    for name in ("max_tokens", "max_completion_tokens"):
+        if found.get(name) is not None and (type(found[name]) is not int or found[name] < 1):
+            raise InputError(f"{flag}: {name!r} has to be a number of tokens, or null")
+    return found
+
+
+def estimate(
+    what: str, requests: Iterable[Request], known: Mapping[bytes, State], config: ClientConfig
+) -> tuple[str, float]:
+    """A line on what is missing among requests, and the most that it can cost."""
+    seen: set[str] = set()
+    n_in = n_out = 0
+    has_bound = True
+    for request in requests:
+        if request.key not in seen and known.get(bytes.fromhex(request.key), "failed") in config.again:
+            n_in, n_out = n_in + request.tokens[0], n_out + request.tokens[1]
+            has_bound = has_bound and (request.tokens[1] > 0 or request.path == REWARD_PATH)
+            seen.add(request.key)
+    dollars = config.dollars(n_in, n_out)
+    said = f"{what}: {len(seen):,} requests, about {n_in:,} tokens to send"
+    if not has_bound:
+        return f"{said}, and no bound on what comes back: at least ${dollars:,.2f}", dollars
+    return f"{said}, at most {n_out:,} to receive: at most ${dollars:,.2f}", dollars
+
+
+def total(dollars: float, config: ClientConfig) -> str:
+    """The last line of an estimate."""
+    if config.price_in or config.price_out:
+        return f"in all at most ${dollars:,.2f}; nothing was sent"
+    return "prices are not known (--price-in and --price-out, dollars for a million tokens); nothing was sent"

@@ -19,13 +19,13 @@ from typing import Any
 from data import cli
 from data.errors import InputError, RunError, Stopped
 from data.files import check_new_file
-from data.json_rows import parse_row
 from revise import batch, pairs, wire
 from revise.client import Answered, ClientConfig, Tally, answer_all, answered, endpoints_of, open_store
+from revise.config import estimate, parse_extra, total
 from revise.endpoints import Endpoint
 from revise.pairs import Made, Pair, Rejected
 from revise.prompts import Item, Prompts, PromptsConfig
-from revise.store import State, Store
+from revise.store import Store
 from revise.target import Target, TargetConfig
 from revise.wire import Completion, Request
 
@@ -71,21 +71,6 @@ def check_asked(config: ClientConfig, *, by_batch: bool = False) -> None:
         raise InputError("--endpoint is missing; give the server's address, such as http://localhost:8000/v1")
     if not config.model:
         raise InputError("--model is missing; give the model's name at the endpoint")
-
-
-def parse_extra(text: str | None) -> dict[str, Any]:
-    """The object in --extra. Raises InputError."""
-    try:
-        found = parse_row(text.encode(), "--extra") if text else {}
-    except (InputError, UnicodeEncodeError) as fault:
-        said = str(fault).replace("mend or delete the line", 'give an object such as {"top_k": 20}')
-        raise InputError(said) from None
-    if fixed := {"messages", "stream", "n", "model"} & found.keys():
-        raise InputError(f"--extra: {sorted(fixed)[0]!r} cannot be changed there")
-    for name in ("max_tokens", "max_completion_tokens"):
-        if found.get(name) is not None and (type(found[name]) is not int or found[name] < 1):
-            raise InputError(f"--extra: {name!r} has to be a number of tokens, or null")
-    return found
 
 
 @dataclass(frozen=True)
@@ -277,29 +262,3 @@ def _estimate(recipe: Recipe, prompts: Prompts, target: Target, store: Store) ->
     stages = [estimate("target", target.wanted(prompts), known, target.client)] if config.target_endpoint else []
     stages.append(estimate(recipe.name, foreseen(), known, config))
     return "\n".join([*(text for text, _ in stages), total(sum(dollars for _, dollars in stages), config)])
-
-
-def estimate(
-    what: str, requests: Iterable[Request], known: dict[bytes, State], config: ClientConfig
-) -> tuple[str, float]:
-    """A line on what is missing among requests, and the most that it can cost."""
-    seen: set[str] = set()
-    n_in = n_out = 0
-    has_bound = True
-    for request in requests:
-        if request.key not in seen and known.get(bytes.fromhex(request.key), "failed") in config.again:
-            n_in, n_out = n_in + request.tokens[0], n_out + request.tokens[1]
-            has_bound = has_bound and (request.tokens[1] > 0 or request.path == wire.REWARD_PATH)
-            seen.add(request.key)
-    dollars = config.dollars(n_in, n_out)
-    said = f"{what}: {len(seen):,} requests, about {n_in:,} tokens to send"
-    if not has_bound:
-        return f"{said}, and no bound on what comes back: at least ${dollars:,.2f}", dollars
-    return f"{said}, at most {n_out:,} to receive: at most ${dollars:,.2f}", dollars
-
-
-def total(dollars: float, config: ClientConfig) -> str:
-    """The last line of an estimate."""
-    if config.price_in or config.price_out:
-        return f"in all at most ${dollars:,.2f}; nothing was sent"
-    return "prices are not known (--price-in and --price-out, dollars for a million tokens); nothing was sent"

@@ -22,8 +22,9 @@ from data.records import Message, Record, parse_record
 from data.sources import rows_of
 from revise import judge, wire
 from revise.client import ClientConfig, answer_all, answered, endpoints_of, open_store
+from revise.config import estimate, parse_extra, total
 from revise.prompts import Item
-from revise.recipe import check_asked, estimate, parse_extra, total
+from revise.recipe import check_asked
 from revise.store import Store
 from revise.target import Target, TargetConfig
 from revise.templates import Template, read_template, task_of

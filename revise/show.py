@@ -187,6 +187,5 @@ def main(argv: Sequence[str]) -> None:
     note = (
         f"At most {n:,} rows of each file, from row {config.row:,}; more with --n." if is_part or config.row > 1 else ""
     )
-    with files.whole_file(Path(config.html)) as temporary:
-        temporary.write_text(page([*rows[:n], *dropped[:n]], path.name, note), encoding="utf-8")
+    files.write_text(Path(config.html), page([*rows[:n], *dropped[:n]], path.name, note))
     cli.notify(f"{len(rows[:n]):,} pairs and {len(dropped[:n]):,} rejected rows: {config.html}")

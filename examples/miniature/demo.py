@@ -24,7 +24,7 @@ from data.tokenizer import Tokenizer
 from engine import train, weights
 from engine.config import TrainConfig
 from engine.generate import Sampling, generate
-from eval import contrast_run, report, scores, trajectories
+from eval import advise, contrast_run, report, scores, trajectories
 from examples.miniature import model, reviser, world
 from revise import recipe
 from revise import show as pages
@@ -60,9 +60,7 @@ class Score:
     @property
     def interval(self) -> tuple[float, float]:
         """95 % Wilson interval of `exact`."""
-        z, q, n = 1.959964, self.exact, self.n
-        centre, half = q + z * z / (2 * n), z * (q * (1 - q) / n + z * z / (4 * n * n)) ** 0.5
-        return (centre - half) / (1 + z * z / n), (centre + half) / (1 + z * z / n)
+        return advise.wilson(self.exact * self.n, self.n)[1:]
 
 
 def answer(folder: Path, questions: Sequence[world.Question], *, temperature: float, seed: int) -> list[str]:

@@ -161,7 +161,8 @@ def test_a_judge_takes_the_place_of_scores(tmp_path):
 @pytest.mark.parametrize(
     ("more", "said"),
     [(["--judge-endpoint", "http://localhost:1/v1"], "--judge"), (["--judge", "j"], "go with --judge-endpoint"),
-     (["--judge-endpoint", "http://localhost:1/v1", "--judge", "j", "--store", "s", "--judge-extra", "1"], "no JSON")],
+     (["--judge-endpoint", "http://localhost:1/v1", "--judge", "j", "--store", "s", "--judge-extra", "1"],
+      "--judge-extra: ")],
 )  # fmt: skip
 def test_a_judge_that_is_half_named_is_one_sentence(tmp_path, more, said):
     with pytest.raises(InputError, match=said):

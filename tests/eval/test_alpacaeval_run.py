@@ -207,4 +207,4 @@ def test_a_dry_run_tells_calls_tokens_and_price_and_sends_nothing(made, tmp_path
     more = ["--checkpoint", "epoch-01", "--dry-run", "--price-in", "10", "--price-out", "30"]
     here(made, tmp_path, "http://127.0.0.1:9/v1", *more)
     out = capsys.readouterr().out
-    assert "24 requests at most" in out and "at most $" in out
+    assert "annotations: 24 requests" in out and "at most $" in out

@@ -147,7 +147,7 @@ def test_data_that_is_not_the_published_is_refused(made, tmp_path):
     ("more", "said"),
     [(["--version", "2023-01-01"], "2023-01-01"), (["--rounds", "0"], "--rounds"),
      (["--mixeval", "/nowhere"], "MixEval checkout"), (["--endpoint", "http://localhost/v1"], "--model"),
-     (["--watch"], "--watch and --prune"), (["--judge-extra", "{"], "no JSON"),
+     (["--watch"], "--watch and --prune"), (["--judge-extra", "{"], "--judge-extra: "),
      (["--judge-temperature", "3"], "between")],
 )  # fmt: skip
 def test_bad_input_is_one_sentence(made, tmp_path, more, said):
