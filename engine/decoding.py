@@ -11,6 +11,7 @@ batched with.
 
 # T packed tokens, B slots, H heads, K kv heads, G heads of a kv head, E head size, L cache length, V vocabulary
 
+import sys
 from collections import deque
 from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass, field
@@ -21,13 +22,13 @@ import torch
 from torch import Tensor
 from torch.nn.functional import scaled_dot_product_attention
 
-from engine.head import wide_logits
+from engine.head import logits_by_token
 from engine.llama import Attend, Llama
 from engine.sampling import Sampling, choose, noise_size
 
-# Numbers of keys that neighbouring slots which share one attention call hold together on the CPU: the call is padded to
-# the longest of them, and costs some 30 us besides.
-GROUP_SIZE = 2**17
+# Neighbouring slots share an attention call, which is padded to the longest of them. On the CPU they do so while the
+# padding is at most so many numbers of keys: the time of a call of their own.
+CALL_SIZE = 2**14
 
 
 @dataclass
@@ -125,6 +126,10 @@ class Piece(NamedTuple):
     first: int
 
 
+Group = tuple[Sequence[Tensor], Sequence[Tensor], Tensor]
+"""Keys and values of B slots by layer [B, K, L, E], and what is added where their rows see them [B, 1, 1, L]"""
+
+
 class Slots:
     """Keys and values of every layer and slot, who is in which slot, and the pass that runs them."""
 
@@ -201,7 +206,7 @@ class Slots:
             if not running.todo:
                 due.append(running)
                 rows.append(p.end - 1)
-        logits = wide_logits(self._model.norm(x[rows]), self._model.head.matrix(self._model.tied))
+        logits = logits_by_token(self._model.norm(x[rows]), self._model.head.matrix(self._model.tied))
         return due, logits
 
     def _next_pieces(self, prefill_tokens: int) -> tuple[list[Piece], list[int]]:
@@ -209,10 +214,13 @@ class Slots:
         pieces: list[Piece] = []
         tokens: list[int] = []
         left = prefill_tokens
-        in_use = [(slot, r) for slot, r in enumerate(self._slots) if r]
-        for slot, r in sorted(in_use, key=lambda pair: len(pair[1].todo) > 1):
-            n = len(r.todo) if len(r.todo) == 1 else min(len(r.todo), left)
-            left -= n if len(r.todo) > 1 else 0
+        takes: list[tuple[int, int, Running]] = []
+        for slot, r in enumerate(self._slots):
+            if r:
+                n = len(r.todo) if len(r.todo) == 1 else min(len(r.todo), left)
+                left -= n if len(r.todo) > 1 else 0
+                takes.append((n, slot, r))
+        for n, slot, r in sorted(takes, key=lambda take: take[0] > 1):
             if n:
                 pieces.append(Piece(slot, len(tokens), len(tokens) + n, r.n_held))
                 tokens += r.todo[:n]
@@ -225,33 +233,37 @@ class Slots:
         that by every call).
         """
         groups = list(self._groups([p for p in pieces if p.end - p.start == 1]))
-        longer = [(p, *self._held(slice(p.slot, p.slot + 1), p.first + p.end - p.start), self._causal(p))
-                  for p in pieces if p.end - p.start > 1]  # fmt: skip
+        longer = [
+            (*self._held(slice(p.slot, p.slot + 1), p.first + p.end - p.start), self._causal(p))
+            for p in pieces
+            if p.end - p.start > 1
+        ]
+        sizes = [len(sees) for *_, sees in groups] + [p.end - p.start for p in pieces if p.end - p.start > 1]
 
         def in_layer(layer: int) -> Attend:
             def attend(q: Tensor, k: Tensor, v: Tensor) -> Tensor:  # [T, H, E], [T, K, E]
                 self._keys[layer, slot, :, position] = k
                 self._values[layer, slot, :, position] = v
-                found = torch.empty_like(q)
-                for rows, keys, values, sees in groups:
-                    by_kv_head = q[rows].unflatten(1, (k.shape[1], -1))  # [B, K, G, E]: heads of one see the same
-                    part = scaled_dot_product_attention(by_kv_head, keys[layer], values[layer], attn_mask=sees)
-                    found[rows] = part.flatten(1, 2)
-                for p, keys, values, sees in longer:
-                    rows = q[p.start : p.end].transpose(0, 1)[None]  # [1, H, T, E]
+                by_kv_head = q.unflatten(1, (k.shape[1], -1)).split(sizes)  # [B, K, G, E]: G see the same
+                found = [
+                    scaled_dot_product_attention(rows, keys[layer], values[layer], attn_mask=sees)
+                    for rows, (keys, values, sees) in zip(by_kv_head, groups, strict=False)
+                ]
+                for rows, (keys, values, sees) in zip(by_kv_head[len(groups) :], longer, strict=True):
                     part = scaled_dot_product_attention(
-                        rows, keys[layer], values[layer], attn_mask=sees, is_causal=sees is None, enable_gqa=True
-                    )
-                    found[p.start : p.end] = part[0].transpose(0, 1)
-                return found
+                        rows.flatten(1, 2).transpose(0, 1)[None], keys[layer], values[layer],  # [1, H, T, E]
+                        attn_mask=sees, is_causal=sees is None, enable_gqa=True,
+                    )  # fmt: skip
+                    found.append(part[0].transpose(0, 1).unflatten(1, (k.shape[1], -1)))
+                return torch.cat(found).flatten(1, 2)
 
             return attend
 
         return in_layer
 
-    def _held(self, slots: slice, n: int) -> tuple[Tensor, Tensor]:
-        """Views of the first n keys and values of neighbouring slots [layers, B, K, n, E]."""
-        return self._keys[:, slots, :, :n], self._values[:, slots, :, :n]
+    def _held(self, slots: slice, n: int) -> tuple[Sequence[Tensor], Sequence[Tensor]]:
+        """By layer, views of the first n keys and values of neighbouring slots [B, K, n, E]."""
+        return self._keys[:, slots, :, :n].unbind(), self._values[:, slots, :, :n].unbind()
 
     def _causal(self, p: Piece) -> Tensor | None:
         """What a piece's rows see, to be added [T, L]; None where it is a prompt's beginning: a plain causal mask."""
@@ -264,19 +276,24 @@ class Slots:
         zeros = torch.zeros(sees.shape, dtype=self._keys.dtype)
         return zeros.masked_fill(~sees, -torch.inf).to(self._device)
 
-    def _groups(self, single: Sequence[Piece]) -> Iterator[tuple[slice, Tensor, Tensor, Tensor]]:
-        """Runs of neighbouring slots that share a call: their rows, keys and values, and what each row sees."""
-        mean = max(1, sum(p.first + 1 for p in single) // max(1, len(single)))
-        size = mean * self._keys.shape[2] * self._keys.shape[4]  # of a slot's keys
-        most = len(single) if self._device.type == "cuda" else max(1, GROUP_SIZE // size)
-        start = 0
-        for i, p in enumerate(single):
-            after = single[i + 1] if i + 1 < len(single) else None
-            is_next = after is not None and (after.slot, after.start) == (p.slot + 1, p.end)
-            if is_next and i + 1 - start < most:
-                continue
-            lengths = [p.first + 1 for p in single[start : i + 1]]
-            sees = torch.arange(max(lengths)) < torch.tensor(lengths)[:, None]  # [B, L]
-            held = self._held(slice(single[start].slot, p.slot + 1), max(lengths))
-            yield slice(single[start].start, p.end), *held, self._added(sees)[:, None, None]
-            start = i + 1
+    def _groups(self, single: Sequence[Piece]) -> Iterator[Group]:
+        """Runs of neighbouring slots that share a call, in the order of the rows."""
+        spare = sys.maxsize if self._device.type == "cuda" else CALL_SIZE // (self._keys.shape[2] * self._keys.shape[4])
+        group: list[Piece] = []
+        longest = total = 0
+        for p in single:
+            longest, total = max(longest, p.first), total + p.first
+            padding = longest * (len(group) + 1) - total
+            if group and (p.slot != group[-1].slot + 1 or padding > spare):
+                yield self._group(group)
+                group, longest, total = [], p.first, p.first
+            group.append(p)
+        if group:
+            yield self._group(group)
+
+    def _group(self, group: Sequence[Piece]) -> Group:
+        lengths = torch.tensor([p.first + 1 for p in group])
+        longest = int(lengths.max())
+        sees = torch.arange(longest) < lengths[:, None]  # [B, L]
+        held = self._held(slice(group[0].slot, group[-1].slot + 1), longest)
+        return *held, self._added(sees)[:, None, None]

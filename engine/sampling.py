@@ -71,14 +71,16 @@ def choose(logits: Tensor, sampling: Sampling, noise: np.ndarray) -> Tensor:
     if 0 < sampling.top_k < logits.shape[1]:
         least = logits.topk(sampling.top_k, dim=1).values[:, -1:]
         logits = logits.masked_fill(logits < least, -torch.inf)
-    weights = torch.softmax(logits, dim=1)
     if sampling.top_p < 1:
-        ranked, order = weights.sort(dim=1, descending=True)
+        ranked, order = torch.softmax(logits, dim=1).sort(dim=1, descending=True)
         before = ranked.cumsum(dim=1, dtype=torch.float64) - ranked
-        ranked = ranked.masked_fill(before >= sampling.top_p, 0)  # the first token that reaches top_p is in
-        weights = torch.zeros_like(ranked).scatter(1, order, ranked)
+        out = torch.zeros_like(ranked, dtype=torch.bool).scatter(1, order, before >= sampling.top_p)
+        logits = logits.masked_fill(out, -torch.inf)  # the first token that reaches top_p is in
+    if missing := -logits.shape[1] % BLOCK:
+        logits = pad(logits, (0, missing), value=-torch.inf)
+    blocks = logits.T.unflatten(0, (-1, BLOCK))  # [V / BLOCK, BLOCK, B], as logits_by_token lays them out
+    weights = (blocks - blocks.amax(dim=1).amax(dim=0)).exp_()  # p, but for a factor
     drawn = torch.from_numpy(noise).to(logits.device)
-    blocks = pad(weights, (0, -weights.shape[1] % BLOCK)).unflatten(1, (-1, BLOCK))  # [B, V / BLOCK, BLOCK]
-    block = (blocks.sum(dim=2) / drawn[:, :-BLOCK]).argmax(dim=1)  # [B]
-    inner = blocks[torch.arange(len(blocks), device=block.device), block]  # [B, BLOCK]
+    block = (weights.sum(dim=1).T / drawn[:, :-BLOCK]).argmax(dim=1)  # [B]
+    inner = weights[block, :, torch.arange(len(block), device=block.device)]  # [B, BLOCK]
     return block * BLOCK + (inner / drawn[:, -BLOCK:]).argmax(dim=1)
