@@ -119,16 +119,37 @@ run_train() {
     run "$PYTHON" -m engine.train "$@"
     return
   fi
-  # torchrun makes 1 of every exit code, and reports in its own words what a rank has said: so rank 0 leaves the code
-  # in a file, and the ranks leave with 0.
-  local code=0
-  RANK_OUTCOME_FILE=$(mktemp)
-  export RANK_OUTCOME_FILE
-  trap 'rm -f "$RANK_OUTCOME_FILE"' EXIT
+  # torchrun makes 1 of every exit code, and reports in its own words what a rank has said: so the rank that speaks
+  # leaves the code in a file, the ranks leave with 0, and torchrun's reports go to another. It gives the ranks little
+  # time after a signal: they get it by a file, and as much time as a save takes.
+  local code=0 talk
+  talk=$(mktemp -d)
+  # shellcheck disable=SC2064 # the folder of now
+  trap "rm -rf '$talk'" EXIT
+  touch "$talk/outcome"
+  export RANK_OUTCOME_FILE=$talk/outcome RUN_STOP_FILE=$talk/stop RANK_SCREEN=/proc/$$/fd/2
   export OMP_NUM_THREADS=${OMP_NUM_THREADS:-$(threads_per_rank "$nproc")}
-  run "$PYTHON" -m torch.distributed.run --standalone --nproc_per_node "$nproc" -m engine.train "$@" || code=$?
-  if [[ -s $RANK_OUTCOME_FILE ]]; then code=$(<"$RANK_OUTCOME_FILE"); fi
+  local command=("$PYTHON" -m torch.distributed.run --standalone --nproc_per_node "$nproc" -m engine.train "$@")
+  say "${command[@]}"
+  trap 'ask_to_stop 15' TERM
+  trap 'ask_to_stop 2' INT
+  setsid "${command[@]}" 2>>"$talk/torchrun" &
+  local running=$!
+  while kill -0 "$running" 2>/dev/null; do # a signal that was heard ends a wait
+    code=0
+    wait "$running" || code=$?
+  done
+  if [[ -s $talk/outcome ]]; then
+    code=$(<"$talk/outcome")
+  elif ((code)); then # no rank was left to speak
+    cat "$talk/torchrun" >&2
+  fi
   return "$code"
+}
+
+ask_to_stop() {
+  if [[ ! -s $RUN_STOP_FILE ]]; then say "stopping after this step: its state is saved"; fi
+  echo "$1" >"$RUN_STOP_FILE"
 }
 
 run_bench() {

@@ -7,6 +7,7 @@ exit code 2.
 import contextlib
 import dataclasses
 import difflib
+import errno
 import io
 import os
 import re
@@ -27,6 +28,10 @@ OUTCOME_VARIABLE = "RANK_OUTCOME_FILE"
 """Where launch.sh reads a run's exit code: torchrun itself turns every code into 1 (see `run`)."""
 
 
+SCREEN_VARIABLE = "RANK_SCREEN"
+"""What launch.sh shows the user as stderr: the ranks write there, torchrun's own reports go to a file."""
+
+
 class Peer(Protocol):
     """A module that knows another program's names of our settings."""
 
@@ -40,6 +45,9 @@ class Peer(Protocol):
         """What to say of a flag that the other program has; None where it is none of its."""
         ...
 
+
+_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+_OF_DISKS = (*_FULL, errno.EROFS, errno.EIO)
 
 FACTS = "facts"
 """The key of a run's config.yaml that holds what was found, not what was asked for: not read back as a setting."""
@@ -85,9 +93,11 @@ def run(main: Callable[[Sequence[str]], None]) -> None:
     """Runs a command's main on sys.argv. What ends it becomes one sentence and an exit code:
     2 for input, 1 for a run that cannot go on, 130 for Ctrl-C, 143 for SIGTERM after what was done is saved.
 
-    Under torchrun only rank 0 speaks. Where OUTCOME_VARIABLE names a file, rank 0 writes the code into it and every
+    Under torchrun only one rank speaks. Where OUTCOME_VARIABLE names a file, rank 0 writes the code into it and every
     rank leaves with 0, so that torchrun has no report of its own to add.
     """
+    if (screen := os.environ.get(SCREEN_VARIABLE)) and os.path.exists(screen):
+        os.dup2(os.open(screen, os.O_WRONLY | os.O_APPEND), sys.stderr.fileno())
     try:
         main(sys.argv[1:])
     except InputError as fault:
@@ -95,12 +105,17 @@ def run(main: Callable[[Sequence[str]], None]) -> None:
     except Stopped as ending:
         _leave(str(ending), ending.code)
     except RunError as fault:
-        _leave(f"error: {fault}", 1)
-    except KeyboardInterrupt:
-        _leave("stopped", 130)
+        _leave(f"error: {fault}", 1, fault.speaks)
     except BrokenPipeError:  # whoever read it, head or less, has seen enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(1)
+    except OSError as fault:
+        if fault.errno not in _OF_DISKS:
+            raise
+        mend = "make room and give the same command again" if fault.errno in _FULL else "mend it, or write elsewhere"
+        _leave(f"error: {fault.filename}: cannot be written ({fault.strerror}); {mend}", 1, speaks=True)
+    except KeyboardInterrupt:
+        _leave("stopped", 130)
 
 
 def dispatch(
@@ -133,14 +148,17 @@ def printable(text: str) -> str:
     return "".join(c if c == "\n" or c.isprintable() else f"\\u{ord(c):04x}" for c in text)
 
 
-def _leave(sentence: str, code: int) -> None:
+def _leave(sentence: str, code: int, speaks: bool | None = None) -> None:
+    """speaks: None where every rank has come to the same end, of which the first tells."""
     sentence = printable(sentence)
     rank = os.environ.get("RANK", "0")
-    if rank == "0":
+    is_common, speaks = speaks is None, rank == "0" if speaks is None else speaks
+    if speaks:
         print(sentence, file=sys.stderr)
-    if outcome := os.environ.get(OUTCOME_VARIABLE):
-        if rank == "0":
-            Path(outcome).write_text(str(code))
+    outcome = os.environ.get(OUTCOME_VARIABLE)
+    if outcome and speaks:
+        Path(outcome).write_text(str(code))
+    if outcome and is_common:
         deadline = time.monotonic() + 10
         while not Path(outcome).read_text() and time.monotonic() < deadline:
             time.sleep(0.05)

@@ -8,6 +8,9 @@ class InputError(ValueError):
 class RunError(RuntimeError):
     """A run cannot go on although its input was fine. The text is one sentence. Exit code 1, no traceback."""
 
+    speaks: bool | None = None
+    """Of several ranks, whether this one prints it; None: the first one does."""
+
 
 class Stopped(RunError):
     """A run that ended early because it was asked to: what it has done is kept. code: the exit code."""

@@ -1,4 +1,7 @@
-"""Files that are whole or not there at all: written under a temporary name, synced, then renamed."""
+"""Files that are whole or not there at all: written under a temporary name, synced, then renamed.
+
+Everything that has to survive is written through here, and every operation is a place where a test can put a fault.
+"""
 
 import contextlib
 import hashlib
@@ -11,29 +14,63 @@ from pathlib import Path
 from typing import Any
 
 from data.errors import InputError
+from data.faults import point
+
+TEMPORARY = ".tmp"
+"""How a name ends that is not whole yet, or on its way out."""
 
 
 @contextlib.contextmanager
-def whole_folder(path: Path) -> Iterator[Path]:
+def whole_folder(path: Path, *, replaces: bool = False) -> Iterator[Path]:
     """A temporary sibling to fill; it becomes `path` when the block ends, and vanishes where the block raises.
 
-    Raises InputError where `path` exists already.
+    Raises InputError where `path` exists already, unless it is replaced.
     """
-    if path.exists():
+    if path.exists() and not replaces:
         raise InputError(f"{path}: exists already; give another folder, or remove it")
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f"{path.name}.tmp")
+    temporary = path.with_name(f"{path.name}{TEMPORARY}")
     shutil.rmtree(temporary, ignore_errors=True)  # left over from a run that was killed
     temporary.mkdir()
     try:
         yield temporary
-        for file in temporary.iterdir():
-            sync(file)
-        sync(temporary)
-        os.rename(temporary, path)
+        seal(temporary)
+        if path.exists():
+            remove_folder(path)
+        point("rename", path)
+        with naming(path):
+            os.rename(temporary, path)
         sync(path.parent)
     except BaseException:
         shutil.rmtree(temporary, ignore_errors=True)
+        raise
+
+
+def seal(folder: Path) -> None:
+    """Makes a folder's files, and their names, survive a loss of power."""
+    for file in sorted(folder.iterdir()):
+        sync(file)
+    sync(folder)
+
+
+def remove_folder(path: Path) -> None:
+    """Removes a folder. It loses its name first: what bears the name is whole at every instant."""
+    away = path.with_name(f"{path.name}.old{TEMPORARY}")
+    shutil.rmtree(away, ignore_errors=True)
+    point("rename", path)
+    os.rename(path, away)
+    point("remove", away)
+    shutil.rmtree(away)
+
+
+@contextlib.contextmanager
+def naming(path: Path) -> Iterator[None]:
+    """An error of the file system that names no file names this one."""
+    try:
+        yield
+    except OSError as fault:
+        if fault.filename is None:
+            fault.filename = str(path)
         raise
 
 
@@ -43,8 +80,11 @@ def whole_file(path: Path) -> Iterator[Path]:
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f"{path.name}.tmp")
     try:
-        yield temporary
+        point("write", path)
+        with naming(path):
+            yield temporary
         sync(temporary)
+        point("rename", path)
         os.replace(temporary, path)
         sync(path.parent)
     except BaseException:
@@ -101,8 +141,10 @@ def check_new_file(path: Path) -> None:
 
 def sync(path: Path) -> None:
     """Makes a file's content, or a folder's names, survive a loss of power."""
+    point("fsync", path)
     descriptor = os.open(path, os.O_RDONLY)
     try:
-        os.fsync(descriptor)
+        with naming(path):
+            os.fsync(descriptor)
     finally:
         os.close(descriptor)

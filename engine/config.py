@@ -1,5 +1,6 @@
 """Everything that describes a training run. The fields are the flags; their docstrings are the help."""
 
+import os
 from dataclasses import dataclass, field
 from typing import Literal
 
@@ -30,7 +31,15 @@ class TrainConfig(RowSettings):
     loss: str = "apo_zero"
     """Objective: a name listed below, path/to/file.py:name, or a mixture such as apo_zero:1,sft:0.1."""
     out: str
-    """Folder for the run: config, metrics, a checkpoint per epoch. Must not hold a run."""
+    """Folder for the run: config, metrics, a checkpoint per epoch. Must not hold a run, but with --resume."""
+    resume: bool = False
+    """Go on from the newest whole state in --out; begin where there is none."""
+    stop_after: int | None = None
+    """Save a state and leave after that step; the schedule is that of the whole run."""
+    state_every: int | None = None
+    """Save what --resume needs every so many steps. Unset: at each epoch's end; 0: only when the run is stopped."""
+    keep_state: int = 1
+    """How many of the newest states stay."""
     config: str | None = None
     """YAML file of settings, named as the flags are; flags win over it."""
 
@@ -86,6 +95,8 @@ class TrainConfig(RowSettings):
     "rejected_score"."""
     micro_tokens: int = 1024
     """Most tokens in one forward and backward pass of a rank (one example at least): bounds the memory."""
+    hang_timeout: float = 600.0
+    """Seconds that ranks wait for one another before the run ends, naming the one that did not answer."""
     compile: bool = False
     """Compile the parts of the blocks around attention; on the CPU that was measured to gain nothing."""
     without: tuple[Technique, ...] = ()
@@ -95,6 +106,11 @@ class TrainConfig(RowSettings):
 
     hyperparameters: tyro.conf.Suppress[dict[str, str]] = field(default_factory=dict)
 
+    @property
+    def resumes(self) -> bool:
+        """Whether the run goes on with what --out holds: asked for, or started anew by torchrun."""
+        return self.resume or int(os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")) > 0
+
     def __post_init__(self) -> None:
         super().__post_init__()
         if isinstance(self.data, str):  # from Python, a name alone
@@ -103,15 +119,17 @@ class TrainConfig(RowSettings):
             raise InputError(f"--data-weights: {len(self.data_weights)} of them for {len(self.data)} of --data")
         if not all(0 < weight <= 100 for weight in self.data_weights):
             raise InputError("--data-weights: each has to be above 0, and 100 at most")
-        above_zero = "epochs batch_size max_steps micro_tokens keep reference_update_steps stages"
+        above_zero = "epochs batch_size max_steps micro_tokens keep reference_update_steps stages stop_after keep_state"
         for name in above_zero.split():
             value = getattr(self, name)
             if value is not None and value < 1:
                 raise InputError(f"--{name.replace('_', '-')}: {value} is not above 0")
         if not 0 < self.lr < 10:
             raise InputError(f"--lr: {self.lr} is not between 0 and 10; the paper trains at 2e-7")
-        if self.warmup_steps < 0 or self.eval_pairs < 0 or self.seed < 0:
-            raise InputError("--warmup-steps, --eval-pairs and --seed cannot be negative")
+        if min(self.warmup_steps, self.eval_pairs, self.seed, self.state_every or 0) < 0:
+            raise InputError("--warmup-steps, --eval-pairs, --seed and --state-every cannot be negative")
+        if not 1 <= self.hang_timeout <= 86400:
+            raise InputError(f"--hang-timeout: {self.hang_timeout} is not between 1 second and a day")
         if not 0 <= self.max_grad_norm < float("inf"):
             raise InputError(f"--max-grad-norm: {self.max_grad_norm} is not 0 or above")
         unused = ["reference_update_alpha"] * (self.reference_update != "soft")

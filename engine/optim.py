@@ -3,7 +3,7 @@
 from collections.abc import Iterable
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LambdaLR
 
@@ -21,6 +21,21 @@ def build(parameters: Iterable[nn.Parameter], config: TrainConfig, n_steps: int)
     else:
         optimizer = torch.optim.AdamW(parameters, lr=config.lr, weight_decay=0.0, foreach=True)
     return optimizer, LambdaLR(optimizer, lambda done: lr_factor(done, n_steps=n_steps, warmup=config.warmup_steps))
+
+
+def state_tensors(optimizer: Optimizer, parameters: Iterable[tuple[str, nn.Parameter]]) -> dict[str, Tensor]:
+    """Every tensor of the optimizer's state, by the parameter's name; zeros where no step was taken yet."""
+    found: dict[str, Tensor] = {}
+    for name, parameter in parameters:
+        state = optimizer.state[parameter]
+        if not state:
+            state |= {kind: torch.zeros_like(parameter) for kind in _KINDS[type(optimizer)]}
+            state["step"] = torch.zeros(())
+        found |= {f"{name}.{kind}": value for kind, value in state.items()}
+    return found
+
+
+_KINDS = {torch.optim.RMSprop: ("square_avg",), torch.optim.AdamW: ("exp_avg", "exp_avg_sq")}
 
 
 def lr_factor(done: int, *, n_steps: int, warmup: int) -> float:

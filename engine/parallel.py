@@ -5,30 +5,42 @@ is FSDP2: float32 master shards, compute in --dtype, gradients reduced in float3
 """
 
 import atexit
+import ctypes
 import os
-from collections.abc import Iterable
+import signal
+import sys
+from collections.abc import Callable, Iterable
+from datetime import timedelta
 from typing import TypeVar
 
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 from torch._C._distributed_c10d import HashStore
+from torch.distributed import distributed_c10d
 from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard
 from torch.distributed.fsdp._fully_shard._fsdp_param_group import FSDPParamGroup
 from torch.distributed.tensor import DTensor
 from torch.distributed.tensor._utils import compute_local_shape_and_global_offset
 
+from data import InputError
+from engine.heartbeat import Heartbeat
 from engine.llama import Llama
 from engine.walk import Walk
 
-Module = TypeVar("Module", bound=nn.Module)
+Value = TypeVar("Value")
+
+PR_SET_PDEATHSIG = 1  # of Linux's sys/prctl.h
 
 
 class Ranks:
     """The processes of a run, and this one's place among them."""
 
-    def __init__(self, *, dtype: torch.dtype | None = None) -> None:
-        """Joins the ranks that torchrun started, or is alone. dtype: of compute; bf16 on CUDA, else float32."""
+    def __init__(self, *, dtype: torch.dtype | None = None, timeout: float = 600.0) -> None:
+        """Joins the ranks that torchrun started, or is alone.
+
+        dtype: of compute; bf16 on CUDA, else float32. timeout: seconds that a collective waits.
+        """
         self.rank = int(os.environ.get("RANK", "0"))
         self.size = int(os.environ.get("WORLD_SIZE", "1"))
         has_cuda = torch.cuda.is_available()
@@ -43,10 +55,13 @@ class Ranks:
                 not dist.is_initialized()
             ):  # one group per process: a second meeting would read the first one's addresses
                 if self.size > 1:
-                    dist.init_process_group(backend)
+                    _die_with_parent()
+                    dist.init_process_group(backend, timeout=timedelta(seconds=timeout))
                 else:  # alone: no address to meet at
                     dist.init_process_group(backend, store=HashStore(), rank=0, world_size=1)
                 atexit.register(dist.destroy_process_group)
+        store = distributed_c10d._get_default_store() if self.size > 1 else None
+        self.heartbeat = Heartbeat(store, self.rank, self.size)
 
     @property
     def is_first(self) -> bool:
@@ -87,6 +102,34 @@ class Ranks:
         if self.is_sharded:
             dist.all_reduce(values)
         return values
+
+    def most(self, value: float) -> float:
+        """The largest of all ranks' values. Collective."""
+        found = torch.tensor(float(value), dtype=torch.float64)
+        if self.is_sharded:
+            dist.all_reduce(found, dist.ReduceOp.MAX)
+        return found.item()
+
+    def same(self, value: Value) -> Value:
+        """The first rank's value, on every rank. Collective."""
+        held = [value]
+        if self.size > 1:
+            dist.broadcast_object_list(held, src=0)
+        return held[0]
+
+    def on_first(self, act: Callable[[], Value]) -> Value:
+        """What the first rank found, on every rank; so is its InputError. Collective."""
+        held: list[Value] = []
+        fault = ""
+        if self.is_first:
+            try:
+                held.append(act())
+            except InputError as found:
+                fault = str(found)
+        held, fault = self.same((held, fault))
+        if fault:
+            raise InputError(fault)
+        return held[0]
 
     def wait(self) -> None:
         """Returns when every rank has come here. Collective."""
@@ -141,6 +184,12 @@ class Ranks:
         for parameter in model.parameters():
             held, _ = self.local(parameter)
             held.untyped_storage().resize_(0)
+
+
+def _die_with_parent() -> None:
+    """Where torchrun is killed its ranks would live on, and hold the run's folder."""
+    if sys.platform == "linux" and "TORCHELASTIC_RUN_ID" in os.environ:
+        ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
 
 
 def _shard_model(model: Llama, dtype: torch.dtype, *, keeps: bool, frees: bool) -> None:

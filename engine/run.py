@@ -4,39 +4,55 @@ config.yaml         every setting, resolved, and the facts found (rows, what was
 first_example.txt   the first row of the run as the trainer sees it
 metrics.jsonl       a line per optimizer step
 epoch-01/ ...       Hugging Face checkpoint folders
+state/              what --resume needs (engine/checkpoint.py)
+run.lock            held while a process writes here
 events.out...       the metrics for TensorBoard
 """
 
 import json
-import shutil
+import os
 import sys
 import time
+from collections.abc import Callable
+from contextlib import ExitStack
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+import torch
 import yaml
+from torch import Tensor
+from torch.optim import Optimizer
+from torch.optim.lr_scheduler import LRScheduler
 from tqdm import tqdm
 
 from data import InputError, RunError
 from data.chat import Chat
 from data.cli import FACTS
-from engine import weights
+from data.errors import Stopped
+from data.faults import point
+from data.files import naming, remove_folder, write_text
+from engine import optim, weights
+from engine.checkpoint import States
 from engine.columns import Columns
 from engine.config import TrainConfig
 from engine.llama import Llama
 from engine.objective import Objective
 from engine.parallel import Ranks
+from engine.reference import Reference
+from engine.resume import Place
 from engine.steps import Step, Steps
+from engine.stop import Stop
+from engine.walk import Walk
 from losses import Result
 
 
-def check_folder(folder: Path) -> None:
-    """Raises InputError where the folder holds a run already, or cannot be one."""
+def check_folder(folder: Path, *, resumes: bool = False) -> None:
+    """Raises InputError where the folder holds a run already, unless it is gone on with, or cannot be one."""
     if folder.exists() and not folder.is_dir():
         raise InputError(f"{folder}: a file; --out has to be a folder")
-    if (folder / "config.yaml").exists() or (folder / "metrics.jsonl").exists():
-        raise InputError(f"{folder}: holds a run already; give another --out, or remove it")
+    if Place(folder).holds_run() and not resumes:
+        raise InputError(f"{folder}: holds a run already; go on with --resume, give another --out, or remove it")
     nearest = next(p for p in [folder, *folder.absolute().parents] if p.exists())
     if not _is_writable(nearest):
         raise InputError(f"{folder}: {nearest} cannot be written to; give another --out")
@@ -55,44 +71,163 @@ def _is_writable(folder: Path) -> bool:
 class Run:
     """Everything a run writes and shows. Only rank 0 does; on the others every method returns at once."""
 
-    def __init__(
-        self, config: TrainConfig, steps: Steps, objective: Objective, ranks: Ranks, facts: dict[str, Any]
-    ) -> None:
-        self._config, self._steps, self._ranks = config, steps, ranks
+    def __init__(self, config: TrainConfig, steps: Steps, objective: Objective, ranks: Ranks) -> None:
+        self._config, self._steps, self._objective, self._ranks = config, steps, objective, ranks
         self.folder = Path(config.out)
+        self.place = Place(self.folder)
+        self.n_done = 0
+        """Steps that are done: those of the state that the run goes on from, and its own."""
+        self._state: dict[str, Any] = {}
+        self._states: States | None = None
+        self._stop = Stop()
+        self._stack = ExitStack()
+        self._is_held = False
         self.n_tokens = 0
         """Tokens trained on so far: prompts once, responses whole."""
         self.last: dict[str, float] = {}
         """The newest line of metrics."""
-        self._facts = {name: value for name, value in facts.items() if isinstance(value, int)}
+        self._facts: dict[str, int] = {}
         self._pending: dict[str, float] = {}
         self._clock = time.perf_counter()
         self.step_seconds = 0.0
         """What the newest step took, with its data and its reference."""
-        if not ranks.is_first:
-            return
-        from torch.utils.tensorboard import SummaryWriter  # slow to import, and for one rank only
-
-        self.folder.mkdir(parents=True, exist_ok=True)
-        resolved = asdict(config) | {"dtype": str(ranks.dtype).removeprefix("torch."), FACTS: facts}
-        for name in ("config", "hyperparameters", "beta"):
-            del resolved[name]
-        resolved |= objective.settings
-        (self.folder / "config.yaml").write_text(
-            yaml.safe_dump(resolved, sort_keys=False, allow_unicode=True), encoding="utf-8"
-        )
-        self._lines = open(self.folder / "metrics.jsonl", "x", encoding="utf-8")  # noqa: SIM115 (closed in __exit__)
-        self._board = SummaryWriter(str(self.folder))
-        self._bar = tqdm(total=len(steps), unit="step", disable=None)  # rate and time left; quiet unless on a terminal
 
     def __enter__(self) -> "Run":
+        self._stack.enter_context(self._stop)
+        self._ranks.heartbeat.log = self.folder
         return self
 
-    def __exit__(self, *_: object) -> None:
+    def __exit__(self, *fault: Any) -> None:
+        self._stack.__exit__(*fault)
+
+    def look_back(self, identity: Callable[[], dict[str, Any]]) -> bool:
+        """Finds the state to go on from, where the folder holds a run; whether that run is finished. Collective.
+
+        Raises InputError where it is another run than this one.
+        """
+        if not self._ranks.on_first(self.place.holds_run):
+            return False
+        self._ranks.on_first(self._hold)
+        self._ranks.on_first(lambda: self.place.compare(identity()))
+        if self._ranks.on_first(self.place.is_finished):
+            return True
+        self._states = States(self.place.states, self._ranks, self._config.keep_state)
+        if (found := self._states.newest()) is not None:
+            self.n_done, self._state = found
+        self.n_tokens = self._state.get("n_tokens", 0)
+        return False
+
+    def _hold(self) -> None:
+        if not self._is_held:
+            self.place.states.mkdir(parents=True, exist_ok=True)
+            self._stack.enter_context(self.place.lock())
+            self._is_held = True
+
+    def begin(self, facts: dict[str, Any], identity: Callable[[], dict[str, Any]]) -> None:
+        """Makes the folder, or brings it back to the step that the run goes on from. Collective."""
+        self._facts = {name: value for name, value in facts.items() if isinstance(value, int)}
+        self._ranks.on_first(lambda: self._begin(facts, identity))
+        if self._states is None:
+            self._states = States(self.place.states, self._ranks, self._config.keep_state)
+
+    def _begin(self, facts: dict[str, Any], identity: Callable[[], dict[str, Any]]) -> None:
+        from torch.utils.tensorboard import SummaryWriter  # slow to import, and for one rank only
+
+        self._hold()
+        check_folder(self.folder, resumes=self._config.resumes)  # another run may have been faster
+        if not self.place.holds_run():
+            self.place.begin(identity())
+        self.last = self.place.cut_metrics(self.n_done)
+        resolved = asdict(self._config) | {"dtype": str(self._ranks.dtype).removeprefix("torch."), FACTS: facts}
+        for name in ("config", "hyperparameters", "beta", "resume"):
+            del resolved[name]
+        resolved |= self._objective.settings
+        write_text(self.folder / "config.yaml", yaml.safe_dump(resolved, sort_keys=False, allow_unicode=True))
+        lines = open(self.folder / "metrics.jsonl", "a", encoding="utf-8")  # noqa: SIM115 (closed with the stack)
+        self._lines = self._stack.enter_context(lines)
+        self._board = SummaryWriter(str(self.folder), purge_step=self.n_done + 1 if self.n_done else None)
+        self._stack.callback(self._board.close)
+        # Rate and time left; quiet unless on a terminal.
+        self._bar = tqdm(total=len(self._steps), initial=self.n_done, unit="step", disable=None)
+        self._stack.callback(self._bar.close)
+
+    def restore_table(self, table: Reference) -> str | None:
+        """The reference's log-probs as the state has them; what was done, None where there is no state. Collective."""
+        if not self.n_done or self._states is None:
+            return None
+        if table.is_kept:
+            self._states.load(self.n_done, {"ref_logps": table.values})
+        return f"as in the state of step {self.n_done}"
+
+    def restore(self, walk: Walk, optimizer: Optimizer, schedule: LRScheduler, table: Reference) -> None:
+        """Brings everything to where the state has it; nothing to do where there is none. Collective."""
+        if not self.n_done or self._states is None:
+            return
+        self._states.load(self.n_done, self._tensors(walk, optimizer, table))
+        schedule.load_state_dict(self._state["schedule"])
+        for group, rate in zip(optimizer.param_groups, schedule.get_last_lr(), strict=True):
+            group["lr"] = rate
+        self._objective.state = self._state["objective"]
+        if self._state["ranks"] == self._ranks.size:
+            name = f"random.{self._ranks.rank}"
+            random = torch.get_rng_state()
+            self._states.load(self.n_done, {name: random})
+            torch.set_rng_state(random)
+        self.say(f"{self.folder}: goes on after step {self.n_done}")
+
+    def _tensors(self, walk: Walk, optimizer: Optimizer, table: Reference) -> dict[str, Tensor]:
+        """Everything that a state holds in tensors, but random numbers."""
+        self._ranks.settle(walk)
+        named = list(walk.policy.named_parameters())
+        made = {f"policy.{name}": parameter.detach() for name, parameter in named}
+        made |= {f"optimizer.{name}": value for name, value in optim.state_tensors(optimizer, named).items()}
+        if table.moves and walk.reference is not None:
+            made |= {f"reference.{name}": p.detach() for name, p in walk.reference.named_parameters()}
+        return made | ({"ref_logps": table.values} if table.is_kept else {})
+
+    def must_stop(self) -> bool:
+        """Whether a signal, on any rank, or --stop-after ends the run here. Collective, once per step."""
+        self._signal = int(self._ranks.most(self._stop.asked()))
+        return (self._signal > 0 or self.n_done == self._config.stop_after) and self.n_done < len(self._steps)
+
+    def state_due(self, step: Step) -> bool:
+        """Whether --state-every asks for a state after this step; the last one needs none."""
+        every = self._config.state_every
+        due = step.ends_epoch if every is None else bool(every) and step.number % every == 0
+        return due and step.number < len(self._steps)
+
+    def save_state(self, walk: Walk, optimizer: Optimizer, schedule: LRScheduler, table: Reference) -> None:
+        """Saves a state, while training goes on. Collective."""
+        assert self._states is not None  # made by begin
         if self._ranks.is_first:
-            self._bar.close()
-            self._lines.close()
-            self._board.close()
+            os.fsync(self._lines.fileno())  # a state's own line is there whenever the state is
+        facts = {
+            "step": self.n_done,
+            "n_tokens": self.n_tokens,
+            "objective": self._objective.state,
+            "schedule": schedule.state_dict(),
+            "ranks": self._ranks.size,
+        }
+        tensors = self._tensors(walk, optimizer, table) | {f"random.{self._ranks.rank}": torch.get_rng_state()}
+        self._states.save(self.n_done, tensors, facts)
+
+    def end(self) -> None:
+        """Waits for what is still being written. Notes that all is done, or raises Stopped where a signal ended it.
+
+        Collective.
+        """
+        assert self._states is not None  # made by begin
+        self._states.wait()
+        if self.n_done == len(self._steps):
+            self._ranks.on_first(lambda: self.place.finish(self.n_done))
+        elif self._signal:
+            raise Stopped(
+                f"{self.folder}: stopped after step {self.n_done} of {len(self._steps)}; its state is saved: go on "
+                "with --resume",
+                128 + self._signal,
+            )
+        else:
+            self.say(f"{self.folder}: stopped after step {self.n_done}, as --stop-after asks; go on with --resume")
 
     def check_finite(self, step: Step, columns: Columns, result: Result, grad_norm: float) -> None:
         """Raises RunError, on every rank, before the weights change, where a loss or the gradient is not finite."""
@@ -128,12 +263,14 @@ class Run:
             "perf/tokens_per_second": step.n_tokens / seconds,
         }
         self._pending = {}
-        self.last = line
+        self.last, self.n_done = line, step.number
         self._clock = time.perf_counter()
         if not self._ranks.is_first:
             return
-        self._lines.write(json.dumps(line) + "\n")
-        self._lines.flush()
+        point("write", self.folder / "metrics.jsonl")
+        with naming(self.folder / "metrics.jsonl"):
+            self._lines.write(json.dumps(line) + "\n")
+            self._lines.flush()
         for name, value in line.items():
             self._board.add_scalar(name, value, step.number)
         shown = {k: f"{line[k]:.3f}" for k in ("loss", "rewards/chosen", "rewards/rejected") if k in line}
@@ -149,18 +286,20 @@ class Run:
         folder = self.folder / f"epoch-{step.epoch:02d}"
         ranks = self._ranks
         beside = chat.files if chat else {}
-        weights.save(policy, folder, stop_ids=stop_ids, beside=beside, whole=ranks.whole, writes=ranks.is_first)
+        weights.save(
+            policy, folder, stop_ids=stop_ids, beside=beside, whole=ranks.whole, writes=ranks.is_first,
+            replaces=self._config.resumes,
+        )  # fmt: skip
         if self._ranks.is_first and self._config.keep:
-            epochs = [p for p in self.folder.glob("epoch-*") if p.name.removeprefix("epoch-").isdigit()]
-            for old in sorted(epochs, key=lambda p: int(p.name.removeprefix("epoch-")))[: -self._config.keep]:
-                shutil.rmtree(old)
+            for old in self.place.epochs()[: -self._config.keep]:
+                remove_folder(old)
         self._ranks.wait()
         return folder
 
     def write(self, name: str, text: str) -> None:
         """A text file into the run's folder."""
         if self._ranks.is_first:
-            (self.folder / name).write_text(text, encoding="utf-8")
+            write_text(self.folder / name, text)
 
     def say(self, sentence: str) -> None:
         """A notice for the user."""

@@ -138,11 +138,13 @@ class Steps:
     def __len__(self) -> int:
         return self._n_steps
 
-    def packed(self, ranks: Ranks, split: Split) -> Iterator[Step]:
-        """Every step in order, packed by a thread while the one before it is computed."""
+    def packed(self, ranks: Ranks, split: Split, *, done: int = 0) -> Iterator[Step]:
+        """Every step in order, but the first `done`, packed by a thread while the one before it is computed."""
+        if done >= len(self):
+            return
         with ThreadPoolExecutor(1) as pool:
-            waiting = pool.submit(self._pack, 1, ranks, split)
-            for number in range(2, len(self) + 2):
+            waiting = pool.submit(self._pack, done + 1, ranks, split)
+            for number in range(done + 2, len(self) + 2):
                 step = waiting.result()
                 if number <= len(self):
                     waiting = pool.submit(self._pack, number, ranks, split)

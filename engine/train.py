@@ -28,6 +28,7 @@ from engine.metrics import heldout_metrics, training_metrics
 from engine.objective import Objective, describe_all, gradient
 from engine.parallel import Ranks
 from engine.reference import Cache, Reference
+from engine.resume import identity
 from engine.run import Run, check_folder
 from engine.score import score_examples, score_step
 from engine.steps import Batch, Split, Step, Steps
@@ -41,11 +42,12 @@ EXAMPLE = (
 
 @dataclass(frozen=True)
 class RunResult:
-    """What a finished run leaves."""
+    """What a run leaves."""
 
     out: Path
     """The run's folder."""
     n_steps: int
+    """Steps that are done."""
     checkpoints: list[Path]
     """The epoch folders, oldest first."""
     metrics: dict[str, float]
@@ -67,14 +69,14 @@ def ranks_of(config: TrainConfig) -> Ranks:
     """The processes of a run."""
     if "used-pages" not in config.without:
         host.keep_pages()
-    return Ranks(dtype=getattr(torch, config.dtype) if config.dtype else None)
+    return Ranks(dtype=getattr(torch, config.dtype) if config.dtype else None, timeout=config.hang_timeout)
 
 
 def _run_stages(config: TrainConfig) -> RunResult:
     """One run after the other on parts of the rows; each starts from, and is measured against, where the last ended."""
     folders = [f"{config.out}/stage-{number:02d}" for number in range(1, config.stages + 1)]
     for folder in (config.out, *folders):
-        check_folder(Path(folder))
+        check_folder(Path(folder), resumes=config.resumes)
     result: RunResult | None = None
     for part, folder in enumerate(folders):
         model = config.model if result is None else str(result.checkpoints[-1])
@@ -82,6 +84,8 @@ def _run_stages(config: TrainConfig) -> RunResult:
         ranks = ranks_of(config)
         result = _train(job, ranks)
         ranks.wait()  # the first rank writes what all go on from
+        if result.n_steps < len(job.steps):
+            return result
     assert result is not None  # there is at least one stage
     return result
 
@@ -91,7 +95,7 @@ class Job:
 
     def __init__(self, config: TrainConfig, part: int = 0) -> None:
         """part: which of --stages parts of the rows, from 0; all of them are checked."""
-        check_folder(Path(config.out))
+        check_folder(Path(config.out), resumes=config.resumes)
         self.config = config
         self.objective = Objective(config.loss, config.beta, config.hyperparameters)
         self.reading = replace(config.reading, ranked=self.objective.form == "ranked")
@@ -149,6 +153,11 @@ class Job:
         except InputError:
             return False
 
+    def identity(self) -> dict[str, Any]:
+        """What has to be the same for a run to go on with this one."""
+        made = identity(self.config, self.objective.settings, self.folder, self.examples, self.heldout)
+        return made | ({"stage": self.facts["stage"]} if "stage" in self.facts else {})
+
     def _show_first(self) -> str:
         """The first row that the run trains on, as the trainer sees it; looked up again for what was cut of it."""
         first, c = self.steps.step(1).examples[0], self.config
@@ -159,23 +168,19 @@ class Job:
 
 
 def _train(job: Job, ranks: Ranks) -> RunResult:
-    config, objective, steps = job.config, job.objective, job.steps
-    mode = reference.choose_mode(config, objective, job.policy.config, ranks)
-    job.facts["reference"] = mode
-    table = Reference(mode, (len(job.examples), steps.n_branches), objective, config)
-    cache = Cache.of(config, lambda: reference.fingerprint(job.folder, job.examples, ranks.dtype))
-    job.facts["reference_cache"] = table.take(cache, ranks)
-    needs_model = mode == "fused" and not table.is_complete
-    if config.compile:
-        job.policy.compile_parts()
-    frozen = torch.float32 if table.moves else ranks.dtype  # what moves a little does so in float32
-    walk = ranks.place(Walk(job.policy, weights.build(job.folder, frozen) if needs_model else None))
-    for model in filter(None, (walk.policy, walk.reference)):
-        weights.fill(model, job.folder, ranks.local)
-    policy = walk.policy
-    optimizer, schedule = optim.build(policy.parameters(), config, len(steps))
-    checkpoints: list[Path] = []
-    with Run(config, steps, objective, ranks, job.facts) as log:
+    config, objective, steps, at = job.config, job.objective, job.steps, ranks.heartbeat.at
+    with Run(config, steps, objective, ranks) as log, ranks.heartbeat.watch():
+        if log.look_back(job.identity):
+            log.say(f"{log.folder}: is finished, all {len(steps)} steps of it; nothing is left to do")
+            return RunResult(log.folder, len(steps), log.place.epochs(), log.place.last_line())
+        mode = reference.choose_mode(config, objective, job.policy.config, ranks)
+        table = Reference(mode, (len(job.examples), steps.n_branches), objective, config)
+        cache = Cache.of(config, lambda: reference.fingerprint(job.folder, job.examples, ranks.dtype))
+        job.facts |= {"reference": mode, "reference_cache": log.restore_table(table) or table.take(cache, ranks)}
+        walk = place_models(job, table, ranks)
+        policy = walk.policy
+        optimizer, schedule = optim.build(policy.parameters(), config, len(steps))
+        log.begin(job.facts, job.identity)
         log.say(f"{job.facts['report']}; {len(steps)} steps; reference: {mode}, {job.facts['reference_cache']}")
         log.write("first_example.txt", job.first_example)
         if "eval_report" in job.facts:
@@ -183,8 +188,9 @@ def _train(job: Job, ranks: Ranks) -> RunResult:
         heldout = HeldOut(job.heldout, walk, ranks, job.split, moves=table.moves)
         if mode == "precompute" and not table.is_complete:
             precompute(table, walk, job, ranks)
+        log.restore(walk, optimizer, schedule, table)  # the policy's own initial weights are needed no more
 
-        for step in steps.packed(ranks, job.split):
+        for step in steps.packed(ranks, job.split, done=log.n_done):
             if objective.whole_step:
                 columns, result = whole_step(objective, walk, table, step, ranks)
             else:
@@ -192,13 +198,16 @@ def _train(job: Job, ranks: Ranks) -> RunResult:
                     ranks.sums_gradients(walk, batch is step.batches[-1])
                     part = logps(walk, table, step, batch, ranks)
                     loss = objective(part).losses.sum() / step.n_examples  # of all ranks: the split changes speed only
+                    at(step.number, "backward")
                     loss.backward()
                     step.add(batch, part)
                 columns = step.gather(ranks, with_reference=table.is_used)
                 result = objective(columns)
+            at(step.number, "gradient")
             grad_norm = ranks.clip_grad_norm(policy.parameters(), config.max_grad_norm)
             log.check_finite(step, columns, result, grad_norm)  # before the weights are touched
             learning_rate = float(schedule.get_last_lr()[0])
+            at(step.number, "optimizer")
             optimizer.step()
             schedule.step()
             optimizer.zero_grad()
@@ -208,15 +217,35 @@ def _train(job: Job, ranks: Ranks) -> RunResult:
             log.add(reference.follow(config, step, walk, table, ranks))
             if step.ends_epoch:
                 log.add(heldout.measure(objective))
-                checkpoints.append(log.save_epoch(step, policy, job.stop_ids, job.chat))
+                log.save_epoch(step, policy, job.stop_ids, job.chat)
                 leave(table, cache, walk, ranks)
             log.log(step, training_metrics(columns, result), learning_rate=learning_rate, grad_norm=grad_norm)
-        return RunResult(log.folder, len(steps), [c for c in checkpoints if c.exists()], log.last)
+            must_stop = log.must_stop()
+            if must_stop or log.state_due(step):
+                log.save_state(walk, optimizer, schedule, table)
+            if must_stop:
+                break
+        log.end()
+        return RunResult(log.folder, log.n_done, log.place.epochs(), log.last)
+
+
+def place_models(job: Job, table: Reference, ranks: Ranks) -> Walk:
+    """The policy, and the reference where the run needs it in memory, each rank's part read from the checkpoint."""
+    config = job.config
+    needs_model = table.mode == "fused" and not table.is_complete
+    if config.compile:
+        job.policy.compile_parts()
+    frozen = torch.float32 if table.moves else ranks.dtype  # what moves a little does so in float32
+    walk = ranks.place(Walk(job.policy, weights.build(job.folder, frozen) if needs_model else None))
+    for model in filter(None, (walk.policy, walk.reference)):
+        weights.fill(model, job.folder, ranks.local)
+    return walk
 
 
 def logps(walk: Walk, table: Reference, step: Step, batch: Batch, ranks: Ranks) -> Columns:
     """A batch's log-probs: the policy's with gradient; the reference's from the table, or from the walk beside it."""
     known = table.known(step)
+    ranks.heartbeat.at(step.number, "forward")
     found, ref_logps = walk(batch.forest.to(ranks.device), with_reference=table.is_used and known is None)
     if known is not None:
         ref_logps = known[batch.places].view(-1)
@@ -240,6 +269,7 @@ def whole_step(objective: Objective, walk: Walk, table: Reference, step: Step, r
     for batch, part in zip(batches, parts, strict=True):
         ranks.sums_gradients(walk, batch is batches[-1])
         again = part if len(batches) == 1 else logps(walk, table, step, batch, ranks)
+        ranks.heartbeat.at(step.number, "backward")
         again.logps.backward(gradient=slopes[batch.places].to(again.logps.device))
     return columns, result
 

@@ -20,7 +20,8 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
 from data import InputError
-from data.files import whole_folder
+from data.faults import point
+from data.files import naming, whole_folder
 from data.tokenizer import FILES as TOKENIZER_FILES
 from data.tokenizer import read_json
 from engine import safetensors_header
@@ -214,6 +215,7 @@ def save(
     beside: Mapping[str, str] | None = None,
     whole: Callable[[Tensor], Tensor] = lambda parameter: parameter,
     writes: bool = True,
+    replaces: bool = False,
     shard_bytes: int = SHARD_BYTES,
 ) -> None:
     """Writes a folder that transformers and vLLM load: all of it, or nothing.
@@ -222,7 +224,7 @@ def save(
     that ends an answer, for generation_config.json. beside: text files that the source lacks, by name: the chat
     template that the model was trained with, say. whole: gives a sharded parameter whole (a collective: every rank
     calls save); writes: whether this rank writes what is gathered. One tensor at a time is held. Raises InputError
-    where the folder exists.
+    where the folder exists, unless it is replaced.
     """
     if dtype is None:
         dtype = stored_dtype(model.source) if model.source else next(model.parameters()).dtype
@@ -232,7 +234,7 @@ def save(
         for _, parameter in tensors:
             whole(parameter)
         return
-    with whole_folder(Path(folder)) as temporary:
+    with whole_folder(Path(folder), replaces=replaces) as temporary:
         parameters = iter(tensors)
         for file, shapes in shards.items():
             _write_shard(temporary / file, shapes, (whole(p) for _, p in _take(parameters, len(shapes))), dtype)
@@ -284,9 +286,10 @@ def _write_shard(path: Path, shapes: list, tensors: Iterator[Tensor], dtype: tor
         offset = end
     text = json.dumps(header).encode()
     text += b" " * (-len(text) % 8)
-    with open(path, "xb") as file:
+    with naming(path), open(path, "xb") as file:
         file.write(len(text).to_bytes(8, "little") + text)
         for tensor in tensors:
+            point("write", path)
             file.write(tensor.detach().to("cpu", dtype).contiguous().view(torch.uint8).numpy().data)
 
 

@@ -335,6 +335,7 @@ def test_a_run_leaves_what_the_design_says(job):
     result, found = job(eval_pairs=4, keep=None)
     assert sorted(p.name for p in result.out.iterdir() if "tfevents" not in p.name) == [
         "config.yaml", "epoch-01", "epoch-02", "first_example.txt", "metrics.jsonl", "reference.safetensors",
+        "run.lock", "state",
     ]  # fmt: skip
     config = yaml.safe_load((result.out / "config.yaml").read_text())
     assert config["lr"] == 1e-4 and config["beta"] == 0.1 and config["facts"]["rows"] == 22

@@ -1,0 +1,125 @@
+"""Who is lost when a collective fails: torch says that a connection closed or a wait took too long, and not whose.
+
+Every rank writes into the job's store where it is. One whose collective fails says so there; whoever has not said so
+a few seconds later is the one that the others waited for.
+"""
+
+import contextlib
+import os
+import re
+import signal
+import socket
+import time
+import traceback
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Protocol
+
+from data.errors import InputError, RunError
+from data.faults import point
+
+GRACE = 5.0
+"""Seconds in which ranks that wait for the same one notice it."""
+_OF_PEERS = re.compile(r"gloo|nccl|connection (closed|reset|refused)|timed out|broken pipe", re.IGNORECASE)
+
+
+class Store(Protocol):
+    """What all ranks can read and write."""
+
+    def set(self, key: str, value: str) -> None:
+        """Writes."""
+        ...
+
+    def get(self, key: str) -> bytes:
+        """Reads; waits where there is nothing yet."""
+        ...
+
+    def check(self, keys: list[str]) -> bool:
+        """Whether there is something."""
+        ...
+
+
+class Heartbeat:
+    """This rank's notes, and what the others' say."""
+
+    def __init__(self, store: Store | None, rank: int, size: int) -> None:
+        """store: None where the rank is alone."""
+        self._store, self._rank, self._size = store, rank, size
+        self._place, self._since = "before the first step", time.monotonic()
+        self.log: Path | None = None
+        """A folder for the traceback of a rank that fails."""
+        if store is not None:
+            store.set(f"process/{rank}", f"{socket.gethostname()} {os.getpid()}")
+
+    def at(self, step: int, place: str) -> None:
+        """This rank is there now."""
+        self._place, self._since = f"step {step}, {place}", time.monotonic()
+        if self._store is not None:
+            self._store.set(f"place/{self._rank}", self._place)  # does not wait for an answer
+        point(place)
+
+    @contextlib.contextmanager
+    def watch(self) -> Iterator[None]:
+        """Turns what ends this rank, alone or because of another, into one sentence of one rank.
+
+        Raises RunError; only one rank's has `speaks`.
+        """
+        try:
+            yield
+        except Exception as fault:
+            if self._store is None:
+                raise
+            if isinstance(fault, (InputError, RunError, OSError)):  # it has a sentence of its own
+                self._store.set(f"failed/{self._rank}", "1")
+                raise
+            if _OF_PEERS.search(str(fault)) or "Dist" in type(fault).__name__:
+                raise self._lost(self._store, fault) from None
+            raise self._failed(self._store, fault) from None
+
+    def _failed(self, store: Store, fault: Exception) -> RunError:
+        """This rank's own fault: it speaks, and its traceback is kept."""
+        store.set(f"failed/{self._rank}", "1")
+        where = ""
+        if self.log is not None and self.log.is_dir():
+            path = self.log / f"rank-{self._rank}.traceback.txt"
+            with contextlib.suppress(OSError):
+                path.write_text("".join(traceback.format_exception(fault)), encoding="utf-8")
+                where = f"; its traceback is in {path}"
+        made = RunError(f"rank {self._rank} failed in {self._place} ({type(fault).__name__}: {fault}){where}")
+        made.speaks = True
+        return made
+
+    def _lost(self, store: Store, fault: Exception) -> RunError:
+        """Another's fault: the lowest of those that waited for it speaks."""
+        waited = time.monotonic() - self._since
+        store.set(f"waited/{self._rank}", "1")
+        deadline = time.monotonic() + GRACE
+        while True:
+            others = [r for r in range(self._size) if not store.check([f"waited/{r}"])]
+            own_fault = any(store.check([f"failed/{r}"]) for r in others)
+            if own_fault or time.monotonic() > deadline:
+                break
+            time.sleep(0.1)
+        places = [f"rank {r} (last seen in {self._read(store, r)})" for r in others]
+        made = RunError(
+            f"{' and '.join(places) or 'a connection'} did not answer: killed, out of memory, or hanging; "
+            f"the others waited {waited:.0f} s in {self._place}; go on with --resume"
+            if not own_fault
+            else "another rank failed"
+        )
+        made.speaks = not own_fault and self._rank == min(set(range(self._size)) - set(others))
+        if not own_fault:
+            self._end(store, others)
+        return made
+
+    def _end(self, store: Store, ranks: list[int]) -> None:
+        """Ends those of the lost ranks that hang on this host: torchrun's signal would not reach one that stands."""
+        for rank in ranks:
+            if store.check([f"process/{rank}"]):
+                host, pid = store.get(f"process/{rank}").decode().split()
+                if host == socket.gethostname():
+                    with contextlib.suppress(ProcessLookupError):
+                        os.kill(int(pid), signal.SIGKILL)
+
+    def _read(self, store: Store, rank: int) -> str:
+        return store.get(f"place/{rank}").decode() if store.check([f"place/{rank}"]) else "nothing"

@@ -1,0 +1,175 @@
+"""What a run has to have in common with the one that it goes on with, and how its folder is brought back to a step.
+
+state/identity.json   what the run was asked for and what it was fed: settings, digests of weights and rows
+state/finished.json   written when all is done
+run.lock              held by the process that writes into the folder
+"""
+
+import contextlib
+import fcntl
+import hashlib
+import json
+import os
+import socket
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, fields
+from datetime import UTC, datetime
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from data import InputError
+from data.dataset import digest
+from data.examples import Example
+from data.files import digests, naming, sync, write_json
+from engine.config import TrainConfig
+
+FREE = {"out", "config", "resume", "stop_after", "state_every", "keep", "keep_state", "micro_tokens", "hang_timeout"}
+"""Settings that --resume lets change; so may the number of ranks."""
+CONTENT = {"model", "data", "eval_data", "reference_cache"}
+"""Settings that name files: what is in them has to be the same."""
+
+
+@dataclass(frozen=True)
+class Place:
+    """A run's folder, as far as going on with it is concerned."""
+
+    folder: Path
+
+    @property
+    def states(self) -> Path:
+        """Where its states are."""
+        return self.folder / "state"
+
+    @property
+    def _identity(self) -> Path:
+        return self.states / "identity.json"
+
+    def is_finished(self) -> bool:
+        """Whether the run did all that it was asked for."""
+        return (self.states / "finished.json").exists()
+
+    def begin(self, identity: Mapping[str, Any]) -> None:
+        """Notes what the run is."""
+        write_json(self._identity, identity)
+
+    def holds_run(self) -> bool:
+        """Whether a run began here."""
+        return any((self.folder / name).exists() for name in ("config.yaml", "metrics.jsonl"))
+
+    def compare(self, identity: Mapping[str, Any]) -> None:
+        """Raises InputError where this is not the run that the folder holds, with both values of each difference."""
+        try:
+            before = json.loads(self._identity.read_text(encoding="utf-8"))
+        except (OSError, ValueError):
+            raise InputError(f"{self._identity}: damaged; start anew with another --out") from None
+        now = json.loads(json.dumps(identity))
+        different = [f"{name}: {before.get(name)} -> {now.get(name)}" for name in now | before
+                     if before.get(name) != now.get(name)]  # fmt: skip
+        if different:
+            raise InputError(
+                f"{self.folder}: --resume would go on with another run ({'; '.join(different)}); "
+                "give what it was started with, or another --out"
+            )
+
+    def cut_metrics(self, step: int) -> dict[str, float]:
+        """Cuts metrics.jsonl behind the line of a step, and gives that line; {} for step 0."""
+        path = self.folder / "metrics.jsonl"
+        end, last = 0, {}
+        if path.exists():
+            with open(path, "rb") as file:
+                for line in file:
+                    with contextlib.suppress(ValueError):
+                        found = json.loads(line)
+                        if line.endswith(b"\n") and found["step"] <= step:
+                            end, last = end + len(line), found
+                            continue
+                    break
+        if last.get("step", 0) != step:
+            raise InputError(f"{path}: lacks the line of step {step}, from which this would go on; restore it")
+        if path.exists():
+            with naming(path):
+                os.truncate(path, end)
+            sync(path)
+        return last
+
+    def finish(self, n_steps: int) -> None:
+        """Notes that all is done."""
+        write_json(self.states / "finished.json", {"steps": n_steps})
+
+    def last_line(self) -> dict[str, float]:
+        """The newest line of metrics.jsonl."""
+        return json.loads((self.folder / "metrics.jsonl").read_bytes().splitlines()[-1])
+
+    def epochs(self) -> list[Path]:
+        """The epoch folders, oldest first."""
+        found = [p for p in self.folder.glob("epoch-*") if p.name.removeprefix("epoch-").isdigit()]
+        return sorted(found, key=lambda p: int(p.name.removeprefix("epoch-")))
+
+    @contextlib.contextmanager
+    def lock(self) -> Iterator[None]:
+        """Holds the folder, until the process ends however it ends. Raises InputError where another one does."""
+        path = self.folder / "run.lock"
+        descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
+        try:
+            try:
+                fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                raise InputError(
+                    f"{self.folder}: {_holder(descriptor)} is writing here; wait for it, or stop it"
+                ) from None
+            except OSError as fault:
+                raise InputError(
+                    f"{path}: its file system has no locks ({fault.strerror}); use another --out"
+                ) from None
+            os.ftruncate(descriptor, 0)
+            start = datetime.now(UTC).isoformat(timespec="seconds")
+            os.pwrite(descriptor, json.dumps([os.getpid(), socket.gethostname(), start]).encode(), 0)
+            yield
+        finally:
+            os.close(descriptor)
+
+
+def _holder(descriptor: int) -> str:
+    for _ in range(20):  # it writes its name right after taking the lock
+        with contextlib.suppress(ValueError):
+            pid, host, start = json.loads(os.pread(descriptor, 1000, 0))
+            return f"process {pid} on {host}, since {start},"
+        time.sleep(0.05)
+    return "another process"
+
+
+def identity(
+    config: TrainConfig, settings: Mapping[str, Any], model: Path, rows: Sequence[Example], heldout: Sequence[Example]
+) -> dict[str, Any]:
+    """What has to be the same for a run to go on: every setting, and digests of what its files hold."""
+    held = {f.name: getattr(config, f.name) for f in fields(config)} | dict(settings)
+    left_out = FREE | CONTENT | {"hyperparameters"}
+    known = {name: str(value) for name, value in held.items() if name not in left_out}
+    files = sorted([*model.glob("*.safetensors"), model / "config.json"])
+    weights = hashlib.sha256(b"".join(digests(files)))
+    return known | {
+        "weights": weights.hexdigest()[:16],
+        "rows": _digest(rows),
+        "held-out rows": _digest(heldout),
+        "torch": torch.__version__.split("+")[0],
+        "program": _version(),
+    }
+
+
+def _version() -> str:
+    try:
+        return metadata.version("anchored-preference-optimization")
+    except metadata.PackageNotFoundError:
+        return "not installed"
+
+
+def _digest(rows: Sequence[Example]) -> str:
+    """Of token ids, labels and ratings."""
+    whole = digest(rows)
+    for row in rows:
+        whole.update(repr((row.label, row.ratings)).encode())
+    return f"{len(rows)} of {whole.hexdigest()[:16]}"

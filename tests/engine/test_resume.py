@@ -1,0 +1,323 @@
+"""A run that is stopped or killed, and gone on with, is the run that was never disturbed: to the last bit."""
+
+import hashlib
+import json
+import os
+import pickle
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+
+from data import InputError
+from data.errors import Stopped
+from engine import checkpoint, stop, train
+from engine.config import TrainConfig
+from tests import tiny
+from tests.engine.test_train import id_rows, lines
+
+ROOT = Path(__file__).parents[2]
+TIMES = ("perf/step_seconds", "perf/pairs_per_second", "perf/tokens_per_second")
+
+
+def facts(out):
+    """A run's metrics without what the clock says."""
+    return [{k: v for k, v in line.items() if k not in TIMES} for line in lines(out)]
+
+
+def weights_of(out):
+    """The digest of every epoch's weights."""
+    found = sorted(Path(out).glob("epoch-*/model.safetensors"))
+    return [(p.parent.name, hashlib.sha256(p.read_bytes()).hexdigest()) for p in found]
+
+
+def same(a, b):
+    assert facts(a) == facts(b) and len(facts(a)) > 0
+    assert weights_of(a) == weights_of(b) and weights_of(a)
+
+
+@pytest.fixture
+def go(tmp_path):
+    """A function that runs a training of 3 epochs of 3 steps in a folder by name."""
+    model = tiny.write_model(tmp_path / "model", vocab_size=101)
+    rows = tiny.write_rows(tmp_path / "rows.jsonl", id_rows(22))
+
+    def run(name, **changes):
+        settings = {"model": str(model), "data": str(rows), "lr": 1e-4, "batch_size": 8, "epochs": 3}
+        return train.run(TrainConfig(**(settings | {"out": str(tmp_path / name)} | changes)))
+
+    run.tmp, run.model, run.rows = tmp_path, model, rows
+    return run
+
+
+JOBS = {
+    "fused": {"loss": "apo_zero"},
+    "precompute": {"loss": "dpo", "reference": "precompute", "eval_pairs": 4},
+    "none": {"loss": "simpo", "optimizer": "adamw", "warmup_steps": 3},
+    "mismatched": {"loss": "kto"},
+    "state of its own": {"loss": "bco"},
+    "moving": {"loss": "dpo", "reference_update": "soft", "reference_update_steps": 2, "eval_pairs": 4},
+    "stages": {"loss": "dpo", "stages": 2, "epochs": 2},
+}
+
+
+@pytest.mark.parametrize("kind", JOBS)
+def test_a_run_that_stops_after_every_step_is_the_same_run(go, kind):
+    go("whole", **JOBS[kind])
+    n, inside = (9, ".") if kind != "stages" else (4, "stage-02")
+    for step in range(1, n + 1):
+        result = go("stopped", **JOBS[kind], resume=True, stop_after=step)
+    result = go("stopped", **JOBS[kind], resume=True)
+    assert result.metrics["step"] == len(lines(go.tmp / "whole" / inside))
+    for folder in {".", inside} if kind != "stages" else {"stage-01", "stage-02"}:
+        same(go.tmp / "whole" / folder, go.tmp / "stopped" / folder)
+
+
+def test_a_state_between_two_epochs_is_enough(go):
+    """Killed after step 5 of 9, whose last state is that of step 4: step 5 is done again, and stands there once."""
+    go("whole")
+    go("killed", state_every=2, stop_after=5)
+    newest = go.tmp / "killed/state/step-000005"
+    assert newest.is_dir()
+    shutil.rmtree(newest)
+    go("again", state_every=4, stop_after=4)
+    shutil.copytree(go.tmp / "again/state/step-000004", go.tmp / "killed/state/step-000004")
+    assert len(lines(go.tmp / "killed")) == 5
+    with open(go.tmp / "killed/metrics.jsonl", "a") as file:
+        file.write('{"step": 6, "lo')  # torn
+    go("killed", resume=True)
+    same(go.tmp / "whole", go.tmp / "killed")
+
+
+def test_a_finished_run_says_so_and_a_fresh_one_begins(go, capsys):
+    go("run", resume=True)
+    before = (go.tmp / "run/metrics.jsonl").read_bytes()
+    result = go("run", resume=True)
+    assert "is finished, all 9 steps" in capsys.readouterr().err
+    assert result.n_steps == 9 and result.metrics["step"] == 9 and len(result.checkpoints) == 3
+    assert (go.tmp / "run/metrics.jsonl").read_bytes() == before
+    with pytest.raises(InputError, match="holds a run already; go on with --resume"):
+        go("run")
+
+
+def test_what_was_changed_is_named_with_both_values(go):
+    go("run", stop_after=4)
+    before = {p: p.read_bytes() for p in (go.tmp / "run").rglob("*") if p.is_file() and p.name != "run.lock"}
+    rows = go.rows.read_text()
+    changes = {
+        "lr: 0.0001 -> 0.0002": {"lr": 2e-4},
+        "epochs: 3 -> 4": {"epochs": 4},
+        "beta: 0.1 -> 0.3": {"beta": 0.3},
+        "loss: apo_zero -> dpo": {"loss": "dpo"},
+    }
+    for said, change in changes.items():
+        with pytest.raises(InputError, match=said):
+            go("run", resume=True, **change)
+    go.rows.write_text(rows.replace('"rejected_ids": [', '"rejected_ids": [7, ', 1))
+    with pytest.raises(InputError, match=r"rows: 22 of \w+ -> 22 of \w+"):
+        go("run", resume=True)
+    go.rows.write_text(rows)
+    shard = go.model / "model.safetensors"
+    bits = bytearray(shard.read_bytes())
+    bits[-1] ^= 1
+    shard.write_bytes(bits)
+    with pytest.raises(InputError, match=r"weights: .* -> "):
+        go("run", resume=True)
+    bits[-1] ^= 1
+    shard.write_bytes(bits)
+    assert before == {p: p.read_bytes() for p in (go.tmp / "run").rglob("*") if p.is_file() and p.name != "run.lock"}
+    go("run", resume=True, keep_state=3, micro_tokens=30, state_every=2, keep=1)  # these may change
+    assert [p.name for p in sorted((go.tmp / "run").glob("epoch-*"))] == ["epoch-03"]
+    assert sorted(p.name for p in (go.tmp / "run/state").glob("step-*")) == [
+        "step-000004",
+        "step-000006",
+        "step-000008",
+    ]
+
+
+def test_a_damaged_state_is_found_and_the_one_before_it_used(go, capsys):
+    """Every file of the newest state: a bit flipped, cut, removed, a byte more; a stranger's file beside them."""
+    go("whole")
+    go("run", state_every=2, keep_state=2, stop_after=6)
+    states = go.tmp / "run/state"
+    shutil.copytree(go.tmp / "run", go.tmp / "kept")
+    newest = sorted(p.name for p in (states / "step-000006").iterdir())
+    assert len(newest) == 4  # tensors, their metadata, numbers, manifest
+    flips = 0
+    for name in newest:
+        for kind in ("bit", "cut", "gone", "more"):
+            path = states / "step-000006" / name
+            content = bytearray(path.read_bytes())
+            if kind == "bit":
+                content[len(content) // 2] ^= 4
+            if kind == "gone":
+                path.unlink()
+            else:
+                path.write_bytes(content[: len(content) // 2] if kind == "cut" else content + b"\0" * (kind == "more"))
+            said = checkpoint.damage(states / "step-000006")
+            if name == checkpoint.MANIFEST and kind == "bit" and said is None:
+                continue  # a blank between two numbers
+            assert said is not None and (name in said or name == checkpoint.MANIFEST), (name, kind, said)
+            flips += 1
+            shutil.rmtree(states)
+            shutil.copytree(go.tmp / "kept/state", states)
+    assert flips >= 15
+    (states / "step-000006/.metadata").unlink()
+    go("run", resume=True)
+    said = capsys.readouterr().err
+    assert ".metadata: missing; set aside as step-000006.damaged" in said and "goes on after step 4" in said
+    same(go.tmp / "whole", go.tmp / "run")
+    for kept in (go.tmp / "kept/state").glob("step-*"):
+        (kept / "run.json").unlink()
+    before = (go.tmp / "kept/metrics.jsonl").read_bytes()
+    with pytest.raises(InputError, match="every state is damaged"):
+        go("kept", resume=True)
+    assert (go.tmp / "kept/metrics.jsonl").read_bytes() == before
+
+
+class Hostile:
+    """What a stranger puts into a pickle."""
+
+    def __init__(self, path):
+        self.path = path
+
+    def __reduce__(self):
+        return (Path.touch, (Path(self.path),))
+
+
+def test_no_code_in_a_state_is_run(go):
+    """A state with a manifest that fits, whose metadata, or an entry of which, is a hostile pickle."""
+    go("run", stop_after=4)
+    state = go.tmp / "run/state/step-000004"
+    metadata = pickle.loads((state / ".metadata").read_bytes())
+    (state / ".metadata").write_bytes(pickle.dumps(Hostile(go.tmp / "ran")))
+    seal(state)
+    with pytest.raises(InputError, match="not a state that this program wrote"):
+        go("run", resume=True)
+    key = next(k for k in metadata.state_dict_metadata if k.startswith("policy."))
+    metadata.state_dict_metadata[key] = torch.distributed.checkpoint.metadata.BytesStorageMetadata()
+    (state / ".metadata").write_bytes(pickle.dumps(metadata))
+    seal(state)
+    with pytest.raises(InputError, match="BytesStorageMetadata: not a state"):
+        go("run", resume=True)
+    assert not (go.tmp / "ran").exists()
+    pickle.loads(pickle.dumps(Hostile(go.tmp / "ran")))
+    assert (go.tmp / "ran").exists()  # the payload works where it is let
+
+
+def seal(state):
+    """A manifest that fits whatever the files hold."""
+    files = [p for p in state.iterdir() if p.name != checkpoint.MANIFEST]
+    made = {p.name: (p.stat().st_size, hashlib.sha256(p.read_bytes()).hexdigest()) for p in files}
+    (state / checkpoint.MANIFEST).write_text(json.dumps(made))
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_signal_saves_the_step_and_leaves(go, monkeypatch, number):
+    go("whole")
+    measure, seen = train.training_metrics, []
+
+    def signalled(*arguments):
+        seen.append(1)
+        if len(seen) == 5:
+            os.kill(os.getpid(), number)
+        return measure(*arguments)
+
+    monkeypatch.setattr(train, "training_metrics", signalled)
+    with pytest.raises(Stopped, match="stopped after step 5 of 9; its state is saved") as ending:
+        go("run", state_every=0)
+    assert ending.value.code == 128 + number
+    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler  # given back
+    monkeypatch.undo()
+    go("run", resume=True)
+    same(go.tmp / "whole", go.tmp / "run")
+
+
+def test_a_launcher_can_ask_by_a_file(go, monkeypatch):
+    (go.tmp / "stop").write_text("15")
+    monkeypatch.setenv(stop.FILE_VARIABLE, str(go.tmp / "stop"))
+    with pytest.raises(Stopped, match="after step 1 of 9") as ending:
+        go("run")
+    assert ending.value.code == 143
+
+
+def test_a_second_run_in_a_folder_is_told_who_is_there(go, tmp_path):
+    go("run", stop_after=4)
+    holder = subprocess.Popen(
+        [sys.executable, "-c", "import fcntl, sys, time, json, os, socket\nf = open(sys.argv[1], 'r+')\n"
+         "fcntl.flock(f, fcntl.LOCK_EX)\nf.truncate(); f.write(json.dumps([os.getpid(), 'host-a', 'noon']))\n"
+         "f.flush(); print('held', flush=True); time.sleep(600)", str(tmp_path / "run/run.lock")],
+        stdout=subprocess.PIPE, text=True,
+    )  # fmt: skip
+    try:
+        assert holder.stdout.readline() == "held\n"
+        with pytest.raises(InputError, match=f"process {holder.pid} on host-a, since noon, is writing here"):
+            go("run", resume=True)
+    finally:
+        holder.kill()
+        holder.communicate()
+    assert go("run", resume=True).n_steps == 9
+
+
+def test_other_numbers_of_ranks_go_on_with_it(go):
+    """4 ranks to 2 to 1 and back to 4: the same order of examples, losses within 1e-5."""
+    go("whole", batch_size=6, state_every=2)
+    settings = {"model": str(go.model), "data": [str(go.rows)], "lr": 1e-4, "batch_size": 6, "epochs": 3}
+    settings |= {"out": str(go.tmp / "moved"), "resume": True}
+    for ranks, stop_after in ((4, 3), (2, 6), (1, 7), (4, None)):
+        on_ranks(go.tmp, ranks, [settings | {"stop_after": stop_after}])
+    whole, moved = lines(go.tmp / "whole"), lines(go.tmp / "moved")
+    assert [x["step"] for x in moved] == [*range(1, 13)]
+    for a, b in zip(whole, moved, strict=True):
+        assert a["num_tokens"] == b["num_tokens"] and abs(a["loss"] - b["loss"]) < 1e-5
+
+
+def test_two_ranks_go_on_bit_for_bit(go):
+    settings = {"model": str(go.model), "data": [str(go.rows)], "lr": 1e-4, "batch_size": 4, "epochs": 2}
+    whole = [settings | {"out": str(go.tmp / "whole")}]
+    parts = [settings | {"out": str(go.tmp / "parts"), "resume": True, "stop_after": n} for n in (1, 5, 6, 9, None)]
+    moving = {"loss": "dpo", "reference_update": "hard", "reference_update_steps": 3}
+    whole += [w | moving | {"out": w["out"] + "-moving"} for w in whole]
+    parts += [p | moving | {"out": p["out"] + "-moving"} for p in parts]
+    on_ranks(go.tmp, 2, whole + parts)
+    same(go.tmp / "whole", go.tmp / "parts")
+    same(go.tmp / "whole-moving", go.tmp / "parts-moving")
+
+
+def on_ranks(folder, n, jobs):
+    """Runs trainings one after the other on n ranks."""
+    (folder / "jobs.json").write_text(json.dumps(jobs))
+    script = folder / "jobs.py"
+    script.write_text(
+        "import json, sys\nfrom engine import train\nfrom engine.config import TrainConfig\n"
+        "for job in json.load(open(sys.argv[1])):\n    train.run(TrainConfig(**job | {'data': tuple(job['data'])}))\n"
+    )
+    launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", str(n)]
+    env = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
+    command = [*(launch if n > 1 else [sys.executable]), str(script), str(folder / "jobs.json")]
+    done = subprocess.run(command, capture_output=True, text=True, env=env, timeout=300, check=False)
+    assert done.returncode == 0, done.stderr[-3000:]
+
+
+def test_saving_does_not_hold_up_a_step(go, monkeypatch):
+    """The writing of a state is made slow: steps go on meanwhile, and the run ends only when it is whole."""
+    during = []
+    finish = checkpoint._Writer.finish
+
+    def slow(writer, **named):
+        before = len(lines(go.tmp / "run"))
+        deadline = time.monotonic() + 30
+        while len(lines(go.tmp / "run")) < before + 2 and time.monotonic() < deadline:
+            time.sleep(0.01)
+        during.append(len(lines(go.tmp / "run")) - before)
+        finish(writer, **named)
+
+    monkeypatch.setattr(checkpoint._Writer, "finish", slow)
+    go("run", state_every=5)
+    assert during and during[0] >= 2
+    assert checkpoint.damage(go.tmp / "run/state/step-000005") is None
