@@ -20,6 +20,11 @@ TEMPORARY = ".tmp"
 """How a name ends that is not whole yet, or on its way out."""
 
 
+def temporary_of(path: Path) -> Path:
+    """Where what will be `path` is made."""
+    return path.with_name(f"{path.name}{TEMPORARY}")
+
+
 @contextlib.contextmanager
 def whole_folder(path: Path, *, replaces: bool = False) -> Iterator[Path]:
     """A temporary sibling to fill; it becomes `path` when the block ends, and vanishes where the block raises.
@@ -29,7 +34,7 @@ def whole_folder(path: Path, *, replaces: bool = False) -> Iterator[Path]:
     if path.exists() and not replaces:
         raise InputError(f"{path}: exists already; give another folder, or remove it")
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f"{path.name}{TEMPORARY}")
+    temporary = temporary_of(path)
     shutil.rmtree(temporary, ignore_errors=True)  # left over from a run that was killed
     temporary.mkdir()
     try:
@@ -78,7 +83,7 @@ def naming(path: Path) -> Iterator[None]:
 def whole_file(path: Path) -> Iterator[Path]:
     """A temporary sibling to write; it replaces `path` when the block ends, and vanishes where the block raises."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f"{path.name}.tmp")
+    temporary = temporary_of(path)
     try:
         point("write", path)
         with naming(path):

@@ -32,7 +32,7 @@ from torch.distributed.checkpoint.state_dict_saver import async_save
 
 from data import InputError, RunError, cli
 from data.faults import point
-from data.files import TEMPORARY, digests, remove_folder, seal, sync, write_json
+from data.files import TEMPORARY, digests, remove_folder, seal, sync, temporary_of, write_json
 from engine.parallel import Ranks
 
 MANIFEST, FACTS = "manifest.json", "run.json"
@@ -115,7 +115,7 @@ class States:
         try:
             future.result()
         except (CheckpointException, OSError) as fault:
-            temporary = _temporary(_path(self._folder, step))
+            temporary = temporary_of(_path(self._folder, step))
             free = shutil.disk_usage(self._folder).free
             if self._ranks.is_first:
                 shutil.rmtree(temporary, ignore_errors=True)  # the room that it took comes back
@@ -155,10 +155,6 @@ def _path(folder: Path, step: int) -> Path:
     return folder / f"step-{step:06d}"
 
 
-def _temporary(path: Path) -> Path:
-    return path.with_name(f"{path.name}{TEMPORARY}")
-
-
 def _cause(fault: BaseException) -> str:
     """What went wrong in whichever rank, in one line."""
     failures = getattr(fault, "failures", {})
@@ -170,7 +166,7 @@ class _Writer(FileSystemWriter):
     """Writes a state under its temporary name; when every rank has, the first makes it whole."""
 
     def __init__(self, path: Path, facts: Mapping[str, Any], keep: int) -> None:
-        super().__init__(_temporary(path), thread_count=1, overwrite=False)
+        super().__init__(temporary_of(path), thread_count=1, overwrite=False)
         self.fs = _Files()
         self._final, self._facts, self._keep = path, facts, keep
 
@@ -179,7 +175,7 @@ class _Writer(FileSystemWriter):
 
     def finish(self, metadata: Metadata, results: Any) -> None:
         super().finish(metadata, results)
-        temporary = _temporary(self._final)
+        temporary = temporary_of(self._final)
         write_json(temporary / FACTS, self._facts)
         files = sorted(temporary.iterdir())
         sizes = {p.name: (p.stat().st_size, digest.hex()) for p, digest in zip(files, digests(files), strict=True)}
@@ -238,14 +234,16 @@ class _Stream(io.BufferedWriter):
     """A file for writing whose descriptor is asked for in order to sync it: what is buffered goes there first."""
 
     def __init__(self, path: Path) -> None:
-        super().__init__(io.FileIO(path, "x"), 2**20)
+        super().__init__(_Raw(path, "x"), 2**20)
         self._path = path
-
-    def write(self, data: Any) -> int:
-        point("write", self._path)
-        return super().write(data)
 
     def fileno(self) -> int:
         self.flush()
         point("fsync", self._path)
         return super().fileno()
+
+
+class _Raw(io.FileIO):
+    def write(self, data: Any) -> int | None:
+        point("write", str(self.name))
+        return super().write(data)

@@ -95,6 +95,9 @@ class TrainConfig(RowSettings):
     "rejected_score"."""
     micro_tokens: int = 1024
     """Most tokens in one forward and backward pass of a rank (one example at least): bounds the memory."""
+    shard_size: int | None = None
+    """Ranks that share one copy of the weights; unset: all. The number of GPUs of a node: every node holds a copy, and
+    only gradients cross the network (hybrid sharding)."""
     hang_timeout: float = 600.0
     """Seconds that ranks wait for one another before the run ends, naming the one that did not answer."""
     compile: bool = False
@@ -120,6 +123,7 @@ class TrainConfig(RowSettings):
         if not all(0 < weight <= 100 for weight in self.data_weights):
             raise InputError("--data-weights: each has to be above 0, and 100 at most")
         above_zero = "epochs batch_size max_steps micro_tokens keep reference_update_steps stages stop_after keep_state"
+        above_zero += " shard_size"
         for name in above_zero.split():
             value = getattr(self, name)
             if value is not None and value < 1:

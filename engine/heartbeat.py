@@ -73,7 +73,7 @@ class Heartbeat:
                 self._store.set(f"failed/{self._rank}", "1")
                 raise
             if _OF_PEERS.search(str(fault)) or "Dist" in type(fault).__name__:
-                raise self._lost(self._store, fault) from None
+                raise self._lost(self._store) from None
             raise self._failed(self._store, fault) from None
 
     def _failed(self, store: Store, fault: Exception) -> RunError:
@@ -89,7 +89,7 @@ class Heartbeat:
         made.speaks = True
         return made
 
-    def _lost(self, store: Store, fault: Exception) -> RunError:
+    def _lost(self, store: Store) -> RunError:
         """Another's fault: the lowest of those that waited for it speaks."""
         waited = time.monotonic() - self._since
         store.set(f"waited/{self._rank}", "1")

@@ -11,6 +11,8 @@ import signal
 import sys
 from collections.abc import Callable, Iterable
 from datetime import timedelta
+from functools import cached_property
+from pathlib import Path
 from typing import TypeVar
 
 import torch
@@ -18,6 +20,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 from torch._C._distributed_c10d import HashStore
 from torch.distributed import distributed_c10d
+from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard
 from torch.distributed.fsdp._fully_shard._fsdp_param_group import FSDPParamGroup
 from torch.distributed.tensor import DTensor
@@ -36,16 +39,22 @@ PR_SET_PDEATHSIG = 1  # of Linux's sys/prctl.h
 class Ranks:
     """The processes of a run, and this one's place among them."""
 
-    def __init__(self, *, dtype: torch.dtype | None = None, timeout: float = 600.0) -> None:
+    def __init__(
+        self, *, dtype: torch.dtype | None = None, timeout: float = 600.0, shard_size: int | None = None
+    ) -> None:
         """Joins the ranks that torchrun started, or is alone.
 
-        dtype: of compute; bf16 on CUDA, else float32. timeout: seconds that a collective waits.
+        dtype: of compute; bf16 on CUDA, else float32. timeout: seconds that a collective waits. shard_size: ranks that
+        share one copy of the weights; all where it is None. Raises InputError where copies do not come out even.
         """
         self.rank = int(os.environ.get("RANK", "0"))
         self.size = int(os.environ.get("WORLD_SIZE", "1"))
         has_cuda = torch.cuda.is_available()
         self.device = torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0"))) if has_cuda else torch.device("cpu")
         self.dtype = dtype or (torch.bfloat16 if has_cuda else torch.float32)
+        self.shard_size = shard_size or self.size
+        if self.size % self.shard_size:
+            raise InputError(f"--shard-size: {self.size} ranks are not groups of {shard_size}; name a divisor")
         self.is_sharded = self.size > 1 or has_cuda or self.dtype != torch.float32
         if has_cuda:
             torch.cuda.set_device(self.device)
@@ -78,13 +87,38 @@ class Ranks:
         if self.is_sharded:
             for model in (walk.policy, walk.reference):
                 if model is not None:
-                    _shard_model(model, self.dtype, keeps=model is walk.policy, frees=self.device.type == "cuda")
-            fully_shard(walk)
+                    self._shard(model, keeps=model is walk.policy)
+            fully_shard(walk, mesh=self.mesh)
             for module in walk.modules():
                 if isinstance(module, FSDPModule):  # sum, not FSDP's mean: ranks hold different counts
                     module.set_gradient_divide_factor(1.0)
                     module.set_force_sum_reduction_for_comms(True)  # the factor alone fails on gloo
         return walk.to_empty(device=self.device)
+
+    @cached_property
+    def mesh(self) -> DeviceMesh:
+        """All ranks; in two dimensions, copies and shards of each, where there are several copies. Collective."""
+        if self.shard_size == self.size:
+            return init_device_mesh(self.device.type, (self.size,))
+        shape = (self.size // self.shard_size, self.shard_size)
+        return init_device_mesh(self.device.type, shape, mesh_dim_names=("replicate", "shard"))
+
+    def _shard(self, model: Llama, *, keeps: bool) -> None:
+        """Makes a model's parts FSDP units.
+
+        keeps: whether the head's unit stays gathered until its backward pass. Anything else is given back after its
+        forward pass on the GPU alone: on the CPU gathering it again costs more than the memory is worth.
+        """
+        # The model casts by itself: FSDP's cast of inputs would round the rotary angles to bf16.
+        policy = MixedPrecisionPolicy(param_dtype=self.dtype, reduce_dtype=torch.float32, cast_forward_inputs=False)
+        frees = self.device.type == "cuda"
+        for block in model.blocks:
+            fully_shard(block, mesh=self.mesh, mp_policy=policy, reshard_after_forward=frees)
+        ends: list[list[nn.Module]] = (
+            [[model.embed, model.norm, model.head]] if model.config.tied else [[model.embed], [model.norm, model.head]]
+        )
+        for unit in ends:
+            fully_shard(unit, mesh=self.mesh, mp_policy=policy, reshard_after_forward=frees and not keeps)
 
     def local(self, parameter: Tensor) -> tuple[Tensor, int]:
         """The rows of a parameter that this rank holds, and the first one's number."""
@@ -92,6 +126,16 @@ class Ranks:
             return parameter, 0
         _, offset = compute_local_shape_and_global_offset(parameter.shape, parameter.device_mesh, parameter.placements)
         return parameter.to_local(), offset[0]
+
+    @property
+    def holds_first_copy(self) -> bool:
+        """Whether this rank's shards are the ones to write: of several copies the first one's."""
+        return self.rank < self.shard_size
+
+    def all_see(self, path: Path) -> bool:
+        """Whether a file is there for every rank. Collective."""
+        self.wait()
+        return self.most(not path.exists()) == 0
 
     def whole(self, parameter: Tensor) -> Tensor:
         """A parameter gathered from all ranks. Collective."""
@@ -190,23 +234,6 @@ def _die_with_parent() -> None:
     """Where torchrun is killed its ranks would live on, and hold the run's folder."""
     if sys.platform == "linux" and "TORCHELASTIC_RUN_ID" in os.environ:
         ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
-
-
-def _shard_model(model: Llama, dtype: torch.dtype, *, keeps: bool, frees: bool) -> None:
-    """Makes a model's parts FSDP units.
-
-    keeps: whether the head's unit stays gathered until its backward pass. frees: whether anything else is given back
-    after its forward pass: on the CPU gathering it again costs more than the memory is worth.
-    """
-    # The model casts by itself: FSDP's cast of inputs would round the rotary angles to bf16.
-    policy = MixedPrecisionPolicy(param_dtype=dtype, reduce_dtype=torch.float32, cast_forward_inputs=False)
-    for block in model.blocks:
-        fully_shard(block, mp_policy=policy, reshard_after_forward=frees)
-    ends: list[list[nn.Module]] = (
-        [[model.embed, model.norm, model.head]] if model.config.tied else [[model.embed], [model.norm, model.head]]
-    )
-    for unit in ends:
-        fully_shard(unit, mp_policy=policy, reshard_after_forward=frees and not keeps)
 
 
 def collectives() -> list[tuple[type, str]]:

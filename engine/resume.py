@@ -27,7 +27,18 @@ from data.examples import Example
 from data.files import digests, naming, sync, write_json
 from engine.config import TrainConfig
 
-FREE = {"out", "config", "resume", "stop_after", "state_every", "keep", "keep_state", "micro_tokens", "hang_timeout"}
+FREE = {
+    "out",
+    "config",
+    "resume",
+    "stop_after",
+    "state_every",
+    "keep",
+    "keep_state",
+    "micro_tokens",
+    "hang_timeout",
+    "shard_size",
+}
 """Settings that --resume lets change; so may the number of ranks."""
 CONTENT = {"model", "data", "eval_data", "reference_cache"}
 """Settings that name files: what is in them has to be the same."""

@@ -200,6 +200,7 @@ class Run:
         """Saves a state, while training goes on. Collective."""
         assert self._states is not None  # made by begin
         if self._ranks.is_first:
+            point("fsync", self.folder / "metrics.jsonl")
             os.fsync(self._lines.fileno())  # a state's own line is there whenever the state is
         facts = {
             "step": self.n_done,
@@ -286,10 +287,8 @@ class Run:
         folder = self.folder / f"epoch-{step.epoch:02d}"
         ranks = self._ranks
         beside = chat.files if chat else {}
-        weights.save(
-            policy, folder, stop_ids=stop_ids, beside=beside, whole=ranks.whole, writes=ranks.is_first,
-            replaces=self._config.resumes,
-        )  # fmt: skip
+        replaces = self._config.resumes
+        weights.save(policy, folder, stop_ids=stop_ids, beside=beside, parts=ranks, replaces=replaces)
         if self._ranks.is_first and self._config.keep:
             for old in self.place.epochs()[: -self._config.keep]:
                 remove_folder(old)

@@ -5,18 +5,32 @@ up to 100 MB and takes names that stand twice; a foreign file is looked at here 
 """
 
 import json
+import math
 import os
 import stat
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from data import InputError
 
+_NAMES = ("U8 I8 BOOL F8_E4M3 F8_E5M2 F8_E8M0", "F16 BF16 U16 I16", "F32 U32 I32", "F64 U64 I64 C64")
+BYTES = {name: 2**i for i, names in enumerate(_NAMES) for name in names.split()}
+"""Of a number, by dtype."""
 MAX_BYTES = 8 * 2**20  # Llama-3-8B: 291 tensors, 30 KB; 405B: 1,138 tensors, 130 KB
 
 
-def read(path: Path) -> dict[str, dict[str, Any]]:
-    """{tensor name: {"dtype", "shape", "data_offsets"}} of a file.
+class Entry(NamedTuple):
+    """A tensor of a file."""
+
+    dtype: str
+    """As safetensors calls it: BF16, F32, ..."""
+    shape: tuple[int, ...]
+    start: int
+    """Where its bytes begin in the file."""
+
+
+def read(path: Path) -> dict[str, Entry]:
+    """The tensors of a file by name.
 
     Raises InputError where it is not a regular file of this folder, not safetensors, cut or overlong, or where its
     tensors overlap, leave holes or stand twice.
@@ -48,7 +62,10 @@ def read(path: Path) -> dict[str, dict[str, Any]]:
         raise refuse("its header is not an object")
     header.pop("__metadata__", None)
     _check_layout(header, size - 8 - length, refuse)
-    return header
+    return {
+        name: Entry(str(tensor.get("dtype")), tuple(tensor["shape"]), 8 + length + tensor["data_offsets"][0])
+        for name, tensor in header.items()
+    }
 
 
 def _pairs(items: list[tuple[str, Any]]) -> dict[str, Any]:
@@ -89,5 +106,12 @@ def _check_layout(header: dict[str, Any], n_bytes: int, refuse: Any) -> None:
         if start != at or end < start:
             raise refuse(f"{name} overlaps with another tensor, or leaves a hole before it")
         at = end
+    for name, tensor in header.items():
+        start, end = tensor["data_offsets"]
+        size = BYTES.get(str(tensor.get("dtype")))
+        if size is None:
+            raise refuse(f"{name} is of an unknown dtype")
+        if math.prod(tensor["shape"]) * size != end - start:
+            raise refuse(f"{name} has more or fewer bytes than its shape and dtype take")
     if at != n_bytes:
         raise refuse(f"its tensors take {at:,} bytes and it holds {n_bytes:,}: cut, or longer than it should be")

@@ -69,7 +69,8 @@ def ranks_of(config: TrainConfig) -> Ranks:
     """The processes of a run."""
     if "used-pages" not in config.without:
         host.keep_pages()
-    return Ranks(dtype=getattr(torch, config.dtype) if config.dtype else None, timeout=config.hang_timeout)
+    dtype = getattr(torch, config.dtype) if config.dtype else None
+    return Ranks(dtype=dtype, timeout=config.hang_timeout, shard_size=config.shard_size)
 
 
 def _run_stages(config: TrainConfig) -> RunResult:

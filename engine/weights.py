@@ -7,21 +7,21 @@ save    a model -> safetensors shards, index, config, generation config, the tok
 """
 
 import json
+import math
 import os
 import re
 import shutil
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import ExitStack
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import ExitStack, nullcontext
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO, Protocol
 
 import torch
-from safetensors import SafetensorError, safe_open
-from torch import Tensor, nn
+from torch import Tensor
 
 from data import InputError
 from data.faults import point
-from data.files import naming, whole_folder
+from data.files import naming, sync, temporary_of, whole_folder
 from data.tokenizer import FILES as TOKENIZER_FILES
 from data.tokenizer import read_json
 from engine import safetensors_header
@@ -101,27 +101,29 @@ class Checkpoint:
         if self._weight_map is None:
             _check_has_weights(folder)
         self._stack = ExitStack()
-        self._open: dict[str, Any] = {}
+        self._open: dict[str, BinaryIO] = {}
+        self._tensors: dict[str, safetensors_header.Entry] = {}
         self._where: dict[str, str] = {}
-        for name in sorted(set(self._weight_map.values())) if self._weight_map else ["model.safetensors"]:
-            try:
+        try:
+            for name in sorted(set(self._weight_map.values())) if self._weight_map else ["model.safetensors"]:
                 self._open_file(name)
-            except InputError:
-                self._stack.close()
-                raise
-        if self._weight_map is not None:
-            self._check_index(index)
+            if self._weight_map is not None:
+                self._check_index(index)
+        except InputError:
+            self._stack.close()
+            raise
 
     def _open_file(self, name: str) -> None:
         path = self.folder / name
-        for tensor in safetensors_header.read(path):
+        for tensor, entry in safetensors_header.read(path).items():
             if tensor in self._where:
                 raise InputError(f"{path}: {tensor} stands in {self._where[tensor]} too; copy the folder anew")
-            self._where[tensor] = name
+            self._where[tensor], self._tensors[tensor] = name, entry
         try:
-            self._open[name] = self._stack.enter_context(safe_open(path, framework="pt", device="cpu"))
-        except (OSError, SafetensorError) as fault:
-            raise InputError(f"{path}: cannot be read ({fault}); copy it anew") from None
+            file = open(path, "rb", buffering=0)  # noqa: SIM115 (closed with the stack)
+        except OSError as fault:
+            raise InputError(f"{path}: cannot be read ({fault.strerror}); copy it anew") from None
+        self._open[name] = self._stack.enter_context(file)
 
     def _check_index(self, index: Path) -> None:
         """Raises InputError unless the index names just what the files hold, and all shards that lie beside it."""
@@ -143,8 +145,21 @@ class Checkpoint:
         self._stack.close()
 
     def rows(self, name: str, start: int, stop: int) -> Tensor:
-        """Rows start to stop of a tensor, read from the file and nothing more."""
-        return self._open[self._where[name]].get_slice(name)[start:stop]
+        """Rows start to stop of a tensor, read from the file and nothing more.
+
+        Not through a map of the file, of which a process dies where the file is cut meanwhile: raises InputError.
+        """
+        entry, file = self._tensors[name], self._open[self._where[name]]
+        dtype = DTYPES[entry.dtype]
+        width = math.prod(entry.shape[1:]) * dtype.itemsize
+        found = torch.empty((stop - start) * width, dtype=torch.uint8)
+        left, offset = found.numpy().data, entry.start + start * width
+        while left:
+            n = os.preadv(file.fileno(), [left[: 2**30]], offset)
+            if n == 0:
+                raise InputError(f"{self.folder / self._where[name]}: was cut while it was read; copy it anew")
+            left, offset = left[n:], offset + n
+        return found.view(dtype).view(stop - start, *entry.shape[1:])
 
     def compare(self, model: Llama) -> None:
         """Raises InputError unless names, shapes and dtypes are the model's."""
@@ -160,13 +175,13 @@ class Checkpoint:
                 )
         announced = _announced_dtype(model.config.raw)
         for name, shape in expected.items():
-            path, tensor = self.folder / self._where[name], self._open[self._where[name]].get_slice(name)
-            if tuple(tensor.get_shape()) != shape:
+            path, entry = self.folder / self._where[name], self._tensors[name]
+            if entry.shape != shape:
                 raise InputError(
-                    f"{path}: {name} is {tensor.get_shape()}, config.json says {list(shape)}; "
+                    f"{path}: {name} is {list(entry.shape)}, config.json says {list(shape)}; "
                     "weights and config.json have to belong together"
                 )
-            kind = tensor.get_dtype()
+            kind = entry.dtype
             if kind not in DTYPES:
                 raise InputError(f"{path}: {name} is {kind}; it has to be {', '.join(DTYPES)}")
             if announced is not None and kind not in (announced, "F32"):  # float32 holds whatever was announced
@@ -176,8 +191,7 @@ class Checkpoint:
 
     def dtype(self) -> torch.dtype:
         """The dtype of the embedding: what the folder is written back in."""
-        name = checkpoint_name("embed.weight")
-        return DTYPES[self._open[self._where[name]].get_slice(name).get_dtype()]
+        return DTYPES[self._tensors[checkpoint_name("embed.weight")].dtype]
 
 
 def _read_index(index: Path) -> dict[str, str]:
@@ -206,6 +220,57 @@ def stored_dtype(folder: Path) -> torch.dtype:
         return checkpoint.dtype()
 
 
+class Parts(Protocol):
+    """Who holds which rows of a model (engine/parallel.py), as far as saving it is concerned."""
+
+    @property
+    def is_first(self) -> bool:
+        """Whether this process writes what is beside the tensors."""
+        ...
+
+    @property
+    def holds_first_copy(self) -> bool:
+        """Whether its rows are to be written: they are no copy of another's."""
+        ...
+
+    def local(self, parameter: Tensor) -> tuple[Tensor, int]:
+        """The rows of a parameter that are held here, and the first one's number."""
+        ...
+
+    def whole(self, parameter: Tensor) -> Tensor:
+        """A parameter gathered. Collective."""
+        ...
+
+    def all_see(self, path: Path) -> bool:
+        """Whether a file is there for every process. Collective."""
+        ...
+
+    def wait(self) -> None:
+        """Returns when every process has come here. Collective."""
+        ...
+
+
+class Alone:
+    """One process that holds everything."""
+
+    is_first = holds_first_copy = True
+
+    def local(self, parameter: Tensor) -> tuple[Tensor, int]:
+        """All of it."""
+        return parameter, 0
+
+    def whole(self, parameter: Tensor) -> Tensor:
+        """As it is."""
+        return parameter
+
+    def all_see(self, path: Path) -> bool:
+        """It does."""
+        return path.exists()
+
+    def wait(self) -> None:
+        """For nobody."""
+
+
 def save(
     model: Llama,
     folder: str | Path,
@@ -213,8 +278,7 @@ def save(
     dtype: torch.dtype | None = None,
     stop_ids: Sequence[int] = (),
     beside: Mapping[str, str] | None = None,
-    whole: Callable[[Tensor], Tensor] = lambda parameter: parameter,
-    writes: bool = True,
+    parts: Parts | None = None,
     replaces: bool = False,
     shard_bytes: int = SHARD_BYTES,
 ) -> None:
@@ -222,34 +286,50 @@ def save(
 
     dtype: of the stored weights; the source folder's, or the model's own where it came from none. stop_ids: every id
     that ends an answer, for generation_config.json. beside: text files that the source lacks, by name: the chat
-    template that the model was trained with, say. whole: gives a sharded parameter whole (a collective: every rank
-    calls save); writes: whether this rank writes what is gathered. One tensor at a time is held. Raises InputError
-    where the folder exists, unless it is replaced.
+    template that the model was trained with, say. parts: where the model is sharded; collective then. Where all see
+    the same files each process writes its own rows into them; else tensors are gathered, and the first one writes.
+    One tensor at a time is held besides the model. Raises InputError where the folder exists, unless it is replaced.
     """
+    parts = parts or Alone()
     if dtype is None:
         dtype = stored_dtype(model.source) if model.source else next(model.parameters()).dtype
-    tensors = [(checkpoint_name(n), p) for n, p in model.named_parameters()]
-    shards = _shards([(name, tuple(p.shape)) for name, p in tensors], dtype, shard_bytes)
-    if not writes:
-        for _, parameter in tensors:
-            whole(parameter)
-        return
-    with whole_folder(Path(folder), replaces=replaces) as temporary:
-        parameters = iter(tensors)
-        for file, shapes in shards.items():
-            _write_shard(temporary / file, shapes, (whole(p) for _, p in _take(parameters, len(shapes))), dtype)
-        if len(shards) > 1:
-            total = sum(p.numel() * dtype.itemsize for _, p in tensors)
-            index = {"metadata": {"total_size": total}, "weight_map": {n: f for f, ts in shards.items() for n, _ in ts}}
-            _write_json(temporary / "model.safetensors.index.json", index)
-        _write_json(temporary / "config.json", _config_for(model.config.raw, dtype))
-        _write_json(temporary / "generation_config.json", _generation_config(model.source, model.config.raw, stop_ids))
-        for name in TOKENIZER_FILES:
-            if model.source and (model.source / name).is_file():
-                shutil.copyfile(model.source / name, temporary / name)
-        for name, text in (beside or {}).items():
-            if not (temporary / name).exists():
-                (temporary / name).write_text(text, encoding="utf-8")
+    tensors = {checkpoint_name(n): p for n, p in model.named_parameters()}
+    shards = _shards([(name, tuple(p.shape)) for name, p in tensors.items()], dtype, shard_bytes)
+    temporary = temporary_of(Path(folder))
+    with whole_folder(Path(folder), replaces=replaces) if parts.is_first else nullcontext():
+        files = {temporary / name: _layout(shapes, dtype) for name, shapes in shards.items()}
+        if parts.is_first:
+            for path, (header, _, size) in files.items():
+                _reserve(path, header, size)
+        shared = parts.all_see(next(iter(files)))
+        for path, (_, starts, _) in files.items():
+            for name, start in starts.items():
+                held, first = parts.local(tensors[name]) if shared else (parts.whole(tensors[name]), 0)
+                if parts.holds_first_copy if shared else parts.is_first:
+                    _write_rows(path, held, start, first, dtype)
+            sync(path)  # each process what it wrote
+        parts.wait()  # all rows are there before the folder gets its name
+        if parts.is_first:
+            _write_beside(model, temporary, shards, dtype, stop_ids, beside or {})
+
+
+def _write_beside(
+    model: Llama, folder: Path, shards: Mapping[str, list], dtype: torch.dtype, stop_ids: Sequence[int],
+    beside: Mapping[str, str],
+) -> None:  # fmt: skip
+    """Everything in a checkpoint folder but the tensors."""
+    if len(shards) > 1:
+        total = sum(p.numel() * dtype.itemsize for p in model.parameters())
+        index = {"metadata": {"total_size": total}, "weight_map": {n: f for f, ts in shards.items() for n, _ in ts}}
+        _write_json(folder / "model.safetensors.index.json", index)
+    _write_json(folder / "config.json", _config_for(model.config.raw, dtype))
+    _write_json(folder / "generation_config.json", _generation_config(model.source, model.config.raw, stop_ids))
+    for name in TOKENIZER_FILES:
+        if model.source and (model.source / name).is_file():
+            shutil.copyfile(model.source / name, folder / name)
+    for name, text in beside.items():
+        if not (folder / name).exists():
+            (folder / name).write_text(text, encoding="utf-8")
 
 
 def _shards(tensors: list[tuple[str, tuple[int, ...]]], dtype: torch.dtype, limit: int) -> dict[str, list]:
@@ -268,29 +348,46 @@ def _shards(tensors: list[tuple[str, tuple[int, ...]]], dtype: torch.dtype, limi
     return {f"model-{i:05d}-of-{len(groups):05d}.safetensors": group for i, group in enumerate(groups, start=1)}
 
 
-def _take(items: Iterator[tuple[str, nn.Parameter]], n: int) -> Iterator[tuple[str, nn.Parameter]]:
-    return (next(items) for _ in range(n))
+def _layout(shapes: list, dtype: torch.dtype) -> tuple[bytes, dict[str, int], int]:
+    """A safetensors file: its head, where in it each tensor begins, and its size in bytes.
 
-
-def _write_shard(path: Path, shapes: list, tensors: Iterator[Tensor], dtype: torch.dtype) -> None:
-    """A safetensors file: 8 bytes of header length, a JSON header, the tensors' bytes one after the other.
-
-    Written here because the library's save_file takes all tensors at once and ignores the umask (mode 0600).
+    8 bytes of header length, a JSON header, the tensors' bytes one after the other. Made here because the library's
+    save_file takes all tensors at once and ignores the umask (mode 0600).
     """
     kind = next(name for name, known in DTYPES.items() if known == dtype)
     header: dict[str, Any] = {"__metadata__": {"format": "pt"}}
+    starts: dict[str, int] = {}
     offset = 0
     for name, shape in shapes:
         end = offset + torch.Size(shape).numel() * dtype.itemsize
         header[name] = {"dtype": kind, "shape": list(shape), "data_offsets": [offset, end]}
-        offset = end
+        starts[name], offset = offset, end
     text = json.dumps(header).encode()
     text += b" " * (-len(text) % 8)
+    head = len(text).to_bytes(8, "little") + text
+    return head, {name: start + len(head) for name, start in starts.items()}, len(head) + offset
+
+
+def _reserve(path: Path, head: bytes, size: int) -> None:
+    """A file of its full size, with its head: a disk that is too full shows here."""
+    point("write", path)
     with naming(path), open(path, "xb") as file:
-        file.write(len(text).to_bytes(8, "little") + text)
-        for tensor in tensors:
-            point("write", path)
-            file.write(tensor.detach().to("cpu", dtype).contiguous().view(torch.uint8).numpy().data)
+        os.posix_fallocate(file.fileno(), 0, size)
+        file.write(head)
+
+
+def _write_rows(path: Path, held: Tensor, start: int, first: int, dtype: torch.dtype) -> None:
+    """Rows of a tensor, from the first-th on, into a file in which the tensor begins at byte `start`."""
+    rows = held.detach().to("cpu", dtype).contiguous()
+    if not rows.numel():
+        return
+    point("write", path)
+    left = rows.view(torch.uint8).numpy().reshape(-1).data
+    offset = start + first * (rows.numel() // len(rows)) * dtype.itemsize
+    with naming(path), open(path, "r+b", buffering=0) as file:
+        while left:
+            n = os.pwrite(file.fileno(), left[: 2**30], offset)
+            left, offset = left[n:], offset + n
 
 
 def _announced_dtype(raw: dict[str, Any]) -> str | None:

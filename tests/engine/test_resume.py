@@ -321,3 +321,23 @@ def test_saving_does_not_hold_up_a_step(go, monkeypatch):
     go("run", state_every=5)
     assert during and during[0] >= 2
     assert checkpoint.damage(go.tmp / "run/state/step-000005") is None
+
+
+def test_copies_of_shards_equal_one_process(go):
+    """2 x 2 and 4 x 1 ranks (hybrid sharding): uneven counts, and ranks that get no pair in a step."""
+    go("one", batch_size=3, epochs=1, eval_pairs=2, loss="dpo")
+    plain = {"model": str(go.model), "data": [str(go.rows)], "lr": 1e-4, "batch_size": 3, "epochs": 1, "loss": "dpo"}
+    plain |= {"eval_pairs": 2}
+    jobs = [plain | {"out": str(go.tmp / f"by{size}"), "shard_size": size} for size in (1, 2, 4)]
+    jobs += [plain | {"out": str(go.tmp / "parts"), "shard_size": s, "resume": True, "stop_after": n}
+             for s, n in ((2, 2), (4, 4), (2, None))]  # fmt: skip
+    on_ranks(go.tmp, 4, jobs)
+    one = lines(go.tmp / "one")
+    for name in ("by1", "by2", "by4", "parts"):
+        other = lines(go.tmp / name)
+        assert [x["step"] for x in other] == [x["step"] for x in one]
+        for a, b in zip(one, other, strict=True):
+            for key in ("loss", "grad_norm", "rewards/chosen", "eval_rewards/margins"):
+                assert key not in a or abs(a[key] - b[key]) < 1e-5, (name, a["step"], key)
+    facts_of = {name: weights_of(go.tmp / name) for name in ("by2", "parts")}
+    assert all(facts_of.values())

@@ -6,6 +6,8 @@ import pickle
 import stat
 import subprocess
 import sys
+import threading
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 import torch
@@ -71,11 +73,12 @@ def test_a_save_that_is_killed_leaves_no_folder(tmp_path):
     script = (
         "import os, sys, signal; from engine import weights; from tests import tiny\n"
         "n = 0\n"
-        "def whole(p):\n"
-        "    global n; n += 1\n"
-        "    if n == 5: os.kill(os.getpid(), signal.SIGKILL)\n"
-        "    return p\n"
-        f"weights.save(tiny.random_llama(), {str(tmp_path / 'out')!r}, whole=whole)\n"
+        "class Dies(weights.Alone):\n"
+        "    def local(self, p):\n"
+        "        global n; n += 1\n"
+        "        if n == 5: os.kill(os.getpid(), signal.SIGKILL)\n"
+        "        return p, 0\n"
+        f"weights.save(tiny.random_llama(), {str(tmp_path / 'out')!r}, parts=Dies())\n"
     )
     assert subprocess.run([sys.executable, "-c", script], check=False).returncode == -9
     assert not (tmp_path / "out").exists() and (tmp_path / "out.tmp").exists()
@@ -141,3 +144,58 @@ def test_a_folder_that_does_not_fit_is_refused_before_a_weight_is_read(tmp_path,
     with pytest.raises(InputError, match=said) as caught:
         weights.load(broken(tmp_path, change))
     assert "\n" not in str(caught.value) and str(tmp_path) in str(caught.value)
+
+
+@pytest.mark.parametrize("sees", [True, False])
+@pytest.mark.parametrize("n", [1, 2, 3, 7])
+def test_rows_written_by_several_make_the_same_files(tmp_path, n, sees):
+    """The rows of 103 tokens do not divide evenly, and a norm of 32 has less rows than some would hold.
+
+    Where not all see the files the first one writes what is gathered.
+    """
+    model = tiny.random_llama(vocab_size=103)
+    weights.save(model, tmp_path / "one", shard_bytes=20_000)
+    at_start, at_end = threading.Barrier(n), threading.Barrier(n)
+
+    class Part(weights.Alone):
+        def __init__(self, rank):
+            self.rank = rank
+            self.is_first = rank == 0
+
+        def local(self, parameter):
+            size = -(-len(parameter) // n)  # FSDP's shards: the last ones may be short, or empty
+            return parameter[self.rank * size : (self.rank + 1) * size], min(self.rank * size, len(parameter))
+
+        def all_see(self, path):
+            at_start.wait(30)
+            assert not sees or path.exists()
+            return sees
+
+        def wait(self):
+            at_end.wait(30)
+
+    def go(rank):
+        weights.save(model, tmp_path / "many", shard_bytes=20_000, parts=Part(rank))
+
+    with ThreadPoolExecutor(n) as pool:
+        list(pool.map(go, range(n)))
+    one, many = ({p.name: p.read_bytes() for p in (tmp_path / name).iterdir()} for name in ("one", "many"))
+    assert one == many and len(one) > 5
+
+
+def test_a_file_that_is_cut_while_it_is_read_ends_in_one_sentence(tmp_path):
+    """A map of the file would end the process by SIGBUS; a file that is replaced is read to its end."""
+    folder = tmp_path / "model"
+    weights.save(tiny.random_llama(), folder)
+    path = folder / "model.safetensors"
+    with weights.Checkpoint(folder) as checkpoint:
+        first = checkpoint.rows("model.embed_tokens.weight", 0, 5)
+        content = path.read_bytes()
+        path.unlink()
+        path.write_bytes(content[:3000])
+        torch.testing.assert_close(checkpoint.rows("model.embed_tokens.weight", 0, 5), first, rtol=0, atol=0)
+    path.write_bytes(content)
+    with weights.Checkpoint(folder) as checkpoint:
+        os.truncate(path, 3000)
+        with pytest.raises(InputError, match="was cut while it was read; copy it anew"):
+            checkpoint.rows("lm_head.weight", 0, 101)
