@@ -113,7 +113,7 @@ def run(main: Callable[[Sequence[str]], None]) -> None:
         if fault.errno not in _OF_DISKS:
             raise
         mend = "make room and give the same command again" if fault.errno in _FULL else "mend it, or write elsewhere"
-        _leave(f"error: {fault.filename}: cannot be written ({fault.strerror}); {mend}", 1, speaks=True)
+        _leave(f"error: {fault.filename or 'a file'}: cannot be written ({fault.strerror}); {mend}", 1, speaks=True)
     except KeyboardInterrupt:
         _leave("stopped", 130)
 

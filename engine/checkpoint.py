@@ -107,6 +107,20 @@ class States:
         found = async_save(dict(tensors), storage_writer=writer, process_group=self._group, no_dist=self._group is None)
         self._pending = step, cast(Future[Any], found)
 
+    def leave(self) -> None:
+        """After a failure: lets what is being written become whole, as far as that does not take long."""
+        if self._pending is None:
+            return
+        (step, future), self._pending = self._pending, None
+        try:
+            future.result(timeout=10)
+        except (
+            Exception,
+            CheckpointException,
+        ):  # the latter is a BaseException; the failure that ends the run is told, not this one
+            if self._ranks.is_first:
+                shutil.rmtree(temporary_of(_path(self._folder, step)), ignore_errors=True)
+
     def wait(self) -> None:
         """Returns when the state that is being written is whole. Raises RunError where it could not be written."""
         if self._pending is None:

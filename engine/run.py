@@ -11,9 +11,11 @@ events.out...       the metrics for TensorBoard
 
 import json
 import os
+import shutil
 import sys
+import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import ExitStack
 from dataclasses import asdict
 from pathlib import Path
@@ -26,7 +28,7 @@ from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 from tqdm import tqdm
 
-from data import InputError, RunError
+from data import InputError, RunError, cli
 from data.chat import Chat
 from data.cli import FACTS
 from data.errors import Stopped
@@ -36,7 +38,7 @@ from engine import optim, weights
 from engine.checkpoint import States
 from engine.columns import Columns
 from engine.config import TrainConfig
-from engine.llama import Llama
+from engine.llama import Llama, LlamaConfig
 from engine.objective import Objective
 from engine.parallel import Ranks
 from engine.reference import Reference
@@ -66,6 +68,45 @@ def _is_writable(folder: Path) -> bool:
     except OSError:
         return False
     return True
+
+
+class Board:
+    """The metrics for TensorBoard: a convenience, without which a run goes on."""
+
+    def __init__(self, folder: Path, n_done: int) -> None:
+        from torch.utils.tensorboard import SummaryWriter  # slow to import, and for one rank only
+
+        self._folder = folder
+        self._hook = threading.excepthook
+        threading.excepthook = self._hear
+        self._writer: SummaryWriter | None = SummaryWriter(str(folder), purge_step=n_done + 1 if n_done else None)
+
+    def _hear(self, failure: threading.ExceptHookArgs) -> None:
+        """TensorBoard writes in a thread of its own, whose errors come back with the next line: once is enough."""
+        if not (isinstance(failure.exc_value, OSError) and "tensorboard" in type(failure.thread).__module__):
+            self._hook(failure)
+
+    def add(self, line: Mapping[str, float], step: int) -> None:
+        """A step's line."""
+        if self._writer is not None:
+            try:
+                for name, value in line.items():
+                    self._writer.add_scalar(name, value, step)
+            except OSError as fault:
+                self._give_up(fault)
+
+    def close(self) -> None:
+        """Writes what is left."""
+        threading.excepthook = self._hook
+        if self._writer is not None:
+            try:
+                self._writer.close()
+            except OSError as fault:
+                self._give_up(fault)
+
+    def _give_up(self, fault: OSError) -> None:
+        cli.notify(f"{self._folder}: no more lines for TensorBoard ({fault.strerror}); metrics.jsonl has them")
+        self._writer = None
 
 
 class Run:
@@ -98,6 +139,8 @@ class Run:
         return self
 
     def __exit__(self, *fault: Any) -> None:
+        if self._states is not None:
+            self._states.leave()
         self._stack.__exit__(*fault)
 
     def look_back(self, identity: Callable[[], dict[str, Any]]) -> bool:
@@ -123,16 +166,30 @@ class Run:
             self._stack.enter_context(self.place.lock())
             self._is_held = True
 
-    def begin(self, facts: dict[str, Any], identity: Callable[[], dict[str, Any]]) -> None:
-        """Makes the folder, or brings it back to the step that the run goes on from. Collective."""
+    def begin(self, facts: dict[str, Any], identity: Callable[[], dict[str, Any]], shape: LlamaConfig) -> None:
+        """Makes the folder, or brings it back to the step that the run goes on from. Collective.
+
+        Raises InputError where a checkpoint and a state would not find room on its disk.
+        """
+        self._ranks.on_first(lambda: self._check_room(shape.n_parameters))
         self._facts = {name: value for name, value in facts.items() if isinstance(value, int)}
         self._ranks.on_first(lambda: self._begin(facts, identity))
         if self._states is None:
             self._states = States(self.place.states, self._ranks, self._config.keep_state)
 
-    def _begin(self, facts: dict[str, Any], identity: Callable[[], dict[str, Any]]) -> None:
-        from torch.utils.tensorboard import SummaryWriter  # slow to import, and for one rank only
+    def _check_room(self, n_parameters: int) -> None:
+        config = self._config
+        state = 0 if config.state_every == 0 else 4 * n_parameters * (2 if config.optimizer == "rmsprop" else 3)
+        needed = state + 2 * n_parameters
+        nearest = next(p for p in [self.folder, *self.folder.absolute().parents] if p.exists())
+        free = shutil.disk_usage(nearest).free
+        if free < needed:
+            raise InputError(
+                f"{self.folder}: {free:,} bytes are free, and a checkpoint and a state take {needed:,}; make room, or "
+                "keep no states (--state-every 0)"
+            )
 
+    def _begin(self, facts: dict[str, Any], identity: Callable[[], dict[str, Any]]) -> None:
         self._hold()
         check_folder(self.folder, resumes=self._config.resumes)  # another run may have been faster
         if not self.place.holds_run():
@@ -145,7 +202,7 @@ class Run:
         write_text(self.folder / "config.yaml", yaml.safe_dump(resolved, sort_keys=False, allow_unicode=True))
         lines = open(self.folder / "metrics.jsonl", "a", encoding="utf-8")  # noqa: SIM115 (closed with the stack)
         self._lines = self._stack.enter_context(lines)
-        self._board = SummaryWriter(str(self.folder), purge_step=self.n_done + 1 if self.n_done else None)
+        self._board = Board(self.folder, self.n_done)
         self._stack.callback(self._board.close)
         # Rate and time left; quiet unless on a terminal.
         self._bar = tqdm(total=len(self._steps), initial=self.n_done, unit="step", disable=None)
@@ -272,8 +329,7 @@ class Run:
         with naming(self.folder / "metrics.jsonl"):
             self._lines.write(json.dumps(line) + "\n")
             self._lines.flush()
-        for name, value in line.items():
-            self._board.add_scalar(name, value, step.number)
+        self._board.add(line, step.number)
         shown = {k: f"{line[k]:.3f}" for k in ("loss", "rewards/chosen", "rewards/rejected") if k in line}
         self._bar.set_postfix(shown, refresh=False)
         self._bar.update()

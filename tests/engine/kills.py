@@ -135,7 +135,10 @@ class Power:
     def _check(self, is_new):
         self.where = {p.stat().st_ino: p for p in self.root.rglob("*")}
         shutil.rmtree(self.image, ignore_errors=True)
-        self._copy(self.root, self.image, is_new)
+        try:
+            self._copy(self.root, self.image, is_new)
+        except FileNotFoundError:
+            return  # the other thread has renamed it meanwhile; the next look sees it
         self.states += 1
         found = [p for p in (self.image / "run/state").glob("step-*") if checkpoint._NAME.fullmatch(p.name)]
         damaged = [said for p in found if (said := checkpoint.damage(p))]

@@ -45,20 +45,23 @@ def assert_survived(found, *, killed=True):
 
 def test_a_killed_run_goes_on_bit_for_bit(folder):
     """In each part of a step, in each kind of operation on a file, and at a time of nobody's choosing."""
-    places = ["forward:4", "backward:5", "gradient:2", "optimizer:6", "write:60", "fsync:9", "rename:4", "remove:1"]
-    for found in kills(folder, *places, "after:1.1"):
+    for found in kills(folder, "backward:5", "optimizer:6", "write:60", "fsync:9", "rename:4", "remove:1"):
         assert_survived(found)
 
 
 def test_a_rank_that_is_killed_loses_nothing(folder):
-    for found in kills(folder, "2/backward:4:KILL:1", "2/any:40:KILL:0", "2/write:20:KILL:1"):
+    for found in kills(folder, "2/backward:4:KILL:1", "2/any:40:KILL:0"):
         assert_survived(found)
 
 
-@pytest.mark.parametrize("fault", ["ENOSPC", "EDQUOT", "EIO"])
+@pytest.mark.parametrize(
+    "fault", ["ENOSPC", *(pytest.param(name, marks=pytest.mark.slow) for name in ("EDQUOT", "EIO"))]
+)
 def test_a_failing_disk_ends_a_run_in_one_sentence(folder, fault):
     """Each kind of operation fails once: state, export, metrics, config, reference cache."""
-    jobs = ["write:2", "write:4", "write:30", "write:102", "write:125", "fsync:6", "fsync:12", "rename:5", "rename:8"]
+    jobs = ["write:4", "write:102", "fsync:6", "rename:5"]
+    if fault != "ENOSPC":
+        jobs += ["write:2", "write:30", "write:125", "fsync:12", "rename:8"]
     for found in kills(folder, *(f"{job}:{fault}" for job in jobs)):
         assert_survived(found, killed=False)
         assert found["ended"] == [3] and not found["leftover"], found
@@ -86,7 +89,11 @@ def launch(folder, fault, *flags, ranks=2):
     ("fault", "said"),
     [
         ("backward:3:KILL:0", "error: rank 0 (last seen in step 3, backward) did not answer: killed, "),
-        ("forward:3:STOP:1", "error: rank 1 (last seen in step 3, forward) did not answer: killed, "),
+        pytest.param(
+            "forward:3:STOP:1",
+            "error: rank 1 (last seen in step 3, forward) did not answer: killed, ",
+            marks=pytest.mark.slow,
+        ),
         ("gradient:2:RAISE:1", "error: rank 1 failed in step 2, gradient (RuntimeError: a fault that was asked for)"),
     ],
 )
@@ -104,7 +111,9 @@ def _command_lines():
     return b" ".join(found).decode(errors="replace")
 
 
-@pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
+@pytest.mark.parametrize(
+    ("number", "code"), [(signal.SIGTERM, 143), pytest.param(signal.SIGINT, 130, marks=pytest.mark.slow)]
+)
 def test_a_signal_to_the_launcher_saves_the_step_on_every_rank(folder, number, code):
     command = ["./launch.sh", "train", "--nproc", "2", "--model", str(folder / "model"), "--lr", "1e-4"]
     command += ["--data", str(folder / "rows.jsonl"), "--out", str(folder / "run"), "--epochs", "4000"]
@@ -139,6 +148,7 @@ def test_torchrun_that_is_killed_takes_its_ranks_along(folder):
     assert not left
 
 
+@pytest.mark.slow
 def test_torchrun_goes_on_by_itself(folder):
     """--max-restarts: the first attempt kills a rank at its fifth step, the second goes on and finishes."""
     script = folder / "first.py"
@@ -164,7 +174,7 @@ def test_torchrun_goes_on_by_itself(folder):
 def test_every_operation_is_a_place_to_die(folder):
     """Every operation on a file of a run that saves and exports, until a run gets through; every loop place too."""
     n = 0
-    for first in range(1, 10000, 40):
+    for first in range(1, 10000, 40):  # in rounds: a run of its own counts the operations
         found = kills(folder, *(f"any:{i}" for i in range(first, first + 40)), timeout=900)
         for job in found:
             if job["ended"] != [0]:
@@ -181,3 +191,91 @@ def test_random_moments_and_both_ranks(folder):
     ranks = [f"2/any:{i}:KILL:{i % 2}" for i in range(1, 120, 7)]
     for found in kills(folder, *times, *ranks, timeout=900):
         assert_survived(found, killed=False)
+
+
+@pytest.fixture
+def small_disk(tmp_path):
+    """A function that mounts a disk of so many KiB, or makes it that large."""
+    disk = tmp_path / "disk"
+    disk.mkdir()
+
+    def size(kib):
+        how = ["-o", f"remount,size={kib}k"] if os.path.ismount(disk) else ["-t", "tmpfs", "-o", f"size={kib}k"]
+        what = [str(disk)] if os.path.ismount(disk) else ["none", str(disk)]
+        if subprocess.run(["mount", *how, *what], capture_output=True, check=False).returncode:
+            pytest.skip("no disk can be mounted here")
+        return disk
+
+    yield size
+    subprocess.run(["umount", str(disk)], capture_output=True, check=False)
+
+
+def test_a_disk_that_fills_up_costs_nothing_but_the_wait(folder, small_disk):
+    """Too small for a checkpoint and a state: refused at once. Full in the midst: one sentence, and on with more."""
+    from tests.engine.kills import outcome
+
+    def go(out):
+        command = [sys.executable, "-m", "engine.train", "--model", str(folder / "model"), "--resume", *FLAGS]
+        command += ["--data", str(folder / "rows.jsonl"), "--out", str(out), "--epochs", "6"]
+        env = os.environ | {"OMP_NUM_THREADS": "1"}
+        command = [c for i, c in enumerate(command) if not (c in ("--epochs", "2") and i < command.index("--data"))]
+        done = subprocess.run(command, capture_output=True, text=True, cwd=ROOT, env=env, timeout=120, check=False)
+        return done.returncode, [s for s in done.stderr.splitlines() if s.startswith("error") or "Traceback" in s]
+
+    assert go(folder / "whole") == (0, [])
+    disk = small_disk(300)
+    code, said = go(disk / "run")
+    assert code == 2 and "bytes are free, and a checkpoint and a state take" in said[0] and not any(disk.iterdir())
+    full = 0
+    for kib in range(900, 9000, 400):
+        small_disk(kib)
+        code, said = go(disk / "run")
+        if code == 0:
+            break
+        assert code == 1 and len(said) == 1 and "No space left on device" in said[0] and str(disk) in said[0], said
+        assert not [p for p in disk.rglob("*.tmp") if p.is_dir()]  # the room that was taken is given back
+        full += 1
+    assert code == 0 and full >= 2
+    assert outcome(disk / "run") == outcome(folder / "whole")
+
+
+@pytest.mark.slow
+def test_a_clock_that_jumps_changes_no_number(folder):
+    """Forward a year at each look, then back: the metrics count seconds by another clock."""
+    (folder / "sitecustomize.py").write_text(
+        "import time\n_real, _n = time.time, [0]\n"
+        "def jump():\n    _n[0] += 1\n    return _real() + (3e7 if _n[0] % 2 else -3600)\ntime.time = jump\n"
+    )
+    found = {}
+    for name, path in (("plain", str(ROOT)), ("jumps", f"{folder}{os.pathsep}{ROOT}")):
+        command = [sys.executable, "-m", "engine.train", "--model", str(folder / "model"), *FLAGS]
+        command += ["--data", str(folder / "rows.jsonl"), "--out", str(folder / name)]
+        env = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": path}
+        subprocess.run(command, cwd=ROOT, env=env, timeout=120, check=True, capture_output=True)
+        rows = [json.loads(line) for line in (folder / name / "metrics.jsonl").read_text().splitlines()]
+        assert all(0 < row["perf/step_seconds"] < 60 for row in rows)
+        found[name] = [(row["step"], row["loss"], row["grad_norm"]) for row in rows]
+    assert found["plain"] == found["jumps"]
+
+
+@pytest.mark.parametrize("what", ["a read-only disk", "a log that cannot be written", "a screen that is full"])
+def test_what_cannot_be_written_ends_in_one_sentence(folder, small_disk, what):
+    command = [sys.executable, "-m", "engine.train", "--model", str(folder / "model"), *FLAGS]
+    out = folder / "run"
+    if what == "a read-only disk":
+        out = small_disk(9000) / "run"
+        subprocess.run(["mount", "-o", "remount,ro", str(out.parent)], check=True)
+    command += ["--data", str(folder / "rows.jsonl"), "--out", str(out)]
+    env = os.environ | {"OMP_NUM_THREADS": "1"}
+    if what == "a log that cannot be written":
+        env["FAULT"] = "write:5:ENOSPC"
+    screen = open("/dev/full", "w") if what == "a screen that is full" else subprocess.PIPE  # noqa: SIM115
+    done = subprocess.run(command, cwd=ROOT, env=env, stderr=subprocess.PIPE, stdout=screen, text=True, timeout=120,
+                          check=False)  # fmt: skip
+    said = [s for s in done.stderr.splitlines() if not s.startswith("FAULT=") and ": 22 rows," not in s]
+    if what == "a screen that is full":
+        screen.close()
+        assert (out / "state/finished.json").exists()  # what counts is done
+        return
+    assert done.returncode == (2 if what == "a read-only disk" else 1)
+    assert len(said) == 1 and said[0].startswith("error: ") and str(out) in said[0], said

@@ -66,7 +66,7 @@ JOBS = {
 }
 
 
-@pytest.mark.parametrize("kind", JOBS)
+@pytest.mark.parametrize("kind", [*list(JOBS)[:2], *(pytest.param(k, marks=pytest.mark.slow) for k in list(JOBS)[2:])])
 def test_a_run_that_stops_after_every_step_is_the_same_run(go, kind):
     go("whole", **JOBS[kind])
     n, inside = (9, ".") if kind != "stages" else (4, "stage-02")
@@ -264,6 +264,7 @@ def test_a_second_run_in_a_folder_is_told_who_is_there(go, tmp_path):
     assert go("run", resume=True).n_steps == 9
 
 
+@pytest.mark.slow
 def test_other_numbers_of_ranks_go_on_with_it(go):
     """4 ranks to 2 to 1 and back to 4: the same order of examples, losses within 1e-5."""
     go("whole", batch_size=6, state_every=2)
