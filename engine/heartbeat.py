@@ -21,6 +21,7 @@ from data.faults import point
 GRACE = 5.0
 """Seconds in which ranks that wait for the same one notice it."""
 _OF_PEERS = re.compile(r"gloo|nccl|connection (closed|reset|refused)|timed out|broken pipe", re.IGNORECASE)
+_OUT_OF_MEMORY = re.compile(r"MemoryError|OutOfMemory|can't allocate memory|out of memory", re.IGNORECASE)
 
 
 class Store(Protocol):
@@ -67,6 +68,8 @@ class Heartbeat:
         try:
             yield
         except Exception as fault:
+            if _OUT_OF_MEMORY.search(f"{type(fault).__name__}: {fault}"):
+                raise self._out_of_memory(fault) from None
             if self._store is None:
                 raise
             if isinstance(fault, (InputError, RunError, OSError)):  # it has a sentence of its own
@@ -75,6 +78,19 @@ class Heartbeat:
             if _OF_PEERS.search(str(fault)) or "Dist" in type(fault).__name__:
                 raise self._lost(self._store) from None
             raise self._failed(self._store, fault) from None
+
+    def _out_of_memory(self, fault: Exception) -> RunError:
+        """What was asked for, and what to lower."""
+        if self._store is not None:
+            self._store.set(f"failed/{self._rank}", "1")
+        wanted = re.search(r"tried to allocate ([\d.]+ \w+)", str(fault), re.IGNORECASE)
+        asked = f" when it asked for {wanted[1]}" if wanted else ""
+        made = RunError(
+            f"rank {self._rank} is out of memory in {self._place}{asked}; lower --micro-tokens, take more ranks, or "
+            "have the reference computed first (--reference precompute)"
+        )
+        made.speaks = True
+        return made
 
     def _failed(self, store: Store, fault: Exception) -> RunError:
         """This rank's own fault: it speaks, and its traceback is kept."""

@@ -148,8 +148,8 @@ class Run:
 
         Raises InputError where it is another run than this one.
         """
-        if not self._ranks.on_first(self.place.holds_run):
-            return False
+        if not self._config.resumes or not self._ranks.on_first(self.place.holds_run):
+            return False  # a run that began here since the flags were read is found by begin
         self._ranks.on_first(self._hold)
         self._ranks.on_first(lambda: self.place.compare(identity()))
         if self._ranks.on_first(self.place.is_finished):

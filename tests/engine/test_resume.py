@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from data import InputError
+from data import InputError, RunError
 from data.errors import Stopped
 from engine import checkpoint, stop, train
 from engine.config import TrainConfig
@@ -342,3 +342,77 @@ def test_copies_of_shards_equal_one_process(go):
                 assert key not in a or abs(a[key] - b[key]) < 1e-5, (name, a["step"], key)
     facts_of = {name: weights_of(go.tmp / name) for name in ("by2", "parts")}
     assert all(facts_of.values())
+
+
+def test_a_rank_that_is_out_of_memory_says_what_to_lower(go, monkeypatch):
+    """The allocator is really asked for more than there is, in the third step; the state of the second is there."""
+    plain, calls = train.training_metrics, []
+
+    def greedy(*arguments):
+        calls.append(1)
+        if len(calls) == 3:
+            torch.empty(2**50)
+        return plain(*arguments)
+
+    monkeypatch.setattr(train, "training_metrics", greedy)
+    said = r"rank 0 is out of memory in step 3, optimizer when it asked for \d+ bytes; lower --micro-tokens"
+    with pytest.raises(RunError, match=said):
+        go("run", state_every=2)
+    monkeypatch.undo()
+    go("whole")
+    go("run", resume=True)
+    same(go.tmp / "whole", go.tmp / "run")
+
+
+def test_a_second_signal_waits_for_the_save(go, monkeypatch):
+    """SIGTERM twice, the second while the state is being written: it becomes whole, and the run ends as asked."""
+    plain, finish, sent = train.training_metrics, checkpoint._Writer.finish, []
+
+    def signalled(*arguments):
+        if not sent:
+            sent.append(os.kill(os.getpid(), signal.SIGTERM))
+        return plain(*arguments)
+
+    def slow(writer, **named):
+        os.kill(os.getpid(), signal.SIGTERM)
+        finish(writer, **named)
+        sent.append(2)
+
+    monkeypatch.setattr(train, "training_metrics", signalled)
+    monkeypatch.setattr(checkpoint._Writer, "finish", slow)
+    with pytest.raises(Stopped, match="after step 1 of 9"):
+        go("run")
+    assert len(sent) == 2 and checkpoint.damage(go.tmp / "run/state/step-000001") is None
+
+
+@pytest.mark.slow
+def test_of_two_runs_that_start_together_one_goes_on(go):
+    """Twenty times, the second a little later each time: one writes the folder, the other is told and leaves in 2."""
+    script = go.tmp / "two.py"
+    script.write_text(
+        "import os, sys, time\n"
+        "from data import InputError\nfrom engine import train\nfrom engine.config import TrainConfig\n"
+        "for n in range(20):\n"
+        "    pids = []\n"
+        "    for late in (0, n * 0.01):\n"
+        "        pid = os.fork()\n"
+        "        if pid == 0:\n"
+        "            time.sleep(late)\n"
+        "            try:\n"
+        "                train.run(TrainConfig(model=sys.argv[1], data=(sys.argv[2],), out=f'{sys.argv[3]}/{n}',\n"
+        "                                      lr=1e-4, batch_size=8, epochs=1))\n"
+        "                os._exit(0)\n"
+        "            except InputError as fault:\n"
+        "                os._exit(2 if 'is writing here' in str(fault) or 'holds a run' in str(fault) else 3)\n"
+        "            except BaseException:\n"
+        "                os._exit(4)\n"
+        "        pids.append(pid)\n"
+        "    codes = sorted(os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) for pid in pids)\n"
+        "    print(*codes, flush=True)\n"
+    )
+    env = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
+    command = [sys.executable, str(script), str(go.model), str(go.rows), str(go.tmp / "out")]
+    done = subprocess.run(command, capture_output=True, text=True, env=env, timeout=200, check=False)
+    assert done.stdout.splitlines() == ["0 2"] * 20, done.stdout + done.stderr[-2000:]
+    for n in range(20):
+        assert [line["step"] for line in lines(go.tmp / f"out/{n}")] == [1, 2, 3]
