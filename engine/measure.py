@@ -88,8 +88,8 @@ def watch(stopwatch: Stopwatch) -> None:
         stopwatch.wrap(owner, name, "communication")
     packed = Steps.packed
 
-    def timed(self: Steps, *arguments: Any) -> Iterator[Step]:
-        steps = packed(self, *arguments)
+    def timed(self: Steps, *arguments: Any, **named: Any) -> Iterator[Step]:
+        steps = packed(self, *arguments, **named)
         while True:
             stopwatch.turn("data")
             step = next(steps, None)
