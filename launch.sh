@@ -127,13 +127,20 @@ run_train() {
   # shellcheck disable=SC2064 # the folder of now
   trap "rm -rf '$talk'" EXIT
   touch "$talk/outcome"
-  export RANK_OUTCOME_FILE=$talk/outcome RUN_STOP_FILE=$talk/stop RANK_SCREEN=/proc/$$/fd/2
+  export RANK_OUTCOME_FILE=$talk/outcome RUN_STOP_FILE=$talk/stop
   export OMP_NUM_THREADS=${OMP_NUM_THREADS:-$(threads_per_rank "$nproc")}
   local command=("$PYTHON" -m torch.distributed.run --standalone --nproc_per_node "$nproc" -m engine.train "$@")
   say "${command[@]}"
   trap 'ask_to_stop 15' TERM
   trap 'ask_to_stop 2' INT
-  setsid "${command[@]}" 2>>"$talk/torchrun" &
+  if (: >>/proc/$$/fd/1 && : >>/proc/$$/fd/2) 2>/dev/null; then
+    # The ranks open the screen anew; where it is a file, all have to add to its end.
+    exec >>/proc/$$/fd/1 2>>/proc/$$/fd/2
+    export RANK_SCREEN=/proc/$$/fd/2
+    setsid "${command[@]}" 2>>"$talk/torchrun" &
+  else
+    setsid "${command[@]}" &
+  fi
   local running=$!
   while kill -0 "$running" 2>/dev/null; do # a signal that was heard ends a wait
     code=0
@@ -141,7 +148,7 @@ run_train() {
   done
   if [[ -s $talk/outcome ]]; then
     code=$(<"$talk/outcome")
-  elif ((code)); then # no rank was left to speak
+  elif ((code)) && [[ -f $talk/torchrun ]]; then # no rank was left to speak
     cat "$talk/torchrun" >&2
   fi
   return "$code"
@@ -162,6 +169,10 @@ threads_per_rank() { "$PYTHON" -c 'import os, sys; print(max(1, (os.cpu_count() 
 run_test() {
   local arguments=() argument
   bring_real_tokenizers
+  if [[ $# == 0 || "$*" == --all ]]; then # all of them: a process per core, each with the one thread that it has
+    arguments+=(--numprocesses auto --maxprocesses 4 --dist worksteal)
+    export OMP_NUM_THREADS=${OMP_NUM_THREADS:-1}
+  fi
   for argument in "$@"; do
     if [[ $argument == --all ]]; then arguments+=(-m "slow or not slow"); else arguments+=("$argument"); fi
   done

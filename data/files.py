@@ -18,6 +18,8 @@ from data.faults import point
 
 TEMPORARY = ".tmp"
 """How a name ends that is not whole yet, or on its way out."""
+OLD = f".old{TEMPORARY}"
+"""How one ends that is on its way out."""
 
 
 def temporary_of(path: Path) -> Path:
@@ -60,12 +62,26 @@ def seal(folder: Path) -> None:
 
 def remove_folder(path: Path) -> None:
     """Removes a folder. It loses its name first: what bears the name is whole at every instant."""
-    away = path.with_name(f"{path.name}.old{TEMPORARY}")
+    away = path.with_name(f"{path.name}{OLD}")
     shutil.rmtree(away, ignore_errors=True)
     point("rename", path)
     os.rename(path, away)
     point("remove", away)
     shutil.rmtree(away)
+
+
+def numbered(folder: Path, prefix: str) -> list[tuple[int, Path]]:
+    """What is called `prefix` and a number in a folder, by number; nothing that is half written or on its way out."""
+    found = ((p.name.removeprefix(prefix), p) for p in folder.glob(f"{prefix}*"))
+    return sorted((int(number), p) for number, p in found if number.isdecimal())
+
+
+def remove_leftovers(folder: Path, prefix: str, *endings: str) -> None:
+    """Removes what a process that was killed left of such folders: half written (TEMPORARY), half removed (OLD)."""
+    for ending in endings:
+        for path in folder.glob(f"{prefix}*{ending}"):
+            if path.name.removeprefix(prefix).removesuffix(ending).isdecimal():
+                shutil.rmtree(path, ignore_errors=True)
 
 
 @contextlib.contextmanager

@@ -12,7 +12,6 @@ the folder gets its name: what bears a name without .tmp is whole, after a loss 
 import io
 import json
 import pickle
-import re
 import shutil
 import warnings
 from collections.abc import Iterator, Mapping
@@ -32,11 +31,22 @@ from torch.distributed.checkpoint.state_dict_saver import async_save
 
 from data import InputError, RunError, cli
 from data.faults import point
-from data.files import TEMPORARY, digests, remove_folder, seal, sync, temporary_of, write_json
+from data.files import (
+    OLD,
+    TEMPORARY,
+    digests,
+    numbered,
+    remove_folder,
+    remove_leftovers,
+    seal,
+    sync,
+    temporary_of,
+    write_json,
+)
 from engine.parallel import Ranks
 
 MANIFEST, FACTS = "manifest.json", "run.json"
-_NAME = re.compile(r"step-(\d{6,})")
+PREFIX = "step-"
 
 State = Mapping[str, Tensor]
 """Tensors by name; of a sharded one, this rank's part."""
@@ -51,10 +61,9 @@ class States:
         made = dist.new_group(backend="gloo") if ranks.is_sharded else None  # for a thread's own collectives
         self._group = cast(dist.ProcessGroup | None, made)
         self._pending: tuple[int, Future[Any]] | None = None
+        warnings.filterwarnings("ignore", message="torch.distributed is disabled")  # one process needs no group
         if ranks.is_first:
-            for left in folder.glob(f"step-*{TEMPORARY}"):
-                if _NAME.fullmatch(left.name.removesuffix(TEMPORARY).removesuffix(".old")):
-                    shutil.rmtree(left)
+            remove_leftovers(folder, PREFIX, TEMPORARY, OLD)
         ranks.wait()
 
     def newest(self) -> tuple[int, dict[str, Any]] | None:
@@ -71,7 +80,7 @@ class States:
         return found
 
     def _find(self) -> tuple[int, dict[str, Any]] | str | None:
-        states = _in(self._folder)
+        states = numbered(self._folder, PREFIX)
         for step, path in reversed(states):
             if (fault := damage(path)) is None:
                 return step, json.loads((path / FACTS).read_text(encoding="utf-8"))
@@ -85,7 +94,6 @@ class States:
 
     def load(self, step: int, tensors: State) -> None:
         """Reads a state's tensors into these, whatever number of ranks wrote it. Collective."""
-        warnings.filterwarnings("ignore", message="torch.distributed is disabled")
         try:
             load(
                 dict(tensors),
@@ -102,7 +110,6 @@ class States:
         Collective; so is `wait`.
         """
         self.wait()
-        warnings.filterwarnings("ignore", message="torch.distributed is disabled")  # one process needs no group
         writer = _Writer(_path(self._folder, step), facts, self._keep)
         found = async_save(dict(tensors), storage_writer=writer, process_group=self._group, no_dist=self._group is None)
         self._pending = step, cast(Future[Any], found)
@@ -114,10 +121,7 @@ class States:
         (step, future), self._pending = self._pending, None
         try:
             future.result(timeout=10)
-        except (
-            Exception,
-            CheckpointException,
-        ):  # the latter is a BaseException; the failure that ends the run is told, not this one
+        except (Exception, CheckpointException):  # that failure is told, not this one; the latter is a BaseException
             if self._ranks.is_first:
                 shutil.rmtree(temporary_of(_path(self._folder, step)), ignore_errors=True)
 
@@ -159,14 +163,8 @@ def damage(path: Path) -> str | None:
     return None
 
 
-def _in(folder: Path) -> list[tuple[int, Path]]:
-    """The states of a folder by step; only names of our own pattern."""
-    found = ((_NAME.fullmatch(p.name), p) for p in folder.glob("step-*"))
-    return sorted((int(match[1]), p) for match, p in found if match)
-
-
 def _path(folder: Path, step: int) -> Path:
-    return folder / f"step-{step:06d}"
+    return folder / f"{PREFIX}{step:06d}"
 
 
 def _cause(fault: BaseException) -> str:
@@ -198,7 +196,7 @@ class _Writer(FileSystemWriter):
         point("rename", self._final)
         temporary.rename(self._final)
         sync(self._final.parent)
-        for _, old in _in(self._final.parent)[: -self._keep]:
+        for _, old in numbered(self._final.parent, PREFIX)[: -self._keep]:
             remove_folder(old)
 
 

@@ -35,6 +35,8 @@ def state_tensors(optimizer: Optimizer, parameters: Iterable[tuple[str, nn.Param
     return found
 
 
+N_STATES = {"rmsprop": 1, "adamw": 2}
+"""Numbers that an optimizer keeps per parameter, float32."""
 _KINDS = {torch.optim.RMSprop: ("square_avg",), torch.optim.AdamW: ("exp_avg", "exp_avg_sq")}
 
 

@@ -6,15 +6,12 @@ run.lock              held by the process that writes into the folder
 """
 
 import contextlib
-import fcntl
 import hashlib
 import json
 import os
-import socket
-import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, fields
-from datetime import UTC, datetime
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -24,7 +21,8 @@ import torch
 from data import InputError
 from data.dataset import digest
 from data.examples import Example
-from data.files import digests, naming, sync, write_json
+from data.files import digests, naming, numbered, sync, write_json
+from data.locks import hold
 from engine.config import TrainConfig
 
 FREE = {
@@ -117,40 +115,11 @@ class Place:
 
     def epochs(self) -> list[Path]:
         """The epoch folders, oldest first."""
-        found = [p for p in self.folder.glob("epoch-*") if p.name.removeprefix("epoch-").isdigit()]
-        return sorted(found, key=lambda p: int(p.name.removeprefix("epoch-")))
+        return [path for _, path in numbered(self.folder, "epoch-")]
 
-    @contextlib.contextmanager
-    def lock(self) -> Iterator[None]:
-        """Holds the folder, until the process ends however it ends. Raises InputError where another one does."""
-        path = self.folder / "run.lock"
-        descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
-        try:
-            try:
-                fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError:
-                raise InputError(
-                    f"{self.folder}: {_holder(descriptor)} is writing here; wait for it, or stop it"
-                ) from None
-            except OSError as fault:
-                raise InputError(
-                    f"{path}: its file system has no locks ({fault.strerror}); use another --out"
-                ) from None
-            os.ftruncate(descriptor, 0)
-            start = datetime.now(UTC).isoformat(timespec="seconds")
-            os.pwrite(descriptor, json.dumps([os.getpid(), socket.gethostname(), start]).encode(), 0)
-            yield
-        finally:
-            os.close(descriptor)
-
-
-def _holder(descriptor: int) -> str:
-    for _ in range(20):  # it writes its name right after taking the lock
-        with contextlib.suppress(ValueError):
-            pid, host, start = json.loads(os.pread(descriptor, 1000, 0))
-            return f"process {pid} on {host}, since {start},"
-        time.sleep(0.05)
-    return "another process"
+    def lock(self) -> AbstractContextManager[None]:
+        """Holds the folder while it is entered. Raises InputError where another process does."""
+        return hold(self.folder / "run.lock", self.folder, does="is writing here", otherwise="give another --out")
 
 
 def identity(

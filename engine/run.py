@@ -33,12 +33,12 @@ from data.chat import Chat
 from data.cli import FACTS
 from data.errors import Stopped
 from data.faults import point
-from data.files import naming, remove_folder, write_text
+from data.files import OLD, TEMPORARY, naming, remove_folder, remove_leftovers, write_text
 from engine import optim, weights
 from engine.checkpoint import States
 from engine.columns import Columns
 from engine.config import TrainConfig
-from engine.llama import Llama, LlamaConfig
+from engine.llama import Llama
 from engine.objective import Objective
 from engine.parallel import Ranks
 from engine.reference import Reference
@@ -166,21 +166,21 @@ class Run:
             self._stack.enter_context(self.place.lock())
             self._is_held = True
 
-    def begin(self, facts: dict[str, Any], identity: Callable[[], dict[str, Any]], shape: LlamaConfig) -> None:
+    def begin(self, facts: dict[str, Any], identity: Callable[[], dict[str, Any]], policy: Llama) -> None:
         """Makes the folder, or brings it back to the step that the run goes on from. Collective.
 
         Raises InputError where a checkpoint and a state would not find room on its disk.
         """
-        self._ranks.on_first(lambda: self._check_room(shape.n_parameters))
+        self._ranks.on_first(lambda: self._check_room(policy))
         self._facts = {name: value for name, value in facts.items() if isinstance(value, int)}
         self._ranks.on_first(lambda: self._begin(facts, identity))
         if self._states is None:
             self._states = States(self.place.states, self._ranks, self._config.keep_state)
 
-    def _check_room(self, n_parameters: int) -> None:
-        config = self._config
-        state = 0 if config.state_every == 0 else 4 * n_parameters * (2 if config.optimizer == "rmsprop" else 3)
-        needed = state + 2 * n_parameters
+    def _check_room(self, policy: Llama) -> None:
+        stored = weights.stored_dtype(policy.source).itemsize if policy.source else 4
+        state = 0 if self._config.state_every == 0 else 4 * (1 + optim.N_STATES[self._config.optimizer])
+        needed = policy.config.n_parameters * (stored + state)
         nearest = next(p for p in [self.folder, *self.folder.absolute().parents] if p.exists())
         free = shutil.disk_usage(nearest).free
         if free < needed:
@@ -194,6 +194,7 @@ class Run:
         check_folder(self.folder, resumes=self._config.resumes)  # another run may have been faster
         if not self.place.holds_run():
             self.place.begin(identity())
+        remove_leftovers(self.folder, "epoch-", TEMPORARY, OLD)
         self.last = self.place.cut_metrics(self.n_done)
         resolved = asdict(self._config) | {"dtype": str(self._ranks.dtype).removeprefix("torch."), FACTS: facts}
         for name in ("config", "hyperparameters", "beta", "resume"):
@@ -233,14 +234,14 @@ class Run:
         self.say(f"{self.folder}: goes on after step {self.n_done}")
 
     def _tensors(self, walk: Walk, optimizer: Optimizer, table: Reference) -> dict[str, Tensor]:
-        """Everything that a state holds in tensors, but random numbers."""
+        """What a state holds of the models and the optimizer."""
         self._ranks.settle(walk)
         named = list(walk.policy.named_parameters())
         made = {f"policy.{name}": parameter.detach() for name, parameter in named}
         made |= {f"optimizer.{name}": value for name, value in optim.state_tensors(optimizer, named).items()}
         if table.moves and walk.reference is not None:
             made |= {f"reference.{name}": p.detach() for name, p in walk.reference.named_parameters()}
-        return made | ({"ref_logps": table.values} if table.is_kept else {})
+        return made
 
     def must_stop(self) -> bool:
         """Whether a signal, on any rank, or --stop-after ends the run here. Collective, once per step."""
@@ -267,6 +268,7 @@ class Run:
             "ranks": self._ranks.size,
         }
         tensors = self._tensors(walk, optimizer, table) | {f"random.{self._ranks.rank}": torch.get_rng_state()}
+        tensors |= {"ref_logps": table.values} if table.is_kept else {}
         self._states.save(self.n_done, tensors, facts)
 
     def end(self) -> None:

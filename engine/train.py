@@ -181,7 +181,7 @@ def _train(job: Job, ranks: Ranks) -> RunResult:
         walk = place_models(job, table, ranks)
         policy = walk.policy
         optimizer, schedule = optim.build(policy.parameters(), config, len(steps))
-        log.begin(job.facts, job.identity, policy.config)
+        log.begin(job.facts, job.identity, policy)
         log.say(f"{job.facts['report']}; {len(steps)} steps; reference: {mode}, {job.facts['reference_cache']}")
         log.write("first_example.txt", job.first_example)
         if "eval_report" in job.facts:

@@ -1,8 +1,6 @@
 """What is evaluated: the epochs of a run as they appear, its base model, or one model; and which of them are kept."""
 
 import json
-import os
-import shutil
 import time
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -10,6 +8,7 @@ from typing import Any, NamedTuple
 
 from data import cli
 from data.errors import InputError
+from data.files import OLD, numbered, remove_folder, remove_leftovers
 from data.hub import find_model
 from eval import scores
 
@@ -25,8 +24,7 @@ class Checkpoint(NamedTuple):
 
 def epochs(run: Path) -> list[Checkpoint]:
     """A run's epochs, in order. A folder appears when it is whole: it is renamed when it has been written."""
-    found = [p for p in run.glob("epoch-*") if p.name[6:].isdigit() and (p / "config.json").is_file()]
-    return [Checkpoint(p.name, p) for p in sorted(found, key=lambda p: int(p.name[6:]))]
+    return [Checkpoint(p.name, p) for _, p in numbered(run, "epoch-") if (p / "config.json").is_file()]
 
 
 def settings(run: Path) -> dict[str, Any]:
@@ -89,13 +87,10 @@ def prune(run: Path, best: Mapping[str, float], also: set[str]) -> list[str]:
 
     best: each epoch's score. A folder is renamed before it is removed: what is left of it is never taken for an epoch.
     """
-    for left in run.glob(".removed-epoch-*"):
-        shutil.rmtree(left, ignore_errors=True)
+    remove_leftovers(run, "epoch-", OLD)
     found = epochs(run)
     keep = {max(best, key=lambda name: best[name])} | also | {found[-1].name} if best and found else set()
     gone = [c for c in found if c.name in best and c.name not in keep]
     for checkpoint in gone:
-        hidden = run / f".removed-{checkpoint.name}"
-        os.rename(checkpoint.folder, hidden)
-        shutil.rmtree(hidden)
+        remove_folder(checkpoint.folder)
     return [c.name for c in gone]

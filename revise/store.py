@@ -6,18 +6,14 @@ FULL) before anybody is told; a second answer to the same key is ignored. One pr
 """
 
 import contextlib
-import fcntl
 import hashlib
-import json
-import os
-import socket
 import sqlite3
-import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Literal, NamedTuple
 
 from data.errors import InputError, RunError
+from data.locks import hold
 
 State = Literal["answered", "unusable", "refused", "failed"]
 
@@ -168,7 +164,15 @@ def open_store(path: Path) -> Iterator[Store]:
         path.parent.mkdir(parents=True, exist_ok=True)
     except OSError as fault:
         raise InputError(f"{path}: its folder cannot be made ({fault.strerror}); give another file") from None
-    with _lock(path.with_name(path.name + ".lock"), path), contextlib.ExitStack() as open_connections:
+    with (
+        hold(
+            path.with_name(path.name + ".lock"),
+            path,
+            does="is using this store",
+            otherwise="give another file for the store",
+        ),
+        contextlib.ExitStack() as open_connections,
+    ):
         try:
             reader, writer = (_connect(path, open_connections) for _ in range(2))
             _prepare(path, writer)
@@ -201,34 +205,3 @@ def _prepare(path: Path, connection: sqlite3.Connection) -> None:
     for number, migration in enumerate(MIGRATIONS[version:], version + 1):
         marks = f"PRAGMA application_id = {APPLICATION}; PRAGMA user_version = {number};"
         connection.executescript(f"BEGIN IMMEDIATE; {migration} {marks} COMMIT;")
-
-
-@contextlib.contextmanager
-def _lock(lock: Path, path: Path) -> Iterator[None]:
-    """Holds a file's lock, which the system lets go of when the process ends, however it ends."""
-    try:
-        descriptor = os.open(lock, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
-    except OSError as fault:
-        raise InputError(f"{path}: cannot be written ({fault.strerror}); give another file for the store") from None
-    try:
-        try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise InputError(f"{path}: {_holder(descriptor)} is using this store; wait for it, or stop it") from None
-        except OSError as fault:
-            raise InputError(f"{path}: its file system has no locks ({fault.strerror}); use a local disk") from None
-        os.ftruncate(descriptor, 0)
-        os.pwrite(descriptor, json.dumps({"pid": os.getpid(), "host": socket.gethostname()}).encode(), 0)
-        yield
-    finally:
-        os.close(descriptor)
-
-
-def _holder(descriptor: int) -> str:
-    for _ in range(20):  # it writes its name right after taking the lock
-        try:
-            held = json.loads(os.pread(descriptor, 1000, 0))
-            return f"process {held['pid']} on {held['host']}"
-        except (ValueError, KeyError, TypeError):
-            time.sleep(0.05)
-    return "another process"

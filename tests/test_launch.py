@@ -53,3 +53,16 @@ def test_bad_input_ends_in_2_with_one_sentence(flags, tmp_path, n):
     assert len(said) == 1 and "Traceback" not in done.stderr and "ChildFailed" not in done.stderr
     assert "rows.jsonl:1: token id 999 is outside the model's vocabulary of 101" in done.stderr
     assert not (tmp_path / "run").exists()
+
+
+def test_a_log_keeps_every_line_whoever_wrote_it(tmp_path):
+    """> log 2>&1: the door, torchrun's ranks and the result write to one file, none over another's words."""
+    tiny.write_model(tmp_path / "model", vocab_size=101)
+    rows = tiny.write_rows(tmp_path / "rows.jsonl", [{"prompt_ids": [2], "chosen_ids": [3], "rejected_ids": [4]}] * 4)
+    command = ["./launch.sh", "train", "--nproc", "2", "--model", str(tmp_path / "model"), "--data", str(rows)]
+    command += ["--out", str(tmp_path / "run"), "--epochs", "1"]
+    with open(tmp_path / "log", "w") as log:
+        subprocess.run(command, cwd=ROOT, stdout=log, stderr=log, timeout=120, check=True)
+    said = (tmp_path / "log").read_text()
+    assert said.startswith("+ ") and "\0" not in said
+    assert said.splitlines()[-1] == str(tmp_path / "run") and ": 4 rows, 0 prompts" in said

@@ -21,6 +21,7 @@ import traceback
 from pathlib import Path
 
 from data import faults
+from data.files import numbered
 from engine import checkpoint, train
 from engine.config import TrainConfig
 from engine.resume import Place
@@ -140,9 +141,9 @@ class Power:
         except FileNotFoundError:
             return  # the other thread has renamed it meanwhile; the next look sees it
         self.states += 1
-        found = [p for p in (self.image / "run/state").glob("step-*") if checkpoint._NAME.fullmatch(p.name)]
+        found = [p for _, p in numbered(self.image / "run/state", checkpoint.PREFIX)]
         damaged = [said for p in found if (said := checkpoint.damage(p))]
-        for p in found:
+        for p in reversed(found):  # the lines of an older state are fewer
             try:
                 Place(self.image / "run").cut_metrics(int(p.name.removeprefix("step-")))
             except ValueError as fault:
@@ -197,7 +198,7 @@ def main(folder, jobs):
         after = float(fault.removeprefix("after:")) if fault.startswith("after:") else None
         ended = run(settings | {"out": str(out)}, "" if after else fault, ranks, log, after)
         said = log.read_text() if log.exists() else ""
-        states = [p for p in (out / "state").glob("step-*") if checkpoint._NAME.fullmatch(p.name)]
+        states = [p for _, p in numbered(out / "state", checkpoint.PREFIX)]
         damaged = [found for p in states if (found := checkpoint.damage(p))]
         leftover = [p.name for p in out.rglob("*.tmp")] if out.exists() else []
         again = run(settings | {"out": str(out), "resume": True}, "", ranks, log)

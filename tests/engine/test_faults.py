@@ -3,6 +3,7 @@
 The fast tests hold each fault once; the slow ones enumerate. docs/reliability.md has the figures.
 """
 
+import errno
 import json
 import os
 import signal
@@ -14,6 +15,7 @@ from pathlib import Path
 import pytest
 
 from tests import tiny
+from tests.engine.kills import outcome
 from tests.engine.test_train import id_rows
 
 ROOT = Path(__file__).parents[2]
@@ -66,7 +68,7 @@ def test_a_failing_disk_ends_a_run_in_one_sentence(folder, fault):
         assert_survived(found, killed=False)
         assert found["ended"] == [3] and not found["leftover"], found
         said = found["said"].splitlines()[-1]
-        assert os.strerror(getattr(__import__("errno"), fault)) in said and str(folder) in said, said
+        assert os.strerror(getattr(errno, fault)) in said and str(folder) in said, said
 
 
 def test_no_loss_of_power_leaves_a_state_that_is_not_whole(folder):
@@ -165,8 +167,6 @@ def test_torchrun_goes_on_by_itself(folder):
         done = subprocess.run([*command, *program, *flags, "--out", str(folder / name)], cwd=ROOT, env=env,
                               capture_output=True, text=True, timeout=120, check=False)  # fmt: skip
         assert done.returncode == 0, done.stderr[-3000:]
-    from tests.engine.kills import outcome
-
     assert outcome(folder / "run") == outcome(folder / "whole")
 
 
@@ -212,7 +212,6 @@ def small_disk(tmp_path):
 
 def test_a_disk_that_fills_up_costs_nothing_but_the_wait(folder, small_disk):
     """Too small for a checkpoint and a state: refused at once. Full in the midst: one sentence, and on with more."""
-    from tests.engine.kills import outcome
 
     def go(out):
         command = [sys.executable, "-m", "engine.train", "--model", str(folder / "model"), "--resume", *FLAGS]

@@ -19,26 +19,10 @@ from data.errors import Stopped
 from engine import checkpoint, stop, train
 from engine.config import TrainConfig
 from tests import tiny
+from tests.engine.kills import outcome
 from tests.engine.test_train import id_rows, lines
 
 ROOT = Path(__file__).parents[2]
-TIMES = ("perf/step_seconds", "perf/pairs_per_second", "perf/tokens_per_second")
-
-
-def facts(out):
-    """A run's metrics without what the clock says."""
-    return [{k: v for k, v in line.items() if k not in TIMES} for line in lines(out)]
-
-
-def weights_of(out):
-    """The digest of every epoch's weights."""
-    found = sorted(Path(out).glob("epoch-*/model.safetensors"))
-    return [(p.parent.name, hashlib.sha256(p.read_bytes()).hexdigest()) for p in found]
-
-
-def same(a, b):
-    assert facts(a) == facts(b) and len(facts(a)) > 0
-    assert weights_of(a) == weights_of(b) and weights_of(a)
 
 
 @pytest.fixture
@@ -75,7 +59,7 @@ def test_a_run_that_stops_after_every_step_is_the_same_run(go, kind):
     result = go("stopped", **JOBS[kind], resume=True)
     assert result.metrics["step"] == len(lines(go.tmp / "whole" / inside))
     for folder in {".", inside} if kind != "stages" else {"stage-01", "stage-02"}:
-        same(go.tmp / "whole" / folder, go.tmp / "stopped" / folder)
+        assert outcome(go.tmp / "whole" / folder) == outcome(go.tmp / "stopped" / folder)
 
 
 def test_a_state_between_two_epochs_is_enough(go):
@@ -91,7 +75,7 @@ def test_a_state_between_two_epochs_is_enough(go):
     with open(go.tmp / "killed/metrics.jsonl", "a") as file:
         file.write('{"step": 6, "lo')  # torn
     go("killed", resume=True)
-    same(go.tmp / "whole", go.tmp / "killed")
+    assert outcome(go.tmp / "whole") == outcome(go.tmp / "killed")
 
 
 def test_a_finished_run_says_so_and_a_fresh_one_begins(go, capsys):
@@ -171,7 +155,7 @@ def test_a_damaged_state_is_found_and_the_one_before_it_used(go, capsys):
     go("run", resume=True)
     said = capsys.readouterr().err
     assert ".metadata: missing; set aside as step-000006.damaged" in said and "goes on after step 4" in said
-    same(go.tmp / "whole", go.tmp / "run")
+    assert outcome(go.tmp / "whole") == outcome(go.tmp / "run")
     for kept in (go.tmp / "kept/state").glob("step-*"):
         (kept / "run.json").unlink()
     before = (go.tmp / "kept/metrics.jsonl").read_bytes()
@@ -235,7 +219,7 @@ def test_a_signal_saves_the_step_and_leaves(go, monkeypatch, number):
     assert signal.getsignal(signal.SIGINT) is signal.default_int_handler  # given back
     monkeypatch.undo()
     go("run", resume=True)
-    same(go.tmp / "whole", go.tmp / "run")
+    assert outcome(go.tmp / "whole") == outcome(go.tmp / "run")
 
 
 def test_a_launcher_can_ask_by_a_file(go, monkeypatch):
@@ -250,13 +234,14 @@ def test_a_second_run_in_a_folder_is_told_who_is_there(go, tmp_path):
     go("run", stop_after=4)
     holder = subprocess.Popen(
         [sys.executable, "-c", "import fcntl, sys, time, json, os, socket\nf = open(sys.argv[1], 'r+')\n"
-         "fcntl.flock(f, fcntl.LOCK_EX)\nf.truncate(); f.write(json.dumps([os.getpid(), 'host-a', 'noon']))\n"
+         "fcntl.flock(f, fcntl.LOCK_EX)\nf.truncate()\n"
+         "f.write(json.dumps({'pid': os.getpid(), 'host': 'host-a', 'since': 'noon'}))\n"
          "f.flush(); print('held', flush=True); time.sleep(600)", str(tmp_path / "run/run.lock")],
         stdout=subprocess.PIPE, text=True,
     )  # fmt: skip
     try:
         assert holder.stdout.readline() == "held\n"
-        with pytest.raises(InputError, match=f"process {holder.pid} on host-a, since noon, is writing here"):
+        with pytest.raises(InputError, match=rf"process {holder.pid} on host-a \(since noon\) is writing here"):
             go("run", resume=True)
     finally:
         holder.kill()
@@ -286,8 +271,8 @@ def test_two_ranks_go_on_bit_for_bit(go):
     whole += [w | moving | {"out": w["out"] + "-moving"} for w in whole]
     parts += [p | moving | {"out": p["out"] + "-moving"} for p in parts]
     on_ranks(go.tmp, 2, whole + parts)
-    same(go.tmp / "whole", go.tmp / "parts")
-    same(go.tmp / "whole-moving", go.tmp / "parts-moving")
+    assert outcome(go.tmp / "whole") == outcome(go.tmp / "parts")
+    assert outcome(go.tmp / "whole-moving") == outcome(go.tmp / "parts-moving")
 
 
 def on_ranks(folder, n, jobs):
@@ -340,8 +325,7 @@ def test_copies_of_shards_equal_one_process(go):
         for a, b in zip(one, other, strict=True):
             for key in ("loss", "grad_norm", "rewards/chosen", "eval_rewards/margins"):
                 assert key not in a or abs(a[key] - b[key]) < 1e-5, (name, a["step"], key)
-    facts_of = {name: weights_of(go.tmp / name) for name in ("by2", "parts")}
-    assert all(facts_of.values())
+        assert (go.tmp / name / "epoch-01/model.safetensors").is_file()
 
 
 def test_a_rank_that_is_out_of_memory_says_what_to_lower(go, monkeypatch):
@@ -361,7 +345,7 @@ def test_a_rank_that_is_out_of_memory_says_what_to_lower(go, monkeypatch):
     monkeypatch.undo()
     go("whole")
     go("run", resume=True)
-    same(go.tmp / "whole", go.tmp / "run")
+    assert outcome(go.tmp / "whole") == outcome(go.tmp / "run")
 
 
 def test_a_second_signal_waits_for_the_save(go, monkeypatch):

@@ -67,7 +67,7 @@ def test_a_run_is_over_with_its_last_epoch_or_step(tmp_path, more, n, over):
 
 def test_the_best_the_newest_and_those_without_a_score_stay(tmp_path):
     run = run_folder(tmp_path / "run", 6, epochs=6)
-    (run / ".removed-epoch-00").mkdir()  # left by a prune that was killed
+    (run / "epoch-00.old.tmp").mkdir()  # left by a prune that was killed
     values = {"epoch-01": 0.1, "epoch-02": 0.9, "epoch-03": 0.4, "epoch-04": 0.3}
     assert checkpoints.prune(run, values, {"epoch-04"}) == ["epoch-01", "epoch-03"]
     assert names(checkpoints.epochs(run)) == ["epoch-02", "epoch-04", "epoch-05", "epoch-06"]
