@@ -69,8 +69,8 @@ find_python() {
 make_venv() { # a machine's own torch (a CUDA image, say) is kept: the environment then sees the machine's packages
   local site=()
   if has_torch "$1"; then site=(--system-site-packages); fi
-  if [[ -x $PYTHON ]]; then return; fi
-  if ! run "$1" -m venv ${site[@]+"${site[@]}"} $VENV; then
+  if "$PYTHON" -m pip --version >/dev/null 2>&1; then return; fi # one that was interrupted is made anew
+  if ! run "$1" -m venv --clear ${site[@]+"${site[@]}"} $VENV; then
     rm -rf $VENV
     echo "error: $1 cannot make a virtual environment; on Debian and Ubuntu install python3-venv" >&2
     return 2

@@ -68,21 +68,25 @@ class Heartbeat:
         try:
             yield
         except Exception as fault:
+            if isinstance(fault, (InputError, RunError, OSError)):  # it has a sentence of its own
+                self._note_failure()
+                raise
             if _OUT_OF_MEMORY.search(f"{type(fault).__name__}: {fault}"):
                 raise self._out_of_memory(fault) from None
             if self._store is None:
                 raise
-            if isinstance(fault, (InputError, RunError, OSError)):  # it has a sentence of its own
-                self._store.set(f"failed/{self._rank}", "1")
-                raise
             if _OF_PEERS.search(str(fault)) or "Dist" in type(fault).__name__:
                 raise self._lost(self._store) from None
-            raise self._failed(self._store, fault) from None
+            raise self._failed(fault) from None
+
+    def _note_failure(self) -> None:
+        """Tells the others that what they will notice is this rank's, and told by it."""
+        if self._store is not None:
+            self._store.set(f"failed/{self._rank}", "1")
 
     def _out_of_memory(self, fault: Exception) -> RunError:
         """What was asked for, and what to lower."""
-        if self._store is not None:
-            self._store.set(f"failed/{self._rank}", "1")
+        self._note_failure()
         wanted = re.search(r"tried to allocate ([\d.]+ \w+)", str(fault), re.IGNORECASE)
         asked = f" when it asked for {wanted[1]}" if wanted else ""
         made = RunError(
@@ -92,9 +96,9 @@ class Heartbeat:
         made.speaks = True
         return made
 
-    def _failed(self, store: Store, fault: Exception) -> RunError:
+    def _failed(self, fault: Exception) -> RunError:
         """This rank's own fault: it speaks, and its traceback is kept."""
-        store.set(f"failed/{self._rank}", "1")
+        self._note_failure()
         where = ""
         if self.log is not None and self.log.is_dir():
             path = self.log / f"rank-{self._rank}.traceback.txt"
