@@ -14,6 +14,7 @@ usage() {
 ./launch.sh demo           align a tiny Llama on CLAIR pairs, from nothing, in about four minutes on two cores
 ./launch.sh train ...      engine.train on every GPU of this machine (or --nproc N processes); the rest is passed on
 ./launch.sh bench [...]    how fast the training path is here; without arguments on a tiny shape, about two minutes
+./launch.sh gpu-checks     everything that only a GPU can show, in one call of at most ten minutes; prints a table
 ./launch.sh test [...]     the fast tests; --all adds the slow ones; the rest is passed on to pytest (-k NAME)
 Python: set PYTHON3 to choose the interpreter (3.11 or later).
 TEXT
@@ -24,9 +25,9 @@ main() {
   shift || true
   case $verb in
     setup) setup "$@" ;;
-    demo | train | test | bench) # no && here: it would let a failing line of setup pass
+    demo | train | test | bench | gpu-checks) # no && here: it would let a failing line of setup pass
       setup
-      "run_$verb" "$@"
+      "run_${verb//-/_}" "$@"
       ;;
     help | -h | --help) usage ;;
     *)
@@ -163,6 +164,8 @@ run_bench() {
   if (($# == 0)); then set -- --shape tiny --data ultrafeedback; fi
   run "$PYTHON" -m engine.bench "$@"
 }
+
+run_gpu_checks() { run "$PYTHON" -m tests.gpu.checks "$@"; }
 
 threads_per_rank() { "$PYTHON" -c 'import os, sys; print(max(1, (os.cpu_count() or 1) // int(sys.argv[1])))' "$1"; }
 

@@ -11,7 +11,7 @@ kernels that take unequal lengths of queries and keys.
 
 # T packed tokens, U gathered keys, M documents, R predicting rows, S sequences (responses), N examples
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields, replace
 
 import numpy as np
@@ -66,8 +66,15 @@ class Forest:
 
     def to(self, device: torch.device | str) -> "Forest":
         """The same forest with its tensors on a device."""
-        moved = {f.name: getattr(self, f.name) for f in fields(self)}
-        return replace(self, **{k: v.to(device, non_blocking=True) for k, v in moved.items() if isinstance(v, Tensor)})
+        return self._with(lambda tensor: tensor.to(device, non_blocking=True))
+
+    def pin(self) -> "Forest":
+        """The same forest in pages that a GPU can read by itself."""
+        return self._with(Tensor.pin_memory)
+
+    def _with(self, change: Callable[[Tensor], Tensor]) -> "Forest":
+        held = {f.name: getattr(self, f.name) for f in fields(self)}
+        return replace(self, **{name: change(value) for name, value in held.items() if isinstance(value, Tensor)})
 
 
 @dataclass(frozen=True, kw_only=True)

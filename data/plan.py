@@ -4,6 +4,7 @@ Pure arithmetic on lengths and seeds, the same on every rank, so that nothing ha
 split over ranks and micro-batches changes its speed only: the loss is a global sum over a global count.
 """
 
+import bisect
 from collections.abc import Sequence
 
 import numpy as np
@@ -35,7 +36,18 @@ def split_ranks(sizes: Sequence[int], n_ranks: int) -> list[list[int]]:
 
 
 def split_micro(places: Sequence[int], sizes: Sequence[int], budget: int) -> list[list[int]]:
-    """A rank's places cut into micro-batches of at most `budget` tokens each, in order, at least one example each."""
+    """A rank's places cut into micro-batches of at most `budget` tokens each, in order, at least one example each.
+
+    No more of them than the budget asks for, of about one size: none is left over small.
+    """
+    fewest = len(_cut(places, sizes, budget))
+    tokens = sum(sizes[i] for i in places)
+    even = range(-(-tokens // max(1, fewest)), budget)
+    k = bisect.bisect_left(even, True, key=lambda size: len(_cut(places, sizes, size)) <= fewest)
+    return _cut(places, sizes, even[k] if k < len(even) else budget)
+
+
+def _cut(places: Sequence[int], sizes: Sequence[int], budget: int) -> list[list[int]]:
     batches: list[list[int]] = []
     filled = 0
     for i in places:

@@ -59,7 +59,7 @@ def by_document(forest: Forest) -> Attend:
     cu_q, cu_k = forest.cu_q.tolist(), forest.cu_k.tolist()
 
     def attend(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-        k, v = k[forest.keys], v[forest.keys]  # [U, K, E]
+        k, v = gather(k, forest.keys), gather(v, forest.keys)  # [U, K, E]
         parts = []
         for (a, b), (c, d) in zip(pairwise(cu_q), pairwise(cu_k), strict=True):
             parts.append(_sdpa(q[a:b], k[c:d], v[c:d], causal_lower_right(b - a, d - c)))
@@ -76,7 +76,7 @@ def varlen(forest: Forest) -> Attend:
     grouped = {"enable_gqa": True} if "enable_gqa" in inspect.signature(varlen_attn).parameters else {}
 
     def attend(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-        k, v = k[forest.keys], v[forest.keys]  # [U, K, E]
+        k, v = gather(k, forest.keys), gather(v, forest.keys)  # [U, K, E]
         lengths = (forest.cu_q, forest.cu_k, forest.max_q, forest.max_k)
         # A window of (-1, 0) is causal, from the bottom right where lengths differ.
         found = varlen_attn(q, k, v, *lengths, window_size=(-1, 0), **grouped)  # pyright: ignore[reportArgumentType]
@@ -84,6 +84,14 @@ def varlen(forest: Forest) -> Attend:
         return found
 
     return attend
+
+
+def gather(x: Tensor, rows: Tensor) -> Tensor:
+    """x[rows], whose backward pass adds up where the rows point instead of sorting them: a third of the time.
+
+    On CUDA it adds in any order: with three readers of a row or more (K > 2 responses) the last bit may vary.
+    """
+    return x.index_select(0, rows)
 
 
 def _sdpa(q: Tensor, k: Tensor, v: Tensor, mask: Tensor) -> Tensor:

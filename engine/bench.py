@@ -23,37 +23,18 @@ from typing import Any, Literal
 import numpy as np
 import torch
 
-from data import InputError, cli, files
+from data import InputError, RunError, cli, files
 from data.dataset import open_model, read_examples
 from data.examples import Example, Limits
 from data.records import Message, Record, read_records
 from data.sources import Reading
 from engine import weights
-from engine.config import TrainConfig
+from engine.cost import DATASHEET
 from engine.llama import Llama, LlamaConfig
 from engine.measure import PARTS
+from engine.shapes import SHAPES, raw_config
 
 EXAMPLE = "python -m engine.bench --shape tiny --data ultrafeedback"
-SHAPES: dict[str, dict[str, Any]] = {
-    "tiny": {
-        "hidden_size": 256,
-        "intermediate_size": 688,
-        "num_hidden_layers": 8,
-        "num_attention_heads": 8,
-        "num_key_value_heads": 4,
-        "vocab_size": 32_000,
-        "rope_theta": 500_000.0,
-    },
-    "llama3-8b": {
-        "hidden_size": 4096,
-        "intermediate_size": 14_336,
-        "num_hidden_layers": 32,
-        "num_attention_heads": 32,
-        "num_key_value_heads": 8,
-        "vocab_size": 128_256,
-        "rope_theta": 500_000.0,
-    },
-}
 # Tokens of UltraFeedback's prompts, winners and losers before the cut at 512: medians and spread of their logarithms.
 LENGTHS = ((119, 0.8), (340, 0.75), (340, 0.75))
 SAVINGS = ("packing", "prompt-sharing", "response-rows", "reference-cache", "kept-logits", "used-pages", "balance")
@@ -76,8 +57,18 @@ class BenchConfig:
     """Pairs per step."""
     loss: str = "apo_zero"
     """Objective."""
-    micro_tokens: int = TrainConfig.micro_tokens
-    """Most tokens in one forward and backward pass."""
+    micro_tokens: int | None = None
+    """Most tokens in one forward and backward pass. Unset: as engine.train does."""
+    master: Literal["auto", "whole", "split"] = "auto"
+    """As engine.train's."""
+    square_avg: Literal["float32", "bfloat16"] = "float32"
+    """As engine.train's."""
+    reference: Literal["fused", "precompute"] = "fused"
+    """fused: epoch 1 walks it, epoch 2 reads it; precompute: a single epoch, in all of whose steps it is known."""
+    profile: str | None = None
+    """File for a table of what the kernels of one step take, of the first row's run."""
+    gpu_memory: float | None = None
+    """GB of the GPU that a run may take."""
     dtype: Literal["float32", "bfloat16"] | None = None
     """Compute dtype. Unset: bfloat16 on CUDA, float32 on the CPU."""
     ablate: bool = False
@@ -94,7 +85,8 @@ class BenchConfig:
     """YAML file of settings, named as the flags are; flags win over it."""
 
     def __post_init__(self) -> None:
-        if self.steps < 2 or min(self.rounds, self.batch_size, self.ranks, self.micro_tokens, self.layers or 1) < 1:
+        counts = (self.rounds, self.batch_size, self.ranks, self.micro_tokens or 1, self.layers or 1)
+        if self.steps < 2 or min(counts) < 1:
             raise InputError("--steps has to be 2 or more, and the other numbers above 0")
 
 
@@ -139,7 +131,8 @@ class Bench:
                 f"without {saving}": {"without": [saving]} for saving in SAVINGS if saving != "balance" or c.ranks > 1
             }
             kinds["without any"] = {"without": list(SAVINGS), "micro_tokens": c.micro_tokens}
-            kinds["compiled blocks"] = {"compile": True}
+            others = ["no"] if torch.cuda.is_available() else ["yes"]
+            kinds |= {f"compile: {kind}": {"compile": kind} for kind in others}
         peers = {f"TRL, {n} at a time": n for n in (1, 2, 4)} if c.peer else {}
         runs: dict[str, list[dict[str, Any]]] = {}
         for turn in range(c.rounds):
@@ -157,11 +150,13 @@ class Bench:
         n_ranks = changes.get("ranks", c.ranks)
         settings: dict[str, Any] = {
             "model": str(self._model), "data": [str(self._rows)], "out": str(self._folder / self._next()),
-            "loss": c.loss, "epochs": 2, "batch_size": c.batch_size, "micro_tokens": c.micro_tokens, "dtype": c.dtype,
-            "keep": 1, "reference": "fused",
+            "loss": c.loss, "epochs": 2 if c.reference == "fused" else 1, "batch_size": c.batch_size,
+            "micro_tokens": c.micro_tokens, "dtype": c.dtype, "keep": 1, "state_every": 0, "reference": c.reference,
+            "master": c.master, "square_avg": c.square_avg, "gpu_memory": c.gpu_memory,
         }  # fmt: skip
         settings |= {k: v for k, v in changes.items() if k != "ranks"}
-        return self._run(name, "engine.measure", {"config": settings, "kernels": kernels}, n_ranks)
+        more = {"kernels": kernels and not torch.cuda.is_available(), "profile": c.profile if kernels else None}
+        return self._run(name, "engine.measure", {"config": settings, **more}, n_ranks)
 
     def _theirs(self, name: str, micro: int) -> dict[str, Any]:
         c = self._config
@@ -181,10 +176,11 @@ class Bench:
         torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--no-python"]
         command = code if n_ranks == 1 else [*torchrun, "--nproc_per_node", str(n_ranks), *code]
         root = str(Path(__file__).resolve().parents[1])
-        env = os.environ | {"PYTHONPATH": root, "OMP_NUM_THREADS": str(threads)}
-        done = subprocess.run(command, capture_output=True, text=True, check=False, env=env)
+        path = os.pathsep.join(filter(None, (root, os.environ.get("PYTHONPATH"))))
+        env = os.environ | {"PYTHONPATH": path, "OMP_NUM_THREADS": str(threads)}
+        done = subprocess.run(command, stdout=subprocess.DEVNULL, check=False, env=env)
         if done.returncode or not result.exists():
-            raise RuntimeError(f"{name}: the measured run failed\n{done.stderr[-3000:]}")
+            raise RunError(f"{name}: the measured run failed; what it said stands above")
         return json.loads(result.read_text())
 
     def _next(self) -> str:
@@ -245,6 +241,15 @@ def _where(run: dict[str, Any]) -> list[str]:
             f"{speed / run['matmul_peak']:.0%}",
         ]
         lines.append(_line(*cells))
+    if "kernels" not in run:
+        useful = run["epochs"][-1]["useful_flops"] / run["epochs"][-1]["seconds"]
+        return [
+            *lines, "",
+            f"Useful: {useful / 1e12:,.0f} TFLOP/s, {useful / run['matmul_peak']:.0%} of a plain product's "
+            f"{run['matmul_peak'] / 1e12:,.0f}, {useful / DATASHEET:.1%} of the {DATASHEET / 1e12:.0f} of an H100's or "
+            f"H200's datasheet; expected to take {sum(run['plan']['bytes'].values()) / 1e9:.1f} GB, took "
+            f"{run['peak_bytes'] / 1e9:.1f} ({run['allocated_bytes'] / 1e9:.1f} of them in use).",
+        ]  # fmt: skip
     kernels, last = run["kernels"], run["epochs"][-1]
     alone, whole = sum(kernels.values()), last["seconds"] / last["pairs"]
     said = ", ".join(f"{part} {seconds:.3f}" for part, seconds in kernels.items())
@@ -292,15 +297,24 @@ def write_model(folder: Path, shape: str, layers: int | None) -> None:
             raise InputError("--layers: goes with a named shape; a folder has its own")
         shutil.copytree(source, folder)
         return
-    raw = {"architectures": ["LlamaForCausalLM"], "model_type": "llama", "rms_norm_eps": 1e-5, "hidden_act": "silu",
-           "max_position_embeddings": 8192, "bos_token_id": 0, "eos_token_id": 1} | SHAPES[shape]  # fmt: skip
-    raw["num_hidden_layers"] = layers or raw["num_hidden_layers"]
-    model = Llama(LlamaConfig.parse(raw, "config.json"))
-    generator = torch.Generator().manual_seed(0)
+    raw = raw_config(shape, layers)
+    dtype = torch.float32 if shape == "tiny" else torch.bfloat16
+    device = (
+        "cuda" if torch.cuda.is_available() and dtype == torch.bfloat16 else "cpu"
+    )  # 8 billion numbers take minutes
+    with torch.device("meta"):
+        model = Llama(LlamaConfig.parse(raw, "config.json")).to(dtype)
+    model.to_empty(device=device)
+    generator = torch.Generator(device).manual_seed(0)
     for name, parameter in model.named_parameters():
-        if "norm" not in name:
+        if "norm" in name:
+            torch.nn.init.ones_(parameter)
+        else:
             torch.nn.init.normal_(parameter, std=0.02, generator=generator)
-    weights.save(model, folder, dtype=torch.bfloat16 if shape == "llama3-8b" else torch.float32)
+    weights.save(model, folder, dtype=dtype)
+    del model
+    if device == "cuda":
+        torch.cuda.empty_cache()
 
 
 def _examples(config: BenchConfig, model: Path) -> list[Example]:

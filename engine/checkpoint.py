@@ -94,10 +94,12 @@ class States:
 
     def load(self, step: int, tensors: State) -> None:
         """Reads a state's tensors into these, whatever number of ranks wrote it. Collective."""
+        reader = _Reader(_path(self._folder, step))
+        reader.read_metadata()  # torch 2.11 would say nothing of why it cannot be read
         try:
             load(
                 dict(tensors),
-                storage_reader=_Reader(_path(self._folder, step)),
+                storage_reader=reader,
                 process_group=self._group,
                 no_dist=self._group is None,
             )

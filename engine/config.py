@@ -93,21 +93,50 @@ class TrainConfig(RowSettings):
     own_score: Literal["row", "rejected"] = "row"
     """Where the score of the model's own answer stands: in "own_score", or, where the loser is that answer, in
     "rejected_score"."""
-    micro_tokens: int = 1024
-    """Most tokens in one forward and backward pass of a rank (one example at least): bounds the memory."""
+    micro_tokens: int | None = None
+    """Most tokens in one forward and backward pass of a rank (one example at least): bounds the memory. Unset: 1,024 on
+    the CPU, on a GPU as many as fit."""
+    recompute_blocks: int | None = None
+    """Activation checkpointing: blocks whose inside the backward pass computes again. Unset: none on the CPU, on a GPU
+    as few as it takes to fit."""
+    gpu_memory: float | None = None
+    """GB (10^9 bytes) of the GPU that the run may take. Unset: what is free."""
+    master: Literal["auto", "whole", "split"] = "auto"
+    """float32 master weights, whole with a bf16 copy to compute with, or split in two halves whose upper one computes
+    (one process; the numbers are the same): with it a model of 8 billion parameters trains on one GPU of 80 GB. auto:
+    whole where it fits."""
+    square_avg: Literal["float32", "bfloat16"] = "float32"
+    """RMSProp's running mean of squares with --master split; bfloat16 is an approximation, rounded stochastically:
+    0.7 % of error, no bias, 2 bytes a parameter less."""
+    reshard: Literal["auto", "yes", "no"] = "auto"
+    """Give a block's gathered weights back after its forward pass and gather them again for the backward pass. auto: on
+    a GPU where the memory is needed."""
     shard_size: int | None = None
     """Ranks that share one copy of the weights; unset: all. The number of GPUs of a node: every node holds a copy, and
     only gradients cross the network (hybrid sharding)."""
     hang_timeout: float = 600.0
     """Seconds that ranks wait for one another before the run ends, naming the one that did not answer."""
-    compile: bool = False
-    """Compile the parts of the blocks around attention; on the CPU that was measured to gain nothing."""
+    compile: Literal["auto", "yes", "no"] = "auto"
+    """Compile the blocks around attention. auto: on a GPU; on the CPU it was measured to gain nothing."""
     without: tuple[Technique, ...] = ()
     """Put back what is left out otherwise, to measure what leaving it out buys; the results are the same."""
     keep: int | None = None
     """Keep only the newest epoch folders, so many."""
 
     hyperparameters: tyro.conf.Suppress[dict[str, str]] = field(default_factory=dict)
+
+    def _check_split(self) -> None:
+        if self.master != "split" and self.square_avg != "float32":
+            raise InputError(f"--square-avg {self.square_avg}: goes with --master split; name it, or leave it out")
+        if self.master != "split":
+            return
+        for name, plain in (("optimizer", "rmsprop"), ("reference_update", "none"), ("shard_size", None)):
+            if getattr(self, name) != plain:
+                raise InputError(f"--{name.replace('_', '-')} {getattr(self, name)}: not with --master split")
+        if self.dtype == "float32":
+            raise InputError("--master split: its upper halves compute in bfloat16; leave --dtype out")
+        if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+            raise InputError("--master split: is for one process; with several, leave it out: masters are sharded")
 
     @property
     def resumes(self) -> bool:
@@ -123,15 +152,18 @@ class TrainConfig(RowSettings):
         if not all(0 < weight <= 100 for weight in self.data_weights):
             raise InputError("--data-weights: each has to be above 0, and 100 at most")
         above_zero = "epochs batch_size max_steps micro_tokens keep reference_update_steps stages stop_after keep_state"
-        above_zero += " shard_size"
+        above_zero += " shard_size gpu_memory"
         for name in above_zero.split():
             value = getattr(self, name)
-            if value is not None and value < 1:
+            if value is not None and not value >= 1:
                 raise InputError(f"--{name.replace('_', '-')}: {value} is not above 0")
         if not 0 < self.lr < 10:
             raise InputError(f"--lr: {self.lr} is not between 0 and 10; the paper trains at 2e-7")
-        if min(self.warmup_steps, self.eval_pairs, self.seed, self.state_every or 0) < 0:
-            raise InputError("--warmup-steps, --eval-pairs, --seed and --state-every cannot be negative")
+        if min(self.warmup_steps, self.eval_pairs, self.seed, self.state_every or 0, self.recompute_blocks or 0) < 0:
+            raise InputError(
+                "--warmup-steps, --eval-pairs, --seed, --state-every and --recompute-blocks cannot be negative"
+            )
+        self._check_split()
         if not 1 <= self.hang_timeout <= 86400:
             raise InputError(f"--hang-timeout: {self.hang_timeout} is not between 1 second and a day")
         if not 0 <= self.max_grad_norm < float("inf"):

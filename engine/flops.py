@@ -19,12 +19,18 @@ def forward_flops(shape: LlamaConfig, forest: Forest) -> tuple[int, int]:
 
     Attention is counted causally, which is what is needed and not what every kernel does.
     """
+    q, k = (np.diff(x.cpu().numpy()).astype(np.int64) for x in (forest.cu_q, forest.cu_k))
+    seen = int((q * k - q * (q - 1) // 2).sum())
+    blocks, head = counted_flops(shape, forest.n_tokens, seen, forest.rows.numel())
+    return int(blocks), int(head)
+
+
+def counted_flops(shape: LlamaConfig, n_tokens: float, seen: float, n_rows: float) -> tuple[float, float]:
+    """The same from numbers alone. seen: keys that queries see, summed over all queries."""
     weights = 2 * shape.hidden_size * shape.head_size * (shape.n_heads + shape.n_kv_heads)
     weights += 3 * shape.hidden_size * shape.intermediate_size
-    q, k = np.diff(forest.cu_q.numpy()).astype(np.int64), np.diff(forest.cu_k.numpy()).astype(np.int64)
-    seen = int((q * k - q * (q - 1) // 2).sum())
-    blocks = shape.n_layers * (2 * forest.n_tokens * weights + 4 * seen * shape.n_heads * shape.head_size)
-    return blocks, 2 * forest.rows.numel() * shape.hidden_size * shape.vocab_size
+    blocks = shape.n_layers * (2 * n_tokens * weights + 4 * seen * shape.n_heads * shape.head_size)
+    return blocks, 2 * n_rows * shape.hidden_size * shape.vocab_size
 
 
 def matmul_peak(dtype: torch.dtype, device: torch.device, size: int = 2048) -> float:

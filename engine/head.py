@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-CHUNK_BYTES = 256 * 2**20
+CHUNK_BYTES = {"cpu": 256 * 2**20, "cuda": 2 * 2**30}
 # Rows whose softmax is taken at once on the CPU: what fits into a core's cache is read from memory once.
 CACHE_BYTES = 2 * 2**20
 # Logits that are made by one product on the CPU. Fewer rows make it slower; blocks of one size are used again.
@@ -26,7 +26,8 @@ class Head(nn.Module):
     def __init__(self, vocab_size: int | None, hidden_size: int) -> None:
         super().__init__()
         self.weight = None if vocab_size is None else nn.Parameter(torch.empty(vocab_size, hidden_size))
-        self.chunk_bytes = CHUNK_BYTES
+        self.chunk_bytes: int | None = None
+        """Most bytes of logits that are held at once; None: what suits the device."""
         self.keeps_logits = True
         """Whether logits that fit into a chunk are kept for the backward pass; not doing so is for measuring."""
 
@@ -36,10 +37,14 @@ class Head(nn.Module):
         assert weight is not None  # one of the two is there by construction
         return weight
 
+    def chunk_rows(self, vocab_size: int, device: torch.device) -> int:
+        """Rows whose logits are held at once."""
+        return max(1, (self.chunk_bytes or CHUNK_BYTES[device.type]) // (vocab_size * 4))
+
     def forward(self, hidden: Tensor, targets: Tensor, tied: Tensor | None = None) -> Tensor:
         """Log-prob of targets [R] at hidden [R, D]: [R] nats, float32 (float64 for a float64 model)."""
         weight = self.matrix(tied)
-        chunk_rows = max(1, self.chunk_bytes // (weight.shape[0] * 4))
+        chunk_rows = self.chunk_rows(weight.shape[0], hidden.device)
         return TargetLogps.apply(hidden, weight, targets, chunk_rows, self.keeps_logits)  # pyright: ignore[reportReturnType]
 
 
@@ -73,14 +78,19 @@ class TargetLogps(torch.autograd.Function):
         hidden, weight, targets, totals, *kept = ctx.saved_tensors
         d_hidden = torch.empty_like(hidden)
         d_weight = None
-        for i, rows in enumerate(_slices(len(hidden), ctx.piece_rows)):
+        pieces = list(_slices(len(hidden), ctx.piece_rows))
+        for i, rows in enumerate(pieces):
             spread = kept[i] if ctx.keeps else wide_logits(hidden[rows], weight)
             if not ctx.keeps:
                 _, totals[rows] = _spread(spread, targets[rows])  # as they were
             spread = spread.to(hidden.dtype)  # [C, V]
             scale = (-gradient[rows] / totals[rows])[:, None]
             d_hidden[rows] = (spread @ weight) * scale
-            d_weight = _add_product(d_weight, spread, (hidden[rows] * scale).to(hidden.dtype))
+            right = (hidden[rows] * scale).to(hidden.dtype)
+            if len(pieces) == 1 and hidden.is_cuda:  # nothing to add up: rounded once, by the product itself
+                d_weight = spread.T @ right
+            else:
+                d_weight = _add_product(d_weight, spread, right)
             del spread
         return d_hidden, torch.zeros_like(weight) if d_weight is None else d_weight.to(weight.dtype), None, None, None
 

@@ -7,7 +7,7 @@ function that it is handed (engine/attention.py), so that training and sampling 
 # T packed tokens, D hidden, H heads, K kv heads, E head size, V vocabulary
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,6 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.nn.functional import linear, silu
+from torch.utils.checkpoint import checkpoint
 
 from data import InputError
 from engine.head import Head
@@ -163,11 +164,26 @@ class Llama(nn.Module):
         self.norm = RMSNorm(config.hidden_size, config.rms_norm_eps)
         self.head = Head(None if config.tied else config.vocab_size, config.hidden_size)
 
-    def compile_parts(self) -> None:
-        """Compiles what stands around attention in every block, one graph for all lengths."""
-        for part in self.blocks.modules():
-            if isinstance(part, (RMSNorm, MLP)):
-                part.compile(dynamic=True)
+    def compile_blocks(self) -> None:
+        """Compiles what stands before and after attention in every block: two graphs, for all blocks and lengths.
+
+        The compiler is let compute the norms and silu(gate) * up again in the backward pass, where it would keep them
+        for the products that follow: a third less is kept for 1 % of the time.
+        """
+        from torch._functorch import config  # brings the compiler
+
+        config.ban_recompute_materialized_backward = False
+        for block in self._blocks():
+            block.project = torch.compile(block.project, dynamic=True)
+            block.finish = torch.compile(block.finish, dynamic=True)
+
+    def recompute(self, n_blocks: int) -> None:
+        """Lets so many blocks, the first ones, keep nothing but their input for the backward pass."""
+        for i, block in enumerate(self._blocks()):
+            block.is_recomputed = i < n_blocks
+
+    def _blocks(self) -> Iterator["Block"]:
+        return (block for block in self.blocks if isinstance(block, Block))
 
     @property
     def tied(self) -> Tensor | None:
@@ -190,15 +206,30 @@ class Block(nn.Module):
         self.attention = Attention(config)
         self.mlp_norm = RMSNorm(config.hidden_size, config.rms_norm_eps)
         self.mlp = MLP(config)
+        self.is_recomputed = False
+        """Whether the backward pass computes the block's inside again (activation checkpointing)."""
 
     def forward(self, x: Tensor, rope: Rope, attend: Attend) -> Tensor:
         """x [T, D] -> [T, D], in x's dtype."""
-        x = x + self.attention(self.attention_norm(x), rope, attend)
+        if self.is_recomputed and torch.is_grad_enabled():
+            return checkpoint(self._inside, x, rope, attend, use_reentrant=False, preserve_rng_state=False)
+        return self._inside(x, rope, attend)
+
+    def _inside(self, x: Tensor, rope: Rope, attend: Attend) -> Tensor:
+        return self.finish(x, attend(*self.project(x, rope)))
+
+    def project(self, x: Tensor, rope: Rope) -> tuple[Tensor, Tensor, Tensor]:
+        """What stands before attention: x [T, D] -> q [T, H, E], k and v [T, K, E]."""
+        return self.attention.project(self.attention_norm(x), rope)
+
+    def finish(self, x: Tensor, attended: Tensor) -> Tensor:
+        """What follows it: x [T, D] and attended [T, H, E] -> [T, D]."""
+        x = x + self.attention.o(attended.flatten(1))
         return x + self.mlp(self.mlp_norm(x))
 
 
 class Attention(nn.Module):
-    """Grouped-query attention with rotary positions."""
+    """The weights of grouped-query attention with rotary positions: who attends to whom is the block's affair."""
 
     def __init__(self, config: LlamaConfig) -> None:
         super().__init__()
@@ -209,13 +240,12 @@ class Attention(nn.Module):
         self.v = nn.Linear(config.hidden_size, kv, bias=False)
         self.o = nn.Linear(q, config.hidden_size, bias=False)
 
-    def forward(self, x: Tensor, rope: Rope, attend: Attend) -> Tensor:
-        """x [T, D] -> [T, D]."""
+    def project(self, x: Tensor, rope: Rope) -> tuple[Tensor, Tensor, Tensor]:
+        """x [T, D] -> q [T, H, E], k and v [T, K, E], the first two turned by their positions."""
         heads = (-1, self.head_size)
-        q = rotate(self.q(x).unflatten(1, heads), rope)  # [T, H, E]
-        k = rotate(self.k(x).unflatten(1, heads), rope)  # [T, K, E]
-        v = self.v(x).unflatten(1, heads)  # [T, K, E]
-        return self.o(attend(q, k, v).flatten(1))
+        q = rotate(self.q(x).unflatten(1, heads), rope)
+        k = rotate(self.k(x).unflatten(1, heads), rope)
+        return q, k, self.v(x).unflatten(1, heads)
 
 
 class MLP(nn.Module):

@@ -20,14 +20,14 @@ from typing import Any
 import torch
 
 from data.forest import pack
-from engine import head, parallel, train
+from engine import head, parallel, plan, train
 from engine.config import TrainConfig
 from engine.flops import forward_flops, kernel_seconds, matmul_peak
 from engine.head import Head
 from engine.llama import LlamaConfig
 from engine.parallel import Ranks
 from engine.run import Run
-from engine.steps import Step, Steps
+from engine.steps import Split, Step, Steps
 from engine.walk import Walk
 
 PARTS = ("data", "forward", "head", "backward", "optimizer", "communication", "idle")
@@ -113,8 +113,11 @@ class Counter:
         def counted(model: Walk, forest: Any, *, with_reference: bool) -> Any:
             self.shape = model.policy.config
             blocks, rows = forward_flops(self.shape, forest)
-            n_chunks = -(-forest.rows.numel() * model.policy.config.vocab_size * 4 // model.policy.head.chunk_bytes)
-            recomputed = rows if n_chunks > 1 or not model.policy.head.keeps_logits else 0
+            head = model.policy.head
+            is_one = forest.rows.numel() <= head.chunk_rows(self.shape.vocab_size, forest.tokens.device)
+            recomputed = 0 if is_one and head.keeps_logits else rows
+            n_again = sum(bool(block.is_recomputed) for block in model.policy.blocks)
+            recomputed += blocks * n_again // self.shape.n_layers
             self.flops += 3 * (blocks + rows) + recomputed if torch.is_grad_enabled() else blocks + rows
             self.flops += blocks + rows if with_reference and model.reference is not None else 0
             return walk(model, forest, with_reference=with_reference)
@@ -122,8 +125,11 @@ class Counter:
         Walk.forward = counted  # pyright: ignore[reportAttributeAccessIssue]
 
 
-def measure(config: TrainConfig, *, kernels: bool = False) -> dict[str, Any]:
+def measure(config: TrainConfig, *, kernels: bool = False, profile: str | None = None) -> dict[str, Any]:
     """Trains, and gives what it took: a list of epochs with {"pairs", "seconds", "tokens", "flops", parts ...}.
+
+    On a GPU the parts are left out: to time them the host would have to wait for each. profile: a file for what the
+    kernels of the last step take instead.
 
     tokens: prompts once, responses whole. flops: what this rank executes times the ranks; useful_flops: what the
     step needs without padding, with each prompt once, response rows only, and the reference once.
@@ -132,11 +138,14 @@ def measure(config: TrainConfig, *, kernels: bool = False) -> dict[str, Any]:
     """
     before = resident()
     stopwatch, counter = Stopwatch(), Counter()
-    watch(stopwatch)
+    if not torch.cuda.is_available():
+        watch(stopwatch)
+    profiler = torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CUDA]) if profile else None
     n_ranks = int(os.environ.get("WORLD_SIZE", "1"))
     epochs: dict[int, dict[str, Any]] = {}
     spans: dict[str, float] = {}
-    log, stop_clock = Run.log, Run.stop_clock
+    log, stop_clock, lay_out = Run.log, Run.stop_clock, train.Job.lay_out
+    plans: list[dict[str, Any]] = []
 
     def count(run: Run, step: Step, *arguments: Any, **more: Any) -> None:
         if step.epoch in epochs:
@@ -147,14 +156,23 @@ def measure(config: TrainConfig, *, kernels: bool = False) -> dict[str, Any]:
                 "tokens": step.n_tokens,
                 "seconds": run.step_seconds,
                 "flops": counter.flops * n_ranks,
-                "useful_flops": (4 if step.epoch == 1 else 3) * (blocks + rows),  # the reference is worth one pass
+                # The reference is worth one pass, where it walks.
+                "useful_flops": (4 if step.epoch == 1 and config.reference != "precompute" else 3) * (blocks + rows),
             }
             for name, value in (known | spans).items():
                 found[name] += value
+            found["step_seconds"] = [*found.get("step_seconds", []), run.step_seconds]
         epochs.setdefault(step.epoch, defaultdict(float))
         counter.flops = 0
         stopwatch.restart()  # before the line is written: that counts into the next step
         log(run, step, *arguments, **more)
+        if profiler is not None and profile is not None:
+            if step.number == len(run.steps) - 1:
+                profiler.start()
+            if step.number == len(run.steps):
+                profiler.stop()
+                table = profiler.key_averages().table(sort_by="self_device_time_total", row_limit=45)
+                Path(profile).write_text(table)
 
     def keep(run: Run) -> None:
         stop_clock(run)
@@ -163,16 +181,28 @@ def measure(config: TrainConfig, *, kernels: bool = False) -> dict[str, Any]:
         spans.clear()
         spans.update(stopwatch.seconds)
 
+    def keep_plan(job: train.Job, ranks: Ranks) -> plan.Plan:
+        found = lay_out(job, ranks)
+        plans.append(found.facts())
+        return found
+
+    train.Job.lay_out = keep_plan  # pyright: ignore[reportAttributeAccessIssue]
     Run.log = count  # pyright: ignore[reportAttributeAccessIssue]
     Run.stop_clock = keep  # pyright: ignore[reportAttributeAccessIssue]
     result = train.run(config)
-    peak = torch.cuda.max_memory_allocated() if torch.cuda.is_available() else resident(peak=True) - before
+    has_cuda = torch.cuda.is_available()
+    peak = torch.cuda.max_memory_reserved() if has_cuda else resident(peak=True) - before
     made: dict[str, Any] = {
         "epochs": [epochs[e] for e in sorted(epochs)],
         "peak_bytes": peak,
+        "allocated_bytes": torch.cuda.max_memory_allocated() if has_cuda else peak,
         "loss": result.metrics["loss"],
+        "plan": plans[-1],
     }
-    if kernels:
+    if has_cuda:
+        torch.cuda.empty_cache()
+        made["matmul_peak"] = matmul_peak(torch.bfloat16, torch.device("cuda"), 8192)
+    elif kernels:
         made |= _alone(config)
     return made
 
@@ -180,11 +210,12 @@ def measure(config: TrainConfig, *, kernels: bool = False) -> dict[str, Any]:
 def _alone(config: TrainConfig) -> dict[str, Any]:
     """What the device reaches on a plain product, and how long the kernels of the first step's batches take alone."""
     job = train.Job(replace(config, out=config.out + "-kernels"))
-    ranks = train.ranks_of(config)
+    ranks = train.ranks_of(job)
+    split = Split.of(config, job.lay_out(ranks).setting.micro_tokens)
     model = job.policy.to_empty(device=ranks.device).to(ranks.dtype)
     step = job.steps.step(1)
     seconds: dict[str, float] = defaultdict(float)
-    for batch in step.pack(ranks, job.split):
+    for batch in step.pack(ranks, split):
         for part, value in kernel_seconds(model, batch.forest.to(ranks.device)).items():
             seconds[part] += value
     peak = matmul_peak(ranks.dtype, ranks.device) * ranks.size
@@ -203,6 +234,6 @@ def main() -> None:
     if job["threads"]:
         torch.set_num_threads(job["threads"])
     settings: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in job["config"].items()}
-    made = measure(TrainConfig(**settings), kernels=job["kernels"])
+    made = measure(TrainConfig(**settings), kernels=job["kernels"], profile=job.get("profile"))
     if os.environ.get("RANK", "0") == "0":
         Path(job["result"]).write_text(json.dumps(made))

@@ -1,4 +1,4 @@
-"""How gradients become steps: RMSProp or AdamW on float32 masters, and the learning rate of each step."""
+"""How gradients become steps: clipping, RMSProp or AdamW on float32 masters, and the learning rate of each step."""
 
 from collections.abc import Iterable
 
@@ -8,19 +8,37 @@ from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LambdaLR
 
 from engine.config import TrainConfig
+from engine.parallel import Ranks
+from engine.split import Masters, SplitRMSprop
 
 
-def build(parameters: Iterable[nn.Parameter], config: TrainConfig, n_steps: int) -> tuple[Optimizer, LambdaLR]:
-    """The optimizer, fused over tensors, and its schedule.
+def build(
+    parameters: Iterable[nn.Parameter], config: TrainConfig, n_steps: int, masters: Masters | None = None
+) -> tuple[Optimizer, LambdaLR]:
+    """The optimizer, fused over tensors, and its schedule. masters: the parameters' other halves, where they are split.
 
     RMSProp has no bias correction: its first update is lr / sqrt(1 - alpha) = 10 lr, decaying over some 100 steps.
     """
     parameters = list(parameters)
-    if config.optimizer == "rmsprop":
-        optimizer: Optimizer = torch.optim.RMSprop(parameters, lr=config.lr, alpha=0.99, eps=1e-8, foreach=True)
+    if masters is not None:
+        optimizer: Optimizer = SplitRMSprop(masters, lr=config.lr, square_avg=getattr(torch, config.square_avg))
+        if not config.max_grad_norm:
+            optimizer.step_in_backward()
+    elif config.optimizer == "rmsprop":
+        optimizer = torch.optim.RMSprop(parameters, lr=config.lr, alpha=0.99, eps=1e-8, foreach=True)
     else:
         optimizer = torch.optim.AdamW(parameters, lr=config.lr, weight_decay=0.0, foreach=True)
     return optimizer, LambdaLR(optimizer, lambda done: lr_factor(done, n_steps=n_steps, warmup=config.warmup_steps))
+
+
+def clip(optimizer: Optimizer, ranks: Ranks, max_norm: float) -> float:
+    """Scales the gradient to a global norm of at most max_norm (0: as it is); gives the norm before. Collective."""
+    if not isinstance(optimizer, SplitRMSprop):
+        return ranks.clip_grad_norm(optimizer.param_groups[0]["params"], max_norm)
+    norm = optimizer.grad_norm()
+    if max_norm > 0:
+        optimizer.factor = (max_norm / (norm + 1e-6)).clamp(max=1.0).view(1)  # as torch.nn.utils does it
+    return norm.item()
 
 
 def state_tensors(optimizer: Optimizer, parameters: Iterable[tuple[str, nn.Parameter]]) -> dict[str, Tensor]:

@@ -12,8 +12,9 @@ import sys
 from collections.abc import Callable, Iterable
 from datetime import timedelta
 from functools import cached_property
+from itertools import pairwise
 from pathlib import Path
-from typing import TypeVar
+from typing import TypeVar, cast
 
 import torch
 import torch.distributed as dist
@@ -34,30 +35,46 @@ from engine.walk import Walk
 Value = TypeVar("Value")
 
 PR_SET_PDEATHSIG = 1  # of Linux's sys/prctl.h
+# Lengths differ from pass to pass: without it the allocator is left with pieces that nothing fits.
+os.environ.setdefault("PYTORCH_CUDA_ALLOC_CONF", "expandable_segments:True")
 
 
 class Ranks:
     """The processes of a run, and this one's place among them."""
 
     def __init__(
-        self, *, dtype: torch.dtype | None = None, timeout: float = 600.0, shard_size: int | None = None
+        self,
+        *,
+        dtype: torch.dtype | None = None,
+        timeout: float = 600.0,
+        shard_size: int | None = None,
+        splits_masters: bool = False,
+        gpu_memory: float | None = None,
     ) -> None:
         """Joins the ranks that torchrun started, or is alone.
 
         dtype: of compute; bf16 on CUDA, else float32. timeout: seconds that a collective waits. shard_size: ranks that
-        share one copy of the weights; all where it is None. Raises InputError where copies do not come out even.
+        share one copy of the weights; all where it is None. splits_masters: nothing is wrapped, the weights are bf16
+        (engine/split.py). gpu_memory: bytes that the allocator may take. Raises InputError where copies do not come out
+        even.
         """
         self.rank = int(os.environ.get("RANK", "0"))
-        self.size = int(os.environ.get("WORLD_SIZE", "1"))
+        self.size = world_size()
         has_cuda = torch.cuda.is_available()
         self.device = torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0"))) if has_cuda else torch.device("cpu")
-        self.dtype = dtype or (torch.bfloat16 if has_cuda else torch.float32)
+        self.dtype = dtype or (torch.bfloat16 if has_cuda or splits_masters else torch.float32)
         self.shard_size = shard_size or self.size
         if self.size % self.shard_size:
             raise InputError(f"--shard-size: {self.size} ranks are not groups of {shard_size}; name a divisor")
-        self.is_sharded = self.size > 1 or has_cuda or self.dtype != torch.float32
+        self.splits_masters = splits_masters
+        self.is_sharded = not splits_masters and (self.size > 1 or has_cuda or self.dtype != torch.float32)
+        self.reshards = has_cuda
+        """Whether a block's gathered weights are given back after its forward pass."""
         if has_cuda:
             torch.cuda.set_device(self.device)
+            if gpu_memory is not None:
+                whole = torch.cuda.get_device_properties(self.device).total_memory
+                torch.cuda.set_per_process_memory_fraction(min(1.0, gpu_memory / whole), self.device)
         if self.is_sharded:
             backend = "cpu:gloo,cuda:nccl" if has_cuda else "gloo"
             if (
@@ -93,6 +110,9 @@ class Ranks:
                 if isinstance(module, FSDPModule):  # sum, not FSDP's mean: ranks hold different counts
                     module.set_gradient_divide_factor(1.0)
                     module.set_force_sum_reduction_for_comms(True)  # the factor alone fails on gloo
+            _order_gathers(walk.policy, walk.reference)
+        if self.splits_masters:
+            walk.policy.to(self.dtype)
         return walk.to_empty(device=self.device)
 
     @cached_property
@@ -111,7 +131,7 @@ class Ranks:
         """
         # The model casts by itself: FSDP's cast of inputs would round the rotary angles to bf16.
         policy = MixedPrecisionPolicy(param_dtype=self.dtype, reduce_dtype=torch.float32, cast_forward_inputs=False)
-        frees = self.device.type == "cuda"
+        frees = self.reshards
         for block in model.blocks:
             fully_shard(block, mesh=self.mesh, mp_policy=policy, reshard_after_forward=frees)
         ends: list[list[nn.Module]] = (
@@ -204,13 +224,6 @@ class Ranks:
                     module.set_requires_gradient_sync(is_last, recurse=False)
                     module.set_reshard_after_backward(is_last, recurse=False)
 
-    def free_memory(self) -> float:
-        """Bytes that this rank can still take: of its GPU, or its share of the host."""
-        if self.device.type == "cuda":
-            return torch.cuda.mem_get_info(self.device)[0]
-        pages = os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
-        return pages / int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
-
     def settle(self, walk: Walk) -> None:
         """After a pass without gradient: gives back the weights that a backward pass would have given back.
 
@@ -220,14 +233,46 @@ class Ranks:
             if isinstance(module, FSDPModule):
                 module.reshard()
 
-    def release(self, model: Llama) -> None:
-        """Frees the memory of a model that will not be called again; FSDP keeps handles to it until the run ends."""
+    def release(self, model: Llama, policy: Llama) -> None:
+        """Frees the memory of a reference that is not called again; FSDP keeps handles to it until the run ends."""
+        if self.is_sharded:
+            _order_gathers(policy, None)
         for module in model.modules():
             if isinstance(module, FSDPModule):
                 module.reshard()
         for parameter in model.parameters():
             held, _ = self.local(parameter)
             held.untyped_storage().resize_(0)
+
+
+def _order_gathers(policy: Llama, reference: Llama | None) -> None:
+    """Which unit is gathered while another one computes.
+
+    Forward: the next of the walk. Backward: the policy's one before; left to itself FSDP would take the one that was
+    walked before it, and so gather every block of the reference for nothing.
+    """
+    walked = [m for pair in zip(policy.blocks, reference.blocks, strict=True) for m in pair] if reference else []
+    for unit, following in pairwise(walked or policy.blocks):
+        cast(FSDPModule, unit).set_modules_to_forward_prefetch([cast(FSDPModule, following)])
+    for unit, before in pairwise([policy.head, *reversed(policy.blocks), policy.embed]):
+        cast(FSDPModule, unit).set_modules_to_backward_prefetch([cast(FSDPModule, before)])
+    last = walked[-1] if walked else policy.blocks[-1]
+    cast(FSDPModule, last).set_modules_to_forward_prefetch([])
+
+
+def world_size() -> int:
+    """Processes of the run."""
+    return int(os.environ.get("WORLD_SIZE", "1"))
+
+
+def free_memory() -> int:
+    """Bytes that this rank can still take: of its GPU, or its share of the host."""
+    if torch.cuda.is_available():
+        return torch.cuda.mem_get_info(int(os.environ.get("LOCAL_RANK", "0")))[0]
+    lines = Path("/proc/meminfo").read_text().splitlines() if Path("/proc/meminfo").exists() else []
+    found = next((int(line.split()[1]) * 1024 for line in lines if line.startswith("MemAvailable")), None)
+    free = found or os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    return free // int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
 
 
 def _die_with_parent() -> None:

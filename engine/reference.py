@@ -25,7 +25,6 @@ from data.dataset import digest
 from data.examples import Example
 from data.files import digests, whole_file
 from engine.config import TrainConfig
-from engine.llama import LlamaConfig
 from engine.objective import Objective
 from engine.parallel import Ranks
 from engine.steps import Step
@@ -150,8 +149,11 @@ def _digest(table: Tensor) -> str:
     return hashlib.sha256(table.contiguous().numpy().tobytes()).hexdigest()
 
 
-def choose_mode(config: TrainConfig, objective: Objective, shape: LlamaConfig, ranks: Ranks) -> Mode:
-    """What --reference means for this run. Raises InputError for a combination that cannot be."""
+def modes(config: TrainConfig, objective: Objective) -> list[Mode]:
+    """What --reference can mean for this run, what is preferred first: of "auto" with a model that fits.
+
+    Raises InputError for a combination that cannot be.
+    """
     wanted = config.reference
     if wanted == "none" and objective.has_reference:
         raise InputError(f"--reference none: {objective.name} needs a reference; use auto")
@@ -165,20 +167,13 @@ def choose_mode(config: TrainConfig, objective: Objective, shape: LlamaConfig, r
         if not objective.has_reference or wanted not in ("auto", "fused"):
             why = f"with --reference {wanted}" if objective.has_reference else f"with {objective.name}, which has none"
             raise InputError(f"--reference-update {config.reference_update}: needs a reference that walks along, {why}")
-        return "fused"
+        return ["fused"]
     if wanted != "auto":
-        return wanted
+        return [wanted]
     if not objective.has_reference:
-        return "none"
+        return ["none"]
     must_walk = objective.needs_mismatched or "reference-cache" in config.without
-    return "fused" if must_walk or _second_model_fits(shape, ranks) else "precompute"
-
-
-def _second_model_fits(shape: LlamaConfig, ranks: Ranks) -> bool:
-    """A rough plan: float32 weights, gradients, optimizer state; the reference; a quarter for everything else."""
-    per_rank = shape.n_parameters * (4 + 4 + 8 + ranks.dtype.itemsize) / ranks.size
-    fits = torch.tensor(float(1.25 * per_rank < ranks.free_memory()))
-    return ranks.sum(fits).item() == ranks.size  # all or none: a rank that chose otherwise would wait for ever
+    return ["fused"] if must_walk else ["fused", "precompute"]
 
 
 def follow(config: TrainConfig, step: Step, walk: Walk, table: Reference, ranks: Ranks) -> dict[str, float]:

@@ -34,6 +34,9 @@ FREE = {
     "keep",
     "keep_state",
     "micro_tokens",
+    "recompute_blocks",
+    "gpu_memory",
+    "reshard",
     "hang_timeout",
     "shard_size",
 }

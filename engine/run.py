@@ -46,6 +46,7 @@ from engine.resume import Place
 from engine.steps import Step, Steps
 from engine.stop import Stop
 from engine.walk import Walk
+from engine.weights import Parts
 from losses import Result
 
 
@@ -113,7 +114,7 @@ class Run:
     """Everything a run writes and shows. Only rank 0 does; on the others every method returns at once."""
 
     def __init__(self, config: TrainConfig, steps: Steps, objective: Objective, ranks: Ranks) -> None:
-        self._config, self._steps, self._objective, self._ranks = config, steps, objective, ranks
+        self._config, self.steps, self._objective, self._ranks = config, steps, objective, ranks
         self.folder = Path(config.out)
         self.place = Place(self.folder)
         self.n_done = 0
@@ -206,7 +207,7 @@ class Run:
         self._board = Board(self.folder, self.n_done)
         self._stack.callback(self._board.close)
         # Rate and time left; quiet unless on a terminal.
-        self._bar = tqdm(total=len(self._steps), initial=self.n_done, unit="step", disable=None)
+        self._bar = tqdm(total=len(self.steps), initial=self.n_done, unit="step", disable=None)
         self._stack.callback(self._bar.close)
 
     def restore_table(self, table: Reference) -> str | None:
@@ -246,13 +247,13 @@ class Run:
     def must_stop(self) -> bool:
         """Whether a signal, on any rank, or --stop-after ends the run here. Collective, once per step."""
         self._signal = int(self._ranks.most(self._stop.asked()))
-        return (self._signal > 0 or self.n_done == self._config.stop_after) and self.n_done < len(self._steps)
+        return (self._signal > 0 or self.n_done == self._config.stop_after) and self.n_done < len(self.steps)
 
     def state_due(self, step: Step) -> bool:
         """Whether --state-every asks for a state after this step; the last one needs none."""
         every = self._config.state_every
         due = step.ends_epoch if every is None else bool(every) and step.number % every == 0
-        return due and step.number < len(self._steps)
+        return due and step.number < len(self.steps)
 
     def save_state(self, walk: Walk, optimizer: Optimizer, schedule: LRScheduler, table: Reference) -> None:
         """Saves a state, while training goes on. Collective."""
@@ -278,11 +279,11 @@ class Run:
         """
         assert self._states is not None  # made by begin
         self._states.wait()
-        if self.n_done == len(self._steps):
+        if self.n_done == len(self.steps):
             self._ranks.on_first(lambda: self.place.finish(self.n_done))
         elif self._signal:
             raise Stopped(
-                f"{self.folder}: stopped after step {self.n_done} of {len(self._steps)}; its state is saved: go on "
+                f"{self.folder}: stopped after step {self.n_done} of {len(self.steps)}; its state is saved: go on "
                 "with --resume",
                 128 + self._signal,
             )
@@ -310,7 +311,7 @@ class Run:
         """Writes a step's line: values from before the step, and the learning rate that was used in it."""
         seconds = self.step_seconds
         self.n_tokens += step.n_tokens
-        line = {"step": step.number, "epoch": step.number / self._steps.per_epoch}
+        line = {"step": step.number, "epoch": step.number / self.steps.per_epoch}
         line |= (
             metrics
             | self._pending
@@ -340,13 +341,12 @@ class Run:
         """A step's work is done: evaluation and saving do not count into its time."""
         self.step_seconds = time.perf_counter() - self._clock
 
-    def save_epoch(self, step: Step, policy: Llama, stop_ids: tuple[int, ...], chat: Chat | None) -> Path:
+    def save_epoch(self, step: Step, policy: Llama, stop_ids: tuple[int, ...], chat: Chat | None, parts: Parts) -> Path:
         """Writes the epoch's checkpoint folder, and removes the oldest beyond --keep. Collective."""
         folder = self.folder / f"epoch-{step.epoch:02d}"
-        ranks = self._ranks
         beside = chat.files if chat else {}
         replaces = self._config.resumes
-        weights.save(policy, folder, stop_ids=stop_ids, beside=beside, parts=ranks, replaces=replaces)
+        weights.save(policy, folder, stop_ids=stop_ids, beside=beside, parts=parts, replaces=replaces)
         if self._ranks.is_first and self._config.keep:
             for old in self.place.epochs()[: -self._config.keep]:
                 remove_folder(old)

@@ -8,7 +8,7 @@ Every rank works out the whole plan by itself from lengths and the seed; only it
 import functools
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 
 import numpy as np
@@ -35,15 +35,19 @@ class Split:
     """Whether ranks get about the same number of tokens: 1.08 times the mean for the slowest instead of 1.33."""
 
     @staticmethod
-    def of(config: TrainConfig) -> "Split":
+    def of(config: TrainConfig, micro_tokens: int) -> "Split":
         """As the configuration says."""
-        without = config.without
-        layout = Layout(
-            shares_prompts="prompt-sharing" not in without,
-            pads="packing" in without,
-            predicts_all="response-rows" in without,
-        )
-        return Split(micro_tokens=config.micro_tokens, layout=layout, is_balanced="balance" not in without)
+        balanced = "balance" not in config.without
+        return Split(micro_tokens=micro_tokens, layout=layout_of(config), is_balanced=balanced)
+
+
+def layout_of(config: TrainConfig) -> Layout:
+    """What the forests of a run leave out."""
+    return Layout(
+        shares_prompts="prompt-sharing" not in config.without,
+        pads="packing" in config.without,
+        predicts_all="response-rows" in config.without,
+    )
 
 
 @dataclass(frozen=True)
@@ -74,7 +78,7 @@ class Step:
         self._mean_lengths = tuple(sum(column) / len(examples) for column in lengths)
         self.batches: list[Batch] = []
         """This rank's micro-batches, once they are packed."""
-        self._found = torch.zeros(2, len(examples), self.n_branches, dtype=torch.float64)  # policy and reference
+        self._found: list[tuple[Batch, Columns]] = []
 
     @property
     def n_examples(self) -> int:
@@ -96,7 +100,10 @@ class Step:
         shares = balanced if split.is_balanced else plan.split_ranks_in_order(len(sizes), ranks.size)
         micro = [plan.split_micro(places, sizes, split.micro_tokens) for places in shares]
         mine = micro[ranks.rank] + [[]] * (max(map(len, micro)) - len(micro[ranks.rank]))
-        self.batches = [Batch(places, pack([self.examples[i] for i in places], split.layout)) for places in mine]
+        forests = [pack([self.examples[i] for i in places], split.layout) for places in mine]
+        if ranks.device.type == "cuda":  # what is copied from there does not hold up the host
+            forests = [forest.pin() for forest in forests]
+        self.batches = [Batch(places, forest) for places, forest in zip(mine, forests, strict=True)]
         return self.batches
 
     def columns(self, batch: Batch, logps: Tensor, ref_logps: Tensor | None) -> Columns:
@@ -108,14 +115,17 @@ class Step:
         return made.on(logps.device)
 
     def add(self, batch: Batch, columns: Columns) -> None:
-        """Keeps what was found for a batch."""
-        self._found[0, batch.places] = columns.logps.detach().cpu()
-        if columns.ref_logps is not None:
-            self._found[1, batch.places] = columns.ref_logps.cpu()
+        """Keeps what was found for a batch, where it is: it is read when the step's work has been handed out."""
+        self._found.append((batch, replace(columns, logps=columns.logps.detach())))
 
     def gather(self, ranks: Ranks, *, with_reference: bool) -> Columns:
         """The columns of the whole step, the same on every rank. Collective."""
-        found = ranks.sum(self._found.clone())  # every place was filled by one rank; zero elsewhere
+        found = torch.zeros(2, len(self.examples), self.n_branches, dtype=torch.float64)  # policy and reference
+        for batch, columns in self._found:
+            for row, values in enumerate((columns.logps, columns.ref_logps)):
+                if values is not None:
+                    found[row, batch.places] = values.cpu()
+        found = ranks.sum(found)  # every place was filled by one rank; zero elsewhere
         return self.all_columns(found[0], found[1] if with_reference else None)
 
     def all_columns(self, logps: Tensor, ref_logps: Tensor | None) -> Columns:

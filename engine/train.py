@@ -20,18 +20,22 @@ from data.chat import stop_ids
 from data.dataset import find_cut, hold_out, open_model, read_examples
 from data.examples import Example, in_form
 from data.show import show
-from engine import host, optim, reference, trl_names, weights
+from engine import host, optim, plan, reference, trl_names, weights
 from engine.columns import Columns
 from engine.config import TrainConfig
+from engine.cost import Load
 from engine.llama import Llama
+from engine.memory import Setting
 from engine.metrics import heldout_metrics, training_metrics
 from engine.objective import Objective, describe_all, gradient
-from engine.parallel import Ranks
+from engine.parallel import Ranks, free_memory, world_size
+from engine.plan import Plan
 from engine.reference import Cache, Reference
 from engine.resume import identity
 from engine.run import Run, check_folder
 from engine.score import score_examples, score_step
-from engine.steps import Batch, Split, Step, Steps
+from engine.split import Masters
+from engine.steps import Batch, Split, Step, Steps, layout_of
 from engine.walk import Walk
 from losses import Result
 
@@ -62,15 +66,21 @@ def run(config: TrainConfig) -> RunResult:
     if config.stages > 1:
         return _run_stages(config)
     job = Job(config)
-    return _train(job, ranks_of(config))
+    return _train(job, ranks_of(job))
 
 
-def ranks_of(config: TrainConfig) -> Ranks:
+def ranks_of(job: "Job") -> Ranks:
     """The processes of a run."""
+    config = job.config
     if "used-pages" not in config.without:
         host.keep_pages()
-    dtype = getattr(torch, config.dtype) if config.dtype else None
-    return Ranks(dtype=dtype, timeout=config.hang_timeout, shard_size=config.shard_size)
+    return Ranks(
+        dtype=getattr(torch, config.dtype) if config.dtype else None,
+        timeout=config.hang_timeout,
+        shard_size=config.shard_size,
+        splits_masters=job.splits_masters(),
+        gpu_memory=None if config.gpu_memory is None else config.gpu_memory * 1e9,
+    )
 
 
 def _run_stages(config: TrainConfig) -> RunResult:
@@ -82,7 +92,7 @@ def _run_stages(config: TrainConfig) -> RunResult:
     for part, folder in enumerate(folders):
         model = config.model if result is None else str(result.checkpoints[-1])
         job = Job(replace(config, model=model, out=folder), part)
-        ranks = ranks_of(config)
+        ranks = ranks_of(job)
         result = _train(job, ranks)
         ranks.wait()  # the first rank writes what all go on from
         if result.n_steps < len(job.steps):
@@ -124,7 +134,8 @@ class Job:
         if self.heldout and self._has_form(self.heldout[0]):
             self.objective.check(self._in_form(self.heldout))
         self.steps = Steps(self.examples, config, self.objective)
-        self.split = Split.of(config)
+        self.modes = reference.modes(config, self.objective)
+        self.load = Load.of(self.examples, layout_of(config), config.batch_size, world_size())
         self.first_example = self._show_first() if os.environ.get("RANK", "0") == "0" else ""
 
     def _read(self, sources: tuple[str, ...], shares: tuple[float, ...] = ()) -> tuple[list[Example], dict[str, Any]]:
@@ -154,6 +165,35 @@ class Job:
         except InputError:
             return False
 
+    def splits_masters(self) -> bool:
+        """Whether float32 masters are split in halves: where it is asked for, or one GPU cannot hold them whole."""
+        if self.config.master != "auto" or world_size() > 1 or not torch.cuda.is_available():
+            return self.config.master == "split"
+        dtype = getattr(torch, self.config.dtype or "bfloat16")
+        return self._lay_out(self.config, "cuda", dtype, free_memory()).setting.is_split
+
+    def lay_out(self, ranks: Ranks) -> Plan:
+        """How the run is laid out, the same on every rank. Raises InputError where it cannot fit. Collective."""
+        device, free = ranks.device.type, int(-ranks.most(-free_memory()))
+        found = self._lay_out(self.config, device, ranks.dtype, free)
+        if not found.fits:
+            ways = plan.ways(self.config, ranks.size)
+            plans = [self._lay_out(replace(self.config, **way), device, ranks.dtype, free) for way in ways]
+            raise InputError(plan.refusal(found, list(zip(ways, plans, strict=True))))
+        return found
+
+    def _lay_out(self, config: TrainConfig, device: str, dtype: torch.dtype, free: int) -> Plan:
+        budget = free if config.gpu_memory is None else min(free, int(config.gpu_memory * 1e9))
+        return plan.lay_out(
+            config, self.policy.config, self.modes, self.load,
+            device=device, dtype=dtype, n_ranks=world_size(), budget=budget,
+        )  # fmt: skip
+
+    @property
+    def report(self) -> str:
+        """What was read, in a sentence."""
+        return "; ".join(self.facts[name] for name in ("report", "eval_report") if name in self.facts)
+
     def identity(self) -> dict[str, Any]:
         """What has to be the same for a run to go on with this one."""
         made = identity(self.config, self.objective.settings, self.folder, self.examples, self.heldout)
@@ -174,24 +214,24 @@ def _train(job: Job, ranks: Ranks) -> RunResult:
         if log.look_back(job.identity):
             log.say(f"{log.folder}: is finished, all {len(steps)} steps of it; nothing is left to do")
             return RunResult(log.folder, len(steps), log.place.epochs(), log.place.last_line())
-        mode = reference.choose_mode(config, objective, job.policy.config, ranks)
+        laid_out = job.lay_out(ranks)
+        mode, split = laid_out.reference, Split.of(config, laid_out.setting.micro_tokens)
         table = Reference(mode, (len(job.examples), steps.n_branches), objective, config)
         cache = Cache.of(config, lambda: reference.fingerprint(job.folder, job.examples, ranks.dtype))
         job.facts |= {"reference": mode, "reference_cache": log.restore_table(table) or table.take(cache, ranks)}
-        walk = place_models(job, table, ranks)
+        walk, masters = place_models(job, table, ranks, laid_out.setting)
         policy = walk.policy
-        optimizer, schedule = optim.build(policy.parameters(), config, len(steps))
+        optimizer, schedule = optim.build(policy.parameters(), config, len(steps), masters)
         log.begin(job.facts, job.identity, policy)
-        log.say(f"{job.facts['report']}; {len(steps)} steps; reference: {mode}, {job.facts['reference_cache']}")
+        log.say(f"{job.report}; {len(steps)} steps; reference: {mode}, {job.facts['reference_cache']}")
+        log.say(laid_out.sentence(config, ranks.size))
         log.write("first_example.txt", job.first_example)
-        if "eval_report" in job.facts:
-            log.say(job.facts["eval_report"])
-        heldout = HeldOut(job.heldout, walk, ranks, job.split, moves=table.moves)
+        heldout = HeldOut(job.heldout, walk, ranks, split, moves=table.moves)
         if mode == "precompute" and not table.is_complete:
-            precompute(table, walk, job, ranks)
+            precompute(table, walk, steps, ranks, split)
         log.restore(walk, optimizer, schedule, table)  # the policy's own initial weights are needed no more
 
-        for step in steps.packed(ranks, job.split, done=log.n_done):
+        for step in steps.packed(ranks, split, done=log.n_done):
             if objective.whole_step:
                 columns, result = whole_step(objective, walk, table, step, ranks)
             else:
@@ -205,7 +245,7 @@ def _train(job: Job, ranks: Ranks) -> RunResult:
                 columns = step.gather(ranks, with_reference=table.is_used)
                 result = objective(columns)
             at(step.number, "gradient")
-            grad_norm = ranks.clip_grad_norm(policy.parameters(), config.max_grad_norm)
+            grad_norm = optim.clip(optimizer, ranks, config.max_grad_norm)
             log.check_finite(step, columns, result, grad_norm)  # before the weights are touched
             learning_rate = float(schedule.get_last_lr()[0])
             at(step.number, "optimizer")
@@ -218,7 +258,7 @@ def _train(job: Job, ranks: Ranks) -> RunResult:
             log.add(reference.follow(config, step, walk, table, ranks))
             if step.ends_epoch:
                 log.add(heldout.measure(objective))
-                log.save_epoch(step, policy, job.stop_ids, job.chat)
+                log.save_epoch(step, policy, job.stop_ids, job.chat, masters or ranks)
                 leave(table, cache, walk, ranks)
             log.log(step, training_metrics(columns, result), learning_rate=learning_rate, grad_norm=grad_norm)
             must_stop = log.must_stop()
@@ -230,17 +270,25 @@ def _train(job: Job, ranks: Ranks) -> RunResult:
         return RunResult(log.folder, log.n_done, log.place.epochs(), log.last)
 
 
-def place_models(job: Job, table: Reference, ranks: Ranks) -> Walk:
-    """The policy, and the reference where the run needs it in memory, each rank's part read from the checkpoint."""
-    config = job.config
+def place_models(job: Job, table: Reference, ranks: Ranks, setting: Setting) -> tuple[Walk, Masters | None]:
+    """The policy, and the reference where the run needs it in memory, each rank's part read from the checkpoint.
+
+    Beside them the other halves of the policy's weights, where masters are split.
+    """
     needs_model = table.mode == "fused" and not table.is_complete
-    if config.compile:
-        job.policy.compile_parts()
     frozen = torch.float32 if table.moves else ranks.dtype  # what moves a little does so in float32
-    walk = ranks.place(Walk(job.policy, weights.build(job.folder, frozen) if needs_model else None))
-    for model in filter(None, (walk.policy, walk.reference)):
-        weights.fill(model, job.folder, ranks.local)
-    return walk
+    reference = weights.build(job.folder, frozen) if needs_model else None
+    job.policy.recompute(setting.n_recomputed)
+    for model in filter(None, (job.policy, reference)):
+        if setting.is_compiled:
+            model.compile_blocks()
+    ranks.reshards = setting.reshards
+    walk = ranks.place(Walk(job.policy, reference))
+    masters = Masters(walk.policy) if setting.is_split else None
+    weights.fill(walk.policy, job.folder, ranks.local, put=masters.put if masters else Tensor.copy_)
+    if walk.reference is not None:
+        weights.fill(walk.reference, job.folder, ranks.local, put=masters.put_reference if masters else Tensor.copy_)
+    return walk, masters
 
 
 def logps(walk: Walk, table: Reference, step: Step, batch: Batch, ranks: Ranks) -> Columns:
@@ -275,13 +323,11 @@ def whole_step(objective: Objective, walk: Walk, table: Reference, step: Step, r
     return columns, result
 
 
-def precompute(table: Reference, walk: Walk, job: Job, ranks: Ranks) -> None:
+def precompute(table: Reference, walk: Walk, steps: Steps, ranks: Ranks, split: Split) -> None:
     """Fills the table with the policy's own initial weights, for the rows that the run will reach."""
-    total = min(len(job.steps), job.steps.per_epoch)
-    for step in tqdm(
-        job.steps.first_epoch(), "reference", total, unit="step", disable=None if ranks.is_first else True
-    ):
-        table.remember(step, score_step(walk, step, ranks, job.split))
+    total = min(len(steps), steps.per_epoch)
+    for step in tqdm(steps.first_epoch(), "reference", total, unit="step", disable=None if ranks.is_first else True):
+        table.remember(step, score_step(walk, step, ranks, split))
 
 
 def leave(table: Reference, cache: Cache, walk: Walk, ranks: Ranks) -> None:
@@ -293,7 +339,7 @@ def leave(table: Reference, cache: Cache, walk: Walk, ranks: Ranks) -> None:
         cache.write(table)
     model, walk.reference = walk.reference, None
     if isinstance(model, Llama):
-        ranks.release(model)
+        ranks.release(model, walk.policy)
     ranks.wait()
 
 

@@ -47,7 +47,7 @@ class Walk(nn.Module):
 
 def _sequence_logps(model: Llama, hidden: Tensor, forest: Forest) -> Tensor:
     """[T, D] -> [S] nats, float64: a few numbers, whose sums must not depend on how a batch was split."""
-    normed = model.norm(hidden)[forest.rows]  # [R, D]
+    normed = attention.gather(model.norm(hidden), forest.rows)  # [R, D]
     token_logps = model.head(normed, forest.targets, model.tied)  # [R]
     sums = torch.zeros(forest.n_sequences + 1, dtype=torch.float64, device=hidden.device)  # the last: of no response
     return sums.index_add(0, forest.sequences, token_logps.double())[:-1].clone()  # FSDP hooks on no view

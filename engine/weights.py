@@ -75,10 +75,16 @@ def check(folder: Path, model: Llama) -> None:
         checkpoint.compare(model)
 
 
-def fill(model: Llama, folder: Path, local: Local = lambda parameter: (parameter, 0)) -> None:
+def fill(
+    model: Llama,
+    folder: Path,
+    local: Local = lambda parameter: (parameter, 0),
+    put: Callable[[Tensor, Tensor], object] = Tensor.copy_,
+) -> None:
     """Reads into every parameter of the model the rows that are held here; nothing else is read.
 
-    Values are converted to the parameter's dtype. Raises InputError where the folder does not fit the model.
+    put: takes what is held of a parameter and its rows, in the file's dtype; they are converted as a rule. Raises
+    InputError where the folder does not fit the model.
     """
     with Checkpoint(folder) as checkpoint, torch.no_grad():
         checkpoint.compare(model)
@@ -87,7 +93,7 @@ def fill(model: Llama, folder: Path, local: Local = lambda parameter: (parameter
             rows = checkpoint.rows(checkpoint_name(name), start, start + held.shape[0])
             if not rows.isfinite().all():
                 raise InputError(f"{folder}: {checkpoint_name(name)} holds NaN or infinity; copy the weights anew")
-            held.copy_(rows)
+            put(held, rows)
 
 
 class Checkpoint:
@@ -378,7 +384,7 @@ def _reserve(path: Path, head: bytes, size: int) -> None:
 
 def _write_rows(path: Path, held: Tensor, start: int, first: int, dtype: torch.dtype) -> None:
     """Rows of a tensor, from the first-th on, into a file in which the tensor begins at byte `start`."""
-    rows = held.detach().to("cpu", dtype).contiguous()
+    rows = _on_host(held.detach().to(dtype).contiguous())
     if not rows.numel():
         return
     point("write", path)
@@ -388,6 +394,13 @@ def _write_rows(path: Path, held: Tensor, start: int, first: int, dtype: torch.d
         while left:
             n = os.pwrite(file.fileno(), left[: 2**30], offset)
             left, offset = left[n:], offset + n
+
+
+def _on_host(rows: Tensor) -> Tensor:
+    """From a GPU by way of pinned memory: several times as fast."""
+    if not rows.is_cuda:
+        return rows.to("cpu")
+    return torch.empty(rows.shape, dtype=rows.dtype, pin_memory=True).copy_(rows)
 
 
 def _announced_dtype(raw: dict[str, Any]) -> str | None:

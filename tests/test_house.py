@@ -178,7 +178,7 @@ def commands():
 
 
 def test_the_commands_are_these():
-    of_the_engine = ["engine.bench", "engine.bench_generation", "engine.generate", "engine.score", "engine.train"]
+    of_the_engine = [f"engine.{name}" for name in ("bench", "bench_generation", "generate", "plan", "score", "train")]
     of_revise = ["revise.__main__", "revise.bench"]
     assert commands() == ["data.contrast", "data.show", *of_the_engine, "eval.__main__", *of_revise]
 

@@ -1,7 +1,5 @@
 """Splitting steps over ranks and micro-batches, the order of an epoch, and KTO's mismatched partners."""
 
-import itertools
-
 import numpy as np
 import pytest
 from hypothesis import given
@@ -64,11 +62,20 @@ def test_micro_batches_keep_the_order_and_the_budget(sizes, budget):
         assert batch and (len(batch) == 1 or sum(sizes[i] for i in batch) <= budget)
 
 
-@given(sizes_of_steps, st.integers(1, 3000))
-def test_micro_batches_are_filled_as_far_as_the_next_example_allows(sizes, budget):
-    batches = plan.split_micro(range(len(sizes)), sizes, budget)
-    for batch, following in itertools.pairwise(batches):
-        assert sum(sizes[i] for i in [*batch, following[0]]) > budget
+@given(st.lists(st.integers(1, 2000), min_size=1, max_size=12), st.integers(1, 3000))
+def test_there_are_no_more_micro_batches_than_it_takes_and_the_largest_is_as_small_as_that_allows(sizes, budget):
+    n = len(sizes)
+    largest = {}  # with k batches over the first i examples: the least size of the largest one; cuts tried one by one
+    for i in range(1, n + 1):
+        largest[i, 1] = sum(sizes[:i])
+        for k in range(2, i + 1):
+            largest[i, k] = min(max(largest[j, k - 1], sum(sizes[j:i])) for j in range(k - 1, i))
+    allowed = max(budget, *sizes)
+    fewest = next(k for k in range(1, n + 1) if largest[n, k] <= allowed)
+    batches = plan.split_micro(range(n), sizes, budget)
+    if max(sizes) <= budget:
+        assert len(batches) == fewest
+        assert max(sum(sizes[i] for i in batch) for batch in batches) == largest[n, fewest]
 
 
 def test_a_budget_is_used_to_its_last_token():

@@ -8,9 +8,9 @@ import pytest
 
 from data.forest import Layout, pack
 from engine import measure
-from engine.bench import SHAPES
 from engine.flops import forward_flops
 from engine.llama import LlamaConfig
+from engine.shapes import SHAPES
 from tests import tiny
 
 

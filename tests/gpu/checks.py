@@ -1,0 +1,274 @@
+"""Everything that only a GPU can show, in one call of some minutes, as one table.
+
+    ./launch.sh gpu-checks [--only kernels trajectories ...] [--out FILE.json]
+
+kernels         tests/gpu: every kernel against float32 or float64, runs that are stopped and gone on with
+tests           the fast tests, which run on the CPU, under this machine's torch and Python
+trajectories    the miniature, 200 steps in bfloat16 here against float32 on the CPU
+one card        Llama-3-8B whole, random weights, full parameters: real steps inside 80 GB
+sharded         Llama-3-8B's shape with few layers, float32 masters whole, against TRL where it is installed
+"""
+
+import importlib.util
+import json
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+
+from data import InputError, cli, files
+from engine.bench import device_name
+from engine.cost import DATASHEET
+from examples.miniature import demo, model
+
+ROOT = Path(__file__).resolve().parents[2]
+PAPER_PAIRS = 29_000 * 18
+TRAINING = ["--optimizer", "adamw", "--lr", "1e-3", "--warmup-steps", "10", "--beta", "0.5", "--eval-pairs", "64",
+            "--epochs", "6", "--max-steps", "200", "--state-every", "0"]  # fmt: skip
+
+
+class Row(NamedTuple):
+    """A line of the table."""
+
+    check: str
+    figure: str
+    asked: str = ""
+    holds: bool | None = None
+    """None: a figure that is only reported."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class ChecksConfig:
+    """Run the GPU's checks and print what they found."""
+
+    only: tuple[str, ...] = ()
+    """Some of: kernels, tests, trajectories, one-card, sharded. Unset: all."""
+    out: str | None = None
+    """File for all rows, as JSON."""
+    demo: str = "runs/demo"
+    """The demo's folder, whose base model and pairs the trajectories start from."""
+    logs: str = "runs/gpu-checks"
+    """Folder for what each check has printed."""
+    scratch: str | None = None
+    """Folder for 40 GB of checkpoints; memory where there is a /dev/shm."""
+    layers: int = 8
+    """Of the sharded run."""
+
+
+def main(argv: Sequence[str]) -> None:
+    """The command."""
+    config = cli.parse(ChecksConfig, argv or ["--layers", "8"], command="./launch.sh gpu-checks", example="")
+    if not torch.cuda.is_available():
+        raise InputError("gpu-checks: there is no GPU that torch can use here")
+    scratch = Path(tempfile.mkdtemp())
+    beside = Beside(config)
+    known: dict[str, Callable[[], list[Row]]] = {
+        "kernels": lambda: kernels(config), "one-card": lambda: one_card(config), "sharded": lambda: sharded(config),
+        "trajectories": lambda: trajectories(config, beside, scratch), "tests": lambda: end_tests(beside),
+    }  # fmt: skip
+    chosen = config.only or tuple(known)
+    if unknown := set(chosen) - known.keys():
+        raise InputError(f"--only {unknown.pop()}: no such check; one of {', '.join(known)}")
+    Path(config.logs).mkdir(parents=True, exist_ok=True)
+    if "trajectories" in chosen:
+        beside.start("trajectories-cpu", training(config, scratch / "cpu"), OMP_NUM_THREADS="4")
+    if "tests" in chosen:
+        start_tests(beside)
+    rows: list[Row] = []
+    for name, check in known.items():
+        if name not in chosen:
+            continue
+        start = time.perf_counter()
+        try:
+            rows += check()
+        except (subprocess.SubprocessError, OSError, ValueError, KeyError) as fault:
+            rows.append(Row(name, f"failed: {str(fault)[-300:]}", "", False))
+        print(f"{name}: {time.perf_counter() - start:.0f} s", file=sys.stderr, flush=True)
+        if config.out:
+            files.write_json(Path(config.out), {"device": device_name(), "rows": [r._asdict() for r in rows]})
+    shutil.rmtree(scratch, ignore_errors=True)
+    print(table(rows))
+    if any(row.holds is False for row in rows):
+        sys.exit(1)
+
+
+def table(rows: Sequence[Row]) -> str:
+    """The rows as Markdown."""
+    verdicts = {True: "holds", False: "DOES NOT HOLD", None: "reported"}
+    lines = [device_name(), "", "| check | figure | asked | |", "|---|---|---|---|"]
+    return "\n".join([*lines, *(f"| {r.check} | {r.figure} | {r.asked} | {verdicts[r.holds]} |" for r in rows)])
+
+
+def _path() -> str:
+    return os.pathsep.join(filter(None, (str(ROOT), os.environ.get("PYTHONPATH"))))
+
+
+def _run(log: Path, command: Sequence[str], *, limit: float, **env: str) -> str:
+    """What a command prints. Raises CalledProcessError, TimeoutExpired."""
+    with open(log, "w", encoding="utf-8") as out:
+        done = subprocess.run(
+            [sys.executable, *command], stdout=out, stderr=subprocess.STDOUT, check=False, timeout=limit,
+            env=os.environ | {"PYTHONPATH": _path()} | env,
+        )  # fmt: skip
+    said = log.read_text(encoding="utf-8", errors="replace")
+    if done.returncode:
+        raise ValueError(f"{' '.join(command)[:80]} ended with {done.returncode}: {said[-1500:]}")
+    return said
+
+
+class Beside:
+    """What needs no GPU and runs beside the checks that do."""
+
+    def __init__(self, config: ChecksConfig) -> None:
+        self._logs = Path(config.logs)
+        self._running: dict[str, subprocess.Popen[bytes]] = {}
+
+    def start(self, name: str, command: Sequence[str], **env: str) -> None:
+        """Starts a command of Python's that sees no GPU, at low priority; what it prints goes to a log."""
+        log = open(self._logs / f"{name}.txt", "wb")  # noqa: SIM115 (the process holds it)
+        hidden = os.environ | {"PYTHONPATH": _path(), "CUDA_VISIBLE_DEVICES": ""} | env
+        whole = ["nice", "-n", "10", sys.executable, *command]
+        self._running[name] = subprocess.Popen(whole, stdout=log, stderr=log, env=hidden, cwd=ROOT)
+
+    def end(self, name: str, limit: float) -> tuple[int, str]:
+        """Its exit code and the last line that it printed; -15 where it took longer."""
+        try:
+            code = self._running[name].wait(timeout=limit)
+        except subprocess.TimeoutExpired:
+            self._running[name].terminate()
+            code = -15
+        lines = (self._logs / f"{name}.txt").read_text(errors="replace").strip().splitlines()
+        return code, lines[-1] if lines else "nothing was said"
+
+
+def start_tests(beside: Beside) -> None:
+    """The fast tests."""
+    n = max(1, (os.cpu_count() or 2) - 6)
+    command = ["-m", "pytest", "-q", "-rf", "--tb=short", "--numprocesses", str(n), "--dist", "worksteal"]
+    beside.start("tests", [*command, "-p", "no:cacheprovider", "-p", "no:benchmark", "tests"], OMP_NUM_THREADS="1")
+
+
+def end_tests(beside: Beside) -> list[Row]:
+    """How they ended."""
+    code, last = beside.end("tests", 150)
+    return [Row("the fast tests here, on the CPU", last, "all pass", code == 0)]
+
+
+def kernels(config: ChecksConfig) -> list[Row]:
+    """tests/gpu."""
+    log = Path(config.logs) / "kernels.txt"
+    command = ["-m", "pytest", "-q", "-rPfE", "-p", "no:cacheprovider", str(ROOT / "tests/gpu")]
+    try:
+        said = _run(log, command, limit=200, TESTS_ON="gpu")
+    except ValueError:
+        said = log.read_text(errors="replace")
+    figures = [
+        line.removeprefix("FIGURE ").rpartition(": ") for line in said.splitlines() if line.startswith("FIGURE ")
+    ]
+    last = next((x for x in reversed(said.splitlines()) if "passed" in x or "failed" in x), "nothing was said")
+    passed = " passed" in last and "failed" not in last and "error" not in last
+    return [Row("tests/gpu", last, "all pass", passed), *(Row(name, said) for name, _, said in figures)]
+
+
+def training(config: ChecksConfig, out: Path) -> list[str]:
+    """The command of the miniature's 200 steps. Raises InputError where there is no demo to start from."""
+    base = next(Path(config.demo).glob("base-*/model"), None)
+    pairs = Path(config.demo) / "pairs.jsonl"
+    if base is None or not pairs.exists():
+        raise InputError(f"{config.demo}: holds no finished demo; run ./launch.sh demo first, or name one by --demo")
+    return ["-m", "engine.train", "--model", str(base), "--data", str(pairs), "--out", str(out), *TRAINING]
+
+
+def trajectories(config: ChecksConfig, beside: Beside, scratch: Path) -> list[Row]:
+    """The miniature's 200 steps twice, from the same model, rows and order: here, and beside on the CPU."""
+    _run(Path(config.logs) / "trajectories-gpu.txt", training(config, scratch / "gpu"), limit=200)
+    code, last = beside.end("trajectories-cpu", 200)
+    if code:
+        raise ValueError(f"on the CPU it ended with {code}: {last}")
+    folders = (scratch / "gpu", scratch / "cpu")
+    found = [[json.loads(x) for x in (f / "metrics.jsonl").read_text().splitlines()] for f in folders]
+    _, _, test = model.split_questions()
+    ends = [demo.measure(sorted(f.glob("epoch-*"))[-1], test, temperature=1.0) for f in folders]
+    rows = []
+    for name in ("loss", "rewards/chosen", "rewards/rejected"):
+        both = [(a[name], b[name]) for a, b in zip(*found, strict=True)]
+        size = max(abs(b) for _, b in both)
+        said = f"{max(abs(a - b) for a, b in both):.4f} at most, of values up to {size:.1f}"
+        rows.append(Row(f"{name}, bf16 against float32, {len(both)} steps", said))
+    (low, high), (least, most) = (end.interval for end in ends)
+    said = ", ".join(f"{end.exact:.1%} ({end.interval[0]:.1%} to {end.interval[1]:.1%})" for end in ends)
+    return [*rows, Row("right answers at the end, GPU and CPU", said, "intervals meet", low <= most and least <= high)]
+
+
+def one_card(config: ChecksConfig) -> list[Row]:
+    """Eight billion parameters inside 80 GB."""
+    flags = ["--shape", "llama3-8b", "--reference", "precompute", "--master", "split", "--square-avg", "bfloat16"]
+    made = _bench(config, "one-card", [*flags, "--gpu-memory", "80", "--steps", "5", "--rounds", "1"])
+    run = made["rows"][0]["runs"][0]
+    epoch, plan = run["epochs"][-1], run["plan"]
+    rate, useful = epoch["pairs"] / epoch["seconds"], epoch["useful_flops"] / epoch["seconds"]
+    hours = PAPER_PAIRS / rate / 3600
+    peak = run["peak_bytes"]
+    return [
+        Row("one card: 8B, batch 16, pairs/s", f"{rate:.2f} (steps: {_seconds(epoch)})"),
+        Row("one card: useful share of 989 TFLOP/s", f"{useful / DATASHEET:.1%}", "50 %", useful >= 0.5 * DATASHEET),
+        Row("one card: a plain product of 8192", f"{run['matmul_peak'] / 1e12:.0f} TFLOP/s"),
+        Row("one card: peak memory", f"{peak / 1e9:.1f} GB", "80", peak <= 80e9),
+        _prediction("one card", run),
+        Row("one card: passes", f"{plan['micro_tokens']} tokens, {plan['recompute_blocks']} blocks recomputed"),
+        Row("the paper's 29K pairs x 18 epochs", f"{hours:.1f} h on one; {hours / 8:.2f} on eight at the same rate"),
+    ]
+
+
+def _seconds(epoch: dict[str, Any]) -> str:
+    return ", ".join(f"{seconds:.2f}" for seconds in epoch["step_seconds"]) + " s"
+
+
+def _prediction(name: str, run: dict[str, Any]) -> Row:
+    expected = sum(run["plan"]["bytes"].values())
+    share = expected / run["peak_bytes"] - 1
+    measured = f"{run['peak_bytes'] / 1e9:.1f} reserved, {run['allocated_bytes'] / 1e9:.1f} used"
+    said = f"{expected / 1e9:.1f} GB expected, {measured}: {share:+.1%}"
+    return Row(f"{name}: memory, expected against measured", said, "10 %", abs(share) <= 0.1)
+
+
+def sharded(config: ChecksConfig) -> list[Row]:
+    """float32 masters, FSDP2, and the peer on the same rows."""
+    has_trl = importlib.util.find_spec("trl") is not None
+    flags = ["--shape", "llama3-8b", "--layers", str(config.layers), "--steps", "4", "--rounds", "1"]
+    made = _bench(config, "sharded", [*flags, *(["--peer", "trl"] if has_trl else [])])
+    run = made["rows"][0]["runs"][0]
+    first, later = (e["pairs"] / e["seconds"] for e in run["epochs"])
+    useful = run["epochs"][-1]["useful_flops"] / run["epochs"][-1]["seconds"]
+    name = f"sharded, {config.layers} layers"
+    steps = "; ".join(_seconds(e) for e in run["epochs"])
+    rows = [
+        Row(f"{name}: pairs/s, epoch 1 and from epoch 2", f"{first:.1f}, {later:.1f} (steps: {steps})"),
+        Row(f"{name}: useful share of 989 TFLOP/s, reference cached", f"{useful / DATASHEET:.1%}"),
+        _prediction(name, run),
+    ]
+    peers = [row["runs"][0]["epochs"] for row in made["rows"] if "TRL" in row["name"]]
+    if not peers:
+        return [*rows, Row(f"{name}: TRL", "not installed: not compared")]
+    best = max(e["pairs"] / e["seconds"] for epochs in peers for e in epochs)
+    said = f"{first / best:.1f} times in epoch 1, {later / best:.1f} from epoch 2 (its best {best:.1f} pairs/s)"
+    return [*rows, Row(f"{name}: against TRL", said, "3", later >= 3 * best)]
+
+
+def _bench(config: ChecksConfig, name: str, flags: Sequence[str]) -> dict[str, Any]:
+    scratch = config.scratch or ("/dev/shm" if Path("/dev/shm").is_dir() else tempfile.gettempdir())
+    out, log = Path(config.logs) / f"{name}.json", Path(config.logs) / f"{name}.txt"
+    _run(log, ["-m", "engine.bench", *flags, "--out", str(out)], limit=280, TMPDIR=scratch)
+    return json.loads(out.read_text())
+
+
+if __name__ == "__main__":
+    cli.run(main)
