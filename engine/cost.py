@@ -94,9 +94,9 @@ def step_bytes(s: Setting, n_passes: int, n_gpus: int) -> tuple[float, float]:
         return 0.0, 0.0
     n = s.shape.n_parameters
     moved = n_passes * n * (2 * (2 if s.reshards else 1) + 4.0)
-    if s.n_shards == n_gpus:
-        return (moved, 0.0) if n_gpus <= GPUS_PER_NODE else (0.0, moved)
-    return moved, n_passes * 2 * 4.0 * n / s.n_shards  # copies add their shards' gradients up
+    inside, between = (moved, 0.0) if s.n_shards <= GPUS_PER_NODE else (0.0, moved)
+    copies = n_passes * 2 * 4.0 * n / s.n_shards if s.n_shards < n_gpus else 0.0  # they add their gradients up
+    return inside, between + copies
 
 
 def step_seconds(s: Setting, load: Load, batch_size: int, n_gpus: int) -> tuple[float, float]:

@@ -1,0 +1,122 @@
+"""Writes docs/scaling.md: what 8, 70 and 405 billion parameters take on 1 to 1,024 GPUs, from stated assumptions.
+
+    python -m examples.scaling_page
+
+A test compares the page with what this would write.
+"""
+
+from pathlib import Path
+
+import torch
+
+from engine import cost, memory, plan
+from engine.config import TrainConfig
+from engine.cost import Load
+from engine.llama import LlamaConfig
+from engine.plan import Plan
+from engine.shapes import raw_config
+
+DOCS = Path(__file__).resolve().parents[1] / "docs"
+MEMORY = 80 * 10**9
+BATCHES = {8: 16, 64: 128, 256: 512, 1024: 2048}  # GPUs -> examples of a step: two each, as on the paper's eight
+HEAD = f"""# Scaling
+
+Written by `python -m examples.scaling_page` from the functions by which `engine.train` lays itself out. What a run of
+yours needs, before it starts:
+
+```
+python -m engine.plan --shape llama3-8b --gpus 1 --gpu-memory 80
+python -m engine.plan --shape llama3-70b --gpus 64 --gpu-memory 80 --json
+```
+
+`engine.train` says the sum in its first lines and refuses what cannot fit, with the first change that would let it.
+
+## Assumed
+
+- Memory is counted from what each operation keeps (engine/memory.py). Against measured peaks: 3.3 % too high for 8
+  billion parameters on one GPU ([performance](performance.md#eight-billion-parameters-on-one-card)), within a tenth on
+  the CPU (`./launch.sh test --all -k expected_peak`).
+- A GPU reaches {cost.REACHED["cuda"]:.0%} of {cost.DATASHEET / 1e12:.0f} TFLOP/s; 54 % was measured on one. The slowest
+  of several takes {cost.IMBALANCE} times the mean.
+- Collectives move {cost.IN_NODE / 1e9:.0f} GB/s a GPU inside a node of {cost.GPUS_PER_NODE} (NVLink 4) and
+  {cost.BETWEEN_NODES / 1e9:.0f} between nodes (eight adapters of 400 Gb/s). Nothing of this was measured by us.
+- Every pass gathers the weights in bf16, twice where they are given back in between, and sums gradients in float32;
+  copies of a hybrid layout add up their shards' gradients. Computing and communicating overlap at best (the step is the
+  longer of the two) and at worst not at all (their sum).
+- 29,000 pairs x 18 epochs, 857 tokens a pair, two pairs a GPU and step. The paper's 16 pairs a step are the first row:
+  larger steps are another run, whose learning rate has to be found.
+
+"""
+TAIL = """
+## Where this design stops
+
+FSDP sends every weight to every GPU in every pass. A GPU computes 2 pairs of 857 tokens in the time that its share of
+the weights takes to arrive, and no sharding makes that better: more GPUs ask for more pairs a step. From some 70
+billion parameters on the gathered blocks, and at 405 billion the vocabulary's ends alone, are large against what a GPU
+keeps; there tensor parallelism (each GPU computes a part of every product) and pipelines keep the weights where they
+are, and context parallelism is for sequences of tens of thousands of tokens, where attention no longer fits. None of
+these is here. For such models take torchtitan, NeMo RL or Megatron-Bridge, with the objectives of `losses/`, which need
+no more than log-probs.
+
+One GPU's layout (`--master split`) is for one process. Eight independent runs on eight GPUs communicate nothing: for a
+sweep over objectives that is the faster way to use a node.
+"""
+
+
+def main() -> None:
+    """The command."""
+    (DOCS / "scaling.md").write_text(page(), encoding="utf-8")
+
+
+def page() -> str:
+    """The page's text."""
+    lines = ["## One GPU", "", "| model | layout | GB | pass | hours |", "|---|---|---|---|---|"]
+    lines += [_one_gpu(way) for way in ({"master": "whole"}, *plan.WAYS)]
+    lines += ["", "## Many GPUs of 80 GB", ""]
+    lines += ["| model | GPUs | layout | pairs a step | GB | s a step: computing, communicating | hours |"]
+    lines += ["|" + "---|" * 7]
+    for name in ("llama3-8b", "llama3-70b", "llama3-405b"):
+        for n_gpus, batch in BATCHES.items():
+            lines += [_many(name, n_gpus, batch, shard_size=None)]
+            sizes = [size for size in (8, 16, 32, 64, 128, 256, 512) if size < n_gpus]
+            rows = (_many(name, n_gpus, batch, shard_size=size) for size in sizes)
+            lines += [row for row in rows if "too much" not in row][:1]  # the fewest ranks that hold a copy
+    return HEAD + "\n".join(lines) + "\n" + TAIL
+
+
+def _plan(name: str, config: TrainConfig, n_gpus: int, budget: int) -> Plan:
+    shape = LlamaConfig.parse(raw_config(name), name)
+    load = Load.of_the_paper(config.batch_size, n_gpus)
+    return plan.lay_out(
+        config, shape, ["fused", "precompute"], load,
+        device="cuda", dtype=torch.bfloat16, n_ranks=n_gpus, budget=budget,
+    )  # fmt: skip
+
+
+def _one_gpu(way: dict) -> str:
+    config = TrainConfig(model="", data=("",), out="", **way)
+    found = _plan("llama3-8b", config, 1, MEMORY)
+    s, size = found.setting, memory.total(found.setting) / 1e9
+    said = plan.flags(way) if way["master"] == "split" else "float32 masters, whole"
+    if not found.fits:
+        return f"| llama3-8b | `{said}` | {size:.0f}: too much | | |"
+    again = f", {s.n_recomputed} blocks again" if s.n_recomputed else ""
+    return f"| llama3-8b | `{said}` | {size:.0f} | {s.micro_tokens:,} tokens{again} | {found.hours(config, 1):.1f} |"
+
+
+def _many(name: str, n_gpus: int, batch: int, *, shard_size: int | None) -> str:
+    config = TrainConfig(model="", data=("",), out="", batch_size=batch, shard_size=shard_size)
+    found = _plan(name, config, n_gpus, MEMORY)
+    said = f"hybrid, {shard_size}" if shard_size else "full"
+    size = memory.total(found.setting) / 1e9
+    if not found.fits:
+        return f"| {name} | {n_gpus:,} | {said} | {batch:,} | {size:.0f}: too much | | |"
+    computing, communicating = cost.step_seconds(found.setting, found.load, batch, n_gpus)
+    steps = -(-found.load.n // batch) * config.epochs
+    best, worst = (steps * seconds / 3600 for seconds in (max(computing, communicating), computing + communicating))
+    seconds = f"{computing:.2f}, {communicating:.2f}"
+    return f"| {name} | {n_gpus:,} | {said} | {batch:,} | {size:.0f} | {seconds} | {best:.2f} to {worst:.2f} |"
+
+
+if __name__ == "__main__":
+    main()

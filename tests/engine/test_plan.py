@@ -1,0 +1,208 @@
+"""What is planned against what is counted, and against what is measured."""
+
+import json
+import os
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+import torch
+
+from data import InputError
+from data.forest import Layout, pack
+from engine import attention, cost, memory, plan, train
+from engine.config import TrainConfig
+from engine.cost import Load
+from engine.llama import Llama, LlamaConfig
+from engine.memory import Setting
+from engine.shapes import raw_config
+from tests import tiny
+from tests.engine.test_train import id_rows
+
+GB = 10**9
+EIGHT = LlamaConfig.parse(raw_config("llama3-8b"), "llama3-8b")
+LENGTHS = [(40, 70, 60), (10, 90, 30), (25, 50, 81)]
+
+
+class Attended(torch.autograd.Function):
+    """Saves what a fused kernel does: its inputs and its result."""
+
+    @staticmethod
+    def forward(ctx, q, k, v):
+        out = q.clone()
+        ctx.save_for_backward(q, k, v, out)
+        return out
+
+    @staticmethod
+    def backward(ctx, gradient):
+        _, k, v, _ = ctx.saved_tensors
+        return gradient, torch.zeros_like(k), torch.zeros_like(v)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_what_a_block_keeps_is_what_autograd_saves(monkeypatch, dtype):
+    shape = {"hidden_size": 96, "intermediate_size": 224, "num_attention_heads": 4, "head_dim": 32}
+    model = tiny.random_llama(num_key_value_heads=2, **shape).to(dtype)
+    forest = pack(tiny.random_examples(LENGTHS))
+    monkeypatch.setattr(memory, "KEYS", forest.keys.numel() / forest.n_tokens)
+    own = {p.untyped_storage().data_ptr() for p in model.parameters()}
+    rope = model.rope(forest.positions)
+    own |= {x.untyped_storage().data_ptr() for x in rope} | {forest.keys.untyped_storage().data_ptr()}
+    saved = {}
+
+    def keep(tensor):
+        storage = tensor.untyped_storage()
+        if storage.data_ptr() not in own:
+            saved[storage.data_ptr()] = (storage.nbytes(), tensor)
+        return tensor
+
+    def attend(q, k, v):
+        return Attended.apply(q, attention.gather(k, forest.keys), attention.gather(v, forest.keys))
+
+    x = model.embed(forest.tokens)
+    with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+        model.blocks[0](x, rope, attend)
+    found = sum(size for size, _ in saved.values()) / forest.n_tokens
+    setting = Setting(shape=model.config, device="cpu", dtype=dtype)
+    assert memory.kept_bytes(setting) == pytest.approx(found, rel=0.03)
+
+
+def test_operations_are_those_of_every_product_written_out():
+    examples = tiny.random_examples(LENGTHS)
+    load = Load.of(examples, Layout(), batch_size=3)
+    c = tiny.random_llama().config
+    tokens, rows, seen = 0, 0, 0
+    for e in examples:
+        forest = pack([e])
+        same = (forest.branch == 0) | (forest.branch == forest.branch[:, None])
+        seen += int((same & (forest.positions <= forest.positions[:, None])).sum())
+        tokens += forest.n_tokens
+        rows += forest.rows.numel()
+    heads, kv = c.n_heads * c.head_size, c.n_kv_heads * c.head_size
+    products = [(c.hidden_size, heads + 2 * kv), (heads, c.hidden_size), (c.hidden_size, 3 * c.intermediate_size)]
+    expected = c.n_layers * (2 * tokens * sum(a * b for a, b in products) + 4 * seen * heads)
+    expected += 2 * rows * c.hidden_size * c.vocab_size
+    assert 3 * cost.forward_of_example(c, load) == pytest.approx(expected)
+    assert load.longest == max(pack([e]).n_tokens for e in examples)
+
+
+def test_the_papers_run_is_2_1e19_operations():
+    """54 passes of the policy and one of the reference: 522,000 pairs of 857 tokens, 697 of which predict."""
+    load = Load.of_the_paper(16)
+    setting = Setting(shape=EIGHT, device="cuda", dtype=torch.bfloat16)
+    body, head = 6.979e9, 0.5253e9
+    found = cost.run_flops(setting, load, 18, has_reference=True)
+    expected = (3 * 18 + 1) * 29_000 * 2 * (857 * body + 697 * head)
+    assert found == pytest.approx(expected, rel=0.02)  # attention is the rest
+
+
+def laid_out(n_ranks=1, budget=80, modes=("fused", "precompute"), **changes):
+    config = TrainConfig(model="m", data=("d",), out="o", **changes)
+    load = Load.of_the_paper(16, n_ranks)
+    return plan.lay_out(
+        config, EIGHT, modes, load,
+        device="cuda", dtype=torch.bfloat16, n_ranks=n_ranks, budget=budget * GB,
+    )  # fmt: skip
+
+
+def test_eight_billion_parameters_take_one_card_of_80_gb_with_split_masters_alone():
+    assert not laid_out(master="whole").fits
+    assert not laid_out(master="split").fits
+    found = laid_out(master="split", square_avg="bfloat16")
+    assert found.fits and found.setting.n_recomputed == 0 and found.reference == "precompute"
+    assert found.setting.micro_tokens >= 2 * found.load.longest
+    assert laid_out(master="split", budget=141).fits
+    unclipped = laid_out(master="split", square_avg="bfloat16", max_grad_norm=0.0)
+    assert unclipped.fits and not unclipped.setting.holds_gradients
+    assert unclipped.setting.micro_tokens >= unclipped.load.step  # one backward pass a step
+
+
+def test_eight_cards_hold_both_models_whole():
+    found = laid_out(8)
+    assert found.fits and found.reference == "fused" and not found.setting.is_split
+    assert not found.setting.reshards and not found.setting.n_recomputed
+
+
+def test_less_memory_costs_first_tokens_of_a_pass_and_then_blocks():
+    budgets = (90, 80, 72, 69)
+    way = {"master": "split", "square_avg": "bfloat16", "modes": ["precompute"]}
+    seen = [laid_out(budget=budget, **way).setting for budget in budgets]
+    assert [s.micro_tokens for s in seen] == sorted((s.micro_tokens for s in seen), reverse=True)
+    assert [s.n_recomputed for s in seen] == sorted(s.n_recomputed for s in seen)
+    assert seen[1].n_recomputed == 0 < seen[-1].n_recomputed
+    assert all(memory.total(s) <= budget * GB for s, budget in zip(seen, budgets, strict=True))
+
+
+def test_auto_splits_masters_where_whole_ones_do_not_fit():
+    assert laid_out(budget=200).setting.is_split is False
+    assert laid_out(budget=110).setting.is_split is True
+
+
+def test_what_cannot_fit_is_refused_with_the_change_that_lets_it(tmp_path, monkeypatch):
+    model = tiny.write_model(tmp_path / "model")
+    rows = tiny.write_rows(tmp_path / "rows.jsonl", id_rows(8))
+    monkeypatch.setattr(train, "free_memory", lambda: 3 * 10**6)
+    config = TrainConfig(model=str(model), data=(str(rows),), out=str(tmp_path / "run"))
+    with pytest.raises(InputError, match=r"^needs 0\.2 GB of memory, and 0\.1 GB are free.*lower --micro-tokens"):
+        train.run(config)
+    assert not (tmp_path / "run").exists()
+
+
+def command(*arguments):
+    done = subprocess.run(
+        [sys.executable, "-m", "engine.plan", *arguments], capture_output=True, text=True, check=False
+    )
+    return done.returncode, done.stdout, done.stderr
+
+
+def test_the_command_says_what_fits_and_which_flags_to_give():
+    code, out, _ = command("--shape", "llama3-8b", "--gpus", "1", "--gpu-memory", "80")
+    assert code == 0
+    assert "flags: --master split --square-avg bfloat16 --reference precompute" in out
+    code, out, _ = command("--shape", "llama3-8b", "--gpus", "8", "--json")
+    facts = json.loads(out)
+    assert code == 0 and facts["chosen"]["checkpoint_bytes"] == 18 * 2 * EIGHT.n_parameters
+    assert facts["layouts"][0]["fits"] and 1 < facts["chosen"]["hours"] < 3
+    code, out, error = command("--shape", "llama3-8b", "--gpu-memory", "40")
+    assert code == 2 and error.count("\n") == 1 and "take more GPUs" in error
+
+
+def test_the_command_counts_a_users_rows(tmp_path):
+    model = tiny.write_model(tmp_path / "model", vocab_size=101)
+    rows = tiny.write_rows(tmp_path / "rows.jsonl", id_rows(22))
+    code, out, _ = command("--model", str(model), "--data", str(rows), "--gpus", "0", "--gpu-memory", "4")
+    ids = [json.loads(line) for line in rows.read_text().splitlines()]
+    lengths = [len(r["prompt_ids"]) + len(r["chosen_ids"]) + len(r["rejected_ids"]) - 2 for r in ids]
+    assert code == 0 and f"22 examples x 18 epochs in steps of 16, {np.mean(lengths):,.0f} tokens" in out
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("changes", [{}, {"reference": "precompute"}, {"optimizer": "adamw"}, {"micro_tokens": 4096}])
+def test_the_expected_peak_is_within_a_tenth_of_the_measured_one(tmp_path, changes):
+    raw = tiny.raw_config(
+        hidden_size=1024, intermediate_size=2816, num_hidden_layers=6, num_attention_heads=16, num_key_value_heads=4,
+        vocab_size=16_000,
+    )  # fmt: skip
+    model = Llama(LlamaConfig.parse(raw, "config.json"))
+    for name, parameter in model.named_parameters():
+        torch.nn.init.ones_(parameter) if "norm" in name else torch.nn.init.normal_(parameter, std=0.02)
+    train.weights.save(model, tmp_path / "model")
+    examples = tiny.random_examples([(150, 300 + 7 * i, 340) for i in range(16)], vocab_size=16_000)
+    rows = [
+        {"prompt_ids": e.prompt.tolist(), "chosen_ids": c.tolist(), "rejected_ids": r.tolist()}
+        for e in examples for c, r in [e.responses]
+    ]  # fmt: skip
+    tiny.write_rows(tmp_path / "rows.jsonl", rows)
+    settings = {"model": str(tmp_path / "model"), "data": [str(tmp_path / "rows.jsonl")], "out": str(tmp_path / "run"),
+                "epochs": 1, "batch_size": 8, "state_every": 0}  # fmt: skip
+    job = {"config": settings | changes, "kernels": False, "threads": 2, "result": str(tmp_path / "result.json")}
+    (tmp_path / "job.json").write_text(json.dumps(job))
+    code = "from engine.measure import main; main()"
+    subprocess.run(
+        [sys.executable, "-c", code, str(tmp_path / "job.json")], check=True, env=os.environ | {"OMP_NUM_THREADS": "2"}
+    )
+    made = json.loads((tmp_path / "result.json").read_text())
+    expected = sum(made["plan"]["bytes"].values())
+    print(f"expected {expected / 1e6:,.0f} MB, measured {made['peak_bytes'] / 1e6:,.0f}")
+    assert expected == pytest.approx(made["peak_bytes"], rel=0.1)
