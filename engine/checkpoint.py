@@ -11,8 +11,10 @@ the folder gets its name: what bears a name without .tmp is whole, after a loss 
 
 import io
 import json
+import os
 import pickle
 import shutil
+import time
 import warnings
 from collections.abc import Iterator, Mapping
 from concurrent.futures import Future
@@ -44,7 +46,10 @@ from data.files import (
     write_json,
 )
 from engine.parallel import Ranks
+from engine.stop import FILE_VARIABLE
 
+GRACE_OF_TORCHRUN = 30.0
+"""Seconds, torchrun's --shutdown-timeout where it is not given (torch 2.11 to 2.13)."""
 MANIFEST, FACTS = "manifest.json", "run.json"
 PREFIX = "step-"
 
@@ -61,6 +66,7 @@ class States:
         made = dist.new_group(backend="gloo") if ranks.is_sharded else None  # for a thread's own collectives
         self._group = cast(dist.ProcessGroup | None, made)
         self._pending: tuple[int, Future[Any]] | None = None
+        self._is_told = False
         warnings.filterwarnings("ignore", message="torch.distributed is disabled")  # one process needs no group
         if ranks.is_first:
             remove_leftovers(folder, PREFIX, TEMPORARY, OLD)
@@ -112,9 +118,22 @@ class States:
         Collective; so is `wait`.
         """
         self.wait()
+        start = time.monotonic()
         writer = _Writer(_path(self._folder, step), facts, self._keep)
         found = async_save(dict(tensors), storage_writer=writer, process_group=self._group, no_dist=self._group is None)
-        self._pending = step, cast(Future[Any], found)
+        future = cast(Future[Any], found)
+        future.add_done_callback(lambda _: self._tell_slow(step, time.monotonic() - start))
+        self._pending = step, future
+
+    def _tell_slow(self, step: int, seconds: float) -> None:
+        """Warns once where a save takes longer than torchrun gives its ranks between a signal and their end."""
+        given = GRACE_OF_TORCHRUN if "TORCHELASTIC_RUN_ID" in os.environ and FILE_VARIABLE not in os.environ else None
+        if given is not None and seconds > given and self._ranks.is_first and not self._is_told:
+            self._is_told = True
+            cli.notify(
+                f"the state of step {step} took {seconds:.0f} s to write, and torchrun ends its ranks {given:.0f} s "
+                "after a signal: give it --shutdown-timeout, or a stopped run goes on from an older state"
+            )
 
     def leave(self) -> None:
         """After a failure: lets what is being written become whole, as far as that does not take long."""

@@ -34,6 +34,8 @@ class TrainConfig(RowSettings):
     """Folder for the run: config, metrics, a checkpoint per epoch. Must not hold a run, but with --resume."""
     resume: bool = False
     """Go on from the newest whole state in --out; begin where there is none."""
+    take_over: bool = False
+    """A run on another host, which has not said that it ended, is gone: write into its folder."""
     stop_after: int | None = None
     """Save a state and leave after that step; the schedule is that of the whole run."""
     state_every: int | None = None

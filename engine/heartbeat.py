@@ -1,14 +1,17 @@
 """Who is lost when a collective fails: torch says that a connection closed or a wait took too long, and not whose.
 
 Every rank writes into the job's store where it is. One whose collective fails says so there; whoever has not said so
-a few seconds later is the one that the others waited for.
+a few seconds later is the one that the others waited for. Where each rank stood, by its stack, is left in the run's
+folder as rank-N.traceback.txt: the lost one's too, where it still answers a signal.
 """
 
 import contextlib
+import faulthandler
 import os
 import re
 import signal
 import socket
+import tempfile
 import time
 import traceback
 from collections.abc import Iterator
@@ -50,7 +53,9 @@ class Heartbeat:
         self.log: Path | None = None
         """A folder for the traceback of a rank that fails."""
         if store is not None:
-            store.set(f"process/{rank}", f"{socket.gethostname()} {os.getpid()}")
+            self._stack = tempfile.NamedTemporaryFile("w", prefix=f"rank-{rank}-", suffix=".stack")  # noqa: SIM115
+            faulthandler.register(signal.SIGUSR2, self._stack)  # works in a rank that hangs in a call of C, too
+            store.set(f"process/{rank}", f"{socket.gethostname()} {os.getpid()} {self._stack.name}")
 
     def at(self, step: int, place: str) -> None:
         """This rank is there now."""
@@ -76,6 +81,7 @@ class Heartbeat:
             if self._store is None:
                 raise
             if _OF_PEERS.search(str(fault)) or "Dist" in type(fault).__name__:
+                self._keep_traceback(self._rank, traceback.format_exc())
                 raise self._lost(self._store) from None
             raise self._failed(fault) from None
 
@@ -99,15 +105,22 @@ class Heartbeat:
     def _failed(self, fault: Exception) -> RunError:
         """This rank's own fault: it speaks, and its traceback is kept."""
         self._note_failure()
-        where = ""
-        if self.log is not None and self.log.is_dir():
-            path = self.log / f"rank-{self._rank}.traceback.txt"
-            with contextlib.suppress(OSError):
-                path.write_text("".join(traceback.format_exception(fault)), encoding="utf-8")
-                where = f"; its traceback is in {path}"
+        path = self._keep_traceback(self._rank, "".join(traceback.format_exception(fault)))
+        where = f"; its traceback is in {path}" if path else ""
         made = RunError(f"rank {self._rank} failed in {self._place} ({type(fault).__name__}: {fault}){where}")
         made.speaks = True
         return made
+
+    def _keep_traceback(self, rank: int, text: str) -> Path | None:
+        """Where a rank stood, beside the run's metrics; the file, where it could be written."""
+        if self.log is None or not self.log.is_dir() or not text:
+            return None
+        path = self.log / f"rank-{rank}.traceback.txt"
+        try:
+            path.write_text(text, encoding="utf-8")
+        except OSError:
+            return None
+        return path
 
     def _lost(self, store: Store) -> RunError:
         """Another's fault: the lowest of those that waited for it speaks."""
@@ -136,10 +149,15 @@ class Heartbeat:
         """Ends those of the lost ranks that hang on this host: torchrun's signal would not reach one that stands."""
         for rank in ranks:
             if store.check([f"process/{rank}"]):
-                host, pid = store.get(f"process/{rank}").decode().split()
+                host, pid, stack = store.get(f"process/{rank}").decode().split(maxsplit=2)
                 if host == socket.gethostname():
                     with contextlib.suppress(ProcessLookupError):
+                        os.kill(int(pid), signal.SIGUSR2)
+                        time.sleep(0.5)
                         os.kill(int(pid), signal.SIGKILL)
+                    with contextlib.suppress(OSError):
+                        self._keep_traceback(rank, Path(stack).read_text(encoding="utf-8"))
+                        Path(stack).unlink()
 
     def _read(self, store: Store, rank: int) -> str:
         return store.get(f"place/{rank}").decode() if store.check([f"place/{rank}"]) else "nothing"

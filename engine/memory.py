@@ -24,10 +24,10 @@ ROWS = 0.85  # share of a forest's tokens that predict: the responses', 0.82 on 
 KEYS = 1.17
 MOST_TOKENS = 8000  # of a pass: more make a GPU no faster, and torch 2.11 compiles anew for 8,192 and more
 FEWEST_TOKENS = 1024  # fewer make it slower than computing a block's inside again does
-OWN_BYTES = {"cuda": 100 * 10**6, "cpu": 150 * 10**6}
+OWN_BYTES = {"cuda": 100 * 10**6, "cpu": 165 * 10**6}
 """What the libraries take by themselves: cuBLAS's workspace and the like; on the CPU, pages of threads and of pools."""
-FRAGMENTS = 0.02
-"""What the allocator cannot use, as a share."""
+FRAGMENTS = {"cuda": 0.02, "cpu": 0.15}
+"""What the allocator cannot use, as a share; glibc's gives nothing back (engine/host.py)."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -81,7 +81,7 @@ def needs(s: Setting) -> dict[str, int]:
     """Bytes that a rank takes at most, by what takes them; their sum is the peak."""
     found = max(_in_backward(s), _at_its_end(s), _in_step(s), key=lambda moment: sum(moment.values()))
     found = {name: value for name, value in found.items() if value}
-    return found | {"libraries": OWN_BYTES[s.device] + int(FRAGMENTS * sum(found.values()))}
+    return found | {"libraries": OWN_BYTES[s.device] + int(FRAGMENTS[s.device] * sum(found.values()))}
 
 
 def _staying(s: Setting) -> dict[str, int]:
@@ -172,7 +172,8 @@ def fit(
     found = s
     for n, size in itertools.product(blocks, sizes):
         several = s.holds_gradients and size < step_tokens
-        found = replace(s, micro_tokens=max(size, longest), n_recomputed=n, has_several_passes=several)
+        tokens = max(longest, min(size, step_tokens))
+        found = replace(s, micro_tokens=tokens, n_recomputed=n, has_several_passes=several)
         if total(found) <= budget:
             break
     return found

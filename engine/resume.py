@@ -38,6 +38,7 @@ FREE = {
     "gpu_memory",
     "reshard",
     "hang_timeout",
+    "take_over",
     "shard_size",
 }
 """Settings that --resume lets change; so may the number of ranks."""
@@ -120,9 +121,15 @@ class Place:
         """The epoch folders, oldest first."""
         return [path for _, path in numbered(self.folder, "epoch-")]
 
-    def lock(self) -> AbstractContextManager[None]:
+    def lock(self, *, takes_over: bool = False) -> AbstractContextManager[None]:
         """Holds the folder while it is entered. Raises InputError where another process does."""
-        return hold(self.folder / "run.lock", self.folder, does="is writing here", otherwise="give another --out")
+        return hold(
+            self.folder / "run.lock",
+            self.folder,
+            does="is writing here",
+            otherwise="give another --out",
+            takes_over=None if takes_over else "--take-over",
+        )
 
 
 def identity(

@@ -12,6 +12,7 @@ events.out...       the metrics for TensorBoard
 import json
 import os
 import shutil
+import stat
 import sys
 import threading
 import time
@@ -35,7 +36,7 @@ from data.errors import Stopped
 from data.faults import point
 from data.files import OLD, TEMPORARY, naming, remove_folder, remove_leftovers, write_text
 from engine import optim, weights
-from engine.checkpoint import States
+from engine.checkpoint import GRACE_OF_TORCHRUN, States
 from engine.columns import Columns
 from engine.config import TrainConfig
 from engine.llama import Llama
@@ -44,7 +45,7 @@ from engine.parallel import Ranks
 from engine.reference import Reference
 from engine.resume import Place
 from engine.steps import Step, Steps
-from engine.stop import Stop
+from engine.stop import FILE_VARIABLE, Stop
 from engine.walk import Walk
 from engine.weights import Parts
 from losses import Result
@@ -52,8 +53,14 @@ from losses import Result
 
 def check_folder(folder: Path, *, resumes: bool = False) -> None:
     """Raises InputError where the folder holds a run already, unless it is gone on with, or cannot be one."""
-    if folder.exists() and not folder.is_dir():
-        raise InputError(f"{folder}: a file; --out has to be a folder")
+    try:
+        is_file = not stat.S_ISDIR(folder.stat().st_mode)
+    except FileNotFoundError:
+        is_file = os.path.lexists(folder)  # a link to nowhere
+    except OSError as fault:
+        raise InputError(f"{folder}: {fault.strerror}; give another --out") from None
+    if is_file:
+        raise InputError(f"{folder}: not a folder; --out has to be one")
     if Place(folder).holds_run() and not resumes:
         raise InputError(f"{folder}: holds a run already; go on with --resume, give another --out, or remove it")
     nearest = next(p for p in [folder, *folder.absolute().parents] if p.exists())
@@ -164,7 +171,7 @@ class Run:
     def _hold(self) -> None:
         if not self._is_held:
             self.place.states.mkdir(parents=True, exist_ok=True)
-            self._stack.enter_context(self.place.lock())
+            self._stack.enter_context(self.place.lock(takes_over=self._config.take_over))
             self._is_held = True
 
     def begin(self, facts: dict[str, Any], identity: Callable[[], dict[str, Any]], policy: Llama) -> None:
@@ -177,6 +184,7 @@ class Run:
         self._ranks.on_first(lambda: self._begin(facts, identity))
         if self._states is None:
             self._states = States(self.place.states, self._ranks, self._config.keep_state)
+        self._say_grace()
 
     def _check_room(self, policy: Llama) -> None:
         stored = weights.stored_dtype(policy.source).itemsize if policy.source else 4
@@ -188,6 +196,14 @@ class Run:
             raise InputError(
                 f"{self.folder}: {free:,} bytes are free, and a checkpoint and a state take {needed:,}; make room, or "
                 "keep no states (--state-every 0)"
+            )
+
+    def _say_grace(self) -> None:
+        """How a run is stopped, and how much time there is for it."""
+        if "TORCHELASTIC_RUN_ID" in os.environ and FILE_VARIABLE not in os.environ:
+            self.say(
+                f"SIGTERM and Ctrl-C save a state; torchrun gives {GRACE_OF_TORCHRUN:.0f} s for it, or what its "
+                "--shutdown-timeout says"
             )
 
     def _begin(self, facts: dict[str, Any], identity: Callable[[], dict[str, Any]]) -> None:

@@ -5,7 +5,8 @@ gone on with to a run that was never disturbed.
 
 A process that has torch imported and has done nothing with it yet forks in milliseconds; importing takes seconds.
 JOB is FAULT as data/faults.py reads it, a number of ranks before it ("2/any:17:KILL:1"), "after:0.12" for a kill after
-that many seconds, or "power" for a loss of power after every operation.
+that many seconds, "strace:fsync:3" for a kill by strace at the third such call, whoever makes it, or "power" for a loss
+of power after every operation.
 """
 
 import hashlib
@@ -14,6 +15,7 @@ import os
 import shutil
 import signal
 import socket
+import subprocess
 import sys
 import threading
 import time
@@ -40,7 +42,10 @@ def outcome(out):
 
 def child(settings, fault, rank, log):
     """What a forked process does: one training."""
-    faults._asked = fault
+    if fault.startswith("strace:"):
+        os.kill(os.getpid(), signal.SIGSTOP)  # until strace has attached
+    else:
+        faults._asked = fault
     faults._seen.clear()
     screen = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
     os.dup2(screen, 1)
@@ -70,6 +75,8 @@ def run(settings, fault, ranks, log, after=None):
         if pid == 0:
             child(settings, fault, rank, log)
         pids[pid] = rank
+    if fault.startswith("strace:"):
+        trace(next(iter(pids)), *fault.split(":")[1:])
     codes = {}
     if after is not None:
         time.sleep(after)
@@ -77,11 +84,23 @@ def run(settings, fault, ranks, log, after=None):
             os.kill(pid, signal.SIGKILL)
     while pids:
         pid, status = os.wait()
+        if pid not in pids:  # strace
+            continue
         codes[pids.pop(pid)] = os.waitstatus_to_exitcode(status)
         if codes and any(codes.values()):
             for other in pids:
                 os.kill(other, signal.SIGKILL)
     return [codes[rank] for rank in sorted(codes)]
+
+
+def trace(pid, call, number):
+    """Has strace kill a stopped process at its number-th call of a kind, and lets it go on."""
+    os.waitpid(pid, os.WUNTRACED)
+    what = ["-e", f"trace={call}", "-e", f"inject={call}:signal=KILL:when={number}"]
+    subprocess.Popen(["strace", "-f", "-qq", "-o", "/dev/null", "-p", str(pid), *what])
+    while "TracerPid:\t0" in Path(f"/proc/{pid}/status").read_text():
+        time.sleep(0.02)
+    os.kill(pid, signal.SIGCONT)
 
 
 class Power:

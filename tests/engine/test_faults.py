@@ -6,6 +6,7 @@ The fast tests hold each fault once; the slow ones enumerate. docs/reliability.m
 import errno
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -14,8 +15,11 @@ from pathlib import Path
 
 import pytest
 
+from data import InputError
+from engine.config import TrainConfig
+from engine.train import run
 from tests import tiny
-from tests.engine.kills import outcome
+from tests.engine.kills import SETTINGS, outcome
 from tests.engine.test_train import id_rows
 
 ROOT = Path(__file__).parents[2]
@@ -71,6 +75,50 @@ def test_a_failing_disk_ends_a_run_in_one_sentence(folder, fault):
         assert os.strerror(getattr(errno, fault)) in said and str(folder) in said, said
 
 
+@pytest.mark.parametrize("name", ["a b", 'it\'s "q"', "new\nline", "x" * 255, "*?[x]", "-dash", "link"])
+def test_a_folder_of_any_name_holds_a_run(folder, name):
+    (folder / "real").mkdir()
+    (folder / "link").symlink_to(folder / "real")
+    settings = SETTINGS | {
+        "model": str(folder / "model"),
+        "data": str(folder / "rows.jsonl"),
+        "out": str(folder / name),
+    }
+    run(TrainConfig(**settings, stop_after=2))
+    result = run(TrainConfig(**settings, resume=True))
+    assert result.n_steps == 6 and (folder / name / "epoch-02/model.safetensors").is_file()
+
+
+@pytest.mark.parametrize(
+    ("name", "said"),
+    [
+        ("x" * 256, "File name too long; give another --out"),
+        ("rows.jsonl", "not a folder; --out has to be one"),
+        ("rows.jsonl/run", "Not a directory; give another --out"),
+        ("nowhere", "not a folder; --out has to be one"),
+    ],
+)
+def test_what_cannot_be_a_folder_is_refused(folder, name, said):
+    (folder / "nowhere").symlink_to(folder / "absent")
+    with pytest.raises(InputError, match=said):
+        run(TrainConfig(model=str(folder / "model"), data=(str(folder / "rows.jsonl"),), out=str(folder / name)))
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(shutil.which("strace") is None, reason="strace is not installed")
+def test_a_kill_by_strace_loses_nothing(folder):
+    """The independent check: strace sees the calls that go round the module that writes, too."""
+    calls = [("fsync", range(1, 24, 4)), ("rename", range(1, 12, 3)), ("pwrite64", range(1, 120, 24))]
+    calls += [("write", range(20, 200, 36)), ("unlink", range(1, 8, 3))]
+    jobs = [f"strace:{call}:{number}" for call, numbers in calls for number in numbers]
+    found = kills(folder, *jobs, timeout=590)
+    for job in found:
+        assert_survived(job, killed=False)
+    n_killed = sum(-signal.SIGKILL in job["ended"] for job in found)
+    print(f"killed by strace: {n_killed} of {len(found)}")
+    assert n_killed > len(found) / 2  # the control: injections do strike
+
+
 def test_no_loss_of_power_leaves_a_state_that_is_not_whole(folder):
     (found,) = kills(folder, "power")
     assert found["bad"] == 0 and found["states"] > 500, found
@@ -84,6 +132,7 @@ def launch(folder, fault, *flags, ranks=2):
     start = time.monotonic()
     done = subprocess.run(command, capture_output=True, text=True, cwd=ROOT, env=env, timeout=120, check=False)
     said = [s for s in done.stderr.splitlines() if not s.startswith(("+ ", "FAULT=")) and ": 22 rows," not in s]
+    said = [s for s in said if not s.startswith("needs ")]
     return done.returncode, said, time.monotonic() - start
 
 
@@ -96,6 +145,11 @@ def launch(folder, fault, *flags, ranks=2):
             "error: rank 1 (last seen in step 3, forward) did not answer: killed, ",
             marks=pytest.mark.slow,
         ),
+        pytest.param(
+            "backward:3:SLEEP:1",
+            "error: rank 1 (last seen in step 3, backward) did not answer: killed, ",
+            marks=pytest.mark.slow,
+        ),
         ("gradient:2:RAISE:1", "error: rank 1 failed in step 2, gradient (RuntimeError: a fault that was asked for)"),
     ],
 )
@@ -106,6 +160,11 @@ def test_the_rank_that_was_lost_is_named_once_and_none_is_left(folder, fault, sa
     assert str(folder / "run") not in _command_lines()
     if "RAISE" in fault:
         assert "a fault that was asked for" in (folder / "run/rank-1.traceback.txt").read_text()
+    else:  # where the others waited
+        survivor = 0 if fault.endswith("1") else 1
+        assert "engine/train.py" in (folder / f"run/rank-{survivor}.traceback.txt").read_text()
+    if "SLEEP" in fault:  # the lost one's own stack
+        assert "data/faults.py" in (folder / "run/rank-1.traceback.txt").read_text()
 
 
 def _command_lines():

@@ -181,21 +181,21 @@ def test_the_command_counts_a_users_rows(tmp_path):
 @pytest.mark.parametrize("changes", [{}, {"reference": "precompute"}, {"optimizer": "adamw"}, {"micro_tokens": 4096}])
 def test_the_expected_peak_is_within_a_tenth_of_the_measured_one(tmp_path, changes):
     raw = tiny.raw_config(
-        hidden_size=1024, intermediate_size=2816, num_hidden_layers=6, num_attention_heads=16, num_key_value_heads=4,
+        hidden_size=768, intermediate_size=2048, num_hidden_layers=6, num_attention_heads=12, num_key_value_heads=4,
         vocab_size=16_000,
     )  # fmt: skip
     model = Llama(LlamaConfig.parse(raw, "config.json"))
     for name, parameter in model.named_parameters():
         torch.nn.init.ones_(parameter) if "norm" in name else torch.nn.init.normal_(parameter, std=0.02)
     train.weights.save(model, tmp_path / "model")
-    examples = tiny.random_examples([(150, 300 + 7 * i, 340) for i in range(16)], vocab_size=16_000)
+    examples = tiny.random_examples([(150, 300 + 7 * i, 340) for i in range(6)], vocab_size=16_000)
     rows = [
         {"prompt_ids": e.prompt.tolist(), "chosen_ids": c.tolist(), "rejected_ids": r.tolist()}
         for e in examples for c, r in [e.responses]
     ]  # fmt: skip
     tiny.write_rows(tmp_path / "rows.jsonl", rows)
     settings = {"model": str(tmp_path / "model"), "data": [str(tmp_path / "rows.jsonl")], "out": str(tmp_path / "run"),
-                "epochs": 1, "batch_size": 8, "state_every": 0}  # fmt: skip
+                "epochs": 1, "batch_size": 3, "state_every": 0}  # fmt: skip
     job = {"config": settings | changes, "kernels": False, "threads": 2, "result": str(tmp_path / "result.json")}
     (tmp_path / "job.json").write_text(json.dumps(job))
     code = "from engine.measure import main; main()"
@@ -204,5 +204,5 @@ def test_the_expected_peak_is_within_a_tenth_of_the_measured_one(tmp_path, chang
     )
     made = json.loads((tmp_path / "result.json").read_text())
     expected = sum(made["plan"]["bytes"].values())
-    print(f"expected {expected / 1e6:,.0f} MB, measured {made['peak_bytes'] / 1e6:,.0f}")
+    print(f"expected {expected / 1e6:,.0f} MB, measured {made['peak_bytes'] / 1e6:,.0f}: {made['plan']}")
     assert expected == pytest.approx(made["peak_bytes"], rel=0.1)
