@@ -149,32 +149,29 @@ def test_what_cannot_fit_is_refused_with_the_change_that_lets_it(tmp_path, monke
     assert not (tmp_path / "run").exists()
 
 
-def command(*arguments):
-    done = subprocess.run(
-        [sys.executable, "-m", "engine.plan", *arguments], capture_output=True, text=True, check=False
-    )
-    return done.returncode, done.stdout, done.stderr
-
-
-def test_the_command_says_what_fits_and_which_flags_to_give():
-    code, out, _ = command("--shape", "llama3-8b", "--gpus", "1", "--gpu-memory", "80")
-    assert code == 0
-    assert "flags: --master split --square-avg bfloat16 --reference precompute" in out
-    code, out, _ = command("--shape", "llama3-8b", "--gpus", "8", "--json")
-    facts = json.loads(out)
-    assert code == 0 and facts["chosen"]["checkpoint_bytes"] == 18 * 2 * EIGHT.n_parameters
+def test_the_command_says_what_fits_and_which_flags_to_give(capsys):
+    plan.main(["--shape", "llama3-8b", "--gpus", "1", "--gpu-memory", "80"])
+    assert "flags: --master split --square-avg bfloat16 --reference precompute" in capsys.readouterr().out
+    plan.main(["--shape", "llama3-8b", "--gpus", "8", "--json"])
+    facts = json.loads(capsys.readouterr().out)
+    assert facts["chosen"]["checkpoint_bytes"] == 18 * 2 * EIGHT.n_parameters
     assert facts["layouts"][0]["fits"] and 1 < facts["chosen"]["hours"] < 3
-    code, out, error = command("--shape", "llama3-8b", "--gpu-memory", "40")
-    assert code == 2 and error.count("\n") == 1 and "take more GPUs" in error
 
 
-def test_the_command_counts_a_users_rows(tmp_path):
+def test_the_command_ends_in_2_where_nothing_fits():
+    command = [sys.executable, "-m", "engine.plan", "--shape", "llama3-8b", "--gpu-memory", "40"]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 2 and done.stderr.count("\n") == 1 and "take more GPUs" in done.stderr
+
+
+def test_the_command_counts_a_users_rows(tmp_path, capsys):
     model = tiny.write_model(tmp_path / "model", vocab_size=101)
     rows = tiny.write_rows(tmp_path / "rows.jsonl", id_rows(22))
-    code, out, _ = command("--model", str(model), "--data", str(rows), "--gpus", "0", "--gpu-memory", "4")
+    plan.main(["--model", str(model), "--data", str(rows), "--gpus", "0", "--gpu-memory", "4"])
     ids = [json.loads(line) for line in rows.read_text().splitlines()]
     lengths = [len(r["prompt_ids"]) + len(r["chosen_ids"]) + len(r["rejected_ids"]) - 2 for r in ids]
-    assert code == 0 and f"22 examples x 18 epochs in steps of 16, {np.mean(lengths):,.0f} tokens" in out
+    said = f"22 examples x 18 epochs in steps of 16, {np.mean(lengths):,.0f} tokens"
+    assert said in capsys.readouterr().out
 
 
 @pytest.mark.slow

@@ -235,13 +235,13 @@ def test_a_second_run_in_a_folder_is_told_who_is_there(go, tmp_path):
     holder = subprocess.Popen(
         [sys.executable, "-c", "import fcntl, sys, time, json, os, socket\nf = open(sys.argv[1], 'r+')\n"
          "fcntl.flock(f, fcntl.LOCK_EX)\nf.truncate()\n"
-         "f.write(json.dumps({'pid': os.getpid(), 'host': 'host-a', 'since': 'noon'}))\n"
+         "f.write(json.dumps({'pid': os.getpid(), 'host': socket.gethostname(), 'since': 'noon'}))\n"
          "f.flush(); print('held', flush=True); time.sleep(600)", str(tmp_path / "run/run.lock")],
         stdout=subprocess.PIPE, text=True,
     )  # fmt: skip
     try:
         assert holder.stdout.readline() == "held\n"
-        with pytest.raises(InputError, match=rf"process {holder.pid} on host-a \(since noon\) is writing here"):
+        with pytest.raises(InputError, match=rf"process {holder.pid} on .+ \(since noon\) is writing here"):
             go("run", resume=True)
     finally:
         holder.kill()

@@ -2,10 +2,13 @@
 
 import pytest
 import torch
+from torch.distributed.fsdp._fully_shard._fsdp_param_group import FSDPParamGroup
 from torch.nn.functional import log_softmax, scaled_dot_product_attention
 
 from data.forest import pack
 from engine import attention
+from engine.llama import Llama
+from engine.parallel import Ranks
 from engine.walk import Walk
 from tests import tiny
 
@@ -116,3 +119,49 @@ def test_an_empty_forest_gives_every_parameter_a_gradient_of_zero():
     assert len(logps) == 0
     logps.sum().backward()
     assert all(p.grad is not None and not p.grad.any() for p in model.parameters())
+
+
+def test_the_backward_pass_never_gathers_the_reference(monkeypatch):
+    """Left to itself FSDP gathers, in the backward pass, whatever was walked before: every block of the reference."""
+    ranks = Ranks(dtype=torch.bfloat16)
+    ranks.reshards = True
+    with torch.device("meta"):
+        models = [Llama(tiny.random_llama().config) for _ in range(2)]
+    walk = ranks.place(Walk(*models))
+    for p in walk.parameters():
+        torch.nn.init.normal_(p.to_local(), std=0.05)
+    gathered, unshard = [], FSDPParamGroup.unshard
+
+    def noted(group, *arguments, **more):
+        if not group.is_unsharded:
+            gathered.append(group._module_fqn)
+        return unshard(group, *arguments, **more)
+
+    monkeypatch.setattr(FSDPParamGroup, "unshard", noted)
+    logps, _ = walk(pack(pairs()), with_reference=True)
+    assert any(name.startswith("reference.blocks") for name in gathered)  # they walked
+    gathered.clear()
+    logps.sum().backward()
+    assert gathered and all(name.startswith("policy.") for name in gathered), gathered
+    ranks.release(walk.reference, walk.policy)
+    gathered.clear()
+    walk(pack(pairs()), with_reference=False)[0].sum().backward()
+    assert gathered and all(name.startswith("policy.") for name in gathered), gathered
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore")  # of the compiler's own
+def test_nothing_is_compiled_again_after_the_first_pass():
+    from torch._dynamo.utils import counters  # brings the compiler, for the slow tests alone
+
+    walk = Walk(tiny.random_llama(), tiny.random_llama())
+    walk.policy.recompute(1)
+    for model in (walk.policy, walk.reference):
+        model.compile_blocks()
+    n_graphs = []
+    for seed, lengths in enumerate([LENGTHS, LENGTHS[:3], LENGTHS[3:], LENGTHS[:1], LENGTHS * 3]):
+        logps, reference = walk(pack(tiny.random_examples(lengths, seed=seed)), with_reference=True)
+        logps.sum().backward()
+        assert torch.equal(logps, reference)
+        n_graphs.append(counters["stats"]["unique_graphs"])
+    assert len(set(n_graphs)) == 1 and n_graphs[0] > 0, n_graphs

@@ -402,8 +402,18 @@ def test_an_answer_that_has_arrived_is_stored_however_the_run_ends(tmp_path, mon
         slow(self, rows)
 
     monkeypatch.setattr(Store, "write", write)
-    threading.Timer(0.35, lambda: [os.kill(os.getpid(), signal.SIGINT) or time.sleep(0.05) for _ in range(2)]).start()
-    found = ask(tmp_path, lambda seen: HELLO.after(0.02 * seen.number), 10, concurrency=10)
+
+    def stop():
+        for _ in range(2):
+            os.kill(os.getpid(), signal.SIGINT)
+            time.sleep(0.05)
+
+    def reply(seen):
+        if seen.number == 9:  # the last; while the first ones are being stored, and the others wait for that
+            threading.Timer(0.35, stop).start()
+        return HELLO.after(0.02 * seen.number)
+
+    found = ask(tmp_path, reply, 10, concurrency=10)
     assert isinstance(found.fault, Stopped) and found.fault.code == 130
     assert found.states == ["answered"] * 10 and "10 answers are stored" in str(found.fault)
 
