@@ -6,6 +6,7 @@
 engine.train lays itself out by the same functions, says the sum before it starts, and refuses what cannot fit.
 """
 
+import functools
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -73,8 +74,7 @@ class Plan:
         has_reference = self.reference != "none"
         flops = cost.run_flops(s, self.load, config.epochs, has_reference=has_reference)
         if s.device == "cpu":
-            rate = n_gpus * matmul_peak(s.dtype, torch.device("cpu"), 1024) * cost.REACHED["cpu"]
-            return flops / rate / 3600
+            return flops / (n_gpus * _cpu_peak(s.dtype) * cost.REACHED["cpu"]) / 3600
         computing, communicating = cost.step_seconds(s, self.load, config.batch_size, n_gpus)
         slower = max(computing, communicating) / computing * (cost.IMBALANCE if n_gpus > 1 else 1.0)
         return flops / (n_gpus * cost.DATASHEET * cost.REACHED["cuda"]) * slower / 3600
@@ -93,6 +93,12 @@ class Plan:
             f"needs {_size(needed)} of {_size(self.budget)} memory{' a GPU' * (self.setting.device == 'cuda')}, about "
             f"{_time(self.hours(config, n_gpus))}, {_size(checkpoints + states)} on disk"
         )
+
+
+@functools.cache
+def _cpu_peak(dtype: torch.dtype) -> float:
+    """Operations per second of a plain product, timed once in some milliseconds."""
+    return matmul_peak(dtype, torch.device("cpu"), 512)
 
 
 def lay_out(
