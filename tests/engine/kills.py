@@ -210,10 +210,10 @@ def main(folder, jobs):
             print(json.dumps({"job": job} | power(settings, folder, log)), flush=True)
             continue
         if ranks not in whole:
-            assert run(settings | {"out": str(folder / f"whole-{ranks}")}, "", ranks, log) == [0] * ranks, (
-                log.read_text()
-            )
-            whole[ranks] = outcome(folder / f"whole-{ranks}")
+            kept = folder / f"whole-{ranks}"  # an earlier call may have left it
+            if not kept.exists():
+                assert run(settings | {"out": str(kept)}, "", ranks, log) == [0] * ranks, log.read_text()
+            whole[ranks] = outcome(kept)
         after = float(fault.removeprefix("after:")) if fault.startswith("after:") else None
         ended = run(settings | {"out": str(out)}, "" if after else fault, ranks, log, after)
         said = log.read_text() if log.exists() else ""

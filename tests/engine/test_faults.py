@@ -232,7 +232,7 @@ def test_torchrun_goes_on_by_itself(folder):
         command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2", *more]
         env = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
         done = subprocess.run([*command, *program, *flags, "--out", str(folder / name)], cwd=ROOT, env=env,
-                              capture_output=True, text=True, timeout=120, check=False)  # fmt: skip
+                              capture_output=True, text=True, timeout=300, check=False)  # fmt: skip
         assert done.returncode == 0, done.stderr[-3000:]
     assert outcome(folder / "run") == outcome(folder / "whole")
 
