@@ -42,7 +42,7 @@ def split_micro(places: Sequence[int], sizes: Sequence[int], budget: int) -> lis
     """
     fewest = len(_cut(places, sizes, budget))
     tokens = sum(sizes[i] for i in places)
-    even = range(-(-tokens // max(1, fewest)), budget)
+    even = range(-(-tokens // max(1, fewest)), min(budget, tokens))
     k = bisect.bisect_left(even, True, key=lambda size: len(_cut(places, sizes, size)) <= fewest)
     return _cut(places, sizes, even[k] if k < len(even) else budget)
 

@@ -97,7 +97,7 @@ class TrainConfig(RowSettings):
     "rejected_score"."""
     micro_tokens: int | None = None
     """Most tokens in one forward and backward pass of a rank (one example at least): bounds the memory. Unset: 1,024 on
-    the CPU, on a GPU as many as fit."""
+    the CPU, on a GPU as many as fit. With --master split --max-grad-norm 0 a step is always one pass."""
     recompute_blocks: int | None = None
     """Activation checkpointing: blocks whose inside the backward pass computes again. Unset: none on the CPU, on a GPU
     as few as it takes to fit."""
@@ -154,10 +154,10 @@ class TrainConfig(RowSettings):
         if not all(0 < weight <= 100 for weight in self.data_weights):
             raise InputError("--data-weights: each has to be above 0, and 100 at most")
         above_zero = "epochs batch_size max_steps micro_tokens keep reference_update_steps stages stop_after keep_state"
-        above_zero += " shard_size gpu_memory"
+        above_zero += " shard_size"
         for name in above_zero.split():
             value = getattr(self, name)
-            if value is not None and not value >= 1:
+            if value is not None and value < 1:
                 raise InputError(f"--{name.replace('_', '-')}: {value} is not above 0")
         if not 0 < self.lr < 10:
             raise InputError(f"--lr: {self.lr} is not between 0 and 10; the paper trains at 2e-7")
@@ -165,6 +165,8 @@ class TrainConfig(RowSettings):
             raise InputError(
                 "--warmup-steps, --eval-pairs, --seed, --state-every and --recompute-blocks cannot be negative"
             )
+        if self.gpu_memory is not None and not 0 < self.gpu_memory < float("inf"):
+            raise InputError(f"--gpu-memory: {self.gpu_memory} is not above 0; it is in GB of 10^9 bytes")
         self._check_split()
         if not 1 <= self.hang_timeout <= 86400:
             raise InputError(f"--hang-timeout: {self.hang_timeout} is not between 1 second and a day")

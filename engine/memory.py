@@ -11,6 +11,7 @@ Pure functions of a shape and a setting; docs/scaling.md has the table for large
 # T tokens of a pass, D hidden, I intermediate, V vocabulary
 
 import itertools
+import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
@@ -23,6 +24,7 @@ ROWS = 0.85  # share of a forest's tokens that predict: the responses', 0.82 on 
 # Keys that attention gathers, per token: the prompt's are there once for each branch.
 KEYS = 1.17
 MOST_TOKENS = 8000  # of a pass: more make a GPU no faster, and torch 2.11 compiles anew for 8,192 and more
+WHOLE_STEP = sys.maxsize  # of an optimizer that steps inside the backward pass: there may be one of these a step
 FEWEST_TOKENS = 1024  # fewer make it slower than computing a block's inside again does
 OWN_BYTES = {"cuda": 100 * 10**6, "cpu": 165 * 10**6}
 """What the libraries take by themselves: cuBLAS's workspace and the like; on the CPU, pages of threads and of pools."""
@@ -50,6 +52,9 @@ class Setting:
     """False: the optimizer steps inside the backward pass."""
     holds_reference: bool = False
     micro_tokens: int = FEWEST_TOKENS
+    """Most tokens of a pass, one example at least."""
+    pass_tokens: int = FEWEST_TOKENS
+    """Tokens of the largest pass that is to be expected."""
     has_several_passes: bool = True
     """Whether a step may take more than one pass."""
     n_recomputed: int = 0
@@ -104,8 +109,8 @@ def _in_backward(s: Setting) -> dict[str, int]:
     return _staying(s) | {
         "gradients": _gradients(s) if s.has_several_passes else 0,
         "gathered": _gathered(s),
-        "kept for the backward pass": s.micro_tokens * kept,
-        "head": _head(s, int(ROWS * s.micro_tokens)),
+        "kept for the backward pass": s.pass_tokens * kept,
+        "head": _head(s, int(ROWS * s.pass_tokens)),
     }
 
 
@@ -159,8 +164,8 @@ def fit(
     micro_tokens, n_recomputed: as they are wanted; None: to be found. longest: tokens of the longest example, which is
     never cut. step_tokens: most of a step on one rank. Gives the smallest setting where none fits.
     """
-    if not s.holds_gradients:  # one backward pass a step
-        sizes: Sequence[int] = [step_tokens]
+    if not s.holds_gradients:
+        sizes: Sequence[int] = [WHOLE_STEP]
     elif micro_tokens is not None:
         sizes = [micro_tokens]
     elif s.device == "cpu":
@@ -171,9 +176,9 @@ def fit(
     blocks = range(most_blocks + 1) if n_recomputed is None else [min(n_recomputed, s.shape.n_layers)]
     found = s
     for n, size in itertools.product(blocks, sizes):
-        several = s.holds_gradients and size < step_tokens
-        tokens = max(longest, min(size, step_tokens))
-        found = replace(s, micro_tokens=tokens, n_recomputed=n, has_several_passes=several)
+        expected = max(longest, min(size, step_tokens))
+        several = size < step_tokens
+        found = replace(s, micro_tokens=size, pass_tokens=expected, n_recomputed=n, has_several_passes=several)
         if total(found) <= budget:
             break
     return found

@@ -61,6 +61,7 @@ class Plan:
             "master": "split" if s.is_split else "whole",
             "reference": self.reference,
             "micro_tokens": s.micro_tokens,
+            "pass_tokens": s.pass_tokens,
             "recompute_blocks": s.n_recomputed,
             "reshard": s.reshards,
             "compile": s.is_compiled,
@@ -290,7 +291,8 @@ def _facts(config: PlanConfig, base: TrainConfig, tried: Sequence[tuple[dict[str
 def _all_flags(way: dict[str, Any], plan: Plan) -> str:
     s = plan.setting
     found = [flags(way)] if way else []
-    found += [f"--reference {plan.reference}", f"--micro-tokens {s.micro_tokens}"]
+    found += [f"--reference {plan.reference}"]
+    found += [f"--micro-tokens {s.micro_tokens}"] if s.micro_tokens != memory.WHOLE_STEP else []
     found += [f"--recompute-blocks {s.n_recomputed}"] if s.n_recomputed else []
     return " ".join(found)
 

@@ -306,17 +306,28 @@ class Run:
         else:
             self.say(f"{self.folder}: stopped after step {self.n_done}, as --stop-after asks; go on with --resume")
 
-    def check_finite(self, step: Step, columns: Columns, result: Result, grad_norm: float) -> None:
-        """Raises RunError, on every rank, before the weights change, where a loss or the gradient is not finite."""
+    def check_finite(
+        self, step: Step, columns: Columns, result: Result, grad_norm: float, *, is_before_step: bool
+    ) -> None:
+        """Raises RunError, on every rank, where a loss or the gradient is not finite.
+
+        is_before_step: whether the weights are still those of the step before; False where the optimizer steps inside
+        the backward pass.
+        """
         bad = (~result.losses.isfinite()) | (~columns.logps.isfinite().all(dim=1))
         if not bad.any() and grad_norm == grad_norm and abs(grad_norm) != float("inf"):
             return
         what = "the loss of" if bad.any() else f"the gradient ({grad_norm}) of a step with"
         places = [e.place for e, is_bad in zip(step.examples, bad.tolist(), strict=True) if is_bad or not bad.any()]
         more = f" and {len(places) - 10} more" if len(places) > 10 else ""
+        weights_are = (
+            f"the weights are as step {step.number - 1} left them"
+            if is_before_step
+            else "the weights in memory are lost; states and checkpoints are whole"
+        )
         raise RunError(
-            f"step {step.number}: {what} {', '.join(places[:10])}{more} is not finite; the weights are as step "
-            f"{step.number - 1} left them; look at these rows, or lower --lr"
+            f"step {step.number}: {what} {', '.join(places[:10])}{more} is not finite; {weights_are}; look at these "
+            "rows, or lower --lr"
         )
 
     def add(self, metrics: dict[str, float]) -> None:

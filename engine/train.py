@@ -246,7 +246,7 @@ def _train(job: Job, ranks: Ranks) -> RunResult:
                 result = objective(columns)
             at(step.number, "gradient")
             grad_norm = optim.clip(optimizer, ranks, config.max_grad_norm)
-            log.check_finite(step, columns, result, grad_norm)  # before the weights are touched
+            log.check_finite(step, columns, result, grad_norm, is_before_step=laid_out.setting.holds_gradients)
             learning_rate = float(schedule.get_last_lr()[0])
             at(step.number, "optimizer")
             optimizer.step()

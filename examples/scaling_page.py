@@ -101,7 +101,7 @@ def _one_gpu(way: dict) -> str:
     if not found.fits:
         return f"| llama3-8b | `{said}` | {size:.0f}: too much | | |"
     again = f", {s.n_recomputed} blocks again" if s.n_recomputed else ""
-    return f"| llama3-8b | `{said}` | {size:.0f} | {s.micro_tokens:,} tokens{again} | {found.hours(config, 1):.1f} |"
+    return f"| llama3-8b | `{said}` | {size:.0f} | {s.pass_tokens:,} tokens{again} | {found.hours(config, 1):.1f} |"
 
 
 def _many(name: str, n_gpus: int, batch: int, *, shard_size: int | None) -> str:

@@ -5,6 +5,7 @@ import json
 import pytest
 import torch
 
+from data import RunError
 from engine import split, weights
 from engine.split import Masters, SplitRMSprop
 from engine.train import TrainConfig, run
@@ -112,6 +113,25 @@ def test_a_run_stopped_and_gone_on_with_ends_at_the_same_bits(tmp_path, settings
     a, b = (weights.load(r.checkpoints[-1]) for r in (whole, parts))
     for p, q in zip(a.parameters(), b.parameters(), strict=True):
         assert torch.equal(p, q)
+
+
+def test_an_optimizer_inside_the_backward_pass_takes_one_step_a_step(tmp_path, monkeypatch):
+    """Whatever a step's tokens: a second backward pass would update every parameter a second time."""
+    update, n_updates = SplitRMSprop._update, []
+
+    def counted(optimizer, parameter):
+        n_updates.append(parameter)
+        update(optimizer, parameter)
+
+    monkeypatch.setattr(SplitRMSprop, "_update", counted)
+    result, _ = trained(tmp_path, "run", max_grad_norm=0.0, micro_tokens=1)
+    n_parameters = len(list(weights.load(result.checkpoints[-1]).parameters()))
+    assert len(n_updates) == result.n_steps * n_parameters
+
+
+def test_a_gradient_that_is_not_finite_is_not_said_to_have_left_the_weights(tmp_path):
+    with pytest.raises(RunError, match="not finite; the weights in memory are lost; states and checkpoints are whole"):
+        trained(tmp_path, "run", max_grad_norm=0.0, lr=9.0, epochs=9)
 
 
 def test_a_float32_checkpoint_is_read_and_written_with_every_bit(tmp_path):
