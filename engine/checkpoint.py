@@ -11,7 +11,6 @@ the folder gets its name: what bears a name without .tmp is whole, after a loss 
 
 import io
 import json
-import os
 import pickle
 import shutil
 import time
@@ -46,10 +45,8 @@ from data.files import (
     write_json,
 )
 from engine.parallel import Ranks
-from engine.stop import FILE_VARIABLE
+from engine.stop import grace
 
-GRACE_OF_TORCHRUN = 30.0
-"""Seconds, torchrun's --shutdown-timeout where it is not given (torch 2.11 to 2.13)."""
 MANIFEST, FACTS = "manifest.json", "run.json"
 PREFIX = "step-"
 
@@ -127,7 +124,7 @@ class States:
 
     def _tell_slow(self, step: int, seconds: float) -> None:
         """Warns once where a save takes longer than torchrun gives its ranks between a signal and their end."""
-        given = GRACE_OF_TORCHRUN if "TORCHELASTIC_RUN_ID" in os.environ and FILE_VARIABLE not in os.environ else None
+        given = grace()
         if given is not None and seconds > given and self._ranks.is_first and not self._is_told:
             self._is_told = True
             cli.notify(

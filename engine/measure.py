@@ -20,7 +20,7 @@ from typing import Any
 import torch
 
 from data.forest import pack
-from engine import head, parallel, plan, train
+from engine import head, plan, train
 from engine.config import TrainConfig
 from engine.flops import forward_flops, kernel_seconds, matmul_peak
 from engine.head import Head
@@ -77,6 +77,8 @@ class Stopwatch:
 
 def watch(stopwatch: Stopwatch) -> None:
     """Puts the stopwatch on the training path."""
+    from engine import fsdp  # a second of imports that engine.bench --help does without
+
     stopwatch.wrap(Walk, "forward", "forward")
     stopwatch.wrap(Head, "forward", "head")
     stopwatch.wrap(head.TargetLogps, "backward", "head")
@@ -84,7 +86,7 @@ def watch(stopwatch: Stopwatch) -> None:
     for optimizer in (torch.optim.RMSprop, torch.optim.AdamW):
         stopwatch.wrap(optimizer, "step", "optimizer")
     stopwatch.wrap(Ranks, "clip_grad_norm", "optimizer")
-    for owner, name in [(Ranks, "sum"), *parallel.collectives()]:
+    for owner, name in [(Ranks, "sum"), *fsdp.collectives()]:
         stopwatch.wrap(owner, name, "communication")
     packed = Steps.packed
 

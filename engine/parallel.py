@@ -1,7 +1,7 @@
-"""All distributed code of a forward and backward pass: process group, sharding, sums over ranks.
+"""The processes of a run: their group, what they add up and tell one another, and when their shards are gathered.
 
-One process on the CPU in float32 is plain PyTorch: nothing is wrapped and no process group is made. Everything else
-is FSDP2: float32 master shards, compute in --dtype, gradients reduced in float32.
+One process on the CPU in float32, or with split masters, is plain PyTorch: nothing is wrapped and no process group is
+made. Everything else is FSDP2 (engine/fsdp.py): float32 master shards, compute in --dtype, gradients summed in float32.
 """
 
 import atexit
@@ -12,25 +12,22 @@ import sys
 from collections.abc import Callable, Iterable
 from datetime import timedelta
 from functools import cached_property
-from itertools import pairwise
 from pathlib import Path
-from typing import TypeVar, cast
+from typing import TYPE_CHECKING, TypeVar
 
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 from torch._C._distributed_c10d import HashStore
 from torch.distributed import distributed_c10d
-from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
-from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard
-from torch.distributed.fsdp._fully_shard._fsdp_param_group import FSDPParamGroup
-from torch.distributed.tensor import DTensor
-from torch.distributed.tensor._utils import compute_local_shape_and_global_offset
 
 from data import InputError
 from engine.heartbeat import Heartbeat
 from engine.llama import Llama
 from engine.walk import Walk
+
+if TYPE_CHECKING:
+    from torch.distributed.device_mesh import DeviceMesh
 
 Value = TypeVar("Value")
 
@@ -68,8 +65,6 @@ class Ranks:
             raise InputError(f"--shard-size: {self.size} ranks are not groups of {shard_size}; name a divisor")
         self.splits_masters = splits_masters
         self.is_sharded = not splits_masters and (self.size > 1 or has_cuda or self.dtype != torch.float32)
-        self.reshards = has_cuda
-        """Whether a block's gathered weights are given back after its forward pass."""
         if has_cuda:
             torch.cuda.set_device(self.device)
             if gpu_memory is not None:
@@ -77,9 +72,7 @@ class Ranks:
                 torch.cuda.set_per_process_memory_fraction(min(1.0, gpu_memory / whole), self.device)
         if self.is_sharded:
             backend = "cpu:gloo,cuda:nccl" if has_cuda else "gloo"
-            if (
-                not dist.is_initialized()
-            ):  # one group per process: a second meeting would read the first one's addresses
+            if not dist.is_initialized():  # one group a process: a second meeting would read the first's addresses
                 if self.size > 1:
                     _die_with_parent()
                     dist.init_process_group(backend, timeout=timedelta(seconds=timeout))
@@ -94,58 +87,35 @@ class Ranks:
         """Whether this is rank 0, which writes and speaks."""
         return self.rank == 0
 
-    def place(self, walk: Walk) -> Walk:
-        """Gives a walk on the meta device its memory: here whole, or a shard on every rank.
+    def place(self, walk: Walk, *, reshards: bool | None = None) -> Walk:
+        """Gives a walk on the meta device its memory: here whole, or a shard on every rank. Collective.
 
-        Every block is an FSDP unit, so that one's all-gather hides behind another's arithmetic; norm and head are
-        one, and a tied head shares its unit with the embedding. The walk is the root, so that the units of policy
-        and reference can be called in turn. Collective.
+        reshards: whether a block's gathered weights are given back after its forward pass; None: on a GPU.
         """
         if self.is_sharded:
-            for model in (walk.policy, walk.reference):
-                if model is not None:
-                    self._shard(model, keeps=model is walk.policy)
-            fully_shard(walk, mesh=self.mesh)
-            for module in walk.modules():
-                if isinstance(module, FSDPModule):  # sum, not FSDP's mean: ranks hold different counts
-                    module.set_gradient_divide_factor(1.0)
-                    module.set_force_sum_reduction_for_comms(True)  # the factor alone fails on gloo
-            _order_gathers(walk.policy, walk.reference)
+            from engine import fsdp
+
+            fsdp.shard(
+                walk, self.mesh, self.dtype, reshards=self.device.type == "cuda" if reshards is None else reshards
+            )
         if self.splits_masters:
             walk.policy.to(self.dtype)
         return walk.to_empty(device=self.device)
 
     @cached_property
-    def mesh(self) -> DeviceMesh:
-        """All ranks; in two dimensions, copies and shards of each, where there are several copies. Collective."""
-        if self.shard_size == self.size:
-            return init_device_mesh(self.device.type, (self.size,))
-        shape = (self.size // self.shard_size, self.shard_size)
-        return init_device_mesh(self.device.type, shape, mesh_dim_names=("replicate", "shard"))
+    def mesh(self) -> "DeviceMesh":
+        """How the ranks lie. Collective."""
+        from engine import fsdp
 
-    def _shard(self, model: Llama, *, keeps: bool) -> None:
-        """Makes a model's parts FSDP units.
-
-        keeps: whether the head's unit stays gathered until its backward pass. Anything else is given back after its
-        forward pass on the GPU alone: on the CPU gathering it again costs more than the memory is worth.
-        """
-        # The model casts by itself: FSDP's cast of inputs would round the rotary angles to bf16.
-        policy = MixedPrecisionPolicy(param_dtype=self.dtype, reduce_dtype=torch.float32, cast_forward_inputs=False)
-        frees = self.reshards
-        for block in model.blocks:
-            fully_shard(block, mesh=self.mesh, mp_policy=policy, reshard_after_forward=frees)
-        ends: list[list[nn.Module]] = (
-            [[model.embed, model.norm, model.head]] if model.config.tied else [[model.embed], [model.norm, model.head]]
-        )
-        for unit in ends:
-            fully_shard(unit, mesh=self.mesh, mp_policy=policy, reshard_after_forward=frees and not keeps)
+        return fsdp.mesh_of(self.device, self.size, self.shard_size)
 
     def local(self, parameter: Tensor) -> tuple[Tensor, int]:
         """The rows of a parameter that this rank holds, and the first one's number."""
-        if not isinstance(parameter, DTensor):
+        if not self.is_sharded:
             return parameter, 0
-        _, offset = compute_local_shape_and_global_offset(parameter.shape, parameter.device_mesh, parameter.placements)
-        return parameter.to_local(), offset[0]
+        from engine import fsdp
+
+        return fsdp.local(parameter)
 
     @property
     def holds_first_copy(self) -> bool:
@@ -159,7 +129,11 @@ class Ranks:
 
     def whole(self, parameter: Tensor) -> Tensor:
         """A parameter gathered from all ranks. Collective."""
-        return parameter.full_tensor() if isinstance(parameter, DTensor) else parameter
+        if not self.is_sharded:
+            return parameter
+        from engine import fsdp
+
+        return fsdp.whole(parameter)
 
     def sum(self, values: Tensor) -> Tensor:
         """The sum of a CPU tensor over all ranks, the same on each. Collective."""
@@ -219,45 +193,33 @@ class Ranks:
         adding up there would round.
         """
         if self.size > 1 and self.dtype == torch.float32:
-            for module in walk.policy.modules():
-                if isinstance(module, FSDPModule):
-                    module.set_requires_gradient_sync(is_last, recurse=False)
-                    module.set_reshard_after_backward(is_last, recurse=False)
+            from engine import fsdp
 
-    def settle(self, walk: Walk) -> None:
+            for unit in fsdp.units(walk.policy):
+                unit.set_requires_gradient_sync(is_last, recurse=False)
+                unit.set_reshard_after_backward(is_last, recurse=False)
+
+    def settle(self, model: nn.Module) -> None:
         """After a pass without gradient: gives back the weights that a backward pass would have given back.
 
         Until then a module's parameters are the gathered ones, which neither the optimizer nor a save may see.
         """
-        for module in walk.modules():
-            if isinstance(module, FSDPModule):
-                module.reshard()
-
-    def release(self, model: Llama, policy: Llama) -> None:
-        """Frees the memory of a reference that is not called again; FSDP keeps handles to it until the run ends."""
         if self.is_sharded:
-            _order_gathers(policy, None)
-        for module in model.modules():
-            if isinstance(module, FSDPModule):
-                module.reshard()
-        for parameter in model.parameters():
+            from engine import fsdp
+
+            for unit in fsdp.units(model):
+                unit.reshard()
+
+    def release(self, reference: Llama, policy: Llama) -> None:
+        """Frees the memory of a reference that is not called again; FSDP keeps handles to it until the run ends."""
+        self.settle(reference)
+        for parameter in reference.parameters():
             held, _ = self.local(parameter)
             held.untyped_storage().resize_(0)
+        if self.is_sharded:
+            from engine import fsdp
 
-
-def _order_gathers(policy: Llama, reference: Llama | None) -> None:
-    """Which unit is gathered while another one computes.
-
-    Forward: the next of the walk. Backward: the policy's one before; left to itself FSDP would take the one that was
-    walked before it, and so gather every block of the reference for nothing.
-    """
-    walked = [m for pair in zip(policy.blocks, reference.blocks, strict=True) for m in pair] if reference else []
-    for unit, following in pairwise(walked or policy.blocks):
-        cast(FSDPModule, unit).set_modules_to_forward_prefetch([cast(FSDPModule, following)])
-    for unit, before in pairwise([policy.head, *reversed(policy.blocks), policy.embed]):
-        cast(FSDPModule, unit).set_modules_to_backward_prefetch([cast(FSDPModule, before)])
-    last = walked[-1] if walked else policy.blocks[-1]
-    cast(FSDPModule, last).set_modules_to_forward_prefetch([])
+            fsdp.order_gathers(policy, None)
 
 
 def world_size() -> int:
@@ -279,9 +241,3 @@ def _die_with_parent() -> None:
     """Where torchrun is killed its ranks would live on, and hold the run's folder."""
     if sys.platform == "linux" and "TORCHELASTIC_RUN_ID" in os.environ:
         ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
-
-
-def collectives() -> list[tuple[type, str]]:
-    """Where FSDP waits for other ranks, for whoever measures it: (class, method)."""
-    names = ("unshard", "wait_for_unshard", "post_backward", "finalize_backward")
-    return [(FSDPParamGroup, name) for name in names if hasattr(FSDPParamGroup, name)]

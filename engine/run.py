@@ -20,7 +20,7 @@ from collections.abc import Callable, Mapping
 from contextlib import ExitStack
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 import yaml
@@ -36,7 +36,6 @@ from data.errors import Stopped
 from data.faults import point
 from data.files import OLD, TEMPORARY, naming, remove_folder, remove_leftovers, write_text
 from engine import optim, weights
-from engine.checkpoint import GRACE_OF_TORCHRUN, States
 from engine.columns import Columns
 from engine.config import TrainConfig
 from engine.llama import Llama
@@ -45,10 +44,13 @@ from engine.parallel import Ranks
 from engine.reference import Reference
 from engine.resume import Place
 from engine.steps import Step, Steps
-from engine.stop import FILE_VARIABLE, Stop
+from engine.stop import Stop, grace
 from engine.walk import Walk
 from engine.weights import Parts
 from losses import Result
+
+if TYPE_CHECKING:
+    from engine.checkpoint import States
 
 
 def check_folder(folder: Path, *, resumes: bool = False) -> None:
@@ -162,7 +164,7 @@ class Run:
         self._ranks.on_first(lambda: self.place.compare(identity()))
         if self._ranks.on_first(self.place.is_finished):
             return True
-        self._states = States(self.place.states, self._ranks, self._config.keep_state)
+        self._states = self._open_states()
         if (found := self._states.newest()) is not None:
             self.n_done, self._state = found
         self.n_tokens = self._state.get("n_tokens", 0)
@@ -182,9 +184,17 @@ class Run:
         self._ranks.on_first(lambda: self._check_room(policy))
         self._facts = {name: value for name, value in facts.items() if isinstance(value, int)}
         self._ranks.on_first(lambda: self._begin(facts, identity))
-        if self._states is None:
-            self._states = States(self.place.states, self._ranks, self._config.keep_state)
-        self._say_grace()
+        self._states = self._states or self._open_states()
+        if (seconds := grace()) is not None:
+            self.say(
+                f"SIGTERM and Ctrl-C save a state; torchrun gives {seconds:.0f} s for it, or what its "
+                "--shutdown-timeout says"
+            )
+
+    def _open_states(self) -> "States":
+        from engine.checkpoint import States  # brings a second of imports that --help does without
+
+        return States(self.place.states, self._ranks, self._config.keep_state)
 
     def _check_room(self, policy: Llama) -> None:
         stored = weights.stored_dtype(policy.source).itemsize if policy.source else 4
@@ -196,14 +206,6 @@ class Run:
             raise InputError(
                 f"{self.folder}: {free:,} bytes are free, and a checkpoint and a state take {needed:,}; make room, or "
                 "keep no states (--state-every 0)"
-            )
-
-    def _say_grace(self) -> None:
-        """How a run is stopped, and how much time there is for it."""
-        if "TORCHELASTIC_RUN_ID" in os.environ and FILE_VARIABLE not in os.environ:
-            self.say(
-                f"SIGTERM and Ctrl-C save a state; torchrun gives {GRACE_OF_TORCHRUN:.0f} s for it, or what its "
-                "--shutdown-timeout says"
             )
 
     def _begin(self, facts: dict[str, Any], identity: Callable[[], dict[str, Any]]) -> None:

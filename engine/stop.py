@@ -13,6 +13,17 @@ from data import cli
 FILE_VARIABLE = "RUN_STOP_FILE"
 """A file in which launch.sh leaves the number of a signal: what torchrun does with one gives little time."""
 
+GRACE_OF_TORCHRUN = 30.0
+"""torchrun's --shutdown-timeout where it is not given (torch 2.11 to 2.13)."""
+
+
+def grace() -> float | None:
+    """Seconds between a signal and the end of this process, where a launcher keeps an eye on it; None: as many as it
+    takes.
+    """
+    watched = "TORCHELASTIC_RUN_ID" in os.environ and FILE_VARIABLE not in os.environ
+    return GRACE_OF_TORCHRUN if watched else None
+
 
 class Stop:
     """Listens from `with` on. A second Ctrl-C ends the process at once: what is on disk stays whole."""

@@ -282,8 +282,7 @@ def place_models(job: Job, table: Reference, ranks: Ranks, setting: Setting) -> 
     for model in filter(None, (job.policy, reference)):
         if setting.is_compiled:
             model.compile_blocks()
-    ranks.reshards = setting.reshards
-    walk = ranks.place(Walk(job.policy, reference))
+    walk = ranks.place(Walk(job.policy, reference), reshards=setting.reshards)
     masters = Masters(walk.policy) if setting.is_split else None
     weights.fill(walk.policy, job.folder, ranks.local, put=masters.put if masters else Tensor.copy_)
     if walk.reference is not None:

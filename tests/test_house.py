@@ -28,7 +28,7 @@ PARTS = {  # of a package that another one may import
     ("revise", "engine"): {"engine", "engine.generate"},
 }
 MAY_ASK = {"revise/client.py"}  # by an HTTP library
-MAY_TALK = {"engine/parallel.py", "engine/checkpoint.py"}  # to other processes
+MAY_TALK = {"engine/parallel.py", "engine/fsdp.py", "engine/checkpoint.py"}  # to other processes
 MODEL = ("engine/llama.py", "engine/head.py", "engine/attention.py")
 OF_MANY_PROCESSES = re.compile(
     r"(?<![a-z])(distributed|dist|ranks?|shard(?:s|ed|ing)?|fsdp|dtensor|world_size|all_?(?:gather|reduce)|collectives?)(?![a-z])",
