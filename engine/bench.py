@@ -97,11 +97,11 @@ def main(argv: Sequence[str]) -> None:
         raise InputError("--peer trl: TRL is not installed; pip install -e '.[peer]'")
     with tempfile.TemporaryDirectory() as folder:
         bench = Bench(config, Path(folder))
-        found = list(bench.measure_all())
-    made = {"device": device_name(), "command": f"python -m engine.bench {' '.join(argv)}", "rows": found}
+        made = {"device": device_name(), "command": f"python -m engine.bench {' '.join(argv)}", "rows": []}
+        for made["rows"] in bench.measure_all():
+            if config.out:  # after each run: what was measured stays where the next one fails
+                files.write_json(Path(config.out), made)
     print(table(made))
-    if config.out:
-        files.write_json(Path(config.out), made)
 
 
 class Bench:
@@ -120,8 +120,8 @@ class Bench:
         self._rows.write_text("".join(_id_row(e) for e in examples[:n]), encoding="utf-8")
         self._count = 0
 
-    def measure_all(self) -> Iterator[dict[str, Any]]:
-        """Every row of the table, round by round where several are compared."""
+    def measure_all(self) -> Iterator[list[dict[str, Any]]]:
+        """All rows of the table so far, after each run; round by round where several are compared."""
         c = self._config
         kinds: dict[str, dict[str, Any]] = {"all savings": {}}
         if c.ranks > 1:
@@ -130,7 +130,7 @@ class Bench:
             kinds |= {
                 f"without {saving}": {"without": [saving]} for saving in SAVINGS if saving != "balance" or c.ranks > 1
             }
-            kinds["without any"] = {"without": list(SAVINGS), "micro_tokens": c.micro_tokens}
+            kinds["without any"] = {"without": list(SAVINGS)}
             others = ["no"] if torch.cuda.is_available() else ["yes"]
             kinds |= {f"compile: {kind}": {"compile": kind} for kind in others}
         peers = {f"TRL, {n} at a time": n for n in (1, 2, 4)} if c.peer else {}
@@ -138,12 +138,13 @@ class Bench:
         for turn in range(c.rounds):
             for name, changes in kinds.items():
                 runs.setdefault(name, []).append(self._ours(name, changes, kernels=turn == 0 and not changes))
+                yield _rows(runs)
             if turn == 1 and peers:  # the first round has shown which of them is the fastest
                 best = max(peers, key=lambda name: _rate(runs[name][0], 0))
                 peers = {best: peers[best]}
             for name, micro in peers.items():
                 runs.setdefault(name, []).append(self._theirs(name, micro))
-        yield from ({"name": name, "runs": found} for name, found in runs.items())
+                yield _rows(runs)
 
     def _ours(self, name: str, changes: dict[str, Any], *, kernels: bool) -> dict[str, Any]:
         c = self._config
@@ -186,6 +187,10 @@ class Bench:
     def _next(self) -> str:
         self._count += 1
         return str(self._count)
+
+
+def _rows(runs: dict[str, list[dict[str, Any]]]) -> list[dict[str, Any]]:
+    return [{"name": name, "runs": found} for name, found in runs.items()]
 
 
 def table(made: dict[str, Any]) -> str:

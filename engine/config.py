@@ -137,7 +137,7 @@ class TrainConfig(RowSettings):
                 raise InputError(f"--{name.replace('_', '-')} {getattr(self, name)}: not with --master split")
         if self.dtype == "float32":
             raise InputError("--master split: its upper halves compute in bfloat16; leave --dtype out")
-        if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+        if world_size() > 1:
             raise InputError("--master split: is for one process; with several, leave it out: masters are sharded")
 
     @property
@@ -183,3 +183,8 @@ class TrainConfig(RowSettings):
             raise InputError(f"--beta: {self.beta} is not above 0; the paper's is 0.1")
         if self.eval_data and self.eval_pairs:
             raise InputError("--eval-data and --eval-pairs: give one of the two")
+
+
+def world_size() -> int:
+    """Processes of the run, as torchrun says."""
+    return int(os.environ.get("WORLD_SIZE", "1"))

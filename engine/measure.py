@@ -18,13 +18,14 @@ from pathlib import Path
 from typing import Any
 
 import torch
+import yaml
 
-from data.forest import pack
-from engine import head, plan, train
-from engine.config import TrainConfig
+from data.cli import FACTS
+from data.forest import Forest, pack
+from engine import head, train, weights
+from engine.config import TrainConfig, world_size
 from engine.flops import forward_flops, kernel_seconds, matmul_peak
 from engine.head import Head
-from engine.llama import LlamaConfig
 from engine.parallel import Ranks
 from engine.run import Run
 from engine.steps import Split, Step, Steps
@@ -104,27 +105,52 @@ def watch(stopwatch: Stopwatch) -> None:
 
 
 class Counter:
-    """Operations executed, by what the walk is handed."""
+    """Operations executed, by what the walk is handed: looked at between steps, so that no GPU is waited for in one."""
 
     def __init__(self) -> None:
-        self.flops = 0
-        self.shape: LlamaConfig
+        self._walked: list[tuple[Walk, Forest, bool, bool]] = []
         walk = Walk.forward
 
         @functools.wraps(walk)
-        def counted(model: Walk, forest: Any, *, with_reference: bool) -> Any:
-            self.shape = model.policy.config
-            blocks, rows = forward_flops(self.shape, forest)
-            head = model.policy.head
-            is_one = forest.rows.numel() <= head.chunk_rows(self.shape.vocab_size, forest.tokens.device)
-            recomputed = 0 if is_one and head.keeps_logits else rows
-            n_again = sum(bool(block.is_recomputed) for block in model.policy.blocks)
-            recomputed += blocks * n_again // self.shape.n_layers
-            self.flops += 3 * (blocks + rows) + recomputed if torch.is_grad_enabled() else blocks + rows
-            self.flops += blocks + rows if with_reference and model.reference is not None else 0
+        def noted(model: Walk, forest: Forest, *, with_reference: bool) -> Any:
+            both = with_reference and model.reference is not None
+            self._walked.append((model, forest, torch.is_grad_enabled(), both))
             return walk(model, forest, with_reference=with_reference)
 
-        Walk.forward = counted  # pyright: ignore[reportAttributeAccessIssue]
+        Walk.forward = noted  # pyright: ignore[reportAttributeAccessIssue]
+
+    def take(self) -> int:
+        """Of the passes since the last call."""
+        found = sum(_executed(*passed) for passed in self._walked)
+        self._walked.clear()
+        return found
+
+
+def _executed(walk: Walk, forest: Forest, has_backward: bool, has_reference: bool) -> int:
+    policy, shape = walk.policy, walk.policy.config
+    blocks, rows = forward_flops(shape, forest)
+    once = blocks + rows
+    is_one = forest.rows.numel() <= policy.head.chunk_rows(shape.vocab_size, forest.tokens.device)
+    again = 0 if is_one and policy.head.keeps_logits else rows
+    again += blocks * sum(bool(block.is_recomputed) for block in policy.blocks) // shape.n_layers
+    return (3 * once + again if has_backward else once) + (once if has_reference else 0)
+
+
+class KernelTable:
+    """What the kernels of the last step take on a GPU, into a file."""
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        self._profiler = torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CUDA])
+
+    def follow(self, step: int, n_steps: int) -> None:
+        """After each step."""
+        if step == n_steps - 1:
+            self._profiler.start()
+        if step == n_steps:
+            self._profiler.stop()
+            averages = self._profiler.key_averages()
+            self._path.write_text(averages.table(sort_by="self_device_time_total", row_limit=45))
 
 
 def measure(config: TrainConfig, *, kernels: bool = False, profile: str | None = None) -> dict[str, Any]:
@@ -142,22 +168,22 @@ def measure(config: TrainConfig, *, kernels: bool = False, profile: str | None =
     stopwatch, counter = Stopwatch(), Counter()
     if not torch.cuda.is_available():
         watch(stopwatch)
-    profiler = torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CUDA]) if profile else None
-    n_ranks = int(os.environ.get("WORLD_SIZE", "1"))
+    kernel_table = KernelTable(Path(profile)) if profile else None
+    shape = weights.build(Path(config.model)).config
     epochs: dict[int, dict[str, Any]] = {}
     spans: dict[str, float] = {}
-    log, stop_clock, lay_out = Run.log, Run.stop_clock, train.Job.lay_out
-    plans: list[dict[str, Any]] = []
+    log, stop_clock = Run.log, Run.stop_clock
 
     def count(run: Run, step: Step, *arguments: Any, **more: Any) -> None:
+        executed = counter.take()
         if step.epoch in epochs:
             found = epochs[step.epoch]
-            blocks, rows = forward_flops(counter.shape, pack(step.examples))
+            blocks, rows = forward_flops(shape, pack(step.examples))
             known = {
                 "pairs": step.n_examples,
                 "tokens": step.n_tokens,
                 "seconds": run.step_seconds,
-                "flops": counter.flops * n_ranks,
+                "flops": executed * world_size(),
                 # The reference is worth one pass, where it walks.
                 "useful_flops": (4 if step.epoch == 1 and config.reference != "precompute" else 3) * (blocks + rows),
             }
@@ -165,16 +191,10 @@ def measure(config: TrainConfig, *, kernels: bool = False, profile: str | None =
                 found[name] += value
             found["step_seconds"] = [*found.get("step_seconds", []), run.step_seconds]
         epochs.setdefault(step.epoch, defaultdict(float))
-        counter.flops = 0
         stopwatch.restart()  # before the line is written: that counts into the next step
         log(run, step, *arguments, **more)
-        if profiler is not None and profile is not None:
-            if step.number == len(run.steps) - 1:
-                profiler.start()
-            if step.number == len(run.steps):
-                profiler.stop()
-                table = profiler.key_averages().table(sort_by="self_device_time_total", row_limit=45)
-                Path(profile).write_text(table)
+        if kernel_table is not None:
+            kernel_table.follow(step.number, len(run.steps))
 
     def keep(run: Run) -> None:
         stop_clock(run)
@@ -183,12 +203,6 @@ def measure(config: TrainConfig, *, kernels: bool = False, profile: str | None =
         spans.clear()
         spans.update(stopwatch.seconds)
 
-    def keep_plan(job: train.Job, ranks: Ranks) -> plan.Plan:
-        found = lay_out(job, ranks)
-        plans.append(found.facts())
-        return found
-
-    train.Job.lay_out = keep_plan  # pyright: ignore[reportAttributeAccessIssue]
     Run.log = count  # pyright: ignore[reportAttributeAccessIssue]
     Run.stop_clock = keep  # pyright: ignore[reportAttributeAccessIssue]
     result = train.run(config)
@@ -199,7 +213,7 @@ def measure(config: TrainConfig, *, kernels: bool = False, profile: str | None =
         "peak_bytes": peak,
         "allocated_bytes": torch.cuda.max_memory_allocated() if has_cuda else peak,
         "loss": result.metrics["loss"],
-        "plan": plans[-1],
+        "plan": yaml.safe_load((result.out / "config.yaml").read_text())[FACTS]["layout"],
     }
     if has_cuda:
         torch.cuda.empty_cache()

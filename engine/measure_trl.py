@@ -76,7 +76,7 @@ def measure(job: dict[str, Any]) -> dict[str, Any]:
         policy, reference, config, train_dataset=Dataset.from_list(rows), processing_class=tokenizer, callbacks=[clock]
     )
     trainer.train()
-    peak = torch.cuda.max_memory_allocated() if has_cuda else resident(peak=True) - before
+    peak = torch.cuda.max_memory_reserved() if has_cuda else resident(peak=True) - before
     n = job["steps"]
     epochs = [{"pairs": (n - 1) * job["batch_size"], "seconds": sum(clock.steps[i + 1 : i + n])} for i in (0, n)]
     return {"epochs": epochs, "peak_bytes": peak}

@@ -22,6 +22,7 @@ from torch._C._distributed_c10d import HashStore
 from torch.distributed import distributed_c10d
 
 from data import InputError
+from engine.config import world_size
 from engine.heartbeat import Heartbeat
 from engine.llama import Llama
 from engine.walk import Walk
@@ -220,11 +221,6 @@ class Ranks:
             from engine import fsdp
 
             fsdp.order_gathers(policy, None)
-
-
-def world_size() -> int:
-    """Processes of the run."""
-    return int(os.environ.get("WORLD_SIZE", "1"))
 
 
 def free_memory() -> int:

@@ -41,6 +41,11 @@ def join(high: Tensor, low: Tensor) -> Tensor:
     return ((high.view(torch.int16).to(torch.int32) << 16) + low.to(torch.int32)).view(torch.float32)
 
 
+def put_high(parameter: Tensor, rows: Tensor) -> None:
+    """Takes rows of a checkpoint for a reference: rounded as the policy's are, so that they start as the same bits."""
+    parameter.copy_(split(rows.to(parameter.device, torch.float32))[0])
+
+
 def round_stochastically(values: Tensor, places: Tensor, key: int) -> Tensor:
     """float32 above zero -> bf16, up with the probability of what rounding down would lose: no bias.
 
@@ -75,10 +80,6 @@ class Masters(Alone):
         high, low = split(rows.to(parameter.device, torch.float32))
         parameter.copy_(high)
         self.low[parameter].copy_(low)
-
-    def put_reference(self, parameter: Tensor, rows: Tensor) -> None:
-        """The same for the reference's: rounded as the policy's are, so that both start with the same bits."""
-        parameter.copy_(split(rows.to(parameter.device, torch.float32))[0])
 
     def local(self, parameter: Tensor) -> tuple[Tensor, int]:
         """All of a parameter, float32."""

@@ -22,19 +22,19 @@ from data.examples import Example, in_form
 from data.show import show
 from engine import host, optim, plan, reference, trl_names, weights
 from engine.columns import Columns
-from engine.config import TrainConfig
+from engine.config import TrainConfig, world_size
 from engine.cost import Load
 from engine.llama import Llama
 from engine.memory import Setting
 from engine.metrics import heldout_metrics, training_metrics
 from engine.objective import Objective, describe_all, gradient
-from engine.parallel import Ranks, free_memory, world_size
+from engine.parallel import Ranks, free_memory
 from engine.plan import Plan
 from engine.reference import Cache, Reference
 from engine.resume import identity
 from engine.run import Run, check_folder
 from engine.score import score_examples, score_step
-from engine.split import Masters
+from engine.split import Masters, put_high
 from engine.steps import Batch, Split, Step, Steps, layout_of
 from engine.walk import Walk
 from losses import Result
@@ -219,6 +219,7 @@ def _train(job: Job, ranks: Ranks) -> RunResult:
         table = Reference(mode, (len(job.examples), steps.n_branches), objective, config)
         cache = Cache.of(config, lambda: reference.fingerprint(job.folder, job.examples, ranks.dtype))
         job.facts |= {"reference": mode, "reference_cache": log.restore_table(table) or table.take(cache, ranks)}
+        job.facts["layout"] = laid_out.facts()
         walk, masters = place_models(job, table, ranks, laid_out.setting)
         policy = walk.policy
         optimizer, schedule = optim.build(policy.parameters(), config, len(steps), masters)
@@ -286,7 +287,7 @@ def place_models(job: Job, table: Reference, ranks: Ranks, setting: Setting) -> 
     masters = Masters(walk.policy) if setting.is_split else None
     weights.fill(walk.policy, job.folder, ranks.local, put=masters.put if masters else Tensor.copy_)
     if walk.reference is not None:
-        weights.fill(walk.reference, job.folder, ranks.local, put=masters.put_reference if masters else Tensor.copy_)
+        weights.fill(walk.reference, job.folder, ranks.local, put=put_high if masters else Tensor.copy_)
     return walk, masters
 
 

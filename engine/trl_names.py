@@ -6,12 +6,12 @@ that does not matter here is named, with the reason.
 
 # Names and defaults as of TRL 1.16 (trl/trainer/dpo_config.py, kto_config.py) and transformers' TrainingArguments.
 
-import os
 import re
 from collections.abc import Callable
 from typing import Any
 
 from data import InputError
+from engine.config import world_size
 
 Settings = dict[str, Any]
 
@@ -177,7 +177,7 @@ def _whole(name: str, value: Any) -> int:
 def _batch(given: Settings) -> tuple[str, str]:
     """How many examples a step takes over all processes, and how that came to be."""
     per_device, accumulated = (_whole(name, given.get(name, d)) for name, d in zip(BATCH, ("8", "1"), strict=True))
-    n_processes = int(os.environ.get("WORLD_SIZE", "1"))
+    n_processes = world_size()
     parts = f"{BATCH[0]}: {per_device} x {BATCH[1]} {accumulated} x {n_processes} processes"
     return parts, str(per_device * accumulated * n_processes)
 

@@ -48,7 +48,7 @@ def test_one_kernel_call_attends_as_masks_in_float32_do():
         assert error(ours, exact) < 8e-3
 
 
-def test_the_kernels_backward_pass_repeats_bit_for_bit():
+def test_the_kernels_backward_pass_repeats_within_its_rounding():
     forest = pack(tiny.random_examples(LENGTHS)).to("cuda")
     generator = torch.Generator("cuda").manual_seed(0)
     q, k, v, weight = (
@@ -59,8 +59,9 @@ def test_the_kernels_backward_pass_repeats_bit_for_bit():
         leaves = [x.clone().requires_grad_() for x in (q, k, v)]
         (attention.varlen(forest)(*leaves) * weight).sum().backward()
         seen.append([x.grad for x in leaves])
-    same = [all(torch.equal(a, b) for a, b in zip(seen[0], other, strict=True)) for other in seen[1:]]
-    print(f"FIGURE flash backward repeats bit for bit: {all(same)}")
+    pairs = [(a, b) for other in seen[1:] for a, b in zip(seen[0], other, strict=True)]
+    assert max(error(a, b) for a, b in pairs) < 4e-3
+    print(f"FIGURE flash backward repeats bit for bit: {all(torch.equal(a, b) for a, b in pairs)}")
 
 
 def test_float32_logits_of_a_bf16_product():
