@@ -221,9 +221,8 @@ def _train(job: Job, ranks: Ranks) -> RunResult:
         job.facts |= {"reference": mode, "reference_cache": log.restore_table(table) or table.take(cache, ranks)}
         job.facts["layout"] = laid_out.facts()
         walk, masters = place_models(job, table, ranks, laid_out.setting)
-        policy = walk.policy
-        optimizer, schedule = optim.build(policy.parameters(), config, len(steps), masters)
-        log.begin(job.facts, job.identity, policy)
+        optimizer, schedule = optim.build(walk.policy.parameters(), config, len(steps), masters)
+        log.begin(job.facts, job.identity, walk.policy)
         log.say(f"{job.report}; {len(steps)} steps; reference: {mode}, {job.facts['reference_cache']}")
         log.say(laid_out.sentence(config, ranks.size))
         log.write("first_example.txt", job.first_example)
@@ -259,7 +258,7 @@ def _train(job: Job, ranks: Ranks) -> RunResult:
             log.add(reference.follow(config, step, walk, table, ranks))
             if step.ends_epoch:
                 log.add(heldout.measure(objective))
-                log.save_epoch(step, policy, job.stop_ids, job.chat, masters or ranks)
+                log.save_epoch(step, walk.policy, job.stop_ids, job.chat, masters or ranks)
                 leave(table, cache, walk, ranks)
             log.log(step, training_metrics(columns, result), learning_rate=learning_rate, grad_norm=grad_norm)
             must_stop = log.must_stop()
