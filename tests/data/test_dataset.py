@@ -87,6 +87,7 @@ print(len(rows.examples), (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - 
 """
 
 
+@pytest.mark.slow
 def test_long_rows_are_encoded_a_few_at_a_time(tmp_path):
     tiny.write_tokenizer(tmp_path, ["user assistant question answer"])
     row = {"prompt": "q " * 20_000, "chosen": "answer " * 30_000, "rejected": "question " * 30_000}

@@ -277,6 +277,7 @@ def small_disk(tmp_path):
     subprocess.run(["umount", str(disk)], capture_output=True, check=False)
 
 
+@pytest.mark.slow
 def test_a_disk_that_fills_up_costs_nothing_but_the_wait(folder, small_disk):
     """Too small for a checkpoint and a state: refused at once. Full in the midst: one sentence, and on with more."""
 

@@ -133,7 +133,7 @@ def ranked_rows(n, k=4):
     return [{"prompt_ids": [2 + i, 3], "completions_ids": texts[i], "scores": scores[i]} for i in range(n)]
 
 
-@pytest.mark.parametrize("shape", ["llama3", "llama3.2"])  # untied and tied
+@pytest.mark.parametrize("shape", [pytest.param("llama3", marks=pytest.mark.slow), "llama3.2"])  # untied and tied
 def test_two_ranks_equal_one(tmp_path, shape):
     """9 pairs in steps of 4 on 2 ranks, in every objective: uneven counts, and a rank that gets nothing.
 
@@ -604,6 +604,7 @@ def test_bf16_compute_keeps_float32_masters(job):
     assert min(moved) > 0.2  # plain bf16 weights would hardly move at this rate
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not REAL.exists(), reason="the real pairs are not at hand")
 def test_real_pairs_on_two_ranks(tmp_path):
     rows = [json.loads(line) for line in REAL.read_text().splitlines()[:40]]

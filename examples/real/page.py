@@ -1,0 +1,108 @@
+"""What the real model's run has found, as Markdown: results.md in its folder."""
+
+import json
+import os
+import platform
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from data import files
+from examples.real.measure import Score
+from examples.real.task import KINDS, Task
+
+N_EXAMPLES = 6  # answers that are shown, drawn by a fixed seed
+
+Scores = Mapping[str, Mapping[str, Score]]
+"""By model and by how answers were drawn."""
+
+
+def write(
+    root: Path,
+    found: Scores,
+    likelihoods: Mapping[str, Sequence[float]],
+    test: Sequence[Task],
+    runs: Mapping[str, tuple[str, str]],
+    *,
+    peak_bytes: int,
+) -> Path:
+    """Writes the page; its path. runs: objective and pairs of each aligned model. peak_bytes: of the process."""
+    parts = [results(found, likelihoods, runs), by_kind(found, test), examples(found, test), took(root, peak_bytes)]
+    files.write_text(root / "results.md", "\n\n".join(parts) + "\n")
+    return root / "results.md"
+
+
+def table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    """A Markdown table whose first column is names."""
+    lines = [header, ["---", *["---:"] * (len(header) - 1)], *rows]
+    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+
+
+def results(found: Scores, likelihoods: Mapping[str, Sequence[float]], runs: Mapping[str, tuple[str, str]]) -> str:
+    """A line for each model."""
+    rows = []
+    for name, scores in found.items():
+        s, g = scores["sampled"], scores["greedy"]
+        label = "before" if name == "base" else f"{runs[name][0]} on {PAIRS[runs[name][1]]}"
+        change = np.array(likelihoods[name]) - np.array(likelihoods["base"])
+        error = change.std(ddof=1) / len(change) ** 0.5
+        drift = "" if name == "base" else f"{change.mean():+.3f} ± {1.96 * error:.3f}"
+        broken = f"{100 * s.broken.value:.1f} / {100 * g.broken.value:.1f} %"
+        rows.append((label, str(s.kept), str(g.kept), f"{s.characters:.0f} / {g.characters:.0f}", broken, drift))
+    n, base = found["base"]["sampled"].kept.n, np.mean(likelihoods["base"])
+    header = ("", "rules kept, T 0.7", "rules kept, greedy", "characters", "empty or repeating", "ordinary answers")
+    return (
+        f"{table(header, rows)}\n\nShares with 95 % intervals (Wilson), of {n} tasks on topics that no pair has; "
+        "lengths and faults at T 0.7 / greedy; the last column is the change of the log-likelihood of ordinary "
+        f"answers, nats per token over {len(likelihoods['base'])} answers (before: {base:.3f}), with its 95 % interval."
+    )
+
+
+PAIRS = {"clair": "CLAIR pairs", "judged": "judged pairs"}
+
+
+def by_kind(found: Scores, test: Sequence[Task]) -> str:
+    """Rules kept at T 0.7, of each kind."""
+    rows = [
+        (kind, f"{found['base']['sampled'].kinds[kind].n}", *(_short(s["sampled"].kinds[kind]) for s in found.values()))
+        for kind in KINDS
+    ]
+    return table(("T 0.7, %", "tasks", *("before" if name == "base" else name for name in found)), rows)
+
+
+def _short(share) -> str:
+    low, high = share.interval
+    return f"{100 * share.value:.0f} ({100 * low:.0f} to {100 * high:.0f})"
+
+
+def examples(found: Scores, test: Sequence[Task]) -> str:
+    """Some answers before and after, drawn by a fixed seed."""
+    drawn = np.random.default_rng(0).choice(len(test), N_EXAMPLES, replace=False)
+    blocks = []
+    for i in drawn.tolist():
+        lines = [f"> {test[i].prompt}"]
+        for name in ("base", "apo_zero"):
+            answer = found[name]["sampled"].answers[i]
+            mark = "kept" if test[i].is_kept(answer) else "not kept"
+            text = answer.strip().replace("\n", " ⏎ ").replace("`", "'")
+            lines.append(f"{'before' if name == 'base' else 'after'}, {mark}: `{text}`")
+        blocks.append("  \n".join(lines[:1]) + "\n\n" + "  \n".join(lines[1:]))
+    return f"{N_EXAMPLES} answers at T 0.7, drawn by a fixed seed (⏎ is a new line):\n\n" + "\n\n".join(blocks)
+
+
+def took(root: Path, peak_bytes: int) -> str:
+    """Times of the parts, memory, and where."""
+    seconds: dict[str, float] = json.loads((root / "seconds.json").read_text())
+    rows = [(name, f"{value / 60:.1f}") for name, value in seconds.items()]
+    rows.append(("together", f"{sum(seconds.values()) / 60:.1f}"))
+    where = f"{os.cpu_count()} cores of {_processor()}, torch {torch.__version__}, Python {platform.python_version()}"
+    return f"{table(('part', 'minutes'), rows)}\n\nOn {where}; most memory held: {peak_bytes / 1e9:.1f} GB."
+
+
+def _processor() -> str:
+    path = Path("/proc/cpuinfo")
+    lines = path.read_text().splitlines() if path.exists() else []
+    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
+    return names[0] if names else platform.processor() or platform.machine()

@@ -1,0 +1,50 @@
+"""The reviser and the judge of the real model's answers: programs behind a real HTTP server, asked as any language
+model is, with the requests of revise/. The reviser repairs what breaks the task's rule, and nothing else; the judge
+prefers the answer that keeps more of it, and does not choose between two that keep as much.
+"""
+
+import re
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from examples.real import task
+from revise.loopback import Reply, Seen, serve
+
+
+@contextmanager
+def serve_both() -> Iterator[str]:
+    """The address of a server of both models, "reviser" and "judge", until the block ends."""
+    with serve(_reply) as server:
+        yield server.base
+
+
+def _reply(seen: Seen) -> Reply:
+    name = seen.body["model"]
+    text = {"reviser": revise, "judge": judge}[name](*_parts(seen.text))
+    return Reply.chat(text, usage=(len(seen.text) // 4, len(text) // 4), model=name)
+
+
+def _parts(text: str) -> list[str]:
+    """The task and the answers in a request: what stands behind each name in braces, up to the next one."""
+    asked = text.partition("\n\n-----------------\n")[0]
+    return [part.strip() for part in re.split(r"\n\{(?:task|student_solution(?:_[12])?)\}: ", asked)[1:]]
+
+
+def revise(prompt: str, answer: str) -> str:
+    """The reviser's words on an answer."""
+    asked = task.asked(prompt)
+    revised = asked.repair(answer)
+    if revised is None:
+        return "I do not know how to mend this answer."
+    said = "keeps the rule" if revised == answer else f"breaks the rule ({asked.kind})"
+    return f"{{teacher_reasoning}}: The answer {said}.\n\n{{corrected_student_solution}}: {revised}"
+
+
+def judge(prompt: str, first: str, second: str) -> str:
+    """The judge's words on two answers."""
+    asked = task.asked(prompt)
+    degrees = [asked.degree(answer) for answer in (first, second)]
+    if degrees[0] == degrees[1]:
+        return f"Both keep the rule ({asked.kind}) as well: {degrees[0]:.2f}."
+    better = 1 + (degrees[1] > degrees[0])
+    return f"The rule ({asked.kind}) is kept to {degrees[0]:.2f} and {degrees[1]:.2f}.\n\n[{better}]"
