@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# The one door: ./launch.sh setup | demo | train ... | test [...] | bench [...]
+# The one door: ./launch.sh setup | demo | paper | train ... | test [...] | bench [...]
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")"
 
@@ -12,6 +12,8 @@ usage() {
   cat <<'TEXT'
 ./launch.sh setup          make .venv and install what is needed; does nothing when nothing has changed
 ./launch.sh demo           align a tiny Llama on CLAIR pairs, from nothing, in about four minutes on two cores
+./launch.sh demo --real    the same with a real instruction model of 135 million parameters, in half an hour (--all)
+./launch.sh paper [...]    the paper's experiment in miniature: half an hour on two cores (--quick, --seeds 3, --config)
 ./launch.sh train ...      engine.train on every GPU of this machine (or --nproc N processes); the rest is passed on
 ./launch.sh bench [...]    how fast the training path is here; without arguments on a tiny shape, about two minutes
 ./launch.sh gpu-checks     everything that only a GPU can show, in one call of at most ten minutes; prints a table
@@ -25,7 +27,7 @@ main() {
   shift || true
   case $verb in
     setup) setup "$@" ;;
-    demo | train | test | bench | gpu-checks) # no && here: it would let a failing line of setup pass
+    demo | paper | train | test | bench | gpu-checks) # no && here: it would let a failing line of setup pass
       setup
       "run_${verb//-/_}" "$@"
       ;;
@@ -99,7 +101,24 @@ install_torch() {
 
 # --- verbs ---------------------------------------------------------------------------------------------------------
 
-run_demo() { run "$PYTHON" -m examples.miniature.demo "$@"; }
+run_demo() {
+  local which=miniature rest=() argument
+  for argument in "$@"; do
+    if [[ $argument == --real ]]; then which=real; else rest+=("$argument"); fi
+  done
+  run "$PYTHON" -m "examples.$which.demo" ${rest[@]+"${rest[@]}"}
+}
+
+run_paper() {
+  local argument
+  for argument in "$@"; do
+    if [[ $argument == --config || $argument == --config=* ]]; then
+      run "$PYTHON" -m examples.grid "$@"
+      return
+    fi
+  done
+  run "$PYTHON" -m examples.miniature.paper "$@"
+}
 
 run_train() {
   local nproc="" rest=()

@@ -18,14 +18,19 @@ PAGE = Path(__file__).with_name("report.html")
 N_SAMPLES = 6
 
 
-def whole(runs: Sequence[Run], made: Sequence[Table], title: str) -> str:
-    """The whole page."""
+def whole(runs: Sequence[Run], made: Sequence[Table], title: str, *, n_first: int = 0) -> str:
+    """The whole page. n_first: so many of the tables stand at its beginning."""
     template = PAGE.read_text(encoding="utf-8")
     (style,) = re.findall(r"<style>(.*?)</style>", template, re.DOTALL)
     policy = f"default-src 'none'; style-src 'sha256-{_hash(style)}'; base-uri 'none'; form-action 'none'"
-    by_name = {table.name: tables.to_html(table) for table in made}
+    by_name = {table.name: tables.to_html(table) for table in made[n_first:]}
     second = [by_name.pop("table-2", "")]
-    parts = [cards(runs), *second, _figures("scores", "By checkpoint", score_charts(runs))]
+    parts = [
+        *map(tables.to_html, made[:n_first]),
+        cards(runs),
+        *second,
+        _figures("scores", "By checkpoint", score_charts(runs)),
+    ]
     parts += [_figures("trajectories", "Trajectories", [*trajectory_charts(runs), *sample_charts(runs)])]
     parts += [*by_name.values(), samples(runs), repeat(runs)]
     filled = {"CSP": policy, "TITLE": html.escape(tables.plain(title)), "BODY": "\n".join(filter(None, parts))}

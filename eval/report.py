@@ -18,6 +18,7 @@ from data.errors import InputError
 from eval import page, tables
 from eval.report_tables import all_tables
 from eval.runs import read_runs
+from eval.tables import Table
 
 EXAMPLE = "python -m eval report runs/first --out runs/report"
 
@@ -49,16 +50,19 @@ def main(argv: Sequence[str]) -> None:
     print(write([Path(run) for run in config.runs], Path(config.out), title=config.title))
 
 
-def write(folders: Sequence[Path], out: Path, *, title: str = ReportConfig.title) -> Path:
-    """Writes the report of runs into a folder. The page's path. Raises InputError where there is nothing to report."""
+def write(folders: Sequence[Path], out: Path, *, title: str = ReportConfig.title, first: Sequence[Table] = ()) -> Path:
+    """Writes the report of runs into a folder. The page's path. Raises InputError where there is nothing to report.
+
+    first: tables of the caller's own, for the page's beginning.
+    """
     runs = read_runs(folders)
     if not any(run.lines or run.metrics for run in runs):
         raise InputError(f"{folders[0]}: neither eval/scores.jsonl nor metrics.jsonl; train or evaluate first")
-    made = [t for t in all_tables(runs) if t.rows]
+    made = [*first, *(t for t in all_tables(runs) if t.rows)]
     (out / "tables").mkdir(parents=True, exist_ok=True)
     for table in made:
         forms = {"md": tables.to_markdown, "csv": tables.to_csv, "tex": tables.to_latex}
         for ending, form in forms.items():
             files.write_text(out / "tables" / f"{table.name}.{ending}", form(table))
-    files.write_text(out / "report.html", page.whole(runs, made, title))
+    files.write_text(out / "report.html", page.whole(runs, made, title, n_first=len(first)))
     return out / "report.html"

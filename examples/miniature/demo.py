@@ -17,15 +17,12 @@ import numpy as np
 import plotext
 
 from data import cli
-from data.chat import Chat, stop_ids
 from data.errors import RunError
-from data.records import Message
-from data.tokenizer import Tokenizer
-from engine import train, weights
+from engine import train
 from engine.config import TrainConfig
-from engine.generate import Sampling, generate
-from eval import advise, contrast_run, report, scores, trajectories
+from eval import contrast_run, report, trajectories
 from examples.miniature import model, reviser, world
+from examples.miniature.score import MAX_ANSWER_TOKENS, Score, measure, write_scores
 from revise import recipe
 from revise import show as pages
 from revise.recipes import ClairConfig, clair_recipe
@@ -33,7 +30,6 @@ from revise.recipes import ClairConfig, clair_recipe
 TRAINING = {"batch_size": 16, "epochs": 2, "optimizer": "adamw", "lr": 1e-3, "warmup_steps": 10, "beta": 0.5}
 OBJECTIVES = ("apo_zero", "dpo")
 N_HELDOUT = 64  # of the pairs
-MAX_ANSWER_TOKENS = 64
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -44,41 +40,6 @@ class DemoConfig:
     """Folder for everything that the demo makes; the base model in it is kept and used again."""
     figure: str | None = None
     """Draw the result as an SVG file too."""
-
-
-@dataclass(frozen=True)
-class Score:
-    """How a model answers questions that no model was trained on."""
-
-    exact: float
-    """Share of answers that tell all that was asked, right, and nothing else."""
-    facts: float
-    """Share of facts right."""
-    n: int
-    answers: list[str]
-
-    @property
-    def interval(self) -> tuple[float, float]:
-        """95 % Wilson interval of `exact`."""
-        return advise.wilson(self.exact * self.n, self.n)[1:]
-
-
-def answer(folder: Path, questions: Sequence[world.Question], *, temperature: float, seed: int) -> list[str]:
-    """A model's answers, one to each question."""
-    chat = Chat(Tokenizer(folder))
-    prompts = [chat.prompt_ids([Message("user", q.prompt)]) for q in questions]
-    sampling = Sampling(max_new_tokens=MAX_ANSWER_TOKENS, temperature=temperature, seed=seed, batch_size=128)
-    answers = generate(weights.load(folder), prompts, sampling, stop_ids(folder, chat))
-    return [chat.tokenizer.decode(a.ids) for a in answers]
-
-
-def measure(folder: Path, questions: Sequence[world.Question], *, temperature: float) -> Score:
-    """A model on unseen questions."""
-    answers = answer(folder, questions, temperature=temperature, seed=1)
-    both = list(zip(questions, answers, strict=True))
-    n_facts = sum(len(q.facts) for q in questions)
-    exact, right = sum(world.is_exact(q, a) for q, a in both), sum(world.n_right(q, a) for q, a in both)
-    return Score(exact / len(both), right / n_facts, len(both), answers)
 
 
 def make_pairs(folder: Path, questions: Sequence[world.Question], root: Path) -> Path:
@@ -160,23 +121,6 @@ def main(argv: Sequence[str]) -> None:
     stage(f"done; models, pairs and metrics are in {root}, and the report is {page}")
     if sampled["apo_zero"].interval[0] <= sampled["base"].interval[1]:
         raise RunError("APO-zero did not improve on the base: their intervals at temperature 1 overlap")
-
-
-def write_scores(run: Path, found: dict[str, Score]) -> None:
-    """What the miniature's own evaluator has found, as any evaluator writes it."""
-    lines = [
-        {"checkpoint": name, "benchmark": "field guide", "version": f"{score.n} unseen questions", "metric": metric}
-        | {
-            "value": value,
-            "stderr": (value * (1 - value) / n) ** 0.5,
-            "n": score.n,
-            "judge": "a program",
-            "temperature": 1,
-        }
-        for name, score in found.items()
-        for metric, value, n in (("overall", score.exact, score.n), ("facts right", score.facts, 4 * score.n))
-    ]
-    scores.write(run / "eval" / scores.NAME, lines)
 
 
 def read_rewards(path: Path) -> dict[str, list[float]]:

@@ -8,7 +8,6 @@ and the server is now and then too busy, broken or slow.
 """
 
 import hashlib
-import re
 import signal
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -17,6 +16,7 @@ from dataclasses import dataclass
 from data import cli
 from data.errors import InputError
 from examples.miniature import world
+from examples.requests import parts
 from revise.clair import STRENGTHS
 from revise.loopback import Reply, Seen, serve
 
@@ -39,7 +39,7 @@ class ReviserConfig:
 def serve_reviser(port: int = 0) -> Iterator[str]:
     """The address of a reviser, until the block ends. port 0: a free one. Raises InputError where it is taken."""
     try:
-        with serve(_reply, port=port) as server:
+        with serve(reply, port=port) as server:
             yield server.base
     except OSError as fault:
         raise InputError(f"--port: {port} cannot be listened at ({fault.strerror}); give another one") from None
@@ -53,21 +53,16 @@ def main(argv: Sequence[str]) -> None:
         signal.pause()
 
 
-def _reply(seen: Seen) -> Reply:
+def reply(seen: Seen) -> Reply:
+    """What is sent back: a revision, or now and then a fault."""
     if seen.number in BUSY:
         return Reply.error(429, "too many requests", retry_after="0.2")
     if seen.number in BROKEN:
         return Reply.error(500, "internal error")
-    task, student = _parts(seen.text)
+    task, student = parts(seen.text)
     strength = next(name for name, words in STRENGTHS.items() if words in seen.text)
     text = answer(world.asked(task), student, strength)
     return Reply.chat(text, usage=(len(seen.text) // 4, len(text) // 4), model="field-guide-reviser")
-
-
-def _parts(text: str) -> tuple[str, str]:
-    found = re.search(r"\n\{task\}: (.*?)\n\n\{student_solution\}: (.*?)\n\n-{17}\n", text, re.DOTALL)
-    assert found is not None  # the request's own form
-    return found[1], found[2]
 
 
 def answer(question: world.Question, student: str, strength: str = "standard") -> str:

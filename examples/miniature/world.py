@@ -159,12 +159,12 @@ def revise(question: Question, answer: str) -> str | None:
     )  # a subsequence of what was asked
 
 
-def noisy_answer(question: Question, rng: np.random.Generator) -> str:
-    """An answer of the corpus: any phrasing, 30 % of the values wrong, a few facts left out."""
+def noisy_answer(question: Question, rng: np.random.Generator, *, wrong: float = WRONG) -> str:
+    """An answer of the corpus: any phrasing, a share of the values wrong, a few facts left out."""
     facts = []
     for fact in question.facts:
         if rng.random() < OMITTED and len(question.facts) > 1:
             continue
         others = [v for v in VALUES[fact.attribute] if v != fact.value]
-        facts.append(fact._replace(value=str(rng.choice(others))) if rng.random() < WRONG else fact)
+        facts.append(fact._replace(value=str(rng.choice(others))) if rng.random() < wrong else fact)
     return render(facts or question.facts, PHRASINGS[rng.integers(len(PHRASINGS))])

@@ -11,7 +11,6 @@ import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import NamedTuple
 
 import tyro
 
@@ -19,13 +18,13 @@ from data import InputError, cli, files, load_preferences
 from engine import train
 from engine.config import TrainConfig
 from eval import checkpoints, report
-from eval.runs import heldout, read_runs
+from eval.runs import read_runs
+from examples.findings import Trajectory, of_trajectories, trajectory
 from examples.real import checkpoint
 from examples.real.page import table
 
 OBJECTIVES = ("dpo", "apo_zero", "apo_down", "kto_pair", "sft")
 EXAMPLE = "python -m examples.real.figure4 pairs.jsonl --out runs/real/figure4"
-SIDES = ("chosen", "rejected")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -58,19 +57,6 @@ class Figure4Config:
             raise InputError("--n, --heldout and --epochs have to be above 0")
 
 
-class Trajectory(NamedTuple):
-    """Held-out means after each epoch."""
-
-    logps: dict[str, list[float]]
-    """Nats, of "chosen" and of "rejected"."""
-    rewards: dict[str, list[float]]
-
-    @property
-    def margins(self) -> list[float]:
-        """Reward of the winner over that of the loser."""
-        return [won - lost for won, lost in zip(*(self.rewards[side] for side in SIDES), strict=True)]
-
-
 def main(argv: Sequence[str]) -> None:
     """The command."""
     config = cli.parse(Figure4Config, argv, command="python -m examples.real.figure4", example=EXAMPLE)
@@ -88,18 +74,35 @@ def main(argv: Sequence[str]) -> None:
     runs = [root / loss for loss in OBJECTIVES]
     print(report.write(runs, root / "report", title=f"Held-out pairs of {Path(config.data).name}"))
     found = {run.loss: trajectory(run) for run in read_runs(runs)}
+    draw(found, root / "figure4.svg")
     facts = json.dumps({k: v for k, v in checkpoints.settings(runs[0]).items() if k in ("data", "data_weights", "lr")})
     files.write_text(root / "figure4.md", f"{numbers(found)}\n\n{held(found)}\n\n{facts}\n")
     print((root / "figure4.md").read_text())
 
 
-def trajectory(run) -> Trajectory:
-    """A run's held-out means."""
-    logps, rewards = (
-        {side: [value for _, value in heldout(run, f"{what}/{side}")] for side in SIDES}
-        for what in ("logps", "rewards")
-    )
-    return Trajectory(logps, rewards)
+def draw(found: Mapping[str, Trajectory], path: Path) -> None:
+    """Log-probs and rewards of winners and losers, by epoch."""
+    import matplotlib
+
+    matplotlib.use("svg")
+    from matplotlib import pyplot
+
+    matplotlib.rcParams["svg.hashsalt"] = path.stem  # the same file each time
+    figure, panels = pyplot.subplots(1, 2, figsize=(10, 3.6))
+    for colour, (loss, t) in zip(("#d93025", "#1a73e8", "#188038", "#f9ab00", "#9aa0a6"), found.items(), strict=True):
+        for axes, sides in zip(panels, (t.logps, t.rewards), strict=True):
+            for side, values in sides.items():
+                style, label = ("-", loss) if side == "chosen" else ("--", None)
+                axes.plot(range(1, len(values) + 1), values, style, color=colour, label=label)
+    panels[0].set(xlabel="epoch", ylabel="nats", title="held-out log-probs (dashed: rejected)")
+    panels[1].set(xlabel="epoch", ylabel="reward", title="held-out rewards (dashed: rejected)")
+    panels[1].axhline(0, color="#9aa0a6", linewidth=0.8)
+    panels[0].legend(fontsize=8, frameon=False)
+    for axes in panels:
+        axes.spines[["top", "right"]].set_visible(False)
+    figure.tight_layout()
+    figure.savefig(path, metadata={"Date": None})
+    pyplot.close(figure)
 
 
 def numbers(found: Mapping[str, Trajectory]) -> str:
@@ -113,37 +116,11 @@ def numbers(found: Mapping[str, Trajectory]) -> str:
     return table(header, rows)
 
 
-def claims(found: Mapping[str, Trajectory]) -> dict[str, bool]:
-    """What section 5.4 of the paper says of its figure, and whether it is so here."""
-    zero, down, dpo = (found[name] for name in ("apo_zero", "apo_down", "dpo"))
-
-    def last(t: Trajectory) -> list[float]:
-        return [t.rewards[side][-1] for side in SIDES]
-
-    def nearer_to_zero(epoch: int) -> bool:
-        far = [sum(abs(dpo.rewards[s][epoch] - t.rewards[s][epoch]) for s in SIDES) for t in (zero, down)]
-        return far[0] < far[1]
-
-    return {
-        "every contrastive objective widens the held-out margin": all(
-            t.margins[-1] > 0 for t in (zero, down, dpo, found["kto_pair"])
-        ),
-        "APO-zero ends with the highest rewards of winners and losers": all(
-            z > max(others) for z, *others in zip(last(zero), last(down), last(dpo), strict=True)
-        ),
-        "APO-down ends with the lowest": all(
-            d < min(others) for d, *others in zip(last(down), last(zero), last(dpo), strict=True)
-        ),
-        "DPO is nearer to APO-zero in the first epoch": nearer_to_zero(0),
-        "DPO is nearer to APO-down in the last": not nearer_to_zero(-1),
-        "DPO ends with its winners less likely than they were": dpo.rewards["chosen"][-1] < 0,
-        "APO-zero ends with its winners more likely than they were": zero.rewards["chosen"][-1] > 0,
-    }
-
-
 def held(found: Mapping[str, Trajectory]) -> str:
     """The claims as a table."""
-    rows = [(claim, "holds" if is_so else "does not hold") for claim, is_so in claims(found).items()]
+    zero, down, dpo = (found[name] for name in ("apo_zero", "apo_down", "dpo"))
+    claims = of_trajectories(zero, down, dpo)
+    rows = [(claim, "holds" if is_so else "does not hold") for claim, is_so in claims.items()]
     return table(("the paper says of its Figure 4", "here"), rows)
 
 

@@ -10,7 +10,7 @@ import numpy as np
 import torch
 
 from data import files
-from examples.real.measure import Score
+from examples.real.measure import Score, Share
 from examples.real.task import KINDS, Task
 
 N_EXAMPLES = 6  # answers that are shown, drawn by a fixed seed
@@ -30,8 +30,47 @@ def write(
 ) -> Path:
     """Writes the page; its path. runs: objective and pairs of each aligned model. peak_bytes: of the process."""
     parts = [results(found, likelihoods, runs), by_kind(found, test), examples(found, test), took(root, peak_bytes)]
+    draw(found, root / "results.svg")
     files.write_text(root / "results.md", "\n\n".join(parts) + "\n")
     return root / "results.md"
+
+
+def draw(found: Scores, path: Path) -> None:
+    """Rules kept at T 0.7 by each model, and by kind before and after APO-zero."""
+    import matplotlib
+
+    matplotlib.use("svg")
+    from matplotlib import pyplot
+
+    matplotlib.rcParams["svg.hashsalt"] = path.stem  # the same file each time
+    figure, (left, right) = pyplot.subplots(1, 2, figsize=(10, 3.4), width_ratios=(1, 1.5))
+    names = {name: "before" if name == "base" else name for name in found}
+    _bars(left, list(names.values()), [s["sampled"].kept for s in found.values()], "#1a73e8", 0.0, 0.7)
+    left.tick_params(axis="x", rotation=35)
+    left.set(
+        ylabel="rules kept, %", ylim=(0, 100), title=f"{found['base']['sampled'].kept.n} tasks on new topics, T 0.7"
+    )
+    for name, colour, shift in (("base", "#9aa0a6", -0.2), ("apo_zero", "#1a73e8", 0.2)):
+        _bars(right, list(KINDS), list(found[name]["sampled"].kinds.values()), colour, shift, 0.4, names[name])
+    right.set_xticks(range(len(KINDS)), list(KINDS), rotation=35, ha="right")
+    right.set(ylim=(0, 100), title="by kind of rule")
+    right.legend(fontsize=8, frameon=False)
+    for axes in (left, right):
+        axes.spines[["top", "right"]].set_visible(False)
+    figure.tight_layout()
+    figure.savefig(path, metadata={"Date": None})
+    pyplot.close(figure)
+
+
+def _bars(
+    axes, names: Sequence[str], shares: Sequence[Share], colour: str, shift: float, width: float, label=""
+) -> None:
+    heights = np.array([100 * share.value for share in shares])
+    bounds = 100 * np.array([share.interval for share in shares]).T
+    errors = np.clip([heights - bounds[0], bounds[1] - heights], 0, None)
+    at = np.arange(len(names)) + shift
+    axes.bar(at, heights, width, yerr=errors, capsize=2, color=colour, label=label or None)
+    axes.set_xticks(range(len(names)), names)
 
 
 def table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
@@ -72,7 +111,7 @@ def by_kind(found: Scores, test: Sequence[Task]) -> str:
     return table(("T 0.7, %", "tasks", *("before" if name == "base" else name for name in found)), rows)
 
 
-def _short(share) -> str:
+def _short(share: Share) -> str:
     low, high = share.interval
     return f"{100 * share.value:.0f} ({100 * low:.0f} to {100 * high:.0f})"
 

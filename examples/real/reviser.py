@@ -3,11 +3,11 @@ model is, with the requests of revise/. The reviser repairs what breaks the task
 prefers the answer that keeps more of it, and does not choose between two that keep as much.
 """
 
-import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 
 from examples.real import task
+from examples.requests import parts
 from revise.loopback import Reply, Seen, serve
 
 
@@ -20,14 +20,8 @@ def serve_both() -> Iterator[str]:
 
 def _reply(seen: Seen) -> Reply:
     name = seen.body["model"]
-    text = {"reviser": revise, "judge": judge}[name](*_parts(seen.text))
+    text = {"reviser": revise, "judge": judge}[name](*parts(seen.text))
     return Reply.chat(text, usage=(len(seen.text) // 4, len(text) // 4), model=name)
-
-
-def _parts(text: str) -> list[str]:
-    """The task and the answers in a request: what stands behind each name in braces, up to the next one."""
-    asked = text.partition("\n\n-----------------\n")[0]
-    return [part.strip() for part in re.split(r"\n\{(?:task|student_solution(?:_[12])?)\}: ", asked)[1:]]
 
 
 def revise(prompt: str, answer: str) -> str:

@@ -25,12 +25,12 @@ HELDOUT_TOPICS = (
     "islands", "tents",
 )  # fmt: skip
 QUESTIONS = (
-    "What is special about {}?",
-    "Tell me briefly about {}.",
     "Why do people like {}?",
-    "Say something short about {}.",
-    "Briefly, what would you tell a child about {}?",
-    "What should everyone know about {}?",
+    "Describe {} in a few words.",
+    "Write a short text about {}.",
+    "Tell me about {} in one or two sentences.",
+    "Name one thing that everyone should know about {}.",
+    "What is special about {}? Be brief.",
 )
 
 

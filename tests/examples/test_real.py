@@ -10,9 +10,13 @@ import torch
 
 from data import InputError
 from data.chat import Chat
+from data.dataset import RowSettings, read_examples
 from data.records import Message
 from data.tokenizer import Tokenizer
 from engine import weights
+from engine.generate import Answerer, Sampling
+from engine.score import score_under
+from examples.real import task
 from tests import tiny
 from tests.texts import kinds
 
@@ -139,3 +143,55 @@ def test_the_real_models_logits_and_ids_are_those_of_transformers_loader(folder)
     rendered = their_tokenizer.apply_chat_template(messages, add_generation_prompt=True, tokenize=False)
     prompt = Chat(tokenizer).prompt_ids([Message("user", "Hello")])
     assert prompt == their_tokenizer(rendered, add_special_tokens=False)["input_ids"]
+
+
+PAIRS = Path(__file__).resolve().parents[3] / "shared/data/alpaca_pairs.jsonl"
+RUNS = sorted(REAL.parent.glob("run-*/apo_zero/epoch-02"))
+
+
+@needs_model
+@pytest.mark.slow
+@pytest.mark.skipif(not PAIRS.exists(), reason="the real pairs are not at hand")
+@pytest.mark.filterwarnings("ignore")  # of transformers' own
+def test_log_probs_of_real_pairs_are_those_of_transformers(folder):
+    """50 pairs, whole, in float32: sums over a response within 1e-5 of what a padded-free forward of each gives."""
+    from transformers import AutoModelForCausalLM
+
+    chat = Chat(Tokenizer(folder))
+    rows = read_examples([str(PAIRS)], chat, RowSettings().limits, RowSettings().reading, n_ids=49152)
+    drawn = np.random.default_rng(0).choice(len(rows.examples), 50, replace=False)
+    examples = [rows.examples[i] for i in sorted(drawn.tolist())]
+    ours = np.array([logps.tolist() for logps in score_under(folder, examples, dtype="float32", micro_tokens=2048)])
+    theirs = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
+    expected = []
+    for e in examples:
+        for response in e.responses:
+            ids = torch.tensor([[*e.prompt.tolist(), *response.tolist()]])
+            with torch.no_grad():
+                logits = theirs(ids).logits[0, len(e.prompt) - 1 : -1].double()
+            expected.append(logits.log_softmax(-1).gather(-1, ids[0, len(e.prompt) :, None]).sum().item())
+    expected = np.array(expected).reshape(-1, 2)
+    far = np.abs(ours / expected - 1).max()
+    print(f"50 pairs, {sum(len(r) for e in examples for r in e.responses)} response tokens: {far:.1e} at most")
+    assert far < 1e-5
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not RUNS, reason="nothing was aligned here: ./launch.sh demo --real")
+@pytest.mark.filterwarnings("ignore")  # of transformers' own
+def test_transformers_answers_with_the_aligned_model():
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    theirs = AutoModelForCausalLM.from_pretrained(RUNS[0], dtype=torch.float32)
+    tokenizer = AutoTokenizer.from_pretrained(RUNS[0])
+    ours = Answerer.open(str(RUNS[0]), "float32")
+    for asked in task.tasks(task.HELDOUT_TOPICS, 9, seed=5):
+        ids = tokenizer.apply_chat_template(
+            [{"role": "user", "content": asked.prompt}], add_generation_prompt=True, return_dict=False
+        )
+        assert ids == ours.prompt_ids("here", [Message("user", asked.prompt)])
+        with torch.no_grad():
+            made = theirs.generate(torch.tensor([ids]), do_sample=False, max_new_tokens=32)[0, len(ids) :]
+        (answer,) = ours.answer([ids], Sampling(temperature=0, max_new_tokens=32))
+        assert tokenizer.decode(made, skip_special_tokens=True) == ours.text(answer)
+        print(f"{asked.prompt}  ->  {ours.text(answer)!r}")

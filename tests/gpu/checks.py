@@ -27,7 +27,7 @@ import torch
 from data import InputError, cli, files
 from engine.bench import device_name
 from engine.cost import DATASHEET
-from examples.miniature import demo, model
+from examples.miniature import model, score
 
 ROOT = Path(__file__).resolve().parents[2]
 PAPER_PAIRS = 29_000 * 18
@@ -196,7 +196,7 @@ def trajectories(config: ChecksConfig, beside: Beside, scratch: Path) -> list[Ro
     folders = (scratch / "gpu", scratch / "cpu")
     found = [[json.loads(x) for x in (f / "metrics.jsonl").read_text().splitlines()] for f in folders]
     _, _, test = model.split_questions()
-    ends = [demo.measure(sorted(f.glob("epoch-*"))[-1], test, temperature=1.0) for f in folders]
+    ends = [score.measure(sorted(f.glob("epoch-*"))[-1], test, temperature=1.0) for f in folders]
     rows = []
     for name in ("loss", "rewards/chosen", "rewards/rejected"):
         both = [(a[name], b[name]) for a, b in zip(*found, strict=True)]

