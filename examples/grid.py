@@ -1,0 +1,231 @@
+"""Any grid of data sets, objectives and seeds, trained, scored and reported: several runs side by side, resumable.
+
+    python -m examples.grid --config grid.yaml
+
+    model: path/to/llama
+    data: [clair=pairs.jsonl, judged=judged.jsonl]
+    loss: [apo_zero, dpo]
+    lr: [apo_zero=2e-7, dpo=1e-7]        or one for all: [2e-7]
+    train: settings.yaml                 whatever else engine.train is told
+    score: python -m my.scorer {run}     writes RUN/eval/scores.jsonl; any program
+    out: runs/grid
+
+A run is a process, OUT/seed-S/DATA/LOSS its folder and what it says its log.txt; the same command goes on where it was
+stopped. The reference's log-probs are computed once for each data set. It ends in OUT/report/report.html, whose first
+table has each cell's gain over the base model: the mean and deviation over seeds.
+"""
+
+import os
+import shlex
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Iterable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from statistics import fmean, stdev
+from typing import NamedTuple
+
+from data import InputError, cli
+from data.errors import RunError
+from eval import checkpoints, contrast_run, report
+from eval.runs import Run, deltas, headlines, read_runs
+from eval.tables import Table, number
+
+EXAMPLE = "python -m examples.grid --config grid.yaml"
+
+
+class Cell(NamedTuple):
+    """One run of a grid."""
+
+    data: str
+    """The data set's name."""
+    file: Path
+    loss: str
+    seed: int
+    lr: float
+
+
+@dataclass(frozen=True, kw_only=True)
+class GridConfig:
+    """Train, score and report every objective on every data set with every seed."""
+
+    model: str
+    """Checkpoint folder or hub id that every run starts from."""
+    data: tuple[str, ...]
+    """Data sets: NAME=FILE, a file as engine.train takes it."""
+    loss: tuple[str, ...]
+    """Objectives."""
+    out: str
+    """Folder for the runs and their report."""
+    lr: tuple[str, ...] = ("2e-7",)
+    """Learning rate, one for all, or LOSS=RATE for each objective."""
+    seeds: int = 1
+    """Of the order of the rows and of what is held out: 0, 1 ..."""
+    train: str | None = None
+    """YAML file of whatever else engine.train is told."""
+    score: str | None = None
+    """Command that scores a run's checkpoints into its eval/scores.jsonl; {run} stands for its folder."""
+    at_once: int = 1
+    """Runs side by side; on a CPU as many as it has cores, each with its share of them."""
+    title: str = "A grid of runs"
+    """The report's title."""
+    config: str | None = None
+    """YAML file of settings, named as the flags are; flags win over it."""
+
+    def __post_init__(self) -> None:
+        if not self.data or not self.loss or min(self.seeds, self.at_once) < 1:
+            raise InputError("--data and --loss need a name at least, and --seeds and --at-once are above 0")
+        if any("=" not in named for named in self.data):
+            raise InputError("--data: NAME=FILE for each data set, such as clair=pairs.jsonl")
+        self.rates()
+
+    def rates(self) -> dict[str, float]:
+        """Each objective's learning rate. Raises InputError."""
+        try:
+            if len(self.lr) == 1 and "=" not in self.lr[0]:
+                return dict.fromkeys(self.loss, float(self.lr[0]))
+            named = dict(one.split("=") for one in self.lr)
+            return {loss: float(named[loss]) for loss in self.loss}
+        except (ValueError, KeyError) as fault:
+            raise InputError(f"--lr: one number, or LOSS=RATE for every --loss; {fault} is missing or none") from None
+
+    def cells(self) -> list[Cell]:
+        """Every run, a data set after the other."""
+        named = [one.partition("=") for one in self.data]
+        rates = self.rates()
+        return [
+            Cell(name, Path(file), loss, seed, rates[loss])
+            for seed in range(self.seeds)
+            for name, _, file in named
+            for loss in self.loss
+        ]
+
+
+def main(argv: Sequence[str]) -> None:
+    """The command."""
+    config = cli.parse(GridConfig, argv, command="python -m examples.grid", example=EXAMPLE)
+    out, cells = Path(config.out), config.cells()
+    run_all(cells, out, model=config.model, settings=config.train, score=config.score, at_once=config.at_once)
+    found = read(cells, out)
+    folders = [folder(out, cell) for cell in cells if cell.seed == 0]
+    print(report.write(folders, out / "report", title=config.title, first=[gains(found)]))
+
+
+def folder(out: Path, cell: Cell) -> Path:
+    """Where a run is."""
+    return out / f"seed-{cell.seed}" / cell.data / cell.loss.replace("/", "_")
+
+
+def read(cells: Iterable[Cell], out: Path) -> dict[Cell, Run]:
+    """What the runs have written down."""
+    cells = list(cells)
+    return dict(zip(cells, read_runs([folder(out, cell) for cell in cells]), strict=True))
+
+
+# --- running -------------------------------------------------------------------------------------------------------
+
+
+def run_all(
+    cells: Sequence[Cell],
+    out: Path,
+    *,
+    model: str,
+    settings: str | None,
+    score: str | None,
+    at_once: int,
+    more: Mapping[str, str] | None = None,
+) -> None:
+    """Trains and scores every cell, as many side by side as asked; what is done already is left as it is.
+
+    more: flags of engine.train for all. Raises RunError for the first run that fails, after those beside it.
+    """
+    start, n_done, lock, took = time.perf_counter(), 0, threading.Lock(), []
+    env = os.environ | {"OMP_NUM_THREADS": str(max(1, (os.cpu_count() or 1) // at_once))}
+
+    def work(cell: Cell) -> None:
+        nonlocal n_done
+        begun = time.perf_counter()
+        where = folder(out, cell)
+        is_new = _train_one(cell, where, out, env, model, settings, more or {})
+        if score:
+            _call(shlex.split(score.format(run=shlex.quote(str(where)))), where.parent / f"{where.name}.log", env)
+        contrast_run.measure(where)
+        with lock:
+            n_done += 1
+            if is_new:
+                took.append(time.perf_counter() - begun)
+            passed, left = time.perf_counter() - start, (len(cells) - n_done) * fmean(took or [0.0]) / at_once
+            seconds = f"{time.perf_counter() - begun:.0f} s"
+            said = f"[{passed / 60:4.1f} min, about {left / 60:.0f} left] {n_done} of {len(cells)}"
+            print(f"{said}: {cell.loss} on {cell.data}, seed {cell.seed}: {seconds}", file=sys.stderr, flush=True)
+
+    with ThreadPoolExecutor(at_once) as pool:
+        jobs = [pool.submit(work, cell) for cell in cells]
+        try:
+            for job in jobs:
+                job.result()
+        except BaseException:
+            pool.shutdown(wait=False, cancel_futures=True)
+            raise
+
+
+def _train_one(
+    cell: Cell, where: Path, out: Path, env: dict[str, str], model: str, settings: str | None, more: Mapping[str, str]
+) -> bool:
+    """Trains a cell; False where it was done already."""
+    if checkpoints.is_over(where):
+        return False
+    command = [sys.executable, "-m", "engine.train", "--model", model, "--data", str(cell.file), "--loss", cell.loss]
+    command += ["--out", str(where), "--lr", str(cell.lr), "--seed", str(cell.seed), "--resume"]
+    command += ["--reference-cache", str(out / "reference")]
+    command += ["--config", settings] if settings else []
+    command += [part for name, value in more.items() for part in (f"--{name}", value)]
+    where.parent.mkdir(parents=True, exist_ok=True)
+    _call(command, where.parent / f"{where.name}.log", env)
+    return True
+
+
+def _call(command: Sequence[str], log: Path, env: dict[str, str]) -> None:
+    """Runs a command, its words in a log. Raises RunError with the last of them where it fails."""
+    with open(log, "a") as file:
+        done = subprocess.run(command, stdout=file, stderr=subprocess.STDOUT, env=env, check=False)
+    if done.returncode:
+        said = log.read_text().strip().splitlines()
+        raise RunError(f"{log}: {said[-1] if said else 'nothing was said'} (exit code {done.returncode})")
+
+
+# --- what came out -------------------------------------------------------------------------------------------------
+
+
+def means(found: Mapping[Cell, Run]) -> dict[tuple[str, str], list[tuple[float, float]]]:
+    """By data set and objective: of each seed the maximum and the mean gain over the base, in points."""
+    (first, *_) = headlines(found.values()) or [None]
+    gained: dict[tuple[str, str], list[tuple[float, float]]] = {}
+    for cell, run in found.items():
+        values = list(deltas(run, first)[0].values()) if first else []
+        if values:
+            gained.setdefault((cell.data, cell.loss), []).append((max(values), fmean(values)))
+    return gained
+
+
+def gains(found: Mapping[Cell, Run]) -> Table:
+    """The grid: maximum and mean over checkpoints of what each cell gains over the base, over seeds."""
+    rows = []
+    for (data, loss), seeds in means(found).items():
+        cells = [data, loss, str(len(seeds))]
+        for pick in (0, 1):
+            values = [seed[pick] for seed in seeds]
+            cells += [number(fmean(values), sign=True), number(stdev(values) if len(values) > 1 else None)]
+        rows.append(tuple(cells))
+    header = ("data", "objective", "seeds", "max Δ", "± sd", "mean Δ", "± sd of means")
+    notes = [
+        "Points over the base model: the largest and the mean of a run's checkpoints; mean and deviation over seeds."
+    ]
+    return Table("grid", "Gain over the base model, over seeds (Table 2)", header, rows, 2, notes)
+
+
+if __name__ == "__main__":
+    cli.run(main)

@@ -1,0 +1,172 @@
+"""The paper's experiment in the miniature world: four data sets, five objectives, 18 epochs, every checkpoint scored.
+
+    ./launch.sh paper                one seed: about half an hour on two cores
+    ./launch.sh paper --seeds 3      three, with deviations
+    ./launch.sh paper --quick        two data sets, three objectives, six epochs: some minutes
+    ./launch.sh paper --config grid.yaml      any other grid of data sets, objectives and seeds: examples/grid.py
+
+Data sets are made by the recipes of revise/ over HTTP, runs are engine.train's, scores and pictures those of eval/'s
+report: runs/paper/whole/report/report.html, whose first table holds what the paper claims against what was measured
+here. Two rows go beyond the paper: APO's variant chosen pair by pair (its section 8), and rounds, each with new
+answers, new revisions and the policy of the round before as reference. What is done is kept, and the same command goes
+on.
+"""
+
+import os
+import sys
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from data import InputError, cli
+from eval import report, scores
+from eval.runs import Run
+from eval.tables import Table, number
+from examples import findings, grid
+from examples.grid import Cell
+from examples.miniature import model, rounds, sets, world
+
+OBJECTIVES = ("dpo", "kto_pair", "sft", "apo_zero", "apo_down")
+RATES = {"dpo": 1e-4, "kto_pair": 3e-4, "sft": 3e-4, "apo_zero": 3e-4, "apo_down": 3e-5}
+"""Found by `python -m examples.miniature.tune` on prompts of its own: docs/results.md."""
+RATES |= {"apo_select": RATES["apo_zero"], "kto": RATES["kto_pair"], "apo_zero_unpaired": RATES["apo_zero"]}
+TRAINING = {"optimizer": "rmsprop", "beta": "0.5", "batch-size": "16", "eval-pairs": "32", "state-every": "0"}
+EPOCHS = 18
+N_PAIRS = 288  # of which 32 are held out
+N_PROMPTS = 450  # of which some make no pair
+QUICK: dict[str, Any] = {"data": ("clair", "judge-on-policy"), "loss": ("dpo", "apo_zero", "apo_down"), "epochs": 6}
+SCORE = f"{sys.executable} -m examples.miniature.score {{run}}"
+EXAMPLE = "./launch.sh paper --seeds 3"
+
+
+@dataclass(frozen=True, kw_only=True)
+class PaperConfig:
+    """Do the paper's experiment in the miniature world, and hold its claims against what comes out."""
+
+    out: str = "runs/paper"
+    """Folder for everything; what is done already is used again."""
+    seeds: int = 1
+    """Each with prompts, answers, pairs and an order of its own."""
+    quick: bool = False
+    """Two data sets, three objectives, six epochs."""
+    at_once: int = os.cpu_count() or 1
+    """Runs side by side, each with its share of the cores."""
+
+    def __post_init__(self) -> None:
+        if min(self.seeds, self.at_once) < 1:
+            raise InputError("--seeds and --at-once have to be above 0")
+
+
+def main(argv: Sequence[str]) -> None:
+    """The command."""
+    config = cli.parse(
+        PaperConfig, argv or ["--out", PaperConfig.out], command="./launch.sh paper", example=EXAMPLE
+    )  # fmt: skip
+    root, start = Path(config.out) / ("quick" if config.quick else "whole"), time.perf_counter()
+    root.mkdir(parents=True, exist_ok=True)
+    base = model.base_model(Path(config.out))
+    files = {seed: make_sets(base, root, seed) for seed in range(config.seeds)}
+    cells = cells_of(files, quick=config.quick)
+    more = TRAINING | {"epochs": str(QUICK["epochs"] if config.quick else EPOCHS)}
+    options: dict[str, Any] = {"model": str(base), "settings": None, "score": SCORE}
+    grid.run_all(cells, root, more=more, at_once=config.at_once, **options)
+    beside = [] if config.quick else beside_each_other(files[0]["clair"])
+    grid.run_all(beside, root / "side-by-side", more=more, at_once=2, **options)
+    curve = rounds.run(base, root / "rounds", n_rounds=2 if config.quick else rounds.N_ROUNDS)
+    found, pairs = grid.read(cells, root), grid.read(beside, root / "side-by-side")
+    first = [claims(found), grid.gains(found), rounds.table(curve), *([times(pairs)] if pairs else [])]
+    folders = [grid.folder(root, cell) for cell in cells if cell.seed == 0]
+    page = report.write(folders, root / "report", title="The paper's experiment in the miniature world", first=first)
+    print(page)
+    print(f"done in {(time.perf_counter() - start) / 60:.1f} min", file=sys.stderr)
+
+
+def make_sets(base: Path, root: Path, seed: int) -> dict[str, Path]:
+    """The four data sets of a seed."""
+    questions = prompts(seed)
+    return sets.make(base, root / f"seed-{seed}" / "sets", questions, N_PAIRS, seed)
+
+
+def prompts(seed: int) -> list[world.Question]:
+    """A seed's prompts, of those that no model was trained or is tested on."""
+    every = model.split_questions()[1]
+    drawn = np.random.default_rng(seed).choice(len(every), N_PROMPTS, replace=False)
+    return [every[i] for i in drawn.tolist()]
+
+
+def cells_of(files: Mapping[int, Mapping[str, Path]], *, quick: bool) -> list[Cell]:
+    """Every run: the paper's five objectives, and APO's variant chosen pair by pair."""
+    names = QUICK["data"] if quick else sets.NAMES
+    losses = QUICK["loss"] if quick else (*OBJECTIVES, "apo_select")
+    return [
+        Cell(name, by_name[name], loss, seed, RATES[loss])
+        for seed, by_name in files.items()
+        for name in names
+        for loss in losses
+    ]
+
+
+def beside_each_other(file: Path) -> list[Cell]:
+    """Table 5's two objectives on one data set, at the same time."""
+    return [Cell("clair", file, loss, 0, RATES[loss]) for loss in ("kto", "apo_zero_unpaired")]
+
+
+# --- what came out -------------------------------------------------------------------------------------------------
+
+
+def claims(found: Mapping[Cell, Run]) -> Table:
+    """What the paper claims, and whether it is so here: computed from the runs."""
+    counts: dict[str, list[bool]] = {}
+    for seed in sorted({cell.seed for cell in found}):
+        of_seed = {(cell.data, cell.loss): run for cell, run in found.items() if cell.seed == seed}
+        gained = {c: v[0][1] for c, v in grid.means({k: r for k, r in found.items() if k.seed == seed}).items()}
+        made = [findings.of_contrast(*contrast(of_seed)), findings.of_gains(only(gained))]
+        for data in dict.fromkeys(data for data, _ in of_seed):
+            three = [findings.trajectory(of_seed[data, loss]) for loss in ("apo_zero", "apo_down", "dpo")]
+            made.append(findings.of_trajectories(*three))
+        for claim, is_so in (item for one in made for item in one.items()):
+            counts.setdefault(claim, []).append(is_so)
+    rows = []
+    for claim, said in counts.items():
+        here = "holds here" if all(said) else "does not hold here" if not any(said) else "holds here in part"
+        rows.append(
+            (claim, here, f"{sum(said)} of {len(said)}", findings.WHY_NOT.get(claim, "") if not all(said) else "")
+        )
+    header = ("the paper's claim", "here", "seeds, and data sets where it is of each", "why not")
+    return Table("claims", "What the paper claims, and what holds here", header, rows, 2)
+
+
+def only(gained: Mapping[tuple[str, str], float]) -> dict[tuple[str, str], float]:
+    """The cells of the paper's own objectives."""
+    return {cell: value for cell, value in gained.items() if cell[1] in OBJECTIVES}
+
+
+def contrast(runs: Mapping[tuple[str, str], Run]) -> tuple[dict[str, float], dict[str, float]]:
+    """Jaccard similarity of tokens and Levenshtein distance of each data set."""
+    made: tuple[dict[str, float], dict[str, float]] = ({}, {})
+    for (data, _), run in runs.items():
+        for line in scores.pick(run.lines, benchmark="contrast"):
+            for kept, name in zip(made, ("Jaccard of tokens, %", "Levenshtein"), strict=True):
+                if line["metric"].startswith(name):
+                    kept[data] = float(line["value"])
+    return made
+
+
+def times(found: Mapping[Cell, Run]) -> Table:
+    """Table 5: what the steps of two objectives took, side by side on one machine."""
+    rows = []
+    for cell, run in found.items():
+        seconds = sum(float(line["perf/step_seconds"]) for line in run.metrics)
+        (best, mean) = grid.means({cell: run})[cell.data, cell.loss][0]
+        rows.append((cell.loss, number(seconds, 0), number(best, sign=True), number(mean, sign=True)))
+    header = ("objective", "seconds of steps", "max Δ", "mean Δ")
+    notes = ["Both on the CLAIR pairs, each pair as two labelled responses, at the same time on the same machine."]
+    return Table("table-5-side-by-side", "KTO and APO-zero unpaired (Table 5)", header, rows, 1, notes)
+
+
+if __name__ == "__main__":
+    cli.run(main)
