@@ -1,8 +1,13 @@
-"""The tiny Llama of the field guide: made and trained on the spot, kept by a hash of what it is made of."""
+"""The tiny Llama of the field guide: made and trained on the spot, kept by a hash of what it is made of.
 
+python -m examples.miniature.model runs/tiny        the model in runs/tiny/model, prompts in runs/tiny/prompts.jsonl
+"""
+
+import argparse
 import hashlib
 import json
 import shutil
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -11,6 +16,7 @@ import torch
 from tokenizers import decoders, pre_tokenizers, processors, trainers
 from tokenizers.models import BPE
 
+from data import cli, files
 from data.chat import LLAMA3_TEMPLATE, LLAMA3_TOKENS
 from engine import train, weights
 from engine.config import TrainConfig
@@ -99,3 +105,20 @@ def _write_random_model(folder: Path, texts: list[str]) -> None:
     tokenizer.save(str(folder / "tokenizer.json"))
     names = {"bos_token": CONTROL[0], "eos_token": CONTROL[1], "tokenizer_class": "PreTrainedTokenizerFast"}
     (folder / "tokenizer_config.json").write_text(json.dumps(names | {"chat_template": LLAMA3_TEMPLATE}, indent=2))
+
+
+def main(argv: Sequence[str]) -> None:
+    """The command."""
+    parser = argparse.ArgumentParser(prog="python -m examples.miniature.model", description=__doc__)
+    parser.add_argument("folder", type=Path, help="where the model and the prompts go")
+    folder = parser.parse_args(argv).folder
+    made, link = base_model(folder), folder / "model"
+    if not link.exists():
+        link.symlink_to(made.relative_to(folder))
+    _, prompts, _ = split_questions()
+    files.write_text(folder / "prompts.jsonl", "".join(json.dumps({"prompt": q.prompt}) + "\n" for q in prompts))
+    print(link)
+
+
+if __name__ == "__main__":
+    cli.run(main)

@@ -53,6 +53,9 @@ class PaperConfig:
     """Each with prompts, answers, pairs and an order of its own."""
     quick: bool = False
     """Two data sets, three objectives, six epochs."""
+    also: tuple[str, ...] = ()
+    """More objectives, as --loss of engine.train names them, path/to/file.py:name for one of your own; NAME=RATE says
+    the learning rate too."""
     at_once: int = os.cpu_count() or 1
     """Runs side by side, each with its share of the cores."""
 
@@ -70,7 +73,7 @@ def main(argv: Sequence[str]) -> None:
     root.mkdir(parents=True, exist_ok=True)
     base = model.base_model(Path(config.out))
     files = {seed: make_sets(base, root, seed) for seed in range(config.seeds)}
-    cells = cells_of(files, quick=config.quick)
+    cells = cells_of(files, quick=config.quick, also=config.also)
     more = TRAINING | {"epochs": str(QUICK["epochs"] if config.quick else EPOCHS)}
     options: dict[str, Any] = {"model": str(base), "settings": None, "score": SCORE}
     grid.run_all(cells, root, more=more, at_once=config.at_once, **options)
@@ -98,15 +101,17 @@ def prompts(seed: int) -> list[world.Question]:
     return [every[i] for i in drawn.tolist()]
 
 
-def cells_of(files: Mapping[int, Mapping[str, Path]], *, quick: bool) -> list[Cell]:
-    """Every run: the paper's five objectives, and APO's variant chosen pair by pair."""
+def cells_of(files: Mapping[int, Mapping[str, Path]], *, quick: bool, also: Sequence[str] = ()) -> list[Cell]:
+    """Every run: the paper's five objectives, APO's variant chosen pair by pair, and the user's own."""
     names = QUICK["data"] if quick else sets.NAMES
-    losses = QUICK["loss"] if quick else (*OBJECTIVES, "apo_select")
+    rates = {loss: RATES[loss] for loss in (QUICK["loss"] if quick else (*OBJECTIVES, "apo_select"))}
+    for loss, _, rate in (named.partition("=") for named in also):
+        rates[loss] = float(rate) if rate else RATES["dpo"]
     return [
-        Cell(name, by_name[name], loss, seed, RATES[loss])
+        Cell(name, by_name[name], loss, seed, rates[loss])
         for seed, by_name in files.items()
         for name in names
-        for loss in losses
+        for loss in rates
     ]
 
 

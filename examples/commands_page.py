@@ -1,0 +1,67 @@
+"""Writes docs/commands.md: what every command says of itself.
+
+    python -m examples.commands_page
+
+A test compares the page with what this would write.
+"""
+
+import os
+import re
+import subprocess
+import sys
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+DOCS = Path(__file__).resolve().parents[1] / "docs"
+COMMANDS = {
+    "Train": ["engine.train", "engine.plan", "engine.bench", "engine.bench_generation"],
+    "Make pairs": [
+        "revise clair", "revise judge-on-policy", "revise judge-off-policy", "revise stronger-preferred",
+        "revise score", "revise show", "data.show", "data.contrast",
+    ],
+    "Sample and score": ["engine.generate", "engine.score"],
+    "Measure": [
+        "eval mixeval", "eval alpacaeval", "eval trajectories", "eval contrast", "eval advise", "eval report",
+    ],
+    "Examples": ["examples.grid", "examples.real.figure4", "examples.miniature.score", "examples.miniature.reviser"],
+}  # fmt: skip
+HEAD = """# Commands
+
+Written by `python -m examples.commands_page` from what each command says of itself. Every flag can also stand in a YAML
+file, `--config my.yaml`, named as it is here with `_` for `-`; flags win over the file. Without any argument a command
+prints a complete example. Bad input ends in one sentence and exit code 2, a run that cannot go on in 1, Ctrl-C in 130
+and SIGTERM in 143, with what was done saved.
+
+"""
+
+
+def page() -> str:
+    """The page's text."""
+    with ThreadPoolExecutor(os.cpu_count()) as pool:
+        said = dict(
+            zip(every := [c for part in COMMANDS.values() for c in part], pool.map(help_of, every), strict=True)
+        )
+    links = " · ".join(f"[{command}](#{_anchor(command)})" for command in every)
+    parts = [HEAD + links]
+    for title, commands in COMMANDS.items():
+        parts.append(f"## {title}")
+        parts += [f"### {command}\n\n```\n{said[command]}\n```" for command in commands]
+    return "\n\n".join(parts) + "\n"
+
+
+def help_of(command: str) -> str:
+    """What a command prints for --help, without colours, boxes and this machine's paths."""
+    env = os.environ | {"COLUMNS": "100", "NO_COLOR": "1", "TERM": "dumb", "CUDA_VISIBLE_DEVICES": ""}
+    asked = [sys.executable, "-m", *command.split(), "--help"]
+    done = subprocess.run(asked, cwd=DOCS.parent, capture_output=True, text=True, env=env, check=True)
+    lines = [re.sub(r"^[│╭╰] ?| *[│╮╯]$", "", line).rstrip() for line in done.stdout.splitlines()]
+    lines = [re.sub(r"^─ (.*?)(?: ─*)?$", r"\1:", re.sub(r"─{2,}", "", line).rstrip()) for line in lines]
+    return re.sub(r"\n{3,}", "\n\n", "\n".join(lines)).strip()
+
+
+def _anchor(command: str) -> str:
+    return re.sub(r"[^a-z0-9 _-]", "", command.lower()).replace(" ", "-")
+
+
+if __name__ == "__main__":
+    (DOCS / "commands.md").write_text(page(), encoding="utf-8")

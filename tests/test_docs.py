@@ -1,0 +1,86 @@
+"""The documentation: every link leads somewhere, every command exists and knows the flags that it is shown with."""
+
+import re
+import shlex
+from functools import cache
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[1]
+PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
+DOORS = {"train": "engine.train", "bench": "engine.bench"}
+GENERATED = ROOT / "docs/commands.md"
+
+
+def blocks(path):
+    """The fenced blocks of a page that are no other language's."""
+    language, inside = None, []
+    for line in path.read_text(encoding="utf-8").splitlines():
+        if not line.startswith("```"):
+            inside.append(line)
+        elif language is None:
+            language, inside = line[3:], []
+        else:
+            if language in ("", "bash", "sh"):
+                yield "\n".join(inside)
+            language = None
+
+
+def commands(path):
+    """(module or verb, arguments) of every command in a page's blocks and in backquotes."""
+    text = path.read_text(encoding="utf-8")
+    lines = [line for block in blocks(path) for line in re.sub(r"\\\n\s*", " ", block).splitlines()]
+    lines += [re.sub(r"\s+", " ", said) for said in re.findall(r"`((?:\./launch\.sh|python -m|torchrun)[^`]+)`", text)]
+    for line in lines:
+        line = re.split(r"\s{3,}|\s#\s", line.strip())[0].rstrip("&").strip()  # what it does stands behind it
+        found = re.match(
+            r"(?:[A-Z_]+=\S+ )*(?:\.venv/bin/)?(?:python -m|torchrun .*?-m|(\./launch\.sh)) (\S+)(.*)", line
+        )
+        if found:
+            yield found[1] or "python", found[2], shlex.split(found[3].replace("...", ""), comments=True)
+
+
+@cache
+def flags():
+    """What docs/commands.md, which is made of each command's own help, knows of flags."""
+    sections = re.split(r"^### (.+)$", GENERATED.read_text(encoding="utf-8"), flags=re.MULTILINE)[1:]
+    return {name: set(re.findall(r"(--[a-z][\w.-]*)", text)) for name, text in zip(*[iter(sections)] * 2, strict=True)}
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda p: p.name)
+def test_a_link_leads_somewhere(page):
+    text = re.sub(r"^```.*?^```", "", page.read_text(encoding="utf-8"), flags=re.DOTALL | re.MULTILINE)
+    for target in re.findall(r"\]\(([^)\s]+)\)", text):
+        if not target.startswith("http"):
+            name, _, anchor = target.partition("#")
+            path = (page.parent / name) if name else page
+            assert path.exists(), target
+            if anchor:
+                titles = re.findall(r"^#+ (.+)$", path.read_text(encoding="utf-8"), re.MULTILINE)
+                anchors = {re.sub(r"[^\w\- ]", "", title.lower()).replace(" ", "-") for title in titles}
+                assert anchor in anchors, target
+
+
+@pytest.mark.parametrize("page", [p for p in PAGES if p != GENERATED], ids=lambda p: p.name)
+def test_a_command_exists_and_knows_its_flags(page):
+    verbs = set(re.search(r"demo \| paper.*?\)", (ROOT / "launch.sh").read_text())[0].rstrip(")").split(" | ")) | {
+        "setup"
+    }
+    for how, name, arguments in commands(page):
+        if how == "./launch.sh":
+            assert name in verbs, name
+            if name not in DOORS:
+                continue
+            name, arguments = DOORS[name], [a for a in arguments if a != "--nproc"]
+        if name in ("eval", "revise"):
+            name = f"{name} {arguments[0]}" if arguments else name
+        module = ROOT / name.split(" ")[0].replace(".", "/")
+        if name.split(".")[0] in ("pytest", "http"):
+            continue
+        assert module.with_suffix(".py").exists() or (module / "__main__.py").exists(), name
+        given = {a.split("=")[0] for a in arguments if re.match(r"--[a-z]", a)} - {"--config", "--help"}
+        known = flags().get(name)
+        if known is not None:
+            unknown = {flag for flag in given - known if "." not in flag and flag.replace("--no-", "--") not in known}
+            assert not unknown, (name, unknown)
