@@ -14,8 +14,8 @@ from data import InputError, cli, files
 DOCS = Path(__file__).resolve().parents[2] / "docs"
 HEAD = """# Results on a real model
 
-Written by `python -m examples.real.results_page` from what the commands below have left; the paper's experiment in
-miniature is in [paper](paper.md), speed in [performance](performance.md).
+Written by `python -m examples.real.results_page` from what the commands below have left. Speed is in
+[performance](performance.md).
 
 ## A real instruction model learns to keep rules
 

@@ -1,0 +1,74 @@
+"""The paper's claims against numbers: each can hold, and each can fail."""
+
+import pytest
+
+from examples import findings
+from examples.findings import Trajectory
+
+GAINS = {
+    "clair": {"dpo": 4.0, "kto_pair": 6.0, "sft": 1.0, "apo_zero": 8.0, "apo_down": 2.0},
+    "judge-on-policy": {"dpo": 3.0, "kto_pair": 4.0, "sft": 0.0, "apo_zero": 5.0, "apo_down": 1.0},
+    "judge-off-policy": {"dpo": 0.0, "kto_pair": 1.0, "sft": -2.0, "apo_zero": -1.0, "apo_down": 2.0},
+    "stronger-preferred": {"dpo": -1.0, "kto_pair": 1.0, "sft": 2.0, "apo_zero": 3.0, "apo_down": -4.0},
+}
+
+
+def claims(**changed):
+    gained = {(data, loss): value for data, of in GAINS.items() for loss, value in of.items()}
+    for name, value in changed.items():
+        data, _, loss = name.partition("__")
+        gained[data.replace("_", "-"), loss] = value
+    return findings.of_gains(gained)
+
+
+def failing(**changed):
+    return [claim for claim, is_so in claims(**changed).items() if not is_so]
+
+
+def test_the_papers_own_order_holds_every_claim_of_its_tables():
+    assert len(claims()) == 7 and failing() == []
+    assert all(
+        findings.of_contrast(
+            {"clair": 43.0, "judge-off-policy": 18.0}, {"clair": 1108.0, "judge-off-policy": 1203.0}
+        ).values()
+    )
+
+
+@pytest.mark.parametrize(
+    ("changed", "words"),
+    [
+        ({"judge_on_policy__kto_pair": 9.0}, "CLAIR with APO-zero has the best mean"),
+        ({"stronger_preferred__dpo": 3.5}, "DPO is never the best"),
+        ({"judge_on_policy__apo_down": 5.5}, "judge-on-policy): APO-zero beats APO-down"),
+        ({"judge_off_policy__apo_zero": 2.5}, "APO-down beats APO-zero"),
+    ],
+)
+def test_a_claim_that_does_not_hold_is_found(changed, words):
+    (claim,) = failing(**changed)
+    assert words in claim
+
+
+def test_no_loss_on_stronger_preferred_refutes_that_it_can_hurt():
+    assert [
+        "stronger-preferred can hurt" in claim
+        for claim in failing(stronger_preferred__dpo=1.0, stronger_preferred__apo_down=0.5)
+    ] == [True]
+
+
+def test_contrast_needs_both_measures():
+    jaccard, levenshtein = {"clair": 43.0, "judge-on-policy": 39.0}, {"clair": 1300.0, "judge-on-policy": 1258.0}
+    assert list(findings.of_contrast(jaccard, levenshtein).values()) == [False]
+
+
+def moving(chosen, rejected):
+    return Trajectory({"chosen": [], "rejected": []}, {"chosen": chosen, "rejected": rejected})
+
+
+def test_claims_on_trajectories():
+    zero, down = moving([0.5, 1.0], [0.0, -0.5]), moving([-0.5, -2.0], [-1.0, -4.0])
+    dpo = moving([0.4, -1.0], [-0.1, -3.0])
+    assert all(findings.of_trajectories(zero, down, dpo).values())
+    swapped = findings.of_trajectories(down, zero, dpo)
+    assert [claim for claim, is_so in swapped.items() if is_so] == [
+        "all three widen the margin between winning and losing rewards"
+    ]
