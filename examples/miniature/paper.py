@@ -72,7 +72,8 @@ def main(argv: Sequence[str]) -> None:
     root, start = Path(config.out) / ("quick" if config.quick else "whole"), time.perf_counter()
     root.mkdir(parents=True, exist_ok=True)
     base = model.base_model(Path(config.out))
-    files = {seed: make_sets(base, root, seed) for seed in range(config.seeds)}
+    names = QUICK["data"] if config.quick else sets.NAMES
+    files = {seed: make_sets(base, root, seed, names) for seed in range(config.seeds)}
     cells = cells_of(files, quick=config.quick, also=config.also)
     more = TRAINING | {"epochs": str(QUICK["epochs"] if config.quick else EPOCHS)}
     options: dict[str, Any] = {"model": str(base), "settings": None, "score": SCORE}
@@ -88,10 +89,9 @@ def main(argv: Sequence[str]) -> None:
     print(f"done in {(time.perf_counter() - start) / 60:.1f} min", file=sys.stderr)
 
 
-def make_sets(base: Path, root: Path, seed: int) -> dict[str, Path]:
-    """The four data sets of a seed."""
-    questions = prompts(seed)
-    return sets.make(base, root / f"seed-{seed}" / "sets", questions, N_PAIRS, seed)
+def make_sets(base: Path, root: Path, seed: int, names: Sequence[str] = sets.NAMES) -> dict[str, Path]:
+    """The data sets of a seed."""
+    return sets.make(base, root / f"seed-{seed}" / "sets", prompts(seed), N_PAIRS, seed, names)
 
 
 def prompts(seed: int) -> list[world.Question]:
@@ -103,14 +103,13 @@ def prompts(seed: int) -> list[world.Question]:
 
 def cells_of(files: Mapping[int, Mapping[str, Path]], *, quick: bool, also: Sequence[str] = ()) -> list[Cell]:
     """Every run: the paper's five objectives, APO's variant chosen pair by pair, and the user's own."""
-    names = QUICK["data"] if quick else sets.NAMES
     rates = {loss: RATES[loss] for loss in (QUICK["loss"] if quick else (*OBJECTIVES, "apo_select"))}
     for loss, _, rate in (named.partition("=") for named in also):
         rates[loss] = float(rate) if rate else RATES["dpo"]
     return [
         Cell(name, by_name[name], loss, seed, rates[loss])
         for seed, by_name in files.items()
-        for name in names
+        for name in by_name
         for loss in rates
     ]
 

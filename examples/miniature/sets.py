@@ -30,9 +30,11 @@ OTHERS_WRONG = (0.6, 0.7, 0.8, 0.9)
 MAX_ANSWER_TOKENS = 64
 
 
-def make(base: Path, root: Path, questions: Sequence[world.Question], n: int, seed: int) -> dict[str, Path]:
+def make(
+    base: Path, root: Path, questions: Sequence[world.Question], n: int, seed: int, names: Sequence[str] = NAMES
+) -> dict[str, Path]:
     """Files of n graded pairs each (fewer where the questions do not give as many), by the data set's name."""
-    found = {name: root / f"{name}.jsonl" for name in NAMES}
+    found = {name: root / f"{name}.jsonl" for name in names}
     made = root / "made"
     made.mkdir(parents=True, exist_ok=True)
     with serve_teachers() as address:

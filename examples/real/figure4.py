@@ -36,9 +36,9 @@ class Figure4Config:
     """Folder for the runs, their report and figure4.md; what is there already is gone on with."""
     model: str | None = None
     """Checkpoint folder or hub id. Unset: SmolLM2-135M-Instruct, brought into runs/real."""
-    n: int = 24
+    n: int = 16
     """Pairs to train on."""
-    heldout: int = 24
+    heldout: int = 16
     """Pairs that are followed; the paper's figure has 100."""
     epochs: int = 4
     """Passes over the pairs; the paper's 18."""

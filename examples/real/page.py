@@ -29,7 +29,8 @@ def write(
     peak_bytes: int,
 ) -> Path:
     """Writes the page; its path. runs: objective and pairs of each aligned model. peak_bytes: of the process."""
-    parts = [results(found, likelihoods, runs), by_kind(found, test), examples(found, test), took(root, peak_bytes)]
+    kinds = [by_kind(found, how) for how in ("sampled", "greedy")]
+    parts = [results(found, likelihoods, runs), *kinds, examples(found, test), took(root, peak_bytes)]
     draw(found, root / "results.svg")
     files.write_text(root / "results.md", "\n\n".join(parts) + "\n")
     return root / "results.md"
@@ -102,13 +103,14 @@ def results(found: Scores, likelihoods: Mapping[str, Sequence[float]], runs: Map
 PAIRS = {"clair": "CLAIR pairs", "judged": "judged pairs"}
 
 
-def by_kind(found: Scores, test: Sequence[Task]) -> str:
-    """Rules kept at T 0.7, of each kind."""
+def by_kind(found: Scores, how: str) -> str:
+    """Rules kept, of each kind, in answers drawn in one way."""
     rows = [
-        (kind, f"{found['base']['sampled'].kinds[kind].n}", *(_short(s["sampled"].kinds[kind]) for s in found.values()))
+        (kind, f"{found['base'][how].kinds[kind].n}", *(_short(s[how].kinds[kind]) for s in found.values()))
         for kind in KINDS
     ]
-    return table(("T 0.7, %", "tasks", *("before" if name == "base" else name for name in found)), rows)
+    names = ("before" if name == "base" else name for name in found)
+    return table(("T 0.7, %" if how == "sampled" else "greedy, %", "tasks", *names), rows)
 
 
 def _short(share: Share) -> str:
@@ -135,7 +137,9 @@ def took(root: Path, peak_bytes: int) -> str:
     """Times of the parts, memory, and where."""
     seconds: dict[str, float] = json.loads((root / "seconds.json").read_text())
     rows = [(name, f"{value / 60:.1f}") for name, value in seconds.items()]
-    rows.append(("together", f"{sum(seconds.values()) / 60:.1f}"))
+    alone = [name for name in seconds if name.split()[-1] in ("clair", "base", "ordinary", "apo_zero")]
+    rows.append(("**APO-zero alone**", f"{sum(seconds[name] for name in alone) / 60:.1f}"))
+    rows.append(("**together**", f"{sum(seconds.values()) / 60:.1f}"))
     where = f"{os.cpu_count()} cores of {_processor()}, torch {torch.__version__}, Python {platform.python_version()}"
     return f"{table(('part', 'minutes'), rows)}\n\nOn {where}; most memory held: {peak_bytes / 1e9:.1f} GB."
 
