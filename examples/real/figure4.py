@@ -38,11 +38,11 @@ class Figure4Config:
     """Checkpoint folder or hub id. Unset: SmolLM2-135M-Instruct, brought into runs/real."""
     n: int = 16
     """Pairs to train on."""
-    heldout: int = 16
+    heldout: int = 12
     """Pairs that are followed; the paper's figure has 100."""
     epochs: int = 4
     """Passes over the pairs; the paper's 18."""
-    lr: float = 3e-6
+    lr: float = 5e-6
     """Learning rate; the paper's 2e-7 for Llama-3-8B."""
     batch_size: int = 8
     """Pairs per optimizer step; the paper's 16."""
