@@ -49,19 +49,24 @@ def main(argv: Sequence[str]) -> None:
     """The command."""
     parser = argparse.ArgumentParser(prog="python -m examples.real.results_page", description=__doc__)
     parser.add_argument("run", type=Path, help="the folder of ./launch.sh demo --real in runs/real")
-    parser.add_argument("figure4", type=Path, help="that of examples.real.figure4")
+    parser.add_argument("figure4", type=Path, nargs="?", help="that of examples.real.figure4, where it was run")
     parser.add_argument(
         "--data", default="803 real pairs, GPT-4-turbo's answers over Llama-3-8B's", help="what they are"
     )
     asked = parser.parse_args(argv)
     text = HEAD.format(training=training(asked.run)) + read(asked.run / "results.md")
-    *tables, settings = read(asked.figure4 / "figure4.md").rsplit("\n\n", 1)
-    text += TRAJECTORIES.format(data=asked.data, settings=settings.strip()) + "\n\n".join(tables)
-    for name in ("results.svg", "figure4.svg"):
-        found = [folder / name for folder in (asked.run, asked.figure4) if (folder / name).exists()]
-        shutil.copyfile(found[0], DOCS / f"real-{name}")
-    text = text.replace("## Figure 4 on", "![Rules kept, before and after](real-results.svg)\n\n## Figure 4 on")
-    files.write_text(DOCS / "results.md", text.rstrip() + "\n\n![Held-out trajectories](real-figure4.svg)\n")
+    text += picture(asked.run / "results.svg", "Rules kept, before and after")
+    if asked.figure4 is not None:
+        *tables, settings = read(asked.figure4 / "figure4.md").rsplit("\n\n", 1)
+        text += TRAJECTORIES.format(data=asked.data, settings=settings.strip()) + "\n\n".join(tables)
+        text += picture(asked.figure4 / "figure4.svg", "Held-out trajectories")
+    files.write_text(DOCS / "results.md", text + "\n")
+
+
+def picture(path: Path, title: str) -> str:
+    """A copy of a run's picture beside the page, as Markdown."""
+    shutil.copyfile(path, DOCS / f"real-{path.name}")
+    return f"\n\n![{title}](real-{path.name})"
 
 
 def read(path: Path) -> str:
