@@ -122,7 +122,7 @@ def main(argv: Sequence[str]) -> None:
     print(
         report.write(folders, root / "report", title="SmolLM2-135M-Instruct, aligned on revisions of its own answers")
     )
-    made = page.write(root, found, likelihoods, test, runs, peak_bytes=peak_bytes())
+    made = page.write(root, found, likelihoods, test, runs, peak_bytes=peak_bytes(root / "peak.json"))
     print(made.read_text())
     if found["apo_zero"]["sampled"].kept.interval[0] <= found["base"]["sampled"].kept.interval[1]:
         raise RunError("APO-zero did not improve on the base: their intervals at temperature 0.7 overlap")
@@ -136,9 +136,12 @@ def fingerprint() -> str:
     return hashlib.sha256("\0".join([*texts, settings]).encode()).hexdigest()[:8]
 
 
-def peak_bytes() -> int:
-    """The most memory that this process has held."""
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
+def peak_bytes(kept: Path) -> int:
+    """The most memory that this process, or one before it on the same folder, has held; written down in `kept`."""
+    now = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
+    peak = max(now, json.loads(kept.read_text()) if kept.exists() else 0)
+    files.write_text(kept, f"{peak}\n")
+    return peak
 
 
 def make_pairs(base: Path, root: Path, name: str) -> None:
