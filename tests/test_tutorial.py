@@ -42,6 +42,6 @@ def test_every_command_of_the_tutorial_works(tmp_path):
     finally:
         for server in beside:
             server.terminate()
-            server.wait(10)
+            server.communicate(timeout=10)
     assert (tmp_path / "runs/tiny/report/report.html").exists()
     assert len(list((tmp_path / "runs/tiny").glob("*/epoch-03"))) == 2  # DPO's was stopped and went on
