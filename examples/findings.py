@@ -13,8 +13,6 @@ SIDES = ("chosen", "rejected")
 CONTRASTIVE = ("dpo", "kto_pair", "apo_zero", "apo_down")
 BETTER_WINNERS = ("clair", "judge-on-policy", "stronger-preferred")
 OFF_POLICY = "judge-off-policy"
-WHY_NOT: dict[str, str] = {}
-"""Of claims that do not hold in the miniature: why."""
 
 
 class Trajectory(NamedTuple):

@@ -1,6 +1,25 @@
-"""The other side of revise/: what is asked in a request, for programs that answer in a language model's place."""
+"""The other side of revise/: programs that answer in a language model's place, behind a real HTTP server."""
 
 import re
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+
+from revise.loopback import Reply, Seen, serve
+
+
+@contextmanager
+def serve_models(models: Mapping[str, Callable[[Seen], str | Reply]]) -> Iterator[str]:
+    """The address of a server of models, by name, until the block ends: each says what it answers to a request."""
+
+    def reply(seen: Seen) -> Reply:
+        name = seen.body["model"]
+        answer = models[name](seen)
+        if isinstance(answer, Reply):
+            return answer
+        return Reply.chat(answer, usage=(len(seen.text) // 4, len(answer) // 4), model=name)
+
+    with serve(reply) as server:
+        yield server.base
 
 
 def parts(text: str) -> list[str]:

@@ -1,8 +1,8 @@
 """The paper's experiment in the miniature world: four data sets, five objectives, 18 epochs, every checkpoint scored.
 
-    ./launch.sh paper                one seed: about half an hour on two cores
+    ./launch.sh paper                one seed: half an hour on two cores, by the pace of the quick one
     ./launch.sh paper --seeds 3      three, with deviations
-    ./launch.sh paper --quick        two data sets, three objectives, six epochs: some minutes
+    ./launch.sh paper --quick        two data sets, three objectives, six epochs: five minutes
     ./launch.sh paper --config grid.yaml      any other grid of data sets, objectives and seeds: examples/grid.py
 
 Data sets are made by the recipes of revise/ over HTTP, runs are engine.train's, scores and pictures those of eval/'s
@@ -32,12 +32,13 @@ from examples.miniature import model, rounds, sets, world
 
 OBJECTIVES = ("dpo", "kto_pair", "sft", "apo_zero", "apo_down")
 RATES = {"dpo": 1e-4, "kto_pair": 3e-4, "sft": 3e-4, "apo_zero": 3e-4, "apo_down": 3e-5}
-"""Found by `python -m examples.miniature.tune` on prompts of its own: docs/results.md."""
+"""First guesses, by the demo's: `python -m examples.miniature.tune` looks for better ones on prompts of its own."""
 RATES |= {"apo_select": RATES["apo_zero"], "kto": RATES["kto_pair"], "apo_zero_unpaired": RATES["apo_zero"]}
 TRAINING = {"optimizer": "rmsprop", "beta": "0.5", "batch-size": "16", "eval-pairs": "32", "state-every": "0"}
 EPOCHS = 18
 N_PAIRS = 288  # of which 32 are held out
 N_PROMPTS = 450  # of which some make no pair
+N_FOR_TUNING = 350  # prompts that the grid never sees
 QUICK: dict[str, Any] = {"data": ("clair", "judge-on-policy"), "loss": ("dpo", "apo_zero", "apo_down"), "epochs": 6}
 SCORE = f"{sys.executable} -m examples.miniature.score {{run}}"
 EXAMPLE = "./launch.sh paper --seeds 3"
@@ -66,14 +67,15 @@ class PaperConfig:
 
 def main(argv: Sequence[str]) -> None:
     """The command."""
-    config = cli.parse(
-        PaperConfig, argv or ["--out", PaperConfig.out], command="./launch.sh paper", example=EXAMPLE
-    )  # fmt: skip
+    config = cli.parse(PaperConfig, argv or ["--out", PaperConfig.out], command="./launch.sh paper", example=EXAMPLE)
     root, start = Path(config.out) / ("quick" if config.quick else "whole"), time.perf_counter()
     root.mkdir(parents=True, exist_ok=True)
     base = model.base_model(Path(config.out))
     names = QUICK["data"] if config.quick else sets.NAMES
-    files = {seed: make_sets(base, root, seed, names) for seed in range(config.seeds)}
+    files = {
+        seed: sets.make(base, root / f"seed-{seed}/sets", prompts(seed), N_PAIRS, seed, names)
+        for seed in range(config.seeds)
+    }
     cells = cells_of(files, quick=config.quick, also=config.also)
     more = TRAINING | {"epochs": str(QUICK["epochs"] if config.quick else EPOCHS)}
     options: dict[str, Any] = {"model": str(base), "settings": None, "score": SCORE}
@@ -89,14 +91,9 @@ def main(argv: Sequence[str]) -> None:
     print(f"done in {(time.perf_counter() - start) / 60:.1f} min", file=sys.stderr)
 
 
-def make_sets(base: Path, root: Path, seed: int, names: Sequence[str] = sets.NAMES) -> dict[str, Path]:
-    """The data sets of a seed."""
-    return sets.make(base, root / f"seed-{seed}" / "sets", prompts(seed), N_PAIRS, seed, names)
-
-
 def prompts(seed: int) -> list[world.Question]:
-    """A seed's prompts, of those that no model was trained or is tested on."""
-    every = model.split_questions()[1]
+    """A seed's prompts, of those that no model was trained on, is tested on or was tuned by."""
+    every = model.split_questions()[1][:-N_FOR_TUNING]
     drawn = np.random.default_rng(seed).choice(len(every), N_PROMPTS, replace=False)
     return [every[i] for i in drawn.tolist()]
 
@@ -137,10 +134,8 @@ def claims(found: Mapping[Cell, Run]) -> Table:
     rows = []
     for claim, said in counts.items():
         here = "holds here" if all(said) else "does not hold here" if not any(said) else "holds here in part"
-        rows.append(
-            (claim, here, f"{sum(said)} of {len(said)}", findings.WHY_NOT.get(claim, "") if not all(said) else "")
-        )
-    header = ("the paper's claim", "here", "seeds, and data sets where it is of each", "why not")
+        rows.append((claim, here, f"{sum(said)} of {len(said)}"))
+    header = ("the paper's claim", "here", "seeds, and data sets where it is of each")
     return Table("claims", "What the paper claims, and what holds here", header, rows, 2)
 
 

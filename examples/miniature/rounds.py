@@ -1,5 +1,5 @@
 """Rounds: the aligned model answers new prompts, its answers are revised, and it is aligned again, with itself as the
-reference; beside one run of as many steps on the first round's kind of pairs alone.
+reference; beside one run on the same prompts at once, whose answers are all the first model's.
 """
 
 import json
@@ -32,7 +32,7 @@ class Round(NamedTuple):
 
 
 def run(base: Path, root: Path, *, n_rounds: int) -> list[Round]:
-    """The base, each round, and one long run on all of the rounds' prompts at once with the base's own answers."""
+    """The base, each round, and the run on all prompts at once. What was found before is read again."""
     kept = root / f"rounds-{n_rounds}.json"
     if kept.exists():
         return [Round(*line) for line in json.loads(kept.read_text())]

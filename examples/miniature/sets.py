@@ -12,7 +12,7 @@ Then a judge grades winners, losers and the target's own answers, which `apo_sel
 import hashlib
 import json
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
 
@@ -20,9 +20,8 @@ import numpy as np
 
 from data import files
 from examples.miniature import reviser, world
-from examples.requests import parts
+from examples.requests import parts, serve_models
 from revise import recipe, recipes, score
-from revise.loopback import Reply, Seen, serve
 
 NAMES = ("clair", "judge-on-policy", "judge-off-policy", "stronger-preferred")
 OTHERS_WRONG = (0.6, 0.7, 0.8, 0.9)
@@ -107,19 +106,13 @@ def grade(question: world.Question, answer: str) -> int:
 # --- who is asked --------------------------------------------------------------------------------------------------
 
 
-@contextmanager
-def serve_teachers() -> Iterator[str]:
+def serve_teachers() -> AbstractContextManager[str]:
     """The address of a server of three models, "reviser", "judge" and "stronger", until the block ends."""
-    with serve(_reply) as server:
-        yield server.base
-
-
-def _reply(seen: Seen) -> Reply:
-    name = seen.body["model"]
-    if name == "reviser":
-        return reviser.reply(seen)
-    text = stronger(seen.text) if name == "stronger" else judge(seen.text)
-    return Reply.chat(text, usage=(len(seen.text) // 4, len(text) // 4), model=name)
+    return serve_models({
+        "reviser": reviser.reply,
+        "judge": lambda seen: judge(seen.text),
+        "stronger": lambda seen: stronger(seen.text),
+    })  # fmt: skip
 
 
 def stronger(prompt: str) -> str:

@@ -2,8 +2,8 @@
 
     python -m examples.miniature.tune runs/tune
 
-Every objective trains for six epochs on the four data sets of another seed at several rates; the rate with the best
-mean over data sets and checkpoints is its own. The same for all four data sets, as in the paper.
+Every objective trains for six epochs on four data sets of those prompts at several rates; the rate with the best mean
+over data sets and checkpoints is its own. The same for all four data sets, as in the paper.
 """
 
 import argparse
@@ -17,7 +17,7 @@ from examples import grid
 from examples.grid import Cell
 from examples.miniature import model, paper, sets
 
-FACTORS = (3e-5, 1e-4, 3e-4, 1e-3)
+RATES = (3e-5, 1e-4, 3e-4, 1e-3)
 EPOCHS, SEED = 6, 1000
 
 
@@ -25,11 +25,12 @@ def main(argv: Sequence[str]) -> None:
     """The command."""
     parser = argparse.ArgumentParser(prog="python -m examples.miniature.tune", description=__doc__)
     parser.add_argument("folder", type=Path, nargs="?", default=Path("runs/tune"))
-    parser.add_argument("--rates", type=float, nargs="+", default=FACTORS)
+    parser.add_argument("--rates", type=float, nargs="+", default=RATES)
     asked = parser.parse_args(argv)
     root = asked.folder
     base = model.base_model(root)
-    files = paper.make_sets(base, root, SEED)
+    prompts = model.split_questions()[1][-paper.N_FOR_TUNING :]
+    files = sets.make(base, root / "sets", prompts, paper.N_PAIRS, SEED)
     more = paper.TRAINING | {"epochs": str(EPOCHS)}
     means: dict[str, dict[float, dict[str, float]]] = {}
     for rate in asked.rates:

@@ -21,6 +21,7 @@ from typing import Any
 
 from data import cli, files
 from data.errors import RunError
+from data.examples import Example
 from engine import train
 from engine.config import TrainConfig
 from eval import contrast_run, report, scores
@@ -188,7 +189,7 @@ def measured(folder: Path, name: str, test: Sequence[task.Task], root: Path) -> 
     }
 
 
-def likelihood(folder: Path, name: str, ordinary: Sequence[measure.Example], root: Path) -> list[float]:
+def likelihood(folder: Path, name: str, ordinary: Sequence[Example], root: Path) -> list[float]:
     """Nats per token of ordinary answers under a model; kept beside its answers."""
     path = root / f"answers/{name}-likelihood.json"
     if not path.exists():

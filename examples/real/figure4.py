@@ -18,9 +18,9 @@ from engine import train
 from engine.config import TrainConfig
 from eval import report
 from eval.runs import read_runs
+from eval.tables import Table, to_markdown
 from examples.findings import Trajectory, of_trajectories, trajectory
 from examples.real import checkpoint
-from examples.real.page import table
 
 OBJECTIVES = ("dpo", "apo_zero", "apo_down", "kto_pair", "sft")
 EXAMPLE = "python -m examples.real.figure4 pairs.jsonl --out runs/real/figure4"
@@ -77,7 +77,7 @@ def main(argv: Sequence[str]) -> None:
     print(report.write(runs, root / "report", title=f"Held-out pairs of {Path(config.data).name}"))
     found = {run.loss: trajectory(run) for run in read_runs(runs)}
     draw(found, root / "figure4.svg")
-    files.write_text(root / "figure4.md", f"{numbers(found)}\n\n{held(found)}\n\n{settings(config)}\n")
+    files.write_text(root / "figure4.md", f"{settings(config)}\n\n{numbers(found)}\n{held(found)}")
     print((root / "figure4.md").read_text())
 
 
@@ -122,8 +122,8 @@ def numbers(found: Mapping[str, Trajectory]) -> str:
         cells = [f"{v[0]:.1f} → {v[-1]:.1f}" for v in t.logps.values()]
         cells += [f"{v[0]:+.3f} → {v[-1]:+.3f}" for v in (*t.rewards.values(), t.margins)]
         rows.append((loss, *cells))
-    header = ("held out", "logps chosen", "logps rejected", "reward chosen", "reward rejected", "margin")
-    return table(header, rows)
+    header = ("objective", "logps chosen", "logps rejected", "reward chosen", "reward rejected", "margin")
+    return to_markdown(Table("held-out", "Held-out pairs, first epoch → last", header, rows))
 
 
 def held(found: Mapping[str, Trajectory]) -> str:
@@ -131,7 +131,7 @@ def held(found: Mapping[str, Trajectory]) -> str:
     zero, down, dpo = (found[name] for name in ("apo_zero", "apo_down", "dpo"))
     claims = of_trajectories(zero, down, dpo)
     rows = [(claim, "holds" if is_so else "does not hold") for claim, is_so in claims.items()]
-    return table(("the paper says of its Figure 4", "here"), rows)
+    return to_markdown(Table("claims", "What the paper says of its Figure 4", ("claim", "here"), rows))
 
 
 if __name__ == "__main__":

@@ -10,6 +10,7 @@ import numpy as np
 import torch
 
 from data import files
+from eval.tables import Table, to_markdown
 from examples.real.measure import Score, Share
 from examples.real.task import KINDS, Task
 
@@ -32,7 +33,7 @@ def write(
     kinds = [by_kind(found, how) for how in ("sampled", "greedy")]
     parts = [results(found, likelihoods, runs), *kinds, examples(found, test), took(root, peak_bytes)]
     draw(found, root / "results.svg")
-    files.write_text(root / "results.md", "\n\n".join(parts) + "\n")
+    files.write_text(root / "results.md", "\n".join(parts))
     return root / "results.md"
 
 
@@ -74,12 +75,6 @@ def _bars(
     axes.set_xticks(range(len(names)), names)
 
 
-def table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    """A Markdown table whose first column is names."""
-    lines = [header, ["---", *["---:"] * (len(header) - 1)], *rows]
-    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
-
-
 def results(found: Scores, likelihoods: Mapping[str, Sequence[float]], runs: Mapping[str, tuple[str, str]]) -> str:
     """A line for each model."""
     rows = []
@@ -93,11 +88,12 @@ def results(found: Scores, likelihoods: Mapping[str, Sequence[float]], runs: Map
         rows.append((label, str(s.kept), str(g.kept), f"{s.characters:.0f} / {g.characters:.0f}", broken, drift))
     n, base = found["base"]["sampled"].kept.n, np.mean(likelihoods["base"])
     header = ("", "rules kept, T 0.7", "rules kept, greedy", "characters", "empty or repeating", "ordinary answers")
-    return (
-        f"{table(header, rows)}\n\nShares with 95 % intervals (Wilson), of {n} tasks on topics that no pair has; "
-        "lengths and faults at T 0.7 / greedy; the last column is the change of the log-likelihood of ordinary "
-        f"answers, nats per token over {len(likelihoods['base'])} answers (before: {base:.3f}), with its 95 % interval."
+    note = (
+        f"Shares with 95 % intervals (Wilson), of {n} tasks on topics that no pair has; lengths and faults at T 0.7 / "
+        "greedy; the last column is the change of the log-likelihood of ordinary answers, nats per token over "
+        f"{len(likelihoods['base'])} answers (before: {base:.3f}), with its 95 % interval."
     )
+    return to_markdown(Table("results", "What each objective has taught", header, rows, 1, [note]))
 
 
 PAIRS = {"clair": "CLAIR pairs", "judged": "judged pairs"}
@@ -110,7 +106,8 @@ def by_kind(found: Scores, how: str) -> str:
         for kind in KINDS
     ]
     names = ("before" if name == "base" else name for name in found)
-    return table(("T 0.7, %" if how == "sampled" else "greedy, %", "tasks", *names), rows)
+    title = f"Rules kept by kind, {'at T 0.7' if how == 'sampled' else 'greedy'}, %"
+    return to_markdown(Table(how, title, ("rule", "tasks", *names), rows))
 
 
 def _short(share: Share) -> str:
@@ -130,7 +127,7 @@ def examples(found: Scores, test: Sequence[Task]) -> str:
             text = answer.strip().replace("\n", " ⏎ ").replace("`", "'")
             lines.append(f"{'before' if name == 'base' else 'after'}, {mark}: `{text}`")
         blocks.append("  \n".join(lines[:1]) + "\n\n" + "  \n".join(lines[1:]))
-    return f"{N_EXAMPLES} answers at T 0.7, drawn by a fixed seed (⏎ is a new line):\n\n" + "\n\n".join(blocks)
+    return f"{N_EXAMPLES} answers at T 0.7, drawn by a fixed seed (⏎ is a new line):\n\n" + "\n\n".join(blocks) + "\n"
 
 
 def took(root: Path, peak_bytes: int) -> str:
@@ -138,10 +135,11 @@ def took(root: Path, peak_bytes: int) -> str:
     seconds: dict[str, float] = json.loads((root / "seconds.json").read_text())
     rows = [(name, f"{value / 60:.1f}") for name, value in seconds.items()]
     alone = [name for name in seconds if name.split()[-1] in ("clair", "base", "ordinary", "apo_zero")]
-    rows.append(("**APO-zero alone**", f"{sum(seconds[name] for name in alone) / 60:.1f}"))
-    rows.append(("**together**", f"{sum(seconds.values()) / 60:.1f}"))
+    rows.append(("APO-zero alone", f"{sum(seconds[name] for name in alone) / 60:.1f}"))
+    rows.append(("all of it", f"{sum(seconds.values()) / 60:.1f}"))
     where = f"{os.cpu_count()} cores of {_processor()}, torch {torch.__version__}, Python {platform.python_version()}"
-    return f"{table(('part', 'minutes'), rows)}\n\nOn {where}; most memory held: {peak_bytes / 1e9:.1f} GB."
+    note = f"On {where}; most memory held: {peak_bytes / 1e9:.1f} GB."
+    return to_markdown(Table("times", "What it took", ("part", "minutes"), rows, 1, [note]))
 
 
 def _processor() -> str:

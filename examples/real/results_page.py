@@ -4,12 +4,12 @@ python -m examples.real.results_page runs/real/run-eda939d7 runs/real/figure4
 """
 
 import argparse
-import re
 import shutil
 from collections.abc import Sequence
 from pathlib import Path
 
 from data import InputError, cli, files
+from eval import checkpoints
 
 DOCS = Path(__file__).resolve().parents[2] / "docs"
 HEAD = """# Results on a real model
@@ -47,8 +47,7 @@ TRAJECTORIES = """
 python -m examples.real.figure4 pairs.jsonl --out runs/real/figure4
 ```
 
-The same model and {data}: what each objective does to held-out pairs (arrows: from the first epoch to the last;
-log-probs in nats of a whole response). {settings}
+The same model and {data}: what each objective does to held-out pairs; log-probs in nats of a whole response.
 
 """
 
@@ -61,12 +60,13 @@ def main(argv: Sequence[str]) -> None:
     parser.add_argument(
         "--data", default="803 real pairs, GPT-4-turbo's answers over Llama-3-8B's", help="what they are"
     )
+    parser.add_argument("--remark", default="", help="a sentence on how the run was made, for the end of its times")
     asked = parser.parse_args(argv)
     text = HEAD.format(training=training(asked.run)) + read(asked.run / "results.md")
+    text += f" {asked.remark}" if asked.remark else ""
     text += picture(asked.run / "results.svg", "Rules kept, before and after")
     if asked.figure4 is not None:
-        *tables, settings = read(asked.figure4 / "figure4.md").rsplit("\n\n", 1)
-        text += TRAJECTORIES.format(data=asked.data, settings=settings.strip()) + "\n\n".join(tables)
+        text += TRAJECTORIES.format(data=asked.data) + read(asked.figure4 / "figure4.md")
         text += picture(asked.figure4 / "figure4.svg", "Held-out trajectories")
     files.write_text(DOCS / "results.md", text + "\n")
 
@@ -86,7 +86,7 @@ def read(path: Path) -> str:
 
 def training(run: Path) -> str:
     """The settings of a run's first objective, in words."""
-    said = dict(re.findall(r"^(\w+): (\S+)$", (run / "apo_zero/config.yaml").read_text(), re.MULTILINE))
+    said = checkpoints.settings(run / "apo_zero")
     return (
         f"{said['epochs']} epochs, batches of {said['batch_size']}, RMSProp at {float(said['lr']):g}, linear decay, "
         f"beta {said['beta']}"

@@ -3,25 +3,18 @@ model is, with the requests of revise/. The reviser repairs what breaks the task
 prefers the answer that keeps more of it, and does not choose between two that keep as much.
 """
 
-from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager
 
 from examples.real import task
-from examples.requests import parts
-from revise.loopback import Reply, Seen, serve
+from examples.requests import parts, serve_models
 
 
-@contextmanager
-def serve_both() -> Iterator[str]:
+def serve_both() -> AbstractContextManager[str]:
     """The address of a server of both models, "reviser" and "judge", until the block ends."""
-    with serve(_reply) as server:
-        yield server.base
-
-
-def _reply(seen: Seen) -> Reply:
-    name = seen.body["model"]
-    text = {"reviser": revise, "judge": judge}[name](*parts(seen.text))
-    return Reply.chat(text, usage=(len(seen.text) // 4, len(text) // 4), model=name)
+    return serve_models({
+        "reviser": lambda seen: revise(*parts(seen.text)),
+        "judge": lambda seen: judge(*parts(seen.text)),
+    })  # fmt: skip
 
 
 def revise(prompt: str, answer: str) -> str:
