@@ -3,6 +3,7 @@
 import base64
 import hashlib
 import html
+import itertools
 import json
 import re
 from collections.abc import Mapping, Sequence
@@ -116,12 +117,20 @@ def _long(text: str) -> str:
 # --- figures -------------------------------------------------------------------------------------------------------
 
 
+def panels(runs: Sequence[Run]) -> list[tuple[str, list[Run]]]:
+    """What is drawn in one figure, and the end of its title: all runs, or a data set's where there are many."""
+    if len(runs) <= plots.N_COLOURS:
+        return [("", list(runs))]
+    names = dict.fromkeys(run.data for run in runs)
+    return [(f": {data}", [run for run in runs if run.data == data]) for data in names]
+
+
 def score_charts(runs: Sequence[Run]) -> list[str]:
     """Each benchmark by checkpoint, a line for each run, the base's score as a level."""
     made = []
-    for h in headlines(runs):
+    for h, (title, group) in itertools.product(headlines(runs), panels(runs)):
         series, base = [], None
-        for i, run in enumerate(runs):
+        for i, run in enumerate(group):
             found = scored(run, h)
             base = base or found.get(BASE)
             names = [n for n in run.epochs if n in found]
@@ -131,22 +140,30 @@ def score_charts(runs: Sequence[Run]) -> list[str]:
             series.append(plots.Series(run.name, points, bars, colour=i))
         level = ("base", h.scale * base["value"]) if base else None
         if any(s.points for s in series):
-            title = f"{h.benchmark} {h.version}"
-            made.append(plots.chart(title, series, x="checkpoint", y="points ± standard error", level=level))
+            made.append(
+                plots.chart(
+                    f"{h.benchmark} {h.version}{title}",
+                    series,
+                    x="checkpoint",
+                    y="points ± standard error",
+                    level=level,
+                )
+            )
     return made
 
 
 def trajectory_charts(runs: Sequence[Run]) -> list[str]:
     """Figure 4: held-out log-likelihoods and rewards of chosen and rejected, by checkpoint, a figure each."""
     made = []
-    for name, kind in (("log-likelihood", "logps"), ("reward", "rewards")):
+    kinds = (("log-likelihood", "logps"), ("reward", "rewards"))
+    for (title, group), (name, kind) in itertools.product(panels(runs), kinds):
         series = []
-        for i, run in enumerate(runs):
+        for i, run in enumerate(group):
             for side, is_dashed in (("chosen", False), ("rejected", True)):
                 points = heldout(run, f"{kind}/{side}")
                 series.append(plots.Series(f"{run.name}, {side}", points, colour=i, is_dashed=is_dashed))
         if any(s.points for s in series):
-            made.append(plots.chart(f"Held-out {name} (Figure 4)", series, x="epoch", y=f"{name}, nats"
+            made.append(plots.chart(f"Held-out {name} (Figure 4){title}", series, x="epoch", y=f"{name}, nats"
                                     if kind == "logps" else name))  # fmt: skip
     for i, run in enumerate(runs):
         series = [

@@ -13,6 +13,8 @@ SIDES = ("chosen", "rejected")
 CONTRASTIVE = ("dpo", "kto_pair", "apo_zero", "apo_down")
 BETTER_WINNERS = ("clair", "judge-on-policy", "stronger-preferred")
 OFF_POLICY = "judge-off-policy"
+WHY_NOT: dict[str, str] = {}
+"""Why a claim may fail in the miniature, for the page that says so."""
 
 
 class Trajectory(NamedTuple):

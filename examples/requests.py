@@ -8,8 +8,11 @@ from revise.loopback import Reply, Seen, serve
 
 
 @contextmanager
-def serve_models(models: Mapping[str, Callable[[Seen], str | Reply]]) -> Iterator[str]:
-    """The address of a server of models, by name, until the block ends: each says what it answers to a request."""
+def serve_models(models: Mapping[str, Callable[[Seen], str | Reply]], *, port: int = 0) -> Iterator[str]:
+    """The address of a server of models, by name, until the block ends: each says what it answers to a request.
+
+    port: of the loopback address; 0 takes a free one.
+    """
 
     def reply(seen: Seen) -> Reply:
         name = seen.body["model"]
@@ -18,7 +21,7 @@ def serve_models(models: Mapping[str, Callable[[Seen], str | Reply]]) -> Iterato
             return answer
         return Reply.chat(answer, usage=(len(seen.text) // 4, len(answer) // 4), model=name)
 
-    with serve(reply) as server:
+    with serve(reply, port=port) as server:
         yield server.base
 
 

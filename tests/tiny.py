@@ -1,6 +1,7 @@
 """Tiny models, tokenizers and rows for the tests: made on the spot, seeded."""
 
 import json
+import os
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -14,6 +15,7 @@ from data.examples import Example
 from engine import weights
 from engine.llama import Llama, LlamaConfig
 
+ROOT = Path(__file__).resolve().parents[1]
 LLAMA3_SPLIT = (
     r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{"
     r"1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
@@ -40,6 +42,12 @@ SHAPES = {  # what is particular to each family
     },
     "llama3.2": {"num_key_value_heads": 2, "rope_theta": 500000.0, "tie_word_embeddings": True},
 }
+
+
+def environment(*before: Path, **more: str) -> dict[str, str]:
+    """Of a process that finds this checkout's packages, after the folders named, and computes with one thread."""
+    path = os.pathsep.join(filter(None, (*map(str, before), str(ROOT), os.environ.get("PYTHONPATH"))))
+    return os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": path} | more
 
 
 def raw_config(shape: str = "llama3", **changes: object) -> dict:

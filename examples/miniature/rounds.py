@@ -16,7 +16,9 @@ from examples.miniature.score import Score, measure
 
 N_ROUNDS = 3
 N_PROMPTS = 340  # of each round, new ones
-TRAINING: dict[str, Any] = {"batch_size": 16, "epochs": 6, "optimizer": "rmsprop", "lr": 3e-4, "beta": 0.5, "keep": 1}
+TRAINING: dict[str, Any] = {
+    "batch_size": 16, "epochs": 6, "optimizer": "rmsprop", "lr": 3e-4, "warmup_steps": 10, "beta": 0.5, "keep": 1,
+}  # fmt: skip
 N_TEST = 500
 
 

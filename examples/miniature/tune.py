@@ -2,51 +2,79 @@
 
     python -m examples.miniature.tune runs/tune
 
-Every objective trains for six epochs on four data sets of those prompts at several rates; the rate with the best mean
-over data sets and checkpoints is its own. The same for all four data sets, as in the paper.
+Every objective trains for six epochs on the four data sets of those prompts, at several rates; the rate with the best
+mean over data sets and checkpoints is its own, the same for all four data sets, as in the paper. Where the best is the
+lowest or the highest that was tried, one beyond it is tried too.
 """
 
 import argparse
-import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from statistics import fmean
 
-from data import cli
+from data import cli, files
+from eval.tables import Table, number, to_markdown
 from examples import grid
 from examples.grid import Cell
 from examples.miniature import model, paper, sets
 
-RATES = (3e-5, 1e-4, 3e-4, 1e-3)
+LADDER = (1e-6, 3e-6, 1e-5, 3e-5, 1e-4, 3e-4, 1e-3)
+START = {"dpo": (1e-5, 3e-5, 1e-4), "apo_down": (3e-6, 1e-5, 3e-5)}
+"""Where to begin, for an objective that lowers losers without a bound; the others begin at OTHERS."""
+OTHERS = (3e-5, 1e-4, 3e-4)
 EPOCHS, SEED = 6, 1000
+
+ByRate = dict[float, dict[str, float]]
+"""Mean gain over the base model in points, by rate and data set."""
 
 
 def main(argv: Sequence[str]) -> None:
     """The command."""
     parser = argparse.ArgumentParser(prog="python -m examples.miniature.tune", description=__doc__)
     parser.add_argument("folder", type=Path, nargs="?", default=Path("runs/tune"))
-    parser.add_argument("--rates", type=float, nargs="+", default=RATES)
-    asked = parser.parse_args(argv)
-    root = asked.folder
+    root = parser.parse_args(argv).folder
     base = model.base_model(root)
-    prompts = model.split_questions()[1][-paper.N_FOR_TUNING :]
-    files = sets.make(base, root / "sets", prompts, paper.N_PAIRS, SEED)
+    pairs = sets.make(base, root / "sets", model.split_questions()[1][-paper.N_FOR_TUNING :], paper.N_PAIRS, SEED)
+    found = {loss: search(loss, pairs, base, root) for loss in paper.OBJECTIVES}
+    text = to_markdown(table(found))
+    files.write_text(root / "rates.md", text)
+    print(text)
+
+
+def table(found: Mapping[str, ByRate]) -> Table:
+    """Every rate that was tried."""
+    rows = []
+    for loss, by_rate in found.items():
+        for rate, gained in sorted(by_rate.items()):
+            cells = [number(value, 1, sign=True) for value in (fmean(gained.values()), *gained.values())]
+            rows.append((loss, f"{rate:g}" + (", taken" if rate == best(by_rate) else ""), *cells))
+    notes = [f"Points over the base model, mean over {EPOCHS} checkpoints: of all data sets, and of each."]
+    return Table("rates", "Learning rates", ("objective", "rate", "mean", *sets.NAMES), rows, 2, notes)
+
+
+def search(loss: str, pairs: Mapping[str, Path], base: Path, root: Path) -> ByRate:
+    """An objective at one rate after the other, until the best of them has a worse one on both sides."""
+    found: ByRate = {}
+    ahead = list(START.get(loss, OTHERS))
+    while ahead:
+        for rate in ahead:
+            found[rate] = gains(loss, rate, pairs, base, root / f"{rate:g}")
+        place = LADDER.index(best(found))
+        ahead = [rate for rate in LADDER[max(0, place - 1) : place + 2] if rate not in found]
+    return found
+
+
+def gains(loss: str, rate: float, pairs: Mapping[str, Path], base: Path, out: Path) -> dict[str, float]:
+    """Mean gain over checkpoints of an objective at a rate, by data set."""
+    cells = [Cell(name, file, loss, SEED, rate) for name, file in pairs.items()]
     more = paper.TRAINING | {"epochs": str(EPOCHS)}
-    means: dict[str, dict[float, dict[str, float]]] = {}
-    for rate in asked.rates:
-        cells = [Cell(name, files[name], loss, SEED, rate) for loss in paper.OBJECTIVES for name in sets.NAMES]
-        out = root / f"{rate:g}"
-        grid.run_all(cells, out, model=str(base), settings=None, score=paper.SCORE, at_once=2, more=more)
-        for (data, loss), seeds in grid.means(grid.read(cells, out)).items():
-            means.setdefault(loss, {}).setdefault(rate, {})[data] = seeds[0][1]
-    print(f"{'objective':<10} {'rate':>7}  mean   " + "  ".join(sets.NAMES))
-    for loss, by_rate in means.items():
-        best = max(by_rate, key=lambda rate: fmean(by_rate[rate].values()))
-        for rate, found in by_rate.items():
-            mark = "*" if rate == best else " "
-            values = "  ".join(f"{found[name]:+{len(name)}.1f}" for name in sets.NAMES)
-            print(f"{loss:<10} {rate:>7g}{mark} {fmean(found.values()):+6.1f}  {values}")
-    print("points over the base model, mean over checkpoints", file=sys.stderr)
+    grid.run_all(cells, out, model=str(base), settings=None, score=paper.SCORE, at_once=2, more=more)
+    return {data: seeds[0][1] for (data, _), seeds in grid.means(grid.read(cells, out)).items()}
+
+
+def best(found: ByRate) -> float:
+    """The rate with the best mean over data sets."""
+    return max(found, key=lambda rate: fmean(found[rate].values()))
 
 
 if __name__ == "__main__":

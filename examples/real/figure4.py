@@ -14,11 +14,10 @@ from pathlib import Path
 import tyro
 
 from data import InputError, cli, files, load_preferences
-from engine import train
-from engine.config import TrainConfig
 from eval import report
 from eval.runs import read_runs
 from eval.tables import Table, to_markdown
+from examples import grid
 from examples.findings import Trajectory, of_trajectories, trajectory
 from examples.real import checkpoint
 
@@ -48,14 +47,16 @@ class Figure4Config:
     """Pairs per optimizer step; the paper's 16."""
     max_response_tokens: int = 64
     """A response is cut there; the paper's 512."""
+    at_once: int = 1
+    """Objectives that train side by side; a GPU has room for several of a small model's."""
     seed: int = 0
     """Of which pairs are taken."""
     config: str | None = None
     """YAML file of settings, named as the flags are; flags win over it."""
 
     def __post_init__(self) -> None:
-        if min(self.n, self.heldout, self.epochs) < 1:
-            raise InputError("--n, --heldout and --epochs have to be above 0")
+        if min(self.n, self.heldout, self.epochs, self.at_once) < 1:
+            raise InputError("--n, --heldout, --epochs and --at-once have to be above 0")
 
 
 def main(argv: Sequence[str]) -> None:
@@ -65,19 +66,26 @@ def main(argv: Sequence[str]) -> None:
     root, n_needed = Path(config.out), config.n + config.heldout
     if (n_rows := len(load_preferences(config.data))) < n_needed:
         raise InputError(f"{config.data}: holds {n_rows} rows, and --n and --heldout ask for {n_needed}; ask for fewer")
-    weights = (n_needed / n_rows,) if n_rows > n_needed else ()
-    for loss in OBJECTIVES:
-        train.run(TrainConfig(
-            model=model, data=(config.data,), data_weights=weights, loss=loss, out=str(root / loss), resume=True,
-            eval_pairs=config.heldout, epochs=config.epochs, lr=config.lr, seed=config.seed,
-            max_response_tokens=config.max_response_tokens, batch_size=config.batch_size, keep=1,
-            reference_cache=str(root / "reference"),
-        ))  # fmt: skip
-    runs = [root / loss for loss in OBJECTIVES]
+    more: dict[str, float] = {
+        "eval-pairs": config.heldout, "epochs": config.epochs, "batch-size": config.batch_size, "keep": 1,
+        "max-response-tokens": config.max_response_tokens,
+    }  # fmt: skip
+    if n_rows > n_needed:
+        more["data-weights"] = n_needed / n_rows
+    cells = [grid.Cell("pairs", Path(config.data), loss, config.seed, config.lr) for loss in OBJECTIVES]
+    flags = {name: str(value) for name, value in more.items()}
+    grid.run_all(cells, root, model=model, settings=None, score=None, at_once=config.at_once, more=flags)
+    show(config, [grid.folder(root, cell) for cell in cells])
+
+
+def show(config: Figure4Config, runs: Sequence[Path]) -> None:
+    """The report, the figure and the claims of runs as far as they have come."""
+    root = Path(config.out)
     print(report.write(runs, root / "report", title=f"Held-out pairs of {Path(config.data).name}"))
     found = {run.loss: trajectory(run) for run in read_runs(runs)}
     draw(found, root / "figure4.svg")
-    files.write_text(root / "figure4.md", f"{settings(config)}\n\n{numbers(found)}\n{held(found)}")
+    said = " ".join([settings(config), *unfinished(found, config.epochs)])
+    files.write_text(root / "figure4.md", f"{said}\n\n{numbers(found)}\n{held(found)}")
     print((root / "figure4.md").read_text())
 
 
@@ -88,6 +96,12 @@ def settings(config: Figure4Config) -> str:
         f"{config.max_response_tokens} tokens; {config.epochs} epochs in batches of {config.batch_size}; RMSProp at "
         f"{config.lr:g}, linear decay, beta 0.1."
     )
+
+
+def unfinished(found: Mapping[str, Trajectory], n_epochs: int) -> list[str]:
+    """A sentence for each objective that was stopped before its end."""
+    ended = {loss: len(t.margins) for loss, t in found.items()}
+    return [f"{loss} was stopped after epoch {n}." for loss, n in ended.items() if n < n_epochs]
 
 
 def draw(found: Mapping[str, Trajectory], path: Path) -> None:
@@ -107,8 +121,9 @@ def draw(found: Mapping[str, Trajectory], path: Path) -> None:
     panels[0].set(xlabel="epoch", ylabel="nats", title="held-out log-probs (dashed: rejected)")
     panels[1].set(xlabel="epoch", ylabel="reward", title="held-out rewards (dashed: rejected)")
     panels[1].axhline(0, color="#9aa0a6", linewidth=0.8)
-    panels[0].legend(fontsize=8, frameon=False)
+    panels[1].legend(*panels[0].get_legend_handles_labels(), loc="upper left", bbox_to_anchor=(1.01, 1), frameon=False)
     for axes in panels:
+        axes.xaxis.get_major_locator().set_params(integer=True)
         axes.spines[["top", "right"]].set_visible(False)
     figure.tight_layout()
     figure.savefig(path, metadata={"Date": None})

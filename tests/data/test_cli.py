@@ -1,18 +1,15 @@
 """Flags, the YAML file, and how a command ends."""
 
-import os
 import subprocess
 import sys
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Literal
 
 import pytest
 import tyro
 
 from data import InputError, cli
-
-ROOT = Path(__file__).resolve().parents[2]
+from tests import tiny
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -248,10 +245,10 @@ cli.run(main)
 
 def command(*argv, **environment):
     """The command in a process of its own."""
-    inherited = {k: v for k, v in os.environ.items() if k not in ("RANK", cli.OUTCOME_VARIABLE)}
+    inherited = {k: v for k, v in tiny.environment().items() if k not in ("RANK", cli.OUTCOME_VARIABLE)}
     return subprocess.run(
         [sys.executable, "-W", "error", "-c", COMMAND, *argv],
-        env=inherited | {"PYTHONPATH": str(ROOT)} | environment,
+        env=inherited | environment,
         capture_output=True,
         text=True,
         timeout=120,

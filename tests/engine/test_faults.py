@@ -36,7 +36,7 @@ def folder(tmp_path):
 
 def kills(folder, *jobs, timeout=300):
     """What came of each job (tests/engine/kills.py)."""
-    env = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
+    env = tiny.environment()
     command = [sys.executable, "-m", "tests.engine.kills", str(folder), *jobs]
     done = subprocess.run(command, capture_output=True, text=True, cwd=ROOT, env=env, timeout=timeout, check=False)
     assert done.returncode == 0, done.stderr[-3000:]
@@ -132,6 +132,11 @@ def test_no_loss_of_power_leaves_a_state_that_is_not_whole(folder):
     assert found["bad"] == 0 and found["states"] > 500, found
 
 
+needs_launcher = pytest.mark.skipif(
+    not (ROOT / ".venv/.installed").exists(), reason="./launch.sh setup has not been run"
+)
+
+
 def launch(folder, fault, *flags, ranks=2):
     """./launch.sh train with a fault: its exit code, what it said, and how long it took."""
     env = os.environ | {"FAULT": fault, "OMP_NUM_THREADS": "1"}
@@ -144,6 +149,7 @@ def launch(folder, fault, *flags, ranks=2):
     return done.returncode, said, time.monotonic() - start
 
 
+@needs_launcher
 @pytest.mark.parametrize(
     ("fault", "said"),
     [
@@ -180,6 +186,7 @@ def _command_lines():
     return b" ".join(found).decode(errors="replace")
 
 
+@needs_launcher
 @pytest.mark.parametrize(
     ("number", "code"), [(signal.SIGTERM, 143), pytest.param(signal.SIGINT, 130, marks=pytest.mark.slow)]
 )
@@ -230,7 +237,7 @@ def test_torchrun_goes_on_by_itself(folder):
     for name, more in (("whole", []), ("run", ["--max-restarts", "2"])):
         program = [str(script)] if more else ["-m", "engine.train"]
         command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2", *more]
-        env = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
+        env = tiny.environment()
         done = subprocess.run([*command, *program, *flags, "--out", str(folder / name)], cwd=ROOT, env=env,
                               capture_output=True, text=True, timeout=300, check=False)  # fmt: skip
         assert done.returncode == 0, done.stderr[-3000:]
@@ -314,10 +321,10 @@ def test_a_clock_that_jumps_changes_no_number(folder):
         "def jump():\n    _n[0] += 1\n    return _real() + (3e7 if _n[0] % 2 else -3600)\ntime.time = jump\n"
     )
     found = {}
-    for name, path in (("plain", str(ROOT)), ("jumps", f"{folder}{os.pathsep}{ROOT}")):
+    for name, path in (("plain", ()), ("jumps", (folder,))):
         command = [sys.executable, "-m", "engine.train", "--model", str(folder / "model"), *FLAGS]
         command += ["--data", str(folder / "rows.jsonl"), "--out", str(folder / name)]
-        env = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": path}
+        env = tiny.environment(*path)
         subprocess.run(command, cwd=ROOT, env=env, timeout=120, check=True, capture_output=True)
         rows = [json.loads(line) for line in (folder / name / "metrics.jsonl").read_text().splitlines()]
         assert all(0 < row["perf/step_seconds"] < 60 for row in rows)

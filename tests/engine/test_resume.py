@@ -22,8 +22,6 @@ from tests import tiny
 from tests.engine.kills import outcome
 from tests.engine.test_train import id_rows, lines
 
-ROOT = Path(__file__).parents[2]
-
 
 @pytest.fixture
 def go(tmp_path):
@@ -284,7 +282,7 @@ def on_ranks(folder, n, jobs):
         "for job in json.load(open(sys.argv[1])):\n    train.run(TrainConfig(**job | {'data': tuple(job['data'])}))\n"
     )
     launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", str(n)]
-    env = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
+    env = tiny.environment()
     command = [*(launch if n > 1 else [sys.executable]), str(script), str(folder / "jobs.json")]
     done = subprocess.run(command, capture_output=True, text=True, env=env, timeout=300, check=False)
     assert done.returncode == 0, done.stderr[-3000:]
@@ -394,7 +392,7 @@ def test_of_two_runs_that_start_together_one_goes_on(go):
         "    codes = sorted(os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) for pid in pids)\n"
         "    print(*codes, flush=True)\n"
     )
-    env = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
+    env = tiny.environment()
     command = [sys.executable, str(script), str(go.model), str(go.rows), str(go.tmp / "out")]
     done = subprocess.run(command, capture_output=True, text=True, env=env, timeout=200, check=False)
     assert done.stdout.splitlines() == ["0 2"] * 20, done.stdout + done.stderr[-2000:]

@@ -1,16 +1,12 @@
 """Loading and saving a model of 1 GB on two ranks: the memory it takes besides the ranks' own shards."""
 
 import json
-import os
 import subprocess
 import sys
-from pathlib import Path
 
 import pytest
 
 from tests import tiny
-
-ROOT = Path(__file__).parents[2]
 
 SCRIPT = """
 import json, sys, threading, time
@@ -66,7 +62,7 @@ def test_a_gigabyte_is_loaded_and_saved_in_the_ranks_own_memory(tmp_path):
     (tmp_path / "io.py").write_text(SCRIPT)
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
     command += [str(tmp_path / "io.py"), str(tmp_path / "model"), str(tmp_path / "out")]
-    env = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
+    env = tiny.environment()
     done = subprocess.run(command, capture_output=True, text=True, env=env, timeout=300, check=False)
     assert done.returncode == 0, done.stderr[-3000:]
     ranks = [json.loads(line) for line in done.stdout.splitlines() if line.startswith("{")]

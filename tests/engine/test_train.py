@@ -161,8 +161,7 @@ def test_two_ranks_equal_one(tmp_path, shape):
         "for name, job in json.load(open(sys.argv[1])).items():\n"
         "    train.run(TrainConfig(**job | {'data': tuple(job['data']), 'out': f'{sys.argv[2]}/{name}'}))\n"
     )
-    root = str(Path(__file__).parents[2])
-    env = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": root}
+    env = tiny.environment()
     for n in (1, 2):
         launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", str(n)]
         arguments = [str(script), str(tmp_path / "jobs.json"), str(tmp_path / f"on{n}")]

@@ -103,6 +103,19 @@ def test_a_metrics_file_that_still_grows_is_read_up_to_its_last_whole_line(tmp_p
     assert len(runs.read_runs([run])[0].metrics) == 4
 
 
+def test_many_runs_are_drawn_by_data_set(tmp_path):
+    folders = [run_folder(tmp_path / f"{d}{i}", loss=f"l{i}", data=f"{d}.jsonl") for d in "ab" for i in range(4)]
+    page = report.write(folders, tmp_path / "many").read_text()
+    for data in "ab":
+        (figure,) = re.findall(
+            rf"Held-out log-likelihood \(Figure 4\): {data}</figcaption>.*?</figure>", page, re.DOTALL
+        )
+        assert f"l0 on {data}" in figure and f"on {'ba'[data == 'b']}" not in figure
+    few = report.write(folders[3:5], tmp_path / "few").read_text()
+    (figure,) = re.findall(r"Held-out log-likelihood \(Figure 4\)</figcaption>.*?</figure>", few, re.DOTALL)
+    assert "l3 on a" in figure and "l0 on b" in figure
+
+
 # --- words of strangers --------------------------------------------------------------------------------------------
 
 HOSTILE = [
