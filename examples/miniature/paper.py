@@ -1,6 +1,6 @@
 """The paper's experiment in the miniature world: four data sets, five objectives, 18 epochs, every checkpoint scored.
 
-    ./launch.sh paper                one seed: half an hour on two cores, by the pace of the quick one
+    ./launch.sh paper                one seed: half an hour on two cores
     ./launch.sh paper --seeds 3      three, with deviations
     ./launch.sh paper --quick        two data sets, three objectives, six epochs: five minutes
     ./launch.sh paper --config grid.yaml      any other grid of data sets, objectives and seeds: examples/grid.py
@@ -31,8 +31,8 @@ from examples.grid import Cell
 from examples.miniature import model, rounds, sets, world
 
 OBJECTIVES = ("dpo", "kto_pair", "sft", "apo_zero", "apo_down")
-RATES = {"dpo": 1e-4, "kto_pair": 3e-4, "sft": 3e-4, "apo_zero": 3e-4, "apo_down": 3e-5}
-"""First guesses, by the demo's: `python -m examples.miniature.tune` looks for better ones on prompts of its own."""
+RATES = {"dpo": 3e-5, "kto_pair": 1e-4, "sft": 3e-4, "apo_zero": 1e-4, "apo_down": 1e-5}
+"""Each objective's best, found by `python -m examples.miniature.tune` on prompts of its own."""
 RATES |= {"apo_select": RATES["apo_zero"], "kto": RATES["kto_pair"], "apo_zero_unpaired": RATES["apo_zero"]}
 TRAINING = {
     "optimizer": "rmsprop", "beta": "0.5", "batch-size": "16", "eval-pairs": "32", "state-every": "0",
@@ -86,7 +86,8 @@ def main(argv: Sequence[str]) -> None:
     grid.run_all(cells, root, more=more, at_once=config.at_once, **options)
     beside = [] if config.quick else beside_each_other(files[0]["clair"])
     grid.run_all(beside, root / "side-by-side", more=more, at_once=2, **options)
-    curve = rounds.run(base, root / "rounds", n_rounds=2 if config.quick else rounds.N_ROUNDS)
+    n_rounds = 2 if config.quick else rounds.N_ROUNDS
+    curve = rounds.run(base, root / "rounds", n_rounds=n_rounds, lr=RATES["apo_zero"])
     found, pairs = grid.read(cells, root), grid.read(beside, root / "side-by-side")
     first = [claims(found), grid.gains(found), rounds.table(curve), *([times(pairs)] if pairs else [])]
     folders = [grid.folder(root, cell) for cell in cells if cell.seed == 0]

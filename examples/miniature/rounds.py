@@ -17,7 +17,7 @@ from examples.miniature.score import Score, measure
 N_ROUNDS = 3
 N_PROMPTS = 340  # of each round, new ones
 TRAINING: dict[str, Any] = {
-    "batch_size": 16, "epochs": 6, "optimizer": "rmsprop", "lr": 3e-4, "warmup_steps": 10, "beta": 0.5, "keep": 1,
+    "batch_size": 16, "epochs": 6, "optimizer": "rmsprop", "warmup_steps": 10, "beta": 0.5, "keep": 1,
 }  # fmt: skip
 N_TEST = 500
 
@@ -33,7 +33,7 @@ class Round(NamedTuple):
     high: float
 
 
-def run(base: Path, root: Path, *, n_rounds: int) -> list[Round]:
+def run(base: Path, root: Path, *, n_rounds: int, lr: float) -> list[Round]:
     """The base, each round, and the run on all prompts at once. What was found before is read again."""
     kept = root / f"rounds-{n_rounds}.json"
     if kept.exists():
@@ -43,14 +43,14 @@ def run(base: Path, root: Path, *, n_rounds: int) -> list[Round]:
     for i in range(n_rounds):
         part = prompts[i * N_PROMPTS : (i + 1) * N_PROMPTS]
         pairs = sets.clair(now, root / f"round-{i + 1}", part)
-        now = _train(now, [pairs], root / f"round-{i + 1}/apo_zero")
+        now = _train(now, [pairs], root / f"round-{i + 1}/apo_zero", lr)
         n_pairs += len(pairs.read_text().splitlines())
         found.append(_round(f"round {i + 1}", n_pairs, measure(now, test[:N_TEST], temperature=1.0)))
     every = [
         sets.clair(base, root / f"at-once/{i + 1}", prompts[i * N_PROMPTS : (i + 1) * N_PROMPTS])
         for i in range(n_rounds)
     ]
-    whole = _train(base, every, root / "at-once/apo_zero")
+    whole = _train(base, every, root / "at-once/apo_zero", lr)
     n_pairs = sum(len(pairs.read_text().splitlines()) for pairs in every)
     found.append(_round("all prompts at once", n_pairs, measure(whole, test[:N_TEST], temperature=1.0)))
     files.write_text(kept, json.dumps(found))
@@ -61,9 +61,9 @@ def _round(name: str, n_pairs: int, score: Score) -> Round:
     return Round(name, n_pairs, score.exact, *score.interval)
 
 
-def _train(start: Path, pairs: Sequence[Path], out: Path) -> Path:
+def _train(start: Path, pairs: Sequence[Path], out: Path, lr: float) -> Path:
     config = TrainConfig(
-        model=str(start), data=tuple(map(str, pairs)), loss="apo_zero", out=str(out), resume=True, **TRAINING
+        model=str(start), data=tuple(map(str, pairs)), loss="apo_zero", out=str(out), resume=True, lr=lr, **TRAINING
     )
     return train.run(config).checkpoints[-1]
 

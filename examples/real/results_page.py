@@ -45,12 +45,13 @@ TRAJECTORIES = """
 
 The same model and {data}: what each objective does to held-out pairs; log-probs in nats of a whole response.
 
-What of the paper's Figure 4 shows in the large run: the order of the objectives, and that it is there from the first epoch on. APO-zero
-makes winners likelier and losers less likely; APO-down makes both less likely, losers more; DPO lies between them, with
-winners that become less likely although they are preferred. All three widen the margin epoch by epoch, while SFT, which
-never sees a loser, makes it likelier too. Of those that see losers KTO raises winners most, and it hardly lowers losers.
-And the winners, another model's, stay less likely than the losers under every objective: what the paper says of
-Stronger Preferred. In the small run the order is the same, and hardly anything has moved yet.
+What of the paper's Figure 4 shows in the large run: the order of the objectives, and that it is there from the first
+epoch on. APO-zero makes winners likelier and losers less likely; APO-down makes both less likely, losers more; DPO
+lies between them, with winners that become less likely although they are preferred. All three widen the margin epoch
+by epoch, while SFT, which never sees a loser, makes it likelier too. Of those that see losers KTO raises winners
+most, and it hardly lowers losers. And the winners, another model's, stay less likely than the losers under every
+objective: what the paper says of Stronger Preferred. In the small run the order is the same, and hardly anything has
+moved yet.
 
 What does not show: DPO falls for all 18 epochs, but at this rate APO-down falls so far and so early that DPO still ends
 nearer to APO-zero; the paper has it following APO-down. The rate was not looked for: lr times half the steps is 2.0e-3
