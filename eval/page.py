@@ -19,8 +19,10 @@ PAGE = Path(__file__).with_name("report.html")
 N_SAMPLES = 6
 
 
-def whole(runs: Sequence[Run], made: Sequence[Table], title: str, *, n_first: int = 0) -> str:
-    """The whole page. n_first: so many of the tables stand at its beginning."""
+def whole(
+    runs: Sequence[Run], made: Sequence[Table], title: str, *, n_first: int = 0, charts: Sequence[str] = ()
+) -> str:
+    """The whole page. n_first: so many of the tables stand at its beginning, the caller's charts behind them."""
     template = PAGE.read_text(encoding="utf-8")
     (style,) = re.findall(r"<style>(.*?)</style>", template, re.DOTALL)
     policy = f"default-src 'none'; style-src 'sha256-{_hash(style)}'; base-uri 'none'; form-action 'none'"
@@ -28,6 +30,7 @@ def whole(runs: Sequence[Run], made: Sequence[Table], title: str, *, n_first: in
     second = [by_name.pop("table-2", "")]
     parts = [
         *map(tables.to_html, made[:n_first]),
+        f"<div class=figures>{''.join(charts)}</div>" if charts else "",
         cards(runs),
         *second,
         _figures("scores", "By checkpoint", score_charts(runs)),

@@ -50,10 +50,17 @@ def main(argv: Sequence[str]) -> None:
     print(write([Path(run) for run in config.runs], Path(config.out), title=config.title))
 
 
-def write(folders: Sequence[Path], out: Path, *, title: str = ReportConfig.title, first: Sequence[Table] = ()) -> Path:
+def write(
+    folders: Sequence[Path],
+    out: Path,
+    *,
+    title: str = ReportConfig.title,
+    first: Sequence[Table] = (),
+    charts: Sequence[str] = (),
+) -> Path:
     """Writes the report of runs into a folder. The page's path. Raises InputError where there is nothing to report.
 
-    first: tables of the caller's own, for the page's beginning.
+    first, charts: tables and figures (eval.plots.chart) of the caller's own, for the page's beginning.
     """
     runs = read_runs(folders)
     if not any(run.lines or run.metrics for run in runs):
@@ -64,5 +71,5 @@ def write(folders: Sequence[Path], out: Path, *, title: str = ReportConfig.title
         forms = {"md": tables.to_markdown, "csv": tables.to_csv, "tex": tables.to_latex}
         for ending, form in forms.items():
             files.write_text(out / "tables" / f"{table.name}.{ending}", form(table))
-    files.write_text(out / "report.html", page.whole(runs, made, title, n_first=len(first)))
+    files.write_text(out / "report.html", page.whole(runs, made, title, n_first=len(first), charts=charts))
     return out / "report.html"

@@ -91,7 +91,8 @@ def main(argv: Sequence[str]) -> None:
     found, pairs = grid.read(cells, root), grid.read(beside, root / "side-by-side")
     first = [claims(found), grid.gains(found), rounds.table(curve), *([times(pairs)] if pairs else [])]
     folders = [grid.folder(root, cell) for cell in cells if cell.seed == 0]
-    page = report.write(folders, root / "report", title="The paper's experiment in the miniature world", first=first)
+    title, charts = "The paper's experiment in the miniature world", [rounds.chart(curve)]
+    page = report.write(folders, root / "report", title=title, first=first, charts=charts)
     print(page)
     print(f"done in {(time.perf_counter() - start) / 60:.1f} min", file=sys.stderr)
 

@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 from data import files
 from engine import train
 from engine.config import TrainConfig
+from eval import plots
 from eval.tables import Table, number
 from examples.miniature import model, sets
 from examples.miniature.score import Score, measure
@@ -66,6 +67,16 @@ def _train(start: Path, pairs: Sequence[Path], out: Path, lr: float) -> Path:
         model=str(start), data=tuple(map(str, pairs)), loss="apo_zero", out=str(out), resume=True, lr=lr, **TRAINING
     )
     return train.run(config).checkpoints[-1]
+
+
+def chart(found: Sequence[Round]) -> str:
+    """The curve: exact answers by how many pairs were made, in rounds and at once."""
+    before, *between, at_once = found
+    series = [
+        plots.Series(name, [(float(r.n_pairs), 100 * r.exact) for r in line], [50 * (r.high - r.low) for r in line], i)
+        for i, (name, line) in enumerate({"in rounds": (before, *between), "at once": (before, at_once)}.items())
+    ]
+    return plots.chart("Exact answers after each round, 95 %", series, x="pairs made", y="%")
 
 
 def table(found: Sequence[Round]) -> Table:

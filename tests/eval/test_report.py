@@ -103,6 +103,12 @@ def test_a_metrics_file_that_still_grows_is_read_up_to_its_last_whole_line(tmp_p
     assert len(runs.read_runs([run])[0].metrics) == 4
 
 
+def test_a_callers_own_figures_stand_before_the_runs(tmp_path):
+    mine = plots.chart("Mine", [plots.Series("a", [(1.0, 2.0), (2.0, 3.0)])], x="x", y="y")
+    page = report.write([run_folder(tmp_path / "a")], tmp_path / "out", charts=[mine]).read_text()
+    assert 0 < page.index("<figcaption>Mine</figcaption>") < page.index("class=cards")
+
+
 def test_many_runs_are_drawn_by_data_set(tmp_path):
     folders = [run_folder(tmp_path / f"{d}{i}", loss=f"l{i}", data=f"{d}.jsonl") for d in "ab" for i in range(4)]
     page = report.write(folders, tmp_path / "many").read_text()
