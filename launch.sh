@@ -12,8 +12,8 @@ usage() {
   cat <<'TEXT'
 ./launch.sh setup          make .venv and install what is needed; does nothing when nothing has changed
 ./launch.sh demo           align a tiny Llama on CLAIR pairs, from nothing, in about four minutes on two cores
-./launch.sh demo --real    the same with a real instruction model of 135 million parameters, in half an hour (--all)
-./launch.sh paper [...]    the paper's experiment in miniature: some half an hour on two cores (--quick, --seeds 3)
+./launch.sh demo --real    the same with a real instruction model of 135 million parameters, in twenty minutes (--all)
+./launch.sh paper [...]    the paper's experiment in miniature: half an hour on two cores (--quick, --seeds 3); --config any grid
 ./launch.sh train ...      engine.train on every GPU of this machine (or --nproc N processes); the rest is passed on
 ./launch.sh bench [...]    how fast the training path is here; without arguments on a tiny shape, about two minutes
 ./launch.sh gpu-checks     everything that only a GPU can show, in one call of at most ten minutes; prints a table

@@ -23,7 +23,10 @@ COMMANDS = {
     "Measure": [
         "eval mixeval", "eval alpacaeval", "eval trajectories", "eval contrast", "eval advise", "eval report",
     ],
-    "Examples": ["examples.grid", "examples.real.figure4", "examples.miniature.score", "examples.miniature.reviser"],
+    "Examples": [
+        "examples.miniature.demo", "examples.real.demo", "examples.miniature.paper", "examples.miniature.tune",
+        "examples.grid", "examples.real.figure4", "examples.miniature.score", "examples.miniature.reviser",
+    ],
 }  # fmt: skip
 HEAD = """# Commands
 

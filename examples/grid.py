@@ -7,7 +7,7 @@
     loss: [apo_zero, dpo]
     lr: [apo_zero=2e-7, dpo=1e-7]        or one for all: [2e-7]
     train: settings.yaml                 whatever else engine.train is told
-    score: python -m my.scorer {run}     writes RUN/eval/scores.jsonl; any program
+    score: "{python} -m my.scorer {run}"     writes RUN/eval/scores.jsonl; any program
     out: runs/grid
 
 A run is a process, OUT/seed-S/DATA/LOSS its folder and what it says its log.txt; the same command goes on where it was
@@ -17,6 +17,7 @@ table has each cell's gain over the base model: the mean and deviation over seed
 
 import os
 import shlex
+import shutil
 import subprocess
 import sys
 import threading
@@ -46,6 +47,8 @@ class Cell(NamedTuple):
     loss: str
     seed: int
     lr: float
+    flags: tuple[tuple[str, str], ...] = ()
+    """What else engine.train is told for this one."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -67,7 +70,8 @@ class GridConfig:
     train: str | None = None
     """YAML file of whatever else engine.train is told."""
     score: str | None = None
-    """Command that scores a run's checkpoints into its eval/scores.jsonl; {run} stands for its folder."""
+    """Command that scores a run's checkpoints into its eval/scores.jsonl; {run} stands for its folder, {python} for
+    the interpreter that this runs in."""
     at_once: int = 1
     """Runs side by side; on a CPU as many as it has cores, each with its share of them."""
     title: str = "A grid of runs"
@@ -78,8 +82,14 @@ class GridConfig:
     def __post_init__(self) -> None:
         if not self.data or not self.loss or min(self.seeds, self.at_once) < 1:
             raise InputError("--data and --loss need a name at least, and --seeds and --at-once are above 0")
-        if any("=" not in named for named in self.data):
+        names = [named.partition("=")[0] for named in self.data]
+        if not all(all(named.partition("=")) for named in self.data):
             raise InputError("--data: NAME=FILE for each data set, such as clair=pairs.jsonl")
+        for what, every in (("--data", names), ("--loss", list(self.loss))):
+            if twice := [name for name in every if every.count(name) > 1]:
+                raise InputError(f"{what}: {twice[0]} stands there twice; each has a folder of its own")
+        if self.score:
+            _scorer(self.score, Path())
         self.rates()
 
     def rates(self) -> dict[str, float]:
@@ -87,10 +97,11 @@ class GridConfig:
         try:
             if len(self.lr) == 1 and "=" not in self.lr[0]:
                 return dict.fromkeys(self.loss, float(self.lr[0]))
-            named = dict(one.split("=") for one in self.lr)
-            return {loss: float(named[loss]) for loss in self.loss}
+            named = {loss: float(rate) for loss, _, rate in (one.rpartition("=") for one in self.lr)}
+            return {loss: named[loss] for loss in self.loss}
         except (ValueError, KeyError) as fault:
-            raise InputError(f"--lr: one number, or LOSS=RATE for every --loss; {fault} is missing or none") from None
+            what = f"{fault} is missing" if isinstance(fault, KeyError) else fault
+            raise InputError(f"--lr: one number, or LOSS=RATE for every --loss; {what}") from None
 
     def cells(self) -> list[Cell]:
         """Every run, a data set after the other."""
@@ -151,7 +162,7 @@ def run_all(
         where = folder(out, cell)
         is_new = _train_one(cell, where, out, env, model, settings, more or {})
         if score:
-            _call(shlex.split(score.format(run=shlex.quote(str(where)))), where.parent / f"{where.name}.log", env)
+            _call(_scorer(score, where), where.parent / f"{where.name}.log", env)
         contrast_run.measure(where)
         with lock:
             n_done += 1
@@ -176,16 +187,52 @@ def _train_one(
     cell: Cell, where: Path, out: Path, env: dict[str, str], model: str, settings: str | None, more: Mapping[str, str]
 ) -> bool:
     """Trains a cell; False where it was done already."""
+    flags = {"model": model, "data": str(cell.file), "loss": cell.loss, "lr": str(cell.lr), "seed": str(cell.seed)}
+    flags |= {**more, **dict(cell.flags)}
     if checkpoints.is_over(where):
+        check_same(where, flags, settings)
         return False
-    command = [sys.executable, "-m", "engine.train", "--model", model, "--data", str(cell.file), "--loss", cell.loss]
-    command += ["--out", str(where), "--lr", str(cell.lr), "--seed", str(cell.seed), "--resume"]
+    command = [sys.executable, "-m", "engine.train", "--out", str(where), "--resume"]
     command += ["--reference-cache", str(out / "reference")]
     command += ["--config", settings] if settings else []
-    command += [part for name, value in more.items() for part in (f"--{name}", value)]
+    command += [part for name, value in flags.items() for part in (f"--{name}", value)]
     where.parent.mkdir(parents=True, exist_ok=True)
     _call(command, where.parent / f"{where.name}.log", env)
     return True
+
+
+def check_same(where: Path, flags: Mapping[str, str], settings: str | None) -> None:
+    """Raises InputError where a finished run was told something else, or what it was made of has changed since."""
+    said, asked = checkpoints.settings(where), {name.replace("-", "_"): value for name, value in flags.items()}
+    for name, value in asked.items():
+        known = said.get(name)
+        known = known[0] if isinstance(known, list) and len(known) == 1 else known
+        if not _is_same(str(known), value):
+            raise InputError(f"{where}: was trained with {name} {known}, not {value}; remove it, or give another --out")
+    begun = (where / "config.yaml").stat().st_mtime
+    for path in (Path(asked["data"]), Path(asked["loss"].rpartition(":")[0]), Path(settings or "")):
+        if path.is_file() and path.stat().st_mtime > begun:
+            raise InputError(f"{where}: {path} has changed since it was trained; remove it, or give another --out")
+
+
+def _is_same(known: str, asked: str) -> bool:
+    try:
+        return float(known) == float(asked)
+    except ValueError:
+        return known == asked
+
+
+def _scorer(score: str, where: Path) -> list[str]:
+    """The command that scores a run. Raises InputError where there is no such program, or the run is not in it."""
+    try:
+        command = shlex.split(score.format(run=shlex.quote(str(where)), python=shlex.quote(sys.executable)))
+    except (ValueError, LookupError) as fault:
+        raise InputError(
+            f"--score: cannot be read ({fault}); {{run}} and {{python}} alone stand for something"
+        ) from None
+    if "{run}" not in score or not command or shutil.which(command[0]) is None:
+        raise InputError(f"--score: {score}: there has to be a program, and {{run}} where it is told the run's folder")
+    return command
 
 
 def _call(command: Sequence[str], log: Path, env: dict[str, str]) -> None:
@@ -222,7 +269,8 @@ def gains(found: Mapping[Cell, Run]) -> Table:
         rows.append(tuple(cells))
     header = ("data", "objective", "seeds", "max Δ", "± sd", "mean Δ", "± sd of means")
     notes = [
-        "Points over the base model: the largest and the mean of a run's checkpoints; mean and deviation over seeds."
+        "Points over the base model: the largest and the mean of a run's checkpoints; mean and deviation over seeds. "
+        "The figures and tables of single runs on this page are those of the first seed."
     ]
     return Table("grid", "Gain over the base model, over seeds (Table 2)", header, rows, 2, notes)
 

@@ -27,13 +27,18 @@ def blocks(path):
             language = None
 
 
+def said_of_it(line):
+    """A command and what is said of it: behind a # or three blanks, where no flag follows."""
+    return re.split(r"\s{3,}(?![\s-])|\s+#\s", line)
+
+
 def commands(path):
     """(module or verb, arguments) of every command in a page's blocks and in backquotes."""
     text = path.read_text(encoding="utf-8")
     lines = [line for block in blocks(path) for line in re.sub(r"\\\n\s*", " ", block).splitlines()]
     lines += [re.sub(r"\s+", " ", said) for said in re.findall(r"`((?:\./launch\.sh|python -m|torchrun)[^`]+)`", text)]
     for line in lines:
-        line = re.split(r"\s{3,}|\s#\s", line.strip())[0].rstrip("&").strip()  # what it does stands behind it
+        line = said_of_it(line.strip())[0].rstrip("&").strip()
         found = re.match(
             r"(?:[A-Z_]+=\S+ )*(?:\.venv/bin/)?(?:python -m|torchrun .*?-m|(\./launch\.sh)) (\S+)(.*)", line
         )

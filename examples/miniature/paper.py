@@ -2,7 +2,7 @@
 
     ./launch.sh paper                one seed: half an hour on two cores
     ./launch.sh paper --seeds 3      three, with deviations
-    ./launch.sh paper --quick        two data sets, three objectives, six epochs: five minutes
+    ./launch.sh paper --quick        two data sets, three objectives, six epochs: six minutes
     ./launch.sh paper --config grid.yaml      any other grid of data sets, objectives and seeds: examples/grid.py
 
 Data sets are made by the recipes of revise/ over HTTP, runs are engine.train's, scores and pictures those of eval/'s
@@ -12,17 +12,20 @@ answers, new revisions and the policy of the round before as reference. What is 
 on.
 """
 
+import json
 import os
 import sys
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from statistics import fmean
 from typing import Any
 
 import numpy as np
 
 from data import InputError, cli
+from engine.objective import Objective
 from eval import report, scores
 from eval.runs import Run
 from eval.tables import Table, number
@@ -35,16 +38,17 @@ RATES = {"dpo": 3e-5, "kto_pair": 1e-4, "sft": 3e-4, "apo_zero": 1e-4, "apo_down
 """Each objective's best, found by `python -m examples.miniature.tune` on prompts of its own."""
 RATES |= {"apo_select": RATES["apo_zero"], "kto": RATES["kto_pair"], "apo_zero_unpaired": RATES["apo_zero"]}
 TRAINING = {
-    "optimizer": "rmsprop", "beta": "0.5", "batch-size": "16", "eval-pairs": "32", "state-every": "0",
+    "optimizer": "rmsprop", "batch-size": "16", "eval-pairs": "32", "state-every": "0",
     "warmup-steps": "10",
 }  # fmt: skip
 """A warm-up, as RMSProp's first step without one is ten times the rate; here are 288 steps, in the paper 32,600."""
+BETA = ("beta", "0.5")
 EPOCHS = 18
 N_PAIRS = 288  # of which 32 are held out
 N_PROMPTS = 450  # of which some make no pair
 N_FOR_TUNING = 350  # prompts that the grid never sees
 QUICK: dict[str, Any] = {"data": ("clair", "judge-on-policy"), "loss": ("dpo", "apo_zero", "apo_down"), "epochs": 6}
-SCORE = f"{sys.executable} -m examples.miniature.score {{run}}"
+SCORE = "{python} -m examples.miniature.score {run}"
 EXAMPLE = "./launch.sh paper --seeds 3"
 
 
@@ -67,6 +71,8 @@ class PaperConfig:
     def __post_init__(self) -> None:
         if min(self.seeds, self.at_once) < 1:
             raise InputError("--seeds and --at-once have to be above 0")
+        for named in self.also:
+            also(named)
 
 
 def main(argv: Sequence[str]) -> None:
@@ -80,7 +86,7 @@ def main(argv: Sequence[str]) -> None:
         seed: sets.make(base, root / f"seed-{seed}/sets", prompts(seed), N_PAIRS, seed, names)
         for seed in range(config.seeds)
     }
-    cells = cells_of(files, quick=config.quick, also=config.also)
+    cells = cells_of(files, quick=config.quick, more=config.also)
     more = TRAINING | {"epochs": str(QUICK["epochs"] if config.quick else EPOCHS)}
     options: dict[str, Any] = {"model": str(base), "settings": None, "score": SCORE}
     grid.run_all(cells, root, more=more, at_once=config.at_once, **options)
@@ -89,7 +95,7 @@ def main(argv: Sequence[str]) -> None:
     n_rounds = 2 if config.quick else rounds.N_ROUNDS
     curve = rounds.run(base, root / "rounds", n_rounds=n_rounds, lr=RATES["apo_zero"])
     found, pairs = grid.read(cells, root), grid.read(beside, root / "side-by-side")
-    first = [claims(found), grid.gains(found), rounds.table(curve), *([times(pairs)] if pairs else [])]
+    first = [claims(found), grid.gains(found), grades(files), rounds.table(curve), *([times(pairs)] if pairs else [])]
     folders = [grid.folder(root, cell) for cell in cells if cell.seed == 0]
     title, charts = "The paper's experiment in the miniature world", [rounds.chart(curve)]
     page = report.write(folders, root / "report", title=title, first=first, charts=charts)
@@ -104,22 +110,33 @@ def prompts(seed: int) -> list[world.Question]:
     return [every[i] for i in drawn.tolist()]
 
 
-def cells_of(files: Mapping[int, Mapping[str, Path]], *, quick: bool, also: Sequence[str] = ()) -> list[Cell]:
+def cells_of(files: Mapping[int, Mapping[str, Path]], *, quick: bool, more: Sequence[str] = ()) -> list[Cell]:
     """Every run: the paper's five objectives, APO's variant chosen pair by pair, and the user's own."""
     rates = {loss: RATES[loss] for loss in (QUICK["loss"] if quick else (*OBJECTIVES, "apo_select"))}
-    for loss, _, rate in (named.partition("=") for named in also):
-        rates[loss] = float(rate) if rate else RATES["dpo"]
+    flags = dict.fromkeys(rates, (BETA,))
+    for loss, rate, has_beta in map(also, more):
+        rates[loss], flags[loss] = rate, (BETA,) if has_beta else ()
     return [
-        Cell(name, by_name[name], loss, seed, rates[loss])
+        Cell(name, by_name[name], loss, seed, rates[loss], flags[loss])
         for seed, by_name in files.items()
         for name in by_name
         for loss in rates
     ]
 
 
+def also(named: str) -> tuple[str, float, bool]:
+    """NAME or NAME=RATE: the objective, its learning rate, whether it has a beta. Raises InputError."""
+    loss, _, rate = named.rpartition("=")
+    try:
+        loss, rate = (loss, float(rate)) if loss else (rate, RATES["dpo"])
+    except ValueError:
+        loss, rate = named, RATES["dpo"]  # the = is a path's
+    return loss, rate, any("beta" in term.arguments for term in Objective(loss).terms)
+
+
 def beside_each_other(file: Path) -> list[Cell]:
     """Table 5's two objectives on one data set, at the same time."""
-    return [Cell("clair", file, loss, 0, RATES[loss]) for loss in ("kto", "apo_zero_unpaired")]
+    return [Cell("clair", file, loss, 0, RATES[loss], (BETA,)) for loss in ("kto", "apo_zero_unpaired")]
 
 
 # --- what came out -------------------------------------------------------------------------------------------------
@@ -138,16 +155,37 @@ def claims(found: Mapping[Cell, Run]) -> Table:
         for data, said in made:
             for claim, is_so in said.items():
                 counts.setdefault(claim, []).append((data, is_so))
-    rows, notes = [], ["Counted over seeds, and over data sets where a claim is of each."]
+    in_paper, rows = findings.of_paper(), []
+    notes = [
+        "Counted over seeds, and over data sets where a claim is of each. Last: whether the paper's own Table 2 has it "
+        "by means over checkpoints and both versions of MixEval-Hard."
+    ]
     for claim, cases in counts.items():
         n_held = sum(is_so for _, is_so in cases)
         here = "holds here" if n_held == len(cases) else "holds here in part" if n_held else "does not hold here"
         not_on = ", ".join(dict.fromkeys(data for data, is_so in cases if data and not is_so))
-        rows.append((claim, here, f"{n_held} of {len(cases)}", not_on))
+        of_paper = {True: "yes", False: "no", None: ""}[in_paper.get(claim)]
+        rows.append((claim, here, f"{n_held} of {len(cases)}", not_on, of_paper))
         if n_held < len(cases) and claim in findings.WHY_NOT:
             notes.append(f"{claim}: {findings.WHY_NOT[claim]}")
-    header = ("the paper's claim", "here", "holds in", "not on")
+    header = ("the paper's claim", "here", "holds in", "not on", "in its own means")
     return Table("claims", "What the paper claims, and what holds here", header, rows, 2, notes)
+
+
+def grades(files: Mapping[int, Mapping[str, Path]]) -> Table:
+    """What the judge gives winners, losers and the model's own answers, by data set, over seeds."""
+    found: dict[str, list[dict[str, Any]]] = {}
+    for by_name in files.values():
+        for name, path in by_name.items():
+            found.setdefault(name, []).extend(map(json.loads, path.read_text().splitlines()))
+    rows = []
+    for name, lines in found.items():
+        lines = [x for x in lines if x.keys() >= sets.SCORES]
+        means = (fmean(x[f"{who}_score"] for x in lines) for who in ("chosen", "rejected", "own"))
+        better = fmean(x["chosen_score"] > x["own_score"] for x in lines)
+        rows.append((name, str(len(lines)), *map(number, means), number(100 * better, 0)))
+    header = ("data", "pairs", "winner", "loser", "the model's own", "winner better than own, %")
+    return Table("grades", "Are winners better than the model? The judge's grades, 1 to 10", header, rows, 1)
 
 
 def only(gained: Mapping[tuple[str, str], float]) -> dict[tuple[str, str], float]:

@@ -33,27 +33,29 @@ class ScoreConfig:
     """A run's folder."""
     n: int = 200
     """How many questions, of the 500 that no model is trained on."""
+    skip: int = 0
+    """Leave out so many of them first."""
     config: str | None = None
     """YAML file of settings, named as the flags are; flags win over it."""
 
     def __post_init__(self) -> None:
         if not Path(self.run).is_dir():
             raise InputError(f"{self.run}: no such folder; give a run's")
-        if not 1 <= self.n <= model.N_TEST:
-            raise InputError(f"--n: {self.n} is not between 1 and {model.N_TEST}")
+        if self.n < 1 or self.skip < 0 or self.skip + self.n > model.N_TEST:
+            raise InputError(f"--n and --skip: there are {model.N_TEST} questions")
 
 
 def main(argv: Sequence[str]) -> None:
     """The command."""
     config = cli.parse(ScoreConfig, argv, command="python -m examples.miniature.score", example=EXAMPLE)
-    run, test = Path(config.run), model.split_questions()[2][: config.n]
+    run, test = Path(config.run), model.split_questions()[2][config.skip : config.skip + config.n]
     known = {line["checkpoint"] for line in scores.read(run / "eval" / scores.NAME) if line["benchmark"] == BENCHMARK}
     found = {
         c.name: measure(c.folder, test, temperature=1.0)
         for c in checkpoints.find(run, with_base=True)
         if c.name not in known
     }
-    write_scores(run, found)
+    write_scores(run, found, skipped=config.skip)
 
 
 @dataclass(frozen=True)
@@ -91,10 +93,11 @@ def measure(folder: Path, questions: Sequence[world.Question], *, temperature: f
     return Score(exact / len(both), right / n_facts, len(both), answers)
 
 
-def write_scores(run: Path, found: dict[str, Score]) -> None:
+def write_scores(run: Path, found: dict[str, Score], *, skipped: int = 0) -> None:
     """What the miniature's own evaluator has found, as any evaluator writes it."""
+    after = f" after {skipped} others" if skipped else ""
     lines = [
-        {"checkpoint": name, "benchmark": BENCHMARK, "version": f"{score.n} unseen questions", "metric": metric}
+        {"checkpoint": name, "benchmark": BENCHMARK, "version": f"{score.n} unseen questions{after}", "metric": metric}
         | {
             "value": value,
             "stderr": (value * (1 - value) / n) ** 0.5,

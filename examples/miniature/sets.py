@@ -27,12 +27,13 @@ NAMES = ("clair", "judge-on-policy", "judge-off-policy", "stronger-preferred")
 OTHERS_WRONG = (0.6, 0.7, 0.8, 0.9)
 """How many of their values the other models of the off-policy set get wrong; the target, sampled, some 30 %."""
 MAX_ANSWER_TOKENS = 64
+SCORES = {"chosen_score", "rejected_score", "own_score"}  # the last is missing where the target's answer broke off
 
 
 def make(
     base: Path, root: Path, questions: Sequence[world.Question], n: int, seed: int, names: Sequence[str] = NAMES
 ) -> dict[str, Path]:
-    """Files of n graded pairs each (fewer where the questions do not give as many), by the data set's name."""
+    """Files of n pairs each with all three grades (fewer where the questions give fewer), by the data set's name."""
     found = {name: root / f"{name}.jsonl" for name in names}
     made = root / "made"
     made.mkdir(parents=True, exist_ok=True)
@@ -42,9 +43,10 @@ def make(
                 ungraded = made / f"{name}.jsonl"
                 ungraded.unlink(missing_ok=True)
                 _ask(name, base, made, questions, ungraded, address, seed)
-                first = made / f"{name}-first.jsonl"
-                files.write_text(first, "".join(ungraded.read_text().splitlines(keepends=True)[:n]))
-                _grade(first, path, base, made, address, seed)
+                graded = made / f"{name}-graded.jsonl"
+                _grade(ungraded, graded, base, made, address, seed)
+                rows = [x for x in graded.read_text().splitlines(keepends=True) if json.loads(x).keys() >= SCORES]
+                files.write_text(path, "".join(rows[:n]))
     return found
 
 

@@ -1,4 +1,4 @@
-"""The learning rate of each objective for the miniature's grid, found on prompts that the grid never sees.
+"""The learning rate of each objective in the miniature's grid, found on prompts and questions that the grid never sees.
 
     python -m examples.miniature.tune runs/tune
 
@@ -23,6 +23,7 @@ START = {"dpo": (1e-5, 3e-5, 1e-4), "apo_down": (3e-6, 1e-5, 3e-5)}
 """Where to begin, for an objective that lowers losers without a bound; the others begin at OTHERS."""
 OTHERS = (3e-5, 1e-4, 3e-4)
 EPOCHS, SEED = 6, 1000
+SCORE = f"{paper.SCORE} --skip 300"  # the grid's runs are scored on the first 200, its rounds on the first 300
 
 ByRate = dict[float, dict[str, float]]
 """Mean gain over the base model in points, by rate and data set."""
@@ -66,9 +67,9 @@ def search(loss: str, pairs: Mapping[str, Path], base: Path, root: Path) -> ByRa
 
 def gains(loss: str, rate: float, pairs: Mapping[str, Path], base: Path, out: Path) -> dict[str, float]:
     """Mean gain over checkpoints of an objective at a rate, by data set."""
-    cells = [Cell(name, file, loss, SEED, rate) for name, file in pairs.items()]
+    cells = [Cell(name, file, loss, SEED, rate, (paper.BETA,)) for name, file in pairs.items()]
     more = paper.TRAINING | {"epochs": str(EPOCHS)}
-    grid.run_all(cells, out, model=str(base), settings=None, score=paper.SCORE, at_once=2, more=more)
+    grid.run_all(cells, out, model=str(base), settings=None, score=SCORE, at_once=2, more=more)
     return {data: seeds[0][1] for (data, _), seeds in grid.means(grid.read(cells, out)).items()}
 
 

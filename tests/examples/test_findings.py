@@ -72,3 +72,13 @@ def test_claims_on_trajectories():
     assert [claim for claim, is_so in swapped.items() if is_so] == [
         "all three widen the margin between winning and losing rewards"
     ]
+
+
+def test_the_papers_own_means_do_not_hold_every_claim_that_its_text_makes():
+    """On the judge's on-policy pairs and on stronger-preferred ones APO-down is ahead in the mean."""
+    found = findings.of_paper()
+    assert len(findings.PAPER) == 20 and len(found) == 7
+    assert [claim for claim, is_so in found.items() if not is_so] == [
+        "winners better than the model (judge-on-policy): APO-zero beats APO-down",
+        "winners better than the model (stronger-preferred): APO-zero beats APO-down",
+    ]

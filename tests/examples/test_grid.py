@@ -1,5 +1,7 @@
 """A grid of runs: trained once, gone on with, and its table from what the runs have written."""
 
+import os
+import re
 from pathlib import Path
 
 import pytest
@@ -54,8 +56,40 @@ def test_rates_are_one_for_all_or_one_for_each():
     assert GridConfig(lr=("sft=1e-4", "dpo=1e-5"), **shared).cells()[1] == Cell("a", Path("b.jsonl"), "sft", 0, 1e-4)
     with pytest.raises(InputError, match="LOSS=RATE for every --loss; 'sft' is missing"):
         GridConfig(lr=("dpo=1e-5",), **shared)
-    with pytest.raises(InputError, match="NAME=FILE"):
-        GridConfig(**(shared | {"data": ("pairs.jsonl",)}))
+    for changed, words in (
+        ({"data": ("pairs.jsonl",)}, "NAME=FILE"),
+        ({"data": ("clair=",)}, "NAME=FILE"),
+        ({"data": ("a=b.jsonl", "a=c.jsonl")}, "--data: a stands there twice"),
+        ({"loss": ("dpo", "dpo")}, "--loss: dpo stands there twice"),
+        ({"score": "no-such-program {run}"}, "there has to be a program"),
+        ({"score": "true"}, "where it is told the run's folder"),
+        ({"score": "true {folder}"}, "cannot be read"),
+    ):
+        with pytest.raises(InputError, match=re.escape(words)):
+            GridConfig(**(shared | changed))
+
+
+def test_a_finished_run_is_not_taken_for_another(tmp_path):
+    """One that was told something else, or whose objective or rows have changed since."""
+    data, mine = tmp_path / "pairs.jsonl", tmp_path / "mine.py"
+    cell = Cell("a", data, f"{mine}:mine", 0, 1e-4, (("beta", "0.5"),))
+    where = grid.folder(tmp_path, cell)
+    for path in (data, mine):
+        path.write_text("")
+    where.mkdir(parents=True)
+    settings = f"model: m\ndata:\n- {data}\nloss: {mine}:mine\nlr: 0.0001\nseed: 0\nbeta: 0.5\nepochs: 3\n"
+    (where / "config.yaml").write_text(settings)
+    flags = {"model": "m", "data": str(data), "loss": cell.loss, "lr": "1e-4", "seed": "0", "beta": "0.50"}
+    grid.check_same(where, flags, None)
+    for name, value in (("lr", "3e-4"), ("model", "n"), ("batch-size", "8")):
+        with pytest.raises(InputError, match=f"was trained with {name.replace('-', '_')} .*, not {value}; remove it"):
+            grid.check_same(where, flags | {name: value}, None)
+    for path in (mine, data):
+        later = where.stat().st_mtime + 60
+        os.utime(path, (later, later))
+        with pytest.raises(InputError, match=f"{path.name} has changed since it was trained"):
+            grid.check_same(where, flags, None)
+        os.utime(path, (1, 1))
 
 
 def test_a_run_that_fails_ends_the_grid_with_its_last_words(tmp_path):

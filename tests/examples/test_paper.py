@@ -1,16 +1,20 @@
 """The paper in miniature: what its page says of claims, whom its prompts meet, and how rates are looked for."""
 
+import json
 import re
 from pathlib import Path
 
 import pytest
 
+from data import InputError
 from eval.runs import Run
 from examples import findings
 from examples.grid import Cell
 from examples.miniature import model, paper, rounds, tune
 from examples.miniature.rounds import Round
+from examples.miniature.score import ScoreConfig
 
+ROOT = Path(__file__).resolve().parents[2]
 LOSSES = ("apo_zero", "apo_down", "dpo")
 
 
@@ -44,16 +48,44 @@ def test_claims_are_counted_over_seeds_and_data_sets(monkeypatch):
     monkeypatch.setitem(findings.WHY_NOT, "DPO is never the best objective of a data set", "for a reason")
     made = table(rewards_of_dpo=(-1.0, -4.0))
     rows = {claim: rest for claim, *rest in made.rows}
-    assert rows["CLAIR with APO-zero has the best mean of all cells"] == ["holds here", "2 of 2", ""]
-    assert rows["winners better than the model (judge-on-policy): APO-zero beats APO-down"][:2] == [
-        "holds here in part", "1 of 2",
+    assert rows["CLAIR with APO-zero has the best mean of all cells"] == ["holds here", "2 of 2", "", "yes"]
+    assert rows["winners better than the model (judge-on-policy): APO-zero beats APO-down"] == [
+        "holds here in part", "1 of 2", "", "no",
     ]  # fmt: skip
-    assert rows["DPO is nearer to APO-down in the last"] == ["holds here", "4 of 4", ""]
+    assert rows["DPO is nearer to APO-down in the last"] == ["holds here", "4 of 4", "", ""]
     assert rows["DPO is nearer to APO-zero in the first epoch"] == [
-        "does not hold here", "0 of 4", "clair, judge-on-policy",
+        "does not hold here", "0 of 4", "clair, judge-on-policy", "",
     ]  # fmt: skip
     assert made.notes[-1] == "DPO is never the best objective of a data set: for a reason"
     assert len(made.notes) == 2  # of the claims that hold nothing is explained
+
+
+def test_an_objective_beside_the_papers_has_its_own_rate_and_a_beta_only_where_it_has_one(tmp_path):
+    mine = tmp_path / "a=b.py"
+    mine.write_text((ROOT / "examples/my_loss.py").read_text().replace('"lead"', '"lead_here"'))
+    assert paper.also(f"{mine}:lead_here") == (f"{mine}:lead_here", paper.RATES["dpo"], True)
+    bare = f"{tmp_path}/bare.py:bare"
+    (tmp_path / "bare.py").write_text(
+        "from losses import Result, loss\n\n\n@loss('bare', data='pairs')\ndef bare(chosen, rejected):\n"
+        "    return Result(rejected.logps - chosen.logps, chosen.logps, rejected.logps)\n"
+    )
+    assert paper.also(f"{bare}=3e-4") == (bare, 3e-4, False)
+    cells = paper.cells_of({0: {"clair": tmp_path}}, quick=True, more=[f"{bare}=3e-4"])
+    assert [(c.loss, c.lr, c.flags) for c in cells[-2:]] == [
+        ("apo_down", paper.RATES["apo_down"], (paper.BETA,)), (bare, 3e-4, ()),
+    ]  # fmt: skip
+    with pytest.raises(InputError, match="apo_zeero"):
+        paper.PaperConfig(also=("apo_zeero=1e-4",))
+
+
+def test_grades_say_where_winners_are_better_than_the_model(tmp_path):
+    rows = [
+        {"chosen_score": 9, "rejected_score": 3, "own_score": 5},
+        {"chosen_score": 4, "rejected_score": 2, "own_score": 5},
+    ]
+    (tmp_path / "a.jsonl").write_text("".join(json.dumps(row) + "\n" for row in [*rows, {"chosen_score": 1}]))
+    made = paper.grades({0: {"a": tmp_path / "a.jsonl"}, 1: {"a": tmp_path / "a.jsonl"}})
+    assert made.rows == [("a", "4", "6.50", "2.50", "5.00", "50")]
 
 
 def test_no_prompt_of_the_grid_is_tested_on_or_tuned_by():
@@ -62,6 +94,9 @@ def test_no_prompt_of_the_grid_is_tested_on_or_tuned_by():
     tested = {q.prompt for q in test}
     drawn = [{q.prompt for q in paper.prompts(seed)} for seed in (0, 1, 2)]
     assert all(len(prompts) == paper.N_PROMPTS for prompts in drawn) and drawn[0] != drawn[1]
+    assert paper.SCORE in tune.SCORE and int(tune.SCORE.rpartition(" ")[2]) >= max(
+        rounds.N_TEST, ScoreConfig(run=".").n
+    )
     assert not tuned & tested and all(not prompts & (tuned | tested) for prompts in drawn)
 
 
