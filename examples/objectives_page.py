@@ -35,7 +35,7 @@ Written by `python -m examples.objectives_page` from the code; `python -m engine
 ```
 --loss apo_zero                      one of the names below
 --loss apo_zero:1,sft:0.1            a mixture: the weighted sum of each one's mean over the step
---loss path/to/file.py:name          one of your own: a function with a decorator (README)
+--loss path/to/file.py:name          one of your own: see below
 --beta 0.3                           of every objective named that has one
 --simpo.gamma 1.4                    any other hyperparameter: --NAME.argument
 ```
@@ -52,6 +52,15 @@ differs from pair to pair.
 `score` beside a `completion`) where scores are needed; `own_score` for the model's own answer, by the same scorer;
 `value`, what the policy scores on the prompt; `weight`; `chosen_prob` and `rejected_prob`, win rates against the
 policy's own samples. Pairs serve unpaired objectives too: each makes two labelled responses.
+
+**One of your own** is a function behind `@loss(name, data=..., reference=...)`, from `losses`
+([README](../README.md#add-an-objective) has one whole). `data` says what it is given: "pairs" `(chosen, rejected)`,
+"unpaired" `(responses, labels)`, "single" `(responses)`, "ranked" `(responses)` with K to a prompt, best first. Each is
+a `Responses`: `logps` with gradient, `ref_logps` (with `reference=True`), `logratios`, the one minus the other, and
+`lengths` and `scores` where `needs=("lengths", "scores")` asks for them; tensors of [n], nats. Keyword arguments are
+hyperparameters, with their defaults, and become flags. It returns a `Result`: losses [n], not reduced, and detached
+rewards of winners and losers for the log. A statistic of the step wants `whole_step=True`; what is carried from step to
+step, `state=True`. `losses/registry.py` says it exactly.
 
 **A step is the unit.** The loss of a step is the mean over its examples over all ranks. Objectives with a statistic of
 the step get the whole step at once, so that micro-batches and ranks change nothing; with several micro-batches a rank

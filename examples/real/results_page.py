@@ -50,8 +50,8 @@ epoch on. APO-zero makes winners likelier and losers less likely; APO-down makes
 lies between them, with winners that become less likely although they are preferred. All three widen the margin epoch
 by epoch, while SFT, which never sees a loser, makes it likelier too. Of those that see losers KTO raises winners
 most, and it hardly lowers losers. And the winners, another model's, stay less likely than the losers under every
-objective: what the paper says of Stronger Preferred. In the small run the order is the same, and hardly anything has
-moved yet.
+objective: what the paper says of Stronger Preferred. SFT and KTO, which the paper's figure does not have, end above
+APO-zero. In the small run the order is the same, and hardly anything has moved yet.
 
 What does not show: DPO falls for all 18 epochs, but at this rate APO-down falls so far and so early that DPO still ends
 nearer to APO-zero; the paper has it following APO-down. The rate was not looked for: lr times half the steps is 2.0e-3
