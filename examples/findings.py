@@ -37,7 +37,7 @@ WHY_NOT: dict[str, str] = {
     ),
     "DPO is never the best objective of a data set": (
         "it is on the off-policy set, where the smallest step is the best one: at DPO's rate, a third of theirs, "
-        "APO-zero and KTO gain more there than DPO (the search for rates), but theirs were chosen for all four sets"
+        "APO-zero and KTO gain as much there (the search for rates), but theirs were chosen for all four sets"
     ),
     "winners worse than the model (judge-off-policy): APO-down beats APO-zero": (
         "its losers are wrong in nearly every fact, so that lowering them teaches facts under either; APO-down lowers "
