@@ -67,7 +67,7 @@ def to_markdown(table: Table) -> str:
 
     rule = "| " + " | ".join("---" if i < table.n_names else "---:" for i in range(len(table.header))) + " |"
     lines = [f"**{_unmarked(table.title)}**", "", row(table.header), rule, *map(row, table.rows)]
-    return "\n".join([*lines, "", *map(_unmarked, table.notes)]) + "\n"
+    return "\n".join([*lines, "", "\n\n".join(map(_unmarked, table.notes))]) + "\n"
 
 
 def _unmarked(text: str) -> str:

@@ -113,7 +113,7 @@ def prompts(seed: int) -> list[world.Question]:
 def cells_of(files: Mapping[int, Mapping[str, Path]], *, quick: bool, more: Sequence[str] = ()) -> list[Cell]:
     """Every run: the paper's five objectives, APO's variant chosen pair by pair, and the user's own."""
     rates = {loss: RATES[loss] for loss in (QUICK["loss"] if quick else (*OBJECTIVES, "apo_select"))}
-    flags = dict.fromkeys(rates, (BETA,))
+    flags: dict[str, tuple[tuple[str, str], ...]] = dict.fromkeys(rates, (BETA,))
     for loss, rate, has_beta in map(also, more):
         rates[loss], flags[loss] = rate, (BETA,) if has_beta else ()
     return [
