@@ -143,15 +143,8 @@ def score_charts(runs: Sequence[Run]) -> list[str]:
             series.append(plots.Series(run.name, points, bars, colour=i))
         level = ("base", h.scale * base["value"]) if base else None
         if any(s.points for s in series):
-            made.append(
-                plots.chart(
-                    f"{h.benchmark} {h.version}{title}",
-                    series,
-                    x="checkpoint",
-                    y="points ± standard error",
-                    level=level,
-                )
-            )
+            name = f"{h.benchmark} {h.version}{title}"
+            made.append(plots.chart(name, series, x="checkpoint", y="points ± standard error", level=level))
     return made
 
 

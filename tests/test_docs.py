@@ -9,7 +9,7 @@ import pytest
 
 ROOT = Path(__file__).resolve().parents[1]
 PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
-DOORS = {"train": "engine.train", "bench": "engine.bench"}
+DOORS = {"train": "engine.train", "bench": "engine.bench", "paper": "examples.miniature.paper"}
 GENERATED = ROOT / "docs/commands.md"
 
 
@@ -27,9 +27,9 @@ def blocks(path):
             language = None
 
 
-def said_of_it(line):
-    """A command and what is said of it: behind a # or three blanks, where no flag follows."""
-    return re.split(r"\s{3,}(?![\s-])|\s+#\s", line)
+def command_of(line):
+    """A line's command, without what is said of it: behind a #, or three blanks where no flag follows."""
+    return re.split(r"\s{3,}(?![\s-])|\s+#\s", line.strip())[0]
 
 
 def commands(path):
@@ -38,7 +38,7 @@ def commands(path):
     lines = [line for block in blocks(path) for line in re.sub(r"\\\n\s*", " ", block).splitlines()]
     lines += [re.sub(r"\s+", " ", said) for said in re.findall(r"`((?:\./launch\.sh|python -m|torchrun)[^`]+)`", text)]
     for line in lines:
-        line = said_of_it(line.strip())[0].rstrip("&").strip()
+        line = command_of(line).rstrip("&").strip()
         found = re.match(
             r"(?:[A-Z_]+=\S+ )*(?:\.venv/bin/)?(?:python -m|torchrun .*?-m|(\./launch\.sh)) (\S+)(.*)", line
         )

@@ -14,7 +14,7 @@ import pytest
 
 from examples.miniature import reviser, sets
 from examples.requests import serve_models
-from tests.test_docs import GENERATED, PAGES, ROOT, blocks, said_of_it
+from tests.test_docs import GENERATED, PAGES, ROOT, blocks, command_of
 
 TUTORIAL = ROOT / "docs/tutorial.md"
 COMMANDS = ("python -m ", "torchrun ", "./launch.sh ")
@@ -25,7 +25,7 @@ PORT = 8000
 
 def lines_of(block):
     """A block's commands, joined where a line goes on, without what is said of them."""
-    return [said_of_it(line.strip())[0] for line in re.sub(r"\\\n\s*", " ", block).splitlines()]
+    return [command_of(line) for line in re.sub(r"\\\n\s*", " ", block).splitlines()]
 
 
 def run(line, folder):

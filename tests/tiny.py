@@ -44,10 +44,10 @@ SHAPES = {  # what is particular to each family
 }
 
 
-def environment(*before: Path, **more: str) -> dict[str, str]:
+def environment(*before: Path) -> dict[str, str]:
     """Of a process that finds this checkout's packages, after the folders named, and computes with one thread."""
     path = os.pathsep.join(filter(None, (*map(str, before), str(ROOT), os.environ.get("PYTHONPATH"))))
-    return os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": path} | more
+    return os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": path}
 
 
 def raw_config(shape: str = "llama3", **changes: object) -> dict:

@@ -59,7 +59,7 @@ class PaperConfig:
     out: str = "runs/paper"
     """Folder for everything; what is done already is used again."""
     seeds: int = 1
-    """Each with prompts, answers, pairs and an order of its own."""
+    """Each with a draw of prompts, answers, pairs and an order of its own."""
     quick: bool = False
     """Two data sets, three objectives, six epochs."""
     also: tuple[str, ...] = ()
@@ -72,7 +72,7 @@ class PaperConfig:
         if min(self.seeds, self.at_once) < 1:
             raise InputError("--seeds and --at-once have to be above 0")
         for named in self.also:
-            also(named)
+            parse_also(named)
 
 
 def main(argv: Sequence[str]) -> None:
@@ -86,7 +86,7 @@ def main(argv: Sequence[str]) -> None:
         seed: sets.make(base, root / f"seed-{seed}/sets", prompts(seed), N_PAIRS, seed, names)
         for seed in range(config.seeds)
     }
-    cells = cells_of(files, quick=config.quick, more=config.also)
+    cells = cells_of(files, quick=config.quick, also=config.also)
     more = TRAINING | {"epochs": str(QUICK["epochs"] if config.quick else EPOCHS)}
     options: dict[str, Any] = {"model": str(base), "settings": None, "score": SCORE}
     grid.run_all(cells, root, more=more, at_once=config.at_once, **options)
@@ -110,11 +110,11 @@ def prompts(seed: int) -> list[world.Question]:
     return [every[i] for i in drawn.tolist()]
 
 
-def cells_of(files: Mapping[int, Mapping[str, Path]], *, quick: bool, more: Sequence[str] = ()) -> list[Cell]:
+def cells_of(files: Mapping[int, Mapping[str, Path]], *, quick: bool, also: Sequence[str] = ()) -> list[Cell]:
     """Every run: the paper's five objectives, APO's variant chosen pair by pair, and the user's own."""
     rates = {loss: RATES[loss] for loss in (QUICK["loss"] if quick else (*OBJECTIVES, "apo_select"))}
     flags: dict[str, tuple[tuple[str, str], ...]] = dict.fromkeys(rates, (BETA,))
-    for loss, rate, has_beta in map(also, more):
+    for loss, rate, has_beta in map(parse_also, also):
         rates[loss], flags[loss] = rate, (BETA,) if has_beta else ()
     return [
         Cell(name, by_name[name], loss, seed, rates[loss], flags[loss])
@@ -124,7 +124,7 @@ def cells_of(files: Mapping[int, Mapping[str, Path]], *, quick: bool, more: Sequ
     ]
 
 
-def also(named: str) -> tuple[str, float, bool]:
+def parse_also(named: str) -> tuple[str, float, bool]:
     """NAME or NAME=RATE: the objective, its learning rate, whether it has a beta. Raises InputError."""
     loss, _, rate = named.rpartition("=")
     try:

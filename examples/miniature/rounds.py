@@ -16,7 +16,7 @@ from examples.miniature import model, sets
 from examples.miniature.score import Score, measure
 
 N_ROUNDS = 3
-N_PROMPTS = 340  # of each round, new ones
+N_PROMPTS = 340  # of each round, new ones; in three rounds all that there are, those of the search for rates too
 TRAINING: dict[str, Any] = {
     "batch_size": 16, "epochs": 6, "optimizer": "rmsprop", "warmup_steps": 10, "beta": 0.5, "keep": 1,
 }  # fmt: skip

@@ -49,6 +49,8 @@ class Figure4Config:
     """A response is cut there; the paper's 512."""
     at_once: int = 1
     """Objectives that train side by side; a GPU has room for several of a small model's."""
+    as_it_stands: bool = False
+    """Train nothing: report the runs as far as they have come."""
     seed: int = 0
     """Of which pairs are taken."""
     config: str | None = None
@@ -74,13 +76,9 @@ def main(argv: Sequence[str]) -> None:
         more["data-weights"] = n_needed / n_rows
     cells = [grid.Cell("pairs", Path(config.data), loss, config.seed, config.lr) for loss in OBJECTIVES]
     flags = {name: str(value) for name, value in more.items()}
-    grid.run_all(cells, root, model=model, settings=None, score=None, at_once=config.at_once, more=flags)
-    show(config, [grid.folder(root, cell) for cell in cells])
-
-
-def show(config: Figure4Config, runs: Sequence[Path]) -> None:
-    """The report, the figure and the claims of runs as far as they have come."""
-    root = Path(config.out)
+    if not config.as_it_stands:
+        grid.run_all(cells, root, model=model, settings=None, score=None, at_once=config.at_once, more=flags)
+    runs = [grid.folder(root, cell) for cell in cells]
     print(report.write(runs, root / "report", title=f"Held-out pairs of {Path(config.data).name}"))
     found = {run.loss: trajectory(run) for run in read_runs(runs)}
     draw(found, root / "figure4.svg")

@@ -92,6 +92,10 @@ def main(argv: Sequence[str]) -> None:
     )
     parser.add_argument("--remark", default="", help="a sentence on how the run was made, for the end of its times")
     asked = parser.parse_args(argv)
+    if unknown := [str(folder) for folder in asked.figure4 if folder.name not in COMMANDS]:
+        raise InputError(
+            f"{unknown[0]}: the page knows no command for it; name the folder one of {', '.join(COMMANDS)}"
+        )
     text = HEAD.format(training=training(asked.run)) + read(asked.run / "results.md")
     text += f" {asked.remark}" if asked.remark else ""
     text += picture(asked.run / "results.svg", "Rules kept, before and after")

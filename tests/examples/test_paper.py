@@ -63,14 +63,14 @@ def test_claims_are_counted_over_seeds_and_data_sets(monkeypatch):
 def test_an_objective_beside_the_papers_has_its_own_rate_and_a_beta_only_where_it_has_one(tmp_path):
     mine = tmp_path / "a=b.py"
     mine.write_text((ROOT / "examples/my_loss.py").read_text().replace('"lead"', '"lead_here"'))
-    assert paper.also(f"{mine}:lead_here") == (f"{mine}:lead_here", paper.RATES["dpo"], True)
+    assert paper.parse_also(f"{mine}:lead_here") == (f"{mine}:lead_here", paper.RATES["dpo"], True)
     bare = f"{tmp_path}/bare.py:bare"
     (tmp_path / "bare.py").write_text(
         "from losses import Result, loss\n\n\n@loss('bare', data='pairs')\ndef bare(chosen, rejected):\n"
         "    return Result(rejected.logps - chosen.logps, chosen.logps, rejected.logps)\n"
     )
-    assert paper.also(f"{bare}=3e-4") == (bare, 3e-4, False)
-    cells = paper.cells_of({0: {"clair": tmp_path}}, quick=True, more=[f"{bare}=3e-4"])
+    assert paper.parse_also(f"{bare}=3e-4") == (bare, 3e-4, False)
+    cells = paper.cells_of({0: {"clair": tmp_path}}, quick=True, also=[f"{bare}=3e-4"])
     assert [(c.loss, c.lr, c.flags) for c in cells[-2:]] == [
         ("apo_down", paper.RATES["apo_down"], (paper.BETA,)), (bare, 3e-4, ()),
     ]  # fmt: skip

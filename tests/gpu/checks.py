@@ -247,7 +247,8 @@ def sharded(config: ChecksConfig) -> list[Row]:
     made = _bench(config, "sharded", [*flags, *(["--peer", "trl"] if has_trl else [])], limit=400)
     run = made["rows"][0]["runs"][0]
     split = _bench(config, "split", [*flags, "--master", "split", "--square-avg", "bfloat16"])["rows"][0]["runs"][0]
-    first, later = (e["pairs"] / e["seconds"] for e in run["epochs"])
+    of_split = _rate(split["epochs"][-1])
+    first, later = map(_rate, run["epochs"])
     useful = run["epochs"][-1]["useful_flops"] / run["epochs"][-1]["seconds"]
     name = f"sharded, {config.layers} layers"
     steps = "; ".join(_seconds(e) for e in run["epochs"])
@@ -255,21 +256,20 @@ def sharded(config: ChecksConfig) -> list[Row]:
         Row(f"{name}: pairs/s, epoch 1 and from epoch 2", f"{first:.1f}, {later:.1f} (steps: {steps})"),
         Row(f"{name}: useful share of 989 TFLOP/s, reference cached", f"{useful / DATASHEET:.1%}"),
         _prediction(name, run),
-        Row(f"split masters, {config.layers} layers: pairs/s from epoch 2", f"{_rate(split):.1f}"),
+        Row(f"split masters, {config.layers} layers: pairs/s from epoch 2", f"{of_split:.1f}"),
     ]
     peers = [row["runs"][0]["epochs"] for row in made["rows"] if "TRL" in row["name"]]
     if not peers:
         return [*rows, Row(f"{name}: TRL", "not installed: not compared")]
-    best = max(e["pairs"] / e["seconds"] for epochs in peers for e in epochs)
+    best = max(_rate(epoch) for epochs in peers for epoch in epochs)
     said = f"{first / best:.2f} times in epoch 1, {later / best:.2f} from epoch 2"
-    said += f", {_rate(split) / best:.2f} with split masters"
+    said += f", {of_split / best:.2f} with split masters"
     said += f" (its best of {len(peers)} settings {best:.1f} pairs/s)"
     return [*rows, Row(f"{name}: against TRL", said, "3", later >= 3 * best)]
 
 
-def _rate(run: dict[str, Any]) -> float:
-    """Pairs a second from epoch 2 on."""
-    epoch = run["epochs"][-1]
+def _rate(epoch: dict[str, Any]) -> float:
+    """Pairs a second."""
     return epoch["pairs"] / epoch["seconds"]
 
 
