@@ -22,12 +22,14 @@ import yaml
 
 from data.cli import FACTS
 from data.forest import Forest, pack
-from engine import head, train, weights
+from engine import head, optim, train, weights
 from engine.config import TrainConfig, world_size
 from engine.flops import forward_flops, kernel_seconds, matmul_peak
+from engine.fused import FusedRMSprop
 from engine.head import Head
 from engine.parallel import Ranks
 from engine.run import Run
+from engine.split import SplitRMSprop
 from engine.steps import Split, Step, Steps
 from engine.walk import Walk
 
@@ -84,9 +86,9 @@ def watch(stopwatch: Stopwatch) -> None:
     stopwatch.wrap(Head, "forward", "head")
     stopwatch.wrap(head.TargetLogps, "backward", "head")
     stopwatch.wrap(torch.Tensor, "backward", "backward")
-    for optimizer in (torch.optim.RMSprop, torch.optim.AdamW):
+    for optimizer in (torch.optim.RMSprop, FusedRMSprop, SplitRMSprop, torch.optim.AdamW):
         stopwatch.wrap(optimizer, "step", "optimizer")
-    stopwatch.wrap(Ranks, "clip_grad_norm", "optimizer")
+    stopwatch.wrap(optim, "clip", "optimizer")
     for owner, name in [(Ranks, "sum"), *fsdp.collectives()]:
         stopwatch.wrap(owner, name, "communication")
     packed = Steps.packed

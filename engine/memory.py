@@ -122,8 +122,9 @@ def _at_its_end(s: Setting) -> dict[str, int]:
 
 
 def _in_step(s: Setting) -> dict[str, int]:
-    """The optimizer: a number per parameter of its own, where it works on all tensors at once."""
-    own = 0 if s.is_split else 4 * s.shape.n_parameters // s.n_shards
+    """The optimizer: a number per parameter of its own, where torch's works on all tensors at once."""
+    is_one_pass = s.is_split or (s.device == "cuda" and s.n_states == 1)  # RMSProp: engine/fused.py
+    own = 0 if is_one_pass else 4 * s.shape.n_parameters // s.n_shards
     return _staying(s) | {"gradients": _gradients(s), "gathered": _gathered(s), "the optimizer's own": own}
 
 

@@ -8,6 +8,7 @@ from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LambdaLR
 
 from engine.config import TrainConfig
+from engine.fused import FusedRMSprop
 from engine.parallel import Ranks
 from engine.split import Masters, SplitRMSprop
 
@@ -25,7 +26,8 @@ def build(
         if not config.max_grad_norm:
             optimizer.step_in_backward()
     elif config.optimizer == "rmsprop":
-        optimizer = torch.optim.RMSprop(parameters, lr=config.lr, alpha=0.99, eps=1e-8, foreach=True)
+        kind = FusedRMSprop if parameters[0].is_cuda else torch.optim.RMSprop
+        optimizer = kind(parameters, lr=config.lr, alpha=0.99, eps=1e-8, foreach=True)
     else:
         optimizer = torch.optim.AdamW(parameters, lr=config.lr, weight_decay=0.0, foreach=True)
     return optimizer, LambdaLR(optimizer, lambda done: lr_factor(done, n_steps=n_steps, warmup=config.warmup_steps))
@@ -33,11 +35,12 @@ def build(
 
 def clip(optimizer: Optimizer, ranks: Ranks, max_norm: float) -> float:
     """Scales the gradient to a global norm of at most max_norm (0: as it is); gives the norm before. Collective."""
-    if not isinstance(optimizer, SplitRMSprop):
-        return ranks.clip_grad_norm(optimizer.param_groups[0]["params"], max_norm)
-    norm = optimizer.grad_norm()
-    if max_norm > 0:
+    parameters: list[nn.Parameter] = optimizer.param_groups[0]["params"]
+    norm = optimizer.grad_norm() if isinstance(optimizer, SplitRMSprop) else ranks.grad_norm(parameters)
+    if max_norm > 0 and isinstance(optimizer, (SplitRMSprop, FusedRMSprop)):
         optimizer.factor = (max_norm / (norm + 1e-6)).clamp(max=1.0).view(1)  # as torch.nn.utils does it
+    elif max_norm > 0 and norm < float("inf"):  # else nothing is scaled
+        torch.nn.utils.clip_grads_with_norm_(parameters, max_norm, norm)
     return norm.item()
 
 
@@ -55,7 +58,9 @@ def state_tensors(optimizer: Optimizer, parameters: Iterable[tuple[str, nn.Param
 
 N_STATES = {"rmsprop": 1, "adamw": 2}
 """Numbers that an optimizer keeps per parameter, float32."""
-_KINDS = {torch.optim.RMSprop: ("square_avg",), torch.optim.AdamW: ("exp_avg", "exp_avg_sq")}
+_KINDS = {
+    torch.optim.RMSprop: ("square_avg",), FusedRMSprop: ("square_avg",), torch.optim.AdamW: ("exp_avg", "exp_avg_sq"),
+}  # fmt: skip
 
 
 def lr_factor(done: int, *, n_steps: int, warmup: int) -> float:

@@ -175,17 +175,9 @@ class Ranks:
         if self.is_sharded:
             dist.barrier()
 
-    def clip_grad_norm(self, parameters: Iterable[nn.Parameter], max_norm: float) -> float:
-        """Scales the gradient to a global norm of at most max_norm (0: as it is); gives the norm before. Collective.
-
-        A norm that is not finite scales nothing.
-        """
-        parameters = list(parameters)
-        norm = torch.nn.utils.get_total_norm([p.grad for p in parameters if p.grad is not None])
-        total = self.whole(norm).item()  # sums the shards' squares over all ranks
-        if max_norm > 0 and total < float("inf"):
-            torch.nn.utils.clip_grads_with_norm_(parameters, max_norm, torch.as_tensor(total, device=self.device))
-        return total
+    def grad_norm(self, parameters: Iterable[nn.Parameter]) -> Tensor:
+        """The global norm of the gradients, [] float32: the shards' squares summed over all ranks. Collective."""
+        return self.whole(torch.nn.utils.get_total_norm([p.grad for p in parameters if p.grad is not None]))
 
     def sums_gradients(self, walk: Walk, is_last: bool) -> None:
         """Whether the backward pass that comes sums its gradient over ranks: in float32 the last of a step alone does.

@@ -198,6 +198,6 @@ def update_on_cuda(
 
 @functools.cache
 def _kernel() -> Any:
-    from engine.split_kernel import rmsprop  # needs Triton, which comes with torch for CUDA
+    from engine.rmsprop_kernels import on_split  # needs Triton, which comes with torch for CUDA
 
-    return rmsprop
+    return on_split

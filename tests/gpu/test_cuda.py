@@ -7,9 +7,11 @@ import torch
 from torch._dynamo.utils import counters
 
 from data.forest import pack
-from engine import attention, head, split, weights
+from engine import attention, head, optim, split, weights
 from engine.config import TrainConfig
+from engine.fused import FusedRMSprop
 from engine.head import Head
+from engine.parallel import Ranks
 from engine.split import Masters, SplitRMSprop
 from engine.train import run
 from engine.walk import Walk
@@ -117,6 +119,30 @@ def test_the_split_kernel_is_rmsprop_on_float32_masters_bit_for_bit(factor):
         for p, q in zip(model, plain, strict=True):
             different = (masters.whole(p) != q).float().mean().item()
             assert different == 0, (step, len(p), different, (masters.whole(p) - q).abs().max())
+
+
+@pytest.mark.parametrize("max_norm", [0.0, 1e-3, 1e9])
+def test_the_whole_kernel_clipped_is_torchs_rmsprop_bit_for_bit(max_norm):
+    generator = torch.Generator("cuda").manual_seed(0)
+    rows = [0.02 * torch.randn(n, 3, device="cuda", generator=generator) for n in (1, 1365, 4096, 33_335)]
+    ours, theirs = ([torch.nn.Parameter(values.clone()) for values in rows] for _ in range(2))
+    optimizer, peer = (
+        kind(parameters, lr=2e-5, alpha=0.99, eps=1e-8, foreach=True)
+        for kind, parameters in ((FusedRMSprop, ours), (torch.optim.RMSprop, theirs))
+    )
+    ranks = Ranks()
+    for step in range(20):
+        for p, q in zip(ours, theirs, strict=True):
+            p.grad = torch.randn(p.shape, device="cuda", generator=generator) * 10.0 ** -(step % 7)
+            q.grad = p.grad.clone()
+        norms = [optim.clip(each, ranks, max_norm) for each in (optimizer, peer)]
+        assert norms[0] == norms[1]
+        optimizer.step()
+        peer.step()
+        for p, q in zip(ours, theirs, strict=True):
+            assert torch.equal(p, q), (step, len(p), (p != q).float().mean(), (p - q).abs().max())
+            for name, value in peer.state[q].items():
+                assert torch.equal(optimizer.state[p][name], value)
 
 
 def test_the_split_kernel_rounds_as_the_cpu_does():
