@@ -76,7 +76,7 @@ def stock(clone):
     pairs, prompts = (
         (clone / f"runs/tiny/{name}.jsonl").read_text().splitlines(keepends=True) for name in ("pairs", "prompts")
     )
-    for name, rows in {"pairs": pairs[:24], "other": pairs[24:48], "heldout": pairs[48:64]}.items():
+    for name, rows in {"pairs": pairs[:48], "other": pairs[48:72], "heldout": pairs[72:88]}.items():
         (clone / f"{name}.jsonl").write_text("".join(rows))
     for name in ("prompts.jsonl", "runs/demo/prompts.jsonl"):
         (clone / name).write_text("".join(prompts[:30]))
