@@ -25,7 +25,6 @@ from data.forest import Forest, pack
 from engine import head, optim, train, weights
 from engine.config import TrainConfig, world_size
 from engine.flops import forward_flops, kernel_seconds, matmul_peak
-from engine.fused import FusedRMSprop
 from engine.head import Head
 from engine.parallel import Ranks
 from engine.run import Run
@@ -86,7 +85,7 @@ def watch(stopwatch: Stopwatch) -> None:
     stopwatch.wrap(Head, "forward", "head")
     stopwatch.wrap(head.TargetLogps, "backward", "head")
     stopwatch.wrap(torch.Tensor, "backward", "backward")
-    for optimizer in (torch.optim.RMSprop, FusedRMSprop, SplitRMSprop, torch.optim.AdamW):
+    for optimizer in (torch.optim.RMSprop, SplitRMSprop, torch.optim.AdamW):
         stopwatch.wrap(optimizer, "step", "optimizer")
     stopwatch.wrap(optim, "clip", "optimizer")
     for owner, name in [(Ranks, "sum"), *fsdp.collectives()]:

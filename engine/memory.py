@@ -30,6 +30,7 @@ OWN_BYTES = {"cuda": 100 * 10**6, "cpu": 165 * 10**6}
 """What the libraries take by themselves: cuBLAS's workspace and the like; on the CPU, pages of threads and of pools."""
 FRAGMENTS = {"cuda": 0.02, "cpu": 0.15}
 """What the allocator cannot use, as a share; glibc's gives nothing back (engine/host.py)."""
+GATHERING = 0.03  # as much more on a GPU where weights are gathered: pieces of other sizes come and go
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -68,6 +69,11 @@ class Setting:
         """Whether nothing is wrapped: one process on the CPU in float32, or split masters."""
         return self.is_split or (self.device == "cpu" and self.n_shards == 1 and self.dtype == torch.float32)
 
+    @property
+    def steps_in_one_pass(self) -> bool:
+        """Whether the optimizer needs no memory of its own: RMSProp on split masters, or on a GPU (engine/fused.py)."""
+        return self.is_split or (self.device == "cuda" and self.n_states == 1)
+
 
 def kept_bytes(s: Setting) -> int:
     """Bytes that one block keeps for its backward pass, per token, by what its operations save."""
@@ -86,7 +92,8 @@ def needs(s: Setting) -> dict[str, int]:
     """Bytes that a rank takes at most, by what takes them; their sum is the peak."""
     found = max(_in_backward(s), _at_its_end(s), _in_step(s), key=lambda moment: sum(moment.values()))
     found = {name: value for name, value in found.items() if value}
-    return found | {"libraries": OWN_BYTES[s.device] + int(FRAGMENTS[s.device] * sum(found.values()))}
+    share = FRAGMENTS[s.device] + (GATHERING if s.device == "cuda" and not s.is_plain else 0.0)
+    return found | {"libraries": OWN_BYTES[s.device] + int(share * sum(found.values()))}
 
 
 def _staying(s: Setting) -> dict[str, int]:
@@ -123,8 +130,7 @@ def _at_its_end(s: Setting) -> dict[str, int]:
 
 def _in_step(s: Setting) -> dict[str, int]:
     """The optimizer: a number per parameter of its own, where torch's works on all tensors at once."""
-    is_one_pass = s.is_split or (s.device == "cuda" and s.n_states == 1)  # RMSProp: engine/fused.py
-    own = 0 if is_one_pass else 4 * s.shape.n_parameters // s.n_shards
+    own = 0 if s.steps_in_one_pass else 4 * s.shape.n_parameters // s.n_shards
     return _staying(s) | {"gradients": _gradients(s), "gathered": _gathered(s), "the optimizer's own": own}
 
 

@@ -16,9 +16,10 @@ from engine.split import Masters, SplitRMSprop
 def build(
     parameters: Iterable[nn.Parameter], config: TrainConfig, n_steps: int, masters: Masters | None = None
 ) -> tuple[Optimizer, LambdaLR]:
-    """The optimizer, fused over tensors, and its schedule. masters: the parameters' other halves, where they are split.
+    """The optimizer and its schedule. masters: the parameters' other halves, where they are split.
 
-    RMSProp has no bias correction: its first update is lr / sqrt(1 - alpha) = 10 lr, decaying over some 100 steps.
+    On a GPU RMSProp is one kernel a parameter, else torch's over all tensors at once. It has no bias correction: its
+    first update is lr / sqrt(1 - alpha) = 10 lr, decaying over some 100 steps.
     """
     parameters = list(parameters)
     if masters is not None:
@@ -26,22 +27,29 @@ def build(
         if not config.max_grad_norm:
             optimizer.step_in_backward()
     elif config.optimizer == "rmsprop":
-        kind = FusedRMSprop if parameters[0].is_cuda else torch.optim.RMSprop
-        optimizer = kind(parameters, lr=config.lr, alpha=0.99, eps=1e-8, foreach=True)
+        if parameters[0].is_cuda:
+            optimizer = FusedRMSprop(parameters, lr=config.lr)
+        else:
+            optimizer = torch.optim.RMSprop(parameters, lr=config.lr, alpha=0.99, eps=1e-8, foreach=True)
     else:
         optimizer = torch.optim.AdamW(parameters, lr=config.lr, weight_decay=0.0, foreach=True)
     return optimizer, LambdaLR(optimizer, lambda done: lr_factor(done, n_steps=n_steps, warmup=config.warmup_steps))
 
 
 def clip(optimizer: Optimizer, ranks: Ranks, max_norm: float) -> float:
-    """Scales the gradient to a global norm of at most max_norm (0: as it is); gives the norm before. Collective."""
+    """Scales the gradient to a global norm of at most max_norm (0: as it is); gives the norm before. Collective.
+
+    Where one kernel updates a parameter, it scales, too. A norm that is not finite scales nothing.
+    """
     parameters: list[nn.Parameter] = optimizer.param_groups[0]["params"]
     norm = optimizer.grad_norm() if isinstance(optimizer, SplitRMSprop) else ranks.grad_norm(parameters)
-    if max_norm > 0 and isinstance(optimizer, (SplitRMSprop, FusedRMSprop)):
-        optimizer.factor = (max_norm / (norm + 1e-6)).clamp(max=1.0).view(1)  # as torch.nn.utils does it
-    elif max_norm > 0 and norm < float("inf"):  # else nothing is scaled
-        torch.nn.utils.clip_grads_with_norm_(parameters, max_norm, norm)
-    return norm.item()
+    total = norm.item()
+    if max_norm > 0 and total < float("inf"):
+        if isinstance(optimizer, (SplitRMSprop, FusedRMSprop)):
+            optimizer.factor = (max_norm / (norm + 1e-6)).clamp(max=1.0).view(1)  # as torch.nn.utils does it
+        else:
+            torch.nn.utils.clip_grads_with_norm_(parameters, max_norm, norm)
+    return total
 
 
 def state_tensors(optimizer: Optimizer, parameters: Iterable[tuple[str, nn.Parameter]]) -> dict[str, Tensor]:

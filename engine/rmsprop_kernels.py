@@ -4,6 +4,9 @@
 
 Multiplications and additions are contracted as torch's own kernels on CUDA do it, and nowhere else (enable_fp_fusion is
 off): the result is that of torch.optim.RMSprop on the float32 master, bit for bit.
+
+factor [1]: what each gradient is multiplied with; n: numbers of a parameter; rest: 1 - alpha, taken in float64 as torch
+does.
 """
 
 import triton

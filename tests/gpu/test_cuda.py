@@ -124,12 +124,10 @@ def test_the_split_kernel_is_rmsprop_on_float32_masters_bit_for_bit(factor):
 @pytest.mark.parametrize("max_norm", [0.0, 1e-3, 1e9])
 def test_the_whole_kernel_clipped_is_torchs_rmsprop_bit_for_bit(max_norm):
     generator = torch.Generator("cuda").manual_seed(0)
-    rows = [0.02 * torch.randn(n, 3, device="cuda", generator=generator) for n in (1, 1365, 4096, 33_335)]
+    rows = [0.02 * torch.randn(n, 3, device="cuda", generator=generator) for n in (0, 1, 1365, 4096, 33_335)]
     ours, theirs = ([torch.nn.Parameter(values.clone()) for values in rows] for _ in range(2))
-    optimizer, peer = (
-        kind(parameters, lr=2e-5, alpha=0.99, eps=1e-8, foreach=True)
-        for kind, parameters in ((FusedRMSprop, ours), (torch.optim.RMSprop, theirs))
-    )
+    optimizer = FusedRMSprop(ours, lr=2e-5)
+    peer = torch.optim.RMSprop(theirs, lr=2e-5, alpha=0.99, eps=1e-8, foreach=True)
     ranks = Ranks()
     for step in range(20):
         for p, q in zip(ours, theirs, strict=True):
