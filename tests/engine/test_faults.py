@@ -55,6 +55,7 @@ def test_a_killed_run_goes_on_bit_for_bit(folder):
         assert_survived(found)
 
 
+@pytest.mark.slow
 def test_a_rank_that_is_killed_loses_nothing(folder):
     for found in kills(folder, "2/backward:4:KILL:1", "2/any:40:KILL:0"):
         assert_survived(found)

@@ -307,6 +307,7 @@ def test_saving_does_not_hold_up_a_step(go, monkeypatch):
     assert checkpoint.damage(go.tmp / "run/state/step-000005") is None
 
 
+@pytest.mark.slow
 def test_copies_of_shards_equal_one_process(go):
     """2 x 2 and 4 x 1 ranks (hybrid sharding): uneven counts, and ranks that get no pair in a step."""
     go("one", batch_size=3, epochs=1, eval_pairs=2, loss="dpo")
