@@ -6,8 +6,6 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-BLOCK = 4096
-
 
 class FusedRMSprop(torch.optim.RMSprop):
     """torch.optim.RMSprop(foreach=True) on CUDA, bit for bit, without momentum or weight decay; its state is torch's.
@@ -24,6 +22,8 @@ class FusedRMSprop(torch.optim.RMSprop):
     @torch.no_grad()
     def step(self, closure: Callable[[], Any] | None = None) -> None:  # pyright: ignore[reportIncompatibleMethodOverride]
         """Updates every parameter that has a gradient."""
+        from engine.rmsprop_kernels import update_whole  # needs Triton, which comes with torch for CUDA
+
         assert closure is None
         group = self.param_groups[0]
         factor = torch.ones(1, device=group["params"][0].device) if self.factor is None else self.factor
@@ -35,26 +35,10 @@ class FusedRMSprop(torch.optim.RMSprop):
                 state |= {"step": torch.zeros(()), "square_avg": torch.zeros_like(p)}
             state["step"] += 1
             parts = (_held(x) for x in (p, state["square_avg"], p.grad))
-            update_on_cuda(*parts, factor=factor, lr=group["lr"], alpha=group["alpha"], eps=group["eps"])
+            update_whole(*parts, factor=factor, lr=group["lr"], alpha=group["alpha"], eps=group["eps"])
         self.factor = None
 
 
 def _held(x: Tensor) -> Tensor:
     """What this rank holds of it, flat: [n]. Not by the type DTensor, whose import takes a second."""
     return (x.to_local() if hasattr(x, "to_local") else x).view(-1)  # pyright: ignore[reportAttributeAccessIssue]
-
-
-def update_on_cuda(
-    master: Tensor, square_avg: Tensor, grad: Tensor, *, factor: Tensor, lr: float, alpha: float, eps: float
-) -> None:
-    """One step on n numbers [n], in place."""
-    from engine.rmsprop_kernels import on_whole  # needs Triton, which comes with torch for CUDA
-
-    kernel: Any = on_whole  # a checker does not know that it is one
-    n = len(master)
-    if n == 0:  # a parameter of fewer rows than there are ranks
-        return
-    kernel[(-(-n // BLOCK),)](
-        master, square_avg, grad, factor, n, lr, alpha, 1 - alpha, eps,
-        BLOCK=BLOCK, num_warps=8, enable_fp_fusion=False,
-    )  # fmt: skip

@@ -9,7 +9,6 @@ float32 masters.
 
 # n numbers of a parameter
 
-import functools
 from collections.abc import Callable, Iterable
 from typing import Any, TypeVar
 
@@ -156,7 +155,10 @@ class SplitRMSprop(Optimizer):
         numbers = {name: group[name] for name in ("lr", "alpha", "eps")}
         key = _hash(int(state["step"]), self._numbers[p]) >> 1  # 31 bits: the kernel's whole numbers have a sign
         parts = [x.view(-1) for x in (p, state["low"], state["square_avg"], grad)]
-        update = update_on_cuda if p.is_cuda else update_in_chunks
+        if p.is_cuda:
+            from engine.rmsprop_kernels import update_split as update  # needs Triton, which comes with torch for CUDA
+        else:
+            update = update_in_chunks
         update(*parts, factor=self.factor, key=key, **numbers)
 
 
@@ -180,24 +182,3 @@ def update_in_chunks(
         v.copy_(mean)
         for half, made in zip((upper, lower), split(master), strict=True):
             half.copy_(made)
-
-
-def update_on_cuda(
-    high: Tensor, low: Tensor, square_avg: Tensor, grad: Tensor, *, factor: Tensor | None, key: int, lr: float,
-    alpha: float, eps: float,
-) -> None:  # fmt: skip
-    """The same in one pass over memory: 14 bytes a parameter with square_avg in bf16, 18 with it in float32."""
-    n = len(high)
-    block = 4096
-    factor = torch.ones(1, device=high.device) if factor is None else factor
-    _kernel()[(-(-n // block),)](
-        high.view(torch.int16), low, square_avg, grad, factor, n, key, lr, alpha, 1 - alpha, eps,
-        IS_ROUNDED=square_avg.dtype == torch.bfloat16, BLOCK=block, num_warps=8, enable_fp_fusion=False,
-    )  # fmt: skip
-
-
-@functools.cache
-def _kernel() -> Any:
-    from engine.rmsprop_kernels import on_split  # needs Triton, which comes with torch for CUDA
-
-    return on_split

@@ -64,7 +64,6 @@ class Figure4Config:
 def main(argv: Sequence[str]) -> None:
     """The command."""
     config = cli.parse(Figure4Config, argv, command="python -m examples.real.figure4", example=EXAMPLE)
-    model = config.model or str(checkpoint.fetch(Path("runs/real")))
     root, n_needed = Path(config.out), config.n + config.heldout
     if (n_rows := len(load_preferences(config.data))) < n_needed:
         raise InputError(f"{config.data}: holds {n_rows} rows, and --n and --heldout ask for {n_needed}; ask for fewer")
@@ -77,6 +76,7 @@ def main(argv: Sequence[str]) -> None:
     cells = [grid.Cell("pairs", Path(config.data), loss, config.seed, config.lr) for loss in OBJECTIVES]
     flags = {name: str(value) for name, value in more.items()}
     if not config.as_it_stands:
+        model = config.model or str(checkpoint.fetch(Path("runs/real")))
         grid.run_all(cells, root, model=model, settings=None, score=None, at_once=config.at_once, more=flags)
     runs = [grid.folder(root, cell) for cell in cells]
     print(report.write(runs, root / "report", title=f"Held-out pairs of {Path(config.data).name}"))
