@@ -18,6 +18,7 @@ import warnings
 from collections.abc import Iterator, Mapping
 from concurrent.futures import Future
 from contextlib import contextmanager
+from enum import Enum
 from pathlib import Path
 from typing import Any, cast
 
@@ -237,6 +238,8 @@ class _Unpickler(pickle.Unpickler):
     )  # fmt: skip
 
     def find_class(self, module_name: str, global_name: str) -> Any:
+        if (module_name, global_name) == ("builtins", "getattr"):
+            return _member
         known = module_name.startswith("torch.distributed.checkpoint.") and global_name in self._OF_DCP
         known = known or (module_name, global_name) in (("torch", "Size"), ("torch.serialization", "_get_layout"))
         known = known or (module_name == "torch" and isinstance(getattr(torch, global_name, None), torch.dtype))
@@ -244,6 +247,13 @@ class _Unpickler(pickle.Unpickler):
         if not known:
             raise InputError(f"its metadata names {module_name}.{global_name}: not a state that this program wrote")
         return super().find_class(module_name, global_name)
+
+
+def _member(kind: type[Enum], name: str) -> Enum:
+    """A member of an enum, which Python 3.11.2 pickles as getattr(kind, name)."""
+    if not (isinstance(kind, type) and issubclass(kind, Enum)) or name not in kind.__members__:
+        raise InputError(f"its metadata asks for {name} of {kind}: not a state that this program wrote")
+    return kind[name]
 
 
 class _Files(FileSystem):
