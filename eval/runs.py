@@ -13,6 +13,12 @@ from eval.tables import DASH
 HEADLINES = {"mixeval-hard": ("table4_compat/overall", 100.0), "alpacaeval-2": ("length_controlled_winrate", 1.0)}
 """The metric that stands for a benchmark, and what makes points of it. Of others it is "overall", times 100."""
 NO_BENCHMARKS = ("heldout", "samples", "contrast", "advice")
+UNTOLD = {
+    "config", "data", "facts", "hang_timeout", "keep", "keep_state", "loss", "out", "reference_cache", "state_every",
+    "stop_after", "take_over",
+}  # fmt: skip
+"""Settings of a run that its name says already, or that change nothing of what comes out."""
+MOST_TOLD = 3
 RUNAWAY = 1.5  # times the base's length, from which on answers are warned of
 
 
@@ -20,8 +26,9 @@ class Run(NamedTuple):
     """What is known of a run."""
 
     name: str
-    """Objective and data, or the folder's name where two runs would have the same."""
+    """Objective and data, or the folder's name where there is neither."""
     loss: str
+    """The objective; of one on the same data also the settings that differ, or the folder where these are many."""
     data: str
     lines: list[Line]
     metrics: list[dict[str, Any]]
@@ -44,11 +51,31 @@ def order(name: str) -> tuple[int, str]:
 def read_runs(folders: Sequence[Path]) -> list[Run]:
     """Runs with names that tell them apart."""
     runs = [_read_run(folder) for folder in folders]
-    names = [run.name for run in runs]
-    return [
-        run._replace(name=f"{run.name} ({folder.name})") if names.count(run.name) > 1 else run
-        for run, folder in zip(runs, folders, strict=True)
-    ]
+    made: list[Run] = []
+    for run, folder in zip(runs, folders, strict=True):
+        alike = [other for other in runs if other.name == run.name]
+        told = _told(run, alike)
+        if told in [_told(other, alike) for other in alike if other is not run]:
+            told = f"({folder})"
+        loss = f"{run.loss} {told}".strip()
+        name = f"{loss} on {run.data}" if run.data != DASH else f"{run.name} {told}".strip()
+        made.append(run._replace(loss=loss, name=name))
+    return made
+
+
+def _told(run: Run, alike: Sequence[Run]) -> str:
+    """What a run was asked for that others of its name were not; empty where nothing differs, or too much."""
+    named = dict.fromkeys(name for other in alike for name in other.settings if name not in UNTOLD)
+    differ = [name for name in named if len({_short(other.settings.get(name)) for other in alike}) > 1]
+    told = [f"{name}={_short(run.settings[name])}" for name in differ if name in run.settings]
+    return " ".join(told) if len(differ) <= MOST_TOLD else ""
+
+
+def _short(value: Any) -> str:
+    try:
+        return f"{float(value):g}"
+    except (TypeError, ValueError):
+        return str(value)
 
 
 def _read_run(folder: Path) -> Run:

@@ -4,8 +4,8 @@
 
     model: path/to/llama
     data: [clair=pairs.jsonl, judged=judged.jsonl]
-    loss: [apo_zero, dpo]
-    lr: [apo_zero=2e-7, dpo=1e-7]        or one for all: [2e-7]
+    loss: [apo_zero, apo_zero beta=0.3, dpo lr=1e-7]     with whatever engine.train is told for that one alone
+    lr: [2e-7]                           or one for each: [apo_zero=2e-7, dpo=1e-7]
     train: settings.yaml                 whatever else engine.train is told
     score: "{python} -m my.scorer {run}"     writes RUN/eval/scores.jsonl; any program
     out: runs/grid
@@ -16,6 +16,7 @@ table has each cell's gain over the base model: the mean and deviation over seed
 """
 
 import os
+import re
 import shlex
 import shutil
 import subprocess
@@ -31,6 +32,7 @@ from typing import NamedTuple
 
 from data import InputError, cli
 from data.errors import RunError
+from engine.objective import Objective
 from eval import checkpoints, contrast_run, report
 from eval.runs import Run, deltas, headlines, read_runs
 from eval.tables import Table, number
@@ -45,6 +47,7 @@ class Cell(NamedTuple):
     """The data set's name."""
     file: Path
     loss: str
+    """The objective, and what is told for it alone: "apo_zero" or "apo_zero beta=0.3"."""
     seed: int
     lr: float
     flags: tuple[tuple[str, str], ...] = ()
@@ -60,11 +63,11 @@ class GridConfig:
     data: tuple[str, ...]
     """Data sets: NAME=FILE, a file as engine.train takes it."""
     loss: tuple[str, ...]
-    """Objectives."""
+    """Objectives; with flags of engine.train for one alone: "apo_zero beta=0.3", "dpo lr=1e-7"."""
     out: str
     """Folder for the runs and their report."""
     lr: tuple[str, ...] = ("2e-7",)
-    """Learning rate, one for all, or LOSS=RATE for each objective."""
+    """Learning rate, one for all, or NAME=RATE for each objective."""
     seeds: int = 1
     """Of the order of the rows and of what is held out: 0, 1 ..."""
     train: str | None = None
@@ -82,6 +85,8 @@ class GridConfig:
     def __post_init__(self) -> None:
         if not self.data or not self.loss or min(self.seeds, self.at_once) < 1:
             raise InputError("--data and --loss need a name at least, and --seeds and --at-once are above 0")
+        for loss in self.loss:
+            check_loss(loss)
         names = [named.partition("=")[0] for named in self.data]
         if not all(all(named.partition("=")) for named in self.data):
             raise InputError("--data: NAME=FILE for each data set, such as clair=pairs.jsonl")
@@ -98,10 +103,10 @@ class GridConfig:
             if len(self.lr) == 1 and "=" not in self.lr[0]:
                 return dict.fromkeys(self.loss, float(self.lr[0]))
             named = {loss: float(rate) for loss, _, rate in (one.rpartition("=") for one in self.lr)}
-            return {loss: named[loss] for loss in self.loss}
+            return {loss: named[parse_loss(loss)[0]] for loss in self.loss}
         except (ValueError, KeyError) as fault:
             what = f"{fault} is missing" if isinstance(fault, KeyError) else fault
-            raise InputError(f"--lr: one number, or LOSS=RATE for every --loss; {what}") from None
+            raise InputError(f"--lr: one number, or NAME=RATE for every --loss; {what}") from None
 
     def cells(self) -> list[Cell]:
         """Every run, a data set after the other."""
@@ -113,6 +118,27 @@ class GridConfig:
             for name, _, file in named
             for loss in self.loss
         ]
+
+
+def parse_loss(text: str) -> tuple[str, dict[str, str]]:
+    """ "apo_zero beta=0.3" -> the objective and its own flags. Raises InputError for flags that the grid sets."""
+    found = re.fullmatch(r"(.*?)((?:\s+[\w.-]+=\S+)*)\s*", text)
+    assert found is not None  # the first part takes anything
+    named = (one.partition("=") for one in found[2].split())
+    flags = {name if "." in name else name.replace("_", "-"): value for name, _, value in named}
+    if taken := flags.keys() & {"config", "data", "loss", "model", "out", "reference-cache", "resume", "seed"}:
+        raise InputError(f"--loss: {text}: {min(taken)} is the grid's to say; leave it out")
+    return found[1], flags
+
+
+def check_loss(text: str) -> Objective:
+    """The objective that "apo_zero beta=0.3" names. Raises InputError."""
+    name, flags = parse_loss(text)
+    try:
+        beta = float(flags["beta"]) if "beta" in flags else None
+    except ValueError:
+        raise InputError(f"--loss: {text}: {flags['beta']} is not a number") from None
+    return Objective(name, beta, {name: value for name, value in flags.items() if "." in name})
 
 
 def main(argv: Sequence[str]) -> None:
@@ -127,7 +153,7 @@ def main(argv: Sequence[str]) -> None:
 
 def folder(out: Path, cell: Cell) -> Path:
     """Where a run is."""
-    return out / f"seed-{cell.seed}" / cell.data / cell.loss.replace("/", "_")
+    return out / f"seed-{cell.seed}" / cell.data / re.sub(r"[/\s]", "_", cell.loss)
 
 
 def read(cells: Iterable[Cell], out: Path) -> dict[Cell, Run]:
@@ -187,8 +213,9 @@ def _train_one(
     cell: Cell, where: Path, out: Path, env: dict[str, str], model: str, settings: str | None, more: Mapping[str, str]
 ) -> bool:
     """Trains a cell; False where it was done already."""
-    flags = {"model": model, "data": str(cell.file), "loss": cell.loss, "lr": str(cell.lr), "seed": str(cell.seed)}
-    flags |= {**more, **dict(cell.flags)}
+    loss, own = parse_loss(cell.loss)
+    flags = {"model": model, "data": str(cell.file), "loss": loss, "lr": str(cell.lr), "seed": str(cell.seed)}
+    flags |= {**more, **dict(cell.flags), **own}
     if checkpoints.is_over(where):
         check_same(where, flags, settings)
         return False
@@ -205,7 +232,7 @@ def check_same(where: Path, flags: Mapping[str, str], settings: str | None) -> N
     """Raises InputError where a finished run was told something else, or what it was made of has changed since."""
     said, asked = checkpoints.settings(where), {name.replace("-", "_"): value for name, value in flags.items()}
     for name, value in asked.items():
-        known = said.get(name)
+        known = said.get(name, said.get(name.rpartition(".")[2]))  # a beta that all terms share is "beta"
         known = known[0] if isinstance(known, list) and len(known) == 1 else known
         if not _is_same(str(known), value):
             raise InputError(f"{where}: was trained with {name} {known}, not {value}; remove it, or give another --out")

@@ -25,7 +25,6 @@ from typing import Any
 import numpy as np
 
 from data import InputError, cli
-from engine.objective import Objective
 from eval import report, scores
 from eval.runs import Run
 from eval.tables import Table, number
@@ -63,16 +62,16 @@ class PaperConfig:
     quick: bool = False
     """Two data sets, three objectives, six epochs."""
     also: tuple[str, ...] = ()
-    """More objectives, as --loss of engine.train names them, path/to/file.py:name for one of your own; NAME=RATE says
-    the learning rate too."""
+    """More objectives, as --loss of engine.train names them, path/to/file.py:name for one of your own; with flags for
+    one alone: "apo_zero beta=0.1 lr=3e-5"."""
     at_once: int = os.cpu_count() or 1
     """Runs side by side, each with its share of the cores."""
 
     def __post_init__(self) -> None:
         if min(self.seeds, self.at_once) < 1:
             raise InputError("--seeds and --at-once have to be above 0")
-        for named in self.also:
-            parse_also(named)
+        for loss in self.also:
+            grid.check_loss(loss)
 
 
 def main(argv: Sequence[str]) -> None:
@@ -114,24 +113,15 @@ def cells_of(files: Mapping[int, Mapping[str, Path]], *, quick: bool, also: Sequ
     """Every run: the paper's five objectives, APO's variant chosen pair by pair, and the user's own."""
     rates = {loss: RATES[loss] for loss in (QUICK["loss"] if quick else (*OBJECTIVES, "apo_select"))}
     flags: dict[str, tuple[tuple[str, str], ...]] = dict.fromkeys(rates, (BETA,))
-    for loss, rate, has_beta in map(parse_also, also):
-        rates[loss], flags[loss] = rate, (BETA,) if has_beta else ()
+    for loss in also:
+        has_beta = any("beta" in term.arguments for term in grid.check_loss(loss).terms)
+        rates[loss], flags[loss] = RATES["dpo"], (BETA,) if has_beta else ()
     return [
         Cell(name, by_name[name], loss, seed, rates[loss], flags[loss])
         for seed, by_name in files.items()
         for name in by_name
         for loss in rates
     ]
-
-
-def parse_also(named: str) -> tuple[str, float, bool]:
-    """NAME or NAME=RATE: the objective, its learning rate, whether it has a beta. Raises InputError."""
-    loss, _, rate = named.rpartition("=")
-    try:
-        loss, rate = (loss, float(rate)) if loss else (rate, RATES["dpo"])
-    except ValueError:
-        loss, rate = named, RATES["dpo"]  # the = is a path's
-    return loss, rate, any("beta" in term.arguments for term in Objective(loss).terms)
 
 
 def beside_each_other(file: Path) -> list[Cell]:

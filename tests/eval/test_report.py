@@ -96,6 +96,26 @@ def test_answers_that_run_away_are_said(tmp_path):
     assert "9.0 times as long" in table.notes[0] and table.rows[0][-3:] == ("100", "900", "+800")
 
 
+def test_runs_of_one_objective_are_told_apart_by_what_differs(tmp_path):
+    """By a setting that changes what comes out; by the folder where nothing does, or too much."""
+    told = {
+        "a": "lr: 1.0e-06\nkeep: 1\n", "b": "lr: 2e-6\nkeep: 2\n", "c": "lr: 2e-6\nkeep: 3\n",
+    }  # fmt: skip
+    folders = [run_folder(tmp_path / name) for name in (*told, "d")]
+    for folder, more in zip(folders, told.values(), strict=False):
+        with open(folder / "config.yaml", "a") as file:
+            file.write(more)
+    alone = [runs.read_runs([folder])[0].name for folder in folders]
+    assert alone == ["dpo on pairs"] * 4
+    assert [run.loss for run in runs.read_runs(folders[:2])] == ["dpo lr=1e-06", "dpo lr=2e-06"]
+    assert [run.name for run in runs.read_runs(folders[:3])] == [
+        "dpo lr=1e-06 on pairs", f"dpo ({tmp_path / 'b'}) on pairs", f"dpo ({tmp_path / 'c'}) on pairs",
+    ]  # fmt: skip
+    with open(folders[3] / "config.yaml", "a") as file:
+        file.write("lr: 1e-6\nbeta: 0.3\nseed: 1\nbatch_size: 8\ndtype: float32\n")
+    assert runs.read_runs([folders[0], folders[3]])[1].name == f"dpo ({tmp_path / 'd'}) on pairs"
+
+
 def test_a_metrics_file_that_still_grows_is_read_up_to_its_last_whole_line(tmp_path):
     run = run_folder(tmp_path / "a")
     with open(run / "metrics.jsonl", "a") as file:

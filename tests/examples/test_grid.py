@@ -16,7 +16,7 @@ SCORER = """
 import json, pathlib, sys
 run = pathlib.Path(sys.argv[1])
 seed, loss = run.parts[-3], run.name
-value = {"dpo": 0.2, "sft": 0.4}[loss] + 0.1 * int(seed[-1])
+value = {"dpo": 0.2, "dpo_dpo.beta=0.3": 0.2, "sft": 0.4}[loss] + 0.1 * int(seed[-1])
 lines = [{"checkpoint": name, "benchmark": "mine", "version": "1", "metric": "overall", "value": v, "stderr": None,
           "judge": None} for name, v in (("base", 0.1), ("epoch-01", value), ("epoch-02", value - 0.1))]
 (run / "eval").mkdir(exist_ok=True)
@@ -32,18 +32,22 @@ def test_every_cell_is_trained_once_and_the_table_is_of_their_scores(tmp_path):
     )
     (tmp_path / "scorer.py").write_text(SCORER)
     (tmp_path / "train.yaml").write_text("epochs: 2\nbatch_size: 2\neval_pairs: 1\n")
-    flags = ["--model", str(model), "--data", f"mine={rows}", "--loss", "dpo", "sft", "--lr", "dpo=1e-5", "sft=1e-4"]
+    flags = ["--model", str(model), "--data", f"mine={rows}", "--loss", "dpo", "dpo dpo.beta=0.3", "sft"]
+    flags += ["--lr", "dpo=1e-5", "sft=1e-4"]
     flags += ["--seeds", "2", "--at-once", "2", "--out", str(tmp_path / "g"), "--train", str(tmp_path / "train.yaml")]
     flags += ["--score", f"python {tmp_path / 'scorer.py'} {{run}}"]
     grid.main(flags)
     metrics = sorted((tmp_path / "g").glob("seed-*/mine/*/metrics.jsonl"))
     assert [str(path.parent.relative_to(tmp_path / "g")) for path in metrics] == [
-        "seed-0/mine/dpo", "seed-0/mine/sft", "seed-1/mine/dpo", "seed-1/mine/sft",
-    ]  # fmt: skip
+        f"seed-{seed}/mine/{name}" for seed in (0, 1) for name in ("dpo", "dpo_dpo.beta=0.3", "sft")
+    ]
     said = (tmp_path / "g/report/tables/grid.md").read_text()
     # dpo: gains 10 and 20 points at best, 5 and 15 on average; the deviation of two is their distance by sqrt(2)
     assert "| mine | dpo | 2 | +15.00 | 7.07 | +10.00 | 7.07 |" in said
+    assert "| mine | dpo dpo.beta=0.3 | 2 |" in said
     assert "| mine | sft | 2 | +35.00 | 7.07 | +30.00 | 7.07 |" in said
+    times = (tmp_path / "g/report/tables/table-5.md").read_text()
+    assert all(f"| pairs | {name} |" in times for name in ("dpo beta=0.1", "dpo beta=0.3", "sft"))
     times = [path.stat().st_mtime_ns for path in metrics]
     grid.main(flags)
     assert [path.stat().st_mtime_ns for path in metrics] == times
@@ -54,19 +58,35 @@ def test_rates_are_one_for_all_or_one_for_each():
     shared = {"model": "m", "data": ("a=b.jsonl",), "loss": ("dpo", "sft"), "out": "o"}
     assert GridConfig(lr=("1e-5",), **shared).rates() == {"dpo": 1e-5, "sft": 1e-5}
     assert GridConfig(lr=("sft=1e-4", "dpo=1e-5"), **shared).cells()[1] == Cell("a", Path("b.jsonl"), "sft", 0, 1e-4)
-    with pytest.raises(InputError, match="LOSS=RATE for every --loss; 'sft' is missing"):
+    with pytest.raises(InputError, match="NAME=RATE for every --loss; 'sft' is missing"):
         GridConfig(lr=("dpo=1e-5",), **shared)
     for changed, words in (
         ({"data": ("pairs.jsonl",)}, "NAME=FILE"),
         ({"data": ("clair=",)}, "NAME=FILE"),
         ({"data": ("a=b.jsonl", "a=c.jsonl")}, "--data: a stands there twice"),
         ({"loss": ("dpo", "dpo")}, "--loss: dpo stands there twice"),
+        ({"loss": ("dpo beta=x",)}, "x is not a number"),
+        ({"loss": ("dro beta=1",)}, "dro has no beta"),
+        ({"loss": ("apo_zero apo_zero.bet=1",)}, "perhaps --apo_zero.beta"),
+        ({"loss": ("dpo out=elsewhere",)}, "out is the grid's to say"),
         ({"score": "no-such-program {run}"}, "there has to be a program"),
         ({"score": "true"}, "where it is told the run's folder"),
         ({"score": "true {folder}"}, "cannot be read"),
     ):
         with pytest.raises(InputError, match=re.escape(words)):
             GridConfig(**(shared | changed))
+
+
+def test_an_objective_is_told_flags_of_its_own():
+    for text, name, flags in (
+        ("apo_zero", "apo_zero", {}),
+        ("apo_zero beta=0.3 batch_size=8", "apo_zero", {"beta": "0.3", "batch-size": "8"}),
+        ("my files/a=b.py:mine  mine.by_much=2", "my files/a=b.py:mine", {"mine.by_much": "2"}),
+        ("apo_zero:1,sft:0.1 lr=1e-6", "apo_zero:1,sft:0.1", {"lr": "1e-6"}),
+    ):
+        assert grid.parse_loss(text) == (name, flags)
+    rates = {"model": "m", "data": ("a=b.jsonl",), "out": "o", "loss": ("dpo", "dpo beta=0.3"), "lr": ("dpo=1e-5",)}
+    assert [cell.lr for cell in GridConfig(**rates).cells()] == [1e-5, 1e-5]
 
 
 def test_a_finished_run_is_not_taken_for_another(tmp_path):
@@ -84,6 +104,9 @@ def test_a_finished_run_is_not_taken_for_another(tmp_path):
     for name, value in (("lr", "3e-4"), ("model", "n"), ("batch-size", "8")):
         with pytest.raises(InputError, match=f"was trained with {name.replace('-', '_')} .*, not {value}; remove it"):
             grid.check_same(where, flags | {name: value}, None)
+    grid.check_same(where, flags | {"mine.beta": "0.5"}, None)  # which config.yaml calls beta
+    with pytest.raises(InputError, match=r"was trained with mine\.by None, not 2"):
+        grid.check_same(where, flags | {"mine.by": "2"}, None)
     for path in (mine, data):
         later = where.stat().st_mtime + 60
         os.utime(path, (later, later))

@@ -63,19 +63,19 @@ def test_claims_are_counted_over_seeds_and_data_sets(monkeypatch):
 def test_an_objective_beside_the_papers_has_its_own_rate_and_a_beta_only_where_it_has_one(tmp_path):
     mine = tmp_path / "a=b.py"
     mine.write_text((ROOT / "examples/my_loss.py").read_text().replace('"lead"', '"lead_here"'))
-    assert paper.parse_also(f"{mine}:lead_here") == (f"{mine}:lead_here", paper.RATES["dpo"], True)
     bare = f"{tmp_path}/bare.py:bare"
     (tmp_path / "bare.py").write_text(
         "from losses import Result, loss\n\n\n@loss('bare', data='pairs')\ndef bare(chosen, rejected):\n"
         "    return Result(rejected.logps - chosen.logps, chosen.logps, rejected.logps)\n"
     )
-    assert paper.parse_also(f"{bare}=3e-4") == (bare, 3e-4, False)
-    cells = paper.cells_of({0: {"clair": tmp_path}}, quick=True, also=[f"{bare}=3e-4"])
-    assert [(c.loss, c.lr, c.flags) for c in cells[-2:]] == [
-        ("apo_down", paper.RATES["apo_down"], (paper.BETA,)), (bare, 3e-4, ()),
+    also = [f"{mine}:lead_here lead_here.by=2", f"{bare} lr=3e-4"]
+    cells = paper.cells_of({0: {"clair": tmp_path}}, quick=True, also=also)
+    assert [(c.loss, c.lr, c.flags) for c in cells[-3:]] == [
+        ("apo_down", paper.RATES["apo_down"], (paper.BETA,)), (also[0], paper.RATES["dpo"], (paper.BETA,)),
+        (also[1], paper.RATES["dpo"], ()),
     ]  # fmt: skip
     with pytest.raises(InputError, match="apo_zeero"):
-        paper.PaperConfig(also=("apo_zeero=1e-4",))
+        paper.PaperConfig(also=("apo_zeero lr=1e-4",))
 
 
 def test_grades_say_where_winners_are_better_than_the_model(tmp_path):
