@@ -275,7 +275,7 @@ def place_models(job: Job, table: Reference, ranks: Ranks, setting: Setting) -> 
 
     Beside them the other halves of the policy's weights, where masters are split.
     """
-    needs_model = table.mode == "fused" and not table.is_complete
+    needs_model = table.mode == "fused" and not table.is_final
     frozen = torch.float32 if table.moves else ranks.dtype  # what moves a little does so in float32
     reference = weights.build(job.folder, frozen) if needs_model else None
     job.policy.recompute(setting.n_recomputed)

@@ -45,6 +45,8 @@ JOBS = {
     "mismatched": {"loss": "kto"},
     "state of its own": {"loss": "bco"},
     "moving": {"loss": "dpo", "reference_update": "soft", "reference_update_steps": 2, "eval_pairs": 4},
+    # The table is whole when an epoch ends, and the reference moves later all the same.
+    "moving seldom": {"loss": "dpo", "reference_update": "hard", "reference_update_steps": 4},
     "stages": {"loss": "dpo", "stages": 2, "epochs": 2},
 }
 
