@@ -8,6 +8,8 @@ import hashlib
 import json
 import os
 import shutil
+import socket
+import threading
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -96,10 +98,14 @@ def naming(path: Path) -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def whole_file(path: Path) -> Iterator[Path]:
-    """A temporary sibling to write; it replaces `path` when the block ends, and vanishes where the block raises."""
+def whole_file(path: Path, *, is_shared: bool = False) -> Iterator[Path]:
+    """A temporary sibling to write; it replaces `path` when the block ends, and vanishes where the block raises.
+
+    is_shared: several processes may write it at one time, each under a name of its own; the last one's stays.
+    """
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = temporary_of(path)
+    own = f"{socket.gethostname()}-{os.getpid()}-{threading.get_ident()}"
+    temporary = path.with_name(f"{path.name}.{own}{TEMPORARY}") if is_shared else temporary_of(path)
     try:
         point("write", path)
         with naming(path):

@@ -14,6 +14,10 @@ Technique = Literal[
 ]
 
 
+_OF_SPLIT = {"optimizer": "rmsprop", "reference_update": "none", "shard_size": None}
+"""Settings as split masters need them."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class TrainConfig(RowSettings):
     """Align a Llama on preferences. The defaults are those of arXiv 2408.06266.
@@ -132,13 +136,18 @@ class TrainConfig(RowSettings):
             raise InputError(f"--square-avg {self.square_avg}: goes with --master split; name it, or leave it out")
         if self.master != "split":
             return
-        for name, plain in (("optimizer", "rmsprop"), ("reference_update", "none"), ("shard_size", None)):
+        for name, plain in _OF_SPLIT.items():
             if getattr(self, name) != plain:
                 raise InputError(f"--{name.replace('_', '-')} {getattr(self, name)}: not with --master split")
         if self.dtype == "float32":
             raise InputError("--master split: its upper halves compute in bfloat16; leave --dtype out")
         if world_size() > 1:
             raise InputError("--master split: is for one process; with several, leave it out: masters are sharded")
+
+    @property
+    def can_split(self) -> bool:
+        """Whether everything else that was asked for goes with split masters."""
+        return self.dtype != "float32" and all(getattr(self, name) == plain for name, plain in _OF_SPLIT.items())
 
     @property
     def resumes(self) -> bool:

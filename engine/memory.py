@@ -53,6 +53,8 @@ class Setting:
     holds_gradients: bool = True
     """False: the optimizer steps inside the backward pass."""
     holds_reference: bool = False
+    moves_reference: bool = False
+    """Whether the reference follows the policy, by steps that only float32 can hold."""
     micro_tokens: int = FEWEST_TOKENS
     """Most tokens of a pass, one example at least."""
     pass_tokens: int = FEWEST_TOKENS
@@ -99,7 +101,8 @@ def needs(s: Setting) -> dict[str, int]:
 
 def _staying(s: Setting) -> dict[str, int]:
     n, size = s.shape.n_parameters // s.n_shards, s.dtype.itemsize
-    reference = (4 if s.is_plain and not s.is_split else size) * n if s.holds_reference else 0
+    is_whole = s.moves_reference or (s.is_plain and not s.is_split)
+    reference = (4 if is_whole else size) * n if s.holds_reference else 0
     return {"weights": 4 * n, "optimizer": s.square_avg_bytes * s.n_states * n, "reference": reference}
 
 

@@ -111,8 +111,8 @@ def lay_out(
     What is preferred: float32 masters that are whole; a reference that walks along; weights that stay gathered.
     """
     masters: Sequence[bool] = {"auto": (False, True), "whole": (False,), "split": (True,)}[config.master]
-    if n_ranks > 1 or (device == "cpu" and config.master == "auto") or config.optimizer != "rmsprop":
-        masters = masters[:1]
+    if config.master == "auto" and (n_ranks > 1 or device == "cpu" or not config.can_split):
+        masters = (False,)
     reshards: Sequence[bool] = {"auto": (False, True), "yes": (True,), "no": (False,)}[config.reshard]
     if device == "cpu" and config.reshard == "auto":
         reshards = (False,)  # there, gathering again costs more than the memory is worth
@@ -130,6 +130,7 @@ def lay_out(
             n_states=N_STATES[config.optimizer],
             holds_gradients=not is_split or config.max_grad_norm > 0,
             holds_reference=mode == "fused",
+            moves_reference=config.reference_update != "none",
             reshards=gives_back,
             is_compiled=compiles(config, device),
         )
@@ -154,7 +155,7 @@ def compiles(config: TrainConfig, device: str) -> bool:
 
 def ways(config: TrainConfig, n_ranks: int) -> list[dict[str, Any]]:
     """Changes of a configuration that may let it fit, what changes the least first."""
-    if n_ranks > 1 or config.optimizer != "rmsprop" or config.reference_update != "none":
+    if n_ranks > 1 or not config.can_split:
         return []
     return [way for way in WAYS if any(getattr(config, name) != value for name, value in way.items())]
 

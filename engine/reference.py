@@ -20,7 +20,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from data import InputError
+from data import InputError, cli
 from data.dataset import digest
 from data.examples import Example
 from data.files import digests, whole_file
@@ -117,14 +117,25 @@ class Cache:
             return self.shared
         return self.shared / f"{self.fingerprint()[:32]}.safetensors"
 
+    def check(self) -> None:
+        """Raises InputError where the shared one is a file that should be a folder, or the other way round."""
+        if (path := self.shared) is None or not path.exists():
+            return
+        if path.is_dir() == (path.suffix == ".safetensors"):
+            raise InputError(
+                f"--reference-cache {path}: name a folder that runs share, or a run's reference.safetensors"
+            )
+
     def read(self, shape: torch.Size) -> tuple[Tensor | None, str]:
-        """The shared table where it fits, and a sentence that says what was found.
+        """The table where one fits, shared or left by this run before it was stopped, and what was found.
 
         It fits where it was computed from the same weights, rows and dtype, is whole, and was not changed since.
         """
-        path = self._path
-        if path is None or not path.exists():
-            return None, "computed in this run"
+        paths = [path for path in (self._path, self.own) if path is not None and path.exists()]
+        found = [self._read(path, shape) for path in paths] or [(None, "computed in this run")]
+        return next((one for one in found if one[0] is not None), found[0])
+
+    def _read(self, path: Path, shape: torch.Size) -> tuple[Tensor | None, str]:
         try:
             with safe_open(path, framework="pt") as file:
                 facts, table = file.metadata() or {}, file.get_tensor("ref_logps")
@@ -137,12 +148,24 @@ class Cache:
         return table, f"taken from {path}"
 
     def write(self, table: Reference) -> None:
-        """Writes the table into the run's folder, and where it is shared; each whole or not at all."""
+        """Writes the table into the run's folder, and where it is shared, if it is not there; whole or not at all.
+
+        Other runs may be sharing theirs at the same time. A run whose table cannot be shared says so and goes on.
+        """
+        self._write(self.own, table)
+        path = self._path
+        if path is None or (path.exists() and self._read(path, table.values.shape)[0] is not None):
+            return
+        try:
+            self._write(path, table, is_shared=True)
+        except OSError as fault:
+            cli.notify(f"{path}: cannot be written ({fault.strerror}); {self.own} is there all the same")
+
+    def _write(self, path: Path, table: Reference, *, is_shared: bool = False) -> None:
         metadata = {"fingerprint": self.fingerprint(), "sha256": _digest(table.values)}
-        for path in filter(None, (self.own, self._path)):
-            with whole_file(path) as temporary:
-                save_file({"ref_logps": table.values}, temporary, metadata=metadata)
-                temporary.chmod(path.parent.stat().st_mode & 0o666)  # save_file makes 0600 whatever the umask is
+        with whole_file(path, is_shared=is_shared) as temporary:
+            save_file({"ref_logps": table.values}, temporary, metadata=metadata)
+            temporary.chmod(path.parent.stat().st_mode & 0o666)  # save_file makes 0600 whatever the umask is
 
 
 def _digest(table: Tensor) -> str:

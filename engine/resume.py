@@ -65,6 +65,13 @@ class Place:
         """Whether the run did all that it was asked for."""
         return (self.states / "finished.json").exists()
 
+    def master(self) -> str | None:
+        """Whether the float32 masters of the run that is here are "whole" or "split"; None where there is no run."""
+        try:
+            return json.loads(self._identity.read_text(encoding="utf-8"))["master"]
+        except (OSError, ValueError, LookupError, TypeError):
+            return None  # what is damaged is told by compare
+
     def begin(self, identity: Mapping[str, Any]) -> None:
         """Notes what the run is."""
         write_json(self._identity, identity)
@@ -133,10 +140,21 @@ class Place:
 
 
 def identity(
-    config: TrainConfig, settings: Mapping[str, Any], model: Path, rows: Sequence[Example], heldout: Sequence[Example]
+    config: TrainConfig,
+    settings: Mapping[str, Any],
+    model: Path,
+    rows: Sequence[Example],
+    heldout: Sequence[Example],
+    *,
+    dtype: torch.dtype,
+    is_split: bool,
 ) -> dict[str, Any]:
-    """What has to be the same for a run to go on: every setting, and digests of what its files hold."""
+    """What has to be the same for a run to go on: every setting, and digests of what its files hold.
+
+    dtype, is_split: what --dtype and --master came to.
+    """
     held = {f.name: getattr(config, f.name) for f in fields(config)} | dict(settings)
+    held |= {"dtype": str(dtype).removeprefix("torch."), "master": "split" if is_split else "whole"}
     left_out = FREE | CONTENT | {"hyperparameters"}
     known = {name: str(value) for name, value in held.items() if name not in left_out}
     files = sorted([*model.glob("*.safetensors"), model / "config.json"])

@@ -31,7 +31,7 @@ from engine.objective import Objective, describe_all, gradient
 from engine.parallel import Ranks, free_memory
 from engine.plan import Plan
 from engine.reference import Cache, Reference
-from engine.resume import identity
+from engine.resume import Place, identity
 from engine.run import Run, check_folder
 from engine.score import score_examples, score_step
 from engine.split import Masters, put_high
@@ -133,6 +133,7 @@ class Job:
             self.facts["stage"] = f"{part + 1} of {config.stages}"
         if self.heldout and self._has_form(self.heldout[0]):
             self.objective.check(self._in_form(self.heldout))
+        Cache.of(config, str).check()
         self.steps = Steps(self.examples, config, self.objective)
         self.modes = reference.modes(config, self.objective)
         self.load = Load.of(self.examples, layout_of(config), config.batch_size, world_size())
@@ -166,18 +167,34 @@ class Job:
             return False
 
     def splits_masters(self) -> bool:
-        """Whether float32 masters are split in halves: where it is asked for, or one GPU cannot hold them whole."""
-        if self.config.master != "auto" or world_size() > 1 or not torch.cuda.is_available():
+        """Whether float32 masters are split in halves: where it is asked for, or one GPU cannot hold them whole.
+
+        A run that goes on keeps what it began with. Raises InputError where that cannot be.
+        """
+        if self.config.master != "auto":
             return self.config.master == "split"
+        if (began := self._began()) is not None:
+            if began == "split" and world_size() > 1:
+                raise InputError(
+                    f"{self.config.out}: its state has split masters, which are for one process; start one"
+                )
+            return began == "split"
+        if world_size() > 1 or not torch.cuda.is_available():
+            return False
         dtype = getattr(torch, self.config.dtype or "bfloat16")
         return self._lay_out(self.config, "cuda", dtype, free_memory()).setting.is_split
+
+    def _began(self) -> str | None:
+        """How the masters of the run lie that this one goes on with."""
+        return Place(Path(self.config.out)).master() if self.config.resumes else None
 
     def lay_out(self, ranks: Ranks) -> Plan:
         """How the run is laid out, the same on every rank. Raises InputError where it cannot fit. Collective."""
         device, free = ranks.device.type, int(-ranks.most(-free_memory()))
-        found = self._lay_out(self.config, device, ranks.dtype, free)
+        decided = replace(self.config, master="split" if ranks.splits_masters else "whole")
+        found = self._lay_out(decided, device, ranks.dtype, free)
         if not found.fits:
-            ways = plan.ways(self.config, ranks.size)
+            ways = plan.ways(self.config, ranks.size) if self._began() is None else []
             plans = [self._lay_out(replace(self.config, **way), device, ranks.dtype, free) for way in ways]
             raise InputError(plan.refusal(found, list(zip(ways, plans, strict=True))))
         return found
@@ -194,9 +211,12 @@ class Job:
         """What was read, in a sentence."""
         return "; ".join(self.facts[name] for name in ("report", "eval_report") if name in self.facts)
 
-    def identity(self) -> dict[str, Any]:
+    def identity(self, ranks: Ranks) -> dict[str, Any]:
         """What has to be the same for a run to go on with this one."""
-        made = identity(self.config, self.objective.settings, self.folder, self.examples, self.heldout)
+        made = identity(
+            self.config, self.objective.settings, self.folder, self.examples, self.heldout,
+            dtype=ranks.dtype, is_split=ranks.splits_masters,
+        )  # fmt: skip
         return made | ({"stage": self.facts["stage"]} if "stage" in self.facts else {})
 
     def _show_first(self) -> str:
@@ -211,7 +231,7 @@ class Job:
 def _train(job: Job, ranks: Ranks) -> RunResult:
     config, objective, steps, at = job.config, job.objective, job.steps, ranks.heartbeat.at
     with Run(config, steps, objective, ranks) as log, ranks.heartbeat.watch():
-        if log.look_back(job.identity):
+        if log.look_back(lambda: job.identity(ranks)):
             log.say(f"{log.folder}: is finished, all {len(steps)} steps of it; nothing is left to do")
             return RunResult(log.folder, len(steps), log.place.epochs(), log.place.last_line())
         laid_out = job.lay_out(ranks)
@@ -222,13 +242,13 @@ def _train(job: Job, ranks: Ranks) -> RunResult:
         job.facts["layout"] = laid_out.facts()
         walk, masters = place_models(job, table, ranks, laid_out.setting)
         optimizer, schedule = optim.build(walk.policy.parameters(), config, len(steps), masters)
-        log.begin(job.facts, job.identity, walk.policy)
+        log.begin(job.facts, lambda: job.identity(ranks), walk.policy)
         log.say(f"{job.report}; {len(steps)} steps; reference: {mode}, {job.facts['reference_cache']}")
         log.say(laid_out.sentence(config, ranks.size))
         log.write("first_example.txt", job.first_example)
         heldout = HeldOut(job.heldout, walk, ranks, split, moves=table.moves)
         if mode == "precompute" and not table.is_complete:
-            precompute(table, walk, steps, ranks, split)
+            precompute(table, cache, walk, steps, ranks, split)
         log.restore(walk, optimizer, schedule, table)  # the policy's own initial weights are needed no more
 
         for step in steps.packed(ranks, split, done=log.n_done):
@@ -322,11 +342,12 @@ def whole_step(objective: Objective, walk: Walk, table: Reference, step: Step, r
     return columns, result
 
 
-def precompute(table: Reference, walk: Walk, steps: Steps, ranks: Ranks, split: Split) -> None:
-    """Fills the table with the policy's own initial weights, for the rows that the run will reach."""
+def precompute(table: Reference, cache: Cache, walk: Walk, steps: Steps, ranks: Ranks, split: Split) -> None:
+    """Fills the table with the policy's own initial weights, for the rows that the run will reach, and writes it."""
     total = min(len(steps), steps.per_epoch)
     for step in tqdm(steps.first_epoch(), "reference", total, unit="step", disable=None if ranks.is_first else True):
         table.remember(step, score_step(walk, step, ranks, split))
+    leave(table, cache, walk, ranks)
 
 
 def leave(table: Reference, cache: Cache, walk: Walk, ranks: Ranks) -> None:

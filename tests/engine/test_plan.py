@@ -68,6 +68,23 @@ def test_what_a_block_keeps_is_what_autograd_saves(monkeypatch, dtype):
     assert memory.kept_bytes(setting) == pytest.approx(found, rel=0.03)
 
 
+def test_masters_are_split_by_themselves_only_where_that_can_be():
+    shape, free = EIGHT, 110 * GB
+    load = Load.of_the_paper(16)
+
+    def lay_out(**changes):
+        config = TrainConfig(model="", data=("",), out="", **changes)
+        return plan.lay_out(
+            config, shape, ["fused"], load, device="cuda", dtype=torch.bfloat16, n_ranks=1, budget=free,
+        ).setting  # fmt: skip
+
+    assert lay_out().is_split
+    for changes in ({"dtype": "float32"}, {"reference_update": "soft"}, {"optimizer": "adamw"}, {"shard_size": 1}):
+        assert not lay_out(**changes).is_split
+    moving, frozen = lay_out(reference_update="soft"), lay_out(master="whole")
+    assert memory.needs(moving)["reference"] == 2 * memory.needs(frozen)["reference"] == 4 * shape.n_parameters
+
+
 def test_operations_are_those_of_every_product_written_out():
     examples = tiny.random_examples(LENGTHS)
     load = Load.of(examples, Layout(), batch_size=3)

@@ -125,6 +125,24 @@ def test_what_was_changed_is_named_with_both_values(go):
     ]
 
 
+def test_how_masters_lie_and_what_computes_is_the_states_to_say(go, monkeypatch):
+    """--master auto looks at the memory that is free, which may change; a run's config.yaml names the dtype."""
+    split = {"master": "split", "loss": "dpo"}
+    go("whole", **split)
+    go("run", **split, stop_after=4)
+    go("run", loss="dpo", resume=True, stop_after=5)
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    with pytest.raises(InputError, match="its state has split masters, which are for one process"):
+        train.Job(TrainConfig(model=str(go.model), data=(str(go.rows),), out=str(go.tmp / "run"), resume=True)
+                  ).splits_masters()  # fmt: skip
+    monkeypatch.delenv("WORLD_SIZE")
+    for changes in ({"master": "whole"}, {"dtype": "float32"}):
+        with pytest.raises(InputError, match=r"master: split -> whole|dtype: bfloat16 -> float32"):
+            go("run", loss="dpo", resume=True, **changes)
+    go("run", loss="dpo", resume=True, dtype="bfloat16")
+    assert outcome(go.tmp / "whole") == outcome(go.tmp / "run")
+
+
 def test_a_damaged_state_is_found_and_the_one_before_it_used(go, capsys):
     """Every file of the newest state: a bit flipped, cut, removed, a byte more; a stranger's file beside them."""
     go("whole")

@@ -67,7 +67,7 @@ def job(tmp_path):
             "keep": 1,
         }
         result = train.run(TrainConfig(**(settings | changes)))
-        return result, lines(out)
+        return result, lines(result.out)
 
     go.model, go.rows, go.tmp = model, rows, tmp_path
     return go
@@ -242,6 +242,58 @@ def test_a_folder_of_caches_serves_every_objective_of_a_sweep(job):
         assert_same(found, job(loss=loss)[1])
     job(loss="apo_zero_unpaired", reference_cache=str(shared))
     assert len(list(shared.iterdir())) == 2  # other sequences, another table
+
+
+WRITERS = """
+import sys, time
+from pathlib import Path
+from types import SimpleNamespace
+import torch
+from engine.reference import Cache
+folder = Path(sys.argv[1])
+table = SimpleNamespace(values=torch.full((9, 2), float(sys.argv[2]), dtype=torch.float64))
+for i in range(150):
+    Cache(lambda: f"{i:032d}", folder / sys.argv[2] / "reference.safetensors", folder / "shared").write(table)
+"""
+
+
+def test_runs_that_end_an_epoch_together_share_their_tables(tmp_path):
+    env = tiny.environment()
+    args = [[sys.executable, "-c", WRITERS, str(tmp_path), str(i)] for i in (1, 2)]
+    runs = [subprocess.Popen(one, env=env, stderr=subprocess.PIPE, text=True) for one in args]
+    said = [run.communicate(timeout=120)[1] for run in runs]
+    assert said == ["", ""] and [run.returncode for run in runs] == [0, 0]
+    made = sorted(p.name for p in (tmp_path / "shared").iterdir())
+    assert made == [f"{i:032d}.safetensors" for i in range(150)]
+
+
+def test_a_place_that_cannot_hold_the_table_is_told_before_or_does_not_end_the_run(job, capfd):
+    file, folder = job.tmp / "file", job.tmp / "folder.safetensors"
+    file.write_text("mine")
+    folder.mkdir()
+    for path in (file, folder):
+        with pytest.raises(InputError, match=r"name a folder that runs share, or a run's reference\.safetensors"):
+            job(reference_cache=str(path))
+    assert file.read_text() == "mine"
+    _, there = job(reference_cache=str(file / "below"))
+    assert "cannot be written (Not a directory)" in capfd.readouterr().err
+    assert_same(job()[1], there)
+
+
+def test_a_table_that_was_computed_before_step_1_is_not_computed_twice(job, monkeypatch):
+    """A run that is killed before its first state goes on with it."""
+
+    def fall(*arguments):
+        raise RunError("no more")
+
+    _, there = job(reference="precompute")
+    with monkeypatch.context() as patched:
+        patched.setattr(train, "logps", fall)
+        with pytest.raises(RunError, match="no more"):
+            job(reference="precompute", out=str(job.tmp / "fallen"))
+    again, found = job(reference="precompute", out=str(job.tmp / "fallen"), resume=True)
+    assert said_of_cache(again) == f"taken from {again.out / 'reference.safetensors'}"
+    assert_same(there, found)
 
 
 EXACT = {  # every setting that claims to change the speed only
