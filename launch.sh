@@ -175,7 +175,7 @@ run_train() {
 }
 
 ask_to_stop() {
-  if [[ ! -s $RUN_STOP_FILE ]]; then say "stopping after this step: its state is saved"; fi
+  if [[ ! -s $RUN_STOP_FILE ]]; then say "stopping when this step is done and its state is saved"; fi
   echo "$1" >"$RUN_STOP_FILE"
 }
 

@@ -40,12 +40,27 @@ class Load:
     """T of the longest example."""
     step: int
     """T of the largest step to be expected, of one rank."""
+    is_mismatched: bool = False
+    """Whether a step gives every example another one's response, too: then the reference walks in every epoch."""
+    whole_step: bool = False
+    """Whether a step of several passes walks each without gradient first."""
 
     @staticmethod
-    def of(examples: Sequence[Example], layout: Layout, batch_size: int, n_ranks: int = 1) -> "Load":
+    def of(
+        examples: Sequence[Example],
+        layout: Layout,
+        batch_size: int,
+        n_ranks: int = 1,
+        *,
+        is_mismatched: bool = False,
+        whole_step: bool = False,
+    ) -> "Load":
         """Of rows. The largest of many random steps is nearer to the mean than to the worst that could be drawn: a
         quarter of the way.
         """
+        if is_mismatched:  # whose it is a step's order decides; here the next one's
+            others = [e.responses[0] for e in (*examples[1:], examples[0])]
+            examples = [e._replace(responses=(*e.responses, r)) for e, r in zip(examples, others, strict=True)]
         sizes = np.sort([n_tokens(e, layout) for e in examples])[::-1]
         n = min(batch_size, len(sizes))
         mean, worst = n * float(sizes.mean()), float(sizes[:n].sum())
@@ -56,6 +71,8 @@ class Load:
             seen=float(np.mean([_seen(e) for e in examples])),
             longest=int(sizes[0]),
             step=int((mean + (worst - mean) / 4) / n_ranks),
+            is_mismatched=is_mismatched,
+            whole_step=whole_step,
         )
 
     @staticmethod
@@ -81,7 +98,8 @@ def forward_of_example(shape: LlamaConfig, load: Load) -> float:
 
 def run_flops(s: Setting, load: Load, epochs: int, *, has_reference: bool) -> float:
     """Of a whole run: 3 passes' worth for each example and epoch, one for the reference, and what is again."""
-    passes = 3 * epochs + has_reference + epochs * s.n_recomputed / s.shape.n_layers
+    passes = 3 * epochs + has_reference * (epochs if load.is_mismatched else 1)
+    passes += epochs * s.n_recomputed / s.shape.n_layers + epochs * (load.whole_step and s.has_several_passes)
     return passes * load.n * forward_of_example(s.shape, load)
 
 

@@ -72,11 +72,9 @@ class LlamaConfig:
                 raise InputError(f"{place}: {key} is not supported; give a plain bf16, fp16 or fp32 checkpoint")
         n_heads = _count(raw, "num_attention_heads", place)
         hidden = _count(raw, "hidden_size", place)
-        # transformers 5 writes rope_parameters; Meta's releases have rope_theta and rope_scaling.
-        rope = _mapping(raw, "rope_parameters", place) or {
-            "rope_theta": raw.get("rope_theta"),
-            **_mapping(raw, "rope_scaling", place),
-        }
+        # transformers 5 writes rope_parameters, Meta's releases have rope_scaling; theta stands in it or beside it.
+        rope = _mapping(raw, "rope_parameters", place) or _mapping(raw, "rope_scaling", place)
+        rope = {"rope_theta": raw.get("rope_theta"), **rope}
         config = LlamaConfig(
             vocab_size=_count(raw, "vocab_size", place),
             hidden_size=hidden,

@@ -73,6 +73,11 @@ class Objective:
         return ",".join(term.loss.name for term in self.terms)
 
     @property
+    def digests(self) -> dict[str, str]:
+        """Of the files outside the packages that its terms are from: what is in them decides the run."""
+        return {f"the file of {t.loss.name}": t.loss.digest[:16] for t in self.terms if t.loss.digest}
+
+    @property
     def has_reference(self) -> bool:
         """Whether any term needs one."""
         return any(term.loss.reference for term in self.terms)
@@ -156,6 +161,8 @@ class Objective:
             return Result(none, none.detach(), none.detach())
         found = [self._result(term, columns) for term in self.terms]
         n = len(columns.logps)
+        for term, result in zip(self.terms, found, strict=True):
+            _check_shape(term.loss, result, n)
         # Two losses of a pair, where a term takes it as unpaired, are its mean.
         parts = [result.losses.view(n, -1).mean(dim=1) for result in found]
         total = sum((t.weight * part for t, part in zip(self.terms, parts, strict=True)), torch.zeros_like(parts[0]))
@@ -204,6 +211,15 @@ class Objective:
     def _state_of(self, name: str) -> dict[str, float] | None:
         state = {key.partition(".")[2]: v for key, v in (self.state or {}).items() if key.partition(".")[0] == name}
         return state or None
+
+
+def _check_shape(loss: Loss, result: Result, n: int) -> None:
+    """Raises LossError where the losses are not one for each of n examples (two for a pair that is taken apart)."""
+    shape = tuple(result.losses.shape)
+    if len(shape) != 1 or shape[0] not in (n, 2 * n if loss.data == "unpaired" else n):
+        raise LossError(
+            f"{loss.name} gave losses of shape {list(shape)} for {n} examples; give one for each, [n], not their mean"
+        )
 
 
 def gradient(objective: Objective, columns: Columns) -> tuple[Result, Tensor]:

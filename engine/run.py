@@ -179,9 +179,16 @@ class Run:
     def begin(self, facts: dict[str, Any], identity: Callable[[], dict[str, Any]], policy: Llama) -> None:
         """Makes the folder, or brings it back to the step that the run goes on from. Collective.
 
-        Raises InputError where a checkpoint and a state would not find room on its disk.
+        Raises InputError where a checkpoint and a state would not find room on its disk, or states are asked for and
+        hosts do not share it.
         """
         self._ranks.on_first(lambda: self._check_room(policy))
+        self._ranks.on_first(self._hold)
+        if self._config.state_every != 0 and not self._ranks.all_see(self.place.states):
+            raise InputError(
+                f"{self.folder}: not every rank sees this folder, and a state of several hosts needs one that all see; "
+                "name a shared --out, or do without states (--state-every 0)"
+            )
         self._facts = {name: value for name, value in facts.items() if isinstance(value, int)}
         self._ranks.on_first(lambda: self._begin(facts, identity))
         self._states = self._states or self._open_states()
@@ -197,15 +204,23 @@ class Run:
         return States(self.place.states, self._ranks, self._config.keep_state)
 
     def _check_room(self, policy: Llama) -> None:
-        stored = weights.stored_dtype(policy.source).itemsize if policy.source else 4
-        state = 0 if self._config.state_every == 0 else 4 * (1 + optim.N_STATES[self._config.optimizer])
-        needed = policy.config.n_parameters * (stored + state)
+        c, n = self._config, policy.config.n_parameters
+        checkpoint = n * (weights.stored_dtype(policy.source).itemsize if policy.source else 4)
+        state = 0 if c.state_every == 0 else n * 4 * (1 + optim.N_STATES[c.optimizer])
+        has_several = not self.n_done and (c.epochs > 2 or c.state_every is not None)
+        states = state * (c.keep_state + 1 if has_several else 1)  # a new one is whole before the oldest goes
         nearest = next(p for p in [self.folder, *self.folder.absolute().parents] if p.exists())
         free = shutil.disk_usage(nearest).free
-        if free < needed:
+        if free < checkpoint + states:
             raise InputError(
-                f"{self.folder}: {free:,} bytes are free, and a checkpoint and a state take {needed:,}; make room, or "
-                "keep no states (--state-every 0)"
+                f"{self.folder}: {free:,} bytes are free, and a checkpoint and its states take "
+                f"{checkpoint + states:,}; make room, or keep no states (--state-every 0)"
+            )
+        n_left = min(c.keep or c.epochs, c.epochs) - len(self.place.epochs())
+        if free < n_left * checkpoint + states:
+            self.say(
+                f"{self.folder}: {free:,} bytes are free, and {n_left} checkpoints and states will take "
+                f"{n_left * checkpoint + states:,}: keep fewer (--keep), or prune them while they are scored"
             )
 
     def _begin(self, facts: dict[str, Any], identity: Callable[[], dict[str, Any]]) -> None:
@@ -266,6 +281,13 @@ class Run:
         """Whether a signal, on any rank, or --stop-after ends the run here. Collective, once per step."""
         self._signal = int(self._ranks.most(self._stop.asked()))
         return (self._signal > 0 or self.n_done == self._config.stop_after) and self.n_done < len(self.steps)
+
+    def heed(self) -> None:
+        """Raises Stopped where a signal, on any rank, ends the run before its first step. Collective."""
+        if number := int(self._ranks.most(self._stop.asked())):
+            raise Stopped(
+                f"{self.folder}: stopped before step {self.n_done + 1}; start it again with --resume", 128 + number
+            )
 
     def state_due(self, step: Step) -> bool:
         """Whether --state-every asks for a state after this step; the last one needs none."""
@@ -390,4 +412,4 @@ class Run:
     def say(self, sentence: str) -> None:
         """A notice for the user."""
         if self._ranks.is_first:
-            tqdm.write(sentence, file=sys.stderr)
+            tqdm.write(cli.printable(sentence), file=sys.stderr)

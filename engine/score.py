@@ -5,7 +5,6 @@ python -m engine.score --model DIR --data FILE --out FILE
 
 import json
 import os
-import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -109,7 +108,7 @@ def main(argv: Sequence[str]) -> None:
     )
     if len({len(e.responses) for e in rows.examples}) > 1:
         raise InputError(f"{config.data}: pairs and single completions in one file; score them apart")
-    print(rows.report(), file=sys.stderr)
+    cli.notify(rows.report())
     found = score_under(folder, rows.examples, dtype=config.dtype, micro_tokens=config.micro_tokens)
     lines = [_line(e, logps) for e, logps in zip(rows.examples, found, strict=True)]
     if os.environ.get("RANK", "0") == "0":

@@ -47,7 +47,7 @@ class Stop:
         if self._asked and number == signal.SIGINT:
             os._exit(128 + number)
         if not self._asked and "RANK" not in os.environ:  # several ranks: at the end, by one
-            cli.notify("stopping after this step: its state is saved")
+            cli.notify("stopping when this step is done and its state is saved")
         self._asked = number
 
     def asked(self) -> int:

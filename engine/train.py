@@ -136,7 +136,10 @@ class Job:
         Cache.of(config, str).check()
         self.steps = Steps(self.examples, config, self.objective)
         self.modes = reference.modes(config, self.objective)
-        self.load = Load.of(self.examples, layout_of(config), config.batch_size, world_size())
+        self.load = Load.of(
+            self.examples, layout_of(config), config.batch_size, world_size(),
+            is_mismatched=self.objective.needs_mismatched, whole_step=self.objective.whole_step,
+        )  # fmt: skip
         self.first_example = self._show_first() if os.environ.get("RANK", "0") == "0" else ""
 
     def _read(self, sources: tuple[str, ...], shares: tuple[float, ...] = ()) -> tuple[list[Example], dict[str, Any]]:
@@ -217,6 +220,7 @@ class Job:
             self.config, self.objective.settings, self.folder, self.examples, self.heldout,
             dtype=ranks.dtype, is_split=ranks.splits_masters,
         )  # fmt: skip
+        made |= self.objective.digests
         return made | ({"stage": self.facts["stage"]} if "stage" in self.facts else {})
 
     def _show_first(self) -> str:
@@ -248,7 +252,7 @@ def _train(job: Job, ranks: Ranks) -> RunResult:
         log.write("first_example.txt", job.first_example)
         heldout = HeldOut(job.heldout, walk, ranks, split, moves=table.moves)
         if mode == "precompute" and not table.is_complete:
-            precompute(table, cache, walk, steps, ranks, split)
+            precompute(table, cache, walk, steps, ranks, split, log)
         log.restore(walk, optimizer, schedule, table)  # the policy's own initial weights are needed no more
 
         for step in steps.packed(ranks, split, done=log.n_done):
@@ -310,9 +314,12 @@ def place_models(job: Job, table: Reference, ranks: Ranks, setting: Setting) -> 
     return walk, masters
 
 
-def logps(walk: Walk, table: Reference, step: Step, batch: Batch, ranks: Ranks) -> Columns:
-    """A batch's log-probs: the policy's with gradient; the reference's from the table, or from the walk beside it."""
-    known = table.known(step)
+def logps(walk: Walk, table: Reference, step: Step, batch: Batch, ranks: Ranks, known: Tensor | None = None) -> Columns:
+    """A batch's log-probs: the policy's with gradient; the reference's from the table, or from the walk beside it.
+
+    known: the reference's of the whole step [n, K], where they have been walked already.
+    """
+    known = table.known(step) if known is None else known
     ranks.heartbeat.at(step.number, "forward")
     found, ref_logps = walk(batch.forest.to(ranks.device), with_reference=table.is_used and known is None)
     if known is not None:
@@ -333,20 +340,22 @@ def whole_step(objective: Objective, walk: Walk, table: Reference, step: Step, r
         step.add(batch, part)
     columns = step.gather(ranks, with_reference=table.is_used)
     result, slopes = gradient(objective, columns)
-    table.remember(step, columns.ref_logps)  # what can be kept need not be walked again
     for batch, part in zip(batches, parts, strict=True):
         ranks.sums_gradients(walk, batch is batches[-1])
-        again = part if len(batches) == 1 else logps(walk, table, step, batch, ranks)
+        again = part if len(batches) == 1 else logps(walk, table, step, batch, ranks, columns.ref_logps)
         ranks.heartbeat.at(step.number, "backward")
         again.logps.backward(gradient=slopes[batch.places].to(again.logps.device))
     return columns, result
 
 
-def precompute(table: Reference, cache: Cache, walk: Walk, steps: Steps, ranks: Ranks, split: Split) -> None:
+def precompute(
+    table: Reference, cache: Cache, walk: Walk, steps: Steps, ranks: Ranks, split: Split, log: Run
+) -> None:  # fmt: skip
     """Fills the table with the policy's own initial weights, for the rows that the run will reach, and writes it."""
     total = min(len(steps), steps.per_epoch)
     for step in tqdm(steps.first_epoch(), "reference", total, unit="step", disable=None if ranks.is_first else True):
         table.remember(step, score_step(walk, step, ranks, split))
+        log.heed()
     leave(table, cache, walk, ranks)
 
 

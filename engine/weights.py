@@ -313,7 +313,8 @@ def save(
                 held, first = parts.local(tensors[name]) if shared else (parts.whole(tensors[name]), 0)
                 if parts.holds_first_copy if shared else parts.is_first:
                     _write_rows(path, held, start, first, dtype)
-            sync(path)  # each process what it wrote
+            if shared or parts.is_first:
+                sync(path)  # each process what it wrote
         parts.wait()  # all rows are there before the folder gets its name
         if parts.is_first:
             _write_beside(model, temporary, shards, dtype, stop_ids, beside or {})

@@ -6,8 +6,10 @@ decorator and its signature: which rows it eats, whether it needs a reference, i
 """
 
 import difflib
+import hashlib
 import importlib.util
 import inspect
+import sys
 import types
 import typing
 from collections.abc import Callable, Mapping
@@ -91,6 +93,8 @@ class Loss:
     """Their annotations, for reading them from text."""
     given: frozenset[str]
     """Keyword arguments that the engine fills from the step (a subset of GIVEN)."""
+    digest: str
+    """SHA-256 of the file outside the packages that it was taken from; empty for those of the package."""
 
     def __call__(self, *columns: Any, **arguments: Any) -> Result:
         return self.function(*columns, **arguments)
@@ -103,7 +107,10 @@ class Loss:
 
 _losses: dict[str, Loss] = {}
 _aliases: dict[str, str] = {}
-_files: dict[Path, frozenset[str]] = {}
+_files: dict[Path, tuple[str, frozenset[str]]] = {}
+"""Of each file that was imported its digest, and the names and aliases that it brought."""
+_importing = [""]
+"""The digest of the file that is being imported, last."""
 
 
 def loss(
@@ -168,6 +175,7 @@ def loss(
             defaults=types.MappingProxyType({p.name: p.default for p in keywords if p.name not in GIVEN}),
             types=types.MappingProxyType(read_as),
             given=frozenset(p.name for p in keywords) & GIVEN,
+            digest=_importing[-1],
         )
         _losses[name] = made
         _aliases.update(dict.fromkeys(aliases, name))
@@ -220,23 +228,45 @@ def _is_readable(annotation: Any) -> bool:
 
 
 def _import_file(path: Path) -> frozenset[str]:
-    """Runs a user's file once, so that its decorators register; the names and aliases that it brought."""
+    """Runs a user's file, so that its decorators register; the names and aliases that it brought.
+
+    Once for each content: a file that was changed since brings its names anew, one that fails none.
+    """
     resolved = path.resolve()
-    if resolved in _files:
-        return _files[resolved]
     if not resolved.is_file():
         raise LossError(f"{path}: no such file; --loss takes a name or path/to/file.py:name")
-    spec = importlib.util.spec_from_file_location(f"losses_from_{resolved.stem}", resolved)
+    digest = hashlib.sha256(resolved.read_bytes()).hexdigest()
+    known, names = _files.get(resolved, ("", frozenset[str]()))
+    if known == digest:
+        return names
+    _forget(names)
+    name = f"losses_from_{resolved.stem}_{digest[:8]}"
+    spec = importlib.util.spec_from_file_location(name, resolved)
     assert spec is not None and spec.loader is not None  # a .py file always has both
     module = importlib.util.module_from_spec(spec)
     before = {*_losses, *_aliases}
+    sys.modules[name] = module  # dataclasses look their module up
+    _importing.append(digest)
     try:
-        spec.loader.exec_module(module)
-    except LossError as fault:
-        raise LossError(f"{path}: {fault}") from None
-    except SyntaxError as fault:
-        raise LossError(f"{path}:{fault.lineno}: {fault.msg}; mend the file") from None
-    except Exception as fault:  # whatever a user's file raises is the user's to mend
-        raise LossError(f"{path}: cannot be imported ({type(fault).__name__}: {fault}); mend the file") from fault
-    _files[resolved] = frozenset({*_losses, *_aliases} - before)
-    return _files[resolved]
+        exec(compile(resolved.read_bytes(), resolved, "exec"), module.__dict__)  # a cached .pyc goes by time and size
+    except BaseException as fault:
+        del sys.modules[name]
+        _forget(frozenset({*_losses, *_aliases} - before))
+        _files.pop(resolved, None)
+        if isinstance(fault, LossError):
+            raise LossError(f"{path}: {fault}") from None
+        if isinstance(fault, SyntaxError):
+            raise LossError(f"{path}:{fault.lineno}: {fault.msg}; mend the file") from None
+        if isinstance(fault, Exception):  # whatever a user's file raises is the user's to mend
+            raise LossError(f"{path}: cannot be imported ({type(fault).__name__}: {fault}); mend the file") from fault
+        raise
+    finally:
+        _importing.pop()
+    _files[resolved] = digest, frozenset({*_losses, *_aliases} - before)
+    return _files[resolved][1]
+
+
+def _forget(names: frozenset[str]) -> None:
+    for name in names:
+        _losses.pop(name, None)
+        _aliases.pop(name, None)

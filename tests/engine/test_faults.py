@@ -300,7 +300,7 @@ def test_a_disk_that_fills_up_costs_nothing_but_the_wait(folder, small_disk):
     assert go(folder / "whole") == (0, [])
     disk = small_disk(300)
     code, said = go(disk / "run")
-    assert code == 2 and "bytes are free, and a checkpoint and a state take" in said[0] and not any(disk.iterdir())
+    assert code == 2 and "bytes are free, and a checkpoint and its states take" in said[0] and not any(disk.iterdir())
     full = 0
     for kib in range(900, 9000, 400):
         small_disk(kib)

@@ -46,6 +46,10 @@ def test_both_spellings_of_rope_mean_the_same(shape):
     assert "rope_theta" not in written_by_5
     ours, theirs = LlamaConfig.parse(meta, "meta"), LlamaConfig.parse(written_by_5, "transformers")
     assert (ours.rope_theta, ours.scaling) == (theirs.rope_theta, theirs.scaling)
+    written_by_5["rope_theta"] = written_by_5["rope_parameters"].pop("rope_theta")  # beside it: transformers takes that
+    beside = LlamaConfig.parse(written_by_5, "converted")
+    assert (beside.rope_theta, beside.scaling) == (ours.rope_theta, ours.scaling)
+    assert PeerConfig(**written_by_5).rope_parameters["rope_theta"] == ours.rope_theta != 10000.0
 
 
 def test_head_dim_is_taken_where_it_is_given(tmp_path):

@@ -19,6 +19,8 @@ from data import InputError, RunError
 from data.errors import Stopped
 from engine import checkpoint, stop, train
 from engine.config import TrainConfig
+from engine.parallel import Ranks
+from losses import registry
 from tests import tiny
 from tests.engine.kills import outcome
 from tests.engine.test_train import id_rows, lines
@@ -260,6 +262,46 @@ def test_a_signal_saves_the_step_and_leaves(go, monkeypatch, number):
     monkeypatch.undo()
     go("run", resume=True)
     assert outcome(go.tmp / "whole") == outcome(go.tmp / "run")
+
+
+def test_a_signal_is_heard_before_the_first_step(go, monkeypatch, capsys):
+    """While the reference's log-probs are computed, which may take as long as an epoch's forward passes."""
+    scored = train.score_step
+
+    def signalled(*arguments):
+        os.kill(os.getpid(), signal.SIGTERM)
+        return scored(*arguments)
+
+    go("whole", **JOBS["precompute"])
+    with monkeypatch.context() as patched:
+        patched.setattr(train, "score_step", signalled)
+        with pytest.raises(Stopped, match="stopped before step 1; start it again with --resume") as ending:
+            go("run", **JOBS["precompute"])
+    assert ending.value.code == 143 and not lines(go.tmp / "run")
+    go("run", **JOBS["precompute"], resume=True)
+    assert outcome(go.tmp / "whole") == outcome(go.tmp / "run")
+
+
+def test_states_of_hosts_that_share_no_disk_are_refused_before_the_first_step(go, monkeypatch):
+    monkeypatch.setattr(Ranks, "all_see", lambda *_: False)
+    with pytest.raises(InputError, match="not every rank sees this folder, and a state of several hosts needs one"):
+        go("run")
+    assert not (go.tmp / "run/metrics.jsonl").exists()
+    assert go("run", state_every=0).n_steps == 9
+
+
+def test_another_objective_under_the_same_name_is_another_run(go, monkeypatch):
+    for name in ("_losses", "_aliases", "_files"):
+        monkeypatch.setattr(registry, name, dict(getattr(registry, name)))
+    mine = go.tmp / "mine.py"
+    text = Path("examples/my_loss.py").read_text().replace('"lead"', '"lead_here"')
+    mine.write_text(text)
+    go("run", loss=f"{mine}:lead_here", stop_after=4)
+    mine.write_text(text.replace("by: float = 1.0", "by: float = 1.0 + 0.0"))
+    with pytest.raises(InputError, match=r"the file of lead_here: \w{16} -> \w{16}"):
+        go("run", loss=f"{mine}:lead_here", resume=True)
+    mine.write_text(text)
+    assert go("run", loss=f"{mine}:lead_here", resume=True).n_steps == 9
 
 
 def test_a_launcher_can_ask_by_a_file(go, monkeypatch):

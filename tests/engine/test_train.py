@@ -461,6 +461,24 @@ def test_an_objective_from_outside_trains_without_any_other_change(job, monkeypa
     assert found[-1]["loss"] < found[0]["loss"]
 
 
+def test_an_objective_that_means_its_losses_is_told_so(job, monkeypatch):
+    for name in ("_losses", "_aliases", "_files"):
+        monkeypatch.setattr(registry, name, dict(getattr(registry, name)))
+    path = job.tmp / "mean.py"
+    path.write_text(LEAD.replace("Result(-logsigmoid(r_w - r_l - by)", "Result(-logsigmoid(r_w - r_l - by).mean()"))
+    with pytest.raises(
+        InputError, match=r"lead_by gave losses of shape \[\] for 22 examples; give one for each, \[n\]"
+    ):
+        job(loss=f"{path}:lead_by")
+
+
+def test_words_of_a_row_do_not_reach_the_terminal_as_they_are(job, capfd):
+    rows = [*id_rows(9), {"prompt_ids": [3], "\x1b]52;c;aGk=\x07": 1}]
+    job(data=str(tiny.write_rows(job.tmp / "escapes.jsonl", rows)), skip_bad_rows=True)
+    said = capfd.readouterr().err
+    assert "\x1b" not in said and "\x07" not in said and "9 rows" in said
+
+
 def test_a_mixture_is_the_weighted_sum_of_its_parts(job):
     _, found = job(loss="dpo:0.7,sft:0.2", hyperparameters={"dpo.beta": "0.3"})
     _, dpo = job(loss="dpo", beta=0.3)

@@ -151,7 +151,7 @@ def test_a_folder_that_does_not_fit_is_refused_before_a_weight_is_read(tmp_path,
 def test_rows_written_by_several_make_the_same_files(tmp_path, n, sees):
     """The rows of 103 tokens do not divide evenly, and a norm of 32 has less rows than some would hold.
 
-    Where not all see the files the first one writes what is gathered.
+    Where not all see the files, each host having a disk of its own, the first one writes what is gathered.
     """
     model = tiny.random_llama(vocab_size=103)
     weights.save(model, tmp_path / "one", shard_bytes=20_000)
@@ -175,7 +175,8 @@ def test_rows_written_by_several_make_the_same_files(tmp_path, n, sees):
             at_end.wait(30)
 
     def go(rank):
-        weights.save(model, tmp_path / "many", shard_bytes=20_000, parts=Part(rank))
+        disk = tmp_path if sees or rank == 0 else tmp_path / f"host-{rank}"
+        weights.save(model, disk / "many", shard_bytes=20_000, parts=Part(rank))
 
     with ThreadPoolExecutor(n) as pool:
         list(pool.map(go, range(n)))

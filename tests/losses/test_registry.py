@@ -151,6 +151,26 @@ def test_a_file_is_run_once_however_it_is_named(tmp_path, monkeypatch):
     assert losses.get("mine.py:lead") is losses.get("./mine.py:lead") is losses.get(f"{tmp_path}/mine.py:lead")
 
 
+def test_a_file_that_was_changed_is_run_anew(tmp_path):
+    """In a notebook, say: mended after a fault, or edited."""
+    file = tmp_path / "mine.py"
+    file.write_text(LEAD + "\nraise RuntimeError('half way')\n")
+    with pytest.raises(LossError, match="cannot be imported \\(RuntimeError: half way\\)"):
+        losses.get(f"{file}:lead")
+    file.write_text(LEAD)
+    first = losses.get(f"{file}:lead")
+    file.write_text(LEAD.replace("by: float = 1.0", "by: float = 3.0"))
+    second = losses.get(f"{file}:lead")
+    assert (first.defaults["by"], second.defaults["by"]) == (1.0, 3.0) and first.digest != second.digest
+    assert len(second.digest) == 64 and losses.get("dpo").digest == ""
+
+
+def test_a_file_may_hold_dataclasses_and_postponed_annotations(tmp_path):
+    head = "from __future__ import annotations\nfrom dataclasses import dataclass\n\n\n"
+    (tmp_path / "mine.py").write_text(head + LEAD + "\n\n@dataclass\nclass Facts:\n    n: int = 0\n")
+    assert losses.get(f"{tmp_path}/mine.py:lead").types["by"] is float
+
+
 def test_a_file_may_hold_several_objectives(tmp_path):
     (tmp_path / "mine.py").write_text(LEAD + LEAD.replace("lead", "second"))
     assert losses.get(f"{tmp_path}/mine.py:second").name == "second"
