@@ -7,6 +7,7 @@ Answers go into OUT's name with .partial as they end; the same command goes on f
 are there, in the order of the prompts. How they are grown is in engine/decoding.py.
 """
 
+import fcntl
 import functools
 import hashlib
 import json
@@ -20,12 +21,14 @@ from typing import Any, Literal
 import torch
 from tqdm import tqdm
 
-from data import InputError, cli, files
+from data import InputError, RunError, cli, files
 from data.chat import Chat, stop_ids
 from data.dataset import open_model
+from data.json_rows import parse_row
 from data.records import ROLES, Message, PromptRow, read_prompts
 from engine import host, weights
 from engine.decoding import Answer, generate
+from engine.heartbeat import is_out_of_memory
 from engine.llama import Llama
 from engine.sampling import Sampling
 
@@ -154,25 +157,41 @@ class Partial:
         self.answers: dict[tuple[int, int], dict[str, Any]] = {}
         """What is known, by prompt and sample."""
         text = json.dumps(settings, sort_keys=True, default=str)
-        head = {"settings": hashlib.sha256(text.encode()).hexdigest()}
-        lines = self._path.read_bytes().split(b"\n")[:-1] if self._path.is_file() else []  # the last may be torn
-        if lines and lines[0] != files.json_line(head).encode().rstrip():
+        head = files.json_line({"settings": hashlib.sha256(text.encode()).hexdigest()}).encode()
+        self._path.parent.mkdir(parents=True, exist_ok=True)
+        self._file = open(self._path, "a+b")  # noqa: SIM115 (closed by close)
+        try:
+            self._read(head)
+        except BaseException:
+            self.close()
+            raise
+
+    def _read(self, head: bytes) -> None:
+        """Takes the file, reads what is known, and cuts what a run that was killed left half written."""
+        try:
+            fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise InputError(
+                f"{self._path}: another process writes answers here; wait for it, or write elsewhere"
+            ) from None
+        self._file.seek(0)
+        lines = self._file.read().split(b"\n")[:-1]  # the last may be torn
+        if lines and lines[0] + b"\n" != head:
             raise InputError(
                 f"{self._path}: holds answers of another model, prompts or settings; remove it, or write elsewhere"
             )
-        for line in lines[1:]:
-            row = json.loads(line)
+        for number, line in enumerate(lines[1:], 2):
+            row = parse_row(line, f"{self._path}:{number}")
             self.answers[row.pop("row"), row.pop("sample")] = row
-        self._path.parent.mkdir(parents=True, exist_ok=True)
-        whole = b"".join(line + b"\n" for line in lines) or files.json_line(head).encode()
-        with files.whole_file(self._path) as temporary:
-            temporary.write_bytes(whole)
-        self._file = open(self._path, "a", encoding="utf-8")  # noqa: SIM115 (closed by close)
+        self._file.truncate(sum(len(line) + 1 for line in lines))
+        if not lines:
+            self._file.write(head)
+            self._file.flush()
 
     def add(self, row: int, sample: int, answer: dict[str, Any]) -> None:
         """Writes an answer down."""
         self.answers[row, sample] = answer
-        self._file.write(files.json_line({"row": row, "sample": sample} | answer))
+        self._file.write(files.json_line({"row": row, "sample": sample} | answer).encode())
         self._file.flush()
 
     def finish(self, out: Path, prompts: Sequence[PromptRow]) -> None:
@@ -208,6 +227,13 @@ def draw(
         try:
             known = frozenset(partial.answers)
             answerer.answer(prompts, sampling, keep, wanted=lambda prompt, sample: (prompt, sample) not in known)
+        except Exception as fault:
+            if is_out_of_memory(fault):
+                raise RunError(
+                    f"out of memory with {sampling.batch_size} answers at a time; lower the batch size, or the tokens "
+                    "of an answer; what is there is kept, and the same command goes on"
+                ) from None
+            raise
         finally:
             partial.close()
     return partial

@@ -43,6 +43,11 @@ class Store(Protocol):
         ...
 
 
+def is_out_of_memory(fault: Exception) -> bool:
+    """Whether it is the memory that ended something."""
+    return bool(_OUT_OF_MEMORY.search(f"{type(fault).__name__}: {fault}"))
+
+
 class Heartbeat:
     """This rank's notes, and what the others' say."""
 
@@ -76,7 +81,7 @@ class Heartbeat:
             if isinstance(fault, (InputError, RunError, OSError)):  # it has a sentence of its own
                 self._note_failure()
                 raise
-            if _OUT_OF_MEMORY.search(f"{type(fault).__name__}: {fault}"):
+            if is_out_of_memory(fault):
                 raise self._out_of_memory(fault) from None
             if self._store is None:
                 raise

@@ -208,6 +208,8 @@ def test_a_run_that_is_killed_goes_on_and_gives_the_same_file(tmp_path):
     while not partial.exists() or len(partial.read_bytes().splitlines()) < 5:
         assert running.poll() is None
         time.sleep(0.01)
+    with pytest.raises(InputError, match="another process writes answers here; wait for it, or write elsewhere"):
+        here(folder, rows, tmp_path / "a.jsonl", *flags)
     os.kill(running.pid, signal.SIGKILL)
     running.wait()
     with open(partial, "ab") as file:
@@ -216,8 +218,26 @@ def test_a_run_that_is_killed_goes_on_and_gives_the_same_file(tmp_path):
     with pytest.raises(InputError, match="of another model, prompts or settings"):
         here(folder, rows, tmp_path / "a.jsonl", *flags[:-1], "3")
     assert len(partial.read_bytes().splitlines()) >= n_kept > 4
+    whole = partial.read_bytes()
+    lines = whole.split(b"\n")
+    partial.write_bytes(b"\n".join([lines[0], b"\0" * len(lines[1]), *lines[2:]]))  # as a loss of power leaves it
+    with pytest.raises(InputError, match=r"a\.jsonl\.partial:2: .*mend or delete the line"):
+        here(folder, rows, tmp_path / "a.jsonl", *flags)
+    partial.write_bytes(whole)
     here(folder, rows, tmp_path / "a.jsonl", *flags)
     assert (tmp_path / "a.jsonl").read_bytes() == (tmp_path / "calm.jsonl").read_bytes() and not partial.exists()
+
+
+def test_a_memory_that_does_not_suffice_is_told(tmp_path):
+    """Without overcommitted memory: a limit of the process stands for a small machine."""
+    folder = tiny.write_model(tmp_path / "m", ["some words to merge"] * 20, max_position_embeddings=2**22)
+    rows = tiny.write_rows(tmp_path / "p.jsonl", [{"prompt": f"hello {i}"} for i in range(9)])
+    command = arguments(folder, rows, tmp_path / "a.jsonl", "--max-new-tokens", "4000000")
+    limited = ["bash", "-c", 'ulimit -v 8000000; exec "$@"', "bash", *command]
+    done = subprocess.run(limited, capture_output=True, text=True, env=tiny.environment(), timeout=120, check=False)
+    said = done.stderr.splitlines()[-1]
+    assert done.returncode == 1 and "Traceback" not in done.stderr, done.stderr
+    assert said.startswith("error: out of memory with 128 answers at a time; lower the batch size"), said
 
 
 def test_a_server_answers_in_the_place_of_a_checkpoint(tmp_path):
