@@ -24,6 +24,16 @@ def read_jsonl(path: Path, max_row_bytes: int) -> Iterator[Row]:
         yield place, line if isinstance(line, InputError) else _or_fault(parse_row, line, place)
 
 
+def load_rows(path: Path) -> list[dict[str, Any]]:
+    """All rows of a file that this program wrote. Raises InputError, located, for a line that is damaged."""
+    rows = []
+    for _, row in read_jsonl(path, MAX_LIST_BYTES):
+        if isinstance(row, InputError):
+            raise row
+        rows.append(row)
+    return rows
+
+
 def read_lines(path: Path, max_row_bytes: int) -> Iterator[tuple[str, bytes | InputError]]:
     """("FILE:LINE", bytes) of each line that is not blank, a line at a time.
 

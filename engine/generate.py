@@ -55,6 +55,9 @@ class GenerateConfig(Sampling):
     """Environment variable of the server's API key."""
     concurrency: int = 64
     """Most requests to a server at once."""
+    ask_again: bool = False
+    """Ask the server again for what it has refused, or answered without a text: that goes to OUT's name with
+    .rejected.jsonl."""
     config: str | None = None
     """YAML file of settings, named as the flags are; flags win over it."""
     dtype: Literal["float32", "bfloat16"] | None = None
@@ -64,6 +67,8 @@ class GenerateConfig(Sampling):
         super().__post_init__()
         if self.endpoint and (self.stop_ids or self.dtype):
             raise InputError("--stop-ids and --dtype are of a checkpoint that answers here; leave them out")
+        if self.ask_again and not self.endpoint:
+            raise InputError("--ask-again: goes with --endpoint; leave it out")
 
 
 class Answerer:
@@ -271,12 +276,26 @@ def _served(config: GenerateConfig, out: Path) -> tuple[int, int]:
         if not all(isinstance(m, Message) for m in row.prompt):
             raise InputError(f'{row.place}: token ids, and a server is asked in text; give "prompt"')
     (server,) = metadata.entry_points(group=SERVERS, name="endpoint")
-    texts: Iterator[tuple[str, str]] = server.load()(
-        config, prompts
-    )  # (response, finish), samples of a prompt together
-    rows = [{"response": text, "finish": finish} for text, finish in texts]
-    files.write_rows(out, (_prompt(prompts[i // config.n]) | row | {"sample": i % config.n}
-                           for i, row in enumerate(rows)))  # fmt: skip
+    # (response, finish), or (None, why there is none); samples of a prompt together
+    texts: Iterator[tuple[str | None, str]] = server.load()(config, prompts)
+    rows, rejected = [], []
+    for i, (text, finish) in enumerate(texts):
+        row = _prompt(prompts[i // config.n]) | {"sample": i % config.n}
+        if text is None:
+            rejected.append(row | {"reason": finish})
+        else:
+            rows.append(row | {"response": text, "finish": finish})
+    if not rows:
+        raise RunError(f"no prompt has an answer ({rejected[0]['reason']}); --ask-again asks once more")
+    beside = out.with_name(f"{out.name.removesuffix('.jsonl')}.rejected.jsonl")
+    if rejected:
+        files.write_rows(beside, rejected)
+        cli.notify(
+            f"{len(rejected)} answers cannot be had ({rejected[0]['reason']}): {beside}; --ask-again asks once more"
+        )
+    else:
+        beside.unlink(missing_ok=True)
+    files.write_rows(out, rows)
     return len(rows), len(prompts)
 
 

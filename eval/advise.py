@@ -143,7 +143,7 @@ def main(argv: Sequence[str]) -> None:
     if config.judge_endpoint:
         pairs = [e for e in examples if len(e.responses) == 2]
         examples = judged.compare(
-            _drawn(pairs, config.n, config.seed), config.model, config.data, config, seed=config.seed
+            _drawn(pairs, config.n, config.seed), config.model, config.data, config.reading, config, seed=config.seed
         )
     usable = [e for e in examples if len(e.responses) == 2 and e.ratings.scores and e.ratings.own is not None]
     if not usable:

@@ -133,11 +133,15 @@ def length_controlled(
         raise InputError(
             f"{n} preferences, {len(lengths)} and {len(reference_lengths)} lengths: there has to be one each"
         )
+    if all(p is None for p in preferences):
+        raise InputError("no preference is there: nothing can be said of the win rate")
     difficulty = _difficulties(gamed_rows, n)
     delta = np.asarray(reference_lengths, dtype=float) - np.asarray(lengths, dtype=float)
     spread = delta.std(ddof=1)
+    if not delta.any() and all(p in (0, 1.5) for p in preferences):  # the reference against itself
+        return {"length_controlled_winrate": 50.0, "lc_standard_error": 0.0, "strength": math.nan}
     if not spread > 0:
-        raise InputError("all outputs are as long as the reference's: their length cannot be controlled for")
+        raise InputError("every output is as much longer than the reference's: length cannot be controlled for")
     y = _wins(np.array([math.nan if p is None else p for p in preferences], dtype=float))
     x = np.stack([np.tanh(delta / spread), difficulty, np.ones(n)], axis=1)
     known = ~np.isnan(y)
@@ -251,11 +255,11 @@ def warnings(table: Mapping[str, float]) -> list[str]:
     if (controlled := table.get("length_controlled_winrate")) is None:
         return made
     for side in ("longer", "shorter"):
-        if (share := table[f"share_{side}"]) < FEW:
+        if (share := table.get(f"share_{side}", 1.0)) < FEW:
             made.append(
                 f"only {share:.1%} of the outputs are {side} than the reference's: length control has little to "
                 "compare on that side (appendix D of arXiv 2408.06266)"
             )
-    if is_extreme(table["win_rate"], controlled):
+    if "win_rate" in table and is_extreme(table["win_rate"], controlled):
         made.append("length control moves the win rate further than a sound fit does: do not trust it")
     return made

@@ -12,6 +12,7 @@ import csv
 import hashlib
 import importlib.util
 import json
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -202,7 +203,7 @@ def score_one(model: Model, data: Data, config: AlpacaEvalConfig, judge: Judge) 
     """Outputs, annotations and win rates of a checkpoint, written down. What they came to."""
     name = model.checkpoint.name
     folder = config.folder / name / "alpaca_eval_2"
-    outputs = _outputs(model, data, config, folder)
+    outputs, n_unanswered = _outputs(model, data, config, folder)
     preferences = annotate(data, outputs, judge)
     rows = [
         {"instruction": row["instruction"], "output_1": row["output"], "generator_1": REFERENCE, "output_2": output,
@@ -212,21 +213,21 @@ def score_one(model: Model, data: Data, config: AlpacaEvalConfig, judge: Judge) 
     files.write_json(folder / "annotations.json", rows)
     table = summarise(preferences, data, outputs)
     facts = judge.facts | data.facts | {"preset": config.preset}
-    facts |= {"reference": REFERENCE, "software": mixeval_run.software()}
+    facts |= {"reference": REFERENCE, "software": mixeval_run.software(), "n_unanswered": n_unanswered}
     errors = {"win_rate": "standard_error", "length_controlled_winrate": "lc_standard_error"}
     lines = [
         {"checkpoint": name, "benchmark": BENCHMARK, "version": REFERENCE, "metric": metric, "value": value}
-        | {"stderr": table.get(errors.get(metric, "")), "n": int(table["n_total"]), **facts}
+        | {"stderr": _finite(table.get(errors.get(metric, ""))), "n": int(table["n_total"]), **facts}
         for metric, value in table.items()
         if np.isfinite(value)
     ]
-    files.write_json(folder / "score.json", table | facts)
+    files.write_json(folder / "score.json", {name: _finite(value) for name, value in table.items()} | facts)
     scores.write(config.folder / scores.NAME, lines)
     return table
 
 
-def _outputs(model: Model, data: Data, config: AlpacaEvalConfig, folder: Path) -> list[str]:
-    """The model's outputs, stripped as upstream does; from model_outputs.json where it is there."""
+def _outputs(model: Model, data: Data, config: AlpacaEvalConfig, folder: Path) -> tuple[list[str], int]:
+    """The model's outputs, stripped as upstream does, and how many lack; from model_outputs.json where it is there."""
     path, how = folder / "model_outputs.json", How(**PRESETS[config.preset], max_tokens=MAX_TOKENS)
     asked = [row["instruction"] for row in data.reference]
     if path.is_file():
@@ -236,12 +237,13 @@ def _outputs(model: Model, data: Data, config: AlpacaEvalConfig, folder: Path) -
         found = model.answers({str(i): instruction for i, instruction in enumerate(asked)}, how, path)
         rows = [
             {"dataset": row["dataset"], "instruction": row["instruction"], "output": found[str(i)].strip(),
-             "generator": model.checkpoint.name, "model_sha256": model.identity(how)}
+             "generator": model.checkpoint.name, "model_sha256": model.identity(how),
+             **answering.without_answer(model, str(i))}
             for i, row in enumerate(data.reference)
         ]  # fmt: skip
         files.write_json(path, rows)
     answering.settle(path)
-    return [row["output"] for row in rows]
+    return [row["output"] for row in rows], sum("unanswered" in row for row in rows)
 
 
 def annotate(data: Data, outputs: Sequence[str], judge: Judge) -> list[float | None]:
@@ -282,14 +284,22 @@ def summarise(preferences: Sequence[float | None], data: Data, outputs: Sequence
     lengths, references = [len(o) for o in outputs], [len(row["output"]) for row in data.reference]
     table = alpacaeval.win_rate(preferences)
     if data.gamed is not None:
-        controlled = alpacaeval.length_controlled(preferences, lengths, references, data.gamed)
-        table |= {name: controlled[name] for name in ("length_controlled_winrate", "lc_standard_error")}
+        try:
+            controlled = alpacaeval.length_controlled(preferences, lengths, references, data.gamed)
+            table |= {name: controlled[name] for name in ("length_controlled_winrate", "lc_standard_error")}
+        except InputError as fault:
+            cli.notify(f"no length-controlled win rate: {fault}")
     delta = np.array(lengths) - np.array(references)
     table |= {"avg_length": float(int(np.mean(lengths))), "n_missing": float(sum(p is None for p in preferences))}
     return table | {"share_longer": float((delta > 0).mean()), "share_shorter": float((delta < 0).mean())}
 
 
 # --- what is said --------------------------------------------------------------------------------------------------
+
+
+def _finite(value: float | None) -> float | None:
+    """A standard error; None where there is none to be had, as of one row."""
+    return value if value is not None and math.isfinite(value) else None
 
 
 def _tell(name: str, table: Mapping[str, float]) -> str:

@@ -7,12 +7,12 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from data import files
+from data import cli, files
 from data.errors import InputError, RunError
 from data.records import Message
 from eval.checkpoints import Checkpoint
 from eval.judging import JudgedConfig, Sent, client_of_model
-from revise.client import Request, endpoints_of, said
+from revise.client import Request, endpoints_of, is_open, said
 
 if TYPE_CHECKING:
     from engine.generate import Answerer
@@ -34,6 +34,8 @@ class Model:
     def __init__(self, checkpoint: Checkpoint, config: JudgedConfig, sent: Sent) -> None:
         self.checkpoint, self._config, self._sent = checkpoint, config, sent
         self._answerer: Answerer | None = None
+        self.unanswered: dict[str, str] = {}
+        """Of the newest prompts, by name, why the server gave no answer: they count as empty ones."""
 
     def identity(self, how: How) -> str:
         """What answers depend on besides their prompts: whoever else answers, or in another way, has another one."""
@@ -83,13 +85,20 @@ class Model:
         return made
 
     def _served(self, prompts: Mapping[str, str], how: How) -> dict[str, str]:
-        """Raises RunError where a prompt has no answer."""
+        """Raises RunError where an answer is still to come."""
         client = client_of_model(self._config)
         endpoints = endpoints_of(client.endpoint, client)
         found = self._sent.ask(self.requests(prompts, how), client, endpoints, "answer")
-        if missing := [a.fault for a in found if said(a) is None]:
+        if missing := [a.fault for a in found if said(a) is None and is_open(a)]:
             raise RunError(
                 f"{len(missing)} of {len(found)} answers are missing ({missing[0]}); the same command asks again"
+            )
+        self.unanswered = {name: a.fault for name, a in zip(prompts, found, strict=True) if said(a) is None}
+        if self.unanswered:
+            why = next(iter(self.unanswered.values()))
+            cli.notify(
+                f"{len(self.unanswered)} of {len(found)} answers cannot be had ({why}) and count as empty; --ask-again "
+                "asks for them once more"
             )
         return {name: said(a) or "" for name, a in zip(prompts, found, strict=True)}
 
@@ -103,6 +112,11 @@ def check_same(
             f"{path}: holds answers of another model, to other prompts, or drawn otherwise; give another --out, or "
             "remove it"
         )
+
+
+def without_answer(model: Model, name: str) -> dict[str, str]:
+    """What a row says of a prompt that the server gave no answer to; nothing else."""
+    return {"unanswered": model.unanswered[name]} if name in model.unanswered else {}
 
 
 def settle(beside: Path) -> None:

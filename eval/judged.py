@@ -4,10 +4,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from data import cli, load_preferences
+from data import cli
 from data.errors import InputError, RunError
 from data.examples import Example
-from data.records import Message
+from data.records import Message, Record, read_records
+from data.sources import Reading
 from eval.judging import Judge, Sent
 from revise import judge as judges
 from revise.client import ClientConfig, open_store, parse_extra
@@ -51,19 +52,25 @@ class JudgeSettings:
             raise InputError("--judge, --store, --judge-template and --judge-extra go with --judge-endpoint")
 
 
-def compare(examples: Sequence[Example], model: str, source: str, config: JudgeSettings, *, seed: int) -> list[Example]:
+def compare(
+    examples: Sequence[Example], model: str, source: str, reading: Reading, config: JudgeSettings, *, seed: int
+) -> list[Example]:
     """Examples with the judge's verdict as scores, 1 for what is better and 0 for the other; without those lacking one.
 
-    Raises RunError where no answer of the judge can be read.
+    source, reading: what they were read from, for their texts. Raises InputError for rows of token ids, RunError where
+    no answer of the judge can be read.
     """
     from engine.generate import Answerer, Sampling, draw  # it brings torch: flags are answered without
 
     assert config.store is not None  # checked with the flags
-    records = {r.place: r for r in load_preferences(source, skip_bad_rows=True)}
     template = judges.choice_template(config.judge_template)
     answerer = Answerer.open(model)
     if answerer.chat is None:
         raise InputError(f"{model}: has no tokenizer, and a judge reads text")
+    records = {r.place: r for r in read_records(source, reading, roles=answerer.roles) if isinstance(r, Record)}
+    for e in examples:
+        if not isinstance(records[e.place].responses[0], str):
+            raise InputError(f"{e.place}: token ids, and a judge reads text; name a file of texts by --data")
     client = ClientConfig(
         store=config.store, endpoint=config.judge_endpoint, model=config.judge, key_env=config.judge_key_env,
         concurrency=config.concurrency,

@@ -14,6 +14,7 @@ from data.errors import InputError, RunError
 from eval import checkpoints, scores
 from eval.checkpoints import Checkpoint
 from revise.client import (
+    NO_KEY,
     Answered,
     ClientConfig,
     Endpoint,
@@ -41,6 +42,12 @@ class JudgedConfig(ClientConfig):
     """The judge's name there; upstream's own are retired."""
     judge_key_env: tuple[str, ...] = ("OPENAI_API_KEY",)
     """Environment variable of the judge's API key."""
+    judge_key_file: str | None = None
+    """File that holds the judge's API key, in the place of a variable."""
+    key_env: tuple[str, ...] = (NO_KEY,)
+    """Environment variable of the API key of --endpoint. Unset: no key is sent there; the judge's never is."""
+    key_file: str | None = None
+    """File that holds the API key of --endpoint, in the place of a variable."""
     judge_extra: str | None = None
     """JSON object that is merged into each request to the judge; null takes a field out."""
     other_judge: bool = False
@@ -145,9 +152,8 @@ class Judge:
     @property
     def facts(self) -> dict[str, Any]:
         """Who judged, for scores."""
-        return {"judge": self._client.model, "judge_model": " and ".join(self.models) or None} | (
-            {"judge_extra": json.dumps(self._extra, sort_keys=True)} if self._extra else {}
-        )
+        extra = json.dumps(self._extra, sort_keys=True) if self._extra else None
+        return {"judge": self._client.model, "judge_model": " and ".join(self.models) or None, "judge_extra": extra}
 
 
 def judge_of(config: JudgedConfig, sent: Sent) -> Judge:
@@ -157,7 +163,10 @@ def judge_of(config: JudgedConfig, sent: Sent) -> Judge:
 
 def client_of_judge(config: JudgedConfig) -> ClientConfig:
     """How the judge is asked."""
-    return _client(config, endpoint=config.judge_endpoint, model=config.judge, key_env=config.judge_key_env)
+    return _client(
+        config, endpoint=config.judge_endpoint, model=config.judge, key_env=config.judge_key_env,
+        key_file=config.judge_key_file,
+    )  # fmt: skip
 
 
 def client_of_model(config: JudgedConfig) -> ClientConfig:

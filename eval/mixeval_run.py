@@ -22,6 +22,7 @@ import numpy as np
 
 from data import cli, files
 from data.errors import InputError, RunError
+from data.json_rows import load_rows
 from eval import answering, checkpoints, judging, mixeval, scores
 from eval.answering import How, Model
 from eval.checkpoints import Checkpoint
@@ -99,6 +100,8 @@ class Scored(NamedTuple):
     """Queries without a judgment that can be read, which count by --fallback."""
     n_blocked: int = 0
     """Queries that the judge's server refuses: 0 for a free answer, a letter by --fallback for a choice."""
+    n_unanswered: int = 0
+    """Queries that the served model gave no answer to: empty ones."""
 
 
 def main(argv: Sequence[str]) -> None:
@@ -116,12 +119,14 @@ def main(argv: Sequence[str]) -> None:
             return
         judging.take_base(config)
         probe(judge, next(iter(data.values())), wording, config)
+        names: set[str] = set()
         for checkpoint in checkpoints.watch(run, with_base=config.has_base) if config.watch else found:
             model = Model(checkpoint, config, sent)
             for version, entries in data.items():
                 print(score_one(model, version, entries, wording, config, judge), flush=True)
+            names.add(checkpoint.name)
             if config.prune:
-                _prune(run, config)
+                _prune(run, config, names)
 
 
 def score_one(
@@ -130,8 +135,8 @@ def score_one(
     """Answers, judgments and scores of a checkpoint on a version. What came of it, in a line."""
     name = model.checkpoint.name
     folder = config.folder / name / "mixeval_hard" / version
-    answers = _responses(model, entries, wording, folder, config)
-    scored = judge_all(entries, answers, wording, config, judge)
+    answers, n_unanswered = _responses(model, entries, wording, folder, config)
+    scored = judge_all(entries, answers, wording, config, judge)._replace(n_unanswered=n_unanswered)
     return _write(folder, name, entries, answers, scored, config, wording, judge)
 
 
@@ -158,12 +163,12 @@ def _body(messages: list[dict[str, str]], config: MixEvalConfig) -> dict[str, An
     return body if config.judge_temperature is None else body | {"temperature": config.judge_temperature}
 
 
-def _prune(run: Path, config: MixEvalConfig) -> None:
-    """Removes scored epochs but the best of each version and the newest."""
+def _prune(run: Path, config: MixEvalConfig, names: set[str]) -> None:
+    """Removes epochs that this pass has scored but the best of each version and the newest. names: what it has."""
     lines = [x for x in scores.read(config.folder / scores.NAME) if x["benchmark"] == BENCHMARK]
     asked = [x for x in lines if x.get("judge") == config.judge and x.get("preset") == config.preset]
     tables = [overall(asked, version) for version in config.version]
-    whole = {name: value for name, value in tables[0].items() if all(name in table for table in tables)}
+    whole = {name: value for name, value in tables[0].items() if all(name in table for table in (*tables, names))}
     best = set()  # of every version, judge and preset that anybody has asked for here
     for who in {(x["version"], x.get("judge"), x.get("preset")) for x in lines}:
         of_one = overall([x for x in lines if (x["version"], x.get("judge"), x.get("preset")) == who], who[0])
@@ -229,27 +234,29 @@ def read_entries(checkout: Path, version: str, *, any_data: bool) -> Entries:
 
 def _responses(
     model: Model, entries: Entries, wording: Wording, folder: Path, config: MixEvalConfig
-) -> dict[Split, dict[str, str]]:
-    """The model's answers to all queries: from the files where they are, else drawn and written."""
+) -> tuple[dict[Split, dict[str, str]], int]:
+    """The model's answers to all queries: from the files where they are, else drawn and written; how many lack."""
     found: dict[Split, dict[str, str]] = {}
+    n_unanswered = 0
     how = How(**PRESETS[config.preset], max_tokens=MAX_TOKENS)
     for split, queries in entries.items():
         path = folder / f"{model.checkpoint.name}_{NAMES[split][0]}_hard.jsonl"
         prompts = {name: mixeval.format_prompt(entry, split, wording) for name, entry in queries.items()}
         if path.is_file():
-            rows = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+            rows = load_rows(path)
             answering.check_same(path, rows, "formated_input", list(prompts.values()), model.identity(how))
         else:
             texts = model.answers(prompts, how, path)
             rows = [
                 entry | {"formated_input": prompts[name], "id": name, "response": texts[name]}
-                | {"model_sha256": model.identity(how)}
+                | {"model_sha256": model.identity(how), **answering.without_answer(model, name)}
                 for name, entry in queries.items()
             ]  # fmt: skip
             files.write_rows(path, rows)
         answering.settle(path)
         found[split] = {row["id"]: row["response"] for row in rows}
-    return found
+        n_unanswered += sum("unanswered" in row for row in rows)
+    return found, n_unanswered
 
 
 # --- judgments -----------------------------------------------------------------------------------------------------
@@ -374,7 +381,7 @@ def _write(
     facts = judge.facts | {"preset": config.preset, "wording_sha256": wording.sha256, "data_sha256": digest(entries)}
     facts |= {"fallback": config.fallback, "judged_once": config.dedupe, "rounds": config.rounds}
     facts |= {"judge_temperature": config.judge_temperature, "software": software()}
-    facts |= {"n_fallbacks": scored.n_fallbacks, "n_blocked": scored.n_blocked}
+    facts |= {"n_fallbacks": scored.n_fallbacks, "n_blocked": scored.n_blocked, "n_unanswered": scored.n_unanswered}
     tables = {mode: mixeval.aggregate(scored.scores, entries, mode) for mode in ("table4_compat", "merged")}
     splits = {f"split/{split}": float(np.mean(list(of.values()))) for split, of in scored.scores.items() if of}
     files.write_json(folder / "score.json", tables | facts)
@@ -396,6 +403,7 @@ def _write(
     if scored.n_fallbacks:
         said += f"; {scored.n_fallbacks} queries without a judgment counted by the fallback {config.fallback}"
     said += f"; {scored.n_blocked} refused by its server" if scored.n_blocked else ""
+    said += f"; {scored.n_unanswered} without an answer of the model" if scored.n_unanswered else ""
     return said + (f"; no delta: {why})" if why else ")")
 
 
@@ -430,7 +438,7 @@ def _judged(folder: Path, entries: Entries, config: MixEvalConfig) -> dict[Split
         path = folder / _judged_name(split, config)
         if not path.is_file():
             return None
-        rows = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+        rows = load_rows(path)
         found[split] = {
             row["id"]: row["judge_score"] if split == "free-form"
             else float(row["judge_option"] == chr(ord("A") + row["target"][0]))

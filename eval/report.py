@@ -67,9 +67,19 @@ def write(
         raise InputError(f"{folders[0]}: neither eval/scores.jsonl nor metrics.jsonl; train or evaluate first")
     made = [*first, *(t for t in all_tables(runs) if t.rows)]
     (out / "tables").mkdir(parents=True, exist_ok=True)
+    _remove_tables(out / "tables")
     for table in made:
         forms = {"md": tables.to_markdown, "csv": tables.to_csv, "tex": tables.to_latex}
         for ending, form in forms.items():
             files.write_text(out / "tables" / f"{table.name}.{ending}", form(table))
     files.write_text(out / "report.html", page.whole(runs, made, title, n_first=len(first), charts=charts))
     return out / "report.html"
+
+
+def _remove_tables(folder: Path) -> None:
+    """Removes the tables of an older report: each stands there in three forms."""
+    forms = ("md", "csv", "tex")
+    for path in folder.glob("*.md"):
+        if all(path.with_suffix(f".{ending}").is_file() for ending in forms):
+            for ending in forms:
+                path.with_suffix(f".{ending}").unlink()

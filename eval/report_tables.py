@@ -36,7 +36,11 @@ def table_2(runs: Sequence[Run]) -> Table:
             cells += [number(max(values, default=None), sign=True), number(float(np.mean(values)), sign=True)
                       if values else DASH, number(spread)]  # fmt: skip
             notes += [why] if why else []
-            for fact, words in (("n_fallbacks", "have no judgment that can be read"), ("n_blocked", "were refused")):
+            for fact, words in (
+                ("n_fallbacks", "have no judgment that can be read"),
+                ("n_blocked", "were refused"),
+                ("n_unanswered", "have no answer of the model"),
+            ):
                 most = max((int(x.get(fact) or 0) for x in scored(run, h).values()), default=0)
                 notes += [f"{run.name}: on {h.benchmark} {h.version} up to {most} queries {words}."] if most else []
         if any(cell != DASH for cell in cells):

@@ -142,7 +142,8 @@ def deltas(run: Run, h: Headline) -> tuple[dict[str, float], str]:
     bases, others = ([x for x in lines if (x["checkpoint"] == BASE) == is_base] for is_base in (True, False))
     if not bases or not others:
         return {}, f"{run.name}: no score of {'an epoch' if bases else 'the base model'} on {h.benchmark} {h.version}"
-    return {}, f"{run.name}: no delta on {h.benchmark} {h.version}: {scores.differences(others[-1], bases[-1])[0]}"
+    (why, *_) = [*scores.differences(others[-1], bases[-1]), "not scored in one way"]
+    return {}, f"{run.name}: no delta on {h.benchmark} {h.version}: {why}"
 
 
 def heldout(run: Run, metric: str) -> list[tuple[float, float]]:

@@ -23,6 +23,8 @@ FACTS = (
     "gamed_sha256", "fallback", "judged_once", "reference", "temperature",
 )  # fmt: skip
 """What two numbers of the same name have to agree in, where both say it, to be subtracted."""
+ASKED = ("judge_extra", "judge_temperature")
+"""Of these null is an answer, too: it was not sent. Of the others it says that nobody knows."""
 BASE = "base"
 """The checkpoint that deltas are taken against: the model before training."""
 
@@ -62,7 +64,7 @@ def differences(a: Mapping[str, Any], b: Mapping[str, Any]) -> list[str]:
     return [
         f"{name} is {a[name]!r} in one and {b[name]!r} in the other"
         for name in FACTS
-        if a.get(name) is not None and b.get(name) is not None and a[name] != b[name]
+        if name in a and name in b and a[name] != b[name] and (name in ASKED or None not in (a[name], b[name]))
     ]
 
 
@@ -84,11 +86,18 @@ def newest(lines: Sequence[Line]) -> list[Line]:
 
     A set with the base model goes before one without.
     """
-    groups: dict[tuple[Any, ...], dict[str, Line]] = {}
+    groups: list[dict[str, Line]] = []
     for line in lines:
-        group = groups.setdefault(tuple(line.get(name) for name in ("version", *FACTS)), {})
+        fits = (
+            group
+            for group in reversed(groups)
+            if all(other["version"] == line["version"] and not differences(line, other) for other in group.values())
+        )
+        group = next(fits, None)
+        if group is None:
+            groups.append(group := {})
         group[line["checkpoint"]] = line
-    ranked = sorted(groups.values(), key=lambda group: (BASE in group, len(group)))  # stable: of equals the newest last
+    ranked = sorted(groups, key=lambda group: (BASE in group, len(group)))  # stable: of equals the newest last
     return list(ranked[-1].values()) if ranked else []
 
 

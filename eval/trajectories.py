@@ -104,21 +104,35 @@ def _pairs(config: TrajectoriesConfig, base: Checkpoint) -> list[Example]:
     """The held-out pairs, drawn by the seed; of the run's own rows where none are named, for their prompts alone."""
     asked = checkpoints.settings(Path(config.run))
     own = asked.get("eval_data") if asked.get("eval_data") not in (None, "null", "") else asked.get("data", [])
-    source = config.data or (own if isinstance(own, str) else next(iter(own or []), None))
+    sources = [config.data] if config.data else [own] if isinstance(own, str) else list(own or [])
+    is_own = config.data is None
     if config.data is None and not _measured(Path(config.run)):
         raise InputError(f"{config.run}: training has not followed held-out pairs; name a file of them by --data")
-    if source is None or not Path(source).exists():
-        raise InputError(f"{config.run}: its rows are not where config.yaml says; name a file of pairs by --data")
+    if not sources:
+        raise InputError(f"{config.run}: config.yaml names no rows; name a file of pairs by --data")
     from engine.score import vocabulary_of
 
     folder, chat = open_model(str(base.folder))
     reading = rows_of(asked)
-    rows = read_examples([source], chat, reading.limits, reading.reading, n_ids=vocabulary_of(folder))
-    n_held = int(asked.get("eval_pairs") or 0) if config.data is None and source != asked.get("eval_data") else 0
-    examples = hold_out(rows.examples, n_held, int(asked.get("seed", 0)))[1] if n_held else rows.examples
+    is_whole = is_own and own != asked.get("eval_data")  # held out of what is trained on: read as training reads it
+    seed, n_held = int(asked.get("seed", 0)), int(asked.get("eval_pairs") or 0) if is_whole else 0
+    weights = [float(w) for w in asked.get("data_weights") or []] if is_whole else []
+    skips = is_own and asked.get("skip_bad_rows") == "true"
+    try:
+        rows = read_examples(
+            sources, chat, reading.limits, reading.reading, n_ids=vocabulary_of(folder), skip_bad_rows=skips,
+            weights=weights, seed=seed,
+        )  # fmt: skip
+    except InputError as fault:
+        if not is_own:
+            raise
+        raise InputError(
+            f"{config.run}: its rows cannot be read again ({fault}); name a file of pairs by --data"
+        ) from None
+    examples = hold_out(rows.examples, n_held, seed)[1] if n_held else rows.examples
     pairs = [e for e in examples if len(e.responses) == 2]
     if not pairs:
-        raise InputError(f"{source}: holds no pairs; give a file of pairs by --data")
+        raise InputError(f"{rows.name}: holds no pairs; give a file of pairs by --data")
     drawn = np.random.default_rng(config.seed).choice(len(pairs), min(config.n, len(pairs)), replace=False)
     return [pairs[i] for i in sorted(drawn.tolist())]
 

@@ -44,11 +44,12 @@ class Later(Exception):
 
 
 class Refused(Exception):
-    """A request that it is no use to repeat. state: how it is stored."""
+    """A request that it is no use to repeat. state: how it is stored; n_tokens: of an answer that came all the same."""
 
-    def __init__(self, why: str, *, state: State = "refused") -> None:
+    def __init__(self, why: str, *, state: State = "refused", n_tokens: int = 0) -> None:
         super().__init__(why)
         self.state: State = state
+        self.n_tokens = n_tokens
 
 
 class Transport(Protocol):
@@ -186,10 +187,17 @@ class Asking:
                 return self._answered(turn.endpoint, request, raw, answer, n_attempts, time.monotonic() - start)
             except Refused as fault:
                 turn.endpoint.answered()
-                return _without_answer(request, self.purpose, fault.state, str(fault), n_attempts)
+                row = _without_answer(request, self.purpose, fault.state, str(fault), n_attempts)
+                if fault.state == "unusable":  # it was paid for, and what it took is not known
+                    used = turn.tokens
+                    row = row._replace(tokens_in=request.tokens[0], tokens_out=max(request.tokens[1], fault.n_tokens))
+                    dollars = self.config.dollars(row.tokens_in, row.tokens_out)
+                    row = row._replace(dollars=dollars, is_counted=False)
+                    self.ending.answered(row.dollars)
+                return row
             except (Later, Unreadable) as fault:
                 why = str(fault)
-                self.ending.failed(why)
+                self.ending.failed(why, is_reached=not isinstance(fault, Later) or fault.is_reached)
                 if isinstance(fault, Unreadable):
                     turn.endpoint.failed(why, is_reached=True)
                 counted += _share(fault)

@@ -31,7 +31,7 @@ MIN_LENGTH_RATIO, MAX_LENGTH_RATIO = 0.5, 2.0
 no bounds; the eight GPT-4 revisions that they show lie between 0.65 and 1.62, and two and a half standard deviations
 of their logarithms around the mean are 0.52 to 2.0."""
 
-DECORATION = " \t>*#_`-\"'"
+DECORATION = " \t>*#_`-\"'\\"
 OPENERS, CLOSERS = "{[<(", "}]>)"
 LONGEST_DECORATION = 16
 UNDERLINE = re.compile(r"\r?\n(?:-{3,}|={3,})[ \t]*(?=\r?\n|$)")
@@ -46,6 +46,7 @@ ALLUSIONS = re.compile(
     r"|\b(?:in|for) (?:this|my|the) (?:revision|correction)\b",
     re.IGNORECASE,
 )
+FENCE = re.compile(r"^[ \t]{0,8}```", re.MULTILINE)
 CLOSING = re.compile(rf"\s*[{{<\[]{{1,2}}(?:/|end[ _]?(?:of[ _])?)(?:{SOLUTION})[}}>\]]{{1,2}}\s*\Z", re.IGNORECASE)
 LONGEST_CLOSING = 60
 KEYWORDS = re.compile(  # every allusion holds one: to look around these alone is twice as fast
@@ -85,6 +86,7 @@ def parse(answer: str, *, student_solution: str | None = None) -> tuple[str, str
     Raises ValueError whose text is the reason: "no marker", "two solutions", "no reasoning before it", "refused",
     "empty".
     """
+    answer = _unfenced(answer)
     reasons = _headings(REASONING, answer)
     found = _headings(SOLUTION, answer) or _inline(SOLUTION, answer)
     if not found:
@@ -103,6 +105,13 @@ def parse(answer: str, *, student_solution: str | None = None) -> tuple[str, str
     if not revision:
         raise ValueError("empty")
     return answer[before[0].end if before else 0 : marker.start].strip(), revision
+
+
+def _unfenced(answer: str) -> str:
+    """An answer that stands as a whole in one block of code, without the block."""
+    first, _, rest = answer.strip().partition("\n")
+    is_fenced = re.fullmatch(r"```\w*", first.strip()) and rest.endswith("\n```") and rest.count("\n```") == 1
+    return rest.removesuffix("\n```") if is_fenced else answer
 
 
 def _headings(name: str, text: str) -> list[_Marker]:
@@ -152,16 +161,19 @@ class _Behind(NamedTuple):
 def _behind(text: str, match: re.Match[str], before: str) -> _Behind:
     """Passes over what closes the decoration before the name, a colon and blanks: over nothing of the part itself."""
     end = match.end()
-    is_braced = before[-1:] in tuple(OPENERS) and text[end : end + 1] in tuple(CLOSERS)
+    closer = re.compile(rf"\\?[{re.escape(CLOSERS)}]")  # Markdown may escape it
+    is_braced = before[-1:] in tuple(OPENERS) and closer.match(text, end) is not None
     n_braces = len(before) - len(before.rstrip(OPENERS)) if is_braced else 0
-    while n_braces and text[end : end + 1] in tuple(CLOSERS):
-        end, n_braces = end + 1, n_braces - 1
+    while n_braces and (brace := closer.match(text, end)):
+        end, n_braces = brace.end(), n_braces - 1
     has_colon = False
     marks = before.rstrip(OPENERS).rstrip("> \t#")  # of bold, code and quotes: closed before or behind the colon
     for _ in range(2):
         while marks and text[end : end + 1] == marks[-1:] and marks[-1] in "*_`\"'":
             end, marks = end + 1, marks[:-1]
-        if not has_colon and (colon := re.compile(r"[ \t]{0,4}:").match(text, end)):
+        # A dash in its place only behind braces: else it may be the part's own.
+        sign = r"[ \t]{0,4}(?:[:：]|[-–—](?=[ \t]))" if is_braced else r"[ \t]{0,4}[:：]"
+        if not has_colon and (colon := re.compile(sign).match(text, end)):
             end, has_colon = colon.end(), True
     blanks = re.compile(r"[ \t]{0,16}").match(text, end)
     after = blanks.end() if blanks else end
@@ -172,10 +184,12 @@ def check(
     revision: str, student_solution: str, task: str, *, min_ratio: float, max_ratio: float, may_allude: bool
 ) -> None:
     """Raises ValueError whose text is the reason where a revision makes no pair with the answer that it revises:
-    "unchanged" (but for blanks), "refused", "too short", "too long", "alludes to the revision".
+    "unchanged" (but for blanks), "half a block of code", "refused", "too short", "too long", "alludes to the revision".
     """
     if revision.split() == student_solution.split():
         raise ValueError("unchanged")
+    if len(FENCE.findall(revision)) % 2 and not len(FENCE.findall(student_solution)) % 2:
+        raise ValueError("half a block of code")
     if is_refusal(revision) and not is_refusal(student_solution):
         raise ValueError("refused")
     ratio = len(revision) / len(student_solution.strip())

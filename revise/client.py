@@ -31,6 +31,7 @@ from revise.store import Row, Store, open_store
 from revise.wire import Completion, Request, Unreadable
 
 __all__ = [
+    "NO_KEY",
     "Answered",
     "ClientConfig",
     "Endpoint",
@@ -41,6 +42,7 @@ __all__ = [
     "answered",
     "endpoints_of",
     "estimate",
+    "is_open",
     "open_store",
     "parse_extra",
     "said",
@@ -50,6 +52,8 @@ __all__ = [
 httpx: Any = importlib.import_module("httpx2" if importlib.util.find_spec("httpx2") else "httpx")
 """httpx2 is httpx's maintained successor, with the same API; several times faster at hundreds of connections."""
 LIBRARY_LOGGERS = ("httpx", "httpx2", "httpcore", "httpcore2")
+NO_KEY = "none"
+"""In the place of a variable's name: no key is sent."""
 NO_ANSWER = {"refused": "refused by the server", "failed": "failed"}
 SAID_CHARACTERS = 300  # of a server's words in a message
 
@@ -74,8 +78,8 @@ def answered(store: Store, request: Request) -> Answered:
         return Answered(None, f"{NO_ANSWER[row.state]}: {row.answer.decode('utf-8', 'replace')}", row)
     try:
         found = wire.read_answer(row.answer, request)
-    except wire.Unreadable as fault:  # stored without its body: it was too long
-        return Answered(None, str(fault), row)
+    except wire.Unreadable:  # stored without its body, with the reason in its place
+        return Answered(None, row.answer.decode("utf-8", "replace")[:SAID_CHARACTERS], row)
     return Answered(None, found.fault, row) if found.fault else Answered(found, "", row)
 
 
@@ -84,6 +88,11 @@ def said(found: Answered) -> str | None:
     if found.completion is not None:
         return found.completion.text
     return "" if found.fault == wire.EMPTY else None
+
+
+def is_open(found: Answered) -> bool:
+    """Whether the same command asks for it again: not asked yet, or failed. What was refused is not."""
+    return found.row is None or found.row.state == "failed"
 
 
 def endpoints_of(bases: Sequence[str], config: ClientConfig, *, flag: str = "--endpoint") -> list[Endpoint]:
@@ -111,7 +120,7 @@ def _key_in(name: str) -> keys.Key | None:
     """The key in a variable. The usual one may be missing: servers of one's own ask for none."""
     if not re.fullmatch("[A-Za-z_][A-Za-z0-9_]*", name):
         raise InputError("--key-env: the name of a variable is wanted there, not a key; export it, and give the name")
-    if name == "none":
+    if name == NO_KEY:
         return None
     key = keys.from_environment(name)
     if key is None and name != DEFAULT_KEY_ENV:
@@ -239,7 +248,9 @@ class HttpTransport:
             if n > most and got.status_code != 200:  # its beginning says why
                 break
             if n > most:
-                raise Refused(f"an answer of more than {self._config.max_answer_mb:g} MB", state="unusable")
+                n_tokens = n // wire.CHARACTERS_PER_TOKEN
+                why = f"an answer of more than {self._config.max_answer_mb:g} MB"
+                raise Refused(why, state="unusable", n_tokens=n_tokens)
             parts.append(part)
         return b"".join(parts)
 

@@ -36,7 +36,7 @@ class ClientConfig:
     max_attempts: int = 8
     """Of a request that meets errors, time-outs or resets; then it is marked failed, for the next run to try."""
     patience: float = 900.0
-    """Seconds without any answer from any endpoint after which the run stops."""
+    """Seconds without any answer from any endpoint after which the run stops; 60 at most while none was reached."""
     max_wait: float = 120.0
     """Most seconds that a server's wish to be left alone is obeyed at a time."""
     connect_timeout: float = 10.0

@@ -7,7 +7,7 @@ from data.errors import RunError, Stopped
 from revise.config import ClientConfig
 from revise.store import Row
 
-FIRST_PATIENCE = 60.0  # seconds: a server that has never answered is less worth waiting for
+FIRST_PATIENCE = 60.0  # seconds: where no server was ever reached, waiting is of little use
 FIRST_REFUSALS = 8  # and no answer: then the settings are wrong, not the rows
 
 
@@ -20,16 +20,17 @@ class Ending:
         self._spent, self._reserved = spent, 0.0
         self._last_answer = time.monotonic()
         self._last_failure: str | None = None  # since the last answer
-        self._has_answers = False
+        self._has_answers = self._is_reached = False
 
     def answered(self, dollars: float) -> None:
         """An answer has come, at a price."""
         self._spent += dollars
         self._last_answer, self._last_failure, self._has_answers = time.monotonic(), None, True
 
-    def failed(self, why: str) -> None:
-        """An attempt has failed."""
+    def failed(self, why: str, *, is_reached: bool) -> None:
+        """An attempt has failed; is_reached: at a server."""
         self._last_failure = why
+        self._is_reached = self._is_reached or is_reached
 
     def reserve(self, dollars: float) -> None:
         """A request is in flight that is expected to cost that much."""
@@ -44,7 +45,7 @@ class Ending:
         requests were in the store.
         """
         patience = self._config.patience
-        if not self._has_answers and not has_known:
+        if not self._has_answers and not has_known and not self._is_reached:
             patience = min(patience, FIRST_PATIENCE)
         if self._last_failure is not None and time.monotonic() - self._last_answer > patience:
             raise RunError(

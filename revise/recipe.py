@@ -149,7 +149,7 @@ def make(recipe: Recipe, *, summary: Callable[[], str | None] = lambda: None) ->
             raise ending or fault from None
         pairs.report(count, len(prompts), out, summary())
         if n_same := store.n_repeated_ids():
-            cli.notify(f"{config.store}: {n_same} answers carry the id of another one; the server mixes up its answers")
+            cli.notify(f"{config.store}: {n_same} answers are those of another request; the server mixes them up")
     if ending is not None:
         raise ending
     if count.n_open:

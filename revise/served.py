@@ -10,31 +10,34 @@ from typing import TYPE_CHECKING, Any
 from data.errors import RunError
 from data.records import Message, PromptRow
 from revise import wire
-from revise.client import Answered, ClientConfig, Request, answer_all, answered, endpoints_of, open_store, said
+from revise.client import Answered, ClientConfig, Request, answer_all, answered, endpoints_of, is_open, open_store, said
 
 if TYPE_CHECKING:
     from engine.generate import GenerateConfig
 
 
-def answers(config: "GenerateConfig", prompts: Sequence[PromptRow]) -> Iterator[tuple[str, str]]:
-    """(text, why it ended) of each sample, prompt by prompt. Raises RunError where one cannot be had."""
+def answers(config: "GenerateConfig", prompts: Sequence[PromptRow]) -> Iterator[tuple[str | None, str]]:
+    """(text, why it ended) of each sample, prompt by prompt; (None, why) of what the server has refused, or answered
+    without a text. Raises RunError where an answer is still to come.
+    """
     client = ClientConfig(
         store=f"{config.out}.sqlite",
         endpoint=config.endpoint,
         model=config.model,
         key_env=(config.key_env,),
         concurrency=config.concurrency,
+        ask_again=config.ask_again,
     )
     requests = [request for row in prompts for request in _requests(config, row)]
     with open_store(Path(client.store)) as store:
         endpoints = endpoints_of(client.endpoint, client)
         answer_all(requests, store, client, endpoints, purpose="answer", n_requests=len(requests))
         found = [answered(store, request) for request in requests]
-    if missing := [a.fault for a in found if said(a) is None]:
+    if missing := [a.fault for a in found if said(a) is None and is_open(a)]:
         raise RunError(
             f"{len(missing)} of {len(found)} answers are missing ({missing[0]}); the same command asks again"
         )
-    return ((said(a) or "", _finish(a)) for a in found)
+    return ((text := said(a), a.fault if text is None else _finish(a)) for a in found)
 
 
 def _finish(found: Answered) -> str:

@@ -115,10 +115,12 @@ class Store:
         return self._read("SELECT coalesce(sum(dollars), 0) FROM answers")[0][0]
 
     def n_repeated_ids(self) -> int:
-        """How many answers carry the name of another answer: a server that mixed up its connections."""
+        """How many answers are, to the byte and under one name, another request's: a server that mixed up its
+        connections. A name alone says little: some servers draw theirs from a thousand.
+        """
         return self._read(
             "SELECT coalesce(sum(n - 1), 0) FROM (SELECT count(*) n FROM answers WHERE answer_id IS NOT NULL"
-            " AND state = 'answered' GROUP BY answer_id HAVING n > 1)"
+            " AND state = 'answered' GROUP BY answer_id, digest HAVING n > 1)"
         )[0][0]
 
     def _read(self, query: str, *values: object) -> list[tuple]:

@@ -5,6 +5,7 @@ follows:
 
     a completion with text                                       Completion
     a completion without (no choice, refused, a tool call ...)   Completion with `fault`: paid for, never usable
+    ... whose JSON is not plain: a lone surrogate, a NaN         the same
     anything else: HTML, half of a JSON, an error object         Unreadable: asked again
 """
 
@@ -88,6 +89,10 @@ class Unreadable(ValueError):
     """An answer that is no completion at all; the text says why."""
 
 
+class NotPlain(Unreadable):
+    """JSON at best to a reader that is less strict than ours."""
+
+
 def canonical(value: Any) -> str:
     """JSON in one spelling: equal values, equal text."""
     return json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=False, allow_nan=False)
@@ -95,7 +100,27 @@ def canonical(value: Any) -> str:
 
 def read_answer(raw: bytes, request: Request) -> Completion:
     """What a server's bytes say. Raises Unreadable where they are no answer to this kind of request."""
-    return read_score(raw, request) if request.path == REWARD_PATH else read_completion(raw, request)
+    try:
+        return read_score(raw, request) if request.path == REWARD_PATH else read_completion(raw, request)
+    except NotPlain as fault:
+        if (usage := _paid(raw)) is None:
+            raise
+        tokens = counted_tokens(usage)
+        estimated = (request.tokens[0], len(raw) // CHARACTERS_PER_TOKEN)
+        return Completion("", None, "", *(tokens or estimated), tokens is not None, None, str(fault))
+
+
+def _paid(raw: bytes) -> dict[str, Any] | None:
+    """The usage object ({} where there is none) of an answer that Python's lenient reader takes for one; else None."""
+    try:
+        answer = json.loads(raw)
+    except (ValueError, RecursionError):
+        return None
+    if not isinstance(answer, dict) or answer.get("error"):
+        return None
+    choice = next(iter(_of_type(list, answer.get("choices")) or []), None)
+    is_answer = isinstance(choice, dict) and isinstance(choice.get("message"), dict)
+    return (_of_type(dict, answer.get("usage")) or {}) if is_answer else None
 
 
 def read_score(raw: bytes, request: Request) -> Completion:
@@ -157,7 +182,7 @@ def read_object(raw: bytes) -> dict[str, Any]:
         answer = parse_row(raw, "the answer")
     except InputError as fault:
         said = str(fault).removeprefix("the answer: ").removesuffix("; mend or delete the line")
-        raise Unreadable(said if not raw.lstrip().startswith(b"<") else "HTML, not JSON") from None
+        raise NotPlain(said if not raw.lstrip().startswith(b"<") else "HTML, not JSON") from None
     if answer.get("error"):
         raise Unreadable(f"an error with status 200: {error_of(raw)[0]}")
     return answer

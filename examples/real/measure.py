@@ -5,7 +5,6 @@ them keep their rule. Whether anything else broke: answers that say nothing or t
 log-likelihood of ordinary answers, which are the base model's own to questions without a rule.
 """
 
-import json
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import NamedTuple
@@ -13,6 +12,7 @@ from typing import NamedTuple
 import numpy as np
 
 from data.examples import Example
+from data.json_rows import load_rows
 from data.records import Message, PromptRow
 from engine.generate import Answerer, Sampling, draw
 from engine.score import score_under
@@ -75,7 +75,7 @@ def answer(folder: Path, prompts: Sequence[str], temperature: float, out: Path) 
             max_new_tokens=MAX_ANSWER_TOKENS, temperature=temperature, top_p=TOP_P if temperature else 1.0, seed=1
         )
         draw(answerer, ids, sampling, out, out.stem).finish(out, rows)
-    return [json.loads(line)["response"] for line in out.read_text().splitlines()]
+    return [row["response"] for row in load_rows(out)]
 
 
 def score(tasks: Sequence[Task], answers: Sequence[str]) -> Score:

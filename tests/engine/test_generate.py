@@ -240,6 +240,29 @@ def test_a_memory_that_does_not_suffice_is_told(tmp_path):
     assert said.startswith("error: out of memory with 128 answers at a time; lower the batch size"), said
 
 
+def test_what_a_server_refuses_does_not_hold_back_the_rest(tmp_path, capfd):
+    rows = tiny.write_rows(tmp_path / "p.jsonl", [{"prompt": f"hello {i}"} for i in range(5)])
+    told = [400]
+
+    def reply(seen):
+        return Reply.error(400, "maximum context length") if "hello 3" in seen.text and told else Reply.chat("yes")
+
+    with serve(reply) as server:
+        flags = ["--endpoint", server.base]
+        here("llama", rows, tmp_path / "a.jsonl", *flags)
+        assert "1 answers cannot be had (refused by the server: 400" in capfd.readouterr().err
+        assert len((tmp_path / "a.jsonl").read_text().splitlines()) == 4
+        (row,) = map(json.loads, (tmp_path / "a.rejected.jsonl").read_text().splitlines())
+        assert row["prompt"] == [{"role": "user", "content": "hello 3"}] and "maximum context" in row["reason"]
+        (tmp_path / "a.jsonl").unlink()
+        told.clear()
+        here("llama", rows, tmp_path / "a.jsonl", *flags, "--ask-again")
+        assert server.n_seen == 6 and not (tmp_path / "a.rejected.jsonl").exists()
+    assert len((tmp_path / "a.jsonl").read_text().splitlines()) == 5
+    with pytest.raises(InputError, match="--ask-again: goes with --endpoint"):
+        here("llama", rows, tmp_path / "b.jsonl", "--ask-again")
+
+
 def test_a_server_answers_in_the_place_of_a_checkpoint(tmp_path):
     rows = tiny.write_rows(tmp_path / "p.jsonl", [{"prompt": "hello"}, {"prompt": "nothing"}])
     asked = []

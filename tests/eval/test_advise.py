@@ -127,6 +127,25 @@ def test_rows_without_scores_are_refused(tmp_path):
     assert done.returncode == 2 and 'no pair has a "chosen_score" and an "own_score"' in done.stderr
 
 
+def test_a_judge_reads_the_rows_as_they_were_read_before(tmp_path):
+    """Columns of other names; and token ids it cannot read."""
+    folder = tiny.write_model(tmp_path / "m", texts=["Why is the sky blue?"], max_position_embeddings=96)
+    rows = [{"q": f"Why {i}?", "winner": "yes", "loser": "no"} for i in range(100)]
+    data = tiny.write_rows(tmp_path / "pairs.jsonl", rows)
+    ids = [{"prompt_ids": [3, 4], "chosen_ids": [5], "rejected_ids": [6]}] * 100
+    with serve(lambda seen: Reply.chat("[1]" if "yes" in seen.text else "[2]")) as server:
+        flags = ["--model", folder, "--n", "100", "--judge-endpoint", server.base, "--judge", "j",
+                 "--store", tmp_path / "j.sqlite", "--max-new-tokens", "4"]  # fmt: skip
+        flags = [*map(str, flags), "--out", str(tmp_path / "a.json")]
+        advise.main([*flags, "--data", str(data), "--columns", "prompt=q,chosen=winner,rejected=loser"])
+        n = server.n_seen
+        with pytest.raises(InputError, match=r"ids\.jsonl:\d+: token ids, and a judge reads text"):
+            advise.main([*flags[:-1], str(tmp_path / "b.json"), "--data",
+                         str(tiny.write_rows(tmp_path / "ids.jsonl", ids))])  # fmt: skip
+        assert n == server.n_seen == 100
+    assert json.loads((tmp_path / "a.json").read_text())["pairs"] == 100
+
+
 def test_a_judge_takes_the_place_of_scores(tmp_path):
     """The judge prefers the longer answer; the model's own come first in half of the questions."""
     folder = tiny.write_model(

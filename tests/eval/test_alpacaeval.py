@@ -164,8 +164,22 @@ def test_columns_that_do_not_fit_are_said():
         length_controlled([1.5] * 99, lengths, reference, gamed)
     with pytest.raises(InputError, match="instruction 100"):
         length_controlled([1.5] * 101, [*lengths, 3], [*reference, 4], gamed)
-    with pytest.raises(InputError, match="as long as"):
-        length_controlled([1.5] * 100, reference, reference, gamed)
+    with pytest.raises(InputError, match="as much longer"):
+        length_controlled([1.5] * 100, [n + 3 for n in reference], reference, gamed)
+    with pytest.raises(InputError, match="as much longer"):
+        length_controlled([1.2] * 100, reference, reference, gamed)
+    with pytest.raises(InputError, match="no preference is there"):
+        length_controlled([None] * 100, lengths, reference, gamed)
+
+
+def test_the_reference_against_itself_is_fifty_without_a_fit():
+    _, gamed, _, reference, _ = data()
+    found = length_controlled([1.5] * 100, reference, reference, gamed)
+    assert (found["length_controlled_winrate"], found["lc_standard_error"]) == (50.0, 0.0)
+
+
+def test_a_table_of_another_program_has_what_it_has():
+    assert alpacaeval.warnings({"length_controlled_winrate": 31.0}) == []
 
 
 @pytest.mark.parametrize(

@@ -312,7 +312,8 @@ def test_a_refused_query_counts_nothing_and_a_failed_one_ends_the_pass(made, tmp
 
 def test_prune_keeps_the_best_of_a_version_that_this_pass_does_not_score(made, tmp_path):
     run_folder = tmp_path / "run"
-    for name in ("epoch-01", "epoch-02", "epoch-03"):
+    names = ["epoch-01", "epoch-02", "epoch-03"]
+    for name in names:
         shutil.copytree(made / "run/epoch-02", run_folder / name)
     lines = [
         {"checkpoint": name, "benchmark": "mixeval-hard", "version": version, "metric": "table4_compat/overall",
@@ -326,9 +327,58 @@ def test_prune_keeps_the_best_of_a_version_that_this_pass_does_not_score(made, t
     at = arguments.index("--out")
     arguments = [str(run_folder), *arguments[1:at], *arguments[at + 2 :]]
     config = cli.parse(mixeval_run.MixEvalConfig, arguments, command="c", example="e")
-    mixeval_run._prune(run_folder, config)
-    assert sorted(p.name for p in run_folder.glob("epoch-*")) == ["epoch-01", "epoch-02", "epoch-03"]
+    mixeval_run._prune(run_folder, config, names)
+    assert sorted(p.name for p in run_folder.glob("epoch-*")) == names
+    mixeval_run._prune(run_folder, config, {"base"})  # what this pass has still to visit is not touched
     rest = [x for x in lines if x["version"] == "2024-06-01"]
     tiny.write_rows(run_folder / "eval/scores.jsonl", rest)
-    mixeval_run._prune(run_folder, config)
+    mixeval_run._prune(run_folder, config, {"base", "epoch-02"})
+    assert sorted(p.name for p in run_folder.glob("epoch-*")) == names
+    mixeval_run._prune(run_folder, config, names)
     assert sorted(p.name for p in run_folder.glob("epoch-*")) == ["epoch-02", "epoch-03"]
+
+
+def served(made, out, base, judge_base, *more):
+    """A served model's pass."""
+    arguments = command(made, out, judge_base, "--version", "2024-06-01", "--endpoint", base, "--model", "m", *more)[4:]
+    return ["one", *arguments[1:]]
+
+
+def model(seen):
+    """Its answers hold a separator of lines that is none in JSON."""
+    return Reply.chat(f"It is A.\u2028Because {len(seen.text)}.")
+
+
+def test_each_key_goes_to_its_own_server(made, tmp_path, monkeypatch):
+    monkeypatch.setenv("OPENAI_API_KEY", "sk-judge")
+    (tmp_path / "key").write_text("sk-model")
+    (tmp_path / "key").chmod(0o600)
+    for more, expected in (((), None), (("--key-file", str(tmp_path / "key")), "Bearer sk-model")):
+        keys = {"model": set(), "judge": set()}
+
+        def heard(name, reply, keys=keys):
+            return lambda seen: keys[name].add(seen.headers.get("authorization")) or reply(seen)
+
+        out = tmp_path / f"keys-{len(more)}"
+        out.mkdir()
+        with serve(heard("model", model)) as one, serve(heard("judge", judge)) as other:
+            mixeval_run.main(served(made, out, one.base, other.base, *more))
+        assert keys == {"model": {expected}, "judge": {"Bearer sk-judge"}}
+
+
+def test_what_a_served_model_is_refused_counts_as_empty_and_is_said(made, tmp_path, capfd):
+    def refusing(seen):
+        return Reply.error(400, "maximum context length") if "Why 4?" in seen.text else model(seen)
+
+    with serve(refusing) as one, serve(judge) as other:
+        arguments = served(made, tmp_path, one.base, other.base)
+        mixeval_run.main(arguments)
+        said, n = capfd.readouterr(), one.n_seen
+        mixeval_run.main(arguments)  # reads what the first has written, line by line
+        assert one.n_seen == n
+    assert "answers cannot be had (refused by the server: 400: maximum context length) and count as empty" in said.err
+    (line, *_) = read_rows(tmp_path / "eval/scores.jsonl")
+    rows = read_rows(tmp_path / "eval/one/mixeval_hard/2024-06-01/one_close_freeform_hard.jsonl")
+    lacking = [row for row in rows if "unanswered" in row]
+    assert lacking and all(row["prompt"] == "Why 4?" and row["response"] == "" for row in lacking)
+    assert line["n_unanswered"] == 2 * len(lacking) and f"{line['n_unanswered']} without an answer" in said.out

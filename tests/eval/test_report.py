@@ -89,6 +89,23 @@ def test_a_folder_without_anything_is_refused(tmp_path):
         report.write([tmp_path / "empty"], tmp_path / "out")
 
 
+def test_judges_that_were_asked_otherwise_have_no_difference(tmp_path):
+    facts = {"judge": "j", "judge_model": "j"}
+    lines = [line("base", 0.4) | facts | {"judge_temperature": None}]
+    lines += [line("epoch-01", 0.5) | facts | {"judge_temperature": 0.0}]
+    page = report.write([run_folder(tmp_path / "a", lines=lines)], tmp_path / "out").read_text()
+    assert "judge_temperature is 0.0 in one and None in the other" in page
+
+
+def test_tables_of_an_older_report_go(tmp_path):
+    tables = tmp_path / "out/tables"
+    tables.mkdir(parents=True)
+    for name in ("table-4-1.md", "table-4-1.csv", "table-4-1.tex", "mine.md"):
+        (tables / name).write_text("old")
+    report.write([run_folder(tmp_path / "a", lines=[line("base", 0.4), line("epoch-01", 0.5)])], tmp_path / "out")
+    assert not any(path.read_text() == "old" for path in tables.glob("table-*")) and (tables / "mine.md").exists()
+
+
 def test_answers_that_run_away_are_said(tmp_path):
     lines = [line("base", 100.0, "characters", "samples"), line("epoch-02", 900.0, "characters", "samples")]
     (found,) = runs.read_runs([run_folder(tmp_path / "a", lines=lines)])

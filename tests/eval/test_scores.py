@@ -28,6 +28,25 @@ def test_numbers_of_different_origin_are_not_subtracted(fact):
     assert scores.delta(line(value=0.75, **{fact: "x"}), line("base", 0.5)) == 0.25  # one of them does not say
 
 
+@pytest.mark.parametrize("fact", scores.ASKED)
+def test_what_was_not_sent_is_another_question_than_what_was(fact):
+    with pytest.raises(InputError, match=f"{fact} is '0.0' in one and None in the other"):
+        scores.delta(line(**{fact: "0.0"}), line("base", **{fact: None}))
+    assert scores.delta(line(value=0.75, **{fact: None}), line("base", 0.5, **{fact: None})) == 0.25
+
+
+def test_the_newest_lines_are_those_that_may_be_subtracted():
+    old, base, new = (
+        line(judge_temperature=None),
+        line("base", 0.4, judge_temperature=None),
+        line(judge_temperature=0.0),
+    )
+    assert scores.newest([old, base, new]) == [old, base]
+    foreign = line("epoch-02", 0.6)  # says nothing of a temperature
+    assert scores.newest([old, base, foreign]) == [old, base, foreign]
+    assert scores.newest([base, line(judge_model="a", judge_temperature=None)])[0] == base
+
+
 @pytest.mark.parametrize("bad", ['{"value": 1}', "[1]", "{", '{"checkpoint": "a", "benchmark": "b", "version": "c", '
                                  '"metric": "d", "value": true}'])  # fmt: skip
 def test_a_line_that_is_no_score_is_located(tmp_path, bad):

@@ -2,6 +2,7 @@
 
 import subprocess
 import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -11,8 +12,10 @@ from data.dataset import RowSettings, open_model, read_examples
 from data.errors import InputError
 from engine.config import TrainConfig
 from engine.score import score_under
+from engine.train import Job
 from engine.train import run as train
 from eval import trajectories
+from eval.trajectories import TrajectoriesConfig
 from tests import tiny
 from tests.revise.commands import read_rows
 
@@ -99,6 +102,23 @@ def test_what_training_has_measured_is_not_measured_again(made, tmp_path, capsys
     trajectories.main([str(tmp_path / "run"), "--answers", "0"])
     assert "were measured in training" in capsys.readouterr().err
     assert not (tmp_path / "run/eval/scores.jsonl").read_text()
+
+
+def test_the_prompts_are_those_that_were_held_out_of_all_files(made, tmp_path):
+    sources = []
+    for name in "ab":
+        rows = [{"prompt": f"Why {name} {i}?", "chosen": "Because.", "rejected": "No."} for i in range(30)]
+        sources.append(str(tiny.write_rows(tmp_path / f"{name}.jsonl", rows)))
+    config = TrainConfig(model=str(made / "base"), data=tuple(sources), data_weights=(1, 0.5), loss="dpo", epochs=1,
+                         batch_size=8, eval_pairs=10, seed=3, out=str(tmp_path / "run"))  # fmt: skip
+    expected = [e.place for e in Job(config).heldout]
+    train(config)
+    asked = TrajectoriesConfig(run=str(tmp_path / "run"), n=10)
+    found = trajectories._pairs(asked, trajectories.checkpoints.base_of(tmp_path / "run"))
+    assert sorted(e.place for e in found) == sorted(expected)
+    Path(sources[0]).rename(tmp_path / "gone")
+    with pytest.raises(InputError, match=r"its rows cannot be read again \(.*a\.jsonl.*\); name a file of pairs"):
+        trajectories._pairs(asked, trajectories.checkpoints.base_of(tmp_path / "run"))
 
 
 def test_a_run_that_followed_no_held_out_pairs_asks_for_them(made):

@@ -20,7 +20,7 @@ def write_rows(path, rows):
 
 def read_rows(path):
     """What a .jsonl file holds."""
-    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+    return [json.loads(line) for line in path.read_bytes().splitlines()]
 
 
 def prompts(path, n):

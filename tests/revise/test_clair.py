@@ -39,6 +39,10 @@ MARKER = "{corrected_student_solution}"
         "<teacher_reasoning>The student is wrong.\n<corrected_student_solution>The heron.\n"
         + "</corrected_student_solution>",
         "{teacher_reasoning}: The student is wrong.\r\n\r\n{corrected_student_solution}:\r\nThe heron.",
+        "{teacher_reasoning}：The student is wrong.\n\n{corrected_student_solution}：The heron.",
+        "{teacher_reasoning} - The student is wrong.\n\n{corrected_student_solution} - The heron.",
+        "\\{teacher\\_reasoning\\}: The student is wrong.\n\n\\{corrected\\_student\\_solution\\}: The heron.",
+        "```\n{teacher_reasoning}: The student is wrong.\n\n{corrected_student_solution}: The heron.\n```",
     ],
 )
 def test_the_parts_are_found_however_they_are_marked(answer):
@@ -172,6 +176,7 @@ def check(revision, student="The otter, a bird.", task="Name a bird.", **more):
         ("I have corrected the animal: heron", "alludes to the revision"),
         ("As the student wrote, a heron.", "alludes to the revision"),
         ("The  otter,\na bird. ", "unchanged"),
+        ("The heron, a bird.\n```", "half a block of code"),
         ("I'm sorry, I can't help with it.", "refused"),
         ("In this revision I name the heron", "alludes to the revision"),
     ],

@@ -257,6 +257,14 @@ def test_a_server_that_never_answers_stops_the_run_when_patience_ends(tmp_path):
     assert time.monotonic() - start < 10
 
 
+def test_a_slow_server_that_asks_for_a_rest_first_is_waited_for(tmp_path, monkeypatch):
+    """The short patience is for addresses where nobody is."""
+    monkeypatch.setattr(ending, "FIRST_PATIENCE", 0.3)
+    replies = first_then(Reply.error(429, "slow down", **{"Retry-After": "1"}))
+    found = ask(tmp_path, lambda seen: replies(seen).after(0.8), 4, patience=30.0)
+    assert found.fault is None and found.states == ["answered"] * 4
+
+
 def test_a_redirect_is_not_followed_and_names_both_places(tmp_path):
     keys = []
     with serve(lambda seen: keys.append(seen) or HELLO) as other:
@@ -311,7 +319,6 @@ PASSING = {
     "an empty body": Reply(b""),
     "HTML": Reply(b"<html>gateway</html>", headers={"Content-Type": "text/html"}),
     "JSON that is cut": Reply(HELLO.body[:-20]),
-    "NaN": Reply(HELLO.body.replace(b"20", b"NaN")),
     "Latin-1": Reply('{"choices": "ä"}'.encode("latin-1")),
     "deep JSON": Reply(b'{"choices": ' + b"[" * 5000 + b"]" * 5000 + b"}"),
     "an error with status 200": Reply.json({"error": {"message": "overloaded"}}),
@@ -369,6 +376,9 @@ def test_what_fails_too_often_is_marked_and_tried_again_by_the_next_run(tmp_path
 
 
 UNUSABLE = {
+    "NaN": Reply(HELLO.body.replace(b"20", b"NaN")),
+    "half of a surrogate pair": Reply(b'{"choices": [{"message": {"content": "a\\ud83d"}}], "usage": 1}'),
+    "a key twice": Reply(b'{"choices": [{"message": {"content": "a", "content": "a"}}]}'),
     "no choices": Reply.json({"choices": []}),
     "null content": Reply.json({"choices": [{"message": {"content": None}}]}),
     "content that is a list": Reply.json({"choices": [{"message": {"content": [{"type": "text", "text": "x"}]}}]}),
@@ -387,10 +397,23 @@ def test_what_is_paid_for_and_of_no_use_is_kept_and_not_asked_again(tmp_path, fa
     assert ask(tmp_path, lambda seen: HELLO, 2, ask_again=True).states == ["answered"] * 2
 
 
+def test_a_cap_holds_where_answers_are_paid_for_and_of_no_use(tmp_path):
+    """A server whose every text ends in half of an emoji: each is stored, with what it took."""
+    usage = b'"usage": {"prompt_tokens": 1000, "completion_tokens": 4096}'
+    half = Reply(b'{"choices": [{"message": {"content": "a\\ud83d"}}], ' + usage + b"}")
+    prices = {"price_in": 10.0, "price_out": 30.0, "max_cost": 0.5}
+    found = ask(tmp_path, lambda seen: half, 20, concurrency=1, **prices)
+    assert isinstance(found.fault, Stopped) and "of $0.5000 are spent" in str(found.fault)
+    n = found.states.count("unusable")
+    assert n == len(found.texts) == 3  # a fourth would pass the cap
+    assert sum(row.dollars for row in found.rows if row) == pytest.approx(n * (1000 * 10 + 4096 * 30) / 1e6)
+
+
 def test_an_answer_of_ten_megabytes_is_dropped_while_it_is_read(tmp_path):
     large = Reply.chat("x" * 10_000_000)
     found = ask(tmp_path, first_then(large), 2, concurrency=1)
     assert found.states == ["unusable", "answered"] and found.rows[0].answer == b"an answer of more than 8 MB"
+    assert found.rows[0].tokens_out >= 8 * 2**20 / 4 and not found.rows[0].is_counted  # it was paid for
     assert ask(tmp_path / "b", lambda seen: large, 1, max_answer_mb=16.0).states == ["answered"]
 
 

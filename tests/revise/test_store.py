@@ -57,9 +57,11 @@ def test_money_is_the_sum_of_all_rows(path):
         assert store.dollars() == 0.75
 
 
-def test_answers_with_one_id_are_counted(path):
+def test_answers_of_another_request_are_counted(path):
+    """The same bytes under one name; Ollama draws its names from a thousand, so that a name alone says nothing."""
     with open_store(path) as store:
         store.write([row(1, answer_id="a"), row(2, answer_id="a"), row(3, answer_id="b"), row(4), row(5)])
+        store.write([row(6, answer_id="c"), row(7, answer_id="c", answer=b"another")])
         assert store.n_repeated_ids() == 1
 
 
