@@ -11,7 +11,7 @@ CPU_TORCH=2.13.0 # what is installed where there is no GPU
 usage() {
   cat <<'TEXT'
 ./launch.sh setup          make .venv and install what is needed; does nothing when nothing has changed
-./launch.sh demo           align a tiny Llama on CLAIR pairs, from nothing, in about four minutes on two cores
+./launch.sh demo           align a tiny Llama on CLAIR pairs, from nothing, in four to six minutes on two cores
 ./launch.sh demo --real    the same with a real instruction model of 135 million parameters, in twenty minutes (--all)
 ./launch.sh paper [...]    the paper's experiment in miniature: half an hour on two cores (--quick, --seeds 3); --config any grid
 ./launch.sh train ...      engine.train on every GPU of this machine (or --nproc N processes); the rest is passed on

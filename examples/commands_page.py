@@ -30,9 +30,10 @@ COMMANDS = {
 }  # fmt: skip
 HEAD = """# Commands
 
-Written by `python -m examples.commands_page` from what each command says of itself. Every flag can also stand in a YAML
-file, `--config my.yaml`, named as it is here with `_` for `-`; flags win over the file. Without any argument a command
-prints a complete example. Bad input ends in one sentence and exit code 2, a run that cannot go on in 1, Ctrl-C in 130
+Written by `python -m examples.commands_page` from what each command says of itself. Where a command has `--config`,
+every flag can also stand in a YAML file, `--config my.yaml`, named as it is here with `_` for `-`; flags win over the
+file. Without any argument a command prints a complete example, but for the demos and the miniature's experiment, which
+begin. Bad input ends in one sentence and exit code 2, a run that cannot go on in 1, Ctrl-C in 130
 and SIGTERM in 143, with what was done saved.
 
 """

@@ -32,16 +32,19 @@ _RATES = (
 )
 WHY_NOT: dict[str, str] = {
     "CLAIR with APO-zero has the best mean of all cells": (
-        "winners here are right in every word that the score looks at, so that imitating them is all there is to do: "
-        "SFT does it best, and a stronger model's answers, whose style costs nothing, teach as much as revisions do"
+        "every word of a winner that the score looks at is right here, so that imitating winners is all there is to "
+        "do: SFT does it best, and a stronger model's answers, whose style costs nothing, teach as much as revisions do"
     ),
     "DPO is never the best objective of a data set": (
-        "it is on the off-policy set, where the smallest step is the best one: at DPO's rate, a third of theirs, "
-        "APO-zero and KTO gain as much there (the search for rates), but theirs were chosen for all four sets"
+        "it is on the off-policy set, which DPO's rate suits best: at that rate, a third of theirs, APO-zero and KTO "
+        "gain as much there (the search for rates), but theirs were chosen for all four sets"
     ),
     "winners worse than the model (judge-off-policy): APO-down beats APO-zero": (
-        "its losers are wrong in nearly every fact, so that lowering them teaches facts under either; APO-down lowers "
-        "the winners too, without a bound, and loses in 18 epochs what it gains in the first ones"
+        "its losers are wrong in nearly every fact, so that lowering them teaches facts under either; both lose in 18 "
+        "epochs most of what they gain in the first ones, APO-down, which lowers the winners too, all of it"
+    ),
+    "APO has the best mean of every data set but stronger-preferred": (
+        "SFT and KTO imitate winners that are right in every word, and DPO's rate suits the off-policy set best"
     ),
     "all three widen the margin between winning and losing rewards": _RATES,
     "APO-zero ends with the greatest winning and losing rewards of the three": _RATES,
@@ -120,6 +123,9 @@ def of_gains(gained: Mapping[tuple[str, str], float]) -> dict[str, bool]:
     found = {
         "CLAIR with APO-zero has the best mean of all cells": max(gained, key=lambda c: gained[c])
         == ("clair", "apo_zero"),
+        "APO has the best mean of every data set but stronger-preferred": all(
+            best(data) in ("apo_zero", "apo_down") for data in sets if data != "stronger-preferred"
+        ),
         "DPO is never the best objective of a data set": all(best(data) != "dpo" for data in sets),
     }
     for data in (d for d in BETTER_WINNERS if d in sets):
@@ -134,4 +140,6 @@ def of_gains(gained: Mapping[tuple[str, str], float]) -> dict[str, bool]:
         found["stronger-preferred can hurt: a contrastive objective loses points on it"] = any(
             gained["stronger-preferred", loss] < 0 for loss in CONTRASTIVE if ("stronger-preferred", loss) in gained
         )
+        if ("stronger-preferred", "sft") in gained:
+            found["on stronger-preferred SFT beats every contrastive objective"] = best("stronger-preferred") == "sft"
     return found

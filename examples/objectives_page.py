@@ -73,8 +73,9 @@ labelled rows, mixes with unpaired objectives only, or with its anchor fixed (`-
 `--reference-update-steps` (TR-DPO, arXiv 2404.09656); `--stages K` trains on the rows in K parts, each measured against
 where the one before ended (sDPO, arXiv 2403.19270); iterative rounds are runs that start from the last one's epoch.
 
-Weights of the gradient over the plane of rewards, winner's and loser's side by side; blue raises, red lowers, the
-stronger the darker, each objective by its own largest; anchors and running means at 0 (`aot` of one pair is `dpo`).
+Each pair of panels shows how strongly a step pushes the winner (left) and the loser (right), for every combination of
+their rewards. Blue raises a likelihood, red lowers it; colours are scaled for each objective; anchors and running means
+are at 0 (`aot` of one pair is `dpo`).
 `python -m examples.objectives_page --plot` draws it.
 
 ![gradient weights of every objective](objectives.png)

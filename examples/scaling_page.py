@@ -35,8 +35,9 @@ python -m engine.plan --shape llama3-70b --gpus 64 --gpu-memory 80 --json
 
 - Memory is counted from what each operation keeps (engine/memory.py). Against measured peaks: 3.3 % too high for 8
   billion parameters on one GPU with split masters ([performance](performance.md#eight-billion-parameters-on-one-card)),
-  within a tenth on the CPU (`./launch.sh test --all -k expected_peak`). For whole ones on one GPU (eight layers) it was
-  3.0 % too low; a reserve of so much is counted since. On several GPUs it was not measured.
+  within a tenth on the CPU (`./launch.sh test --all -k expected_peak`). For whole (unsplit) masters on one GPU, with
+  eight layers, the estimate was 3.0 % too low, so that the plan now adds a reserve of that size. On several GPUs it was
+  not measured.
 - A GPU reaches {cost.REACHED["cuda"]:.0%} of {cost.DATASHEET / 1e12:.0f} TFLOP/s; 54 % was measured on one. The slowest
   of several takes {cost.IMBALANCE} times the mean.
 - Collectives move {cost.IN_NODE / 1e9:.0f} GB/s a GPU inside a node of {cost.GPUS_PER_NODE} (NVLink 4) and

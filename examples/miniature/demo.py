@@ -2,7 +2,7 @@
 DPO trains on the same pairs beside it. Everything runs through the modules that a real run uses, and ends in the
 report that a real run ends in: runs/demo/report/report.html.
 
-    ./launch.sh demo        about four minutes on two cores
+    ./launch.sh demo        four to six minutes on two cores
 """
 
 import json

@@ -89,5 +89,10 @@ def table(found: Sequence[Round]) -> Table:
         f"model as its reference. {N_TEST} unseen questions at temperature 1."
     ]
     return Table(
-        "rounds", "Rounds of answers, revisions and alignment", ("after", "pairs", "exact, %", "95 %"), rows, 1, notes
+        "rounds",
+        "Rounds of answers, revisions and alignment",
+        ("after", "pairs so far", "exact, %", "95 %"),
+        rows,
+        1,
+        notes,
     )

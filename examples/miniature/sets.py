@@ -25,7 +25,7 @@ from revise import recipe, recipes, score
 
 NAMES = ("clair", "judge-on-policy", "judge-off-policy", "stronger-preferred")
 OTHERS_WRONG = (0.6, 0.7, 0.8, 0.9)
-"""How many of their values the other models of the off-policy set get wrong; the target, sampled, some 30 %."""
+"""How many of their values the other models of the off-policy set get wrong; the target, sampled, some 40 %."""
 MAX_ANSWER_TOKENS = 64
 SCORES = {"chosen_score", "rejected_score", "own_score"}  # the last is missing where the target's answer broke off
 

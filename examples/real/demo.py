@@ -1,6 +1,6 @@
 """A real instruction model is aligned on a laptop: SmolLM2-135M-Instruct learns to keep rules that a program can check.
 
-    ./launch.sh demo --real            APO-zero on CLAIR pairs: half an hour on two cores
+    ./launch.sh demo --real            APO-zero on CLAIR pairs: twenty minutes on two cores
     ./launch.sh demo --real --all      DPO, APO-down, KTO and SFT on the same pairs too, and APO-zero on judged pairs
 
 The model's own answers are revised by a program behind a real HTTP server, with the client, the store and the recipe

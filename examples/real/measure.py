@@ -60,6 +60,8 @@ class Score(NamedTuple):
     """The same for each kind of rule."""
     broken: Share
     """Answers that say nothing, or repeat themselves."""
+    sound: Share
+    """Answers that keep their rule and are not broken."""
     characters: float
     """Mean length."""
     answers: list[str]
@@ -81,11 +83,13 @@ def answer(folder: Path, prompts: Sequence[str], temperature: float, out: Path) 
 def score(tasks: Sequence[Task], answers: Sequence[str]) -> Score:
     """Which answers keep their rule."""
     kept = [t.is_kept(a) for t, a in zip(tasks, answers, strict=True)]
+    broken = [task.is_broken(a) for a in answers]
     of_kind = {name: [k for t, k in zip(tasks, kept, strict=True) if t.kind == name] for name in task.KINDS}
     return Score(
         kept=share(kept),
         kinds={name: share(found) for name, found in of_kind.items() if found},
-        broken=share([task.is_broken(a) for a in answers]),
+        broken=share(broken),
+        sound=share([k and not b for k, b in zip(kept, broken, strict=True)]),
         characters=sum(map(len, answers)) / len(answers),
         answers=list(answers),
     )

@@ -11,7 +11,7 @@ import torch
 
 from data import files
 from eval.tables import Table, to_markdown
-from examples.real.measure import Score, Share
+from examples.real.measure import MAX_ANSWER_TOKENS, Score, Share
 from examples.real.task import KINDS, Task
 
 N_EXAMPLES = 6  # answers that are shown, drawn by a fixed seed
@@ -84,14 +84,21 @@ def results(found: Scores, likelihoods: Mapping[str, Sequence[float]], runs: Map
         change = np.array(likelihoods[name]) - np.array(likelihoods["base"])
         error = change.std(ddof=1) / len(change) ** 0.5
         drift = "" if name == "base" else f"{change.mean():+.3f} ± {1.96 * error:.3f}"
-        broken = f"{100 * s.broken.value:.1f} / {100 * g.broken.value:.1f} %"
-        rows.append((label, str(s.kept), str(g.kept), f"{s.characters:.0f} / {g.characters:.0f}", broken, drift))
+        broken, sound = (f"{100 * a.value:.1f} / {100 * b.value:.1f} %" for a, b in ((s.broken, g.broken),
+                                                                                   (s.sound, g.sound)))  # fmt: skip
+        length = f"{s.characters:.0f} / {g.characters:.0f}"
+        rows.append((label, str(s.kept), str(g.kept), sound, length, broken, drift))
     n, base = found["base"]["sampled"].kept.n, np.mean(likelihoods["base"])
-    header = ("", "rules kept, T 0.7", "rules kept, greedy", "characters", "empty or repeating", "ordinary answers")
+    header = (
+        "", "rules kept, T 0.7", "rules kept, greedy", "kept and not repeating", "characters", "empty or repeating",
+        "ordinary answers",
+    )  # fmt: skip
     note = (
-        f"Shares with 95 % intervals (Wilson), of {n} tasks on topics that no pair has; lengths and faults at T 0.7 / "
-        "greedy; the last column is the change of the log-likelihood of ordinary answers, nats per token over "
-        f"{len(likelihoods['base'])} answers (before: {base:.3f}), with its 95 % interval."
+        f"Shares with 95 % intervals (Wilson), of {n} tasks on topics that no pair has, answers cut at "
+        f"{MAX_ANSWER_TOKENS} tokens; two numbers are at T 0.7 / greedy. An answer repeats itself where the same four "
+        "words stand in it three times. The last column is the change of the log-likelihood of ordinary answers, those "
+        f"of the model before training to {len(likelihoods['base'])} questions without a rule, in nats per token "
+        f"(before: {base:.3f}), with its 95 % interval."
     )
     return to_markdown(Table("results", "What each objective has taught", header, rows, 1, [note]))
 

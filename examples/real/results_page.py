@@ -1,6 +1,6 @@
 """Writes docs/results.md from what the real model's runs have found; no figure of its tables is typed.
 
-python -m examples.real.results_page runs/real/run-eda939d7 runs/real/h200 runs/real/figure4
+python -m examples.real.results_page runs/real/run-... runs/real/h200 runs/real/figure4
 """
 
 import argparse
@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from data import InputError, cli, files
+from data.json_rows import load_rows
 from eval import checkpoints
 
 DOCS = Path(__file__).resolve().parents[2] / "docs"
@@ -25,33 +26,43 @@ Written by `python -m examples.real.results_page` from what the commands below h
 
 brings SmolLM2-135M-Instruct (Apache-2.0, 135 million parameters, Llama's architecture) from the Python package index
 and has it answer short questions that carry a rule which a program can check: no commas, a word at the beginning, a
-sentence at the end, everything in lower case and five more. A program repairs what breaks the rule in its answers, and
+sentence at the end, everything in lower case and five more, in the spirit of IFEval (arXiv 2311.07911). A program
+repairs what breaks the rule in its answers, and
 nothing else, behind a real HTTP server that is asked as a hosted model would be (CLAIR); for the judged pairs the model
 answers twice, and the answer that keeps more of the rule wins. Then it is trained, with the same settings and order for
 every objective: {training}.
-The test's topics appear in no training prompt.
+The test's topics appear in no training prompt; the wordings of questions and rules do. `kto_pair` is the paper's
+KTO: each pair as a winner and a loser. The report page of the run is `runs/real/run-.../report/report.html`.
 
 What this run says: APO-zero and KTO on CLAIR pairs keep rules three times as often as the model before, and leave
 ordinary answers as likely as they were. DPO keeps as many greedily and more when sampled, and pays for it: ordinary
-answers become less likely, and more answers repeat themselves. APO-down, which lowers winners too, breaks most; SFT
-breaks nothing and learns a third as much. The judge finds fewer pairs, of the rules that the model can keep already,
-and they teach little: a revision shows what no sample had. All objectives on CLAIR pairs but SFT make a model of this
-size repeat itself more often: a smaller rate or fewer steps is the way for more careful use.
+answers become less likely, and more answers repeat themselves; where those do not count, the three lie within each
+other's intervals. APO-down, which lowers winners too, learns least of the contrastive ones and breaks most. SFT leaves
+repetitions and ordinary answers as they were, and learns a third as much.
+
+What gets worse: every objective on CLAIR pairs but SFT makes a model of this size repeat itself more often, and "one
+sentence", the only rule that the model kept already, is kept less often (two of the {n_pairs} pairs are of that kind:
+there was little to revise). A smaller rate or fewer steps is the way for more careful use.
+
+The judge gives {n_judged} pairs where the reviser gives {n_pairs}, and training on them teaches little. A judge can
+only choose between two answers that the model wrote; a reviser can show one that it did not write.
 
 """
 TRAJECTORIES = """
 
 ## Figure 4 on real preference pairs
 
-The same model and {data}: what each objective does to held-out pairs; log-probs in nats of a whole response.
+The same model and {data}: what each objective does to held-out pairs; log-probs in nats, summed over a response as far as it is not
+cut. The pairs are not part of this project: any file of pairs takes their place.
 
-What of the paper's Figure 4 shows in the large run: the order of the objectives, and that it is there from the first
-epoch on. APO-zero makes winners likelier and losers less likely; APO-down makes both less likely, losers more; DPO
-lies between them, with winners that become less likely although they are preferred. All three widen the margin epoch
-by epoch, while SFT, which never sees a loser, makes it likelier too. Of those that see losers KTO raises winners
-most, and it hardly lowers losers. And the winners, another model's, stay less likely than the losers under every
-objective: what the paper says of Stronger Preferred. SFT and KTO, which the paper's figure does not have, end above
-APO-zero. In the small run the order is the same, and hardly anything has moved yet.
+In the large run the objectives end in the same order as in the paper's Figure 4, and they are in that order after the
+first epoch. APO-zero makes winners likelier and losers less likely; APO-down makes both less likely, losers more; DPO
+lies between them, with winners that become less likely although they are preferred. All three end with a wide margin,
+while SFT, which never sees a loser, makes it likelier too. Of those that see losers KTO raises winners most, and it
+hardly lowers losers; its run ended in epoch 15, and its numbers are those of epoch 14. And the winners, another
+model's, stay less likely than the losers under every objective: what the paper says of Stronger Preferred. SFT and
+KTO, which the paper's figure does not have, end above APO-zero. In the small run APO-down has moved by ten nats, and
+the others hardly at all: it says little.
 
 What does not show: DPO falls for all 18 epochs, but at this rate APO-down falls so far and so early that DPO still ends
 nearer to APO-zero; the paper has it following APO-down. The rate was not looked for: lr times half the steps is 2.0e-3
@@ -67,8 +78,9 @@ python -m examples.real.figure4 pairs.jsonl --out runs/real/h200 --n 703 --heldo
   --batch-size 16 --max-response-tokens 512 --at-once 5
 ```
 
-One H200, torch 2.11.0, bf16 with float32 masters, five objectives side by side: 8 minutes, of which SFT took 4.7. It
-was interrupted twice and gone on with by the same command.
+One H200, torch 2.11.0, bf16 with float32 masters, five objectives side by side: nine minutes, in
+several calls of the same command, each of which went on with what the one before had begun. The time on the card ended
+before KTO's last epochs.
 
 """,
     "figure4": """### A few of them, on two cores
@@ -96,7 +108,10 @@ def main(argv: Sequence[str]) -> None:
         raise InputError(
             f"{unknown[0]}: the page knows no command for it; name the folder one of {', '.join(COMMANDS)}"
         )
-    text = HEAD.format(training=training(asked.run)) + read(asked.run / "results.md")
+    n_pairs, n_judged = (len(load_rows(asked.run / f"{name}.jsonl")) for name in ("clair", "judged"))
+    text = HEAD.format(training=training(asked.run), n_pairs=n_pairs, n_judged=n_judged) + read(
+        asked.run / "results.md"
+    )
     text += f" {asked.remark}" if asked.remark else ""
     text += picture(asked.run / "results.svg", "Rules kept, before and after")
     text += TRAJECTORIES.format(data=asked.data) if asked.figure4 else ""
