@@ -158,7 +158,7 @@ def claims(found: Mapping[Cell, Run]) -> Table:
         rows.append((claim, here, f"{n_held} of {len(cases)}", not_on, of_paper))
         if n_held < len(cases) and claim in findings.WHY_NOT:
             reasons.setdefault(findings.WHY_NOT[claim], []).append(claim)
-    notes += [f"{'; '.join(those)}: {reason}." for reason, those in reasons.items()]
+    notes += [f"Not so, or not everywhere: {'; '.join(those)}. Why: {reason}." for reason, those in reasons.items()]
     header = ("the paper's claim", "here", "holds in", "not on", "in its own means")
     return Table("claims", "What the paper claims, and what holds here", header, rows, 2, notes)
 

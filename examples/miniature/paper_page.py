@@ -36,9 +36,9 @@ samples, the one with more right facts wins. Off-policy judge: the best over the
 Stronger Preferred: a model that is always right, in one style of its own, over the sample.
 
 **Beyond the paper**: `apo_select` takes APO-zero or APO-down pair by pair, by the grades of winner and own answer
-(section 8 of the paper): it is APO-zero on CLAIR, where every winner is better than the model, and below APO-zero on the
-other three sets. Rounds make new answers and revisions with the aligned model, which is the next reference (on all 1,020
-prompts, those of the search for rates too): they end below a single round with all prompts at once.
+(section 8 of the paper): it is APO-zero on CLAIR, where every winner is better than the model, and below APO-zero on
+the other three sets. Rounds make new answers and revisions with the aligned model, which is the next reference (on all
+1,020 prompts, those of the search for rates too): they end below a single round with all prompts at once.
 
 """
 COLOURS = ("#1a73e8", "#188038", "#9aa0a6", "#d93025", "#f9ab00", "#9334e6")

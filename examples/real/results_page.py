@@ -52,8 +52,9 @@ TRAJECTORIES = """
 
 ## Figure 4 on real preference pairs
 
-The same model and {data}: what each objective does to held-out pairs; log-probs in nats, summed over a response as far as it is not
-cut. The pairs are not part of this project: any file of pairs takes their place.
+The same model and {data}: what each objective does to held-out pairs.
+Log-probs are in nats, summed over a response as far as it is not cut. The pairs are not part of this project: any file
+of pairs takes their place.
 
 In the large run the objectives end in the same order as in the paper's Figure 4, and they are in that order after the
 first epoch. APO-zero makes winners likelier and losers less likely; APO-down makes both less likely, losers more; DPO

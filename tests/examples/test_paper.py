@@ -56,7 +56,7 @@ def test_claims_are_counted_over_seeds_and_data_sets(monkeypatch):
     assert rows["DPO is nearer to APO-zero in the first epoch"] == [
         "does not hold here", "0 of 4", "clair, judge-on-policy", "",
     ]  # fmt: skip
-    assert "DPO is never the best objective of a data set: for a reason." in made.notes
+    assert "Not so, or not everywhere: DPO is never the best objective of a data set. Why: for a reason." in made.notes
     assert not any("APO-down ends" in note for note in made.notes)  # of the claims that hold nothing is explained
 
 
