@@ -27,9 +27,8 @@ Written by `python -m examples.real.results_page` from what the commands below h
 brings SmolLM2-135M-Instruct (Apache-2.0, 135 million parameters, Llama's architecture) from the Python package index
 and has it answer short questions that carry a rule which a program can check: no commas, a word at the beginning, a
 sentence at the end, everything in lower case and five more, in the spirit of IFEval (arXiv 2311.07911). A program
-repairs what breaks the rule in its answers, and
-nothing else, behind a real HTTP server that is asked as a hosted model would be (CLAIR); for the judged pairs the model
-answers twice, and the answer that keeps more of the rule wins. Then it is trained, with the same settings and order for
+repairs what breaks the rule in its answers, and nothing else, behind a real HTTP server that is asked as a hosted model
+would be (CLAIR); for the judged pairs the model answers twice, and the answer that keeps more of the rule wins. Then it is trained, with the same settings and order for
 every objective: {training}.
 The test's topics appear in no training prompt; the wordings of questions and rules do. `kto_pair` is the paper's
 KTO: each pair as a winner and a loser. The report page of the run is `runs/real/run-.../report/report.html`.
@@ -41,8 +40,13 @@ other's intervals. APO-down, which lowers winners too, learns least of the contr
 repetitions and ordinary answers as they were, and learns a third as much.
 
 What gets worse: every objective on CLAIR pairs but SFT makes a model of this size repeat itself more often, and "one
-sentence", the only rule that the model kept already, is kept less often (two of the {n_pairs} pairs are of that kind:
+sentence", the only rule that the model mostly kept already, is kept less often (two of the {n_pairs} pairs are of that kind:
 there was little to revise). A smaller rate or fewer steps is the way for more careful use.
+
+That the checkpoint is read right is held against transformers by `./launch.sh test --all -k test_real` (the model has
+to be there): logits, the ids of mixed text, log-probs of real pairs within 1e-5, and that transformers loads the
+aligned folder and answers with it as `engine.generate` does. The chat template is the model's own, ChatML with its
+default system message; an answer ends at `<|im_end|>`.
 
 The judge gives {n_judged} pairs where the reviser gives {n_pairs}, and training on them teaches little. A judge can
 only choose between two answers that the model wrote; a reviser can show one that it did not write.
