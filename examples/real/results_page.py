@@ -28,8 +28,8 @@ brings SmolLM2-135M-Instruct (Apache-2.0, 135 million parameters, Llama's archit
 and has it answer short questions that carry a rule which a program can check: no commas, a word at the beginning, a
 sentence at the end, everything in lower case and five more, in the spirit of IFEval (arXiv 2311.07911). A program
 repairs what breaks the rule in its answers, and nothing else, behind a real HTTP server that is asked as a hosted model
-would be (CLAIR); for the judged pairs the model answers twice, and the answer that keeps more of the rule wins. Then it is trained, with the same settings and order for
-every objective: {training}.
+would be (CLAIR); for the judged pairs the model answers twice, and the answer that keeps more of the rule wins. Then it
+is trained, with the same settings and order for every objective: {training}.
 The test's topics appear in no training prompt; the wordings of questions and rules do. `kto_pair` is the paper's
 KTO: each pair as a winner and a loser. The report page of the run is `runs/real/run-.../report/report.html`.
 
