@@ -40,8 +40,8 @@ other's intervals. APO-down, which lowers winners too, learns least of the contr
 repetitions and ordinary answers as they were, and learns a third as much.
 
 What gets worse: every objective on CLAIR pairs but SFT makes a model of this size repeat itself more often, and "one
-sentence", the only rule that the model mostly kept already, is kept less often (two of the {n_pairs} pairs are of that kind:
-there was little to revise). A smaller rate or fewer steps is the way for more careful use.
+sentence", the only rule that the model mostly kept already, is kept less often (two of the {n_pairs} pairs are of that
+kind: there was little to revise). A smaller rate or fewer steps is the way for more careful use.
 
 That the checkpoint is read right is held against transformers by `./launch.sh test --all -k test_real` (the model has
 to be there): logits, the ids of mixed text, log-probs of real pairs within 1e-5, and that transformers loads the
