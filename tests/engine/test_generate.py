@@ -201,7 +201,7 @@ def here(*given):
 def test_a_run_that_is_killed_goes_on_and_gives_the_same_file(tmp_path):
     folder = tiny.write_model(tmp_path / "m", ["some words to merge"] * 20, std=0.1)
     rows = tiny.write_rows(tmp_path / "p.jsonl", [{"prompt": f"hello {i}"} for i in range(60)])
-    flags = ["--n", "2", "--max-new-tokens", "60", "--batch-size", "4", "--seed", "2"]
+    flags = ["--n", "2", "--max-new-tokens", "30", "--batch-size", "4", "--seed", "2"]
     here(folder, rows, tmp_path / "calm.jsonl", *flags)
     partial = tmp_path / "a.jsonl.partial"
     running = subprocess.Popen(arguments(folder, rows, tmp_path / "a.jsonl", *flags), stderr=subprocess.DEVNULL)
@@ -228,6 +228,7 @@ def test_a_run_that_is_killed_goes_on_and_gives_the_same_file(tmp_path):
     assert (tmp_path / "a.jsonl").read_bytes() == (tmp_path / "calm.jsonl").read_bytes() and not partial.exists()
 
 
+@pytest.mark.slow
 def test_a_memory_that_does_not_suffice_is_told(tmp_path):
     """Without overcommitted memory: a limit of the process stands for a small machine."""
     folder = tiny.write_model(tmp_path / "m", ["some words to merge"] * 20, max_position_embeddings=2**22)
