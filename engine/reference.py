@@ -117,15 +117,6 @@ class Cache:
             return self.shared
         return self.shared / f"{self.fingerprint()[:32]}.safetensors"
 
-    def check(self) -> None:
-        """Raises InputError where the shared one is a file that should be a folder, or the other way round."""
-        if (path := self.shared) is None or not path.exists():
-            return
-        if path.is_dir() == (path.suffix == ".safetensors"):
-            raise InputError(
-                f"--reference-cache {path}: name a folder that runs share, or a run's reference.safetensors"
-            )
-
     def read(self, shape: torch.Size) -> tuple[Tensor | None, str]:
         """The table where one fits, shared or left by this run before it was stopped, and what was found.
 
@@ -170,6 +161,13 @@ class Cache:
 
 def _digest(table: Tensor) -> str:
     return hashlib.sha256(table.contiguous().numpy().tobytes()).hexdigest()
+
+
+def check_shared(shared: str | None) -> None:
+    """Raises InputError where --reference-cache names a file that should be a folder, or the other way round."""
+    path = Path(shared) if shared else None
+    if path is not None and path.exists() and path.is_dir() == (path.suffix == ".safetensors"):
+        raise InputError(f"--reference-cache {path}: name a folder that runs share, or a run's reference.safetensors")
 
 
 def modes(config: TrainConfig, objective: Objective) -> list[Mode]:

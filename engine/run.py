@@ -224,7 +224,6 @@ class Run:
             )
 
     def _begin(self, facts: dict[str, Any], identity: Callable[[], dict[str, Any]]) -> None:
-        self._hold()
         check_folder(self.folder, resumes=self._config.resumes)  # another run may have been faster
         if not self.place.holds_run():
             self.place.begin(identity())

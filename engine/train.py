@@ -133,7 +133,7 @@ class Job:
             self.facts["stage"] = f"{part + 1} of {config.stages}"
         if self.heldout and self._has_form(self.heldout[0]):
             self.objective.check(self._in_form(self.heldout))
-        Cache.of(config, str).check()
+        reference.check_shared(config.reference_cache)
         self.steps = Steps(self.examples, config, self.objective)
         self.modes = reference.modes(config, self.objective)
         self.load = Load.of(

@@ -213,7 +213,7 @@ def score_one(model: Model, data: Data, config: AlpacaEvalConfig, judge: Judge) 
     files.write_json(folder / "annotations.json", rows)
     table = summarise(preferences, data, outputs)
     facts = judge.facts | data.facts | {"preset": config.preset}
-    facts |= {"reference": REFERENCE, "software": mixeval_run.software(), "n_unanswered": n_unanswered}
+    facts |= {"reference": REFERENCE, "software": scores.software(), "n_unanswered": n_unanswered}
     errors = {"win_rate": "standard_error", "length_controlled_winrate": "lc_standard_error"}
     lines = [
         {"checkpoint": name, "benchmark": BENCHMARK, "version": REFERENCE, "metric": metric, "value": value}

@@ -14,7 +14,6 @@ import random
 from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from importlib import metadata
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
@@ -380,7 +379,7 @@ def _write(
         files.write_rows(folder / _judged_name(split, config), rows)
     facts = judge.facts | {"preset": config.preset, "wording_sha256": wording.sha256, "data_sha256": digest(entries)}
     facts |= {"fallback": config.fallback, "judged_once": config.dedupe, "rounds": config.rounds}
-    facts |= {"judge_temperature": config.judge_temperature, "software": software()}
+    facts |= {"judge_temperature": config.judge_temperature, "software": scores.software()}
     facts |= {"n_fallbacks": scored.n_fallbacks, "n_blocked": scored.n_blocked, "n_unanswered": scored.n_unanswered}
     tables = {mode: mixeval.aggregate(scored.scores, entries, mode) for mode in ("table4_compat", "merged")}
     splits = {f"split/{split}": float(np.mean(list(of.values()))) for split, of in scored.scores.items() if of}
@@ -457,9 +456,3 @@ def _judged_name(split: Split, config: MixEvalConfig) -> str:
 def digest(entries: Entries) -> str:
     """SHA-256 of the queries, whatever file they stand in."""
     return hashlib.sha256(json.dumps(entries, sort_keys=True).encode()).hexdigest()
-
-
-def software() -> str:
-    """This program and its version."""
-    name = "anchored-preference-optimization"
-    return f"{name} {metadata.version(name)}"

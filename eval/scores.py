@@ -7,6 +7,7 @@ may be compared with. The same number measured again replaces the old one. Any p
 import fcntl
 import json
 from collections.abc import Iterable, Mapping, Sequence
+from importlib import metadata
 from pathlib import Path
 from typing import Any
 
@@ -111,6 +112,12 @@ def copy_base(source: Path, path: Path, *, judge: str) -> int:
         )
     write(path, found)
     return len(found)
+
+
+def software() -> str:
+    """This program and its version."""
+    name = "anchored-preference-optimization"
+    return f"{name} {metadata.version(name)}"
 
 
 def dump(line: Mapping[str, Any]) -> str:

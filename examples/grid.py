@@ -232,7 +232,8 @@ def check_same(where: Path, flags: Mapping[str, str], settings: str | None) -> N
     """Raises InputError where a finished run was told something else, or what it was made of has changed since."""
     said, asked = checkpoints.settings(where), {name.replace("-", "_"): value for name, value in flags.items()}
     for name, value in asked.items():
-        known = said.get(name, said.get(name.rpartition(".")[2]))  # a beta that all terms share is "beta"
+        is_shared = name.endswith(".beta") and name not in said  # by all terms: there it is "beta"
+        known = said.get("beta" if is_shared else name)
         known = known[0] if isinstance(known, list) and len(known) == 1 else known
         if not _is_same(str(known), value):
             raise InputError(f"{where}: was trained with {name} {known}, not {value}; remove it, or give another --out")

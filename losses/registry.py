@@ -7,7 +7,6 @@ decorator and its signature: which rows it eats, whether it needs a reference, i
 
 import difflib
 import hashlib
-import importlib.util
 import inspect
 import sys
 import types
@@ -235,22 +234,21 @@ def _import_file(path: Path) -> frozenset[str]:
     resolved = path.resolve()
     if not resolved.is_file():
         raise LossError(f"{path}: no such file; --loss takes a name or path/to/file.py:name")
-    digest = hashlib.sha256(resolved.read_bytes()).hexdigest()
+    content = resolved.read_bytes()
+    digest = hashlib.sha256(content).hexdigest()
     known, names = _files.get(resolved, ("", frozenset[str]()))
     if known == digest:
         return names
     _forget(names)
-    name = f"losses_from_{resolved.stem}_{digest[:8]}"
-    spec = importlib.util.spec_from_file_location(name, resolved)
-    assert spec is not None and spec.loader is not None  # a .py file always has both
-    module = importlib.util.module_from_spec(spec)
+    module = types.ModuleType(f"losses_from_{resolved.stem}_{digest[:8]}")
+    module.__file__ = str(resolved)
     before = {*_losses, *_aliases}
-    sys.modules[name] = module  # dataclasses look their module up
+    sys.modules[module.__name__] = module  # dataclasses look their module up
     _importing.append(digest)
     try:
-        exec(compile(resolved.read_bytes(), resolved, "exec"), module.__dict__)  # a cached .pyc goes by time and size
+        exec(compile(content, resolved, "exec"), module.__dict__)
     except BaseException as fault:
-        del sys.modules[name]
+        del sys.modules[module.__name__]
         _forget(frozenset({*_losses, *_aliases} - before))
         _files.pop(resolved, None)
         if isinstance(fault, LossError):

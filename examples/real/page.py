@@ -84,8 +84,7 @@ def results(found: Scores, likelihoods: Mapping[str, Sequence[float]], runs: Map
         change = np.array(likelihoods[name]) - np.array(likelihoods["base"])
         error = change.std(ddof=1) / len(change) ** 0.5
         drift = "" if name == "base" else f"{change.mean():+.3f} ± {1.96 * error:.3f}"
-        broken, sound = (f"{100 * a.value:.1f} / {100 * b.value:.1f} %" for a, b in ((s.broken, g.broken),
-                                                                                   (s.sound, g.sound)))  # fmt: skip
+        broken, sound = _both(s.broken, g.broken), _both(s.sound, g.sound)
         length = f"{s.characters:.0f} / {g.characters:.0f}"
         rows.append((label, str(s.kept), str(g.kept), sound, length, broken, drift))
     n, base = found["base"]["sampled"].kept.n, np.mean(likelihoods["base"])
@@ -115,6 +114,10 @@ def by_kind(found: Scores, how: str) -> str:
     names = ("before" if name == "base" else name for name in found)
     title = f"Rules kept by kind, {'at T 0.7' if how == 'sampled' else 'greedy'}, %"
     return to_markdown(Table(how, title, ("rule", "tasks", *names), rows))
+
+
+def _both(sampled: Share, greedy: Share) -> str:
+    return f"{100 * sampled.value:.1f} / {100 * greedy.value:.1f} %"
 
 
 def _short(share: Share) -> str:
