@@ -74,7 +74,8 @@ def job(tmp_path):
 
 
 def lines(out):
-    return [json.loads(line) for line in (Path(out) / "metrics.jsonl").read_text().splitlines()]
+    """The whole lines of metrics.jsonl: a run that still writes may stand in the middle of one."""
+    return [json.loads(line) for line in (Path(out) / "metrics.jsonl").read_bytes().split(b"\n")[:-1]]
 
 
 def torchrun(n, *flags, timeout=300):
