@@ -97,8 +97,10 @@ def forward_of_example(shape: LlamaConfig, load: Load) -> float:
 
 
 def run_flops(s: Setting, load: Load, epochs: int, *, has_reference: bool) -> float:
-    """Of a whole run: 3 passes' worth for each example and epoch, one for the reference, and what is again."""
-    passes = 3 * epochs + has_reference * (epochs if load.is_mismatched else 1)
+    """Of a whole run: 3 passes' worth for each example and epoch, one for the reference, in every epoch where it is not
+    kept, and what is again.
+    """
+    passes = 3 * epochs + has_reference * (epochs if load.is_mismatched or s.moves_reference else 1)
     passes += epochs * s.n_recomputed / s.shape.n_layers + epochs * (load.whole_step and s.has_several_passes)
     return passes * load.n * forward_of_example(s.shape, load)
 

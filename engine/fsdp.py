@@ -6,7 +6,7 @@ a CPU, do without.
 
 from collections.abc import Iterator
 from itertools import pairwise
-from typing import cast
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -16,7 +16,6 @@ from torch.distributed.fsdp._fully_shard._fsdp_param_group import FSDPParamGroup
 from torch.distributed.tensor import DTensor
 from torch.distributed.tensor._utils import compute_local_shape_and_global_offset
 
-from engine.llama import Llama
 from engine.walk import Walk
 
 
@@ -50,22 +49,22 @@ def shard(walk: Walk, mesh: DeviceMesh, dtype: torch.dtype, *, reshards: bool) -
     for unit in units(walk):  # sum, not FSDP's mean: ranks hold different counts
         unit.set_gradient_divide_factor(1.0)
         unit.set_force_sum_reduction_for_comms(True)  # the factor alone fails on gloo
-    order_gathers(walk.policy, walk.reference)
-
-
-def order_gathers(policy: Llama, reference: Llama | None) -> None:
-    """Which unit is gathered while another one computes.
-
-    Forward: the next of the walk. Backward: the policy's one before; left to itself FSDP would take the one that was
-    walked before it, and so gather every block of the reference for nothing.
-    """
-    walked = [m for pair in zip(policy.blocks, reference.blocks, strict=True) for m in pair] if reference else []
-    walked = walked or list(policy.blocks)
-    for unit, following in pairwise(walked):
-        cast(FSDPModule, unit).set_modules_to_forward_prefetch([cast(FSDPModule, following)])
-    cast(FSDPModule, walked[-1]).set_modules_to_forward_prefetch([])
-    for unit, before in pairwise([policy.head, *reversed(policy.blocks), policy.embed]):
+    # Backward, the policy's one before is gathered while a unit computes; left to itself FSDP would take the one that
+    # was walked before it, and so gather every block of the reference for nothing.
+    for unit, before in pairwise([walk.policy.head, *reversed(walk.policy.blocks), walk.policy.embed]):
         cast(FSDPModule, unit).set_modules_to_backward_prefetch([cast(FSDPModule, before)])
+    walk.register_forward_pre_hook(_order_gathers, with_kwargs=True)
+
+
+def _order_gathers(walk: nn.Module, _: Any, asked: dict[str, Any]) -> None:
+    """Before a walk: while a unit computes, the next one that is walked is gathered, and no other."""
+    assert isinstance(walk, Walk)
+    walked = list(walk.policy.blocks)
+    if asked["with_reference"] and walk.reference is not None:
+        walked = [m for pair in zip(walked, walk.reference.blocks, strict=True) for m in pair]
+    for unit, following in pairwise([*walked, None]):
+        ahead = [] if following is None else [cast(FSDPModule, following)]
+        cast(FSDPModule, unit).set_modules_to_forward_prefetch(ahead)
 
 
 def units(module: nn.Module) -> Iterator[FSDPModule]:

@@ -11,12 +11,14 @@ import fcntl
 import functools
 import hashlib
 import json
+import os
 import sys
 from collections.abc import Callable, Collection, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, fields
 from importlib import metadata
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, BinaryIO, Literal
 
 import torch
 from tqdm import tqdm
@@ -154,7 +156,10 @@ class Answerer:
 
 
 class Partial:
-    """Answers as they end, in a file that a run which was stopped goes on from. One line each, in no order."""
+    """Answers as they end, in a file that a run which was stopped goes on from. One line each, in no order.
+
+    A context manager: until it ends no other process writes answers there.
+    """
 
     def __init__(self, out: Path, settings: dict[str, Any]) -> None:
         """settings: what answers depend on. Raises InputError where the file is of other ones."""
@@ -164,21 +169,36 @@ class Partial:
         text = json.dumps(settings, sort_keys=True, default=str)
         head = files.json_line({"settings": hashlib.sha256(text.encode()).hexdigest()}).encode()
         self._path.parent.mkdir(parents=True, exist_ok=True)
-        self._file = open(self._path, "a+b")  # noqa: SIM115 (closed by close)
-        try:
+        with ExitStack() as stack:
+            self._file = stack.enter_context(self._take())
             self._read(head)
-        except BaseException:
-            self.close()
-            raise
+            stack.pop_all()
+
+    def __enter__(self) -> "Partial":
+        return self
+
+    def __exit__(self, *fault: Any) -> None:
+        self._file.close()
+
+    def _take(self) -> BinaryIO:
+        """The file, opened and locked."""
+        while True:
+            file = open(self._path, "a+b")  # noqa: SIM115 (closed at the context's end)
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                if self._path.exists() and os.path.samestat(os.fstat(file.fileno()), self._path.stat()):
+                    return file
+                file.close()  # another process has finished with it, and removed it
+            except OSError as fault:
+                file.close()
+                if isinstance(fault, BlockingIOError):
+                    said = "another process writes answers here; wait for it, or write elsewhere"
+                else:
+                    said = f"its file system has no locks ({fault.strerror}); write to a local disk"
+                raise InputError(f"{self._path}: {said}") from None
 
     def _read(self, head: bytes) -> None:
-        """Takes the file, reads what is known, and cuts what a run that was killed left half written."""
-        try:
-            fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise InputError(
-                f"{self._path}: another process writes answers here; wait for it, or write elsewhere"
-            ) from None
+        """Reads what is known, and cuts what a run that was killed left half written."""
         self._file.seek(0)
         lines = self._file.read().split(b"\n")[:-1]  # the last may be torn
         if lines and lines[0] + b"\n" != head:
@@ -205,14 +225,11 @@ class Partial:
                                for (i, sample), answer in sorted(self.answers.items())))  # fmt: skip
         self._path.unlink()
 
-    def close(self) -> None:
-        """No more will be added."""
-        self._file.close()
 
-
+@contextmanager
 def draw(
     answerer: Answerer, prompts: Sequence[Sequence[int]], sampling: Sampling, out: Path, name: str | None = None
-) -> Partial:
+) -> Iterator[Partial]:
     """All answers to prompts of token ids, each kept beside `out` when it ends: a run that was stopped goes on.
 
     name: for the progress bar. Raises InputError where what is there are answers of another model or other settings.
@@ -220,28 +237,28 @@ def draw(
     settings = {f.name: getattr(sampling, f.name) for f in fields(Sampling) if f.name not in OF_SPEED}
     if sampling.stop and answerer.chat is None:
         raise InputError(f"--stop: {answerer.folder} has no tokenizer; give --stop-ids")
-    partial = Partial(out, settings | {"model": answerer.digest, "dtype": answerer.dtype, "prompts": prompts})
-    n_known = len(partial.answers)
-    with tqdm(total=len(prompts) * sampling.n, desc=name, initial=n_known, unit="answer", disable=None) as bar:
+    settings |= {"model": answerer.digest, "dtype": answerer.dtype, "prompts": prompts}
+    with Partial(out, settings) as partial:
+        known = frozenset(partial.answers)
+        with tqdm(total=len(prompts) * sampling.n, desc=name, initial=len(known), unit="answer", disable=None) as bar:
 
-        def keep(answer: Answer) -> None:
-            said = {"response": answerer.text(answer, sampling.stop)} if answerer.chat else {"response_ids": answer.ids}
-            partial.add(answer.prompt, answer.sample, said | {"finish": answer.finish})
-            bar.update()
+            def keep(answer: Answer) -> None:
+                said = {"response_ids": answer.ids}
+                if answerer.chat:
+                    said = {"response": answerer.text(answer, sampling.stop)}
+                partial.add(answer.prompt, answer.sample, said | {"finish": answer.finish})
+                bar.update()
 
-        try:
-            known = frozenset(partial.answers)
-            answerer.answer(prompts, sampling, keep, wanted=lambda prompt, sample: (prompt, sample) not in known)
-        except Exception as fault:
-            if is_out_of_memory(fault):
-                raise RunError(
-                    f"out of memory with {sampling.batch_size} answers at a time; lower the batch size, or the tokens "
-                    "of an answer; what is there is kept, and the same command goes on"
-                ) from None
-            raise
-        finally:
-            partial.close()
-    return partial
+            try:
+                answerer.answer(prompts, sampling, keep, wanted=lambda prompt, sample: (prompt, sample) not in known)
+            except Exception as fault:
+                if is_out_of_memory(fault):
+                    raise RunError(
+                        f"out of memory with {sampling.batch_size} answers at a time; lower the batch size, or the "
+                        "tokens of an answer; what is there is kept, and the same command goes on"
+                    ) from None
+                raise
+        yield partial
 
 
 def _prompt(row: PromptRow) -> dict[str, Any]:
@@ -253,7 +270,8 @@ def main(argv: Sequence[str]) -> None:
     """The command."""
     config = cli.parse(GenerateConfig, argv, command="python -m engine.generate", example=EXAMPLE)
     out = Path(config.out)
-    files.check_new_file(out)
+    if not config.ask_again:  # which makes the file anew
+        files.check_new_file(out)
     answer_all = _served if config.endpoint else _drawn
     n, n_prompts = answer_all(config, out)
     print(f"{n} answers to {n_prompts} prompts: {config.out}", file=sys.stderr)
@@ -264,9 +282,9 @@ def _drawn(config: GenerateConfig, out: Path) -> tuple[int, int]:
     answerer = Answerer.open(config.model, config.dtype)
     prompts = read_prompts(config.prompts, roles=answerer.roles)
     ids = [answerer.prompt_ids(p.place, p.prompt) for p in prompts]
-    partial = draw(answerer, ids, config, out)
-    partial.finish(out, prompts)
-    return len(partial.answers), len(ids)
+    with draw(answerer, ids, config, out) as drawn:
+        drawn.finish(out, prompts)
+    return len(drawn.answers), len(ids)
 
 
 def _served(config: GenerateConfig, out: Path) -> tuple[int, int]:
@@ -293,7 +311,7 @@ def _served(config: GenerateConfig, out: Path) -> tuple[int, int]:
         cli.notify(
             f"{len(rejected)} answers cannot be had ({rejected[0]['reason']}): {beside}; --ask-again asks once more"
         )
-    else:
+    elif config.ask_again:  # what was refused before is there now
         beside.unlink(missing_ok=True)
     files.write_rows(out, rows)
     return len(rows), len(prompts)

@@ -135,7 +135,10 @@ class Objective:
             for field, said in asked:
                 if getattr(e.ratings, field) is None:
                     raise InputError(f"{e.place}: {self.name} needs {said}; add it, or take another --loss")
-        if (fault := self._fault(examples)) is not None:
+        fault = self._fault(examples)
+        if fault is None and not self.whole_step:
+            fault = self._fault(examples[:1])  # a pass may hold a single one
+        if fault is not None:
             alone = [f"{e.place}: {found}" for e in examples if (found := self._fault([e])) is not None]
             if 0 < len(alone) < len(examples):
                 raise list_faults(alone[:10], len(examples), mend="mend or delete them", n_faults=len(alone))

@@ -7,8 +7,10 @@ made. Everything else is FSDP2 (engine/fsdp.py): float32 master shards, compute 
 import atexit
 import ctypes
 import os
+import secrets
 import signal
 import sys
+import time
 from collections.abc import Callable, Iterable
 from datetime import timedelta
 from functools import cached_property
@@ -32,6 +34,7 @@ if TYPE_CHECKING:
 
 Value = TypeVar("Value")
 
+LOOK = 5.0  # seconds in which a network's file system shows what another host has made
 PR_SET_PDEATHSIG = 1  # of Linux's sys/prctl.h
 # Lengths differ from pass to pass: without it the allocator is left with pieces that nothing fits.
 os.environ.setdefault("PYTORCH_CUDA_ALLOC_CONF", "expandable_segments:True")
@@ -123,10 +126,25 @@ class Ranks:
         """Whether this rank's shards are the ones to write: of several copies the first one's."""
         return self.rank < self.shard_size
 
-    def all_see(self, path: Path) -> bool:
-        """Whether a file is there for every rank. Collective."""
+    def all_see(self, folder: Path) -> bool:
+        """Whether a folder of the first rank's is the same one for every rank, and not another disk's. Collective.
+
+        A file that nobody has looked for before is put into it: a network's file system may take seconds to show a new
+        folder, and another host may have left one of that name.
+        """
+        if self.size == 1:
+            return True
+        mark = folder / self.same(f".seen-{secrets.token_hex(8)}")
+        if self.is_first:
+            mark.touch()
         self.wait()
-        return self.most(not path.exists()) == 0
+        deadline = time.monotonic() + LOOK
+        while not (sees := mark.exists()) and time.monotonic() < deadline:
+            time.sleep(0.1)
+        everybody = self.most(not sees) == 0
+        if self.is_first:
+            mark.unlink()
+        return everybody
 
     def whole(self, parameter: Tensor) -> Tensor:
         """A parameter gathered from all ranks. Collective."""
@@ -203,16 +221,12 @@ class Ranks:
             for unit in fsdp.units(model):
                 unit.reshard()
 
-    def release(self, reference: Llama, policy: Llama) -> None:
+    def release(self, reference: Llama) -> None:
         """Frees the memory of a reference that is not called again; FSDP keeps handles to it until the run ends."""
         self.settle(reference)
         for parameter in reference.parameters():
             held, _ = self.local(parameter)
             held.untyped_storage().resize_(0)
-        if self.is_sharded:
-            from engine import fsdp
-
-            fsdp.order_gathers(policy, None)
 
 
 def free_memory() -> int:

@@ -17,7 +17,7 @@ from typing import Literal
 
 import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
+from safetensors.torch import save
 from torch import Tensor
 
 from data import InputError, cli
@@ -155,8 +155,7 @@ class Cache:
     def _write(self, path: Path, table: Reference, *, is_shared: bool = False) -> None:
         metadata = {"fingerprint": self.fingerprint(), "sha256": _digest(table.values)}
         with whole_file(path, is_shared=is_shared) as temporary:
-            save_file({"ref_logps": table.values}, temporary, metadata=metadata)
-            temporary.chmod(path.parent.stat().st_mode & 0o666)  # save_file makes 0600 whatever the umask is
+            temporary.write_bytes(save({"ref_logps": table.values}, metadata))  # save_file's faults are no OSError
 
 
 def _digest(table: Tensor) -> str:

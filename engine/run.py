@@ -130,6 +130,7 @@ class Run:
         """Steps that are done: those of the state that the run goes on from, and its own."""
         self._state: dict[str, Any] = {}
         self._states: States | None = None
+        self._keeps_states = True
         self._stop = Stop()
         self._stack = ExitStack()
         self._is_held = False
@@ -184,15 +185,18 @@ class Run:
         """
         self._ranks.on_first(lambda: self._check_room(policy))
         self._ranks.on_first(self._hold)
-        if self._config.state_every != 0 and not self._ranks.all_see(self.place.states):
+        self._keeps_states = self._ranks.all_see(self.place.states)
+        if not self._keeps_states and (self._config.state_every != 0 or self._config.stop_after is not None):
             raise InputError(
                 f"{self.folder}: not every rank sees this folder, and a state of several hosts needs one that all see; "
-                "name a shared --out, or do without states (--state-every 0)"
+                "name a shared --out, or do without states (--state-every 0, and no --stop-after)"
             )
         self._facts = {name: value for name, value in facts.items() if isinstance(value, int)}
         self._ranks.on_first(lambda: self._begin(facts, identity))
         self._states = self._states or self._open_states()
-        if (seconds := grace()) is not None:
+        if not self._keeps_states:
+            self.say(f"{self.folder}: not every rank sees this folder: a run that is stopped keeps no state")
+        elif (seconds := grace()) is not None:
             self.say(
                 f"SIGTERM and Ctrl-C save a state; torchrun gives {seconds:.0f} s for it, or what its "
                 "--shutdown-timeout says"
@@ -206,9 +210,10 @@ class Run:
     def _check_room(self, policy: Llama) -> None:
         c, n = self._config, policy.config.n_parameters
         checkpoint = n * (weights.stored_dtype(policy.source).itemsize if policy.source else 4)
-        state = 0 if c.state_every == 0 else n * 4 * (1 + optim.N_STATES[c.optimizer])
-        has_several = not self.n_done and (c.epochs > 2 or c.state_every is not None)
-        states = state * (c.keep_state + 1 if has_several else 1)  # a new one is whole before the oldest goes
+        n_steps, n_epochs = len(self.steps), -(-len(self.steps) // self.steps.per_epoch)
+        n_due = n_epochs - 1 if c.state_every is None else (n_steps - 1) // c.state_every if c.state_every else 0
+        n_states = min(n_due, 1 if self.n_done else c.keep_state + 1)  # a new one is whole before the oldest goes
+        states = n_states * n * 4 * (1 + optim.N_STATES[c.optimizer])
         nearest = next(p for p in [self.folder, *self.folder.absolute().parents] if p.exists())
         free = shutil.disk_usage(nearest).free
         if free < checkpoint + states:
@@ -216,7 +221,7 @@ class Run:
                 f"{self.folder}: {free:,} bytes are free, and a checkpoint and its states take "
                 f"{checkpoint + states:,}; make room, or keep no states (--state-every 0)"
             )
-        n_left = min(c.keep or c.epochs, c.epochs) - len(self.place.epochs())
+        n_left = min(c.keep or n_epochs, n_epochs) - len(self.place.epochs())
         if free < n_left * checkpoint + states:
             self.say(
                 f"{self.folder}: {free:,} bytes are free, and {n_left} checkpoints and states will take "
@@ -295,8 +300,10 @@ class Run:
         return due and step.number < len(self.steps)
 
     def save_state(self, walk: Walk, optimizer: Optimizer, schedule: LRScheduler, table: Reference) -> None:
-        """Saves a state, while training goes on. Collective."""
+        """Saves a state, while training goes on; nothing where hosts do not share the folder. Collective."""
         assert self._states is not None  # made by begin
+        if not self._keeps_states:
+            return
         if self._ranks.is_first:
             point("fsync", self.folder / "metrics.jsonl")
             os.fsync(self._lines.fileno())  # a state's own line is there whenever the state is
@@ -321,10 +328,11 @@ class Run:
         if self.n_done == len(self.steps):
             self._ranks.on_first(lambda: self.place.finish(self.n_done))
         elif self._signal:
+            saved = "its state is saved: go on with --resume"
+            if not self._keeps_states:
+                saved = "no state is kept where not every rank sees the folder"
             raise Stopped(
-                f"{self.folder}: stopped after step {self.n_done} of {len(self.steps)}; its state is saved: go on "
-                "with --resume",
-                128 + self._signal,
+                f"{self.folder}: stopped after step {self.n_done} of {len(self.steps)}; {saved}", 128 + self._signal
             )
         else:
             self.say(f"{self.folder}: stopped after step {self.n_done}, as --stop-after asks; go on with --resume")

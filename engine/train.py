@@ -354,8 +354,8 @@ def precompute(
     """Fills the table with the policy's own initial weights, for the rows that the run will reach, and writes it."""
     total = min(len(steps), steps.per_epoch)
     for step in tqdm(steps.first_epoch(), "reference", total, unit="step", disable=None if ranks.is_first else True):
+        log.heed()  # before a step and not after the last: what is whole is written
         table.remember(step, score_step(walk, step, ranks, split))
-        log.heed()
     leave(table, cache, walk, ranks)
 
 
@@ -368,7 +368,7 @@ def leave(table: Reference, cache: Cache, walk: Walk, ranks: Ranks) -> None:
         cache.write(table)
     model, walk.reference = walk.reference, None
     if isinstance(model, Llama):
-        ranks.release(model, walk.policy)
+        ranks.release(model)
     ranks.wait()
 
 

@@ -247,8 +247,8 @@ class Parts(Protocol):
         """A parameter gathered. Collective."""
         ...
 
-    def all_see(self, path: Path) -> bool:
-        """Whether a file is there for every process. Collective."""
+    def all_see(self, folder: Path) -> bool:
+        """Whether a folder is the same one for every process. Collective."""
         ...
 
     def wait(self) -> None:
@@ -269,9 +269,9 @@ class Alone:
         """As it is."""
         return parameter
 
-    def all_see(self, path: Path) -> bool:
+    def all_see(self, folder: Path) -> bool:
         """It does."""
-        return path.exists()
+        return True
 
     def wait(self) -> None:
         """For nobody."""
@@ -307,7 +307,7 @@ def save(
         if parts.is_first:
             for path, (header, _, size) in files.items():
                 _reserve(path, header, size)
-        shared = parts.all_see(next(iter(files)))
+        shared = parts.all_see(temporary)
         for path, (_, starts, _) in files.items():
             for name, start in starts.items():
                 held, first = parts.local(tensors[name]) if shared else (parts.whole(tensors[name]), 0)

@@ -68,8 +68,8 @@ class Model:
         answerer = self._open()
         ids = [answerer.prompt_ids(f"query {name}", [Message("user", text)]) for name, text in prompts.items()]
         sampling = Sampling(max_new_tokens=how.max_tokens, seed=SEED, temperature=how.temperature, top_p=how.top_p)
-        found = draw(answerer, ids, sampling, beside, name=self.checkpoint.name).answers
-        return {name: found[i, 0]["response"] for i, name in enumerate(prompts)}
+        with draw(answerer, ids, sampling, beside, name=self.checkpoint.name) as drawn:
+            return {name: drawn.answers[i, 0]["response"] for i, name in enumerate(prompts)}
 
     def requests(self, prompts: Mapping[str, str], how: How) -> list[Request]:
         """What a served model is asked, prompt by prompt."""

@@ -79,7 +79,8 @@ def compare(
         judge = Judge(client, Sent(store), extra=parse_extra(config.judge_extra))
         sampling = Sampling(max_new_tokens=config.max_new_tokens, temperature=config.own_temperature, seed=seed)
         prompts = [e.prompt.tolist() for e in examples]
-        own = draw(answerer, prompts, sampling, Path(config.store), name="own answers").answers
+        with draw(answerer, prompts, sampling, Path(config.store), name="own answers") as drawn:
+            own = drawn.answers
         requests = []
         for i, e in enumerate(examples):
             record = records[e.place]

@@ -229,7 +229,8 @@ def _is_readable(annotation: Any) -> bool:
 def _import_file(path: Path) -> frozenset[str]:
     """Runs a user's file, so that its decorators register; the names and aliases that it brought.
 
-    Once for each content: a file that was changed since brings its names anew, one that fails none.
+    Once for each content: a file that was changed since brings its names anew, one that fails none. What it imports is
+    not read again.
     """
     resolved = path.resolve()
     if not resolved.is_file():
@@ -240,17 +241,17 @@ def _import_file(path: Path) -> frozenset[str]:
     if known == digest:
         return names
     _forget(names)
+    _files.pop(resolved, None)
     module = types.ModuleType(f"losses_from_{resolved.stem}_{digest[:8]}")
     module.__file__ = str(resolved)
-    before = {*_losses, *_aliases}
+    before, files = {*_losses, *_aliases}, dict(_files)
     sys.modules[module.__name__] = module  # dataclasses look their module up
     _importing.append(digest)
     try:
         exec(compile(content, resolved, "exec"), module.__dict__)
     except BaseException as fault:
         del sys.modules[module.__name__]
-        _forget(frozenset({*_losses, *_aliases} - before))
-        _files.pop(resolved, None)
+        _forget(_new(before, files))
         if isinstance(fault, LossError):
             raise LossError(f"{path}: {fault}") from None
         if isinstance(fault, SyntaxError):
@@ -260,8 +261,14 @@ def _import_file(path: Path) -> frozenset[str]:
         raise
     finally:
         _importing.pop()
-    _files[resolved] = digest, frozenset({*_losses, *_aliases} - before)
+    _files[resolved] = digest, _new(before, files)
     return _files[resolved][1]
+
+
+def _new(before: set[str], files: dict[Path, tuple[str, frozenset[str]]]) -> frozenset[str]:
+    """Names that have come since, but for those of other files that were asked for meanwhile."""
+    others = [names for path, (digest, names) in _files.items() if files.get(path) != (digest, names)]
+    return frozenset({*_losses, *_aliases} - before).difference(*others)
 
 
 def _forget(names: frozenset[str]) -> None:

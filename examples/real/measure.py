@@ -76,7 +76,8 @@ def answer(folder: Path, prompts: Sequence[str], temperature: float, out: Path) 
         sampling = Sampling(
             max_new_tokens=MAX_ANSWER_TOKENS, temperature=temperature, top_p=TOP_P if temperature else 1.0, seed=1
         )
-        draw(answerer, ids, sampling, out, out.stem).finish(out, rows)
+        with draw(answerer, ids, sampling, out, out.stem) as drawn:
+            drawn.finish(out, rows)
     return [row["response"] for row in load_rows(out)]
 
 

@@ -1,11 +1,14 @@
 """Sampling: greedy text equal to transformers' generate, and samples that depend on their seed alone."""
 
+import errno
+import fcntl
 import json
 import os
 import signal
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -15,7 +18,7 @@ from transformers import AutoModelForCausalLM
 from data.errors import InputError
 from engine import weights
 from engine.decoding import Answer, Running, Slots
-from engine.generate import Answerer, Sampling, generate, main
+from engine.generate import Answerer, Partial, Sampling, generate, main
 from engine.sampling import choose, noise_size
 from revise.loopback import Reply, serve
 from tests import tiny
@@ -228,6 +231,30 @@ def test_a_run_that_is_killed_goes_on_and_gives_the_same_file(tmp_path):
     assert (tmp_path / "a.jsonl").read_bytes() == (tmp_path / "calm.jsonl").read_bytes() and not partial.exists()
 
 
+def test_a_file_that_is_finished_while_another_process_waits_for_it_is_made_anew(tmp_path, monkeypatch):
+    """Opened before the first process removes it, locked after: its answers would stand in a file without a name."""
+    plain, finished = fcntl.flock, []
+
+    def late(file, how):
+        if not finished:
+            finished.append(Path(file.name).unlink())
+        plain(file, how)
+
+    monkeypatch.setattr(fcntl, "flock", late)
+    with Partial(tmp_path / "a.jsonl", {}) as partial:
+        partial.add(0, 0, {"response": "yes"})
+        assert len((tmp_path / "a.jsonl.partial").read_text().splitlines()) == 2 and len(finished) == 1
+
+
+def test_a_file_system_without_locks_is_told(tmp_path, monkeypatch):
+    def none(file, how):
+        raise OSError(errno.ENOLCK, os.strerror(errno.ENOLCK))
+
+    monkeypatch.setattr(fcntl, "flock", none)
+    with pytest.raises(InputError, match=r"a\.jsonl\.partial: its file system has no locks \(No locks available\)"):
+        Partial(tmp_path / "a.jsonl", {})
+
+
 @pytest.mark.slow
 def test_a_memory_that_does_not_suffice_is_told(tmp_path):
     """Without overcommitted memory: a limit of the process stands for a small machine."""
@@ -255,7 +282,8 @@ def test_what_a_server_refuses_does_not_hold_back_the_rest(tmp_path, capfd):
         assert len((tmp_path / "a.jsonl").read_text().splitlines()) == 4
         (row,) = map(json.loads, (tmp_path / "a.rejected.jsonl").read_text().splitlines())
         assert row["prompt"] == [{"role": "user", "content": "hello 3"}] and "maximum context" in row["reason"]
-        (tmp_path / "a.jsonl").unlink()
+        with pytest.raises(InputError, match="exists already"):
+            here("llama", rows, tmp_path / "a.jsonl", *flags)
         told.clear()
         here("llama", rows, tmp_path / "a.jsonl", *flags, "--ask-again")
         assert server.n_seen == 6 and not (tmp_path / "a.rejected.jsonl").exists()

@@ -4,6 +4,7 @@ import json
 import os
 import subprocess
 import sys
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -127,6 +128,8 @@ def test_the_papers_run_is_2_1e19_operations():
     found = cost.run_flops(setting, load, 18, has_reference=True)
     expected = (3 * 18 + 1) * 29_000 * 2 * (857 * body + 697 * head)
     assert found == pytest.approx(expected, rel=0.02)  # attention is the rest
+    moving = cost.run_flops(replace(setting, moves_reference=True), load, 18, has_reference=True)
+    assert moving / found == pytest.approx(4 * 18 / 55)  # the reference walks in every epoch
 
 
 def laid_out(n_ranks=1, budget=80, modes=("fused", "precompute"), **changes):

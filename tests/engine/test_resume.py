@@ -290,6 +290,63 @@ def test_states_of_hosts_that_share_no_disk_are_refused_before_the_first_step(go
     assert go("run", state_every=0).n_steps == 9
 
 
+UNSHARED = """
+import os, signal, sys
+from pathlib import Path
+from data import InputError
+from data.errors import Stopped
+from engine import parallel, train
+from engine.config import TrainConfig
+from engine.parallel import Ranks
+folder, rank = Path(sys.argv[1]), int(os.environ["RANK"])
+parallel.LOOK, ranks, plain = 0.2, Ranks(), train.training_metrics
+own, common = folder / f"host-{rank}", folder / "common"
+for path in (own, common):
+    path.mkdir(exist_ok=True)
+assert ranks.all_see(common) and not ranks.all_see(own)
+ranks.wait()
+assert not list(folder.rglob(".seen*"))
+settings = {"model": sys.argv[2], "data": (sys.argv[3],), "lr": 1e-4, "batch_size": 8, "epochs": 3, "out": str(own)}
+for more in ({}, {"state_every": 0, "stop_after": 2}):
+    try:
+        train.run(TrainConfig(**settings, **more))
+    except InputError as fault:
+        print("refused:", "not every rank sees this folder" in str(fault))
+def signalled(*arguments):
+    os.kill(os.getpid(), signal.SIGTERM)
+    return plain(*arguments)
+train.training_metrics = signalled
+try:
+    train.run(TrainConfig(**settings, state_every=0))
+except Stopped as ending:
+    print("stopped:", "stopped after step 1 of 9; no state is kept" in str(ending))
+print("states:", len(list(own.glob("state/step*"))))
+"""
+
+
+def test_hosts_that_share_no_disk_keep_no_state_and_say_so(go):
+    """Two ranks whose folders bear one name and are two: half a state in each would pass for a whole one."""
+    script = go.tmp / "unshared.py"
+    script.write_text(UNSHARED)
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2", str(script)]
+    command += [str(go.tmp), str(go.model), str(go.rows)]
+    env = tiny.environment()
+    done = subprocess.run(command, capture_output=True, text=True, env=env, timeout=120, check=False)
+    assert done.returncode == 0, done.stderr[-3000:]
+    said = sorted(done.stdout.splitlines())
+    assert said == sorted(["refused: True", "refused: True", "stopped: True", "states: 0"] * 2)
+
+
+def test_room_is_asked_for_what_will_be_written(go, monkeypatch):
+    """A run that ends within its first epoch keeps no state, whatever --epochs says."""
+    one = go("whole").checkpoints[0] / "model.safetensors"
+    usage = shutil.disk_usage(go.tmp)
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: usage._replace(free=one.stat().st_size * 2))
+    assert go("short", max_steps=2).n_steps == 2
+    with pytest.raises(InputError, match="bytes are free, and a checkpoint and its states take"):
+        go("long")
+
+
 def test_another_objective_under_the_same_name_is_another_run(go, monkeypatch):
     for name in ("_losses", "_aliases", "_files"):
         monkeypatch.setattr(registry, name, dict(getattr(registry, name)))

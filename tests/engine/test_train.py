@@ -279,6 +279,10 @@ def test_a_place_that_cannot_hold_the_table_is_told_before_or_does_not_end_the_r
     _, there = job(reference_cache=str(file / "below"))
     assert "cannot be written (Not a directory)" in capfd.readouterr().err
     assert_same(job()[1], there)
+    long = job.tmp / f"{'x' * 230}.safetensors"  # found out while it is written: what it is called until then is longer
+    _, written = job(reference_cache=str(long))
+    assert "cannot be written (File name too long)" in capfd.readouterr().err
+    assert_same(written, there)
 
 
 def test_a_table_that_was_computed_before_step_1_is_not_computed_twice(job, monkeypatch):

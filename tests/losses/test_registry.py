@@ -165,6 +165,16 @@ def test_a_file_that_was_changed_is_run_anew(tmp_path):
     assert len(second.digest) == 64 and losses.get("dpo").digest == ""
 
 
+def test_a_file_that_asks_for_another_files_objective_does_not_own_it(tmp_path):
+    one, other = tmp_path / "one.py", tmp_path / "other.py"
+    other.write_text(LEAD.replace("lead", "the_others"))
+    asks = f"import losses\nlosses.get({str(other) + ':the_others'!r})\n"
+    for by in ("1.0", "3.0"):
+        one.write_text(asks + LEAD.replace("by: float = 1.0", f"by: float = {by}"))
+        assert losses.get(f"{one}:lead").defaults["by"] == float(by)
+        assert losses.get(f"{other}:the_others") is losses.get("the_others")
+
+
 def test_a_file_may_hold_dataclasses_and_postponed_annotations(tmp_path):
     head = "from __future__ import annotations\nfrom dataclasses import dataclass\n\n\n"
     (tmp_path / "mine.py").write_text(head + LEAD + "\n\n@dataclass\nclass Facts:\n    n: int = 0\n")
