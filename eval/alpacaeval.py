@@ -56,9 +56,10 @@ def messages(instruction: str, output_1: str, output_2: str, template: str) -> l
 def preference(top_logprobs: Sequence[Mapping[str, Any]], switched: bool) -> float | None:
     """How much the model's output is preferred, from 1 to 2. top_logprobs: [{"token", "logprob"}] of the first token.
 
-    By the probability of "m" among "m" and "M"; None where neither is among them. switched: see is_switched.
+    By the probability of "m" among "m" and "M"; None where neither has one. switched: see is_switched.
     """
     found = {t["token"]: float(t["logprob"]) for t in top_logprobs if t["token"] in (FIRST, SECOND)}
+    found = {token: logprob for token, logprob in found.items() if math.isfinite(logprob)}
     if not found:
         return None
     first, second = (found.get(name, -math.inf) for name in (FIRST, SECOND))

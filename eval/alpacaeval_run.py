@@ -230,10 +230,10 @@ def _outputs(model: Model, data: Data, config: AlpacaEvalConfig, folder: Path) -
     """The model's outputs, stripped as upstream does, and how many lack; from model_outputs.json where it is there."""
     path, how = folder / "model_outputs.json", How(**PRESETS[config.preset], max_tokens=MAX_TOKENS)
     asked = [row["instruction"] for row in data.reference]
-    if path.is_file():
-        rows = json.loads(path.read_text(encoding="utf-8"))
+    rows = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else []
+    if rows:
         answering.check_same(path, rows, "instruction", asked, model.identity(how))
-    else:
+    if not rows or not answering.may_stand(rows, config):
         found = model.answers({str(i): instruction for i, instruction in enumerate(asked)}, how, path)
         rows = [
             {"dataset": row["dataset"], "instruction": row["instruction"], "output": found[str(i)].strip(),

@@ -114,6 +114,11 @@ def check_same(
         )
 
 
+def may_stand(rows: Sequence[Mapping[str, Any]], config: JudgedConfig) -> bool:
+    """Whether answers that are written count: not where some lack, and --ask-again asks for them once more."""
+    return not (config.ask_again and any("unanswered" in row for row in rows))
+
+
 def without_answer(model: Model, name: str) -> dict[str, str]:
     """What a row says of a prompt that the server gave no answer to; nothing else."""
     return {"unanswered": model.unanswered[name]} if name in model.unanswered else {}

@@ -67,6 +67,10 @@ class JudgedConfig(ClientConfig):
         super().__post_init__()
         if self.endpoint and not self.model:
             raise InputError("--endpoint needs the model's name there: --model")
+        if not self.endpoint and (self.key_file is not None or self.key_env != (NO_KEY,)):
+            raise InputError(
+                "--key-env and --key-file are of --endpoint; the judge's are --judge-key-env and --judge-key-file"
+            )
         if not self.endpoint and not Path(self.what).is_dir():
             raise InputError(f"{self.what}: no such folder; give a run's, a checkpoint's, or a server by --endpoint")
         parse_extra(self.judge_extra, "--judge-extra")

@@ -178,8 +178,9 @@ def _prune(run: Path, config: MixEvalConfig, names: set[str]) -> None:
 
 def overall(lines: Sequence[scores.Line], version: str) -> dict[str, float]:
     """The overall score of each epoch on a version, of the newest scores that compare with each other."""
-    found = scores.newest(scores.pick(lines, benchmark=BENCHMARK, version=version, metric="table4_compat/overall"))
-    return {line["checkpoint"]: line["value"] for line in found if line["checkpoint"] != scores.BASE}
+    found = scores.pick(lines, benchmark=BENCHMARK, version=version, metric="table4_compat/overall")
+    epochs = [line for line in found if line["checkpoint"] != scores.BASE]
+    return {line["checkpoint"]: line["value"] for line in scores.newest(epochs)}
 
 
 def _estimate(
@@ -241,10 +242,10 @@ def _responses(
     for split, queries in entries.items():
         path = folder / f"{model.checkpoint.name}_{NAMES[split][0]}_hard.jsonl"
         prompts = {name: mixeval.format_prompt(entry, split, wording) for name, entry in queries.items()}
-        if path.is_file():
-            rows = load_rows(path)
+        rows = load_rows(path) if path.is_file() else []
+        if rows:
             answering.check_same(path, rows, "formated_input", list(prompts.values()), model.identity(how))
-        else:
+        if not rows or not answering.may_stand(rows, config):
             texts = model.answers(prompts, how, path)
             rows = [
                 entry | {"formated_input": prompts[name], "id": name, "response": texts[name]}

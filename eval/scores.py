@@ -91,7 +91,7 @@ def newest(lines: Sequence[Line]) -> list[Line]:
     for line in lines:
         fits = (
             group
-            for group in reversed(groups)
+            for group in sorted(reversed(groups), key=lambda group: BASE not in group)  # stable: the newest first
             if all(other["version"] == line["version"] and not differences(line, other) for other in group.values())
         )
         group = next(fits, None)

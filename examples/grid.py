@@ -28,16 +28,18 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import fmean, stdev
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from data import InputError, cli
 from data.errors import RunError
+from engine.config import TrainConfig
 from engine.objective import Objective
 from eval import checkpoints, contrast_run, report
 from eval.runs import Run, deltas, headlines, read_runs
 from eval.tables import Table, number
 
 EXAMPLE = "python -m examples.grid --config grid.yaml"
+NAMES = ("--model", "model", "--data", "data", "--out", "out")  # what engine.train has to be told to look at the rest
 
 
 class Cell(NamedTuple):
@@ -138,7 +140,20 @@ def check_loss(text: str) -> Objective:
         beta = float(flags["beta"]) if "beta" in flags else None
     except ValueError:
         raise InputError(f"--loss: {text}: {flags['beta']} is not a number") from None
+    try:
+        cli.parse(TrainConfig, [*NAMES, "--loss", name, *_spelt(flags)], command="engine.train", example=EXAMPLE)
+    except InputError as fault:
+        raise InputError(f"--loss: {text}: {fault}") from None
     return Objective(name, beta, {name: value for name, value in flags.items() if "." in name})
+
+
+def _spelt(flags: Mapping[str, str]) -> list[str]:
+    """Flags as engine.train takes them: what is true or false has no value there."""
+    made: list[str] = []
+    for name, value in flags.items():
+        is_switch = "." not in name and value.lower() in ("true", "false")
+        made += [f"--{name}" if value.lower() == "true" else f"--no-{name}"] if is_switch else [f"--{name}", value]
+    return made
 
 
 def main(argv: Sequence[str]) -> None:
@@ -222,7 +237,7 @@ def _train_one(
     command = [sys.executable, "-m", "engine.train", "--out", str(where), "--resume"]
     command += ["--reference-cache", str(out / "reference")]
     command += ["--config", settings] if settings else []
-    command += [part for name, value in flags.items() for part in (f"--{name}", value)]
+    command += _spelt(flags)
     where.parent.mkdir(parents=True, exist_ok=True)
     _call(command, where.parent / f"{where.name}.log", env)
     return True
@@ -231,23 +246,38 @@ def _train_one(
 def check_same(where: Path, flags: Mapping[str, str], settings: str | None) -> None:
     """Raises InputError where a finished run was told something else, or what it was made of has changed since."""
     said, asked = checkpoints.settings(where), {name.replace("-", "_"): value for name, value in flags.items()}
-    for name, value in asked.items():
-        is_shared = name.endswith(".beta") and name not in said  # by all terms: there it is "beta"
-        known = said.get("beta" if is_shared else name)
-        known = known[0] if isinstance(known, list) and len(known) == 1 else known
-        if not _is_same(str(known), value):
-            raise InputError(f"{where}: was trained with {name} {known}, not {value}; remove it, or give another --out")
     begun = (where / "config.yaml").stat().st_mtime
     for path in (Path(asked["data"]), Path(asked["loss"].rpartition(":")[0]), Path(settings or "")):
         if path.is_file() and path.stat().st_mtime > begun:
             raise InputError(f"{where}: {path} has changed since it was trained; remove it, or give another --out")
+    known = {name: v[0] if isinstance(v, list) and len(v) == 1 else v for name, v in said.items()}
+    told = _hyperparameters(asked)
+    held = {name: v for name, v in _hyperparameters(said).items() if "beta" not in told or not name.endswith("beta")}
+    known |= _arguments(asked["loss"], _hyperparameters(said))
+    asked = {name: v for name, v in asked.items() if name not in told} | _arguments(asked["loss"], held | told)
+    for name, value in asked.items():
+        if not _is_same(str(known.get(name)), str(value)):
+            raise InputError(
+                f"{where}: was trained with {name} {known.get(name)}, not {value}; remove it, or give another --out"
+            )
+
+
+def _hyperparameters(settings: Mapping[str, Any]) -> dict[str, str]:
+    """Those of settings that are the objective's, as text."""
+    return {name: str(v) for name, v in settings.items() if (name == "beta" or "." in name) and v is not None}
+
+
+def _arguments(loss: str, told: Mapping[str, str]) -> dict[str, Any]:
+    """What an objective is called with, whatever its hyperparameters were said by."""
+    beta = float(told["beta"]) if "beta" in told else None
+    return Objective(loss, beta, {name: value for name, value in told.items() if "." in name}).arguments
 
 
 def _is_same(known: str, asked: str) -> bool:
     try:
         return float(known) == float(asked)
     except ValueError:
-        return known == asked
+        return known.lower() == asked.lower()  # "true" is True there
 
 
 def _scorer(score: str, where: Path) -> list[str]:

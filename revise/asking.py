@@ -189,10 +189,9 @@ class Asking:
                 turn.endpoint.answered()
                 row = _without_answer(request, self.purpose, fault.state, str(fault), n_attempts)
                 if fault.state == "unusable":  # it was paid for, and what it took is not known
-                    used = turn.tokens
-                    row = row._replace(tokens_in=request.tokens[0], tokens_out=max(request.tokens[1], fault.n_tokens))
-                    dollars = self.config.dollars(row.tokens_in, row.tokens_out)
-                    row = row._replace(dollars=dollars, is_counted=False)
+                    tokens_in, tokens_out = request.tokens[0], max(request.tokens[1], fault.n_tokens)
+                    dollars = self.config.dollars(tokens_in, tokens_out)
+                    row = row._replace(tokens_in=tokens_in, tokens_out=tokens_out, dollars=dollars, is_counted=False)
                     self.ending.answered(row.dollars)
                 return row
             except (Later, Unreadable) as fault:

@@ -46,7 +46,8 @@ ALLUSIONS = re.compile(
     r"|\b(?:in|for) (?:this|my|the) (?:revision|correction)\b",
     re.IGNORECASE,
 )
-FENCE = re.compile(r"^[ \t]{0,8}```", re.MULTILINE)
+FENCE = re.compile(r"^[ \t]{0,8}```(?!.*```)", re.MULTILINE)
+DASH = re.compile(r"[ \t]{0,4}([-–—])(?=[ \t])(?![^\n]{0,1000}\n[ \t]{0,8}\1[ \t])")
 CLOSING = re.compile(rf"\s*[{{<\[]{{1,2}}(?:/|end[ _]?(?:of[ _])?)(?:{SOLUTION})[}}>\]]{{1,2}}\s*\Z", re.IGNORECASE)
 LONGEST_CLOSING = 60
 KEYWORDS = re.compile(  # every allusion holds one: to look around these alone is twice as fast
@@ -167,14 +168,14 @@ def _behind(text: str, match: re.Match[str], before: str) -> _Behind:
     while n_braces and (brace := closer.match(text, end)):
         end, n_braces = brace.end(), n_braces - 1
     has_colon = False
-    marks = before.rstrip(OPENERS).rstrip("> \t#")  # of bold, code and quotes: closed before or behind the colon
+    marks = before.rstrip(OPENERS + "\\").rstrip("> \t#")  # of bold, code and quotes: closed before or behind the colon
     for _ in range(2):
         while marks and text[end : end + 1] == marks[-1:] and marks[-1] in "*_`\"'":
             end, marks = end + 1, marks[:-1]
-        # A dash in its place only behind braces: else it may be the part's own.
-        sign = r"[ \t]{0,4}(?:[:：]|[-–—](?=[ \t]))" if is_braced else r"[ \t]{0,4}[:：]"
-        if not has_colon and (colon := re.compile(sign).match(text, end)):
+        if not has_colon and (colon := re.compile(r"[ \t]{0,4}[:：]").match(text, end)):
             end, has_colon = colon.end(), True
+    if is_braced and not has_colon and (dash := DASH.match(text, end)):
+        end = dash.end()  # behind braces alone, and not the first of a list: else it may be the part's own
     blanks = re.compile(r"[ \t]{0,16}").match(text, end)
     after = blanks.end() if blanks else end
     return _Behind(after, is_braced, has_colon, after >= len(text) or text[after] in "\r\n")

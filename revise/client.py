@@ -98,28 +98,27 @@ def is_open(found: Answered) -> bool:
 def endpoints_of(bases: Sequence[str], config: ClientConfig, *, flag: str = "--endpoint") -> list[Endpoint]:
     """Endpoints with their keys. flag: what they were given by. Raises InputError where they do not match."""
     _certificates(config.ca_file)
+    by = flag.replace("endpoint", "key-env")
     names = config.key_env if len(config.key_env) == len(bases) else config.key_env * len(bases)
     if len(names) != len(bases):
-        raise InputError(
-            f"--key-env: {len(config.key_env)} variables for {len(bases)} endpoints; give one, or one for each"
-        )
+        raise InputError(f"{by}: {len(config.key_env)} variables for {len(bases)} endpoints; give one, or one for each")
     if config.key_file is not None:
         found = [keys.from_file(Path(config.key_file))] * len(bases)
     else:
-        found = [_key_in(name) for name in names]
+        found = [_key_in(name, by) for name in names]
     made = [Endpoint(parse_base(b, flag), key, config.concurrency) for b, key in zip(bases, found, strict=True)]
     is_one_for_all = config.key_file is not None or len(config.key_env) == 1
     if is_one_for_all and len({e.origin for e in made}) > 1 and any(found):
         raise InputError(
-            f"--key-env: {len(made)} servers would get one key; name a variable for each, none where no key is to go"
+            f"{by}: {len(made)} servers would get one key; name a variable for each, none where no key is to go"
         )
     return made
 
 
-def _key_in(name: str) -> keys.Key | None:
+def _key_in(name: str, by: str) -> keys.Key | None:
     """The key in a variable. The usual one may be missing: servers of one's own ask for none."""
     if not re.fullmatch("[A-Za-z_][A-Za-z0-9_]*", name):
-        raise InputError("--key-env: the name of a variable is wanted there, not a key; export it, and give the name")
+        raise InputError(f"{by}: the name of a variable is wanted there, not a key; export it, and give the name")
     if name == NO_KEY:
         return None
     key = keys.from_environment(name)

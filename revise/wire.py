@@ -113,7 +113,7 @@ def read_answer(raw: bytes, request: Request) -> Completion:
 def _paid(raw: bytes) -> dict[str, Any] | None:
     """The usage object ({} where there is none) of an answer that Python's lenient reader takes for one; else None."""
     try:
-        answer = json.loads(raw)
+        answer = json.loads(raw.decode("utf-8", "replace"))
     except (ValueError, RecursionError):
         return None
     if not isinstance(answer, dict) or answer.get("error"):

@@ -63,15 +63,20 @@ class PaperConfig:
     """Two data sets, three objectives, six epochs."""
     also: tuple[str, ...] = ()
     """More objectives, as --loss of engine.train names them, path/to/file.py:name for one of your own; with flags for
-    one alone: "apo_zero beta=0.1 lr=3e-5"."""
-    at_once: int = os.cpu_count() or 1
-    """Runs side by side, each with its share of the cores."""
+    one alone: "apo_zero beta=0.1 lr=3e-5". Unset: beta 0.5, and the rate found for that objective, or DPO's, 3e-5."""
+    at_once: int | None = None
+    """Runs side by side, each with its share of the cores. Unset: as many as there are cores."""
 
     def __post_init__(self) -> None:
-        if min(self.seeds, self.at_once) < 1:
+        if min(self.seeds, self.side_by_side) < 1:
             raise InputError("--seeds and --at-once have to be above 0")
         for loss in self.also:
             grid.check_loss(loss)
+
+    @property
+    def side_by_side(self) -> int:
+        """How many runs."""
+        return (os.cpu_count() or 1) if self.at_once is None else self.at_once
 
 
 def main(argv: Sequence[str]) -> None:
@@ -88,7 +93,7 @@ def main(argv: Sequence[str]) -> None:
     cells = cells_of(files, quick=config.quick, also=config.also)
     more = TRAINING | {"epochs": str(QUICK["epochs"] if config.quick else EPOCHS)}
     options: dict[str, Any] = {"model": str(base), "settings": None, "score": SCORE}
-    grid.run_all(cells, root, more=more, at_once=config.at_once, **options)
+    grid.run_all(cells, root, more=more, at_once=config.side_by_side, **options)
     beside = [] if config.quick else beside_each_other(files[0]["clair"])
     grid.run_all(beside, root / "side-by-side", more=more, at_once=2, **options)
     n_rounds = 2 if config.quick else rounds.N_ROUNDS
@@ -114,8 +119,10 @@ def cells_of(files: Mapping[int, Mapping[str, Path]], *, quick: bool, also: Sequ
     rates = {loss: RATES[loss] for loss in (QUICK["loss"] if quick else (*OBJECTIVES, "apo_select"))}
     flags: dict[str, tuple[tuple[str, str], ...]] = dict.fromkeys(rates, (BETA,))
     for loss in also:
+        if loss in rates:
+            raise InputError(f"--also {loss}: is there already; give it flags of its own, such as {loss} beta=0.3")
         has_beta = any("beta" in term.arguments for term in grid.check_loss(loss).terms)
-        rates[loss], flags[loss] = RATES["dpo"], (BETA,) if has_beta else ()
+        rates[loss], flags[loss] = RATES.get(grid.parse_loss(loss)[0], RATES["dpo"]), (BETA,) if has_beta else ()
     return [
         Cell(name, by_name[name], loss, seed, rates[loss], flags[loss])
         for seed, by_name in files.items()

@@ -61,6 +61,7 @@ def test_a_token_that_is_not_listed_has_no_probability():
     assert preference(top(m=-0.1), switched=False) == 1 and preference(top(M=-9.0), switched=False) == 2
     assert preference(top(m=-0.1), switched=True) == 2
     assert preference(top(mm=-0.1, Both=-2.0), switched=False) is None and preference([], switched=True) is None
+    assert preference(top(m=-math.inf), switched=False) is None and preference(top(m=-math.inf, M=-1.0), False) == 2
 
 
 def test_the_win_rate_and_its_error():

@@ -382,3 +382,14 @@ def test_what_a_served_model_is_refused_counts_as_empty_and_is_said(made, tmp_pa
     lacking = [row for row in rows if "unanswered" in row]
     assert lacking and all(row["prompt"] == "Why 4?" and row["response"] == "" for row in lacking)
     assert line["n_unanswered"] == 2 * len(lacking) and f"{line['n_unanswered']} without an answer" in said.out
+    with serve(model) as one, serve(judge) as other:  # a longer context, say
+        mixeval_run.main([*served(made, tmp_path, one.base, other.base), "--ask-again"])
+        assert 0 < one.n_seen <= line["n_unanswered"]
+    assert not any(line["n_unanswered"] for line in read_rows(tmp_path / "eval/scores.jsonl"))
+
+
+def test_a_key_of_nobody_is_refused(made, tmp_path):
+    """Without a served model the judge's key has flags of its own: a key that is named has to go where it is meant."""
+    for flags in (["--key-file", "judge.key"], ["--key-env", "JUDGE_KEY"]):
+        with pytest.raises(InputError, match="of --endpoint; the judge's are --judge-key-env and --judge-key-file"):
+            mixeval_run.main(command(made, tmp_path / "run", "http://127.0.0.1:1/v1", *flags)[4:])

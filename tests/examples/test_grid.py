@@ -22,6 +22,16 @@ lines = [{"checkpoint": name, "benchmark": "mine", "version": "1", "metric": "ov
 (run / "eval").mkdir(exist_ok=True)
 (run / "eval/scores.jsonl").write_text("".join(json.dumps(line) + "\\n" for line in lines))
 """
+MINE = """
+from torch.nn.functional import logsigmoid
+from losses import Result, loss
+
+
+@loss("mine", data="pairs", reference=True)
+def mine(chosen, rejected, *, beta: float = 0.1, by: float = 1.0) -> Result:
+    \"\"\"For these tests.\"\"\"
+    return Result(-logsigmoid(beta * (chosen.logratios - rejected.logratios) - by), chosen.logps, rejected.logps)
+"""
 
 
 @pytest.mark.slow
@@ -69,6 +79,8 @@ def test_rates_are_one_for_all_or_one_for_each():
         ({"loss": ("dro beta=1",)}, "dro has no beta"),
         ({"loss": ("apo_zero apo_zero.bet=1",)}, "perhaps --apo_zero.beta"),
         ({"loss": ("dpo out=elsewhere",)}, "out is the grid's to say"),
+        ({"loss": ("dpo bacth_size=8",)}, "--loss: dpo bacth_size=8: "),
+        ({"loss": ("dpo lr=fast",)}, "--loss: dpo lr=fast: "),
         ({"score": "no-such-program {run}"}, "there has to be a program"),
         ({"score": "true"}, "where it is told the run's folder"),
         ({"score": "true {folder}"}, "cannot be read"),
@@ -85,6 +97,10 @@ def test_an_objective_is_told_flags_of_its_own():
         ("apo_zero:1,sft:0.1 lr=1e-6", "apo_zero:1,sft:0.1", {"lr": "1e-6"}),
     ):
         assert grid.parse_loss(text) == (name, flags)
+    assert grid._spelt({"shuffle": "false", "skip-bad-rows": "true", "x.y": "true", "lr": "1"}) == [
+        "--no-shuffle", "--skip-bad-rows", "--x.y", "true", "--lr", "1",
+    ]  # fmt: skip
+    grid.check_loss("dpo shuffle=false skip_bad_rows=true")
     rates = {"model": "m", "data": ("a=b.jsonl",), "out": "o", "loss": ("dpo", "dpo beta=0.3"), "lr": ("dpo=1e-5",)}
     assert [cell.lr for cell in GridConfig(**rates).cells()] == [1e-5, 1e-5]
 
@@ -94,10 +110,12 @@ def test_a_finished_run_is_not_taken_for_another(tmp_path):
     data, mine = tmp_path / "pairs.jsonl", tmp_path / "mine.py"
     cell = Cell("a", data, f"{mine}:mine", 0, 1e-4, (("beta", "0.5"),))
     where = grid.folder(tmp_path, cell)
-    for path in (data, mine):
-        path.write_text("")
+    data.write_text("")
+    mine.write_text(MINE)
     where.mkdir(parents=True)
-    settings = f"model: m\ndata:\n- {data}\nloss: {mine}:mine\nlr: 0.0001\nseed: 0\nbeta: 0.5\nepochs: 3\n"
+    settings = (
+        f"model: m\ndata:\n- {data}\nloss: {mine}:mine\nlr: 0.0001\nseed: 0\nbeta: 0.5\nmine.by: 1.0\nepochs: 3\n"
+    )
     (where / "config.yaml").write_text(settings)
     flags = {"model": "m", "data": str(data), "loss": cell.loss, "lr": "1e-4", "seed": "0", "beta": "0.50"}
     grid.check_same(where, flags, None)
@@ -105,8 +123,11 @@ def test_a_finished_run_is_not_taken_for_another(tmp_path):
         with pytest.raises(InputError, match=f"was trained with {name.replace('-', '_')} .*, not {value}; remove it"):
             grid.check_same(where, flags | {name: value}, None)
     grid.check_same(where, flags | {"mine.beta": "0.5"}, None)  # which config.yaml calls beta
-    with pytest.raises(InputError, match=r"was trained with mine\.by None, not 2"):
+    grid.check_same(where, flags | {"beta": "0.3", "mine.beta": "0.5"}, None)  # the one over the other
+    with pytest.raises(InputError, match=r"was trained with mine\.by 1\.0, not 2"):
         grid.check_same(where, flags | {"mine.by": "2"}, None)
+    with pytest.raises(InputError, match=r"was trained with mine\.beta 0\.5, not 0\.3"):
+        grid.check_same(where, flags | {"beta": "0.3"}, None)
     for path in (mine, data):
         later = where.stat().st_mtime + 60
         os.utime(path, (later, later))

@@ -42,6 +42,7 @@ MARKER = "{corrected_student_solution}"
         "{teacher_reasoning}：The student is wrong.\n\n{corrected_student_solution}：The heron.",
         "{teacher_reasoning} - The student is wrong.\n\n{corrected_student_solution} - The heron.",
         "\\{teacher\\_reasoning\\}: The student is wrong.\n\n\\{corrected\\_student\\_solution\\}: The heron.",
+        "**\\{teacher\\_reasoning\\}:** The student is wrong.\n\n**\\{corrected\\_student\\_solution\\}**: The heron.",
         "```\n{teacher_reasoning}: The student is wrong.\n\n{corrected_student_solution}: The heron.\n```",
     ],
 )
@@ -121,6 +122,16 @@ def test_a_marker_that_is_only_spoken_of_is_none():
 def test_what_cannot_be_split_has_a_reason(answer, reason):
     with pytest.raises(ValueError, match=f"^{reason}$"):
         clair.parse(answer)
+
+
+def test_a_dash_marks_nothing_by_itself():
+    """Behind braces at a line's beginning it is passed over; within a line it makes no marker, and a list keeps it."""
+    for answer in (f"I will fix the {MARKER} - the capital is Paris.", f"See the {MARKER} – as asked."):
+        with pytest.raises(ValueError, match=r"^no marker$"):
+            clair.parse(answer)
+    bullet = f"{{teacher_reasoning}}:\n- {MARKER} - keep it short\n\n{MARKER}:\nThe heron."
+    assert clair.parse(bullet, student_solution="The otter.")[1] == "The heron."
+    assert clair.parse(f"{MARKER} - one\n- two\n- three")[1] == "- one\n- two\n- three"
 
 
 def test_two_solutions_are_none():

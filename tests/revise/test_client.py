@@ -378,6 +378,7 @@ def test_what_fails_too_often_is_marked_and_tried_again_by_the_next_run(tmp_path
 UNUSABLE = {
     "NaN": Reply(HELLO.body.replace(b"20", b"NaN")),
     "half of a surrogate pair": Reply(b'{"choices": [{"message": {"content": "a\\ud83d"}}], "usage": 1}'),
+    "a character that is cut": Reply(b'{"choices": [{"message": {"content": "a\xc3"}}]}'),
     "a key twice": Reply(b'{"choices": [{"message": {"content": "a", "content": "a"}}]}'),
     "no choices": Reply.json({"choices": []}),
     "null content": Reply.json({"choices": [{"message": {"content": None}}]}),
