@@ -44,6 +44,10 @@ class JudgedConfig(ClientConfig):
     """Environment variable of the judge's API key."""
     judge_key_file: str | None = None
     """File that holds the judge's API key, in the place of a variable."""
+    price_in: float = 0.0
+    """Dollars for a million tokens sent to the judge; the model at --endpoint is counted as free."""
+    price_out: float = 0.0
+    """Dollars for a million tokens received from the judge."""
     key_env: tuple[str, ...] = (NO_KEY,)
     """Environment variable of the API key of --endpoint. Unset: no key is sent there; the judge's never is."""
     key_file: str | None = None

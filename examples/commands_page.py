@@ -25,16 +25,17 @@ COMMANDS = {
     ],
     "Examples": [
         "examples.miniature.demo", "examples.real.demo", "examples.miniature.paper", "examples.miniature.tune",
-        "examples.grid", "examples.real.figure4", "examples.miniature.score", "examples.miniature.reviser",
+        "examples.grid", "examples.real.checkpoint", "examples.real.figure4", "examples.miniature.model",
+        "examples.miniature.score", "examples.miniature.reviser",
     ],
 }  # fmt: skip
 HEAD = """# Commands
 
 Written by `python -m examples.commands_page` from what each command says of itself. Where a command has `--config`,
 every flag can also stand in a YAML file, `--config my.yaml`, named as it is here with `_` for `-`; flags win over the
-file. Without any argument a command prints a complete example, but for the demos and the miniature's experiment, which
-begin. Bad input ends in one sentence and exit code 2, a run that cannot go on in 1, Ctrl-C in 130
-and SIGTERM in 143, with what was done saved.
+file. Without any argument a command prints a complete example, but for the demos, `examples.miniature.paper` and
+`examples.miniature.tune`, which begin. Bad input ends in one sentence and exit code 2, a run that cannot go on in 1,
+Ctrl-C in 130 and SIGTERM in 143, with what was done saved.
 
 """
 
@@ -46,7 +47,8 @@ def page() -> str:
             zip(every := [c for part in COMMANDS.values() for c in part], pool.map(help_of, every), strict=True)
         )
     links = " · ".join(f"[{command}](#{_anchor(command)})" for command in every)
-    parts = [HEAD + links]
+    door = subprocess.run(["./launch.sh", "help"], cwd=DOCS.parent, capture_output=True, text=True, check=True).stdout
+    parts = [HEAD + links, f"## launch.sh\n\n```\n{door.strip()}\n```"]
     for title, commands in COMMANDS.items():
         parts.append(f"## {title}")
         parts += [f"### {command}\n\n```\n{said[command]}\n```" for command in commands]

@@ -32,8 +32,9 @@ _RATES = (
 )
 WHY_NOT: dict[str, str] = {
     "CLAIR with APO-zero has the best mean of all cells": (
-        "every word of a winner that the score looks at is right here, so that imitating winners is all there is to "
-        "do: SFT does it best, and a stronger model's answers, whose style costs nothing, teach as much as revisions do"
+        "on CLAIR and on Stronger Preferred every word of a winner that the score looks at is right, so that imitating "
+        "winners is all there is to do: SFT does it best, and a stronger model's answers, whose style costs nothing, "
+        "teach as much as revisions do"
     ),
     "DPO is never the best objective of a data set": (
         "it is on the off-policy set, which DPO's rate suits best: at that rate, a third of theirs, APO-zero and KTO "
@@ -44,7 +45,8 @@ WHY_NOT: dict[str, str] = {
         "epochs most of what they gain in the first ones, APO-down, which lowers the winners too, all of it"
     ),
     "APO has the best mean of every data set but stronger-preferred": (
-        "SFT and KTO imitate winners that are right in every word, and DPO's rate suits the off-policy set best"
+        "on CLAIR SFT and KTO imitate winners that are right in every word, and DPO's rate suits the off-policy set "
+        "best; on the on-policy set APO-zero has the best mean over the seeds"
     ),
     "all three widen the margin between winning and losing rewards": _RATES,
     "APO-zero ends with the greatest winning and losing rewards of the three": _RATES,

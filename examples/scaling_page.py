@@ -52,13 +52,13 @@ python -m engine.plan --shape llama3-70b --gpus 64 --gpu-memory 80 --json
 TAIL = """
 ## Where this design stops
 
-FSDP sends every weight to every GPU in every pass. A GPU computes 2 pairs of 857 tokens in the time that its share of
-the weights takes to arrive, and no sharding makes that better: more GPUs ask for more pairs a step. From some 70
-billion parameters on the gathered blocks, and at 405 billion the vocabulary's ends alone, are large against what a GPU
-keeps; there tensor parallelism (each GPU computes a part of every product) and pipelines keep the weights where they
-are, and context parallelism is for sequences of tens of thousands of tokens, where attention no longer fits. None of
-these is here. For such models take torchtitan, NeMo RL or Megatron-Bridge, with the objectives of `losses/`, which need
-no more than log-probs.
+FSDP sends every weight to every GPU in every pass, and sums every gradient. With two pairs a GPU that takes as long as
+computing for 8 billion parameters inside a node, and two to three times as long for 70 and 405 billion. Sharding inside
+a node helps a little at 8 billion; otherwise only more pairs a step do. From some 70 billion parameters on the gathered
+blocks, and at 405 billion the vocabulary's ends alone, are large against what a GPU keeps; there tensor parallelism
+(each GPU computes a part of every product) and pipelines keep the weights where they are, and context parallelism is
+for sequences of tens of thousands of tokens, where attention no longer fits. None of these is here. For such models
+take torchtitan, NeMo RL or Megatron-Bridge, with the objectives of `losses/`, which need no more than log-probs.
 
 One GPU's layout (`--master split`) is for one process. Eight independent runs on eight GPUs communicate nothing: for a
 sweep over objectives that is the faster way to use a node.

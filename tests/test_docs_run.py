@@ -18,7 +18,7 @@ from tests.test_docs import GENERATED, PAGES, ROOT, blocks, command_of
 
 TUTORIAL = ROOT / "docs/tutorial.md"
 COMMANDS = ("python -m ", "torchrun ", "./launch.sh ")
-FOREIGN = ("vllm ", "git ", "lm_eval ", "huggingface-cli ", "pip ", "curl ")
+FOREIGN = ("vllm ", "git ", "lm_eval ", "hf ", "pip ", "curl ")
 SKIPPED = ("./launch.sh test", "source .venv/bin/activate")  # the second is done by PATH
 PORT = 8000
 

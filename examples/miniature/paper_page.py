@@ -12,7 +12,7 @@ from eval.runs import deltas, headlines, heldout, read_runs
 from examples.miniature import paper, sets
 
 DOCS = Path(__file__).resolve().parents[2] / "docs"
-HEAD = """# The paper in miniature
+HEAD = f"""# The paper in miniature
 
 Written by `python -m examples.miniature.paper_page` from what the commands below have left; what the paper claims, and
 whether it is so here, is computed.
@@ -34,6 +34,10 @@ anything about language, length or size.
 samples, the one with more right facts wins. Off-policy judge: the best over the worst of four other models that get
 60 to 90 % of their values wrong: worse than the model, as most of UltraFeedback's answers are for an instruction model.
 Stronger Preferred: a model that is always right, in one style of its own, over the sample.
+
+**Training**: {paper.EPOCHS} epochs, batches of {paper.TRAINING["batch-size"]}, RMSProp with linear decay after
+{paper.TRAINING["warmup-steps"]} steps of warm-up, each objective at a rate of its own (below), beta {paper.BETA[1]}
+(the paper's is 0.1).
 
 **Beyond the paper**: `apo_select` takes APO-zero or APO-down pair by pair, by the grades of winner and own answer
 (section 8 of the paper): it is APO-zero on CLAIR, where every winner is better than the model, and below APO-zero on

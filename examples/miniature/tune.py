@@ -31,8 +31,15 @@ ByRate = dict[float, dict[str, float]]
 
 def main(argv: Sequence[str]) -> None:
     """The command."""
-    parser = argparse.ArgumentParser(prog="python -m examples.miniature.tune", description=__doc__)
-    parser.add_argument("folder", type=Path, nargs="?", default=Path("runs/tune"))
+    parser = argparse.ArgumentParser(
+        prog="python -m examples.miniature.tune",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument(
+        "folder", type=Path, nargs="?", default=Path("runs/tune"),
+        help="for everything (default: runs/tune); half an hour on two cores, what is done is kept",
+    )  # fmt: skip
     root = parser.parse_args(argv).folder
     base = model.base_model(root)
     pairs = sets.make(base, root / "sets", model.split_questions()[1][-paper.N_FOR_TUNING :], paper.N_PAIRS, SEED)

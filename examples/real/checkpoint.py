@@ -186,7 +186,11 @@ def tokenizer_config_of(facts: dict[str, Any]) -> str:
 
 def main(argv: Sequence[str]) -> None:
     """The command."""
-    parser = argparse.ArgumentParser(prog="python -m examples.real.checkpoint", description=__doc__)
+    parser = argparse.ArgumentParser(
+        prog="python -m examples.real.checkpoint",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
     parser.add_argument("folder", type=Path, nargs="?", default=Path("runs/real"))
     print(fetch(parser.parse_args(argv).folder))
 

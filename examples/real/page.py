@@ -84,7 +84,7 @@ def results(found: Scores, likelihoods: Mapping[str, Sequence[float]], runs: Map
         change = np.array(likelihoods[name]) - np.array(likelihoods["base"])
         error = change.std(ddof=1) / len(change) ** 0.5
         drift = "" if name == "base" else f"{change.mean():+.3f} ± {1.96 * error:.3f}"
-        broken, sound = _both(s.broken, g.broken), _both(s.sound, g.sound)
+        broken, sound = _both(s.broken, g.broken), f"{s.sound} / {g.sound}"
         length = f"{s.characters:.0f} / {g.characters:.0f}"
         rows.append((label, str(s.kept), str(g.kept), sound, length, broken, drift))
     n, base = found["base"]["sampled"].kept.n, np.mean(likelihoods["base"])

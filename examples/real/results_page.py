@@ -33,11 +33,11 @@ is trained, with the same settings and order for every objective: {training}.
 The test's topics appear in no training prompt; the wordings of questions and rules do. `kto_pair` is the paper's
 KTO: each pair as a winner and a loser. The report page of the run is `runs/real/run-.../report/report.html`.
 
-What this run says: APO-zero and KTO on CLAIR pairs keep rules three times as often as the model before, and leave
-ordinary answers as likely as they were. DPO keeps as many greedily and more when sampled, and pays for it: ordinary
+What this run says: APO-zero and KTO on CLAIR pairs keep rules three times as often as the model before, and make
+ordinary answers no less likely. DPO keeps as many greedily and more when sampled, and pays for it: ordinary
 answers become less likely, and more answers repeat themselves; where those do not count, the three lie within each
-other's intervals. APO-down, which lowers winners too, learns least of the contrastive ones and breaks most. SFT leaves
-repetitions and ordinary answers as they were, and learns a third as much.
+other's intervals. APO-down, which lowers winners too, learns least of the contrastive ones and breaks most. SFT hardly
+changes repetitions, makes ordinary answers a little likelier, and learns a third as much.
 
 What gets worse: every objective on CLAIR pairs but SFT makes a model of this size repeat itself more often, and "one
 sentence", the only rule that the model mostly kept already, is kept less often (two of the {n_pairs} pairs are of that
@@ -84,8 +84,8 @@ python -m examples.real.figure4 pairs.jsonl --out runs/real/h200 --n 703 --heldo
 ```
 
 One H200, torch 2.11.0, bf16 with float32 masters, five objectives side by side: nine minutes, in
-several calls of the same command, each of which went on with what the one before had begun. The time on the card ended
-before KTO's last epochs.
+several calls of the same command, each of which went on with what the one before had begun; KTO's run was stopped in
+epoch 15.
 
 """,
     "figure4": """### A few of them, on two cores
