@@ -16,7 +16,7 @@ from typing import Any
 
 from data import files
 from data.errors import InputError
-from data.json_rows import read_jsonl
+from data.json_rows import parse_row, read_lines
 from revise import wire
 from revise.asking import answer_row
 from revise.config import ClientConfig
@@ -86,8 +86,9 @@ def read(paths: Sequence[Path], requests: Iterable[Request], store: Store, confi
     counts: collections.Counter[str] = collections.Counter()
     rows: list[Row] = []
     for path in paths:
-        for _, found in read_jsonl(path, LONGEST_LINE):
-            if isinstance(found, InputError):
+        for place, line in read_lines(path, LONGEST_LINE):
+            found = _object(line, place)
+            if found is None:
                 counts["damaged"] += 1
                 continue
             key = found.get("custom_id")
@@ -109,11 +110,34 @@ def read(paths: Sequence[Path], requests: Iterable[Request], store: Store, confi
     return f"of {len(wanted):,} answers {n_before:,} were in the store; from the files: {found}; {n_open:,} are missing"
 
 
+def _object(line: bytes | InputError, place: str) -> dict[str, Any] | None:
+    """What a line holds, half a character or NaN included: such an answer is of no use, but it was paid for."""
+    if isinstance(line, InputError):
+        return None
+    try:
+        return parse_row(line, place)
+    except InputError:
+        pass
+    try:
+        found = json.loads(line)
+        return found if isinstance(found, dict) and not _is_plain(found) else None
+    except (ValueError, RecursionError):
+        return None
+
+
+def _is_plain(value: Any) -> bool:
+    try:
+        return bool(wire.canonical(value).encode())
+    except ValueError:
+        return False
+
+
 def _row(found: dict[str, Any], request: Request, config: ClientConfig, purpose: str) -> Row:
     """What a line says of a request."""
     response = found.get("response") if isinstance(found.get("response"), dict) else {}
     status, body = response.get("status_code"), response.get("body")  # pyright: ignore[reportOptionalMemberAccess]
-    raw = wire.canonical(body).encode() if isinstance(body, dict) else b""
+    write = wire.canonical if _is_plain(body) else json.dumps
+    raw = write(body).encode() if isinstance(body, dict) else b""
     sent = wire.canonical(request.body)
     if status in (None, 200) and isinstance(body, dict):
         try:

@@ -109,7 +109,11 @@ def _write_random_model(folder: Path, texts: list[str]) -> None:
 
 def main(argv: Sequence[str]) -> None:
     """The command."""
-    parser = argparse.ArgumentParser(prog="python -m examples.miniature.model", description=__doc__)
+    parser = argparse.ArgumentParser(
+        prog="python -m examples.miniature.model",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
     parser.add_argument("folder", type=Path, help="where the model and the prompts go")
     folder = parser.parse_args(argv).folder
     made, link = base_model(folder), folder / "model"

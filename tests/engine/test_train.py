@@ -475,6 +475,9 @@ def test_an_objective_that_means_its_losses_is_told_so(job, monkeypatch):
         InputError, match=r"lead_by gave losses of shape \[\] for 22 examples; give one for each, \[n\]"
     ):
         job(loss=f"{path}:lead_by")
+    path.write_text(LEAD.replace("Result(-logsigmoid(r_w - r_l - by)", "Result(-logsigmoid(r_w - r_l - by).squeeze()"))
+    with pytest.raises(InputError, match=r"lead_by gave losses of shape \[\] for 1 examples"):
+        job(loss=f"{path}:lead_by")  # a pass of a single pair comes late, or on another machine alone
 
 
 def test_words_of_a_row_do_not_reach_the_terminal_as_they_are(job, capfd):

@@ -92,13 +92,18 @@ def test_what_comes_back_damaged_twice_unknown_or_not_at_all_is_counted_and_stay
     (tmp_path / "answers.jsonl").write_text(json.dumps(good[5]) + "\n" + json.dumps(good[6])[:-30])  # cut
     found = run(command("clair", tmp_path, None, "--batch-read", tmp_path / "answers.jsonl"))
     assert "1 answered" in found.stderr and "1 damaged" in found.stderr and "7 are missing" in found.stderr
+    half = answer(lines[7])
+    half["response"]["body"]["choices"][0]["message"]["content"] = "a\ud83d"  # half an emoji: paid for all the same
+    (tmp_path / "answers.jsonl").write_text(json.dumps(half) + "\n")
+    found = run(command("clair", tmp_path, None, "--batch-read", tmp_path / "answers.jsonl"))
+    assert "1 unusable" in found.stderr and "6 are missing" in found.stderr
     again = run(command("clair", tmp_path, None, "--batch-write", tmp_path / "rest.jsonl"))
     assert again.returncode == 0
     assert {line["custom_id"] for line in read_rows(tmp_path / "rest.jsonl")} == {
-        line["custom_id"] for i, line in enumerate(lines) if i in (2, 6, 7, 8, 9, 10, 11)
+        line["custom_id"] for i, line in enumerate(lines) if i in (2, 6, 8, 9, 10, 11)
     }
     found = read_back(tmp_path, good)
-    assert found.returncode == 0 and len(read_rows(tmp_path / "pairs.jsonl")) == N - 2  # refused and unusable stay so
+    assert found.returncode == 0 and len(read_rows(tmp_path / "pairs.jsonl")) == N - 3  # refused and unusable stay so
     read_back(tmp_path, good, "--ask-again")
     assert len(read_rows(tmp_path / "pairs.jsonl")) == N
 
