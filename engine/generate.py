@@ -186,7 +186,7 @@ class Partial:
             file = open(self._path, "a+b")  # noqa: SIM115 (closed at the context's end)
             try:
                 fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                if self._path.exists() and os.path.samestat(os.fstat(file.fileno()), self._path.stat()):
+                if os.fstat(file.fileno()).st_nlink:
                     return file
                 file.close()  # another process has finished with it, and removed it
             except OSError as fault:
@@ -270,7 +270,9 @@ def main(argv: Sequence[str]) -> None:
     """The command."""
     config = cli.parse(GenerateConfig, argv, command="python -m engine.generate", example=EXAMPLE)
     out = Path(config.out)
-    if not config.ask_again:  # which makes the file anew
+    if not (
+        config.ask_again and out.is_file() and Path(f"{out}.sqlite").is_file()
+    ):  # it made the file, and makes it anew
         files.check_new_file(out)
     answer_all = _served if config.endpoint else _drawn
     n, n_prompts = answer_all(config, out)

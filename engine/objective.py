@@ -137,24 +137,23 @@ class Objective:
                     raise InputError(f"{e.place}: {self.name} needs {said}; add it, or take another --loss")
         fault = self._fault(examples)
         if fault is None and not self.whole_step:
-            fault = self._fault(examples[:1])  # a pass may hold a single one
+            fault = self._fault(examples[:1], "a single example, which a pass may hold; register it with whole_step")
         if fault is not None:
             alone = [f"{e.place}: {found}" for e in examples if (found := self._fault([e])) is not None]
             if 0 < len(alone) < len(examples):
                 raise list_faults(alone[:10], len(examples), mend="mend or delete them", n_faults=len(alone))
             raise InputError(f"--loss: {fault}")
 
-    def _fault(self, examples: Sequence[Example]) -> LossError | None:
-        """What the objective refuses of these examples, before any forward pass."""
+    def _fault(self, examples: Sequence[Example], of: str = "") -> LossError | None:
+        """What the objective refuses of these examples, before any forward pass. of: what they are, for a message."""
         zeros = torch.zeros(len(examples), len(examples[0].responses), dtype=torch.float64)
         try:
             result = self(Columns.of(examples, zeros, zeros if self.has_reference else None))
         except LossError as fault:
             return fault
         if not result.losses.isfinite().all():
-            return LossError(
-                f"the loss of {self.name} is not finite before the first step; look at its hyperparameters"
-            )
+            where = f"of {of}" if of else "before the first step; look at its hyperparameters"
+            return LossError(f"the loss of {self.name} is not finite {where}")
         return None
 
     def __call__(self, columns: Columns) -> Result:

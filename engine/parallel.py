@@ -59,6 +59,7 @@ class Ranks:
         (engine/split.py). gpu_memory: bytes that the allocator may take. Raises InputError where copies do not come out
         even.
         """
+        self._timeout = timeout
         self.rank = int(os.environ.get("RANK", "0"))
         self.size = world_size()
         has_cuda = torch.cuda.is_available()
@@ -138,7 +139,7 @@ class Ranks:
         if self.is_first:
             mark.touch()
         self.wait()
-        deadline = time.monotonic() + LOOK
+        deadline = time.monotonic() + min(LOOK, self._timeout / 2)  # the others wait meanwhile
         while not (sees := mark.exists()) and time.monotonic() < deadline:
             time.sleep(0.1)
         everybody = self.most(not sees) == 0

@@ -212,6 +212,7 @@ class Run:
         checkpoint = n * (weights.stored_dtype(policy.source).itemsize if policy.source else 4)
         n_steps, n_epochs = len(self.steps), -(-len(self.steps) // self.steps.per_epoch)
         n_due = n_epochs - 1 if c.state_every is None else (n_steps - 1) // c.state_every if c.state_every else 0
+        n_due = max(n_due, c.stop_after is not None)
         n_states = min(n_due, 1 if self.n_done else c.keep_state + 1)  # a new one is whole before the oldest goes
         states = n_states * n * 4 * (1 + optim.N_STATES[c.optimizer])
         nearest = next(p for p in [self.folder, *self.folder.absolute().parents] if p.exists())

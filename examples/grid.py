@@ -32,6 +32,7 @@ from typing import Any, NamedTuple
 
 from data import InputError, cli
 from data.errors import RunError
+from engine import trl_names
 from engine.config import TrainConfig
 from engine.objective import Objective
 from eval import checkpoints, contrast_run, report
@@ -88,7 +89,7 @@ class GridConfig:
         if not self.data or not self.loss or min(self.seeds, self.at_once) < 1:
             raise InputError("--data and --loss need a name at least, and --seeds and --at-once are above 0")
         for loss in self.loss:
-            check_loss(loss)
+            check_loss(loss, self.train)
         names = [named.partition("=")[0] for named in self.data]
         if not all(all(named.partition("=")) for named in self.data):
             raise InputError("--data: NAME=FILE for each data set, such as clair=pairs.jsonl")
@@ -133,15 +134,16 @@ def parse_loss(text: str) -> tuple[str, dict[str, str]]:
     return found[1], flags
 
 
-def check_loss(text: str) -> Objective:
-    """The objective that "apo_zero beta=0.3" names. Raises InputError."""
+def check_loss(text: str, settings: str | None = None) -> Objective:
+    """The objective that "apo_zero beta=0.3" names. settings: the file that its flags add to. Raises InputError."""
     name, flags = parse_loss(text)
     try:
         beta = float(flags["beta"]) if "beta" in flags else None
     except ValueError:
         raise InputError(f"--loss: {text}: {flags['beta']} is not a number") from None
     try:
-        cli.parse(TrainConfig, [*NAMES, "--loss", name, *_spelt(flags)], command="engine.train", example=EXAMPLE)
+        told = [*NAMES, *(["--config", settings] if settings else []), "--loss", name, *_spelt(flags)]
+        cli.parse(TrainConfig, told, command="engine.train", example=EXAMPLE, peer=trl_names)
     except InputError as fault:
         raise InputError(f"--loss: {text}: {fault}") from None
     return Objective(name, beta, {name: value for name, value in flags.items() if "." in name})
@@ -263,8 +265,9 @@ def check_same(where: Path, flags: Mapping[str, str], settings: str | None) -> N
 
 
 def _hyperparameters(settings: Mapping[str, Any]) -> dict[str, str]:
-    """Those of settings that are the objective's, as text."""
-    return {name: str(v) for name, v in settings.items() if (name == "beta" or "." in name) and v is not None}
+    """Those of settings that are the objective's, as flags give them; a run's config.yaml calls none null."""
+    own = {name: str(value) for name, value in settings.items() if name == "beta" or "." in name}
+    return {name: "none" if value == "null" else value for name, value in own.items()}
 
 
 def _arguments(loss: str, told: Mapping[str, str]) -> dict[str, Any]:

@@ -47,7 +47,7 @@ ALLUSIONS = re.compile(
     re.IGNORECASE,
 )
 FENCE = re.compile(r"^[ \t]{0,8}```(?!.*```)", re.MULTILINE)
-DASH = re.compile(r"[ \t]{0,4}([-–—])(?=[ \t])(?![^\n]{0,1000}\n[ \t]{0,8}\1[ \t])")
+DASH = re.compile(r"[ \t]{0,4}([-–—])(?=[ \t])(?![^\n]{0,1000}(?:\r?\n){1,2}[ \t]{0,8}\1[ \t])")
 CLOSING = re.compile(rf"\s*[{{<\[]{{1,2}}(?:/|end[ _]?(?:of[ _])?)(?:{SOLUTION})[}}>\]]{{1,2}}\s*\Z", re.IGNORECASE)
 LONGEST_CLOSING = 60
 KEYWORDS = re.compile(  # every allusion holds one: to look around these alone is twice as fast

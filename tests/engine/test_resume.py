@@ -332,7 +332,7 @@ def test_hosts_that_share_no_disk_keep_no_state_and_say_so(go):
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2", str(script)]
     command += [str(go.tmp), str(go.model), str(go.rows)]
     env = tiny.environment()
-    done = subprocess.run(command, capture_output=True, text=True, env=env, timeout=120, check=False)
+    done = subprocess.run(command, capture_output=True, text=True, env=env, timeout=300, check=False)
     assert done.returncode == 0, done.stderr[-3000:]
     for rank in (0, 1):
         *refused, stopped, n_states = json.loads((go.tmp / f"said-{rank}.json").read_text())

@@ -478,6 +478,10 @@ def test_an_objective_that_means_its_losses_is_told_so(job, monkeypatch):
     path.write_text(LEAD.replace("Result(-logsigmoid(r_w - r_l - by)", "Result(-logsigmoid(r_w - r_l - by).squeeze()"))
     with pytest.raises(InputError, match=r"lead_by gave losses of shape \[\] for 1 examples"):
         job(loss=f"{path}:lead_by")  # a pass of a single pair comes late, or on another machine alone
+    spread = "Result((r_l - r_w) * (float('nan') if len(r_w) == 1 else 1.0)"  # as torch.std gives
+    path.write_text(LEAD.replace("Result(-logsigmoid(r_w - r_l - by)", spread))
+    with pytest.raises(InputError, match="not finite of a single example, which a pass may hold; register it with"):
+        job(loss=f"{path}:lead_by")
 
 
 def test_words_of_a_row_do_not_reach_the_terminal_as_they_are(job, capfd):

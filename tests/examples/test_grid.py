@@ -5,9 +5,12 @@ import re
 from pathlib import Path
 
 import pytest
+import yaml
 
+import losses
 from data import InputError
 from data.errors import RunError
+from engine.objective import Objective
 from examples import grid
 from examples.grid import Cell, GridConfig
 from tests import tiny
@@ -89,7 +92,7 @@ def test_rates_are_one_for_all_or_one_for_each():
             GridConfig(**(shared | changed))
 
 
-def test_an_objective_is_told_flags_of_its_own():
+def test_an_objective_is_told_flags_of_its_own(tmp_path):
     for text, name, flags in (
         ("apo_zero", "apo_zero", {}),
         ("apo_zero beta=0.3 batch_size=8", "apo_zero", {"beta": "0.3", "batch-size": "8"}),
@@ -101,6 +104,10 @@ def test_an_objective_is_told_flags_of_its_own():
         "--no-shuffle", "--skip-bad-rows", "--x.y", "true", "--lr", "1",
     ]  # fmt: skip
     grid.check_loss("dpo shuffle=false skip_bad_rows=true")
+    (tmp_path / "train.yaml").write_text("reference_update: soft\n")
+    grid.check_loss("dpo reference_update_steps=64", str(tmp_path / "train.yaml"))
+    with pytest.raises(InputError, match="goes with --reference-update"):
+        grid.check_loss("dpo reference_update_steps=64")
     rates = {"model": "m", "data": ("a=b.jsonl",), "out": "o", "loss": ("dpo", "dpo beta=0.3"), "lr": ("dpo=1e-5",)}
     assert [cell.lr for cell in GridConfig(**rates).cells()] == [1e-5, 1e-5]
 
@@ -128,6 +135,15 @@ def test_a_finished_run_is_not_taken_for_another(tmp_path):
         grid.check_same(where, flags | {"mine.by": "2"}, None)
     with pytest.raises(InputError, match=r"was trained with mine\.beta 0\.5, not 0\.3"):
         grid.check_same(where, flags | {"beta": "0.3"}, None)
+    path = where / "config.yaml"  # whatever an objective is called with is the same again, where nothing was told
+    for name in losses.names():
+        objective = Objective(name)
+        path.write_text(yaml.safe_dump({"model": "m", "data": [str(data)], "loss": name, **objective.settings}))
+        grid.check_same(where, {"model": "m", "data": str(data), "loss": name}, None)
+        if "beta" in objective.settings:
+            told = {"beta": str(objective.settings["beta"])}
+            grid.check_same(where, {"model": "m", "data": str(data), "loss": name, **told}, None)
+    path.write_text(settings)
     for path in (mine, data):
         later = where.stat().st_mtime + 60
         os.utime(path, (later, later))

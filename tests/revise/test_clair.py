@@ -131,7 +131,8 @@ def test_a_dash_marks_nothing_by_itself():
             clair.parse(answer)
     bullet = f"{{teacher_reasoning}}:\n- {MARKER} - keep it short\n\n{MARKER}:\nThe heron."
     assert clair.parse(bullet, student_solution="The otter.")[1] == "The heron."
-    assert clair.parse(f"{MARKER} - one\n- two\n- three")[1] == "- one\n- two\n- three"
+    for gap in ("\n", "\n\n"):
+        assert clair.parse(f"{MARKER} - one{gap}- two{gap}- three")[1] == f"- one{gap}- two{gap}- three"
 
 
 def test_two_solutions_are_none():
