@@ -246,6 +246,7 @@ def test_torchrun_goes_on_by_itself(folder):
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(1800)
 def test_every_operation_is_a_place_to_die(folder):
     """Every operation on a file of a run that saves and exports, until a run gets through; every loop place too."""
     n = 0
@@ -261,6 +262,7 @@ def test_every_operation_is_a_place_to_die(folder):
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(1800)
 def test_random_moments_and_both_ranks(folder):
     times = [f"after:{0.3 + i * 0.11:.2f}" for i in range(25)]
     ranks = [f"2/any:{i}:KILL:{i % 2}" for i in range(1, 120, 7)]
