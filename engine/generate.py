@@ -270,9 +270,8 @@ def main(argv: Sequence[str]) -> None:
     """The command."""
     config = cli.parse(GenerateConfig, argv, command="python -m engine.generate", example=EXAMPLE)
     out = Path(config.out)
-    if not (
-        config.ask_again and out.is_file() and Path(f"{out}.sqlite").is_file()
-    ):  # it made the file, and makes it anew
+    is_own = out.is_file() and Path(f"{out}.sqlite").is_file()  # of a server's answers, which are asked for again
+    if not (config.ask_again and is_own):
         files.check_new_file(out)
     answer_all = _served if config.endpoint else _drawn
     n, n_prompts = answer_all(config, out)

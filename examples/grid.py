@@ -254,7 +254,9 @@ def check_same(where: Path, flags: Mapping[str, str], settings: str | None) -> N
             raise InputError(f"{where}: {path} has changed since it was trained; remove it, or give another --out")
     known = {name: v[0] if isinstance(v, list) and len(v) == 1 else v for name, v in said.items()}
     told = _hyperparameters(asked)
-    held = {name: v for name, v in _hyperparameters(said).items() if "beta" not in told or not name.endswith("beta")}
+    held = _hyperparameters(said)
+    if "beta" in told:  # of every term: what was said of each counts no more
+        held = {name: value for name, value in held.items() if name != "beta" and not name.endswith(".beta")}
     known |= _arguments(asked["loss"], _hyperparameters(said))
     asked = {name: v for name, v in asked.items() if name not in told} | _arguments(asked["loss"], held | told)
     for name, value in asked.items():
