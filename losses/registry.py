@@ -27,9 +27,10 @@ COLUMNS: dict[str, tuple[str, ...]] = {  # the positional arguments that each fo
     "ranked": ("responses",),
 }
 NEEDS = frozenset({"lengths", "scores", "own_scores", "probs", "mismatched", "values", "weights"})
-# Keyword arguments that the engine fills from the step: the only ones that are not hyperparameters.
-GIVEN = frozenset({"mismatched", "own_scores", "probs_w", "probs_l", "values", "weights", "target", "state", "keep",
-                   "mean_length"})  # fmt: skip
+# Keyword arguments that the engine fills from the step. They are no hyperparameters.
+GIVEN = frozenset({"mismatched", "own_scores", "probs_w", "probs_l", "values", "weights", "state", "mean_length"})
+# Tensors that a caller from Python can give, and the engine never does: no hyperparameters either.
+FROM_PYTHON = frozenset({"target", "keep"})
 
 
 class LossError(ValueError):
@@ -155,7 +156,7 @@ def loss(
         if "mismatched" in needs and not {"mismatched", "kl"} <= {p.name for p in keywords}:
             raise LossError(f"{where}: needs=('mismatched',) goes with the arguments 'mismatched' and 'kl'")
         hints = typing.get_type_hints(function)
-        read_as = {p.name: hints.get(p.name, type(p.default)) for p in keywords if p.name not in GIVEN}
+        read_as = {p.name: hints.get(p.name, type(p.default)) for p in keywords if p.name not in GIVEN | FROM_PYTHON}
         for argument, kind in read_as.items():
             if not _is_readable(kind):
                 raise LossError(
@@ -171,7 +172,7 @@ def loss(
             whole_step=whole_step or state or "mismatched" in needs,  # an anchor is known before the first loss
             state=state,
             side=side,
-            defaults=types.MappingProxyType({p.name: p.default for p in keywords if p.name not in GIVEN}),
+            defaults=types.MappingProxyType({p.name: p.default for p in keywords if p.name not in GIVEN | FROM_PYTHON}),
             types=types.MappingProxyType(read_as),
             given=frozenset(p.name for p in keywords) & GIVEN,
             digest=_importing[-1],
