@@ -8,6 +8,7 @@ import tyro
 
 from data import InputError
 from data.dataset import RowSettings
+from engine.rounding import Rounding
 
 Technique = Literal[
     "prompt-sharing", "packing", "response-rows", "reference-cache", "balance", "kept-logits", "used-pages"
@@ -95,7 +96,8 @@ class TrainConfig(RowSettings):
     """The share of a soft update."""
     stages: int = 1
     """Train on the rows in so many parts, one after the other in the order given (sDPO, arXiv 2403.19270): each part
-    starts from the last checkpoint of the one before, which is its reference too; folders stage-01 ... in --out."""
+    starts from the last checkpoint of the one before, which is its reference too; folders stage-01 ... in --out. Where
+    they are bfloat16, so is the start of the next part: --save-dtype float32 keeps small updates."""
     own_score: Literal["row", "rejected"] = "row"
     """Where the score of the model's own answer stands: in "own_score", or, where the loser is that answer, in
     "rejected_score"."""
@@ -128,6 +130,13 @@ class TrainConfig(RowSettings):
     """Put back what is left out otherwise, to measure what leaving it out buys; the results are the same."""
     keep: int | None = None
     """Keep only the newest epoch folders, so many."""
+    save_dtype: Literal["auto", "float32", "bfloat16", "float16", "source"] = "auto"
+    """Dtype of the weights in the epoch folders. auto: the dtype that computes (float32 on the CPU, bfloat16 on a GPU
+    unless --dtype says otherwise), so that a folder is the model that the run's numbers are of. source: the dtype of
+    --model. Where it has fewer bits than the compute dtype, the run measures what the folders lose."""
+    save_rounding: Rounding = "nearest"
+    """How weights are rounded to --save-dtype bfloat16. stochastic rounds up or down at random, so that updates too
+    small for bfloat16 survive on average; it adds noise to every log-prob."""
 
     hyperparameters: tyro.conf.Suppress[dict[str, str]] = field(default_factory=dict)
 
@@ -177,6 +186,11 @@ class TrainConfig(RowSettings):
         if self.gpu_memory is not None and not 0 < self.gpu_memory < float("inf"):
             raise InputError(f"--gpu-memory: {self.gpu_memory} is not above 0; it is in GB of 10^9 bytes")
         self._check_split()
+        if self.save_rounding == "stochastic" and self.save_dtype in ("float32", "float16"):
+            raise InputError(
+                f"--save-rounding stochastic: rounds to bfloat16, not to {self.save_dtype}; name --save-dtype bfloat16 "
+                "with it, or leave it out"
+            )
         if not 1 <= self.hang_timeout <= 86400:
             raise InputError(f"--hang-timeout: {self.hang_timeout} is not between 1 second and a day")
         if not 0 <= self.max_grad_norm < float("inf"):

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
+import torch
 
 from data.examples import Example
 from data.forest import Layout, n_tokens
@@ -128,9 +129,9 @@ def step_seconds(s: Setting, load: Load, batch_size: int, n_gpus: int) -> tuple[
     return computing, inside / IN_NODE + between / BETWEEN_NODES
 
 
-def checkpoint_bytes(shape: LlamaConfig) -> int:
-    """A checkpoint folder, in bf16."""
-    return 2 * shape.n_parameters
+def checkpoint_bytes(shape: LlamaConfig, dtype: torch.dtype) -> int:
+    """A checkpoint folder whose weights are stored in that dtype."""
+    return dtype.itemsize * shape.n_parameters
 
 
 def state_bytes(s: Setting) -> int:

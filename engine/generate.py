@@ -63,7 +63,7 @@ class GenerateConfig(Sampling):
     config: str | None = None
     """YAML file of settings, named as the flags are; flags win over it."""
     dtype: Literal["float32", "bfloat16"] | None = None
-    """Unset: bfloat16 on CUDA, float32 on the CPU."""
+    """Compute dtype. Unset: bfloat16 on CUDA, which rounds a folder of float32 weights, float32 on the CPU."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -138,6 +138,7 @@ class Answerer:
         stop, ends = stop_ids(self.folder, self.chat), self._says(sampling.stop) if sampling.stop else None
         if self._model is None:
             host.keep_pages()
+            weights.say_if_rounded(self.folder, getattr(torch, self.dtype))
             self._model = weights.load(self.folder, getattr(torch, self.dtype), self._device).eval()
         return generate(self._model, prompts, sampling, stop, on_finish, numbers=numbers, ends=ends, wanted=wanted)
 
@@ -294,9 +295,14 @@ def _served(config: GenerateConfig, out: Path) -> tuple[int, int]:
     for row in prompts:
         if not all(isinstance(m, Message) for m in row.prompt):
             raise InputError(f'{row.place}: token ids, and a server is asked in text; give "prompt"')
-    (server,) = metadata.entry_points(group=SERVERS, name="endpoint")
+    servers = list(metadata.entry_points(group=SERVERS, name="endpoint"))
+    if not servers:
+        raise InputError(
+            "--endpoint: how a server is asked is found through the installed package, and it is not installed; run "
+            "./launch.sh setup, or pip install -e . in the repository's folder"
+        )
     # (response, finish), or (None, why there is none); samples of a prompt together
-    texts: Iterator[tuple[str | None, str]] = server.load()(config, prompts)
+    texts: Iterator[tuple[str | None, str]] = servers[0].load()(config, prompts)
     rows, rejected = [], []
     for i, (text, finish) in enumerate(texts):
         row = _prompt(prompts[i // config.n]) | {"sample": i % config.n}

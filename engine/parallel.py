@@ -11,7 +11,8 @@ import secrets
 import signal
 import sys
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from datetime import timedelta
 from functools import cached_property
 from pathlib import Path
@@ -188,6 +189,21 @@ class Ranks:
         if fault:
             raise InputError(fault)
         return held[0]
+
+    @contextmanager
+    def together(self) -> Iterator[None]:
+        """Inside, each rank does its own part; where any raises an InputError, all raise the first's. Collective."""
+        fault = ""
+        try:
+            yield
+        except InputError as found:
+            fault = str(found)
+        faults = [fault]
+        if self.size > 1:
+            faults *= self.size
+            dist.all_gather_object(faults, fault)
+        if any(faults):
+            raise InputError(next(filter(None, faults)))
 
     def wait(self) -> None:
         """Returns when every rank has come here. Collective."""

@@ -26,6 +26,7 @@ from engine.llama import LlamaConfig
 from engine.memory import Setting
 from engine.optim import N_STATES
 from engine.reference import Mode
+from engine.rounding import name_of
 from engine.shapes import raw_config
 from engine.steps import layout_of
 
@@ -48,6 +49,8 @@ class Plan:
     load: Load
     budget: int
     """Bytes that a rank may take."""
+    saves: torch.dtype
+    """Of the weights in checkpoint folders."""
 
     @property
     def fits(self) -> bool:
@@ -65,6 +68,7 @@ class Plan:
             "recompute_blocks": s.n_recomputed,
             "reshard": s.reshards,
             "compile": s.is_compiled,
+            "save_dtype": name_of(self.saves),
             "bytes": memory.needs(s),
             "budget": self.budget,
         }
@@ -84,7 +88,7 @@ class Plan:
         """(checkpoints that are kept, states)."""
         n = min(config.epochs, config.keep or config.epochs)
         states = 0 if config.state_every == 0 else config.keep_state * cost.state_bytes(self.setting)
-        return n * cost.checkpoint_bytes(self.setting.shape), states
+        return n * cost.checkpoint_bytes(self.setting.shape, self.saves), states
 
     def sentence(self, config: TrainConfig, n_gpus: int) -> str:
         """The sum of it."""
@@ -104,11 +108,12 @@ def _cpu_peak(dtype: torch.dtype) -> float:
 
 def lay_out(
     config: TrainConfig, shape: LlamaConfig, modes: Sequence[Mode], load: Load, *, device: str, dtype: torch.dtype,
-    n_ranks: int, budget: int,
+    n_ranks: int, budget: int, stored: torch.dtype = torch.bfloat16,
 ) -> Plan:  # fmt: skip
     """The first layout that fits without computing blocks again, else the first that fits, else the smallest.
 
     What is preferred: float32 masters that are whole; a reference that walks along; weights that stay gathered.
+    stored: the dtype of the checkpoint that the run starts from.
     """
     masters: Sequence[bool] = {"auto": (False, True), "whole": (False,), "split": (True,)}[config.master]
     if config.master == "auto" and (n_ranks > 1 or device == "cpu" or not config.can_split):
@@ -142,10 +147,17 @@ def lay_out(
             longest=load.longest,
             step_tokens=load.step,
         )
-        plan = Plan(setting=setting, reference=mode, load=load, budget=budget)
+        saves = saved_dtype(config, setting.dtype, stored)
+        plan = Plan(setting=setting, reference=mode, load=load, budget=budget, saves=saves)
         fitting += [plan] if plan.fits else []
     assert plan is not None  # there is one mode at least
     return next((p for p in fitting if not p.setting.n_recomputed), fitting[0] if fitting else plan)
+
+
+def saved_dtype(config: TrainConfig, computed: torch.dtype, stored: torch.dtype) -> torch.dtype:
+    """What --save-dtype comes to, where a run computes in one dtype and starts from a checkpoint stored in another."""
+    named = {"auto": computed, "source": stored}
+    return named[config.save_dtype] if config.save_dtype in named else getattr(torch, config.save_dtype)
 
 
 def compiles(config: TrainConfig, device: str) -> bool:
@@ -181,6 +193,10 @@ def _size(n_bytes: float) -> str:
     return f"{n_bytes / 1e9:,.0f} GB" if n_bytes >= 1e10 else f"{max(n_bytes / 1e9, 0.1):.1f} GB"
 
 
+def _count(n: int, what: str) -> str:
+    return f"{n} {what}{'s' * (n != 1)}"
+
+
 def _time(hours: float) -> str:
     if hours >= 1:
         return f"{hours:.1f} h" if hours < 100 else f"{hours / 24:.0f} days"
@@ -214,6 +230,12 @@ class PlanConfig:
     """As engine.train's."""
     shard_size: int | None = None
     """As engine.train's."""
+    save_dtype: Literal["auto", "float32", "bfloat16", "float16", "source"] = "auto"
+    """As engine.train's: the size of the checkpoint folders. source needs --model."""
+    keep: int | None = None
+    """As engine.train's: how many checkpoint folders stay on disk."""
+    keep_state: int = 1
+    """As engine.train's: how many states stay on disk."""
     json: bool = False
     """Print JSON."""
     config: str | None = None
@@ -224,6 +246,8 @@ class PlanConfig:
             raise InputError("--model and --shape: give one of the two")
         if self.data and not self.model:
             raise InputError("--data: goes with --model, whose tokenizer counts its tokens")
+        if self.save_dtype == "source" and not self.model:
+            raise InputError("--save-dtype source: a named shape has no weights to take it from; give --model")
         if self.gpus < 0 or not self.gpu_memory > 0:
             raise InputError("--gpus and --gpu-memory cannot be negative")
 
@@ -231,13 +255,14 @@ class PlanConfig:
 def main(argv: Sequence[str]) -> None:
     """The command."""
     config = cli.parse(PlanConfig, argv, command="python -m engine.plan", example=EXAMPLE)
-    shape, load = _what(config)
+    shape, load, stored = _what(config)
     base = TrainConfig(
         model="", data=("",), out="", epochs=config.epochs, batch_size=config.batch_size, optimizer=config.optimizer,
-        max_grad_norm=config.max_grad_norm, shard_size=config.shard_size,
+        max_grad_norm=config.max_grad_norm, shard_size=config.shard_size, save_dtype=config.save_dtype,
+        keep=config.keep, keep_state=config.keep_state,
     )  # fmt: skip
     n_ranks = max(1, config.gpus)
-    tried = [(way, _of(config, base, way, shape, load)) for way in ({}, *ways(base, n_ranks))]
+    tried = [(way, _of(config, base, way, shape, load, stored)) for way in ({}, *ways(base, n_ranks))]
     chosen = next(((way, plan) for way, plan in tried if plan.fits), None)
     if config.json:
         print(json.dumps(_facts(config, base, tried, chosen), indent=1))
@@ -247,26 +272,29 @@ def main(argv: Sequence[str]) -> None:
         raise InputError(refusal(tried[0][1], tried[1:]))
 
 
-def _what(config: PlanConfig) -> tuple[LlamaConfig, Load]:
+def _what(config: PlanConfig) -> tuple[LlamaConfig, Load, torch.dtype]:
+    """The shape, what rows ask for, and the dtype that the checkpoint is stored in."""
     n_ranks = max(1, config.gpus)
     if config.shape:
         shape = LlamaConfig.parse(raw_config(config.shape), config.shape)
-        return shape, Load.of_the_paper(config.batch_size, n_ranks)
+        return shape, Load.of_the_paper(config.batch_size, n_ranks), torch.bfloat16
     folder, chat = open_model(str(config.model))
-    shape = weights.build(folder).config
+    shape, stored = weights.build(folder).config, weights.stored_dtype(folder)
     if not config.data:
-        return shape, Load.of_the_paper(config.batch_size, n_ranks)
+        return shape, Load.of_the_paper(config.batch_size, n_ranks), stored
     rows = read_examples([config.data], chat, Limits(), Reading(), n_ids=shape.vocab_size)
     layout = layout_of(TrainConfig(model="", data=("",), out=""))
-    return shape, Load.of(rows.examples, layout, config.batch_size, n_ranks)
+    return shape, Load.of(rows.examples, layout, config.batch_size, n_ranks), stored
 
 
-def _of(config: PlanConfig, base: TrainConfig, way: dict[str, Any], shape: LlamaConfig, load: Load) -> Plan:
+def _of(
+    config: PlanConfig, base: TrainConfig, way: dict[str, Any], shape: LlamaConfig, load: Load, stored: torch.dtype
+) -> Plan:
     train = replace(base, **({"master": "whole"} | way))
     device, dtype = ("cuda", torch.bfloat16) if config.gpus else ("cpu", torch.float32)
     return lay_out(
         train, shape, ["fused", "precompute"], load,
-        device=device, dtype=dtype, n_ranks=max(1, config.gpus), budget=int(config.gpu_memory * 1e9),
+        device=device, dtype=dtype, n_ranks=max(1, config.gpus), budget=int(config.gpu_memory * 1e9), stored=stored,
     )  # fmt: skip
 
 
@@ -323,12 +351,13 @@ def _text(
         return "\n".join(lines)
     way, plan = chosen
     checkpoints, states = plan.disk_bytes(base)
+    folders = _count(min(base.keep or base.epochs, base.epochs), "checkpoint")
     return "\n".join(
         [
             *lines,
             "",
-            plan.sentence(base, n_ranks) + f": {checkpoints / 1e9:,.0f} for {base.epochs} checkpoints, "
-            f"{states / 1e9:,.0f} for a state",
+            plan.sentence(base, n_ranks) + f": {_size(checkpoints)} for {folders} "
+            f"in {name_of(plan.saves)}, {_size(states)} for {_count(base.keep_state, 'state')}",
             f"flags: {_all_flags(way, plan)}",
         ]
     )

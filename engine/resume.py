@@ -40,6 +40,8 @@ FREE = {
     "hang_timeout",
     "take_over",
     "shard_size",
+    "save_dtype",
+    "save_rounding",
 }
 """Settings that --resume lets change; so may the number of ranks."""
 CONTENT = {"model", "data", "eval_data", "reference_cache"}

@@ -35,7 +35,7 @@ from data.cli import FACTS
 from data.errors import Stopped
 from data.faults import point
 from data.files import OLD, TEMPORARY, naming, remove_folder, remove_leftovers, write_text
-from engine import optim, weights
+from engine import cost, optim, weights
 from engine.columns import Columns
 from engine.config import TrainConfig
 from engine.llama import Llama
@@ -43,6 +43,7 @@ from engine.objective import Objective
 from engine.parallel import Ranks
 from engine.reference import Reference
 from engine.resume import Place
+from engine.rounding import Cast, name_of
 from engine.steps import Step, Steps
 from engine.stop import Stop, grace
 from engine.walk import Walk
@@ -120,7 +121,7 @@ class Board:
 
 
 class Run:
-    """Everything a run writes and shows. Only rank 0 does; on the others every method returns at once."""
+    """Everything a run writes and shows. Rank 0 alone writes and speaks; every rank calls what is called collective."""
 
     def __init__(self, config: TrainConfig, steps: Steps, objective: Objective, ranks: Ranks) -> None:
         self._config, self.steps, self._objective, self._ranks = config, steps, objective, ranks
@@ -140,6 +141,8 @@ class Run:
         """The newest line of metrics."""
         self._facts: dict[str, int] = {}
         self._pending: dict[str, float] = {}
+        self.fault: InputError | None = None
+        """What ends the run once its step and state are written; the same on every rank."""
         self._clock = time.perf_counter()
         self.step_seconds = 0.0
         """What the newest step took, with its data and its reference."""
@@ -177,13 +180,15 @@ class Run:
             self._stack.enter_context(self.place.lock(takes_over=self._config.take_over))
             self._is_held = True
 
-    def begin(self, facts: dict[str, Any], identity: Callable[[], dict[str, Any]], policy: Llama) -> None:
+    def begin(
+        self, facts: dict[str, Any], identity: Callable[[], dict[str, Any]], policy: Llama, saves: torch.dtype
+    ) -> None:
         """Makes the folder, or brings it back to the step that the run goes on from. Collective.
 
-        Raises InputError where a checkpoint and a state would not find room on its disk, or states are asked for and
-        hosts do not share it.
+        saves: the dtype of its checkpoint folders. Raises InputError where a checkpoint and a state would not find room
+        on its disk, or states are asked for and hosts do not share it.
         """
-        self._ranks.on_first(lambda: self._check_room(policy))
+        self._ranks.on_first(lambda: self._check_room(policy, saves))
         self._ranks.on_first(self._hold)
         self._keeps_states = self._ranks.all_see(self.place.states)
         if not self._keeps_states and (self._config.state_every != 0 or self._config.stop_after is not None):
@@ -192,7 +197,7 @@ class Run:
                 "name a shared --out, or do without states (--state-every 0, and no --stop-after)"
             )
         self._facts = {name: value for name, value in facts.items() if isinstance(value, int)}
-        self._ranks.on_first(lambda: self._begin(facts, identity))
+        self._ranks.on_first(lambda: self._begin(facts, identity, saves))
         self._states = self._states or self._open_states()
         if not self._keeps_states:
             self.say(f"{self.folder}: not every rank sees this folder: a run that is stopped keeps no state")
@@ -207,9 +212,9 @@ class Run:
 
         return States(self.place.states, self._ranks, self._config.keep_state)
 
-    def _check_room(self, policy: Llama) -> None:
+    def _check_room(self, policy: Llama, saves: torch.dtype) -> None:
         c, n = self._config, policy.config.n_parameters
-        checkpoint = n * (weights.stored_dtype(policy.source).itemsize if policy.source else 4)
+        checkpoint = cost.checkpoint_bytes(policy.config, saves)
         n_steps, n_epochs = len(self.steps), -(-len(self.steps) // self.steps.per_epoch)
         n_due = n_epochs - 1 if c.state_every is None else (n_steps - 1) // c.state_every if c.state_every else 0
         n_due = max(n_due, c.stop_after is not None)
@@ -218,9 +223,10 @@ class Run:
         nearest = next(p for p in [self.folder, *self.folder.absolute().parents] if p.exists())
         free = shutil.disk_usage(nearest).free
         if free < checkpoint + states:
+            narrower = "write narrower folders (--save-dtype), " if saves.itemsize > 2 else ""
             raise InputError(
                 f"{self.folder}: {free:,} bytes are free, and a checkpoint and its states take "
-                f"{checkpoint + states:,}; make room, or keep no states (--state-every 0)"
+                f"{checkpoint + states:,}; make room, {narrower}or keep no states (--state-every 0)"
             )
         n_left = min(c.keep or n_epochs, n_epochs) - len(self.place.epochs())
         if free < n_left * checkpoint + states:
@@ -229,13 +235,15 @@ class Run:
                 f"{n_left * checkpoint + states:,}: keep fewer (--keep), or prune them while they are scored"
             )
 
-    def _begin(self, facts: dict[str, Any], identity: Callable[[], dict[str, Any]]) -> None:
+    def _begin(self, facts: dict[str, Any], identity: Callable[[], dict[str, Any]], saves: torch.dtype) -> None:
         check_folder(self.folder, resumes=self._config.resumes)  # another run may have been faster
         if not self.place.holds_run():
             self.place.begin(identity())
         remove_leftovers(self.folder, "epoch-", TEMPORARY, OLD)
         self.last = self.place.cut_metrics(self.n_done)
-        resolved = asdict(self._config) | {"dtype": str(self._ranks.dtype).removeprefix("torch."), FACTS: facts}
+        resolved = asdict(self._config) | {"dtype": name_of(self._ranks.dtype), FACTS: facts}
+        if self._config.save_dtype == "auto":
+            resolved["save_dtype"] = name_of(saves)
         for name in ("config", "hyperparameters", "beta", "resume"):
             del resolved[name]
         resolved |= self._objective.settings
@@ -283,9 +291,10 @@ class Run:
         return made
 
     def must_stop(self) -> bool:
-        """Whether a signal, on any rank, or --stop-after ends the run here. Collective, once per step."""
+        """Whether a signal, on any rank, --stop-after or a fault ends the run here. Collective, once per step."""
         self._signal = int(self._ranks.most(self._stop.asked()))
-        return (self._signal > 0 or self.n_done == self._config.stop_after) and self.n_done < len(self.steps)
+        asked = self._signal > 0 or self.n_done == self._config.stop_after or self.fault is not None
+        return asked and self.n_done < len(self.steps)
 
     def heed(self) -> None:
         """Raises Stopped where a signal, on any rank, ends the run before its first step. Collective."""
@@ -320,15 +329,18 @@ class Run:
         self._states.save(self.n_done, tensors, facts)
 
     def end(self) -> None:
-        """Waits for what is still being written. Notes that all is done, or raises Stopped where a signal ended it.
-
-        Collective.
+        """Waits for what is still being written. Notes that all is done, or raises Stopped where a signal ended it, or
+        the fault that did. Collective.
         """
         assert self._states is not None  # made by begin
         self._states.wait()
         if self.n_done == len(self.steps):
             self._ranks.on_first(lambda: self.place.finish(self.n_done))
-        elif self._signal:
+        if self.fault is not None:
+            raise self.fault
+        if self.n_done == len(self.steps):
+            return
+        if self._signal:
             saved = "its state is saved: go on with --resume"
             if not self._keeps_states:
                 saved = "no state is kept where not every rank sees the folder"
@@ -400,12 +412,14 @@ class Run:
         """A step's work is done: evaluation and saving do not count into its time."""
         self.step_seconds = time.perf_counter() - self._clock
 
-    def save_epoch(self, step: Step, policy: Llama, stop_ids: tuple[int, ...], chat: Chat | None, parts: Parts) -> Path:
+    def save_epoch(
+        self, step: Step, policy: Llama, stop_ids: tuple[int, ...], chat: Chat | None, parts: Parts, cast: Cast
+    ) -> Path:
         """Writes the epoch's checkpoint folder, and removes the oldest beyond --keep. Collective."""
         folder = self.folder / f"epoch-{step.epoch:02d}"
         beside = chat.files if chat else {}
         replaces = self._config.resumes
-        weights.save(policy, folder, stop_ids=stop_ids, beside=beside, parts=parts, replaces=replaces)
+        weights.save(policy, folder, cast=cast, stop_ids=stop_ids, beside=beside, parts=parts, replaces=replaces)
         if self._ranks.is_first and self._config.keep:
             for old in self.place.epochs()[: -self._config.keep]:
                 remove_folder(old)

@@ -41,7 +41,7 @@ class ScoreConfig(RowSettings):
     skip_bad_rows: bool = False
     """Go on without rows that cannot be used, and count them."""
     dtype: Literal["float32", "bfloat16"] | None = None
-    """Compute dtype. Unset: bfloat16 on CUDA, float32 on the CPU."""
+    """Compute dtype. Unset: bfloat16 on CUDA, which rounds a folder of float32 weights, float32 on the CPU."""
     micro_tokens: int = 8192
     """Most tokens in one forward pass (one example at least)."""
 
@@ -86,6 +86,7 @@ def score_under(
     model = weights.build(folder)
     host.keep_pages()
     ranks = Ranks(dtype=getattr(torch, dtype) if dtype else None)
+    weights.say_if_rounded(folder, ranks.dtype)
     walk = ranks.place(Walk(model)).eval()
     weights.fill(model, folder, ranks.local)
     found = score_examples(walk, examples, ranks, Split(micro_tokens=micro_tokens))

@@ -10,17 +10,15 @@ float32 masters.
 # n numbers of a parameter
 
 from collections.abc import Callable, Iterable
-from typing import Any, TypeVar
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
+from engine.rounding import hash_of, round_half_away, round_stochastically
 from engine.weights import Alone
 
-Number = TypeVar("Number", int, Tensor)
-
-HALF = 0x8000
 CHUNK = 2**24  # numbers that the CPU updates at once: float32 copies of these, and of no more, are held
 
 
@@ -30,9 +28,8 @@ def split(master: Tensor) -> tuple[Tensor, Tensor]:
     high is rounded half away from zero, so that what is left fits 16 bits; rounding half to even, as a cast does,
     would leave 2^15 now and then. The two differ where a number lies in the middle: 0.0007 % of them.
     """
-    bits = master.view(torch.int32)
-    high = (bits + HALF) >> 16
-    return high.to(torch.int16).view(torch.bfloat16), (bits - (high << 16)).to(torch.int16)
+    high = round_half_away(master)
+    return high, (master.view(torch.int32) - (high.view(torch.int16).to(torch.int32) << 16)).to(torch.int16)
 
 
 def join(high: Tensor, low: Tensor) -> Tensor:
@@ -43,26 +40,6 @@ def join(high: Tensor, low: Tensor) -> Tensor:
 def put_high(parameter: Tensor, rows: Tensor) -> None:
     """Takes rows of a checkpoint for a reference: rounded as the policy's are, so that they start as the same bits."""
     parameter.copy_(split(rows.to(parameter.device, torch.float32))[0])
-
-
-def round_stochastically(values: Tensor, places: Tensor, key: int) -> Tensor:
-    """float32 above zero -> bf16, up with the probability of what rounding down would lose: no bias.
-
-    The random number of a value is a hash of its place and the key, so that a run repeats, resumed or not.
-    """
-    return (
-        ((values.view(torch.int32) + (_hash(places, key) & 0xFFFF).to(torch.int32)) >> 16)
-        .to(torch.int16)
-        .view(torch.bfloat16)
-    )
-
-
-def _hash(places: Number, key: int) -> Number:
-    """32 bits of each place; the finaliser of MurmurHash3 (Appleby, public domain)."""
-    x = (places * 0x9E3779B1 + key) & 0xFFFFFFFF
-    x = ((x ^ (x >> 16)) * 0x85EBCA6B) & 0xFFFFFFFF
-    x = ((x ^ (x >> 13)) * 0xC2B2AE35) & 0xFFFFFFFF
-    return x ^ (x >> 16)
 
 
 class Masters(Alone):
@@ -153,7 +130,7 @@ class SplitRMSprop(Optimizer):
         grad = p.grad
         assert grad is not None  # who calls has looked
         numbers = {name: group[name] for name in ("lr", "alpha", "eps")}
-        key = _hash(int(state["step"]), self._numbers[p]) >> 1  # 31 bits: the kernel's whole numbers have a sign
+        key = hash_of(int(state["step"]), self._numbers[p]) >> 1  # 31 bits: the kernel's whole numbers have a sign
         parts = [x.view(-1) for x in (p, state["low"], state["square_avg"], grad)]
         if p.is_cuda:
             from engine.rmsprop_kernels import update_split as update  # needs Triton, which comes with torch for CUDA

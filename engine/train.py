@@ -24,16 +24,18 @@ from engine import host, optim, plan, reference, trl_names, weights
 from engine.columns import Columns
 from engine.config import TrainConfig, world_size
 from engine.cost import Load
+from engine.heldout import HeldOut, loss_of, measure_saved
 from engine.llama import Llama
 from engine.memory import Setting
-from engine.metrics import heldout_metrics, training_metrics
+from engine.metrics import training_metrics
 from engine.objective import Objective, describe_all, gradient
 from engine.parallel import Ranks, free_memory
 from engine.plan import Plan
 from engine.reference import Cache, Reference
 from engine.resume import Place, identity
+from engine.rounding import Cast, name_of
 from engine.run import Run, check_folder
-from engine.score import score_examples, score_step
+from engine.score import score_step
 from engine.split import Masters, put_high
 from engine.steps import Batch, Split, Step, Steps, layout_of
 from engine.walk import Walk
@@ -196,17 +198,26 @@ class Job:
         device, free = ranks.device.type, int(-ranks.most(-free_memory()))
         decided = replace(self.config, master="split" if ranks.splits_masters else "whole")
         found = self._lay_out(decided, device, ranks.dtype, free)
+        self._check_saving(found)
         if not found.fits:
             ways = plan.ways(self.config, ranks.size) if self._began() is None else []
             plans = [self._lay_out(replace(self.config, **way), device, ranks.dtype, free) for way in ways]
             raise InputError(plan.refusal(found, list(zip(ways, plans, strict=True))))
         return found
 
+    def _check_saving(self, laid_out: Plan) -> None:
+        """Raises InputError where --save-rounding does not go with the folders' dtype, before any weights are read."""
+        try:
+            Cast(dtype=laid_out.saves, rounding=self.config.save_rounding)
+        except InputError as fault:
+            raise InputError(f"--save-rounding, and folders in {name_of(laid_out.saves)}: {fault}") from None
+
     def _lay_out(self, config: TrainConfig, device: str, dtype: torch.dtype, free: int) -> Plan:
         budget = free if config.gpu_memory is None else min(free, int(config.gpu_memory * 1e9))
         return plan.lay_out(
             config, self.policy.config, self.modes, self.load,
             device=device, dtype=dtype, n_ranks=world_size(), budget=budget,
+            stored=weights.stored_dtype(self.folder),
         )  # fmt: skip
 
     @property
@@ -244,9 +255,9 @@ def _train(job: Job, ranks: Ranks) -> RunResult:
         cache = Cache.of(config, lambda: reference.fingerprint(job.folder, job.examples, ranks.dtype))
         job.facts |= {"reference": mode, "reference_cache": log.restore_table(table) or table.take(cache, ranks)}
         job.facts["layout"] = laid_out.facts()
-        walk, masters = place_models(job, table, ranks, laid_out.setting)
+        walk, masters = place_models(job, table, ranks, laid_out.setting, laid_out.saves)
         optimizer, schedule = optim.build(walk.policy.parameters(), config, len(steps), masters)
-        log.begin(job.facts, lambda: job.identity(ranks), walk.policy)
+        log.begin(job.facts, lambda: job.identity(ranks), walk.policy, laid_out.saves)
         log.say(f"{job.report}; {len(steps)} steps; reference: {mode}, {job.facts['reference_cache']}")
         log.say(laid_out.sentence(config, ranks.size))
         log.write("first_example.txt", job.first_example)
@@ -282,7 +293,7 @@ def _train(job: Job, ranks: Ranks) -> RunResult:
             log.add(reference.follow(config, step, walk, table, ranks))
             if step.ends_epoch:
                 log.add(heldout.measure(objective))
-                log.save_epoch(step, walk.policy, job.stop_ids, job.chat, masters or ranks)
+                save_epoch(job, step, columns, heldout, walk, masters, ranks, laid_out, log)
                 leave(table, cache, walk, ranks)
             log.log(step, training_metrics(columns, result), learning_rate=learning_rate, grad_norm=grad_norm)
             must_stop = log.must_stop()
@@ -294,10 +305,13 @@ def _train(job: Job, ranks: Ranks) -> RunResult:
         return RunResult(log.folder, log.n_done, log.place.epochs(), log.last)
 
 
-def place_models(job: Job, table: Reference, ranks: Ranks, setting: Setting) -> tuple[Walk, Masters | None]:
+def place_models(
+    job: Job, table: Reference, ranks: Ranks, setting: Setting, saves: torch.dtype
+) -> tuple[Walk, Masters | None]:
     """The policy, and the reference where the run needs it in memory, each rank's part read from the checkpoint.
 
-    Beside them the other halves of the policy's weights, where masters are split.
+    Beside them the other halves of the policy's weights, where masters are split. saves: the dtype that the policy will
+    be written in. Raises InputError where its weights do not fit into that.
     """
     needs_model = table.mode == "fused" and not table.is_final
     frozen = torch.float32 if table.moves else ranks.dtype  # what moves a little does so in float32
@@ -308,9 +322,11 @@ def place_models(job: Job, table: Reference, ranks: Ranks, setting: Setting) -> 
             model.compile_blocks()
     walk = ranks.place(Walk(job.policy, reference), reshards=setting.reshards)
     masters = Masters(walk.policy) if setting.is_split else None
-    weights.fill(walk.policy, job.folder, ranks.local, put=masters.put if masters else Tensor.copy_)
-    if walk.reference is not None:
-        weights.fill(walk.reference, job.folder, ranks.local, put=put_high if masters else Tensor.copy_)
+    put = masters.put if masters else Tensor.copy_
+    with ranks.together():
+        weights.fill(walk.policy, job.folder, ranks.local, put, within=saves)
+        if walk.reference is not None:
+            weights.fill(walk.reference, job.folder, ranks.local, put=put_high if masters else Tensor.copy_)
     return walk, masters
 
 
@@ -348,6 +364,34 @@ def whole_step(objective: Objective, walk: Walk, table: Reference, step: Step, r
     return columns, result
 
 
+def save_epoch(
+    job: Job, step: Step, trained: Columns, heldout: HeldOut, walk: Walk, masters: Masters | None, ranks: Ranks,
+    laid_out: Plan, log: Run,
+) -> None:  # fmt: skip
+    """Writes the epoch's checkpoint folder, and measures what it loses where it has fewer bits than the run computes
+    with. trained: the columns of the epoch's last step. Collective.
+
+    A weight that has grown beyond the dtype's range ends the run, with the folder in float32 in its place: nothing that
+    was trained is lost.
+    """
+
+    def write(cast: Cast) -> Path:
+        return log.save_epoch(step, walk.policy, job.stop_ids, job.chat, masters or ranks, cast)
+
+    cast = Cast(dtype=laid_out.saves, rounding=job.config.save_rounding, seed=step.number, is_split=masters is not None)
+    has_room = laid_out.setting.holds_gradients
+    try:
+        saved = measure_saved(step, trained, heldout, job.objective, walk, ranks, cast, masters, has_room=has_room)
+    except InputError as fault:
+        folder = write(Cast(dtype=torch.float32))
+        log.fault = InputError(f"{folder}: is written in float32: {fault}; go on with --resume --save-dtype float32")
+        return
+    log.add(saved)
+    folder = write(cast)
+    if lost := loss_of(cast, saved, ranks.dtype):
+        log.say(f"{folder}: {lost}")
+
+
 def precompute(
     table: Reference, cache: Cache, walk: Walk, steps: Steps, ranks: Ranks, split: Split, log: Run
 ) -> None:  # fmt: skip
@@ -370,30 +414,6 @@ def leave(table: Reference, cache: Cache, walk: Walk, ranks: Ranks) -> None:
     if isinstance(model, Llama):
         ranks.release(model)
     ranks.wait()
-
-
-class HeldOut:
-    """Rows that are not trained on. Their reference log-probs come from the policy's own initial weights, or, where the
-    reference moves, from where it stands.
-    """
-
-    def __init__(self, examples: list[Example], walk: Walk, ranks: Ranks, split: Split, *, moves: bool) -> None:
-        self._examples, self._walk, self._ranks, self._split, self._moves = examples, walk, ranks, split, moves
-        self._ref_logps = self._score() if examples else None
-
-    def _score(self, *, of_reference: bool = False) -> Tensor:
-        found = score_examples(self._walk, self._examples, self._ranks, self._split, of_reference=of_reference)
-        return torch.stack(list(found))
-
-    def measure(self, objective: Objective) -> dict[str, float]:
-        """Their rewards and log-probs now; nothing where there are none. Collective."""
-        if not self._examples:
-            return {}
-        if self._walk.reference is not None and self._moves:
-            self._ref_logps = self._score(of_reference=True)
-        step = Step(0, 0, False, np.arange(len(self._examples)), self._examples)
-        everything = step.all_columns(self._score(), self._ref_logps)
-        return heldout_metrics(objective, everything)
 
 
 def _part(rows: list[Example], part: int, n_parts: int) -> list[Example]:

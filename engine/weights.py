@@ -6,32 +6,35 @@ load    both, for a model held whole
 save    a model -> safetensors shards, index, config, generation config, the tokenizer that came with it
 """
 
+import functools
 import json
 import math
 import os
 import re
 import shutil
-from collections.abc import Callable, Mapping, Sequence
-from contextlib import ExitStack, nullcontext
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager, nullcontext
 from pathlib import Path
 from typing import Any, BinaryIO, Protocol
 
 import torch
 from torch import Tensor
 
-from data import InputError
+from data import InputError, cli
 from data.faults import point
 from data.files import naming, sync, temporary_of, whole_folder
 from data.tokenizer import FILES as TOKENIZER_FILES
 from data.tokenizer import read_json
 from engine import safetensors_header
 from engine.llama import Llama, LlamaConfig
+from engine.rounding import Cast, check_range, is_narrower, name_of
 
 Local = Callable[[Tensor], tuple[Tensor, int]]
 """The part of a parameter that is held here, and its first row: (parameter, 0) where it is held whole."""
 
 DTYPES = {"BF16": torch.bfloat16, "F16": torch.float16, "F32": torch.float32, "F64": torch.float64}
 SHARD_BYTES = 5 * 10**9
+INDEX = "model.safetensors.index.json"
 _NAMES = {  # ours -> Hugging Face's
     "embed": "model.embed_tokens",
     "norm": "model.norm",
@@ -80,20 +83,30 @@ def fill(
     folder: Path,
     local: Local = lambda parameter: (parameter, 0),
     put: Callable[[Tensor, Tensor], object] = Tensor.copy_,
+    within: torch.dtype | None = None,
 ) -> None:
     """Reads into every parameter of the model the rows that are held here; nothing else is read.
 
-    put: takes what is held of a parameter and its rows, in the file's dtype; they are converted as a rule. Raises
-    InputError where the folder does not fit the model.
+    put: takes what is held of a parameter and its rows, in the file's dtype; they are converted as a rule. within: a
+    dtype whose range the weights have to keep, because they will be written in it. Raises InputError where the folder
+    does not fit the model, or the dtype.
     """
     with Checkpoint(folder) as checkpoint, torch.no_grad():
         checkpoint.compare(model)
         for name, parameter in model.named_parameters():
             held, start = local(parameter)
             rows = checkpoint.rows(checkpoint_name(name), start, start + held.shape[0])
-            if rows.numel() and not torch.stack(rows.aminmax()).isfinite().all():  # no copy of the rows for the look
-                raise InputError(f"{folder}: {checkpoint_name(name)} holds NaN or infinity; copy the weights anew")
+            check_finite(folder, checkpoint_name(name), rows)
+            if within is not None:
+                with placed(folder):
+                    check_range(checkpoint_name(name), rows, within)
             put(held, rows)
+
+
+def check_finite(folder: Path, name: str, rows: Tensor) -> None:
+    """Raises InputError where a number of a folder's tensor is none."""
+    if rows.numel() and not torch.stack(rows.aminmax()).isfinite().all():  # no copy of the rows for the look
+        raise InputError(f"{folder}: {name} holds NaN or infinity; copy the weights anew")
 
 
 class Checkpoint:
@@ -102,7 +115,7 @@ class Checkpoint:
     def __init__(self, folder: Path) -> None:
         """Raises InputError where there are none, one is missing or damaged, or the index reaches out of the folder."""
         self.folder = folder
-        index = folder / "model.safetensors.index.json"
+        index = folder / INDEX
         self._weight_map = _read_index(index) if index.is_file() else None
         if self._weight_map is None:
             _check_has_weights(folder)
@@ -196,7 +209,7 @@ class Checkpoint:
                 )
 
     def dtype(self) -> torch.dtype:
-        """The dtype of the embedding: what the folder is written back in."""
+        """The dtype of the embedding, which stands for the folder's."""
         return DTYPES[self._tensors[checkpoint_name("embed.weight")].dtype]
 
 
@@ -220,10 +233,30 @@ def _check_has_weights(folder: Path) -> None:
         raise InputError(f"{folder}: {what}; give a folder with safetensors weights")
 
 
+@contextmanager
+def placed(folder: Path) -> Iterator[None]:
+    """Puts the folder before what an InputError says of one of its tensors."""
+    try:
+        yield
+    except InputError as fault:
+        raise InputError(f"{folder}: {fault}") from None
+
+
 def stored_dtype(folder: Path) -> torch.dtype:
     """The dtype that a folder's weights are stored in. Raises InputError."""
     with Checkpoint(folder) as checkpoint:
         return checkpoint.dtype()
+
+
+@functools.cache
+def say_if_rounded(folder: Path, dtype: torch.dtype) -> None:
+    """Says once of a folder where who computes in that dtype rounds its weights."""
+    stored = stored_dtype(folder)
+    if is_narrower(dtype, stored):
+        cli.notify(
+            f"{folder}: holds {name_of(stored)} weights, which are rounded to {name_of(dtype)} to compute with; "
+            f"--dtype float32 computes with all of their digits, and engine.convert writes a {name_of(dtype)} folder"
+        )
 
 
 class Parts(Protocol):
@@ -282,6 +315,7 @@ def save(
     folder: str | Path,
     *,
     dtype: torch.dtype | None = None,
+    cast: Cast | None = None,
     stop_ids: Sequence[int] = (),
     beside: Mapping[str, str] | None = None,
     parts: Parts | None = None,
@@ -290,15 +324,16 @@ def save(
 ) -> None:
     """Writes a folder that transformers and vLLM load: all of it, or nothing.
 
-    dtype: of the stored weights; the source folder's, or the model's own where it came from none. stop_ids: every id
-    that ends an answer, for generation_config.json. beside: text files that the source lacks, by name: the chat
-    template that the model was trained with, say. parts: where the model is sharded; collective then. Where all see
-    the same files each process writes its own rows into them; else tensors are gathered, and the first one writes.
-    One tensor at a time is held besides the model. Raises InputError where the folder exists, unless it is replaced.
+    dtype: of the stored weights, rounded to the nearest; the model's own where it is None. cast: another rounding,
+    which names its dtype itself. stop_ids: every id that ends an answer, for generation_config.json. beside: text files
+    that the source lacks, by name: the chat template that the model was trained with, say. parts: where the model is
+    sharded; collective then. Where all see the same files each process writes its own rows into them; else tensors are
+    gathered, and the first one writes. One tensor at a time is held besides the model. Raises InputError where the
+    folder exists, unless it is replaced, and where a number is beyond the dtype's range.
     """
     parts = parts or Alone()
-    if dtype is None:
-        dtype = stored_dtype(model.source) if model.source else next(model.parameters()).dtype
+    cast = cast or Cast(dtype=dtype or next(model.parameters()).dtype)
+    dtype = cast.dtype
     tensors = {checkpoint_name(n): p for n, p in model.named_parameters()}
     shards = _shards([(name, tuple(p.shape)) for name, p in tensors.items()], dtype, shard_bytes)
     temporary = temporary_of(Path(folder))
@@ -312,7 +347,9 @@ def save(
             for name, start in starts.items():
                 held, first = parts.local(tensors[name]) if shared else (parts.whole(tensors[name]), 0)
                 if parts.holds_first_copy if shared else parts.is_first:
-                    _write_rows(path, held, start, first, dtype)
+                    with placed(Path(folder)):
+                        rows = cast(name, held, first)
+                    _write_rows(path, rows, start, first)
             if shared or parts.is_first:
                 sync(path)  # each process what it wrote
         parts.wait()  # all rows are there before the folder gets its name
@@ -328,7 +365,7 @@ def _write_beside(
     if len(shards) > 1:
         total = sum(p.numel() * dtype.itemsize for p in model.parameters())
         index = {"metadata": {"total_size": total}, "weight_map": {n: f for f, ts in shards.items() for n, _ in ts}}
-        _write_json(folder / "model.safetensors.index.json", index)
+        _write_json(folder / INDEX, index)
     _write_json(folder / "config.json", _config_for(model.config.raw, dtype))
     _write_json(folder / "generation_config.json", _generation_config(model.source, model.config.raw, stop_ids))
     for name in TOKENIZER_FILES:
@@ -383,14 +420,14 @@ def _reserve(path: Path, head: bytes, size: int) -> None:
         file.write(head)
 
 
-def _write_rows(path: Path, held: Tensor, start: int, first: int, dtype: torch.dtype) -> None:
+def _write_rows(path: Path, rows: Tensor, start: int, first: int) -> None:
     """Rows of a tensor, from the first-th on, into a file in which the tensor begins at byte `start`."""
-    rows = _on_host(held.detach().to(dtype).contiguous())
+    rows = _on_host(rows.contiguous())
     if not rows.numel():
         return
     point("write", path)
     left = rows.view(torch.uint8).numpy().reshape(-1).data
-    offset = start + first * (rows.numel() // len(rows)) * dtype.itemsize
+    offset = start + first * (rows.numel() // len(rows)) * rows.dtype.itemsize
     with naming(path), open(path, "r+b", buffering=0) as file:
         while left:
             n = os.pwrite(file.fileno(), left[: 2**30], offset)
@@ -412,9 +449,8 @@ def _announced_dtype(raw: dict[str, Any]) -> str | None:
 
 
 def _config_for(raw: dict[str, Any], dtype: torch.dtype) -> dict[str, Any]:
-    name = str(dtype).removeprefix("torch.")
-    key = "torch_dtype" if "torch_dtype" in raw else "dtype"  # transformers 5 writes the latter
-    return raw | {key: name}
+    keys = [key for key in ("dtype", "torch_dtype") if key in raw] or ["dtype"]  # transformers 5 writes the former
+    return raw | dict.fromkeys(keys, name_of(dtype))
 
 
 def _generation_config(source: Path | None, raw: dict[str, Any], stop_ids: Sequence[int]) -> dict[str, Any]:

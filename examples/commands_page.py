@@ -14,7 +14,7 @@ from pathlib import Path
 
 DOCS = Path(__file__).resolve().parents[1] / "docs"
 COMMANDS = {
-    "Train": ["engine.train", "engine.plan", "engine.bench", "engine.bench_generation"],
+    "Train": ["engine.train", "engine.plan", "engine.convert", "engine.bench", "engine.bench_generation"],
     "Make pairs": [
         "revise clair", "revise judge-on-policy", "revise judge-off-policy", "revise stronger-preferred",
         "revise score", "revise show", "data.show", "data.contrast",
@@ -25,8 +25,8 @@ COMMANDS = {
     ],
     "Examples": [
         "examples.miniature.demo", "examples.real.demo", "examples.miniature.paper", "examples.miniature.tune",
-        "examples.grid", "examples.real.checkpoint", "examples.real.figure4", "examples.miniature.model",
-        "examples.miniature.score", "examples.miniature.reviser",
+        "examples.grid", "examples.real.checkpoint", "examples.real.figure4", "examples.real.rounding",
+        "examples.miniature.model", "examples.miniature.score", "examples.miniature.reviser",
     ],
 }  # fmt: skip
 HEAD = """# Commands

@@ -49,6 +49,9 @@ python -m engine.plan --shape llama3-70b --gpus 64 --gpu-memory 80 --json
   larger steps are another run, whose learning rate has to be found.
 
 """
+DISK = """GB of the paper's 18 epoch folders by `--save-dtype`, and of a state with whole masters and RMSProp. `--keep
+3` keeps three folders, a sixth of that; `--state-every 0` keeps no state but that of a run that is stopped.
+"""
 TAIL = """
 ## Where this design stops
 
@@ -83,6 +86,8 @@ def page() -> str:
             sizes = [size for size in (8, 16, 32, 64, 128, 256, 512) if size < n_gpus]
             rows = (_many(name, n_gpus, batch, shard_size=size) for size in sizes)
             lines += [row for row in rows if "too much" not in row][:1]  # the fewest ranks that hold a copy
+    lines += ["", "## Disk", "", DISK, "| model | folders in bfloat16 | in float32 | a state |", "|---|---|---|---|"]
+    lines += [_disk(name) for name in ("llama3-8b", "llama3-70b", "llama3-405b")]
     return HEAD + "\n".join(lines) + "\n" + TAIL
 
 
@@ -104,6 +109,15 @@ def _one_gpu(way: dict) -> str:
         return f"| llama3-8b | `{said}` | {size:.0f}: too much | | |"
     again = f", {s.n_recomputed} blocks again" if s.n_recomputed else ""
     return f"| llama3-8b | `{said}` | {size:.0f} | {s.pass_tokens:,} tokens{again} | {found.hours(config, 1):.1f} |"
+
+
+def _disk(name: str) -> str:
+    sizes = []
+    for dtype in ("bfloat16", "float32"):
+        config = TrainConfig(model="", data=("",), out="", save_dtype=dtype)
+        checkpoints, states = _plan(name, config, 8, MEMORY).disk_bytes(config)
+        sizes += [checkpoints / 1e9]
+    return f"| {name} | {sizes[0]:,.0f} | {sizes[1]:,.0f} | {states / 1e9:,.0f} |"
 
 
 def _many(name: str, n_gpus: int, batch: int, *, shard_size: int | None) -> str:

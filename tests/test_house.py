@@ -178,7 +178,8 @@ def commands():
 
 
 def test_the_commands_are_these():
-    of_the_engine = [f"engine.{name}" for name in ("bench", "bench_generation", "generate", "plan", "score", "train")]
+    of_the_engine = [f"engine.{name}" for name in ("bench", "bench_generation", "convert", "generate", "plan", "score")]
+    of_the_engine += ["engine.train"]
     of_revise = ["revise.__main__", "revise.bench"]
     assert commands() == ["data.contrast", "data.show", *of_the_engine, "eval.__main__", *of_revise]
 

@@ -30,7 +30,10 @@ from revise import recipe
 from revise import show as pages
 from revise.recipes import ClairConfig, JudgeConfig, Positions, clair_recipe, judge_recipe
 
-TRAINING: dict[str, Any] = {"batch_size": 16, "epochs": 2, "lr": 1e-5, "beta": 0.1, "eval_pairs": 32}
+TRAINING: dict[str, Any] = {
+    "batch_size": 16, "epochs": 2, "lr": 1e-5, "beta": 0.1, "eval_pairs": 32, "save_dtype": "auto",
+}  # fmt: skip
+"""What decides the results, hence the default of save_dtype, too: a folder of another dtype is another model."""
 OBJECTIVES = ("apo_zero", "dpo", "apo_down", "kto_pair", "sft")
 N_PROMPTS = 405  # for pairs
 N_TEST = 270  # on topics of their own

@@ -1,24 +1,31 @@
 """Writes docs/results.md from what the real model's runs have found; no figure of its tables is typed.
 
-python -m examples.real.results_page runs/real/run-... runs/real/h200 runs/real/figure4
+    python -m examples.real.results_page runs/real/run-... runs/real/h200 runs/real/figure4
+
+A section whose folders are not named stays as it is; that on rounding is written from docs/records/rounding.json.
 """
 
 import argparse
+import json
+import re
 import shutil
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from data import InputError, cli, files
 from data.json_rows import load_rows
 from eval import checkpoints
+from eval.tables import to_markdown
+from examples.real import rounding
 
 DOCS = Path(__file__).resolve().parents[2] / "docs"
-HEAD = """# Results on a real model
+TITLE = """# Results on a real model
 
 Written by `python -m examples.real.results_page` from what the commands below have left. Speed is in
 [performance](performance.md).
-
-## A real instruction model learns to keep rules
+"""
+HEAD = """## A real instruction model learns to keep rules
 
 ```
 ./launch.sh demo --real --all        # takes an hour and a half; without --all, APO-zero alone, twenty minutes
@@ -52,9 +59,26 @@ The judge gives {n_judged} pairs where the reviser gives {n_pairs}, and training
 only choose between two answers that the model wrote; a reviser can show one that it did not write.
 
 """
-TRAJECTORIES = """
+ROUNDING = """## What rounding leaves
 
-## Figure 4 on real preference pairs
+```
+python -m examples.real.rounding runs/real/run-.../clair.jsonl        # takes three quarters of an hour
+python -m examples.real.rounding --run runs/real/run-...              # what the models above keep in bfloat16
+```
+
+A folder in bfloat16 is half as large as one in float32, and cannot hold updates that are small beside the weights
+([why](reliability.md#what-a-checkpoint-folder-holds)). DPO runs that differ in the learning rate alone write float32
+folders, which `engine.convert` rounds and `engine.score` scores. {said}
+
+{table}
+Which of the figures in this documentation are of folders, and so of what rounding leaves: those of the section above,
+which are measured on the folders that the run writes, float32 since folders follow the compute dtype. Figure 4 below is
+not: its log-probs and rewards are those of the runs themselves, on the GPU of the weights rounded to the bfloat16 that
+computed, on the CPU of the float32 ones. Nor are the demo, the paper in miniature and its rounds of alignment: their
+base is float32, and so was every folder.
+
+"""
+TRAJECTORIES = """## Figure 4 on real preference pairs
 
 The same model and {data}: what each objective does to held-out pairs.
 Log-probs are in nats, summed over a response as far as it is not cut. The pairs are not part of this project: any file
@@ -102,7 +126,7 @@ python -m examples.real.figure4 pairs.jsonl --out runs/real/figure4
 def main(argv: Sequence[str]) -> None:
     """The command."""
     parser = argparse.ArgumentParser(prog="python -m examples.real.results_page", description=__doc__)
-    parser.add_argument("run", type=Path, help="the folder of ./launch.sh demo --real in runs/real")
+    parser.add_argument("run", type=Path, nargs="?", help="the folder of ./launch.sh demo --real in runs/real")
     parser.add_argument("figure4", type=Path, nargs="*", help="those of examples.real.figure4, where it was run")
     parser.add_argument(
         "--data", default="803 real pairs, GPT-4-turbo's answers over Llama-3-8B's", help="what they are"
@@ -113,17 +137,49 @@ def main(argv: Sequence[str]) -> None:
         raise InputError(
             f"{unknown[0]}: the page knows no command for it; name the folder one of {', '.join(COMMANDS)}"
         )
-    n_pairs, n_judged = (len(load_rows(asked.run / f"{name}.jsonl")) for name in ("clair", "judged"))
-    text = HEAD.format(training=training(asked.run), n_pairs=n_pairs, n_judged=n_judged) + read(
-        asked.run / "results.md"
-    )
-    text += f" {asked.remark}" if asked.remark else ""
-    text += picture(asked.run / "results.svg", "Rules kept, before and after")
-    text += TRAJECTORIES.format(data=asked.data) if asked.figure4 else ""
-    for folder in asked.figure4:
+    page = DOCS / "results.md"
+    sections = in_sections(page.read_text(encoding="utf-8") if page.exists() else "")
+    if asked.run:
+        sections["rules"] = of_run(asked.run, asked.remark)
+    if (record := DOCS / "records/rounding.json").exists() and "rows" in (found := json.loads(record.read_text())):
+        sections["rounding"] = of_rounding(found)
+    if asked.figure4:
+        sections["figure4"] = of_figure4(asked.figure4, asked.data)
+    parts = [TITLE, *(sections[name] for name in STARTS if name in sections)]
+    files.write_text(page, "\n\n".join(part.strip() for part in parts) + "\n")
+
+
+STARTS = {"rules": HEAD, "rounding": ROUNDING, "figure4": TRAJECTORIES}
+"""The sections in their order, and how each begins."""
+
+
+def in_sections(text: str) -> dict[str, str]:
+    """The page's sections as they stand, by name."""
+    titles = {start.partition("\n")[0]: name for name, start in STARTS.items()}
+    parts = re.split(r"^(?=## )", text, flags=re.MULTILINE)[1:]
+    return {titles[title]: part for part in parts if (title := part.partition("\n")[0]) in titles}
+
+
+def of_run(run: Path, remark: str) -> str:
+    """The section on the demo's run."""
+    n_pairs, n_judged = (len(load_rows(run / f"{name}.jsonl")) for name in ("clair", "judged"))
+    text = HEAD.format(training=training(run), n_pairs=n_pairs, n_judged=n_judged) + read(run / "results.md")
+    text += f" {remark}" if remark else ""
+    return text + picture(run / "results.svg", "Rules kept, before and after")
+
+
+def of_rounding(record: dict[str, Any]) -> str:
+    """The section on rounding, from its record."""
+    return ROUNDING.format(said=rounding.in_words(record), table=to_markdown(rounding.table(record)))
+
+
+def of_figure4(folders: Sequence[Path], data: str) -> str:
+    """The section on trajectories."""
+    text = TRAJECTORIES.format(data=data)
+    for folder in folders:
         text += COMMANDS[folder.name] + read(folder / "figure4.md")
         text += picture(folder / "figure4.svg", "Held-out trajectories", f"{folder.name}-") + "\n\n"
-    files.write_text(DOCS / "results.md", text.rstrip() + "\n")
+    return text
 
 
 def picture(path: Path, title: str, kind: str = "") -> str:

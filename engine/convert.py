@@ -1,0 +1,181 @@
+"""A checkpoint folder in another dtype, to be served or shared: rounded once, with what that leaves of training.
+
+    python -m engine.convert --model runs/first/epoch-18 --out aligned-bf16 --dtype bfloat16
+    python -m engine.convert --model runs/first/epoch-18 --out aligned-bf16 --dtype bfloat16 --rounding stochastic \\
+        --base path/to/Llama-3-8B-Instruct
+
+One tensor at a time is held. With --base the written folder is read again and compared with the model that training
+began with: how much of the change survives.
+"""
+
+import math
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal, NamedTuple
+
+import torch
+from torch import Tensor
+
+from data import InputError, cli, files
+from data.hub import find_model
+from engine import weights
+from engine.llama import Llama
+from engine.rounding import CHUNK, Cast, Rounding, is_narrower, name_of
+from engine.weights import Checkpoint, checkpoint_name
+
+EXAMPLE = "python -m engine.convert --model runs/first/epoch-18 --out aligned-bf16 --dtype bfloat16"
+
+
+@dataclass(frozen=True, kw_only=True)
+class ConvertConfig:
+    """Write a checkpoint folder in another dtype: weights, configuration and tokenizer, as transformers and vLLM load
+    them."""
+
+    model: str
+    """Checkpoint folder (Hugging Face layout, safetensors) or hub id."""
+    out: str
+    """Folder to write. It must not exist yet."""
+    dtype: Literal["float32", "bfloat16", "float16"]
+    """Dtype of the weights in --out."""
+    rounding: Rounding = "nearest"
+    """How weights are rounded to bfloat16. stochastic rounds up or down at random, so that updates too small for
+    bfloat16 survive on average; it adds noise to every log-prob."""
+    seed: int = 0
+    """Seed of stochastic rounding. A run with --save-rounding stochastic takes the number of its step: the same seed
+    rounds the same float32 weights to the same bits."""
+    base: str | None = None
+    """Checkpoint folder or hub id that training started from: print how much of the change from it survives."""
+    config: str | None = None
+    """YAML file of settings, named as the flags are; flags win over it."""
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.seed < 2**32:
+            raise InputError(f"--seed: {self.seed} is not between 0 and {2**32 - 1:,}")
+        if self.rounding == "stochastic" and self.dtype != "bfloat16":
+            raise InputError(
+                f"--rounding stochastic: rounds to bfloat16, not to {self.dtype}; name --dtype bfloat16 with it, "
+                "or leave it out"
+            )
+
+
+class Survival(NamedTuple):
+    """What a written folder keeps of the change from a base, over all weights."""
+
+    share: float
+    """Of the change: its projection on what was there before rounding, 1 where all of it is kept."""
+    noise: float
+    """Length of what rounding added, as a multiple of the change's length."""
+    moved_before: float
+    """Share of the weights that differed from the base before rounding."""
+    moved: float
+    """Share of them that do in the written folder."""
+
+    def __str__(self) -> str:
+        return (
+            f"{self.share:.1%} of the change from the base survives, and rounding adds noise {self.noise:.2g} times as "
+            f"long as the change; {self.moved:.2%} of the weights differ from the base, {self.moved_before:.2%} did "
+            "before"
+        )
+
+
+class Stored(weights.Alone):
+    """The weights of a folder, read tensor by tensor as they are asked for."""
+
+    def __init__(self, checkpoint: Checkpoint, model: Llama) -> None:
+        """model: of the folder's shape, on the meta device."""
+        self._checkpoint = checkpoint
+        self._names: dict[Tensor, str] = {p: checkpoint_name(name) for name, p in model.named_parameters()}
+
+    def local(self, parameter: Tensor) -> tuple[Tensor, int]:
+        """All rows of a parameter, in the file's dtype."""
+        name = self._names[parameter]
+        rows = self._checkpoint.rows(name, 0, len(parameter))
+        weights.check_finite(self._checkpoint.folder, name, rows)
+        return rows, 0
+
+
+def convert(folder: Path, out: Path, cast: Cast) -> None:
+    """Writes `out` from a checkpoint folder: all of it, or nothing.
+
+    Raises InputError where the folder cannot be read, `out` exists, or a weight is beyond the dtype's range.
+    """
+    model = weights.build(folder)
+    with Checkpoint(folder) as checkpoint:
+        checkpoint.compare(model)
+        weights.save(model, out, cast=cast, parts=Stored(checkpoint, model))
+
+
+def survival(base: Path, before: Path, after: Path) -> Survival | None:
+    """How much of the change from `base` to `before` is left in `after`; None where there is no change.
+
+    Raises InputError where a folder cannot be read, or their models are not of one shape.
+    """
+    model = weights.build(before)
+    for folder in (base, before, after):
+        check_shape(folder, model)
+    sums = torch.zeros(5, dtype=torch.float64)
+    with Checkpoint(base) as first, Checkpoint(before) as second, Checkpoint(after) as third:
+        for name, parameter in model.named_parameters():
+            for start, stop in _pieces(parameter):
+                b, x, y = (c.rows(checkpoint_name(name), start, stop).double() for c in (first, second, third))
+                change, kept = x - b, y - b
+                found = (change * change, kept * change, (kept - change).square(), change != 0, kept != 0)
+                sums += torch.stack([part.sum(dtype=torch.float64) for part in found])
+    n = sum(p.numel() for p in model.parameters())
+    length, projection, added, n_before, n_after = sums.tolist()
+    if not length:
+        return None
+    return Survival(projection / length, math.sqrt(added / length), n_before / n, n_after / n)
+
+
+def check_shape(folder: Path, model: Llama) -> None:
+    """Raises InputError unless the checkpoint in a folder can be read and its weights have the model's shapes."""
+    own = weights.build(folder)
+    weights.check(folder, own)
+    theirs, ours = ({name: p.shape for name, p in m.named_parameters()} for m in (own, model))
+    if different := sorted(name for name in theirs | ours if theirs.get(name) != ours.get(name)):
+        name = checkpoint_name(different[0])
+        raise InputError(
+            f"{folder}: {name} is not of the shape that {model.source} has; give the model it was trained from"
+        )
+
+
+def _pieces(parameter: Tensor) -> Iterator[tuple[int, int]]:
+    """Rows from .. to of a parameter, a chunk of numbers at a time."""
+    n = max(1, CHUNK // max(1, parameter[:1].numel()))
+    return ((start, min(start + n, len(parameter))) for start in range(0, len(parameter), n))
+
+
+def main(argv: Sequence[str]) -> None:
+    """The command."""
+    config = cli.parse(ConvertConfig, argv, command="python -m engine.convert", example=EXAMPLE)
+    folder, out = find_model(config.model), Path(config.out)
+    base = find_model(config.base) if config.base else None
+    files.check_new_file(out)
+    if base is not None:
+        check_shape(base, weights.build(folder))
+    cast = Cast(dtype=getattr(torch, config.dtype), rounding=config.rounding, seed=config.seed)
+    convert(folder, out, cast)
+    stored = weights.stored_dtype(folder)
+    if left := not_copied(folder, out):
+        cli.notify(f"{folder}: not copied, because it is no part of a checkpoint: {', '.join(left)}")
+    if base is not None:
+        found = survival(base, folder, out)
+        print(f"{out}: {found}" if found else f"{out}: {folder} does not differ from the base {base}")
+    elif is_narrower(cast.dtype, stored):
+        cli.notify(f"{out}: rounded from {name_of(stored)}; --base DIR would say how much of the training is left")
+    print(out)
+
+
+def not_copied(folder: Path, out: Path) -> list[str]:
+    """Names of a folder's files that are neither its weights nor in `out`."""
+    return sorted(
+        p.name
+        for p in folder.iterdir()
+        if p.suffix != ".safetensors" and p.name != weights.INDEX and not (out / p.name).exists()
+    )
+
+
+if __name__ == "__main__":
+    cli.run(main)
