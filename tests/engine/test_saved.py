@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from data import InputError
-from engine import convert, generate, score, train, weights
+from engine import convert, generate, score, split, train, weights
 from engine.config import TrainConfig
 from engine.rounding import Cast
 from tests import tiny
@@ -396,9 +396,19 @@ def test_random_numbers_depend_on_place_name_and_seed_alone():
     values = torch.randn(40, 7, generator=torch.Generator().manual_seed(0))
     cast = Cast(dtype=torch.bfloat16, rounding="stochastic", seed=5)
     whole = cast("a", values)
+    alike = cast("a", torch.full((100, 100), 1 + 0.3 / 128))  # between 1 and its neighbour, at three tenths of the way
+    assert (alike > 1).double().mean().item() == pytest.approx(0.3, abs=0.025)
     assert torch.equal(torch.cat([cast("a", values[:13]), cast("a", values[13:], 13)]), whole)
     assert not torch.equal(cast("b", values), whole)
     assert not torch.equal(Cast(dtype=torch.bfloat16, rounding="stochastic", seed=6)("a", values), whole)
+
+
+def test_split_masters_are_stored_as_the_halves_that_compute():
+    """Ties between two bf16 go away from zero there, and to the even one in a cast."""
+    ties = torch.tensor([1 + 1 / 256, -1 - 1 / 256, 1 + 3 / 256, 0.3])
+    high = split.split(ties)[0]
+    assert torch.equal(Cast(dtype=torch.bfloat16, is_split=True)("w", ties), high)
+    assert not torch.equal(Cast(dtype=torch.bfloat16)("w", ties), high)
 
 
 def test_a_cast_that_cannot_be_is_refused():
