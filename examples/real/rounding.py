@@ -267,7 +267,8 @@ def in_words(record: dict[str, Any]) -> str:
             if how == rounding:
                 margin = statistics.mean(row["margin"] for row in found)
                 shares.setdefault(rate, []).append(100 * margin / groups[rate, step, "float32"][0]["margin"])
-        return ", ".join(f"{min(found):.0f} to {max(found):.0f} % at {rate:g}" for rate, found in shares.items())
+        spans = {rate: sorted({f"{min(found):.0f}", f"{max(found):.0f}"}, key=float) for rate, found in shares.items()}
+        return ", ".join(f"{' to '.join(span)} % at {rate:g}" for rate, span in spans.items())
 
     noise = [row["noise"] for row in record["rows"] if row["rounding"] == "stochastic"]
     said = (
