@@ -121,6 +121,7 @@ def folder(tmp_path_factory):
 @pytest.mark.slow
 @pytest.mark.filterwarnings("ignore")  # of transformers' own
 def test_the_real_models_logits_and_ids_are_those_of_transformers_loader(folder):
+    pytest.importorskip("accelerate", reason="transformers reads GGUF files with accelerate: pip install accelerate")
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
     theirs = AutoModelForCausalLM.from_pretrained(REAL.parent, gguf_file=REAL.name, dtype=torch.float32)
