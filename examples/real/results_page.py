@@ -44,7 +44,7 @@ What this run says: APO-zero and KTO on CLAIR pairs keep rules four times as oft
 ordinary answers hardly less likely. DPO keeps fewer, and its interval does not reach theirs: ordinary answers lose two
 nats a token, and more than a quarter of its answers repeat themselves. APO-down, which lowers winners too, learns least
 of all and breaks most. SFT changes repetitions hardly, makes ordinary answers a little likelier, and learns less than
-the anchored ones. All of it is one seed, at one rate that was not looked for: DPO goes far in 30 steps of it, and might
+APO-zero and KTO. All of it is one seed, at one rate that was not looked for: DPO goes far in 30 steps of it, and might
 do better at a smaller one.
 
 What gets worse: every objective on CLAIR pairs but SFT makes a model of this size repeat itself more often, and "one
