@@ -1,6 +1,5 @@
-"""Text in, token forests out: records, chat templates, tokenizers, truncation, packing, contrast measures."""
+"""Text in, token forests out: rows/, text/ (templates and tokenizers), packing, batching, contrast."""
 
-from data.errors import InputError, RunError
-from data.records import load_preferences
+from data.rows import load_preferences
 
-__all__ = ["InputError", "RunError", "load_preferences"]
+__all__ = ["load_preferences"]

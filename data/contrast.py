@@ -22,10 +22,9 @@ import tyro
 from rapidfuzz.distance import LCSseq, Levenshtein
 from rapidfuzz.process import cpdist
 
-from data import cli, files
-from data.errors import InputError
-from data.records import Record, load_preferences
-from data.tokenizer import Tokenizer
+from data.rows import Record, load_preferences
+from data.text import Tokenizer
+from system import InputError, cli, files
 
 EXAMPLE = "python -m data.contrast pairs.jsonl"
 CHUNK = 512  # texts that are encoded together

@@ -18,7 +18,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from data.examples import Example
+from data.rows import Example
 
 
 @dataclass(frozen=True)

@@ -15,13 +15,9 @@ from pathlib import Path
 
 import tyro
 
-from data import cli
-from data.chat import Chat
-from data.dataset import RowSettings, open_model
-from data.errors import InputError
-from data.examples import Cut, encode
-from data.records import ROLES, read_records
-from data.tokenizer import read_json
+from data.rows import Cut, RowSettings, encode, open_model, read_records
+from data.text import ROLES, Chat, read_json
+from system import InputError, cli
 
 EXAMPLE = "python -m data.show pairs.jsonl --model path/to/Llama-3-8B-Instruct --row 1"
 BAR = "\u254e"  # between tokens

@@ -17,12 +17,12 @@ from typing import Literal, NamedTuple
 import torch
 from torch import Tensor
 
-from data import InputError, cli, files
-from data.hub import find_model
+from data.rows import find_model
 from engine import weights
-from engine.llama import Llama
-from engine.rounding import CHUNK, Cast, Rounding, is_narrower, name_of
-from engine.weights import Checkpoint, checkpoint_name
+from engine.config import Rounding
+from engine.model import Llama, is_narrower, name_of
+from engine.weights import CHUNK, Cast, Checkpoint, checkpoint_name
+from system import InputError, cli, files
 
 EXAMPLE = "python -m engine.convert --model runs/first/epoch-18 --out aligned-bf16 --dtype bfloat16"
 

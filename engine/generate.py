@@ -4,7 +4,7 @@
     python -m engine.generate --endpoint http://localhost:8000/v1 --model NAME --prompts FILE --out FILE
 
 Answers go into OUT's name with .partial as they end; the same command goes on from there, and FILE appears when all
-are there, in the order of the prompts. How they are grown is in engine/decoding.py.
+are there, in the order of the prompts. How they are grown is in engine/sampling/decoding.py.
 """
 
 import fcntl
@@ -23,16 +23,14 @@ from typing import Any, BinaryIO, Literal
 import torch
 from tqdm import tqdm
 
-from data import InputError, RunError, cli, files
-from data.chat import Chat, stop_ids
-from data.dataset import open_model
-from data.json_rows import parse_row
-from data.records import ROLES, Message, PromptRow, read_prompts
-from engine import host, weights
-from engine.decoding import Answer, generate
-from engine.heartbeat import is_out_of_memory
-from engine.llama import Llama
-from engine.sampling import Sampling
+from data.rows import PromptRow, open_model, parse_row, read_prompts
+from data.text import ROLES, Chat, Message, stop_ids
+from engine import weights
+from engine.config import host
+from engine.distributed import is_out_of_memory
+from engine.model import Llama
+from engine.sampling import Answer, Sampling, generate
+from system import InputError, RunError, cli, files
 
 __all__ = ["Answer", "Answerer", "GenerateConfig", "Sampling", "draw", "generate"]
 

@@ -6,7 +6,6 @@
 engine.train lays itself out by the same functions, says the sum before it starts, and refuses what cannot fit.
 """
 
-import functools
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -14,196 +13,14 @@ from typing import Any, Literal
 
 import torch
 
-from data import InputError, cli
-from data.dataset import open_model, read_examples
-from data.examples import Limits
-from data.sources import Reading
-from engine import cost, memory, weights
-from engine.config import TrainConfig
-from engine.cost import Load
-from engine.flops import matmul_peak
-from engine.llama import LlamaConfig
-from engine.memory import Setting
-from engine.optim import N_STATES
-from engine.reference import Mode
-from engine.rounding import name_of
-from engine.shapes import raw_config
-from engine.steps import layout_of
+from data.rows import Limits, Reading, open_model, read_examples
+from engine import weights
+from engine.config import TrainConfig, layout_of
+from engine.model import LlamaConfig, name_of, raw_config
+from engine.planning import Load, Plan, cost, flags, lay_out, memory, refusal, size, ways
+from system import InputError, cli
 
 EXAMPLE = "python -m engine.plan --shape llama3-8b --gpus 1 --gpu-memory 80"
-# What lets a large model into little memory, what changes the least first.
-WAYS: tuple[dict[str, Any], ...] = (
-    {"master": "split"},
-    {"master": "split", "square_avg": "bfloat16"},
-    {"master": "split", "max_grad_norm": 0.0},
-    {"master": "split", "square_avg": "bfloat16", "max_grad_norm": 0.0},
-)
-
-
-@dataclass(frozen=True, kw_only=True)
-class Plan:
-    """How a run is laid out."""
-
-    setting: Setting
-    reference: Mode
-    load: Load
-    budget: int
-    """Bytes that a rank may take."""
-    saves: torch.dtype
-    """Of the weights in checkpoint folders."""
-
-    @property
-    def fits(self) -> bool:
-        """Whether it does."""
-        return memory.total(self.setting) <= self.budget
-
-    def facts(self) -> dict[str, Any]:
-        """What was decided, and the bytes that it is expected to take."""
-        s = self.setting
-        return {
-            "master": "split" if s.is_split else "whole",
-            "reference": self.reference,
-            "micro_tokens": s.micro_tokens,
-            "pass_tokens": s.pass_tokens,
-            "recompute_blocks": s.n_recomputed,
-            "reshard": s.reshards,
-            "compile": s.is_compiled,
-            "save_dtype": name_of(self.saves),
-            "bytes": memory.needs(s),
-            "budget": self.budget,
-        }
-
-    def hours(self, config: TrainConfig, n_gpus: int) -> float:
-        """Of the whole run: measured shares of a GPU's datasheet, or of a product timed now on the CPU."""
-        s = self.setting
-        has_reference = self.reference != "none"
-        flops = cost.run_flops(s, self.load, config.epochs, has_reference=has_reference)
-        if s.device == "cpu":
-            return flops / (n_gpus * _cpu_peak(s.dtype) * cost.REACHED["cpu"]) / 3600
-        computing, communicating = cost.step_seconds(s, self.load, config.batch_size, n_gpus)
-        slower = max(computing, communicating) / computing * (cost.IMBALANCE if n_gpus > 1 else 1.0)
-        return flops / (n_gpus * cost.DATASHEET * cost.REACHED["cuda"]) * slower / 3600
-
-    def disk_bytes(self, config: TrainConfig) -> tuple[int, int]:
-        """(checkpoints that are kept, states)."""
-        n = min(config.epochs, config.keep or config.epochs)
-        states = 0 if config.state_every == 0 else config.keep_state * cost.state_bytes(self.setting)
-        return n * cost.checkpoint_bytes(self.setting.shape, self.saves), states
-
-    def sentence(self, config: TrainConfig, n_gpus: int) -> str:
-        """The sum of it."""
-        checkpoints, states = self.disk_bytes(config)
-        needed = memory.total(self.setting)
-        return (
-            f"needs {_size(needed)} of {_size(self.budget)} memory{' a GPU' * (self.setting.device == 'cuda')}, about "
-            f"{_time(self.hours(config, n_gpus))}, {_size(checkpoints + states)} on disk"
-        )
-
-
-@functools.cache
-def _cpu_peak(dtype: torch.dtype) -> float:
-    """Operations per second of a plain product, timed once in some milliseconds."""
-    return matmul_peak(dtype, torch.device("cpu"), 512)
-
-
-def lay_out(
-    config: TrainConfig, shape: LlamaConfig, modes: Sequence[Mode], load: Load, *, device: str, dtype: torch.dtype,
-    n_ranks: int, budget: int, stored: torch.dtype = torch.bfloat16,
-) -> Plan:  # fmt: skip
-    """The first layout that fits without computing blocks again, else the first that fits, else the smallest.
-
-    What is preferred: float32 masters that are whole; a reference that walks along; weights that stay gathered.
-    stored: the dtype of the checkpoint that the run starts from.
-    """
-    masters: Sequence[bool] = {"auto": (False, True), "whole": (False,), "split": (True,)}[config.master]
-    if config.master == "auto" and (n_ranks > 1 or device == "cpu" or not config.can_split):
-        masters = (False,)
-    reshards: Sequence[bool] = {"auto": (False, True), "yes": (True,), "no": (False,)}[config.reshard]
-    if device == "cpu" and config.reshard == "auto":
-        reshards = (False,)  # there, gathering again costs more than the memory is worth
-    fitting: list[Plan] = []
-    plan: Plan | None = None
-    layouts: list[tuple[bool, Mode, bool]] = [(a, b, c) for a in masters for b in modes for c in reshards]
-    for is_split, mode, gives_back in layouts:
-        setting = Setting(
-            shape=shape,
-            device=device,
-            dtype=torch.bfloat16 if is_split else dtype,
-            n_shards=config.shard_size or n_ranks,
-            is_split=is_split,
-            square_avg_bytes=2 if is_split and config.square_avg == "bfloat16" else 4,
-            n_states=N_STATES[config.optimizer],
-            holds_gradients=not is_split or config.max_grad_norm > 0,
-            holds_reference=mode == "fused",
-            moves_reference=config.reference_update != "none",
-            reshards=gives_back,
-            is_compiled=compiles(config, device),
-        )
-        setting = memory.fit(
-            setting,
-            budget,
-            micro_tokens=config.micro_tokens,
-            n_recomputed=config.recompute_blocks,
-            longest=load.longest,
-            step_tokens=load.step,
-        )
-        saves = saved_dtype(config, setting.dtype, stored)
-        plan = Plan(setting=setting, reference=mode, load=load, budget=budget, saves=saves)
-        fitting += [plan] if plan.fits else []
-    assert plan is not None  # there is one mode at least
-    return next((p for p in fitting if not p.setting.n_recomputed), fitting[0] if fitting else plan)
-
-
-def saved_dtype(config: TrainConfig, computed: torch.dtype, stored: torch.dtype) -> torch.dtype:
-    """What --save-dtype comes to, where a run computes in one dtype and starts from a checkpoint stored in another."""
-    named = {"auto": computed, "source": stored}
-    return named[config.save_dtype] if config.save_dtype in named else getattr(torch, config.save_dtype)
-
-
-def compiles(config: TrainConfig, device: str) -> bool:
-    """Whether blocks are compiled."""
-    return config.compile == "yes" or (config.compile == "auto" and device == "cuda")
-
-
-def ways(config: TrainConfig, n_ranks: int) -> list[dict[str, Any]]:
-    """Changes of a configuration that may let it fit, what changes the least first."""
-    if n_ranks > 1 or not config.can_split:
-        return []
-    return [way for way in WAYS if any(getattr(config, name) != value for name, value in way.items())]
-
-
-def flags(way: dict[str, Any]) -> str:
-    """A change as it is typed."""
-    return " ".join(f"--{name.replace('_', '-')} {value:g}" if isinstance(value, float) else
-                    f"--{name.replace('_', '-')} {value}" for name, value in way.items())  # fmt: skip
-
-
-def refusal(found: Plan, others: Sequence[tuple[dict[str, Any], Plan]]) -> str:
-    """Why a layout cannot be, and the first change that would let it. others: changes and what comes of them."""
-    needed = f"needs {_size(memory.total(found.setting))} of memory, and {_size(found.budget)} are free"
-    for way, plan in others:
-        if plan.fits:
-            return f"{needed}; add {flags(way)}: {_size(memory.total(plan.setting))}"
-    least = min((memory.total(plan.setting) for _, plan in others), default=memory.total(found.setting))
-    also = f" ({_size(least)} with {flags(WAYS[-1])})" if least < memory.total(found.setting) else ""
-    return f"{needed}{also}; lower --micro-tokens, --max-prompt-tokens and --max-response-tokens, or take more GPUs"
-
-
-def _size(n_bytes: float) -> str:
-    return f"{n_bytes / 1e9:,.0f} GB" if n_bytes >= 1e10 else f"{max(n_bytes / 1e9, 0.1):.1f} GB"
-
-
-def _count(n: int, what: str) -> str:
-    return f"{n} {what}{'s' * (n != 1)}"
-
-
-def _time(hours: float) -> str:
-    if hours >= 1:
-        return f"{hours:.1f} h" if hours < 100 else f"{hours / 24:.0f} days"
-    return f"{max(1, round(60 * hours))} min"
-
-
-# --- the command ---------------------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -356,11 +173,15 @@ def _text(
         [
             *lines,
             "",
-            plan.sentence(base, n_ranks) + f": {_size(checkpoints)} for {folders} "
-            f"in {name_of(plan.saves)}, {_size(states)} for {_count(base.keep_state, 'state')}",
+            plan.sentence(base, n_ranks) + f": {size(checkpoints)} for {folders} "
+            f"in {name_of(plan.saves)}, {size(states)} for {_count(base.keep_state, 'state')}",
             f"flags: {_all_flags(way, plan)}",
         ]
     )
+
+
+def _count(n: int, what: str) -> str:
+    return f"{n} {what}{'s' * (n != 1)}"
 
 
 if __name__ == "__main__":

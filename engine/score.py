@@ -10,18 +10,17 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-import numpy as np
 import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from data import InputError, cli, files
-from data.dataset import RowSettings, open_model, read_examples
-from data.examples import Example
-from engine import host, weights
-from engine.parallel import Ranks
-from engine.steps import Split, Step
-from engine.walk import Walk
+from data.rows import Example, RowSettings, open_model, read_examples
+from engine import weights
+from engine.config import host
+from engine.distributed import Ranks
+from engine.model import Walk
+from engine.step import Split, score_examples
+from system import InputError, cli, files
 
 EXAMPLE = "python -m engine.score --model path/to/llama --data pairs.jsonl --out logps.jsonl"
 
@@ -44,29 +43,6 @@ class ScoreConfig(RowSettings):
     """Compute dtype. Unset: bfloat16 on CUDA, which rounds a folder of float32 weights, float32 on the CPU."""
     micro_tokens: int = 8192
     """Most tokens in one forward pass (one example at least)."""
-
-
-def score_step(walk: Walk, step: Step, ranks: Ranks, split: Split, *, of_reference: bool = False) -> Tensor:
-    """The policy's (or the reference's) log-probs of a step's responses, [n, K] nats, float64, the same on every rank.
-
-    Collective.
-    """
-    with torch.no_grad():
-        for batch in step.pack(ranks, split):
-            logps, ref_logps = walk(batch.forest.to(ranks.device), with_reference=of_reference)
-            step.add(batch, step.columns(batch, logps if ref_logps is None else ref_logps, None))
-    ranks.settle(walk)
-    return step.gather(ranks, with_reference=False).logps
-
-
-def score_examples(
-    walk: Walk, examples: Sequence[Example], ranks: Ranks, split: Split, *, of_reference: bool = False
-) -> Iterator[Tensor]:
-    """The same for any number of examples with equally many responses: [K] each, in order. Collective."""
-    for start in range(0, len(examples), 64):
-        chunk = list(examples[start : start + 64])
-        step = Step(0, 0, False, np.arange(len(chunk)), chunk)
-        yield from score_step(walk, step, ranks, split, of_reference=of_reference)
 
 
 def vocabulary_of(folder: Path) -> int:

@@ -11,7 +11,7 @@ report         all of it as one page, and as Markdown, CSV and LaTeX
 import importlib
 from collections.abc import Callable, Sequence
 
-from data import cli
+from system import cli
 
 MODULES = {
     "advise": "eval.advise",

@@ -14,12 +14,11 @@ from typing import Any, Literal, NamedTuple
 
 import numpy as np
 
-from data import InputError, cli, files
 from data.contrast import jaccard
-from data.dataset import RowSettings, open_model, read_examples
-from data.examples import Example
+from data.rows import Example, RowSettings, open_model, read_examples
 from eval import judged, scores
 from eval.judged import JudgeSettings
+from system import InputError, cli, files
 
 EXAMPLE = "python -m eval advise --model path/to/llama --data pairs.jsonl"
 Z = 1.959964  # of a 95 % interval

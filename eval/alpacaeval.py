@@ -16,7 +16,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from data.errors import InputError
+from system import InputError
 
 N_INSTRUCTIONS = 805
 FIRST, SECOND = "m", "M"

@@ -20,13 +20,12 @@ from typing import Any, Literal, NamedTuple
 
 import numpy as np
 
-from data import cli, files
-from data.errors import InputError, RunError
 from eval import alpacaeval, answering, judging, mixeval_run, scores
 from eval.answering import How, Model
 from eval.checkpoints import Checkpoint
 from eval.judging import Judge, JudgedConfig, Sent
 from revise.client import Answered, estimate, open_store, total
+from system import InputError, RunError, cli, files
 
 EXAMPLE = (
     "python -m eval alpacaeval runs/first --alpaca-eval path/to/alpaca_eval --gamed df_gamed.csv --store judge.sqlite"

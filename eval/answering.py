@@ -7,12 +7,11 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from data import cli, files
-from data.errors import InputError, RunError
-from data.records import Message
+from data.text import Message
 from eval.checkpoints import Checkpoint
 from eval.judging import JudgedConfig, Sent, client_of_model
 from revise.client import Request, endpoints_of, is_open, said
+from system import InputError, RunError, cli, files
 
 if TYPE_CHECKING:
     from engine.generate import Answerer

@@ -6,11 +6,9 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from data import cli
-from data.errors import InputError
-from data.files import OLD, numbered, remove_folder, remove_leftovers
-from data.hub import find_model
+from data.rows import find_model
 from eval import scores
+from system import OLD, InputError, cli, numbered, remove_folder, remove_leftovers
 
 WATCH_SECONDS = 15.0
 

@@ -9,10 +9,11 @@ from pathlib import Path
 
 import tyro
 
-from data import InputError, cli, load_preferences
+from data import load_preferences
 from data.contrast import contrast, texts_of
-from data.tokenizer import Tokenizer
+from data.text import Tokenizer
 from eval import checkpoints, scores
+from system import InputError, cli
 
 EXAMPLE = "python -m eval contrast runs/first"
 

@@ -4,14 +4,12 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from data import cli
-from data.errors import InputError, RunError
-from data.examples import Example
-from data.records import Message, Record, read_records
-from data.sources import Reading
+from data.rows import Example, Reading, Record, read_records
+from data.text import Message
 from eval.judging import Judge, Sent
 from revise import judge as judges
 from revise.client import ClientConfig, open_store, parse_extra
+from system import InputError, RunError, cli
 
 JUDGE_TOKENS = 1024
 

@@ -10,7 +10,6 @@ from typing import Any
 
 import tyro
 
-from data.errors import InputError, RunError
 from eval import checkpoints, scores
 from eval.checkpoints import Checkpoint
 from revise.client import (
@@ -25,6 +24,7 @@ from revise.client import (
     endpoints_of,
     parse_extra,
 )
+from system import InputError, RunError
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -18,7 +18,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
-from data.errors import InputError
+from system import InputError
 
 Split = Literal["free-form", "multiple-choice"]
 Mode = Literal["merged", "table4_compat"]

@@ -19,15 +19,14 @@ from typing import Any, Literal, NamedTuple
 
 import numpy as np
 
-from data import cli, files
-from data.errors import InputError, RunError
-from data.json_rows import load_rows
+from data.rows import load_rows
 from eval import answering, checkpoints, judging, mixeval, scores
 from eval.answering import How, Model
 from eval.checkpoints import Checkpoint
 from eval.judging import Judge, JudgedConfig, Sent
 from eval.mixeval import SPLITS, Split, Wording
 from revise.client import Answered, Request, estimate, open_store, total
+from system import InputError, RunError, cli, files
 
 EXAMPLE = (
     "python -m eval mixeval runs/first --mixeval path/to/MixEval --store judge.sqlite"

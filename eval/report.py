@@ -13,12 +13,11 @@ from pathlib import Path
 
 import tyro
 
-from data import cli, files
-from data.errors import InputError
 from eval import page, tables
 from eval.report_tables import all_tables
 from eval.runs import read_runs
 from eval.tables import Table
+from system import InputError, cli, files
 
 EXAMPLE = "python -m eval report runs/first --out runs/report"
 

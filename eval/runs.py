@@ -5,7 +5,7 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from data.json_rows import parse_row
+from data.rows import parse_row
 from eval import checkpoints, scores
 from eval.scores import BASE, Line
 from eval.tables import DASH

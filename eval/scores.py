@@ -11,9 +11,8 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-from data import files
-from data.errors import InputError
-from data.json_rows import parse_row
+from data.rows import parse_row
+from system import InputError, files
 
 Line = dict[str, Any]
 

@@ -17,14 +17,13 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 import tyro
 
-from data import InputError, cli, files
-from data.dataset import RowSettings, hold_out, open_model, read_examples
-from data.examples import Example
-from data.records import Message, PromptRow, prompts_of
+from data.rows import Example, PromptRow, RowSettings, hold_out, open_model, prompts_of, read_examples
+from data.text import Message
 from eval import checkpoints, scores
 from eval.checkpoints import Checkpoint
 from eval.runs import RUNAWAY
 from eval.scores import BASE, Line
+from system import InputError, cli, files
 
 if TYPE_CHECKING:  # what brings torch is imported where it is used: flags are answered at once
     from engine.generate import Answer

@@ -30,14 +30,12 @@ from pathlib import Path
 from statistics import fmean, stdev
 from typing import Any, NamedTuple
 
-from data import InputError, cli
-from data.errors import RunError
-from engine import trl_names
-from engine.config import TrainConfig
-from engine.objective import Objective
+from engine.config import TrainConfig, trl_names
+from engine.step import Objective
 from eval import checkpoints, contrast_run, report
 from eval.runs import Run, deltas, headlines, read_runs
 from eval.tables import Table, number
+from system import InputError, RunError, cli
 
 EXAMPLE = "python -m examples.grid --config grid.yaml"
 NAMES = ("--model", "model", "--data", "data", "--out", "out")  # what engine.train has to be told to look at the rest

@@ -9,12 +9,9 @@ from pathlib import Path
 
 import torch
 
-from engine import cost, memory, plan
 from engine.config import TrainConfig
-from engine.cost import Load
-from engine.llama import LlamaConfig
-from engine.plan import Plan
-from engine.shapes import raw_config
+from engine.model import LlamaConfig, raw_config
+from engine.planning import Load, Plan, cost, memory, plan
 
 DOCS = Path(__file__).resolve().parents[1] / "docs"
 MEMORY = 80 * 10**9
@@ -33,11 +30,11 @@ python -m engine.plan --shape llama3-70b --gpus 64 --gpu-memory 80 --json
 
 ## Assumed
 
-- Memory is counted from what each operation keeps (engine/memory.py). Against measured peaks: 3.3 % too high for 8
-  billion parameters on one GPU with split masters ([performance](performance.md#eight-billion-parameters-on-one-card)),
-  within a tenth on the CPU (`./launch.sh test --all -k expected_peak`). For whole (unsplit) masters on one GPU, with
-  eight layers, the estimate was 3.0 % too low, so that the plan now adds a reserve of that size. On several GPUs it was
-  not measured.
+- Memory is counted from what each operation keeps (engine/planning/memory.py). Against measured peaks: 3.3 % too high
+  for 8 billion parameters on one GPU with split masters
+  ([performance](performance.md#eight-billion-parameters-on-one-card)), within a tenth on the CPU
+  (`./launch.sh test --all -k expected_peak`). For whole (unsplit) masters on one GPU, with eight layers, the estimate
+  was 3.0 % too low, so that the plan now adds a reserve of that size. On several GPUs it was not measured.
 - A GPU reaches {cost.REACHED["cuda"]:.0%} of {cost.DATASHEET / 1e12:.0f} TFLOP/s; 54 % was measured on one. The slowest
   of several takes {cost.IMBALANCE} times the mean.
 - Collectives move {cost.IN_NODE / 1e9:.0f} GB/s a GPU inside a node of {cost.GPUS_PER_NODE} (NVLink 4) and

@@ -10,8 +10,8 @@ show                 pairs and what changed in them, in the terminal or as a pag
 
 from collections.abc import Callable, Sequence
 
-from data import cli
 from revise import recipes, score, show
+from system import cli
 
 COMMANDS: dict[str, Callable[[Sequence[str]], None]] = {
     "clair": recipes.clair_main,

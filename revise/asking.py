@@ -18,13 +18,13 @@ from typing import NamedTuple, Protocol
 
 from tqdm import tqdm
 
-from data.errors import RunError, Stopped
 from revise import wire
 from revise.config import ClientConfig
 from revise.ending import Ending
 from revise.endpoints import Endpoint, Pace, Pool
 from revise.store import Row, State, Store
 from revise.wire import Completion, Request, Unreadable
+from system import RunError, Stopped
 
 LIMIT_SHARE = 1 / 8  # of an attempt: "later" says nothing against the request
 LONGEST_BACKOFF = 30.0  # seconds

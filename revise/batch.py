@@ -14,14 +14,13 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
-from data import files
-from data.errors import InputError
-from data.json_rows import parse_row, read_lines
+from data.rows import parse_row, read_lines
 from revise import wire
 from revise.asking import answer_row
 from revise.config import ClientConfig
 from revise.store import Row, State, Store
 from revise.wire import Request
+from system import InputError, files
 
 MOST_REQUESTS, MOST_BYTES = 50_000, 200 * 10**6  # in a file, says the API's reference
 PRICE = 0.5  # of what is asked online

@@ -22,12 +22,11 @@ from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Literal
 
-from data import cli
-from data.errors import InputError
 from revise.asking import Asking
 from revise.client import ClientConfig, HttpTransport, Request, endpoints_of, open_store
 from revise.endpoints import Pool
 from revise.loopback import Reply, serve
+from system import InputError, cli
 
 EXAMPLE = "python -m revise.bench --in-flight 256 --seconds 1"
 

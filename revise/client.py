@@ -21,14 +21,13 @@ from collections.abc import AsyncIterator, Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from data import cli
-from data.errors import InputError, RunError
 from revise import keys, wire
 from revise.asking import Asking, Later, Refused, Tally
 from revise.config import DEFAULT_KEY_ENV, ClientConfig, estimate, parse_extra, total
 from revise.endpoints import Endpoint, Pace, Pool, parse_base
 from revise.store import Row, Store, open_store
 from revise.wire import Completion, Request, Unreadable
+from system import InputError, RunError, cli
 
 __all__ = [
     "NO_KEY",

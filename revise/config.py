@@ -4,11 +4,11 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from typing import Any, Self
 
-from data.errors import InputError
-from data.json_rows import parse_row
+from data.rows import parse_row
 from revise.endpoints import parse_base
 from revise.store import State
 from revise.wire import REWARD_PATH, Request
+from system import InputError
 
 DEFAULT_KEY_ENV = "OPENAI_API_KEY"
 

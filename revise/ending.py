@@ -3,9 +3,9 @@
 import time
 from collections.abc import Sequence
 
-from data.errors import RunError, Stopped
 from revise.config import ClientConfig
 from revise.store import Row
+from system import RunError, Stopped
 
 FIRST_PATIENCE = 60.0  # seconds: where no server was ever reached, waiting is of little use
 FIRST_REFUSALS = 8  # and no answer: then the settings are wrong, not the rows

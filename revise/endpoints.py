@@ -14,10 +14,9 @@ import urllib.parse
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
-from data import cli
-from data.errors import InputError
 from revise.keys import Key
 from revise.wire import REWARD_PATH
+from system import InputError, cli
 
 DOWN_AFTER = 8  # failures in a row, over all requests, with no answer between them
 LONGEST_PROBE_WAIT = 30.0  # seconds, of a server that cannot be reached

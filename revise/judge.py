@@ -7,7 +7,7 @@ score_request(...)   parse_score(answer)      1 to 10
 import re
 from collections.abc import Sequence
 
-from data.records import Message
+from data.text import Message
 from revise.templates import Template, read_template, task_of
 
 CHOICE_SLOTS = ("TASK", "STUDENT_SOLUTION_1", "STUDENT_SOLUTION_2")

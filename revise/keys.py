@@ -6,8 +6,7 @@ import stat
 import urllib.parse
 from pathlib import Path
 
-from data import cli
-from data.errors import InputError
+from system import InputError, cli
 
 
 class Key:

@@ -15,11 +15,10 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from data import files
 from data.contrast import Contrast, contrast, table
-from data.errors import InputError, RunError
-from data.records import Record, read_records
+from data.rows import Record, read_records
 from revise.prompts import Item
+from system import InputError, RunError, files
 
 CHUNK = 1024  # pairs that are measured together
 

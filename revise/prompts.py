@@ -9,10 +9,10 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from data import cli
-from data.errors import InputError, RunError, list_faults
-from data.records import ROLES, Message, PromptRow, prompts_of
+from data.rows import PromptRow, prompts_of
+from data.text import ROLES, Message
 from revise.wire import canonical
+from system import InputError, RunError, cli, list_faults
 
 
 @dataclass(frozen=True, kw_only=True)

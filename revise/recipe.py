@@ -16,9 +16,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from data import cli
-from data.errors import InputError, RunError, Stopped
-from data.files import check_new_file
 from revise import batch, pairs, wire
 from revise.client import Answered, ClientConfig, Tally, answer_all, answered, endpoints_of, open_store
 from revise.config import estimate, parse_extra, total
@@ -28,6 +25,7 @@ from revise.prompts import Item, Prompts, PromptsConfig
 from revise.store import Store
 from revise.target import Target, TargetConfig
 from revise.wire import Completion, Request
+from system import InputError, RunError, Stopped, check_new_file, cli
 
 
 @dataclass(frozen=True, kw_only=True)

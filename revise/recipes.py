@@ -14,15 +14,14 @@ from typing import Any, Literal
 
 import numpy as np
 
-from data import cli
-from data.errors import InputError
-from data.records import Tie, parse_record
+from data.rows import Tie, parse_record
 from revise import clair, judge, pairs, recipe
 from revise.pairs import Made, Pair, Rejected
 from revise.prompts import Item, Prompts, PromptsConfig
 from revise.recipe import Recipe, RecipeConfig, instruction, question, wording_facts
 from revise.templates import read_template, task_of
 from revise.wire import Completion, Request
+from system import InputError, cli
 
 _TAIL = (
     "--prompts prompts.jsonl --out pairs.jsonl --store answers.sqlite"

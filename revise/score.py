@@ -16,10 +16,8 @@ from pathlib import Path
 from statistics import fmean
 from typing import Any, NamedTuple
 
-from data import cli, files
-from data.errors import InputError, RunError, list_faults
-from data.records import Message, Record, parse_record
-from data.sources import rows_of
+from data.rows import Record, parse_record, rows_of
+from data.text import Message
 from revise import judge, wire
 from revise.client import ClientConfig, answer_all, answered, endpoints_of, open_store
 from revise.config import estimate, parse_extra, total
@@ -29,6 +27,7 @@ from revise.store import Store
 from revise.target import Target, TargetConfig
 from revise.templates import Template, read_template, task_of
 from revise.wire import Request
+from system import InputError, RunError, cli, files, list_faults
 
 EXAMPLE = (
     "python -m revise score --pairs pairs.jsonl --out scored.jsonl --store answers.sqlite"

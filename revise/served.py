@@ -7,10 +7,11 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from data.errors import RunError
-from data.records import Message, PromptRow
+from data.rows import PromptRow
+from data.text import Message
 from revise import wire
 from revise.client import Answered, ClientConfig, Request, answer_all, answered, endpoints_of, is_open, open_store, said
+from system import RunError
 
 if TYPE_CHECKING:
     from engine.generate import GenerateConfig

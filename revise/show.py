@@ -20,13 +20,12 @@ from typing import Any, NamedTuple
 import tyro
 from rapidfuzz.distance import Indel
 
-from data import cli, files
-from data.errors import InputError
-from data.records import Message, parse_record
+from data.rows import parse_record, rows_of
 from data.show import wants_colour
-from data.sources import rows_of
+from data.text import Message
 from revise.pairs import rejected_beside
 from revise.templates import task_of
+from system import InputError, cli, files
 
 EXAMPLE = "python -m revise show pairs.jsonl --html pairs.html"
 PAGE = Path(__file__).with_name("show.html")

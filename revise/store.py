@@ -12,8 +12,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Literal, NamedTuple
 
-from data.errors import InputError, RunError
-from data.locks import hold
+from system import InputError, RunError, hold
 
 State = Literal["answered", "unusable", "refused", "failed"]
 

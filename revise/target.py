@@ -13,13 +13,13 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from tqdm import tqdm
 
-from data.errors import InputError
 from revise import wire
 from revise.client import Answered, ClientConfig, Tally, answer_all, answered, endpoints_of
 from revise.endpoints import Endpoint, parse_base
 from revise.prompts import Item
 from revise.store import Row, State, Store
 from revise.wire import Completion, Request
+from system import InputError
 
 if TYPE_CHECKING:  # it brings torch, which takes seconds and which answers over HTTP do without
     from engine.generate import Answer, Answerer

@@ -9,8 +9,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
-from data.errors import InputError
-from data.records import Message
+from data.text import Message
+from system import InputError
 
 FOLDER = Path(__file__).parent / "templates"
 SLOTS = ("TASK", "STUDENT_SOLUTION", "STUDENT_SOLUTION_1", "STUDENT_SOLUTION_2", "DEGREE")

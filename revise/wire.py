@@ -17,8 +17,8 @@ import math
 from collections.abc import Mapping
 from typing import Any, NamedTuple, TypeVar
 
-from data.errors import InputError
-from data.json_rows import parse_row
+from data.rows import parse_row
+from system import InputError
 
 T = TypeVar("T")
 

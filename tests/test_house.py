@@ -13,23 +13,39 @@ import pytest
 import revise.__main__
 
 ROOT = Path(__file__).parents[1]
-OURS = {"losses", "data", "engine", "revise", "eval", "examples", "tests"}
+OURS = {"losses", "system", "data", "engine", "revise", "eval", "examples", "tests"}
 MAY_IMPORT = {  # of our own packages
     "losses": {"losses"},
-    "data": {"data"},
-    "engine": {"engine", "losses", "data"},
-    "revise": {"revise", "engine", "data"},
-    "eval": {"eval", "revise", "engine", "data"},
-    "examples": {"examples", "eval", "revise", "engine", "losses", "data"},
+    "system": {"system"},
+    "data": {"data", "system"},
+    "engine": {"engine", "losses", "data", "system"},
+    "revise": {"revise", "engine", "data", "system"},
+    "eval": {"eval", "revise", "engine", "data", "system"},
+    "examples": {"examples", "eval", "revise", "engine", "losses", "data", "system"},
 }
+ROOMS = {  # of engine/: what each may import of the others, through their faces
+    "model": set(),
+    "config": set(),
+    "weights": {"model", "config"},
+    "distributed": {"model", "config"},
+    "planning": {"model", "config"},
+}
+ROOMS["optim"] = ROOMS["sampling"] = {*ROOMS}
+ROOMS["step"] = {*ROOMS}
+ROOMS["run"] = {*ROOMS}
+DOORS = {"inputs": {*ROOMS}}
+DOORS |= {command: {*ROOMS, "inputs"} for command in ("train", "score", "generate", "plan", "convert")}
+ROOMS["bench"] = {*ROOMS, *DOORS}
+DOORS["bench_generation"] = {"bench"}
+MOST_AT_THE_DOOR = 12
 PARTS = {  # of a package that another one may import
     ("eval", "engine"): {"engine", "engine.generate", "engine.score"},
     ("eval", "revise"): {"revise", "revise.client", "revise.judge"},
     ("revise", "engine"): {"engine", "engine.generate"},
 }
 MAY_ASK = {"revise/client.py"}  # by an HTTP library
-MAY_TALK = {"engine/parallel.py", "engine/fsdp.py", "engine/checkpoint.py"}  # to other processes
-MODEL = ("engine/llama.py", "engine/head.py", "engine/attention.py")
+MAY_TALK = {"engine/distributed/ranks.py", "engine/distributed/fsdp.py", "engine/run/states.py"}  # to other processes
+MODEL = ("engine/model/llama.py", "engine/model/head.py", "engine/model/attention.py")
 OF_MANY_PROCESSES = re.compile(
     r"(?<![a-z])(distributed|dist|ranks?|shard(?:s|ed|ing)?|fsdp|dtensor|world_size|all_?(?:gather|reduce)|collectives?)(?![a-z])",
     re.IGNORECASE,
@@ -79,6 +95,60 @@ def test_a_package_takes_no_more_of_another_than_it_needs(package, other):
     assert {".".join(name.split(".")[:2]) for name in found} <= PARTS[package, other]
 
 
+def rooms_of(path, tree):
+    """(room, dotted name) of all that a file imports of the engine's rooms and doors."""
+    for node in ast.walk(tree):
+        if isinstance(node, ast.ImportFrom) and node.module == "engine":
+            yield from ((name.name, f"engine.{name.name}") for name in node.names)
+        elif isinstance(node, ast.ImportFrom) and (node.module or "").startswith("engine."):
+            yield node.module.split(".")[1], node.module
+        elif isinstance(node, ast.Import):
+            yield from ((n.name.split(".")[1], n.name) for n in node.names if n.name.startswith("engine."))
+
+
+def test_no_arrow_of_the_engine_runs_upwards():
+    known = ROOMS | DOORS
+    assert set(known) == {p.name.removesuffix(".py") for p in (ROOT / "engine").iterdir() if p.name[0] not in "_."}
+    assert len([p for p in (ROOT / "engine").glob("*.py")]) <= MOST_AT_THE_DOOR
+    found = []
+    for path, tree in sources("engine"):
+        own = path.split("/")[1].removesuffix(".py")
+        if own == "__init__":
+            assert not list(rooms_of(path, tree))  # the map loads nothing
+            continue
+        found += [f"{path}: {name}" for room, name in rooms_of(path, tree) if room not in known[own] | {own}]
+    assert not found
+
+
+@pytest.mark.parametrize("package", ["engine", "data"])
+def test_a_room_is_imported_through_its_face(package):
+    """Its files are its own; whoever stands outside takes what its __init__ hands on."""
+    rooms = {p.name for p in (ROOT / package).iterdir() if (p / "__init__.py").exists()}
+    assert rooms
+    faces = {}
+    for room in rooms:
+        tree = ast.parse((ROOT / package / room / "__init__.py").read_text())
+        assert len(ast.get_docstring(tree).split("\n\n")) == 1  # one paragraph
+        faces[room] = {name for node in tree.body if isinstance(node, ast.ImportFrom) for name in names_of(node)}
+    found = []
+    for path, tree in sources(*MAY_IMPORT):
+        for node in ast.walk(tree):
+            module = getattr(node, "module", None) or ""
+            if not isinstance(node, ast.ImportFrom) or not module.startswith(f"{package}."):
+                continue
+            room, _, rest = module.removeprefix(f"{package}.").partition(".")
+            if room not in rooms or path.startswith(f"{package}/{room}/"):
+                continue
+            unknown = {name for name in names_of(node) if name not in faces[room]}
+            found += [f"{path}: {module}"] if rest else [f"{path}: {room} hands on no {name}" for name in unknown]
+    assert not found
+
+
+def names_of(node):
+    """What an import takes, by the names that it has there."""
+    return {name.name for name in node.names}
+
+
 def asks_by_http(path, tree):
     """Whether a file imports an HTTP library, by whatever way."""
     names = {name.split(".")[0] for name in imported(tree)}
@@ -99,7 +169,7 @@ def test_losses_need_torch_alone():
 
 def test_few_files_talk_to_other_processes():
     found = {path for path, tree in sources(*MAY_IMPORT) if touches(tree, "torch.distributed")}
-    assert "engine/parallel.py" in found  # or else this looks for the wrong thing
+    assert "engine/distributed/ranks.py" in found  # or else this looks for the wrong thing
     assert found <= MAY_TALK
 
 
@@ -122,7 +192,7 @@ def public(body, prefix=""):
 
 
 def test_everything_public_has_a_docstring():
-    files = sources("losses", "data", "engine", "revise", "eval")
+    files = sources("losses", "system", "data", "engine", "revise", "eval")
     assert not [path for path, tree in files if not ast.get_docstring(tree)]
     found = [(f"{path}: {name}", node) for path, tree in files for name, node in public(tree.body)]
     assert len(found) > 50
@@ -172,13 +242,15 @@ def commands():
     """Every module of the library that can be run."""
     return [
         path.removesuffix(".py").replace("/", ".")
-        for path, tree in sources("losses", "data", "engine", "revise", "eval")
+        for path, tree in sources("losses", "system", "data", "engine", "revise", "eval")
         if any(isinstance(node, ast.If) and ast.unparse(node.test) == "__name__ == '__main__'" for node in tree.body)
     ]
 
 
 def test_the_commands_are_these():
-    of_the_engine = [f"engine.{name}" for name in ("bench", "bench_generation", "convert", "generate", "plan", "score")]
+    of_the_engine = [
+        f"engine.{name}" for name in ("bench.__main__", "bench_generation", "convert", "generate", "plan", "score")
+    ]
     of_the_engine += ["engine.train"]
     of_revise = ["revise.__main__", "revise.bench"]
     assert commands() == ["data.contrast", "data.show", *of_the_engine, "eval.__main__", *of_revise]
@@ -187,7 +259,7 @@ def test_the_commands_are_these():
 NAMED = ["eval advise", "eval mixeval", *(f"revise {name}" for name in revise.__main__.COMMANDS)]
 
 
-@pytest.mark.parametrize("command", [*(c for c in commands() if not c.endswith("__main__")), *NAMED])
+@pytest.mark.parametrize("command", [*(c for c in commands() if not c.endswith("__main__")), "engine.bench", *NAMED])
 def test_a_command_explains_itself(command):
     asked, bare = (  # both at once: most of the time goes into importing torch
         subprocess.Popen([sys.executable, "-m", *command.split(), *flags], cwd=ROOT, text=True, stdout=-1, stderr=-1)

@@ -11,9 +11,9 @@ import torch
 from tokenizers import decoders as token_decoders
 from tokenizers import models, pre_tokenizers, processors, trainers
 
-from data.examples import Example
+from data.rows.examples import Example
 from engine import weights
-from engine.llama import Llama, LlamaConfig
+from engine.model.llama import Llama, LlamaConfig
 
 ROOT = Path(__file__).resolve().parents[1]
 LLAMA3_SPLIT = (

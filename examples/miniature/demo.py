@@ -16,8 +16,6 @@ from pathlib import Path
 import numpy as np
 import plotext
 
-from data import cli
-from data.errors import RunError
 from engine import train
 from engine.config import TrainConfig
 from eval import contrast_run, report, trajectories
@@ -26,6 +24,7 @@ from examples.miniature.score import MAX_ANSWER_TOKENS, Score, measure, write_sc
 from revise import recipe
 from revise import show as pages
 from revise.recipes import ClairConfig, clair_recipe
+from system import RunError, cli
 
 TRAINING = {"batch_size": 16, "epochs": 2, "optimizer": "adamw", "lr": 1e-3, "warmup_steps": 10, "beta": 0.5}
 OBJECTIVES = ("apo_zero", "dpo")

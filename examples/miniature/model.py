@@ -16,12 +16,12 @@ import torch
 from tokenizers import decoders, pre_tokenizers, processors, trainers
 from tokenizers.models import BPE
 
-from data import cli, files
-from data.chat import LLAMA3_TEMPLATE, LLAMA3_TOKENS
+from data.text import LLAMA3_TEMPLATE, LLAMA3_TOKENS
 from engine import train, weights
 from engine.config import TrainConfig
-from engine.llama import Llama, LlamaConfig
+from engine.model import Llama, LlamaConfig
 from examples.miniature import world
+from system import cli, files
 
 VOCABULARY = 512
 CONTROL = ("<|begin_of_text|>", "<|end_of_text|>", *LLAMA3_TOKENS)

@@ -24,13 +24,13 @@ from typing import Any
 
 import numpy as np
 
-from data import InputError, cli
 from eval import report, scores
 from eval.runs import Run
 from eval.tables import Table, number
 from examples import findings, grid
 from examples.grid import Cell
 from examples.miniature import model, rounds, sets, world
+from system import InputError, cli
 
 OBJECTIVES = ("dpo", "kto_pair", "sft", "apo_zero", "apo_down")
 RATES = {"dpo": 3e-5, "kto_pair": 1e-4, "sft": 3e-4, "apo_zero": 1e-4, "apo_down": 1e-5}

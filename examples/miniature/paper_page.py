@@ -7,9 +7,9 @@ import argparse
 from collections.abc import Sequence
 from pathlib import Path
 
-from data import InputError, cli, files
 from eval.runs import deltas, headlines, heldout, read_runs
 from examples.miniature import paper, sets
+from system import InputError, cli, files
 
 DOCS = Path(__file__).resolve().parents[2] / "docs"
 HEAD = f"""# The paper in miniature

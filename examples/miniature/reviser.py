@@ -13,12 +13,11 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 
-from data import cli
-from data.errors import InputError
 from examples.miniature import world
 from examples.requests import parts
 from revise.clair import STRENGTHS
 from revise.loopback import Reply, Seen, serve
+from system import InputError, cli
 
 FORMLESS = 0.02  # share of answers without markers
 BUSY, BROKEN = (40, 41, 42, 300), (120,)  # the numbers of requests that are answered 429 and 500

@@ -7,13 +7,13 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from data import files
 from engine import train
 from engine.config import TrainConfig
 from eval import plots
 from eval.tables import Table, number
 from examples.miniature import model, sets
 from examples.miniature.score import Score, measure
+from system import files
 
 N_ROUNDS = 3
 N_PROMPTS = 340  # of each round, new ones; in three rounds all that there are, those of the search for rates too

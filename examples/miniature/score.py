@@ -11,14 +11,12 @@ from pathlib import Path
 
 import tyro
 
-from data import InputError, cli
-from data.chat import Chat, stop_ids
-from data.records import Message
-from data.tokenizer import Tokenizer
+from data.text import Chat, Message, Tokenizer, stop_ids
 from engine import weights
 from engine.generate import Sampling, generate
 from eval import advise, checkpoints, scores
 from examples.miniature import model, world
+from system import InputError, cli
 
 EXAMPLE = "python -m examples.miniature.score runs/paper/seed-0/clair/apo_zero"
 BENCHMARK = "field guide"

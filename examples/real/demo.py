@@ -19,9 +19,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from data import cli, files
-from data.errors import RunError
-from data.examples import Example
+from data.rows import Example
 from engine import train
 from engine.config import TrainConfig
 from eval import contrast_run, report, scores
@@ -29,6 +27,7 @@ from examples.real import checkpoint, measure, page, reviser, task
 from revise import recipe
 from revise import show as pages
 from revise.recipes import ClairConfig, JudgeConfig, Positions, clair_recipe, judge_recipe
+from system import RunError, cli, files
 
 TRAINING: dict[str, Any] = {
     "batch_size": 16, "epochs": 2, "lr": 1e-5, "beta": 0.1, "eval_pairs": 32, "save_dtype": "auto",

@@ -13,13 +13,14 @@ from pathlib import Path
 
 import tyro
 
-from data import InputError, cli, files, load_preferences
+from data import load_preferences
 from eval import report
 from eval.runs import read_runs
 from eval.tables import Table, to_markdown
 from examples import grid
 from examples.findings import Trajectory, of_trajectories, trajectory
 from examples.real import checkpoint
+from system import InputError, cli, files
 
 OBJECTIVES = ("dpo", "apo_zero", "apo_down", "kto_pair", "sft")
 EXAMPLE = "python -m examples.real.figure4 pairs.jsonl --out runs/real/figure4"

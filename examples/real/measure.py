@@ -11,9 +11,8 @@ from typing import NamedTuple
 
 import numpy as np
 
-from data.examples import Example
-from data.json_rows import load_rows
-from data.records import Message, PromptRow
+from data.rows import Example, PromptRow, load_rows
+from data.text import Message
 from engine.generate import Answerer, Sampling, draw
 from engine.score import score_under
 from eval import advise

@@ -9,10 +9,10 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from data import files
 from eval.tables import Table, to_markdown
 from examples.real.measure import MAX_ANSWER_TOKENS, Score, Share
 from examples.real.task import KINDS, Task
+from system import files
 
 N_EXAMPLES = 6  # answers that are shown, drawn by a fixed seed
 

@@ -13,11 +13,11 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from data import InputError, cli, files
-from data.json_rows import load_rows
+from data.rows import load_rows
 from eval import checkpoints
 from eval.tables import to_markdown
 from examples.real import rounding
+from system import InputError, cli, files
 
 DOCS = Path(__file__).resolve().parents[2] / "docs"
 TITLE = """# Results on a real model

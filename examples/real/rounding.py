@@ -24,18 +24,15 @@ import torch
 import tyro
 from torch import Tensor
 
-from data import InputError, cli, files
-from data.dataset import digest, hold_out, open_model, read_examples
-from data.examples import Example, Limits
-from data.json_rows import load_rows
-from data.sources import Reading
+from data.rows import Example, Limits, Reading, digest, hold_out, load_rows, open_model, read_examples
 from engine import convert, train
 from engine.config import TrainConfig
-from engine.rounding import Cast
 from engine.score import score_under, vocabulary_of
+from engine.weights import Cast
 from eval.tables import Table, number
 from examples.real import checkpoint, demo, task
 from examples.real import measure as measuring
+from system import InputError, cli, files
 
 EXAMPLE = "python -m examples.real.rounding runs/real/run-.../clair.jsonl --out runs/real/rounding"
 RATES = (2e-7, 1e-6, 1e-5)

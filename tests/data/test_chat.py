@@ -5,10 +5,10 @@ import json
 import pytest
 from transformers import AutoTokenizer
 
-from data import InputError
-from data.chat import LLAMA3_TEMPLATE, Chat, Run, stop_ids
-from data.records import Message
-from data.tokenizer import Tokenizer
+from data.text import Message
+from data.text.chat import LLAMA3_TEMPLATE, Chat, Run, stop_ids
+from data.text.tokenizer import Tokenizer
+from system import InputError
 from tests import tiny
 
 TEXTS = [

@@ -6,10 +6,10 @@ import sys
 
 import pytest
 
-from data import InputError
-from data.chat import Chat
-from data.dataset import RowSettings, digest, find_cut, open_model, read_examples
-from data.tokenizer import Tokenizer
+from data.rows.dataset import RowSettings, digest, find_cut, open_model, read_examples
+from data.text.chat import Chat
+from data.text.tokenizer import Tokenizer
+from system import InputError
 from tests import tiny
 
 SETTINGS = RowSettings()
@@ -76,9 +76,9 @@ def test_faults_of_all_kinds_are_listed_in_the_files_order(tmp_path):
 
 MEMORY = """
 import resource, sys
-from data.chat import Chat
-from data.dataset import RowSettings, read_examples
-from data.tokenizer import Tokenizer
+from data.text.chat import Chat
+from data.rows.dataset import RowSettings, read_examples
+from data.text.tokenizer import Tokenizer
 from pathlib import Path
 chat, settings = Chat(Tokenizer(Path(sys.argv[1]))), RowSettings()
 before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss

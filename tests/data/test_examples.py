@@ -5,12 +5,13 @@ import json
 import numpy as np
 import pytest
 
-from data import InputError
-from data.chat import Chat
-from data.dataset import Rows
-from data.examples import CHUNK, Example, Limits, encode, in_form
-from data.records import Message, Ratings, Record
-from data.tokenizer import Tokenizer
+from data.rows.dataset import Rows
+from data.rows.examples import CHUNK, Example, Limits, encode, in_form
+from data.rows.records import Ratings, Record
+from data.text import Message
+from data.text.chat import Chat
+from data.text.tokenizer import Tokenizer
+from system import InputError
 from tests import tiny
 
 LONG = "one two three four five six seven eight nine ten"

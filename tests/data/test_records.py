@@ -5,10 +5,12 @@ import os
 
 import pytest
 
-from data import InputError, load_preferences
-from data.json_rows import MAX_DEPTH
-from data.records import Message, Ratings, Record, read_prompts, read_records
-from data.sources import Reading
+from data import load_preferences
+from data.rows.json_rows import MAX_DEPTH
+from data.rows.records import Ratings, Record, read_prompts, read_records
+from data.rows.sources import Reading
+from data.text import Message
+from system import InputError
 from tests import tiny
 
 USER, ANSWER, OTHER = ({"role": r, "content": c} for r, c in [("user", "q"), ("assistant", "a"), ("assistant", "b")])

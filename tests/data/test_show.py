@@ -7,11 +7,12 @@ import sys
 
 import pytest
 
-from data.chat import Chat
-from data.examples import Limits, encode
-from data.records import Message, Ratings, Record
+from data.rows.examples import Limits, encode
+from data.rows.records import Ratings, Record
 from data.show import BAR, show, visible
-from data.tokenizer import Tokenizer
+from data.text import Message
+from data.text.chat import Chat
+from data.text.tokenizer import Tokenizer
 from tests import tiny
 
 LONG = "one two three four five six seven eight nine ten"

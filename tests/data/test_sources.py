@@ -9,8 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from data import InputError
-from data.sources import Reading, files_of, parse_columns, rows_of
+from data.rows.sources import Reading, files_of, parse_columns, rows_of
+from system import InputError
 from tests import tiny
 
 parquet = pytest.importorskip("pyarrow.parquet")
@@ -303,7 +303,7 @@ def test_flipped_bits_of_a_parquet_file_never_crash(tmp_path):
 
 MEMORY = """
 import resource, sys
-from data.sources import Reading, rows_of
+from data.rows.sources import Reading, rows_of
 before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
 n = sum(1 for _ in rows_of(sys.argv[1], Reading(max_row_mb=64)))
 print(n, (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) // 1024)

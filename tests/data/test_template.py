@@ -5,8 +5,8 @@ from pathlib import Path
 
 import pytest
 
-from data import InputError
-from data.template import CPU_SECONDS, Template
+from data.text.template import CPU_SECONDS, Template
+from system import InputError
 
 HEAD = "{% for m in messages %}{{ m.role }}: {{ m.content }}\n{% endfor %}"
 GENTLE = HEAD + "{% if add_generation_prompt %}assistant:{% endif %}"

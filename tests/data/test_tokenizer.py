@@ -13,10 +13,10 @@ import tokenizers
 from tokenizers import decoders, models, normalizers, pre_tokenizers, processors, trainers
 from transformers import AutoTokenizer
 
-from data import InputError
-from data.chat import Chat, Run
-from data.records import Message
-from data.tokenizer import Tokenizer
+from data.text import Message
+from data.text.chat import Chat, Run
+from data.text.tokenizer import Tokenizer
+from system import InputError
 from tests import texts, tiny
 
 WORDS = ["Hello there, how are you? I am fine.", "user assistant [INST] question [/INST] answer <|im_start|> <tool>"]

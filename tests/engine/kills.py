@@ -4,9 +4,9 @@ gone on with to a run that was never disturbed.
     python -m tests.engine.kills FOLDER JOB...      a line of JSON per job: what was injected, and how it ended
 
 A process that has torch imported and has done nothing with it yet forks in milliseconds; importing takes seconds.
-JOB is FAULT as data/faults.py reads it, a number of ranks before it ("2/any:17:KILL:1"), "after:0.12" for a kill after
-that many seconds, "strace:fsync:3" for a kill by strace at the third such call, whoever makes it, or "power" for a loss
-of power after every operation.
+JOB is FAULT as system/faults.py reads it, a number of ranks before it ("2/any:17:KILL:1"), "after:0.12" for a kill
+after that many seconds, "strace:fsync:3" for a kill by strace at the third such call, whoever makes it, or "power"
+for a loss of power after every operation.
 """
 
 import hashlib
@@ -22,11 +22,12 @@ import time
 import traceback
 from pathlib import Path
 
-from data import faults
-from data.files import numbered
-from engine import checkpoint, train
+from engine import train
 from engine.config import TrainConfig
-from engine.resume import Place
+from engine.run import states as checkpoint
+from engine.run.folder import Place
+from system import faults
+from system.files import numbered
 
 TIMES = ("perf/step_seconds", "perf/pairs_per_second", "perf/tokens_per_second")
 SETTINGS = {"lr": 1e-4, "batch_size": 8, "epochs": 2, "state_every": 2, "keep_state": 1, "loss": "apo_zero"}

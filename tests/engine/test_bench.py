@@ -7,10 +7,10 @@ import sys
 import pytest
 
 from data.forest import Layout, pack
-from engine import measure
-from engine.flops import forward_flops
-from engine.llama import LlamaConfig
-from engine.shapes import SHAPES
+from engine.bench import measure
+from engine.model.llama import LlamaConfig
+from engine.model.shapes import SHAPES
+from engine.planning.flops import forward_flops
 from tests import tiny
 
 

@@ -15,9 +15,9 @@ from pathlib import Path
 
 import pytest
 
-from data import InputError
 from engine.config import TrainConfig
 from engine.train import run
+from system import InputError
 from tests import tiny
 from tests.engine.kills import SETTINGS, outcome
 from tests.engine.test_train import id_rows
@@ -179,7 +179,7 @@ def test_the_rank_that_was_lost_is_named_once_and_none_is_left(folder, fault, sa
         survivor = 0 if fault.endswith("1") else 1
         assert "engine/train.py" in (folder / f"run/rank-{survivor}.traceback.txt").read_text()
     if "SLEEP" in fault:  # the lost one's own stack
-        assert "data/faults.py" in (folder / "run/rank-1.traceback.txt").read_text()
+        assert "system/faults.py" in (folder / "run/rank-1.traceback.txt").read_text()
 
 
 def _command_lines():

@@ -15,12 +15,12 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM
 
-from data.errors import InputError
 from engine import weights
-from engine.decoding import Answer, Running, Slots
 from engine.generate import Answerer, Partial, Sampling, generate, main
-from engine.sampling import choose, noise_size
+from engine.sampling.decoding import Answer, Running, Slots
+from engine.sampling.sampling import choose, noise_size
 from revise.loopback import Reply, serve
+from system.errors import InputError
 from tests import tiny
 
 
@@ -177,7 +177,7 @@ def test_a_text_ends_an_answer_though_it_spreads_over_tokens(tmp_path):
 
 
 def tiny_message(text):
-    from data.records import Message
+    from data.text import Message
 
     return Message("user", text)
 

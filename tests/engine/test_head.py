@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from engine.head import Head
+from engine.model.head import Head
 
 
 def both(chunk_rows, dtype=torch.float64, rows=23, hidden=12, vocabulary=50):

@@ -15,8 +15,9 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from data import InputError
-from engine import safetensors_header, weights
+from engine import weights
+from engine.weights import safetensors_header
+from system import InputError
 from tests import tiny
 
 NORM = "model.norm.weight"

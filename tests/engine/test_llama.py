@@ -5,10 +5,11 @@ import torch
 from transformers import LlamaConfig as PeerConfig
 from transformers import LlamaForCausalLM
 
-from data import InputError
-from engine import attention, weights
-from engine.head import wide_logits
-from engine.llama import Llama, LlamaConfig
+from engine import weights
+from engine.model import attention
+from engine.model.head import wide_logits
+from engine.model.llama import Llama, LlamaConfig
+from system import InputError
 from tests import tiny
 
 

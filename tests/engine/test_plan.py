@@ -10,14 +10,16 @@ import numpy as np
 import pytest
 import torch
 
-from data import InputError
 from data.forest import Layout, pack
-from engine import attention, cost, memory, plan, train
+from engine import plan, train
 from engine.config import TrainConfig
-from engine.cost import Load
-from engine.llama import Llama, LlamaConfig
-from engine.memory import Setting
-from engine.shapes import raw_config
+from engine.model import attention
+from engine.model.llama import Llama, LlamaConfig
+from engine.model.shapes import raw_config
+from engine.planning import cost, memory
+from engine.planning.cost import Load
+from engine.planning.memory import Setting
+from system import InputError
 from tests import tiny
 from tests.engine.test_train import id_rows
 
@@ -74,7 +76,7 @@ def test_the_load_of_kto_has_the_sequences_that_its_steps_have(tmp_path, changes
     """Every example carries another one's response, and the reference walks in every epoch."""
     model = tiny.write_model(tmp_path / "model", vocab_size=101)
     rows = tiny.write_rows(tmp_path / "rows.jsonl", id_rows(60))
-    job = train.Job(TrainConfig(model=str(model), data=(str(rows),), loss="kto", out=str(tmp_path / "run"), **changes))
+    job = TrainingInputs(TrainConfig(model=str(model), data=(str(rows),), loss="kto", out=str(tmp_path / "run"), **changes))
     forests = [pack(job.steps.step(n).examples) for n in range(1, job.steps.per_epoch + 1)]
     assert job.load.tokens == pytest.approx(sum(f.n_tokens for f in forests) / job.load.n, rel=0.03)
     assert job.load.rows == pytest.approx(sum(len(f.rows) for f in forests) / job.load.n, rel=0.03)
@@ -230,7 +232,7 @@ def test_the_expected_peak_is_within_a_tenth_of_the_measured_one(tmp_path, chang
                 "epochs": 1, "batch_size": 3, "state_every": 0}  # fmt: skip
     job = {"config": settings | changes, "kernels": False, "threads": 2, "result": str(tmp_path / "result.json")}
     (tmp_path / "job.json").write_text(json.dumps(job))
-    code = "from engine.measure import main; main()"
+    code = "from engine.bench.measure import main; main()"
     subprocess.run(
         [sys.executable, "-c", code, str(tmp_path / "job.json")], check=True, env=os.environ | {"OMP_NUM_THREADS": "2"}
     )

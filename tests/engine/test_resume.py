@@ -15,12 +15,14 @@ from pathlib import Path
 import pytest
 import torch
 
-from data import InputError, RunError
-from data.errors import Stopped
-from engine import checkpoint, stop, train
+from engine import train
 from engine.config import TrainConfig
-from engine.parallel import Ranks
+from engine.distributed import stop
+from engine.distributed.ranks import Ranks
+from engine.run import states as checkpoint
 from losses import registry
+from system import InputError, RunError
+from system.errors import Stopped
 from tests import tiny
 from tests.engine.kills import outcome
 from tests.engine.test_train import id_rows, lines
@@ -135,7 +137,7 @@ def test_how_masters_lie_and_what_computes_is_the_states_to_say(go, monkeypatch)
     go("run", loss="dpo", resume=True, stop_after=5)
     monkeypatch.setenv("WORLD_SIZE", "2")
     with pytest.raises(InputError, match="its state has split masters, which are for one process"):
-        train.Job(TrainConfig(model=str(go.model), data=(str(go.rows),), out=str(go.tmp / "run"), resume=True)
+        TrainingInputs(TrainConfig(model=str(go.model), data=(str(go.rows),), out=str(go.tmp / "run"), resume=True)
                   ).splits_masters()  # fmt: skip
     monkeypatch.delenv("WORLD_SIZE")
     for changes in ({"master": "whole"}, {"dtype": "float32"}):
@@ -293,11 +295,12 @@ def test_states_of_hosts_that_share_no_disk_are_refused_before_the_first_step(go
 UNSHARED = """
 import json, os, signal, sys
 from pathlib import Path
-from data import InputError
-from data.errors import Stopped
-from engine import parallel, train
+from system import InputError
+from system.errors import Stopped
+from engine import train
+from engine.distributed import ranks as parallel
 from engine.config import TrainConfig
-from engine.parallel import Ranks
+from engine.distributed.ranks import Ranks
 folder, rank = Path(sys.argv[1]), int(os.environ["RANK"])
 parallel.LOOK, ranks, plain = 0.2, Ranks(), train.training_metrics
 own, common = folder / f"host-{rank}", folder / "common"
@@ -518,7 +521,7 @@ def test_of_two_runs_that_start_together_one_goes_on(go):
     script = go.tmp / "two.py"
     script.write_text(
         "import os, sys, time\n"
-        "from data import InputError\nfrom engine import train\nfrom engine.config import TrainConfig\n"
+        "from system import InputError\nfrom engine import train\nfrom engine.config import TrainConfig\n"
         "for n in range(20):\n"
         "    pids = []\n"
         "    for late in (0, n * 0.01):\n"

@@ -7,10 +7,11 @@ import sys
 import pytest
 import torch
 
-from data import InputError
-from engine import convert, generate, score, split, train, weights
+from engine import convert, generate, score, train, weights
 from engine.config import TrainConfig
-from engine.rounding import Cast
+from engine.optim import split_master as split
+from engine.weights.rounding import Cast
+from system import InputError
 from tests import tiny
 from tests.engine.test_train import id_rows, lines
 

@@ -13,8 +13,8 @@ import json, sys, threading, time
 from pathlib import Path
 import torch
 from engine import weights
-from engine.parallel import Ranks
-from engine.walk import Walk
+from engine.distributed.ranks import Ranks
+from engine.model.fused_forward import Walk
 
 def held():
     lines = dict(line.split(":", 1) for line in open("/proc/self/status"))

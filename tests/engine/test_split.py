@@ -5,10 +5,11 @@ import json
 import pytest
 import torch
 
-from data import RunError
-from engine import split, weights
-from engine.split import Masters, SplitRMSprop
+from engine import weights
+from engine.optim import split_master as split
+from engine.optim.split_master import Masters, SplitRMSprop
 from engine.train import TrainConfig, run
+from system import RunError
 from tests import tiny
 from tests.engine.test_train import id_rows
 

@@ -16,10 +16,11 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 import losses
-from data import InputError, RunError
-from engine import attention, head, score, train, weights
-from engine.config import Technique, TrainConfig
+from engine import score, train, weights
+from engine.config.train_config import Technique, TrainConfig
+from engine.model import attention, head
 from losses import registry
+from system import InputError, RunError
 from tests import tiny
 
 REAL = Path(__file__).parents[3] / "shared/data/alpaca_pairs.jsonl"
@@ -250,7 +251,7 @@ import sys, time
 from pathlib import Path
 from types import SimpleNamespace
 import torch
-from engine.reference import Cache
+from engine.step.reference import Cache
 folder = Path(sys.argv[1])
 table = SimpleNamespace(values=torch.full((9, 2), float(sys.argv[2]), dtype=torch.float64))
 for i in range(150):

@@ -2,9 +2,8 @@
 
 import pytest
 
-from data import InputError, cli
-from engine import trl_names
-from engine.config import TrainConfig
+from engine.config import TrainConfig, trl_names
+from system import InputError, cli
 
 TRL = """
 model_name_or_path: m

@@ -13,8 +13,8 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from data import InputError
 from engine import weights
+from system import InputError
 from tests import tiny
 
 TEXTS = ["A small text to learn some merges from.", "Another one, with numbers 123 and newlines.\n\n"] * 20

@@ -8,11 +8,11 @@ import sys
 import numpy as np
 import pytest
 
-from data.errors import InputError
-from data.examples import Example
-from data.records import Ratings
+from data.rows.examples import Example
+from data.rows.records import Ratings
 from eval import advise
 from revise.loopback import Reply, serve
+from system.errors import InputError
 from tests import tiny
 
 

@@ -6,9 +6,9 @@ import statistics
 import numpy as np
 import pytest
 
-from data.errors import InputError
 from eval import alpacaeval
 from eval.alpacaeval import Rows, fit, is_switched, length_controlled, messages, preference, win_rate
+from system.errors import InputError
 
 TEMPLATE = """<|im_start|>system
 Be fair.

@@ -9,9 +9,9 @@ import sys
 
 import pytest
 
-from data.errors import InputError, RunError
 from eval import alpacaeval, alpacaeval_run
 from revise.loopback import Reply, serve
+from system.errors import InputError, RunError
 from tests import tiny
 from tests.eval.test_alpacaeval import TEMPLATE
 from tests.revise.commands import read_rows, run

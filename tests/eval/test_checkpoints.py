@@ -5,8 +5,8 @@ import threading
 
 import pytest
 
-from data.errors import InputError
 from eval import checkpoints
+from system.errors import InputError
 
 
 def run_folder(path, n, *, epochs=3, model="nowhere", more=""):

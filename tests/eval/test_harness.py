@@ -9,9 +9,9 @@ import sys
 import numpy as np
 import pytest
 
-from data.dataset import open_model
-from data.examples import Example
-from data.records import Message
+from data.rows.dataset import open_model
+from data.rows.examples import Example
+from data.text import Message
 from engine.config import TrainConfig
 from engine.score import score_under
 from engine.train import run as train

@@ -4,9 +4,9 @@ import os
 
 import pytest
 
-from data.errors import InputError
 from eval import mixeval
 from eval.mixeval import aggregate, format_prompt, judge_messages, parse_option, parse_score, read_wording
+from system.errors import InputError
 
 EVALUATION = """
 MULTI_CHOICE_PROMPT = "Say a letter."

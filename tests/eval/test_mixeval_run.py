@@ -13,10 +13,10 @@ import threading
 import numpy as np
 import pytest
 
-from data import cli
-from data.errors import InputError, RunError
 from eval import checkpoints, mixeval_run
 from revise.loopback import Reply, serve
+from system import cli
+from system.errors import InputError, RunError
 from tests import tiny
 from tests.eval.test_mixeval import checkout
 from tests.revise.commands import read_rows, run, start

@@ -2,8 +2,8 @@
 
 import pytest
 
-from data.errors import InputError
 from eval import scores
+from system.errors import InputError
 
 
 def line(checkpoint="epoch-01", value=0.5, **more):

@@ -8,14 +8,14 @@ import numpy as np
 import pytest
 import torch
 
-from data.dataset import RowSettings, open_model, read_examples
-from data.errors import InputError
+from data.rows.dataset import RowSettings, open_model, read_examples
 from engine.config import TrainConfig
+from engine.inputs import Job
 from engine.score import score_under
-from engine.train import Job
 from engine.train import run as train
 from eval import trajectories
 from eval.trajectories import TrajectoriesConfig
+from system.errors import InputError
 from tests import tiny
 from tests.revise.commands import read_rows
 
@@ -70,8 +70,8 @@ def test_held_out_pairs_are_scored_at_every_checkpoint(made, tmp_path):
 def test_the_distance_is_an_estimate_of_the_divergence(made):
     """Of two distributions over one token, next to the sum over the vocabulary."""
     from engine import weights
-    from engine.decoding import generate
-    from engine.sampling import Sampling
+    from engine.sampling.decoding import generate
+    from engine.sampling.sampling import Sampling
 
     prompt, models = [5, 6, 7], [weights.load(made / name).eval() for name in ("run/epoch-02", "base")]
     with torch.no_grad():
@@ -89,7 +89,7 @@ def test_the_distance_is_an_estimate_of_the_divergence(made):
 
 
 def generate_logits(model, prompt):
-    from engine.decoding import Answer, Running, Slots
+    from engine.sampling.decoding import Answer, Running, Slots
 
     slots = Slots(model, 1, len(prompt))
     slots.add(Running(Answer(0, 0), prompt, np.random.default_rng(0)))

@@ -8,11 +8,11 @@ import pytest
 import yaml
 
 import losses
-from data import InputError
-from data.errors import RunError
-from engine.objective import Objective
+from engine.step.objective import Objective
 from examples import grid
 from examples.grid import Cell, GridConfig
+from system import InputError
+from system.errors import RunError
 from tests import tiny
 
 SCORER = """

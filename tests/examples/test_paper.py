@@ -6,13 +6,13 @@ from pathlib import Path
 
 import pytest
 
-from data import InputError
 from eval.runs import Run
 from examples import findings
 from examples.grid import Cell
 from examples.miniature import model, paper, rounds, tune
 from examples.miniature.rounds import Round
 from examples.miniature.score import ScoreConfig
+from system import InputError
 
 ROOT = Path(__file__).resolve().parents[2]
 LOSSES = ("apo_zero", "apo_down", "dpo")

@@ -8,15 +8,15 @@ import numpy as np
 import pytest
 import torch
 
-from data import InputError
-from data.chat import Chat
-from data.dataset import RowSettings, read_examples
-from data.records import Message
-from data.tokenizer import Tokenizer
+from data.rows.dataset import RowSettings, read_examples
+from data.text import Message
+from data.text.chat import Chat
+from data.text.tokenizer import Tokenizer
 from engine import weights
 from engine.generate import Answerer, Sampling
 from engine.score import score_under
 from examples.real import task
+from system import InputError
 from tests import tiny
 from tests.texts import kinds
 

@@ -6,10 +6,10 @@ import numpy as np
 import pytest
 
 from data.contrast import contrast
-from data.errors import InputError
 from examples.miniature import reviser, world
 from revise import clair, recipe
 from revise.recipes import ClairConfig, clair_recipe
+from system.errors import InputError
 from tests.revise.commands import read_rows
 
 

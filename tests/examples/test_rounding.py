@@ -5,9 +5,9 @@ import json
 import pytest
 import torch
 
-from data import InputError
 from engine import weights
 from examples.real import results_page, rounding
+from system import InputError
 from tests import tiny
 from tests.engine.test_train import id_rows
 

@@ -24,10 +24,10 @@ from typing import Any, NamedTuple
 
 import torch
 
-from data import InputError, cli, files
-from engine.bench import device_name
-from engine.cost import DATASHEET
+from engine.bench.bench import device_name
+from engine.planning.cost import DATASHEET
 from examples.miniature import model, score
+from system import InputError, cli, files
 
 ROOT = Path(__file__).resolve().parents[2]
 PAPER_PAIRS = 29_000 * 18

@@ -7,14 +7,17 @@ import torch
 from torch._dynamo.utils import counters
 
 from data.forest import pack
-from engine import attention, head, optim, score, split, weights
+from engine import score, weights
 from engine.config import TrainConfig
-from engine.fused import FusedRMSprop
-from engine.head import Head
-from engine.parallel import Ranks
-from engine.split import Masters, SplitRMSprop
+from engine.distributed.ranks import Ranks
+from engine.model import attention, head
+from engine.model.fused_forward import Walk
+from engine.model.head import Head
+from engine.optim import optimizers as optim
+from engine.optim import split_master as split
+from engine.optim.fused_rmsprop import FusedRMSprop
+from engine.optim.split_master import Masters, SplitRMSprop
 from engine.train import run
-from engine.walk import Walk
 from tests import tiny
 from tests.engine.test_train import id_rows
 
@@ -144,7 +147,7 @@ def test_the_whole_kernel_clipped_is_torchs_rmsprop_bit_for_bit(max_norm):
 
 
 def test_the_split_kernel_rounds_as_the_cpu_does():
-    from engine.rmsprop_kernels import update_split  # Triton comes with torch for CUDA
+    from engine.optim.rmsprop_kernels import update_split  # Triton comes with torch for CUDA
 
     generator = torch.Generator("cuda").manual_seed(0)
     high, low = split.split(0.02 * torch.randn(10_000, device="cuda", generator=generator))

@@ -8,10 +8,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from data.errors import InputError
-from data.records import Message
+from data.text import Message
 from revise import clair
 from revise.templates import parse_template, read_template, task_of
+from system.errors import InputError
 
 REAL = Path(__file__).parents[2].parent / "shared/data/clair_responses.jsonl"
 BOTH = "The student is wrong.", "The heron."

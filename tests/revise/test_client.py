@@ -17,10 +17,10 @@ import time
 
 import pytest
 
-from data.errors import InputError, RunError, Stopped
 from revise import asking, ending, endpoints
 from revise.client import ClientConfig, Request, Store, answer_all, endpoints_of, open_store
 from revise.loopback import Reply, serve
+from system.errors import InputError, RunError, Stopped
 from tests.revise.asks import ask, questions
 
 HELLO = Reply.chat("hello")

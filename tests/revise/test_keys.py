@@ -5,8 +5,8 @@ import urllib.parse
 
 import pytest
 
-from data.errors import InputError
 from revise import keys
+from system.errors import InputError
 
 KEY = "sk-Zq7/w+Xv9Kf3=Lm5"
 

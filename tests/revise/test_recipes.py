@@ -5,7 +5,7 @@ import re
 
 import pytest
 
-from data.records import load_preferences
+from data.rows.records import load_preferences
 from engine import train
 from engine.config import TrainConfig
 from revise.loopback import Reply, serve

@@ -6,7 +6,7 @@ import sys
 
 import pytest
 
-from data.records import load_preferences
+from data.rows.records import load_preferences
 from revise.loopback import Reply, serve
 from tests.revise.commands import read_rows, run, write_rows
 

@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from data.errors import InputError, RunError
 from revise.store import MIGRATIONS, Row, open_store
+from system.errors import InputError, RunError
 
 ROOT = Path(__file__).parents[2]
 

@@ -1,0 +1,45 @@
+"""Rows in, examples out: sources (files, folders, hub ids), rows of JSON, CSV and parquet, records, token ids."""
+
+from data.rows.dataset import RowSettings, digest, find_cut, hold_out, open_model, read_examples
+from data.rows.examples import Cut, Example, Limits, encode, in_form
+from data.rows.hub import find_model
+from data.rows.json_rows import load_rows, parse_row, read_lines
+from data.rows.records import (
+    PromptRow,
+    Record,
+    Tie,
+    load_preferences,
+    parse_record,
+    prompts_of,
+    read_prompts,
+    read_records,
+)
+from data.rows.sources import Reading, rows_of
+
+__all__ = [
+    "Cut",
+    "Example",
+    "Limits",
+    "PromptRow",
+    "Reading",
+    "Record",
+    "RowSettings",
+    "Tie",
+    "digest",
+    "encode",
+    "find_cut",
+    "find_model",
+    "hold_out",
+    "in_form",
+    "load_preferences",
+    "load_rows",
+    "open_model",
+    "parse_record",
+    "parse_row",
+    "prompts_of",
+    "read_examples",
+    "read_lines",
+    "read_prompts",
+    "read_records",
+    "rows_of",
+]

@@ -1,0 +1,224 @@
+"""Records as token ids: templates applied, cut to the limits, in the form that an objective takes.
+
+records -> encode -> examples (one trunk and its branches each) -> in_form("pairs" | "unpaired" | "single")
+"""
+
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Literal, NamedTuple
+
+import numpy as np
+
+from data.rows.records import NO_RATINGS, Ratings, Record
+from data.text import Chat, Message, Run
+from system import InputError
+
+CHUNK = 512  # records whose texts are encoded together: the tokenizer works on all cores, and memory stays flat
+CHUNK_LETTERS = 2**21  # a chunk ends there too: an encoder takes some 70 times the memory of a text
+
+
+class Example(NamedTuple):
+    """A small tree of token ids: the prompt is its trunk, each response a branch."""
+
+    place: str
+    """"FILE:LINE" of its row."""
+    prompt: np.ndarray
+    """[P] int32, at least one id."""
+    responses: tuple[np.ndarray, ...]
+    """Each [n] int32, at least one id; the last one of a response that was not cut is the end-of-turn token."""
+    label: bool | None = None
+    ratings: Ratings = NO_RATINGS
+    """What the row says of its responses in numbers."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Limits:
+    """How much of a row is used."""
+
+    prompt_tokens: int = 512
+    response_tokens: int = 512
+    keep_prompt: Literal["end", "start"] = "end"
+    """Which part of a prompt that is too long stays; BOS and the template's headers always do."""
+
+
+class Cut(NamedTuple):
+    """An example, and what it was cut from."""
+
+    example: Example
+    whole_prompt: list[int]
+    """The prompt's ids before the cut."""
+    kept: list[bool]
+    """For each of them whether it is in the example."""
+    whole_responses: tuple[list[int], ...]
+
+    @property
+    def is_prompt_cut(self) -> bool:
+        """Whether the prompt lost tokens."""
+        return not all(self.kept)
+
+    @property
+    def n_cut_responses(self) -> int:
+        """How many of the responses lost their end."""
+        return sum(len(w) > len(r) for w, r in zip(self.whole_responses, self.example.responses, strict=True))
+
+
+def encode(
+    records: Iterable[Record | InputError], chat: Chat | None, limits: Limits, *, n_ids: int
+) -> Iterator[Cut | InputError]:
+    """Examples of records, in their order, a chunk at a time; what is already a fault passes through.
+
+    Rows of token ids are taken as they are, and cut like text. n_ids: size of the model's vocabulary; ids outside it
+    are row faults. chat None: the model folder has no tokenizer, and rows of text are faults. Raises nothing for a
+    row: what is wrong with it comes in its place.
+    """
+    for chunk in _chunks(records):
+        trees = _pieces_of([r for r in chunk if isinstance(r, Record)], chat)
+        for record in chunk:
+            if isinstance(record, InputError):
+                yield record
+                continue
+            try:
+                yield _cut(record, next(trees), limits, n_ids)
+            except InputError as fault:
+                yield InputError(f"{record.place}: {fault}")
+
+
+def _chunks(records: Iterable[Record | InputError]) -> Iterator[list[Record | InputError]]:
+    chunk: list[Record | InputError] = []
+    letters = 0
+    for record in records:
+        chunk.append(record)
+        letters += _letters(record) if isinstance(record, Record) else 0
+        if len(chunk) == CHUNK or letters >= CHUNK_LETTERS:
+            yield chunk
+            chunk, letters = [], 0
+    if chunk:
+        yield chunk
+
+
+def _letters(record: Record) -> int:
+    prompt = sum(len(m.content) for m in record.prompt if isinstance(m, Message))
+    return prompt + sum(map(len, record.responses))
+
+
+def _cut(record: Record, trees: "list[tuple[list[int], _Content]] | InputError", limits: Limits, n_ids: int) -> Cut:
+    if isinstance(trees, InputError):
+        raise trees
+    (prompt, content), *responses = trees
+    kept = _kept_of_prompt(prompt, content, limits)
+    ids = [
+        [i for i, stays in zip(prompt, kept, strict=True) if stays],
+        *(r[: limits.response_tokens] for r, _ in responses),
+    ]
+    if (top := max(max(i) for i in ids)) >= n_ids:
+        raise InputError(f"token id {top} is outside the model's vocabulary of {n_ids}")
+    trunk, *branches = (np.asarray(i, dtype=np.int32) for i in ids)
+    example = Example(record.place, trunk, tuple(branches), record.label, record.ratings)
+    return Cut(example, prompt, kept, tuple(r for r, _ in responses))
+
+
+def in_form(examples: Sequence[Example], form: str, *, side: Literal["chosen", "rejected"] = "chosen") -> list[Example]:
+    """The examples that an objective of that form trains on.
+
+    "unpaired" makes two labelled examples of a pair, "single" takes the response of that side. Raises InputError
+    naming the first row that cannot be had in that form, or has another number of ranked responses than the first.
+    """
+    made = [made for e in examples for made in _in_form(e, form, side)]
+    for e in made:
+        if len(e.responses) != len(made[0].responses):
+            n, first = len(e.responses), len(made[0].responses)
+            raise InputError(f"{e.place}: {n} responses, the first row has {first}; rows have to have equally many")
+    return made
+
+
+def _in_form(e: Example, form: str, side: str) -> Iterator[Example]:
+    n = len(e.responses)
+    if (form == "pairs" and n == 2) or (form == "ranked" and n > 1):
+        yield e
+    elif form == "unpaired" and n == 2:
+        for i, label in enumerate((True, False)):
+            which = slice(i, i + 1)
+            yield Example(e.place, e.prompt, e.responses[which], label, e.ratings.of(which))
+    elif form == "unpaired" and e.label is not None:
+        yield e
+    elif form == "single" and e.label is None:
+        which = slice(0, 1) if side == "chosen" or n == 1 else slice(n - 1, n)
+        yield Example(e.place, e.prompt, e.responses[which], None, e.ratings.of(which))
+    else:
+        names = {1: "a completion without label" if e.label is None else "a labelled completion", 2: "a pair"}
+        kind = names.get(n, f"{n} ranked completions")
+        raise InputError(f"{e.place}: this objective trains on rows of the form {form}, and this is {kind}")
+
+
+def _pieces_of(
+    records: Sequence[Record], chat: Chat | None
+) -> "Iterator[list[tuple[list[int], _Content]] | InputError]":
+    """For each record its prompt and responses as (ids, content flags on demand), or what is wrong with it.
+
+    The texts of all are encoded together: the tokenizer works on all cores.
+    """
+    trees = [_render(r, chat) for r in records]
+    whole = [tree for tree in trees if not isinstance(tree, InputError)]
+    runs = [piece for tree in whole for pieces in tree for piece in pieces if isinstance(piece, Run)]
+    encoded = iter(chat.encode(runs) if chat and runs else ())
+    for record, tree in zip(records, trees, strict=True):
+        if isinstance(tree, InputError):
+            yield tree
+            continue
+        made = []
+        for pieces in tree:
+            groups = [next(encoded) if isinstance(p, Run) else [p] for p in pieces]
+            made.append(([i for group in groups for i in group], _Content(record, pieces, groups, chat)))
+        yield made
+
+
+def _render(record: Record, chat: Chat | None) -> list[list[int | Run]] | InputError:
+    if record.is_tokenised:
+        return [list(record.prompt), *(list(r) for r in record.responses)]  # pyright: ignore[reportReturnType]
+    if chat is None:
+        return InputError("a row of text, and the model folder has no tokenizer; give rows of token ids")
+    try:
+        prompt = [m for m in record.prompt if isinstance(m, Message)]
+        return [chat.prompt_pieces(prompt), *(chat.response_pieces(str(r)) for r in record.responses)]
+    except InputError as fault:
+        return fault
+
+
+class _Content(NamedTuple):
+    """Which ids of a prompt may be cut away: those of content may, what the template placed may not."""
+
+    record: Record
+    pieces: list[int | Run]
+    groups: list[list[int]]
+    chat: Chat | None
+
+    def flags(self) -> list[bool]:
+        if self.record.is_tokenised or self.chat is None:
+            bos = self.chat.tokenizer.bos_id if self.chat else None
+            return [i > 0 or ids[0] != bos for i, ids in enumerate(self.groups)]
+        flags: list[bool] = []
+        for piece in self.pieces:
+            flags += [False] if isinstance(piece, int) else _content_flags(piece, self.chat)
+        return flags
+
+
+def _content_flags(run: Run, chat: Chat) -> list[bool]:
+    """For each token of a run whether it begins in content."""
+    is_content = [flag for text, flag in run.parts for _ in text]
+    return [
+        is_content[min(start, len(is_content) - 1)]
+        for start, _ in chat.tokenizer.offsets(run.text, goes_on=run.goes_on)
+    ]
+
+
+def _kept_of_prompt(ids: list[int], content: _Content, limits: Limits) -> list[bool]:
+    """For each id of a prompt whether it stays."""
+    excess = len(ids) - limits.prompt_tokens
+    if excess <= 0:
+        return [True] * len(ids)
+    removable = [i for i, flag in enumerate(content.flags()) if flag]
+    if len(removable) <= excess:
+        fixed = len(ids) - len(removable)
+        raise InputError(f"the template's own tokens of this prompt are {fixed}; raise --max-prompt-tokens")
+    gone = set(removable[:excess] if limits.keep_prompt == "end" else removable[-excess:])
+    return [i not in gone for i in range(len(ids))]

@@ -1,0 +1,285 @@
+"""A checkpoint's own tokenizer, in which text stays text.
+
+    tokenizer.json                             data/text/tokenizer_json.py
+    tokenizer.model, sentencepiece's           data/text/tokenizer_sentencepiece.py     Llama-2, Mistral
+    tokenizer.model, ranks in tiktoken's form  data/text/tokenizer_ranks.py             Meta's Llama-3
+
+A tokenizer file turns the spelling of a control token into the control token wherever it stands, in a user's text
+too. Here text is encoded without any added token, and control ids are placed by whoever renders a template
+(data/text/chat.py). Ids of added tokens can therefore not be written by text.
+"""
+
+import json
+import os
+import re
+from collections.abc import Mapping, Sequence
+from itertools import pairwise
+from pathlib import Path
+from typing import Any, Protocol
+
+from data.text.tokenizer_json import JsonCoder
+from data.text.tokenizer_ranks import BOS, EOS, looks_like_ranks, read_ranks, runs_of_text
+from data.text.tokenizer_sentencepiece import SentencePieceCoder
+from system import InputError, check_regular
+
+# What belongs to a tokenizer in a Hugging Face folder: copied byte for byte into the folders that training writes.
+FILES = (
+    "tokenizer.json",
+    "tokenizer_config.json",
+    "special_tokens_map.json",
+    "added_tokens.json",
+    "chat_template.jinja",
+    "tokenizer.model",
+    "vocab.json",
+    "merges.txt",
+)
+MAX_FILE_BYTES = 256 * 2**20  # Llama-3's tokenizer.json has 9 MB, the largest in use some 35
+
+
+class _Coder(Protocol):
+    """One of the three kinds of tokenizer file, as a coder of plain text."""
+
+    tokens: list[dict[str, Any]]
+    """Tokens that are not text: {"id", "content", ...}, "lstrip" and "rstrip" where they eat blanks."""
+    n_ids: int
+    prefixes_after_control: bool
+
+    def id_of(self, text: str) -> int | None: ...
+
+    def encode(self, texts: Sequence[str], *, goes_on: bool) -> list[list[int]]: ...
+
+    def offsets(self, text: str, *, goes_on: bool) -> tuple[list[int], list[tuple[int, int]]]: ...
+
+    def decode(self, ids: Sequence[int]) -> str: ...
+
+
+class Tokenizer:
+    """The tokenizer of a checkpoint folder."""
+
+    def __init__(self, folder: Path) -> None:
+        """Raises InputError where the folder has no tokenizer, or one of its files cannot be used."""
+        self.folder = folder
+        self.config = _read_config(folder)
+        self.files: dict[str, str] = {}
+        """Files that the folder lacks and that transformers and vLLM need beside it, by name."""
+        self._coder, names = self._open()
+        for name, text in names.items():
+            self.config.setdefault(name, text)
+        tokens = _all_tokens(folder, self.config, self._coder)
+        self.added: dict[str, int] = {t["content"]: t["id"] for t in tokens}
+        self._added_ids = {i: text for text, i in self.added.items()}
+        self._control = _control_pattern(tokens)
+        self.n_ids = max(self._coder.n_ids, 1 + max(self.added.values(), default=-1))
+        self.bos_id = self._named("bos_token")
+        self.eos_id = self._named("eos_token")
+        first = self._coder.first_id if isinstance(self._coder, JsonCoder) else None
+        adds = first == self.bos_id if isinstance(self._coder, JsonCoder) else self.config.get("add_bos_token", True)
+        self.adds_bos = self.bos_id is not None and bool(adds)
+        self.prefixes_after_control = self._coder.prefixes_after_control
+        """Whether a text behind a control token gets the blank that stands before a first word."""
+
+    def _open(self) -> tuple[_Coder, dict[str, str]]:
+        """The coder, and names of control tokens that the kind of file brings."""
+        description, model = (_existing(self.folder / name) for name in ("tokenizer.json", "tokenizer.model"))
+        if description is not None:
+            return JsonCoder(read_json(description), description), {}
+        if model is None:
+            raise InputError(
+                f"{self.folder}: neither tokenizer.json nor tokenizer.model; bring the checkpoint's own, or rows of "
+                "token ids"
+            )
+        with open(model, "rb") as file:
+            head = file.read(4096)
+        if head.startswith(b"version https://git-lfs"):
+            raise InputError(f"{model}: a Git LFS pointer, not the file; run git lfs pull in its folder")
+        if not looks_like_ranks(head):
+            coder = SentencePieceCoder(model)
+            return coder, coder.names
+        made = read_ranks(model)
+        names = {"bos_token": BOS, "eos_token": EOS}
+        self.files["tokenizer.json"] = json.dumps(made, ensure_ascii=False)
+        if not self.config:
+            whole = names | {"tokenizer_class": "PreTrainedTokenizerFast"}
+            self.files["tokenizer_config.json"] = json.dumps(whole, indent=2) + "\n"
+        return JsonCoder(made, model, runs_of_text), names
+
+    def _named(self, name: str) -> int | None:
+        """The id of the token that tokenizer_config.json calls `name`."""
+        return self.added.get(self.text_of(name))
+
+    def text_of(self, name: str) -> str:
+        """The spelling of "bos_token", "eos_token" ... for a template; "" where there is none."""
+        return _spelling(self.config, name)
+
+    def split_control(self, text: str) -> list[str | int]:
+        """A template's own text cut into runs of text and the ids of the control tokens between them."""
+        pieces: list[str | int] = []
+        end = 0
+        for match in self._control.finditer(text):
+            if match.start() > end:
+                pieces.append(text[end : match.start()])
+            pieces.append(self.added[match[match.lastindex or 0]])
+            end = match.end()
+        if end < len(text):
+            pieces.append(text[end:])
+        return pieces
+
+    def encode(self, texts: Sequence[str], *, goes_on: bool = False) -> list[list[int]]:
+        """Token ids of each text, none of them an added token's, whatever the text spells.
+
+        goes_on: the texts follow other text: no blank is put before them, as some tokenizers do before a first word.
+        """
+        encoded = self._coder.encode(texts, goes_on=goes_on)
+        for i, ids in enumerate(encoded):
+            if not self._added_ids.keys().isdisjoint(ids):  # in the model's own vocabulary too: cut the spelling in two
+                encoded[i] = self._encode_apart(texts[i], goes_on)[0]
+        return encoded
+
+    def offsets(self, text: str, *, goes_on: bool = False) -> list[tuple[int, int]]:
+        """Where each token of `text` begins and ends, in characters."""
+        return self._encode_apart(text, goes_on)[1]
+
+    def _encode_apart(self, text: str, goes_on: bool) -> tuple[list[int], list[tuple[int, int]]]:
+        """Ids and offsets of `text`, cut in two inside every spelling of the added tokens that come out."""
+        pieces = [text]
+        while True:
+            made = [self._coder.offsets(p, goes_on=goes_on or n > 0) for n, p in enumerate(pieces)]
+            found = {self._added_ids[i] for ids, _ in made for i in ids if i in self._added_ids}
+            if not found:
+                break
+            smaller = [part for piece in pieces for part in _cut_inside(piece, found)]
+            if len(smaller) == len(pieces):
+                raise self._no_token(pieces, made)
+            pieces = smaller
+        ids, spans, start = [], [], 0
+        for piece, (some, places) in zip(pieces, made, strict=True):
+            ids += some
+            spans += [(begin + start, end + start) for begin, end in places]
+            start += len(piece)
+        return ids, spans
+
+    def _no_token(self, pieces: Sequence[str], made: Sequence[tuple[list[int], list[tuple[int, int]]]]) -> InputError:
+        """What is said where a token comes out that no spelling in the text explains: the sign for the unknown."""
+        for piece, (ids, spans) in zip(pieces, made, strict=True):
+            for i, (begin, end) in zip(ids, spans, strict=True):
+                if i in self._added_ids:
+                    part = piece[begin:end]
+                    return InputError(f"the tokenizer in {self.folder} has no token for {part!r}; change the text")
+        raise AssertionError("called where there is one")
+
+    def is_control(self, token: int) -> bool:
+        """Whether a token is an added one: placed by a template, never written by text."""
+        return token in self._added_ids
+
+    def spelling(self, token: int) -> str:
+        """An added token as templates write it."""
+        return self._added_ids[token]
+
+    def text_of_tokens(self, ids: Sequence[int]) -> str:
+        """The text of ids in the middle of a text, the blank before a word included; U+FFFD for half a letter."""
+        before = self._coder.encode(["a"], goes_on=True)[0]
+        return self.decode([*before, *ids])[len(self.decode(before)) :]
+
+    def decode(self, ids: Sequence[int]) -> str:
+        """The text of token ids without control tokens; always valid Unicode."""
+        return self._coder.decode(ids)
+
+
+def has_tokenizer(folder: Path) -> bool:
+    """Whether a folder holds a tokenizer file of a kind that is known here, be it broken."""
+    return any(os.path.lexists(folder / name) for name in ("tokenizer.json", "tokenizer.model"))
+
+
+def _cut_inside(text: str, spellings: set[str]) -> list[str]:
+    """Text cut in the middle of each of the spellings in it."""
+    longest_first = sorted((s for s in spellings if len(s) > 1), key=len, reverse=True)
+    pattern = "|".join(map(re.escape, longest_first)) or r"(?!)"
+    cuts = [0, *((m.start() + m.end()) // 2 for m in re.finditer(pattern, text)), len(text)]
+    return [text[a:b] for a, b in pairwise(cuts)]
+
+
+def _control_pattern(tokens: Sequence[Mapping[str, Any]]) -> re.Pattern[str]:
+    """Matches any of the tokens, the longest first, and the blanks that it eats; one group per token."""
+    longest_first = sorted({t["content"]: t for t in tokens}.values(), key=lambda t: -len(t["content"]))
+    eats = {True: r"\s*", False: ""}
+    spellings = [
+        eats[bool(t.get("lstrip"))] + f"({re.escape(t['content'])})" + eats[bool(t.get("rstrip"))]
+        for t in longest_first
+    ]
+    return re.compile("|".join(spellings) or r"(?!)")
+
+
+def _all_tokens(folder: Path, config: dict[str, Any], coder: _Coder) -> list[dict[str, Any]]:
+    """The coder's tokens, those that other files add, and those that tokenizer_config.json calls BOS, EOS and so on."""
+    has_json = (folder / "tokenizer.json").exists()  # which knows better than the files beside it
+    tokens: dict[int, dict[str, Any]] = {t["id"]: t for t in coder.tokens}
+    for token in _tokens_beside(folder, config):
+        if not has_json or token["id"] not in tokens:
+            tokens[token["id"]] = token
+    texts = [token["content"] for token in tokens.values()]
+    for name in ("bos_token", "eos_token", "unk_token", "pad_token"):
+        text = _spelling(config, name)
+        i = coder.id_of(text) if text and text not in texts else None
+        if i is not None and i not in tokens and len(text) > 1:
+            tokens[i] = {"id": i, "content": text}
+            texts.append(text)
+    if twice := sorted(text for text in set(texts) if texts.count(text) > 1):
+        raise InputError(f"{folder}: the added token {twice[0]!r} has two ids; copy the tokenizer's files anew")
+    return list(tokens.values())
+
+
+def _tokens_beside(folder: Path, config: dict[str, Any]) -> list[dict[str, Any]]:
+    """What added_tokens.json and tokenizer_config.json add. Raises InputError where an entry cannot be."""
+    path = _existing(folder / "added_tokens.json")
+    entries: list[tuple[Any, Any]] = [(i, {"content": t}) for t, i in read_json(path).items()] if path else []
+    decoder = config.get("added_tokens_decoder") or {}
+    if not isinstance(decoder, dict):
+        raise InputError(f"{folder / 'tokenizer_config.json'}: added_tokens_decoder is no object; copy it anew")
+    entries += [(int(i) if re.fullmatch("[0-9]{1,9}", i) else i, token) for i, token in decoder.items()]
+    for i, token in entries:
+        text = token.get("content") if isinstance(token, dict) else None
+        if type(i) is not int or not 0 <= i < 2**31 or not isinstance(text, str) or not text:
+            raise InputError(f"{folder}: the added token {text!r} ({i!r}) cannot be; copy the tokenizer's files anew")
+    return [token | {"id": i} for i, token in entries]
+
+
+def _spelling(config: dict[str, Any], name: str) -> str:
+    """The spelling of "bos_token", "eos_token" ... in a tokenizer_config.json; "" where there is none."""
+    value = config.get(name)
+    text = value.get("content") if isinstance(value, dict) else value
+    return text if isinstance(text, str) and text.isprintable() else ""
+
+
+def _existing(path: Path) -> Path | None:
+    """The path where a regular file of a sensible size is there. Raises InputError where something else is."""
+    if not os.path.lexists(path):
+        return None
+    check_regular(path)
+    if path.stat().st_size > MAX_FILE_BYTES:
+        raise InputError(f"{path}: larger than {MAX_FILE_BYTES >> 20} MB; a tokenizer is not, copy it anew")
+    return path
+
+
+def _read_config(folder: Path) -> dict[str, Any]:
+    path = _existing(folder / "tokenizer_config.json")
+    return {} if path is None else read_json(path)
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """The object in a JSON file. Raises InputError where it is missing, not a regular file, or holds anything else."""
+    try:
+        if os.path.lexists(path):
+            check_regular(path)
+        content = path.read_bytes()
+        if content.startswith(b"version https://git-lfs"):
+            raise InputError(f"{path}: a Git LFS pointer, not the file; run git lfs pull in its folder")
+        value = json.loads(content)
+    except FileNotFoundError:
+        raise InputError(f"{path}: no such file; is the checkpoint complete?") from None
+    except InputError:
+        raise
+    except (OSError, ValueError, RecursionError) as fault:
+        raise InputError(f"{path}: not JSON ({fault}); copy it anew") from None
+    if not isinstance(value, dict):
+        raise InputError(f"{path}: a {type(value).__name__}, not an object; copy it anew")
+    return value

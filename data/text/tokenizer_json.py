@@ -1,0 +1,123 @@
+"""A tokenizer.json (or what has its form) as a coder of plain text: what the file adds around a text is taken off."""
+
+import json
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import tokenizers
+
+from system import InputError
+
+
+class JsonCoder:
+    """Text to ids by the `tokenizers` library, from copies of the tokenizer that have no added tokens.
+
+    A second copy puts no blank before a text: for text that goes on in the middle of a sentence.
+    """
+
+    def __init__(self, description: dict[str, Any], place: Path, cut: Callable[[str], list[str]] | None = None) -> None:
+        """cut: where the text is cut before it is encoded. Raises InputError where it is not a tokenizer."""
+        description = {"normalizer": None, "pre_tokenizer": None} | description | {"truncation": None, "padding": None}
+        plain = description | {"added_tokens": [], "post_processor": None}
+        bare = {
+            key: _without_prefix(value) if key in ("normalizer", "pre_tokenizer") else value
+            for key, value in plain.items()
+        }
+        self._cut = cut
+        self._full = _make(description, place)
+        self._plain = _make(plain, place)
+        self._bare = self._plain if bare == plain else _make(bare, place)
+        self.tokens = _added_tokens(description, place)
+        self.prefixes_after_control = bare != plain and not _is_first_only(plain)
+        """Whether a text behind a control token gets the blank that stands before the first word, too."""
+        self.n_ids = 1 + max([-1, *self._full.get_vocab().values(), *(t["id"] for t in self.tokens)])
+        self.first_id = next(iter(self._full.encode("").ids), None)
+        """What the tokenizer itself puts before a text."""
+
+    def id_of(self, text: str) -> int | None:
+        """The id of the token of that spelling."""
+        return self._full.token_to_id(text)
+
+    def encode(self, texts: Sequence[str], *, goes_on: bool) -> list[list[int]]:
+        """Ids of each text. goes_on: it follows other text, so that no blank is put before it."""
+        tokenizer = self._bare if goes_on else self._plain
+        if self._cut is None or all(len(text) < 1000 for text in texts):
+            return [e.ids for e in tokenizer.encode_batch_fast(list(texts), add_special_tokens=False)]
+        pieces = [self._cut(text) for text in texts]
+        encoded = iter(tokenizer.encode_batch_fast([p for ps in pieces for p in ps], add_special_tokens=False))
+        return [[i for _ in ps for i in next(encoded).ids] for ps in pieces]
+
+    def offsets(self, text: str, *, goes_on: bool) -> tuple[list[int], list[tuple[int, int]]]:
+        """The ids of a text, and where each begins and ends in it, in characters."""
+        tokenizer = self._bare if goes_on else self._plain
+        ids: list[int] = []
+        spans: list[tuple[int, int]] = []
+        start = 0
+        for piece in self._cut(text) if self._cut else [text]:
+            encoded = tokenizer.encode(piece, add_special_tokens=False)
+            ids += encoded.ids
+            spans += [(begin + start, end + start) for begin, end in encoded.offsets]
+            start += len(piece)
+        return ids, spans
+
+    def decode(self, ids: Sequence[int]) -> str:
+        """The text of ids, without special tokens."""
+        return self._full.decode(list(ids), skip_special_tokens=True)
+
+
+def _make(description: dict[str, Any], place: Path) -> tokenizers.Tokenizer:
+    try:
+        return tokenizers.Tokenizer.from_str(json.dumps(description))
+    except Exception as fault:  # the library raises bare Exception
+        raise InputError(f"{place}: not a tokenizer ({fault}); copy it anew") from None
+
+
+def _added_tokens(description: dict[str, Any], place: Path) -> list[dict[str, Any]]:
+    """The added tokens. Raises InputError where two share an id or a spelling, or one cannot be told from text."""
+    tokens = description.get("added_tokens") or []
+    texts: dict[str, int] = {}
+    owners: dict[int, str] = {}
+    model = description["model"].get("vocab")
+    for token in tokens:
+        text, i = token["content"], token["id"]
+        if texts.setdefault(text, i) != i or owners.setdefault(i, text) != text:
+            raise InputError(f"{place}: the added token {text!r} ({i}) shares its id or name; copy the file anew")
+        if not text or (len(text) == 1 and isinstance(model, dict) and text in model):
+            raise InputError(f"{place}: the added token {text!r} is a letter of every text; take it out of the file")
+    return tokens
+
+
+def _without_prefix(node: Any) -> Any:
+    """A normalizer or pre-tokenizer that puts no blank before the first word."""
+    if not isinstance(node, dict):
+        return node
+    kind = node.get("type")
+    if kind == "Prepend":
+        return None
+    if kind == "Sequence":
+        key = "normalizers" if "normalizers" in node else "pretokenizers"
+        inner = [_without_prefix(item) for item in node.get(key, [])]
+        return node | {key: [item for item in inner if item is not None]}
+    if kind == "ByteLevel":
+        return node | {"add_prefix_space": False}
+    if kind == "Metaspace":
+        rest = {name: value for name, value in node.items() if name != "add_prefix_space"}
+        return rest | {"prepend_scheme": "never"}
+    return node
+
+
+def _is_first_only(description: dict[str, Any]) -> bool:
+    """Whether the only blank that is put before a text stands before the very first one."""
+    schemes = {
+        node.get("prepend_scheme") for node in _nodes(description["pre_tokenizer"]) if node["type"] == "Metaspace"
+    }
+    normalizers = {node["type"] for node in _nodes(description["normalizer"])}
+    return schemes == {"first"} and "Prepend" not in normalizers
+
+
+def _nodes(node: Any) -> list[dict[str, Any]]:
+    if not isinstance(node, dict):
+        return []
+    inner = [n for key in ("normalizers", "pretokenizers") for item in node.get(key, []) for n in _nodes(item)]
+    return [node, *inner]

@@ -1,0 +1,371 @@
+"""How fast the real training path is, where its time goes, and what each saving buys.
+
+    python -m engine.bench --shape tiny --data pairs.jsonl --ablate --peer trl
+
+Every row of the table is a run of engine.train in processes of its own, on random weights of the shape: two epochs of
+--steps steps, the first step of each a warm-up. Epoch 1 walks the reference, epoch 2 reads its log-probs. What is
+compared is measured in turn, --rounds times, and given as a ratio with the spread of its rounds.
+"""
+
+import json
+import os
+import platform
+import shutil
+import statistics
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import torch
+
+from data.rows import Example, Limits, Reading, Record, open_model, read_examples, read_records
+from data.text import Message
+from engine import weights
+from engine.bench.measure import PARTS
+from engine.model import SHAPES, Llama, LlamaConfig, raw_config
+from engine.planning import DATASHEET
+from system import InputError, RunError, cli, files
+
+EXAMPLE = "python -m engine.bench --shape tiny --data ultrafeedback"
+# Tokens of UltraFeedback's prompts, winners and losers before the cut at 512: medians and spread of their logarithms.
+LENGTHS = ((119, 0.8), (340, 0.75), (340, 0.75))
+SAVINGS = ("packing", "prompt-sharing", "response-rows", "reference-cache", "kept-logits", "used-pages", "balance")
+
+
+@dataclass(frozen=True, kw_only=True)
+class BenchConfig:
+    """Measure steps of the real training path."""
+
+    shape: str = "tiny"
+    """tiny, llama3-8b, or a checkpoint folder; its weights are random but a folder's."""
+    layers: int | None = None
+    """So many layers instead of the shape's."""
+    data: str = "ultrafeedback"
+    """Rows, or "ultrafeedback": random ids of its lengths. Rows of text need a tokenizer: a folder's, else one is
+    trained on them."""
+    steps: int = 3
+    """Steps of each of the two epochs; the first is a warm-up."""
+    batch_size: int = 16
+    """Pairs per step."""
+    loss: str = "apo_zero"
+    """Objective."""
+    micro_tokens: int | None = None
+    """Most tokens in one forward and backward pass. Unset: as engine.train does."""
+    master: Literal["auto", "whole", "split"] = "auto"
+    """As engine.train's."""
+    square_avg: Literal["float32", "bfloat16"] = "float32"
+    """As engine.train's."""
+    reference: Literal["fused", "precompute"] = "fused"
+    """fused: epoch 1 walks it, epoch 2 reads it; precompute: a single epoch, in all of whose steps it is known."""
+    profile: str | None = None
+    """File for a table of what the kernels of one step take, of the first row's run."""
+    gpu_memory: float | None = None
+    """GB of the GPU that a run may take."""
+    dtype: Literal["float32", "bfloat16"] | None = None
+    """Compute dtype. Unset: bfloat16 on CUDA, float32 on the CPU."""
+    ablate: bool = False
+    """A row for each saving that is put back, one for all of them, and one with compiled blocks."""
+    ranks: int = 1
+    """Processes; with more than one, a row of one process with all threads stands beside it."""
+    peer: Literal["trl"] | None = None
+    """Run TRL's DPOTrainer on the same weights, rows and settings: pip install -e '.[peer]'."""
+    rounds: int = 2
+    """How often what is compared is measured, in turn."""
+    out: str | None = None
+    """File for everything measured, as JSON."""
+    config: str | None = None
+    """YAML file of settings, named as the flags are; flags win over it."""
+
+    def __post_init__(self) -> None:
+        counts = (self.rounds, self.batch_size, self.ranks, self.micro_tokens or 1, self.layers or 1)
+        if self.steps < 2 or min(counts) < 1:
+            raise InputError("--steps has to be 2 or more, and the other numbers above 0")
+
+
+def main(argv: Sequence[str]) -> None:
+    """The command."""
+    config = cli.parse(BenchConfig, argv, command="python -m engine.bench", example=EXAMPLE)
+    if config.peer and not _has_trl():
+        raise InputError("--peer trl: TRL is not installed; pip install -e '.[peer]'")
+    with tempfile.TemporaryDirectory() as folder:
+        bench = Bench(config, Path(folder))
+        made = {"device": device_name(), "command": f"python -m engine.bench {' '.join(argv)}", "rows": []}
+        for made["rows"] in bench.measure_all():
+            if config.out:  # after each run: what was measured stays where the next one fails
+                files.write_json(Path(config.out), made)
+    print(table(made))
+
+
+class Bench:
+    """A model and rows in a folder, and what is measured on them."""
+
+    def __init__(self, config: BenchConfig, folder: Path) -> None:
+        """Raises InputError where the shape or the rows cannot be used."""
+        self._config, self._folder = config, folder
+        self._model = folder / "model"
+        write_model(self._model, config.shape, config.layers)
+        examples = _examples(config, self._model)
+        n = config.steps * config.batch_size
+        if len(examples) < n:
+            raise InputError(f"{config.data}: {len(examples)} pairs, and {n} are needed; lower --steps or --batch-size")
+        self._rows = folder / "rows.jsonl"
+        self._rows.write_text("".join(_id_row(e) for e in examples[:n]), encoding="utf-8")
+        self._count = 0
+
+    def measure_all(self) -> Iterator[list[dict[str, Any]]]:
+        """All rows of the table so far, after each run; round by round where several are compared."""
+        c = self._config
+        kinds: dict[str, dict[str, Any]] = {"all savings": {}}
+        if c.ranks > 1:
+            kinds["one process"] = {"ranks": 1}
+        if c.ablate:
+            kinds |= {
+                f"without {saving}": {"without": [saving]} for saving in SAVINGS if saving != "balance" or c.ranks > 1
+            }
+            kinds["without any"] = {"without": list(SAVINGS)}
+            others = ["no"] if torch.cuda.is_available() else ["yes"]
+            kinds |= {f"compile: {kind}": {"compile": kind} for kind in others}
+        peers = {f"TRL, {n} at a time": n for n in (1, 2, 4)} if c.peer else {}
+        runs: dict[str, list[dict[str, Any]]] = {}
+        for turn in range(c.rounds):
+            for name, changes in kinds.items():
+                runs.setdefault(name, []).append(self._ours(name, changes, kernels=turn == 0 and not changes))
+                yield _rows(runs)
+            if turn == 1 and peers:  # the first round has shown which of them is the fastest
+                best = max(peers, key=lambda name: _rate(runs[name][0], 0))
+                peers = {best: peers[best]}
+            for name, micro in peers.items():
+                runs.setdefault(name, []).append(self._theirs(name, micro))
+                yield _rows(runs)
+
+    def _ours(self, name: str, changes: dict[str, Any], *, kernels: bool) -> dict[str, Any]:
+        c = self._config
+        n_ranks = changes.get("ranks", c.ranks)
+        settings: dict[str, Any] = {
+            "model": str(self._model), "data": [str(self._rows)], "out": str(self._folder / self._next()),
+            "loss": c.loss, "epochs": 2 if c.reference == "fused" else 1, "batch_size": c.batch_size,
+            "micro_tokens": c.micro_tokens, "dtype": c.dtype, "keep": 1, "state_every": 0, "reference": c.reference,
+            "master": c.master, "square_avg": c.square_avg, "gpu_memory": c.gpu_memory,
+        }  # fmt: skip
+        settings |= {k: v for k, v in changes.items() if k != "ranks"}
+        more = {"kernels": kernels and not torch.cuda.is_available(), "profile": c.profile if kernels else None}
+        return self._run(name, "engine.bench.measure", {"config": settings, **more}, n_ranks)
+
+    def _theirs(self, name: str, micro: int) -> dict[str, Any]:
+        c = self._config
+        job = {
+            "model": str(self._model), "rows": str(self._rows), "out": str(self._folder / self._next()),
+            "loss": c.loss, "batch_size": c.batch_size, "micro": micro, "steps": c.steps, "dtype": c.dtype,
+        }  # fmt: skip
+        return self._run(name, "engine.bench.measure_trl", job, 1)
+
+    def _run(self, name: str, module: str, job: dict[str, Any], n_ranks: int) -> dict[str, Any]:
+        """The result of a measuring process, or of n_ranks of them that share the cores."""
+        print(f"measuring: {name}", file=sys.stderr)
+        path, result = self._folder / f"{self._next()}.json", self._folder / f"{self._next()}.json"
+        threads = max(1, (os.cpu_count() or 1) // n_ranks)
+        path.write_text(json.dumps(job | {"result": str(result), "threads": threads if n_ranks > 1 else 0}))
+        code = [sys.executable, "-c", f"from {module} import main; main()", str(path)]
+        torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--no-python"]
+        command = code if n_ranks == 1 else [*torchrun, "--nproc_per_node", str(n_ranks), *code]
+        root = str(Path(__file__).resolve().parents[2])
+        path = os.pathsep.join(filter(None, (root, os.environ.get("PYTHONPATH"))))
+        env = os.environ | {"PYTHONPATH": path, "OMP_NUM_THREADS": str(threads)}
+        done = subprocess.run(command, stdout=subprocess.DEVNULL, check=False, env=env)
+        if done.returncode or not result.exists():
+            raise RunError(f"{name}: the measured run failed; what it said stands above")
+        return json.loads(result.read_text())
+
+    def _next(self) -> str:
+        self._count += 1
+        return str(self._count)
+
+
+def _rows(runs: dict[str, list[dict[str, Any]]]) -> list[dict[str, Any]]:
+    return [{"name": name, "runs": found} for name, found in runs.items()]
+
+
+def table(made: dict[str, Any]) -> str:
+    """What was measured, as Markdown: rates and ratios, then where the time of the first row goes."""
+    first = made["rows"][0]
+    columns = [
+        "pairs/s, epoch 1",
+        "from epoch 2",
+        "ratio, epoch 1",
+        "from epoch 2",
+        "peak MB",
+        "executed GFLOP a pair",
+        "useful",
+    ]
+    lines = [f"{made['device']}; `{made['command']}`", "", _line("", *columns), "|" + "---|" * (len(columns) + 1)]
+    for row in made["rows"]:
+        rates = [_spread([_rate(run, e) for run in row["runs"]]) for e in (0, 1)]
+        ratios = [
+            _spread([_rate(a, e) / _rate(b, e) for a, b in zip(first["runs"], row["runs"], strict=False)])
+            for e in (0, 1)
+        ]
+        peak = max(run["peak_bytes"] for run in row["runs"]) / 2**20
+        epochs = row["runs"][0]["epochs"]
+        flops, useful = (
+            " / ".join(f"{e[kind] / e['pairs'] / 1e9:.0f}" for e in epochs) if kind in epochs[0] else "-"
+            for kind in ("flops", "useful_flops")
+        )
+        lines.append(_line(row["name"], *rates, *ratios, f"{peak:,.0f}", flops, useful))
+    return "\n".join(
+        [*lines, "", "A ratio is that of the first row's pairs/s to the row's own.", "", *_where(first["runs"][0])]
+    )
+
+
+def _line(*cells: str) -> str:
+    return f"| {' | '.join(cells)} |"
+
+
+def _where(run: dict[str, Any]) -> list[str]:
+    """Where the time of a run goes, and how much of what the device can do that is."""
+    parts = [part for part in PARTS if any(part in epoch for epoch in run["epochs"])]
+    lines = ["| seconds a pair | whole | " + " | ".join(parts) + " | tokens/s | TFLOP/s | of a plain product |"]
+    lines += ["|" + "---|" * (len(parts) + 5)]
+    for number, epoch in enumerate(run["epochs"], start=1):
+        pairs, speed = epoch["pairs"], epoch["flops"] / epoch["seconds"]
+        cells = [
+            f"epoch {number}",
+            f"{epoch['seconds'] / pairs:.3f}",
+            *(f"{epoch.get(p, 0) / pairs:.3f}" for p in parts),
+        ]
+        cells += [
+            f"{epoch['tokens'] / epoch['seconds']:,.0f}",
+            f"{speed / 1e12:.3f}",
+            f"{speed / run['matmul_peak']:.0%}",
+        ]
+        lines.append(_line(*cells))
+    if "kernels" not in run:
+        useful = run["epochs"][-1]["useful_flops"] / run["epochs"][-1]["seconds"]
+        return [
+            *lines, "",
+            f"Useful: {useful / 1e12:,.0f} TFLOP/s, {useful / run['matmul_peak']:.0%} of a plain product's "
+            f"{run['matmul_peak'] / 1e12:,.0f}, {useful / DATASHEET:.1%} of the {DATASHEET / 1e12:.0f} of an H100's or "
+            f"H200's datasheet; expected to take {sum(run['plan']['bytes'].values()) / 1e9:.1f} GB, took "
+            f"{run['peak_bytes'] / 1e9:.1f} ({run['allocated_bytes'] / 1e9:.1f} of them in use).",
+        ]  # fmt: skip
+    kernels, last = run["kernels"], run["epochs"][-1]
+    alone, whole = sum(kernels.values()), last["seconds"] / last["pairs"]
+    said = ", ".join(f"{part} {seconds:.3f}" for part, seconds in kernels.items())
+    lines += ["", f"Matrix products and attention of a pair, each kernel alone: {alone:.3f} s ({said});"]
+    return [
+        *lines,
+        f"a pair from epoch 2 on takes {whole:.3f} s: {alone / whole:.0%} of its time is spent in them at best.",
+    ]
+
+
+def _rate(run: dict[str, Any], epoch: int) -> float:
+    found = run["epochs"][min(epoch, len(run["epochs"]) - 1)]
+    return found["pairs"] / found["seconds"]
+
+
+def _spread(values: Sequence[float]) -> str:
+    middle = statistics.median(values)
+    return f"{middle:.2f}" + (f" ({min(values):.2f} to {max(values):.2f})" if len(values) > 1 else "")
+
+
+def device_name() -> str:
+    """What it was measured on."""
+    if torch.cuda.is_available():
+        return f"{torch.cuda.get_device_name()}, torch {torch.__version__}"
+    lines = Path("/proc/cpuinfo").read_text().splitlines() if Path("/proc/cpuinfo").exists() else []
+    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
+    name = names[0] if names else platform.processor()
+    return f"{os.cpu_count()} cores of {name}, torch {torch.__version__}"
+
+
+def _has_trl() -> bool:
+    import importlib.util
+
+    return importlib.util.find_spec("trl") is not None
+
+
+# --- the model and the rows ----------------------------------------------------------------------------------------
+
+
+def write_model(folder: Path, shape: str, layers: int | None) -> None:
+    """Random weights of a named shape as a checkpoint folder, or a copy of a folder. Raises InputError."""
+    if shape not in SHAPES:
+        source, _ = open_model(shape)
+        if layers is not None:
+            raise InputError("--layers: goes with a named shape; a folder has its own")
+        shutil.copytree(source, folder)
+        return
+    raw = raw_config(shape, layers)
+    dtype = torch.float32 if shape == "tiny" else torch.bfloat16
+    device = (
+        "cuda" if torch.cuda.is_available() and dtype == torch.bfloat16 else "cpu"
+    )  # 8 billion numbers take minutes
+    with torch.device("meta"):
+        model = Llama(LlamaConfig.parse(raw, "config.json")).to(dtype)
+    model.to_empty(device=device)
+    generator = torch.Generator(device).manual_seed(0)
+    for name, parameter in model.named_parameters():
+        if "norm" in name:
+            torch.nn.init.ones_(parameter)
+        else:
+            torch.nn.init.normal_(parameter, std=0.02, generator=generator)
+    weights.save(model, folder, dtype=dtype)
+    del model
+    if device == "cuda":
+        torch.cuda.empty_cache()
+
+
+def _examples(config: BenchConfig, model: Path) -> list[Example]:
+    n_ids = json.loads((model / "config.json").read_text())["vocab_size"]
+    if config.data == "ultrafeedback":
+        return _random_examples(config.steps * config.batch_size, n_ids)
+    _, chat = open_model(str(model))
+    first = next((r for r in read_records(config.data) if isinstance(r, Record)), None)
+    if chat is None and first is not None and not first.is_tokenised:
+        return _encoded_by_a_tokenizer_of_its_own(config.data, n_ids)
+    return [
+        e
+        for e in read_examples([config.data], chat, Limits(), Reading(), n_ids=n_ids).examples
+        if len(e.responses) == 2
+    ]
+
+
+def _random_examples(n: int, n_ids: int) -> list[Example]:
+    random = np.random.default_rng(0)
+
+    def ids(median: float, spread: float) -> np.ndarray:
+        length = int(np.clip(median * np.exp(spread * random.standard_normal()), 1, 512))
+        return random.integers(0, n_ids, length).astype(np.int32)
+
+    return [Example("", ids(*LENGTHS[0]), (ids(*LENGTHS[1]), ids(*LENGTHS[2]))) for _ in range(n)]
+
+
+def _encoded_by_a_tokenizer_of_its_own(source: str, n_ids: int) -> list[Example]:
+    """Pairs of text as ids of a byte-level BPE that is trained on them: lengths about those of a real one's."""
+    from tokenizers import ByteLevelBPETokenizer
+
+    pairs = [
+        r for r in read_records(source) if not isinstance(r, InputError) and r.form == "pairs" and not r.is_tokenised
+    ]
+    texts = [("\n\n".join(m.content for m in r.prompt), *map(str, r.responses)) for r in pairs]  # pyright: ignore[reportAttributeAccessIssue]
+    tokenizer = ByteLevelBPETokenizer()
+    tokenizer.train_from_iterator((t for pair in texts for t in pair), vocab_size=n_ids, show_progress=False)
+    made = []
+    for prompt, *responses in texts:
+        ids = [np.asarray(tokenizer.encode(t).ids, dtype=np.int32) for t in (prompt, *responses)]
+        made.append(Example("", ids[0][-512:], tuple(r[:512] for r in ids[1:])))
+    return [e for e in made if len(e.prompt) and all(map(len, e.responses))]
+
+
+def _messages(record: Record) -> list[Message]:
+    """A prompt of text; nothing where it is one of ids."""
+    return [m for m in record.prompt if isinstance(m, Message)]
+
+
+def _id_row(e: Example) -> str:
+    chosen, rejected = (r.tolist() for r in e.responses)
+    return json.dumps({"prompt_ids": e.prompt.tolist(), "chosen_ids": chosen, "rejected_ids": rejected}) + "\n"

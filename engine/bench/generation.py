@@ -1,0 +1,129 @@
+"""Tokens a second of engine.generate beside transformers' generate, on the same weights and prompts.
+
+    python -m engine.bench_generation --shape tiny
+
+200 prompts of mixed length are answered at temperature 1; one token in 96 of the vocabulary ends an answer, so that
+answers are of mixed length too. transformers answers them 1, 8 and 32 at a time, sorted by length, padded on the left;
+its fastest counts. Both in one run, in turn.
+"""
+
+import tempfile
+import time
+import warnings
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from data.rows import open_model
+from engine import weights
+from engine.bench.bench import device_name, write_model
+from engine.config import host
+from engine.sampling import Sampling, generate
+from system import InputError, cli
+
+EXAMPLE = "python -m engine.bench_generation --shape tiny"
+PROMPT_TOKENS = (119, 0.8)  # UltraFeedback's prompts: median, and spread of their logarithms
+SHORTEST, LONGEST = 8, 512
+ENDING = 96  # one token in so many ends an answer
+
+
+@dataclass(frozen=True, kw_only=True)
+class BenchGenerationConfig:
+    """Measure generation beside transformers."""
+
+    shape: str
+    """tiny, llama3-8b, or a checkpoint folder; its weights are random but a folder's."""
+    layers: int | None = None
+    """So many layers instead of the shape's."""
+    prompts: int = 200
+    """How many."""
+    max_new_tokens: int = 256
+    """Most tokens of an answer."""
+    batch_size: int = 256
+    """Ours; every answer has a slot of its own where there are not more."""
+    peer_batch_sizes: tuple[int, ...] = (1, 8, 32)
+    """transformers'."""
+    rounds: int = 1
+    """How often each is measured, in turn."""
+    config: str | None = None
+    """YAML file of settings, named as the flags are; flags win over it."""
+
+    def __post_init__(self) -> None:
+        if min(self.prompts, self.max_new_tokens, self.batch_size, self.rounds, *self.peer_batch_sizes) < 1:
+            raise InputError("all numbers have to be above 0")
+
+
+def main(argv: Sequence[str]) -> None:
+    """The command."""
+    config = cli.parse(BenchGenerationConfig, argv, command="python -m engine.bench_generation", example=EXAMPLE)
+    with tempfile.TemporaryDirectory() as folder:
+        if Path(config.shape).is_dir():
+            model, _ = open_model(config.shape)
+        else:
+            model = Path(folder) / "model"
+            write_model(model, config.shape, config.layers)
+        print(f"{device_name()}; python -m engine.bench_generation {' '.join(argv)}")
+        measure(model, config)
+
+
+def measure(folder: Path, config: BenchGenerationConfig) -> None:
+    """Prints a line for each that is measured, and the ratio of ours to their fastest."""
+    host.keep_pages()  # for both
+    warnings.simplefilter("ignore")
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    dtype = torch.bfloat16 if device == "cuda" else torch.float32
+    from transformers import AutoModelForCausalLM
+
+    ours = weights.load(folder, dtype, device).eval()
+    theirs: Any = AutoModelForCausalLM.from_pretrained(folder, dtype=dtype)
+    theirs = theirs.to(device).eval()
+    rng, size = np.random.default_rng(0), ours.config.vocab_size
+    median, spread = PROMPT_TOKENS
+    longest = min(LONGEST, (ours.config.context or 2 * LONGEST) // 2)
+    config = replace(config, max_new_tokens=min(config.max_new_tokens, longest))
+    lengths = np.exp(np.log(median) + spread * rng.standard_normal(config.prompts)).clip(SHORTEST, longest).astype(int)
+    prompts = [rng.integers(0, size, n).tolist() for n in lengths]
+    stop = rng.choice(size, max(1, size // ENDING), replace=False).tolist()
+    sampling = Sampling(max_new_tokens=config.max_new_tokens, batch_size=config.batch_size)
+
+    def by_us() -> int:
+        return sum(len(answer.ids) for answer in generate(ours, prompts, sampling, stop))
+
+    kinds: dict[str, Callable[[], int]] = {"engine.generate": by_us}
+    for n in config.peer_batch_sizes:
+        kinds[f"transformers, {n} at a time"] = lambda n=n: by_transformers(theirs, prompts, config, n, stop)
+    rates: dict[str, list[float]] = {name: [] for name in kinds}
+    generate(ours, prompts[:8], Sampling(max_new_tokens=8), stop)  # warm-up
+    by_transformers(theirs, prompts[:8], replace(config, max_new_tokens=8), 8, stop)
+    for _ in range(config.rounds):
+        for name, answer_all in kinds.items():
+            start = time.perf_counter()
+            n_tokens = answer_all()
+            rates[name].append(n_tokens / (time.perf_counter() - start))
+            print(f"{name}: {n_tokens} tokens, {rates[name][-1]:.0f} a second", flush=True)
+    mine, *others = (float(np.median(found)) for found in rates.values())
+    if others:
+        print(f"ratio to its fastest: {mine / max(others):.1f}")
+
+
+def by_transformers(
+    model: Any, prompts: Sequence[Sequence[int]], config: BenchGenerationConfig, n: int, stop: list[int]
+) -> int:
+    """Tokens of answers, without those that end them and the padding behind."""
+    ordered, total = sorted(prompts, key=len), 0
+    for start in range(0, len(ordered), n):
+        batch = ordered[start : start + n]
+        longest = max(map(len, batch))
+        ids = torch.tensor([[0] * (longest - len(p)) + list(p) for p in batch], device=model.device)
+        mask = torch.tensor([[0] * (longest - len(p)) + [1] * len(p) for p in batch], device=model.device)
+        made = model.generate(
+            ids, attention_mask=mask, do_sample=True, top_k=0, max_new_tokens=config.max_new_tokens,
+            eos_token_id=stop, pad_token_id=stop[0],
+        )  # fmt: skip
+        ends = torch.isin(made[:, longest:], torch.tensor(stop, device=made.device))
+        total += int((ends.cumsum(dim=1) == 0).sum())
+    return total

@@ -1,0 +1,276 @@
+"""TRL's names of settings in ours, for a YAML file that was written for `trl dpo` or `trl kto`.
+
+Every translation is said aloud. A setting that would change the result and has no counterpart here is an error; one
+that does not matter here is named, with the reason.
+"""
+
+# Names and defaults as of TRL 1.16 (trl/trainer/dpo_config.py, kto_config.py) and transformers' TrainingArguments.
+
+import re
+from collections.abc import Callable
+from typing import Any
+
+from engine.config.train_config import world_size
+from system import InputError
+
+Settings = dict[str, Any]
+
+RENAMED = {
+    "model_name_or_path": "model",
+    "dataset_name": "data",
+    "output_dir": "out",
+    "learning_rate": "lr",
+    "num_train_epochs": "epochs",
+    "max_prompt_length": "max_prompt_tokens",
+    "max_completion_length": "max_response_tokens",
+    "save_total_limit": "keep",
+    "ref_model_mixup_alpha": "reference_update_alpha",
+    "ref_model_sync_steps": "reference_update_steps",
+}
+BATCH = ("per_device_train_batch_size", "gradient_accumulation_steps")
+LOSSES: dict[str, str] = {  # the others have the same name in both, or none here
+    "sigmoid": "dpo",
+    "exo_pair": "exo",
+    "nca_pair": "nca",
+    "robust": "robust_dpo",
+    "sppo_hard": "sppo",
+    "sigmoid_norm": "ln_dpo",
+}
+SMOOTHED = ("robust_dpo", "exo", "aot", "aot_unpaired")  # whose labels TRL smooths; its sigmoid takes them as they are
+OTHER_BETA = ("sppo", "discopop")  # whose beta is 0.1 there, as every objective's is, and their paper's own here
+NEUTRAL = {  # what does not change the result, and what is done here
+    "logging_steps": "every step is logged",
+    "logging_strategy": "every step is logged",
+    "logging_first_step": "every step is logged",
+    "report_to": "metrics go to metrics.jsonl and TensorBoard",
+    "run_name": "a run is called as its folder is",
+    "save_strategy": "a checkpoint is saved after every epoch",
+    "save_steps": "a checkpoint is saved after every epoch",
+    "eval_strategy": "held-out rows are measured after every epoch",
+    "eval_steps": "held-out rows are measured after every epoch",
+    "do_eval": "held-out rows are measured where --eval-data or --eval-pairs is given",
+    "per_device_eval_batch_size": "held-out rows are packed as --micro-tokens allows",
+    "gradient_checkpointing": "memory is bounded by --micro-tokens",
+    "gradient_checkpointing_kwargs": "memory is bounded by --micro-tokens",
+    "attn_implementation": "the engine brings its own attention",
+    "padding_free": "nothing is padded",
+    "dataset_num_proc": "rows are encoded on all cores",
+    "dataloader_num_workers": "rows are encoded before the first step",
+    "ddp_timeout": "torch's own time-outs hold",
+    "log_level": "there is one",
+    "disable_tqdm": "the bar is quiet where there is no terminal",
+    "evaluation_strategy": "held-out rows are measured after every epoch",
+    "preprocessing_num_workers": "rows are encoded on all cores",
+    "overwrite_output_dir": "a folder that holds a run is never written over",
+    "hub_model_id": "nothing is uploaded",
+    "hub_strategy": "nothing is uploaded",
+    "deepspeed": "ranks are torchrun's, sharding is PyTorch's own",
+    "fsdp": "ranks are torchrun's, sharding is PyTorch's own",
+    "fsdp_config": "ranks are torchrun's, sharding is PyTorch's own",
+    "remove_unused_columns": "extra columns are ignored",
+    "discopop_tau": "discopop takes it as --discopop.tau, no other loss takes it",
+}
+NO_LIMIT = ("max_steps", "-1")
+COUNTERPARTS = {
+    "loss_type": "loss",
+    "optim": "optimizer",
+    "bf16": "dtype",
+    "torch_dtype": "dtype",
+    "max_length": "max_prompt_tokens and --max_response_tokens",
+    "truncation_mode": "keep_prompt",
+    "precompute_ref_log_probs": "reference",
+    "warmup_ratio": "warmup_steps",
+    "dataset_train_split": "data NAME:SPLIT",
+}
+ONLY = {  # settings of which one value means what is done here
+    "lr_scheduler_type": ("linear", "the rate falls linearly"),
+    "fp16": ("false", "--dtype is bfloat16 or float32"),
+    "use_peft": ("false", "all parameters are trained"),
+    "load_in_4bit": ("false", "all parameters are trained"),
+    "load_in_8bit": ("false", "all parameters are trained"),
+    "push_to_hub": ("false", "nothing is uploaded"),
+    "trust_remote_code": ("false", "no code of a model folder is ever run"),
+    "weight_decay": ("0", "there is no weight decay"),
+    "warmup_ratio": ("0", "the warm-up is counted in steps: --warmup-steps"),
+    "label_smoothing": ("0", "labels are taken as they are"),
+    "use_weighting": ("false", "pairs are weighted by --loss wpo"),
+    "f_divergence_type": ("reverse_kl", "the divergence is the reverse KL"),
+    "dataset_train_split": ("train", "a split is named behind the source: --data NAME:SPLIT"),
+}
+
+
+def translate(settings: Settings, say: Callable[[str], None]) -> Settings:
+    """Settings with TRL's names put into ours; each translation is handed to `say` as a sentence.
+
+    Raises InputError for a setting that has no counterpart here, and where two names of one setting disagree.
+    """
+    given = {name.replace("-", "_"): value for name, value in settings.items()}
+    given = {name: value for name, value in given.items() if value not in ("null", "", "none", "None", [])}
+    ours, theirs = {}, {}
+    for name, value in given.items():
+        (theirs if _is_theirs(name, value) else ours)[name] = value
+    if any(name.endswith("desirable_weight") for name in theirs):
+        theirs.setdefault("loss_type", "kto")  # what TRL's KTO trainer trains
+    made: Settings = dict(ours)
+    for name, value in theirs.items():
+        for our_name, our_value, said in _ours(name, value, given):
+            if made.setdefault(our_name, our_value) != our_value:
+                raise InputError(f"{name} and {our_name}: two names of one setting, with two values; keep one")
+            flag = our_name if "." in our_name else our_name.replace("_", "-")
+            say(f"{said} is --{flag} {_shown(our_value)} here")
+        if name in NEUTRAL:
+            say(f"{name}: left out, {NEUTRAL[name]} here")
+    if theirs:
+        defaults = [name for name in ("loss", "optimizer", "epochs", "lr", "batch_size") if name not in made]
+        say("not named there, so that our defaults hold: " + (", ".join(defaults) or "nothing of weight"))
+    return made
+
+
+def counterpart(name: str) -> str | None:
+    """What to say of a flag with one of TRL's names; None where it is none."""
+    if name in BATCH:
+        return "--batch-size, examples per step over all processes"
+    if name in COUNTERPARTS or name in RENAMED:
+        return f"--{COUNTERPARTS.get(name, RENAMED.get(name, '')).replace('_', '-')}"
+    if name in ONLY or name in NEUTRAL:
+        return f"nothing of that name; in a --config file {name} is understood"
+    return None
+
+
+def _is_theirs(name: str, value: Any) -> bool:
+    if name == "dtype":  # a name of both
+        return value not in ("float32", "bfloat16")
+    return any(name in names for names in (SPECIAL, RENAMED, NEUTRAL, ONLY, BATCH)) or (name, value) == NO_LIMIT
+
+
+def _ours(name: str, value: Any, given: Settings) -> list[tuple[str, Any, str]]:
+    """(our name, value, what is translated) of one of TRL's settings."""
+    said = f"{name}: {_shown(value)}"
+    if name in RENAMED:
+        is_whole = name == "num_train_epochs" and isinstance(value, str)
+        return [(RENAMED[name], value.removesuffix(".0") if is_whole else value, said)]
+    if name in ONLY and name not in SPECIAL:
+        _check_only(name, value)
+    if name in SPECIAL:
+        return [(ours, theirs, said) for ours, theirs in SPECIAL[name](value, given)]
+    if name == BATCH[0] or (name == BATCH[1] and BATCH[0] not in given):
+        parts, size = _batch(given)
+        return [("batch_size", size, parts)]
+    return []
+
+
+def _check_only(name: str, value: Any) -> None:
+    wanted, why = ONLY[name]
+    meant = str(value).lower()
+    meant = {"no": "false", "off": "false", "yes": "true", "on": "true"}.get(meant, meant)
+    is_zero = wanted == "0" and re.fullmatch(r"0*\.?0*", meant)
+    if meant != wanted and not is_zero:
+        raise InputError(f"{name}: {_shown(value)} is not to be had, {why} here; take it out")
+
+
+def _whole(name: str, value: Any) -> int:
+    if not isinstance(value, str) or not re.fullmatch("[0-9]{1,9}", value):
+        raise InputError(f"{name}: {_shown(value)} is not a whole number")
+    return int(value)
+
+
+def _batch(given: Settings) -> tuple[str, str]:
+    """How many examples a step takes over all processes, and how that came to be."""
+    per_device, accumulated = (_whole(name, given.get(name, d)) for name, d in zip(BATCH, ("8", "1"), strict=True))
+    n_processes = world_size()
+    parts = f"{BATCH[0]}: {per_device} x {BATCH[1]} {accumulated} x {n_processes} processes"
+    return parts, str(per_device * accumulated * n_processes)
+
+
+def _loss(value: Any, given: Settings) -> list[tuple[str, str]]:
+    """--loss, and what TRL's formulas have otherwise than ours by default."""
+    names = [LOSSES.get(str(name), str(name)) for name in (value if isinstance(value, list) else [value])]
+    weights = given.get("loss_weights")
+    weights = weights if isinstance(weights, list) else [weights] if weights is not None else []
+    if weights and len(weights) != len(names):
+        raise InputError(f"loss_weights: {_shown(weights)} are {len(weights)}, of {len(names)} in loss_type")
+    mixture = [f"{name}:{weight}" for name, weight in zip(names, weights, strict=True)] if weights else names
+    made = [("loss", ",".join(mixture))]
+    if "bco_pair" in names:
+        made.append(("bco_pair.shift", "false"))
+    made += [("beta", "0.1")] if set(names) & set(OTHER_BETA) and "beta" not in given else []
+    smoothing = str(given.get("label_smoothing", "0"))
+    made += [(f"{name}.label_smoothing", smoothing) for name in names if name in SMOOTHED]
+    made += [("discopop.tau", str(given["discopop_tau"]))] if "discopop_tau" in given and "discopop" in names else []
+    return made
+
+
+def _smoothing(value: Any, given: Settings) -> list[tuple[str, str]]:
+    """Translated with the objective that smooths its labels; refused beside any other."""
+    names = given.get("loss_type", "sigmoid")
+    ours = {LOSSES.get(str(name), str(name)) for name in (names if isinstance(names, list) else [names])}
+    if not ours <= set(SMOOTHED):
+        _check_only("label_smoothing", value)
+    return []
+
+
+def _with_losses(value: Any, given: Settings) -> list[tuple[str, str]]:
+    """Translated with loss_type."""
+    if "loss_type" not in given:
+        raise InputError(f"loss_weights: {_shown(value)} go with loss_type; name the objectives")
+    return []
+
+
+def _max_length(value: Any, given: Settings) -> list[tuple[str, str]]:
+    """TRL cuts prompt and response together; here each has a limit of its own, which together are no more."""
+    total = _whole("max_length", value)
+    prompt, response = (
+        next((_whole(name, given[name]) for name in names if name in given), None)
+        for names in (("max_prompt_length", "max_prompt_tokens"), ("max_completion_length", "max_response_tokens"))
+    )
+    if prompt is not None and response is not None:
+        return []
+    if prompt is not None:
+        return [("max_response_tokens", str(total - prompt))]
+    if response is not None:
+        return [("max_prompt_tokens", str(total - response))]
+    return [("max_prompt_tokens", str(total // 2)), ("max_response_tokens", str(total - total // 2))]
+
+
+def _choice(name: str, ours: str, choices: dict[str, str | None]) -> Callable[[Any, Settings], list[tuple[str, str]]]:
+    def choose(value: Any, given: Settings) -> list[tuple[str, str]]:
+        if str(value).lower() not in choices:
+            raise InputError(f"{name}: {_shown(value)} is not to be had here; one of {', '.join(choices)}")
+        found = choices[str(value).lower()]
+        return [] if found is None else [(ours, found)]
+
+    return choose
+
+
+def _weight(name: str) -> Callable[[Any, Settings], list[tuple[str, str]]]:
+    def put(value: Any, given: Settings) -> list[tuple[str, str]]:
+        named = given.get("loss") or _loss(given.get("loss_type", "kto"), given)[0][1]
+        loss = named.partition(",")[0].partition(":")[0]
+        return [(f"{loss}.{name}", value)]
+
+    return put
+
+
+def _shown(value: Any) -> str:
+    return ", ".join(map(str, value)) if isinstance(value, list) else str(value)
+
+
+SPECIAL: dict[str, Callable[[Any, Settings], list[tuple[str, str]]]] = {
+    "loss_type": _loss,
+    "loss_weights": _with_losses,
+    "label_smoothing": _smoothing,
+    "sync_ref_model": _choice("sync_ref_model", "reference_update", {"true": "soft", "false": None}),
+    "max_length": _max_length,
+    "optim": _choice(
+        "optim",
+        "optimizer",
+        {"rmsprop": "rmsprop", "adamw_torch": "adamw", "adamw_torch_fused": "adamw", "adamw": "adamw"},
+    ),
+    "dtype": _choice("dtype", "dtype", {"auto": None}),
+    "bf16": _choice("bf16", "dtype", {"true": "bfloat16", "false": None}),
+    "torch_dtype": _choice("torch_dtype", "dtype", {"bfloat16": "bfloat16", "float32": "float32", "auto": None}),
+    "truncation_mode": _choice("truncation_mode", "keep_prompt", {"keep_end": "end", "keep_start": "start"}),
+    "precompute_ref_log_probs": _choice("precompute_ref_log_probs", "reference", {"true": "precompute", "false": None}),
+    "desirable_weight": _weight("desirable_weight"),
+    "undesirable_weight": _weight("undesirable_weight"),
+}

@@ -1,0 +1,91 @@
+"""FSDP2 over a walk: what is a unit, what is gathered while something else computes, and who holds which rows.
+
+Imported where something is sharded (engine/distributed/ranks.py): it brings a second of imports that --help, and one
+process on a CPU, do without.
+"""
+
+from collections.abc import Iterator
+from itertools import pairwise
+from typing import Any, cast
+
+import torch
+from torch import Tensor, nn
+from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
+from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard
+from torch.distributed.fsdp._fully_shard._fsdp_param_group import FSDPParamGroup
+from torch.distributed.tensor import DTensor
+from torch.distributed.tensor._utils import compute_local_shape_and_global_offset
+
+from engine.model import Walk
+
+
+def mesh_of(device: torch.device, size: int, shard_size: int) -> DeviceMesh:
+    """All ranks; in two dimensions, copies and shards of each, where there are several copies. Collective."""
+    if shard_size == size:
+        return init_device_mesh(device.type, (size,))
+    return init_device_mesh(device.type, (size // shard_size, shard_size), mesh_dim_names=("replicate", "shard"))
+
+
+def shard(walk: Walk, mesh: DeviceMesh, dtype: torch.dtype, *, reshards: bool) -> None:
+    """Makes a walk's parts FSDP units: float32 shards, compute in dtype, gradients summed in float32. Collective.
+
+    Every block is a unit; norm and head are one, and a tied head shares its unit with the embedding. The walk is the
+    root, so that the units of policy and reference can be called in turn. reshards: whether a block's gathered weights
+    are given back after its forward pass; the policy's ends stay until their backward pass.
+    """
+    # The model casts by itself: FSDP's cast of inputs would round the rotary angles to bf16.
+    policy = MixedPrecisionPolicy(param_dtype=dtype, reduce_dtype=torch.float32, cast_forward_inputs=False)
+    for model in (walk.policy, walk.reference):
+        if model is None:
+            continue
+        for block in model.blocks:
+            fully_shard(block, mesh=mesh, mp_policy=policy, reshard_after_forward=reshards)
+        ends: list[list[nn.Module]] = (
+            [[model.embed, model.norm, model.head]] if model.config.tied else [[model.embed], [model.norm, model.head]]
+        )
+        for unit in ends:
+            fully_shard(unit, mesh=mesh, mp_policy=policy, reshard_after_forward=reshards and model is walk.reference)
+    fully_shard(walk, mesh=mesh)
+    for unit in units(walk):  # sum, not FSDP's mean: ranks hold different counts
+        unit.set_gradient_divide_factor(1.0)
+        unit.set_force_sum_reduction_for_comms(True)  # the factor alone fails on gloo
+    # Backward, the policy's one before is gathered while a unit computes; left to itself FSDP would take the one that
+    # was walked before it, and so gather every block of the reference for nothing.
+    for unit, before in pairwise([walk.policy.head, *reversed(walk.policy.blocks), walk.policy.embed]):
+        cast(FSDPModule, unit).set_modules_to_backward_prefetch([cast(FSDPModule, before)])
+    walk.register_forward_pre_hook(_order_gathers, with_kwargs=True)
+
+
+def _order_gathers(walk: nn.Module, _: Any, asked: dict[str, Any]) -> None:
+    """Before a walk: while a unit computes, the next one that is walked is gathered, and no other."""
+    assert isinstance(walk, Walk)
+    walked = list(walk.policy.blocks)
+    if asked["with_reference"] and walk.reference is not None:
+        walked = [m for pair in zip(walked, walk.reference.blocks, strict=True) for m in pair]
+    for unit, following in pairwise([*walked, None]):
+        ahead = [] if following is None else [cast(FSDPModule, following)]
+        cast(FSDPModule, unit).set_modules_to_forward_prefetch(ahead)
+
+
+def units(module: nn.Module) -> Iterator[FSDPModule]:
+    """The units in a module."""
+    return (m for m in module.modules() if isinstance(m, FSDPModule))
+
+
+def local(parameter: Tensor) -> tuple[Tensor, int]:
+    """The rows of a parameter that this rank holds, and the first one's number."""
+    if not isinstance(parameter, DTensor):
+        return parameter, 0
+    _, offset = compute_local_shape_and_global_offset(parameter.shape, parameter.device_mesh, parameter.placements)
+    return parameter.to_local(), offset[0]
+
+
+def whole(parameter: Tensor) -> Tensor:
+    """A parameter gathered from all ranks. Collective."""
+    return parameter.full_tensor() if isinstance(parameter, DTensor) else parameter
+
+
+def collectives() -> list[tuple[type, str]]:
+    """Where FSDP waits for other ranks, for whoever measures it: (class, method)."""
+    names = ("unshard", "wait_for_unshard", "post_backward", "finalize_backward")
+    return [(FSDPParamGroup, name) for name in names if hasattr(FSDPParamGroup, name)]

@@ -1,0 +1,262 @@
+"""The processes of a run: their group, what they add up and tell one another, and when their shards are gathered.
+
+One process on the CPU in float32, or with split masters, is plain PyTorch: nothing is wrapped and no process group is
+made. Everything else is FSDP2 (engine/distributed/fsdp.py): float32 master shards, compute in --dtype, gradients summed
+in float32.
+"""
+
+import atexit
+import ctypes
+import os
+import secrets
+import signal
+import sys
+import time
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from datetime import timedelta
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, TypeVar
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+from torch._C._distributed_c10d import HashStore
+from torch.distributed import distributed_c10d
+
+from engine.config import world_size
+from engine.distributed.heartbeat import Heartbeat
+from engine.model import Llama, Walk
+from system import InputError
+
+if TYPE_CHECKING:
+    from torch.distributed.device_mesh import DeviceMesh
+
+Value = TypeVar("Value")
+
+LOOK = 5.0  # seconds in which a network's file system shows what another host has made
+PR_SET_PDEATHSIG = 1  # of Linux's sys/prctl.h
+# Lengths differ from pass to pass: without it the allocator is left with pieces that nothing fits.
+os.environ.setdefault("PYTORCH_CUDA_ALLOC_CONF", "expandable_segments:True")
+
+
+class Ranks:
+    """The processes of a run, and this one's place among them."""
+
+    def __init__(
+        self,
+        *,
+        dtype: torch.dtype | None = None,
+        timeout: float = 600.0,
+        shard_size: int | None = None,
+        splits_masters: bool = False,
+        gpu_memory: float | None = None,
+    ) -> None:
+        """Joins the ranks that torchrun started, or is alone.
+
+        dtype: of compute; bf16 on CUDA, else float32. timeout: seconds that a collective waits. shard_size: ranks that
+        share one copy of the weights; all where it is None. splits_masters: nothing is wrapped, the weights are bf16
+        (engine/split.py). gpu_memory: bytes that the allocator may take. Raises InputError where copies do not come out
+        even.
+        """
+        self._timeout = timeout
+        self.rank = int(os.environ.get("RANK", "0"))
+        self.size = world_size()
+        has_cuda = torch.cuda.is_available()
+        self.device = torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0"))) if has_cuda else torch.device("cpu")
+        self.dtype = dtype or (torch.bfloat16 if has_cuda or splits_masters else torch.float32)
+        self.shard_size = shard_size or self.size
+        if self.size % self.shard_size:
+            raise InputError(f"--shard-size: {self.size} ranks are not groups of {shard_size}; name a divisor")
+        self.splits_masters = splits_masters
+        self.is_sharded = not splits_masters and (self.size > 1 or has_cuda or self.dtype != torch.float32)
+        if has_cuda:
+            torch.cuda.set_device(self.device)
+            if gpu_memory is not None:
+                whole = torch.cuda.get_device_properties(self.device).total_memory
+                torch.cuda.set_per_process_memory_fraction(min(1.0, gpu_memory / whole), self.device)
+        if self.is_sharded:
+            backend = "cpu:gloo,cuda:nccl" if has_cuda else "gloo"
+            if not dist.is_initialized():  # one group a process: a second meeting would read the first's addresses
+                if self.size > 1:
+                    _die_with_parent()
+                    dist.init_process_group(backend, timeout=timedelta(seconds=timeout))
+                else:  # alone: no address to meet at
+                    dist.init_process_group(backend, store=HashStore(), rank=0, world_size=1)
+                atexit.register(dist.destroy_process_group)
+        store = distributed_c10d._get_default_store() if self.size > 1 else None
+        self.heartbeat = Heartbeat(store, self.rank, self.size)
+
+    @property
+    def is_first(self) -> bool:
+        """Whether this is rank 0, which writes and speaks."""
+        return self.rank == 0
+
+    def place(self, walk: Walk, *, reshards: bool | None = None) -> Walk:
+        """Gives a walk on the meta device its memory: here whole, or a shard on every rank. Collective.
+
+        reshards: whether a block's gathered weights are given back after its forward pass; None: on a GPU.
+        """
+        if self.is_sharded:
+            from engine.distributed import fsdp
+
+            fsdp.shard(
+                walk, self.mesh, self.dtype, reshards=self.device.type == "cuda" if reshards is None else reshards
+            )
+        if self.splits_masters:
+            walk.policy.to(self.dtype)
+        return walk.to_empty(device=self.device)
+
+    @cached_property
+    def mesh(self) -> "DeviceMesh":
+        """How the ranks lie. Collective."""
+        from engine.distributed import fsdp
+
+        return fsdp.mesh_of(self.device, self.size, self.shard_size)
+
+    def local(self, parameter: Tensor) -> tuple[Tensor, int]:
+        """The rows of a parameter that this rank holds, and the first one's number."""
+        if not self.is_sharded:
+            return parameter, 0
+        from engine.distributed import fsdp
+
+        return fsdp.local(parameter)
+
+    @property
+    def holds_first_copy(self) -> bool:
+        """Whether this rank's shards are the ones to write: of several copies the first one's."""
+        return self.rank < self.shard_size
+
+    def all_see(self, folder: Path) -> bool:
+        """Whether a folder of the first rank's is the same one for every rank, and not another disk's. Collective.
+
+        A file that nobody has looked for before is put into it: a network's file system may take seconds to show a new
+        folder, and another host may have left one of that name.
+        """
+        if self.size == 1:
+            return True
+        mark = folder / self.same(f".seen-{secrets.token_hex(8)}")
+        if self.is_first:
+            mark.touch()
+        self.wait()
+        deadline = time.monotonic() + min(LOOK, self._timeout / 2)  # the others wait meanwhile
+        while not (sees := mark.exists()) and time.monotonic() < deadline:
+            time.sleep(0.1)
+        everybody = self.most(not sees) == 0
+        if self.is_first:
+            mark.unlink()
+        return everybody
+
+    def whole(self, parameter: Tensor) -> Tensor:
+        """A parameter gathered from all ranks. Collective."""
+        if not self.is_sharded:
+            return parameter
+        from engine.distributed import fsdp
+
+        return fsdp.whole(parameter)
+
+    def sum(self, values: Tensor) -> Tensor:
+        """The sum of a CPU tensor over all ranks, the same on each. Collective."""
+        if self.is_sharded:
+            dist.all_reduce(values)
+        return values
+
+    def most(self, value: float) -> float:
+        """The largest of all ranks' values. Collective."""
+        found = torch.tensor(float(value), dtype=torch.float64)
+        if self.is_sharded:
+            dist.all_reduce(found, dist.ReduceOp.MAX)
+        return found.item()
+
+    def same(self, value: Value) -> Value:
+        """The first rank's value, on every rank. Collective."""
+        held = [value]
+        if self.size > 1:
+            dist.broadcast_object_list(held, src=0)
+        return held[0]
+
+    def on_first(self, act: Callable[[], Value]) -> Value:
+        """What the first rank found, on every rank; so is its InputError. Collective."""
+        held: list[Value] = []
+        fault = ""
+        if self.is_first:
+            try:
+                held.append(act())
+            except InputError as found:
+                fault = str(found)
+        held, fault = self.same((held, fault))
+        if fault:
+            raise InputError(fault)
+        return held[0]
+
+    @contextmanager
+    def together(self) -> Iterator[None]:
+        """Inside, each rank does its own part; where any raises an InputError, all raise the first's. Collective."""
+        fault = ""
+        try:
+            yield
+        except InputError as found:
+            fault = str(found)
+        faults = [fault]
+        if self.size > 1:
+            faults *= self.size
+            dist.all_gather_object(faults, fault)
+        if any(faults):
+            raise InputError(next(filter(None, faults)))
+
+    def wait(self) -> None:
+        """Returns when every rank has come here. Collective."""
+        if self.is_sharded:
+            dist.barrier()
+
+    def grad_norm(self, parameters: Iterable[nn.Parameter]) -> Tensor:
+        """The global norm of the gradients, [] float32: the shards' squares summed over all ranks. Collective."""
+        return self.whole(torch.nn.utils.get_total_norm([p.grad for p in parameters if p.grad is not None]))
+
+    def sums_gradients(self, walk: Walk, is_last: bool) -> None:
+        """Whether the backward pass that comes sums its gradient over ranks: in float32 the last of a step alone does.
+
+        The passes before it add up in this rank's memory and keep the weights gathered. In bf16 every pass sums:
+        adding up there would round.
+        """
+        if self.size > 1 and self.dtype == torch.float32:
+            from engine.distributed import fsdp
+
+            for unit in fsdp.units(walk.policy):
+                unit.set_requires_gradient_sync(is_last, recurse=False)
+                unit.set_reshard_after_backward(is_last, recurse=False)
+
+    def settle(self, model: nn.Module) -> None:
+        """After a pass without gradient: gives back the weights that a backward pass would have given back.
+
+        Until then a module's parameters are the gathered ones, which neither the optimizer nor a save may see.
+        """
+        if self.is_sharded:
+            from engine.distributed import fsdp
+
+            for unit in fsdp.units(model):
+                unit.reshard()
+
+    def release(self, reference: Llama) -> None:
+        """Frees the memory of a reference that is not called again; FSDP keeps handles to it until the run ends."""
+        self.settle(reference)
+        for parameter in reference.parameters():
+            held, _ = self.local(parameter)
+            held.untyped_storage().resize_(0)
+
+
+def free_memory() -> int:
+    """Bytes that this rank can still take: of its GPU, or its share of the host."""
+    if torch.cuda.is_available():
+        return torch.cuda.mem_get_info(int(os.environ.get("LOCAL_RANK", "0")))[0]
+    lines = Path("/proc/meminfo").read_text().splitlines() if Path("/proc/meminfo").exists() else []
+    found = next((int(line.split()[1]) * 1024 for line in lines if line.startswith("MemAvailable")), None)
+    free = found or os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    return free // int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
+
+
+def _die_with_parent() -> None:
+    """Where torchrun is killed its ranks would live on, and hold the run's folder."""
+    if sys.platform == "linux" and "TORCHELASTIC_RUN_ID" in os.environ:
+        ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)

@@ -1,0 +1,44 @@
+"""RMSprop on float32 masters on a GPU, one pass over memory: torch's foreach takes five, and clipping one more."""
+
+from collections.abc import Callable, Iterable
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+
+class FusedRMSprop(torch.optim.RMSprop):
+    """torch.optim.RMSprop(foreach=True) on CUDA, bit for bit, without momentum or weight decay; its state is torch's.
+
+    20 bytes of traffic a parameter with clipping, where torch's take 60; no memory of its own, where torch's holds 4
+    bytes a parameter for the step. Of a sharded parameter each rank updates what it holds.
+    """
+
+    def __init__(self, parameters: Iterable[nn.Parameter], *, lr: float, alpha: float = 0.99, eps: float = 1e-8):
+        super().__init__(parameters, lr=lr, alpha=alpha, eps=eps)
+        self.factor: Tensor | None = None
+        """What every gradient is multiplied with in the next step, [1] float32: clipping without another pass."""
+
+    @torch.no_grad()
+    def step(self, closure: Callable[[], Any] | None = None) -> None:  # pyright: ignore[reportIncompatibleMethodOverride]
+        """Updates every parameter that has a gradient."""
+        from engine.optim.rmsprop_kernels import update_whole  # needs Triton, which comes with torch for CUDA
+
+        assert closure is None
+        group = self.param_groups[0]
+        factor = torch.ones(1, device=group["params"][0].device) if self.factor is None else self.factor
+        for p in group["params"]:
+            if p.grad is None:
+                continue
+            state = self.state[p]
+            if not state:
+                state |= {"step": torch.zeros(()), "square_avg": torch.zeros_like(p)}
+            state["step"] += 1
+            parts = (_held(x) for x in (p, state["square_avg"], p.grad))
+            update_whole(*parts, factor=factor, lr=group["lr"], alpha=group["alpha"], eps=group["eps"])
+        self.factor = None
+
+
+def _held(x: Tensor) -> Tensor:
+    """What this rank holds of it, flat: [n]. Not by the type DTensor, whose import takes a second."""
+    return (x.to_local() if hasattr(x, "to_local") else x).view(-1)  # pyright: ignore[reportAttributeAccessIssue]

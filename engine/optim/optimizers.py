@@ -1,0 +1,79 @@
+"""How gradients become steps: clipping, RMSProp or AdamW on float32 masters, and the learning rate of each step."""
+
+from collections.abc import Iterable
+
+import torch
+from torch import Tensor, nn
+from torch.optim import Optimizer
+from torch.optim.lr_scheduler import LambdaLR
+
+from engine.config import TrainConfig
+from engine.distributed import Ranks
+from engine.optim.fused_rmsprop import FusedRMSprop
+from engine.optim.split_master import Masters, SplitRMSprop
+
+
+def build(
+    parameters: Iterable[nn.Parameter], config: TrainConfig, n_steps: int, masters: Masters | None = None
+) -> tuple[Optimizer, LambdaLR]:
+    """The optimizer and its schedule. masters: the parameters' other halves, where they are split.
+
+    On a GPU RMSProp is one kernel a parameter, else torch's over all tensors at once. It has no bias correction: its
+    first update is lr / sqrt(1 - alpha) = 10 lr, decaying over some 100 steps.
+    """
+    parameters = list(parameters)
+    if masters is not None:
+        optimizer: Optimizer = SplitRMSprop(masters, lr=config.lr, square_avg=getattr(torch, config.square_avg))
+        if not config.max_grad_norm:
+            optimizer.step_in_backward()
+    elif config.optimizer == "rmsprop":
+        if parameters[0].is_cuda:
+            optimizer = FusedRMSprop(parameters, lr=config.lr)
+        else:
+            optimizer = torch.optim.RMSprop(parameters, lr=config.lr, alpha=0.99, eps=1e-8, foreach=True)
+    else:
+        optimizer = torch.optim.AdamW(parameters, lr=config.lr, weight_decay=0.0, foreach=True)
+    return optimizer, LambdaLR(optimizer, lambda done: lr_factor(done, n_steps=n_steps, warmup=config.warmup_steps))
+
+
+def clip(optimizer: Optimizer, ranks: Ranks, max_norm: float) -> float:
+    """Scales the gradient to a global norm of at most max_norm (0: as it is); gives the norm before. Collective.
+
+    Where one kernel updates a parameter, it scales, too. A norm that is not finite scales nothing.
+    """
+    parameters: list[nn.Parameter] = optimizer.param_groups[0]["params"]
+    norm = optimizer.grad_norm() if isinstance(optimizer, SplitRMSprop) else ranks.grad_norm(parameters)
+    total = norm.item()
+    if max_norm > 0 and total < float("inf"):
+        if isinstance(optimizer, (SplitRMSprop, FusedRMSprop)):
+            optimizer.factor = (max_norm / (norm + 1e-6)).clamp(max=1.0).view(1)  # as torch.nn.utils does it
+        else:
+            torch.nn.utils.clip_grads_with_norm_(parameters, max_norm, norm)
+    return total
+
+
+def state_tensors(optimizer: Optimizer, parameters: Iterable[tuple[str, nn.Parameter]]) -> dict[str, Tensor]:
+    """Every tensor of the optimizer's state, by the parameter's name; zeros where no step was taken yet."""
+    found: dict[str, Tensor] = {}
+    for name, parameter in parameters:
+        state = optimizer.state[parameter]
+        if not state:
+            state |= {kind: torch.zeros_like(parameter) for kind in _KINDS[type(optimizer)]}
+            state["step"] = torch.zeros(())
+        found |= {f"{name}.{kind}": value for kind, value in state.items()}
+    return found
+
+
+_KINDS = {
+    torch.optim.RMSprop: ("square_avg",), FusedRMSprop: ("square_avg",), torch.optim.AdamW: ("exp_avg", "exp_avg_sq"),
+}  # fmt: skip
+
+
+def lr_factor(done: int, *, n_steps: int, warmup: int) -> float:
+    """Share of the learning rate for the step after `done` others: up to 1 over the warm-up, then linearly to 0.
+
+    Without a warm-up: 1 in the first step, 1 / n_steps in the last.
+    """
+    if done < warmup:
+        return (done + 1) / (warmup + 1)
+    return max(0.0, (n_steps - done) / max(1, n_steps - warmup))

@@ -1,0 +1,162 @@
+"""A float32 master in two halves of 16 bits: the high one computes as bf16, the low one is what is left, bit for bit.
+
+    master bits = (high << 16) + low        4 bytes a parameter, where float32 masters with a bf16 copy take 6
+
+What one card needs to train all parameters of a model: no copy of the weights to compute with, and gradients in bf16,
+or none at all where the optimizer steps inside the backward pass. Sharded training (engine/distributed/) keeps plain
+float32 masters.
+"""
+
+# n numbers of a parameter
+
+from collections.abc import Callable, Iterable
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.optim import Optimizer
+
+from engine.weights import Alone, hash_of, round_half_away, round_stochastically
+
+CHUNK = 2**24  # numbers that the CPU updates at once: float32 copies of these, and of no more, are held
+
+
+def split(master: Tensor) -> tuple[Tensor, Tensor]:
+    """float32 -> (high in bf16, low in int16), of the same shape.
+
+    high is rounded half away from zero, so that what is left fits 16 bits; rounding half to even, as a cast does,
+    would leave 2^15 now and then. The two differ where a number lies in the middle: 0.0007 % of them.
+    """
+    high = round_half_away(master)
+    return high, (master.view(torch.int32) - (high.view(torch.int16).to(torch.int32) << 16)).to(torch.int16)
+
+
+def join(high: Tensor, low: Tensor) -> Tensor:
+    """The float32 that `split` was given."""
+    return ((high.view(torch.int16).to(torch.int32) << 16) + low.to(torch.int32)).view(torch.float32)
+
+
+def put_high(parameter: Tensor, rows: Tensor) -> None:
+    """Takes rows of a checkpoint for a reference: rounded as the policy's are, so that they start as the same bits."""
+    parameter.copy_(split(rows.to(parameter.device, torch.float32))[0])
+
+
+class Masters(Alone):
+    """The low halves of a model's parameters, which are the high ones; reads and writes both as one float32."""
+
+    def __init__(self, model: nn.Module) -> None:
+        """model: in bf16, on its device."""
+        self.low: dict[Tensor, Tensor] = {
+            p: torch.zeros_like(p, dtype=torch.int16, requires_grad=False) for p in model.parameters()
+        }
+
+    def put(self, parameter: Tensor, rows: Tensor) -> None:
+        """Takes rows of a checkpoint, in any float dtype, as the parameter's master."""
+        high, low = split(rows.to(parameter.device, torch.float32))
+        parameter.copy_(high)
+        self.low[parameter].copy_(low)
+
+    def local(self, parameter: Tensor) -> tuple[Tensor, int]:
+        """All of a parameter, float32."""
+        return self.whole(parameter), 0
+
+    def whole(self, parameter: Tensor) -> Tensor:
+        """A parameter's master, float32."""
+        return join(parameter.detach(), self.low[parameter])
+
+
+class SplitRMSprop(Optimizer):
+    """torch.optim.RMSprop on the float32 master of bf16 parameters, bit for bit.
+
+    square_avg: in float32, or in bf16, rounded stochastically: 0.7 % of error and no bias, where rounding to nearest
+    would lose the small additions. A parameter is updated by one kernel on CUDA, in chunks on the CPU.
+    """
+
+    def __init__(
+        self, masters: Masters, *, lr: float, alpha: float = 0.99, eps: float = 1e-8, square_avg: torch.dtype
+    ) -> None:
+        super().__init__(list(masters.low), {"lr": lr, "alpha": alpha, "eps": eps})
+        for p, low in masters.low.items():
+            self.state[p] = {
+                "step": torch.zeros(()),
+                "low": low,
+                "square_avg": torch.zeros_like(p, dtype=square_avg, requires_grad=False),
+            }
+        self.factor: Tensor | None = None
+        """What every gradient is multiplied with in the next step, [1] float32: clipping without another rounding."""
+        self._squares: list[Tensor] = []
+        self._in_backward = False
+        self._numbers: dict[Tensor, int] = {p: number for number, p in enumerate(masters.low)}
+
+    def step_in_backward(self) -> None:
+        """From now on every parameter is updated as soon as its gradient is there, which is then dropped.
+
+        Nothing may be known of the whole gradient before, so that there is no clipping by its norm.
+        """
+        self._in_backward = True
+        for p in self._parameters():
+            p.register_post_accumulate_grad_hook(self._take)
+
+    def _take(self, parameter: Tensor) -> None:
+        grad = parameter.grad
+        assert grad is not None  # the hook follows its accumulation
+        self._squares.append(_norm([grad]).square())
+        self._update(parameter)
+        parameter.grad = None
+
+    def grad_norm(self) -> Tensor:
+        """The global norm of the gradients that are held, or that were taken in the last backward pass: [] float32."""
+        if self._in_backward:
+            found, self._squares = self._squares, []
+            return torch.stack(found).sum().sqrt()
+        return _norm([p.grad for p in self._parameters() if p.grad is not None])
+
+    def step(self, closure: Callable[[], Any] | None = None) -> None:  # pyright: ignore[reportIncompatibleMethodOverride]
+        """Updates every parameter that has a gradient."""
+        assert closure is None
+        for p in self._parameters():
+            if p.grad is not None:
+                self._update(p)
+        self.factor = None
+
+    def _parameters(self) -> Iterable[nn.Parameter]:
+        return self.param_groups[0]["params"]
+
+    @torch.no_grad()
+    def _update(self, p: Tensor) -> None:
+        state, group = self.state[p], self.param_groups[0]
+        state["step"] += 1
+        grad = p.grad
+        assert grad is not None  # who calls has looked
+        numbers = {name: group[name] for name in ("lr", "alpha", "eps")}
+        key = hash_of(int(state["step"]), self._numbers[p]) >> 1  # 31 bits: the kernel's whole numbers have a sign
+        parts = [x.view(-1) for x in (p, state["low"], state["square_avg"], grad)]
+        if p.is_cuda:
+            from engine.optim.rmsprop_kernels import (
+                update_split as update,  # needs Triton, which comes with torch for CUDA
+            )
+        else:
+            update = update_in_chunks
+        update(*parts, factor=self.factor, key=key, **numbers)
+
+
+def _norm(gradients: list[Tensor]) -> Tensor:
+    """Their global norm, [] float32, summed in float32 whatever they are."""
+    return torch.stack([torch.linalg.vector_norm(g, dtype=torch.float32) for g in gradients]).norm()
+
+
+def update_in_chunks(
+    high: Tensor, low: Tensor, square_avg: Tensor, grad: Tensor, *, factor: Tensor | None, key: int, lr: float,
+    alpha: float, eps: float,
+) -> None:  # fmt: skip
+    """One step of RMSprop on a parameter's halves [n], in place: torch.optim.RMSprop's operations in its order."""
+    for start in range(0, len(high), CHUNK):
+        upper, lower, v, g = (x[start : start + CHUNK] for x in (high, low, square_avg, grad))
+        master, gradient = join(upper, lower), g.float() if factor is None else g.float() * factor
+        mean = v.float().mul_(alpha).addcmul_(gradient, gradient, value=1 - alpha)
+        master.addcdiv_(gradient, mean.sqrt().add_(eps), value=-lr)
+        if v.dtype == torch.bfloat16:
+            mean = round_stochastically(mean, torch.arange(start, start + len(v), device=v.device), key)
+        v.copy_(mean)
+        for half, made in zip((upper, lower), split(master), strict=True):
+            half.copy_(made)

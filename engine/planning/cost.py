@@ -1,0 +1,139 @@
+"""What training costs, worked out before it starts: operations, time, what crosses between GPUs, and disk."""
+
+# N parameters, T tokens of a forest, R rows that predict
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+
+from data.forest import Layout, n_tokens
+from data.rows import Example
+from engine.model import LlamaConfig
+from engine.planning.flops import counted_flops
+from engine.planning.memory import Setting
+
+DATASHEET = 989e12
+"""bf16 operations per second of an H100 SXM or an H200, without sparsity."""
+REACHED = {"cuda": 0.5, "cpu": 0.6}
+"""Share of it, or of the CPU's own plain product, that a step is expected to reach (docs/performance.md: 54 %)."""
+IMBALANCE = 1.08
+"""The slowest of several ranks against their mean: batches of 16 over 8."""
+GPUS_PER_NODE = 8
+IN_NODE, BETWEEN_NODES = 300e9, 200e9
+"""Bytes per second and GPU of a collective (bus bandwidth): NVLink 4, and eight 400 Gb/s adapters a node. Assumed."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Load:
+    """What rows ask for."""
+
+    n: int
+    """Examples of an epoch."""
+    tokens: float
+    """Mean T of an example."""
+    rows: float
+    """Mean R of an example."""
+    seen: float
+    """Mean number of keys seen, over all queries of an example."""
+    longest: int
+    """T of the longest example."""
+    step: int
+    """T of the largest step to be expected, of one rank."""
+    is_mismatched: bool = False
+    """Whether a step gives every example another one's response, too: then the reference walks in every epoch."""
+    whole_step: bool = False
+    """Whether a step of several passes walks each without gradient first."""
+
+    @staticmethod
+    def of(
+        examples: Sequence[Example],
+        layout: Layout,
+        batch_size: int,
+        n_ranks: int = 1,
+        *,
+        is_mismatched: bool = False,
+        whole_step: bool = False,
+    ) -> "Load":
+        """Of rows. The largest of many random steps is nearer to the mean than to the worst that could be drawn: a
+        quarter of the way.
+        """
+        if is_mismatched:  # whose it is a step's order decides; here the next one's
+            others = [e.responses[0] for e in (*examples[1:], examples[0])]
+            examples = [e._replace(responses=(*e.responses, r)) for e, r in zip(examples, others, strict=True)]
+        sizes = np.sort([n_tokens(e, layout) for e in examples])[::-1]
+        n = min(batch_size, len(sizes))
+        mean, worst = n * float(sizes.mean()), float(sizes[:n].sum())
+        return Load(
+            n=len(examples),
+            tokens=float(sizes.mean()),
+            rows=float(np.mean([sum(len(r) for r in e.responses) for e in examples])),
+            seen=float(np.mean([_seen(e) for e in examples])),
+            longest=int(sizes[0]),
+            step=int((mean + (worst - mean) / 4) / n_ranks),
+            is_mismatched=is_mismatched,
+            whole_step=whole_step,
+        )
+
+    @staticmethod
+    def of_the_paper(batch_size: int, n_ranks: int = 1) -> "Load":
+        """29,000 pairs of UltraFeedback's lengths, cut at 512 tokens: a prompt of 162, responses of 348 and 349."""
+        prompt, chosen, rejected = (np.zeros(k, dtype=np.int32) for k in (162, 348, 349))
+        mean = Load.of([Example("", prompt, (chosen, rejected))], Layout(), batch_size)
+        step = int(1.2 * batch_size * mean.tokens / n_ranks)
+        return Load(n=29_000, tokens=mean.tokens, rows=mean.rows, seen=mean.seen, longest=1534, step=step)
+
+
+def _seen(example: Example) -> int:
+    prompt, (first, *others) = len(example.prompt), example.responses
+    whole = prompt + len(first) - 1
+    seen = whole * (whole + 1) // 2
+    return seen + sum((len(r) - 1) * prompt + (len(r) - 1) * len(r) // 2 for r in others)
+
+
+def forward_of_example(shape: LlamaConfig, load: Load) -> float:
+    """Operations of one forward pass over a mean example."""
+    return sum(counted_flops(shape, load.tokens, load.seen, load.rows))
+
+
+def run_flops(s: Setting, load: Load, epochs: int, *, has_reference: bool) -> float:
+    """Of a whole run: 3 passes' worth for each example and epoch, one for the reference, in every epoch where it is not
+    kept, and what is again.
+    """
+    passes = 3 * epochs + has_reference * (epochs if load.is_mismatched or s.moves_reference else 1)
+    passes += epochs * s.n_recomputed / s.shape.n_layers + epochs * (load.whole_step and s.has_several_passes)
+    return passes * load.n * forward_of_example(s.shape, load)
+
+
+def step_bytes(s: Setting, n_passes: int, n_gpus: int) -> tuple[float, float]:
+    """Bytes that a GPU's collectives move in a step: (in the node, between nodes).
+
+    Every pass gathers bf16 weights, twice where they are given back in between, and sums gradients in float32.
+    """
+    if n_gpus == 1:
+        return 0.0, 0.0
+    n = s.shape.n_parameters
+    moved = n_passes * n * (2 * (2 if s.reshards else 1) + 4.0)
+    inside, between = (moved, 0.0) if s.n_shards <= GPUS_PER_NODE else (0.0, moved)
+    copies = n_passes * 2 * 4.0 * n / s.n_shards if s.n_shards < n_gpus else 0.0  # they add their gradients up
+    return inside, between + copies
+
+
+def step_seconds(s: Setting, load: Load, batch_size: int, n_gpus: int) -> tuple[float, float]:
+    """(computing, communicating) seconds of a step with the reference cached; they overlap at best."""
+    flops = batch_size * forward_of_example(s.shape, load) * (3 + s.n_recomputed / s.shape.n_layers)
+    computing = flops / (n_gpus * DATASHEET * REACHED["cuda"]) * (IMBALANCE if n_gpus > 1 else 1.0)
+    n_passes = max(1, -(-int(batch_size * load.tokens / n_gpus) // s.micro_tokens))
+    inside, between = step_bytes(s, n_passes, n_gpus)
+    return computing, inside / IN_NODE + between / BETWEEN_NODES
+
+
+def checkpoint_bytes(shape: LlamaConfig, dtype: torch.dtype) -> int:
+    """A checkpoint folder whose weights are stored in that dtype."""
+    return dtype.itemsize * shape.n_parameters
+
+
+def state_bytes(s: Setting) -> int:
+    """What --resume needs, at one time: masters and the optimizer's numbers."""
+    return s.shape.n_parameters * (4 + s.square_avg_bytes * s.n_states)

@@ -1,0 +1,197 @@
+"""How many bytes a run takes on each rank, and how to cut its passes so that they fit.
+
+    weights, optimizer and gradients       what stays, from the number of parameters
+    kept for the backward pass             grows with the tokens of a pass, less with every block that is recomputed
+    head                                   float32 logits of a chunk of rows and the gradient of the weight
+    passing                                blocks gathered from other ranks, a block's own gradient, the optimizer's own
+
+Pure functions of a shape and a setting; docs/scaling.md has the table for larger models. 1 GB is 10^9 bytes.
+"""
+
+# T tokens of a pass, D hidden, I intermediate, V vocabulary
+
+import itertools
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+import torch
+
+from engine.model import CHUNK_BYTES, PIECE_BYTES, LlamaConfig
+
+ROWS = 0.85  # share of a forest's tokens that predict: the responses', 0.82 on UltraFeedback's lengths
+# Keys that attention gathers, per token: the prompt's are there once for each branch.
+KEYS = 1.17
+MOST_TOKENS = 8000  # of a pass: more make a GPU no faster, and torch 2.11 compiles anew for 8,192 and more
+WHOLE_STEP = sys.maxsize  # of an optimizer that steps inside the backward pass: there may be one of these a step
+FEWEST_TOKENS = 1024  # fewer make it slower than computing a block's inside again does
+OWN_BYTES = {"cuda": 100 * 10**6, "cpu": 165 * 10**6}
+"""What the libraries take by themselves: cuBLAS's workspace and the like; on the CPU, pages of threads and of pools."""
+FRAGMENTS = {"cuda": 0.02, "cpu": 0.15}
+"""What the allocator cannot use, as a share; glibc's gives nothing back (engine/config/host.py)."""
+GATHERING = 0.03
+"""As much more on a GPU where weights are gathered: eight layers of an 8B model took 64.9 GB there instead of 63.0."""
+
+N_STATES = {"rmsprop": 1, "adamw": 2}
+"""Numbers that an optimizer keeps per parameter, float32."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Setting:
+    """What the memory of a run depends on."""
+
+    shape: LlamaConfig
+    device: str
+    """cuda or cpu."""
+    dtype: torch.dtype
+    """Of compute."""
+    n_shards: int = 1
+    """Ranks that share one copy of the weights."""
+    is_split: bool = False
+    """Whether masters are split in halves (engine/split.py); then there is one rank."""
+    square_avg_bytes: int = 4
+    n_states: int = 1
+    """Numbers that the optimizer keeps per parameter."""
+    holds_gradients: bool = True
+    """False: the optimizer steps inside the backward pass."""
+    holds_reference: bool = False
+    moves_reference: bool = False
+    """Whether the reference follows the policy, by steps that only float32 can hold."""
+    micro_tokens: int = FEWEST_TOKENS
+    """Most tokens of a pass, one example at least."""
+    pass_tokens: int = FEWEST_TOKENS
+    """Tokens of the largest pass that is to be expected."""
+    has_several_passes: bool = True
+    """Whether a step may take more than one pass."""
+    n_recomputed: int = 0
+    """Blocks whose inside is computed again in the backward pass."""
+    reshards: bool = True
+    """Whether a block's gathered weights are given back after its forward pass."""
+    is_compiled: bool = False
+
+    @property
+    def is_plain(self) -> bool:
+        """Whether nothing is wrapped: one process on the CPU in float32, or split masters."""
+        return self.is_split or (self.device == "cpu" and self.n_shards == 1 and self.dtype == torch.float32)
+
+    @property
+    def steps_in_one_pass(self) -> bool:
+        """Whether the optimizer needs no memory of its own: RMSProp on split masters, or on a GPU."""
+        return self.is_split or (self.device == "cuda" and self.n_states == 1)
+
+
+def kept_bytes(s: Setting) -> int:
+    """Bytes that one block keeps for its backward pass, per token, by what its operations save."""
+    c = s.shape
+    heads, kv = c.n_heads * c.head_size, c.n_kv_heads * c.head_size
+    # The stream twice, queries and what attention gives, gathered keys and values; gate and up.
+    numbers = 2 * c.hidden_size + 2 * heads + 2 * KEYS * kv + 2 * c.intermediate_size
+    if s.is_compiled:
+        return int(s.dtype.itemsize * numbers)
+    # Both norms' results, silu(gate) and its product with up; float32 in the norms.
+    numbers += 2 * c.hidden_size + 2 * c.intermediate_size
+    return int(s.dtype.itemsize * numbers + 8 * c.hidden_size)
+
+
+def needs(s: Setting) -> dict[str, int]:
+    """Bytes that a rank takes at most, by what takes them; their sum is the peak."""
+    found = max(_in_backward(s), _at_its_end(s), _in_step(s), key=lambda moment: sum(moment.values()))
+    found = {name: value for name, value in found.items() if value}
+    share = FRAGMENTS[s.device] + (GATHERING if s.device == "cuda" and not s.is_plain else 0.0)
+    return found | {"libraries": OWN_BYTES[s.device] + int(share * sum(found.values()))}
+
+
+def _staying(s: Setting) -> dict[str, int]:
+    n, size = s.shape.n_parameters // s.n_shards, s.dtype.itemsize
+    is_whole = s.moves_reference or (s.is_plain and not s.is_split)
+    reference = (4 if is_whole else size) * n if s.holds_reference else 0
+    return {"weights": 4 * n, "optimizer": s.square_avg_bytes * s.n_states * n, "reference": reference}
+
+
+def _gradients(s: Setting) -> int:
+    size = s.dtype.itemsize if s.is_split else 4
+    return size * s.shape.n_parameters // s.n_shards if s.holds_gradients else 0
+
+
+def _in_backward(s: Setting) -> dict[str, int]:
+    """When the backward pass begins: everything is kept; gradients are there from the passes before, if any."""
+    c, size = s.shape, s.dtype.itemsize
+    kept = (c.n_layers - s.n_recomputed) * kept_bytes(s) + s.n_recomputed * size * c.hidden_size
+    kept += kept_bytes(s) if s.n_recomputed else 0  # the one that is being recomputed
+    kept += int((2 + ROWS) * size * c.hidden_size)  # embedded tokens, the last norm's, its rows
+    return _staying(s) | {
+        "gradients": _gradients(s) if s.has_several_passes else 0,
+        "gathered": _gathered(s),
+        "kept for the backward pass": s.pass_tokens * kept,
+        "head": _head(s, int(ROWS * s.pass_tokens)),
+    }
+
+
+def _at_its_end(s: Setting) -> dict[str, int]:
+    """The embedding's gradient on its way to the others, which are all there."""
+    ends = s.shape.vocab_size * s.shape.hidden_size
+    moving = (s.dtype.itemsize + (0 if s.is_plain else 8)) * ends
+    return _staying(s) | {"gradients": _gradients(s), "gathered": _gathered(s), "a gradient on its way": moving}
+
+
+def _in_step(s: Setting) -> dict[str, int]:
+    """The optimizer: a number per parameter of its own, where torch's works on all tensors at once."""
+    own = 0 if s.steps_in_one_pass else 4 * s.shape.n_parameters // s.n_shards
+    return _staying(s) | {"gradients": _gradients(s), "gathered": _gathered(s), "the optimizer's own": own}
+
+
+def _head(s: Setting, rows: int) -> int:
+    """Float32 logits, kept where they are one chunk, and what the backward pass makes of them."""
+    c, size = s.shape, s.dtype.itemsize
+    logits = min(4 * rows * c.vocab_size, CHUNK_BYTES[s.device])
+    is_one = logits < CHUNK_BYTES[s.device]
+    weight = c.vocab_size * c.hidden_size
+    if s.device == "cpu":
+        narrow = 0 if size == 4 else min(logits, PIECE_BYTES) * size // 4
+        return logits + narrow + 4 * weight
+    return logits + logits * size // 4 + (size if is_one else 4 + 4 + size) * weight
+
+
+def _gathered(s: Setting) -> int:
+    """Copies of weights to compute with, and a block's gradient while it is summed over ranks."""
+    c, size = s.shape, s.dtype.itemsize
+    if s.is_plain:
+        return 0
+    ends = (2 - c.tied) * c.vocab_size * c.hidden_size
+    block = (c.n_parameters - ends) // c.n_layers
+    n_blocks = 2 if s.reshards else c.n_layers
+    gathered = size * (n_blocks * block + ends) + (2 * size * block if s.holds_reference else 0)
+    return gathered + (size + 4) * block
+
+
+def total(s: Setting) -> int:
+    """Bytes that a rank takes at most."""
+    return sum(needs(s).values())
+
+
+def fit(
+    s: Setting, budget: int, *, micro_tokens: int | None, n_recomputed: int | None, longest: int, step_tokens: int
+) -> Setting:
+    """The setting with the passes that fit `budget` bytes: as many tokens as do, and blocks recomputed where few would.
+
+    micro_tokens, n_recomputed: as they are wanted; None: to be found. longest: tokens of the longest example, which is
+    never cut. step_tokens: most of a step on one rank. Gives the smallest setting where none fits.
+    """
+    if not s.holds_gradients:
+        sizes: Sequence[int] = [WHOLE_STEP]
+    elif micro_tokens is not None:
+        sizes = [micro_tokens]
+    elif s.device == "cpu":
+        sizes = [FEWEST_TOKENS]
+    else:
+        sizes = range(min(MOST_TOKENS, max(FEWEST_TOKENS, step_tokens)), FEWEST_TOKENS - 1, -64)
+    most_blocks = 0 if s.device == "cpu" else s.shape.n_layers
+    blocks = range(most_blocks + 1) if n_recomputed is None else [min(n_recomputed, s.shape.n_layers)]
+    found = s
+    for n, size in itertools.product(blocks, sizes):
+        expected = max(longest, min(size, step_tokens))
+        several = size < step_tokens
+        found = replace(s, micro_tokens=size, pass_tokens=expected, n_recomputed=n, has_several_passes=several)
+        if total(found) <= budget:
+            break
+    return found

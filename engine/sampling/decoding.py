@@ -1,0 +1,298 @@
+"""Answers grown token by token, many at once.
+
+Every slot of a key/value cache holds one answer. A turn runs, packed in one row without padding, the newest token of
+each answer that grows and the next piece of each prompt that is still read; whoever has no token left to run gets the
+next one. A slot that is free takes the next prompt at once, the longest first, so that neighbours are about as long;
+further samples of a prompt copy its keys and values. Where no prompt waits, the slots in use close ranks.
+
+Each sample has its own random numbers, drawn from (seed, prompt, sample): its text does not depend on what it was
+batched with.
+"""
+
+# T packed tokens, B slots, H heads, K kv heads, G heads of a kv head, E head size, L cache length, V vocabulary
+
+import sys
+from collections import deque
+from collections.abc import Callable, Collection, Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import Literal, NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.nn.functional import scaled_dot_product_attention
+
+from engine.model import Attend, Llama, logits_by_token
+from engine.sampling.sampling import Sampling, choose, noise_size
+
+# Neighbouring slots share an attention call, which is padded to the longest of them. On the CPU they do so while the
+# padding is at most so many numbers of keys: the time of a call of their own.
+CALL_SIZE = 2**14
+
+
+@dataclass
+class Answer:
+    """One sample: its ids without the stop id, and why it ended."""
+
+    prompt: int
+    """Which prompt it answers."""
+    sample: int
+    """Which of the prompt's n samples it is."""
+    ids: list[int] = field(default_factory=list)
+    finish: Literal["stop", "length"] | None = None
+    stop_id: int | None = None
+    """The token that ended it, where one did."""
+
+
+@torch.no_grad()
+def generate(
+    model: Llama,
+    prompts: Sequence[Sequence[int]],
+    sampling: Sampling,
+    stop: Collection[int],
+    on_finish: Callable[[Answer], object] = lambda answer: None,
+    *,
+    numbers: Sequence[int] | None = None,
+    ends: Callable[[Answer], bool] | None = None,
+    wanted: Callable[[int, int], bool] = lambda prompt, sample: True,
+) -> list[Answer]:
+    """n answers to each prompt of token ids, prompt by prompt. stop: ids that end an answer and are not part of it.
+
+    on_finish is called with each answer when it ends, in whatever order they do. numbers: what each prompt's random
+    numbers are drawn from, besides seed and sample; its place in the list where there are none. ends: says after each
+    token whether the answer ends there. wanted: which (prompt, sample) to answer at all. Float32 logits.
+    """
+    numbers = range(len(prompts)) if numbers is None else numbers
+    answers = [Answer(p, s) for p in range(len(prompts)) for s in range(sampling.n) if wanted(p, s)]
+    queue = deque(sorted(answers, key=lambda a: (-len(prompts[a.prompt]), a.prompt, a.sample)))
+    stop = frozenset(stop) | frozenset(sampling.stop_ids)
+    longest = max((len(prompts[a.prompt]) for a in answers), default=0) + sampling.max_new_tokens
+    context = model.config.context
+    slots = Slots(model, min(sampling.batch_size, len(answers)), min(longest, context or longest))
+
+    n_random = noise_size(model.config.vocab_size) if sampling.temperature else 0
+
+    while queue or slots.running:
+        while queue and slots.has_room and not slots.is_read(queue[0].prompt):
+            answer = queue.popleft()
+            seed = (sampling.seed, numbers[answer.prompt], answer.sample)
+            slots.add(Running(answer, prompts[answer.prompt], np.random.default_rng(seed)))
+        slots.close_ranks()
+        due, logits = slots.step(sampling.prefill_tokens)
+        if not due:
+            continue
+        noise = np.stack([r.random.standard_exponential(n_random) for r in due])
+        chosen = choose(logits, sampling, noise).tolist()
+        for running, token in zip(due, chosen, strict=True):
+            answer = running.answer
+            if token in stop:
+                answer.finish, answer.stop_id = "stop", token
+            else:
+                answer.ids.append(token)
+                running.todo = [token]
+                if ends is not None and ends(answer):
+                    answer.finish = "stop"
+                elif len(answer.ids) == sampling.max_new_tokens or running.n_tokens >= slots.length:
+                    answer.finish = "length"
+            if answer.finish:
+                slots.remove(running)
+                on_finish(answer)
+    return answers
+
+
+class Running:
+    """An answer that grows in a slot."""
+
+    def __init__(self, answer: Answer, prompt: Sequence[int], random: np.random.Generator) -> None:
+        self.answer, self.prompt, self.random = answer, prompt, random
+        self.todo = list(prompt)
+        """Tokens that are not in the cache yet."""
+        self.n_held = 0
+        """Tokens that are."""
+
+    @property
+    def n_tokens(self) -> int:
+        """Of the prompt and the answer so far."""
+        return len(self.prompt) + len(self.answer.ids)
+
+
+class Piece(NamedTuple):
+    """Tokens of one slot that a turn runs: rows [start, end) of the packed row, at positions from `first` on."""
+
+    slot: int
+    start: int
+    end: int
+    first: int
+
+
+Group = tuple[Sequence[Tensor], Sequence[Tensor], Tensor]
+"""Keys and values of B slots by layer [B, K, L, E], and what is added where their rows see them [B, 1, 1, L]"""
+
+
+class Slots:
+    """Keys and values of every layer and slot, who is in which slot, and the pass that runs them."""
+
+    def __init__(self, model: Llama, n_slots: int, length: int) -> None:
+        """length: most tokens of a sequence, prompt and answer."""
+        c, weight = model.config, model.embed.weight
+        self._model, self._device, self.length = model, weight.device, length
+        self._capacity = n_slots
+        shape = (c.n_layers, n_slots, c.n_kv_heads, length, c.head_size)
+        self._keys = torch.zeros(shape, dtype=weight.dtype, device=self._device)
+        self._values = torch.zeros(shape, dtype=weight.dtype, device=self._device)
+        self._slots: list[Running | None] = []
+
+    @property
+    def running(self) -> list[Running]:
+        """Whoever is in a slot."""
+        return [r for r in self._slots if r]
+
+    @property
+    def has_room(self) -> bool:
+        """Whether a slot is free."""
+        return len(self._slots) < self._capacity or None in self._slots
+
+    def is_read(self, prompt: int) -> bool:
+        """Whether a prompt is being read right now: its next sample waits, and copies."""
+        return any(r.answer.prompt == prompt and r.n_held < len(r.prompt) - 1 for r in self.running)
+
+    def add(self, new: Running) -> None:
+        """Puts an answer into a free slot; what another sample has read of the same prompt is copied."""
+        if None not in self._slots:
+            self._slots.append(None)
+        slot = self._slots.index(None)
+        n = len(new.prompt) - 1  # the last token is run: its logits are wanted
+        known = (i for i, r in enumerate(self._slots) if r and r.answer.prompt == new.answer.prompt and r.n_held >= n)
+        if n and (source := next(known, None)) is not None:
+            self._copy(source, slot, n)
+            new.n_held, new.todo = n, list(new.prompt[n:])
+        self._slots[slot] = new
+
+    def remove(self, running: Running) -> None:
+        """Frees its slot."""
+        self._slots[self._slots.index(running)] = None
+
+    def close_ranks(self) -> None:
+        """Moves answers from the last slots into free ones: no pass touches an empty slot."""
+        while None in self._slots:
+            last = self._slots.pop()
+            if last is not None:
+                slot = self._slots.index(None)
+                self._copy(len(self._slots), slot, last.n_held)
+                self._slots[slot] = last
+
+    def _copy(self, source: int, slot: int, n: int) -> None:
+        for held in (self._keys, self._values):
+            held[:, slot, :, :n] = held[:, source, :, :n]
+
+    def step(self, prefill_tokens: int) -> tuple[list[Running], Tensor]:
+        """Runs what is to be run; whose next token is due, and the logits for it [len(due), V], float32."""
+        pieces, tokens = self._next_pieces(prefill_tokens)
+        positions = [p.first + i for p in pieces for i in range(p.end - p.start)]
+        owners = [p.slot for p in pieces for _ in range(p.end - p.start)]
+        owner, position = (torch.tensor(ids, device=self._device) for ids in (owners, positions))  # [T]
+        in_layer = self._attention(pieces, owner, position)
+        x = self._model.embed(torch.tensor(tokens, device=self._device))  # [T, D]
+        rope = self._model.rope(position)
+        for layer, block in enumerate(self._model.blocks):
+            x = block(x, rope, in_layer(layer))
+        due, rows = [], []
+        for p in pieces:
+            running = self._slots[p.slot]
+            assert running is not None  # pieces are of slots in use
+            running.n_held += p.end - p.start
+            running.todo = running.todo[p.end - p.start :]
+            if not running.todo:
+                due.append(running)
+                rows.append(p.end - 1)
+        logits = logits_by_token(self._model.norm(x[rows]), self._model.head.matrix(self._model.tied))
+        return due, logits
+
+    def _next_pieces(self, prefill_tokens: int) -> tuple[list[Piece], list[int]]:
+        """What each slot runs: single tokens first, in the order of slots, then pieces of prompts while they fit."""
+        pieces: list[Piece] = []
+        tokens: list[int] = []
+        left = prefill_tokens
+        takes: list[tuple[int, int, Running]] = []
+        for slot, r in enumerate(self._slots):
+            if r:
+                n = len(r.todo) if len(r.todo) == 1 else min(len(r.todo), left)
+                left -= n if len(r.todo) > 1 else 0
+                takes.append((n, slot, r))
+        for n, slot, r in sorted(takes, key=lambda take: take[0] > 1):
+            if n:
+                pieces.append(Piece(slot, len(tokens), len(tokens) + n, r.n_held))
+                tokens += r.todo[:n]
+        return pieces, tokens
+
+    def _attention(self, pieces: Sequence[Piece], slot: Tensor, position: Tensor) -> Callable[[int], Attend]:
+        """Attention of a turn, by layer: writes the new keys and values, and lets each row see what its slot holds.
+
+        What all layers share is made once: views of the cache, and masks that are added (a boolean one is turned into
+        that by every call).
+        """
+        groups = list(self._groups([p for p in pieces if p.end - p.start == 1]))
+        longer = [
+            (*self._held(slice(p.slot, p.slot + 1), p.first + p.end - p.start), self._causal(p))
+            for p in pieces
+            if p.end - p.start > 1
+        ]
+        sizes = [len(sees) for *_, sees in groups] + [p.end - p.start for p in pieces if p.end - p.start > 1]
+
+        def in_layer(layer: int) -> Attend:
+            def attend(q: Tensor, k: Tensor, v: Tensor) -> Tensor:  # [T, H, E], [T, K, E]
+                self._keys[layer, slot, :, position] = k
+                self._values[layer, slot, :, position] = v
+                by_kv_head = q.unflatten(1, (k.shape[1], -1)).split(sizes)  # [B, K, G, E]: G see the same
+                found = [
+                    scaled_dot_product_attention(rows, keys[layer], values[layer], attn_mask=sees)
+                    for rows, (keys, values, sees) in zip(by_kv_head, groups, strict=False)
+                ]
+                for rows, (keys, values, sees) in zip(by_kv_head[len(groups) :], longer, strict=True):
+                    part = scaled_dot_product_attention(
+                        rows.flatten(1, 2).transpose(0, 1)[None], keys[layer], values[layer],  # [1, H, T, E]
+                        attn_mask=sees, is_causal=sees is None, enable_gqa=True,
+                    )  # fmt: skip
+                    found.append(part[0].transpose(0, 1).unflatten(1, (k.shape[1], -1)))
+                return torch.cat(found).flatten(1, 2)
+
+            return attend
+
+        return in_layer
+
+    def _held(self, slots: slice, n: int) -> tuple[Sequence[Tensor], Sequence[Tensor]]:
+        """By layer, views of the first n keys and values of neighbouring slots [B, K, n, E]."""
+        return self._keys[:, slots, :, :n].unbind(), self._values[:, slots, :, :n].unbind()
+
+    def _causal(self, p: Piece) -> Tensor | None:
+        """What a piece's rows see, to be added [T, L]; None where it is a prompt's beginning: a plain causal mask."""
+        if p.first == 0:
+            return None
+        n = p.end - p.start
+        return self._added(torch.ones(n, p.first + n, dtype=torch.bool).tril(p.first))
+
+    def _added(self, sees: Tensor) -> Tensor:
+        zeros = torch.zeros(sees.shape, dtype=self._keys.dtype)
+        return zeros.masked_fill(~sees, -torch.inf).to(self._device)
+
+    def _groups(self, single: Sequence[Piece]) -> Iterator[Group]:
+        """Runs of neighbouring slots that share a call, in the order of the rows."""
+        spare = sys.maxsize if self._device.type == "cuda" else CALL_SIZE // (self._keys.shape[2] * self._keys.shape[4])
+        group: list[Piece] = []
+        longest = total = 0
+        for p in single:
+            longest, total = max(longest, p.first), total + p.first
+            padding = longest * (len(group) + 1) - total
+            if group and (p.slot != group[-1].slot + 1 or padding > spare):
+                yield self._group(group)
+                group, longest, total = [], p.first, p.first
+            group.append(p)
+        if group:
+            yield self._group(group)
+
+    def _group(self, group: Sequence[Piece]) -> Group:
+        lengths = torch.tensor([p.first + 1 for p in group])
+        longest = int(lengths.max())
+        sees = torch.arange(longest) < lengths[:, None]  # [B, L]
+        held = self._held(slice(group[0].slot, group[-1].slot + 1), longest)
+        return *held, self._added(sees)[:, None, None]

@@ -1,0 +1,86 @@
+"""How the next token is chosen, and when an answer ends."""
+
+# B sequences, V vocabulary
+
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.nn.functional import pad
+
+from system import InputError
+
+BLOCK = 256  # tokens
+
+
+@dataclass(frozen=True, kw_only=True)
+class Sampling:
+    """How the next token is chosen, and when to stop."""
+
+    max_new_tokens: int = 512
+    """Most tokens per answer; the model's context ends it too."""
+    temperature: float = 1.0
+    """0: always the likeliest token."""
+    top_p: float = 1.0
+    """Sample among the likeliest tokens that together have this probability."""
+    top_k: int = 0
+    """Sample among so many of the likeliest tokens; 0: among all."""
+    n: int = 1
+    """Answers per prompt; they share its prefill."""
+    stop: tuple[str, ...] = ()
+    """Texts that end an answer and are not part of it."""
+    stop_ids: tuple[int, ...] = ()
+    """Token ids that do, besides the checkpoint's own."""
+    seed: int = 0
+    """The same seed gives the same answers, whatever they are batched with."""
+    batch_size: int = 128
+    """Sequences that grow together."""
+    prefill_tokens: int = 1024
+    """Most prompt tokens in one pass: longer prompts are read in pieces, while other answers grow."""
+
+    def __post_init__(self) -> None:
+        if min(self.max_new_tokens, self.n, self.batch_size, self.prefill_tokens) < 1:
+            raise InputError("--max-new-tokens, --n, --batch-size and --prefill-tokens have to be above 0")
+        if not 0 <= self.temperature < float("inf"):
+            raise InputError(f"--temperature: {self.temperature} is not 0 or above")
+        if not 0 < self.top_p <= 1:
+            raise InputError(f"--top-p: {self.top_p} is not above 0 and at most 1")
+        if self.top_k < 0 or self.seed < 0:
+            raise InputError("--top-k and --seed have to be 0 or above")
+        if "" in self.stop:
+            raise InputError("--stop: an empty text would end every answer at once; leave it out")
+
+
+def noise_size(n_tokens: int) -> int:
+    """How many random numbers `choose` wants for a token of a vocabulary of n_tokens."""
+    return -(-n_tokens // BLOCK) + BLOCK
+
+
+def choose(logits: Tensor, sampling: Sampling, noise: np.ndarray) -> Tensor:
+    """The next token [B] from float32 logits [B, V]. noise: float64 [B, noise_size(V)], exponentially distributed.
+
+    Top-k comes before top-p, as in transformers and vLLM. The token of the greatest p / noise is one drawn by p
+    (the Gumbel-max trick): where logits differ in their last digits, as they do from batch to batch, it hardly ever
+    changes, while a draw from the running sum of V probabilities often does. So that few random numbers do, first a
+    block of tokens is drawn by its sum, then a token of it.
+    """
+    if sampling.temperature == 0:
+        return logits.argmax(dim=1)
+    logits = logits if sampling.temperature == 1 else logits / sampling.temperature
+    if 0 < sampling.top_k < logits.shape[1]:
+        least = logits.topk(sampling.top_k, dim=1).values[:, -1:]
+        logits = logits.masked_fill(logits < least, -torch.inf)
+    if sampling.top_p < 1:
+        ranked, order = torch.softmax(logits, dim=1).sort(dim=1, descending=True)
+        before = ranked.cumsum(dim=1, dtype=torch.float64) - ranked
+        out = torch.zeros_like(ranked, dtype=torch.bool).scatter(1, order, before >= sampling.top_p)
+        logits = logits.masked_fill(out, -torch.inf)  # the first token that reaches top_p is in
+    if missing := -logits.shape[1] % BLOCK:
+        logits = pad(logits, (0, missing), value=-torch.inf)
+    blocks = logits.T.unflatten(0, (-1, BLOCK))  # [V / BLOCK, BLOCK, B], as logits_by_token lays them out
+    weights = (blocks - blocks.amax(dim=1).amax(dim=0)).exp_()  # p, but for a factor
+    drawn = torch.from_numpy(noise).to(logits.device)
+    block = (weights.sum(dim=1).T / drawn[:, :-BLOCK]).argmax(dim=1)  # [B]
+    inner = weights[block, :, torch.arange(len(block), device=block.device)]  # [B, BLOCK]
+    return block * BLOCK + (inner / drawn[:, -BLOCK:]).argmax(dim=1)

@@ -1,0 +1,165 @@
+"""What is measured at an epoch's end: held-out rows under the policy, and what the epoch's folder loses of it."""
+
+# n examples, K responses of each
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from data.rows import Example
+from engine.distributed import Ranks
+from engine.model import Llama, Walk, name_of
+from engine.optim import Masters
+from engine.step.loss_inputs import Columns
+from engine.step.metrics import heldout_metrics, training_metrics
+from engine.step.objective import Objective
+from engine.step.passes import score_examples
+from engine.step.steps import Split, Step
+from engine.weights import Cast, checkpoint_name
+
+MOST_ROWS = 64  # of which it is measured what a folder loses
+WHOLE = 0.9  # share of the margin below which it is said that a folder lost some of it
+SMALLEST = 1e-3  # a margin below it says nothing
+
+
+class HeldOut:
+    """Rows that are not trained on. Their reference log-probs come from the policy's own initial weights, or, where the
+    reference moves, from where it stands.
+    """
+
+    def __init__(self, examples: list[Example], walk: Walk, ranks: Ranks, split: Split, *, moves: bool) -> None:
+        self._examples, self._walk, self._ranks, self._split, self._moves = examples, walk, ranks, split, moves
+        self._ref_logps = self.score(examples) if examples else None
+        self._logps: Tensor | None = None
+
+    def score(self, examples: Sequence[Example], *, of_reference: bool = False) -> Tensor:
+        """Log-probs of examples' responses now, under the policy or the reference: [n, K] nats, float64. Collective."""
+        found = score_examples(self._walk, examples, self._ranks, self._split, of_reference=of_reference)
+        return torch.stack(list(found))
+
+    def measure(self, objective: Objective) -> dict[str, float]:
+        """Their rewards and log-probs now; nothing where there are none. Collective."""
+        if not self._examples:
+            return {}
+        if self._walk.reference is not None and self._moves:
+            self._ref_logps = self.score(self._examples, of_reference=True)
+        self._logps = self.score(self._examples)
+        return heldout_metrics(objective, _columns(self._examples, self._logps, self._ref_logps))
+
+    def sample(self, step: Step, trained: Columns, objective: Objective) -> "Sample":
+        """The rows by which a folder is measured, with their log-probs now. trained: the columns of the step.
+
+        Held-out ones, as `measure` has just found them; where there are none, the step's, which are scored anew: their
+        log-probs are those of before it. Collective.
+        """
+        if self._examples and self._logps is not None and self._ref_logps is not None:
+            found = (x[:MOST_ROWS] for x in (self._logps, self._ref_logps))
+            return Sample(self._examples[:MOST_ROWS], *found, n_own=self._logps.shape[1])
+        examples = step.examples[:MOST_ROWS]
+        ref_logps = None if trained.ref_logps is None else trained.ref_logps[:MOST_ROWS].cpu()
+        logps = self.score(examples)
+        is_mismatched = objective.needs_mismatched and logps.shape[1] > 1
+        return Sample(examples, logps, ref_logps, n_own=1 if is_mismatched else logps.shape[1])
+
+
+class Sample(NamedTuple):
+    """Rows by which a folder is measured."""
+
+    examples: Sequence[Example]
+    logps: Tensor
+    """[n, K] nats, float64, as computed."""
+    ref_logps: Tensor | None
+    """[n, K] of the reference; None where the run has none."""
+    n_own: int
+    """How many of the K responses are the row's own: the last is another's where KTO estimates its KL by it."""
+
+
+def measure_saved(
+    step: Step, trained: Columns, heldout: HeldOut, objective: Objective, walk: Walk, ranks: Ranks, cast: Cast,
+    masters: Masters | None = None, *, has_room: bool = True,
+) -> dict[str, float]:  # fmt: skip
+    """What the epoch's folder loses, where it is written in fewer bits than computed: nothing where it is not.
+
+    Measured over 64 held-out rows at most, or over the last step's where none are held out. saved/margins is what
+    eval_rewards/margins would be under the weights as written, saved/computed_margins the same rows' as computed;
+    saved/logps_difference is the mean over their responses of the absolute difference of log-probs, nats. trained: the
+    columns of the step. masters, has_room: see `as_written`. Raises InputError, on every rank, where a weight is beyond
+    the dtype's range. Collective.
+    """
+    if cast.keeps(ranks.dtype):
+        return {}
+    sample = heldout.sample(step, trained, objective)
+    with as_written(walk.policy, ranks, cast, masters, has_room=has_room):
+        written = heldout.score(sample.examples)
+    made = {}
+    for name, values in (("saved/margins", written), ("saved/computed_margins", sample.logps)):
+        margin = _margin(objective, _columns(sample.examples, values, sample.ref_logps))
+        made |= {} if margin is None else {name: margin}
+    difference = (written - sample.logps)[:, : sample.n_own]
+    return made | {"saved/logps_difference": difference.abs().mean().item()}
+
+
+def loss_of(cast: Cast, saved: dict[str, float], computed: torch.dtype) -> str | None:
+    """A sentence where less than nine tenths of the margin are left in a folder; None where they are, or none is known.
+
+    saved: what `measure_saved` gave. computed: the dtype that the run computes in.
+    """
+    margin, left = saved.get("saved/computed_margins", 0.0), saved.get("saved/margins", 0.0)
+    if not margin > SMALLEST or left >= WHOLE * margin:
+        return None
+    remedies = "--save-dtype float32 keeps all of it"
+    if cast.rounding == "stochastic" and cast.dtype == computed:
+        remedies += ", and so does --save-rounding nearest"
+    elif cast.dtype == torch.bfloat16 and cast.rounding == "nearest":
+        remedies += ", --save-rounding stochastic almost all of it, with a little noise"
+    return (
+        f"written in {name_of(cast.dtype)} it keeps {left / margin:.0%} of the margin between chosen and rejected "
+        f"responses ({left:.2g} of {margin:.2g}): {remedies}"
+    )
+
+
+@contextmanager
+def as_written(
+    policy: Llama, ranks: Ranks, cast: Cast, masters: Masters | None = None, *, has_room: bool = True
+) -> Iterator[None]:
+    """Inside, the policy's weights are those of a folder that `cast` writes; afterwards what they were, bit for bit.
+
+    masters: where they are split. has_room: whether the device has room for a copy of them (where gradients were held,
+    which are gone when a step is done); the host keeps it otherwise. Raises InputError, on every rank, where a weight
+    is beyond the dtype's range. Collective.
+    """
+    ranks.settle(policy)
+    kept: list[tuple[Tensor, Tensor]] = []
+    try:
+        with ranks.together(), torch.no_grad():
+            for name, parameter in policy.named_parameters():
+                held, _ = ranks.local(parameter)
+                rows, first = (masters or ranks).local(parameter)
+                kept.append((held, held.to(held.device if has_room else "cpu", copy=True)))
+                held.copy_(cast(checkpoint_name(name), rows, first))
+        yield
+    finally:
+        ranks.settle(policy)
+        with torch.no_grad():
+            for held, copy in kept:
+                held.copy_(copy)
+
+
+def _columns(examples: Sequence[Example], logps: Tensor, ref_logps: Tensor | None) -> Columns:
+    step = Step(0, 0, False, np.arange(len(examples)), list(examples))
+    return step.all_columns(logps, ref_logps)
+
+
+def _margin(objective: Objective, columns: Columns) -> float | None:
+    """Mean reward of chosen responses above that of rejected ones; None where the rows do not have both.
+
+    As held-out rows' are; without log-probs of a reference, the objective's own rewards.
+    """
+    if columns.ref_logps is not None:
+        return heldout_metrics(objective, columns).get("eval_rewards/margins")
+    with torch.no_grad():
+        return training_metrics(columns, objective(columns)).get("rewards/margins")

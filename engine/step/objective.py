@@ -1,0 +1,308 @@
+"""What --loss names: one objective or a weighted mixture, its hyperparameters, and how a step's gradient comes about.
+
+An additive objective is called per micro-batch. One that takes a statistic of the step (`whole_step`) is called once
+with the columns of the whole step over all ranks; each micro-batch then goes back with its slice of the gradient.
+Either way the loss of a step is the mean over its examples over all ranks: how it was split changes its speed only.
+"""
+
+# n examples, K responses of each
+
+import difflib
+import math
+import types
+import typing
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from torch import Tensor
+
+import losses
+from data.rows import Example
+from engine.step.loss_inputs import Columns
+from losses import Loss, LossError, Result
+from system import InputError, list_faults
+
+
+@dataclass(frozen=True)
+class Term:
+    """One objective of a mixture."""
+
+    loss: Loss
+    weight: float
+    arguments: dict[str, Any]
+    """Its hyperparameters."""
+
+
+class Objective:
+    """A mixture of losses, of one as a rule, with their hyperparameters.
+
+    The loss of a step is the sum over terms of weight times the term's own mean: a term that takes two rows of a pair
+    (unpaired) means over both.
+    """
+
+    def __init__(self, text: str, beta: float | None = None, hyperparameters: dict[str, str] | None = None) -> None:
+        """text: "NAME" or "NAME:WEIGHT,NAME:WEIGHT". beta: of every term that has one. hyperparameters:
+        "NAME.argument" -> text, converted by the argument's annotation. Raises InputError.
+        """
+        self.terms = [Term(loss, weight, dict(loss.defaults)) for loss, weight in _parse(text)]
+        if beta is not None:
+            if not any("beta" in term.arguments for term in self.terms):
+                raise InputError(f"--beta: {self.name} has no beta; leave it out")
+            for term in self.terms:
+                term.arguments.update({"beta": beta} if "beta" in term.arguments else {})
+        for key, value in (hyperparameters or {}).items():
+            self._set(key, value)
+        forms = {(t.loss.data, t.loss.side if t.loss.data == "single" else "") for t in self.terms}
+        kinds = {form for form, _ in forms}
+        self.form = kinds.pop() if len(forms) == 1 else "ranked" if "ranked" in kinds else "pairs"
+        """The form of the rows that are trained on: pairs where the terms' own forms differ."""
+        self.needs_mismatched = any("mismatched" in t.loss.needs and t.arguments.get("kl") is None for t in self.terms)
+        if self.needs_mismatched and self.form != "unpaired":
+            raise InputError(
+                f"--loss: {self.name} mixes what takes mismatched sequences with objectives of another form of rows; "
+                "use kto_pair, or fix --kto.kl"
+            )
+        self.state: dict[str, float] | None = None
+        """What the objectives carry from step to step, under "NAME.what"; None before the first step."""
+
+    @property
+    def name(self) -> str:
+        """The names of its terms."""
+        return ",".join(term.loss.name for term in self.terms)
+
+    @property
+    def digests(self) -> dict[str, str]:
+        """Of the files outside the packages that its terms are from: what is in them decides the run."""
+        return {f"the file of {t.loss.name}": t.loss.digest[:16] for t in self.terms if t.loss.digest}
+
+    @property
+    def has_reference(self) -> bool:
+        """Whether any term needs one."""
+        return any(term.loss.reference for term in self.terms)
+
+    @property
+    def whole_step(self) -> bool:
+        """Whether it must see the whole step over all ranks at once."""
+        return any(term.loss.whole_step for term in self.terms)
+
+    @property
+    def side(self) -> typing.Literal["chosen", "rejected"]:
+        """Which response of a pair it takes, where its form is "single"."""
+        return self.terms[0].loss.side
+
+    @property
+    def arguments(self) -> dict[str, Any]:
+        """Every hyperparameter, under "NAME.argument"."""
+        return {f"{t.loss.name}.{name}": value for t in self.terms for name, value in t.arguments.items()}
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        """The hyperparameters as flags: "beta" alone where all terms that have one share it."""
+        betas = [t.arguments["beta"] for t in self.terms if "beta" in t.arguments]
+        if not betas or len(set(betas)) > 1:
+            return self.arguments
+        return {"beta": betas[0]} | {name: v for name, v in self.arguments.items() if not name.endswith(".beta")}
+
+    @property
+    def needs(self) -> frozenset[str]:
+        """What any term asks of a row or a step."""
+        return frozenset(need for term in self.terms for need in term.loss.needs)
+
+    @property
+    def beta(self) -> float:
+        """The first term's scale of rewards; 0.1 where it has none."""
+        return self.terms[0].arguments.get("beta", 0.1)
+
+    def _set(self, key: str, text: str) -> None:
+        owner, _, argument = key.partition(".")
+        owner = losses.get(owner).name if owner in losses.aliases() else owner
+        for term in self.terms:
+            if owner == term.loss.name and argument in term.arguments:
+                value = _convert(text, term.loss.types[argument], f"--{key}")
+                if argument == "beta" and not value > 0:
+                    raise InputError(f"--{key}: {text} is not above 0")
+                term.arguments[argument] = value
+                return
+        near = [f"perhaps --{n}" for n in difflib.get_close_matches(key, list(self.arguments), n=1, cutoff=0)]
+        raise InputError(f"--{key}: no such hyperparameter of this run's objective; {(near or ['it has none'])[0]}")
+
+    def check(self, examples: Sequence[Example]) -> None:
+        """Raises InputError, naming the row, where one lacks what the objective needs or says what it refuses."""
+        asked = [(field, said) for need, field, said in _RATINGS if need in self.needs]
+        for e in examples:
+            for field, said in asked:
+                if getattr(e.ratings, field) is None:
+                    raise InputError(f"{e.place}: {self.name} needs {said}; add it, or take another --loss")
+        fault = self._fault(examples)
+        if fault is None and not self.whole_step:
+            fault = self._fault(examples[:1], "a single example, which a pass may hold; register it with whole_step")
+        if fault is not None:
+            alone = [f"{e.place}: {found}" for e in examples if (found := self._fault([e])) is not None]
+            if 0 < len(alone) < len(examples):
+                raise list_faults(alone[:10], len(examples), mend="mend or delete them", n_faults=len(alone))
+            raise InputError(f"--loss: {fault}")
+
+    def _fault(self, examples: Sequence[Example], of: str = "") -> LossError | None:
+        """What the objective refuses of these examples, before any forward pass. of: what they are, for a message."""
+        zeros = torch.zeros(len(examples), len(examples[0].responses), dtype=torch.float64)
+        try:
+            result = self(Columns.of(examples, zeros, zeros if self.has_reference else None))
+        except LossError as fault:
+            return fault
+        if not result.losses.isfinite().all():
+            where = f"of {of}" if of else "before the first step; look at its hyperparameters"
+            return LossError(f"the loss of {self.name} is not finite {where}")
+        return None
+
+    def __call__(self, columns: Columns) -> Result:
+        """The result on these columns: losses [n]; rewards are the first term's."""
+        if not len(columns.logps):  # a rank without work in this pass: its backward pass is of zeros
+            none = columns.logps.sum(dim=1)
+            return Result(none, none.detach(), none.detach())
+        found = [self._result(term, columns) for term in self.terms]
+        n = len(columns.logps)
+        for term, result in zip(self.terms, found, strict=True):
+            _check_shape(term.loss, result, n)
+        # Two losses of a pair, where a term takes it as unpaired, are its mean.
+        parts = [result.losses.view(n, -1).mean(dim=1) for result in found]
+        total = sum((t.weight * part for t, part in zip(self.terms, parts, strict=True)), torch.zeros_like(parts[0]))
+        metrics = dict(found[0].metrics)
+        if len(self.terms) > 1:
+            names = [t.loss.name for t in self.terms]
+            own = zip(names, found, strict=True)
+            metrics = {f"{name}/{what}": value for name, result in own for what, value in result.metrics.items()}
+            metrics |= {f"loss/{name}": part.detach().mean() for name, part in zip(names, parts, strict=True)}
+        state = {
+            f"{t.loss.name}.{name}": value
+            for t, result in zip(self.terms, found, strict=True)
+            for name, value in (result.state or {}).items()
+        }
+        return Result(total, found[0].chosen_rewards, found[0].rejected_rewards, metrics, state or None)
+
+    def keep(self, result: Result) -> None:
+        """A step is done: what it gave back is where the next one goes on from."""
+        self.state = result.state
+
+    def _result(self, term: Term, columns: Columns) -> Result:
+        loss = term.loss
+        own = columns.as_form(loss.data, loss.side)
+        assert own is not None  # the rows were brought into the objective's form
+        if loss.data == "pairs":
+            positional: list[Any] = [own.column(0), own.column(1)]
+        elif loss.data == "ranked":
+            positional = [own.ranked()]
+        else:
+            positional = [own.column(0), *([own.labels] if loss.data == "unpaired" else [])]
+        given: dict[str, Callable[[], Any]] = {
+            "mean_length": lambda: own.mean_lengths[0],
+            "own_scores": lambda: own.own_scores,
+            "probs_w": lambda: None if own.probs is None else own.probs[:, 0],
+            "probs_l": lambda: None if own.probs is None else own.probs[:, 1],
+            "values": lambda: own.values,
+            "weights": lambda: own.weights,
+            "state": lambda: self._state_of(loss.name),
+        }
+        arguments = term.arguments | {name: given[name]() for name in loss.given & given.keys()}
+        if "mismatched" in loss.needs and arguments["kl"] is None:
+            # One prompt in the whole step: nothing to mismatch, and so no estimate.
+            arguments |= {"mismatched": own.column(1)} if own.logps.shape[1] == 2 else {"kl": 0.0}
+        return loss(*positional, **arguments)
+
+    def _state_of(self, name: str) -> dict[str, float] | None:
+        state = {key.partition(".")[2]: v for key, v in (self.state or {}).items() if key.partition(".")[0] == name}
+        return state or None
+
+
+def _check_shape(loss: Loss, result: Result, n: int) -> None:
+    """Raises LossError where the losses are not one for each of n examples (two for a pair that is taken apart)."""
+    shape = tuple(result.losses.shape)
+    if len(shape) != 1 or shape[0] not in (n, 2 * n if loss.data == "unpaired" else n):
+        raise LossError(
+            f"{loss.name} gave losses of shape {list(shape)} for {n} examples; give one for each, [n], not their mean"
+        )
+
+
+def gradient(objective: Objective, columns: Columns) -> tuple[Result, Tensor]:
+    """The result on a whole step's columns, and d (mean loss) / d logps [n, K]."""
+    leaf = columns.logps.detach().requires_grad_()
+    result = objective(replace(columns, logps=leaf))
+    (result.losses.sum() / len(leaf)).backward()
+    slopes = torch.zeros_like(leaf) if leaf.grad is None else leaf.grad
+    return result._replace(losses=result.losses.detach()), slopes
+
+
+_RATINGS = (  # (need, field of the row's ratings, what the row has to have)
+    ("scores", "scores", 'a score of each response ("chosen_score" and "rejected_score", "scores", or "score")'),
+    ("own_scores", "own", 'a score of the model\'s own answer ("own_score", or --own-score rejected)'),
+    ("values", "value", '"value", the score that the policy gets on the prompt'),
+)
+
+
+def _parse(text: str) -> list[tuple[Loss, float]]:
+    """The objectives and weights in "NAME" or "NAME:WEIGHT,NAME:WEIGHT". Raises InputError."""
+    found: list[tuple[Loss, float]] = []
+    for part in text.split(","):
+        name, colon, tail = part.strip().rpartition(":")
+        weight = _weight(tail) if colon else None
+        if weight is None:  # the colon stands in path/to/file.py:name
+            name, weight = part.strip(), 1.0
+        if not 0 < weight < math.inf:
+            raise InputError(f"--loss: the weight {tail} of {name} is not above 0")
+        try:
+            loss = losses.get(name)
+        except LossError as fault:
+            raise InputError(f"--loss: {fault}") from None
+        if any(loss is other for other, _ in found):
+            raise InputError(f"--loss: {loss.name} is there twice; add up the weights")
+        found.append((loss, weight))
+    return found
+
+
+def _weight(text: str) -> float | None:
+    try:
+        return float(text)
+    except ValueError:
+        return None
+
+
+def describe_all() -> str:
+    """The objectives and their hyperparameters, for --help."""
+    lines = ["objectives (--loss; a mixture is NAME:WEIGHT,NAME:WEIGHT), their hyperparameters (--NAME.argument) and"]
+    lines += ["defaults:"]
+    for name in losses.names():
+        loss = losses.get(name)
+        arguments = ", ".join(f"{k}={v}" for k, v in loss.defaults.items())
+        costs = "  [whole step: micro-batches are walked twice]" if loss.whole_step else ""
+        lines += [f"  {name}({arguments}){costs}", f"      {loss.summary}"]
+    return "\n".join(lines)
+
+
+def _convert(text: str, annotation: Any, place: str) -> Any:
+    """Text as the annotated type of a hyperparameter: bool, int, float, str, a Literal, or one of these or None."""
+    options = typing.get_args(annotation)
+    if typing.get_origin(annotation) is typing.Literal:
+        if text not in options:
+            raise InputError(f"{place}: {text!r} is not one of {', '.join(options)}")
+        return text
+    if typing.get_origin(annotation) in (types.UnionType, typing.Union):
+        if text.lower() == "none":
+            return None
+        annotation = next(o for o in options if o is not type(None))
+    readers: dict[Any, Callable[[str], Any]] = {bool: _read_bool, int: int, float: _read_float, str: str}
+    try:
+        return readers[annotation](text)
+    except ValueError:
+        raise InputError(f"{place}: {text!r} is not a {annotation.__name__}") from None
+
+
+def _read_bool(text: str) -> bool:
+    return {"true": True, "false": False}[text.lower()] if text.lower() in ("true", "false") else bool(int(text))
+
+
+def _read_float(text: str) -> float:
+    value = float(text)
+    if not math.isfinite(value):
+        raise ValueError(text)
+    return value

@@ -1,0 +1,45 @@
+"""Checkpoint folders in Hugging Face's layout: read straight into a model, written as transformers and vLLM load them,
+and how float32 weights are rounded where a folder has fewer bits.
+"""
+
+from engine.weights import safetensors_header
+from engine.weights.names import INDEX, checkpoint_name
+from engine.weights.reading import (
+    Checkpoint,
+    Local,
+    build,
+    check,
+    check_finite,
+    fill,
+    load,
+    placed,
+    say_if_rounded,
+    stored_dtype,
+)
+from engine.weights.rounding import CHUNK, Cast, hash_of, round_half_away, round_stochastically
+from engine.weights.writing import SHARD_BYTES, Alone, Parts, save
+
+__all__ = [
+    "CHUNK",
+    "INDEX",
+    "SHARD_BYTES",
+    "Alone",
+    "Cast",
+    "Checkpoint",
+    "Local",
+    "Parts",
+    "build",
+    "check",
+    "check_finite",
+    "checkpoint_name",
+    "fill",
+    "hash_of",
+    "load",
+    "placed",
+    "round_half_away",
+    "round_stochastically",
+    "safetensors_header",
+    "save",
+    "say_if_rounded",
+    "stored_dtype",
+]

@@ -1,0 +1,225 @@
+"""Writes a model as a checkpoint folder that transformers and vLLM load.
+
+Safetensors shards, the index, config.json, generation_config.json, and the tokenizer that the model came with: all of
+it, or nothing.
+"""
+
+import json
+import os
+import shutil
+from collections.abc import Mapping, Sequence
+from contextlib import nullcontext
+from pathlib import Path
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor
+
+from data.text import FILES as TOKENIZER_FILES
+from data.text import read_json
+from engine.model import Llama, name_of
+from engine.weights.names import DTYPES, INDEX, checkpoint_name
+from engine.weights.reading import placed
+from engine.weights.rounding import Cast
+from system import naming, point, sync, temporary_of, whole_folder
+
+SHARD_BYTES = 5 * 10**9
+
+
+class Parts(Protocol):
+    """Who holds which rows of a model (engine/distributed/ranks.py), as far as saving it is concerned."""
+
+    @property
+    def is_first(self) -> bool:
+        """Whether this process writes what is beside the tensors."""
+        ...
+
+    @property
+    def holds_first_copy(self) -> bool:
+        """Whether its rows are to be written: they are no copy of another's."""
+        ...
+
+    def local(self, parameter: Tensor) -> tuple[Tensor, int]:
+        """The rows of a parameter that are held here, and the first one's number."""
+        ...
+
+    def whole(self, parameter: Tensor) -> Tensor:
+        """A parameter gathered. Collective."""
+        ...
+
+    def all_see(self, folder: Path) -> bool:
+        """Whether a folder is the same one for every process. Collective."""
+        ...
+
+    def wait(self) -> None:
+        """Returns when every process has come here. Collective."""
+        ...
+
+
+class Alone:
+    """One process that holds everything."""
+
+    is_first = holds_first_copy = True
+
+    def local(self, parameter: Tensor) -> tuple[Tensor, int]:
+        """All of it."""
+        return parameter, 0
+
+    def whole(self, parameter: Tensor) -> Tensor:
+        """As it is."""
+        return parameter
+
+    def all_see(self, folder: Path) -> bool:
+        """It does."""
+        return True
+
+    def wait(self) -> None:
+        """For nobody."""
+
+
+def save(
+    model: Llama,
+    folder: str | Path,
+    *,
+    dtype: torch.dtype | None = None,
+    cast: Cast | None = None,
+    stop_ids: Sequence[int] = (),
+    beside: Mapping[str, str] | None = None,
+    parts: Parts | None = None,
+    replaces: bool = False,
+    shard_bytes: int = SHARD_BYTES,
+) -> None:
+    """Writes a folder that transformers and vLLM load: all of it, or nothing.
+
+    dtype: of the stored weights, rounded to the nearest; the model's own where it is None. cast: another rounding,
+    which names its dtype itself. stop_ids: every id that ends an answer, for generation_config.json. beside: text files
+    that the source lacks, by name: the chat template that the model was trained with, say. parts: where the model is
+    sharded; collective then. Where all see the same files each process writes its own rows into them; else tensors are
+    gathered, and the first one writes. One tensor at a time is held besides the model. Raises InputError where the
+    folder exists, unless it is replaced, and where a number is beyond the dtype's range.
+    """
+    parts = parts or Alone()
+    cast = cast or Cast(dtype=dtype or next(model.parameters()).dtype)
+    dtype = cast.dtype
+    tensors = {checkpoint_name(n): p for n, p in model.named_parameters()}
+    shards = _shards([(name, tuple(p.shape)) for name, p in tensors.items()], dtype, shard_bytes)
+    temporary = temporary_of(Path(folder))
+    with whole_folder(Path(folder), replaces=replaces) if parts.is_first else nullcontext():
+        files = {temporary / name: _layout(shapes, dtype) for name, shapes in shards.items()}
+        if parts.is_first:
+            for path, (header, _, size) in files.items():
+                _reserve(path, header, size)
+        shared = parts.all_see(temporary)
+        for path, (_, starts, _) in files.items():
+            for name, start in starts.items():
+                held, first = parts.local(tensors[name]) if shared else (parts.whole(tensors[name]), 0)
+                if parts.holds_first_copy if shared else parts.is_first:
+                    with placed(Path(folder)):
+                        rows = cast(name, held, first)
+                    _write_rows(path, rows, start, first)
+            if shared or parts.is_first:
+                sync(path)  # each process what it wrote
+        parts.wait()  # all rows are there before the folder gets its name
+        if parts.is_first:
+            _write_beside(model, temporary, shards, dtype, stop_ids, beside or {})
+
+
+def _write_beside(
+    model: Llama, folder: Path, shards: Mapping[str, list], dtype: torch.dtype, stop_ids: Sequence[int],
+    beside: Mapping[str, str],
+) -> None:  # fmt: skip
+    """Everything in a checkpoint folder but the tensors."""
+    if len(shards) > 1:
+        total = sum(p.numel() * dtype.itemsize for p in model.parameters())
+        index = {"metadata": {"total_size": total}, "weight_map": {n: f for f, ts in shards.items() for n, _ in ts}}
+        _write_json(folder / INDEX, index)
+    _write_json(folder / "config.json", _config_for(model.config.raw, dtype))
+    _write_json(folder / "generation_config.json", _generation_config(model.source, model.config.raw, stop_ids))
+    for name in TOKENIZER_FILES:
+        if model.source and (model.source / name).is_file():
+            shutil.copyfile(model.source / name, folder / name)
+    for name, text in beside.items():
+        if not (folder / name).exists():
+            (folder / name).write_text(text, encoding="utf-8")
+
+
+def _shards(tensors: list[tuple[str, tuple[int, ...]]], dtype: torch.dtype, limit: int) -> dict[str, list]:
+    """Files of at most `limit` bytes (one tensor at least) and the tensors in each, in order."""
+    groups: list[list[tuple[str, tuple[int, ...]]]] = []
+    filled = 0
+    for name, shape in tensors:
+        size = torch.Size(shape).numel() * dtype.itemsize
+        if not groups or filled + size > limit:
+            groups.append([])
+            filled = 0
+        groups[-1].append((name, shape))
+        filled += size
+    if len(groups) == 1:
+        return {"model.safetensors": groups[0]}
+    return {f"model-{i:05d}-of-{len(groups):05d}.safetensors": group for i, group in enumerate(groups, start=1)}
+
+
+def _layout(shapes: list, dtype: torch.dtype) -> tuple[bytes, dict[str, int], int]:
+    """A safetensors file: its head, where in it each tensor begins, and its size in bytes.
+
+    8 bytes of header length, a JSON header, the tensors' bytes one after the other. Made here because the library's
+    save_file takes all tensors at once and ignores the umask (mode 0600).
+    """
+    kind = next(name for name, known in DTYPES.items() if known == dtype)
+    header: dict[str, Any] = {"__metadata__": {"format": "pt"}}
+    starts: dict[str, int] = {}
+    offset = 0
+    for name, shape in shapes:
+        end = offset + torch.Size(shape).numel() * dtype.itemsize
+        header[name] = {"dtype": kind, "shape": list(shape), "data_offsets": [offset, end]}
+        starts[name], offset = offset, end
+    text = json.dumps(header).encode()
+    text += b" " * (-len(text) % 8)
+    head = len(text).to_bytes(8, "little") + text
+    return head, {name: start + len(head) for name, start in starts.items()}, len(head) + offset
+
+
+def _reserve(path: Path, head: bytes, size: int) -> None:
+    """A file of its full size, with its head: a disk that is too full shows here."""
+    point("write", path)
+    with naming(path), open(path, "xb") as file:
+        os.posix_fallocate(file.fileno(), 0, size)
+        file.write(head)
+
+
+def _write_rows(path: Path, rows: Tensor, start: int, first: int) -> None:
+    """Rows of a tensor, from the first-th on, into a file in which the tensor begins at byte `start`."""
+    rows = _on_host(rows.contiguous())
+    if not rows.numel():
+        return
+    point("write", path)
+    left = rows.view(torch.uint8).numpy().reshape(-1).data
+    offset = start + first * (rows.numel() // len(rows)) * rows.dtype.itemsize
+    with naming(path), open(path, "r+b", buffering=0) as file:
+        while left:
+            n = os.pwrite(file.fileno(), left[: 2**30], offset)
+            left, offset = left[n:], offset + n
+
+
+def _on_host(rows: Tensor) -> Tensor:
+    """From a GPU by way of pinned memory: several times as fast."""
+    if not rows.is_cuda:
+        return rows.to("cpu")
+    return torch.empty(rows.shape, dtype=rows.dtype, pin_memory=True).copy_(rows)
+
+
+def _config_for(raw: dict[str, Any], dtype: torch.dtype) -> dict[str, Any]:
+    keys = [key for key in ("dtype", "torch_dtype") if key in raw] or ["dtype"]  # transformers 5 writes the former
+    return raw | dict.fromkeys(keys, name_of(dtype))
+
+
+def _generation_config(source: Path | None, raw: dict[str, Any], stop_ids: Sequence[int]) -> dict[str, Any]:
+    path = source / "generation_config.json" if source else None
+    made = read_json(path) if path and path.is_file() else {k: raw[k] for k in ("bos_token_id",) if k in raw}
+    if stop_ids:
+        made["eos_token_id"] = list(stop_ids) if len(stop_ids) > 1 else stop_ids[0]
+    return made
+
+
+def _write_json(path: Path, value: dict[str, Any]) -> None:
+    path.write_text(json.dumps(value, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")

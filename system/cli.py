@@ -1,0 +1,278 @@
+"""How every command reads its flags: a frozen dataclass is the command line, the YAML file and the help text.
+
+The fields' names are the flags and the keys of `--config FILE`; flags win over the file. Errors are one sentence and
+exit code 2.
+"""
+
+import contextlib
+import dataclasses
+import difflib
+import errno
+import io
+import os
+import re
+import sys
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any, Protocol, TypeVar
+
+import tyro
+import yaml
+
+from system.errors import InputError, RunError, Stopped
+
+Config = TypeVar("Config")
+
+OUTCOME_VARIABLE = "RANK_OUTCOME_FILE"
+"""Where launch.sh reads a run's exit code: torchrun itself turns every code into 1 (see `run`)."""
+
+
+SCREEN_VARIABLE = "RANK_SCREEN"
+"""What launch.sh shows the user as stderr: the ranks write there, torchrun's own reports go to a file."""
+
+
+class Peer(Protocol):
+    """A module that knows another program's names of our settings."""
+
+    @property
+    def translate(self) -> Callable[[dict[str, Any], Callable[[str], None]], dict[str, Any]]:
+        """Settings in our names; what was done is said sentence by sentence."""
+        ...
+
+    @property
+    def counterpart(self) -> Callable[[str], str | None]:
+        """What to say of a flag that the other program has; None where it is none of its."""
+        ...
+
+
+_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+_OF_DISKS = (*_FULL, errno.EROFS, errno.EIO)
+
+FACTS = "facts"
+"""The key of a run's config.yaml that holds what was found, not what was asked for: not read back as a setting."""
+
+
+def parse(
+    config: type[Config],
+    argv: Sequence[str],
+    *,
+    command: str,
+    example: str,
+    help_text: Callable[[], str] = str,
+    peer: Peer | None = None,
+) -> Config:
+    """The configuration that argv (and the file named by its --config) describes.
+
+    command: "python -m engine.train", for help and messages. example: a complete line, shown where argv is empty.
+    help_text: gives what is printed after the flags. peer: another program's names, understood in the file. Raises
+    InputError; prints the help and leaves with 0 for --help.
+    """
+    if not argv:
+        raise InputError(f"{command} needs arguments, such as: {example}")
+    if any(not argument.isascii() and "\udc80" <= max(argument) <= "\udcff" for argument in argv):
+        raise InputError(f"{command}: an argument is not UTF-8; type it anew")
+    _refuse_repeated(argv, [f.name for f in dataclasses.fields(config) if "tuple" in str(f.type)])  # pyright: ignore[reportArgumentType]
+    fields = {f.name: f.type in (bool, "bool") for f in dataclasses.fields(config) if f.init}  # pyright: ignore[reportArgumentType]
+    wanted, dotted = _take_dotted([*_from_file(argv, fields, peer), *argv], "hyperparameters" in fields)
+    if any(argument in ("-h", "--help") for argument in argv):
+        wanted = ["--help"]
+    heard = io.StringIO()
+    try:
+        with contextlib.redirect_stderr(heard):
+            made = tyro.cli(config, prog=command, args=wanted, config=(tyro.conf.OmitArgPrefixes,))
+    except SystemExit as leaving:
+        if leaving.code:
+            raise InputError(_of_peer(argv, fields, peer) or _one_sentence(heard.getvalue())) from None
+        print(help_text())
+        raise
+    return dataclasses.replace(made, hyperparameters=dotted) if dotted else made  # pyright: ignore[reportArgumentType]
+
+
+def run(main: Callable[[Sequence[str]], None]) -> None:
+    """Runs a command's main on sys.argv. What ends it becomes one sentence and an exit code:
+    2 for input, 1 for a run that cannot go on, 130 for Ctrl-C, 143 for SIGTERM after what was done is saved.
+
+    Under torchrun only one rank speaks. Where OUTCOME_VARIABLE names a file, rank 0 writes the code into it and every
+    rank leaves with 0, so that torchrun has no report of its own to add.
+    """
+    if (screen := os.environ.get(SCREEN_VARIABLE)) and os.path.exists(screen):
+        os.dup2(os.open(screen, os.O_WRONLY | os.O_APPEND), sys.stderr.fileno())
+    try:
+        main(sys.argv[1:])
+    except InputError as fault:
+        _leave(f"error: {fault}", 2)
+    except Stopped as ending:
+        _leave(str(ending), ending.code)
+    except RunError as fault:
+        _leave(f"error: {fault}", 1, fault.speaks)
+    except BrokenPipeError:  # whoever read it, head or less, has seen enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(1)
+    except OSError as fault:
+        if fault.errno not in _OF_DISKS:
+            raise
+        mend = "make room and give the same command again" if fault.errno in _FULL else "mend it, or write elsewhere"
+        _leave(f"error: {fault.filename or 'a file'}: cannot be written ({fault.strerror}); {mend}", 1, speaks=True)
+    except KeyboardInterrupt:
+        _leave("stopped", 130)
+
+
+def dispatch(
+    argv: Sequence[str], commands: dict[str, Callable[[Sequence[str]], None]], *, package: str, doc: str, example: str
+) -> None:
+    """Hands the arguments to the command that the first one names. package: "python -m eval"; doc: what --help prints.
+
+    Raises InputError where there is no such command.
+    """
+    known = ", ".join(commands)
+    if not argv:
+        raise InputError(f"{package} needs a command ({known}), such as: {example}")
+    name, *rest = argv
+    if name in ("-h", "--help"):
+        print(doc)
+    elif name not in commands:
+        raise InputError(f"{package}: there is no command {name!r}; the commands are {known}")
+    else:
+        commands[name](rest)
+
+
+def notify(sentence: str) -> None:
+    """A notice on stderr, from the first process only."""
+    if os.environ.get("RANK", "0") == "0":
+        print(printable(sentence), file=sys.stderr)
+
+
+def printable(text: str) -> str:
+    """Text in which nothing acts on a terminal: of files and templates of strangers, whose words errors repeat."""
+    return "".join(c if c == "\n" or c.isprintable() else f"\\u{ord(c):04x}" for c in text)
+
+
+def _leave(sentence: str, code: int, speaks: bool | None = None) -> None:
+    """speaks: None where every rank has come to the same end, of which the first tells."""
+    sentence = printable(sentence)
+    rank = os.environ.get("RANK", "0")
+    is_common, speaks = speaks is None, rank == "0" if speaks is None else speaks
+    if speaks:
+        print(sentence, file=sys.stderr)
+    outcome = os.environ.get(OUTCOME_VARIABLE)
+    if outcome and speaks:
+        Path(outcome).write_text(str(code))
+    if outcome and is_common:
+        deadline = time.monotonic() + 10
+        while not Path(outcome).read_text() and time.monotonic() < deadline:
+            time.sleep(0.05)
+        if Path(outcome).read_text():
+            code = 0
+        else:  # this rank alone: torchrun has to end the others
+            print(f"rank {rank}: {sentence}", file=sys.stderr)
+    sys.stdout.flush()
+    sys.stderr.flush()
+    sys.exit(code)
+
+
+def _refuse_repeated(argv: Sequence[str], names: Sequence[str]) -> None:
+    """Raises InputError for a flag of several values that stands twice: the first ones would be forgotten."""
+    flags = [
+        argument.partition("=")[0].removeprefix("--").replace("-", "_") for argument in argv if argument[:2] == "--"
+    ]
+    if twice := next((name for name in names if flags.count(name) > 1), None):
+        flag = twice.replace("_", "-")
+        raise InputError(f"--{flag} stands twice; give it once, with several values behind it: --{flag} a b")
+
+
+def _from_file(argv: Sequence[str], fields: dict[str, bool], peer: Peer | None) -> list[str]:
+    """The flags that --config FILE stands for. Scalars stay the text that was typed; the flags' types convert them."""
+    path = _value_of("--config", argv)
+    if path is None:
+        return []
+    flags: list[str] = []
+    settings = read_yaml(Path(path))
+    settings.pop(FACTS, None)
+    if peer is not None:
+        try:
+            settings = peer.translate(settings, lambda said: notify(f"{path}: {said}"))
+        except InputError as fault:
+            raise InputError(f"{path}: {fault}") from None
+    for key, value in settings.items():
+        name = key.replace("-", "_")
+        if name not in fields and "." not in name:
+            near = difflib.get_close_matches(name, fields, n=1)
+            raise InputError(
+                f"{path}: there is no setting {key!r}" + (f"; perhaps {near[0]!r}" if near else "; see --help")
+            )
+        flag = name if "." in name else name.replace("_", "-")
+        if fields.get(name) and str(value).lower() in ("true", "false"):
+            flags.append(f"--{flag}" if value.lower() == "true" else f"--no-{flag}")
+        elif isinstance(value, list):
+            flags += [f"--{flag}", *map(str, value)]
+        elif isinstance(value, str):
+            flags += [f"--{flag}={value}"] if value not in ("null", "") else []
+        else:
+            raise InputError(f"{path}: {key!r} is a mapping; settings are flat, as the flags are")
+    return flags
+
+
+def _take_dotted(argv: Sequence[str], allowed: bool) -> tuple[list[str], dict[str, str]]:
+    """--NAME.argument VALUE taken out of argv: hyperparameters, which whoever knows their names will check."""
+    rest: list[str] = []
+    dotted: dict[str, str] = {}
+    arguments = iter(argv)
+    for argument in arguments:
+        match = re.fullmatch(r"--(\w+\.\w+)(?:=(.*))?", argument) if allowed else None
+        if match is None:
+            rest.append(argument)
+        elif (value := match[2] if match[2] is not None else next(arguments, None)) is None:
+            raise InputError(f"{argument} needs a value")
+        else:
+            dotted[match[1]] = value
+    return rest, dotted
+
+
+def read_yaml(path: Path) -> dict:
+    """The mapping in a YAML file, its scalars as text (YAML would read 1e-6 as text, `no` as false, a version as a
+    date). Raises InputError where it is not a plain mapping without repeated keys, anchors or tags.
+    """
+    try:
+        text = path.read_text(encoding="utf-8")
+        if len(text) > 2**20 or any(isinstance(t, (yaml.AliasToken, yaml.TagToken)) for t in yaml.scan(text)):
+            raise InputError(f"{path}: aliases, tags and files above 1 MB are not taken; write the values out")
+        tree = yaml.compose(text, Loader=yaml.SafeLoader)
+        value = yaml.load(text, Loader=yaml.BaseLoader)
+    except (OSError, UnicodeDecodeError, yaml.YAMLError) as fault:
+        raise InputError(f"{path}: cannot be read as YAML ({' '.join(str(fault).split())})") from None
+    if not isinstance(value, dict):
+        raise InputError(f"{path}: not a mapping of settings; write lines such as `lr: 1e-6`")
+    keys = [node.value.replace("-", "_") for node, _ in tree.value]
+    if twice := {key for key in keys if keys.count(key) > 1}:
+        raise InputError(f"{path}: {sorted(twice)[0]!r} stands twice; keep one")
+    return value
+
+
+def _value_of(flag: str, argv: Sequence[str]) -> str | None:
+    for i, argument in enumerate(argv):
+        if argument == flag and i + 1 < len(argv):
+            return argv[i + 1]
+        if argument.startswith(f"{flag}="):
+            return argument.removeprefix(f"{flag}=")
+    return None
+
+
+def _of_peer(argv: Sequence[str], fields: dict[str, bool], peer: Peer | None) -> str | None:
+    """What to say where a flag is unknown here and another program's."""
+    for argument in argv if peer else ():
+        name = argument.partition("=")[0].removeprefix("--").replace("-", "_")
+        if peer and argument.startswith("--") and name not in fields and (said := peer.counterpart(name)):
+            return f"--{name} is {said} here"
+    return None
+
+
+def _one_sentence(box: str) -> str:
+    """tyro's boxed report as one sentence: its first paragraph, and the flag that was perhaps meant."""
+    lines = [re.sub(r"[│╭╮╰╯]", "", line).strip() for line in box.splitlines()[1:]]
+    end = next((i for i, line in enumerate(lines) if line.startswith("──")), len(lines))
+    said = " ".join(lines[:end]).strip().replace("Error parsing ", "")
+    if refused := re.match(r"\w+Config: (--.*)", said):  # a check of the configuration's own, whole as it is
+        return refused[1]
+    near = re.search(r"Perhaps you meant.*?(--[\w-]+)", " ".join(lines[end:]))
+    return said + (f"; perhaps {near[1]}" if near else "; see --help")

@@ -1,0 +1,167 @@
+"""The forest's forward pass against each sequence alone in a padded batch, in float64."""
+
+import pytest
+import torch
+from torch.distributed.fsdp._fully_shard._fsdp_param_group import FSDPParamGroup
+from torch.nn.functional import log_softmax, scaled_dot_product_attention
+
+from data.forest import pack
+from engine.distributed.ranks import Ranks
+from engine.model import attention
+from engine.model.fused_forward import Walk
+from engine.model.llama import Llama
+from tests import tiny
+
+# one-token responses, one response a prefix of the other, a prompt of one token, plain ones
+LENGTHS = [(5, 4, 6), (1, 1, 1), (3, 1, 5), (7, 9, 1), (1, 8, 3), (4, 3, 7), (12, 20, 11)]
+
+
+def pairs():
+    examples = tiny.random_examples(LENGTHS, seed=3)
+    longer = examples[5].responses[1]
+    examples[5] = examples[5]._replace(responses=(longer[:3], longer))  # a prefix
+    return examples
+
+
+def padded_logps(model, examples):
+    """Each conversation in a row of its own, padded on the right: [S], in order."""
+    rows = [(e.prompt, r) for e in examples for r in e.responses]
+    longest = max(len(p) + len(r) for p, r in rows)
+    found = []
+    for prompt, response in rows:  # one at a time: nothing can leak
+        ids = torch.zeros(longest, dtype=torch.int64)
+        ids[: len(prompt) + len(response)] = torch.tensor([*prompt.tolist(), *response.tolist()])
+        causal = torch.ones(longest, longest, dtype=torch.bool).tril()
+
+        def attend(q, k, v, causal=causal):
+            q, k, v = (x.transpose(0, 1) for x in (q, k, v))
+            k, v = (x.repeat_interleave(len(q) // len(k), dim=0) for x in (k, v))
+            return scaled_dot_product_attention(q, k, v, attn_mask=causal).transpose(0, 1)
+
+        x = model.embed(ids)
+        rope = model.rope(torch.arange(longest), torch.float64)
+        for block in model.blocks:
+            x = block(x, rope, attend)
+        weight = model.embed.weight if model.config.tied else model.head.weight
+        logps = log_softmax(model.norm(x) @ weight.T, dim=-1)
+        at = torch.arange(len(prompt) - 1, len(prompt) + len(response) - 1)
+        found.append(logps[at, ids[at + 1]].sum())
+    return torch.stack(found)
+
+
+def gradients(model, logps):
+    """Of an arbitrary smooth function of the log-probs, so that every sequence has a weight of its own."""
+    model.zero_grad()
+    (logps * torch.linspace(-1, 2, len(logps), dtype=torch.float64)).sum().backward()
+    return {name: p.grad.clone() for name, p in model.named_parameters()}
+
+
+@pytest.mark.parametrize("shape", ["llama3", "llama3.2"])  # untied and tied
+@pytest.mark.parametrize(
+    "path",
+    [attention.dense, lambda forest: attention.dense(forest, run_tokens=8), attention.by_document],
+    ids=["dense", "dense in short runs", "by document"],
+)
+@pytest.mark.parametrize("chunk_rows", [10**6, 7])
+def test_packing_and_sharing_the_prompt_change_nothing(shape, path, chunk_rows, monkeypatch):
+    model = tiny.random_llama(shape, dtype=torch.float64)
+    model.head.chunk_bytes = chunk_rows * 4 * model.config.vocab_size
+    monkeypatch.setattr(attention, "for_forest", lambda forest, dtype: path(forest))
+    examples = pairs()
+    logps, _ = Walk(model)(pack(examples), with_reference=False)
+    ours = gradients(model, logps)
+    expected = padded_logps(model, examples)
+    torch.testing.assert_close(logps, expected, rtol=0, atol=1e-10)
+    for name, gradient in gradients(model, expected).items():
+        torch.testing.assert_close(ours[name], gradient, rtol=0, atol=1e-10, msg=lambda m, name=name: f"{name}: {m}")
+
+
+def test_a_forest_holds_each_prompt_once_and_no_padding():
+    forest = pack(pairs())
+    assert forest.n_tokens == sum(p + a - 1 + b - 1 for p, a, b in LENGTHS)
+    assert forest.cu_q[-1] == forest.n_tokens and len(forest.rows) == int(forest.lengths.sum())
+    assert (forest.cu_q.diff() > 0).all() and (forest.cu_k.diff() >= forest.cu_q.diff()).all()
+
+
+def test_attention_paths_differ_from_one_that_sees_everything(monkeypatch):
+    """The paths above agree because each is right, not because attention did not matter."""
+    model = tiny.random_llama(dtype=torch.float64)
+    forest = pack(pairs())
+    right, _ = Walk(model)(forest, with_reference=False)
+    blind = torch.ones(forest.n_tokens, forest.n_tokens, dtype=torch.bool).tril()
+    monkeypatch.setattr(attention, "for_forest", lambda f, dtype: lambda q, k, v: attention._sdpa(q, k, v, blind))
+    wrong, _ = Walk(model)(forest, with_reference=False)
+    assert (right - wrong).abs().max() > 1
+
+
+def test_the_fused_walk_starts_at_a_log_ratio_of_exactly_0():
+    policy, reference = tiny.random_llama(), tiny.random_llama()
+    logps, ref_logps = Walk(policy, reference)(pack(pairs()), with_reference=True)
+    assert torch.equal(logps, ref_logps)
+    assert logps.requires_grad and not ref_logps.requires_grad
+
+
+def test_the_reference_gets_no_gradient_and_changes_no_gradient_of_the_policy():
+    forest = pack(pairs())
+    alone = tiny.random_llama(dtype=torch.float64)
+    expected = gradients(alone, Walk(alone)(forest, with_reference=False)[0])
+    policy, reference = tiny.random_llama(dtype=torch.float64), tiny.random_llama(seed=1, dtype=torch.float64)
+    logps, ref_logps = Walk(policy, reference)(forest, with_reference=True)
+    assert not torch.equal(logps, ref_logps)
+    for name, gradient in gradients(policy, logps).items():
+        assert torch.equal(gradient, expected[name])
+    assert all(p.grad is None for p in reference.parameters())
+
+
+def test_an_empty_forest_gives_every_parameter_a_gradient_of_zero():
+    model = tiny.random_llama()
+    logps, _ = Walk(model)(pack([]), with_reference=False)
+    assert len(logps) == 0
+    logps.sum().backward()
+    assert all(p.grad is not None and not p.grad.any() for p in model.parameters())
+
+
+def test_the_backward_pass_never_gathers_the_reference(monkeypatch):
+    """Left to itself FSDP gathers, in the backward pass, whatever was walked before: every block of the reference."""
+    ranks = Ranks(dtype=torch.bfloat16)
+    with torch.device("meta"):
+        models = [Llama(tiny.random_llama().config) for _ in range(2)]
+    walk = ranks.place(Walk(*models), reshards=True)
+    for p in walk.parameters():
+        torch.nn.init.normal_(p.to_local(), std=0.05)
+    gathered, unshard = [], FSDPParamGroup.unshard
+
+    def noted(group, *arguments, **more):
+        if not group.is_unsharded:
+            gathered.append(group._module_fqn)
+        return unshard(group, *arguments, **more)
+
+    monkeypatch.setattr(FSDPParamGroup, "unshard", noted)
+    logps, _ = walk(pack(pairs()), with_reference=True)
+    assert any(name.startswith("reference.blocks") for name in gathered)  # they walked
+    gathered.clear()
+    logps.sum().backward()
+    assert gathered and all(name.startswith("policy.") for name in gathered), gathered
+    for _ in range(2):  # while the reference is there, and after
+        gathered.clear()
+        walk(pack(pairs()), with_reference=False)[0].sum().backward()
+        assert gathered and all(name.startswith("policy.") for name in gathered), gathered
+        ranks.release(models[1])
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore")  # of the compiler's own
+def test_nothing_is_compiled_again_after_the_first_pass():
+    from torch._dynamo.utils import counters  # brings the compiler, for the slow tests alone
+
+    walk = Walk(tiny.random_llama(), tiny.random_llama())
+    walk.policy.recompute(1)
+    for model in (walk.policy, walk.reference):
+        model.compile_blocks()
+    n_graphs = []
+    for seed, lengths in enumerate([LENGTHS, LENGTHS[:3], LENGTHS[3:], LENGTHS[:1], LENGTHS * 3]):
+        logps, reference = walk(pack(tiny.random_examples(lengths, seed=seed)), with_reference=True)
+        logps.sum().backward()
+        assert torch.equal(logps, reference)
+        n_graphs.append(counters["stats"]["unique_graphs"])
+    assert len(set(n_graphs)) == 1 and n_graphs[0] > 0, n_graphs

@@ -1,0 +1,295 @@
+"""Flags, the YAML file, and how a command ends."""
+
+import subprocess
+import sys
+from dataclasses import dataclass, field
+from typing import Literal
+
+import pytest
+import tyro
+
+from system import InputError, cli
+from tests import tiny
+
+
+@dataclass(frozen=True, kw_only=True)
+class Settings:
+    """Settings of a test."""
+
+    model: str = "tiny"
+    """Where the weights are."""
+    lr: float = 0.5
+    """Learning rate."""
+    batch_size: int = 16
+    """Examples in a step."""
+    shuffle: bool = True
+    """Take the rows in a new order."""
+    kind: Literal["new", "old"] = "new"
+    """Which one."""
+    keep: int | None = None
+    """How many to keep."""
+    names: tuple[str, ...] = ()
+    """Several names."""
+    config: str | None = None
+    """YAML file of settings."""
+    hyperparameters: tyro.conf.Suppress[dict[str, str]] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Plain:
+    """A command without hyperparameters."""
+
+    lr: float = 0.5
+    """Learning rate."""
+    config: str | None = None
+    """YAML file of settings."""
+
+
+def parse(*argv, config=Settings):
+    return cli.parse(config, argv, command="python -m test", example="python -m test --model tiny")
+
+
+@pytest.fixture
+def yaml(tmp_path):
+    """Writes a YAML file and gives its name."""
+
+    def write(text):
+        (tmp_path / "settings.yaml").write_text(text, encoding="utf-8")
+        return str(tmp_path / "settings.yaml")
+
+    return write
+
+
+def refused(*argv, config=Settings):
+    with pytest.raises(InputError) as fault:
+        parse(*argv, config=config)
+    assert "\n" not in str(fault.value) and "│" not in str(fault.value)
+    return str(fault.value)
+
+
+def test_no_arguments_are_answered_with_an_example():
+    assert refused() == "python -m test needs arguments, such as: python -m test --model tiny"
+
+
+def test_flags_are_the_fields():
+    made = parse("--model", "m", "--lr", "1e-6", "--no-shuffle", "--kind", "old", "--names", "a", "b", "--keep", "3")
+    assert made == Settings(model="m", lr=1e-6, shuffle=False, kind="old", names=("a", "b"), keep=3)
+
+
+@pytest.mark.parametrize("flag", ["--batch-size", "--batch_size"])
+def test_a_flag_may_be_written_either_way(flag):
+    assert parse(flag, "3").batch_size == 3
+
+
+def test_a_file_sets_what_it_names(yaml):
+    text = "model: m\nlr: 1e-6\nbatch-size: 8\nshuffle: false\nkind: old\nnames: [a, b]\n"
+    path = yaml(text)
+    expected = Settings(model="m", lr=1e-6, batch_size=8, shuffle=False, kind="old", names=("a", "b"), config=path)
+    assert parse("--config", path) == expected == parse(f"--config={path}")
+
+
+def test_flags_win_over_the_file(yaml):
+    path = yaml("model: m\nlr: 1e-6\nshuffle: false\nbatch_size: 8\ndpo.beta: 0.3\n")
+    made = parse("--config", path, "--lr", "0.25", "--shuffle", "--dpo.beta", "0.7")
+    assert (made.model, made.lr, made.shuffle, made.batch_size) == ("m", 0.25, True, 8)
+    assert made.hyperparameters == {"dpo.beta": "0.7"}
+    assert parse("--lr", "0.25", "--config", path).lr == 0.25  # wherever --config stands
+
+
+def test_settings_written_by_a_run_are_read_back_without_its_facts(yaml):
+    made = parse("--config", yaml("lr: 1e-6\nkeep: null\nfacts:\n  steps: 12\n  gpus: [a, b]\n"))
+    assert made.lr == 1e-6 and made.keep is None
+
+
+@pytest.mark.parametrize("text", ["no", "off", "y", "2024-01-02", "1e-6", "0x10", "1_000", "12:30:00", "~x", "007"])
+def test_what_is_typed_stays_what_is_typed(yaml, text):
+    made = parse("--config", yaml(f"model: {text}\nnames: [{text}]\ndpo.x: {text}\n"))
+    assert (made.model, made.names, made.hyperparameters) == (text, (text,), {"dpo.x": text})
+
+
+@pytest.mark.parametrize("text", ["true", "false", "--lr"])
+def test_text_that_looks_like_something_else_is_kept_for_a_setting_of_text(yaml, text):
+    assert parse("--config", yaml(f'model: "{text}"\n')).model == text
+
+
+def test_an_unknown_key_names_the_nearest(yaml):
+    path = yaml("batchsize: 3\n")
+    assert refused("--config", path) == f"{path}: there is no setting 'batchsize'; perhaps 'batch_size'"
+    assert refused("--config", yaml("qqq: 3\n")) == f"{path}: there is no setting 'qqq'; see --help"
+
+
+def test_an_unknown_flag_names_the_nearest():
+    assert refused("--modle", "m").endswith("; perhaps --model")
+
+
+@pytest.mark.parametrize(
+    ("argv", "said"),
+    [
+        (("--lr", "fast"), "fast"),
+        (("--lr",), "--lr"),
+        (("--kind", "newer"), "newer"),
+        (("--batch-size", "1.5"), "1.5"),
+        (("--dpo.beta",), "--dpo.beta needs a value"),
+        (("stray",), "stray"),
+    ],
+)
+def test_a_wrong_flag_is_one_sentence_that_names_it(argv, said):
+    assert said in refused(*argv)
+
+
+@pytest.mark.parametrize("text", ["lr: fast\n", "batch_size: 1.5\n", "shuffle: perhaps\n", "kind: newer\n"])
+def test_a_wrong_value_in_the_file_is_refused(yaml, text):
+    assert refused("--config", yaml(text))
+
+
+@pytest.mark.parametrize("text", ["lr: 1\nlr: 2\n", "batch_size: 1\nlr: 0.1\nbatch_size: 1\n", "dpo.b: 1\ndpo.b: 1\n"])
+def test_a_key_that_stands_twice_is_refused(yaml, text):
+    path = yaml(text)
+    assert refused("--config", path) == f"{path}: {text.split(':')[0]!r} stands twice; keep one"
+
+
+def test_a_key_in_both_spellings_stands_twice(yaml):
+    assert "stands twice" in refused("--config", yaml("batch-size: 1\nbatch_size: 2\n"))
+
+
+def test_a_flag_of_several_values_that_stands_twice_is_refused():
+    with pytest.raises(InputError, match=r"^--names stands twice; give it once, with several values behind it"):
+        parse("--names", "a", "--names", "b")
+    assert parse("--lr=1", "--lr", "2").lr == 2  # of one value the last counts, as everywhere
+
+
+def test_nothing_that_is_repeated_in_an_error_acts_on_a_terminal():
+    assert cli.printable("a\x1b[2J\n\u202eb\x07") == "a\\u001b[2J\n\\u202eb\\u0007"
+
+
+@pytest.mark.parametrize("text", ["model: &a x\nkind: *a\n", "model: !!python/name:os.system x\n", "lr: !!float 1\n"])
+def test_aliases_and_tags_are_refused(yaml, text):
+    path = yaml(text)
+    assert refused("--config", path).startswith(f"{path}: aliases, tags and files above 1 MB are not taken")
+
+
+def test_a_file_that_is_too_large_is_refused(yaml):
+    assert "above 1 MB are not taken" in refused("--config", yaml("model: " + "a" * 2**20))
+
+
+@pytest.mark.parametrize("text", ["", "- a\n- b\n", "just text\n"])
+def test_a_file_that_is_no_mapping_is_refused(yaml, text):
+    path = yaml(text)
+    assert refused("--config", path).startswith(f"{path}: not a mapping of settings")
+
+
+@pytest.mark.parametrize("text", ["lr: [1\n", "lr: 1\n\tkind: old\n", "? [a]\n: 1\n"])
+def test_a_file_that_is_no_yaml_is_refused(yaml, text):
+    path = yaml(text)
+    assert refused("--config", path).startswith(f"{path}: cannot be read as YAML (")
+
+
+def test_a_setting_is_never_a_mapping(yaml):
+    path = yaml("dpo:\n  beta: 0.3\nlr:\n  a: 1\n")
+    assert refused("--config", path).startswith(f"{path}: there is no setting 'dpo'")
+    assert (
+        refused("--config", yaml("lr:\n  a: 1\n")) == f"{path}: 'lr' is a mapping; settings are flat, as the flags are"
+    )
+
+
+def test_a_missing_file_is_named(tmp_path):
+    path = str(tmp_path / "absent.yaml")
+    assert refused("--config", path).startswith(f"{path}: cannot be read as YAML ([Errno 2]")
+
+
+def test_a_file_that_is_no_text_is_refused(tmp_path):
+    (tmp_path / "x.yaml").write_bytes(b"model: \xff\n")
+    assert "cannot be read as YAML" in refused("--config", str(tmp_path / "x.yaml"))
+
+
+def test_dotted_flags_are_hyperparameters(yaml):
+    made = parse("--apo_zero.beta", "0.3", "--lr", "1", "--dpo.a=-1", "--x.y", "-2")
+    assert made.hyperparameters == {"apo_zero.beta": "0.3", "dpo.a": "-1", "x.y": "-2"} and made.lr == 1
+    assert parse("--config", yaml("apo_zero.beta: 1e-1\n")).hyperparameters == {"apo_zero.beta": "1e-1"}
+
+
+def test_a_command_without_hyperparameters_refuses_dotted_flags(yaml):
+    assert "--dpo.beta" in refused("--dpo.beta", "1", config=Plain)
+    assert "--dpo.beta" in refused("--config", yaml("dpo.beta: 1\n"), config=Plain)
+
+
+def test_help_is_the_docstrings_and_leaves_with_0(capsys, yaml):
+    with pytest.raises(SystemExit) as leaving:
+        cli.parse(
+            Settings, ["--lr", "fast", "--help"], command="python -m test", example="x", help_text=lambda: "and more"
+        )
+    shown = capsys.readouterr().out
+    assert leaving.value.code == 0
+    assert all(part in shown for part in ("python -m test", "--batch-size", "Examples in a step.", "and more"))
+    assert "hyperparameters" not in shown
+
+
+COMMAND = """
+import sys
+from system import InputError, RunError, cli
+
+def main(argv):
+    print("argv", *argv)
+    if argv == ["input"]:
+        raise InputError("rows.jsonl:3: not JSON")
+    if argv == ["run"]:
+        raise RunError("the loss is not finite")
+    if argv == ["interrupt"]:
+        raise KeyboardInterrupt
+    if argv == ["ours"]:
+        raise RuntimeError("what we broke")
+
+cli.run(main)
+"""
+
+
+def command(*argv, **environment):
+    """The command in a process of its own."""
+    inherited = {k: v for k, v in tiny.environment().items() if k not in ("RANK", cli.OUTCOME_VARIABLE)}
+    return subprocess.run(
+        [sys.executable, "-W", "error", "-c", COMMAND, *argv],
+        env=inherited | environment,
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
+
+
+ENDS = [("input", 2, "error: rows.jsonl:3: not JSON\n"), ("run", 1, "error: the loss is not finite\n")]
+ENDS += [("interrupt", 130, "stopped\n"), ("fine", 0, "")]
+
+
+@pytest.mark.parametrize(("argument", "code", "said"), ENDS)
+def test_a_command_ends_with_its_code_and_one_sentence(argument, code, said):
+    done = command(argument)
+    assert (done.returncode, done.stderr, done.stdout) == (code, said, f"argv {argument}\n")
+
+
+def test_what_we_broke_keeps_its_traceback():
+    done = command("ours")
+    assert done.returncode == 1 and "Traceback" in done.stderr and "what we broke" in done.stderr
+
+
+@pytest.mark.parametrize(("argument", "code", "said"), ENDS[:3])
+def test_where_an_outcome_file_is_named_the_code_goes_there_and_the_exit_is_0(tmp_path, argument, code, said):
+    outcome = tmp_path / "outcome"
+    done = command(argument, **{cli.OUTCOME_VARIABLE: str(outcome)}, RANK="0")
+    assert (done.returncode, done.stderr, outcome.read_text()) == (0, said, str(code))
+
+
+@pytest.mark.parametrize(("argument", "code", "said"), ENDS[:3])
+def test_other_ranks_are_silent(tmp_path, argument, code, said):
+    outcome = tmp_path / "outcome"
+    outcome.write_text(str(code))  # rank 0 has spoken
+    done = command(argument, **{cli.OUTCOME_VARIABLE: str(outcome)}, RANK="3")
+    assert (done.returncode, done.stderr, outcome.read_text()) == (0, "", str(code))
+    alone = command(argument, RANK="3")
+    assert (alone.returncode, alone.stderr) == (code, "")
+
+
+def test_a_rank_that_fails_alone_speaks_and_keeps_its_code(tmp_path):
+    argument, code, said = ENDS[0]
+    outcome = tmp_path / "outcome"
+    outcome.write_text("")
+    done = command(argument, **{cli.OUTCOME_VARIABLE: str(outcome)}, RANK="3")
+    assert (done.returncode, done.stderr, outcome.read_text()) == (code, f"rank 3: {said}", "")
