@@ -78,7 +78,7 @@ class Forest:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Layout:
+class PackingOptions:
     """What a forest leaves out. Each can be put back, to measure what it buys; log-probs are the same."""
 
     shares_prompts: bool = True
@@ -89,19 +89,19 @@ class Layout:
     """True: every token's row goes through the head, the prompts' too; what they give counts for none."""
 
 
-def n_tokens(example: Example, layout: Layout = Layout()) -> int:
+def n_tokens(example: Example, layout: PackingOptions = PackingOptions()) -> int:
     """How many tokens an example takes in a forest, filling apart."""
     return sum(len(prompt) + sum(len(r) - 1 for r in responses) for prompt, responses in _trees(example, layout))
 
 
-def _trees(example: Example, layout: Layout) -> list[tuple[np.ndarray, tuple[np.ndarray, ...]]]:
+def _trees(example: Example, layout: PackingOptions) -> list[tuple[np.ndarray, tuple[np.ndarray, ...]]]:
     """(trunk, branches): one tree, or one of a single branch per response."""
     if layout.shares_prompts:
         return [(example.prompt, example.responses)]
     return [(example.prompt, (response,)) for response in example.responses]
 
 
-def pack(examples: Sequence[Example], layout: Layout = Layout()) -> Forest:
+def pack(examples: Sequence[Example], layout: PackingOptions = PackingOptions()) -> Forest:
     """The forest of examples that all have equally many responses.
 
     No examples: a forest of one token that predicts nothing, so that a rank without work still takes part in every

@@ -79,7 +79,7 @@ class Survival(NamedTuple):
         )
 
 
-class Stored(weights.Alone):
+class Stored(weights.SingleProcess):
     """The weights of a folder, read tensor by tensor as they are asked for."""
 
     def __init__(self, checkpoint: Checkpoint, model: Llama) -> None:

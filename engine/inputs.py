@@ -12,17 +12,17 @@ from data.rows import Example, find_cut, hold_out, in_form, open_model, read_exa
 from data.show import show
 from data.text import stop_ids
 from engine import weights
-from engine.config import TrainConfig, layout_of, world_size
+from engine.config import TrainConfig, packing_of, world_size
 from engine.distributed import Ranks, free_memory
 from engine.model import name_of
-from engine.planning import Load, Plan, lay_out, refusal, ways
-from engine.run import Place, check_folder, identity
+from engine.planning import Plan, TokenStatistics, plan_run, refusal, ways
+from engine.run import RunFolder, check_folder, identity
 from engine.step import Objective, Steps, reference
 from engine.weights import Cast
 from system import InputError
 
 
-class Job:
+class TrainingInputs:
     """What is known before any weights are read: the shape, the rows, the objective. The same on every rank."""
 
     def __init__(self, config: TrainConfig, part: int = 0) -> None:
@@ -57,8 +57,8 @@ class Job:
         reference.check_shared(config.reference_cache)
         self.steps = Steps(self.examples, config, self.objective)
         self.modes = reference.modes(config, self.objective)
-        self.load = Load.of(
-            self.examples, layout_of(config), config.batch_size, world_size(),
+        self.load = TokenStatistics.of(
+            self.examples, packing_of(config), config.batch_size, world_size(),
             is_mismatched=self.objective.needs_mismatched, whole_step=self.objective.whole_step,
         )  # fmt: skip
         self.first_example = self._show_first() if os.environ.get("RANK", "0") == "0" else ""
@@ -106,21 +106,21 @@ class Job:
         if world_size() > 1 or not torch.cuda.is_available():
             return False
         dtype = getattr(torch, self.config.dtype or "bfloat16")
-        return self._lay_out(self.config, "cuda", dtype, free_memory()).setting.is_split
+        return self._plan_run(self.config, "cuda", dtype, free_memory()).setting.is_split
 
     def _began(self) -> str | None:
         """How the masters of the run lie that this one goes on with."""
-        return Place(Path(self.config.out)).master() if self.config.resumes else None
+        return RunFolder(Path(self.config.out)).master() if self.config.resumes else None
 
-    def lay_out(self, ranks: Ranks) -> Plan:
+    def plan_run(self, ranks: Ranks) -> Plan:
         """How the run is laid out, the same on every rank. Raises InputError where it cannot fit. Collective."""
-        device, free = ranks.device.type, int(-ranks.most(-free_memory()))
+        device, free = ranks.device.type, int(-ranks.all_reduce_max(-free_memory()))
         decided = replace(self.config, master="split" if ranks.splits_masters else "whole")
-        found = self._lay_out(decided, device, ranks.dtype, free)
+        found = self._plan_run(decided, device, ranks.dtype, free)
         self._check_saving(found)
         if not found.fits:
             found_ways = ways(self.config, ranks.size) if self._began() is None else []
-            plans = [self._lay_out(replace(self.config, **way), device, ranks.dtype, free) for way in found_ways]
+            plans = [self._plan_run(replace(self.config, **way), device, ranks.dtype, free) for way in found_ways]
             raise InputError(refusal(found, list(zip(found_ways, plans, strict=True))))
         return found
 
@@ -131,9 +131,9 @@ class Job:
         except InputError as fault:
             raise InputError(f"--save-rounding, and folders in {name_of(laid_out.saves)}: {fault}") from None
 
-    def _lay_out(self, config: TrainConfig, device: str, dtype: torch.dtype, free: int) -> Plan:
+    def _plan_run(self, config: TrainConfig, device: str, dtype: torch.dtype, free: int) -> Plan:
         budget = free if config.gpu_memory is None else min(free, int(config.gpu_memory * 1e9))
-        return lay_out(
+        return plan_run(
             config, self.policy.config, self.modes, self.load,
             device=device, dtype=dtype, n_ranks=world_size(), budget=budget,
             stored=weights.stored_dtype(self.folder),

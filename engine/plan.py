@@ -15,9 +15,9 @@ import torch
 
 from data.rows import Limits, Reading, open_model, read_examples
 from engine import weights
-from engine.config import TrainConfig, layout_of
+from engine.config import TrainConfig, packing_of
 from engine.model import LlamaConfig, name_of, raw_config
-from engine.planning import Load, Plan, cost, flags, lay_out, memory, refusal, size, ways
+from engine.planning import Plan, TokenStatistics, cost, flags, memory, plan_run, refusal, size, ways
 from system import InputError, cli
 
 EXAMPLE = "python -m engine.plan --shape llama3-8b --gpus 1 --gpu-memory 80"
@@ -89,27 +89,32 @@ def main(argv: Sequence[str]) -> None:
         raise InputError(refusal(tried[0][1], tried[1:]))
 
 
-def _what(config: PlanConfig) -> tuple[LlamaConfig, Load, torch.dtype]:
+def _what(config: PlanConfig) -> tuple[LlamaConfig, TokenStatistics, torch.dtype]:
     """The shape, what rows ask for, and the dtype that the checkpoint is stored in."""
     n_ranks = max(1, config.gpus)
     if config.shape:
         shape = LlamaConfig.parse(raw_config(config.shape), config.shape)
-        return shape, Load.of_the_paper(config.batch_size, n_ranks), torch.bfloat16
+        return shape, TokenStatistics.of_the_paper(config.batch_size, n_ranks), torch.bfloat16
     folder, chat = open_model(str(config.model))
     shape, stored = weights.build(folder).config, weights.stored_dtype(folder)
     if not config.data:
-        return shape, Load.of_the_paper(config.batch_size, n_ranks), stored
+        return shape, TokenStatistics.of_the_paper(config.batch_size, n_ranks), stored
     rows = read_examples([config.data], chat, Limits(), Reading(), n_ids=shape.vocab_size)
-    layout = layout_of(TrainConfig(model="", data=("",), out=""))
-    return shape, Load.of(rows.examples, layout, config.batch_size, n_ranks), stored
+    layout = packing_of(TrainConfig(model="", data=("",), out=""))
+    return shape, TokenStatistics.of(rows.examples, layout, config.batch_size, n_ranks), stored
 
 
 def _of(
-    config: PlanConfig, base: TrainConfig, way: dict[str, Any], shape: LlamaConfig, load: Load, stored: torch.dtype
+    config: PlanConfig,
+    base: TrainConfig,
+    way: dict[str, Any],
+    shape: LlamaConfig,
+    load: TokenStatistics,
+    stored: torch.dtype,
 ) -> Plan:
     train = replace(base, **({"master": "whole"} | way))
     device, dtype = ("cuda", torch.bfloat16) if config.gpus else ("cpu", torch.float32)
-    return lay_out(
+    return plan_run(
         train, shape, ["fused", "precompute"], load,
         device=device, dtype=dtype, n_ranks=max(1, config.gpus), budget=int(config.gpu_memory * 1e9), stored=stored,
     )  # fmt: skip
@@ -144,9 +149,13 @@ def _all_flags(way: dict[str, Any], plan: Plan) -> str:
 
 
 def _text(
-    config: PlanConfig, base: TrainConfig, shape: LlamaConfig, load: Load, tried: Sequence[tuple[dict[str, Any], Plan]],
+    config: PlanConfig,
+    base: TrainConfig,
+    shape: LlamaConfig,
+    load: TokenStatistics,
+    tried: Sequence[tuple[dict[str, Any], Plan]],
     chosen: Any,
-) -> str:  # fmt: skip
+) -> str:
     n_ranks = max(1, config.gpus)
     per_step = base.batch_size * cost.forward_of_example(shape, load)
     where = f"{config.gpus} GPU{'s' * (config.gpus > 1)} of {config.gpu_memory:g} GB" if config.gpus else "this CPU"

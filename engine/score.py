@@ -18,8 +18,8 @@ from data.rows import Example, RowSettings, open_model, read_examples
 from engine import weights
 from engine.config import host
 from engine.distributed import Ranks
-from engine.model import Walk
-from engine.step import Split, score_examples
+from engine.model import FusedForward
+from engine.step import MicroBatching, score_examples
 from system import InputError, cli, files
 
 EXAMPLE = "python -m engine.score --model path/to/llama --data pairs.jsonl --out logps.jsonl"
@@ -63,10 +63,10 @@ def score_under(
     host.keep_pages()
     ranks = Ranks(dtype=getattr(torch, dtype) if dtype else None)
     weights.say_if_rounded(folder, ranks.dtype)
-    walk = ranks.place(Walk(model)).eval()
+    walk = ranks.place(FusedForward(model)).eval()
     weights.fill(model, folder, ranks.local)
-    found = score_examples(walk, examples, ranks, Split(micro_tokens=micro_tokens))
-    yield from tqdm(found, "scored", len(examples), unit="row", disable=None if ranks.is_first else True)
+    found = score_examples(walk, examples, ranks, MicroBatching(micro_tokens=micro_tokens))
+    yield from tqdm(found, "scored", len(examples), unit="row", disable=None if ranks.is_rank0 else True)
     ranks.wait()
 
 

@@ -16,19 +16,19 @@ from tqdm import tqdm
 from engine import optim, weights
 from engine.config import TrainConfig, host, trl_names
 from engine.distributed import Ranks
-from engine.inputs import Job
-from engine.model import Llama, Walk
-from engine.optim import Masters, put_high
-from engine.planning import Plan, Setting
+from engine.inputs import TrainingInputs
+from engine.model import FusedForward, Llama
+from engine.optim import SplitMasterWeights, copy_rounded
+from engine.planning import MemoryInputs, Plan
 from engine.run import Run, check_folder
 from engine.step import (
     Batch,
     Cache,
-    Columns,
     HeldOut,
+    LossInputs,
+    MicroBatching,
     Objective,
-    Reference,
-    Split,
+    ReferenceLogps,
     Step,
     Steps,
     describe_all,
@@ -69,11 +69,11 @@ def run(config: TrainConfig) -> RunResult:
     """
     if config.stages > 1:
         return _run_stages(config)
-    job = Job(config)
+    job = TrainingInputs(config)
     return _train(job, ranks_of(job))
 
 
-def ranks_of(job: Job) -> Ranks:
+def ranks_of(job: TrainingInputs) -> Ranks:
     """The processes of a run."""
     config = job.config
     if "used-pages" not in config.without:
@@ -95,7 +95,7 @@ def _run_stages(config: TrainConfig) -> RunResult:
     result: RunResult | None = None
     for part, folder in enumerate(folders):
         model = config.model if result is None else str(result.checkpoints[-1])
-        job = Job(replace(config, model=model, out=folder), part)
+        job = TrainingInputs(replace(config, model=model, out=folder), part)
         ranks = ranks_of(job)
         result = _train(job, ranks)
         ranks.wait()  # the first rank writes what all go on from
@@ -105,15 +105,15 @@ def _run_stages(config: TrainConfig) -> RunResult:
     return result
 
 
-def _train(job: Job, ranks: Ranks) -> RunResult:
-    config, objective, steps, at = job.config, job.objective, job.steps, ranks.heartbeat.at
+def _train(job: TrainingInputs, ranks: Ranks) -> RunResult:
+    config, objective, steps, at = job.config, job.objective, job.steps, ranks.heartbeat.report_phase
     with Run(config, steps, objective, ranks) as log, ranks.heartbeat.watch():
-        if log.look_back(lambda: job.identity(ranks)):
+        if log.find_state(lambda: job.identity(ranks)):
             log.say(f"{log.folder}: is finished, all {len(steps)} steps of it; nothing is left to do")
             return RunResult(log.folder, len(steps), log.place.epochs(), log.place.last_line())
-        laid_out = job.lay_out(ranks)
-        mode, split = laid_out.reference, Split.of(config, laid_out.setting.micro_tokens)
-        table = Reference(mode, (len(job.examples), steps.n_branches), objective, config)
+        laid_out = job.plan_run(ranks)
+        mode, split = laid_out.reference, MicroBatching.of(config, laid_out.setting.micro_tokens)
+        table = ReferenceLogps(mode, (len(job.examples), steps.n_branches), objective, config)
         cache = Cache.of(config, lambda: reference.fingerprint(job.folder, job.examples, ranks.dtype))
         job.facts |= {"reference": mode, "reference_cache": log.restore_table(table) or table.take(cache, ranks)}
         job.facts["layout"] = laid_out.facts()
@@ -133,7 +133,7 @@ def _train(job: Job, ranks: Ranks) -> RunResult:
                 columns, result = whole_step(objective, walk, table, step, ranks)
             else:
                 for batch in step.batches:
-                    ranks.sums_gradients(walk, batch is step.batches[-1])
+                    ranks.set_gradient_sync(walk, batch is step.batches[-1])
                     part = logps(walk, table, step, batch, ranks)
                     loss = objective(part).losses.sum() / step.n_examples  # of all ranks: the split changes speed only
                     at(step.number, "backward")
@@ -168,8 +168,8 @@ def _train(job: Job, ranks: Ranks) -> RunResult:
 
 
 def place_models(
-    job: Job, table: Reference, ranks: Ranks, setting: Setting, saves: torch.dtype
-) -> tuple[Walk, Masters | None]:
+    job: TrainingInputs, table: ReferenceLogps, ranks: Ranks, setting: MemoryInputs, saves: torch.dtype
+) -> tuple[FusedForward, SplitMasterWeights | None]:
     """The policy, and the reference where the run needs it in memory, each rank's part read from the checkpoint.
 
     Beside them the other halves of the policy's weights, where masters are split. saves: the dtype that the policy will
@@ -182,30 +182,34 @@ def place_models(
     for model in filter(None, (job.policy, reference)):
         if setting.is_compiled:
             model.compile_blocks()
-    walk = ranks.place(Walk(job.policy, reference), reshards=setting.reshards)
-    masters = Masters(walk.policy) if setting.is_split else None
+    walk = ranks.place(FusedForward(job.policy, reference), reshards=setting.reshards)
+    masters = SplitMasterWeights(walk.policy) if setting.is_split else None
     put = masters.put if masters else Tensor.copy_
     with ranks.together():
         weights.fill(walk.policy, job.folder, ranks.local, put, within=saves)
         if walk.reference is not None:
-            weights.fill(walk.reference, job.folder, ranks.local, put=put_high if masters else Tensor.copy_)
+            weights.fill(walk.reference, job.folder, ranks.local, put=copy_rounded if masters else Tensor.copy_)
     return walk, masters
 
 
-def logps(walk: Walk, table: Reference, step: Step, batch: Batch, ranks: Ranks, known: Tensor | None = None) -> Columns:
+def logps(
+    walk: FusedForward, table: ReferenceLogps, step: Step, batch: Batch, ranks: Ranks, known: Tensor | None = None
+) -> LossInputs:
     """A batch's log-probs: the policy's with gradient; the reference's from the table, or from the walk beside it.
 
     known: the reference's of the whole step [n, K], where they have been walked already.
     """
     known = table.known(step) if known is None else known
-    ranks.heartbeat.at(step.number, "forward")
+    ranks.heartbeat.report_phase(step.number, "forward")
     found, ref_logps = walk(batch.forest.to(ranks.device), with_reference=table.is_used and known is None)
     if known is not None:
         ref_logps = known[batch.places].view(-1)
     return step.columns(batch, found, ref_logps)
 
 
-def whole_step(objective: Objective, walk: Walk, table: Reference, step: Step, ranks: Ranks) -> tuple[Columns, Result]:
+def whole_step(
+    objective: Objective, walk: FusedForward, table: ReferenceLogps, step: Step, ranks: Ranks
+) -> tuple[LossInputs, Result]:
     """Backward pass of an objective that takes a statistic of the step: exact for any split into micro-batches.
 
     The log-probs of the whole step are gathered first and the objective gives its gradient for each; every batch
@@ -219,17 +223,24 @@ def whole_step(objective: Objective, walk: Walk, table: Reference, step: Step, r
     columns = step.gather(ranks, with_reference=table.is_used)
     result, slopes = gradient(objective, columns)
     for batch, part in zip(batches, parts, strict=True):
-        ranks.sums_gradients(walk, batch is batches[-1])
+        ranks.set_gradient_sync(walk, batch is batches[-1])
         again = part if len(batches) == 1 else logps(walk, table, step, batch, ranks, columns.ref_logps)
-        ranks.heartbeat.at(step.number, "backward")
+        ranks.heartbeat.report_phase(step.number, "backward")
         again.logps.backward(gradient=slopes[batch.places].to(again.logps.device))
     return columns, result
 
 
 def save_epoch(
-    job: Job, step: Step, trained: Columns, heldout: HeldOut, walk: Walk, masters: Masters | None, ranks: Ranks,
-    laid_out: Plan, log: Run,
-) -> None:  # fmt: skip
+    job: TrainingInputs,
+    step: Step,
+    trained: LossInputs,
+    heldout: HeldOut,
+    walk: FusedForward,
+    masters: SplitMasterWeights | None,
+    ranks: Ranks,
+    laid_out: Plan,
+    log: Run,
+) -> None:
     """Writes the epoch's checkpoint folder, and measures what it loses where it has fewer bits than the run computes
     with. trained: the columns of the epoch's last step. Collective.
 
@@ -255,22 +266,22 @@ def save_epoch(
 
 
 def precompute(
-    table: Reference, cache: Cache, walk: Walk, steps: Steps, ranks: Ranks, split: Split, log: Run
-) -> None:  # fmt: skip
+    table: ReferenceLogps, cache: Cache, walk: FusedForward, steps: Steps, ranks: Ranks, split: MicroBatching, log: Run
+) -> None:
     """Fills the table with the policy's own initial weights, for the rows that the run will reach, and writes it."""
     total = min(len(steps), steps.per_epoch)
-    for step in tqdm(steps.first_epoch(), "reference", total, unit="step", disable=None if ranks.is_first else True):
-        log.heed()  # before a step and not after the last: what is whole is written
+    for step in tqdm(steps.first_epoch(), "reference", total, unit="step", disable=None if ranks.is_rank0 else True):
+        log.raise_if_stopped()  # before a step and not after the last: what is whole is written
         table.remember(step, score_step(walk, step, ranks, split))
     leave(table, cache, walk, ranks)
 
 
-def leave(table: Reference, cache: Cache, walk: Walk, ranks: Ranks) -> None:
+def leave(table: ReferenceLogps, cache: Cache, walk: FusedForward, ranks: Ranks) -> None:
     """Once the table is complete: writes it, and frees the reference's memory."""
     if not table.is_final or table.is_written:
         return
     table.is_written = True
-    if ranks.is_first:
+    if ranks.is_rank0:
         cache.write(table)
     model, walk.reference = walk.reference, None
     if isinstance(model, Llama):

@@ -106,8 +106,8 @@ def of_trajectories(zero: Trajectory, down: Trajectory, dpo: Trajectory) -> dict
 
 def of_contrast(jaccard: Mapping[str, float], levenshtein: Mapping[str, float]) -> dict[str, bool]:
     """Table 1, by data set."""
-    is_first = max(jaccard, key=lambda k: jaccard[k]) == min(levenshtein, key=lambda k: levenshtein[k]) == "clair"
-    return {"CLAIR has the best contrast: the largest Jaccard similarity, the smallest Levenshtein distance": is_first}
+    is_rank0 = max(jaccard, key=lambda k: jaccard[k]) == min(levenshtein, key=lambda k: levenshtein[k]) == "clair"
+    return {"CLAIR has the best contrast: the largest Jaccard similarity, the smallest Levenshtein distance": is_rank0}
 
 
 def of_paper() -> dict[str, bool]:

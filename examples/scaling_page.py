@@ -11,7 +11,7 @@ import torch
 
 from engine.config import TrainConfig
 from engine.model import LlamaConfig, raw_config
-from engine.planning import Load, Plan, cost, memory, plan
+from engine.planning import Plan, TokenStatistics, cost, memory, plan
 
 DOCS = Path(__file__).resolve().parents[1] / "docs"
 MEMORY = 80 * 10**9
@@ -90,8 +90,8 @@ def page() -> str:
 
 def _plan(name: str, config: TrainConfig, n_gpus: int, budget: int) -> Plan:
     shape = LlamaConfig.parse(raw_config(name), name)
-    load = Load.of_the_paper(config.batch_size, n_gpus)
-    return plan.lay_out(
+    load = TokenStatistics.of_the_paper(config.batch_size, n_gpus)
+    return plan.plan_run(
         config, shape, ["fused", "precompute"], load,
         device="cuda", dtype=torch.bfloat16, n_ranks=n_gpus, budget=budget,
     )  # fmt: skip

@@ -24,12 +24,12 @@ from data.forest import Forest, pack
 from engine import optim, train, weights
 from engine.config import TrainConfig, world_size
 from engine.distributed import Ranks
-from engine.inputs import Job
-from engine.model import Head, Walk, head
+from engine.inputs import TrainingInputs
+from engine.model import FusedForward, Head, head
 from engine.optim import SplitRMSprop
 from engine.planning import forward_flops, kernel_seconds, matmul_peak
 from engine.run import Run
-from engine.step import Split, Step, Steps
+from engine.step import MicroBatching, Step, Steps
 from system import cli
 
 PARTS = ("data", "forward", "head", "backward", "optimizer", "communication", "idle")
@@ -81,7 +81,7 @@ def watch(stopwatch: Stopwatch) -> None:
     """Puts the stopwatch on the training path."""
     from engine.distributed import fsdp  # a second of imports that engine.bench --help does without
 
-    stopwatch.wrap(Walk, "forward", "forward")
+    stopwatch.wrap(FusedForward, "forward", "forward")
     stopwatch.wrap(Head, "forward", "head")
     stopwatch.wrap(head.TargetLogps, "backward", "head")
     stopwatch.wrap(torch.Tensor, "backward", "backward")
@@ -109,16 +109,16 @@ class Counter:
     """Operations executed, by what the walk is handed: looked at between steps, so that no GPU is waited for in one."""
 
     def __init__(self) -> None:
-        self._walked: list[tuple[Walk, Forest, bool, bool]] = []
-        walk = Walk.forward
+        self._walked: list[tuple[FusedForward, Forest, bool, bool]] = []
+        walk = FusedForward.forward
 
         @functools.wraps(walk)
-        def noted(model: Walk, forest: Forest, *, with_reference: bool) -> Any:
+        def noted(model: FusedForward, forest: Forest, *, with_reference: bool) -> Any:
             both = with_reference and model.reference is not None
             self._walked.append((model, forest, torch.is_grad_enabled(), both))
             return walk(model, forest, with_reference=with_reference)
 
-        Walk.forward = noted  # pyright: ignore[reportAttributeAccessIssue]
+        FusedForward.forward = noted  # pyright: ignore[reportAttributeAccessIssue]
 
     def take(self) -> int:
         """Of the passes since the last call."""
@@ -127,7 +127,7 @@ class Counter:
         return found
 
 
-def _executed(walk: Walk, forest: Forest, has_backward: bool, has_reference: bool) -> int:
+def _executed(walk: FusedForward, forest: Forest, has_backward: bool, has_reference: bool) -> int:
     policy, shape = walk.policy, walk.policy.config
     blocks, rows = forward_flops(shape, forest)
     once = blocks + rows
@@ -226,9 +226,9 @@ def measure(config: TrainConfig, *, kernels: bool = False, profile: str | None =
 
 def _alone(config: TrainConfig) -> dict[str, Any]:
     """What the device reaches on a plain product, and how long the kernels of the first step's batches take alone."""
-    job = Job(replace(config, out=config.out + "-kernels"))
+    job = TrainingInputs(replace(config, out=config.out + "-kernels"))
     ranks = train.ranks_of(job)
-    split = Split.of(config, job.lay_out(ranks).setting.micro_tokens)
+    split = MicroBatching.of(config, job.plan_run(ranks).setting.micro_tokens)
     model = job.policy.to_empty(device=ranks.device).to(ranks.dtype)
     step = job.steps.step(1)
     seconds: dict[str, float] = defaultdict(float)

@@ -6,7 +6,7 @@ from typing import Literal
 
 import tyro
 
-from data.forest import Layout
+from data.forest import PackingOptions
 from data.rows import RowSettings
 from system import InputError
 
@@ -214,9 +214,9 @@ def world_size() -> int:
     return int(os.environ.get("WORLD_SIZE", "1"))
 
 
-def layout_of(config: TrainConfig) -> Layout:
+def packing_of(config: TrainConfig) -> PackingOptions:
     """What the forests of a run leave out."""
-    return Layout(
+    return PackingOptions(
         shares_prompts="prompt-sharing" not in config.without,
         pads="packing" in config.without,
         predicts_all="response-rows" in config.without,

@@ -16,7 +16,7 @@ from torch.distributed.fsdp._fully_shard._fsdp_param_group import FSDPParamGroup
 from torch.distributed.tensor import DTensor
 from torch.distributed.tensor._utils import compute_local_shape_and_global_offset
 
-from engine.model import Walk
+from engine.model import FusedForward
 
 
 def mesh_of(device: torch.device, size: int, shard_size: int) -> DeviceMesh:
@@ -26,7 +26,7 @@ def mesh_of(device: torch.device, size: int, shard_size: int) -> DeviceMesh:
     return init_device_mesh(device.type, (size // shard_size, shard_size), mesh_dim_names=("replicate", "shard"))
 
 
-def shard(walk: Walk, mesh: DeviceMesh, dtype: torch.dtype, *, reshards: bool) -> None:
+def shard(walk: FusedForward, mesh: DeviceMesh, dtype: torch.dtype, *, reshards: bool) -> None:
     """Makes a walk's parts FSDP units: float32 shards, compute in dtype, gradients summed in float32. Collective.
 
     Every block is a unit; norm and head are one, and a tied head shares its unit with the embedding. The walk is the
@@ -58,7 +58,7 @@ def shard(walk: Walk, mesh: DeviceMesh, dtype: torch.dtype, *, reshards: bool) -
 
 def _order_gathers(walk: nn.Module, _: Any, asked: dict[str, Any]) -> None:
     """Before a walk: while a unit computes, the next one that is walked is gathered, and no other."""
-    assert isinstance(walk, Walk)
+    assert isinstance(walk, FusedForward)
     walked = list(walk.policy.blocks)
     if asked["with_reference"] and walk.reference is not None:
         walked = [m for pair in zip(walked, walk.reference.blocks, strict=True) for m in pair]
@@ -80,7 +80,7 @@ def local(parameter: Tensor) -> tuple[Tensor, int]:
     return parameter.to_local(), offset[0]
 
 
-def whole(parameter: Tensor) -> Tensor:
+def full_tensor(parameter: Tensor) -> Tensor:
     """A parameter gathered from all ranks. Collective."""
     return parameter.full_tensor() if isinstance(parameter, DTensor) else parameter
 

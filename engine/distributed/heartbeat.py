@@ -61,7 +61,7 @@ class Heartbeat:
             faulthandler.register(signal.SIGUSR2, self._stack)  # works in a rank that hangs in a call of C, too
             store.set(f"process/{rank}", f"{socket.gethostname()} {os.getpid()} {self._stack.name}")
 
-    def at(self, step: int, place: str) -> None:
+    def report_phase(self, step: int, place: str) -> None:
         """This rank is there now."""
         self._place, self._since = f"step {step}, {place}", time.monotonic()
         if self._store is not None:

@@ -27,7 +27,7 @@ from torch.distributed import distributed_c10d
 
 from engine.config import world_size
 from engine.distributed.heartbeat import Heartbeat
-from engine.model import Llama, Walk
+from engine.model import FusedForward, Llama
 from system import InputError
 
 if TYPE_CHECKING:
@@ -89,11 +89,11 @@ class Ranks:
         self.heartbeat = Heartbeat(store, self.rank, self.size)
 
     @property
-    def is_first(self) -> bool:
+    def is_rank0(self) -> bool:
         """Whether this is rank 0, which writes and speaks."""
         return self.rank == 0
 
-    def place(self, walk: Walk, *, reshards: bool | None = None) -> Walk:
+    def place(self, walk: FusedForward, *, reshards: bool | None = None) -> FusedForward:
         """Gives a walk on the meta device its memory: here whole, or a shard on every rank. Collective.
 
         reshards: whether a block's gathered weights are given back after its forward pass; None: on a GPU.
@@ -136,56 +136,56 @@ class Ranks:
         """
         if self.size == 1:
             return True
-        mark = folder / self.same(f".seen-{secrets.token_hex(8)}")
-        if self.is_first:
+        mark = folder / self.broadcast(f".seen-{secrets.token_hex(8)}")
+        if self.is_rank0:
             mark.touch()
         self.wait()
         deadline = time.monotonic() + min(LOOK, self._timeout / 2)  # the others wait meanwhile
         while not (sees := mark.exists()) and time.monotonic() < deadline:
             time.sleep(0.1)
-        everybody = self.most(not sees) == 0
-        if self.is_first:
+        everybody = self.all_reduce_max(not sees) == 0
+        if self.is_rank0:
             mark.unlink()
         return everybody
 
-    def whole(self, parameter: Tensor) -> Tensor:
+    def full_tensor(self, parameter: Tensor) -> Tensor:
         """A parameter gathered from all ranks. Collective."""
         if not self.is_sharded:
             return parameter
         from engine.distributed import fsdp
 
-        return fsdp.whole(parameter)
+        return fsdp.full_tensor(parameter)
 
-    def sum(self, values: Tensor) -> Tensor:
+    def all_reduce_sum(self, values: Tensor) -> Tensor:
         """The sum of a CPU tensor over all ranks, the same on each. Collective."""
         if self.is_sharded:
             dist.all_reduce(values)
         return values
 
-    def most(self, value: float) -> float:
+    def all_reduce_max(self, value: float) -> float:
         """The largest of all ranks' values. Collective."""
         found = torch.tensor(float(value), dtype=torch.float64)
         if self.is_sharded:
             dist.all_reduce(found, dist.ReduceOp.MAX)
         return found.item()
 
-    def same(self, value: Value) -> Value:
+    def broadcast(self, value: Value) -> Value:
         """The first rank's value, on every rank. Collective."""
         held = [value]
         if self.size > 1:
             dist.broadcast_object_list(held, src=0)
         return held[0]
 
-    def on_first(self, act: Callable[[], Value]) -> Value:
+    def on_rank0(self, act: Callable[[], Value]) -> Value:
         """What the first rank found, on every rank; so is its InputError. Collective."""
         held: list[Value] = []
         fault = ""
-        if self.is_first:
+        if self.is_rank0:
             try:
                 held.append(act())
             except InputError as found:
                 fault = str(found)
-        held, fault = self.same((held, fault))
+        held, fault = self.broadcast((held, fault))
         if fault:
             raise InputError(fault)
         return held[0]
@@ -212,9 +212,9 @@ class Ranks:
 
     def grad_norm(self, parameters: Iterable[nn.Parameter]) -> Tensor:
         """The global norm of the gradients, [] float32: the shards' squares summed over all ranks. Collective."""
-        return self.whole(torch.nn.utils.get_total_norm([p.grad for p in parameters if p.grad is not None]))
+        return self.full_tensor(torch.nn.utils.get_total_norm([p.grad for p in parameters if p.grad is not None]))
 
-    def sums_gradients(self, walk: Walk, is_last: bool) -> None:
+    def set_gradient_sync(self, walk: FusedForward, is_last: bool) -> None:
         """Whether the backward pass that comes sums its gradient over ranks: in float32 the last of a step alone does.
 
         The passes before it add up in this rank's memory and keep the weights gathered. In bf16 every pass sums:
@@ -227,7 +227,7 @@ class Ranks:
                 unit.set_requires_gradient_sync(is_last, recurse=False)
                 unit.set_reshard_after_backward(is_last, recurse=False)
 
-    def settle(self, model: nn.Module) -> None:
+    def reshard(self, model: nn.Module) -> None:
         """After a pass without gradient: gives back the weights that a backward pass would have given back.
 
         Until then a module's parameters are the gathered ones, which neither the optimizer nor a save may see.
@@ -240,7 +240,7 @@ class Ranks:
 
     def release(self, reference: Llama) -> None:
         """Frees the memory of a reference that is not called again; FSDP keeps handles to it until the run ends."""
-        self.settle(reference)
+        self.reshard(reference)
         for parameter in reference.parameters():
             held, _ = self.local(parameter)
             held.untyped_storage().resize_(0)

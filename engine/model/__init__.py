@@ -4,7 +4,7 @@ that gives log-probs, and the fused forward pass of policy and reference. A new 
 
 from engine.model import attention, head
 from engine.model.dtypes import is_narrower, name_of
-from engine.model.fused_forward import Walk
+from engine.model.fused_forward import FusedForward
 from engine.model.head import CHUNK_BYTES, PIECE_BYTES, Head, logits_by_token
 from engine.model.llama import Attend, Llama, LlamaConfig
 from engine.model.shapes import SHAPES, raw_config
@@ -14,10 +14,10 @@ __all__ = [
     "PIECE_BYTES",
     "SHAPES",
     "Attend",
+    "FusedForward",
     "Head",
     "Llama",
     "LlamaConfig",
-    "Walk",
     "attention",
     "head",
     "is_narrower",

@@ -13,7 +13,7 @@ from engine.model import attention
 from engine.model.llama import Llama
 
 
-class Walk(nn.Module):
+class FusedForward(nn.Module):
     """The policy, and the reference while it is needed."""
 
     def __init__(self, policy: Llama, reference: Llama | None = None) -> None:

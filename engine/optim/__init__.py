@@ -3,6 +3,6 @@ each step. A new optimizer goes into optimizers.py.
 """
 
 from engine.optim.optimizers import build, clip, state_tensors
-from engine.optim.split_master import Masters, SplitRMSprop, put_high
+from engine.optim.split_master import SplitMasterWeights, SplitRMSprop, copy_rounded
 
-__all__ = ["Masters", "SplitRMSprop", "build", "clip", "put_high", "state_tensors"]
+__all__ = ["SplitMasterWeights", "SplitRMSprop", "build", "clip", "copy_rounded", "state_tensors"]

@@ -10,11 +10,11 @@ from torch.optim.lr_scheduler import LambdaLR
 from engine.config import TrainConfig
 from engine.distributed import Ranks
 from engine.optim.fused_rmsprop import FusedRMSprop
-from engine.optim.split_master import Masters, SplitRMSprop
+from engine.optim.split_master import SplitMasterWeights, SplitRMSprop
 
 
 def build(
-    parameters: Iterable[nn.Parameter], config: TrainConfig, n_steps: int, masters: Masters | None = None
+    parameters: Iterable[nn.Parameter], config: TrainConfig, n_steps: int, masters: SplitMasterWeights | None = None
 ) -> tuple[Optimizer, LambdaLR]:
     """The optimizer and its schedule. masters: the parameters' other halves, where they are split.
 

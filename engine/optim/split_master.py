@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from engine.weights import Alone, hash_of, round_half_away, round_stochastically
+from engine.weights import SingleProcess, hash_of, round_half_away, round_stochastically
 
 CHUNK = 2**24  # numbers that the CPU updates at once: float32 copies of these, and of no more, are held
 
@@ -36,12 +36,12 @@ def join(high: Tensor, low: Tensor) -> Tensor:
     return ((high.view(torch.int16).to(torch.int32) << 16) + low.to(torch.int32)).view(torch.float32)
 
 
-def put_high(parameter: Tensor, rows: Tensor) -> None:
+def copy_rounded(parameter: Tensor, rows: Tensor) -> None:
     """Takes rows of a checkpoint for a reference: rounded as the policy's are, so that they start as the same bits."""
     parameter.copy_(split(rows.to(parameter.device, torch.float32))[0])
 
 
-class Masters(Alone):
+class SplitMasterWeights(SingleProcess):
     """The low halves of a model's parameters, which are the high ones; reads and writes both as one float32."""
 
     def __init__(self, model: nn.Module) -> None:
@@ -58,9 +58,9 @@ class Masters(Alone):
 
     def local(self, parameter: Tensor) -> tuple[Tensor, int]:
         """All of a parameter, float32."""
-        return self.whole(parameter), 0
+        return self.full_tensor(parameter), 0
 
-    def whole(self, parameter: Tensor) -> Tensor:
+    def full_tensor(self, parameter: Tensor) -> Tensor:
         """A parameter's master, float32."""
         return join(parameter.detach(), self.low[parameter])
 
@@ -73,7 +73,7 @@ class SplitRMSprop(Optimizer):
     """
 
     def __init__(
-        self, masters: Masters, *, lr: float, alpha: float = 0.99, eps: float = 1e-8, square_avg: torch.dtype
+        self, masters: SplitMasterWeights, *, lr: float, alpha: float = 0.99, eps: float = 1e-8, square_avg: torch.dtype
     ) -> None:
         super().__init__(list(masters.low), {"lr": lr, "alpha": alpha, "eps": eps})
         for p, low in masters.low.items():

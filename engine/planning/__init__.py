@@ -1,26 +1,26 @@
 """What training takes, worked out before it starts: memory, operations, hours, disk, and the layout that fits."""
 
 from engine.planning import cost, memory, plan
-from engine.planning.cost import DATASHEET, Load
+from engine.planning.cost import DATASHEET, TokenStatistics
 from engine.planning.flops import forward_flops, kernel_seconds, matmul_peak
-from engine.planning.memory import N_STATES, Setting
-from engine.planning.plan import Mode, Plan, flags, lay_out, refusal, size, ways
+from engine.planning.memory import N_STATES, MemoryInputs
+from engine.planning.plan import Mode, Plan, flags, plan_run, refusal, size, ways
 
 __all__ = [
     "DATASHEET",
     "N_STATES",
-    "Load",
+    "MemoryInputs",
     "Mode",
     "Plan",
-    "Setting",
+    "TokenStatistics",
     "cost",
     "flags",
     "forward_flops",
     "kernel_seconds",
-    "lay_out",
     "matmul_peak",
     "memory",
     "plan",
+    "plan_run",
     "refusal",
     "size",
     "ways",

@@ -8,11 +8,11 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
-from data.forest import Layout, n_tokens
+from data.forest import PackingOptions, n_tokens
 from data.rows import Example
 from engine.model import LlamaConfig
 from engine.planning.flops import counted_flops
-from engine.planning.memory import Setting
+from engine.planning.memory import MemoryInputs
 
 DATASHEET = 989e12
 """bf16 operations per second of an H100 SXM or an H200, without sparsity."""
@@ -26,7 +26,7 @@ IN_NODE, BETWEEN_NODES = 300e9, 200e9
 
 
 @dataclass(frozen=True, kw_only=True)
-class Load:
+class TokenStatistics:
     """What rows ask for."""
 
     n: int
@@ -49,13 +49,13 @@ class Load:
     @staticmethod
     def of(
         examples: Sequence[Example],
-        layout: Layout,
+        layout: PackingOptions,
         batch_size: int,
         n_ranks: int = 1,
         *,
         is_mismatched: bool = False,
         whole_step: bool = False,
-    ) -> "Load":
+    ) -> "TokenStatistics":
         """Of rows. The largest of many random steps is nearer to the mean than to the worst that could be drawn: a
         quarter of the way.
         """
@@ -65,7 +65,7 @@ class Load:
         sizes = np.sort([n_tokens(e, layout) for e in examples])[::-1]
         n = min(batch_size, len(sizes))
         mean, worst = n * float(sizes.mean()), float(sizes[:n].sum())
-        return Load(
+        return TokenStatistics(
             n=len(examples),
             tokens=float(sizes.mean()),
             rows=float(np.mean([sum(len(r) for r in e.responses) for e in examples])),
@@ -77,12 +77,12 @@ class Load:
         )
 
     @staticmethod
-    def of_the_paper(batch_size: int, n_ranks: int = 1) -> "Load":
+    def of_the_paper(batch_size: int, n_ranks: int = 1) -> "TokenStatistics":
         """29,000 pairs of UltraFeedback's lengths, cut at 512 tokens: a prompt of 162, responses of 348 and 349."""
         prompt, chosen, rejected = (np.zeros(k, dtype=np.int32) for k in (162, 348, 349))
-        mean = Load.of([Example("", prompt, (chosen, rejected))], Layout(), batch_size)
+        mean = TokenStatistics.of([Example("", prompt, (chosen, rejected))], PackingOptions(), batch_size)
         step = int(1.2 * batch_size * mean.tokens / n_ranks)
-        return Load(n=29_000, tokens=mean.tokens, rows=mean.rows, seen=mean.seen, longest=1534, step=step)
+        return TokenStatistics(n=29_000, tokens=mean.tokens, rows=mean.rows, seen=mean.seen, longest=1534, step=step)
 
 
 def _seen(example: Example) -> int:
@@ -92,12 +92,12 @@ def _seen(example: Example) -> int:
     return seen + sum((len(r) - 1) * prompt + (len(r) - 1) * len(r) // 2 for r in others)
 
 
-def forward_of_example(shape: LlamaConfig, load: Load) -> float:
+def forward_of_example(shape: LlamaConfig, load: TokenStatistics) -> float:
     """Operations of one forward pass over a mean example."""
     return sum(counted_flops(shape, load.tokens, load.seen, load.rows))
 
 
-def run_flops(s: Setting, load: Load, epochs: int, *, has_reference: bool) -> float:
+def run_flops(s: MemoryInputs, load: TokenStatistics, epochs: int, *, has_reference: bool) -> float:
     """Of a whole run: 3 passes' worth for each example and epoch, one for the reference, in every epoch where it is not
     kept, and what is again.
     """
@@ -106,7 +106,7 @@ def run_flops(s: Setting, load: Load, epochs: int, *, has_reference: bool) -> fl
     return passes * load.n * forward_of_example(s.shape, load)
 
 
-def step_bytes(s: Setting, n_passes: int, n_gpus: int) -> tuple[float, float]:
+def step_bytes(s: MemoryInputs, n_passes: int, n_gpus: int) -> tuple[float, float]:
     """Bytes that a GPU's collectives move in a step: (in the node, between nodes).
 
     Every pass gathers bf16 weights, twice where they are given back in between, and sums gradients in float32.
@@ -120,7 +120,7 @@ def step_bytes(s: Setting, n_passes: int, n_gpus: int) -> tuple[float, float]:
     return inside, between + copies
 
 
-def step_seconds(s: Setting, load: Load, batch_size: int, n_gpus: int) -> tuple[float, float]:
+def step_seconds(s: MemoryInputs, load: TokenStatistics, batch_size: int, n_gpus: int) -> tuple[float, float]:
     """(computing, communicating) seconds of a step with the reference cached; they overlap at best."""
     flops = batch_size * forward_of_example(s.shape, load) * (3 + s.n_recomputed / s.shape.n_layers)
     computing = flops / (n_gpus * DATASHEET * REACHED["cuda"]) * (IMBALANCE if n_gpus > 1 else 1.0)
@@ -134,6 +134,6 @@ def checkpoint_bytes(shape: LlamaConfig, dtype: torch.dtype) -> int:
     return dtype.itemsize * shape.n_parameters
 
 
-def state_bytes(s: Setting) -> int:
+def state_bytes(s: MemoryInputs) -> int:
     """What --resume needs, at one time: masters and the optimizer's numbers."""
     return s.shape.n_parameters * (4 + s.square_avg_bytes * s.n_states)

@@ -37,7 +37,7 @@ N_STATES = {"rmsprop": 1, "adamw": 2}
 
 
 @dataclass(frozen=True, kw_only=True)
-class Setting:
+class MemoryInputs:
     """What the memory of a run depends on."""
 
     shape: LlamaConfig
@@ -80,7 +80,7 @@ class Setting:
         return self.is_split or (self.device == "cuda" and self.n_states == 1)
 
 
-def kept_bytes(s: Setting) -> int:
+def kept_bytes(s: MemoryInputs) -> int:
     """Bytes that one block keeps for its backward pass, per token, by what its operations save."""
     c = s.shape
     heads, kv = c.n_heads * c.head_size, c.n_kv_heads * c.head_size
@@ -93,7 +93,7 @@ def kept_bytes(s: Setting) -> int:
     return int(s.dtype.itemsize * numbers + 8 * c.hidden_size)
 
 
-def needs(s: Setting) -> dict[str, int]:
+def needs(s: MemoryInputs) -> dict[str, int]:
     """Bytes that a rank takes at most, by what takes them; their sum is the peak."""
     found = max(_in_backward(s), _at_its_end(s), _in_step(s), key=lambda moment: sum(moment.values()))
     found = {name: value for name, value in found.items() if value}
@@ -101,19 +101,19 @@ def needs(s: Setting) -> dict[str, int]:
     return found | {"libraries": OWN_BYTES[s.device] + int(share * sum(found.values()))}
 
 
-def _staying(s: Setting) -> dict[str, int]:
+def _staying(s: MemoryInputs) -> dict[str, int]:
     n, size = s.shape.n_parameters // s.n_shards, s.dtype.itemsize
     is_whole = s.moves_reference or (s.is_plain and not s.is_split)
     reference = (4 if is_whole else size) * n if s.holds_reference else 0
     return {"weights": 4 * n, "optimizer": s.square_avg_bytes * s.n_states * n, "reference": reference}
 
 
-def _gradients(s: Setting) -> int:
+def _gradients(s: MemoryInputs) -> int:
     size = s.dtype.itemsize if s.is_split else 4
     return size * s.shape.n_parameters // s.n_shards if s.holds_gradients else 0
 
 
-def _in_backward(s: Setting) -> dict[str, int]:
+def _in_backward(s: MemoryInputs) -> dict[str, int]:
     """When the backward pass begins: everything is kept; gradients are there from the passes before, if any."""
     c, size = s.shape, s.dtype.itemsize
     kept = (c.n_layers - s.n_recomputed) * kept_bytes(s) + s.n_recomputed * size * c.hidden_size
@@ -127,20 +127,20 @@ def _in_backward(s: Setting) -> dict[str, int]:
     }
 
 
-def _at_its_end(s: Setting) -> dict[str, int]:
+def _at_its_end(s: MemoryInputs) -> dict[str, int]:
     """The embedding's gradient on its way to the others, which are all there."""
     ends = s.shape.vocab_size * s.shape.hidden_size
     moving = (s.dtype.itemsize + (0 if s.is_plain else 8)) * ends
     return _staying(s) | {"gradients": _gradients(s), "gathered": _gathered(s), "a gradient on its way": moving}
 
 
-def _in_step(s: Setting) -> dict[str, int]:
+def _in_step(s: MemoryInputs) -> dict[str, int]:
     """The optimizer: a number per parameter of its own, where torch's works on all tensors at once."""
     own = 0 if s.steps_in_one_pass else 4 * s.shape.n_parameters // s.n_shards
     return _staying(s) | {"gradients": _gradients(s), "gathered": _gathered(s), "the optimizer's own": own}
 
 
-def _head(s: Setting, rows: int) -> int:
+def _head(s: MemoryInputs, rows: int) -> int:
     """Float32 logits, kept where they are one chunk, and what the backward pass makes of them."""
     c, size = s.shape, s.dtype.itemsize
     logits = min(4 * rows * c.vocab_size, CHUNK_BYTES[s.device])
@@ -152,7 +152,7 @@ def _head(s: Setting, rows: int) -> int:
     return logits + logits * size // 4 + (size if is_one else 4 + 4 + size) * weight
 
 
-def _gathered(s: Setting) -> int:
+def _gathered(s: MemoryInputs) -> int:
     """Copies of weights to compute with, and a block's gradient while it is summed over ranks."""
     c, size = s.shape, s.dtype.itemsize
     if s.is_plain:
@@ -164,14 +164,14 @@ def _gathered(s: Setting) -> int:
     return gathered + (size + 4) * block
 
 
-def total(s: Setting) -> int:
+def total(s: MemoryInputs) -> int:
     """Bytes that a rank takes at most."""
     return sum(needs(s).values())
 
 
 def fit(
-    s: Setting, budget: int, *, micro_tokens: int | None, n_recomputed: int | None, longest: int, step_tokens: int
-) -> Setting:
+    s: MemoryInputs, budget: int, *, micro_tokens: int | None, n_recomputed: int | None, longest: int, step_tokens: int
+) -> MemoryInputs:
     """The setting with the passes that fit `budget` bytes: as many tokens as do, and blocks recomputed where few would.
 
     micro_tokens, n_recomputed: as they are wanted; None: to be found. longest: tokens of the longest example, which is

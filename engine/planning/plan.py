@@ -10,9 +10,9 @@ import torch
 from engine.config import TrainConfig
 from engine.model import LlamaConfig, name_of
 from engine.planning import cost, memory
-from engine.planning.cost import Load
+from engine.planning.cost import TokenStatistics
 from engine.planning.flops import matmul_peak
-from engine.planning.memory import N_STATES, Setting
+from engine.planning.memory import N_STATES, MemoryInputs
 
 Mode = Literal["none", "fused", "precompute"]
 """Where the reference's log-probs come from (engine/step/reference.py)."""
@@ -29,9 +29,9 @@ WAYS: tuple[dict[str, Any], ...] = (
 class Plan:
     """How a run is laid out."""
 
-    setting: Setting
+    setting: MemoryInputs
     reference: Mode
-    load: Load
+    load: TokenStatistics
     budget: int
     """Bytes that a rank may take."""
     saves: torch.dtype
@@ -91,10 +91,18 @@ def _cpu_peak(dtype: torch.dtype) -> float:
     return matmul_peak(dtype, torch.device("cpu"), 512)
 
 
-def lay_out(
-    config: TrainConfig, shape: LlamaConfig, modes: Sequence[Mode], load: Load, *, device: str, dtype: torch.dtype,
-    n_ranks: int, budget: int, stored: torch.dtype = torch.bfloat16,
-) -> Plan:  # fmt: skip
+def plan_run(
+    config: TrainConfig,
+    shape: LlamaConfig,
+    modes: Sequence[Mode],
+    load: TokenStatistics,
+    *,
+    device: str,
+    dtype: torch.dtype,
+    n_ranks: int,
+    budget: int,
+    stored: torch.dtype = torch.bfloat16,
+) -> Plan:
     """The first layout that fits without computing blocks again, else the first that fits, else the smallest.
 
     What is preferred: float32 masters that are whole; a reference that walks along; weights that stay gathered.
@@ -110,7 +118,7 @@ def lay_out(
     plan: Plan | None = None
     layouts: list[tuple[bool, Mode, bool]] = [(a, b, c) for a in masters for b in modes for c in reshards]
     for is_split, mode, gives_back in layouts:
-        setting = Setting(
+        setting = MemoryInputs(
             shape=shape,
             device=device,
             dtype=torch.bfloat16 if is_split else dtype,

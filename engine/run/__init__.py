@@ -2,7 +2,7 @@
 here, in a file of its own.
 """
 
-from engine.run.folder import Place, identity
+from engine.run.folder import RunFolder, identity
 from engine.run.run import Run, check_folder
 
-__all__ = ["Place", "Run", "check_folder", "identity"]
+__all__ = ["Run", "RunFolder", "check_folder", "identity"]

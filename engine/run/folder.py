@@ -46,7 +46,7 @@ CONTENT = {"model", "data", "eval_data", "reference_cache"}
 
 
 @dataclass(frozen=True)
-class Place:
+class RunFolder:
     """A run's folder, as far as going on with it is concerned."""
 
     folder: Path

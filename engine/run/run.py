@@ -33,11 +33,11 @@ from data.text import Chat
 from engine import optim, weights
 from engine.config import TrainConfig
 from engine.distributed import Ranks, Stop, grace
-from engine.model import Llama, Walk, name_of
+from engine.model import FusedForward, Llama, name_of
 from engine.planning import N_STATES, cost
-from engine.run.folder import Place
-from engine.step import Columns, Objective, Reference, Step, Steps
-from engine.weights import Cast, Parts
+from engine.run.folder import RunFolder
+from engine.step import LossInputs, Objective, ReferenceLogps, Step, Steps
+from engine.weights import Cast, ShardAccess
 from losses import Result
 from system import (
     OLD,
@@ -67,7 +67,7 @@ def check_folder(folder: Path, *, resumes: bool = False) -> None:
         raise InputError(f"{folder}: {fault.strerror}; give another --out") from None
     if is_file:
         raise InputError(f"{folder}: not a folder; --out has to be one")
-    if Place(folder).holds_run() and not resumes:
+    if RunFolder(folder).holds_run() and not resumes:
         raise InputError(f"{folder}: holds a run already; go on with --resume, give another --out, or remove it")
     nearest = next(p for p in [folder, *folder.absolute().parents] if p.exists())
     if not _is_writable(nearest):
@@ -129,7 +129,7 @@ class Run:
     def __init__(self, config: TrainConfig, steps: Steps, objective: Objective, ranks: Ranks) -> None:
         self._config, self.steps, self._objective, self._ranks = config, steps, objective, ranks
         self.folder = Path(config.out)
-        self.place = Place(self.folder)
+        self.place = RunFolder(self.folder)
         self.n_done = 0
         """Steps that are done: those of the state that the run goes on from, and its own."""
         self._state: dict[str, Any] = {}
@@ -160,16 +160,16 @@ class Run:
             self._states.leave()
         self._stack.__exit__(*fault)
 
-    def look_back(self, identity: Callable[[], dict[str, Any]]) -> bool:
+    def find_state(self, identity: Callable[[], dict[str, Any]]) -> bool:
         """Finds the state to go on from, where the folder holds a run; whether that run is finished. Collective.
 
         Raises InputError where it is another run than this one.
         """
-        if not self._config.resumes or not self._ranks.on_first(self.place.holds_run):
+        if not self._config.resumes or not self._ranks.on_rank0(self.place.holds_run):
             return False  # a run that began here since the flags were read is found by begin
-        self._ranks.on_first(self._hold)
-        self._ranks.on_first(lambda: self.place.compare(identity()))
-        if self._ranks.on_first(self.place.is_finished):
+        self._ranks.on_rank0(self._hold)
+        self._ranks.on_rank0(lambda: self.place.compare(identity()))
+        if self._ranks.on_rank0(self.place.is_finished):
             return True
         self._states = self._open_states()
         if (found := self._states.newest()) is not None:
@@ -191,8 +191,8 @@ class Run:
         saves: the dtype of its checkpoint folders. Raises InputError where a checkpoint and a state would not find room
         on its disk, or states are asked for and hosts do not share it.
         """
-        self._ranks.on_first(lambda: self._check_room(policy, saves))
-        self._ranks.on_first(self._hold)
+        self._ranks.on_rank0(lambda: self._check_room(policy, saves))
+        self._ranks.on_rank0(self._hold)
         self._keeps_states = self._ranks.all_see(self.place.states)
         if not self._keeps_states and (self._config.state_every != 0 or self._config.stop_after is not None):
             raise InputError(
@@ -200,7 +200,7 @@ class Run:
                 "name a shared --out, or do without states (--state-every 0, and no --stop-after)"
             )
         self._facts = {name: value for name, value in facts.items() if isinstance(value, int)}
-        self._ranks.on_first(lambda: self._begin(facts, identity, saves))
+        self._ranks.on_rank0(lambda: self._begin(facts, identity, saves))
         self._states = self._states or self._open_states()
         if not self._keeps_states:
             self.say(f"{self.folder}: not every rank sees this folder: a run that is stopped keeps no state")
@@ -259,7 +259,7 @@ class Run:
         self._bar = tqdm(total=len(self.steps), initial=self.n_done, unit="step", disable=None)
         self._stack.callback(self._bar.close)
 
-    def restore_table(self, table: Reference) -> str | None:
+    def restore_table(self, table: ReferenceLogps) -> str | None:
         """The reference's log-probs as the state has them; what was done, None where there is no state. Collective."""
         if not self.n_done or self._states is None:
             return None
@@ -267,7 +267,7 @@ class Run:
             self._states.load(self.n_done, {"ref_logps": table.values})
         return f"as in the state of step {self.n_done}"
 
-    def restore(self, walk: Walk, optimizer: Optimizer, schedule: LRScheduler, table: Reference) -> None:
+    def restore(self, walk: FusedForward, optimizer: Optimizer, schedule: LRScheduler, table: ReferenceLogps) -> None:
         """Brings everything to where the state has it; nothing to do where there is none. Collective."""
         if not self.n_done or self._states is None:
             return
@@ -283,9 +283,9 @@ class Run:
             torch.set_rng_state(random)
         self.say(f"{self.folder}: goes on after step {self.n_done}")
 
-    def _tensors(self, walk: Walk, optimizer: Optimizer, table: Reference) -> dict[str, Tensor]:
+    def _tensors(self, walk: FusedForward, optimizer: Optimizer, table: ReferenceLogps) -> dict[str, Tensor]:
         """What a state holds of the models and the optimizer."""
-        self._ranks.settle(walk)
+        self._ranks.reshard(walk)
         named = list(walk.policy.named_parameters())
         made = {f"policy.{name}": parameter.detach() for name, parameter in named}
         made |= {f"optimizer.{name}": value for name, value in optim.state_tensors(optimizer, named).items()}
@@ -295,13 +295,13 @@ class Run:
 
     def must_stop(self) -> bool:
         """Whether a signal, on any rank, --stop-after or a fault ends the run here. Collective, once per step."""
-        self._signal = int(self._ranks.most(self._stop.asked()))
+        self._signal = int(self._ranks.all_reduce_max(self._stop.asked()))
         asked = self._signal > 0 or self.n_done == self._config.stop_after or self.fault is not None
         return asked and self.n_done < len(self.steps)
 
-    def heed(self) -> None:
+    def raise_if_stopped(self) -> None:
         """Raises Stopped where a signal, on any rank, ends the run before its first step. Collective."""
-        if number := int(self._ranks.most(self._stop.asked())):
+        if number := int(self._ranks.all_reduce_max(self._stop.asked())):
             raise Stopped(
                 f"{self.folder}: stopped before step {self.n_done + 1}; start it again with --resume", 128 + number
             )
@@ -312,12 +312,14 @@ class Run:
         due = step.ends_epoch if every is None else bool(every) and step.number % every == 0
         return due and step.number < len(self.steps)
 
-    def save_state(self, walk: Walk, optimizer: Optimizer, schedule: LRScheduler, table: Reference) -> None:
+    def save_state(
+        self, walk: FusedForward, optimizer: Optimizer, schedule: LRScheduler, table: ReferenceLogps
+    ) -> None:
         """Saves a state, while training goes on; nothing where hosts do not share the folder. Collective."""
         assert self._states is not None  # made by begin
         if not self._keeps_states:
             return
-        if self._ranks.is_first:
+        if self._ranks.is_rank0:
             point("fsync", self.folder / "metrics.jsonl")
             os.fsync(self._lines.fileno())  # a state's own line is there whenever the state is
         facts = {
@@ -338,7 +340,7 @@ class Run:
         assert self._states is not None  # made by begin
         self._states.wait()
         if self.n_done == len(self.steps):
-            self._ranks.on_first(lambda: self.place.finish(self.n_done))
+            self._ranks.on_rank0(lambda: self.place.finish(self.n_done))
         if self.fault is not None:
             raise self.fault
         if self.n_done == len(self.steps):
@@ -354,7 +356,7 @@ class Run:
             self.say(f"{self.folder}: stopped after step {self.n_done}, as --stop-after asks; go on with --resume")
 
     def check_finite(
-        self, step: Step, columns: Columns, result: Result, grad_norm: float, *, is_before_step: bool
+        self, step: Step, columns: LossInputs, result: Result, grad_norm: float, *, is_before_step: bool
     ) -> None:
         """Raises RunError, on every rank, where a loss or the gradient is not finite.
 
@@ -400,7 +402,7 @@ class Run:
         self._pending = {}
         self.last, self.n_done = line, step.number
         self._clock = time.perf_counter()
-        if not self._ranks.is_first:
+        if not self._ranks.is_rank0:
             return
         point("write", self.folder / "metrics.jsonl")
         with naming(self.folder / "metrics.jsonl"):
@@ -416,14 +418,14 @@ class Run:
         self.step_seconds = time.perf_counter() - self._clock
 
     def save_epoch(
-        self, step: Step, policy: Llama, stop_ids: tuple[int, ...], chat: Chat | None, parts: Parts, cast: Cast
+        self, step: Step, policy: Llama, stop_ids: tuple[int, ...], chat: Chat | None, parts: ShardAccess, cast: Cast
     ) -> Path:
         """Writes the epoch's checkpoint folder, and removes the oldest beyond --keep. Collective."""
         folder = self.folder / f"epoch-{step.epoch:02d}"
         beside = chat.files if chat else {}
         replaces = self._config.resumes
         weights.save(policy, folder, cast=cast, stop_ids=stop_ids, beside=beside, parts=parts, replaces=replaces)
-        if self._ranks.is_first and self._config.keep:
+        if self._ranks.is_rank0 and self._config.keep:
             for old in self.place.epochs()[: -self._config.keep]:
                 remove_folder(old)
         self._ranks.wait()
@@ -431,10 +433,10 @@ class Run:
 
     def write(self, name: str, text: str) -> None:
         """A text file into the run's folder."""
-        if self._ranks.is_first:
+        if self._ranks.is_rank0:
             write_text(self.folder / name, text)
 
     def say(self, sentence: str) -> None:
         """A notice for the user."""
-        if self._ranks.is_first:
+        if self._ranks.is_rank0:
             tqdm.write(cli.printable(sentence), file=sys.stderr)

@@ -67,7 +67,7 @@ class States:
         self._pending: tuple[int, Future[Any]] | None = None
         self._is_told = False
         warnings.filterwarnings("ignore", message="torch.distributed is disabled")  # one process needs no group
-        if ranks.is_first:
+        if ranks.is_rank0:
             remove_leftovers(folder, PREFIX, TEMPORARY, OLD)
         ranks.wait()
 
@@ -77,9 +77,9 @@ class States:
         A damaged one is set aside as step-N.damaged, and said so. Raises InputError where all are.
         """
         found: tuple[int, dict[str, Any]] | str | None = None
-        if self._ranks.is_first:
+        if self._ranks.is_rank0:
             found = self._find()
-        found = self._ranks.same(found)
+        found = self._ranks.broadcast(found)
         if isinstance(found, str):
             raise InputError(found)
         return found
@@ -127,7 +127,7 @@ class States:
     def _tell_slow(self, step: int, seconds: float) -> None:
         """Warns once where a save takes longer than torchrun gives its ranks between a signal and their end."""
         given = grace()
-        if given is not None and seconds > given and self._ranks.is_first and not self._is_told:
+        if given is not None and seconds > given and self._ranks.is_rank0 and not self._is_told:
             self._is_told = True
             cli.notify(
                 f"the state of step {step} took {seconds:.0f} s to write, and torchrun ends its ranks {given:.0f} s "
@@ -142,7 +142,7 @@ class States:
         try:
             future.result(timeout=10)
         except (Exception, CheckpointException):  # that failure is told, not this one; the latter is a BaseException
-            if self._ranks.is_first:
+            if self._ranks.is_rank0:
                 shutil.rmtree(temporary_of(_path(self._folder, step)), ignore_errors=True)
 
     def wait(self) -> None:
@@ -155,7 +155,7 @@ class States:
         except (CheckpointException, OSError) as fault:
             temporary = temporary_of(_path(self._folder, step))
             free = shutil.disk_usage(self._folder).free
-            if self._ranks.is_first:
+            if self._ranks.is_rank0:
                 shutil.rmtree(temporary, ignore_errors=True)  # the room that it took comes back
             raise RunError(
                 f"{temporary}: the state of step {step} could not be written ({_cause(fault)}; {free:,} bytes free); "

@@ -4,21 +4,21 @@ the reference's log-probs come from, and what is measured.
 
 from engine.step import reference
 from engine.step.heldout import HeldOut, loss_of, measure_saved
-from engine.step.loss_inputs import Columns
+from engine.step.loss_inputs import LossInputs
 from engine.step.metrics import training_metrics
 from engine.step.objective import Objective, describe_all, gradient
 from engine.step.passes import score_examples, score_step
-from engine.step.reference import Cache, Reference
-from engine.step.steps import Batch, Split, Step, Steps
+from engine.step.reference import Cache, ReferenceLogps
+from engine.step.steps import Batch, MicroBatching, Step, Steps
 
 __all__ = [
     "Batch",
     "Cache",
-    "Columns",
     "HeldOut",
+    "LossInputs",
+    "MicroBatching",
     "Objective",
-    "Reference",
-    "Split",
+    "ReferenceLogps",
     "Step",
     "Steps",
     "describe_all",

@@ -12,13 +12,13 @@ from torch import Tensor
 
 from data.rows import Example
 from engine.distributed import Ranks
-from engine.model import Llama, Walk, name_of
-from engine.optim import Masters
-from engine.step.loss_inputs import Columns
+from engine.model import FusedForward, Llama, name_of
+from engine.optim import SplitMasterWeights
+from engine.step.loss_inputs import LossInputs
 from engine.step.metrics import heldout_metrics, training_metrics
 from engine.step.objective import Objective
 from engine.step.passes import score_examples
-from engine.step.steps import Split, Step
+from engine.step.steps import MicroBatching, Step
 from engine.weights import Cast, checkpoint_name
 
 MOST_ROWS = 64  # of which it is measured what a folder loses
@@ -31,7 +31,9 @@ class HeldOut:
     reference moves, from where it stands.
     """
 
-    def __init__(self, examples: list[Example], walk: Walk, ranks: Ranks, split: Split, *, moves: bool) -> None:
+    def __init__(
+        self, examples: list[Example], walk: FusedForward, ranks: Ranks, split: MicroBatching, *, moves: bool
+    ) -> None:
         self._examples, self._walk, self._ranks, self._split, self._moves = examples, walk, ranks, split, moves
         self._ref_logps = self.score(examples) if examples else None
         self._logps: Tensor | None = None
@@ -50,7 +52,7 @@ class HeldOut:
         self._logps = self.score(self._examples)
         return heldout_metrics(objective, _columns(self._examples, self._logps, self._ref_logps))
 
-    def sample(self, step: Step, trained: Columns, objective: Objective) -> "Sample":
+    def sample(self, step: Step, trained: LossInputs, objective: Objective) -> "Sample":
         """The rows by which a folder is measured, with their log-probs now. trained: the columns of the step.
 
         Held-out ones, as `measure` has just found them; where there are none, the step's, which are scored anew: their
@@ -79,9 +81,17 @@ class Sample(NamedTuple):
 
 
 def measure_saved(
-    step: Step, trained: Columns, heldout: HeldOut, objective: Objective, walk: Walk, ranks: Ranks, cast: Cast,
-    masters: Masters | None = None, *, has_room: bool = True,
-) -> dict[str, float]:  # fmt: skip
+    step: Step,
+    trained: LossInputs,
+    heldout: HeldOut,
+    objective: Objective,
+    walk: FusedForward,
+    ranks: Ranks,
+    cast: Cast,
+    masters: SplitMasterWeights | None = None,
+    *,
+    has_room: bool = True,
+) -> dict[str, float]:
     """What the epoch's folder loses, where it is written in fewer bits than computed: nothing where it is not.
 
     Measured over 64 held-out rows at most, or over the last step's where none are held out. saved/margins is what
@@ -124,7 +134,7 @@ def loss_of(cast: Cast, saved: dict[str, float], computed: torch.dtype) -> str |
 
 @contextmanager
 def as_written(
-    policy: Llama, ranks: Ranks, cast: Cast, masters: Masters | None = None, *, has_room: bool = True
+    policy: Llama, ranks: Ranks, cast: Cast, masters: SplitMasterWeights | None = None, *, has_room: bool = True
 ) -> Iterator[None]:
     """Inside, the policy's weights are those of a folder that `cast` writes; afterwards what they were, bit for bit.
 
@@ -132,7 +142,7 @@ def as_written(
     which are gone when a step is done); the host keeps it otherwise. Raises InputError, on every rank, where a weight
     is beyond the dtype's range. Collective.
     """
-    ranks.settle(policy)
+    ranks.reshard(policy)
     kept: list[tuple[Tensor, Tensor]] = []
     try:
         with ranks.together(), torch.no_grad():
@@ -143,18 +153,18 @@ def as_written(
                 held.copy_(cast(checkpoint_name(name), rows, first))
         yield
     finally:
-        ranks.settle(policy)
+        ranks.reshard(policy)
         with torch.no_grad():
             for held, copy in kept:
                 held.copy_(copy)
 
 
-def _columns(examples: Sequence[Example], logps: Tensor, ref_logps: Tensor | None) -> Columns:
+def _columns(examples: Sequence[Example], logps: Tensor, ref_logps: Tensor | None) -> LossInputs:
     step = Step(0, 0, False, np.arange(len(examples)), list(examples))
     return step.all_columns(logps, ref_logps)
 
 
-def _margin(objective: Objective, columns: Columns) -> float | None:
+def _margin(objective: Objective, columns: LossInputs) -> float | None:
     """Mean reward of chosen responses above that of rejected ones; None where the rows do not have both.
 
     As held-out rows' are; without log-probs of a reference, the objective's own rewards.

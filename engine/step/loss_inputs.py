@@ -14,7 +14,7 @@ from losses import Responses
 
 
 @dataclass(frozen=True)
-class Columns:
+class LossInputs:
     """One row per example, one column per response."""
 
     logps: Tensor
@@ -45,7 +45,7 @@ class Columns:
         ref_logps: Tensor | None,
         *,
         mean_lengths: tuple[float, ...] | None = None,
-    ) -> "Columns":
+    ) -> "LossInputs":
         """The columns of examples that have equally many responses. mean_lengths: the step's; theirs where None."""
         lengths = torch.tensor([[len(r) for r in e.responses] for e in examples], dtype=torch.int64)
         lengths = lengths.reshape(len(examples), logps.shape[1])
@@ -53,7 +53,7 @@ class Columns:
         ratings = [e.ratings for e in examples]
         weights = [1.0 if r.weight is None else r.weight for r in ratings]
         probs = [r.probs or (1.0, 0.0) for r in ratings]  # SPPO's hard form: the winner always wins
-        return Columns(
+        return LossInputs(
             logps,
             ref_logps,
             lengths,
@@ -78,11 +78,11 @@ class Columns:
         """All responses, [n, K]."""
         return Responses(self.logps, self.ref_logps, self.lengths, self.scores)
 
-    def on(self, device: torch.device) -> "Columns":
+    def on(self, device: torch.device) -> "LossInputs":
         """The same columns on a device."""
         return replace(self, **{name: x.to(device) for name, x in vars(self).items() if isinstance(x, Tensor)})
 
-    def as_form(self, form: str, side: Literal["chosen", "rejected"] = "chosen") -> "Columns | None":
+    def as_form(self, form: str, side: Literal["chosen", "rejected"] = "chosen") -> "LossInputs | None":
         """The same sequences as an objective of another form takes them; None where they cannot be.
 
         Of several responses the first is the chosen one and the last the rejected one.
@@ -95,7 +95,7 @@ class Columns:
         ends = self if form == "ranked" or k == 2 else self._take([0, k - 1])
         return ends._apart() if form == "unpaired" else ends
 
-    def _apart(self) -> "Columns":
+    def _apart(self) -> "LossInputs":
         """Two labelled rows of each pair, chosen and rejected in turn."""
         of_row = {name: getattr(self, name) for name in ("own_scores", "values", "weights")}
         of_response = {name: getattr(self, name) for name in ("logps", "ref_logps", "lengths", "scores")}
@@ -104,7 +104,7 @@ class Columns:
         labels = torch.tensor([True, False], device=self.logps.device).repeat(len(self.logps))
         return replace(self, labels=labels, probs=None, mean_lengths=(sum(self.mean_lengths) / 2,), **changed)
 
-    def _take(self, columns: list[int]) -> "Columns":
+    def _take(self, columns: list[int]) -> "LossInputs":
         names = ("logps", "ref_logps", "lengths", "scores")
         found = {name: getattr(self, name)[:, columns] for name in names if getattr(self, name) is not None}
         return replace(self, mean_lengths=tuple(self.mean_lengths[k] for k in columns), **found)

@@ -6,12 +6,12 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
-from engine.step.loss_inputs import Columns
+from engine.step.loss_inputs import LossInputs
 from engine.step.objective import Objective
 from losses import Result
 
 
-def training_metrics(columns: Columns, result: Result) -> dict[str, float]:
+def training_metrics(columns: LossInputs, result: Result) -> dict[str, float]:
     """Loss, rewards and log-probs of a step; a class without examples is left out, never NaN.
 
     Of several ranked responses the first is chosen and the last rejected.
@@ -27,7 +27,7 @@ def training_metrics(columns: Columns, result: Result) -> dict[str, float]:
     return made | {k: float(v) for k, v in result.metrics.items()}
 
 
-def heldout_metrics(objective: Objective, columns: Columns) -> dict[str, float]:
+def heldout_metrics(objective: Objective, columns: LossInputs) -> dict[str, float]:
     """The same of held-out rows, eval_ before each name. Rewards are beta * log-ratio whatever the objective is."""
     ref = columns.logps * torch.nan if columns.ref_logps is None else columns.ref_logps
     with torch.no_grad():
@@ -41,7 +41,7 @@ def heldout_metrics(objective: Objective, columns: Columns) -> dict[str, float]:
     return {f"eval_{name}": value for name, value in made.items()}
 
 
-def _sides(columns: Columns, *, is_rejected: bool) -> dict[str, Tensor]:
+def _sides(columns: LossInputs, *, is_rejected: bool) -> dict[str, Tensor]:
     """Log-probs of the chosen and the rejected responses. is_rejected: what single ones are."""
     logps = columns.logps
     if columns.labels is not None:

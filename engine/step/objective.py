@@ -20,7 +20,7 @@ from torch import Tensor
 
 import losses
 from data.rows import Example
-from engine.step.loss_inputs import Columns
+from engine.step.loss_inputs import LossInputs
 from losses import Loss, LossError, Result
 from system import InputError, list_faults
 
@@ -148,7 +148,7 @@ class Objective:
         """What the objective refuses of these examples, before any forward pass. of: what they are, for a message."""
         zeros = torch.zeros(len(examples), len(examples[0].responses), dtype=torch.float64)
         try:
-            result = self(Columns.of(examples, zeros, zeros if self.has_reference else None))
+            result = self(LossInputs.of(examples, zeros, zeros if self.has_reference else None))
         except LossError as fault:
             return fault
         if not result.losses.isfinite().all():
@@ -156,7 +156,7 @@ class Objective:
             return LossError(f"the loss of {self.name} is not finite {where}")
         return None
 
-    def __call__(self, columns: Columns) -> Result:
+    def __call__(self, columns: LossInputs) -> Result:
         """The result on these columns: losses [n]; rewards are the first term's."""
         if not len(columns.logps):  # a rank without work in this pass: its backward pass is of zeros
             none = columns.logps.sum(dim=1)
@@ -185,7 +185,7 @@ class Objective:
         """A step is done: what it gave back is where the next one goes on from."""
         self.state = result.state
 
-    def _result(self, term: Term, columns: Columns) -> Result:
+    def _result(self, term: Term, columns: LossInputs) -> Result:
         loss = term.loss
         own = columns.as_form(loss.data, loss.side)
         assert own is not None  # the rows were brought into the objective's form
@@ -224,7 +224,7 @@ def _check_shape(loss: Loss, result: Result, n: int) -> None:
         )
 
 
-def gradient(objective: Objective, columns: Columns) -> tuple[Result, Tensor]:
+def gradient(objective: Objective, columns: LossInputs) -> tuple[Result, Tensor]:
     """The result on a whole step's columns, and d (mean loss) / d logps [n, K]."""
     leaf = columns.logps.detach().requires_grad_()
     result = objective(replace(columns, logps=leaf))

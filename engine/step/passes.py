@@ -8,11 +8,13 @@ from torch import Tensor
 
 from data.rows import Example
 from engine.distributed import Ranks
-from engine.model import Walk
-from engine.step.steps import Split, Step
+from engine.model import FusedForward
+from engine.step.steps import MicroBatching, Step
 
 
-def score_step(walk: Walk, step: Step, ranks: Ranks, split: Split, *, of_reference: bool = False) -> Tensor:
+def score_step(
+    walk: FusedForward, step: Step, ranks: Ranks, split: MicroBatching, *, of_reference: bool = False
+) -> Tensor:
     """The policy's (or the reference's) log-probs of a step's responses, [n, K] nats, float64, the same on every rank.
 
     Collective.
@@ -21,12 +23,12 @@ def score_step(walk: Walk, step: Step, ranks: Ranks, split: Split, *, of_referen
         for batch in step.pack(ranks, split):
             logps, ref_logps = walk(batch.forest.to(ranks.device), with_reference=of_reference)
             step.add(batch, step.columns(batch, logps if ref_logps is None else ref_logps, None))
-    ranks.settle(walk)
+    ranks.reshard(walk)
     return step.gather(ranks, with_reference=False).logps
 
 
 def score_examples(
-    walk: Walk, examples: Sequence[Example], ranks: Ranks, split: Split, *, of_reference: bool = False
+    walk: FusedForward, examples: Sequence[Example], ranks: Ranks, split: MicroBatching, *, of_reference: bool = False
 ) -> Iterator[Tensor]:
     """The same for any number of examples with equally many responses: [K] each, in order. Collective."""
     for start in range(0, len(examples), 64):

@@ -22,14 +22,14 @@ from torch import Tensor
 from data.rows import Example, digest
 from engine.config import TrainConfig
 from engine.distributed import Ranks
-from engine.model import Walk
+from engine.model import FusedForward
 from engine.planning import Mode
 from engine.step.objective import Objective
 from engine.step.steps import Step
 from system import InputError, cli, digests, whole_file
 
 
-class Reference:
+class ReferenceLogps:
     """The table of a run, [N, K] nats in float64, NaN where nothing is known yet."""
 
     def __init__(self, mode: Mode, shape: tuple[int, int], objective: Objective, config: TrainConfig) -> None:
@@ -83,7 +83,7 @@ class Reference:
             found, said = cache.read(self.values.shape)
         else:
             found = None
-        if ranks.sum(torch.tensor(float(found is not None))).item() < ranks.size or found is None:
+        if ranks.all_reduce_sum(torch.tensor(float(found is not None))).item() < ranks.size or found is None:
             return said
         self.values = found
         return said
@@ -134,7 +134,7 @@ class Cache:
             return None, f"{path} is damaged: computed anew"
         return table, f"taken from {path}"
 
-    def write(self, table: Reference) -> None:
+    def write(self, table: ReferenceLogps) -> None:
         """Writes the table into the run's folder, and where it is shared, if it is not there; whole or not at all.
 
         Other runs may be sharing theirs at the same time. A run whose table cannot be shared says so and goes on.
@@ -148,7 +148,7 @@ class Cache:
         except OSError as fault:
             cli.notify(f"{path}: cannot be written ({fault.strerror}); {self.own} is there all the same")
 
-    def _write(self, path: Path, table: Reference, *, is_shared: bool = False) -> None:
+    def _write(self, path: Path, table: ReferenceLogps, *, is_shared: bool = False) -> None:
         metadata = {"fingerprint": self.fingerprint(), "sha256": _digest(table.values)}
         with whole_file(path, is_shared=is_shared) as temporary:
             temporary.write_bytes(save({"ref_logps": table.values}, metadata))  # save_file's faults are no OSError
@@ -192,7 +192,9 @@ def modes(config: TrainConfig, objective: Objective) -> list[Mode]:
     return ["fused"] if must_walk else ["fused", "precompute"]
 
 
-def follow(config: TrainConfig, step: Step, walk: Walk, table: Reference, ranks: Ranks) -> dict[str, float]:
+def follow(
+    config: TrainConfig, step: Step, walk: FusedForward, table: ReferenceLogps, ranks: Ranks
+) -> dict[str, float]:
     """After an optimizer step: moves the reference where an update is due, from the float32 masters.
 
     What it gives is for the log: how often the reference has moved, by which rewards jump towards 0.
@@ -205,7 +207,7 @@ def follow(config: TrainConfig, step: Step, walk: Walk, table: Reference, ranks:
     done = {"reference/updates": float(step.number // config.reference_update_steps)}
     if step.number % config.reference_update_steps:
         return done
-    ranks.settle(walk)
+    ranks.reshard(walk)
     alpha = 1.0 if config.reference_update == "hard" else config.reference_update_alpha
     with torch.no_grad():
         for ours, theirs in zip(walk.policy.parameters(), walk.reference.parameters(), strict=True):

@@ -16,30 +16,30 @@ import torch
 from torch import Tensor
 
 from data import batching as plan
-from data.forest import Forest, Layout, n_tokens, pack
+from data.forest import Forest, PackingOptions, n_tokens, pack
 from data.rows import Example
-from engine.config import TrainConfig, layout_of
+from engine.config import TrainConfig, packing_of
 from engine.distributed import Ranks
-from engine.step.loss_inputs import Columns
+from engine.step.loss_inputs import LossInputs
 from engine.step.objective import Objective
 from system import cli
 
 
 @dataclass(frozen=True, kw_only=True)
-class Split:
+class MicroBatching:
     """How a step is cut into forests. It changes the speed, and nothing else."""
 
     micro_tokens: int
     """Most tokens of a forest; one example at least."""
-    layout: Layout = field(default_factory=Layout)
+    layout: PackingOptions = field(default_factory=PackingOptions)
     is_balanced: bool = True
     """Whether ranks get about the same number of tokens: 1.08 times the mean for the slowest instead of 1.33."""
 
     @staticmethod
-    def of(config: TrainConfig, micro_tokens: int) -> "Split":
+    def of(config: TrainConfig, micro_tokens: int) -> "MicroBatching":
         """As the configuration says."""
         balanced = "balance" not in config.without
-        return Split(micro_tokens=micro_tokens, layout=layout_of(config), is_balanced=balanced)
+        return MicroBatching(micro_tokens=micro_tokens, layout=packing_of(config), is_balanced=balanced)
 
 
 @dataclass(frozen=True)
@@ -70,7 +70,7 @@ class Step:
         self._mean_lengths = tuple(sum(column) / len(examples) for column in lengths)
         self.batches: list[Batch] = []
         """This rank's micro-batches, once they are packed."""
-        self._found: list[tuple[Batch, Columns]] = []
+        self._found: list[tuple[Batch, LossInputs]] = []
 
     @property
     def n_examples(self) -> int:
@@ -82,7 +82,7 @@ class Step:
         """Tokens of the step over all ranks: prompts once, responses whole."""
         return sum(len(e.prompt) for e in self.examples) + self.n_response_tokens
 
-    def pack(self, ranks: Ranks, split: Split) -> list[Batch]:
+    def pack(self, ranks: Ranks, split: MicroBatching) -> list[Batch]:
         """This rank's micro-batches: as many on every rank, empty ones included, so that collectives pair up.
 
         Packed once, and kept in `batches`.
@@ -98,31 +98,31 @@ class Step:
         self.batches = [Batch(places, forest) for places, forest in zip(mine, forests, strict=True)]
         return self.batches
 
-    def columns(self, batch: Batch, logps: Tensor, ref_logps: Tensor | None) -> Columns:
+    def columns(self, batch: Batch, logps: Tensor, ref_logps: Tensor | None) -> LossInputs:
         """What an objective takes, for the examples of a batch: logps [S] of the policy and the reference."""
         shape = (-1, self.n_branches)
         ref_logps = None if ref_logps is None else ref_logps.view(shape)
         examples = [self.examples[i] for i in batch.places]
-        made = Columns.of(examples, logps.view(shape), ref_logps, mean_lengths=self._mean_lengths)
+        made = LossInputs.of(examples, logps.view(shape), ref_logps, mean_lengths=self._mean_lengths)
         return made.on(logps.device)
 
-    def add(self, batch: Batch, columns: Columns) -> None:
+    def add(self, batch: Batch, columns: LossInputs) -> None:
         """Keeps what was found for a batch, where it is: it is read when the step's work has been handed out."""
         self._found.append((batch, replace(columns, logps=columns.logps.detach())))
 
-    def gather(self, ranks: Ranks, *, with_reference: bool) -> Columns:
+    def gather(self, ranks: Ranks, *, with_reference: bool) -> LossInputs:
         """The columns of the whole step, the same on every rank. Collective."""
         found = torch.zeros(2, len(self.examples), self.n_branches, dtype=torch.float64)  # policy and reference
         for batch, columns in self._found:
             for row, values in enumerate((columns.logps, columns.ref_logps)):
                 if values is not None:
                     found[row, batch.places] = values.cpu()
-        found = ranks.sum(found)  # every place was filled by one rank; zero elsewhere
+        found = ranks.all_reduce_sum(found)  # every place was filled by one rank; zero elsewhere
         return self.all_columns(found[0], found[1] if with_reference else None)
 
-    def all_columns(self, logps: Tensor, ref_logps: Tensor | None) -> Columns:
+    def all_columns(self, logps: Tensor, ref_logps: Tensor | None) -> LossInputs:
         """What an objective takes, for every example: logps [n, K] of the policy and the reference."""
-        return Columns.of(self.examples, logps, ref_logps, mean_lengths=self._mean_lengths)
+        return LossInputs.of(self.examples, logps, ref_logps, mean_lengths=self._mean_lengths)
 
 
 class Steps:
@@ -140,7 +140,7 @@ class Steps:
     def __len__(self) -> int:
         return self._n_steps
 
-    def packed(self, ranks: Ranks, split: Split, *, done: int = 0) -> Iterator[Step]:
+    def packed(self, ranks: Ranks, split: MicroBatching, *, done: int = 0) -> Iterator[Step]:
         """Every step in order, but the first `done`, packed by a thread while the one before it is computed."""
         if done >= len(self):
             return
@@ -152,7 +152,7 @@ class Steps:
                     waiting = pool.submit(self._pack, number, ranks, split)
                 yield step
 
-    def _pack(self, number: int, ranks: Ranks, split: Split) -> Step:
+    def _pack(self, number: int, ranks: Ranks, split: MicroBatching) -> Step:
         step = self.step(number)
         step.pack(ranks, split)
         return step

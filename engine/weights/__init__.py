@@ -17,17 +17,17 @@ from engine.weights.reading import (
     stored_dtype,
 )
 from engine.weights.rounding import CHUNK, Cast, hash_of, round_half_away, round_stochastically
-from engine.weights.writing import SHARD_BYTES, Alone, Parts, save
+from engine.weights.writing import SHARD_BYTES, ShardAccess, SingleProcess, save
 
 __all__ = [
     "CHUNK",
     "INDEX",
     "SHARD_BYTES",
-    "Alone",
     "Cast",
     "Checkpoint",
     "Local",
-    "Parts",
+    "ShardAccess",
+    "SingleProcess",
     "build",
     "check",
     "check_finite",

@@ -26,11 +26,11 @@ from system import naming, point, sync, temporary_of, whole_folder
 SHARD_BYTES = 5 * 10**9
 
 
-class Parts(Protocol):
+class ShardAccess(Protocol):
     """Who holds which rows of a model (engine/distributed/ranks.py), as far as saving it is concerned."""
 
     @property
-    def is_first(self) -> bool:
+    def is_rank0(self) -> bool:
         """Whether this process writes what is beside the tensors."""
         ...
 
@@ -43,7 +43,7 @@ class Parts(Protocol):
         """The rows of a parameter that are held here, and the first one's number."""
         ...
 
-    def whole(self, parameter: Tensor) -> Tensor:
+    def full_tensor(self, parameter: Tensor) -> Tensor:
         """A parameter gathered. Collective."""
         ...
 
@@ -56,16 +56,16 @@ class Parts(Protocol):
         ...
 
 
-class Alone:
+class SingleProcess:
     """One process that holds everything."""
 
-    is_first = holds_first_copy = True
+    is_rank0 = holds_first_copy = True
 
     def local(self, parameter: Tensor) -> tuple[Tensor, int]:
         """All of it."""
         return parameter, 0
 
-    def whole(self, parameter: Tensor) -> Tensor:
+    def full_tensor(self, parameter: Tensor) -> Tensor:
         """As it is."""
         return parameter
 
@@ -85,7 +85,7 @@ def save(
     cast: Cast | None = None,
     stop_ids: Sequence[int] = (),
     beside: Mapping[str, str] | None = None,
-    parts: Parts | None = None,
+    parts: ShardAccess | None = None,
     replaces: bool = False,
     shard_bytes: int = SHARD_BYTES,
 ) -> None:
@@ -98,29 +98,29 @@ def save(
     gathered, and the first one writes. One tensor at a time is held besides the model. Raises InputError where the
     folder exists, unless it is replaced, and where a number is beyond the dtype's range.
     """
-    parts = parts or Alone()
+    parts = parts or SingleProcess()
     cast = cast or Cast(dtype=dtype or next(model.parameters()).dtype)
     dtype = cast.dtype
     tensors = {checkpoint_name(n): p for n, p in model.named_parameters()}
     shards = _shards([(name, tuple(p.shape)) for name, p in tensors.items()], dtype, shard_bytes)
     temporary = temporary_of(Path(folder))
-    with whole_folder(Path(folder), replaces=replaces) if parts.is_first else nullcontext():
+    with whole_folder(Path(folder), replaces=replaces) if parts.is_rank0 else nullcontext():
         files = {temporary / name: _layout(shapes, dtype) for name, shapes in shards.items()}
-        if parts.is_first:
+        if parts.is_rank0:
             for path, (header, _, size) in files.items():
                 _reserve(path, header, size)
         shared = parts.all_see(temporary)
         for path, (_, starts, _) in files.items():
             for name, start in starts.items():
-                held, first = parts.local(tensors[name]) if shared else (parts.whole(tensors[name]), 0)
-                if parts.holds_first_copy if shared else parts.is_first:
+                held, first = parts.local(tensors[name]) if shared else (parts.full_tensor(tensors[name]), 0)
+                if parts.holds_first_copy if shared else parts.is_rank0:
                     with placed(Path(folder)):
                         rows = cast(name, held, first)
                     _write_rows(path, rows, start, first)
-            if shared or parts.is_first:
+            if shared or parts.is_rank0:
                 sync(path)  # each process what it wrote
         parts.wait()  # all rows are there before the folder gets its name
-        if parts.is_first:
+        if parts.is_rank0:
             _write_beside(model, temporary, shards, dtype, stop_ids, beside or {})
 
 

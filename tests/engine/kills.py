@@ -25,7 +25,7 @@ from pathlib import Path
 from engine import train
 from engine.config import TrainConfig
 from engine.run import states as checkpoint
-from engine.run.folder import Place
+from engine.run.folder import RunFolder
 from system import faults
 from system.files import numbered
 
@@ -165,7 +165,7 @@ class Power:
         damaged = [said for p in found if (said := checkpoint.damage(p))]
         for p in reversed(found):  # the lines of an older state are fewer
             try:
-                Place(self.image / "run").cut_metrics(int(p.name.removeprefix("step-")))
+                RunFolder(self.image / "run").cut_metrics(int(p.name.removeprefix("step-")))
             except ValueError as fault:
                 damaged.append(str(fault))
         for epoch in (self.image / "run").glob("epoch-*"):

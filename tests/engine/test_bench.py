@@ -6,7 +6,7 @@ import sys
 
 import pytest
 
-from data.forest import Layout, pack
+from data.forest import PackingOptions, pack
 from engine.bench import measure
 from engine.model.llama import LlamaConfig
 from engine.model.shapes import SHAPES
@@ -32,10 +32,10 @@ def test_operations_of_a_pair_are_those_of_its_products():
 @pytest.mark.parametrize(
     ("layout", "n_tokens", "n_rows"),
     [
-        (Layout(), 10, 7),
-        (Layout(shares_prompts=False), 8 + 7, 7),
-        (Layout(predicts_all=True), 10, 10 + 1),  # the last prompt row predicts twice
-        (Layout(shares_prompts=False, pads=True), 8 + 8, 7),
+        (PackingOptions(), 10, 7),
+        (PackingOptions(shares_prompts=False), 8 + 7, 7),
+        (PackingOptions(predicts_all=True), 10, 10 + 1),  # the last prompt row predicts twice
+        (PackingOptions(shares_prompts=False, pads=True), 8 + 8, 7),
     ],
 )
 def test_what_is_put_back_is_counted(layout, n_tokens, n_rows):

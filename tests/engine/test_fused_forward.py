@@ -8,7 +8,7 @@ from torch.nn.functional import log_softmax, scaled_dot_product_attention
 from data.forest import pack
 from engine.distributed.ranks import Ranks
 from engine.model import attention
-from engine.model.fused_forward import Walk
+from engine.model.fused_forward import FusedForward
 from engine.model.llama import Llama
 from tests import tiny
 
@@ -68,7 +68,7 @@ def test_packing_and_sharing_the_prompt_change_nothing(shape, path, chunk_rows, 
     model.head.chunk_bytes = chunk_rows * 4 * model.config.vocab_size
     monkeypatch.setattr(attention, "for_forest", lambda forest, dtype: path(forest))
     examples = pairs()
-    logps, _ = Walk(model)(pack(examples), with_reference=False)
+    logps, _ = FusedForward(model)(pack(examples), with_reference=False)
     ours = gradients(model, logps)
     expected = padded_logps(model, examples)
     torch.testing.assert_close(logps, expected, rtol=0, atol=1e-10)
@@ -87,16 +87,16 @@ def test_attention_paths_differ_from_one_that_sees_everything(monkeypatch):
     """The paths above agree because each is right, not because attention did not matter."""
     model = tiny.random_llama(dtype=torch.float64)
     forest = pack(pairs())
-    right, _ = Walk(model)(forest, with_reference=False)
+    right, _ = FusedForward(model)(forest, with_reference=False)
     blind = torch.ones(forest.n_tokens, forest.n_tokens, dtype=torch.bool).tril()
     monkeypatch.setattr(attention, "for_forest", lambda f, dtype: lambda q, k, v: attention._sdpa(q, k, v, blind))
-    wrong, _ = Walk(model)(forest, with_reference=False)
+    wrong, _ = FusedForward(model)(forest, with_reference=False)
     assert (right - wrong).abs().max() > 1
 
 
 def test_the_fused_walk_starts_at_a_log_ratio_of_exactly_0():
     policy, reference = tiny.random_llama(), tiny.random_llama()
-    logps, ref_logps = Walk(policy, reference)(pack(pairs()), with_reference=True)
+    logps, ref_logps = FusedForward(policy, reference)(pack(pairs()), with_reference=True)
     assert torch.equal(logps, ref_logps)
     assert logps.requires_grad and not ref_logps.requires_grad
 
@@ -104,9 +104,9 @@ def test_the_fused_walk_starts_at_a_log_ratio_of_exactly_0():
 def test_the_reference_gets_no_gradient_and_changes_no_gradient_of_the_policy():
     forest = pack(pairs())
     alone = tiny.random_llama(dtype=torch.float64)
-    expected = gradients(alone, Walk(alone)(forest, with_reference=False)[0])
+    expected = gradients(alone, FusedForward(alone)(forest, with_reference=False)[0])
     policy, reference = tiny.random_llama(dtype=torch.float64), tiny.random_llama(seed=1, dtype=torch.float64)
-    logps, ref_logps = Walk(policy, reference)(forest, with_reference=True)
+    logps, ref_logps = FusedForward(policy, reference)(forest, with_reference=True)
     assert not torch.equal(logps, ref_logps)
     for name, gradient in gradients(policy, logps).items():
         assert torch.equal(gradient, expected[name])
@@ -115,7 +115,7 @@ def test_the_reference_gets_no_gradient_and_changes_no_gradient_of_the_policy():
 
 def test_an_empty_forest_gives_every_parameter_a_gradient_of_zero():
     model = tiny.random_llama()
-    logps, _ = Walk(model)(pack([]), with_reference=False)
+    logps, _ = FusedForward(model)(pack([]), with_reference=False)
     assert len(logps) == 0
     logps.sum().backward()
     assert all(p.grad is not None and not p.grad.any() for p in model.parameters())
@@ -126,7 +126,7 @@ def test_the_backward_pass_never_gathers_the_reference(monkeypatch):
     ranks = Ranks(dtype=torch.bfloat16)
     with torch.device("meta"):
         models = [Llama(tiny.random_llama().config) for _ in range(2)]
-    walk = ranks.place(Walk(*models), reshards=True)
+    walk = ranks.place(FusedForward(*models), reshards=True)
     for p in walk.parameters():
         torch.nn.init.normal_(p.to_local(), std=0.05)
     gathered, unshard = [], FSDPParamGroup.unshard
@@ -154,7 +154,7 @@ def test_the_backward_pass_never_gathers_the_reference(monkeypatch):
 def test_nothing_is_compiled_again_after_the_first_pass():
     from torch._dynamo.utils import counters  # brings the compiler, for the slow tests alone
 
-    walk = Walk(tiny.random_llama(), tiny.random_llama())
+    walk = FusedForward(tiny.random_llama(), tiny.random_llama())
     walk.policy.recompute(1)
     for model in (walk.policy, walk.reference):
         model.compile_blocks()

@@ -5,7 +5,7 @@ import torch
 
 from data.rows.examples import Example
 from data.rows.records import Ratings
-from engine.step.loss_inputs import Columns
+from engine.step.loss_inputs import LossInputs
 
 
 def columns(k=3, n=2):
@@ -18,7 +18,7 @@ def columns(k=3, n=2):
         for i in range(n)
     ]
     logps = torch.arange(n * k, dtype=torch.float64).view(n, k)
-    return Columns.of(examples, logps, logps - 100)
+    return LossInputs.of(examples, logps, logps - 100)
 
 
 def test_a_side_is_the_first_or_the_last_response_with_its_score_and_length():

@@ -10,15 +10,16 @@ import numpy as np
 import pytest
 import torch
 
-from data.forest import Layout, pack
+from data.forest import PackingOptions, pack
 from engine import plan, train
 from engine.config import TrainConfig
+from engine.inputs import TrainingInputs
 from engine.model import attention
 from engine.model.llama import Llama, LlamaConfig
 from engine.model.shapes import raw_config
 from engine.planning import cost, memory
-from engine.planning.cost import Load
-from engine.planning.memory import Setting
+from engine.planning.cost import TokenStatistics
+from engine.planning.memory import MemoryInputs
 from system import InputError
 from tests import tiny
 from tests.engine.test_train import id_rows
@@ -67,7 +68,7 @@ def test_what_a_block_keeps_is_what_autograd_saves(monkeypatch, dtype):
     with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
         model.blocks[0](x, rope, attend)
     found = sum(size for size, _ in saved.values()) / forest.n_tokens
-    setting = Setting(shape=model.config, device="cpu", dtype=dtype)
+    setting = MemoryInputs(shape=model.config, device="cpu", dtype=dtype)
     assert memory.kept_bytes(setting) == pytest.approx(found, rel=0.03)
 
 
@@ -76,11 +77,13 @@ def test_the_load_of_kto_has_the_sequences_that_its_steps_have(tmp_path, changes
     """Every example carries another one's response, and the reference walks in every epoch."""
     model = tiny.write_model(tmp_path / "model", vocab_size=101)
     rows = tiny.write_rows(tmp_path / "rows.jsonl", id_rows(60))
-    job = TrainingInputs(TrainConfig(model=str(model), data=(str(rows),), loss="kto", out=str(tmp_path / "run"), **changes))
+    job = TrainingInputs(
+        TrainConfig(model=str(model), data=(str(rows),), loss="kto", out=str(tmp_path / "run"), **changes)
+    )
     forests = [pack(job.steps.step(n).examples) for n in range(1, job.steps.per_epoch + 1)]
     assert job.load.tokens == pytest.approx(sum(f.n_tokens for f in forests) / job.load.n, rel=0.03)
     assert job.load.rows == pytest.approx(sum(len(f.rows) for f in forests) / job.load.n, rel=0.03)
-    setting = Setting(shape=job.policy.config, device="cpu", dtype=torch.float32, has_several_passes=True)
+    setting = MemoryInputs(shape=job.policy.config, device="cpu", dtype=torch.float32, has_several_passes=True)
     one = cost.run_flops(setting, job.load, 1, has_reference=True)
     assert cost.run_flops(setting, job.load, 6, has_reference=True) == pytest.approx(6 * one)
     assert one == pytest.approx(5 * job.load.n * cost.forward_of_example(setting.shape, job.load))
@@ -88,24 +91,24 @@ def test_the_load_of_kto_has_the_sequences_that_its_steps_have(tmp_path, changes
 
 def test_masters_are_split_by_themselves_only_where_that_can_be():
     shape, free = EIGHT, 110 * GB
-    load = Load.of_the_paper(16)
+    load = TokenStatistics.of_the_paper(16)
 
-    def lay_out(**changes):
+    def plan_run(**changes):
         config = TrainConfig(model="", data=("",), out="", **changes)
-        return plan.lay_out(
+        return plan.plan_run(
             config, shape, ["fused"], load, device="cuda", dtype=torch.bfloat16, n_ranks=1, budget=free,
         ).setting  # fmt: skip
 
-    assert lay_out().is_split
+    assert plan_run().is_split
     for changes in ({"dtype": "float32"}, {"reference_update": "soft"}, {"optimizer": "adamw"}, {"shard_size": 1}):
-        assert not lay_out(**changes).is_split
-    moving, frozen = lay_out(reference_update="soft"), lay_out(master="whole")
+        assert not plan_run(**changes).is_split
+    moving, frozen = plan_run(reference_update="soft"), plan_run(master="whole")
     assert memory.needs(moving)["reference"] == 2 * memory.needs(frozen)["reference"] == 4 * shape.n_parameters
 
 
 def test_operations_are_those_of_every_product_written_out():
     examples = tiny.random_examples(LENGTHS)
-    load = Load.of(examples, Layout(), batch_size=3)
+    load = TokenStatistics.of(examples, PackingOptions(), batch_size=3)
     c = tiny.random_llama().config
     tokens, rows, seen = 0, 0, 0
     for e in examples:
@@ -124,8 +127,8 @@ def test_operations_are_those_of_every_product_written_out():
 
 def test_the_papers_run_is_2_1e19_operations():
     """54 passes of the policy and one of the reference: 522,000 pairs of 857 tokens, 697 of which predict."""
-    load = Load.of_the_paper(16)
-    setting = Setting(shape=EIGHT, device="cuda", dtype=torch.bfloat16)
+    load = TokenStatistics.of_the_paper(16)
+    setting = MemoryInputs(shape=EIGHT, device="cuda", dtype=torch.bfloat16)
     body, head = 6.979e9, 0.5253e9
     found = cost.run_flops(setting, load, 18, has_reference=True)
     expected = (3 * 18 + 1) * 29_000 * 2 * (857 * body + 697 * head)
@@ -136,8 +139,8 @@ def test_the_papers_run_is_2_1e19_operations():
 
 def laid_out(n_ranks=1, budget=80, modes=("fused", "precompute"), **changes):
     config = TrainConfig(model="m", data=("d",), out="o", **changes)
-    load = Load.of_the_paper(16, n_ranks)
-    return plan.lay_out(
+    load = TokenStatistics.of_the_paper(16, n_ranks)
+    return plan.plan_run(
         config, EIGHT, modes, load,
         device="cuda", dtype=torch.bfloat16, n_ranks=n_ranks, budget=budget * GB,
     )  # fmt: skip

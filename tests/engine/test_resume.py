@@ -19,6 +19,7 @@ from engine import train
 from engine.config import TrainConfig
 from engine.distributed import stop
 from engine.distributed.ranks import Ranks
+from engine.inputs import TrainingInputs
 from engine.run import states as checkpoint
 from losses import registry
 from system import InputError, RunError

@@ -14,7 +14,7 @@ from pathlib import Path
 import torch
 from engine import weights
 from engine.distributed.ranks import Ranks
-from engine.model.fused_forward import Walk
+from engine.model.fused_forward import FusedForward
 
 def held():
     lines = dict(line.split(":", 1) for line in open("/proc/self/status"))
@@ -37,7 +37,7 @@ class Peak:
 
 source, out = map(Path, sys.argv[1:])
 ranks = Ranks()
-walk = ranks.place(Walk(weights.build(source), None))
+walk = ranks.place(FusedForward(weights.build(source), None))
 with Peak() as load:
     weights.fill(walk.policy, source, ranks.local)
 shards = [ranks.local(p)[0] for p in walk.policy.parameters()]

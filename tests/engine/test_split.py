@@ -7,7 +7,7 @@ import torch
 
 from engine import weights
 from engine.optim import split_master as split
-from engine.optim.split_master import Masters, SplitRMSprop
+from engine.optim.split_master import SplitMasterWeights, SplitRMSprop
 from engine.train import TrainConfig, run
 from system import RunError
 from tests import tiny
@@ -42,7 +42,7 @@ def test_twenty_steps_are_those_of_rmsprop_on_float32_masters(clips, in_backward
     if clips and in_backward:
         pytest.skip("the norm is known too late")
     model = tiny.random_llama(std=0.02).bfloat16()
-    masters = Masters(model)
+    masters = SplitMasterWeights(model)
     plain = {}
     generator = torch.Generator().manual_seed(1)
     with torch.no_grad():
@@ -70,7 +70,7 @@ def test_twenty_steps_are_those_of_rmsprop_on_float32_masters(clips, in_backward
         theirs.step()
         ours.zero_grad()
         for name, p in model.named_parameters():
-            assert torch.equal(masters.whole(p), plain[name]), name
+            assert torch.equal(masters.full_tensor(p), plain[name]), name
 
 
 def test_stochastic_rounding_has_no_bias_and_depends_on_the_key():

@@ -73,7 +73,7 @@ def test_a_save_that_is_killed_leaves_no_folder(tmp_path):
     script = (
         "import os, sys, signal; from engine import weights; from tests import tiny\n"
         "n = 0\n"
-        "class Dies(weights.Alone):\n"
+        "class Dies(weights.SingleProcess):\n"
         "    def local(self, p):\n"
         "        global n; n += 1\n"
         "        if n == 5: os.kill(os.getpid(), signal.SIGKILL)\n"
@@ -157,10 +157,10 @@ def test_rows_written_by_several_make_the_same_files(tmp_path, n, sees):
     weights.save(model, tmp_path / "one", shard_bytes=20_000)
     at_start, at_end = threading.Barrier(n), threading.Barrier(n)
 
-    class Part(weights.Alone):
+    class Part(weights.SingleProcess):
         def __init__(self, rank):
             self.rank = rank
-            self.is_first = rank == 0
+            self.is_rank0 = rank == 0
 
         def local(self, parameter):
             size = -(-len(parameter) // n)  # FSDP's shards: the last ones may be short, or empty

@@ -10,7 +10,7 @@ import torch
 
 from data.rows.dataset import RowSettings, open_model, read_examples
 from engine.config import TrainConfig
-from engine.inputs import Job
+from engine.inputs import TrainingInputs
 from engine.score import score_under
 from engine.train import run as train
 from eval import trajectories
@@ -111,7 +111,7 @@ def test_the_prompts_are_those_that_were_held_out_of_all_files(made, tmp_path):
         sources.append(str(tiny.write_rows(tmp_path / f"{name}.jsonl", rows)))
     config = TrainConfig(model=str(made / "base"), data=tuple(sources), data_weights=(1, 0.5), loss="dpo", epochs=1,
                          batch_size=8, eval_pairs=10, seed=3, out=str(tmp_path / "run"))  # fmt: skip
-    expected = [e.place for e in Job(config).heldout]
+    expected = [e.place for e in TrainingInputs(config).heldout]
     train(config)
     asked = TrajectoriesConfig(run=str(tmp_path / "run"), n=10)
     found = trajectories._pairs(asked, trajectories.checkpoints.base_of(tmp_path / "run"))

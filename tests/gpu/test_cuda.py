@@ -11,12 +11,12 @@ from engine import score, weights
 from engine.config import TrainConfig
 from engine.distributed.ranks import Ranks
 from engine.model import attention, head
-from engine.model.fused_forward import Walk
+from engine.model.fused_forward import FusedForward
 from engine.model.head import Head
 from engine.optim import optimizers as optim
 from engine.optim import split_master as split
 from engine.optim.fused_rmsprop import FusedRMSprop
-from engine.optim.split_master import Masters, SplitRMSprop
+from engine.optim.split_master import SplitMasterWeights, SplitRMSprop
 from engine.train import run
 from tests import tiny
 from tests.engine.test_train import id_rows
@@ -104,7 +104,7 @@ def test_the_split_kernel_is_rmsprop_on_float32_masters_bit_for_bit(factor):
     model = torch.nn.ParameterList(
         torch.empty(n, device="cuda", dtype=torch.bfloat16) for n in (1, 4095, 4096, 100_003)
     )
-    masters = Masters(model)
+    masters = SplitMasterWeights(model)
     rows = [0.02 * torch.randn(len(p), device="cuda", generator=generator) for p in model]
     with torch.no_grad():
         for p, values in zip(model, rows, strict=True):
@@ -120,8 +120,8 @@ def test_the_split_kernel_is_rmsprop_on_float32_masters_bit_for_bit(factor):
         ours.step()
         theirs.step()
         for p, q in zip(model, plain, strict=True):
-            different = (masters.whole(p) != q).float().mean().item()
-            assert different == 0, (step, len(p), different, (masters.whole(p) - q).abs().max())
+            different = (masters.full_tensor(p) != q).float().mean().item()
+            assert different == 0, (step, len(p), different, (masters.full_tensor(p) - q).abs().max())
 
 
 @pytest.mark.parametrize("max_norm", [0.0, 1e-3, 1e9])
@@ -169,8 +169,8 @@ def wide_model(n_layers=2):
 def test_the_walk_in_bf16_is_near_float32_and_starts_at_a_ratio_of_exactly_0():
     examples = tiny.random_examples(LENGTHS, vocab_size=1000)
     forest = pack(examples)
-    exact, _ = Walk(wide_model().double())(forest, with_reference=False)
-    walk = Walk(wide_model().to("cuda", torch.bfloat16), wide_model().to("cuda", torch.bfloat16))
+    exact, _ = FusedForward(wide_model().double())(forest, with_reference=False)
+    walk = FusedForward(wide_model().to("cuda", torch.bfloat16), wide_model().to("cuda", torch.bfloat16))
     for model in (walk.policy, walk.reference):
         model.compile_blocks()
     found, reference = walk(forest.to("cuda"), with_reference=True)
@@ -181,7 +181,7 @@ def test_the_walk_in_bf16_is_near_float32_and_starts_at_a_ratio_of_exactly_0():
 
 
 def test_nothing_is_compiled_again_after_the_second_pass():
-    walk = Walk(wide_model(4).to("cuda", torch.bfloat16), wide_model(4).to("cuda", torch.bfloat16))
+    walk = FusedForward(wide_model(4).to("cuda", torch.bfloat16), wide_model(4).to("cuda", torch.bfloat16))
     for model in (walk.policy, walk.reference):
         model.compile_blocks()
     n_graphs = []
