@@ -12,73 +12,91 @@ from data.rows import Example, find_cut, hold_out, in_form, open_model, read_exa
 from data.show import show
 from data.text import stop_ids
 from engine import weights
-from engine.config import TrainConfig, packing_of, world_size
+from engine.config import TrainConfig, world_size
 from engine.distributed import Ranks, free_memory
 from engine.model import name_of
 from engine.planning import Plan, TokenStatistics, plan_run, refusal, ways
-from engine.run import RunFolder, check_folder, identity
-from engine.step import Objective, Steps, reference
+from engine.run import check_folder, has_split_masters, identity
+from engine.step import Objective, Steps, check_shared, modes
 from engine.weights import Cast
 from system import InputError
 
 
 class TrainingInputs:
-    """What is known before any weights are read: the shape, the rows, the objective. The same on every rank."""
+    """What is known of a run before any weights are read. The same on every rank."""
 
     def __init__(self, config: TrainConfig, part: int = 0) -> None:
-        """part: which of --stages parts of the rows, from 0; all of them are checked."""
-        check_folder(Path(config.out), resumes=config.resumes)
+        """Reads and checks the rows. part: which of --stages parts of them, from 0; all of them are checked.
+
+        Raises InputError for anything that cannot be trained on as asked.
+        """
+        check_folder(Path(config.out), resumes=config.checkpoints.resumes)
         self.config = config
-        self.objective = Objective(config.loss, config.beta, config.hyperparameters)
-        self.reading = replace(config.reading, ranked=self.objective.form == "ranked")
-        if config.own_score != "row" and "own_scores" not in self.objective.needs:
-            raise InputError(f"--own-score {config.own_score}: {self.objective.name} asks for none; leave it out")
-        self.folder, chat = open_model(config.model)
+        asked = config.objective
+        self.objective = Objective(asked.loss, asked.beta, asked.hyperparameters)
+        if asked.own_score != "row" and "own_scores" not in self.objective.needs:
+            raise InputError(f"--own-score {asked.own_score}: {self.objective.name} asks for none; leave it out")
+        self.reading = replace(config.data.reading, ranked=self.objective.form == "ranked")
+        self.folder, self.chat = open_model(config.model)
         self.policy = weights.build(self.folder)
-        self.policy.head.keeps_logits = "kept-logits" not in config.without
+        """The policy, on the meta device."""
+        self.policy.head.keeps_logits = "kept-logits" not in config.measuring.disable
         weights.check(self.folder, self.policy)
-        self.stop_ids = stop_ids(self.folder, chat)
-        self.chat = chat
-        rows, self.facts = self._read(config.data, config.data_weights)
-        self.heldout: list[Example] = []
-        if config.eval_data:
-            self.heldout, facts = self._read((config.eval_data,))
-            self.facts |= {f"eval_{name}": value for name, value in facts.items()}
-        elif config.eval_pairs:
-            rows, self.heldout = hold_out(rows, config.eval_pairs, config.seed)
-        if len({(len(e.responses), e.label is None) for e in self.heldout}) > 1:
-            raise InputError(f"{config.eval_data or ', '.join(config.data)}: held-out rows have to be of one kind")
+        self.stop_ids = stop_ids(self.folder, self.chat)
+        rows, self.facts = self._read(config.data.sources, config.data.weights)
+        rows, self.heldout = self._hold_out(rows)
         self.objective.check(self._in_form(rows))
-        self.examples = self._in_form(_part(rows, part, config.stages))
-        if config.stages > 1:
-            self.facts["stage"] = f"{part + 1} of {config.stages}"
+        self.examples = self._in_form(_part(rows, part, config.schedule.stages))
+        """Those that are trained on, in the objective's form."""
+        if config.schedule.stages > 1:
+            self.facts["stage"] = f"{part + 1} of {config.schedule.stages}"
         if self.heldout and self._has_form(self.heldout[0]):
             self.objective.check(self._in_form(self.heldout))
-        reference.check_shared(config.reference_cache)
-        self.steps = Steps(self.examples, config, self.objective)
-        self.modes = reference.modes(config, self.objective)
-        self.load = TokenStatistics.of(
-            self.examples, packing_of(config), config.batch_size, world_size(),
-            is_mismatched=self.objective.needs_mismatched, whole_step=self.objective.whole_step,
-        )  # fmt: skip
+        check_shared(config.reference.cache)
+        self.steps = Steps(self.examples, config.data, config.schedule, self.objective)
+        self.modes = modes(config, self.objective)
+        """What --reference can mean, what is preferred first."""
+        self.statistics = TokenStatistics.of(
+            self.examples,
+            config.measuring.packing,
+            config.schedule.batch_size,
+            world_size(),
+            is_mismatched=self.objective.needs_mismatched,
+            whole_step=self.objective.whole_step,
+        )
         self.first_example = self._show_first() if os.environ.get("RANK", "0") == "0" else ""
+        """The first row that the run trains on, as the trainer sees it; looked up again for what was cut of it."""
 
     def _read(self, sources: tuple[str, ...], shares: tuple[float, ...] = ()) -> tuple[list[Example], dict[str, Any]]:
-        c = self.config
+        data = self.config.data
         rows = read_examples(
             sources,
             self.chat,
-            c.limits,
+            data.limits,
             self.reading,
             n_ids=self.policy.config.vocab_size,
-            skip_bad_rows=c.skip_bad_rows,
+            skip_bad_rows=data.skip_bad_rows,
             weights=shares,
-            seed=c.seed,
+            seed=data.seed,
         )
         examples = rows.examples
-        if c.own_score == "rejected":
+        if self.config.objective.own_score == "rejected":
             examples = [e._replace(ratings=e.ratings._replace(own=(e.ratings.scores or [None])[-1])) for e in examples]
         return examples, rows.facts()
+
+    def _hold_out(self, rows: list[Example]) -> tuple[list[Example], list[Example]]:
+        """The rows to train on, and those that are held out: other ones, or some of them."""
+        data, measuring = self.config.data, self.config.measuring
+        heldout: list[Example] = []
+        if measuring.eval_data:
+            heldout, facts = self._read((measuring.eval_data,))
+            self.facts |= {f"eval_{name}": value for name, value in facts.items()}
+        elif measuring.eval_pairs:
+            rows, heldout = hold_out(rows, measuring.eval_pairs, data.seed)
+        if len({(len(e.responses), e.label is None) for e in heldout}) > 1:
+            named = measuring.eval_data or ", ".join(data.sources)
+            raise InputError(f"{named}: held-out rows have to be of one kind")
+        return rows, heldout
 
     def _in_form(self, rows: list[Example]) -> list[Example]:
         return in_form(rows, self.objective.form, side=self.objective.side)
@@ -95,49 +113,56 @@ class TrainingInputs:
 
         A run that goes on keeps what it began with. Raises InputError where that cannot be.
         """
-        if self.config.master != "auto":
-            return self.config.master == "split"
+        memory = self.config.memory
+        if memory.master_weights != "auto":
+            return memory.master_weights == "split"
         if (began := self._began()) is not None:
-            if began == "split" and world_size() > 1:
+            if began and world_size() > 1:
                 raise InputError(
                     f"{self.config.out}: its state has split masters, which are for one process; start one"
                 )
-            return began == "split"
+            return began
         if world_size() > 1 or not torch.cuda.is_available():
             return False
-        dtype = getattr(torch, self.config.dtype or "bfloat16")
-        return self._plan_run(self.config, "cuda", dtype, free_memory()).setting.is_split
+        dtype = getattr(torch, memory.dtype or "bfloat16")
+        return self._plan(self.config, "cuda", dtype, free_memory()).memory.is_split
 
-    def _began(self) -> str | None:
-        """How the masters of the run lie that this one goes on with."""
-        return RunFolder(Path(self.config.out)).master() if self.config.resumes else None
+    def _began(self) -> bool | None:
+        """Whether the run that this one goes on with has split masters; None where it goes on with none."""
+        return has_split_masters(Path(self.config.out)) if self.config.checkpoints.resumes else None
 
-    def plan_run(self, ranks: Ranks) -> Plan:
+    def plan(self, ranks: Ranks) -> Plan:
         """How the run is laid out, the same on every rank. Raises InputError where it cannot fit. Collective."""
         device, free = ranks.device.type, int(-ranks.all_reduce_max(-free_memory()))
-        decided = replace(self.config, master="split" if ranks.splits_masters else "whole")
-        found = self._plan_run(decided, device, ranks.dtype, free)
+        decided = self.config.with_flags(master_weights="split" if ranks.splits_masters else "float32")
+        found = self._plan(decided, device, ranks.dtype, free)
         self._check_saving(found)
         if not found.fits:
-            found_ways = ways(self.config, ranks.size) if self._began() is None else []
-            plans = [self._plan_run(replace(self.config, **way), device, ranks.dtype, free) for way in found_ways]
-            raise InputError(refusal(found, list(zip(found_ways, plans, strict=True))))
+            others = ways(self.config, ranks.size) if self._began() is None else []
+            plans = [self._plan(self.config.with_flags(**way), device, ranks.dtype, free) for way in others]
+            raise InputError(refusal(found, list(zip(others, plans, strict=True))))
         return found
 
-    def _check_saving(self, laid_out: Plan) -> None:
+    def _check_saving(self, plan: Plan) -> None:
         """Raises InputError where --save-rounding does not go with the folders' dtype, before any weights are read."""
         try:
-            Cast(dtype=laid_out.saves, rounding=self.config.save_rounding)
+            Cast(dtype=plan.saves, rounding=self.config.checkpoints.save_rounding)
         except InputError as fault:
-            raise InputError(f"--save-rounding, and folders in {name_of(laid_out.saves)}: {fault}") from None
+            raise InputError(f"--save-rounding, and folders in {name_of(plan.saves)}: {fault}") from None
 
-    def _plan_run(self, config: TrainConfig, device: str, dtype: torch.dtype, free: int) -> Plan:
-        budget = free if config.gpu_memory is None else min(free, int(config.gpu_memory * 1e9))
+    def _plan(self, config: TrainConfig, device: str, dtype: torch.dtype, free: int) -> Plan:
+        asked = config.memory.gpu_memory
         return plan_run(
-            config, self.policy.config, self.modes, self.load,
-            device=device, dtype=dtype, n_ranks=world_size(), budget=budget,
+            config,
+            self.policy.config,
+            self.modes,
+            self.statistics,
+            device=device,
+            dtype=dtype,
+            n_ranks=world_size(),
+            budget=free if asked is None else min(free, int(asked * 1e9)),
             stored=weights.stored_dtype(self.folder),
-        )  # fmt: skip
+        )
 
     @property
     def report(self) -> str:
@@ -147,16 +172,22 @@ class TrainingInputs:
     def identity(self, ranks: Ranks) -> dict[str, Any]:
         """What has to be the same for a run to go on with this one."""
         made = identity(
-            self.config, self.objective.settings, self.folder, self.examples, self.heldout,
-            dtype=ranks.dtype, is_split=ranks.splits_masters,
-        )  # fmt: skip
+            self.config,
+            self.objective.settings,
+            self.folder,
+            self.examples,
+            self.heldout,
+            dtype=ranks.dtype,
+            is_split=ranks.splits_masters,
+        )
         made |= self.objective.digests
         return made | ({"stage": self.facts["stage"]} if "stage" in self.facts else {})
 
     def _show_first(self) -> str:
-        """The first row that the run trains on, as the trainer sees it; looked up again for what was cut of it."""
-        first, c = self.steps.step(1).examples[0], self.config
-        cut = find_cut(first.place, c.data, self.chat, c.limits, self.reading, n_ids=self.policy.config.vocab_size)
+        first, data = self.steps.step(1).examples[0], self.config.data
+        cut = find_cut(
+            first.place, data.sources, self.chat, data.limits, self.reading, n_ids=self.policy.config.vocab_size
+        )
         if not np.array_equal(cut.example.prompt, first.prompt):
             raise InputError(f"{first.place}: the file was changed while it was read; start again")
         return show(cut, self.chat)

@@ -8,14 +8,15 @@ engine.train lays itself out by the same functions, says the sum before it start
 
 import json
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any, Literal
 
 import torch
 
+from data.forest import PackingOptions
 from data.rows import Limits, Reading, open_model, read_examples
 from engine import weights
-from engine.config import TrainConfig, packing_of
+from engine.config import ALIASES, TrainConfig
 from engine.model import LlamaConfig, name_of, raw_config
 from engine.planning import Plan, TokenStatistics, cost, flags, memory, plan_run, refusal, size, ways
 from system import InputError, cli
@@ -49,7 +50,7 @@ class PlanConfig:
     """As engine.train's."""
     save_dtype: Literal["auto", "float32", "bfloat16", "float16", "source"] = "auto"
     """As engine.train's: the size of the checkpoint folders. source needs --model."""
-    keep: int | None = None
+    keep_checkpoints: int | None = None
     """As engine.train's: how many checkpoint folders stay on disk."""
     keep_state: int = 1
     """As engine.train's: how many states stay on disk."""
@@ -71,12 +72,12 @@ class PlanConfig:
 
 def main(argv: Sequence[str]) -> None:
     """The command."""
-    config = cli.parse(PlanConfig, argv, command="python -m engine.plan", example=EXAMPLE)
+    config = cli.parse(PlanConfig, argv, command="python -m engine.plan", example=EXAMPLE, aliases=ALIASES)
     shape, load, stored = _what(config)
     base = TrainConfig(
         model="", data=("",), out="", epochs=config.epochs, batch_size=config.batch_size, optimizer=config.optimizer,
         max_grad_norm=config.max_grad_norm, shard_size=config.shard_size, save_dtype=config.save_dtype,
-        keep=config.keep, keep_state=config.keep_state,
+        keep_checkpoints=config.keep_checkpoints, keep_state=config.keep_state,
     )  # fmt: skip
     n_ranks = max(1, config.gpus)
     tried = [(way, _of(config, base, way, shape, load, stored)) for way in ({}, *ways(base, n_ranks))]
@@ -100,8 +101,7 @@ def _what(config: PlanConfig) -> tuple[LlamaConfig, TokenStatistics, torch.dtype
     if not config.data:
         return shape, TokenStatistics.of_the_paper(config.batch_size, n_ranks), stored
     rows = read_examples([config.data], chat, Limits(), Reading(), n_ids=shape.vocab_size)
-    layout = packing_of(TrainConfig(model="", data=("",), out=""))
-    return shape, TokenStatistics.of(rows.examples, layout, config.batch_size, n_ranks), stored
+    return shape, TokenStatistics.of(rows.examples, PackingOptions(), config.batch_size, n_ranks), stored
 
 
 def _of(
@@ -112,7 +112,7 @@ def _of(
     load: TokenStatistics,
     stored: torch.dtype,
 ) -> Plan:
-    train = replace(base, **({"master": "whole"} | way))
+    train = base.with_flags(**({"master_weights": "float32"} | way))
     device, dtype = ("cuda", torch.bfloat16) if config.gpus else ("cpu", torch.float32)
     return plan_run(
         train, shape, ["fused", "precompute"], load,
@@ -130,9 +130,9 @@ def _facts(config: PlanConfig, base: TrainConfig, tried: Sequence[tuple[dict[str
         checkpoints, states = plan.disk_bytes(base)
         made["chosen"] = {
             "flags": _all_flags(way, plan),
-            "memory_bytes": memory.total(plan.setting),
+            "memory_bytes": memory.total(plan.memory),
             "hours": plan.hours(base, max(1, config.gpus)),
-            "flops": cost.run_flops(plan.setting, plan.load, base.epochs, has_reference=True),
+            "flops": cost.run_flops(plan.memory, plan.statistics, base.schedule.epochs, has_reference=True),
             "checkpoint_bytes": checkpoints,
             "state_bytes": states,
         }
@@ -140,7 +140,7 @@ def _facts(config: PlanConfig, base: TrainConfig, tried: Sequence[tuple[dict[str
 
 
 def _all_flags(way: dict[str, Any], plan: Plan) -> str:
-    s = plan.setting
+    s = plan.memory
     found = [flags(way)] if way else []
     found += [f"--reference {plan.reference}"]
     found += [f"--micro-tokens {s.micro_tokens}"] if s.micro_tokens != memory.WHOLE_STEP else []
@@ -157,19 +157,20 @@ def _text(
     chosen: Any,
 ) -> str:
     n_ranks = max(1, config.gpus)
-    per_step = base.batch_size * cost.forward_of_example(shape, load)
+    per_step = base.schedule.batch_size * cost.forward_of_example(shape, load)
     where = f"{config.gpus} GPU{'s' * (config.gpus > 1)} of {config.gpu_memory:g} GB" if config.gpus else "this CPU"
     lines = [
-        f"{shape.n_parameters / 1e9:.2f} billion parameters on {where}; {load.n:,} examples x {base.epochs} epochs in "
-        f"steps of {base.batch_size}, {load.tokens:,.0f} tokens an example, {load.longest:,} at most",
+        f"{shape.n_parameters / 1e9:.2f} billion parameters on {where}; {load.n:,} examples x {base.schedule.epochs} "
+        f"epochs in steps of {base.schedule.batch_size}, {load.tokens:,.0f} tokens an example, "
+        f"{load.longest:,} at most",
         f"{3 * per_step / 1e12:,.1f} TFLOP a step, {4 * per_step / 1e12:,.1f} while the reference is computed",
         "",
         "GB a rank, at most:",
     ]
-    names = list(dict.fromkeys(name for _, plan in tried for name in memory.needs(plan.setting)))
+    names = list(dict.fromkeys(name for _, plan in tried for name in memory.needs(plan.memory)))
     lines += [f"  {'':34} {'total':>7}  " + "  ".join(names)]
     for way, plan in tried:
-        found = memory.needs(plan.setting)
+        found = memory.needs(plan.memory)
         cells = "  ".join(f"{found.get(name, 0) / 1e9:{len(name)}.1f}" for name in names)
         said = flags(way) or "float32 masters, whole"
         lines += [f"  {said:34} {sum(found.values()) / 1e9:7.1f}  {cells}  {'fits' if plan.fits else 'too much'}"]
@@ -177,13 +178,13 @@ def _text(
         return "\n".join(lines)
     way, plan = chosen
     checkpoints, states = plan.disk_bytes(base)
-    folders = _count(min(base.keep or base.epochs, base.epochs), "checkpoint")
+    folders = _count(min(base.checkpoints.keep_checkpoints or base.schedule.epochs, base.schedule.epochs), "checkpoint")
     return "\n".join(
         [
             *lines,
             "",
             plan.sentence(base, n_ranks) + f": {size(checkpoints)} for {folders} "
-            f"in {name_of(plan.saves)}, {size(states)} for {_count(base.keep_state, 'state')}",
+            f"in {name_of(plan.saves)}, {size(states)} for {_count(base.checkpoints.keep_state, 'state')}",
             f"flags: {_all_flags(way, plan)}",
         ]
     )

@@ -61,7 +61,7 @@ def score_under(
     """
     model = weights.build(folder)
     host.keep_pages()
-    ranks = Ranks(dtype=getattr(torch, dtype) if dtype else None)
+    ranks = Ranks.join(dtype=getattr(torch, dtype) if dtype else None)
     weights.say_if_rounded(folder, ranks.dtype)
     walk = ranks.place(FusedForward(model)).eval()
     weights.fill(model, folder, ranks.local)

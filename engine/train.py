@@ -1,4 +1,4 @@
-"""Align a checkpoint on preferences.
+"""Align a checkpoint on preferences. `train` is the loop; what it calls opens a room of its own.
 
 python -m engine.train --model DIR --data pairs.jsonl --loss apo_zero --out runs/first
 torchrun --nproc_per_node 8 -m engine.train ...                      the same on eight GPUs
@@ -6,42 +6,41 @@ torchrun --nproc_per_node 8 -m engine.train ...                      the same on
 
 import os
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 from torch import Tensor
-from tqdm import tqdm
 
 from engine import optim, weights
-from engine.config import TrainConfig, host, trl_names
+from engine.config import ALIASES, TrainConfig, host, trl_names
 from engine.distributed import Ranks
 from engine.inputs import TrainingInputs
-from engine.model import FusedForward, Llama
+from engine.model import FusedForward
 from engine.optim import SplitMasterWeights, copy_rounded
-from engine.planning import MemoryInputs, Plan
-from engine.run import Run, check_folder
+from engine.planning import Plan
+from engine.run import MetricsLog, RunFolder, Stopping, check_folder, epochs_of, last_line, save_epoch, say
 from engine.step import (
-    Batch,
+    NO_HOOKS,
     Cache,
     HeldOut,
-    LossInputs,
+    Hooks,
     MicroBatching,
-    Objective,
     ReferenceLogps,
-    Step,
-    Steps,
+    Training,
+    check_finite,
     describe_all,
-    gradient,
-    loss_of,
-    measure_saved,
-    reference,
-    score_step,
+    fill_reference,
+    fingerprint,
+    follow_reference,
+    forward_backward,
+    release_reference,
+    report,
     training_metrics,
 )
-from engine.weights import Cast
-from losses import Result
-from system import InputError, cli
+from system import cli
+
+__all__ = ["Hooks", "RunResult", "TrainConfig", "run", "train"]
 
 EXAMPLE = (
     "python -m engine.train --model path/to/Llama-3-8B-Instruct --data pairs.jsonl --loss apo_zero --out runs/first"
@@ -62,237 +61,209 @@ class RunResult:
     """The last line of metrics.jsonl."""
 
 
-def run(config: TrainConfig) -> RunResult:
+def run(config: TrainConfig, hooks: Hooks = NO_HOOKS) -> RunResult:
     """Align a policy on preferences. Everything a user gives is checked before a process group or a model is made.
 
-    Raises InputError for what the user gave, RunError where a loss or a gradient is not finite.
+    hooks: what a caller adds to the run, or watches in it (docs/python.md). Raises InputError for what the user gave,
+    RunError where a loss or a gradient is not finite.
     """
-    if config.stages > 1:
-        return _run_stages(config)
-    job = TrainingInputs(config)
-    return _train(job, ranks_of(job))
+    if config.schedule.stages > 1:
+        return _run_stages(config, hooks)
+    inputs = TrainingInputs(config)
+    return train(inputs, join(inputs), hooks)
 
 
-def ranks_of(job: TrainingInputs) -> Ranks:
-    """The processes of a run."""
-    config = job.config
-    if "used-pages" not in config.without:
+def join(inputs: TrainingInputs) -> Ranks:
+    """The processes of a run: those that torchrun started, or this one. Collective."""
+    config = inputs.config
+    if "used-pages" not in config.measuring.disable:
         host.keep_pages()
-    return Ranks(
-        dtype=getattr(torch, config.dtype) if config.dtype else None,
-        timeout=config.hang_timeout,
-        shard_size=config.shard_size,
-        splits_masters=job.splits_masters(),
-        gpu_memory=None if config.gpu_memory is None else config.gpu_memory * 1e9,
+    memory = config.memory
+    return Ranks.join(
+        dtype=getattr(torch, memory.dtype) if memory.dtype else None,
+        timeout=config.distributed.hang_timeout,
+        shard_size=config.distributed.shard_size,
+        splits_masters=inputs.splits_masters(),
+        gpu_memory=None if memory.gpu_memory is None else memory.gpu_memory * 1e9,
     )
 
 
-def _run_stages(config: TrainConfig) -> RunResult:
+def _run_stages(config: TrainConfig, hooks: Hooks) -> RunResult:
     """One run after the other on parts of the rows; each starts from, and is measured against, where the last ended."""
-    folders = [f"{config.out}/stage-{number:02d}" for number in range(1, config.stages + 1)]
+    folders = [f"{config.out}/stage-{number:02d}" for number in range(1, config.schedule.stages + 1)]
     for folder in (config.out, *folders):
-        check_folder(Path(folder), resumes=config.resumes)
+        check_folder(Path(folder), resumes=config.checkpoints.resumes)
     result: RunResult | None = None
     for part, folder in enumerate(folders):
         model = config.model if result is None else str(result.checkpoints[-1])
-        job = TrainingInputs(replace(config, model=model, out=folder), part)
-        ranks = ranks_of(job)
-        result = _train(job, ranks)
+        inputs = TrainingInputs(config.with_flags(model=model, out=folder), part)
+        ranks = join(inputs)
+        result = train(inputs, ranks, hooks)
         ranks.wait()  # the first rank writes what all go on from
-        if result.n_steps < len(job.steps):
+        if result.n_steps < len(inputs.steps):
             return result
     assert result is not None  # there is at least one stage
     return result
 
 
-def _train(job: TrainingInputs, ranks: Ranks) -> RunResult:
-    config, objective, steps, at = job.config, job.objective, job.steps, ranks.heartbeat.report_phase
-    with Run(config, steps, objective, ranks) as log, ranks.heartbeat.watch():
-        if log.find_state(lambda: job.identity(ranks)):
-            log.say(f"{log.folder}: is finished, all {len(steps)} steps of it; nothing is left to do")
-            return RunResult(log.folder, len(steps), log.place.epochs(), log.place.last_line())
-        laid_out = job.plan_run(ranks)
-        mode, split = laid_out.reference, MicroBatching.of(config, laid_out.setting.micro_tokens)
-        table = ReferenceLogps(mode, (len(job.examples), steps.n_branches), objective, config)
-        cache = Cache.of(config, lambda: reference.fingerprint(job.folder, job.examples, ranks.dtype))
-        job.facts |= {"reference": mode, "reference_cache": log.restore_table(table) or table.take(cache, ranks)}
-        job.facts["layout"] = laid_out.facts()
-        walk, masters = place_models(job, table, ranks, laid_out.setting, laid_out.saves)
-        optimizer, schedule = optim.build(walk.policy.parameters(), config, len(steps), masters)
-        log.begin(job.facts, lambda: job.identity(ranks), walk.policy, laid_out.saves)
-        log.say(f"{job.report}; {len(steps)} steps; reference: {mode}, {job.facts['reference_cache']}")
-        log.say(laid_out.sentence(config, ranks.size))
-        log.write("first_example.txt", job.first_example)
-        heldout = HeldOut(job.heldout, walk, ranks, split, moves=table.moves)
-        if mode == "precompute" and not table.is_complete:
-            precompute(table, cache, walk, steps, ranks, split, log)
-        log.restore(walk, optimizer, schedule, table)  # the policy's own initial weights are needed no more
+def train(inputs: TrainingInputs, ranks: Ranks, hooks: Hooks = NO_HOOKS) -> RunResult:
+    """The loop: one turn is one optimizer step over all ranks. Collective.
 
-        for step in steps.packed(ranks, split, done=log.n_done):
-            if objective.whole_step:
-                columns, result = whole_step(objective, walk, table, step, ranks)
-            else:
-                for batch in step.batches:
-                    ranks.set_gradient_sync(walk, batch is step.batches[-1])
-                    part = logps(walk, table, step, batch, ranks)
-                    loss = objective(part).losses.sum() / step.n_examples  # of all ranks: the split changes speed only
-                    at(step.number, "backward")
-                    loss.backward()
-                    step.add(batch, part)
-                columns = step.gather(ranks, with_reference=table.is_used)
-                result = objective(columns)
-            at(step.number, "gradient")
-            grad_norm = optim.clip(optimizer, ranks, config.max_grad_norm)
-            log.check_finite(step, columns, result, grad_norm, is_before_step=laid_out.setting.holds_gradients)
-            learning_rate = float(schedule.get_last_lr()[0])
-            at(step.number, "optimizer")
-            optimizer.step()
-            schedule.step()
-            optimizer.zero_grad()
-            log.stop_clock()
-            objective.keep(result)
-            table.remember(step, columns.ref_logps)
-            log.add(reference.follow(config, step, walk, table, ranks))
-            if step.ends_epoch:
-                log.add(heldout.measure(objective))
-                save_epoch(job, step, columns, heldout, walk, masters, ranks, laid_out, log)
-                leave(table, cache, walk, ranks)
-            log.log(step, training_metrics(columns, result), learning_rate=learning_rate, grad_norm=grad_norm)
-            must_stop = log.must_stop()
-            if must_stop or log.state_due(step):
-                log.save_state(walk, optimizer, schedule, table)
-            if must_stop:
-                break
-        log.end()
-        return RunResult(log.folder, log.n_done, log.place.epochs(), log.last)
+    inputs, ranks: what is trained on, and by which processes (`join`). hooks: what a caller adds to the loop. Raises
+    InputError where --out holds another run or memory and disk cannot hold this one, RunError where a loss or a
+    gradient is not finite, Stopped where a signal ended the run.
+    """
+    config, steps, out = inputs.config, inputs.steps, Path(inputs.config.out)
+    with (
+        Stopping(out, config.checkpoints, len(steps), ranks) as stopping,
+        RunFolder(config, ranks) as folder,
+        ranks.heartbeat.watch(),
+    ):
+        if folder.find_state(lambda: inputs.identity(ranks)):
+            say(f"{out}: is finished, all {len(steps)} steps of it; nothing is left to do")
+            return RunResult(out, len(steps), epochs_of(out), last_line(out))
+        training = build(inputs, ranks, hooks, folder)
+        heldout = score_initial_weights(inputs, training, folder, stopping)
+        folder.states.resume(training)
+        with open_log(inputs, ranks, folder) as log:
+            for step in steps.packed(ranks, training.micro_batching, done=log.n_done):
+                loss_inputs, result = forward_backward(training, step)
+                report(training, step, "gradient")
+                grad_norm = training.clip(config.optimizer.max_grad_norm)
+                check_finite(training, step, loss_inputs, result, grad_norm)
+                learning_rate = training.learning_rate
+                report(training, step, "optimizer")
+                training.update()
+                log.stop_clock()
+                hooks.on_phase(step.number, "done")
+                training.objective.keep(result)
+                training.reference.remember(step, loss_inputs.ref_logps)
+                metrics = training_metrics(loss_inputs, result)
+                metrics |= follow_reference(training, step, config.reference)
+                hooks.after_step(training, step)
+                if step.ends_epoch:
+                    metrics |= heldout.measure()
+                    metrics |= save_epoch(training, step, loss_inputs, heldout, out, config.checkpoints, stopping)
+                    release_reference(training)
+                log.write(step, metrics, learning_rate=learning_rate, grad_norm=grad_norm)
+                hooks.after_log(step, log.last)
+                must_stop = stopping.must_stop(log.n_done)
+                if must_stop or folder.states.is_due(step, len(steps)):
+                    folder.states.save(training, log)
+                if must_stop:
+                    break
+        folder.finish(log.n_done, len(steps))
+        stopping.conclude(log.n_done, keeps_states=folder.states.is_shared)
+        return RunResult(out, log.n_done, epochs_of(out), log.last)
 
 
-def place_models(
-    job: TrainingInputs, table: ReferenceLogps, ranks: Ranks, setting: MemoryInputs, saves: torch.dtype
+def build(inputs: TrainingInputs, ranks: Ranks, hooks: Hooks, folder: RunFolder) -> Training:
+    """Lays the run out, reads the models, makes the optimizer, and begins the run's folder. Collective.
+
+    Raises InputError where memory or disk cannot hold the run, and for weights that cannot be used.
+    """
+    config, steps = inputs.config, inputs.steps
+    plan = inputs.plan(ranks)
+    reference, said = read_reference(inputs, plan, ranks, folder)
+    facts = inputs.facts | {"reference": plan.reference, "reference_cache": said, "layout": plan.facts()}
+    model, masters = build_models(inputs, plan, reference, ranks)
+    optimizer = optim.build(
+        model.policy.parameters(), config.optimizer, masters, square_avg=getattr(torch, config.memory.square_avg)
+    )
+    schedule = optim.schedule(optimizer, len(steps), config.schedule.warmup_steps)
+    folder.begin(
+        lambda: inputs.identity(ranks), plan=plan, steps=steps, settings=inputs.objective.settings, facts=facts
+    )
+    say(f"{inputs.report}; {len(steps)} steps; reference: {plan.reference}, {said}")
+    say(plan.sentence(config, ranks.size))
+    folder.write("first_example.txt", inputs.first_example)
+    training = Training(
+        ranks=ranks,
+        objective=inputs.objective,
+        plan=plan,
+        model=model,
+        masters=masters,
+        reference=reference,
+        optimizer=optimizer,
+        schedule=schedule,
+        micro_batching=MicroBatching.of(config.measuring, plan.memory.micro_tokens),
+        hooks=hooks,
+        stop_ids=inputs.stop_ids,
+        beside=inputs.chat.files if inputs.chat else {},
+    )
+    hooks.begin(training)
+    return training
+
+
+def read_reference(inputs: TrainingInputs, plan: Plan, ranks: Ranks, folder: RunFolder) -> tuple[ReferenceLogps, str]:
+    """The table of the reference's log-probs, as a state or another run has it, and what was found. Collective."""
+    shape = (len(inputs.examples), inputs.steps.n_branches)
+    cache = Cache.of(inputs.config, lambda: fingerprint(inputs.folder, inputs.examples, ranks.dtype))
+    reference = ReferenceLogps(plan.reference, shape, inputs.objective, inputs.config, cache)
+    return reference, folder.read_reference(reference) or reference.read(ranks)
+
+
+def build_models(
+    inputs: TrainingInputs, plan: Plan, reference: ReferenceLogps, ranks: Ranks
 ) -> tuple[FusedForward, SplitMasterWeights | None]:
     """The policy, and the reference where the run needs it in memory, each rank's part read from the checkpoint.
 
-    Beside them the other halves of the policy's weights, where masters are split. saves: the dtype that the policy will
-    be written in. Raises InputError where its weights do not fit into that.
+    Beside them the other halves of the policy's weights, where masters are split. Raises InputError where the weights
+    do not fit into the dtype that they will be written in. Collective.
     """
-    needs_model = table.mode == "fused" and not table.is_final
-    frozen = torch.float32 if table.moves else ranks.dtype  # what moves a little does so in float32
-    reference = weights.build(job.folder, frozen) if needs_model else None
-    job.policy.recompute(setting.n_recomputed)
-    for model in filter(None, (job.policy, reference)):
-        if setting.is_compiled:
-            model.compile_blocks()
-    walk = ranks.place(FusedForward(job.policy, reference), reshards=setting.reshards)
-    masters = SplitMasterWeights(walk.policy) if setting.is_split else None
-    put = masters.put if masters else Tensor.copy_
+    policy, second = inputs.policy, None
+    if plan.reference == "fused" and not reference.is_final:
+        second = weights.build(inputs.folder, torch.float32 if reference.moves else ranks.dtype)  # small moves
+    policy.recompute(plan.memory.n_recomputed)
+    if plan.memory.is_compiled:
+        for one in filter(None, (policy, second)):
+            one.compile_blocks()
+    model = ranks.place(FusedForward(policy, second), reshards=plan.memory.reshards)
+    masters = SplitMasterWeights(policy) if plan.memory.is_split else None
     with ranks.together():
-        weights.fill(walk.policy, job.folder, ranks.local, put, within=saves)
-        if walk.reference is not None:
-            weights.fill(walk.reference, job.folder, ranks.local, put=copy_rounded if masters else Tensor.copy_)
-    return walk, masters
+        copy = masters.copy_into if masters else Tensor.copy_
+        weights.fill(policy, inputs.folder, ranks.local, copy, within=plan.saves)
+        if second is not None:
+            weights.fill(second, inputs.folder, ranks.local, copy_rounded if masters else Tensor.copy_)
+    return model, masters
 
 
-def logps(
-    walk: FusedForward, table: ReferenceLogps, step: Step, batch: Batch, ranks: Ranks, known: Tensor | None = None
-) -> LossInputs:
-    """A batch's log-probs: the policy's with gradient; the reference's from the table, or from the walk beside it.
+def score_initial_weights(inputs: TrainingInputs, training: Training, folder: RunFolder, stopping: Stopping) -> HeldOut:
+    """The held-out rows, and with --reference precompute all rows, scored by the weights that the policy starts with.
 
-    known: the reference's of the whole step [n, K], where they have been walked already.
+    They are the reference's. Collective.
     """
-    known = table.known(step) if known is None else known
-    ranks.heartbeat.report_phase(step.number, "forward")
-    found, ref_logps = walk(batch.forest.to(ranks.device), with_reference=table.is_used and known is None)
-    if known is not None:
-        ref_logps = known[batch.places].view(-1)
-    return step.columns(batch, found, ref_logps)
+    heldout = HeldOut(inputs.heldout, training)
+    heldout.score_reference()
+    if training.reference.mode == "precompute" and not training.reference.is_complete:
+        n_done = folder.states.step
+        fill_reference(training, inputs.steps, before_each=lambda: stopping.raise_if_stopped(n_done))
+    return heldout
 
 
-def whole_step(
-    objective: Objective, walk: FusedForward, table: ReferenceLogps, step: Step, ranks: Ranks
-) -> tuple[LossInputs, Result]:
-    """Backward pass of an objective that takes a statistic of the step: exact for any split into micro-batches.
-
-    The log-probs of the whole step are gathered first and the objective gives its gradient for each; every batch
-    then goes back with its slice. With several batches a rank walks each twice, without and with gradient.
-    """
-    batches = step.batches
-    with torch.set_grad_enabled(len(batches) == 1):
-        parts = [logps(walk, table, step, batch, ranks) for batch in batches]
-    for batch, part in zip(batches, parts, strict=True):
-        step.add(batch, part)
-    columns = step.gather(ranks, with_reference=table.is_used)
-    result, slopes = gradient(objective, columns)
-    for batch, part in zip(batches, parts, strict=True):
-        ranks.set_gradient_sync(walk, batch is batches[-1])
-        again = part if len(batches) == 1 else logps(walk, table, step, batch, ranks, columns.ref_logps)
-        ranks.heartbeat.report_phase(step.number, "backward")
-        again.logps.backward(gradient=slopes[batch.places].to(again.logps.device))
-    return columns, result
-
-
-def save_epoch(
-    job: TrainingInputs,
-    step: Step,
-    trained: LossInputs,
-    heldout: HeldOut,
-    walk: FusedForward,
-    masters: SplitMasterWeights | None,
-    ranks: Ranks,
-    laid_out: Plan,
-    log: Run,
-) -> None:
-    """Writes the epoch's checkpoint folder, and measures what it loses where it has fewer bits than the run computes
-    with. trained: the columns of the epoch's last step. Collective.
-
-    A weight that has grown beyond the dtype's range ends the run, with the folder in float32 in its place: nothing that
-    was trained is lost.
-    """
-
-    def write(cast: Cast) -> Path:
-        return log.save_epoch(step, walk.policy, job.stop_ids, job.chat, masters or ranks, cast)
-
-    cast = Cast(dtype=laid_out.saves, rounding=job.config.save_rounding, seed=step.number, is_split=masters is not None)
-    has_room = laid_out.setting.holds_gradients
-    try:
-        saved = measure_saved(step, trained, heldout, job.objective, walk, ranks, cast, masters, has_room=has_room)
-    except InputError as fault:
-        folder = write(Cast(dtype=torch.float32))
-        log.fault = InputError(f"{folder}: is written in float32: {fault}; go on with --resume --save-dtype float32")
-        return
-    log.add(saved)
-    folder = write(cast)
-    if lost := loss_of(cast, saved, ranks.dtype):
-        log.say(f"{folder}: {lost}")
-
-
-def precompute(
-    table: ReferenceLogps, cache: Cache, walk: FusedForward, steps: Steps, ranks: Ranks, split: MicroBatching, log: Run
-) -> None:
-    """Fills the table with the policy's own initial weights, for the rows that the run will reach, and writes it."""
-    total = min(len(steps), steps.per_epoch)
-    for step in tqdm(steps.first_epoch(), "reference", total, unit="step", disable=None if ranks.is_rank0 else True):
-        log.raise_if_stopped()  # before a step and not after the last: what is whole is written
-        table.remember(step, score_step(walk, step, ranks, split))
-    leave(table, cache, walk, ranks)
-
-
-def leave(table: ReferenceLogps, cache: Cache, walk: FusedForward, ranks: Ranks) -> None:
-    """Once the table is complete: writes it, and frees the reference's memory."""
-    if not table.is_final or table.is_written:
-        return
-    table.is_written = True
-    if ranks.is_rank0:
-        cache.write(table)
-    model, walk.reference = walk.reference, None
-    if isinstance(model, Llama):
-        ranks.release(model)
-    ranks.wait()
+def open_log(inputs: TrainingInputs, ranks: Ranks, folder: RunFolder) -> MetricsLog:
+    """The run's lines of metrics, behind those of the state that it goes on from."""
+    return MetricsLog(
+        folder.path,
+        n_steps=len(inputs.steps),
+        per_epoch=inputs.steps.per_epoch,
+        n_done=folder.states.step,
+        n_tokens=folder.states.facts.get("n_tokens", 0),
+        facts=inputs.facts,
+        writes=ranks.is_rank0,
+    )
 
 
 def main(argv: Sequence[str]) -> None:
     """The command."""
     config = cli.parse(
-        TrainConfig, argv, command="python -m engine.train", example=EXAMPLE, help_text=describe_all, peer=trl_names
+        TrainConfig,
+        argv,
+        command="python -m engine.train",
+        example=EXAMPLE,
+        help_text=describe_all,
+        peer=trl_names,
+        aliases=ALIASES,
     )
     result = run(config)
     if os.environ.get("RANK", "0") == "0":

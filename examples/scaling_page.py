@@ -46,8 +46,9 @@ python -m engine.plan --shape llama3-70b --gpus 64 --gpu-memory 80 --json
   larger steps are another run, whose learning rate has to be found.
 
 """
-DISK = """GB of the paper's 18 epoch folders by `--save-dtype`, and of a state with whole masters and RMSProp. `--keep
-3` keeps three folders, a sixth of that; `--state-every 0` keeps no state but that of a run that is stopped.
+DISK = """GB of the paper's 18 epoch folders by `--save-dtype`, and of a state with whole masters and RMSProp.
+`--keep-checkpoints 3` keeps three folders, a sixth of that; `--state-every 0` keeps no state but that of a run that is
+stopped.
 """
 TAIL = """
 ## Where this design stops
@@ -60,8 +61,8 @@ blocks, and at 405 billion the vocabulary's ends alone, are large against what a
 for sequences of tens of thousands of tokens, where attention no longer fits. None of these is here. For such models
 take torchtitan, NeMo RL or Megatron-Bridge, with the objectives of `losses/`, which need no more than log-probs.
 
-One GPU's layout (`--master split`) is for one process. Eight independent runs on eight GPUs communicate nothing: for a
-sweep over objectives that is the faster way to use a node.
+One GPU's layout (`--master-weights split`) is for one process. Eight independent runs on eight GPUs communicate
+nothing: for a sweep over objectives that is the faster way to use a node.
 """
 
 
@@ -73,7 +74,7 @@ def main() -> None:
 def page() -> str:
     """The page's text."""
     lines = ["## One GPU", "", "| model | layout | GB | pass | hours |", "|---|---|---|---|---|"]
-    lines += [_one_gpu(way) for way in ({"master": "whole"}, *plan.WAYS)]
+    lines += [_one_gpu(way) for way in ({"master_weights": "float32"}, *plan.WAYS)]
     lines += ["", "## Many GPUs of 80 GB", ""]
     lines += ["| model | GPUs | layout | pairs a step | GB | s a step: computing, communicating | hours |"]
     lines += ["|" + "---|" * 7]
@@ -90,7 +91,7 @@ def page() -> str:
 
 def _plan(name: str, config: TrainConfig, n_gpus: int, budget: int) -> Plan:
     shape = LlamaConfig.parse(raw_config(name), name)
-    load = TokenStatistics.of_the_paper(config.batch_size, n_gpus)
+    load = TokenStatistics.of_the_paper(config.schedule.batch_size, n_gpus)
     return plan.plan_run(
         config, shape, ["fused", "precompute"], load,
         device="cuda", dtype=torch.bfloat16, n_ranks=n_gpus, budget=budget,
@@ -100,8 +101,8 @@ def _plan(name: str, config: TrainConfig, n_gpus: int, budget: int) -> Plan:
 def _one_gpu(way: dict) -> str:
     config = TrainConfig(model="", data=("",), out="", **way)
     found = _plan("llama3-8b", config, 1, MEMORY)
-    s, size = found.setting, memory.total(found.setting) / 1e9
-    said = plan.flags(way) if way["master"] == "split" else "float32 masters, whole"
+    s, size = found.memory, memory.total(found.memory) / 1e9
+    said = plan.flags(way) if way["master_weights"] == "split" else "float32 masters, whole"
     if not found.fits:
         return f"| llama3-8b | `{said}` | {size:.0f}: too much | | |"
     again = f", {s.n_recomputed} blocks again" if s.n_recomputed else ""
@@ -121,11 +122,11 @@ def _many(name: str, n_gpus: int, batch: int, *, shard_size: int | None) -> str:
     config = TrainConfig(model="", data=("",), out="", batch_size=batch, shard_size=shard_size)
     found = _plan(name, config, n_gpus, MEMORY)
     said = f"hybrid, {shard_size}" if shard_size else "full"
-    size = memory.total(found.setting) / 1e9
+    size = memory.total(found.memory) / 1e9
     if not found.fits:
         return f"| {name} | {n_gpus:,} | {said} | {batch:,} | {size:.0f}: too much | | |"
-    computing, communicating = cost.step_seconds(found.setting, found.load, batch, n_gpus)
-    steps = -(-found.load.n // batch) * config.epochs
+    computing, communicating = cost.step_seconds(found.memory, found.statistics, batch, n_gpus)
+    steps = -(-found.statistics.n // batch) * config.schedule.epochs
     best, worst = (steps * seconds / 3600 for seconds in (max(computing, communicating), computing + communicating))
     seconds = f"{computing:.2f}, {communicating:.2f}"
     return f"| {name} | {n_gpus:,} | {said} | {batch:,} | {size:.0f} | {seconds} | {best:.2f} to {worst:.2f} |"

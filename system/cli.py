@@ -13,10 +13,11 @@ import os
 import re
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Protocol, TypeVar
+from typing import Annotated, Any, NamedTuple, Protocol, TypeVar
 
+import docstring_parser
 import tyro
 import yaml
 
@@ -49,6 +50,69 @@ class Peer(Protocol):
 _FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 _OF_DISKS = (*_FULL, errno.EROFS, errno.EIO)
 
+
+class Flag(NamedTuple):
+    """Where a flag's value stands in a configuration."""
+
+    subject: str
+    """The field of the configuration that it belongs to; "" for the configuration itself."""
+    name: str
+    """Its field there."""
+    type: Any
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Aliases:
+    """Other names of a command's flags, as fields are spelled ("-" as "_")."""
+
+    names: Mapping[str, str]
+    """Names that stay: another one -> the flag's."""
+    former: Mapping[str, str]
+    """Names of a release before, of which it is said what they are called now."""
+    values: Mapping[tuple[str, str], str]
+    """(former name, its value) -> the value now."""
+
+    def translate(self, given: Mapping[str, Any]) -> dict[str, Any]:
+        """Settings under the flags' own names. Raises InputError where one has two values under two names."""
+        made: dict[str, Any] = {}
+        for name, value in given.items():
+            known, value = self.known(name), self.value(name, value)
+            if made.setdefault(known, value) != value:
+                raise InputError(f"--{_typed(name)} and --{_typed(known)}: two names of one setting; keep one")
+        return made
+
+    def known(self, name: str) -> str:
+        """The flag's own name; said where a former one was given."""
+        if name in self.former:
+            notify(f"--{_typed(name)} is called --{_typed(self.former[name])} now; the old name goes with release 0.3")
+        return self.former.get(name) or self.names.get(name, name)
+
+    def value(self, name: str, value: Any) -> Any:
+        """A value that was given under a name, as it is called now."""
+        return self.values.get((name, value), value) if isinstance(value, str) else value
+
+    def typed(self, argv: Sequence[str]) -> list[str]:
+        """The same arguments with the flags' own names."""
+        given = {
+            argument.removeprefix("--").partition("=")[0].replace("-", "_") for argument in argv if argument[:2] == "--"
+        }
+        for other, name in {**self.names, **self.former}.items():
+            if {other, name} <= given:
+                raise InputError(f"--{_typed(other)} and --{_typed(name)}: two names of one setting; keep one")
+        made: list[str] = []
+        former = ""  # the flag that the value behind it belongs to
+        for argument in argv:
+            name, equals, value = argument.removeprefix("--").partition("=")
+            name = name.replace("-", "_")
+            if argument.startswith("--") and name in {**self.former, **self.names}:
+                made.append(f"--{_typed(self.known(name))}{equals}{self.value(name, value)}")
+            else:
+                made.append(self.value(former, argument))
+            former = name if argument.startswith("--") else former
+        return made
+
+
+NO_ALIASES = Aliases(names={}, former={}, values={})
 FACTS = "facts"
 """The key of a run's config.yaml that holds what was found, not what was asked for: not read back as a setting."""
 
@@ -61,24 +125,27 @@ def parse(
     example: str,
     help_text: Callable[[], str] = str,
     peer: Peer | None = None,
+    aliases: Aliases = NO_ALIASES,
 ) -> Config:
     """The configuration that argv (and the file named by its --config) describes.
 
     command: "python -m engine.train", for help and messages. example: a complete line, shown where argv is empty.
-    help_text: gives what is printed after the flags. peer: another program's names, understood in the file. Raises
-    InputError; prints the help and leaves with 0 for --help.
+    help_text: gives what is printed after the flags. peer: another program's names, understood in the file. aliases:
+    other names of flags. Raises InputError; prints the help and leaves with 0 for --help.
     """
     if not argv:
         raise InputError(f"{command} needs arguments, such as: {example}")
     if any(not argument.isascii() and "\udc80" <= max(argument) <= "\udcff" for argument in argv):
         raise InputError(f"{command}: an argument is not UTF-8; type it anew")
-    _refuse_repeated(argv, [f.name for f in dataclasses.fields(config) if "tuple" in str(f.type)])  # pyright: ignore[reportArgumentType]
-    fields = {f.name: f.type in (bool, "bool") for f in dataclasses.fields(config) if f.init}  # pyright: ignore[reportArgumentType]
-    wanted, dotted = _take_dotted([*_from_file(argv, fields, peer), *argv], "hyperparameters" in fields)
+    argv, flags = aliases.typed(argv), flags_of(config)
+    _refuse_repeated(argv, [name for name, flag in flags.items() if "tuple" in str(flag.type)])
+    fields = {name: flag.type in (bool, "bool") for name, flag in flags.items()}
+    wanted, dotted = _take_dotted([*_from_file(argv, fields, peer, aliases), *argv], "hyperparameters" in fields)
     if any(argument in ("-h", "--help") for argument in argv):
         wanted = ["--help"]
     heard = io.StringIO()
     try:
+        join_help(config)
         with contextlib.redirect_stderr(heard):
             made = tyro.cli(config, prog=command, args=wanted, config=(tyro.conf.OmitArgPrefixes,))
     except SystemExit as leaving:
@@ -87,6 +154,46 @@ def parse(
         print(help_text())
         raise
     return dataclasses.replace(made, hyperparameters=dotted) if dotted else made  # pyright: ignore[reportArgumentType]
+
+
+def flags_of(config: type) -> dict[str, Flag]:
+    """Every flag of a configuration ("-" as "_"): its own fields, and those of the fields that are dataclasses."""
+    found: dict[str, Flag] = {}
+    for f in dataclasses.fields(config):
+        if dataclasses.is_dataclass(f.type):
+            parts = flags_of(f.type)  # pyright: ignore[reportArgumentType]
+            found |= {flag: Flag(f.name, part.name, part.type) for flag, part in parts.items()}
+        else:
+            found[_name_of(f)] = Flag("", f.name, f.type)
+    return found
+
+
+def flag_of(config: type, name: str) -> str:
+    """A field's flag, as it is typed, without its dashes."""
+    return next(_typed(_name_of(f)) for f in dataclasses.fields(config) if f.name == name)
+
+
+def _name_of(f: "dataclasses.Field[Any]") -> str:
+    """The flag of a field ("-" as "_"): tyro's name for it where it has one, or its own."""
+    markers = getattr(f.type, "__metadata__", ())
+    return next((m.name for m in markers if getattr(m, "name", None)), f.name).replace("-", "_")
+
+
+def _typed(name: str) -> str:
+    return name.replace("_", "-")
+
+
+def join_help(config: type) -> None:
+    """Joins the lines of fields' docstrings: tyro would break a sentence where its source does."""
+    for kind in (config, *(f.type for f in dataclasses.fields(config) if dataclasses.is_dataclass(f.type))):
+        for base in kind.__mro__:  # pyright: ignore[reportAttributeAccessIssue]
+            if not dataclasses.is_dataclass(base) or "_help_is_joined" in vars(base):
+                continue
+            for said in docstring_parser.parse_from_object(base).params:
+                if said.arg_name in base.__annotations__:
+                    marker = tyro.conf.arg(help=" ".join((said.description or "").split()))
+                    base.__annotations__[said.arg_name] = Annotated[base.__annotations__[said.arg_name], marker]
+            base._help_is_joined = True  # pyright: ignore[reportAttributeAccessIssue]
 
 
 def run(main: Callable[[Sequence[str]], None]) -> None:
@@ -181,7 +288,7 @@ def _refuse_repeated(argv: Sequence[str], names: Sequence[str]) -> None:
         raise InputError(f"--{flag} stands twice; give it once, with several values behind it: --{flag} a b")
 
 
-def _from_file(argv: Sequence[str], fields: dict[str, bool], peer: Peer | None) -> list[str]:
+def _from_file(argv: Sequence[str], fields: dict[str, bool], peer: Peer | None, aliases: Aliases) -> list[str]:
     """The flags that --config FILE stands for. Scalars stay the text that was typed; the flags' types convert them."""
     path = _value_of("--config", argv)
     if path is None:
@@ -196,6 +303,8 @@ def _from_file(argv: Sequence[str], fields: dict[str, bool], peer: Peer | None) 
             raise InputError(f"{path}: {fault}") from None
     for key, value in settings.items():
         name = key.replace("-", "_")
+        value = aliases.value(name, value)
+        name = name if name in fields else aliases.known(name)
         if name not in fields and "." not in name:
             near = difflib.get_close_matches(name, fields, n=1)
             raise InputError(
@@ -272,7 +381,7 @@ def _one_sentence(box: str) -> str:
     lines = [re.sub(r"[│╭╮╰╯]", "", line).strip() for line in box.splitlines()[1:]]
     end = next((i for i, line in enumerate(lines) if line.startswith("──")), len(lines))
     said = " ".join(lines[:end]).strip().replace("Error parsing ", "")
-    if refused := re.match(r"\w+Config: (--.*)", said):  # a check of the configuration's own, whole as it is
+    if refused := re.match(r"[\w-]+: (--.*)", said):  # a check of the configuration's own, whole as it is
         return refused[1]
     near = re.search(r"Perhaps you meant.*?(--[\w-]+)", " ".join(lines[end:]))
     return said + (f"; perhaps {near[1]}" if near else "; see --help")

@@ -27,6 +27,7 @@ from data.rows import Example, Limits, Reading, Record, open_model, read_example
 from data.text import Message
 from engine import weights
 from engine.bench.measure import PARTS
+from engine.config import ALIASES, MasterWeights
 from engine.model import SHAPES, Llama, LlamaConfig, raw_config
 from engine.planning import DATASHEET
 from system import InputError, RunError, cli, files
@@ -56,7 +57,7 @@ class BenchConfig:
     """Objective."""
     micro_tokens: int | None = None
     """Most tokens in one forward and backward pass. Unset: as engine.train does."""
-    master: Literal["auto", "whole", "split"] = "auto"
+    master_weights: MasterWeights = "auto"
     """As engine.train's."""
     square_avg: Literal["float32", "bfloat16"] = "float32"
     """As engine.train's."""
@@ -89,7 +90,7 @@ class BenchConfig:
 
 def main(argv: Sequence[str]) -> None:
     """The command."""
-    config = cli.parse(BenchConfig, argv, command="python -m engine.bench", example=EXAMPLE)
+    config = cli.parse(BenchConfig, argv, command="python -m engine.bench", example=EXAMPLE, aliases=ALIASES)
     if config.peer and not _has_trl():
         raise InputError("--peer trl: TRL is not installed; pip install -e '.[peer]'")
     with tempfile.TemporaryDirectory() as folder:
@@ -125,9 +126,9 @@ class Bench:
             kinds["one process"] = {"ranks": 1}
         if c.ablate:
             kinds |= {
-                f"without {saving}": {"without": [saving]} for saving in SAVINGS if saving != "balance" or c.ranks > 1
+                f"without {saving}": {"disable": [saving]} for saving in SAVINGS if saving != "balance" or c.ranks > 1
             }
-            kinds["without any"] = {"without": list(SAVINGS)}
+            kinds["without any"] = {"disable": list(SAVINGS)}
             others = ["no"] if torch.cuda.is_available() else ["yes"]
             kinds |= {f"compile: {kind}": {"compile": kind} for kind in others}
         peers = {f"TRL, {n} at a time": n for n in (1, 2, 4)} if c.peer else {}
@@ -149,8 +150,9 @@ class Bench:
         settings: dict[str, Any] = {
             "model": str(self._model), "data": [str(self._rows)], "out": str(self._folder / self._next()),
             "loss": c.loss, "epochs": 2 if c.reference == "fused" else 1, "batch_size": c.batch_size,
-            "micro_tokens": c.micro_tokens, "dtype": c.dtype, "keep": 1, "state_every": 0, "reference": c.reference,
-            "master": c.master, "square_avg": c.square_avg, "gpu_memory": c.gpu_memory,
+            "micro_tokens": c.micro_tokens, "dtype": c.dtype, "keep_checkpoints": 1, "state_every": 0,
+            "reference": c.reference,
+            "master_weights": c.master_weights, "square_avg": c.square_avg, "gpu_memory": c.gpu_memory,
         }  # fmt: skip
         settings |= {k: v for k, v in changes.items() if k != "ranks"}
         more = {"kernels": kernels and not torch.cuda.is_available(), "profile": c.profile if kernels else None}

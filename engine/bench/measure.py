@@ -1,7 +1,8 @@
-"""One measured run: the real training, in a process of its own, with a stopwatch put on it from outside.
+"""One measured run: the real training, in a process of its own, watched through its hooks.
 
-The training code holds no timing but that of its steps. Here its functions are wrapped: each span of time goes to the
-innermost one, so that the parts add up to the whole. Started by engine/bench/bench.py, one process or many:
+The training code holds no timing but that of its steps; the loop says when a part of a step begins. Gathers and sums
+of sharded weights are hidden behind forward and backward passes, and counted there. Started by engine/bench/bench.py,
+one process or many:
 
     python -c "from engine.bench.measure import main; main()" job.json
 """
@@ -12,118 +13,95 @@ import os
 import sys
 import time
 from collections import defaultdict
-from collections.abc import Callable, Iterator
-from dataclasses import replace
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
 import yaml
+from torch import Tensor, nn
 
 from data.forest import Forest, pack
-from engine import optim, train, weights
+from engine import weights
 from engine.config import TrainConfig, world_size
-from engine.distributed import Ranks
 from engine.inputs import TrainingInputs
-from engine.model import FusedForward, Head, head
-from engine.optim import SplitRMSprop
+from engine.model import FusedForward, Head, LlamaConfig
 from engine.planning import forward_flops, kernel_seconds, matmul_peak
-from engine.run import Run
-from engine.step import MicroBatching, Step, Steps
+from engine.step import Hooks, MicroBatching, Step, Training
+from engine.train import join, train
 from system import cli
 
-PARTS = ("data", "forward", "head", "backward", "optimizer", "communication", "idle")
+PHASES = {
+    "forward": "forward",
+    "backward": "backward",
+    "gather": "communication",
+    "gradient": "optimizer",
+    "optimizer": "optimizer",
+    "done": "idle",
+}
+"""Of the loop's phases, which part of a step they are."""
+PARTS = ("data", "forward", "head", "backward", "optimizer", "communication")
 
 
 class Stopwatch:
-    """Seconds spent in wrapped functions, each second counted for the innermost."""
+    """Seconds by what was being done: each belongs to one part, so that the parts add up to the whole."""
 
     def __init__(self) -> None:
         self.seconds: dict[str, float] = defaultdict(float)
-        self._open: list[str] = []
+        self._part, self._around = "idle", "idle"
         self._since = time.perf_counter()
 
-    def turn(self, label: str | None) -> None:
-        """Ends the span that runs and begins another; None goes back to the one around it."""
-        if torch.cuda.is_available():
-            torch.cuda.synchronize()
+    def turn(self, part: str) -> None:
+        """Ends the part that runs, and begins another."""
         now = time.perf_counter()
-        self.seconds[self._open[-1] if self._open else "idle"] += now - self._since
-        self._since = now
-        if label is None:
-            self._open.pop()
-        else:
-            self._open.append(label)
+        self.seconds[self._part] += now - self._since
+        self._part, self._since = part, now
 
-    def wrap(self, owner: Any, name: str, label: str) -> None:
-        """Replaces owner.name by a function that does the same and is timed."""
-        static = isinstance(vars(owner).get(name), staticmethod)
-        function: Callable[..., Any] = getattr(owner, name)
+    def enter(self, part: str) -> None:
+        """Begins a part inside the one that runs."""
+        self._around = self._part
+        self.turn(part)
 
-        @functools.wraps(function)
-        def timed(*arguments: Any, **more: Any) -> Any:
-            self.turn(label)
-            try:
-                return function(*arguments, **more)
-            finally:
-                self.turn(None)
+    def leave(self) -> None:
+        """Goes back to the one around it."""
+        self.turn(self._around)
 
-        setattr(owner, name, staticmethod(timed) if static else timed)
-
-    def restart(self) -> None:
-        """Forgets what was measured; the spans that are open go on."""
-        self.turn("idle")
-        self.turn(None)
-        self.seconds.clear()
+    def take(self) -> dict[str, float]:
+        """What was measured since the last call; the part that runs goes on."""
+        self.turn(self._part)
+        found, self.seconds = dict(self.seconds), defaultdict(float)
+        return found
 
 
-def watch(stopwatch: Stopwatch) -> None:
-    """Puts the stopwatch on the training path."""
-    from engine.distributed import fsdp  # a second of imports that engine.bench --help does without
+def watch_head(head: Head, stopwatch: Stopwatch) -> None:
+    """Counts the head's forward and backward pass as a part of its own."""
 
-    stopwatch.wrap(FusedForward, "forward", "forward")
-    stopwatch.wrap(Head, "forward", "head")
-    stopwatch.wrap(head.TargetLogps, "backward", "head")
-    stopwatch.wrap(torch.Tensor, "backward", "backward")
-    for optimizer in (torch.optim.RMSprop, SplitRMSprop, torch.optim.AdamW):
-        stopwatch.wrap(optimizer, "step", "optimizer")
-    stopwatch.wrap(optim, "clip", "optimizer")
-    for owner, name in [(Ranks, "sum"), *fsdp.collectives()]:
-        stopwatch.wrap(owner, name, "communication")
-    packed = Steps.packed
+    def after(_: Any, given: tuple[Tensor, ...], logps: Tensor) -> None:
+        stopwatch.leave()
+        if logps.requires_grad:  # the gradient reaches the log-probs first, and the hidden states last
+            logps.register_hook(lambda _: stopwatch.enter("head"))
+            given[0].register_hook(lambda _: stopwatch.leave())
 
-    def timed(self: Steps, *arguments: Any, **named: Any) -> Iterator[Step]:
-        steps = packed(self, *arguments, **named)
-        while True:
-            stopwatch.turn("data")
-            step = next(steps, None)
-            stopwatch.turn(None)
-            if step is None:
-                return
-            yield step
-
-    Steps.packed = timed  # pyright: ignore[reportAttributeAccessIssue]
+    head.register_forward_pre_hook(lambda *_: stopwatch.enter("head"))
+    head.register_forward_hook(after)
 
 
 class Counter:
-    """Operations executed, by what the walk is handed: looked at between steps, so that no GPU is waited for in one."""
+    """Operations executed, by what the models are handed: looked at between steps, so that no GPU is waited for."""
 
     def __init__(self) -> None:
-        self._walked: list[tuple[FusedForward, Forest, bool, bool]] = []
-        walk = FusedForward.forward
+        self._passed: list[tuple[FusedForward, Forest, bool, bool]] = []
 
-        @functools.wraps(walk)
-        def noted(model: FusedForward, forest: Forest, *, with_reference: bool) -> Any:
-            both = with_reference and model.reference is not None
-            self._walked.append((model, forest, torch.is_grad_enabled(), both))
-            return walk(model, forest, with_reference=with_reference)
-
-        FusedForward.forward = noted  # pyright: ignore[reportAttributeAccessIssue]
+    def note(self, model: nn.Module, given: tuple[Forest], named: dict[str, bool], _: Any) -> None:
+        """A forward pass of policy and reference (a forward hook's arguments)."""
+        assert isinstance(model, FusedForward)
+        both = named["with_reference"] and model.reference is not None
+        self._passed.append((model, given[0], torch.is_grad_enabled(), both))
 
     def take(self) -> int:
         """Of the passes since the last call."""
-        found = sum(_executed(*passed) for passed in self._walked)
-        self._walked.clear()
+        found = sum(_executed(*passed) for passed in self._passed)
+        self._passed.clear()
         return found
 
 
@@ -166,51 +144,15 @@ def measure(config: TrainConfig, *, kernels: bool = False, profile: str | None =
     The first step of every epoch is a warm-up and not counted. kernels: time the kernels of a step alone, too.
     """
     before = resident()
-    stopwatch, counter = Stopwatch(), Counter()
-    if not torch.cuda.is_available():
-        watch(stopwatch)
-    kernel_table = KernelTable(Path(profile)) if profile else None
-    shape = weights.build(Path(config.model)).config
-    epochs: dict[int, dict[str, Any]] = {}
-    spans: dict[str, float] = {}
-    log, stop_clock = Run.log, Run.stop_clock
-
-    def count(run: Run, step: Step, *arguments: Any, **more: Any) -> None:
-        executed = counter.take()
-        if step.epoch in epochs:
-            found = epochs[step.epoch]
-            blocks, rows = forward_flops(shape, pack(step.examples))
-            known = {
-                "pairs": step.n_examples,
-                "tokens": step.n_tokens,
-                "seconds": run.step_seconds,
-                "flops": executed * world_size(),
-                # The reference is worth one pass, where it walks.
-                "useful_flops": (4 if step.epoch == 1 and config.reference != "precompute" else 3) * (blocks + rows),
-            }
-            for name, value in (known | spans).items():
-                found[name] += value
-            found["step_seconds"] = [*found.get("step_seconds", []), run.step_seconds]
-        epochs.setdefault(step.epoch, defaultdict(float))
-        stopwatch.restart()  # before the line is written: that counts into the next step
-        log(run, step, *arguments, **more)
-        if kernel_table is not None:
-            kernel_table.follow(step.number, len(run.steps))
-
-    def keep(run: Run) -> None:
-        stop_clock(run)
-        stopwatch.turn("idle")
-        stopwatch.turn(None)
-        spans.clear()
-        spans.update(stopwatch.seconds)
-
-    Run.log = count  # pyright: ignore[reportAttributeAccessIssue]
-    Run.stop_clock = keep  # pyright: ignore[reportAttributeAccessIssue]
-    result = train.run(config)
+    watched = Watched(config, Path(profile) if profile else None)
+    inputs = TrainingInputs(config)
+    ranks = join(inputs)
+    watched.n_steps = len(inputs.steps)
+    result = train(inputs, ranks, watched.hooks())
     has_cuda = torch.cuda.is_available()
     peak = torch.cuda.max_memory_reserved() if has_cuda else resident(peak=True) - before
     made: dict[str, Any] = {
-        "epochs": [epochs[e] for e in sorted(epochs)],
+        "epochs": [watched.epochs[e] for e in sorted(watched.epochs)],
         "peak_bytes": peak,
         "allocated_bytes": torch.cuda.max_memory_allocated() if has_cuda else peak,
         "loss": result.metrics["loss"],
@@ -224,19 +166,73 @@ def measure(config: TrainConfig, *, kernels: bool = False, profile: str | None =
     return made
 
 
+class Watched:
+    """A run seen through its hooks."""
+
+    def __init__(self, config: TrainConfig, profile: Path | None) -> None:
+        """profile: a file for what the kernels of the last step take on a GPU."""
+        self._config = config
+        self._stopwatch, self._counter = Stopwatch(), Counter()
+        self._kernels = KernelTable(profile) if profile else None
+        self.n_steps = 0
+        """Steps of the run."""
+        self.epochs: dict[int, dict[str, Any]] = {}
+        """What each epoch took, but for its first step, which is a warm-up."""
+
+    def hooks(self) -> Hooks:
+        """What the loop is given."""
+        return Hooks(begin=self._begin, on_phase=self._on_phase, after_log=self._after_log)
+
+    def _begin(self, training: Training) -> None:
+        training.model.register_forward_hook(self._counter.note, with_kwargs=True)
+        if not torch.cuda.is_available():  # there the host would have to wait for each part
+            watch_head(training.policy.head, self._stopwatch)
+
+    def _on_phase(self, _: int, phase: str) -> None:
+        self._stopwatch.turn(PHASES[phase])
+
+    def _after_log(self, step: Step, line: Mapping[str, float]) -> None:
+        executed, seconds = self._counter.take(), self._stopwatch.take()
+        if step.epoch in self.epochs:
+            config = self._config
+            found = self.epochs[step.epoch]
+            blocks, rows = forward_flops(self._shape, pack(step.examples))
+            # The reference is worth one pass, where it walks.
+            n_passes = 4 if step.epoch == 1 and config.reference.mode != "precompute" else 3
+            known = {
+                "pairs": len(step.batch),
+                "tokens": step.batch.n_tokens,
+                "seconds": line["perf/step_seconds"],
+                "flops": executed * world_size(),
+                "useful_flops": n_passes * (blocks + rows),
+            }
+            parts = {} if torch.cuda.is_available() else {p: seconds[p] for p in PARTS if p in seconds}
+            for name, value in (known | parts).items():
+                found[name] += value
+            found["step_seconds"] = [*found.get("step_seconds", []), line["perf/step_seconds"]]
+        self.epochs.setdefault(step.epoch, defaultdict(float))
+        if self._kernels is not None:
+            self._kernels.follow(step.number, self.n_steps)
+        self._stopwatch.turn("data")
+
+    @functools.cached_property
+    def _shape(self) -> LlamaConfig:
+        return weights.build(Path(self._config.model)).config
+
+
 def _alone(config: TrainConfig) -> dict[str, Any]:
     """What the device reaches on a plain product, and how long the kernels of the first step's batches take alone."""
-    job = TrainingInputs(replace(config, out=config.out + "-kernels"))
-    ranks = train.ranks_of(job)
-    split = MicroBatching.of(config, job.plan_run(ranks).setting.micro_tokens)
-    model = job.policy.to_empty(device=ranks.device).to(ranks.dtype)
-    step = job.steps.step(1)
+    inputs = TrainingInputs(config.with_flags(out=config.out + "-kernels"))
+    ranks = join(inputs)
+    split = MicroBatching.of(config.measuring, inputs.plan(ranks).memory.micro_tokens)
+    model = inputs.policy.to_empty(device=ranks.device).to(ranks.dtype)
+    batch = inputs.steps.step(1).batch
     seconds: dict[str, float] = defaultdict(float)
-    for batch in step.pack(ranks, split):
-        for part, value in kernel_seconds(model, batch.forest.to(ranks.device)).items():
+    for micro in batch.pack(ranks, split):
+        for part, value in kernel_seconds(model, micro.forest.to(ranks.device)).items():
             seconds[part] += value
     peak = matmul_peak(ranks.dtype, ranks.device) * ranks.size
-    return {"matmul_peak": peak, "kernels": {part: value / step.n_examples for part, value in seconds.items()}}
+    return {"matmul_peak": peak, "kernels": {part: value / len(batch) for part, value in seconds.items()}}
 
 
 def resident(*, peak: bool = False) -> int:

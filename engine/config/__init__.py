@@ -1,6 +1,42 @@
 """What a run is asked for: settings by subject, TRL's names for them, and the host's memory allocator."""
 
 from engine.config import host, trl_names
-from engine.config.train_config import Rounding, TrainConfig, packing_of, world_size
+from engine.config.train_config import (
+    ALIASES,
+    FLAGS,
+    CheckpointConfig,
+    DataConfig,
+    DistributedConfig,
+    MasterWeights,
+    MeasuringConfig,
+    MemoryConfig,
+    ObjectiveConfig,
+    OptimizerConfig,
+    ReferenceConfig,
+    Rounding,
+    SaveDtype,
+    ScheduleConfig,
+    TrainConfig,
+    world_size,
+)
 
-__all__ = ["Rounding", "TrainConfig", "host", "packing_of", "trl_names", "world_size"]
+__all__ = [
+    "ALIASES",
+    "FLAGS",
+    "CheckpointConfig",
+    "DataConfig",
+    "DistributedConfig",
+    "MasterWeights",
+    "MeasuringConfig",
+    "MemoryConfig",
+    "ObjectiveConfig",
+    "OptimizerConfig",
+    "ReferenceConfig",
+    "Rounding",
+    "SaveDtype",
+    "ScheduleConfig",
+    "TrainConfig",
+    "host",
+    "trl_names",
+    "world_size",
+]

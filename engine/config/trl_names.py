@@ -23,7 +23,7 @@ RENAMED = {
     "num_train_epochs": "epochs",
     "max_prompt_length": "max_prompt_tokens",
     "max_completion_length": "max_response_tokens",
-    "save_total_limit": "keep",
+    "save_total_limit": "keep_checkpoints",
     "ref_model_mixup_alpha": "reference_update_alpha",
     "ref_model_sync_steps": "reference_update_steps",
 }

@@ -53,14 +53,8 @@ class Ranks:
         splits_masters: bool = False,
         gpu_memory: float | None = None,
     ) -> None:
-        """Joins the ranks that torchrun started, or is alone.
-
-        dtype: of compute; bf16 on CUDA, else float32. timeout: seconds that a collective waits. shard_size: ranks that
-        share one copy of the weights; all where it is None. splits_masters: nothing is wrapped, the weights are bf16
-        (engine/split.py). gpu_memory: bytes that the allocator may take. Raises InputError where copies do not come out
-        even.
-        """
-        self._timeout = timeout
+        """See `join`, by which they are made: here nothing is communicated yet."""
+        self._timeout, self._gpu_memory = timeout, gpu_memory
         self.rank = int(os.environ.get("RANK", "0"))
         self.size = world_size()
         has_cuda = torch.cuda.is_available()
@@ -71,22 +65,57 @@ class Ranks:
             raise InputError(f"--shard-size: {self.size} ranks are not groups of {shard_size}; name a divisor")
         self.splits_masters = splits_masters
         self.is_sharded = not splits_masters and (self.size > 1 or has_cuda or self.dtype != torch.float32)
-        if has_cuda:
-            torch.cuda.set_device(self.device)
-            if gpu_memory is not None:
-                whole = torch.cuda.get_device_properties(self.device).total_memory
-                torch.cuda.set_per_process_memory_fraction(min(1.0, gpu_memory / whole), self.device)
+        self.heartbeat = Heartbeat(None, self.rank, self.size)
+
+    @classmethod
+    def join(
+        cls,
+        *,
+        dtype: torch.dtype | None = None,
+        timeout: float = 600.0,
+        shard_size: int | None = None,
+        splits_masters: bool = False,
+        gpu_memory: float | None = None,
+    ) -> "Ranks":
+        """Joins the ranks that torchrun started, or is alone. Collective.
+
+        dtype: of compute; bf16 on CUDA, else float32. timeout: seconds that a collective waits. shard_size: ranks that
+        share one copy of the weights; all where it is None. splits_masters: nothing is wrapped, the weights are bf16
+        (engine/optim/split_master.py). gpu_memory: bytes that the allocator may take. Raises InputError where copies do
+        not come out even.
+        """
+        ranks = cls(
+            dtype=dtype,
+            timeout=timeout,
+            shard_size=shard_size,
+            splits_masters=splits_masters,
+            gpu_memory=gpu_memory,
+        )
+        ranks._take_device()
+        ranks._meet()
+        return ranks
+
+    def _take_device(self) -> None:
+        if self.device.type != "cuda":
+            return
+        torch.cuda.set_device(self.device)
+        if self._gpu_memory is not None:
+            whole = torch.cuda.get_device_properties(self.device).total_memory
+            torch.cuda.set_per_process_memory_fraction(min(1.0, self._gpu_memory / whole), self.device)
+
+    def _meet(self) -> None:
+        """Makes the process group, and the notes that ranks leave for one another."""
         if self.is_sharded:
-            backend = "cpu:gloo,cuda:nccl" if has_cuda else "gloo"
+            backend = "cpu:gloo,cuda:nccl" if self.device.type == "cuda" else "gloo"
             if not dist.is_initialized():  # one group a process: a second meeting would read the first's addresses
                 if self.size > 1:
                     _die_with_parent()
-                    dist.init_process_group(backend, timeout=timedelta(seconds=timeout))
+                    dist.init_process_group(backend, timeout=timedelta(seconds=self._timeout))
                 else:  # alone: no address to meet at
                     dist.init_process_group(backend, store=HashStore(), rank=0, world_size=1)
                 atexit.register(dist.destroy_process_group)
-        store = distributed_c10d._get_default_store() if self.size > 1 else None
-        self.heartbeat = Heartbeat(store, self.rank, self.size)
+        if self.size > 1:
+            self.heartbeat = Heartbeat(distributed_c10d._get_default_store(), self.rank, self.size)
 
     @property
     def is_rank0(self) -> bool:

@@ -2,7 +2,7 @@
 each step. A new optimizer goes into optimizers.py.
 """
 
-from engine.optim.optimizers import build, clip, state_tensors
+from engine.optim.optimizers import build, clip, schedule, state_tensors
 from engine.optim.split_master import SplitMasterWeights, SplitRMSprop, copy_rounded
 
-__all__ = ["SplitMasterWeights", "SplitRMSprop", "build", "clip", "copy_rounded", "state_tensors"]
+__all__ = ["SplitMasterWeights", "SplitRMSprop", "build", "clip", "copy_rounded", "schedule", "state_tensors"]

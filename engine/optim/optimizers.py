@@ -7,33 +7,39 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LambdaLR
 
-from engine.config import TrainConfig
+from engine.config import OptimizerConfig
 from engine.distributed import Ranks
 from engine.optim.fused_rmsprop import FusedRMSprop
 from engine.optim.split_master import SplitMasterWeights, SplitRMSprop
 
 
 def build(
-    parameters: Iterable[nn.Parameter], config: TrainConfig, n_steps: int, masters: SplitMasterWeights | None = None
-) -> tuple[Optimizer, LambdaLR]:
-    """The optimizer and its schedule. masters: the parameters' other halves, where they are split.
+    parameters: Iterable[nn.Parameter],
+    config: OptimizerConfig,
+    masters: SplitMasterWeights | None = None,
+    square_avg: torch.dtype = torch.float32,
+) -> Optimizer:
+    """The optimizer. masters: the parameters' other halves, where they are split; square_avg is for these.
 
     On a GPU RMSProp is one kernel a parameter, else torch's over all tensors at once. It has no bias correction: its
     first update is lr / sqrt(1 - alpha) = 10 lr, decaying over some 100 steps.
     """
     parameters = list(parameters)
     if masters is not None:
-        optimizer: Optimizer = SplitRMSprop(masters, lr=config.lr, square_avg=getattr(torch, config.square_avg))
+        split = SplitRMSprop(masters, lr=config.lr, square_avg=square_avg)
         if not config.max_grad_norm:
-            optimizer.step_in_backward()
-    elif config.optimizer == "rmsprop":
-        if parameters[0].is_cuda:
-            optimizer = FusedRMSprop(parameters, lr=config.lr)
-        else:
-            optimizer = torch.optim.RMSprop(parameters, lr=config.lr, alpha=0.99, eps=1e-8, foreach=True)
-    else:
-        optimizer = torch.optim.AdamW(parameters, lr=config.lr, weight_decay=0.0, foreach=True)
-    return optimizer, LambdaLR(optimizer, lambda done: lr_factor(done, n_steps=n_steps, warmup=config.warmup_steps))
+            split.step_in_backward()
+        return split
+    if config.name == "adamw":
+        return torch.optim.AdamW(parameters, lr=config.lr, weight_decay=0.0, foreach=True)
+    if parameters[0].is_cuda:
+        return FusedRMSprop(parameters, lr=config.lr)
+    return torch.optim.RMSprop(parameters, lr=config.lr, alpha=0.99, eps=1e-8, foreach=True)
+
+
+def schedule(optimizer: Optimizer, n_steps: int, warmup_steps: int) -> LambdaLR:
+    """The learning rate of each step: up over the warm-up, then linearly to 0."""
+    return LambdaLR(optimizer, lambda done: lr_factor(done, n_steps=n_steps, warmup=warmup_steps))
 
 
 def clip(optimizer: Optimizer, ranks: Ranks, max_norm: float) -> float:

@@ -50,7 +50,7 @@ class SplitMasterWeights(SingleProcess):
             p: torch.zeros_like(p, dtype=torch.int16, requires_grad=False) for p in model.parameters()
         }
 
-    def put(self, parameter: Tensor, rows: Tensor) -> None:
+    def copy_into(self, parameter: Tensor, rows: Tensor) -> None:
         """Takes rows of a checkpoint, in any float dtype, as the parameter's master."""
         high, low = split(rows.to(parameter.device, torch.float32))
         parameter.copy_(high)

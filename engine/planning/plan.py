@@ -18,10 +18,10 @@ Mode = Literal["none", "fused", "precompute"]
 """Where the reference's log-probs come from (engine/step/reference.py)."""
 # What lets a large model into little memory, what changes the least first.
 WAYS: tuple[dict[str, Any], ...] = (
-    {"master": "split"},
-    {"master": "split", "square_avg": "bfloat16"},
-    {"master": "split", "max_grad_norm": 0.0},
-    {"master": "split", "square_avg": "bfloat16", "max_grad_norm": 0.0},
+    {"master_weights": "split"},
+    {"master_weights": "split", "square_avg": "bfloat16"},
+    {"master_weights": "split", "max_grad_norm": 0.0},
+    {"master_weights": "split", "square_avg": "bfloat16", "max_grad_norm": 0.0},
 )
 
 
@@ -29,9 +29,10 @@ WAYS: tuple[dict[str, Any], ...] = (
 class Plan:
     """How a run is laid out."""
 
-    setting: MemoryInputs
+    memory: MemoryInputs
     reference: Mode
-    load: TokenStatistics
+    statistics: TokenStatistics
+    """Of the rows."""
     budget: int
     """Bytes that a rank may take."""
     saves: torch.dtype
@@ -40,11 +41,11 @@ class Plan:
     @property
     def fits(self) -> bool:
         """Whether it does."""
-        return memory.total(self.setting) <= self.budget
+        return memory.total(self.memory) <= self.budget
 
     def facts(self) -> dict[str, Any]:
         """What was decided, and the bytes that it is expected to take."""
-        s = self.setting
+        s = self.memory
         return {
             "master": "split" if s.is_split else "whole",
             "reference": self.reference,
@@ -60,27 +61,29 @@ class Plan:
 
     def hours(self, config: TrainConfig, n_gpus: int) -> float:
         """Of the whole run: measured shares of a GPU's datasheet, or of a product timed now on the CPU."""
-        s = self.setting
+        s = self.memory
         has_reference = self.reference != "none"
-        flops = cost.run_flops(s, self.load, config.epochs, has_reference=has_reference)
+        flops = cost.run_flops(s, self.statistics, config.schedule.epochs, has_reference=has_reference)
         if s.device == "cpu":
             return flops / (n_gpus * _cpu_peak(s.dtype) * cost.REACHED["cpu"]) / 3600
-        computing, communicating = cost.step_seconds(s, self.load, config.batch_size, n_gpus)
+        computing, communicating = cost.step_seconds(s, self.statistics, config.schedule.batch_size, n_gpus)
         slower = max(computing, communicating) / computing * (cost.IMBALANCE if n_gpus > 1 else 1.0)
         return flops / (n_gpus * cost.DATASHEET * cost.REACHED["cuda"]) * slower / 3600
 
     def disk_bytes(self, config: TrainConfig) -> tuple[int, int]:
         """(checkpoints that are kept, states)."""
-        n = min(config.epochs, config.keep or config.epochs)
-        states = 0 if config.state_every == 0 else config.keep_state * cost.state_bytes(self.setting)
-        return n * cost.checkpoint_bytes(self.setting.shape, self.saves), states
+        n = min(config.schedule.epochs, config.checkpoints.keep_checkpoints or config.schedule.epochs)
+        states = (
+            0 if config.checkpoints.state_every == 0 else config.checkpoints.keep_state * cost.state_bytes(self.memory)
+        )
+        return n * cost.checkpoint_bytes(self.memory.shape, self.saves), states
 
     def sentence(self, config: TrainConfig, n_gpus: int) -> str:
         """The sum of it."""
         checkpoints, states = self.disk_bytes(config)
-        needed = memory.total(self.setting)
+        needed = memory.total(self.memory)
         return (
-            f"needs {size(needed)} of {size(self.budget)} memory{' a GPU' * (self.setting.device == 'cuda')}, about "
+            f"needs {size(needed)} of {size(self.budget)} memory{' a GPU' * (self.memory.device == 'cuda')}, about "
             f"{_time(self.hours(config, n_gpus))}, {size(checkpoints + states)} on disk"
         )
 
@@ -108,11 +111,13 @@ def plan_run(
     What is preferred: float32 masters that are whole; a reference that walks along; weights that stay gathered.
     stored: the dtype of the checkpoint that the run starts from.
     """
-    masters: Sequence[bool] = {"auto": (False, True), "whole": (False,), "split": (True,)}[config.master]
-    if config.master == "auto" and (n_ranks > 1 or device == "cpu" or not config.can_split):
+    masters: Sequence[bool] = {"auto": (False, True), "float32": (False,), "split": (True,)}[
+        config.memory.master_weights
+    ]
+    if config.memory.master_weights == "auto" and (n_ranks > 1 or device == "cpu" or not config.can_split):
         masters = (False,)
-    reshards: Sequence[bool] = {"auto": (False, True), "yes": (True,), "no": (False,)}[config.reshard]
-    if device == "cpu" and config.reshard == "auto":
+    reshards: Sequence[bool] = {"auto": (False, True), "yes": (True,), "no": (False,)}[config.distributed.reshard]
+    if device == "cpu" and config.distributed.reshard == "auto":
         reshards = (False,)  # there, gathering again costs more than the memory is worth
     fitting: list[Plan] = []
     plan: Plan | None = None
@@ -122,47 +127,43 @@ def plan_run(
             shape=shape,
             device=device,
             dtype=torch.bfloat16 if is_split else dtype,
-            n_shards=config.shard_size or n_ranks,
+            n_shards=config.distributed.shard_size or n_ranks,
             is_split=is_split,
-            square_avg_bytes=2 if is_split and config.square_avg == "bfloat16" else 4,
-            n_states=N_STATES[config.optimizer],
-            holds_gradients=not is_split or config.max_grad_norm > 0,
+            square_avg_bytes=2 if is_split and config.memory.square_avg == "bfloat16" else 4,
+            n_states=N_STATES[config.optimizer.name],
+            holds_gradients=not is_split or config.optimizer.max_grad_norm > 0,
             holds_reference=mode == "fused",
-            moves_reference=config.reference_update != "none",
+            moves_reference=config.reference.update != "none",
             reshards=gives_back,
-            is_compiled=compiles(config, device),
+            is_compiled=config.memory.compiles(device),
         )
         setting = memory.fit(
             setting,
             budget,
-            micro_tokens=config.micro_tokens,
-            n_recomputed=config.recompute_blocks,
+            micro_tokens=config.memory.micro_tokens,
+            n_recomputed=config.memory.recompute_blocks,
             longest=load.longest,
             step_tokens=load.step,
         )
-        saves = saved_dtype(config, setting.dtype, stored)
-        plan = Plan(setting=setting, reference=mode, load=load, budget=budget, saves=saves)
+        saves = saved_dtype(config.checkpoints.save_dtype, setting.dtype, stored)
+        plan = Plan(memory=setting, reference=mode, statistics=load, budget=budget, saves=saves)
         fitting += [plan] if plan.fits else []
     assert plan is not None  # there is one mode at least
-    return next((p for p in fitting if not p.setting.n_recomputed), fitting[0] if fitting else plan)
+    return next((p for p in fitting if not p.memory.n_recomputed), fitting[0] if fitting else plan)
 
 
-def saved_dtype(config: TrainConfig, computed: torch.dtype, stored: torch.dtype) -> torch.dtype:
+def saved_dtype(asked: str, computed: torch.dtype, stored: torch.dtype) -> torch.dtype:
     """What --save-dtype comes to, where a run computes in one dtype and starts from a checkpoint stored in another."""
     named = {"auto": computed, "source": stored}
-    return named[config.save_dtype] if config.save_dtype in named else getattr(torch, config.save_dtype)
-
-
-def compiles(config: TrainConfig, device: str) -> bool:
-    """Whether blocks are compiled."""
-    return config.compile == "yes" or (config.compile == "auto" and device == "cuda")
+    return named[asked] if asked in named else getattr(torch, asked)
 
 
 def ways(config: TrainConfig, n_ranks: int) -> list[dict[str, Any]]:
     """Changes of a configuration that may let it fit, what changes the least first."""
     if n_ranks > 1 or not config.can_split:
         return []
-    return [way for way in WAYS if any(getattr(config, name) != value for name, value in way.items())]
+    flat = config.flat()
+    return [way for way in WAYS if any(flat[name] != value for name, value in way.items())]
 
 
 def flags(way: dict[str, Any]) -> str:
@@ -173,12 +174,12 @@ def flags(way: dict[str, Any]) -> str:
 
 def refusal(found: Plan, others: Sequence[tuple[dict[str, Any], Plan]]) -> str:
     """Why a layout cannot be, and the first change that would let it. others: changes and what comes of them."""
-    needed = f"needs {size(memory.total(found.setting))} of memory, and {size(found.budget)} are free"
+    needed = f"needs {size(memory.total(found.memory))} of memory, and {size(found.budget)} are free"
     for way, plan in others:
         if plan.fits:
-            return f"{needed}; add {flags(way)}: {size(memory.total(plan.setting))}"
-    least = min((memory.total(plan.setting) for _, plan in others), default=memory.total(found.setting))
-    also = f" ({size(least)} with {flags(WAYS[-1])})" if least < memory.total(found.setting) else ""
+            return f"{needed}; add {flags(way)}: {size(memory.total(plan.memory))}"
+    least = min((memory.total(plan.memory) for _, plan in others), default=memory.total(found.memory))
+    also = f" ({size(least)} with {flags(WAYS[-1])})" if least < memory.total(found.memory) else ""
     return f"{needed}{also}; lower --micro-tokens, --max-prompt-tokens and --max-response-tokens, or take more GPUs"
 
 

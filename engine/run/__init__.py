@@ -1,8 +1,22 @@
-"""What a run leaves and goes on from: its folder and lock, its states, its metrics. A new thing that a run writes goes
-here, in a file of its own.
+"""What a run leaves and goes on from: its folder and lock, its states, its lines of metrics, its checkpoint folders. A
+new thing that a run writes goes here, in a file of its own.
 """
 
-from engine.run.folder import RunFolder, identity
-from engine.run.run import Run, check_folder
+from engine.run.epochs import save_epoch
+from engine.run.folder import RunFolder, check_folder, epochs_of, has_split_masters, last_line
+from engine.run.identity import identity
+from engine.run.metrics_log import MetricsLog, say
+from engine.run.stopping import Stopping
 
-__all__ = ["Run", "RunFolder", "check_folder", "identity"]
+__all__ = [
+    "MetricsLog",
+    "RunFolder",
+    "Stopping",
+    "check_folder",
+    "epochs_of",
+    "has_split_masters",
+    "identity",
+    "last_line",
+    "save_epoch",
+    "say",
+]

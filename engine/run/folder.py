@@ -1,182 +1,264 @@
-"""What a run has to have in common with the one that it goes on with, and how its folder is brought back to a step.
+"""A run's folder: what is in it, who may write into it, and how it is brought back to a step.
 
-state/identity.json   what the run was asked for and what it was fed: settings, digests of weights and rows
+config.yaml           every setting, resolved, and the facts found (rows, what was cut)
+first_example.txt     the first row of the run as the trainer sees it
+metrics.jsonl         a line per optimizer step (metrics_log.py)
+epoch-01/ ...         Hugging Face checkpoint folders (epochs.py)
+state/                what --resume needs (states.py)
+state/identity.json   what the run was asked for and what it was fed (identity.py)
 state/finished.json   written when all is done
 run.lock              held by the process that writes into the folder
+events.out...         the metrics for TensorBoard (tensorboard.py)
 """
 
 import contextlib
-import hashlib
 import json
 import os
-from collections.abc import Mapping, Sequence
-from contextlib import AbstractContextManager
-from dataclasses import dataclass, fields
-from importlib import metadata
+import stat
+from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager, ExitStack
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
+import yaml
 
-from data.rows import Example, digest
 from engine.config import TrainConfig
-from system import InputError, digests, hold, naming, numbered, sync, write_json
+from engine.distributed import Ranks, grace
+from engine.model import name_of
+from engine.planning import Plan
+from engine.run import room
+from engine.run.identity import compare
+from engine.run.metrics_log import say
+from engine.step import ReferenceLogps, Steps
+from system import (
+    OLD,
+    TEMPORARY,
+    InputError,
+    cli,
+    hold,
+    naming,
+    numbered,
+    remove_leftovers,
+    sync,
+    write_json,
+    write_text,
+)
 
-FREE = {
-    "out",
-    "config",
-    "resume",
-    "stop_after",
-    "state_every",
-    "keep",
-    "keep_state",
-    "micro_tokens",
-    "recompute_blocks",
-    "gpu_memory",
-    "reshard",
-    "hang_timeout",
-    "take_over",
-    "shard_size",
-    "save_dtype",
-    "save_rounding",
-}
-"""Settings that --resume lets change; so may the number of ranks."""
-CONTENT = {"model", "data", "eval_data", "reference_cache"}
-"""Settings that name files: what is in them has to be the same."""
+if TYPE_CHECKING:
+    from engine.run.states import States
 
 
-@dataclass(frozen=True)
+def check_folder(folder: Path, *, resumes: bool = False) -> None:
+    """Raises InputError where the folder holds a run already, unless it is gone on with, or cannot be one."""
+    try:
+        is_file = not stat.S_ISDIR(folder.stat().st_mode)
+    except FileNotFoundError:
+        is_file = os.path.lexists(folder)  # a link to nowhere
+    except OSError as fault:
+        raise InputError(f"{folder}: {fault.strerror}; give another --out") from None
+    if is_file:
+        raise InputError(f"{folder}: not a folder; --out has to be one")
+    if holds_run(folder) and not resumes:
+        raise InputError(f"{folder}: holds a run already; go on with --resume, give another --out, or remove it")
+    nearest = next(p for p in [folder, *folder.absolute().parents] if p.exists())
+    if not _is_writable(nearest):
+        raise InputError(f"{folder}: {nearest} cannot be written to; give another --out")
+
+
+def _is_writable(folder: Path) -> bool:
+    probe = folder / ".engine-probe.tmp"
+    try:
+        probe.touch()
+        probe.unlink(missing_ok=True)  # another rank may have been here
+    except OSError:
+        return False
+    return True
+
+
+def holds_run(folder: Path) -> bool:
+    """Whether a run began in a folder."""
+    return any((folder / name).exists() for name in ("config.yaml", "metrics.jsonl"))
+
+
+def has_split_masters(folder: Path) -> bool | None:
+    """Whether the run in a folder has split masters; None where there is no run."""
+    try:
+        return json.loads(_identity(folder).read_text(encoding="utf-8"))["master"] == "split"
+    except (OSError, ValueError, LookupError, TypeError):
+        return None  # what is damaged is told when it is compared
+
+
+def epochs_of(folder: Path) -> list[Path]:
+    """The epoch folders of a run, oldest first."""
+    return [path for _, path in numbered(folder, "epoch-")]
+
+
+def last_line(folder: Path) -> dict[str, float]:
+    """The newest line of a run's metrics.jsonl."""
+    return json.loads((folder / "metrics.jsonl").read_bytes().splitlines()[-1])
+
+
+def cut_metrics(folder: Path, step: int) -> dict[str, float]:
+    """Cuts metrics.jsonl behind the line of a step, and gives that line; {} for step 0. Raises InputError."""
+    path = folder / "metrics.jsonl"
+    end, last = 0, {}
+    if path.exists():
+        with open(path, "rb") as file:
+            for line in file:
+                with contextlib.suppress(ValueError):
+                    found = json.loads(line)
+                    if line.endswith(b"\n") and found["step"] <= step:
+                        end, last = end + len(line), found
+                        continue
+                break
+    if last.get("step", 0) != step:
+        raise InputError(f"{path}: lacks the line of step {step}, from which this would go on; restore it")
+    if path.exists():
+        with naming(path):
+            os.truncate(path, end)
+        sync(path)
+    return last
+
+
+def _identity(folder: Path) -> Path:
+    return folder / "state" / "identity.json"
+
+
 class RunFolder:
-    """A run's folder, as far as going on with it is concerned."""
+    """A run's folder and its lock, from `with` on. Rank 0 alone writes and speaks; what is collective says so."""
 
-    folder: Path
+    def __init__(self, config: TrainConfig, ranks: Ranks) -> None:
+        self.path = Path(config.out)
+        self._config, self._ranks = config, ranks
+        self._stack = ExitStack()
+        self._is_held = False
+        self._states: States | None = None
+
+    def __enter__(self) -> "RunFolder":
+        self._ranks.heartbeat.log = self.path
+        return self
+
+    def __exit__(self, *fault: Any) -> None:
+        if self._states is not None:
+            self._states.finish_pending()
+        self._stack.__exit__(*fault)
 
     @property
-    def states(self) -> Path:
-        """Where its states are."""
-        return self.folder / "state"
+    def states(self) -> "States":
+        """Its states, once they were looked for or the run has begun."""
+        assert self._states is not None
+        return self._states
 
-    @property
-    def _identity(self) -> Path:
-        return self.states / "identity.json"
+    def find_state(self, identity: Callable[[], dict[str, Any]]) -> bool:
+        """Finds the state to go on from, where the folder holds a run; whether that run is finished. Collective.
 
-    def is_finished(self) -> bool:
-        """Whether the run did all that it was asked for."""
-        return (self.states / "finished.json").exists()
+        Raises InputError where it is another run than the one of that identity.
+        """
+        if not self._config.checkpoints.resumes or not self._ranks.on_rank0(lambda: holds_run(self.path)):
+            return False  # a run that began here since the flags were read is found by begin
+        self._ranks.on_rank0(self._hold)
+        self._ranks.on_rank0(lambda: compare(_identity(self.path), self.path, identity()))
+        if self._ranks.on_rank0((self.path / "state" / "finished.json").exists):
+            return True
+        self._states = self._open_states()
+        self._states.find_newest()
+        return False
 
-    def master(self) -> str | None:
-        """Whether the float32 masters of the run that is here are "whole" or "split"; None where there is no run."""
-        try:
-            return json.loads(self._identity.read_text(encoding="utf-8"))["master"]
-        except (OSError, ValueError, LookupError, TypeError):
-            return None  # what is damaged is told by compare
+    def begin(
+        self,
+        identity: Callable[[], dict[str, Any]],
+        *,
+        plan: Plan,
+        steps: Steps,
+        settings: Mapping[str, Any],
+        facts: Mapping[str, Any],
+    ) -> None:
+        """Makes the folder, or brings it back to the step that the run goes on from. Collective.
 
-    def begin(self, identity: Mapping[str, Any]) -> None:
-        """Notes what the run is."""
-        write_json(self._identity, identity)
-
-    def holds_run(self) -> bool:
-        """Whether a run began here."""
-        return any((self.folder / name).exists() for name in ("config.yaml", "metrics.jsonl"))
-
-    def compare(self, identity: Mapping[str, Any]) -> None:
-        """Raises InputError where this is not the run that the folder holds, with both values of each difference."""
-        try:
-            before = json.loads(self._identity.read_text(encoding="utf-8"))
-        except (OSError, ValueError):
-            raise InputError(f"{self._identity}: damaged; start anew with another --out") from None
-        now = json.loads(json.dumps(identity))
-        different = [f"{name}: {before.get(name)} -> {now.get(name)}" for name in now | before
-                     if before.get(name) != now.get(name)]  # fmt: skip
-        if different:
+        settings: the objective's hyperparameters; facts: what was found. Both are for config.yaml. Raises InputError
+        where a checkpoint and a state would not find room on its disk, or states are asked for and hosts do not share
+        it.
+        """
+        checkpoints, ranks, n_done = self._config.checkpoints, self._ranks, self._n_done
+        ranks.on_rank0(
+            lambda: room.check(self._config, plan, steps, n_done=n_done, n_checkpoints=len(epochs_of(self.path)))
+        )
+        ranks.on_rank0(self._hold)
+        is_shared = ranks.all_see(self.path / "state")
+        if not is_shared and (checkpoints.state_every != 0 or checkpoints.stop_after is not None):
             raise InputError(
-                f"{self.folder}: --resume would go on with another run ({'; '.join(different)}); "
-                "give what it was started with, or another --out"
+                f"{self.path}: not every rank sees this folder, and a state of several hosts needs one that all see; "
+                "name a shared --out, or do without states (--state-every 0, and no --stop-after)"
+            )
+        ranks.on_rank0(lambda: self._begin(identity, plan.saves, settings, facts))
+        self._states = self._states or self._open_states()
+        self._states.is_shared = is_shared
+        if not is_shared:
+            say(f"{self.path}: not every rank sees this folder: a run that is stopped keeps no state")
+        elif (seconds := grace()) is not None:
+            say(
+                f"SIGTERM and Ctrl-C save a state; torchrun gives {seconds:.0f} s for it, or what its "
+                "--shutdown-timeout says"
             )
 
-    def cut_metrics(self, step: int) -> dict[str, float]:
-        """Cuts metrics.jsonl behind the line of a step, and gives that line; {} for step 0."""
-        path = self.folder / "metrics.jsonl"
-        end, last = 0, {}
-        if path.exists():
-            with open(path, "rb") as file:
-                for line in file:
-                    with contextlib.suppress(ValueError):
-                        found = json.loads(line)
-                        if line.endswith(b"\n") and found["step"] <= step:
-                            end, last = end + len(line), found
-                            continue
-                    break
-        if last.get("step", 0) != step:
-            raise InputError(f"{path}: lacks the line of step {step}, from which this would go on; restore it")
-        if path.exists():
-            with naming(path):
-                os.truncate(path, end)
-            sync(path)
-        return last
+    @property
+    def _n_done(self) -> int:
+        return 0 if self._states is None else self._states.step
 
-    def finish(self, n_steps: int) -> None:
-        """Notes that all is done."""
-        write_json(self.states / "finished.json", {"steps": n_steps})
+    def _open_states(self) -> "States":
+        from engine.run.states import States  # brings a second of imports that --help does without
 
-    def last_line(self) -> dict[str, float]:
-        """The newest line of metrics.jsonl."""
-        return json.loads((self.folder / "metrics.jsonl").read_bytes().splitlines()[-1])
+        return States.open(self.path / "state", self._ranks, self._config.checkpoints)
 
-    def epochs(self) -> list[Path]:
-        """The epoch folders, oldest first."""
-        return [path for _, path in numbered(self.folder, "epoch-")]
+    def _hold(self) -> None:
+        if not self._is_held:
+            (self.path / "state").mkdir(parents=True, exist_ok=True)
+            self._stack.enter_context(self._lock())
+            self._is_held = True
 
-    def lock(self, *, takes_over: bool = False) -> AbstractContextManager[None]:
-        """Holds the folder while it is entered. Raises InputError where another process does."""
+    def _lock(self) -> AbstractContextManager[None]:
+        """Raises InputError where another process holds it."""
         return hold(
-            self.folder / "run.lock",
-            self.folder,
+            self.path / "run.lock",
+            self.path,
             does="is writing here",
             otherwise="give another --out",
-            takes_over=None if takes_over else "--take-over",
+            takes_over=None if self._config.checkpoints.take_over else "--take-over",
         )
 
+    def _begin(
+        self,
+        identity: Callable[[], dict[str, Any]],
+        saves: torch.dtype,
+        settings: Mapping[str, Any],
+        facts: Mapping[str, Any],
+    ) -> None:
+        config = self._config
+        check_folder(self.path, resumes=config.checkpoints.resumes)  # another run may have been faster
+        if not holds_run(self.path):
+            write_json(_identity(self.path), identity())
+        remove_leftovers(self.path, "epoch-", TEMPORARY, OLD)
+        cut_metrics(self.path, self._n_done)
+        resolved = config.flat() | {"dtype": name_of(self._ranks.dtype), cli.FACTS: dict(facts)}
+        if config.checkpoints.save_dtype == "auto":
+            resolved["save_dtype"] = name_of(saves)
+        for name in ("config", "hyperparameters", "beta", "resume"):
+            del resolved[name]
+        resolved |= settings
+        write_text(self.path / "config.yaml", yaml.safe_dump(resolved, sort_keys=False, allow_unicode=True))
 
-def identity(
-    config: TrainConfig,
-    settings: Mapping[str, Any],
-    model: Path,
-    rows: Sequence[Example],
-    heldout: Sequence[Example],
-    *,
-    dtype: torch.dtype,
-    is_split: bool,
-) -> dict[str, Any]:
-    """What has to be the same for a run to go on: every setting, and digests of what its files hold.
+    def write(self, name: str, text: str) -> None:
+        """A text file into the run's folder."""
+        if self._ranks.is_rank0:
+            write_text(self.path / name, text)
 
-    dtype, is_split: what --dtype and --master came to.
-    """
-    held = {f.name: getattr(config, f.name) for f in fields(config)} | dict(settings)
-    held |= {"dtype": str(dtype).removeprefix("torch."), "master": "split" if is_split else "whole"}
-    left_out = FREE | CONTENT | {"hyperparameters"}
-    known = {name: str(value) for name, value in held.items() if name not in left_out}
-    files = sorted([*model.glob("*.safetensors"), model / "config.json"])
-    weights = hashlib.sha256(b"".join(digests(files)))
-    return known | {
-        "weights": weights.hexdigest()[:16],
-        "rows": _digest(rows),
-        "held-out rows": _digest(heldout),
-        "torch": torch.__version__.split("+")[0],
-        "program": _version(),
-    }
+    def read_reference(self, reference: ReferenceLogps) -> str | None:
+        """Fills the table as the state to go on from has it; what was done, None where there is none. Collective."""
+        return None if self._states is None else self._states.read_reference(reference)
 
-
-def _version() -> str:
-    try:
-        return metadata.version("anchored-preference-optimization")
-    except metadata.PackageNotFoundError:
-        return "not installed"
-
-
-def _digest(rows: Sequence[Example]) -> str:
-    """Of token ids, labels and ratings."""
-    whole = digest(rows)
-    for row in rows:
-        whole.update(repr((row.label, row.ratings)).encode())
-    return f"{len(rows)} of {whole.hexdigest()[:16]}"
+    def finish(self, n_done: int, n_steps: int) -> None:
+        """Waits for what is still being written, and notes that all steps are done, where they are. Collective."""
+        self.states.wait()
+        if n_done == n_steps:
+            self._ranks.on_rank0(lambda: write_json(self.path / "state" / "finished.json", {"steps": n_steps}))

@@ -31,7 +31,10 @@ from torch.distributed.checkpoint.metadata import Metadata, StorageMeta
 from torch.distributed.checkpoint.state_dict_loader import load
 from torch.distributed.checkpoint.state_dict_saver import async_save
 
+from engine.config import CheckpointConfig
 from engine.distributed import Ranks, grace
+from engine.run.metrics_log import MetricsLog, say
+from engine.step import ReferenceLogps, Step, Training
 from system import (
     OLD,
     TEMPORARY,
@@ -57,22 +60,34 @@ State = Mapping[str, Tensor]
 
 
 class States:
-    """The states in a folder, all but the newest `keep` of which are removed."""
+    """The states in a folder, all but the newest --keep-state of which are removed."""
 
-    def __init__(self, folder: Path, ranks: Ranks, keep: int) -> None:
-        """Removes what was left half written. Collective."""
-        self._folder, self._ranks, self._keep = folder, ranks, keep
-        made = dist.new_group(backend="gloo") if ranks.is_sharded else None  # for a thread's own collectives
-        self._group = cast(dist.ProcessGroup | None, made)
+    def __init__(
+        self, folder: Path, ranks: Ranks, config: CheckpointConfig, group: dist.ProcessGroup | None = None
+    ) -> None:
+        """group: for a thread's own collectives, where there are several ranks. See `open`."""
+        self._folder, self._ranks, self._config, self._group = folder, ranks, config, group
         self._pending: tuple[int, Future[Any]] | None = None
         self._is_told = False
+        self.step = 0
+        """The newest step whose state is known to be whole; 0 where there is none."""
+        self.facts: dict[str, Any] = {}
+        """The numbers in that state."""
+        self.is_shared = True
+        """Whether every rank sees the folder; no state is saved where not."""
+
+    @classmethod
+    def open(cls, folder: Path, ranks: Ranks, config: CheckpointConfig) -> "States":
+        """The states in a folder. Removes what was left half written. Collective."""
+        made = dist.new_group(backend="gloo") if ranks.is_sharded else None
         warnings.filterwarnings("ignore", message="torch.distributed is disabled")  # one process needs no group
         if ranks.is_rank0:
             remove_leftovers(folder, PREFIX, TEMPORARY, OLD)
         ranks.wait()
+        return cls(folder, ranks, config, cast(dist.ProcessGroup | None, made))
 
-    def newest(self) -> tuple[int, dict[str, Any]] | None:
-        """The step of the newest whole state and the numbers in it; None where there is no state. Collective.
+    def find_newest(self) -> None:
+        """Looks for the newest whole state, for `step` and `facts`. Collective.
 
         A damaged one is set aside as step-N.damaged, and said so. Raises InputError where all are.
         """
@@ -82,7 +97,56 @@ class States:
         found = self._ranks.broadcast(found)
         if isinstance(found, str):
             raise InputError(found)
-        return found
+        if found is not None:
+            self.step, self.facts = found
+
+    def read_reference(self, reference: ReferenceLogps) -> str | None:
+        """Fills the table as the newest state has it; what was done, None where there is no state. Collective."""
+        if not self.step:
+            return None
+        if reference.is_kept:
+            self.load(self.step, {"ref_logps": reference.values})
+        return f"as in the state of step {self.step}"
+
+    def resume(self, training: Training) -> None:
+        """Brings models, optimizer, schedule, objective, hooks' tensors and random numbers to where the newest state
+        has them; nothing to do where there is none. Collective.
+        """
+        if not self.step:
+            return
+        self.load(self.step, training.tensors())
+        training.schedule.load_state_dict(self.facts["schedule"])
+        for group, rate in zip(training.optimizer.param_groups, training.schedule.get_last_lr(), strict=True):
+            group["lr"] = rate
+        training.objective.state = self.facts["objective"]
+        if self.facts["ranks"] == self._ranks.size:
+            name = f"random.{self._ranks.rank}"
+            random = torch.get_rng_state()
+            self.load(self.step, {name: random})
+            torch.set_rng_state(random)
+        say(f"{self._folder.parent}: goes on after step {self.step}")
+
+    def is_due(self, step: Step, n_steps: int) -> bool:
+        """Whether --state-every asks for a state after this step; the last of n_steps needs none."""
+        every = self._config.state_every
+        due = step.ends_epoch if every is None else bool(every) and step.number % every == 0
+        return due and step.number < n_steps
+
+    def save(self, training: Training, log: MetricsLog) -> None:
+        """Saves a state, while training goes on; nothing where hosts do not share the folder. Collective."""
+        if not self.is_shared:
+            return
+        log.sync()
+        facts = {
+            "step": log.n_done,
+            "n_tokens": log.n_tokens,
+            "objective": training.objective.state,
+            "schedule": training.schedule.state_dict(),
+            "ranks": self._ranks.size,
+        }
+        tensors = training.tensors() | {f"random.{self._ranks.rank}": torch.get_rng_state()}
+        tensors |= {"ref_logps": training.reference.values} if training.reference.is_kept else {}
+        self.write(log.n_done, tensors, facts)
 
     def _find(self) -> tuple[int, dict[str, Any]] | str | None:
         states = numbered(self._folder, PREFIX)
@@ -111,14 +175,14 @@ class States:
         except CheckpointException as fault:
             raise InputError(f"{_path(self._folder, step)}: {_cause(fault)}") from None
 
-    def save(self, step: int, tensors: State, facts: Mapping[str, Any]) -> None:
+    def write(self, step: int, tensors: State, facts: Mapping[str, Any]) -> None:
         """Copies the tensors, and writes them while training goes on. Raises RunError where the save before failed.
 
         Collective; so is `wait`.
         """
         self.wait()
         start = time.monotonic()
-        writer = _Writer(_path(self._folder, step), facts, self._keep)
+        writer = _Writer(_path(self._folder, step), facts, self._config.keep_state)
         found = async_save(dict(tensors), storage_writer=writer, process_group=self._group, no_dist=self._group is None)
         future = cast(Future[Any], found)
         future.add_done_callback(lambda _: self._tell_slow(step, time.monotonic() - start))
@@ -134,7 +198,7 @@ class States:
                 "after a signal: give it --shutdown-timeout, or a stopped run goes on from an older state"
             )
 
-    def leave(self) -> None:
+    def finish_pending(self) -> None:
         """After a failure: lets what is being written become whole, as far as that does not take long."""
         if self._pending is None:
             return

@@ -1,32 +1,45 @@
 """From examples to a loss: which examples a step takes, what an objective is computed from, the objective itself, where
-the reference's log-probs come from, and what is measured.
+the reference's log-probs come from, the passes over the layers, and what is measured.
 """
 
-from engine.step import reference
 from engine.step.heldout import HeldOut, loss_of, measure_saved
+from engine.step.hooks import NO_HOOKS, Hooks
 from engine.step.loss_inputs import LossInputs
-from engine.step.metrics import training_metrics
-from engine.step.objective import Objective, describe_all, gradient
-from engine.step.passes import score_examples, score_step
-from engine.step.reference import Cache, ReferenceLogps
-from engine.step.steps import Batch, MicroBatching, Step, Steps
+from engine.step.metrics import check_finite, training_metrics
+from engine.step.objective import Objective, describe_all
+from engine.step.passes import forward_backward, report, score_batch, score_examples
+from engine.step.reference import Cache, ReferenceLogps, check_shared, fingerprint, modes
+from engine.step.reference_passes import fill_reference, follow_reference, release_reference
+from engine.step.steps import Batch, MicroBatch, MicroBatching, Step, Steps
+from engine.step.training import Training
 
 __all__ = [
+    "NO_HOOKS",
     "Batch",
     "Cache",
     "HeldOut",
+    "Hooks",
     "LossInputs",
+    "MicroBatch",
     "MicroBatching",
     "Objective",
     "ReferenceLogps",
     "Step",
     "Steps",
+    "Training",
+    "check_finite",
+    "check_shared",
     "describe_all",
-    "gradient",
+    "fill_reference",
+    "fingerprint",
+    "follow_reference",
+    "forward_backward",
     "loss_of",
     "measure_saved",
-    "reference",
+    "modes",
+    "release_reference",
+    "report",
+    "score_batch",
     "score_examples",
-    "score_step",
     "training_metrics",
 ]

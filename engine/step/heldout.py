@@ -6,19 +6,17 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import NamedTuple
 
-import numpy as np
 import torch
 from torch import Tensor
 
 from data.rows import Example
-from engine.distributed import Ranks
-from engine.model import FusedForward, Llama, name_of
-from engine.optim import SplitMasterWeights
+from engine.model import name_of
 from engine.step.loss_inputs import LossInputs
 from engine.step.metrics import heldout_metrics, training_metrics
 from engine.step.objective import Objective
 from engine.step.passes import score_examples
-from engine.step.steps import MicroBatching, Step
+from engine.step.steps import Batch, Step
+from engine.step.training import Training
 from engine.weights import Cast, checkpoint_name
 
 MOST_ROWS = 64  # of which it is measured what a folder loses
@@ -31,29 +29,33 @@ class HeldOut:
     reference moves, from where it stands.
     """
 
-    def __init__(
-        self, examples: list[Example], walk: FusedForward, ranks: Ranks, split: MicroBatching, *, moves: bool
-    ) -> None:
-        self._examples, self._walk, self._ranks, self._split, self._moves = examples, walk, ranks, split, moves
-        self._ref_logps = self.score(examples) if examples else None
+    def __init__(self, examples: list[Example], training: Training) -> None:
+        self._examples, self._training = examples, training
+        self._ref_logps: Tensor | None = None
         self._logps: Tensor | None = None
 
     def score(self, examples: Sequence[Example], *, of_reference: bool = False) -> Tensor:
         """Log-probs of examples' responses now, under the policy or the reference: [n, K] nats, float64. Collective."""
-        found = score_examples(self._walk, examples, self._ranks, self._split, of_reference=of_reference)
+        t = self._training
+        found = score_examples(t.model, examples, t.ranks, t.micro_batching, of_reference=of_reference)
         return torch.stack(list(found))
 
-    def measure(self, objective: Objective) -> dict[str, float]:
+    def score_reference(self) -> None:
+        """Takes the rows' reference log-probs from the weights that the policy has now. Collective."""
+        self._ref_logps = self.score(self._examples) if self._examples else None
+
+    def measure(self) -> dict[str, float]:
         """Their rewards and log-probs now; nothing where there are none. Collective."""
         if not self._examples:
             return {}
-        if self._walk.reference is not None and self._moves:
+        t = self._training
+        if t.model.reference is not None and t.reference.moves:
             self._ref_logps = self.score(self._examples, of_reference=True)
         self._logps = self.score(self._examples)
-        return heldout_metrics(objective, _columns(self._examples, self._logps, self._ref_logps))
+        return heldout_metrics(t.objective, _inputs(self._examples, self._logps, self._ref_logps))
 
-    def sample(self, step: Step, trained: LossInputs, objective: Objective) -> "Sample":
-        """The rows by which a folder is measured, with their log-probs now. trained: the columns of the step.
+    def sample(self, step: Step, trained: LossInputs) -> "Sample":
+        """The rows by which a folder is measured, with their log-probs now. trained: the loss inputs of the step.
 
         Held-out ones, as `measure` has just found them; where there are none, the step's, which are scored anew: their
         log-probs are those of before it. Collective.
@@ -64,7 +66,7 @@ class HeldOut:
         examples = step.examples[:MOST_ROWS]
         ref_logps = None if trained.ref_logps is None else trained.ref_logps[:MOST_ROWS].cpu()
         logps = self.score(examples)
-        is_mismatched = objective.needs_mismatched and logps.shape[1] > 1
+        is_mismatched = self._training.objective.needs_mismatched and logps.shape[1] > 1
         return Sample(examples, logps, ref_logps, n_own=1 if is_mismatched else logps.shape[1])
 
 
@@ -81,33 +83,23 @@ class Sample(NamedTuple):
 
 
 def measure_saved(
-    step: Step,
-    trained: LossInputs,
-    heldout: HeldOut,
-    objective: Objective,
-    walk: FusedForward,
-    ranks: Ranks,
-    cast: Cast,
-    masters: SplitMasterWeights | None = None,
-    *,
-    has_room: bool = True,
+    training: Training, step: Step, trained: LossInputs, heldout: HeldOut, cast: Cast
 ) -> dict[str, float]:
     """What the epoch's folder loses, where it is written in fewer bits than computed: nothing where it is not.
 
     Measured over 64 held-out rows at most, or over the last step's where none are held out. saved/margins is what
     eval_rewards/margins would be under the weights as written, saved/computed_margins the same rows' as computed;
     saved/logps_difference is the mean over their responses of the absolute difference of log-probs, nats. trained: the
-    columns of the step. masters, has_room: see `as_written`. Raises InputError, on every rank, where a weight is beyond
-    the dtype's range. Collective.
+    loss inputs of the step. Raises InputError, on every rank, where a weight is beyond the dtype's range. Collective.
     """
-    if cast.keeps(ranks.dtype):
+    if cast.keeps(training.ranks.dtype):
         return {}
-    sample = heldout.sample(step, trained, objective)
-    with as_written(walk.policy, ranks, cast, masters, has_room=has_room):
+    sample = heldout.sample(step, trained)
+    with as_written(training, cast):
         written = heldout.score(sample.examples)
     made = {}
     for name, values in (("saved/margins", written), ("saved/computed_margins", sample.logps)):
-        margin = _margin(objective, _columns(sample.examples, values, sample.ref_logps))
+        margin = _margin(training.objective, _inputs(sample.examples, values, sample.ref_logps))
         made |= {} if margin is None else {name: margin}
     difference = (written - sample.logps)[:, : sample.n_own]
     return made | {"saved/logps_difference": difference.abs().mean().item()}
@@ -133,22 +125,21 @@ def loss_of(cast: Cast, saved: dict[str, float], computed: torch.dtype) -> str |
 
 
 @contextmanager
-def as_written(
-    policy: Llama, ranks: Ranks, cast: Cast, masters: SplitMasterWeights | None = None, *, has_room: bool = True
-) -> Iterator[None]:
+def as_written(training: Training, cast: Cast) -> Iterator[None]:
     """Inside, the policy's weights are those of a folder that `cast` writes; afterwards what they were, bit for bit.
 
-    masters: where they are split. has_room: whether the device has room for a copy of them (where gradients were held,
-    which are gone when a step is done); the host keeps it otherwise. Raises InputError, on every rank, where a weight
-    is beyond the dtype's range. Collective.
+    A copy of them is kept on the device where gradients, which are gone when a step is done, had room there, else on
+    the host. Raises InputError, on every rank, where a weight is beyond the dtype's range. Collective.
     """
+    ranks, policy = training.ranks, training.policy
+    has_room = training.plan.memory.holds_gradients
     ranks.reshard(policy)
     kept: list[tuple[Tensor, Tensor]] = []
     try:
         with ranks.together(), torch.no_grad():
             for name, parameter in policy.named_parameters():
                 held, _ = ranks.local(parameter)
-                rows, first = (masters or ranks).local(parameter)
+                rows, first = training.access.local(parameter)
                 kept.append((held, held.to(held.device if has_room else "cpu", copy=True)))
                 held.copy_(cast(checkpoint_name(name), rows, first))
         yield
@@ -159,9 +150,8 @@ def as_written(
                 held.copy_(copy)
 
 
-def _columns(examples: Sequence[Example], logps: Tensor, ref_logps: Tensor | None) -> LossInputs:
-    step = Step(0, 0, False, np.arange(len(examples)), list(examples))
-    return step.all_columns(logps, ref_logps)
+def _inputs(examples: Sequence[Example], logps: Tensor, ref_logps: Tensor | None) -> LossInputs:
+    return Batch(examples).all_inputs(logps, ref_logps)
 
 
 def _margin(objective: Objective, columns: LossInputs) -> float | None:

@@ -1,5 +1,6 @@
 """What a step's line in metrics.jsonl says, under TRL's names."""
 
+import math
 from collections.abc import Mapping
 from dataclasses import replace
 
@@ -8,7 +9,10 @@ from torch import Tensor
 
 from engine.step.loss_inputs import LossInputs
 from engine.step.objective import Objective
+from engine.step.steps import Step
+from engine.step.training import Training
 from losses import Result
+from system import RunError
 
 
 def training_metrics(columns: LossInputs, result: Result) -> dict[str, float]:
@@ -53,3 +57,20 @@ def _sides(columns: LossInputs, *, is_rejected: bool) -> dict[str, Tensor]:
 
 def _means(prefix: str, columns: Mapping[str, Tensor]) -> dict[str, float]:
     return {f"{prefix}/{name}": values.mean().item() for name, values in columns.items() if len(values)}
+
+
+def check_finite(training: Training, step: Step, inputs: LossInputs, result: Result, grad_norm: float) -> None:
+    """Raises RunError, on every rank, where a loss or the gradient of a step is not finite."""
+    bad = (~result.losses.isfinite()) | (~inputs.logps.isfinite().all(dim=1))
+    if not bad.any() and math.isfinite(grad_norm):
+        return
+    what = "the loss of" if bad.any() else f"the gradient ({grad_norm}) of a step with"
+    rows = [e.place for e, is_bad in zip(step.examples, bad.tolist(), strict=True) if is_bad or not bad.any()]
+    more = f" and {len(rows) - 10} more" if len(rows) > 10 else ""
+    left = f"the weights are as step {step.number - 1} left them"
+    if not training.plan.memory.holds_gradients:  # the optimizer has stepped inside the backward pass
+        left = "the weights in memory are lost; states and checkpoints are whole"
+    raise RunError(
+        f"step {step.number}: {what} {', '.join(rows[:10])}{more} is not finite; {left}; look at these rows, or lower "
+        "--lr"
+    )

@@ -22,7 +22,6 @@ from torch import Tensor
 from data.rows import Example, digest
 from engine.config import TrainConfig
 from engine.distributed import Ranks
-from engine.model import FusedForward
 from engine.planning import Mode
 from engine.step.objective import Objective
 from engine.step.steps import Step
@@ -32,18 +31,20 @@ from system import InputError, cli, digests, whole_file
 class ReferenceLogps:
     """The table of a run, [N, K] nats in float64, NaN where nothing is known yet."""
 
-    def __init__(self, mode: Mode, shape: tuple[int, int], objective: Objective, config: TrainConfig) -> None:
-        """shape: [N, K]."""
+    def __init__(
+        self, mode: Mode, shape: tuple[int, int], objective: Objective, config: TrainConfig, cache: "Cache"
+    ) -> None:
+        """shape: [N, K]. cache: where it is kept."""
         self.mode = mode
-        keeps = "reference-cache" not in config.without  # not keeping is for measuring what it buys
+        keeps = "reference-cache" not in config.measuring.disable  # not keeping is for measuring what it buys
         self.is_kept = mode != "none" and keeps and not objective.needs_mismatched
         """Whether anything can be kept: mismatched sequences depend on the step's plan."""
         self.is_written = False
         """Whether the run has its copy on disk; the same on every rank."""
         self.values = torch.full(shape, torch.nan, dtype=torch.float64)
-
-        self.moves = config.reference_update != "none"
+        self.moves = config.reference.update != "none"
         """Whether the reference follows the policy: what is kept holds until the next update."""
+        self._cache = cache
 
     @property
     def is_used(self) -> bool:
@@ -76,17 +77,21 @@ class ReferenceLogps:
         if logps is not None and self.is_kept:
             self.values[step.ids] = logps
 
-    def take(self, cache: "Cache", ranks: Ranks) -> str:
-        """Fills the table from a cache where it fits, on every rank or on none; says what was done. Collective."""
+    def read(self, ranks: Ranks) -> str:
+        """Fills the table from the cache where that fits, on every rank or on none; says what was done. Collective."""
         said = "not kept" if not self.is_kept else "kept until it moves"
         if self.is_kept and not self.moves:
-            found, said = cache.read(self.values.shape)
+            found, said = self._cache.read(self.values.shape)
         else:
             found = None
         if ranks.all_reduce_sum(torch.tensor(float(found is not None))).item() < ranks.size or found is None:
             return said
         self.values = found
         return said
+
+    def write(self) -> None:
+        """Writes the table, which is complete, where it is kept."""
+        self._cache.write(self.values)
 
 
 @dataclass(frozen=True)
@@ -103,7 +108,7 @@ class Cache:
     @staticmethod
     def of(config: TrainConfig, fingerprint: Callable[[], str]) -> "Cache":
         """The cache of a run."""
-        shared = Path(config.reference_cache) if config.reference_cache else None
+        shared = Path(config.reference.cache) if config.reference.cache else None
         return Cache(functools.cache(fingerprint), Path(config.out) / "reference.safetensors", shared)
 
     @property
@@ -134,24 +139,24 @@ class Cache:
             return None, f"{path} is damaged: computed anew"
         return table, f"taken from {path}"
 
-    def write(self, table: ReferenceLogps) -> None:
+    def write(self, table: Tensor) -> None:
         """Writes the table into the run's folder, and where it is shared, if it is not there; whole or not at all.
 
         Other runs may be sharing theirs at the same time. A run whose table cannot be shared says so and goes on.
         """
         self._write(self.own, table)
         path = self._path
-        if path is None or (path.exists() and self._read(path, table.values.shape)[0] is not None):
+        if path is None or (path.exists() and self._read(path, table.shape)[0] is not None):
             return
         try:
             self._write(path, table, is_shared=True)
         except OSError as fault:
             cli.notify(f"{path}: cannot be written ({fault.strerror}); {self.own} is there all the same")
 
-    def _write(self, path: Path, table: ReferenceLogps, *, is_shared: bool = False) -> None:
-        metadata = {"fingerprint": self.fingerprint(), "sha256": _digest(table.values)}
+    def _write(self, path: Path, table: Tensor, *, is_shared: bool = False) -> None:
+        metadata = {"fingerprint": self.fingerprint(), "sha256": _digest(table)}
         with whole_file(path, is_shared=is_shared) as temporary:
-            temporary.write_bytes(save({"ref_logps": table.values}, metadata))  # save_file's faults are no OSError
+            temporary.write_bytes(save({"ref_logps": table}, metadata))  # save_file's faults are no OSError
 
 
 def _digest(table: Tensor) -> str:
@@ -170,50 +175,26 @@ def modes(config: TrainConfig, objective: Objective) -> list[Mode]:
 
     Raises InputError for a combination that cannot be.
     """
-    wanted = config.reference
+    wanted = config.reference.mode
     if wanted == "none" and objective.has_reference:
         raise InputError(f"--reference none: {objective.name} needs a reference; use auto")
     if wanted == "precompute" and objective.needs_mismatched:
         raise InputError(
             f"--reference precompute: {objective.name}'s mismatched sequences change with every step; use fused"
         )
-    if wanted == "precompute" and "reference-cache" in config.without:
-        raise InputError("--reference precompute --without reference-cache: what is computed has to be kept; use fused")
-    if config.reference_update != "none":
+    if wanted == "precompute" and "reference-cache" in config.measuring.disable:
+        raise InputError("--reference precompute --disable reference-cache: what is computed has to be kept; use fused")
+    if config.reference.update != "none":
         if not objective.has_reference or wanted not in ("auto", "fused"):
             why = f"with --reference {wanted}" if objective.has_reference else f"with {objective.name}, which has none"
-            raise InputError(f"--reference-update {config.reference_update}: needs a reference that walks along, {why}")
+            raise InputError(f"--reference-update {config.reference.update}: needs a reference that walks along, {why}")
         return ["fused"]
     if wanted != "auto":
         return [wanted]
     if not objective.has_reference:
         return ["none"]
-    must_walk = objective.needs_mismatched or "reference-cache" in config.without
+    must_walk = objective.needs_mismatched or "reference-cache" in config.measuring.disable
     return ["fused"] if must_walk else ["fused", "precompute"]
-
-
-def follow(
-    config: TrainConfig, step: Step, walk: FusedForward, table: ReferenceLogps, ranks: Ranks
-) -> dict[str, float]:
-    """After an optimizer step: moves the reference where an update is due, from the float32 masters.
-
-    What it gives is for the log: how often the reference has moved, by which rewards jump towards 0.
-
-    ref <- alpha policy + (1 - alpha) ref, alpha 1 where it is hard: arXiv 2404.09656. Shards of both models lie alike,
-    so nothing is communicated.
-    """
-    if walk.reference is None or not table.moves:
-        return {}
-    done = {"reference/updates": float(step.number // config.reference_update_steps)}
-    if step.number % config.reference_update_steps:
-        return done
-    ranks.reshard(walk)
-    alpha = 1.0 if config.reference_update == "hard" else config.reference_update_alpha
-    with torch.no_grad():
-        for ours, theirs in zip(walk.policy.parameters(), walk.reference.parameters(), strict=True):
-            ranks.local(theirs)[0].lerp_(ranks.local(ours)[0], alpha)
-    table.forget()
-    return done
 
 
 def fingerprint(model: Path, examples: Sequence[Example], dtype: torch.dtype) -> str:

@@ -3,7 +3,7 @@
 Every rank works out the whole plan by itself from lengths and the seed; only its own forests are packed.
 """
 
-# n examples of a step, K responses of each
+# n examples of a batch, K responses of each
 
 import functools
 from collections.abc import Iterator, Sequence
@@ -15,10 +15,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from data import batching as plan
+from data import batching
 from data.forest import Forest, PackingOptions, n_tokens, pack
 from data.rows import Example
-from engine.config import TrainConfig, packing_of
+from engine.config import DataConfig, MeasuringConfig, ScheduleConfig
 from engine.distributed import Ranks
 from engine.step.loss_inputs import LossInputs
 from engine.step.objective import Objective
@@ -27,115 +27,133 @@ from system import cli
 
 @dataclass(frozen=True, kw_only=True)
 class MicroBatching:
-    """How a step is cut into forests. It changes the speed, and nothing else."""
+    """How a batch is cut into forests. It changes the speed, and nothing else."""
 
     micro_tokens: int
     """Most tokens of a forest; one example at least."""
-    layout: PackingOptions = field(default_factory=PackingOptions)
+    packing: PackingOptions = field(default_factory=PackingOptions)
     is_balanced: bool = True
     """Whether ranks get about the same number of tokens: 1.08 times the mean for the slowest instead of 1.33."""
 
     @staticmethod
-    def of(config: TrainConfig, micro_tokens: int) -> "MicroBatching":
+    def of(measuring: MeasuringConfig, micro_tokens: int) -> "MicroBatching":
         """As the configuration says."""
-        balanced = "balance" not in config.without
-        return MicroBatching(micro_tokens=micro_tokens, layout=packing_of(config), is_balanced=balanced)
+        balanced = "balance" not in measuring.disable
+        return MicroBatching(micro_tokens=micro_tokens, packing=measuring.packing, is_balanced=balanced)
 
 
 @dataclass(frozen=True)
-class Batch:
-    """One forward pass of this rank: some of a step's examples."""
+class MicroBatch:
+    """One forward pass of this rank: some of a batch's examples."""
 
-    places: list[int]
-    """Their places in the step."""
+    indices: list[int]
+    """Which of the batch's examples."""
     forest: Forest
 
 
-class Step:
-    """The examples of one optimizer step, and what has been found out about them."""
+class Batch:
+    """Examples that are computed together over all ranks, and what has been found out about them."""
 
-    def __init__(self, number: int, epoch: int, ends_epoch: bool, ids: np.ndarray, examples: list[Example]) -> None:
-        self.number = number
-        """From 1."""
-        self.epoch = epoch
-        """From 1."""
-        self.ends_epoch = ends_epoch
-        """Whether it is the last of its epoch, or of the run."""
-        self.ids = ids
-        """[n] places of its examples in the data."""
-        self.examples = examples
-        self.n_branches = len(examples[0].responses)
-        self.n_response_tokens = sum(len(r) for e in examples for r in e.responses)
-        lengths = ([len(e.responses[k]) for e in examples] for k in range(self.n_branches))
-        self._mean_lengths = tuple(sum(column) / len(examples) for column in lengths)
-        self.batches: list[Batch] = []
-        """This rank's micro-batches, once they are packed."""
-        self._found: list[tuple[Batch, LossInputs]] = []
+    def __init__(self, examples: Sequence[Example]) -> None:
+        """examples: one at least, with equally many responses."""
+        self.examples = list(examples)
+        self.n_branches = len(self.examples[0].responses)
+        """K."""
+        lengths = ([len(e.responses[k]) for e in self.examples] for k in range(self.n_branches))
+        self._mean_lengths = tuple(sum(column) / len(self.examples) for column in lengths)
+        self.micro_batches: list[MicroBatch] = []
+        """This rank's, once they are packed."""
+        self._found: list[tuple[MicroBatch, LossInputs]] = []
 
-    @property
-    def n_examples(self) -> int:
+    def __len__(self) -> int:
         """n, over all ranks."""
         return len(self.examples)
 
     @cached_property
+    def n_response_tokens(self) -> int:
+        """Tokens of all responses."""
+        return sum(len(r) for e in self.examples for r in e.responses)
+
+    @cached_property
     def n_tokens(self) -> int:
-        """Tokens of the step over all ranks: prompts once, responses whole."""
+        """Tokens over all ranks: prompts once, responses whole."""
         return sum(len(e.prompt) for e in self.examples) + self.n_response_tokens
 
-    def pack(self, ranks: Ranks, split: MicroBatching) -> list[Batch]:
+    def pack(self, ranks: Ranks, split: MicroBatching) -> list[MicroBatch]:
         """This rank's micro-batches: as many on every rank, empty ones included, so that collectives pair up.
 
-        Packed once, and kept in `batches`.
+        Packed once, and kept in `micro_batches`.
         """
-        sizes = [n_tokens(e, split.layout) for e in self.examples]
-        balanced = plan.split_ranks(sizes, ranks.size)
-        shares = balanced if split.is_balanced else plan.split_ranks_in_order(len(sizes), ranks.size)
-        micro = [plan.split_micro(places, sizes, split.micro_tokens) for places in shares]
+        sizes = [n_tokens(e, split.packing) for e in self.examples]
+        balanced = batching.split_ranks(sizes, ranks.size)
+        shares = balanced if split.is_balanced else batching.split_ranks_in_order(len(sizes), ranks.size)
+        micro = [batching.split_micro(indices, sizes, split.micro_tokens) for indices in shares]
         mine = micro[ranks.rank] + [[]] * (max(map(len, micro)) - len(micro[ranks.rank]))
-        forests = [pack([self.examples[i] for i in places], split.layout) for places in mine]
+        forests = [pack([self.examples[i] for i in indices], split.packing) for indices in mine]
         if ranks.device.type == "cuda":  # what is copied from there does not hold up the host
             forests = [forest.pin() for forest in forests]
-        self.batches = [Batch(places, forest) for places, forest in zip(mine, forests, strict=True)]
-        return self.batches
+        self.micro_batches = [MicroBatch(indices, forest) for indices, forest in zip(mine, forests, strict=True)]
+        return self.micro_batches
 
-    def columns(self, batch: Batch, logps: Tensor, ref_logps: Tensor | None) -> LossInputs:
-        """What an objective takes, for the examples of a batch: logps [S] of the policy and the reference."""
+    def loss_inputs(self, micro: MicroBatch, logps: Tensor, ref_logps: Tensor | None) -> LossInputs:
+        """What an objective takes, for a micro-batch's examples: logps [S] of the policy and the reference."""
         shape = (-1, self.n_branches)
         ref_logps = None if ref_logps is None else ref_logps.view(shape)
-        examples = [self.examples[i] for i in batch.places]
+        examples = [self.examples[i] for i in micro.indices]
         made = LossInputs.of(examples, logps.view(shape), ref_logps, mean_lengths=self._mean_lengths)
         return made.on(logps.device)
 
-    def add(self, batch: Batch, columns: LossInputs) -> None:
-        """Keeps what was found for a batch, where it is: it is read when the step's work has been handed out."""
-        self._found.append((batch, replace(columns, logps=columns.logps.detach())))
+    def add(self, micro: MicroBatch, inputs: LossInputs) -> None:
+        """Keeps what was found for a micro-batch, where it is: it is read when the work has been handed out."""
+        self._found.append((micro, replace(inputs, logps=inputs.logps.detach())))
 
     def gather(self, ranks: Ranks, *, with_reference: bool) -> LossInputs:
-        """The columns of the whole step, the same on every rank. Collective."""
+        """What was found for all examples, the same on every rank. Collective."""
         found = torch.zeros(2, len(self.examples), self.n_branches, dtype=torch.float64)  # policy and reference
-        for batch, columns in self._found:
-            for row, values in enumerate((columns.logps, columns.ref_logps)):
+        for micro, inputs in self._found:
+            for row, values in enumerate((inputs.logps, inputs.ref_logps)):
                 if values is not None:
-                    found[row, batch.places] = values.cpu()
-        found = ranks.all_reduce_sum(found)  # every place was filled by one rank; zero elsewhere
-        return self.all_columns(found[0], found[1] if with_reference else None)
+                    found[row, micro.indices] = values.cpu()
+        found = ranks.all_reduce_sum(found)  # every example was filled by one rank; zero elsewhere
+        return self.all_inputs(found[0], found[1] if with_reference else None)
 
-    def all_columns(self, logps: Tensor, ref_logps: Tensor | None) -> LossInputs:
+    def all_inputs(self, logps: Tensor, ref_logps: Tensor | None) -> LossInputs:
         """What an objective takes, for every example: logps [n, K] of the policy and the reference."""
         return LossInputs.of(self.examples, logps, ref_logps, mean_lengths=self._mean_lengths)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Step:
+    """One optimizer step, and its batch."""
+
+    number: int
+    """From 1."""
+    epoch: int
+    """From 1."""
+    ends_epoch: bool
+    """Whether it is the last of its epoch, or of the run."""
+    ids: np.ndarray
+    """[n] which of the run's examples it takes."""
+    batch: Batch
+
+    @property
+    def examples(self) -> list[Example]:
+        """Those of its batch."""
+        return self.batch.examples
 
 
 class Steps:
     """All steps of a run, in order."""
 
-    def __init__(self, examples: Sequence[Example], config: TrainConfig, objective: Objective) -> None:
-        self._examples = examples
-        self._config = config
-        self._objective = objective
-        self.per_epoch = -(-len(examples) // config.batch_size)  # the last step of an epoch takes what is left
+    def __init__(
+        self, examples: Sequence[Example], data: DataConfig, schedule: ScheduleConfig, objective: Objective
+    ) -> None:
+        self._examples, self._data, self._schedule, self._objective = examples, data, schedule, objective
+        self.per_epoch = -(-len(examples) // schedule.batch_size)  # the last step of an epoch takes what is left
         self.n_branches = len(examples[0].responses) + objective.needs_mismatched
         """Responses per example in its forests."""
-        self._n_steps = min(self.per_epoch * config.epochs, config.max_steps or self.per_epoch * config.epochs)
+        whole = self.per_epoch * schedule.epochs
+        self._n_steps = min(whole, schedule.max_steps or whole)
 
     def __len__(self) -> int:
         return self._n_steps
@@ -154,7 +172,7 @@ class Steps:
 
     def _pack(self, number: int, ranks: Ranks, split: MicroBatching) -> Step:
         step = self.step(number)
-        step.pack(ranks, split)
+        step.batch.pack(ranks, split)
         return step
 
     def first_epoch(self) -> Iterator[Step]:
@@ -163,19 +181,22 @@ class Steps:
 
     def step(self, number: int) -> Step:
         """The step of that number, from 1."""
-        c = self._config
-        epoch, place = divmod(number - 1, self.per_epoch)
-        order = plan.epoch_order(len(self._examples), seed=c.seed, epoch=epoch + 1, shuffle=c.shuffle)
-        ids = order[place * c.batch_size : (place + 1) * c.batch_size]
+        size = self._schedule.batch_size
+        epoch, index = divmod(number - 1, self.per_epoch)
+        order = batching.epoch_order(
+            len(self._examples), seed=self._data.seed, epoch=epoch + 1, shuffle=self._data.shuffle
+        )
+        ids = order[index * size : (index + 1) * size]
         examples = [self._examples[i] for i in ids]
         if self._objective.needs_mismatched:
             examples = _with_mismatched(examples)
-        return Step(number, epoch + 1, place + 1 == self.per_epoch or number == len(self), ids, examples)
+        ends_epoch = index + 1 == self.per_epoch or number == len(self)
+        return Step(number=number, epoch=epoch + 1, ends_epoch=ends_epoch, ids=ids, batch=Batch(examples))
 
 
 def _with_mismatched(examples: list[Example]) -> list[Example]:
     """Each example with a second response: that of the next example of the step whose prompt differs."""
-    partners = plan.mismatched([e.prompt.tobytes() for e in examples])
+    partners = batching.mismatched([e.prompt.tobytes() for e in examples])
     if None in partners:  # then all prompts are the same
         _say_once(f"{examples[0].place}: a step of one prompt alone has no mismatched sequences: its kl is taken as 0")
         return examples

@@ -57,12 +57,12 @@ def fill(
     model: Llama,
     folder: Path,
     local: Local = lambda parameter: (parameter, 0),
-    put: Callable[[Tensor, Tensor], object] = Tensor.copy_,
+    copy: Callable[[Tensor, Tensor], object] = Tensor.copy_,
     within: torch.dtype | None = None,
 ) -> None:
     """Reads into every parameter of the model the rows that are held here; nothing else is read.
 
-    put: takes what is held of a parameter and its rows, in the file's dtype; they are converted as a rule. within: a
+    copy: takes what is held of a parameter and its rows, in the file's dtype; they are converted as a rule. within: a
     dtype whose range the weights have to keep, because they will be written in it. Raises InputError where the folder
     does not fit the model, or the dtype.
     """
@@ -75,7 +75,7 @@ def fill(
             if within is not None:
                 with placed(folder):
                     check_range(checkpoint_name(name), rows, within)
-            put(held, rows)
+            copy(held, rows)
 
 
 def check_finite(folder: Path, name: str, rows: Tensor) -> None:

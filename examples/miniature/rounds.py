@@ -18,7 +18,7 @@ from system import files
 N_ROUNDS = 3
 N_PROMPTS = 340  # of each round, new ones; in three rounds all that there are, those of the search for rates too
 TRAINING: dict[str, Any] = {
-    "batch_size": 16, "epochs": 6, "optimizer": "rmsprop", "warmup_steps": 10, "beta": 0.5, "keep": 1,
+    "batch_size": 16, "epochs": 6, "optimizer": "rmsprop", "warmup_steps": 10, "beta": 0.5, "keep_checkpoints": 1,
 }  # fmt: skip
 N_TEST = 300  # of the 500; by the others the rates were found
 

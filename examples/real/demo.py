@@ -176,7 +176,7 @@ def make_pairs(base: Path, root: Path, name: str) -> None:
 def train_on(base: Path, loss: str, pairs: Path, out: Path) -> Path:
     """The aligned model's folder."""
     run = train.run(TrainConfig(
-        model=str(base), data=(str(pairs),), loss=loss, out=str(out), resume=True, keep=1, keep_state=1,
+        model=str(base), data=(str(pairs),), loss=loss, out=str(out), resume=True, keep_checkpoints=1, keep_state=1,
         reference_cache=str(out.parent / "reference"), **TRAINING,
     ))  # fmt: skip
     return run.checkpoints[-1]

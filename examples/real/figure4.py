@@ -69,7 +69,7 @@ def main(argv: Sequence[str]) -> None:
     if (n_rows := len(load_preferences(config.data))) < n_needed:
         raise InputError(f"{config.data}: holds {n_rows} rows, and --n and --heldout ask for {n_needed}; ask for fewer")
     more: dict[str, float] = {
-        "eval-pairs": config.heldout, "epochs": config.epochs, "batch-size": config.batch_size, "keep": 1,
+        "eval-pairs": config.heldout, "epochs": config.epochs, "batch-size": config.batch_size, "keep_checkpoints": 1,
         "max-response-tokens": config.max_response_tokens,
     }  # fmt: skip
     if n_rows > n_needed:

@@ -131,8 +131,9 @@ def folders(base: Path, trained: Path, root: Path, rate: float) -> Iterator[tupl
             steps = epoch * (N_TRAINED // BATCH)
             train.run(TrainConfig(
                 model=str(base), data=(str(trained),), loss="dpo", beta=BETA, lr=rate, batch_size=BATCH,
-                epochs=EPOCHS[-1], out=str(run), save_dtype="float32", keep=1, state_every=3 * N_TRAINED // BATCH,
-                stop_after=steps, resume=True, reference_cache=str(root / "reference"),
+                epochs=EPOCHS[-1], out=str(run), save_dtype="float32", keep_checkpoints=1,
+                state_every=3 * N_TRAINED // BATCH, stop_after=steps, resume=True,
+                reference_cache=str(root / "reference"),
             ))  # fmt: skip
             kept.mkdir(exist_ok=True)
             (run / folder.name).rename(folder)

@@ -50,24 +50,15 @@ def test_llama_3_8b_has_its_published_number_of_parameters():
     assert LlamaConfig.parse(raw, "config.json").n_parameters == 8_030_261_248
 
 
-def test_time_goes_to_the_innermost_span(monkeypatch):
-    now = iter([0, 1, 3, 7, 8, 18, 20])  # start; outer begins; inner begins, ends; outer ends; restart twice
+def test_every_second_belongs_to_one_part(monkeypatch):
+    now = iter([0, 1, 3, 7, 8, 18])  # start; forward; the head in it, which ends; backward; what was measured is taken
     monkeypatch.setattr(measure.time, "perf_counter", lambda: float(next(now)))
     stopwatch = measure.Stopwatch()
-
-    class Work:
-        @staticmethod
-        def inner():
-            return 5
-
-        def outer(self):
-            return self.inner() + 1
-
-    stopwatch.wrap(Work, "inner", "head")
-    stopwatch.wrap(Work, "outer", "forward")
-    assert Work().outer() == 6
-    assert stopwatch.seconds == {"idle": 1, "forward": 2 + 1, "head": 4}
-    stopwatch.restart()
+    stopwatch.turn("forward")
+    stopwatch.enter("head")
+    stopwatch.leave()
+    stopwatch.turn("backward")
+    assert stopwatch.take() == {"idle": 1, "forward": 2 + 1, "head": 4, "backward": 10}
     assert not stopwatch.seconds
 
 

@@ -123,7 +123,7 @@ def test_an_empty_forest_gives_every_parameter_a_gradient_of_zero():
 
 def test_the_backward_pass_never_gathers_the_reference(monkeypatch):
     """Left to itself FSDP gathers, in the backward pass, whatever was walked before: every block of the reference."""
-    ranks = Ranks(dtype=torch.bfloat16)
+    ranks = Ranks.join(dtype=torch.bfloat16)
     with torch.device("meta"):
         models = [Llama(tiny.random_llama().config) for _ in range(2)]
     walk = ranks.place(FusedForward(*models), reshards=True)

@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from data.forest import PackingOptions, pack
-from engine import plan, train
+from engine import inputs, plan, train
 from engine.config import TrainConfig
 from engine.inputs import TrainingInputs
 from engine.model import attention
@@ -81,28 +81,28 @@ def test_the_load_of_kto_has_the_sequences_that_its_steps_have(tmp_path, changes
         TrainConfig(model=str(model), data=(str(rows),), loss="kto", out=str(tmp_path / "run"), **changes)
     )
     forests = [pack(job.steps.step(n).examples) for n in range(1, job.steps.per_epoch + 1)]
-    assert job.load.tokens == pytest.approx(sum(f.n_tokens for f in forests) / job.load.n, rel=0.03)
-    assert job.load.rows == pytest.approx(sum(len(f.rows) for f in forests) / job.load.n, rel=0.03)
+    assert job.statistics.tokens == pytest.approx(sum(f.n_tokens for f in forests) / job.statistics.n, rel=0.03)
+    assert job.statistics.rows == pytest.approx(sum(len(f.rows) for f in forests) / job.statistics.n, rel=0.03)
     setting = MemoryInputs(shape=job.policy.config, device="cpu", dtype=torch.float32, has_several_passes=True)
-    one = cost.run_flops(setting, job.load, 1, has_reference=True)
-    assert cost.run_flops(setting, job.load, 6, has_reference=True) == pytest.approx(6 * one)
-    assert one == pytest.approx(5 * job.load.n * cost.forward_of_example(setting.shape, job.load))
+    one = cost.run_flops(setting, job.statistics, 1, has_reference=True)
+    assert cost.run_flops(setting, job.statistics, 6, has_reference=True) == pytest.approx(6 * one)
+    assert one == pytest.approx(5 * job.statistics.n * cost.forward_of_example(setting.shape, job.statistics))
 
 
 def test_masters_are_split_by_themselves_only_where_that_can_be():
     shape, free = EIGHT, 110 * GB
     load = TokenStatistics.of_the_paper(16)
 
-    def plan_run(**changes):
+    def memory_of(**changes):
         config = TrainConfig(model="", data=("",), out="", **changes)
         return plan.plan_run(
             config, shape, ["fused"], load, device="cuda", dtype=torch.bfloat16, n_ranks=1, budget=free,
-        ).setting  # fmt: skip
+        ).memory  # fmt: skip
 
-    assert plan_run().is_split
+    assert memory_of().is_split
     for changes in ({"dtype": "float32"}, {"reference_update": "soft"}, {"optimizer": "adamw"}, {"shard_size": 1}):
-        assert not plan_run(**changes).is_split
-    moving, frozen = plan_run(reference_update="soft"), plan_run(master="whole")
+        assert not memory_of(**changes).is_split
+    moving, frozen = memory_of(reference_update="soft"), memory_of(master_weights="float32")
     assert memory.needs(moving)["reference"] == 2 * memory.needs(frozen)["reference"] == 4 * shape.n_parameters
 
 
@@ -147,27 +147,27 @@ def laid_out(n_ranks=1, budget=80, modes=("fused", "precompute"), **changes):
 
 
 def test_eight_billion_parameters_take_one_card_of_80_gb_with_split_masters_alone():
-    assert not laid_out(master="whole").fits
-    assert not laid_out(master="split").fits
-    found = laid_out(master="split", square_avg="bfloat16")
-    assert found.fits and found.setting.n_recomputed == 0 and found.reference == "precompute"
-    assert found.setting.micro_tokens >= 2 * found.load.longest
-    assert laid_out(master="split", budget=141).fits
-    unclipped = laid_out(master="split", square_avg="bfloat16", max_grad_norm=0.0)
-    assert unclipped.fits and not unclipped.setting.holds_gradients
-    assert unclipped.setting.micro_tokens >= unclipped.load.step  # one backward pass a step
+    assert not laid_out(master_weights="float32").fits
+    assert not laid_out(master_weights="split").fits
+    found = laid_out(master_weights="split", square_avg="bfloat16")
+    assert found.fits and found.memory.n_recomputed == 0 and found.reference == "precompute"
+    assert found.memory.micro_tokens >= 2 * found.statistics.longest
+    assert laid_out(master_weights="split", budget=141).fits
+    unclipped = laid_out(master_weights="split", square_avg="bfloat16", max_grad_norm=0.0)
+    assert unclipped.fits and not unclipped.memory.holds_gradients
+    assert unclipped.memory.micro_tokens >= unclipped.statistics.step  # one backward pass a step
 
 
 def test_eight_cards_hold_both_models_whole():
     found = laid_out(8)
-    assert found.fits and found.reference == "fused" and not found.setting.is_split
-    assert not found.setting.reshards and not found.setting.n_recomputed
+    assert found.fits and found.reference == "fused" and not found.memory.is_split
+    assert not found.memory.reshards and not found.memory.n_recomputed
 
 
 def test_less_memory_costs_first_tokens_of_a_pass_and_then_blocks():
     budgets = (90, 80, 72, 69)
-    way = {"master": "split", "square_avg": "bfloat16", "modes": ["precompute"]}
-    seen = [laid_out(budget=budget, **way).setting for budget in budgets]
+    way = {"master_weights": "split", "square_avg": "bfloat16", "modes": ["precompute"]}
+    seen = [laid_out(budget=budget, **way).memory for budget in budgets]
     assert [s.micro_tokens for s in seen] == sorted((s.micro_tokens for s in seen), reverse=True)
     assert [s.n_recomputed for s in seen] == sorted(s.n_recomputed for s in seen)
     assert seen[1].n_recomputed == 0 < seen[-1].n_recomputed
@@ -175,14 +175,14 @@ def test_less_memory_costs_first_tokens_of_a_pass_and_then_blocks():
 
 
 def test_auto_splits_masters_where_whole_ones_do_not_fit():
-    assert laid_out(budget=200).setting.is_split is False
-    assert laid_out(budget=100).setting.is_split is True
+    assert laid_out(budget=200).memory.is_split is False
+    assert laid_out(budget=100).memory.is_split is True
 
 
 def test_what_cannot_fit_is_refused_with_the_change_that_lets_it(tmp_path, monkeypatch):
     model = tiny.write_model(tmp_path / "model")
     rows = tiny.write_rows(tmp_path / "rows.jsonl", id_rows(8))
-    monkeypatch.setattr(train, "free_memory", lambda: 3 * 10**6)
+    monkeypatch.setattr(inputs, "free_memory", lambda: 3 * 10**6)
     config = TrainConfig(model=str(model), data=(str(rows),), out=str(tmp_path / "run"))
     with pytest.raises(InputError, match=r"^needs 0\.2 GB of memory, and 0\.1 GB are free.*lower --micro-tokens"):
         train.run(config)
@@ -191,7 +191,7 @@ def test_what_cannot_fit_is_refused_with_the_change_that_lets_it(tmp_path, monke
 
 def test_the_command_says_what_fits_and_which_flags_to_give(capsys):
     plan.main(["--shape", "llama3-8b", "--gpus", "1", "--gpu-memory", "80"])
-    assert "flags: --master split --square-avg bfloat16 --reference precompute" in capsys.readouterr().out
+    assert "flags: --master-weights split --square-avg bfloat16 --reference precompute" in capsys.readouterr().out
     plan.main(["--shape", "llama3-8b", "--gpus", "8", "--json"])
     facts = json.loads(capsys.readouterr().out)
     assert facts["chosen"]["checkpoint_bytes"] == 18 * 2 * EIGHT.n_parameters

@@ -121,7 +121,7 @@ def test_what_was_changed_is_named_with_both_values(go):
     bits[-1] ^= 1
     shard.write_bytes(bits)
     assert before == {p: p.read_bytes() for p in (go.tmp / "run").rglob("*") if p.is_file() and p.name != "run.lock"}
-    go("run", resume=True, keep_state=3, micro_tokens=30, state_every=2, keep=1)  # these may change
+    go("run", resume=True, keep_state=3, micro_tokens=30, state_every=2, keep_checkpoints=1)  # these may change
     assert [p.name for p in sorted((go.tmp / "run").glob("epoch-*"))] == ["epoch-03"]
     assert sorted(p.name for p in (go.tmp / "run/state").glob("step-*")) == [
         "step-000004",
@@ -131,7 +131,7 @@ def test_what_was_changed_is_named_with_both_values(go):
 
 
 def test_how_masters_lie_and_what_computes_is_the_states_to_say(go, monkeypatch):
-    """--master auto looks at the memory that is free, which may change; a run's config.yaml names the dtype."""
+    """--master-weights auto looks at the memory that is free, which may change; a run's config.yaml names the dtype."""
     split = {"master": "split", "loss": "dpo"}
     go("whole", **split)
     go("run", **split, stop_after=4)
@@ -303,7 +303,7 @@ from engine.distributed import ranks as parallel
 from engine.config import TrainConfig
 from engine.distributed.ranks import Ranks
 folder, rank = Path(sys.argv[1]), int(os.environ["RANK"])
-parallel.LOOK, ranks, plain = 0.2, Ranks(), train.training_metrics
+parallel.LOOK, ranks, plain = 0.2, Ranks.join(), train.training_metrics
 own, common = folder / f"host-{rank}", folder / "common"
 for path in (own, common):
     path.mkdir(exist_ok=True)

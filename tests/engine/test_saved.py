@@ -92,7 +92,7 @@ RUNS = {
     "bfloat16 on 1 rank": (1, "bfloat16", ()),
     "float32 on 2 ranks": (2, "float32", ()),
     "bfloat16 on 2 ranks": (2, "bfloat16", ()),
-    "split masters": (1, "bfloat16", ("--master", "split")),
+    "split masters": (1, "bfloat16", ("--master-weights", "split")),
 }
 
 
@@ -183,8 +183,8 @@ def test_nothing_is_said_where_nothing_is_lost(case, capfd):
     [
         {},
         {"dtype": "bfloat16", "save_dtype": "float16", "save_rounding": "nearest"},
-        {"master": "split"},
-        {"master": "split", "max_grad_norm": 0.0},  # no gradients are held: copies are kept elsewhere
+        {"master_weights": "split"},
+        {"master_weights": "split", "max_grad_norm": 0.0},  # no gradients are held: copies are kept elsewhere
     ],
     ids=str,
 )

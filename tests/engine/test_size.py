@@ -36,7 +36,7 @@ class Peak:
         self.grown = self.most - self.start
 
 source, out = map(Path, sys.argv[1:])
-ranks = Ranks()
+ranks = Ranks.join()
 walk = ranks.place(FusedForward(weights.build(source), None))
 with Peak() as load:
     weights.fill(walk.policy, source, ranks.local)

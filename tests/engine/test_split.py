@@ -48,7 +48,7 @@ def test_twenty_steps_are_those_of_rmsprop_on_float32_masters(clips, in_backward
     with torch.no_grad():
         for name, p in model.named_parameters():
             rows = 0.02 * torch.randn(p.shape, generator=generator)
-            masters.put(p, rows)
+            masters.copy_into(p, rows)
             plain[name] = torch.nn.Parameter(rows.clone())
     ours = SplitRMSprop(masters, lr=3e-5, square_avg=torch.float32)
     if in_backward:
@@ -91,7 +91,7 @@ def trained(tmp_path, name, **changes):
     if not model.exists():
         tiny.write_model(model, std=0.05)
         tiny.write_rows(rows, id_rows(22))
-    settings = {"epochs": 2, "batch_size": 4, "lr": 1e-4, "master": "split", "max_prompt_tokens": 64} | changes
+    settings = {"epochs": 2, "batch_size": 4, "lr": 1e-4, "master_weights": "split", "max_prompt_tokens": 64} | changes
     result = run(TrainConfig(model=str(model), data=(str(rows),), out=str(tmp_path / name), **settings))
     lines = [json.loads(line) for line in (tmp_path / name / "metrics.jsonl").read_text().splitlines()]
     return result, lines
@@ -146,7 +146,7 @@ def test_a_float32_checkpoint_is_read_and_written_with_every_bit(tmp_path):
 def test_split_masters_move_as_sharded_ones_do(tmp_path):
     """Both compute in bf16 with a float32 master: the gradients differ by how they are added up."""
     _, lines = trained(tmp_path, "split")
-    _, others = trained(tmp_path, "whole", master="whole", dtype="bfloat16")
+    _, others = trained(tmp_path, "whole", master_weights="float32", dtype="bfloat16")
     for a, b in zip(lines, others, strict=True):
         assert a["loss"] == pytest.approx(b["loss"], abs=2e-3)
         assert a["grad_norm"] == pytest.approx(b["grad_norm"], rel=0.05)

@@ -65,7 +65,7 @@ def job(tmp_path):
             "lr": 1e-4,
             "batch_size": 8,
             "epochs": 2,
-            "keep": 1,
+            "keep_checkpoints": 1,
         }
         result = train.run(TrainConfig(**(settings | changes)))
         return result, lines(result.out)
@@ -145,7 +145,7 @@ def test_two_ranks_equal_one(tmp_path, shape):
     rows = tiny.write_rows(tmp_path / "rows.jsonl", id_rows(11))
     ranked = tiny.write_rows(tmp_path / "ranked.jsonl", ranked_rows(11))
     (tmp_path / "lead.py").write_text(LEAD)
-    plain = {"model": str(model), "data": [str(rows)], "lr": 1e-4, "batch_size": 4, "epochs": 1, "keep": 1}
+    plain = {"model": str(model), "data": [str(rows)], "lr": 1e-4, "batch_size": 4, "epochs": 1, "keep_checkpoints": 1}
     plain |= {"micro_tokens": 40, "eval_pairs": 2}
     jobs = {name: {"loss": name} for name in ALL} if shape == "llama3" else {}
     jobs |= {name: {"loss": name, "epochs": 2} for name in ("apo_zero", "kto")}
@@ -195,7 +195,7 @@ def test_where_the_reference_comes_from_changes_nothing(job):
     _, cached = job(reference_cache=str(first.out / "reference.safetensors"))
     assert_same(fused, precomputed)
     assert_same(fused, cached)
-    assert [p.name for p in sorted(first.out.glob("epoch-*"))] == ["epoch-02"]  # --keep 1
+    assert [p.name for p in sorted(first.out.glob("epoch-*"))] == ["epoch-02"]  # --keep-checkpoints 1
 
 
 def said_of_cache(result):
@@ -356,7 +356,7 @@ def test_compiled_parts_change_no_loss(plain_lines, tmp_path):
 
 def test_what_cannot_be_kept_cannot_be_precomputed(job):
     with pytest.raises(InputError, match="what is computed has to be kept; use fused"):
-        job(reference="precompute", without=("reference-cache",))
+        job(reference="precompute", disable=("reference-cache",))
 
 
 def test_the_schedule_falls_linearly_from_lr_to_lr_over_n(job):
@@ -389,7 +389,7 @@ def test_a_step_is_rmsprop_on_the_clipped_gradient(job):
 
 
 def test_a_run_leaves_what_the_design_says(job):
-    result, found = job(eval_pairs=4, keep=None)
+    result, found = job(eval_pairs=4, keep_checkpoints=None)
     assert sorted(p.name for p in result.out.iterdir() if "tfevents" not in p.name) == [
         "config.yaml", "epoch-01", "epoch-02", "first_example.txt", "metrics.jsonl", "reference.safetensors",
         "run.lock", "state",
@@ -453,7 +453,7 @@ def test_unpaired_and_sft_rows_train_too(job):
 
 
 def test_no_row_that_is_held_out_is_trained_on(job):
-    result, _ = job(data_weights=(3,), eval_pairs=6, keep=None)
+    result, _ = job(data_weights=(3,), eval_pairs=6, keep_checkpoints=None)
     facts = yaml.safe_load((result.out / "config.yaml").read_text())["facts"]
     assert facts["rows"] == 66 and result.n_steps == 2 * 6  # 16 of 22 rows, three times each, in eights
 
@@ -533,7 +533,7 @@ def test_several_completions_to_a_prompt_train_together(job):
 @pytest.mark.parametrize("kind", ["soft", "hard"])
 def test_a_reference_that_follows_moves_every_few_steps(job, kind):
     settings = {"reference_update": kind, "reference_update_steps": 2, "reference_update_alpha": 0.6, "epochs": 3}
-    result, found = job(loss="dpo", shuffle=False, keep=None, eval_pairs=6, batch_size=8, **settings)
+    result, found = job(loss="dpo", shuffle=False, keep_checkpoints=None, eval_pairs=6, batch_size=8, **settings)
     _, frozen = job(loss="dpo", shuffle=False, eval_pairs=6, batch_size=8, epochs=3)
     assert_same(found[:2], frozen[:2])
     first, last = (weights.load(c) for c in (job.model, result.checkpoints[0]))  # 16 rows: an epoch is two steps
@@ -567,7 +567,7 @@ def logps_under(folder, rows, tmp):
 
 
 def test_stages_go_on_from_one_another_with_a_reference_of_their_own(job):
-    settings = {"loss": "dpo", "epochs": 1, "lr": 1e-3, "batch_size": 8, "keep": 1}
+    settings = {"loss": "dpo", "epochs": 1, "lr": 1e-3, "batch_size": 8, "keep_checkpoints": 1}
     config = TrainConfig(model=str(job.model), data=(str(job.rows),), out=str(job.tmp / "staged"), stages=2, **settings)
     result = train.run(config)
     one, two = (lines(job.tmp / f"staged/stage-0{k}") for k in (1, 2))

@@ -48,7 +48,7 @@ def test_a_file_for_trl_means_the_same_here(tmp_path, capsys):
     assert config == TrainConfig(
         model="m", data=("rows.jsonl",), out="out", loss="dpo", beta=0.2, lr=5e-7, batch_size=16, epochs=3,
         max_prompt_tokens=400, max_response_tokens=624, keep_prompt="start", optimizer="adamw", dtype="bfloat16",
-        reference="precompute", keep=2, warmup_steps=5, seed=7, config=str(tmp_path / "trl.yaml"),
+        reference="precompute", keep_checkpoints=2, warmup_steps=5, seed=7, config=str(tmp_path / "trl.yaml"),
     )  # fmt: skip
     said = capsys.readouterr().err
     place = f"{tmp_path / 'trl.yaml'}: "
@@ -75,37 +75,43 @@ def test_a_file_for_trl_means_the_same_here(tmp_path, capsys):
 )
 def test_a_loss_of_trl_is_ours_with_its_conventions(tmp_path, lines, loss, beta, hyperparameters):
     config = parse(tmp_path, f"model: m\ndata: d\nout: o\n{lines}\n")
-    assert (config.loss, config.beta, config.hyperparameters) == (loss, beta, hyperparameters)
+    assert (config.objective.loss, config.objective.beta, config.objective.hyperparameters) == (
+        loss,
+        beta,
+        hyperparameters,
+    )
 
 
 def test_a_reference_that_follows_is_understood(tmp_path):
     lines = "sync_ref_model: true\nref_model_mixup_alpha: 0.5\nref_model_sync_steps: 64\n"
     config = parse(tmp_path, f"model: m\ndata: d\nout: o\n{lines}")
-    assert (config.reference_update, config.reference_update_alpha) == ("soft", 0.5)
-    assert config.reference_update_steps == 64
+    assert (config.reference.update, config.reference.update_alpha) == ("soft", 0.5)
+    assert config.reference.update_steps == 64
 
 
 def test_our_own_flags_win(tmp_path):
-    assert parse(tmp_path, TRL, "--lr", "1e-4", "--loss", "apo_zero").lr == 1e-4
+    assert parse(tmp_path, TRL, "--lr", "1e-4", "--loss", "apo_zero").optimizer.lr == 1e-4
 
 
 def test_the_batch_is_that_of_all_processes(tmp_path, monkeypatch):
     monkeypatch.setenv("WORLD_SIZE", "8")
-    assert parse(tmp_path, TRL).batch_size == 2 * 8 * 8
-    assert parse(tmp_path, "gradient_accumulation_steps: 2\nmodel: m\ndata: d\nout: o\n").batch_size == 8 * 2 * 8
+    assert parse(tmp_path, TRL).schedule.batch_size == 2 * 8 * 8
+    assert (
+        parse(tmp_path, "gradient_accumulation_steps: 2\nmodel: m\ndata: d\nout: o\n").schedule.batch_size == 8 * 2 * 8
+    )
 
 
 def test_a_length_alone_is_shared_by_prompt_and_response(tmp_path):
     config = parse(tmp_path, "max_length: 1025\nmodel: m\ndata: d\nout: o\n")
-    assert (config.max_prompt_tokens, config.max_response_tokens) == (512, 513)
+    assert (config.data.max_prompt_tokens, config.data.max_response_tokens) == (512, 513)
 
 
 def test_names_that_agree_and_empty_ones_are_no_fault(tmp_path):
     same = "bf16: True\ntorch_dtype: bfloat16\ndtype: auto\nuse_peft: no\nweight_decay: 0.00\nwarmup_ratio: 0.0\n"
     empty = "max_prompt_length: null\nloss_type: []\nmax-length: 100\nmax-prompt-tokens: 30\n"
     config = parse(tmp_path, f"model: m\ndata: d\nout: o\n{same}{empty}skip_bad_rows: True\n")
-    assert (config.dtype, config.max_prompt_tokens, config.max_response_tokens) == ("bfloat16", 30, 70)
-    assert config.skip_bad_rows and config.loss == "apo_zero"
+    assert (config.memory.dtype, config.data.max_prompt_tokens, config.data.max_response_tokens) == ("bfloat16", 30, 70)
+    assert config.data.skip_bad_rows and config.objective.loss == "apo_zero"
 
 
 def test_what_such_a_file_does_not_name_is_said(tmp_path, capsys):
@@ -115,7 +121,7 @@ def test_what_such_a_file_does_not_name_is_said(tmp_path, capsys):
 
 def test_weights_of_kto_go_to_its_own_hyperparameter(tmp_path):
     config = parse(tmp_path, "desirable_weight: 1.5\nmodel: m\ndata: d\nout: o\n")
-    assert config.hyperparameters == {"kto.desirable_weight": "1.5"} and config.loss == "kto"
+    assert config.objective.hyperparameters == {"kto.desirable_weight": "1.5"} and config.objective.loss == "kto"
 
 
 @pytest.mark.parametrize(

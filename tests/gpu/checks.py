@@ -45,6 +45,9 @@ class Row(NamedTuple):
     """None: a figure that is only reported."""
 
 
+SPLIT = ["--master-weights", "split", "--square-avg", "bfloat16"]
+
+
 @dataclass(frozen=True, kw_only=True)
 class ChecksConfig:
     """Run the GPU's checks and print what they found."""
@@ -210,7 +213,16 @@ def trajectories(config: ChecksConfig, beside: Beside, scratch: Path) -> list[Ro
 
 def one_card(config: ChecksConfig) -> list[Row]:
     """Eight billion parameters inside 80 GB."""
-    flags = ["--shape", "llama3-8b", "--reference", "precompute", "--master", "split", "--square-avg", "bfloat16"]
+    flags = [
+        "--shape",
+        "llama3-8b",
+        "--reference",
+        "precompute",
+        "--master-weights",
+        "split",
+        "--square-avg",
+        "bfloat16",
+    ]
     made = _bench(config, "one-card", [*flags, "--gpu-memory", "80", "--steps", "5", "--rounds", "1"])
     run = made["rows"][0]["runs"][0]
     epoch, plan = run["epochs"][-1], run["plan"]
@@ -246,7 +258,7 @@ def sharded(config: ChecksConfig) -> list[Row]:
     flags = ["--shape", "llama3-8b", "--layers", str(config.layers), "--steps", "4", "--rounds", "1"]
     made = _bench(config, "sharded", [*flags, *(["--peer", "trl"] if has_trl else [])], limit=400)
     run = made["rows"][0]["runs"][0]
-    split = _bench(config, "split", [*flags, "--master", "split", "--square-avg", "bfloat16"])["rows"][0]["runs"][0]
+    split = _bench(config, "split", [*flags, *SPLIT])["rows"][0]["runs"][0]
     of_split = _rate(split["epochs"][-1])
     first, later = map(_rate, run["epochs"])
     useful = run["epochs"][-1]["useful_flops"] / run["epochs"][-1]["seconds"]

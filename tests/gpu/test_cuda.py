@@ -131,7 +131,7 @@ def test_the_whole_kernel_clipped_is_torchs_rmsprop_bit_for_bit(max_norm):
     ours, theirs = ([torch.nn.Parameter(values.clone()) for values in rows] for _ in range(2))
     optimizer = FusedRMSprop(ours, lr=2e-5)
     peer = torch.optim.RMSprop(theirs, lr=2e-5, alpha=0.99, eps=1e-8, foreach=True)
-    ranks = Ranks()
+    ranks = Ranks.join()
     for step in range(20):
         for p, q in zip(ours, theirs, strict=True):
             p.grad = torch.randn(p.shape, device="cuda", generator=generator) * 10.0 ** -(step % 7)
@@ -205,7 +205,8 @@ def trained(tmp_path, name, **changes):
 
 
 @pytest.mark.parametrize(
-    "settings", [{}, {"master": "split"}, {"master": "split", "max_grad_norm": 0.0}, {"recompute_blocks": 2}]
+    "settings",
+    [{}, {"master_weights": "split"}, {"master_weights": "split", "max_grad_norm": 0.0}, {"recompute_blocks": 2}],
 )
 def test_a_run_starts_at_0_learns_and_goes_on_where_it_was_stopped(tmp_path, settings):
     whole, lines = trained(tmp_path, "whole", **settings)
@@ -221,14 +222,14 @@ def test_a_run_starts_at_0_learns_and_goes_on_where_it_was_stopped(tmp_path, set
 
 
 def test_split_masters_move_as_whole_ones_do(tmp_path):
-    _, lines = trained(tmp_path, "split", master="split")
-    _, others = trained(tmp_path, "whole", master="whole")
+    _, lines = trained(tmp_path, "split", master_weights="split")
+    _, others = trained(tmp_path, "whole", master_weights="float32")
     worst = max(abs(a["loss"] - b["loss"]) for a, b in zip(lines, others, strict=True))
     print(f"FIGURE split against whole masters, loss over {len(lines)} steps: {worst:.1e}")
     assert worst < 5e-3
 
 
-@pytest.mark.parametrize("settings", [{"master": "whole"}, {"master": "split"}], ids=str)
+@pytest.mark.parametrize("settings", [{"master_weights": "float32"}, {"master_weights": "split"}], ids=str)
 def test_a_folder_gives_the_log_probs_of_the_runs_last_line(tmp_path, settings):
     heldout, out = tmp_path / "heldout.jsonl", tmp_path / "logps.jsonl"
     tiny.write_rows(heldout, id_rows(30, seed=1))
@@ -244,7 +245,9 @@ def test_a_folder_gives_the_log_probs_of_the_runs_last_line(tmp_path, settings):
 
 
 @pytest.mark.parametrize(
-    "settings", [{"master": "whole"}, {"master": "split"}, {"master": "split", "max_grad_norm": 0.0}], ids=str
+    "settings",
+    [{"master_weights": "float32"}, {"master_weights": "split"}, {"master_weights": "split", "max_grad_norm": 0.0}],
+    ids=str,
 )
 def test_measuring_what_a_folder_loses_leaves_every_master_as_it_was(tmp_path, settings):
     narrow, lines = trained(tmp_path, "narrow", save_rounding="stochastic", save_dtype="bfloat16", **settings)

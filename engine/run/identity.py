@@ -1,0 +1,104 @@
+"""What a run has to have in common with the one that it goes on with (state/identity.json)."""
+
+import hashlib
+import json
+from collections.abc import Mapping, Sequence
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from data.rows import Example, digest
+from engine.config import TrainConfig
+from engine.model import name_of
+from system import InputError, digests
+
+FREE = {
+    "out",
+    "config",
+    "resume",
+    "stop_after",
+    "state_every",
+    "keep_checkpoints",
+    "keep_state",
+    "micro_tokens",
+    "recompute_blocks",
+    "gpu_memory",
+    "reshard",
+    "hang_timeout",
+    "take_over",
+    "shard_size",
+    "save_dtype",
+    "save_rounding",
+}
+"""Settings that --resume lets change; so may the number of ranks."""
+CONTENT = {"model", "data", "eval_data", "reference_cache"}
+"""Settings that name files: what is in them has to be the same."""
+KEYS = {"disable": "without", "master_weights": "master"}
+"""Settings that the file calls by the names of release 0.1, so that runs begun by it go on."""
+
+
+def identity(
+    config: TrainConfig,
+    settings: Mapping[str, Any],
+    model: Path,
+    rows: Sequence[Example],
+    heldout: Sequence[Example],
+    *,
+    dtype: torch.dtype,
+    is_split: bool,
+) -> dict[str, Any]:
+    """What has to be the same for a run to go on: every setting, and digests of what its files hold.
+
+    settings: the objective's hyperparameters. dtype, is_split: what --dtype and --master-weights came to.
+    """
+    held = (
+        config.flat() | dict(settings) | {"dtype": name_of(dtype), "master_weights": "split" if is_split else "whole"}
+    )
+    left_out = FREE | CONTENT | {"hyperparameters"}
+    known = {KEYS.get(name, name): str(value) for name, value in held.items() if name not in left_out}
+    files = sorted([*model.glob("*.safetensors"), model / "config.json"])
+    weights = hashlib.sha256(b"".join(digests(files)))
+    return known | {
+        "weights": weights.hexdigest()[:16],
+        "rows": _digest(rows),
+        "held-out rows": _digest(heldout),
+        "torch": torch.__version__.split("+")[0],
+        "program": _version(),
+    }
+
+
+def compare(path: Path, folder: Path, found: Mapping[str, Any]) -> None:
+    """Raises InputError where the identity in a file is another than the one found, with the values that differ.
+
+    folder: the run's, for the message.
+    """
+    try:
+        before = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        raise InputError(f"{path}: damaged; start anew with another --out") from None
+    now = json.loads(json.dumps(found))
+    different = [
+        f"{name}: {before.get(name)} -> {now.get(name)}" for name in now | before if before.get(name) != now.get(name)
+    ]
+    if different:
+        raise InputError(
+            f"{folder}: --resume would go on with another run ({'; '.join(different)}); "
+            "give what it was started with, or another --out"
+        )
+
+
+def _version() -> str:
+    try:
+        return metadata.version("anchored-preference-optimization")
+    except metadata.PackageNotFoundError:
+        return "not installed"
+
+
+def _digest(rows: Sequence[Example]) -> str:
+    """Of token ids, labels and ratings."""
+    whole = digest(rows)
+    for row in rows:
+        whole.update(repr((row.label, row.ratings)).encode())
+    return f"{len(rows)} of {whole.hexdigest()[:16]}"

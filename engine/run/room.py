@@ -1,0 +1,41 @@
+"""Whether a run's disk has room for what it will write."""
+
+import shutil
+from pathlib import Path
+
+from engine.config import TrainConfig
+from engine.planning import N_STATES, Plan, cost
+from engine.run.metrics_log import say
+from engine.step import Steps
+from system import InputError
+
+
+def check(config: TrainConfig, plan: Plan, steps: Steps, *, n_done: int, n_checkpoints: int) -> None:
+    """Raises InputError where a checkpoint and the states would not find room on the disk of --out.
+
+    Says so where all that will come would not. n_done: steps that are done. n_checkpoints: folders that are there.
+    """
+    folder, asked, shape = Path(config.out), config.checkpoints, plan.memory.shape
+    checkpoint = cost.checkpoint_bytes(shape, plan.saves)
+    n_steps, n_epochs = len(steps), -(-len(steps) // steps.per_epoch)
+    if asked.state_every is None:
+        n_due = n_epochs - 1
+    else:
+        n_due = (n_steps - 1) // asked.state_every if asked.state_every else 0
+    n_due = max(n_due, asked.stop_after is not None)
+    n_states = min(n_due, 1 if n_done else asked.keep_state + 1)  # a new one is whole before the oldest goes
+    states = n_states * shape.n_parameters * 4 * (1 + N_STATES[config.optimizer.name])
+    nearest = next(p for p in [folder, *folder.absolute().parents] if p.exists())
+    free = shutil.disk_usage(nearest).free
+    if free < checkpoint + states:
+        narrower = "write narrower folders (--save-dtype), " if plan.saves.itemsize > 2 else ""
+        raise InputError(
+            f"{folder}: {free:,} bytes are free, and a checkpoint and its states take "
+            f"{checkpoint + states:,}; make room, {narrower}or keep no states (--state-every 0)"
+        )
+    n_left = min(asked.keep_checkpoints or n_epochs, n_epochs) - n_checkpoints
+    if free < n_left * checkpoint + states:
+        say(
+            f"{folder}: {free:,} bytes are free, and {n_left} checkpoints and states will take "
+            f"{n_left * checkpoint + states:,}: keep fewer (--keep-checkpoints), or prune them while they are scored"
+        )

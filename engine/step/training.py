@@ -1,0 +1,125 @@
+"""What the steps of a run work on: models, reference log-probs, optimizer, learning rate."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor
+from torch.optim import Optimizer
+from torch.optim.lr_scheduler import LRScheduler
+
+from engine import optim, weights
+from engine.distributed import Ranks
+from engine.model import FusedForward, Llama
+from engine.optim import SplitMasterWeights
+from engine.planning import Plan
+from engine.step.hooks import NO_HOOKS, Hooks
+from engine.step.objective import Objective
+from engine.step.reference import ReferenceLogps
+from engine.step.steps import MicroBatching
+from engine.weights import Cast, ShardAccess
+
+
+@dataclass(kw_only=True)
+class Training:
+    """Everything that a step works on, as it lies on this rank."""
+
+    ranks: Ranks
+    objective: Objective
+    plan: Plan
+    model: FusedForward
+    """The policy, and the reference while it is needed."""
+    masters: SplitMasterWeights | None
+    """The other halves of the policy's weights, where masters are split."""
+    reference: ReferenceLogps
+    optimizer: Optimizer
+    schedule: LRScheduler
+    micro_batching: MicroBatching
+    hooks: Hooks = NO_HOOKS
+    stop_ids: tuple[int, ...] = ()
+    """Every id that ends an answer, for the folders that are written."""
+    beside: Mapping[str, str] | None = None
+    """Text files that the folders need and the checkpoint lacks, by name."""
+
+    @property
+    def policy(self) -> Llama:
+        """The model that is trained."""
+        return self.model.policy
+
+    @property
+    def access(self) -> ShardAccess:
+        """Who holds which rows of the policy's float32 masters."""
+        return self.masters or self.ranks
+
+    @property
+    def learning_rate(self) -> float:
+        """That of the step that comes; of several groups of parameters the first one's."""
+        return float(self.schedule.get_last_lr()[0])
+
+    def master_weights(self) -> dict[str, Tensor]:
+        """The policy's float32 weights by name, as this rank holds them: DTensors where they are sharded.
+
+        Not to be written into: where masters are split these are copies.
+        """
+        self.ranks.reshard(self.model)
+        masters = self.masters
+        named = self.policy.named_parameters()
+        return {name: p.detach() if masters is None else masters.full_tensor(p) for name, p in named}
+
+    def save(self, folder: str | Path, held: Mapping[str, Tensor] | None = None, *, cast: Cast | None = None,
+             replaces: bool = True) -> None:  # fmt: skip
+        """Writes a checkpoint folder as an epoch's is: of the policy, or of other weights. Collective.
+
+        held: weights by the policy's names, shaped and sharded as `master_weights` gives them. cast: another dtype or
+        rounding than the epochs' folders have. replaces: whether a folder that is there is replaced. Raises InputError
+        where it is there and is not, and where a number is beyond the dtype's range.
+        """
+        access = self.access if held is None else _Held(self.ranks, self.policy, held)
+        weights.save(
+            self.policy,
+            folder,
+            cast=cast or Cast(dtype=self.plan.saves),
+            stop_ids=self.stop_ids,
+            beside=self.beside,
+            parts=access,
+            replaces=replaces,
+        )
+
+    def clip(self, max_norm: float) -> float:
+        """Scales the gradient to a global norm of at most max_norm (0: as it is); gives the norm before. Collective."""
+        return optim.clip(self.optimizer, self.ranks, max_norm)
+
+    def update(self) -> None:
+        """The optimizer's step and the schedule's; drops the gradient."""
+        self.optimizer.step()
+        self.schedule.step()
+        self.optimizer.zero_grad()
+
+    def tensors(self) -> dict[str, Tensor]:
+        """What a state holds of models, optimizer and hooks, by name; a run that goes on writes into these."""
+        self.ranks.reshard(self.model)
+        named = list(self.policy.named_parameters())
+        made = {f"policy.{name}": parameter.detach() for name, parameter in named}
+        made |= {f"optimizer.{name}": value for name, value in optim.state_tensors(self.optimizer, named).items()}
+        if self.reference.moves and self.model.reference is not None:
+            made |= {f"reference.{name}": p.detach() for name, p in self.model.reference.named_parameters()}
+        return made | {f"hooks.{name}": value for name, value in self.hooks.tensors().items()}
+
+
+class _Held:
+    """Other weights than the parameters' own, lying as these do."""
+
+    def __init__(self, ranks: Ranks, policy: torch.nn.Module, held: Mapping[str, Tensor]) -> None:
+        self._ranks = ranks
+        self._held: dict[Tensor, Tensor] = {p: held[name] for name, p in policy.named_parameters()}
+        self.is_rank0, self.holds_first_copy = ranks.is_rank0, ranks.holds_first_copy
+        self.all_see, self.wait = ranks.all_see, ranks.wait
+
+    def local(self, parameter: Tensor) -> tuple[Tensor, int]:
+        """The rows that are held here, and the first one's number."""
+        return self._ranks.local(self._held[parameter])
+
+    def full_tensor(self, parameter: Tensor) -> Tensor:
+        """Gathered from all ranks. Collective."""
+        return self._ranks.full_tensor(self._held[parameter])
