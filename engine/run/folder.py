@@ -247,6 +247,8 @@ class RunFolder:
             del resolved[name]
         resolved |= settings
         write_text(self.path / "config.yaml", yaml.safe_dump(resolved, sort_keys=False, allow_unicode=True))
+        with naming(self.path / "metrics.jsonl"):
+            (self.path / "metrics.jsonl").touch()
 
     def write(self, name: str, text: str) -> None:
         """A text file into the run's folder."""

@@ -21,6 +21,7 @@ from engine.distributed import stop
 from engine.distributed.ranks import Ranks
 from engine.inputs import TrainingInputs
 from engine.run import states as checkpoint
+from engine.step import reference_passes
 from losses import registry
 from system import InputError, RunError
 from system.errors import Stopped
@@ -269,7 +270,7 @@ def test_a_signal_saves_the_step_and_leaves(go, monkeypatch, number):
 
 def test_a_signal_is_heard_before_the_first_step(go, monkeypatch, capsys):
     """While the reference's log-probs are computed, which may take as long as an epoch's forward passes."""
-    scored = train.score_step
+    scored = reference_passes.score_batch
 
     def signalled(*arguments):
         os.kill(os.getpid(), signal.SIGTERM)
@@ -277,7 +278,7 @@ def test_a_signal_is_heard_before_the_first_step(go, monkeypatch, capsys):
 
     go("whole", **JOBS["precompute"])
     with monkeypatch.context() as patched:
-        patched.setattr(train, "score_step", signalled)
+        patched.setattr(reference_passes, "score_batch", signalled)
         with pytest.raises(Stopped, match="stopped before step 1; start it again with --resume") as ending:
             go("run", **JOBS["precompute"])
     assert ending.value.code == 143 and not lines(go.tmp / "run")

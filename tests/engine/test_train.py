@@ -22,6 +22,7 @@ from engine.model import attention, head
 from losses import registry
 from system import InputError, RunError
 from tests import tiny
+from tests.oracles import padded_logps
 
 REAL = Path(__file__).parents[3] / "shared/data/alpaca_pairs.jsonl"
 
@@ -249,11 +250,10 @@ def test_a_folder_of_caches_serves_every_objective_of_a_sweep(job):
 WRITERS = """
 import sys, time
 from pathlib import Path
-from types import SimpleNamespace
 import torch
 from engine.step.reference import Cache
 folder = Path(sys.argv[1])
-table = SimpleNamespace(values=torch.full((9, 2), float(sys.argv[2]), dtype=torch.float64))
+table = torch.full((9, 2), float(sys.argv[2]), dtype=torch.float64)
 for i in range(150):
     Cache(lambda: f"{i:032d}", folder / sys.argv[2] / "reference.safetensors", folder / "shared").write(table)
 """
@@ -294,7 +294,7 @@ def test_a_table_that_was_computed_before_step_1_is_not_computed_twice(job, monk
 
     _, there = job(reference="precompute")
     with monkeypatch.context() as patched:
-        patched.setattr(train, "logps", fall)
+        patched.setattr(train, "forward_backward", fall)
         with pytest.raises(RunError, match="no more"):
             job(reference="precompute", out=str(job.tmp / "fallen"))
     again, found = job(reference="precompute", out=str(job.tmp / "fallen"), resume=True)
@@ -368,7 +368,6 @@ def test_a_step_is_rmsprop_on_the_clipped_gradient(job):
     """One step by hand: gradient of the mean DPO loss, clipped to 0.5, RMSProp's first update."""
     result, found = job(loss="dpo", max_steps=1, shuffle=False, max_grad_norm=0.5)
     before, after = weights.load(job.model), weights.load(result.checkpoints[-1])
-    from tests.engine.test_walk import padded_logps
 
     before = before.double()
     rows = [json.loads(line) for line in job.rows.read_text().splitlines()][:8]
@@ -664,7 +663,6 @@ def test_what_is_cut_is_counted(job):
 
 
 def test_score_gives_the_log_probs_of_the_padded_pass(job):
-    from tests.engine.test_walk import padded_logps
 
     out = job.tmp / "scores.jsonl"
     score.main(["--model", str(job.model), "--data", str(job.rows), "--out", str(out)])
