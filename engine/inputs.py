@@ -15,6 +15,7 @@ from engine import weights
 from engine.config import TrainConfig, world_size
 from engine.distributed import Ranks, free_memory
 from engine.model import name_of
+from engine.optim import Options, describe, largest_share
 from engine.planning import Plan, TokenStatistics, plan_run, refusal, ways
 from engine.run import check_folder, has_split_masters, identity
 from engine.step import Objective, Steps, check_shared, modes
@@ -25,8 +26,9 @@ from system import InputError
 class TrainingInputs:
     """What is known of a run before any weights are read. The same on every rank."""
 
-    def __init__(self, config: TrainConfig, part: int = 0) -> None:
-        """Reads and checks the rows. part: which of --stages parts of them, from 0; all of them are checked.
+    def __init__(self, config: TrainConfig, part: int = 0, *, options: Options | None = None) -> None:
+        """Reads and checks the rows. part: which of --stages parts of them, from 0; all of them are checked. options:
+        of parameters whose learning rate or decay differs from the run's (Hooks.parameter_options).
 
         Raises InputError for anything that cannot be trained on as asked.
         """
@@ -42,6 +44,7 @@ class TrainingInputs:
         """The policy, on the meta device."""
         self.policy.head.keeps_logits = "kept-logits" not in config.measuring.disable
         weights.check(self.folder, self.policy)
+        self.options = options
         self.stop_ids = stop_ids(self.folder, self.chat)
         rows, self.facts = self._read(config.data.sources, config.data.weights)
         rows, self.heldout = self._hold_out(rows)
@@ -64,6 +67,8 @@ class TrainingInputs:
             is_mismatched=self.objective.needs_mismatched,
             whole_step=self.objective.whole_step,
         )
+        if groups := self.groups():
+            self.facts["parameter_groups"] = groups
         self.first_example = self._show_first() if os.environ.get("RANK", "0") == "0" else ""
         """The first row that the run trains on, as the trainer sees it; looked up again for what was cut of it."""
 
@@ -162,7 +167,14 @@ class TrainingInputs:
             n_ranks=world_size(),
             budget=free if asked is None else min(free, int(asked * 1e9)),
             stored=weights.stored_dtype(self.folder),
+            group_share=largest_share(self.policy.named_parameters(), self.options, optimizer=config.optimizer.name),
         )
+
+    def groups(self) -> list[str]:
+        """The optimizer's groups of parameters in words; none where all parameters have the run's options."""
+        if self.options is None:
+            return []
+        return describe(self.policy.named_parameters(), self.options, optimizer=self.config.optimizer.name)
 
     @property
     def report(self) -> str:
@@ -181,6 +193,7 @@ class TrainingInputs:
             is_split=ranks.splits_masters,
         )
         made |= self.objective.digests
+        made |= {"parameter groups": "; ".join(groups)} if (groups := self.groups()) else {}
         return made | ({"stage": self.facts["stage"]} if "stage" in self.facts else {})
 
     def _show_first(self) -> str:

@@ -69,7 +69,7 @@ def run(config: TrainConfig, hooks: Hooks = NO_HOOKS) -> RunResult:
     """
     if config.schedule.stages > 1:
         return _run_stages(config, hooks)
-    inputs = TrainingInputs(config)
+    inputs = TrainingInputs(config, options=hooks.parameter_options)
     return train(inputs, join(inputs), hooks)
 
 
@@ -96,7 +96,7 @@ def _run_stages(config: TrainConfig, hooks: Hooks) -> RunResult:
     result: RunResult | None = None
     for part, folder in enumerate(folders):
         model = config.model if result is None else str(result.checkpoints[-1])
-        inputs = TrainingInputs(config.with_flags(model=model, out=folder), part)
+        inputs = TrainingInputs(config.with_flags(model=model, out=folder), part, options=hooks.parameter_options)
         ranks = join(inputs)
         result = train(inputs, ranks, hooks)
         ranks.wait()  # the first rank writes what all go on from
@@ -131,7 +131,7 @@ def train(inputs: TrainingInputs, ranks: Ranks, hooks: Hooks = NO_HOOKS) -> RunR
                 report(training, step, "gradient")
                 grad_norm = training.clip(config.optimizer.max_grad_norm)
                 check_finite(training, step, loss_inputs, result, grad_norm)
-                learning_rate = training.learning_rate
+                learning_rates = training.learning_rates
                 report(training, step, "optimizer")
                 training.update()
                 log.stop_clock()
@@ -145,7 +145,7 @@ def train(inputs: TrainingInputs, ranks: Ranks, hooks: Hooks = NO_HOOKS) -> RunR
                     metrics |= heldout.measure()
                     metrics |= save_epoch(training, step, loss_inputs, heldout, out, config.checkpoints, stopping)
                     release_reference(training)
-                log.write(step, metrics, learning_rate=learning_rate, grad_norm=grad_norm)
+                log.write(step, metrics | learning_rates, grad_norm)
                 hooks.after_log(step, log.last)
                 must_stop = stopping.must_stop(log.n_done)
                 if must_stop or folder.states.is_due(step, len(steps)):
@@ -168,7 +168,11 @@ def build(inputs: TrainingInputs, ranks: Ranks, hooks: Hooks, folder: RunFolder)
     facts = inputs.facts | {"reference": plan.reference, "reference_cache": said, "layout": plan.facts()}
     model, masters = build_models(inputs, plan, reference, ranks)
     optimizer = optim.build(
-        model.policy.parameters(), config.optimizer, masters, square_avg=getattr(torch, config.memory.square_avg)
+        model.policy.named_parameters(),
+        config.optimizer,
+        masters,
+        square_avg=getattr(torch, config.memory.square_avg),
+        options=inputs.options,
     )
     schedule = optim.schedule(optimizer, len(steps), config.schedule.warmup_steps)
     folder.begin(

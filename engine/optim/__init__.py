@@ -2,7 +2,19 @@
 each step. A new optimizer goes into optimizers.py.
 """
 
+from engine.optim.groups import Options, describe, largest_share
 from engine.optim.optimizers import build, clip, schedule, state_tensors
 from engine.optim.split_master import SplitMasterWeights, SplitRMSprop, copy_rounded
 
-__all__ = ["SplitMasterWeights", "SplitRMSprop", "build", "clip", "copy_rounded", "schedule", "state_tensors"]
+__all__ = [
+    "Options",
+    "SplitMasterWeights",
+    "SplitRMSprop",
+    "build",
+    "clip",
+    "copy_rounded",
+    "describe",
+    "largest_share",
+    "schedule",
+    "state_tensors",
+]

@@ -14,7 +14,14 @@ class FusedRMSprop(torch.optim.RMSprop):
     bytes a parameter for the step. Of a sharded parameter each rank updates what it holds.
     """
 
-    def __init__(self, parameters: Iterable[nn.Parameter], *, lr: float, alpha: float = 0.99, eps: float = 1e-8):
+    def __init__(
+        self,
+        parameters: Iterable[nn.Parameter] | Iterable[dict[str, Any]],
+        *,
+        lr: float,
+        alpha: float = 0.99,
+        eps: float = 1e-8,
+    ):
         super().__init__(parameters, lr=lr, alpha=alpha, eps=eps)
         self.factor: Tensor | None = None
         """What every gradient is multiplied with in the next step, [1] float32: clipping without another pass."""
@@ -25,17 +32,18 @@ class FusedRMSprop(torch.optim.RMSprop):
         from engine.optim.rmsprop_kernels import update_whole  # needs Triton, which comes with torch for CUDA
 
         assert closure is None
-        group = self.param_groups[0]
-        factor = torch.ones(1, device=group["params"][0].device) if self.factor is None else self.factor
-        for p in group["params"]:
-            if p.grad is None:
-                continue
-            state = self.state[p]
-            if not state:
-                state |= {"step": torch.zeros(()), "square_avg": torch.zeros_like(p)}
-            state["step"] += 1
-            parts = (_held(x) for x in (p, state["square_avg"], p.grad))
-            update_whole(*parts, factor=factor, lr=group["lr"], alpha=group["alpha"], eps=group["eps"])
+        factor = self.factor
+        for group in self.param_groups:
+            for p in group["params"]:
+                if p.grad is None:
+                    continue
+                state = self.state[p]
+                if not state:
+                    state |= {"step": torch.zeros(()), "square_avg": torch.zeros_like(p)}
+                state["step"] += 1
+                factor = torch.ones(1, device=p.device) if factor is None else factor
+                parts = (_held(x) for x in (p, state["square_avg"], p.grad))
+                update_whole(*parts, factor=factor, lr=group["lr"], alpha=group["alpha"], eps=group["eps"])
         self.factor = None
 
 

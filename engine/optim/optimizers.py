@@ -10,31 +10,35 @@ from torch.optim.lr_scheduler import LambdaLR
 from engine.config import OptimizerConfig
 from engine.distributed import Ranks
 from engine.optim.fused_rmsprop import FusedRMSprop
+from engine.optim.groups import Options, group
 from engine.optim.split_master import SplitMasterWeights, SplitRMSprop
 
 
 def build(
-    parameters: Iterable[nn.Parameter],
+    parameters: Iterable[tuple[str, nn.Parameter]],
     config: OptimizerConfig,
     masters: SplitMasterWeights | None = None,
+    *,
     square_avg: torch.dtype = torch.float32,
+    options: Options | None = None,
 ) -> Optimizer:
-    """The optimizer. masters: the parameters' other halves, where they are split; square_avg is for these.
+    """The optimizer of named parameters. masters: their other halves, where they are split; square_avg is for these.
 
-    On a GPU RMSProp is one kernel a parameter, else torch's over all tensors at once. It has no bias correction: its
-    first update is lr / sqrt(1 - alpha) = 10 lr, decaying over some 100 steps.
+    options: of parameters that differ from the run's (groups.py). On a GPU RMSProp is one kernel a parameter, else
+    torch's over all tensors of a group at once. It has no bias correction: its first update is lr / sqrt(1 - alpha) =
+    10 lr, decaying over some 100 steps. Raises InputError for options that cannot be.
     """
-    parameters = list(parameters)
+    groups = group(parameters, options, optimizer=config.name)
     if masters is not None:
-        split = SplitRMSprop(masters, lr=config.lr, square_avg=square_avg)
+        split = SplitRMSprop(masters, groups, lr=config.lr, square_avg=square_avg)
         if not config.max_grad_norm:
             split.step_in_backward()
         return split
     if config.name == "adamw":
-        return torch.optim.AdamW(parameters, lr=config.lr, weight_decay=0.0, foreach=True)
-    if parameters[0].is_cuda:
-        return FusedRMSprop(parameters, lr=config.lr)
-    return torch.optim.RMSprop(parameters, lr=config.lr, alpha=0.99, eps=1e-8, foreach=True)
+        return torch.optim.AdamW(groups, lr=config.lr, weight_decay=0.0, foreach=True)
+    if groups[0]["params"][0].is_cuda:
+        return FusedRMSprop(groups, lr=config.lr)
+    return torch.optim.RMSprop(groups, lr=config.lr, alpha=0.99, eps=1e-8, foreach=True)
 
 
 def schedule(optimizer: Optimizer, n_steps: int, warmup_steps: int) -> LambdaLR:
@@ -47,7 +51,7 @@ def clip(optimizer: Optimizer, ranks: Ranks, max_norm: float) -> float:
 
     Where one kernel updates a parameter, it scales, too. A norm that is not finite scales nothing.
     """
-    parameters: list[nn.Parameter] = optimizer.param_groups[0]["params"]
+    parameters: list[nn.Parameter] = [p for one in optimizer.param_groups for p in one["params"]]
     norm = optimizer.grad_norm() if isinstance(optimizer, SplitRMSprop) else ranks.grad_norm(parameters)
     total = norm.item()
     if max_norm > 0 and total < float("inf"):

@@ -9,7 +9,7 @@ float32 masters.
 
 # n numbers of a parameter
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import torch
@@ -73,9 +73,19 @@ class SplitRMSprop(Optimizer):
     """
 
     def __init__(
-        self, masters: SplitMasterWeights, *, lr: float, alpha: float = 0.99, eps: float = 1e-8, square_avg: torch.dtype
+        self,
+        masters: SplitMasterWeights,
+        groups: Sequence[dict[str, Any]] | None = None,
+        *,
+        lr: float,
+        alpha: float = 0.99,
+        eps: float = 1e-8,
+        square_avg: torch.dtype,
     ) -> None:
-        super().__init__(list(masters.low), {"lr": lr, "alpha": alpha, "eps": eps})
+        """groups: the masters' parameters as torch's optimizers take them; one of all of them where it is None."""
+        super().__init__(
+            [{"params": list(masters.low)}] if groups is None else groups, {"lr": lr, "alpha": alpha, "eps": eps}
+        )
         for p, low in masters.low.items():
             self.state[p] = {
                 "step": torch.zeros(()),
@@ -87,6 +97,9 @@ class SplitRMSprop(Optimizer):
         self._squares: list[Tensor] = []
         self._in_backward = False
         self._numbers: dict[Tensor, int] = {p: number for number, p in enumerate(masters.low)}
+        self._group_of: dict[Tensor, dict[str, Any]] = {
+            p: group for group in self.param_groups for p in group["params"]
+        }
 
     def step_in_backward(self) -> None:
         """From now on every parameter is updated as soon as its gradient is there, which is then dropped.
@@ -120,11 +133,11 @@ class SplitRMSprop(Optimizer):
         self.factor = None
 
     def _parameters(self) -> Iterable[nn.Parameter]:
-        return self.param_groups[0]["params"]
+        return (p for group in self.param_groups for p in group["params"])
 
     @torch.no_grad()
     def _update(self, p: Tensor) -> None:
-        state, group = self.state[p], self.param_groups[0]
+        state, group = self.state[p], self._groups[p]
         state["step"] += 1
         grad = p.grad
         assert grad is not None  # who calls has looked

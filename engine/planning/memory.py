@@ -52,6 +52,8 @@ class MemoryInputs:
     square_avg_bytes: int = 4
     n_states: int = 1
     """Numbers that the optimizer keeps per parameter."""
+    group_share: float = 1.0
+    """Of the parameters, those of the optimizer's largest group: torch's optimizers step a group at once."""
     holds_gradients: bool = True
     """False: the optimizer steps inside the backward pass."""
     holds_reference: bool = False
@@ -135,8 +137,8 @@ def _at_its_end(s: MemoryInputs) -> dict[str, int]:
 
 
 def _in_step(s: MemoryInputs) -> dict[str, int]:
-    """The optimizer: a number per parameter of its own, where torch's works on all tensors at once."""
-    own = 0 if s.steps_in_one_pass else 4 * s.shape.n_parameters // s.n_shards
+    """The optimizer: a number per parameter of its own, where torch's works on all tensors of a group at once."""
+    own = 0 if s.steps_in_one_pass else int(4 * s.group_share * s.shape.n_parameters) // s.n_shards
     return _staying(s) | {"gradients": _gradients(s), "gathered": _gathered(s), "the optimizer's own": own}
 
 

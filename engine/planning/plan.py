@@ -105,11 +105,12 @@ def plan_run(
     n_ranks: int,
     budget: int,
     stored: torch.dtype = torch.bfloat16,
+    group_share: float = 1.0,
 ) -> Plan:
     """The first layout that fits without computing blocks again, else the first that fits, else the smallest.
 
     What is preferred: float32 masters that are whole; a reference that walks along; weights that stay gathered.
-    stored: the dtype of the checkpoint that the run starts from.
+    stored: the dtype of the checkpoint that the run starts from. group_share: see MemoryInputs.
     """
     masters: Sequence[bool] = {"auto": (False, True), "float32": (False,), "split": (True,)}[
         config.memory.master_weights
@@ -131,6 +132,7 @@ def plan_run(
             is_split=is_split,
             square_avg_bytes=2 if is_split and config.memory.square_avg == "bfloat16" else 4,
             n_states=N_STATES[config.optimizer.name],
+            group_share=group_share,
             holds_gradients=not is_split or config.optimizer.max_grad_norm > 0,
             holds_reference=mode == "fused",
             moves_reference=config.reference.update != "none",

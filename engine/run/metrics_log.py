@@ -64,12 +64,12 @@ class MetricsLog:
         """A step's work is done: evaluation and saving do not count into its time."""
         self.step_seconds = time.perf_counter() - self._clock
 
-    def write(self, step: Step, metrics: Mapping[str, float], *, learning_rate: float, grad_norm: float) -> None:
-        """Writes a step's line: values from before the step, and the learning rate that was used in it."""
+    def write(self, step: Step, metrics: Mapping[str, float], grad_norm: float) -> None:
+        """Writes a step's line: values from before the step, and the learning rates that were used in it."""
         seconds = self.step_seconds
         self.n_tokens += step.batch.n_tokens
         line: dict[str, float] = {"step": step.number, "epoch": step.number / self._per_epoch, **metrics}
-        line |= {"learning_rate": learning_rate, "grad_norm": grad_norm, "num_tokens": self.n_tokens} | self._facts
+        line |= {"grad_norm": grad_norm, "num_tokens": self.n_tokens} | self._facts
         line |= {
             "perf/step_seconds": seconds,
             "perf/pairs_per_second": len(step.batch) / seconds,

@@ -7,6 +7,8 @@ from typing import TYPE_CHECKING
 
 from torch import Tensor
 
+from engine.optim import Options
+
 if TYPE_CHECKING:
     from engine.step.loss_inputs import LossInputs
     from engine.step.steps import MicroBatch, Step
@@ -21,8 +23,9 @@ def _nothing(*_: object) -> None:
 class Hooks:
     """Functions that the loop calls, each on every rank, in the order of the fields. None of them is needed."""
 
-    parameter_options: Callable[[str], Mapping[str, float]] | None = None
-    """The optimizer's options of a parameter, by the parameter's name: "lr", "weight_decay", or none of them."""
+    parameter_options: Options | None = None
+    """Parameter's name -> its own "lr" or "weight_decay" (AdamW's), or {}: parameters with the same options are a group
+    of the optimizer. A rate goes up and down over the run as --lr does."""
     begin: "Callable[[Training], None]" = _nothing
     """Once everything is built, with the weights that the run starts from."""
     add_to_loss: "Callable[[Training, MicroBatch, LossInputs], Tensor] | None" = None

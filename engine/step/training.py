@@ -53,9 +53,10 @@ class Training:
         return self.masters or self.ranks
 
     @property
-    def learning_rate(self) -> float:
-        """That of the step that comes; of several groups of parameters the first one's."""
-        return float(self.schedule.get_last_lr()[0])
+    def learning_rates(self) -> dict[str, float]:
+        """Those of the step that comes: "learning_rate", and of further groups "learning_rate/group_2" ..."""
+        first, *others = map(float, self.schedule.get_last_lr())
+        return {"learning_rate": first} | {f"learning_rate/group_{i}": rate for i, rate in enumerate(others, start=2)}
 
     def master_weights(self) -> dict[str, Tensor]:
         """The policy's float32 weights by name, as this rank holds them: DTensors where they are sharded.

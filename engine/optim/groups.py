@@ -1,0 +1,55 @@
+"""Parameters in groups that the optimizer treats alike: another learning rate for the head, no decay of the norms."""
+
+import math
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any
+
+from torch import Tensor
+
+from system import InputError
+
+OPTIONS = ("lr", "weight_decay")
+"""What a group may have of its own."""
+Options = Callable[[str], Mapping[str, float]]
+"""A parameter's name -> its options, or {} for those of the run."""
+
+
+def group(parameters: Iterable[tuple[str, Tensor]], options: Options | None, *, optimizer: str) -> list[dict[str, Any]]:
+    """torch's groups: {"params": [...], and the options that they share}, in the order of their first parameters.
+
+    optimizer: "rmsprop" or "adamw"; the latter alone knows a weight_decay. Raises InputError for an option that is not
+    known, or not a number that can be.
+    """
+    found: dict[tuple[tuple[str, float], ...], list[Tensor]] = {}
+    for name, parameter in parameters:
+        own = {} if options is None else {key: _check(name, key, x, optimizer) for key, x in options(name).items()}
+        found.setdefault(tuple(sorted(own.items())), []).append(parameter)
+    return [{"params": params, **dict(own)} for own, params in found.items()]
+
+
+def _check(name: str, key: str, value: float, optimizer: str) -> float:
+    if key not in OPTIONS:
+        raise InputError(f"parameter_options({name!r}): there is no option {key!r}; the options are lr, weight_decay")
+    if not (isinstance(value, (int, float)) and math.isfinite(value) and value >= 0):
+        raise InputError(f"parameter_options({name!r}): {key} = {value!r} has to be a number, 0 or above")
+    if key == "weight_decay" and value and optimizer != "adamw":
+        raise InputError(
+            f"parameter_options({name!r}): weight_decay = {value:g}, and {optimizer} has none; give it 0, or take "
+            "--optimizer adamw"
+        )
+    return float(value)
+
+
+def describe(parameters: Iterable[tuple[str, Tensor]], options: Options | None, *, optimizer: str) -> list[str]:
+    """Each group in words, for a run's config.yaml and identity: its options, and how many parameters it has."""
+    made = []
+    for one in group(parameters, options, optimizer=optimizer):
+        own = ", ".join(f"{key} {one[key]:g}" for key in OPTIONS if key in one) or "the run's options"
+        made.append(f"{own}: {len(one['params'])} parameters, {sum(p.numel() for p in one['params'])} numbers")
+    return made
+
+
+def largest_share(parameters: Iterable[tuple[str, Tensor]], options: Options | None, *, optimizer: str) -> float:
+    """Share of all numbers that the largest group has: torch's optimizers step a group at once."""
+    sizes = [sum(p.numel() for p in one["params"]) for one in group(parameters, options, optimizer=optimizer)]
+    return max(sizes) / sum(sizes)
