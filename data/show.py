@@ -60,9 +60,9 @@ def show(cut: Cut, chat: Chat | None, *, colour: bool = False) -> str:
     names = {1: ["completion"], 2: ["chosen", "rejected"]}.get(
         n, [f"completion {i}, best first" for i in range(1, n + 1)]
     )
-    made = page.paint("heading", f"{visible(example.place)}: {page.kind(cut)}") + "\n"
+    made = page.paint("heading", f"{visible(example.location)}: {page.kind(cut)}") + "\n"
     if chat is not None:
-        made += f"template: {visible(str(chat.template.place))}\n"
+        made += f"template: {visible(str(chat.template.location))}\n"
     n_cut = len(cut.whole_prompt) - len(example.prompt)
     made += page.heading("trunk", len(example.prompt), n_cut, "seen by every branch, predicted by none")
     made += page.tokens(cut.whole_prompt, cut.kept, "seen")

@@ -85,8 +85,8 @@ def read(paths: Sequence[Path], requests: Iterable[Request], store: Store, confi
     counts: collections.Counter[str] = collections.Counter()
     rows: list[Row] = []
     for path in paths:
-        for place, line in read_lines(path, LONGEST_LINE):
-            found = _object(line, place)
+        for location, line in read_lines(path, LONGEST_LINE):
+            found = _object(line, location)
             if found is None:
                 counts["damaged"] += 1
                 continue
@@ -109,12 +109,12 @@ def read(paths: Sequence[Path], requests: Iterable[Request], store: Store, confi
     return f"of {len(wanted):,} answers {n_before:,} were in the store; from the files: {found}; {n_open:,} are missing"
 
 
-def _object(line: bytes | InputError, place: str) -> dict[str, Any] | None:
+def _object(line: bytes | InputError, location: str) -> dict[str, Any] | None:
     """What a line holds, half a character or NaN included: such an answer is of no use, but it was paid for."""
     if isinstance(line, InputError):
         return None
     try:
-        return parse_row(line, place)
+        return parse_row(line, location)
     except InputError:
         pass
     try:

@@ -135,7 +135,7 @@ class Positions:
         self.n_judgments = self.n_first = self.n_both = self.n_same = 0
 
     def add(self, choices: Sequence[int], winners: Sequence[int]) -> None:
-        """choices: the places that won; winners: which of the two answers that is."""
+        """choices: the indices that won; winners: which of the two answers that is."""
         self.n_judgments += len(choices)
         self.n_first += sum(choice == 1 for choice in choices)
         self.n_both += len(choices) == 2
@@ -236,11 +236,11 @@ def _best_over_worst(item: Item) -> Pair:
         raise Rejected("no completions")
     try:
         row = {name: value for name, value in item.row.items() if name not in ("chosen", "rejected")}
-        record = parse_record(row, item.place)
+        record = parse_record(row, item.location)
     except Tie:
         raise Rejected("tie") from None
     except InputError as fault:
-        raise Rejected(f"bad row: {str(fault).removeprefix(f'{item.place}: ')}") from None
+        raise Rejected(f"bad row: {str(fault).removeprefix(f'{item.location}: ')}") from None
     if record.ratings.scores is None:
         raise Rejected("no scores")
     models = {}

@@ -148,28 +148,28 @@ def _rows(source: str) -> Iterator[Scored]:
 
 
 def _found(source: str) -> Iterator[tuple[str, Scored | InputError]]:
-    for number, (place, row) in enumerate(rows_of(source)):
+    for number, (location, row) in enumerate(rows_of(source)):
         try:
             if isinstance(row, InputError):
                 raise row
-            yield place, _scored(number, place, row)
+            yield location, _scored(number, location, row)
         except InputError as fault:
-            yield place, fault
+            yield location, fault
 
 
-def _scored(number: int, place: str, row: dict[str, Any]) -> Scored:
-    record = parse_record(row, place)
+def _scored(number: int, location: str, row: dict[str, Any]) -> Scored:
+    record = parse_record(row, location)
     try:
         json.dumps(row)
     except TypeError as fault:
-        raise InputError(f"{place}: a value that JSON cannot hold ({fault}); leave its column out") from None
+        raise InputError(f"{location}: a value that JSON cannot hold ({fault}); leave its column out") from None
     if record.form != "pairs" or record.is_tokenised:
-        raise InputError(f"{place}: no pair of texts, which alone can be scored")
+        raise InputError(f"{location}: no pair of texts, which alone can be scored")
     provenance = row.get("provenance")
     origin = provenance.get("recipe") if isinstance(provenance, dict) else None
     prompt = tuple(m for m in record.prompt if isinstance(m, Message))
     is_known = origin in (*OWN_IS_LOSER, *OWN_ARE_BOTH)
-    return Scored(Item(number, place, prompt, row, 0), record, str(origin) if is_known else None)
+    return Scored(Item(number, location, prompt, row, 0), record, str(origin) if is_known else None)
 
 
 def _requests(s: Scored, config: ScoreConfig, template: Template, target: Target | None, store: Store) -> list[Request]:

@@ -92,11 +92,11 @@ class Target:
         for item in prompts:
             if given(item, self.n) is None:
                 if self._answerer is not None:
-                    self._answerer.prompt_ids(item.place, item.prompt)
+                    self._answerer.prompt_ids(item.location, item.prompt)
                 elif not self._config.target_endpoint:
                     field = '"response"' if self.n == 1 else f'"responses" (a list of {self.n})'
                     raise InputError(
-                        f"{item.place}: no {field}; put it there, or give --target-model or --target-endpoint"
+                        f"{item.location}: no {field}; put it there, or give --target-model or --target-endpoint"
                     )
 
     def requests(self, item: Item) -> list[Request]:
@@ -174,7 +174,7 @@ class Target:
         with tqdm(total=n, unit="answer", desc="target", disable=None) as bar:
             todo = missing()
             while chunk := list(itertools.islice(todo, CHUNK)):
-                ids = [answerer.prompt_ids(item.place, item.prompt) for item, _ in chunk]
+                ids = [answerer.prompt_ids(item.location, item.prompt) for item, _ in chunk]
                 numbers = [int(request.key[:15], 16) for _, request in chunk]
                 found = answerer.answer(ids, sampling, lambda answer: bar.update(), numbers)
                 rows = [
@@ -216,5 +216,5 @@ def given(item: Item, n: int) -> list[str] | None:
     texts = [found] if n == 1 else found
     if not isinstance(texts, list) or len(texts) < n or not all(isinstance(t, str) and t.strip() for t in texts):
         wanted = '"response" has to be text' if n == 1 else f'"responses" has to be a list of {n} texts'
-        raise InputError(f"{item.place}: {wanted}; write it, or leave the field out")
+        raise InputError(f"{item.location}: {wanted}; write it, or leave the field out")
     return [text.strip() for text in texts[:n]]
