@@ -16,8 +16,8 @@ from typing import Any
 
 from data.rows import parse_row, read_lines
 from revise import wire
-from revise.asking import answer_row
 from revise.config import ClientConfig
+from revise.scheduler import answer_row
 from revise.store import Row, State, Store
 from revise.wire import Request
 from system import InputError, files

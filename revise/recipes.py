@@ -15,10 +15,10 @@ from typing import Any, Literal
 import numpy as np
 
 from data.rows import Tie, parse_record
-from revise import clair, judge, pairs, recipe
+from revise import clair, judge, pairs, recipe_runner
 from revise.pairs import Made, Pair, Rejected
 from revise.prompts import Item, Prompts, PromptsConfig
-from revise.recipe import Recipe, RecipeConfig, instruction, question, wording_facts
+from revise.recipe_runner import Recipe, RecipeConfig, instruction, question, wording_facts
 from revise.templates import read_template, task_of
 from revise.wire import Completion, Request
 from system import InputError, cli
@@ -105,7 +105,9 @@ def clair_recipe(config: ClairConfig) -> Recipe:
 
 def clair_main(argv: Sequence[str]) -> None:
     """The command."""
-    recipe.make(clair_recipe(cli.parse(ClairConfig, argv, command="python -m revise clair", example=CLAIR_EXAMPLE)))
+    recipe_runner.make(
+        clair_recipe(cli.parse(ClairConfig, argv, command="python -m revise clair", example=CLAIR_EXAMPLE))
+    )
 
 
 # --- a judge of the model's own answers ----------------------------------------------------------------------------
@@ -190,7 +192,7 @@ def judge_main(argv: Sequence[str]) -> None:
     """The command."""
     config = cli.parse(JudgeConfig, argv, command="python -m revise judge-on-policy", example=JUDGE_EXAMPLE)
     positions = Positions()
-    recipe.make(judge_recipe(config, positions), summary=positions.sentence)
+    recipe_runner.make(judge_recipe(config, positions), summary=positions.sentence)
 
 
 # --- answers that are judged already -------------------------------------------------------------------------------
@@ -307,4 +309,4 @@ def stronger_recipe(config: StrongerConfig) -> Recipe:
 def stronger_main(argv: Sequence[str]) -> None:
     """The command."""
     config = cli.parse(StrongerConfig, argv, command="python -m revise stronger-preferred", example=STRONGER_EXAMPLE)
-    recipe.make(stronger_recipe(config))
+    recipe_runner.make(stronger_recipe(config))

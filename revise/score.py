@@ -22,7 +22,7 @@ from revise import judge, wire
 from revise.client import ClientConfig, answer_all, answered, endpoints_of, open_store
 from revise.config import estimate, parse_extra, total
 from revise.prompts import Item
-from revise.recipe import check_asked
+from revise.recipe_runner import check_asked
 from revise.store import Store
 from revise.target import Target, TargetConfig
 from revise.templates import Template, read_template, task_of

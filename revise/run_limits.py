@@ -11,7 +11,7 @@ FIRST_PATIENCE = 60.0  # seconds: where no server was ever reached, waiting is o
 FIRST_REFUSALS = 8  # and no answer: then the settings are wrong, not the rows
 
 
-class Ending:
+class RunLimits:
     """Watches what ends a run; each check raises the sentence that it ends with."""
 
     def __init__(self, config: ClientConfig, spent: float) -> None:

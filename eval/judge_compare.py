@@ -6,7 +6,7 @@ from pathlib import Path
 
 from data.rows import Example, Reading, Record, read_records
 from data.text import Message
-from eval.judging import Judge, Sent
+from eval.judge_client import Judge, Sent
 from revise import judge as judges
 from revise.client import ClientConfig, open_store, parse_extra
 from system import InputError, RunError, cli
