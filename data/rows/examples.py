@@ -1,6 +1,6 @@
 """Records as token ids: templates applied, cut to the limits, in the form that an objective takes.
 
-records -> encode -> examples (one trunk and its branches each) -> in_form("pairs" | "unpaired" | "single")
+records -> encode -> examples (one prompt and its responses each) -> in_form("pairs" | "unpaired" | "single")
 """
 
 from collections.abc import Iterable, Iterator, Sequence
@@ -18,7 +18,7 @@ CHUNK_LETTERS = 2**21  # a chunk ends there too: an encoder takes some 70 times 
 
 
 class Example(NamedTuple):
-    """A small tree of token ids: the prompt is its trunk, each response a branch."""
+    """Token ids of a prompt and of each response to it."""
 
     location: str
     """"FILE:LINE" of its row."""
@@ -112,8 +112,8 @@ def _cut(record: Record, trees: "list[tuple[list[int], _Content]] | InputError",
     ]
     if (top := max(max(i) for i in ids)) >= n_ids:
         raise InputError(f"token id {top} is outside the model's vocabulary of {n_ids}")
-    trunk, *branches = (np.asarray(i, dtype=np.int32) for i in ids)
-    example = Example(record.location, trunk, tuple(branches), record.label, record.ratings)
+    kept_prompt, *kept_responses = (np.asarray(i, dtype=np.int32) for i in ids)
+    example = Example(record.location, kept_prompt, tuple(kept_responses), record.label, record.ratings)
     return Cut(example, prompt, kept, tuple(r for r, _ in responses))
 
 
