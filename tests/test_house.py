@@ -160,6 +160,14 @@ def test_one_file_asks_by_http():
     assert {path for path, tree in sources(*MAY_IMPORT) if asks_by_http(path, tree)} == MAY_ASK
 
 
+def test_no_test_file_imports_from_another():
+    """What two of them need has a file of its own, named after what it holds."""
+    found = {(path, name) for path, tree in sources("tests") for name in imported(tree)}
+    assert any(name == "tests.tiny" for _, name in found)  # or else this looks for the wrong thing
+    of_tests = {(path, name) for path, name in found if name.startswith((".", "tests."))}
+    assert not [(path, name) for path, name in of_tests if any(x.startswith("test_") for x in name.split("."))]
+
+
 def test_losses_need_torch_alone():
     allowed = {*sys.stdlib_module_names, "torch", "losses"}
     assert not [

@@ -3,7 +3,6 @@
 import pytest
 import torch
 from torch.distributed.fsdp._fully_shard._fsdp_param_group import FSDPParamGroup
-from torch.nn.functional import log_softmax, scaled_dot_product_attention
 
 from data.forest import pack
 from engine.distributed.ranks import Ranks
@@ -11,6 +10,7 @@ from engine.model import attention
 from engine.model.fused_forward import FusedForward
 from engine.model.llama import Llama
 from tests import tiny
+from tests.engine.padded import padded_logps
 
 # one-token responses, one response a prefix of the other, a prompt of one token, plain ones
 LENGTHS = [(5, 4, 6), (1, 1, 1), (3, 1, 5), (7, 9, 1), (1, 8, 3), (4, 3, 7), (12, 20, 11)]
@@ -21,32 +21,6 @@ def pairs():
     longer = examples[5].responses[1]
     examples[5] = examples[5]._replace(responses=(longer[:3], longer))  # a prefix
     return examples
-
-
-def padded_logps(model, examples):
-    """Each conversation in a row of its own, padded on the right: [S], in order."""
-    rows = [(e.prompt, r) for e in examples for r in e.responses]
-    longest = max(len(p) + len(r) for p, r in rows)
-    found = []
-    for prompt, response in rows:  # one at a time: nothing can leak
-        ids = torch.zeros(longest, dtype=torch.int64)
-        ids[: len(prompt) + len(response)] = torch.tensor([*prompt.tolist(), *response.tolist()])
-        causal = torch.ones(longest, longest, dtype=torch.bool).tril()
-
-        def attend(q, k, v, causal=causal):
-            q, k, v = (x.transpose(0, 1) for x in (q, k, v))
-            k, v = (x.repeat_interleave(len(q) // len(k), dim=0) for x in (k, v))
-            return scaled_dot_product_attention(q, k, v, attn_mask=causal).transpose(0, 1)
-
-        x = model.embed(ids)
-        rope = model.rope(torch.arange(longest), torch.float64)
-        for block in model.blocks:
-            x = block(x, rope, attend)
-        weight = model.embed.weight if model.config.tied else model.head.weight
-        logps = log_softmax(model.norm(x) @ weight.T, dim=-1)
-        at = torch.arange(len(prompt) - 1, len(prompt) + len(response) - 1)
-        found.append(logps[at, ids[at + 1]].sum())
-    return torch.stack(found)
 
 
 def gradients(model, logps):

@@ -13,7 +13,8 @@ from engine.optim import split_master as split
 from engine.weights.rounding import Cast
 from system import InputError
 from tests import tiny
-from tests.engine.test_train import id_rows, lines
+from tests.metrics import lines
+from tests.rows import id_rows
 
 SETTINGS = {"loss": "dpo", "lr": 3e-5, "batch_size": 4, "epochs": 2, "micro_tokens": 1024}
 
