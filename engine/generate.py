@@ -290,19 +290,28 @@ def _drawn(config: GenerateConfig, out: Path) -> tuple[int, int]:
 
 
 def _served(config: GenerateConfig, out: Path) -> tuple[int, int]:
-    """Answers of a server. How one is asked is known by a package above this one, which the installation names."""
+    """Answers of a server. Numbers of answers and prompts."""
     prompts = read_prompts(config.prompts)
     for row in prompts:
         if not all(isinstance(m, Message) for m in row.prompt):
             raise InputError(f'{row.location}: token ids, and a server is asked in text; give "prompt"')
-    servers = list(metadata.entry_points(group=SERVERS, name="endpoint"))
-    if not servers:
-        raise InputError(
-            "--endpoint: how a server is asked is found through the installed package, and it is not installed; run "
-            "./launch.sh setup, or pip install -e . in the repository's folder"
-        )
     # (response, finish), or (None, why there is none); samples of a prompt together
-    texts: Iterator[tuple[str | None, str]] = servers[0].load()(config, prompts)
+    texts: Iterator[tuple[str | None, str]] = _server_backend()(
+        prompts,
+        store=f"{config.out}.sqlite",
+        endpoint=config.endpoint,
+        model=config.model,
+        key_env=config.key_env,
+        concurrency=config.concurrency,
+        ask_again=config.ask_again,
+        n=config.n,
+        seed=config.seed,
+        max_new_tokens=config.max_new_tokens,
+        temperature=config.temperature,
+        top_p=config.top_p,
+        top_k=config.top_k,
+        stop=config.stop,
+    )
     rows, rejected = [], []
     for i, (text, finish) in enumerate(texts):
         row = _prompt(prompts[i // config.n]) | {"sample": i % config.n}
@@ -322,6 +331,22 @@ def _served(config: GenerateConfig, out: Path) -> tuple[int, int]:
         beside.unlink(missing_ok=True)
     files.write_rows(out, rows)
     return len(rows), len(prompts)
+
+
+def _server_backend() -> Callable[..., Iterator[tuple[str | None, str]]]:
+    """Who asks servers: a package above this one, which the installation names, so that nothing is imported upwards."""
+    found = list(metadata.entry_points(group=SERVERS, name="endpoint"))
+    mend = "run ./launch.sh setup, or pip install -e . in the repository's folder"
+    if not found:
+        raise InputError(
+            f"--endpoint: how a server is asked is found through the installed package, and it is not installed; {mend}"
+        )
+    try:
+        return found[0].load()
+    except ModuleNotFoundError as fault:
+        if not f"{found[0].module}.".startswith(f"{fault.name}."):
+            raise
+        raise InputError(f"--endpoint: the installed package is not this one ({fault}); {mend}") from None
 
 
 if __name__ == "__main__":

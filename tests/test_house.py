@@ -1,6 +1,7 @@
 """Rules of the house: who may import whom, what is documented, how commands end, what the tools say."""
 
 import ast
+import configparser
 import re
 import shutil
 import subprocess
@@ -158,6 +159,38 @@ def asks_by_http(path, tree):
 
 def test_one_file_asks_by_http():
     assert {path for path, tree in sources(*MAY_IMPORT) if asks_by_http(path, tree)} == MAY_ASK
+
+
+def reached(module):
+    """All of our modules that importing one loads, or would load for a type checker."""
+    found, todo = set(), {module}
+    while todo:
+        name = todo.pop()
+        path = ROOT / name.replace(".", "/")
+        path = path / "__init__.py" if path.is_dir() else path.with_suffix(".py")
+        if name in found or not path.is_file():
+            continue
+        found.add(name)
+        asked = [*imported(ast.parse(path.read_text(encoding="utf-8"))), name.rpartition(".")[0]]
+        todo |= {other for other in asked if other.split(".")[0] in OURS}
+    return found
+
+
+def test_an_entry_point_does_not_lead_back_to_who_asks_for_it():
+    """What a package finds through the installation stands above it, and has to need nothing of it."""
+    setup = configparser.ConfigParser()
+    setup.read(ROOT / "setup.cfg")
+    (group, named), *others = setup["options.entry_points"].items()
+    assert group == "engine.generate" and not others
+    for line in named.split("\n")[1:]:
+        module = line.partition("=")[2].partition(":")[0].strip()
+        found = reached(module)
+        assert {
+            "revise.server_backend",
+            "revise.client",
+            "data.rows",
+        } <= found  # or else this looks for the wrong thing
+        assert not [name for name in found if name.split(".")[0] == group.split(".")[0]]
 
 
 def test_no_test_file_imports_from_another():
