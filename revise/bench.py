@@ -22,10 +22,8 @@ from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Literal
 
-from revise.client import ClientConfig, HttpTransport, Request, endpoints_of, open_store
-from revise.endpoints import Pool
+from revise.client import ClientConfig, HttpTransport, Pool, Request, Scheduler, endpoints_of, open_store
 from revise.loopback import Reply, serve
-from revise.scheduler import Scheduler
 from system import InputError, cli
 
 EXAMPLE = "python -m revise.bench --in-flight 256 --seconds 1"

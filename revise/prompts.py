@@ -11,7 +11,7 @@ import numpy as np
 
 from data.rows import PromptRow, prompts_of
 from data.text import ROLES, Message
-from revise.wire import canonical
+from revise.client import canonical
 from system import InputError, RunError, cli, list_faults
 
 

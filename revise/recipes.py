@@ -16,11 +16,11 @@ import numpy as np
 
 from data.rows import Tie, parse_record
 from revise import clair, judge, pairs, recipe_runner
+from revise.client import Completion, Request
 from revise.pairs import Made, Pair, Rejected
 from revise.prompts import Item, Prompts, PromptsConfig
 from revise.recipe_runner import Recipe, RecipeConfig, instruction, question, wording_facts
 from revise.templates import read_template, task_of
-from revise.wire import Completion, Request
 from system import InputError, cli
 
 _TAIL = (

@@ -10,8 +10,18 @@ from typing import Any
 
 from data.rows import PromptRow
 from data.text import Message
-from revise import wire
-from revise.client import Answered, ClientConfig, Request, answer_all, answered, endpoints_of, is_open, open_store, said
+from revise.client import (
+    TRUNCATED,
+    Answered,
+    ClientConfig,
+    Request,
+    answer_all,
+    answered,
+    endpoints_of,
+    is_open,
+    open_store,
+    said,
+)
 from system import RunError
 
 
@@ -70,4 +80,4 @@ def _messages(row: PromptRow) -> list[dict[str, str]]:
 
 
 def _finish(found: Answered) -> str:
-    return "length" if found.completion and found.completion.finish in wire.TRUNCATED else "stop"
+    return "length" if found.completion and found.completion.finish in TRUNCATED else "stop"

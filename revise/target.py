@@ -13,12 +13,24 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from tqdm import tqdm
 
-from revise import wire
-from revise.client import Answered, ClientConfig, Tally, answer_all, answered, endpoints_of
-from revise.endpoints import Endpoint, parse_base
+from revise.client import (
+    Answered,
+    ClientConfig,
+    Completion,
+    Endpoint,
+    Request,
+    Row,
+    State,
+    Store,
+    Tally,
+    answer_all,
+    answered,
+    canonical,
+    endpoints_of,
+    parse_base,
+    read_answer,
+)
 from revise.prompts import Item
-from revise.store import Row, State, Store
-from revise.wire import Completion, Request
 from system import InputError
 
 if TYPE_CHECKING:  # it brings torch, which takes seconds and which answers over HTTP do without
@@ -199,10 +211,10 @@ def _stored(request: Request, answerer: "Answerer", answer: "Answer", n_prompt: 
     counts = {"prompt_tokens": n_prompt, "completion_tokens": len(answer.ids)}
     message = {"role": "assistant", "content": answerer.text(answer)}
     choice = {"index": 0, "message": message, "finish_reason": answer.finish}
-    raw = wire.canonical({"model": answerer.folder.name, "choices": [choice], "usage": counts}).encode()
-    read = wire.read_answer(raw, request)
+    raw = canonical({"model": answerer.folder.name, "choices": [choice], "usage": counts}).encode()
+    read = read_answer(raw, request)
     state: State = "unusable" if read.fault else "answered"
-    body = wire.canonical(request.body)
+    body = canonical(request.body)
     return Row(
         *(request.key, "target", state, body, raw, None, 1, 0.0, n_prompt, len(answer.ids), True, 0.0, time.time())
     )

@@ -44,7 +44,7 @@ PARTS = {  # of a package that another one may import
     ("eval", "revise"): {"revise", "revise.client", "revise.judge"},
     ("revise", "engine"): {"engine", "engine.generate"},
 }
-MAY_ASK = {"revise/client.py"}  # by an HTTP library
+MAY_ASK = {"revise/client/client.py"}  # by an HTTP library
 MAY_TALK = {"engine/distributed/ranks.py", "engine/distributed/fsdp.py", "engine/run/states.py"}  # to other processes
 MODEL = ("engine/model/llama.py", "engine/model/head.py", "engine/model/attention.py")
 OF_MANY_PROCESSES = re.compile(
@@ -121,7 +121,7 @@ def test_no_arrow_of_the_engine_runs_upwards():
     assert not found
 
 
-@pytest.mark.parametrize("package", ["engine", "data"])
+@pytest.mark.parametrize("package", ["engine", "data", "revise"])
 def test_a_room_is_imported_through_its_face(package):
     """Its files are its own; whoever stands outside takes what its __init__ hands on."""
     rooms = {p.name for p in (ROOT / package).iterdir() if (p / "__init__.py").exists()}
@@ -191,6 +191,14 @@ def test_an_entry_point_does_not_lead_back_to_who_asks_for_it():
             "data.rows",
         } <= found  # or else this looks for the wrong thing
         assert not [name for name in found if name.split(".")[0] == group.split(".")[0]]
+
+
+def test_the_client_knows_nothing_of_pairs():
+    """revise/client/ asks servers for whoever it is: recipes, scores, evaluators, engine.generate."""
+    found = {(path, name) for path, tree in sources("revise/client") for name in imported(tree)}
+    assert any(name == "revise.client.wire" for _, name in found)
+    of_revise = {(path, name) for path, name in found if name.split(".")[0] == "revise" and name != "revise"}
+    assert not [(path, name) for path, name in of_revise if name.split(".")[1] != "client"]
 
 
 def test_no_test_file_imports_from_another():

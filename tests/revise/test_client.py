@@ -17,8 +17,17 @@ import time
 
 import pytest
 
-from revise import endpoints, run_limits, scheduler
-from revise.client import ClientConfig, Request, Store, answer_all, endpoints_of, open_store
+from revise.client import (
+    ClientConfig,
+    Request,
+    Store,
+    answer_all,
+    endpoints,
+    endpoints_of,
+    open_store,
+    run_limits,
+    scheduler,
+)
 from revise.loopback import Reply, serve
 from system.errors import InputError, RunError, Stopped
 from tests.revise.asks import ask, questions

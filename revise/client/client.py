@@ -4,9 +4,9 @@
         tally = answer_all(requests, store, config, endpoints_of(config.endpoint, config), purpose="clair")
         found = answered(store, request)
 
-What the store holds already is not sent; how the rest is sent, repeated and stopped is in revise/scheduler.py. Here is
-the transport: httpx over kept-alive connections, and what a status, a header or a broken connection means. This is the
-only module that imports an HTTP library.
+What the store holds already is not sent; how the rest is sent, repeated and stopped is in scheduler.py. Here is the
+transport: httpx over kept-alive connections, and what a status, a header or a broken connection means. This is the only
+module that imports an HTTP library.
 """
 
 import asyncio
@@ -21,12 +21,12 @@ from collections.abc import AsyncIterator, Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from revise import keys, wire
-from revise.config import DEFAULT_KEY_ENV, ClientConfig, estimate, parse_extra, total
-from revise.endpoints import Endpoint, Pace, Pool, parse_base
-from revise.scheduler import Later, Refused, Scheduler, Tally
-from revise.store import Row, Store, open_store
-from revise.wire import Completion, Request, Unreadable
+from revise.client import keys, wire
+from revise.client.config import DEFAULT_KEY_ENV, ClientConfig, estimate, parse_extra, total
+from revise.client.endpoints import Endpoint, Pace, Pool, parse_base
+from revise.client.scheduler import Later, Refused, Scheduler, Tally
+from revise.client.store import Row, Store, open_store
+from revise.client.wire import Completion, Request, Unreadable
 from system import InputError, RunError, cli
 
 __all__ = [

@@ -3,8 +3,7 @@
 A fixed number of workers take requests from one iterator. Each waits for a slot at an endpoint, sends, and waits until
 the answer is on the disk; answers that come in while the disk is busy share one commit. An attempt that fails is
 repeated after a random wait that grows; what it is no use to repeat is stored as refused, what has failed too often as
-failed. When a run ends before its time is in revise/run_limits.py; whatever the reason, what is in flight comes home
-first.
+failed. When a run ends before its time is in run_limits.py; whatever the reason, what is in flight comes home first.
 """
 
 import asyncio
@@ -19,12 +18,12 @@ from typing import NamedTuple, Protocol
 
 from tqdm import tqdm
 
-from revise import wire
-from revise.config import ClientConfig
-from revise.endpoints import Endpoint, Pace, Pool
-from revise.run_limits import RunLimits
-from revise.store import Row, State, Store
-from revise.wire import Completion, Request, Unreadable
+from revise.client import wire
+from revise.client.config import ClientConfig
+from revise.client.endpoints import Endpoint, Pace, Pool
+from revise.client.run_limits import RunLimits
+from revise.client.store import Row, State, Store
+from revise.client.wire import Completion, Request, Unreadable
 from system import RunError, Stopped
 
 LIMIT_SHARE = 1 / 8  # of an attempt: "later" says nothing against the request

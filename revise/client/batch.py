@@ -15,11 +15,11 @@ from pathlib import Path
 from typing import Any
 
 from data.rows import parse_row, read_lines
-from revise import wire
-from revise.config import ClientConfig
-from revise.scheduler import answer_row
-from revise.store import Row, State, Store
-from revise.wire import Request
+from revise.client import wire
+from revise.client.config import ClientConfig
+from revise.client.scheduler import answer_row
+from revise.client.store import Row, State, Store
+from revise.client.wire import Request
 from system import InputError, files
 
 MOST_REQUESTS, MOST_BYTES = 50_000, 200 * 10**6  # in a file, says the API's reference
@@ -28,7 +28,7 @@ CHUNK = 512  # rows that share a commit
 LONGEST_LINE = 64 * 2**20
 
 
-def write(requests: Iterable[Request], store: Store, path: Path, again: Sequence[State] = ("failed",)) -> str:
+def write_batch(requests: Iterable[Request], store: Store, path: Path, again: Sequence[State] = ("failed",)) -> str:
     """Writes what the store lacks, in as many files as the API's limits ask for; says what to do with them.
 
     again: of what the store knows of a request, what does not keep it from being written. Raises InputError where one
@@ -72,7 +72,9 @@ def _write_part(path: Path, number: int, lines: list[str]) -> None:
     files.write_text(_part(path, number), "".join(lines))
 
 
-def read(paths: Sequence[Path], requests: Iterable[Request], store: Store, config: ClientConfig, purpose: str) -> str:
+def read_batch(
+    paths: Sequence[Path], requests: Iterable[Request], store: Store, config: ClientConfig, purpose: str
+) -> str:
     """Puts the answers in files into the store; says how many there were, and of what use.
 
     requests: what was sent; answers to anything else are counted and left. Raises InputError where a file cannot be

@@ -14,8 +14,8 @@ import urllib.parse
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
-from revise.keys import Key
-from revise.wire import REWARD_PATH
+from revise.client.keys import Key
+from revise.client.wire import REWARD_PATH
 from system import InputError, cli
 
 DOWN_AFTER = 8  # failures in a row, over all requests, with no answer between them

@@ -3,8 +3,8 @@
 import time
 from collections.abc import Sequence
 
-from revise.config import ClientConfig
-from revise.store import Row
+from revise.client.config import ClientConfig
+from revise.client.store import Row
 from system import RunError, Stopped
 
 FIRST_PATIENCE = 60.0  # seconds: where no server was ever reached, waiting is of little use
