@@ -169,13 +169,13 @@ def draw(found: dict[str, Contrast], path: Path, kind: str) -> None:
 
     figure, axes = plt.subplots(1, 3, figsize=(12, 3.2), constrained_layout=True)
     kinds = (("jaccard_words", "Jaccard, words"), ("levenshtein", "Levenshtein"), ("length_ratio", "length ratio"))
-    for place, (measure, title) in zip(axes, kinds, strict=True):
+    for axis, (measure, title) in zip(axes, kinds, strict=True):
         values = {name: c.measures()[measure] for name, c in found.items()}
         highest = max(float(np.percentile(v, 99)) for v in values.values())
         for name, v in values.items():
-            place.hist(v.clip(max=highest), bins=40, range=(0, highest or 1), histtype="step", label=name, density=True)
-        place.set_title(title)
-        place.set_yticks([])
+            axis.hist(v.clip(max=highest), bins=40, range=(0, highest or 1), histtype="step", label=name, density=True)
+        axis.set_title(title)
+        axis.set_yticks([])
     axes[0].legend(fontsize=8)
     figure.savefig(path, format=kind)
     plt.close(figure)
@@ -205,7 +205,7 @@ def texts_of(records: Sequence[Record]) -> list[tuple[str, str]]:
     for r in records:
         if len(r.responses) != 2 or r.is_tokenised:
             kind = "a pair of token ids" if r.is_tokenised else "no pair"
-            raise InputError(f"{r.place}: {kind}; contrast is measured on pairs of texts")
+            raise InputError(f"{r.location}: {kind}; contrast is measured on pairs of texts")
         pairs.append((str(r.responses[0]), str(r.responses[1])))
     return pairs
 

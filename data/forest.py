@@ -3,10 +3,11 @@
     trunk     p0 p1 p2                     the prompt, once
     branches           w0 w1 . l0 l1 .     each response without its last token, which predicts nothing
 
-One example's tokens stand together: trunk, first branch, second branch ... Positions of every branch go on from the
-trunk. The last prompt token predicts the first token of every branch. Two descriptions of who sees whom are given,
-each enough on its own: (example, branch, position) of every token, for a mask; documents with gathered keys, for
-kernels that take unequal lengths of queries and keys.
+A prompt is the trunk of its tree, each response a branch: words of this file and of who reads a forest. Tokens of an
+example stand together: trunk, first branch, second branch ... Positions of every branch go on from the trunk. The
+last prompt token predicts the first token of every branch. Two descriptions of who sees whom are given, each enough on
+its own: (example, branch, position) of every token, for a mask; documents with gathered keys, for kernels that take
+unequal lengths of queries and keys.
 """
 
 # T packed tokens, U gathered keys, M documents, R predicting rows, S sequences (responses), N examples

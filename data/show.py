@@ -1,4 +1,4 @@
-"""One row as the trainer sees it: trunk, branches, what is predicted, which ids are control tokens, what was cut.
+"""One row as the trainer sees it: prompt, responses, what is predicted, which ids are control tokens, what was cut.
 
     python -m data.show pairs.jsonl --model DIR --row 3
 
@@ -60,15 +60,15 @@ def show(cut: Cut, chat: Chat | None, *, colour: bool = False) -> str:
     names = {1: ["completion"], 2: ["chosen", "rejected"]}.get(
         n, [f"completion {i}, best first" for i in range(1, n + 1)]
     )
-    made = page.paint("heading", f"{visible(example.place)}: {page.kind(cut)}") + "\n"
+    made = page.paint("heading", f"{visible(example.location)}: {page.kind(cut)}") + "\n"
     if chat is not None:
-        made += f"template: {visible(str(chat.template.place))}\n"
+        made += f"template: {visible(str(chat.template.location))}\n"
     n_cut = len(cut.whole_prompt) - len(example.prompt)
-    made += page.heading("trunk", len(example.prompt), n_cut, "seen by every branch, predicted by none")
+    made += page.heading("prompt", len(example.prompt), n_cut, "seen by every response, predicted by none")
     made += page.tokens(cut.whole_prompt, cut.kept, "seen")
     for name, whole, kept in zip(names, cut.whole_responses, example.responses, strict=True):
         n_cut = len(whole) - len(kept)
-        made += page.heading(f"branch: {name}", len(kept), n_cut, "each is predicted; the last is no input")
+        made += page.heading(name, len(kept), n_cut, "each is predicted; the last is no input")
         made += page.tokens(whole, [i < len(kept) for i in range(len(whole))], "predicted")
     return made + page.footer(cut)
 

@@ -92,25 +92,27 @@ class Answerer:
         """Those that a prompt may have."""
         return self.chat.roles if self.chat else ROLES
 
-    def prompt_ids(self, place: str, prompt: Sequence[Message | int]) -> list[int]:
+    def prompt_ids(self, location: str, prompt: Sequence[Message | int]) -> list[int]:
         """A prompt as token ids. Raises InputError, located, where it cannot be one."""
         messages = [m for m in prompt if isinstance(m, Message)]
         ids = [i for i in prompt if isinstance(i, int)]
         if messages and self.chat is None:
-            raise InputError(f'{place}: text, and {self.folder} has no tokenizer; give "prompt_ids"')
+            raise InputError(f'{location}: text, and {self.folder} has no tokenizer; give "prompt_ids"')
         if messages and self.chat is not None:
             try:
                 ids = self.chat.prompt_ids(messages)
             except InputError as fault:
-                raise InputError(f"{place}: {fault}") from None
+                raise InputError(f"{location}: {fault}") from None
         if max(ids) >= (size := self._shape.config.vocab_size):
-            raise InputError(f"{place}: token id {max(ids)} is outside the model's vocabulary of {size}")
-        self._check_room(place, ids)
+            raise InputError(f"{location}: token id {max(ids)} is outside the model's vocabulary of {size}")
+        self._check_room(location, ids)
         return ids
 
-    def _check_room(self, place: str, ids: Sequence[int]) -> None:
+    def _check_room(self, location: str, ids: Sequence[int]) -> None:
         if (context := self._shape.config.context) is not None and len(ids) >= context:
-            raise InputError(f"{place}: a prompt of {len(ids)} tokens leaves no room in a context of {context}; cut it")
+            raise InputError(
+                f"{location}: a prompt of {len(ids)} tokens leaves no room in a context of {context}; cut it"
+            )
 
     @functools.cached_property
     def digest(self) -> str:
@@ -281,26 +283,35 @@ def _drawn(config: GenerateConfig, out: Path) -> tuple[int, int]:
     """Answers of a checkpoint. Numbers of answers and prompts."""
     answerer = Answerer.open(config.model, config.dtype)
     prompts = read_prompts(config.prompts, roles=answerer.roles)
-    ids = [answerer.prompt_ids(p.place, p.prompt) for p in prompts]
+    ids = [answerer.prompt_ids(p.location, p.prompt) for p in prompts]
     with draw(answerer, ids, config, out) as drawn:
         drawn.finish(out, prompts)
     return len(drawn.answers), len(ids)
 
 
 def _served(config: GenerateConfig, out: Path) -> tuple[int, int]:
-    """Answers of a server. How one is asked is known by a package above this one, which the installation names."""
+    """Answers of a server. Numbers of answers and prompts."""
     prompts = read_prompts(config.prompts)
     for row in prompts:
         if not all(isinstance(m, Message) for m in row.prompt):
-            raise InputError(f'{row.place}: token ids, and a server is asked in text; give "prompt"')
-    servers = list(metadata.entry_points(group=SERVERS, name="endpoint"))
-    if not servers:
-        raise InputError(
-            "--endpoint: how a server is asked is found through the installed package, and it is not installed; run "
-            "./launch.sh setup, or pip install -e . in the repository's folder"
-        )
+            raise InputError(f'{row.location}: token ids, and a server is asked in text; give "prompt"')
     # (response, finish), or (None, why there is none); samples of a prompt together
-    texts: Iterator[tuple[str | None, str]] = servers[0].load()(config, prompts)
+    texts: Iterator[tuple[str | None, str]] = _server_backend()(
+        prompts,
+        store=f"{config.out}.sqlite",
+        endpoint=config.endpoint,
+        model=config.model,
+        key_env=config.key_env,
+        concurrency=config.concurrency,
+        ask_again=config.ask_again,
+        n=config.n,
+        seed=config.seed,
+        max_new_tokens=config.max_new_tokens,
+        temperature=config.temperature,
+        top_p=config.top_p,
+        top_k=config.top_k,
+        stop=config.stop,
+    )
     rows, rejected = [], []
     for i, (text, finish) in enumerate(texts):
         row = _prompt(prompts[i // config.n]) | {"sample": i % config.n}
@@ -320,6 +331,22 @@ def _served(config: GenerateConfig, out: Path) -> tuple[int, int]:
         beside.unlink(missing_ok=True)
     files.write_rows(out, rows)
     return len(rows), len(prompts)
+
+
+def _server_backend() -> Callable[..., Iterator[tuple[str | None, str]]]:
+    """Who asks servers: a package above this one, which the installation names, so that nothing is imported upwards."""
+    found = list(metadata.entry_points(group=SERVERS, name="endpoint"))
+    mend = "run ./launch.sh setup, or pip install -e . in the repository's folder"
+    if not found:
+        raise InputError(
+            f"--endpoint: how a server is asked is found through the installed package, and it is not installed; {mend}"
+        )
+    try:
+        return found[0].load()
+    except ModuleNotFoundError as fault:
+        if not f"{found[0].module}.".startswith(f"{fault.name}."):
+            raise
+        raise InputError(f"--endpoint: the installed package is not this one ({fault}); {mend}") from None
 
 
 if __name__ == "__main__":

@@ -199,10 +199,10 @@ class TrainingInputs:
     def _show_first(self) -> str:
         first, data = self.steps.step(1).examples[0], self.config.data
         cut = find_cut(
-            first.place, data.sources, self.chat, data.limits, self.reading, n_ids=self.policy.config.vocab_size
+            first.location, data.sources, self.chat, data.limits, self.reading, n_ids=self.policy.config.vocab_size
         )
         if not np.array_equal(cut.example.prompt, first.prompt):
-            raise InputError(f"{first.place}: the file was changed while it was read; start again")
+            raise InputError(f"{first.location}: the file was changed while it was read; start again")
         return show(cut, self.chat)
 
 

@@ -94,7 +94,7 @@ def main(argv: Sequence[str]) -> None:
 
 def _line(example: Example, logps: Tensor) -> str:
     names = ("chosen", "rejected") if len(logps) == 2 else ("completion",)
-    values: dict[str, object] = {"place": example.place}
+    values: dict[str, object] = {"place": example.location}
     for name, logp, response in zip(names, logps.tolist(), example.responses, strict=True):
         values |= {f"logps/{name}": logp, f"tokens/{name}": len(response)}
     return json.dumps(values) + "\n"

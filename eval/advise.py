@@ -16,8 +16,8 @@ import numpy as np
 
 from data.contrast import jaccard
 from data.rows import Example, RowSettings, open_model, read_examples
-from eval import judged, scores
-from eval.judged import JudgeSettings
+from eval import judge_compare, scores
+from eval.judge_compare import JudgeSettings
 from system import InputError, cli, files
 
 EXAMPLE = "python -m eval advise --model path/to/llama --data pairs.jsonl"
@@ -141,7 +141,7 @@ def main(argv: Sequence[str]) -> None:
     examples = [_with_own(e, config.own_score) for e in rows.examples]
     if config.judge_endpoint:
         pairs = [e for e in examples if len(e.responses) == 2]
-        examples = judged.compare(
+        examples = judge_compare.compare(
             _drawn(pairs, config.n, config.seed), config.model, config.data, config.reading, config, seed=config.seed
         )
     usable = [e for e in examples if len(e.responses) == 2 and e.ratings.scores and e.ratings.own is not None]

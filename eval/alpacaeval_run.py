@@ -20,10 +20,10 @@ from typing import Any, Literal, NamedTuple
 
 import numpy as np
 
-from eval import alpacaeval, answering, judging, mixeval_run, scores
+from eval import alpacaeval, answering, judge_client, mixeval_run, scores
 from eval.answering import How, Model
 from eval.checkpoints import Checkpoint
-from eval.judging import Judge, JudgedConfig, Sent
+from eval.judge_client import Judge, JudgedConfig, Sent
 from revise.client import Answered, estimate, open_store, total
 from system import InputError, RunError, cli, files
 
@@ -86,11 +86,11 @@ def main(argv: Sequence[str]) -> None:
     found = _chosen(config)
     with open_store(Path(config.store)) as store:
         sent = Sent(store)
-        judge = judging.judge_of(config, sent)
+        judge = judge_client.judge_of(config, sent)
         if config.dry_run:
             print(_estimate(data, config, found, judge, sent))
             return
-        judging.take_base(config)
+        judge_client.take_base(config)
         probe(judge, data)
         for checkpoint in found:
             print(_tell(checkpoint.name, score_one(Model(checkpoint, config, sent), data, config, judge)), flush=True)
@@ -172,7 +172,7 @@ def _read_gamed(path: Path, config: AlpacaEvalConfig) -> list[dict[str, Any]]:
 
 def _chosen(config: AlpacaEvalConfig) -> list[Checkpoint]:
     """The checkpoints to score, the base first. Raises InputError where none can be chosen."""
-    found = judging.find(config)
+    found = judge_client.find(config)
     if config.endpoint or (Path(config.what) / "config.json").is_file():
         return found
     names = config.checkpoint or _best(config)
@@ -330,7 +330,7 @@ def _estimate(data: Data, config: AlpacaEvalConfig, found: Sequence[Checkpoint],
         asked = Model(found[0], config, sent).requests(
             {r["instruction"]: r["instruction"] for r in data.reference}, how
         )
-        stages.append(estimate("outputs", asked, known, judging.client_of_model(config)))
+        stages.append(estimate("outputs", asked, known, judge_client.client_of_model(config)))
     judged = (
         judge.request(
             {"messages": alpacaeval.messages(r["instruction"], r["output"], longest, data.template)} | ANNOTATOR
@@ -338,5 +338,5 @@ def _estimate(data: Data, config: AlpacaEvalConfig, found: Sequence[Checkpoint],
         for longest in [f"{'x' * 4 * MAX_TOKENS}{c.name}" for c in found]
         for r in data.reference
     )
-    stages.append(estimate("annotations", judged, known, judging.client_of_judge(config)))
+    stages.append(estimate("annotations", judged, known, judge_client.client_of_judge(config)))
     return "\n".join([*(said for said, _ in stages), total(sum(d for _, d in stages), config)])

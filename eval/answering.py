@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from data.text import Message
 from eval.checkpoints import Checkpoint
-from eval.judging import JudgedConfig, Sent, client_of_model
+from eval.judge_client import JudgedConfig, Sent, client_of_model
 from revise.client import Request, endpoints_of, is_open, said
 from system import InputError, RunError, cli, files
 

@@ -20,10 +20,10 @@ from typing import Any, Literal, NamedTuple
 import numpy as np
 
 from data.rows import load_rows
-from eval import answering, checkpoints, judging, mixeval, scores
+from eval import answering, checkpoints, judge_client, mixeval, scores
 from eval.answering import How, Model
 from eval.checkpoints import Checkpoint
-from eval.judging import Judge, JudgedConfig, Sent
+from eval.judge_client import Judge, JudgedConfig, Sent
 from eval.mixeval import SPLITS, Split, Wording
 from revise.client import Answered, Request, estimate, open_store, total
 from system import InputError, RunError, cli, files
@@ -110,12 +110,12 @@ def main(argv: Sequence[str]) -> None:
     run = Path(config.what)
     with open_store(Path(config.store)) as store:
         sent = Sent(store)
-        judge = judging.judge_of(config, sent)
-        found = [] if config.watch else judging.find(config)
+        judge = judge_client.judge_of(config, sent)
+        found = [] if config.watch else judge_client.find(config)
         if config.dry_run:
             print(_estimate(data, wording, config, found, judge, sent))
             return
-        judging.take_base(config)
+        judge_client.take_base(config)
         probe(judge, next(iter(data.values())), wording, config)
         names: set[str] = set()
         for checkpoint in checkpoints.watch(run, with_base=config.has_base) if config.watch else found:
@@ -199,13 +199,13 @@ def _estimate(
     if config.endpoint:
         prompts = {str(i): mixeval.format_prompt(entry, split, wording) for i, (split, entry) in enumerate(queries)}
         asked = Model(found[0], config, sent).requests(prompts, how)
-        stages.append(estimate("answers", asked, known, judging.client_of_model(config)))
+        stages.append(estimate("answers", asked, known, judge_client.client_of_model(config)))
     judged = (
         judge.request(_body(mixeval.judge_messages(entry, f"{'x' * 4 * MAX_TOKENS}{i}{name}", split, wording), config))
         for name in [c.name for c in found] or ["the next epoch"]
         for i, (split, entry) in enumerate(queries)
     )
-    stages.append(estimate("judgments", judged, known, judging.client_of_judge(config)))
+    stages.append(estimate("judgments", judged, known, judge_client.client_of_judge(config)))
     again = f"(each judgment that has no score is asked for again, {config.rounds} times in all at most)"
     return "\n".join([*(said for said, _ in stages), again, total(sum(d for _, d in stages), config)])
 

@@ -217,18 +217,18 @@ def _sampled(models: Sequence[Checkpoint], pairs: Sequence[Example], config: Tra
 
 
 def _texts(pairs: Sequence[Example]) -> list[str]:
-    """The prompts as they stand in their file; their place where that is not text."""
-    source = pairs[0].place.rpartition(":")[0]
+    """The prompts as they stand in their file; their location where that is not text."""
+    source = pairs[0].location.rpartition(":")[0]
     found = (
-        {row.place: row for row in prompts_of(source) if isinstance(row, PromptRow)} if Path(source).exists() else {}
+        {row.location: row for row in prompts_of(source) if isinstance(row, PromptRow)} if Path(source).exists() else {}
     )
 
-    def text(place: str) -> str:
-        row = found.get(place)
+    def text(location: str) -> str:
+        row = found.get(location)
         said = [m.content for m in row.prompt if isinstance(m, Message)] if row else []
-        return said[-1] if said else place
+        return said[-1] if said else location
 
-    return [text(e.place) for e in pairs]
+    return [text(e.location) for e in pairs]
 
 
 def _distance(
@@ -242,7 +242,9 @@ def _distance(
     from engine.score import score_under
 
     ends = [[*a.ids, *([a.stop_id] if a.stop_id is not None else [])] for a in answers]
-    whole = [Example(e.place, e.prompt, (np.array(ids, dtype=np.int32),)) for e, ids in zip(asked, ends, strict=True)]
+    whole = [
+        Example(e.location, e.prompt, (np.array(ids, dtype=np.int32),)) for e, ids in zip(asked, ends, strict=True)
+    ]
     if model.name == base.name:
         return np.zeros(len(whole))
     own, of_base = (

@@ -23,9 +23,9 @@ MODULES = {  # in the order of the page
     "losses.paper": "The paper's own",
     "losses.margin": "Pairs with a reference, by the margin",
     "losses.anchored": "Pairs with a reference, anchored",
-    "losses.free": "Pairs without a reference",
-    "losses.step": "With a statistic of the step",
-    "losses.single": "Responses one by one",
+    "losses.reference_free": "Pairs without a reference",
+    "losses.step_statistics": "With a statistic of the step",
+    "losses.single_response": "Responses one by one",
     "losses.ranked": "Several responses to a prompt",
 }
 HEAD = """# Objectives

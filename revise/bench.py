@@ -22,9 +22,7 @@ from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Literal
 
-from revise.asking import Asking
-from revise.client import ClientConfig, HttpTransport, Request, endpoints_of, open_store
-from revise.endpoints import Pool
+from revise.client import ClientConfig, HttpTransport, Pool, Request, Scheduler, endpoints_of, open_store
 from revise.loopback import Reply, serve
 from system import InputError, cli
 
@@ -82,7 +80,7 @@ def _measure(config: BenchConfig, base: str, name: str) -> str:
 
         async def ask() -> None:
             async with HttpTransport.open(settings, importlib.import_module(name)) as transport:
-                await Asking(store, settings, pool, transport, "bench").through(requests(), n)
+                await Scheduler(store, settings, pool, transport, "bench").run(requests(), n)
 
         with open_store(Path(settings.store)) as store:
             start, cpu = time.perf_counter(), time.process_time()

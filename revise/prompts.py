@@ -11,7 +11,7 @@ import numpy as np
 
 from data.rows import PromptRow, prompts_of
 from data.text import ROLES, Message
-from revise.wire import canonical
+from revise.client import canonical
 from system import InputError, RunError, cli, list_faults
 
 
@@ -40,8 +40,8 @@ class Item(NamedTuple):
     """One prompt of a run."""
 
     number: int
-    """Its place among the rows that can be used, from 0."""
-    place: str
+    """Its index among the rows that can be used, from 0."""
+    location: str
     """"FILE:LINE", for messages."""
     prompt: tuple[Message, ...]
     row: dict[str, Any]
@@ -118,7 +118,7 @@ class Prompts:
             if index < len(self._drawn) and self._drawn[index]:
                 prompt = tuple(m for m in found.prompt if isinstance(m, Message))
                 which = hashlib.sha256(text).digest()[:8]
-                yield Item(index, found.place, prompt, found.row, 0 if self._dedupe else n_equal[which])
+                yield Item(index, found.location, prompt, found.row, 0 if self._dedupe else n_equal[which])
                 n_equal[which] += not self._dedupe
             index += 1
         if digest.digest() != self._digest:
@@ -127,6 +127,6 @@ class Prompts:
     def _rows(self) -> Iterator[PromptRow | InputError]:
         for found in prompts_of(self.source, roles=self._roles):
             if isinstance(found, PromptRow) and not isinstance(found.prompt[0], Message):
-                yield InputError(f"{found.place}: token ids, of which no text can be asked; give its text")
+                yield InputError(f"{found.location}: token ids, of which no text can be asked; give its text")
             else:
                 yield found

@@ -15,12 +15,12 @@ from typing import Any, Literal
 import numpy as np
 
 from data.rows import Tie, parse_record
-from revise import clair, judge, pairs, recipe
+from revise import clair, judge, pairs, recipe_runner
+from revise.client import Completion, Request
 from revise.pairs import Made, Pair, Rejected
 from revise.prompts import Item, Prompts, PromptsConfig
-from revise.recipe import Recipe, RecipeConfig, instruction, question, wording_facts
+from revise.recipe_runner import Recipe, RecipeConfig, instruction, question, wording_facts
 from revise.templates import read_template, task_of
-from revise.wire import Completion, Request
 from system import InputError, cli
 
 _TAIL = (
@@ -105,7 +105,9 @@ def clair_recipe(config: ClairConfig) -> Recipe:
 
 def clair_main(argv: Sequence[str]) -> None:
     """The command."""
-    recipe.make(clair_recipe(cli.parse(ClairConfig, argv, command="python -m revise clair", example=CLAIR_EXAMPLE)))
+    recipe_runner.make(
+        clair_recipe(cli.parse(ClairConfig, argv, command="python -m revise clair", example=CLAIR_EXAMPLE))
+    )
 
 
 # --- a judge of the model's own answers ----------------------------------------------------------------------------
@@ -135,7 +137,7 @@ class Positions:
         self.n_judgments = self.n_first = self.n_both = self.n_same = 0
 
     def add(self, choices: Sequence[int], winners: Sequence[int]) -> None:
-        """choices: the places that won; winners: which of the two answers that is."""
+        """choices: the indices that won; winners: which of the two answers that is."""
         self.n_judgments += len(choices)
         self.n_first += sum(choice == 1 for choice in choices)
         self.n_both += len(choices) == 2
@@ -190,7 +192,7 @@ def judge_main(argv: Sequence[str]) -> None:
     """The command."""
     config = cli.parse(JudgeConfig, argv, command="python -m revise judge-on-policy", example=JUDGE_EXAMPLE)
     positions = Positions()
-    recipe.make(judge_recipe(config, positions), summary=positions.sentence)
+    recipe_runner.make(judge_recipe(config, positions), summary=positions.sentence)
 
 
 # --- answers that are judged already -------------------------------------------------------------------------------
@@ -236,11 +238,11 @@ def _best_over_worst(item: Item) -> Pair:
         raise Rejected("no completions")
     try:
         row = {name: value for name, value in item.row.items() if name not in ("chosen", "rejected")}
-        record = parse_record(row, item.place)
+        record = parse_record(row, item.location)
     except Tie:
         raise Rejected("tie") from None
     except InputError as fault:
-        raise Rejected(f"bad row: {str(fault).removeprefix(f'{item.place}: ')}") from None
+        raise Rejected(f"bad row: {str(fault).removeprefix(f'{item.location}: ')}") from None
     if record.ratings.scores is None:
         raise Rejected("no scores")
     models = {}
@@ -307,4 +309,4 @@ def stronger_recipe(config: StrongerConfig) -> Recipe:
 def stronger_main(argv: Sequence[str]) -> None:
     """The command."""
     config = cli.parse(StrongerConfig, argv, command="python -m revise stronger-preferred", example=STRONGER_EXAMPLE)
-    recipe.make(stronger_recipe(config))
+    recipe_runner.make(stronger_recipe(config))

@@ -18,15 +18,25 @@ from typing import Any, NamedTuple
 
 from data.rows import Record, parse_record, rows_of
 from data.text import Message
-from revise import judge, wire
-from revise.client import ClientConfig, answer_all, answered, endpoints_of, open_store
-from revise.config import estimate, parse_extra, total
+from revise import judge
+from revise.client import (
+    CHARACTERS_PER_TOKEN,
+    REWARD_PATH,
+    ClientConfig,
+    Request,
+    Store,
+    answer_all,
+    answered,
+    endpoints_of,
+    estimate,
+    open_store,
+    parse_extra,
+    total,
+)
 from revise.prompts import Item
-from revise.recipe import check_asked
-from revise.store import Store
+from revise.recipe_runner import check_asked
 from revise.target import Target, TargetConfig
 from revise.templates import Template, read_template, task_of
-from revise.wire import Request
 from system import InputError, RunError, cli, files, list_faults
 
 EXAMPLE = (
@@ -148,28 +158,28 @@ def _rows(source: str) -> Iterator[Scored]:
 
 
 def _found(source: str) -> Iterator[tuple[str, Scored | InputError]]:
-    for number, (place, row) in enumerate(rows_of(source)):
+    for number, (location, row) in enumerate(rows_of(source)):
         try:
             if isinstance(row, InputError):
                 raise row
-            yield place, _scored(number, place, row)
+            yield location, _scored(number, location, row)
         except InputError as fault:
-            yield place, fault
+            yield location, fault
 
 
-def _scored(number: int, place: str, row: dict[str, Any]) -> Scored:
-    record = parse_record(row, place)
+def _scored(number: int, location: str, row: dict[str, Any]) -> Scored:
+    record = parse_record(row, location)
     try:
         json.dumps(row)
     except TypeError as fault:
-        raise InputError(f"{place}: a value that JSON cannot hold ({fault}); leave its column out") from None
+        raise InputError(f"{location}: a value that JSON cannot hold ({fault}); leave its column out") from None
     if record.form != "pairs" or record.is_tokenised:
-        raise InputError(f"{place}: no pair of texts, which alone can be scored")
+        raise InputError(f"{location}: no pair of texts, which alone can be scored")
     provenance = row.get("provenance")
     origin = provenance.get("recipe") if isinstance(provenance, dict) else None
     prompt = tuple(m for m in record.prompt if isinstance(m, Message))
     is_known = origin in (*OWN_IS_LOSER, *OWN_ARE_BOTH)
-    return Scored(Item(number, place, prompt, row, 0), record, str(origin) if is_known else None)
+    return Scored(Item(number, location, prompt, row, 0), record, str(origin) if is_known else None)
 
 
 def _requests(s: Scored, config: ScoreConfig, template: Template, target: Target | None, store: Store) -> list[Request]:
@@ -190,7 +200,7 @@ def _grades(item: Item, text: str, config: ScoreConfig, template: Template) -> l
             "model": config.model,
             "messages": [*item.messages, {"role": "assistant", "content": text}],
         }
-        return [Request(_merged(body, config), path=wire.REWARD_PATH)]
+        return [Request(_merged(body, config), path=REWARD_PATH)]
     asked = judge.score_request(task_of(item.prompt), text, template)
     body = {"model": config.model, "messages": [{"role": "user", "content": asked}]}
     body |= {"temperature": config.temperature, "max_tokens": config.max_tokens}
@@ -229,7 +239,7 @@ def _scores(s: Scored, config: ScoreConfig, template: Template, target: Target |
 def _estimate(config: ScoreConfig, template: Template, target: Target | None, store: Store) -> str:
     """What a run would send, and the most that it can cost: own answers still to be drawn are as long as may be."""
     known = store.states()
-    longest = "x" * (config.target_max_tokens * wire.CHARACTERS_PER_TOKEN)
+    longest = "x" * (config.target_max_tokens * CHARACTERS_PER_TOKEN)
 
     def foreseen() -> Iterator[Request]:
         for s in _rows(config.pairs):

@@ -58,7 +58,7 @@ class ShowConfig:
 class Shown(NamedTuple):
     """One row, ready to be looked at."""
 
-    place: str
+    location: str
     prompt: str
     rejected: Pieces
     chosen: Pieces
@@ -90,21 +90,21 @@ def difference(before: str, after: str) -> tuple[Pieces, Pieces]:
 
 def shown_rows(path: Path) -> Iterator[Shown]:
     """The pairs of a file. Raises InputError for a row that is none."""
-    for place, row in rows_of(path):
+    for location, row in rows_of(path):
         if isinstance(row, InputError):
             raise row
-        record = parse_record(row, place)
+        record = parse_record(row, location)
         if len(record.responses) != 2 or record.is_tokenised:
-            raise InputError(f"{place}: no pair of texts; this shows pairs")
+            raise InputError(f"{location}: no pair of texts; this shows pairs")
         chosen, rejected = map(str, record.responses)
         prompt = task_of([m for m in record.prompt if isinstance(m, Message)])
         left, right = difference(rejected, chosen)
-        yield Shown(place, prompt, left, right, ("rejected", "chosen"), _text(row.get("rational")), "", _facts(row))
+        yield Shown(location, prompt, left, right, ("rejected", "chosen"), _text(row.get("rational")), "", _facts(row))
 
 
 def rejected_rows(path: Path) -> Iterator[Shown]:
     """What a recipe set aside, with its reason."""
-    for place, row in rows_of(path):
+    for location, row in rows_of(path):
         if isinstance(row, InputError):
             raise row
         own, answers = ("\n\n".join(map(_text, row.get(name) or [])) for name in ("own", "answers"))
@@ -115,7 +115,14 @@ def rejected_rows(path: Path) -> Iterator[Shown]:
             )
         labels = "the model's own", "the answer"
         yield Shown(
-            place, _text(prompt), [(False, own)], [(False, answers)], labels, "", _text(row.get("reason")), _facts(row)
+            location,
+            _text(prompt),
+            [(False, own)],
+            [(False, answers)],
+            labels,
+            "",
+            _text(row.get("reason")),
+            _facts(row),
         )
 
 
@@ -137,7 +144,9 @@ def page(rows: Sequence[Shown], title: str, note: str) -> str:
     (style,) = re.findall(r"<style>(.*?)</style>", template, re.DOTALL)
     (script,) = re.findall(r"<script>(.*?)</script>", template, re.DOTALL)
     policy = f"default-src 'none'; style-src {_hash(style)}; script-src {_hash(script)}; base-uri 'none'"
-    shown = [{**row._asdict(), "kind": row.kind, "place": Path(row.place).name} for row in rows]  # no folder of yours
+    shown = [
+        {**row._asdict(), "kind": row.kind, "location": Path(row.location).name} for row in rows
+    ]  # no folder of yours
     text = json.dumps({"title": title, "note": note, "rows": shown}, ensure_ascii=False)
     for character in "<>&\u2028\u2029":
         text = text.replace(character, f"\\u{ord(character):04x}")
@@ -159,7 +168,7 @@ def text(row: Shown, *, colour: bool) -> str:
     def words(pieces: Pieces, changed: str) -> str:
         return "".join(changed.format(cli.printable(t)) if is_changed else cli.printable(t) for is_changed, t in pieces)
 
-    lines = [title.format(cli.printable(f"{row.place}{f': {row.reason}' if row.reason else ''}"))]
+    lines = [title.format(cli.printable(f"{row.location}{f': {row.reason}' if row.reason else ''}"))]
     lines += [cli.printable(row.prompt), ""]
     lines += [title.format(row.labels[0]), words(row.rejected, gone), ""]
     lines += [title.format(row.labels[1]), words(row.chosen, new)]

@@ -13,12 +13,24 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from tqdm import tqdm
 
-from revise import wire
-from revise.client import Answered, ClientConfig, Tally, answer_all, answered, endpoints_of
-from revise.endpoints import Endpoint, parse_base
+from revise.client import (
+    Answered,
+    ClientConfig,
+    Completion,
+    Endpoint,
+    Request,
+    Row,
+    State,
+    Store,
+    Tally,
+    answer_all,
+    answered,
+    canonical,
+    endpoints_of,
+    parse_base,
+    read_answer,
+)
 from revise.prompts import Item
-from revise.store import Row, State, Store
-from revise.wire import Completion, Request
 from system import InputError
 
 if TYPE_CHECKING:  # it brings torch, which takes seconds and which answers over HTTP do without
@@ -92,11 +104,11 @@ class Target:
         for item in prompts:
             if given(item, self.n) is None:
                 if self._answerer is not None:
-                    self._answerer.prompt_ids(item.place, item.prompt)
+                    self._answerer.prompt_ids(item.location, item.prompt)
                 elif not self._config.target_endpoint:
                     field = '"response"' if self.n == 1 else f'"responses" (a list of {self.n})'
                     raise InputError(
-                        f"{item.place}: no {field}; put it there, or give --target-model or --target-endpoint"
+                        f"{item.location}: no {field}; put it there, or give --target-model or --target-endpoint"
                     )
 
     def requests(self, item: Item) -> list[Request]:
@@ -174,7 +186,7 @@ class Target:
         with tqdm(total=n, unit="answer", desc="target", disable=None) as bar:
             todo = missing()
             while chunk := list(itertools.islice(todo, CHUNK)):
-                ids = [answerer.prompt_ids(item.place, item.prompt) for item, _ in chunk]
+                ids = [answerer.prompt_ids(item.location, item.prompt) for item, _ in chunk]
                 numbers = [int(request.key[:15], 16) for _, request in chunk]
                 found = answerer.answer(ids, sampling, lambda answer: bar.update(), numbers)
                 rows = [
@@ -199,10 +211,10 @@ def _stored(request: Request, answerer: "Answerer", answer: "Answer", n_prompt: 
     counts = {"prompt_tokens": n_prompt, "completion_tokens": len(answer.ids)}
     message = {"role": "assistant", "content": answerer.text(answer)}
     choice = {"index": 0, "message": message, "finish_reason": answer.finish}
-    raw = wire.canonical({"model": answerer.folder.name, "choices": [choice], "usage": counts}).encode()
-    read = wire.read_answer(raw, request)
+    raw = canonical({"model": answerer.folder.name, "choices": [choice], "usage": counts}).encode()
+    read = read_answer(raw, request)
     state: State = "unusable" if read.fault else "answered"
-    body = wire.canonical(request.body)
+    body = canonical(request.body)
     return Row(
         *(request.key, "target", state, body, raw, None, 1, 0.0, n_prompt, len(answer.ids), True, 0.0, time.time())
     )
@@ -216,5 +228,5 @@ def given(item: Item, n: int) -> list[str] | None:
     texts = [found] if n == 1 else found
     if not isinstance(texts, list) or len(texts) < n or not all(isinstance(t, str) and t.strip() for t in texts):
         wanted = '"response" has to be text' if n == 1 else f'"responses" has to be a list of {n} texts'
-        raise InputError(f"{item.place}: {wanted}; write it, or leave the field out")
+        raise InputError(f"{item.location}: {wanted}; write it, or leave the field out")
     return [text.strip() for text in texts[:n]]

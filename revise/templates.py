@@ -31,18 +31,18 @@ class Template(NamedTuple):
         return "".join(part if i % 2 == 0 else f"<{part}>" for i, part in enumerate(self.parts))
 
 
-def parse_template(text: str, place: str, needed: Sequence[str], optional: Sequence[str] = ()) -> Template:
+def parse_template(text: str, location: str, needed: Sequence[str], optional: Sequence[str] = ()) -> Template:
     """The template in a text. Raises InputError unless each needed slot stands in it once."""
     parts = tuple(re.split(rf"<({'|'.join(SLOTS)})>", text))
     slots = parts[1::2]
     for name in needed:
         if slots.count(name) != 1:
             found = f"{slots.count(name)} times" if name in slots else "nowhere"
-            raise InputError(f"{place}: <{name}> has to stand once in a template, and stands {found}")
+            raise InputError(f"{location}: <{name}> has to stand once in a template, and stands {found}")
     if extra := [name for name in slots if name not in (*needed, *optional)]:
-        raise InputError(f"{place}: there is nothing to put in the place of <{extra[0]}>; remove it")
+        raise InputError(f"{location}: there is nothing to put in the place of <{extra[0]}>; remove it")
     if twice := [name for name in optional if slots.count(name) > 1]:
-        raise InputError(f"{place}: <{twice[0]}> stands twice; keep one")
+        raise InputError(f"{location}: <{twice[0]}> stands twice; keep one")
     return Template(parts)
 
 

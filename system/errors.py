@@ -2,7 +2,7 @@
 
 
 class InputError(ValueError):
-    """What the user gave cannot be used. The text is one sentence: place, fault, mend. Exit code 2, no traceback."""
+    """What the user gave cannot be used. The text is one sentence: location, fault, mend. Exit code 2, no traceback."""
 
 
 class RunError(RuntimeError):

@@ -25,8 +25,8 @@ WATCH = 3 * BEAT
 
 
 @contextlib.contextmanager
-def hold(lock: Path, place: Path, *, does: str, otherwise: str, takes_over: str | None = None) -> Iterator[None]:
-    """Holds `lock`, a file that is made where it is not there, for `place`.
+def hold(lock: Path, location: Path, *, does: str, otherwise: str, takes_over: str | None = None) -> Iterator[None]:
+    """Holds `lock`, a file that is made where it is not there, for `location`, which its messages name.
 
     Raises InputError where it cannot be written ("give another ..." of `otherwise`), or another process holds it, which
     is named with what it `does`. takes_over: the flag by which the user says that a holder on another host, which has
@@ -35,15 +35,15 @@ def hold(lock: Path, place: Path, *, does: str, otherwise: str, takes_over: str 
     try:
         descriptor = os.open(lock, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
     except OSError as fault:
-        raise InputError(f"{place}: cannot be written ({fault.strerror}); {otherwise}") from None
+        raise InputError(f"{location}: cannot be written ({fault.strerror}); {otherwise}") from None
     try:
         try:
             fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
-            raise InputError(f"{place}: {_holder(descriptor)} {does}; wait for it, or stop it") from None
+            raise InputError(f"{location}: {_holder(descriptor)} {does}; wait for it, or stop it") from None
         except OSError as fault:
-            raise InputError(f"{place}: its file system has no locks ({fault.strerror}); use a local disk") from None
-        _refuse_another_host(descriptor, place, does, takes_over)
+            raise InputError(f"{location}: its file system has no locks ({fault.strerror}); use a local disk") from None
+        _refuse_another_host(descriptor, location, does, takes_over)
         with _beating(descriptor):
             yield
     finally:
@@ -80,7 +80,7 @@ def _beating(descriptor: int) -> Iterator[None]:
         os.ftruncate(descriptor, 0)
 
 
-def _refuse_another_host(descriptor: int, place: Path, does: str, takes_over: str | None) -> None:
+def _refuse_another_host(descriptor: int, location: Path, does: str, takes_over: str | None) -> None:
     """Raises InputError where the lock was free here, and a process on another host has not let go."""
     held = _read(descriptor)
     if held is None or held["host"] == socket.gethostname():
@@ -91,12 +91,12 @@ def _refuse_another_host(descriptor: int, place: Path, does: str, takes_over: st
         if now is None:
             return
         if now["beat"] != held["beat"]:
-            raise InputError(f"{place}: {_name(held)} {does}; wait for it, or stop it")
+            raise InputError(f"{location}: {_name(held)} {does}; wait for it, or stop it")
         time.sleep(BEAT / 5)
     if takes_over is not None:
         raise InputError(
-            f"{place}: {_name(held)} has not said that it ended, and nothing was heard of it for {WATCH:.0f} s; make "
-            f"sure that it is gone, and add {takes_over}"
+            f"{location}: {_name(held)} has not said that it ended, and nothing was heard of it for {WATCH:.0f} s; "
+            f"make sure that it is gone, and add {takes_over}"
         )
 
 

@@ -3,33 +3,12 @@
 import re
 import shlex
 from functools import cache
-from pathlib import Path
 
 import pytest
 
-ROOT = Path(__file__).resolve().parents[1]
-PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
+from tests.pages import GENERATED, PAGES, ROOT, blocks, command_of
+
 DOORS = {"train": "engine.train", "bench": "engine.bench", "paper": "examples.miniature.paper"}
-GENERATED = ROOT / "docs/commands.md"
-
-
-def blocks(path):
-    """The fenced blocks of a page that are no other language's."""
-    language, inside = None, []
-    for line in path.read_text(encoding="utf-8").splitlines():
-        if not line.startswith("```"):
-            inside.append(line)
-        elif language is None:
-            language, inside = line[3:], []
-        else:
-            if language in ("", "bash", "sh"):
-                yield "\n".join(inside)
-            language = None
-
-
-def command_of(line):
-    """A line's command, without what is said of it: behind a #, or three blanks where no flag follows."""
-    return re.split(r"\s{3,}(?![\s-])|\s+#\s", line.strip())[0]
 
 
 def commands(path):

@@ -14,7 +14,7 @@ import pytest
 
 from examples.miniature import reviser, sets
 from examples.requests import serve_models
-from tests.test_docs import GENERATED, PAGES, ROOT, blocks, command_of
+from tests.pages import GENERATED, PAGES, ROOT, blocks, command_of
 
 TUTORIAL = ROOT / "docs/tutorial.md"
 COMMANDS = ("python -m ", "torchrun ", "./launch.sh ")

@@ -1,6 +1,7 @@
 """Rules of the house: who may import whom, what is documented, how commands end, what the tools say."""
 
 import ast
+import configparser
 import re
 import shutil
 import subprocess
@@ -43,7 +44,7 @@ PARTS = {  # of a package that another one may import
     ("eval", "revise"): {"revise", "revise.client", "revise.judge"},
     ("revise", "engine"): {"engine", "engine.generate"},
 }
-MAY_ASK = {"revise/client.py"}  # by an HTTP library
+MAY_ASK = {"revise/client/client.py"}  # by an HTTP library
 MAY_TALK = {"engine/distributed/ranks.py", "engine/distributed/fsdp.py", "engine/run/states.py"}  # to other processes
 MODEL = ("engine/model/llama.py", "engine/model/head.py", "engine/model/attention.py")
 OF_MANY_PROCESSES = re.compile(
@@ -120,7 +121,7 @@ def test_no_arrow_of_the_engine_runs_upwards():
     assert not found
 
 
-@pytest.mark.parametrize("package", ["engine", "data"])
+@pytest.mark.parametrize("package", ["engine", "data", "revise"])
 def test_a_room_is_imported_through_its_face(package):
     """Its files are its own; whoever stands outside takes what its __init__ hands on."""
     rooms = {p.name for p in (ROOT / package).iterdir() if (p / "__init__.py").exists()}
@@ -158,6 +159,54 @@ def asks_by_http(path, tree):
 
 def test_one_file_asks_by_http():
     assert {path for path, tree in sources(*MAY_IMPORT) if asks_by_http(path, tree)} == MAY_ASK
+
+
+def reached(module):
+    """All of our modules that importing one loads, or would load for a type checker."""
+    found, todo = set(), {module}
+    while todo:
+        name = todo.pop()
+        path = ROOT / name.replace(".", "/")
+        path = path / "__init__.py" if path.is_dir() else path.with_suffix(".py")
+        if name in found or not path.is_file():
+            continue
+        found.add(name)
+        asked = [*imported(ast.parse(path.read_text(encoding="utf-8"))), name.rpartition(".")[0]]
+        todo |= {other for other in asked if other.split(".")[0] in OURS}
+    return found
+
+
+def test_an_entry_point_does_not_lead_back_to_who_asks_for_it():
+    """What a package finds through the installation stands above it, and has to need nothing of it."""
+    setup = configparser.ConfigParser()
+    setup.read(ROOT / "setup.cfg")
+    (group, named), *others = setup["options.entry_points"].items()
+    assert group == "engine.generate" and not others
+    for line in named.split("\n")[1:]:
+        module = line.partition("=")[2].partition(":")[0].strip()
+        found = reached(module)
+        assert {
+            "revise.server_backend",
+            "revise.client",
+            "data.rows",
+        } <= found  # or else this looks for the wrong thing
+        assert not [name for name in found if name.split(".")[0] == group.split(".")[0]]
+
+
+def test_the_client_knows_nothing_of_pairs():
+    """revise/client/ asks servers for whoever it is: recipes, scores, evaluators, engine.generate."""
+    found = {(path, name) for path, tree in sources("revise/client") for name in imported(tree)}
+    assert any(name == "revise.client.wire" for _, name in found)
+    of_revise = {(path, name) for path, name in found if name.split(".")[0] == "revise" and name != "revise"}
+    assert not [(path, name) for path, name in of_revise if name.split(".")[1] != "client"]
+
+
+def test_no_test_file_imports_from_another():
+    """What two of them need has a file of its own, named after what it holds."""
+    found = {(path, name) for path, tree in sources("tests") for name in imported(tree)}
+    assert any(name == "tests.tiny" for _, name in found)  # or else this looks for the wrong thing
+    of_tests = {(path, name) for path, name in found if name.startswith((".", "tests."))}
+    assert not [(path, name) for path, name in of_tests if any(x.startswith("test_") for x in name.split("."))]
 
 
 def test_losses_need_torch_alone():

@@ -158,19 +158,19 @@ def read_examples(
 
 
 def find_cut(
-    place: str, sources: Sequence[str], chat: Chat | None, limits: Limits, reading: Reading, *, n_ids: int
+    location: str, sources: Sequence[str], chat: Chat | None, limits: Limits, reading: Reading, *, n_ids: int
 ) -> Cut:
-    """The example of the row at a place ("FILE:LINE"), with what was cut of it. Raises InputError where it is not there
-    any more, or cannot be used.
+    """The example of the row at a location ("FILE:LINE"), with what was cut of it. Raises InputError where it is not
+    there any more, or cannot be used.
     """
     for source in sources:
         for record in read_records(source, reading, roles=chat.roles if chat else ROLES):
-            if isinstance(record, Record) and record.place == place:
+            if isinstance(record, Record) and record.location == location:
                 (cut,) = encode([record], chat, limits, n_ids=n_ids)
                 if isinstance(cut, InputError):
                     raise cut
                 return cut
-    raise InputError(f"{place}: the row is gone; the file was changed while it was read")
+    raise InputError(f"{location}: the row is gone; the file was changed while it was read")
 
 
 def digest(examples: Iterable[Example]) -> "hashlib._Hash":
@@ -209,10 +209,10 @@ def hold_out(rows: Sequence[Example], n: int, seed: int) -> tuple[list[Example],
 
     Raises InputError where none would be left to train on.
     """
-    by_place = {e.place: e for e in rows}
-    if n >= len(by_place):
-        raise InputError(f"--eval-pairs: {n} of {len(by_place)} rows leave none to train on; lower it")
-    places = list(by_place)
-    drawn = sorted(np.random.default_rng((seed, 0)).choice(len(places), n, replace=False).tolist())
-    held_out = {places[i] for i in drawn}
-    return [e for e in rows if e.place not in held_out], [by_place[places[i]] for i in drawn]
+    by_location = {e.location: e for e in rows}
+    if n >= len(by_location):
+        raise InputError(f"--eval-pairs: {n} of {len(by_location)} rows leave none to train on; lower it")
+    locations = list(by_location)
+    drawn = sorted(np.random.default_rng((seed, 0)).choice(len(locations), n, replace=False).tolist())
+    held_out = {locations[i] for i in drawn}
+    return [e for e in rows if e.location not in held_out], [by_location[locations[i]] for i in drawn]

@@ -1,6 +1,6 @@
 """Records as token ids: templates applied, cut to the limits, in the form that an objective takes.
 
-records -> encode -> examples (one trunk and its branches each) -> in_form("pairs" | "unpaired" | "single")
+records -> encode -> examples (one prompt and its responses each) -> in_form("pairs" | "unpaired" | "single")
 """
 
 from collections.abc import Iterable, Iterator, Sequence
@@ -18,9 +18,9 @@ CHUNK_LETTERS = 2**21  # a chunk ends there too: an encoder takes some 70 times 
 
 
 class Example(NamedTuple):
-    """A small tree of token ids: the prompt is its trunk, each response a branch."""
+    """Token ids of a prompt and of each response to it."""
 
-    place: str
+    location: str
     """"FILE:LINE" of its row."""
     prompt: np.ndarray
     """[P] int32, at least one id."""
@@ -80,7 +80,7 @@ def encode(
             try:
                 yield _cut(record, next(trees), limits, n_ids)
             except InputError as fault:
-                yield InputError(f"{record.place}: {fault}")
+                yield InputError(f"{record.location}: {fault}")
 
 
 def _chunks(records: Iterable[Record | InputError]) -> Iterator[list[Record | InputError]]:
@@ -112,8 +112,8 @@ def _cut(record: Record, trees: "list[tuple[list[int], _Content]] | InputError",
     ]
     if (top := max(max(i) for i in ids)) >= n_ids:
         raise InputError(f"token id {top} is outside the model's vocabulary of {n_ids}")
-    trunk, *branches = (np.asarray(i, dtype=np.int32) for i in ids)
-    example = Example(record.place, trunk, tuple(branches), record.label, record.ratings)
+    kept_prompt, *kept_responses = (np.asarray(i, dtype=np.int32) for i in ids)
+    example = Example(record.location, kept_prompt, tuple(kept_responses), record.label, record.ratings)
     return Cut(example, prompt, kept, tuple(r for r, _ in responses))
 
 
@@ -127,7 +127,7 @@ def in_form(examples: Sequence[Example], form: str, *, side: Literal["chosen", "
     for e in made:
         if len(e.responses) != len(made[0].responses):
             n, first = len(e.responses), len(made[0].responses)
-            raise InputError(f"{e.place}: {n} responses, the first row has {first}; rows have to have equally many")
+            raise InputError(f"{e.location}: {n} responses, the first row has {first}; rows have to have equally many")
     return made
 
 
@@ -138,16 +138,16 @@ def _in_form(e: Example, form: str, side: str) -> Iterator[Example]:
     elif form == "unpaired" and n == 2:
         for i, label in enumerate((True, False)):
             which = slice(i, i + 1)
-            yield Example(e.place, e.prompt, e.responses[which], label, e.ratings.of(which))
+            yield Example(e.location, e.prompt, e.responses[which], label, e.ratings.of(which))
     elif form == "unpaired" and e.label is not None:
         yield e
     elif form == "single" and e.label is None:
         which = slice(0, 1) if side == "chosen" or n == 1 else slice(n - 1, n)
-        yield Example(e.place, e.prompt, e.responses[which], None, e.ratings.of(which))
+        yield Example(e.location, e.prompt, e.responses[which], None, e.ratings.of(which))
     else:
         names = {1: "a completion without label" if e.label is None else "a labelled completion", 2: "a pair"}
         kind = names.get(n, f"{n} ranked completions")
-        raise InputError(f"{e.place}: this objective trains on rows of the form {form}, and this is {kind}")
+        raise InputError(f"{e.location}: this objective trains on rows of the form {form}, and this is {kind}")
 
 
 def _pieces_of(

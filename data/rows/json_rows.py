@@ -19,8 +19,8 @@ Row = tuple[str, dict[str, Any] | InputError]
 
 def read_jsonl(path: Path, max_row_bytes: int) -> Iterator[Row]:
     """A row a line."""
-    for place, line in read_lines(path, max_row_bytes):
-        yield place, line if isinstance(line, InputError) else _or_fault(parse_row, line, place)
+    for location, line in read_lines(path, max_row_bytes):
+        yield location, line if isinstance(line, InputError) else _or_fault(parse_row, line, location)
 
 
 def load_rows(path: Path) -> list[dict[str, Any]]:
@@ -43,15 +43,15 @@ def read_lines(path: Path, max_row_bytes: int) -> Iterator[tuple[str, bytes | In
         number = 0
         while line := file.readline(max_row_bytes + 1):
             number += 1
-            place = f"{path}:{number}"
+            location = f"{path}:{number}"
             if number == 1:
                 line = without_mark(line, path)
             if len(line) > max_row_bytes:
                 while line and not line.endswith(b"\n"):
                     line = file.readline(max_row_bytes)
-                yield place, too_long(place, max_row_bytes)
+                yield location, too_long(location, max_row_bytes)
             elif line := line.strip(b" \t\r\n"):
-                yield place, line
+                yield location, line
 
 
 def read_json(path: Path, max_row_bytes: int) -> Iterator[Row]:
@@ -84,23 +84,23 @@ def _objects_in_list(text: str, path: Path, max_row_bytes: int) -> Iterator[Row]
         assert match is not None  # it matches nothing at all, too
         at = match.end()
         number, counted = number + text.count("\n", counted, at), at
-        place = f"{path}:{number}"
+        location = f"{path}:{number}"
         if match[2] and not match[1]:
             if text[at:].strip():
-                raise InputError(f"{place}: text behind the list's end; mend the file")
+                raise InputError(f"{location}: text behind the list's end; mend the file")
             return
         if bool(match[1]) == is_first or match[2] or at == len(text):
             what = (
                 "the list does not end" if at == len(text) and not match[1] else "a comma too many, or one that lacks"
             )
-            raise InputError(f"{place}: not JSON ({what}); mend the file")
+            raise InputError(f"{location}: not JSON ({what}); mend the file")
         is_first = False
         end = _end_of_value(text, at, path, number)
         value = text[at:end].encode("utf-8", "surrogatepass")
         at = end
         yield (
-            place,
-            too_long(place, max_row_bytes) if len(value) > max_row_bytes else _or_fault(parse_row, value, place),
+            location,
+            too_long(location, max_row_bytes) if len(value) > max_row_bytes else _or_fault(parse_row, value, location),
         )
 
 
@@ -114,15 +114,15 @@ def _end_of_value(text: str, at: int, path: Path, number: int) -> int:
         raise InputError(f"{path}:{number}: nested deeper than {MAX_DEPTH} levels, or a number too long") from None
 
 
-def parse_row(line: bytes, place: str) -> dict[str, Any]:
-    """The object in one line. `place` is "FILE:LINE". Raises InputError for anything but one plain JSON object.
+def parse_row(line: bytes, location: str) -> dict[str, Any]:
+    """The object in one line. `location` is "FILE:LINE". Raises InputError for anything but one plain JSON object.
 
     NaN and infinities, duplicate keys, lone surrogates and nesting beyond MAX_DEPTH are refused: each would be read
-    as something other than what was written, or fail later without a place.
+    as something other than what was written, or fail later without a location.
     """
 
     def refuse(what: str) -> NoReturn:
-        raise InputError(f"{place}: {what}; mend or delete the line")
+        raise InputError(f"{location}: {what}; mend or delete the line")
 
     def pairs(items: list[tuple[str, Any]]) -> dict[str, Any]:
         made = dict(items)
@@ -171,16 +171,16 @@ def _check_value(value: Any, refuse: Callable[[str], NoReturn], depth: int) -> N
             _check_value(item, refuse, depth - 1)
 
 
-def _or_fault(read: Callable[[bytes, str], dict[str, Any]], line: bytes, place: str) -> dict[str, Any] | InputError:
+def _or_fault(read: Callable[[bytes, str], dict[str, Any]], line: bytes, location: str) -> dict[str, Any] | InputError:
     try:
-        return read(line, place)
+        return read(line, location)
     except InputError as fault:
         return fault
 
 
-def too_long(place: str, max_row_bytes: int) -> InputError:
+def too_long(location: str, max_row_bytes: int) -> InputError:
     """What is said of a row above the limit."""
-    return InputError(f"{place}: longer than {max_row_bytes >> 20} MB; mend it, or raise --max-row-mb")
+    return InputError(f"{location}: longer than {max_row_bytes >> 20} MB; mend it, or raise --max-row-mb")
 
 
 def without_mark(start: bytes, path: Path) -> bytes:

@@ -58,7 +58,7 @@ class Record:
     "ranked", else one.
     """
 
-    place: str
+    location: str
     """"FILE:LINE", for messages."""
     form: Literal["pairs", "unpaired", "single", "ranked"]
     prompt: tuple[Message, ...] | tuple[int, ...]
@@ -102,23 +102,23 @@ def read_records(
     Raises InputError where a file itself cannot be read.
     """
     ranked = reading is not None and reading.ranked
-    for place, row in rows_of(source, reading):
+    for location, row in rows_of(source, reading):
         if isinstance(row, InputError):
             yield row
             continue
         try:
-            yield parse_record(row, place, roles=roles, ranked=ranked)
+            yield parse_record(row, location, roles=roles, ranked=ranked)
         except InputError as fault:
             yield fault
 
 
-def parse_record(row: dict[str, Any], place: str, *, roles: Collection[str] = ROLES, ranked: bool = False) -> Record:
+def parse_record(row: dict[str, Any], location: str, *, roles: Collection[str] = ROLES, ranked: bool = False) -> Record:
     """The record in one row. ranked: keep all of several completions, best first, instead of the best and the worst.
 
     Raises InputError, located, where a field is missing, empty or of the wrong type; Tie, which is one, where all
     completions of a row are rated alike.
     """
-    read = _Reader(place, roles)
+    read = _Reader(location, roles)
     row = {name: value for name, value in row.items() if value is not None}  # tables of several forms have nulls
     has_pair = "chosen" in row or "rejected" in row or "chosen_ids" in row
     if ("completions" in row or "completions_ids" in row) and (ranked or not has_pair):
@@ -130,24 +130,24 @@ def parse_record(row: dict[str, Any], place: str, *, roles: Collection[str] = RO
     if "completion" in row:
         prompt = read.prompt(row)
         text = read.response(row["completion"], "completion", prompt)
-        return Record(place, _completion_form(row), prompt, (text,), read.label(row), read.ratings(row))
+        return Record(location, _completion_form(row), prompt, (text,), read.label(row), read.ratings(row))
     for name in ("messages", "conversations"):
         if name in row:
             messages = read.messages(row[name], name)
             if len(messages) < 2 or messages[-1].role != "assistant":
-                raise InputError(f'{place}: "{name}" has to end with a user message and its assistant answer')
+                raise InputError(f'{location}: "{name}" has to end with a user message and its assistant answer')
             prompt = read.checked_prompt(messages[:-1])
-            return Record(place, "single", prompt, (messages[-1].content,), None, read.ratings(row))
+            return Record(location, "single", prompt, (messages[-1].content,), None, read.ratings(row))
     raise InputError(
-        f'{place}: neither "chosen" and "rejected" nor "completion" nor "messages" but {_names(row)}; name its columns '
-        "with --columns chosen=...,rejected=..., or see data/rows/records.py for the forms"
+        f'{location}: neither "chosen" and "rejected" nor "completion" nor "messages" but {_names(row)}; name its '
+        "columns with --columns chosen=...,rejected=..., or see data/rows/records.py for the forms"
     )
 
 
 class PromptRow(NamedTuple):
     """A row that is read for its prompt."""
 
-    place: str
+    location: str
     """"FILE:LINE", for messages."""
     prompt: tuple[Message, ...] | tuple[int, ...]
     """Messages, or token ids where the row has "prompt_ids"."""
@@ -161,8 +161,8 @@ def prompts_of(
     """Each row of a source with its prompt ("prompt", UltraFeedback's "instruction", or "prompt_ids"), or what is wrong
     with it. Raises InputError where a file itself cannot be read.
     """
-    for place, row in rows_of(source, Reading(max_row_mb=max_row_mb)):
-        read = _Reader(place, roles)
+    for location, row in rows_of(source, Reading(max_row_mb=max_row_mb)):
+        read = _Reader(location, roles)
         try:
             if isinstance(row, InputError):
                 raise row
@@ -170,7 +170,7 @@ def prompts_of(
                 prompt = read.ids(row, "prompt_ids")
             else:
                 prompt = read.prompt(row if row.get("prompt") is not None else {"prompt": row.get("instruction")})
-            yield PromptRow(place, prompt, row)
+            yield PromptRow(location, prompt, row)
         except InputError as fault:
             yield fault
 
@@ -209,7 +209,7 @@ def _transcript(text: Any) -> list[dict[str, str]] | None:
 class _Reader(NamedTuple):
     """Reads the fields of one row. Every method raises InputError, located."""
 
-    place: str
+    location: str
     roles: Collection[str]
 
     def pair(self, row: dict[str, Any]) -> Record:
@@ -228,8 +228,8 @@ class _Reader(NamedTuple):
             prompt = self.prompt(named)
         texts = self.response(chosen, "chosen", prompt), self.response(rejected, "rejected", prompt)
         if texts[0] == texts[1]:
-            raise InputError(f'{self.place}: "chosen" and "rejected" are equal; a pair has to differ')
-        return Record(self.place, "pairs", prompt, texts, None, self.ratings(row, ("chosen", "rejected")))
+            raise InputError(f'{self.location}: "chosen" and "rejected" are equal; a pair has to differ')
+        return Record(self.location, "pairs", prompt, texts, None, self.ratings(row, ("chosen", "rejected")))
 
     def rated(self, row: dict[str, Any], *, keeps_all: bool) -> Record:
         """Several completions to one prompt: all, best first, or the best over the worst; of equals the first."""
@@ -239,13 +239,13 @@ class _Reader(NamedTuple):
             name, prompt = "completions", self.prompt({"prompt": row.get("instruction", row.get("prompt"))})
         items = row[name]
         if not isinstance(items, list) or len(items) < 2:
-            raise InputError(f'{self.place}: "{name}" has to be a list of two or more')
+            raise InputError(f'{self.location}: "{name}" has to be a list of two or more')
         texts: list[Any] = [self.completion(item, f"{name}[{i}]") for i, item in enumerate(items)]
         scores = self.listed_scores(row, items)
         ratings = self.ratings(row, ())
         if scores is not None:
             if len(set(scores)) < 2:
-                raise Tie(f"{self.place}: its {len(scores)} completions are rated alike, so that none is better")
+                raise Tie(f"{self.location}: its {len(scores)} completions are rated alike, so that none is better")
             order = sorted(range(len(scores)), key=lambda i: -scores[i])  # stable: of equals the first
             if not keeps_all:  # of the worst, too, the first
                 order = [order[0], scores.index(min(scores))]
@@ -253,8 +253,8 @@ class _Reader(NamedTuple):
         elif not keeps_all:
             texts = [texts[0], texts[-1]]
         if texts[0] == texts[-1]:
-            raise InputError(f"{self.place}: the best and the worst completion are equal; a pair has to differ")
-        return Record(self.place, "ranked" if keeps_all else "pairs", prompt, tuple(texts), None, ratings)
+            raise InputError(f"{self.location}: the best and the worst completion are equal; a pair has to differ")
+        return Record(self.location, "ranked" if keeps_all else "pairs", prompt, tuple(texts), None, ratings)
 
     def completion(self, item: Any, name: str) -> str | tuple[int, ...]:
         if name.startswith("completions_ids"):
@@ -270,27 +270,27 @@ class _Reader(NamedTuple):
         if values is None:
             return None
         if not isinstance(values, list) or len(values) != len(items):
-            raise InputError(f'{self.place}: "scores" has to be a list of {len(items)} numbers, one per completion')
+            raise InputError(f'{self.location}: "scores" has to be a list of {len(items)} numbers, one per completion')
         return [self.number(value, name) for value, name in zip(values, names, strict=True)]
 
     def tokenised(self, row: dict[str, Any]) -> Record:
         prompt = self.ids(row, "prompt_ids")
         if "completion_ids" in row:
             ids = (self.ids(row, "completion_ids"),)
-            return Record(self.place, _completion_form(row), prompt, ids, self.label(row), self.ratings(row))
+            return Record(self.location, _completion_form(row), prompt, ids, self.label(row), self.ratings(row))
         ids = self.ids(row, "chosen_ids"), self.ids(row, "rejected_ids")
         if ids[0] == ids[1]:
-            raise InputError(f'{self.place}: "chosen_ids" and "rejected_ids" are equal; a pair has to differ')
-        return Record(self.place, "pairs", prompt, ids, None, self.ratings(row, ("chosen", "rejected")))
+            raise InputError(f'{self.location}: "chosen_ids" and "rejected_ids" are equal; a pair has to differ')
+        return Record(self.location, "pairs", prompt, ids, None, self.ratings(row, ("chosen", "rejected")))
 
     def field(self, row: dict[str, Any], name: str) -> Any:
         if row.get(name) is None:
-            raise InputError(f'{self.place}: "{name}" is missing; every row needs it')
+            raise InputError(f'{self.location}: "{name}" is missing; every row needs it')
         return row[name]
 
     def label(self, row: dict[str, Any]) -> bool | None:
         if "label" in row and not isinstance(row["label"], bool):
-            raise InputError(f'{self.place}: "label" is {row["label"]!r}; it has to be true or false')
+            raise InputError(f'{self.location}: "label" is {row["label"]!r}; it has to be true or false')
         return row.get("label")
 
     def ratings(self, row: dict[str, Any], names: tuple[str, ...] = ("",)) -> Ratings:
@@ -299,7 +299,7 @@ class _Reader(NamedTuple):
         probs = [self.optional(row, f"{n}_prob") if n else None for n in names]
         for name, prob in zip(names, probs, strict=True):
             if prob is not None and not 0 <= prob <= 1:
-                raise InputError(f'{self.place}: "{name}_prob" is {prob!r}; it has to be between 0 and 1')
+                raise InputError(f'{self.location}: "{name}_prob" is {prob!r}; it has to be between 0 and 1')
         return Ratings(
             _all_or_none(scores),
             self.optional(row, "own_score", "score_own"),
@@ -314,15 +314,15 @@ class _Reader(NamedTuple):
 
     def number(self, value: Any, name: str) -> float:
         if (found := _number(value)) is None:
-            raise InputError(f'{self.place}: "{name}" is {value!r}; it has to be a number')
+            raise InputError(f'{self.location}: "{name}" is {value!r}; it has to be a number')
         return found
 
     def text(self, value: Any, name: str, *, may_be_empty: bool = False) -> str:
         if not isinstance(value, str):
-            raise InputError(f'{self.place}: "{name}" is a {type(value).__name__}; it has to be text')
+            raise InputError(f'{self.location}: "{name}" is a {type(value).__name__}; it has to be text')
         text = value.strip()
         if not text and not may_be_empty:
-            raise InputError(f'{self.place}: "{name}" is empty; write it or delete the row')
+            raise InputError(f'{self.location}: "{name}" is empty; write it or delete the row')
         return text
 
     def messages(self, value: Any, name: str) -> tuple[Message, ...]:
@@ -330,9 +330,9 @@ class _Reader(NamedTuple):
             value = [value]
         if not isinstance(value, list):
             kind = type(value).__name__
-            raise InputError(f'{self.place}: "{name}" is a {kind}; it has to be text or a list of messages')
+            raise InputError(f'{self.location}: "{name}" is a {kind}; it has to be text or a list of messages')
         if not value:
-            raise InputError(f'{self.place}: "{name}" is empty; write it or delete the row')
+            raise InputError(f'{self.location}: "{name}" is empty; write it or delete the row')
         return tuple(self.message(item, f"{name}[{i}]", f'"{name}"[{i}]') for i, item in enumerate(value))
 
     def message(self, item: Any, name: str, shown: str) -> Message:
@@ -343,12 +343,12 @@ class _Reader(NamedTuple):
             role, content = given["from"], item.get("value")
             role = _SHAREGPT.get(role, role) if isinstance(role, str) else role
         else:
-            raise InputError(f'{self.place}: {shown} is not a message {{"role": ..., "content": ...}}')
+            raise InputError(f'{self.location}: {shown} is not a message {{"role": ..., "content": ...}}')
         if given.get("tool_calls"):
-            raise InputError(f"{self.place}: {shown} calls tools, of which nothing would be trained; delete the row")
+            raise InputError(f"{self.location}: {shown} calls tools, of which nothing would be trained; delete the row")
         if not isinstance(role, str) or role not in self.roles:
             known = ", ".join(self.roles)
-            raise InputError(f"{self.place}: {shown} has the role {role!r}; roles are {known}")
+            raise InputError(f"{self.location}: {shown} has the role {role!r}; roles are {known}")
         return Message(role, self.text(content, f"{name}.content", may_be_empty=role == "system"))
 
     def prompt(self, row: dict[str, Any]) -> tuple[Message, ...]:
@@ -362,7 +362,7 @@ class _Reader(NamedTuple):
 
     def checked_prompt(self, messages: tuple[Message, ...]) -> tuple[Message, ...]:
         if not messages or messages[-1].role in ("assistant", "system"):
-            raise InputError(f"{self.place}: the prompt has to end with a user message, which the responses answer")
+            raise InputError(f"{self.location}: the prompt has to end with a user message, which the responses answer")
         return messages
 
     def response(self, value: Any, name: str, prompt: tuple[Message, ...]) -> str:
@@ -373,15 +373,15 @@ class _Reader(NamedTuple):
         if messages[: len(prompt)] == prompt:
             messages = messages[len(prompt) :]
         if len(messages) != 1 or messages[0].role != "assistant":
-            raise InputError(f'{self.place}: "{name}" has to be one assistant message, alone or after the prompt')
+            raise InputError(f'{self.location}: "{name}" has to be one assistant message, alone or after the prompt')
         return messages[0].content
 
     def ids(self, row: dict[str, Any], name: str) -> tuple[int, ...]:
         value = self.field(row, name)
         if not isinstance(value, list) or not all(type(i) is int and 0 <= i < 2**31 for i in value):
-            raise InputError(f'{self.place}: "{name}" has to be a list of token ids')
+            raise InputError(f'{self.location}: "{name}" has to be a list of token ids')
         if not value:
-            raise InputError(f'{self.place}: "{name}" is empty; write it or delete the row')
+            raise InputError(f'{self.location}: "{name}" is empty; write it or delete the row')
         return tuple(value)
 
 

@@ -1,7 +1,7 @@
 """Rows from wherever they are: which files a name stands for, and their rows one at a time.
 
-    .jsonl .json        data/rows/json_rows.py    place "FILE:LINE"
-    .csv .parquet       data/rows/tables.py       place "FILE:LINE", "FILE:ROW"
+    .jsonl .json        data/rows/json_rows.py    location "FILE:LINE"
+    .csv .parquet       data/rows/tables.py       location "FILE:LINE", "FILE:ROW"
     a folder   its files of these kinds; a hub id's snapshot is such a folder. ":SPLIT" behind either names the split
 
 A row is handed on as an object, or as the InputError that says what is wrong with it. Nothing is repaired on the way.
@@ -52,14 +52,14 @@ def rows_of(source: str | Path, reading: Reading | None = None) -> Iterator[Row]
     """The rows of a file, a folder or a hub id, in order. Raises InputError where a file itself cannot be read."""
     reading = reading or Reading()
     for path in files_of(source):
-        for place, row in READERS[path.suffix](path, reading.max_row_mb * 2**20):
+        for location, row in READERS[path.suffix](path, reading.max_row_mb * 2**20):
             try:
                 if isinstance(row, InputError):
                     raise row
-                row = _rename(row, place, reading.columns)
-                yield place, tables.typed(row, place) if path.suffix == ".csv" else row
+                row = _rename(row, location, reading.columns)
+                yield location, tables.typed(row, location) if path.suffix == ".csv" else row
             except InputError as fault:
-                yield place, fault
+                yield location, fault
 
 
 def parse_columns(text: str | None) -> tuple[tuple[str, str], ...]:
@@ -78,11 +78,13 @@ def parse_columns(text: str | None) -> tuple[tuple[str, str], ...]:
     return tuple(names)
 
 
-def _rename(row: dict[str, Any], place: str, columns: tuple[tuple[str, str], ...]) -> dict[str, Any]:
+def _rename(row: dict[str, Any], location: str, columns: tuple[tuple[str, str], ...]) -> dict[str, Any]:
     """The row with our names; a column of ours that another one is to stand for is hidden by it."""
     for ours, theirs in columns:
         if theirs not in row:
-            raise InputError(f'{place}: "{theirs}", which is to be "{ours}", is missing; correct --columns or the row')
+            raise InputError(
+                f'{location}: "{theirs}", which is to be "{ours}", is missing; correct --columns or the row'
+            )
     taken = {theirs for _, theirs in columns}
     rest = {name: value for name, value in row.items() if name not in taken}
     return rest | {ours: row[theirs] for ours, theirs in columns}

@@ -25,18 +25,18 @@ def read_csv(path: Path, max_row_bytes: int) -> Iterator[Row]:
         pieces = iter(lambda: binary.readline(max_row_bytes), b"")
         lines = ((piece if i else without_mark(piece, path)).decode("utf-8") for i, piece in enumerate(pieces))
         reader = csv.reader(lines, strict=True)
-        place, header = f"{path}:1", _next_line(reader, path) or []
+        location, header = f"{path}:1", _next_line(reader, path) or []
         if len(set(header)) < len(header) or "" in header:
-            raise InputError(f"{place}: a column has no name, or that of another; name each once")
+            raise InputError(f"{location}: a column has no name, or that of another; name each once")
         while True:
-            place, values = f"{path}:{reader.line_num + 1}", _next_line(reader, path)
+            location, values = f"{path}:{reader.line_num + 1}", _next_line(reader, path)
             if values is None:
                 return
             if len(values) == len(header):
-                yield place, {name: text for name, text in zip(header, values, strict=True) if text != ""}
+                yield location, {name: text for name, text in zip(header, values, strict=True) if text != ""}
             elif values:
                 said = f"{len(values)} values, the header has {len(header)}; mend or delete the line"
-                yield place, InputError(f"{place}: {said}")
+                yield location, InputError(f"{location}: {said}")
 
 
 def _next_line(reader: Any, path: Path) -> list[str] | None:
@@ -48,7 +48,7 @@ def _next_line(reader: Any, path: Path) -> list[str] | None:
         raise InputError(f"{path}:{number}: not CSV in UTF-8 ({fault}); mend the file") from None
 
 
-def typed(row: dict[str, Any], place: str) -> dict[str, Any]:
+def typed(row: dict[str, Any], location: str) -> dict[str, Any]:
     """A row of text with its label (true, false, 1, 0) and numbers as what they mean. Raises InputError."""
     made = dict(row)
     if isinstance(made.get("label"), str):
@@ -60,7 +60,7 @@ def typed(row: dict[str, Any], place: str) -> dict[str, Any]:
             except ValueError:
                 if name in NUMBERS[-3:]:
                     continue
-                raise InputError(f'{place}: "{name}" is {made[name]!r}; it has to be a number') from None
+                raise InputError(f'{location}: "{name}" is {made[name]!r}; it has to be a number') from None
     return made
 
 
@@ -78,9 +78,9 @@ def read_parquet(path: Path, max_row_bytes: int) -> Iterator[Row]:
                 is_large = batch.nbytes > max_row_bytes or n_rows < MOST_ROWS
                 for row in batch.to_pylist():
                     number += 1
-                    place = f"{path}:{number}"
+                    location = f"{path}:{number}"
                     exceeds = is_large and _size(row) > max_row_bytes
-                    yield place, too_long(place, max_row_bytes) if exceeds else row
+                    yield location, too_long(location, max_row_bytes) if exceeds else row
     except InputError:
         raise
     except (ArrowException, OSError, ValueError) as fault:  # text that is not UTF-8 is a ValueError

@@ -53,7 +53,7 @@ class Chat:
         self.template = Template(*_template_source(tokenizer), {name: tokenizer.text_of(name) for name in names})
         self.roles = (*ROLES, *sorted(self.template.roles() - {*ROLES}))
         """The roles that a message may have."""
-        is_built_in = self.template.place == BUILT_IN
+        is_built_in = self.template.location == BUILT_IN
         self.files = tokenizer.files | ({"chat_template.jinja": self.template.source} if is_built_in else {})
         """Files that the folder lacks and that a checkpoint needs beside its tokenizer's own, by name."""
         self._find_answer()
@@ -77,18 +77,18 @@ class Chat:
             content, mark, rest = piece.partition(end) if i else ("", end, piece)
             if not mark or end in rest:
                 raise InputError(
-                    f"the chat template {self.template.place} cuts a content in two; content must stay whole"
+                    f"the chat template {self.template.location} cuts a content in two; content must stay whole"
                 )
             parts += [(content, True)] * bool(content) + [(rest, False)] * bool(rest)
         n_shown, n_given = sum(is_content for _, is_content in parts), sum(bool(m.content) for m in messages)
         if n_shown != n_given:
             raise InputError(
-                f"the chat template {self.template.place} shows {n_shown} contents of a conversation of {n_given}; "
+                f"the chat template {self.template.location} shows {n_shown} contents of a conversation of {n_given}; "
                 "take out the messages that it has no place for"
             )
         if "".join(text for text, _ in parts) != meant:  # it looked into a content, and found the marks
             raise InputError(
-                f"the chat template {self.template.place} treats a content by what it says; content must stay whole"
+                f"the chat template {self.template.location} treats a content by what it says; content must stay whole"
             )
         return parts
 
@@ -152,8 +152,8 @@ class Chat:
         at = whole.index(("answer", True))  # render has seen to it that every content is there once
         if not whole_text.startswith(prompt_text) or not prompt:
             raise InputError(
-                f"the chat template {self.template.place} shows an answer differently from what its generation prompt "
-                "promises; repair the template so that the prompt is the beginning of the conversation"
+                f"the chat template {self.template.location} shows an answer differently from what its generation "
+                "prompt promises; repair the template so that the prompt is the beginning of the conversation"
             )
         before = "".join(text for text, _ in whole[:at])[len(prompt_text) :]
         self._prompt_ends_in: Before = "text" if isinstance(self.pieces(prompt)[-1], Run) else "control"
@@ -173,7 +173,7 @@ class Chat:
         end = self.tokenizer.eos_id if at is None else pieces[at]
         if not isinstance(end, int):
             raise InputError(
-                f"the chat template {self.template.place} ends an answer with no control token; name an eos_token"
+                f"the chat template {self.template.location} ends an answer with no control token; name an eos_token"
             )
         inner = pieces[: at or 0]
         return "".join(self.tokenizer.spelling(p) if isinstance(p, int) else p for p in inner), end

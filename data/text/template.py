@@ -37,14 +37,14 @@ PROBES = ("user", "user assistant", "user assistant user", "system user", "syste
 class Template:
     """A compiled chat template."""
 
-    def __init__(self, source: str, place: Path, names: Mapping[str, str]) -> None:
+    def __init__(self, source: str, location: Path, names: Mapping[str, str]) -> None:
         """names: what the template sees as bos_token, eos_token ...
 
         Raises InputError where it cannot be compiled, or does not get through the probes within their limits.
         """
-        self.source, self.place, self._names = source, place, dict(names)
+        self.source, self.location, self._names = source, location, dict(names)
         if said := _probe(source, tuple(sorted(self._names.items()))):  # before it is compiled: that computes constants
-            raise InputError(f"{place}: {said}; copy it anew from the checkpoint's makers")
+            raise InputError(f"{location}: {said}; copy it anew from the checkpoint's makers")
         self._compiled = _environment().from_string(source)
 
     def render(self, messages: Sequence[Mapping[str, str]], *, add_generation_prompt: bool) -> str:
@@ -53,11 +53,11 @@ class Template:
             text = _render(self._compiled, messages, add_generation_prompt, self._names)
             text.encode("utf-8")
         except jinja2.TemplateError as fault:
-            raise InputError(f"the chat template {self.place} refuses the conversation: {fault.message}") from None
+            raise InputError(f"the chat template {self.location} refuses the conversation: {fault.message}") from None
         except Exception as fault:  # a stranger's program can raise anything
-            raise InputError(f"the chat template {self.place} fails: {type(fault).__name__}: {fault}") from None
+            raise InputError(f"the chat template {self.location} fails: {type(fault).__name__}: {fault}") from None
         if len(text) > LONGEST_OUTPUT + 10 * sum(len(m["content"]) for m in messages):
-            raise InputError(f"the chat template {self.place} makes {len(text):,} characters of the conversation")
+            raise InputError(f"the chat template {self.location} makes {len(text):,} characters of the conversation")
         return text
 
     def roles(self) -> set[str]:
@@ -182,7 +182,7 @@ def answer_probe() -> None:
         except MemoryError:
             print(f"rendering a conversation of two words takes more than {MEMORY_BYTES >> 20} MB")
             return
-        except Exception as fault:  # whatever a template raises: in the parent it is raised again, with its place
+        except Exception as fault:  # whatever a template raises: in the parent it is raised again, with its location
             if i == 0 and isinstance(fault, jinja2.exceptions.SecurityError):
                 print(f"it reaches for what a template must not have ({fault})")
                 return

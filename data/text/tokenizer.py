@@ -152,9 +152,9 @@ class Tokenizer:
                 raise self._no_token(pieces, made)
             pieces = smaller
         ids, spans, start = [], [], 0
-        for piece, (some, places) in zip(pieces, made, strict=True):
+        for piece, (some, offsets) in zip(pieces, made, strict=True):
             ids += some
-            spans += [(begin + start, end + start) for begin, end in places]
+            spans += [(begin + start, end + start) for begin, end in offsets]
             start += len(piece)
         return ids, spans
 

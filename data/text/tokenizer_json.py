@@ -16,7 +16,9 @@ class JsonCoder:
     A second copy puts no blank before a text: for text that goes on in the middle of a sentence.
     """
 
-    def __init__(self, description: dict[str, Any], place: Path, cut: Callable[[str], list[str]] | None = None) -> None:
+    def __init__(
+        self, description: dict[str, Any], location: Path, cut: Callable[[str], list[str]] | None = None
+    ) -> None:
         """cut: where the text is cut before it is encoded. Raises InputError where it is not a tokenizer."""
         description = {"normalizer": None, "pre_tokenizer": None} | description | {"truncation": None, "padding": None}
         plain = description | {"added_tokens": [], "post_processor": None}
@@ -25,10 +27,10 @@ class JsonCoder:
             for key, value in plain.items()
         }
         self._cut = cut
-        self._full = _make(description, place)
-        self._plain = _make(plain, place)
-        self._bare = self._plain if bare == plain else _make(bare, place)
-        self.tokens = _added_tokens(description, place)
+        self._full = _make(description, location)
+        self._plain = _make(plain, location)
+        self._bare = self._plain if bare == plain else _make(bare, location)
+        self.tokens = _added_tokens(description, location)
         self.prefixes_after_control = bare != plain and not _is_first_only(plain)
         """Whether a text behind a control token gets the blank that stands before the first word, too."""
         self.n_ids = 1 + max([-1, *self._full.get_vocab().values(), *(t["id"] for t in self.tokens)])
@@ -66,14 +68,14 @@ class JsonCoder:
         return self._full.decode(list(ids), skip_special_tokens=True)
 
 
-def _make(description: dict[str, Any], place: Path) -> tokenizers.Tokenizer:
+def _make(description: dict[str, Any], location: Path) -> tokenizers.Tokenizer:
     try:
         return tokenizers.Tokenizer.from_str(json.dumps(description))
     except Exception as fault:  # the library raises bare Exception
-        raise InputError(f"{place}: not a tokenizer ({fault}); copy it anew") from None
+        raise InputError(f"{location}: not a tokenizer ({fault}); copy it anew") from None
 
 
-def _added_tokens(description: dict[str, Any], place: Path) -> list[dict[str, Any]]:
+def _added_tokens(description: dict[str, Any], location: Path) -> list[dict[str, Any]]:
     """The added tokens. Raises InputError where two share an id or a spelling, or one cannot be told from text."""
     tokens = description.get("added_tokens") or []
     texts: dict[str, int] = {}
@@ -82,9 +84,9 @@ def _added_tokens(description: dict[str, Any], place: Path) -> list[dict[str, An
     for token in tokens:
         text, i = token["content"], token["id"]
         if texts.setdefault(text, i) != i or owners.setdefault(i, text) != text:
-            raise InputError(f"{place}: the added token {text!r} ({i}) shares its id or name; copy the file anew")
+            raise InputError(f"{location}: the added token {text!r} ({i}) shares its id or name; copy the file anew")
         if not text or (len(text) == 1 and isinstance(model, dict) and text in model):
-            raise InputError(f"{place}: the added token {text!r} is a letter of every text; take it out of the file")
+            raise InputError(f"{location}: the added token {text!r} is a letter of every text; take it out of the file")
     return tokens
 
 

@@ -65,7 +65,7 @@ def check_finite(training: Training, step: Step, inputs: LossInputs, result: Res
     if not bad.any() and math.isfinite(grad_norm):
         return
     what = "the loss of" if bad.any() else f"the gradient ({grad_norm}) of a step with"
-    rows = [e.place for e, is_bad in zip(step.examples, bad.tolist(), strict=True) if is_bad or not bad.any()]
+    rows = [e.location for e, is_bad in zip(step.examples, bad.tolist(), strict=True) if is_bad or not bad.any()]
     more = f" and {len(rows) - 10} more" if len(rows) > 10 else ""
     left = f"the weights are as step {step.number - 1} left them"
     if not training.plan.memory.holds_gradients:  # the optimizer has stepped inside the backward pass

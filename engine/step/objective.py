@@ -134,12 +134,12 @@ class Objective:
         for e in examples:
             for field, said in asked:
                 if getattr(e.ratings, field) is None:
-                    raise InputError(f"{e.place}: {self.name} needs {said}; add it, or take another --loss")
+                    raise InputError(f"{e.location}: {self.name} needs {said}; add it, or take another --loss")
         fault = self._fault(examples)
         if fault is None and not self.whole_step:
             fault = self._fault(examples[:1], "a single example, which a pass may hold; register it with whole_step")
         if fault is not None:
-            alone = [f"{e.place}: {found}" for e in examples if (found := self._fault([e])) is not None]
+            alone = [f"{e.location}: {found}" for e in examples if (found := self._fault([e])) is not None]
             if 0 < len(alone) < len(examples):
                 raise list_faults(alone[:10], len(examples), mend="mend or delete them", n_faults=len(alone))
             raise InputError(f"--loss: {fault}")

@@ -198,7 +198,9 @@ def _with_mismatched(examples: list[Example]) -> list[Example]:
     """Each example with a second response: that of the next example of the step whose prompt differs."""
     partners = batching.mismatched([e.prompt.tobytes() for e in examples])
     if None in partners:  # then all prompts are the same
-        _say_once(f"{examples[0].place}: a step of one prompt alone has no mismatched sequences: its kl is taken as 0")
+        _say_once(
+            f"{examples[0].location}: a step of one prompt alone has no mismatched sequences: its kl is taken as 0"
+        )
         return examples
     return [
         e._replace(responses=(*e.responses, examples[j].responses[0]))

@@ -21,7 +21,7 @@ from engine.config import TrainConfig
 from eval import contrast_run, report, trajectories
 from examples.miniature import model, reviser, world
 from examples.miniature.score import MAX_ANSWER_TOKENS, Score, measure, write_scores
-from revise import recipe
+from revise import recipe_runner
 from revise import show as pages
 from revise.recipes import ClairConfig, clair_recipe
 from system import RunError, cli
@@ -59,7 +59,7 @@ def make_pairs(folder: Path, questions: Sequence[world.Question], root: Path) ->
             price_in=10.0,
             price_out=30.0,
         )
-        recipe.make(clair_recipe(config))
+        recipe_runner.make(clair_recipe(config))
     page = root / "pairs.html"
     page.unlink(missing_ok=True)
     pages.main([str(pairs), "--html", str(page)])

@@ -20,7 +20,7 @@ import numpy as np
 
 from examples.miniature import reviser, world
 from examples.requests import parts, serve_models
-from revise import recipe, recipes, score
+from revise import recipe_runner, recipes, score
 from system import files
 
 NAMES = ("clair", "judge-on-policy", "judge-off-policy", "stronger-preferred")
@@ -75,12 +75,12 @@ def _ask(
     asked: dict[str, Any] = {"prompts": str(prompts), "out": str(out), "store": str(made / "answers.sqlite")}
     asked |= {"endpoint": (address,), "target_model": str(base), "target_max_tokens": MAX_ANSWER_TOKENS, "seed": seed}
     if name == "clair":
-        recipe.make(recipes.clair_recipe(recipes.ClairConfig(model="reviser", **asked)))
+        recipe_runner.make(recipes.clair_recipe(recipes.ClairConfig(model="reviser", **asked)))
     elif name == "judge-on-policy":
         positions = recipes.Positions()
-        recipe.make(recipes.judge_recipe(recipes.JudgeConfig(model="judge", **asked), positions))
+        recipe_runner.make(recipes.judge_recipe(recipes.JudgeConfig(model="judge", **asked), positions))
     else:
-        recipe.make(recipes.stronger_recipe(recipes.StrongerConfig(model="stronger", **asked)))
+        recipe_runner.make(recipes.stronger_recipe(recipes.StrongerConfig(model="stronger", **asked)))
 
 
 def _grade(pairs: Path, out: Path, base: Path, made: Path, address: str, seed: int) -> None:

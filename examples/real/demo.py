@@ -24,7 +24,7 @@ from engine import train
 from engine.config import TrainConfig
 from eval import contrast_run, report, scores
 from examples.real import checkpoint, measure, page, reviser, task
-from revise import recipe
+from revise import recipe_runner
 from revise import show as pages
 from revise.recipes import ClairConfig, JudgeConfig, Positions, clair_recipe, judge_recipe
 from system import RunError, cli, files
@@ -166,10 +166,12 @@ def make_pairs(base: Path, root: Path, name: str) -> None:
             "target_max_tokens": measure.MAX_ANSWER_TOKENS,
         }
         if name == "clair":
-            recipe.make(clair_recipe(ClairConfig(model="reviser", min_length_ratio=0.2, **shared)))
+            recipe_runner.make(clair_recipe(ClairConfig(model="reviser", min_length_ratio=0.2, **shared)))
         else:
             positions = Positions()
-            recipe.make(judge_recipe(JudgeConfig(model="judge", **shared), positions), summary=positions.sentence)
+            recipe_runner.make(
+                judge_recipe(JudgeConfig(model="judge", **shared), positions), summary=positions.sentence
+            )
     pages.main([str(out), "--html", str(root / f"{name}.html")])
 
 

@@ -71,7 +71,7 @@ def answer(folder: Path, prompts: Sequence[str], temperature: float, out: Path) 
     if not out.exists():
         answerer = Answerer.open(str(folder))
         rows = [PromptRow(f"prompt {i}", (Message("user", prompt),), {}) for i, prompt in enumerate(prompts, 1)]
-        ids = [answerer.prompt_ids(row.place, row.prompt) for row in rows]
+        ids = [answerer.prompt_ids(row.location, row.prompt) for row in rows]
         sampling = Sampling(
             max_new_tokens=MAX_ANSWER_TOKENS, temperature=temperature, top_p=TOP_P if temperature else 1.0, seed=1
         )

@@ -21,20 +21,20 @@ def ultrafeedback_sizes(n, rng):
 def test_the_ranks_hold_every_example_exactly_once_in_the_steps_order(sizes, n_ranks):
     ranks = plan.split_ranks(sizes, n_ranks)
     assert len(ranks) == n_ranks
-    assert sorted(i for places in ranks for i in places) == list(range(len(sizes)))
-    assert all(places == sorted(places) for places in ranks)
+    assert sorted(i for indices in ranks for i in indices) == list(range(len(sizes)))
+    assert all(indices == sorted(indices) for indices in ranks)
 
 
 @given(sizes_of_steps.filter(len), st.integers(1, 10))
 def test_no_rank_is_further_above_the_mean_than_one_example_explains(sizes, n_ranks):
-    loads = [sum(sizes[i] for i in places) for places in plan.split_ranks(sizes, n_ranks)]
+    loads = [sum(sizes[i] for i in indices) for indices in plan.split_ranks(sizes, n_ranks)]
     # whoever got the last example had least before it: Graham's bound
     assert max(loads) <= sum(sizes) / n_ranks + (1 - 1 / n_ranks) * max(sizes) + 1e-9
 
 
 @given(st.integers(1, 10), st.integers(1, 10), st.integers(1, 500))
 def test_equal_examples_are_spread_evenly(per_rank, n_ranks, size):
-    assert {len(places) for places in plan.split_ranks([size] * per_rank * n_ranks, n_ranks)} == {per_rank}
+    assert {len(indices) for indices in plan.split_ranks([size] * per_rank * n_ranks, n_ranks)} == {per_rank}
 
 
 def test_the_slowest_of_eight_ranks_is_near_the_mean_on_real_lengths():
@@ -42,7 +42,7 @@ def test_the_slowest_of_eight_ranks_is_near_the_mean_on_real_lengths():
     split, in_order = [], []
     for _ in range(200):
         sizes = ultrafeedback_sizes(16, rng)
-        loads = [sum(sizes[i] for i in places) for places in plan.split_ranks(sizes, 8)]
+        loads = [sum(sizes[i] for i in indices) for indices in plan.split_ranks(sizes, 8)]
         split.append(max(loads) / (sum(sizes) / 8))
         in_order.append(max(a + b for a, b in zip(sizes[::2], sizes[1::2], strict=True)) / (sum(sizes) / 8))
     assert np.mean(split) < 1.2
@@ -55,9 +55,9 @@ def test_fewer_examples_than_ranks_leave_ranks_without_any():
 
 @given(sizes_of_steps, st.integers(1, 3000))
 def test_micro_batches_keep_the_order_and_the_budget(sizes, budget):
-    places = list(range(len(sizes)))[::-1]
-    batches = plan.split_micro(places, sizes, budget)
-    assert [i for batch in batches for i in batch] == places
+    indices = list(range(len(sizes)))[::-1]
+    batches = plan.split_micro(indices, sizes, budget)
+    assert [i for batch in batches for i in batch] == indices
     for batch in batches:
         assert batch and (len(batch) == 1 or sum(sizes[i] for i in batch) <= budget)
 

@@ -309,7 +309,7 @@ def test_where_a_template_is_looked_for(tmp_path):
     named = [{"name": "tool_use", "template": LLAMA2}, {"name": "default", "template": CHATML}]
     assert chat_of(tmp_path / "c", chat_template=named).template.source == CHATML
     both = chat_of(tmp_path / "d", LLAMA2, chat_template=CHATML)
-    assert both.template.source == LLAMA2 and both.template.place == tmp_path / "d" / "chat_template.jinja"
+    assert both.template.source == LLAMA2 and both.template.location == tmp_path / "d" / "chat_template.jinja"
 
 
 def test_a_tokenizer_without_any_template_is_refused(tmp_path):

@@ -97,10 +97,10 @@ def test_long_rows_are_encoded_a_few_at_a_time(tmp_path):
     assert n == 100 and megabytes < 700
 
 
-def test_a_row_is_found_again_by_its_place(files):
+def test_a_row_is_found_again_by_its_location(files):
     for e in read(*files).examples[7:13]:
-        cut = find_cut(e.place, [str(f) for f in files], None, SETTINGS.limits, SETTINGS.reading, n_ids=100)
-        assert cut.example.place == e.place and cut.example.prompt.tolist() == e.prompt.tolist()
+        cut = find_cut(e.location, [str(f) for f in files], None, SETTINGS.limits, SETTINGS.reading, n_ids=100)
+        assert cut.example.location == e.location and cut.example.prompt.tolist() == e.prompt.tolist()
     with pytest.raises(InputError, match=r"nowhere:1: the row is gone; the file was changed"):
         find_cut("nowhere:1", [str(files[0])], None, SETTINGS.limits, SETTINGS.reading, n_ids=100)
 

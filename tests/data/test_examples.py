@@ -25,9 +25,9 @@ def chat(tmp_path_factory):
     return Chat(Tokenizer(folder))
 
 
-def pair(prompt="q", chosen="a", rejected="b", place="rows.jsonl:1"):
+def pair(prompt="q", chosen="a", rejected="b", location="rows.jsonl:1"):
     messages = (Message("user", prompt),) if isinstance(prompt, str) else prompt
-    return Record(place, "pairs", messages, (chosen, rejected))
+    return Record(location, "pairs", messages, (chosen, rejected))
 
 
 def ids_pair(prompt=(1, 2, 3), chosen=(4, 5), rejected=(6,)):
@@ -62,16 +62,16 @@ def test_text_becomes_ids_with_headers_bos_and_end_of_turn(chat):
     expected = [bos, *header(chat, "user"), *content, eot, *header(chat, "assistant")]
     assert example.prompt.tolist() == expected and example.prompt.dtype == np.int32
     assert [r.tolist() for r in example.responses] == [[*one, eot], [*two, eot]]
-    assert example.responses[0].dtype == np.int32 and example.place == "rows.jsonl:1"
+    assert example.responses[0].dtype == np.int32 and example.location == "rows.jsonl:1"
 
 
-def test_rows_keep_their_order_place_and_label_across_chunks(chat):
+def test_rows_keep_their_order_location_and_label_across_chunks(chat):
     n = CHUNK + 3
     records = [
         Record(f"rows.jsonl:{i}", "unpaired", (Message("user", f"{i}"),), (f"{i} one",), i % 3 == 0) for i in range(n)
     ]
     made = encoded(records, chat)
-    assert [e.place for e in made.examples] == [r.place for r in records]
+    assert [e.location for e in made.examples] == [r.location for r in records]
     assert [e.label for e in made.examples] == [r.label for r in records]
     for i in (0, CHUNK - 1, CHUNK, n - 1):
         assert chat.tokenizer.decode(made.examples[i].responses[0]) == f"{i} one"
@@ -201,7 +201,7 @@ def test_a_tokenizer_larger_than_the_model_is_a_fault_of_the_row(chat):
 
 
 def test_text_without_a_tokenizer_is_a_fault_and_other_rows_go_on():
-    made = read([pair(place="rows.jsonl:1"), ids_pair()], None, WIDE, n_ids=100)
+    made = read([pair(location="rows.jsonl:1"), ids_pair()], None, WIDE, n_ids=100)
     assert made.skipped == [
         "rows.jsonl:1: a row of text, and the model folder has no tokenizer; give rows of token ids"
     ]
@@ -216,9 +216,9 @@ def test_a_row_that_the_template_refuses_does_not_move_the_others(chat, tmp_path
         "{% if add_generation_prompt %}<|start_header_id|>assistant\n{% endif %}"
     )
     strict = Chat(Tokenizer(tmp_path))
-    refused = pair((Message("system", "x"), Message("user", "q")), place="rows.jsonl:2")
-    made = read([pair("one"), refused, pair("three", "four", place="rows.jsonl:3")], strict, WIDE, n_ids=400)
-    assert [e.place for e in made.examples] == ["rows.jsonl:1", "rows.jsonl:3"]
+    refused = pair((Message("system", "x"), Message("user", "q")), location="rows.jsonl:2")
+    made = read([pair("one"), refused, pair("three", "four", location="rows.jsonl:3")], strict, WIDE, n_ids=400)
+    assert [e.location for e in made.examples] == ["rows.jsonl:1", "rows.jsonl:3"]
     assert strict.tokenizer.decode(made.examples[1].responses[0]) == "four"
     (fault,) = made.skipped
     assert fault.startswith("rows.jsonl:2: the chat template ") and fault.endswith("no system")
@@ -236,13 +236,13 @@ def test_a_pair_is_a_pair():
 def test_a_pair_makes_two_labelled_examples_next_to_each_other():
     e = example(2)
     desirable, undesirable = in_form([e], "unpaired")
-    assert desirable == (e.place, e.prompt, (e.responses[0],), True, Ratings())
-    assert undesirable == (e.place, e.prompt, (e.responses[1],), False, Ratings())
+    assert desirable == (e.location, e.prompt, (e.responses[0],), True, Ratings())
+    assert undesirable == (e.location, e.prompt, (e.responses[1],), False, Ratings())
 
 
 def test_a_pair_gives_its_chosen_response_alone():
     e = example(2)
-    assert in_form([e], "single") == [(e.place, e.prompt, (e.responses[0],), None, Ratings())]
+    assert in_form([e], "single") == [(e.location, e.prompt, (e.responses[0],), None, Ratings())]
 
 
 @pytest.mark.parametrize("label", [True, False])

@@ -35,8 +35,8 @@ def fault_of(tmp_path, row):
     file = write(tmp_path, json.dumps(PAIR).encode() + b"\n" + line + b"\n")
     good, fault = read_records(file)
     assert isinstance(good, Record) and isinstance(fault, InputError)
-    place, colon, sentence = str(fault).partition(f"{file}:2: ")
-    assert place == "" and colon
+    location, colon, sentence = str(fault).partition(f"{file}:2: ")
+    assert location == "" and colon
     assert "\n" not in sentence
     return sentence
 
@@ -265,7 +265,7 @@ def test_rows_whose_answers_are_rated_alike_are_left_out(tmp_path):
     file = tiny.write_rows(tmp_path / "rows.jsonl", [ties, PAIR, ties])
     kinds = [type(item).__name__ for item in read_records(file)]
     assert kinds == ["Tie", "Record", "Tie"]
-    assert [r.place for r in load_preferences(file)] == [f"{file}:2"]
+    assert [r.location for r in load_preferences(file)] == [f"{file}:2"]
 
 
 def test_ranked_reading_keeps_all_completions_best_first(tmp_path):
@@ -312,7 +312,10 @@ def test_an_implicit_prompt_is_compared_after_trimming(tmp_path):
 
 def test_records_come_in_the_files_order_with_their_lines(tmp_path):
     file = write(tmp_path, f"{json.dumps(PAIR)}\n\n  \r\n{json.dumps(PAIR | {'prompt': 'z'})}")  # no last line end
-    assert [(r.place, r.prompt[0].content) for r in load_preferences(file)] == [(f"{file}:1", "q"), (f"{file}:4", "z")]
+    assert [(r.location, r.prompt[0].content) for r in load_preferences(file)] == [
+        (f"{file}:1", "q"),
+        (f"{file}:4", "z"),
+    ]
 
 
 def deep(levels):
@@ -499,7 +502,7 @@ def test_a_row_that_is_too_long_is_a_fault_and_the_next_is_read(tmp_path):
     row = json.dumps(PAIR)
     file = write(tmp_path, "\n".join([row, json.dumps(PAIR | {"chosen": "a" * 3 * 2**20}), row]))
     one, fault, three = read_records(file, Reading(max_row_mb=1))
-    assert isinstance(one, Record) and isinstance(three, Record) and three.place.endswith(":3")
+    assert isinstance(one, Record) and isinstance(three, Record) and three.location.endswith(":3")
     assert str(fault) == f"{file}:2: longer than 1 MB; mend it, or raise --max-row-mb"
 
 
@@ -523,7 +526,7 @@ def test_a_byte_order_mark_in_a_later_row_is_a_fault(tmp_path):
 def test_lines_end_at_line_feeds_only(tmp_path, mark):
     text = json.dumps(PAIR | {"chosen": f"a{mark}a"}, ensure_ascii=ord(mark) < 32)
     first, second = load_preferences(write(tmp_path, text + "\n" + json.dumps(PAIR)))
-    assert first.responses[0] == f"a{mark}a" and second.place.endswith(":2")
+    assert first.responses[0] == f"a{mark}a" and second.location.endswith(":2")
 
 
 def test_any_script_is_read_as_written(tmp_path):
@@ -549,7 +552,7 @@ def test_ten_faults_are_listed_and_the_rest_counted(tmp_path, bad):
 
 def test_bad_rows_are_skipped_where_asked_for(tmp_path):
     records = load(tmp_path, PAIR | {"chosen": ""}, PAIR, {"prompt": 1}, skip_bad_rows=True)
-    assert [r.place for r in records] == [f"{tmp_path}/rows.jsonl:2"]
+    assert [r.location for r in records] == [f"{tmp_path}/rows.jsonl:2"]
 
 
 def test_skipping_every_row_is_an_error(tmp_path):

@@ -40,14 +40,14 @@ def cut_of(chat, prompt="question", responses=("answer", "one two"), **limits):
 
 def sections(text):
     """{heading: body} of the plain view."""
-    parts = re.split(r"\n(trunk|branch: \w+): ", text)
+    parts = re.split(r"\n(prompt|chosen|rejected|completion(?: \d+, best first)?): ", text)
     return dict(zip(parts[1::2], parts[2::2], strict=True))
 
 
 def test_every_token_is_shown_once_and_control_tokens_with_their_ids(chat):
     cut = cut_of(chat)
     shown = sections(show(cut, chat))
-    names = ("trunk", "branch: chosen", "branch: rejected")
+    names = ("prompt", "chosen", "rejected")
     for name, ids in zip(names, (cut.example.prompt, *cut.example.responses), strict=True):
         heading, _, body = shown[name].partition("\n")
         assert heading.startswith(f"{len(ids)} tokens (")
@@ -59,8 +59,21 @@ def test_every_token_is_shown_once_and_control_tokens_with_their_ids(chat):
                 assert control and int(control[2]) == i and chat.tokenizer.added[control[1]] == i
             else:
                 assert cell == chat.tokenizer.decode([i])
-    assert shown["branch: chosen"].rstrip().endswith(f"[<|eot_id|> {chat.end_of_turn}]")
-    assert "predicted by none" in shown["trunk"] and "each is predicted" in shown["branch: chosen"]
+    assert shown["chosen"].rstrip().endswith(f"[<|eot_id|> {chat.end_of_turn}]")
+    assert "predicted by none" in shown["prompt"] and "each is predicted" in shown["chosen"]
+
+
+def test_parts_are_called_by_what_rows_call_them(chat):
+    for form, texts, names in (
+        ("single", ["one"], ["completion"]),
+        ("pairs", ["one", "two"], ["chosen", "rejected"]),
+        ("ranked", ["one", "two", "three"], [f"completion {i}, best first" for i in (1, 2, 3)]),
+    ):
+        record = Record("rows.jsonl:7", form, (Message("user", "question"),), tuple(texts), None, Ratings())
+        (cut,) = encode([record], chat, Limits(), n_ids=400)
+        text = show(cut, chat)
+        assert list(sections(text)) == ["prompt", *names]
+        assert not re.search("trunk|branch|tree", text)
 
 
 def test_the_head_names_the_row_its_kind_and_the_template(chat):
@@ -78,9 +91,10 @@ def test_what_was_cut_is_shown_where_it_stood(chat):
     shown = sections(text)
     gone = chat.tokenizer.decode([i for i, kept in zip(cut.whole_prompt, cut.kept, strict=True) if not kept])
     assert (
-        f"{len(cut.example.prompt)} tokens, 3 cut (" in shown["trunk"] and f"\u27e6cut: {gone}\u27e7" in shown["trunk"]
+        f"{len(cut.example.prompt)} tokens, 3 cut (" in shown["prompt"]
+        and f"\u27e6cut: {gone}\u27e7" in shown["prompt"]
     )
-    assert shown["branch: chosen"].rstrip().partition("\u27e6")[2].endswith(f"[<|eot_id|> {chat.end_of_turn}]\u27e7")
+    assert shown["chosen"].rstrip().partition("\u27e6")[2].endswith(f"[<|eot_id|> {chat.end_of_turn}]\u27e7")
     assert "note: a response was cut" in text and "note: a response does not end with the end-of-turn token" in text
     assert "note: the prompt was cut" in text
     assert "note" not in show(whole, chat)
@@ -118,7 +132,7 @@ def test_nothing_of_a_row_acts_on_a_terminal(chat):
 def test_ids_without_a_tokenizer_are_shown_as_numbers():
     record = Record("rows.jsonl:1", "single", (5, 6), ((7,),))
     (cut,) = encode([record], None, Limits(), n_ids=10)
-    assert sections(show(cut, None))["trunk"].split("\n")[1] == f" 5 {BAR} 6 "
+    assert sections(show(cut, None))["prompt"].split("\n")[1] == f" 5 {BAR} 6 "
 
 
 def run(*arguments, **env):

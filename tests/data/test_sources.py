@@ -26,7 +26,7 @@ ROWS = [
 def read(source, **reading):
     """(rows, faults) of a source."""
     found = list(rows_of(source, Reading(**reading)))
-    good = [(place, row) for place, row in found if isinstance(row, dict)]
+    good = [(location, row) for location, row in found if isinstance(row, dict)]
     return good, [str(row) for _, row in found if isinstance(row, InputError)]
 
 
@@ -61,14 +61,14 @@ def test_rows_are_the_same_from_every_kind_of_file(tmp_path, kind):
 
 
 def test_places_are_the_lines_where_rows_begin(tmp_path):
-    rows = [(Path(place).name, row["prompt"]) for place, row in read(write_csv(tmp_path / "rows.csv", ROWS))[0]]
+    rows = [(Path(location).name, row["prompt"]) for location, row in read(write_csv(tmp_path / "rows.csv", ROWS))[0]]
     assert rows == [("rows.csv:2", "q\n1"), ("rows.csv:4", "世界"), ("rows.csv:5", "q3")]  # the first has two lines
     listed = read(write_json(tmp_path / "rows.json", ROWS))[0]
     lines = (tmp_path / "rows.json").read_text("utf-8").split("\n")
-    numbers = [int(place.rpartition(":")[2]) for place, _ in listed]
+    numbers = [int(location.rpartition(":")[2]) for location, _ in listed]
     assert [lines[n - 1].strip() for n in numbers] == ["{"] * 3 and numbers == [2, 7, 12]
     counted = read(write_parquet(tmp_path / "rows.parquet", ROWS))[0]
-    assert [Path(place).name for place, _ in counted] == ["rows.parquet:1", "rows.parquet:2", "rows.parquet:3"]
+    assert [Path(location).name for location, _ in counted] == ["rows.parquet:1", "rows.parquet:2", "rows.parquet:3"]
 
 
 def test_json_lines_under_the_name_of_json_are_read(tmp_path):
@@ -246,7 +246,7 @@ def test_a_bad_row_of_a_list_costs_no_other_row(tmp_path):
     row = json.dumps(ROWS[0])
     path.write_text(f'[{row},\n{{"x": NaN}},\n{{"a": 1, "a": 2}},\n{row}]')
     good, faults = read(path)
-    assert [place for place, _ in good] == [f"{path}:1", f"{path}:4"]
+    assert [location for location, _ in good] == [f"{path}:1", f"{path}:4"]
     assert [fault.split(":")[1] for fault in faults] == ["2", "3"]
 
 

@@ -20,7 +20,7 @@ from engine.train import run
 from system import InputError
 from tests import tiny
 from tests.engine.kills import SETTINGS, outcome
-from tests.engine.test_train import id_rows
+from tests.rows import id_rows
 
 ROOT = Path(__file__).parents[2]
 FLAGS = ("--lr", "1e-4", "--batch-size", "8", "--epochs", "2")

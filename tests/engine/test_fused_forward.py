@@ -10,7 +10,7 @@ from engine.model import attention
 from engine.model.fused_forward import FusedForward
 from engine.model.llama import Llama
 from tests import tiny
-from tests.oracles import padded_logps
+from tests.engine.padded import padded_logps
 
 # one-token responses, one response a prefix of the other, a prompt of one token, plain ones
 LENGTHS = [(5, 4, 6), (1, 1, 1), (3, 1, 5), (7, 9, 1), (1, 8, 3), (4, 3, 7), (12, 20, 11)]

@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 import time
+from importlib import metadata
 from pathlib import Path
 
 import numpy as np
@@ -311,6 +312,31 @@ def test_a_server_answers_in_the_place_of_a_checkpoint(tmp_path):
     ]  # fmt: skip
     assert all(b["top_k"] == 5 and b["stop"] == ["END"] and b["temperature"] == 1.0 for b in asked)
     assert asked[0]["model"] == "llama" and len(asked) == 4
+
+
+def test_a_server_without_the_installed_package_is_a_sentence(tmp_path, monkeypatch):
+    rows = tiny.write_rows(tmp_path / "p.jsonl", [{"prompt": "hello"}])
+    named = {
+        "it is not installed; run ./launch.sh setup": None,
+        "is not this one .No module named 'revise.elsewhere'.; run ./launch.sh setup": "revise.elsewhere:answers",
+        "is not this one .No module named 'elsewhere'.; run ./launch.sh setup": "elsewhere.client:answers",
+    }
+    for said, value in named.items():
+        found = () if value is None else (metadata.EntryPoint("endpoint", value, "engine.generate"),)
+        monkeypatch.setattr(metadata, "entry_points", lambda found=found, **asked: found)
+        with pytest.raises(InputError, match=said):
+            here("llama", rows, tmp_path / "a.jsonl", "--endpoint", "http://127.0.0.1:9")
+
+
+def test_what_else_a_server_backend_lacks_is_no_fault_of_the_installation(tmp_path, monkeypatch):
+    """A module that it imports and that is missing is said as it is."""
+    (tmp_path / "backend.py").write_text("import a_module_that_is_missing\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    found = (metadata.EntryPoint("endpoint", "backend:answers", "engine.generate"),)
+    monkeypatch.setattr(metadata, "entry_points", lambda **asked: found)
+    rows = tiny.write_rows(tmp_path / "p.jsonl", [{"prompt": "hello"}])
+    with pytest.raises(ModuleNotFoundError, match="a_module_that_is_missing"):
+        here("llama", rows, tmp_path / "a.jsonl", "--endpoint", "http://127.0.0.1:9")
 
 
 def test_the_command_writes_answers_in_the_order_of_the_prompts(tmp_path):

@@ -22,7 +22,7 @@ from engine.planning.cost import TokenStatistics
 from engine.planning.memory import MemoryInputs
 from system import InputError
 from tests import tiny
-from tests.engine.test_train import id_rows
+from tests.rows import id_rows
 
 GB = 10**9
 EIGHT = LlamaConfig.parse(raw_config("llama3-8b"), "llama3-8b")

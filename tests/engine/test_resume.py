@@ -27,7 +27,8 @@ from system import InputError, RunError
 from system.errors import Stopped
 from tests import tiny
 from tests.engine.kills import outcome
-from tests.engine.test_train import id_rows, lines
+from tests.metrics import lines
+from tests.rows import id_rows
 
 
 @pytest.fixture

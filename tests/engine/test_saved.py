@@ -13,7 +13,8 @@ from engine.optim import split_master as split
 from engine.weights.rounding import Cast
 from system import InputError
 from tests import tiny
-from tests.engine.test_train import id_rows, lines
+from tests.metrics import lines
+from tests.rows import id_rows
 
 SETTINGS = {"loss": "dpo", "lr": 3e-5, "batch_size": 4, "epochs": 2, "micro_tokens": 1024}
 
@@ -490,11 +491,3 @@ def test_what_convert_cannot_do_is_one_sentence_and_leaves_nothing(case):
         assert ended.returncode == 2 and said in ended.stderr and "Traceback" not in ended.stderr, (said, ended.stderr)
         assert ended.stderr.count("\n") == 1
         assert not list(case.out.glob("out*"))
-
-
-def test_a_server_without_the_installed_package_is_a_sentence(case, monkeypatch):
-    prompts = tiny.write_rows(case.out / "prompts.jsonl", [{"prompt": "some"}])
-    monkeypatch.setattr("importlib.metadata.entry_points", lambda **asked: ())
-    asked = ["--endpoint", "http://127.0.0.1:9", "--model", "m", "--prompts", str(prompts)]
-    with pytest.raises(InputError, match="not installed"):
-        generate.main([*asked, "--out", str(case.out / "answers.jsonl")])

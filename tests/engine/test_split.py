@@ -11,7 +11,7 @@ from engine.optim.split_master import SplitMasterWeights, SplitRMSprop
 from engine.train import TrainConfig, run
 from system import RunError
 from tests import tiny
-from tests.engine.test_train import id_rows
+from tests.rows import id_rows
 
 # every exponent, both signs, the middles between two bf16 numbers, zeros
 EVERY_HIGH = (torch.arange(-(2**15), 2**15, dtype=torch.int32) << 16).view(torch.float32)

@@ -22,32 +22,11 @@ from engine.model import attention, head
 from losses import registry
 from system import InputError, RunError
 from tests import tiny
-from tests.oracles import padded_logps
+from tests.engine.padded import padded_logps
+from tests.metrics import lines
+from tests.rows import id_rows
 
 REAL = Path(__file__).parents[3] / "shared/data/alpaca_pairs.jsonl"
-
-
-def ratings(i):
-    """What some objectives ask of a row, in numbers."""
-    scores = {"chosen_score": 3 + i % 4, "rejected_score": 1 + i % 2, "own_score": (0, 2.5, 9)[i % 3]}
-    return scores | {"chosen_prob": 0.9, "rejected_prob": 0.2, "value": i % 5 / 4, "weight": 0.5 + i % 3}
-
-
-def id_rows(n, seed=0, vocabulary=101, form="pairs"):
-    """Rows of token ids of unequal lengths."""
-    rng = np.random.default_rng(seed)
-
-    def ids(most):
-        return rng.integers(2, vocabulary, rng.integers(1, most)).tolist()
-
-    rows = [{"prompt_ids": ids(9), "chosen_ids": ids(14), "rejected_ids": ids(14)} for _ in range(n)]
-    rows = [row | ratings(i) for i, row in enumerate(rows)]
-    if form == "unpaired":
-        return [
-            {"prompt_ids": r["prompt_ids"], "completion_ids": r["chosen_ids"], "label": bool(i % 3)}
-            for i, r in enumerate(rows)
-        ]
-    return rows
 
 
 @pytest.fixture
@@ -73,11 +52,6 @@ def job(tmp_path):
 
     go.model, go.rows, go.tmp = model, rows, tmp_path
     return go
-
-
-def lines(out):
-    """The whole lines of metrics.jsonl: a run that still writes may stand in the middle of one."""
-    return [json.loads(line) for line in (Path(out) / "metrics.jsonl").read_bytes().split(b"\n")[:-1]]
 
 
 def torchrun(n, *flags, timeout=300):
@@ -368,7 +342,6 @@ def test_a_step_is_rmsprop_on_the_clipped_gradient(job):
     """One step by hand: gradient of the mean DPO loss, clipped to 0.5, RMSProp's first update."""
     result, found = job(loss="dpo", max_steps=1, shuffle=False, max_grad_norm=0.5)
     before, after = weights.load(job.model), weights.load(result.checkpoints[-1])
-
     before = before.double()
     rows = [json.loads(line) for line in job.rows.read_text().splitlines()][:8]
     examples = [
@@ -663,7 +636,6 @@ def test_what_is_cut_is_counted(job):
 
 
 def test_score_gives_the_log_probs_of_the_padded_pass(job):
-
     out = job.tmp / "scores.jsonl"
     score.main(["--model", str(job.model), "--data", str(job.rows), "--out", str(out)])
     model = weights.load(job.model).double()

@@ -9,16 +9,7 @@ import pytest
 from eval import alpacaeval
 from eval.alpacaeval import Rows, fit, is_switched, length_controlled, messages, preference, win_rate
 from system.errors import InputError
-
-TEMPLATE = """<|im_start|>system
-Be fair.
-<|im_end|>
-<|im_start|>user
-Task: {instruction}
-m: {output_1}
-M: {output_2}
-<|im_end|>
-"""
+from tests.eval.upstream import TEMPLATE
 
 
 def test_a_template_becomes_messages():

@@ -13,7 +13,7 @@ from eval import alpacaeval, alpacaeval_run
 from revise.loopback import Reply, serve
 from system.errors import InputError, RunError
 from tests import tiny
-from tests.eval.test_alpacaeval import TEMPLATE
+from tests.eval.upstream import TEMPLATE
 from tests.revise.commands import read_rows, run
 
 N = 12

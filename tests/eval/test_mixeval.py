@@ -4,42 +4,9 @@ import os
 
 import pytest
 
-from eval import mixeval
 from eval.mixeval import aggregate, format_prompt, judge_messages, parse_option, parse_score, read_wording
 from system.errors import InputError
-
-EVALUATION = """
-MULTI_CHOICE_PROMPT = "Say a letter."
-FREE_FORM_PROMPT = "Be short."
-FREE_FORM_PROMPT_BBH = "Answer. \\nThink."
-FREE_FORM_PROMPT_GSM8k = "Answer. \\nCount."
-FREE_FORM_PROMPT_MATH = "Answer. \\nProve."
-"""
-JUDGE = """
-gpt_judge_for_closeended_freeform = lambda prompt, gold_ans, response: [
-{"role": "system", "content": f"Judge."},
-{"role": "user", "content": f'''Mark as \\"[[score]]\\".
-Q: {prompt}
-G: {gold_ans}
-A: {response}
-Verdict: 
-'''}
-]
-gpt_judge_for_closeended_multiplechoice = lambda prompt, options, response: [
-{"role": "system", "content": f"Extract."},
-{"role": "user", "content": f'''Q: {prompt}
-{options}
-A: {response}
-'''}
-]
-"""
-
-
-def checkout(folder, evaluation=EVALUATION, judge=JUDGE):
-    (folder / "mix_eval/prompts").mkdir(parents=True)
-    (folder / mixeval.PROMPTS).write_text(evaluation)
-    (folder / mixeval.JUDGE).write_text(judge)
-    return folder
+from tests.eval.upstream import EVALUATION, JUDGE, checkout
 
 
 @pytest.fixture

@@ -18,7 +18,7 @@ from revise.loopback import Reply, serve
 from system import cli
 from system.errors import InputError, RunError
 from tests import tiny
-from tests.eval.test_mixeval import checkout
+from tests.eval.upstream import checkout
 from tests.revise.commands import read_rows, run, start
 
 TEXTS = ["Why is the heron a bird of the marsh?", "Say a letter. Be short.", "Question: Answer."]

@@ -12,7 +12,7 @@ import pytest
 from eval import plots, report, report_tables, runs, scores, tables
 from eval.tables import Table
 from system.errors import InputError
-from tests.revise.test_show import PAYLOADS, look
+from tests.browser import PAYLOADS, look
 
 GAINS = [0.02, 0.05, -0.01]
 

@@ -111,11 +111,11 @@ def test_the_prompts_are_those_that_were_held_out_of_all_files(made, tmp_path):
         sources.append(str(tiny.write_rows(tmp_path / f"{name}.jsonl", rows)))
     config = TrainConfig(model=str(made / "base"), data=tuple(sources), data_weights=(1, 0.5), loss="dpo", epochs=1,
                          batch_size=8, eval_pairs=10, seed=3, out=str(tmp_path / "run"))  # fmt: skip
-    expected = [e.place for e in TrainingInputs(config).heldout]
+    expected = [e.location for e in TrainingInputs(config).heldout]
     train(config)
     asked = TrajectoriesConfig(run=str(tmp_path / "run"), n=10)
     found = trajectories._pairs(asked, trajectories.checkpoints.base_of(tmp_path / "run"))
-    assert sorted(e.place for e in found) == sorted(expected)
+    assert sorted(e.location for e in found) == sorted(expected)
     Path(sources[0]).rename(tmp_path / "gone")
     with pytest.raises(InputError, match=r"its rows cannot be read again \(.*a\.jsonl.*\); name a file of pairs"):
         trajectories._pairs(asked, trajectories.checkpoints.base_of(tmp_path / "run"))

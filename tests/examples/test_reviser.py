@@ -7,7 +7,7 @@ import pytest
 
 from data.contrast import contrast
 from examples.miniature import reviser, world
-from revise import clair, recipe
+from revise import clair, recipe_runner
 from revise.recipes import ClairConfig, clair_recipe
 from system.errors import InputError
 from tests.revise.commands import read_rows
@@ -65,7 +65,7 @@ def measured(tmp_path_factory):
                 prompts=str(folder / "prompts.jsonl"), out=str(out), store=str(folder / "s.sqlite"),
                 endpoint=(address,), model="m", strength=strength,
             )  # fmt: skip
-            recipe.make(clair_recipe(config))
+            recipe_runner.make(clair_recipe(config))
             texts = [(row["chosen"][1]["content"], row["rejected"][1]["content"]) for row in read_rows(out)]
             found[strength] = contrast(texts)
     return found

@@ -9,7 +9,7 @@ from engine import weights
 from examples.real import results_page, rounding
 from system import InputError
 from tests import tiny
-from tests.engine.test_train import id_rows
+from tests.rows import id_rows
 
 
 def row(how, margin, seed=0, **more):

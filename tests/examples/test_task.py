@@ -7,7 +7,7 @@ import pytest
 from rapidfuzz.distance import Levenshtein
 
 from examples.real import reviser, task
-from revise import recipe
+from revise import recipe_runner
 from revise.recipes import ClairConfig, JudgeConfig, Positions, clair_recipe, judge_recipe
 
 ANSWERS = (
@@ -91,7 +91,7 @@ def make(tmp_path, rows, config, recipe_of):
     prompts.write_text("".join(json.dumps(row) + "\n" for row in rows))
     with reviser.serve_both() as address:
         shared = {"prompts": str(prompts), "out": str(tmp_path / "pairs.jsonl"), "endpoint": (address,)}
-        recipe.make(recipe_of(config(store=str(tmp_path / "s.sqlite"), **shared)))
+        recipe_runner.make(recipe_of(config(store=str(tmp_path / "s.sqlite"), **shared)))
     rows = [json.loads(line) for line in (tmp_path / "pairs.jsonl").read_text().splitlines()]
     return [(row["prompt"], row["chosen"][-1]["content"], row["rejected"][-1]["content"]) for row in rows]
 

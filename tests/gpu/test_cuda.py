@@ -19,7 +19,7 @@ from engine.optim.fused_rmsprop import FusedRMSprop
 from engine.optim.split_master import SplitMasterWeights, SplitRMSprop
 from engine.train import run
 from tests import tiny
-from tests.engine.test_train import id_rows
+from tests.rows import id_rows
 
 pytestmark = [
     pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no GPU, or ./launch.sh gpu-checks does not run"),

@@ -5,8 +5,8 @@ from pathlib import Path
 from typing import Any
 
 from revise.client import ClientConfig, Request, Tally, answer_all, endpoints_of, open_store
+from revise.client.store import Row
 from revise.loopback import Server, serve
-from revise.store import Row
 
 
 def questions(n):

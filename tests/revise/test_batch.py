@@ -4,8 +4,7 @@ import json
 
 import pytest
 
-from revise import batch
-from revise.client import Request, open_store
+from revise.client import Request, batch, open_store
 from revise.loopback import Reply, Seen, serve
 from tests.revise.commands import command, prompts, read_rows, revise, run, write_rows
 
@@ -114,11 +113,11 @@ def test_files_keep_to_the_apis_limits(tmp_path, monkeypatch):
     ]
     with open_store(tmp_path / "s.sqlite") as store:
         monkeypatch.setattr(batch, "MOST_REQUESTS", 4)
-        said = batch.write(requests, store, tmp_path / "a.jsonl")
+        said = batch.write_batch(requests, store, tmp_path / "a.jsonl")
         assert [len(read_rows(tmp_path / name)) for name in ("a.jsonl", "a-2.jsonl", "a-3.jsonl")] == [4, 4, 2]
         assert "10 requests" in said and "a-3.jsonl" in said
         monkeypatch.setattr(batch, "MOST_BYTES", 700)
-        batch.write(requests, store, tmp_path / "b.jsonl")
+        batch.write_batch(requests, store, tmp_path / "b.jsonl")
         parts = sorted(tmp_path.glob("b*.jsonl"))
         assert all(part.stat().st_size <= 700 for part in parts) and sum(len(read_rows(p)) for p in parts) == 10
 

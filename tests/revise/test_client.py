@@ -17,8 +17,17 @@ import time
 
 import pytest
 
-from revise import asking, ending, endpoints
-from revise.client import ClientConfig, Request, Store, answer_all, endpoints_of, open_store
+from revise.client import (
+    ClientConfig,
+    Request,
+    Store,
+    answer_all,
+    endpoints,
+    endpoints_of,
+    open_store,
+    run_limits,
+    scheduler,
+)
 from revise.loopback import Reply, serve
 from system.errors import InputError, RunError, Stopped
 from tests.revise.asks import ask, questions
@@ -28,7 +37,7 @@ HELLO = Reply.chat("hello")
 
 @pytest.fixture(autouse=True)
 def short_waits(monkeypatch):
-    monkeypatch.setattr(asking, "LONGEST_BACKOFF", 0.02)
+    monkeypatch.setattr(scheduler, "LONGEST_BACKOFF", 0.02)
     monkeypatch.setattr(endpoints, "LONGEST_PROBE_WAIT", 0.1)
     monkeypatch.setattr(endpoints, "LONGEST_REACHED_WAIT", 0.02)
 
@@ -189,7 +198,7 @@ def test_a_refused_row_is_marked_and_the_others_go_on(tmp_path, status):
 def test_a_server_that_refuses_everything_stops_the_run(tmp_path):
     found = ask(tmp_path, lambda seen: Reply.error(400, "max_tokens is not supported"), 500, concurrency=2)
     assert isinstance(found.fault, RunError) and "max_tokens is not supported" in str(found.fault)
-    assert len(found.texts) <= ending.FIRST_REFUSALS + 2
+    assert len(found.texts) <= run_limits.FIRST_REFUSALS + 2
 
 
 def test_refusals_before_slower_answers_are_the_rows_fault(tmp_path):
@@ -259,7 +268,7 @@ def test_a_server_that_never_answers_stops_the_run_when_patience_ends(tmp_path):
 
 def test_a_slow_server_that_asks_for_a_rest_first_is_waited_for(tmp_path, monkeypatch):
     """The short patience is for addresses where nobody is."""
-    monkeypatch.setattr(ending, "FIRST_PATIENCE", 0.3)
+    monkeypatch.setattr(run_limits, "FIRST_PATIENCE", 0.3)
     replies = first_then(Reply.error(429, "slow down", **{"Retry-After": "1"}))
     found = ask(tmp_path, lambda seen: replies(seen).after(0.8), 4, patience=30.0)
     assert found.fault is None and found.states == ["answered"] * 4

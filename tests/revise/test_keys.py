@@ -5,7 +5,7 @@ import urllib.parse
 
 import pytest
 
-from revise import keys
+from revise.client import keys
 from system.errors import InputError
 
 KEY = "sk-Zq7/w+Xv9Kf3=Lm5"

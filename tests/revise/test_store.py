@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from revise.store import MIGRATIONS, Row, open_store
+from revise.client.store import MIGRATIONS, Row, open_store
 from system.errors import InputError, RunError
 
 ROOT = Path(__file__).parents[2]

@@ -7,8 +7,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from revise import wire
-from revise.wire import Request, Unreadable, read_answer, retry_after
+from revise.client import wire
+from revise.client.wire import Request, Unreadable, read_answer, retry_after
 
 ASKED = Request({"model": "m", "messages": [{"role": "user", "content": "x" * 400}], "max_tokens": 50})
 

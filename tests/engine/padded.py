@@ -1,4 +1,4 @@
-"""The slow and obvious ways, to hold the fast ones against."""
+"""The slow obvious way to log-probs: one conversation at a time, padded, in a row of its own."""
 
 import torch
 from torch.nn.functional import log_softmax, scaled_dot_product_attention

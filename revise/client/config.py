@@ -5,9 +5,9 @@ from dataclasses import dataclass, replace
 from typing import Any, Self
 
 from data.rows import parse_row
-from revise.endpoints import parse_base
-from revise.store import State
-from revise.wire import REWARD_PATH, Request
+from revise.client.endpoints import parse_base
+from revise.client.store import State
+from revise.client.wire import REWARD_PATH, Request
 from system import InputError
 
 DEFAULT_KEY_ENV = "OPENAI_API_KEY"

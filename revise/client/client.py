@@ -4,7 +4,7 @@
         tally = answer_all(requests, store, config, endpoints_of(config.endpoint, config), purpose="clair")
         found = answered(store, request)
 
-What the store holds already is not sent; how the rest is sent, repeated and stopped is in revise/asking.py. Here is the
+What the store holds already is not sent; how the rest is sent, repeated and stopped is in scheduler.py. Here is the
 transport: httpx over kept-alive connections, and what a status, a header or a broken connection means. This is the only
 module that imports an HTTP library.
 """
@@ -21,12 +21,12 @@ from collections.abc import AsyncIterator, Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from revise import keys, wire
-from revise.asking import Asking, Later, Refused, Tally
-from revise.config import DEFAULT_KEY_ENV, ClientConfig, estimate, parse_extra, total
-from revise.endpoints import Endpoint, Pace, Pool, parse_base
-from revise.store import Row, Store, open_store
-from revise.wire import Completion, Request, Unreadable
+from revise.client import keys, wire
+from revise.client.config import DEFAULT_KEY_ENV, ClientConfig, estimate, parse_extra, total
+from revise.client.endpoints import Endpoint, Pace, Pool, parse_base
+from revise.client.scheduler import Later, Refused, Scheduler, Tally
+from revise.client.store import Row, Store, open_store
+from revise.client.wire import Completion, Request, Unreadable
 from system import InputError, RunError, cli
 
 __all__ = [
@@ -151,7 +151,7 @@ def answer_all(
     purpose: str,
     n_requests: int | None = None,
 ) -> Tally:
-    """Has every request answered and stored; equal ones once. requests may be long: it is read as places are free.
+    """Has every request answered and stored; equal ones once. requests may be long: it is read as slots are free.
 
     purpose: stands beside the answers in the store and on the progress bar. Raises RunError where going on makes no
     sense (the key is refused, the model unknown, the account empty, the disk full), Stopped after a signal or a cap.
@@ -166,13 +166,13 @@ def answer_all(
     async def ask() -> Tally:
         pool = Pool(endpoints)
         async with HttpTransport.open(config) as transport:
-            return await Asking(store, config, pool, transport, purpose).through(requests, n_requests)
+            return await Scheduler(store, config, pool, transport, purpose).run(requests, n_requests)
 
     return asyncio.run(ask())
 
 
 class HttpTransport:
-    """Sends requests over kept-alive connections (asking.Transport).
+    """Sends requests over kept-alive connections (scheduler.Transport).
 
     One connection has one client of the library: its own pool looks at every connection for every request, which at 256
     in flight took nine tenths of the time.

@@ -1,9 +1,9 @@
 """A run of requests: which are sent, how often, how many at once, and when an answer counts.
 
-A fixed number of workers take requests from one iterator. Each finds a place at an endpoint, sends, and waits until the
-answer is on the disk; answers that come in while the disk is busy share one commit. An attempt that fails is repeated
-after a random wait that grows; what it is no use to repeat is stored as refused, what has failed too often as failed.
-When a run ends before its time is in revise/ending.py; whatever the reason, what is in flight comes home first.
+A fixed number of workers take requests from one iterator. Each waits for a slot at an endpoint, sends, and waits until
+the answer is on the disk; answers that come in while the disk is busy share one commit. An attempt that fails is
+repeated after a random wait that grows; what it is no use to repeat is stored as refused, what has failed too often as
+failed. When a run ends before its time is in run_limits.py; whatever the reason, what is in flight comes home first.
 """
 
 import asyncio
@@ -18,12 +18,12 @@ from typing import NamedTuple, Protocol
 
 from tqdm import tqdm
 
-from revise import wire
-from revise.config import ClientConfig
-from revise.ending import Ending
-from revise.endpoints import Endpoint, Pace, Pool
-from revise.store import Row, State, Store
-from revise.wire import Completion, Request, Unreadable
+from revise.client import wire
+from revise.client.config import ClientConfig
+from revise.client.endpoints import Endpoint, Pace, Pool
+from revise.client.run_limits import RunLimits
+from revise.client.store import Row, State, Store
+from revise.client.wire import Completion, Request, Unreadable
 from system import RunError, Stopped
 
 LIMIT_SHARE = 1 / 8  # of an attempt: "later" says nothing against the request
@@ -85,20 +85,20 @@ class Tally(NamedTuple):
 
 
 class _Turn(NamedTuple):
-    """A place at an endpoint, and what was set aside for the attempt."""
+    """A slot at an endpoint, and what was set aside for the attempt."""
 
     endpoint: Endpoint
     tokens: int
     dollars: float
 
 
-class Asking:
+class Scheduler:
     """One run of requests over a pool of endpoints."""
 
     def __init__(self, store: Store, config: ClientConfig, pool: Pool, transport: Transport, purpose: str) -> None:
         self.store, self.config, self.pool, self.transport, self.purpose = store, config, pool, transport, purpose
         self.tally = Tally()
-        self.ending = Ending(config, store.dollars())
+        self.limits = RunLimits(config, store.dollars())
         self._seen: set[bytes] = set()
         self._held: list[Row] = []  # refusals, kept back until something has been answered
         self._n_answers, self._n_tokens_out = 0, 0
@@ -106,7 +106,7 @@ class Asking:
         self._stop, self._abort = asyncio.Event(), asyncio.Event()
         self._disk = _Disk(store)
 
-    async def through(self, requests: Iterable[Request], n_requests: int | None = None) -> Tally:
+    async def run(self, requests: Iterable[Request], n_requests: int | None = None) -> Tally:
         """Has every request answered and stored, equal ones once. n_requests: for the progress bar.
 
         Raises Stopped or RunError where the run ends early, after what was in flight has been stored.
@@ -192,42 +192,42 @@ class Asking:
                     tokens_in, tokens_out = request.tokens[0], max(request.tokens[1], fault.n_tokens)
                     dollars = self.config.dollars(tokens_in, tokens_out)
                     row = row._replace(tokens_in=tokens_in, tokens_out=tokens_out, dollars=dollars, is_counted=False)
-                    self.ending.answered(row.dollars)
+                    self.limits.answered(row.dollars)
                 return row
             except (Later, Unreadable) as fault:
                 why = str(fault)
-                self.ending.failed(why, is_reached=not isinstance(fault, Later) or fault.is_reached)
+                self.limits.failed(why, is_reached=not isinstance(fault, Later) or fault.is_reached)
                 if isinstance(fault, Unreadable):
                     turn.endpoint.failed(why, is_reached=True)
                 counted += _share(fault)
                 pause = _longest_pause(fault, n_attempts)
             finally:
                 self.transport.tokens.settle(used - turn.tokens)
-                self.ending.release(turn.dollars)
-                self.pool.leave(turn.endpoint)
+                self.limits.release(turn.dollars)
+                self.pool.release(turn.endpoint)
             await self._pause(random.uniform(0, pause))
         return _without_answer(request, self.purpose, "failed", why, n_attempts)
 
     async def _turn(self, request: Request) -> _Turn | None:
-        """A place for one more attempt, in its turn; None where the run stops. Raises RunError where it has to."""
+        """A slot for one more attempt, in its turn; None where the run stops. Raises RunError where it has to."""
         tokens = request.tokens[0] + self._tokens_out(request)
         dollars = self.config.dollars(request.tokens[0], self._tokens_out(request))
         while not self._stop.is_set():
-            self.ending.check_patience(has_known=self.tally.n_known > 0)
-            self.ending.check_refusals(self._held, self.pool.in_flight)
-            is_allowed = self.ending.allows(dollars, self.tally.n_sent, len(self._held), self.pool.in_flight)
-            endpoint = self.pool.place() if is_allowed else None
+            self.limits.check_patience(has_known=self.tally.n_known > 0)
+            self.limits.check_refusals(self._held, self.pool.in_flight)
+            is_allowed = self.limits.allows(dollars, self.tally.n_sent, len(self._held), self.pool.in_flight)
+            endpoint = self.pool.acquire() if is_allowed else None
             if endpoint is None:
                 await self.pool.wait()
                 continue
-            self.ending.reserve(dollars)
+            self.limits.reserve(dollars)
             self._add(n_sent=1)
             await self._pause(self.transport.requests.delay(1))
             await self._pause(self.transport.tokens.delay(tokens))
             if not self._stop.is_set() and time.monotonic() >= endpoint.rests_until:
                 return _Turn(endpoint, tokens, dollars)
-            self.pool.leave(endpoint)  # it has begun to rest meanwhile
-            self.ending.release(dollars)
+            self.pool.release(endpoint)  # it has begun to rest meanwhile
+            self.limits.release(dollars)
             self._add(n_sent=-1)
         return None
 
@@ -279,7 +279,7 @@ class Asking:
     ) -> Row:
         endpoint.answered()
         row = answer_row(request, self.purpose, raw, answer, self.config, n_attempts=n_attempts, seconds=seconds)
-        self.ending.answered(row.dollars)
+        self.limits.answered(row.dollars)
         self._n_answers += 1
         self._n_tokens_out += answer.tokens_out
         return row

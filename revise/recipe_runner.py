@@ -1,7 +1,7 @@
 """What the recipes that ask a model share: from prompts to a file of pairs.
 
     the target model's answers           drawn and stored                 revise/target.py
-    the recipe's questions about them    answered and stored              revise/client.py
+    the recipe's questions about them    answered and stored              revise/client/
     pairs, or reasons why there is none  read from the store alone        revise/pairs.py
 
 The last step costs nothing: with other bounds or a better parser the same command reads the same answers again.
@@ -16,15 +16,30 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from revise import batch, pairs, wire
-from revise.client import Answered, ClientConfig, Tally, answer_all, answered, endpoints_of, open_store
-from revise.config import estimate, parse_extra, total
-from revise.endpoints import Endpoint
+from revise import pairs
+from revise.client import (
+    CHARACTERS_PER_TOKEN,
+    TRUNCATED,
+    Answered,
+    ClientConfig,
+    Completion,
+    Endpoint,
+    Request,
+    Store,
+    Tally,
+    answer_all,
+    answered,
+    endpoints_of,
+    estimate,
+    open_store,
+    parse_extra,
+    read_batch,
+    total,
+    write_batch,
+)
 from revise.pairs import Made, Pair, Rejected
 from revise.prompts import Item, Prompts, PromptsConfig
-from revise.store import Store
 from revise.target import Target, TargetConfig
-from revise.wire import Completion, Request
 from system import InputError, RunError, Stopped, check_new_file, cli
 
 
@@ -132,12 +147,12 @@ def make(recipe: Recipe, *, summary: Callable[[], str | None] = lambda: None) ->
         drawn = target.fill(prompts, store, len(prompts))
         wanted = (request for item in prompts for request in _questions(recipe, item, target.answers(item, store)))
         if config.batch_write:
-            print(batch.write(wanted, store, Path(config.batch_write), config.again), file=sys.stderr)
+            print(write_batch(wanted, store, Path(config.batch_write), config.again), file=sys.stderr)
             return
         ending = None
         if config.batch_read:
             answers = [Path(name) for name in config.batch_read]
-            print(batch.read(answers, wanted, store, config, recipe.name), file=sys.stderr)
+            print(read_batch(answers, wanted, store, config, recipe.name), file=sys.stderr)
         else:
             ending = _ask(recipe, wanted, store, endpoints, drawn, len(prompts))
         try:
@@ -213,10 +228,10 @@ def _pair(recipe: Recipe, item: Item, own: list[Answered], answers: list[Answere
     texts = [a.completion.text.strip() for a in own if a.completion]
     if not answers:
         recipe.ask(item, texts)  # says why nothing was asked
-    if any(a.completion and a.completion.finish in wire.TRUNCATED for a in answers):
+    if any(a.completion and a.completion.finish in TRUNCATED for a in answers):
         raise Rejected("truncated")
     pair = recipe.pair(item, texts, [a.completion for a in answers if a.completion])
-    cut = {a.completion.text.strip() for a in own if a.completion and a.completion.finish in wire.TRUNCATED}
+    cut = {a.completion.text.strip() for a in own if a.completion and a.completion.finish in TRUNCATED}
     if pair.chosen in cut:
         raise Rejected("own answer truncated")  # as a loser it does no harm
     return pair
@@ -248,7 +263,7 @@ def _spent(first: Tally, second: Tally, n: int) -> str:
 def _estimate(recipe: Recipe, prompts: Prompts, target: Target, store: Store) -> str:
     """What a run would send, and the most that it can cost."""
     config, known = recipe.config, store.states()
-    longest = "x" * (config.target_max_tokens * wire.CHARACTERS_PER_TOKEN)  # for answers that are still to be drawn
+    longest = "x" * (config.target_max_tokens * CHARACTERS_PER_TOKEN)  # for answers that are still to be drawn
 
     def foreseen() -> Iterator[Request]:
         for item in prompts:

@@ -15,11 +15,11 @@ from pathlib import Path
 from typing import Any
 
 from data.rows import parse_row, read_lines
-from revise import wire
-from revise.asking import answer_row
-from revise.config import ClientConfig
-from revise.store import Row, State, Store
-from revise.wire import Request
+from revise.client import wire
+from revise.client.config import ClientConfig
+from revise.client.scheduler import answer_row
+from revise.client.store import Row, State, Store
+from revise.client.wire import Request
 from system import InputError, files
 
 MOST_REQUESTS, MOST_BYTES = 50_000, 200 * 10**6  # in a file, says the API's reference
@@ -28,7 +28,7 @@ CHUNK = 512  # rows that share a commit
 LONGEST_LINE = 64 * 2**20
 
 
-def write(requests: Iterable[Request], store: Store, path: Path, again: Sequence[State] = ("failed",)) -> str:
+def write_batch(requests: Iterable[Request], store: Store, path: Path, again: Sequence[State] = ("failed",)) -> str:
     """Writes what the store lacks, in as many files as the API's limits ask for; says what to do with them.
 
     again: of what the store knows of a request, what does not keep it from being written. Raises InputError where one
@@ -72,7 +72,9 @@ def _write_part(path: Path, number: int, lines: list[str]) -> None:
     files.write_text(_part(path, number), "".join(lines))
 
 
-def read(paths: Sequence[Path], requests: Iterable[Request], store: Store, config: ClientConfig, purpose: str) -> str:
+def read_batch(
+    paths: Sequence[Path], requests: Iterable[Request], store: Store, config: ClientConfig, purpose: str
+) -> str:
     """Puts the answers in files into the store; says how many there were, and of what use.
 
     requests: what was sent; answers to anything else are counted and left. Raises InputError where a file cannot be
@@ -85,8 +87,8 @@ def read(paths: Sequence[Path], requests: Iterable[Request], store: Store, confi
     counts: collections.Counter[str] = collections.Counter()
     rows: list[Row] = []
     for path in paths:
-        for place, line in read_lines(path, LONGEST_LINE):
-            found = _object(line, place)
+        for location, line in read_lines(path, LONGEST_LINE):
+            found = _object(line, location)
             if found is None:
                 counts["damaged"] += 1
                 continue
@@ -109,12 +111,12 @@ def read(paths: Sequence[Path], requests: Iterable[Request], store: Store, confi
     return f"of {len(wanted):,} answers {n_before:,} were in the store; from the files: {found}; {n_open:,} are missing"
 
 
-def _object(line: bytes | InputError, place: str) -> dict[str, Any] | None:
+def _object(line: bytes | InputError, location: str) -> dict[str, Any] | None:
     """What a line holds, half a character or NaN included: such an answer is of no use, but it was paid for."""
     if isinstance(line, InputError):
         return None
     try:
-        return parse_row(line, place)
+        return parse_row(line, location)
     except InputError:
         pass
     try:

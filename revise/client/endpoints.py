@@ -14,8 +14,8 @@ import urllib.parse
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
-from revise.keys import Key
-from revise.wire import REWARD_PATH
+from revise.client.keys import Key
+from revise.client.wire import REWARD_PATH
 from system import InputError, cli
 
 DOWN_AFTER = 8  # failures in a row, over all requests, with no answer between them
@@ -125,7 +125,7 @@ def parse_base(text: str, flag: str) -> str:
 
 
 class Pool:
-    """The endpoints of a run. `place` takes a place at the best one, `leave` gives it to who waits for one."""
+    """The endpoints of a run. `acquire` takes a slot at the best one, `release` gives it to who waits for one."""
 
     def __init__(self, endpoints: Sequence[Endpoint]) -> None:
         self.endpoints = endpoints
@@ -141,8 +141,8 @@ class Pool:
         """Requests that are at a server now."""
         return sum(e.in_flight for e in self.endpoints)
 
-    def place(self) -> Endpoint | None:
-        """A place at the endpoint that is least busy for what it takes; None where there is none now."""
+    def acquire(self) -> Endpoint | None:
+        """A slot at the endpoint that is least busy for what it takes; None where there is none now."""
         now = time.monotonic()
         free = [e for e in self.endpoints if e.has_room(now)]
         if not free:
@@ -152,7 +152,7 @@ class Pool:
         return best
 
     async def wait(self) -> None:
-        """Until a place may be free: some request has left, or a rest may have ended."""
+        """Until a slot may be free: some request has left, or a rest may have ended."""
         now = time.monotonic()
         ends = [e.rests_until - now for e in self.endpoints if e.rests_until > now]
         turn = asyncio.get_running_loop().create_future()
@@ -160,8 +160,8 @@ class Pool:
         with contextlib.suppress(TimeoutError):
             await asyncio.wait_for(turn, min([1.0, *ends]) + 0.001)
 
-    def leave(self, endpoint: Endpoint) -> None:
-        """Gives a place back."""
+    def release(self, endpoint: Endpoint) -> None:
+        """Gives a slot back."""
         endpoint.in_flight -= 1
         while self._waiting:
             turn = self._waiting.popleft()

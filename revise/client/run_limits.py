@@ -3,15 +3,15 @@
 import time
 from collections.abc import Sequence
 
-from revise.config import ClientConfig
-from revise.store import Row
+from revise.client.config import ClientConfig
+from revise.client.store import Row
 from system import RunError, Stopped
 
 FIRST_PATIENCE = 60.0  # seconds: where no server was ever reached, waiting is of little use
 FIRST_REFUSALS = 8  # and no answer: then the settings are wrong, not the rows
 
 
-class Ending:
+class RunLimits:
     """Watches what ends a run; each check raises the sentence that it ends with."""
 
     def __init__(self, config: ClientConfig, spent: float) -> None:

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from data.rows import Example, Reading, Record, read_records
 from data.text import Message
-from eval.judging import Judge, Sent
+from eval.judge_client import Judge, Sent
 from revise import judge as judges
 from revise.client import ClientConfig, open_store, parse_extra
 from system import InputError, RunError, cli
@@ -65,10 +65,10 @@ def compare(
     answerer = Answerer.open(model)
     if answerer.chat is None:
         raise InputError(f"{model}: has no tokenizer, and a judge reads text")
-    records = {r.place: r for r in read_records(source, reading, roles=answerer.roles) if isinstance(r, Record)}
+    records = {r.location: r for r in read_records(source, reading, roles=answerer.roles) if isinstance(r, Record)}
     for e in examples:
-        if not isinstance(records[e.place].responses[0], str):
-            raise InputError(f"{e.place}: token ids, and a judge reads text; name a file of texts by --data")
+        if not isinstance(records[e.location].responses[0], str):
+            raise InputError(f"{e.location}: token ids, and a judge reads text; name a file of texts by --data")
     client = ClientConfig(
         store=config.store, endpoint=config.judge_endpoint, model=config.judge, key_env=config.judge_key_env,
         concurrency=config.concurrency,
@@ -81,7 +81,7 @@ def compare(
             own = drawn.answers
         requests = []
         for i, e in enumerate(examples):
-            record = records[e.place]
+            record = records[e.location]
             prompt = [m for m in record.prompt if isinstance(m, Message)]
             winner, answer = str(record.responses[0]), own[i, 0]["response"]
             first, second = (answer, winner) if i % 2 else (winner, answer)

@@ -1,0 +1,61 @@
+"""Questions to language models over HTTP, each answered and stored exactly once: `answer_all` over a scheduler (how
+often, how many at once), the limits that end a run early, endpoints with their keys and paces, the store of answers,
+what goes over the wire, and files for OpenAI's Batch API. It knows nothing of pairs."""
+
+from revise.client.batch import read_batch, write_batch
+from revise.client.client import (
+    NO_KEY,
+    Answered,
+    HttpTransport,
+    answer_all,
+    answered,
+    endpoints_of,
+    is_open,
+    said,
+)
+from revise.client.config import ClientConfig, estimate, parse_extra, total
+from revise.client.endpoints import Endpoint, Pool, parse_base
+from revise.client.scheduler import Scheduler, Tally
+from revise.client.store import Row, State, Store, open_store
+from revise.client.wire import (
+    CHARACTERS_PER_TOKEN,
+    REWARD_PATH,
+    TRUNCATED,
+    Completion,
+    Request,
+    canonical,
+    read_answer,
+)
+
+__all__ = [
+    "CHARACTERS_PER_TOKEN",
+    "NO_KEY",
+    "REWARD_PATH",
+    "TRUNCATED",
+    "Answered",
+    "ClientConfig",
+    "Completion",
+    "Endpoint",
+    "HttpTransport",
+    "Pool",
+    "Request",
+    "Row",
+    "Scheduler",
+    "State",
+    "Store",
+    "Tally",
+    "answer_all",
+    "answered",
+    "canonical",
+    "endpoints_of",
+    "estimate",
+    "is_open",
+    "open_store",
+    "parse_base",
+    "parse_extra",
+    "read_answer",
+    "read_batch",
+    "said",
+    "total",
+    "write_batch",
+]
