@@ -62,10 +62,13 @@ def seal(folder: Path) -> None:
 
 
 def remove_folder(path: Path) -> None:
-    """Removes a folder. It loses its name first: what bears the name is whole at every instant."""
+    """Removes a folder. It loses its name first: what bears the name is whole at every instant, and after a loss of
+    power too.
+    """
     away = path.with_name(f"{path.name}{OLD}")
     shutil.rmtree(away, ignore_errors=True)
     os.rename(path, away)
+    sync(path.parent)
     shutil.rmtree(away)
 
 

@@ -48,6 +48,7 @@ from system import (
     seal,
     sync,
     temporary_of,
+    torch_private,
     write_json,
 )
 
@@ -295,16 +296,13 @@ class _Reader(FileSystemReader):
 class _Unpickler(pickle.Unpickler):
     """Knows what describes tensors, and nothing else: entries of raw bytes are pickles of their own."""
 
-    _OF_DCP = (
-        "Metadata", "MetadataIndex", "TensorStorageMetadata", "TensorProperties", "ChunkStorageMetadata",
-        "StorageMeta", "_StorageInfo", "_MEM_FORMAT_ENCODING",
-    )  # fmt: skip
-
     def find_class(self, module_name: str, global_name: str) -> Any:
         if (module_name, global_name) == ("builtins", "getattr"):
             return _member
-        known = module_name.startswith("torch.distributed.checkpoint.") and global_name in self._OF_DCP
-        known = known or (module_name, global_name) in (("torch", "Size"), ("torch.serialization", "_get_layout"))
+        known = (
+            module_name.startswith("torch.distributed.checkpoint.") and global_name in torch_private.DESCRIBES_STATES
+        )
+        known = known or (module_name, global_name) in (("torch", "Size"), torch_private.DESCRIBES_LAYOUTS)
         known = known or (module_name == "torch" and isinstance(getattr(torch, global_name, None), torch.dtype))
         known = known or (module_name == "torch" and isinstance(getattr(torch, global_name, None), torch.layout))
         if not known:
