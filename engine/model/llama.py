@@ -14,7 +14,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn.functional import linear, silu
+from torch.nn.functional import silu
 from torch.utils.checkpoint import checkpoint
 
 from engine.model.head import Head
@@ -295,8 +295,3 @@ def rope_frequencies(config: LlamaConfig) -> Tensor:
     turns = s.original_max_position_embeddings * frequencies / (2 * math.pi)  # over the original context
     share = ((turns - s.low_freq_factor) / (s.high_freq_factor - s.low_freq_factor)).clamp(0, 1)
     return share * frequencies + (1 - share) * frequencies / s.factor
-
-
-def linear_logits(hidden: Tensor, weight: Tensor) -> Tensor:
-    """[T, D] x [V, D] -> [T, V] logits, float32 or better."""
-    return linear(hidden, weight) if hidden.dtype == torch.float64 else linear(hidden.float(), weight.float())
