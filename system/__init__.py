@@ -1,7 +1,6 @@
 """What every command needs of the machine: command lines, errors of one sentence, whole files, locks."""
 
 from system.errors import InputError, RunError, Stopped, list_faults
-from system.faults import point
 from system.files import (
     OLD,
     TEMPORARY,
@@ -37,7 +36,6 @@ __all__ = [
     "naming",
     "numbered",
     "open_regular",
-    "point",
     "remove_folder",
     "remove_leftovers",
     "seal",

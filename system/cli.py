@@ -15,13 +15,14 @@ import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Annotated, Any, NamedTuple, Protocol, TypeVar
+from typing import Annotated, Any, Protocol, TypeVar, get_origin
 
 import docstring_parser
 import tyro
 import yaml
 
 from system.errors import InputError, RunError, Stopped
+from system.flags import Flag, check, flags_of, typed_name
 
 Config = TypeVar("Config")
 
@@ -51,16 +52,6 @@ _FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 _OF_DISKS = (*_FULL, errno.EROFS, errno.EIO)
 
 
-class Flag(NamedTuple):
-    """Where a flag's value stands in a configuration."""
-
-    subject: str
-    """The field of the configuration that it belongs to; "" for the configuration itself."""
-    name: str
-    """Its field there."""
-    type: Any
-
-
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Aliases:
     """Other names of a command's flags, as fields are spelled ("-" as "_")."""
@@ -78,13 +69,14 @@ class Aliases:
         for name, value in given.items():
             known, value = self.known(name), self.value(name, value)
             if made.setdefault(known, value) != value:
-                raise InputError(f"--{_typed(name)} and --{_typed(known)}: two names of one setting; keep one")
+                raise InputError(f"--{typed_name(name)} and --{typed_name(known)}: two names of one setting; keep one")
         return made
 
     def known(self, name: str) -> str:
         """The flag's own name; said where a former one was given."""
         if name in self.former:
-            notify(f"--{_typed(name)} is called --{_typed(self.former[name])} now; the old name goes with release 0.3")
+            now = typed_name(self.former[name])
+            notify(f"--{typed_name(name)} is called --{now} now; the old name goes with release 0.3")
         return self.former.get(name) or self.names.get(name, name)
 
     def value(self, name: str, value: Any) -> Any:
@@ -98,14 +90,14 @@ class Aliases:
         }
         for other, name in {**self.names, **self.former}.items():
             if {other, name} <= given:
-                raise InputError(f"--{_typed(other)} and --{_typed(name)}: two names of one setting; keep one")
+                raise InputError(f"--{typed_name(other)} and --{typed_name(name)}: two names of one setting; keep one")
         made: list[str] = []
         former = ""  # the flag that the value behind it belongs to
         for argument in argv:
             name, equals, value = argument.removeprefix("--").partition("=")
             name = name.replace("-", "_")
             if argument.startswith("--") and name in {**self.former, **self.names}:
-                made.append(f"--{_typed(self.known(name))}{equals}{self.value(name, value)}")
+                made.append(f"--{typed_name(self.known(name))}{equals}{self.value(name, value)}")
             else:
                 made.append(self.value(former, argument))
             former = name if argument.startswith("--") else former
@@ -137,50 +129,35 @@ def parse(
         raise InputError(f"{command} needs arguments, such as: {example}")
     if any(not argument.isascii() and "\udc80" <= max(argument) <= "\udcff" for argument in argv):
         raise InputError(f"{command}: an argument is not UTF-8; type it anew")
-    argv, flags = aliases.typed(argv), flags_of(config)
-    _refuse_repeated(argv, [name for name, flag in flags.items() if "tuple" in str(flag.type)])
-    fields = {name: flag.type in (bool, "bool") for name, flag in flags.items()}
-    wanted, dotted = _take_dotted([*_from_file(argv, fields, peer, aliases), *argv], "hyperparameters" in fields)
+    argv, known = aliases.typed(argv), flags_of(config)
+    _refuse_repeated(argv, [name for name, flag in known.items() if get_origin(flag.kind) is tuple])
+    wanted, dotted = _take_dotted([*_from_file(argv, known, peer, aliases), *argv], "hyperparameters" in known)
     if any(argument in ("-h", "--help") for argument in argv):
         wanted = ["--help"]
+    else:
+        foreign = peer.counterpart if peer else lambda _: None
+        check(wanted, known, command=command, example=example, foreign=foreign)
     heard = io.StringIO()
     try:
         join_help(config)
         with contextlib.redirect_stderr(heard):
             made = tyro.cli(config, prog=command, args=wanted, config=(tyro.conf.OmitArgPrefixes,))
     except SystemExit as leaving:
-        if leaving.code:
-            raise InputError(_of_peer(argv, fields, peer) or _one_sentence(heard.getvalue())) from None
-        print(help_text())
-        raise
+        if not leaving.code:
+            print(help_text())
+            raise
+        if fault := _cause(leaving):  # of the configuration's own checks
+            raise fault from None
+        print(heard.getvalue(), file=sys.stderr)  # as tyro says it
+        raise InputError(f"{command}: these arguments cannot be used; see --help") from None
     return dataclasses.replace(made, hyperparameters=dotted) if dotted else made  # pyright: ignore[reportArgumentType]
 
 
-def flags_of(config: type) -> dict[str, Flag]:
-    """Every flag of a configuration ("-" as "_"): its own fields, and those of the fields that are dataclasses."""
-    found: dict[str, Flag] = {}
-    for f in dataclasses.fields(config):
-        if dataclasses.is_dataclass(f.type):
-            parts = flags_of(f.type)  # pyright: ignore[reportArgumentType]
-            found |= {flag: Flag(f.name, part.name, part.type) for flag, part in parts.items()}
-        else:
-            found[_name_of(f)] = Flag("", f.name, f.type)
-    return found
-
-
-def flag_of(config: type, name: str) -> str:
-    """A field's flag, as it is typed, without its dashes."""
-    return next(_typed(_name_of(f)) for f in dataclasses.fields(config) if f.name == name)
-
-
-def _name_of(f: "dataclasses.Field[Any]") -> str:
-    """The flag of a field ("-" as "_"): tyro's name for it where it has one, or its own."""
-    markers = getattr(f.type, "__metadata__", ())
-    return next((m.name for m in markers if getattr(m, "name", None)), f.name).replace("-", "_")
-
-
-def _typed(name: str) -> str:
-    return name.replace("_", "-")
+def _cause(fault: BaseException | None) -> InputError | None:
+    """The InputError that another exception was raised while handling."""
+    while fault is not None and not isinstance(fault, InputError):
+        fault = fault.__context__
+    return fault
 
 
 def join_help(config: type) -> None:
@@ -288,12 +265,12 @@ def _refuse_repeated(argv: Sequence[str], names: Sequence[str]) -> None:
         raise InputError(f"--{flag} stands twice; give it once, with several values behind it: --{flag} a b")
 
 
-def _from_file(argv: Sequence[str], fields: dict[str, bool], peer: Peer | None, aliases: Aliases) -> list[str]:
+def _from_file(argv: Sequence[str], known: dict[str, Flag], peer: Peer | None, aliases: Aliases) -> list[str]:
     """The flags that --config FILE stands for. Scalars stay the text that was typed; the flags' types convert them."""
     path = _value_of("--config", argv)
     if path is None:
         return []
-    flags: list[str] = []
+    made: list[str] = []
     settings = read_yaml(Path(path))
     settings.pop(FACTS, None)
     if peer is not None:
@@ -304,22 +281,22 @@ def _from_file(argv: Sequence[str], fields: dict[str, bool], peer: Peer | None, 
     for key, value in settings.items():
         name = key.replace("-", "_")
         value = aliases.value(name, value)
-        name = name if name in fields else aliases.known(name)
-        if name not in fields and "." not in name:
-            near = difflib.get_close_matches(name, fields, n=1)
+        name = name if name in known else aliases.known(name)
+        if name not in known and "." not in name:
+            near = difflib.get_close_matches(name, known, n=1)
             raise InputError(
                 f"{path}: there is no setting {key!r}" + (f"; perhaps {near[0]!r}" if near else "; see --help")
             )
         flag = name if "." in name else name.replace("_", "-")
-        if fields.get(name) and str(value).lower() in ("true", "false"):
-            flags.append(f"--{flag}" if value.lower() == "true" else f"--no-{flag}")
+        if name in known and known[name].kind is bool and str(value).lower() in ("true", "false"):
+            made.append(f"--{flag}" if value.lower() == "true" else f"--no-{flag}")
         elif isinstance(value, list):
-            flags += [f"--{flag}", *map(str, value)]
+            made += [f"--{flag}", *map(str, value)]
         elif isinstance(value, str):
-            flags += [f"--{flag}={value}"] if value not in ("null", "") else []
+            made += [f"--{flag}={value}"] if value not in ("null", "") else []
         else:
             raise InputError(f"{path}: {key!r} is a mapping; settings are flat, as the flags are")
-    return flags
+    return made
 
 
 def _take_dotted(argv: Sequence[str], allowed: bool) -> tuple[list[str], dict[str, str]]:
@@ -365,23 +342,3 @@ def _value_of(flag: str, argv: Sequence[str]) -> str | None:
         if argument.startswith(f"{flag}="):
             return argument.removeprefix(f"{flag}=")
     return None
-
-
-def _of_peer(argv: Sequence[str], fields: dict[str, bool], peer: Peer | None) -> str | None:
-    """What to say where a flag is unknown here and another program's."""
-    for argument in argv if peer else ():
-        name = argument.partition("=")[0].removeprefix("--").replace("-", "_")
-        if peer and argument.startswith("--") and name not in fields and (said := peer.counterpart(name)):
-            return f"--{name} is {said} here"
-    return None
-
-
-def _one_sentence(box: str) -> str:
-    """tyro's boxed report as one sentence: its first paragraph, and the flag that was perhaps meant."""
-    lines = [re.sub(r"[│╭╮╰╯]", "", line).strip() for line in box.splitlines()[1:]]
-    end = next((i for i, line in enumerate(lines) if line.startswith("──")), len(lines))
-    said = " ".join(lines[:end]).strip().replace("Error parsing ", "")
-    if refused := re.match(r"[\w-]+: (--.*)", said):  # a check of the configuration's own, whole as it is
-        return refused[1]
-    near = re.search(r"Perhaps you meant.*?(--[\w-]+)", " ".join(lines[end:]))
-    return said + (f"; perhaps {near[1]}" if near else "; see --help")

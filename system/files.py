@@ -1,6 +1,6 @@
 """Files that are whole or not there at all: written under a temporary name, synced, then renamed.
 
-Everything that has to survive is written through here, and every operation is a place where a test can put a fault.
+Everything that has to survive is written through here.
 """
 
 import contextlib
@@ -17,7 +17,6 @@ from pathlib import Path
 from typing import Any
 
 from system.errors import InputError
-from system.faults import point
 
 TEMPORARY = ".tmp"
 """How a name ends that is not whole yet, or on its way out."""
@@ -43,14 +42,13 @@ def whole_folder(path: Path, *, replaces: bool = False) -> Iterator[Path]:
     shutil.rmtree(temporary, ignore_errors=True)  # left over from a run that was killed
     temporary.mkdir()
     try:
-        yield temporary
-        seal(temporary)
-        if path.exists():
-            remove_folder(path)
-        point("rename", path)
         with naming(path):
+            yield temporary
+            seal(temporary)
+            if path.exists():
+                remove_folder(path)
             os.rename(temporary, path)
-        sync(path.parent)
+            sync(path.parent)
     except BaseException:
         shutil.rmtree(temporary, ignore_errors=True)
         raise
@@ -64,12 +62,13 @@ def seal(folder: Path) -> None:
 
 
 def remove_folder(path: Path) -> None:
-    """Removes a folder. It loses its name first: what bears the name is whole at every instant."""
+    """Removes a folder. It loses its name first: what bears the name is whole at every instant, and after a loss of
+    power too.
+    """
     away = path.with_name(f"{path.name}{OLD}")
     shutil.rmtree(away, ignore_errors=True)
-    point("rename", path)
     os.rename(path, away)
-    point("remove", away)
+    sync(path.parent)
     shutil.rmtree(away)
 
 
@@ -93,7 +92,7 @@ def naming(path: Path) -> Iterator[None]:
     try:
         yield
     except OSError as fault:
-        if fault.filename is None:
+        if fault.filename is None and fault.errno is not None:
             fault.filename = str(path)
         raise
 
@@ -108,11 +107,9 @@ def whole_file(path: Path, *, is_shared: bool = False) -> Iterator[Path]:
     own = f"{socket.gethostname()}-{os.getpid()}-{threading.get_ident()}"
     temporary = path.with_name(f"{path.name}.{own}{TEMPORARY}") if is_shared else temporary_of(path)
     try:
-        point("write", path)
         with naming(path):
             yield temporary
         sync(temporary)
-        point("rename", path)
         os.replace(temporary, path)
         sync(path.parent)
     except BaseException:
@@ -169,7 +166,6 @@ def check_new_file(path: Path) -> None:
 
 def sync(path: Path) -> None:
     """Makes a file's content, or a folder's names, survive a loss of power."""
-    point("fsync", path)
     descriptor = os.open(path, os.O_RDONLY)
     try:
         with naming(path):

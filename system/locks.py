@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from system.errors import InputError
+from system.files import naming
 
 BEAT = 5.0
 """Seconds between two counts."""
@@ -44,14 +45,14 @@ def hold(lock: Path, location: Path, *, does: str, otherwise: str, takes_over: s
         except OSError as fault:
             raise InputError(f"{location}: its file system has no locks ({fault.strerror}); use a local disk") from None
         _refuse_another_host(descriptor, location, does, takes_over)
-        with _beating(descriptor):
+        with _beating(descriptor, lock):
             yield
     finally:
         os.close(descriptor)
 
 
 @contextlib.contextmanager
-def _beating(descriptor: int) -> Iterator[None]:
+def _beating(descriptor: int, lock: Path) -> Iterator[None]:
     """Writes this process's name and a count that goes up; an empty file at the end says that it let go."""
     now = datetime.now(UTC).isoformat(timespec="seconds")
     holder: dict[str, Any] = {"pid": os.getpid(), "host": socket.gethostname(), "since": now}
@@ -69,7 +70,8 @@ def _beating(descriptor: int) -> Iterator[None]:
             with contextlib.suppress(OSError):  # a full disk is told by who has something to write
                 write(count)
 
-    write(0)
+    with naming(lock):
+        write(0)
     thread = threading.Thread(target=beat, daemon=True)
     thread.start()
     try:

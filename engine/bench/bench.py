@@ -24,7 +24,6 @@ import numpy as np
 import torch
 
 from data.rows import Example, Limits, Reading, Record, open_model, read_examples, read_records
-from data.text import Message
 from engine import weights
 from engine.bench.measure import PARTS
 from engine.config import ALIASES, MasterWeights
@@ -361,11 +360,6 @@ def _encoded_by_a_tokenizer_of_its_own(source: str, n_ids: int) -> list[Example]
         ids = [np.asarray(tokenizer.encode(t).ids, dtype=np.int32) for t in (prompt, *responses)]
         made.append(Example("", ids[0][-512:], tuple(r[:512] for r in ids[1:])))
     return [e for e in made if len(e.prompt) and all(map(len, e.responses))]
-
-
-def _messages(record: Record) -> list[Message]:
-    """A prompt of text; nothing where it is one of ids."""
-    return [m for m in record.prompt if isinstance(m, Message)]
 
 
 def _id_row(e: Example) -> str:

@@ -19,6 +19,7 @@ import tyro
 from data.forest import PackingOptions
 from data.rows import RowSettings
 from system import InputError, cli
+from system.flags import flag_of, flags_of
 
 Rounding = Literal["nearest", "stochastic"]
 Technique = Literal[
@@ -305,7 +306,7 @@ class TrainConfig:
             (subjects if is_subject else flags)[name] = value
         flags = ALIASES.translate(flags)
         for name, kind in SUBJECTS.items():
-            own = {f: flags.pop(flag) for flag, (subject, f, _) in FLAGS.items() if subject == name and flag in flags}
+            own = {f: flags.pop(flag) for flag, (subject, f, *_) in FLAGS.items() if subject == name and flag in flags}
             if name in subjects:
                 made = dataclasses.replace(subjects[name], **own) if own else subjects[name]
             elif kind is DataConfig and "sources" not in own:
@@ -331,7 +332,7 @@ class TrainConfig:
         """Every setting by its flag's name ("-" as "_"): what config.yaml holds, and what the constructor takes."""
         held = {f.name: getattr(self, f.name) for f in dataclasses.fields(self) if f.name not in SUBJECTS}
         return held | {
-            flag: getattr(getattr(self, subject), name) for flag, (subject, name, _) in FLAGS.items() if subject
+            flag: getattr(getattr(self, subject), name) for flag, (subject, name, *_) in FLAGS.items() if subject
         }
 
     @property
@@ -363,7 +364,7 @@ SUBJECTS: dict[str, type] = {
     f.name: f.type for f in dataclasses.fields(TrainConfig) if dataclasses.is_dataclass(f.type)
 }  # pyright: ignore[reportAssignmentType]
 """The subjects of a configuration by name."""
-FLAGS = cli.flags_of(TrainConfig)
+FLAGS = flags_of(TrainConfig)
 """Every flag ("-" as "_"): the subject that it belongs to ("" for the configuration itself) and its name there."""
 
 
@@ -371,14 +372,14 @@ def _check_above_zero(subject: Any, *names: str) -> None:
     for name in names:
         value = getattr(subject, name)
         if value is not None and value < 1:
-            raise InputError(f"--{cli.flag_of(type(subject), name)}: {value} is not above 0")
+            raise InputError(f"--{flag_of(type(subject), name)}: {value} is not above 0")
 
 
 def _check_not_negative(subject: Any, *names: str) -> None:
     for name in names:
         value = getattr(subject, name)
         if value is not None and value < 0:
-            raise InputError(f"--{cli.flag_of(type(subject), name)}: {value} cannot be negative")
+            raise InputError(f"--{flag_of(type(subject), name)}: {value} cannot be negative")
 
 
 def world_size() -> int:

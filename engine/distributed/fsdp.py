@@ -12,9 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard
-from torch.distributed.fsdp._fully_shard._fsdp_param_group import FSDPParamGroup
 from torch.distributed.tensor import DTensor
-from torch.distributed.tensor._utils import compute_local_shape_and_global_offset
 
 from engine.model import FusedForward
 
@@ -76,16 +74,12 @@ def local(parameter: Tensor) -> tuple[Tensor, int]:
     """The rows of a parameter that this rank holds, and the first one's number."""
     if not isinstance(parameter, DTensor):
         return parameter, 0
-    _, offset = compute_local_shape_and_global_offset(parameter.shape, parameter.device_mesh, parameter.placements)
-    return parameter.to_local(), offset[0]
+    n_rows, mesh = parameter.shape[0], parameter.device_mesh
+    sharded = next(i for i, placement in enumerate(parameter.placements) if placement.is_shard())
+    per_rank = -(-n_rows // mesh.size(sharded))  # as torch.chunk: the last ranks may hold fewer rows, or none
+    return parameter.to_local(), min(n_rows, mesh.get_local_rank(sharded) * per_rank)
 
 
 def full_tensor(parameter: Tensor) -> Tensor:
     """A parameter gathered from all ranks. Collective."""
     return parameter.full_tensor() if isinstance(parameter, DTensor) else parameter
-
-
-def collectives() -> list[tuple[type, str]]:
-    """Where FSDP waits for other ranks, for whoever measures it: (class, method)."""
-    names = ("unshard", "wait_for_unshard", "post_backward", "finalize_backward")
-    return [(FSDPParamGroup, name) for name in names if hasattr(FSDPParamGroup, name)]

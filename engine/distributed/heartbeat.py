@@ -18,7 +18,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Protocol
 
-from system import InputError, RunError, point
+from system import InputError, RunError
 
 GRACE = 5.0
 """Seconds in which ranks that wait for the same one notice it."""
@@ -66,7 +66,6 @@ class Heartbeat:
         self._place, self._since = f"step {step}, {place}", time.monotonic()
         if self._store is not None:
             self._store.set(f"place/{self._rank}", self._place)  # does not wait for an answer
-        point(place)
 
     @contextlib.contextmanager
     def watch(self) -> Iterator[None]:

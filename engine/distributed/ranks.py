@@ -22,13 +22,11 @@ from typing import TYPE_CHECKING, TypeVar
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
-from torch._C._distributed_c10d import HashStore
-from torch.distributed import distributed_c10d
 
 from engine.config import world_size
 from engine.distributed.heartbeat import Heartbeat
 from engine.model import FusedForward, Llama
-from system import InputError
+from system import InputError, torch_private
 
 if TYPE_CHECKING:
     from torch.distributed.device_mesh import DeviceMesh
@@ -112,10 +110,11 @@ class Ranks:
                     _die_with_parent()
                     dist.init_process_group(backend, timeout=timedelta(seconds=self._timeout))
                 else:  # alone: no address to meet at
-                    dist.init_process_group(backend, store=HashStore(), rank=0, world_size=1)
+                    store = dist.HashStore()  # pyright: ignore[reportPrivateImportUsage]  # its documentation has it
+                    dist.init_process_group(backend, store=store, rank=0, world_size=1)
                 atexit.register(dist.destroy_process_group)
         if self.size > 1:
-            self.heartbeat = Heartbeat(distributed_c10d._get_default_store(), self.rank, self.size)
+            self.heartbeat = Heartbeat(torch_private.default_store(), self.rank, self.size)
 
     @property
     def is_rank0(self) -> bool:

@@ -14,11 +14,11 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn.functional import linear, silu
+from torch.nn.functional import silu
 from torch.utils.checkpoint import checkpoint
 
 from engine.model.head import Head
-from system import InputError
+from system import InputError, torch_private
 
 MOST_LAYERS = 4096  # of a config.json that is believed; Llama-3-405B has 126
 
@@ -168,9 +168,7 @@ class Llama(nn.Module):
         The compiler is let compute the norms and silu(gate) * up again in the backward pass, where it would keep them
         for the products that follow: a third less is kept for 1 % of the time.
         """
-        from torch._functorch import config  # brings the compiler
-
-        config.ban_recompute_materialized_backward = False
+        torch_private.let_compiler_recompute()
         for block in self._blocks():
             block.project = torch.compile(block.project, dynamic=True)
             block.finish = torch.compile(block.finish, dynamic=True)
@@ -297,8 +295,3 @@ def rope_frequencies(config: LlamaConfig) -> Tensor:
     turns = s.original_max_position_embeddings * frequencies / (2 * math.pi)  # over the original context
     share = ((turns - s.low_freq_factor) / (s.high_freq_factor - s.low_freq_factor)).clamp(0, 1)
     return share * frequencies + (1 - share) * frequencies / s.factor
-
-
-def linear_logits(hidden: Tensor, weight: Tensor) -> Tensor:
-    """[T, D] x [V, D] -> [T, V] logits, float32 or better."""
-    return linear(hidden, weight) if hidden.dtype == torch.float64 else linear(hidden.float(), weight.float())

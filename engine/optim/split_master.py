@@ -97,7 +97,7 @@ class SplitRMSprop(Optimizer):
         self._squares: list[Tensor] = []
         self._in_backward = False
         self._numbers: dict[Tensor, int] = {p: number for number, p in enumerate(masters.low)}
-        self._group_of: dict[Tensor, dict[str, Any]] = {
+        self._groups: dict[Tensor, dict[str, Any]] = {
             p: group for group in self.param_groups for p in group["params"]
         }
 

@@ -43,12 +43,12 @@ from system import (
     cli,
     digests,
     numbered,
-    point,
     remove_folder,
     remove_leftovers,
     seal,
     sync,
     temporary_of,
+    torch_private,
     write_json,
 )
 
@@ -262,7 +262,7 @@ class _Writer(FileSystemWriter):
     """Writes a state under its temporary name; when every rank has, the first makes it whole."""
 
     def __init__(self, path: Path, facts: Mapping[str, Any], keep: int) -> None:
-        super().__init__(temporary_of(path), thread_count=1, overwrite=False)
+        super().__init__(temporary_of(path), sync_files=False, thread_count=1, overwrite=False)  # _Files sync
         self.fs = _Files()
         self._final, self._facts, self._keep = path, facts, keep
 
@@ -277,7 +277,6 @@ class _Writer(FileSystemWriter):
         sizes = {p.name: (p.stat().st_size, digest.hex()) for p, digest in zip(files, digests(files), strict=True)}
         write_json(temporary / MANIFEST, sizes)
         seal(temporary)
-        point("rename", self._final)
         temporary.rename(self._final)
         sync(self._final.parent)
         for _, old in numbered(self._final.parent, PREFIX)[: -self._keep]:
@@ -297,16 +296,13 @@ class _Reader(FileSystemReader):
 class _Unpickler(pickle.Unpickler):
     """Knows what describes tensors, and nothing else: entries of raw bytes are pickles of their own."""
 
-    _OF_DCP = (
-        "Metadata", "MetadataIndex", "TensorStorageMetadata", "TensorProperties", "ChunkStorageMetadata",
-        "StorageMeta", "_StorageInfo", "_MEM_FORMAT_ENCODING",
-    )  # fmt: skip
-
     def find_class(self, module_name: str, global_name: str) -> Any:
         if (module_name, global_name) == ("builtins", "getattr"):
             return _member
-        known = module_name.startswith("torch.distributed.checkpoint.") and global_name in self._OF_DCP
-        known = known or (module_name, global_name) in (("torch", "Size"), ("torch.serialization", "_get_layout"))
+        known = (
+            module_name.startswith("torch.distributed.checkpoint.") and global_name in torch_private.DESCRIBES_STATES
+        )
+        known = known or (module_name, global_name) in (("torch", "Size"), torch_private.DESCRIBES_LAYOUTS)
         known = known or (module_name == "torch" and isinstance(getattr(torch, global_name, None), torch.dtype))
         known = known or (module_name == "torch" and isinstance(getattr(torch, global_name, None), torch.layout))
         if not known:
@@ -322,33 +318,10 @@ def _member(kind: type[Enum], name: str) -> Enum:
 
 
 class _Files(FileSystem):
-    """Files whose every operation is a place for a fault."""
+    """Files that are on the disk once they are closed: torch would sync one before what is buffered is in it."""
 
     @contextmanager
     def create_stream(self, path: Any, mode: str) -> Iterator[io.IOBase]:
-        point("write", path)
-        with _Stream(path) as stream:
-            yield stream
-
-    def rename(self, path: Any, new_path: Any) -> None:
-        point("rename", path)
-        super().rename(path, new_path)
-
-
-class _Stream(io.BufferedWriter):
-    """A file for writing whose descriptor is asked for in order to sync it: what is buffered goes there first."""
-
-    def __init__(self, path: Path) -> None:
-        super().__init__(_Raw(path, "x"), 2**20)
-        self._path = path
-
-    def fileno(self) -> int:
-        self.flush()
-        point("fsync", self._path)
-        return super().fileno()
-
-
-class _Raw(io.FileIO):
-    def write(self, data: Any) -> int | None:
-        point("write", str(self.name))
-        return super().write(data)
+        with open(path, mode, buffering=2**20) as stream:
+            yield cast(io.IOBase, stream)
+        sync(path)

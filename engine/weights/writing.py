@@ -21,7 +21,7 @@ from engine.model import Llama, name_of
 from engine.weights.names import DTYPES, INDEX, checkpoint_name
 from engine.weights.reading import placed
 from engine.weights.rounding import Cast
-from system import naming, point, sync, temporary_of, whole_folder
+from system import naming, sync, temporary_of, whole_folder
 
 SHARD_BYTES = 5 * 10**9
 
@@ -181,7 +181,6 @@ def _layout(shapes: list, dtype: torch.dtype) -> tuple[bytes, dict[str, int], in
 
 def _reserve(path: Path, head: bytes, size: int) -> None:
     """A file of its full size, with its head: a disk that is too full shows here."""
-    point("write", path)
     with naming(path), open(path, "xb") as file:
         os.posix_fallocate(file.fileno(), 0, size)
         file.write(head)
@@ -192,7 +191,6 @@ def _write_rows(path: Path, rows: Tensor, start: int, first: int) -> None:
     rows = _on_host(rows.contiguous())
     if not rows.numel():
         return
-    point("write", path)
     left = rows.view(torch.uint8).numpy().reshape(-1).data
     offset = start + first * (rows.numel() // len(rows)) * rows.dtype.itemsize
     with naming(path), open(path, "r+b", buffering=0) as file:

@@ -4,7 +4,7 @@ gone on with to a run that was never disturbed.
     python -m tests.engine.kills FOLDER JOB...      a line of JSON per job: what was injected, and how it ended
 
 A process that has torch imported and has done nothing with it yet forks in milliseconds; importing takes seconds.
-JOB is FAULT as system/faults.py reads it, a number of ranks before it ("2/any:17:KILL:1"), "after:0.12" for a kill
+JOB is a fault as tests/faults.py reads it, a number of ranks before it ("2/any:17:KILL:1"), "after:0.12" for a kill
 after that many seconds, "strace:fsync:3" for a kill by strace at the third such call, whoever makes it, or "power"
 for a loss of power after every operation.
 """
@@ -26,8 +26,8 @@ from engine import train
 from engine.config import TrainConfig
 from engine.run import states as checkpoint
 from engine.run.folder import RunFolder
-from system import faults
 from system.files import numbered
+from tests import faults
 
 TIMES = ("perf/step_seconds", "perf/pairs_per_second", "perf/tokens_per_second")
 SETTINGS = {"lr": 1e-4, "batch_size": 8, "epochs": 2, "state_every": 2, "keep_state": 1, "loss": "apo_zero"}
@@ -45,9 +45,8 @@ def child(settings, fault, rank, log):
     """What a forked process does: one training."""
     if fault.startswith("strace:"):
         os.kill(os.getpid(), signal.SIGSTOP)  # until strace has attached
-    else:
-        faults._asked = fault
-    faults._seen.clear()
+    elif fault:
+        faults.inject(fault)
     screen = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
     os.dup2(screen, 1)
     os.dup2(screen, 2)
@@ -119,8 +118,8 @@ class Power:
         self.faults, self.first = [], False
 
     def note(self, operation, path):
-        if self.image in Path(path).parents:
-            return  # what a look at an image does
+        if self.root not in Path(path).parents:
+            return  # on another disk
         with self.lock:  # a state is written by a thread beside the training
             self._note(operation, path)
 
@@ -186,7 +185,7 @@ def power(settings, folder, log):
     if pid == 0:
         (folder / "disk").mkdir()
         watcher = Power(folder / "disk", folder / "image")
-        faults._log, faults._note = "on", watcher.note
+        faults.watch(watcher.note)
         try:
             train.run(TrainConfig(**settings | {"out": str(folder / "disk/run")}))
         except BaseException:

@@ -18,7 +18,7 @@ import pytest
 from engine.config import TrainConfig
 from engine.train import run
 from system import InputError
-from tests import tiny
+from tests import faults, tiny
 from tests.engine.kills import SETTINGS, outcome
 from tests.rows import id_rows
 
@@ -51,7 +51,7 @@ def assert_survived(found, *, killed=True):
 
 def test_a_killed_run_goes_on_bit_for_bit(folder):
     """In each part of a step, in each kind of operation on a file, and at a time of nobody's choosing."""
-    for found in kills(folder, "backward:5", "optimizer:6", "write:60", "fsync:9", "rename:4", "remove:1"):
+    for found in kills(folder, "backward:5", "optimizer:6", "write:60", "fsync:9", "rename:4", "remove:6"):
         assert_survived(found)
 
 
@@ -65,8 +65,8 @@ def test_a_rank_that_is_killed_loses_nothing(folder):
     "fault", ["ENOSPC", *(pytest.param(name, marks=pytest.mark.slow) for name in ("EDQUOT", "EIO"))]
 )
 def test_a_failing_disk_ends_a_run_in_one_sentence(folder, fault):
-    """Each kind of operation fails once: state, export, metrics, config, reference cache."""
-    jobs = ["write:4", "write:102", "fsync:6", "rename:5"]
+    """Each kind of operation fails once: lock, config, metrics, state, export, reference cache."""
+    jobs = ["write:1", "write:4", "write:102", "fsync:6", "rename:5"]
     if fault != "ENOSPC":
         jobs += ["write:2", "write:30", "write:125", "fsync:12", "rename:8"]
     for found in kills(folder, *(f"{job}:{fault}" for job in jobs)):
@@ -140,12 +140,12 @@ needs_launcher = pytest.mark.skipif(
 
 def launch(folder, fault, *flags, ranks=2):
     """./launch.sh train with a fault: its exit code, what it said, and how long it took."""
-    env = os.environ | {"FAULT": fault, "OMP_NUM_THREADS": "1"}
+    env = tiny.environment(faults.sitecustomize(folder / "fault", fault))
     command = ["./launch.sh", "train", "--nproc", str(ranks), "--model", str(folder / "model"), *FLAGS]
     command += ["--data", str(folder / "rows.jsonl"), "--out", str(folder / "run"), *flags]
     start = time.monotonic()
     done = subprocess.run(command, capture_output=True, text=True, cwd=ROOT, env=env, timeout=120, check=False)
-    said = [s for s in done.stderr.splitlines() if not s.startswith(("+ ", "FAULT=")) and ": 22 rows," not in s]
+    said = [s for s in done.stderr.splitlines() if not s.startswith("+ ") and ": 22 rows," not in s]
     said = [s for s in said if not s.startswith("needs ")]
     return done.returncode, said, time.monotonic() - start
 
@@ -179,7 +179,7 @@ def test_the_rank_that_was_lost_is_named_once_and_none_is_left(folder, fault, sa
         survivor = 0 if fault.endswith("1") else 1
         assert "engine/train.py" in (folder / f"run/rank-{survivor}.traceback.txt").read_text()
     if "SLEEP" in fault:  # the lost one's own stack
-        assert "system/faults.py" in (folder / "run/rank-1.traceback.txt").read_text()
+        assert "tests/faults.py" in (folder / "run/rank-1.traceback.txt").read_text()
 
 
 def _command_lines():
@@ -230,8 +230,8 @@ def test_torchrun_goes_on_by_itself(folder):
     """--max-restarts: the first attempt kills a rank at its fifth step, the second goes on and finishes."""
     script = folder / "first.py"
     script.write_text(
-        "import os, runpy, sys\n"
-        "if os.environ['TORCHELASTIC_RESTART_COUNT'] == '0':\n    os.environ['FAULT'] = 'forward:5:KILL:1'\n"
+        "import os, runpy, sys\nfrom tests import faults\n"
+        "if os.environ['TORCHELASTIC_RESTART_COUNT'] == '0':\n    faults.inject('forward:5:KILL:1')\n"
         "sys.argv[0] = 'engine.train'\nrunpy.run_module('engine.train', run_name='__main__')\n"
     )
     flags = ["--model", str(folder / "model"), "--data", str(folder / "rows.jsonl"), *FLAGS, "--state-every", "1"]
@@ -337,19 +337,18 @@ def test_a_clock_that_jumps_changes_no_number(folder):
 
 @pytest.mark.parametrize("what", ["a read-only disk", "a log that cannot be written", "a screen that is full"])
 def test_what_cannot_be_written_ends_in_one_sentence(folder, small_disk, what):
-    command = [sys.executable, "-m", "engine.train", "--model", str(folder / "model"), *FLAGS]
+    program = ["tests.faults", "write:6:ENOSPC"] if what == "a log that cannot be written" else []
+    command = [sys.executable, "-m", *program, "engine.train", "--model", str(folder / "model"), *FLAGS]
     out = folder / "run"
     if what == "a read-only disk":
         out = small_disk(9000) / "run"
         subprocess.run(["mount", "-o", "remount,ro", str(out.parent)], check=True)
     command += ["--data", str(folder / "rows.jsonl"), "--out", str(out)]
     env = os.environ | {"OMP_NUM_THREADS": "1"}
-    if what == "a log that cannot be written":
-        env["FAULT"] = "write:5:ENOSPC"
     screen = open("/dev/full", "w") if what == "a screen that is full" else subprocess.PIPE  # noqa: SIM115
     done = subprocess.run(command, cwd=ROOT, env=env, stderr=subprocess.PIPE, stdout=screen, text=True, timeout=120,
                           check=False)  # fmt: skip
-    said = [s for s in done.stderr.splitlines() if not s.startswith(("FAULT=", "needs ")) and ": 22 rows," not in s]
+    said = [s for s in done.stderr.splitlines() if not s.startswith("needs ") and ": 22 rows," not in s]
     if what == "a screen that is full":
         screen.close()
         assert (out / "state/finished.json").exists()  # what counts is done

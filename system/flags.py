@@ -1,0 +1,168 @@
+"""The flags of a configuration, and a check of a command line against them before tyro reads it.
+
+tyro reports what it refuses in a drawn box; here it is one sentence that names the flag, the value and what is wanted.
+"""
+
+import dataclasses
+import difflib
+import types
+import typing
+from collections.abc import Callable, Sequence
+from typing import Annotated, Any, Literal, NamedTuple, Union, get_args, get_origin
+
+import tyro
+
+from system.errors import InputError
+
+
+class Flag(NamedTuple):
+    """Where a flag's value stands in a configuration, and what it may be."""
+
+    subject: str
+    """The field of the configuration that it belongs to; "" for the configuration itself."""
+    name: str
+    """Its field there."""
+    kind: Any
+    """Its type."""
+    marks: tuple[Any, ...]
+    """What is said of it to tyro."""
+    is_required: bool
+
+    @property
+    def is_positional(self) -> bool:
+        """Whether it is given by its place."""
+        return tyro.conf.Positional in self.marks
+
+    @property
+    def is_typed(self) -> bool:
+        """Whether it is given by its name."""
+        return not self.is_positional and tyro.conf.Suppress not in self.marks
+
+
+def flags_of(config: type) -> dict[str, Flag]:
+    """Every flag of a configuration ("-" as "_"): its own fields, and those of the fields that are dataclasses."""
+    found: dict[str, Flag] = {}
+    kinds = typing.get_type_hints(config, include_extras=True)
+    for f in dataclasses.fields(config):
+        kind, *marks = get_args(kinds[f.name]) if get_origin(kinds[f.name]) is Annotated else [kinds[f.name]]
+        if dataclasses.is_dataclass(kind):
+            found |= {flag: part._replace(subject=f.name) for flag, part in flags_of(typing.cast(type, kind)).items()}
+        elif f.init:
+            is_required = f.default is f.default_factory is dataclasses.MISSING
+            found[_name_of(f)] = Flag("", f.name, kind, tuple(marks), is_required)
+    return found
+
+
+def flag_of(config: type, name: str) -> str:
+    """A field's flag, as it is typed, without its dashes."""
+    return next(typed_name(_name_of(f)) for f in dataclasses.fields(config) if f.name == name)
+
+
+def typed_name(name: str) -> str:
+    """A flag's name as it is typed, without its dashes."""
+    return name.replace("_", "-")
+
+
+def _name_of(f: "dataclasses.Field[Any]") -> str:
+    """The flag of a field ("-" as "_"): tyro's name for it where it has one, or its own."""
+    markers = getattr(f.type, "__metadata__", ())
+    return next((m.name for m in markers if getattr(m, "name", None)), f.name).replace("-", "_")
+
+
+def check(
+    argv: Sequence[str], flags: dict[str, Flag], *, command: str, example: str, foreign: Callable[[str], str | None]
+) -> None:
+    """Raises InputError for a flag that does not exist, a value that is missing, wrong or one too many, and for a flag
+    that has to be given.
+
+    foreign: what to say of a name that is another program's; None where it is none of its.
+    """
+    given: set[str] = set()
+    positional = {name for name, flag in flags.items() if flag.is_positional}
+    for flag, values in _grouped(argv):
+        behind = ""
+        if flag is not None:
+            name = _known(flag, flags, foreign)
+            given.add(name)
+            values = values[_check_values(flag, values, flags[name].kind) :]
+            behind = f"; {flag} takes {'no value' if flags[name].kind is bool else 'one value'}"
+        if values and not positional:
+            raise InputError(f"{values[0]!r} belongs to no flag{behind}; see --help")
+        given |= positional if values else set()
+    missing = [name for name, flag in flags.items() if flag.is_required and name not in given]
+    if missing:
+        shown = [name.upper() if flags[name].is_positional else f"--{typed_name(name)}" for name in missing]
+        raise InputError(f"{command} needs {' and '.join(shown)} too, such as: {example}")
+
+
+def _grouped(argv: Sequence[str]) -> list[tuple[str | None, list[str]]]:
+    """Each flag and what stands behind it up to the next; None for what stands before the first one."""
+    groups: list[tuple[str | None, list[str]]] = [(None, [])]
+    for argument in argv:
+        if argument.startswith("--") or (
+            argument.startswith("-") and argument[1:2].isalpha() and not _is(float, argument)
+        ):
+            flag, equals, value = argument.partition("=")
+            groups.append((flag, [value] if equals else []))
+        else:
+            groups[-1][1].append(argument)
+    return groups
+
+
+def _known(flag: str, flags: dict[str, Flag], foreign: Callable[[str], str | None]) -> str:
+    """The name of the field that a flag sets. Raises InputError where there is none."""
+    name = flag.removeprefix("--").replace("-", "_")
+    if (positive := name.removeprefix("no_")) != name and positive in flags and flags[positive].kind is bool:
+        return positive
+    if flag.startswith("--") and name in flags and flags[name].is_typed:
+        return name
+    if said := foreign(name):
+        raise InputError(f"--{name} is {said} here")
+    near = difflib.get_close_matches(name.removeprefix("no_"), (n for n in flags if flags[n].is_typed), n=1)
+    raise InputError(f"there is no flag {flag}; " + (f"perhaps --{typed_name(near[0])}" if near else "see --help"))
+
+
+def _check_values(flag: str, values: list[str], kind: Any) -> int:
+    """How many of the values are the flag's own. Raises InputError where there is none, or a wrong one."""
+    if kind is bool:
+        return 0
+    kinds = [kind]
+    if any(get_origin(k) in (dict, list, set) for k in (kind, *get_args(kind))):
+        return len(values)  # tyro knows
+    if get_origin(kind) is tuple:
+        kinds = list(get_args(kind))
+        if kinds[-1] is Ellipsis:
+            kinds = kinds[:1] * len(values)
+    if len(values) < len(kinds):
+        raise InputError(f"{flag} needs {'a value' if len(kinds) == 1 else f'{len(kinds)} values'}")
+    for value, wanted in zip(values, kinds, strict=False):
+        if not _is(wanted, value):
+            raise InputError(f"{flag}: {value!r} is not {_said(wanted)}")
+    return len(kinds)
+
+
+def _is(kind: Any, text: str) -> bool:
+    """Whether a text is a value of a type; of a type that is not known here tyro decides."""
+    if get_origin(kind) in (Union, types.UnionType):
+        return any(_is(k, text) for k in get_args(kind))
+    if get_origin(kind) is Literal:
+        return text in map(str, get_args(kind))
+    if kind is type(None):
+        return text == "None"
+    if kind is bool:
+        return text in ("True", "False")
+    if kind in (int, float):
+        try:
+            kind(text)
+        except ValueError:
+            return False
+    return True
+
+
+def _said(kind: Any) -> str:
+    """What a value has to be, in words."""
+    if get_origin(kind) in (Union, types.UnionType):
+        return " or ".join(_said(k) for k in get_args(kind))
+    if get_origin(kind) is Literal:
+        return f"one of {', '.join(map(str, get_args(kind)))}"
+    return {int: "a whole number", float: "a number", bool: "True or False"}.get(kind, "None")

@@ -1,0 +1,42 @@
+"""All that we use of torch's private names, which torch may take away without a word: as they are in 2.11 to 2.13.
+
+Each says what it is for and what happens where a torch lacks it; tests/system/test_torch_private.py then fails and
+names it. Imports stand where they are needed: one brings the compiler, and --help does without torch.
+"""
+
+from typing import Any
+
+from system.cli import notify
+
+DESCRIBES_STATES = (
+    "Metadata", "MetadataIndex", "TensorStorageMetadata", "TensorProperties", "ChunkStorageMetadata", "StorageMeta",
+    "_StorageInfo", "_MEM_FORMAT_ENCODING",
+)  # fmt: skip
+"""Of torch.distributed.checkpoint: all that a state's metadata, which is a pickle, may name. Where one is called
+otherwise, a state is refused in a sentence that says which."""
+DESCRIBES_LAYOUTS = ("torch.serialization", "_get_layout")
+"""As above: the function by which torch pickles a tensor's layout."""
+
+
+def let_compiler_recompute() -> None:
+    """Lets compiled code compute in the backward pass what products need of it, where it would keep it.
+
+    Where torch lacks the setting, that is said, and more memory is used.
+    """
+    from torch._functorch import config  # brings the compiler
+
+    if hasattr(config, "ban_recompute_materialized_backward"):
+        config.ban_recompute_materialized_backward = False
+    else:
+        notify("this torch lets compiled blocks keep more for the backward pass: --compile no may need less memory")
+
+
+def default_store() -> Any:
+    """What all ranks of the process group can read and write. Where torch does not give it out, that is said: None."""
+    from torch.distributed import distributed_c10d
+
+    give = getattr(distributed_c10d, "_get_default_store", None)
+    if give is None:
+        notify("this torch does not give out what ranks share: a rank that is lost will not be named")
+        return None
+    return give()

@@ -1,0 +1,67 @@
+"""The private names of torch that we use: each is there, and where one is gone, what is promised happens."""
+
+import io
+import pickle
+import types
+
+import pytest
+import torch
+from torch.distributed import distributed_c10d
+from torch.distributed.checkpoint.state_dict_saver import save
+
+from engine.distributed.ranks import Ranks
+from system import torch_private
+
+LACKS = f"torch {torch.__version__} has no such name; see system/torch_private.py for what follows: "
+
+
+def test_the_compiler_can_be_let_compute_again(monkeypatch):
+    from torch._functorch import config
+
+    name = "ban_recompute_materialized_backward"
+    assert hasattr(config, name), LACKS + name
+    monkeypatch.setattr(config, name, True)
+    torch_private.let_compiler_recompute()
+    assert getattr(config, name) is False
+
+
+def test_without_that_setting_it_is_said_and_nothing_is_set(monkeypatch, capsys):
+    from torch import _functorch
+
+    lacks = types.SimpleNamespace()
+    monkeypatch.setattr(_functorch, "config", lacks)
+    torch_private.let_compiler_recompute()
+    assert "this torch lets compiled blocks keep more" in capsys.readouterr().err and not vars(lacks)
+
+
+def test_the_store_of_the_ranks_is_given_out():
+    Ranks.join(dtype=torch.bfloat16)  # makes the group
+    assert hasattr(distributed_c10d, "_get_default_store"), LACKS + "_get_default_store"
+    store = torch_private.default_store()
+    store.set("private", "x")
+    assert store.get("private") == b"x" and store.check(["private"]) and not store.check(["none"])
+
+
+def test_without_the_store_a_lost_rank_is_not_named_and_that_is_said(monkeypatch, capsys):
+    monkeypatch.delattr(distributed_c10d, "_get_default_store")
+    assert torch_private.default_store() is None
+    assert "a rank that is lost will not be named" in capsys.readouterr().err
+
+
+@pytest.mark.filterwarnings("ignore:torch.distributed is disabled")
+def test_what_describes_a_state_has_the_names_that_are_let_in(tmp_path):
+    """All that torch's own pickle of a state's metadata names, one of strided float32 and int64 tensors."""
+    tensors = {"a": torch.zeros(2, 3), "b": torch.ones(4, dtype=torch.int64)}
+    save(tensors, checkpoint_id=tmp_path / "state", no_dist=True)
+    named = set()
+
+    class Names(pickle.Unpickler):
+        def find_class(self, module, name):
+            named.add((module, name))
+            return super().find_class(module, name)
+
+    Names(io.BytesIO((tmp_path / "state/.metadata").read_bytes())).load()
+    of_states = {name for module, name in named if module.startswith("torch.distributed.checkpoint")}
+    assert {"Metadata", "TensorStorageMetadata", "_StorageInfo"} <= of_states, LACKS + str(of_states)
+    assert of_states <= set(torch_private.DESCRIBES_STATES), LACKS + str(of_states)
+    assert torch_private.DESCRIBES_LAYOUTS in named, LACKS + str(named)
