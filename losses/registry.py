@@ -135,13 +135,17 @@ def loss(
     `Loss`; what carries a state takes the whole step. aliases: peers' names.
     Raises LossError, when the file is imported, for a name that is taken, an unknown form or need, positional
     arguments that do not fit the form, a hyperparameter that is positional or has no default, and a field that is no
-    keyword argument.
+    keyword argument. The name of an objective that was typed into a notebook or a REPL is free for typing it anew: what
+    a cell says that is run again holds.
     """
 
     def register(function: Callable[..., Result]) -> Loss:
         where = f"objective {name!r}"
+        before = _losses.get(name)
+        anew = before is not None and _is_typed_anew(function, before.function)
+        replaced = frozenset(x for x in (name, *_aliases) if anew and _aliases.get(x, x) == name)
         for taken in (name, *aliases):
-            if taken in _losses or taken in _aliases:
+            if taken not in replaced and (taken in _losses or taken in _aliases):
                 raise LossError(f"{where}: the name {taken!r} is taken; choose another")
         if data not in COLUMNS:
             raise LossError(f"{where}: data={data!r} is not one of {', '.join(COLUMNS)}")
@@ -189,6 +193,7 @@ def loss(
             fields=fields,
             digest=_importing[-1],
         )
+        _forget(replaced)
         _losses[name] = made
         _aliases.update(dict.fromkeys(aliases, name))
         return made
@@ -239,6 +244,20 @@ def _check_fields(where: str, fields: tuple[str, ...], keywords: set[str]) -> No
             )
         if name not in keywords:
             raise LossError(f"{where}: fields={name!r} is no keyword argument of the function; add it after a *")
+
+
+def _is_typed_anew(function: Callable[..., Result], before: Callable[..., Result]) -> bool:
+    """Whether a definition stands for an earlier one: both of `__main__`, as a notebook's cells and a REPL's lines are.
+
+    Two of one name in one script file contradict one another; where the script is run again (%run), they do not.
+    """
+    if {getattr(f, "__module__", None) for f in (function, before)} != {"__main__"}:
+        return False
+    new, old = getattr(function, "__code__", None), getattr(before, "__code__", None)
+    if new is None or old is None or new.co_filename != old.co_filename or not Path(new.co_filename).is_file():
+        return True
+    is_same_run = getattr(function, "__globals__", None) is getattr(before, "__globals__", None)
+    return not is_same_run or new.co_firstlineno == old.co_firstlineno
 
 
 def _is_readable(annotation: Any) -> bool:
