@@ -17,7 +17,7 @@ from data.rows.sources import Reading
 from engine import train
 from engine.config.train_config import TrainConfig
 from engine.run.identity import _digest
-from engine.step import LossInputs, Objective, Step
+from engine.step import Batch, LossInputs, Objective
 from losses import registry
 from system import InputError
 from tests import tiny
@@ -174,8 +174,8 @@ def test_a_number_that_is_the_same_in_every_row_is_a_constant(run):
 
 
 def test_micro_batches_and_a_whole_step_meet_the_same_numbers(run, monkeypatch):
-    sizes, pack = [], Step.pack
-    monkeypatch.setattr(Step, "pack", lambda *a: sizes.append(len(pack(*a))) or pack(*a))
+    sizes, pack = [], Batch.pack
+    monkeypatch.setattr(Batch, "pack", lambda *a: sizes.append(len(pack(*a))) or pack(*a))
     plain = run("led", rows())
     assert len({line["loss"] for line in plain}) == 3 and sizes == [1, 1, 1]
     for loss, changes in (("led", {"micro_tokens": 30}), ("led_step", {}), ("led_step", {"micro_tokens": 30})):
