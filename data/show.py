@@ -9,13 +9,13 @@ Tokens are divided by a thin bar, control tokens stand in brackets with their id
 import os
 import sys
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import groupby, islice
 from pathlib import Path
 
 import tyro
 
-from data.rows import Cut, RowSettings, encode, open_model, read_records
+from data.rows import Cut, Reading, RowSettings, encode, open_model, read_records
 from data.text import ROLES, Chat, read_json
 from system import InputError, cli
 
@@ -43,6 +43,8 @@ class ShowConfig(RowSettings):
     """Checkpoint folder (Hugging Face layout) or hub id, for its tokenizer and chat template."""
     row: int = 1
     """Which row, from 1."""
+    fields: str | None = None
+    """Further numbers of the row that an objective asks for, to be shown: margin,confidence."""
     config: str | None = None
     """YAML file of settings, named as the flags are; flags win over it."""
 
@@ -50,6 +52,12 @@ class ShowConfig(RowSettings):
         super().__post_init__()
         if self.row < 1:
             raise InputError(f"--row: {self.row} is not above 0")
+
+    @property
+    def reading(self) -> Reading:
+        """How the file is read."""
+        names = tuple(name.strip() for name in self.fields.split(",")) if self.fields else ()
+        return replace(super().reading, fields=names)
 
 
 def show(cut: Cut, chat: Chat | None, *, colour: bool = False) -> str:
@@ -103,7 +111,8 @@ class _Page:
             said = "a completion" if example.label is None else f"a completion labelled {str(example.label).lower()}"
         scores, own = example.ratings.scores, example.ratings.own
         said += "" if scores is None else f", scores {', '.join(f'{s:g}' for s in scores)}"
-        return said + ("" if own is None else f", own score {own:g}")
+        said += "" if own is None else f", own score {own:g}"
+        return said + "".join(f", {visible(name)} {number:g}" for name, number in example.ratings.fields)
 
     def heading(self, name: str, n: int, n_cut: int, what: str) -> str:
         counts = f"{n} token{'s' * (n != 1)}" + (f", {n_cut} cut" if n_cut else "")
@@ -174,6 +183,11 @@ def main(argv: Sequence[str]) -> None:
     (cut,) = encode([record], chat, config.limits, n_ids=n_ids if isinstance(n_ids, int) else 2**31)
     if isinstance(cut, InputError):
         raise cut
+    for name in config.reading.fields:
+        if name not in cut.example.ratings.numbers():
+            raise InputError(
+                f'{cut.example.location}: it has no finite number under "{name}"; correct --fields or the row'
+            )
     sys.stdout.reconfigure(encoding="utf-8")  # pyright: ignore[reportAttributeAccessIssue]
     sys.stdout.write(show(cut, chat, colour=wants_colour()))
 

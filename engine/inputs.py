@@ -38,7 +38,8 @@ class TrainingInputs:
         self.objective = Objective(asked.loss, asked.beta, asked.hyperparameters)
         if asked.own_score != "row" and "own_scores" not in self.objective.needs:
             raise InputError(f"--own-score {asked.own_score}: {self.objective.name} asks for none; leave it out")
-        self.reading = replace(config.data.reading, ranked=self.objective.form == "ranked")
+        is_ranked, fields = self.objective.form == "ranked", self.objective.fields
+        self.reading = replace(config.data.reading, ranked=is_ranked, fields=fields)
         self.folder, self.chat = open_model(config.model)
         self.policy = weights.build(self.folder)
         """The policy, on the meta device."""

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 import tyro
 
-from data.rows import Example, PromptRow, RowSettings, hold_out, open_model, prompts_of, read_examples
+from data.rows import FIELDS, Example, PromptRow, RowSettings, hold_out, open_model, prompts_of, read_examples
 from data.text import Message
 from eval import checkpoints, scores
 from eval.checkpoints import Checkpoint
@@ -141,6 +141,9 @@ def rows_of(asked: dict[str, Any]) -> RowSettings:
     numbers = ("max_prompt_tokens", "max_response_tokens", "max_row_mb")
     kept: dict[str, Any] = {name: int(asked[name]) for name in numbers if asked.get(name)}
     kept |= {name: asked[name] for name in ("keep_prompt", "columns") if asked.get(name) not in (None, "", "null")}
+    if "columns" in kept:  # an objective's own numbers are for training alone
+        ours = [part for part in kept["columns"].split(",") if part.partition("=")[0].strip() in FIELDS]
+        kept["columns"] = ",".join(ours) or None
     return RowSettings(**kept)
 
 

@@ -51,16 +51,20 @@ differs from pair to pair.
 **What a row has to hold** beside its texts: `chosen_score` and `rejected_score` (or `scores` beside `completions`, or
 `score` beside a `completion`) where scores are needed; `own_score` for the model's own answer, by the same scorer;
 `value`, what the policy scores on the prompt; `weight`; `chosen_prob` and `rejected_prob`, win rates against the
-policy's own samples. Pairs serve unpaired objectives too: each makes two labelled responses.
+policy's own samples; for an objective of yours whatever number it names. Pairs serve unpaired objectives too: each
+makes two labelled responses.
 
 **One of your own** is a function behind `@loss(name, data=..., reference=...)`, from `losses`
 ([README](../README.md#add-an-objective) has one whole). `data` says what it is given: "pairs" `(chosen, rejected)`,
 "unpaired" `(responses, labels)`, "single" `(responses)`, "ranked" `(responses)` with K to a prompt, best first. Each is
 a `Responses`: `logps` with gradient, `ref_logps` (with `reference=True`), `logratios`, the one minus the other, and
 `lengths` and `scores` where `needs=("lengths", "scores")` asks for them; tensors of [n], nats. Keyword arguments are
-hyperparameters, with their defaults, and become flags. It returns a `Result`: losses [n], not reduced, and detached
-rewards of winners and losers for the log. A statistic of the step wants `whole_step=True`; what is carried from step to
-step, `state=True`. `losses/registry.py` says it exactly.
+hyperparameters, with their defaults, and become flags; but for those that `fields=("margin",)` names, which need no
+default and are the number of each row under that name, [n], float64 (`--columns margin=gpt_margin` where the files call
+it otherwise). A row without a finite number there stops the run before training, by file and line. It returns a
+`Result`: losses [n], not reduced, and detached rewards of winners and losers for the log. A statistic of the step wants
+`whole_step=True`; what is carried from step to step, `state=True`. In a notebook a cell with `@loss` can be run again:
+the new one holds. `losses/registry.py` says it exactly.
 
 **A step is the unit.** The loss of a step is the mean over its examples over all ranks. Objectives with a statistic of
 the step get the whole step at once, so that micro-batches and ranks change nothing; with several micro-batches a rank
@@ -124,7 +128,7 @@ def slopes(loss: Loss, r_w: Tensor, r_l: Tensor) -> tuple[Tensor, Tensor]:
     both = Responses(logps, ref_logps, lengths, score)
     anchors = {"kl": 0.0, "kl_chosen": 0.0, "kl_rejected": 0.0, "delta": 0.0, "own_scores": torch.ones_like(r_w)}
     anchors |= {"keep": torch.ones_like(r_w) > 0, "values": torch.ones_like(r_w)}
-    given = {name: value for name, value in anchors.items() if name in loss.defaults or name in loss.given}
+    given = {name: value for name, value in anchors.items() if name in loss.defaults or name in loss.injected}
     if loss.data == "pairs":
         result = loss(*(_row(both, i) for i in (0, 1)), **given)
     elif loss.data == "unpaired":

@@ -27,8 +27,8 @@ COLUMNS: dict[str, tuple[str, ...]] = {  # the positional arguments that each fo
     "ranked": ("responses",),
 }
 NEEDS = frozenset({"lengths", "scores", "own_scores", "probs", "mismatched", "values", "weights"})
-# Keyword arguments that the engine fills from the step. They are no hyperparameters.
-GIVEN = frozenset({"mismatched", "own_scores", "probs_w", "probs_l", "values", "weights", "state", "mean_length"})
+# Keyword arguments that the engine fills from rows and the step. They are no hyperparameters.
+INJECTED = frozenset({"mismatched", "own_scores", "probs_w", "probs_l", "values", "weights", "state", "mean_length"})
 # Tensors that a caller from Python can give, and the engine never does: no hyperparameters either.
 FROM_PYTHON = frozenset({"target", "keep"})
 
@@ -91,8 +91,10 @@ class Loss:
     """Hyperparameters and their defaults, from the signature."""
     types: Mapping[str, Any]
     """Their annotations, for reading them from text."""
-    given: frozenset[str]
-    """Keyword arguments that the engine fills from the step (a subset of GIVEN)."""
+    injected: frozenset[str]
+    """Keyword arguments that the engine fills from rows and the step (a subset of INJECTED)."""
+    fields: tuple[str, ...]
+    """Keyword arguments that it fills with the number that each row has under that name."""
     digest: str
     """SHA-256 of the file outside the packages that it was taken from; empty for those of the package."""
 
@@ -119,6 +121,7 @@ def loss(
     data: Form,
     reference: bool = False,
     needs: tuple[str, ...] = (),
+    fields: tuple[str, ...] = (),
     whole_step: bool = False,
     state: bool = False,
     side: Literal["chosen", "rejected"] = "chosen",
@@ -127,16 +130,22 @@ def loss(
     """Registers the decorated function as the objective `name`; what stands under the name is a `Loss`.
 
     data: which rows it takes, hence its positional arguments (COLUMNS). reference: whether `ref_logps` must be there.
-    needs: further things a row or the step must supply (NEEDS). whole_step, state, side: see `Loss`; what carries a
-    state takes the whole step. aliases: peers' names.
+    needs: further things a row or the step must supply (NEEDS). fields: numbers of each row by their names there; the
+    keyword arguments of these names, which need no default, are tensors [n], float64. whole_step, state, side: see
+    `Loss`; what carries a state takes the whole step. aliases: peers' names.
     Raises LossError, when the file is imported, for a name that is taken, an unknown form or need, positional
-    arguments that do not fit the form, and a hyperparameter that is positional or has no default.
+    arguments that do not fit the form, a hyperparameter that is positional or has no default, and a field that is no
+    keyword argument. The name of an objective that was typed into a notebook or a REPL is free for typing it anew: what
+    a cell says that is run again holds.
     """
 
     def register(function: Callable[..., Result]) -> Loss:
         where = f"objective {name!r}"
+        before = _losses.get(name)
+        anew = before is not None and _is_typed_anew(function, before.function)
+        replaced = frozenset(x for x in (name, *_aliases) if anew and _aliases.get(x, x) == name)
         for taken in (name, *aliases):
-            if taken in _losses or taken in _aliases:
+            if taken not in replaced and (taken in _losses or taken in _aliases):
                 raise LossError(f"{where}: the name {taken!r} is taken; choose another")
         if data not in COLUMNS:
             raise LossError(f"{where}: data={data!r} is not one of {', '.join(COLUMNS)}")
@@ -150,18 +159,24 @@ def loss(
                 f"takes ({', '.join(positional)}); make hyperparameters keyword-only, after a *"
             )
         keywords = [p for p in parameters if p.kind is p.KEYWORD_ONLY]
+        _check_fields(where, fields, {p.name for p in keywords})
+        filled = INJECTED | FROM_PYTHON | frozenset(fields)
         for p in keywords:
-            if p.default is p.empty:
-                raise LossError(f"{where}: the argument {p.name!r} has no default; give it one")
+            if p.default is p.empty and p.name not in fields:
+                raise LossError(
+                    f"{where}: the argument {p.name!r} has no default; give it one, or, where each row has such a "
+                    f"number, say fields=({p.name!r},)"
+                )
         if "mismatched" in needs and not {"mismatched", "kl"} <= {p.name for p in keywords}:
             raise LossError(f"{where}: needs=('mismatched',) goes with the arguments 'mismatched' and 'kl'")
         hints = typing.get_type_hints(function)
-        read_as = {p.name: hints.get(p.name, type(p.default)) for p in keywords if p.name not in GIVEN | FROM_PYTHON}
+        read_as = {p.name: hints.get(p.name, type(p.default)) for p in keywords if p.name not in filled}
         for argument, kind in read_as.items():
             if not _is_readable(kind):
                 raise LossError(
                     f"{where}: the argument {argument!r} cannot be read from text; annotate it as bool, int, float, "
-                    "str, a Literal of text, or one of these or None"
+                    "str, a Literal of text, or one of these or None, or, where each row has such a number, "
+                    f"say fields=({argument!r},)"
                 )
         made = Loss(
             function=function,
@@ -172,11 +187,13 @@ def loss(
             whole_step=whole_step or state or "mismatched" in needs,  # an anchor is known before the first loss
             state=state,
             side=side,
-            defaults=types.MappingProxyType({p.name: p.default for p in keywords if p.name not in GIVEN | FROM_PYTHON}),
+            defaults=types.MappingProxyType({p.name: p.default for p in keywords if p.name not in filled}),
             types=types.MappingProxyType(read_as),
-            given=frozenset(p.name for p in keywords) & GIVEN,
+            injected=frozenset(p.name for p in keywords) & INJECTED,
+            fields=fields,
             digest=_importing[-1],
         )
+        _forget(replaced)
         _losses[name] = made
         _aliases.update(dict.fromkeys(aliases, name))
         return made
@@ -214,6 +231,33 @@ def names() -> list[str]:
 def aliases() -> list[str]:
     """Peers' names of registered objectives, sorted."""
     return sorted(_aliases)
+
+
+def _check_fields(where: str, fields: tuple[str, ...], keywords: set[str]) -> None:
+    """Raises LossError for fields that the function does not take, and for names that mean something else."""
+    if isinstance(fields, str):
+        raise LossError(f"{where}: fields={fields!r} is one text; write fields=({fields!r},)")
+    for name in fields:
+        if name in INJECTED | FROM_PYTHON | NEEDS:
+            raise LossError(
+                f"{where}: fields={name!r} has a meaning of its own; take another, and say --columns ANOTHER={name}"
+            )
+        if name not in keywords:
+            raise LossError(f"{where}: fields={name!r} is no keyword argument of the function; add it after a *")
+
+
+def _is_typed_anew(function: Callable[..., Result], before: Callable[..., Result]) -> bool:
+    """Whether a definition stands for an earlier one: both of `__main__`, as a notebook's cells and a REPL's lines are.
+
+    Two of one name in one script file contradict one another; where the script is run again (%run), they do not.
+    """
+    if {getattr(f, "__module__", None) for f in (function, before)} != {"__main__"}:
+        return False
+    new, old = getattr(function, "__code__", None), getattr(before, "__code__", None)
+    if new is None or old is None or new.co_filename != old.co_filename or not Path(new.co_filename).is_file():
+        return True
+    is_same_run = getattr(function, "__globals__", None) is getattr(before, "__globals__", None)
+    return not is_same_run or new.co_firstlineno == old.co_firstlineno
 
 
 def _is_readable(annotation: Any) -> bool:

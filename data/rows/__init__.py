@@ -14,9 +14,10 @@ from data.rows.records import (
     read_prompts,
     read_records,
 )
-from data.rows.sources import Reading, rows_of
+from data.rows.sources import FIELDS, Reading, rows_of
 
 __all__ = [
+    "FIELDS",
     "Cut",
     "Example",
     "Limits",

@@ -11,13 +11,13 @@
 
 A string prompt is one user message; a message is {"role", "content"} or sharegpt's {"from", "value"}, and
 "conversations" another name for "messages", or for the prompt of a pair. Content is trimmed at both ends. Where chosen
-and rejected repeat the prompt, the repeated part is recognised. What a row says of its responses in numbers (Ratings)
-is carried along; other extra fields are ignored.
+and rejected repeat the prompt, the repeated part is recognised. What a row says in numbers (Ratings) is carried along,
+under names of ours and under those that an objective asks for; other extra fields are ignored.
 """
 
 import math
 import re
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
@@ -31,7 +31,7 @@ _TURN = re.compile(r"(?:\A\s*|\n\n)(Human|Assistant):")
 
 
 class Ratings(NamedTuple):
-    """What a row says of its responses in numbers; None where it does not."""
+    """What a row says in numbers; None where it does not."""
 
     scores: tuple[float, ...] | None = None
     """Of each response: "chosen_score" and "rejected_score", "score", or "scores"; by one scorer, any scale."""
@@ -43,6 +43,14 @@ class Ratings(NamedTuple):
     """"value": the score that the policy gets on the prompt."""
     weight: float | None = None
     """"weight": how much the row counts."""
+    fields: tuple[tuple[str, float], ...] = ()
+    """(name, number) of each further field that was asked for (`Reading.fields`) and holds a finite number here."""
+
+    def numbers(self) -> dict[str, float | tuple[float, ...]]:
+        """All that the row says, of the row or of each response, under the names by which objectives ask for it."""
+        known = {"scores": self.scores, "own_scores": self.own, "probs": self.probs}
+        known |= {"values": self.value, "weights": self.weight, **dict(self.fields)}
+        return {name: number for name, number in known.items() if number is not None}
 
     def of(self, which: slice) -> "Ratings":
         """The ratings of some of the responses alone, without what is of pairs."""
@@ -101,24 +109,32 @@ def read_records(
 
     Raises InputError where a file itself cannot be read.
     """
-    ranked = reading is not None and reading.ranked
+    reading = reading or Reading()
     for location, row in rows_of(source, reading):
         if isinstance(row, InputError):
             yield row
             continue
         try:
-            yield parse_record(row, location, roles=roles, ranked=ranked)
+            yield parse_record(row, location, roles=roles, ranked=reading.ranked, fields=reading.fields)
         except InputError as fault:
             yield fault
 
 
-def parse_record(row: dict[str, Any], location: str, *, roles: Collection[str] = ROLES, ranked: bool = False) -> Record:
+def parse_record(
+    row: dict[str, Any],
+    location: str,
+    *,
+    roles: Collection[str] = ROLES,
+    ranked: bool = False,
+    fields: Sequence[str] = (),
+) -> Record:
     """The record in one row. ranked: keep all of several completions, best first, instead of the best and the worst.
+    fields: further numbers that are kept of it; where it has no finite number under such a name, none is.
 
     Raises InputError, located, where a field is missing, empty or of the wrong type; Tie, which is one, where all
     completions of a row are rated alike.
     """
-    read = _Reader(location, roles)
+    read = _Reader(location, roles, fields)
     row = {name: value for name, value in row.items() if value is not None}  # tables of several forms have nulls
     has_pair = "chosen" in row or "rejected" in row or "chosen_ids" in row
     if ("completions" in row or "completions_ids" in row) and (ranked or not has_pair):
@@ -211,6 +227,7 @@ class _Reader(NamedTuple):
 
     location: str
     roles: Collection[str]
+    fields: Sequence[str] = ()
 
     def pair(self, row: dict[str, Any]) -> Record:
         chosen, rejected = self.field(row, "chosen"), self.field(row, "rejected")
@@ -306,6 +323,7 @@ class _Reader(NamedTuple):
             _all_or_none(probs),
             _number(row.get("value")),  # names of so many meanings that text under them is none of ours
             _number(row.get("weight")),
+            tuple((name, number) for name in self.fields if (number := _number(row.get(name))) is not None),
         )
 
     def optional(self, row: dict[str, Any], *names: str) -> float | None:
@@ -392,5 +410,10 @@ def _all_or_none(values: list[float | None]) -> tuple[float, ...] | None:
 
 def _number(value: Any) -> float | None:
     """A finite number, or None: a bool is none."""
-    is_number = isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
-    return float(value) if is_number else None
+    if not isinstance(value, (int, float)) or isinstance(value, bool):
+        return None
+    try:
+        number = float(value)
+    except OverflowError:  # a whole number of hundreds of digits
+        return None
+    return number if math.isfinite(number) else None

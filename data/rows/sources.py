@@ -46,36 +46,49 @@ class Reading:
     """Rows above that are faults."""
     ranked: bool = False
     """Whether all of several completions to a prompt are kept, best first, instead of the best and the worst."""
+    fields: tuple[str, ...] = ()
+    """Further numbers of rows that are kept, by name: what an objective asks for."""
 
 
 def rows_of(source: str | Path, reading: Reading | None = None) -> Iterator[Row]:
     """The rows of a file, a folder or a hub id, in order. Raises InputError where a file itself cannot be read."""
     reading = reading or Reading()
+    _check_names(reading)
     for path in files_of(source):
         for location, row in READERS[path.suffix](path, reading.max_row_mb * 2**20):
             try:
                 if isinstance(row, InputError):
                     raise row
                 row = _rename(row, location, reading.columns)
-                yield location, tables.typed(row, location) if path.suffix == ".csv" else row
+                yield location, tables.typed(row, location, reading.fields) if path.suffix == ".csv" else row
             except InputError as fault:
                 yield location, fault
 
 
 def parse_columns(text: str | None) -> tuple[tuple[str, str], ...]:
-    """ "chosen=winner,rejected=loser" as pairs. Raises InputError."""
+    """ "chosen=winner,rejected=loser" as pairs. Raises InputError. Names of ours are checked when rows are read: an
+    objective may bring further ones.
+    """
     pairs = [part.partition("=") for part in text.split(",")] if text else []
     names = [(ours.strip(), theirs.strip()) for ours, _, theirs in pairs]
     if not all(ours and theirs for ours, theirs in names) or len(dict(names)) < len(names):
         raise InputError(f"--columns: {text!r} is not of the form chosen=winner,rejected=loser")
-    for ours, _ in names:
-        if ours not in FIELDS:
-            near = difflib.get_close_matches(ours, FIELDS, n=1)
+    return tuple(names)
+
+
+def _check_names(reading: Reading) -> None:
+    """Raises InputError for a column that nothing asks for, and for a number that would have to be read out of text."""
+    for name in reading.fields:
+        if name in FIELDS and name not in tables.NUMBERS:
+            raise InputError(f"{name!r} is asked for as a number of each row, and is none; ask for another field")
+    known = (*FIELDS, *reading.fields)
+    for ours, _ in reading.columns:
+        if ours not in known:
+            near = difflib.get_close_matches(ours, known, n=1)
             raise InputError(
                 f"--columns: rows have no {ours!r}; "
-                + (f"perhaps {near[0]!r}" if near else f"one of {', '.join(FIELDS)}")
+                + (f"perhaps {near[0]!r}" if near else f"one of {', '.join(known)}")
             )
-    return tuple(names)
 
 
 def _rename(row: dict[str, Any], location: str, columns: tuple[tuple[str, str], ...]) -> dict[str, Any]:

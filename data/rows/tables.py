@@ -1,7 +1,7 @@
 """Rows of tables: CSV, whose values are all text, and parquet, which needs pyarrow."""
 
 import csv
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -48,17 +48,19 @@ def _next_line(reader: Any, path: Path) -> list[str] | None:
         raise InputError(f"{path}:{number}: not CSV in UTF-8 ({fault}); mend the file") from None
 
 
-def typed(row: dict[str, Any], location: str) -> dict[str, Any]:
-    """A row of text with its label (true, false, 1, 0) and numbers as what they mean. Raises InputError."""
+def typed(row: dict[str, Any], location: str, fields: Sequence[str] = ()) -> dict[str, Any]:
+    """A row of text with its label (true, false, 1, 0), its numbers and those of fields that are asked for as what they
+    mean. Raises InputError.
+    """
     made = dict(row)
     if isinstance(made.get("label"), str):
         made["label"] = {"true": True, "1": True, "false": False, "0": False}.get(made["label"].lower(), made["label"])
-    for name in NUMBERS:
+    for name in (*NUMBERS, *fields):
         if name in made:
             try:
                 made[name] = float(made[name])
             except ValueError:
-                if name in NUMBERS[-3:]:
+                if name not in NUMBERS[:-3]:
                     continue
                 raise InputError(f'{location}: "{name}" is {made[name]!r}; it has to be a number') from None
     return made

@@ -59,40 +59,42 @@ class LlamaConfig:
     """config.json as it was read, to be written back."""
 
     @staticmethod
-    def parse(raw: dict[str, Any], place: str | Path) -> "LlamaConfig":
+    def parse(raw: dict[str, Any], location: str | Path) -> "LlamaConfig":
         """The configuration in a parsed config.json. Raises InputError where it is not a Llama that runs here."""
         names = raw.get("architectures") or [raw.get("model_type")]
         if names not in (["LlamaForCausalLM"], ["llama"]):
-            raise InputError(f'{place}: the architecture {names!r} is not supported; it has to be ["LlamaForCausalLM"]')
+            raise InputError(
+                f'{location}: the architecture {names!r} is not supported; it has to be ["LlamaForCausalLM"]'
+            )
         for key, plain in (("attention_bias", False), ("mlp_bias", False), ("hidden_act", "silu")):
             if raw.get(key, plain) != plain:
-                raise InputError(f"{place}: {key} = {raw[key]!r} is not supported; Llama has {plain!r}")
+                raise InputError(f"{location}: {key} = {raw[key]!r} is not supported; Llama has {plain!r}")
         for key in ("quantization_config", "auto_map"):
             if raw.get(key):
-                raise InputError(f"{place}: {key} is not supported; give a plain bf16, fp16 or fp32 checkpoint")
-        n_heads = _count(raw, "num_attention_heads", place)
-        hidden = _count(raw, "hidden_size", place)
+                raise InputError(f"{location}: {key} is not supported; give a plain bf16, fp16 or fp32 checkpoint")
+        n_heads = _count(raw, "num_attention_heads", location)
+        hidden = _count(raw, "hidden_size", location)
         # transformers 5 writes rope_parameters, Meta's releases have rope_scaling; theta stands in it or beside it.
-        rope = _mapping(raw, "rope_parameters", place) or _mapping(raw, "rope_scaling", place)
+        rope = _mapping(raw, "rope_parameters", location) or _mapping(raw, "rope_scaling", location)
         rope = {"rope_theta": raw.get("rope_theta"), **rope}
         config = LlamaConfig(
-            vocab_size=_count(raw, "vocab_size", place),
+            vocab_size=_count(raw, "vocab_size", location),
             hidden_size=hidden,
-            intermediate_size=_count(raw, "intermediate_size", place),
-            n_layers=_count(raw, "num_hidden_layers", place, most=MOST_LAYERS),
+            intermediate_size=_count(raw, "intermediate_size", location),
+            n_layers=_count(raw, "num_hidden_layers", location, most=MOST_LAYERS),
             n_heads=n_heads,
-            n_kv_heads=_count(raw, "num_key_value_heads", place, n_heads),
-            head_size=_count(raw, "head_dim", place, max(1, hidden // n_heads)),
-            rms_norm_eps=_positive(raw, "rms_norm_eps", place, 1e-6),
-            rope_theta=_positive(rope, "rope_theta", place, 10000.0),
-            scaling=_scaling(rope, place),
-            tied=_flag(raw, "tie_word_embeddings", place),
-            context=_count(raw, "max_position_embeddings", place) if raw.get("max_position_embeddings") else None,
+            n_kv_heads=_count(raw, "num_key_value_heads", location, n_heads),
+            head_size=_count(raw, "head_dim", location, max(1, hidden // n_heads)),
+            rms_norm_eps=_positive(raw, "rms_norm_eps", location, 1e-6),
+            rope_theta=_positive(rope, "rope_theta", location, 10000.0),
+            scaling=_scaling(rope, location),
+            tied=_flag(raw, "tie_word_embeddings", location),
+            context=_count(raw, "max_position_embeddings", location) if raw.get("max_position_embeddings") else None,
             raw=raw,
         )
         if config.n_heads % config.n_kv_heads or config.head_size % 2:
             raise InputError(
-                f"{place}: {config.n_heads} heads of size {config.head_size} with {config.n_kv_heads} kv heads; heads "
+                f"{location}: {config.n_heads} heads of size {config.head_size} with {config.n_kv_heads} kv heads; heads "
                 "have to be a multiple of kv heads, and of even size"
             )
         return config
@@ -106,46 +108,46 @@ class LlamaConfig:
 
 
 def _count(
-    raw: dict[str, Any], key: str, place: str | Path, default: int | None = None, *, most: int = 2**24 - 1
+    raw: dict[str, Any], key: str, location: str | Path, default: int | None = None, *, most: int = 2**24 - 1
 ) -> int:
     value = raw.get(key) if raw.get(key) is not None else default
     if type(value) is not int or not 0 < value <= most:
-        raise InputError(f"{place}: {key} = {value!r}; it has to be a whole number above 0, {most:,} at most")
+        raise InputError(f"{location}: {key} = {value!r}; it has to be a whole number above 0, {most:,} at most")
     return value
 
 
-def _flag(raw: dict[str, Any], key: str, place: str | Path) -> bool:
+def _flag(raw: dict[str, Any], key: str, location: str | Path) -> bool:
     value = raw.get(key, False)
     if not isinstance(value, bool):
-        raise InputError(f"{place}: {key} = {value!r}; it has to be true or false")
+        raise InputError(f"{location}: {key} = {value!r}; it has to be true or false")
     return value
 
 
-def _mapping(raw: dict[str, Any], key: str, place: str | Path) -> dict[str, Any]:
+def _mapping(raw: dict[str, Any], key: str, location: str | Path) -> dict[str, Any]:
     value = raw.get(key) or {}
     if not isinstance(value, dict):
-        raise InputError(f"{place}: {key} = {value!r}; it has to be an object, or absent")
+        raise InputError(f"{location}: {key} = {value!r}; it has to be an object, or absent")
     return value
 
 
-def _positive(raw: dict[str, Any], key: str, place: str | Path, default: float | None) -> float:
+def _positive(raw: dict[str, Any], key: str, location: str | Path, default: float | None) -> float:
     value = raw.get(key) if raw.get(key) is not None else default
     if not isinstance(value, (int, float)) or isinstance(value, bool) or not 0 < value < 1e30:
-        raise InputError(f"{place}: {key} = {value!r}; it has to be a number above 0")
+        raise InputError(f"{location}: {key} = {value!r}; it has to be a number above 0")
     return float(value)
 
 
-def _scaling(rope: dict[str, Any], place: str | Path) -> Scaling | None:
+def _scaling(rope: dict[str, Any], location: str | Path) -> Scaling | None:
     kind = rope.get("rope_type", rope.get("type", "default"))
     if kind == "default":
         return None
     if kind != "llama3":
-        raise InputError(f"{place}: rope type {kind!r} is not supported; it has to be default or llama3")
+        raise InputError(f"{location}: rope type {kind!r} is not supported; it has to be default or llama3")
     return Scaling(
-        factor=_positive(rope, "factor", place, None),
-        low_freq_factor=_positive(rope, "low_freq_factor", place, None),
-        high_freq_factor=_positive(rope, "high_freq_factor", place, None),
-        original_max_position_embeddings=_count(rope, "original_max_position_embeddings", place),
+        factor=_positive(rope, "factor", location, None),
+        low_freq_factor=_positive(rope, "low_freq_factor", location, None),
+        high_freq_factor=_positive(rope, "high_freq_factor", location, None),
+        original_max_position_embeddings=_count(rope, "original_max_position_embeddings", location),
     )
 
 

@@ -97,9 +97,7 @@ class SplitRMSprop(Optimizer):
         self._squares: list[Tensor] = []
         self._in_backward = False
         self._numbers: dict[Tensor, int] = {p: number for number, p in enumerate(masters.low)}
-        self._groups: dict[Tensor, dict[str, Any]] = {
-            p: group for group in self.param_groups for p in group["params"]
-        }
+        self._groups: dict[Tensor, dict[str, Any]] = {p: group for group in self.param_groups for p in group["params"]}
 
     def step_in_backward(self) -> None:
         """From now on every parameter is updated as soon as its gradient is there, which is then dropped.

@@ -97,8 +97,20 @@ def _version() -> str:
 
 
 def _digest(rows: Sequence[Example]) -> str:
-    """Of token ids, labels and ratings."""
+    """Of token ids, labels and what rows say in numbers."""
     whole = digest(rows)
     for row in rows:
-        whole.update(repr((row.label, row.ratings)).encode())
+        whole.update(_spelled(row).encode())
     return f"{len(rows)} of {whole.hexdigest()[:16]}"
+
+
+def _spelled(row: Example) -> str:
+    """A row's label and numbers.
+
+    Without fields that an objective asks for, it is the text that was counted before there were such: a run that was
+    begun then goes on.
+    """
+    known = row.ratings._asdict()
+    fields = known.pop("fields")
+    said = ", ".join(f"{name}={number!r}" for name, number in known.items())
+    return f"({row.label!r}, Ratings({said}))" + (repr(fields) if fields else "")

@@ -1,9 +1,9 @@
-"""What an objective is computed from, for some of a step's examples: log-probs, lengths, labels, ratings."""
+"""What an objective is computed from, for some of a step's examples: log-probs, lengths, labels, numbers of rows."""
 
 # n examples, K responses of each
 
-from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from typing import Literal
 
 import torch
@@ -11,6 +11,12 @@ from torch import Tensor
 
 from data.rows import Example
 from losses import Responses
+
+UNSAID: dict[str, float | tuple[float, ...]] = {
+    "weights": 1.0,
+    "probs": (1.0, 0.0),  # SPPO's hard form: the winner always wins
+}
+"""What a row that is silent says, where others of its batch speak."""
 
 
 @dataclass(frozen=True)
@@ -27,16 +33,10 @@ class LossInputs:
     """[n] bool, of unpaired examples."""
     mean_lengths: tuple[float, ...]
     """Tokens per response over the whole step, of each column."""
-    scores: Tensor | None = None
-    """[n, K] float64; None where a row has none. The same of what follows."""
-    own_scores: Tensor | None = None
-    """[n] of the model's own answers."""
-    probs: Tensor | None = None
-    """[n, 2] win rates."""
-    values: Tensor | None = None
-    """[n] what the policy scores on each prompt."""
-    weights: Tensor | None = None
-    """[n] how much each example counts; 1 where its row does not say."""
+    numbers: Mapping[str, Tensor] = field(default_factory=dict)
+    """What rows say in numbers, float64, by the names of `Ratings.numbers`: "scores" [n, K], "probs" [n, 2], all others
+    [n]; none under a name that a row does not have.
+    """
 
     @staticmethod
     def of(
@@ -50,37 +50,31 @@ class LossInputs:
         lengths = torch.tensor([[len(r) for r in e.responses] for e in examples], dtype=torch.int64)
         lengths = lengths.reshape(len(examples), logps.shape[1])
         labels = [e.label for e in examples if e.label is not None]
-        ratings = [e.ratings for e in examples]
-        weights = [1.0 if r.weight is None else r.weight for r in ratings]
-        probs = [r.probs or (1.0, 0.0) for r in ratings]  # SPPO's hard form: the winner always wins
         return LossInputs(
             logps,
             ref_logps,
             lengths,
             torch.tensor(labels, dtype=torch.bool) if len(labels) == len(examples) > 0 else None,
             tuple(lengths.double().mean(dim=0).tolist()) if mean_lengths is None else mean_lengths,
-            _tensor([r.scores for r in ratings]),
-            _tensor([r.own for r in ratings]),
-            _tensor(probs if any(r.probs for r in ratings) else []),
-            _tensor([r.value for r in ratings]),
-            _tensor(weights if any(r.weight is not None for r in ratings) else []),
+            _numbers(examples),
         )
 
     def column(self, k: int) -> Responses:
         """The k-th response of every example."""
         ref_logps = None if self.ref_logps is None else self.ref_logps[:, k]
-        scores = None  # of a mismatched response too
-        if self.scores is not None and k < self.scores.shape[1]:
-            scores = self.scores[:, k]
+        scores = self.numbers.get("scores")
+        if scores is not None:
+            scores = scores[:, k] if k < scores.shape[1] else None  # a mismatched response has none
         return Responses(self.logps[:, k], ref_logps, self.lengths[:, k], scores)
 
     def ranked(self) -> Responses:
         """All responses, [n, K]."""
-        return Responses(self.logps, self.ref_logps, self.lengths, self.scores)
+        return Responses(self.logps, self.ref_logps, self.lengths, self.numbers.get("scores"))
 
     def on(self, device: torch.device) -> "LossInputs":
         """The same columns on a device."""
-        return replace(self, **{name: x.to(device) for name, x in vars(self).items() if isinstance(x, Tensor)})
+        moved = {name: x.to(device) for name, x in vars(self).items() if isinstance(x, Tensor)}
+        return replace(self, numbers={name: x.to(device) for name, x in self.numbers.items()}, **moved)
 
     def as_form(self, form: str, side: Literal["chosen", "rejected"] = "chosen") -> "LossInputs | None":
         """The same sequences as an objective of another form takes them; None where they cannot be.
@@ -97,19 +91,30 @@ class LossInputs:
 
     def _apart(self) -> "LossInputs":
         """Two labelled rows of each pair, chosen and rejected in turn."""
-        of_row = {name: getattr(self, name) for name in ("own_scores", "values", "weights")}
-        of_response = {name: getattr(self, name) for name in ("logps", "ref_logps", "lengths", "scores")}
-        changed = {name: x.repeat_interleave(2) for name, x in of_row.items() if x is not None}
-        changed |= {name: x.reshape(-1, 1) for name, x in of_response.items() if x is not None}
+        responses = {name: x.reshape(-1, 1) for name, x in self._of_responses().items()}
+        numbers = {
+            name: x.reshape(-1, 1) if name == "scores" else x.repeat_interleave(2)
+            for name, x in self.numbers.items()
+            if name != "probs"  # which are of a pair
+        }
         labels = torch.tensor([True, False], device=self.logps.device).repeat(len(self.logps))
-        return replace(self, labels=labels, probs=None, mean_lengths=(sum(self.mean_lengths) / 2,), **changed)
+        mean_lengths = (sum(self.mean_lengths) / 2,)
+        return replace(self, labels=labels, mean_lengths=mean_lengths, numbers=numbers, **responses)
 
     def _take(self, columns: list[int]) -> "LossInputs":
-        names = ("logps", "ref_logps", "lengths", "scores")
-        found = {name: getattr(self, name)[:, columns] for name in names if getattr(self, name) is not None}
-        return replace(self, mean_lengths=tuple(self.mean_lengths[k] for k in columns), **found)
+        responses = {name: x[:, columns] for name, x in self._of_responses().items()}
+        numbers = {name: x[:, columns] if name == "scores" else x for name, x in self.numbers.items()}
+        mean_lengths = tuple(self.mean_lengths[k] for k in columns)
+        return replace(self, mean_lengths=mean_lengths, numbers=numbers, **responses)
+
+    def _of_responses(self) -> dict[str, Tensor]:
+        found = {"logps": self.logps, "ref_logps": self.ref_logps, "lengths": self.lengths}
+        return {name: x for name, x in found.items() if x is not None}
 
 
-def _tensor(values: Sequence[float | tuple[float, ...] | None]) -> Tensor | None:
-    """float64; None where a row has none, or there is no row."""
-    return torch.tensor(values, dtype=torch.float64) if values and None not in values else None
+def _numbers(examples: Sequence[Example]) -> dict[str, Tensor]:
+    """float64; without what a row neither says nor has said for it (UNSAID)."""
+    rows = [e.ratings.numbers() for e in examples]
+    said = {name for row in rows for name in row}
+    columns = {name: [row.get(name, UNSAID.get(name)) for row in rows] for name in said}
+    return {name: torch.tensor(column, dtype=torch.float64) for name, column in columns.items() if None not in column}

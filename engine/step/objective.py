@@ -111,6 +111,11 @@ class Objective:
         return frozenset(need for term in self.terms for need in term.loss.needs)
 
     @property
+    def fields(self) -> tuple[str, ...]:
+        """The numbers of rows that any term asks for by name, sorted."""
+        return tuple(sorted({name for term in self.terms for name in term.loss.fields}))
+
+    @property
     def beta(self) -> float:
         """The first term's scale of rewards; 0.1 where it has none."""
         return self.terms[0].arguments.get("beta", 0.1)
@@ -130,11 +135,13 @@ class Objective:
 
     def check(self, examples: Sequence[Example]) -> None:
         """Raises InputError, naming the row, where one lacks what the objective needs or says what it refuses."""
-        asked = [(field, said) for need, field, said in _RATINGS if need in self.needs]
-        for e in examples:
-            for field, said in asked:
-                if getattr(e.ratings, field) is None:
-                    raise InputError(f"{e.location}: {self.name} needs {said}; add it, or take another --loss")
+        asked = [(name, self.name, said) for name, said in _NUMBERS.items() if name in self.needs]
+        asked += [(name, t.loss.name, f'a finite number under "{name}"') for t in self.terms for name in t.loss.fields]
+        for e in examples if asked else ():
+            known = e.ratings.numbers()
+            for name, who, said in asked:
+                if name not in known:
+                    raise InputError(f"{e.location}: {who} needs {said}; add it, or take another --loss")
         fault = self._fault(examples)
         if fault is None and not self.whole_step:
             fault = self._fault(examples[:1], "a single example, which a pass may hold; register it with whole_step")
@@ -195,16 +202,12 @@ class Objective:
             positional = [own.ranked()]
         else:
             positional = [own.column(0), *([own.labels] if loss.data == "unpaired" else [])]
-        given: dict[str, Callable[[], Any]] = {
-            "mean_length": lambda: own.mean_lengths[0],
-            "own_scores": lambda: own.own_scores,
-            "probs_w": lambda: None if own.probs is None else own.probs[:, 0],
-            "probs_l": lambda: None if own.probs is None else own.probs[:, 1],
-            "values": lambda: own.values,
-            "weights": lambda: own.weights,
-            "state": lambda: self._state_of(loss.name),
-        }
-        arguments = term.arguments | {name: given[name]() for name in loss.given & given.keys()}
+        probs = own.numbers.get("probs")
+        probs_w, probs_l = (None, None) if probs is None else probs.unbind(dim=1)
+        given = {name: own.numbers.get(name) for name in (*loss.injected, *loss.fields)}
+        given |= {"probs_w": probs_w, "probs_l": probs_l, "mean_length": own.mean_lengths[0]}
+        given |= {"state": self._state_of(loss.name)}
+        arguments = term.arguments | {name: given[name] for name in (*(loss.injected - {"mismatched"}), *loss.fields)}
         if "mismatched" in loss.needs and arguments["kl"] is None:
             # One prompt in the whole step: nothing to mismatch, and so no estimate.
             arguments |= {"mismatched": own.column(1)} if own.logps.shape[1] == 2 else {"kl": 0.0}
@@ -233,11 +236,11 @@ def gradient(objective: Objective, columns: LossInputs) -> tuple[Result, Tensor]
     return result._replace(losses=result.losses.detach()), slopes
 
 
-_RATINGS = (  # (need, field of the row's ratings, what the row has to have)
-    ("scores", "scores", 'a score of each response ("chosen_score" and "rejected_score", "scores", or "score")'),
-    ("own_scores", "own", 'a score of the model\'s own answer ("own_score", or --own-score rejected)'),
-    ("values", "value", '"value", the score that the policy gets on the prompt'),
-)
+_NUMBERS = {  # what a row has to have for each need
+    "scores": 'a score of each response ("chosen_score" and "rejected_score", "scores", or "score")',
+    "own_scores": 'a score of the model\'s own answer ("own_score", or --own-score rejected)',
+    "values": '"value", the score that the policy gets on the prompt',
+}
 
 
 def _parse(text: str) -> list[tuple[Loss, float]]:
@@ -279,12 +282,12 @@ def describe_all() -> str:
     return "\n".join(lines)
 
 
-def _convert(text: str, annotation: Any, place: str) -> Any:
+def _convert(text: str, annotation: Any, location: str) -> Any:
     """Text as the annotated type of a hyperparameter: bool, int, float, str, a Literal, or one of these or None."""
     options = typing.get_args(annotation)
     if typing.get_origin(annotation) is typing.Literal:
         if text not in options:
-            raise InputError(f"{place}: {text!r} is not one of {', '.join(options)}")
+            raise InputError(f"{location}: {text!r} is not one of {', '.join(options)}")
         return text
     if typing.get_origin(annotation) in (types.UnionType, typing.Union):
         if text.lower() == "none":
@@ -294,7 +297,7 @@ def _convert(text: str, annotation: Any, place: str) -> Any:
     try:
         return readers[annotation](text)
     except ValueError:
-        raise InputError(f"{place}: {text!r} is not a {annotation.__name__}") from None
+        raise InputError(f"{location}: {text!r} is not a {annotation.__name__}") from None
 
 
 def _read_bool(text: str) -> bool:

@@ -151,3 +151,16 @@ def test_the_command_shows_a_row(folder, tmp_path):
     assert (bad.returncode, bad.stdout) == (2, "") and bad.stderr.startswith(f"error: {file}:3: ")
     beyond = run(file, "--model", folder, "--row", 4)
     assert beyond.returncode == 2 and "has fewer than 4 rows; lower --row" in beyond.stderr
+
+
+def test_the_numbers_that_an_objective_asks_for_are_shown(folder, tmp_path):
+    row = {"prompt": "question", "chosen": "answer", "rejected": "one", "own_score": 2, "gap": 0.5, "trust": -1}
+    file = tiny.write_rows(tmp_path / "rows.jsonl", [row])
+    told = (file, "--model", folder, "--columns", "margin=gap")
+    done = run(*told, "--fields", "margin, trust")
+    assert done.stdout.startswith(f"{file}:1: a pair, own score 2, margin 0.5, trust -1\n"), done.stderr
+    lacking = run(*told, "--fields", "margin,trusted")
+    said = f'error: {file}:1: it has no finite number under "trusted"; correct --fields or the row\n'
+    assert (lacking.returncode, lacking.stdout, lacking.stderr) == (2, "", said)
+    unknown = run(*told)
+    assert unknown.returncode == 2 and "--columns: rows have no 'margin'" in unknown.stderr

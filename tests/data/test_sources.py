@@ -111,9 +111,26 @@ def test_columns_of_tables_are_read_as_what_they_are_to_be(tmp_path):
     assert row[1]["label"] is True and row[1]["own_score"] == 2.5 and not faults
 
 
-def test_a_name_of_ours_that_is_none_is_answered_with_the_nearest():
+def test_a_name_of_ours_that_is_none_is_answered_with_the_nearest_before_a_file_is_looked_for():
     with pytest.raises(InputError, match="rows have no 'choosen'; perhaps 'chosen'"):
-        parse_columns("choosen=winner")
+        read("nowhere.jsonl", columns=parse_columns("choosen=winner"))
+    with pytest.raises(InputError, match="rows have no 'marginn'; perhaps 'margin'"):
+        read("nowhere.jsonl", columns=parse_columns("marginn=x"), fields=("margin",))
+
+
+@pytest.mark.parametrize("name", ["prompt", "label", "scores"])
+def test_what_is_no_number_of_a_row_is_not_asked_for_as_one(name):
+    with pytest.raises(
+        InputError, match=f"^'{name}' is asked for as a number of each row, and is none; ask for another"
+    ):
+        read("nowhere.jsonl", fields=(name,))
+
+
+def test_fields_of_tables_that_are_asked_for_are_read_as_numbers(tmp_path):
+    path = tmp_path / "rows.csv"
+    path.write_text("prompt,completion,gap,trust,other\nq,a,-1.5,high,7\n")
+    (row,), faults = read(path, columns=parse_columns("margin=gap"), fields=("margin", "trust"))
+    assert row[1] == {"prompt": "q", "completion": "a", "margin": -1.5, "trust": "high", "other": "7"} and not faults
 
 
 @pytest.mark.parametrize("text", ["chosen", "chosen=", "=x", "chosen=b,chosen=c", ","])

@@ -25,20 +25,20 @@ def test_a_side_is_the_first_or_the_last_response_with_its_score_and_length():
     for side, k in (("chosen", 0), ("rejected", 2)):
         made = columns().as_form("single", side)
         assert made.logps.tolist() == [[float(k)], [3.0 + k]] and made.ref_logps.tolist() == [[k - 100.0], [k - 97.0]]
-        assert made.scores.tolist() == [[5.0 - k]] * 2 and made.lengths.tolist() == [[1 + k], [2 + k]]
-        assert made.mean_lengths == (1.5 + k,) and made.values.tolist() == [7.0, 8.0]
+        assert made.numbers["scores"].tolist() == [[5.0 - k]] * 2 and made.lengths.tolist() == [[1 + k], [2 + k]]
+        assert made.mean_lengths == (1.5 + k,) and made.numbers["values"].tolist() == [7.0, 8.0]
 
 
 def test_a_pair_of_several_is_the_best_and_the_worst():
     made = columns().as_form("pairs")
-    assert made.logps.tolist() == [[0.0, 2.0], [3.0, 5.0]] and made.scores.tolist() == [[5.0, 3.0]] * 2
+    assert made.logps.tolist() == [[0.0, 2.0], [3.0, 5.0]] and made.numbers["scores"].tolist() == [[5.0, 3.0]] * 2
     assert columns(2).as_form("pairs").logps.tolist() == [[0.0, 1.0], [2.0, 3.0]]
 
 
 def test_taken_apart_the_chosen_one_is_desirable():
     made = columns().as_form("unpaired")
     assert made.logps.tolist() == [[0.0], [2.0], [3.0], [5.0]] and made.labels.tolist() == [True, False, True, False]
-    assert made.own_scores.tolist() == [0, 0, 1, 1] and made.scores.tolist() == [[5.0], [3.0]] * 2
+    assert made.numbers["own_scores"].tolist() == [0, 0, 1, 1] and made.numbers["scores"].tolist() == [[5.0], [3.0]] * 2
 
 
 def test_what_is_single_or_labelled_serves_its_own_form_alone():

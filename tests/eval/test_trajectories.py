@@ -133,3 +133,9 @@ def test_lengths_that_run_away_are_warned_of():
     assert trajectories.runaway(lines) == [
         "warning: epoch-02 writes 1900 characters where the base writes 100; read samples.jsonl"
     ]
+
+
+def test_columns_of_an_objectives_own_numbers_are_for_training_alone():
+    """They may be missing in the rows that a run's checkpoints are followed on."""
+    assert trajectories.rows_of({"columns": "chosen=w, margin=gap,rejected=l"}).columns == "chosen=w,rejected=l"
+    assert trajectories.rows_of({"columns": "margin=gap"}).columns is None

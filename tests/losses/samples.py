@@ -82,7 +82,7 @@ def call(name, x, *, ref=REF, order=None, repeat=1, **arguments) -> Call:
         columns += (
             [labels_of(2 * n)[torch.stack([2 * which, 2 * which + 1], 1).flatten()]] if loss.data == "unpaired" else []
         )
-    taken = {name: value for name, value in given.items() if name in loss.given}
+    taken = {name: value for name, value in given.items() if name in loss.injected}
     return Call(loss(*columns, **(taken | arguments)), logps, ref_logps)
 
 

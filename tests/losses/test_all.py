@@ -86,7 +86,7 @@ def test_a_reference_that_is_missing_is_said(name):
         "pairs": [column, column._replace(scores=lp)], "single": [column], "unpaired": [column, lp == 0],
         "ranked": [Responses(lp[None], None, None, lp[None])],
     }[loss.data]  # fmt: skip
-    arguments = {name: lp for name in ("own_scores", "values") if name in loss.given}
+    arguments = {name: lp for name in ("own_scores", "values") if name in loss.injected}
     with pytest.raises(LossError, match="needs reference log-probs"):
         loss(*columns, **(arguments | ({"kl": 0.0} if name == "kto" else {})))
 

@@ -50,9 +50,9 @@ def test_an_objective_knows_what_its_signature_and_decorator_say():
     kto, kto_pair, sft = map(losses.get, ("kto", "kto_pair", "sft"))
     assert (kto.name, kto.data, kto.reference, kto.needs) == ("kto", "unpaired", True, {"mismatched"})
     assert dict(kto.defaults) == {"beta": 0.1, "desirable_weight": 1.0, "undesirable_weight": 1.0, "kl": None}
-    assert kto.given == {"mismatched"} and kto.types["beta"] is float
+    assert kto.injected == {"mismatched"} and kto.types["beta"] is float
     assert kto.whole_step and kto_pair.whole_step and not losses.get("dpo").whole_step
-    assert not sft.reference and sft.given == {"mean_length"} and "mean_length" not in sft.defaults
+    assert not sft.reference and sft.injected == {"mean_length"} and "mean_length" not in sft.defaults
     assert losses.get("apo_zero").summary.startswith("Raise the winner's likelihood")
 
 
@@ -133,6 +133,51 @@ def test_a_refused_objective_is_not_registered():
         with pytest.raises(LossError):
             losses.loss("x", **arguments)(pair)
     assert losses.names() == before
+
+
+def led(chosen, rejected, *, beta: float = 0.1, lead: torch.Tensor, n: torch.Tensor) -> Result:
+    return Result(chosen.logps - lead - n, chosen.logps, rejected.logps)
+
+
+def test_a_number_of_each_row_is_an_argument_without_a_default_and_no_flag():
+    made = losses.loss("led", data="pairs", fields=("lead", "n"))(led)
+    assert made.fields == ("lead", "n") and dict(made.defaults) == {"beta": 0.1} and set(made.types) == {"beta"}
+    assert not made.injected and losses.get("dpo").fields == ()
+
+
+@pytest.mark.parametrize(
+    ("fields", "said"),
+    [
+        ("lead", r"fields='lead' is one text; write fields=\('lead',\)"),
+        (
+            ("lead",),
+            r"the argument 'n' has no default; give it one, or, where each row has such a number, say fields=\('n',",
+        ),
+        (("lead", "n", "lag"), "fields='lag' is no keyword argument of the function; add it after a \\*"),
+        (("chosen",), "fields='chosen' is no keyword argument of the function"),
+        (("weights",), "fields='weights' has a meaning of its own; take another, and say --columns ANOTHER=weights"),
+        (("scores",), "fields='scores' has a meaning of its own"),
+        (("keep",), "fields='keep' has a meaning of its own"),
+    ],
+)
+def test_fields_that_cannot_be_are_refused(fields, said):
+    with pytest.raises(LossError, match=f"^objective 'led': {said}"):
+        losses.loss("led", data="pairs", fields=fields)(led)
+    assert "led" not in losses.names()
+
+
+def test_a_tensor_that_is_no_field_is_told_of_them():
+    def tensor(chosen, rejected, *, lead: torch.Tensor | None = None) -> Result: ...
+
+    with pytest.raises(LossError, match=r"'lead' cannot be read from text; .*, say fields=\('lead',\)"):
+        losses.loss("x", data="pairs")(tensor)
+
+
+def test_what_callers_from_python_alone_can_give_is_neither_a_flag_nor_injected():
+    beta_dpo, slic = losses.get("beta_dpo"), losses.get("slic")
+    assert "keep" not in {*beta_dpo.defaults, *beta_dpo.injected} and beta_dpo.injected == {"state"}
+    assert "target" not in {*slic.defaults, *slic.injected}
+    assert not registry.INJECTED & {"keep", "target"}
 
 
 def test_an_objective_in_a_file_elsewhere_is_found(tmp_path):
