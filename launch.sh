@@ -5,7 +5,8 @@ cd "$(dirname "${BASH_SOURCE[0]}")"
 
 VENV=.venv
 PYTHON=$VENV/bin/python
-MIN_TORCH=2.11   # what setup.cfg asks for
+MIN_TORCH=2.11   # what setup.cfg asks for: from here on,
+END_TORCH=2.14   # and below that
 CPU_TORCH=2.13.0 # what is installed where there is no GPU
 
 usage() {
@@ -18,7 +19,7 @@ usage() {
 ./launch.sh bench [...]    how fast the training path is here; without arguments on a tiny shape, about two minutes
 ./launch.sh gpu-checks     everything that only a GPU can show, in one call of at most ten minutes; prints a table
 ./launch.sh test [...]     the fast tests; --all adds the slow ones; the rest is passed on to pytest (-k NAME)
-Python: set PYTHON3 to choose the interpreter (3.11 or later).
+Python: set PYTHON3 to choose the interpreter (3.11 or later), and TORCH to choose a version of torch (TORCH=2.11.0).
 TEXT
 }
 
@@ -47,7 +48,7 @@ run() { say "$*" && "$@"; }
 
 setup() {
   local stamp=$VENV/.installed wanted
-  wanted=$(cat setup.cfg pyproject.toml constraints.txt launch.sh | cksum)
+  wanted=$(cat setup.cfg pyproject.toml constraints.txt launch.sh - <<<"${TORCH:-}" | cksum)
   if [[ -x $PYTHON && -f $stamp && $(<"$stamp") == "$wanted" ]]; then return; fi
   local python
   python=$(find_python)
@@ -81,22 +82,25 @@ make_venv() { # a machine's own torch (a CUDA image, say) is kept: the environme
 }
 
 has_torch() {
-  "$1" - "$MIN_TORCH" 2>/dev/null <<'PY'
+  "$1" - "$MIN_TORCH" "$END_TORCH" "${TORCH:-}" 2>/dev/null <<'PY'
 import sys
 import torch
-number = lambda text: tuple(int(part) for part in text.split("+")[0].split(".")[:2])
-sys.exit(number(torch.__version__) < number(sys.argv[1]))
+lowest, end, asked = sys.argv[1:]
+version = torch.__version__.split("+")[0]
+number = lambda text: tuple(int(part) for part in text.split(".")[:2])
+sys.exit(not number(lowest) <= number(version) < number(end) or asked not in ("", version))
 PY
 }
 
 install_torch() {
+  local asked=${TORCH:-}
   if nvidia-smi -L >/dev/null 2>&1; then
     say "torch with CUDA: several GB"
-    run "$PYTHON" -m pip install --quiet "torch>=$MIN_TORCH"
   else
     say "torch for the CPU: about 200 MB where pip can see a CPU build, several GB where it cannot"
-    run "$PYTHON" -m pip install --quiet "torch==$CPU_TORCH"
+    asked=${asked:-$CPU_TORCH}
   fi
+  run "$PYTHON" -m pip install --quiet "torch>=$MIN_TORCH,<$END_TORCH${asked:+,==$asked}"
 }
 
 # --- verbs ---------------------------------------------------------------------------------------------------------

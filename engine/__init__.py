@@ -11,3 +11,5 @@
 
 docs/how-it-works.md walks through it as one row does.
 """
+
+__version__ = "0.2.0"

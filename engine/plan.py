@@ -2,24 +2,26 @@
 
     python -m engine.plan --shape llama3-8b --gpus 1 --gpu-memory 80
     python -m engine.plan --model DIR --data pairs.jsonl --gpus 8 --gpu-memory 80 --json
+    python -m engine.plan --versions
 
 engine.train lays itself out by the same functions, says the sum before it starts, and refuses what cannot fit.
 """
 
 import json
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import Any, Literal
 
 import torch
 
+import engine
 from data.forest import PackingOptions
 from data.rows import Limits, Reading, open_model, read_examples
 from engine import weights
 from engine.config import ALIASES, TrainConfig
 from engine.model import LlamaConfig, name_of, raw_config
 from engine.planning import Plan, TokenStatistics, cost, flags, memory, plan_run, refusal, size, ways
-from system import InputError, cli
+from system import InputError, cli, versions
 
 EXAMPLE = "python -m engine.plan --shape llama3-8b --gpus 1 --gpu-memory 80"
 
@@ -56,10 +58,15 @@ class PlanConfig:
     """As engine.train's: how many states stay on disk."""
     json: bool = False
     """Print JSON."""
+    versions: bool = False
+    """Plan nothing: print the versions and the machine, for a report of a fault."""
     config: str | None = None
     """YAML file of settings, named as the flags are; flags win over it."""
 
     def __post_init__(self) -> None:
+        if self.versions:
+            self._check_alone()
+            return
         if (self.model is None) == (self.shape is None):
             raise InputError("--model and --shape: give one of the two")
         if self.data and not self.model:
@@ -69,10 +76,19 @@ class PlanConfig:
         if self.gpus < 0 or not self.gpu_memory > 0:
             raise InputError("--gpus and --gpu-memory cannot be negative")
 
+    def _check_alone(self) -> None:
+        given = [f.name for f in fields(self) if getattr(self, f.name) != f.default]
+        if others := [name.replace("_", "-") for name in given if name not in ("versions", "json")]:
+            raise InputError(f"--versions plans nothing: leave out --{others[0]}")
+
 
 def main(argv: Sequence[str]) -> None:
     """The command."""
     config = cli.parse(PlanConfig, argv, command="python -m engine.plan", example=EXAMPLE, aliases=ALIASES)
+    if config.versions:
+        found = versions.report(engine.__version__)
+        print(json.dumps(found, indent=1) if config.json else versions.table(found))
+        return
     shape, load, stored = _what(config)
     base = TrainConfig(
         model="", data=("",), out="", epochs=config.epochs, batch_size=config.batch_size, optimizer=config.optimizer,

@@ -210,7 +210,8 @@ class Block(nn.Module):
     def forward(self, x: Tensor, rope: Rope, attend: Attend) -> Tensor:
         """x [T, D] -> [T, D], in x's dtype."""
         if self.is_recomputed and torch.is_grad_enabled():
-            return checkpoint(self._inside, x, rope, attend, use_reentrant=False, preserve_rng_state=False)
+            y: Any = checkpoint(self._inside, x, rope, attend, use_reentrant=False, preserve_rng_state=False)
+            return y  # of any type: torch 2.11 says that it may be None
         return self._inside(x, rope, attend)
 
     def _inside(self, x: Tensor, rope: Rope, attend: Attend) -> Tensor:

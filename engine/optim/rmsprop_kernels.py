@@ -1,5 +1,5 @@
 # Triton's language is Python by its looks only: its types are not those that a checker knows.
-# pyright: basic, reportMissingImports=false, reportIndexIssue=false
+# pyright: basic, reportMissingImports=false, reportIndexIssue=false, reportArgumentType=false
 """One step of RMSprop as CUDA kernels, on whole and on split masters. Imported where there is CUDA alone: needs Triton.
 
 Multiplications and additions are contracted as torch's own kernels on CUDA do it, and nowhere else (enable_fp_fusion is

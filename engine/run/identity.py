@@ -3,12 +3,12 @@
 import hashlib
 import json
 from collections.abc import Mapping, Sequence
-from importlib import metadata
 from pathlib import Path
 from typing import Any
 
 import torch
 
+import engine
 from data.rows import Example, digest
 from engine.config import TrainConfig
 from engine.model import name_of
@@ -37,6 +37,8 @@ CONTENT = {"model", "data", "eval_data", "reference_cache"}
 """Settings that name files: what is in them has to be the same."""
 KEYS = {"disable": "without", "master_weights": "master"}
 """Settings that the file calls by the names of release 0.1, so that runs begun by it go on."""
+SAME_NUMBERS = {"0.1.0", "not installed"}
+"""What `program` says where a version began a run that computes as this one does: such runs are gone on with."""
 
 
 def identity(
@@ -65,7 +67,7 @@ def identity(
         "rows": _digest(rows),
         "held-out rows": _digest(heldout),
         "torch": torch.__version__.split("+")[0],
-        "program": _version(),
+        "program": engine.__version__,
     }
 
 
@@ -79,6 +81,8 @@ def compare(path: Path, folder: Path, found: Mapping[str, Any]) -> None:
     except (OSError, ValueError):
         raise InputError(f"{path}: damaged; start anew with another --out") from None
     now = json.loads(json.dumps(found))
+    if before.get("program") in SAME_NUMBERS:
+        before["program"] = now.get("program")
     different = [
         f"{name}: {before.get(name)} -> {now.get(name)}" for name in now | before if before.get(name) != now.get(name)
     ]
@@ -87,13 +91,6 @@ def compare(path: Path, folder: Path, found: Mapping[str, Any]) -> None:
             f"{folder}: --resume would go on with another run ({'; '.join(different)}); "
             "give what it was started with, or another --out"
         )
-
-
-def _version() -> str:
-    try:
-        return metadata.version("anchored-preference-optimization")
-    except metadata.PackageNotFoundError:
-        return "not installed"
 
 
 def _digest(rows: Sequence[Example]) -> str:

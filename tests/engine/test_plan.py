@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import subprocess
 import sys
 from dataclasses import replace
@@ -10,6 +11,7 @@ import numpy as np
 import pytest
 import torch
 
+import engine
 from data.forest import PackingOptions, pack
 from engine import inputs, plan, train
 from engine.config import TrainConfig
@@ -196,6 +198,18 @@ def test_the_command_says_what_fits_and_which_flags_to_give(capsys):
     facts = json.loads(capsys.readouterr().out)
     assert facts["chosen"]["checkpoint_bytes"] == 18 * 2 * EIGHT.n_parameters
     assert facts["layouts"][0]["fits"] and 1 < facts["chosen"]["hours"] < 3
+
+
+def test_the_command_prints_versions_and_needs_no_model_for_that(capsys):
+    plan.main(["--versions"])
+    said = capsys.readouterr().out
+    assert re.search(rf"^program +{re.escape(engine.__version__)}$", said, re.MULTILINE)
+    assert re.search(rf"^torch +{re.escape(torch.__version__)}$", said, re.MULTILINE)
+    plan.main(["--versions", "--json"])
+    assert json.loads(capsys.readouterr().out)["torch"] == torch.__version__
+    for flags in (["--shape", "tiny"], ["--gpus", "2"]):
+        with pytest.raises(InputError, match=f"--versions plans nothing: leave out {flags[0]}"):
+            plan.main(["--versions", *flags])
 
 
 def test_the_command_ends_in_2_where_nothing_fits():

@@ -5,6 +5,7 @@ import io
 import json
 import os
 import pickle
+import re
 import shutil
 import signal
 import subprocess
@@ -15,6 +16,7 @@ from pathlib import Path
 import pytest
 import torch
 
+import engine
 from engine import train
 from engine.config import TrainConfig
 from engine.distributed import stop
@@ -130,6 +132,28 @@ def test_what_was_changed_is_named_with_both_values(go):
         "step-000006",
         "step-000008",
     ]
+
+
+@pytest.mark.parametrize("program", ["0.1.0", "not installed"])
+def test_a_run_that_an_earlier_version_began_is_gone_on_with(go, program):
+    go("whole")
+    go("old", stop_after=4)
+    path = go.tmp / "old/state/identity.json"
+    begun = json.loads(path.read_text()) | {"program": program}
+    path.write_text(json.dumps(begun))
+    go("old", resume=True)
+    assert outcome(go.tmp / "whole") == outcome(go.tmp / "old")
+    assert json.loads(path.read_text())["program"] == program  # it says who began
+
+
+def test_a_run_of_a_version_that_may_compute_otherwise_is_refused(go):
+    go("run", stop_after=4)
+    path = go.tmp / "run/state/identity.json"
+    begun = json.loads(path.read_text())
+    assert begun["program"] == engine.__version__
+    path.write_text(json.dumps(begun | {"program": "9.0.0"}))
+    with pytest.raises(InputError, match=rf"program: 9\.0\.0 -> {re.escape(engine.__version__)}"):
+        go("run", resume=True)
 
 
 def test_how_masters_lie_and_what_computes_is_the_states_to_say(go, monkeypatch):
