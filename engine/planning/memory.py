@@ -48,7 +48,7 @@ class MemoryInputs:
     n_shards: int = 1
     """Ranks that share one copy of the weights."""
     is_split: bool = False
-    """Whether masters are split in halves (engine/split.py); then there is one rank."""
+    """Whether masters are split in halves (engine/optim/split_master.py); then there is one rank."""
     square_avg_bytes: int = 4
     n_states: int = 1
     """Numbers that the optimizer keeps per parameter."""
