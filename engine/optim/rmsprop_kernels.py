@@ -53,7 +53,7 @@ def _whole(master, square_avg, grad, factor, n, lr, alpha, rest, eps, BLOCK: tl.
 def _split(
     high, low, square_avg, grad, factor, n, key, lr, alpha, rest, eps, IS_ROUNDED: tl.constexpr, BLOCK: tl.constexpr
 ):
-    """Updates high (bf16, as int16), low (int16) and square_avg (float32 or bf16) in place (engine/optim/split_master.py)."""
+    """Updates high (bf16, as int16), low (int16) and square_avg (float32 or bf16) in place (split_master.py)."""
     at = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
     inside = at < n
     bits = (tl.load(high + at, inside, 0).to(tl.int32) << 16) + tl.load(low + at, inside, 0).to(tl.int32)

@@ -37,7 +37,7 @@ class Cast:
     seed: int = 0
     """Of the random numbers; a run takes the number of its step."""
     is_split: bool = False
-    """Whether the masters are split in halves (engine/optim/split_master.py): the nearest bfloat16 is then their upper half, whose
+    """Whether the masters are split in halves (engine/optim/): the nearest bfloat16 is then their upper half, whose
     ties are rounded away from zero."""
 
     def __post_init__(self) -> None:
