@@ -94,8 +94,8 @@ class LlamaConfig:
         )
         if config.n_heads % config.n_kv_heads or config.head_size % 2:
             raise InputError(
-                f"{location}: {config.n_heads} heads of size {config.head_size} with {config.n_kv_heads} kv heads; heads "
-                "have to be a multiple of kv heads, and of even size"
+                f"{location}: {config.n_heads} heads of size {config.head_size} with {config.n_kv_heads} kv heads; "
+                "heads have to be a multiple of kv heads, and of even size"
             )
         return config
 
