@@ -3,7 +3,6 @@ the reference's log-probs come from, the passes over the layers, and what is mea
 """
 
 from engine.step.heldout import HeldOut, loss_of, measure_saved
-from engine.step.hooks import NO_HOOKS, Hooks
 from engine.step.loss_inputs import LossInputs
 from engine.step.metrics import check_finite, training_metrics
 from engine.step.objective import Objective, describe_all
@@ -11,7 +10,7 @@ from engine.step.passes import forward_backward, report, score_batch, score_exam
 from engine.step.reference import Cache, ReferenceLogps, check_shared, fingerprint, modes
 from engine.step.reference_passes import fill_reference, follow_reference, release_reference
 from engine.step.steps import Batch, MicroBatch, MicroBatching, Step, Steps
-from engine.step.training import Training
+from engine.step.training import NO_HOOKS, Hooks, Training
 
 __all__ = [
     "NO_HOOKS",
