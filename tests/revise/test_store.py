@@ -76,7 +76,7 @@ def test_a_changed_answer_is_found_out(path):
 
 def test_a_second_process_is_told_who_holds_the_store(path):
     script = (
-        "import sys; from pathlib import Path; from revise.store import open_store\n"
+        "import sys; from pathlib import Path; from revise.client import open_store\n"
         "with open_store(Path(sys.argv[1])): pass"
     )
     with open_store(path):
@@ -90,7 +90,7 @@ def test_a_second_process_is_told_who_holds_the_store(path):
 
 def test_a_lock_goes_with_its_process_even_where_a_child_of_it_lives(path):
     script = (
-        "import os, signal, subprocess, sys; from pathlib import Path; from revise.store import open_store\n"
+        "import os, signal, subprocess, sys; from pathlib import Path; from revise.client import open_store\n"
         "with open_store(Path(sys.argv[1])):\n"
         "    subprocess.Popen(['sleep', '30'], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)\n"
         "    os.kill(os.getpid(), signal.SIGKILL)\n"
