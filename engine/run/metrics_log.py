@@ -48,8 +48,8 @@ class MetricsLog:
 
     def __enter__(self) -> "MetricsLog":
         if self._writes:
-            file = open(self._path, "a", encoding="utf-8")
-            self._lines: TextIO = self._stack.enter_context(file)
+            self._lines: TextIO = open(self._path, "a", encoding="utf-8")
+            self._stack.callback(self._close)
             self._board = Board(self._folder, self.n_done)
             self._stack.callback(self._board.close)
             # Rate and time left; quiet unless on a terminal.
@@ -59,6 +59,10 @@ class MetricsLog:
 
     def __exit__(self, *fault: Any) -> None:
         self._stack.__exit__(*fault)
+
+    def _close(self) -> None:
+        with naming(self._path):  # a line that could not be written is tried again
+            self._lines.close()
 
     def stop_clock(self) -> None:
         """A step's work is done: evaluation and saving do not count into its time."""
@@ -90,4 +94,5 @@ class MetricsLog:
     def sync(self) -> None:
         """Has the lines on the disk: a state's own line is there whenever the state is."""
         if self._writes:
-            os.fsync(self._lines.fileno())
+            with naming(self._path):
+                os.fsync(self._lines.fileno())

@@ -25,7 +25,7 @@ from pathlib import Path
 from engine import train
 from engine.config import TrainConfig
 from engine.run import states as checkpoint
-from engine.run.folder import RunFolder
+from engine.run.folder import cut_metrics
 from system.files import numbered
 from tests import faults
 
@@ -164,7 +164,7 @@ class Power:
         damaged = [said for p in found if (said := checkpoint.damage(p))]
         for p in reversed(found):  # the lines of an older state are fewer
             try:
-                RunFolder(self.image / "run").cut_metrics(int(p.name.removeprefix("step-")))
+                cut_metrics(self.image / "run", int(p.name.removeprefix("step-")))
             except ValueError as fault:
                 damaged.append(str(fault))
         for epoch in (self.image / "run").glob("epoch-*"):
@@ -188,8 +188,10 @@ def power(settings, folder, log):
         faults.watch(watcher.note)
         try:
             train.run(TrainConfig(**settings | {"out": str(folder / "disk/run")}))
-        except BaseException:
+        except BaseException as ending:  # the run's own, or a look's: neither is to be
             traceback.print_exc()
+            watcher.bad += 1
+            watcher.faults.insert(0, f"{type(ending).__name__}: {ending}")
         finally:
             os.write(writer, json.dumps([watcher.states, watcher.bad, watcher.faults[:3]]).encode())
             os._exit(0)

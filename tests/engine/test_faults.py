@@ -12,10 +12,12 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
 from engine.config import TrainConfig
+from engine.run.metrics_log import MetricsLog
 from engine.train import run
 from system import InputError
 from tests import faults, tiny
@@ -333,6 +335,22 @@ def test_a_clock_that_jumps_changes_no_number(folder):
         assert all(0 < row["perf/step_seconds"] < 60 for row in rows)
         found[name] = [(row["step"], row["loss"], row["grad_norm"]) for row in rows]
     assert found["plain"] == found["jumps"]
+
+
+class Batch(tuple):
+    """One example of three tokens."""
+
+    n_tokens = 3
+
+
+def test_lines_that_never_find_room_name_their_file_to_the_end(tmp_path):
+    """What could not be written is tried again when the file is closed, and that fault is the one that is told."""
+    (tmp_path / "metrics.jsonl").symlink_to("/dev/full")
+    log = MetricsLog(tmp_path, n_steps=1, per_epoch=1, n_done=0, n_tokens=0, facts={}, writes=True)
+    with pytest.raises(OSError, match=r"metrics\.jsonl") as fault, log:
+        log.stop_clock()
+        log.write(SimpleNamespace(number=1, batch=Batch("a")), {"loss": 1.0}, grad_norm=1.0)
+    assert fault.value.errno == errno.ENOSPC
 
 
 @pytest.mark.parametrize("what", ["a read-only disk", "a log that cannot be written", "a screen that is full"])
