@@ -45,3 +45,15 @@ def test_what_is_single_or_labelled_serves_its_own_form_alone():
     single, labelled = columns(1), columns().as_form("unpaired")
     assert single.as_form("single") is single and labelled.as_form("unpaired") is labelled
     assert single.as_form("pairs") is None and labelled.as_form("single") is None
+
+
+def test_a_row_that_is_silent_weighs_1_and_its_winner_always_wins():
+    """Where others of its batch speak; of all else nothing is known then, and where none speaks nothing is said."""
+    ids = np.arange(1, 9, dtype=np.int32)
+    said = [Ratings(None, 3.0, (0.7, 0.2), 4.0, 2.5, (("x", 1.0),)), Ratings()]
+    examples = [Example("f", ids, (ids, ids), None, ratings) for ratings in said]
+    zeros = torch.zeros(2, 2, dtype=torch.float64)
+    made = LossInputs.of(examples, zeros, None).numbers
+    assert {name: x.tolist() for name, x in made.items()} == {"weights": [2.5, 1.0], "probs": [[0.7, 0.2], [1.0, 0.0]]}
+    assert not LossInputs.of(examples[1:], zeros[1:], None).numbers
+    assert LossInputs.of(examples[:1], zeros[:1], None).numbers["x"].tolist() == [1.0]
