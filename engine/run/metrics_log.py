@@ -48,6 +48,8 @@ class MetricsLog:
 
     def __enter__(self) -> "MetricsLog":
         if self._writes:
+            if self.n_done:
+                self.last = json.loads(self._path.read_bytes().splitlines()[-1])
             self._lines: TextIO = open(self._path, "a", encoding="utf-8")
             self._stack.callback(self._close)
             self._board = Board(self._folder, self.n_done)
