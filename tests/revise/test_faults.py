@@ -7,6 +7,7 @@ import random
 import shutil
 import signal
 import subprocess
+import threading
 import time
 from pathlib import Path
 
@@ -121,11 +122,18 @@ def test_a_second_signal_does_not_wait(tmp_path):
 
 def test_a_second_run_on_one_store_says_who_has_it(tmp_path):
     prompts(tmp_path / "prompts.jsonl", 8)
-    with serve(lambda seen: revise(seen).after(1.5)) as server:
+    is_refused = threading.Event()
+
+    def reply(seen):
+        is_refused.wait(60)  # however long the second one takes to start
+        return revise(seen)
+
+    with serve(reply) as server:
         first = start(command("clair", tmp_path, server.base))
-        while server.n_seen < 8:
+        while server.n_seen < 1:
             time.sleep(0.01)
         second = run(command("clair", tmp_path, server.base, "--out", tmp_path / "other.jsonl"))
+        is_refused.set()
         first.communicate(timeout=30)
     assert (
         second.returncode == 2 and f"process {first.pid} on " in second.stderr and len(second.stderr.splitlines()) == 1
