@@ -1,0 +1,250 @@
+"""Optimizers with groups against the formulas, clipping over all groups, the learning rate, and states."""
+
+import math
+
+import pytest
+import torch
+from torch import nn
+
+from engine.config import OptimizerConfig
+from engine.distributed import Ranks
+from engine.optim import SplitMasterWeights, SplitRMSprop, build, clip, schedule, state_tensors
+from engine.optim.optimizers import lr_factor
+from system import InputError
+
+ALPHA, EPS = 0.99, 1e-8
+LR = 1e-3
+
+
+class Tiny(nn.Module):
+    """Three parameters: two of the run's options, one of its own."""
+
+    def __init__(self, dtype=torch.float32, seed=0):
+        super().__init__()
+        generator = torch.Generator().manual_seed(seed)
+        for name, shape in (("body", (4, 3)), ("norm", (5,)), ("head", (2, 3))):
+            self.register_parameter(name, nn.Parameter(torch.randn(shape, generator=generator).to(dtype)))
+
+
+def gradients(model, n, seed=1):
+    """n times a gradient of each parameter, in bf16's values, so that every dtype holds them."""
+    generator = torch.Generator().manual_seed(seed)
+    return [
+        {name: torch.randn(p.shape, generator=generator).bfloat16().float() for name, p in model.named_parameters()}
+        for _ in range(n)
+    ]
+
+
+def give(model, gradient):
+    for name, p in model.named_parameters():
+        p.grad = gradient[name].to(p.dtype).clone()
+
+
+def rmsprop(w, grads, rates):
+    """v <- alpha v + (1 - alpha) g^2; w <- w - lr g / (sqrt(v) + eps), in float64."""
+    w, v = w.double(), torch.zeros_like(w, dtype=torch.float64)
+    for g, lr in zip(grads, rates, strict=True):
+        v = ALPHA * v + (1 - ALPHA) * g.double() ** 2
+        w = w - lr * g.double() / (v.sqrt() + EPS)
+    return w
+
+
+def adamw(w, grads, rates, decay):
+    """Loshchilov and Hutter, arXiv 1711.05101: w <- (1 - lr decay) w - lr m_hat / (sqrt(v_hat) + eps), in float64."""
+    w = w.double()
+    m, v = torch.zeros_like(w), torch.zeros_like(w)
+    for t, (g, lr) in enumerate(zip(grads, rates, strict=True), start=1):
+        m, v = 0.9 * m + 0.1 * g.double(), 0.999 * v + 0.001 * g.double() ** 2
+        w = (1 - lr * decay) * w
+        w = w - lr * (m / (1 - 0.9**t)) / ((v / (1 - 0.999**t)).sqrt() + EPS)
+    return w
+
+
+def of_head(name):
+    return {"lr": 5 * LR} if name == "head" else {}
+
+
+def of_norm(name):
+    return {"lr": 5 * LR, "weight_decay": 0.0} if name == "norm" else {"weight_decay": 0.25}
+
+
+def close(found, expected):
+    torch.testing.assert_close(found.double(), expected, rtol=0, atol=2e-6)  # float32 numbers of size 1, ten updates
+
+
+# --- every optimizer honours a group -------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("options", [None, of_head])
+def test_rmsprop_is_its_formula_with_each_groups_rate(options):
+    model = Tiny()
+    start = {name: p.detach().clone() for name, p in model.named_parameters()}
+    optimizer = build(model.named_parameters(), OptimizerConfig(lr=LR), options=options)
+    grads = gradients(model, 10)
+    for gradient in grads:
+        give(model, gradient)
+        optimizer.step()
+    for name, p in model.named_parameters():
+        rate = LR if options is None else of_head(name).get("lr", LR)
+        close(p, rmsprop(start[name], [g[name] for g in grads], [rate] * 10))
+
+
+@pytest.mark.parametrize("in_backward", [False, True])
+def test_split_masters_are_stepped_with_each_groups_rate(in_backward):
+    model = Tiny(torch.bfloat16)
+    masters = SplitMasterWeights(model)
+    start = {name: p.detach().float() for name, p in model.named_parameters()}
+    config = OptimizerConfig(lr=LR, max_grad_norm=0.0 if in_backward else 1.0)
+    optimizer = build(model.named_parameters(), config, masters, options=of_head)
+    assert isinstance(optimizer, SplitRMSprop) and len(optimizer.param_groups) == 2
+    grads = gradients(model, 10)
+    for gradient in grads:
+        if in_backward:
+            sum((p * gradient[name].to(p.dtype)).sum() for name, p in model.named_parameters()).backward()
+            assert all(p.grad is None for p in model.parameters())  # taken already
+        else:
+            give(model, gradient)
+        optimizer.step()
+    for name, p in model.named_parameters():
+        rate = of_head(name).get("lr", LR)
+        close(masters.full_tensor(p), rmsprop(start[name], [g[name] for g in grads], [rate] * 10))
+
+
+@pytest.mark.parametrize("options", [None, of_norm])
+def test_adamw_is_its_formula_with_each_groups_rate_and_decay(options):
+    model = Tiny()
+    start = {name: p.detach().clone() for name, p in model.named_parameters()}
+    optimizer = build(model.named_parameters(), OptimizerConfig(name="adamw", lr=LR), options=options)
+    grads = gradients(model, 10)
+    for gradient in grads:
+        give(model, gradient)
+        optimizer.step()
+    for name, p in model.named_parameters():
+        own = {} if options is None else options(name)
+        expected = adamw(start[name], [g[name] for g in grads], [own.get("lr", LR)] * 10, own.get("weight_decay", 0.0))
+        close(p, expected)
+
+
+def test_a_group_whose_rate_is_0_stands_still():
+    model = Tiny()
+    head = model.head.detach().clone()
+    optimizer = build(
+        model.named_parameters(), OptimizerConfig(lr=LR), options=lambda n: {"lr": 0.0} if n == "head" else {}
+    )
+    give(model, gradients(model, 1)[0])
+    before = model.body.detach().clone()
+    optimizer.step()
+    assert torch.equal(model.head, head) and not torch.equal(model.body, before)
+
+
+@pytest.mark.parametrize("is_split", [False, True])
+def test_what_rmsprop_has_not_is_refused(is_split):
+    model = Tiny(torch.bfloat16)
+    masters = SplitMasterWeights(model) if is_split else None
+    with pytest.raises(InputError, match=r"weight_decay = 0\.25, and rmsprop has none"):
+        build(model.named_parameters(), OptimizerConfig(), masters, options=of_norm)
+
+
+# --- the learning rate ---------------------------------------------------------------------------------------------
+
+
+def test_the_rate_rises_over_the_warm_up_and_falls_linearly_to_one_last_share():
+    assert [lr_factor(done, n_steps=4, warmup=0) for done in range(5)] == [1.0, 0.75, 0.5, 0.25, 0.0]
+    found = [lr_factor(done, n_steps=7, warmup=3) for done in range(8)]
+    assert found == [1 / 4, 2 / 4, 3 / 4, 1.0, 0.75, 0.5, 0.25, 0.0]
+    assert [lr_factor(done, n_steps=2, warmup=2) for done in range(3)] == pytest.approx([1 / 3, 2 / 3, 0.0])
+
+
+def test_every_groups_rate_goes_up_and_down_with_the_runs():
+    model = Tiny()
+    optimizer = build(model.named_parameters(), OptimizerConfig(lr=LR), options=of_head)
+    rates = schedule(optimizer, 5, 1)
+    found = []
+    for _ in range(5):
+        found.append([one["lr"] for one in optimizer.param_groups])
+        give(model, gradients(model, 1)[0])
+        optimizer.step()
+        rates.step()
+    factors = [1 / 2, 1.0, 0.75, 0.5, 0.25]
+    assert [rate for row in found for rate in row] == pytest.approx([x * f for f in factors for x in (LR, 5 * LR)])
+
+
+# --- clipping ------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", ["rmsprop", "adamw", "split"])
+@pytest.mark.parametrize("max_norm", [0.5, 1e6, 0.0])
+def test_the_norm_is_that_of_all_groups_and_scales_each(name, max_norm):
+    """An update of RMSProp's first step does not know its gradient's size: the second moment does."""
+    is_split = name == "split"
+    model = Tiny(torch.bfloat16 if is_split else torch.float32)
+    masters = SplitMasterWeights(model) if is_split else None
+    config = OptimizerConfig(name="adamw" if name == "adamw" else "rmsprop", lr=LR)
+    optimizer = build(model.named_parameters(), config, masters, options=of_head)
+    (gradient,) = gradients(model, 1)
+    give(model, gradient)
+    norm = math.sqrt(sum((g.double() ** 2).sum().item() for g in gradient.values()))
+    assert clip(optimizer, Ranks(splits_masters=is_split), max_norm) == pytest.approx(norm, rel=1e-6)
+    optimizer.step()
+    factor = min(1.0, max_norm / (norm + 1e-6)) if max_norm else 1.0
+    assert factor < 1 or max_norm != 0.5
+    kind, share = ("exp_avg_sq", 1e-3) if name == "adamw" else ("square_avg", 1 - ALPHA)
+    for p, g in zip(model.parameters(), gradient.values(), strict=True):
+        expected = share * (factor * g.double()) ** 2
+        torch.testing.assert_close(optimizer.state[p][kind].double(), expected, rtol=2e-6, atol=0)
+
+
+@pytest.mark.parametrize("is_split", [False, True])
+def test_a_norm_that_is_not_finite_scales_nothing(is_split):
+    model = Tiny(torch.bfloat16 if is_split else torch.float32)
+    optimizer = build(model.named_parameters(), OptimizerConfig(), SplitMasterWeights(model) if is_split else None)
+    give(model, gradients(model, 1)[0])
+    model.head.grad[0, 0] = torch.inf
+    body = model.body.grad.clone()
+    assert clip(optimizer, Ranks(splits_masters=is_split), 1.0) == math.inf
+    assert torch.equal(model.body.grad, body) and getattr(optimizer, "factor", None) is None
+
+
+# --- states --------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("name", "kinds"),
+    [
+        ("rmsprop", {"step", "square_avg"}),
+        ("adamw", {"step", "exp_avg", "exp_avg_sq"}),
+        ("split", {"step", "square_avg", "low"}),
+    ],
+)
+def test_a_state_names_every_tensor_of_every_group_and_is_written_through(name, kinds):
+    """Before the first step as after it: what a run goes on from is read into these very tensors."""
+
+    def made():
+        model = Tiny(torch.bfloat16 if name == "split" else torch.float32)
+        config = OptimizerConfig(name="adamw" if name == "adamw" else "rmsprop", lr=LR)
+        return model, build(
+            model.named_parameters(), config, SplitMasterWeights(model) if name == "split" else None, options=of_head
+        )
+
+    (model, optimizer), (again, resumed) = made(), made()
+    grads = gradients(model, 4)
+    for gradient in grads[:2]:
+        give(model, gradient)
+        optimizer.step()
+    kept = state_tensors(optimizer, model.named_parameters())
+    into = state_tensors(resumed, again.named_parameters())
+    assert set(kept) == set(into) == {f"{p}.{kind}" for p in ("body", "norm", "head") for kind in kinds}
+    assert all(not x.any() for x in into.values())
+    with torch.no_grad():
+        for key, value in kept.items():
+            assert into[key].shape == value.shape and into[key].dtype == value.dtype
+            into[key].copy_(value)
+        for p, q in zip(again.parameters(), model.parameters(), strict=True):
+            p.copy_(q)
+    for gradient in grads[2:]:
+        for one, steps in ((model, optimizer), (again, resumed)):
+            give(one, gradient)
+            steps.step()
+    assert all(torch.equal(p, q) for p, q in zip(model.parameters(), again.parameters(), strict=True))
+    ends = [state_tensors(o, m.named_parameters()) for o, m in ((optimizer, model), (resumed, again))]
+    assert all(torch.equal(ends[0][key], ends[1][key]) for key in ends[0]) and ends[0]["head.step"] == 4
