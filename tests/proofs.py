@@ -112,6 +112,12 @@ def watched(config: TrainConfig) -> tuple[list[dict[str, float]], Watch]:
     return lines(train.run(config, watch.hooks).out), watch
 
 
+def n_ranks_of(out: Path) -> int:
+    """How many processes wrote a run's newest state."""
+    newest = max((out / "state").glob("step-*/run.json"))
+    return json.loads(newest.read_text())["ranks"]
+
+
 def counted(monkeypatch: pytest.MonkeyPatch, owner: Any, name: str) -> list[tuple[Any, ...]]:
     """A list that gets the arguments of every call, from now on, of a function of a module or a class."""
     plain: Callable[..., Any] = getattr(owner, name)
