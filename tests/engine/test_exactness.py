@@ -15,7 +15,7 @@ from engine.distributed import Ranks
 from engine.inputs import TrainingInputs
 from engine.model import FusedForward, attention
 from engine.score import score_under
-from engine.step import Batch, MicroBatching, steps
+from engine.step import Batch, MicroBatching, fingerprint, steps
 from tests import tiny
 from tests.proofs import counted, watched
 from tests.rows import id_rows
@@ -130,6 +130,33 @@ def test_weights_that_are_given_back_and_gathered_again_change_no_bit(tmp_path, 
         n_gathered.append(sum(gathered))
     assert n_gathered[1] >= n_gathered[0] + 2 * 2 * 2  # two steps; a model's blocks but the last; two models
     assert found[0] == found[1]
+
+
+def test_held_out_rows_are_the_policys_though_the_reference_is_still_there(tmp_path):
+    model = tiny.write_model(tmp_path / "model", vocab_size=101)
+    rows = tiny.write_rows(tmp_path / "rows.jsonl", id_rows(12))
+    found, walks = [], []
+    for name, disable in (("gone", ()), ("there", ("reference-cache",))):
+        settings = {"batch_size": 4, "epochs": 2, "lr": 1e-3, "eval_pairs": 4, "reference": "fused", "disable": disable}
+        config = TrainConfig(model=str(model), data=(str(rows),), out=str(tmp_path / name), **settings)
+        lines, watch = watched(config)
+        found.append(lines[-1]["eval_rewards/margins"])
+        walks.append(max(one.step for one in watch.of_reference))
+    assert walks == [2, 4] and abs(found[0]) > 1e-3
+    assert found[0] == pytest.approx(found[1], abs=1e-5)
+
+
+def test_a_table_is_of_its_weights_configuration_rows_and_dtype(tmp_path):
+    folder = tiny.write_model(tmp_path / "model", vocab_size=101)
+    examples, config = tiny.random_examples([(2, 3, 4)]), folder / "config.json"
+    made = [fingerprint(folder, examples, torch.float32), fingerprint(folder, examples, torch.bfloat16)]
+    made.append(fingerprint(folder, tiny.random_examples([(2, 3, 4)], seed=1), torch.float32))
+    text = config.read_text()
+    config.write_text(text.replace('"rope_theta": 500000.0', '"rope_theta": 500001.0'))
+    assert config.read_text() != text
+    made.append(fingerprint(folder, examples, torch.float32))
+    config.write_text(text)
+    assert fingerprint(folder, examples, torch.float32) == made[0] and len(set(made)) == 4
 
 
 PAGES = """

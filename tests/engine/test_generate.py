@@ -18,16 +18,37 @@ from transformers import AutoModelForCausalLM
 
 from engine import weights
 from engine.generate import Answerer, Partial, Sampling, generate, main
+from engine.sampling import decoding
 from engine.sampling.decoding import Answer, Running, Slots
 from engine.sampling.sampling import choose, noise_size
 from revise.loopback import Reply, serve
 from system.errors import InputError
 from tests import tiny
+from tests.proofs import counted
+
+ATTENTION = "scaled_dot_product_attention"
 
 
 def prompts(n=9, seed=0):
     rng = np.random.default_rng(seed)
     return [rng.integers(0, 101, rng.integers(1, 20)).tolist() for _ in range(n)]
+
+
+def test_neighbours_of_about_one_length_share_a_call(monkeypatch):
+    """And those of very unequal ones do not, whose padding would cost more than the call."""
+    model, calls = tiny.random_llama(max_position_embeddings=2048), counted(monkeypatch, decoding, ATTENTION)
+    for lengths, n_calls in (([9, 8, 7], 1), ([1200, 8, 7], 2)):
+        slots, n_layers = Slots(model, 3, 1300), model.config.n_layers
+        for i, n in enumerate(lengths):
+            slots.add(Running(Answer(i, 0), [1] * n, np.random.default_rng(i)))
+        with torch.no_grad():
+            while any(len(r.todo) > 1 for r in slots.running):
+                due, _ = slots.step(10**6)
+            for running in due:
+                running.todo = [1]
+            calls.clear()
+            slots.step(10**6)
+        assert len(calls) == n_calls * n_layers
 
 
 def turns(monkeypatch):

@@ -23,7 +23,7 @@ from engine.distributed import stop
 from engine.distributed.ranks import Ranks
 from engine.inputs import TrainingInputs
 from engine.run import states as checkpoint
-from engine.step import reference_passes
+from engine.step import Hooks, reference_passes
 from losses import registry
 from system import InputError, RunError
 from system.errors import Stopped
@@ -91,6 +91,19 @@ def test_a_state_between_two_epochs_is_enough(go):
     go("killed", resume=True)
     assert go.watch.steps == [5, 6, 7, 8, 9]
     assert outcome(go.tmp / "whole") == outcome(go.tmp / "killed")
+
+
+def test_random_numbers_go_on_where_they_were(go):
+    """Nothing of ours draws from torch's generator while it trains; an objective from outside may."""
+    drawn = {}
+    settings = {"model": str(go.model), "data": (str(go.rows),), "batch_size": 8, "epochs": 3, "resume": True}
+    for seed, name, changes in ((1, "whole", {}), (1, "parts", {"stop_after": 4}), (2, "parts", {})):
+        hooks = Hooks(
+            begin=lambda _, seed=seed: torch.manual_seed(seed),
+            after_step=lambda _, step: drawn.setdefault(step.number, []).append(torch.rand(()).item()),
+        )
+        train.run(TrainConfig(**settings, out=str(go.tmp / name), **changes), hooks)
+    assert list(drawn) == list(range(1, 10)) and all(a == b for a, b in drawn.values())
 
 
 def test_a_finished_run_says_so_and_a_fresh_one_begins(go, capsys):

@@ -99,6 +99,7 @@ def test_micro_batches_change_nothing(job, loss):
     assert min(job.watch.per_step()) > 1
     walks_twice = Objective(loss).whole_step
     assert len(job.watch.passes) == (1 + walks_twice) * len(job.watch.trained)
+    assert len(job.watch.of_reference) in (0, len(job.watch.trained))  # once, though the policy walks twice
     assert_same(whole, split)
     assert len(whole) == 3 or len(whole) == 6  # unpaired rows are twice as many
     assert whole[0]["loss"] != whole[-1]["loss"] and whole[0]["grad_norm"] > 0
@@ -141,18 +142,22 @@ def test_two_ranks_equal_one(tmp_path, shape):
         "moving": {"loss": "dpo", "reference_update": "soft", "reference_update_steps": 2, "epochs": 2},
         "stages": {"loss": "dpo", "stages": 2},
         "outside": {"loss": f"{tmp_path}/lead.py:lead_by"},
-        "in order": {"loss": "apo_zero", "disable": ["balance"]},
-        "even": {"loss": "apo_zero"},
+        "in order": {"loss": "apo_zero", "disable": ["balance"], "micro_tokens": 1},
+        "even": {"loss": "apo_zero", "micro_tokens": 1},
     }
     (tmp_path / "jobs.json").write_text(json.dumps({name: plain | job for name, job in jobs.items()}))
     script = tmp_path / "every.py"
     script.write_text(
-        "import json, os, sys\nfrom pathlib import Path\nfrom engine import train\n"
-        "from engine.config import TrainConfig\nfrom tests.proofs import Watch\n"
+        "import json, os, sys\nfrom pathlib import Path\nimport pytest\nfrom engine import train\n"
+        "from engine.config import TrainConfig\nfrom tests.proofs import Watch, counted\n"
+        "from torch.distributed.fsdp._fully_shard import _fsdp_param_group as units\n"
+        "reduced = counted(pytest.MonkeyPatch(), units, 'foreach_reduce')\n"
         "for name, job in json.load(open(sys.argv[1])).items():\n"
         "    watch, out = Watch(), f'{sys.argv[2]}/{name}'\n"
+        "    reduced.clear()\n"
         "    train.run(TrainConfig(**job | {'data': tuple(job['data']), 'out': out}), watch.hooks)\n"
         "    watch.write(Path(f'{out}.did/{os.environ.get(\"RANK\", 0)}.json'))\n"
+        "    Path(f'{out}.reduced').write_text(str(len(reduced)))\n"
     )
     env = tiny.environment()
     for n in (1, 2):
@@ -161,6 +166,8 @@ def test_two_ranks_equal_one(tmp_path, shape):
         command = [*(launch if n > 1 else [sys.executable]), *arguments]
         done = subprocess.run(command, capture_output=True, text=True, env=env, timeout=400, check=False)
         assert done.returncode == 0, done.stderr[-3000:]
+    n_units, even = (4 if shape == "llama3.2" else 5), Watch.read(tmp_path / "on2/even.did/0.json")
+    assert len(even.trained) > len(even.steps) == int((tmp_path / "on2/even.reduced").read_text()) / n_units
     even, in_order = (Watch.read(tmp_path / "on2" / f"{name}.did/0.json") for name in ("even", "in order"))
     assert [one.n_tokens for one in even.trained] != [one.n_tokens for one in in_order.trained]
     for name in jobs:
