@@ -82,6 +82,10 @@ def test_a_budget_is_used_to_its_last_token():
     assert plan.split_micro([0, 1, 2, 3], [4, 6, 11, 1], 10) == [[0, 1], [2], [3]]
 
 
+def test_none_is_left_over_small():
+    assert plan.split_micro(range(10), [1] * 10, 9) == [[0, 1, 2, 3, 4], [5, 6, 7, 8, 9]]
+
+
 def test_no_places_make_no_micro_batch():
     assert plan.split_micro([], [1, 2], 10) == []
 

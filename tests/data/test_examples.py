@@ -5,6 +5,7 @@ import json
 import numpy as np
 import pytest
 
+from data.rows import examples
 from data.rows.dataset import Rows
 from data.rows.examples import CHUNK, Example, Limits, encode, in_form
 from data.rows.records import Ratings, Record
@@ -70,11 +71,17 @@ def test_rows_keep_their_order_location_and_label_across_chunks(chat):
     records = [
         Record(f"rows.jsonl:{i}", "unpaired", (Message("user", f"{i}"),), (f"{i} one",), i % 3 == 0) for i in range(n)
     ]
+    assert [len(chunk) for chunk in examples._chunks(records)] == [CHUNK, 3]
     made = encoded(records, chat)
     assert [e.location for e in made.examples] == [r.location for r in records]
     assert [e.label for e in made.examples] == [r.label for r in records]
     for i in (0, CHUNK - 1, CHUNK, n - 1):
         assert chat.tokenizer.decode(made.examples[i].responses[0]) == f"{i} one"
+
+
+def test_a_chunk_of_long_rows_ends_sooner():
+    long = Record("rows.jsonl:1", "unpaired", (Message("user", "q"),), ("x" * (examples.CHUNK_LETTERS // 2),), True)
+    assert [len(chunk) for chunk in examples._chunks([long] * 5)] == [2, 2, 1]
 
 
 @pytest.mark.parametrize("keep", ["end", "start"])

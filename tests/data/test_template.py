@@ -1,5 +1,6 @@
 """Chat templates are programs of strangers: what they may do, and how soon they are stopped."""
 
+import subprocess
 import time
 from pathlib import Path
 
@@ -7,6 +8,7 @@ import pytest
 
 from data.text.template import CPU_SECONDS, Template
 from system import InputError
+from tests.proofs import counted
 
 HEAD = "{% for m in messages %}{{ m.role }}: {{ m.content }}\n{% endfor %}"
 GENTLE = HEAD + "{% if add_generation_prompt %}assistant:{% endif %}"
@@ -19,6 +21,15 @@ def template(source, **names):
 
 def test_a_plain_template_is_rendered():
     assert template(GENTLE).render(USER, add_generation_prompt=True) == "user: q\nassistant:"
+
+
+def test_a_template_is_tried_out_once_and_another_one_again(monkeypatch):
+    tried = counted(monkeypatch, subprocess, "run")
+    for source in (GENTLE + "{# once #}", GENTLE + "{# once #}", GENTLE + "{# twice #}"):
+        template(source)
+    assert len(tried) == 2
+    template(GENTLE + "{# once #}", bos_token="<s>")  # what it is given is part of what is tried
+    assert len(tried) == 3
 
 
 HOSTILE = {  # each stopped the interpreter, or filled the machine, in an unlimited process

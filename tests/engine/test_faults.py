@@ -244,6 +244,7 @@ def test_torchrun_goes_on_by_itself(folder):
         done = subprocess.run([*command, *program, *flags, "--out", str(folder / name)], cwd=ROOT, env=env,
                               capture_output=True, text=True, timeout=300, check=False)  # fmt: skip
         assert done.returncode == 0, done.stderr[-3000:]
+        assert ("goes on after step 4" in done.stderr) == bool(more)
     assert outcome(folder / "run") == outcome(folder / "whole")
 
 

@@ -21,6 +21,7 @@ from engine.step import Batch, LossInputs, Objective
 from losses import registry
 from system import InputError
 from tests import tiny
+from tests.proofs import n_ranks_of
 
 OBJECTIVES = '''
 from torch import Tensor
@@ -191,7 +192,7 @@ def test_two_ranks_meet_the_same_numbers(run, mine, tmp_path, loss):
     data = tiny.write_rows(tmp_path / "pairs.jsonl", rows(name="gap"))
     one = run(loss, data, columns="lead=gap")
     flags = ["--model", run.model, "--data", data, "--loss", f"{mine}:{loss}", "--columns", "lead=gap"]
-    flags += ["--out", tmp_path / "two", "--lr", "1e-3", "--batch-size", "4", "--epochs", "1"]
+    flags += ["--out", tmp_path / "two", "--lr", "1e-3", "--batch-size", "4", "--epochs", "1", "--state-every", "1"]
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
     done = subprocess.run(
         [*command, "-m", "engine.train", *map(str, flags)],
@@ -199,7 +200,7 @@ def test_two_ranks_meet_the_same_numbers(run, mine, tmp_path, loss):
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
     two = [json.loads(line) for line in (tmp_path / "two/metrics.jsonl").read_text().splitlines()]
-    assert len(one) == len(two) == 3
+    assert len(one) == len(two) == 3 and n_ranks_of(tmp_path / "two") == 2
     assert [x["loss"] for x in two] == pytest.approx([x["loss"] for x in one], abs=1e-5)
 
 

@@ -18,11 +18,15 @@ from transformers import AutoModelForCausalLM
 
 from engine import weights
 from engine.generate import Answerer, Partial, Sampling, generate, main
+from engine.sampling import decoding
 from engine.sampling.decoding import Answer, Running, Slots
 from engine.sampling.sampling import choose, noise_size
 from revise.loopback import Reply, serve
 from system.errors import InputError
 from tests import tiny
+from tests.proofs import counted
+
+ATTENTION = "scaled_dot_product_attention"
 
 
 def prompts(n=9, seed=0):
@@ -30,15 +34,48 @@ def prompts(n=9, seed=0):
     return [rng.integers(0, 101, rng.integers(1, 20)).tolist() for _ in range(n)]
 
 
+def test_neighbours_of_about_one_length_share_a_call(monkeypatch):
+    """And those of very unequal ones do not, whose padding would cost more than the call."""
+    model, calls = tiny.random_llama(max_position_embeddings=2048), counted(monkeypatch, decoding, ATTENTION)
+    for lengths, n_calls in (([9, 8, 7], 1), ([1200, 8, 7], 2)):
+        slots, n_layers = Slots(model, 3, 1300), model.config.n_layers
+        for i, n in enumerate(lengths):
+            slots.add(Running(Answer(i, 0), [1] * n, np.random.default_rng(i)))
+        with torch.no_grad():
+            while any(len(r.todo) > 1 for r in slots.running):
+                due, _ = slots.step(10**6)
+            for running in due:
+                running.todo = [1]
+            calls.clear()
+            slots.step(10**6)
+        assert len(calls) == n_calls * n_layers
+
+
+def turns(monkeypatch):
+    """A list that gets, for every pass from now on, how many tokens each slot in use runs."""
+    plain, found = Slots._next_pieces, []
+
+    def noted(self, prefill_tokens):
+        pieces, tokens = plain(self, prefill_tokens)
+        found.append([p.end - p.start for p in pieces])
+        return pieces, tokens
+
+    monkeypatch.setattr(Slots, "_next_pieces", noted)
+    return found
+
+
 @pytest.mark.parametrize("batch_size", [1, 4, 9])
 @pytest.mark.parametrize("shape", tiny.SHAPES)
-def test_greedy_answers_equal_those_of_transformers(shape, batch_size, tmp_path):
+def test_greedy_answers_equal_those_of_transformers(shape, batch_size, tmp_path, monkeypatch):
     model = tiny.random_llama(shape)
     weights.save(model, tmp_path / "m")
     peer = AutoModelForCausalLM.from_pretrained(tmp_path / "m").eval()
     stop = 7
     sampling = Sampling(temperature=0, max_new_tokens=24, batch_size=batch_size, prefill_tokens=7)
+    seen = turns(monkeypatch)
     ours = generate(model, prompts(), sampling, [stop])
+    assert min(batch_size, 8) <= max(map(len, seen)) <= batch_size and max(map(sum, seen)) <= 7 + batch_size
+    assert max(n for turn in seen for n in turn) == 7 < max(map(len, prompts()))  # in pieces
     n_stopped = 0
     for prompt, answer in zip(prompts(), ours, strict=True):
         ids = torch.tensor([prompt])
@@ -58,10 +95,14 @@ def test_greedy_answers_equal_those_of_transformers(shape, batch_size, tmp_path)
 
 
 @pytest.mark.parametrize("batch_size", [1, 3, 64])
-def test_a_sample_does_not_depend_on_what_it_is_batched_with(batch_size):
+def test_a_sample_does_not_depend_on_what_it_is_batched_with(batch_size, monkeypatch):
     model = tiny.random_llama(std=0.1)
+    seen = turns(monkeypatch)
     alone = [generate(model, [p], Sampling(n=1, max_new_tokens=12, seed=5), [7])[0].ids for p in prompts()[:1]]
+    assert max(map(len, seen)) == 1
+    seen.clear()
     together = generate(model, prompts(), Sampling(n=3, max_new_tokens=12, seed=5, batch_size=batch_size), [7])
+    assert max(map(len, seen)) == min(batch_size, 9 * 3)
     assert [(a.prompt, a.sample) for a in together] == [(p, s) for p in range(9) for s in range(3)]
     assert together[0].ids == alone[0]
     assert together[0].ids != together[1].ids
@@ -74,7 +115,8 @@ def test_a_sample_does_not_depend_on_what_it_is_batched_with(batch_size):
 
 
 @pytest.mark.parametrize("prefill_tokens", [1, 5, 1024])
-def test_logits_with_the_cache_equal_those_of_a_pass_without(prefill_tokens, tmp_path):
+def test_logits_with_the_cache_equal_those_of_a_pass_without(prefill_tokens, tmp_path, monkeypatch):
+    seen = turns(monkeypatch)
     model = tiny.random_llama("llama3.1")
     weights.save(model, tmp_path / "m")
     peer = AutoModelForCausalLM.from_pretrained(tmp_path / "m").eval()
@@ -96,22 +138,18 @@ def test_logits_with_the_cache_equal_those_of_a_pass_without(prefill_tokens, tmp
             if rng.random() < 0.2:
                 slots.remove(running)
         slots.close_ranks()
-    assert n_compared > 30
+    assert n_compared > 30 and 3 < max(map(len, seen)) <= 6
+    longest = max(n for turn in seen for n in turn)
+    assert longest == min(prefill_tokens, max(map(len, prompts(30))))
 
 
 def test_samples_of_a_prompt_read_it_once(monkeypatch):
-    n_run = []
-    step = Slots._next_pieces
-
-    def counted(self, prefill_tokens):
-        pieces, tokens = step(self, prefill_tokens)
-        n_run.append(len(tokens))
-        return pieces, tokens
-
-    monkeypatch.setattr(Slots, "_next_pieces", counted)
+    seen = turns(monkeypatch)
     model, prompt = tiny.random_llama(std=0.1), list(range(50))
     answers = generate(model, [prompt], Sampling(n=8, max_new_tokens=2, seed=1), [])
-    assert sum(n_run) == 50 + 7 + 8  # the prompt, its last token for each other sample, the first token of each
+    assert (
+        sum(map(sum, seen)) == 50 + 7 + 8
+    )  # the prompt, its last token for each other sample, the first token of each
     alone = [
         generate(model, [prompt], Sampling(n=s + 1, batch_size=1, max_new_tokens=2, seed=1), [])[s] for s in (0, 7)
     ]
@@ -339,13 +377,16 @@ def test_what_else_a_server_backend_lacks_is_no_fault_of_the_installation(tmp_pa
         here("llama", rows, tmp_path / "a.jsonl", "--endpoint", "http://127.0.0.1:9")
 
 
-def test_the_command_writes_answers_in_the_order_of_the_prompts(tmp_path):
+def test_the_command_writes_answers_in_the_order_of_the_prompts(tmp_path, monkeypatch):
     texts = ["some words to merge and to answer with", "hello world"] * 20
     model = tiny.write_model(tmp_path / "m", texts)
     rows = tiny.write_rows(tmp_path / "p.jsonl", [{"prompt": f"hello {i}"} for i in range(5)])
     flags = ["--model", str(model), "--prompts", str(rows), "--n", "2", "--max-new-tokens", "5", "--batch-size", "3"]
+    seen = turns(monkeypatch)
     main([*flags, "--out", str(tmp_path / "a.jsonl")])
+    assert max(map(len, seen)) == 3
     main([*flags, "--out", str(tmp_path / "b.jsonl"), "--batch-size", "10"])
+    assert max(map(len, seen)) > 3
     lines = [json.loads(line) for line in (tmp_path / "a.jsonl").read_text().splitlines()]
     assert [(r["prompt"][0]["content"], r["sample"]) for r in lines] == [
         (f"hello {i}", s) for i in range(5) for s in (0, 1)

@@ -23,25 +23,27 @@ from engine.distributed import stop
 from engine.distributed.ranks import Ranks
 from engine.inputs import TrainingInputs
 from engine.run import states as checkpoint
-from engine.step import reference_passes
+from engine.step import Hooks, reference_passes
 from losses import registry
 from system import InputError, RunError
 from system.errors import Stopped
 from tests import tiny
 from tests.engine.kills import outcome
 from tests.metrics import lines
+from tests.proofs import Watch
 from tests.rows import id_rows
 
 
 @pytest.fixture
 def go(tmp_path):
-    """A function that runs a training of 3 epochs of 3 steps in a folder by name."""
+    """A function that runs a training of 3 epochs of 3 steps in a folder by name; what it did is in its `watch`."""
     model = tiny.write_model(tmp_path / "model", vocab_size=101)
     rows = tiny.write_rows(tmp_path / "rows.jsonl", id_rows(22))
 
     def run(name, **changes):
         settings = {"model": str(model), "data": str(rows), "lr": 1e-4, "batch_size": 8, "epochs": 3}
-        return train.run(TrainConfig(**(settings | {"out": str(tmp_path / name)} | changes)))
+        run.watch = Watch()
+        return train.run(TrainConfig(**(settings | {"out": str(tmp_path / name)} | changes)), run.watch.hooks)
 
     run.tmp, run.model, run.rows = tmp_path, model, rows
     return run
@@ -66,7 +68,9 @@ def test_a_run_that_stops_after_every_step_is_the_same_run(go, kind):
     n, inside = (9, ".") if kind != "stages" else (4, "stage-02")
     for step in range(1, n + 1):
         result = go("stopped", **JOBS[kind], resume=True, stop_after=step)
+        assert kind == "stages" or go.watch.steps == [step]
     result = go("stopped", **JOBS[kind], resume=True)
+    assert not go.watch.steps
     assert result.metrics["step"] == len(lines(go.tmp / "whole" / inside))
     for folder in {".", inside} if kind != "stages" else {"stage-01", "stage-02"}:
         assert outcome(go.tmp / "whole" / folder) == outcome(go.tmp / "stopped" / folder)
@@ -85,7 +89,21 @@ def test_a_state_between_two_epochs_is_enough(go):
     with open(go.tmp / "killed/metrics.jsonl", "a") as file:
         file.write('{"step": 6, "lo')  # torn
     go("killed", resume=True)
+    assert go.watch.steps == [5, 6, 7, 8, 9]
     assert outcome(go.tmp / "whole") == outcome(go.tmp / "killed")
+
+
+def test_random_numbers_go_on_where_they_were(go):
+    """Nothing of ours draws from torch's generator while it trains; an objective from outside may."""
+    drawn = {}
+    settings = {"model": str(go.model), "data": (str(go.rows),), "batch_size": 8, "epochs": 3, "resume": True}
+    for seed, name, changes in ((1, "whole", {}), (1, "parts", {"stop_after": 4}), (2, "parts", {})):
+        hooks = Hooks(
+            begin=lambda _, seed=seed: torch.manual_seed(seed),
+            after_step=lambda _, step: drawn.setdefault(step.number, []).append(torch.rand(()).item()),
+        )
+        train.run(TrainConfig(**settings, out=str(go.tmp / name), **changes), hooks)
+    assert list(drawn) == list(range(1, 10)) and all(a == b for a, b in drawn.values())
 
 
 def test_a_finished_run_says_so_and_a_fresh_one_begins(go, capsys):
@@ -142,6 +160,7 @@ def test_a_run_that_an_earlier_version_began_is_gone_on_with(go, program):
     begun = json.loads(path.read_text()) | {"program": program}
     path.write_text(json.dumps(begun))
     go("old", resume=True)
+    assert go.watch.steps == [5, 6, 7, 8, 9]
     assert outcome(go.tmp / "whole") == outcome(go.tmp / "old")
     assert json.loads(path.read_text())["program"] == program  # it says who began
 
@@ -171,6 +190,7 @@ def test_how_masters_lie_and_what_computes_is_the_states_to_say(go, monkeypatch)
         with pytest.raises(InputError, match=r"master: split -> whole|dtype: bfloat16 -> float32"):
             go("run", loss="dpo", resume=True, **changes)
     go("run", loss="dpo", resume=True, dtype="bfloat16")
+    assert go.watch.steps == [6, 7, 8, 9]
     assert outcome(go.tmp / "whole") == outcome(go.tmp / "run")
 
 
@@ -205,6 +225,7 @@ def test_a_damaged_state_is_found_and_the_one_before_it_used(go, capsys):
     go("run", resume=True)
     said = capsys.readouterr().err
     assert ".metadata: missing; set aside as step-000006.damaged" in said and "goes on after step 4" in said
+    assert go.watch.steps == [5, 6, 7, 8, 9]
     assert outcome(go.tmp / "whole") == outcome(go.tmp / "run")
     for kept in (go.tmp / "kept/state").glob("step-*"):
         (kept / "run.json").unlink()
@@ -290,6 +311,7 @@ def test_a_signal_saves_the_step_and_leaves(go, monkeypatch, number):
     assert signal.getsignal(signal.SIGINT) is before  # given back
     monkeypatch.undo()
     go("run", resume=True)
+    assert go.watch.steps == [6, 7, 8, 9]
     assert outcome(go.tmp / "whole") == outcome(go.tmp / "run")
 
 
@@ -428,7 +450,8 @@ def test_other_numbers_of_ranks_go_on_with_it(go):
     settings = {"model": str(go.model), "data": [str(go.rows)], "lr": 1e-4, "batch_size": 6, "epochs": 3}
     settings |= {"out": str(go.tmp / "moved"), "resume": True}
     for ranks, stop_after in ((4, 3), (2, 6), (1, 7), (4, None)):
-        on_ranks(go.tmp, ranks, [settings | {"stop_after": stop_after}])
+        ((first, *_),) = on_ranks(go.tmp, ranks, [settings | {"stop_after": stop_after}])
+        assert first.mesh == ([ranks] if ranks > 1 else []) and first.steps[-1] == (stop_after or 12)
     whole, moved = lines(go.tmp / "whole"), lines(go.tmp / "moved")
     assert [x["step"] for x in moved] == [*range(1, 13)]
     for a, b in zip(whole, moved, strict=True):
@@ -442,7 +465,9 @@ def test_two_ranks_go_on_bit_for_bit(go):
     moving = {"loss": "dpo", "reference_update": "hard", "reference_update_steps": 3}
     whole += [w | moving | {"out": w["out"] + "-moving"} for w in whole]
     parts += [p | moving | {"out": p["out"] + "-moving"} for p in parts]
-    on_ranks(go.tmp, 2, whole + parts)
+    did = on_ranks(go.tmp, 2, whole + parts)
+    assert all(each.mesh == [2] for ranks in did for each in ranks)
+    assert [ranks[1].steps for ranks in did[2:7]] == [[1], [2, 3, 4, 5], [6], [7, 8, 9], [10, 11, 12]]
     assert outcome(go.tmp / "whole") == outcome(go.tmp / "parts")
     assert outcome(go.tmp / "whole-moving") == outcome(go.tmp / "parts-moving")
 
@@ -452,14 +477,18 @@ def on_ranks(folder, n, jobs):
     (folder / "jobs.json").write_text(json.dumps(jobs))
     script = folder / "jobs.py"
     script.write_text(
-        "import json, sys\nfrom engine import train\nfrom engine.config import TrainConfig\n"
-        "for job in json.load(open(sys.argv[1])):\n    train.run(TrainConfig(**job | {'data': tuple(job['data'])}))\n"
+        "import json, os, sys\nfrom pathlib import Path\nfrom engine import train\n"
+        "from engine.config import TrainConfig\nfrom tests.proofs import Watch\n"
+        "for i, job in enumerate(json.load(open(sys.argv[1]))):\n    watch = Watch()\n"
+        "    train.run(TrainConfig(**job | {'data': tuple(job['data'])}), watch.hooks)\n"
+        "    watch.write(Path(f'{sys.argv[1]}.did/{i}-{os.environ.get(\"RANK\", 0)}'))\n"
     )
     launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", str(n)]
     env = tiny.environment()
     command = [*(launch if n > 1 else [sys.executable]), str(script), str(folder / "jobs.json")]
     done = subprocess.run(command, capture_output=True, text=True, env=env, timeout=300, check=False)
     assert done.returncode == 0, done.stderr[-3000:]
+    return [[Watch.read(folder / f"jobs.json.did/{i}-{rank}") for rank in range(n)] for i in range(len(jobs))]
 
 
 def test_saving_does_not_hold_up_a_step(go, monkeypatch):
@@ -490,7 +519,8 @@ def test_copies_of_shards_equal_one_process(go):
     jobs = [plain | {"out": str(go.tmp / f"by{size}"), "shard_size": size} for size in (1, 2, 4)]
     jobs += [plain | {"out": str(go.tmp / "parts"), "shard_size": s, "resume": True, "stop_after": n}
              for s, n in ((2, 2), (4, 4), (2, None))]  # fmt: skip
-    on_ranks(go.tmp, 4, jobs)
+    did = on_ranks(go.tmp, 4, jobs)
+    assert [ranks[0].mesh for ranks in did] == [[4, 1], [2, 2], [4], [2, 2], [4], [2, 2]]
     one = lines(go.tmp / "one")
     for name in ("by1", "by2", "by4", "parts"):
         other = lines(go.tmp / name)
@@ -518,6 +548,7 @@ def test_a_rank_that_is_out_of_memory_says_what_to_lower(go, monkeypatch):
     monkeypatch.undo()
     go("whole")
     go("run", resume=True)
+    assert go.watch.steps == [3, 4, 5, 6, 7, 8, 9]
     assert outcome(go.tmp / "whole") == outcome(go.tmp / "run")
 
 

@@ -14,6 +14,7 @@ from engine.weights.rounding import Cast
 from system import InputError
 from tests import tiny
 from tests.metrics import lines
+from tests.proofs import n_ranks_of
 from tests.rows import id_rows
 
 SETTINGS = {"loss": "dpo", "lr": 3e-5, "batch_size": 4, "epochs": 2, "micro_tokens": 1024}
@@ -210,6 +211,7 @@ def test_two_ranks_measure_what_one_does(case):
     for name, more in (("narrow", ["--save-dtype", "bfloat16"]), ("whole", ["--save-dtype", "float32"])):
         ended = on_ranks(2, "engine.train", [*asked, *more, "--out", str(case.out / name)])
         assert ended.returncode == 0, ended.stderr
+        assert n_ranks_of(case.out / name) == 2
         runs[name] = lines(case.out / name)
     for a, b in zip(runs["narrow"], runs["whole"], strict=True):
         assert all(a[name] == b[name] for name in b if not name.startswith("perf/"))
@@ -278,6 +280,7 @@ def test_every_form_of_rows_is_measured(case, loss, eval_pairs):
 def test_two_ranks_write_the_same_stochastic_folder_as_one(case):
     """Random numbers are of places in whole tensors; engine.convert draws the same, given the step as its seed."""
     flags = ["--lr", "1e-9", "--batch-size", "4", "--epochs", "1", "--loss", "dpo"]  # weights that stay the same bits
+    flags += ["--state-every", "1"]
     base = case.out / "float32"
     weights.save(tiny.random_llama(vocab_size=101, seed=3), base)
     folders = []
@@ -286,6 +289,7 @@ def test_two_ranks_write_the_same_stochastic_folder_as_one(case):
         asked = [*map(str, ("--model", base, "--data", case.rows, "--out", out)), *flags]
         ended = on_ranks(n, "engine.train", [*asked, "--save-dtype", "bfloat16", "--save-rounding", "stochastic"])
         assert ended.returncode == 0, ended.stderr
+        assert n_ranks_of(out) == n
         folders.append(out / "epoch-01")
     whole = case.out / "whole"
     ended = on_ranks(1, "engine.train", [*map(str, ("--model", base, "--data", case.rows, "--out", whole)), *flags])

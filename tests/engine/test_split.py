@@ -8,9 +8,11 @@ import torch
 from engine import weights
 from engine.optim import split_master as split
 from engine.optim.split_master import SplitMasterWeights, SplitRMSprop
-from engine.train import TrainConfig, run
+from engine.step import NO_HOOKS
+from engine.train import Hooks, TrainConfig, run
 from system import RunError
 from tests import tiny
+from tests.proofs import Watch, counted
 from tests.rows import id_rows
 
 # every exponent, both signs, the middles between two bf16 numbers, zeros
@@ -36,11 +38,13 @@ def test_the_high_half_is_the_nearest_bf16_and_half_goes_away_from_zero():
     assert differs.float().mean() < 1e-4
 
 
+@pytest.mark.parametrize("chunk", [split.CHUNK, 500])
 @pytest.mark.parametrize("clips", [False, True])
 @pytest.mark.parametrize("in_backward", [False, True])
-def test_twenty_steps_are_those_of_rmsprop_on_float32_masters(clips, in_backward):
+def test_twenty_steps_are_those_of_rmsprop_on_float32_masters(clips, in_backward, chunk, monkeypatch):
     if clips and in_backward:
         pytest.skip("the norm is known too late")
+    monkeypatch.setattr(split, "CHUNK", chunk)
     model = tiny.random_llama(std=0.02).bfloat16()
     masters = SplitMasterWeights(model)
     plain = {}
@@ -50,6 +54,7 @@ def test_twenty_steps_are_those_of_rmsprop_on_float32_masters(clips, in_backward
             rows = 0.02 * torch.randn(p.shape, generator=generator)
             masters.copy_into(p, rows)
             plain[name] = torch.nn.Parameter(rows.clone())
+    assert any(p.numel() > chunk for p in model.parameters()) == (chunk == 500)
     ours = SplitRMSprop(masters, lr=3e-5, square_avg=torch.float32)
     if in_backward:
         ours.step_in_backward()
@@ -61,6 +66,7 @@ def test_twenty_steps_are_those_of_rmsprop_on_float32_masters(clips, in_backward
             p.grad = g.float()
         norm = torch.nn.utils.get_total_norm([p.grad for p in plain.values()])
         loss.backward()
+        assert all((p.grad is None) == in_backward for p in model.parameters())
         torch.testing.assert_close(ours.grad_norm(), norm, rtol=1e-6, atol=0)
         if clips:
             ours.factor = torch.tensor([0.5])
@@ -86,13 +92,13 @@ def test_stochastic_rounding_has_no_bias_and_depends_on_the_key():
     assert abs(together - 1 / 64) < 5 * (1 / 64 / 2**19) ** 0.5
 
 
-def trained(tmp_path, name, **changes):
+def trained(tmp_path, name, watch=NO_HOOKS, **changes):
     model, rows = tmp_path / "model", tmp_path / "rows.jsonl"
     if not model.exists():
         tiny.write_model(model, std=0.05)
         tiny.write_rows(rows, id_rows(22))
     settings = {"epochs": 2, "batch_size": 4, "lr": 1e-4, "master_weights": "split", "max_prompt_tokens": 64} | changes
-    result = run(TrainConfig(model=str(model), data=(str(rows),), out=str(tmp_path / name), **settings))
+    result = run(TrainConfig(model=str(model), data=(str(rows),), out=str(tmp_path / name), **settings), watch)
     lines = [json.loads(line) for line in (tmp_path / name / "metrics.jsonl").read_text().splitlines()]
     return result, lines
 
@@ -109,7 +115,9 @@ def trained(tmp_path, name, **changes):
 def test_a_run_stopped_and_gone_on_with_ends_at_the_same_bits(tmp_path, settings):
     whole, lines = trained(tmp_path, "whole", **settings)
     trained(tmp_path, "parts", stop_after=3, **settings)
-    parts, again = trained(tmp_path, "parts", resume=True, **settings)
+    watch = Watch()
+    parts, again = trained(tmp_path, "parts", watch.hooks, resume=True, **settings)
+    assert watch.steps[0] == 4 and len(watch.steps) == len(lines) - 3
     assert [line["loss"] for line in again] == [line["loss"] for line in lines]
     a, b = (weights.load(r.checkpoints[-1]) for r in (whole, parts))
     for p, q in zip(a.parameters(), b.parameters(), strict=True):
@@ -130,6 +138,18 @@ def test_an_optimizer_inside_the_backward_pass_takes_one_step_a_step(tmp_path, m
     assert len(n_updates) == result.n_steps * n_parameters
 
 
+def test_stepping_inside_the_backward_pass_changes_no_bit(tmp_path, monkeypatch):
+    taken = counted(monkeypatch, SplitRMSprop, "_take")
+    inside, lines = trained(tmp_path, "inside", max_grad_norm=0.0)
+    n_taken = len(taken)
+    after, others = trained(tmp_path, "after", max_grad_norm=1e9)  # beyond any gradient's norm
+    n_parameters = len(list(weights.load(after.checkpoints[-1]).parameters()))
+    assert (n_taken, len(taken)) == (inside.n_steps * n_parameters, n_taken)
+    assert [line["loss"] for line in lines] == [line["loss"] for line in others]
+    a, b = (weights.load(r.checkpoints[-1]) for r in (inside, after))
+    assert all(torch.equal(p, q) for p, q in zip(a.parameters(), b.parameters(), strict=True))
+
+
 def test_a_gradient_that_is_not_finite_is_not_said_to_have_left_the_weights(tmp_path, monkeypatch):
     monkeypatch.setattr(split, "_norm", lambda gradients: torch.tensor(torch.inf))
     with pytest.raises(RunError, match="not finite; the weights in memory are lost; states and checkpoints are whole"):
@@ -145,8 +165,10 @@ def test_a_float32_checkpoint_is_read_and_written_with_every_bit(tmp_path):
 
 def test_split_masters_move_as_sharded_ones_do(tmp_path):
     """Both compute in bf16 with a float32 master: the gradients differ by how they are added up."""
-    _, lines = trained(tmp_path, "split")
-    _, others = trained(tmp_path, "whole", master_weights="float32", dtype="bfloat16")
+    made, begin = [], Hooks(begin=lambda training: made.append(training.masters is not None))
+    _, lines = trained(tmp_path, "split", begin)
+    _, others = trained(tmp_path, "whole", begin, master_weights="float32", dtype="bfloat16")
+    assert made == [True, False]
     for a, b in zip(lines, others, strict=True):
         assert a["loss"] == pytest.approx(b["loss"], abs=2e-3)
         assert a["grad_norm"] == pytest.approx(b["grad_norm"], rel=0.05)

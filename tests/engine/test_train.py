@@ -17,13 +17,16 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 import losses
 from engine import score, train, weights
+from engine.config import host
 from engine.config.train_config import Technique, TrainConfig
-from engine.model import attention, head
+from engine.model import attention, head, llama
+from engine.step import Objective
 from losses import registry
 from system import InputError, RunError
 from tests import tiny
 from tests.engine.padded import padded_logps
 from tests.metrics import lines
+from tests.proofs import Watch, counted, watched
 from tests.rows import id_rows
 
 REAL = Path(__file__).parents[3] / "shared/data/alpaca_pairs.jsonl"
@@ -31,7 +34,10 @@ REAL = Path(__file__).parents[3] / "shared/data/alpaca_pairs.jsonl"
 
 @pytest.fixture
 def job(tmp_path):
-    """A function that runs a training with defaults of its own, and gives its lines of metrics."""
+    """A function that runs a training with defaults of its own, and gives its lines of metrics.
+
+    What the last run did is in its `watch`.
+    """
     model = tiny.write_model(tmp_path / "model", vocab_size=101)
     rows = tiny.write_rows(tmp_path / "rows.jsonl", id_rows(22))
     count = iter(range(100))
@@ -47,7 +53,8 @@ def job(tmp_path):
             "epochs": 2,
             "keep_checkpoints": 1,
         }
-        result = train.run(TrainConfig(**(settings | changes)))
+        go.watch = Watch()
+        result = train.run(TrainConfig(**(settings | changes)), go.watch.hooks)
         return result, lines(result.out)
 
     go.model, go.rows, go.tmp = model, rows, tmp_path
@@ -87,7 +94,12 @@ def test_micro_batches_change_nothing(job, loss):
     # DPOP's slope jumps by a factor of 51 where x_w passes 0, and there every run begins.
     hyperparameters = {"dpop.lam": "1"} if loss == "dpop" else {}
     _, whole = job(loss=loss, epochs=1, hyperparameters=hyperparameters)
+    assert set(job.watch.per_step()) == {1}
     _, split = job(loss=loss, epochs=1, micro_tokens=30, hyperparameters=hyperparameters)
+    assert min(job.watch.per_step()) > 1
+    walks_twice = Objective(loss).whole_step
+    assert len(job.watch.passes) == (1 + walks_twice) * len(job.watch.trained)
+    assert len(job.watch.of_reference) in (0, len(job.watch.trained))  # once, though the policy walks twice
     assert_same(whole, split)
     assert len(whole) == 3 or len(whole) == 6  # unpaired rows are twice as many
     assert whole[0]["loss"] != whole[-1]["loss"] and whole[0]["grad_norm"] > 0
@@ -130,13 +142,22 @@ def test_two_ranks_equal_one(tmp_path, shape):
         "moving": {"loss": "dpo", "reference_update": "soft", "reference_update_steps": 2, "epochs": 2},
         "stages": {"loss": "dpo", "stages": 2},
         "outside": {"loss": f"{tmp_path}/lead.py:lead_by"},
+        "in order": {"loss": "apo_zero", "disable": ["balance"], "micro_tokens": 1},
+        "even": {"loss": "apo_zero", "micro_tokens": 1},
     }
     (tmp_path / "jobs.json").write_text(json.dumps({name: plain | job for name, job in jobs.items()}))
     script = tmp_path / "every.py"
     script.write_text(
-        "import json, sys\nfrom engine import train\nfrom engine.config import TrainConfig\n"
+        "import json, os, sys\nfrom pathlib import Path\nimport pytest\nfrom engine import train\n"
+        "from engine.config import TrainConfig\nfrom tests.proofs import Watch, counted\n"
+        "from torch.distributed.fsdp._fully_shard import _fsdp_param_group as units\n"
+        "reduced = counted(pytest.MonkeyPatch(), units, 'foreach_reduce')\n"
         "for name, job in json.load(open(sys.argv[1])).items():\n"
-        "    train.run(TrainConfig(**job | {'data': tuple(job['data']), 'out': f'{sys.argv[2]}/{name}'}))\n"
+        "    watch, out = Watch(), f'{sys.argv[2]}/{name}'\n"
+        "    reduced.clear()\n"
+        "    train.run(TrainConfig(**job | {'data': tuple(job['data']), 'out': out}), watch.hooks)\n"
+        "    watch.write(Path(f'{out}.did/{os.environ.get(\"RANK\", 0)}.json'))\n"
+        "    Path(f'{out}.reduced').write_text(str(len(reduced)))\n"
     )
     env = tiny.environment()
     for n in (1, 2):
@@ -145,9 +166,17 @@ def test_two_ranks_equal_one(tmp_path, shape):
         command = [*(launch if n > 1 else [sys.executable]), *arguments]
         done = subprocess.run(command, capture_output=True, text=True, env=env, timeout=400, check=False)
         assert done.returncode == 0, done.stderr[-3000:]
+    n_units, even = (4 if shape == "llama3.2" else 5), Watch.read(tmp_path / "on2/even.did/0.json")
+    assert len(even.trained) > len(even.steps) == int((tmp_path / "on2/even.reduced").read_text()) / n_units
+    even, in_order = (Watch.read(tmp_path / "on2" / f"{name}.did/0.json") for name in ("even", "in order"))
+    assert [one.n_tokens for one in even.trained] != [one.n_tokens for one in in_order.trained]
     for name in jobs:
         inside = "stage-02" if name == "stages" else "."
         one, two = (tmp_path / f"on{n}" / name / inside for n in (1, 2))
+        alone, *both = (Watch.read(tmp_path / f"on{n}" / f"{name}.did/{r}.json") for n, r in ((1, 0), (2, 0), (2, 1)))
+        shares = [sum(one.n_sequences for one in each.trained) for each in both]
+        assert sum(shares) == sum(one.n_sequences for one in alone.trained) and min(shares) > 0, name
+        assert len(both[0].passes) == len(both[1].passes) and alone.mesh == [] and both[0].mesh == [2]
         assert_same(lines(one), lines(two))
         assert abs(lines(one)[-1]["eval_logps/chosen"] - lines(two)[-1]["eval_logps/chosen"]) < 1e-3 or name == "npo"
         a, b = (weights.load(max(folder.glob("epoch-*"))) for folder in (one, two))
@@ -166,8 +195,11 @@ def test_rewards_start_at_exactly_0_and_move(job, mode):
 
 def test_where_the_reference_comes_from_changes_nothing(job):
     first, fused = job(reference="fused")
+    assert [one.step for one in job.watch.of_reference] == [1, 2, 3] and not job.watch.before
     _, precomputed = job(reference="precompute")
+    assert len(job.watch.before) == 3 and not job.watch.of_reference
     _, cached = job(reference_cache=str(first.out / "reference.safetensors"))
+    assert not job.watch.before and not job.watch.of_reference
     assert_same(fused, precomputed)
     assert_same(fused, cached)
     assert [p.name for p in sorted(first.out.glob("epoch-*"))] == ["epoch-02"]  # --keep-checkpoints 1
@@ -188,10 +220,11 @@ def test_a_cache_of_other_rows_or_weights_is_computed_anew_and_said(job):
     for change in ({"data": str(other)}, {"max_response_tokens": 5}, {"model": str(job.tmp / "changed")}):
         copy = str(shutil.copy(cache, job.tmp / "copy.safetensors"))
         again, there = job(reference_cache=copy, **change)
+        assert len(job.watch.of_reference) == 3
         assert said_of_cache(again) == f"{copy} is of other weights, rows, limits or dtype: computed anew"
         assert_same(there, job(**change)[1])
         taken, once_more = job(reference_cache=copy, **change)  # it was put in the place of what did not fit
-        assert said_of_cache(taken) == f"taken from {copy}"
+        assert said_of_cache(taken) == f"taken from {copy}" and not job.watch.of_reference
         assert_same(there, once_more)
 
 
@@ -203,15 +236,17 @@ def test_a_damaged_cache_is_never_used(job, damage):
     content[-3] ^= 1
     path.write_bytes(content if damage == "a bit" else content[:-9] if damage == "cut" else b"")
     again, there = job(reference_cache=str(path))
-    assert "computed anew" in said_of_cache(again)
+    assert "computed anew" in said_of_cache(again) and len(job.watch.of_reference) == 3
     assert_same(found, there)
 
 
 def test_a_folder_of_caches_serves_every_objective_of_a_sweep(job):
     shared = job.tmp / "shared"
-    results = {
-        loss: job(loss=loss, reference_cache=str(shared)) for loss in ("dpo", "apo_zero", "apo_down", "kto_pair")
-    }
+    results, n_walked = {}, []
+    for loss in ("dpo", "apo_zero", "apo_down", "kto_pair"):
+        results[loss] = job(loss=loss, reference_cache=str(shared))
+        n_walked.append(len(job.watch.of_reference))
+    assert n_walked == [3, 0, 0, 0]
     (table,) = shared.iterdir()  # computed once
     said = [said_of_cache(result) for result, _ in results.values()]
     assert said == ["computed in this run"] + [f"taken from {table}"] * 3
@@ -272,60 +307,134 @@ def test_a_table_that_was_computed_before_step_1_is_not_computed_twice(job, monk
         with pytest.raises(RunError, match="no more"):
             job(reference="precompute", out=str(job.tmp / "fallen"))
     again, found = job(reference="precompute", out=str(job.tmp / "fallen"), resume=True)
+    assert not job.watch.before and job.watch.steps == [1, 2, 3, 4, 5, 6]
     assert said_of_cache(again) == f"taken from {again.out / 'reference.safetensors'}"
     assert_same(there, found)
 
 
-EXACT = {  # every setting that claims to change the speed only
-    "prompts once per response": {"without": ("prompt-sharing",)},
-    "padded": {"without": ("packing",)},
-    "every row through the head": {"without": ("response-rows",)},
-    "reference walked in every epoch": {"without": ("reference-cache",), "reference": "fused"},
-    "in order": {"without": ("balance",)},
-    "logits made again": {"without": ("kept-logits",)},
-    "fresh pages": {"without": ("used-pages",)},
-    "all of it": {"without": typing.get_args(Technique), "reference": "fused"},
-    "one example at a time": {"micro_tokens": 1},
-    "all examples at once": {"micro_tokens": 10**6},
-    "reference before the first step": {"reference": "precompute"},
+class Done(typing.NamedTuple):
+    """A run of `exact_run`: its metrics, its passes, and calls by the function's name."""
+
+    lines: list
+    watch: Watch
+    calls: dict
+
+
+COUNTED = ((attention, "dense"), (attention, "by_document"), (attention, "_sdpa"), (head, "_spread"),
+           (head, "wide_logits"), (llama.Block, "_inside"), (host, "keep_pages"))  # fmt: skip
+
+
+def n_walks(done):
+    """Passes over a model's layers: a reference that walks along takes one of its own."""
+    return len(done.watch.passes) + len(done.watch.of_reference)
+
+
+# Every setting that claims to change the speed only, and what shows that it was in force. On one process "balance" does
+# nothing: see test_two_ranks_equal_one.
+EXACT = {
+    "prompts once per response": ({"without": ("prompt-sharing",)}, lambda a, b: a.watch.n_tokens < b.watch.n_tokens),
+    "padded": (
+        {"without": ("packing",), "micro_tokens": 200},
+        lambda a, b: a.watch.n_tokens < b.watch.n_tokens and a.watch.n_rows == b.watch.n_rows,
+    ),
+    "every row through the head": (
+        {"without": ("response-rows",)},
+        # the last token of a prompt predicts twice
+        lambda a, b: a.watch.n_rows < a.watch.n_tokens == b.watch.n_tokens == b.watch.n_rows - 2 * 22,
+    ),
+    "reference walked in every epoch": (
+        {"without": ("reference-cache",), "reference": "fused"},
+        lambda a, b: (
+            {one.step for one in a.watch.of_reference} == {1, 2, 3} and len(b.watch.of_reference) == len(b.watch.passes)
+        ),
+    ),
+    "logits made again": (
+        {"without": ("kept-logits",)},
+        lambda a, b: (
+            a.calls["wide_logits"] == n_walks(a) and b.calls["wide_logits"] == n_walks(b) + len(b.watch.trained)
+        ),
+    ),
+    "fresh pages": (
+        {"without": ("used-pages",)},
+        lambda a, b: (a.calls["keep_pages"], b.calls["keep_pages"]) == (1, 0),
+    ),
+    "all of it": (
+        {"without": typing.get_args(Technique), "reference": "fused"},
+        lambda a, b: a.watch.n_tokens < b.watch.n_tokens == b.watch.n_rows and b.calls["keep_pages"] == 0,
+    ),
+    "one example at a time": ({"micro_tokens": 1}, lambda a, b: b.watch.per_step() == [8, 8, 6] * 2),
+    "all examples at once": (
+        {"micro_tokens": 10**6},
+        lambda a, b: min(a.watch.per_step()) > 1 and b.watch.per_step() == [1] * 6,
+    ),
+    "reference before the first step": (
+        {"reference": "precompute"},
+        lambda a, b: not a.watch.before and b.watch.before and not b.watch.of_reference,
+    ),
+    "blocks computed again": (
+        {"recompute_blocks": 2},
+        lambda a, b: (
+            a.calls["_inside"] == 3 * n_walks(a) and b.calls["_inside"] == 3 * n_walks(b) + 2 * len(b.watch.trained)
+        ),
+    ),
 }
 
 
 @pytest.fixture(scope="module")
-def plain_lines(tmp_path_factory):
-    """Metrics of the run that the settings of EXACT have to repeat."""
+def plain(tmp_path_factory):
+    """The run that the settings of EXACT have to repeat."""
     return exact_run(tmp_path_factory.mktemp("exact"), {})
 
 
 def exact_run(folder, changes):
+    """Of 6 steps, in passes of a few examples each."""
     model = tiny.write_model(folder / "model", vocab_size=101)
     rows = tiny.write_rows(folder / "rows.jsonl", id_rows(22))
     settings = {"model": str(model), "data": str(rows), "out": str(folder / "run"), "batch_size": 8, "epochs": 2}
-    train.run(TrainConfig(**settings, lr=1e-4, loss="apo_zero", **changes))
-    return lines(folder / "run")
+    settings |= {"micro_tokens": 60, "lr": 1e-4, "loss": "apo_zero"} | changes
+    with pytest.MonkeyPatch.context() as patched:
+        calls = {name: counted(patched, owner, name) for owner, name in COUNTED}
+        found, watch = watched(TrainConfig(**settings))
+    return Done(found, watch, {name: len(of) for name, of in calls.items()})
 
 
-@pytest.mark.parametrize("changes", EXACT.values(), ids=EXACT)
-def test_a_setting_that_claims_to_be_exact_changes_no_loss(plain_lines, tmp_path, changes):
-    assert_same(plain_lines, exact_run(tmp_path, changes))
+@pytest.mark.parametrize(("changes", "differs"), EXACT.values(), ids=EXACT)
+def test_a_setting_that_claims_to_be_exact_changes_no_loss(plain, tmp_path, changes, differs):
+    there = exact_run(tmp_path, changes)
+    assert differs(plain, there), (plain.calls, there.calls)
+    assert_same(plain.lines, there.lines)
 
 
-@pytest.mark.parametrize("path", ["dense", "by_document"])
-def test_either_attention_changes_no_loss(plain_lines, tmp_path, monkeypatch, path):
-    monkeypatch.setattr(attention, "for_forest", lambda forest, dtype: getattr(attention, path)(forest))
-    assert_same(plain_lines, exact_run(tmp_path, {}))
+@pytest.mark.parametrize("path", ["one example at a time", "by document"])
+def test_either_attention_changes_no_loss(plain, tmp_path, monkeypatch, path):
+    dense, by_document = attention.dense, attention.by_document
+    paths = {"one example at a time": lambda forest: dense(forest, run_tokens=1), "by document": by_document}
+    monkeypatch.setattr(attention, "for_forest", lambda forest, dtype: paths[path](forest))
+    there = exact_run(tmp_path, {})
+    assert plain.calls["dense"] == len(plain.watch.passes) and plain.calls["by_document"] == 0
+    assert plain.calls["_sdpa"] == 3 * n_walks(plain) < there.calls["_sdpa"]  # 3 layers
+    assert_same(plain.lines, there.lines)
 
 
-@pytest.mark.parametrize("chunk_bytes", [1, 4 * 101 * 7])
-def test_a_head_in_small_chunks_changes_no_loss(plain_lines, tmp_path, monkeypatch, chunk_bytes):
-    monkeypatch.setitem(head.CHUNK_BYTES, "cpu", chunk_bytes)
-    assert_same(plain_lines, exact_run(tmp_path, {}))
+@pytest.mark.parametrize("chunk_rows", [1, 7])
+def test_a_head_in_small_chunks_changes_no_loss(plain, tmp_path, monkeypatch, chunk_rows):
+    monkeypatch.setitem(head.CHUNK_BYTES, "cpu", 4 * 101 * chunk_rows)
+    there = exact_run(tmp_path, {})
+    walked = sum(-(-one.n_rows // chunk_rows) * (1 + one.walks_reference) for one in there.watch.passes)
+    again = sum(-(-one.n_rows // chunk_rows) for one in there.watch.trained if one.n_rows > chunk_rows)
+    assert plain.calls["_spread"] == n_walks(plain) and there.calls["_spread"] == walked + again
+    assert_same(plain.lines, there.lines)
 
 
 @pytest.mark.slow
 @pytest.mark.filterwarnings("ignore")  # of the compiler's own
-def test_compiled_parts_change_no_loss(plain_lines, tmp_path):
-    assert_same(plain_lines, exact_run(tmp_path, {"compile": "yes"}))
+def test_compiled_parts_change_no_loss(plain, tmp_path):
+    from torch._dynamo.utils import counters  # brings the compiler, for the slow tests alone
+
+    before = counters["stats"]["unique_graphs"]
+    there = exact_run(tmp_path, {"compile": "yes"})
+    assert counters["stats"]["unique_graphs"] > before
+    assert_same(plain.lines, there.lines)
 
 
 def test_what_cannot_be_kept_cannot_be_precomputed(job):
@@ -495,7 +604,9 @@ def test_several_completions_to_a_prompt_train_together(job):
     data = str(tiny.write_rows(job.tmp / "ranked.jsonl", ranked_rows(13)))
     for loss in ("infonca", "nca_ranked", "exo_ranked", "dro_ranked"):
         _, found = job(loss=loss, data=data, micro_tokens=40)
+        assert min(job.watch.per_step()) > 1
         _, whole = job(loss=loss, data=data)
+        assert max(job.watch.per_step()) == 1
         assert_same(found, whole)
         assert found[0]["rewards/chosen"] == 0.0 and found[-1]["rewards/margins"] > 0
     _, found = job(loss="apo_zero", data=data)  # the best against the worst
