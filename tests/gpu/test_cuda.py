@@ -124,13 +124,16 @@ def test_the_split_kernel_is_rmsprop_on_float32_masters_bit_for_bit(factor):
             assert different == 0, (step, len(p), different, (masters.full_tensor(p) - q).abs().max())
 
 
+@pytest.mark.parametrize("rates", [(2e-5,), (2e-5, 3e-4)], ids=["one group", "two groups"])
 @pytest.mark.parametrize("max_norm", [0.0, 1e-3, 1e9])
-def test_the_whole_kernel_clipped_is_torchs_rmsprop_bit_for_bit(max_norm):
+def test_the_whole_kernel_clipped_is_torchs_rmsprop_bit_for_bit(max_norm, rates):
     generator = torch.Generator("cuda").manual_seed(0)
     rows = [0.02 * torch.randn(n, 3, device="cuda", generator=generator) for n in (0, 1, 1365, 4096, 33_335)]
     ours, theirs = ([torch.nn.Parameter(values.clone()) for values in rows] for _ in range(2))
-    optimizer = FusedRMSprop(ours, lr=2e-5)
-    peer = torch.optim.RMSprop(theirs, lr=2e-5, alpha=0.99, eps=1e-8, foreach=True)
+    n = len(rates)
+    grouped = [[{"params": each[i::n], "lr": rate} for i, rate in enumerate(rates)] for each in (ours, theirs)]
+    optimizer = FusedRMSprop(grouped[0], lr=2e-5)
+    peer = torch.optim.RMSprop(grouped[1], lr=2e-5, alpha=0.99, eps=1e-8, foreach=True)
     ranks = Ranks.join()
     for step in range(20):
         for p, q in zip(ours, theirs, strict=True):
