@@ -68,8 +68,9 @@ class Aliases:
         made: dict[str, Any] = {}
         for name, value in given.items():
             known, value = self.known(name), self.value(name, value)
-            if made.setdefault(known, value) != value:
+            if known in made and made[known] != value:
                 raise InputError(f"--{typed_name(name)} and --{typed_name(known)}: two names of one setting; keep one")
+            made[known] = value
         return made
 
     def known(self, name: str) -> str:

@@ -7,6 +7,7 @@ import sys
 from pathlib import Path
 
 import torch
+from torch.distributed.tensor.debug import CommDebugMode
 
 from data.forest import pack
 from engine.distributed import Ranks
@@ -40,7 +41,7 @@ def speak(ranks, out):
                 refuse()
         return "both"
 
-    return {
+    found = {
         "max": [ranks.all_reduce_max(x) for x in (r, -r - 1.5, 2.0**52 + r)],
         "sum": ranks.all_reduce_sum(torch.tensor([[1.0 + r, 10.0]], dtype=torch.float64)),
         "broadcast": ranks.broadcast({"from": r, "said": ["a", None]}),
@@ -50,8 +51,9 @@ def speak(ranks, out):
         "together": {who: refused(lambda who=who: together(*who)) for who in ((), (0,), (1,), (0, 1))},
         "sees": ranks.all_see(out),
         "sees its own": ranks.all_see(out / f"own-{r}"),
-        "left": [path.name for path in out.rglob(".seen*")],
     }
+    ranks.wait()  # the first rank has removed its marks
+    return found | {"left": [path.name for path in out.rglob(".seen*")]}
 
 
 def share(ranks):
@@ -70,7 +72,10 @@ def share(ranks):
     for n_passes in (1, 2):
         for k in range(n_passes):
             ranks.set_gradient_sync(model, k == n_passes - 1)
-            model(own, with_reference=True)[0].sum().backward()
+            total = model(own, with_reference=True)[0].sum()
+            with CommDebugMode() as watched:
+                total.backward()
+            found[f"collectives of pass {k + 1} of {n_passes}"] = watched.get_total_counts()
             found[f"sharded after pass {k + 1} of {n_passes}"] = is_sharded(policy)
         found[f"gradient of {n_passes}"] = {n: ranks.full_tensor(p.grad) for n, p in policy.named_parameters()}
         found[f"norm of {n_passes}"] = ranks.grad_norm(policy.parameters())

@@ -123,6 +123,8 @@ def test_the_last_pass_of_a_step_alone_sums_and_gives_its_weights_back(two):
     for found in (x["shards"] for x in two):
         assert found["sharded after pass 1 of 1"] and found["sharded after pass 2 of 2"]
         assert not found["sharded after pass 1 of 2"]
+        assert found["collectives of pass 1 of 2"] == 0 < found["collectives of pass 2 of 2"]
+        assert found["collectives of pass 1 of 1"] > 0
 
 
 def test_weights_gathered_without_a_backward_pass_are_given_back_when_asked(two):

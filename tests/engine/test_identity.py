@@ -1,0 +1,130 @@
+"""What a run has to have in common with the one that it goes on with: nothing that decides its numbers is left out."""
+
+import json
+
+import pytest
+import torch
+
+import engine
+from data.rows.records import Ratings
+from engine.config import FLAGS, TrainConfig
+from engine.run.identity import CONTENT, FREE, SAME_NUMBERS, compare, identity
+from engine.weights import save
+from system import InputError
+from tests import tiny
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("identity") / "model"
+    save(tiny.random_llama(), folder)
+    return folder
+
+
+ROWS = tiny.random_examples([(3, 2, 4), (5, 1, 6)])
+
+
+def made(folder, *, rows=ROWS, heldout=(), settings=None, dtype=torch.float32, is_split=False, **flags):
+    asked = TrainConfig(**{"model": "m", "data": "d", "out": "o"} | flags)
+    return identity(asked, settings or {"beta": 0.1}, folder, rows, heldout, dtype=dtype, is_split=is_split)
+
+
+def differs(folder, **named):
+    """The names under which an identity is another."""
+    before, now = made(folder), made(folder, **named)
+    return {name for name in before | now if before.get(name) != now.get(name)}
+
+
+def test_every_setting_is_in_it_but_those_that_may_change(model):
+    """A setting that is added decides the run until somebody says that it does not."""
+    called = {"disable": "without", "master_weights": "master"}
+    known = {called.get(name, name) for name in FLAGS if name not in {*FREE, *CONTENT, "hyperparameters"}}
+    assert known | {"weights", "rows", "held-out rows", "torch", "program"} == set(made(model)) | {"beta"}
+    assert {*FREE, *CONTENT} <= {*FLAGS, "model", "out", "config"}
+
+
+@pytest.mark.parametrize(
+    ("flags", "name"),
+    [
+        ({"lr": 1e-6}, "lr"),
+        ({"batch_size": 3}, "batch_size"),
+        ({"seed": 1}, "seed"),
+        ({"disable": ("packing",)}, "without"),  # as release 0.1 called it
+        ({"settings": {"beta": 0.2}}, "beta"),
+        ({"dtype": torch.bfloat16}, "dtype"),
+        ({"is_split": True}, "master"),
+        ({"rows": ROWS[::-1]}, "rows"),
+        ({"rows": ROWS[:1]}, "rows"),
+        ({"heldout": ROWS}, "held-out rows"),
+    ],
+)
+def test_what_decides_the_numbers_is_in_it(model, flags, name):
+    assert differs(model, **flags) == {name}
+
+
+@pytest.mark.parametrize(
+    "flags",
+    [
+        {"out": "p"},
+        {"model": "n", "data": "e"},  # what is in them counts, not their names
+        {"micro_tokens": 7},
+        {"state_every": 3},
+        {"keep_checkpoints": 2},
+        {"hang_timeout": 5.0},
+        {"resume": True},
+        {"save_dtype": "float16"},
+    ],
+)
+def test_what_changes_no_number_is_not(model, flags):
+    assert differs(model, **flags) == set()
+
+
+@pytest.mark.parametrize(
+    "row",
+    [
+        ROWS[0]._replace(label=True),
+        ROWS[0]._replace(ratings=Ratings(own=0.5)),
+        ROWS[0]._replace(ratings=Ratings(fields=(("lead", 0.5),))),
+        ROWS[0]._replace(prompt=ROWS[0].prompt[:-1]),
+        ROWS[0]._replace(responses=ROWS[0].responses[::-1]),
+    ],
+)
+def test_labels_numbers_and_token_ids_of_rows_count_and_their_lines_do_not(model, row):
+    assert differs(model, rows=[row, ROWS[1]]) == {"rows"}
+    assert differs(model, rows=[ROWS[0]._replace(location="elsewhere:7"), ROWS[1]]) == set()
+
+
+def test_weights_and_program_count(model, tmp_path):
+    save(tiny.random_llama(seed=1), tmp_path / "other")
+    before, now = made(model), made(tmp_path / "other")
+    assert {name for name in before if before[name] != now[name]} == {"weights"}
+    assert before["program"] == engine.__version__ and before["torch"] == torch.__version__.split("+")[0]
+
+
+def test_a_run_that_is_the_same_goes_on_and_one_that_is_not_is_told_every_difference(tmp_path):
+    path = tmp_path / "identity.json"
+    path.write_text(json.dumps({"lr": "1", "seed": "0", "gone": "x"}))
+    compare(path, tmp_path, {"lr": "1", "seed": "0", "gone": "x"})
+    with pytest.raises(InputError) as fault:
+        compare(path, tmp_path, {"lr": "2", "seed": "0", "new": "y"})
+    assert str(fault.value) == (
+        f"{tmp_path}: --resume would go on with another run (lr: 1 -> 2; new: None -> y; gone: x -> None); "
+        "give what it was started with, or another --out"
+    )
+
+
+@pytest.mark.parametrize("text", ["", "{", "\xff"])
+def test_a_damaged_identity_is_refused(tmp_path, text):
+    (tmp_path / "identity.json").write_bytes(text.encode("latin-1"))
+    with pytest.raises(InputError, match=r"identity\.json: damaged; start anew with another --out"):
+        compare(tmp_path / "identity.json", tmp_path, {})
+
+
+def test_runs_of_versions_that_compute_the_same_go_on(tmp_path):
+    path = tmp_path / "identity.json"
+    for program in SAME_NUMBERS:
+        path.write_text(json.dumps({"program": program}))
+        compare(path, tmp_path, {"program": "9.9"})
+    path.write_text(json.dumps({"program": "0.0.1"}))
+    with pytest.raises(InputError, match=r"program: 0\.0\.1 -> 9\.9"):
+        compare(path, tmp_path, {"program": "9.9"})
