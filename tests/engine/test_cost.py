@@ -1,0 +1,113 @@
+"""Operations counted product by product, and what they come to over a run: time, traffic, disk."""
+
+from dataclasses import replace
+
+import pytest
+import torch
+
+from data.forest import PackingOptions, pack
+from engine.model.llama import LlamaConfig
+from engine.planning import MemoryInputs, TokenStatistics, cost, forward_flops
+from tests import tiny
+
+SHAPE = LlamaConfig.parse(tiny.raw_config(), "f")  # hidden 32, 4 heads and 2 of keys of 8, inside 56, 3 layers, 101 ids
+PER_TOKEN = 3 * 2 * (32 * 32 + 2 * 32 * 16 + 32 * 32 + 3 * 32 * 56)  # q, k and v, o, the three of the mlp
+PER_KEY = 3 * 2 * 2 * 4 * 8  # a score and its share of the sum, of every head
+PER_ROW = 2 * 32 * 101
+
+
+def seen(prompt, *responses):
+    """Keys that each token of a forest sees, counted one by one; a response's last token is none."""
+    keys = sum(at + 1 for at in range(prompt))
+    return keys + sum(prompt + at + 1 for n in responses for at in range(n - 1))
+
+
+def inputs(**changes):
+    return MemoryInputs(shape=SHAPE, device="cuda", dtype=torch.bfloat16, **changes)
+
+
+def statistics(**changes):
+    return replace(TokenStatistics(n=10, tokens=9.0, rows=6.0, seen=40.0, longest=12, step=30), **changes)
+
+
+FORWARD = 9 * PER_TOKEN + 40 * PER_KEY + 6 * PER_ROW
+
+
+def test_a_forest_costs_its_tokens_keys_and_predicting_rows():
+    blocks, head = forward_flops(SHAPE, pack(tiny.random_examples([(4, 3, 5), (2, 6, 1)])))
+    n_tokens = 4 + 2 + 4 + 2 + 5 + 0
+    assert blocks == n_tokens * PER_TOKEN + (seen(4, 3, 5) + seen(2, 6, 1)) * PER_KEY
+    assert head == (3 + 5 + 6 + 1) * PER_ROW
+
+
+def test_the_mean_example_of_rows_is_that_of_their_forests():
+    rows = tiny.random_examples([(4, 3, 5), (2, 6, 1), (3, 2, 2)])
+    found = TokenStatistics.of(rows, PackingOptions(), batch_size=2)
+    blocks, head = forward_flops(SHAPE, pack(rows))
+    assert cost.forward_of_example(SHAPE, found) == pytest.approx((blocks + head) / 3, rel=1e-12)
+    assert found.n == 3 and found.longest == 10  # 4 + 2 + 4
+    assert found.step == int(
+        2 * (10 + 7 + 5) / 3 + (17 - 2 * (10 + 7 + 5) / 3) / 4
+    )  # a quarter of the way to the worst
+
+
+def test_a_mismatched_response_of_another_row_counts_too():
+    rows = tiny.random_examples([(4, 3), (2, 6)], labels=[True, False])
+    found = TokenStatistics.of(rows, PackingOptions(), batch_size=2, is_mismatched=True)
+    assert found.rows == 9.0 and found.tokens == (4 + 2 + 5 + 2 + 5 + 2) / 2
+
+
+@pytest.mark.parametrize(
+    ("settings", "load", "passes"),
+    [
+        ({}, {}, 3 * 4 + 1),  # the reference walks once
+        ({"moves_reference": True}, {}, 3 * 4 + 4),
+        ({}, {"is_mismatched": True}, 3 * 4 + 4),
+        ({"n_recomputed": 3}, {}, 3 * 4 + 1 + 4),  # every block again
+        ({"n_recomputed": 1}, {}, 3 * 4 + 1 + 4 / 3),
+        ({"has_several_passes": True}, {"whole_step": True}, 3 * 4 + 1 + 4),
+        ({"has_several_passes": False}, {"whole_step": True}, 3 * 4 + 1),
+    ],
+)
+def test_a_run_walks_so_often(settings, load, passes):
+    found = cost.run_flops(inputs(**settings), statistics(**load), 4, has_reference=True)
+    assert found == pytest.approx(passes * 10 * FORWARD, rel=1e-12)
+
+
+def test_without_a_reference_nothing_walks_for_it():
+    assert cost.run_flops(inputs(), statistics(), 4, has_reference=False) == pytest.approx(12 * 10 * FORWARD, rel=1e-12)
+
+
+@pytest.mark.parametrize(
+    ("settings", "n_gpus", "moved"),
+    [
+        ({}, 1, (0, 0)),
+        (
+            {"n_shards": 8},
+            8,
+            (2 * (2 + 2 + 4), 0),
+        ),  # gathered twice in bf16, summed once in float32, in each of 2 passes
+        ({"n_shards": 8, "reshards": False}, 8, (2 * (2 + 4), 0)),
+        ({"n_shards": 16}, 16, (0, 2 * (2 + 2 + 4))),
+        ({"n_shards": 8}, 16, (2 * (2 + 2 + 4), 2 * 2 * 4 / 8)),  # copies add their shards' gradients up
+    ],
+)
+def test_what_crosses_between_gpus_is_bytes_of_every_parameter(settings, n_gpus, moved):
+    n = SHAPE.n_parameters
+    found = cost.step_bytes(inputs(**settings), 2, n_gpus)
+    assert found == pytest.approx((moved[0] * n, moved[1] * n), rel=1e-12)
+
+
+def test_a_step_computes_at_the_reached_share_and_waits_for_the_slowest():
+    one, _ = cost.step_seconds(inputs(), statistics(), 16, 1)
+    assert one == pytest.approx(16 * 3 * FORWARD / (989e12 * 0.5), rel=1e-12)
+    eight, moving = cost.step_seconds(inputs(n_shards=8, micro_tokens=10), statistics(), 16, 8)
+    assert eight == pytest.approx(1.08 * one / 8, rel=1e-12)
+    assert moving == pytest.approx(2 * 8 * SHAPE.n_parameters / 300e9, rel=1e-12)  # 18 tokens a GPU: two passes of 10
+
+
+def test_disk_is_bytes_of_every_number():
+    n = SHAPE.n_parameters
+    assert [cost.checkpoint_bytes(SHAPE, dtype) for dtype in (torch.bfloat16, torch.float32)] == [2 * n, 4 * n]
+    assert cost.state_bytes(inputs(n_states=2)) == 12 * n
+    assert cost.state_bytes(inputs(n_states=1, square_avg_bytes=2)) == 6 * n
