@@ -10,11 +10,12 @@ import torch
 from engine import convert, generate, score, train, weights
 from engine.config import TrainConfig
 from engine.optim import split_master as split
+from engine.weights import rounding as weights_rounding
 from engine.weights.rounding import Cast
 from system import InputError
 from tests import tiny
 from tests.metrics import lines
-from tests.proofs import n_ranks_of
+from tests.proofs import counted, n_ranks_of
 from tests.rows import id_rows
 
 SETTINGS = {"loss": "dpo", "lr": 3e-5, "batch_size": 4, "epochs": 2, "micro_tokens": 1024}
@@ -398,13 +399,17 @@ def test_stochastic_rounding_has_no_bias_for_either_sign():
     assert torch.equal(Cast(dtype=torch.bfloat16, rounding="stochastic", seed=1)("w", exact), exact.bfloat16())
 
 
-def test_random_numbers_depend_on_place_name_and_seed_alone():
+def test_random_numbers_depend_on_place_name_and_seed_alone(monkeypatch):
     values = torch.randn(40, 7, generator=torch.Generator().manual_seed(0))
     cast = Cast(dtype=torch.bfloat16, rounding="stochastic", seed=5)
     whole = cast("a", values)
     alike = cast("a", torch.full((100, 100), 1 + 0.3 / 128))  # between 1 and its neighbour, at three tenths of the way
     assert (alike > 1).double().mean().item() == pytest.approx(0.3, abs=0.025)
     assert torch.equal(torch.cat([cast("a", values[:13]), cast("a", values[13:], 13)]), whole)
+    with monkeypatch.context() as patched:
+        patched.setattr(weights_rounding, "CHUNK", 50)
+        rounded = counted(patched, weights_rounding, "round_stochastically")
+        assert torch.equal(cast("a", values), whole) and len(rounded) == 6  # 280 numbers
     assert not torch.equal(cast("b", values), whole)
     assert not torch.equal(Cast(dtype=torch.bfloat16, rounding="stochastic", seed=6)("a", values), whole)
 
