@@ -90,26 +90,26 @@ class PackingOptions:
     """True: every token's row goes through the head, the prompts' too; what they give counts for none."""
 
 
-def n_tokens(example: Example, layout: PackingOptions = PackingOptions()) -> int:
+def n_tokens(example: Example, packing: PackingOptions = PackingOptions()) -> int:
     """How many tokens an example takes in a forest, filling apart."""
-    return sum(len(prompt) + sum(len(r) - 1 for r in responses) for prompt, responses in _trees(example, layout))
+    return sum(len(prompt) + sum(len(r) - 1 for r in responses) for prompt, responses in _trees(example, packing))
 
 
-def _trees(example: Example, layout: PackingOptions) -> list[tuple[np.ndarray, tuple[np.ndarray, ...]]]:
+def _trees(example: Example, packing: PackingOptions) -> list[tuple[np.ndarray, tuple[np.ndarray, ...]]]:
     """(trunk, branches): one tree, or one of a single branch per response."""
-    if layout.shares_prompts:
+    if packing.shares_prompts:
         return [(example.prompt, example.responses)]
     return [(example.prompt, (response,)) for response in example.responses]
 
 
-def pack(examples: Sequence[Example], layout: PackingOptions = PackingOptions()) -> Forest:
+def pack(examples: Sequence[Example], packing: PackingOptions = PackingOptions()) -> Forest:
     """The forest of examples that all have equally many responses.
 
     No examples: a forest of one token that predicts nothing, so that a rank without work still takes part in every
     collective of the step, with a gradient of zero.
     """
-    trees = [tree for e in examples for tree in _trees(e, layout)]
-    longest = max((len(p) + sum(len(r) - 1 for r in rs) for p, rs in trees), default=0) if layout.pads else 0
+    trees = [tree for e in examples for tree in _trees(e, packing)]
+    longest = max((len(p) + sum(len(r) - 1 for r in rs) for p, rs in trees), default=0) if packing.pads else 0
     tokens, positions, owner, branch = [], [], [], []
     keys, q_lengths, k_lengths = [], [], []
     rows, targets, lengths, bounds = [], [], [], [0]
@@ -148,7 +148,7 @@ def pack(examples: Sequence[Example], layout: PackingOptions = PackingOptions())
         tokens, positions, owner, branch, keys = [one], [one], [one], [one], [one]
         q_lengths, k_lengths, bounds = [1], [1], [0, 1]
     sequences = [np.repeat(np.arange(len(lengths)), lengths)]
-    if layout.predicts_all:
+    if packing.predicts_all:
         rest = np.setdiff1d(np.arange(at), np.concatenate([*rows, np.zeros(0, dtype=np.int64)]))
         rows, targets = [*rows, rest], [*targets, np.zeros(len(rest), dtype=np.int64)]
         sequences.append(np.full(len(rest), len(lengths)))

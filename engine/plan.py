@@ -89,19 +89,19 @@ def main(argv: Sequence[str]) -> None:
         found = versions.report(engine.__version__)
         print(json.dumps(found, indent=1) if config.json else versions.table(found))
         return
-    shape, load, stored = _what(config)
+    shape, statistics, stored = _what(config)
     base = TrainConfig(
         model="", data=("",), out="", epochs=config.epochs, batch_size=config.batch_size, optimizer=config.optimizer,
         max_grad_norm=config.max_grad_norm, shard_size=config.shard_size, save_dtype=config.save_dtype,
         keep_checkpoints=config.keep_checkpoints, keep_state=config.keep_state,
     )  # fmt: skip
     n_ranks = max(1, config.gpus)
-    tried = [(way, _of(config, base, way, shape, load, stored)) for way in ({}, *ways(base, n_ranks))]
+    tried = [(way, _of(config, base, way, shape, statistics, stored)) for way in ({}, *ways(base, n_ranks))]
     chosen = next(((way, plan) for way, plan in tried if plan.fits), None)
     if config.json:
         print(json.dumps(_facts(config, base, tried, chosen), indent=1))
     else:
-        print(_text(config, base, shape, load, tried, chosen))
+        print(_text(config, base, shape, statistics, tried, chosen))
     if chosen is None:
         raise InputError(refusal(tried[0][1], tried[1:]))
 
@@ -125,13 +125,13 @@ def _of(
     base: TrainConfig,
     way: dict[str, Any],
     shape: LlamaConfig,
-    load: TokenStatistics,
+    statistics: TokenStatistics,
     stored: torch.dtype,
 ) -> Plan:
     train = base.with_flags(**({"master_weights": "float32"} | way))
     device, dtype = ("cuda", torch.bfloat16) if config.gpus else ("cpu", torch.float32)
     return plan_run(
-        train, shape, ["fused", "precompute"], load,
+        train, shape, ["fused", "precompute"], statistics,
         device=device, dtype=dtype, n_ranks=max(1, config.gpus), budget=int(config.gpu_memory * 1e9), stored=stored,
     )  # fmt: skip
 
@@ -168,17 +168,17 @@ def _text(
     config: PlanConfig,
     base: TrainConfig,
     shape: LlamaConfig,
-    load: TokenStatistics,
+    statistics: TokenStatistics,
     tried: Sequence[tuple[dict[str, Any], Plan]],
     chosen: Any,
 ) -> str:
     n_ranks = max(1, config.gpus)
-    per_step = base.schedule.batch_size * cost.forward_of_example(shape, load)
+    per_step = base.schedule.batch_size * cost.forward_of_example(shape, statistics)
     where = f"{config.gpus} GPU{'s' * (config.gpus > 1)} of {config.gpu_memory:g} GB" if config.gpus else "this CPU"
     lines = [
-        f"{shape.n_parameters / 1e9:.2f} billion parameters on {where}; {load.n:,} examples x {base.schedule.epochs} "
-        f"epochs in steps of {base.schedule.batch_size}, {load.tokens:,.0f} tokens an example, "
-        f"{load.longest:,} at most",
+        f"{shape.n_parameters / 1e9:.2f} billion parameters on {where}; {statistics.n:,} examples x "
+        f"{base.schedule.epochs} epochs in steps of {base.schedule.batch_size}, {statistics.tokens:,.0f} tokens an "
+        f"example, {statistics.longest:,} at most",
         f"{3 * per_step / 1e12:,.1f} TFLOP a step, {4 * per_step / 1e12:,.1f} while the reference is computed",
         "",
         "GB a rank, at most:",

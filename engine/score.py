@@ -63,9 +63,9 @@ def score_under(
     host.keep_pages()
     ranks = Ranks.join(dtype=getattr(torch, dtype) if dtype else None)
     weights.say_if_rounded(folder, ranks.dtype)
-    walk = ranks.place(FusedForward(model)).eval()
+    fused = ranks.place(FusedForward(model)).eval()
     weights.fill(model, folder, ranks.local)
-    found = score_examples(walk, examples, ranks, MicroBatching(micro_tokens=micro_tokens))
+    found = score_examples(fused, examples, ranks, MicroBatching(micro_tokens=micro_tokens))
     yield from tqdm(found, "scored", len(examples), unit="row", disable=None if ranks.is_rank0 else True)
     ranks.wait()
 

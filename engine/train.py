@@ -40,7 +40,7 @@ from engine.step import (
 )
 from system import cli
 
-__all__ = ["Hooks", "RunResult", "TrainConfig", "run", "train"]
+__all__ = ["Hooks", "RunResult", "TrainConfig", "join", "run", "train"]
 
 EXAMPLE = (
     "python -m engine.train --model path/to/Llama-3-8B-Instruct --data pairs.jsonl --loss apo_zero --out runs/first"
@@ -109,9 +109,10 @@ def _run_stages(config: TrainConfig, hooks: Hooks) -> RunResult:
 def train(inputs: TrainingInputs, ranks: Ranks, hooks: Hooks = NO_HOOKS) -> RunResult:
     """The loop: one turn is one optimizer step over all ranks. Collective.
 
-    inputs, ranks: what is trained on, and by which processes (`join`). hooks: what a caller adds to the loop. Raises
-    InputError where --out holds another run or memory and disk cannot hold this one, RunError where a loss or a
-    gradient is not finite, Stopped where a signal ended the run.
+    inputs, ranks: what is trained on, and by which processes (`join`). hooks: what a caller adds to the loop; its
+    parameter_options have to be those that `inputs` was given. Raises InputError where --out holds another run or
+    memory and disk cannot hold this one, RunError where a loss or a gradient is not finite, Stopped where a signal
+    ended the run.
     """
     config, steps, out = inputs.config, inputs.steps, Path(inputs.config.out)
     with (
@@ -201,7 +202,7 @@ def build(inputs: TrainingInputs, ranks: Ranks, hooks: Hooks, folder: RunFolder)
 
 def read_reference(inputs: TrainingInputs, plan: Plan, ranks: Ranks, folder: RunFolder) -> tuple[ReferenceLogps, str]:
     """The table of the reference's log-probs, as a state or another run has it, and what was found. Collective."""
-    shape = (len(inputs.examples), inputs.steps.n_branches)
+    shape = (len(inputs.examples), inputs.steps.n_responses)
     cache = Cache.of(inputs.config, lambda: fingerprint(inputs.folder, inputs.examples, ranks.dtype))
     reference = ReferenceLogps(plan.reference, shape, inputs.objective, inputs.config, cache)
     return reference, folder.read_reference(reference) or reference.read(ranks)

@@ -14,10 +14,12 @@ HEADLINES = {"mixeval-hard": ("table4_compat/overall", 100.0), "alpacaeval-2": (
 """The metric that stands for a benchmark, and what makes points of it. Of others it is "overall", times 100."""
 NO_BENCHMARKS = ("heldout", "samples", "contrast", "advice")
 UNTOLD = {
-    "config", "data", "facts", "hang_timeout", "keep", "keep_state", "loss", "out", "reference_cache", "state_every",
-    "stop_after", "take_over",
+    "config", "data", "facts", "hang_timeout", "keep_checkpoints", "keep_state", "loss", "out", "reference_cache",
+    "state_every", "stop_after", "take_over",
 }  # fmt: skip
 """Settings of a run that its name says already, or that change nothing of what comes out."""
+FORMER = {"keep": "keep_checkpoints", "master": "master_weights", "without": "disable"}
+"""Settings of runs of release 0.1, by their names now."""
 MOST_TOLD = 3
 RUNAWAY = 1.5  # times the base's length, from which on answers are warned of
 
@@ -79,7 +81,7 @@ def _short(value: Any) -> str:
 
 
 def _read_run(folder: Path) -> Run:
-    settings = checkpoints.settings(folder)
+    settings = {FORMER.get(name, name): value for name, value in checkpoints.settings(folder).items()}
     data = settings.get("data") or []
     data = " + ".join(Path(str(d)).name.removesuffix(".jsonl") for d in ([data] if isinstance(data, str) else data))
     loss = str(settings.get("loss", "")) or folder.name

@@ -30,7 +30,7 @@ from pathlib import Path
 from statistics import fmean, stdev
 from typing import Any, NamedTuple
 
-from engine.config import TrainConfig, trl_names
+from engine.config import ALIASES, TrainConfig, trl_names
 from engine.step import Objective
 from eval import checkpoints, contrast_run, report
 from eval.runs import Run, deltas, headlines, read_runs
@@ -141,7 +141,7 @@ def check_loss(text: str, settings: str | None = None) -> Objective:
         raise InputError(f"--loss: {text}: {flags['beta']} is not a number") from None
     try:
         told = [*NAMES, *(["--config", settings] if settings else []), "--loss", name, *_spelt(flags)]
-        cli.parse(TrainConfig, told, command="engine.train", example=EXAMPLE, peer=trl_names)
+        cli.parse(TrainConfig, told, command="engine.train", example=EXAMPLE, peer=trl_names, aliases=ALIASES)
     except InputError as fault:
         raise InputError(f"--loss: {text}: {fault}") from None
     return Objective(name, beta, {name: value for name, value in flags.items() if "." in name})
@@ -245,7 +245,8 @@ def _train_one(
 
 def check_same(where: Path, flags: Mapping[str, str], settings: str | None) -> None:
     """Raises InputError where a finished run was told something else, or what it was made of has changed since."""
-    said, asked = checkpoints.settings(where), {name.replace("-", "_"): value for name, value in flags.items()}
+    said = _by_names_of_now(checkpoints.settings(where))
+    asked = _by_names_of_now({name.replace("-", "_"): value for name, value in flags.items()})
     begun = (where / "config.yaml").stat().st_mtime
     for path in (Path(asked["data"]), Path(asked["loss"].rpartition(":")[0]), Path(settings or "")):
         if path.is_file() and path.stat().st_mtime > begun:
@@ -262,6 +263,12 @@ def check_same(where: Path, flags: Mapping[str, str], settings: str | None) -> N
             raise InputError(
                 f"{where}: was trained with {name} {known.get(name)}, not {value}; remove it, or give another --out"
             )
+
+
+def _by_names_of_now(settings: Mapping[str, Any]) -> dict[str, Any]:
+    """Settings by the flags' own names, where they have others or had others in release 0.1."""
+    names = {**ALIASES.names, **ALIASES.former}
+    return {names.get(name, name): ALIASES.value(name, value) for name, value in settings.items()}
 
 
 def _hyperparameters(settings: Mapping[str, Any]) -> dict[str, str]:

@@ -166,22 +166,22 @@ def plot(path: Path) -> None:
     r_l, r_w = (g.flatten() for g in torch.meshgrid(ticks, ticks, indexing="ij"))
     rows = -(-len(found) // 4)
     figure, axes = plt.subplots(rows, 8, figsize=(12, 1.75 * rows), constrained_layout=True)
-    for place in axes.flat:
-        place.axis("off")
+    for panel in axes.flat:
+        panel.axis("off")
     for i, loss in enumerate(found):
         pair = slopes(loss, r_w, r_l)
         largest = max(g.abs().max().item() for g in pair)
         for j, (g, who) in enumerate(zip(pair, ("winner", "loser"), strict=True)):
-            place = axes[i // 4, 2 * (i % 4) + j]
-            place.axis("on")
+            panel = axes[i // 4, 2 * (i % 4) + j]
+            panel.axis("on")
             image = (-g / largest).view(81, 81).numpy()
-            place.imshow(image, origin="lower", extent=(-4, 4, -4, 4), cmap="RdBu", vmin=-1, vmax=1)
-            place.set_title(f"{loss.name}: {who}", fontsize=7)
-            place.set_xticks([-4, 0, 4])
-            place.set_yticks([-4, 0, 4])
-            place.tick_params(labelsize=5, length=2)
-            place.set_xlabel("r_w", fontsize=6, labelpad=0)
-            place.set_ylabel("r_l", fontsize=6, labelpad=-4)
+            panel.imshow(image, origin="lower", extent=(-4, 4, -4, 4), cmap="RdBu", vmin=-1, vmax=1)
+            panel.set_title(f"{loss.name}: {who}", fontsize=7)
+            panel.set_xticks([-4, 0, 4])
+            panel.set_yticks([-4, 0, 4])
+            panel.tick_params(labelsize=5, length=2)
+            panel.set_xlabel("r_w", fontsize=6, labelpad=0)
+            panel.set_ylabel("r_l", fontsize=6, labelpad=-4)
     figure.savefig(path, dpi=90)
     plt.close(figure)
 

@@ -91,9 +91,9 @@ def page() -> str:
 
 def _plan(name: str, config: TrainConfig, n_gpus: int, budget: int) -> Plan:
     shape = LlamaConfig.parse(raw_config(name), name)
-    load = TokenStatistics.of_the_paper(config.schedule.batch_size, n_gpus)
+    statistics = TokenStatistics.of_the_paper(config.schedule.batch_size, n_gpus)
     return plan.plan_run(
-        config, shape, ["fused", "precompute"], load,
+        config, shape, ["fused", "precompute"], statistics,
         device="cuda", dtype=torch.bfloat16, n_ranks=n_gpus, budget=budget,
     )  # fmt: skip
 

@@ -85,13 +85,12 @@ class Aliases:
         return self.values.get((name, value), value) if isinstance(value, str) else value
 
     def typed(self, argv: Sequence[str]) -> list[str]:
-        """The same arguments with the flags' own names."""
-        given = {
-            argument.removeprefix("--").partition("=")[0].replace("-", "_") for argument in argv if argument[:2] == "--"
-        }
-        for other, name in {**self.names, **self.former}.items():
-            if {other, name} <= given:
-                raise InputError(f"--{typed_name(other)} and --{typed_name(name)}: two names of one setting; keep one")
+        """The same arguments with the flags' own names. Raises InputError where one flag has two names."""
+        names, first = {**self.names, **self.former}, dict[str, str]()
+        for argument in argv:
+            given = argument.removeprefix("--").partition("=")[0].replace("-", "_")
+            if argument[:2] == "--" and (other := first.setdefault(names.get(given, given), given)) != given:
+                raise InputError(f"--{typed_name(other)} and --{typed_name(given)}: two names of one setting; keep one")
         made: list[str] = []
         former = ""  # the flag that the value behind it belongs to
         for argument in argv:
@@ -272,6 +271,7 @@ def _from_file(argv: Sequence[str], known: dict[str, Flag], peer: Peer | None, a
     if path is None:
         return []
     made: list[str] = []
+    first: dict[str, tuple[str, Any]] = {}  # the key that a flag was first given by, and its value
     settings = read_yaml(Path(path))
     settings.pop(FACTS, None)
     if peer is not None:
@@ -288,6 +288,9 @@ def _from_file(argv: Sequence[str], known: dict[str, Flag], peer: Peer | None, a
             raise InputError(
                 f"{path}: there is no setting {key!r}" + (f"; perhaps {near[0]!r}" if near else "; see --help")
             )
+        other, before = first.setdefault(name, (key, value))
+        if before != value:
+            raise InputError(f"{path}: {other} and {key}: two names of one setting, with two values; keep one")
         flag = name if "." in name else name.replace("_", "-")
         if name in known and known[name].kind is bool and str(value).lower() in ("true", "false"):
             made.append(f"--{flag}" if value.lower() == "true" else f"--no-{flag}")

@@ -16,7 +16,7 @@ from tests.metrics import lines
 
 
 class Pass(NamedTuple):
-    """One walk over the layers."""
+    """One pass over the layers."""
 
     step: int
     """Which step's; 0 where it belongs to none: what is computed before the first, or measured after an epoch."""

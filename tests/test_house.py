@@ -254,7 +254,7 @@ def test_everything_public_has_a_docstring():
     assert not [path for path, tree in files if not ast.get_docstring(tree)]
     found = [(f"{path}: {name}", node) for path, tree in files for name, node in public(tree.body)]
     assert len(found) > 50
-    assert not [place for place, node in found if not ast.get_docstring(node)]
+    assert not [location for location, node in found if not ast.get_docstring(node)]
 
 
 def test_the_loop_reads_on_a_page():

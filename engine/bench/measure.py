@@ -105,8 +105,8 @@ class Counter:
         return found
 
 
-def _executed(walk: FusedForward, forest: Forest, has_backward: bool, has_reference: bool) -> int:
-    policy, shape = walk.policy, walk.policy.config
+def _executed(fused: FusedForward, forest: Forest, has_backward: bool, has_reference: bool) -> int:
+    policy, shape = fused.policy, fused.policy.config
     blocks, rows = forward_flops(shape, forest)
     once = blocks + rows
     is_one = forest.rows.numel() <= policy.head.chunk_rows(shape.vocab_size, forest.tokens.device)
@@ -197,7 +197,7 @@ class Watched:
             config = self._config
             found = self.epochs[step.epoch]
             blocks, rows = forward_flops(self._shape, pack(step.examples))
-            # The reference is worth one pass, where it walks.
+            # The reference is worth one pass, where it computes.
             n_passes = 4 if step.epoch == 1 and config.reference.mode != "precompute" else 3
             known = {
                 "pairs": len(step.batch),
@@ -224,11 +224,11 @@ def _alone(config: TrainConfig) -> dict[str, Any]:
     """What the device reaches on a plain product, and how long the kernels of the first step's batches take alone."""
     inputs = TrainingInputs(config.with_flags(out=config.out + "-kernels"))
     ranks = join(inputs)
-    split = MicroBatching.of(config.measuring, inputs.plan(ranks).memory.micro_tokens)
+    micro_batching = MicroBatching.of(config.measuring, inputs.plan(ranks).memory.micro_tokens)
     model = inputs.policy.to_empty(device=ranks.device).to(ranks.dtype)
     batch = inputs.steps.step(1).batch
     seconds: dict[str, float] = defaultdict(float)
-    for micro in batch.pack(ranks, split):
+    for micro in batch.pack(ranks, micro_batching):
         for part, value in kernel_seconds(model, micro.forest.to(ranks.device)).items():
             seconds[part] += value
     peak = matmul_peak(ranks.dtype, ranks.device) * ranks.size

@@ -1,4 +1,4 @@
-"""FSDP2 over a walk: what is a unit, what is gathered while something else computes, and who holds which rows.
+"""FSDP2 over policy and reference: what is a unit, what is gathered while another computes, and who holds which rows.
 
 Imported where something is sharded (engine/distributed/ranks.py): it brings a second of imports that --help, and one
 process on a CPU, do without.
@@ -24,16 +24,16 @@ def mesh_of(device: torch.device, size: int, shard_size: int) -> DeviceMesh:
     return init_device_mesh(device.type, (size // shard_size, shard_size), mesh_dim_names=("replicate", "shard"))
 
 
-def shard(walk: FusedForward, mesh: DeviceMesh, dtype: torch.dtype, *, reshards: bool) -> None:
-    """Makes a walk's parts FSDP units: float32 shards, compute in dtype, gradients summed in float32. Collective.
+def shard(fused: FusedForward, mesh: DeviceMesh, dtype: torch.dtype, *, reshards: bool) -> None:
+    """Makes both models' parts FSDP units: float32 shards, compute in dtype, gradients summed in float32. Collective.
 
-    Every block is a unit; norm and head are one, and a tied head shares its unit with the embedding. The walk is the
-    root, so that the units of policy and reference can be called in turn. reshards: whether a block's gathered weights
-    are given back after its forward pass; the policy's ends stay until their backward pass.
+    Every block is a unit; norm and head are one, and a tied head shares its unit with the embedding. Both
+    models together are the root, so that their units can be called in turn. reshards: whether a block's gathered
+    weights are given back after its forward pass; the policy's ends stay until their backward pass.
     """
     # The model casts by itself: FSDP's cast of inputs would round the rotary angles to bf16.
     policy = MixedPrecisionPolicy(param_dtype=dtype, reduce_dtype=torch.float32, cast_forward_inputs=False)
-    for model in (walk.policy, walk.reference):
+    for model in (fused.policy, fused.reference):
         if model is None:
             continue
         for block in model.blocks:
@@ -42,25 +42,25 @@ def shard(walk: FusedForward, mesh: DeviceMesh, dtype: torch.dtype, *, reshards:
             [[model.embed, model.norm, model.head]] if model.config.tied else [[model.embed], [model.norm, model.head]]
         )
         for unit in ends:
-            fully_shard(unit, mesh=mesh, mp_policy=policy, reshard_after_forward=reshards and model is walk.reference)
-    fully_shard(walk, mesh=mesh)
-    for unit in units(walk):  # sum, not FSDP's mean: ranks hold different counts
+            fully_shard(unit, mesh=mesh, mp_policy=policy, reshard_after_forward=reshards and model is fused.reference)
+    fully_shard(fused, mesh=mesh)
+    for unit in units(fused):  # sum, not FSDP's mean: ranks hold different counts
         unit.set_gradient_divide_factor(1.0)
         unit.set_force_sum_reduction_for_comms(True)  # the factor alone fails on gloo
     # Backward, the policy's one before is gathered while a unit computes; left to itself FSDP would take the one that
-    # was walked before it, and so gather every block of the reference for nothing.
-    for unit, before in pairwise([walk.policy.head, *reversed(walk.policy.blocks), walk.policy.embed]):
+    # computed before it, and so gather every block of the reference for nothing.
+    for unit, before in pairwise([fused.policy.head, *reversed(fused.policy.blocks), fused.policy.embed]):
         cast(FSDPModule, unit).set_modules_to_backward_prefetch([cast(FSDPModule, before)])
-    walk.register_forward_pre_hook(_order_gathers, with_kwargs=True)
+    fused.register_forward_pre_hook(_order_gathers, with_kwargs=True)
 
 
-def _order_gathers(walk: nn.Module, _: Any, asked: dict[str, Any]) -> None:
-    """Before a walk: while a unit computes, the next one that is walked is gathered, and no other."""
-    assert isinstance(walk, FusedForward)
-    walked = list(walk.policy.blocks)
-    if asked["with_reference"] and walk.reference is not None:
-        walked = [m for pair in zip(walked, walk.reference.blocks, strict=True) for m in pair]
-    for unit, following in pairwise([*walked, None]):
+def _order_gathers(fused: nn.Module, _: Any, asked: dict[str, Any]) -> None:
+    """Before a pass: while a unit computes, the next one in turn is gathered, and no other."""
+    assert isinstance(fused, FusedForward)
+    in_turn = list(fused.policy.blocks)
+    if asked["with_reference"] and fused.reference is not None:
+        in_turn = [m for pair in zip(in_turn, fused.reference.blocks, strict=True) for m in pair]
+    for unit, following in pairwise([*in_turn, None]):
         ahead = [] if following is None else [cast(FSDPModule, following)]
         cast(FSDPModule, unit).set_modules_to_forward_prefetch(ahead)
 

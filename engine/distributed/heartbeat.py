@@ -1,6 +1,6 @@
 """Who is lost when a collective fails: torch says that a connection closed or a wait took too long, and not whose.
 
-Every rank writes into the job's store where it is. One whose collective fails says so there; whoever has not said so
+Every rank writes into the run's store where it is. One whose collective fails says so there; whoever has not said so
 a few seconds later is the one that the others waited for. Where each rank stood, by its stack, is left in the run's
 folder as rank-N.traceback.txt: the lost one's too, where it still answers a signal.
 """
@@ -53,19 +53,19 @@ class Heartbeat:
     def __init__(self, store: Store | None, rank: int, size: int) -> None:
         """store: None where the rank is alone."""
         self._store, self._rank, self._size = store, rank, size
-        self._place, self._since = "before the first step", time.monotonic()
-        self.log: Path | None = None
+        self._phase, self._since = "before the first step", time.monotonic()
+        self.folder: Path | None = None
         """A folder for the traceback of a rank that fails."""
         if store is not None:
             self._stack = tempfile.NamedTemporaryFile("w", prefix=f"rank-{rank}-", suffix=".stack")  # noqa: SIM115
             faulthandler.register(signal.SIGUSR2, self._stack)  # works in a rank that hangs in a call of C, too
             store.set(f"process/{rank}", f"{socket.gethostname()} {os.getpid()} {self._stack.name}")
 
-    def report_phase(self, step: int, place: str) -> None:
+    def report_phase(self, step: int, phase: str) -> None:
         """This rank is there now."""
-        self._place, self._since = f"step {step}, {place}", time.monotonic()
+        self._phase, self._since = f"step {step}, {phase}", time.monotonic()
         if self._store is not None:
-            self._store.set(f"place/{self._rank}", self._place)  # does not wait for an answer
+            self._store.set(f"phase/{self._rank}", self._phase)  # does not wait for an answer
 
     @contextlib.contextmanager
     def watch(self) -> Iterator[None]:
@@ -99,7 +99,7 @@ class Heartbeat:
         wanted = re.search(r"tried to allocate ([\d.]+ \w+)", str(fault), re.IGNORECASE)
         asked = f" when it asked for {wanted[1]}" if wanted else ""
         made = RunError(
-            f"rank {self._rank} is out of memory in {self._place}{asked}; lower --micro-tokens, take more ranks, or "
+            f"rank {self._rank} is out of memory in {self._phase}{asked}; lower --micro-tokens, take more ranks, or "
             "have the reference computed first (--reference precompute)"
         )
         made.speaks = True
@@ -110,15 +110,15 @@ class Heartbeat:
         self._note_failure()
         path = self._keep_traceback(self._rank, "".join(traceback.format_exception(fault)))
         where = f"; its traceback is in {path}" if path else ""
-        made = RunError(f"rank {self._rank} failed in {self._place} ({type(fault).__name__}: {fault}){where}")
+        made = RunError(f"rank {self._rank} failed in {self._phase} ({type(fault).__name__}: {fault}){where}")
         made.speaks = True
         return made
 
     def _keep_traceback(self, rank: int, text: str) -> Path | None:
         """Where a rank stood, beside the run's metrics; the file, where it could be written."""
-        if self.log is None or not self.log.is_dir() or not text:
+        if self.folder is None or not self.folder.is_dir() or not text:
             return None
-        path = self.log / f"rank-{rank}.traceback.txt"
+        path = self.folder / f"rank-{rank}.traceback.txt"
         try:
             path.write_text(text, encoding="utf-8")
         except OSError:
@@ -139,7 +139,7 @@ class Heartbeat:
         places = [f"rank {r} (last seen in {self._read(store, r)})" for r in others]
         made = RunError(
             f"{' and '.join(places) or 'a connection'} did not answer: killed, out of memory, or hanging; "
-            f"the others waited {waited:.0f} s in {self._place}; go on with --resume"
+            f"the others waited {waited:.0f} s in {self._phase}; go on with --resume"
             if not own_fault
             else "another rank failed"
         )
@@ -163,4 +163,4 @@ class Heartbeat:
                         Path(stack).unlink()
 
     def _read(self, store: Store, rank: int) -> str:
-        return store.get(f"place/{rank}").decode() if store.check([f"place/{rank}"]) else "nothing"
+        return store.get(f"phase/{rank}").decode() if store.check([f"phase/{rank}"]) else "nothing"

@@ -121,8 +121,8 @@ class Ranks:
         """Whether this is rank 0, which writes and speaks."""
         return self.rank == 0
 
-    def place(self, walk: FusedForward, *, reshards: bool | None = None) -> FusedForward:
-        """Gives a walk on the meta device its memory: here whole, or a shard on every rank. Collective.
+    def place(self, fused: FusedForward, *, reshards: bool | None = None) -> FusedForward:
+        """Gives models on the meta device their memory: whole here, or a shard on every rank. Collective.
 
         reshards: whether a block's gathered weights are given back after its forward pass; None: on a GPU.
         """
@@ -130,11 +130,11 @@ class Ranks:
             from engine.distributed import fsdp
 
             fsdp.shard(
-                walk, self.mesh, self.dtype, reshards=self.device.type == "cuda" if reshards is None else reshards
+                fused, self.mesh, self.dtype, reshards=self.device.type == "cuda" if reshards is None else reshards
             )
         if self.splits_masters:
-            walk.policy.to(self.dtype)
-        return walk.to_empty(device=self.device)
+            fused.policy.to(self.dtype)
+        return fused.to_empty(device=self.device)
 
     @cached_property
     def mesh(self) -> "DeviceMesh":
@@ -242,7 +242,7 @@ class Ranks:
         """The global norm of the gradients, [] float32: the shards' squares summed over all ranks. Collective."""
         return self.full_tensor(torch.nn.utils.get_total_norm([p.grad for p in parameters if p.grad is not None]))
 
-    def set_gradient_sync(self, walk: FusedForward, is_last: bool) -> None:
+    def set_gradient_sync(self, fused: FusedForward, is_last: bool) -> None:
         """Whether the backward pass that comes sums its gradient over ranks: in float32 the last of a step alone does.
 
         The passes before it add up in this rank's memory and keep the weights gathered. In bf16 every pass sums:
@@ -251,7 +251,7 @@ class Ranks:
         if self.size > 1 and self.dtype == torch.float32:
             from engine.distributed import fsdp
 
-            for unit in fsdp.units(walk.policy):
+            for unit in fsdp.units(fused.policy):
                 unit.set_requires_gradient_sync(is_last, recurse=False)
                 unit.set_reshard_after_backward(is_last, recurse=False)
 

@@ -1,4 +1,4 @@
-"""One walk over the layers: response log-probs under the policy and the frozen reference.
+"""One pass over the layers of both models: response log-probs under the policy and the frozen reference.
 
 Block i of the policy, block i of the reference, block i + 1 ...: each block is a unit of its own, so that with
 sharded weights one's all-gather hides behind the other's arithmetic, and the backward pass never gathers the
@@ -14,7 +14,7 @@ from engine.model.llama import Llama
 
 
 class FusedForward(nn.Module):
-    """The policy, and the reference while it is needed."""
+    """The policy, and the reference while it is needed: their forward passes are fused block by block into one."""
 
     def __init__(self, policy: Llama, reference: Llama | None = None) -> None:
         super().__init__()
@@ -26,7 +26,7 @@ class FusedForward(nn.Module):
     def forward(self, forest: Forest, *, with_reference: bool) -> tuple[Tensor, Tensor | None]:
         """Log-probs of the forest's responses under both models: [S] nats each, float64; the second without gradient.
 
-        with_reference: whether to walk the reference too; None in its place otherwise.
+        with_reference: whether the reference computes too; None in its place otherwise.
         """
         reference = self.reference if with_reference else None
         dtype = next(self.policy.parameters()).dtype

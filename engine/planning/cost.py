@@ -42,14 +42,14 @@ class TokenStatistics:
     step: int
     """T of the largest step to be expected, of one rank."""
     is_mismatched: bool = False
-    """Whether a step gives every example another one's response, too: then the reference walks in every epoch."""
+    """Whether a step gives every example another one's response, too: then the reference computes in every epoch."""
     whole_step: bool = False
-    """Whether a step of several passes walks each without gradient first."""
+    """Whether a step of several passes takes each without gradient first."""
 
     @staticmethod
     def of(
         examples: Sequence[Example],
-        layout: PackingOptions,
+        packing: PackingOptions,
         batch_size: int,
         n_ranks: int = 1,
         *,
@@ -62,7 +62,7 @@ class TokenStatistics:
         if is_mismatched:  # whose it is a step's order decides; here the next one's
             others = [e.responses[0] for e in (*examples[1:], examples[0])]
             examples = [e._replace(responses=(*e.responses, r)) for e, r in zip(examples, others, strict=True)]
-        sizes = np.sort([n_tokens(e, layout) for e in examples])[::-1]
+        sizes = np.sort([n_tokens(e, packing) for e in examples])[::-1]
         n = min(batch_size, len(sizes))
         mean, worst = n * float(sizes.mean()), float(sizes[:n].sum())
         return TokenStatistics(
@@ -92,18 +92,18 @@ def _seen(example: Example) -> int:
     return seen + sum((len(r) - 1) * prompt + (len(r) - 1) * len(r) // 2 for r in others)
 
 
-def forward_of_example(shape: LlamaConfig, load: TokenStatistics) -> float:
+def forward_of_example(shape: LlamaConfig, statistics: TokenStatistics) -> float:
     """Operations of one forward pass over a mean example."""
-    return sum(counted_flops(shape, load.tokens, load.seen, load.rows))
+    return sum(counted_flops(shape, statistics.tokens, statistics.seen, statistics.rows))
 
 
-def run_flops(s: MemoryInputs, load: TokenStatistics, epochs: int, *, has_reference: bool) -> float:
+def run_flops(s: MemoryInputs, statistics: TokenStatistics, epochs: int, *, has_reference: bool) -> float:
     """Of a whole run: 3 passes' worth for each example and epoch, one for the reference, in every epoch where it is not
     kept, and what is again.
     """
-    passes = 3 * epochs + has_reference * (epochs if load.is_mismatched or s.moves_reference else 1)
-    passes += epochs * s.n_recomputed / s.shape.n_layers + epochs * (load.whole_step and s.has_several_passes)
-    return passes * load.n * forward_of_example(s.shape, load)
+    passes = 3 * epochs + has_reference * (epochs if statistics.is_mismatched or s.moves_reference else 1)
+    passes += epochs * s.n_recomputed / s.shape.n_layers + epochs * (statistics.whole_step and s.has_several_passes)
+    return passes * statistics.n * forward_of_example(s.shape, statistics)
 
 
 def step_bytes(s: MemoryInputs, n_passes: int, n_gpus: int) -> tuple[float, float]:
@@ -120,11 +120,11 @@ def step_bytes(s: MemoryInputs, n_passes: int, n_gpus: int) -> tuple[float, floa
     return inside, between + copies
 
 
-def step_seconds(s: MemoryInputs, load: TokenStatistics, batch_size: int, n_gpus: int) -> tuple[float, float]:
+def step_seconds(s: MemoryInputs, statistics: TokenStatistics, batch_size: int, n_gpus: int) -> tuple[float, float]:
     """(computing, communicating) seconds of a step with the reference cached; they overlap at best."""
-    flops = batch_size * forward_of_example(s.shape, load) * (3 + s.n_recomputed / s.shape.n_layers)
+    flops = batch_size * forward_of_example(s.shape, statistics) * (3 + s.n_recomputed / s.shape.n_layers)
     computing = flops / (n_gpus * DATASHEET * REACHED["cuda"]) * (IMBALANCE if n_gpus > 1 else 1.0)
-    n_passes = max(1, -(-int(batch_size * load.tokens / n_gpus) // s.micro_tokens))
+    n_passes = max(1, -(-int(batch_size * statistics.tokens / n_gpus) // s.micro_tokens))
     inside, between = step_bytes(s, n_passes, n_gpus)
     return computing, inside / IN_NODE + between / BETWEEN_NODES
 

@@ -5,7 +5,7 @@
     head                                   float32 logits of a chunk of rows and the gradient of the weight
     passing                                blocks gathered from other ranks, a block's own gradient, the optimizer's own
 
-Pure functions of a shape and a setting; docs/scaling.md has the table for larger models. 1 GB is 10^9 bytes.
+Pure functions of `MemoryInputs`; docs/scaling.md has the table for larger models. 1 GB is 10^9 bytes.
 """
 
 # T tokens of a pass, D hidden, I intermediate, V vocabulary
@@ -174,10 +174,10 @@ def total(s: MemoryInputs) -> int:
 def fit(
     s: MemoryInputs, budget: int, *, micro_tokens: int | None, n_recomputed: int | None, longest: int, step_tokens: int
 ) -> MemoryInputs:
-    """The setting with the passes that fit `budget` bytes: as many tokens as do, and blocks recomputed where few would.
+    """The inputs with the passes that fit `budget` bytes: as many tokens as do, and blocks recomputed where few would.
 
     micro_tokens, n_recomputed: as they are wanted; None: to be found. longest: tokens of the longest example, which is
-    never cut. step_tokens: most of a step on one rank. Gives the smallest setting where none fits.
+    never cut. step_tokens: most of a step on one rank. Gives the smallest where none fits.
     """
     if not s.holds_gradients:
         sizes: Sequence[int] = [WHOLE_STEP]

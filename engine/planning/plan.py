@@ -98,7 +98,7 @@ def plan_run(
     config: TrainConfig,
     shape: LlamaConfig,
     modes: Sequence[Mode],
-    load: TokenStatistics,
+    statistics: TokenStatistics,
     *,
     device: str,
     dtype: torch.dtype,
@@ -109,7 +109,7 @@ def plan_run(
 ) -> Plan:
     """The first layout that fits without computing blocks again, else the first that fits, else the smallest.
 
-    What is preferred: float32 masters that are whole; a reference that walks along; weights that stay gathered.
+    What is preferred: float32 masters that are whole; a reference beside the policy; weights that stay gathered.
     stored: the dtype of the checkpoint that the run starts from. group_share: see MemoryInputs.
     """
     masters: Sequence[bool] = {"auto": (False, True), "float32": (False,), "split": (True,)}[
@@ -124,7 +124,7 @@ def plan_run(
     plan: Plan | None = None
     layouts: list[tuple[bool, Mode, bool]] = [(a, b, c) for a in masters for b in modes for c in reshards]
     for is_split, mode, gives_back in layouts:
-        setting = MemoryInputs(
+        inputs = MemoryInputs(
             shape=shape,
             device=device,
             dtype=torch.bfloat16 if is_split else dtype,
@@ -139,16 +139,16 @@ def plan_run(
             reshards=gives_back,
             is_compiled=config.memory.compiles(device),
         )
-        setting = memory.fit(
-            setting,
+        inputs = memory.fit(
+            inputs,
             budget,
             micro_tokens=config.memory.micro_tokens,
             n_recomputed=config.memory.recompute_blocks,
-            longest=load.longest,
-            step_tokens=load.step,
+            longest=statistics.longest,
+            step_tokens=statistics.step,
         )
-        saves = saved_dtype(config.checkpoints.save_dtype, setting.dtype, stored)
-        plan = Plan(memory=setting, reference=mode, statistics=load, budget=budget, saves=saves)
+        saves = saved_dtype(config.checkpoints.save_dtype, inputs.dtype, stored)
+        plan = Plan(memory=inputs, reference=mode, statistics=statistics, budget=budget, saves=saves)
         fitting += [plan] if plan.fits else []
     assert plan is not None  # there is one mode at least
     return next((p for p in fitting if not p.memory.n_recomputed), fitting[0] if fitting else plan)

@@ -126,7 +126,7 @@ def _identity(folder: Path) -> Path:
 
 
 class RunFolder:
-    """A run's folder and its lock, from `with` on. Rank 0 alone writes and speaks; what is collective says so."""
+    """A run's folder, and its lock until `with` ends. Rank 0 alone writes and speaks; what is collective says so."""
 
     def __init__(self, config: TrainConfig, ranks: Ranks) -> None:
         self.path = Path(config.out)
@@ -136,7 +136,7 @@ class RunFolder:
         self._states: States | None = None
 
     def __enter__(self) -> "RunFolder":
-        self._ranks.heartbeat.log = self.path
+        self._ranks.heartbeat.folder = self.path
         return self
 
     def __exit__(self, *fault: Any) -> None:

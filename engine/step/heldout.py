@@ -154,12 +154,12 @@ def _inputs(examples: Sequence[Example], logps: Tensor, ref_logps: Tensor | None
     return Batch(examples).all_inputs(logps, ref_logps)
 
 
-def _margin(objective: Objective, columns: LossInputs) -> float | None:
+def _margin(objective: Objective, inputs: LossInputs) -> float | None:
     """Mean reward of chosen responses above that of rejected ones; None where the rows do not have both.
 
     As held-out rows' are; without log-probs of a reference, the objective's own rewards.
     """
-    if columns.ref_logps is not None:
-        return heldout_metrics(objective, columns).get("eval_rewards/margins")
+    if inputs.ref_logps is not None:
+        return heldout_metrics(objective, inputs).get("eval_rewards/margins")
     with torch.no_grad():
-        return training_metrics(columns, objective(columns)).get("rewards/margins")
+        return training_metrics(inputs, objective(inputs)).get("rewards/margins")

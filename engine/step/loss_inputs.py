@@ -46,7 +46,7 @@ class LossInputs:
         *,
         mean_lengths: tuple[float, ...] | None = None,
     ) -> "LossInputs":
-        """The columns of examples that have equally many responses. mean_lengths: the step's; theirs where None."""
+        """Of examples that have equally many responses. mean_lengths: the step's; theirs where None."""
         lengths = torch.tensor([[len(r) for r in e.responses] for e in examples], dtype=torch.int64)
         lengths = lengths.reshape(len(examples), logps.shape[1])
         labels = [e.label for e in examples if e.label is not None]
@@ -72,7 +72,7 @@ class LossInputs:
         return Responses(self.logps, self.ref_logps, self.lengths, self.numbers.get("scores"))
 
     def on(self, device: torch.device) -> "LossInputs":
-        """The same columns on a device."""
+        """The same on a device."""
         moved = {name: x.to(device) for name, x in vars(self).items() if isinstance(x, Tensor)}
         return replace(self, numbers={name: x.to(device) for name, x in self.numbers.items()}, **moved)
 

@@ -15,7 +15,7 @@ from losses import Result
 from system import RunError
 
 
-def training_metrics(columns: LossInputs, result: Result) -> dict[str, float]:
+def training_metrics(inputs: LossInputs, result: Result) -> dict[str, float]:
     """Loss, rewards and log-probs of a step; a class without examples is left out, never NaN.
 
     Of several ranked responses the first is chosen and the last rejected.
@@ -25,38 +25,38 @@ def training_metrics(columns: LossInputs, result: Result) -> dict[str, float]:
     made |= _means("rewards", rewards)
     if "rewards/chosen" in made and "rewards/rejected" in made:
         made["rewards/margins"] = made["rewards/chosen"] - made["rewards/rejected"]
-        if columns.labels is None and len(rewards["chosen"]) == len(rewards["rejected"]):
+        if inputs.labels is None and len(rewards["chosen"]) == len(rewards["rejected"]):
             made["rewards/accuracies"] = (rewards["chosen"] > rewards["rejected"]).double().mean().item()
-    made |= _means("logps", _sides(columns, is_rejected=not len(rewards["chosen"])))
+    made |= _means("logps", _sides(inputs, is_rejected=not len(rewards["chosen"])))
     return made | {k: float(v) for k, v in result.metrics.items()}
 
 
-def heldout_metrics(objective: Objective, columns: LossInputs) -> dict[str, float]:
+def heldout_metrics(objective: Objective, inputs: LossInputs) -> dict[str, float]:
     """The same of held-out rows, eval_ before each name. Rewards are beta * log-ratio whatever the objective is."""
-    ref = columns.logps * torch.nan if columns.ref_logps is None else columns.ref_logps
+    ref = inputs.logps * torch.nan if inputs.ref_logps is None else inputs.ref_logps
     with torch.no_grad():
-        logratios = _sides(replace(columns, logps=columns.logps - ref), is_rejected=objective.side == "rejected")
+        logratios = _sides(replace(inputs, logps=inputs.logps - ref), is_rejected=objective.side == "rejected")
         chosen, rejected = (objective.beta * logratios.get(side, torch.zeros(0)) for side in ("chosen", "rejected"))
-        made = training_metrics(columns, Result(torch.zeros(1), chosen, rejected))
+        made = training_metrics(inputs, Result(torch.zeros(1), chosen, rejected))
         del made["loss"]
-        form = columns.as_form(objective.form, objective.side)
+        form = inputs.as_form(objective.form, objective.side)
         if not objective.needs_mismatched and form is not None:
             made["loss"] = objective(form).losses.mean().item()
     return {f"eval_{name}": value for name, value in made.items()}
 
 
-def _sides(columns: LossInputs, *, is_rejected: bool) -> dict[str, Tensor]:
+def _sides(inputs: LossInputs, *, is_rejected: bool) -> dict[str, Tensor]:
     """Log-probs of the chosen and the rejected responses. is_rejected: what single ones are."""
-    logps = columns.logps
-    if columns.labels is not None:
-        return {"chosen": logps[columns.labels, 0], "rejected": logps[~columns.labels, 0]}
+    logps = inputs.logps
+    if inputs.labels is not None:
+        return {"chosen": logps[inputs.labels, 0], "rejected": logps[~inputs.labels, 0]}
     if logps.shape[1] == 1:
         return {"rejected" if is_rejected else "chosen": logps[:, 0]}
     return {"chosen": logps[:, 0], "rejected": logps[:, -1]}
 
 
-def _means(prefix: str, columns: Mapping[str, Tensor]) -> dict[str, float]:
-    return {f"{prefix}/{name}": values.mean().item() for name, values in columns.items() if len(values)}
+def _means(prefix: str, sides: Mapping[str, Tensor]) -> dict[str, float]:
+    return {f"{prefix}/{name}": values.mean().item() for name, values in sides.items() if len(values)}
 
 
 def check_finite(training: Training, step: Step, inputs: LossInputs, result: Result, grad_norm: float) -> None:

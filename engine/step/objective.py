@@ -1,7 +1,7 @@
 """What --loss names: one objective or a weighted mixture, its hyperparameters, and how a step's gradient comes about.
 
 An additive objective is called per micro-batch. One that takes a statistic of the step (`whole_step`) is called once
-with the columns of the whole step over all ranks; each micro-batch then goes back with its slice of the gradient.
+with the loss inputs of the whole step over all ranks; each micro-batch then goes back with its slice of the gradient.
 Either way the loss of a step is the mean over its examples over all ranks: how it was split changes its speed only.
 """
 
@@ -163,13 +163,13 @@ class Objective:
             return LossError(f"the loss of {self.name} is not finite {where}")
         return None
 
-    def __call__(self, columns: LossInputs) -> Result:
-        """The result on these columns: losses [n]; rewards are the first term's."""
-        if not len(columns.logps):  # a rank without work in this pass: its backward pass is of zeros
-            none = columns.logps.sum(dim=1)
+    def __call__(self, inputs: LossInputs) -> Result:
+        """The result on these inputs: losses [n]; rewards are the first term's."""
+        if not len(inputs.logps):  # a rank without work in this pass: its backward pass is of zeros
+            none = inputs.logps.sum(dim=1)
             return Result(none, none.detach(), none.detach())
-        found = [self._result(term, columns) for term in self.terms]
-        n = len(columns.logps)
+        found = [self._result(term, inputs) for term in self.terms]
+        n = len(inputs.logps)
         for term, result in zip(self.terms, found, strict=True):
             _check_shape(term.loss, result, n)
         # Two losses of a pair, where a term takes it as unpaired, are its mean.
@@ -192,9 +192,9 @@ class Objective:
         """A step is done: what it gave back is where the next one goes on from."""
         self.state = result.state
 
-    def _result(self, term: Term, columns: LossInputs) -> Result:
+    def _result(self, term: Term, inputs: LossInputs) -> Result:
         loss = term.loss
-        own = columns.as_form(loss.data, loss.side)
+        own = inputs.as_form(loss.data, loss.side)
         assert own is not None  # the rows were brought into the objective's form
         if loss.data == "pairs":
             positional: list[Any] = [own.column(0), own.column(1)]
@@ -227,10 +227,10 @@ def _check_shape(loss: Loss, result: Result, n: int) -> None:
         )
 
 
-def gradient(objective: Objective, columns: LossInputs) -> tuple[Result, Tensor]:
-    """The result on a whole step's columns, and d (mean loss) / d logps [n, K]."""
-    leaf = columns.logps.detach().requires_grad_()
-    result = objective(replace(columns, logps=leaf))
+def gradient(objective: Objective, inputs: LossInputs) -> tuple[Result, Tensor]:
+    """The result on a whole step's inputs, and d (mean loss) / d logps [n, K]."""
+    leaf = inputs.logps.detach().requires_grad_()
+    result = objective(replace(inputs, logps=leaf))
     (result.losses.sum() / len(leaf)).backward()
     slopes = torch.zeros_like(leaf) if leaf.grad is None else leaf.grad
     return result._replace(losses=result.losses.detach()), slopes

@@ -43,7 +43,7 @@ def _whole_step(training: Training, step: Step) -> tuple[LossInputs, Result]:
     """Backward pass of an objective that takes a statistic of the step: exact for any split into micro-batches.
 
     The log-probs of the whole step are gathered first and the objective gives its gradient for each; every micro-batch
-    then goes back with its slice. With several of them a rank walks each twice, without and with gradient.
+    then goes back with its slice. With several of them a rank computes each twice, without and with gradient.
     """
     batch, ranks = step.batch, training.ranks
     micro_batches = batch.micro_batches
@@ -83,9 +83,9 @@ def report(training: Training, step: Step, phase: str) -> None:
 
 
 def micro_batch_logps(training: Training, step: Step, micro: MicroBatch, known: Tensor | None = None) -> LossInputs:
-    """A micro-batch's log-probs: the policy's with gradient; the reference's from the table, or walked beside it.
+    """A micro-batch's log-probs: the policy's with gradient, the reference's from the table or computed beside them.
 
-    known: the reference's of the whole step [n, K], where they have been walked already.
+    known: the reference's of the whole step [n, K], where they are there already. Collective.
     """
     reference = training.reference
     known = reference.known(step) if known is None else known
@@ -99,14 +99,14 @@ def micro_batch_logps(training: Training, step: Step, micro: MicroBatch, known: 
 
 
 def score_batch(
-    model: FusedForward, batch: Batch, ranks: Ranks, split: MicroBatching, *, of_reference: bool = False
+    model: FusedForward, batch: Batch, ranks: Ranks, micro_batching: MicroBatching, *, of_reference: bool = False
 ) -> Tensor:
     """The policy's (or the reference's) log-probs of a batch's responses, [n, K] nats, float64, the same on every rank.
 
     Collective.
     """
     with torch.no_grad():
-        for micro in batch.pack(ranks, split):
+        for micro in batch.pack(ranks, micro_batching):
             logps, ref_logps = model(micro.forest.to(ranks.device), with_reference=of_reference)
             batch.add(micro, batch.loss_inputs(micro, logps if ref_logps is None else ref_logps, None))
     ranks.reshard(model)
@@ -117,10 +117,12 @@ def score_examples(
     model: FusedForward,
     examples: Sequence[Example],
     ranks: Ranks,
-    split: MicroBatching,
+    micro_batching: MicroBatching,
     *,
     of_reference: bool = False,
 ) -> Iterator[Tensor]:
     """The same for any number of examples with equally many responses: [K] each, in order. Collective."""
     for start in range(0, len(examples), 64):
-        yield from score_batch(model, Batch(examples[start : start + 64]), ranks, split, of_reference=of_reference)
+        yield from score_batch(
+            model, Batch(examples[start : start + 64]), ranks, micro_batching, of_reference=of_reference
+        )

@@ -1,4 +1,4 @@
-"""Where the reference's log-probs come from: a model that walks along, and the table that replaces it.
+"""Where the reference's log-probs come from: a model beside the policy, and the table that replaces it.
 
 The reference is frozen and the rows are fixed, so its log-probs are the same in every epoch: two numbers per pair,
 filled in epoch 1 (or before it, by the policy's own initial weights) and read from then on. The table is written as
@@ -193,8 +193,8 @@ def modes(config: TrainConfig, objective: Objective) -> list[Mode]:
         return [wanted]
     if not objective.has_reference:
         return ["none"]
-    must_walk = objective.needs_mismatched or "reference-cache" in config.measuring.disable
-    return ["fused"] if must_walk else ["fused", "precompute"]
+    needs_model = objective.needs_mismatched or "reference-cache" in config.measuring.disable
+    return ["fused"] if needs_model else ["fused", "precompute"]
 
 
 def fingerprint(model: Path, examples: Sequence[Example], dtype: torch.dtype) -> str:

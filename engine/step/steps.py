@@ -57,9 +57,9 @@ class Batch:
     def __init__(self, examples: Sequence[Example]) -> None:
         """examples: one at least, with equally many responses."""
         self.examples = list(examples)
-        self.n_branches = len(self.examples[0].responses)
-        """K."""
-        lengths = ([len(e.responses[k]) for e in self.examples] for k in range(self.n_branches))
+        self.n_responses = len(self.examples[0].responses)
+        """K, of each example."""
+        lengths = ([len(e.responses[k]) for e in self.examples] for k in range(self.n_responses))
         self._mean_lengths = tuple(sum(column) / len(self.examples) for column in lengths)
         self.micro_batches: list[MicroBatch] = []
         """This rank's, once they are packed."""
@@ -79,17 +79,17 @@ class Batch:
         """Tokens over all ranks: prompts once, responses whole."""
         return sum(len(e.prompt) for e in self.examples) + self.n_response_tokens
 
-    def pack(self, ranks: Ranks, split: MicroBatching) -> list[MicroBatch]:
+    def pack(self, ranks: Ranks, micro_batching: MicroBatching) -> list[MicroBatch]:
         """This rank's micro-batches: as many on every rank, empty ones included, so that collectives pair up.
 
         Packed once, and kept in `micro_batches`.
         """
-        sizes = [n_tokens(e, split.packing) for e in self.examples]
+        sizes = [n_tokens(e, micro_batching.packing) for e in self.examples]
         balanced = batching.split_ranks(sizes, ranks.size)
-        shares = balanced if split.is_balanced else batching.split_ranks_in_order(len(sizes), ranks.size)
-        micro = [batching.split_micro(indices, sizes, split.micro_tokens) for indices in shares]
+        shares = balanced if micro_batching.is_balanced else batching.split_ranks_in_order(len(sizes), ranks.size)
+        micro = [batching.split_micro(indices, sizes, micro_batching.micro_tokens) for indices in shares]
         mine = micro[ranks.rank] + [[]] * (max(map(len, micro)) - len(micro[ranks.rank]))
-        forests = [pack([self.examples[i] for i in indices], split.packing) for indices in mine]
+        forests = [pack([self.examples[i] for i in indices], micro_batching.packing) for indices in mine]
         if ranks.device.type == "cuda":  # what is copied from there does not hold up the host
             forests = [forest.pin() for forest in forests]
         self.micro_batches = [MicroBatch(indices, forest) for indices, forest in zip(mine, forests, strict=True)]
@@ -97,7 +97,7 @@ class Batch:
 
     def loss_inputs(self, micro: MicroBatch, logps: Tensor, ref_logps: Tensor | None) -> LossInputs:
         """What an objective takes, for a micro-batch's examples: logps [S] of the policy and the reference."""
-        shape = (-1, self.n_branches)
+        shape = (-1, self.n_responses)
         ref_logps = None if ref_logps is None else ref_logps.view(shape)
         examples = [self.examples[i] for i in micro.indices]
         made = LossInputs.of(examples, logps.view(shape), ref_logps, mean_lengths=self._mean_lengths)
@@ -109,7 +109,7 @@ class Batch:
 
     def gather(self, ranks: Ranks, *, with_reference: bool) -> LossInputs:
         """What was found for all examples, the same on every rank. Collective."""
-        found = torch.zeros(2, len(self.examples), self.n_branches, dtype=torch.float64)  # policy and reference
+        found = torch.zeros(2, len(self.examples), self.n_responses, dtype=torch.float64)  # policy and reference
         for micro, inputs in self._found:
             for row, values in enumerate((inputs.logps, inputs.ref_logps)):
                 if values is not None:
@@ -150,7 +150,7 @@ class Steps:
     ) -> None:
         self._examples, self._data, self._schedule, self._objective = examples, data, schedule, objective
         self.per_epoch = -(-len(examples) // schedule.batch_size)  # the last step of an epoch takes what is left
-        self.n_branches = len(examples[0].responses) + objective.needs_mismatched
+        self.n_responses = len(examples[0].responses) + objective.needs_mismatched
         """Responses per example in its forests."""
         whole = self.per_epoch * schedule.epochs
         self._n_steps = min(whole, schedule.max_steps or whole)
@@ -158,21 +158,21 @@ class Steps:
     def __len__(self) -> int:
         return self._n_steps
 
-    def packed(self, ranks: Ranks, split: MicroBatching, *, done: int = 0) -> Iterator[Step]:
+    def packed(self, ranks: Ranks, micro_batching: MicroBatching, *, done: int = 0) -> Iterator[Step]:
         """Every step in order, but the first `done`, packed by a thread while the one before it is computed."""
         if done >= len(self):
             return
         with ThreadPoolExecutor(1) as pool:
-            waiting = pool.submit(self._pack, done + 1, ranks, split)
+            waiting = pool.submit(self._pack, done + 1, ranks, micro_batching)
             for number in range(done + 2, len(self) + 2):
                 step = waiting.result()
                 if number <= len(self):
-                    waiting = pool.submit(self._pack, number, ranks, split)
+                    waiting = pool.submit(self._pack, number, ranks, micro_batching)
                 yield step
 
-    def _pack(self, number: int, ranks: Ranks, split: MicroBatching) -> Step:
+    def _pack(self, number: int, ranks: Ranks, micro_batching: MicroBatching) -> Step:
         step = self.step(number)
-        step.batch.pack(ranks, split)
+        step.batch.pack(ranks, micro_batching)
         return step
 
     def first_epoch(self) -> Iterator[Step]:

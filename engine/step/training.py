@@ -27,7 +27,7 @@ def _nothing(*_: object) -> None:
 
 @dataclass(frozen=True, kw_only=True)
 class Hooks:
-    """Functions that the loop calls, each on every rank, in the order of the fields. None of them is needed.
+    """Functions that the loop calls, each on every rank. None of them is needed.
 
     What a caller adds to a run, or watches in it, without touching the loop: docs/python.md has an example of each.
     """

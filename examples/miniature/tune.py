@@ -67,8 +67,8 @@ def search(loss: str, pairs: Mapping[str, Path], base: Path, root: Path) -> ByRa
     while ahead:
         for rate in ahead:
             found[rate] = gains(loss, rate, pairs, base, root / f"{rate:g}")
-        place = LADDER.index(best(found))
-        ahead = [rate for rate in LADDER[max(0, place - 1) : place + 2] if rate not in found]
+        index = LADDER.index(best(found))
+        ahead = [rate for rate in LADDER[max(0, index - 1) : index + 2] if rate not in found]
     return found
 
 

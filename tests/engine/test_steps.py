@@ -101,7 +101,7 @@ def test_each_example_gets_the_response_of_the_next_whose_prompt_differs():
     partners = [rows[j].responses[0].tolist() for j in (2, 2, 3, 0)]
     assert [e.responses[1].tolist() for e in step.examples] == partners
     assert [e.responses[0].tolist() for e in step.examples] == [e.responses[0].tolist() for e in rows]
-    assert steps(rows=rows, objective="kto").n_branches == 2 and steps(rows=rows, objective="sft").n_branches == 1
+    assert steps(rows=rows, objective="kto").n_responses == 2 and steps(rows=rows, objective="sft").n_responses == 1
 
 
 def test_a_step_of_one_prompt_has_no_mismatched_sequences_and_says_so_once(capsys):
@@ -117,7 +117,7 @@ def test_a_step_of_one_prompt_has_no_mismatched_sequences_and_says_so_once(capsy
 
 def test_tokens_are_counted_with_prompts_once_and_responses_whole():
     batch = Batch(tiny.random_examples([(3, 2, 4), (5, 1, 6)]))
-    assert batch.n_tokens == 3 + 2 + 4 + 5 + 1 + 6 and batch.n_response_tokens == 13 and batch.n_branches == 2
+    assert batch.n_tokens == 3 + 2 + 4 + 5 + 1 + 6 and batch.n_response_tokens == 13 and batch.n_responses == 2
     assert len(batch) == 2
 
 

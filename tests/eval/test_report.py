@@ -116,7 +116,9 @@ def test_answers_that_run_away_are_said(tmp_path):
 def test_runs_of_one_objective_are_told_apart_by_what_differs(tmp_path):
     """By a setting that changes what comes out; by the folder where nothing does, or too much."""
     told = {
-        "a": "lr: 1.0e-06\nkeep: 1\n", "b": "lr: 2e-6\nkeep: 2\n", "c": "lr: 2e-6\nkeep: 3\n",
+        "a": "lr: 1.0e-06\nkeep_checkpoints: 1\nmaster_weights: auto\n",
+        "b": "lr: 2e-6\nkeep_checkpoints: 2\nmaster_weights: auto\n",
+        "c": "lr: 2e-6\nkeep: 3\nmaster: auto\n",  # as release 0.1 wrote it
     }  # fmt: skip
     folders = [run_folder(tmp_path / name) for name in (*told, "d")]
     for folder, more in zip(folders, told.values(), strict=False):

@@ -135,6 +135,9 @@ def test_a_finished_run_is_not_taken_for_another(tmp_path):
         grid.check_same(where, flags | {"mine.by": "2"}, None)
     with pytest.raises(InputError, match=r"was trained with mine\.beta 0\.5, not 0\.3"):
         grid.check_same(where, flags | {"beta": "0.3"}, None)
+    (where / "config.yaml").write_text(settings + "keep: 1\nmaster: whole\n")  # as release 0.1 wrote it
+    grid.check_same(where, flags | {"keep-checkpoints": "1", "master-weights": "float32"}, None)
+    grid.check_same(where, flags | {"keep": "1", "master": "whole"}, None)
     path = where / "config.yaml"  # whatever an objective is called with is the same again, where nothing was told
     for name in losses.names():
         objective = Objective(name)

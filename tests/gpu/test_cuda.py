@@ -108,7 +108,7 @@ def test_the_split_kernel_is_rmsprop_on_float32_masters_bit_for_bit(factor):
     rows = [0.02 * torch.randn(len(p), device="cuda", generator=generator) for p in model]
     with torch.no_grad():
         for p, values in zip(model, rows, strict=True):
-            masters.put(p, values)
+            masters.copy_into(p, values)
     ours = SplitRMSprop(masters, lr=2e-5, square_avg=torch.float32)
     plain = [torch.nn.Parameter(values.clone()) for values in rows]
     theirs = torch.optim.RMSprop(plain, lr=2e-5, alpha=0.99, eps=1e-8, foreach=True)
@@ -169,14 +169,14 @@ def wide_model(n_layers=2):
     )  # fmt: skip
 
 
-def test_the_walk_in_bf16_is_near_float32_and_starts_at_a_ratio_of_exactly_0():
+def test_the_fused_pass_in_bf16_is_near_float32_and_starts_at_a_ratio_of_exactly_0():
     examples = tiny.random_examples(LENGTHS, vocab_size=1000)
     forest = pack(examples)
     exact, _ = FusedForward(wide_model().double())(forest, with_reference=False)
-    walk = FusedForward(wide_model().to("cuda", torch.bfloat16), wide_model().to("cuda", torch.bfloat16))
-    for model in (walk.policy, walk.reference):
+    fused = FusedForward(wide_model().to("cuda", torch.bfloat16), wide_model().to("cuda", torch.bfloat16))
+    for model in (fused.policy, fused.reference):
         model.compile_blocks()
-    found, reference = walk(forest.to("cuda"), with_reference=True)
+    found, reference = fused(forest.to("cuda"), with_reference=True)
     assert torch.equal(found, reference)
     per_token = (found.cpu() - exact).abs() / forest.lengths
     assert per_token.mean() < 0.01
@@ -184,13 +184,13 @@ def test_the_walk_in_bf16_is_near_float32_and_starts_at_a_ratio_of_exactly_0():
 
 
 def test_nothing_is_compiled_again_after_the_second_pass():
-    walk = FusedForward(wide_model(4).to("cuda", torch.bfloat16), wide_model(4).to("cuda", torch.bfloat16))
-    for model in (walk.policy, walk.reference):
+    fused = FusedForward(wide_model(4).to("cuda", torch.bfloat16), wide_model(4).to("cuda", torch.bfloat16))
+    for model in (fused.policy, fused.reference):
         model.compile_blocks()
     n_graphs = []
     for seed, lengths in enumerate([LENGTHS, LENGTHS[:3], LENGTHS[1:], LENGTHS[3:], LENGTHS[:1], LENGTHS * 2]):
         forest = pack(tiny.random_examples(lengths, vocab_size=1000, seed=seed)).to("cuda")
-        logps, _ = walk(forest, with_reference=True)
+        logps, _ = fused(forest, with_reference=True)
         logps.sum().backward()
         n_graphs.append(counters["stats"]["unique_graphs"])
     assert n_graphs[1:] == n_graphs[1:2] * (len(n_graphs) - 1), n_graphs

@@ -293,3 +293,18 @@ def test_a_rank_that_fails_alone_speaks_and_keeps_its_code(tmp_path):
     outcome.write_text("")
     done = command(argument, **{cli.OUTCOME_VARIABLE: str(outcome)}, RANK="3")
     assert (done.returncode, done.stderr, outcome.read_text()) == (code, f"rank 3: {said}", "")
+
+
+def test_two_names_of_one_setting_are_refused_wherever_they_stand(yaml):
+    """The last one would hold, and the other be forgotten without a word."""
+    aliases = cli.Aliases(names={"save_total_limit": "keep"}, former={"most": "keep"}, values={})
+
+    def given(*argv):
+        return cli.parse(Settings, argv, command="c", example="e", aliases=aliases).keep
+
+    assert given("--config", yaml("most: 1"), "--keep", "2") == 2  # flags win over the file
+    assert given("--config", yaml("most: 3\nsave-total-limit: 3")) == 3
+    with pytest.raises(InputError, match="^--most and --save-total-limit: two names of one setting; keep one$"):
+        given("--most", "1", "--save-total-limit=2")
+    with pytest.raises(InputError, match="most and keep: two names of one setting, with two values; keep one$"):
+        given("--config", yaml("most: 1\nkeep: 2"))
