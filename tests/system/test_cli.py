@@ -304,7 +304,7 @@ def test_two_names_of_one_setting_are_refused_wherever_they_stand(yaml):
 
     assert given("--config", yaml("most: 1"), "--keep", "2") == 2  # flags win over the file
     assert given("--config", yaml("most: 3\nsave-total-limit: 3")) == 3
-    with pytest.raises(InputError, match="^--most and --save-total-limit: two names of one setting; keep one$"):
+    with pytest.raises(InputError, match=r"^--most and --save-total-limit: two names of one setting; keep one$"):
         given("--most", "1", "--save-total-limit=2")
-    with pytest.raises(InputError, match="most and keep: two names of one setting, with two values; keep one$"):
+    with pytest.raises(InputError, match=r"most and keep: two names of one setting, with two values; keep one$"):
         given("--config", yaml("most: 1\nkeep: 2"))
