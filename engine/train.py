@@ -38,7 +38,7 @@ from engine.step import (
     report,
     training_metrics,
 )
-from system import cli
+from system import InputError, cli
 
 __all__ = ["Hooks", "RunResult", "TrainConfig", "join", "run", "train"]
 
@@ -163,6 +163,8 @@ def build(inputs: TrainingInputs, ranks: Ranks, hooks: Hooks, folder: RunFolder)
 
     Raises InputError where memory or disk cannot hold the run, and for weights that cannot be used.
     """
+    if hooks.parameter_options is not inputs.options:
+        raise InputError("Hooks(parameter_options=...): TrainingInputs(config, options=...) has to be given the same")
     config, steps = inputs.config, inputs.steps
     plan = inputs.plan(ranks)
     reference, said = read_reference(inputs, plan, ranks, folder)

@@ -7,7 +7,8 @@ import pytest
 import torch
 
 from engine import weights
-from engine.train import Hooks, run
+from engine.inputs import TrainingInputs
+from engine.train import Hooks, join, run, train
 from tests import tiny
 
 PAGE = (tiny.ROOT / "docs/python.md").read_text(encoding="utf-8")
@@ -105,6 +106,15 @@ def test_other_groups_are_not_gone_on_with(page):
         run(config.with_flags(stop_after=1), Hooks(parameter_options=names["options"]))
         with pytest.raises(ValueError, match=r"parameter groups: .*lr 1e-05.* -> None"):
             run(config.with_flags(resume=True))
+
+
+def test_options_that_the_inputs_do_not_know_are_no_secret(page):
+    names, runs = page
+    with pytest.MonkeyPatch.context() as patched:
+        patched.chdir(runs.parent)
+        inputs = TrainingInputs(names["config"].with_flags(out="runs/unknown"))
+        with pytest.raises(ValueError, match=r"TrainingInputs\(config, options=...\) has to be given the same"):
+            train(inputs, join(inputs), Hooks(parameter_options=names["options"]))
 
 
 def test_what_is_added_moves_the_weights_and_is_told(page):
