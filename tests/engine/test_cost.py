@@ -41,14 +41,13 @@ def test_a_forest_costs_its_tokens_keys_and_predicting_rows():
 
 
 def test_the_mean_example_of_rows_is_that_of_their_forests():
-    rows = tiny.random_examples([(4, 3, 5), (2, 6, 1), (3, 2, 2)])
+    rows = tiny.random_examples([(4, 33, 5), (2, 6, 1), (3, 2, 2)])
     found = TokenStatistics.of(rows, PackingOptions(), batch_size=2)
     blocks, head = forward_flops(SHAPE, pack(rows))
     assert cost.forward_of_example(SHAPE, found) == pytest.approx((blocks + head) / 3, rel=1e-12)
-    assert found.n == 3 and found.longest == 10  # 4 + 2 + 4
-    assert found.step == int(
-        2 * (10 + 7 + 5) / 3 + (17 - 2 * (10 + 7 + 5) / 3) / 4
-    )  # a quarter of the way to the worst
+    assert found.n == 3 and found.longest == 40  # 4 + 32 + 4
+    mean, worst = 2 * (40 + 7 + 5) / 3, 40 + 7
+    assert found.step == int(mean + (worst - mean) / 4)  # a quarter of the way
 
 
 def test_a_mismatched_response_of_another_row_counts_too():

@@ -98,6 +98,8 @@ def test_a_launcher_may_ask_by_a_file(tmp_path, monkeypatch):
             assert stop.asked() == number
         (tmp_path / "stop").unlink()
         assert stop.asked() == 15  # once is enough
+        (tmp_path / "stop").write_text("2")
+        assert stop.asked() == 15  # the first one's code is the run's
 
 
 def test_a_second_ctrl_c_ends_the_process_at_once_and_a_second_sigterm_does_not():
