@@ -40,7 +40,7 @@ PHASES = {
     "done": "idle",
 }
 """Of the loop's phases, which part of a step they are."""
-PARTS = ("data", "forward", "head", "backward", "optimizer", "communication")
+PARTS = ("data", "forward", "head", "backward", "optimizer", "communication", "idle")
 
 
 class Stopwatch:
@@ -174,6 +174,7 @@ class Watched:
         self._config = config
         self._stopwatch, self._counter = Stopwatch(), Counter()
         self._kernels = KernelTable(profile) if profile else None
+        self._parts: dict[str, float] = {}
         self.n_steps = 0
         """Steps of the run."""
         self.epochs: dict[int, dict[str, Any]] = {}
@@ -190,9 +191,11 @@ class Watched:
 
     def _on_phase(self, _: int, phase: str) -> None:
         self._stopwatch.turn(PHASES[phase])
+        if phase == "done":
+            self._parts = self._stopwatch.take()
 
     def _after_log(self, step: Step, line: Mapping[str, float]) -> None:
-        executed, seconds = self._counter.take(), self._stopwatch.take()
+        executed, seconds = self._counter.take(), line["perf/step_seconds"]
         if step.epoch in self.epochs:
             config = self._config
             found = self.epochs[step.epoch]
@@ -202,17 +205,19 @@ class Watched:
             known = {
                 "pairs": len(step.batch),
                 "tokens": step.batch.n_tokens,
-                "seconds": line["perf/step_seconds"],
+                "seconds": seconds,
                 "flops": executed * world_size(),
                 "useful_flops": n_passes * (blocks + rows),
             }
-            parts = {} if torch.cuda.is_available() else {p: seconds[p] for p in PARTS if p in seconds}
+            parts = {} if torch.cuda.is_available() else {p: self._parts[p] for p in PARTS[:-1] if p in self._parts}
+            parts |= {"idle": seconds - sum(parts.values())} if parts else {}  # the line before is written in it
             for name, value in (known | parts).items():
                 found[name] += value
-            found["step_seconds"] = [*found.get("step_seconds", []), line["perf/step_seconds"]]
+            found["step_seconds"] = [*found.get("step_seconds", []), seconds]
         self.epochs.setdefault(step.epoch, defaultdict(float))
         if self._kernels is not None:
             self._kernels.follow(step.number, self.n_steps)
+        self._stopwatch.take()
         self._stopwatch.turn("data")
 
     @functools.cached_property
