@@ -9,6 +9,7 @@ import torch
 from engine import weights
 from engine.inputs import TrainingInputs
 from engine.train import Hooks, join, run, train
+from losses import registry
 from tests import tiny
 
 PAGE = (tiny.ROOT / "docs/python.md").read_text(encoding="utf-8")
@@ -26,11 +27,14 @@ def page(tmp_path_factory):
     rows = [{"prompt": text, "chosen": f"{2 * i}, margin", "rejected": f"{i}"} for i, text in enumerate(texts)]
     tiny.write_rows(folder / "runs/tiny/pairs.jsonl", [row | {"margin_of_judge": 0.5} for row in rows])
     names = {"__name__": "__main__"}
-    with pytest.MonkeyPatch.context() as patched:
-        patched.chdir(folder)
-        for block in BLOCKS:
-            exec(compile(block, "docs/python.md", "exec"), names)
-    return names, folder / "runs"
+    with pytest.MonkeyPatch.context() as registered:
+        for held in ("_losses", "_aliases"):  # what the page brings is gone afterwards
+            registered.setattr(registry, held, dict(getattr(registry, held)))
+        with pytest.MonkeyPatch.context() as patched:
+            patched.chdir(folder)
+            for block in BLOCKS:
+                exec(compile(block, "docs/python.md", "exec"), names)
+        yield names, folder / "runs"
 
 
 def lines(folder):
