@@ -136,7 +136,7 @@ def train(inputs: TrainingInputs, ranks: Ranks, hooks: Hooks = NO_HOOKS) -> RunR
                 report(training, step, "optimizer")
                 training.update()
                 log.stop_clock()
-                hooks.on_phase(step.number, "done")
+                hooks.on_phase(step.number, "done")  # no phase of a rank that is lost: the heartbeat is not told
                 training.objective.keep(result)
                 training.reference.remember(step, loss_inputs.ref_logps)
                 metrics = training_metrics(loss_inputs, result)

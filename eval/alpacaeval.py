@@ -18,7 +18,6 @@ import numpy as np
 
 from system import InputError
 
-N_INSTRUCTIONS = 805
 FIRST, SECOND = "m", "M"
 """What the annotator calls the two outputs that it is shown."""
 START, END = "<|im_start|>", "<|im_end|>"

@@ -68,7 +68,7 @@ the new one holds. `losses/registry.py` says it exactly.
 
 **A step is the unit.** The loss of a step is the mean over its examples over all ranks. Objectives with a statistic of
 the step get the whole step at once, so that micro-batches and ranks change nothing; with several micro-batches a rank
-walks each twice, about a third more work.
+computes each twice, about a third more work.
 
 A mixture takes objectives of different forms where rows are pairs; `kto` alone, whose mismatched sequences need
 labelled rows, mixes with unpaired objectives only, or with its anchor fixed (`--kto.kl 0`).

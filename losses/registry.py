@@ -147,37 +147,7 @@ def loss(
         for taken in (name, *aliases):
             if taken not in replaced and (taken in _losses or taken in _aliases):
                 raise LossError(f"{where}: the name {taken!r} is taken; choose another")
-        if data not in COLUMNS:
-            raise LossError(f"{where}: data={data!r} is not one of {', '.join(COLUMNS)}")
-        if unknown := set(needs) - NEEDS:
-            raise LossError(f"{where}: needs={sorted(unknown)} is not among {', '.join(sorted(NEEDS))}")
-        parameters = inspect.signature(function).parameters.values()
-        positional = tuple(p.name for p in parameters if p.kind in (p.POSITIONAL_ONLY, p.POSITIONAL_OR_KEYWORD))
-        if positional != COLUMNS[data]:
-            raise LossError(
-                f"{where}: data={data!r} gives the positional arguments ({', '.join(COLUMNS[data])}), the function "
-                f"takes ({', '.join(positional)}); make hyperparameters keyword-only, after a *"
-            )
-        keywords = [p for p in parameters if p.kind is p.KEYWORD_ONLY]
-        _check_fields(where, fields, {p.name for p in keywords})
-        filled = INJECTED | FROM_PYTHON | frozenset(fields)
-        for p in keywords:
-            if p.default is p.empty and p.name not in fields:
-                raise LossError(
-                    f"{where}: the argument {p.name!r} has no default; give it one, or, where each row has such a "
-                    f"number, say fields=({p.name!r},)"
-                )
-        if "mismatched" in needs and not {"mismatched", "kl"} <= {p.name for p in keywords}:
-            raise LossError(f"{where}: needs=('mismatched',) goes with the arguments 'mismatched' and 'kl'")
-        hints = typing.get_type_hints(function)
-        read_as = {p.name: hints.get(p.name, type(p.default)) for p in keywords if p.name not in filled}
-        for argument, kind in read_as.items():
-            if not _is_readable(kind):
-                raise LossError(
-                    f"{where}: the argument {argument!r} cannot be read from text; annotate it as bool, int, float, "
-                    "str, a Literal of text, or one of these or None, or, where each row has such a number, "
-                    f"say fields=({argument!r},)"
-                )
+        keywords, read_as = _read_signature(where, function, data, needs, fields)
         made = Loss(
             function=function,
             name=name,
@@ -187,9 +157,9 @@ def loss(
             whole_step=whole_step or state or "mismatched" in needs,  # an anchor is known before the first loss
             state=state,
             side=side,
-            defaults=types.MappingProxyType({p.name: p.default for p in keywords if p.name not in filled}),
+            defaults=types.MappingProxyType({name: keywords[name].default for name in read_as}),
             types=types.MappingProxyType(read_as),
-            injected=frozenset(p.name for p in keywords) & INJECTED,
+            injected=INJECTED & keywords.keys(),
             fields=fields,
             digest=_importing[-1],
         )
@@ -199,6 +169,44 @@ def loss(
         return made
 
     return register
+
+
+def _read_signature(
+    where: str, function: Callable[..., Result], data: Form, needs: tuple[str, ...], fields: tuple[str, ...]
+) -> tuple[dict[str, inspect.Parameter], dict[str, Any]]:
+    """A function's keyword arguments, and the types of those that are hyperparameters. Raises LossError."""
+    if data not in COLUMNS:
+        raise LossError(f"{where}: data={data!r} is not one of {', '.join(COLUMNS)}")
+    if unknown := set(needs) - NEEDS:
+        raise LossError(f"{where}: needs={sorted(unknown)} is not among {', '.join(sorted(NEEDS))}")
+    parameters = inspect.signature(function).parameters.values()
+    positional = tuple(p.name for p in parameters if p.kind in (p.POSITIONAL_ONLY, p.POSITIONAL_OR_KEYWORD))
+    if positional != COLUMNS[data]:
+        raise LossError(
+            f"{where}: data={data!r} gives the positional arguments ({', '.join(COLUMNS[data])}), the function "
+            f"takes ({', '.join(positional)}); make hyperparameters keyword-only, after a *"
+        )
+    keywords = {p.name: p for p in parameters if p.kind is p.KEYWORD_ONLY}
+    _check_fields(where, fields, set(keywords))
+    for name, p in keywords.items():
+        if p.default is p.empty and name not in fields:
+            raise LossError(
+                f"{where}: the argument {name!r} has no default; give it one, or, where each row has such a "
+                f"number, say fields=({name!r},)"
+            )
+    if "mismatched" in needs and not {"mismatched", "kl"} <= keywords.keys():
+        raise LossError(f"{where}: needs=('mismatched',) goes with the arguments 'mismatched' and 'kl'")
+    filled = INJECTED | FROM_PYTHON | frozenset(fields)
+    hints = typing.get_type_hints(function)
+    read_as = {name: hints.get(name, type(p.default)) for name, p in keywords.items() if name not in filled}
+    for argument, kind in read_as.items():
+        if not _is_readable(kind):
+            raise LossError(
+                f"{where}: the argument {argument!r} cannot be read from text; annotate it as bool, int, float, "
+                "str, a Literal of text, or one of these or None, or, where each row has such a number, "
+                f"say fields=({argument!r},)"
+            )
+    return keywords, read_as
 
 
 def get(name: str) -> Loss:

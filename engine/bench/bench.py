@@ -3,7 +3,7 @@
     python -m engine.bench --shape tiny --data pairs.jsonl --ablate --peer trl
 
 Every row of the table is a run of engine.train in processes of its own, on random weights of the shape: two epochs of
---steps steps, the first step of each a warm-up. Epoch 1 walks the reference, epoch 2 reads its log-probs. What is
+--steps steps, the first step of each a warm-up. Epoch 1 computes the reference, epoch 2 reads its log-probs. What is
 compared is measured in turn, --rounds times, and given as a ratio with the spread of its rounds.
 """
 
@@ -61,7 +61,7 @@ class BenchConfig:
     square_avg: Literal["float32", "bfloat16"] = "float32"
     """As engine.train's."""
     reference: Literal["fused", "precompute"] = "fused"
-    """fused: epoch 1 walks it, epoch 2 reads it; precompute: a single epoch, in all of whose steps it is known."""
+    """fused: epoch 1 computes it, epoch 2 reads it; precompute: a single epoch, in all of whose steps it is known."""
     profile: str | None = None
     """File for a table of what the kernels of one step take, of the first row's run."""
     gpu_memory: float | None = None

@@ -126,7 +126,8 @@ class ReferenceConfig:
     """Where the reference's log-probs come from, and whether it follows the policy."""
 
     mode: Annotated[Literal["auto", "fused", "precompute", "none"], tyro.conf.arg(name="reference")] = "auto"
-    """fused: a second model walks along in epoch 1; precompute: one pass of the policy's own weights before step 1."""
+    """fused: a second model is computed beside the policy in epoch 1; precompute: one pass of the policy's own weights
+    before step 1."""
     cache: Annotated[str | None, tyro.conf.arg(name="reference-cache")] = None
     """Reference log-probs of other runs: a folder that runs share, or one's reference.safetensors. Taken where weights,
     rows and dtype are the same; said so, and computed anew, where not."""

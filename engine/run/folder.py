@@ -27,7 +27,7 @@ from engine.config import TrainConfig
 from engine.distributed import Ranks, grace
 from engine.model import name_of
 from engine.planning import Plan
-from engine.run import room
+from engine.run import disk_space
 from engine.run.identity import compare
 from engine.run.metrics_log import say
 from engine.step import ReferenceLogps, Steps
@@ -182,7 +182,7 @@ class RunFolder:
         """
         checkpoints, ranks, n_done = self._config.checkpoints, self._ranks, self._n_done
         ranks.on_rank0(
-            lambda: room.check(self._config, plan, steps, n_done=n_done, n_checkpoints=len(epochs_of(self.path)))
+            lambda: disk_space.check(self._config, plan, steps, n_done=n_done, n_checkpoints=len(epochs_of(self.path)))
         )
         ranks.on_rank0(self._hold)
         is_shared = ranks.all_see(self.path / "state")

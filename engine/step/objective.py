@@ -277,7 +277,7 @@ def describe_all() -> str:
     for name in losses.names():
         loss = losses.get(name)
         arguments = ", ".join(f"{k}={v}" for k, v in loss.defaults.items())
-        costs = "  [whole step: micro-batches are walked twice]" if loss.whole_step else ""
+        costs = "  [whole step: micro-batches are computed twice]" if loss.whole_step else ""
         lines += [f"  {name}({arguments}){costs}", f"      {loss.summary}"]
     return "\n".join(lines)
 

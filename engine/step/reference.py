@@ -187,7 +187,9 @@ def modes(config: TrainConfig, objective: Objective) -> list[Mode]:
     if config.reference.update != "none":
         if not objective.has_reference or wanted not in ("auto", "fused"):
             why = f"with --reference {wanted}" if objective.has_reference else f"with {objective.name}, which has none"
-            raise InputError(f"--reference-update {config.reference.update}: needs a reference that walks along, {why}")
+            raise InputError(
+                f"--reference-update {config.reference.update}: needs a reference model in every step, not {why}"
+            )
         return ["fused"]
     if wanted != "auto":
         return [wanted]

@@ -6,7 +6,6 @@ from engine.weights import safetensors_header
 from engine.weights.names import INDEX, checkpoint_name
 from engine.weights.reading import (
     Checkpoint,
-    Local,
     build,
     check,
     check_finite,
@@ -17,15 +16,13 @@ from engine.weights.reading import (
     stored_dtype,
 )
 from engine.weights.rounding import CHUNK, Cast, hash_of, round_half_away, round_stochastically
-from engine.weights.writing import SHARD_BYTES, ShardAccess, SingleProcess, save
+from engine.weights.writing import ShardAccess, SingleProcess, save
 
 __all__ = [
     "CHUNK",
     "INDEX",
-    "SHARD_BYTES",
     "Cast",
     "Checkpoint",
-    "Local",
     "ShardAccess",
     "SingleProcess",
     "build",

@@ -13,7 +13,7 @@ import yaml
 from engine.config import TrainConfig
 from engine.distributed import Ranks
 from engine.model.llama import LlamaConfig
-from engine.run import RunFolder, check_folder, epochs_of, has_split_masters, last_line, room
+from engine.run import RunFolder, check_folder, disk_space, epochs_of, has_split_masters, last_line
 from engine.run.folder import cut_metrics, holds_run
 from system import InputError
 from tests import tiny
@@ -176,7 +176,7 @@ Usage = namedtuple("Usage", "total used free")
 
 def checked(monkeypatch, out, plan, free, *, n_done=0, n_checkpoints=0, **flags):
     monkeypatch.setattr(shutil, "disk_usage", lambda _: Usage(0, 0, free))
-    room.check(config(out, **flags), plan, Steps(), n_done=n_done, n_checkpoints=n_checkpoints)
+    disk_space.check(config(out, **flags), plan, Steps(), n_done=n_done, n_checkpoints=n_checkpoints)
 
 
 @pytest.mark.parametrize(

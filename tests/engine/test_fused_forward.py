@@ -100,8 +100,8 @@ def test_the_backward_pass_never_gathers_the_reference(monkeypatch):
     ranks = Ranks.join(dtype=torch.bfloat16)
     with torch.device("meta"):
         models = [Llama(tiny.random_llama().config) for _ in range(2)]
-    walk = ranks.place(FusedForward(*models), reshards=True)
-    for p in walk.parameters():
+    fused = ranks.place(FusedForward(*models), reshards=True)
+    for p in fused.parameters():
         torch.nn.init.normal_(p.to_local(), std=0.05)
     gathered, unshard = [], FSDPParamGroup.unshard
 
@@ -111,14 +111,14 @@ def test_the_backward_pass_never_gathers_the_reference(monkeypatch):
         return unshard(group, *arguments, **more)
 
     monkeypatch.setattr(FSDPParamGroup, "unshard", noted)
-    logps, _ = walk(pack(pairs()), with_reference=True)
+    logps, _ = fused(pack(pairs()), with_reference=True)
     assert any(name.startswith("reference.blocks") for name in gathered)  # they walked
     gathered.clear()
     logps.sum().backward()
     assert gathered and all(name.startswith("policy.") for name in gathered), gathered
     for _ in range(2):  # while the reference is there, and after
         gathered.clear()
-        walk(pack(pairs()), with_reference=False)[0].sum().backward()
+        fused(pack(pairs()), with_reference=False)[0].sum().backward()
         assert gathered and all(name.startswith("policy.") for name in gathered), gathered
         ranks.release(models[1])
 
@@ -128,13 +128,13 @@ def test_the_backward_pass_never_gathers_the_reference(monkeypatch):
 def test_nothing_is_compiled_again_after_the_first_pass():
     from torch._dynamo.utils import counters  # brings the compiler, for the slow tests alone
 
-    walk = FusedForward(tiny.random_llama(), tiny.random_llama())
-    walk.policy.recompute(1)
-    for model in (walk.policy, walk.reference):
+    fused = FusedForward(tiny.random_llama(), tiny.random_llama())
+    fused.policy.recompute(1)
+    for model in (fused.policy, fused.reference):
         model.compile_blocks()
     n_graphs = []
     for seed, lengths in enumerate([LENGTHS, LENGTHS[:3], LENGTHS[3:], LENGTHS[:1], LENGTHS * 3]):
-        logps, reference = walk(pack(tiny.random_examples(lengths, seed=seed)), with_reference=True)
+        logps, reference = fused(pack(tiny.random_examples(lengths, seed=seed)), with_reference=True)
         logps.sum().backward()
         assert torch.equal(logps, reference)
         n_graphs.append(counters["stats"]["unique_graphs"])

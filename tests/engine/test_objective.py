@@ -201,7 +201,7 @@ def test_the_help_lists_every_objective_with_its_defaults():
     said = describe_all()
     assert all(f"  {name}(" in said for name in losses.names())
     assert "  ipo(beta=0.1, length_normalised=True)\n" in said
-    assert "  kto_pair(" in said and said.split("  kto_pair(")[1].split("\n")[0].endswith("walked twice]")
+    assert "  kto_pair(" in said and said.split("  kto_pair(")[1].split("\n")[0].endswith("computed twice]")
 
 
 # --- what rows are asked for ---------------------------------------------------------------------------------------

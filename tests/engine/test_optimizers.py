@@ -68,7 +68,7 @@ def of_norm(name):
     return {"lr": 5 * LR, "weight_decay": 0.0} if name == "norm" else {"weight_decay": 0.25}
 
 
-def close(found, expected):
+def assert_close(found, expected):
     torch.testing.assert_close(found.double(), expected, rtol=0, atol=2e-6)  # float32 numbers of size 1, ten updates
 
 
@@ -86,7 +86,7 @@ def test_rmsprop_is_its_formula_with_each_groups_rate(options):
         optimizer.step()
     for name, p in model.named_parameters():
         rate = LR if options is None else of_head(name).get("lr", LR)
-        close(p, rmsprop(start[name], [g[name] for g in grads], [rate] * 10))
+        assert_close(p, rmsprop(start[name], [g[name] for g in grads], [rate] * 10))
 
 
 @pytest.mark.parametrize("in_backward", [False, True])
@@ -107,7 +107,7 @@ def test_split_masters_are_stepped_with_each_groups_rate(in_backward):
         optimizer.step()
     for name, p in model.named_parameters():
         rate = of_head(name).get("lr", LR)
-        close(masters.full_tensor(p), rmsprop(start[name], [g[name] for g in grads], [rate] * 10))
+        assert_close(masters.full_tensor(p), rmsprop(start[name], [g[name] for g in grads], [rate] * 10))
 
 
 @pytest.mark.parametrize("options", [None, of_norm])
@@ -122,7 +122,7 @@ def test_adamw_is_its_formula_with_each_groups_rate_and_decay(options):
     for name, p in model.named_parameters():
         own = {} if options is None else options(name)
         expected = adamw(start[name], [g[name] for g in grads], [own.get("lr", LR)] * 10, own.get("weight_decay", 0.0))
-        close(p, expected)
+        assert_close(p, expected)
 
 
 def test_a_group_whose_rate_is_0_stands_still():

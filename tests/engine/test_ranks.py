@@ -39,9 +39,9 @@ def two(tmp_path_factory):
 def alone():
     """Log-probs of each rank's example, and the gradient of their sum over both, by one process."""
     model = tiny.random_llama(**SHAPE)
-    walk = FusedForward(model, tiny.random_llama(**SHAPE))
+    fused = FusedForward(model, tiny.random_llama(**SHAPE))
     examples = tiny.random_examples(LENGTHS, vocab_size=33)
-    logps = [walk(pack([e]), with_reference=True)[0] for e in examples]
+    logps = [fused(pack([e]), with_reference=True)[0] for e in examples]
     sum(x.sum() for x in logps).backward()
     return [x.detach() for x in logps], dict(model.named_parameters())
 

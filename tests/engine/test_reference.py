@@ -209,8 +209,12 @@ def test_what_a_run_can_mean_by_reference(tmp_path, objective, flags, found):
         ("dpo", {"reference": "none"}, "--reference none: dpo needs a reference; use auto"),
         ("kto", {"reference": "precompute"}, "kto's mismatched sequences change with every step; use fused"),
         ("dpo", {"reference": "precompute", "disable": ("reference-cache",)}, "has to be kept; use fused"),
-        ("dpo", {"reference": "precompute", "reference_update": "hard"}, "walks along, with --reference precompute"),
-        ("sft", {"reference_update": "hard"}, "walks along, with sft, which has none"),
+        (
+            "dpo",
+            {"reference": "precompute", "reference_update": "hard"},
+            "every step, not with --reference precompute",
+        ),
+        ("sft", {"reference_update": "hard"}, "every step, not with sft, which has none"),
     ],
 )
 def test_what_cannot_be_is_said_in_a_sentence(tmp_path, objective, flags, said):

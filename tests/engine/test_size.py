@@ -37,14 +37,14 @@ class Peak:
 
 source, out = map(Path, sys.argv[1:])
 ranks = Ranks.join()
-walk = ranks.place(FusedForward(weights.build(source), None))
+fused = ranks.place(FusedForward(weights.build(source), None))
 with Peak() as load:
-    weights.fill(walk.policy, source, ranks.local)
-shards = [ranks.local(p)[0] for p in walk.policy.parameters()]
+    weights.fill(fused.policy, source, ranks.local)
+shards = [ranks.local(p)[0] for p in fused.policy.parameters()]
 own = sum(s.numel() * 4 for s in shards)
-largest = max(p.numel() * 4 for p in walk.policy.parameters())
+largest = max(p.numel() * 4 for p in fused.policy.parameters())
 with Peak() as save:
-    weights.save(walk.policy, out, parts=ranks)
+    weights.save(fused.policy, out, parts=ranks)
 part = max(s.numel() * 4 for s in shards)
 found = {"own": own, "load": load.grown, "save": save.grown, "tensor": largest, "part": part}
 print(json.dumps(found), flush=True)

@@ -697,7 +697,7 @@ def test_a_row_without_what_an_objective_needs_is_named(job):
         ({"loss": "kto:1,dpo:1"}, "use kto_pair, or fix --kto.kl"),
         ({"loss": "robust_dpo", "hyperparameters": {"robust_dpo.label_smoothing": "0.7"}}, "label_smoothing is 0.7"),
         ({"loss": "dpo", "hyperparameters": {"dpo.beta": "0"}}, "--dpo.beta: 0 is not above 0"),
-        ({"reference_update": "soft", "reference": "precompute"}, "needs a reference that walks along"),
+        ({"reference_update": "soft", "reference": "precompute"}, "needs a reference model in every step"),
         ({"loss": "simpo", "reference_update": "hard"}, "with simpo, which has none"),
         ({"stages": 30}, "30 parts of 22 rows"),
         ({"reference_update": "hard", "reference_update_alpha": 0.5}, "--reference-update-alpha: goes with"),
