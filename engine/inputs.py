@@ -58,7 +58,7 @@ class TrainingInputs:
             self.objective.check(self._in_form(self.heldout))
         check_shared(config.reference.cache)
         self.steps = Steps(self.examples, config.data, config.schedule, self.objective)
-        self.modes = modes(config, self.objective)
+        self.modes = modes(config.reference, self.objective, keeps=config.measuring.keeps_reference)
         """What --reference can mean, what is preferred first."""
         self.statistics = TokenStatistics.of(
             self.examples,

@@ -204,9 +204,16 @@ def build(inputs: TrainingInputs, ranks: Ranks, hooks: Hooks, folder: RunFolder)
 
 def read_reference(inputs: TrainingInputs, plan: Plan, ranks: Ranks, folder: RunFolder) -> tuple[ReferenceLogps, str]:
     """The table of the reference's log-probs, as a state or another run has it, and what was found. Collective."""
-    shape = (len(inputs.examples), inputs.steps.n_responses)
-    cache = Cache.of(inputs.config, lambda: fingerprint(inputs.folder, inputs.examples, ranks.dtype))
-    reference = ReferenceLogps(plan.reference, shape, inputs.objective, inputs.config, cache)
+    config, shape = inputs.config, (len(inputs.examples), inputs.steps.n_responses)
+    out, made_of = Path(config.out), lambda: fingerprint(inputs.folder, inputs.examples, ranks.dtype)
+    reference = ReferenceLogps(
+        plan.reference,
+        shape,
+        inputs.objective,
+        Cache.of(out, config.reference.cache, made_of),
+        moves=config.reference.update != "none",
+        keeps=config.measuring.keeps_reference,
+    )
     return reference, folder.read_reference(reference) or reference.read(ranks)
 
 

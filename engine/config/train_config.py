@@ -266,6 +266,11 @@ class MeasuringConfig:
             raise InputError("--eval-data and --eval-pairs: give one of the two")
 
     @property
+    def keeps_reference(self) -> bool:
+        """Whether the reference's log-probs are kept once they are computed; not keeping them shows what that buys."""
+        return "reference-cache" not in self.disable
+
+    @property
     def packing(self) -> PackingOptions:
         """What the forests of a run leave out."""
         return PackingOptions(

@@ -3,19 +3,29 @@
 import shutil
 from pathlib import Path
 
-from engine.config import TrainConfig
-from engine.planning import N_STATES, Plan, cost
+from engine.config import CheckpointConfig
+from engine.planning import Plan, cost
 from engine.run.metrics_log import say
 from engine.step import Steps
 from system import InputError
 
 
-def check(config: TrainConfig, plan: Plan, steps: Steps, *, n_done: int, n_checkpoints: int) -> None:
+def check(
+    folder: Path,
+    asked: CheckpointConfig,
+    plan: Plan,
+    steps: Steps,
+    *,
+    n_moments: int,
+    n_done: int,
+    n_checkpoints: int,
+) -> None:
     """Raises InputError where a checkpoint and the states would not find room on the disk of --out.
 
-    Says so where all that will come would not. n_done: steps that are done. n_checkpoints: folders that are there.
+    Says so where all that will come would not. folder: the run's. n_moments: numbers that the optimizer keeps of each
+    weight. n_done: steps that are done. n_checkpoints: folders that are there.
     """
-    folder, asked, shape = Path(config.out), config.checkpoints, plan.memory.shape
+    shape = plan.memory.shape
     checkpoint = cost.checkpoint_bytes(shape, plan.saves)
     n_steps, n_epochs = len(steps), -(-len(steps) // steps.per_epoch)
     if asked.state_every is None:
@@ -24,7 +34,7 @@ def check(config: TrainConfig, plan: Plan, steps: Steps, *, n_done: int, n_check
         n_due = (n_steps - 1) // asked.state_every if asked.state_every else 0
     n_due = max(n_due, asked.stop_after is not None)
     n_states = min(n_due, 1 if n_done else asked.keep_state + 1)  # a new one is whole before the oldest goes
-    states = n_states * shape.n_parameters * 4 * (1 + N_STATES[config.optimizer.name])
+    states = n_states * shape.n_parameters * 4 * (1 + n_moments)
     nearest = next(p for p in [folder, *folder.absolute().parents] if p.exists())
     free = shutil.disk_usage(nearest).free
     if free < checkpoint + states:

@@ -26,7 +26,7 @@ import yaml
 from engine.config import TrainConfig
 from engine.distributed import Ranks, grace
 from engine.model import name_of
-from engine.planning import Plan
+from engine.planning import N_STATES, Plan
 from engine.run import disk_space
 from engine.run.identity import compare
 from engine.run.metrics_log import say
@@ -182,7 +182,15 @@ class RunFolder:
         """
         checkpoints, ranks, n_done = self._config.checkpoints, self._ranks, self._n_done
         ranks.on_rank0(
-            lambda: disk_space.check(self._config, plan, steps, n_done=n_done, n_checkpoints=len(epochs_of(self.path)))
+            lambda: disk_space.check(
+                self.path,
+                checkpoints,
+                plan,
+                steps,
+                n_moments=N_STATES[self._config.optimizer.name],
+                n_done=n_done,
+                n_checkpoints=len(epochs_of(self.path)),
+            )
         )
         ranks.on_rank0(self._hold)
         is_shared = ranks.all_see(self.path / "state")

@@ -20,7 +20,7 @@ from safetensors.torch import save
 from torch import Tensor
 
 from data.rows import Example, digest
-from engine.config import TrainConfig
+from engine.config import ReferenceConfig
 from engine.distributed import Ranks
 from engine.planning import Mode
 from engine.step.objective import Objective
@@ -32,17 +32,25 @@ class ReferenceLogps:
     """The table of a run, [N, K] nats in float64, NaN where nothing is known yet."""
 
     def __init__(
-        self, mode: Mode, shape: tuple[int, int], objective: Objective, config: TrainConfig, cache: "Cache"
+        self,
+        mode: Mode,
+        shape: tuple[int, int],
+        objective: Objective,
+        cache: "Cache",
+        *,
+        moves: bool = False,
+        keeps: bool = True,
     ) -> None:
-        """shape: [N, K]. cache: where it is kept."""
+        """shape: [N, K]. cache: where it is kept. moves: whether the reference follows the policy
+        (--reference-update). keeps: whether what is computed is kept (MeasuringConfig.keeps_reference).
+        """
         self.mode = mode
-        keeps = "reference-cache" not in config.measuring.disable  # not keeping is for measuring what it buys
         self.is_kept = mode != "none" and keeps and not objective.needs_mismatched
         """Whether anything can be kept: mismatched sequences depend on the step's plan."""
         self.is_written = False
         """Whether the run has its copy on disk; the same on every rank."""
         self.values = torch.full(shape, torch.nan, dtype=torch.float64)
-        self.moves = config.reference.update != "none"
+        self.moves = moves
         """Whether the reference follows the policy: what is kept holds until the next update."""
         self._cache = cache
 
@@ -106,10 +114,9 @@ class Cache:
     """A folder that runs share, or another run's file."""
 
     @staticmethod
-    def of(config: TrainConfig, fingerprint: Callable[[], str]) -> "Cache":
-        """The cache of a run."""
-        shared = Path(config.reference.cache) if config.reference.cache else None
-        return Cache(functools.cache(fingerprint), Path(config.out) / "reference.safetensors", shared)
+    def of(out: Path, shared: str | None, fingerprint: Callable[[], str]) -> "Cache":
+        """The cache of a run. out: its folder. shared: what --reference-cache says."""
+        return Cache(functools.cache(fingerprint), out / "reference.safetensors", Path(shared) if shared else None)
 
     @property
     def _path(self) -> Path | None:
@@ -170,32 +177,31 @@ def check_shared(shared: str | None) -> None:
         raise InputError(f"--reference-cache {path}: name a folder that runs share, or a run's reference.safetensors")
 
 
-def modes(config: TrainConfig, objective: Objective) -> list[Mode]:
-    """What --reference can mean for this run, what is preferred first: of "auto" with a model that fits.
+def modes(asked: ReferenceConfig, objective: Objective, *, keeps: bool = True) -> list[Mode]:
+    """What --reference can mean for this run, what is preferred first: of "auto" with a model that fits. keeps: whether
+    what is computed is kept (--disable reference-cache).
 
     Raises InputError for a combination that cannot be.
     """
-    wanted = config.reference.mode
+    wanted = asked.mode
     if wanted == "none" and objective.has_reference:
         raise InputError(f"--reference none: {objective.name} needs a reference; use auto")
     if wanted == "precompute" and objective.needs_mismatched:
         raise InputError(
             f"--reference precompute: {objective.name}'s mismatched sequences change with every step; use fused"
         )
-    if wanted == "precompute" and "reference-cache" in config.measuring.disable:
+    if wanted == "precompute" and not keeps:
         raise InputError("--reference precompute --disable reference-cache: what is computed has to be kept; use fused")
-    if config.reference.update != "none":
+    if asked.update != "none":
         if not objective.has_reference or wanted not in ("auto", "fused"):
             why = f"with --reference {wanted}" if objective.has_reference else f"with {objective.name}, which has none"
-            raise InputError(
-                f"--reference-update {config.reference.update}: needs a reference model in every step, not {why}"
-            )
+            raise InputError(f"--reference-update {asked.update}: needs a reference model in every step, not {why}")
         return ["fused"]
     if wanted != "auto":
         return [wanted]
     if not objective.has_reference:
         return ["none"]
-    needs_model = objective.needs_mismatched or "reference-cache" in config.measuring.disable
+    needs_model = objective.needs_mismatched or not keeps
     return ["fused"] if needs_model else ["fused", "precompute"]
 
 

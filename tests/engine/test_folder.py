@@ -4,6 +4,7 @@ import json
 import os
 import shutil
 from collections import namedtuple
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
@@ -13,6 +14,7 @@ import yaml
 from engine.config import TrainConfig
 from engine.distributed import Ranks
 from engine.model.llama import LlamaConfig
+from engine.planning import N_STATES
 from engine.run import RunFolder, check_folder, disk_space, epochs_of, has_split_masters, last_line
 from engine.run.folder import cut_metrics, holds_run
 from system import InputError
@@ -176,7 +178,9 @@ Usage = namedtuple("Usage", "total used free")
 
 def checked(monkeypatch, out, plan, free, *, n_done=0, n_checkpoints=0, **flags):
     monkeypatch.setattr(shutil, "disk_usage", lambda _: Usage(0, 0, free))
-    disk_space.check(config(out, **flags), plan, Steps(), n_done=n_done, n_checkpoints=n_checkpoints)
+    asked = config(out, **flags)
+    kept = {"n_moments": N_STATES[asked.optimizer.name], "n_done": n_done, "n_checkpoints": n_checkpoints}
+    disk_space.check(Path(asked.out), asked.checkpoints, plan, Steps(), **kept)
 
 
 @pytest.mark.parametrize(

@@ -42,7 +42,18 @@ def step(*ids, number=1):
 def table(tmp_path, *, mode="fused", objective="dpo", shape=(4, 2), made_of="these weights", **flags):
     asked = config(tmp_path, **flags)
     Path(asked.out).mkdir(exist_ok=True)
-    return ReferenceLogps(mode, shape, Objective(objective), asked, Cache.of(asked, lambda: made_of))
+    return ReferenceLogps(
+        mode,
+        shape,
+        Objective(objective),
+        Cache.of(Path(asked.out), asked.reference.cache, lambda: made_of),
+        moves=asked.reference.update != "none",
+        keeps=asked.measuring.keeps_reference,
+    )
+
+
+def modes_of(asked, objective):
+    return modes(asked.reference, Objective(objective), keeps=asked.measuring.keeps_reference)
 
 
 ROWS = torch.arange(8, dtype=torch.float64).view(4, 2) - 0.1
@@ -156,7 +167,7 @@ def test_a_shared_table_that_fits_is_left_as_it_is(tmp_path):
     assert (shared.stat().st_mtime_ns, shared.stat().st_ino) == before
     written(tmp_path, fingerprint="others")
     found.write()
-    assert Cache.of(config(tmp_path), lambda: "these weights").read(ROWS.shape)[0] is not None
+    assert Cache.of(tmp_path / "run", None, lambda: "these weights").read(ROWS.shape)[0] is not None
 
 
 def test_a_folder_where_a_file_should_be_is_refused(tmp_path):
@@ -200,7 +211,7 @@ def test_the_fingerprint_is_of_weights_configuration_rows_and_dtype(tmp_path):
     ],
 )
 def test_what_a_run_can_mean_by_reference(tmp_path, objective, flags, found):
-    assert modes(config(tmp_path, **flags), Objective(objective)) == found
+    assert modes_of(config(tmp_path, **flags), objective) == found
 
 
 @pytest.mark.parametrize(
@@ -219,7 +230,7 @@ def test_what_a_run_can_mean_by_reference(tmp_path, objective, flags, found):
 )
 def test_what_cannot_be_is_said_in_a_sentence(tmp_path, objective, flags, said):
     with pytest.raises(InputError) as fault:
-        modes(config(tmp_path, **flags), Objective(objective))
+        modes_of(config(tmp_path, **flags), objective)
     assert said in str(fault.value)
 
 
