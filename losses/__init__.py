@@ -8,9 +8,11 @@ Every module of this package is imported here, so a new objective is one decorat
 import importlib
 import pkgutil
 
-from losses.registry import Loss, LossError, Responses, Result, aliases, get, loss, names
+from losses.errors import LossError
+from losses.registry import Loss, Responses, Result, aliases, get, loss, names
+from losses.token_responses import TokenResponses, common
 
 for _module in pkgutil.iter_modules(__path__):
     importlib.import_module(f"{__name__}.{_module.name}")
 
-__all__ = ["Loss", "LossError", "Responses", "Result", "aliases", "get", "loss", "names"]
+__all__ = ["Loss", "LossError", "Responses", "Result", "TokenResponses", "aliases", "common", "get", "loss", "names"]

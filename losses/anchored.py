@@ -7,7 +7,8 @@ logistic function, sp(z) = log(1 + exp(z)).
 import torch
 from torch import Tensor
 
-from losses.registry import LossError, Responses, Result, loss
+from losses.errors import LossError
+from losses.registry import Responses, Result, loss
 from losses.terms import scores_of, softplus
 
 

@@ -11,7 +11,8 @@ import torch
 from torch import Tensor
 from torch.nn.functional import logsigmoid
 
-from losses.registry import LossError, Responses, Result, loss
+from losses.errors import LossError
+from losses.registry import Responses, Result, loss
 from losses.terms import Per, lengths_of, mean_logps, nll, scores_of, share, softplus
 
 

@@ -9,7 +9,8 @@ import torch
 from torch import Tensor
 from torch.nn.functional import logsigmoid
 
-from losses.registry import LossError, Responses, Result, loss
+from losses.errors import LossError
+from losses.registry import Responses, Result, loss
 from losses.terms import Per, nll
 
 

@@ -6,7 +6,8 @@ first response and rejected the last.
 
 import torch
 
-from losses.registry import LossError, Responses, Result, loss
+from losses.errors import LossError
+from losses.registry import Responses, Result, loss
 from losses.terms import scores_of, softplus
 
 

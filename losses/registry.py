@@ -1,8 +1,9 @@
 """What an objective is, and where it is found: `@loss` puts a pure function under a name, `get` gives it back.
 
-An objective takes columns of sequences (`Responses`) and gives per-example losses and rewards (`Result`). It knows
-nothing of models, batches, ranks or configuration. Everything the engine has to know about it is read off its
-decorator and its signature: which rows it eats, whether it needs a reference, its hyperparameters and their defaults.
+An objective takes columns of sequences (`Responses`), or, at token level, of their tokens (`TokenResponses`), and gives
+per-example losses and rewards (`Result`). It knows nothing of models, batches, ranks or configuration. Everything the
+engine has to know about it is read off its decorator and its signature: which rows it eats, whether it needs a
+reference, its hyperparameters and their defaults.
 """
 
 import difflib
@@ -18,7 +19,11 @@ from typing import Any, Literal, NamedTuple
 
 from torch import Tensor
 
+from losses.errors import LossError
+from losses.token_responses import OF_REFERENCE, TOKEN_NEEDS
+
 Form = Literal["pairs", "unpaired", "single", "ranked"]
+Level = Literal["sequence", "token"]
 
 COLUMNS: dict[str, tuple[str, ...]] = {  # the positional arguments that each form of data stands for
     "pairs": ("chosen", "rejected"),
@@ -26,15 +31,13 @@ COLUMNS: dict[str, tuple[str, ...]] = {  # the positional arguments that each fo
     "single": ("responses",),
     "ranked": ("responses",),
 }
-NEEDS = frozenset({"lengths", "scores", "own_scores", "probs", "mismatched", "values", "weights"})
+NEEDS = frozenset({"lengths", "scores", "own_scores", "probs", "mismatched", "values", "weights"}) | TOKEN_NEEDS
 # Keyword arguments that the engine fills from rows and the step. They are no hyperparameters.
-INJECTED = frozenset({"mismatched", "own_scores", "probs_w", "probs_l", "values", "weights", "state", "mean_length"})
+INJECTED = frozenset(
+    {"mismatched", "own_scores", "probs_w", "probs_l", "values", "weights", "state", "mean_length", "progress"}
+)
 # Tensors that a caller from Python can give, and the engine never does: no hyperparameters either.
 FROM_PYTHON = frozenset({"target", "keep"})
-
-
-class LossError(ValueError):
-    """An objective, or what was asked of one, that cannot be used. The text is one sentence with the mend."""
 
 
 class Responses(NamedTuple):
@@ -79,6 +82,8 @@ class Loss:
     function: Callable[..., Result]
     name: str
     data: Form
+    level: Level
+    """What its columns are: "sequence", sums over responses (`Responses`), or "token" (`TokenResponses`)."""
     reference: bool
     needs: frozenset[str]
     whole_step: bool
@@ -119,6 +124,7 @@ def loss(
     name: str,
     *,
     data: Form,
+    level: Level = "sequence",
     reference: bool = False,
     needs: tuple[str, ...] = (),
     fields: tuple[str, ...] = (),
@@ -129,7 +135,8 @@ def loss(
 ) -> Callable[[Callable[..., Result]], Loss]:
     """Registers the decorated function as the objective `name`; what stands under the name is a `Loss`.
 
-    data: which rows it takes, hence its positional arguments (COLUMNS). reference: whether `ref_logps` must be there.
+    data: which rows it takes, hence its positional arguments (COLUMNS). level: whether
+    these are sums over responses or their tokens (`Loss.level`). reference: whether `ref_logps` must be there.
     needs: further things a row or the step must supply (NEEDS). fields: numbers of each row by their names there; the
     keyword arguments of these names, which need no default, are tensors [n], float64. whole_step, state, side: see
     `Loss`; what carries a state takes the whole step. aliases: peers' names.
@@ -147,11 +154,13 @@ def loss(
         for taken in (name, *aliases):
             if taken not in replaced and (taken in _losses or taken in _aliases):
                 raise LossError(f"{where}: the name {taken!r} is taken; choose another")
+        _check_needs(where, data, level, needs, reference=reference)
         keywords, read_as = _read_signature(where, function, data, needs, fields)
         made = Loss(
             function=function,
             name=name,
             data=data,
+            level=level,
             reference=reference,
             needs=frozenset(needs),
             whole_step=whole_step or state or "mismatched" in needs,  # an anchor is known before the first loss
@@ -171,14 +180,30 @@ def loss(
     return register
 
 
+def _check_needs(where: str, data: Form, level: Level, needs: tuple[str, ...], *, reference: bool) -> None:
+    """Raises LossError for a form, a level or a need that is not there, and for those that do not go together."""
+    if data not in COLUMNS:
+        raise LossError(f"{where}: data={data!r} is not one of {', '.join(COLUMNS)}")
+    if level not in ("sequence", "token"):
+        raise LossError(f"{where}: level={level!r} is not sequence or token")
+    if isinstance(needs, str):
+        raise LossError(f"{where}: needs={needs!r} is one text; write needs=({needs!r},)")
+    if unknown := set(needs) - NEEDS:
+        raise LossError(f"{where}: needs={sorted(unknown)} is not among {', '.join(sorted(NEEDS))}")
+    if level == "token" and data == "ranked":
+        raise LossError(f"{where}: level='token' takes pairs, unpaired or single data, and not ranked")
+    if level == "sequence" and (tokens := set(needs) & TOKEN_NEEDS):
+        raise LossError(f"{where}: needs={sorted(tokens)} is of single tokens; say level='token'")
+    if not reference and (of_reference := set(needs) & OF_REFERENCE):
+        raise LossError(f"{where}: needs={sorted(of_reference)} takes a reference; say reference=True")
+    if "revised" in needs and data != "pairs":
+        raise LossError(f"{where}: needs=('revised',) compares two responses; say data='pairs'")
+
+
 def _read_signature(
     where: str, function: Callable[..., Result], data: Form, needs: tuple[str, ...], fields: tuple[str, ...]
 ) -> tuple[dict[str, inspect.Parameter], dict[str, Any]]:
     """A function's keyword arguments, and the types of those that are hyperparameters. Raises LossError."""
-    if data not in COLUMNS:
-        raise LossError(f"{where}: data={data!r} is not one of {', '.join(COLUMNS)}")
-    if unknown := set(needs) - NEEDS:
-        raise LossError(f"{where}: needs={sorted(unknown)} is not among {', '.join(sorted(NEEDS))}")
     parameters = inspect.signature(function).parameters.values()
     positional = tuple(p.name for p in parameters if p.kind in (p.POSITIONAL_ONLY, p.POSITIONAL_OR_KEYWORD))
     if positional != COLUMNS[data]:
@@ -215,6 +240,9 @@ def get(name: str) -> Loss:
     Raises LossError for a name that is not there (naming the nearest) and for a file that cannot be imported.
     """
     path, colon, inner = name.rpartition(":")
+    if name.endswith(".py"):
+        brought = ", ".join(f"{name}:{x}" for x in sorted(_import_file(Path(name)))) or "none"
+        raise LossError(f"{name}: say which objective of the file; it defines {brought}")
     if colon and path.endswith(".py"):
         if inner not in _import_file(Path(path)):
             raise LossError(f"{path} defines no objective {inner!r}; decorate it with @loss({inner!r}, data=...)")

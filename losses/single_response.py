@@ -5,7 +5,8 @@ Notation: lp log-prob of a response, x = lp - ref_lp its log-ratio, r = beta * x
 
 from torch import Tensor
 
-from losses.registry import LossError, Responses, Result, loss
+from losses.errors import LossError
+from losses.registry import Responses, Result, loss
 from losses.terms import scores_of, softplus
 
 

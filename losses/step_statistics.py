@@ -12,7 +12,8 @@ import random
 import torch
 from torch import Tensor
 
-from losses.registry import LossError, Responses, Result, loss
+from losses.errors import LossError
+from losses.registry import Responses, Result, loss
 from losses.terms import share, softplus
 
 State = dict[str, float]

@@ -6,7 +6,8 @@ import torch
 from torch import Tensor
 from torch.nn.functional import logsigmoid
 
-from losses.registry import LossError, Responses
+from losses.errors import LossError
+from losses.registry import Responses
 
 Per = Literal["token", "sequence", "sum"]
 
