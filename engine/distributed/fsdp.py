@@ -4,7 +4,9 @@ Imported where something is sharded (engine/distributed/ranks.py): it brings a s
 process on a CPU, do without.
 """
 
+import functools
 from collections.abc import Iterator
+from contextlib import contextmanager
 from itertools import pairwise
 from typing import Any, cast
 
@@ -14,7 +16,7 @@ from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard
 from torch.distributed.tensor import DTensor
 
-from engine.model import FusedForward
+from engine.model import FusedForward, Llama
 
 
 def mesh_of(device: torch.device, size: int, shard_size: int) -> DeviceMesh:
@@ -44,6 +46,7 @@ def shard(fused: FusedForward, mesh: DeviceMesh, dtype: torch.dtype, *, reshards
         for unit in ends:
             fully_shard(unit, mesh=mesh, mp_policy=policy, reshard_after_forward=reshards and model is fused.reference)
     fully_shard(fused, mesh=mesh)
+    fused.hold_head = functools.partial(_hold_head, reshards=reshards)
     for unit in units(fused):  # sum, not FSDP's mean: ranks hold different counts
         unit.set_gradient_divide_factor(1.0)
         unit.set_force_sum_reduction_for_comms(True)  # the factor alone fails on gloo
@@ -52,6 +55,16 @@ def shard(fused: FusedForward, mesh: DeviceMesh, dtype: torch.dtype, *, reshards
     for unit, before in pairwise([fused.policy.head, *reversed(fused.policy.blocks), fused.policy.embed]):
         cast(FSDPModule, unit).set_modules_to_backward_prefetch([cast(FSDPModule, before)])
     fused.register_forward_pre_hook(_order_gathers, with_kwargs=True)
+
+
+@contextmanager
+def _hold_head(model: Llama, *, reshards: bool) -> Iterator[Tensor]:
+    """Gathers a model's head outside of its own forward pass. Collective."""
+    unit = cast(FSDPModule, model.head)
+    unit.unshard()
+    yield model.head.matrix(model.tied)
+    if reshards:
+        unit.reshard()
 
 
 def _order_gathers(fused: nn.Module, _: Any, asked: dict[str, Any]) -> None:

@@ -3,17 +3,24 @@ that gives log-probs, and the fused forward pass of policy and reference. A new 
 """
 
 from engine.model import attention, head
+from engine.model.distribution import BUFFERS, BUFFERS_OF_TWO, DIVERGENCES, STATISTICS
 from engine.model.dtypes import is_narrower, name_of
-from engine.model.fused_forward import FusedForward
-from engine.model.head import CHUNK_BYTES, PIECE_BYTES, Head, logits_by_token
+from engine.model.fused_forward import ForwardResult, FusedForward
+from engine.model.head import Head
 from engine.model.llama import Attend, Llama, LlamaConfig
+from engine.model.logits import CHUNK_BYTES, PIECE_BYTES, logits_by_token
 from engine.model.shapes import SHAPES, raw_config
 
 __all__ = [
+    "BUFFERS",
+    "BUFFERS_OF_TWO",
     "CHUNK_BYTES",
+    "DIVERGENCES",
     "PIECE_BYTES",
     "SHAPES",
+    "STATISTICS",
     "Attend",
+    "ForwardResult",
     "FusedForward",
     "Head",
     "Llama",

@@ -2,15 +2,34 @@
 
 Block i of the policy, block i of the reference, block i + 1 ...: each block is a unit of its own, so that with
 sharded weights one's all-gather hides behind the other's arithmetic, and the backward pass never gathers the
-reference. Both models see the same tokens through the same kernels: where their weights agree, so do all bits.
+reference, but for its head where an objective takes a divergence from it. Both models see the same tokens through the
+same kernels: where their weights agree, so do all bits.
 """
+
+# S sequences (responses), R predicting rows, T packed tokens, D hidden
+
+from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager, nullcontext
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
 
 from data.forest import Forest
 from engine.model import attention
+from engine.model.distribution import DIVERGENCES, STATISTICS, OtherModel
 from engine.model.llama import Llama
+
+
+class ForwardResult(NamedTuple):
+    """What a pass gives. All are float64: a few numbers, whose sums must not depend on how a batch was split."""
+
+    logps: Tensor
+    """[S] nats of each response under the policy, with gradient."""
+    ref_logps: Tensor | None
+    """The same under the reference, without gradient; None where it did not compute."""
+    tokens: Mapping[str, Tensor]
+    """[R] each, of the predictions in the forest's order: what was asked for of single tokens."""
 
 
 class FusedForward(nn.Module):
@@ -22,11 +41,15 @@ class FusedForward(nn.Module):
         self.reference = reference
         if reference is not None:
             reference.requires_grad_(False)
+        self.hold_head: Callable[[Llama], AbstractContextManager[Tensor]] = _hold_head
+        """Gives a model's head weight [V, D] for a while, gathered where it is sharded."""
 
-    def forward(self, forest: Forest, *, with_reference: bool) -> tuple[Tensor, Tensor | None]:
-        """Log-probs of the forest's responses under both models: [S] nats each, float64; the second without gradient.
+    def forward(self, forest: Forest, *, with_reference: bool, token_values: tuple[str, ...] = ()) -> ForwardResult:
+        """Log-probs of the forest's responses under both models.
 
-        with_reference: whether the reference computes too; None in its place otherwise.
+        with_reference: whether the reference computes too. token_values: what is given of single tokens, by the names
+        of losses.TokenResponses: "logps", "ref_logps", "ref_entropy", and STATISTICS of whole distributions. Those of
+        the reference are given where it computes; a divergence takes both.
         """
         reference = self.reference if with_reference else None
         dtype = next(self.policy.parameters()).dtype
@@ -40,14 +63,38 @@ class FusedForward(nn.Module):
             if reference is not None:
                 with torch.no_grad():
                     y = reference.blocks[i](y, rope, attend)
-        with torch.no_grad():  # the reference's logits are gone before the policy's, which are kept, are made
-            ref_logps = None if reference is None or y is None else _sequence_logps(reference, y, forest)
-        return _sequence_logps(self.policy, x, forest), ref_logps
+        tokens: dict[str, Tensor] = {}
+        ref_logps, other = None, None
+        if reference is not None and y is not None:
+            with torch.no_grad():  # the reference's logits are gone before the policy's, which are kept, are made
+                normed = attention.gather(reference.norm(y), forest.rows)  # [R, D]
+                asked = ("entropy",) if "ref_entropy" in token_values else ()
+                found = _of_tokens(reference, normed, forest, asked)
+                ref_logps = _sums(found["logps"], forest)
+                tokens |= {f"ref_{name}": value for name, value in found.items()}
+            if not set(DIVERGENCES).isdisjoint(token_values):
+                other = OtherModel(normed, lambda: self.hold_head(reference))
+        normed = attention.gather(self.policy.norm(x), forest.rows)
+        tokens |= _of_tokens(self.policy, normed, forest, tuple(s for s in STATISTICS if s in token_values), other)
+        given = {name: value for name, value in tokens.items() if name in token_values}
+        return ForwardResult(_sums(tokens["logps"], forest), ref_logps, given)
 
 
-def _sequence_logps(model: Llama, hidden: Tensor, forest: Forest) -> Tensor:
-    """[T, D] -> [S] nats, float64: a few numbers, whose sums must not depend on how a batch was split."""
-    normed = attention.gather(model.norm(hidden), forest.rows)  # [R, D]
-    token_logps = model.head(normed, forest.targets, model.tied)  # [R]
-    sums = torch.zeros(forest.n_sequences + 1, dtype=torch.float64, device=hidden.device)  # the last: of no response
-    return sums.index_add(0, forest.sequences, token_logps.double())[:-1].clone()  # FSDP hooks on no view
+def _hold_head(model: Llama) -> AbstractContextManager[Tensor]:
+    return nullcontext(model.head.matrix(model.tied))
+
+
+def _of_tokens(
+    model: Llama, normed: Tensor, forest: Forest, statistics: tuple[str, ...], other: OtherModel | None = None
+) -> dict[str, Tensor]:
+    """Log-probs of the forest's targets, and the statistics that are asked for: [R] nats each, float64."""
+    found = model.head(normed, forest.targets, model.tied, statistics=statistics, other=other).double()
+    if not statistics:
+        return {"logps": found}
+    return {name: row.clone() for name, row in zip(("logps", *statistics), found, strict=True)}
+
+
+def _sums(token_logps: Tensor, forest: Forest) -> Tensor:
+    """[R] -> [S] nats."""
+    sums = torch.zeros(forest.n_sequences + 1, dtype=torch.float64, device=token_logps.device)  # the last: of none
+    return sums.index_add(0, forest.sequences, token_logps)[:-1].clone()  # FSDP hooks on no view

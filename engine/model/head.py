@@ -7,17 +7,13 @@ weight); otherwise they are made again in the backward pass (4 products).
 
 # R rows, C rows of a chunk, D hidden, V vocabulary
 
-from collections.abc import Iterator
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-CHUNK_BYTES = {"cpu": 256 * 2**20, "cuda": 2 * 2**30}
-# Rows whose softmax is taken at once on the CPU: what fits into a core's cache is read from memory once.
-CACHE_BYTES = 2 * 2**20
-# Logits that are made by one product on the CPU. Fewer rows make it slower; blocks of one size are used again.
-PIECE_BYTES = 64 * 2**20
+from engine.model.distribution import OtherModel, measure
+from engine.model.logits import CACHE_BYTES, CHUNK_BYTES, PIECE_BYTES, add_product, rows_of, slices, wide, wide_logits
 
 
 class Head(nn.Module):
@@ -41,10 +37,24 @@ class Head(nn.Module):
         """Rows whose logits are held at once."""
         return max(1, (self.chunk_bytes or CHUNK_BYTES[device.type]) // (vocab_size * 4))
 
-    def forward(self, hidden: Tensor, targets: Tensor, tied: Tensor | None = None) -> Tensor:
-        """Log-prob of targets [R] at hidden [R, D]: [R] nats, float32 (float64 for a float64 model)."""
+    def forward(
+        self,
+        hidden: Tensor,
+        targets: Tensor,
+        tied: Tensor | None = None,
+        *,
+        statistics: tuple[str, ...] = (),
+        other: OtherModel | None = None,
+    ) -> Tensor:
+        """Log-prob of targets [R] at hidden [R, D]: [R] nats, float32 (float64 for a float64 model).
+
+        statistics: of the whole distributions (engine/model/distribution.py); then [1 + len(statistics), R], log-probs
+        first. other: the reference's side of a divergence.
+        """
         weight = self.matrix(tied)
         chunk_rows = self.chunk_rows(weight.shape[0], hidden.device)
+        if statistics:
+            return measure(hidden, weight, targets, statistics, chunk_rows, other)
         return TargetLogps.apply(hidden, weight, targets, chunk_rows, self.keeps_logits)  # pyright: ignore[reportReturnType]
 
 
@@ -60,10 +70,10 @@ class TargetLogps(torch.autograd.Function):
     def forward(ctx: Any, hidden: Tensor, weight: Tensor, targets: Tensor, chunk_rows: int, keeps: bool) -> Tensor:
         """Log-probs [R], nats, float32 or better."""
         ctx.keeps = keeps and len(hidden) <= chunk_rows and any(ctx.needs_input_grad)
-        ctx.piece_rows = chunk_rows if hidden.is_cuda else min(chunk_rows, _rows_of(PIECE_BYTES, weight))
-        logps, totals = (hidden.new_empty(len(hidden), dtype=_wide(hidden.dtype)) for _ in range(2))
+        ctx.piece_rows = chunk_rows if hidden.is_cuda else min(chunk_rows, rows_of(PIECE_BYTES, weight))
+        logps, totals = (hidden.new_empty(len(hidden), dtype=wide(hidden.dtype)) for _ in range(2))
         kept = []
-        for rows in _slices(len(hidden), ctx.piece_rows):
+        for rows in slices(len(hidden), ctx.piece_rows):
             logits = wide_logits(hidden[rows], weight)  # [C, V]
             logps[rows], totals[rows] = _spread(logits, targets[rows])
             kept += [logits] if ctx.keeps else []
@@ -78,7 +88,7 @@ class TargetLogps(torch.autograd.Function):
         hidden, weight, targets, totals, *kept = ctx.saved_tensors
         d_hidden = torch.empty_like(hidden)
         d_weight = None
-        pieces = list(_slices(len(hidden), ctx.piece_rows))
+        pieces = list(slices(len(hidden), ctx.piece_rows))
         for i, rows in enumerate(pieces):
             spread = kept[i] if ctx.keeps else wide_logits(hidden[rows], weight)
             if not ctx.keeps:
@@ -87,10 +97,8 @@ class TargetLogps(torch.autograd.Function):
             scale = (-gradient[rows] / totals[rows])[:, None]
             d_hidden[rows] = (spread @ weight) * scale
             right = (hidden[rows] * scale).to(hidden.dtype)
-            if len(pieces) == 1 and hidden.is_cuda:  # nothing to add up: rounded once, by the product itself
-                d_weight = spread.T @ right
-            else:
-                d_weight = _add_product(d_weight, spread, right)
+            is_whole = len(pieces) == 1 and hidden.is_cuda  # nothing to add up: rounded once, by the product itself
+            d_weight = spread.T @ right if is_whole else add_product(d_weight, spread, right)
             del spread
         return d_hidden, torch.zeros_like(weight) if d_weight is None else d_weight.to(weight.dtype), None, None, None
 
@@ -100,7 +108,7 @@ def _spread(logits: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
     exp(logits - their largest) - onehot(target) * sum.
     """
     logps, totals = (logits.new_empty(len(logits)) for _ in range(2))
-    for rows in _slices(len(logits), len(logits) if logits.is_cuda else _rows_of(CACHE_BYTES, logits.T)):
+    for rows in slices(len(logits), len(logits) if logits.is_cuda else rows_of(CACHE_BYTES, logits.T)):
         part, target = logits[rows], targets[rows, None]
         part -= part.amax(dim=1, keepdim=True)
         found = part.gather(1, target)
@@ -108,44 +116,3 @@ def _spread(logits: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
         part.scatter_add_(1, target, -total)
         logps[rows], totals[rows] = (found - total.log()).squeeze(1), total.squeeze(1)
     return logps, totals
-
-
-def _rows_of(n_bytes: int, weight: Tensor) -> int:
-    """How many rows of float32 logits are n_bytes, one at least."""
-    return max(1, n_bytes // (len(weight) * 4))
-
-
-def _slices(n: int, size: int) -> Iterator[slice]:
-    return (slice(start, min(start + size, n)) for start in range(0, n, max(1, size)))
-
-
-def _wide(dtype: torch.dtype) -> torch.dtype:
-    return torch.float64 if dtype == torch.float64 else torch.float32
-
-
-def wide_logits(rows: Tensor, weight: Tensor) -> Tensor:
-    """rows [C, D] x weight [V, D] -> [C, V], float32 or better: bf16 logits would add 0.2 to 0.4 nats of noise."""
-    if rows.dtype == _wide(rows.dtype):
-        return torch.mm(rows, weight.T)
-    if rows.is_cuda:  # no float32 copy of the weight
-        return torch.mm(rows, weight.T, out_dtype=torch.float32)
-    return torch.mm(rows.float(), weight.T.float())
-
-
-def logits_by_token(rows: Tensor, weight: Tensor) -> Tensor:
-    """As wide_logits, for few rows on the CPU: up to twice as fast. Rows are laid out one number behind the other
-    (strides 1 and C).
-    """
-    if rows.is_cuda:
-        return wide_logits(rows, weight)
-    wide = _wide(rows.dtype)
-    return torch.mm(weight.to(wide), rows.to(wide).T.contiguous()).T
-
-
-def _add_product(total: Tensor | None, left: Tensor, right: Tensor) -> Tensor:
-    """total + left.T @ right, float32 or better; in place where there is a total."""
-    wide = _wide(left.dtype)
-    if left.dtype == wide:
-        return left.T @ right if total is None else total.addmm_(left.T, right)
-    made = torch.mm(left.T, right, out_dtype=wide) if left.is_cuda else left.T.to(wide) @ right.to(wide)
-    return made if total is None else total.add_(made)

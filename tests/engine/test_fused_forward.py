@@ -42,7 +42,7 @@ def test_packing_and_sharing_the_prompt_change_nothing(shape, path, chunk_rows, 
     model.head.chunk_bytes = chunk_rows * 4 * model.config.vocab_size
     monkeypatch.setattr(attention, "for_forest", lambda forest, dtype: path(forest))
     examples = pairs()
-    logps, _ = FusedForward(model)(pack(examples), with_reference=False)
+    logps = FusedForward(model)(pack(examples), with_reference=False).logps
     ours = gradients(model, logps)
     expected = padded_logps(model, examples)
     torch.testing.assert_close(logps, expected, rtol=0, atol=1e-10)
@@ -61,16 +61,16 @@ def test_attention_paths_differ_from_one_that_sees_everything(monkeypatch):
     """The paths above agree because each is right, not because attention did not matter."""
     model = tiny.random_llama(dtype=torch.float64)
     forest = pack(pairs())
-    right, _ = FusedForward(model)(forest, with_reference=False)
+    right = FusedForward(model)(forest, with_reference=False).logps
     blind = torch.ones(forest.n_tokens, forest.n_tokens, dtype=torch.bool).tril()
     monkeypatch.setattr(attention, "for_forest", lambda f, dtype: lambda q, k, v: attention._sdpa(q, k, v, blind))
-    wrong, _ = FusedForward(model)(forest, with_reference=False)
+    wrong = FusedForward(model)(forest, with_reference=False).logps
     assert (right - wrong).abs().max() > 1
 
 
 def test_the_fused_walk_starts_at_a_log_ratio_of_exactly_0():
     policy, reference = tiny.random_llama(), tiny.random_llama()
-    logps, ref_logps = FusedForward(policy, reference)(pack(pairs()), with_reference=True)
+    logps, ref_logps, _ = FusedForward(policy, reference)(pack(pairs()), with_reference=True)
     assert torch.equal(logps, ref_logps)
     assert logps.requires_grad and not ref_logps.requires_grad
 
@@ -80,7 +80,7 @@ def test_the_reference_gets_no_gradient_and_changes_no_gradient_of_the_policy():
     alone = tiny.random_llama(dtype=torch.float64)
     expected = gradients(alone, FusedForward(alone)(forest, with_reference=False)[0])
     policy, reference = tiny.random_llama(dtype=torch.float64), tiny.random_llama(seed=1, dtype=torch.float64)
-    logps, ref_logps = FusedForward(policy, reference)(forest, with_reference=True)
+    logps, ref_logps, _ = FusedForward(policy, reference)(forest, with_reference=True)
     assert not torch.equal(logps, ref_logps)
     for name, gradient in gradients(policy, logps).items():
         assert torch.equal(gradient, expected[name])
@@ -89,7 +89,7 @@ def test_the_reference_gets_no_gradient_and_changes_no_gradient_of_the_policy():
 
 def test_an_empty_forest_gives_every_parameter_a_gradient_of_zero():
     model = tiny.random_llama()
-    logps, _ = FusedForward(model)(pack([]), with_reference=False)
+    logps = FusedForward(model)(pack([]), with_reference=False).logps
     assert len(logps) == 0
     logps.sum().backward()
     assert all(p.grad is not None and not p.grad.any() for p in model.parameters())
@@ -111,7 +111,7 @@ def test_the_backward_pass_never_gathers_the_reference(monkeypatch):
         return unshard(group, *arguments, **more)
 
     monkeypatch.setattr(FSDPParamGroup, "unshard", noted)
-    logps, _ = fused(pack(pairs()), with_reference=True)
+    logps = fused(pack(pairs()), with_reference=True).logps
     assert any(name.startswith("reference.blocks") for name in gathered)  # they walked
     gathered.clear()
     logps.sum().backward()
@@ -134,7 +134,7 @@ def test_nothing_is_compiled_again_after_the_first_pass():
         model.compile_blocks()
     n_graphs = []
     for seed, lengths in enumerate([LENGTHS, LENGTHS[:3], LENGTHS[3:], LENGTHS[:1], LENGTHS * 3]):
-        logps, reference = fused(pack(tiny.random_examples(lengths, seed=seed)), with_reference=True)
+        logps, reference, _ = fused(pack(tiny.random_examples(lengths, seed=seed)), with_reference=True)
         logps.sum().backward()
         assert torch.equal(logps, reference)
         n_graphs.append(counters["stats"]["unique_graphs"])

@@ -7,8 +7,8 @@ from transformers import LlamaForCausalLM
 
 from engine import weights
 from engine.model import attention
-from engine.model.head import wide_logits
 from engine.model.llama import Llama, LlamaConfig
+from engine.model.logits import wide_logits
 from system import InputError
 from tests import tiny
 

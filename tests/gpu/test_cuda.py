@@ -10,9 +10,10 @@ from data.forest import pack
 from engine import score, weights
 from engine.config import TrainConfig
 from engine.distributed.ranks import Ranks
-from engine.model import attention, head
+from engine.model import attention
 from engine.model.fused_forward import FusedForward
 from engine.model.head import Head
+from engine.model.logits import wide_logits
 from engine.optim import optimizers as optim
 from engine.optim import split_master as split
 from engine.optim.fused_rmsprop import FusedRMSprop
@@ -74,7 +75,7 @@ def test_float32_logits_of_a_bf16_product():
     rows = torch.randn(300, 4096, device="cuda", generator=generator).bfloat16()
     weight = (0.02 * torch.randn(20000, 4096, device="cuda", generator=generator)).bfloat16()
     exact = rows.double() @ weight.double().T
-    assert error(head.wide_logits(rows, weight), exact) < 1e-5
+    assert error(wide_logits(rows, weight), exact) < 1e-5
     assert error(rows @ weight.T, exact) > 1e-3  # what rounding them to bf16 would do
 
 
@@ -172,11 +173,11 @@ def wide_model(n_layers=2):
 def test_the_fused_pass_in_bf16_is_near_float32_and_starts_at_a_ratio_of_exactly_0():
     examples = tiny.random_examples(LENGTHS, vocab_size=1000)
     forest = pack(examples)
-    exact, _ = FusedForward(wide_model().double())(forest, with_reference=False)
+    exact = FusedForward(wide_model().double())(forest, with_reference=False).logps
     fused = FusedForward(wide_model().to("cuda", torch.bfloat16), wide_model().to("cuda", torch.bfloat16))
     for model in (fused.policy, fused.reference):
         model.compile_blocks()
-    found, reference = fused(forest.to("cuda"), with_reference=True)
+    found, reference, _ = fused(forest.to("cuda"), with_reference=True)
     assert torch.equal(found, reference)
     per_token = (found.cpu() - exact).abs() / forest.lengths
     assert per_token.mean() < 0.01
@@ -190,7 +191,7 @@ def test_nothing_is_compiled_again_after_the_second_pass():
     n_graphs = []
     for seed, lengths in enumerate([LENGTHS, LENGTHS[:3], LENGTHS[1:], LENGTHS[3:], LENGTHS[:1], LENGTHS * 2]):
         forest = pack(tiny.random_examples(lengths, vocab_size=1000, seed=seed)).to("cuda")
-        logps, _ = fused(forest, with_reference=True)
+        logps = fused(forest, with_reference=True).logps
         logps.sum().backward()
         n_graphs.append(counters["stats"]["unique_graphs"])
     assert n_graphs[1:] == n_graphs[1:2] * (len(n_graphs) - 1), n_graphs
