@@ -18,7 +18,7 @@ from engine.model import name_of
 from engine.optim import Options, describe, largest_share
 from engine.planning import Plan, TokenStatistics, plan_run, refusal, ways
 from engine.run import check_folder, has_split_masters, identity
-from engine.step import Objective, Steps, check_shared, modes
+from engine.step import Objective, Steps, check_objective, check_shared, modes
 from engine.weights import Cast
 from system import InputError
 
@@ -49,13 +49,13 @@ class TrainingInputs:
         self.stop_ids = stop_ids(self.folder, self.chat)
         rows, self.facts = self._read(config.data.sources, config.data.weights)
         rows, self.heldout = self._hold_out(rows)
-        self.objective.check(self._in_form(rows))
+        check_objective(self.objective, self._in_form(rows))
         self.examples = self._in_form(_part(rows, part, config.schedule.stages))
         """Those that are trained on, in the objective's form."""
         if config.schedule.stages > 1:
             self.facts["stage"] = f"{part + 1} of {config.schedule.stages}"
         if self.heldout and self._has_form(self.heldout[0]):
-            self.objective.check(self._in_form(self.heldout))
+            check_objective(self.objective, self._in_form(self.heldout))
         check_shared(config.reference.cache)
         self.steps = Steps(self.examples, config.data, config.schedule, self.objective)
         self.modes = modes(config.reference, self.objective, keeps=config.measuring.keeps_reference)
@@ -67,6 +67,7 @@ class TrainingInputs:
             world_size(),
             is_mismatched=self.objective.needs_mismatched,
             whole_step=self.objective.whole_step,
+            n_distributions=self.objective.n_distributions,
         )
         if groups := self.groups():
             self.facts["parameter_groups"] = groups

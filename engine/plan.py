@@ -9,18 +9,19 @@ engine.train lays itself out by the same functions, says the sum before it start
 
 import json
 from collections.abc import Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from typing import Any, Literal
 
 import torch
 
 import engine
 from data.forest import PackingOptions
-from data.rows import Limits, Reading, open_model, read_examples
+from data.rows import Limits, Reading, in_form, open_model, read_examples
 from engine import weights
-from engine.config import ALIASES, TrainConfig
+from engine.config import ALIASES, ReferenceConfig, TrainConfig
 from engine.model import LlamaConfig, name_of, raw_config
 from engine.planning import Plan, TokenStatistics, cost, flags, memory, plan_run, refusal, size, ways
+from engine.step import Objective, modes
 from system import InputError, cli, versions
 
 EXAMPLE = "python -m engine.plan --shape llama3-8b --gpus 1 --gpu-memory 80"
@@ -40,6 +41,8 @@ class PlanConfig:
     """GB (10^9 bytes) of each, or of the host."""
     data: str | None = None
     """Rows, for their number and lengths; needs --model. Unset: the paper's 29,000 pairs of UltraFeedback's lengths."""
+    loss: str = "apo_zero"
+    """As engine.train's: some objectives take more memory and time."""
     epochs: int = 18
     """As engine.train's."""
     batch_size: int = 16
@@ -108,16 +111,36 @@ def main(argv: Sequence[str]) -> None:
 
 def _what(config: PlanConfig) -> tuple[LlamaConfig, TokenStatistics, torch.dtype]:
     """The shape, what rows ask for, and the dtype that the checkpoint is stored in."""
-    n_ranks = max(1, config.gpus)
+    n_ranks, objective = max(1, config.gpus), Objective(config.loss)
     if config.shape:
         shape = LlamaConfig.parse(raw_config(config.shape), config.shape)
-        return shape, TokenStatistics.of_the_paper(config.batch_size, n_ranks), torch.bfloat16
+        return shape, _of_the_paper(config, objective), torch.bfloat16
     folder, chat = open_model(str(config.model))
     shape, stored = weights.build(folder).config, weights.stored_dtype(folder)
     if not config.data:
-        return shape, TokenStatistics.of_the_paper(config.batch_size, n_ranks), stored
+        return shape, _of_the_paper(config, objective), stored
     rows = read_examples([config.data], chat, Limits(), Reading(), n_ids=shape.vocab_size)
-    return shape, TokenStatistics.of(rows.examples, PackingOptions(), config.batch_size, n_ranks), stored
+    found = TokenStatistics.of(
+        in_form(rows.examples, objective.form, side=objective.side),
+        PackingOptions(),
+        config.batch_size,
+        n_ranks,
+        is_mismatched=objective.needs_mismatched,
+    )
+    return shape, _of_loss(found, objective), stored
+
+
+def _of_loss(statistics: TokenStatistics, objective: Objective) -> TokenStatistics:
+    return replace(statistics, whole_step=objective.whole_step, n_distributions=objective.n_distributions)
+
+
+def _of_the_paper(config: PlanConfig, objective: Objective) -> TokenStatistics:
+    if objective.form != "pairs":
+        raise InputError(
+            f"--loss {objective.name}: trains on rows of the form {objective.form}, and those of the paper are pairs; "
+            "give --model and --data"
+        )
+    return _of_loss(TokenStatistics.of_the_paper(config.batch_size, max(1, config.gpus)), objective)
 
 
 def _of(
@@ -131,7 +154,7 @@ def _of(
     train = base.with_flags(**({"master_weights": "float32"} | way))
     device, dtype = ("cuda", torch.bfloat16) if config.gpus else ("cpu", torch.float32)
     return plan_run(
-        train, shape, ["fused", "precompute"], statistics,
+        train, shape, modes(ReferenceConfig(), Objective(config.loss)), statistics,
         device=device, dtype=dtype, n_ranks=max(1, config.gpus), budget=int(config.gpu_memory * 1e9), stored=stored,
     )  # fmt: skip
 

@@ -138,12 +138,12 @@ def train(inputs: TrainingInputs, ranks: Ranks, hooks: Hooks = NO_HOOKS) -> RunR
                 log.stop_clock()
                 hooks.on_phase(step.number, "done")  # no phase of a rank that is lost: the heartbeat is not told
                 training.objective.keep(result)
-                training.reference.remember(step, loss_inputs.ref_logps)
+                training.reference.remember(step, loss_inputs.reference)
                 metrics = training_metrics(loss_inputs, result)
                 metrics |= follow_reference(training, step, config.reference)
                 hooks.after_step(training, step)
                 if step.ends_epoch:
-                    metrics |= heldout.measure()
+                    metrics |= heldout.measure(step)
                     metrics |= save_epoch(training, step, loss_inputs, heldout, out, config.checkpoints, stopping)
                     release_reference(training)
                 log.write(step, metrics | learning_rates, grad_norm)
@@ -204,11 +204,12 @@ def build(inputs: TrainingInputs, ranks: Ranks, hooks: Hooks, folder: RunFolder)
 
 def read_reference(inputs: TrainingInputs, plan: Plan, ranks: Ranks, folder: RunFolder) -> tuple[ReferenceLogps, str]:
     """The table of the reference's log-probs, as a state or another run has it, and what was found. Collective."""
-    config, shape = inputs.config, (len(inputs.examples), inputs.steps.n_responses)
+    config = inputs.config
     out, made_of = Path(config.out), lambda: fingerprint(inputs.folder, inputs.examples, ranks.dtype)
     reference = ReferenceLogps(
         plan.reference,
-        shape,
+        inputs.examples,
+        inputs.steps.n_responses,
         inputs.objective,
         Cache.of(out, config.reference.cache, made_of),
         moves=config.reference.update != "none",

@@ -6,7 +6,17 @@ import os
 if os.environ.get("TESTS_ON") != "gpu":
     os.environ["CUDA_VISIBLE_DEVICES"] = ""
 
+import pytest
 from hypothesis import settings
+
+from losses import registry
 
 settings.register_profile("untimed", deadline=None)  # how long an example takes depends on what else the machine does
 settings.load_profile("untimed")
+
+
+@pytest.fixture
+def registered(monkeypatch):
+    """The registry, and what it held before: what a test adds to it is gone afterwards."""
+    for name in ("_losses", "_aliases", "_files"):
+        monkeypatch.setattr(registry, name, dict(getattr(registry, name)))

@@ -29,6 +29,10 @@ class Example(NamedTuple):
     label: bool | None = None
     ratings: Ratings = NO_RATINGS
     """What the row says of its responses in numbers."""
+    revised: tuple[np.ndarray, ...] | None = None
+    """Of each response's tokens whether they differ from the other response's, bool; None where nobody asked."""
+    token_weights: tuple[np.ndarray, ...] | None = None
+    """Of each response's tokens the weight that the row gives, float64; None where it gives none."""
 
 
 @dataclass(frozen=True, kw_only=True)

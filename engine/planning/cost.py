@@ -45,6 +45,15 @@ class TokenStatistics:
     """Whether a step gives every example another one's response, too: then the reference computes in every epoch."""
     whole_step: bool = False
     """Whether a step of several passes takes each without gradient first."""
+    n_distributions: int = 0
+    """Models of whose whole next-token distributions something is computed: the policy, or both. With the reference's,
+    no table will do: it computes in every epoch.
+    """
+
+    @property
+    def is_reference_kept(self) -> bool:
+        """Whether what the reference gives in one epoch serves the others."""
+        return not self.is_mismatched and self.n_distributions < 2
 
     @staticmethod
     def of(
@@ -55,6 +64,7 @@ class TokenStatistics:
         *,
         is_mismatched: bool = False,
         whole_step: bool = False,
+        n_distributions: int = 0,
     ) -> "TokenStatistics":
         """Of rows. The largest of many random steps is nearer to the mean than to the worst that could be drawn: a
         quarter of the way.
@@ -74,6 +84,7 @@ class TokenStatistics:
             step=int((mean + (worst - mean) / 4) / n_ranks),
             is_mismatched=is_mismatched,
             whole_step=whole_step,
+            n_distributions=n_distributions,
         )
 
     @staticmethod
@@ -101,9 +112,21 @@ def run_flops(s: MemoryInputs, statistics: TokenStatistics, epochs: int, *, has_
     """Of a whole run: 3 passes' worth for each example and epoch, one for the reference, in every epoch where it is not
     kept, and what is again.
     """
-    passes = 3 * epochs + has_reference * (epochs if statistics.is_mismatched or s.moves_reference else 1)
+    passes = 3 * epochs + has_reference * (1 if statistics.is_reference_kept and not s.moves_reference else epochs)
     passes += epochs * s.n_recomputed / s.shape.n_layers + epochs * (statistics.whole_step and s.has_several_passes)
-    return passes * statistics.n * forward_of_example(s.shape, statistics)
+    heads = epochs * _more_heads(statistics) * _head_of_example(s.shape, statistics)
+    return statistics.n * (passes * forward_of_example(s.shape, statistics) + heads)
+
+
+def _head_of_example(shape: LlamaConfig, statistics: TokenStatistics) -> float:
+    return counted_flops(shape, statistics.tokens, statistics.seen, statistics.rows)[1]
+
+
+def _more_heads(statistics: TokenStatistics) -> int:
+    """Products with a head's weight beside those of plain log-probs: logits are made again in the backward pass, and
+    the reference's beside the policy's in both.
+    """
+    return {0: 0, 1: 1, 2: 3}[statistics.n_distributions]
 
 
 def step_bytes(s: MemoryInputs, n_passes: int, n_gpus: int) -> tuple[float, float]:
@@ -121,8 +144,10 @@ def step_bytes(s: MemoryInputs, n_passes: int, n_gpus: int) -> tuple[float, floa
 
 
 def step_seconds(s: MemoryInputs, statistics: TokenStatistics, batch_size: int, n_gpus: int) -> tuple[float, float]:
-    """(computing, communicating) seconds of a step with the reference cached; they overlap at best."""
-    flops = batch_size * forward_of_example(s.shape, statistics) * (3 + s.n_recomputed / s.shape.n_layers)
+    """(computing, communicating) seconds of a step with the reference cached, if it can be; they overlap at best."""
+    passes = 3 + s.n_recomputed / s.shape.n_layers + (statistics.n_distributions == 2)
+    flops = batch_size * forward_of_example(s.shape, statistics) * passes
+    flops += batch_size * _more_heads(statistics) * _head_of_example(s.shape, statistics)
     computing = flops / (n_gpus * DATASHEET * REACHED["cuda"]) * (IMBALANCE if n_gpus > 1 else 1.0)
     n_passes = max(1, -(-int(batch_size * statistics.tokens / n_gpus) // s.micro_tokens))
     inside, between = step_bytes(s, n_passes, n_gpus)

@@ -17,7 +17,7 @@ from dataclasses import dataclass, replace
 
 import torch
 
-from engine.model import CHUNK_BYTES, PIECE_BYTES, LlamaConfig
+from engine.model import BUFFERS, BUFFERS_OF_TWO, CHUNK_BYTES, PIECE_BYTES, LlamaConfig
 
 ROWS = 0.85  # share of a forest's tokens that predict: the responses', 0.82 on UltraFeedback's lengths
 # Keys that attention gathers, per token: the prompt's are there once for each branch.
@@ -70,6 +70,8 @@ class MemoryInputs:
     reshards: bool = True
     """Whether a block's gathered weights are given back after its forward pass."""
     is_compiled: bool = False
+    n_distributions: int = 0
+    """Models of whose whole next-token distributions something is computed (engine/model/distribution.py)."""
 
     @property
     def is_plain(self) -> bool:
@@ -145,6 +147,8 @@ def _in_step(s: MemoryInputs) -> dict[str, int]:
 def _head(s: MemoryInputs, rows: int) -> int:
     """Float32 logits, kept where they are one chunk, and what the backward pass makes of them."""
     c, size = s.shape, s.dtype.itemsize
+    if s.n_distributions:
+        return _head_of_distributions(s, rows)
     logits = min(4 * rows * c.vocab_size, CHUNK_BYTES[s.device])
     is_one = logits < CHUNK_BYTES[s.device]
     weight = c.vocab_size * c.hidden_size
@@ -152,6 +156,20 @@ def _head(s: MemoryInputs, rows: int) -> int:
         narrow = 0 if size == 4 else min(logits, PIECE_BYTES) * size // 4
         return logits + narrow + 4 * weight
     return logits + logits * size // 4 + (size if is_one else 4 + 4 + size) * weight
+
+
+def _head_of_distributions(s: MemoryInputs, rows: int) -> int:
+    """Log-probs of a piece of rows and what is made of them, of both models for a divergence; nothing is kept of them,
+    but the reference's last hidden rows, and its head's weight is gathered again.
+    """
+    c, size, both = s.shape, s.dtype.itemsize, s.n_distributions == 2
+    weight = c.vocab_size * c.hidden_size
+    n = BUFFERS_OF_TWO if both else BUFFERS
+    piece = CHUNK_BYTES[s.device] // n
+    logits = min(4 * rows * c.vocab_size, piece if s.device == "cuda" else min(piece, PIECE_BYTES))
+    held = logits * (n if s.device == "cuda" else s.n_distributions) + logits * size // 4
+    gradient = (4 + 4 + size if s.device == "cuda" else 4) * weight
+    return held + gradient + both * (size * rows * c.hidden_size + (0 if s.is_plain else size * weight))
 
 
 def _gathered(s: MemoryInputs) -> int:

@@ -138,6 +138,7 @@ def plan_run(
             moves_reference=config.reference.update != "none",
             reshards=gives_back,
             is_compiled=config.memory.compiles(device),
+            n_distributions=statistics.n_distributions,
         )
         inputs = memory.fit(
             inputs,

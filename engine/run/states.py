@@ -105,7 +105,7 @@ class States:
         if not self.step:
             return None
         if reference.is_kept:
-            self.load(self.step, {"ref_logps": reference.values})
+            self.load(self.step, reference.values)
         return f"as in the state of step {self.step}"
 
     def resume(self, training: Training) -> None:
@@ -145,7 +145,7 @@ class States:
             "ranks": self._ranks.size,
         }
         tensors = training.tensors() | {f"random.{self._ranks.rank}": torch.get_rng_state()}
-        tensors |= {"ref_logps": training.reference.values} if training.reference.is_kept else {}
+        tensors |= training.reference.values if training.reference.is_kept else {}
         self.write(log.n_done, tensors, facts)
 
     def _find(self) -> tuple[int, dict[str, Any]] | str | None:

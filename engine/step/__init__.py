@@ -3,14 +3,15 @@ the reference's log-probs come from, the passes over the layers, and what is mea
 """
 
 from engine.step.heldout import HeldOut, loss_of, measure_saved
-from engine.step.loss_inputs import LossInputs
+from engine.step.loss_inputs import LossInputs, ReferenceValues
 from engine.step.metrics import check_finite, training_metrics
 from engine.step.objective import Objective, describe_all
-from engine.step.passes import forward_backward, report, score_batch, score_examples
+from engine.step.passes import compute_batch, forward_backward, report, score_examples
 from engine.step.reference import Cache, ReferenceLogps, check_shared, fingerprint, modes
 from engine.step.reference_passes import fill_reference, follow_reference, release_reference
 from engine.step.steps import Batch, MicroBatch, MicroBatching, Step, Steps
 from engine.step.training import NO_HOOKS, Hooks, Training
+from engine.step.trial import check_objective
 
 __all__ = [
     "NO_HOOKS",
@@ -23,11 +24,14 @@ __all__ = [
     "MicroBatching",
     "Objective",
     "ReferenceLogps",
+    "ReferenceValues",
     "Step",
     "Steps",
     "Training",
     "check_finite",
+    "check_objective",
     "check_shared",
+    "compute_batch",
     "describe_all",
     "fill_reference",
     "fingerprint",
@@ -38,7 +42,6 @@ __all__ = [
     "modes",
     "release_reference",
     "report",
-    "score_batch",
     "score_examples",
     "training_metrics",
 ]

@@ -11,10 +11,10 @@ from torch import Tensor
 
 from data.rows import Example
 from engine.model import name_of
-from engine.step.loss_inputs import LossInputs
-from engine.step.metrics import heldout_metrics, training_metrics
+from engine.step.loss_inputs import LossInputs, ReferenceValues
+from engine.step.metrics import heldout_metrics, logratio_metrics, training_metrics
 from engine.step.objective import Objective
-from engine.step.passes import score_examples
+from engine.step.passes import BATCH, compute_batch, own_values
 from engine.step.steps import Batch, Step
 from engine.step.training import Training
 from engine.weights import Cast, checkpoint_name
@@ -31,28 +31,54 @@ class HeldOut:
 
     def __init__(self, examples: list[Example], training: Training) -> None:
         self._examples, self._training = examples, training
-        self._ref_logps: Tensor | None = None
-        self._logps: Tensor | None = None
+        self._reference: ReferenceValues | None = None
+        self._found: LossInputs | None = None
 
-    def score(self, examples: Sequence[Example], *, of_reference: bool = False) -> Tensor:
-        """Log-probs of examples' responses now, under the policy or the reference: [n, K] nats, float64. Collective."""
+    def compute(
+        self,
+        examples: Sequence[Example],
+        token_values: Sequence[str],
+        step: Step | None = None,
+        *,
+        computes: bool = False,
+    ) -> LossInputs:
+        """What an objective takes of examples under the policy of now, at the end of a step. computes: whether the
+        reference does so beside it. Collective.
+        """
         t = self._training
-        found = score_examples(t.model, examples, t.ranks, t.micro_batching, of_reference=of_reference)
-        return torch.stack(list(found))
+        found = [
+            compute_batch(
+                t.model,
+                Batch(examples[i : i + BATCH]),
+                t.ranks,
+                t.micro_batching,
+                with_reference=computes,
+                token_values=token_values,
+            )
+            for i in range(0, len(examples), BATCH)
+        ]
+        tokens = {name: torch.cat([one.tokens[name] for one in found]) for name in found[0].tokens}
+        references = [one.ref_logps for one in found if one.ref_logps is not None]
+        batch = Batch(examples, progress=0.0 if step is None else step.progress)
+        logps = torch.cat([one.logps for one in found])
+        return batch.all_inputs(logps, torch.cat(references) if references else None, tokens)
 
     def score_reference(self) -> None:
-        """Takes the rows' reference log-probs from the weights that the policy has now. Collective."""
-        self._ref_logps = self.score(self._examples) if self._examples else None
+        """Takes what the reference gives for the rows from the weights that the policy has now. Collective."""
+        if self._examples:
+            wanted = own_values(self._training.objective.token_values)
+            self._reference = self.compute(self._examples, wanted).as_reference()
 
-    def measure(self) -> dict[str, float]:
-        """Their rewards and log-probs now; nothing where there are none. Collective."""
+    def measure(self, step: Step) -> dict[str, float]:
+        """Their loss, rewards and log-probs now, at the end of a step; nothing where there are none. Collective."""
         if not self._examples:
             return {}
         t = self._training
-        if t.model.reference is not None and t.reference.moves:
-            self._ref_logps = self.score(self._examples, of_reference=True)
-        self._logps = self.score(self._examples)
-        return heldout_metrics(t.objective, _inputs(self._examples, self._logps, self._ref_logps))
+        computes = t.model.reference is not None and (t.reference.moves or t.objective.needs_divergence)
+        found = self.compute(self._examples, t.objective.token_values, step, computes=computes)
+        self._reference = found.reference if computes else self._reference
+        self._found = found.beside(self._reference)
+        return heldout_metrics(t.objective, self._found)
 
     def sample(self, step: Step, trained: LossInputs) -> "Sample":
         """The rows by which a folder is measured, with their log-probs now. trained: the loss inputs of the step.
@@ -60,24 +86,28 @@ class HeldOut:
         Held-out ones, as `measure` has just found them; where there are none, the step's, which are scored anew: their
         log-probs are those of before it. Collective.
         """
-        if self._examples and self._logps is not None and self._ref_logps is not None:
-            found = (x[:MOST_ROWS] for x in (self._logps, self._ref_logps))
-            return Sample(self._examples[:MOST_ROWS], *found, n_own=self._logps.shape[1])
-        examples = step.examples[:MOST_ROWS]
-        ref_logps = None if trained.ref_logps is None else trained.ref_logps[:MOST_ROWS].cpu()
-        logps = self.score(examples)
-        is_mismatched = self._training.objective.needs_mismatched and logps.shape[1] > 1
-        return Sample(examples, logps, ref_logps, n_own=1 if is_mismatched else logps.shape[1])
+        if self._examples and self._found is not None and self._found.ref_logps is not None:
+            examples, logps = self._examples[:MOST_ROWS], self._found.logps[:MOST_ROWS]
+            found = Batch(examples).all_inputs(logps, self._found.ref_logps[:MOST_ROWS])
+            return Sample(examples, found, n_own=logps.shape[1])
+        examples, reference = step.examples[:MOST_ROWS], None
+        if trained.ref_logps is not None:
+            reference = ReferenceValues(trained.ref_logps[:MOST_ROWS].cpu())
+        found = self.compute(examples, self.values_of_margin(reference is not None), step).beside(reference)
+        is_mismatched = self._training.objective.needs_mismatched and found.logps.shape[1] > 1
+        return Sample(examples, found, n_own=1 if is_mismatched else found.logps.shape[1])
+
+    def values_of_margin(self, has_reference: bool) -> tuple[str, ...]:
+        """What a margin takes of single tokens: without a reference, what the objective's own rewards do."""
+        return () if has_reference else self._training.objective.token_values
 
 
 class Sample(NamedTuple):
     """Rows by which a folder is measured."""
 
     examples: Sequence[Example]
-    logps: Tensor
-    """[n, K] nats, float64, as computed."""
-    ref_logps: Tensor | None
-    """[n, K] of the reference; None where the run has none."""
+    computed: LossInputs
+    """As computed; without log-probs of a reference where the run has none."""
     n_own: int
     """How many of the K responses are the row's own: the last is another's where KTO estimates its KL by it."""
 
@@ -96,12 +126,13 @@ def measure_saved(
         return {}
     sample = heldout.sample(step, trained)
     with as_written(training, cast):
-        written = heldout.score(sample.examples)
+        values = heldout.values_of_margin(sample.computed.ref_logps is not None)
+        written = heldout.compute(sample.examples, values, step).beside(sample.computed.reference)
     made = {}
-    for name, values in (("saved/margins", written), ("saved/computed_margins", sample.logps)):
-        margin = _margin(training.objective, _inputs(sample.examples, values, sample.ref_logps))
+    for name, inputs in (("saved/margins", written), ("saved/computed_margins", sample.computed)):
+        margin = _margin(training.objective, inputs)
         made |= {} if margin is None else {name: margin}
-    difference = (written - sample.logps)[:, : sample.n_own]
+    difference = (written.logps - sample.computed.logps)[:, : sample.n_own]
     return made | {"saved/logps_difference": difference.abs().mean().item()}
 
 
@@ -150,16 +181,12 @@ def as_written(training: Training, cast: Cast) -> Iterator[None]:
                 held.copy_(copy)
 
 
-def _inputs(examples: Sequence[Example], logps: Tensor, ref_logps: Tensor | None) -> LossInputs:
-    return Batch(examples).all_inputs(logps, ref_logps)
-
-
 def _margin(objective: Objective, inputs: LossInputs) -> float | None:
     """Mean reward of chosen responses above that of rejected ones; None where the rows do not have both.
 
     As held-out rows' are; without log-probs of a reference, the objective's own rewards.
     """
     if inputs.ref_logps is not None:
-        return heldout_metrics(objective, inputs).get("eval_rewards/margins")
+        return logratio_metrics(objective, inputs).get("rewards/margins")
     with torch.no_grad():
         return training_metrics(inputs, objective(inputs)).get("rewards/margins")

@@ -1,22 +1,37 @@
 """What an objective is computed from, for some of a step's examples: log-probs, lengths, labels, numbers of rows."""
 
-# n examples, K responses of each
+# n examples, K responses of each, N tokens of all of these together
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Literal
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from data.rows import Example
-from losses import Responses
+from losses import Responses, TokenResponses
 
 UNSAID: dict[str, float | tuple[float, ...]] = {
     "weights": 1.0,
     "probs": (1.0, 0.0),  # SPPO's hard form: the winner always wins
 }
 """What a row that is silent says, where others of its batch speak."""
+
+
+OF_REFERENCE = ("ref_logps", "ref_entropy")
+"""Those values of tokens that are the reference's alone, which a table can keep."""
+
+
+@dataclass(frozen=True)
+class ReferenceValues:
+    """What the reference gives for a batch's examples."""
+
+    logps: Tensor
+    """[n, K] nats, float64."""
+    tokens: Mapping[str, Tensor] = field(default_factory=dict)
+    """[N] float64 each, by the names of OF_REFERENCE, in LossInputs.tokens' order; empty where sums are enough."""
 
 
 @dataclass(frozen=True)
@@ -37,6 +52,12 @@ class LossInputs:
     """What rows say in numbers, float64, by the names of `Ratings.numbers`: "scores" [n, K], "probs" [n, 2], all others
     [n]; none under a name that a row does not have.
     """
+    tokens: Mapping[str, Tensor] = field(default_factory=dict)
+    """What is known of single tokens, [N] each, by the names of TokenResponses: example by example, and there response
+    by response. Empty for objectives that take sums.
+    """
+    progress: float = 0.0
+    """The share of the run's steps that are done."""
 
     @staticmethod
     def of(
@@ -45,8 +66,12 @@ class LossInputs:
         ref_logps: Tensor | None,
         *,
         mean_lengths: tuple[float, ...] | None = None,
+        tokens: Mapping[str, Tensor] | None = None,
+        progress: float = 0.0,
     ) -> "LossInputs":
-        """Of examples that have equally many responses. mean_lengths: the step's; theirs where None."""
+        """Of examples that have equally many responses. mean_lengths: the step's; theirs where None. tokens: what was
+        computed of single tokens; what the rows say of them is added.
+        """
         lengths = torch.tensor([[len(r) for r in e.responses] for e in examples], dtype=torch.int64)
         lengths = lengths.reshape(len(examples), logps.shape[1])
         labels = [e.label for e in examples if e.label is not None]
@@ -57,7 +82,28 @@ class LossInputs:
             torch.tensor(labels, dtype=torch.bool) if len(labels) == len(examples) > 0 else None,
             tuple(lengths.double().mean(dim=0).tolist()) if mean_lengths is None else mean_lengths,
             _numbers(examples),
+            dict(tokens) | _marks(examples) if tokens else {},
+            progress,
         )
+
+    @property
+    def reference(self) -> ReferenceValues | None:
+        """The reference's side of it, on the CPU; None where there is none."""
+        if self.ref_logps is None:
+            return None
+        tokens = {name: self.tokens[name].cpu() for name in OF_REFERENCE if name in self.tokens}
+        return ReferenceValues(self.ref_logps.cpu(), tokens)
+
+    def as_reference(self) -> ReferenceValues:
+        """The policy's side of it, taken for the reference's."""
+        tokens = {f"ref_{name}": values for name, values in self.tokens.items() if f"ref_{name}" in OF_REFERENCE}
+        return ReferenceValues(self.logps, tokens)
+
+    def beside(self, reference: ReferenceValues | None) -> "LossInputs":
+        """The same with what a reference gives, where there is one."""
+        if reference is None:
+            return self
+        return replace(self, ref_logps=reference.logps, tokens={**self.tokens, **reference.tokens})
 
     def column(self, k: int) -> Responses:
         """The k-th response of every example."""
@@ -67,6 +113,21 @@ class LossInputs:
             scores = scores[:, k] if k < scores.shape[1] else None  # a mismatched response has none
         return Responses(self.logps[:, k], ref_logps, self.lengths[:, k], scores)
 
+    def token_column(self, k: int, names: Collection[str]) -> TokenResponses:
+        """The tokens of the k-th response of every example. names: what is asked for of them beside log-probs."""
+        sequence, position = _indices(self.lengths)
+        mine = sequence % self.lengths.shape[1] == k
+        column = {name: x[mine] for name, x in self.tokens.items() if name in (*names, "logps", "ref_logps")}
+        sums = self.column(k)
+        return TokenResponses(
+            ref_logps=column.pop("ref_logps", None),
+            sequence=sequence[mine] // self.lengths.shape[1],
+            position=position[mine],
+            lengths=self.lengths[:, k],
+            scores=sums.scores,
+            **column,
+        )
+
     def ranked(self) -> Responses:
         """All responses, [n, K]."""
         return Responses(self.logps, self.ref_logps, self.lengths, self.numbers.get("scores"))
@@ -74,7 +135,13 @@ class LossInputs:
     def on(self, device: torch.device) -> "LossInputs":
         """The same on a device."""
         moved = {name: x.to(device) for name, x in vars(self).items() if isinstance(x, Tensor)}
-        return replace(self, numbers={name: x.to(device) for name, x in self.numbers.items()}, **moved)
+        numbers, tokens = ({name: x.to(device) for name, x in xs.items()} for xs in (self.numbers, self.tokens))
+        return replace(self, numbers=numbers, tokens=tokens, **moved)
+
+    def detached(self) -> "LossInputs":
+        """The same without gradient."""
+        tokens = {name: x.detach() for name, x in self.tokens.items()}
+        return replace(self, logps=self.logps.detach(), tokens=tokens)
 
     def as_form(self, form: str, side: Literal["chosen", "rejected"] = "chosen") -> "LossInputs | None":
         """The same sequences as an objective of another form takes them; None where they cannot be.
@@ -105,11 +172,31 @@ class LossInputs:
         responses = {name: x[:, columns] for name, x in self._of_responses().items()}
         numbers = {name: x[:, columns] if name == "scores" else x for name, x in self.numbers.items()}
         mean_lengths = tuple(self.mean_lengths[k] for k in columns)
-        return replace(self, mean_lengths=mean_lengths, numbers=numbers, **responses)
+        column_of = _indices(self.lengths)[0] % self.lengths.shape[1] if self.tokens else None
+        stays = None if column_of is None else torch.isin(column_of, torch.tensor(columns, device=column_of.device))
+        tokens = {name: x[stays] for name, x in self.tokens.items()}
+        return replace(self, mean_lengths=mean_lengths, numbers=numbers, tokens=tokens, **responses)
 
     def _of_responses(self) -> dict[str, Tensor]:
         found = {"logps": self.logps, "ref_logps": self.ref_logps, "lengths": self.lengths}
         return {name: x for name, x in found.items() if x is not None}
+
+
+def _indices(lengths: Tensor) -> tuple[Tensor, Tensor]:
+    """Of every token its response's number, 0 to n K - 1, and its place there: [N] int64, for lengths [n, K]."""
+    flat = lengths.flatten()
+    numbers = torch.arange(len(flat), device=flat.device).repeat_interleave(flat)
+    return numbers, torch.arange(len(numbers), device=flat.device) - (flat.cumsum(0) - flat)[numbers]
+
+
+def _marks(examples: Sequence[Example]) -> dict[str, Tensor]:
+    """What rows say of their tokens, [N]: none under a name that a row does not have."""
+    made = {}
+    for name in ("revised", "token_weights"):
+        rows = [getattr(e, name) for e in examples]
+        if rows and None not in rows:
+            made[name] = torch.from_numpy(np.concatenate([values for row in rows for values in row]))
+    return made
 
 
 def _numbers(examples: Sequence[Example]) -> dict[str, Tensor]:

@@ -33,16 +33,23 @@ def training_metrics(inputs: LossInputs, result: Result) -> dict[str, float]:
 
 def heldout_metrics(objective: Objective, inputs: LossInputs) -> dict[str, float]:
     """The same of held-out rows, eval_ before each name. Rewards are beta * log-ratio whatever the objective is."""
+    made = logratio_metrics(objective, inputs)
+    form = inputs.as_form(objective.form, objective.side)
+    if not objective.needs_mismatched and form is not None:
+        with torch.no_grad():
+            made["loss"] = objective(form).losses.mean().item()
+    return {f"eval_{name}": value for name, value in made.items()}
+
+
+def logratio_metrics(objective: Objective, inputs: LossInputs) -> dict[str, float]:
+    """Rewards, as beta * log-ratio, and log-probs; without a loss."""
     ref = inputs.logps * torch.nan if inputs.ref_logps is None else inputs.ref_logps
     with torch.no_grad():
         logratios = _sides(replace(inputs, logps=inputs.logps - ref), is_rejected=objective.side == "rejected")
         chosen, rejected = (objective.beta * logratios.get(side, torch.zeros(0)) for side in ("chosen", "rejected"))
         made = training_metrics(inputs, Result(torch.zeros(1), chosen, rejected))
-        del made["loss"]
-        form = inputs.as_form(objective.form, objective.side)
-        if not objective.needs_mismatched and form is not None:
-            made["loss"] = objective(form).losses.mean().item()
-    return {f"eval_{name}": value for name, value in made.items()}
+    del made["loss"]
+    return made
 
 
 def _sides(inputs: LossInputs, *, is_rejected: bool) -> dict[str, Tensor]:

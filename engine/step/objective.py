@@ -8,10 +8,11 @@ Either way the loss of a step is the mean over its examples over all ranks: how 
 # n examples, K responses of each
 
 import difflib
+import functools
 import math
 import types
 import typing
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -19,10 +20,10 @@ import torch
 from torch import Tensor
 
 import losses
-from data.rows import Example
-from engine.step.loss_inputs import LossInputs
+from engine.model import DIVERGENCES, STATISTICS
+from engine.step.loss_inputs import OF_REFERENCE, LossInputs
 from losses import Loss, LossError, Result
-from system import InputError, list_faults
+from system import InputError
 
 
 @dataclass(frozen=True)
@@ -83,6 +84,32 @@ class Objective:
         return any(term.loss.reference for term in self.terms)
 
     @property
+    def token_values(self) -> tuple[str, ...]:
+        """What a pass has to give of single tokens, by the names of TokenResponses, sorted; none where sums do."""
+        terms = [t.loss for t in self.terms if t.loss.level == "token"]
+        computed = {name for loss in terms for name in loss.needs & (frozenset(STATISTICS) | {"ref_entropy"})}
+        computed |= {"logps"} if terms else set()
+        return tuple(sorted(computed | {"ref_logps" for loss in terms if loss.reference}))
+
+    @property
+    def needs_reference_model(self) -> bool:
+        """Whether the reference has to compute in every step: what it gives is of the step, or more than a table can
+        hold.
+        """
+        return self.needs_mismatched or self.needs_divergence
+
+    @property
+    def needs_divergence(self) -> bool:
+        """Whether it takes a divergence of the policy's and the reference's whole distributions."""
+        return not self.needs.isdisjoint(DIVERGENCES)
+
+    @property
+    def n_distributions(self) -> int:
+        """Models of whose whole next-token distributions it takes something: the policy, or both."""
+        of_one = self.needs & {*STATISTICS, "ref_entropy"}
+        return 2 if self.needs_divergence else int(bool(of_one))
+
+    @property
     def whole_step(self) -> bool:
         """Whether it must see the whole step over all ranks at once."""
         return any(term.loss.whole_step for term in self.terms)
@@ -133,45 +160,15 @@ class Objective:
         near = [f"perhaps --{n}" for n in difflib.get_close_matches(key, list(self.arguments), n=1, cutoff=0)]
         raise InputError(f"--{key}: no such hyperparameter of this run's objective; {(near or ['it has none'])[0]}")
 
-    def check(self, examples: Sequence[Example]) -> None:
-        """Raises InputError, naming the row, where one lacks what the objective needs or says what it refuses."""
-        asked = [(name, self.name, said) for name, said in _NUMBERS.items() if name in self.needs]
-        asked += [(name, t.loss.name, f'a finite number under "{name}"') for t in self.terms for name in t.loss.fields]
-        for e in examples if asked else ():
-            known = e.ratings.numbers()
-            for name, who, said in asked:
-                if name not in known:
-                    raise InputError(f"{e.location}: {who} needs {said}; add it, or take another --loss")
-        fault = self._fault(examples)
-        if fault is None and not self.whole_step:
-            fault = self._fault(examples[:1], "a single example, which a pass may hold; register it with whole_step")
-        if fault is not None:
-            alone = [f"{e.location}: {found}" for e in examples if (found := self._fault([e])) is not None]
-            if 0 < len(alone) < len(examples):
-                raise list_faults(alone[:10], len(examples), mend="mend or delete them", n_faults=len(alone))
-            raise InputError(f"--loss: {fault}")
-
-    def _fault(self, examples: Sequence[Example], of: str = "") -> LossError | None:
-        """What the objective refuses of these examples, before any forward pass. of: what they are, for a message."""
-        zeros = torch.zeros(len(examples), len(examples[0].responses), dtype=torch.float64)
-        try:
-            result = self(LossInputs.of(examples, zeros, zeros if self.has_reference else None))
-        except LossError as fault:
-            return fault
-        if not result.losses.isfinite().all():
-            where = f"of {of}" if of else "before the first step; look at its hyperparameters"
-            return LossError(f"the loss of {self.name} is not finite {where}")
-        return None
-
     def __call__(self, inputs: LossInputs) -> Result:
         """The result on these inputs: losses [n]; rewards are the first term's."""
         if not len(inputs.logps):  # a rank without work in this pass: its backward pass is of zeros
             none = inputs.logps.sum(dim=1)
             return Result(none, none.detach(), none.detach())
-        found = [self._result(term, inputs) for term in self.terms]
+        found = [self.result(term, inputs) for term in self.terms]
         n = len(inputs.logps)
         for term, result in zip(self.terms, found, strict=True):
-            _check_shape(term.loss, result, n)
+            check_shape(term.loss, result, n)
         # Two losses of a pair, where a term takes it as unpaired, are its mean.
         parts = [result.losses.view(n, -1).mean(dim=1) for result in found]
         total = sum((t.weight * part for t, part in zip(self.terms, parts, strict=True)), torch.zeros_like(parts[0]))
@@ -192,25 +189,28 @@ class Objective:
         """A step is done: what it gave back is where the next one goes on from."""
         self.state = result.state
 
-    def _result(self, term: Term, inputs: LossInputs) -> Result:
+    def result(self, term: Term, inputs: LossInputs) -> Result:
+        """What the function of one term gives, as it gives it."""
         loss = term.loss
         own = inputs.as_form(loss.data, loss.side)
         assert own is not None  # the rows were brought into the objective's form
+        column = own.column if loss.level == "sequence" else functools.partial(own.token_column, names=loss.needs)
         if loss.data == "pairs":
-            positional: list[Any] = [own.column(0), own.column(1)]
+            positional: list[Any] = [column(0), column(1)]
         elif loss.data == "ranked":
             positional = [own.ranked()]
         else:
-            positional = [own.column(0), *([own.labels] if loss.data == "unpaired" else [])]
+            positional = [column(0), *([own.labels] if loss.data == "unpaired" else [])]
         probs = own.numbers.get("probs")
         probs_w, probs_l = (None, None) if probs is None else probs.unbind(dim=1)
         given = {name: own.numbers.get(name) for name in (*loss.injected, *loss.fields)}
         given |= {"probs_w": probs_w, "probs_l": probs_l, "mean_length": own.mean_lengths[0]}
+        given |= {"progress": own.progress}
         given |= {"state": self._state_of(loss.name)}
         arguments = term.arguments | {name: given[name] for name in (*(loss.injected - {"mismatched"}), *loss.fields)}
         if "mismatched" in loss.needs and arguments["kl"] is None:
             # One prompt in the whole step: nothing to mismatch, and so no estimate.
-            arguments |= {"mismatched": own.column(1)} if own.logps.shape[1] == 2 else {"kl": 0.0}
+            arguments |= {"mismatched": column(1)} if own.logps.shape[1] == 2 else {"kl": 0.0}
         return loss(*positional, **arguments)
 
     def _state_of(self, name: str) -> dict[str, float] | None:
@@ -218,7 +218,7 @@ class Objective:
         return state or None
 
 
-def _check_shape(loss: Loss, result: Result, n: int) -> None:
+def check_shape(loss: Loss, result: Result, n: int) -> None:
     """Raises LossError where the losses are not one for each of n examples (two for a pair that is taken apart)."""
     shape = tuple(result.losses.shape)
     if len(shape) != 1 or shape[0] not in (n, 2 * n if loss.data == "unpaired" else n):
@@ -227,20 +227,29 @@ def _check_shape(loss: Loss, result: Result, n: int) -> None:
         )
 
 
-def gradient(objective: Objective, inputs: LossInputs) -> tuple[Result, Tensor]:
-    """The result on a whole step's inputs, and d (mean loss) / d logps [n, K]."""
-    leaf = inputs.logps.detach().requires_grad_()
-    result = objective(replace(inputs, logps=leaf))
-    (result.losses.sum() / len(leaf)).backward()
-    slopes = torch.zeros_like(leaf) if leaf.grad is None else leaf.grad
+@dataclass(frozen=True)
+class Slopes:
+    """d (mean loss) / d of what an objective took of the policy."""
+
+    logps: Tensor
+    """[n, K], by the sums."""
+    tokens: Mapping[str, Tensor]
+    """[N] each, by values of single tokens."""
+
+
+def gradient(objective: Objective, inputs: LossInputs) -> tuple[Result, Slopes]:
+    """The result on a whole step's inputs, and its slopes."""
+    logps = inputs.logps.detach().requires_grad_()
+    of_policy = [name for name in objective.token_values if name not in OF_REFERENCE]
+    tokens = {name: inputs.tokens[name].detach().requires_grad_() for name in of_policy}
+    result = objective(replace(inputs, logps=logps, tokens={**inputs.tokens, **tokens}))
+    (result.losses.sum() / len(logps)).backward()
+    slopes = Slopes(_slope(logps), {name: _slope(leaf) for name, leaf in tokens.items()})
     return result._replace(losses=result.losses.detach()), slopes
 
 
-_NUMBERS = {  # what a row has to have for each need
-    "scores": 'a score of each response ("chosen_score" and "rejected_score", "scores", or "score")',
-    "own_scores": 'a score of the model\'s own answer ("own_score", or --own-score rejected)',
-    "values": '"value", the score that the policy gets on the prompt',
-}
+def _slope(leaf: Tensor) -> Tensor:
+    return torch.zeros_like(leaf) if leaf.grad is None else leaf.grad
 
 
 def _parse(text: str) -> list[tuple[Loss, float]]:

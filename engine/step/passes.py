@@ -7,12 +7,14 @@ from torch import Tensor
 
 from data.rows import Example
 from engine.distributed import Ranks
-from engine.model import FusedForward
-from engine.step.loss_inputs import LossInputs
+from engine.model import DIVERGENCES, FusedForward
+from engine.step.loss_inputs import OF_REFERENCE, LossInputs, ReferenceValues
 from engine.step.objective import gradient
 from engine.step.steps import Batch, MicroBatch, MicroBatching, Step
 from engine.step.training import Training
 from losses import Result
+
+BATCH = 64  # examples that are scored together
 
 
 def forward_backward(training: Training, step: Step) -> tuple[LossInputs, Result]:
@@ -35,7 +37,7 @@ def forward_backward(training: Training, step: Step) -> tuple[LossInputs, Result
         (loss / len(batch)).backward()  # over the examples of all ranks: the split changes speed only
         batch.add(micro, part)
     training.hooks.on_phase(step.number, "gather")
-    inputs = batch.gather(ranks, with_reference=training.reference.is_used)
+    inputs = batch.gather(ranks, with_reference=training.reference.is_used, token_values=objective.token_values)
     return inputs, _with_added(training, objective(inputs), added, len(batch))
 
 
@@ -53,12 +55,16 @@ def _whole_step(training: Training, step: Step) -> tuple[LossInputs, Result]:
     for micro, part in zip(micro_batches, parts, strict=True):
         batch.add(micro, part)
     training.hooks.on_phase(step.number, "gather")
-    inputs = batch.gather(ranks, with_reference=training.reference.is_used)
+    token_values = training.objective.token_values
+    inputs = batch.gather(ranks, with_reference=training.reference.is_used, token_values=token_values)
     result, slopes = gradient(training.objective, inputs)
     for micro, part in zip(micro_batches, parts, strict=True):
         ranks.set_gradient_sync(training.model, micro is micro_batches[-1])
-        again = part if len(micro_batches) == 1 else micro_batch_logps(training, step, micro, inputs.ref_logps)
-        roots, gradients = [again.logps], [slopes[micro.indices].to(again.logps.device)]
+        again = part if len(micro_batches) == 1 else micro_batch_logps(training, step, micro, inputs.reference)
+        device, rows = again.logps.device, batch.token_rows(micro.indices)
+        roots, gradients = [again.logps], [slopes.logps[micro.indices].to(device)]
+        roots += [again.tokens[name] for name in slopes.tokens]
+        gradients += [slope[rows].to(device) for slope in slopes.tokens.values()]
         if training.hooks.add_to_loss is not None:
             term = training.hooks.add_to_loss(training, micro, again)
             added = added + term.detach().cpu()
@@ -82,47 +88,65 @@ def report(training: Training, step: Step, phase: str) -> None:
     training.hooks.on_phase(step.number, phase)
 
 
-def micro_batch_logps(training: Training, step: Step, micro: MicroBatch, known: Tensor | None = None) -> LossInputs:
+def micro_batch_logps(
+    training: Training, step: Step, micro: MicroBatch, known: ReferenceValues | None = None
+) -> LossInputs:
     """A micro-batch's log-probs: the policy's with gradient, the reference's from the table or computed beside them.
 
-    known: the reference's of the whole step [n, K], where they are there already. Collective.
+    known: the reference's of the whole step, where they are there already. Collective.
     """
-    reference = training.reference
+    reference, batch = training.reference, step.batch
     known = reference.known(step) if known is None else known
+    if training.objective.needs_divergence:
+        known = None  # the reference's whole distributions are computed beside the policy's
     report(training, step, "forward")
-    found, ref_logps = training.model(
-        micro.forest.to(training.ranks.device), with_reference=reference.is_used and known is None
+    found, ref_logps, tokens = training.model(
+        micro.forest.to(training.ranks.device),
+        with_reference=reference.is_used and known is None,
+        token_values=training.objective.token_values,
     )
     if known is not None:
-        ref_logps = known[micro.indices].view(-1)
-    return step.batch.loss_inputs(micro, found, ref_logps)
+        ref_logps = known.logps[micro.indices].view(-1)
+        rows = batch.token_rows(micro.indices)
+        tokens = {**tokens, **{name: values[rows] for name, values in known.tokens.items()}}
+    return batch.loss_inputs(micro, found, ref_logps, tokens)
 
 
-def score_batch(
-    model: FusedForward, batch: Batch, ranks: Ranks, micro_batching: MicroBatching, *, of_reference: bool = False
-) -> Tensor:
-    """The policy's (or the reference's) log-probs of a batch's responses, [n, K] nats, float64, the same on every rank.
-
-    Collective.
-    """
-    with torch.no_grad():
-        for micro in batch.pack(ranks, micro_batching):
-            logps, ref_logps = model(micro.forest.to(ranks.device), with_reference=of_reference)
-            batch.add(micro, batch.loss_inputs(micro, logps if ref_logps is None else ref_logps, None))
-    ranks.reshard(model)
-    return batch.gather(ranks, with_reference=False).logps
-
-
-def score_examples(
+def compute_batch(
     model: FusedForward,
-    examples: Sequence[Example],
+    batch: Batch,
     ranks: Ranks,
     micro_batching: MicroBatching,
     *,
-    of_reference: bool = False,
+    with_reference: bool = False,
+    token_values: Sequence[str] = (),
+) -> LossInputs:
+    """What an objective takes of a batch's examples, without gradient, the same on every rank.
+
+    with_reference: whether the model's reference computes too. token_values: what is wanted of single tokens; what is
+    the reference's stays away where it does not compute. Collective.
+    """
+    names = tuple(name for name in token_values if with_reference or name not in (*OF_REFERENCE, *DIVERGENCES))
+    with torch.no_grad():
+        for micro in batch.pack(ranks, micro_batching):
+            forest = micro.forest.to(ranks.device)
+            found = model(forest, with_reference=with_reference, token_values=names)
+            batch.add(micro, batch.loss_inputs(micro, *found))
+    ranks.reshard(model)
+    return batch.gather(ranks, with_reference=with_reference, token_values=names)
+
+
+def own_values(token_values: Sequence[str]) -> tuple[str, ...]:
+    """What a model that is taken for the reference has to give of single tokens, where an objective takes these."""
+    return tuple(name.removeprefix("ref_") for name in OF_REFERENCE if name in token_values)
+
+
+def score_examples(
+    model: FusedForward, examples: Sequence[Example], ranks: Ranks, micro_batching: MicroBatching
 ) -> Iterator[Tensor]:
-    """The same for any number of examples with equally many responses: [K] each, in order. Collective."""
-    for start in range(0, len(examples), 64):
-        yield from score_batch(
-            model, Batch(examples[start : start + 64]), ranks, micro_batching, of_reference=of_reference
-        )
+    """The policy's log-probs of any number of examples with equally many responses: [K] nats each, float64, in order.
+
+    Collective.
+    """
+    for start in range(0, len(examples), BATCH):
+        yield from compute_batch(model, Batch(examples[start : start + BATCH]), ranks, micro_batching).logps

@@ -1,16 +1,16 @@
 """Where the reference's log-probs come from: a model beside the policy, and the table that replaces it.
 
 The reference is frozen and the rows are fixed, so its log-probs are the same in every epoch: two numbers per pair,
-filled in epoch 1 (or before it, by the policy's own initial weights) and read from then on. The table is written as
-reference.safetensors with a fingerprint of what it was computed from, and runs that fit share it: a sweep over
-objectives computes it once.
+filled in epoch 1 (or before it, by the policy's own initial weights) and read from then on. For objectives that see
+tokens the table has a number for each response token. It is written as reference.safetensors with a fingerprint of
+what it was computed from, and runs that fit share it: a sweep over objectives computes it once.
 """
 
-# N examples, K responses of each
+# N examples, K responses of each, T response tokens of all of them
 
 import functools
 import hashlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -23,33 +23,55 @@ from data.rows import Example, digest
 from engine.config import ReferenceConfig
 from engine.distributed import Ranks
 from engine.planning import Mode
+from engine.step.loss_inputs import OF_REFERENCE, ReferenceValues
 from engine.step.objective import Objective
 from engine.step.steps import Step
 from system import InputError, cli, digests, whole_file
 
+Table = Mapping[str, Tensor]
+"""What is kept, float64: "ref_logps" [N, K], or [T] for objectives that see tokens; for some of these "ref_entropy" [T]
+too."""
+
 
 class ReferenceLogps:
-    """The table of a run, [N, K] nats in float64, NaN where nothing is known yet."""
+    """The table of a run; NaN where nothing is known yet."""
 
     def __init__(
         self,
         mode: Mode,
-        shape: tuple[int, int],
+        examples: Sequence[Example],
+        n_responses: int,
         objective: Objective,
         cache: "Cache",
         *,
         moves: bool = False,
         keeps: bool = True,
     ) -> None:
-        """shape: [N, K]. cache: where it is kept. moves: whether the reference follows the policy
-        (--reference-update). keeps: whether what is computed is kept (MeasuringConfig.keeps_reference).
+        """n_responses: K, of each example in a step. cache: where it is kept. moves: whether the reference follows the
+        policy (--reference-update). keeps: whether what is computed is kept; not keeping it is for measuring what that
+        buys.
         """
         self.mode = mode
-        self.is_kept = mode != "none" and keeps and not objective.needs_mismatched
-        """Whether anything can be kept: mismatched sequences depend on the step's plan."""
+        self.is_kept = mode != "none" and keeps and not objective.needs_reference_model
+        """Whether anything can be kept: mismatched sequences depend on the step's plan, and whole distributions are too
+        large.
+        """
+        self._why_not_kept = "not kept"
+        if mode != "none" and objective.needs_reference_model:
+            of = "a divergence of whole distributions" if objective.needs_divergence else "mismatched sequences"
+            self._why_not_kept = f"computed in every step, for {of}"
         self.is_written = False
         """Whether the run has its copy on disk; the same on every rank."""
-        self.values = torch.full(shape, torch.nan, dtype=torch.float64)
+        lengths = torch.tensor([[len(r) for r in e.responses] for e in examples]).reshape(len(examples), -1)
+        names = [name for name in OF_REFERENCE if name in objective.token_values] if self.is_kept else []
+        self._lengths = lengths if names else None
+        """[N, K] tokens, where the table is of tokens."""
+        self._starts = lengths.sum(dim=1).cumsum(0) - lengths.sum(dim=1)
+        shape = (int(lengths.sum()),) if names else (len(examples), n_responses)
+        self.values: dict[str, Tensor] = {
+            name: torch.full(shape, torch.nan, dtype=torch.float64) for name in names or ["ref_logps"]
+        }
+        """The table; what a state keeps."""
         self.moves = moves
         """Whether the reference follows the policy: what is kept holds until the next update."""
         self._cache = cache
@@ -62,7 +84,7 @@ class ReferenceLogps:
     @property
     def is_complete(self) -> bool:
         """Whether the table knows every example."""
-        return self.is_kept and not self.values.isnan().any()
+        return self.is_kept and not any(values.isnan().any() for values in self.values.values())
 
     @property
     def is_final(self) -> bool:
@@ -71,30 +93,49 @@ class ReferenceLogps:
 
     def forget(self) -> None:
         """The reference has moved: nothing is known of it."""
-        self.values.fill_(torch.nan)
+        for values in self.values.values():
+            values.fill_(torch.nan)
 
-    def known(self, step: Step) -> Tensor | None:
-        """The log-probs of a step's examples [n, K] where the table has them all, else None."""
+    def known(self, step: Step) -> ReferenceValues | None:
+        """What the table has of a step's examples, where it has all of it, else None."""
         if not self.is_kept:
             return None
-        rows = self.values[step.ids]
-        return None if rows.isnan().any() else rows
+        rows = self._rows(step)
+        found = {name: values[rows] for name, values in self.values.items()}
+        if any(values.isnan().any() for values in found.values()):
+            return None
+        if self._lengths is None:
+            return ReferenceValues(found["ref_logps"])
+        lengths = self._lengths[step.ids]
+        sums = torch.zeros(lengths.numel(), dtype=torch.float64)
+        of = torch.arange(lengths.numel()).repeat_interleave(lengths.flatten())
+        return ReferenceValues(sums.index_add(0, of, found["ref_logps"]).view(lengths.shape), found)
 
-    def remember(self, step: Step, logps: Tensor | None) -> None:
-        """Keeps a step's reference log-probs [n, K], gathered from all ranks."""
-        if logps is not None and self.is_kept:
-            self.values[step.ids] = logps
+    def remember(self, step: Step, found: ReferenceValues | None) -> None:
+        """Keeps what the reference gave for a step's examples, gathered from all ranks."""
+        if found is None or not self.is_kept:
+            return
+        rows = self._rows(step)
+        for name, values in self.values.items():
+            values[rows] = found.logps if self._lengths is None else found.tokens[name]
+
+    def _rows(self, step: Step) -> Tensor:
+        """Which rows of the table a step's examples have, in the step's order."""
+        ids = torch.as_tensor(step.ids)
+        if self._lengths is None:
+            return ids
+        sizes = self._lengths[ids].sum(dim=1)
+        within = torch.arange(int(sizes.sum())) - (sizes.cumsum(0) - sizes).repeat_interleave(sizes)
+        return self._starts[ids].repeat_interleave(sizes) + within
 
     def read(self, ranks: Ranks) -> str:
         """Fills the table from the cache where that fits, on every rank or on none; says what was done. Collective."""
-        said = "not kept" if not self.is_kept else "kept until it moves"
+        found, said = None, "kept until it moves" if self.is_kept else self._why_not_kept
         if self.is_kept and not self.moves:
-            found, said = self._cache.read(self.values.shape)
-        else:
-            found = None
+            found, said = self._cache.read(self.values)
         if ranks.all_reduce_sum(torch.tensor(float(found is not None))).item() < ranks.size or found is None:
             return said
-        self.values = found
+        self.values = dict(found)
         return said
 
     def write(self) -> None:
@@ -118,56 +159,80 @@ class Cache:
         """The cache of a run. out: its folder. shared: what --reference-cache says."""
         return Cache(functools.cache(fingerprint), out / "reference.safetensors", Path(shared) if shared else None)
 
-    @property
-    def _path(self) -> Path | None:
-        """The shared file: by its fingerprint in a folder."""
+    def _path(self, table: Table) -> Path | None:
+        """The shared file: by its fingerprint in a folder, tables of tokens apart from those of sums."""
         if self.shared is None or self.shared.suffix == ".safetensors":
             return self.shared
-        return self.shared / f"{self.fingerprint()[:32]}.safetensors"
+        kind = (
+            "-".join(["", "tokens", *(name for name in table if name != "ref_logps")]) if _is_of_tokens(table) else ""
+        )
+        return self.shared / f"{self.fingerprint()[:32]}{kind}.safetensors"
 
-    def read(self, shape: torch.Size) -> tuple[Tensor | None, str]:
+    def read(self, empty: Table) -> tuple[Table | None, str]:
         """The table where one fits, shared or left by this run before it was stopped, and what was found.
 
-        It fits where it was computed from the same weights, rows and dtype, is whole, and was not changed since.
+        It fits where it was computed from the same weights, rows and dtype, is whole, and was not changed since. empty:
+        what it has to hold, by name and shape.
         """
-        paths = [path for path in (self._path, self.own) if path is not None and path.exists()]
-        found = [self._read(path, shape) for path in paths] or [(None, "computed in this run")]
+        paths = [path for path in (self._path(empty), self.own) if path is not None and path.exists()]
+        found = [self._read(path, empty) for path in paths] or [(None, "computed in this run")]
         return next((one for one in found if one[0] is not None), found[0])
 
-    def _read(self, path: Path, shape: torch.Size) -> tuple[Tensor | None, str]:
+    def _read(self, path: Path, empty: Table) -> tuple[Table | None, str]:
         try:
             with safe_open(path, framework="pt") as file:
-                facts, table = file.metadata() or {}, file.get_tensor("ref_logps")
+                facts, table = file.metadata() or {}, {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
         except (OSError, SafetensorError) as fault:
             return None, f"{path} cannot be read ({fault}): computed anew"
-        if facts.get("fingerprint") != self.fingerprint() or table.shape != shape or table.dtype != torch.float64:
-            return None, f"{path} is of other weights, rows, limits or dtype: computed anew"
-        if facts.get("sha256") != _digest(table) or not table.isfinite().all():
+        other = f"{path} is of other weights, rows, limits or dtype: computed anew"
+        if facts.get("fingerprint") != self.fingerprint():
+            return None, other
+        if "ref_logps" not in table:
+            return None, f"{path} cannot be read (it has no ref_logps): computed anew"
+        if facts.get("sha256") != _digest(table) or not all(x.isfinite().all() for x in table.values()):
             return None, f"{path} is damaged: computed anew"
-        return table, f"taken from {path}"
+        if _is_of_tokens(table) != _is_of_tokens(empty) or not empty.keys() <= table.keys():
+            kept, wanted = (_kind(x) for x in (table, empty))
+            return None, f"{path} has {kept}, and this objective takes {wanted}: computed anew"
+        if any(table[name].shape != x.shape or table[name].dtype != x.dtype for name, x in empty.items()):
+            return None, other
+        return {name: table[name] for name in empty}, f"taken from {path}"
 
-    def write(self, table: Tensor) -> None:
+    def write(self, table: Table) -> None:
         """Writes the table into the run's folder, and where it is shared, if it is not there; whole or not at all.
 
         Other runs may be sharing theirs at the same time. A run whose table cannot be shared says so and goes on.
         """
         self._write(self.own, table)
-        path = self._path
-        if path is None or (path.exists() and self._read(path, table.shape)[0] is not None):
+        path = self._path(table)
+        if path is None or (path.exists() and self._read(path, table)[0] is not None):
             return
         try:
             self._write(path, table, is_shared=True)
         except OSError as fault:
             cli.notify(f"{path}: cannot be written ({fault.strerror}); {self.own} is there all the same")
 
-    def _write(self, path: Path, table: Tensor, *, is_shared: bool = False) -> None:
+    def _write(self, path: Path, table: Table, *, is_shared: bool = False) -> None:
         metadata = {"fingerprint": self.fingerprint(), "sha256": _digest(table)}
         with whole_file(path, is_shared=is_shared) as temporary:
-            temporary.write_bytes(save({"ref_logps": table}, metadata))  # save_file's faults are no OSError
+            temporary.write_bytes(save(dict(table), metadata))  # save_file's faults are no OSError
 
 
-def _digest(table: Tensor) -> str:
-    return hashlib.sha256(table.contiguous().numpy().tobytes()).hexdigest()
+def _is_of_tokens(table: Table) -> bool:
+    return all(values.ndim == 1 for values in table.values())
+
+
+def _kind(table: Table) -> str:
+    if not _is_of_tokens(table):
+        return "sums over responses"
+    return "log-probs of tokens" + " and entropies" * ("ref_entropy" in table)
+
+
+def _digest(table: Table) -> str:
+    whole = hashlib.sha256()
+    for _, values in sorted(table.items(), reverse=True):  # of a table of sums, what it always was
+        whole.update(values.contiguous().numpy().tobytes())
+    return whole.hexdigest()
 
 
 def check_shared(shared: str | None) -> None:
@@ -190,6 +255,11 @@ def modes(asked: ReferenceConfig, objective: Objective, *, keeps: bool = True) -
         raise InputError(
             f"--reference precompute: {objective.name}'s mismatched sequences change with every step; use fused"
         )
+    if wanted == "precompute" and objective.needs_divergence:
+        raise InputError(
+            f"--reference precompute: {objective.name} takes a divergence of whole distributions, which no table can "
+            "hold; use fused"
+        )
     if wanted == "precompute" and not keeps:
         raise InputError("--reference precompute --disable reference-cache: what is computed has to be kept; use fused")
     if asked.update != "none":
@@ -201,7 +271,7 @@ def modes(asked: ReferenceConfig, objective: Objective, *, keeps: bool = True) -
         return [wanted]
     if not objective.has_reference:
         return ["none"]
-    needs_model = objective.needs_mismatched or not keeps
+    needs_model = objective.needs_reference_model or not keeps
     return ["fused"] if needs_model else ["fused", "precompute"]
 
 

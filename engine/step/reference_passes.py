@@ -7,7 +7,7 @@ from tqdm import tqdm
 
 from engine.config import ReferenceConfig
 from engine.model import Llama
-from engine.step.passes import score_batch
+from engine.step.passes import compute_batch, own_values
 from engine.step.steps import Step, Steps
 from engine.step.training import Training
 
@@ -21,8 +21,9 @@ def fill_reference(training: Training, steps: Steps, before_each: Callable[[], N
     quiet = None if training.ranks.is_rank0 else True
     for step in tqdm(steps.first_epoch(), "reference", total, unit="step", disable=quiet):
         before_each()  # and not after the last: what is whole is written
-        logps = score_batch(training.model, step.batch, training.ranks, training.micro_batching)
-        training.reference.remember(step, logps)
+        values = own_values(training.objective.token_values)
+        found = compute_batch(training.model, step.batch, training.ranks, training.micro_batching, token_values=values)
+        training.reference.remember(step, found.as_reference())
     release_reference(training)
 
 

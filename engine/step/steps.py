@@ -3,12 +3,12 @@
 Every rank works out the whole plan by itself from lengths and the seed; only its own forests are packed.
 """
 
-# n examples of a batch, K responses of each
+# n examples of a batch, K responses of each, N tokens of all of these together
 
 import functools
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from functools import cached_property
 
 import numpy as np
@@ -54,8 +54,9 @@ class MicroBatch:
 class Batch:
     """Examples that are computed together over all ranks, and what has been found out about them."""
 
-    def __init__(self, examples: Sequence[Example]) -> None:
-        """examples: one at least, with equally many responses."""
+    def __init__(self, examples: Sequence[Example], *, progress: float = 0.0) -> None:
+        """examples: one at least, with equally many responses. progress: the share of the run's steps that are done."""
+        self._progress = progress
         self.examples = list(examples)
         self.n_responses = len(self.examples[0].responses)
         """K, of each example."""
@@ -73,6 +74,16 @@ class Batch:
     def n_response_tokens(self) -> int:
         """Tokens of all responses."""
         return sum(len(r) for e in self.examples for r in e.responses)
+
+    @cached_property
+    def _token_bounds(self) -> np.ndarray:
+        """[n + 1] where each example's response tokens begin, and N."""
+        return np.cumsum([0, *(sum(map(len, e.responses)) for e in self.examples)])
+
+    def token_rows(self, indices: Sequence[int]) -> Tensor:
+        """Which of the batch's N response tokens are of these examples, one after the other: int64."""
+        bounds = self._token_bounds
+        return torch.from_numpy(np.concatenate([np.arange(0), *(np.arange(*bounds[i : i + 2]) for i in indices)]))
 
     @cached_property
     def n_tokens(self) -> int:
@@ -95,31 +106,58 @@ class Batch:
         self.micro_batches = [MicroBatch(indices, forest) for indices, forest in zip(mine, forests, strict=True)]
         return self.micro_batches
 
-    def loss_inputs(self, micro: MicroBatch, logps: Tensor, ref_logps: Tensor | None) -> LossInputs:
-        """What an objective takes, for a micro-batch's examples: logps [S] of the policy and the reference."""
+    def loss_inputs(
+        self,
+        micro: MicroBatch,
+        logps: Tensor,
+        ref_logps: Tensor | None,
+        tokens: Mapping[str, Tensor] | None = None,
+    ) -> LossInputs:
+        """What an objective takes, for a micro-batch's examples: logps [S] of the policy and the reference, and values
+        of single tokens, which may be followed by those of tokens that are no response's.
+        """
         shape = (-1, self.n_responses)
         ref_logps = None if ref_logps is None else ref_logps.view(shape)
+        n = len(self.token_rows(micro.indices))
+        tokens = {name: values[:n] for name, values in (tokens or {}).items()}
         examples = [self.examples[i] for i in micro.indices]
-        made = LossInputs.of(examples, logps.view(shape), ref_logps, mean_lengths=self._mean_lengths)
-        return made.on(logps.device)
+        return self._inputs(examples, logps.view(shape), ref_logps, tokens).on(logps.device)
+
+    def _inputs(
+        self, examples: Sequence[Example], logps: Tensor, ref_logps: Tensor | None, tokens: Mapping[str, Tensor] | None
+    ) -> LossInputs:
+        return LossInputs.of(
+            examples, logps, ref_logps, mean_lengths=self._mean_lengths, tokens=tokens, progress=self._progress
+        )
 
     def add(self, micro: MicroBatch, inputs: LossInputs) -> None:
         """Keeps what was found for a micro-batch, where it is: it is read when the work has been handed out."""
-        self._found.append((micro, replace(inputs, logps=inputs.logps.detach())))
+        self._found.append((micro, inputs.detached()))
 
-    def gather(self, ranks: Ranks, *, with_reference: bool) -> LossInputs:
-        """What was found for all examples, the same on every rank. Collective."""
+    def gather(self, ranks: Ranks, *, with_reference: bool, token_values: Sequence[str] = ()) -> LossInputs:
+        """What was found for all examples, the same on every rank. token_values: what is gathered of single tokens, by
+        name. Collective.
+        """
         found = torch.zeros(2, len(self.examples), self.n_responses, dtype=torch.float64)  # policy and reference
+        tokens = torch.zeros(len(token_values), self.n_response_tokens if token_values else 0, dtype=torch.float64)
         for micro, inputs in self._found:
             for row, values in enumerate((inputs.logps, inputs.ref_logps)):
                 if values is not None:
                     found[row, micro.indices] = values.cpu()
+            for row, name in enumerate(token_values if micro.indices else ()):
+                tokens[row, self.token_rows(micro.indices)] = inputs.tokens[name].cpu()
         found = ranks.all_reduce_sum(found)  # every example was filled by one rank; zero elsewhere
-        return self.all_inputs(found[0], found[1] if with_reference else None)
+        tokens = ranks.all_reduce_sum(tokens) if token_values else tokens
+        by_name = dict(zip(token_values, tokens, strict=True))
+        return self.all_inputs(found[0], found[1] if with_reference else None, by_name)
 
-    def all_inputs(self, logps: Tensor, ref_logps: Tensor | None) -> LossInputs:
-        """What an objective takes, for every example: logps [n, K] of the policy and the reference."""
-        return LossInputs.of(self.examples, logps, ref_logps, mean_lengths=self._mean_lengths)
+    def all_inputs(
+        self, logps: Tensor, ref_logps: Tensor | None, tokens: Mapping[str, Tensor] | None = None
+    ) -> LossInputs:
+        """What an objective takes, for every example: logps [n, K] of the policy and the reference, and values [N] of
+        single tokens.
+        """
+        return self._inputs(self.examples, logps, ref_logps, tokens)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -132,6 +170,8 @@ class Step:
     """From 1."""
     ends_epoch: bool
     """Whether it is the last of its epoch, or of the run."""
+    progress: float
+    """The share of all steps that are done when it begins."""
     ids: np.ndarray
     """[n] which of the run's examples it takes."""
     batch: Batch
@@ -191,7 +231,15 @@ class Steps:
         if self._objective.needs_mismatched:
             examples = _with_mismatched(examples)
         ends_epoch = index + 1 == self.per_epoch or number == len(self)
-        return Step(number=number, epoch=epoch + 1, ends_epoch=ends_epoch, ids=ids, batch=Batch(examples))
+        progress = (number - 1) / len(self)
+        return Step(
+            number=number,
+            epoch=epoch + 1,
+            ends_epoch=ends_epoch,
+            progress=progress,
+            ids=ids,
+            batch=Batch(examples, progress=progress),
+        )
 
 
 def _with_mismatched(examples: list[Example]) -> list[Example]:

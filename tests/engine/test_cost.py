@@ -73,6 +73,17 @@ def test_a_run_walks_so_often(settings, load, passes):
     assert found == pytest.approx(passes * 10 * FORWARD, rel=1e-12)
 
 
+@pytest.mark.parametrize(("n", "passes", "heads"), [(0, 3 * 4 + 1, 0), (1, 3 * 4 + 1, 4), (2, 3 * 4 + 4, 4 * 3)])
+def test_whole_distributions_cost_products_with_the_heads_and_those_of_both_a_reference_in_every_epoch(
+    n, passes, heads
+):
+    found = cost.run_flops(inputs(), statistics(n_distributions=n), 4, has_reference=True)
+    assert found == pytest.approx(10 * (passes * FORWARD + heads * 6 * PER_ROW), rel=1e-12)
+    computing, _ = cost.step_seconds(inputs(), statistics(n_distributions=n), 16, 1)
+    step = (3 + (n == 2)) * FORWARD + heads / 4 * 6 * PER_ROW
+    assert computing == pytest.approx(16 * step / (989e12 * 0.5), rel=1e-12)
+
+
 def test_without_a_reference_nothing_walks_for_it():
     assert cost.run_flops(inputs(), statistics(), 4, has_reference=False) == pytest.approx(12 * 10 * FORWARD, rel=1e-12)
 

@@ -109,7 +109,7 @@ def test_what_cannot_be_computed_of_held_out_rows_is_left_out():
 
 def step(n):
     rows: list[Example] = tiny.random_examples([(3, 2, 4)] * n)
-    return Step(number=7, epoch=1, ends_epoch=False, ids=None, batch=Batch(rows))
+    return Step(number=7, epoch=1, ends_epoch=False, progress=0.0, ids=None, batch=Batch(rows))
 
 
 def training(holds_gradients=True):

@@ -13,6 +13,7 @@ from data.rows.examples import Example
 from data.rows.records import NO_RATINGS, Ratings
 from engine.step.loss_inputs import LossInputs
 from engine.step.objective import Objective, describe_all, gradient
+from engine.step.trial import check_objective
 from losses import Responses, Result, registry
 from system import InputError
 
@@ -44,16 +45,6 @@ def sigmoid(x):
 
 def dpo(row, ref, beta):
     return -math.log(sigmoid(beta * ((row[0] - ref[0]) - (row[1] - ref[1]))))
-
-
-@pytest.fixture
-def registered():
-    """The registry, and what it held before: what a test adds to it is gone afterwards."""
-    before, others = dict(registry._losses), dict(registry._aliases)
-    yield
-    for held, kept in ((registry._losses, before), (registry._aliases, others)):
-        held.clear()
-        held.update(kept)
 
 
 # --- mixtures ------------------------------------------------------------------------------------------------------
@@ -219,9 +210,9 @@ def test_a_row_that_lacks_what_is_asked_for_is_named(text, ratings, said):
     full = Ratings((1.0, 0.0)[: 1 + (text != "dro")], own=0.5, probs=(1.0, 0.0), value=2.0)
     objective = Objective(text)
     rows = examples([[2] * (1 + (text != "dro"))] * 3, ratings=full)
-    objective.check(rows)
+    check_objective(objective, rows)
     with pytest.raises(InputError) as fault:
-        objective.check([rows[0], rows[1]._replace(ratings=ratings), rows[2]])
+        check_objective(objective, [rows[0], rows[1]._replace(ratings=ratings), rows[2]])
     assert str(fault.value).startswith(said)
 
 
@@ -235,7 +226,7 @@ def test_a_field_of_rows_reaches_the_loss_and_its_absence_is_located(registered)
     assert objective.fields == ("lead",)
     assert objective(LossInputs.of(rows, torch.zeros(2, 1).double(), None)).losses.tolist() == [4.0, 4.0]
     with pytest.raises(InputError, match=r'rows.jsonl:2: lead needs a finite number under "lead"; add it'):
-        objective.check([rows[0], rows[1]._replace(ratings=NO_RATINGS)])
+        check_objective(objective, [rows[0], rows[1]._replace(ratings=NO_RATINGS)])
 
 
 def test_win_rates_of_rows_reach_the_winner_and_the_loser(registered):
@@ -256,14 +247,14 @@ def test_rows_that_an_objective_refuses_are_named_and_the_others_are_not(registe
         return Result(responses.logps + bad, responses.logps[:0], responses.logps[:0])
 
     objective = Objective("refusing")
-    objective.check(examples([[2], [3]]))
+    check_objective(objective, examples([[2], [3]]))
     with pytest.raises(InputError) as fault:
-        objective.check(examples([[2], [9], [3], [9]]))
+        check_objective(objective, examples([[2], [9], [3], [9]]))
     said = str(fault.value)
     assert "rows.jsonl:2" in said and "rows.jsonl:4" in said
     assert "rows.jsonl:1" not in said and "rows.jsonl:3" not in said
     with pytest.raises(InputError, match="--loss: the loss of refusing is not finite before the first step"):
-        objective.check(examples([[9], [9]]))
+        check_objective(objective, examples([[9], [9]]))
 
 
 def test_a_statistic_that_is_not_said_to_be_one_is_found_by_a_pass_of_one(registered):
@@ -271,8 +262,8 @@ def test_a_statistic_that_is_not_said_to_be_one_is_found_by_a_pass_of_one(regist
     def spread(responses: Responses) -> Result:
         return Result(responses.logps / (len(responses.logps) - 1), responses.logps[:0], responses.logps[:0])
 
-    with pytest.raises(InputError, match="is not finite of a single example, which a pass may hold"):
-        Objective("spread").check(examples([[2], [3]]))
+    with pytest.raises(InputError, match="spread: the losses of 2 rows together are not those of the rows apart"):
+        check_objective(Objective("spread"), examples([[2], [3]]))
 
 
 def test_a_loss_that_is_no_number_per_example_is_refused(registered):
@@ -281,7 +272,7 @@ def test_a_loss_that_is_no_number_per_example_is_refused(registered):
         return Result(chosen.logps.mean(), chosen.logps, rejected.logps)
 
     with pytest.raises(InputError, match=r"mean gave losses of shape \[\] for 2 examples; give one for each"):
-        Objective("mean").check(examples([[2, 3], [3, 4]]))
+        check_objective(Objective("mean"), examples([[2, 3], [3, 4]]))
 
 
 # --- of a whole step -----------------------------------------------------------------------------------------------
@@ -297,14 +288,14 @@ def test_the_gradient_of_a_step_is_that_of_its_mean_loss():
     for i in range(3):
         s_w, s_l = sigmoid(0.1 * (z_l - x_w[i])), sigmoid(0.1 * (x_l[i] - z_w))
         expected = [-0.1 * s_w * (1 - s_w) / 2 / 3, 0.1 * s_l * (1 - s_l) / 2 / 3]
-        assert slopes[i].tolist() == pytest.approx(expected, abs=1e-12)
+        assert slopes.logps[i].tolist() == pytest.approx(expected, abs=1e-12)
         assert result.losses[i].item() == pytest.approx((s_w + s_l) / 2, abs=1e-12)
     assert not result.losses.requires_grad and not made.logps.requires_grad
 
 
 def test_the_gradient_of_an_additive_objective_is_its_slope_over_n():
     _, slopes = gradient(Objective("sft", hyperparameters={"sft.per": "sum"}), inputs([[-1.0], [-2.0], [-3.0], [-4.0]]))
-    assert slopes.tolist() == [[-0.25]] * 4
+    assert slopes.logps.tolist() == [[-0.25]] * 4
 
 
 def test_what_an_objective_carries_is_kept_under_its_name_and_given_back():

@@ -229,7 +229,13 @@ def test_the_command_counts_a_users_rows(tmp_path, capsys):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("changes", [{}, {"reference": "precompute"}, {"optimizer": "adamw"}, {"micro_tokens": 4096}])
+@pytest.mark.parametrize(
+    "changes",
+    [
+        *({}, {"reference": "precompute"}, {"optimizer": "adamw"}, {"micro_tokens": 4096}),
+        *({"loss": "wpo"}, {"loss": "tdpo2"}, {"loss": "tdpo2", "micro_tokens": 4096}),
+    ],
+)
 def test_the_expected_peak_is_within_a_tenth_of_the_measured_one(tmp_path, changes):
     raw = tiny.raw_config(
         hidden_size=768, intermediate_size=2048, num_hidden_layers=6, num_attention_heads=12, num_key_value_heads=4,

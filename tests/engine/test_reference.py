@@ -18,6 +18,7 @@ from engine.step import (
     MicroBatching,
     Objective,
     ReferenceLogps,
+    ReferenceValues,
     Steps,
     check_shared,
     fill_reference,
@@ -27,6 +28,7 @@ from engine.step import (
     release_reference,
 )
 from engine.weights import save
+from losses import Result, TokenResponses, loss
 from system import InputError
 from tests import tiny
 
@@ -44,7 +46,8 @@ def table(tmp_path, *, mode="fused", objective="dpo", shape=(4, 2), made_of="the
     Path(asked.out).mkdir(exist_ok=True)
     return ReferenceLogps(
         mode,
-        shape,
+        tiny.random_examples([(3, *(2 + (i + k) % 3 for k in range(shape[1]))) for i in range(shape[0])]),
+        shape[1],
         Objective(objective),
         Cache.of(Path(asked.out), asked.reference.cache, lambda: made_of),
         moves=asked.reference.update != "none",
@@ -65,10 +68,10 @@ ROWS = torch.arange(8, dtype=torch.float64).view(4, 2) - 0.1
 def test_a_step_is_known_when_all_of_its_rows_are(tmp_path):
     found = table(tmp_path)
     assert found.known(step(0, 2)) is None and not found.is_complete
-    found.remember(step(2, 0), ROWS[[2, 0]])
-    assert torch.equal(found.known(step(0, 2)), ROWS[[0, 2]]) and found.known(step(0, 1)) is None
-    found.remember(step(1, 3), ROWS[[1, 3]])
-    assert torch.equal(found.values, ROWS) and found.is_complete and found.is_final
+    found.remember(step(2, 0), ReferenceValues(ROWS[[2, 0]]))
+    assert torch.equal(found.known(step(0, 2)).logps, ROWS[[0, 2]]) and found.known(step(0, 1)) is None
+    found.remember(step(1, 3), ReferenceValues(ROWS[[1, 3]]))
+    assert torch.equal(found.values["ref_logps"], ROWS) and found.is_complete and found.is_final
     found.forget()
     assert found.known(step(0, 2)) is None and not found.is_complete
 
@@ -78,15 +81,34 @@ def test_a_step_is_known_when_all_of_its_rows_are(tmp_path):
 )
 def test_what_cannot_be_kept_is_forgotten_at_once(tmp_path, named):
     found = table(tmp_path, **named)
-    found.remember(step(0, 1, 2, 3), ROWS[:, : found.values.shape[1]])
+    found.remember(step(0, 1, 2, 3), ReferenceValues(ROWS[:, : found.values["ref_logps"].shape[1]]))
     assert not found.is_kept and found.known(step(0)) is None and not found.is_complete
-    assert found.read(Ranks()) == "not kept" and found.is_used == (named.get("mode") != "none")
+    why = "computed in every step, for mismatched sequences" if "objective" in named else "not kept"
+    assert found.read(Ranks()) == why and found.is_used == (named.get("mode") != "none")
 
 
 def test_a_reference_that_follows_is_kept_until_it_moves_and_never_final(tmp_path):
     found = table(tmp_path, reference_update="hard")
-    found.remember(step(0, 1, 2, 3), ROWS)
+    found.remember(step(0, 1, 2, 3), ReferenceValues(ROWS))
     assert found.is_complete and not found.is_final and found.read(Ranks()) == "kept until it moves"
+
+
+def test_a_table_of_tokens_has_a_number_for_each_and_gives_their_sums(registered, tmp_path):
+    @loss("seeing", data="pairs", level="token", reference=True, needs=("ref_entropy",))
+    def seeing(chosen: TokenResponses, rejected: TokenResponses) -> Result:
+        return Result(chosen.per_sequence(chosen.logratios), chosen.lengths, rejected.lengths)
+
+    found = table(tmp_path, objective="seeing")  # responses of 2 3, 3 4, 4 2 and 2 3 tokens
+    assert {name: len(values) for name, values in found.values.items()} == {"ref_logps": 23, "ref_entropy": 23}
+    values = torch.arange(18, dtype=torch.float64) / 4
+    given = ReferenceValues(torch.zeros(3, 2), {"ref_logps": values, "ref_entropy": -values})
+    found.remember(step(3, 1, 2), given)
+    assert found.known(step(0)) is None and not found.is_complete
+    known = found.known(step(2, 3))
+    assert torch.equal(known.tokens["ref_logps"], torch.cat([values[12:], values[:5]]))
+    assert torch.equal(known.tokens["ref_entropy"], -known.tokens["ref_logps"])
+    sums = [[values[12:16].sum().item(), values[16:].sum().item()], [values[:2].sum().item(), values[2:5].sum().item()]]
+    assert known.logps.tolist() == sums
 
 
 # --- its file ------------------------------------------------------------------------------------------------------
@@ -95,7 +117,7 @@ def test_a_reference_that_follows_is_kept_until_it_moves_and_never_final(tmp_pat
 def test_what_a_run_wrote_it_and_others_read(tmp_path):
     first = table(tmp_path, reference_cache=str(tmp_path / "shared"))
     (tmp_path / "shared").mkdir()
-    first.remember(step(0, 1, 2, 3), ROWS)
+    first.remember(step(0, 1, 2, 3), ReferenceValues(ROWS))
     first.write()
     shared = tmp_path / "shared" / f"{'these weights'[:32]}.safetensors"
     assert shared.exists() and (tmp_path / "run/reference.safetensors").exists()
@@ -104,7 +126,7 @@ def test_what_a_run_wrote_it_and_others_read(tmp_path):
         digest = hashlib.sha256(ROWS.numpy().tobytes()).hexdigest()
         assert file.metadata() == {"fingerprint": "these weights", "sha256": digest}
     other = table(tmp_path, reference_cache=str(tmp_path / "shared"), out=str(tmp_path / "other"))
-    assert other.read(Ranks()) == f"taken from {shared}" and torch.equal(other.values, ROWS)
+    assert other.read(Ranks()) == f"taken from {shared}" and torch.equal(other.values["ref_logps"], ROWS)
     again = table(tmp_path)
     assert again.read(Ranks()) == f"taken from {tmp_path / 'run/reference.safetensors'}" and again.is_final
 
@@ -130,7 +152,7 @@ def written(tmp_path, values=ROWS, fingerprint="these weights", digest=None, nam
 def test_a_file_that_does_not_fit_is_not_used_and_said_why(tmp_path, named, said):
     written(tmp_path, **named)
     found = table(tmp_path)
-    assert said in found.read(Ranks()) and found.values.isnan().all()
+    assert said in found.read(Ranks()) and found.values["ref_logps"].isnan().all()
 
 
 def test_a_file_that_fits_is_used_though_another_does_not(tmp_path):
@@ -138,7 +160,7 @@ def test_a_file_that_fits_is_used_though_another_does_not(tmp_path):
     shared = tmp_path / "other.safetensors"
     shared.write_bytes(b"nothing")
     found = table(tmp_path, reference_cache=str(shared))
-    assert found.read(Ranks()).startswith("taken from") and torch.equal(found.values, ROWS)
+    assert found.read(Ranks()).startswith("taken from") and torch.equal(found.values["ref_logps"], ROWS)
 
 
 def test_a_table_is_taken_by_all_ranks_or_by_none(tmp_path):
@@ -146,13 +168,13 @@ def test_a_table_is_taken_by_all_ranks_or_by_none(tmp_path):
     found = table(tmp_path)
     of_two = SimpleNamespace(size=2, all_reduce_sum=lambda mine: mine)  # the other has found none
     found.read(of_two)
-    assert found.values.isnan().all()
+    assert found.values["ref_logps"].isnan().all()
 
 
 def test_a_run_whose_table_cannot_be_shared_says_so_and_keeps_its_own(tmp_path, capsys):
     (tmp_path / "file").write_text("")
     found = table(tmp_path, reference_cache=str(tmp_path / "file/beneath/x.safetensors"))
-    found.remember(step(0, 1, 2, 3), ROWS)
+    found.remember(step(0, 1, 2, 3), ReferenceValues(ROWS))
     found.write()
     assert "cannot be written" in capsys.readouterr().err and (tmp_path / "run/reference.safetensors").exists()
 
@@ -162,12 +184,12 @@ def test_a_shared_table_that_fits_is_left_as_it_is(tmp_path):
     shared = tmp_path / "run/reference.safetensors"
     before = shared.stat().st_mtime_ns, shared.stat().st_ino
     found = table(tmp_path, reference_cache=str(shared), out=str(tmp_path / "other"))
-    found.remember(step(0, 1, 2, 3), ROWS)
+    found.remember(step(0, 1, 2, 3), ReferenceValues(ROWS))
     found.write()
     assert (shared.stat().st_mtime_ns, shared.stat().st_ino) == before
     written(tmp_path, fingerprint="others")
     found.write()
-    assert Cache.of(tmp_path / "run", None, lambda: "these weights").read(ROWS.shape)[0] is not None
+    assert Cache.of(tmp_path / "run", None, lambda: "these weights").read({"ref_logps": ROWS})[0] is not None
 
 
 def test_a_folder_where_a_file_should_be_is_refused(tmp_path):
@@ -240,7 +262,7 @@ def test_what_cannot_be_is_said_in_a_sentence(tmp_path, objective, flags, said):
 def following(tmp_path, **flags):
     """A policy, and a reference that follows it."""
     found = table(tmp_path, **flags)
-    found.remember(step(0, 1, 2, 3), ROWS)
+    found.remember(step(0, 1, 2, 3), ReferenceValues(ROWS))
     model = FusedForward(tiny.random_llama(num_hidden_layers=1), tiny.random_llama(num_hidden_layers=1, seed=1))
     return SimpleNamespace(model=model, ranks=Ranks(dtype=torch.float32), reference=found), config(tmp_path, **flags)
 
@@ -263,7 +285,7 @@ def test_a_reference_goes_its_share_of_the_way_when_it_is_due(tmp_path, update, 
     pairs = zip(training.model.policy.parameters(), before, training.model.reference.parameters(), strict=True)
     for policy, ref, found in pairs:
         torch.testing.assert_close(found.double(), alpha * policy.double() + (1 - alpha) * ref, rtol=0, atol=1e-6)
-    assert training.reference.values.isnan().all()  # what was known is of another one
+    assert training.reference.values["ref_logps"].isnan().all()  # what was known is of another one
     assert follow_reference(training, step(number=7), asked.reference) == {"reference/updates": 2.0}
 
 
@@ -278,7 +300,7 @@ def test_a_complete_table_is_written_once_and_its_model_let_go(tmp_path):
     training.reference.forget()
     release_reference(training)
     assert training.model.reference is released and not (tmp_path / "run/reference.safetensors").exists()
-    training.reference.remember(step(0, 1, 2, 3), ROWS)
+    training.reference.remember(step(0, 1, 2, 3), ReferenceValues(ROWS))
     release_reference(training)
     assert training.model.reference is None and training.reference.is_written
     assert all(p.untyped_storage().size() == 0 for p in released.parameters())
@@ -295,10 +317,13 @@ def test_filling_ahead_scores_every_row_that_will_be_used_with_the_policys_weigh
         model=model,
         ranks=Ranks(dtype=torch.float32),
         reference=table(tmp_path, mode="precompute"),
+        objective=Objective("dpo"),
         micro_batching=MicroBatching(micro_tokens=8),
     )
     asked = []
-    fill_reference(training, steps, lambda: asked.append(int(training.reference.values.isnan().any(dim=1).sum())))
+    fill_reference(
+        training, steps, lambda: asked.append(int(training.reference.values["ref_logps"].isnan().any(dim=1).sum()))
+    )
     expected = torch.stack([model(pack([e]), with_reference=False)[0] for e in rows]).detach()
-    torch.testing.assert_close(training.reference.values, expected, rtol=0, atol=1e-5)
+    torch.testing.assert_close(training.reference.values["ref_logps"], expected, rtol=0, atol=1e-5)
     assert asked == [4, 2] and training.reference.is_written and (tmp_path / "run/reference.safetensors").exists()

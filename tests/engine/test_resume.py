@@ -317,15 +317,15 @@ def test_a_signal_saves_the_step_and_leaves(go, monkeypatch, number):
 
 def test_a_signal_is_heard_before_the_first_step(go, monkeypatch, capsys):
     """While the reference's log-probs are computed, which may take as long as an epoch's forward passes."""
-    scored = reference_passes.score_batch
+    scored = reference_passes.compute_batch
 
-    def signalled(*arguments):
+    def signalled(*arguments, **named):
         os.kill(os.getpid(), signal.SIGTERM)
-        return scored(*arguments)
+        return scored(*arguments, **named)
 
     go("whole", **JOBS["precompute"])
     with monkeypatch.context() as patched:
-        patched.setattr(reference_passes, "score_batch", signalled)
+        patched.setattr(reference_passes, "compute_batch", signalled)
         with pytest.raises(Stopped, match="stopped before step 1; start it again with --resume") as ending:
             go("run", **JOBS["precompute"])
     assert ending.value.code == 143 and not lines(go.tmp / "run")

@@ -29,7 +29,9 @@ class Training:
         self.optimizer = build(named.items(), OptimizerConfig(lr=1e-3), options=lambda name: options.get(name, {}))
         self.schedule = schedule(self.optimizer, 10, 2)
         self.objective = SimpleNamespace(state={"bco.mean": 0.1 + seed})
-        self.reference = SimpleNamespace(is_kept=True, values=torch.full((3, 2), float(seed), dtype=torch.float64))
+        self.reference = SimpleNamespace(
+            is_kept=True, values={"ref_logps": torch.full((3, 2), float(seed), dtype=torch.float64)}
+        )
 
     def step(self):
         for p in self.named.values():
@@ -137,7 +139,7 @@ def test_everything_that_decides_the_next_step_comes_back(tmp_path):
     expected = [torch.randn(3)]
     assert [one["lr"] for one in resumed.optimizer.param_groups] == [one["lr"] for one in ran.optimizer.param_groups]
     assert resumed.schedule.state_dict()["last_epoch"] == 2 and resumed.objective.state == {"bco.mean": 1.1}
-    assert torch.equal(resumed.reference.values, torch.ones(3, 2, dtype=torch.float64))
+    assert torch.equal(resumed.reference.values["ref_logps"], torch.ones(3, 2, dtype=torch.float64))
     held.resume(Training(3))  # random numbers go on from where they were
     assert torch.equal(torch.randn(3), expected[0])
     for one in (ran, resumed):
@@ -164,8 +166,8 @@ def test_a_table_that_is_not_kept_is_not_read(tmp_path):
     save(states(tmp_path / "state"), Training(1), 2)
     held = states(tmp_path / "state")
     held.find_newest()
-    table = SimpleNamespace(is_kept=False, values=torch.zeros(3, 2, dtype=torch.float64))
-    assert held.read_reference(table) == "as in the state of step 2" and not table.values.any()
+    table = SimpleNamespace(is_kept=False, values={"ref_logps": torch.zeros(3, 2, dtype=torch.float64)})
+    assert held.read_reference(table) == "as in the state of step 2" and not table.values["ref_logps"].any()
 
 
 def test_hosts_that_share_no_disk_save_none(tmp_path):
