@@ -245,7 +245,7 @@ def test_a_file_alone_lists_what_it_defines(tmp_path):
         losses.get(str(file))
     assert str(fault.value) == f"{file}: say which objective of the file; it defines {file}:ahead, {file}:lead"
     file.write_text("beta = 0.1\n")
-    with pytest.raises(LossError, match="it defines none$"):
+    with pytest.raises(LossError, match=r"it defines none$"):
         losses.get(str(file))
 
 
