@@ -53,8 +53,8 @@ differs from pair to pair.
 **What a row has to hold** beside its texts: `chosen_score` and `rejected_score` (or `scores` beside `completions`, or
 `score` beside a `completion`) where scores are needed; `own_score` for the model's own answer, by the same scorer;
 `value`, what the policy scores on the prompt; `weight`; `chosen_prob` and `rejected_prob`, win rates against the
-policy's own samples; for an objective of yours whatever number it names. Pairs serve unpaired objectives too: each
-makes two labelled responses.
+policy's own samples; `quantile` for qrpo; for an objective of yours whatever number it names. Pairs serve unpaired
+objectives too: each makes two labelled responses.
 
 **One of your own** is a function behind `@loss(name, data=..., reference=...)`, from `losses`
 ([README](../README.md#add-an-objective) has one whole). `data` says what it is given: "pairs" `(chosen, rejected)`,
@@ -83,7 +83,7 @@ where the one before ended (sDPO, arXiv 2403.19270); iterative rounds are runs t
 
 Each pair of panels shows how strongly a step pushes the winner (left) and the loser (right), for every combination of
 their rewards. Blue raises a likelihood, red lowers it; colours are scaled for each objective; anchors and running means
-are at 0 (`aot` of one pair is `dpo`).
+are at 0 (`aot` of one pair is `dpo`), and so are KLs of those that see tokens, which get a response as one token.
 `python -m examples.objectives_page --plot` draws it.
 
 ![gradient weights of every objective](objectives.png)
