@@ -9,14 +9,14 @@ A test compares the page with what this would write.
 import inspect
 import re
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import torch
 from torch import Tensor
 
 import losses
-from losses import Loss, Responses
+from losses import Loss, Responses, TokenResponses
 
 DOCS = Path(__file__).resolve().parents[1] / "docs"
 MODULES = {  # in the order of the page
@@ -27,6 +27,8 @@ MODULES = {  # in the order of the page
     "losses.step_statistics": "With a statistic of the step",
     "losses.single_response": "Responses one by one",
     "losses.ranked": "Several responses to a prompt",
+    "losses.token_level": "Objectives that see tokens",
+    "losses.revisions": "Objectives of revisions",
 }
 HEAD = """# Objectives
 
@@ -51,8 +53,8 @@ differs from pair to pair.
 **What a row has to hold** beside its texts: `chosen_score` and `rejected_score` (or `scores` beside `completions`, or
 `score` beside a `completion`) where scores are needed; `own_score` for the model's own answer, by the same scorer;
 `value`, what the policy scores on the prompt; `weight`; `chosen_prob` and `rejected_prob`, win rates against the
-policy's own samples; for an objective of yours whatever number it names. Pairs serve unpaired objectives too: each
-makes two labelled responses.
+policy's own samples; `quantile` for qrpo; for an objective of yours whatever number it names. Pairs serve unpaired
+objectives too: each makes two labelled responses.
 
 **One of your own** is a function behind `@loss(name, data=..., reference=...)`, from `losses`
 ([README](../README.md#add-an-objective) has one whole). `data` says what it is given: "pairs" `(chosen, rejected)`,
@@ -63,8 +65,10 @@ hyperparameters, with their defaults, and become flags; but for those that `fiel
 default and are the number of each row under that name, [n], float64 (`--columns margin=gpt_margin` where the files call
 it otherwise). A row without a finite number there stops the run before training, by file and line. It returns a
 `Result`: losses [n], not reduced, and detached rewards of winners and losers for the log. A statistic of the step wants
-`whole_step=True`; what is carried from step to step, `state=True`. In a notebook a cell with `@loss` can be run again:
-the new one holds. `losses/registry.py` says it exactly.
+`whole_step=True`; what is carried from step to step, `state=True`; a schedule wants a keyword argument `progress: float
+= 0.0`, the share of all steps that are done, and neither of the two. `level="token"` gives the tokens of each response
+in place of sums: [Objectives that see tokens](#objectives-that-see-tokens). In a notebook a cell with `@loss` can be
+run again: the new one holds. `losses/registry.py` says it exactly.
 
 **A step is the unit.** The loss of a step is the mean over its examples over all ranks. Objectives with a statistic of
 the step get the whole step at once, so that micro-batches and ranks change nothing; with several micro-batches a rank
@@ -79,11 +83,58 @@ where the one before ended (sDPO, arXiv 2403.19270); iterative rounds are runs t
 
 Each pair of panels shows how strongly a step pushes the winner (left) and the loser (right), for every combination of
 their rewards. Blue raises a likelihood, red lowers it; colours are scaled for each objective; anchors and running means
-are at 0 (`aot` of one pair is `dpo`).
+are at 0 (`aot` of one pair is `dpo`), and so are KLs of those that see tokens, which get a response as one token.
 `python -m examples.objectives_page --plot` draws it.
 
 ![gradient weights of every objective](objectives.png)
 """
+
+
+INTRODUCTIONS = {
+    "losses.token_level": '''\
+`@loss(..., level="token")` gives a function `TokenResponses` in the place of `Responses`: a column of n responses with
+N tokens together, one after the other, and no padding between them. Pairs, unpaired and single data have tokens, ranked
+data has none. Such an objective mixes with others as any does: `--loss ld_dpo:1,sft:0.1`.
+
+| field | shape | what it is |
+|---|---|---|
+| `logps` | [N] | log-prob of each token under the policy, nats, float64, with gradient |
+| `ref_logps` | [N] | the same under the reference, without gradient; `logratios` is the one minus the other |
+| `sequence` | [N] | int64, the row that a token belongs to |
+| `position` | [N] | int64, its place in the response, from 0 |
+| `lengths` | [n] | int64, tokens of each response, the end-of-turn token with them |
+| `scores` | [n] | with `needs=("scores",)`, the row's rating |
+| `revised` | [N] | on request, as all below; bool, whether the token differs between chosen and rejected |
+| `token_weights` | [N] | the row's `chosen_token_weights` and `rejected_token_weights` (rows of ids) |
+| `entropy`, `ref_entropy` | [N] | of the policy's next-token distribution, with gradient, and of the reference's |
+| `kl_ref_policy`, `kl_policy_ref` | [N] | KL(reference, policy), KL(policy, reference) of next-token distributions |
+| `log_sum_squares` | [N] | log of the sum over the vocabulary of the policy's squared probabilities |
+
+`needs=("entropy", "revised")` asks for fields of the lower half. `per_sequence(values)` sums [N] over each response,
+[n]; `masked(values, mask)` is values where the mask is true, else 0 and without gradient; `losses.common(chosen,
+rejected)` gives the masks of the first min(n_w, n_l) tokens of either column. What a table of the reference holds are
+log-probs and entropies; a KL takes both models at once. Losses and rewards are [n], as everywhere. A whole one, for
+`--loss my_file.py:early_dpo --early_dpo.first 16`:
+
+```python
+from torch.nn.functional import logsigmoid
+from losses import Result, TokenResponses, loss
+
+@loss("early_dpo", data="pairs", level="token", reference=True)
+def early_dpo(chosen: TokenResponses, rejected: TokenResponses, *, beta: float = 0.1, first: int = 32) -> Result:
+    """DPO on the first tokens of each response."""
+    early_w, early_l = (r.masked(r.logratios, r.position < first) for r in (chosen, rejected))
+    r_w, r_l = beta * chosen.per_sequence(early_w), beta * rejected.per_sequence(early_l)
+    return Result(-logsigmoid(r_w - r_l), r_w.detach(), r_l.detach())
+```
+''',
+    "losses.revisions": """\
+For pairs of which one response is a revision of the other, as CLAIR's are: `unrevised`, between 0 and 1, is what a
+token counts that stands in both; at 1 these are apo_zero, apo_down and dpo to the last bit.
+
+**What they are worth** beside the plain objectives is not measured yet.
+""",
+}
 
 
 def page() -> str:
@@ -92,14 +143,17 @@ def page() -> str:
     for module, title in MODULES.items():
         found = [loss for loss in map(losses.get, losses.names()) if loss.function.__module__ == module]
         parts.append(f"## {title}\n")
+        parts += [INTRODUCTIONS[module]] if module in INTRODUCTIONS else []
         parts += [_entry(loss) for loss in sorted(found, key=lambda loss: inspect.getsourcelines(loss.function)[1])]
     return "\n".join(parts)
 
 
 def _entry(loss: Loss) -> str:
     """One objective: its settings and what its docstring says."""
-    facts = [loss.data, "reference" if loss.reference else "no reference"]
-    facts += [f"needs {', '.join(sorted(loss.needs))}"] if loss.needs else []
+    facts = [loss.data, *(["token level"] if loss.level == "token" else [])]
+    facts += ["reference" if loss.reference else "no reference"]
+    asked = [*sorted(loss.needs), *(f'"{name}" of each row' for name in loss.fields)]
+    facts += [f"needs {', '.join(asked)}"] if asked else []
     facts += ["whole step"] if loss.whole_step else []
     facts += ["carries a state"] if loss.state else []
     others = [alias for alias in losses.aliases() if losses.get(alias) is loss]
@@ -118,7 +172,8 @@ def slopes(loss: Loss, r_w: Tensor, r_l: Tensor) -> tuple[Tensor, Tensor]:
     """d loss / d lp of winner and loser where the rewards are r_w, r_l; anchors and running means at 0.
 
     Unpaired objectives get both as labelled responses, single ones their own side, ranked ones the pair. Those without
-    a reference are drawn over beta times what the log-probs have gained on -50 nats in 50 tokens.
+    a reference are drawn over beta times what the log-probs have gained on -50 nats in 50 tokens. Those that see tokens
+    get the response as one, revised, where the next-token distributions do not differ.
     """
     scale = loss.defaults.get("beta", loss.defaults.get("tau", 1.0))
     x = torch.stack([r_w, r_l]) / scale
@@ -128,23 +183,33 @@ def slopes(loss: Loss, r_w: Tensor, r_l: Tensor) -> tuple[Tensor, Tensor]:
     both = Responses(logps, ref_logps, lengths, score)
     anchors = {"kl": 0.0, "kl_chosen": 0.0, "kl_rejected": 0.0, "delta": 0.0, "own_scores": torch.ones_like(r_w)}
     anchors |= {"keep": torch.ones_like(r_w) > 0, "values": torch.ones_like(r_w)}
-    given = {name: value for name, value in anchors.items() if name in loss.defaults or name in loss.injected}
+    anchors |= {"quantile": torch.full_like(r_w, 0.5)}
+    given = {name: v for name, v in anchors.items() if name in (*loss.defaults, *loss.injected, *loss.fields)}
     if loss.data == "pairs":
-        result = loss(*(_row(both, i) for i in (0, 1)), **given)
+        result = loss(*(_column(loss, both, lambda t, i=i: t[i]) for i in (0, 1)), **given)
     elif loss.data == "unpaired":
-        flat = Responses(*(t.flatten() for t in both if t is not None))
-        result = loss(flat, torch.tensor([[True], [False]]).expand_as(x).flatten(), **given)
+        labels = torch.tensor([[True], [False]]).expand_as(x).flatten()
+        result = loss(_column(loss, both, Tensor.flatten), labels, **given)
     elif loss.data == "ranked":
-        result = loss(Responses(*(t.T for t in both if t is not None)), **given)
+        result = loss(_column(loss, both, Tensor.t), **given)
     else:
-        result = loss(_row(both, 0 if loss.side == "chosen" else 1), **given)
+        side = 0 if loss.side == "chosen" else 1
+        result = loss(_column(loss, both, lambda t: t[side]), **given)
     result.losses.sum().backward()
     assert logps.grad is not None  # every objective has one
     return logps.grad[0], logps.grad[1]
 
 
-def _row(both: Responses, i: int) -> Responses:
-    return Responses(*(t[i] for t in both if t is not None))
+def _column(loss: Loss, both: Responses, part: Callable[[Tensor], Tensor]) -> Responses | TokenResponses:
+    """A part of winners and losers as the objective takes it: responses of one token where it sees tokens."""
+    column = Responses(*(part(t) for t in both if t is not None))
+    if loss.level == "sequence":
+        return column
+    rows = torch.arange(len(column.logps))
+    return TokenResponses(
+        column.logps, column.ref_logps, rows, torch.zeros_like(rows), torch.ones_like(rows), rows >= 0,
+        kl_ref_policy=torch.zeros_like(column.logps), log_sum_squares=column.logps.detach(),
+    )  # fmt: skip
 
 
 def _panels() -> Iterator[Loss]:

@@ -171,16 +171,104 @@ def ln_dpo(chosen: Responses, rejected: Responses, *, beta: float = 0.1) -> Resu
     return Result(softplus(r_l - r_w), r_w.detach(), r_l.detach())
 
 
-@loss("wpo", data="pairs", reference=True, needs=("lengths",))
-def wpo(chosen: Responses, rejected: Responses, *, beta: float = 0.1) -> Result:
-    """DPO that weighs a pair by how likely the policy is to write it.
+@loss("wpo_sequence", data="pairs", reference=True, needs=("lengths",))
+def wpo_sequence(chosen: Responses, rejected: Responses, *, beta: float = 0.1) -> Result:
+    """DPO that weighs a pair by how likely the policy is to write it, judged by mean log-probs alone.
 
-    loss = exp(a_w + a_l) sp(-m), a = lp / n; the weight is detached.
-    When: off-policy pairs that are to count as if they were on-policy.
-    Source: arXiv 2406.11827, with sequences' mean log-probs; its token weights need whole distributions.
+    loss = exp(a_w + a_l) sp(-m), a = lp / n; the weight is detached. Called wpo before 0.2.0.
+    When: as wpo, at the cost of dpo: no whole distributions are needed.
+    Source: arXiv 2406.11827 before its alignment of weights, which wpo has.
     """
     weight = torch.exp(mean_logps(chosen) + mean_logps(rejected)).detach()
     return Result(weight * softplus(-_margin(beta, chosen, rejected)), *_rewards(beta, chosen, rejected))
+
+
+@loss("f_dpo", data="pairs", reference=True)
+def f_dpo(
+    chosen: Responses,
+    rejected: Responses,
+    *,
+    beta: float = 0.1,
+    divergence: Literal["reverse_kl", "forward_kl", "js_divergence", "alpha_divergence"] = "reverse_kl",
+    alpha: float = 0.5,
+) -> Result:
+    """DPO whose policy is held near the reference by another divergence than the reverse KL.
+
+    loss = sp(-beta (f'(u_w) - f'(u_l))), u = exp(x) the ratio of likelihoods. f'(u) = log u (reverse_kl, which is dpo),
+    1 - 1 / u (forward_kl), log(2 u / (1 + u)) (js_divergence), (1 - u^-alpha) / alpha (alpha_divergence: alpha 0 is
+    the reverse KL, 1 the forward one). u^-1 and u^-alpha are at most exp(80), without a slope beyond. Rewards are
+    beta f'(u).
+    When: more diverse answers than DPO's are wanted; forward_kl lets no answer of the reference go.
+    Source: arXiv 2309.16240 table 1; TRL's f_divergence_type, whose f_alpha_divergence_coef is 1 - alpha, and whose
+    forward KL overflows where a log-ratio is below -88.
+    """
+    r_w, r_l = (beta * _slope_of_f(column.logratios, divergence, alpha) for column in (chosen, rejected))
+    return Result(-logsigmoid(r_w - r_l), r_w.detach(), r_l.detach())
+
+
+@loss("dpo_shift", data="pairs", reference=True)
+def dpo_shift(
+    chosen: Responses,
+    rejected: Responses,
+    *,
+    beta: float = 0.1,
+    lam: float = 0.95,
+    lam_end: float | None = None,
+    progress: float = 0.0,
+) -> Result:
+    """DPO whose loser counts for a little less, so that the winner does not become less likely with it.
+
+    loss = sp(-(r_w - l r_l)), l = lam, or, with lam_end, linear from lam in the first step to lam_end at the end of
+    the run: l = lam + (lam_end - lam) progress. 1 is dpo.
+    When: DPO lowers both likelihoods, and a little of the margin may be given for the winner's.
+    Source: arXiv 2502.07599 and its authors' code (f(lambda); fixed, increase_linear 0.95 to 1, decrease_linear 1 to
+    0.95), whose default is 1 and whose released models have 0.95. progress: the share of all steps that are done.
+    Metric: lam.
+    """
+    at = lam if lam_end is None else lam + (lam_end - lam) * progress
+    r_w, r_l = beta * chosen.logratios, beta * rejected.logratios
+    return Result(softplus(at * r_l - r_w), r_w.detach(), r_l.detach(), {"lam": r_w.new_tensor(at)})
+
+
+@loss("lpo", data="pairs", reference=True, needs=("lengths",))
+def lpo(
+    chosen: Responses,
+    rejected: Responses,
+    *,
+    beta: float = 0.2,
+    gamma: float = 5.0,
+    r_1: float = 1.0,
+    r_2: float = 0.8,
+    length_normalised: bool = True,
+) -> Result:
+    """Linear preference optimisation: an absolute distance to a margin, whose pull on the loser has its own strength.
+
+    loss = 4 beta / (r_1 + r_2) (r_1 |h_w - sg(h_l) - 1 / (2 beta)| + r_2 |sg(h_w) - h_l - 1 / (2 beta)|)
+    + gamma max(0, -h_w), h = x / n and sg without gradient; length_normalised=False: h = x. The winner is pulled up
+    with r_1 and the loser down with r_2 until the margin is 1 / (2 beta), and back beyond it. Where h_w is 0, as at the
+    start of every run, half of gamma's slope is taken, as in the authors' code.
+    When: IPO's target with slopes that do not grow, and losers that are to fall by a known part of what winners rise.
+    Source: arXiv 2508.14947 in its authors' code (lpo-ste with the loss of the winner added), defaults as there; its
+    released recipe has gamma 10 and r_2 0.2.
+    """
+    h_w, h_l = chosen.logratios, rejected.logratios
+    if length_normalised:
+        h_w, h_l = h_w / lengths_of(chosen), h_l / lengths_of(rejected)
+    target = 1 / (2 * beta)
+    apart = r_1 * (h_w - h_l.detach() - target).abs() + r_2 * (h_w.detach() - h_l - target).abs()
+    losses = 4 * beta / (r_1 + r_2) * apart + gamma * torch.maximum(-h_w, torch.zeros_like(h_w))
+    return Result(losses, beta * h_w.detach(), beta * h_l.detach())
+
+
+def _slope_of_f(x: Tensor, divergence: str, alpha: float) -> Tensor:
+    """f'(exp(x)), 0 where x is 0."""
+    if divergence == "forward_kl":
+        divergence, alpha = "alpha_divergence", 1.0
+    if divergence == "js_divergence":
+        return math.log(2) + logsigmoid(x)
+    if divergence == "reverse_kl" or abs(alpha) < 1e-6:
+        return x
+    return -torch.expm1((-alpha * x).clamp(max=80)) / alpha
 
 
 def _margin(beta: float, chosen: Responses, rejected: Responses) -> Tensor:

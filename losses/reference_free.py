@@ -4,6 +4,8 @@ Notation: w winner, l loser; lp log-prob of a response, n its tokens, a = lp / n
 sp(z) = log(1 + exp(z)); nll = negative log-likelihood. Rewards: beta * lp, or beta * a where a enters.
 """
 
+import torch
+
 from losses.registry import Responses, Result, loss
 from losses.terms import Per, log1mexp, mean_logps, nll, softplus
 
@@ -18,6 +20,18 @@ def simpo(chosen: Responses, rejected: Responses, *, beta: float = 2.0, gamma: f
     """
     r_w, r_l = beta * mean_logps(chosen), beta * mean_logps(rejected)
     return Result(softplus(gamma - (r_w - r_l)), r_w.detach(), r_l.detach())
+
+
+@loss("simper", data="pairs", needs=("lengths",))
+def simper(chosen: Responses, rejected: Responses) -> Result:
+    """Raise the winner's inverse perplexity and lower the loser's: nothing to tune.
+
+    loss = exp(a_l) - exp(a_w). The slope of a response dies with its likelihood, so that losers stop falling. The
+    logged rewards are what is compared, exp(a); the authors' code logs a.
+    When: no memory for a reference, and no time for a search. Source: arXiv 2502.00883.
+    """
+    r_w, r_l = torch.exp(mean_logps(chosen)), torch.exp(mean_logps(rejected))
+    return Result(r_l - r_w, r_w.detach(), r_l.detach())
 
 
 @loss("orpo", data="pairs", needs=("lengths",))

@@ -3,6 +3,8 @@
 Notation: lp log-prob of a response, x = lp - ref_lp its log-ratio, r = beta * x its reward; sp(z) = log(1 + exp(z)).
 """
 
+import math
+
 from torch import Tensor
 
 from losses.errors import LossError
@@ -35,3 +37,21 @@ def dro(responses: Responses, *, tau: float = 1.0, values: Tensor | None = None)
     r = tau * responses.logratios
     rest = scores_of(responses) - values.to(r.dtype) - r
     return Result(rest.square() / 2, r.detach(), r.detach()[:0])
+
+
+@loss("qrpo", data="single", reference=True, fields=("quantile",))
+def qrpo(responses: Responses, *, beta: float = 0.1, quantile: Tensor) -> Result:
+    """Quantile reward: bring each log-ratio to what the optimal policy has there, whose partition function is known.
+
+    loss = (quantile - beta log Z - r)^2, Z = beta (exp(1 / beta) - 1): rewards that are quantiles under the reference
+    are uniform between 0 and 1 there. quantile: of each row, the share of rewards of the reference's own answers to
+    the prompt that are no higher than this response's.
+    When: single responses with rewards, and rewards of several samples of the reference to each prompt.
+    Source: arXiv 2507.08068 with its identity transform; its authors' code leaves the - 1 out (4.5e-5 in log Z at beta
+    0.1), and takes both responses of a pair; its recipe for chat has beta 0.003. quantile: [n], within [0, 1].
+    """
+    q, r = quantile.to(responses.logps.dtype), beta * responses.logratios
+    if not ((q >= 0) & (q <= 1)).all():
+        raise LossError("qrpo: the quantile of a row has to be between 0 and 1")
+    log_z = math.log(beta) + 1 / beta + math.log1p(-math.exp(-1 / beta))
+    return Result((q - beta * log_z - r).square(), r.detach(), r.detach()[:0])

@@ -8,6 +8,7 @@ from torch.nn.functional import logsigmoid
 
 from losses.errors import LossError
 from losses.registry import Responses
+from losses.token_responses import TokenResponses
 
 Per = Literal["token", "sequence", "sum"]
 
@@ -60,6 +61,36 @@ def share(value: float, most: float = 1.0) -> float:
     if not 0 <= value < most:
         raise LossError(f"label_smoothing is {value}; it has to be 0 or above, and below {most:g}")
     return value
+
+
+def between_0_and_1(name: str, value: float) -> float:
+    """An argument that is a share or the weight of one. Raises LossError outside [0, 1]."""
+    if not 0 <= value <= 1:
+        raise LossError(f"{name} is {value}; it has to be between 0 and 1")
+    return value
+
+
+def needed(responses: TokenResponses, name: str) -> Tensor:
+    """One of the values [N] that `needs` asks for. Raises LossError where it is absent."""
+    values = getattr(responses, name)
+    if values is None:
+        raise LossError(f'this objective needs {name}; declare it with @loss(..., level="token", needs=("{name}",))')
+    return values
+
+
+def weighed(responses: TokenResponses, mask: Tensor, outside: float) -> Responses:
+    """Sums over each row [n] in which tokens where mask [N] is false weigh `outside`, and the others 1.
+
+    Policy and reference are summed apart, as everywhere: with outside=1 they are the plain sums to the last bit.
+    """
+    weights = torch.full_like(responses.logps, outside).masked_fill(mask, 1.0)
+    reference = responses.ref_logps
+    return Responses(
+        responses.per_sequence(weights * responses.logps),
+        None if reference is None else responses.per_sequence(weights * reference),
+        responses.lengths,
+        responses.scores,
+    )
 
 
 def log1mexp(a: Tensor) -> Tensor:

@@ -5,7 +5,12 @@ import numpy as np
 
 def ratings(i):
     """What some objectives ask of a row, in numbers."""
-    scores = {"chosen_score": 3 + i % 4, "rejected_score": 1 + i % 2, "own_score": (0, 2.5, 9)[i % 3]}
+    scores = {
+        "chosen_score": 3 + i % 4,
+        "rejected_score": 1 + i % 2,
+        "own_score": (0, 2.5, 9)[i % 3],
+        "quantile": i % 11 / 10,
+    }
     return scores | {"chosen_prob": 0.9, "rejected_prob": 0.2, "value": i % 5 / 4, "weight": 0.5 + i % 3}
 
 

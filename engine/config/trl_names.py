@@ -8,6 +8,7 @@ that does not matter here is named, with the reason.
 
 import re
 from collections.abc import Callable
+from decimal import Decimal, InvalidOperation
 from typing import Any
 
 from engine.config.train_config import world_size
@@ -68,6 +69,7 @@ NEUTRAL = {  # what does not change the result, and what is done here
     "fsdp": "ranks are torchrun's, sharding is PyTorch's own",
     "fsdp_config": "ranks are torchrun's, sharding is PyTorch's own",
     "remove_unused_columns": "extra columns are ignored",
+    "f_alpha_divergence_coef": "f_dpo takes 1 minus it as --f_dpo.alpha with alpha_divergence, nothing else does",
     "discopop_tau": "discopop takes it as --discopop.tau, no other loss takes it",
 }
 NO_LIMIT = ("max_steps", "-1")
@@ -76,10 +78,14 @@ COUNTERPARTS = {
     "optim": "optimizer",
     "bf16": "dtype",
     "torch_dtype": "dtype",
-    "max_length": "max_prompt_tokens and --max_response_tokens",
-    "truncation_mode": "keep_prompt",
+    "max_length": "max-prompt-tokens and --max-response-tokens",
+    "truncation_mode": "keep-prompt",
     "precompute_ref_log_probs": "reference",
-    "warmup_ratio": "warmup_steps",
+    "warmup_ratio": "warmup-steps",
+    "ld_alpha": "ld_dpo.alpha, of --loss ld_dpo",
+    "use_weighting": "loss wpo",
+    "f_divergence_type": "f_dpo.divergence, of --loss f_dpo",
+    "f_alpha_divergence_coef": "f_dpo.alpha, which is 1 minus it",
     "dataset_train_split": "data NAME:SPLIT",
 }
 ONLY = {  # settings of which one value means what is done here
@@ -93,8 +99,6 @@ ONLY = {  # settings of which one value means what is done here
     "weight_decay": ("0", "there is no weight decay"),
     "warmup_ratio": ("0", "the warm-up is counted in steps: --warmup-steps"),
     "label_smoothing": ("0", "labels are taken as they are"),
-    "use_weighting": ("false", "pairs are weighted by --loss wpo"),
-    "f_divergence_type": ("reverse_kl", "the divergence is the reverse KL"),
     "dataset_train_split": ("train", "a split is named behind the source: --data NAME:SPLIT"),
 }
 
@@ -130,8 +134,10 @@ def counterpart(name: str) -> str | None:
     """What to say of a flag with one of TRL's names; None where it is none."""
     if name in BATCH:
         return "--batch-size, examples per step over all processes"
-    if name in COUNTERPARTS or name in RENAMED:
-        return f"--{COUNTERPARTS.get(name, RENAMED.get(name, '')).replace('_', '-')}"
+    if name in COUNTERPARTS:
+        return f"--{COUNTERPARTS[name]}"
+    if name in RENAMED:
+        return f"--{RENAMED[name].replace('_', '-')}"
     if name in ONLY or name in NEUTRAL:
         return f"nothing of that name; in a --config file {name} is understood"
     return None
@@ -184,7 +190,9 @@ def _batch(given: Settings) -> tuple[str, str]:
 
 def _loss(value: Any, given: Settings) -> list[tuple[str, str]]:
     """--loss, and what TRL's formulas have otherwise than ours by default."""
-    names = [LOSSES.get(str(name), str(name)) for name in (value if isinstance(value, list) else [value])]
+    names = _objectives(value)
+    if variant := _variant(given):
+        names = [variant[0] if name == "dpo" else name for name in names]
     weights = given.get("loss_weights")
     weights = weights if isinstance(weights, list) else [weights] if weights is not None else []
     if weights and len(weights) != len(names):
@@ -200,11 +208,80 @@ def _loss(value: Any, given: Settings) -> list[tuple[str, str]]:
     return made
 
 
+def _objectives(loss_type: Any) -> list[str]:
+    """Our names of those in loss_type, of which a file without one has sigmoid."""
+    return [LOSSES.get(str(name), str(name)) for name in (loss_type if isinstance(loss_type, list) else [loss_type])]
+
+
+def _variant(given: Settings) -> tuple[str, dict[str, str]] | None:
+    """The objective that TRL's sigmoid is with ld_alpha, use_weighting or f_divergence_type, and its hyperparameters.
+
+    Raises InputError where two of them are asked for, and beside an objective that has no such variant here.
+    """
+    found: dict[str, tuple[str, dict[str, str]]] = {}
+    if "ld_alpha" in given:
+        found["ld_alpha"] = "ld_dpo", {"ld_dpo.alpha": str(given["ld_alpha"])}
+    if _is_true("use_weighting", given.get("use_weighting", "false")):
+        found["use_weighting"] = "wpo", {}
+    if (divergence := str(given.get("f_divergence_type", "reverse_kl")).lower()) != "reverse_kl":
+        found["f_divergence_type"] = "f_dpo", {"f_dpo.divergence": _divergence(divergence)}
+        if divergence == "alpha_divergence":
+            coefficient = _decimal("f_alpha_divergence_coef", given.get("f_alpha_divergence_coef", "0.5"))
+            found["f_divergence_type"][1]["f_dpo.alpha"] = str(1 - coefficient)
+    if len(found) > 1:
+        raise InputError(f"{' and '.join(found)}: each is an objective of its own here, keep one")
+    for setting, variant in found.items():
+        beside = {"dpo", "sft"} if setting != "use_weighting" else {"dpo"}  # weights would be those of sft too
+        others = [name for name in _objectives(given.get("loss_type", "sigmoid")) if name not in beside]
+        if others or "dpo" not in _objectives(given.get("loss_type", "sigmoid")):
+            raise InputError(
+                f"{setting}: {_shown(given[setting])} goes with loss_type: sigmoid alone here, as --loss {variant[0]}; "
+                "take it out, or take that loss_type"
+            )
+        return variant
+    return None
+
+
+def _varied(value: Any, given: Settings) -> list[tuple[str, str]]:
+    """--loss and the hyperparameters of what ld_alpha, use_weighting or f_divergence_type make of sigmoid."""
+    variant = _variant(given)
+    if variant is None:
+        return []
+    return [_loss(given.get("loss_type", "sigmoid"), given)[0], *variant[1].items()]
+
+
+def _coefficient(value: Any, given: Settings) -> list[tuple[str, str]]:
+    """Translated with f_divergence_type: alpha_divergence, and of no weight elsewhere."""
+    _decimal("f_alpha_divergence_coef", value)
+    return []
+
+
+def _divergence(value: str) -> str:
+    known = ("reverse_kl", "forward_kl", "js_divergence", "alpha_divergence")
+    if value not in known:
+        raise InputError(f"f_divergence_type: {value} is not to be had here; one of {', '.join(known)}")
+    return value
+
+
+def _decimal(name: str, value: Any) -> Decimal:
+    try:
+        found = Decimal(str(value))
+    except InvalidOperation:
+        found = Decimal("nan")
+    if not found.is_finite():
+        raise InputError(f"{name}: {_shown(value)} is not a number")
+    return found
+
+
+def _is_true(name: str, value: Any) -> bool:
+    if str(value).lower() not in ("true", "yes", "on", "false", "no", "off"):
+        raise InputError(f"{name}: {_shown(value)} is not true or false")
+    return str(value).lower() in ("true", "yes", "on")
+
+
 def _smoothing(value: Any, given: Settings) -> list[tuple[str, str]]:
     """Translated with the objective that smooths its labels; refused beside any other."""
-    names = given.get("loss_type", "sigmoid")
-    ours = {LOSSES.get(str(name), str(name)) for name in (names if isinstance(names, list) else [names])}
-    if not ours <= set(SMOOTHED):
+    if not set(_objectives(given.get("loss_type", "sigmoid"))) <= set(SMOOTHED):
         _check_only("label_smoothing", value)
     return []
 
@@ -259,6 +336,10 @@ SPECIAL: dict[str, Callable[[Any, Settings], list[tuple[str, str]]]] = {
     "loss_type": _loss,
     "loss_weights": _with_losses,
     "label_smoothing": _smoothing,
+    "ld_alpha": _varied,
+    "use_weighting": _varied,
+    "f_divergence_type": _varied,
+    "f_alpha_divergence_coef": _coefficient,
     "sync_ref_model": _choice("sync_ref_model", "reference_update", {"true": "soft", "false": None}),
     "max_length": _max_length,
     "optim": _choice(

@@ -70,6 +70,37 @@ def test_a_file_for_trl_means_the_same_here(tmp_path, capsys):
         ("loss_type: aot", "aot", None, {"aot.label_smoothing": "0"}),
         ("loss_type: bco_pair", "bco_pair", None, {"bco_pair.shift": "false"}),
         ("loss_type: sppo_hard", "sppo", 0.1, {}),
+        ("ld_alpha: 0.3", "ld_dpo", None, {"ld_dpo.alpha": "0.3"}),
+        ("ld_alpha: 0.3\nloss_type: sigmoid\nbeta: 0.2", "ld_dpo", 0.2, {"ld_dpo.alpha": "0.3"}),
+        (
+            "ld_alpha: 0.0\nloss_type: [sft, sigmoid]\nloss_weights: [0.2, 1.0]",
+            "sft:0.2,ld_dpo:1.0",
+            None,
+            {"ld_dpo.alpha": "0.0"},
+        ),
+        ("ld_alpha: null\nloss_type: ipo", "ipo", None, {}),
+        ("use_weighting: true", "wpo", None, {}),
+        ("loss_type: [sigmoid]\nuse_weighting: True", "wpo", None, {}),
+        ("use_weighting: false\nloss_type: ipo\nf_divergence_type: reverse_kl", "ipo", None, {}),
+        ("f_divergence_type: forward_kl", "f_dpo", None, {"f_dpo.divergence": "forward_kl"}),
+        (
+            "f_divergence_type: js_divergence\nf_alpha_divergence_coef: 0.7\nloss_type: sigmoid",
+            "f_dpo",
+            None,
+            {"f_dpo.divergence": "js_divergence"},
+        ),
+        (
+            "f_divergence_type: alpha_divergence\nf_alpha_divergence_coef: 0.7",
+            "f_dpo",
+            None,
+            {"f_dpo.divergence": "alpha_divergence", "f_dpo.alpha": "0.3"},
+        ),
+        (
+            "f_divergence_type: alpha_divergence",
+            "f_dpo",
+            None,
+            {"f_dpo.divergence": "alpha_divergence", "f_dpo.alpha": "0.5"},
+        ),
         ("loss_type: discopop\nbeta: 0.3\ndiscopop_tau: 0.07", "discopop", 0.3, {"discopop.tau": "0.07"}),
     ],
 )
@@ -134,7 +165,28 @@ def test_weights_of_kto_go_to_its_own_hyperparameter(tmp_path):
         ("learning_rate: 1e-6\nlr: 1e-5", "learning_rate and lr: two names of one setting, with two values; keep one"),
         ("loss_type: [sigmoid, sft]\nloss_weights: [1.0]", "loss_weights: 1.0 are 1, of 2 in loss_type"),
         ("loss_type: sigmoid\nlabel_smoothing: 0.1", "label_smoothing: 0.1 is not to be had, labels are taken as they"),
-        ("use_weighting: true", "use_weighting: true is not to be had, pairs are weighted by --loss wpo"),
+        (
+            "use_weighting: true\nloss_type: ipo",
+            "use_weighting: true goes with loss_type: sigmoid alone here, as --loss wpo; take it out, or take that",
+        ),
+        ("use_weighting: true\nloss_type: [sigmoid, sft]", "use_weighting: true goes with loss_type: sigmoid alone"),
+        (
+            "ld_alpha: 0.5\nloss_type: apo_zero",
+            "ld_alpha: 0.5 goes with loss_type: sigmoid alone here, as --loss ld_dpo",
+        ),
+        ("ld_alpha: 0.5\nloss_type: [sft]", "ld_alpha: 0.5 goes with loss_type: sigmoid alone"),
+        (
+            "f_divergence_type: forward_kl\nloss_type: [sigmoid, hinge]",
+            "f_divergence_type: forward_kl goes with loss_type",
+        ),
+        (
+            "ld_alpha: 0.5\nuse_weighting: true",
+            "ld_alpha and use_weighting: each is an objective of its own here, keep one",
+        ),
+        ("ld_alpha: 0.5\nloss: dpo", "ld_alpha and loss: two names of one setting, with two values; keep one"),
+        ("f_divergence_type: chi2", "f_divergence_type: chi2 is not to be had here; one of reverse_kl, forward_kl"),
+        ("f_alpha_divergence_coef: half", "f_alpha_divergence_coef: half is not a number"),
+        ("use_weighting: maybe", "use_weighting: maybe is not true or false"),
         ("max_length: long", "max_length: long is not a whole number"),
         ("per_device_train_batch_size: two", "per_device_train_batch_size: two is not a whole number"),
         ("per_device_train_batch_size: [1, 2]", "per_device_train_batch_size: 1, 2 is not a whole number"),
@@ -154,7 +206,13 @@ def test_what_has_no_counterpart_is_refused(tmp_path, line, said):
 
 @pytest.mark.parametrize(
     ("flag", "said"),
-    [("--learning_rate=1", "--learning_rate is --lr here"), ("--loss_type", "--loss_type is --loss here")],
+    [
+        ("--learning_rate=1", "--learning_rate is --lr here"),
+        ("--loss_type", "--loss_type is --loss here"),
+        ("--max_length", "--max_length is --max-prompt-tokens and --max-response-tokens here"),
+        ("--ld_alpha=0.5", "--ld_alpha is --ld_dpo.alpha, of --loss ld_dpo here"),
+        ("--use_weighting", "--use_weighting is --loss wpo here"),
+    ],
 )
 def test_a_flag_of_trl_is_answered_with_ours(tmp_path, flag, said):
     with pytest.raises(InputError, match=said):

@@ -1,11 +1,23 @@
 """docs/objectives.md is what the code says, and its picture can be drawn."""
 
+import re
+
 import pytest
 import torch
+from torch.nn.functional import logsigmoid
 
 import losses
 from examples import objectives_page
+from losses import Responses, registry
+from tests.losses.ragged import columns
 from tests.losses.samples import call
+
+
+@pytest.fixture(autouse=True)
+def registered(monkeypatch):
+    """What the page's example registers is gone after its test."""
+    for name in ("_losses", "_aliases", "_files"):
+        monkeypatch.setattr(registry, name, dict(getattr(registry, name)))
 
 
 def test_the_page_is_the_newest():
@@ -42,6 +54,31 @@ def test_labelled_and_single_and_ranked_responses_are_drawn_too():
     ranked = torch.stack(objectives_page.slopes(losses.get("infonca"), *r))
     dpo = torch.stack(objectives_page.slopes(losses.get("dpo"), *r))  # at beta 0.1; infonca's is 0.01
     torch.testing.assert_close(ranked, dpo / 10)
+
+
+def test_objectives_that_see_tokens_are_drawn_as_responses_of_one():
+    r = torch.tensor([[0.5, -1.0], [2.0, 0.3]], dtype=torch.float64)
+    dpo = torch.stack(objectives_page.slopes(losses.get("dpo"), *r))
+    for name in ("ld_dpo", "tdpo1", "tdpo2", "wpo", "dpo_revised"):
+        torch.testing.assert_close(torch.stack(objectives_page.slopes(losses.get(name), *r)), dpo)
+    g_w, g_l = objectives_page.slopes(losses.get("pmpo"), *r)
+    assert (g_w == -1).all() and (g_l == 1).all()
+
+
+def test_the_pages_example_of_tokens_is_dpo_where_it_sees_all_of_them(tmp_path):
+    page = (objectives_page.DOCS / "objectives.md").read_text(encoding="utf-8")
+    (code,) = re.findall(r"```python\n(.*?)```", page, re.S)
+    assert len(code.splitlines()) <= 10
+    (tmp_path / "mine.py").write_text(code)
+    winners, losers = columns()
+    early = losses.get(f"{tmp_path}/mine.py:early_dpo")
+    assert early.level == "token" and dict(early.defaults) == {"beta": 0.1, "first": 32}
+    found = early(winners.given, losers.given)  # rows of at most 12 tokens
+    sums = [Responses(*(c.given.per_sequence(v) for v in c.given[:2])) for c in (winners, losers)]
+    torch.testing.assert_close(found.losses, losses.get("dpo")(*sums).losses, rtol=1e-11, atol=1e-11)
+    first = early(winners.given, losers.given, first=1).losses
+    x_w, x_l = (torch.tensor([row.lp[0] - row.ref[0] for row in c.rows]).double() for c in (winners, losers))
+    torch.testing.assert_close(first, -logsigmoid(0.1 * (x_w - x_l)), rtol=1e-5, atol=1e-5)
 
 
 def test_the_picture_can_be_drawn(tmp_path):

@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 
 import losses
 from losses import LossError, Responses
-from tests.losses.samples import assert_close, call, points, s, sp
+from tests.losses.samples import assert_close, call, points, s, sp, tokens
 
 NAMES = [n for n in losses.names() if losses.get(n).function.__module__.startswith("losses.")]
 PAIRS = [n for n in NAMES if losses.get(n).data == "pairs"]
@@ -24,6 +24,8 @@ def test_all_of_the_catalogue_are_there():
         *("ipo", "cdpo", "robust_dpo", "hinge", "odpo", "dpop", "dpo_nll", "r_dpo", "exo", "nca", "bco_pair", "sppo"),
         *("discopop", "aot", "aot_unpaired", "beta_dpo", "ln_dpo", "wpo", "simpo", "orpo", "cpo", "slic", "npo", "dro"),
         *("infonca", "nca_ranked", "exo_ranked", "dro_ranked", "bco", "apo_down_unpaired", "apo_up", "apo_select"),
+        *("ld_dpo", "tdpo1", "tdpo2", "wpo_sequence", "f_dpo", "simper", "dpo_shift", "pmpo", "qrpo", "lpo"),
+        *("apo_zero_revised", "apo_down_revised", "dpo_revised"),
     }
 
 
@@ -82,11 +84,13 @@ def test_no_gradient_goes_into_the_reference(name):
 def test_a_reference_that_is_missing_is_said(name):
     loss, lp = losses.get(name), torch.zeros(2, dtype=torch.float64)
     column = Responses(lp, None, torch.ones(2, dtype=torch.int64), lp + 1)
+    if loss.level == "token":
+        column = tokens(lp, lp, column.lengths, column.lengths, lp)._replace(ref_logps=None)
     columns = {
         "pairs": [column, column._replace(scores=lp)], "single": [column], "unpaired": [column, lp == 0],
         "ranked": [Responses(lp[None], None, None, lp[None])],
     }[loss.data]  # fmt: skip
-    arguments = {name: lp for name in ("own_scores", "values") if name in loss.injected}
+    arguments = {name: lp for name in ("own_scores", "values", "quantile") if name in (*loss.injected, *loss.fields)}
     with pytest.raises(LossError, match="needs reference log-probs"):
         loss(*columns, **(arguments | ({"kl": 0.0} if name == "kto" else {})))
 
@@ -108,7 +112,7 @@ def test_a_step_twice_over_has_the_same_mean(name):
     assert_close(call(name, x, repeat=2).result.losses.mean(), call(name, x).result.losses.mean())
 
 
-NOT_SHIFTED = {"dpo_nll", "wpo"}  # the likelihood itself enters
+NOT_SHIFTED = {"dpo_nll", "wpo", "wpo_sequence", "pmpo"}  # the likelihood itself enters
 
 
 @given(st.lists(st.tuples(small, small), min_size=2, max_size=6), st.floats(-200, 100))
@@ -121,8 +125,12 @@ def test_what_is_added_to_policy_and_reference_alike_changes_nothing(rows, c):
             torch.testing.assert_close(moved, here, rtol=1e-10, atol=1e-10)
 
 
-ONLY_THE_MARGIN = ["dpo", "cdpo", "robust_dpo", "hinge", "odpo", "r_dpo", "exo", "discopop", "aot", "beta_dpo"]
-ANCHORED = ["apo_zero", "apo_down", "apo_up", "apo_select", "kto_pair", "nca", "bco_pair", "sppo", "dpop", "dpo_nll"]
+ONLY_THE_MARGIN = ["dpo", "cdpo", "robust_dpo", "hinge", "odpo", "r_dpo", "exo", "discopop", "aot", "beta_dpo",
+                   "f_dpo"]  # fmt: skip
+ANCHORED = [
+    *("apo_zero", "apo_down", "apo_up", "apo_select", "kto_pair", "nca", "bco_pair", "sppo", "dpop", "dpo_nll"),
+    *("dpo_shift", "lpo"),
+]
 
 
 @given(st.lists(st.tuples(small, small), min_size=2, max_size=6), st.floats(-30, 30))
@@ -144,7 +152,8 @@ def test_a_shift_of_both_changes_what_is_anchored(name):
 
 
 SCALED = [n for n in WITH_REFERENCE if n not in
-          {"ipo", "dpo_nll", "sppo", "npo", "dro", "dro_ranked", "beta_dpo", "wpo", "kto"}]  # fmt: skip
+          {"ipo", "dpo_nll", "sppo", "npo", "dro", "dro_ranked", "beta_dpo", "wpo_sequence", "kto",
+           "wpo", "tdpo1", "tdpo2", "pmpo", "qrpo", "lpo"}]  # fmt: skip
 
 
 @given(st.lists(st.tuples(small, small), min_size=2, max_size=6), st.sampled_from([0.5, 2.0, 4.0]))
@@ -169,7 +178,8 @@ def test_swapping_winner_and_loser_is_swapping_the_labels(x_w, x_l, e):
 
 MONOTONE = [
     *("dpo", "robust_dpo", "hinge", "odpo", "dpop", "dpo_nll", "r_dpo", "simpo", "cpo", "orpo", "slic", "apo_zero"),
-    *("kto_pair", "bco_pair"),
+    *("kto_pair", "bco_pair", "f_dpo", "dpo_shift", "simper", "ld_dpo", "tdpo1", "tdpo2", "dpo_revised"),
+    "apo_zero_revised",
 ]
 
 
@@ -191,7 +201,9 @@ def test_without_what_they_add_they_are_dpo(rows):
     for name, arguments in (
         ("cdpo", {"label_smoothing": 0.0}), ("robust_dpo", {"label_smoothing": 0.0}), ("odpo", {"alpha": 0.0}),
         ("dpop", {"lam": 0.0, "beta": 0.1}), ("dpo_nll", {"alpha": 0.0}), ("r_dpo", {"alpha": 0.0}),
-        ("beta_dpo", {"a": 0.0, "keep": keep}),
+        ("beta_dpo", {"a": 0.0, "keep": keep}), ("dpo_shift", {"lam": 1.0}), ("f_dpo", {"divergence": "reverse_kl"}),
+        ("f_dpo", {"divergence": "alpha_divergence", "alpha": 0.0}), ("ld_dpo", {"alpha": 1.0}),
+        ("tdpo2", {"alpha": 0.0}), ("dpo_revised", {"unrevised": 1.0}),
     ):  # fmt: skip
         torch.testing.assert_close(call(name, x, **arguments).result.losses, dpo, rtol=1e-12, atol=1e-12)
 

@@ -84,9 +84,47 @@ def ln_dpo(c, beta=0.1):
     return sp(-z), -beta * s(-z) / c.n_w, beta * s(-z) / c.n_l
 
 
-def wpo(c, beta=0.1):
+def wpo_sequence(c, beta=0.1):
     m, weight = beta * (c.x_w - c.x_l), torch.exp(c.lp_w / c.n_w + c.lp_l / c.n_l)
     return by_margin(weight * sp(-m), -weight * s(-m), c, beta)
+
+
+def f_dpo(c, beta=0.1, divergence="reverse_kl", alpha=0.5):
+    def of(x):
+        """(f'(exp x), its derivative by x)."""
+        if divergence == "reverse_kl":
+            return x, torch.ones_like(x)
+        if divergence == "js_divergence":
+            return LOG2 - sp(-x), s(-x)
+        power = 1.0 if divergence == "forward_kl" else alpha
+        beyond = -power * x > 80
+        shrunk = torch.where(beyond, torch.exp(torch.tensor(80.0, dtype=x.dtype)), torch.exp(-power * x))
+        return (1 - shrunk) / power, torch.where(beyond, 0.0, shrunk)
+
+    (f_w, d_w), (f_l, d_l) = of(c.x_w), of(c.x_l)
+    z = beta * (f_w - f_l)
+    return sp(-z), -beta * s(-z) * d_w, beta * s(-z) * d_l
+
+
+def dpo_shift(c, beta=0.1, lam=0.95, lam_end=None, progress=0.0):
+    shift = lam if lam_end is None else (1 - progress) * lam + progress * lam_end
+    z = beta * (c.x_w - shift * c.x_l)
+    return sp(-z), -beta * s(-z), shift * beta * s(-z)
+
+
+def lpo(c, beta=0.2, gamma=5.0, r_1=1.0, r_2=0.8, length_normalised=True):
+    n_w, n_l = (c.n_w, c.n_l) if length_normalised else (1, 1)
+    h_w = c.x_w / n_w
+    rest = h_w - c.x_l / n_l - 1 / (2 * beta)
+    scale = 2 * beta * 2 / (r_1 + r_2)
+    value = scale * (r_1 + r_2) * rest.abs() + gamma * (-h_w).clamp(min=0)
+    fallen = (h_w < 0).double() + (h_w == 0) / 2
+    return value, (scale * r_1 * rest.sign() - gamma * fallen) / n_w, -scale * r_2 * rest.sign() / n_l
+
+
+def simper(c):
+    p_w, p_l = torch.exp(c.lp_w / c.n_w), torch.exp(c.lp_l / c.n_l)
+    return p_l - p_w, -p_w / c.n_w, p_l / c.n_l
 
 
 def nca(c, beta=0.1):
@@ -159,7 +197,13 @@ CLOSED = [  # (closed form, hyperparameters)
     (exo, {}), (exo, {"beta": 0.5, "label_smoothing": 0.2}),
     (discopop, {}), (discopop, {"beta": 0.1, "tau": 0.5}),
     (ln_dpo, {}), (ln_dpo, {"beta": 5.0}),
-    (wpo, {}), (wpo, {"beta": 1.0}),
+    (wpo_sequence, {}), (wpo_sequence, {"beta": 1.0}),
+    (f_dpo, {}), (f_dpo, {"beta": 1.0, "divergence": "forward_kl"}), (f_dpo, {"divergence": "js_divergence"}),
+    (f_dpo, {"divergence": "alpha_divergence"}), (f_dpo, {"divergence": "alpha_divergence", "alpha": 0.2}),
+    (dpo_shift, {}), (dpo_shift, {"lam": 0.5, "beta": 1.0}),
+    (dpo_shift, {"lam": 0.9, "lam_end": 1.0, "progress": 0.25}),
+    (lpo, {}), (lpo, {"beta": 0.01, "gamma": 0.7, "r_1": 2.0, "r_2": 0.2, "length_normalised": False}),
+    (simper, {}),
     (nca, {}), (nca, {"beta": 0.01}),
     (sppo, {}), (sppo, {"beta": 0.1, "reduction_half": True}),
     (apo_up, {}), (apo_up, {"beta": 1.0}),
@@ -195,6 +239,7 @@ def test_an_objective_of_pairs_is_its_closed_form(form, arguments):
 CENTRE = {
     "ipo": 25.0, "cdpo": LOG2, "robust_dpo": LOG2, "hinge": 1.0, "dpop": LOG2, "nca": 2 * LOG2, "bco_pair": 2 * LOG2,
     "apo_up": 1.0, "apo_select": 1.0, "discopop": (LOG2 + 1) / 2, "ln_dpo": LOG2, "aot": LOG2, "aot_unpaired": LOG2,
+    "f_dpo": LOG2, "dpo_shift": LOG2, "lpo": 2.0,
 }  # fmt: skip
 
 
@@ -208,7 +253,8 @@ def test_every_objective_of_pairs_has_a_closed_form_here_or_beside():
     here = {form.__name__ for form, _ in CLOSED}
     beside = {"dpo", "apo_zero", "apo_down", "kto_pair", "aot", "aot_unpaired", "beta_dpo"}  # test_paper, test_step
     built_in = {name for name in losses.names() if losses.get(name).function.__module__.startswith("losses.")}
-    assert {name for name in built_in if losses.get(name).data == "pairs"} == here | beside
+    pairs = [loss for loss in map(losses.get, built_in) if loss.data == "pairs" and loss.level == "sequence"]
+    assert {loss.name for loss in pairs} == here | beside  # those of tokens: test_token_level, test_revisions
 
 
 def test_dpops_penalty_has_no_gradient_at_the_reference_itself():
@@ -219,6 +265,33 @@ def test_dpops_penalty_has_no_gradient_at_the_reference_itself():
 def test_discopops_first_step_lowers_the_margin():
     g_w, g_l = call("discopop", torch.zeros(2, 1, dtype=torch.float64)).gradient()
     assert g_w > 0 > g_l
+
+
+@pytest.mark.parametrize("divergence", ["reverse_kl", "forward_kl", "js_divergence", "alpha_divergence"])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_every_divergence_is_finite_far_out_and_log_2_at_the_reference(divergence, dtype):
+    x = torch.tensor([[0, 1e4, -1e4, 1e4, -1e4, -90], [0, -1e4, 1e4, 1e4, -1e4, 90]], dtype=dtype)
+    made = call("f_dpo", x, ref=-2e4, divergence=divergence)
+    assert torch.isfinite(made.result.losses).all() and torch.isfinite(made.gradient()).all()
+    assert made.result.losses[0].item() == pytest.approx(LOG2, rel=1e-6)
+    assert made.result.chosen_rewards[0] == 0 and made.result.losses[1] <= LOG2 <= made.result.losses[2]
+
+
+def test_the_alpha_divergence_lies_between_the_reverse_and_the_forward_kl():
+    x = points()[:, :64]
+    alpha = {a: call("f_dpo", x, divergence="alpha_divergence", alpha=a).result.losses for a in (1e-7, 1e-5, 1.0)}
+    assert torch.equal(alpha[1e-7], call("dpo", x).result.losses)
+    torch.testing.assert_close(alpha[1e-5], alpha[1e-7], rtol=2e-3, atol=1e-6)
+    assert torch.equal(alpha[1.0], call("f_dpo", x, divergence="forward_kl").result.losses)
+
+
+def test_a_shift_goes_where_its_schedule_says():
+    x = points()
+    for progress, lam in ((0.0, 0.9), (0.5, 0.95), (1.0, 1.0)):
+        made = call("dpo_shift", x, lam=0.9, lam_end=1.0, progress=progress).result
+        assert made.metrics["lam"].item() == pytest.approx(lam, abs=1e-15)
+        assert_close(made.losses, call("dpo_shift", x, lam=lam).result.losses)
+    assert "progress" in losses.get("dpo_shift").injected and "progress" not in losses.get("dpo_shift").defaults
 
 
 def test_a_target_takes_the_winners_place_in_slic():

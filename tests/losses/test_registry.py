@@ -123,7 +123,7 @@ def test_an_unknown_form_is_refused():
 
 
 def test_an_unknown_need_is_refused():
-    with pytest.raises(LossError, match=r"objective 'x': needs=\['gold'\] is not among lengths, mismatched"):
+    with pytest.raises(LossError, match=r"objective 'x': needs=\['gold'\] is not among entropy, kl_policy_ref"):
         losses.loss("x", data="pairs", needs=("gold", "lengths"))(pair)
 
 
@@ -236,6 +236,17 @@ def test_a_file_without_that_objective_says_so(tmp_path):
     (tmp_path / "mine.py").write_text(LEAD)
     with pytest.raises(LossError, match=r"mine\.py defines no objective 'led'; decorate it with @loss\('led'"):
         losses.get(f"{tmp_path}/mine.py:led")
+
+
+def test_a_file_alone_lists_what_it_defines(tmp_path):
+    file = tmp_path / "mine.py"
+    file.write_text(LEAD + LEAD.replace("lead", "ahead"))
+    with pytest.raises(LossError) as fault:
+        losses.get(str(file))
+    assert str(fault.value) == f"{file}: say which objective of the file; it defines {file}:ahead, {file}:lead"
+    file.write_text("beta = 0.1\n")
+    with pytest.raises(LossError, match=r"it defines none$"):
+        losses.get(str(file))
 
 
 def test_a_name_of_the_package_is_not_taken_for_one_of_the_file(tmp_path):

@@ -1,5 +1,7 @@
 """Objectives with a statistic of the step, of single responses, and of ranked ones, against closed forms in float64."""
 
+import math
+
 import pytest
 import torch
 
@@ -190,6 +192,34 @@ def test_dro_is_the_closed_form(tau):
     rest = scores - values - tau * flat
     assert_close(made.result.losses, rest**2 / 2)
     assert_close(made.gradient().T.flatten(), -tau * rest)
+
+
+@pytest.mark.parametrize("beta", [0.1, 1.0, 0.003])
+def test_qrpo_is_the_closed_form(beta):
+    x = points()
+    flat = ((REF + x) - REF).T.flatten()
+    quantile = torch.arange(len(flat), dtype=torch.float64) % 11 / 10
+    z = math.log(beta) + (math.log(math.expm1(1 / beta)) if beta > 0.01 else 1 / beta)  # exp(333) has no - 1
+    rest = quantile - beta * z - beta * flat
+    made = call("qrpo", x, beta=beta, quantile=quantile)
+    assert_close(made.result.losses, rest**2)
+    assert_close(made.gradient().T.flatten(), -2 * beta * rest)
+
+
+def test_qrpos_partition_function_is_that_of_uniform_rewards():
+    """At the optimum exp(r / beta) is exp(quantile / beta) / Z, whose mean over the reference is 1."""
+    beta, q = 0.5, (torch.arange(20000, dtype=torch.float64) + 0.5) / 20000
+    zero = torch.zeros_like(q)
+    at_zero = losses.get("qrpo")(Responses(zero, zero), beta=beta, quantile=q).losses
+    x = torch.where(q > beta * math.log(beta * math.expm1(1 / beta)), 1, -1) * at_zero.sqrt() / beta
+    assert torch.exp(x).mean().item() == pytest.approx(1, abs=1e-8)
+
+
+@pytest.mark.parametrize("quantile", [-0.1, 1.1, math.nan])
+def test_a_quantile_that_is_none_is_refused(quantile):
+    lp = torch.zeros(2, dtype=torch.float64)
+    with pytest.raises(LossError, match="qrpo: the quantile of a row has to be between 0 and 1"):
+        losses.get("qrpo")(Responses(lp, lp), quantile=torch.tensor([0.5, quantile]))
 
 
 # Ranked responses: three to a prompt, the one in the middle half the difference of the others.

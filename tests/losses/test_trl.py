@@ -1,15 +1,16 @@
-"""Objectives without a reference beside the functions of TRL's own CPO and ORPO trainers, in value and gradient.
+"""Objectives beside the functions of TRL's own CPO, ORPO and DPO trainers, in value and gradient.
 
 Needs the extra `peer`: pip install -e '.[dev,peer]', then pytest -m slow tests/losses/test_trl.py.
 """
 
+from collections import defaultdict
 from types import SimpleNamespace
 
 import pytest
 import torch
 
 import losses
-from losses import Responses
+from losses import Responses, TokenResponses
 
 pytestmark = [pytest.mark.slow, pytest.mark.filterwarnings("ignore")]  # the warnings are those of the peer's packages
 
@@ -58,3 +59,88 @@ def test_orpos_odds_are_those_of_its_trainer():
     found, gradient = ours("orpo", beta=0.1, alpha=0.0)
     torch.testing.assert_close(found, -value.double(), rtol=1e-5, atol=1e-6)
     torch.testing.assert_close(gradient, -slope, rtol=1e-4, atol=1e-6)
+
+
+# DPO's trainer: one function from models to the loss, given models that answer with log-probs.
+
+N, LONGEST = 6, 9
+GIVEN = torch.tensor([[3, 9, 1, 5, 7, 2], [9, 2, 1, 4, 7, 8]])  # lengths of winners and losers
+
+
+def made_up():
+    """Log-probs of policy and reference and log-sums of squares, [2 N, LONGEST], winners first; 0 in the padding."""
+    g = torch.Generator().manual_seed(0)
+    mask = torch.arange(LONGEST) < GIVEN.flatten()[:, None]
+    logps, ref_logps, squares = (-3 * torch.rand(3, 2 * N, LONGEST, generator=g)) * mask
+    return logps, ref_logps, squares, mask
+
+
+def as_dpos_trainer_has_it(**more):
+    """(mean loss, gradient [2 N, LONGEST]) of TRL's DPO trainer with these settings."""
+    logps, ref_logps, squares, mask = made_up()
+    logps.requires_grad_()
+
+    def outputs(values):
+        like = {"entropy": squares, "mean_logits": squares, "is_top1": mask, "log_sum_sq_probs": squares}
+        return lambda **_: SimpleNamespace(log_probs=values, **like)
+
+    def same(value):
+        return value
+
+    completion = torch.cat([torch.zeros(2 * N, 1), mask], dim=1).long()  # behind a prompt of one token
+    settings = {
+        "beta": 0.1, "ld_alpha": None, "f_divergence_type": "reverse_kl", "f_alpha_divergence_coef": 0.5,
+        "use_weighting": False, "label_smoothing": 0.0, "loss_types": ["sigmoid"], "loss_weights": [1.0],
+        "aux_loss_enabled": False, "precompute_ref_logps": False,
+        "model": torch.nn.Identity(), "ref_model": outputs(ref_logps),
+        "args": SimpleNamespace(gradient_checkpointing_kwargs=None),
+        "_metrics": {"train": defaultdict(list)}, "_total_train_tokens": 0, "_tp_size": 1,
+        "accelerator": SimpleNamespace(device=torch.device("cpu"), gather=same, gather_for_metrics=same),
+    }  # fmt: skip
+    settings["model"].is_gradient_checkpointing = False
+    inputs = {"input_ids": completion, "attention_mask": completion, "completion_mask": completion}
+    trainer = pytest.importorskip("trl.trainer.dpo_trainer").DPOTrainer
+    loss = trainer._compute_loss(SimpleNamespace(**(settings | more)), outputs(logps), inputs, return_outputs=False)
+    return loss.detach(), torch.autograd.grad(loss, logps)[0] * mask  # padding is of no model's log-probs
+
+
+def as_ours(name, **arguments):
+    """The same of an objective of ours."""
+    logps, ref_logps, squares, mask = made_up()
+    logps.requires_grad_()
+    columns = []
+    for side in (slice(0, N), slice(N, 2 * N)):
+        here = mask[side]
+        sequence, position = here.nonzero(as_tuple=True)
+        tokens = [values[side][here].double() for values in (logps, ref_logps, squares)]
+        given = TokenResponses(*tokens[:2], sequence, position, here.sum(dim=1), log_sum_squares=tokens[2])
+        sums = [given.per_sequence(values) for values in tokens[:2]]
+        columns.append(given if losses.get(name).level == "token" else Responses(*sums, given.lengths))
+    found = losses.get(name)(*columns, **arguments).losses.mean()
+    return found.detach().float(), torch.autograd.grad(found, logps)[0]
+
+
+@pytest.mark.parametrize(
+    ("name", "arguments", "trainer"),
+    [
+        ("dpo", {}, {}),
+        ("ld_dpo", {"alpha": 0.3}, {"ld_alpha": 0.3}),
+        ("ld_dpo", {"alpha": 0.0, "beta": 1.0}, {"ld_alpha": 0.0, "beta": 1.0}),
+        ("wpo", {}, {"use_weighting": True}),
+        ("wpo", {"beta": 1.0}, {"use_weighting": True, "beta": 1.0}),
+        ("f_dpo", {"divergence": "forward_kl"}, {"f_divergence_type": "forward_kl"}),
+        ("f_dpo", {"divergence": "js_divergence", "beta": 1.0}, {"f_divergence_type": "js_divergence", "beta": 1.0}),
+        ("f_dpo", {"divergence": "alpha_divergence"}, {"f_divergence_type": "alpha_divergence"}),
+        (
+            "f_dpo",
+            {"divergence": "alpha_divergence", "alpha": 0.3},
+            {"f_divergence_type": "alpha_divergence", "f_alpha_divergence_coef": 0.7},
+        ),
+        ("ln_dpo", {"beta": 2.0}, {"loss_types": ["sigmoid_norm"], "beta": 2.0}),
+    ],
+)
+def test_objectives_of_pairs_are_those_of_dpos_trainer(name, arguments, trainer):
+    expected, slope = as_dpos_trainer_has_it(**trainer)
+    found, gradient = as_ours(name, **arguments)
+    torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-6)
+    torch.testing.assert_close(gradient, slope, rtol=1e-4, atol=1e-6)
