@@ -16,7 +16,7 @@ usage() {
 ./launch.sh demo --real    the same with a real instruction model of 135 million parameters, in twenty minutes (--all)
 ./launch.sh paper [...]    the paper's experiment in miniature: half an hour on two cores (--quick, --seeds 3); --config any grid
 ./launch.sh train ...      engine.train on every GPU of this machine (or --nproc N processes); the rest is passed on
-./launch.sh bench [...]    how fast the training path is here; without arguments on a tiny shape, about two minutes
+./launch.sh bench [...]    how fast the training path is here; without arguments on a tiny shape, about four minutes
 ./launch.sh gpu-checks     everything that only a GPU can show, in one call of at most ten minutes; prints a table
 ./launch.sh test [...]     the fast tests; --all adds the slow ones; the rest is passed on to pytest (-k NAME)
 Python: set PYTHON3 to choose the interpreter (3.11 or later), and TORCH to choose a version of torch (TORCH=2.11.0).

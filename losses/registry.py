@@ -100,6 +100,9 @@ class Loss:
     """Keyword arguments that the engine fills from rows and the step (a subset of INJECTED)."""
     fields: tuple[str, ...]
     """Keyword arguments that it fills with the number that each row has under that name."""
+    formula: str
+    """Said where the name stood for another formula in an earlier version: a run that began with that one does not go
+    on with this."""
     digest: str
     """SHA-256 of the file outside the packages that it was taken from; empty for those of the package."""
 
@@ -132,6 +135,7 @@ def loss(
     state: bool = False,
     side: Literal["chosen", "rejected"] = "chosen",
     aliases: tuple[str, ...] = (),
+    formula: str = "",
 ) -> Callable[[Callable[..., Result]], Loss]:
     """Registers the decorated function as the objective `name`; what stands under the name is a `Loss`.
 
@@ -139,7 +143,7 @@ def loss(
     these are sums over responses or their tokens (`Loss.level`). reference: whether `ref_logps` must be there.
     needs: further things a row or the step must supply (NEEDS). fields: numbers of each row by their names there; the
     keyword arguments of these names, which need no default, are tensors [n], float64. whole_step, state, side: see
-    `Loss`; what carries a state takes the whole step. aliases: peers' names.
+    `Loss`; what carries a state takes the whole step. aliases: peers' names. formula: `Loss.formula`.
     Raises LossError, when the file is imported, for a name that is taken, an unknown form or need, positional
     arguments that do not fit the form, a hyperparameter that is positional or has no default, and a field that is no
     keyword argument. The name of an objective that was typed into a notebook or a REPL is free for typing it anew: what
@@ -170,6 +174,7 @@ def loss(
             types=types.MappingProxyType(read_as),
             injected=INJECTED & keywords.keys(),
             fields=fields,
+            formula=formula,
             digest=_importing[-1],
         )
         _forget(replaced)

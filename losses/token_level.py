@@ -56,7 +56,7 @@ def tdpo2(chosen: TokenResponses, rejected: TokenResponses, *, beta: float = 0.1
     return Result(softplus(r_l - r_w), r_w.detach(), r_l.detach())
 
 
-@loss("wpo", data="pairs", level="token", reference=True, needs=("log_sum_squares",))
+@loss("wpo", data="pairs", level="token", reference=True, needs=("log_sum_squares",), formula="weights of tokens")
 def wpo(chosen: TokenResponses, rejected: TokenResponses, *, beta: float = 0.1, cap: float | None = None) -> Result:
     """DPO that weighs a pair by how likely the policy is to write it, beside what it would write itself.
 

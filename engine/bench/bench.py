@@ -54,6 +54,9 @@ class BenchConfig:
     """Pairs per step."""
     loss: str = "apo_zero"
     """Objective."""
+    beside: tuple[str, ...] | None = None
+    """Objectives with a row each beside it. Unset: ld_dpo and tdpo2, which see tokens, on the tiny shape, and none on
+    others or with --reference precompute."""
     micro_tokens: int | None = None
     """Most tokens in one forward and backward pass. Unset: as engine.train does."""
     master_weights: MasterWeights = "auto"
@@ -85,6 +88,13 @@ class BenchConfig:
         counts = (self.rounds, self.batch_size, self.ranks, self.micro_tokens or 1, self.layers or 1)
         if self.steps < 2 or min(counts) < 1:
             raise InputError("--steps has to be 2 or more, and the other numbers above 0")
+
+    @property
+    def others(self) -> tuple[str, ...]:
+        """The objectives beside --loss."""
+        if self.beside is not None:
+            return self.beside
+        return ("ld_dpo", "tdpo2") if self.shape == "tiny" and self.reference == "fused" else ()
 
 
 def main(argv: Sequence[str]) -> None:
@@ -121,6 +131,7 @@ class Bench:
         """All rows of the table so far, after each run; round by round where several are compared."""
         c = self._config
         kinds: dict[str, dict[str, Any]] = {"all savings": {}}
+        kinds |= {f"--loss {name}": {"loss": name} for name in c.others}
         if c.ranks > 1:
             kinds["one process"] = {"ranks": 1}
         if c.ablate:

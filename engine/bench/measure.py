@@ -25,7 +25,7 @@ from data.forest import Forest, pack
 from engine import weights
 from engine.config import TrainConfig, world_size
 from engine.inputs import TrainingInputs
-from engine.model import FusedForward, Head, LlamaConfig
+from engine.model import DIVERGENCES, STATISTICS, FusedForward, Head, LlamaConfig
 from engine.planning import forward_flops, kernel_seconds, matmul_peak
 from engine.step import Hooks, MicroBatching, Step, Training
 from engine.train import join, train
@@ -90,13 +90,15 @@ class Counter:
     """Operations executed, by what the models are handed: looked at between steps, so that no GPU is waited for."""
 
     def __init__(self) -> None:
-        self._passed: list[tuple[FusedForward, Forest, bool, bool]] = []
+        self._passed: list[tuple[FusedForward, Forest, bool, bool, int]] = []
 
-    def note(self, model: nn.Module, given: tuple[Forest], named: dict[str, bool], _: Any) -> None:
+    def note(self, model: nn.Module, given: tuple[Forest], named: dict[str, Any], _: Any) -> None:
         """A forward pass of policy and reference (a forward hook's arguments)."""
         assert isinstance(model, FusedForward)
         both = named["with_reference"] and model.reference is not None
-        self._passed.append((model, given[0], torch.is_grad_enabled(), both))
+        asked = set(named.get("token_values", ()))
+        n_distributions = 2 if asked & set(DIVERGENCES) else int(bool(asked & set(STATISTICS)))
+        self._passed.append((model, given[0], torch.is_grad_enabled(), both, n_distributions))
 
     def take(self) -> int:
         """Of the passes since the last call."""
@@ -105,14 +107,17 @@ class Counter:
         return found
 
 
-def _executed(fused: FusedForward, forest: Forest, has_backward: bool, has_reference: bool) -> int:
+def _executed(
+    fused: FusedForward, forest: Forest, has_backward: bool, has_reference: bool, n_distributions: int
+) -> int:
     policy, shape = fused.policy, fused.policy.config
     blocks, rows = forward_flops(shape, forest)
     once = blocks + rows
     is_one = forest.rows.numel() <= policy.head.chunk_rows(shape.vocab_size, forest.tokens.device)
-    again = 0 if is_one and policy.head.keeps_logits else rows
+    again = 0 if is_one and policy.head.keeps_logits and not n_distributions else rows
     again += blocks * sum(bool(block.is_recomputed) for block in policy.blocks) // shape.n_layers
-    return (3 * once + again if has_backward else once) + (once if has_reference else 0)
+    beside = rows * (1 + has_backward) if n_distributions == 2 else 0  # the reference's logits, for a divergence
+    return (3 * once + again if has_backward else once) + (once if has_reference else 0) + beside
 
 
 class KernelTable:

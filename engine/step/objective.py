@@ -75,8 +75,11 @@ class Objective:
 
     @property
     def digests(self) -> dict[str, str]:
-        """Of the files outside the packages that its terms are from: what is in them decides the run."""
-        return {f"the file of {t.loss.name}": t.loss.digest[:16] for t in self.terms if t.loss.digest}
+        """What decides the run beside its terms' names: what is in the files outside the packages that they are from,
+        and a formula that replaced another one under its name.
+        """
+        files = {f"the file of {t.loss.name}": t.loss.digest[:16] for t in self.terms if t.loss.digest}
+        return files | {f"the formula of {t.loss.name}": t.loss.formula for t in self.terms if t.loss.formula}
 
     @property
     def has_reference(self) -> bool:

@@ -69,13 +69,16 @@ def test_the_bench_measures_the_real_path(tmp_path):
     ]
     file = tiny.write_rows(tmp_path / "rows.jsonl", rows)
     command = [sys.executable, "-m", "engine.bench", "--shape", model, "--data", file, "--out", tmp_path / "out.json"]
-    command += ["--steps", "2", "--batch-size", "4", "--rounds", "1"]
+    command += ["--steps", "2", "--batch-size", "4", "--rounds", "1", "--beside", "ld_dpo", "tdpo2"]
     done = subprocess.run(list(map(str, command)), capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     made = json.loads((tmp_path / "out.json").read_text())
-    (row,) = made["rows"]
-    assert row["name"] == "all savings" and "| all savings |" in done.stdout
+    row, common, both = made["rows"]
+    assert row["name"] == "all savings" and "| all savings |" in done.stdout and "| --loss ld_dpo |" in done.stdout
     (run,) = row["runs"]
+    sums, tokens, divergence = ([e["flops"] for e in one["runs"][0]["epochs"]] for one in (row, common, both))
+    assert sums == tokens and all(a < b for a, b in zip(sums, divergence, strict=True))
+    assert divergence[0] == divergence[1]  # a divergence takes the reference in every epoch
     assert run["peak_bytes"] > 0 and run["matmul_peak"] > 1e9
     for number, epoch in enumerate(run["epochs"]):
         assert epoch["pairs"] == 4  # the first step of each epoch is a warm-up

@@ -195,6 +195,12 @@ def test_the_help_lists_every_objective_with_its_defaults():
     assert "  kto_pair(" in said and said.split("  kto_pair(")[1].split("\n")[0].endswith("computed twice]")
 
 
+def test_a_formula_that_replaced_another_one_is_part_of_a_runs_identity():
+    """A run that 0.1.0 began with its wpo, by sequences, is not gone on with by token weights."""
+    assert Objective("wpo").digests == {"the formula of wpo": "weights of tokens"}
+    assert Objective("wpo_sequence,dpo").digests == {}
+
+
 # --- what rows are asked for ---------------------------------------------------------------------------------------
 
 
