@@ -118,6 +118,13 @@ def test_as_little_is_left_out_as_can_be(one, two):
     assert (~left).sum() == (~right).sum() == common(one, two)
 
 
+def test_of_several_ways_to_align_the_same_is_taken_whichever_comes_first():
+    """Of "a b" and "b a" either word could stay."""
+    (one, two), (two_first, one_second) = differing([b"a", b"b"], [b"b", b"a"]), differing([b"b", b"a"], [b"a", b"b"])
+    assert sorted(map(tuple, (one.tolist(), two.tolist()))) == [(False, True), (True, False)]
+    assert (one.tolist(), two.tolist()) == (one_second.tolist(), two_first.tolist())
+
+
 def test_long_responses_without_a_tokenizer_are_compared_id_by_id():
     rng = np.random.default_rng(0)
     one = rng.integers(0, 9, 5000).astype(np.int32)
@@ -159,7 +166,7 @@ def test_of_ranked_completions_the_best_is_compared_with_the_worst(chat):
     assert [shares(made)[i] for i in (0, 2)] == shares(ends) and not made.revised[1].any()
 
 
-def test_a_row_that_is_there_several_times_is_compared_once(chat):
+def test_a_row_that_is_there_several_times_stays_one(chat):
     e, other = pair(chat, "the heron", "the"), pair(chat, "help", "helpful")
     made = with_revised([e, other, e], chat.tokenizer)
     assert made[0] is made[2] and shares(made[1]) == shares(with_revised([other], chat.tokenizer)[0])
