@@ -12,7 +12,7 @@ from data.rows import Cut, Limits, Record, encode
 from data.text import Chat, Message, Tokenizer
 from system import InputError
 from tests import tiny
-from tests.data.test_contrast import common
+from tests.tables import common
 
 
 @pytest.fixture(scope="module")
