@@ -1,4 +1,4 @@
-"""Text in, token forests out: rows/, text/ (templates and tokenizers), packing, batching, contrast."""
+"""Text in, token forests out: rows/, text/ (templates and tokenizers), packing, batching, contrast, revisions."""
 
 from data.rows import load_preferences
 

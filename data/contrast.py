@@ -9,6 +9,8 @@ token ids.
     Jaccard        size of the intersection over size of the union, of the two responses' sets of words (or ids)
     Levenshtein    least number of single characters to insert, delete or replace
     copied         share of the loser's words that stand in the winner in the same order (longest common subsequence)
+    revised        share of the winner's tokens, and of the loser's, that do not stand in the other one, whole words
+                   taken together (data/revisions.py); without --tokenizer the share of its words
     length ratio   characters of the winner over those of the loser
 """
 
@@ -22,6 +24,7 @@ import tyro
 from rapidfuzz.distance import LCSseq, Levenshtein
 from rapidfuzz.process import cpdist
 
+from data.revisions import revised
 from data.rows import Record, load_preferences
 from data.text import Tokenizer
 from system import InputError, cli, files
@@ -78,6 +81,21 @@ class Contrast(NamedTuple):
     """Characters."""
     rejected_length: np.ndarray
     """Characters."""
+    chosen_revised_words: np.ndarray
+    """0 to 1, of the winner's words."""
+    rejected_revised_words: np.ndarray
+    """0 to 1, of the loser's."""
+    chosen_revised_tokens: np.ndarray | None
+    """0 to 1, of the winner's tokens; None without a tokenizer."""
+    rejected_revised_tokens: np.ndarray | None
+    """0 to 1, of the loser's."""
+
+    @property
+    def revised(self) -> tuple[np.ndarray, np.ndarray]:
+        """The shares that were revised, of winners and of losers: of tokens, of words without a tokenizer."""
+        if self.chosen_revised_tokens is None or self.rejected_revised_tokens is None:
+            return self.chosen_revised_words, self.rejected_revised_words
+        return self.chosen_revised_tokens, self.rejected_revised_tokens
 
     @property
     def length_ratio(self) -> np.ndarray:
@@ -108,36 +126,56 @@ def contrast(pairs: Sequence[tuple[str, str]], tokenizer: Tokenizer | None = Non
     winners, losers = [w for w, _ in pairs], [l for _, l in pairs]  # noqa: E741
     words = [(w.split(), l.split()) for w, l in pairs]  # noqa: E741
     distances = cpdist(winners, losers, scorer=Levenshtein.distance, workers=-1, dtype=np.int64)
-    copied = [LCSseq.similarity(w, l) / max(1, len(l)) for w, l in words]  # noqa: E741
+    common = np.array([LCSseq.similarity(w, l) for w, l in words])  # noqa: E741
+    n_w, n_l = (np.array([len(pair[k]) for pair in words]) for k in (0, 1))
+    tokens = None if tokenizer is None else _of_tokens(winners, losers, tokenizer)
     return Contrast(
         jaccard_words=np.array([jaccard(w, l) for w, l in words]),  # noqa: E741
-        jaccard_tokens=None if tokenizer is None else _token_jaccards(winners, losers, tokenizer),
+        jaccard_tokens=None if tokens is None else tokens[:, 0],
         levenshtein=distances,
-        copied=np.array(copied),
+        copied=common / np.maximum(1, n_l),
         chosen_length=np.array([len(w) for w in winners]),
         rejected_length=np.array([len(l) for l in losers]),  # noqa: E741
+        chosen_revised_words=(n_w - common) / np.maximum(1, n_w),
+        rejected_revised_words=(n_l - common) / np.maximum(1, n_l),
+        chosen_revised_tokens=None if tokens is None else tokens[:, 1],
+        rejected_revised_tokens=None if tokens is None else tokens[:, 2],
     )
 
 
-def _token_jaccards(winners: list[str], losers: list[str], tokenizer: Tokenizer) -> np.ndarray:
-    """Some at a time: an encoder takes some 70 times the memory of a text."""
+def _of_tokens(winners: list[str], losers: list[str], tokenizer: Tokenizer) -> np.ndarray:
+    """[n, 3] Jaccard similarity of token ids, the shares of the winner's and of the loser's tokens that were revised.
+
+    Some at a time: an encoder takes some 70 times the memory of a text.
+    """
     made = []
     for start in range(0, len(winners), CHUNK):
         ids = (tokenizer.encode(texts[start : start + CHUNK]) for texts in (winners, losers))
-        made += [jaccard(w, l) for w, l in zip(*ids, strict=True)]  # noqa: E741
-    return np.array(made)
+        for w, l in zip(*ids, strict=True):  # noqa: E741
+            flags = revised(np.array(w, dtype=np.int32), np.array(l, dtype=np.int32), tokenizer)
+            made.append((jaccard(w, l), *(side.mean() if len(side) else 0.0 for side in flags)))
+    return np.array(made).reshape(-1, 3)
 
 
 def table(found: dict[str, Contrast], *, paper: bool = False) -> str:
     """Table 1 in Markdown: a row a file, means over its pairs; then the distribution of each measure."""
     has_tokens = any(c.jaccard_tokens is not None for c in found.values())
     titles = ["pairs", "Jaccard, words (%)", *(["Jaccard, tokens (%)"] if has_tokens else []), "Levenshtein"]
-    titles += ["copied (%)", "winner, characters", "loser", "length ratio, median"]
+    revised_of = f"revised {'tokens' if has_tokens else 'words'}"
+    titles += [
+        "copied (%)",
+        f"{revised_of}, winner (%)",
+        "loser",
+        "winner, characters",
+        "loser",
+        "length ratio, median",
+    ]
     lines = [_line("", *titles), "|---" * (len(titles) + 1) + "|"]
     for name, c in found.items():
         jaccards = [c.jaccard_words, *([c.jaccard_tokens] if c.jaccard_tokens is not None else [])]
         cells = [f"{len(c.copied):,}", *(f"{100 * values.mean():.2f}" for values in jaccards)]
-        cells += [f"{c.levenshtein.mean():,.0f}", f"{100 * c.copied.mean():.1f}"]
+        cells += [f"{c.levenshtein.mean():,.0f}"]
+        cells += [f"{100 * shares.mean():.1f}" for shares in (c.copied, *c.revised)]
         cells += [f"{c.chosen_length.mean():,.0f}", f"{c.rejected_length.mean():,.0f}"]
         lines.append(_line(name, *cells, f"{np.median(c.length_ratio):.2f}"))
     if paper:

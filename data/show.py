@@ -4,28 +4,34 @@
 
 Most spoilt alignment runs are spoilt by a template or a token that is not what one thinks; this is where it shows.
 Tokens are divided by a thin bar, control tokens stand in brackets with their ids, what was cut in double brackets.
+Below each response of a pair stand the words that were revised (data/revisions.py), and token weights where the row has
+them.
 """
 
 import os
 import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
-from itertools import groupby, islice
+from itertools import accumulate, groupby, islice
 from pathlib import Path
 
+import numpy as np
 import tyro
 
+from data.revisions import revised
 from data.rows import Cut, Reading, RowSettings, encode, open_model, read_records
 from data.text import ROLES, Chat, read_json
 from system import InputError, cli
 
 EXAMPLE = "python -m data.show pairs.jsonl --model path/to/Llama-3-8B-Instruct --row 1"
 BAR = "\u254e"  # between tokens
-SHOWN_CUT = 400  # characters of a cut that are shown
+SHOWN_RUN = 400  # characters that are shown of what was cut, and of each run of revised words
+SHOWN_REVISED = 1000  # characters after which further runs are only counted
 COLOURS = {
     "heading": "1",
     "control": "1;35",
     "predicted": "32",
+    "revised": "1;4;32",
     "seen": "0",
     "cut": "9;31",
     "bar": "2",
@@ -73,11 +79,22 @@ def show(cut: Cut, chat: Chat | None, *, colour: bool = False) -> str:
         made += f"template: {visible(str(chat.template.location))}\n"
     n_cut = len(cut.whole_prompt) - len(example.prompt)
     made += page.heading("prompt", len(example.prompt), n_cut, "seen by every response, predicted by none")
-    made += page.tokens(cut.whole_prompt, cut.kept, "seen")
-    for name, whole, kept in zip(names, cut.whole_responses, example.responses, strict=True):
+    made += page.tokens(cut.whole_prompt, cut.kept, ["seen"] * len(cut.kept))
+    flags = [None] * n
+    if n == 2:
+        flags = revised(example.responses[0], example.responses[1], chat and chat.tokenizer)
+    weights = example.token_weights or [None] * n
+    for name, whole, kept, differs, weighs in zip(
+        names, cut.whole_responses, example.responses, flags, weights, strict=True
+    ):
         n_cut = len(whole) - len(kept)
         made += page.heading(name, len(kept), n_cut, "each is predicted; the last is no input")
-        made += page.tokens(whole, [i < len(kept) for i in range(len(whole))], "predicted")
+        kinds = ["predicted"] * len(whole)
+        for i in () if differs is None else np.flatnonzero(differs):
+            kinds[i] = "revised"
+        made += page.tokens(whole, [i < len(kept) for i in range(len(whole))], kinds)
+        made += "" if differs is None else page.revised(kept.tolist(), differs.tolist())
+        made += "" if weighs is None else f"token weights: {BAR.join(f'{w:g}' for w in weighs)}\n"
     return made + page.footer(cut)
 
 
@@ -118,34 +135,46 @@ class _Page:
         counts = f"{n} token{'s' * (n != 1)}" + (f", {n_cut} cut" if n_cut else "")
         return "\n" + self.paint("heading", f"{name}: {counts}") + f" ({what})\n"
 
-    def tokens(self, ids: Sequence[int], kept: Sequence[bool], kind: str) -> str:
+    def tokens(self, ids: Sequence[int], kept: Sequence[bool], kinds: Sequence[str]) -> str:
         bar = self.paint("bar", BAR)
         parts = []
-        for stays, group in groupby(zip(ids, kept, strict=True), key=lambda item: item[1]):
-            run = [i for i, _ in group]
+        for stays, group in groupby(zip(ids, kept, kinds, strict=True), key=lambda item: item[1]):
+            run = [(i, kind) for i, _, kind in group]
             if stays:
-                parts.append(bar.join(self.paint(k, text) for k, text in self._cells(run, kind)))
+                parts.append(bar.join(self.paint(k, text) for k, text in self._cells(run)))
             else:
-                text = "".join(text for _, text in self._cells(run, kind))
-                if len(text) > SHOWN_CUT:
-                    text = f"{text[: SHOWN_CUT // 2]} ... {text[-SHOWN_CUT // 2 :]}"
-                parts.append("\u27e6cut: " + self.paint("cut", text) + "\u27e7")
+                parts.append("\u27e6cut: " + self.paint("cut", self._text(run)) + "\u27e7")
         return bar.join(parts).replace("\u23ce", "\u23ce\n") + "\n"
 
-    def _cells(self, ids: Sequence[int], kind: str) -> Iterator[tuple[str, str]]:
+    def revised(self, ids: Sequence[int], differs: Sequence[bool]) -> str:
+        """How many tokens were revised, and the runs of them, so many as fit."""
+        groups = groupby(zip(ids, differs, strict=True), key=lambda item: item[1])
+        runs = [self._text([(i, "revised") for i, _ in group]) for is_revised, group in groups if is_revised]
+        ends = accumulate(len(text) for text in runs)
+        n_shown = 1 + sum(end <= SHOWN_REVISED for end in ends) if runs else 0
+        said = "".join(f' "{self.paint("revised", text)}"' for text in runs[:n_shown])
+        said += f" and in {len(runs) - n_shown} further places" if len(runs) > n_shown else ""
+        return f"revised: {sum(differs)} of {len(ids)} tokens" + (f":{said}" if said else "") + "\n"
+
+    def _text(self, run: Sequence[tuple[int, str]]) -> str:
+        """The text of a run of tokens, without its middle where that is too long."""
+        text = "".join(text for _, text in self._cells(run))
+        return text if len(text) <= SHOWN_RUN else f"{text[: SHOWN_RUN // 2]} ... {text[-SHOWN_RUN // 2 :]}"
+
+    def _cells(self, run: Sequence[tuple[int, str]]) -> Iterator[tuple[str, str]]:
         """(kind, text) of each token; tokens that only together make a letter come together, with their count."""
         if self._chat is None:
-            yield from ((kind, f" {i} ") for i in ids)
+            yield from ((kind, f" {i} ") for i, kind in run)
             return
         tokenizer = self._chat.tokenizer
         waiting: list[int] = []
-        for at, i in enumerate(ids):
+        for at, (i, kind) in enumerate(run):
             if tokenizer.is_control(i):
                 yield "control", f"[{visible(tokenizer.spelling(i))} {i}]"
                 continue
             waiting.append(i)
             text = tokenizer.text_of_tokens(waiting)
-            is_last = at + 1 == len(ids) or tokenizer.is_control(ids[at + 1])
+            is_last = at + 1 == len(run) or tokenizer.is_control(run[at + 1][0])
             if "\ufffd" in text and len(waiting) < 8 and not is_last:
                 continue
             yield kind, visible(text) + (f"({len(waiting)} tokens)" if len(waiting) > 1 else "")

@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from data.revisions import with_revised
 from data.rows import Example, find_cut, hold_out, in_form, open_model, read_examples
 from data.show import show
 from data.text import stop_ids
@@ -49,6 +50,10 @@ class TrainingInputs:
         self.stop_ids = stop_ids(self.folder, self.chat)
         rows, self.facts = self._read(config.data.sources, config.data.weights)
         rows, self.heldout = self._hold_out(rows)
+        if "revised" in self.objective.needs:
+            rows = self._with_revised(rows)
+            if self.heldout and self._has_form(self.heldout[0]):
+                self.heldout = self._with_revised(self.heldout, "eval_")
         check_objective(self.objective, self._in_form(rows))
         self.examples = self._in_form(_part(rows, part, config.schedule.stages))
         """Those that are trained on, in the objective's form."""
@@ -104,6 +109,15 @@ class TrainingInputs:
             named = measuring.eval_data or ", ".join(data.sources)
             raise InputError(f"{named}: held-out rows have to be of one kind")
         return rows, heldout
+
+    def _with_revised(self, rows: list[Example], kind: str = "") -> list[Example]:
+        """The rows with the tokens that were revised; how many pairs have none left is counted, and reported."""
+        made = with_revised(rows, self.chat and self.chat.tokenizer)
+        n = sum(not any(flags.any() for flags in e.revised or ()) for e in made)
+        self.facts[f"{kind}pairs_without_revisions"] = n
+        if n:
+            self.facts[f"{kind}report"] += f", {n} pairs whose responses do not differ after the cut"
+        return made
 
     def _in_form(self, rows: list[Example]) -> list[Example]:
         return in_form(rows, self.objective.form, side=self.objective.side)

@@ -174,11 +174,15 @@ def find_cut(
 
 
 def digest(examples: Iterable[Example]) -> "hashlib._Hash":
-    """SHA-256 over the token ids of examples: what a run has really been fed."""
+    """SHA-256 over the token ids of examples, and over their token weights where they have some: what a run has really
+    been fed. Which tokens were revised follows from the ids.
+    """
     whole = hashlib.sha256()
     for example in examples:
         for ids in (example.prompt, *example.responses):
             whole.update(len(ids).to_bytes(8, "little") + ids.tobytes())
+        for weights in example.token_weights or ():
+            whole.update(b"weights" + len(weights).to_bytes(8, "little") + weights.tobytes())
     return whole
 
 

@@ -30,9 +30,21 @@ class Example(NamedTuple):
     ratings: Ratings = NO_RATINGS
     """What the row says of its responses in numbers."""
     revised: tuple[np.ndarray, ...] | None = None
-    """Of each response's tokens whether they differ from the other response's, bool; None where nobody asked."""
+    """Of each response [n] bool, which tokens differ between chosen and rejected (data/revisions.py); None where
+    nothing asked for it.
+    """
     token_weights: tuple[np.ndarray, ...] | None = None
-    """Of each response's tokens the weight that the row gives, float64; None where it gives none."""
+    """Of each response [n] float64, finite; None where the row has none."""
+
+    def only(self, which: slice, label: bool | None) -> "Example":
+        """The prompt with some of the responses, and with what is theirs."""
+        return self._replace(
+            responses=self.responses[which],
+            label=label,
+            ratings=self.ratings.of(which),
+            revised=self.revised and self.revised[which],
+            token_weights=self.token_weights and self.token_weights[which],
+        )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -118,6 +130,9 @@ def _cut(record: Record, trees: "list[tuple[list[int], _Content]] | InputError",
         raise InputError(f"token id {top} is outside the model's vocabulary of {n_ids}")
     kept_prompt, *kept_responses = (np.asarray(i, dtype=np.int32) for i in ids)
     example = Example(record.location, kept_prompt, tuple(kept_responses), record.label, record.ratings)
+    if record.token_weights is not None:
+        kept_weights = (np.asarray(w[: limits.response_tokens], dtype=np.float64) for w in record.token_weights)
+        example = example._replace(token_weights=tuple(kept_weights))
     return Cut(example, prompt, kept, tuple(r for r, _ in responses))
 
 
@@ -141,13 +156,11 @@ def _in_form(e: Example, form: str, side: str) -> Iterator[Example]:
         yield e
     elif form == "unpaired" and n == 2:
         for i, label in enumerate((True, False)):
-            which = slice(i, i + 1)
-            yield Example(e.location, e.prompt, e.responses[which], label, e.ratings.of(which))
+            yield e.only(slice(i, i + 1), label)
     elif form == "unpaired" and e.label is not None:
         yield e
     elif form == "single" and e.label is None:
-        which = slice(0, 1) if side == "chosen" or n == 1 else slice(n - 1, n)
-        yield Example(e.location, e.prompt, e.responses[which], None, e.ratings.of(which))
+        yield e.only(slice(0, 1) if side == "chosen" or n == 1 else slice(n - 1, n), None)
     else:
         names = {1: "a completion without label" if e.label is None else "a labelled completion", 2: "a pair"}
         kind = names.get(n, f"{n} ranked completions")

@@ -7,7 +7,8 @@
     unpaired   {"prompt": ..., "completion": ..., "label": true | false}
     single     {"prompt": ..., "completion": ...}   or   {"messages": [...]}
     any of these with token ids in the place of text: "prompt_ids", "chosen_ids", "rejected_ids", "completion_ids",
-    "completions_ids"
+    "completions_ids"; beside the last four a number for each token: "chosen_token_weights", "rejected_token_weights",
+    "completion_token_weights", "completions_token_weights"
 
 A string prompt is one user message; a message is {"role", "content"} or sharegpt's {"from", "value"}, and
 "conversations" another name for "messages", or for the prompt of a pair. Content is trimmed at both ends. Where chosen
@@ -75,6 +76,8 @@ class Record:
     label: bool | None = None
     """Unpaired: True where the response is desirable."""
     ratings: Ratings = NO_RATINGS
+    token_weights: tuple[tuple[float, ...], ...] | None = None
+    """Of each response a number for each of its token ids; None where the row has none."""
 
     @property
     def is_tokenised(self) -> bool:
@@ -136,6 +139,7 @@ def parse_record(
     """
     read = _Reader(location, roles, fields)
     row = {name: value for name, value in row.items() if value is not None}  # tables of several forms have nulls
+    read.check_weights(row)
     has_pair = "chosen" in row or "rejected" in row or "chosen_ids" in row
     if ("completions" in row or "completions_ids" in row) and (ranked or not has_pair):
         return read.rated(row, keeps_all=ranked)
@@ -258,20 +262,22 @@ class _Reader(NamedTuple):
         if not isinstance(items, list) or len(items) < 2:
             raise InputError(f'{self.location}: "{name}" has to be a list of two or more')
         texts: list[Any] = [self.completion(item, f"{name}[{i}]") for i, item in enumerate(items)]
+        weights = self.listed_weights(row, texts)
         scores = self.listed_scores(row, items)
         ratings = self.ratings(row, ())
+        order = list(range(len(items)) if keeps_all else (0, len(items) - 1))
         if scores is not None:
             if len(set(scores)) < 2:
                 raise Tie(f"{self.location}: its {len(scores)} completions are rated alike, so that none is better")
             order = sorted(range(len(scores)), key=lambda i: -scores[i])  # stable: of equals the first
             if not keeps_all:  # of the worst, too, the first
                 order = [order[0], scores.index(min(scores))]
-            texts, ratings = [texts[i] for i in order], ratings._replace(scores=tuple(scores[i] for i in order))
-        elif not keeps_all:
-            texts = [texts[0], texts[-1]]
+            ratings = ratings._replace(scores=tuple(scores[i] for i in order))
+        texts, weights = [texts[i] for i in order], weights and tuple(weights[i] for i in order)
         if texts[0] == texts[-1]:
             raise InputError(f"{self.location}: the best and the worst completion are equal; a pair has to differ")
-        return Record(self.location, "ranked" if keeps_all else "pairs", prompt, tuple(texts), None, ratings)
+        form = "ranked" if keeps_all else "pairs"
+        return Record(self.location, form, prompt, tuple(texts), None, ratings, weights)
 
     def completion(self, item: Any, name: str) -> str | tuple[int, ...]:
         if name.startswith("completions_ids"):
@@ -294,11 +300,58 @@ class _Reader(NamedTuple):
         prompt = self.ids(row, "prompt_ids")
         if "completion_ids" in row:
             ids = (self.ids(row, "completion_ids"),)
-            return Record(self.location, _completion_form(row), prompt, ids, self.label(row), self.ratings(row))
+            weights = self.token_weights(row, ("completion",), ids)
+            form = _completion_form(row)
+            return Record(self.location, form, prompt, ids, self.label(row), self.ratings(row), weights)
         ids = self.ids(row, "chosen_ids"), self.ids(row, "rejected_ids")
         if ids[0] == ids[1]:
             raise InputError(f'{self.location}: "chosen_ids" and "rejected_ids" are equal; a pair has to differ')
-        return Record(self.location, "pairs", prompt, ids, None, self.ratings(row, ("chosen", "rejected")))
+        names = ("chosen", "rejected")
+        ratings, weights = self.ratings(row, names), self.token_weights(row, names, ids)
+        return Record(self.location, "pairs", prompt, ids, None, ratings, weights)
+
+    def check_weights(self, row: dict[str, Any]) -> None:
+        """Refuses token weights of what is no list of ids: whose tokens they are meant for cannot be known."""
+        for name in ("chosen", "rejected", "completion", "completions"):
+            if f"{name}_token_weights" in row and f"{name}_ids" not in row:
+                raise InputError(
+                    f'{self.location}: "{name}_token_weights" stands without "{name}_ids"; token weights are of '
+                    "rows of token ids: give these, or take the weights out"
+                )
+
+    def token_weights(
+        self, row: dict[str, Any], names: tuple[str, ...], ids: tuple[tuple[int, ...], ...]
+    ) -> tuple[tuple[float, ...], ...] | None:
+        """The weights of responses of these names, all or none of which have to have them."""
+        names = tuple(f"{name}_token_weights" for name in names)
+        if not any(name in row for name in names):
+            return None
+        for name in names:
+            if name not in row:
+                there = next(n for n in names if n in row)
+                raise InputError(f'{self.location}: "{there}" without "{name}"; give both or none')
+        return tuple(self.weights(row[name], name, len(i)) for name, i in zip(names, ids, strict=True))
+
+    def listed_weights(
+        self, row: dict[str, Any], ids: "Sequence[tuple[int, ...]]"
+    ) -> tuple[tuple[float, ...], ...] | None:
+        """The token weights of completions, a list beside the list of each one's ids; None where there are none."""
+        name = "completions_token_weights"
+        if name not in row:
+            return None
+        if not isinstance(row[name], list) or len(row[name]) != len(ids):
+            raise InputError(f'{self.location}: "{name}" has to be a list of {len(ids)} lists, one per completion')
+        return tuple(
+            self.weights(w, f"{name}[{k}]", len(i)) for k, (w, i) in enumerate(zip(row[name], ids, strict=True))
+        )
+
+    def weights(self, value: Any, name: str, n: int) -> tuple[float, ...]:
+        wanted = f"{n} finite number{'s' * (n != 1)}, one per token id"
+        if not isinstance(value, list):
+            raise InputError(f'{self.location}: "{name}" is a {type(value).__name__}; it has to be a list of {wanted}')
+        if len(value) != n:
+            raise InputError(f'{self.location}: "{name}" has {len(value)} numbers; it has to be a list of {wanted}')
+        return tuple(self.number(w, f"{name}[{i}]") for i, w in enumerate(value))
 
     def field(self, row: dict[str, Any], name: str) -> Any:
         if row.get(name) is None:

@@ -28,6 +28,7 @@ READERS: dict[str, Callable[[Path, int], Iterator[Row]]] = {
 FIELDS = (
     *("prompt", "chosen", "rejected", "completion"),
     *("prompt_ids", "chosen_ids", "rejected_ids", "completion_ids", "completions_ids"),
+    *("chosen_token_weights", "rejected_token_weights", "completion_token_weights", "completions_token_weights"),
     *("label", "messages", "conversations", "instruction", "completions"),
     *tables.NUMBERS,
     "scores",

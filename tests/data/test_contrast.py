@@ -10,33 +10,16 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from data.contrast import contrast, jaccard
+from data.text import Tokenizer
 from tests import tiny
+from tests.tables import common, distance
 
+UNITS = ("words", "tokens")
 PAIRS = [
     ("the heron is a bird", "the heron is an otter"),
     ("same text here", "same text here"),
     ("nothing", "else at all"),
 ]
-
-
-def distance(a, b):
-    """Levenshtein's, by the table."""
-    row = list(range(len(b) + 1))
-    for i, x in enumerate(a, 1):
-        row, before = [i], row
-        for j, y in enumerate(b, 1):
-            row.append(min(row[-1] + 1, before[j] + 1, before[j - 1] + (x != y)))
-    return row[-1]
-
-
-def common(a, b):
-    """Length of the longest common subsequence, by the table."""
-    row = [0] * (len(b) + 1)
-    for x in a:
-        before = list(row)
-        for j, y in enumerate(b, 1):
-            row[j] = before[j - 1] + 1 if x == y else max(before[j], row[j - 1])
-    return row[-1]
 
 
 def test_the_measures_of_pairs():
@@ -56,6 +39,29 @@ def test_they_are_those_of_the_slow_tables(pairs):
     assert found.levenshtein.tolist() == [distance(w, l) for w, l in pairs]  # noqa: E741
     expected = [common(w.split(), l.split()) / len(l.split()) for w, l in pairs]  # noqa: E741
     np.testing.assert_allclose(found.copied, expected)
+
+
+def test_the_shares_that_were_revised():
+    found = contrast([*PAIRS, ("a b c d", "a d")])
+    assert found.chosen_revised_words.tolist() == [2 / 5, 0.0, 1.0, 2 / 4]
+    assert found.rejected_revised_words.tolist() == [2 / 5, 0.0, 1.0, 0.0]
+    assert found.chosen_revised_tokens is None and found.rejected_revised_tokens is None
+    assert found.revised == (found.chosen_revised_words, found.rejected_revised_words)
+
+
+def test_the_shares_of_tokens_are_those_of_whole_words(tmp_path):
+    """The ids of the words that differ, over all ids: a word that shares a token with another differs whole."""
+    texts = ["un help ful help helpful unhelpful is he"] * 3
+    tokenizer = Tokenizer(tiny.write_model(tmp_path / "model", texts, vocab_size=300))
+    winner, loser = "he is helpful helped", "he is unhelpful"
+    found = contrast([(winner, loser), (loser, loser)], tokenizer)
+    count = [[len(tokenizer.encode([text], goes_on=i > 0)[0]) for i, text in enumerate(words)] for words in (
+        ("he", " is", " helpful", " helped"), ("he", " is", " unhelpful"),
+    )]  # fmt: skip
+    assert found.chosen_revised_tokens.tolist() == [sum(count[0][2:]) / sum(count[0]), 0.0]
+    assert found.rejected_revised_tokens.tolist() == [count[1][2] / sum(count[1]), 0.0]
+    assert found.revised == (found.chosen_revised_tokens, found.rejected_revised_tokens)
+    assert found.chosen_revised_words.tolist() == [2 / 4, 0.0] and found.rejected_revised_words[0] == 1 / 3
 
 
 def test_sets_are_compared_not_lists():
@@ -86,6 +92,13 @@ def test_several_files_stand_side_by_side_with_words_and_tokens(tmp_path):
     found = json.loads(out.read_text())
     assert found[str(two)]["levenshtein"]["mean"] == 1.0 and found[str(one)]["pairs"] == 2
     assert 0 < found[str(one)]["jaccard_tokens"]["mean"] < 1
+    assert "| revised tokens, winner (%) | loser |" in lines[0]
+    shares = [found[str(two)][f"{side}_revised_{unit}"]["mean"] for side in ("chosen", "rejected") for unit in UNITS]
+    assert shares == [1 / 4, 2 / 7] * 2 and "| 1 | 75.0 | 28.6 | 28.6 | 7 | 7 |" in lines[3]  # its blanks are tokens
+    alone = run(one, "--out", tmp_path / "words.json")
+    assert "| copied (%) | revised words, winner (%) | loser |" in alone.stdout
+    found = json.loads((tmp_path / "words.json").read_text())[str(one)]
+    assert found["chosen_revised_words"]["mean"] == 0.7 and "chosen_revised_tokens" not in found
 
 
 def test_the_distributions_can_be_drawn(tmp_path):

@@ -243,13 +243,13 @@ def test_a_pair_is_a_pair():
 def test_a_pair_makes_two_labelled_examples_next_to_each_other():
     e = example(2)
     desirable, undesirable = in_form([e], "unpaired")
-    assert desirable == (e.location, e.prompt, (e.responses[0],), True, Ratings())
-    assert undesirable == (e.location, e.prompt, (e.responses[1],), False, Ratings())
+    assert desirable == Example(e.location, e.prompt, (e.responses[0],), True)
+    assert undesirable == Example(e.location, e.prompt, (e.responses[1],), False)
 
 
 def test_a_pair_gives_its_chosen_response_alone():
     e = example(2)
-    assert in_form([e], "single") == [(e.location, e.prompt, (e.responses[0],), None, Ratings())]
+    assert in_form([e], "single") == [Example(e.location, e.prompt, (e.responses[0],))]
 
 
 @pytest.mark.parametrize("label", [True, False])
@@ -262,6 +262,19 @@ def test_single_responses_are_those_of_the_side_with_their_score():
     (w,), (l,) = (in_form([e], "single", side=side) for side in ("chosen", "rejected"))  # noqa: E741
     assert w.responses == e.responses[:1] and l.responses == e.responses[1:]
     assert (w.ratings, l.ratings) == (Ratings((3.0,), 2.0, None, 0.5, 7.0), Ratings((1.0,), 2.0, None, 0.5, 7.0))
+
+
+def test_what_is_said_of_tokens_goes_with_their_response():
+    flags, weights = ([np.array([True]), np.array([False])], [np.array([0.5]), np.array([2.0])])
+    e = example(2)._replace(revised=tuple(flags), token_weights=tuple(weights))
+    (w,), (l,) = (in_form([e], "single", side=side) for side in ("chosen", "rejected"))  # noqa: E741
+    found = {"apart": in_form([e], "unpaired"), "sides": [w, l]}
+    for made in found.values():
+        assert [(m.revised, m.token_weights) for m in made] == [
+            ((f,), (x,)) for f, x in zip(flags, weights, strict=True)
+        ]
+    assert in_form([e], "pairs") == [e] and e.revised is not None
+    assert all(m.revised is None and m.token_weights is None for m in in_form([example(2)], "unpaired"))
 
 
 def test_ranked_rows_have_equally_many_responses():

@@ -39,7 +39,8 @@ def cut_of(chat, prompt="question", responses=("answer", "one two"), **limits):
 
 
 def sections(text):
-    """{heading: body} of the plain view."""
+    """{heading: body} of the plain view, without the lines below the tokens."""
+    text = re.sub(r"\n(revised|token weights): .*", "", text)
     parts = re.split(r"\n(prompt|chosen|rejected|completion(?: \d+, best first)?): ", text)
     return dict(zip(parts[1::2], parts[2::2], strict=True))
 
@@ -100,6 +101,61 @@ def test_what_was_cut_is_shown_where_it_stood(chat):
     assert "note" not in show(whole, chat)
 
 
+def below(text):
+    """{heading: the lines below the tokens of its part}."""
+    parts = re.split(r"\n(prompt|chosen|rejected|completion(?: \d+, best first)?): ", text)
+    found = [re.findall(r"\n((?:revised|token weights): .*)", part) for part in parts[2::2]]
+    return dict(zip(parts[1::2], found, strict=True))
+
+
+def test_what_was_revised_of_a_pair_stands_below_its_tokens(chat):
+    shown = below(show(cut_of(chat, "q", ("one two three four six", "one two four five six")), chat))
+    n = [len(ids) + 1 for ids in chat.tokenizer.encode(["one two three four six", "one two four five six"])]
+    of_word = [len(ids) for ids in chat.tokenizer.encode([" three", " five"], goes_on=True)]
+    assert shown == {
+        "prompt": [],
+        "chosen": [f'revised: {of_word[0]} of {n[0]} tokens: " three"'],
+        "rejected": [f'revised: {of_word[1]} of {n[1]} tokens: " five"'],
+    }
+    shown = below(show(cut_of(chat, "q", ("one two three", "one")), chat))
+    assert shown["chosen"][0].endswith(' tokens: " two three"')
+    assert re.fullmatch(r"revised: 0 of \d+ tokens", shown["rejected"][0])
+
+
+def test_a_completion_alone_has_nothing_that_was_revised(chat):
+    assert below(show(cut_of(chat, "q", ("one",)), chat)) == {"prompt": [], "completion": []}
+
+
+def test_revised_tokens_are_underlined_in_colour(chat):
+    text = show(cut_of(chat, "q", ("one two", "one six")), chat, colour=True).partition("chosen: ")[2]
+    chosen = text.partition("rejected: ")[0].partition("revised: ")[0]
+    assert [ANSI.sub("", cell) for cell in re.findall(r"\x1b\[1;4;32m.*?\x1b\[0m", chosen)] == [
+        chat.tokenizer.text_of_tokens([i]) for i in chat.tokenizer.encode([" two"], goes_on=True)[0]
+    ]
+
+
+def test_a_long_list_of_revised_words_is_cut_and_says_how_many_places_are_left(chat):
+    one = " ".join(f"{LONG} same" for _ in range(60))
+    two = " ".join("other same" for _ in range(60))
+    (said,) = below(show(cut_of(chat, "q", (one, two), response_tokens=20_000), chat))["chosen"]
+    shown, _, rest = said.partition(" and in ")
+    n_places = shown.count('"') // 2
+    assert 1000 < len(shown) < 1200 and rest == f"{60 - n_places} further places"
+    (said,) = below(show(cut_of(chat, "q", (one, "other"), response_tokens=20_000), chat))["chosen"]
+    assert " ... " in said and said.count('"') == 2 and len(said) < 500
+
+
+def test_token_weights_stand_below_their_tokens():
+    ids = ((5, 6, 7), (5, 8))
+    record = Record("rows.jsonl:1", "pairs", (4,), ids, None, Ratings(), ((1.0, 0.5, -2.0), (0.0, 1e9)))
+    (cut,) = encode([record], None, Limits(response_tokens=2), n_ids=10)
+    assert below(show(cut, None)) == {
+        "prompt": [],
+        "chosen": ['revised: 1 of 2 tokens: " 6 "', f"token weights: 1{BAR}0.5"],
+        "rejected": ['revised: 1 of 2 tokens: " 8 "', f"token weights: 0{BAR}1e+09"],
+    }
+
+
 def test_two_tokens_that_begin_a_text_are_noted(chat):
     cut = cut_of(chat)
     doubled = cut._replace(
@@ -151,6 +207,17 @@ def test_the_command_shows_a_row(folder, tmp_path):
     assert (bad.returncode, bad.stdout) == (2, "") and bad.stderr.startswith(f"error: {file}:3: ")
     beyond = run(file, "--model", folder, "--row", 4)
     assert beyond.returncode == 2 and "has fewer than 4 rows; lower --row" in beyond.stderr
+
+
+def test_the_command_shows_token_weights_and_names_the_row_of_those_that_are_none(folder, tmp_path):
+    row = {"prompt_ids": [1], "chosen_ids": [2, 3], "rejected_ids": [4], "w": [0.5, 2], "rejected_token_weights": [1]}
+    file = tiny.write_rows(tmp_path / "rows.jsonl", [row, row | {"w": [1]}])
+    told = (file, "--model", folder, "--columns", "chosen_token_weights=w")
+    done = run(*told)
+    assert f"\ntoken weights: 0.5{BAR}2\n" in done.stdout and "\ntoken weights: 1\n" in done.stdout, done.stderr
+    bad = run(*told, "--row", 2)
+    said = '"chosen_token_weights" has 1 numbers; it has to be a list of 2 finite numbers, one per token id'
+    assert (bad.returncode, bad.stdout, bad.stderr) == (2, "", f"error: {file}:2: {said}\n")
 
 
 def test_the_numbers_that_an_objective_asks_for_are_shown(folder, tmp_path):
