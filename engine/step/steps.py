@@ -250,11 +250,16 @@ def _with_mismatched(examples: list[Example]) -> list[Example]:
             f"{examples[0].location}: a step of one prompt alone has no mismatched sequences: its kl is taken as 0"
         )
         return examples
-    return [
-        e._replace(responses=(*e.responses, examples[j].responses[0]))
-        for e, j in zip(examples, partners, strict=True)
-        if j is not None
-    ]
+    return [_beside(e, examples[j]) for e, j in zip(examples, partners, strict=True) if j is not None]
+
+
+def _beside(example: Example, other: Example) -> Example:
+    """An example with another one's response, and what that one's row says of its tokens."""
+    marks = {name: (getattr(example, name), getattr(other, name)) for name in ("revised", "token_weights")}
+    both = {
+        name: (*ours, theirs[0]) for name, (ours, theirs) in marks.items() if ours is not None and theirs is not None
+    }
+    return example._replace(responses=(*example.responses, other.responses[0]), **both)
 
 
 @functools.cache

@@ -32,11 +32,23 @@ NUMBERS = {  # what a row has to have for each need
 TOKEN_WEIGHTS = 'a weight of each token ("chosen_token_weights" and "rejected_token_weights" beside the ids)'
 
 
+class Slip(LossError):
+    """What no row is to blame for."""
+
+
 def check_objective(objective: Objective, examples: Sequence[Example]) -> None:
     """Raises InputError, naming the row, where one lacks what the objective needs or says what it refuses, and for an
     objective that cannot be trained on: see `try_term`.
     """
     _check_numbers(objective, examples)
+    later: LossError | None = None
+    for term in objective.terms:
+        try:
+            try_term(objective, term, examples[:N_ROWS])
+        except Slip as found:
+            raise InputError(f"--loss: {found}") from None
+        except LossError as found:  # which may be of one row
+            later = later or found
     size = N_TOGETHER if objective.token_values else len(examples)
     fault = next(
         (found for i in range(0, len(examples), size) if (found := _fault(objective, examples[i : i + size]))), None
@@ -46,11 +58,8 @@ def check_objective(objective: Objective, examples: Sequence[Example]) -> None:
         if 0 < len(alone) < len(examples):
             raise list_faults(alone[:10], len(examples), mend="mend or delete them", n_faults=len(alone))
         raise InputError(f"--loss: {fault}")
-    for term in objective.terms:
-        try:
-            try_term(objective, term, examples[:N_ROWS])
-        except LossError as found:
-            raise InputError(f"--loss: {found}") from None
+    if later is not None:
+        raise InputError(f"--loss: {later}")
 
 
 def _check_numbers(objective: Objective, examples: Sequence[Example]) -> None:
@@ -66,13 +75,11 @@ def _check_numbers(objective: Objective, examples: Sequence[Example]) -> None:
 
 
 def _fault(objective: Objective, examples: Sequence[Example]) -> LossError | None:
-    """What the objective refuses of these examples, all of whose log-probs are 0."""
+    """What the objective refuses of these examples, where policy and reference still agree."""
     try:
-        result = objective(trial_inputs(objective, examples, scale=0.0))
+        result = objective(trial_inputs(objective, examples, apart=0.0))
     except LossError as fault:
         return fault
-    except Exception as fault:
-        return _slip(objective.name, fault)
     if not result.losses.isfinite().all():
         return LossError(
             f"the loss of {objective.name} is not finite before the first step; look at its hyperparameters"
@@ -80,18 +87,18 @@ def _fault(objective: Objective, examples: Sequence[Example]) -> LossError | Non
     return None
 
 
-def trial_inputs(objective: Objective, examples: Sequence[Example], *, scale: float = 1.0) -> LossInputs:
-    """Log-probs and values of tokens that are made up, seeded, with a gradient into each of the policy's; scale 0: all
-    of them 0.
+def trial_inputs(objective: Objective, examples: Sequence[Example], *, apart: float = 0.3) -> LossInputs:
+    """Log-probs and values of tokens that are made up, seeded, with a gradient into each of the policy's. apart: nats
+    by which a token's log-prob under the reference differs.
     """
     lengths = torch.tensor([[len(r) for r in e.responses] for e in examples])
     n, generator = int(lengths.sum()), torch.Generator().manual_seed(0)
 
     def drawn(mean: float, spread: float) -> Tensor:
-        return (scale * (mean + spread * torch.randn(n, dtype=torch.float64, generator=generator))).requires_grad_()
+        return (mean + spread * torch.randn(n, dtype=torch.float64, generator=generator)).requires_grad_()
 
     logps = drawn(-2.0, 0.7)
-    ref_logps = (logps + drawn(0.0, 0.3)).detach()
+    ref_logps = (logps + drawn(0.0, apart)).detach()
     tokens = {"logps": logps, "ref_logps": ref_logps, "ref_entropy": drawn(2.0, 0.3).detach()}
     tokens |= {name: drawn(-1.0 if name == "log_sum_squares" else 1.0, 0.2) for name in STATISTICS}
     of = torch.arange(lengths.numel()).repeat_interleave(lengths.flatten())
@@ -155,44 +162,45 @@ def _call(objective: Objective, term: Term, inputs: LossInputs) -> Any:
         raise _slip(term.loss.name, fault) from fault
 
 
-def _slip(name: str, fault: Exception) -> LossError:
+def _slip(name: str, fault: Exception) -> "Slip":
     """What a function raised, and where: a user's file is theirs to mend."""
     frame = traceback.extract_tb(fault.__traceback__)[-1]
-    return LossError(
-        f"{name} raised {type(fault).__name__}: {fault} ({frame.filename}:{frame.lineno}); mend the function"
-    )
+    return Slip(f"{name} raised {type(fault).__name__}: {fault} ({frame.filename}:{frame.lineno}); mend the function")
 
 
 def _as_result(term: Term, given: Any, n: int) -> Result:
-    """Raises LossError where what a function gave for n examples is no Result with losses of each."""
+    """Raises Slip where what a function gave for n examples is no Result with losses of each."""
     name = term.loss.name
     if not isinstance(given, Result):
         what = "nothing" if given is None else f"a {type(given).__name__}"
-        raise LossError(f"{name} gave {what}; return losses.Result(losses, chosen_rewards, rejected_rewards)")
+        raise Slip(f"{name} gave {what}; return losses.Result(losses, chosen_rewards, rejected_rewards)")
     if not isinstance(given.losses, Tensor):
-        raise LossError(f"{name} gave losses that are a {type(given.losses).__name__}; give a tensor, one for each")
-    check_shape(term.loss, given, n)
+        raise Slip(f"{name} gave losses that are a {type(given.losses).__name__}; give a tensor, one for each")
+    try:
+        check_shape(term.loss, given, n)
+    except LossError as fault:
+        raise Slip(str(fault)) from None
     return given
 
 
 def _check_result(term: Term, given: Any, n: int) -> Result:
-    """Raises LossError where what a function gave for n examples is not what it has to give."""
+    """Raises Slip where what a function gave for n examples is not what it has to give."""
     name, result = term.loss.name, _as_result(term, given, n)
     if not result.losses.requires_grad:
-        raise LossError(f"{name}: its losses have no gradient; compute them from logps without detach() or no_grad()")
+        raise Slip(f"{name}: its losses have no gradient; compute them from logps without detach() or no_grad()")
     if not result.losses.isfinite().all():
         raise LossError(f"{name}: its losses are not finite on random log-probs")
     for what, rewards in (("chosen_rewards", result.chosen_rewards), ("rejected_rewards", result.rejected_rewards)):
         if not isinstance(rewards, Tensor) or rewards.ndim != 1:
-            raise LossError(f"{name}: its {what} are no tensor of one number for each response; give [n]")
+            raise Slip(f"{name}: its {what} are no tensor of one number for each response; give [n]")
     if not isinstance(result.metrics, Mapping):
-        raise LossError(f"{name}: its metrics are a {type(result.metrics).__name__}; give a dict of scalars")
+        raise Slip(f"{name}: its metrics are a {type(result.metrics).__name__}; give a dict of scalars")
     for metric, value in result.metrics.items():
         if isinstance(value, Tensor) and value.requires_grad:
-            raise LossError(f"{name}: its metric {metric!r} has a gradient; detach() it, it is for the log")
+            raise Slip(f"{name}: its metric {metric!r} has a gradient; detach() it, it is for the log")
         if not isinstance(value, (int, float)) and (not isinstance(value, Tensor) or value.numel() != 1):
-            raise LossError(f"{name}: its metric {metric!r} is no scalar; give its mean, or leave it out")
+            raise Slip(f"{name}: its metric {metric!r} is no scalar; give its mean, or leave it out")
     state = result.state or {}
     if not all(isinstance(value, (int, float)) and math.isfinite(value) for value in state.values()):
-        raise LossError(f"{name}: its state has to be a dict of finite numbers")
+        raise Slip(f"{name}: its state has to be a dict of finite numbers")
     return result

@@ -60,22 +60,24 @@ def table(found: Mapping[str, ByRate]) -> Table:
     return Table("rates", "Learning rates", ("objective", "rate", "mean", *sets.NAMES), rows, 2, notes)
 
 
-def search(loss: str, pairs: Mapping[str, Path], base: Path, root: Path) -> ByRate:
+def search(loss: str, pairs: Mapping[str, Path], base: Path, root: Path, epochs: int = EPOCHS) -> ByRate:
     """An objective at one rate after the other, until the best of them has a worse one on both sides."""
     found: ByRate = {}
     ahead = list(START.get(loss, OTHERS))
     while ahead:
         for rate in ahead:
-            found[rate] = gains(loss, rate, pairs, base, root / f"{rate:g}")
+            found[rate] = gains(loss, rate, pairs, base, root / f"{rate:g}", epochs)
         index = LADDER.index(best(found))
         ahead = [rate for rate in LADDER[max(0, index - 1) : index + 2] if rate not in found]
     return found
 
 
-def gains(loss: str, rate: float, pairs: Mapping[str, Path], base: Path, out: Path) -> dict[str, float]:
+def gains(
+    loss: str, rate: float, pairs: Mapping[str, Path], base: Path, out: Path, epochs: int = EPOCHS
+) -> dict[str, float]:
     """Mean gain over checkpoints of an objective at a rate, by data set."""
     cells = [Cell(name, file, loss, SEED, rate, (paper.BETA,)) for name, file in pairs.items()]
-    more = paper.TRAINING | {"epochs": str(EPOCHS)}
+    more = paper.TRAINING | {"epochs": str(epochs)}
     grid.run_all(cells, out, model=str(base), settings=None, score=SCORE, at_once=2, more=more)
     return {data: seeds[0][1] for (data, _), seeds in grid.means(grid.read(cells, out)).items()}
 

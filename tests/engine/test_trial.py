@@ -154,7 +154,9 @@ def test_every_objective_of_the_package_passes(name):
     marks |= {"token_weights": tuple(np.ones(n) for n in (5, 4))}
     ids = np.arange(1, 100, dtype=np.int32)
     n = {"pairs": 2, "unpaired": 1, "single": 1, "ranked": 3}[made.data]
-    ratings = Ratings(tuple(float(5 - k) for k in range(n)), own=0.5, probs=(0.9, 0.1), value=0.3)
+    ratings = Ratings(
+        tuple(float(5 - k) for k in range(n)), own=0.5, probs=(0.9, 0.1), value=0.3, fields=(("quantile", 0.4),)
+    )
     given = {name: values[:n] for name, values in marks.items()} if n < 3 else {}
     rows = [
         Example(f"f:{i}", ids[:3], tuple(ids[i : i + 5 - k] for k in range(n)), ratings=ratings, **given)

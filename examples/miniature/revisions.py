@@ -1,0 +1,87 @@
+"""Is it worth anything to train on revised tokens alone? In the miniature world, on CLAIR pairs and Stronger Preferred.
+
+    python -m examples.miniature.revisions runs/revisions
+
+Every objective is searched for its own best learning rate at the length of the run, on prompts that are not compared
+on, the same rate for both data sets; then it trains on three draws of prompts, answers and pairs. What is done is
+kept, and the same command goes on. What came out goes into docs/records/revisions.json as it comes, and
+examples.miniature.revisions_page writes the table of docs/objectives.md from that file.
+"""
+
+import argparse
+import json
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from examples import grid
+from examples.grid import Cell
+from examples.miniature import model, paper, sets, tune
+from system import cli, files
+
+PLAIN = {"apo_zero_revised": "apo_zero", "apo_down_revised": "apo_down", "dpo_revised": "dpo"}
+"""Objectives of revisions, and what each is at unrevised 1."""
+OBJECTIVES = tuple(x for pair in PLAIN.items() for x in reversed(pair))
+DATA = ("clair", "stronger-preferred")
+SEEDS = 3
+RECORD = Path("docs/records/revisions.json")
+
+
+def main(argv: Sequence[str]) -> None:
+    """The command."""
+    parser = argparse.ArgumentParser(
+        prog="python -m examples.miniature.revisions",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument(
+        "folder", type=Path, nargs="?", default=Path("runs/revisions"),
+        help="for everything (default: runs/revisions); three hours on two cores, what is done is kept",
+    )  # fmt: skip
+    parser.add_argument("--epochs", type=int, default=paper.EPOCHS, help="of every run (default: %(default)s)")
+    parser.add_argument("--seeds", type=int, default=SEEDS, help="draws of pairs (default: %(default)s)")
+    parser.add_argument("--record", type=Path, default=RECORD, help="for what came out (default: %(default)s)")
+    asked = parser.parse_args(argv)
+    base = model.base_model(asked.folder)
+    record: dict[str, Any] = {"epochs": asked.epochs, "seeds": asked.seeds, "searched": {}, "rates": {}, "gains": []}
+    tuning = model.split_questions()[1][-paper.N_FOR_TUNING :]
+    pairs = sets.make(base, asked.folder / "tune/sets", tuning, paper.N_PAIRS, tune.SEED, DATA)
+    for loss in OBJECTIVES:
+        found = tune.search(loss, pairs, base, asked.folder / "tune", asked.epochs)
+        record["searched"][loss] = {f"{rate:g}": gained for rate, gained in sorted(found.items())}
+        record["rates"][loss] = tune.best(found)
+        write(asked.record, record)
+    for seed in range(asked.seeds):
+        questions = paper.prompts(seed)
+        of_seed = sets.make(base, asked.folder / f"seed-{seed}/sets", questions, paper.N_PAIRS, seed, DATA)
+        cells = [
+            Cell(name, path, loss, seed, record["rates"][loss], (paper.BETA,))
+            for name, path in of_seed.items()
+            for loss in OBJECTIVES
+        ]
+        more = paper.TRAINING | {"epochs": str(asked.epochs)}
+        options: dict[str, Any] = {"model": str(base), "settings": None, "score": paper.SCORE, "more": more}
+        grid.run_all(cells, asked.folder, at_once=os.cpu_count() or 1, **options)
+        record["gains"] += rows(cells, asked.folder, seed)
+        write(asked.record, record)
+    print(json.dumps(record, indent=1))
+
+
+def rows(cells: Sequence[Cell], out: Path, seed: int) -> list[dict[str, Any]]:
+    """What each run of a seed gained over the base model, in points: its best checkpoint and the mean of all."""
+    found = grid.means(grid.read(cells, out))
+    return [
+        {"data": data, "loss": loss, "seed": seed, "best": one[0][0], "mean": one[0][1]}
+        for (data, loss), one in found.items()
+    ]
+
+
+def write(path: Path, record: dict[str, Any]) -> None:
+    """Keeps what is known so far."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    files.write_json(path, record)
+
+
+if __name__ == "__main__":
+    cli.run(main)
