@@ -139,10 +139,24 @@ OTHERS = [  # (ours, our hyperparameters, theirs, their settings)
     ("aot_unpaired", {}, "aot_unpaired", {}),
     ("ln_dpo", {}, "sigmoid_norm", {}),
     ("sft", {}, "sft", {}),
+    ("ld_dpo", {"alpha": 0.5}, "sigmoid", {"ld_alpha": 0.5}),
+    ("wpo", {}, "sigmoid", {"use_weighting": True}),
+    ("f_dpo", {"divergence": "forward_kl"}, "sigmoid", {"f_divergence_type": "forward_kl"}),
+    ("f_dpo", {"divergence": "js_divergence"}, "sigmoid", {"f_divergence_type": "js_divergence"}),
+    (
+        "f_dpo",
+        {"divergence": "alpha_divergence", "alpha": 0.3},
+        "sigmoid",
+        {"f_divergence_type": "alpha_divergence", "f_alpha_divergence_coef": 0.7},
+    ),
 ]
 
 
-@pytest.mark.parametrize(("loss", "ours", "theirs", "settings"), OTHERS, ids=[o[0] for o in OTHERS])
+@pytest.mark.parametrize(
+    ("loss", "ours", "theirs", "settings"),
+    OTHERS,
+    ids=[" ".join([o[0], o[1].get("divergence", "")]).strip() for o in OTHERS],
+)
 def test_the_other_objectives_have_the_losses_of_trl(tmp_path, loss, ours, theirs, settings):
     pytest.importorskip("trl")
     model = tiny.write_model(tmp_path / "model", vocab_size=VOCABULARY)
