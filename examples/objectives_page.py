@@ -7,10 +7,12 @@ A test compares the page with what this would write.
 """
 
 import inspect
+import json
 import re
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
+from statistics import fmean, stdev
 
 import torch
 from torch import Tensor
@@ -120,6 +122,7 @@ log-probs and entropies; a KL takes both models at once. Losses and rewards are 
 from torch.nn.functional import logsigmoid
 from losses import Result, TokenResponses, loss
 
+
 @loss("early_dpo", data="pairs", level="token", reference=True)
 def early_dpo(chosen: TokenResponses, rejected: TokenResponses, *, beta: float = 0.1, first: int = 32) -> Result:
     """DPO on the first tokens of each response."""
@@ -131,10 +134,10 @@ def early_dpo(chosen: TokenResponses, rejected: TokenResponses, *, beta: float =
     "losses.revisions": """\
 For pairs of which one response is a revision of the other, as CLAIR's are: `unrevised`, between 0 and 1, is what a
 token counts that stands in both; at 1 these are apo_zero, apo_down and dpo to the last bit.
-
-**What they are worth** beside the plain objectives is not measured yet.
 """,
 }
+RECORD = DOCS / "records/revisions.json"
+PLAIN = {"apo_zero_revised": "apo_zero", "apo_down_revised": "apo_down", "dpo_revised": "dpo"}
 
 
 def page() -> str:
@@ -144,8 +147,40 @@ def page() -> str:
         found = [loss for loss in map(losses.get, losses.names()) if loss.function.__module__ == module]
         parts.append(f"## {title}\n")
         parts += [INTRODUCTIONS[module]] if module in INTRODUCTIONS else []
+        parts += [worth(RECORD)] if module == "losses.revisions" else []
         parts += [_entry(loss) for loss in sorted(found, key=lambda loss: inspect.getsourcelines(loss.function)[1])]
     return "\n".join(parts)
+
+
+def worth(record: Path) -> str:
+    """What revision-weighted objectives gain beside the plain ones, as examples.miniature.revisions found."""
+    found = json.loads(record.read_text(encoding="utf-8")) if record.exists() else {}
+    gains = {(x["data"], x["loss"], x["seed"]): x["mean"] for x in found.get("gains", ())}
+    seeds = sorted({seed for _, _, seed in gains})
+    if not seeds:
+        return "**What they are worth** beside the plain objectives is not measured yet.\n"
+    names = dict.fromkeys(data for data, _, _ in gains)
+    lines = [
+        f"**What they are worth** (`python -m examples.miniature.revisions`): {found['epochs']} epochs on the "
+        f"miniature's pairs, {len(seeds)} draws of prompts, answers and pairs; each objective at the learning rate that "
+        "was best for it at that length, on prompts of its own. Points over the base model, mean over checkpoints, mean "
+        "and deviation over draws; the difference is draw by draw.",
+        "",
+        "| pairs | objective | rate | points | plain | rate | points | difference | ahead in |",
+        "|---|---|---|---|---|---|---|---|---|",
+    ]
+    for data in names:
+        for revised, plain in PLAIN.items():
+            ours, theirs = ([gains[data, loss, seed] for seed in seeds] for loss in (revised, plain))
+            apart = [a - b for a, b in zip(ours, theirs, strict=True)]
+            cells = [data, revised, f"{found['rates'][revised]:g}", _spread(ours), plain, f"{found['rates'][plain]:g}"]
+            cells += [_spread(theirs), _spread(apart), f"{sum(x > 0 for x in apart)} of {len(seeds)}"]
+            lines.append(f"| {' | '.join(cells)} |")
+    return "\n".join(lines) + "\n"
+
+
+def _spread(values: Sequence[float]) -> str:
+    return f"{fmean(values):+.1f}" + (f" ± {stdev(values):.1f}" if len(values) > 1 else "")
 
 
 def _entry(loss: Loss) -> str:

@@ -5,7 +5,7 @@
 Every objective is searched for its own best learning rate at the length of the run, on prompts that are not compared
 on, the same rate for both data sets; then it trains on three draws of prompts, answers and pairs. What is done is
 kept, and the same command goes on. What came out goes into docs/records/revisions.json as it comes, and
-examples.miniature.revisions_page writes the table of docs/objectives.md from that file.
+examples.objectives_page writes the table of docs/objectives.md from that file.
 """
 
 import argparse

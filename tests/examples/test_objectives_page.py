@@ -1,5 +1,6 @@
 """docs/objectives.md is what the code says, and its picture can be drawn."""
 
+import json
 import re
 
 import pytest
@@ -85,3 +86,21 @@ def test_the_picture_can_be_drawn(tmp_path):
     pytest.importorskip("matplotlib")
     objectives_page.plot(tmp_path / "picture.png")
     assert (tmp_path / "picture.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_what_revisions_are_worth_is_read_from_the_record(tmp_path):
+    """Differences are taken draw by draw, so that a draw that is good for all does not count."""
+    record = tmp_path / "revisions.json"
+    assert "not measured yet" in objectives_page.worth(record)
+    names = [x for pair in objectives_page.PLAIN.items() for x in pair]
+    gains = [
+        {"data": "clair", "loss": loss, "seed": seed, "mean": mean + 10.0 * seed + (loss == "dpo" and seed)}
+        for loss, mean in zip(names, (5, 3, 2, 2, 4, 6), strict=True)
+        for seed in (0, 1)
+    ]
+    rates = dict.fromkeys(names, 1e-4)
+    record.write_text(json.dumps({"epochs": 18, "rates": rates, "gains": gains}))
+    text = objectives_page.worth(record)
+    zero = "| clair | apo_zero_revised | 0.0001 | +10.0 ± 7.1 | apo_zero | 0.0001 | +8.0 ± 7.1 | +2.0 ± 0.0 | 2 of 2 |"
+    assert zero in text
+    assert "| +11.5 ± 7.8 | -2.5 ± 0.7 | 0 of 2 |" in text
