@@ -131,7 +131,12 @@ def _what(config: PlanConfig) -> tuple[LlamaConfig, TokenStatistics, torch.dtype
 
 
 def _of_loss(statistics: TokenStatistics, objective: Objective) -> TokenStatistics:
-    return replace(statistics, whole_step=objective.whole_step, n_distributions=objective.n_distributions)
+    return replace(
+        statistics,
+        is_mismatched=objective.needs_mismatched,
+        whole_step=objective.whole_step,
+        n_distributions=objective.n_distributions,
+    )
 
 
 def _of_the_paper(config: PlanConfig, objective: Objective) -> TokenStatistics:
@@ -203,6 +208,7 @@ def _text(
         f"{base.schedule.epochs} epochs in steps of {base.schedule.batch_size}, {statistics.tokens:,.0f} tokens an "
         f"example, {statistics.longest:,} at most",
         f"{3 * per_step / 1e12:,.1f} TFLOP a step, {4 * per_step / 1e12:,.1f} while the reference is computed",
+        *([] if statistics.is_reference_kept else [f"--loss {config.loss}: the reference is computed in every step"]),
         "",
         "GB a rank, at most:",
     ]

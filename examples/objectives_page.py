@@ -162,9 +162,9 @@ def worth(record: Path) -> str:
     names = dict.fromkeys(data for data, _, _ in gains)
     lines = [
         f"**What they are worth** (`python -m examples.miniature.revisions`): {found['epochs']} epochs on the "
-        f"miniature's pairs, {len(seeds)} draws of prompts, answers and pairs; each objective at the learning rate that "
-        "was best for it at that length, on prompts of its own. Points over the base model, mean over checkpoints, mean "
-        "and deviation over draws; the difference is draw by draw.",
+        f"miniature's pairs, {len(seeds)} draws of prompts, answers and pairs; each objective at the learning rate "
+        "that was best for it at that length, on prompts of its own. Points over the base model, mean over "
+        "checkpoints, mean and deviation over draws; the difference is draw by draw.",
         "",
         "| pairs | objective | rate | points | plain | rate | points | difference | ahead in |",
         "|---|---|---|---|---|---|---|---|---|",

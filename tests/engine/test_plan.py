@@ -212,6 +212,21 @@ def test_the_command_prints_versions_and_needs_no_model_for_that(capsys):
             plan.main(["--versions", *flags])
 
 
+def test_the_command_counts_what_an_objective_takes(capsys):
+    """A divergence keeps the reference in every pass: memory, operations and hours."""
+    found = {}
+    for loss in ("ld_dpo", "wpo", "tdpo2"):
+        plan.main(["--shape", "llama3-8b", "--gpus", "8", "--loss", loss, "--json"])
+        found[loss] = json.loads(capsys.readouterr().out)["chosen"]
+    assert found["ld_dpo"]["flops"] < found["wpo"]["flops"] < 1.1 * found["ld_dpo"]["flops"]
+    assert 1.3 < found["tdpo2"]["flops"] / found["ld_dpo"]["flops"] < 1.5  # 3 passes of 18 epochs, and 1 or 18
+    assert found["tdpo2"]["hours"] > 1.2 * found["ld_dpo"]["hours"]
+    plan.main(["--shape", "llama3-8b", "--gpus", "8", "--loss", "tdpo2"])
+    assert "--loss tdpo2: the reference is computed in every step" in capsys.readouterr().out
+    with pytest.raises(InputError, match="--loss kto: trains on rows of the form unpaired, and those of the paper are"):
+        plan.main(["--shape", "llama3-8b", "--loss", "kto"])
+
+
 def test_the_command_ends_in_2_where_nothing_fits():
     command = [sys.executable, "-m", "engine.plan", "--shape", "llama3-8b", "--gpu-memory", "40"]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
