@@ -1,6 +1,7 @@
 """What only a GPU can show: each kernel against float32 or float64, and whole runs. Part of ./launch.sh gpu-checks."""
 
 import json
+from contextlib import nullcontext
 
 import pytest
 import torch
@@ -11,6 +12,7 @@ from engine import score, weights
 from engine.config import TrainConfig
 from engine.distributed.ranks import Ranks
 from engine.model import attention
+from engine.model.distribution import STATISTICS, OtherModel
 from engine.model.fused_forward import FusedForward
 from engine.model.head import Head
 from engine.model.logits import wide_logits
@@ -93,6 +95,34 @@ def test_log_probs_of_a_vocabulary_of_128256(chunk_rows):
     exact_hidden = hidden.detach().double().requires_grad_()
     exact_weight = layer.weight.detach().double().requires_grad_()
     exact = torch.log_softmax(exact_hidden @ exact_weight.T, dim=1).gather(1, targets[:, None])[:, 0]
+    (exact * slopes).sum().backward()
+    torch.testing.assert_close(found.double(), exact, rtol=0, atol=1e-4)
+    assert error(hidden.grad, exact_hidden.grad) < 5e-3
+    assert error(layer.weight.grad, exact_weight.grad) < 5e-3
+
+
+@pytest.mark.parametrize("chunk_rows", [2000, 128])  # one piece, and several
+def test_entropies_and_divergences_of_a_vocabulary_of_128256(chunk_rows):
+    generator = torch.Generator("cuda").manual_seed(0)
+    layer = Head(128_256, 1024).to("cuda", torch.bfloat16)
+    layer.chunk_bytes = chunk_rows * 128_256 * 4
+    torch.nn.init.normal_(layer.weight, std=0.05, generator=generator)
+    theirs = (layer.weight.detach() + 0.01 * torch.randn(128_256, 1024, device="cuda", generator=generator)).bfloat16()
+    hidden = torch.randn(200, 1024, device="cuda", generator=generator).bfloat16().requires_grad_()
+    targets = torch.randint(128_256, (200,), device="cuda", generator=generator)
+    slopes = torch.randn(5, 200, device="cuda", generator=generator)
+    other = OtherModel(hidden.detach(), lambda: nullcontext(theirs))
+    found = layer(hidden, targets, statistics=STATISTICS, other=other)
+    (found * slopes).sum().backward()
+    exact_hidden = hidden.detach().double().requires_grad_()
+    exact_weight = layer.weight.detach().double().requires_grad_()
+    lp = torch.log_softmax(exact_hidden @ exact_weight.T, dim=1)
+    lq = torch.log_softmax(exact_hidden.detach() @ theirs.double().T, dim=1)
+    p, q = lp.exp(), lq.exp()
+    exact = torch.stack([
+        lp.gather(1, targets[:, None])[:, 0], -(p * lp).sum(1), p.square().sum(1).log(),
+        (q * (lq - lp)).sum(1), (p * (lp - lq)).sum(1),
+    ])  # fmt: skip
     (exact * slopes).sum().backward()
     torch.testing.assert_close(found.double(), exact, rtol=0, atol=1e-4)
     assert error(hidden.grad, exact_hidden.grad) < 5e-3
