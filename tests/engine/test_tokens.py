@@ -107,13 +107,20 @@ def trained(made, out, loss, **more):
 # --- DPO from tokens is DPO ----------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("reference", ["fused", "precompute"])
-def test_dpo_from_tokens_gives_the_bits_of_dpo(made, tmp_path, reference):
-    watches = [trained(made, tmp_path / loss, loss, reference=reference) for loss in ("dpo", "by_tokens")]
+@pytest.mark.parametrize(
+    ("flags", "n"),
+    [
+        ({"reference": "fused"}, 5),
+        ({"reference": "precompute"}, 0),
+        ({"reference_update": "soft", "reference_update_steps": 3}, 20),
+    ],
+)
+def test_dpo_from_tokens_gives_the_bits_of_dpo(made, tmp_path, flags, n):
+    """n: steps in which the reference computes; where it moves, it does so in an epoch's steps after each move."""
+    watches = [trained(made, tmp_path / loss, loss, **flags) for loss in ("dpo", "by_tokens")]
     assert_equal(tmp_path / "dpo", tmp_path / "by_tokens")
     assert watches[0].passes == watches[1].passes  # no pass more, none with the reference once it is known
-    n = {"fused": 5, "precompute": 0}[reference]
-    assert {one.step for one in watches[1].of_reference} == set(range(1, n + 1))
+    assert {one.step for one in watches[1].of_reference if one.has_gradient} == set(range(1, n + 1))
 
 
 def test_a_table_of_tokens_is_taken_by_another_run_and_not_by_one_that_takes_sums(made, tmp_path, capsys):
@@ -264,6 +271,24 @@ def test_a_column_has_its_rows_tokens_one_after_the_other():
     assert apart.logps.tolist() == values.tolist() and apart.lengths.tolist() == [2, 3, 1, 2]
     single = inputs.as_form("single", "rejected").token_column(0, ())
     assert torch.equal(single.logps, rejected.logps) and torch.equal(single.sequence, rejected.sequence)
+
+
+def test_tokens_of_pairs_serve_objectives_of_single_responses_beside_those_of_pairs():
+    """Each part of a mixture is what the objective gives on the same tokens in its own form."""
+    examples = tiny.random_examples([(3, 2, 5), (1, 4, 1), (6, 3, 3)])
+    generator = torch.Generator().manual_seed(0)
+    tokens = {name: -torch.rand(18, dtype=torch.float64, generator=generator) for name in ("logps", "ref_logps")}
+    tokens["kl_ref_policy"] = torch.rand(18, dtype=torch.float64, generator=generator)
+    of = torch.tensor([len(r) for e in examples for r in e.responses])
+    sums = [
+        torch.stack([x.sum() for x in tokens[name].split(of.tolist())]).view(3, 2) for name in ("logps", "ref_logps")
+    ]
+    inputs = LossInputs.of(examples, *sums, tokens=tokens)
+    whole = Objective("pmpo:1,ld_dpo:0.5,sft:0.25,dpo:0.1")(inputs)
+    pmpo = Objective("pmpo")(inputs.as_form("unpaired")).losses.view(3, 2).mean(dim=1)
+    others = [Objective("ld_dpo")(inputs), Objective("sft")(inputs.as_form("single")), Objective("dpo")(inputs)]
+    parts = [0.5 * others[0].losses, 0.25 * others[1].losses, 0.1 * others[2].losses]
+    torch.testing.assert_close(whole.losses, pmpo + sum(parts), rtol=0, atol=1e-12)
 
 
 def test_how_much_of_the_run_is_done_reaches_an_objective(made, tmp_path):
