@@ -65,13 +65,14 @@ JOBS = {
 @pytest.mark.parametrize("kind", [*list(JOBS)[:2], *(pytest.param(k, marks=pytest.mark.slow) for k in list(JOBS)[2:])])
 def test_a_run_that_stops_after_every_step_is_the_same_run(go, kind):
     go("whole", **JOBS[kind])
-    n, inside = (9, ".") if kind != "stages" else (4, "stage-02")
+    inside = "." if kind != "stages" else "stage-02"
+    n = len(lines(go.tmp / "whole" / inside))  # 9 steps of pairs, 18 of responses taken apart, 4 of a stage
     for step in range(1, n + 1):
         result = go("stopped", **JOBS[kind], resume=True, stop_after=step)
         assert kind == "stages" or go.watch.steps == [step]
     result = go("stopped", **JOBS[kind], resume=True)
     assert not go.watch.steps
-    assert result.metrics["step"] == len(lines(go.tmp / "whole" / inside))
+    assert result.metrics["step"] == n > 3
     for folder in {".", inside} if kind != "stages" else {"stage-01", "stage-02"}:
         assert outcome(go.tmp / "whole" / folder) == outcome(go.tmp / "stopped" / folder)
 

@@ -429,8 +429,10 @@ def test_a_head_in_small_chunks_changes_no_loss(plain, tmp_path, monkeypatch, ch
 @pytest.mark.slow
 @pytest.mark.filterwarnings("ignore")  # of the compiler's own
 def test_compiled_parts_change_no_loss(plain, tmp_path):
+    from torch._dynamo import reset
     from torch._dynamo.utils import counters  # brings the compiler, for the slow tests alone
 
+    reset()  # graphs of other tests of this process would do
     before = counters["stats"]["unique_graphs"]
     there = exact_run(tmp_path, {"compile": "yes"})
     assert counters["stats"]["unique_graphs"] > before
