@@ -55,6 +55,7 @@ def test_bad_input_ends_in_2_with_one_sentence(flags, tmp_path, n):
     assert not (tmp_path / "run").exists()
 
 
+@pytest.mark.slow
 def test_a_log_keeps_every_line_whoever_wrote_it(tmp_path):
     """> log 2>&1: the door, torchrun's ranks and the result write to one file, none over another's words."""
     tiny.write_model(tmp_path / "model", vocab_size=101)

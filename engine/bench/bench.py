@@ -54,9 +54,9 @@ class BenchConfig:
     """Pairs per step."""
     loss: str = "apo_zero"
     """Objective."""
-    beside: tuple[str, ...] | None = None
-    """Objectives with a row each beside it. Unset: ld_dpo and tdpo2, which see tokens, on the tiny shape, and none on
-    others or with --reference precompute."""
+    beside: tuple[str, ...] = ()
+    """Objectives with a row each beside it, or "none". Unset: ld_dpo and tdpo2, which see tokens, on the tiny shape,
+    and none on others or with --reference precompute."""
     micro_tokens: int | None = None
     """Most tokens in one forward and backward pass. Unset: as engine.train does."""
     master_weights: MasterWeights = "auto"
@@ -92,8 +92,8 @@ class BenchConfig:
     @property
     def others(self) -> tuple[str, ...]:
         """The objectives beside --loss."""
-        if self.beside is not None:
-            return self.beside
+        if self.beside:
+            return () if self.beside == ("none",) else self.beside
         return ("ld_dpo", "tdpo2") if self.shape == "tiny" and self.reference == "fused" else ()
 
 

@@ -180,7 +180,9 @@ def test_no_text_writes_a_control_token(tokenizer_of, kind):
             assert decode(ids) == text
 
 
-@pytest.mark.parametrize("kind", WRITERS)
+@pytest.mark.parametrize(
+    "kind", [pytest.param(kind, marks=[pytest.mark.slow] * (kind == "Mistral's")) for kind in WRITERS]
+)
 def test_a_template_places_control_tokens_and_content_does_not(tokenizer_of, kind, tmp_path):
     ours = tokenizer_of(kind)
     names = {"bos_token": "<s>", "eos_token": "</s>"} if kind in ("sentencepiece", "Mistral's") else {}

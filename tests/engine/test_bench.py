@@ -78,7 +78,8 @@ def test_the_bench_measures_the_real_path(tmp_path):
     (run,) = row["runs"]
     sums, tokens, divergence = ([e["flops"] for e in one["runs"][0]["epochs"]] for one in (row, common, both))
     assert sums == tokens and all(a < b for a, b in zip(sums, divergence, strict=True))
-    assert divergence[0] == divergence[1]  # a divergence takes the reference in every epoch
+    # A divergence takes the reference in every epoch; measured are steps of other rows.
+    assert abs(divergence[0] / divergence[1] - 1) < 0.1 < sums[0] / sums[1] - 1
     assert run["peak_bytes"] > 0 and run["matmul_peak"] > 1e9
     for number, epoch in enumerate(run["epochs"]):
         assert epoch["pairs"] == 4  # the first step of each epoch is a warm-up

@@ -138,6 +138,7 @@ print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024)
 """
 
 
+@pytest.mark.slow
 def test_the_peak_does_not_grow_with_the_number_of_chunks():
     """Four times the rows, none of whose [rows, vocabulary] of 183 MB more is held, forward or backward."""
     peaks = []

@@ -156,7 +156,11 @@ def launch(folder, fault, *flags, ranks=2):
 @pytest.mark.parametrize(
     ("fault", "said"),
     [
-        ("backward:3:KILL:0", "error: rank 0 (last seen in step 3, backward) did not answer: killed, "),
+        pytest.param(
+            "backward:3:KILL:0",
+            "error: rank 0 (last seen in step 3, backward) did not answer: killed, ",
+            marks=pytest.mark.slow,
+        ),
         pytest.param(
             "forward:3:STOP:1",
             "error: rank 1 (last seen in step 3, forward) did not answer: killed, ",

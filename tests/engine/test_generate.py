@@ -240,6 +240,7 @@ def here(*given):
     main(arguments(*given)[3:])
 
 
+@pytest.mark.slow
 def test_a_run_that_is_killed_goes_on_and_gives_the_same_file(tmp_path):
     folder = tiny.write_model(tmp_path / "m", ["some words to merge"] * 20, std=0.1)
     rows = tiny.write_rows(tmp_path / "p.jsonl", [{"prompt": f"hello {i}"} for i in range(60)])

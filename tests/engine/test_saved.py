@@ -99,7 +99,13 @@ RUNS = {
 }
 
 
-@pytest.mark.parametrize("n_ranks, dtype, flags", RUNS.values(), ids=RUNS)
+SLOW = ("bfloat16 on 1 rank", "float32 on 2 ranks")
+
+
+@pytest.mark.parametrize(
+    ("n_ranks", "dtype", "flags"),
+    [pytest.param(*of, id=name, marks=[pytest.mark.slow] * (name in SLOW)) for name, of in RUNS.items()],
+)
 def test_a_folder_gives_the_log_probs_of_the_runs_last_line(case, n_ranks, dtype, flags):
     """As many ranks, the same --micro-tokens: equal in bf16, within 1e-6 in float32. Real processes."""
     out, logps = case.out / "run", case.out / "logps.jsonl"
@@ -278,6 +284,7 @@ def test_every_form_of_rows_is_measured(case, loss, eval_pairs):
     assert ("saved/margins" in found[-1]) == (loss != "sft" or eval_pairs > 0)
 
 
+@pytest.mark.slow
 def test_two_ranks_write_the_same_stochastic_folder_as_one(case):
     """Random numbers are of places in whole tensors; engine.convert draws the same, given the step as its seed."""
     flags = ["--lr", "1e-9", "--batch-size", "4", "--epochs", "1", "--loss", "dpo"]  # weights that stay the same bits
@@ -480,6 +487,7 @@ def test_the_command_says_what_survives(case):
     assert ended.returncode == 0 and "does not differ from the base" in ended.stdout
 
 
+@pytest.mark.slow
 def test_what_convert_cannot_do_is_one_sentence_and_leaves_nothing(case):
     other = tiny.write_model(case.out / "other", vocab_size=99)
     large = tiny.random_llama(vocab_size=101)

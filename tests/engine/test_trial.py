@@ -28,16 +28,16 @@ def margin(chosen, rejected):
 
 
 def check(function, *, n=8, **declared):
-    """Registers a function of pairs as `mine`, and tries it."""
-    loss("mine", **({"data": "pairs"} | declared))(function)
-    check_objective(Objective("mine"), examples(n))
+    """Registers a function of pairs as `tried`, and tries it."""
+    loss("tried", **({"data": "pairs"} | declared))(function)
+    check_objective(Objective("tried"), examples(n))
 
 
 # name: what the function returns, and what is said of it
 SLIPS = {
-    "a tuple": (lambda c, r: (margin(c, r), c.logps, r.logps), "mine gave a tuple; return losses.Result("),
-    "nothing": (lambda c, r: None, "mine gave nothing; return losses.Result("),
-    "a tensor": (lambda c, r: margin(c, r), "mine gave a Tensor; return losses.Result("),
+    "a tuple": (lambda c, r: (margin(c, r), c.logps, r.logps), "tried gave a tuple; return losses.Result("),
+    "nothing": (lambda c, r: None, "tried gave nothing; return losses.Result("),
+    "a tensor": (lambda c, r: margin(c, r), "tried gave a Tensor; return losses.Result("),
     "a mean": (lambda c, r: Result(margin(c, r).mean(), c.logps, r.logps), "losses of shape [] for 8 examples"),
     "a matrix": (lambda c, r: Result(margin(c, r)[:, None], c.logps, r.logps), "losses of shape [8, 1] for 8 examples"),
     "losses that are a list": (lambda c, r: Result([0.0] * len(c.logps), c.logps, r.logps), "losses that are a list"),
@@ -112,7 +112,7 @@ def test_an_exception_in_the_function_names_its_line():
         return Result(chosen.logps / {}, chosen.logps, rejected.logps)
 
     with pytest.raises(
-        InputError, match=r"mine raised TypeError: unsupported operand .*test_trial\.py:\d+\); mend the"
+        InputError, match=r"tried raised TypeError: unsupported operand .*test_trial\.py:\d+\); mend the"
     ):
         check(mine)
 
@@ -139,12 +139,12 @@ def test_weights_of_tokens_that_a_row_lacks_are_asked_for():
         w = chosen.per_sequence(chosen.logps * chosen.token_weights)
         return Result(w, w, rejected.per_sequence(rejected.logps))
 
-    loss("mine", data="pairs", level="token", needs=("token_weights",))(mine)
+    loss("tried", data="pairs", level="token", needs=("token_weights",))(mine)
     rows = examples(3)
     given = [e._replace(token_weights=tuple(np.ones(len(r)) for r in e.responses)) for e in rows]
-    check_objective(Objective("mine"), given)
-    with pytest.raises(InputError, match=r"rows\.jsonl:2: mine needs a weight of each token"):
-        check_objective(Objective("mine"), [given[0], rows[1], given[2]])
+    check_objective(Objective("tried"), given)
+    with pytest.raises(InputError, match=r"rows\.jsonl:2: tried needs a weight of each token"):
+        check_objective(Objective("tried"), [given[0], rows[1], given[2]])
 
 
 @pytest.mark.parametrize("name", losses.names())

@@ -82,6 +82,7 @@ def test_the_pages_example_of_tokens_is_dpo_where_it_sees_all_of_them(tmp_path):
     torch.testing.assert_close(first, -logsigmoid(0.1 * (x_w - x_l)), rtol=1e-5, atol=1e-5)
 
 
+@pytest.mark.slow
 def test_the_picture_can_be_drawn(tmp_path):
     pytest.importorskip("matplotlib")
     objectives_page.plot(tmp_path / "picture.png")

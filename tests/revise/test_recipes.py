@@ -229,6 +229,7 @@ def test_the_target_can_be_a_server_whose_key_is_its_own(tmp_path):
     assert read_rows(tmp_path / "pairs.jsonl")[0]["chosen"][1]["content"] == "heron Name bird 0."
 
 
+@pytest.mark.slow
 def test_the_same_prompts_are_drawn_for_every_recipe(tmp_path, llama):
     rows = [
         {
