@@ -233,7 +233,11 @@ def test_torchrun_that_is_killed_takes_its_ranks_along(folder):
 
 @pytest.mark.slow
 def test_torchrun_goes_on_by_itself(folder):
-    """--max-restarts: the first attempt kills a rank at its fifth step, the second goes on and finishes."""
+    """--max-restarts: the first attempt kills a rank at its fifth step, another goes on and finishes.
+
+    From the state of step 4, or of 3 where that was still being written; an attempt may find the addresses of the one
+    before in torchrun's store, and fails then.
+    """
     script = folder / "first.py"
     script.write_text(
         "import os, runpy, sys\nfrom tests import faults\n"
@@ -241,14 +245,14 @@ def test_torchrun_goes_on_by_itself(folder):
         "sys.argv[0] = 'engine.train'\nrunpy.run_module('engine.train', run_name='__main__')\n"
     )
     flags = ["--model", str(folder / "model"), "--data", str(folder / "rows.jsonl"), *FLAGS, "--state-every", "1"]
-    for name, more in (("whole", []), ("run", ["--max-restarts", "2"])):
+    for name, more in (("whole", []), ("run", ["--max-restarts", "5"])):
         program = [str(script)] if more else ["-m", "engine.train"]
         command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2", *more]
         env = tiny.environment()
         done = subprocess.run([*command, *program, *flags, "--out", str(folder / name)], cwd=ROOT, env=env,
                               capture_output=True, text=True, timeout=300, check=False)  # fmt: skip
         assert done.returncode == 0, done.stderr[-3000:]
-        assert ("goes on after step 4" in done.stderr) == bool(more)
+        assert any(f"goes on after step {n}" in done.stderr for n in (3, 4)) == bool(more)
     assert outcome(folder / "run") == outcome(folder / "whole")
 
 
