@@ -20,7 +20,7 @@ from typing import Any, Literal, NamedTuple
 from torch import Tensor
 
 from losses.errors import LossError
-from losses.token_responses import OF_REFERENCE, TOKEN_NEEDS
+from losses.token_responses import NEED_REFERENCE, TOKEN_NEEDS, log_ratios
 
 Form = Literal["pairs", "unpaired", "single", "ranked"]
 Level = Literal["sequence", "token"]
@@ -55,9 +55,7 @@ class Responses(NamedTuple):
     @property
     def logratios(self) -> Tensor:
         """logps - ref_logps [n], nats. Raises LossError where there is no reference."""
-        if self.ref_logps is None:
-            raise LossError("this objective needs reference log-probs; declare it with @loss(..., reference=True)")
-        return self.logps - self.ref_logps.detach()
+        return log_ratios(self.logps, self.ref_logps)
 
 
 class Result(NamedTuple):
@@ -199,7 +197,7 @@ def _check_needs(where: str, data: Form, level: Level, needs: tuple[str, ...], *
         raise LossError(f"{where}: level='token' takes pairs, unpaired or single data, and not ranked")
     if level == "sequence" and (tokens := set(needs) & TOKEN_NEEDS):
         raise LossError(f"{where}: needs={sorted(tokens)} is of single tokens; say level='token'")
-    if not reference and (of_reference := set(needs) & OF_REFERENCE):
+    if not reference and (of_reference := set(needs) & NEED_REFERENCE):
         raise LossError(f"{where}: needs={sorted(of_reference)} takes a reference; say reference=True")
     if "revised" in needs and data != "pairs":
         raise LossError(f"{where}: needs=('revised',) compares two responses; say data='pairs'")

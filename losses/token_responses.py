@@ -14,8 +14,15 @@ TOKEN_NEEDS = frozenset(
     }
 )
 """What `needs` can ask for at token level alone: the fields of `TokenResponses` that are None otherwise."""
-OF_REFERENCE = frozenset({"ref_entropy", "kl_ref_policy", "kl_policy_ref"})
+NEED_REFERENCE = frozenset({"ref_entropy", "kl_ref_policy", "kl_policy_ref"})
 """Those of them that take a reference."""
+
+
+def log_ratios(logps: Tensor, ref_logps: Tensor | None) -> Tensor:
+    """logps - ref_logps, in their shape, without gradient into the latter. Raises LossError where there are none."""
+    if ref_logps is None:
+        raise LossError("this objective needs reference log-probs; declare it with @loss(..., reference=True)")
+    return logps - ref_logps.detach()
 
 
 class TokenResponses(NamedTuple):
@@ -53,9 +60,7 @@ class TokenResponses(NamedTuple):
     @property
     def logratios(self) -> Tensor:
         """logps - ref_logps [N], nats. Raises LossError where there is no reference."""
-        if self.ref_logps is None:
-            raise LossError("this objective needs reference log-probs; declare it with @loss(..., reference=True)")
-        return self.logps - self.ref_logps.detach()
+        return log_ratios(self.logps, self.ref_logps)
 
     def per_sequence(self, values: Tensor) -> Tensor:
         """Sums [n] of values [N] over the tokens of each row, in their order."""

@@ -22,6 +22,7 @@ from typing import TYPE_CHECKING, TypeVar
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
+from torch.distributed.rendezvous import rendezvous
 
 from engine.config import world_size
 from engine.distributed.heartbeat import Heartbeat
@@ -108,13 +109,29 @@ class Ranks:
             if not dist.is_initialized():  # one group a process: a second meeting would read the first's addresses
                 if self.size > 1:
                     _die_with_parent()
-                    dist.init_process_group(backend, timeout=timedelta(seconds=self._timeout))
+                    self._meet_others(backend)
                 else:  # alone: no address to meet at
                     store = dist.HashStore()  # pyright: ignore[reportPrivateImportUsage]  # its documentation has it
                     dist.init_process_group(backend, store=store, rank=0, world_size=1)
                 atexit.register(dist.destroy_process_group)
         if self.size > 1:
             self.heartbeat = Heartbeat(torch_private.default_store(), self.rank, self.size)
+
+    def _meet_others(self, backend: str) -> None:
+        """Makes the process group of several ranks.
+
+        Where torchrun starts the ranks of one host again, its store still holds the addresses of those that died: each
+        attempt has keys of its own. Several hosts count their attempts apart, and so share the plain ones.
+        """
+        timeout = timedelta(seconds=self._timeout)
+        attempt = os.environ.get("TORCHELASTIC_RESTART_COUNT")
+        if attempt is None or int(os.environ.get("LOCAL_WORLD_SIZE", "0")) != self.size:
+            dist.init_process_group(backend, timeout=timeout)
+            return
+        store, rank, size = next(rendezvous("env://", timeout=timeout))
+        store.set_timeout(timeout)
+        own = dist.PrefixStore(f"attempt {attempt}", store)  # pyright: ignore[reportPrivateImportUsage]  # documented
+        dist.init_process_group(backend, store=own, rank=rank, world_size=size, timeout=timeout)
 
     @property
     def is_rank0(self) -> bool:

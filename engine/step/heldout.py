@@ -40,10 +40,11 @@ class HeldOut:
         token_values: Sequence[str],
         step: Step | None = None,
         *,
-        computes: bool = False,
+        with_reference: bool = False,
     ) -> LossInputs:
-        """What an objective takes of examples under the policy of now, at the end of a step. computes: whether the
-        reference does so beside it. Collective.
+        """What an objective takes of examples under the policy of now, at the end of a step. Collective.
+
+        with_reference: whether the reference computes beside it.
         """
         t = self._training
         found = [
@@ -52,7 +53,7 @@ class HeldOut:
                 Batch(examples[i : i + BATCH]),
                 t.ranks,
                 t.micro_batching,
-                with_reference=computes,
+                with_reference=with_reference,
                 token_values=token_values,
             )
             for i in range(0, len(examples), BATCH)
@@ -75,7 +76,7 @@ class HeldOut:
             return {}
         t = self._training
         computes = t.model.reference is not None and (t.reference.moves or t.objective.needs_divergence)
-        found = self.compute(self._examples, t.objective.token_values, step, computes=computes)
+        found = self.compute(self._examples, t.objective.token_values, step, with_reference=computes)
         self._reference = found.reference if computes else self._reference
         self._found = found.beside(self._reference)
         return heldout_metrics(t.objective, self._found)

@@ -20,7 +20,7 @@ UNSAID: dict[str, float | tuple[float, ...]] = {
 """What a row that is silent says, where others of its batch speak."""
 
 
-OF_REFERENCE = ("ref_logps", "ref_entropy")
+REFERENCE_VALUES = ("ref_logps", "ref_entropy")
 """Those values of tokens that are the reference's alone, which a table can keep."""
 
 
@@ -31,7 +31,7 @@ class ReferenceValues:
     logps: Tensor
     """[n, K] nats, float64."""
     tokens: Mapping[str, Tensor] = field(default_factory=dict)
-    """[N] float64 each, by the names of OF_REFERENCE, in LossInputs.tokens' order; empty where sums are enough."""
+    """[N] float64 each, by the names of REFERENCE_VALUES, in LossInputs.tokens' order; empty where sums are enough."""
 
 
 @dataclass(frozen=True)
@@ -91,12 +91,12 @@ class LossInputs:
         """The reference's side of it, on the CPU; None where there is none."""
         if self.ref_logps is None:
             return None
-        tokens = {name: self.tokens[name].cpu() for name in OF_REFERENCE if name in self.tokens}
+        tokens = {name: self.tokens[name].cpu() for name in REFERENCE_VALUES if name in self.tokens}
         return ReferenceValues(self.ref_logps.cpu(), tokens)
 
     def as_reference(self) -> ReferenceValues:
         """The policy's side of it, taken for the reference's."""
-        tokens = {f"ref_{name}": values for name, values in self.tokens.items() if f"ref_{name}" in OF_REFERENCE}
+        tokens = {f"ref_{name}": values for name, values in self.tokens.items() if f"ref_{name}" in REFERENCE_VALUES}
         return ReferenceValues(self.logps, tokens)
 
     def beside(self, reference: ReferenceValues | None) -> "LossInputs":
@@ -187,6 +187,12 @@ def _indices(lengths: Tensor) -> tuple[Tensor, Tensor]:
     flat = lengths.flatten()
     numbers = torch.arange(len(flat), device=flat.device).repeat_interleave(flat)
     return numbers, torch.arange(len(numbers), device=flat.device) - (flat.cumsum(0) - flat)[numbers]
+
+
+def sums_of(values: Tensor, lengths: Tensor) -> Tensor:
+    """Sums [n, K] over responses of these lengths [n, K], of values [N] of their tokens."""
+    sums = torch.zeros(lengths.numel(), dtype=values.dtype, device=values.device)
+    return sums.index_add(0, _indices(lengths)[0], values).view(lengths.shape)
 
 
 def _marks(examples: Sequence[Example]) -> dict[str, Tensor]:

@@ -21,7 +21,7 @@ from torch import Tensor
 
 import losses
 from engine.model import DIVERGENCES, STATISTICS
-from engine.step.loss_inputs import OF_REFERENCE, LossInputs
+from engine.step.loss_inputs import REFERENCE_VALUES, LossInputs
 from losses import Loss, LossError, Result
 from system import InputError
 
@@ -108,9 +108,8 @@ class Objective:
 
     @property
     def n_distributions(self) -> int:
-        """Models of whose whole next-token distributions it takes something: the policy, or both."""
-        of_one = self.needs & {*STATISTICS, "ref_entropy"}
-        return 2 if self.needs_divergence else int(bool(of_one))
+        """Models of whose whole next-token distributions a step takes something: the policy, or both."""
+        return 2 if self.needs_divergence else int(not self.needs.isdisjoint(STATISTICS))
 
     @property
     def whole_step(self) -> bool:
@@ -243,7 +242,7 @@ class Slopes:
 def gradient(objective: Objective, inputs: LossInputs) -> tuple[Result, Slopes]:
     """The result on a whole step's inputs, and its slopes."""
     logps = inputs.logps.detach().requires_grad_()
-    of_policy = [name for name in objective.token_values if name not in OF_REFERENCE]
+    of_policy = [name for name in objective.token_values if name not in REFERENCE_VALUES]
     tokens = {name: inputs.tokens[name].detach().requires_grad_() for name in of_policy}
     result = objective(replace(inputs, logps=logps, tokens={**inputs.tokens, **tokens}))
     (result.losses.sum() / len(logps)).backward()

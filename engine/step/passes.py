@@ -8,7 +8,7 @@ from torch import Tensor
 from data.rows import Example
 from engine.distributed import Ranks
 from engine.model import DIVERGENCES, FusedForward
-from engine.step.loss_inputs import OF_REFERENCE, LossInputs, ReferenceValues
+from engine.step.loss_inputs import REFERENCE_VALUES, LossInputs, ReferenceValues
 from engine.step.objective import gradient
 from engine.step.steps import Batch, MicroBatch, MicroBatching, Step
 from engine.step.training import Training
@@ -107,7 +107,7 @@ def micro_batch_logps(
     )
     if known is not None:
         ref_logps = known.logps[micro.indices].view(-1)
-        rows = batch.token_rows(micro.indices)
+        rows = batch.token_rows(micro.indices) if known.tokens else None
         tokens = {**tokens, **{name: values[rows] for name, values in known.tokens.items()}}
     return batch.loss_inputs(micro, found, ref_logps, tokens)
 
@@ -126,7 +126,7 @@ def compute_batch(
     with_reference: whether the model's reference computes too. token_values: what is wanted of single tokens; what is
     the reference's stays away where it does not compute. Collective.
     """
-    names = tuple(name for name in token_values if with_reference or name not in (*OF_REFERENCE, *DIVERGENCES))
+    names = tuple(name for name in token_values if with_reference or name not in (*REFERENCE_VALUES, *DIVERGENCES))
     with torch.no_grad():
         for micro in batch.pack(ranks, micro_batching):
             forest = micro.forest.to(ranks.device)
@@ -138,7 +138,7 @@ def compute_batch(
 
 def own_values(token_values: Sequence[str]) -> tuple[str, ...]:
     """What a model that is taken for the reference has to give of single tokens, where an objective takes these."""
-    return tuple(name.removeprefix("ref_") for name in OF_REFERENCE if name in token_values)
+    return tuple(name.removeprefix("ref_") for name in REFERENCE_VALUES if name in token_values)
 
 
 def score_examples(

@@ -23,7 +23,7 @@ from data.rows import Example, digest
 from engine.config import ReferenceConfig
 from engine.distributed import Ranks
 from engine.planning import Mode
-from engine.step.loss_inputs import OF_REFERENCE, ReferenceValues
+from engine.step.loss_inputs import REFERENCE_VALUES, ReferenceValues, sums_of
 from engine.step.objective import Objective
 from engine.step.steps import Step
 from system import InputError, cli, digests, whole_file
@@ -62,12 +62,10 @@ class ReferenceLogps:
             self._why_not_kept = f"computed in every step, for {of}"
         self.is_written = False
         """Whether the run has its copy on disk; the same on every rank."""
-        lengths = torch.tensor([[len(r) for r in e.responses] for e in examples]).reshape(len(examples), -1)
-        names = [name for name in OF_REFERENCE if name in objective.token_values] if self.is_kept else []
-        self._lengths = lengths if names else None
+        names = [name for name in REFERENCE_VALUES if name in objective.token_values] if self.is_kept else []
+        self._lengths = torch.tensor([[len(r) for r in e.responses] for e in examples]) if names else None
         """[N, K] tokens, where the table is of tokens."""
-        self._starts = lengths.sum(dim=1).cumsum(0) - lengths.sum(dim=1)
-        shape = (int(lengths.sum()),) if names else (len(examples), n_responses)
+        shape = (len(examples), n_responses) if self._lengths is None else (int(self._lengths.sum()),)
         self.values: dict[str, Tensor] = {
             name: torch.full(shape, torch.nan, dtype=torch.float64) for name in names or ["ref_logps"]
         }
@@ -107,9 +105,7 @@ class ReferenceLogps:
         if self._lengths is None:
             return ReferenceValues(found["ref_logps"])
         lengths = self._lengths[step.ids]
-        sums = torch.zeros(lengths.numel(), dtype=torch.float64)
-        of = torch.arange(lengths.numel()).repeat_interleave(lengths.flatten())
-        return ReferenceValues(sums.index_add(0, of, found["ref_logps"]).view(lengths.shape), found)
+        return ReferenceValues(sums_of(found["ref_logps"], lengths), found)
 
     def remember(self, step: Step, found: ReferenceValues | None) -> None:
         """Keeps what the reference gave for a step's examples, gathered from all ranks."""
@@ -124,9 +120,9 @@ class ReferenceLogps:
         ids = torch.as_tensor(step.ids)
         if self._lengths is None:
             return ids
-        sizes = self._lengths[ids].sum(dim=1)
-        within = torch.arange(int(sizes.sum())) - (sizes.cumsum(0) - sizes).repeat_interleave(sizes)
-        return self._starts[ids].repeat_interleave(sizes) + within
+        ends = self._lengths.sum(dim=1).cumsum(0)
+        starts = ends - self._lengths.sum(dim=1)
+        return torch.cat([torch.arange(int(starts[i]), int(ends[i])) for i in ids])
 
     def read(self, ranks: Ranks) -> str:
         """Fills the table from the cache where that fits, on every rank or on none; says what was done. Collective."""

@@ -118,9 +118,9 @@ class Batch:
         """
         shape = (-1, self.n_responses)
         ref_logps = None if ref_logps is None else ref_logps.view(shape)
-        n = len(self.token_rows(micro.indices))
-        tokens = {name: values[:n] for name, values in (tokens or {}).items()}
         examples = [self.examples[i] for i in micro.indices]
+        n = sum(len(r) for e in examples for r in e.responses) if tokens else 0
+        tokens = {name: values[:n] for name, values in (tokens or {}).items()}
         return self._inputs(examples, logps.view(shape), ref_logps, tokens).on(logps.device)
 
     def _inputs(

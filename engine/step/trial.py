@@ -6,6 +6,7 @@ happen to be in a pass, a metric that keeps the graph alive.
 
 # n examples, K responses of each, N tokens of all of these together
 
+import inspect
 import math
 import traceback
 from collections.abc import Mapping, Sequence
@@ -16,9 +17,9 @@ from torch import Tensor
 
 from data.rows import Example
 from engine.model import STATISTICS
-from engine.step.loss_inputs import LossInputs
+from engine.step.loss_inputs import LossInputs, sums_of
 from engine.step.objective import Objective, Term, check_shape
-from losses import LossError, Result
+from losses import Loss, LossError, Result
 from system import InputError, list_faults
 
 N_ROWS = 8  # on random log-probs
@@ -92,22 +93,25 @@ def trial_inputs(objective: Objective, examples: Sequence[Example], *, apart: fl
     by which a token's log-prob under the reference differs.
     """
     lengths = torch.tensor([[len(r) for r in e.responses] for e in examples])
-    n, generator = int(lengths.sum()), torch.Generator().manual_seed(0)
+    generator = torch.Generator().manual_seed(0)
 
-    def drawn(mean: float, spread: float) -> Tensor:
-        return (mean + spread * torch.randn(n, dtype=torch.float64, generator=generator)).requires_grad_()
+    def drawn(mean: float, spread: float, shape: torch.Size | int) -> Tensor:
+        return (mean + spread * torch.randn(shape, dtype=torch.float64, generator=generator)).requires_grad_()
 
-    logps = drawn(-2.0, 0.7)
-    ref_logps = (logps + drawn(0.0, apart)).detach()
-    tokens = {"logps": logps, "ref_logps": ref_logps, "ref_entropy": drawn(2.0, 0.3).detach()}
-    tokens |= {name: drawn(-1.0 if name == "log_sum_squares" else 1.0, 0.2) for name in STATISTICS}
-    of = torch.arange(lengths.numel()).repeat_interleave(lengths.flatten())
-    policy, reference = (
-        torch.zeros(lengths.numel(), dtype=torch.float64).index_add(0, of, x).view(lengths.shape)
-        for x in (logps, ref_logps)
-    )
+    if not objective.token_values:  # a few numbers, however long the responses are
+        logps = (lengths * drawn(-2.0, 0.3, lengths.shape)).detach().requires_grad_()
+        ref_logps = (logps + drawn(0.0, apart, lengths.shape)).detach() if objective.has_reference else None
+        return LossInputs.of(examples, logps, ref_logps)
+    n = int(lengths.sum())
+    tokens = {"logps": drawn(-2.0, 0.7, n)}
+    tokens["ref_logps"] = (tokens["logps"] + drawn(0.0, apart, n)).detach()
+    for name in objective.token_values:
+        if name not in tokens:
+            tokens[name] = drawn(-1.0 if name == "log_sum_squares" else 1.0, 0.2, n)
+            tokens[name].requires_grad_(name in STATISTICS)
+    logps, ref_logps = (sums_of(tokens[name], lengths) for name in ("logps", "ref_logps"))
     given = {name: tokens[name] for name in objective.token_values}
-    return LossInputs.of(examples, policy, reference if objective.has_reference else None, tokens=given)
+    return LossInputs.of(examples, logps, ref_logps if objective.has_reference else None, tokens=given)
 
 
 def try_term(objective: Objective, term: Term, examples: Sequence[Example]) -> None:
@@ -127,10 +131,8 @@ def try_term(objective: Objective, term: Term, examples: Sequence[Example]) -> N
     for parts in ([slice(0, half), slice(half, None)], [slice(i, i + 1) for i in range(len(examples))]):
         rows = [part for part in parts if examples[part]]
         apart = [_call(objective, term, _of_rows(whole, examples, part)) for part in rows]
-        losses = torch.cat(
-            [_as_result(term, x, len(examples[part])).losses for x, part in zip(apart, rows, strict=True)]
-        )
-        furthest = (losses - result.losses).abs().max().item()
+        of_parts = [_as_result(term, x, len(examples[part])).losses for x, part in zip(apart, rows, strict=True)]
+        furthest = (torch.cat(of_parts) - result.losses).abs().max().item()
         if not furthest <= CLOSE * max(1.0, result.losses.abs().max().item()):
             raise LossError(
                 f"{name}: the losses of {len(examples)} rows together are not those of the rows apart (by "
@@ -159,13 +161,17 @@ def _call(objective: Objective, term: Term, inputs: LossInputs) -> Any:
     except LossError:
         raise
     except Exception as fault:
-        raise _slip(term.loss.name, fault) from fault
+        raise _slip(term.loss, fault) from fault
 
 
-def _slip(name: str, fault: Exception) -> "Slip":
+def _slip(loss: Loss, fault: Exception) -> Slip:
     """What a function raised, and where: a user's file is theirs to mend."""
-    frame = traceback.extract_tb(fault.__traceback__)[-1]
-    return Slip(f"{name} raised {type(fault).__name__}: {fault} ({frame.filename}:{frame.lineno}); mend the function")
+    frames = traceback.extract_tb(fault.__traceback__)
+    code = getattr(inspect.unwrap(loss.function), "__code__", None)
+    own = [f for f in frames if code is not None and f.filename == code.co_filename]
+    frame = (own or frames)[-1]  # not torch's, which it called
+    where = f"{frame.filename}:{frame.lineno}"
+    return Slip(f"{loss.name} raised {type(fault).__name__}: {fault} ({where}); mend the function")
 
 
 def _as_result(term: Term, given: Any, n: int) -> Result:

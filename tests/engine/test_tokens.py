@@ -20,6 +20,8 @@ from tests.metrics import lines
 from tests.proofs import Watch
 from tests.rows import id_rows
 
+pytestmark = pytest.mark.usefixtures("registered")
+
 SOURCE = '''
 import torch
 from torch.nn.functional import logsigmoid
