@@ -244,7 +244,7 @@ def texts_of(records: Sequence[Record]) -> list[tuple[str, str]]:
         if len(r.responses) != 2 or r.is_tokenised:
             kind = "a pair of token ids" if r.is_tokenised else "no pair"
             raise InputError(f"{r.location}: {kind}; contrast is measured on pairs of texts")
-        pairs.append((str(r.responses[0]), str(r.responses[1])))
+        pairs.append((r.texts[0], r.texts[1]))
     return pairs
 
 

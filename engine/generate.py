@@ -263,7 +263,7 @@ def draw(
 
 
 def _prompt(row: PromptRow) -> dict[str, Any]:
-    shown = [m._asdict() if isinstance(m, Message) else m for m in row.prompt]
+    shown = [m.fields() if isinstance(m, Message) else m for m in row.prompt]
     return {"prompt" if isinstance(row.prompt[0], Message) else "prompt_ids": shown}
 
 

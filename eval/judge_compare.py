@@ -5,7 +5,6 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from data.rows import Example, Reading, Record, read_records
-from data.text import Message
 from eval.judge_client import Judge, Sent
 from revise import judge as judges
 from revise.client import ClientConfig, open_store, parse_extra
@@ -67,7 +66,7 @@ def compare(
         raise InputError(f"{model}: has no tokenizer, and a judge reads text")
     records = {r.location: r for r in read_records(source, reading, roles=answerer.roles) if isinstance(r, Record)}
     for e in examples:
-        if not isinstance(records[e.location].responses[0], str):
+        if records[e.location].is_tokenised:
             raise InputError(f"{e.location}: token ids, and a judge reads text; name a file of texts by --data")
     client = ClientConfig(
         store=config.store, endpoint=config.judge_endpoint, model=config.judge, key_env=config.judge_key_env,
@@ -82,10 +81,9 @@ def compare(
         requests = []
         for i, e in enumerate(examples):
             record = records[e.location]
-            prompt = [m for m in record.prompt if isinstance(m, Message)]
-            winner, answer = str(record.responses[0]), own[i, 0]["response"]
+            winner, answer = record.texts[0], own[i, 0]["response"]
             first, second = (answer, winner) if i % 2 else (winner, answer)
-            text = judges.compare(prompt, first, second, template)
+            text = judges.compare(record.messages, first, second, template)
             body = {"messages": [{"role": "user", "content": text}], "temperature": config.judge_temperature}
             requests.append(judge.request(body | {"max_tokens": JUDGE_TOKENS}))
         found = judge.ask(requests)

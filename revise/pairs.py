@@ -155,4 +155,4 @@ def _measured(out: Path) -> Contrast:
 
 def _contrasts(records: Iterator[Record]) -> Iterator[Contrast]:
     while chunk := list(itertools.islice(records, CHUNK)):
-        yield contrast([(str(r.responses[0]), str(r.responses[1])) for r in chunk])
+        yield contrast([(r.texts[0], r.texts[1]) for r in chunk])

@@ -55,9 +55,9 @@ class Item(NamedTuple):
         return {n: self.row[n] for n in ("id", "prompt_id", "source") if isinstance(self.row.get(n), str | int)}
 
     @property
-    def messages(self) -> list[dict[str, str]]:
+    def messages(self) -> list[dict[str, Any]]:
         """The prompt as it is sent."""
-        return [m._asdict() for m in self.prompt]
+        return [m.fields() for m in self.prompt]
 
 
 class Prompts:

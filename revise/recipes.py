@@ -249,7 +249,7 @@ def _best_over_worst(item: Item) -> Pair:
     for completion in reversed(item.row["completions"]):  # of equal answers the first one counts
         if isinstance(completion, dict):
             models[str(completion.get("response")).strip()] = completion.get("model")
-    best, worst = (str(text) for text in record.responses)
+    best, worst = record.texts
     facts: dict[str, Any] = {"scores": list(record.ratings.scores), "models": [models.get(best), models.get(worst)]}
     return Pair(best, worst, "", facts)
 

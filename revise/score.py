@@ -17,7 +17,6 @@ from statistics import fmean
 from typing import Any, NamedTuple
 
 from data.rows import Record, parse_record, rows_of
-from data.text import Message
 from revise import judge
 from revise.client import (
     CHARACTERS_PER_TOKEN,
@@ -177,13 +176,12 @@ def _scored(number: int, location: str, row: dict[str, Any]) -> Scored:
         raise InputError(f"{location}: no pair of texts, which alone can be scored")
     provenance = row.get("provenance")
     origin = provenance.get("recipe") if isinstance(provenance, dict) else None
-    prompt = tuple(m for m in record.prompt if isinstance(m, Message))
     is_known = origin in (*OWN_IS_LOSER, *OWN_ARE_BOTH)
-    return Scored(Item(number, location, prompt, row, 0), record, str(origin) if is_known else None)
+    return Scored(Item(number, location, record.messages, row, 0), record, str(origin) if is_known else None)
 
 
 def _requests(s: Scored, config: ScoreConfig, template: Template, target: Target | None, store: Store) -> list[Request]:
-    texts = [*map(str, s.record.responses), *_own(s, target, store)]
+    texts = [*s.record.texts, *_own(s, target, store)]
     return [request for text in texts for request in _grades(s.item, text, config, template)]
 
 
@@ -225,7 +223,7 @@ def _scores(s: Scored, config: ScoreConfig, template: Template, target: Target |
                     continue
         return fmean(grades) if grades else None
 
-    chosen, rejected = (score(str(text)) for text in s.record.responses)
+    chosen, rejected = (score(text) for text in s.record.texts)
     if s.origin in OWN_IS_LOSER:
         own = rejected
     elif s.origin in OWN_ARE_BOTH:

@@ -75,8 +75,8 @@ def answers(
     return ((text := said(a), a.fault if text is None else _finish(a)) for a in found)
 
 
-def _messages(row: PromptRow) -> list[dict[str, str]]:
-    return [m._asdict() for m in row.prompt if isinstance(m, Message)]
+def _messages(row: PromptRow) -> list[dict[str, Any]]:
+    return [m.fields() for m in row.prompt if isinstance(m, Message)]
 
 
 def _finish(found: Answered) -> str:

@@ -96,8 +96,8 @@ def shown_rows(path: Path) -> Iterator[Shown]:
         record = parse_record(row, location)
         if len(record.responses) != 2 or record.is_tokenised:
             raise InputError(f"{location}: no pair of texts; this shows pairs")
-        chosen, rejected = map(str, record.responses)
-        prompt = task_of([m for m in record.prompt if isinstance(m, Message)])
+        chosen, rejected = record.texts
+        prompt = task_of(record.messages)
         left, right = difference(rejected, chosen)
         yield Shown(location, prompt, left, right, ("rejected", "chosen"), _text(row.get("rational")), "", _facts(row))
 

@@ -2,6 +2,13 @@
 
 import numpy as np
 
+from data.text import Message
+
+
+def answers(*texts):
+    """Responses of one assistant message each, as records hold them."""
+    return tuple((Message("assistant", text),) for text in texts)
+
 
 def ratings(i):
     """What some objectives ask of a row, in numbers."""

@@ -10,7 +10,7 @@ from typing import Literal, NamedTuple
 import numpy as np
 
 from data.rows.records import NO_RATINGS, Ratings, Record
-from data.text import Chat, Message, Run
+from data.text import Chat, Run
 from system import InputError
 
 CHUNK = 512  # records whose texts are encoded together: the tokenizer works on all cores, and memory stays flat
@@ -113,8 +113,9 @@ def _chunks(records: Iterable[Record | InputError]) -> Iterator[list[Record | In
 
 
 def _letters(record: Record) -> int:
-    prompt = sum(len(m.content) for m in record.prompt if isinstance(m, Message))
-    return prompt + sum(map(len, record.responses))
+    if record.is_tokenised:
+        return len(record.prompt) + sum(map(len, record.responses))
+    return sum(len(m.content) for part in (record.messages, *record.conversations) for m in part)
 
 
 def _cut(record: Record, trees: "list[tuple[list[int], _Content]] | InputError", limits: Limits, n_ids: int) -> Cut:
@@ -195,8 +196,7 @@ def _render(record: Record, chat: Chat | None) -> list[list[int | Run]] | InputE
     if chat is None:
         return InputError("a row of text, and the model folder has no tokenizer; give rows of token ids")
     try:
-        prompt = [m for m in record.prompt if isinstance(m, Message)]
-        return [chat.prompt_pieces(prompt), *(chat.response_pieces(str(r)) for r in record.responses)]
+        return [chat.prompt_pieces(record.messages), *(chat.response_pieces(text) for text in record.texts)]
     except InputError as fault:
         return fault
 

@@ -24,7 +24,7 @@ from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
 from data.rows.sources import Reading, rows_of
-from data.text import ROLES, Message
+from data.text import NO_CONTEXT, ROLES, Message, TemplateContext, answer_text
 from system import InputError, list_faults
 
 _SHAREGPT = {"human": "user", "gpt": "assistant", "chatgpt": "assistant", "bing": "assistant", "bard": "assistant"}
@@ -72,17 +72,41 @@ class Record:
     form: Literal["pairs", "unpaired", "single", "ranked"]
     prompt: tuple[Message, ...] | tuple[int, ...]
     """Messages, or token ids that are taken as they are."""
-    responses: tuple[str, ...] | tuple[tuple[int, ...], ...]
+    responses: tuple[tuple[Message, ...], ...] | tuple[tuple[int, ...], ...]
+    """Each of one or more messages, or token ids."""
     label: bool | None = None
     """Unpaired: True where the response is desirable."""
     ratings: Ratings = NO_RATINGS
     token_weights: tuple[tuple[float, ...], ...] | None = None
     """Of each response a number for each of its token ids; None where the row has none."""
+    context: TemplateContext = NO_CONTEXT
+    """What the template is given beside the messages."""
 
     @property
     def is_tokenised(self) -> bool:
         """Whether prompt and responses are token ids."""
-        return not isinstance(self.responses[0], str)
+        return isinstance(self.responses[0][0], int)
+
+    @property
+    def messages(self) -> tuple[Message, ...]:
+        """The prompt of a row of text. Raises TypeError for one of token ids."""
+        return tuple(_message(m) for m in self.prompt)
+
+    @property
+    def conversations(self) -> tuple[tuple[Message, ...], ...]:
+        """The responses of a row of text. Raises TypeError for one of token ids."""
+        return tuple(tuple(_message(m) for m in response) for response in self.responses)
+
+    @property
+    def texts(self) -> tuple[str, ...]:
+        """What the assistant says in each response of a row of text. Raises TypeError for one of token ids."""
+        return tuple(answer_text(response) for response in self.conversations)
+
+
+def _message(item: Message | int) -> Message:
+    if isinstance(item, int):
+        raise TypeError("a row of token ids has no messages")
+    return item
 
 
 class Tie(InputError):
@@ -149,15 +173,15 @@ def parse_record(
         return read.pair(row)
     if "completion" in row:
         prompt = read.prompt(row)
-        text = read.response(row["completion"], "completion", prompt)
-        return Record(location, _completion_form(row), prompt, (text,), read.label(row), read.ratings(row))
+        response = read.response(row["completion"], "completion", prompt)
+        return Record(location, _completion_form(row), prompt, (response,), read.label(row), read.ratings(row))
     for name in ("messages", "conversations"):
         if name in row:
             messages = read.messages(row[name], name)
             if len(messages) < 2 or messages[-1].role != "assistant":
                 raise InputError(f'{location}: "{name}" has to end with a user message and its assistant answer')
             prompt = read.checked_prompt(messages[:-1])
-            return Record(location, "single", prompt, (messages[-1].content,), None, read.ratings(row))
+            return Record(location, "single", prompt, (messages[-1:],), None, read.ratings(row))
     raise InputError(
         f'{location}: neither "chosen" and "rejected" nor "completion" nor "messages" but {_names(row)}; name its '
         "columns with --columns chosen=...,rejected=..., or see data/rows/records.py for the forms"
@@ -247,10 +271,10 @@ class _Reader(NamedTuple):
             prompt = self.checked_prompt(w[:shared])
         else:
             prompt = self.prompt(named)
-        texts = self.response(chosen, "chosen", prompt), self.response(rejected, "rejected", prompt)
-        if texts[0] == texts[1]:
+        responses = self.response(chosen, "chosen", prompt), self.response(rejected, "rejected", prompt)
+        if responses[0] == responses[1]:
             raise InputError(f'{self.location}: "chosen" and "rejected" are equal; a pair has to differ')
-        return Record(self.location, "pairs", prompt, texts, None, self.ratings(row, ("chosen", "rejected")))
+        return Record(self.location, "pairs", prompt, responses, None, self.ratings(row, ("chosen", "rejected")))
 
     def rated(self, row: dict[str, Any], *, keeps_all: bool) -> Record:
         """Several completions to one prompt: all, best first, or the best over the worst; of equals the first."""
@@ -261,8 +285,8 @@ class _Reader(NamedTuple):
         items = row[name]
         if not isinstance(items, list) or len(items) < 2:
             raise InputError(f'{self.location}: "{name}" has to be a list of two or more')
-        texts: list[Any] = [self.completion(item, f"{name}[{i}]") for i, item in enumerate(items)]
-        weights = self.listed_weights(row, texts)
+        responses: list[Any] = [self.completion(item, f"{name}[{i}]") for i, item in enumerate(items)]
+        weights = self.listed_weights(row, responses)
         scores = self.listed_scores(row, items)
         ratings = self.ratings(row, ())
         order = list(range(len(items)) if keeps_all else (0, len(items) - 1))
@@ -273,16 +297,17 @@ class _Reader(NamedTuple):
             if not keeps_all:  # of the worst, too, the first
                 order = [order[0], scores.index(min(scores))]
             ratings = ratings._replace(scores=tuple(scores[i] for i in order))
-        texts, weights = [texts[i] for i in order], weights and tuple(weights[i] for i in order)
-        if texts[0] == texts[-1]:
+        responses, weights = [responses[i] for i in order], weights and tuple(weights[i] for i in order)
+        if responses[0] == responses[-1]:
             raise InputError(f"{self.location}: the best and the worst completion are equal; a pair has to differ")
         form = "ranked" if keeps_all else "pairs"
-        return Record(self.location, form, prompt, tuple(texts), None, ratings, weights)
+        return Record(self.location, form, prompt, tuple(responses), None, ratings, weights)
 
-    def completion(self, item: Any, name: str) -> str | tuple[int, ...]:
+    def completion(self, item: Any, name: str) -> tuple[Message, ...] | tuple[int, ...]:
         if name.startswith("completions_ids"):
             return self.ids({name: item}, name)
-        return self.text(item.get("response") if isinstance(item, dict) else item, f"{name}.response")
+        text = self.text(item.get("response") if isinstance(item, dict) else item, f"{name}.response")
+        return (Message("assistant", text),)
 
     def listed_scores(self, row: dict[str, Any], items: list[Any]) -> list[float] | None:
         """The scores of completions: their own, or the list beside them; None where there are none."""
@@ -436,16 +461,16 @@ class _Reader(NamedTuple):
             raise InputError(f"{self.location}: the prompt has to end with a user message, which the responses answer")
         return messages
 
-    def response(self, value: Any, name: str, prompt: tuple[Message, ...]) -> str:
-        """The text of a response: a string, or messages with or without the prompt before its one answer."""
+    def response(self, value: Any, name: str, prompt: tuple[Message, ...]) -> tuple[Message, ...]:
+        """A response: a string, or messages with or without the prompt before its one answer."""
         if not isinstance(value, (list, dict)):
-            return self.text(value, name)
+            return (Message("assistant", self.text(value, name)),)
         messages = self.messages(value, name)
         if messages[: len(prompt)] == prompt:
             messages = messages[len(prompt) :]
         if len(messages) != 1 or messages[0].role != "assistant":
             raise InputError(f'{self.location}: "{name}" has to be one assistant message, alone or after the prompt')
-        return messages[0].content
+        return messages
 
     def ids(self, row: dict[str, Any], name: str) -> tuple[int, ...]:
         value = self.field(row, name)

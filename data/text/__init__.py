@@ -1,18 +1,21 @@
 """Templates and tokenizers: messages as token ids, by what a checkpoint folder says of them."""
 
 from data.text.chat import LLAMA3_TEMPLATE, LLAMA3_TOKENS, Chat, Run, stop_ids
-from data.text.messages import ROLES, Message
+from data.text.messages import NO_CONTEXT, ROLES, Message, TemplateContext, answer_text
 from data.text.tokenizer import FILES, Tokenizer, has_tokenizer, read_json
 
 __all__ = [
     "FILES",
     "LLAMA3_TEMPLATE",
     "LLAMA3_TOKENS",
+    "NO_CONTEXT",
     "ROLES",
     "Chat",
     "Message",
     "Run",
+    "TemplateContext",
     "Tokenizer",
+    "answer_text",
     "has_tokenizer",
     "read_json",
     "stop_ids",

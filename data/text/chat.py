@@ -69,7 +69,7 @@ class Chat:
             raise InputError("the text holds all of Unicode's noncharacters U+FDD0 to U+FDEF; remove them")
         begin, end = free[:2]
         marked = [{"role": m.role, "content": f"{begin}{m.content}{end}" if m.content else ""} for m in messages]
-        plain = [m._asdict() for m in messages]
+        plain = [m.fields() for m in messages]
         meant = self.template.render(plain, add_generation_prompt=add_generation_prompt)
         text = self.template.render(marked, add_generation_prompt=add_generation_prompt)
         parts: list[tuple[str, bool]] = []

@@ -363,7 +363,7 @@ def _encoded_by_a_tokenizer_of_its_own(source: str, n_ids: int) -> list[Example]
     pairs = [
         r for r in read_records(source) if not isinstance(r, InputError) and r.form == "pairs" and not r.is_tokenised
     ]
-    texts = [("\n\n".join(m.content for m in r.prompt), *map(str, r.responses)) for r in pairs]  # pyright: ignore[reportAttributeAccessIssue]
+    texts = [("\n\n".join(m.content for m in r.messages), *r.texts) for r in pairs]
     tokenizer = ByteLevelBPETokenizer()
     tokenizer.train_from_iterator((t for pair in texts for t in pair), vocab_size=n_ids, show_progress=False)
     made = []

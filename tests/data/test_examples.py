@@ -14,6 +14,7 @@ from data.text.chat import Chat
 from data.text.tokenizer import Tokenizer
 from system import InputError
 from tests import tiny
+from tests.rows import answers
 
 LONG = "one two three four five six seven eight nine ten"
 WIDE = Limits(prompt_tokens=10_000, response_tokens=10_000)
@@ -28,7 +29,7 @@ def chat(tmp_path_factory):
 
 def pair(prompt="q", chosen="a", rejected="b", location="rows.jsonl:1"):
     messages = (Message("user", prompt),) if isinstance(prompt, str) else prompt
-    return Record(location, "pairs", messages, (chosen, rejected))
+    return Record(location, "pairs", messages, answers(chosen, rejected))
 
 
 def ids_pair(prompt=(1, 2, 3), chosen=(4, 5), rejected=(6,)):
@@ -69,7 +70,8 @@ def test_text_becomes_ids_with_headers_bos_and_end_of_turn(chat):
 def test_rows_keep_their_order_location_and_label_across_chunks(chat):
     n = CHUNK + 3
     records = [
-        Record(f"rows.jsonl:{i}", "unpaired", (Message("user", f"{i}"),), (f"{i} one",), i % 3 == 0) for i in range(n)
+        Record(f"rows.jsonl:{i}", "unpaired", (Message("user", f"{i}"),), answers(f"{i} one"), i % 3 == 0)
+        for i in range(n)
     ]
     assert [len(chunk) for chunk in examples._chunks(records)] == [CHUNK, 3]
     made = encoded(records, chat)
@@ -80,7 +82,9 @@ def test_rows_keep_their_order_location_and_label_across_chunks(chat):
 
 
 def test_a_chunk_of_long_rows_ends_sooner():
-    long = Record("rows.jsonl:1", "unpaired", (Message("user", "q"),), ("x" * (examples.CHUNK_LETTERS // 2),), True)
+    long = Record(
+        "rows.jsonl:1", "unpaired", (Message("user", "q"),), answers("x" * (examples.CHUNK_LETTERS // 2)), True
+    )
     assert [len(chunk) for chunk in examples._chunks([long] * 5)] == [2, 2, 1]
 
 

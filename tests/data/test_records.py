@@ -12,6 +12,7 @@ from data.rows.sources import Reading
 from data.text import Message
 from system import InputError
 from tests import tiny
+from tests.rows import answers
 
 USER, ANSWER, OTHER = ({"role": r, "content": c} for r, c in [("user", "q"), ("assistant", "a"), ("assistant", "b")])
 SYSTEM = {"role": "system", "content": "be brief"}
@@ -255,6 +256,7 @@ FORMS = {
 @pytest.mark.parametrize("case", FORMS.values(), ids=FORMS)
 def test_a_row_of_every_form_is_read(tmp_path, case):
     row, form, prompt, responses, label, *rated = case
+    responses = answers(*responses) if isinstance(responses[0], str) else responses
     (record,) = load(tmp_path, row)
     assert record == Record(f"{tmp_path}/rows.jsonl:1", form, prompt, responses, label, Ratings(*rated))
     assert record.is_tokenised == ("prompt_ids" in row)
@@ -278,10 +280,10 @@ def test_ranked_reading_keeps_all_completions_best_first(tmp_path):
     file = tiny.write_rows(tmp_path / "rows.jsonl", rows)
     found = [(r.form, r.responses, r.ratings.scores) for r in read_records(file, Reading(ranked=True))]
     assert found == [
-        ("ranked", ("a", "c", "b"), (9.0, 7.0, 2.5)),
-        ("ranked", ("a", "x", "b"), (2.0, 2.0, 1.0)),
+        ("ranked", answers("a", "c", "b"), (9.0, 7.0, 2.5)),
+        ("ranked", answers("a", "x", "b"), (2.0, 2.0, 1.0)),
         ("ranked", ((6,), (5,)), (1.0, 0.0)),
-        ("pairs", ("a", "b"), (3.0, 1.0)),
+        ("pairs", answers("a", "b"), (3.0, 1.0)),
     ]
 
 
@@ -301,13 +303,13 @@ def test_content_is_trimmed_at_both_ends_and_nowhere_else(tmp_path):
         {"prompt": " q\n\nq ", "chosen": "\u00a0 a\n", "rejected": "\tb  b"},
         {"prompt": turns, "chosen": [{"role": "assistant", "content": " a "}], "rejected": "b"},
     )
-    assert text.prompt[0].content == "q\n\nq" and text.responses == ("a", "b  b")
-    assert messages.prompt[0].content == "q  q" and messages.responses == ("a", "b")
+    assert text.prompt[0].content == "q\n\nq" and text.texts == ("a", "b  b")
+    assert messages.prompt[0].content == "q  q" and messages.texts == ("a", "b")
 
 
 def test_an_implicit_prompt_is_compared_after_trimming(tmp_path):
     (record,) = load(tmp_path, {"chosen": [{"role": "user", "content": "q "}, ANSWER], "rejected": [USER, OTHER]})
-    assert record.prompt == Q and record.responses == ("a", "b")
+    assert record.prompt == Q and record.texts == ("a", "b")
 
 
 def test_records_come_in_the_files_order_with_their_lines(tmp_path):
@@ -515,7 +517,7 @@ def test_a_file_without_rows_is_refused(tmp_path, content):
 def test_a_byte_order_mark_and_windows_line_ends_are_no_text(tmp_path):
     row = json.dumps(PAIR)
     records = load_preferences(write(tmp_path, f"\ufeff{row}\r\n{row}\r\n"))
-    assert [r.responses for r in records] == [("a", "b")] * 2
+    assert [r.texts for r in records] == [("a", "b")] * 2
 
 
 def test_a_byte_order_mark_in_a_later_row_is_a_fault(tmp_path):
@@ -526,15 +528,15 @@ def test_a_byte_order_mark_in_a_later_row_is_a_fault(tmp_path):
 def test_lines_end_at_line_feeds_only(tmp_path, mark):
     text = json.dumps(PAIR | {"chosen": f"a{mark}a"}, ensure_ascii=ord(mark) < 32)
     first, second = load_preferences(write(tmp_path, text + "\n" + json.dumps(PAIR)))
-    assert first.responses[0] == f"a{mark}a" and second.location.endswith(":2")
+    assert first.texts[0] == f"a{mark}a" and second.location.endswith(":2")
 
 
 def test_any_script_is_read_as_written(tmp_path):
     text = "Grüße, 世界 🙂 e\u0301"
     (record,) = load_preferences(write(tmp_path, json.dumps(PAIR | {"chosen": text}, ensure_ascii=False)))
-    assert record.responses[0] == text
+    assert record.texts[0] == text
     (escaped,) = load_preferences(write(tmp_path, json.dumps(PAIR | {"chosen": text}, ensure_ascii=True)))
-    assert escaped.responses[0] == text  # a whole surrogate pair is one character
+    assert escaped.texts[0] == text  # a whole surrogate pair is one character
 
 
 @pytest.mark.parametrize("bad", [1, 10, 11, 13])

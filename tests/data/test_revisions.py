@@ -12,6 +12,7 @@ from data.rows import Cut, Limits, Record, encode
 from data.text import Chat, Message, Tokenizer
 from system import InputError
 from tests import tiny
+from tests.rows import answers
 from tests.tables import common
 
 
@@ -138,7 +139,7 @@ def test_long_responses_without_a_tokenizer_are_compared_id_by_id():
 
 
 def pair(chat, *texts, **limits):
-    record = Record("rows.jsonl:3", "pairs" if len(texts) == 2 else "ranked", (Message("user", "q"),), texts)
+    record = Record("rows.jsonl:3", "pairs" if len(texts) == 2 else "ranked", (Message("user", "q"),), answers(*texts))
     (cut,) = encode([record], chat, Limits(**limits), n_ids=400)
     assert isinstance(cut, Cut)
     return cut.example

@@ -14,6 +14,7 @@ from data.text import Message
 from data.text.chat import Chat
 from data.text.tokenizer import Tokenizer
 from tests import tiny
+from tests.rows import answers
 
 LONG = "one two three four five six seven eight nine ten"
 ANSI = re.compile(r"\x1b\[[\d;]*m")
@@ -33,7 +34,9 @@ def chat(folder):
 
 def cut_of(chat, prompt="question", responses=("answer", "one two"), **limits):
     form = "pairs" if len(responses) == 2 else "single"
-    record = Record("rows.jsonl:7", form, (Message("user", prompt),), responses, None, Ratings((4.0, 1.5), 2.0))
+    record = Record(
+        "rows.jsonl:7", form, (Message("user", prompt),), answers(*responses), None, Ratings((4.0, 1.5), 2.0)
+    )
     (cut,) = encode([record], chat, Limits(**limits), n_ids=400)
     return cut
 
@@ -70,7 +73,7 @@ def test_parts_are_called_by_what_rows_call_them(chat):
         ("pairs", ["one", "two"], ["chosen", "rejected"]),
         ("ranked", ["one", "two", "three"], [f"completion {i}, best first" for i in (1, 2, 3)]),
     ):
-        record = Record("rows.jsonl:7", form, (Message("user", "question"),), tuple(texts), None, Ratings())
+        record = Record("rows.jsonl:7", form, (Message("user", "question"),), answers(*texts), None, Ratings())
         (cut,) = encode([record], chat, Limits(), n_ids=400)
         text = show(cut, chat)
         assert list(sections(text)) == ["prompt", *names]

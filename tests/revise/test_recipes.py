@@ -48,7 +48,7 @@ def test_clair_revises_given_answers_into_rows_that_can_be_trained_on(tmp_path):
     assert answer["model"] == "loopback" and re.fullmatch("[0-9a-f]{64}", answer["request"])
     assert answer["usage"] == {"prompt_tokens": 100, "completion_tokens": 50} and answer["finish_reason"] == "stop"
     assert re.fullmatch(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\+00:00", answer["time"])
-    assert [r.responses for r in load_preferences(tmp_path / "pairs.jsonl")] == [
+    assert [r.texts for r in load_preferences(tmp_path / "pairs.jsonl")] == [
         tuple(row[name][1]["content"] for name in ("chosen", "rejected")) for row in rows
     ]
     body = asked[0]  # the authors' settings
