@@ -20,7 +20,7 @@ import tyro
 
 from data.revisions import revised
 from data.rows import Cut, Reading, RowSettings, encode, open_model, read_records
-from data.text import ROLES, Chat, read_json
+from data.text import REMEDY, ROLES, Chat, read_json
 from system import InputError, cli
 
 EXAMPLE = "python -m data.show pairs.jsonl --model path/to/Llama-3-8B-Instruct --row 1"
@@ -71,9 +71,7 @@ def show(cut: Cut, chat: Chat | None, *, colour: bool = False) -> str:
     page = _Page(chat, colour)
     example = cut.example
     n = len(example.responses)
-    names = {1: ["completion"], 2: ["chosen", "rejected"]}.get(
-        n, [f"completion {i}, best first" for i in range(1, n + 1)]
-    )
+    names = _names(n)
     made = page.paint("heading", f"{visible(example.location)}: {page.kind(cut)}") + "\n"
     if chat is not None:
         made += f"template: {visible(str(chat.template.location))}\n"
@@ -189,8 +187,29 @@ class _Page:
                 said.append("the token that begins a text stands more than once")
             ends = all(r[-1] == self._chat.end_of_turn for r in example.responses)
             said += ["a response does not end with the end-of-turn token"] * (not ends)
-        said += ["a response was cut"] * (cut.n_cut_responses > 0) + ["the prompt was cut"] * cut.is_prompt_cut
+        said += self._cuts(cut)
+        if cut.spelled:
+            tokens = visible(" ".join(cut.spelled))
+            said.append(f"control tokens stand as text, which they stay ({tokens}): {REMEDY}")
         return "".join("\n" + self.paint("warning", f"note: {sentence}") for sentence in said) + "\n" * bool(said)
+
+    def _cuts(self, cut: Cut) -> list[str]:
+        """What was cut, by side."""
+        example = cut.example
+        parts = [("the prompt", cut.whole_prompt, example.prompt)]
+        parts += zip(_names(len(example.responses)), cut.whole_responses, example.responses, strict=True)
+        return [
+            f"{name} was cut: {len(whole) - len(kept)} of {len(whole)} tokens are gone"
+            for name, whole, kept in parts
+            if len(whole) > len(kept)
+        ]
+
+
+def _names(n: int) -> list[str]:
+    """What n responses to a prompt are called."""
+    if n == 1:
+        return ["completion"]
+    return ["chosen", "rejected"] if n == 2 else [f"completion {i}, best first" for i in range(1, n + 1)]
 
 
 def wants_colour() -> bool:
@@ -204,12 +223,13 @@ def main(argv: Sequence[str]) -> None:
     """The command."""
     config = cli.parse(ShowConfig, argv, command="python -m data.show", example=EXAMPLE)
     folder, chat = open_model(config.model)
-    n_ids = read_json(Path(folder) / "config.json").get("vocab_size")
+    shape = read_json(Path(folder) / "config.json")
+    n_ids, context = (_count(shape.get(name)) for name in ("vocab_size", "max_position_embeddings"))
     records = read_records(config.file, config.reading, roles=chat.roles if chat else ROLES)
     record = next(islice(records, config.row - 1, None), None)
     if record is None:
         raise InputError(f"{config.file}: has fewer than {config.row} rows; lower --row")
-    (cut,) = encode([record], chat, config.limits, n_ids=n_ids if isinstance(n_ids, int) else 2**31)
+    (cut,) = encode([record], chat, config.limits_in(context), n_ids=n_ids or 2**31)
     if isinstance(cut, InputError):
         raise cut
     for name in config.reading.fields:
@@ -219,6 +239,10 @@ def main(argv: Sequence[str]) -> None:
             )
     sys.stdout.reconfigure(encoding="utf-8")  # pyright: ignore[reportAttributeAccessIssue]
     sys.stdout.write(show(cut, chat, colour=wants_colour()))
+
+
+def _count(value: object) -> int | None:
+    return value if isinstance(value, int) else None
 
 
 if __name__ == "__main__":

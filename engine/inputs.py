@@ -9,7 +9,7 @@ import numpy as np
 import torch
 
 from data.revisions import with_revised
-from data.rows import Example, find_cut, hold_out, in_form, open_model, read_examples
+from data.rows import Example, count_repeated, find_cut, hold_out, in_form, open_model, read_examples
 from data.show import show
 from data.text import stop_ids
 from engine import weights
@@ -22,6 +22,9 @@ from engine.run import check_folder, has_split_masters, identity
 from engine.step import Objective, Steps, check_objective, check_shared, modes
 from engine.weights import Cast
 from system import InputError
+
+REPORTS = ("report", "eval_report", "heldout_report")
+"""What is said before a run starts, by its name among the facts."""
 
 
 class TrainingInputs:
@@ -46,14 +49,15 @@ class TrainingInputs:
         """The policy, on the meta device."""
         self.policy.head.keeps_logits = "kept-logits" not in config.measuring.disable
         weights.check(self.folder, self.policy)
+        self.limits = config.data.limits_in(self.policy.config.context)
         self.options = options
         self.stop_ids = stop_ids(self.folder, self.chat)
         rows, self.facts = self._read(config.data.sources, config.data.weights)
         rows, self.heldout = self._hold_out(rows)
         if "revised" in self.objective.needs:
-            rows = self._with_revised(rows)
+            rows = with_revised(rows, self.chat and self.chat.tokenizer)
             if self.heldout and self._has_form(self.heldout[0]):
-                self.heldout = self._with_revised(self.heldout, "eval_")
+                self.heldout = with_revised(self.heldout, self.chat and self.chat.tokenizer)
         check_objective(self.objective, self._in_form(rows))
         self.examples = self._in_form(_part(rows, part, config.schedule.stages))
         """Those that are trained on, in the objective's form."""
@@ -84,7 +88,7 @@ class TrainingInputs:
         rows = read_examples(
             sources,
             self.chat,
-            data.limits,
+            self.limits,
             self.reading,
             n_ids=self.policy.config.vocab_size,
             skip_bad_rows=data.skip_bad_rows,
@@ -108,16 +112,19 @@ class TrainingInputs:
         if len({(len(e.responses), e.label is None) for e in heldout}) > 1:
             named = measuring.eval_data or ", ".join(data.sources)
             raise InputError(f"{named}: held-out rows have to be of one kind")
+        if heldout:
+            self._count_repeated(rows, heldout)
         return rows, heldout
 
-    def _with_revised(self, rows: list[Example], kind: str = "") -> list[Example]:
-        """The rows with the tokens that were revised; how many pairs have none left is counted, and reported."""
-        made = with_revised(rows, self.chat and self.chat.tokenizer)
-        n = sum(not any(flags.any() for flags in e.revised or ()) for e in made)
-        self.facts[f"{kind}pairs_without_revisions"] = n
-        if n:
-            self.facts[f"{kind}report"] += f", {n} pairs whose responses do not differ after the cut"
-        return made
+    def _count_repeated(self, rows: list[Example], heldout: list[Example]) -> None:
+        """Held-out rows that are trained on too are counted, and said."""
+        n, n_prompts = count_repeated(rows, heldout)
+        self.facts |= {"heldout_rows_in_data": n, "heldout_prompts_in_data": n_prompts}
+        if n_prompts:
+            self.facts["heldout_report"] = (
+                f"of {len(heldout)} held-out rows {n} are trained on too, prompt and responses, and {n_prompts} by "
+                "their prompt: what is measured on these is not held out"
+            )
 
     def _in_form(self, rows: list[Example]) -> list[Example]:
         return in_form(rows, self.objective.form, side=self.objective.side)
@@ -195,7 +202,7 @@ class TrainingInputs:
     @property
     def report(self) -> str:
         """What was read, in a sentence."""
-        return "; ".join(self.facts[name] for name in ("report", "eval_report") if name in self.facts)
+        return "; ".join(self.facts[name] for name in REPORTS if name in self.facts)
 
     def identity(self, ranks: Ranks) -> dict[str, Any]:
         """What has to be the same for a run to go on with this one."""
@@ -215,7 +222,7 @@ class TrainingInputs:
     def _show_first(self) -> str:
         first, data = self.steps.step(1).examples[0], self.config.data
         cut = find_cut(
-            first.location, data.sources, self.chat, data.limits, self.reading, n_ids=self.policy.config.vocab_size
+            first.location, data.sources, self.chat, self.limits, self.reading, n_ids=self.policy.config.vocab_size
         )
         if not np.array_equal(cut.example.prompt, first.prompt):
             raise InputError(f"{first.location}: the file was changed while it was read; start again")

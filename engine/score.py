@@ -18,7 +18,7 @@ from data.rows import Example, RowSettings, open_model, read_examples
 from engine import weights
 from engine.config import host
 from engine.distributed import Ranks
-from engine.model import FusedForward
+from engine.model import FusedForward, LlamaConfig
 from engine.step import MicroBatching, score_examples
 from system import InputError, cli, files
 
@@ -47,9 +47,13 @@ class ScoreConfig(RowSettings):
 
 def vocabulary_of(folder: Path) -> int:
     """How many ids the checkpoint in a folder has rows for. Raises InputError where the folder cannot be used."""
+    return _shape_of(folder).vocab_size
+
+
+def _shape_of(folder: Path) -> LlamaConfig:
     model = weights.build(folder)
     weights.check(folder, model)
-    return model.config.vocab_size
+    return model.config
 
 
 def score_under(
@@ -75,12 +79,13 @@ def main(argv: Sequence[str]) -> None:
     config = cli.parse(ScoreConfig, argv, command="python -m engine.score", example=EXAMPLE)
     files.check_new_file(Path(config.out))
     folder, chat = open_model(config.model)
+    shape = _shape_of(folder)
     rows = read_examples(
         [config.data],
         chat,
-        config.limits,
+        config.limits_in(shape.context),
         config.reading,
-        n_ids=vocabulary_of(folder),
+        n_ids=shape.vocab_size,
         skip_bad_rows=config.skip_bad_rows,
     )
     if len({len(e.responses) for e in rows.examples}) > 1:

@@ -138,9 +138,10 @@ def _pairs(config: TrajectoriesConfig, base: Checkpoint) -> list[Example]:
 
 def rows_of(asked: dict[str, Any]) -> RowSettings:
     """How the run itself has read and cut its rows."""
-    numbers = ("max_prompt_tokens", "max_response_tokens", "max_row_mb")
-    kept: dict[str, Any] = {name: int(asked[name]) for name in numbers if asked.get(name)}
-    kept |= {name: asked[name] for name in ("keep_prompt", "columns") if asked.get(name) not in (None, "", "null")}
+    numbers = ("max_prompt_tokens", "max_response_tokens", "max_tokens", "max_row_mb")
+    named = {name: value for name, value in asked.items() if value not in (None, "", "null")}
+    kept: dict[str, Any] = {name: int(named[name]) for name in numbers if name in named}
+    kept |= {name: named[name] for name in ("keep_prompt", "columns") if name in named}
     if "columns" in kept:  # an objective's own numbers are for training alone
         ours = [part for part in kept["columns"].split(",") if part.partition("=")[0].strip() in FIELDS]
         kept["columns"] = ",".join(ours) or None

@@ -4,13 +4,13 @@ records -> encode -> examples (one prompt and its responses each) -> in_form("pa
 """
 
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
 from typing import Literal, NamedTuple
 
 import numpy as np
 
+from data.rows.limits import Limits
 from data.rows.records import NO_RATINGS, Ratings, Record
-from data.text import Chat, Run
+from data.text import Chat, Run, spelled_control
 from system import InputError
 
 CHUNK = 512  # records whose texts are encoded together: the tokenizer works on all cores, and memory stays flat
@@ -47,16 +47,6 @@ class Example(NamedTuple):
         )
 
 
-@dataclass(frozen=True, kw_only=True)
-class Limits:
-    """How much of a row is used."""
-
-    prompt_tokens: int = 512
-    response_tokens: int = 512
-    keep_prompt: Literal["end", "start"] = "end"
-    """Which part of a prompt that is too long stays; BOS and the template's headers always do."""
-
-
 class Cut(NamedTuple):
     """An example, and what it was cut from."""
 
@@ -66,6 +56,8 @@ class Cut(NamedTuple):
     kept: list[bool]
     """For each of them whether it is in the example."""
     whole_responses: tuple[list[int], ...]
+    spelled: tuple[str, ...] = ()
+    """Control tokens whose spellings stand as text in the row."""
 
     @property
     def is_prompt_cut(self) -> bool:
@@ -73,9 +65,9 @@ class Cut(NamedTuple):
         return not all(self.kept)
 
     @property
-    def n_cut_responses(self) -> int:
-        """How many of the responses lost their end."""
-        return sum(len(w) > len(r) for w, r in zip(self.whole_responses, self.example.responses, strict=True))
+    def cut_responses(self) -> tuple[bool, ...]:
+        """Of each response whether it lost its end."""
+        return tuple(len(w) > len(r) for w, r in zip(self.whole_responses, self.example.responses, strict=True))
 
 
 def encode(
@@ -94,9 +86,9 @@ def encode(
                 yield record
                 continue
             try:
-                yield _cut(record, next(trees), limits, n_ids)
+                yield _cut(record, next(trees), limits, n_ids, chat)
             except InputError as fault:
-                yield InputError(f"{record.location}: {fault}")
+                yield type(fault)(f"{record.location}: {fault}")
 
 
 def _chunks(records: Iterable[Record | InputError]) -> Iterator[list[Record | InputError]]:
@@ -118,23 +110,68 @@ def _letters(record: Record) -> int:
     return sum(len(m.content) for part in (record.messages, *record.conversations) for m in part)
 
 
-def _cut(record: Record, trees: "list[tuple[list[int], _Content]] | InputError", limits: Limits, n_ids: int) -> Cut:
+def _cut(
+    record: Record,
+    trees: "list[tuple[list[int], _Content]] | InputError",
+    limits: Limits,
+    n_ids: int,
+    chat: Chat | None,
+) -> Cut:
     if isinstance(trees, InputError):
         raise trees
     (prompt, content), *responses = trees
-    kept = _kept_of_prompt(prompt, content, limits)
+    n_prompt, sizes = limits.sizes(len(prompt), [len(ids) for ids, _ in responses])
+    kept = _kept_of_prompt(prompt, content, n_prompt, limits)
     ids = [
         [i for i, stays in zip(prompt, kept, strict=True) if stays],
-        *(r[: limits.response_tokens] for r, _ in responses),
+        *(r[:n] for (r, _), n in zip(responses, sizes, strict=True)),
     ]
     if (top := max(max(i) for i in ids)) >= n_ids:
         raise InputError(f"token id {top} is outside the model's vocabulary of {n_ids}")
+    _check_context(ids, limits)
     kept_prompt, *kept_responses = (np.asarray(i, dtype=np.int32) for i in ids)
     example = Example(record.location, kept_prompt, tuple(kept_responses), record.label, record.ratings)
     if record.token_weights is not None:
-        kept_weights = (np.asarray(w[: limits.response_tokens], dtype=np.float64) for w in record.token_weights)
+        kept_weights = (np.asarray(w[:n], dtype=np.float64) for w, n in zip(record.token_weights, sizes, strict=True))
         example = example._replace(token_weights=tuple(kept_weights))
-    return Cut(example, prompt, kept, tuple(r for r, _ in responses))
+    cut = Cut(example, prompt, kept, tuple(r for r, _ in responses), _spelled(record, chat))
+    _check_differ(cut, limits)
+    return cut
+
+
+def _check_context(ids: Sequence[list[int]], limits: Limits) -> None:
+    """Raises InputError where prompt and longest response do not fit into the model's context."""
+    prompt, *responses = map(len, ids)
+    if limits.context is not None and (n := prompt + max(responses)) > limits.context:
+        raise InputError(
+            f"{n:,} tokens after the cut, and the model's context (max_position_embeddings) has {limits.context:,}; "
+            f"lower {limits.flags}, or take such rows: --beyond-context"
+        )
+
+
+def _check_differ(cut: Cut, limits: Limits) -> None:
+    """Raises InputError where the best and the worst response to a prompt are the same ids: nothing can be learnt of
+    them, whatever they said before the cut.
+    """
+    responses, whole = cut.example.responses, cut.whole_responses
+    if len(responses) == 1 or not np.array_equal(responses[0], responses[-1]):
+        return
+    names = '"chosen" and "rejected"' if len(responses) == 2 else "the best and the worst completion"
+    if whole[0] == whole[-1]:
+        raise InputError(f"{names} are the same token ids; a pair has to differ")
+    limit, flag = limits.response_tokens, limits.flag_of_responses
+    if limit is not None and whole[0][:limit] == whole[-1][:limit]:  # it cuts before any other rule
+        flag = "--max-response-tokens"
+    raise InputError(
+        f"{names} are the same {len(responses[0])} token ids after the cut; a pair has to differ: raise {flag}"
+    )
+
+
+def _spelled(record: Record, chat: Chat | None) -> tuple[str, ...]:
+    if record.is_tokenised:
+        return ()
+    texts = [m.content for part in (record.messages, *record.conversations) for m in part]
+    return spelled_control(texts, chat and chat.tokenizer)
 
 
 def in_form(examples: Sequence[Example], form: str, *, side: Literal["chosen", "rejected"] = "chosen") -> list[Example]:
@@ -228,9 +265,9 @@ def _content_flags(run: Run, chat: Chat) -> list[bool]:
     ]
 
 
-def _kept_of_prompt(ids: list[int], content: _Content, limits: Limits) -> list[bool]:
-    """For each id of a prompt whether it stays."""
-    excess = len(ids) - limits.prompt_tokens
+def _kept_of_prompt(ids: list[int], content: _Content, n: int, limits: Limits) -> list[bool]:
+    """For each id of a prompt whether it is among the n that stay."""
+    excess = len(ids) - n
     if excess <= 0:
         return [True] * len(ids)
     removable = [i for i, flag in enumerate(content.flags()) if flag]

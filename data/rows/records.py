@@ -24,7 +24,7 @@ from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
 from data.rows.sources import Reading, rows_of
-from data.text import NO_CONTEXT, ROLES, Message, TemplateContext, answer_text
+from data.text import NO_CONTEXT, REMEDY, ROLES, Message, TemplateContext, answer_text, spelled_control
 from system import InputError, list_faults
 
 _SHAREGPT = {"human": "user", "gpt": "assistant", "chatgpt": "assistant", "bing": "assistant", "bard": "assistant"}
@@ -270,11 +270,22 @@ class _Reader(NamedTuple):
                 shared += 1
             prompt = self.checked_prompt(w[:shared])
         else:
+            if named["prompt"] is None:
+                self.check_not_templated(chosen, rejected)
             prompt = self.prompt(named)
         responses = self.response(chosen, "chosen", prompt), self.response(rejected, "rejected", prompt)
         if responses[0] == responses[1]:
             raise InputError(f'{self.location}: "chosen" and "rejected" are equal; a pair has to differ')
         return Record(self.location, "pairs", prompt, responses, None, self.ratings(row, ("chosen", "rejected")))
+
+    def check_not_templated(self, *texts: Any) -> None:
+        """Refuses texts without a prompt that are whole conversations in a template's words."""
+        spelled = [spelled_control([text]) if isinstance(text, str) else () for text in texts]
+        if all(spelled):
+            raise InputError(
+                f'{self.location}: "chosen" and "rejected" are templated already ({" ".join(spelled[0])} stand as '
+                f"text), and there is no prompt; {REMEDY}"
+            )
 
     def rated(self, row: dict[str, Any], *, keeps_all: bool) -> Record:
         """Several completions to one prompt: all, best first, or the best over the worst; of equals the first."""

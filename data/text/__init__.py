@@ -2,6 +2,7 @@
 
 from data.text.chat import LLAMA3_TEMPLATE, LLAMA3_TOKENS, Chat, Run, stop_ids
 from data.text.messages import NO_CONTEXT, ROLES, Message, TemplateContext, answer_text
+from data.text.spelled import REMEDY, spelled_control
 from data.text.tokenizer import FILES, Tokenizer, has_tokenizer, read_json
 
 __all__ = [
@@ -9,6 +10,7 @@ __all__ = [
     "LLAMA3_TEMPLATE",
     "LLAMA3_TOKENS",
     "NO_CONTEXT",
+    "REMEDY",
     "ROLES",
     "Chat",
     "Message",
@@ -18,5 +20,6 @@ __all__ = [
     "answer_text",
     "has_tokenizer",
     "read_json",
+    "spelled_control",
     "stop_ids",
 ]

@@ -67,6 +67,8 @@ class Tokenizer:
             self.config.setdefault(name, text)
         tokens = _all_tokens(folder, self.config, self._coder)
         self.added: dict[str, int] = {t["content"]: t["id"] for t in tokens}
+        self.special = frozenset(t["content"] for t in tokens if t.get("special", True))
+        """Spellings of the added tokens that the files call special: they are never a part of a text."""
         self._added_ids = {i: text for text, i in self.added.items()}
         self._control = _control_pattern(tokens)
         self.n_ids = max(self._coder.n_ids, 1 + max(self.added.values(), default=-1))

@@ -248,7 +248,7 @@ class RunFolder:
             write_json(_identity(self.path), identity())
         remove_leftovers(self.path, "epoch-", TEMPORARY, OLD)
         cut_metrics(self.path, self._n_done)
-        resolved = config.flat() | {"dtype": name_of(self._ranks.dtype), cli.FACTS: dict(facts)}
+        resolved = config.resolved() | {"dtype": name_of(self._ranks.dtype), cli.FACTS: dict(facts)}
         if config.checkpoints.save_dtype == "auto":
             resolved["save_dtype"] = name_of(saves)
         for name in ("config", "hyperparameters", "beta", "resume"):

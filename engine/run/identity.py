@@ -31,10 +31,13 @@ FREE = {
     "shard_size",
     "save_dtype",
     "save_rounding",
+    "beyond_context",
 }
 """Settings that --resume lets change; so may the number of ranks."""
 CONTENT = {"model", "data", "eval_data", "reference_cache"}
 """Settings that name files: what is in them has to be the same."""
+NEWER = {"max_tokens"}
+"""Settings that are left out where they are unset: runs that were begun before there were such go on."""
 KEYS = {"disable": "without", "master_weights": "master"}
 """Settings that the file calls by the names of release 0.1, so that runs begun by it go on."""
 SAME_NUMBERS = {"0.1.0", "not installed"}
@@ -55,10 +58,9 @@ def identity(
 
     settings: the objective's hyperparameters. dtype, is_split: what --dtype and --master-weights came to.
     """
-    held = (
-        config.flat() | dict(settings) | {"dtype": name_of(dtype), "master_weights": "split" if is_split else "whole"}
-    )
-    left_out = FREE | CONTENT | {"hyperparameters"}
+    held = config.resolved() | dict(settings)
+    held |= {"dtype": name_of(dtype), "master_weights": "split" if is_split else "whole"}
+    left_out = FREE | CONTENT | {"hyperparameters"} | {name for name in NEWER if held[name] is None}
     known = {KEYS.get(name, name): str(value) for name, value in held.items() if name not in left_out}
     files = sorted([*model.glob("*.safetensors"), model / "config.json"])
     weights = hashlib.sha256(b"".join(digests(files)))

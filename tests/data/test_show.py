@@ -99,8 +99,10 @@ def test_what_was_cut_is_shown_where_it_stood(chat):
         and f"\u27e6cut: {gone}\u27e7" in shown["prompt"]
     )
     assert shown["chosen"].rstrip().partition("\u27e6")[2].endswith(f"[<|eot_id|> {chat.end_of_turn}]\u27e7")
-    assert "note: a response was cut" in text and "note: a response does not end with the end-of-turn token" in text
-    assert "note: the prompt was cut" in text
+    n, n_chosen = len(cut.whole_prompt), len(cut.whole_responses[0])
+    assert "note: a response does not end with the end-of-turn token\n" in text
+    assert f"note: the prompt was cut: 3 of {n} tokens are gone\n" in text
+    assert text.endswith(f"note: chosen was cut: {n_chosen - 4} of {n_chosen} tokens are gone\n")
     assert "note" not in show(whole, chat)
 
 
