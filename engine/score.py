@@ -45,12 +45,8 @@ class ScoreConfig(RowSettings):
     """Most tokens in one forward pass (one example at least)."""
 
 
-def vocabulary_of(folder: Path) -> int:
-    """How many ids the checkpoint in a folder has rows for. Raises InputError where the folder cannot be used."""
-    return _shape_of(folder).vocab_size
-
-
-def _shape_of(folder: Path) -> LlamaConfig:
+def shape_of(folder: Path) -> LlamaConfig:
+    """The shape of the checkpoint in a folder. Raises InputError where the folder cannot be used."""
     model = weights.build(folder)
     weights.check(folder, model)
     return model.config
@@ -61,7 +57,7 @@ def score_under(
 ) -> Iterator[Tensor]:
     """Log-probs of examples' responses under the checkpoint in a folder: [K] nats each, float64, in order. Collective.
 
-    The folder is one that `vocabulary_of` takes.
+    The folder is one that `shape_of` takes.
     """
     model = weights.build(folder)
     host.keep_pages()
@@ -79,7 +75,7 @@ def main(argv: Sequence[str]) -> None:
     config = cli.parse(ScoreConfig, argv, command="python -m engine.score", example=EXAMPLE)
     files.check_new_file(Path(config.out))
     folder, chat = open_model(config.model)
-    shape = _shape_of(folder)
+    shape = shape_of(folder)
     rows = read_examples(
         [config.data],
         chat,
