@@ -35,6 +35,23 @@ class Example(NamedTuple):
     """
     token_weights: tuple[np.ndarray, ...] | None = None
     """Of each response [n] float64, finite; None where the row has none."""
+    predicted: tuple[np.ndarray, ...] | None = None
+    """Of each response [n] bool, which of its tokens are predicted, the last one always: what an assistant says is,
+    what a tool says between is context. None where all are.
+    """
+
+    @property
+    def lengths(self) -> tuple[int, ...]:
+        """How many tokens of each response are predicted."""
+        if self.predicted is None:
+            return tuple(map(len, self.responses))
+        return tuple(int(flags.sum()) for flags in self.predicted)
+
+    def targets(self) -> tuple[np.ndarray, ...]:
+        """The ids of each response's tokens that are predicted."""
+        if self.predicted is None:
+            return self.responses
+        return tuple(ids[flags] for ids, flags in zip(self.responses, self.predicted, strict=True))
 
     def only(self, which: slice, label: bool | None) -> "Example":
         """The prompt with some of the responses, and with what is theirs."""
@@ -44,6 +61,7 @@ class Example(NamedTuple):
             ratings=self.ratings.of(which),
             revised=self.revised and self.revised[which],
             token_weights=self.token_weights and self.token_weights[which],
+            predicted=self.predicted and self.predicted[which],
         )
 
 
