@@ -49,9 +49,23 @@ class Example(NamedTuple):
 
     def targets(self) -> tuple[np.ndarray, ...]:
         """The ids of each response's tokens that are predicted."""
+        return self.of_predicted(self.responses)
+
+    def of_predicted(self, values: tuple[np.ndarray, ...]) -> tuple[np.ndarray, ...]:
+        """Of values [n] of each response's tokens those of the tokens that are predicted."""
         if self.predicted is None:
-            return self.responses
-        return tuple(ids[flags] for ids, flags in zip(self.responses, self.predicted, strict=True))
+            return values
+        return tuple(x[flags] for x, flags in zip(values, self.predicted, strict=True))
+
+    def beside(self, other: "Example") -> "Example":
+        """The example with a further response, the first one of another, and what both rows say of tokens."""
+        said = {name: (getattr(self, name), getattr(other, name)) for name in ("revised", "token_weights")}
+        both = {
+            name: (*ours, theirs[0]) for name, (ours, theirs) in said.items() if ours is not None and theirs is not None
+        }
+        if self.predicted is not None or other.predicted is not None:
+            both["predicted"] = (*_flags(self), _flags(other)[0])
+        return self._replace(responses=(*self.responses, other.responses[0]), **both)
 
     def only(self, which: slice, label: bool | None) -> "Example":
         """The prompt with some of the responses, and with what is theirs."""
@@ -63,6 +77,10 @@ class Example(NamedTuple):
             token_weights=self.token_weights and self.token_weights[which],
             predicted=self.predicted and self.predicted[which],
         )
+
+
+def _flags(e: Example) -> tuple[np.ndarray, ...]:
+    return tuple(np.ones(len(ids), dtype=bool) for ids in e.responses) if e.predicted is None else e.predicted
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -84,6 +102,7 @@ class Cut(NamedTuple):
     kept: list[bool]
     """For each of them whether it is in the example."""
     whole_responses: tuple[list[int], ...]
+    """Their ids before the cut, up to the last one that is predicted."""
 
     @property
     def is_prompt_cut(self) -> bool:
@@ -136,23 +155,39 @@ def _letters(record: Record) -> int:
     return sum(len(m.content) for part in (record.messages, *record.conversations) for m in part)
 
 
-def _cut(record: Record, trees: "list[tuple[list[int], _Content]] | InputError", limits: Limits, n_ids: int) -> Cut:
+def _cut(record: Record, trees: "list[_Part] | InputError", limits: Limits, n_ids: int) -> Cut:
     if isinstance(trees, InputError):
         raise trees
-    (prompt, content), *responses = trees
-    kept = _kept_of_prompt(prompt, content, limits)
+    prompt, *responses = trees
+    kept = _kept_of_prompt(prompt.ids, prompt.content, limits)
+    sizes = [_kept_of_response(r, limits.response_tokens) for r in responses]
     ids = [
-        [i for i, stays in zip(prompt, kept, strict=True) if stays],
-        *(r[: limits.response_tokens] for r, _ in responses),
+        [i for i, stays in zip(prompt.ids, kept, strict=True) if stays],
+        *(r.ids[:n] for r, n in zip(responses, sizes, strict=True)),
     ]
     if (top := max(max(i) for i in ids)) >= n_ids:
         raise InputError(f"token id {top} is outside the model's vocabulary of {n_ids}")
     kept_prompt, *kept_responses = (np.asarray(i, dtype=np.int32) for i in ids)
     example = Example(record.location, kept_prompt, tuple(kept_responses), record.label, record.ratings)
     if record.token_weights is not None:
-        kept_weights = (np.asarray(w[: limits.response_tokens], dtype=np.float64) for w in record.token_weights)
+        kept_weights = (np.asarray(w[:n], dtype=np.float64) for w, n in zip(record.token_weights, sizes, strict=True))
         example = example._replace(token_weights=tuple(kept_weights))
-    return Cut(example, prompt, kept, tuple(r for r, _ in responses))
+    if any(r.predicted is not None for r in responses):
+        flags = [np.asarray(r.flags()[:n], dtype=bool) for r, n in zip(responses, sizes, strict=True)]
+        example = example._replace(predicted=None if all(map(np.all, flags)) else tuple(flags))
+    return Cut(example, prompt.ids, kept, tuple(r.ids[: r.end()] for r in responses))
+
+
+def _kept_of_response(part: "_Part", limit: int) -> int:
+    """How many of a response's ids stay: none behind the last one that is predicted, before or after the cut."""
+    if part.end() == 0:
+        raise InputError("the assistant says nothing in a response, so that there is nothing to predict in it")
+    kept = part.end(limit)
+    if kept == 0:
+        raise InputError(
+            f"of a response nothing that the assistant says is left in {limit} tokens; raise --max-response-tokens"
+        )
+    return kept
 
 
 def in_form(examples: Sequence[Example], form: str, *, side: Literal["chosen", "rejected"] = "chosen") -> list[Example]:
@@ -186,10 +221,8 @@ def _in_form(e: Example, form: str, side: str) -> Iterator[Example]:
         raise InputError(f"{e.location}: this objective trains on rows of the form {form}, and this is {kind}")
 
 
-def _pieces_of(
-    records: Sequence[Record], chat: Chat | None
-) -> "Iterator[list[tuple[list[int], _Content]] | InputError]":
-    """For each record its prompt and responses as (ids, content flags on demand), or what is wrong with it.
+def _pieces_of(records: Sequence[Record], chat: Chat | None) -> "Iterator[list[_Part] | InputError]":
+    """For each record its prompt and responses, or what is wrong with it.
 
     The texts of all are encoded together: the tokenizer works on all cores.
     """
@@ -204,7 +237,7 @@ def _pieces_of(
         made = []
         for pieces in tree:
             groups = [next(encoded) if isinstance(p, Run) else [p] for p in pieces]
-            made.append(([i for group in groups for i in group], _Content(record, pieces, groups, chat)))
+            made.append(_Part([i for group in groups for i in group], _Content(record, pieces, groups, chat)))
         yield made
 
 
@@ -217,6 +250,25 @@ def _render(record: Record, chat: Chat | None) -> list[list[int | Run]] | InputE
         return [chat.prompt_pieces(record.messages), *(chat.response_pieces(text) for text in record.texts)]
     except InputError as fault:
         return fault
+
+
+class _Part(NamedTuple):
+    """A prompt or a response before it is cut."""
+
+    ids: list[int]
+    content: "_Content"
+    predicted: list[bool] | None = None
+    """Of a response for each id whether it is predicted; None where all are."""
+
+    def flags(self) -> list[bool]:
+        return [True] * len(self.ids) if self.predicted is None else self.predicted
+
+    def end(self, limit: int | None = None) -> int:
+        """How many of the ids there are up to the last one that is predicted, within the first `limit` of them."""
+        ids = self.ids[:limit]
+        if self.predicted is None:
+            return len(ids)
+        return next((i + 1 for i in reversed(range(len(ids))) if self.predicted[i]), 0)
 
 
 class _Content(NamedTuple):
