@@ -18,7 +18,7 @@ from pathlib import Path
 import numpy as np
 import tyro
 
-from data.revisions import revised
+from data.revisions import with_revised
 from data.rows import Cut, Reading, RowSettings, encode, open_model, read_records
 from data.text import REMEDY, ROLES, Chat, read_json
 from system import InputError, cli
@@ -78,20 +78,22 @@ def show(cut: Cut, chat: Chat | None, *, colour: bool = False) -> str:
     n_cut = len(cut.whole_prompt) - len(example.prompt)
     made += page.heading("prompt", len(example.prompt), n_cut, "seen by every response, predicted by none")
     made += page.tokens(cut.whole_prompt, cut.kept, ["seen"] * len(cut.kept))
-    flags = [None] * n
-    if n == 2:
-        flags = revised(example.responses[0], example.responses[1], chat and chat.tokenizer)
+    pair = with_revised([example], chat and chat.tokenizer)[0] if n == 2 else example
+    flags, predicted = pair.revised or [None] * n, example.predicted or [None] * n
     weights = example.token_weights or [None] * n
-    for name, whole, kept, differs, weighs in zip(
-        names, cut.whole_responses, example.responses, flags, weights, strict=True
+    for name, whole, kept, n_said, said, differs, weighs in zip(
+        names, cut.whole_responses, example.responses, example.lengths, predicted, flags, weights, strict=True
     ):
         n_cut = len(whole) - len(kept)
-        made += page.heading(name, len(kept), n_cut, "each is predicted; the last is no input")
+        which = "each is predicted" if said is None else f"{n_said} are predicted, the others seen"
+        made += page.heading(name, len(kept), n_cut, f"{which}; the last is no input")
         kinds = ["predicted"] * len(whole)
+        for i in () if said is None else np.flatnonzero(~said):
+            kinds[i] = "seen"
         for i in () if differs is None else np.flatnonzero(differs):
             kinds[i] = "revised"
         made += page.tokens(whole, [i < len(kept) for i in range(len(whole))], kinds)
-        made += "" if differs is None else page.revised(kept.tolist(), differs.tolist())
+        made += "" if differs is None else page.revised(kept.tolist(), differs.tolist(), n_said)
         made += "" if weighs is None else f"token weights: {BAR.join(f'{w:g}' for w in weighs)}\n"
     return made + page.footer(cut)
 
@@ -144,15 +146,15 @@ class _Page:
                 parts.append("\u27e6cut: " + self.paint("cut", self._text(run)) + "\u27e7")
         return bar.join(parts).replace("\u23ce", "\u23ce\n") + "\n"
 
-    def revised(self, ids: Sequence[int], differs: Sequence[bool]) -> str:
-        """How many tokens were revised, and the runs of them, so many as fit."""
+    def revised(self, ids: Sequence[int], differs: Sequence[bool], n: int) -> str:
+        """How many of n tokens were revised, and the runs of them, so many as fit."""
         groups = groupby(zip(ids, differs, strict=True), key=lambda item: item[1])
         runs = [self._text([(i, "revised") for i, _ in group]) for is_revised, group in groups if is_revised]
         ends = accumulate(len(text) for text in runs)
         n_shown = 1 + sum(end <= SHOWN_REVISED for end in ends) if runs else 0
         said = "".join(f' "{self.paint("revised", text)}"' for text in runs[:n_shown])
         said += f" and in {len(runs) - n_shown} further places" if len(runs) > n_shown else ""
-        return f"revised: {sum(differs)} of {len(ids)} tokens" + (f":{said}" if said else "") + "\n"
+        return f"revised: {sum(differs)} of {n} tokens" + (f":{said}" if said else "") + "\n"
 
     def _text(self, run: Sequence[tuple[int, str]]) -> str:
         """The text of a run of tokens, without its middle where that is too long."""

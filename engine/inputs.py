@@ -55,9 +55,9 @@ class TrainingInputs:
         rows, self.facts = self._read(config.data.sources, config.data.weights)
         rows, self.heldout = self._hold_out(rows)
         if "revised" in self.objective.needs:
-            rows = with_revised(rows, self.chat and self.chat.tokenizer)
+            rows = self._with_revised(rows)
             if self.heldout and self._has_form(self.heldout[0]):
-                self.heldout = with_revised(self.heldout, self.chat and self.chat.tokenizer)
+                self.heldout = self._with_revised(self.heldout, "eval_")
         check_objective(self.objective, self._in_form(rows))
         self.examples = self._in_form(_part(rows, part, config.schedule.stages))
         """Those that are trained on, in the objective's form."""
@@ -125,6 +125,17 @@ class TrainingInputs:
                 f"of {len(heldout)} held-out rows {n} are trained on too, prompt and responses, and {n_prompts} by "
                 "their prompt: what is measured on these is not held out"
             )
+
+    def _with_revised(self, rows: list[Example], kind: str = "") -> list[Example]:
+        """The rows with the tokens that were revised; how many pairs have none, because what an assistant says is the
+        same in both and a tool's answers differ, is counted, and reported.
+        """
+        made = with_revised(rows, self.chat and self.chat.tokenizer)
+        n = sum(not any(flags.any() for flags in e.revised or ()) for e in made)
+        self.facts[f"{kind}pairs_without_revisions"] = n
+        if n:
+            self.facts[f"{kind}report"] += f", {n} pairs in which no token that is predicted was revised"
+        return made
 
     def _in_form(self, rows: list[Example]) -> list[Example]:
         return in_form(rows, self.objective.form, side=self.objective.side)

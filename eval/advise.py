@@ -103,7 +103,7 @@ def advise(examples: Sequence[Example], *, n: int, seed: int) -> tuple[dict[str,
     wins, ties = sum(lead > 0 for lead in leads), sum(lead == 0 for lead in leads)
     better = wilson(wins + ties / 2, len(pairs))
     objective, why = choose(better)
-    contrast = float(np.mean([jaccard(*(r.tolist() for r in e.responses)) for e in pairs]))
+    contrast = float(np.mean([jaccard(*(ids.tolist() for ids in e.targets())) for e in pairs]))
     notes = []
     if len(pairs) < FEWEST:
         notes.append(f"{len(pairs)} pairs are few: the interval is wide")
@@ -159,7 +159,7 @@ def main(argv: Sequence[str]) -> None:
     found, pairs = advise(usable, n=config.n, seed=config.seed)
     found |= {"rows": len(examples), "without_scores": len(examples) - len(usable)}
     logps = list(score_under(folder, pairs, dtype=config.dtype))
-    means = [[float(lp) / len(r) for lp, r in zip(values, e.responses, strict=True)]
+    means = [[float(lp) / n for lp, n in zip(values, e.lengths, strict=True)]
              for values, e in zip(logps, pairs, strict=True)]  # fmt: skip
     found["logps_per_token"] = dict(zip(("chosen", "rejected"), np.mean(means, axis=0).tolist(), strict=True))
     if os.environ.get("RANK", "0") != "0":

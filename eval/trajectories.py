@@ -156,7 +156,7 @@ def _beta(config: TrajectoriesConfig) -> float:
 
 def _digest(pairs: Sequence[Example]) -> str:
     whole = hashlib.sha256()
-    for ids in (ids for e in pairs for ids in (e.prompt, *e.responses)):
+    for ids in (ids for e in pairs for ids in (e.prompt, *e.responses, *(e.predicted or ()))):
         whole.update(len(ids).to_bytes(4, "little") + ids.tobytes())
     return whole.hexdigest()
 

@@ -131,7 +131,7 @@ class Rows:
         self.cut_prompts += cut.is_prompt_cut
         self.cut_responses += sum(cut.cut_responses)
         n = len(cut.cut_responses)
-        names = ("chosen", "rejected") if n == 2 else ("completions",) * n
+        names = ("chosen", "rejected") if n == 2 and not cut.example.is_listed else ("completions",) * n
         for name, is_cut in zip(("prompts", *names), (cut.is_prompt_cut, *cut.cut_responses), strict=True):
             counts = self.sides.setdefault(name, [0, 0])
             counts[0] += is_cut
@@ -239,8 +239,8 @@ def find_cut(
 
 
 def digest(examples: Iterable[Example]) -> "hashlib._Hash":
-    """SHA-256 over the token ids of examples, and over their token weights where they have some: what a run has really
-    been fed. Which tokens were revised follows from the ids.
+    """SHA-256 over the token ids of examples, over their token weights where they have some, and over which tokens are
+    predicted where not all are: what a run has really been fed. Which tokens were revised follows from these.
     """
     whole = hashlib.sha256()
     for example in examples:
@@ -248,6 +248,8 @@ def digest(examples: Iterable[Example]) -> "hashlib._Hash":
             whole.update(len(ids).to_bytes(8, "little") + ids.tobytes())
         for weights in example.token_weights or ():
             whole.update(b"weights" + len(weights).to_bytes(8, "little") + weights.tobytes())
+        for flags in example.predicted or ():
+            whole.update(b"predicted" + len(flags).to_bytes(8, "little") + flags.tobytes())
     return whole
 
 

@@ -35,6 +35,39 @@ class Example(NamedTuple):
     """
     token_weights: tuple[np.ndarray, ...] | None = None
     """Of each response [n] float64, finite; None where the row has none."""
+    predicted: tuple[np.ndarray, ...] | None = None
+    """Of each response [n] bool, which of its tokens are predicted, the last one always: what an assistant says is,
+    what a tool says between is context. None where all are.
+    """
+    is_listed: bool = False
+    """Whether the responses stand as the row lists them, and none is called chosen (`Reading.listed`)."""
+
+    @property
+    def lengths(self) -> tuple[int, ...]:
+        """How many tokens of each response are predicted."""
+        if self.predicted is None:
+            return tuple(map(len, self.responses))
+        return tuple(int(flags.sum()) for flags in self.predicted)
+
+    def targets(self) -> tuple[np.ndarray, ...]:
+        """The ids of each response's tokens that are predicted."""
+        return self.of_predicted(self.responses)
+
+    def of_predicted(self, values: tuple[np.ndarray, ...]) -> tuple[np.ndarray, ...]:
+        """Of values [n] of each response's tokens those of the tokens that are predicted."""
+        if self.predicted is None:
+            return values
+        return tuple(x[flags] for x, flags in zip(values, self.predicted, strict=True))
+
+    def beside(self, other: "Example") -> "Example":
+        """The example with a further response, the first one of another, and what both rows say of tokens."""
+        said = {name: (getattr(self, name), getattr(other, name)) for name in ("revised", "token_weights")}
+        both = {
+            name: (*ours, theirs[0]) for name, (ours, theirs) in said.items() if ours is not None and theirs is not None
+        }
+        if self.predicted is not None or other.predicted is not None:
+            both["predicted"] = (*_flags(self), _flags(other)[0])
+        return self._replace(responses=(*self.responses, other.responses[0]), **both)
 
     def only(self, which: slice, label: bool | None) -> "Example":
         """The prompt with some of the responses, and with what is theirs."""
@@ -44,7 +77,12 @@ class Example(NamedTuple):
             ratings=self.ratings.of(which),
             revised=self.revised and self.revised[which],
             token_weights=self.token_weights and self.token_weights[which],
+            predicted=self.predicted and self.predicted[which],
         )
+
+
+def _flags(e: Example) -> tuple[np.ndarray, ...]:
+    return tuple(np.ones(len(ids), dtype=bool) for ids in e.responses) if e.predicted is None else e.predicted
 
 
 class Cut(NamedTuple):
@@ -56,6 +94,7 @@ class Cut(NamedTuple):
     kept: list[bool]
     """For each of them whether it is in the example."""
     whole_responses: tuple[list[int], ...]
+    """Their ids before the cut, up to the last one that is predicted."""
     spelled: tuple[str, ...] = ()
     """Control tokens whose spellings stand as text in the row."""
 
@@ -110,33 +149,50 @@ def _letters(record: Record) -> int:
     return sum(len(m.content) for part in (record.messages, *record.conversations) for m in part)
 
 
-def _cut(
-    record: Record,
-    trees: "list[tuple[list[int], _Content]] | InputError",
-    limits: Limits,
-    n_ids: int,
-    chat: Chat | None,
-) -> Cut:
+def _cut(record: Record, trees: "list[_Part] | InputError", limits: Limits, n_ids: int, chat: Chat | None) -> Cut:
     if isinstance(trees, InputError):
         raise trees
-    (prompt, content), *responses = trees
-    n_prompt, sizes = limits.sizes(len(prompt), [len(ids) for ids, _ in responses])
-    kept = _kept_of_prompt(prompt, content, n_prompt, limits)
+    prompt, *responses = trees
+    n_prompt, sizes = limits.sizes(len(prompt.ids), [_end_of(r) for r in responses])
+    kept = _kept_of_prompt(prompt.ids, prompt.content, n_prompt, limits)
+    sizes = [_kept_of_response(r, n, limits) for r, n in zip(responses, sizes, strict=True)]
     ids = [
-        [i for i, stays in zip(prompt, kept, strict=True) if stays],
-        *(r[:n] for (r, _), n in zip(responses, sizes, strict=True)),
+        [i for i, stays in zip(prompt.ids, kept, strict=True) if stays],
+        *(r.ids[:n] for r, n in zip(responses, sizes, strict=True)),
     ]
     if (top := max(max(i) for i in ids)) >= n_ids:
         raise InputError(f"token id {top} is outside the model's vocabulary of {n_ids}")
     _check_context(ids, limits)
     kept_prompt, *kept_responses = (np.asarray(i, dtype=np.int32) for i in ids)
     example = Example(record.location, kept_prompt, tuple(kept_responses), record.label, record.ratings)
+    example = example._replace(is_listed=True) if record.form == "listed" else example
     if record.token_weights is not None:
         kept_weights = (np.asarray(w[:n], dtype=np.float64) for w, n in zip(record.token_weights, sizes, strict=True))
         example = example._replace(token_weights=tuple(kept_weights))
-    cut = Cut(example, prompt, kept, tuple(r for r, _ in responses), _spelled(record, chat))
-    _check_differ(cut, limits)
+    if any(r.predicted is not None for r in responses):
+        flags = [np.asarray(r.flags()[:n], dtype=bool) for r, n in zip(responses, sizes, strict=True)]
+        example = example._replace(predicted=None if all(map(np.all, flags)) else tuple(flags))
+    cut = Cut(example, prompt.ids, kept, tuple(r.ids[: r.end()] for r in responses), _spelled(record, chat))
+    if not example.is_listed:
+        _check_differ(cut, limits)
     return cut
+
+
+def _end_of(part: "_Part") -> int:
+    """How many ids a response has up to the last one that is predicted."""
+    if part.end() == 0:
+        raise InputError("the assistant says nothing in a response, so that there is nothing to predict in it")
+    return part.end()
+
+
+def _kept_of_response(part: "_Part", n: int, limits: Limits) -> int:
+    """How many of the first n ids of a response stay: none behind the last one that is predicted."""
+    kept = part.end(n)
+    if kept == 0:
+        raise InputError(
+            f"of a response nothing that the assistant says is left in {n} tokens; raise {limits.flag_of_responses}"
+        )
+    return kept
 
 
 def _check_context(ids: Sequence[list[int]], limits: Limits) -> None:
@@ -205,10 +261,8 @@ def _in_form(e: Example, form: str, side: str) -> Iterator[Example]:
         raise InputError(f"{e.location}: this objective trains on rows of the form {form}, and this is {kind}")
 
 
-def _pieces_of(
-    records: Sequence[Record], chat: Chat | None
-) -> "Iterator[list[tuple[list[int], _Content]] | InputError]":
-    """For each record its prompt and responses as (ids, content flags on demand), or what is wrong with it.
+def _pieces_of(records: Sequence[Record], chat: Chat | None) -> "Iterator[list[_Part] | InputError]":
+    """For each record its prompt and responses, or what is wrong with it.
 
     The texts of all are encoded together: the tokenizer works on all cores.
     """
@@ -223,7 +277,7 @@ def _pieces_of(
         made = []
         for pieces in tree:
             groups = [next(encoded) if isinstance(p, Run) else [p] for p in pieces]
-            made.append(([i for group in groups for i in group], _Content(record, pieces, groups, chat)))
+            made.append(_Part([i for group in groups for i in group], _Content(record, pieces, groups, chat)))
         yield made
 
 
@@ -236,6 +290,25 @@ def _render(record: Record, chat: Chat | None) -> list[list[int | Run]] | InputE
         return [chat.prompt_pieces(record.messages), *(chat.response_pieces(text) for text in record.texts)]
     except InputError as fault:
         return fault
+
+
+class _Part(NamedTuple):
+    """A prompt or a response before it is cut."""
+
+    ids: list[int]
+    content: "_Content"
+    predicted: list[bool] | None = None
+    """Of a response for each id whether it is predicted; None where all are."""
+
+    def flags(self) -> list[bool]:
+        return [True] * len(self.ids) if self.predicted is None else self.predicted
+
+    def end(self, limit: int | None = None) -> int:
+        """How many of the ids there are up to the last one that is predicted, within the first `limit` of them."""
+        ids = self.ids[:limit]
+        if self.predicted is None:
+            return len(ids)
+        return next((i + 1 for i in reversed(range(len(ids))) if self.predicted[i]), 0)
 
 
 class _Content(NamedTuple):

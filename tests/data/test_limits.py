@@ -218,6 +218,11 @@ def test_of_ranked_completions_the_best_and_the_worst_have_to_differ_after_the_c
     assert cut(between, Limits(response_tokens=2)) == [[1], [5, 6], [5, 6], [5, 9]]
 
 
+def test_completions_that_are_listed_to_be_scored_may_be_the_same():
+    listed = Record("rows.jsonl:2", "listed", (1,), ((5, 6, 7), (5, 6, 8)))
+    assert cut(listed, Limits(response_tokens=2)) == [[1], [5, 6], [5, 6]]
+
+
 def test_texts_that_a_tokenizer_does_not_tell_apart_are_told_without_a_limit():
     (made,) = encode([Record("rows.jsonl:1", "pairs", (1,), ((5, 6), (5, 6)))], None, Limits(), n_ids=10)
     assert str(made) == 'rows.jsonl:1: "chosen" and "rejected" are the same token ids; a pair has to differ'
