@@ -190,6 +190,8 @@ class _Page:
             ends = all(r[-1] == self._chat.end_of_turn for r in example.responses)
             said += ["a response does not end with the end-of-turn token"] * (not ends)
         said += self._cuts(cut)
+        if cut.n_without_thought:
+            said.append("a response has no thought, which the template's prompt opens")
         if cut.spelled:
             tokens = visible(" ".join(cut.spelled))
             said.append(f"control tokens stand as text, which they stay ({tokens}): {REMEDY}")

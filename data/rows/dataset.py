@@ -110,6 +110,8 @@ class Rows:
     """Of prompts, of chosen, of rejected ... how many were cut, and how many there are."""
     n_templated: int = 0
     """Rows in which control tokens stand as text."""
+    n_without_thought: int = 0
+    """Responses without a thought, to prompts that open one."""
     spelled: Counter[str] = field(default_factory=Counter)
     """These tokens, and in how many rows each stands."""
 
@@ -138,6 +140,7 @@ class Rows:
             counts[1] += 1
         self.n_templated += bool(cut.spelled)
         self.spelled.update(cut.spelled)
+        self.n_without_thought += cut.n_without_thought
 
     @property
     def cut_shares(self) -> dict[str, float]:
@@ -154,6 +157,7 @@ class Rows:
             "too_long_prompts": self.n_too_long,
             "templated_rows": self.n_templated,
             "control_tokens_in_text": dict(self.spelled.most_common()),
+            "responses_without_thought": self.n_without_thought,
             "skipped_rows": self.n_skipped,
             "skipped": self.skipped,
             "ties": self.n_ties,
@@ -174,6 +178,8 @@ class Rows:
         if self.n_templated:
             tokens = " ".join(token for token, _ in self.spelled.most_common(SHOWN_FAULTS))
             said += f", {self.n_templated} rows hold control tokens as text, which they stay ({tokens}): {REMEDY}"
+        if self.n_without_thought:
+            said += f", {self.n_without_thought} responses have no thought, which the template's prompt opens"
         return said + (f", {self.n_skipped} rows skipped: " + "; ".join(self.skipped) if self.n_skipped else "")
 
 

@@ -10,7 +10,7 @@ import numpy as np
 
 from data.rows.limits import Limits
 from data.rows.records import NO_RATINGS, Ratings, Record
-from data.text import Chat, Run, spelled_control
+from data.text import Chat, Response, Run, Said, spelled_control
 from system import InputError
 
 CHUNK = 512  # records whose texts are encoded together: the tokenizer works on all cores, and memory stays flat
@@ -97,6 +97,8 @@ class Cut(NamedTuple):
     """Their ids before the cut, up to the last one that is predicted."""
     spelled: tuple[str, ...] = ()
     """Control tokens whose spellings stand as text in the row."""
+    n_without_thought: int = 0
+    """Responses to a prompt that opens a thought, which neither go on with it nor end it."""
 
     @property
     def is_prompt_cut(self) -> bool:
@@ -172,7 +174,9 @@ def _cut(record: Record, trees: "list[_Part] | InputError", limits: Limits, n_id
     if any(r.predicted is not None for r in responses):
         flags = [np.asarray(r.flags()[:n], dtype=bool) for r, n in zip(responses, sizes, strict=True)]
         example = example._replace(predicted=None if all(map(np.all, flags)) else tuple(flags))
-    cut = Cut(example, prompt.ids, kept, tuple(r.ids[: r.end()] for r in responses), _spelled(record, chat))
+    whole = tuple(r.ids[: r.end()] for r in responses)
+    n_lacking = sum(r.lacks_thought for r in responses)
+    cut = Cut(example, prompt.ids, kept, whole, _spelled(record, chat), n_lacking)
     if not example.is_listed:
         _check_differ(cut, limits)
     return cut
@@ -268,28 +272,45 @@ def _pieces_of(records: Sequence[Record], chat: Chat | None) -> "Iterator[list[_
     """
     trees = [_render(r, chat) for r in records]
     whole = [tree for tree in trees if not isinstance(tree, InputError)]
-    runs = [piece for tree in whole for pieces in tree for piece in pieces if isinstance(piece, Run)]
+    runs = [piece for tree in whole for made in tree for piece in made.pieces if isinstance(piece, Run)]
     encoded = iter(chat.encode(runs) if chat and runs else ())
     for record, tree in zip(records, trees, strict=True):
         if isinstance(tree, InputError):
             yield tree
             continue
-        made = []
-        for pieces in tree:
-            groups = [next(encoded) if isinstance(p, Run) else [p] for p in pieces]
-            made.append(_Part([i for group in groups for i in group], _Content(record, pieces, groups, chat)))
-        yield made
+        parts = []
+        for made in tree:
+            groups = [next(encoded) if isinstance(p, Run) else [p] for p in made.pieces]
+            content = _Content(record, made.pieces, groups, chat)
+            predicted = None if made.is_predicted_whole or chat is None else _predicted(made, groups, chat)
+            parts.append(_Part([i for group in groups for i in group], content, predicted, made.lacks_thought))
+        yield parts
 
 
-def _render(record: Record, chat: Chat | None) -> list[list[int | Run]] | InputError:
+def _render(record: Record, chat: Chat | None) -> list[Response] | InputError:
+    """The prompt and the responses of a record in pieces."""
     if record.is_tokenised:
-        return [list(record.prompt), *(list(r) for r in record.responses)]  # pyright: ignore[reportReturnType]
+        return [Response(list(ids), [0] * len(ids)) for ids in (record.prompt, *record.responses)]  # pyright: ignore[reportArgumentType]
     if chat is None:
         return InputError("a row of text, and the model folder has no tokenizer; give rows of token ids")
     try:
-        return [chat.prompt_pieces(record.messages), *(chat.response_pieces(text) for text in record.texts)]
+        written = chat.write(record.messages, record.conversations, record.context)
     except InputError as fault:
         return fault
+    return [Response(written.prompt, [0] * len(written.prompt)), *written.responses]
+
+
+def _predicted(made: Response, groups: Sequence[Sequence[int]], chat: Chat) -> list[bool]:
+    """For each token of a response whether it is predicted: where a letter of it is what an assistant says."""
+    flags: list[bool] = []
+    for piece, seen, ids in zip(made.pieces, made.seen, groups, strict=True):
+        if not isinstance(piece, Run):
+            flags.append(not seen)
+        elif seen in (0, len(piece.text)):
+            flags += [not seen] * len(ids)
+        else:
+            flags += [end > seen for _, end in chat.tokenizer.offsets(piece.text, goes_on=piece.goes_on)]
+    return flags
 
 
 class _Part(NamedTuple):
@@ -299,6 +320,8 @@ class _Part(NamedTuple):
     content: "_Content"
     predicted: list[bool] | None = None
     """Of a response for each id whether it is predicted; None where all are."""
+    lacks_thought: bool = False
+    """Whether the prompt opens a thought that the response neither goes on with nor ends."""
 
     def flags(self) -> list[bool]:
         return [True] * len(self.ids) if self.predicted is None else self.predicted
@@ -325,13 +348,13 @@ class _Content(NamedTuple):
             return [i > 0 or ids[0] != bos for i, ids in enumerate(self.groups)]
         flags: list[bool] = []
         for piece in self.pieces:
-            flags += [False] if isinstance(piece, int) else _content_flags(piece, self.chat)
+            flags += _content_flags(piece, self.chat) if isinstance(piece, Run) else [isinstance(piece, Said)]
         return flags
 
 
 def _content_flags(run: Run, chat: Chat) -> list[bool]:
     """For each token of a run whether it begins in content."""
-    is_content = [flag for text, flag in run.parts for _ in text]
+    is_content = [bool(speaker) for text, speaker in run.parts for _ in text]
     return [
         is_content[min(start, len(is_content) - 1)]
         for start, _ in chat.tokenizer.offsets(run.text, goes_on=run.goes_on)

@@ -73,7 +73,7 @@ def peer_ids(folder, messages, template, *, add_generation_prompt):
 
 
 def response_ids(chat, text):
-    pieces = chat.response_pieces(text)
+    pieces = chat.write([QUESTION], [[Message("assistant", text)]]).responses[0].pieces
     encoded = iter(chat.encode([p for p in pieces if isinstance(p, Run)]))
     return [i for p in pieces for i in (next(encoded) if isinstance(p, Run) else [p])]
 

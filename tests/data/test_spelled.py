@@ -49,7 +49,7 @@ def test_each_is_found_once_in_the_order_of_the_texts():
 
 def test_special_tokens_of_the_tokenizer_are_found_and_others_are_text(chat):
     tokenizer = chat.tokenizer
-    assert {"[turn]", "<|eot_id|>"} <= tokenizer.special and "<think>" not in tokenizer.special
+    assert {"[turn]", "<|eot_id|>"} <= tokenizer.special.keys() and "<think>" not in tokenizer.special
     text = "<think>[turn]</s> <|eot_id|>"
     assert spelled_control([text], tokenizer) == ("[turn]", "<|eot_id|>")
     assert spelled_control([text]) == ("<|eot_id|>",)

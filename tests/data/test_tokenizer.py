@@ -204,7 +204,7 @@ def test_a_template_places_control_tokens_and_content_does_not(tokenizer_of, kin
 
 def control_ids(chat, prompt, response):
     """The control ids of a prompt and its response, in order."""
-    pieces = [*chat.prompt_pieces([Message("user", prompt)]), *chat.response_pieces(response)]
+    pieces = [*chat.prompt_pieces([Message("user", prompt)]), *response_pieces(chat, response)]
     runs = iter(chat.encode([p for p in pieces if isinstance(p, Run)]))
     ids = [i for p in pieces for i in (next(runs) if isinstance(p, Run) else [p])]
     return [i for i in ids if chat.tokenizer.is_control(i)]
@@ -259,7 +259,7 @@ def test_a_response_behind_a_control_token_is_as_transformers_writes_it(tmp_path
     chat = Chat(Tokenizer(tmp_path / "with"))
     rows = [m._asdict() for m in TURNS]
     theirs = peer.apply_chat_template([*rows, {"role": "assistant", "content": "you are"}], return_dict=False)
-    pieces = [*chat.prompt_pieces(TURNS), *chat.response_pieces("you are")]
+    pieces = [*chat.prompt_pieces(TURNS), *response_pieces(chat, "you are")]
     runs = iter(chat.encode([p for p in pieces if isinstance(p, Run)]))
     assert [i for p in pieces for i in (next(runs) if isinstance(p, Run) else [p])] == theirs
 
@@ -307,7 +307,7 @@ def test_prompt_and_response_are_the_conversation_that_transformers_writes(tmp_p
         theirs = peer.apply_chat_template(rows, add_generation_prompt=True, return_dict=False)
         assert chat.prompt_ids(turns) == theirs
         whole = [*rows, {"role": "assistant", "content": "you are there"}]
-        pieces = chat.response_pieces("you are there")
+        pieces = response_pieces(chat, "you are there")
         runs = iter(chat.encode([p for p in pieces if isinstance(p, Run)]))
         response = [i for p in pieces for i in (next(runs) if isinstance(p, Run) else [p])]
         assert theirs + response == peer.apply_chat_template(whole, return_dict=False)
