@@ -214,6 +214,21 @@ def test_the_command_shows_a_row(folder, tmp_path):
     assert beyond.returncode == 2 and "has fewer than 4 rows; lower --row" in beyond.stderr
 
 
+def test_the_command_cuts_as_the_trainer_does_and_holds_to_the_models_context(folder, tmp_path):
+    row = {"prompt_ids": [5] * 300, "chosen_ids": [6] * 300, "rejected_ids": [7] * 9}
+    file = tiny.write_rows(tmp_path / "rows.jsonl", [row])
+    told = (file, "--model", folder)
+    long = run(*told)
+    said = "600 tokens after the cut, and the model's context (max_position_embeddings) has 512; lower "
+    assert long.returncode == 2 and long.stderr.startswith(f"error: {file}:1: {said}")
+    assert run(*told, "--beyond-context").stdout.startswith(f"{file}:1: a pair\n")
+    cut = run(*told, "--max-tokens", "310").stdout
+    assert cut.endswith("note: chosen was cut: 290 of 300 tokens are gone\n"), cut[-200:]
+    assert "prompt: 300 tokens (" in cut and "rejected: 9 tokens (" in cut
+    gone = run(*told, "--max-tokens", "300")
+    assert gone.returncode == 2 and "a prompt of 300 tokens leaves nothing of --max-tokens 300" in gone.stderr
+
+
 def test_the_command_shows_token_weights_and_names_the_row_of_those_that_are_none(folder, tmp_path):
     row = {"prompt_ids": [1], "chosen_ids": [2, 3], "rejected_ids": [4], "w": [0.5, 2], "rejected_token_weights": [1]}
     file = tiny.write_rows(tmp_path / "rows.jsonl", [row, row | {"w": [1]}])
