@@ -10,7 +10,9 @@ from torch.nn.functional import logsigmoid
 from data.batching import mismatched
 from data.forest import PackingOptions, n_tokens, pack
 from data.revisions import with_revised
-from engine.config import DataConfig, ScheduleConfig
+from data.rows import read_examples
+from engine import inputs as inputs_file
+from engine.config import DataConfig, ScheduleConfig, TrainConfig
 from engine.distributed import Ranks
 from engine.model import FusedForward, attention
 from engine.planning import TokenStatistics
@@ -28,10 +30,15 @@ from engine.step import (
     fill_reference,
     fingerprint,
 )
+from engine.train import run
 from engine.weights import save
 from losses import Result, TokenResponses, loss
+from system import InputError
 from tests import tiny
 from tests.engine.padded import padded_token_logps
+from tests.metrics import lines
+from tests.proofs import Watch
+from tests.rows import id_rows
 
 OPTIONS = [
     PackingOptions(),
@@ -349,3 +356,57 @@ def test_costs_are_of_all_tokens_and_of_predicted_rows():
         whole.tokens, whole.seen, whole.longest, whole.step)  # fmt: skip
     labelled = [e.only(slice(0, 1), True) for e in rows]
     assert TokenStatistics.of(labelled, PackingOptions(), batch_size=2, is_mismatched=True).rows == 2 * 13 / 5
+
+
+# --- a run ---------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def job(tmp_path, monkeypatch):
+    """Runs on rows of ids of whose responses every third token from the first named one on is not predicted."""
+    tiny.write_model(tmp_path / "model", vocab_size=101)
+    tiny.write_rows(tmp_path / "rows.jsonl", id_rows(8))
+
+    def start(out, first, **more):
+        def read(*given, **named):
+            rows = read_examples(*given, **named)
+            rows.examples = [e._replace(predicted=tuple(masked(r, first) for r in e.responses)) for e in rows.examples]
+            return rows
+
+        monkeypatch.setattr(inputs_file, "read_examples", read)
+        asked = {"model": str(tmp_path / "model"), "data": str(tmp_path / "rows.jsonl"), "out": str(tmp_path / out)}
+        asked |= {"loss": "ld_dpo", "batch_size": 4, "epochs": 2, "micro_tokens": 40, "lr": 1e-3, "dtype": "float32"}
+        watch = Watch()
+        run(TrainConfig(**asked | more), watch.hooks)
+        kept = [{k: v for k, v in line.items() if not k.startswith("perf/")} for line in lines(tmp_path / out)]
+        return kept, watch
+
+    return start
+
+
+def masked(ids, first):
+    flags = np.arange(len(ids)) % 3 != first
+    flags[-1] = True
+    return flags
+
+
+def test_a_table_serves_runs_of_the_same_mask_alone(job, tmp_path):
+    """Computed beside the policy, ahead, and by another run: the same numbers to the last bit."""
+    cache = str(tmp_path / "shared")
+    (tmp_path / "shared").mkdir()
+    fused, first = job("fused", 1, reference="fused", reference_cache=cache)
+    assert len(fused) == 4 and {one.step for one in first.of_reference} == {1, 2}
+    ahead, _ = job("ahead", 1, reference="precompute")
+    again, second = job("again", 1, reference="fused", reference_cache=cache)
+    assert fused == ahead == again and not second.of_reference
+    other, third = job("other", 0, reference="fused", reference_cache=cache)
+    assert {one.step for one in third.of_reference} == {1, 2} and other != fused
+
+
+def test_a_run_that_is_gone_on_with_has_the_mask_that_it_had(job):
+    whole, _ = job("whole", 1)
+    job("parts", 1, stop_after=3, state_every=1)
+    with pytest.raises(InputError, match=r"--resume would go on with another run \(rows: .* -> .*\); give what it was"):
+        job("parts", 0, resume=True, state_every=1)
+    resumed, _ = job("parts", 1, resume=True, state_every=1)
+    assert resumed == whole and len(whole) == 4
