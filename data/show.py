@@ -185,6 +185,8 @@ class _Page:
     def footer(self, cut: Cut) -> str:
         """What to look at: control tokens that are met more often than they should be, and cuts."""
         example, said = cut.example, []
+        if cut.n_without_thought:
+            said.append("the prompt opens a thought, and a response neither goes on with it nor ends it")
         if self._chat is not None:
             tokenizer = self._chat.tokenizer
             if example.prompt.tolist().count(tokenizer.bos_id) > 1:
@@ -205,7 +207,7 @@ def wants_colour() -> bool:
 def main(argv: Sequence[str]) -> None:
     """The command."""
     config = cli.parse(ShowConfig, argv, command="python -m data.show", example=EXAMPLE)
-    folder, chat = open_model(config.model)
+    folder, chat = open_model(config.model, config)
     n_ids = read_json(Path(folder) / "config.json").get("vocab_size")
     records = read_records(config.file, config.reading, roles=chat.roles if chat else ROLES)
     record = next(islice(records, config.row - 1, None), None)

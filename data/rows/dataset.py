@@ -17,14 +17,14 @@ from data.rows.examples import Cut, Example, Limits, encode
 from data.rows.hub import find_model
 from data.rows.records import Record, Tie, read_records
 from data.rows.sources import Reading, parse_columns
-from data.text import ROLES, Chat, Tokenizer, has_tokenizer
+from data.text import NO_SETTINGS, ROLES, Chat, TemplateSettings, Tokenizer, has_tokenizer
 from system import InputError, list_faults
 
 SHOWN_FAULTS = 10
 
 
 @dataclass(frozen=True, kw_only=True)
-class RowSettings:
+class RowSettings(TemplateSettings):
     """Flags of every command that reads rows as the trainer does."""
 
     max_prompt_tokens: int = 512
@@ -39,6 +39,7 @@ class RowSettings:
     """Rows above that many megabytes are faults."""
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         for name, most in (("max_prompt_tokens", 2**24), ("max_response_tokens", 2**24), ("max_row_mb", 2**12)):
             if not 1 <= getattr(self, name) <= most:
                 flag = f"--{name.replace('_', '-')}"
@@ -74,6 +75,8 @@ class Rows:
     """Rows whose answers are rated alike, so that no pair can be made of them."""
     cut_prompts: int = 0
     cut_responses: int = 0
+    without_thought: int = 0
+    """Responses to a prompt that opens a thought, which neither go on with it nor end it."""
     n_read: int = 0
     """Rows that were looked at, of whatever kind."""
 
@@ -89,6 +92,7 @@ class Rows:
             self.examples.append(item.example)
             self.cut_prompts += item.is_prompt_cut
             self.cut_responses += item.n_cut_responses
+            self.without_thought += item.n_without_thought
 
     def facts(self) -> dict[str, Any]:
         """What a run writes down about them."""
@@ -96,6 +100,7 @@ class Rows:
             "rows": len(self.examples),
             "cut_prompts": self.cut_prompts,
             "cut_responses": self.cut_responses,
+            **({"responses_without_thought": self.without_thought} if self.without_thought else {}),
             "skipped_rows": self.n_skipped,
             "skipped": self.skipped,
             "ties": self.n_ties,
@@ -108,17 +113,26 @@ class Rows:
         said = (
             f"{self.name}: {len(self.examples)} rows, {self.cut_prompts} prompts and {self.cut_responses} responses cut"
         )
+        if self.without_thought:
+            said += f", {self.without_thought} responses without the thought that the template's prompt opens"
         said += f", {self.n_ties} rows left out whose answers are rated alike" if self.n_ties else ""
         return said + (f", {self.n_skipped} rows skipped: " + "; ".join(self.skipped) if self.n_skipped else "")
 
 
-def open_model(name: str) -> tuple[Path, Chat | None]:
-    """The folder of a model and its chat; None where the folder has no tokenizer. Raises InputError."""
+def open_model(name: str, settings: TemplateSettings = NO_SETTINGS) -> tuple[Path, Chat | None]:
+    """The folder of a model and its chat; None where the folder has no tokenizer. settings: of the chat's template.
+
+    Raises InputError where one of them cannot be used.
+    """
     try:
         folder = find_model(name)
         if not (folder / "config.json").exists():
             raise InputError(f"{folder}: no config.json; give a checkpoint folder in Hugging Face's layout")
-        return folder, Chat(Tokenizer(folder)) if has_tokenizer(folder) else None
+        if has_tokenizer(folder):
+            return folder, Chat(Tokenizer(folder), settings)
+        if settings.given:
+            raise InputError(f"{settings.given[0]}: {folder} has no tokenizer, and renders no template; leave it out")
+        return folder, None
     except OSError as fault:
         raise InputError(f"{fault.filename or name}: cannot be read ({fault.strerror}); change its mode") from None
 

@@ -300,11 +300,7 @@ class Chat:
             asked = self._render([*prompt, *response[:i]], context, asks=True) if i else written
             found = self._passage(message, asked, whole, is_last=i + 1 == len(response))
             if i:
-                goes_on = found.begin is not None
-                between = (
-                    whole.between(done, found.begin) if goes_on else asked.between(self._place(whole, asked, done))
-                )
-                made.append(_Passage(between, False))
+                made.append(_Passage(self._between(whole, done, asked, found.begin), False))
             made.append(found.passage)
             done = found.end
             lacks_thought |= found.lacks_thought
@@ -314,12 +310,10 @@ class Chat:
         """What an assistant's message is behind the prompt that asks for it."""
         opened, closed = OPENED.search(asked.text), EMPTY.search(asked.text)
         thought = opened or closed
-        head = len(asked.text) if thought is None else thought.start()
         begin = self._place(asked, whole, len(asked.text))
-        promises = thought is not None and (start := self._place(asked, whole, head)) is not None
-        start = start if promises else begin
-        if start is None:
-            start = _n_shared(asked.text, whole.text)
+        head = None if thought is None else self._place(asked, whole, thought.start())
+        shared = _n_shared(asked.text, whole.text)
+        start = next(place for place in (head, begin, shared) if place is not None)
         end, token = self._end_of(whole, max(start, begin or 0), is_last=is_last)
         has_all = _holds(whole.text[start:end], message)
         is_prefix = begin == len(asked.text)  # else thoughts could stand where the prompt has none
@@ -328,19 +322,29 @@ class Chat:
         sought = self.template.looked_for
         text, opening = message.content, opened[1] if opened else ""
         if not message.tool_calls and not message.reasoning_content:
-            if not promises and not (sought and sought.search(text)):
+            if head is None and not (sought and sought.search(text)):
                 raise self._differs()
             text = text[len(opening) :].lstrip() if opening and text.startswith(opening) else text
             token = self._ended_by(whole, end) if token is None else token
             passage = _Passage([(text, "assistant")] if text else [], True, token)
             return _Found(passage, None, end, bool(opening) and _closing(opening) not in text)
-        if not promises or not has_all or (closed and message.reasoning_content):
+        if head is None or not has_all or (closed and message.reasoning_content):
             raise self._differs()
         text = whole.text[start:end]
         if opening and text.startswith(opening):
             start = end - len(text[len(opening) :].lstrip())
         passage = _Passage(whole.between(start, end), True, token)
         return _Found(passage, None, end, bool(opening) and _closing(opening) not in text)
+
+    def _between(self, whole: Rendering, done: int, asked: Rendering, begin: int | None) -> list[Part]:
+        """What stands between two messages of an assistant: in the whole conversation, or in what asks for the second
+        one where that begins otherwise.
+        """
+        if begin is not None:
+            return whole.between(done, begin)
+        if (place := self._place(whole, asked, done)) is None:
+            raise self._differs()
+        return asked.between(place)
 
     def _place(self, a: Rendering, b: Rendering, at: int) -> int | None:
         """The place in b that a place in a is: behind as many control tokens, the same ones, and the same text behind
@@ -438,7 +442,7 @@ class Chat:
             if run:
                 before = "control" if pieces else after
                 bare = before == "text" or (before == "control" and not self.tokenizer.prefixes_after_control)
-                pieces.append(Run(tuple((text, speaker) for text, speaker, _ in run), goes_on=bare))
+                pieces.append(Run(tuple((t, s) for t, s, _ in run), goes_on=bare))
                 seen.append(sum(len(text) for text, _, is_predicted in run if not is_predicted))
                 run.clear()
 
@@ -465,7 +469,7 @@ class Chat:
         seen: list[int] = []
         parts: list[tuple[str, Speaker, bool]] = []
         for passage in passages:
-            parts += [(text, speaker, passage.is_predicted) for text, speaker in passage.parts]
+            parts.extend((text, speaker, passage.is_predicted) for text, speaker in passage.parts)
             if passage.end is not None:
                 more, unpredicted = self._pieces(parts, "control" if pieces else after)
                 pieces += [*more, passage.end]

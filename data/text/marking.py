@@ -126,8 +126,8 @@ def _n_lost(messages: Sequence[Message], looked_for: re.Pattern[str] | None) -> 
     template that are all of a content.
     """
     found = Counter[str]()
-    for m in messages if looked_for else ():
-        rest = looked_for.sub("", m.content)
+    for m in messages:
+        rest = looked_for.sub("", m.content) if looked_for else m.content
         found[_speaker(m.role)] += bool(m.content) and (
             rest != m.content if m.role == "assistant" else not rest.strip()
         )
@@ -143,7 +143,8 @@ def _grown(parts: list[Part], messages: Sequence[Message]) -> list[Part]:
     it.
     """
     contents = [m.content for m in messages if m.role != "assistant"]
-    texts, speakers = [text for text, _ in parts], [speaker for _, speaker in parts]
+    texts = [text for text, _ in parts]
+    speakers: list[Speaker] = [speaker for _, speaker in parts]
     for i, speaker in enumerate(speakers):
         whole = next((c for c in contents if speaker == "other" and texts[i] in c), texts[i])
         before, _, behind = whole.partition(texts[i])
