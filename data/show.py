@@ -183,6 +183,8 @@ class _Page:
     def footer(self, cut: Cut) -> str:
         """What to look at: control tokens that are met more often than they should be, and cuts."""
         example, said = cut.example, []
+        if cut.n_without_thought:
+            said.append("the prompt opens a thought, and a response neither goes on with it nor ends it")
         if self._chat is not None:
             tokenizer = self._chat.tokenizer
             if example.prompt.tolist().count(tokenizer.bos_id) > 1:
@@ -190,8 +192,6 @@ class _Page:
             ends = all(r[-1] == self._chat.end_of_turn for r in example.responses)
             said += ["a response does not end with the end-of-turn token"] * (not ends)
         said += self._cuts(cut)
-        if cut.n_without_thought:
-            said.append("a response has no thought, which the template's prompt opens")
         if cut.spelled:
             tokens = visible(" ".join(cut.spelled))
             said.append(f"control tokens stand as text, which they stay ({tokens}): {REMEDY}")
@@ -226,7 +226,7 @@ def wants_colour() -> bool:
 def main(argv: Sequence[str]) -> None:
     """The command."""
     config = cli.parse(ShowConfig, argv, command="python -m data.show", example=EXAMPLE)
-    folder, chat = open_model(config.model)
+    folder, chat = open_model(config.model, config)
     shape = read_json(Path(folder) / "config.json")
     n_ids, context = (_count(shape.get(name)) for name in ("vocab_size", "max_position_embeddings"))
     records = read_records(config.file, config.reading, roles=chat.roles if chat else ROLES)

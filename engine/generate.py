@@ -24,7 +24,7 @@ import torch
 from tqdm import tqdm
 
 from data.rows import PromptRow, open_model, parse_row, read_prompts
-from data.text import ROLES, Chat, Message, stop_ids
+from data.text import NO_CONTEXT, NO_SETTINGS, ROLES, Chat, Message, TemplateContext, TemplateSettings, stop_ids
 from engine import weights
 from engine.config import host
 from engine.distributed import is_out_of_memory
@@ -40,7 +40,7 @@ OF_SPEED = ("batch_size", "prefill_tokens")  # what changes no answer
 
 
 @dataclass(frozen=True, kw_only=True)
-class GenerateConfig(Sampling):
+class GenerateConfig(Sampling, TemplateSettings):
     """Sample answers to prompts; a JSON line each, in the order of the prompts."""
 
     model: str
@@ -67,10 +67,13 @@ class GenerateConfig(Sampling):
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        TemplateSettings.__post_init__(self)
         if self.endpoint and (self.stop_ids or self.dtype or self.beyond_context):
             raise InputError(
                 "--stop-ids, --dtype and --beyond-context are of a checkpoint that answers here; leave them out"
             )
+        if self.endpoint and self.given:
+            raise InputError(f"{self.given[0]} is of a checkpoint that answers here; leave it out")
         if self.ask_again and not self.endpoint:
             raise InputError("--ask-again: goes with --endpoint; leave it out")
 
@@ -105,25 +108,37 @@ class Answerer:
 
     @classmethod
     def open(
-        cls, model: str, dtype: Literal["float32", "bfloat16"] | None = None, *, beyond_context: bool = False
+        cls,
+        model: str,
+        dtype: Literal["float32", "bfloat16"] | None = None,
+        settings: TemplateSettings = NO_SETTINGS,
+        *,
+        beyond_context: bool = False,
     ) -> "Answerer":
-        """model: a checkpoint folder or hub id. dtype: bfloat16 on CUDA, float32 on the CPU where it is None."""
-        return cls(*open_model(model), dtype, beyond_context=beyond_context)
+        """model: a checkpoint folder or hub id. dtype: bfloat16 on CUDA, float32 on the CPU where it is None. settings:
+        of its chat template.
+        """
+        return cls(*open_model(model, settings), dtype, beyond_context=beyond_context)
 
     @property
     def roles(self) -> Collection[str]:
         """Those that a prompt may have."""
         return self.chat.roles if self.chat else ROLES
 
-    def prompt_ids(self, location: str, prompt: Sequence[Message | int]) -> list[int]:
-        """A prompt as token ids. Raises InputError, located, where it cannot be one."""
+    def prompt_ids(
+        self, location: str, prompt: Sequence[Message | int], context: TemplateContext = NO_CONTEXT
+    ) -> list[int]:
+        """A prompt as token ids. context: what its template is given beside it.
+
+        Raises InputError, located, where it cannot be one.
+        """
         messages = [m for m in prompt if isinstance(m, Message)]
         ids = [i for i in prompt if isinstance(i, int)]
         if messages and self.chat is None:
             raise InputError(f'{location}: text, and {self.folder} has no tokenizer; give "prompt_ids"')
         if messages and self.chat is not None:
             try:
-                ids = self.chat.prompt_ids(messages)
+                ids = self.chat.prompt_ids(messages, context)
             except InputError as fault:
                 raise InputError(f"{location}: {fault}") from None
         if max(ids) >= (size := self._shape.config.vocab_size):
@@ -307,7 +322,7 @@ def main(argv: Sequence[str]) -> None:
 
 def _drawn(config: GenerateConfig, out: Path) -> tuple[int, int]:
     """Answers of a checkpoint. Numbers of answers and prompts."""
-    answerer = Answerer.open(config.model, config.dtype, beyond_context=config.beyond_context)
+    answerer = Answerer.open(config.model, config.dtype, config, beyond_context=config.beyond_context)
     prompts = read_prompts(config.prompts, roles=answerer.roles)
     ids = _prompt_ids(answerer, prompts)
     if (context := answerer.context) is not None:

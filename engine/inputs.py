@@ -1,5 +1,6 @@
 """What is known of a run before any weights are read: the shape, the rows, the objective, the steps, how it fits."""
 
+import hashlib
 import os
 from dataclasses import replace
 from pathlib import Path
@@ -11,14 +12,14 @@ import torch
 from data.revisions import with_revised
 from data.rows import Example, count_repeated, find_cut, hold_out, in_form, open_model, read_examples
 from data.show import show
-from data.text import stop_ids
+from data.text import TemplateSettings, stop_ids
 from engine import weights
 from engine.config import TrainConfig, world_size
 from engine.distributed import Ranks, free_memory
 from engine.model import name_of
 from engine.optim import Options, describe, largest_share
 from engine.planning import Plan, TokenStatistics, plan_run, refusal, ways
-from engine.run import check_folder, has_split_masters, identity
+from engine.run import DAY, check_folder, day_of, has_split_masters, identity
 from engine.step import Objective, Steps, check_objective, check_shared, modes
 from engine.weights import Cast
 from system import InputError
@@ -44,7 +45,7 @@ class TrainingInputs:
             raise InputError(f"--own-score {asked.own_score}: {self.objective.name} asks for none; leave it out")
         is_ranked, fields = self.objective.form == "ranked", self.objective.fields
         self.reading = replace(config.data.reading, ranked=is_ranked, fields=fields)
-        self.folder, self.chat = open_model(config.model)
+        self.folder, self.chat = open_model(config.model, self._template_settings())
         self.policy = weights.build(self.folder)
         """The policy, on the meta device."""
         self.policy.head.keeps_logits = "kept-logits" not in config.measuring.disable
@@ -82,6 +83,24 @@ class TrainingInputs:
             self.facts["parameter_groups"] = groups
         self.first_example = self._show_first() if os.environ.get("RANK", "0") == "0" else ""
         """The first row that the run trains on, as the trainer sees it; looked up again for what was cut of it."""
+
+    def _template_settings(self) -> TemplateSettings:
+        """The flags of the template; a run that goes on takes the day that it began with."""
+        data, began = self.config.data, None
+        if self.config.checkpoints.resumes and data.template_date is None:
+            began = day_of(Path(self.config.out))
+        return data if began is None else replace(data, template_date=began)
+
+    @property
+    def day(self) -> str | None:
+        """The day that the template writes; None where it writes none."""
+        day = None if self.chat is None else self.chat.template.day
+        return None if day is None else day.isoformat()
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        """What was found for settings that were left open, for config.yaml: the objective's, and the template's day."""
+        return self.objective.settings | ({} if self.day is None else {"template_date": self.day})
 
     def _read(self, sources: tuple[str, ...], shares: tuple[float, ...] = ()) -> tuple[list[Example], dict[str, Any]]:
         data = self.config.data
@@ -227,6 +246,9 @@ class TrainingInputs:
             is_split=ranks.splits_masters,
         )
         made |= self.objective.digests
+        made |= {} if self.day is None else {DAY: self.day}
+        if self.chat is not None and self.config.data.chat_template is not None:
+            made["chat template"] = hashlib.sha256(self.chat.template.source.encode()).hexdigest()[:16]
         made |= {"parameter groups": "; ".join(groups)} if (groups := self.groups()) else {}
         return made | ({"stage": self.facts["stage"]} if "stage" in self.facts else {})
 

@@ -78,7 +78,7 @@ def main(argv: Sequence[str]) -> None:
     """The command."""
     config = cli.parse(ScoreConfig, argv, command="python -m engine.score", example=EXAMPLE)
     files.check_new_file(Path(config.out))
-    folder, chat = open_model(config.model)
+    folder, chat = open_model(config.model, config)
     shape = shape_of(folder)
     rows = read_examples(
         [config.data],

@@ -133,7 +133,7 @@ def main(argv: Sequence[str]) -> None:
         files.check_new_file(Path(config.out))
     from engine.score import score_under, shape_of  # it brings torch: flags are answered without
 
-    folder, chat = open_model(config.model)
+    folder, chat = open_model(config.model, config)
     shape = shape_of(folder)
     rows = read_examples(
         [config.data],
@@ -147,7 +147,13 @@ def main(argv: Sequence[str]) -> None:
     if config.judge_endpoint:
         pairs = [e for e in examples if len(e.responses) == 2]
         examples = judge_compare.compare(
-            _drawn(pairs, config.n, config.seed), config.model, config.data, config.reading, config, seed=config.seed
+            _drawn(pairs, config.n, config.seed),
+            config.model,
+            config.data,
+            config.reading,
+            config,
+            seed=config.seed,
+            settings=config,
         )
     usable = [e for e in examples if len(e.responses) == 2 and e.ratings.scores and e.ratings.own is not None]
     if not usable:

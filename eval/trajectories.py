@@ -18,7 +18,7 @@ import numpy as np
 import tyro
 
 from data.rows import FIELDS, Example, PromptRow, RowSettings, hold_out, open_model, prompts_of, read_examples
-from data.text import Message
+from data.text import NO_SETTINGS, Message
 from eval import checkpoints, scores
 from eval.checkpoints import Checkpoint
 from eval.runs import RUNAWAY
@@ -111,7 +111,7 @@ def _pairs(config: TrajectoriesConfig, base: Checkpoint) -> list[Example]:
         raise InputError(f"{config.run}: config.yaml names no rows; name a file of pairs by --data")
     from engine.score import shape_of
 
-    folder, chat = open_model(str(base.folder))
+    folder, chat = open_model(str(base.folder), checkpoints.template_of(Path(config.run), NO_SETTINGS))
     reading, shape = rows_of(asked), shape_of(folder)
     is_whole = is_own and own != asked.get("eval_data")  # held out of what is trained on: read as training reads it
     seed, n_held = int(asked.get("seed", 0)), int(asked.get("eval_pairs") or 0) if is_whole else 0

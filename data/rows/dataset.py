@@ -19,14 +19,14 @@ from data.rows.hub import find_model
 from data.rows.limits import PROMPT_TOKENS, RESPONSE_TOKENS, Limits, TooLong
 from data.rows.records import Record, Tie, read_records
 from data.rows.sources import Reading, parse_columns
-from data.text import REMEDY, ROLES, Chat, Tokenizer, has_tokenizer
+from data.text import NO_SETTINGS, REMEDY, ROLES, Chat, TemplateSettings, Tokenizer, has_tokenizer
 from system import InputError, list_faults
 
 SHOWN_FAULTS = 10
 
 
 @dataclass(frozen=True, kw_only=True)
-class RowSettings:
+class RowSettings(TemplateSettings):
     """Flags of every command that reads rows as the trainer does."""
 
     max_prompt_tokens: int | None = None
@@ -47,6 +47,7 @@ class RowSettings:
     """Rows above that many megabytes are faults."""
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         most = dict.fromkeys(("max_prompt_tokens", "max_response_tokens", "max_tokens"), 2**24) | {"max_row_mb": 2**12}
         for name, highest in most.items():
             value = getattr(self, name)
@@ -104,14 +105,14 @@ class Rows:
     """Rows whose prompts leave no room for a response (TooLong)."""
     cut_prompts: int = 0
     cut_responses: int = 0
+    without_thought: int = 0
+    """Responses to a prompt that opens a thought, which neither go on with it nor end it."""
     n_read: int = 0
     """Rows that were looked at, of whatever kind."""
     sides: dict[str, list[int]] = field(default_factory=dict)
     """Of prompts, of chosen, of rejected ... how many were cut, and how many there are."""
     n_templated: int = 0
     """Rows in which control tokens stand as text."""
-    n_without_thought: int = 0
-    """Responses without a thought, to prompts that open one."""
     spelled: Counter[str] = field(default_factory=Counter)
     """These tokens, and in how many rows each stands."""
 
@@ -140,7 +141,7 @@ class Rows:
             counts[1] += 1
         self.n_templated += bool(cut.spelled)
         self.spelled.update(cut.spelled)
-        self.n_without_thought += cut.n_without_thought
+        self.without_thought += cut.n_without_thought
 
     @property
     def cut_shares(self) -> dict[str, float]:
@@ -157,7 +158,7 @@ class Rows:
             "too_long_prompts": self.n_too_long,
             "templated_rows": self.n_templated,
             "control_tokens_in_text": dict(self.spelled.most_common()),
-            "responses_without_thought": self.n_without_thought,
+            **({"responses_without_thought": self.without_thought} if self.without_thought else {}),
             "skipped_rows": self.n_skipped,
             "skipped": self.skipped,
             "ties": self.n_ties,
@@ -174,22 +175,29 @@ class Rows:
         said += f" ({', '.join(shares)})" if shares else ""
         if self.n_too_long:
             said += f", {self.n_too_long} rows left out whose prompts leave no room for a response"
+        if self.without_thought:
+            said += f", {self.without_thought} responses without the thought that the template's prompt opens"
         said += f", {self.n_ties} rows left out whose answers are rated alike" if self.n_ties else ""
         if self.n_templated:
             tokens = " ".join(token for token, _ in self.spelled.most_common(SHOWN_FAULTS))
             said += f", {self.n_templated} rows hold control tokens as text, which they stay ({tokens}): {REMEDY}"
-        if self.n_without_thought:
-            said += f", {self.n_without_thought} responses have no thought, which the template's prompt opens"
         return said + (f", {self.n_skipped} rows skipped: " + "; ".join(self.skipped) if self.n_skipped else "")
 
 
-def open_model(name: str) -> tuple[Path, Chat | None]:
-    """The folder of a model and its chat; None where the folder has no tokenizer. Raises InputError."""
+def open_model(name: str, settings: TemplateSettings = NO_SETTINGS) -> tuple[Path, Chat | None]:
+    """The folder of a model and its chat; None where the folder has no tokenizer. settings: of the chat's template.
+
+    Raises InputError where one of them cannot be used.
+    """
     try:
         folder = find_model(name)
         if not (folder / "config.json").exists():
             raise InputError(f"{folder}: no config.json; give a checkpoint folder in Hugging Face's layout")
-        return folder, Chat(Tokenizer(folder)) if has_tokenizer(folder) else None
+        if has_tokenizer(folder):
+            return folder, Chat(Tokenizer(folder), settings)
+        if settings.given:
+            raise InputError(f"{settings.given[0]}: {folder} has no tokenizer, and renders no template; leave it out")
+        return folder, None
     except OSError as fault:
         raise InputError(f"{fault.filename or name}: cannot be read ({fault.strerror}); change its mode") from None
 

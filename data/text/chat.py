@@ -109,6 +109,16 @@ class _Passage(NamedTuple):
     end: int | None = None
 
 
+class _Found(NamedTuple):
+    """A message of an assistant in a conversation."""
+
+    passage: _Passage
+    begin: int | None
+    """Where it begins in the whole conversation; None where it is not what stands there."""
+    end: int
+    lacks_thought: bool = False
+
+
 class Chat:
     """A tokenizer and its chat template."""
 
@@ -279,57 +289,78 @@ class Chat:
 
         Each message of an assistant begins where the template would have the model begin it.
         """
+        if response[0].role != "assistant":
+            raise InputError(f'a response begins with a message of the role "{response[0].role}"; an assistant answers')
         whole = self._render([*prompt, *response], context, asks=False)
         made: list[_Passage] = []
-        lacks_thought, done = False, len(written.text)
+        lacks_thought, done = False, 0
         for i, message in enumerate(response):
             if message.role != "assistant":
                 continue
             asked = self._render([*prompt, *response[:i]], context, asks=True) if i else written
-            if i and not asked.text.startswith(whole.text[:done]):
-                raise self._differs()
-            if i and (between := asked.between(done)):
-                made.append(_Passage(between, False))
-            is_last = i + 1 == len(response)
-            passage, done, lacks = self._passage(message, asked, whole, is_last=is_last)
-            made.append(passage)
-            lacks_thought |= lacks
-        if not made:
-            raise InputError("a response in which no assistant says anything; there is nothing to train")
+            found = self._passage(message, asked, whole, is_last=i + 1 == len(response))
+            if i:
+                made.append(_Passage(self._between(whole, done, asked, found.begin), False))
+            made.append(found.passage)
+            done = found.end
+            lacks_thought |= found.lacks_thought
         return made, lacks_thought
 
-    def _passage(
-        self, message: Message, asked: Rendering, whole: Rendering, *, is_last: bool
-    ) -> tuple[_Passage, int, bool]:
-        """What an assistant's message is behind the prompt that asks for it; where it ends in the whole conversation;
-        whether it lacks the thought that the prompt opens.
-        """
+    def _passage(self, message: Message, asked: Rendering, whole: Rendering, *, is_last: bool) -> _Found:
+        """What an assistant's message is behind the prompt that asks for it."""
         opened, closed = OPENED.search(asked.text), EMPTY.search(asked.text)
         thought = opened or closed
-        head = len(asked.text) if thought is None else thought.start()
-        goes_on = whole.text.startswith(asked.text)
-        begin = len(asked.text) if goes_on else _n_shared(asked.text, whole.text)
-        end, token = self._end_of(whole, begin, is_last=is_last)
-        has_all = _holds(whole.text[min(head, begin) : end], message)
-        if goes_on and has_all:
-            return _Passage(whole.between(begin, end), True, token), end, False
-        promises = thought is not None and whole.text.startswith(asked.text[:head])
+        begin = self._place(asked, whole, len(asked.text))
+        head = None if thought is None else self._place(asked, whole, thought.start())
+        shared = _n_shared(asked.text, whole.text)
+        start = next(place for place in (head, begin, shared) if place is not None)
+        end, token = self._end_of(whole, max(start, begin or 0), is_last=is_last)
+        has_all = _holds(whole.text[start:end], message)
+        is_prefix = begin == len(asked.text)  # else thoughts could stand where the prompt has none
+        if begin is not None and has_all and (is_prefix or _holds(whole.text[begin:end], message)):
+            return _Found(_Passage(whole.between(begin, end), True, token), begin, end)
         sought = self.template.looked_for
         text, opening = message.content, opened[1] if opened else ""
         if not message.tool_calls and not message.reasoning_content:
-            if not promises and not (sought and sought.search(text)):
+            if head is None and not (sought and sought.search(text)):
                 raise self._differs()
             text = text[len(opening) :].lstrip() if opening and text.startswith(opening) else text
             token = self._ended_by(whole, end) if token is None else token
             passage = _Passage([(text, "assistant")] if text else [], True, token)
-            return passage, end, bool(opening) and _closing(opening) not in text
-        if not promises or not has_all or (closed and message.reasoning_content):
+            return _Found(passage, None, end, bool(opening) and _closing(opening) not in text)
+        if head is None or not has_all or (closed and message.reasoning_content):
             raise self._differs()
-        text = whole.text[head:end]
+        text = whole.text[start:end]
         if opening and text.startswith(opening):
-            head = end - len(text[len(opening) :].lstrip())
-        passage = _Passage(whole.between(head, end), True, token)
-        return passage, end, bool(opening) and _closing(opening) not in text
+            start = end - len(text[len(opening) :].lstrip())
+        passage = _Passage(whole.between(start, end), True, token)
+        return _Found(passage, None, end, bool(opening) and _closing(opening) not in text)
+
+    def _between(self, whole: Rendering, done: int, asked: Rendering, begin: int | None) -> list[Part]:
+        """What stands between two messages of an assistant: in the whole conversation, or in what asks for the second
+        one where that begins otherwise.
+        """
+        if begin is not None:
+            return whole.between(done, begin)
+        if (place := self._place(whole, asked, done)) is None:
+            raise self._differs()
+        return asked.between(place)
+
+    def _place(self, a: Rendering, b: Rendering, at: int) -> int | None:
+        """The place in b that a place in a is: behind as many control tokens, the same ones, and the same text behind
+        the last of them; None where there is none such.
+
+        Mostly b begins with a[:at]. Hermes 3 ends a tool's words with a newline only where more follows.
+        """
+        if b.text.startswith(a.text[:at]):
+            return at
+        before = [(end, token) for end, token in self._control_behind(a, 0) if end <= at]
+        there = self._control_behind(b, 0)[: len(before)]
+        if not before or [token for _, token in before] != [token for _, token in there]:
+            return None
+        behind = a.text[before[-1][0] : at]
+        place = there[-1][0]
+        return place + len(behind) if b.text.startswith(behind, place) else None
 
     def _differs(self) -> InputError:
         return InputError(
@@ -411,7 +442,7 @@ class Chat:
             if run:
                 before = "control" if pieces else after
                 bare = before == "text" or (before == "control" and not self.tokenizer.prefixes_after_control)
-                pieces.append(Run(tuple((text, speaker) for text, speaker, _ in run), goes_on=bare))
+                pieces.append(Run(tuple((t, s) for t, s, _ in run), goes_on=bare))
                 seen.append(sum(len(text) for text, _, is_predicted in run if not is_predicted))
                 run.clear()
 
@@ -438,7 +469,7 @@ class Chat:
         seen: list[int] = []
         parts: list[tuple[str, Speaker, bool]] = []
         for passage in passages:
-            parts += [(text, speaker, passage.is_predicted) for text, speaker in passage.parts]
+            parts.extend((text, speaker, passage.is_predicted) for text, speaker in passage.parts)
             if passage.end is not None:
                 more, unpredicted = self._pieces(parts, "control" if pieces else after)
                 pieces += [*more, passage.end]

@@ -100,9 +100,7 @@ def render(
             return Rendering(meant, parts)
     except (_Unequal, InputError):  # the marks can make it refuse what it takes without them
         pass
-    cut = tuple(m for m in messages if m.role == "assistant" and template.looked_for and m.content
-                and template.looked_for.search(m.content))  # fmt: skip
-    least = _n_contents(messages) - Counter(assistant=len(cut))
+    least = _n_contents(messages) - _n_lost(messages, template.looked_for)
     for spared in ({"assistant"}, {"assistant", "other"}):
         put = _put_inside(fields, marks, template.looked_for, spellings.special, spared)
         try:
@@ -123,6 +121,19 @@ def _n_contents(messages: Sequence[Message]) -> Counter[str]:
     return Counter(_speaker(m.role) for m in messages if m.content)
 
 
+def _n_lost(messages: Sequence[Message], looked_for: re.Pattern[str] | None) -> Counter[str]:
+    """How many contents of each speaker may be gone: a thought that an assistant has had before, and commands to the
+    template that are all of a content.
+    """
+    found = Counter[str]()
+    for m in messages:
+        rest = looked_for.sub("", m.content) if looked_for else m.content
+        found[_speaker(m.role)] += bool(m.content) and (
+            rest != m.content if m.role == "assistant" else not rest.strip()
+        )
+    return found
+
+
 def _speaker(role: str) -> Speaker:
     return "assistant" if role == "assistant" else "other"
 
@@ -132,7 +143,8 @@ def _grown(parts: list[Part], messages: Sequence[Message]) -> list[Part]:
     it.
     """
     contents = [m.content for m in messages if m.role != "assistant"]
-    texts, speakers = [text for text, _ in parts], [speaker for _, speaker in parts]
+    texts = [text for text, _ in parts]
+    speakers: list[Speaker] = [speaker for _, speaker in parts]
     for i, speaker in enumerate(speakers):
         whole = next((c for c in contents if speaker == "other" and texts[i] in c), texts[i])
         before, _, behind = whole.partition(texts[i])

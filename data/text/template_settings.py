@@ -62,10 +62,15 @@ class TemplateSettings:
             raise InputError(f"--template-date: {self.template_date!r} is no day such as 2024-07-26") from None
 
     @property
-    def given(self) -> list[str]:
-        """The flags that are set."""
+    def given_values(self) -> dict[str, str]:
+        """What is given, by name."""
         names = ("chat_template", "chat_template_kwargs", "template_date")
-        return [f"--{name.replace('_', '-')}" for name in names if getattr(self, name) is not None]
+        return {name: str(getattr(self, name)) for name in names if getattr(self, name) is not None}
+
+    @property
+    def given(self) -> list[str]:
+        """The flags that are given."""
+        return [f"--{name.replace('_', '-')}" for name in self.given_values]
 
 
 @functools.lru_cache(maxsize=16)

@@ -202,6 +202,10 @@ def test_a_template_places_control_tokens_and_content_does_not(tokenizer_of, kin
         assert control_ids(chat, f"x{token[: len(token) // 2]}", token[len(token) // 2 :] + "y") == plain
 
 
+def response_pieces(chat, text):
+    return chat.write([Message("user", "question")], [[Message("assistant", text)]]).responses[0].pieces
+
+
 def control_ids(chat, prompt, response):
     """The control ids of a prompt and its response, in order."""
     pieces = [*chat.prompt_pieces([Message("user", prompt)]), *response_pieces(chat, response)]

@@ -788,7 +788,7 @@ def test_a_run_writes_down_what_was_cut_left_out_and_held_out_twice(job, capsys)
     said = capsys.readouterr().err
     for sentence in (
         "4 rows, 0 prompts and 1 responses cut (25.0 % of chosen), 1 rows left out whose prompts leave no room for a",
-        "of 2 held-out rows 1 are trained on too, prompt and responses, and 1 by their prompt: what is measured on these",
+        "of 2 held-out rows 1 are trained on too, prompt and responses, and 1 by their prompt: what is measured on",
     ):
         assert sentence in said
     assert found[-1]["data/too_long_prompts"] == 1
