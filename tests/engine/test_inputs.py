@@ -20,12 +20,14 @@ def asks(monkeypatch):
 
 
 def inputs(tmp_path, rows, heldout=(), model=None, **more):
-    model = tiny.write_model(tmp_path / "model", **model or {})
+    folder = tmp_path / "model"
+    if not folder.exists():
+        tiny.write_model(folder, **model or {})
     data = tiny.write_rows(tmp_path / "rows.jsonl", rows)
     if heldout:
         more["eval_data"] = str(tiny.write_rows(tmp_path / "heldout.jsonl", heldout))
     more = {"loss": "dpo_revised", "shuffle": False} | more
-    return TrainingInputs(TrainConfig(model=str(model), data=(str(data),), out=str(tmp_path / "run"), **more))
+    return TrainingInputs(TrainConfig(model=str(folder), data=(str(data),), out=str(tmp_path / "run"), **more))
 
 
 def flags(example):
