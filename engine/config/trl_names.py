@@ -24,7 +24,6 @@ RENAMED = {
     "num_train_epochs": "epochs",
     "max_prompt_length": "max_prompt_tokens",
     "max_completion_length": "max_response_tokens",
-    "max_length": "max_tokens",
     "save_total_limit": "keep_checkpoints",
     "ref_model_mixup_alpha": "reference_update_alpha",
     "ref_model_sync_steps": "reference_update_steps",
@@ -81,6 +80,7 @@ COUNTERPARTS = {
     "torch_dtype": "dtype",
     "truncation_mode": "keep-prompt",
     "precompute_ref_log_probs": "reference",
+    "max_length": "max-tokens",
     "warmup_ratio": "warmup-steps",
     "ld_alpha": "ld_dpo.alpha, of --loss ld_dpo",
     "use_weighting": "loss wpo",
@@ -293,6 +293,11 @@ def _with_losses(value: Any, given: Settings) -> list[tuple[str, str]]:
     return []
 
 
+def _length(value: Any, given: Settings) -> list[tuple[str, str]]:
+    """Of prompt and response together, by the rule that max_prompt_length beside it decides, as there."""
+    return [("max_tokens", str(_whole("max_length", value)))]
+
+
 def _truncation(value: Any, given: Settings) -> list[tuple[str, str]]:
     """Of prompts there, where they have a limit of their own; else of the whole sequence, of which the start is kept
     here.
@@ -341,6 +346,7 @@ SPECIAL: dict[str, Callable[[Any, Settings], list[tuple[str, str]]]] = {
     "f_divergence_type": _varied,
     "f_alpha_divergence_coef": _coefficient,
     "sync_ref_model": _choice("sync_ref_model", "reference_update", {"true": "soft", "false": None}),
+    "max_length": _length,
     "optim": _choice(
         "optim",
         "optimizer",
