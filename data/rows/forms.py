@@ -167,7 +167,7 @@ class _Form:
         return self.read.messages(w, names[0]), self.read.messages(l, names[1])
 
     def _prompt_of(self, answers: list[Any], given: Messages | None) -> Messages:
-        """The prompt: the given one, or that which all answers begin with, where they go further back or none is given."""
+        """The prompt: the given one, or that which all answers begin with, if they go further back or none is given."""
         whole = [answer for answer in answers if isinstance(answer, tuple)]
         if given is None:
             if len(whole) < len(answers):

@@ -370,15 +370,19 @@ FAULTS = {
         PAIR | {"prompt": [USER | {"content": [{"type": "text"}]}]},
         '"prompt[0].content[0].text" is a NoneType; it has to be text',
     ),
-    "a part that is text": (PAIR | {"prompt": [USER | {"content": ["q"]}]}, '"prompt[0].content[0]" is a str; parts are'),
+    "a part that is text": (
+        PAIR | {"prompt": [USER | {"content": ["q"]}]},
+        '"prompt[0].content[0]" is a str; parts are',
+    ),
     "no parts": (PAIR | {"prompt": [USER | {"content": []}]}, '"prompt[0].content" is empty'),
     "a picture": (
-        PAIR | {"prompt": [USER | {"content": [{"type": "text", "text": "q"}, {"type": "image_url", "image_url": {}}]}]},
+        PAIR
+        | {"prompt": [USER | {"content": [{"type": "text", "text": "q"}, {"type": "image_url", "image_url": {}}]}]},
         "\"prompt[0].content[1]\" is a part of the type 'image_url', and only text can be trained on; take the part or",
     ),
     "bad role": (
         PAIR | {"prompt": [USER | {"role": "narrator"}]},
-        "\"prompt\"[0] has the role 'narrator'; roles are system, user, assistant, tool; say which of them it is: --roles",
+        "\"prompt\"[0] has the role 'narrator'; roles are system, user, assistant, tool; say which of them it",
     ),
     "role a list": (PAIR | {"prompt": [USER | {"role": []}]}, '"prompt"[0] has the role []'),
     "empty prompt": (PAIR | {"prompt": ""}, '"prompt" is empty'),
