@@ -227,7 +227,7 @@ def main(argv: Sequence[str]) -> None:
     for path in filter(None, (config.out, config.plot)):
         files.check_new_file(Path(path))
     tokenizer = Tokenizer(Path(config.tokenizer)) if config.tokenizer else None
-    found = {name: contrast(_pairs(name, config), tokenizer) for name in config.files}
+    found = {name: contrast(_pairs(name, config, tokenizer), tokenizer) for name in config.files}
     print(table(found, paper=config.paper))
     if config.plot:
         with files.whole_file(Path(config.plot)) as temporary:
@@ -236,24 +236,34 @@ def main(argv: Sequence[str]) -> None:
         files.write_json(Path(config.out), {n: {"pairs": len(c.copied)} | c.summary() for n, c in found.items()})
 
 
-def _pairs(name: str, config: ContrastConfig) -> list[tuple[str, str]]:
+def _pairs(name: str, config: ContrastConfig, tokenizer: Tokenizer | None) -> list[tuple[str, str]]:
     records = load_preferences(name, skip_bad_rows=config.skip_bad_rows, reading=config.reading)
     not_used = NotUsed()
     for record in records:
         not_used.add(record)
     for sentence in not_used.sentences():
         cli.notify(f"{name}: {sentence}")
-    return texts_of(records)
+    return texts_of(records, tokenizer)
 
 
-def texts_of(records: Sequence[Record]) -> list[tuple[str, str]]:
-    """Winner and loser of each pair. Raises InputError where a row is none, or is one of token ids."""
+def texts_of(records: Sequence[Record], tokenizer: Tokenizer | None = None) -> list[tuple[str, str]]:
+    """What the assistant says in winner and loser of each pair. tokenizer: of rows of token ids.
+
+    Raises InputError where a row is no pair, or one of token ids whose tokenizer is not known.
+    """
     pairs = []
     for r in records:
-        if len(r.responses) != 2 or r.is_tokenised:
-            kind = "a pair of token ids" if r.is_tokenised else "no pair"
-            raise InputError(f"{r.location}: {kind}; contrast is measured on pairs of texts")
-        pairs.append((r.texts[0], r.texts[1]))
+        if len(r.responses) != 2:
+            raise InputError(f"{r.location}: no pair; contrast is measured on pairs of texts")
+        if r.is_tokenised and tokenizer is None:
+            raise InputError(
+                f"{r.location}: a pair of token ids; contrast is measured on texts: name their tokenizer, --tokenizer"
+            )
+        if r.is_tokenised and tokenizer is not None:
+            winner, loser = (tokenizer.decode([i for i in ids if isinstance(i, int)]) for ids in r.responses)
+        else:
+            winner, loser = r.texts
+        pairs.append((winner, loser))
     return pairs
 
 
