@@ -23,7 +23,7 @@ from typing import Any, BinaryIO, Literal
 import torch
 from tqdm import tqdm
 
-from data.rows import PromptRow, ReadingSettings, open_model, parse_row, read_prompts
+from data.rows import NotUsed, PromptRow, ReadingSettings, open_model, parse_row, read_prompts
 from data.text import NO_CONTEXT, ROLES, Chat, Message, TemplateContext, stop_ids
 from engine import weights
 from engine.config import host
@@ -289,10 +289,19 @@ def _drawn(config: GenerateConfig, out: Path) -> tuple[int, int]:
     """Answers of a checkpoint. Numbers of answers and prompts."""
     answerer = Answerer.open(config.model, config.dtype)
     prompts = read_prompts(config.prompts, config.reading, roles=answerer.roles)
+    _say_what_is_not_used(config.prompts, prompts)
     ids = [answerer.prompt_ids(p.location, p.prompt, p.context) for p in prompts]
     with draw(answerer, ids, config, out) as drawn:
         drawn.finish(out, prompts)
     return len(drawn.answers), len(ids)
+
+
+def _say_what_is_not_used(source: str, prompts: Sequence[PromptRow]) -> None:
+    not_used = NotUsed()
+    for row in prompts:
+        not_used.add(row)
+    for sentence in not_used.sentences():
+        cli.notify(f"{source}: {sentence}")
 
 
 def _served(config: GenerateConfig, out: Path) -> tuple[int, int]:
@@ -301,6 +310,7 @@ def _served(config: GenerateConfig, out: Path) -> tuple[int, int]:
     for row in prompts:
         if not all(isinstance(m, Message) for m in row.prompt):
             raise InputError(f'{row.location}: token ids, and a server is asked in text; give "prompt"')
+    _say_what_is_not_used(config.prompts, prompts)
     # (response, finish), or (None, why there is none); samples of a prompt together
     texts: Iterator[tuple[str | None, str]] = _server_backend()(
         prompts,

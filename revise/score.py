@@ -175,7 +175,7 @@ def _scored(number: int, location: str, row: dict[str, Any], config: ScoreConfig
         raise InputError(f"{location}: a value that JSON cannot hold ({fault}); leave its column out") from None
     if record.form != "pairs" or record.is_tokenised:
         raise InputError(f"{location}: no pair of texts, which alone can be scored")
-    if any(len(response) > 1 or response[0].tool_calls for response in record.conversations):
+    if any(len(response) > 1 or any(m.tool_calls for m in response) for response in record.conversations):
         raise InputError(f"{location}: an answer with tool calls, of which no text can be scored; take the row out")
     if config.reward:
         handed_on(location, record.context)

@@ -89,8 +89,8 @@ def messages_in_text(text: str, place: str) -> Any:
     text = text.strip()
     if text[:1] + text[-1:] not in ("[]", "{}") or ("role" not in text and "from" not in text):
         return None
-    if (found := _parsed(text)) is None:
-        if are_messages(_parsed(_BETWEEN_MESSAGES.sub(r"}, {", text))):
+    if (found := parsed_text(text)) is None:
+        if are_messages(parsed_text(_BETWEEN_MESSAGES.sub(r"}, {", text))):
             raise InputError(
                 f"{place} is an array of messages as numpy prints it, without commas; write the column as JSON "
                 f"(frame[column].map(lambda x: json.dumps(list(x)))) or the file as parquet, {KEEP}"
@@ -109,7 +109,7 @@ def messages_in_text(text: str, place: str) -> Any:
 _BETWEEN_MESSAGES = re.compile(r"\}\s*\{")
 
 
-def _parsed(text: str) -> Any:
+def parsed_text(text: str) -> Any:
     """A text as JSON or as a Python literal; None where it is neither."""
     try:
         return json.loads(text)
@@ -141,7 +141,7 @@ def object_or_text(value: Any, what: str, is_right: Callable[[Any], bool], place
 
     Raises InputError where it is anything else.
     """
-    found = _parsed(value) if isinstance(value, str) else value
+    found = parsed_text(value) if isinstance(value, str) else value
     if not is_right(found):
         kind = "text that is none" if isinstance(value, str) else f"a {type(value).__name__}"
         raise InputError(f"{place} is {kind}; it has to be {what}, or that as JSON text")

@@ -34,7 +34,7 @@ from dataclasses import replace
 from typing import Any, Literal
 
 from data.rows import numbers
-from data.rows.fields import Fields, is_empty
+from data.rows.fields import Fields, is_empty, parsed_text
 from data.rows.prompts import (
     CONVERSATIONS,
     Messages,
@@ -78,11 +78,13 @@ def parse_prompt(
     """The prompt of a row of any form. Raises InputError, located."""
     form = _Form(row, location, roles, reading or Reading())
     if "prompt_ids" in form.row:
-        return PromptRow(location, numbers.ids(form.row["prompt_ids"], "prompt_ids", location), row)
+        ids = numbers.ids(form.row["prompt_ids"], "prompt_ids", location)
+        return PromptRow(location, ids, row, unused=tuple(form.row.unused()))
     alone, tools = prompt_alone(form.row, form.read)
     prompt, context = with_system(form.row, form.read, alone), context_of(form.row, tools)
     refuse_what_is_lost(form.row, of_answers=False)
-    return PromptRow(location, prompt, row, context, form.read.n_parsed)
+    unused = (*form.row.unused(), *form.read.unused)
+    return PromptRow(location, prompt, row, context, unused, form.read.n_parsed)
 
 
 class _Form:
@@ -147,24 +149,28 @@ class _Form:
     def _pair(
         self, chosen: Any, rejected: Any, given: Messages | None, names: tuple[str, str] = ("chosen", "rejected")
     ) -> Record:
-        chosen, rejected = self._dialogues(chosen, rejected, given, names)
+        if self._are_dialogues(chosen, rejected, given):
+            chosen, rejected = whole = [
+                self.read.messages(transcript(text), name) for text, name in zip((chosen, rejected), names, strict=True)
+            ]
+            if given is not None and _shared(whole)[-len(given) :] != given:  # they begin with the prompt's words
+                given = None
         prompt = self._prompt_of([chosen, rejected], given)
         responses = self.read.response(chosen, names[0], prompt), self.read.response(rejected, names[1], prompt)
         return self._as_pair(prompt, responses, names)
 
-    def _dialogues(self, chosen: Any, rejected: Any, given: Messages | None, names: tuple[str, str]) -> tuple[Any, Any]:
-        """Answers that are written dialogues as messages: where no prompt is given, or where they hold it. Else they
-        are text, whatever it looks like.
+    def _are_dialogues(self, chosen: Any, rejected: Any, given: Messages | None) -> bool:
+        """Whether answers are written dialogues of several turns: where no prompt is given, or where they hold it. Else
+        they are text, whatever it looks like.
         """
-        w, l = transcript(chosen), transcript(rejected)  # noqa: E741
-        if not w or not l or min(len(w), len(l)) < 2:
-            return chosen, rejected
-        if given is not None:
-            whole = [tuple(Message(turn["role"], turn["content"].strip()) for turn in turns) for turns in (w, l)]
-            begins = all(messages[: len(given)] == given for messages in whole)
-            if not begins and _shared(whole)[-len(given) :] != given:
-                return chosen, rejected
-        return self.read.messages(w, names[0]), self.read.messages(l, names[1])
+        turns = transcript(chosen), transcript(rejected)
+        if not turns[0] or not turns[1] or min(map(len, turns)) < 2:  # pyright: ignore[reportArgumentType]
+            return False
+        prompt = self.row.peek("prompt")
+        if given is None or (isinstance(prompt, str) and all(_begins(text, prompt) for text in (chosen, rejected))):
+            return True
+        whole = [tuple(Message(t["role"], t["content"].strip()) for t in some or ()) for some in turns]
+        return all(m[: len(given)] == given for m in whole) or _shared(whole)[-len(given) :] == given
 
     def _prompt_of(self, answers: list[Any], given: Messages | None) -> Messages:
         """The prompt: the given one, or that which all answers begin with, if they go further back or none is given."""
@@ -241,10 +247,15 @@ class _Form:
         return replace(record, ratings=record.ratings._replace(scores=None))  # places in an order are no scores
 
     def _list(self, name: str) -> list[Any]:
-        items = self.row[name]
+        items = self._unwritten(self.row[name])
         if not isinstance(items, list) or len(items) < 2:
             raise InputError(f'{self.location}: "{name}" has to be a list of two or more')
         return items
+
+    def _unwritten(self, value: Any) -> Any:
+        """A list, be it written as text; anything else as it is."""
+        found = parsed_text(value) if isinstance(value, str) else value
+        return found if isinstance(found, list) else value
 
     def _one_of(self, item: Any, name: str, key: str, others: tuple[str, ...], prompt: tuple[Any, ...]) -> Messages:
         """One of several completions: a response, or an object that holds it under a key."""
@@ -260,7 +271,7 @@ class _Form:
     def _scores(self, items: list[Any]) -> list[float] | None:
         """The scores of completions: their own, or the list beside them; None where there are none."""
         if "scores" in self.row:
-            values, names = self.row["scores"], [f"scores[{i}]" for i in range(len(items))]
+            values, names = self._unwritten(self.row["scores"]), [f"scores[{i}]" for i in range(len(items))]
         elif any(isinstance(item, dict) and "role" not in item and "from" not in item for item in items):
             values = [item.get("overall_score") if isinstance(item, dict) else None for item in items]
             names = [f"completions[{i}].overall_score" for i in range(len(items))]
@@ -333,6 +344,10 @@ class _Form:
 
     def _ratings(self, names: tuple[str, ...] = ("",)) -> Ratings:
         return numbers.ratings(self.row, names, asked=self._reading.fields)
+
+
+def _begins(text: str, prompt: str) -> bool:
+    return text.strip().startswith(prompt.strip())
 
 
 def _names(row: Fields) -> str:

@@ -73,7 +73,7 @@ def _history(value: Any, location: str) -> list[Any]:
 
 def prompt_of_input(row: Fields, read: Turns) -> tuple[Messages, Any]:
     """The prompt and the tools of OpenAI's "input": {"messages", "tools"}, or the messages alone."""
-    value = row["input"]
+    value = read.object(row["input"], "messages")
     if not isinstance(value, dict) or "role" in value:
         return read.prompt(value, "input"), None
     for key, item in value.items():
@@ -96,7 +96,7 @@ def prompt_alone(row: Fields, read: Turns) -> tuple[Messages, Any]:
             while messages and messages[-1].role == "assistant":
                 messages = messages[:-1]
             return read.checked_prompt(messages), None
-    if isinstance(row.peek("input"), dict):
+    if "preferred_output" in row or isinstance(row.peek("input"), dict):
         return prompt_of_input(row, read)
     if "response1" in row and "context" in row:
         return read.prompt(row["context"], "context"), None
@@ -111,7 +111,7 @@ def with_system(row: Fields, read: Turns, prompt: Messages) -> Messages:
     found = {name: value for name in SYSTEM if (value := row.take(name)) is not None}
     if not found:
         return prompt
-    texts = {name: read.content(value, name) for name, value in found.items()}
+    texts = {name: _system_text(row, read, name, value) for name, value in found.items()}
     name, text = next(iter(texts.items()))
     if len({*texts.values()}) > 1:
         raise InputError(f'{row.location}: "system" and "system_prompt" differ; take one of them out')
@@ -120,6 +120,18 @@ def with_system(row: Fields, read: Turns, prompt: Messages) -> Messages:
     if prompt[0].content and prompt[0].content != text:
         raise InputError(f'{row.location}: "{name}" is another system message than that of the prompt; keep one')
     return (prompt[0]._replace(content=text), *prompt[1:])
+
+
+def _system_text(row: Fields, read: Turns, name: str, value: Any) -> str:
+    found = read.unpacked(value, name)
+    if found is value and not isinstance(value, dict):
+        return read.content(value, name)
+    message, *others = read.messages(found, name)
+    if others or message.role != "system":
+        raise InputError(
+            f'{row.location}: "{name}" holds messages that are no system message; put them into the prompt'
+        )
+    return message.content
 
 
 def context_of(row: Fields, input_tools: Any) -> TemplateContext:

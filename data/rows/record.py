@@ -100,6 +100,8 @@ class PromptRow(NamedTuple):
     """Its fields as they are."""
     context: TemplateContext = NO_CONTEXT
     """What the template is given beside the messages."""
+    unused: tuple[str, ...] = ()
+    """What the row holds and its prompt does not: columns, and "messages' weight" for keys inside messages."""
     n_parsed: int = 0
     """How many of its fields were messages written as text (JSON, or Python's repr)."""
 

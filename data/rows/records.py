@@ -41,7 +41,7 @@ class NotUsed:
     def add(self, record: Record | PromptRow) -> None:
         """Counts one record in."""
         self.n_parsed += record.n_parsed
-        if isinstance(record, Record) and record.unused:
+        if record.unused:
             self.columns.update(dict.fromkeys(record.unused))
 
     def facts(self) -> dict[str, Any]:

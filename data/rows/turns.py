@@ -14,7 +14,7 @@ from functools import cache
 from itertools import pairwise
 from typing import Any
 
-from data.rows.fields import is_empty, messages_in_text, object_or_text
+from data.rows.fields import is_empty, messages_in_text, object_or_text, parsed_text
 from data.text import ROLES, Message
 from system import InputError
 
@@ -67,6 +67,16 @@ class Turns:
             return value
         self.n_parsed += 1
         return list(found) if isinstance(found, tuple) else found
+
+    def object(self, value: Any, key: str) -> Any:
+        """A field's value; where it is text that is an object with such a key, this."""
+        if not isinstance(value, str) or self._keeps_json_text or not value.lstrip().startswith("{"):
+            return value
+        found = parsed_text(value)
+        if not isinstance(found, dict) or key not in found:
+            return value
+        self.n_parsed += 1
+        return found
 
     def text(self, value: Any, name: str, *, may_be_empty: bool = False) -> str:
         """Text, trimmed at both ends."""

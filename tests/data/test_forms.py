@@ -146,6 +146,7 @@ FORMS = {
         pair(("user", TASK), best=DIALOGUES["chosen"], worst=DIALOGUES["rejected"]),
     ),
     "written dialogues that begin with the prompt": (HH | {"prompt": "2+2?"}, pair(Q)),
+    "written dialogues that begin with the prompt's own words": (HH | {"prompt": "Human: 2+2?"}, pair(Q)),
     "written dialogues that end with the prompt": (
         {
             "prompt": "And 3+3?",
@@ -337,6 +338,13 @@ TEXTS = {
         pair(Q),
         3,
     ),
+    "OpenAI's input as text": (
+        {"input": json.dumps({"messages": messages(Q)}), "preferred_output": "4", "non_preferred_output": "5"},
+        pair(Q),
+        1,
+    ),
+    "a system message as text": (PAIR | {"system": json.dumps(messages(PIRATE))}, pair(PIRATE, Q), 1),
+    "a list of completions as text": (ASKED | {"completions": '["4", "6", "5"]', "scores": "[3, 2, 1]"}, pair(Q), 0),
     "completions as text": (ASKED | {"completions": [repr(FOUR), repr(FIVE)]}, pair(Q), 2),
     "other lists and objects stay text": (
         {"prompt": "[1, 2]", "chosen": '{"role": 4}', "rejected": '["role"]'},
@@ -448,7 +456,7 @@ def test_answers_that_begin_with_the_same_call_hold_it_both(tmp_path):
     }
     found = record_of(tmp_path, row)
     assert found.prompt == (say("user", "Weather?"),)
-    assert [[m.role for m in response] for response in found.responses] == [["assistant", "tool", "assistant"]] * 2
+    assert [[m.role for m in response] for response in found.conversations] == [["assistant", "tool", "assistant"]] * 2
 
 
 # --- what is refused -----------------------------------------------------------------------------------------------
@@ -459,6 +467,10 @@ FAULTS = {
         '"system" is another system message than that of the prompt; keep one',
     ),
     "system and system_prompt": (PAIR | {"system": "a", "system_prompt": "b"}, '"system" and "system_'),
+    "a system that is a user's": (
+        PAIR | {"system": messages(("user", "a"))[0]},
+        '"system" holds messages that are no system message',
+    ),
     "a system that is no text": (PAIR | {"system": 5}, '"system" is a int; it has to be text'),
     "context": (PAIR | {"context": "Oslo"}, '"context" is there, and has no place in a row of this form; write'),
     "input": (PAIR | {"input": "Oslo"}, '"input" is there, and belongs to an "instruction"'),
@@ -646,7 +658,7 @@ def test_columns_may_be_called_otherwise_and_be_missing_here_and_there(tmp_path)
     rows = [PAIR | {"persona": "You are a pirate."}, PAIR, PAIR | {"persona": None}]
     file = tiny.write_rows(tmp_path / "rows.jsonl", rows)
     found = load_preferences(file, reading=ReadingSettings(columns="system=persona").reading)
-    assert [r.prompt[0].role for r in found] == ["system", "user", "user"]
+    assert [r.messages[0].role for r in found] == ["system", "user", "user"]
     with pytest.raises(InputError, match=r"rows\.jsonl: no row has 'person'; correct --columns"):
         load_preferences(file, reading=ReadingSettings(columns="system=person").reading)
 
