@@ -13,6 +13,8 @@ CONVERSATIONS = ("messages", "conversations")
 OF_ANSWERS = ("tool_calls", "reasoning_content")
 OF_FORMS = ("input", "history", "context")
 """Columns that say something in some forms, and would be lost in the others."""
+OF_TEMPLATES = ("messages", "tools", "documents", "add_generation_prompt", "continue_final_message", "chat_template")
+"""What a template is given by other ways than its arguments."""
 
 Messages = tuple[Message, ...]
 
@@ -152,6 +154,8 @@ def context_of(row: Fields, input_tools: Any) -> TemplateContext:
             lambda found: isinstance(found, dict) and all(isinstance(name, str) for name in found),
             f'{row.location}: "chat_template_kwargs"',
         )
+        if taken := [name for name in kwargs if name in OF_TEMPLATES]:
+            raise InputError(f'{row.location}: "chat_template_kwargs" names {taken[0]!r}, which the row says elsewhere')
     if not (tools or of_input or documents or kwargs):
         return NO_CONTEXT
     return TemplateContext(tools or of_input, documents, kwargs or {})

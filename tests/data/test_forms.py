@@ -499,6 +499,10 @@ FAULTS = {
         PAIR | {"chat_template_kwargs": ["enable_thinking"]},
         '"chat_template_kwargs" is a list; it has to be an object of names and values',
     ),
+    "kwargs that are the template's own": (
+        PAIR | {"chat_template_kwargs": {"enable_thinking": True, "add_generation_prompt": True}},
+        "\"chat_template_kwargs\" names 'add_generation_prompt', which the row says elsewhere",
+    ),
     "tools and other tools": (
         {"input": {"messages": messages(Q), "tools": TOOLS}, "tools": [{"name": "f"}], "preferred_output": FOUR,
          "non_preferred_output": FIVE},
