@@ -23,7 +23,7 @@ from typing import Any, BinaryIO, Literal
 import torch
 from tqdm import tqdm
 
-from data.rows import PromptRow, open_model, parse_row, read_prompts
+from data.rows import NotUsed, PromptRow, ReadingSettings, open_model, parse_row, read_prompts
 from data.text import NO_CONTEXT, NO_SETTINGS, ROLES, Chat, Message, TemplateContext, TemplateSettings, stop_ids
 from engine import weights
 from engine.config import host
@@ -40,13 +40,14 @@ OF_SPEED = ("batch_size", "prefill_tokens")  # what changes no answer
 
 
 @dataclass(frozen=True, kw_only=True)
-class GenerateConfig(Sampling, TemplateSettings):
+class GenerateConfig(Sampling, ReadingSettings, TemplateSettings):
     """Sample answers to prompts; a JSON line each, in the order of the prompts."""
 
     model: str
     """Checkpoint folder (Hugging Face layout, safetensors) or hub id; with --endpoint, the model's name there."""
     prompts: str
-    """Rows (.jsonl, .json, .csv, .parquet) with "prompt" (text or messages) or "prompt_ids"; the rest is ignored."""
+    """Rows (.jsonl, .json, .csv, .parquet) with "prompt" (text or messages) or "prompt_ids", and what belongs to it
+    (system, tools, chat_template_kwargs); answers in them are not looked at."""
     out: str
     """File for the answers: prompt, response, why it ended; OUT.partial until all of them are there."""
     endpoint: tuple[str, ...] = ()
@@ -66,8 +67,8 @@ class GenerateConfig(Sampling, TemplateSettings):
     """Take prompts that fill the model's context (max_position_embeddings), and let answers grow beyond it."""
 
     def __post_init__(self) -> None:
-        super().__post_init__()
-        TemplateSettings.__post_init__(self)
+        for part in (Sampling, ReadingSettings, TemplateSettings):
+            part.__post_init__(self)
         if self.endpoint and (self.stop_ids or self.dtype or self.beyond_context):
             raise InputError(
                 "--stop-ids, --dtype and --beyond-context are of a checkpoint that answers here; leave them out"
@@ -305,7 +306,7 @@ def draw(
 
 def _prompt(row: PromptRow) -> dict[str, Any]:
     shown = [m.fields() if isinstance(m, Message) else m for m in row.prompt]
-    return {"prompt" if isinstance(row.prompt[0], Message) else "prompt_ids": shown}
+    return {"prompt" if isinstance(row.prompt[0], Message) else "prompt_ids": shown} | row.context.fields()
 
 
 def main(argv: Sequence[str]) -> None:
@@ -323,7 +324,8 @@ def main(argv: Sequence[str]) -> None:
 def _drawn(config: GenerateConfig, out: Path) -> tuple[int, int]:
     """Answers of a checkpoint. Numbers of answers and prompts."""
     answerer = Answerer.open(config.model, config.dtype, config, beyond_context=config.beyond_context)
-    prompts = read_prompts(config.prompts, roles=answerer.roles)
+    prompts = read_prompts(config.prompts, config.reading, roles=answerer.roles)
+    _say_what_is_not_used(config.prompts, prompts)
     ids = _prompt_ids(answerer, prompts)
     if (context := answerer.context) is not None:
         n_short = sum(len(i) + config.max_new_tokens > context for i in ids)
@@ -343,7 +345,7 @@ def _prompt_ids(answerer: Answerer, prompts: Sequence[PromptRow]) -> list[list[i
     faults: list[InputError] = []
     for row in prompts:
         try:
-            ids.append(answerer.prompt_ids(row.location, row.prompt))
+            ids.append(answerer.prompt_ids(row.location, row.prompt, row.context))
         except InputError as fault:
             faults.append(fault)
     if faults:
@@ -354,12 +356,21 @@ def _prompt_ids(answerer: Answerer, prompts: Sequence[PromptRow]) -> list[list[i
     return ids
 
 
+def _say_what_is_not_used(source: str, prompts: Sequence[PromptRow]) -> None:
+    not_used = NotUsed()
+    for row in prompts:
+        not_used.add(row)
+    for sentence in not_used.sentences():
+        cli.notify(f"{source}: {sentence}")
+
+
 def _served(config: GenerateConfig, out: Path) -> tuple[int, int]:
     """Answers of a server. Numbers of answers and prompts."""
-    prompts = read_prompts(config.prompts)
+    prompts = read_prompts(config.prompts, config.reading)
     for row in prompts:
         if not all(isinstance(m, Message) for m in row.prompt):
             raise InputError(f'{row.location}: token ids, and a server is asked in text; give "prompt"')
+    _say_what_is_not_used(config.prompts, prompts)
     # (response, finish), or (None, why there is none); samples of a prompt together
     texts: Iterator[tuple[str | None, str]] = _server_backend()(
         prompts,

@@ -141,8 +141,9 @@ def rows_of(asked: dict[str, Any]) -> RowSettings:
     numbers = ("max_prompt_tokens", "max_response_tokens", "max_tokens", "max_row_mb")
     named = {name: value for name, value in asked.items() if value not in (None, "", "null")}
     kept: dict[str, Any] = {name: int(named[name]) for name in numbers if name in named}
-    kept |= {name: named[name] for name in ("keep_prompt", "columns") if name in named}
+    kept |= {name: named[name] for name in ("keep_prompt", "columns", "ignore_columns", "roles") if name in named}
     kept["beyond_context"] = named.get("beyond_context", "true") == "true"  # runs before there was such a flag took all
+    kept["keep_json_text"] = named.get("keep_json_text") == "true"
     if "columns" in kept:  # an objective's own numbers are for training alone
         ours = [part for part in kept["columns"].split(",") if part.partition("=")[0].strip() in FIELDS]
         kept["columns"] = ",".join(ours) or None

@@ -17,8 +17,9 @@ import numpy as np
 from data.rows.examples import Cut, Example, encode
 from data.rows.hub import find_model
 from data.rows.limits import PROMPT_TOKENS, RESPONSE_TOKENS, Limits, TooLong
-from data.rows.records import Record, Tie, read_records
-from data.rows.sources import Reading, parse_columns
+from data.rows.records import NotUsed, Record, Tie, read_records
+from data.rows.settings import ReadingSettings
+from data.rows.sources import Reading
 from data.text import NO_SETTINGS, REMEDY, ROLES, Chat, TemplateSettings, Tokenizer, has_tokenizer
 from system import InputError, list_faults
 
@@ -26,7 +27,7 @@ SHOWN_FAULTS = 10
 
 
 @dataclass(frozen=True, kw_only=True)
-class RowSettings(TemplateSettings):
+class RowSettings(ReadingSettings, TemplateSettings):
     """Flags of every command that reads rows as the trainer does."""
 
     max_prompt_tokens: int | None = None
@@ -39,21 +40,16 @@ class RowSettings(TemplateSettings):
     that leave no room for one are left out and counted."""
     keep_prompt: Literal["end", "start"] = "end"
     """Which part of a prompt that is too long stays; BOS and the template's headers always do."""
-    columns: str | None = None
-    """Columns that are called otherwise in the files: chosen=winner,rejected=loser."""
     beyond_context: bool = False
     """Take rows that are longer, after the cut, than the model's context (max_position_embeddings)."""
-    max_row_mb: int = 64
-    """Rows above that many megabytes are faults."""
 
     def __post_init__(self) -> None:
-        super().__post_init__()
-        most = dict.fromkeys(("max_prompt_tokens", "max_response_tokens", "max_tokens"), 2**24) | {"max_row_mb": 2**12}
-        for name, highest in most.items():
+        for part in (ReadingSettings, TemplateSettings):
+            part.__post_init__(self)
+        for name in ("max_prompt_tokens", "max_response_tokens", "max_tokens"):
             value = getattr(self, name)
-            if value is not None and not 1 <= value <= highest:
-                flag = f"--{name.replace('_', '-')}"
-                raise InputError(f"{flag}: {value} is not above 0, or above {highest:,}")
+            if value is not None and not 1 <= value <= 2**24:
+                raise InputError(f"--{name.replace('_', '-')}: {value} is not above 0, or above {2**24:,}")
         if self.max_tokens is not None and (self.max_prompt_tokens or 1) >= self.max_tokens:
             raise InputError(
                 f"--max-tokens: {self.max_tokens} leaves no response beside a prompt of {self.max_prompt_tokens or 1}; "
@@ -63,7 +59,6 @@ class RowSettings(TemplateSettings):
             raise InputError(
                 "--keep-prompt start: --max-tokens alone cuts no prompt; name --max-prompt-tokens too, or leave it out"
             )
-        parse_columns(self.columns)
 
     @property
     def limits(self) -> Limits:
@@ -82,11 +77,6 @@ class RowSettings(TemplateSettings):
             "prompt_tokens": self.max_prompt_tokens or (PROMPT_TOKENS if is_apart else None),
             "response_tokens": self.max_response_tokens or (RESPONSE_TOKENS if is_apart else None),
         }
-
-    @property
-    def reading(self) -> Reading:
-        """How files are read."""
-        return Reading(columns=parse_columns(self.columns), max_row_mb=self.max_row_mb)
 
 
 @dataclass
@@ -115,6 +105,8 @@ class Rows:
     """Rows in which control tokens stand as text."""
     spelled: Counter[str] = field(default_factory=Counter)
     """These tokens, and in how many rows each stands."""
+    not_used: NotUsed = field(default_factory=NotUsed)
+    """What rows hold and nothing reads."""
 
     def add(self, item: Cut | InputError) -> None:
         """Counts one row in."""
@@ -162,6 +154,7 @@ class Rows:
             "skipped_rows": self.n_skipped,
             "skipped": self.skipped,
             "ties": self.n_ties,
+            **self.not_used.facts(),
             "token_ids_sha256": digest(self.examples).hexdigest(),
             "report": self.report(),
         }
@@ -181,6 +174,7 @@ class Rows:
         if self.n_templated:
             tokens = " ".join(token for token, _ in self.spelled.most_common(SHOWN_FAULTS))
             said += f", {self.n_templated} rows hold control tokens as text, which they stay ({tokens}): {REMEDY}"
+        said += "".join(f", {sentence}" for sentence in self.not_used.sentences())
         return said + (f", {self.n_skipped} rows skipped: " + "; ".join(self.skipped) if self.n_skipped else "")
 
 
@@ -223,7 +217,7 @@ def read_examples(
     rows = Rows(", ".join(sources))
     for i, source in enumerate(sources):
         before = len(rows.examples)
-        for item in _cuts(source, chat, limits, reading, n_ids):
+        for item in _cuts(source, chat, limits, reading, n_ids, rows.not_used):
             rows.add(item)
         if weights and weights[i] != 1:
             rows.examples[before:] = _weighted(rows.examples[before:], weights[i], (seed, i))
@@ -267,9 +261,16 @@ def digest(examples: Iterable[Example]) -> "hashlib._Hash":
     return whole
 
 
-def _cuts(source: str, chat: Chat | None, limits: Limits, reading: Reading, n_ids: int) -> Iterator[Cut | InputError]:
-    records = read_records(source, reading, roles=chat.roles if chat else ROLES)
-    return encode(records, chat, limits, n_ids=n_ids)
+def _cuts(
+    source: str, chat: Chat | None, limits: Limits, reading: Reading, n_ids: int, not_used: NotUsed
+) -> Iterator[Cut | InputError]:
+    def records() -> Iterator[Record | InputError]:
+        for record in read_records(source, reading, roles=chat.roles if chat else ROLES):
+            if isinstance(record, Record):
+                not_used.add(record)
+            yield record
+
+    return encode(records(), chat, limits, n_ids=n_ids)
 
 
 def _weighted(examples: list[Example], weight: float, seed: tuple[int, int]) -> list[Example]:

@@ -9,7 +9,7 @@ from typing import Literal, NamedTuple
 import numpy as np
 
 from data.rows.limits import Limits
-from data.rows.records import NO_RATINGS, Ratings, Record
+from data.rows.record import NO_RATINGS, Ratings, Record
 from data.text import Chat, Response, Run, Said, spelled_control
 from system import InputError
 

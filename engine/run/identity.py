@@ -38,6 +38,8 @@ CONTENT = {"model", "data", "eval_data", "reference_cache", "chat_template", "te
 """Settings that name files: what is in them has to be the same; and the day, which is that of the run's beginning."""
 LATER = {"chat_template_kwargs", "max_tokens"}
 """Settings that release 0.1 had not: they are here where they are given, so that runs begun by it go on."""
+OF_ROWS = {"ignore_columns", "roles", "keep_json_text"}
+"""Settings of how files are read: what they come to is in the rows' digest, and older runs had none of them."""
 KEYS = {"disable": "without", "master_weights": "master"}
 """Settings that the file calls by the names of release 0.1, so that runs begun by it go on."""
 DAY = "template date"
@@ -62,7 +64,7 @@ def identity(
     """
     held = config.resolved() | dict(settings)
     held |= {"dtype": name_of(dtype), "master_weights": "split" if is_split else "whole"}
-    left_out = FREE | CONTENT | {"hyperparameters"}
+    left_out = FREE | CONTENT | OF_ROWS | {"hyperparameters"}
     known = {
         KEYS.get(name, name): str(value)
         for name, value in held.items()

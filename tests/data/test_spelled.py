@@ -96,8 +96,8 @@ def test_whole_conversations_that_are_templated_and_have_no_prompt_are_a_fault()
     with pytest.raises(InputError) as fault:
         parse_record(whole, "rows.jsonl:1")
     assert str(fault.value) == (
-        'rows.jsonl:1: "chosen" and "rejected" are templated already (<|begin_of_text|> <|start_header_id|> '
-        f"<|end_header_id|> <|eot_id|> stand as text), and there is no prompt; {REMEDY}"
+        'rows.jsonl:1: "prompt" is missing, and what is there is templated already (<|begin_of_text|> '
+        f"<|start_header_id|> <|end_header_id|> <|eot_id|> stand as text); {REMEDY}"
     )
     with pytest.raises(InputError, match=r'^rows.jsonl:1: "prompt" is missing'):
         parse_record({"chosen": whole["chosen"], "rejected": "plain"}, "rows.jsonl:1")

@@ -154,3 +154,17 @@ def test_rows_are_cut_and_left_out_as_the_run_has_done():
     }
     limits = trajectories.rows_of(asked).limits_in(64)
     assert limits == Limits(prompt_tokens=None, response_tokens=None, tokens=1024, context=64)
+
+
+def test_a_runs_rows_are_read_as_it_has_read_them():
+    asked = {
+        "ignore_columns": "context",
+        "roles": "bot=assistant",
+        "keep_json_text": "true",
+        "columns": "system=persona",
+    }
+    reading = trajectories.rows_of(asked).reading
+    assert (reading.ignored, reading.roles, reading.keeps_json_text) == (("context",), (("bot", "assistant"),), True)
+    assert reading.columns == (("system", "persona"),)
+    plain = trajectories.rows_of({"ignore_columns": "null", "roles": "null", "keep_json_text": "false"}).reading
+    assert (plain.ignored, plain.roles, plain.keeps_json_text) == ((), (), False)
