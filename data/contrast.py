@@ -12,12 +12,16 @@ token ids.
     revised        share of the winner's tokens, and of the loser's, that do not stand in the other one, whole words
                    taken together (data/revisions.py); without --tokenizer the share of its words
     length ratio   characters of the winner over those of the loser
+
+A response is what the assistant says in it: its thoughts, contents and calls of tools, message by message. What a tool
+answers is left out, as no one learns to say it.
 """
 
-from collections.abc import Sequence
+import json
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import tyro
@@ -26,7 +30,7 @@ from rapidfuzz.process import cpdist
 
 from data.revisions import revised
 from data.rows import Record, load_preferences
-from data.text import Tokenizer
+from data.text import Message, Tokenizer
 from system import InputError, cli, files
 
 EXAMPLE = "python -m data.contrast pairs.jsonl"
@@ -244,8 +248,27 @@ def texts_of(records: Sequence[Record]) -> list[tuple[str, str]]:
         if len(r.responses) != 2 or r.is_tokenised:
             kind = "a pair of token ids" if r.is_tokenised else "no pair"
             raise InputError(f"{r.location}: {kind}; contrast is measured on pairs of texts")
-        pairs.append((r.texts[0], r.texts[1]))
+        winner, loser = (_said(response) for response in r.conversations)
+        pairs.append((winner, loser))
     return pairs
+
+
+def _said(response: Sequence[Message]) -> str:
+    """What the assistant says in a response, divided by blank lines."""
+    parts: list[str] = []
+    for message in response:
+        if message.role == "assistant":
+            parts += [message.reasoning_content or "", message.content, *map(_spelled, message.tool_calls or ())]
+    return "\n\n".join(filter(None, parts))
+
+
+def _spelled(call: Mapping[str, Any]) -> str:
+    """A call as text: the function's name and its arguments, whether the row has these as an object or as text."""
+    function = call.get("function", call)
+    arguments = function.get("arguments", {})
+    if not isinstance(arguments, str):
+        arguments = json.dumps(arguments, ensure_ascii=False)
+    return f"{function.get('name', '')} {arguments}"
 
 
 if __name__ == "__main__":

@@ -1,12 +1,16 @@
 """Log-probs of given responses, by the trainer's own forward pass.
 
 python -m engine.score --model DIR --data FILE --out FILE
+
+A line a row, in the file's order. Of a pair it has logps/chosen, tokens/chosen, logps/rejected and tokens/rejected, of
+one completion logps/completion and tokens/completion, of several the lists logps/completions and tokens/completions as
+the row has them. What the row says of its responses goes along: "label", and "scores" in their order.
 """
 
 import json
 import os
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
 
@@ -20,21 +24,21 @@ from engine.config import host
 from engine.distributed import Ranks
 from engine.model import FusedForward
 from engine.step import MicroBatching, score_examples
-from system import InputError, cli, files
+from system import cli, files
 
 EXAMPLE = "python -m engine.score --model path/to/llama --data pairs.jsonl --out logps.jsonl"
 
 
 @dataclass(frozen=True, kw_only=True)
 class ScoreConfig(RowSettings):
-    """Log-probs of the responses in a file under a model, in nats, summed over response tokens."""
+    """Log-probs of the responses in a file under a model, in nats, summed over the tokens that are predicted."""
 
     model: str
     """Checkpoint folder (Hugging Face layout, safetensors) or hub id."""
     data: str
     """Rows: a .jsonl, .json, .csv or .parquet file, a folder of such files, or a hub id."""
     out: str
-    """File for the result: a JSON line per row with place, logps and tokens of each response."""
+    """File for the result: a JSON line per row with its place, logps and tokens of each response, label, scores."""
     config: str | None = None
     """YAML file of settings, named as the flags are; flags win over it."""
     skip_bad_rows: bool = False
@@ -79,12 +83,10 @@ def main(argv: Sequence[str]) -> None:
         [config.data],
         chat,
         config.limits,
-        config.reading,
+        replace(config.reading, listed=True),
         n_ids=vocabulary_of(folder),
         skip_bad_rows=config.skip_bad_rows,
     )
-    if len({len(e.responses) for e in rows.examples}) > 1:
-        raise InputError(f"{config.data}: pairs and single completions in one file; score them apart")
     cli.notify(rows.report())
     found = score_under(folder, rows.examples, dtype=config.dtype, micro_tokens=config.micro_tokens)
     lines = [_line(e, logps) for e, logps in zip(rows.examples, found, strict=True)]
@@ -93,11 +95,15 @@ def main(argv: Sequence[str]) -> None:
 
 
 def _line(example: Example, logps: Tensor) -> str:
-    names = ("chosen", "rejected") if len(logps) == 2 else ("completion",)
     values: dict[str, object] = {"place": example.location}
-    for name, logp, response in zip(names, logps.tolist(), example.responses, strict=True):
-        values |= {f"logps/{name}": logp, f"tokens/{name}": len(response)}
-    return json.dumps(values) + "\n"
+    if example.is_listed:
+        values |= {"logps/completions": logps.tolist(), "tokens/completions": example.lengths}
+    else:
+        names = ("chosen", "rejected") if len(logps) == 2 else ("completion",)
+        for name, logp, n in zip(names, logps.tolist(), example.lengths, strict=True):
+            values |= {f"logps/{name}": logp, f"tokens/{name}": n}
+    said = {"label": example.label, "scores": example.ratings.scores}
+    return json.dumps(values | {name: value for name, value in said.items() if value is not None}) + "\n"
 
 
 if __name__ == "__main__":

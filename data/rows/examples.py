@@ -39,6 +39,8 @@ class Example(NamedTuple):
     """Of each response [n] bool, which of its tokens are predicted, the last one always: what an assistant says is,
     what a tool says between is context. None where all are.
     """
+    is_listed: bool = False
+    """Whether the responses stand as the row lists them, and none is called chosen (`Reading.listed`)."""
 
     @property
     def lengths(self) -> tuple[int, ...]:
@@ -171,6 +173,7 @@ def _cut(record: Record, trees: "list[_Part] | InputError", limits: Limits, n_id
         raise InputError(f"token id {top} is outside the model's vocabulary of {n_ids}")
     kept_prompt, *kept_responses = (np.asarray(i, dtype=np.int32) for i in ids)
     example = Example(record.location, kept_prompt, tuple(kept_responses), record.label, record.ratings)
+    example = example._replace(is_listed=True) if record.form == "listed" else example
     if record.token_weights is not None:
         kept_weights = (np.asarray(w[:n], dtype=np.float64) for w, n in zip(record.token_weights, sizes, strict=True))
         example = example._replace(token_weights=tuple(kept_weights))

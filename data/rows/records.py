@@ -19,7 +19,7 @@ under names of ours and under those that an objective asks for; other extra fiel
 import math
 import re
 from collections.abc import Collection, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
@@ -64,12 +64,12 @@ NO_RATINGS = Ratings()
 @dataclass(frozen=True, slots=True)
 class Record:
     """A prompt and its responses: two (chosen, rejected) where the form is "pairs", several, best first, where it is
-    "ranked", else one.
+    "ranked" or in the row's order where it is "listed", else one.
     """
 
     location: str
     """"FILE:LINE", for messages."""
-    form: Literal["pairs", "unpaired", "single", "ranked"]
+    form: Literal["pairs", "unpaired", "single", "ranked", "listed"]
     prompt: tuple[Message, ...] | tuple[int, ...]
     """Messages, or token ids that are taken as they are."""
     responses: tuple[tuple[Message, ...], ...] | tuple[tuple[int, ...], ...]
@@ -142,7 +142,8 @@ def read_records(
             yield row
             continue
         try:
-            yield parse_record(row, location, roles=roles, ranked=reading.ranked, fields=reading.fields)
+            ranked, listed, fields = reading.ranked, reading.listed, reading.fields
+            yield parse_record(row, location, roles=roles, ranked=ranked, listed=listed, fields=fields)
         except InputError as fault:
             yield fault
 
@@ -153,10 +154,12 @@ def parse_record(
     *,
     roles: Collection[str] = ROLES,
     ranked: bool = False,
+    listed: bool = False,
     fields: Sequence[str] = (),
 ) -> Record:
     """The record in one row. ranked: keep all of several completions, best first, instead of the best and the worst.
-    fields: further numbers that are kept of it; where it has no finite number under such a name, none is.
+    listed: keep all in the row's order, whatever they are rated. fields: further numbers that are kept of it; where it
+    has no finite number under such a name, none is.
 
     Raises InputError, located, where a field is missing, empty or of the wrong type; Tie, which is one, where all
     completions of a row are rated alike.
@@ -166,7 +169,7 @@ def parse_record(
     read.check_weights(row)
     has_pair = "chosen" in row or "rejected" in row or "chosen_ids" in row
     if ("completions" in row or "completions_ids" in row) and (ranked or not has_pair):
-        return read.rated(row, keeps_all=ranked)
+        return read.listed(row) if listed else read.rated(row, keeps_all=ranked)
     if "chosen_ids" in row or "completion_ids" in row or "prompt_ids" in row:
         return read.tokenised(row)
     if "chosen" in row or "rejected" in row:
@@ -278,18 +281,10 @@ class _Reader(NamedTuple):
 
     def rated(self, row: dict[str, Any], *, keeps_all: bool) -> Record:
         """Several completions to one prompt: all, best first, or the best over the worst; of equals the first."""
-        if "completions_ids" in row:
-            name, prompt = "completions_ids", self.ids(row, "prompt_ids")
-        else:
-            name, prompt = "completions", self.prompt({"prompt": row.get("instruction", row.get("prompt"))})
-        items = row[name]
-        if not isinstance(items, list) or len(items) < 2:
-            raise InputError(f'{self.location}: "{name}" has to be a list of two or more')
-        responses: list[Any] = [self.completion(item, f"{name}[{i}]") for i, item in enumerate(items)]
-        weights = self.listed_weights(row, responses)
-        scores = self.listed_scores(row, items)
-        ratings = self.ratings(row, ())
-        order = list(range(len(items)) if keeps_all else (0, len(items) - 1))
+        record = self.listed(row, fewest=2)
+        responses, weights, ratings = record.responses, record.token_weights, record.ratings
+        scores, n = ratings.scores, len(responses)
+        order = list(range(n) if keeps_all else (0, n - 1))
         if scores is not None:
             if len(set(scores)) < 2:
                 raise Tie(f"{self.location}: its {len(scores)} completions are rated alike, so that none is better")
@@ -297,11 +292,25 @@ class _Reader(NamedTuple):
             if not keeps_all:  # of the worst, too, the first
                 order = [order[0], scores.index(min(scores))]
             ratings = ratings._replace(scores=tuple(scores[i] for i in order))
-        responses, weights = [responses[i] for i in order], weights and tuple(weights[i] for i in order)
+        responses, weights = tuple(responses[i] for i in order), weights and tuple(weights[i] for i in order)
         if responses[0] == responses[-1]:
             raise InputError(f"{self.location}: the best and the worst completion are equal; a pair has to differ")
         form = "ranked" if keeps_all else "pairs"
-        return Record(self.location, form, prompt, tuple(responses), None, ratings, weights)
+        return replace(record, form=form, responses=responses, ratings=ratings, token_weights=weights)
+
+    def listed(self, row: dict[str, Any], *, fewest: int = 1) -> Record:
+        """Several completions to one prompt, in the row's order."""
+        if "completions_ids" in row:
+            name, prompt = "completions_ids", self.ids(row, "prompt_ids")
+        else:
+            name, prompt = "completions", self.prompt({"prompt": row.get("instruction", row.get("prompt"))})
+        items = row[name]
+        if not isinstance(items, list) or len(items) < fewest:
+            raise InputError(f'{self.location}: "{name}" has to be a list of {("one", "two")[fewest - 1]} or more')
+        responses: list[Any] = [self.completion(item, f"{name}[{i}]") for i, item in enumerate(items)]
+        weights, scores = self.listed_weights(row, responses), self.listed_scores(row, items)
+        ratings = self.ratings(row, ())._replace(scores=None if scores is None else tuple(scores))
+        return Record(self.location, "listed", prompt, tuple(responses), None, ratings, weights)
 
     def completion(self, item: Any, name: str) -> tuple[Message, ...] | tuple[int, ...]:
         if name.startswith("completions_ids"):

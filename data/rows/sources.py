@@ -47,6 +47,10 @@ class Reading:
     """Rows above that are faults."""
     ranked: bool = False
     """Whether all of several completions to a prompt are kept, best first, instead of the best and the worst."""
+    listed: bool = False
+    """Whether all of several completions to a prompt are kept in the row's order, whatever they are rated: for what
+    compares none of them.
+    """
     fields: tuple[str, ...] = ()
     """Further numbers of rows that are kept, by name: what an objective asks for."""
 

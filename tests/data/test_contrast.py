@@ -9,8 +9,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from data.contrast import contrast, jaccard
-from data.text import Tokenizer
+from data.contrast import contrast, jaccard, texts_of
+from data.rows import Record
+from data.text import Message, Tokenizer
 from tests import tiny
 from tests.tables import common, distance
 
@@ -28,6 +29,26 @@ def test_the_measures_of_pairs():
     assert found.levenshtein.tolist() == [distance(w, l) for w, l in PAIRS]  # noqa: E741
     assert found.copied.tolist() == [3 / 5, 1.0, 0.0]
     assert found.length_ratio.tolist() == [19 / 21, 1.0, 7 / 11] and found.jaccard_tokens is None
+
+
+def test_a_response_of_several_messages_is_what_the_assistant_says():
+    call = {"type": "function", "function": {"name": "weather", "arguments": {"city": "Zürich"}}}
+    as_text = {"type": "function", "function": {"name": "weather", "arguments": '{"city": "Bern"}'}}
+    chosen = (
+        Message("assistant", "", reasoning_content="Look it up.", tool_calls=(call, as_text)),
+        Message("tool", "12 degrees"),
+        Message("assistant", "It is mild."),
+    )
+    rejected = (
+        Message("assistant", "I look.", tool_calls=(call,)),
+        Message("tool", "3"),
+        Message("assistant", "Cold."),
+    )
+    (pair,) = texts_of([Record("rows.jsonl:1", "pairs", (Message("user", "q"),), (chosen, rejected))])
+    assert pair == (
+        'Look it up.\n\nweather {"city": "Zürich"}\n\nweather {"city": "Bern"}\n\nIt is mild.',
+        'I look.\n\nweather {"city": "Zürich"}\n\nCold.',
+    )
 
 
 words = st.text("ab ", max_size=12)

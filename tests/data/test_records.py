@@ -287,6 +287,29 @@ def test_ranked_reading_keeps_all_completions_best_first(tmp_path):
     ]
 
 
+def test_listed_reading_keeps_all_completions_as_the_row_has_them(tmp_path):
+    rows = [
+        {"prompt": "q", "completions": ["c", "b", "a"], "scores": [7, 2.5, 9]},
+        {"instruction": "q", "completions": [rated("b", 2), rated("b", 2)]},  # alike, and rated alike
+        {"prompt": "q", "completions": ["a"]},
+        {"prompt_ids": [1], "completions_ids": [[5], [6]], "completions_token_weights": [[1], [2]]},
+        PAIR | {"completions": ["x", "y"]},
+    ]
+    file = tiny.write_rows(tmp_path / "rows.jsonl", rows)
+    found = [(r.form, r.responses, r.ratings.scores) for r in read_records(file, Reading(listed=True))]
+    assert found == [
+        ("listed", answers("c", "b", "a"), (7.0, 2.5, 9.0)),
+        ("listed", answers("b", "b"), (2.0, 2.0)),
+        ("listed", answers("a"), None),
+        ("listed", ((5,), (6,)), None),
+        ("pairs", answers("a", "b"), None),
+    ]
+    assert list(read_records(file, Reading(listed=True)))[3].token_weights == ((1.0,), (2.0,))
+    (none,) = read_records(tiny.write_rows(tmp_path / "none.jsonl", [{"prompt": "q", "completions": []}]),
+                           Reading(listed=True))  # fmt: skip
+    assert str(none).endswith('none.jsonl:1: "completions" has to be a list of one or more')
+
+
 def test_a_role_is_known_where_a_template_names_it(tmp_path):
     turns = [USER, ANSWER, {"role": "tool", "content": "42"}]
     file = tiny.write_rows(tmp_path / "rows.jsonl", [PAIR | {"prompt": turns}])
