@@ -487,7 +487,12 @@ def test_added_tokens_beside_a_model_file_are_known(tokenizer_of, tmp_path):
     (tmp_path / "added_tokens.json").write_text(json.dumps({"<|im_start|>": 900}))
     ours = Tokenizer(tmp_path)
     assert ours.split_control("a<|im_start|>b") == ["a", 900, "b"] and ours.n_ids == 901
-    assert ours.decode([*ours.encode(["a"])[0], 900]) == "a"
+    assert ours.decode([*ours.encode(["a"])[0], 900]) == "a<|im_start|>" and ours.is_spoken(
+        900
+    )  # nobody calls it special
+    (tmp_path / "special_tokens_map.json").write_text(json.dumps({"additional_special_tokens": ["<|im_start|>"]}))
+    ours = Tokenizer(tmp_path)
+    assert ours.decode([*ours.encode(["a"])[0], 900]) == "a" and not ours.is_spoken(900)
     (tmp_path / "added_tokens.json").write_text(json.dumps({"<s>": 900}))
     assert "the added token '<s>' has two ids" in refused(tmp_path)
 
