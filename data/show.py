@@ -4,12 +4,13 @@
 
 Most spoilt alignment runs are spoilt by a template or a token that is not what one thinks; this is where it shows.
 Tokens are divided by a thin bar, control tokens stand in brackets with their ids, what was cut in double brackets.
-Below each response of a pair stand the words that were revised (data/revisions.py), and token weights where the row has
-them.
+Below each part stand the tokens in it that are not special (<think>), below a response what of it is not predicted, the
+words that were revised in a pair (data/revisions.py), and token weights where the row has them.
 """
 
 import os
 import sys
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from itertools import accumulate, groupby, islice
@@ -30,6 +31,7 @@ SHOWN_REVISED = 1000  # characters after which further runs are only counted
 COLOURS = {
     "heading": "1",
     "control": "1;35",
+    "spoken": "1;36",
     "predicted": "32",
     "revised": "1;4;32",
     "seen": "0",
@@ -78,6 +80,7 @@ def show(cut: Cut, chat: Chat | None, *, colour: bool = False) -> str:
     n_cut = len(cut.whole_prompt) - len(example.prompt)
     made += page.heading("prompt", len(example.prompt), n_cut, "seen by every response, predicted by none")
     made += page.tokens(cut.whole_prompt, cut.kept, ["seen"] * len(cut.kept))
+    made += page.spoken(example.prompt.tolist())
     pair = with_revised([example], chat and chat.tokenizer)[0] if n == 2 else example
     flags, predicted = pair.revised or [None] * n, example.predicted or [None] * n
     weights = example.token_weights or [None] * n
@@ -93,6 +96,8 @@ def show(cut: Cut, chat: Chat | None, *, colour: bool = False) -> str:
         for i in () if differs is None else np.flatnonzero(differs):
             kinds[i] = "revised"
         made += page.tokens(whole, [i < len(kept) for i in range(len(whole))], kinds)
+        made += page.spoken(kept.tolist())
+        made += "" if said is None else page.context(kept.tolist(), said.tolist())
         made += "" if differs is None else page.revised(kept.tolist(), differs.tolist(), n_said)
         made += "" if weighs is None else f"token weights: {BAR.join(f'{w:g}' for w in weighs)}\n"
     return made + page.footer(cut)
@@ -156,6 +161,23 @@ class _Page:
         said += f" and in {len(runs) - n_shown} further places" if len(runs) > n_shown else ""
         return f"revised: {sum(differs)} of {n} tokens" + (f":{said}" if said else "") + "\n"
 
+    def spoken(self, ids: Sequence[int]) -> str:
+        """Which tokens are not special: a template places them, and what an assistant says is them too."""
+        if self._chat is None or not (found := Counter(i for i in ids if self._chat.tokenizer.is_spoken(i))):
+            return ""
+        spelled = self._chat.tokenizer.spelling
+        named = (
+            self.paint("spoken", f"{visible(spelled(i))} {i}") + (f" ({n} times)" if n > 1 else "")
+            for i, n in found.items()
+        )
+        return f"tokens that are not special: {', '.join(named)}\n"
+
+    def context(self, ids: Sequence[int], predicted: Sequence[bool]) -> str:
+        """What of a response is not predicted: it stands between two messages of the assistant."""
+        groups = groupby(zip(ids, predicted, strict=True), key=lambda item: item[1])
+        runs = [self._text([(i, "seen") for i, _ in group]) for is_predicted, group in groups if not is_predicted]
+        return "not predicted:" + "".join(f' "{text}"' for text in runs) + "\n" if runs else ""
+
     def _text(self, run: Sequence[tuple[int, str]]) -> str:
         """The text of a run of tokens, without its middle where that is too long."""
         text = "".join(text for _, text in self._cells(run))
@@ -170,7 +192,7 @@ class _Page:
         waiting: list[int] = []
         for at, (i, kind) in enumerate(run):
             if tokenizer.is_control(i):
-                yield "control", f"[{visible(tokenizer.spelling(i))} {i}]"
+                yield "spoken" if tokenizer.is_spoken(i) else "control", f"[{visible(tokenizer.spelling(i))} {i}]"
                 continue
             waiting.append(i)
             text = tokenizer.text_of_tokens(waiting)

@@ -191,6 +191,7 @@ class TrainingInputs:
 
     def plan(self, ranks: Ranks) -> Plan:
         """How the run is laid out, the same on every rank. Raises InputError where it cannot fit. Collective."""
+        self._check_day(ranks)
         device, free = ranks.device.type, int(-ranks.all_reduce_max(-free_memory()))
         decided = self.config.with_flags(master_weights="split" if ranks.splits_masters else "float32")
         found = self._plan(decided, device, ranks.dtype, free)
@@ -200,6 +201,14 @@ class TrainingInputs:
             plans = [self._plan(self.config.with_flags(**way), device, ranks.dtype, free) for way in others]
             raise InputError(refusal(found, list(zip(others, plans, strict=True))))
         return found
+
+    def _check_day(self, ranks: Ranks) -> None:
+        """Raises InputError where ranks began on two days, and have rendered two texts. Collective."""
+        day = 0 if self.chat is None or self.chat.template.day is None else self.chat.template.day.toordinal()
+        if ranks.all_reduce_max(day) != -ranks.all_reduce_max(-day):
+            raise InputError(
+                "ranks began on two days, and the template writes the date; start again, or give --template-date"
+            )
 
     def _check_saving(self, plan: Plan) -> None:
         """Raises InputError where --save-rounding does not go with the folders' dtype, before any weights are read."""

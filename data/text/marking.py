@@ -5,8 +5,9 @@
 Marks are noncharacters of Unicode that the conversation does not hold. Rendered with them and without, it has to be the
 same but for the marks; otherwise the template did not take the contents as they are. First a mark stands before each
 content and one behind it. A template that looks into contents (R1's cuts an answer at </think>, Qwen3's looks for it)
-parts the two, or does something else because of them. Then a mark stands behind every letter instead, but for what the
-template looks for, and a content is what stands from its first marked letter to its last one.
+parts the two, or does something else because of them. Then marks stand behind the first and the last letter of every
+word instead, but for what the template looks for, and a content is what stands from its first marked letter to its last
+one.
 
 Other strings of a row (tools, calls, documents) are no contents, but no control token may come of them either: a mark
 inside of whatever spells one keeps it text.
@@ -94,22 +95,37 @@ def render(
     marks = _free_marks([*plain, *context])
     guarded = _guarded_context(context, marks.guard, spellings)
     fields = [_guarded_message(f, marks.guard, spellings) for f in plain]
-    try:
+    sought, n_given = template.looked_for, _n_contents(messages)
+
+    def between_two() -> list[Part] | None:
         parts, n_shown = _between_two(write(_put_around(fields, marks), guarded), marks)
-        if _is_whole(parts, meant) and n_shown == _n_contents(messages):
-            return Rendering(meant, parts)
-    except (_Unequal, InputError):  # the marks can make it refuse what it takes without them
-        pass
-    least = _n_contents(messages) - _n_lost(messages, template.looked_for)
-    for spared in ({"assistant"}, {"assistant", "other"}):
-        put = _put_inside(fields, marks, template.looked_for, spellings.special, spared)
+        return parts if _is_whole(parts, meant) and n_shown == n_given else None
+
+    def at_words(spared: Collection[str]) -> list[Part] | None:
+        put = _put_inside(fields, marks, sought, spellings.special, spared)
+        text = write(put, guarded)
+        parts, n_shown = _regions(text, marks)
+        is_once = all(text.count(mark) <= sum(map(_n_marks(mark), put)) for mark in marks.of)
+        least = n_given - _n_lost(messages, sought)
+        if not is_once or not _is_whole(parts, meant) or not least <= n_shown <= n_given:
+            return None
+        return _grown(parts, messages) if "other" in spared else parts
+
+    ways = [between_two, lambda: at_words(("assistant",)), lambda: at_words(("assistant", "other"))]
+    if sought and any(sought.search(m.content) for m in messages):  # then the first one seldom does
+        ways.append(ways.pop(0))
+    for way in ways:
         try:
-            parts, n_shown = _regions(write(put, guarded), marks)
-        except InputError:
+            parts = way()
+        except (_Unequal, InputError):  # the marks can make it refuse what it takes without them
             continue
-        if _is_whole(parts, meant) and least <= n_shown <= _n_contents(messages):
-            return Rendering(meant, _grown(parts, messages) if "other" in spared else parts)
+        if parts is not None:
+            return Rendering(meant, parts)
     raise InputError(_what_is_wrong(template, messages, meant, write))
+
+
+def _n_marks(mark: str) -> Callable[[Mapping[str, Any]], int]:
+    return lambda fields: sum(str(fields.get(name, "")).count(mark) for name in ("content", "reasoning_content"))
 
 
 def _is_whole(parts: Sequence[Part], meant: str) -> bool:
@@ -256,7 +272,7 @@ def _put_inside(
     special: re.Pattern[str],
     spared: Collection[str],
 ) -> list[dict[str, Any]]:
-    """Every letter marked but for what the template looks for in what those say who are spared."""
+    """Every word marked but for what the template looks for in what those say who are spared."""
     turns = {"assistant": itertools.cycle(marks.of[2:4]), "other": itertools.cycle(marks.of[:2])}
     made = []
     for fields in messages:
@@ -273,16 +289,16 @@ def _of_thoughts(fields: Mapping[str, Any], change: Callable[[str], str]) -> dic
 
 
 def _each_marked(text: str, mark: str, looked_for: re.Pattern[str] | None, special: re.Pattern[str]) -> str:
-    """A text with a mark behind each of its letters; not in white space, nor in what the template looks for unless
-    that spells a control token.
+    """A text with a mark behind the first and the last letter of each word, or behind all where it spells a control
+    token; not in what the template looks for, unless that spells one.
     """
+    pattern = re.compile(r"(?<=\S)" if special.search(text) else r"(?<=\s\S)|(?<=\A\S)|(?<=\S)(?!\S)")
     made, at = [], 0
     for found in looked_for.finditer(text) if looked_for else ():
-        if special.search(found[0]):
-            continue
-        made += [re.sub(r"\S", rf"\g<0>{mark}", text[at : found.start()]), found[0]]
-        at = found.end()
-    return "".join(made) + re.sub(r"\S", rf"\g<0>{mark}", text[at:])
+        if not special.search(found[0]):
+            made += [pattern.sub(mark, text[at : found.start()]), found[0]]
+            at = found.end()
+    return "".join(made) + pattern.sub(mark, text[at:])
 
 
 # --- and out of what it writes ---------------------------------------------------------------------------------------
@@ -316,14 +332,13 @@ def _regions(text: str, marks: _Marks) -> tuple[list[Part], Counter[str]]:
     speakers = dict(zip(marks.of, SPEAKERS, strict=True))
     plain = f"[^{marks.all}]"
     pattern = "|".join(f"{plain}{m}(?:{plain}+{m})*" for m in marks.of)
-    strip = str.maketrans("", "", marks.all)
     parts: list[Part] = []
     n_shown = Counter[str]()
     at = 0
     for found in re.finditer(pattern, text):
         parts += _of_template(text[at : found.start()], marks)
         mark = found[0][1]
-        parts.append((found[0].translate(strip), speakers[mark]))
+        parts.append((found[0].replace(mark, ""), speakers[mark]))
         n_shown[speakers[mark]] += mark != marks.of[-1]
         at = found.end()
     return parts + _of_template(text[at:], marks), n_shown

@@ -69,7 +69,7 @@ class Tokenizer:
         tokens = _all_tokens(folder, self.config, self._coder)
         self.added: dict[str, int] = {t["content"]: t["id"] for t in tokens}
         self._added_ids = {i: text for text, i in self.added.items()}
-        named = _named_tokens(self.config)
+        named = _named_tokens(folder, self.config)
         self.special = {t["content"]: t["id"] for t in tokens if t.get("special") or t["content"] in named}
         """Those of the added tokens that no text stands for: placed by templates alone, and left out of what is
         decoded."""
@@ -262,13 +262,17 @@ def _pattern_of(tokens: Sequence[Mapping[str, Any]], special: Mapping[str, int],
     return _control_pattern([t for t in tokens if (t["content"] in special) == wanted])
 
 
-def _named_tokens(config: Mapping[str, Any]) -> set[str]:
-    """Spellings of tokens that tokenizer_config.json gives a part to: transformers makes them special."""
-    names = ("bos", "eos", "unk", "pad", "sep", "cls", "mask")
-    values: list[Any] = [config.get(f"{name}_token") for name in names]
-    for name in ("additional_special_tokens", "extra_special_tokens"):
-        more = config.get(name) or []
-        values += more.values() if isinstance(more, Mapping) else more if isinstance(more, list) else []
+def _named_tokens(folder: Path, config: Mapping[str, Any]) -> set[str]:
+    """Spellings of tokens that tokenizer_config.json or special_tokens_map.json gives a part to: transformers makes
+    them special.
+    """
+    beside = _existing(folder / "special_tokens_map.json")
+    values: list[Any] = []
+    for file in (config, read_json(beside) if beside else {}):
+        values += [file.get(f"{name}_token") for name in ("bos", "eos", "unk", "pad", "sep", "cls", "mask")]
+        for name in ("additional_special_tokens", "extra_special_tokens"):
+            more = file.get(name) or []
+            values += more.values() if isinstance(more, Mapping) else more if isinstance(more, list) else []
     texts = (value.get("content") if isinstance(value, Mapping) else value for value in values)
     return {text for text in texts if isinstance(text, str)}
 

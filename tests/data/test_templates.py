@@ -403,3 +403,48 @@ def test_masks_are_those_that_the_template_marks_itself(tmp_path, name):
     ids, mask = Peer(tmp_path, name).generated([QUESTION, *response], MASKS[name])
     n = len(asked) + len(answer)
     assert asked + answer == ids[:n] and [False] * len(asked) + flags == list(map(bool, mask[:n]))
+
+
+# --- cutting ---------------------------------------------------------------------------------------------------------
+
+
+def test_a_long_prompt_loses_tokens_that_an_assistant_has_said_and_none_of_the_templates(tmp_path):
+    chat = chat_of(tmp_path, "Qwen2.5")
+    added = chat.tokenizer.added
+    prompt = (QUESTION, said("<think> <think> <think> hm </think> 4"), Message("user", "3+3?"))
+    record = Record("rows.jsonl:1", "single", prompt, ((said("6"),),))
+    (whole,) = encode([record], chat, WIDE, n_ids=1000)
+    n_content = sum(len(ids) for ids in chat.tokenizer.encode(["2+2?", "3+3?"]))
+    (cut,) = encode([record], chat, Limits(prompt_tokens=len(whole.whole_prompt) - n_content - 6), n_ids=1000)
+    kept = cut.example.prompt.tolist()
+    assert kept.count(added["<|im_start|>"]) == whole.whole_prompt.count(added["<|im_start|>"]) == 5
+    assert kept.count(added["<think>"]) < 3 == whole.whole_prompt.count(added["<think>"])
+
+
+def test_a_response_that_is_cut_ends_with_what_is_predicted(tmp_path):
+    chat = chat_of(tmp_path, "Qwen3")
+    record = Record("rows.jsonl:1", "single", (QUESTION,), ((said("I look."), FOUND, said("3.")),))
+    (whole,) = encode([record], chat, WIDE, n_ids=1000)
+    flags = whole.example.predicted[0].tolist()
+    first = flags.index(False)
+    for n in (first, first + 3, flags.index(True, first)):
+        (cut,) = encode([record], chat, Limits(response_tokens=n), n_ids=1000)
+        assert len(cut.example.responses[0]) == first and cut.example.predicted is None
+
+
+# --- chats that are written as all of their kind are ---------------------------------------------------------------
+
+
+def test_plain_answers_are_written_as_the_first_of_their_kind(tmp_path, monkeypatch):
+    """So that rows are quick; whatever a template looks for is written out with its whole conversation."""
+    chat = chat_of(tmp_path, "Qwen3")
+    chat.write([QUESTION], [[said("first")]])
+    rendered = []
+    plain = chat.template.render
+    monkeypatch.setattr(chat.template, "render", lambda *a, **k: rendered.append(a) or plain(*a, **k))
+    chat.write([Message("user", "another")], [[said("second")], [said("third")]])
+    assert len(rendered) == 2  # the prompt, with marks and without
+    chat.write([Message("user", "another")], [[said("<think>\nhm\n</think>\n\n4")]])
+    assert len(rendered) > 4
+    chat.write([SYSTEM, QUESTION], [[said("4")]])  # another kind of conversation
+    assert len(rendered) > 8
