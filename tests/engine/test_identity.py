@@ -8,7 +8,7 @@ import torch
 import engine
 from data.rows.records import Ratings
 from engine.config import FLAGS, TrainConfig
-from engine.run.identity import CONTENT, FREE, SAME_NUMBERS, compare, identity
+from engine.run.identity import CONTENT, FREE, OF_ROWS, SAME_NUMBERS, compare, identity
 from engine.weights import save
 from system import InputError
 from tests import tiny
@@ -38,7 +38,7 @@ def differs(folder, **named):
 def test_every_setting_is_in_it_but_those_that_may_change(model):
     """A setting that is added decides the run until somebody says that it does not."""
     called = {"disable": "without", "master_weights": "master"}
-    known = {called.get(name, name) for name in FLAGS if name not in {*FREE, *CONTENT, "hyperparameters"}}
+    known = {called.get(name, name) for name in FLAGS if name not in {*FREE, *CONTENT, *OF_ROWS, "hyperparameters"}}
     assert known | {"weights", "rows", "held-out rows", "torch", "program"} == set(made(model)) | {"beta"}
     assert {*FREE, *CONTENT} <= {*FLAGS, "model", "out", "config"}
 
