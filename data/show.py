@@ -19,7 +19,7 @@ import numpy as np
 import tyro
 
 from data.revisions import with_revised
-from data.rows import Cut, Reading, RowSettings, encode, open_model, read_records
+from data.rows import Cut, NotUsed, Reading, Record, RowSettings, encode, open_model, read_records
 from data.text import ROLES, Chat, read_json
 from system import InputError, cli
 
@@ -220,7 +220,11 @@ def main(argv: Sequence[str]) -> None:
                 f'{cut.example.location}: it has no finite number under "{name}"; correct --fields or the row'
             )
     sys.stdout.reconfigure(encoding="utf-8")  # pyright: ignore[reportAttributeAccessIssue]
-    sys.stdout.write(show(cut, chat, colour=wants_colour()))
+    not_used = NotUsed()
+    if isinstance(record, Record):
+        not_used.add(record)
+    said = "".join(f"note: {visible(sentence)}\n" for sentence in not_used.sentences())
+    sys.stdout.write(show(cut, chat, colour=wants_colour()) + said)
 
 
 if __name__ == "__main__":

@@ -23,8 +23,8 @@ from typing import Any, BinaryIO, Literal
 import torch
 from tqdm import tqdm
 
-from data.rows import PromptRow, open_model, parse_row, read_prompts
-from data.text import ROLES, Chat, Message, stop_ids
+from data.rows import NotUsed, PromptRow, ReadingSettings, open_model, parse_row, read_prompts
+from data.text import NO_CONTEXT, ROLES, Chat, Message, TemplateContext, stop_ids
 from engine import weights
 from engine.config import host
 from engine.distributed import is_out_of_memory
@@ -40,13 +40,14 @@ OF_SPEED = ("batch_size", "prefill_tokens")  # what changes no answer
 
 
 @dataclass(frozen=True, kw_only=True)
-class GenerateConfig(Sampling):
+class GenerateConfig(Sampling, ReadingSettings):
     """Sample answers to prompts; a JSON line each, in the order of the prompts."""
 
     model: str
     """Checkpoint folder (Hugging Face layout, safetensors) or hub id; with --endpoint, the model's name there."""
     prompts: str
-    """Rows (.jsonl, .json, .csv, .parquet) with "prompt" (text or messages) or "prompt_ids"; the rest is ignored."""
+    """Rows (.jsonl, .json, .csv, .parquet) with "prompt" (text or messages) or "prompt_ids", and what belongs to it
+    (system, tools, chat_template_kwargs); answers in them are not looked at."""
     out: str
     """File for the answers: prompt, response, why it ended; OUT.partial until all of them are there."""
     endpoint: tuple[str, ...] = ()
@@ -64,7 +65,8 @@ class GenerateConfig(Sampling):
     """Compute dtype. Unset: bfloat16 on CUDA, which rounds a folder of float32 weights, float32 on the CPU."""
 
     def __post_init__(self) -> None:
-        super().__post_init__()
+        for part in (Sampling, ReadingSettings):
+            part.__post_init__(self)
         if self.endpoint and (self.stop_ids or self.dtype):
             raise InputError("--stop-ids and --dtype are of a checkpoint that answers here; leave them out")
         if self.ask_again and not self.endpoint:
@@ -92,15 +94,19 @@ class Answerer:
         """Those that a prompt may have."""
         return self.chat.roles if self.chat else ROLES
 
-    def prompt_ids(self, location: str, prompt: Sequence[Message | int]) -> list[int]:
-        """A prompt as token ids. Raises InputError, located, where it cannot be one."""
+    def prompt_ids(
+        self, location: str, prompt: Sequence[Message | int], context: TemplateContext = NO_CONTEXT
+    ) -> list[int]:
+        """A prompt as token ids. context: what the template is given beside it. Raises InputError, located, where it
+        cannot be one.
+        """
         messages = [m for m in prompt if isinstance(m, Message)]
         ids = [i for i in prompt if isinstance(i, int)]
         if messages and self.chat is None:
             raise InputError(f'{location}: text, and {self.folder} has no tokenizer; give "prompt_ids"')
         if messages and self.chat is not None:
             try:
-                ids = self.chat.prompt_ids(messages)
+                ids = self.chat.prompt_ids(messages, context)
             except InputError as fault:
                 raise InputError(f"{location}: {fault}") from None
         if max(ids) >= (size := self._shape.config.vocab_size):
@@ -264,7 +270,7 @@ def draw(
 
 def _prompt(row: PromptRow) -> dict[str, Any]:
     shown = [m.fields() if isinstance(m, Message) else m for m in row.prompt]
-    return {"prompt" if isinstance(row.prompt[0], Message) else "prompt_ids": shown}
+    return {"prompt" if isinstance(row.prompt[0], Message) else "prompt_ids": shown} | row.context.fields()
 
 
 def main(argv: Sequence[str]) -> None:
@@ -282,19 +288,29 @@ def main(argv: Sequence[str]) -> None:
 def _drawn(config: GenerateConfig, out: Path) -> tuple[int, int]:
     """Answers of a checkpoint. Numbers of answers and prompts."""
     answerer = Answerer.open(config.model, config.dtype)
-    prompts = read_prompts(config.prompts, roles=answerer.roles)
-    ids = [answerer.prompt_ids(p.location, p.prompt) for p in prompts]
+    prompts = read_prompts(config.prompts, config.reading, roles=answerer.roles)
+    _say_what_is_not_used(config.prompts, prompts)
+    ids = [answerer.prompt_ids(p.location, p.prompt, p.context) for p in prompts]
     with draw(answerer, ids, config, out) as drawn:
         drawn.finish(out, prompts)
     return len(drawn.answers), len(ids)
 
 
+def _say_what_is_not_used(source: str, prompts: Sequence[PromptRow]) -> None:
+    not_used = NotUsed()
+    for row in prompts:
+        not_used.add(row)
+    for sentence in not_used.sentences():
+        cli.notify(f"{source}: {sentence}")
+
+
 def _served(config: GenerateConfig, out: Path) -> tuple[int, int]:
     """Answers of a server. Numbers of answers and prompts."""
-    prompts = read_prompts(config.prompts)
+    prompts = read_prompts(config.prompts, config.reading)
     for row in prompts:
         if not all(isinstance(m, Message) for m in row.prompt):
             raise InputError(f'{row.location}: token ids, and a server is asked in text; give "prompt"')
+    _say_what_is_not_used(config.prompts, prompts)
     # (response, finish), or (None, why there is none); samples of a prompt together
     texts: Iterator[tuple[str | None, str]] = _server_backend()(
         prompts,

@@ -140,7 +140,9 @@ def rows_of(asked: dict[str, Any]) -> RowSettings:
     """How the run itself has read and cut its rows."""
     numbers = ("max_prompt_tokens", "max_response_tokens", "max_row_mb")
     kept: dict[str, Any] = {name: int(asked[name]) for name in numbers if asked.get(name)}
-    kept |= {name: asked[name] for name in ("keep_prompt", "columns") if asked.get(name) not in (None, "", "null")}
+    names = ("keep_prompt", "columns", "ignore_columns", "roles")
+    kept |= {name: asked[name] for name in names if asked.get(name) not in (None, "", "null")}
+    kept["keep_json_text"] = asked.get("keep_json_text") == "true"
     if "columns" in kept:  # an objective's own numbers are for training alone
         ours = [part for part in kept["columns"].split(",") if part.partition("=")[0].strip() in FIELDS]
         kept["columns"] = ",".join(ours) or None

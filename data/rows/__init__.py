@@ -5,6 +5,7 @@ from data.rows.examples import Cut, Example, Limits, encode, in_form
 from data.rows.hub import find_model
 from data.rows.json_rows import load_rows, parse_row, read_lines
 from data.rows.records import (
+    NotUsed,
     PromptRow,
     Record,
     Tie,
@@ -14,6 +15,7 @@ from data.rows.records import (
     read_prompts,
     read_records,
 )
+from data.rows.settings import ReadingSettings
 from data.rows.sources import FIELDS, Reading, rows_of
 
 __all__ = [
@@ -21,8 +23,10 @@ __all__ = [
     "Cut",
     "Example",
     "Limits",
+    "NotUsed",
     "PromptRow",
     "Reading",
+    "ReadingSettings",
     "Record",
     "RowSettings",
     "Tie",

@@ -15,8 +15,9 @@ import numpy as np
 
 from data.rows.examples import Cut, Example, Limits, encode
 from data.rows.hub import find_model
-from data.rows.records import Record, Tie, read_records
-from data.rows.sources import Reading, parse_columns
+from data.rows.records import NotUsed, Record, Tie, read_records
+from data.rows.settings import ReadingSettings
+from data.rows.sources import Reading
 from data.text import ROLES, Chat, Tokenizer, has_tokenizer
 from system import InputError, list_faults
 
@@ -24,7 +25,7 @@ SHOWN_FAULTS = 10
 
 
 @dataclass(frozen=True, kw_only=True)
-class RowSettings:
+class RowSettings(ReadingSettings):
     """Flags of every command that reads rows as the trainer does."""
 
     max_prompt_tokens: int = 512
@@ -33,17 +34,13 @@ class RowSettings:
     """Longer responses lose their end, and with it the end-of-turn token."""
     keep_prompt: Literal["end", "start"] = "end"
     """Which part of a prompt that is too long stays; BOS and the template's headers always do."""
-    columns: str | None = None
-    """Columns that are called otherwise in the files: chosen=winner,rejected=loser."""
-    max_row_mb: int = 64
-    """Rows above that many megabytes are faults."""
 
     def __post_init__(self) -> None:
-        for name, most in (("max_prompt_tokens", 2**24), ("max_response_tokens", 2**24), ("max_row_mb", 2**12)):
+        ReadingSettings.__post_init__(self)
+        for name, most in (("max_prompt_tokens", 2**24), ("max_response_tokens", 2**24)):
             if not 1 <= getattr(self, name) <= most:
                 flag = f"--{name.replace('_', '-')}"
                 raise InputError(f"{flag}: {getattr(self, name)} is not above 0, or above {most:,}")
-        parse_columns(self.columns)
 
     @property
     def limits(self) -> Limits:
@@ -53,11 +50,6 @@ class RowSettings:
             response_tokens=self.max_response_tokens,
             keep_prompt=self.keep_prompt,
         )
-
-    @property
-    def reading(self) -> Reading:
-        """How files are read."""
-        return Reading(columns=parse_columns(self.columns), max_row_mb=self.max_row_mb)
 
 
 @dataclass
@@ -76,6 +68,8 @@ class Rows:
     cut_responses: int = 0
     n_read: int = 0
     """Rows that were looked at, of whatever kind."""
+    not_used: NotUsed = field(default_factory=NotUsed)
+    """What rows hold and nothing reads."""
 
     def add(self, item: Cut | InputError) -> None:
         """Counts one row in."""
@@ -99,6 +93,7 @@ class Rows:
             "skipped_rows": self.n_skipped,
             "skipped": self.skipped,
             "ties": self.n_ties,
+            **self.not_used.facts(),
             "token_ids_sha256": digest(self.examples).hexdigest(),
             "report": self.report(),
         }
@@ -109,6 +104,7 @@ class Rows:
             f"{self.name}: {len(self.examples)} rows, {self.cut_prompts} prompts and {self.cut_responses} responses cut"
         )
         said += f", {self.n_ties} rows left out whose answers are rated alike" if self.n_ties else ""
+        said += "".join(f", {sentence}" for sentence in self.not_used.sentences())
         return said + (f", {self.n_skipped} rows skipped: " + "; ".join(self.skipped) if self.n_skipped else "")
 
 
@@ -144,7 +140,7 @@ def read_examples(
     rows = Rows(", ".join(sources))
     for i, source in enumerate(sources):
         before = len(rows.examples)
-        for item in _cuts(source, chat, limits, reading, n_ids):
+        for item in _cuts(source, chat, limits, reading, n_ids, rows.not_used):
             rows.add(item)
         if weights and weights[i] != 1:
             rows.examples[before:] = _weighted(rows.examples[before:], weights[i], (seed, i))
@@ -188,9 +184,16 @@ def digest(examples: Iterable[Example]) -> "hashlib._Hash":
     return whole
 
 
-def _cuts(source: str, chat: Chat | None, limits: Limits, reading: Reading, n_ids: int) -> Iterator[Cut | InputError]:
-    records = read_records(source, reading, roles=chat.roles if chat else ROLES)
-    return encode(records, chat, limits, n_ids=n_ids)
+def _cuts(
+    source: str, chat: Chat | None, limits: Limits, reading: Reading, n_ids: int, not_used: NotUsed
+) -> Iterator[Cut | InputError]:
+    def records() -> Iterator[Record | InputError]:
+        for record in read_records(source, reading, roles=chat.roles if chat else ROLES):
+            if isinstance(record, Record):
+                not_used.add(record)
+            yield record
+
+    return encode(records(), chat, limits, n_ids=n_ids)
 
 
 def _weighted(examples: list[Example], weight: float, seed: tuple[int, int]) -> list[Example]:

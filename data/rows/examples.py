@@ -9,7 +9,7 @@ from typing import Literal, NamedTuple
 
 import numpy as np
 
-from data.rows.records import NO_RATINGS, Ratings, Record
+from data.rows.record import NO_RATINGS, Ratings, Record
 from data.text import Chat, Run
 from system import InputError
 

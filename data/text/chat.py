@@ -12,7 +12,7 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Literal, NamedTuple
 
-from data.text.messages import ROLES, Message
+from data.text.messages import NO_CONTEXT, ROLES, Message, TemplateContext
 from data.text.template import Template
 from data.text.tokenizer import Tokenizer, read_json
 from system import InputError, check_regular
@@ -125,8 +125,10 @@ class Chat:
                 made[i] = ids
         return made
 
-    def prompt_ids(self, messages: Sequence[Message]) -> list[int]:
+    def prompt_ids(self, messages: Sequence[Message], context: TemplateContext = NO_CONTEXT) -> list[int]:
         """The ids of a prompt, whole. Raises InputError where the template refuses the conversation."""
+        if context.fields():
+            raise InputError(f"{' and '.join(context.fields())} cannot be given to the chat template; take them out")
         pieces = self.prompt_pieces(messages)
         encoded = iter(self.encode([piece for piece in pieces if isinstance(piece, Run)]))
         return [i for piece in pieces for i in (next(encoded) if isinstance(piece, Run) else [piece])]

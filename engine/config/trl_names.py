@@ -68,7 +68,7 @@ NEUTRAL = {  # what does not change the result, and what is done here
     "deepspeed": "ranks are torchrun's, sharding is PyTorch's own",
     "fsdp": "ranks are torchrun's, sharding is PyTorch's own",
     "fsdp_config": "ranks are torchrun's, sharding is PyTorch's own",
-    "remove_unused_columns": "extra columns are ignored",
+    "remove_unused_columns": "columns that nothing reads are named",
     "f_alpha_divergence_coef": "f_dpo takes 1 minus it as --f_dpo.alpha with alpha_divergence, nothing else does",
     "discopop_tau": "discopop takes it as --discopop.tau, no other loss takes it",
 }

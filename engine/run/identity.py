@@ -35,6 +35,8 @@ FREE = {
 """Settings that --resume lets change; so may the number of ranks."""
 CONTENT = {"model", "data", "eval_data", "reference_cache"}
 """Settings that name files: what is in them has to be the same."""
+OF_ROWS = {"ignore_columns", "roles", "keep_json_text"}
+"""Settings of how files are read: what they come to is in the rows' digest, and older runs had none of them."""
 KEYS = {"disable": "without", "master_weights": "master"}
 """Settings that the file calls by the names of release 0.1, so that runs begun by it go on."""
 SAME_NUMBERS = {"0.1.0", "not installed"}
@@ -58,7 +60,7 @@ def identity(
     held = (
         config.flat() | dict(settings) | {"dtype": name_of(dtype), "master_weights": "split" if is_split else "whole"}
     )
-    left_out = FREE | CONTENT | {"hyperparameters"}
+    left_out = FREE | CONTENT | OF_ROWS | {"hyperparameters"}
     known = {KEYS.get(name, name): str(value) for name, value in held.items() if name not in left_out}
     files = sorted([*model.glob("*.safetensors"), model / "config.json"])
     weights = hashlib.sha256(b"".join(digests(files)))

@@ -205,11 +205,22 @@ def test_the_command_shows_a_row(folder, tmp_path):
     done = run(file, "--model", folder, "--row", 2)
     assert (done.returncode, done.stderr) == (0, "")
     assert done.stdout.startswith(f"{file}:2: a pair\n") and f"t{BAR}wo" in done.stdout and not ANSI.search(done.stdout)
-    assert ANSI.search(run(file, "--model", folder, FORCE_COLOR="1").stdout)
+    assert ANSI.search(run(file, "--model", folder, FORCE_COLOR="1").stdout) and "not used" not in done.stdout
     bad = run(file, "--model", folder, "--row", 3)
     assert (bad.returncode, bad.stdout) == (2, "") and bad.stderr.startswith(f"error: {file}:3: ")
     beyond = run(file, "--model", folder, "--row", 4)
     assert beyond.returncode == 2 and "has fewer than 4 rows; lower --row" in beyond.stderr
+
+
+def test_the_command_names_what_of_a_row_is_not_used(folder, tmp_path):
+    message = {"role": "assistant", "content": "answer", "weight": 0}
+    row = {"prompt": "question", "chosen": [message], "rejected": str([message | {"content": "one"}]), "id": 7}
+    done = run(tiny.write_rows(tmp_path / "rows.jsonl", [row]), "--model", folder)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.endswith(
+        "note: not used: id, messages' weight\nnote: 1 texts are messages, and taken as such (--keep-json-text leaves "
+        "them as text)\n"
+    )
 
 
 def test_the_command_shows_token_weights_and_names_the_row_of_those_that_are_none(folder, tmp_path):

@@ -353,6 +353,40 @@ def test_a_server_answers_in_the_place_of_a_checkpoint(tmp_path):
     assert asked[0]["model"] == "llama" and len(asked) == 4
 
 
+TOOLS = [{"type": "function", "function": {"name": "weather", "parameters": {}}}]
+
+
+def test_what_a_row_gives_its_template_is_handed_on_to_a_server_and_written_down(tmp_path):
+    row = {"question": "Weather?", "system": "Be brief.", "tools": json.dumps(TOOLS)}
+    rows = [row | {"chat_template_kwargs": {"enable_thinking": False}, "context": "old"}, {"question": "hello"}]
+    file, asked = tiny.write_rows(tmp_path / "p.jsonl", rows), []
+    with serve(lambda seen: asked.append(seen.body) or Reply.chat("yes")) as server:
+        flags = ["--endpoint", server.base, "--columns", "prompt=question", "--ignore-columns", "context"]
+        here("llama", file, tmp_path / "a.jsonl", *flags)
+        tiny.write_rows(file, [{"prompt": "hello"}, {"prompt": "hello", "documents": [{"text": "x"}]}])
+        with pytest.raises(InputError, match=r"p\.jsonl:2: \"documents\" cannot be handed on to a server"):
+            here("llama", file, tmp_path / "b.jsonl", "--endpoint", server.base)
+        assert server.n_seen == 2
+    one, two = sorted(asked, key=lambda body: -len(body["messages"]))
+    assert one["messages"] == [{"role": "system", "content": "Be brief."}, {"role": "user", "content": "Weather?"}]
+    assert one["tools"] == TOOLS and one["chat_template_kwargs"] == {"enable_thinking": False}
+    assert not {"tools", "chat_template_kwargs"} & {*two}
+    lines = [json.loads(line) for line in (tmp_path / "a.jsonl").read_text().splitlines()]
+    assert lines[0]["tools"] == TOOLS and lines[0]["prompt"] == one["messages"] and "tools" not in lines[1]
+
+
+def test_a_row_gives_the_template_of_a_checkpoint_what_it_says(tmp_path, monkeypatch):
+    folder = tiny.write_model(tmp_path / "m", ["hello there"] * 20)
+    given = []
+    really = Answerer.prompt_ids
+    monkeypatch.setattr(Answerer, "prompt_ids", lambda self, *told: given.append(told) or really(self, *told[:2]))
+    file = tiny.write_rows(tmp_path / "p.jsonl", [{"prompt": "hello", "tools": TOOLS, "system": "there"}])
+    here(folder, file, tmp_path / "a.jsonl", "--max-new-tokens", "2")
+    ((location, prompt, context),) = given
+    assert location == f"{file}:1" and [m.role for m in prompt] == ["system", "user"] and context.tools == TOOLS
+    assert json.loads((tmp_path / "a.jsonl").read_text())["tools"] == TOOLS
+
+
 def test_a_server_without_the_installed_package_is_a_sentence(tmp_path, monkeypatch):
     rows = tiny.write_rows(tmp_path / "p.jsonl", [{"prompt": "hello"}])
     named = {

@@ -139,3 +139,17 @@ def test_columns_of_an_objectives_own_numbers_are_for_training_alone():
     """They may be missing in the rows that a run's checkpoints are followed on."""
     assert trajectories.rows_of({"columns": "chosen=w, margin=gap,rejected=l"}).columns == "chosen=w,rejected=l"
     assert trajectories.rows_of({"columns": "margin=gap"}).columns is None
+
+
+def test_a_runs_rows_are_read_as_it_has_read_them():
+    asked = {
+        "ignore_columns": "context",
+        "roles": "bot=assistant",
+        "keep_json_text": "true",
+        "columns": "system=persona",
+    }
+    reading = trajectories.rows_of(asked).reading
+    assert (reading.ignored, reading.roles, reading.keeps_json_text) == (("context",), (("bot", "assistant"),), True)
+    assert reading.columns == (("system", "persona"),)
+    plain = trajectories.rows_of({"ignore_columns": "null", "roles": "null", "keep_json_text": "false"}).reading
+    assert (plain.ignored, plain.roles, plain.keeps_json_text) == ((), (), False)
