@@ -22,7 +22,7 @@ from data.rows import Example, RowSettings, open_model, read_examples
 from engine import weights
 from engine.config import host
 from engine.distributed import Ranks
-from engine.model import FusedForward
+from engine.model import FusedForward, LlamaConfig
 from engine.step import MicroBatching, score_examples
 from system import cli, files
 
@@ -49,11 +49,11 @@ class ScoreConfig(RowSettings):
     """Most tokens in one forward pass (one example at least)."""
 
 
-def vocabulary_of(folder: Path) -> int:
-    """How many ids the checkpoint in a folder has rows for. Raises InputError where the folder cannot be used."""
+def shape_of(folder: Path) -> LlamaConfig:
+    """The shape of the checkpoint in a folder. Raises InputError where the folder cannot be used."""
     model = weights.build(folder)
     weights.check(folder, model)
-    return model.config.vocab_size
+    return model.config
 
 
 def score_under(
@@ -61,7 +61,7 @@ def score_under(
 ) -> Iterator[Tensor]:
     """Log-probs of examples' responses under the checkpoint in a folder: [K] nats each, float64, in order. Collective.
 
-    The folder is one that `vocabulary_of` takes.
+    The folder is one that `shape_of` takes.
     """
     model = weights.build(folder)
     host.keep_pages()
@@ -78,13 +78,14 @@ def main(argv: Sequence[str]) -> None:
     """The command."""
     config = cli.parse(ScoreConfig, argv, command="python -m engine.score", example=EXAMPLE)
     files.check_new_file(Path(config.out))
-    folder, chat = open_model(config.model)
+    folder, chat = open_model(config.model, config)
+    shape = shape_of(folder)
     rows = read_examples(
         [config.data],
         chat,
-        config.limits,
+        config.limits_in(shape.context),
         replace(config.reading, listed=True),
-        n_ids=vocabulary_of(folder),
+        n_ids=shape.vocab_size,
         skip_bad_rows=config.skip_bad_rows,
     )
     cli.notify(rows.report())

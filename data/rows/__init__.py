@@ -1,9 +1,10 @@
 """Rows in, examples out: sources (files, folders, hub ids), rows of JSON, CSV and parquet, records, token ids."""
 
-from data.rows.dataset import RowSettings, digest, find_cut, hold_out, open_model, read_examples
-from data.rows.examples import Cut, Example, Limits, encode, in_form
+from data.rows.dataset import RowSettings, count_repeated, digest, find_cut, hold_out, open_model, read_examples
+from data.rows.examples import Cut, Example, encode, in_form
 from data.rows.hub import find_model
 from data.rows.json_rows import load_rows, parse_row, read_lines
+from data.rows.limits import Limits, TooLong
 from data.rows.records import (
     NotUsed,
     PromptRow,
@@ -30,6 +31,8 @@ __all__ = [
     "Record",
     "RowSettings",
     "Tie",
+    "TooLong",
+    "count_repeated",
     "digest",
     "encode",
     "find_cut",

@@ -4,13 +4,13 @@ records -> encode -> examples (one prompt and its responses each) -> in_form("pa
 """
 
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
 from typing import Literal, NamedTuple
 
 import numpy as np
 
+from data.rows.limits import Limits
 from data.rows.record import NO_RATINGS, Ratings, Record
-from data.text import Chat, Run
+from data.text import Chat, Response, Run, Said, spelled_control
 from system import InputError
 
 CHUNK = 512  # records whose texts are encoded together: the tokenizer works on all cores, and memory stays flat
@@ -85,16 +85,6 @@ def _flags(e: Example) -> tuple[np.ndarray, ...]:
     return tuple(np.ones(len(ids), dtype=bool) for ids in e.responses) if e.predicted is None else e.predicted
 
 
-@dataclass(frozen=True, kw_only=True)
-class Limits:
-    """How much of a row is used."""
-
-    prompt_tokens: int = 512
-    response_tokens: int = 512
-    keep_prompt: Literal["end", "start"] = "end"
-    """Which part of a prompt that is too long stays; BOS and the template's headers always do."""
-
-
 class Cut(NamedTuple):
     """An example, and what it was cut from."""
 
@@ -105,6 +95,10 @@ class Cut(NamedTuple):
     """For each of them whether it is in the example."""
     whole_responses: tuple[list[int], ...]
     """Their ids before the cut, up to the last one that is predicted."""
+    spelled: tuple[str, ...] = ()
+    """Control tokens whose spellings stand as text in the row."""
+    n_without_thought: int = 0
+    """Responses to a prompt that opens a thought, which neither go on with it nor end it."""
 
     @property
     def is_prompt_cut(self) -> bool:
@@ -112,9 +106,9 @@ class Cut(NamedTuple):
         return not all(self.kept)
 
     @property
-    def n_cut_responses(self) -> int:
-        """How many of the responses lost their end."""
-        return sum(len(w) > len(r) for w, r in zip(self.whole_responses, self.example.responses, strict=True))
+    def cut_responses(self) -> tuple[bool, ...]:
+        """Of each response whether it lost its end."""
+        return tuple(len(w) > len(r) for w, r in zip(self.whole_responses, self.example.responses, strict=True))
 
 
 def encode(
@@ -133,9 +127,9 @@ def encode(
                 yield record
                 continue
             try:
-                yield _cut(record, next(trees), limits, n_ids)
+                yield _cut(record, next(trees), limits, n_ids, chat)
             except InputError as fault:
-                yield InputError(f"{record.location}: {fault}")
+                yield type(fault)(f"{record.location}: {fault}")
 
 
 def _chunks(records: Iterable[Record | InputError]) -> Iterator[list[Record | InputError]]:
@@ -157,18 +151,20 @@ def _letters(record: Record) -> int:
     return sum(len(m.content) for part in (record.messages, *record.conversations) for m in part)
 
 
-def _cut(record: Record, trees: "list[_Part] | InputError", limits: Limits, n_ids: int) -> Cut:
+def _cut(record: Record, trees: "list[_Part] | InputError", limits: Limits, n_ids: int, chat: Chat | None) -> Cut:
     if isinstance(trees, InputError):
         raise trees
     prompt, *responses = trees
-    kept = _kept_of_prompt(prompt.ids, prompt.content, limits)
-    sizes = [_kept_of_response(r, limits.response_tokens) for r in responses]
+    n_prompt, sizes = limits.sizes(len(prompt.ids), [_end_of(r) for r in responses])
+    kept = _kept_of_prompt(prompt.ids, prompt.content, n_prompt, limits)
+    sizes = [_kept_of_response(r, n, limits) for r, n in zip(responses, sizes, strict=True)]
     ids = [
         [i for i, stays in zip(prompt.ids, kept, strict=True) if stays],
         *(r.ids[:n] for r, n in zip(responses, sizes, strict=True)),
     ]
     if (top := max(max(i) for i in ids)) >= n_ids:
         raise InputError(f"token id {top} is outside the model's vocabulary of {n_ids}")
+    _check_context(ids, limits)
     kept_prompt, *kept_responses = (np.asarray(i, dtype=np.int32) for i in ids)
     example = Example(record.location, kept_prompt, tuple(kept_responses), record.label, record.ratings)
     example = example._replace(is_listed=True) if record.form == "listed" else example
@@ -178,19 +174,64 @@ def _cut(record: Record, trees: "list[_Part] | InputError", limits: Limits, n_id
     if any(r.predicted is not None for r in responses):
         flags = [np.asarray(r.flags()[:n], dtype=bool) for r, n in zip(responses, sizes, strict=True)]
         example = example._replace(predicted=None if all(map(np.all, flags)) else tuple(flags))
-    return Cut(example, prompt.ids, kept, tuple(r.ids[: r.end()] for r in responses))
+    whole = tuple(r.ids[: r.end()] for r in responses)
+    n_lacking = sum(r.lacks_thought for r in responses)
+    cut = Cut(example, prompt.ids, kept, whole, _spelled(record, chat), n_lacking)
+    if not example.is_listed:
+        _check_differ(cut, limits)
+    return cut
 
 
-def _kept_of_response(part: "_Part", limit: int) -> int:
-    """How many of a response's ids stay: none behind the last one that is predicted, before or after the cut."""
+def _end_of(part: "_Part") -> int:
+    """How many ids a response has up to the last one that is predicted."""
     if part.end() == 0:
         raise InputError("the assistant says nothing in a response, so that there is nothing to predict in it")
-    kept = part.end(limit)
+    return part.end()
+
+
+def _kept_of_response(part: "_Part", n: int, limits: Limits) -> int:
+    """How many of the first n ids of a response stay: none behind the last one that is predicted."""
+    kept = part.end(n)
     if kept == 0:
         raise InputError(
-            f"of a response nothing that the assistant says is left in {limit} tokens; raise --max-response-tokens"
+            f"of a response nothing that the assistant says is left in {n} tokens; raise {limits.flag_of_responses}"
         )
     return kept
+
+
+def _check_context(ids: Sequence[list[int]], limits: Limits) -> None:
+    """Raises InputError where prompt and longest response do not fit into the model's context."""
+    prompt, *responses = map(len, ids)
+    if limits.context is not None and (n := prompt + max(responses)) > limits.context:
+        raise InputError(
+            f"{n:,} tokens after the cut, and the model's context (max_position_embeddings) has {limits.context:,}; "
+            f"lower {limits.flags}, or take such rows: --beyond-context"
+        )
+
+
+def _check_differ(cut: Cut, limits: Limits) -> None:
+    """Raises InputError where the best and the worst response to a prompt are the same ids: nothing can be learnt of
+    them, whatever they said before the cut.
+    """
+    responses, whole = cut.example.responses, cut.whole_responses
+    if len(responses) == 1 or not np.array_equal(responses[0], responses[-1]):
+        return
+    names = '"chosen" and "rejected"' if len(responses) == 2 else "the best and the worst completion"
+    if whole[0] == whole[-1]:
+        raise InputError(f"{names} are the same token ids; a pair has to differ")
+    limit, flag = limits.response_tokens, limits.flag_of_responses
+    if limit is not None and whole[0][:limit] == whole[-1][:limit]:  # it cuts before any other rule
+        flag = "--max-response-tokens"
+    raise InputError(
+        f"{names} are the same {len(responses[0])} token ids after the cut; a pair has to differ: raise {flag}"
+    )
+
+
+def _spelled(record: Record, chat: Chat | None) -> tuple[str, ...]:
+    if record.is_tokenised:
+        return ()
+    texts = [m.content for part in (record.messages, *record.conversations) for m in part]
+    return spelled_control(texts, chat and chat.tokenizer)
 
 
 def in_form(examples: Sequence[Example], form: str, *, side: Literal["chosen", "rejected"] = "chosen") -> list[Example]:
@@ -231,28 +272,45 @@ def _pieces_of(records: Sequence[Record], chat: Chat | None) -> "Iterator[list[_
     """
     trees = [_render(r, chat) for r in records]
     whole = [tree for tree in trees if not isinstance(tree, InputError)]
-    runs = [piece for tree in whole for pieces in tree for piece in pieces if isinstance(piece, Run)]
+    runs = [piece for tree in whole for made in tree for piece in made.pieces if isinstance(piece, Run)]
     encoded = iter(chat.encode(runs) if chat and runs else ())
     for record, tree in zip(records, trees, strict=True):
         if isinstance(tree, InputError):
             yield tree
             continue
-        made = []
-        for pieces in tree:
-            groups = [next(encoded) if isinstance(p, Run) else [p] for p in pieces]
-            made.append(_Part([i for group in groups for i in group], _Content(record, pieces, groups, chat)))
-        yield made
+        parts = []
+        for made in tree:
+            groups = [next(encoded) if isinstance(p, Run) else [p] for p in made.pieces]
+            content = _Content(record, made.pieces, groups, chat)
+            predicted = None if made.is_predicted_whole or chat is None else _predicted(made, groups, chat)
+            parts.append(_Part([i for group in groups for i in group], content, predicted, made.lacks_thought))
+        yield parts
 
 
-def _render(record: Record, chat: Chat | None) -> list[list[int | Run]] | InputError:
+def _render(record: Record, chat: Chat | None) -> list[Response] | InputError:
+    """The prompt and the responses of a record in pieces."""
     if record.is_tokenised:
-        return [list(record.prompt), *(list(r) for r in record.responses)]  # pyright: ignore[reportReturnType]
+        return [Response(list(ids), [0] * len(ids)) for ids in (record.prompt, *record.responses)]  # pyright: ignore[reportArgumentType]
     if chat is None:
         return InputError("a row of text, and the model folder has no tokenizer; give rows of token ids")
     try:
-        return [chat.prompt_pieces(record.messages), *(chat.response_pieces(text) for text in record.texts)]
+        written = chat.write(record.messages, record.conversations, record.context)
     except InputError as fault:
         return fault
+    return [Response(written.prompt, [0] * len(written.prompt)), *written.responses]
+
+
+def _predicted(made: Response, groups: Sequence[Sequence[int]], chat: Chat) -> list[bool]:
+    """For each token of a response whether it is predicted: where a letter of it is what an assistant says."""
+    flags: list[bool] = []
+    for piece, seen, ids in zip(made.pieces, made.seen, groups, strict=True):
+        if not isinstance(piece, Run):
+            flags.append(not seen)
+        elif seen in (0, len(piece.text)):
+            flags += [not seen] * len(ids)
+        else:
+            flags += [end > seen for _, end in chat.tokenizer.offsets(piece.text, goes_on=piece.goes_on)]
+    return flags
 
 
 class _Part(NamedTuple):
@@ -262,6 +320,8 @@ class _Part(NamedTuple):
     content: "_Content"
     predicted: list[bool] | None = None
     """Of a response for each id whether it is predicted; None where all are."""
+    lacks_thought: bool = False
+    """Whether the prompt opens a thought that the response neither goes on with nor ends."""
 
     def flags(self) -> list[bool]:
         return [True] * len(self.ids) if self.predicted is None else self.predicted
@@ -288,22 +348,22 @@ class _Content(NamedTuple):
             return [i > 0 or ids[0] != bos for i, ids in enumerate(self.groups)]
         flags: list[bool] = []
         for piece in self.pieces:
-            flags += [False] if isinstance(piece, int) else _content_flags(piece, self.chat)
+            flags += _content_flags(piece, self.chat) if isinstance(piece, Run) else [isinstance(piece, Said)]
         return flags
 
 
 def _content_flags(run: Run, chat: Chat) -> list[bool]:
     """For each token of a run whether it begins in content."""
-    is_content = [flag for text, flag in run.parts for _ in text]
+    is_content = [bool(speaker) for text, speaker in run.parts for _ in text]
     return [
         is_content[min(start, len(is_content) - 1)]
         for start, _ in chat.tokenizer.offsets(run.text, goes_on=run.goes_on)
     ]
 
 
-def _kept_of_prompt(ids: list[int], content: _Content, limits: Limits) -> list[bool]:
-    """For each id of a prompt whether it stays."""
-    excess = len(ids) - limits.prompt_tokens
+def _kept_of_prompt(ids: list[int], content: _Content, n: int, limits: Limits) -> list[bool]:
+    """For each id of a prompt whether it is among the n that stay."""
+    excess = len(ids) - n
     if excess <= 0:
         return [True] * len(ids)
     removable = [i for i, flag in enumerate(content.flags()) if flag]

@@ -50,7 +50,7 @@ from data.rows.prompts import (
 from data.rows.record import PromptRow, Ratings, Record, Tie
 from data.rows.sources import Reading
 from data.rows.turns import Turns, transcript
-from data.text import ROLES, Message
+from data.text import REMEDY, ROLES, Message, spelled_control
 from system import InputError
 
 
@@ -177,12 +177,22 @@ class _Form:
         whole = [answer for answer in answers if isinstance(answer, tuple)]
         if given is None:
             if len(whole) < len(answers):
+                self._check_not_templated(answers)
                 self.row["prompt"]  # is missing
             return self.read.checked_prompt(_shared(whole))
         if len(whole) < len(answers):
             return given
         shared = _shared(whole)
         return shared if len(shared) > len(given) and shared[-len(given) :] == given else given
+
+    def _check_not_templated(self, answers: list[Any]) -> None:
+        """Refuses texts without a prompt that are whole conversations in a template's words."""
+        spelled = [spelled_control([answer]) if isinstance(answer, str) else () for answer in answers]
+        if all(spelled):
+            raise InputError(
+                f'{self.location}: "prompt" is missing, and what is there is templated already ('
+                f"{' '.join(spelled[0])} stand as text); {REMEDY}"
+            )
 
     def _as_pair(
         self,
@@ -248,10 +258,9 @@ class _Form:
         return replace(record, ratings=record.ratings._replace(scores=None))  # places in an order are no scores
 
     def _list(self, name: str) -> list[Any]:
-        items = self._unwritten(self.row[name])
-        fewest, said = (1, "one") if self._reading.listed else (2, "two")
+        items, fewest = self._unwritten(self.row[name]), 1 if self._reading.listed else 2
         if not isinstance(items, list) or len(items) < fewest:
-            raise InputError(f'{self.location}: "{name}" has to be a list of {said} or more')
+            raise InputError(f'{self.location}: "{name}" has to be a list of {("one", "two")[fewest - 1]} or more')
         return items
 
     def _unwritten(self, value: Any) -> Any:
@@ -291,7 +300,7 @@ class _Form:
         weights: tuple[tuple[float, ...], ...] | None,
     ) -> Record:
         keeps_all, ratings = self._reading.ranked, self._ratings(())
-        if self._reading.listed:
+        if self._reading.listed:  # in the row's order, whatever they are rated
             ratings = ratings._replace(scores=None if scores is None else tuple(scores))
             return Record(self.location, "listed", prompt, tuple(responses), None, ratings, weights)
         order = list(range(len(responses)) if keeps_all else (0, len(responses) - 1))

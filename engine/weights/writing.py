@@ -138,9 +138,8 @@ def _write_beside(
     for name in TOKENIZER_FILES:
         if model.source and (model.source / name).is_file():
             shutil.copyfile(model.source / name, folder / name)
-    for name, text in beside.items():
-        if not (folder / name).exists():
-            (folder / name).write_text(text, encoding="utf-8")
+    for name, text in beside.items():  # a template that a run was given takes the place of the model's own
+        (folder / name).write_text(text, encoding="utf-8")
 
 
 def _shards(tensors: list[tuple[str, tuple[int, ...]]], dtype: torch.dtype, limit: int) -> dict[str, list]:

@@ -74,14 +74,16 @@ def test_what_was_fed_is_the_ids_and_where_there_are_some_the_flags():
 
 @pytest.fixture
 def cut(monkeypatch):
-    """Encodes one row whose template gave these flags; ids count from 1."""
+    """Encodes one row whose template gave these flags; a response's ids count from 1, the next one's from 11."""
 
     def encoded(*texts, limits=WIDE, form="pairs"):
         content = examples._Content(ROW, [1], [[1]], None)
         parts = [examples._Part([1], content)]
         parts += [
-            examples._Part(list(range(1, len(t) + 1)), content, [c == "1" for c in t] if "0" in t else None)
-            for t in texts
+            examples._Part(
+                [10 * n + i for i in range(1, len(t) + 1)], content, [c == "1" for c in t] if "0" in t else None
+            )
+            for n, t in enumerate(texts)
         ]
         monkeypatch.setattr(examples, "_pieces_of", lambda records, chat: iter([parts]))
         (made,) = encode([ROW], None, limits, n_ids=100)
@@ -95,16 +97,16 @@ ROW = Record("rows.jsonl:7", "pairs", (1,), ((2,), (3,)))
 
 def test_flags_are_cut_with_their_ids(cut):
     made = cut("1100111", "10001", limits=Limits(response_tokens=6))
-    assert spelled(made.example) == ["110011", "10001"] and made.n_cut_responses == 1
+    assert spelled(made.example) == ["110011", "10001"] and sum(made.cut_responses) == 1
     assert [len(w) for w in made.whole_responses] == [7, 5]
 
 
 def test_what_a_cut_leaves_at_the_end_and_no_one_predicts_is_left_out(cut):
     made = cut("1100111", "11", limits=Limits(response_tokens=4))
-    assert [r.tolist() for r in made.example.responses] == [[1, 2], [1, 2]] and made.n_cut_responses == 1
+    assert [r.tolist() for r in made.example.responses] == [[1, 2], [11, 12]] and sum(made.cut_responses) == 1
     assert made.example.predicted is None  # what is left is predicted, all of it
     made = cut("0111", "110000")  # no cut: the template's blank line after the end
-    assert [len(r) for r in made.example.responses] == [4, 2] and made.n_cut_responses == 0
+    assert [len(r) for r in made.example.responses] == [4, 2] and not any(made.cut_responses)
     assert spelled(made.example) == ["0111", "11"]
 
 

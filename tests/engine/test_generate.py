@@ -4,6 +4,7 @@ import errno
 import fcntl
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -224,10 +225,28 @@ def tiny_message(text):
 def test_an_answer_ends_with_the_context_and_a_prompt_that_fills_it_is_refused(tmp_path):
     folder = tiny.write_model(tmp_path / "m", ["some words"] * 20, max_position_embeddings=64)
     rows = tiny.write_rows(tmp_path / "p.jsonl", [{"prompt": "short"}, {"prompt": "word " * 200}])
-    with pytest.raises(InputError, match=r"p\.jsonl:2: a prompt of .* context of 64"):
+    with pytest.raises(InputError) as fault:
         here(folder, rows, tmp_path / "a.jsonl")
+    said = (
+        "1 of 2 rows cannot be used; mend or delete them; prompts that fill the context are taken with --beyond-context"
+    )
+    assert str(fault.value).startswith(said)
+    assert re.search(r"p\.jsonl:2: a prompt of \d+ tokens leaves no room in a context of 64; cut it$", str(fault.value))
     answers = Answerer.open(str(folder)).answer([[1] * 60, [2] * 50], Sampling(temperature=0))
     assert [len(a.ids) for a in answers if a.finish == "length"] == [4, 14]
+    beyond = Answerer.open(str(folder), beyond_context=True)
+    answers = beyond.answer([[1] * 60, [2] * 70], Sampling(temperature=0, max_new_tokens=20))
+    assert [len(a.ids) for a in answers if a.finish == "length"] == [20, 20]
+
+
+def test_prompts_that_leave_less_room_than_an_answer_may_take_are_counted(tmp_path, capsys):
+    folder = tiny.write_model(tmp_path / "m", ["some words"] * 20, max_position_embeddings=64)
+    rows = tiny.write_rows(tmp_path / "p.jsonl", [{"prompt_ids": [1] * n} for n in (40, 54, 55, 63)])
+    here(folder, rows, tmp_path / "a.jsonl", "--max-new-tokens", 10)
+    said = "2 of 4 prompts leave less than --max-new-tokens 10 in the model's context of 64; answers to them end there"
+    assert f"{rows}: {said}\n" in capsys.readouterr().err
+    here(folder, rows, tmp_path / "b.jsonl", "--max-new-tokens", 10, "--beyond-context")
+    assert "the model's context" not in capsys.readouterr().err
 
 
 def arguments(folder, rows, out, *more):
