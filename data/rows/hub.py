@@ -9,6 +9,7 @@ from system import InputError
 PATTERNS = {
     "model": ["*.safetensors", "*.json", "*.jinja", "tokenizer.model"],
     "dataset": [
+        "README.md",  # which files are which split
         *("*.jsonl", "*.json", "*.ndjson", "*.csv", "*.tsv", "*.parquet", "*.arrow"),
         *("*.jsonl.gz", "*.json.gz", "*.ndjson.gz", "*.csv.gz", "*.tsv.gz"),
     ],

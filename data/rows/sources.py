@@ -5,7 +5,7 @@
     .parquet .arrow         data/rows/tables.py       location "FILE:ROW"
     text kinds with .gz     as they are without it
     a folder   its files of these kinds, or what datasets.save_to_disk wrote; a hub id's snapshot is such a folder.
-               ":SPLIT" behind either names the split
+               ":SPLIT" behind either names the split (data/rows/splits.py)
 
 A row is handed on as an object, or as the InputError that says what is wrong with it. Nothing is repaired on the way.
 """
@@ -13,7 +13,6 @@ A row is handed on as an object, or as the InputError that says what is wrong wi
 import difflib
 import json
 import os
-import re
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,6 +20,7 @@ from typing import Any
 
 from data.rows import hub, json_rows, tables
 from data.rows.json_rows import Row
+from data.rows.splits import chosen, split_of, splits_of_card
 from system import InputError, check_regular
 
 READERS: dict[str, Callable[[Path, int], Iterator[Row]]] = {
@@ -52,7 +52,6 @@ FIELDS = (
     "scores",
 )
 """Fields of rows that mean something here."""
-SPLITS = ("train", "test", "validation", "valid", "val", "dev", "eval", "heldout")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -190,23 +189,16 @@ def _checked(path: Path) -> Path:
 
 def _files_in(folder: Path, wanted: str | None, name: str) -> list[Path]:
     """The folder's files of a split; without a name: the one called train, or the only one there is."""
-    splits: dict[str, list[Path]] = {}
     if (saved := folder / SAVED_SPLITS).exists():
         splits = {split: _saved(folder / split) for split in _named(saved, "splits")}
-    for path in () if splits else _walk(folder):
-        splits.setdefault(_split_of(path.relative_to(folder)), []).append(_checked(path))
+    else:
+        paths = [_checked(path) for path in _walk(folder)]
+        splits = splits_of_card(folder, paths)
+        for path in () if splits else paths:
+            splits.setdefault(split_of(path.relative_to(folder)), []).append(path)
     if not splits:
         raise InputError(f"{name}: no files of rows in it ({', '.join(READERS)})")
-    fitting = [split for split in splits if wanted in (split, split.rpartition("/")[2])] if wanted else list(splits)
-    if len(fitting) > 1:
-        fitting = [split for split in fitting if split == (wanted or "train")] or [
-            split for split in fitting if split.rpartition("/")[2] == (wanted or "train")
-        ]
-    if len(fitting) != 1:
-        known = ", ".join(sorted(split or "(other files)" for split in splits))
-        example = max(sorted(splits), key=bool)
-        raise InputError(f"{name}: has the splits {known}; name one, such as {name}:{example}")
-    return splits[fitting[0]]
+    return chosen(splits, wanted, name)
 
 
 def _walk(folder: Path) -> list[Path]:
@@ -254,23 +246,3 @@ def _named(path: Path, key: str, inside: str | None = None) -> list[str]:
 def _is_about_data(path: Path) -> bool:
     hidden = any(part.startswith((".", "__")) for part in path.parts)
     return hidden or path.name in ("dataset_infos.json", "dataset_info.json", SAVED_SPLITS, SAVED)
-
-
-def _split_of(path: Path) -> str:
-    """Which split a file belongs to, with its configuration before it: "train", "en/train"; "" where none is named.
-
-    The file's name tells (train-00000-of-00002.parquet, test.jsonl, train_prefs-...), else the folder it lies in
-    (train/part-1.jsonl); the folders above are the configuration, data/ and default/ are none.
-    """
-    stem = Path(path.name.removesuffix(".gz")).stem
-    stem = re.sub(r"-\d+-of-\d+(-[0-9a-f]+)?$|[-_.]?\d+$", "", stem)
-    above = [part for part in path.parts[:-1] if part not in ("data", "default")]
-    if _is_split(stem):
-        return "/".join([*above, stem])
-    if above and _is_split(above[-1]):
-        return "/".join(above)
-    return ""
-
-
-def _is_split(word: str) -> bool:
-    return re.split(r"[^a-z]", word.lower())[0] in SPLITS

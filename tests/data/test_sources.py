@@ -355,6 +355,104 @@ def test_a_folder_of_several_splits_without_train_has_to_be_told_which(tmp_path)
         files_of(folder_of(tmp_path, "train_prefs-00000-of-00001.parquet", "test_prefs-00000-of-00001.parquet"))
 
 
+def test_split_words_are_the_hubs(tmp_path):
+    folder = folder_of(tmp_path, "training.jsonl", "testing.jsonl", "evaluation.jsonl")
+    assert names_in(folder) == names_in(f"{folder}:train") == ["training.jsonl"]
+    assert names_in(f"{folder}:testing") == ["testing.jsonl"]
+
+
+@pytest.mark.parametrize("pattern", ["prefs_{}.jsonl", "my-data.{}.jsonl", "my {} data.jsonl", "a-{}/rows.json"])
+def test_a_split_word_may_stand_anywhere_in_a_name(tmp_path, pattern):
+    folder = folder_of(tmp_path, pattern.format("train"), pattern.format("test"))
+    with pytest.raises(InputError, match=r"has the splits .*test.*, .*train.*; name one"):
+        files_of(folder)
+    assert names_in(f"{folder}:train") == [pattern.format("train")]
+
+
+def test_a_word_that_only_holds_a_split_word_is_none(tmp_path):
+    names = ["trainers.jsonl", "latest.jsonl", "devices.jsonl"]
+    assert sorted(names_in(folder_of(tmp_path, *names))) == sorted(names)
+
+
+def test_held_out_files_are_no_part_of_the_others(tmp_path):
+    for name in ("holdout", "held-out", "held_out", "heldout"):
+        folder = folder_of(tmp_path / name, "a.jsonl", f"{name}/b.jsonl")
+        with pytest.raises(InputError, match=rf"has the splits \(other files\), {name}; name one"):
+            files_of(folder)
+
+
+def test_a_number_that_is_part_of_a_split_s_name_stays_in_it(tmp_path):
+    names = [f"train_iteration_{i}.jsonl" for i in (1, 2)] + ["test_iteration_1.jsonl"]
+    folder = folder_of(tmp_path, *names)
+    with pytest.raises(InputError, match="has the splits test_iteration_1, train_iteration_1, train_iteration_2; name"):
+        files_of(folder)
+    assert names_in(f"{folder}:train_iteration_2") == ["train_iteration_2.jsonl"]
+    assert names_in(f"{folder}:train_iteration") == names[:2]
+    assert names_in(folder_of(tmp_path / "x", "train_prefs-1.csv", "train_prefs-2.csv")) == [
+        "train_prefs-1.csv",
+        "train_prefs-2.csv",
+    ]
+
+
+CARDS = {
+    "lists of paths": """
+configs:
+- config_name: default
+  data_files:
+  - split: train
+    path: ["data/abc.csv", "data/def.csv"]
+  - split: test
+    path: "kept/ghi.csv"
+""",
+    "patterns": """
+language: en
+configs:
+- config_name: default
+  data_files:
+  - {split: train, path: "data/*"}
+  - {split: test, path: "**/g?i.*"}
+""",
+    "folders": """
+configs:
+- config_name: default
+  data_files:
+  - {split: train, path: data/}
+  - {split: test, path: ./kept}
+""",
+}
+
+
+@pytest.mark.parametrize("card", CARDS.values(), ids=CARDS)
+def test_the_card_says_which_files_are_which_split(tmp_path, card):
+    folder = folder_of(tmp_path, "data/abc.csv", "data/def.csv", "kept/ghi.csv")
+    (folder / "README.md").write_text(f"---{card}---\nMade up.\n", encoding="utf-8")
+    assert names_in(folder) == ["data/abc.csv", "data/def.csv"]
+    assert names_in(f"{folder}:test") == ["kept/ghi.csv"]
+
+
+def test_configurations_of_the_card_keep_their_splits_apart(tmp_path):
+    folder = folder_of(tmp_path, "a/rows.csv", "b/rows.csv", "more.csv")
+    card = "configs: [{config_name: one, data_dir: a}, {config_name: two, data_files: b/*.csv}]"
+    (folder / "README.md").write_text(f"---\n{card}\n---\n", encoding="utf-8")
+    with pytest.raises(InputError, match=r"has the splits \(other files\), one/train, two/train; name one"):
+        files_of(folder)
+    assert names_in(f"{folder}:two/train") == ["b/rows.csv"]
+
+
+@pytest.mark.parametrize("card", ["configs: [", "configs: {a: 1}", "configs: [{data_files: [{split: train}]}]"])
+def test_a_card_that_cannot_be_read_is_told(tmp_path, card):
+    folder = folder_of(tmp_path, "a.csv")
+    (folder / "README.md").write_text(f"---\n{card}\n---\n", encoding="utf-8")
+    with pytest.raises(InputError, match=r"README\.md: .*; mend it, or name the files$"):
+        files_of(folder)
+
+
+def test_a_card_of_files_that_are_not_there_decides_nothing(tmp_path):
+    folder = folder_of(tmp_path, "train.csv", "test.csv")
+    (folder / "README.md").write_text("---\nconfigs: [{data_files: all.parquet}]\n---\n", encoding="utf-8")
+    assert names_in(folder) == ["train.csv"]
+
+
 def test_files_about_the_data_are_no_data(tmp_path):
     folder = folder_of(tmp_path, "train.jsonl", ".cache/x.jsonl")
     (folder / "dataset_infos.json").write_text("{}")
