@@ -87,12 +87,16 @@ def messages_in_text(text: str, place: str) -> Any:
     reads back, and for what no row may hold.
     """
     text = text.strip()
-    if text[:1] + text[-1:] not in ("[]", "{}") or ("role" not in text and "from" not in text):
+    if "role" not in text and "from" not in text:
         return None
-    if (found := parsed_text(text)) is None:
+    is_array = _ARRAY.fullmatch(text)
+    text = is_array[1] if is_array else text
+    if text[:1] + text[-1:] not in ("[]", "{}"):
+        return None
+    if is_array or (found := parsed_text(text)) is None:
         if are_messages(parsed_text(_BETWEEN_MESSAGES.sub(r"}, {", text))):
             raise InputError(
-                f"{place} is an array of messages as numpy prints it, without commas; write the column as JSON "
+                f"{place} is an array of messages as numpy prints it; write the column as JSON "
                 f"(frame[column].map(lambda x: json.dumps(list(x)))) or the file as parquet, {KEEP}"
             )
         return None
@@ -106,6 +110,7 @@ def messages_in_text(text: str, place: str) -> Any:
     return found
 
 
+_ARRAY = re.compile(r"array\((.*?)(?:,\s*dtype=object)?\)", re.DOTALL)
 _BETWEEN_MESSAGES = re.compile(r"\}\s*\{")
 
 

@@ -44,6 +44,7 @@ from data.rows.prompts import (
     needed_prompt,
     prompt_alone,
     prompt_of_input,
+    refuse_another_order,
     refuse_what_is_lost,
     with_system,
 )
@@ -68,6 +69,10 @@ def parse_record(
         return replace(record, unused=tuple(form.row.unused()))
     prompt, context = with_system(form.row, form.read, record.messages), context_of(form.row, form.tools)
     refuse_what_is_lost(form.row)
+    if record.form == "pairs" and reading is not None:
+        refuse_another_order(form.row, reading.columns)
+    form.read.check_flags(record.conversations)
+    form.check_mask(record)
     unused = (*form.row.unused(), *form.read.unused)
     return replace(record, prompt=prompt, context=context, unused=unused, n_parsed=form.read.n_parsed)
 
@@ -102,6 +107,17 @@ class _Form:
         self.tools: Any = None
         """Those that stand inside of OpenAI's "input"."""
 
+    def check_mask(self, record: Record) -> None:
+        """Refuses a "loss_mask" that says otherwise than what is trained: what the assistant says in the response."""
+        if is_empty(mask := self.row.peek("loss_mask")):
+            return
+        trained = [False] * len(record.prompt) + [m.role == "assistant" for m in record.conversations[0]]
+        if mask != trained:  # 1 is True
+            raise InputError(
+                f'{self.location}: "loss_mask" is there, and trained is what the assistant says in a response, whole: '
+                f"{[int(flag) for flag in trained]}; take the row out, or let it go: --ignore-columns loss_mask"
+            )
+
     def record(self) -> Record:
         """The record, without what may stand beside any form."""
         row = self.row
@@ -119,7 +135,7 @@ class _Form:
             prompt, self.tools = prompt_of_input(row, self.read)
             return self._pair(self._answer(names[0]), self._answer(names[1]), prompt, names)
         named = next((name for name in CONVERSATIONS if name in row), None)
-        if named and ("rejected_messages" in row or "rejected_response" in row):
+        if named and ("rejected_messages" in row or "rejected_response" in row) and not self._is_labelled(named):
             return self._with_rejected(named)
         if "completion" in row:
             answer = self._answer("completion")
@@ -134,7 +150,20 @@ class _Form:
             return self._completion(self._answer("output"), "output", alpaca_prompt(row, self.read))
         raise InputError(
             f'{self.location}: neither "chosen" and "rejected" nor "completion" nor "messages" but {_names(row)}; name '
-            "its columns with --columns chosen=...,rejected=..., or see data/rows/forms.py for the forms"
+            f"its columns with --columns {_likely_columns(row)}, or see data/rows/forms.py for the forms"
+        )
+
+    def _is_labelled(self, name: str) -> bool:
+        """Whether a label beside a rejected answer is of the conversation: where that ends with this answer."""
+        if numbers.label(self.row) is None:
+            return False
+        rejected = self.row.peek("rejected_response")
+        ends = self.read.messages(self.row.peek(name), name)[-1].content
+        if isinstance(rejected, str) and ends == rejected.strip():
+            return True
+        raise InputError(
+            f'{self.location}: "label" stands beside a rejected answer, so that the row is neither a pair nor one '
+            "labelled answer; let one of them go: --ignore-columns label"
         )
 
     # --- pairs -----------------------------------------------------------------------------------------------------
@@ -178,6 +207,10 @@ class _Form:
         if given is None:
             if len(whole) < len(answers):
                 self._check_not_templated(answers)
+                if (likely := _likely(self.row, "prompt")) is not None:
+                    raise InputError(
+                        f'{self.location}: "prompt" is missing; where "{likely}" is it: --columns prompt={likely}'
+                    )
                 self.row["prompt"]  # is missing
             return self.read.checked_prompt(_shared(whole))
         if len(whole) < len(answers):
@@ -201,7 +234,9 @@ class _Form:
         names: tuple[str, str],
     ) -> Record:
         if responses[0] == responses[1]:
-            raise InputError(f'{self.location}: "{names[0]}" and "{names[1]}" are equal; a pair has to differ')
+            raw = [self.row.peek(name) for name in names]
+            aside = ", blanks at their ends aside" if all(isinstance(x, str) for x in raw) and raw[0] != raw[1] else ""
+            raise InputError(f'{self.location}: "{names[0]}" and "{names[1]}" are equal{aside}; a pair has to differ')
         return Record(self.location, "pairs", prompt, responses, None, self._ratings(("chosen", "rejected")))
 
     def _with_rejected(self, name: str) -> Record:
@@ -362,6 +397,30 @@ class _Form:
 
 def _begins(text: str, prompt: str) -> bool:
     return text.strip().startswith(prompt.strip())
+
+
+_LIKELY = {
+    "prompt": ("question", "query", "instruction", "input", "history", "problem"),
+    "chosen": ("chosen_response", "response_chosen", "preferred", "accepted"),
+    "rejected": ("rejected_response", "response_rejected", "rejected_answer", "dispreferred"),
+    "completion": ("response", "answer", "output"),
+    "messages": ("conversation", "dialogue", "dialog", "turns", "chat"),
+}
+"""Names under which data sets have what our columns hold: they are proposed, never taken."""
+
+
+def _likely(row: Fields, ours: str) -> str | None:
+    return next((name for name in _LIKELY[ours] if not is_empty(row.peek(name))), None)
+
+
+def _likely_columns(row: Fields) -> str:
+    """What to write behind --columns for a row of none of the forms."""
+    found = {ours: name for ours in _LIKELY if (name := _likely(row, ours))}
+    if "chosen" in found or "rejected" in found or not {"completion", "messages"} & {*found}:
+        names = [name for name in ("prompt", "chosen", "rejected") if name not in row]
+    else:
+        names = ["messages"] if "messages" in found else [x for x in ("prompt", "completion") if x not in row]
+    return ",".join(f"{name}={found.get(name, '...')}" for name in names if name != "prompt" or name in found)
 
 
 def _names(row: Fields) -> str:

@@ -1,6 +1,6 @@
 """JSON, read strictly: every fault is located, and nothing is repaired on the way.
 
-.jsonl .ndjson    a row a line
+.jsonl .ndjson    a row a line; what .json is where the first line is no JSON by itself
 .json             a list of rows; {"data": [rows]}, whatever stands beside it; rows one after the other, each of
                   several lines; a row a line
 """
@@ -26,7 +26,14 @@ Row = tuple[str, dict[str, Any] | InputError]
 
 
 def read_jsonl(path: Path, max_row_bytes: int) -> Iterator[Row]:
-    """A row a line."""
+    """A row a line, or objects of several lines where the first line is the beginning of one."""
+    if _begins_with(path, max_row_bytes, lambda line: line[:1] in (b"[", b"{") and _loaded(line) is None):
+        yield from read_json(path, max_row_bytes)
+    else:
+        yield from _rows_of_lines(path, max_row_bytes)
+
+
+def _rows_of_lines(path: Path, max_row_bytes: int) -> Iterator[Row]:
     for location, line in read_lines(path, max_row_bytes):
         yield location, line if isinstance(line, InputError) else _or_fault(parse_row, line, location)
 
@@ -84,20 +91,28 @@ def read_json(path: Path, max_row_bytes: int) -> Iterator[Row]:
         first = file.read(64).removeprefix(b"\xef\xbb\xbf").lstrip(b" \t\r\n")[:1]
     if first == b"[":
         yield from _objects_in_list(_whole_text(path), path, max_row_bytes)
-    elif first == b"{" and not _begins_with_a_row(path, max_row_bytes):
+    elif first == b"{" and not _begins_with(path, max_row_bytes, _is_row):
         yield from _objects_of_lines(path, max_row_bytes)
     else:
-        yield from read_jsonl(path, max_row_bytes)
+        yield from _rows_of_lines(path, max_row_bytes)
 
 
-def _begins_with_a_row(path: Path, max_row_bytes: int) -> bool:
-    """Whether the first line is an object by itself, and none that holds a list of rows."""
-    for _, line in read_lines(path, max_row_bytes):
-        try:
-            return not isinstance(line, InputError) and not _holds_rows(json.loads(line))
-        except (ValueError, RecursionError):
-            return False
-    return True
+def _begins_with(path: Path, max_row_bytes: int, is_right: Callable[[bytes], bool]) -> bool:
+    """Whether the first line of a file is right; False for one that is too long, and where there is none."""
+    line = next((line for _, line in read_lines(path, max_row_bytes)), b"")
+    return not isinstance(line, InputError) and is_right(line)
+
+
+def _is_row(line: bytes) -> bool:
+    """Whether a line is an object by itself, and none that holds a list of rows."""
+    return (value := _loaded(line)) is not None and not _holds_rows(value)
+
+
+def _loaded(line: bytes) -> Any:
+    try:
+        return json.loads(line)
+    except (ValueError, RecursionError):
+        return None
 
 
 def _holds_rows(value: Any) -> bool:
@@ -112,7 +127,7 @@ def _objects_of_lines(path: Path, max_row_bytes: int) -> Iterator[Row]:
         at = text.index("{")
         whole, end = _LENIENT.raw_decode(text, at)
     except (ValueError, RecursionError):  # an InputError is one: what is wrong is told by the line
-        yield from read_jsonl(path, max_row_bytes)
+        yield from _rows_of_lines(path, max_row_bytes)
         return
     if _holds_rows(whole) and not text[end:].strip():
         yield from _objects_in_list(text, path, max_row_bytes, at=_start_of_rows(text, at + 1))
@@ -218,8 +233,13 @@ def parse_row(line: bytes, location: str) -> dict[str, Any]:
     def refuse(what: str) -> NoReturn:
         raise InputError(f"{location}: {what}; mend or delete the line")
 
+    met: list[str] = []  # NaN and infinities, which only the object around them can name
+
     def pairs(items: list[tuple[str, Any]]) -> dict[str, Any]:
         made = dict(items)
+        if met:
+            key = next((key for key, value in items if value is met), None)
+            refuse(f"{met[0]} is not JSON{'' if key is None else f' ({key!r})'}")
         if len(made) < len(items):
             seen: set[str] = set()
             twice = next(key for key, _ in items if key in seen or seen.add(key))
@@ -228,7 +248,7 @@ def parse_row(line: bytes, location: str) -> dict[str, Any]:
 
     try:
         text = line.decode("utf-8")
-        row = json.loads(text, object_pairs_hook=pairs, parse_constant=lambda c: refuse(f"{c} is not JSON"))
+        row = json.loads(text, object_pairs_hook=pairs, parse_constant=lambda c: met.append(c) or met)
     except json.JSONDecodeError as fault:
         refuse(f"not JSON ({fault.msg}, column {fault.colno})")
     except UnicodeDecodeError as fault:
@@ -240,9 +260,27 @@ def parse_row(line: bytes, location: str) -> dict[str, Any]:
     except ValueError:  # its own words speak of an interpreter's setting
         refuse("a number of more than 4,300 digits")
     if not isinstance(row, dict):
+        refuse(f"{met[0]} is not JSON") if met else None
         refuse(f'a {type(row).__name__}, not an object such as {{"prompt": ..., "chosen": ..., "rejected": ...}}')
+    if _are_columns(row):
+        refuse(
+            "columns, each with the values of all rows, and not a row; write rows (in pandas: "
+            'frame.to_json(path, orient="records", lines=True))'
+        )
     check_value(row, refuse, MAX_DEPTH)
     return row
+
+
+def _are_columns(row: dict[str, Any]) -> bool:
+    """Whether it is {column: {"0": value, "1": value}}, as pandas writes a frame, or {column: [values]} with text."""
+    first, *others = row.values() or (None,)
+    if not others or not isinstance(first, (dict, list)) or not first:
+        return False
+    if isinstance(first, list):
+        are_alike = all(isinstance(column, list) and len(column) == len(first) for column in others)
+        return are_alike and all(isinstance(value, str) for value in first)
+    are_alike = all(isinstance(column, dict) and column.keys() == first.keys() for column in others)
+    return are_alike and all(key.isdigit() for key in first)
 
 
 def check_value(value: Any, refuse: Callable[[str], NoReturn], depth: int) -> None:

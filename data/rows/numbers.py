@@ -8,7 +8,7 @@ from data.rows.fields import Fields
 from data.rows.record import Ratings
 from system import InputError
 
-_LABELS = {"true": True, "1": True, "false": False, "0": False}
+_LABELS = {"true": True, "1": True, "1.0": True, "false": False, "0": False, "0.0": False}
 
 
 def label(row: Fields) -> bool | None:

@@ -1,9 +1,10 @@
 """Where the prompt of a row stands, by its form, and what may stand beside it: the system message, the template's."""
 
-from collections.abc import Collection
+import re
+from collections.abc import Collection, Sequence
 from typing import Any
 
-from data.rows.fields import Fields, is_empty, object_or_text
+from data.rows.fields import Fields, is_empty, object_or_text, parsed_text
 from data.rows.turns import MEDIA, Turns
 from data.text import NO_CONTEXT, Message, TemplateContext
 from system import InputError
@@ -142,6 +143,11 @@ def context_of(row: Fields, input_tools: Any) -> TemplateContext:
     input_tools: those of OpenAI's "input".
     """
     tools = _objects(row.take("tools"), f'{row.location}: "tools"')
+    if functions := _objects(row.take("functions"), f'{row.location}: "functions"'):  # their older name, at OpenAI
+        functions = [f if "function" in f else {"type": "function", "function": f} for f in functions]
+        if tools and tools != functions:
+            raise InputError(f'{row.location}: "tools" and "functions" differ; take one of them out')
+        tools = functions
     of_input = _objects(None if is_empty(input_tools) else input_tools, f'{row.location}: "input.tools"')
     if tools and of_input and tools != of_input:
         raise InputError(f'{row.location}: "tools" and "input.tools" differ; take one of them out')
@@ -171,6 +177,39 @@ def _objects(value: Any, place: str) -> list[dict[str, Any]] | None:
     return list(object_or_text(value, "a list of objects", is_right, place)) or None
 
 
+def _are_tools(value: Any) -> bool:
+    """Whether a value is descriptions of tools, be they written as text."""
+    found = parsed_text(value) if isinstance(value, str) else value
+    return (
+        isinstance(found, list)
+        and bool(found)
+        and all(isinstance(tool, dict) and ("function" in tool or {"name", "parameters"} <= {*tool}) for tool in found)
+    )
+
+
+OF_ORDER = {"label", "labels", "winner", "preference", "preferred", "better", "safer", "best", "choice", "vote"}
+"""Words in the names of columns that say which of two answers is the better one."""
+
+
+def refuse_another_order(row: Fields, columns: Sequence[tuple[str, str]]) -> None:
+    """Raises InputError for a pair that --columns has made, where an unread column says which answer is the better
+    one: rows would be the wrong way round.
+    """
+    theirs = dict(columns)
+    if not {"chosen", "rejected"} & {*theirs}:
+        return
+    scores = [
+        f"score{name[name.rfind('_') :]}" for ours, name in columns if ours in ("chosen", "rejected") and "_" in name
+    ]
+    for name in row.unused():
+        if OF_ORDER & {*re.split("[^a-z]+", name.lower())} or name in scores:
+            raise InputError(
+                f'{row.location}: "{name}" is there, and may say that {theirs.get("rejected", "rejected")} is better '
+                f"than {theirs.get('chosen', 'chosen')}, against --columns; write rows whose chosen is the better one, "
+                f"or let it go where it always is: --ignore-columns {name}"
+            )
+
+
 def refuse_what_is_lost(row: Fields, *, of_answers: bool = True) -> None:
     """Raises InputError for a column that carries meaning and that nothing has read. of_answers: those that belong to
     answers, too.
@@ -180,6 +219,8 @@ def refuse_what_is_lost(row: Fields, *, of_answers: bool = True) -> None:
             mend = "and only text can be trained on; take the row out"
         elif name in OF_ANSWERS and of_answers:
             mend = "beside the messages; put it into the message that it belongs to"
+        elif "tool" in name and _are_tools(row.peek(name)):
+            mend = f"and describes tools; call it that: --columns tools={name}"
         elif name == "context":
             mend = "and has no place in a row of this form; write it into the prompt"
         elif name in OF_FORMS:

@@ -35,7 +35,7 @@ READERS: dict[str, Callable[[Path, int], Iterator[Row]]] = {
 TEXT_TABLES = (".csv", ".tsv")
 NOT_ZIPPED = (".parquet", ".arrow")
 OPTIONAL = (
-    *("system", "system_prompt", "tools", "documents", "chat_template_kwargs"),
+    *("system", "system_prompt", "tools", "functions", "documents", "chat_template_kwargs"),
     *("input", "history"),
 )
 """Fields that a row may lack, be they named by --columns."""

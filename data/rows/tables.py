@@ -36,16 +36,16 @@ def read_tsv(path: Path, max_row_bytes: int) -> Iterator[Row]:
 def _read_text(path: Path, max_row_bytes: int, delimiter: str) -> Iterator[Row]:
     csv.field_size_limit(max_row_bytes)
     with open_rows(path) as binary:
-        pieces = iter(lambda: binary.readline(max_row_bytes), b"")
-        lines = ((piece if i else without_mark(piece, path)).decode("utf-8") for i, piece in enumerate(pieces))
+        lines = _Lines(binary, path, max_row_bytes)
         reader = csv.reader(lines, strict=True, delimiter=delimiter)
-        location, header = f"{path}:1", _next_line(reader, path) or []
+        location, header = f"{path}:1", _next_line(reader, path, lines) or []
+        _check_delimiter(header, delimiter, location)
         if len(header) > 1 and header[0] == "" and UNNAMED not in header:
             header[0] = UNNAMED
         if len(set(header)) < len(header) or "" in header:
             raise InputError(f"{location}: a column has no name, or that of another; name each once")
         while True:
-            location, values = f"{path}:{reader.line_num + 1}", _next_line(reader, path)
+            location, values = f"{path}:{reader.line_num + 1}", _next_line(reader, path, lines)
             if values is None:
                 return
             if len(values) == len(header):
@@ -55,13 +55,50 @@ def _read_text(path: Path, max_row_bytes: int, delimiter: str) -> Iterator[Row]:
                 yield location, InputError(f"{location}: {said}")
 
 
-def _next_line(reader: Any, path: Path) -> list[str] | None:
+class _Lines:
+    """The lines of a file as text, of which the last one is kept for messages."""
+
+    def __init__(self, binary: Any, path: Path, max_row_bytes: int) -> None:
+        self._pieces = iter(lambda: binary.readline(max_row_bytes), b"")
+        self._path = path
+        self.last: bytes | None = None
+
+    def __iter__(self) -> "_Lines":
+        return self
+
+    def __next__(self) -> str:
+        piece = next(self._pieces)
+        self.last, is_first = piece, self.last is None
+        return (without_mark(piece, self._path) if is_first else piece).decode("utf-8")
+
+
+def _check_delimiter(header: list[str], delimiter: str, location: str) -> None:
+    """Raises InputError for a header that is one column by commas or tabs, and several by something else."""
+    only = header[0] if len(header) == 1 else ""
+    other = next((sign for sign in (";", "\t", "|", ",") if sign != delimiter and sign in only), None)
+    if other:
+        names = {";": "semicolons", "\t": "tabs", "|": "bars", ",": "commas"}
+        raise InputError(
+            f"{location}: values are divided by {names[other]}, and read where {names[delimiter]} divide them; save "
+            f"the file with these{', or call it .tsv' if other == chr(9) else ''}"
+        )
+
+
+def _next_line(reader: Any, path: Path, lines: _Lines) -> list[str] | None:
     """The values of the next row, None at the end. Raises InputError where the rest cannot be read."""
     number = reader.line_num + 1
     try:
         return next(reader, None)
-    except (csv.Error, UnicodeDecodeError) as fault:
-        raise InputError(f"{path}:{number}: not CSV in UTF-8 ({fault}); mend the file") from None
+    except UnicodeDecodeError as fault:
+        mend = "save the file as UTF-8 (a spreadsheet calls that CSV UTF-8), perhaps it is in cp1252"
+        raise InputError(
+            f"{path}:{number}: not UTF-8 ({fault.reason} 0x{fault.object[fault.start]:02x}); {mend}"
+        ) from None
+    except csv.Error as fault:
+        mend = "mend the file"
+        if b'\\"' in (lines.last or b""):
+            mend = 'it has quotes behind a backslash, and in CSV a quote inside of a value is doubled (""): write it so'
+        raise InputError(f"{path}:{number}: not CSV in UTF-8 ({fault}); {mend}") from None
 
 
 def typed(row: dict[str, Any], location: str, fields: Sequence[str] = ()) -> dict[str, Any]:

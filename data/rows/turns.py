@@ -2,10 +2,15 @@
 
     {"role", "content"}   or sharegpt's {"from", "value"}; content is text or [{"type": "text", "text": ...}, ...],
                           whose texts follow each other without anything between, as in transformers' templates
-    an assistant's        "reasoning_content" (text), "tool_calls" [{"function": {"name", "arguments"}}, ...]
+    {"role": [...], "content": [...]}   the same as columns, as tables write a list of objects
+    an assistant's        "reasoning_content" (also "thinking", "reasoning", or parts of these types before the text);
+                          "tool_calls" [{"function": {"name", "arguments"}}, ...], or the older "function_call";
+                          messages of the roles tool_call and function_call hold calls as JSON, and belong to the
+                          assistant's message before them
     a tool's              "tool_call_id", "name"
 
-Content is trimmed at both ends. Other keys of a message that hold something are named as not used.
+Content is trimmed at both ends. Other keys of a message that hold something are named as not used; those that say which
+messages are trained ("weight", "loss" ...) have to agree with what is (`Turns.check_flags`).
 """
 
 import re
@@ -23,13 +28,19 @@ OTHER_NAMES = {
     **{name: "user" for name in ("human",)},
     **{name: "assistant" for name in ("gpt", "model", "chatgpt", "bing", "bard")},
     "developer": "system",
-    **{name: TOOL for name in ("function", "observation")},
+    **{name: TOOL for name in ("function", "observation", "tool_response")},
     **{name: name for name in (*ROLES, TOOL)},
 }
 """Roles by the names that data sets give them, in any case."""
+CALLS = ("function_call", "tool_call")
+"""Roles of messages that are an assistant's calls, as JSON."""
+THOUGHTS = ("reasoning_content", "thinking", "reasoning")
+"""Names of an assistant's thoughts; of several that say the same the first counts."""
+FLAGS = ("weight", "loss", "trainable", "train", "loss_mask")
+"""Keys of a message that say whether it is trained."""
 MEDIA = ("image", "images", "audio", "audios", "video", "videos")
 """Fields whose content no text model sees."""
-_KEYS = {"role", "content", "from", "value", "reasoning_content", "tool_calls", "tool_call_id", "name"}
+_KEYS = {"role", "content", "from", "value", *THOUGHTS, "tool_calls", "function_call", "tool_call_id", "name"}
 _TURN = re.compile(r"(?:\A\s*|\n\n)(Human|Assistant):")
 
 
@@ -53,6 +64,8 @@ class Turns:
         """How many fields were messages written as text."""
         self.unused: dict[str, None] = {}
         """Keys of messages that nothing reads, as they are named: "messages' weight"."""
+        self._flagged: list[tuple[str, tuple[Message, ...], list[tuple[int, str, Any]]]] = []
+        """Of lists of messages by name, the flags in them: (which message, key, value)."""
         self._known, self._names, self._ignored = known, names, ignored
         self._keeps_json_text = keeps_json_text
 
@@ -60,7 +73,7 @@ class Turns:
         """A field's value; where it is text that is messages as a whole, these."""
         if not isinstance(value, str) or self._keeps_json_text:
             return value
-        if value[:1] not in "[{" and value.lstrip()[:1] not in ("[", "{"):
+        if value[:1] not in "[{" and not value.lstrip().startswith(("[", "{", "array(")):
             return value
         found = messages_in_text(value, f'{self.location}: "{name}"')
         if found is None:
@@ -113,32 +126,81 @@ class Turns:
         """A list of messages, or one alone."""
         value = self.unpacked(value, name)
         if isinstance(value, dict):
-            value = [value]
+            value = _as_rows(value) or [value]
         if not isinstance(value, list):
             kind = type(value).__name__
             raise InputError(f'{self.location}: "{name}" is a {kind}; it has to be text or a list of messages')
         if not value:
             raise InputError(f'{self.location}: "{name}" is empty; write it or delete the row')
-        return tuple(self._message(item, f"{name}[{i}]", f'"{name}"[{i}]') for i, item in enumerate(value))
+        made: list[Message] = []
+        flags: list[tuple[int, str, Any]] = []
+        for i, item in enumerate(value):
+            shown = f'"{name}"[{i}]'
+            if (calls := self._calls_alone(item, f"{name}[{i}]", shown)) is None:
+                made.append(self._message(item, f"{name}[{i}]", shown))
+            elif made and made[-1].role == "assistant":
+                made[-1] = made[-1]._replace(tool_calls=[*(made[-1].tool_calls or ()), *calls])
+            else:
+                made.append(Message("assistant", "", None, calls))
+            if len(item) > 2:
+                flags += [
+                    (len(made) - 1, k, item[k]) for k in FLAGS if k not in self._ignored and not is_empty(item.get(k))
+                ]
+        if flags:
+            self._flagged.append((name, tuple(made), flags))
+        return tuple(made)
+
+    def _calls_alone(self, item: Any, name: str, shown: str) -> list[Mapping[str, Any]] | None:
+        """The calls in a message that is nothing else; None where it is another message."""
+        role = item.get("role", item.get("from")) if isinstance(item, dict) else None
+        if not isinstance(role, str) or role.lower() not in CALLS or role in self._known or role in dict(self._names):
+            return None
+        value = item.get("content", item.get("value"))
+        found = parsed_text(value) if isinstance(value, str) else value
+        found = [found] if isinstance(found, dict) else found
+        if not found or not isinstance(found, list) or not all(map(_is_call, found)):
+            raise InputError(
+                f'{self.location}: {shown} has the role {role!r} and is no call {{"name": ..., "arguments": ...}} in '
+                f"JSON; correct it, or say what it is: --roles {role}=assistant"
+            )
+        calls = [call if "function" in call else {"type": "function", "function": call} for call in found]
+        return self._calls(calls, "assistant", name, shown)
+
+    def check_flags(self, responses: Collection[tuple[Message, ...]]) -> None:
+        """Refuses flags that say otherwise than what is trained: what an assistant says in a response, whole."""
+        for name, messages, flags in self._flagged:
+            first = next((len(messages) - len(r) for r in responses if messages[-len(r) :] == tuple(r)), len(messages))
+            for i, key, value in flags:
+                is_trained = i >= first and messages[i].role == "assistant"
+                if value not in (is_trained, float(is_trained)):
+                    said = "trained, as a response is" if is_trained else "not trained, as all before a response is"
+                    raise InputError(
+                        f'{self.location}: "{name}"[{i}] has "{key}": {value!r}, and is {said}; take the flag or the '
+                        f"row out, or let them go: --ignore-columns {key}"
+                    )
 
     def _message(self, item: Any, name: str, shown: str) -> Message:
         given = {key: value for key, value in item.items() if value is not None} if isinstance(item, dict) else {}
-        calls = given.get("tool_calls") or None
+        calls = self._given_calls(given, shown)
         if "role" in given and ("content" in item or calls):
             role, content = given["role"], given.get("content")
         elif "role" not in given and "from" in given:
             role, content = given["from"], item.get("value")
         else:
-            raise InputError(f'{self.location}: {shown} is not a message {{"role": ..., "content": ...}}')
+            mend = ""
+            if isinstance(item, str) and name.startswith(("chosen[", "rejected[", "output[", "rejected_response[")):
+                mend = '; several answers to a prompt are {"prompt", "completions": [the best, ...]}'
+            raise InputError(f'{self.location}: {shown} is not a message {{"role": ..., "content": ...}}{mend}')
         role = self._role(role, shown)
         if len(given) > 2:
             self._check_keys(given, shown)
         calls = self._calls(calls, role, name, shown) if calls else None
         may_be_empty = role in ("system", TOOL) or calls is not None
+        thoughts, content = self._thoughts_in_parts(content, f"{name}.content")
         return Message(
             role,
             self.content("" if content is None and calls else content, f"{name}.content", may_be_empty=may_be_empty),
-            self._thoughts(given.get("reasoning_content"), role, name, shown),
+            self._thoughts(given, thoughts, role, name, shown) if thoughts or len(given) > 2 else None,
             calls,
             self._word(given.get("tool_call_id"), f"{name}.tool_call_id"),
             self._word(given.get("name"), f"{name}.name"),
@@ -166,11 +228,6 @@ class Turns:
                     f'{self.location}: {shown} has "{key}", and only text can be trained on; take the row out, or let '
                     f"them go: --ignore-columns {key}"
                 )
-        if not is_empty(given.get("function_call")):
-            raise InputError(
-                f'{self.location}: {shown} has a "function_call"; write it as "tool_calls": '
-                '[{"type": "function", "function": {"name": ..., "arguments": ...}}]'
-            )
         self._name_unused(given, _KEYS | {*self._ignored}, "messages'")
 
     def _name_unused(self, given: Mapping[str, Any], known: Collection[str], whose: str) -> None:
@@ -191,14 +248,38 @@ class Turns:
         )
         return calls
 
-    def _thoughts(self, value: Any, role: str, name: str, shown: str) -> str | None:
-        if is_empty(value):
+    def _given_calls(self, given: Mapping[str, Any], shown: str) -> Any:
+        """The calls of a message: "tool_calls", or the one of the older "function_call"."""
+        calls, call = given.get("tool_calls") or None, given.get("function_call")
+        if is_empty(call) or "function_call" in self._ignored:
+            return calls
+        if calls:
+            raise InputError(f'{self.location}: {shown} has "tool_calls" and "function_call"; take one of them out')
+        return [{"type": "function", "function": call}]
+
+    def _thoughts_in_parts(self, content: Any, name: str) -> tuple[str | None, Any]:
+        """The thoughts in parts of their own before the text, and the other parts."""
+        if not isinstance(content, list):
+            return None, content
+        kinds = [item.get("type") if isinstance(item, dict) else None for item in content]
+        n = next((i for i, kind in enumerate(kinds) if kind not in THOUGHTS), len(kinds))
+        parts = [item.get(kind, item.get("text")) for item, kind in zip(content[:n], kinds[:n], strict=True)]
+        thoughts = [self.content(part, f"{name}[{i}].{kinds[i]}") for i, part in enumerate(parts)]
+        for item, kind in zip(content[:n], kinds[:n], strict=True):
+            self._name_unused(item, {"type", "text", kind}, "content's")
+        return "\n\n".join(thoughts) or None, content[n:]
+
+    def _thoughts(self, given: Mapping[str, Any], of_parts: str | None, role: str, name: str, shown: str) -> str | None:
+        found = {key: given[key] for key in THOUGHTS if key not in self._ignored and not is_empty(given.get(key))}
+        found |= {"content": of_parts} if of_parts else {}
+        if not found:
             return None
+        key, value = next(iter(found.items()))
         if role != "assistant":
-            raise InputError(
-                f"{self.location}: {shown} has \"reasoning_content\" and is the {role}'s, not an assistant's"
-            )
-        self.text(value, f"{name}.reasoning_content")
+            raise InputError(f"{self.location}: {shown} has \"{key}\" and is the {role}'s, not an assistant's")
+        texts = {self.text(value, f"{name}.{key}") for key, value in found.items()}
+        if len(texts) > 1:
+            raise InputError(f"{self.location}: {shown} has different thoughts in {', '.join(found)}; keep one of them")
         return value
 
     def _word(self, value: Any, name: str) -> str | None:
@@ -217,7 +298,11 @@ class Turns:
     def checked_prompt(self, messages: tuple[Message, ...]) -> tuple[Message, ...]:
         """Messages that an answer can follow."""
         if not messages or messages[-1].role in ("assistant", "system"):
-            raise InputError(f"{self.location}: the prompt has to end with a user message, which the responses answer")
+            what = f"; it ends with the {messages[-1].role}'s" if messages else ""
+            what += ", and responses cannot go on with one" if what and messages[-1].role == "assistant" else ""
+            raise InputError(
+                f"{self.location}: the prompt has to end with a user message, which the responses answer{what}"
+            )
         return messages
 
     def response(self, value: Any, name: str, prompt: tuple[Message, ...]) -> tuple[Message, ...]:
@@ -234,9 +319,20 @@ class Turns:
         if not speakers or speakers[0] != "assistant" or speakers[-1] != "assistant" or not _alternate(speakers):
             raise InputError(
                 f'{self.location}: "{name}" has to be one assistant message, alone or after the prompt, or several '
-                "with what tools said between them"
+                f"with what tools said between them{self._why(speakers, len(prompt))}"
             )
         return messages
+
+    def _why(self, speakers: Sequence[str], n: int) -> str:
+        """What a response of these speakers behind a prompt of n messages is instead."""
+        if not speakers:
+            return "; it is the prompt alone"
+        if "user" in speakers[1:]:
+            return f"; behind a prompt of {n} messages it goes on with one of the user, where the conversations part"
+        if (role := next((role for role in (speakers[0], speakers[-1]) if role != "assistant"), None)) is None:
+            return ""
+        mend = " (where that is the answer: --roles system=assistant)" if role == "system" else ""
+        return f"; behind the prompt stands a message of the role {role}{mend}"
 
 
 def transcript(value: Any) -> list[dict[str, str]] | None:
@@ -271,6 +367,17 @@ def _alternate(speakers: Sequence[str]) -> bool:
     """Whether a response's messages are the assistant's and tools', and no two of the assistant follow each other."""
     twice = any(a == b == "assistant" for a, b in pairwise(speakers))
     return not twice and {*speakers} <= {"assistant", TOOL, "ipython"}
+
+
+def _as_rows(value: Mapping[str, Any]) -> list[dict[str, Any]] | None:
+    """Messages that stand as columns, {"role": [...], "content": [...]}; None for anything else."""
+    columns = {key: column for key, column in value.items() if column is not None}
+    speakers = columns.get("role", columns.get("from"))
+    if not isinstance(speakers, list) or not all(isinstance(column, list) for column in columns.values()):
+        return None
+    if any(len(column) != len(speakers) for column in columns.values()):
+        return None
+    return [dict(zip(columns, row, strict=True)) for row in zip(*columns.values(), strict=True)]
 
 
 def _is_call(call: Any) -> bool:

@@ -391,9 +391,7 @@ def test_an_array_that_numpy_has_printed_is_a_fault_with_its_remedy(tmp_path):
         ast.literal_eval(printed)
     file = tiny.write_rows(tmp_path / "rows.jsonl", [PAIR | {"chosen": printed}])
     (fault,) = read_records(file)
-    assert str(fault).startswith(
-        f'{file}:1: "chosen" is an array of messages as numpy prints it, without commas; write'
-    )
+    assert str(fault).startswith(f'{file}:1: "chosen" is an array of messages as numpy prints it; write')
     assert "json.dumps" in str(fault) and "--keep-json-text" in str(fault)
 
 
@@ -523,10 +521,6 @@ FAULTS = {
     "arguments that are a list": (
         PAIR | {"chosen": [{"role": "assistant", "content": "", "tool_calls": [{"name": "f", "arguments": [1]}]}]},
         '"chosen[0].tool_calls" is a list; it has to be a list of {"type": "function"',
-    ),
-    "OpenAI's former calls": (
-        PAIR | {"chosen": [{"role": "assistant", "content": "", "function_call": {"name": "f"}}]},
-        '"chosen"[0] has a "function_call"; write it as "tool_calls"',
     ),
     "an answer that ends with a tool": (
         PAIR | {"chosen": [{"role": "assistant", "content": "", "tool_calls": CALLS}, *messages(("tool", "3 C"))]},

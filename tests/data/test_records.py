@@ -362,7 +362,10 @@ FAULTS = {
     "invalid JSON": ('{"prompt": q}', "not JSON (Expecting value, column 12)"),
     "cut off": ('{"prompt": "q", "chosen": "a', "not JSON (Unterminated string starting at, column 27)"),
     "two rows in a line": (json.dumps(PAIR) * 2, "not JSON (Extra data, column 48)"),
-    "NaN": ('{"prompt": "q", "chosen": "a", "rejected": "b", "s": NaN}', "NaN is not JSON; mend or delete the line"),
+    "NaN": (
+        '{"prompt": "q", "chosen": "a", "rejected": "b", "s": NaN}',
+        "NaN is not JSON ('s'); mend or delete the line",
+    ),
     "infinity": ('{"s": -Infinity}', "-Infinity is not JSON"),
     "a number too large": ('{"prompt": "q", "s": 1e999}', "a number too large for a float"),
     "an integer without end": ('{"s": ' + "1" * 5000 + "}", "a number of more than 4,300 digits"),

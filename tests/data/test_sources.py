@@ -634,3 +634,86 @@ def test_rows_above_the_limit_are_faults_that_name_the_flag(tmp_path, kind):
     good, faults = read(WRITERS[kind](tmp_path / f"rows{kind}", rows), max_row_mb=1)
     assert len(good) == 2 and len(faults) == 1
     assert "longer than 1 MB; mend it, or raise --max-row-mb" in faults[0]
+
+
+# --- files that another program wrote in another way ---------------------------------------------------------------
+
+
+def written(tmp_path, name, content):
+    path = tmp_path / name
+    path.write_bytes(content if isinstance(content, bytes) else content.encode())
+    return path
+
+
+@pytest.mark.parametrize("name", ["rows.jsonl", "rows.ndjson", "rows.json", "rows.jsonl.gz"])
+def test_objects_of_several_lines_are_rows(tmp_path, name):
+    text = "".join(json.dumps(row, indent=2) + "\n" for row in ROWS)
+    path = written(tmp_path, name, gzip.compress(text.encode()) if name.endswith(".gz") else text)
+    good, faults = read(path)
+    assert [row for _, row in good] == ROWS and not faults
+    assert [location.rpartition(":")[2] for location, _ in good] == ["1", "6", "11"]
+
+
+def test_a_list_in_a_file_of_lines_is_its_rows(tmp_path):
+    assert [row for _, row in read(written(tmp_path, "rows.jsonl", json.dumps(ROWS, indent=1)))[0]] == ROWS
+
+
+def test_a_first_line_that_is_broken_leaves_the_others_readable(tmp_path):
+    good, faults = read(written(tmp_path, "rows.jsonl", '{"prompt": "q",\n' + json.dumps(ROWS[2]) + "\n"))
+    assert [row for _, row in good] == [ROWS[2]] and ":1: not JSON" in faults[0]
+
+
+@pytest.mark.parametrize("indent", [None, 1])
+@pytest.mark.parametrize(
+    "columns",
+    [
+        {"prompt": {"0": "q1", "1": "q2"}, "chosen": {"0": "a", "1": "b"}, "rejected": {"0": "c", "1": "d"}},
+        {"prompt": ["q1", "q2"], "chosen": ["a", "b"], "rejected": ["c", "d"]},
+    ],
+)
+def test_columns_are_no_rows(tmp_path, columns, indent):
+    (fault,) = read(written(tmp_path, "rows.json", json.dumps(columns, indent=indent)))[1]
+    assert ":1: columns, each with the values of all rows, and not a row; write rows (in pandas: frame.to_j" in fault
+
+
+def test_rows_of_lists_are_rows(tmp_path):
+    rows = [{"prompt_ids": [1], "chosen_ids": [2], "rejected_ids": [3]}, {"chosen": [{"a": 1}], "rejected": [{"a": 1}]}]
+    assert [row for _, row in read(tiny.write_rows(tmp_path / "rows.jsonl", rows))[0]] == rows
+
+
+def test_what_is_no_number_in_json_is_told_with_its_column(tmp_path):
+    lines = '{"prompt": "q", "score": NaN}\n{"prompt": "q", "more": {"x": [1, -Infinity]}}\nNaN\n'
+    faults = read(written(tmp_path, "rows.jsonl", lines))[1]
+    assert [fault.partition("jsonl:")[2] for fault in faults] == [
+        "1: NaN is not JSON ('score'); mend or delete the line",
+        "2: -Infinity is not JSON; mend or delete the line",
+        "3: NaN is not JSON; mend or delete the line",
+    ]
+
+
+DIVIDED = {
+    "semicolons": ("prompt;chosen;rejected\nq;a;b\n", ":1: values are divided by semicolons, and read where commas"),
+    "Excel's line": ("sep=;\nprompt;chosen;rejected\nq;a;b\n", ":1: values are divided by semicolons, and read"),
+    "bars": ("prompt|chosen|rejected\nq|a|b\n", ":1: values are divided by bars"),
+    "tabs": ("prompt\tchosen\trejected\nq\ta\tb\n", ":1: values are divided by tabs, and read where commas divide"),
+}
+
+
+@pytest.mark.parametrize(("text", "said"), DIVIDED.values(), ids=DIVIDED)
+def test_a_table_that_something_else_divides_is_refused_once(tmp_path, text, said):
+    with pytest.raises(InputError) as caught:
+        read(written(tmp_path, "rows.csv", text))
+    assert said in str(caught.value) and str(caught.value).endswith(".tsv") == (said == DIVIDED["tabs"][1])
+
+
+def test_a_table_in_another_encoding_is_called_that(tmp_path):
+    with pytest.raises(
+        InputError, match=r"rows\.csv:2: not CSV in UTF-8 \(.* 0xe9\); save the file as UTF-8 .* cp1252"
+    ):
+        read(written(tmp_path, "rows.csv", "prompt,chosen,rejected\nq,é,b\n".encode("cp1252")))
+
+
+def test_quotes_behind_a_backslash_are_called_that(tmp_path):
+    text = 'prompt,chosen,rejected\n"say \\"hi\\"","a","b"\n'
+    with pytest.raises(InputError, match=r"rows\.csv:2: not CSV .*; it has quotes behind a backslash, and in CSV"):
+        read(written(tmp_path, "rows.csv", text))
