@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 import tyro
 
-from data.rows import FIELDS, Example, PromptRow, RowSettings, hold_out, open_model, prompts_of, read_examples
+from data.rows import FIELDS, Example, PromptRow, Reading, RowSettings, hold_out, open_model, prompts_of, read_examples
 from data.text import NO_SETTINGS, Message
 from eval import checkpoints, scores
 from eval.checkpoints import Checkpoint
@@ -194,7 +194,7 @@ def _sampled(models: Sequence[Checkpoint], pairs: Sequence[Example], config: Tra
     from engine.generate import Answerer, Sampling
 
     asked = pairs[: config.answers]
-    texts = _texts(asked)
+    texts = _texts(asked, rows_of(checkpoints.settings(Path(config.run))).reading)
     sampling = Sampling(max_new_tokens=config.max_new_tokens, temperature=config.temperature, seed=config.seed)
     facts = {"n": len(asked), "data_sha256": _digest(asked), "temperature": config.temperature, "judge": None}
     facts |= {"max_new_tokens": config.max_new_tokens, "seed": config.seed}
@@ -222,12 +222,11 @@ def _sampled(models: Sequence[Checkpoint], pairs: Sequence[Example], config: Tra
     return lines
 
 
-def _texts(pairs: Sequence[Example]) -> list[str]:
+def _texts(pairs: Sequence[Example], reading: Reading) -> list[str]:
     """The prompts as they stand in their file; their location where that is not text."""
     source = pairs[0].location.rpartition(":")[0]
-    found = (
-        {row.location: row for row in prompts_of(source) if isinstance(row, PromptRow)} if Path(source).exists() else {}
-    )
+    rows = prompts_of(source, reading) if Path(source).exists() else ()
+    found = {row.location: row for row in rows if isinstance(row, PromptRow)}
 
     def text(location: str) -> str:
         row = found.get(location)

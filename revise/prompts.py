@@ -9,10 +9,13 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from data.rows import PromptRow, Reading, ReadingSettings, prompts_of
+from data.rows import NotUsed, PromptRow, Reading, ReadingSettings, prompts_of
 from data.text import NO_CONTEXT, ROLES, Message, TemplateContext
 from revise.client import canonical
 from system import InputError, RunError, cli, list_faults
+
+READ_HERE = ("id", "prompt_id", "source", "response", "responses", "completions")
+"""Columns that recipes read beside a prompt: for provenance, and answers that are there already."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -55,7 +58,7 @@ class Item(NamedTuple):
     @property
     def names(self) -> dict[str, str | int]:
         """What its row calls itself, for provenance."""
-        return {n: self.row[n] for n in ("id", "prompt_id", "source") if isinstance(self.row.get(n), str | int)}
+        return {n: self.row[n] for n in READ_HERE[:3] if isinstance(self.row.get(n), str | int)}
 
     @property
     def messages(self) -> list[dict[str, Any]]:
@@ -86,7 +89,7 @@ class Prompts:
         """How the source is read."""
         faults: list[str] = []
         n_good = n_faults = 0
-        digest = hashlib.sha256()
+        digest, not_used = hashlib.sha256(), NotUsed()
         for found in self._rows():
             if isinstance(found, InputError):
                 n_faults += 1
@@ -94,6 +97,7 @@ class Prompts:
             else:
                 n_good += 1
                 digest.update(_spelled(found))
+                not_used.add(found._replace(unused=tuple(name for name in found.unused if name not in READ_HERE)))
         if n_faults and not skip_bad_rows:
             mend = "mend them, or go on without them: --skip-bad-rows"
             raise list_faults(faults, n_good + n_faults, mend=mend, n_faults=n_faults)
@@ -101,6 +105,8 @@ class Prompts:
             cli.notify(f"{self.source}: {n_faults} of {n_good + n_faults} rows cannot be used and are left out")
         if not n_good:
             raise InputError(f'{self.source}: no prompts; write lines such as {{"prompt": "..."}}')
+        for sentence in not_used.sentences():
+            cli.notify(f"{self.source}: {sentence}")
         if sample is not None and not 0 < sample <= n_good:
             raise InputError(f"--sample: {sample} of {n_good} prompts cannot be drawn")
         self._digest = digest.digest()

@@ -74,7 +74,8 @@ def parse_record(
     form.read.check_flags(record.conversations)
     form.check_mask(record)
     unused = (*form.row.unused(), *form.read.unused)
-    return replace(record, prompt=prompt, context=context, unused=unused, n_parsed=form.read.n_parsed)
+    counts = {"n_parsed": form.read.n_parsed, "n_indented": form.read.n_indented}
+    return replace(record, prompt=prompt, context=context, unused=unused, **counts)
 
 
 def parse_prompt(

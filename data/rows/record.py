@@ -61,6 +61,8 @@ class Record:
     """What the row holds and nothing reads: its columns, and "messages' weight" for keys inside messages."""
     n_parsed: int = field(default=0, compare=False)
     """How many of its fields were messages written as text (JSON, or Python's repr)."""
+    n_indented: int = field(default=0, compare=False)
+    """How many of its answers begin with blanks as code does, which are trimmed."""
 
     @property
     def is_tokenised(self) -> bool:

@@ -30,24 +30,30 @@ SHOWN_COLUMNS = 20
 
 
 class NotUsed:
-    """What rows hold and nothing reads, and how many of their fields were messages written as text."""
+    """What rows hold and nothing reads, how many of their fields were messages written as text, and how many answers
+    lose blanks that may be code's.
+    """
 
     def __init__(self) -> None:
         self.columns: dict[str, None] = {}
         """Names, in the order in which they were met."""
         self.n_parsed = 0
         """Fields that were messages written as text."""
+        self.n_indented = 0
+        """Answers that begin with blanks as code does, which are trimmed."""
 
     def add(self, record: Record | PromptRow) -> None:
         """Counts one record in."""
         self.n_parsed += record.n_parsed
+        self.n_indented += record.n_indented if isinstance(record, Record) else 0
         if record.unused:
             self.columns.update(dict.fromkeys(record.unused))
 
     def facts(self) -> dict[str, Any]:
         """What a run writes down of it; nothing where there is nothing."""
         facts: dict[str, Any] = {"not_used": list(self.columns)} if self.columns else {}
-        return facts | ({"messages_in_text": self.n_parsed} if self.n_parsed else {})
+        counts = {"messages_in_text": self.n_parsed, "answers_without_their_indent": self.n_indented}
+        return facts | {name: n for name, n in counts.items() if n}
 
     def sentences(self) -> list[str]:
         """What a user has to know of it."""
@@ -57,6 +63,10 @@ class NotUsed:
             said.append(f"not used: {', '.join(name[:60] for name in names[:SHOWN_COLUMNS])}{more}")
         if self.n_parsed:
             said.append(f"{self.n_parsed} texts are messages, and taken as such (--keep-json-text leaves them as text)")
+        if self.n_indented:
+            said.append(
+                f"{self.n_indented} answers begin with blanks, as code does, which are trimmed as all contents are"
+            )
         return said
 
 

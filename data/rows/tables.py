@@ -92,7 +92,7 @@ def _next_line(reader: Any, path: Path, lines: _Lines) -> list[str] | None:
     except UnicodeDecodeError as fault:
         mend = "save the file as UTF-8 (a spreadsheet calls that CSV UTF-8), perhaps it is in cp1252"
         raise InputError(
-            f"{path}:{number}: not UTF-8 ({fault.reason} 0x{fault.object[fault.start]:02x}); {mend}"
+            f"{path}:{number}: not CSV in UTF-8 ({fault.reason} 0x{fault.object[fault.start]:02x}); {mend}"
         ) from None
     except csv.Error as fault:
         mend = "mend the file"

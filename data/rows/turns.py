@@ -41,6 +41,7 @@ FLAGS = ("weight", "loss", "trainable", "train", "loss_mask")
 MEDIA = ("image", "images", "audio", "audios", "video", "videos")
 """Fields whose content no text model sees."""
 _KEYS = {"role", "content", "from", "value", *THOUGHTS, "tool_calls", "function_call", "tool_call_id", "name"}
+_INDENTED = re.compile(r"\s*?(?:(?<=\n)|\A)(?:[ ]{2,}|[ ]*\t[ \t]*)\S[^\n]*\n\s*\S")
 _TURN = re.compile(r"(?:\A\s*|\n\n)(Human|Assistant):")
 
 
@@ -62,6 +63,8 @@ class Turns:
         self.location = location
         self.n_parsed = 0
         """How many fields were messages written as text."""
+        self.n_indented = 0
+        """How many answers begin with blanks as code does, which are trimmed."""
         self.unused: dict[str, None] = {}
         """Keys of messages that nothing reads, as they are named: "messages' weight"."""
         self._flagged: list[tuple[str, tuple[Message, ...], list[tuple[int, str, Any]]]] = []
@@ -192,6 +195,7 @@ class Turns:
                 mend = '; several answers to a prompt are {"prompt", "completions": [the best, ...]}'
             raise InputError(f'{self.location}: {shown} is not a message {{"role": ..., "content": ...}}{mend}')
         role = self._role(role, shown)
+        self.n_indented += role == "assistant" and isinstance(content, str) and _is_indented(content)
         if len(given) > 2:
             self._check_keys(given, shown)
         calls = self._calls(calls, role, name, shown) if calls else None
@@ -311,6 +315,7 @@ class Turns:
         """
         value = self.unpacked(value, name)
         if not isinstance(value, (list, dict, tuple)):
+            self.n_indented += isinstance(value, str) and _is_indented(value)
             return (Message("assistant", self.text(value, name)),)
         messages = value if isinstance(value, tuple) else self.messages(value, name)
         if messages[: len(prompt)] == prompt:
@@ -333,6 +338,11 @@ class Turns:
             return ""
         mend = " (where that is the answer: --roles system=assistant)" if role == "system" else ""
         return f"; behind the prompt stands a message of the role {role}{mend}"
+
+
+def _is_indented(text: str) -> bool:
+    """Whether the first line that says something begins with two blanks or more, or a tab, and others follow it."""
+    return text[:1].isspace() and _INDENTED.match(text) is not None
 
 
 def transcript(value: Any) -> list[dict[str, str]] | None:

@@ -117,7 +117,10 @@ def translate(settings: Settings, say: Callable[[str], None]) -> Settings:
         theirs.setdefault("loss_type", "kto")  # what TRL's KTO trainer trains
     made: Settings = dict(ours)
     for name, value in theirs.items():
-        for our_name, our_value, said in _ours(name, value, given):
+        found = _ours(name, value, given)
+        if name == "truncation_mode" and not found:
+            say(f"{name}: {_shown(value)} is what --max-tokens alone does here, by which sequences lose their end")
+        for our_name, our_value, said in found:
             if made.setdefault(our_name, our_value) != our_value:
                 raise InputError(f"{name} and {our_name}: two names of one setting, with two values; keep one")
             flag = our_name if "." in our_name else our_name.replace("_", "-")

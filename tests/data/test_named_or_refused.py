@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from data.rows import Reading, Record, read_records
+from data.rows import NotUsed, Reading, Record, read_records
 from data.rows.sources import parse_columns
 from data.text import Message
 from system import InputError
@@ -281,3 +281,29 @@ def test_a_label_that_a_pairs_rest_stands_beside_is_of_the_conversation(tmp_path
 @pytest.mark.parametrize(("label", "truth"), [("1.0", True), ("0.0", False), (1.0, True)])
 def test_labels_of_a_table_with_holes_are_labels(tmp_path, label, truth):
     assert record_of(tmp_path, {"prompt": "q", "completion": "a", "label": label}).label is truth
+
+
+CODE = "    y = x + 1\n    return y"
+
+
+@pytest.mark.parametrize(
+    ("answer_of", "n"),
+    [
+        (CODE, 1),
+        ("\n\n" + CODE, 1),
+        ("\treturn x\n\treturn y", 1),
+        (" The first.\nThe second.", 0),
+        ("\n\nThe first.\n    The second.", 0),
+        ("    The only one.", 0),
+        ("def f(x):\n" + CODE, 0),
+    ],
+)
+def test_answers_that_lose_the_indent_of_their_first_line_are_counted(tmp_path, answer_of, n):
+    for chosen in (answer_of, [answer(answer_of)], [*Q, answer(answer_of)]):
+        found = record_of(tmp_path, PAIR | {"chosen": chosen})
+        assert found.texts[0] == answer_of.strip()
+        not_used = NotUsed()
+        not_used.add(found)
+        assert not_used.facts() == ({"answers_without_their_indent": 1} if n else {})
+        assert [said.startswith("1 answers begin with blanks, as code does, which are trimmed") for said in
+                not_used.sentences()] == [True] * n  # fmt: skip

@@ -231,7 +231,7 @@ def test_the_command_cuts_as_the_trainer_does_and_holds_to_the_models_context(fo
 
 
 def test_the_command_names_what_of_a_row_is_not_used(folder, tmp_path):
-    message = {"role": "assistant", "content": "answer", "weight": 0}
+    message = {"role": "assistant", "content": "answer", "weight": 1}
     row = {"prompt": "question", "chosen": [message], "rejected": str([message | {"content": "one"}]), "id": 7}
     done = run(tiny.write_rows(tmp_path / "rows.jsonl", [row]), "--model", folder)
     assert done.returncode == 0, done.stderr

@@ -132,8 +132,9 @@ def test_the_batch_is_that_of_all_processes(tmp_path, monkeypatch):
     )
 
 
-def test_a_length_alone_is_that_of_prompt_and_response_together(tmp_path):
+def test_a_length_alone_is_that_of_prompt_and_response_together(tmp_path, capsys):
     config = parse(tmp_path, "max_length: 1025\ntruncation_mode: keep_start\nmodel: m\ndata: d\nout: o\n")
+    assert "truncation_mode: keep_start is what --max-tokens alone does here, by which" in capsys.readouterr().err
     limits = config.data.limits
     assert (limits.tokens, limits.prompt_tokens, limits.response_tokens) == (1025, None, None)
     with pytest.raises(InputError, match="truncation_mode: keep_end is not to be had with max_length alone"):

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 
-from data.rows import Limits
+from data.rows import Example, Limits
 from data.rows.dataset import RowSettings, open_model, read_examples
 from engine.config import TrainConfig
 from engine.inputs import TrainingInputs
@@ -168,3 +168,12 @@ def test_a_runs_rows_are_read_as_it_has_read_them():
     assert reading.columns == (("system", "persona"),)
     plain = trajectories.rows_of({"ignore_columns": "null", "roles": "null", "keep_json_text": "false"}).reading
     assert (plain.ignored, plain.roles, plain.keeps_json_text) == ((), (), False)
+
+
+def test_prompts_are_shown_from_the_columns_that_the_run_has_read(tmp_path):
+    rows = [{"question": "Why?", "chosen": "a", "rejected": "b"}, {"question": "How?", "chosen": "a", "rejected": "b"}]
+    path = tiny.write_rows(tmp_path / "rows.jsonl", rows)
+    ids = np.array([1], dtype=np.int32)
+    pairs = [Example(f"{path}:{i}", ids, (ids, ids)) for i in (2, 1)]
+    reading = trajectories.rows_of({"columns": "prompt=question"}).reading
+    assert trajectories._texts(pairs, reading) == ["How?", "Why?"]
