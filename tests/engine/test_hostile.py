@@ -220,7 +220,7 @@ LIES = {
     "heads that do not divide": ({"num_attention_heads": 5, "head_dim": 8}, "heads have to be a multiple"),
     "an odd head": ({"head_dim": 7}, "heads have to be a multiple"),
     "code of its own": ({"auto_map": {"AutoModel": "x.Y"}}, "auto_map is not supported"),
-    "quantised": ({"quantization_config": {"bits": 4}}, "quantization_config is not supported"),
+    "quantised": ({"quantization_config": {"bits": 4}}, "quantization_config says that the weights are quantised"),
     "another architecture": ({"architectures": ["Evil"], "model_type": "x"}, "architecture .* is not supported"),
     "an unknown rope": ({"rope_scaling": {"rope_type": "yarn", "factor": 4}}, "rope type 'yarn' is not supported"),
     "a rope of text": ({"rope_scaling": "x"}, "rope_scaling = 'x'; it has to be an object"),
