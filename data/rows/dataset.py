@@ -116,6 +116,8 @@ def open_model(name: str) -> tuple[Path, Chat | None]:
     """The folder of a model and its chat; None where the folder has no tokenizer. Raises InputError."""
     try:
         folder = find_model(name)
+        if not (folder / "config.json").exists() and (folder / "adapter_config.json").exists():
+            raise InputError(f"{folder}: an adapter, and no config.json; merge it into its model, and give that folder")
         if not (folder / "config.json").exists():
             raise InputError(f"{folder}: no config.json; give a checkpoint folder in Hugging Face's layout")
         return folder, Chat(Tokenizer(folder)) if has_tokenizer(folder) else None

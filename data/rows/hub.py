@@ -7,7 +7,7 @@ from typing import Literal
 from system import InputError
 
 PATTERNS = {
-    "model": ["*.safetensors", "*.json", "*.jinja", "tokenizer.model"],
+    "model": ["*.safetensors", "*.json", "*.jinja", "*.model", "tokenizer.model*", "*.tiktoken", "merges*", "vocab*"],
     "dataset": ["*.jsonl", "*.json", "*.parquet", "*.csv"],
 }
 EXAMPLES = {

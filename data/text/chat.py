@@ -12,10 +12,11 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Literal, NamedTuple
 
+from data.text.json_files import read_json
 from data.text.messages import ROLES, Message
 from data.text.template import Template
-from data.text.tokenizer import Tokenizer, read_json
-from system import InputError, check_regular
+from data.text.tokenizer import Tokenizer
+from system import InputError, check_regular, cli
 
 # Llama-3's format, for checkpoints that have its control tokens and no template of their own.
 LLAMA3_TEMPLATE = (
@@ -164,18 +165,26 @@ class Chat:
     def _end_of_answer(self, text: str) -> tuple[str, int]:
         """What follows an answer, as (the part before the token that ends it, that token).
 
-        It is the first one at which sampling stops, else the last control token, else the tokenizer's EOS.
+        It is the first one at which sampling stops, else the last control token, else an EOS: behind all that the
+        template writes where it ends in a word that is no token, but not behind mere blanks.
         """
         pieces = self.tokenizer.split_control(text)
         control = [i for i, piece in enumerate(pieces) if isinstance(piece, int)]
-        stops = {*stop_ids(self.tokenizer.folder, None), self.tokenizer.eos_id}
+        named = stop_ids(self.tokenizer.folder, None)
+        stops = {*named, self.tokenizer.eos_id}
         at = next((i for i in control if pieces[i] in stops), control[-1] if control else None)
-        end = self.tokenizer.eos_id if at is None else pieces[at]
+        eos = [i for i in (self.tokenizer.eos_id, *named) if i is not None and self.tokenizer.is_control(i)]
+        end = next(iter(eos), None) if at is None else pieces[at]
         if not isinstance(end, int):
             raise InputError(
                 f"the chat template {self.template.location} ends an answer with no control token; name an eos_token"
             )
-        inner = pieces[: at or 0]
+        inner = pieces[:at] if at is not None or text.strip() else []
+        if at is None and text.strip():
+            cli.notify_once(
+                f"{self.template.location}: ends an answer with {text.strip()!r}, which is no token of this tokenizer: "
+                f"it is written as text, and {self.tokenizer.spelling(end)}, at which sampling stops, behind it"
+            )
         return "".join(self.tokenizer.spelling(p) if isinstance(p, int) else p for p in inner), end
 
 

@@ -15,8 +15,7 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
-from data.text import FILES as TOKENIZER_FILES
-from data.text import read_json
+from data.text import read_json, tokenizer_files
 from engine.model import Llama, name_of
 from engine.weights.names import DTYPES, INDEX, checkpoint_name
 from engine.weights.reading import placed
@@ -135,8 +134,9 @@ def _write_beside(
         _write_json(folder / INDEX, index)
     _write_json(folder / "config.json", _config_for(model.config.raw, dtype))
     _write_json(folder / "generation_config.json", _generation_config(model.source, model.config.raw, stop_ids))
-    for name in TOKENIZER_FILES:
-        if model.source and (model.source / name).is_file():
+    if model.source is not None:
+        for name in tokenizer_files(model.source):
+            (folder / name).parent.mkdir(parents=True, exist_ok=True)
             shutil.copyfile(model.source / name, folder / name)
     for name, text in beside.items():
         if not (folder / name).exists():
