@@ -112,6 +112,18 @@ def test_a_head_that_is_the_embedding_is_taken(tmp_path, capfd):
     assert "lm_head.weight is [90, 32], config.json says [101, 32]" in refused(folder)
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_tensors_are_compared_to_their_last_number(tmp_path, monkeypatch, dtype):
+    """They are read in pieces: here of some rows, with one that is short at the end."""
+    monkeypatch.setattr("engine.weights.tensor_files.PIECE_BYTES", 1000)
+    folder = write(tmp_path / "model", shape="llama3.2")
+    change(folder, lambda t: t.update({HEAD: t[EMBED].to(dtype)}))
+    weights.load(folder)
+    change(folder, lambda t: t[HEAD].view(-1)[-1:].add_(1e-3))
+    with pytest.raises(InputError, match=r"lm_head\.weight differs from"):
+        weights.load(folder)
+
+
 def test_a_tied_model_with_its_head_alone_is_read_and_written_as_its_embedding(tmp_path):
     folder = write(tmp_path / "model", shape="llama3.2")
     expected = theirs(folder)
