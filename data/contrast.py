@@ -12,12 +12,16 @@ token ids.
     revised        share of the winner's tokens, and of the loser's, that do not stand in the other one, whole words
                    taken together (data/revisions.py); without --tokenizer the share of its words
     length ratio   characters of the winner over those of the loser
+
+A response is what the assistant says in it: its thoughts, contents and calls of tools, message by message. What a tool
+answers is left out, as no one learns to say it.
 """
 
-from collections.abc import Sequence
+import json
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import tyro
@@ -25,8 +29,8 @@ from rapidfuzz.distance import LCSseq, Levenshtein
 from rapidfuzz.process import cpdist
 
 from data.revisions import revised
-from data.rows import Record, load_preferences
-from data.text import Tokenizer
+from data.rows import NotUsed, ReadingSettings, Record, load_preferences
+from data.text import Message, Tokenizer
 from system import InputError, cli, files
 
 EXAMPLE = "python -m data.contrast pairs.jsonl"
@@ -41,11 +45,12 @@ TABLE_1 = (  # Jaccard in per cent, Levenshtein: the paper's four sets, answers 
 
 
 @dataclass(frozen=True, kw_only=True)
-class ContrastConfig:
+class ContrastConfig(ReadingSettings):
     """Measure how much the winners and losers of preference files differ: Table 1 of arXiv 2408.06266."""
 
     files: tyro.conf.Positional[tuple[str, ...]]
-    """Pairs: .jsonl, .json, .csv or .parquet files, folders of such files, hub ids."""
+    """Pairs, or ranked answers, best over worst: .jsonl, .json, .csv or .parquet files, folders of such files, hub
+    ids."""
     tokenizer: str | None = None
     """Checkpoint folder whose tokenizer gives tokens; without it words alone are compared."""
     paper: bool = False
@@ -60,6 +65,7 @@ class ContrastConfig:
     """YAML file of settings, named as the flags are; flags win over it."""
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         if not self.files:
             raise InputError(f"python -m data.contrast needs files, such as: {EXAMPLE}")
         if self.plot is not None and Path(self.plot).suffix not in (".png", ".svg", ".pdf"):
@@ -100,7 +106,7 @@ class Contrast(NamedTuple):
     @property
     def length_ratio(self) -> np.ndarray:
         """Winner's length over the loser's."""
-        return self.chosen_length / self.rejected_length
+        return self.chosen_length / np.maximum(1, self.rejected_length)
 
     def measures(self) -> dict[str, np.ndarray]:
         """What there is of every pair, by name."""
@@ -225,10 +231,7 @@ def main(argv: Sequence[str]) -> None:
     for path in filter(None, (config.out, config.plot)):
         files.check_new_file(Path(path))
     tokenizer = Tokenizer(Path(config.tokenizer)) if config.tokenizer else None
-    found = {
-        name: contrast(texts_of(load_preferences(name, skip_bad_rows=config.skip_bad_rows)), tokenizer)
-        for name in config.files
-    }
+    found = {name: contrast(_pairs(name, config, tokenizer), tokenizer) for name in config.files}
     print(table(found, paper=config.paper))
     if config.plot:
         with files.whole_file(Path(config.plot)) as temporary:
@@ -237,15 +240,53 @@ def main(argv: Sequence[str]) -> None:
         files.write_json(Path(config.out), {n: {"pairs": len(c.copied)} | c.summary() for n, c in found.items()})
 
 
-def texts_of(records: Sequence[Record]) -> list[tuple[str, str]]:
-    """Winner and loser of each pair. Raises InputError where a row is none, or is one of token ids."""
+def _pairs(name: str, config: ContrastConfig, tokenizer: Tokenizer | None) -> list[tuple[str, str]]:
+    records = load_preferences(name, skip_bad_rows=config.skip_bad_rows, reading=config.reading)
+    not_used = NotUsed()
+    for record in records:
+        not_used.add(record)
+    for sentence in not_used.sentences():
+        cli.notify(f"{name}: {sentence}")
+    return texts_of(records, tokenizer)
+
+
+def texts_of(records: Sequence[Record], tokenizer: Tokenizer | None = None) -> list[tuple[str, str]]:
+    """What the assistant says in winner and loser of each pair. tokenizer: of rows of token ids.
+
+    Raises InputError where a row is no pair, or one of token ids whose tokenizer is not known.
+    """
     pairs = []
     for r in records:
-        if len(r.responses) != 2 or r.is_tokenised:
-            kind = "a pair of token ids" if r.is_tokenised else "no pair"
-            raise InputError(f"{r.location}: {kind}; contrast is measured on pairs of texts")
-        pairs.append((r.texts[0], r.texts[1]))
+        if len(r.responses) != 2:
+            raise InputError(f"{r.location}: no pair; contrast is measured on pairs of texts")
+        if r.is_tokenised and tokenizer is None:
+            raise InputError(
+                f"{r.location}: a pair of token ids; contrast is measured on texts: name their tokenizer, --tokenizer"
+            )
+        if r.is_tokenised and tokenizer is not None:
+            winner, loser = (tokenizer.decode([i for i in ids if isinstance(i, int)]) for ids in r.responses)
+        else:
+            winner, loser = (_said(response) for response in r.conversations)
+        pairs.append((winner, loser))
     return pairs
+
+
+def _said(response: Sequence[Message]) -> str:
+    """What the assistant says in a response, divided by blank lines."""
+    parts: list[str] = []
+    for message in response:
+        if message.role == "assistant":
+            parts += [message.reasoning_content or "", message.content, *map(_spelled, message.tool_calls or ())]
+    return "\n\n".join(filter(None, parts))
+
+
+def _spelled(call: Mapping[str, Any]) -> str:
+    """A call as text: the function's name and its arguments, whether the row has these as an object or as text."""
+    function = call.get("function", call)
+    arguments = function.get("arguments", {})
+    if not isinstance(arguments, str):
+        arguments = json.dumps(arguments, ensure_ascii=False)
+    return f"{function.get('name', '')} {arguments}"
 
 
 if __name__ == "__main__":

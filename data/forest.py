@@ -3,6 +3,9 @@
     trunk     p0 p1 p2                     the prompt, once
     branches           w0 w1 . l0 l1 .     each response without its last token, which predicts nothing
 
+Of a response some tokens may not be predicted, such as what a tool says between two messages of the assistant's. They
+are tokens of the forest like others, and seen by those that follow; no row stands for their prediction.
+
 A prompt is the trunk of its tree, each response a branch: words of this file and of who reads a forest. Tokens of an
 example stand together: trunk, first branch, second branch ... Positions of every branch go on from the trunk. The
 last prompt token predicts the first token of every branch. Two descriptions of who sees whom are given, each enough on
@@ -14,6 +17,7 @@ unequal lengths of queries and keys.
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields, replace
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -47,7 +51,7 @@ class Forest:
     sequences: Tensor
     """[R] the response that the prediction belongs to, 0 to S - 1; responses lie example by example. S: to none."""
     lengths: Tensor
-    """[S] predictions per response."""
+    """[S] predictions per response, at least 1."""
     bounds: tuple[int, ...]
     """Where each example's tokens begin, and T."""
     max_q: int
@@ -92,14 +96,27 @@ class PackingOptions:
 
 def n_tokens(example: Example, packing: PackingOptions = PackingOptions()) -> int:
     """How many tokens an example takes in a forest, filling apart."""
-    return sum(len(prompt) + sum(len(r) - 1 for r in responses) for prompt, responses in _trees(example, packing))
+    return sum(tree.size for tree in _trees(example, packing))
 
 
-def _trees(example: Example, packing: PackingOptions) -> list[tuple[np.ndarray, tuple[np.ndarray, ...]]]:
-    """(trunk, branches): one tree, or one of a single branch per response."""
+def _trees(example: Example, packing: PackingOptions) -> list["_Tree"]:
+    """One tree, or one of a single branch per response."""
+    flags = example.predicted or (None,) * len(example.responses)
+    branches = tuple(zip(example.responses, flags, strict=True))
     if packing.shares_prompts:
-        return [(example.prompt, example.responses)]
-    return [(example.prompt, (response,)) for response in example.responses]
+        return [_Tree(example.prompt, branches)]
+    return [_Tree(example.prompt, (branch,)) for branch in branches]
+
+
+class _Tree(NamedTuple):
+    trunk: np.ndarray
+    branches: tuple[tuple[np.ndarray, np.ndarray | None], ...]
+    """Ids of each response, and which of them are predicted; None where all are."""
+
+    @property
+    def size(self) -> int:
+        """Tokens that it takes."""
+        return len(self.trunk) + sum(len(ids) - 1 for ids, _ in self.branches)
 
 
 def pack(examples: Sequence[Example], packing: PackingOptions = PackingOptions()) -> Forest:
@@ -109,20 +126,20 @@ def pack(examples: Sequence[Example], packing: PackingOptions = PackingOptions()
     collective of the step, with a gradient of zero.
     """
     trees = [tree for e in examples for tree in _trees(e, packing)]
-    longest = max((len(p) + sum(len(r) - 1 for r in rs) for p, rs in trees), default=0) if packing.pads else 0
+    longest = max((tree.size for tree in trees), default=0) if packing.pads else 0
     tokens, positions, owner, branch = [], [], [], []
     keys, q_lengths, k_lengths = [], [], []
     rows, targets, lengths, bounds = [], [], [], [0]
     at = 0  # rows so far
-    for n, (prompt, responses) in enumerate(trees):
+    for n, (prompt, branches) in enumerate(trees):
         size = len(prompt)
         trunk = np.arange(at, at + size)
         tokens.append(prompt)
         positions.append(trunk - at)
         branch.append(np.zeros(size, dtype=np.int64))
         at += size
-        for b, response in enumerate(responses, start=1):
-            is_last = b == len(responses)
+        for b, (response, flags) in enumerate(branches, start=1):
+            is_last = b == len(branches)
             filling = max(0, bounds[-1] + longest - at - len(response) + 1) if is_last else 0
             inside = len(response) - 1 + filling
             own = np.arange(at, at + inside)
@@ -137,9 +154,10 @@ def pack(examples: Sequence[Example], packing: PackingOptions = PackingOptions()
                 keys += [trunk, own]
                 q_lengths.append(inside)
                 k_lengths.append(size + inside)
-            rows += [trunk[-1:], own[: len(response) - 1]]
-            targets.append(response)
-            lengths.append(len(response))
+            before = np.concatenate([trunk[-1:], own[: len(response) - 1]])  # whose rows predict the response's tokens
+            rows.append(before if flags is None else before[flags])
+            targets.append(response if flags is None else response[flags])
+            lengths.append(len(targets[-1]))
             at += inside
         owner.append(np.full(at - bounds[-1], n))
         bounds.append(at)

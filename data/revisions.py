@@ -14,7 +14,8 @@ longest common subsequence of both responses' words leaves it out, and all of it
                               where the cut took it from the other one
     scripts without blanks    (Chinese, Japanese, Thai, Lao, Burmese, Khmer): a token is a word
 
-Without a tokenizer every id stands for itself. Responses are compared as they are trained on, after the cut. Where
+Without a tokenizer every id stands for itself. Responses are compared as they are trained on, after the cut, and in
+what is predicted: what a tool says between is left out, and none of its tokens is called revised. Where
 there are several longest common subsequences the one that is taken does not depend on which response is the chosen one.
 """
 
@@ -55,10 +56,17 @@ def with_revised(examples: Sequence[Example], tokenizer: Tokenizer | None) -> li
                 "alone; give pairs, or take another --loss"
             )
         if id(e) not in made:
-            first, last = revised(e.responses[0], e.responses[-1], tokenizer)
-            between = (np.zeros(len(r), dtype=bool) for r in e.responses[1:-1])
-            made[id(e)] = e._replace(revised=(first, *between, last))
+            made[id(e)] = e._replace(revised=_flags(e, tokenizer))
     return [made[id(e)] for e in examples]
+
+
+def _flags(e: Example, tokenizer: Tokenizer | None) -> tuple[np.ndarray, ...]:
+    said = e.targets()
+    flags = tuple(np.zeros(len(ids), dtype=bool) for ids in e.responses)
+    predicted = e.predicted or tuple(np.ones(len(ids), dtype=bool) for ids in e.responses)
+    for k, differs in zip((0, -1), revised(said[0], said[-1], tokenizer), strict=True):
+        flags[k][predicted[k]] = differs
+    return flags
 
 
 def revised(chosen: np.ndarray, rejected: np.ndarray, tokenizer: Tokenizer | None) -> tuple[np.ndarray, np.ndarray]:

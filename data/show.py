@@ -4,12 +4,13 @@
 
 Most spoilt alignment runs are spoilt by a template or a token that is not what one thinks; this is where it shows.
 Tokens are divided by a thin bar, control tokens stand in brackets with their ids, what was cut in double brackets.
-Below each response of a pair stand the words that were revised (data/revisions.py), and token weights where the row has
-them.
+Below each part stand the tokens in it that are not special (<think>), below a response what of it is not predicted, the
+words that were revised in a pair (data/revisions.py), and token weights where the row has them.
 """
 
 import os
 import sys
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from itertools import accumulate, groupby, islice
@@ -18,9 +19,9 @@ from pathlib import Path
 import numpy as np
 import tyro
 
-from data.revisions import revised
-from data.rows import Cut, Reading, RowSettings, encode, open_model, read_records
-from data.text import ROLES, Chat, read_json
+from data.revisions import with_revised
+from data.rows import Cut, NotUsed, Reading, Record, RowSettings, encode, open_model, read_records
+from data.text import REMEDY, ROLES, Chat, read_json
 from system import InputError, cli
 
 EXAMPLE = "python -m data.show pairs.jsonl --model path/to/Llama-3-8B-Instruct --row 1"
@@ -30,6 +31,7 @@ SHOWN_REVISED = 1000  # characters after which further runs are only counted
 COLOURS = {
     "heading": "1",
     "control": "1;35",
+    "spoken": "1;36",
     "predicted": "32",
     "revised": "1;4;32",
     "seen": "0",
@@ -71,29 +73,32 @@ def show(cut: Cut, chat: Chat | None, *, colour: bool = False) -> str:
     page = _Page(chat, colour)
     example = cut.example
     n = len(example.responses)
-    names = {1: ["completion"], 2: ["chosen", "rejected"]}.get(
-        n, [f"completion {i}, best first" for i in range(1, n + 1)]
-    )
+    names = _names(n)
     made = page.paint("heading", f"{visible(example.location)}: {page.kind(cut)}") + "\n"
     if chat is not None:
         made += f"template: {visible(str(chat.template.location))}\n"
     n_cut = len(cut.whole_prompt) - len(example.prompt)
     made += page.heading("prompt", len(example.prompt), n_cut, "seen by every response, predicted by none")
     made += page.tokens(cut.whole_prompt, cut.kept, ["seen"] * len(cut.kept))
-    flags = [None] * n
-    if n == 2:
-        flags = revised(example.responses[0], example.responses[1], chat and chat.tokenizer)
+    made += page.spoken(example.prompt.tolist())
+    pair = with_revised([example], chat and chat.tokenizer)[0] if n == 2 else example
+    flags, predicted = pair.revised or [None] * n, example.predicted or [None] * n
     weights = example.token_weights or [None] * n
-    for name, whole, kept, differs, weighs in zip(
-        names, cut.whole_responses, example.responses, flags, weights, strict=True
+    for name, whole, kept, n_said, said, differs, weighs in zip(
+        names, cut.whole_responses, example.responses, example.lengths, predicted, flags, weights, strict=True
     ):
         n_cut = len(whole) - len(kept)
-        made += page.heading(name, len(kept), n_cut, "each is predicted; the last is no input")
+        which = "each is predicted" if said is None else f"{n_said} are predicted, the others seen"
+        made += page.heading(name, len(kept), n_cut, f"{which}; the last is no input")
         kinds = ["predicted"] * len(whole)
+        for i in () if said is None else np.flatnonzero(~said):
+            kinds[i] = "seen"
         for i in () if differs is None else np.flatnonzero(differs):
             kinds[i] = "revised"
         made += page.tokens(whole, [i < len(kept) for i in range(len(whole))], kinds)
-        made += "" if differs is None else page.revised(kept.tolist(), differs.tolist())
+        made += page.spoken(kept.tolist())
+        made += "" if said is None else page.context(kept.tolist(), said.tolist())
+        made += "" if differs is None else page.revised(kept.tolist(), differs.tolist(), n_said)
         made += "" if weighs is None else f"token weights: {BAR.join(f'{w:g}' for w in weighs)}\n"
     return made + page.footer(cut)
 
@@ -146,15 +151,32 @@ class _Page:
                 parts.append("\u27e6cut: " + self.paint("cut", self._text(run)) + "\u27e7")
         return bar.join(parts).replace("\u23ce", "\u23ce\n") + "\n"
 
-    def revised(self, ids: Sequence[int], differs: Sequence[bool]) -> str:
-        """How many tokens were revised, and the runs of them, so many as fit."""
+    def revised(self, ids: Sequence[int], differs: Sequence[bool], n: int) -> str:
+        """How many of n tokens were revised, and the runs of them, so many as fit."""
         groups = groupby(zip(ids, differs, strict=True), key=lambda item: item[1])
         runs = [self._text([(i, "revised") for i, _ in group]) for is_revised, group in groups if is_revised]
         ends = accumulate(len(text) for text in runs)
         n_shown = 1 + sum(end <= SHOWN_REVISED for end in ends) if runs else 0
         said = "".join(f' "{self.paint("revised", text)}"' for text in runs[:n_shown])
         said += f" and in {len(runs) - n_shown} further places" if len(runs) > n_shown else ""
-        return f"revised: {sum(differs)} of {len(ids)} tokens" + (f":{said}" if said else "") + "\n"
+        return f"revised: {sum(differs)} of {n} tokens" + (f":{said}" if said else "") + "\n"
+
+    def spoken(self, ids: Sequence[int]) -> str:
+        """Which tokens are not special: a template places them, and what an assistant says is them too."""
+        if self._chat is None or not (found := Counter(i for i in ids if self._chat.tokenizer.is_spoken(i))):
+            return ""
+        spelled = self._chat.tokenizer.spelling
+        named = (
+            self.paint("spoken", f"{visible(spelled(i))} {i}") + (f" ({n} times)" if n > 1 else "")
+            for i, n in found.items()
+        )
+        return f"tokens that are not special: {', '.join(named)}\n"
+
+    def context(self, ids: Sequence[int], predicted: Sequence[bool]) -> str:
+        """What of a response is not predicted: it stands between two messages of the assistant."""
+        groups = groupby(zip(ids, predicted, strict=True), key=lambda item: item[1])
+        runs = [self._text([(i, "seen") for i, _ in group]) for is_predicted, group in groups if not is_predicted]
+        return "not predicted:" + "".join(f' "{text}"' for text in runs) + "\n" if runs else ""
 
     def _text(self, run: Sequence[tuple[int, str]]) -> str:
         """The text of a run of tokens, without its middle where that is too long."""
@@ -170,7 +192,7 @@ class _Page:
         waiting: list[int] = []
         for at, (i, kind) in enumerate(run):
             if tokenizer.is_control(i):
-                yield "control", f"[{visible(tokenizer.spelling(i))} {i}]"
+                yield "spoken" if tokenizer.is_spoken(i) else "control", f"[{visible(tokenizer.spelling(i))} {i}]"
                 continue
             waiting.append(i)
             text = tokenizer.text_of_tokens(waiting)
@@ -183,14 +205,37 @@ class _Page:
     def footer(self, cut: Cut) -> str:
         """What to look at: control tokens that are met more often than they should be, and cuts."""
         example, said = cut.example, []
+        if cut.n_without_thought:
+            said.append("the prompt opens a thought, and a response neither goes on with it nor ends it")
         if self._chat is not None:
             tokenizer = self._chat.tokenizer
             if example.prompt.tolist().count(tokenizer.bos_id) > 1:
                 said.append("the token that begins a text stands more than once")
             ends = all(r[-1] == self._chat.end_of_turn for r in example.responses)
             said += ["a response does not end with the end-of-turn token"] * (not ends)
-        said += ["a response was cut"] * (cut.n_cut_responses > 0) + ["the prompt was cut"] * cut.is_prompt_cut
+        said += self._cuts(cut)
+        if cut.spelled:
+            tokens = visible(" ".join(cut.spelled))
+            said.append(f"control tokens stand as text, which they stay ({tokens}): {REMEDY}")
         return "".join("\n" + self.paint("warning", f"note: {sentence}") for sentence in said) + "\n" * bool(said)
+
+    def _cuts(self, cut: Cut) -> list[str]:
+        """What was cut, by side."""
+        example = cut.example
+        parts = [("the prompt", cut.whole_prompt, example.prompt)]
+        parts += zip(_names(len(example.responses)), cut.whole_responses, example.responses, strict=True)
+        return [
+            f"{name} was cut: {len(whole) - len(kept)} of {len(whole)} tokens are gone"
+            for name, whole, kept in parts
+            if len(whole) > len(kept)
+        ]
+
+
+def _names(n: int) -> list[str]:
+    """What n responses to a prompt are called."""
+    if n == 1:
+        return ["completion"]
+    return ["chosen", "rejected"] if n == 2 else [f"completion {i}, best first" for i in range(1, n + 1)]
 
 
 def wants_colour() -> bool:
@@ -203,13 +248,14 @@ def wants_colour() -> bool:
 def main(argv: Sequence[str]) -> None:
     """The command."""
     config = cli.parse(ShowConfig, argv, command="python -m data.show", example=EXAMPLE)
-    folder, chat = open_model(config.model)
-    n_ids = read_json(Path(folder) / "config.json").get("vocab_size")
+    folder, chat = open_model(config.model, config)
+    shape = read_json(Path(folder) / "config.json")
+    n_ids, context = (_count(shape.get(name)) for name in ("vocab_size", "max_position_embeddings"))
     records = read_records(config.file, config.reading, roles=chat.roles if chat else ROLES)
     record = next(islice(records, config.row - 1, None), None)
     if record is None:
         raise InputError(f"{config.file}: has fewer than {config.row} rows; lower --row")
-    (cut,) = encode([record], chat, config.limits, n_ids=n_ids if isinstance(n_ids, int) else 2**31)
+    (cut,) = encode([record], chat, config.limits_in(context), n_ids=n_ids or 2**31)
     if isinstance(cut, InputError):
         raise cut
     for name in config.reading.fields:
@@ -218,7 +264,15 @@ def main(argv: Sequence[str]) -> None:
                 f'{cut.example.location}: it has no finite number under "{name}"; correct --fields or the row'
             )
     sys.stdout.reconfigure(encoding="utf-8")  # pyright: ignore[reportAttributeAccessIssue]
-    sys.stdout.write(show(cut, chat, colour=wants_colour()))
+    not_used = NotUsed()
+    if isinstance(record, Record):
+        not_used.add(record)
+    said = "".join(f"note: {visible(sentence)}\n" for sentence in not_used.sentences())
+    sys.stdout.write(show(cut, chat, colour=wants_colour()) + said)
+
+
+def _count(value: object) -> int | None:
+    return value if isinstance(value, int) else None
 
 
 if __name__ == "__main__":

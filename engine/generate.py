@@ -15,7 +15,7 @@ import os
 import sys
 from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from importlib import metadata
 from pathlib import Path
 from typing import Any, BinaryIO, Literal
@@ -23,14 +23,14 @@ from typing import Any, BinaryIO, Literal
 import torch
 from tqdm import tqdm
 
-from data.rows import PromptRow, open_model, parse_row, read_prompts
-from data.text import ROLES, Chat, Message, stop_ids
+from data.rows import NotUsed, PromptRow, ReadingSettings, open_model, parse_row, read_prompts
+from data.text import NO_CONTEXT, NO_SETTINGS, ROLES, Chat, Message, TemplateContext, TemplateSettings, stop_ids
 from engine import weights
 from engine.config import host
 from engine.distributed import is_out_of_memory
 from engine.model import Llama
 from engine.sampling import Answer, Sampling, generate
-from system import InputError, RunError, cli, files
+from system import InputError, RunError, cli, files, list_faults
 
 __all__ = ["Answer", "Answerer", "GenerateConfig", "Sampling", "draw", "generate"]
 
@@ -40,13 +40,14 @@ OF_SPEED = ("batch_size", "prefill_tokens")  # what changes no answer
 
 
 @dataclass(frozen=True, kw_only=True)
-class GenerateConfig(Sampling):
+class GenerateConfig(Sampling, ReadingSettings, TemplateSettings):
     """Sample answers to prompts; a JSON line each, in the order of the prompts."""
 
     model: str
     """Checkpoint folder (Hugging Face layout, safetensors) or hub id; with --endpoint, the model's name there."""
     prompts: str
-    """Rows (.jsonl, .json, .csv, .parquet) with "prompt" (text or messages) or "prompt_ids"; the rest is ignored."""
+    """Rows (.jsonl, .json, .csv, .parquet) with "prompt" (text or messages) or "prompt_ids", and what belongs to it
+    (system, tools, chat_template_kwargs); answers in them are not looked at."""
     out: str
     """File for the answers: prompt, response, why it ended; OUT.partial until all of them are there."""
     endpoint: tuple[str, ...] = ()
@@ -62,45 +63,83 @@ class GenerateConfig(Sampling):
     """YAML file of settings, named as the flags are; flags win over it."""
     dtype: Literal["float32", "bfloat16"] | None = None
     """Compute dtype. Unset: bfloat16 on CUDA, which rounds a folder of float32 weights, float32 on the CPU."""
+    beyond_context: bool = False
+    """Take prompts that fill the model's context (max_position_embeddings), and let answers grow beyond it."""
 
     def __post_init__(self) -> None:
-        super().__post_init__()
-        if self.endpoint and (self.stop_ids or self.dtype):
-            raise InputError("--stop-ids and --dtype are of a checkpoint that answers here; leave them out")
+        for part in (Sampling, ReadingSettings, TemplateSettings):
+            part.__post_init__(self)
+        if self.endpoint and (self.stop_ids or self.dtype or self.beyond_context):
+            raise InputError(
+                "--stop-ids, --dtype and --beyond-context are of a checkpoint that answers here; leave them out"
+            )
+        if self.endpoint and self.given:
+            raise InputError(f"{self.given[0]} is of a checkpoint that answers here; leave it out")
         if self.ask_again and not self.endpoint:
             raise InputError("--ask-again: goes with --endpoint; leave it out")
+
+
+class _NoRoom(InputError):
+    """A prompt fills the model's context."""
 
 
 class Answerer:
     """A checkpoint and its tokenizer, ready to answer."""
 
-    def __init__(self, folder: Path, chat: Chat | None, dtype: Literal["float32", "bfloat16"] | None) -> None:
-        """Raises InputError where the folder cannot be used. The weights are read by the first `answer`."""
+    def __init__(
+        self,
+        folder: Path,
+        chat: Chat | None,
+        dtype: Literal["float32", "bfloat16"] | None,
+        *,
+        beyond_context: bool = False,
+    ) -> None:
+        """beyond_context: let prompts and answers go beyond the positions that the model has learnt.
+
+        Raises InputError where the folder cannot be used. The weights are read by the first `answer`.
+        """
         self.folder, self.chat, self._shape = folder, chat, weights.build(folder)
         weights.check(folder, self._shape)
+        self.beyond_context = beyond_context
+        self.context = None if beyond_context else self._shape.config.context
+        """Most tokens of a prompt and its answer; None where there is no such limit."""
         self._device = "cuda" if torch.cuda.is_available() else "cpu"
         self.dtype = dtype or ("bfloat16" if self._device == "cuda" else "float32")
         self._model: Llama | None = None
 
     @classmethod
-    def open(cls, model: str, dtype: Literal["float32", "bfloat16"] | None = None) -> "Answerer":
-        """model: a checkpoint folder or hub id. dtype: bfloat16 on CUDA, float32 on the CPU where it is None."""
-        return cls(*open_model(model), dtype)
+    def open(
+        cls,
+        model: str,
+        dtype: Literal["float32", "bfloat16"] | None = None,
+        settings: TemplateSettings = NO_SETTINGS,
+        *,
+        beyond_context: bool = False,
+    ) -> "Answerer":
+        """model: a checkpoint folder or hub id. dtype: bfloat16 on CUDA, float32 on the CPU where it is None. settings:
+        of its chat template.
+        """
+        return cls(*open_model(model, settings), dtype, beyond_context=beyond_context)
 
     @property
     def roles(self) -> Collection[str]:
         """Those that a prompt may have."""
         return self.chat.roles if self.chat else ROLES
 
-    def prompt_ids(self, location: str, prompt: Sequence[Message | int]) -> list[int]:
-        """A prompt as token ids. Raises InputError, located, where it cannot be one."""
+    def prompt_ids(
+        self, location: str, prompt: Sequence[Message | int], context: TemplateContext = NO_CONTEXT
+    ) -> list[int]:
+        """A prompt as token ids. context: what its template is given beside it.
+
+        Raises InputError, located, where it cannot be one.
+        """
         messages = [m for m in prompt if isinstance(m, Message)]
         ids = [i for i in prompt if isinstance(i, int)]
         if messages and self.chat is None:
             raise InputError(f'{location}: text, and {self.folder} has no tokenizer; give "prompt_ids"')
         if messages and self.chat is not None:
             try:
-                ids = self.chat.prompt_ids(messages)
+                ids = self.chat.prompt_ids(messages, context)
             except InputError as fault:
                 raise InputError(f"{location}: {fault}") from None
         if max(ids) >= (size := self._shape.config.vocab_size):
@@ -109,9 +148,9 @@ class Answerer:
         return ids
 
     def _check_room(self, location: str, ids: Sequence[int]) -> None:
-        if (context := self._shape.config.context) is not None and len(ids) >= context:
-            raise InputError(
-                f"{location}: a prompt of {len(ids)} tokens leaves no room in a context of {context}; cut it"
+        if self.context is not None and len(ids) >= self.context:
+            raise _NoRoom(
+                f"{location}: a prompt of {len(ids)} tokens leaves no room in a context of {self.context}; cut it"
             )
 
     @functools.cached_property
@@ -140,6 +179,7 @@ class Answerer:
             host.keep_pages()
             weights.say_if_rounded(self.folder, getattr(torch, self.dtype))
             self._model = weights.load(self.folder, getattr(torch, self.dtype), self._device).eval()
+            self._model.config = replace(self._model.config, context=self.context)
         return generate(self._model, prompts, sampling, stop, on_finish, numbers=numbers, ends=ends, wanted=wanted)
 
     def _says(self, stop: Sequence[str]) -> Callable[[Answer], bool]:
@@ -239,6 +279,8 @@ def draw(
     if sampling.stop and answerer.chat is None:
         raise InputError(f"--stop: {answerer.folder} has no tokenizer; give --stop-ids")
     settings |= {"model": answerer.digest, "dtype": answerer.dtype, "prompts": prompts}
+    settings |= {"beyond_context": True} if answerer.beyond_context else {}
+    settings |= {} if answerer.context is not None else {"context": None}
     with Partial(out, settings) as partial:
         known = frozenset(partial.answers)
         with tqdm(total=len(prompts) * sampling.n, desc=name, initial=len(known), unit="answer", disable=None) as bar:
@@ -264,7 +306,7 @@ def draw(
 
 def _prompt(row: PromptRow) -> dict[str, Any]:
     shown = [m.fields() if isinstance(m, Message) else m for m in row.prompt]
-    return {"prompt" if isinstance(row.prompt[0], Message) else "prompt_ids": shown}
+    return {"prompt" if isinstance(row.prompt[0], Message) else "prompt_ids": shown} | row.context.fields()
 
 
 def main(argv: Sequence[str]) -> None:
@@ -281,20 +323,54 @@ def main(argv: Sequence[str]) -> None:
 
 def _drawn(config: GenerateConfig, out: Path) -> tuple[int, int]:
     """Answers of a checkpoint. Numbers of answers and prompts."""
-    answerer = Answerer.open(config.model, config.dtype)
-    prompts = read_prompts(config.prompts, roles=answerer.roles)
-    ids = [answerer.prompt_ids(p.location, p.prompt) for p in prompts]
+    answerer = Answerer.open(config.model, config.dtype, config, beyond_context=config.beyond_context)
+    prompts = read_prompts(config.prompts, config.reading, roles=answerer.roles)
+    _say_what_is_not_used(config.prompts, prompts)
+    ids = _prompt_ids(answerer, prompts)
+    if (context := answerer.context) is not None:
+        n_short = sum(len(i) + config.max_new_tokens > context for i in ids)
+        if n_short:
+            cli.notify(
+                f"{config.prompts}: {n_short} of {len(ids)} prompts leave less than --max-new-tokens "
+                f"{config.max_new_tokens} in the model's context of {context}; answers to them end there"
+            )
     with draw(answerer, ids, config, out) as drawn:
         drawn.finish(out, prompts)
     return len(drawn.answers), len(ids)
 
 
+def _prompt_ids(answerer: Answerer, prompts: Sequence[PromptRow]) -> list[list[int]]:
+    """The prompts as token ids. Raises InputError listing the first ten that cannot be answered, with their count."""
+    ids: list[list[int]] = []
+    faults: list[InputError] = []
+    for row in prompts:
+        try:
+            ids.append(answerer.prompt_ids(row.location, row.prompt, row.context))
+        except InputError as fault:
+            faults.append(fault)
+    if faults:
+        mend = "mend or delete them"
+        if any(isinstance(fault, _NoRoom) for fault in faults):
+            mend += "; prompts that fill the context are taken with --beyond-context"
+        raise list_faults([str(fault) for fault in faults], len(prompts), mend=mend)
+    return ids
+
+
+def _say_what_is_not_used(source: str, prompts: Sequence[PromptRow]) -> None:
+    not_used = NotUsed()
+    for row in prompts:
+        not_used.add(row)
+    for sentence in not_used.sentences():
+        cli.notify(f"{source}: {sentence}")
+
+
 def _served(config: GenerateConfig, out: Path) -> tuple[int, int]:
     """Answers of a server. Numbers of answers and prompts."""
-    prompts = read_prompts(config.prompts)
+    prompts = read_prompts(config.prompts, config.reading)
     for row in prompts:
         if not all(isinstance(m, Message) for m in row.prompt):
             raise InputError(f'{row.location}: token ids, and a server is asked in text; give "prompt"')
+    _say_what_is_not_used(config.prompts, prompts)
     # (response, finish), or (None, why there is none); samples of a prompt together
     texts: Iterator[tuple[str | None, str]] = _server_backend()(
         prompts,

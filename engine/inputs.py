@@ -1,5 +1,6 @@
 """What is known of a run before any weights are read: the shape, the rows, the objective, the steps, how it fits."""
 
+import hashlib
 import os
 from dataclasses import replace
 from pathlib import Path
@@ -9,19 +10,22 @@ import numpy as np
 import torch
 
 from data.revisions import with_revised
-from data.rows import Example, find_cut, hold_out, in_form, open_model, read_examples
+from data.rows import Example, count_repeated, find_cut, hold_out, in_form, open_model, read_examples
 from data.show import show
-from data.text import stop_ids
+from data.text import TemplateSettings, stop_ids
 from engine import weights
 from engine.config import TrainConfig, world_size
 from engine.distributed import Ranks, free_memory
 from engine.model import name_of
 from engine.optim import Options, describe, largest_share
 from engine.planning import Plan, TokenStatistics, plan_run, refusal, ways
-from engine.run import check_folder, has_split_masters, identity
+from engine.run import DAY, check_folder, day_of, has_split_masters, identity
 from engine.step import Objective, Steps, check_objective, check_shared, modes
 from engine.weights import Cast
 from system import InputError
+
+REPORTS = ("report", "eval_report", "heldout_report")
+"""What is said before a run starts, by its name among the facts."""
 
 
 class TrainingInputs:
@@ -41,11 +45,12 @@ class TrainingInputs:
             raise InputError(f"--own-score {asked.own_score}: {self.objective.name} asks for none; leave it out")
         is_ranked, fields = self.objective.form == "ranked", self.objective.fields
         self.reading = replace(config.data.reading, ranked=is_ranked, fields=fields)
-        self.folder, self.chat = open_model(config.model)
+        self.folder, self.chat = open_model(config.model, self._template_settings())
         self.policy = weights.build(self.folder)
         """The policy, on the meta device."""
         self.policy.head.keeps_logits = "kept-logits" not in config.measuring.disable
         weights.check(self.folder, self.policy)
+        self.limits = config.data.limits_in(self.policy.config.context)
         self.options = options
         self.stop_ids = stop_ids(self.folder, self.chat)
         rows, self.facts = self._read(config.data.sources, config.data.weights)
@@ -79,12 +84,30 @@ class TrainingInputs:
         self.first_example = self._show_first() if os.environ.get("RANK", "0") == "0" else ""
         """The first row that the run trains on, as the trainer sees it; looked up again for what was cut of it."""
 
+    def _template_settings(self) -> TemplateSettings:
+        """The flags of the template; a run that goes on takes the day that it began with."""
+        data, began = self.config.data, None
+        if self.config.checkpoints.resumes and data.template_date is None:
+            began = day_of(Path(self.config.out))
+        return data if began is None else replace(data, template_date=began)
+
+    @property
+    def day(self) -> str | None:
+        """The day that the template writes; None where it writes none."""
+        day = None if self.chat is None else self.chat.template.day
+        return None if day is None else day.isoformat()
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        """What was found for settings that were left open, for config.yaml: the objective's, and the template's day."""
+        return self.objective.settings | ({} if self.day is None else {"template_date": self.day})
+
     def _read(self, sources: tuple[str, ...], shares: tuple[float, ...] = ()) -> tuple[list[Example], dict[str, Any]]:
         data = self.config.data
         rows = read_examples(
             sources,
             self.chat,
-            data.limits,
+            self.limits,
             self.reading,
             n_ids=self.policy.config.vocab_size,
             skip_bad_rows=data.skip_bad_rows,
@@ -108,15 +131,29 @@ class TrainingInputs:
         if len({(len(e.responses), e.label is None) for e in heldout}) > 1:
             named = measuring.eval_data or ", ".join(data.sources)
             raise InputError(f"{named}: held-out rows have to be of one kind")
+        if heldout:
+            self._count_repeated(rows, heldout)
         return rows, heldout
 
+    def _count_repeated(self, rows: list[Example], heldout: list[Example]) -> None:
+        """Held-out rows that are trained on too are counted, and said."""
+        n, n_prompts = count_repeated(rows, heldout)
+        self.facts |= {"heldout_rows_in_data": n, "heldout_prompts_in_data": n_prompts}
+        if n_prompts:
+            self.facts["heldout_report"] = (
+                f"of {len(heldout)} held-out rows {n} are trained on too, prompt and responses, and {n_prompts} by "
+                "their prompt: what is measured on these is not held out"
+            )
+
     def _with_revised(self, rows: list[Example], kind: str = "") -> list[Example]:
-        """The rows with the tokens that were revised; how many pairs have none left is counted, and reported."""
+        """The rows with the tokens that were revised; how many pairs have none, because what an assistant says is the
+        same in both and a tool's answers differ, is counted, and reported.
+        """
         made = with_revised(rows, self.chat and self.chat.tokenizer)
         n = sum(not any(flags.any() for flags in e.revised or ()) for e in made)
         self.facts[f"{kind}pairs_without_revisions"] = n
         if n:
-            self.facts[f"{kind}report"] += f", {n} pairs whose responses do not differ after the cut"
+            self.facts[f"{kind}report"] += f", {n} pairs in which no token that is predicted was revised"
         return made
 
     def _in_form(self, rows: list[Example]) -> list[Example]:
@@ -154,6 +191,7 @@ class TrainingInputs:
 
     def plan(self, ranks: Ranks) -> Plan:
         """How the run is laid out, the same on every rank. Raises InputError where it cannot fit. Collective."""
+        self._check_day(ranks)
         device, free = ranks.device.type, int(-ranks.all_reduce_max(-free_memory()))
         decided = self.config.with_flags(master_weights="split" if ranks.splits_masters else "float32")
         found = self._plan(decided, device, ranks.dtype, free)
@@ -163,6 +201,14 @@ class TrainingInputs:
             plans = [self._plan(self.config.with_flags(**way), device, ranks.dtype, free) for way in others]
             raise InputError(refusal(found, list(zip(others, plans, strict=True))))
         return found
+
+    def _check_day(self, ranks: Ranks) -> None:
+        """Raises InputError where ranks began on two days, and have rendered two texts. Collective."""
+        day = 0 if self.chat is None or self.chat.template.day is None else self.chat.template.day.toordinal()
+        if ranks.all_reduce_max(day) != -ranks.all_reduce_max(-day):
+            raise InputError(
+                "ranks began on two days, and the template writes the date; start again, or give --template-date"
+            )
 
     def _check_saving(self, plan: Plan) -> None:
         """Raises InputError where --save-rounding does not go with the folders' dtype, before any weights are read."""
@@ -195,7 +241,7 @@ class TrainingInputs:
     @property
     def report(self) -> str:
         """What was read, in a sentence."""
-        return "; ".join(self.facts[name] for name in ("report", "eval_report") if name in self.facts)
+        return "; ".join(self.facts[name] for name in REPORTS if name in self.facts)
 
     def identity(self, ranks: Ranks) -> dict[str, Any]:
         """What has to be the same for a run to go on with this one."""
@@ -209,13 +255,16 @@ class TrainingInputs:
             is_split=ranks.splits_masters,
         )
         made |= self.objective.digests
+        made |= {} if self.day is None else {DAY: self.day}
+        if self.chat is not None and self.config.data.chat_template is not None:
+            made["chat template"] = hashlib.sha256(self.chat.template.source.encode()).hexdigest()[:16]
         made |= {"parameter groups": "; ".join(groups)} if (groups := self.groups()) else {}
         return made | ({"stage": self.facts["stage"]} if "stage" in self.facts else {})
 
     def _show_first(self) -> str:
         first, data = self.steps.step(1).examples[0], self.config.data
         cut = find_cut(
-            first.location, data.sources, self.chat, data.limits, self.reading, n_ids=self.policy.config.vocab_size
+            first.location, data.sources, self.chat, self.limits, self.reading, n_ids=self.policy.config.vocab_size
         )
         if not np.array_equal(cut.example.prompt, first.prompt):
             raise InputError(f"{first.location}: the file was changed while it was read; start again")

@@ -1,12 +1,16 @@
 """Log-probs of given responses, by the trainer's own forward pass.
 
 python -m engine.score --model DIR --data FILE --out FILE
+
+A line a row, in the file's order. Of a pair it has logps/chosen, tokens/chosen, logps/rejected and tokens/rejected, of
+one completion logps/completion and tokens/completion, of several the lists logps/completions and tokens/completions as
+the row has them. What the row says of its responses goes along: "label", and "scores" in their order.
 """
 
 import json
 import os
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
 
@@ -18,23 +22,23 @@ from data.rows import Example, RowSettings, open_model, read_examples
 from engine import weights
 from engine.config import host
 from engine.distributed import Ranks
-from engine.model import FusedForward
+from engine.model import FusedForward, LlamaConfig
 from engine.step import MicroBatching, score_examples
-from system import InputError, cli, files
+from system import cli, files
 
 EXAMPLE = "python -m engine.score --model path/to/llama --data pairs.jsonl --out logps.jsonl"
 
 
 @dataclass(frozen=True, kw_only=True)
 class ScoreConfig(RowSettings):
-    """Log-probs of the responses in a file under a model, in nats, summed over response tokens."""
+    """Log-probs of the responses in a file under a model, in nats, summed over the tokens that are predicted."""
 
     model: str
     """Checkpoint folder (Hugging Face layout, safetensors) or hub id."""
     data: str
     """Rows: a .jsonl, .json, .csv or .parquet file, a folder of such files, or a hub id."""
     out: str
-    """File for the result: a JSON line per row with place, logps and tokens of each response."""
+    """File for the result: a JSON line per row with its place, logps and tokens of each response, label, scores."""
     config: str | None = None
     """YAML file of settings, named as the flags are; flags win over it."""
     skip_bad_rows: bool = False
@@ -45,11 +49,11 @@ class ScoreConfig(RowSettings):
     """Most tokens in one forward pass (one example at least)."""
 
 
-def vocabulary_of(folder: Path) -> int:
-    """How many ids the checkpoint in a folder has rows for. Raises InputError where the folder cannot be used."""
+def shape_of(folder: Path) -> LlamaConfig:
+    """The shape of the checkpoint in a folder. Raises InputError where the folder cannot be used."""
     model = weights.build(folder)
     weights.check(folder, model)
-    return model.config.vocab_size
+    return model.config
 
 
 def score_under(
@@ -57,7 +61,7 @@ def score_under(
 ) -> Iterator[Tensor]:
     """Log-probs of examples' responses under the checkpoint in a folder: [K] nats each, float64, in order. Collective.
 
-    The folder is one that `vocabulary_of` takes.
+    The folder is one that `shape_of` takes.
     """
     model = weights.build(folder)
     host.keep_pages()
@@ -74,17 +78,16 @@ def main(argv: Sequence[str]) -> None:
     """The command."""
     config = cli.parse(ScoreConfig, argv, command="python -m engine.score", example=EXAMPLE)
     files.check_new_file(Path(config.out))
-    folder, chat = open_model(config.model)
+    folder, chat = open_model(config.model, config)
+    shape = shape_of(folder)
     rows = read_examples(
         [config.data],
         chat,
-        config.limits,
-        config.reading,
-        n_ids=vocabulary_of(folder),
+        config.limits_in(shape.context),
+        replace(config.reading, listed=True),
+        n_ids=shape.vocab_size,
         skip_bad_rows=config.skip_bad_rows,
     )
-    if len({len(e.responses) for e in rows.examples}) > 1:
-        raise InputError(f"{config.data}: pairs and single completions in one file; score them apart")
     cli.notify(rows.report())
     found = score_under(folder, rows.examples, dtype=config.dtype, micro_tokens=config.micro_tokens)
     lines = [_line(e, logps) for e, logps in zip(rows.examples, found, strict=True)]
@@ -93,11 +96,15 @@ def main(argv: Sequence[str]) -> None:
 
 
 def _line(example: Example, logps: Tensor) -> str:
-    names = ("chosen", "rejected") if len(logps) == 2 else ("completion",)
     values: dict[str, object] = {"place": example.location}
-    for name, logp, response in zip(names, logps.tolist(), example.responses, strict=True):
-        values |= {f"logps/{name}": logp, f"tokens/{name}": len(response)}
-    return json.dumps(values) + "\n"
+    if example.is_listed:
+        values |= {"logps/completions": logps.tolist(), "tokens/completions": example.lengths}
+    else:
+        names = ("chosen", "rejected") if len(logps) == 2 else ("completion",)
+        for name, logp, n in zip(names, logps.tolist(), example.lengths, strict=True):
+            values |= {f"logps/{name}": logp, f"tokens/{name}": n}
+    said = {"label": example.label, "scores": example.ratings.scores}
+    return json.dumps(values | {name: value for name, value in said.items() if value is not None}) + "\n"
 
 
 if __name__ == "__main__":

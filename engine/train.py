@@ -179,9 +179,7 @@ def build(inputs: TrainingInputs, ranks: Ranks, hooks: Hooks, folder: RunFolder)
         options=inputs.options,
     )
     schedule = optim.schedule(optimizer, len(steps), config.schedule.warmup_steps)
-    folder.begin(
-        lambda: inputs.identity(ranks), plan=plan, steps=steps, settings=inputs.objective.settings, facts=facts
-    )
+    folder.begin(lambda: inputs.identity(ranks), plan=plan, steps=steps, settings=inputs.settings, facts=facts)
     say(f"{inputs.report}; {len(steps)} steps; reference: {plan.reference}, {said}")
     say(plan.sentence(config, ranks.size))
     folder.write("first_example.txt", inputs.first_example)

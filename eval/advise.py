@@ -103,7 +103,7 @@ def advise(examples: Sequence[Example], *, n: int, seed: int) -> tuple[dict[str,
     wins, ties = sum(lead > 0 for lead in leads), sum(lead == 0 for lead in leads)
     better = wilson(wins + ties / 2, len(pairs))
     objective, why = choose(better)
-    contrast = float(np.mean([jaccard(*(r.tolist() for r in e.responses)) for e in pairs]))
+    contrast = float(np.mean([jaccard(*(ids.tolist() for ids in e.targets())) for e in pairs]))
     notes = []
     if len(pairs) < FEWEST:
         notes.append(f"{len(pairs)} pairs are few: the interval is wide")
@@ -131,18 +131,29 @@ def main(argv: Sequence[str]) -> None:
     config = cli.parse(AdviseConfig, argv, command="python -m eval advise", example=EXAMPLE)
     if config.out:
         files.check_new_file(Path(config.out))
-    from engine.score import score_under, vocabulary_of  # it brings torch: flags are answered without
+    from engine.score import score_under, shape_of  # it brings torch: flags are answered without
 
-    folder, chat = open_model(config.model)
-    n_ids = vocabulary_of(folder)
+    folder, chat = open_model(config.model, config)
+    shape = shape_of(folder)
     rows = read_examples(
-        [config.data], chat, config.limits, config.reading, n_ids=n_ids, skip_bad_rows=config.skip_bad_rows
+        [config.data],
+        chat,
+        config.limits_in(shape.context),
+        config.reading,
+        n_ids=shape.vocab_size,
+        skip_bad_rows=config.skip_bad_rows,
     )
     examples = [_with_own(e, config.own_score) for e in rows.examples]
     if config.judge_endpoint:
         pairs = [e for e in examples if len(e.responses) == 2]
         examples = judge_compare.compare(
-            _drawn(pairs, config.n, config.seed), config.model, config.data, config.reading, config, seed=config.seed
+            _drawn(pairs, config.n, config.seed),
+            config.model,
+            config.data,
+            config.reading,
+            config,
+            seed=config.seed,
+            settings=config,
         )
     usable = [e for e in examples if len(e.responses) == 2 and e.ratings.scores and e.ratings.own is not None]
     if not usable:
@@ -154,7 +165,7 @@ def main(argv: Sequence[str]) -> None:
     found, pairs = advise(usable, n=config.n, seed=config.seed)
     found |= {"rows": len(examples), "without_scores": len(examples) - len(usable)}
     logps = list(score_under(folder, pairs, dtype=config.dtype))
-    means = [[float(lp) / len(r) for lp, r in zip(values, e.responses, strict=True)]
+    means = [[float(lp) / n for lp, n in zip(values, e.lengths, strict=True)]
              for values, e in zip(logps, pairs, strict=True)]  # fmt: skip
     found["logps_per_token"] = dict(zip(("chosen", "rejected"), np.mean(means, axis=0).tolist(), strict=True))
     if os.environ.get("RANK", "0") != "0":

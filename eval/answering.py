@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from data.text import Message
+from eval import checkpoints
 from eval.checkpoints import Checkpoint
 from eval.judge_client import JudgedConfig, Sent, client_of_model
 from revise.client import Request, endpoints_of, is_open, said
@@ -43,6 +44,8 @@ class Model:
             named |= {"served": self._config.what, "model": self._config.model}
         else:
             named |= {"weights": self._open().digest, "dtype": self._open().dtype}
+            if given := checkpoints.template_of(Path(self._config.what), self._config).given_values:
+                named["template"] = given
         return hashlib.sha256(json.dumps(named, sort_keys=True).encode()).hexdigest()
 
     def answers(self, prompts: Mapping[str, str], how: How, beside: Path) -> dict[str, str]:
@@ -56,7 +59,8 @@ class Model:
         from engine.generate import Answerer  # it brings torch, which a served model does without
 
         if self._answerer is None:
-            self._answerer = Answerer.open(str(self.checkpoint.folder))
+            settings = checkpoints.template_of(Path(self._config.what), self._config)
+            self._answerer = Answerer.open(str(self.checkpoint.folder), settings=settings)
             if self._answerer.chat is None:
                 raise InputError(f"{self.checkpoint.folder}: has no tokenizer, and answers have to be text")
         return self._answerer

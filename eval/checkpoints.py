@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from data.rows import find_model
+from data.text import TemplateSettings
 from eval import scores
 from system import OLD, InputError, cli, numbered, remove_folder, remove_leftovers
 
@@ -38,6 +39,22 @@ def base_of(run: Path) -> Checkpoint | None:
         return Checkpoint(scores.BASE, find_model(name)) if isinstance(name, str) else None
     except InputError:
         return None
+
+
+def template_of(what: Path, given: TemplateSettings) -> TemplateSettings:
+    """The flags of a template, and where they are not given those of the run that a folder is or is an epoch of."""
+    run = what.absolute().parent if (what / "config.json").is_file() else what
+    asked = settings(run)
+    known = {
+        name: asked[name]
+        for name in ("chat_template", "chat_template_kwargs", "template_date")
+        if getattr(given, name) is None and isinstance(asked.get(name), str) and asked[name] not in ("", "null")
+    }
+    if "chat_template" in known:  # what a run was given is carried by its epochs
+        carried = [e.folder / "chat_template.jinja" for e in epochs(run)]
+        known["chat_template"] = next((str(file) for file in carried if file.is_file()), known["chat_template"])
+    chosen = {name: getattr(given, name) for name in ("chat_template", "chat_template_kwargs", "template_date")}
+    return TemplateSettings(**chosen | known)
 
 
 def find(what: Path, *, with_base: bool) -> list[Checkpoint]:

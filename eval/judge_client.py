@@ -10,6 +10,7 @@ from typing import Any
 
 import tyro
 
+from data.text import TemplateSettings
 from eval import checkpoints, scores
 from eval.checkpoints import Checkpoint
 from revise.client import (
@@ -28,7 +29,7 @@ from system import InputError, RunError
 
 
 @dataclass(frozen=True, kw_only=True)
-class JudgedConfig(ClientConfig):
+class JudgedConfig(ClientConfig, TemplateSettings):
     """A model, its answers and their judge.
 
     --endpoint and --model name a server that answers in the place of the checkpoint (vLLM, for large models).
@@ -69,6 +70,9 @@ class JudgedConfig(ClientConfig):
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        TemplateSettings.__post_init__(self)
+        if self.endpoint and self.given:
+            raise InputError(f"{self.given[0]} is of a checkpoint that answers here; leave it out")
         if self.endpoint and not self.model:
             raise InputError("--endpoint needs the model's name there: --model")
         if not self.endpoint and (self.key_file is not None or self.key_env != (NO_KEY,)):

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from data.rows import Example, Reading, Record, read_records
+from data.text import NO_SETTINGS, TemplateSettings
 from eval.judge_client import Judge, Sent
 from revise import judge as judges
 from revise.client import ClientConfig, open_store, parse_extra
@@ -50,18 +51,25 @@ class JudgeSettings:
 
 
 def compare(
-    examples: Sequence[Example], model: str, source: str, reading: Reading, config: JudgeSettings, *, seed: int
+    examples: Sequence[Example],
+    model: str,
+    source: str,
+    reading: Reading,
+    config: JudgeSettings,
+    *,
+    seed: int,
+    settings: TemplateSettings = NO_SETTINGS,
 ) -> list[Example]:
     """Examples with the judge's verdict as scores, 1 for what is better and 0 for the other; without those lacking one.
 
-    source, reading: what they were read from, for their texts. Raises InputError for rows of token ids, RunError where
-    no answer of the judge can be read.
+    source, reading: what they were read from, for their texts. settings: of the model's chat template. Raises
+    InputError for rows of token ids, RunError where no answer of the judge can be read.
     """
     from engine.generate import Answerer, Sampling, draw  # it brings torch: flags are answered without
 
     assert config.store is not None  # checked with the flags
     template = judges.choice_template(config.judge_template)
-    answerer = Answerer.open(model)
+    answerer = Answerer.open(model, settings=settings)
     if answerer.chat is None:
         raise InputError(f"{model}: has no tokenizer, and a judge reads text")
     records = {r.location: r for r in read_records(source, reading, roles=answerer.roles) if isinstance(r, Record)}

@@ -18,7 +18,7 @@ import numpy as np
 import tyro
 
 from data.rows import FIELDS, Example, PromptRow, RowSettings, hold_out, open_model, prompts_of, read_examples
-from data.text import Message
+from data.text import NO_SETTINGS, Message
 from eval import checkpoints, scores
 from eval.checkpoints import Checkpoint
 from eval.runs import RUNAWAY
@@ -109,18 +109,18 @@ def _pairs(config: TrajectoriesConfig, base: Checkpoint) -> list[Example]:
         raise InputError(f"{config.run}: training has not followed held-out pairs; name a file of them by --data")
     if not sources:
         raise InputError(f"{config.run}: config.yaml names no rows; name a file of pairs by --data")
-    from engine.score import vocabulary_of
+    from engine.score import shape_of
 
-    folder, chat = open_model(str(base.folder))
-    reading = rows_of(asked)
+    folder, chat = open_model(str(base.folder), checkpoints.template_of(Path(config.run), NO_SETTINGS))
+    reading, shape = rows_of(asked), shape_of(folder)
     is_whole = is_own and own != asked.get("eval_data")  # held out of what is trained on: read as training reads it
     seed, n_held = int(asked.get("seed", 0)), int(asked.get("eval_pairs") or 0) if is_whole else 0
     weights = [float(w) for w in asked.get("data_weights") or []] if is_whole else []
     skips = is_own and asked.get("skip_bad_rows") == "true"
     try:
         rows = read_examples(
-            sources, chat, reading.limits, reading.reading, n_ids=vocabulary_of(folder), skip_bad_rows=skips,
-            weights=weights, seed=seed,
+            sources, chat, reading.limits_in(shape.context if is_own else None), reading.reading,
+            n_ids=shape.vocab_size, skip_bad_rows=skips, weights=weights, seed=seed,
         )  # fmt: skip
     except InputError as fault:
         if not is_own:
@@ -138,9 +138,12 @@ def _pairs(config: TrajectoriesConfig, base: Checkpoint) -> list[Example]:
 
 def rows_of(asked: dict[str, Any]) -> RowSettings:
     """How the run itself has read and cut its rows."""
-    numbers = ("max_prompt_tokens", "max_response_tokens", "max_row_mb")
-    kept: dict[str, Any] = {name: int(asked[name]) for name in numbers if asked.get(name)}
-    kept |= {name: asked[name] for name in ("keep_prompt", "columns") if asked.get(name) not in (None, "", "null")}
+    numbers = ("max_prompt_tokens", "max_response_tokens", "max_tokens", "max_row_mb")
+    named = {name: value for name, value in asked.items() if value not in (None, "", "null")}
+    kept: dict[str, Any] = {name: int(named[name]) for name in numbers if name in named}
+    kept |= {name: named[name] for name in ("keep_prompt", "columns", "ignore_columns", "roles") if name in named}
+    kept["beyond_context"] = named.get("beyond_context", "true") == "true"  # runs before there was such a flag took all
+    kept["keep_json_text"] = named.get("keep_json_text") == "true"
     if "columns" in kept:  # an objective's own numbers are for training alone
         ours = [part for part in kept["columns"].split(",") if part.partition("=")[0].strip() in FIELDS]
         kept["columns"] = ",".join(ours) or None
@@ -154,7 +157,7 @@ def _beta(config: TrajectoriesConfig) -> float:
 
 def _digest(pairs: Sequence[Example]) -> str:
     whole = hashlib.sha256()
-    for ids in (ids for e in pairs for ids in (e.prompt, *e.responses)):
+    for ids in (ids for e in pairs for ids in (e.prompt, *e.responses, *(e.predicted or ()))):
         whole.update(len(ids).to_bytes(4, "little") + ids.tobytes())
     return whole.hexdigest()
 

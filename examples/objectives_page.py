@@ -103,7 +103,7 @@ data has none. Such an objective mixes with others as any does: `--loss ld_dpo:1
 | `logps` | [N] | log-prob of each token under the policy, nats, float64, with gradient |
 | `ref_logps` | [N] | the same under the reference, without gradient; `logratios` is the one minus the other |
 | `sequence` | [N] | int64, the row that a token belongs to |
-| `position` | [N] | int64, its place in the response, from 0 |
+| `position` | [N] | int64, its place among the predicted tokens of its response, from 0 |
 | `lengths` | [n] | int64, tokens of each response, the end-of-turn token with them |
 | `scores` | [n] | with `needs=("scores",)`, the row's rating |
 | `revised` | [N] | on request, as all below; bool, whether the token differs between chosen and rejected |

@@ -27,7 +27,8 @@ def log_ratios(logps: Tensor, ref_logps: Tensor | None) -> Tensor:
 
 class TokenResponses(NamedTuple):
     """One column of n sequences of N tokens together; [N] tensors hold the response tokens of all rows one after the
-    other. The end-of-turn token is one of them where the response has it.
+    other. The end-of-turn token is one of them where the response has it; what a tool says between an assistant's
+    messages is not, since no one predicts it.
     """
 
     logps: Tensor
@@ -37,7 +38,7 @@ class TokenResponses(NamedTuple):
     sequence: Tensor
     """[N] int64, which row of the column a token belongs to: 0, 0, ..., 1, 1, ..."""
     position: Tensor
-    """[N] int64, its place in the response, from 0."""
+    """[N] int64, its place among the predicted tokens of its response, from 0."""
     lengths: Tensor
     """[n] int64, tokens of each response, at least 1."""
     revised: Tensor | None = None

@@ -126,9 +126,8 @@ def _row(made: Made, pair: Pair) -> dict[str, Any]:
         name: [*messages, {"role": "assistant", "content": text}]
         for name, text in (("chosen", pair.chosen), ("rejected", pair.rejected))
     }
-    return (
-        {"prompt": _prompt(made.item)} | both | {"rational": pair.rational, "provenance": made.provenance | pair.facts}
-    )
+    facts = {"rational": pair.rational, "provenance": made.provenance | pair.facts}
+    return {"prompt": _prompt(made.item)} | both | made.item.context.fields() | facts
 
 
 def _prompt(item: Item) -> str | list[dict[str, str]]:

@@ -9,19 +9,19 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from data.rows import PromptRow, prompts_of
-from data.text import ROLES, Message
+from data.rows import PromptRow, Reading, ReadingSettings, prompts_of
+from data.text import NO_CONTEXT, ROLES, Message, TemplateContext
 from revise.client import canonical
 from system import InputError, RunError, cli, list_faults
 
 
 @dataclass(frozen=True, kw_only=True)
-class PromptsConfig:
+class PromptsConfig(ReadingSettings):
     """From which rows to which file."""
 
     prompts: str
-    """Rows with "prompt" (text or messages) or UltraFeedback's "instruction": .jsonl, .json, .csv, .parquet, a folder
-    or hub id."""
+    """Rows with "prompt" (text or messages) or UltraFeedback's "instruction", and what belongs to it (system, tools):
+    .jsonl, .json, .csv, .parquet, a folder or hub id."""
     out: str
     """File for the pairs; what is rejected goes beside it, to its name with .rejected.jsonl."""
     sample: int | None = None
@@ -32,6 +32,7 @@ class PromptsConfig:
     """Go on without rows that cannot be used."""
 
     def __post_init__(self) -> None:
+        ReadingSettings.__post_init__(self)
         if self.seed < 0:
             raise InputError(f"--seed: {self.seed} is below 0")
 
@@ -48,6 +49,8 @@ class Item(NamedTuple):
     """All of its row."""
     occurrence: int
     """0, or where equal prompts are to be asked each for itself, how many of them came before."""
+    context: TemplateContext = NO_CONTEXT
+    """What its template is given beside the messages."""
 
     @property
     def names(self) -> dict[str, str | int]:
@@ -70,14 +73,17 @@ class Prompts:
         sample: int | None = None,
         seed: int = 0,
         roles: Collection[str] = ROLES,
+        reading: Reading | None = None,
         skip_bad_rows: bool = False,
         dedupe: bool = True,
     ) -> None:
-        """sample: how many to draw, the same ones for equal seeds and sources; None: all.
+        """sample: how many to draw, the same ones for equal seeds and sources; None: all. reading: how files are read.
 
         Raises InputError listing the first ten rows that cannot be used, unless they are to be skipped.
         """
         self.source, self._roles, self._dedupe = str(source), roles, dedupe
+        self.reading = reading or Reading()
+        """How the source is read."""
         faults: list[str] = []
         n_good = n_faults = 0
         digest = hashlib.sha256()
@@ -87,7 +93,7 @@ class Prompts:
                 faults += [str(found)] if n_faults <= 10 else []
             else:
                 n_good += 1
-                digest.update(canonical(found.prompt).encode())
+                digest.update(_spelled(found))
         if n_faults and not skip_bad_rows:
             mend = "mend them, or go on without them: --skip-bad-rows"
             raise list_faults(faults, n_good + n_faults, mend=mend, n_faults=n_faults)
@@ -113,20 +119,27 @@ class Prompts:
         for found in self._rows():
             if isinstance(found, InputError):
                 continue
-            text = canonical(found.prompt).encode()
+            text = _spelled(found)
             digest.update(text)
             if index < len(self._drawn) and self._drawn[index]:
                 prompt = tuple(m for m in found.prompt if isinstance(m, Message))
                 which = hashlib.sha256(text).digest()[:8]
-                yield Item(index, found.location, prompt, found.row, 0 if self._dedupe else n_equal[which])
+                occurrence = 0 if self._dedupe else n_equal[which]
+                yield Item(index, found.location, prompt, found.row, occurrence, found.context)
                 n_equal[which] += not self._dedupe
             index += 1
         if digest.digest() != self._digest:
             raise RunError(f"{self.source}: changed while it was read; let it rest, and run again")
 
     def _rows(self) -> Iterator[PromptRow | InputError]:
-        for found in prompts_of(self.source, roles=self._roles):
+        for found in prompts_of(self.source, self.reading, roles=self._roles):
             if isinstance(found, PromptRow) and not isinstance(found.prompt[0], Message):
                 yield InputError(f"{found.location}: token ids, of which no text can be asked; give its text")
             else:
                 yield found
+
+
+def _spelled(row: PromptRow) -> bytes:
+    """What is asked with a row, to tell it from others."""
+    context = row.context.fields()
+    return (canonical(row.prompt) + (canonical(context) if context else "")).encode()

@@ -11,7 +11,7 @@ import contextlib
 import datetime
 import hashlib
 import sys
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -37,6 +37,7 @@ from revise.client import (
     total,
     write_batch,
 )
+from revise.handing_on import check_worded, handed_on
 from revise.pairs import Made, Pair, Rejected
 from revise.prompts import Item, Prompts, PromptsConfig
 from revise.target import Target, TargetConfig
@@ -100,11 +101,21 @@ class Recipe:
     """The pair that the answers make. Raises Rejected."""
     settings: dict[str, Any]
     """What the provenance of every row says: wording and bounds."""
+    is_worded: bool = True
+    """Whether --model is asked in one text that is made of a prompt, in the place of the prompt itself."""
 
 
-def question(messages: list[dict[str, str]], config: RecipeConfig, *, sample: int = 0, occurrence: int = 0) -> Request:
-    """A request to --model."""
+def question(
+    messages: list[dict[str, Any]],
+    config: RecipeConfig,
+    *,
+    sample: int = 0,
+    occurrence: int = 0,
+    beside: Mapping[str, Any] | None = None,
+) -> Request:
+    """A request to --model. beside: further fields of it."""
     body = {"model": config.model, "messages": messages, "temperature": config.temperature, "top_p": config.top_p}
+    body |= beside or {}
     body |= {"max_tokens": config.max_tokens} | parse_extra(config.extra)
     return Request({k: v for k, v in body.items() if v is not None}, sample, occurrence)
 
@@ -136,9 +147,15 @@ def make(recipe: Recipe, *, summary: Callable[[], str | None] = lambda: None) ->
         config.prompts,
         sample=config.sample,
         seed=config.seed,
+        reading=config.reading,
         skip_bad_rows=config.skip_bad_rows,
         dedupe=config.dedupe,
     )
+    for item in prompts:
+        if recipe.is_worded:
+            check_worded(item.location, item.prompt, item.context)
+        else:
+            handed_on(item.location, item.context)
     target.check(prompts)
     with open_store(Path(config.store)) as store:
         if config.dry_run:

@@ -14,9 +14,10 @@ from typing import Any, Literal
 
 import numpy as np
 
-from data.rows import Tie, parse_record
+from data.rows import Reading, Tie, parse_record
 from revise import clair, judge, pairs, recipe_runner
 from revise.client import Completion, Request
+from revise.handing_on import handed_on
 from revise.pairs import Made, Pair, Rejected
 from revise.prompts import Item, Prompts, PromptsConfig
 from revise.recipe_runner import Recipe, RecipeConfig, instruction, question, wording_facts
@@ -227,18 +228,18 @@ def off_policy_rows(prompts: Prompts) -> Iterator[Made]:
     for item in prompts:
         provenance = {"recipe": "judge-off-policy", "row": item.number, **item.names}
         try:
-            pair: Pair | Rejected = _best_over_worst(item)
+            pair: Pair | Rejected = _best_over_worst(item, prompts.reading)
         except Rejected as why:
             pair = why
         yield Made(item, pair, provenance, {})
 
 
-def _best_over_worst(item: Item) -> Pair:
+def _best_over_worst(item: Item, reading: Reading) -> Pair:
     if "completions" not in item.row:
         raise Rejected("no completions")
     try:
         row = {name: value for name, value in item.row.items() if name not in ("chosen", "rejected")}
-        record = parse_record(row, item.location)
+        record = parse_record(row, item.location, reading=reading)
     except Tie:
         raise Rejected("tie") from None
     except InputError as fault:
@@ -261,7 +262,13 @@ def off_policy_main(argv: Sequence[str]) -> None:
     if given := [f"--{name.replace('_', '-')}" for name in others if getattr(config, name)]:
         cli.notify(f"judge-off-policy asks nobody: {', '.join(given)} not looked at")
     pairs.check_out(Path(config.out), config.prompts)
-    prompts = Prompts(config.prompts, sample=config.sample, seed=config.seed, skip_bad_rows=config.skip_bad_rows)
+    prompts = Prompts(
+        config.prompts,
+        sample=config.sample,
+        seed=config.seed,
+        reading=config.reading,
+        skip_bad_rows=config.skip_bad_rows,
+    )
     count = pairs.write(off_policy_rows(prompts), Path(config.out))
     pairs.report(count, len(prompts), Path(config.out))
 
@@ -287,7 +294,8 @@ def stronger_recipe(config: StrongerConfig) -> Recipe:
     """Equation 4."""
 
     def ask(item: Item, own: list[str]) -> list[Request]:
-        return [question(item.messages, config, occurrence=item.occurrence)]
+        beside = handed_on(item.location, item.context)
+        return [question(item.messages, config, occurrence=item.occurrence, beside=beside)]
 
     def pair(item: Item, own: list[str], answers: list[Completion]) -> Pair:
         text = answers[0].text.strip()
@@ -303,7 +311,7 @@ def stronger_recipe(config: StrongerConfig) -> Recipe:
         return Pair(text, own[0])
 
     settings = {"min_length_ratio": config.min_length_ratio, "max_length_ratio": config.max_length_ratio}
-    return Recipe("stronger-preferred", config, 1, ask, pair, settings)
+    return Recipe("stronger-preferred", config, 1, ask, pair, settings, is_worded=False)
 
 
 def stronger_main(argv: Sequence[str]) -> None:

@@ -16,7 +16,7 @@ from pathlib import Path
 from statistics import fmean
 from typing import Any, NamedTuple
 
-from data.rows import Record, parse_record, rows_of
+from data.rows import ReadingSettings, Record, parse_record, rows_of
 from revise import judge
 from revise.client import (
     CHARACTERS_PER_TOKEN,
@@ -32,6 +32,7 @@ from revise.client import (
     parse_extra,
     total,
 )
+from revise.handing_on import check_worded, handed_on
 from revise.prompts import Item
 from revise.recipe_runner import check_asked
 from revise.target import Target, TargetConfig
@@ -47,7 +48,7 @@ OWN_ARE_BOTH = ("judge-on-policy",)
 
 
 @dataclass(frozen=True, kw_only=True)
-class ScoreConfig(TargetConfig, ClientConfig):
+class ScoreConfig(TargetConfig, ClientConfig, ReadingSettings):
     """Put scores of the winner, the loser and the model's own answer into each row of a file of pairs."""
 
     pairs: str
@@ -72,7 +73,7 @@ class ScoreConfig(TargetConfig, ClientConfig):
     """YAML file of settings, named as the flags are; flags win over it."""
 
     def __post_init__(self) -> None:
-        for part in (ClientConfig, TargetConfig):
+        for part in (ClientConfig, TargetConfig, ReadingSettings):
             part.__post_init__(self)
         check_asked(self)
         parse_extra(self.extra)
@@ -97,17 +98,17 @@ def main(argv: Sequence[str]) -> None:
     endpoints = endpoints_of(config.endpoint, config)
     template = read_template(config.template, "score", judge.SCORE_SLOTS)
     target = Target(config, config, n=1, seed=config.seed) if config.target_model or config.target_endpoint else None
-    n = _check(config.pairs)
+    n = _check(config)
     with open_store(Path(config.store)) as store:
         n_sent = 0
         if target is not None and not config.dry_run:
-            n_sent = target.fill((s.item for s in _rows(config.pairs) if s.origin is None), store, n).n_sent
-        wanted = (r for s in _rows(config.pairs) for r in _requests(s, config, template, target, store))
+            n_sent = target.fill((s.item for s in _rows(config) if s.origin is None), store, n).n_sent
+        wanted = (r for s in _rows(config) for r in _requests(s, config, template, target, store))
         if config.dry_run:
             print(_estimate(config, template, target, store))
             return
         answer_all(wanted, store, config.after(n_sent), endpoints, purpose="score", n_requests=2 * n * config.n_grades)
-        rows = (_without_scores(s.item.row) | _scores(s, config, template, target, store) for s in _rows(config.pairs))
+        rows = (_without_scores(s.item.row) | _scores(s, config, template, target, store) for s in _rows(config))
         n_bare = _write(rows, Path(config.out))
     print(f"{n - n_bare:,} of {n:,} pairs are scored: {config.out}", file=sys.stderr)
     if n_bare:
@@ -139,45 +140,53 @@ def _without_scores(row: dict[str, Any]) -> dict[str, Any]:
     return {name: value for name, value in row.items() if name not in OLD_SCORES}
 
 
-def _check(source: str) -> int:
+def _check(config: ScoreConfig) -> int:
     """The number of rows. Raises InputError where one of them is no pair of texts."""
     faults, n = [], 0
-    for _, found in _found(source):
+    for _, found in _found(config):
         n += 1
         faults += [str(found)] if isinstance(found, InputError) else []
     if faults:
         raise list_faults(faults, n, mend="mend or delete them")
     if not n:
-        raise InputError(f"{source}: holds no rows; give a file of pairs")
+        raise InputError(f"{config.pairs}: holds no rows; give a file of pairs")
     return n
 
 
-def _rows(source: str) -> Iterator[Scored]:
-    return (found for _, found in _found(source) if isinstance(found, Scored))
+def _rows(config: ScoreConfig) -> Iterator[Scored]:
+    return (found for _, found in _found(config) if isinstance(found, Scored))
 
 
-def _found(source: str) -> Iterator[tuple[str, Scored | InputError]]:
-    for number, (location, row) in enumerate(rows_of(source)):
+def _found(config: ScoreConfig) -> Iterator[tuple[str, Scored | InputError]]:
+    for number, (location, row) in enumerate(rows_of(config.pairs, config.reading)):
         try:
             if isinstance(row, InputError):
                 raise row
-            yield location, _scored(number, location, row)
+            yield location, _scored(number, location, row, config)
         except InputError as fault:
             yield location, fault
 
 
-def _scored(number: int, location: str, row: dict[str, Any]) -> Scored:
-    record = parse_record(row, location)
+def _scored(number: int, location: str, row: dict[str, Any], config: ScoreConfig) -> Scored:
+    record = parse_record(row, location, reading=config.reading)
     try:
         json.dumps(row)
     except TypeError as fault:
         raise InputError(f"{location}: a value that JSON cannot hold ({fault}); leave its column out") from None
     if record.form != "pairs" or record.is_tokenised:
         raise InputError(f"{location}: no pair of texts, which alone can be scored")
+    if any(len(response) > 1 or any(m.tool_calls for m in response) for response in record.conversations):
+        raise InputError(f"{location}: an answer with tool calls, of which no text can be scored; take the row out")
+    if config.reward:
+        handed_on(location, record.context)
+    else:
+        check_worded(location, record.messages, record.context)
     provenance = row.get("provenance")
     origin = provenance.get("recipe") if isinstance(provenance, dict) else None
     is_known = origin in (*OWN_IS_LOSER, *OWN_ARE_BOTH)
-    return Scored(Item(number, location, record.messages, row, 0), record, str(origin) if is_known else None)
+    return Scored(
+        Item(number, location, record.messages, row, 0, record.context), record, str(origin) if is_known else None
+    )
 
 
 def _requests(s: Scored, config: ScoreConfig, template: Template, target: Target | None, store: Store) -> list[Request]:
@@ -197,6 +206,7 @@ def _grades(item: Item, text: str, config: ScoreConfig, template: Template) -> l
         body: dict[str, Any] = {
             "model": config.model,
             "messages": [*item.messages, {"role": "assistant", "content": text}],
+            **handed_on(item.location, item.context),
         }
         return [Request(_merged(body, config), path=REWARD_PATH)]
     asked = judge.score_request(task_of(item.prompt), text, template)
@@ -240,13 +250,13 @@ def _estimate(config: ScoreConfig, template: Template, target: Target | None, st
     longest = "x" * (config.target_max_tokens * CHARACTERS_PER_TOKEN)
 
     def foreseen() -> Iterator[Request]:
-        for s in _rows(config.pairs):
+        for s in _rows(config):
             yield from _requests(s, config, template, target, store)
             if target is not None and s.origin is None and not _own(s, target, store):
                 yield from _grades(s.item, f"{longest}{s.item.number}", config, template)
 
     stages = [estimate("score", foreseen(), known, config)]
     if target is not None and config.target_endpoint:
-        wanted = target.wanted(s.item for s in _rows(config.pairs) if s.origin is None)
+        wanted = target.wanted(s.item for s in _rows(config) if s.origin is None)
         stages.insert(0, estimate("target", wanted, known, target.client))
     return "\n".join([*(said for said, _ in stages), total(sum(dollars for _, dollars in stages), config)])

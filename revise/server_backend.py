@@ -22,6 +22,7 @@ from revise.client import (
     open_store,
     said,
 )
+from revise.handing_on import handed_on
 from system import RunError
 
 
@@ -60,8 +61,9 @@ def answers(
     sampling |= {"top_k": top_k} if top_k else {}
     sampling |= {"stop": list(stop)} if stop else {}
     requests = [
-        Request({"model": model, "messages": _messages(row), **sampling, "seed": seed + i}, i)
+        Request({"model": model, "messages": _messages(row), **sampling, **beside, "seed": seed + i}, i)
         for row in prompts
+        for beside in [handed_on(row.location, row.context)]
         for i in range(n)
     ]
     with open_store(Path(client.store)) as opened:

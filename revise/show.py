@@ -20,7 +20,7 @@ from typing import Any, NamedTuple
 import tyro
 from rapidfuzz.distance import Indel
 
-from data.rows import parse_record, rows_of
+from data.rows import Reading, ReadingSettings, parse_record, rows_of
 from data.show import wants_colour
 from data.text import Message
 from revise.pairs import rejected_beside
@@ -36,7 +36,7 @@ Pieces = list[tuple[bool, str]]
 
 
 @dataclass(frozen=True, kw_only=True)
-class ShowConfig:
+class ShowConfig(ReadingSettings):
     """Show pairs and what changed in them, in the terminal or as a page."""
 
     file: tyro.conf.Positional[str]
@@ -51,6 +51,7 @@ class ShowConfig:
     """YAML file of settings, named as the flags are; flags win over it."""
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         if self.row < 1 or (self.n is not None and self.n < 1):
             raise InputError("--row and --n are counted from 1")
 
@@ -88,12 +89,12 @@ def difference(before: str, after: str) -> tuple[Pieces, Pieces]:
     return left, right
 
 
-def shown_rows(path: Path) -> Iterator[Shown]:
-    """The pairs of a file. Raises InputError for a row that is none."""
-    for location, row in rows_of(path):
+def shown_rows(path: Path, reading: Reading | None = None) -> Iterator[Shown]:
+    """The pairs of a file. reading: how it is read. Raises InputError for a row that is none."""
+    for location, row in rows_of(path, reading):
         if isinstance(row, InputError):
             raise row
-        record = parse_record(row, location)
+        record = parse_record(row, location, reading=reading)
         if len(record.responses) != 2 or record.is_tokenised:
             raise InputError(f"{location}: no pair of texts; this shows pairs")
         chosen, rejected = record.texts
@@ -182,8 +183,9 @@ def main(argv: Sequence[str]) -> None:
     if config.html:
         files.check_new_file(Path(config.html))
     n = config.n or (1000 if config.html else 3)
-    read = rejected_rows if path.name.endswith(".rejected.jsonl") else shown_rows
-    rows = list(itertools.islice(read(path), config.row - 1, config.row - 1 + n + 1))
+    is_rejected = path.name.endswith(".rejected.jsonl")
+    found = rejected_rows(path) if is_rejected else shown_rows(path, config.reading)
+    rows = list(itertools.islice(found, config.row - 1, config.row - 1 + n + 1))
     beside = rejected_beside(path)
     dropped = list(itertools.islice(rejected_rows(beside), n + 1)) if config.html and beside.is_file() else []
     if not rows and not dropped:

@@ -30,6 +30,7 @@ from revise.client import (
     parse_base,
     read_answer,
 )
+from revise.handing_on import handed_on
 from revise.prompts import Item
 from system import InputError
 
@@ -104,8 +105,10 @@ class Target:
         for item in prompts:
             if given(item, self.n) is None:
                 if self._answerer is not None:
-                    self._answerer.prompt_ids(item.location, item.prompt)
-                elif not self._config.target_endpoint:
+                    self._answerer.prompt_ids(item.location, item.prompt, item.context)
+                elif self._config.target_endpoint:
+                    handed_on(item.location, item.context)
+                else:
                     field = '"response"' if self.n == 1 else f'"responses" (a list of {self.n})'
                     raise InputError(
                         f"{item.location}: no {field}; put it there, or give --target-model or --target-endpoint"
@@ -116,6 +119,7 @@ class Target:
         c = self._config
         body: dict = {"messages": item.messages, "temperature": c.target_temperature, "top_p": c.target_top_p}
         body["max_tokens"] = c.target_max_tokens
+        body |= item.context.fields() if self._answerer else handed_on(item.location, item.context)
         if self._answerer is None:
             body["model"] = c.target_name
             return [Request(body, sample, item.occurrence) for sample in range(self.n)]
@@ -186,7 +190,7 @@ class Target:
         with tqdm(total=n, unit="answer", desc="target", disable=None) as bar:
             todo = missing()
             while chunk := list(itertools.islice(todo, CHUNK)):
-                ids = [answerer.prompt_ids(item.location, item.prompt) for item, _ in chunk]
+                ids = [answerer.prompt_ids(item.location, item.prompt, item.context) for item, _ in chunk]
                 numbers = [int(request.key[:15], 16) for _, request in chunk]
                 found = answerer.answer(ids, sampling, lambda answer: bar.update(), numbers)
                 rows = [

@@ -1,10 +1,12 @@
 """Rows in, examples out: sources (files, folders, hub ids), rows of JSON, CSV and parquet, records, token ids."""
 
-from data.rows.dataset import RowSettings, digest, find_cut, hold_out, open_model, read_examples
-from data.rows.examples import Cut, Example, Limits, encode, in_form
+from data.rows.dataset import RowSettings, count_repeated, digest, find_cut, hold_out, open_model, read_examples
+from data.rows.examples import Cut, Example, encode, in_form
 from data.rows.hub import find_model
 from data.rows.json_rows import load_rows, parse_row, read_lines
+from data.rows.limits import Limits, TooLong
 from data.rows.records import (
+    NotUsed,
     PromptRow,
     Record,
     Tie,
@@ -14,6 +16,7 @@ from data.rows.records import (
     read_prompts,
     read_records,
 )
+from data.rows.settings import ReadingSettings
 from data.rows.sources import FIELDS, Reading, rows_of
 
 __all__ = [
@@ -21,11 +24,15 @@ __all__ = [
     "Cut",
     "Example",
     "Limits",
+    "NotUsed",
     "PromptRow",
     "Reading",
+    "ReadingSettings",
     "Record",
     "RowSettings",
     "Tie",
+    "TooLong",
+    "count_repeated",
     "digest",
     "encode",
     "find_cut",

@@ -6,58 +6,77 @@ Rows flow through one chunk at a time; only token ids stay, so that memory does 
 """
 
 import hashlib
+from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
 
-from data.rows.examples import Cut, Example, Limits, encode
+from data.rows.examples import Cut, Example, encode
 from data.rows.hub import find_model
-from data.rows.records import Record, Tie, read_records
-from data.rows.sources import Reading, parse_columns
-from data.text import ROLES, Chat, Tokenizer, has_tokenizer
+from data.rows.limits import PROMPT_TOKENS, RESPONSE_TOKENS, Limits, TooLong
+from data.rows.records import NotUsed, Record, Tie, read_records
+from data.rows.settings import ReadingSettings
+from data.rows.sources import Reading
+from data.text import NO_SETTINGS, REMEDY, ROLES, Chat, TemplateSettings, Tokenizer, has_tokenizer
 from system import InputError, list_faults
 
 SHOWN_FAULTS = 10
 
 
 @dataclass(frozen=True, kw_only=True)
-class RowSettings:
+class RowSettings(ReadingSettings, TemplateSettings):
     """Flags of every command that reads rows as the trainer does."""
 
-    max_prompt_tokens: int = 512
-    """Longer prompts are cut."""
-    max_response_tokens: int = 512
-    """Longer responses lose their end, and with it the end-of-turn token."""
+    max_prompt_tokens: int | None = None
+    """Longer prompts are cut. Unset: 512, or none with --max-tokens; beside it, prompts are cut to so many where prompt
+    and longest response exceed --max-tokens, and responses to what that leaves of it, as in TRL 0.9."""
+    max_response_tokens: int | None = None
+    """Longer responses lose their end, and with it the end-of-turn token. Unset: 512, or none with --max-tokens."""
+    max_tokens: int | None = None
+    """Most tokens of prompt and response together. Alone it is the rule of TRL 1.16: responses lose their end, prompts
+    that leave no room for one are left out and counted."""
     keep_prompt: Literal["end", "start"] = "end"
     """Which part of a prompt that is too long stays; BOS and the template's headers always do."""
-    columns: str | None = None
-    """Columns that are called otherwise in the files: chosen=winner,rejected=loser."""
-    max_row_mb: int = 64
-    """Rows above that many megabytes are faults."""
+    beyond_context: bool = False
+    """Take rows that are longer, after the cut, than the model's context (max_position_embeddings)."""
 
     def __post_init__(self) -> None:
-        for name, most in (("max_prompt_tokens", 2**24), ("max_response_tokens", 2**24), ("max_row_mb", 2**12)):
-            if not 1 <= getattr(self, name) <= most:
-                flag = f"--{name.replace('_', '-')}"
-                raise InputError(f"{flag}: {getattr(self, name)} is not above 0, or above {most:,}")
-        parse_columns(self.columns)
+        for part in (ReadingSettings, TemplateSettings):
+            part.__post_init__(self)
+        for name in ("max_prompt_tokens", "max_response_tokens", "max_tokens"):
+            value = getattr(self, name)
+            if value is not None and not 1 <= value <= 2**24:
+                raise InputError(f"--{name.replace('_', '-')}: {value} is not above 0, or above {2**24:,}")
+        if self.max_tokens is not None and (self.max_prompt_tokens or 1) >= self.max_tokens:
+            raise InputError(
+                f"--max-tokens: {self.max_tokens} leaves no response beside a prompt of {self.max_prompt_tokens or 1}; "
+                "raise it, or lower --max-prompt-tokens"
+            )
+        if self.max_tokens is not None and self.max_prompt_tokens is None and self.keep_prompt == "start":
+            raise InputError(
+                "--keep-prompt start: --max-tokens alone cuts no prompt; name --max-prompt-tokens too, or leave it out"
+            )
 
     @property
     def limits(self) -> Limits:
-        """How much of a row is used."""
-        return Limits(
-            prompt_tokens=self.max_prompt_tokens,
-            response_tokens=self.max_response_tokens,
-            keep_prompt=self.keep_prompt,
-        )
+        """How much of a row is used, whatever the model's context."""
+        return Limits(**self.cuts, tokens=self.max_tokens, keep_prompt=self.keep_prompt)
+
+    def limits_in(self, context: int | None) -> Limits:
+        """How much of a row is used with a model of that context; None: it is not known."""
+        return replace(self.limits, context=None if self.beyond_context else context)
 
     @property
-    def reading(self) -> Reading:
-        """How files are read."""
-        return Reading(columns=parse_columns(self.columns), max_row_mb=self.max_row_mb)
+    def cuts(self) -> dict[str, int | None]:
+        """What holds for prompt_tokens and response_tokens: as named, or the rule's default; None: no limit."""
+        is_apart = self.max_tokens is None
+        return {
+            "prompt_tokens": self.max_prompt_tokens or (PROMPT_TOKENS if is_apart else None),
+            "response_tokens": self.max_response_tokens or (RESPONSE_TOKENS if is_apart else None),
+        }
 
 
 @dataclass
@@ -72,23 +91,54 @@ class Rows:
     """Why, for the first ten."""
     n_ties: int = 0
     """Rows whose answers are rated alike, so that no pair can be made of them."""
+    n_too_long: int = 0
+    """Rows whose prompts leave no room for a response (TooLong)."""
     cut_prompts: int = 0
     cut_responses: int = 0
+    without_thought: int = 0
+    """Responses to a prompt that opens a thought, which neither go on with it nor end it."""
     n_read: int = 0
     """Rows that were looked at, of whatever kind."""
+    sides: dict[str, list[int]] = field(default_factory=dict)
+    """Of prompts, of chosen, of rejected ... how many were cut, and how many there are."""
+    n_templated: int = 0
+    """Rows in which control tokens stand as text."""
+    spelled: Counter[str] = field(default_factory=Counter)
+    """These tokens, and in how many rows each stands."""
+    not_used: NotUsed = field(default_factory=NotUsed)
+    """What rows hold and nothing reads."""
 
     def add(self, item: Cut | InputError) -> None:
         """Counts one row in."""
         self.n_read += 1
         if isinstance(item, Tie):
             self.n_ties += 1
+        elif isinstance(item, TooLong):
+            self.n_too_long += 1
         elif isinstance(item, InputError):
             self.n_skipped += 1
             self.skipped += [str(item)] if self.n_skipped <= SHOWN_FAULTS else []
         else:
-            self.examples.append(item.example)
-            self.cut_prompts += item.is_prompt_cut
-            self.cut_responses += item.n_cut_responses
+            self._add_cut(item)
+
+    def _add_cut(self, cut: Cut) -> None:
+        self.examples.append(cut.example)
+        self.cut_prompts += cut.is_prompt_cut
+        self.cut_responses += sum(cut.cut_responses)
+        n = len(cut.cut_responses)
+        names = ("chosen", "rejected") if n == 2 and not cut.example.is_listed else ("completions",) * n
+        for name, is_cut in zip(("prompts", *names), (cut.is_prompt_cut, *cut.cut_responses), strict=True):
+            counts = self.sides.setdefault(name, [0, 0])
+            counts[0] += is_cut
+            counts[1] += 1
+        self.n_templated += bool(cut.spelled)
+        self.spelled.update(cut.spelled)
+        self.without_thought += cut.n_without_thought
+
+    @property
+    def cut_shares(self) -> dict[str, float]:
+        """Which share was cut, 0 to 1, of prompts, chosen and rejected, or completions."""
+        return {name: n_cut / n for name, (n_cut, n) in self.sides.items()}
 
     def facts(self) -> dict[str, Any]:
         """What a run writes down about them."""
@@ -96,9 +146,15 @@ class Rows:
             "rows": len(self.examples),
             "cut_prompts": self.cut_prompts,
             "cut_responses": self.cut_responses,
+            "cut_shares": {name: round(share, 4) for name, share in self.cut_shares.items()},
+            "too_long_prompts": self.n_too_long,
+            "templated_rows": self.n_templated,
+            "control_tokens_in_text": dict(self.spelled.most_common()),
+            **({"responses_without_thought": self.without_thought} if self.without_thought else {}),
             "skipped_rows": self.n_skipped,
             "skipped": self.skipped,
             "ties": self.n_ties,
+            **self.not_used.facts(),
             "token_ids_sha256": digest(self.examples).hexdigest(),
             "report": self.report(),
         }
@@ -108,19 +164,36 @@ class Rows:
         said = (
             f"{self.name}: {len(self.examples)} rows, {self.cut_prompts} prompts and {self.cut_responses} responses cut"
         )
+        shares = [f"{100 * share:.1f} % of {name}" for name, share in self.cut_shares.items() if share]
+        said += f" ({', '.join(shares)})" if shares else ""
+        if self.n_too_long:
+            said += f", {self.n_too_long} rows left out whose prompts leave no room for a response"
+        if self.without_thought:
+            said += f", {self.without_thought} responses without the thought that the template's prompt opens"
         said += f", {self.n_ties} rows left out whose answers are rated alike" if self.n_ties else ""
+        if self.n_templated:
+            tokens = " ".join(token for token, _ in self.spelled.most_common(SHOWN_FAULTS))
+            said += f", {self.n_templated} rows hold control tokens as text, which they stay ({tokens}): {REMEDY}"
+        said += "".join(f", {sentence}" for sentence in self.not_used.sentences())
         return said + (f", {self.n_skipped} rows skipped: " + "; ".join(self.skipped) if self.n_skipped else "")
 
 
-def open_model(name: str) -> tuple[Path, Chat | None]:
-    """The folder of a model and its chat; None where the folder has no tokenizer. Raises InputError."""
+def open_model(name: str, settings: TemplateSettings = NO_SETTINGS) -> tuple[Path, Chat | None]:
+    """The folder of a model and its chat; None where the folder has no tokenizer. settings: of the chat's template.
+
+    Raises InputError where one of them cannot be used.
+    """
     try:
         folder = find_model(name)
         if not (folder / "config.json").exists() and (folder / "adapter_config.json").exists():
             raise InputError(f"{folder}: an adapter, and no config.json; merge it into its model, and give that folder")
         if not (folder / "config.json").exists():
             raise InputError(f"{folder}: no config.json; give a checkpoint folder in Hugging Face's layout")
-        return folder, Chat(Tokenizer(folder)) if has_tokenizer(folder) else None
+        if has_tokenizer(folder):
+            return folder, Chat(Tokenizer(folder), settings)
+        if settings.given:
+            raise InputError(f"{settings.given[0]}: {folder} has no tokenizer, and renders no template; leave it out")
+        return folder, None
     except OSError as fault:
         raise InputError(f"{fault.filename or name}: cannot be read ({fault.strerror}); change its mode") from None
 
@@ -146,7 +219,7 @@ def read_examples(
     rows = Rows(", ".join(sources))
     for i, source in enumerate(sources):
         before = len(rows.examples)
-        for item in _cuts(source, chat, limits, reading, n_ids):
+        for item in _cuts(source, chat, limits, reading, n_ids, rows.not_used):
             rows.add(item)
         if weights and weights[i] != 1:
             rows.examples[before:] = _weighted(rows.examples[before:], weights[i], (seed, i))
@@ -176,8 +249,8 @@ def find_cut(
 
 
 def digest(examples: Iterable[Example]) -> "hashlib._Hash":
-    """SHA-256 over the token ids of examples, and over their token weights where they have some: what a run has really
-    been fed. Which tokens were revised follows from the ids.
+    """SHA-256 over the token ids of examples, over their token weights where they have some, and over which tokens are
+    predicted where not all are: what a run has really been fed. Which tokens were revised follows from these.
     """
     whole = hashlib.sha256()
     for example in examples:
@@ -185,12 +258,21 @@ def digest(examples: Iterable[Example]) -> "hashlib._Hash":
             whole.update(len(ids).to_bytes(8, "little") + ids.tobytes())
         for weights in example.token_weights or ():
             whole.update(b"weights" + len(weights).to_bytes(8, "little") + weights.tobytes())
+        for flags in example.predicted or ():
+            whole.update(b"predicted" + len(flags).to_bytes(8, "little") + flags.tobytes())
     return whole
 
 
-def _cuts(source: str, chat: Chat | None, limits: Limits, reading: Reading, n_ids: int) -> Iterator[Cut | InputError]:
-    records = read_records(source, reading, roles=chat.roles if chat else ROLES)
-    return encode(records, chat, limits, n_ids=n_ids)
+def _cuts(
+    source: str, chat: Chat | None, limits: Limits, reading: Reading, n_ids: int, not_used: NotUsed
+) -> Iterator[Cut | InputError]:
+    def records() -> Iterator[Record | InputError]:
+        for record in read_records(source, reading, roles=chat.roles if chat else ROLES):
+            if isinstance(record, Record):
+                not_used.add(record)
+            yield record
+
+    return encode(records(), chat, limits, n_ids=n_ids)
 
 
 def _weighted(examples: list[Example], weight: float, seed: tuple[int, int]) -> list[Example]:
@@ -222,3 +304,20 @@ def hold_out(rows: Sequence[Example], n: int, seed: int) -> tuple[list[Example],
     drawn = sorted(np.random.default_rng((seed, 0)).choice(len(locations), n, replace=False).tolist())
     held_out = {locations[i] for i in drawn}
     return [e for e in rows if e.location not in held_out], [by_location[locations[i]] for i in drawn]
+
+
+def count_repeated(rows: Iterable[Example], heldout: Iterable[Example]) -> tuple[int, int]:
+    """How many held-out rows are among the others too: with prompt and responses, and with the prompt alone, as ids."""
+    whole, prompts = set[bytes](), set[bytes]()
+    for e in rows:
+        whole.add(_key(e))
+        prompts.add(e.prompt.tobytes())
+    n_whole = n_prompts = 0
+    for e in heldout:
+        n_whole += _key(e) in whole
+        n_prompts += e.prompt.tobytes() in prompts
+    return n_whole, n_prompts
+
+
+def _key(example: Example) -> bytes:
+    return digest([example._replace(token_weights=None)]).digest()

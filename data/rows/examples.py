@@ -4,13 +4,13 @@ records -> encode -> examples (one prompt and its responses each) -> in_form("pa
 """
 
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
 from typing import Literal, NamedTuple
 
 import numpy as np
 
-from data.rows.records import NO_RATINGS, Ratings, Record
-from data.text import Chat, Run
+from data.rows.limits import Limits
+from data.rows.record import NO_RATINGS, Ratings, Record
+from data.text import Chat, Response, Run, Said, spelled_control
 from system import InputError
 
 CHUNK = 512  # records whose texts are encoded together: the tokenizer works on all cores, and memory stays flat
@@ -35,6 +35,39 @@ class Example(NamedTuple):
     """
     token_weights: tuple[np.ndarray, ...] | None = None
     """Of each response [n] float64, finite; None where the row has none."""
+    predicted: tuple[np.ndarray, ...] | None = None
+    """Of each response [n] bool, which of its tokens are predicted, the last one always: what an assistant says is,
+    what a tool says between is context. None where all are.
+    """
+    is_listed: bool = False
+    """Whether the responses stand as the row lists them, and none is called chosen (`Reading.listed`)."""
+
+    @property
+    def lengths(self) -> tuple[int, ...]:
+        """How many tokens of each response are predicted."""
+        if self.predicted is None:
+            return tuple(map(len, self.responses))
+        return tuple(int(flags.sum()) for flags in self.predicted)
+
+    def targets(self) -> tuple[np.ndarray, ...]:
+        """The ids of each response's tokens that are predicted."""
+        return self.of_predicted(self.responses)
+
+    def of_predicted(self, values: tuple[np.ndarray, ...]) -> tuple[np.ndarray, ...]:
+        """Of values [n] of each response's tokens those of the tokens that are predicted."""
+        if self.predicted is None:
+            return values
+        return tuple(x[flags] for x, flags in zip(values, self.predicted, strict=True))
+
+    def beside(self, other: "Example") -> "Example":
+        """The example with a further response, the first one of another, and what both rows say of tokens."""
+        said = {name: (getattr(self, name), getattr(other, name)) for name in ("revised", "token_weights")}
+        both = {
+            name: (*ours, theirs[0]) for name, (ours, theirs) in said.items() if ours is not None and theirs is not None
+        }
+        if self.predicted is not None or other.predicted is not None:
+            both["predicted"] = (*_flags(self), _flags(other)[0])
+        return self._replace(responses=(*self.responses, other.responses[0]), **both)
 
     def only(self, which: slice, label: bool | None) -> "Example":
         """The prompt with some of the responses, and with what is theirs."""
@@ -44,17 +77,12 @@ class Example(NamedTuple):
             ratings=self.ratings.of(which),
             revised=self.revised and self.revised[which],
             token_weights=self.token_weights and self.token_weights[which],
+            predicted=self.predicted and self.predicted[which],
         )
 
 
-@dataclass(frozen=True, kw_only=True)
-class Limits:
-    """How much of a row is used."""
-
-    prompt_tokens: int = 512
-    response_tokens: int = 512
-    keep_prompt: Literal["end", "start"] = "end"
-    """Which part of a prompt that is too long stays; BOS and the template's headers always do."""
+def _flags(e: Example) -> tuple[np.ndarray, ...]:
+    return tuple(np.ones(len(ids), dtype=bool) for ids in e.responses) if e.predicted is None else e.predicted
 
 
 class Cut(NamedTuple):
@@ -66,6 +94,11 @@ class Cut(NamedTuple):
     kept: list[bool]
     """For each of them whether it is in the example."""
     whole_responses: tuple[list[int], ...]
+    """Their ids before the cut, up to the last one that is predicted."""
+    spelled: tuple[str, ...] = ()
+    """Control tokens whose spellings stand as text in the row."""
+    n_without_thought: int = 0
+    """Responses to a prompt that opens a thought, which neither go on with it nor end it."""
 
     @property
     def is_prompt_cut(self) -> bool:
@@ -73,9 +106,9 @@ class Cut(NamedTuple):
         return not all(self.kept)
 
     @property
-    def n_cut_responses(self) -> int:
-        """How many of the responses lost their end."""
-        return sum(len(w) > len(r) for w, r in zip(self.whole_responses, self.example.responses, strict=True))
+    def cut_responses(self) -> tuple[bool, ...]:
+        """Of each response whether it lost its end."""
+        return tuple(len(w) > len(r) for w, r in zip(self.whole_responses, self.example.responses, strict=True))
 
 
 def encode(
@@ -94,9 +127,9 @@ def encode(
                 yield record
                 continue
             try:
-                yield _cut(record, next(trees), limits, n_ids)
+                yield _cut(record, next(trees), limits, n_ids, chat)
             except InputError as fault:
-                yield InputError(f"{record.location}: {fault}")
+                yield type(fault)(f"{record.location}: {fault}")
 
 
 def _chunks(records: Iterable[Record | InputError]) -> Iterator[list[Record | InputError]]:
@@ -118,23 +151,87 @@ def _letters(record: Record) -> int:
     return sum(len(m.content) for part in (record.messages, *record.conversations) for m in part)
 
 
-def _cut(record: Record, trees: "list[tuple[list[int], _Content]] | InputError", limits: Limits, n_ids: int) -> Cut:
+def _cut(record: Record, trees: "list[_Part] | InputError", limits: Limits, n_ids: int, chat: Chat | None) -> Cut:
     if isinstance(trees, InputError):
         raise trees
-    (prompt, content), *responses = trees
-    kept = _kept_of_prompt(prompt, content, limits)
+    prompt, *responses = trees
+    n_prompt, sizes = limits.sizes(len(prompt.ids), [_end_of(r) for r in responses])
+    kept = _kept_of_prompt(prompt.ids, prompt.content, n_prompt, limits)
+    sizes = [_kept_of_response(r, n, limits) for r, n in zip(responses, sizes, strict=True)]
     ids = [
-        [i for i, stays in zip(prompt, kept, strict=True) if stays],
-        *(r[: limits.response_tokens] for r, _ in responses),
+        [i for i, stays in zip(prompt.ids, kept, strict=True) if stays],
+        *(r.ids[:n] for r, n in zip(responses, sizes, strict=True)),
     ]
     if (top := max(max(i) for i in ids)) >= n_ids:
         raise InputError(f"token id {top} is outside the model's vocabulary of {n_ids}")
+    _check_context(ids, limits)
     kept_prompt, *kept_responses = (np.asarray(i, dtype=np.int32) for i in ids)
     example = Example(record.location, kept_prompt, tuple(kept_responses), record.label, record.ratings)
+    example = example._replace(is_listed=True) if record.form == "listed" else example
     if record.token_weights is not None:
-        kept_weights = (np.asarray(w[: limits.response_tokens], dtype=np.float64) for w in record.token_weights)
+        kept_weights = (np.asarray(w[:n], dtype=np.float64) for w, n in zip(record.token_weights, sizes, strict=True))
         example = example._replace(token_weights=tuple(kept_weights))
-    return Cut(example, prompt, kept, tuple(r for r, _ in responses))
+    if any(r.predicted is not None for r in responses):
+        flags = [np.asarray(r.flags()[:n], dtype=bool) for r, n in zip(responses, sizes, strict=True)]
+        example = example._replace(predicted=None if all(map(np.all, flags)) else tuple(flags))
+    whole = tuple(r.ids[: r.end()] for r in responses)
+    n_lacking = sum(r.lacks_thought for r in responses)
+    cut = Cut(example, prompt.ids, kept, whole, _spelled(record, chat), n_lacking)
+    if not example.is_listed:
+        _check_differ(cut, limits)
+    return cut
+
+
+def _end_of(part: "_Part") -> int:
+    """How many ids a response has up to the last one that is predicted."""
+    if part.end() == 0:
+        raise InputError("the assistant says nothing in a response, so that there is nothing to predict in it")
+    return part.end()
+
+
+def _kept_of_response(part: "_Part", n: int, limits: Limits) -> int:
+    """How many of the first n ids of a response stay: none behind the last one that is predicted."""
+    kept = part.end(n)
+    if kept == 0:
+        raise InputError(
+            f"of a response nothing that the assistant says is left in {n} tokens; raise {limits.flag_of_responses}"
+        )
+    return kept
+
+
+def _check_context(ids: Sequence[list[int]], limits: Limits) -> None:
+    """Raises InputError where prompt and longest response do not fit into the model's context."""
+    prompt, *responses = map(len, ids)
+    if limits.context is not None and (n := prompt + max(responses)) > limits.context:
+        raise InputError(
+            f"{n:,} tokens after the cut, and the model's context (max_position_embeddings) has {limits.context:,}; "
+            f"lower {limits.flags}, or take such rows: --beyond-context"
+        )
+
+
+def _check_differ(cut: Cut, limits: Limits) -> None:
+    """Raises InputError where the best and the worst response to a prompt are the same ids: nothing can be learnt of
+    them, whatever they said before the cut.
+    """
+    responses, whole = cut.example.responses, cut.whole_responses
+    if len(responses) == 1 or not np.array_equal(responses[0], responses[-1]):
+        return
+    names = '"chosen" and "rejected"' if len(responses) == 2 else "the best and the worst completion"
+    if whole[0] == whole[-1]:
+        raise InputError(f"{names} are the same token ids; a pair has to differ")
+    limit, flag = limits.response_tokens, limits.flag_of_responses
+    if limit is not None and whole[0][:limit] == whole[-1][:limit]:  # it cuts before any other rule
+        flag = "--max-response-tokens"
+    raise InputError(
+        f"{names} are the same {len(responses[0])} token ids after the cut; a pair has to differ: raise {flag}"
+    )
+
+
+def _spelled(record: Record, chat: Chat | None) -> tuple[str, ...]:
+    if record.is_tokenised:
+        return ()
+    texts = [m.content for part in (record.messages, *record.conversations) for m in part]
+    return spelled_control(texts, chat and chat.tokenizer)
 
 
 def in_form(examples: Sequence[Example], form: str, *, side: Literal["chosen", "rejected"] = "chosen") -> list[Example]:
@@ -168,37 +265,73 @@ def _in_form(e: Example, form: str, side: str) -> Iterator[Example]:
         raise InputError(f"{e.location}: this objective trains on rows of the form {form}, and this is {kind}")
 
 
-def _pieces_of(
-    records: Sequence[Record], chat: Chat | None
-) -> "Iterator[list[tuple[list[int], _Content]] | InputError]":
-    """For each record its prompt and responses as (ids, content flags on demand), or what is wrong with it.
+def _pieces_of(records: Sequence[Record], chat: Chat | None) -> "Iterator[list[_Part] | InputError]":
+    """For each record its prompt and responses, or what is wrong with it.
 
     The texts of all are encoded together: the tokenizer works on all cores.
     """
     trees = [_render(r, chat) for r in records]
     whole = [tree for tree in trees if not isinstance(tree, InputError)]
-    runs = [piece for tree in whole for pieces in tree for piece in pieces if isinstance(piece, Run)]
+    runs = [piece for tree in whole for made in tree for piece in made.pieces if isinstance(piece, Run)]
     encoded = iter(chat.encode(runs) if chat and runs else ())
     for record, tree in zip(records, trees, strict=True):
         if isinstance(tree, InputError):
             yield tree
             continue
-        made = []
-        for pieces in tree:
-            groups = [next(encoded) if isinstance(p, Run) else [p] for p in pieces]
-            made.append(([i for group in groups for i in group], _Content(record, pieces, groups, chat)))
-        yield made
+        parts = []
+        for made in tree:
+            groups = [next(encoded) if isinstance(p, Run) else [p] for p in made.pieces]
+            content = _Content(record, made.pieces, groups, chat)
+            predicted = None if made.is_predicted_whole or chat is None else _predicted(made, groups, chat)
+            parts.append(_Part([i for group in groups for i in group], content, predicted, made.lacks_thought))
+        yield parts
 
 
-def _render(record: Record, chat: Chat | None) -> list[list[int | Run]] | InputError:
+def _render(record: Record, chat: Chat | None) -> list[Response] | InputError:
+    """The prompt and the responses of a record in pieces."""
     if record.is_tokenised:
-        return [list(record.prompt), *(list(r) for r in record.responses)]  # pyright: ignore[reportReturnType]
+        return [Response(list(ids), [0] * len(ids)) for ids in (record.prompt, *record.responses)]  # pyright: ignore[reportArgumentType]
     if chat is None:
         return InputError("a row of text, and the model folder has no tokenizer; give rows of token ids")
     try:
-        return [chat.prompt_pieces(record.messages), *(chat.response_pieces(text) for text in record.texts)]
+        written = chat.write(record.messages, record.conversations, record.context)
     except InputError as fault:
         return fault
+    return [Response(written.prompt, [0] * len(written.prompt)), *written.responses]
+
+
+def _predicted(made: Response, groups: Sequence[Sequence[int]], chat: Chat) -> list[bool]:
+    """For each token of a response whether it is predicted: where a letter of it is what an assistant says."""
+    flags: list[bool] = []
+    for piece, seen, ids in zip(made.pieces, made.seen, groups, strict=True):
+        if not isinstance(piece, Run):
+            flags.append(not seen)
+        elif seen in (0, len(piece.text)):
+            flags += [not seen] * len(ids)
+        else:
+            flags += [end > seen for _, end in chat.tokenizer.offsets(piece.text, goes_on=piece.goes_on)]
+    return flags
+
+
+class _Part(NamedTuple):
+    """A prompt or a response before it is cut."""
+
+    ids: list[int]
+    content: "_Content"
+    predicted: list[bool] | None = None
+    """Of a response for each id whether it is predicted; None where all are."""
+    lacks_thought: bool = False
+    """Whether the prompt opens a thought that the response neither goes on with nor ends."""
+
+    def flags(self) -> list[bool]:
+        return [True] * len(self.ids) if self.predicted is None else self.predicted
+
+    def end(self, limit: int | None = None) -> int:
+        """How many of the ids there are up to the last one that is predicted, within the first `limit` of them."""
+        ids = self.ids[:limit]
+        if self.predicted is None:
+            return len(ids)
+        return next((i + 1 for i in reversed(range(len(ids))) if self.predicted[i]), 0)
 
 
 class _Content(NamedTuple):
@@ -215,22 +348,22 @@ class _Content(NamedTuple):
             return [i > 0 or ids[0] != bos for i, ids in enumerate(self.groups)]
         flags: list[bool] = []
         for piece in self.pieces:
-            flags += [False] if isinstance(piece, int) else _content_flags(piece, self.chat)
+            flags += _content_flags(piece, self.chat) if isinstance(piece, Run) else [isinstance(piece, Said)]
         return flags
 
 
 def _content_flags(run: Run, chat: Chat) -> list[bool]:
     """For each token of a run whether it begins in content."""
-    is_content = [flag for text, flag in run.parts for _ in text]
+    is_content = [bool(speaker) for text, speaker in run.parts for _ in text]
     return [
         is_content[min(start, len(is_content) - 1)]
         for start, _ in chat.tokenizer.offsets(run.text, goes_on=run.goes_on)
     ]
 
 
-def _kept_of_prompt(ids: list[int], content: _Content, limits: Limits) -> list[bool]:
-    """For each id of a prompt whether it stays."""
-    excess = len(ids) - limits.prompt_tokens
+def _kept_of_prompt(ids: list[int], content: _Content, n: int, limits: Limits) -> list[bool]:
+    """For each id of a prompt whether it is among the n that stay."""
+    excess = len(ids) - n
     if excess <= 0:
         return [True] * len(ids)
     removable = [i for i, flag in enumerate(content.flags()) if flag]

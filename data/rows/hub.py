@@ -8,7 +8,10 @@ from system import InputError
 
 PATTERNS = {
     "model": ["*.safetensors", "*.json", "*.jinja", "*.model", "tokenizer.model*", "*.tiktoken", "merges*", "vocab*"],
-    "dataset": ["*.jsonl", "*.json", "*.parquet", "*.csv"],
+    "dataset": [
+        *("*.jsonl", "*.json", "*.ndjson", "*.csv", "*.tsv", "*.parquet", "*.arrow"),
+        *("*.jsonl.gz", "*.json.gz", "*.ndjson.gz", "*.csv.gz", "*.tsv.gz"),
+    ],
 }
 EXAMPLES = {
     "model": "a checkpoint folder or a hub id such as meta-llama/Meta-Llama-3-8B-Instruct",

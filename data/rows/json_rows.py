@@ -1,10 +1,18 @@
-"""JSON, read strictly: every fault is located, and nothing is repaired on the way."""
+"""JSON, read strictly: every fault is located, and nothing is repaired on the way.
 
+.jsonl .ndjson    a row a line
+.json             a list of rows; {"data": [rows]}, whatever stands beside it; rows one after the other, each of
+                  several lines; a row a line
+"""
+
+import gzip
 import json
 import math
 import os
 import re
+import zlib
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -39,7 +47,7 @@ def read_lines(path: Path, max_row_bytes: int) -> Iterator[tuple[str, bytes | In
     Lines end at \\n only (U+2028 and its kin are text); a byte order mark and \\r before the end are dropped. A line
     that is too long is a fault, of which no more than the limit is held. Raises InputError for a file in UTF-16.
     """
-    with open_regular(path) as file:
+    with open_rows(path) as file:
         number = 0
         while line := file.readline(max_row_bytes + 1):
             number += 1
@@ -54,31 +62,114 @@ def read_lines(path: Path, max_row_bytes: int) -> Iterator[tuple[str, bytes | In
                 yield location, line
 
 
-def read_json(path: Path, max_row_bytes: int) -> Iterator[Row]:
-    """A list of objects, one at a time; where the file begins otherwise it is JSON Lines under another name."""
+@contextmanager
+def open_rows(path: Path) -> Iterator[Any]:
+    """A file of text, open for reading bytes, unpacked where its name ends in .gz. Raises InputError."""
     with open_regular(path) as file:
-        if file.read(64).removeprefix(b"\xef\xbb\xbf").lstrip(b" \t\r\n")[:1] != b"[":
-            yield from read_jsonl(path, max_row_bytes)
+        if path.suffix != ".gz":
+            yield file
             return
-        if os.fstat(file.fileno()).st_size > MAX_LIST_BYTES:
-            raise InputError(f"{path}: a list above {MAX_LIST_BYTES >> 20} MB; convert it to one JSON object per line")
-        file.seek(0)
-        content = without_mark(file.read(), path)
+        try:
+            with gzip.open(file) as unpacked:
+                yield unpacked
+        except (gzip.BadGzipFile, EOFError, zlib.error) as fault:
+            raise InputError(f"{path}: not gzip, or damaged ({fault}); copy it anew") from None
+
+
+def read_json(path: Path, max_row_bytes: int) -> Iterator[Row]:
+    """The objects of a list, or what else a file of this name may be. Raises InputError where the rest of it is out of
+    reach.
+    """
+    with open_rows(path) as file:
+        first = file.read(64).removeprefix(b"\xef\xbb\xbf").lstrip(b" \t\r\n")[:1]
+    if first == b"[":
+        yield from _objects_in_list(_whole_text(path), path, max_row_bytes)
+    elif first == b"{" and not _begins_with_a_row(path, max_row_bytes):
+        yield from _objects_of_lines(path, max_row_bytes)
+    else:
+        yield from read_jsonl(path, max_row_bytes)
+
+
+def _begins_with_a_row(path: Path, max_row_bytes: int) -> bool:
+    """Whether the first line is an object by itself, and none that holds a list of rows."""
+    for _, line in read_lines(path, max_row_bytes):
+        try:
+            return not isinstance(line, InputError) and not _holds_rows(json.loads(line))
+        except (ValueError, RecursionError):
+            return False
+    return True
+
+
+def _holds_rows(value: Any) -> bool:
+    rows = value.get("data") if isinstance(value, dict) else None
+    return isinstance(rows, list) and bool(rows) and all(isinstance(row, dict) for row in rows)
+
+
+def _objects_of_lines(path: Path, max_row_bytes: int) -> Iterator[Row]:
+    """Objects of several lines each, or the rows that the only one holds; a row a line where the first is no JSON."""
     try:
-        text = content.decode("utf-8")
+        text = _whole_text(path)
+        at = text.index("{")
+        whole, end = _LENIENT.raw_decode(text, at)
+    except (ValueError, RecursionError):  # an InputError is one: what is wrong is told by the line
+        yield from read_jsonl(path, max_row_bytes)
+        return
+    if _holds_rows(whole) and not text[end:].strip():
+        yield from _objects_in_list(text, path, max_row_bytes, at=_start_of_rows(text, at + 1))
+        return
+    number, counted = 1, 0
+    while at < len(text):
+        number, counted = number + text.count("\n", counted, at), at
+        end = _end_of_value(text, at, path, number)
+        yield _row_of_text(text[at:end], f"{path}:{number}", max_row_bytes)
+        at = _skip_blank(text, end)
+
+
+def _start_of_rows(text: str, at: int) -> int:
+    """Where the list of rows begins in an object that was read before, and of which this is the inside."""
+    while True:
+        at = _skip_blank(text, at)
+        key, at = _LENIENT.raw_decode(text, at)
+        at = _skip_blank(text, _skip_blank(text, at) + 1)  # behind the colon
+        if key == "data":
+            return at
+        at = _skip_blank(text, _LENIENT.raw_decode(text, at)[1]) + 1  # behind the comma
+
+
+_BLANK = re.compile(r"[ \t\r\n]*")
+
+
+def _skip_blank(text: str, at: int) -> int:
+    match = _BLANK.match(text, at)
+    assert match is not None  # it matches nothing at all, too
+    return match.end()
+
+
+def _whole_text(path: Path) -> str:
+    """What is in a file that cannot be read a row at a time. Raises InputError for too much of it, or no UTF-8."""
+    with open_rows(path) as file:
+        is_large = path.suffix != ".gz" and os.fstat(file.fileno()).st_size > MAX_LIST_BYTES
+        content = b"" if is_large else file.read(MAX_LIST_BYTES + 1)
+    if is_large or len(content) > MAX_LIST_BYTES:
+        raise InputError(f"{path}: a list above {MAX_LIST_BYTES >> 20} MB; convert it to one JSON object per line")
+    content = without_mark(content, path)
+    try:
+        return content.decode("utf-8")
     except UnicodeDecodeError as fault:
         number = 1 + content.count(b"\n", 0, fault.start)
         raise InputError(f"{path}:{number}: not UTF-8; mend the file") from None
-    yield from _objects_in_list(text, path, max_row_bytes)
 
 
 _BETWEEN = re.compile(r"[ \t\r\n]*(,?)[ \t\r\n]*(\]?)")
 _LENIENT = json.JSONDecoder()
 
 
-def _objects_in_list(text: str, path: Path, max_row_bytes: int) -> Iterator[Row]:
-    """Raises InputError where the list itself is broken, so that the rows behind are out of reach."""
-    at, number, counted, is_first = text.index("[") + 1, 1, 0, True
+def _objects_in_list(text: str, path: Path, max_row_bytes: int, *, at: int | None = None) -> Iterator[Row]:
+    """at: where a list begins that is inside of something; unset, it is the whole text. Raises InputError where the
+    list itself is broken, so that the rows behind are out of reach.
+    """
+    is_whole = at is None
+    at, number, counted, is_first = (text.index("[") if at is None else at) + 1, 1, 0, True
     while True:
         match = _BETWEEN.match(text, at)
         assert match is not None  # it matches nothing at all, too
@@ -86,7 +177,7 @@ def _objects_in_list(text: str, path: Path, max_row_bytes: int) -> Iterator[Row]
         number, counted = number + text.count("\n", counted, at), at
         location = f"{path}:{number}"
         if match[2] and not match[1]:
-            if text[at:].strip():
+            if is_whole and text[at:].strip():
                 raise InputError(f"{location}: text behind the list's end; mend the file")
             return
         if bool(match[1]) == is_first or match[2] or at == len(text):
@@ -96,12 +187,15 @@ def _objects_in_list(text: str, path: Path, max_row_bytes: int) -> Iterator[Row]
             raise InputError(f"{location}: not JSON ({what}); mend the file")
         is_first = False
         end = _end_of_value(text, at, path, number)
-        value = text[at:end].encode("utf-8", "surrogatepass")
+        yield _row_of_text(text[at:end], location, max_row_bytes)
         at = end
-        yield (
-            location,
-            too_long(location, max_row_bytes) if len(value) > max_row_bytes else _or_fault(parse_row, value, location),
-        )
+
+
+def _row_of_text(text: str, location: str, max_row_bytes: int) -> Row:
+    value = text.encode("utf-8", "surrogatepass")
+    if len(value) > max_row_bytes:
+        return location, too_long(location, max_row_bytes)
+    return location, _or_fault(parse_row, value, location)
 
 
 def _end_of_value(text: str, at: int, path: Path, number: int) -> int:
@@ -147,11 +241,12 @@ def parse_row(line: bytes, location: str) -> dict[str, Any]:
         refuse("a number of more than 4,300 digits")
     if not isinstance(row, dict):
         refuse(f'a {type(row).__name__}, not an object such as {{"prompt": ..., "chosen": ..., "rejected": ...}}')
-    _check_value(row, refuse, MAX_DEPTH)
+    check_value(row, refuse, MAX_DEPTH)
     return row
 
 
-def _check_value(value: Any, refuse: Callable[[str], NoReturn], depth: int) -> None:
+def check_value(value: Any, refuse: Callable[[str], NoReturn], depth: int) -> None:
+    """Calls `refuse` for what no row may hold: half a surrogate pair, a number beyond floats, nesting beyond depth."""
     if depth == 0:
         refuse(f"nested deeper than {MAX_DEPTH} levels")
     if isinstance(value, str):
@@ -164,11 +259,11 @@ def _check_value(value: Any, refuse: Callable[[str], NoReturn], depth: int) -> N
             refuse("a number too large for a float")
     elif isinstance(value, list):
         for item in value:
-            _check_value(item, refuse, depth - 1)
+            check_value(item, refuse, depth - 1)
     elif isinstance(value, dict):
         for key, item in value.items():
-            _check_value(key, refuse, depth - 1)
-            _check_value(item, refuse, depth - 1)
+            check_value(key, refuse, depth - 1)
+            check_value(item, refuse, depth - 1)
 
 
 def _or_fault(read: Callable[[bytes, str], dict[str, Any]], line: bytes, location: str) -> dict[str, Any] | InputError:

@@ -1,11 +1,12 @@
-"""Rows of tables: CSV, whose values are all text, and parquet, which needs pyarrow."""
+"""Rows of tables: CSV, whose values are all text, and parquet and arrow, which need pyarrow."""
 
 import csv
-from collections.abc import Iterator, Sequence
+import importlib
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from data.rows.json_rows import Row, too_long, without_mark
+from data.rows.json_rows import Row, open_rows, too_long, without_mark
 from system import InputError, open_regular
 
 MAX_GROUP_BYTES = 4 * 2**30  # of a parquet row group, unpacked
@@ -18,14 +19,29 @@ NUMBERS = (
 """Fields of rows that are numbers. The last three may mean other things, which are left alone."""
 
 
+UNNAMED = "Unnamed: 0"
+"""What pandas calls the first column of a table where its header is empty: the index that it has written."""
+
+
 def read_csv(path: Path, max_row_bytes: int) -> Iterator[Row]:
     """A header and a row a line, or several where a value holds line ends. An empty value is none at all."""
+    return _read_text(path, max_row_bytes, ",")
+
+
+def read_tsv(path: Path, max_row_bytes: int) -> Iterator[Row]:
+    """The same with tabs between the values."""
+    return _read_text(path, max_row_bytes, "\t")
+
+
+def _read_text(path: Path, max_row_bytes: int, delimiter: str) -> Iterator[Row]:
     csv.field_size_limit(max_row_bytes)
-    with open_regular(path) as binary:
+    with open_rows(path) as binary:
         pieces = iter(lambda: binary.readline(max_row_bytes), b"")
         lines = ((piece if i else without_mark(piece, path)).decode("utf-8") for i, piece in enumerate(pieces))
-        reader = csv.reader(lines, strict=True)
+        reader = csv.reader(lines, strict=True, delimiter=delimiter)
         location, header = f"{path}:1", _next_line(reader, path) or []
+        if len(header) > 1 and header[0] == "" and UNNAMED not in header:
+            header[0] = UNNAMED
         if len(set(header)) < len(header) or "" in header:
             raise InputError(f"{location}: a column has no name, or that of another; name each once")
         while True:
@@ -49,12 +65,8 @@ def _next_line(reader: Any, path: Path) -> list[str] | None:
 
 
 def typed(row: dict[str, Any], location: str, fields: Sequence[str] = ()) -> dict[str, Any]:
-    """A row of text with its label (true, false, 1, 0), its numbers and those of fields that are asked for as what they
-    mean. Raises InputError.
-    """
+    """A row of text with its numbers and those of fields that are asked for as what they mean. Raises InputError."""
     made = dict(row)
-    if isinstance(made.get("label"), str):
-        made["label"] = {"true": True, "1": True, "false": False, "0": False}.get(made["label"].lower(), made["label"])
     for name in (*NUMBERS, *fields):
         if name in made:
             try:
@@ -68,26 +80,74 @@ def typed(row: dict[str, Any], location: str, fields: Sequence[str] = ()) -> dic
 
 def read_parquet(path: Path, max_row_bytes: int) -> Iterator[Row]:
     """A few rows at a time: a file of a kilobyte that stands for gigabytes takes no more than HELD_BYTES and a row."""
-    try:
-        from pyarrow import ArrowException, parquet  # an extra: 150 MB that only parquet needs
-    except ImportError:
-        raise InputError(f"{path}: reading parquet needs pyarrow; pip install 'pyarrow>=15'") from None
-    number = 0
-    try:
-        with open_regular(path) as binary, parquet.ParquetFile(binary) as file:
+    parquet = _pyarrow(path, "parquet")
+
+    def batches(binary: Any) -> Iterator[tuple[Any, bool]]:
+        with parquet.ParquetFile(binary) as file:
             n_rows = _rows_at_once(file, path)
             for batch in file.iter_batches(batch_size=n_rows):
-                is_large = batch.nbytes > max_row_bytes or n_rows < MOST_ROWS
+                yield batch, batch.nbytes > max_row_bytes or n_rows < MOST_ROWS
+
+    return _rows_of_batches(path, max_row_bytes, batches, "parquet")
+
+
+def read_arrow(path: Path, max_row_bytes: int) -> Iterator[Row]:
+    """What datasets keeps on disk: arrow's stream or file, a few rows at a time."""
+    ipc = _pyarrow(path, "ipc")
+
+    def batches(binary: Any) -> Iterator[tuple[Any, bool]]:
+        is_file = binary.read(6) == b"ARROW1"
+        binary.seek(0)
+        opened = ipc.open_file(binary) if is_file else ipc.open_stream(binary)
+        whole = map(opened.get_batch, range(opened.num_record_batches)) if is_file else opened
+        for batch in whole:
+            for start in range(0, batch.num_rows, MOST_ROWS):
+                part = batch.slice(start, MOST_ROWS)
+                yield part, part.nbytes > max_row_bytes
+
+    return _rows_of_batches(path, max_row_bytes, batches, "arrow")
+
+
+def _pyarrow(path: Path, part: str) -> Any:
+    try:
+        return importlib.import_module(f"pyarrow.{part}")  # an extra: 150 MB that only these files need
+    except ImportError:
+        raise InputError(f"{path}: reading {path.suffix[1:]} needs pyarrow; pip install 'pyarrow>=15'") from None
+
+
+def _rows_of_batches(
+    path: Path, max_row_bytes: int, batches: Callable[[Any], Iterator[tuple[Any, bool]]], kind: str
+) -> Iterator[Row]:
+    """The rows of batches, each of which comes with whether one of its rows may be too large."""
+    from pyarrow import ArrowException
+
+    number = 0
+    try:
+        with open_regular(path) as binary:
+            for batch, is_large in batches(binary):
                 for row in batch.to_pylist():
                     number += 1
                     location = f"{path}:{number}"
                     exceeds = is_large and _size(row) > max_row_bytes
-                    yield location, too_long(location, max_row_bytes) if exceeds else row
+                    yield location, too_long(location, max_row_bytes) if exceeds else _without_nulls(row)
     except InputError:
         raise
     except (ArrowException, OSError, ValueError) as fault:  # text that is not UTF-8 is a ValueError
         where = f"{path}:{number + 1}" if number else f"{path}"
-        raise InputError(f"{where}: not parquet, or damaged ({' '.join(str(fault).split())}); copy it anew") from None
+        raise InputError(f"{where}: not {kind}, or damaged ({' '.join(str(fault).split())}); copy it anew") from None
+
+
+def _without_nulls(row: dict[str, Any]) -> dict[str, Any]:
+    """A row whose nested objects have only the keys that were written: a table gives each of them the keys of all."""
+    return {name: _bare(value) if isinstance(value, (list, dict)) else value for name, value in row.items()}
+
+
+def _bare(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: _bare(item) for key, item in value.items() if item is not None}
+    if isinstance(value, list) and value and isinstance(value[0], (list, dict)):
+        return [_bare(item) for item in value]
+    return value
 
 
 def _rows_at_once(file: Any, path: Path) -> int:

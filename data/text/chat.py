@@ -2,39 +2,62 @@
 
     messages --template--> text with every content marked --split at control tokens--> runs --tokenizer--> ids
 
-The template's text may place control tokens; content never does: it is marked while the template is rendered, and
-whatever stands between the marks is encoded as text. Runs are encoded whole, so that the ids are those of encoding
-the rendered conversation in one piece.
+The template's text may place control tokens. Content never does: whatever it spells is encoded as text, but for added
+tokens that are not special (<think>, <tool_call>) in what an assistant says. Runs are encoded whole, so that the ids
+are those of encoding the rendered conversation in one piece.
+
+A prompt is what the template writes with its generation prompt. A response is what it writes behind that for the whole
+conversation, up to the token that ends it; of several messages (an assistant that calls a tool, the tool, the
+assistant) what an assistant says is predicted, the rest is context. Where the generation prompt opens a thought that
+the template would cut out of the conversation (R1's), the response stands behind it as it is given.
 """
 
-import os
+import re
 from collections.abc import Iterable, Sequence
+from itertools import accumulate
 from pathlib import Path
 from typing import Literal, NamedTuple
 
+from data.text import marking, places
 from data.text.json_files import read_json
-from data.text.messages import ROLES, Message
+from data.text.marking import Part, Rendering, Speaker
+from data.text.messages import NO_CONTEXT, ROLES, Message, TemplateContext
 from data.text.template import Template
-from data.text.tokenizer import Tokenizer
-from system import InputError, check_regular, cli
-
-# Llama-3's format, for checkpoints that have its control tokens and no template of their own.
-LLAMA3_TEMPLATE = (
-    "{% for m in messages %}{{ bos_token if loop.first else '' }}"
-    "<|start_header_id|>{{ m.role }}<|end_header_id|>\n\n{{ m.content }}<|eot_id|>{% endfor %}"
-    "{% if add_generation_prompt %}<|start_header_id|>assistant<|end_header_id|>\n\n{% endif %}"
+from data.text.template_settings import (
+    BUILT_IN,
+    LLAMA3_TEMPLATE,
+    LLAMA3_TOKENS,
+    NO_SETTINGS,
+    TemplateSettings,
+    template_source,
 )
-BUILT_IN = Path("<built-in Llama-3>")
-LLAMA3_TOKENS = ("<|start_header_id|>", "<|end_header_id|>", "<|eot_id|>")
+from data.text.tokenizer import Tokenizer
+from system import InputError, cli
 
+__all__ = ["LLAMA3_TEMPLATE", "LLAMA3_TOKENS", "Chat", "Response", "Run", "Said", "Written", "stop_ids"]
+
+MOST_SHAPES = 4096  # kinds of conversations that are remembered
+OPENED = re.compile(r"([<\[]\w*(?:think|thought|reason)\w*[>\]])\s*\Z", re.IGNORECASE)
+"""The end of a generation prompt that has begun a thought."""
+EMPTY = re.compile(r"([<\[])(\w*(?:think|thought|reason)\w*[>\]])\s*\1/\2\s*\Z", re.IGNORECASE)
+"""The end of one that has ended it, too: nothing is thought."""
+QUESTION, ANSWER = Message("user", "question"), Message("assistant", "answer")
+SAMPLE_TOOL = {
+    "type": "function",
+    "function": {
+        "name": "probe",
+        "description": "A tool.",
+        "parameters": {"type": "object", "properties": {"name": {"type": "string", "description": "A name."}}},
+    },
+}
 
 Before = Literal["nothing", "control", "text"]
 
 
 class Run(NamedTuple):
-    """Text between two control tokens: template and content, each part flagged."""
+    """Text between two control tokens: template and content, each part with who says it."""
 
-    parts: tuple[tuple[str, bool], ...]
+    parts: tuple[Part, ...]
     goes_on: bool = False
     """Whether it is encoded as text that follows other text: no blank is put before it."""
 
@@ -44,76 +67,430 @@ class Run(NamedTuple):
         return "".join(text for text, _ in self.parts)
 
 
+class Said(int):
+    """The id of an added token that a content spells."""
+
+
+class Response(NamedTuple):
+    """A response in pieces, ending with the last token that is predicted."""
+
+    pieces: list[int | Run]
+    seen: list[int]
+    """Of each piece how much at its beginning is not predicted: characters of a run, 1 for a token."""
+    lacks_thought: bool = False
+    """Whether the prompt opens a thought that the response neither goes on with nor ends."""
+
+    @property
+    def is_predicted_whole(self) -> bool:
+        """Whether all of it is predicted."""
+        return not any(self.seen)
+
+
+class Written(NamedTuple):
+    """A row as its template writes it."""
+
+    prompt: list[int | Run]
+    responses: list[Response]
+
+
+class _Shape(NamedTuple):
+    """What stands around a plain answer, behind a prompt of one kind."""
+
+    before: str
+    closing: str
+    end: int
+    lacks_thought: bool
+
+
+class _Passage(NamedTuple):
+    """Parts of a response that are predicted, or are not; the token that ends them where no part spells it."""
+
+    parts: list[Part]
+    is_predicted: bool
+    end: int | None = None
+
+
+class _Found(NamedTuple):
+    """A message of an assistant in a conversation."""
+
+    passage: _Passage
+    begin: int | None
+    """Where it begins in the whole conversation; None where it is not what stands there."""
+    end: int
+    lacks_thought: bool = False
+
+
 class Chat:
     """A tokenizer and its chat template."""
 
-    def __init__(self, tokenizer: Tokenizer) -> None:
+    def __init__(self, tokenizer: Tokenizer, settings: TemplateSettings = NO_SETTINGS) -> None:
         """Raises InputError where there is no template, it cannot be trusted, or it has no place for an answer."""
         self.tokenizer = tokenizer
         names = ("bos_token", "eos_token", "pad_token", "unk_token")
-        self.template = Template(*_template_source(tokenizer), {name: tokenizer.text_of(name) for name in names})
+        source, location = template_source(tokenizer, settings.chat_template)
+        self.template = Template(source, location, {name: tokenizer.text_of(name) for name in names}, settings.day)
+        if settings.template_date is not None and self.template.day is None:
+            raise InputError(f"--template-date: the chat template {location} asks for no date; leave it out")
+        self._kwargs = settings.kwargs
+        places.check_names(self.template, self._kwargs, "--chat-template-kwargs")
         self.roles = (*ROLES, *sorted(self.template.roles() - {*ROLES}))
         """The roles that a message may have."""
-        is_built_in = self.template.location == BUILT_IN
-        self.files = tokenizer.files | ({"chat_template.jinja": self.template.source} if is_built_in else {})
-        """Files that the folder lacks and that a checkpoint needs beside its tokenizer's own, by name."""
-        self._find_answer()
+        is_brought = settings.chat_template is not None or location == BUILT_IN
+        self.files = tokenizer.files | ({"chat_template.jinja": source} if is_brought else {})
+        """Files that a checkpoint needs beside its tokenizer's own or in their place, by name."""
+        self._stops = {*stop_ids(tokenizer.folder, None), tokenizer.eos_id} - {None}
+        self._shapes: dict[object, _Shape] = {}
+        self._arguments: places.Wanted | None = None
+        self._probe = self._probed_context()
+        self.end_of_turn, self._ends_in = self._find_end()
+        """The token that ends an answer, and whether the template writes it, or text in its place."""
+        self._shape([QUESTION], self._probe)
 
-    def render(self, messages: Sequence[Message], *, add_generation_prompt: bool) -> list[tuple[str, bool]]:
-        """The conversation as the template writes it: (text, whether it is content) in order.
+    # --- rows ------------------------------------------------------------------------------------------------------
+
+    def write(
+        self,
+        prompt: Sequence[Message],
+        responses: Sequence[Sequence[Message]] = (),
+        context: TemplateContext = NO_CONTEXT,
+    ) -> Written:
+        """A prompt up to the place where the answer begins, and each response behind it.
+
+        Raises InputError where the template refuses the conversation, or has no place for a part of it.
+        """
+        context = context._replace(kwargs=self._kwargs | dict(context.kwargs)) if self._kwargs else context
+        prompt, responses = self._with_arguments(prompt, responses, context)
+        for message in (m for part in (prompt, *responses) for m in part):
+            if message.role not in self.roles:
+                known = ", ".join(self.roles)
+                raise InputError(
+                    f'the chat template {self.template.location} has no place for the role "{message.role}"; it knows '
+                    f"{known}"
+                )
+        if context != NO_CONTEXT or any(m.tool_calls or m.reasoning_content for m in prompt):
+            places.check_prompt(self.template, prompt, context, self._plain)
+        written = self._render(prompt, context, asks=True)
+        pieces = self._with_bos(self.pieces(written.parts))
+        return Written(pieces, [self._response(prompt, r, context, written, pieces) for r in responses])
+
+    def prompt_pieces(self, messages: Sequence[Message], context: TemplateContext = NO_CONTEXT) -> list[int | Run]:
+        """A prompt up to the place where the answer begins: BOS once, then what the template writes."""
+        return self.write(messages, (), context).prompt
+
+    def prompt_ids(self, messages: Sequence[Message], context: TemplateContext = NO_CONTEXT) -> list[int]:
+        """The ids of a prompt, whole. Raises InputError where the template refuses the conversation."""
+        pieces = self.prompt_pieces(messages, context)
+        encoded = iter(self.encode([piece for piece in pieces if isinstance(piece, Run)]))
+        return [i for piece in pieces for i in (next(encoded) if isinstance(piece, Run) else [piece])]
+
+    def render(
+        self, messages: Sequence[Message], *, add_generation_prompt: bool, context: TemplateContext = NO_CONTEXT
+    ) -> list[Part]:
+        """The conversation as the template writes it: (text, who says it) in order, "" for the template itself.
 
         Raises InputError where the template refuses the conversation or does not show a content as it is.
         """
-        everything = "".join(m.content for m in messages)
-        free = [c for c in map(chr, range(0xFDD0, 0xFDF0)) if c not in everything]  # Unicode's noncharacters
-        if len(free) < 2:
-            raise InputError("the text holds all of Unicode's noncharacters U+FDD0 to U+FDEF; remove them")
-        begin, end = free[:2]
-        marked = [{"role": m.role, "content": f"{begin}{m.content}{end}" if m.content else ""} for m in messages]
-        plain = [m.fields() for m in messages]
-        meant = self.template.render(plain, add_generation_prompt=add_generation_prompt)
-        text = self.template.render(marked, add_generation_prompt=add_generation_prompt)
-        parts: list[tuple[str, bool]] = []
-        for i, piece in enumerate(text.split(begin)):
-            content, mark, rest = piece.partition(end) if i else ("", end, piece)
-            if not mark or end in rest:
-                raise InputError(
-                    f"the chat template {self.template.location} cuts a content in two; content must stay whole"
-                )
-            parts += [(content, True)] * bool(content) + [(rest, False)] * bool(rest)
-        n_shown, n_given = sum(is_content for _, is_content in parts), sum(bool(m.content) for m in messages)
-        if n_shown != n_given:
-            raise InputError(
-                f"the chat template {self.template.location} shows {n_shown} contents of a conversation of {n_given}; "
-                "take out the messages that it has no place for"
-            )
-        if "".join(text for text, _ in parts) != meant:  # it looked into a content, and found the marks
-            raise InputError(
-                f"the chat template {self.template.location} treats a content by what it says; content must stay whole"
-            )
-        return parts
+        return self._render(messages, context, asks=add_generation_prompt).parts
 
-    def pieces(self, parts: Iterable[tuple[str, bool]], *, after: Before = "nothing") -> list[int | Run]:
+    def _render(self, messages: Sequence[Message], context: TemplateContext, *, asks: bool) -> Rendering:
+        spellings = marking.Spellings(self.tokenizer.control, self.tokenizer.control_special)
+        return marking.render(self.template, messages, context, spellings, add_generation_prompt=asks)
+
+    def _plain(self, messages: Sequence[Message], context: TemplateContext, asks: bool) -> str:
+        fields = [marking.fields_of(m) for m in messages]
+        return self.template.render(fields, add_generation_prompt=asks, context=context)
+
+    def _with_bos(self, pieces: list[int | Run]) -> list[int | Run]:
+        bos = self.tokenizer.bos_id
+        return [bos, *pieces] if self.tokenizer.adds_bos and bos is not None and pieces[:1] != [bos] else pieces
+
+    def _with_arguments(
+        self, prompt: Sequence[Message], responses: Sequence[Sequence[Message]], context: TemplateContext
+    ) -> tuple[Sequence[Message], Sequence[Sequence[Message]]]:
+        """The messages with arguments of calls in the form that the template wants."""
+        calling = next((r for r in ((), *responses) if any(m.tool_calls for m in (*prompt, *r))), None)
+        if calling is None:
+            return prompt, responses
+        if self._arguments is None:
+            self._arguments = places.wanted_arguments([*prompt, *calling], context, self._plain)
+        wanted = self._arguments
+        return places.as_wanted(prompt, wanted), [places.as_wanted(r, wanted) for r in responses]
+
+    # --- responses -------------------------------------------------------------------------------------------------
+
+    def _response(
+        self,
+        prompt: Sequence[Message],
+        response: Sequence[Message],
+        context: TemplateContext,
+        written: Rendering,
+        pieces: list[int | Run],
+    ) -> Response:
+        """A response behind its prompt, which is `written`, in `pieces`."""
+        after: Before = "nothing" if not pieces else "text" if isinstance(pieces[-1], Run) else "control"
+        if self._is_plain(response):
+            shape = self._shape(prompt, context, response[0], written)
+            parts: list[Part] = [(shape.before, ""), (response[0].content, "assistant"), (shape.closing, "")]
+            made = [_Passage([part for part in parts if part[0]], True, shape.end)]
+            return self._joined(made, shape.lacks_thought, after=after)
+        if any(m.tool_calls or m.reasoning_content for m in response):
+            places.check_response(self.template, prompt, response, context, self._plain)
+        return self._joined(*self._passages(prompt, response, context, written), after=after)
+
+    def _is_plain(self, response: Sequence[Message]) -> bool:
+        """Whether it is one answer of which the template looks for nothing, so that it is written as all such are."""
+        if len(response) != 1 or response[0].role != "assistant" or not response[0].content:
+            return False
+        message, sought = response[0], self.template.looked_for
+        return message[2:] == (None,) * 4 and not (sought and sought.search(message.content))
+
+    def _shape(
+        self,
+        prompt: Sequence[Message],
+        context: TemplateContext,
+        answer: Message | None = None,
+        written: Rendering | None = None,
+    ) -> _Shape:
+        """What stands around a plain answer: read off the first one behind a prompt of the same kind."""
+        sought = self.template.looked_for
+        kind = (
+            tuple((m.role, bool(m.tool_calls), bool(m.reasoning_content), not m.content) for m in prompt),
+            frozenset(sought.findall("\n".join(m.content for m in prompt))) if sought else (),
+            (context.tools is None, context.documents is None, repr(sorted(context.kwargs.items()))),
+        )
+        if (found := self._shapes.get(kind)) is not None:
+            return found
+        written = written or self._render(prompt, context, asks=True)
+        ((passage,), lacks_thought) = self._passages(prompt, [answer or ANSWER], context, written)
+        if not written.text or not any(speaker for _, speaker in passage.parts):
+            raise self._differs()
+        first = next(i for i, (_, speaker) in enumerate(passage.parts) if speaker)
+        before = "".join(text for text, _ in passage.parts[:first])
+        closing, end = "".join(text for text, _ in _behind(passage.parts)), passage.end
+        if end is None:
+            *inner, last = self.tokenizer.split_control(closing)
+            assert isinstance(last, int)  # a passage without an end of its own ends in a control token
+            closing, end = self._spelled(inner), last
+        if len(self._shapes) >= MOST_SHAPES:
+            self._shapes.clear()
+        made = self._shapes[kind] = _Shape(before, closing, end, lacks_thought)
+        return made
+
+    def _spelled(self, pieces: Iterable[int | str]) -> str:
+        return "".join(self.tokenizer.spelling(p) if isinstance(p, int) else p for p in pieces)
+
+    def _passages(
+        self,
+        prompt: Sequence[Message],
+        response: Sequence[Message],
+        context: TemplateContext,
+        written: Rendering,
+    ) -> tuple[list[_Passage], bool]:
+        """A response in passages that are predicted or not, up to the last that is; whether it lacks a thought.
+
+        Each message of an assistant begins where the template would have the model begin it.
+        """
+        if response[0].role != "assistant":
+            raise InputError(f'a response begins with a message of the role "{response[0].role}"; an assistant answers')
+        whole = self._render([*prompt, *response], context, asks=False)
+        made: list[_Passage] = []
+        lacks_thought, done = False, 0
+        for i, message in enumerate(response):
+            if message.role != "assistant":
+                continue
+            asked = self._render([*prompt, *response[:i]], context, asks=True) if i else written
+            found = self._passage(message, asked, whole, is_last=i + 1 == len(response))
+            if i:
+                made.append(_Passage(self._between(whole, done, asked, found.begin), False))
+            made.append(found.passage)
+            done = found.end
+            lacks_thought |= found.lacks_thought
+        return made, lacks_thought
+
+    def _passage(self, message: Message, asked: Rendering, whole: Rendering, *, is_last: bool) -> _Found:
+        """What an assistant's message is behind the prompt that asks for it."""
+        opened, closed = OPENED.search(asked.text), EMPTY.search(asked.text)
+        thought = opened or closed
+        begin = self._place(asked, whole, len(asked.text))
+        head = None if thought is None else self._place(asked, whole, thought.start())
+        shared = _n_shared(asked.text, whole.text)
+        start = next(place for place in (head, begin, shared) if place is not None)
+        end, token = self._end_of(whole, max(start, begin or 0), is_last=is_last)
+        has_all = _holds(whole.text[start:end], message)
+        is_prefix = begin == len(asked.text)  # else thoughts could stand where the prompt has none
+        if begin is not None and has_all and (is_prefix or _holds(whole.text[begin:end], message)):
+            return _Found(_Passage(whole.between(begin, end), True, token), begin, end)
+        sought = self.template.looked_for
+        text, opening = message.content, opened[1] if opened else ""
+        if not message.tool_calls and not message.reasoning_content:
+            if head is None and not (sought and sought.search(text)):
+                raise self._differs()
+            text = text[len(opening) :].lstrip() if opening and text.startswith(opening) else text
+            token = self._ended_by(whole, end) if token is None else token
+            passage = _Passage([(text, "assistant")] if text else [], True, token)
+            return _Found(passage, None, end, bool(opening) and _closing(opening) not in text)
+        if head is None or not has_all or (closed and message.reasoning_content):
+            raise self._differs()
+        text = whole.text[start:end]
+        if opening and text.startswith(opening):
+            start = end - len(text[len(opening) :].lstrip())
+        passage = _Passage(whole.between(start, end), True, token)
+        return _Found(passage, None, end, bool(opening) and _closing(opening) not in text)
+
+    def _between(self, whole: Rendering, done: int, asked: Rendering, begin: int | None) -> list[Part]:
+        """What stands between two messages of an assistant: in the whole conversation, or in what asks for the second
+        one where that begins otherwise.
+        """
+        if begin is not None:
+            return whole.between(done, begin)
+        if (place := self._place(whole, asked, done)) is None:
+            raise self._differs()
+        return asked.between(place)
+
+    def _place(self, a: Rendering, b: Rendering, at: int) -> int | None:
+        """The place in b that a place in a is: behind as many control tokens, the same ones, and the same text behind
+        the last of them; None where there is none such.
+
+        Mostly b begins with a[:at]. Hermes 3 ends a tool's words with a newline only where more follows.
+        """
+        if b.text.startswith(a.text[:at]):
+            return at
+        before = [(end, token) for end, token in self._control_behind(a, 0) if end <= at]
+        there = self._control_behind(b, 0)[: len(before)]
+        if not before or [token for _, token in before] != [token for _, token in there]:
+            return None
+        behind = a.text[before[-1][0] : at]
+        place = there[-1][0]
+        return place + len(behind) if b.text.startswith(behind, place) else None
+
+    def _differs(self) -> InputError:
+        return InputError(
+            f"the chat template {self.template.location} shows an answer differently from what its generation prompt "
+            "promises; repair the template so that the prompt is the beginning of the conversation"
+        )
+
+    def _end_of(self, whole: Rendering, begin: int, *, is_last: bool) -> tuple[int, int | None]:
+        """Where a message that begins there ends, behind the token that ends it; that token where none is written."""
+        for end, token in self._control_behind(whole, begin):
+            if token in self._stops or token == self.end_of_turn:
+                return end, None
+        if self._ends_in == "token" or not is_last:
+            raise InputError(
+                f"the chat template {self.template.location} ends a message of an assistant with no control token, so "
+                "that its end cannot be told; repair the template"
+            )
+        if self._ends_in == "text":
+            return len(whole.text), self.end_of_turn
+        ends = accumulate(len(text) for text, _ in whole.parts)
+        spoken = [end for end, (_, speaker) in zip(ends, whole.parts, strict=True) if speaker]
+        return max(begin, *spoken[-1:]), self.end_of_turn
+
+    def _control_behind(self, whole: Rendering, begin: int) -> list[tuple[int, int]]:
+        """Control tokens that the template writes behind a place: where each ends, and its id."""
+        found: list[tuple[int, int]] = []
+        at = begin
+        for text, speaker in whole.between(begin):
+            for match in () if speaker else self.tokenizer.control.finditer(text):
+                found.append((at + match.end(), self.tokenizer.added[match[match.lastindex or 0]]))
+            at += len(text)
+        return found
+
+    def _ended_by(self, whole: Rendering, end: int) -> int:
+        return next(token for at, token in self._control_behind(whole, 0) if at == end)
+
+    # --- the probe -------------------------------------------------------------------------------------------------
+
+    def _probed_context(self) -> TemplateContext:
+        """What is given beside the probe: a tool, where the template cannot do without."""
+        plain = TemplateContext(kwargs=self._kwargs)
+        try:
+            self._render([QUESTION], plain, asks=True)
+        except InputError as fault:
+            tools = plain._replace(tools=[SAMPLE_TOOL])
+            try:
+                self._render([QUESTION], tools, asks=True)
+            except InputError:
+                raise fault from None
+            return tools
+        return plain
+
+    def _find_end(self) -> tuple[int, Literal["token", "text", "nothing"]]:
+        """The token that ends an answer, read off a probe, and what the template writes at its end.
+
+        It is the first one at which sampling stops, else the last control token, else an EOS: behind all that the
+        template writes where that is a word which is no token, but not behind mere blanks.
+        """
+        whole = self._render([QUESTION, ANSWER], self._probe, asks=False)
+        text = "".join(text for text, _ in _behind(whole.parts))
+        control = [token for _, token in self._control_behind(whole, len(whole.text) - len(text))]
+        end = next((token for token in control if token in self._stops), control[-1] if control else None)
+        if end is not None:
+            return end, "token"
+        named = (self.tokenizer.eos_id, *stop_ids(self.tokenizer.folder, None))
+        eos = next((i for i in named if i is not None and self.tokenizer.is_control(i)), None)
+        if eos is None:
+            raise InputError(
+                f"the chat template {self.template.location} ends an answer with no control token; name an eos_token"
+            )
+        if not text.strip():
+            return eos, "nothing"
+        cli.notify_once(
+            f"{self.template.location}: ends an answer with {text.strip()!r}, which is no token of this tokenizer: "
+            f"it is written as text, and {self.tokenizer.spelling(eos)}, at which sampling stops, behind it"
+        )
+        return eos, "text"
+
+    # --- text as ids -----------------------------------------------------------------------------------------------
+
+    def pieces(self, parts: Iterable[Part], *, after: Before = "nothing") -> list[int | Run]:
         """Rendered parts as control ids and the runs of text between them. after: what comes before the first."""
+        return self._pieces(((text, speaker, True) for text, speaker in parts), after)[0]
+
+    def _pieces(self, parts: Iterable[tuple[str, Speaker, bool]], after: Before) -> tuple[list[int | Run], list[int]]:
+        """Pieces of parts that are predicted or not, and how much at the beginning of each is not."""
         pieces: list[int | Run] = []
-        run: list[tuple[str, bool]] = []
+        seen: list[int] = []
+        run: list[tuple[str, Speaker, bool]] = []
 
         def close() -> None:
             if run:
                 before = "control" if pieces else after
                 bare = before == "text" or (before == "control" and not self.tokenizer.prefixes_after_control)
-                pieces.append(Run(tuple(run), goes_on=bare))
+                pieces.append(Run(tuple((t, s) for t, s, _ in run), goes_on=bare))
+                seen.append(sum(len(text) for text, _, is_predicted in run if not is_predicted))
                 run.clear()
 
-        for text, is_content in parts:
-            for piece in [text] if is_content else self.tokenizer.split_control(text):
+        for text, speaker, is_predicted in parts:
+            for piece in self._split(text, speaker):
                 if isinstance(piece, int):
                     close()
-                    pieces.append(piece)
+                    pieces.append(Said(piece) if speaker else piece)
+                    seen.append(not is_predicted)
                 else:
-                    run.append((piece, is_content))
+                    run.append((piece, speaker, is_predicted))
         close()
-        return pieces
+        return pieces, seen
+
+    def _split(self, text: str, speaker: Speaker) -> list[str | int]:
+        """A part cut at the control tokens that it may place."""
+        if speaker == "other":
+            return [text]
+        return self.tokenizer.split_spoken(text) if speaker else self.tokenizer.split_control(text)
+
+    def _joined(self, passages: Sequence[_Passage], lacks_thought: bool, *, after: Before) -> Response:
+        """Passages as one response."""
+        pieces: list[int | Run] = []
+        seen: list[int] = []
+        parts: list[tuple[str, Speaker, bool]] = []
+        for passage in passages:
+            parts.extend((text, speaker, passage.is_predicted) for text, speaker in passage.parts)
+            if passage.end is not None:
+                more, unpredicted = self._pieces(parts, "control" if pieces else after)
+                pieces += [*more, passage.end]
+                seen += [*unpredicted, 0]
+                parts = []
+        more, unpredicted = self._pieces(parts, "control" if pieces else after)
+        return Response([*pieces, *more], [*seen, *unpredicted], lacks_thought)
 
     def encode(self, runs: Sequence[Run]) -> list[list[int]]:
         """The ids of each run."""
@@ -126,88 +503,27 @@ class Chat:
                 made[i] = ids
         return made
 
-    def prompt_ids(self, messages: Sequence[Message]) -> list[int]:
-        """The ids of a prompt, whole. Raises InputError where the template refuses the conversation."""
-        pieces = self.prompt_pieces(messages)
-        encoded = iter(self.encode([piece for piece in pieces if isinstance(piece, Run)]))
-        return [i for piece in pieces for i in (next(encoded) if isinstance(piece, Run) else [piece])]
 
-    def prompt_pieces(self, messages: Sequence[Message]) -> list[int | Run]:
-        """A prompt up to the place where the answer begins: BOS once, then what the template writes."""
-        pieces = self.pieces(self.render(messages, add_generation_prompt=True))
-        bos = self.tokenizer.bos_id
-        return [bos, *pieces] if self.tokenizer.adds_bos and bos is not None and pieces[:1] != [bos] else pieces
-
-    def response_pieces(self, text: str) -> list[int | Run]:
-        """An answer with what the template puts around it, ending with the end-of-turn token."""
-        parts = [*self._before_answer, (text, True), *self._after_answer]
-        return [*self.pieces(parts, after=self._prompt_ends_in), self.end_of_turn]
-
-    def _find_answer(self) -> None:
-        """What stands between the generation prompt and an answer, and what ends it, read off a probe."""
-        question, answer = Message("user", "question"), Message("assistant", "answer")
-        prompt = self.render([question], add_generation_prompt=True)
-        whole = self.render([question, answer], add_generation_prompt=False)
-        prompt_text = "".join(text for text, _ in prompt)
-        whole_text = "".join(text for text, _ in whole)
-        at = whole.index(("answer", True))  # render has seen to it that every content is there once
-        if not whole_text.startswith(prompt_text) or not prompt:
-            raise InputError(
-                f"the chat template {self.template.location} shows an answer differently from what its generation "
-                "prompt promises; repair the template so that the prompt is the beginning of the conversation"
-            )
-        before = "".join(text for text, _ in whole[:at])[len(prompt_text) :]
-        self._prompt_ends_in: Before = "text" if isinstance(self.pieces(prompt)[-1], Run) else "control"
-        self._before_answer = [(before, False)] * bool(before)
-        closing, self.end_of_turn = self._end_of_answer("".join(text for text, _ in whole[at + 1 :]))
-        self._after_answer = [(closing, False)] * bool(closing)
-
-    def _end_of_answer(self, text: str) -> tuple[str, int]:
-        """What follows an answer, as (the part before the token that ends it, that token).
-
-        It is the first one at which sampling stops, else the last control token, else an EOS: behind all that the
-        template writes where it ends in a word that is no token, but not behind mere blanks.
-        """
-        pieces = self.tokenizer.split_control(text)
-        control = [i for i, piece in enumerate(pieces) if isinstance(piece, int)]
-        named = stop_ids(self.tokenizer.folder, None)
-        stops = {*named, self.tokenizer.eos_id}
-        at = next((i for i in control if pieces[i] in stops), control[-1] if control else None)
-        eos = [i for i in (self.tokenizer.eos_id, *named) if i is not None and self.tokenizer.is_control(i)]
-        end = next(iter(eos), None) if at is None else pieces[at]
-        if not isinstance(end, int):
-            raise InputError(
-                f"the chat template {self.template.location} ends an answer with no control token; name an eos_token"
-            )
-        inner = pieces[:at] if at is not None or text.strip() else []
-        if at is None and text.strip():
-            cli.notify_once(
-                f"{self.template.location}: ends an answer with {text.strip()!r}, which is no token of this tokenizer: "
-                f"it is written as text, and {self.tokenizer.spelling(end)}, at which sampling stops, behind it"
-            )
-        return "".join(self.tokenizer.spelling(p) if isinstance(p, int) else p for p in inner), end
+def _behind(parts: Sequence[Part]) -> list[Part]:
+    """What stands behind the last content."""
+    last = max((i for i, (_, speaker) in enumerate(parts) if speaker), default=-1)
+    return list(parts[last + 1 :])
 
 
-def _template_source(tokenizer: Tokenizer) -> tuple[str, Path]:
-    """The template's text and where it stands. Raises InputError for one that is there and is none."""
-    file, config = tokenizer.folder / "chat_template.jinja", tokenizer.folder / "tokenizer_config.json"
-    if os.path.lexists(file):
-        try:
-            check_regular(file)
-            return file.read_text(encoding="utf-8"), file
-        except (OSError, UnicodeDecodeError) as fault:
-            raise InputError(f"{file}: cannot be read ({fault}); copy it anew") from None
-    value = tokenizer.config.get("chat_template")
-    if isinstance(value, list):  # several, by name
-        named = [item for item in value if isinstance(item, dict) and item.get("name") == "default"]
-        value = named[0].get("template") if named else value
-    if isinstance(value, str):
-        return value, config
-    if value is not None:
-        raise InputError(f"{config}: chat_template is neither text nor a list with one called default; copy it anew")
-    if all(token in tokenizer.added for token in LLAMA3_TOKENS):
-        return LLAMA3_TEMPLATE, BUILT_IN
-    raise InputError(f"{tokenizer.folder}: no chat template; put one into chat_template.jinja")
+def _holds(shown: str, message: Message) -> bool:
+    """Whether a message's content and thoughts are shown whole, but for white space."""
+    there = "".join(shown.split())
+    return all("".join((text or "").split()) in there for text in (message.content, message.reasoning_content))
+
+
+def _n_shared(a: str, b: str) -> int:
+    """How many letters two texts begin with alike."""
+    return next((i for i, (x, y) in enumerate(zip(a, b, strict=False)) if x != y), min(len(a), len(b)))
+
+
+def _closing(opening: str) -> str:
+    """<think> -> </think>"""
+    return f"{opening[0]}/{opening[1:]}"
 
 
 def stop_ids(folder: Path, chat: Chat | None) -> tuple[int, ...]:

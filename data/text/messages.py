@@ -37,6 +37,11 @@ class TemplateContext(NamedTuple):
     kwargs: Mapping[str, Any] = {}
     """"chat_template_kwargs": further names that the template sees, such as enable_thinking."""
 
+    def fields(self) -> dict[str, Any]:
+        """The columns of a row that say this."""
+        known = {"tools": self.tools, "documents": self.documents, "chat_template_kwargs": self.kwargs}
+        return {name: value for name, value in known.items() if value}
+
 
 NO_CONTEXT = TemplateContext()
 

@@ -6,7 +6,8 @@
 
 A tokenizer file turns the spelling of a control token into the control token wherever it stands, in a user's text
 too. Here text is encoded without any added token, and control ids are placed by whoever renders a template
-(data/text/chat.py). Ids of added tokens can therefore not be written by text.
+(data/text/chat.py). Ids of added tokens can therefore not be written by text, but for those that the checkpoint does
+not call special (<think>, <tool_call>): they are what an assistant says, and what is decoded keeps their spelling.
 """
 
 import json
@@ -65,7 +66,15 @@ class Tokenizer:
         tokens = _all_tokens(folder, self.config, self._coder)
         self.added: dict[str, int] = {t["content"]: t["id"] for t in tokens}
         self._added_ids = {i: text for text, i in self.added.items()}
-        self._control = _control_pattern(tokens)
+        named = _named_tokens(folder, self.config)
+        self.special = {t["content"]: t["id"] for t in tokens if t.get("special") or t["content"] in named}
+        """Those of the added tokens that no text stands for: placed by templates alone, and left out of what is
+        decoded."""
+        self._special_ids = frozenset(self.special.values())
+        self._spoken_ids = frozenset(self.added.values()) - self._special_ids
+        self.control, self.control_special = _control_pattern(tokens), _pattern_of(tokens, self.special, True)
+        """What spells any added token, and what spells a special one."""
+        self._spoken = _pattern_of(tokens, self.special, False)
         self.n_ids = max(self._coder.n_ids, 1 + max(self.added.values(), default=-1))
         self.bos_id = self._named("bos_token")
         self.eos_id = self._named("eos_token")
@@ -123,9 +132,16 @@ class Tokenizer:
 
     def split_control(self, text: str) -> list[str | int]:
         """A template's own text cut into runs of text and the ids of the control tokens between them."""
+        return self._split(text, self.control)
+
+    def split_spoken(self, text: str) -> list[str | int]:
+        """What an assistant says cut into runs of text and the ids of added tokens that are not special."""
+        return self._split(text, self._spoken)
+
+    def _split(self, text: str, pattern: re.Pattern[str]) -> list[str | int]:
         pieces: list[str | int] = []
         end = 0
-        for match in self._control.finditer(text):
+        for match in pattern.finditer(text):
             if match.start() > end:
                 pieces.append(text[end : match.start()])
             pieces.append(self.added[match[match.lastindex or 0]])
@@ -178,8 +194,12 @@ class Tokenizer:
         raise AssertionError("called where there is one")
 
     def is_control(self, token: int) -> bool:
-        """Whether a token is an added one: placed by a template, never written by text."""
+        """Whether a token is an added one: placed by a template, or one that only an assistant's text can stand for."""
         return token in self._added_ids
+
+    def is_spoken(self, token: int) -> bool:
+        """Whether a token is an added one that is not special: it is written by what an assistant says."""
+        return token in self._spoken_ids
 
     def spelling(self, token: int) -> str:
         """An added token as templates write it."""
@@ -187,12 +207,41 @@ class Tokenizer:
 
     def text_of_tokens(self, ids: Sequence[int]) -> str:
         """The text of ids in the middle of a text, the blank before a word included; U+FFFD for half a letter."""
+        if self._spoken_ids.isdisjoint(ids):
+            return self._text_behind(ids)
         before = self._coder.encode(["a"], goes_on=True)[0]
         return self.decode([*before, *ids])[len(self.decode(before)) :]
 
     def decode(self, ids: Sequence[int]) -> str:
-        """The text of token ids without control tokens; always valid Unicode."""
-        return self._coder.decode(ids)
+        """The text of token ids without special tokens; always valid Unicode.
+
+        Added tokens that are not special are spelled: encoded as what an assistant says, the text gives the same ids.
+        """
+        ids = [i for i in ids if i not in self._special_ids]
+        if self._spoken_ids.isdisjoint(ids):
+            return self._coder.decode(ids)
+        made: list[str] = []
+        run: list[int] = []
+
+        def close() -> None:
+            if run:
+                is_first = not made or self.prefixes_after_control
+                made.append(self._coder.decode(run) if is_first else self._text_behind(run))
+                run.clear()
+
+        for i in ids:
+            if i in self._spoken_ids:
+                close()
+                made.append(self._added_ids[i])
+            else:
+                run.append(i)
+        close()
+        return "".join(made)
+
+    def _text_behind(self, ids: Sequence[int]) -> str:
+        """The text of ids that follow others, the blank before a word included."""
+        before = self._coder.encode(["a"], goes_on=True)[0]
+        return self._coder.decode([*before, *ids])[len(self._coder.decode(before)) :]
 
 
 def has_tokenizer(folder: Path) -> bool:
@@ -217,6 +266,25 @@ def _control_pattern(tokens: Sequence[Mapping[str, Any]]) -> re.Pattern[str]:
         for t in longest_first
     ]
     return re.compile("|".join(spellings) or r"(?!)")
+
+
+def _pattern_of(tokens: Sequence[Mapping[str, Any]], special: Mapping[str, int], wanted: bool) -> re.Pattern[str]:
+    return _control_pattern([t for t in tokens if (t["content"] in special) == wanted])
+
+
+def _named_tokens(folder: Path, config: Mapping[str, Any]) -> set[str]:
+    """Spellings of tokens that tokenizer_config.json or special_tokens_map.json gives a part to: transformers makes
+    them special.
+    """
+    beside = existing(folder / "special_tokens_map.json")
+    values: list[Any] = []
+    for file in (config, read_json(beside) if beside else {}):
+        values += [file.get(f"{name}_token") for name in ("bos", "eos", "unk", "pad", "sep", "cls", "mask")]
+        for name in ("additional_special_tokens", "extra_special_tokens"):
+            more = file.get(name) or []
+            values += more.values() if isinstance(more, Mapping) else more if isinstance(more, list) else []
+    texts = (value.get("content") if isinstance(value, Mapping) else value for value in values)
+    return {text for text in texts if isinstance(text, str)}
 
 
 def _all_tokens(folder: Path, config: dict[str, Any], coder: _Coder) -> list[dict[str, Any]]:

@@ -342,6 +342,10 @@ class TrainConfig:
             flag: getattr(getattr(self, subject), name) for flag, (subject, name, *_) in FLAGS.items() if subject
         }
 
+    def resolved(self) -> dict[str, Any]:
+        """Every setting as `flat` has it, with the limits of tokens that hold where none is named."""
+        return self.flat() | {f"max_{name}": limit for name, limit in self.data.cuts.items()}
+
     @property
     def can_split(self) -> bool:
         """Whether everything else that was asked for goes with split masters."""

@@ -68,7 +68,7 @@ NEUTRAL = {  # what does not change the result, and what is done here
     "deepspeed": "ranks are torchrun's, sharding is PyTorch's own",
     "fsdp": "ranks are torchrun's, sharding is PyTorch's own",
     "fsdp_config": "ranks are torchrun's, sharding is PyTorch's own",
-    "remove_unused_columns": "extra columns are ignored",
+    "remove_unused_columns": "columns that nothing reads are named",
     "f_alpha_divergence_coef": "f_dpo takes 1 minus it as --f_dpo.alpha with alpha_divergence, nothing else does",
     "discopop_tau": "discopop takes it as --discopop.tau, no other loss takes it",
 }
@@ -78,9 +78,9 @@ COUNTERPARTS = {
     "optim": "optimizer",
     "bf16": "dtype",
     "torch_dtype": "dtype",
-    "max_length": "max-prompt-tokens and --max-response-tokens",
     "truncation_mode": "keep-prompt",
     "precompute_ref_log_probs": "reference",
+    "max_length": "max-tokens",
     "warmup_ratio": "warmup-steps",
     "ld_alpha": "ld_dpo.alpha, of --loss ld_dpo",
     "use_weighting": "loss wpo",
@@ -293,20 +293,24 @@ def _with_losses(value: Any, given: Settings) -> list[tuple[str, str]]:
     return []
 
 
-def _max_length(value: Any, given: Settings) -> list[tuple[str, str]]:
-    """TRL cuts prompt and response together; here each has a limit of its own, which together are no more."""
-    total = _whole("max_length", value)
-    prompt, response = (
-        next((_whole(name, given[name]) for name in names if name in given), None)
-        for names in (("max_prompt_length", "max_prompt_tokens"), ("max_completion_length", "max_response_tokens"))
-    )
-    if prompt is not None and response is not None:
-        return []
-    if prompt is not None:
-        return [("max_response_tokens", str(total - prompt))]
-    if response is not None:
-        return [("max_prompt_tokens", str(total - response))]
-    return [("max_prompt_tokens", str(total // 2)), ("max_response_tokens", str(total - total // 2))]
+def _length(value: Any, given: Settings) -> list[tuple[str, str]]:
+    """Of prompt and response together, by the rule that max_prompt_length beside it decides, as there."""
+    return [("max_tokens", str(_whole("max_length", value)))]
+
+
+def _truncation(value: Any, given: Settings) -> list[tuple[str, str]]:
+    """Of prompts there, where they have a limit of their own; else of the whole sequence, of which the start is kept
+    here.
+    """
+    ((name, found),) = _keep(value, given)
+    if "max_length" not in given or any(limit in given for limit in ("max_prompt_length", "max_prompt_tokens")):
+        return [(name, found)]
+    if found == "end":
+        raise InputError(
+            f"truncation_mode: {_shown(value)} is not to be had with max_length alone, by which a sequence loses its "
+            "end here; name max_prompt_length too, by which prompts are cut"
+        )
+    return []
 
 
 def _choice(name: str, ours: str, choices: dict[str, str | None]) -> Callable[[Any, Settings], list[tuple[str, str]]]:
@@ -332,6 +336,7 @@ def _shown(value: Any) -> str:
     return ", ".join(map(str, value)) if isinstance(value, list) else str(value)
 
 
+_keep = _choice("truncation_mode", "keep_prompt", {"keep_end": "end", "keep_start": "start"})
 SPECIAL: dict[str, Callable[[Any, Settings], list[tuple[str, str]]]] = {
     "loss_type": _loss,
     "loss_weights": _with_losses,
@@ -341,7 +346,7 @@ SPECIAL: dict[str, Callable[[Any, Settings], list[tuple[str, str]]]] = {
     "f_divergence_type": _varied,
     "f_alpha_divergence_coef": _coefficient,
     "sync_ref_model": _choice("sync_ref_model", "reference_update", {"true": "soft", "false": None}),
-    "max_length": _max_length,
+    "max_length": _length,
     "optim": _choice(
         "optim",
         "optimizer",
@@ -350,7 +355,7 @@ SPECIAL: dict[str, Callable[[Any, Settings], list[tuple[str, str]]]] = {
     "dtype": _choice("dtype", "dtype", {"auto": None}),
     "bf16": _choice("bf16", "dtype", {"true": "bfloat16", "false": None}),
     "torch_dtype": _choice("torch_dtype", "dtype", {"bfloat16": "bfloat16", "float32": "float32", "auto": None}),
-    "truncation_mode": _choice("truncation_mode", "keep_prompt", {"keep_end": "end", "keep_start": "start"}),
+    "truncation_mode": _truncation,
     "precompute_ref_log_probs": _choice("precompute_ref_log_probs", "reference", {"true": "precompute", "false": None}),
     "desirable_weight": _weight("desirable_weight"),
     "undesirable_weight": _weight("undesirable_weight"),

@@ -70,15 +70,15 @@ class TokenStatistics:
         quarter of the way.
         """
         if is_mismatched:  # whose it is a step's order decides; here the next one's
-            others = [e.responses[0] for e in (*examples[1:], examples[0])]
-            examples = [e._replace(responses=(*e.responses, r)) for e, r in zip(examples, others, strict=True)]
+            others = (*examples[1:], examples[0])
+            examples = [e.beside(other) for e, other in zip(examples, others, strict=True)]
         sizes = np.sort([n_tokens(e, packing) for e in examples])[::-1]
         n = min(batch_size, len(sizes))
         mean, worst = n * float(sizes.mean()), float(sizes[:n].sum())
         return TokenStatistics(
             n=len(examples),
             tokens=float(sizes.mean()),
-            rows=float(np.mean([sum(len(r) for r in e.responses) for e in examples])),
+            rows=float(np.mean([sum(e.lengths) for e in examples])),
             seen=float(np.mean([_seen(e) for e in examples])),
             longest=int(sizes[0]),
             step=int((mean + (worst - mean) / 4) / n_ranks),

@@ -3,16 +3,18 @@ new thing that a run writes goes here, in a file of its own.
 """
 
 from engine.run.epochs import save_epoch
-from engine.run.folder import RunFolder, check_folder, epochs_of, has_split_masters, last_line
-from engine.run.identity import identity
+from engine.run.folder import RunFolder, check_folder, day_of, epochs_of, has_split_masters, last_line
+from engine.run.identity import DAY, identity
 from engine.run.metrics_log import MetricsLog, say
 from engine.run.stopping import Stopping
 
 __all__ = [
+    "DAY",
     "MetricsLog",
     "RunFolder",
     "Stopping",
     "check_folder",
+    "day_of",
     "epochs_of",
     "has_split_masters",
     "identity",

@@ -28,7 +28,7 @@ from engine.distributed import Ranks, grace
 from engine.model import name_of
 from engine.planning import N_STATES, Plan
 from engine.run import disk_space
-from engine.run.identity import compare
+from engine.run.identity import DAY, compare
 from engine.run.metrics_log import say
 from engine.step import ReferenceLogps, Steps
 from system import (
@@ -87,6 +87,14 @@ def has_split_masters(folder: Path) -> bool | None:
         return json.loads(_identity(folder).read_text(encoding="utf-8"))["master"] == "split"
     except (OSError, ValueError, LookupError, TypeError):
         return None  # what is damaged is told when it is compared
+
+
+def day_of(folder: Path) -> str | None:
+    """The day that the template of the run in a folder writes; None where there is no run, or it writes none."""
+    try:
+        return json.loads(_identity(folder).read_text(encoding="utf-8")).get(DAY)
+    except (OSError, ValueError, AttributeError):
+        return None
 
 
 def epochs_of(folder: Path) -> list[Path]:
@@ -248,7 +256,7 @@ class RunFolder:
             write_json(_identity(self.path), identity())
         remove_leftovers(self.path, "epoch-", TEMPORARY, OLD)
         cut_metrics(self.path, self._n_done)
-        resolved = config.flat() | {"dtype": name_of(self._ranks.dtype), cli.FACTS: dict(facts)}
+        resolved = config.resolved() | {"dtype": name_of(self._ranks.dtype), cli.FACTS: dict(facts)}
         if config.checkpoints.save_dtype == "auto":
             resolved["save_dtype"] = name_of(saves)
         for name in ("config", "hyperparameters", "beta", "resume"):

@@ -31,12 +31,19 @@ FREE = {
     "shard_size",
     "save_dtype",
     "save_rounding",
+    "beyond_context",
 }
 """Settings that --resume lets change; so may the number of ranks."""
-CONTENT = {"model", "data", "eval_data", "reference_cache"}
-"""Settings that name files: what is in them has to be the same."""
+CONTENT = {"model", "data", "eval_data", "reference_cache", "chat_template", "template_date"}
+"""Settings that name files: what is in them has to be the same; and the day, which is that of the run's beginning."""
+LATER = {"chat_template_kwargs", "max_tokens"}
+"""Settings that release 0.1 had not: they are here where they are given, so that runs begun by it go on."""
+OF_ROWS = {"ignore_columns", "roles", "keep_json_text"}
+"""Settings of how files are read: what they come to is in the rows' digest, and older runs had none of them."""
 KEYS = {"disable": "without", "master_weights": "master"}
 """Settings that the file calls by the names of release 0.1, so that runs begun by it go on."""
+DAY = "template date"
+"""The day that the run's template writes."""
 SAME_NUMBERS = {"0.1.0", "not installed"}
 """What `program` says where a version began a run that computes as this one does: such runs are gone on with."""
 
@@ -55,11 +62,14 @@ def identity(
 
     settings: the objective's hyperparameters. dtype, is_split: what --dtype and --master-weights came to.
     """
-    held = (
-        config.flat() | dict(settings) | {"dtype": name_of(dtype), "master_weights": "split" if is_split else "whole"}
-    )
-    left_out = FREE | CONTENT | {"hyperparameters"}
-    known = {KEYS.get(name, name): str(value) for name, value in held.items() if name not in left_out}
+    held = config.resolved() | dict(settings)
+    held |= {"dtype": name_of(dtype), "master_weights": "split" if is_split else "whole"}
+    left_out = FREE | CONTENT | OF_ROWS | {"hyperparameters"}
+    known = {
+        KEYS.get(name, name): str(value)
+        for name, value in held.items()
+        if name not in left_out and not (name in LATER and value is None)
+    }
     files = sorted([*model.glob("*.safetensors"), model / "config.json"])
     weights = hashlib.sha256(b"".join(digests(files)))
     return known | {
@@ -83,6 +93,8 @@ def compare(path: Path, folder: Path, found: Mapping[str, Any]) -> None:
     now = json.loads(json.dumps(found))
     if before.get("program") in SAME_NUMBERS:
         before["program"] = now.get("program")
+    if DAY not in before:  # of a release that wrote no day down; the rows' ids tell whether it was the same
+        now.pop(DAY, None)
     different = [
         f"{name}: {before.get(name)} -> {now.get(name)}" for name in now | before if before.get(name) != now.get(name)
     ]

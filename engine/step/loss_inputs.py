@@ -1,6 +1,6 @@
 """What an objective is computed from, for some of a step's examples: log-probs, lengths, labels, numbers of rows."""
 
-# n examples, K responses of each, N tokens of all of these together
+# n examples, K responses of each, N predicted tokens of all of these together
 
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -43,18 +43,18 @@ class LossInputs:
     ref_logps: Tensor | None
     """[n, K] nats, float64, without gradient; None where there is no reference."""
     lengths: Tensor
-    """[n, K] tokens, int64."""
+    """[n, K] tokens that are predicted, int64."""
     labels: Tensor | None
     """[n] bool, of unpaired examples."""
     mean_lengths: tuple[float, ...]
-    """Tokens per response over the whole step, of each column."""
+    """Predicted tokens per response over the whole step, of each column."""
     numbers: Mapping[str, Tensor] = field(default_factory=dict)
     """What rows say in numbers, float64, by the names of `Ratings.numbers`: "scores" [n, K], "probs" [n, 2], all others
     [n]; none under a name that a row does not have.
     """
     tokens: Mapping[str, Tensor] = field(default_factory=dict)
-    """What is known of single tokens, [N] each, by the names of TokenResponses: example by example, and there response
-    by response. Empty for objectives that take sums.
+    """What is known of single tokens that are predicted, [N] each, by the names of TokenResponses: example by example,
+    and there response by response. Empty for objectives that take sums.
     """
     progress: float = 0.0
     """The share of the run's steps that are done."""
@@ -72,7 +72,7 @@ class LossInputs:
         """Of examples that have equally many responses. mean_lengths: the step's; theirs where None. tokens: what was
         computed of single tokens; what the rows say of them is added.
         """
-        lengths = torch.tensor([[len(r) for r in e.responses] for e in examples], dtype=torch.int64)
+        lengths = torch.tensor([e.lengths for e in examples], dtype=torch.int64)
         lengths = lengths.reshape(len(examples), logps.shape[1])
         labels = [e.label for e in examples if e.label is not None]
         return LossInputs(
@@ -196,12 +196,13 @@ def sums_of(values: Tensor, lengths: Tensor) -> Tensor:
 
 
 def _marks(examples: Sequence[Example]) -> dict[str, Tensor]:
-    """What rows say of their tokens, [N]: none under a name that a row does not have."""
+    """What rows say of their predicted tokens, [N]: none under a name that a row does not have."""
     made = {}
     for name in ("revised", "token_weights"):
         rows = [getattr(e, name) for e in examples]
         if rows and None not in rows:
-            made[name] = torch.from_numpy(np.concatenate([values for row in rows for values in row]))
+            values = [e.of_predicted(row) for e, row in zip(examples, rows, strict=True)]
+            made[name] = torch.from_numpy(np.concatenate([x for row in values for x in row]))
     return made
 
 

@@ -144,9 +144,15 @@ def own_values(token_values: Sequence[str]) -> tuple[str, ...]:
 def score_examples(
     model: FusedForward, examples: Sequence[Example], ranks: Ranks, micro_batching: MicroBatching
 ) -> Iterator[Tensor]:
-    """The policy's log-probs of any number of examples with equally many responses: [K] nats each, float64, in order.
+    """The policy's log-probs of any number of examples: [K] nats each, float64, in order, K the example's own.
 
     Collective.
     """
     for start in range(0, len(examples), BATCH):
-        yield from compute_batch(model, Batch(examples[start : start + BATCH]), ranks, micro_batching).logps
+        several = examples[start : start + BATCH]
+        found: dict[int, Tensor] = {}
+        for k in dict.fromkeys(len(e.responses) for e in several):  # a batch is of equally many responses
+            indices = [i for i, e in enumerate(several) if len(e.responses) == k]
+            batch = Batch([several[i] for i in indices])
+            found |= dict(zip(indices, compute_batch(model, batch, ranks, micro_batching).logps, strict=True))
+        yield from (found[i] for i in range(len(several)))

@@ -2,11 +2,11 @@
 
 The reference is frozen and the rows are fixed, so its log-probs are the same in every epoch: two numbers per pair,
 filled in epoch 1 (or before it, by the policy's own initial weights) and read from then on. For objectives that see
-tokens the table has a number for each response token. It is written as reference.safetensors with a fingerprint of
+tokens the table has a number for each predicted token. It is written as reference.safetensors with a fingerprint of
 what it was computed from, and runs that fit share it: a sweep over objectives computes it once.
 """
 
-# N examples, K responses of each, T response tokens of all of them
+# N examples, K responses of each, T predicted tokens of all of them
 
 import functools
 import hashlib
@@ -63,7 +63,7 @@ class ReferenceLogps:
         self.is_written = False
         """Whether the run has its copy on disk; the same on every rank."""
         names = [name for name in REFERENCE_VALUES if name in objective.token_values] if self.is_kept else []
-        self._lengths = torch.tensor([[len(r) for r in e.responses] for e in examples]) if names else None
+        self._lengths = torch.tensor([e.lengths for e in examples]) if names else None
         """[N, K] tokens, where the table is of tokens."""
         shape = (len(examples), n_responses) if self._lengths is None else (int(self._lengths.sum()),)
         self.values: dict[str, Tensor] = {

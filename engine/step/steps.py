@@ -3,7 +3,7 @@
 Every rank works out the whole plan by itself from lengths and the seed; only its own forests are packed.
 """
 
-# n examples of a batch, K responses of each, N tokens of all of these together
+# n examples of a batch, K responses of each, N predicted tokens of all of these together
 
 import functools
 from collections.abc import Iterator, Mapping, Sequence
@@ -60,8 +60,8 @@ class Batch:
         self.examples = list(examples)
         self.n_responses = len(self.examples[0].responses)
         """K, of each example."""
-        lengths = ([len(e.responses[k]) for e in self.examples] for k in range(self.n_responses))
-        self._mean_lengths = tuple(sum(column) / len(self.examples) for column in lengths)
+        columns = zip(*(e.lengths for e in self.examples), strict=True)
+        self._mean_lengths = tuple(sum(column) / len(self.examples) for column in columns)
         self.micro_batches: list[MicroBatch] = []
         """This rank's, once they are packed."""
         self._found: list[tuple[MicroBatch, LossInputs]] = []
@@ -71,24 +71,24 @@ class Batch:
         return len(self.examples)
 
     @cached_property
-    def n_response_tokens(self) -> int:
-        """Tokens of all responses."""
-        return sum(len(r) for e in self.examples for r in e.responses)
+    def n_predicted(self) -> int:
+        """N."""
+        return int(self._token_bounds[-1])
 
     @cached_property
     def _token_bounds(self) -> np.ndarray:
-        """[n + 1] where each example's response tokens begin, and N."""
-        return np.cumsum([0, *(sum(map(len, e.responses)) for e in self.examples)])
+        """[n + 1] where each example's predicted tokens begin, and N."""
+        return np.cumsum([0, *(sum(e.lengths) for e in self.examples)])
 
     def token_rows(self, indices: Sequence[int]) -> Tensor:
-        """Which of the batch's N response tokens are of these examples, one after the other: int64."""
+        """Which of the batch's N predicted tokens are of these examples, one after the other: int64."""
         bounds = self._token_bounds
         return torch.from_numpy(np.concatenate([np.arange(0), *(np.arange(*bounds[i : i + 2]) for i in indices)]))
 
     @cached_property
     def n_tokens(self) -> int:
         """Tokens over all ranks: prompts once, responses whole."""
-        return sum(len(e.prompt) for e in self.examples) + self.n_response_tokens
+        return sum(len(e.prompt) + sum(map(len, e.responses)) for e in self.examples)
 
     def pack(self, ranks: Ranks, micro_batching: MicroBatching) -> list[MicroBatch]:
         """This rank's micro-batches: as many on every rank, empty ones included, so that collectives pair up.
@@ -119,7 +119,7 @@ class Batch:
         shape = (-1, self.n_responses)
         ref_logps = None if ref_logps is None else ref_logps.view(shape)
         examples = [self.examples[i] for i in micro.indices]
-        n = sum(len(r) for e in examples for r in e.responses) if tokens else 0
+        n = sum(sum(e.lengths) for e in examples) if tokens else 0
         tokens = {name: values[:n] for name, values in (tokens or {}).items()}
         return self._inputs(examples, logps.view(shape), ref_logps, tokens).on(logps.device)
 
@@ -139,7 +139,7 @@ class Batch:
         name. Collective.
         """
         found = torch.zeros(2, len(self.examples), self.n_responses, dtype=torch.float64)  # policy and reference
-        tokens = torch.zeros(len(token_values), self.n_response_tokens if token_values else 0, dtype=torch.float64)
+        tokens = torch.zeros(len(token_values), self.n_predicted if token_values else 0, dtype=torch.float64)
         for micro, inputs in self._found:
             for row, values in enumerate((inputs.logps, inputs.ref_logps)):
                 if values is not None:
@@ -250,16 +250,7 @@ def _with_mismatched(examples: list[Example]) -> list[Example]:
             f"{examples[0].location}: a step of one prompt alone has no mismatched sequences: its kl is taken as 0"
         )
         return examples
-    return [_beside(e, examples[j]) for e, j in zip(examples, partners, strict=True) if j is not None]
-
-
-def _beside(example: Example, other: Example) -> Example:
-    """An example with another one's response, and what that one's row says of its tokens."""
-    marks = {name: (getattr(example, name), getattr(other, name)) for name in ("revised", "token_weights")}
-    both = {
-        name: (*ours, theirs[0]) for name, (ours, theirs) in marks.items() if ours is not None and theirs is not None
-    }
-    return example._replace(responses=(*example.responses, other.responses[0]), **both)
+    return [e.beside(examples[j]) for e, j in zip(examples, partners, strict=True) if j is not None]
 
 
 @functools.cache

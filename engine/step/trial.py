@@ -4,7 +4,7 @@ What a slip in a user's file would do to a run is found here: losses without gra
 happen to be in a pass, a metric that keeps the graph alive.
 """
 
-# n examples, K responses of each, N tokens of all of these together
+# n examples, K responses of each, N predicted tokens of all of these together
 
 import inspect
 import math
@@ -92,7 +92,7 @@ def trial_inputs(objective: Objective, examples: Sequence[Example], *, apart: fl
     """Log-probs and values of tokens that are made up, seeded, with a gradient into each of the policy's. apart: nats
     by which a token's log-prob under the reference differs.
     """
-    lengths = torch.tensor([[len(r) for r in e.responses] for e in examples])
+    lengths = torch.tensor([e.lengths for e in examples])
     generator = torch.Generator().manual_seed(0)
 
     def drawn(mean: float, spread: float, shape: torch.Size | int) -> Tensor:
@@ -143,7 +143,7 @@ def try_term(objective: Objective, term: Term, examples: Sequence[Example]) -> N
 
 def _of_rows(inputs: LossInputs, examples: Sequence[Example], rows: slice) -> LossInputs:
     """The same for some of the examples."""
-    sizes = [sum(map(len, e.responses)) for e in examples]
+    sizes = [sum(e.lengths) for e in examples]
     start, stop, _ = rows.indices(len(examples))
     of_rows = slice(sum(sizes[:start]), sum(sizes[:stop]))
     return LossInputs.of(

@@ -151,9 +151,8 @@ def _write_beside(
         for name in tokenizer_files(model.source):
             (folder / name).parent.mkdir(parents=True, exist_ok=True)
             shutil.copyfile(model.source / name, folder / name)
-    for name, text in beside.items():
-        if not (folder / name).exists():
-            (folder / name).write_text(text, encoding="utf-8")
+    for name, text in beside.items():  # a template that a run was given takes the place of the model's own
+        (folder / name).write_text(text, encoding="utf-8")
 
 
 def _shards(tensors: list[Stored], limit: int) -> dict[str, list[Stored]]:

@@ -4,8 +4,8 @@
 
 Every objective is searched for its own best learning rate at the length of the run, on prompts that are not compared
 on, the same rate for both data sets; then it trains on three draws of prompts, answers and pairs. What is done is
-kept, and the same command goes on. What came out goes into docs/records/revisions.json as it comes, and
-examples.objectives_page writes the table of docs/objectives.md from that file.
+kept, and the same command goes on: by its runs, and, where these are gone, by docs/records/revisions.json, into which
+what came out goes as it comes. examples.objectives_page writes the table of docs/objectives.md from that file.
 """
 
 import argparse
@@ -18,7 +18,7 @@ from typing import Any
 from examples import grid
 from examples.grid import Cell
 from examples.miniature import model, paper, sets, tune
-from system import cli, files
+from system import InputError, cli, files
 
 PLAIN = {"apo_zero_revised": "apo_zero", "apo_down_revised": "apo_down", "dpo_revised": "dpo"}
 """Objectives of revisions, and what each is at unrevised 1."""
@@ -44,15 +44,15 @@ def main(argv: Sequence[str]) -> None:
     parser.add_argument("--record", type=Path, default=RECORD, help="for what came out (default: %(default)s)")
     asked = parser.parse_args(argv)
     base = model.base_model(asked.folder)
-    record: dict[str, Any] = {"epochs": asked.epochs, "seeds": asked.seeds, "searched": {}, "rates": {}, "gains": []}
+    record = _record_so_far(asked.record, asked.epochs, asked.seeds)
     tuning = model.split_questions()[1][-paper.N_FOR_TUNING :]
     pairs = sets.make(base, asked.folder / "tune/sets", tuning, paper.N_PAIRS, tune.SEED, DATA)
-    for loss in OBJECTIVES:
+    for loss in (x for x in OBJECTIVES if x not in record["rates"]):
         found = tune.search(loss, pairs, base, asked.folder / "tune", asked.epochs)
         record["searched"][loss] = {f"{rate:g}": gained for rate, gained in sorted(found.items())}
         record["rates"][loss] = tune.best(found)
         write(asked.record, record)
-    for seed in range(asked.seeds):
+    for seed in (x for x in range(asked.seeds) if x not in {row["seed"] for row in record["gains"]}):
         questions = paper.prompts(seed)
         of_seed = sets.make(base, asked.folder / f"seed-{seed}/sets", questions, paper.N_PAIRS, seed, DATA)
         cells = [
@@ -66,6 +66,17 @@ def main(argv: Sequence[str]) -> None:
         record["gains"] += rows(cells, asked.folder, seed)
         write(asked.record, record)
     print(json.dumps(record, indent=1))
+
+
+def _record_so_far(path: Path, epochs: int, seeds: int) -> dict[str, Any]:
+    """What an earlier start of the same command found, on whatever machine; an empty record where there was none."""
+    begun: dict[str, Any] = {"epochs": epochs, "seeds": seeds, "searched": {}, "rates": {}, "gains": []}
+    if not path.exists():
+        return begun
+    found = json.loads(path.read_text(encoding="utf-8"))
+    if (found["epochs"], found["seeds"]) != (epochs, seeds):
+        raise InputError(f"{path}: holds what other --epochs or --seeds gave; name another file by --record")
+    return found
 
 
 def rows(cells: Sequence[Cell], out: Path, seed: int) -> list[dict[str, Any]]:

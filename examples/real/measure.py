@@ -120,4 +120,4 @@ def ordinary(base: Path, out: Path) -> list[Example]:
 def log_likelihood(folder: Path, examples: Sequence[Example]) -> np.ndarray:
     """Nats per token of each example's response under a model, [n]."""
     found = np.array([logps.item() for logps in score_under(folder, examples, micro_tokens=1024)])
-    return found / np.array([len(e.responses[0]) for e in examples])
+    return found / np.array([e.lengths[0] for e in examples])

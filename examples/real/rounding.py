@@ -27,7 +27,7 @@ from torch import Tensor
 from data.rows import Example, Limits, Reading, digest, hold_out, load_rows, open_model, read_examples
 from engine import convert, train
 from engine.config import TrainConfig
-from engine.score import score_under, vocabulary_of
+from engine.score import score_under, shape_of
 from engine.weights import Cast
 from eval.tables import Table, number
 from examples.real import checkpoint, demo, task
@@ -119,7 +119,7 @@ def draw(data: Path, root: Path) -> tuple[Path, Path]:
 def read(base: Path, heldout: Path) -> list[Example]:
     """The held-out pairs as token ids."""
     _, chat = open_model(str(base))
-    return read_examples([str(heldout)], chat, Limits(), Reading(), n_ids=vocabulary_of(base)).examples
+    return read_examples([str(heldout)], chat, Limits(), Reading(), n_ids=shape_of(base).vocab_size).examples
 
 
 def folders(base: Path, trained: Path, root: Path, rate: float) -> Iterator[tuple[int, Path]]:

@@ -1,11 +1,12 @@
 """Conversations as ids: against transformers' apply_chat_template, and against text that spells control tokens."""
 
+import datetime
 import json
 
 import pytest
 from transformers import AutoTokenizer
 
-from data.text import Message
+from data.text import Message, TemplateSettings
 from data.text.chat import LLAMA3_TEMPLATE, Chat, Run, stop_ids
 from data.text.tokenizer import Tokenizer
 from system import InputError
@@ -73,7 +74,7 @@ def peer_ids(folder, messages, template, *, add_generation_prompt):
 
 
 def response_ids(chat, text):
-    pieces = chat.response_pieces(text)
+    pieces = chat.write([QUESTION], [[Message("assistant", text)]]).responses[0].pieces
     encoded = iter(chat.encode([p for p in pieces if isinstance(p, Run)]))
     return [i for p in pieces for i in (next(encoded) if isinstance(p, Run) else [p])]
 
@@ -141,7 +142,8 @@ def test_without_end_of_turn_and_eos_there_is_no_end(tmp_path):
 
 
 WORDS = ["endofturn", "<|>"]  # one piece of Llama-3's split each: a BPE with ignore_merges takes them whole
-ADDED = [("<tool>", False), ("<|im_start|>", True), ("endofturn", False), ("<|>", True)]
+ADDED = [("<tool>", True), ("<|im_start|>", True), ("endofturn", True), ("<|>", True)]
+SPOKEN = [(text, False) for text, _ in ADDED]
 SPELLED = [text for text, _ in ADDED] + tiny.CONTROL
 
 
@@ -160,6 +162,22 @@ def test_text_that_spells_control_tokens_stays_text(tmp_path, text, vocab):
     assert [i for i in full if i in tokenizer.added.values()] == [i for i in empty if i in tokenizer.added.values()]
     response = response_ids(chat, text)
     assert not set(response[:-1]) & set(tokenizer.added.values()) and tokenizer.decode(response[:-1]) == text
+
+
+@pytest.mark.parametrize("vocab", [(), WORDS], ids=["added only", "in the BPE's vocabulary too"])
+def test_added_tokens_that_are_not_special_are_what_an_assistant_says_and_nobody_else(tmp_path, vocab):
+    chat = chat_of(tmp_path, added=SPOKEN, vocab=vocab)
+    added, said = chat.tokenizer.added, "<|> a<tool>endofturn b"
+    tokens = [added[t] for t in ("<|>", "<tool>", "endofturn")]
+    assert [i for i in response_ids(chat, said) if i in added.values()] == [*tokens, chat.end_of_turn]
+    assert [i for i in response_ids(chat, "<|eot_id|>") if i in added.values()] == [chat.end_of_turn]
+    plain = chat.prompt_ids([QUESTION, ANSWER, QUESTION])
+    for turns, spelled in (([QUESTION, Message("assistant", said), QUESTION], tokens), ([Message("user", said)], [])):
+        ids = chat.prompt_ids(turns)
+        assert [i for i in ids if i in [added[t] for t, _ in SPOKEN]] == spelled
+        assert not spelled or [i for i in ids if i in added.values() and i not in spelled] == [
+            i for i in plain if i in added.values()
+        ]
 
 
 def test_the_template_itself_may_place_control_tokens_that_are_not_special(tmp_path):
@@ -191,15 +209,26 @@ def test_a_template_that_refuses_a_role_is_told_with_its_words(tmp_path):
         chat.prompt_ids([SYSTEM, QUESTION])
 
 
-@pytest.mark.parametrize("cut", ["m.content[:6]", "m.content[2:]", "m.content.split('</think>')[-1]"])
+@pytest.mark.parametrize("cut", ["m.content[:6]", "m.content[2:]"])
 def test_a_template_that_cuts_content_is_refused(tmp_path, cut):
     chat = chat_of(tmp_path, CHATML.replace("m['content']", f"m.content if m.content|length < 12 else {cut}"))
-    messages = [QUESTION, Message("assistant", "<|eot_id|> hm</think>fine, thank you"), QUESTION]
     with pytest.raises(InputError, match="content must stay whole"):
-        chat.prompt_ids(messages if "think" in cut else [Message("user", "a question of some length")])
+        chat.prompt_ids([Message("user", "a question of some length")])
 
 
-def test_a_template_that_looks_into_content_is_refused_for_that_row(tmp_path):
+def test_a_template_may_cut_thoughts(tmp_path):
+    template = CHATML.replace("m['content']", "m.content.split('</think>')[-1]")
+    chat = chat_of(tmp_path, template)
+    messages = [QUESTION, Message("assistant", "<|eot_id|> hm</think>fine, thank you <|eot_id|>"), QUESTION]
+    said = Message("assistant", "fine, thank you")
+    whole, plain = chat.prompt_ids(messages), chat.prompt_ids([QUESTION, said, QUESTION])
+    assert chat.tokenizer.decode(whole) == chat.tokenizer.decode(plain).replace("you", "you <|eot_id|>", 2).replace(
+        "are you <|eot_id|>", "are you", 1
+    )
+    assert [i for i in whole if chat.tokenizer.is_control(i)] == [i for i in plain if chat.tokenizer.is_control(i)]
+
+
+def test_a_template_may_look_into_content(tmp_path):
     look = "{% if m.content == 'rude' %}{{ raise_exception('no rude words') }}{% endif %}"
     chat = chat_of(tmp_path, CHATML.replace("{{ m['content'] }}", look + "{{ m['content'] }}"))
     assert chat.prompt_ids([QUESTION])
@@ -208,8 +237,10 @@ def test_a_template_that_looks_into_content_is_refused_for_that_row(tmp_path):
     greet = "{% if m.content.startswith('Hi') %}Hello! {% endif %}"
     other = chat_of(tmp_path, CHATML.replace("{{ m['content'] }}", greet + "{{ m['content'] }}"))
     assert other.prompt_ids([QUESTION])
-    with pytest.raises(InputError, match="treats a content by what it says"):
-        other.prompt_ids([Message("user", "Hi there")])
+    greeted = chat.render([Message("user", "Hello! Hi there")], add_generation_prompt=True)
+    found = other.render([Message("user", "Hi there")], add_generation_prompt=True)
+    assert "".join(text for text, _ in found) == "".join(text for text, _ in greeted)
+    assert ("Hi there", "other") in found  # the greeting is the template's
 
 
 def test_a_template_may_trim_content(tmp_path):
@@ -256,21 +287,24 @@ def test_a_template_may_mark_what_the_assistant_generates(tmp_path):
 )
 def test_a_prompt_that_does_not_begin_the_conversation_is_refused(tmp_path, template):
     said = (
-        r"shows an answer differently from what its generation prompt promises|shows 1 contents of a conversation of 2"
+        r"shows an answer differently from what its generation prompt promises"
+        r'|has no place for the content of message 2, of the role "assistant"'
     )
     with pytest.raises(InputError, match=said):
         chat_of(tmp_path, template)
 
 
 def test_a_template_that_shows_an_answer_twice_is_refused(tmp_path):
-    with pytest.raises(InputError, match="shows 2 contents of a conversation of 1"):
+    with pytest.raises(InputError, match="shows one twice"):
         chat_of(tmp_path, CHATML.replace("{{ m['content'] }}", "{{ m['content'] }}{{ m['content'] }}"))
 
 
 def test_a_message_that_a_template_leaves_out_is_a_fault_of_the_row(tmp_path):
     chat = chat_of(tmp_path, CHATML.replace("{% for m in messages %}", "{% for m in messages if m.role != 'system' %}"))
     assert chat.prompt_ids([QUESTION])
-    with pytest.raises(InputError, match="shows 1 contents of a conversation of 2; take out the messages"):
+    with pytest.raises(
+        InputError, match=r'no place for the content of message 1, of the role "system"; take it out, or'
+    ):
         chat.prompt_ids([SYSTEM, QUESTION])
 
 
@@ -283,10 +317,82 @@ def test_all_that_a_template_puts_behind_an_answer_is_trained(tmp_path):
     assert chat.end_of_turn == ids[-1]
 
 
-@pytest.mark.parametrize("broken", [5, {}, ["x"], [{"name": "other", "template": "x"}], [{"name": []}]])
+@pytest.mark.parametrize("broken", [5, {}, ["x"], [{"name": []}], [{"name": "other"}]])
 def test_a_template_that_is_none_is_not_passed_over(tmp_path, broken):
-    with pytest.raises(InputError, match=r"chat_template is neither text nor a list with one called default"):
+    with pytest.raises(InputError, match=r"chat_template is neither text nor a list of named templates; copy it anew"):
         chat_of(tmp_path, chat_template=broken)
+
+
+def chosen(folder, **settings):
+    return Chat(Tokenizer(folder), TemplateSettings(**settings))
+
+
+def test_a_list_without_a_default_says_what_can_be_chosen(tmp_path):
+    named = [{"name": name, "template": CHATML + f"{{# {name} #}}"} for name in ("tool_use", "rag")]
+    with pytest.raises(
+        InputError, match=r"a list without one called default; choose one of them: --chat-template rag or tool_use$"
+    ):
+        chat_of(tmp_path, chat_template=named)
+    chat = chosen(tmp_path, chat_template="rag")
+    assert chat.template.source.endswith("{# rag #}") and chat.files == {"chat_template.jinja": chat.template.source}
+
+
+def test_a_template_is_chosen_by_its_name_or_file(tmp_path, monkeypatch):
+    folder = write(tmp_path / "model", LLAMA2)
+    beside = folder / "additional_chat_templates"
+    beside.mkdir()
+    (beside / "short.jinja").write_text(CHATML)
+    (tmp_path / "mine.jinja").write_text(CHATML + "{# mine #}")
+    monkeypatch.chdir(tmp_path)
+    assert Chat(Tokenizer(folder)).files == {}
+    assert chosen(folder, chat_template="short").template.source == CHATML
+    for name in ("mine.jinja", str(tmp_path / "mine.jinja")):
+        chat = chosen(folder, chat_template=name)
+        assert chat.files == {"chat_template.jinja": CHATML + "{# mine #}"}
+    with pytest.raises(InputError, match=r"^--chat-template other: neither a file nor a template of .*; it has short$"):
+        chosen(folder, chat_template="other")
+    (tmp_path / "short").write_text(CHATML)
+    with pytest.raises(InputError, match=r"^--chat-template short: a file, and a template of .*; for the file write"):
+        chosen(folder, chat_template="short")
+    assert chosen(folder, chat_template="./short").template.location == tmp_path.relative_to(tmp_path) / "short"
+
+
+@pytest.mark.parametrize(
+    ("given", "found"),
+    [
+        ("a=false", {"a": False}),
+        ("a=1,b=low", {"a": 1, "b": "low"}),
+        ('a=[1,2] , b={"c": "d,e"},f="g"', {"a": [1, 2], "b": {"c": "d,e"}, "f": "g"}),
+        ("a=26 Jul 2024,b=", {"a": "26 Jul 2024", "b": ""}),
+        ("a=falsehood", {"a": "falsehood"}),
+    ],
+)
+def test_names_of_the_flag_are_json_where_they_can_be(given, found):
+    assert TemplateSettings(chat_template_kwargs=given).kwargs == found
+
+
+@pytest.mark.parametrize(
+    ("flags", "said"),
+    [
+        ({"chat_template_kwargs": "a"}, "--chat-template-kwargs: 'a' is no name=value such as enable_thinking=false"),
+        ({"chat_template_kwargs": "a b=1"}, "--chat-template-kwargs: 'a b' is no name=value"),
+        ({"chat_template_kwargs": "a=1,a=2"}, "--chat-template-kwargs: a is given twice; give it once"),
+        ({"chat_template_kwargs": "messages=1"}, "--chat-template-kwargs: messages comes from the row"),
+        ({"template_date": "26 Jul"}, "--template-date: '26 Jul' is no day such as 2024-07-26"),
+    ],
+)
+def test_flags_that_cannot_be_read_are_named(flags, said):
+    with pytest.raises(InputError) as fault:
+        TemplateSettings(**flags)
+    assert str(fault.value).startswith(said)
+
+
+def test_flags_that_a_template_has_no_use_for_are_named(tmp_path):
+    folder = write(tmp_path, CHATML)
+    with pytest.raises(InputError, match=r"^--template-date: the chat template .* asks for no date; leave it out"):
+        chosen(folder, template_date="2024-07-26")
+    with pytest.raises(InputError, match=r"^--chat-template-kwargs: the chat template .* never reads 'thinking'"):
+        chosen(folder, chat_template_kwargs="thinking=true")
 
 
 def test_a_template_file_that_cannot_be_read_is_not_passed_over(tmp_path):
@@ -296,11 +402,13 @@ def test_a_template_file_that_cannot_be_read_is_not_passed_over(tmp_path):
         Chat(Tokenizer(tmp_path))
 
 
-def test_a_date_in_a_template_does_not_depend_on_the_day(tmp_path):
-    """Llama-3.1's template writes a fixed date where strftime_now is not there."""
-    dated = "{% if strftime_now is defined %}{{ strftime_now('%d') }}{% else %}26 Jul 2024{% endif %}" + CHATML
-    chat = chat_of(tmp_path, dated)
-    assert "26 Jul 2024" in chat.tokenizer.decode(chat.prompt_ids([QUESTION]))
+def test_a_template_that_asks_for_the_date_gets_one_day(tmp_path):
+    folder = write(tmp_path, "{{ strftime_now('%d %b %Y, %H:%M') }}" + CHATML)
+    chat = chosen(folder, template_date="2024-07-26")
+    assert "26 Jul 2024, 00:00" in chat.tokenizer.decode(chat.prompt_ids([QUESTION]))
+    today = chosen(folder).template.day
+    assert today is not None and abs(today - datetime.date.today()) <= datetime.timedelta(days=1)
+    assert chosen(write(folder, CHATML)).template.day is None
 
 
 def test_where_a_template_is_looked_for(tmp_path):

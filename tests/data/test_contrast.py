@@ -9,8 +9,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from data.contrast import contrast, jaccard
-from data.text import Tokenizer
+from data.contrast import contrast, jaccard, texts_of
+from data.rows import Record
+from data.text import Message, Tokenizer
 from tests import tiny
 from tests.tables import common, distance
 
@@ -28,6 +29,26 @@ def test_the_measures_of_pairs():
     assert found.levenshtein.tolist() == [distance(w, l) for w, l in PAIRS]  # noqa: E741
     assert found.copied.tolist() == [3 / 5, 1.0, 0.0]
     assert found.length_ratio.tolist() == [19 / 21, 1.0, 7 / 11] and found.jaccard_tokens is None
+
+
+def test_a_response_of_several_messages_is_what_the_assistant_says():
+    call = {"type": "function", "function": {"name": "weather", "arguments": {"city": "Zürich"}}}
+    as_text = {"type": "function", "function": {"name": "weather", "arguments": '{"city": "Bern"}'}}
+    chosen = (
+        Message("assistant", "", reasoning_content="Look it up.", tool_calls=(call, as_text)),
+        Message("tool", "12 degrees"),
+        Message("assistant", "It is mild."),
+    )
+    rejected = (
+        Message("assistant", "I look.", tool_calls=(call,)),
+        Message("tool", "3"),
+        Message("assistant", "Cold."),
+    )
+    (pair,) = texts_of([Record("rows.jsonl:1", "pairs", (Message("user", "q"),), (chosen, rejected))])
+    assert pair == (
+        'Look it up.\n\nweather {"city": "Zürich"}\n\nweather {"city": "Bern"}\n\nIt is mild.',
+        'I look.\n\nweather {"city": "Zürich"}\n\nCold.',
+    )
 
 
 words = st.text("ab ", max_size=12)
@@ -112,7 +133,7 @@ def test_the_distributions_can_be_drawn(tmp_path):
     ("row", "said"),
     [
         ({"prompt": "q", "completion": "a"}, "rows.jsonl:1: no pair; contrast is measured on pairs of texts"),
-        ({"prompt_ids": [1], "chosen_ids": [2], "rejected_ids": [3]}, "rows.jsonl:1: a pair of token ids"),
+        ({"prompt_ids": [1], "chosen_ids": [2], "rejected_ids": [3]}, "rows.jsonl:1: a pair of token ids; contrast"),
         ({"prompt": "q", "chosen": ""}, "rows.jsonl:1"),
     ],
 )
@@ -124,3 +145,30 @@ def test_what_is_no_pair_of_texts_is_refused(tmp_path, row, said):
 def test_a_plot_of_no_kind_is_refused_before_anything_is_read(tmp_path):
     done = run("absent.jsonl", "--plot", "picture")
     assert done.returncode == 2 and "has to end in .png" in done.stderr
+
+
+def test_every_pair_that_is_trained_on_is_measured(tmp_path):
+    """Columns of other names, ranked answers best over worst, messages as text, conversations, token ids."""
+    model = tiny.write_model(tmp_path / "model", ["a b c d e"] * 3, vocab_size=300)
+    spell = Tokenizer(model).encode
+    better, worse = "a b c d", "a b c e"
+    said = {name: [{"role": "Human", "content": "q"}, {"role": "Assistant", "content": text}]
+            for name, text in (("chosen", better), ("rejected", worse))}  # fmt: skip
+    rows = [
+        {"question": "q", "completions": [worse, "x", better], "scores": [1, 2, 3]},
+        {"question": "q", "answers": [{"answer": worse, "rank": 2}, {"answer": better, "rank": 1}]},
+        {"question": "q"} | {name: json.dumps(value) for name, value in said.items()},
+        {"question": "q"} | {name: [value[-1] | {"role": "bot"}] for name, value in said.items()} | {"context": "old"},
+        {"prompt_ids": [1], "chosen_ids": spell([better])[0], "rejected_ids": spell([worse])[0], "question": "q"},
+    ]
+    file = tiny.write_rows(tmp_path / "rows.jsonl", rows)
+    flags = ("--columns", "prompt=question", "--roles", "bot=assistant", "--ignore-columns", "context")
+    done = run(file, *flags, "--tokenizer", model, "--out", tmp_path / "out.json")
+    assert done.returncode == 0, done.stderr
+    found = json.loads((tmp_path / "out.json").read_text())[str(file)]
+    assert found["pairs"] == 5 and found["levenshtein"] == {"mean": 1.0} | dict.fromkeys(
+        ("p10", "p25", "p50", "p75", "p90"), 1.0
+    )
+    assert f"{file}: not used: prompt" in done.stderr and "2 texts are messages" in done.stderr
+    kept = run(file, *flags, "--tokenizer", model, "--keep-json-text", "--out", tmp_path / "kept.json")
+    assert json.loads((tmp_path / "kept.json").read_text())[str(file)]["chosen_length"]["p90"] > 30, kept.stderr

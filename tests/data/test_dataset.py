@@ -64,6 +64,26 @@ def test_what_was_read_is_counted_and_its_digest_changes_with_an_id(tmp_path):
     assert digest(changed.examples).hexdigest() != facts["token_ids_sha256"]
 
 
+def test_what_nothing_reads_is_named_once_and_messages_as_text_are_counted(tmp_path):
+    text = '[{"role": "assistant", "content": "x"}]'
+    tokenised = ids_row(1) | {"id": "7", "source": "toy"}
+    made = read(tiny.write_rows(tmp_path / "rows.jsonl", [tokenised | {"note": "x"}, tokenised]))
+    assert made.facts()["not_used"] == ["id", "source", "note"] and "messages_in_text" not in made.facts()
+    assert made.report().endswith("responses cut, not used: id, source, note")
+    folder = tiny.write_model(tmp_path / "model", ["user assistant system q x y"] * 5)
+    rows = [{"prompt": "q", "chosen": text, "rejected": "y"}] * 3
+    made = read(tiny.write_rows(tmp_path / "text.jsonl", rows), chat=Chat(Tokenizer(folder)), n_ids=500)
+    assert made.facts()["messages_in_text"] == 3 and "not_used" not in made.facts()
+    assert "3 texts are messages, and taken as such (--keep-json-text leaves them as text)" in made.report()
+    assert not {"not_used", "messages_in_text"} & {*read(tiny.write_rows(tmp_path / "x.jsonl", [ids_row(1)])).facts()}
+
+
+def test_many_columns_are_named_in_part(tmp_path):
+    row = ids_row(1) | {f"c{i:02}": i for i in range(25)}
+    made = read(tiny.write_rows(tmp_path / "rows.jsonl", [row]))
+    assert made.report().endswith("c18, c19 and 5 more") and len(made.facts()["not_used"]) == 25
+
+
 def test_faults_of_all_kinds_are_listed_in_the_files_order(tmp_path):
     rows = [ids_row(999), {"prompt_ids": "x"}, ids_row(1), ids_row(998)] * 4
     with pytest.raises(InputError) as fault:

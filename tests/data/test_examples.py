@@ -173,10 +173,41 @@ def test_a_long_response_loses_its_end_and_with_it_the_end_of_turn(chat, over):
 
 
 def test_every_cut_is_counted(chat):
-    records = [pair(LONG, LONG, LONG + " x"), pair(LONG, LONG, "b"), pair("q", "a", "b")]
+    records = [pair(LONG, LONG, "x " + LONG), pair(LONG, LONG, "b"), pair("q", "a", "b"), pair("q", "b", "a")]
     n = len(encoded([pair("q")], chat).examples[0].prompt)
     made = encoded(records, chat, Limits(prompt_tokens=n, response_tokens=4))
     assert (made.cut_prompts, made.cut_responses) == (2, 3)
+    assert made.cut_shares == made.facts()["cut_shares"] == {"prompts": 0.5, "chosen": 0.5, "rejected": 0.25}
+    said = "2 prompts and 3 responses cut (50.0 % of prompts, 50.0 % of chosen, 25.0 % of rejected)"
+    assert made.report() == f"rows.jsonl: 4 rows, {said}"
+
+
+def test_cut_completions_are_one_side_and_what_is_whole_is_not_said():
+    single = Record("rows.jsonl:1", "single", (1,), ((2, 3, 4),))
+    ranked = Record("rows.jsonl:1", "ranked", (1,), ((2, 3), (4,), (5,)))
+    made = encoded([single, ranked], None, Limits(response_tokens=2))
+    assert made.cut_shares == {"prompts": 0, "completions": 0.25}
+    assert made.report().endswith("0 prompts and 1 responses cut (25.0 % of completions)")
+    assert encoded([ranked], None).report() == "rows.jsonl: 1 rows, 0 prompts and 0 responses cut"
+
+
+def test_pairs_that_the_cut_makes_equal_are_skipped_and_others_go_on(chat):
+    records = [pair(LONG, LONG, LONG + " x"), pair("q", LONG, "b", location="rows.jsonl:2")]
+    made = read(records, chat, Limits(response_tokens=4), n_ids=400)
+    assert [e.location for e in made.examples] == ["rows.jsonl:2"]
+    assert made.skipped == [
+        'rows.jsonl:1: "chosen" and "rejected" are the same 4 token ids after the cut; a pair has to differ: raise '
+        "--max-response-tokens"
+    ]
+
+
+def test_prompts_that_leave_no_room_are_left_out_and_counted(chat):
+    n = len(encoded([pair("q")], chat).examples[0].prompt)
+    limits = Limits(prompt_tokens=None, response_tokens=None, tokens=n + 1)
+    made = encoded([pair(LONG), pair("q"), pair(LONG)], chat, limits)
+    assert (len(made.examples), made.n_too_long, made.facts()["too_long_prompts"]) == (1, 2, 2)
+    assert [len(r) for r in made.examples[0].responses] == [1, 1] and made.cut_responses == 2
+    assert ", 2 rows left out whose prompts leave no room for a response" in made.report()
 
 
 @pytest.mark.parametrize("with_chat", [True, False])

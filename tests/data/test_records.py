@@ -287,13 +287,39 @@ def test_ranked_reading_keeps_all_completions_best_first(tmp_path):
     ]
 
 
+def test_listed_reading_keeps_all_completions_as_the_row_has_them(tmp_path):
+    rows = [
+        {"prompt": "q", "completions": ["c", "b", "a"], "scores": [7, 2.5, 9]},
+        {"instruction": "q", "completions": [rated("b", 2), rated("b", 2)]},  # alike, and rated alike
+        {"prompt": "q", "completions": ["a"]},
+        {"prompt_ids": [1], "completions_ids": [[5], [6]], "completions_token_weights": [[1], [2]]},
+        PAIR | {"completions": ["x", "y"]},
+    ]
+    file = tiny.write_rows(tmp_path / "rows.jsonl", rows)
+    found = [(r.form, r.responses, r.ratings.scores) for r in read_records(file, Reading(listed=True))]
+    assert found == [
+        ("listed", answers("c", "b", "a"), (7.0, 2.5, 9.0)),
+        ("listed", answers("b", "b"), (2.0, 2.0)),
+        ("listed", answers("a"), None),
+        ("listed", ((5,), (6,)), None),
+        ("pairs", answers("a", "b"), None),
+    ]
+    assert list(read_records(file, Reading(listed=True)))[3].token_weights == ((1.0,), (2.0,))
+    (none,) = read_records(tiny.write_rows(tmp_path / "none.jsonl", [{"prompt": "q", "completions": []}]),
+                           Reading(listed=True))  # fmt: skip
+    assert str(none).endswith('none.jsonl:1: "completions" has to be a list of one or more')
+
+
 def test_a_role_is_known_where_a_template_names_it(tmp_path):
-    turns = [USER, ANSWER, {"role": "tool", "content": "42"}]
+    turns = [USER, ANSWER, {"role": "critic", "content": "42"}]
     file = tiny.write_rows(tmp_path / "rows.jsonl", [PAIR | {"prompt": turns}])
     (fault,) = read_records(file)
-    assert str(fault) == f"{file}:1: \"prompt\"[2] has the role 'tool'; roles are system, user, assistant"
-    (record,) = read_records(file, roles=("system", "user", "assistant", "tool"))
-    assert isinstance(record, Record) and record.prompt[2] == Message("tool", "42")
+    assert str(fault) == (
+        f"{file}:1: \"prompt\"[2] has the role 'critic'; roles are system, user, assistant, tool; say which of them it "
+        "is: --roles NAME=user"
+    )
+    (record,) = read_records(file, roles=("system", "user", "assistant", "critic"))
+    assert isinstance(record, Record) and record.prompt[2] == Message("critic", "42")
 
 
 def test_content_is_trimmed_at_both_ends_and_nowhere_else(tmp_path):
@@ -355,7 +381,7 @@ FAULTS = {
     "chosen null": (PAIR | {"chosen": None}, '"chosen" is missing'),
     "no prompt for a completion": ({"completion": "a", "label": True}, '"prompt" is missing'),
     "prompt a number": (PAIR | {"prompt": 5}, '"prompt" is a int; it has to be text or a list of messages'),
-    "prompt an object": (PAIR | {"prompt": USER}, '"prompt" is a dict; it has to be text or a list of messages'),
+    "prompt an object": (PAIR | {"prompt": {"text": "q"}}, '"prompt"[0] is not a message'),
     "chosen a number": (PAIR | {"chosen": 1.5}, '"chosen" is a float; it has to be text'),
     "chosen a bool": (PAIR | {"chosen": True}, '"chosen" is a bool; it has to be text'),
     "messages text": ({"messages": "q"}, '"messages" is a str; it has to be text or a list of messages'),
@@ -363,10 +389,23 @@ FAULTS = {
     "message without content": (PAIR | {"prompt": [{"role": "user"}]}, '"prompt"[0] is not a message'),
     "message without role": (PAIR | {"prompt": [USER, {"content": "q"}]}, '"prompt"[1] is not a message'),
     "content a number": (PAIR | {"prompt": [USER | {"content": 1}]}, '"prompt[0].content" is a int; it has to be text'),
-    "content of parts": (PAIR | {"prompt": [USER | {"content": [{"type": "text"}]}]}, '"prompt[0].content" is a list'),
+    "a part without text": (
+        PAIR | {"prompt": [USER | {"content": [{"type": "text"}]}]},
+        '"prompt[0].content[0].text" is a NoneType; it has to be text',
+    ),
+    "a part that is text": (
+        PAIR | {"prompt": [USER | {"content": ["q"]}]},
+        '"prompt[0].content[0]" is a str; parts are',
+    ),
+    "no parts": (PAIR | {"prompt": [USER | {"content": []}]}, '"prompt[0].content" is empty'),
+    "a picture": (
+        PAIR
+        | {"prompt": [USER | {"content": [{"type": "text", "text": "q"}, {"type": "image_url", "image_url": {}}]}]},
+        "\"prompt[0].content[1]\" is a part of the type 'image_url', and only text can be trained on; take the part or",
+    ),
     "bad role": (
-        PAIR | {"prompt": [USER | {"role": "human"}]},
-        "\"prompt\"[0] has the role 'human'; roles are system, user, assistant",
+        PAIR | {"prompt": [USER | {"role": "narrator"}]},
+        "\"prompt\"[0] has the role 'narrator'; roles are system, user, assistant, tool; say which of them it",
     ),
     "role a list": (PAIR | {"prompt": [USER | {"role": []}]}, '"prompt"[0] has the role []'),
     "empty prompt": (PAIR | {"prompt": ""}, '"prompt" is empty'),
@@ -383,12 +422,12 @@ FAULTS = {
         '"chosen" and "rejected" are equal',
     ),
     "equal ids": (ids(rejected_ids=[2]), '"chosen_ids" and "rejected_ids" are equal'),
-    "label as text": ({"prompt": "q", "completion": "a", "label": "true"}, "\"label\" is 'true'; it has to be true or"),
-    "label a number": ({"prompt": "q", "completion": "a", "label": 1}, '"label" is 1; it has to be true or false'),
-    "label of a number": ({"prompt": "q", "completion": "a", "label": 1}, '"label" is 1; it has to be true or false'),
-    "tools called": (
+    "label as text": ({"prompt": "q", "completion": "a", "label": "good"}, "\"label\" is 'good'; it has to be true or"),
+    "label a number": ({"prompt": "q", "completion": "a", "label": 2}, '"label" is 2; it has to be true or false'),
+    "label a share": ({"prompt": "q", "completion": "a", "label": 0.8}, '"label" is 0.8; it has to be true or false'),
+    "tools called without a name": (
         PAIR | {"prompt": [USER, ANSWER | {"tool_calls": [{"id": "x"}]}, USER]},
-        '"prompt"[1] calls tools, of which nothing would be trained; delete the row',
+        '"prompt[1].tool_calls" is a list; it has to be a list of {"type": "function", "function"',
     ),
     "prompt ends with an answer": (PAIR | {"prompt": [USER, ANSWER]}, "the prompt has to end with a user message"),
     "prompt of the system only": (PAIR | {"prompt": [SYSTEM]}, "the prompt has to end with a user message"),

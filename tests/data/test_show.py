@@ -14,6 +14,7 @@ from data.text import Message
 from data.text.chat import Chat
 from data.text.tokenizer import Tokenizer
 from tests import tiny
+from tests.data import templates
 from tests.rows import answers
 
 LONG = "one two three four five six seven eight nine ten"
@@ -37,13 +38,13 @@ def cut_of(chat, prompt="question", responses=("answer", "one two"), **limits):
     record = Record(
         "rows.jsonl:7", form, (Message("user", prompt),), answers(*responses), None, Ratings((4.0, 1.5), 2.0)
     )
-    (cut,) = encode([record], chat, Limits(**limits), n_ids=400)
+    (cut,) = encode([record], chat, Limits(**limits), n_ids=1000)
     return cut
 
 
 def sections(text):
     """{heading: body} of the plain view, without the lines below the tokens."""
-    text = re.sub(r"\n(revised|token weights): .*", "", text)
+    text = re.sub(r"\n(revised|token weights|tokens that are not special|not predicted): .*", "", text)
     parts = re.split(r"\n(prompt|chosen|rejected|completion(?: \d+, best first)?): ", text)
     return dict(zip(parts[1::2], parts[2::2], strict=True))
 
@@ -99,8 +100,10 @@ def test_what_was_cut_is_shown_where_it_stood(chat):
         and f"\u27e6cut: {gone}\u27e7" in shown["prompt"]
     )
     assert shown["chosen"].rstrip().partition("\u27e6")[2].endswith(f"[<|eot_id|> {chat.end_of_turn}]\u27e7")
-    assert "note: a response was cut" in text and "note: a response does not end with the end-of-turn token" in text
-    assert "note: the prompt was cut" in text
+    n, n_chosen = len(cut.whole_prompt), len(cut.whole_responses[0])
+    assert "note: a response does not end with the end-of-turn token\n" in text
+    assert f"note: the prompt was cut: 3 of {n} tokens are gone\n" in text
+    assert text.endswith(f"note: chosen was cut: {n_chosen - 4} of {n_chosen} tokens are gone\n")
     assert "note" not in show(whole, chat)
 
 
@@ -205,11 +208,37 @@ def test_the_command_shows_a_row(folder, tmp_path):
     done = run(file, "--model", folder, "--row", 2)
     assert (done.returncode, done.stderr) == (0, "")
     assert done.stdout.startswith(f"{file}:2: a pair\n") and f"t{BAR}wo" in done.stdout and not ANSI.search(done.stdout)
-    assert ANSI.search(run(file, "--model", folder, FORCE_COLOR="1").stdout)
+    assert ANSI.search(run(file, "--model", folder, FORCE_COLOR="1").stdout) and "not used" not in done.stdout
     bad = run(file, "--model", folder, "--row", 3)
     assert (bad.returncode, bad.stdout) == (2, "") and bad.stderr.startswith(f"error: {file}:3: ")
     beyond = run(file, "--model", folder, "--row", 4)
     assert beyond.returncode == 2 and "has fewer than 4 rows; lower --row" in beyond.stderr
+
+
+def test_the_command_cuts_as_the_trainer_does_and_holds_to_the_models_context(folder, tmp_path):
+    row = {"prompt_ids": [5] * 300, "chosen_ids": [6] * 300, "rejected_ids": [7] * 9}
+    file = tiny.write_rows(tmp_path / "rows.jsonl", [row])
+    told = (file, "--model", folder)
+    long = run(*told)
+    said = "600 tokens after the cut, and the model's context (max_position_embeddings) has 512; lower "
+    assert long.returncode == 2 and long.stderr.startswith(f"error: {file}:1: {said}")
+    assert run(*told, "--beyond-context").stdout.startswith(f"{file}:1: a pair\n")
+    cut = run(*told, "--max-tokens", "310").stdout
+    assert cut.endswith("note: chosen was cut: 290 of 300 tokens are gone\n"), cut[-200:]
+    assert "prompt: 300 tokens (" in cut and "rejected: 9 tokens (" in cut
+    gone = run(*told, "--max-tokens", "300")
+    assert gone.returncode == 2 and "a prompt of 300 tokens leaves nothing of --max-tokens 300" in gone.stderr
+
+
+def test_the_command_names_what_of_a_row_is_not_used(folder, tmp_path):
+    message = {"role": "assistant", "content": "answer", "weight": 0}
+    row = {"prompt": "question", "chosen": [message], "rejected": str([message | {"content": "one"}]), "id": 7}
+    done = run(tiny.write_rows(tmp_path / "rows.jsonl", [row]), "--model", folder)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.endswith(
+        "note: not used: id, messages' weight\nnote: 1 texts are messages, and taken as such (--keep-json-text leaves "
+        "them as text)\n"
+    )
 
 
 def test_the_command_shows_token_weights_and_names_the_row_of_those_that_are_none(folder, tmp_path):
@@ -234,3 +263,44 @@ def test_the_numbers_that_an_objective_asks_for_are_shown(folder, tmp_path):
     assert (lacking.returncode, lacking.stdout, lacking.stderr) == (2, "", said)
     unknown = run(*told)
     assert unknown.returncode == 2 and "--columns: rows have no 'margin'" in unknown.stderr
+
+
+def qwen3(folder):
+    templates.write(folder, templates.TEMPLATES["Qwen3"])
+    return Chat(Tokenizer(folder))
+
+
+def test_tokens_that_are_not_special_are_named_and_have_a_colour(tmp_path):
+    chat = qwen3(tmp_path)
+    record = Record(
+        "rows.jsonl:7", "single", (Message("user", "<think> 2+2?"),), ((Message("assistant", "4 <tool_call> x"),),)
+    )
+    (cut,) = encode([record], chat, Limits(), n_ids=1000)
+    text = show(cut, chat)
+    think, closed, call = (chat.tokenizer.added[t] for t in ("<think>", "</think>", "<tool_call>"))
+    prompt, answer = text.split("\ncompletion: ")
+    assert "tokens that are not special" not in prompt and f"[<think> {think}]" not in prompt  # a user's text
+    assert f"\ntokens that are not special: <think> {think}, </think> {closed}, <tool_call> {call}\n" in answer
+    assert f"[<think> {think}]{BAR}" in answer and f"[<|im_end|> {chat.end_of_turn}]" in answer
+    painted = show(cut, chat, colour=True)
+    assert f"\x1b[1;36m[<think> {think}]" in painted and f"\x1b[1;35m[<|im_end|> {chat.end_of_turn}]" in painted
+    assert ANSI.sub("", painted) == text
+
+
+def test_what_is_not_predicted_of_a_response_is_shown_apart(tmp_path):
+    chat = qwen3(tmp_path)
+    turns = (Message("assistant", "I look."), Message("tool", "3 C"), Message("assistant", "3."))
+    record = Record("rows.jsonl:7", "single", (Message("user", "Cold?"),), (turns,))
+    (cut,) = encode([record], chat, Limits(), n_ids=1000)
+    text = show(cut, chat)
+    (between,) = re.findall(r'\nnot predicted: "(.*)"\n', text)
+    assert "3 C" in between and "I look." not in between and between.endswith("assistant\u23ce")
+    assert "are predicted, the others seen" in text
+
+
+def test_a_thought_that_is_lacking_is_noted(tmp_path):
+    templates.write(tmp_path, templates.TEMPLATES["R1-Distill-Llama"], eos=templates.end_of("R1-Distill-Llama"))
+    chat = Chat(Tokenizer(tmp_path))
+    cut = cut_of(chat, "2+2?", ("hm</think>4", "5"))
+    assert "note: the prompt opens a thought, and a response neither goes on with it nor ends it" in show(cut, chat)
+    assert "note" not in show(cut_of(chat, "2+2?", ("hm</think>4", "hm</think>5")), chat)

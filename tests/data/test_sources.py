@@ -1,6 +1,7 @@
 """Where rows come from: files of four kinds, folders, splits, and what is wrong with each, by file and line."""
 
 import csv
+import gzip
 import json
 import os
 import subprocess
@@ -15,6 +16,7 @@ from tests import tiny
 
 parquet = pytest.importorskip("pyarrow.parquet")
 import pyarrow  # noqa: E402
+import pyarrow.ipc  # noqa: E402
 
 ROWS = [
     {"prompt": "q\n1", "chosen": "a, b", "rejected": '"c"'},
@@ -80,7 +82,7 @@ def test_a_table_of_text_has_labels_scores_and_empty_values(tmp_path):
     path = tmp_path / "rows.csv"
     path.write_text("prompt,completion,label,own_score\nq,a,TRUE,1.5\nq,a,0,\nq,a,maybe,2\nq,a,1,high\n")
     rows, faults = read(path)
-    assert [row["label"] for _, row in rows] == [True, False, "maybe"]
+    assert [row["label"] for _, row in rows] == ["TRUE", "0", "maybe"]  # which records read
     assert rows[0][1]["own_score"] == 1.5 and "own_score" not in rows[1][1]
     assert faults == [f"{path}:5: \"own_score\" is 'high'; it has to be a number"]
 
@@ -108,7 +110,7 @@ def test_columns_of_tables_are_read_as_what_they_are_to_be(tmp_path):
     path = tmp_path / "rows.csv"
     path.write_text("prompt,completion,good,r,toxicity_score\nq,a,true,2.5,high\n")
     (row,), faults = read(path, columns=parse_columns("label=good,own_score=r"))
-    assert row[1]["label"] is True and row[1]["own_score"] == 2.5 and not faults
+    assert row[1]["label"] == "true" and row[1]["own_score"] == 2.5 and not faults
 
 
 def test_a_name_of_ours_that_is_none_is_answered_with_the_nearest_before_a_file_is_looked_for():
@@ -137,6 +139,162 @@ def test_fields_of_tables_that_are_asked_for_are_read_as_numbers(tmp_path):
 def test_columns_that_cannot_be_are_refused(text):
     with pytest.raises(InputError, match=r"--columns: .* is not of the form chosen=winner"):
         parse_columns(text)
+
+
+OBJECT = json.dumps(ROWS, indent=1, ensure_ascii=False)
+WRAPPED = {
+    "several lines": f'{{"version": "1",\n"data": {OBJECT},\n"more": [{{"prompt": "no row"}}]}}\n',
+    "one line": json.dumps({"info": {"data": [1]}, "data": ROWS}, ensure_ascii=False),
+    "one line and a mark": "\ufeff" + json.dumps({"data": ROWS}, ensure_ascii=False) + "\n\n",
+}
+
+
+@pytest.mark.parametrize("text", WRAPPED.values(), ids=WRAPPED)
+def test_an_object_that_holds_the_rows_is_these(tmp_path, text):
+    path = tmp_path / "rows.json"
+    path.write_text(text, encoding="utf-8")
+    rows, faults = read(path)
+    assert [row for _, row in rows] == ROWS and not faults
+
+
+def test_rows_of_an_object_are_told_by_line(tmp_path):
+    path = tmp_path / "rows.json"
+    path.write_text('{"version": 1,\n "data": [\n{"prompt": "q"},\n{"a": 1, "a": 2},\n{"prompt": "z"}]}')
+    good, (fault,) = read(path)
+    assert [location for location, _ in good] == [f"{path}:3", f"{path}:5"]
+    assert fault.startswith(f"{path}:4: the key 'a' stands twice")
+
+
+def test_a_row_with_data_of_its_own_is_a_row(tmp_path):
+    rows = [{"prompt": "q", "data": [{"x": 1}]}, {"prompt": "z"}]
+    assert [row for _, row in read(tiny.write_rows(tmp_path / "rows.json", rows))[0]] == rows
+    one = {"prompt": "q", "data": [1]}
+    assert [row for _, row in read(tiny.write_rows(tmp_path / "one.json", [one]))[0]] == [one]
+
+
+def test_rows_of_several_lines_each_are_read_one_after_the_other(tmp_path):
+    path = tmp_path / "rows.json"
+    path.write_text("\n".join(json.dumps(row, indent=1, ensure_ascii=False) for row in ROWS), encoding="utf-8")
+    rows, faults = read(path)
+    assert [row for _, row in rows] == ROWS and not faults
+    assert [location.rpartition(":")[2] for location, _ in rows] == ["1", "6", "11"]
+
+
+def test_a_broken_first_line_costs_no_other_row(tmp_path):
+    path = tmp_path / "rows.json"
+    path.write_text('{"prompt": q}\n{"prompt": "z"}\n')
+    good, (fault,) = read(path)
+    assert [row for _, row in good] == [{"prompt": "z"}] and fault.startswith(f"{path}:1: not JSON")
+
+
+@pytest.mark.parametrize("kind", [".jsonl", ".json", ".ndjson", ".csv", ".tsv"])
+@pytest.mark.parametrize("ending", ["", ".gz"])
+def test_other_names_and_zipped_files_are_read(tmp_path, kind, ending):
+    plain = tmp_path / f"plain{kind}"
+    if kind == ".tsv":
+        with open(plain, "w", newline="", encoding="utf-8") as file:
+            writer = csv.DictWriter(file, ROWS[0], delimiter="\t")
+            writer.writeheader()
+            writer.writerows(ROWS)
+    else:
+        (tiny.write_rows if kind == ".ndjson" else WRITERS[kind])(plain, ROWS)
+    path = tmp_path / f"rows{kind}{ending}"
+    path.write_bytes(gzip.compress(plain.read_bytes()) if ending else plain.read_bytes())
+    rows, faults = read(path)
+    assert [row for _, row in rows] == ROWS and not faults
+
+
+def test_zipped_splits_of_a_folder_have_their_names(tmp_path):
+    for name in ("preference/train.jsonl.gz", "preference/validation.jsonl.gz"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_bytes(gzip.compress(json.dumps({"prompt": name}).encode()))
+    assert names_in(tmp_path) == ["preference/train.jsonl.gz"]
+    assert names_in(f"{tmp_path}:preference/validation") == ["preference/validation.jsonl.gz"]
+
+
+@pytest.mark.parametrize("change", [lambda b: b[:-12], lambda b: b"not zipped", lambda b: b[:20] + b"xxxx" + b[24:]])
+def test_a_damaged_zipped_file_is_refused(tmp_path, change):
+    path = tmp_path / "rows.jsonl.gz"
+    path.write_bytes(change(gzip.compress(b"".join(json.dumps(row).encode() + b"\n" for row in ROWS * 40))))
+    with pytest.raises(InputError, match=r"rows\.jsonl\.gz: not gzip, or damaged \(.*\); copy it anew"):
+        read(path)
+
+
+def test_the_index_that_pandas_writes_is_a_column_of_its_own(tmp_path):
+    path = tmp_path / "rows.csv"
+    path.write_text(",prompt,chosen\n0,q,a\n1,z,b\n")
+    rows, faults = read(path)
+    assert [row for _, row in rows] == [
+        {"Unnamed: 0": "0", "prompt": "q", "chosen": "a"},
+        {"Unnamed: 0": "1", "prompt": "z", "chosen": "b"},
+    ]
+    assert not faults
+
+
+def test_columns_that_are_let_go_are_gone(tmp_path):
+    file = tiny.write_rows(tmp_path / "rows.jsonl", [{"question": "q", "context": "c", "id": 1}])
+    assert read(file, ignored=("context", "id"), columns=(("prompt", "question"),))[0][0][1] == {"prompt": "q"}
+
+
+def test_nested_objects_of_tables_have_the_keys_that_were_written(tmp_path):
+    rows = [{"tools": [{"name": "f", "a": {"x": 1}}, {"name": "g", "b": {"y": [None, 2]}}], "score": None}]
+    assert read(write_parquet(tmp_path / "rows.parquet", rows))[0][0][1] == rows[0]
+
+
+# --- what datasets.save_to_disk writes -----------------------------------------------------------------------------
+
+
+def save_to_disk(folder, rows, n_files=1, writer=pyarrow.ipc.new_stream):
+    """A folder as datasets writes one: arrow's streams, and which files they are."""
+    folder.mkdir(parents=True)
+    names = [f"data-{i:05d}-of-{n_files:05d}.arrow" for i in range(n_files)]
+    for i, name in enumerate(names):
+        table = pyarrow.Table.from_pylist(rows[i::n_files])
+        with writer(str(folder / name), table.schema) as opened:
+            opened.write_table(table, max_chunksize=40)
+    (folder / "state.json").write_text(json.dumps({"_data_files": [{"filename": name} for name in names]}))
+    (folder / "dataset_info.json").write_text("{}")
+    (folder / "cache-0123456789abcdef.arrow").write_bytes(b"what was done to the rows")
+    return folder
+
+
+@pytest.mark.parametrize("writer", [pyarrow.ipc.new_stream, pyarrow.ipc.new_file])
+def test_a_folder_of_save_to_disk_is_its_rows(tmp_path, writer):
+    messages = [{"role": "user", "content": "q"}]
+    rows = [{"prompt": str(i), "messages": messages} for i in range(100)]
+    folder = save_to_disk(tmp_path / "set", rows, writer=writer)
+    found, faults = read(folder)
+    assert [row for _, row in found] == rows and not faults
+    assert found[99][0] == f"{folder}/data-00000-of-00001.arrow:100"
+    assert [row for _, row in read(folder / "data-00000-of-00001.arrow")[0]] == rows
+
+
+def test_a_folder_of_save_to_disk_with_splits_has_them_by_their_names(tmp_path):
+    for split in ("train", "held-out"):
+        save_to_disk(tmp_path / split, [{"prompt": split}, {"prompt": split}], n_files=2)
+    (tmp_path / "dataset_dict.json").write_text(json.dumps({"splits": ["train", "held-out"]}))
+    assert names_in(tmp_path) == ["train", "train"]
+    assert names_in(f"{tmp_path}:held-out") == ["held-out", "held-out"]
+    with pytest.raises(InputError, match="has the splits held-out, train; name one"):
+        files_of(f"{tmp_path}:test")
+
+
+@pytest.mark.parametrize("text", ["{", "{}", '{"_data_files": [1]}', '{"_data_files": [{"filename": 1}]}'])
+def test_a_damaged_folder_of_save_to_disk_is_told_with_its_remedy(tmp_path, text):
+    folder = save_to_disk(tmp_path / "set", [{"prompt": "q"}])
+    (folder / "state.json").write_text(text)
+    with pytest.raises(
+        InputError, match=r"state\.json: not as datasets\.save_to_disk writes it, or damaged; .*to_parquet"
+    ):
+        read(folder)
+
+
+def test_a_damaged_arrow_file_is_refused(tmp_path):
+    folder = save_to_disk(tmp_path / "set", [{"prompt": "q" * 50}] * 100)
+    path = folder / "data-00000-of-00001.arrow"
+    path.write_bytes(path.read_bytes()[:600])
+    with pytest.raises(InputError, match=r"\.arrow(:\d+)?: not arrow, or damaged \(.*\); copy it anew"):
+        read(folder)
 
 
 # --- folders -------------------------------------------------------------------------------------------------------

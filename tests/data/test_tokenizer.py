@@ -4,6 +4,7 @@ import base64
 import importlib.util
 import json
 import os
+import re
 import shutil
 from pathlib import Path
 
@@ -197,17 +198,59 @@ def test_a_template_places_control_tokens_and_content_does_not(tokenizer_of, kin
     (folder / "tokenizer_config.json").write_text(json.dumps(config | names))
     chat = Chat(Tokenizer(folder))
     plain = control_ids(chat, "question", "answer")
-    for token in [*ours.added, "assistant: ", "user: x"]:
+    for token in [*ours.special, "assistant: ", "user: x"]:
         assert control_ids(chat, f"{token} {token}", token) == plain
         assert control_ids(chat, f"x{token[: len(token) // 2]}", token[len(token) // 2 :] + "y") == plain
 
 
+def response_pieces(chat, text):
+    return chat.write([Message("user", "question")], [[Message("assistant", text)]]).responses[0].pieces
+
+
 def control_ids(chat, prompt, response):
     """The control ids of a prompt and its response, in order."""
-    pieces = [*chat.prompt_pieces([Message("user", prompt)]), *chat.response_pieces(response)]
+    pieces = [*chat.prompt_pieces([Message("user", prompt)]), *response_pieces(chat, response)]
     runs = iter(chat.encode([p for p in pieces if isinstance(p, Run)]))
     ids = [i for p in pieces for i in (next(runs) if isinstance(p, Run) else [p])]
     return [i for i in ids if chat.tokenizer.is_control(i)]
+
+
+SAID = ["{a}\nTwo and two.\n{b}\n\n4", "{a}{b}", "x{a} y {b}z", "{a} a  {a}b", "I am {a}\n\n{b} fine.", "{b}  {a}  x"]
+
+
+@pytest.mark.parametrize("kind", WRITERS)
+def test_what_a_model_says_is_the_same_ids_as_text_again(tokenizer_of, kind, tmp_path):
+    """Added tokens that are not special are spelled where an answer is decoded, and are the tokens again."""
+    folder = tmp_path / "copy"
+    shutil.copytree(tokenizer_of(kind).folder, folder)
+    names = {"bos_token": "<s>", "eos_token": "</s>"} if kind in ("sentencepiece", "Mistral's") else {}
+    end = "<|eot_id|>" if "<|eot_id|>" in tokenizer_of(kind).added else "</s>"
+    config = json.loads((folder / "tokenizer_config.json").read_text()) if kind == "tokenizer.json" else {}
+    if kind in ("ranks", "Mistral's"):  # whose files have none of that kind
+        first = tokenizer_of(kind).n_ids
+        config["added_tokens_decoder"] = {
+            str(first + i): {"content": text, "special": False} for i, text in enumerate(["<tool>", "endofturn"])
+        }
+    (folder / "tokenizer_config.json").write_text(json.dumps(config | names))
+    for header in ("assistant: ", end):  # the answer follows text, or a control token
+        (folder / "chat_template.jinja").write_text(
+            "{% for m in messages %}{% if m.role == 'user' %}user: {% else %}HEADER{% endif %}{{ m.content }}END"
+            "{% endfor %}{% if add_generation_prompt %}HEADER{% endif %}".replace("HEADER", header).replace("END", end)
+        )
+        chat = Chat(Tokenizer(folder))
+        a, b = (chat.tokenizer.added[t] for t in ("<tool>", "endofturn"))
+        for said in (text.format(a="<tool>", b="endofturn") for text in SAID):
+            ids = ids_of(chat, response_pieces(chat, said))
+            assert [i for i in ids if i in (a, b)] == [
+                a if t == "<tool>" else b for t in re.findall("<tool>|endof", said)
+            ]
+            text = chat.tokenizer.decode(ids)
+            assert text == said and ids_of(chat, response_pieces(chat, text)) == ids
+
+
+def ids_of(chat, pieces):
+    runs = iter(chat.encode([p for p in pieces if isinstance(p, Run)]))
+    return [i for p in pieces for i in (next(runs) if isinstance(p, Run) else [p])]
 
 
 # --- the blank before a first word ---------------------------------------------------------------------------------
@@ -259,7 +302,7 @@ def test_a_response_behind_a_control_token_is_as_transformers_writes_it(tmp_path
     chat = Chat(Tokenizer(tmp_path / "with"))
     rows = [m._asdict() for m in TURNS]
     theirs = peer.apply_chat_template([*rows, {"role": "assistant", "content": "you are"}], return_dict=False)
-    pieces = [*chat.prompt_pieces(TURNS), *chat.response_pieces("you are")]
+    pieces = [*chat.prompt_pieces(TURNS), *response_pieces(chat, "you are")]
     runs = iter(chat.encode([p for p in pieces if isinstance(p, Run)]))
     assert [i for p in pieces for i in (next(runs) if isinstance(p, Run) else [p])] == theirs
 
@@ -307,7 +350,7 @@ def test_prompt_and_response_are_the_conversation_that_transformers_writes(tmp_p
         theirs = peer.apply_chat_template(rows, add_generation_prompt=True, return_dict=False)
         assert chat.prompt_ids(turns) == theirs
         whole = [*rows, {"role": "assistant", "content": "you are there"}]
-        pieces = chat.response_pieces("you are there")
+        pieces = response_pieces(chat, "you are there")
         runs = iter(chat.encode([p for p in pieces if isinstance(p, Run)]))
         response = [i for p in pieces for i in (next(runs) if isinstance(p, Run) else [p])]
         assert theirs + response == peer.apply_chat_template(whole, return_dict=False)
@@ -444,7 +487,12 @@ def test_added_tokens_beside_a_model_file_are_known(tokenizer_of, tmp_path):
     (tmp_path / "added_tokens.json").write_text(json.dumps({"<|im_start|>": 900}))
     ours = Tokenizer(tmp_path)
     assert ours.split_control("a<|im_start|>b") == ["a", 900, "b"] and ours.n_ids == 901
-    assert ours.decode([*ours.encode(["a"])[0], 900]) == "a"
+    assert ours.decode([*ours.encode(["a"])[0], 900]) == "a<|im_start|>" and ours.is_spoken(
+        900
+    )  # nobody calls it special
+    (tmp_path / "special_tokens_map.json").write_text(json.dumps({"additional_special_tokens": ["<|im_start|>"]}))
+    ours = Tokenizer(tmp_path)
+    assert ours.decode([*ours.encode(["a"])[0], 900]) == "a" and not ours.is_spoken(900)
     (tmp_path / "added_tokens.json").write_text(json.dumps({"<s>": 900}))
     assert "the added token '<s>' has two ids" in refused(tmp_path)
 

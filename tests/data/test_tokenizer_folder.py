@@ -184,7 +184,9 @@ def test_an_end_that_is_no_token_is_written_as_text_and_said(tmp_path, capfd):
     peer = AutoTokenizer.from_pretrained(folder)
     rows = [{"role": m.role, "content": m.content} for m in (QUESTION, ANSWER)]
     theirs = peer.apply_chat_template(rows, return_dict=False)
-    ours = chat.prompt_ids([QUESTION]) + pieces_ids(chat, chat.response_pieces(ANSWER.content))
+    (response,) = chat.write([QUESTION], [(ANSWER,)]).responses
+    assert response.is_predicted_whole
+    ours = chat.prompt_ids([QUESTION]) + pieces_ids(chat, response.pieces)
     assert ours == [chat.tokenizer.bos_id, *theirs, chat.tokenizer.eos_id]
     said = capfd.readouterr().err
     assert (

@@ -5,7 +5,12 @@ from torch.nn.functional import log_softmax, scaled_dot_product_attention
 
 
 def padded_logps(model, examples):
-    """Each conversation in a row of its own, padded on the right: [S], in order."""
+    """Of each response [S], in order."""
+    return torch.stack([logps.sum() for logps in padded_token_logps(model, examples)])
+
+
+def padded_token_logps(model, examples):
+    """Of each response's tokens [n], in order: each conversation in a row of its own, padded on the right."""
     rows = [(e.prompt, r) for e in examples for r in e.responses]
     longest = max(len(p) + len(r) for p, r in rows)
     found = []
@@ -26,5 +31,5 @@ def padded_logps(model, examples):
         weight = model.embed.weight if model.config.tied else model.head.weight
         logps = log_softmax(model.norm(x) @ weight.T, dim=-1)
         at = torch.arange(len(prompt) - 1, len(prompt) + len(response) - 1)
-        found.append(logps[at, ids[at + 1]].sum())
-    return torch.stack(found)
+        found.append(logps[at, ids[at + 1]])
+    return found

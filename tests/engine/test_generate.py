@@ -4,6 +4,7 @@ import errno
 import fcntl
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -224,10 +225,28 @@ def tiny_message(text):
 def test_an_answer_ends_with_the_context_and_a_prompt_that_fills_it_is_refused(tmp_path):
     folder = tiny.write_model(tmp_path / "m", ["some words"] * 20, max_position_embeddings=64)
     rows = tiny.write_rows(tmp_path / "p.jsonl", [{"prompt": "short"}, {"prompt": "word " * 200}])
-    with pytest.raises(InputError, match=r"p\.jsonl:2: a prompt of .* context of 64"):
+    with pytest.raises(InputError) as fault:
         here(folder, rows, tmp_path / "a.jsonl")
+    said = (
+        "1 of 2 rows cannot be used; mend or delete them; prompts that fill the context are taken with --beyond-context"
+    )
+    assert str(fault.value).startswith(said)
+    assert re.search(r"p\.jsonl:2: a prompt of \d+ tokens leaves no room in a context of 64; cut it$", str(fault.value))
     answers = Answerer.open(str(folder)).answer([[1] * 60, [2] * 50], Sampling(temperature=0))
     assert [len(a.ids) for a in answers if a.finish == "length"] == [4, 14]
+    beyond = Answerer.open(str(folder), beyond_context=True)
+    answers = beyond.answer([[1] * 60, [2] * 70], Sampling(temperature=0, max_new_tokens=20))
+    assert [len(a.ids) for a in answers if a.finish == "length"] == [20, 20]
+
+
+def test_prompts_that_leave_less_room_than_an_answer_may_take_are_counted(tmp_path, capsys):
+    folder = tiny.write_model(tmp_path / "m", ["some words"] * 20, max_position_embeddings=64)
+    rows = tiny.write_rows(tmp_path / "p.jsonl", [{"prompt_ids": [1] * n} for n in (40, 54, 55, 63)])
+    here(folder, rows, tmp_path / "a.jsonl", "--max-new-tokens", 10)
+    said = "2 of 4 prompts leave less than --max-new-tokens 10 in the model's context of 64; answers to them end there"
+    assert f"{rows}: {said}\n" in capsys.readouterr().err
+    here(folder, rows, tmp_path / "b.jsonl", "--max-new-tokens", 10, "--beyond-context")
+    assert "the model's context" not in capsys.readouterr().err
 
 
 def arguments(folder, rows, out, *more):
@@ -351,6 +370,40 @@ def test_a_server_answers_in_the_place_of_a_checkpoint(tmp_path):
     ]  # fmt: skip
     assert all(b["top_k"] == 5 and b["stop"] == ["END"] and b["temperature"] == 1.0 for b in asked)
     assert asked[0]["model"] == "llama" and len(asked) == 4
+
+
+TOOLS = [{"type": "function", "function": {"name": "weather", "parameters": {}}}]
+
+
+def test_what_a_row_gives_its_template_is_handed_on_to_a_server_and_written_down(tmp_path):
+    row = {"question": "Weather?", "system": "Be brief.", "tools": json.dumps(TOOLS)}
+    rows = [row | {"chat_template_kwargs": {"enable_thinking": False}, "context": "old"}, {"question": "hello"}]
+    file, asked = tiny.write_rows(tmp_path / "p.jsonl", rows), []
+    with serve(lambda seen: asked.append(seen.body) or Reply.chat("yes")) as server:
+        flags = ["--endpoint", server.base, "--columns", "prompt=question", "--ignore-columns", "context"]
+        here("llama", file, tmp_path / "a.jsonl", *flags)
+        tiny.write_rows(file, [{"prompt": "hello"}, {"prompt": "hello", "documents": [{"text": "x"}]}])
+        with pytest.raises(InputError, match=r"p\.jsonl:2: \"documents\" cannot be handed on to a server"):
+            here("llama", file, tmp_path / "b.jsonl", "--endpoint", server.base)
+        assert server.n_seen == 2
+    one, two = sorted(asked, key=lambda body: -len(body["messages"]))
+    assert one["messages"] == [{"role": "system", "content": "Be brief."}, {"role": "user", "content": "Weather?"}]
+    assert one["tools"] == TOOLS and one["chat_template_kwargs"] == {"enable_thinking": False}
+    assert not {"tools", "chat_template_kwargs"} & {*two}
+    lines = [json.loads(line) for line in (tmp_path / "a.jsonl").read_text().splitlines()]
+    assert lines[0]["tools"] == TOOLS and lines[0]["prompt"] == one["messages"] and "tools" not in lines[1]
+
+
+def test_a_row_gives_the_template_of_a_checkpoint_what_it_says(tmp_path, monkeypatch):
+    folder = tiny.write_model(tmp_path / "m", ["hello there"] * 20)
+    given = []
+    really = Answerer.prompt_ids
+    monkeypatch.setattr(Answerer, "prompt_ids", lambda self, *told: given.append(told) or really(self, *told[:2]))
+    file = tiny.write_rows(tmp_path / "p.jsonl", [{"prompt": "hello", "tools": TOOLS, "system": "there"}])
+    here(folder, file, tmp_path / "a.jsonl", "--max-new-tokens", "2")
+    ((location, prompt, context),) = given
+    assert location == f"{file}:1" and [m.role for m in prompt] == ["system", "user"] and context.tools == TOOLS
+    assert json.loads((tmp_path / "a.jsonl").read_text())["tools"] == TOOLS
 
 
 def test_a_server_without_the_installed_package_is_a_sentence(tmp_path, monkeypatch):

@@ -8,7 +8,7 @@ import torch
 import engine
 from data.rows.records import Ratings
 from engine.config import FLAGS, TrainConfig
-from engine.run.identity import CONTENT, FREE, SAME_NUMBERS, compare, identity
+from engine.run.identity import CONTENT, DAY, FREE, LATER, OF_ROWS, SAME_NUMBERS, compare, identity
 from engine.weights import save
 from system import InputError
 from tests import tiny
@@ -38,9 +38,10 @@ def differs(folder, **named):
 def test_every_setting_is_in_it_but_those_that_may_change(model):
     """A setting that is added decides the run until somebody says that it does not."""
     called = {"disable": "without", "master_weights": "master"}
-    known = {called.get(name, name) for name in FLAGS if name not in {*FREE, *CONTENT, "hyperparameters"}}
+    left_out = {*FREE, *CONTENT, *LATER, *OF_ROWS, "hyperparameters"}
+    known = {called.get(name, name) for name in FLAGS if name not in left_out}
     assert known | {"weights", "rows", "held-out rows", "torch", "program"} == set(made(model)) | {"beta"}
-    assert {*FREE, *CONTENT} <= {*FLAGS, "model", "out", "config"}
+    assert {*FREE, *CONTENT, *LATER} <= {*FLAGS, "model", "out", "config"}
 
 
 @pytest.mark.parametrize(
@@ -56,6 +57,8 @@ def test_every_setting_is_in_it_but_those_that_may_change(model):
         ({"rows": ROWS[::-1]}, "rows"),
         ({"rows": ROWS[:1]}, "rows"),
         ({"heldout": ROWS}, "held-out rows"),
+        ({"max_response_tokens": 511}, "max_response_tokens"),
+        ({"chat_template_kwargs": "enable_thinking=false"}, "chat_template_kwargs"),
     ],
 )
 def test_what_decides_the_numbers_is_in_it(model, flags, name):
@@ -73,10 +76,20 @@ def test_what_decides_the_numbers_is_in_it(model, flags, name):
         {"hang_timeout": 5.0},
         {"resume": True},
         {"save_dtype": "float16"},
+        {"beyond_context": True},
+        {"max_prompt_tokens": 512, "max_response_tokens": 512},
     ],
 )
 def test_what_changes_no_number_is_not(model, flags):
     assert differs(model, **flags) == set()
+
+
+def test_limits_are_those_that_hold_as_runs_have_written_them_before_there_was_one_of_all_tokens(model):
+    before = made(model)
+    assert (before["max_prompt_tokens"], before["max_response_tokens"]) == ("512", "512") and "max_tokens" not in before
+    together = made(model, max_tokens=1024, max_prompt_tokens=300)
+    names = ("max_tokens", "max_prompt_tokens", "max_response_tokens")
+    assert [together[name] for name in names] == ["1024", "300", "None"]
 
 
 @pytest.mark.parametrize(
@@ -111,6 +124,15 @@ def test_a_run_that_is_the_same_goes_on_and_one_that_is_not_is_told_every_differ
         f"{tmp_path}: --resume would go on with another run (lr: 1 -> 2; new: None -> y; gone: x -> None); "
         "give what it was started with, or another --out"
     )
+
+
+def test_a_run_of_another_day_is_another_and_one_that_wrote_none_down_goes_on(tmp_path):
+    path = tmp_path / "identity.json"
+    path.write_text(json.dumps({DAY: "2024-07-26"}))
+    with pytest.raises(InputError, match="template date: 2024-07-26 -> 2024-07-27"):
+        compare(path, tmp_path, {DAY: "2024-07-27"})
+    path.write_text("{}")
+    compare(path, tmp_path, {DAY: "2024-07-27"})
 
 
 @pytest.mark.parametrize("text", ["", "{", "\xff"])

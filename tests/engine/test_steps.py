@@ -117,7 +117,7 @@ def test_a_step_of_one_prompt_has_no_mismatched_sequences_and_says_so_once(capsy
 
 def test_tokens_are_counted_with_prompts_once_and_responses_whole():
     batch = Batch(tiny.random_examples([(3, 2, 4), (5, 1, 6)]))
-    assert batch.n_tokens == 3 + 2 + 4 + 5 + 1 + 6 and batch.n_response_tokens == 13 and batch.n_responses == 2
+    assert batch.n_tokens == 3 + 2 + 4 + 5 + 1 + 6 and batch.n_predicted == 13 and batch.n_responses == 2
     assert len(batch) == 2
 
 

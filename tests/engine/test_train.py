@@ -759,6 +759,41 @@ def test_score_gives_the_log_probs_of_the_padded_pass(job):
         assert found["tokens/chosen"] == len(r["chosen_ids"])
 
 
+def test_rows_beyond_the_models_context_are_refused_and_taken_where_that_is_asked(job):
+    row = {"prompt_ids": [5] * 400, "chosen_ids": [6] * 200, "rejected_ids": [7] * 9}
+    file = tiny.write_rows(job.tmp / "long.jsonl", [row])
+    told = ["--model", str(job.model), "--data", str(file), "--out", str(job.tmp / "long.scores")]
+    with pytest.raises(InputError, match=r"long\.jsonl:1: 600 tokens after the cut, and .* has 512; lower"):
+        score.main(told)
+    with pytest.raises(InputError, match=r"^1 of 1 rows cannot be used; .*\n.*or take such rows: --beyond-context$"):
+        job(data=str(file))
+    assert not list(job.tmp.glob("run*"))
+    score.main([*told, "--beyond-context"])
+    assert json.loads((job.tmp / "long.scores").read_text())["tokens/chosen"] == 200
+
+
+def test_a_run_writes_down_what_was_cut_left_out_and_held_out_twice(job, capsys):
+    rows = [{"prompt_ids": [2, 3, 4], "chosen_ids": [5] * n, "rejected_ids": [6], "id": n} for n in (1, 2, 3, 9)] + [
+        {"prompt_ids": [2] * 8, "chosen_ids": [5], "rejected_ids": [6]}
+    ]
+    data = tiny.write_rows(job.tmp / "data.jsonl", rows)
+    heldout = tiny.write_rows(job.tmp / "heldout.jsonl", [rows[0], rows[0] | {"prompt_ids": [9]}])
+    result, found = job(data=str(data), eval_data=str(heldout), max_tokens=6, batch_size=2)
+    written = yaml.safe_load((result.out / "config.yaml").read_text())
+    assert [written[f"max_{name}"] for name in ("tokens", "prompt_tokens", "response_tokens")] == [6, None, None]
+    facts = written["facts"]
+    assert (facts["rows"], facts["too_long_prompts"]) == (4, 1)
+    assert facts["cut_shares"] == {"prompts": 0.0, "chosen": 0.25, "rejected": 0.0}
+    assert (facts["heldout_rows_in_data"], facts["heldout_prompts_in_data"]) == (1, 1)
+    said = capsys.readouterr().err
+    for sentence in (
+        "4 rows, 0 prompts and 1 responses cut (25.0 % of chosen), 1 rows left out whose prompts leave no room for a",
+        "of 2 held-out rows 1 are trained on too, prompt and responses, and 1 by their prompt: what is measured on",
+    ):
+        assert sentence in said
+    assert found[-1]["data/too_long_prompts"] == 1
+
+
 def test_bf16_compute_keeps_float32_masters(job):
     result, found = job(dtype="bfloat16", lr=1e-6, save_dtype="float32")
     assert found[0]["rewards/chosen"] == 0.0

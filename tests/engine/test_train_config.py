@@ -222,3 +222,17 @@ def test_a_run_that_torchrun_starts_anew_resumes(monkeypatch):
     assert CheckpointConfig(resume=True).resumes and not CheckpointConfig().resumes
     monkeypatch.setenv("TORCHELASTIC_RESTART_COUNT", "1")
     assert CheckpointConfig().resumes
+
+
+def test_resolved_settings_name_the_limits_that_hold_and_are_read_back_as_they_are(tmp_path):
+    def again(config):
+        held = {name: value for name, value in config.resolved().items() if value is not None}
+        return TrainConfig(**held)
+
+    plain = TrainConfig(model="m", data="d", out="o")
+    names = ("max_prompt_tokens", "max_response_tokens", "max_tokens")
+    assert [plain.resolved()[name] for name in names] == [512, 512, None]
+    assert [plain.flat()[name] for name in names] == [None] * 3
+    for flags in ({}, {"max_tokens": 1024}, {"max_tokens": 1024, "max_prompt_tokens": 512}):
+        asked = plain.with_flags(**flags)
+        assert again(asked).data.limits == asked.data.limits

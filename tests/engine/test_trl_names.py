@@ -47,7 +47,7 @@ def test_a_file_for_trl_means_the_same_here(tmp_path, capsys):
     config = parse(tmp_path, TRL)
     assert config == TrainConfig(
         model="m", data=("rows.jsonl",), out="out", loss="dpo", beta=0.2, lr=5e-7, batch_size=16, epochs=3,
-        max_prompt_tokens=400, max_response_tokens=624, keep_prompt="start", optimizer="adamw", dtype="bfloat16",
+        max_tokens=1024, max_prompt_tokens=400, keep_prompt="start", optimizer="adamw", dtype="bfloat16",
         reference="precompute", keep_checkpoints=2, warmup_steps=5, seed=7, config=str(tmp_path / "trl.yaml"),
     )  # fmt: skip
     said = capsys.readouterr().err
@@ -56,7 +56,7 @@ def test_a_file_for_trl_means_the_same_here(tmp_path, capsys):
         "loss_type: sigmoid is --loss dpo here",
         "learning_rate: 5.0e-7 is --lr 5.0e-7 here",
         "per_device_train_batch_size: 2 x gradient_accumulation_steps 8 x 1 processes is --batch-size 16 here",
-        "max_length: 1024 is --max-response-tokens 624 here",
+        "max_length: 1024 is --max-tokens 1024 here",
         "gradient_checkpointing: left out, memory is bounded by --micro-tokens here",
     ):
         assert place + line + "\n" in said
@@ -132,16 +132,19 @@ def test_the_batch_is_that_of_all_processes(tmp_path, monkeypatch):
     )
 
 
-def test_a_length_alone_is_shared_by_prompt_and_response(tmp_path):
-    config = parse(tmp_path, "max_length: 1025\nmodel: m\ndata: d\nout: o\n")
-    assert (config.data.max_prompt_tokens, config.data.max_response_tokens) == (512, 513)
+def test_a_length_alone_is_that_of_prompt_and_response_together(tmp_path):
+    config = parse(tmp_path, "max_length: 1025\ntruncation_mode: keep_start\nmodel: m\ndata: d\nout: o\n")
+    limits = config.data.limits
+    assert (limits.tokens, limits.prompt_tokens, limits.response_tokens) == (1025, None, None)
+    with pytest.raises(InputError, match="truncation_mode: keep_end is not to be had with max_length alone"):
+        parse(tmp_path, "max_length: 1025\ntruncation_mode: keep_end\nmodel: m\ndata: d\nout: o\n")
 
 
 def test_names_that_agree_and_empty_ones_are_no_fault(tmp_path):
     same = "bf16: True\ntorch_dtype: bfloat16\ndtype: auto\nuse_peft: no\nweight_decay: 0.00\nwarmup_ratio: 0.0\n"
     empty = "max_prompt_length: null\nloss_type: []\nmax-length: 100\nmax-prompt-tokens: 30\n"
     config = parse(tmp_path, f"model: m\ndata: d\nout: o\n{same}{empty}skip_bad_rows: True\n")
-    assert (config.memory.dtype, config.data.max_prompt_tokens, config.data.max_response_tokens) == ("bfloat16", 30, 70)
+    assert (config.memory.dtype, config.data.max_prompt_tokens, config.data.max_tokens) == ("bfloat16", 30, 100)
     assert config.data.skip_bad_rows and config.objective.loss == "apo_zero"
 
 
@@ -209,7 +212,7 @@ def test_what_has_no_counterpart_is_refused(tmp_path, line, said):
     [
         ("--learning_rate=1", "--learning_rate is --lr here"),
         ("--loss_type", "--loss_type is --loss here"),
-        ("--max_length", "--max_length is --max-prompt-tokens and --max-response-tokens here"),
+        ("--max_length", "--max_length is --max-tokens here"),
         ("--ld_alpha=0.5", "--ld_alpha is --ld_dpo.alpha, of --loss ld_dpo here"),
         ("--use_weighting", "--use_weighting is --loss wpo here"),
     ],

@@ -149,7 +149,7 @@ def test_a_judge_reads_the_rows_as_they_were_read_before(tmp_path):
 def test_a_judge_takes_the_place_of_scores(tmp_path):
     """The judge prefers the longer answer; the model's own come first in half of the questions."""
     folder = tiny.write_model(
-        tmp_path / "m", texts=["Why is the sky blue? Because of light."], max_position_embeddings=96
+        tmp_path / "m", texts=["Why is the sky blue? Because of light."], max_position_embeddings=1024
     )
     rows = [{"prompt": f"Why {i}?", "chosen": "x" * (1 if i < 90 else 4000), "rejected": "no"} for i in range(120)]
     data = tiny.write_rows(tmp_path / "pairs.jsonl", rows)

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import torch
 
+from data.rows import Limits
 from data.rows.dataset import RowSettings, open_model, read_examples
 from engine.config import TrainConfig
 from engine.inputs import TrainingInputs
@@ -139,3 +140,31 @@ def test_columns_of_an_objectives_own_numbers_are_for_training_alone():
     """They may be missing in the rows that a run's checkpoints are followed on."""
     assert trajectories.rows_of({"columns": "chosen=w, margin=gap,rejected=l"}).columns == "chosen=w,rejected=l"
     assert trajectories.rows_of({"columns": "margin=gap"}).columns is None
+
+
+def test_rows_are_cut_and_left_out_as_the_run_has_done():
+    """By what config.yaml says, as text; runs before there was --beyond-context took rows beyond it."""
+    before = trajectories.rows_of({"max_prompt_tokens": "512", "max_response_tokens": "512"})
+    assert before.limits_in(64) == Limits()
+    asked = {
+        "max_tokens": "1024",
+        "max_prompt_tokens": "null",
+        "max_response_tokens": "null",
+        "beyond_context": "false",
+    }
+    limits = trajectories.rows_of(asked).limits_in(64)
+    assert limits == Limits(prompt_tokens=None, response_tokens=None, tokens=1024, context=64)
+
+
+def test_a_runs_rows_are_read_as_it_has_read_them():
+    asked = {
+        "ignore_columns": "context",
+        "roles": "bot=assistant",
+        "keep_json_text": "true",
+        "columns": "system=persona",
+    }
+    reading = trajectories.rows_of(asked).reading
+    assert (reading.ignored, reading.roles, reading.keeps_json_text) == (("context",), (("bot", "assistant"),), True)
+    assert reading.columns == (("system", "persona"),)
+    plain = trajectories.rows_of({"ignore_columns": "null", "roles": "null", "keep_json_text": "false"}).reading
+    assert (plain.ignored, plain.roles, plain.keeps_json_text) == ((), (), False)

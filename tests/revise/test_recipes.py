@@ -345,6 +345,60 @@ def test_the_stronger_models_answer_wins_over_the_own(tmp_path):
     assert [row["reason"] for row in read_rows(tmp_path / "pairs.rejected.jsonl")] == ["refused", "truncated"]
 
 
+TOOLS = [{"type": "function", "function": {"name": "weather", "parameters": {}}}]
+
+
+def test_what_a_row_gives_its_template_goes_to_the_server_and_into_the_pairs(tmp_path):
+    row = {"question": "Weather?", "system": "Be brief.", "tools": TOOLS, "context": "old"}
+    rows = [row | {"chat_template_kwargs": {"enable_thinking": False}}, {"question": "Name a bird."}]
+    write_rows(tmp_path / "prompts.jsonl", rows)
+    asked = []
+
+    def reply(seen):
+        asked.append(seen.body)
+        return Reply.chat("own" if seen.body["model"] == "own" else "strong")
+
+    flags = ["--target-endpoint", None, "--target-name", "own", "--columns", "prompt=question"]
+    with serve(reply) as server:
+        flags[1] = server.base
+        done(command("stronger-preferred", tmp_path, server.base, *flags, "--ignore-columns", "context"))
+    with_tools = [body for body in asked if body["messages"][0]["role"] == "system"]
+    assert [body["model"] for body in with_tools] == ["own", "reviser"] and len(asked) == 4
+    for body in with_tools:
+        assert body["tools"] == TOOLS and body["chat_template_kwargs"] == {"enable_thinking": False}
+    assert not any("tools" in body for body in asked if body not in with_tools)
+    first, second = load_preferences(tmp_path / "pairs.jsonl")
+    assert first.context.tools == TOOLS and first.context.kwargs == {"enable_thinking": False}
+    assert [m.role for m in first.prompt] == ["system", "user"] and not second.context.fields()
+
+
+@pytest.mark.parametrize(
+    ("name", "row", "said"),
+    [
+        ("clair", {"tools": TOOLS}, '"tools" cannot be handed on in the wording of a request; let them go'),
+        ("clair", {"prompt": [{"role": "user", "content": "q"}, {"role": "assistant", "content": "", "tool_calls": [
+            {"name": "f", "arguments": {}}]}, {"role": "tool", "content": "x"}]}, "the prompt has tool calls or"),
+        ("judge-on-policy", {"documents": [{"text": "x"}]}, '"documents" cannot be handed on in the wording of a req'),
+        ("stronger-preferred", {"documents": [{"text": "x"}]}, '"documents" cannot be handed on to a server; write'),
+        ("stronger-preferred", {"images": ["x.png"]}, '"images" is there, and only text can be trained on'),
+    ],
+)  # fmt: skip
+def test_what_cannot_be_handed_on_is_told_before_anything_is_sent(tmp_path, name, row, said):
+    write_rows(tmp_path / "prompts.jsonl", [{"prompt": "q", "response": "a", "responses": ["a", "b"]} | row])
+    with serve(revise) as server:
+        found = run(command(name, tmp_path, server.base))
+        assert server.n_seen == 0
+    assert found.returncode == 2 and f"prompts.jsonl:1: {said}" in found.stderr, found.stderr
+
+
+def test_pairs_of_judged_answers_keep_what_their_template_is_given(tmp_path):
+    completions = [{"response": "worse", "overall_score": 1}, {"response": "better", "overall_score": 9}]
+    write_rows(tmp_path / "prompts.jsonl", [{"instruction": "q", "completions": completions, "tools": TOOLS}])
+    done([*command("judge-off-policy", tmp_path, None)])
+    (pair,) = load_preferences(tmp_path / "pairs.jsonl")
+    assert pair.context.tools == TOOLS and pair.texts == ("better", "worse")
+
+
 # --- before anything is sent ---------------------------------------------------------------------------------------
 
 
