@@ -60,7 +60,7 @@ def parse_record(
     """The record in one row. roles: those that a message may have beside the usual ones.
 
     Raises InputError, located, where a field is missing, empty or of the wrong type; Tie, which is one, where all
-    completions of a row are rated alike.
+    completions of a row are rated alike and are to be ranked.
     """
     form = _Form(row, location, roles, reading or Reading())
     record = form.record()
@@ -218,10 +218,11 @@ class _Form:
         prompt = self.read.prompt(self.row["context"], "context")
         value = self.row["overall_preference"]
         preference = numbers.number(value, "overall_preference", self.location)
-        if preference == 0:
+        if preference == 0 and not self._reading.listed:
             raise Tie(f"{self.location}: its 2 completions are rated alike, so that none is better")
-        names = ("response1", "response2") if preference < 0 else ("response2", "response1")
-        return self._pair(self._answer(names[0]), self._answer(names[1]), prompt, names)
+        names = ("response1", "response2") if preference <= 0 else ("response2", "response1")
+        pair = self._pair(self._answer(names[0]), self._answer(names[1]), prompt, names)
+        return replace(pair, form="listed") if preference == 0 else pair
 
     # --- several completions ---------------------------------------------------------------------------------------
 

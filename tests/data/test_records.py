@@ -294,6 +294,8 @@ def test_listed_reading_keeps_all_completions_as_the_row_has_them(tmp_path):
         {"prompt": "q", "completions": ["a"]},
         {"prompt_ids": [1], "completions_ids": [[5], [6]], "completions_token_weights": [[1], [2]]},
         PAIR | {"completions": ["x", "y"]},
+        {"prompt": "q", "answers": [{"answer": "a", "rank": 2}, {"answer": "b", "rank": 1}]},
+        {"context": [USER], "response1": "a", "response2": "b", "overall_preference": 0},
     ]
     file = tiny.write_rows(tmp_path / "rows.jsonl", rows)
     found = [(r.form, r.responses, r.ratings.scores) for r in read_records(file, Reading(listed=True))]
@@ -303,6 +305,8 @@ def test_listed_reading_keeps_all_completions_as_the_row_has_them(tmp_path):
         ("listed", answers("a"), None),
         ("listed", ((5,), (6,)), None),
         ("pairs", answers("a", "b"), None),
+        ("listed", answers("a", "b"), None),
+        ("listed", answers("a", "b"), None),
     ]
     assert list(read_records(file, Reading(listed=True)))[3].token_weights == ((1.0,), (2.0,))
     (none,) = read_records(tiny.write_rows(tmp_path / "none.jsonl", [{"prompt": "q", "completions": []}]),

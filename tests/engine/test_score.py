@@ -5,11 +5,13 @@ import json
 import pytest
 import torch
 
-from data.rows import Example
+from data.rows import Example, Limits, encode, read_records
+from data.text import Chat, Tokenizer
 from engine import score
 from system import InputError
 from tests import tiny
-from tests.engine.padded import padded_logps
+from tests.data import templates
+from tests.engine.padded import padded_logps, padded_token_logps
 
 PAIR = {"prompt_ids": [5, 6], "chosen_ids": [6, 7, 8, 1], "rejected_ids": [6, 9, 1]}
 LABELLED = {"prompt_ids": [5], "completion_ids": [6, 7], "label": False}
@@ -95,3 +97,28 @@ def test_completions_are_cut_one_by_one_and_bad_ones_named(model, tmp_path):
     with pytest.raises(InputError, match=r'rows.jsonl:1: "completions_ids\[1\]" has to be a list of token ids'):
         (tmp_path / "bad").mkdir()
         scored(model, tmp_path / "bad", [UNRATED | {"completions_ids": [[2], ["x"]]}])
+
+
+def test_of_a_response_of_several_messages_what_the_assistant_says_is_scored(tmp_path):
+    """A call, the tool's answer, and what is made of it: as much less as the tool says, whatever that is."""
+    folder = tiny.write_model(tmp_path / "model", vocab_size=480)
+    templates.write(folder, templates.TEMPLATES["Llama-3.1"], eos=templates.end_of("Llama-3.1"))
+    call = {"type": "function", "function": {"name": "think", "arguments": {"Where": "Jul"}}}
+    calls = {"role": "assistant", "content": "", "tool_calls": [call]}
+
+    def answer(heard):
+        return [calls, {"role": "tool", "content": heard}, {"role": "assistant", "content": "Today"}]
+
+    rows = [{"prompt": "Where", "chosen": answer("26"), "rejected": answer("26 Jul 2024 call call call")}]
+    (line,) = scored(folder, tmp_path, rows)
+    chat = Chat(Tokenizer(folder))
+    (record,) = read_records(tmp_path / "rows.jsonl", roles=chat.roles)
+    (cut,) = encode([record], chat, Limits(), n_ids=480)
+    sides = [[int(flags.sum()), len(flags)] for flags in cut.example.predicted]
+    assert (line["tokens/chosen"], line["tokens/rejected"]) == (sides[0][0], sides[1][0])
+    assert sides[0][0] == sides[1][0] < sides[0][1] < sides[1][1]
+    model, values = tiny.random_llama(vocab_size=480).double(), []
+    with torch.no_grad():
+        for logps, flags in zip(padded_token_logps(model, [cut.example]), cut.example.predicted, strict=True):
+            values.append(logps[torch.from_numpy(flags)].sum().item())
+    assert [line["logps/chosen"], line["logps/rejected"]] == pytest.approx(values, abs=5e-3)
