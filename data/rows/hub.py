@@ -7,7 +7,7 @@ from typing import Literal
 from system import InputError
 
 PATTERNS = {
-    "model": ["*.safetensors", "*.json", "*.jinja", "tokenizer.model"],
+    "model": ["*.safetensors", "*.json", "*.jinja", "*.model", "tokenizer.model*", "*.tiktoken", "merges*", "vocab*"],
     "dataset": [
         *("*.jsonl", "*.json", "*.ndjson", "*.csv", "*.tsv", "*.parquet", "*.arrow"),
         *("*.jsonl.gz", "*.json.gz", "*.ndjson.gz", "*.csv.gz", "*.tsv.gz"),
