@@ -96,7 +96,8 @@ class PackingOptions:
 
 def n_tokens(example: Example, packing: PackingOptions = PackingOptions()) -> int:
     """How many tokens an example takes in a forest, filling apart."""
-    return sum(tree.size for tree in _trees(example, packing))
+    n = len(example.responses)
+    return len(example.prompt) * (1 if packing.shares_prompts else n) + sum(map(len, example.responses)) - n
 
 
 def _trees(example: Example, packing: PackingOptions) -> list["_Tree"]:
@@ -154,8 +155,8 @@ def pack(examples: Sequence[Example], packing: PackingOptions = PackingOptions()
                 keys += [trunk, own]
                 q_lengths.append(inside)
                 k_lengths.append(size + inside)
-            before = np.concatenate([trunk[-1:], own[: len(response) - 1]])  # whose rows predict the response's tokens
-            rows.append(before if flags is None else before[flags])
+            before = [trunk[-1:], own[: len(response) - 1]]  # whose rows predict the response's tokens
+            rows += before if flags is None else [np.concatenate(before)[flags]]
             targets.append(response if flags is None else response[flags])
             lengths.append(len(targets[-1]))
             at += inside

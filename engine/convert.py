@@ -157,14 +157,15 @@ def main(argv: Sequence[str]) -> None:
         check_shape(base, weights.build(folder))
     cast = Cast(dtype=getattr(torch, config.dtype), rounding=config.rounding, seed=config.seed)
     convert(folder, out, cast)
-    stored = weights.stored_dtype(folder)
+    stored = weights.stored_dtypes(folder)
+    rounded = [dtype for dtype in (stored.main, *stored.others.values()) if is_narrower(cast.dtype, dtype)]
     if left := not_copied(folder, out):
         cli.notify(f"{folder}: not copied, because it is no part of a checkpoint: {', '.join(left)}")
     if base is not None:
         found = survival(base, folder, out)
         print(f"{out}: {found}" if found else f"{out}: {folder} does not differ from the base {base}")
-    elif is_narrower(cast.dtype, stored):
-        cli.notify(f"{out}: rounded from {name_of(stored)}; --base DIR would say how much of the training is left")
+    elif rounded:
+        cli.notify(f"{out}: rounded from {name_of(rounded[0])}; --base DIR would say how much of the training is left")
     print(out)
 
 

@@ -228,7 +228,7 @@ class TrainingInputs:
             dtype=dtype,
             n_ranks=world_size(),
             budget=free if asked is None else min(free, int(asked * 1e9)),
-            stored=weights.stored_dtype(self.folder),
+            stored=weights.stored_dtypes(self.folder),
             group_share=largest_share(self.policy.named_parameters(), self.options, optimizer=config.optimizer.name),
         )
 

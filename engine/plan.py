@@ -19,7 +19,7 @@ from data.forest import PackingOptions
 from data.rows import Limits, Reading, in_form, open_model, read_examples
 from engine import weights
 from engine.config import ALIASES, ReferenceConfig, TrainConfig
-from engine.model import LlamaConfig, name_of, raw_config
+from engine.model import LlamaConfig, StoredDtypes, raw_config
 from engine.planning import Plan, TokenStatistics, cost, flags, memory, plan_run, refusal, size, ways
 from engine.step import Objective, modes
 from system import InputError, cli, versions
@@ -109,14 +109,16 @@ def main(argv: Sequence[str]) -> None:
         raise InputError(refusal(tried[0][1], tried[1:]))
 
 
-def _what(config: PlanConfig) -> tuple[LlamaConfig, TokenStatistics, torch.dtype]:
-    """The shape, what rows ask for, and the dtype that the checkpoint is stored in."""
+def _what(config: PlanConfig) -> tuple[LlamaConfig, TokenStatistics, StoredDtypes]:
+    """The shape, what rows ask for, and the dtypes that the checkpoint is stored in."""
     n_ranks, objective = max(1, config.gpus), Objective(config.loss)
     if config.shape:
         shape = LlamaConfig.parse(raw_config(config.shape), config.shape)
-        return shape, _of_the_paper(config, objective), torch.bfloat16
+        return shape, _of_the_paper(config, objective), StoredDtypes(torch.bfloat16)
     folder, chat = open_model(str(config.model))
-    shape, stored = weights.build(folder).config, weights.stored_dtype(folder)
+    model = weights.build(folder)
+    weights.check(folder, model)
+    shape, stored = model.config, weights.stored_dtypes(folder)
     if not config.data:
         return shape, _of_the_paper(config, objective), stored
     rows = read_examples([config.data], chat, Limits(), Reading(), n_ids=shape.vocab_size)
@@ -154,7 +156,7 @@ def _of(
     way: dict[str, Any],
     shape: LlamaConfig,
     statistics: TokenStatistics,
-    stored: torch.dtype,
+    stored: StoredDtypes,
 ) -> Plan:
     train = base.with_flags(**({"master_weights": "float32"} | way))
     device, dtype = ("cuda", torch.bfloat16) if config.gpus else ("cpu", torch.float32)
@@ -229,7 +231,7 @@ def _text(
             *lines,
             "",
             plan.sentence(base, n_ranks) + f": {size(checkpoints)} for {folders} "
-            f"in {name_of(plan.saves)}, {size(states)} for {_count(base.checkpoints.keep_state, 'state')}",
+            f"in {plan.saved_in}, {size(states)} for {_count(base.checkpoints.keep_state, 'state')}",
             f"flags: {_all_flags(way, plan)}",
         ]
     )

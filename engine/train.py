@@ -38,6 +38,7 @@ from engine.step import (
     report,
     training_metrics,
 )
+from engine.weights import Cast
 from system import InputError, cli
 
 __all__ = ["Hooks", "RunResult", "TrainConfig", "join", "run", "train"]
@@ -235,7 +236,8 @@ def build_models(
     masters = SplitMasterWeights(policy) if plan.memory.is_split else None
     with ranks.together():
         copy = masters.copy_into if masters else Tensor.copy_
-        weights.fill(policy, inputs.folder, ranks.local, copy, within=plan.saves)
+        written = Cast(dtype=plan.saves, others=plan.other_dtypes)
+        weights.fill(policy, inputs.folder, ranks.local, copy, within=written)
         if second is not None:
             weights.fill(second, inputs.folder, ranks.local, copy_rounded if masters else Tensor.copy_)
     return model, masters

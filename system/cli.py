@@ -8,6 +8,7 @@ import contextlib
 import dataclasses
 import difflib
 import errno
+import functools
 import io
 import os
 import re
@@ -225,6 +226,12 @@ def notify(sentence: str) -> None:
     """A notice on stderr, from the first process only."""
     if os.environ.get("RANK", "0") == "0":
         print(printable(sentence), file=sys.stderr)
+
+
+@functools.cache
+def notify_once(sentence: str) -> None:
+    """A notice that a process gives once, however often it comes to where it is given."""
+    notify(sentence)
 
 
 def printable(text: str) -> str:

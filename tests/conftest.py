@@ -1,6 +1,11 @@
 """What holds for all tests."""
 
 import os
+import signal
+
+# A script's background job ignores Ctrl-C, and what it starts inherits that: no trap in launch.sh would hear it.
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 # The proofs are in float32 and float64 on the CPU, wherever they run; those of tests/gpu run by ./launch.sh gpu-checks.
 if os.environ.get("TESTS_ON") != "gpu":

@@ -185,6 +185,8 @@ def open_model(name: str, settings: TemplateSettings = NO_SETTINGS) -> tuple[Pat
     """
     try:
         folder = find_model(name)
+        if not (folder / "config.json").exists() and (folder / "adapter_config.json").exists():
+            raise InputError(f"{folder}: an adapter, and no config.json; merge it into its model, and give that folder")
         if not (folder / "config.json").exists():
             raise InputError(f"{folder}: no config.json; give a checkpoint folder in Hugging Face's layout")
         if has_tokenizer(folder):

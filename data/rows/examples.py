@@ -260,8 +260,8 @@ def _in_form(e: Example, form: str, side: str) -> Iterator[Example]:
     elif form == "single" and e.label is None:
         yield e.only(slice(0, 1) if side == "chosen" or n == 1 else slice(n - 1, n), None)
     else:
-        names = {1: "a completion without label" if e.label is None else "a labelled completion", 2: "a pair"}
-        kind = names.get(n, f"{n} ranked completions")
+        labelled = 'a completion without "label"' if e.label is None else 'a completion with a "label"'
+        kind = {1: labelled, 2: "a pair"}.get(n, f"{n} ranked completions")
         raise InputError(f"{e.location}: this objective trains on rows of the form {form}, and this is {kind}")
 
 

@@ -7,7 +7,7 @@ from typing import Literal
 from system import InputError
 
 PATTERNS = {
-    "model": ["*.safetensors", "*.json", "*.jinja", "tokenizer.model"],
+    "model": ["*.safetensors", "*.json", "*.jinja", "*.model", "tokenizer.model*", "*.tiktoken", "merges*", "vocab*"],
     "dataset": [
         "README.md",  # which files are which split
         *("*.jsonl", "*.json", "*.ndjson", "*.csv", "*.tsv", "*.parquet", "*.arrow"),

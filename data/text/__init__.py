@@ -1,13 +1,14 @@
 """Templates and tokenizers: messages as token ids, by what a checkpoint folder says of them."""
 
 from data.text.chat import LLAMA3_TEMPLATE, LLAMA3_TOKENS, Chat, Response, Run, Said, Written, stop_ids
+from data.text.json_files import read_json
 from data.text.messages import NO_CONTEXT, ROLES, Message, TemplateContext, answer_text
 from data.text.spelled import REMEDY, spelled_control
 from data.text.template_settings import NO_SETTINGS, TemplateSettings
-from data.text.tokenizer import FILES, Tokenizer, has_tokenizer, read_json
+from data.text.tokenizer import Tokenizer, has_tokenizer
+from data.text.tokenizer_folder import tokenizer_files
 
 __all__ = [
-    "FILES",
     "LLAMA3_TEMPLATE",
     "LLAMA3_TOKENS",
     "NO_CONTEXT",
@@ -28,4 +29,5 @@ __all__ = [
     "read_json",
     "spelled_control",
     "stop_ids",
+    "tokenizer_files",
 ]

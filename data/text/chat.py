@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Literal, NamedTuple
 
 from data.text import marking, places
+from data.text.json_files import read_json
 from data.text.marking import Part, Rendering, Speaker
 from data.text.messages import NO_CONTEXT, ROLES, Message, TemplateContext
 from data.text.template import Template
@@ -30,8 +31,8 @@ from data.text.template_settings import (
     TemplateSettings,
     template_source,
 )
-from data.text.tokenizer import Tokenizer, read_json
-from system import InputError
+from data.text.tokenizer import Tokenizer
+from system import InputError, cli
 
 __all__ = ["LLAMA3_TEMPLATE", "LLAMA3_TOKENS", "Chat", "Response", "Run", "Said", "Written", "stop_ids"]
 
@@ -141,8 +142,8 @@ class Chat:
         self._shapes: dict[object, _Shape] = {}
         self._arguments: places.Wanted | None = None
         self._probe = self._probed_context()
-        self.end_of_turn, self._is_ended = self._find_end()
-        """The token that ends an answer, and whether the template writes it."""
+        self.end_of_turn, self._ends_in = self._find_end()
+        """The token that ends an answer, and whether the template writes it, or text in its place."""
         self._shape([QUESTION], self._probe)
 
     # --- rows ------------------------------------------------------------------------------------------------------
@@ -373,11 +374,13 @@ class Chat:
         for end, token in self._control_behind(whole, begin):
             if token in self._stops or token == self.end_of_turn:
                 return end, None
-        if self._is_ended or not is_last:
+        if self._ends_in == "token" or not is_last:
             raise InputError(
                 f"the chat template {self.template.location} ends a message of an assistant with no control token, so "
                 "that its end cannot be told; repair the template"
             )
+        if self._ends_in == "text":
+            return len(whole.text), self.end_of_turn
         ends = accumulate(len(text) for text, _ in whole.parts)
         spoken = [end for end, (_, speaker) in zip(ends, whole.parts, strict=True) if speaker]
         return max(begin, *spoken[-1:]), self.end_of_turn
@@ -411,20 +414,31 @@ class Chat:
             return tools
         return plain
 
-    def _find_end(self) -> tuple[int, bool]:
-        """The token that ends an answer, read off a probe, and whether the template writes it.
+    def _find_end(self) -> tuple[int, Literal["token", "text", "nothing"]]:
+        """The token that ends an answer, read off a probe, and what the template writes at its end.
 
-        It is the first one at which sampling stops, else the last control token, else the tokenizer's EOS.
+        It is the first one at which sampling stops, else the last control token, else an EOS: behind all that the
+        template writes where that is a word which is no token, but not behind mere blanks.
         """
         whole = self._render([QUESTION, ANSWER], self._probe, asks=False)
-        begin = len(whole.text) - len("".join(text for text, _ in _behind(whole.parts)))
-        control = [token for _, token in self._control_behind(whole, begin)]
+        text = "".join(text for text, _ in _behind(whole.parts))
+        control = [token for _, token in self._control_behind(whole, len(whole.text) - len(text))]
         end = next((token for token in control if token in self._stops), control[-1] if control else None)
-        if end is None and self.tokenizer.eos_id is None:
+        if end is not None:
+            return end, "token"
+        named = (self.tokenizer.eos_id, *stop_ids(self.tokenizer.folder, None))
+        eos = next((i for i in named if i is not None and self.tokenizer.is_control(i)), None)
+        if eos is None:
             raise InputError(
                 f"the chat template {self.template.location} ends an answer with no control token; name an eos_token"
             )
-        return (self.tokenizer.eos_id, False) if end is None else (end, True)  # pyright: ignore[reportReturnType]
+        if not text.strip():
+            return eos, "nothing"
+        cli.notify_once(
+            f"{self.template.location}: ends an answer with {text.strip()!r}, which is no token of this tokenizer: "
+            f"it is written as text, and {self.tokenizer.spelling(eos)}, at which sampling stops, behind it"
+        )
+        return eos, "text"
 
     # --- text as ids -----------------------------------------------------------------------------------------------
 

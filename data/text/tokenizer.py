@@ -18,23 +18,18 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any, Protocol
 
+from data.text.json_files import existing, read_json
+from data.text.tokenizer_folder import (
+    names_of_class,
+    say_differences,
+    say_if_vocabularies_differ,
+    special_names,
+    spelling,
+)
 from data.text.tokenizer_json import JsonCoder
 from data.text.tokenizer_ranks import BOS, EOS, looks_like_ranks, read_ranks, runs_of_text
 from data.text.tokenizer_sentencepiece import SentencePieceCoder
-from system import InputError, check_regular
-
-# What belongs to a tokenizer in a Hugging Face folder: copied byte for byte into the folders that training writes.
-FILES = (
-    "tokenizer.json",
-    "tokenizer_config.json",
-    "special_tokens_map.json",
-    "added_tokens.json",
-    "chat_template.jinja",
-    "tokenizer.model",
-    "vocab.json",
-    "merges.txt",
-)
-MAX_FILE_BYTES = 256 * 2**20  # Llama-3's tokenizer.json has 9 MB, the largest in use some 35
+from system import InputError, cli
 
 
 class _Coder(Protocol):
@@ -64,6 +59,8 @@ class Tokenizer:
         self.files: dict[str, str] = {}
         """Files that the folder lacks and that transformers and vLLM need beside it, by name."""
         self._coder, names = self._open()
+        self.config |= special_names(folder, self.config)
+        say_differences(folder, self.config)
         for name, text in names.items():
             self.config.setdefault(name, text)
         tokens = _all_tokens(folder, self.config, self._coder)
@@ -81,6 +78,7 @@ class Tokenizer:
         self.n_ids = max(self._coder.n_ids, 1 + max(self.added.values(), default=-1))
         self.bos_id = self._named("bos_token")
         self.eos_id = self._named("eos_token")
+        self._say_what_is_no_token()
         first = self._coder.first_id if isinstance(self._coder, JsonCoder) else None
         adds = first == self.bos_id if isinstance(self._coder, JsonCoder) else self.config.get("add_bos_token", True)
         self.adds_bos = self.bos_id is not None and bool(adds)
@@ -89,9 +87,13 @@ class Tokenizer:
 
     def _open(self) -> tuple[_Coder, dict[str, str]]:
         """The coder, and names of control tokens that the kind of file brings."""
-        description, model = (_existing(self.folder / name) for name in ("tokenizer.json", "tokenizer.model"))
+        description, model = (existing(self.folder / name) for name in ("tokenizer.json", "tokenizer.model"))
         if description is not None:
-            return JsonCoder(read_json(description), description), {}
+            read = read_json(description)
+            coder = JsonCoder(read, description)
+            if model is not None:
+                say_if_vocabularies_differ(read, model)
+            return coder, names_of_class(self.config, is_byte_level=coder.is_byte_level)
         if model is None:
             raise InputError(
                 f"{self.folder}: neither tokenizer.json nor tokenizer.model; bring the checkpoint's own, or rows of "
@@ -116,9 +118,17 @@ class Tokenizer:
         """The id of the token that tokenizer_config.json calls `name`."""
         return self.added.get(self.text_of(name))
 
+    def _say_what_is_no_token(self) -> None:
+        for name, i in (("bos_token", self.bos_id), ("eos_token", self.eos_id)):
+            if i is None and (text := self.text_of(name)):
+                cli.notify_once(
+                    f"{self.folder}: the {name} {text!r} is no token of the tokenizer's files, and stays text; "
+                    "transformers gives it an id behind all others, for which the model may have no row"
+                )
+
     def text_of(self, name: str) -> str:
         """The spelling of "bos_token", "eos_token" ... for a template; "" where there is none."""
-        return _spelling(self.config, name)
+        return spelling(self.config.get(name))
 
     def split_control(self, text: str) -> list[str | int]:
         """A template's own text cut into runs of text and the ids of the control tokens between them."""
@@ -266,7 +276,7 @@ def _named_tokens(folder: Path, config: Mapping[str, Any]) -> set[str]:
     """Spellings of tokens that tokenizer_config.json or special_tokens_map.json gives a part to: transformers makes
     them special.
     """
-    beside = _existing(folder / "special_tokens_map.json")
+    beside = existing(folder / "special_tokens_map.json")
     values: list[Any] = []
     for file in (config, read_json(beside) if beside else {}):
         values += [file.get(f"{name}_token") for name in ("bos", "eos", "unk", "pad", "sep", "cls", "mask")]
@@ -282,11 +292,18 @@ def _all_tokens(folder: Path, config: dict[str, Any], coder: _Coder) -> list[dic
     has_json = (folder / "tokenizer.json").exists()  # which knows better than the files beside it
     tokens: dict[int, dict[str, Any]] = {t["id"]: t for t in coder.tokens}
     for token in _tokens_beside(folder, config):
-        if not has_json or token["id"] not in tokens:
-            tokens[token["id"]] = token
+        i, text = token["id"], token["content"]
+        if not has_json or i not in tokens:
+            if has_json:
+                _check_is_free(folder, token, coder)
+            tokens[i] = token
+        elif (own := tokens[i]["content"]) != text:
+            cli.notify_once(
+                f"{folder}: token {i} is {own!r} in tokenizer.json, which counts, and {text!r} in the files beside it"
+            )
     texts = [token["content"] for token in tokens.values()]
     for name in ("bos_token", "eos_token", "unk_token", "pad_token"):
-        text = _spelling(config, name)
+        text = spelling(config.get(name))
         i = coder.id_of(text) if text and text not in texts else None
         if i is not None and i not in tokens and len(text) > 1:
             tokens[i] = {"id": i, "content": text}
@@ -296,9 +313,19 @@ def _all_tokens(folder: Path, config: dict[str, Any], coder: _Coder) -> list[dic
     return list(tokens.values())
 
 
+def _check_is_free(folder: Path, token: Mapping[str, Any], coder: _Coder) -> None:
+    """Raises InputError where tokenizer.json has a word of text at the id that other files give to a token."""
+    word = coder.word_of(token["id"]) if isinstance(coder, JsonCoder) else None
+    if word not in (None, token["content"]):
+        raise InputError(
+            f"{folder}: token {token['id']} is the text {word!r} in tokenizer.json, and the added token "
+            f"{token['content']!r} in added_tokens.json or tokenizer_config.json; copy the tokenizer's files anew"
+        )
+
+
 def _tokens_beside(folder: Path, config: dict[str, Any]) -> list[dict[str, Any]]:
     """What added_tokens.json and tokenizer_config.json add. Raises InputError where an entry cannot be."""
-    path = _existing(folder / "added_tokens.json")
+    path = existing(folder / "added_tokens.json")
     entries: list[tuple[Any, Any]] = [(i, {"content": t}) for t, i in read_json(path).items()] if path else []
     decoder = config.get("added_tokens_decoder") or {}
     if not isinstance(decoder, dict):
@@ -311,43 +338,6 @@ def _tokens_beside(folder: Path, config: dict[str, Any]) -> list[dict[str, Any]]
     return [token | {"id": i} for i, token in entries]
 
 
-def _spelling(config: dict[str, Any], name: str) -> str:
-    """The spelling of "bos_token", "eos_token" ... in a tokenizer_config.json; "" where there is none."""
-    value = config.get(name)
-    text = value.get("content") if isinstance(value, dict) else value
-    return text if isinstance(text, str) and text.isprintable() else ""
-
-
-def _existing(path: Path) -> Path | None:
-    """The path where a regular file of a sensible size is there. Raises InputError where something else is."""
-    if not os.path.lexists(path):
-        return None
-    check_regular(path)
-    if path.stat().st_size > MAX_FILE_BYTES:
-        raise InputError(f"{path}: larger than {MAX_FILE_BYTES >> 20} MB; a tokenizer is not, copy it anew")
-    return path
-
-
 def _read_config(folder: Path) -> dict[str, Any]:
-    path = _existing(folder / "tokenizer_config.json")
+    path = existing(folder / "tokenizer_config.json")
     return {} if path is None else read_json(path)
-
-
-def read_json(path: Path) -> dict[str, Any]:
-    """The object in a JSON file. Raises InputError where it is missing, not a regular file, or holds anything else."""
-    try:
-        if os.path.lexists(path):
-            check_regular(path)
-        content = path.read_bytes()
-        if content.startswith(b"version https://git-lfs"):
-            raise InputError(f"{path}: a Git LFS pointer, not the file; run git lfs pull in its folder")
-        value = json.loads(content)
-    except FileNotFoundError:
-        raise InputError(f"{path}: no such file; is the checkpoint complete?") from None
-    except InputError:
-        raise
-    except (OSError, ValueError, RecursionError) as fault:
-        raise InputError(f"{path}: not JSON ({fault}); copy it anew") from None
-    if not isinstance(value, dict):
-        raise InputError(f"{path}: a {type(value).__name__}, not an object; copy it anew")
-    return value

@@ -33,6 +33,9 @@ class JsonCoder:
         self.tokens = _added_tokens(description, location)
         self.prefixes_after_control = bare != plain and not _is_first_only(plain)
         """Whether a text behind a control token gets the blank that stands before the first word, too."""
+        nodes = [*_nodes(description["pre_tokenizer"]), *_nodes(description.get("decoder"))]
+        self.is_byte_level = any(node.get("type") == "ByteLevel" for node in nodes)
+        """Whether its words are spelled in letters that stand for bytes."""
         self.n_ids = 1 + max([-1, *self._full.get_vocab().values(), *(t["id"] for t in self.tokens)])
         self.first_id = next(iter(self._full.encode("").ids), None)
         """What the tokenizer itself puts before a text."""
@@ -40,6 +43,10 @@ class JsonCoder:
     def id_of(self, text: str) -> int | None:
         """The id of the token of that spelling."""
         return self._full.token_to_id(text)
+
+    def word_of(self, i: int) -> str | None:
+        """The spelling of the token of that id; None where there is none."""
+        return self._full.id_to_token(i)
 
     def encode(self, texts: Sequence[str], *, goes_on: bool) -> list[list[int]]:
         """Ids of each text. goes_on: it follows other text, so that no blank is put before it."""

@@ -46,8 +46,18 @@ def looks_like_ranks(head: bytes) -> bool:
     return re.match(rb"[A-Za-z0-9+/]+={0,2} \d+\r?\n", head) is not None
 
 
+def rank_words(path: Path) -> list[str]:
+    """The words of a rank file in order of their ranks, spelled as a tokenizer.json does. Raises InputError."""
+    letters = _byte_letters()
+    return ["".join(letters[b] for b in token) for token in _read(path)]
+
+
 def read_ranks(path: Path) -> dict[str, Any]:
     """The rank file as the object of a tokenizer.json. Raises InputError, located, for a line that is not one."""
+    return _describe(_read(path))
+
+
+def _read(path: Path) -> dict[bytes, int]:
     ranks: dict[bytes, int] = {}
     for number, line in enumerate(path.read_bytes().split(b"\n"), start=1):
         if not line.strip():
@@ -64,7 +74,7 @@ def read_ranks(path: Path) -> dict[str, Any]:
         raise InputError(
             f"{path}: {len(ranks)} ranks, Llama-3 has {N_RANKS}; bring the checkpoint's tokenizer.json instead"
         )
-    return _describe(ranks)
+    return ranks
 
 
 def runs_of_text(text: str) -> list[str]:

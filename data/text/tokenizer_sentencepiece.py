@@ -13,6 +13,15 @@ from system import InputError
 _Piece = sentencepiece_model_pb2.ModelProto.SentencePiece  # pyright: ignore[reportAttributeAccessIssue]
 
 
+def pieces_of(path: Path) -> list[str]:
+    """The pieces of a sentencepiece model, in order of their ids. Raises InputError where it is none."""
+    try:
+        model = sentencepiece_model_pb2.ModelProto.FromString(path.read_bytes())  # pyright: ignore[reportAttributeAccessIssue]
+    except (DecodeError, OSError) as fault:
+        raise InputError(f"{path}: not a sentencepiece model ({fault}); copy it anew") from None
+    return [piece.piece for piece in model.pieces]
+
+
 class SentencePieceCoder:
     """Text to ids by the `sentencepiece` library, with every piece that is not text made a control symbol.
 

@@ -209,8 +209,9 @@ class CheckpointConfig:
     """Keep only the newest epoch folders, so many. --save-total-limit is the same."""
     save_dtype: SaveDtype = "auto"
     """Dtype of the weights in the epoch folders. auto: the dtype that computes (float32 on the CPU, bfloat16 on a GPU
-    unless --dtype says otherwise), so that a folder is the model that the run's numbers are of. source: the dtype of
-    --model. Where it has fewer bits than the compute dtype, the run measures what the folders lose."""
+    unless --dtype says otherwise), so that a folder is the model that the run's numbers are of. source: the dtypes of
+    --model, tensor by tensor. Where it has fewer bits than the compute dtype, the run measures what the folders
+    lose."""
     save_rounding: Rounding = "nearest"
     """How weights are rounded to --save-dtype bfloat16. stochastic rounds up or down at random, so that updates too
     small for bfloat16 survive on average; it adds noise to every log-prob."""

@@ -4,11 +4,13 @@ that gives log-probs, and the fused forward pass of policy and reference. A new 
 
 from engine.model import attention, head
 from engine.model.distribution import BUFFERS, BUFFERS_OF_TWO, DIVERGENCES, STATISTICS
-from engine.model.dtypes import is_narrower, name_of
+from engine.model.dtypes import StoredDtypes, is_narrower, name_of
 from engine.model.fused_forward import ForwardResult, FusedForward
 from engine.model.head import Head
-from engine.model.llama import Attend, Llama, LlamaConfig
+from engine.model.llama import Attend, Llama
+from engine.model.llama_config import LlamaConfig
 from engine.model.logits import CHUNK_BYTES, PIECE_BYTES, logits_by_token
+from engine.model.quantised import REMEDY, quantised_by_modelopt, quantised_tensor
 from engine.model.shapes import SHAPES, raw_config
 
 __all__ = [
@@ -17,6 +19,7 @@ __all__ = [
     "CHUNK_BYTES",
     "DIVERGENCES",
     "PIECE_BYTES",
+    "REMEDY",
     "SHAPES",
     "STATISTICS",
     "Attend",
@@ -25,10 +28,13 @@ __all__ = [
     "Head",
     "Llama",
     "LlamaConfig",
+    "StoredDtypes",
     "attention",
     "head",
     "is_narrower",
     "logits_by_token",
     "name_of",
+    "quantised_by_modelopt",
+    "quantised_tensor",
     "raw_config",
 ]

@@ -8,7 +8,6 @@ function that it is handed (engine/model/attention.py), so that training and sam
 
 import math
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -18,137 +17,13 @@ from torch.nn.functional import silu
 from torch.utils.checkpoint import checkpoint
 
 from engine.model.head import Head
-from system import InputError, torch_private
-
-MOST_LAYERS = 4096  # of a config.json that is believed; Llama-3-405B has 126
+from engine.model.llama_config import LlamaConfig
+from system import torch_private
 
 Attend = Callable[[Tensor, Tensor, Tensor], Tensor]
 """(q [T, H, E], k [T, K, E], v [T, K, E]) -> [T, H, E]"""
 Rope = tuple[Tensor, Tensor]
 """cos and sin of every position, [T, 1, E] float32 or better"""
-
-
-@dataclass(frozen=True, kw_only=True)
-class Scaling:
-    """Llama-3.1's scaling of the rotary frequencies."""
-
-    factor: float
-    low_freq_factor: float
-    high_freq_factor: float
-    original_max_position_embeddings: int
-
-
-@dataclass(frozen=True, kw_only=True)
-class LlamaConfig:
-    """The shape of a model, from a Hugging Face config.json."""
-
-    vocab_size: int
-    hidden_size: int
-    intermediate_size: int
-    n_layers: int
-    n_heads: int
-    n_kv_heads: int
-    head_size: int
-    rms_norm_eps: float
-    rope_theta: float
-    scaling: Scaling | None
-    tied: bool
-    context: int | None
-    """Most positions, where the file says so."""
-    raw: dict[str, Any]
-    """config.json as it was read, to be written back."""
-
-    @staticmethod
-    def parse(raw: dict[str, Any], location: str | Path) -> "LlamaConfig":
-        """The configuration in a parsed config.json. Raises InputError where it is not a Llama that runs here."""
-        names = raw.get("architectures") or [raw.get("model_type")]
-        if names not in (["LlamaForCausalLM"], ["llama"]):
-            raise InputError(
-                f'{location}: the architecture {names!r} is not supported; it has to be ["LlamaForCausalLM"]'
-            )
-        for key, plain in (("attention_bias", False), ("mlp_bias", False), ("hidden_act", "silu")):
-            if raw.get(key, plain) != plain:
-                raise InputError(f"{location}: {key} = {raw[key]!r} is not supported; Llama has {plain!r}")
-        for key in ("quantization_config", "auto_map"):
-            if raw.get(key):
-                raise InputError(f"{location}: {key} is not supported; give a plain bf16, fp16 or fp32 checkpoint")
-        n_heads = _count(raw, "num_attention_heads", location)
-        hidden = _count(raw, "hidden_size", location)
-        # transformers 5 writes rope_parameters, Meta's releases have rope_scaling; theta stands in it or beside it.
-        rope = _mapping(raw, "rope_parameters", location) or _mapping(raw, "rope_scaling", location)
-        rope = {"rope_theta": raw.get("rope_theta"), **rope}
-        config = LlamaConfig(
-            vocab_size=_count(raw, "vocab_size", location),
-            hidden_size=hidden,
-            intermediate_size=_count(raw, "intermediate_size", location),
-            n_layers=_count(raw, "num_hidden_layers", location, most=MOST_LAYERS),
-            n_heads=n_heads,
-            n_kv_heads=_count(raw, "num_key_value_heads", location, n_heads),
-            head_size=_count(raw, "head_dim", location, max(1, hidden // n_heads)),
-            rms_norm_eps=_positive(raw, "rms_norm_eps", location, 1e-6),
-            rope_theta=_positive(rope, "rope_theta", location, 10000.0),
-            scaling=_scaling(rope, location),
-            tied=_flag(raw, "tie_word_embeddings", location),
-            context=_count(raw, "max_position_embeddings", location) if raw.get("max_position_embeddings") else None,
-            raw=raw,
-        )
-        if config.n_heads % config.n_kv_heads or config.head_size % 2:
-            raise InputError(
-                f"{location}: {config.n_heads} heads of size {config.head_size} with {config.n_kv_heads} kv heads; "
-                "heads have to be a multiple of kv heads, and of even size"
-            )
-        return config
-
-    @property
-    def n_parameters(self) -> int:
-        """Parameters of the model, tied weights counted once."""
-        attention = 2 * self.hidden_size * self.head_size * (self.n_heads + self.n_kv_heads)
-        block = attention + 3 * self.hidden_size * self.intermediate_size + 2 * self.hidden_size
-        return self.n_layers * block + self.hidden_size + (2 - self.tied) * self.vocab_size * self.hidden_size
-
-
-def _count(
-    raw: dict[str, Any], key: str, location: str | Path, default: int | None = None, *, most: int = 2**24 - 1
-) -> int:
-    value = raw.get(key) if raw.get(key) is not None else default
-    if type(value) is not int or not 0 < value <= most:
-        raise InputError(f"{location}: {key} = {value!r}; it has to be a whole number above 0, {most:,} at most")
-    return value
-
-
-def _flag(raw: dict[str, Any], key: str, location: str | Path) -> bool:
-    value = raw.get(key, False)
-    if not isinstance(value, bool):
-        raise InputError(f"{location}: {key} = {value!r}; it has to be true or false")
-    return value
-
-
-def _mapping(raw: dict[str, Any], key: str, location: str | Path) -> dict[str, Any]:
-    value = raw.get(key) or {}
-    if not isinstance(value, dict):
-        raise InputError(f"{location}: {key} = {value!r}; it has to be an object, or absent")
-    return value
-
-
-def _positive(raw: dict[str, Any], key: str, location: str | Path, default: float | None) -> float:
-    value = raw.get(key) if raw.get(key) is not None else default
-    if not isinstance(value, (int, float)) or isinstance(value, bool) or not 0 < value < 1e30:
-        raise InputError(f"{location}: {key} = {value!r}; it has to be a number above 0")
-    return float(value)
-
-
-def _scaling(rope: dict[str, Any], location: str | Path) -> Scaling | None:
-    kind = rope.get("rope_type", rope.get("type", "default"))
-    if kind == "default":
-        return None
-    if kind != "llama3":
-        raise InputError(f"{location}: rope type {kind!r} is not supported; it has to be default or llama3")
-    return Scaling(
-        factor=_positive(rope, "factor", location, None),
-        low_freq_factor=_positive(rope, "low_freq_factor", location, None),
-        high_freq_factor=_positive(rope, "high_freq_factor", location, None),
-        original_max_position_embeddings=_count(rope, "original_max_position_embeddings", location),
-    )
 
 
 class Llama(nn.Module):

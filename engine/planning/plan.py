@@ -1,14 +1,14 @@
 """How a run is laid out before it starts: what fits into memory, how long it takes, and the flags that would help."""
 
 import functools
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
 import torch
 
 from engine.config import TrainConfig
-from engine.model import LlamaConfig, name_of
+from engine.model import LlamaConfig, StoredDtypes, name_of
 from engine.planning import cost, memory
 from engine.planning.cost import TokenStatistics
 from engine.planning.flops import matmul_peak
@@ -16,6 +16,7 @@ from engine.planning.memory import N_STATES, MemoryInputs
 
 Mode = Literal["none", "fused", "precompute"]
 """Where the reference's log-probs come from (engine/step/reference.py)."""
+IN_BFLOAT16 = StoredDtypes(torch.bfloat16)
 # What lets a large model into little memory, what changes the least first.
 WAYS: tuple[dict[str, Any], ...] = (
     {"master_weights": "split"},
@@ -37,11 +38,29 @@ class Plan:
     """Bytes that a rank may take."""
     saves: torch.dtype
     """Of the weights in checkpoint folders."""
+    saves_otherwise: StoredDtypes | None = None
+    """Where --save-dtype source keeps a folder's several dtypes: these."""
 
     @property
     def fits(self) -> bool:
         """Whether it does."""
         return memory.total(self.memory) <= self.budget
+
+    @property
+    def other_dtypes(self) -> Mapping[str, torch.dtype]:
+        """Of the tensors that checkpoint folders hold in another dtype, by their names in the folder."""
+        return self.saves_otherwise.others if self.saves_otherwise else {}
+
+    @property
+    def saved_in(self) -> str:
+        """The dtypes of checkpoint folders in words."""
+        return str(self.saves_otherwise or name_of(self.saves))
+
+    @property
+    def checkpoint_bytes(self) -> int:
+        """Of one checkpoint folder."""
+        extra = self.saves_otherwise.extra_bytes if self.saves_otherwise else 0
+        return cost.checkpoint_bytes(self.memory.shape, self.saves) + extra
 
     def facts(self) -> dict[str, Any]:
         """What was decided, and the bytes that it is expected to take."""
@@ -54,7 +73,7 @@ class Plan:
             "recompute_blocks": s.n_recomputed,
             "reshard": s.reshards,
             "compile": s.is_compiled,
-            "save_dtype": name_of(self.saves),
+            "save_dtype": self.saved_in,
             "bytes": memory.needs(s),
             "budget": self.budget,
         }
@@ -76,7 +95,7 @@ class Plan:
         states = (
             0 if config.checkpoints.state_every == 0 else config.checkpoints.keep_state * cost.state_bytes(self.memory)
         )
-        return n * cost.checkpoint_bytes(self.memory.shape, self.saves), states
+        return n * self.checkpoint_bytes, states
 
     def sentence(self, config: TrainConfig, n_gpus: int) -> str:
         """The sum of it."""
@@ -104,13 +123,13 @@ def plan_run(
     dtype: torch.dtype,
     n_ranks: int,
     budget: int,
-    stored: torch.dtype = torch.bfloat16,
+    stored: StoredDtypes = IN_BFLOAT16,
     group_share: float = 1.0,
 ) -> Plan:
     """The first layout that fits without computing blocks again, else the first that fits, else the smallest.
 
     What is preferred: float32 masters that are whole; a reference beside the policy; weights that stay gathered.
-    stored: the dtype of the checkpoint that the run starts from. group_share: see MemoryInputs.
+    stored: the dtypes of the checkpoint that the run starts from. group_share: see MemoryInputs.
     """
     masters: Sequence[bool] = {"auto": (False, True), "float32": (False,), "split": (True,)}[
         config.memory.master_weights
@@ -148,8 +167,15 @@ def plan_run(
             longest=statistics.longest,
             step_tokens=statistics.step,
         )
-        saves = saved_dtype(config.checkpoints.save_dtype, inputs.dtype, stored)
-        plan = Plan(memory=inputs, reference=mode, statistics=statistics, budget=budget, saves=saves)
+        asked = config.checkpoints.save_dtype
+        plan = Plan(
+            memory=inputs,
+            reference=mode,
+            statistics=statistics,
+            budget=budget,
+            saves=saved_dtype(asked, inputs.dtype, stored.main),
+            saves_otherwise=stored if asked == "source" and stored.others else None,
+        )
         fitting += [plan] if plan.fits else []
     assert plan is not None  # there is one mode at least
     return next((p for p in fitting if not p.memory.n_recomputed), fitting[0] if fitting else plan)

@@ -4,7 +4,7 @@ import shutil
 from pathlib import Path
 
 from engine.config import CheckpointConfig
-from engine.planning import Plan, cost
+from engine.planning import Plan
 from engine.run.metrics_log import say
 from engine.step import Steps
 from system import InputError
@@ -26,7 +26,7 @@ def check(
     weight. n_done: steps that are done. n_checkpoints: folders that are there.
     """
     shape = plan.memory.shape
-    checkpoint = cost.checkpoint_bytes(shape, plan.saves)
+    checkpoint = plan.checkpoint_bytes
     n_steps, n_epochs = len(steps), -(-len(steps) // steps.per_epoch)
     if asked.state_every is None:
         n_due = n_epochs - 1

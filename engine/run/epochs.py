@@ -31,6 +31,7 @@ def save_epoch(
     path = folder / f"epoch-{step.epoch:02d}"
     cast = Cast(
         dtype=training.plan.saves,
+        others=training.plan.other_dtypes,
         rounding=config.save_rounding,
         seed=step.number,
         is_split=training.masters is not None,

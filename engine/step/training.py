@@ -117,7 +117,7 @@ class Training:
         weights.save(
             self.policy,
             folder,
-            cast=cast or Cast(dtype=self.plan.saves),
+            cast=cast or Cast(dtype=self.plan.saves, others=self.plan.other_dtypes),
             stop_ids=self.stop_ids,
             beside=self.beside,
             parts=access,

@@ -3,9 +3,9 @@ and how float32 weights are rounded where a folder has fewer bits.
 """
 
 from engine.weights import safetensors_header
+from engine.weights.checkpoint import Checkpoint
 from engine.weights.names import INDEX, checkpoint_name
 from engine.weights.reading import (
-    Checkpoint,
     build,
     check,
     check_finite,
@@ -13,7 +13,7 @@ from engine.weights.reading import (
     load,
     placed,
     say_if_rounded,
-    stored_dtype,
+    stored_dtypes,
 )
 from engine.weights.rounding import CHUNK, Cast, hash_of, round_half_away, round_stochastically
 from engine.weights.writing import ShardAccess, SingleProcess, save
@@ -38,5 +38,5 @@ __all__ = [
     "safetensors_header",
     "save",
     "say_if_rounded",
-    "stored_dtype",
+    "stored_dtypes",
 ]

@@ -10,7 +10,8 @@ nearest. Random numbers are hashes of a number's place, its tensor's name and a 
 # n numbers of a tensor
 
 import zlib
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from typing import TypeVar
 
 import torch
@@ -32,6 +33,8 @@ class Cast:
 
     dtype: torch.dtype
     """Of the stored numbers."""
+    others: Mapping[str, torch.dtype] = field(default_factory=dict)
+    """Of tensors that are stored in another dtype, by their names in the folder."""
     rounding: Rounding = "nearest"
     """"stochastic" is for bfloat16."""
     seed: int = 0
@@ -49,27 +52,32 @@ class Cast:
             )
 
     def __call__(self, name: str, rows: Tensor, first: int = 0) -> Tensor:
-        """Rows [n, ...] of the tensor of that name, from its first-th on, in `dtype`.
+        """Rows [n, ...] of the tensor of that name, from its first-th on, in the dtype that it is stored in.
 
         Raises InputError where a number is beyond the dtype's range.
         """
-        rows = rows.detach()
-        if self.rounding == "stochastic":
+        rows, dtype = rows.detach(), self.dtype_of(name)
+        if self.rounding == "stochastic" and dtype == torch.bfloat16:
             width = rows[:1].numel()
             made = _in_chunks(rows.float().contiguous(), first * width, key_of(name, self.seed))
-        elif self.is_split and self.dtype == torch.bfloat16:
+        elif self.is_split and dtype == torch.bfloat16:
             made = round_half_away(rows.float())
         else:
-            made = rows.to(self.dtype)
-        check_range(name, rows, self.dtype)
+            made = rows.to(dtype)
+        check_range(name, rows, dtype)
         return made
+
+    def dtype_of(self, name: str) -> torch.dtype:
+        """Of the stored numbers of a tensor, by its name in the folder."""
+        return self.others.get(name, self.dtype)
 
     def keeps(self, computed: torch.dtype) -> bool:
         """Whether who loads what is stored, and computes in that dtype, computes with the weights that were cast.
 
         But for the ties of split masters stored in float32 (0.0007 %), which a cast to bfloat16 rounds to the even one.
         """
-        return self.rounding == "nearest" and self.dtype in (computed, torch.float32, torch.float64)
+        kept = (computed, torch.float32, torch.float64)
+        return self.rounding == "nearest" and {self.dtype, *self.others.values()} <= {*kept}
 
 
 def check_range(name: str, rows: Tensor, dtype: torch.dtype) -> None:

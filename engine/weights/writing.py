@@ -10,20 +10,32 @@ import shutil
 from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import torch
 from torch import Tensor
 
-from data.text import FILES as TOKENIZER_FILES
-from data.text import read_json
+from data.text import read_json, tokenizer_files
 from engine.model import Llama, name_of
-from engine.weights.names import DTYPES, INDEX, checkpoint_name
+from engine.weights.names import DTYPES, INDEX, WHOLE, checkpoint_name
 from engine.weights.reading import placed
 from engine.weights.rounding import Cast
 from system import naming, sync, temporary_of, whole_folder
 
 SHARD_BYTES = 5 * 10**9
+
+
+class Stored(NamedTuple):
+    """A tensor as a folder holds it."""
+
+    name: str
+    shape: tuple[int, ...]
+    dtype: torch.dtype
+
+    @property
+    def n_bytes(self) -> int:
+        """Its size."""
+        return torch.Size(self.shape).numel() * self.dtype.itemsize
 
 
 class ShardAccess(Protocol):
@@ -100,12 +112,11 @@ def save(
     """
     parts = parts or SingleProcess()
     cast = cast or Cast(dtype=dtype or next(model.parameters()).dtype)
-    dtype = cast.dtype
     tensors = {checkpoint_name(n): p for n, p in model.named_parameters()}
-    shards = _shards([(name, tuple(p.shape)) for name, p in tensors.items()], dtype, shard_bytes)
+    shards = _shards([Stored(name, tuple(p.shape), cast.dtype_of(name)) for name, p in tensors.items()], shard_bytes)
     temporary = temporary_of(Path(folder))
     with whole_folder(Path(folder), replaces=replaces) if parts.is_rank0 else nullcontext():
-        files = {temporary / name: _layout(shapes, dtype) for name, shapes in shards.items()}
+        files = {temporary / name: _layout(stored) for name, stored in shards.items()}
         if parts.is_rank0:
             for path, (header, _, size) in files.items():
                 _reserve(path, header, size)
@@ -121,56 +132,57 @@ def save(
                 sync(path)  # each process what it wrote
         parts.wait()  # all rows are there before the folder gets its name
         if parts.is_rank0:
-            _write_beside(model, temporary, shards, dtype, stop_ids, beside or {})
+            _write_beside(model, temporary, shards, cast, stop_ids, beside or {})
 
 
 def _write_beside(
-    model: Llama, folder: Path, shards: Mapping[str, list], dtype: torch.dtype, stop_ids: Sequence[int],
+    model: Llama, folder: Path, shards: Mapping[str, list[Stored]], cast: Cast, stop_ids: Sequence[int],
     beside: Mapping[str, str],
 ) -> None:  # fmt: skip
     """Everything in a checkpoint folder but the tensors."""
     if len(shards) > 1:
-        total = sum(p.numel() * dtype.itemsize for p in model.parameters())
-        index = {"metadata": {"total_size": total}, "weight_map": {n: f for f, ts in shards.items() for n, _ in ts}}
+        total = sum(tensor.n_bytes for stored in shards.values() for tensor in stored)
+        where = {tensor.name: file for file, stored in shards.items() for tensor in stored}
+        index = {"metadata": {"total_size": total}, "weight_map": where}
         _write_json(folder / INDEX, index)
-    _write_json(folder / "config.json", _config_for(model.config.raw, dtype))
+    _write_json(folder / "config.json", _config_for(model.config.raw, cast))
     _write_json(folder / "generation_config.json", _generation_config(model.source, model.config.raw, stop_ids))
-    for name in TOKENIZER_FILES:
-        if model.source and (model.source / name).is_file():
+    if model.source is not None:
+        for name in tokenizer_files(model.source):
+            (folder / name).parent.mkdir(parents=True, exist_ok=True)
             shutil.copyfile(model.source / name, folder / name)
     for name, text in beside.items():  # a template that a run was given takes the place of the model's own
         (folder / name).write_text(text, encoding="utf-8")
 
 
-def _shards(tensors: list[tuple[str, tuple[int, ...]]], dtype: torch.dtype, limit: int) -> dict[str, list]:
+def _shards(tensors: list[Stored], limit: int) -> dict[str, list[Stored]]:
     """Files of at most `limit` bytes (one tensor at least) and the tensors in each, in order."""
-    groups: list[list[tuple[str, tuple[int, ...]]]] = []
+    groups: list[list[Stored]] = []
     filled = 0
-    for name, shape in tensors:
-        size = torch.Size(shape).numel() * dtype.itemsize
-        if not groups or filled + size > limit:
+    for tensor in tensors:
+        if not groups or filled + tensor.n_bytes > limit:
             groups.append([])
             filled = 0
-        groups[-1].append((name, shape))
-        filled += size
+        groups[-1].append(tensor)
+        filled += tensor.n_bytes
     if len(groups) == 1:
-        return {"model.safetensors": groups[0]}
+        return {WHOLE: groups[0]}
     return {f"model-{i:05d}-of-{len(groups):05d}.safetensors": group for i, group in enumerate(groups, start=1)}
 
 
-def _layout(shapes: list, dtype: torch.dtype) -> tuple[bytes, dict[str, int], int]:
+def _layout(tensors: list[Stored]) -> tuple[bytes, dict[str, int], int]:
     """A safetensors file: its head, where in it each tensor begins, and its size in bytes.
 
     8 bytes of header length, a JSON header, the tensors' bytes one after the other. Made here because the library's
     save_file takes all tensors at once and ignores the umask (mode 0600).
     """
-    kind = next(name for name, known in DTYPES.items() if known == dtype)
+    kinds = {dtype: kind for kind, dtype in DTYPES.items()}
     header: dict[str, Any] = {"__metadata__": {"format": "pt"}}
     starts: dict[str, int] = {}
     offset = 0
-    for name, shape in shapes:
+    for name, shape, dtype in tensors:
         end = offset + torch.Size(shape).numel() * dtype.itemsize
-        header[name] = {"dtype": kind, "shape": list(shape), "data_offsets": [offset, end]}
+        header[name] = {"dtype": kinds[dtype], "shape": list(shape), "data_offsets": [offset, end]}
         starts[name], offset = offset, end
     text = json.dumps(header).encode()
     text += b" " * (-len(text) % 8)
@@ -205,9 +217,11 @@ def _on_host(rows: Tensor) -> Tensor:
     return torch.empty(rows.shape, dtype=rows.dtype, pin_memory=True).copy_(rows)
 
 
-def _config_for(raw: dict[str, Any], dtype: torch.dtype) -> dict[str, Any]:
+def _config_for(raw: dict[str, Any], cast: Cast) -> dict[str, Any]:
     keys = [key for key in ("dtype", "torch_dtype") if key in raw] or ["dtype"]  # transformers 5 writes the former
-    return raw | dict.fromkeys(keys, name_of(dtype))
+    if cast.others and any(raw.get(key) for key in keys):
+        return raw  # several dtypes: which of them is announced was the source's choice
+    return raw | dict.fromkeys(keys, name_of(cast.dtype))
 
 
 def _generation_config(source: Path | None, raw: dict[str, Any], stop_ids: Sequence[int]) -> dict[str, Any]:

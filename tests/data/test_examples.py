@@ -326,12 +326,12 @@ def test_a_completion_stays_one():
 @pytest.mark.parametrize(
     ("made", "form", "kind"),
     [
-        (example(1), "pairs", "a completion without label"),
-        (example(1, True), "pairs", "a labelled completion"),
-        (example(1), "unpaired", "a completion without label"),
-        (example(1, True), "single", "a labelled completion"),
-        (example(1, False), "single", "a labelled completion"),
-        (example(1), "ranked", "a completion without label"),
+        (example(1), "pairs", 'a completion without "label"'),
+        (example(1, True), "pairs", 'a completion with a "label"'),
+        (example(1), "unpaired", 'a completion without "label"'),
+        (example(1, True), "single", 'a completion with a "label"'),
+        (example(1, False), "single", 'a completion with a "label"'),
+        (example(1), "ranked", 'a completion without "label"'),
     ],
 )
 def test_a_row_that_cannot_be_had_in_a_form_is_named(made, form, kind):

@@ -193,6 +193,12 @@ def _command_lines():
     return b" ".join(found).decode(errors="replace")
 
 
+def _processes_of(folder):
+    """Processes whose command line names a folder."""
+    found = {int(p.parent.name): p.read_bytes() for p in Path("/proc").glob("[0-9]*/cmdline") if p.parent.is_dir()}
+    return [number for number, line in found.items() if str(folder).encode() in line]
+
+
 @needs_launcher
 @pytest.mark.parametrize(
     ("number", "code"), [(signal.SIGTERM, 143), pytest.param(signal.SIGINT, 130, marks=pytest.mark.slow)]
@@ -207,7 +213,12 @@ def test_a_signal_to_the_launcher_saves_the_step_on_every_rank(folder, number, c
     while not (metrics.exists() and metrics.read_text().count("\n") > 2) and time.monotonic() < deadline:
         time.sleep(0.1)
     running.send_signal(number)
-    _, said = running.communicate(timeout=60)
+    try:
+        _, said = running.communicate(timeout=60)
+    except subprocess.TimeoutExpired:  # else the ranks train on for hours
+        for process in _processes_of(folder / "run"):
+            os.kill(process, signal.SIGKILL)
+        raise
     assert running.returncode == code, said
     n = json.loads(metrics.read_text().splitlines()[-1])["step"]
     assert f"stopped after step {n} of 8000; its state is saved" in said and "Traceback" not in said
