@@ -211,7 +211,7 @@ class _Page:
             tokenizer = self._chat.tokenizer
             if example.prompt.tolist().count(tokenizer.bos_id) > 1:
                 said.append("the token that begins a text stands more than once")
-            ends = all(r[-1] == self._chat.end_of_turn for r in example.responses)
+            ends = all(r[-1] in self._chat.ends for r in example.responses)
             said += ["a response does not end with the end-of-turn token"] * (not ends)
         said += self._cuts(cut)
         if cut.spelled:

@@ -14,6 +14,7 @@ the template would cut out of the conversation (R1's), the response stands behin
 
 import re
 from collections.abc import Iterable, Sequence
+from dataclasses import replace
 from itertools import accumulate
 from pathlib import Path
 from typing import Literal, NamedTuple
@@ -29,6 +30,7 @@ from data.text.template_settings import (
     LLAMA3_TOKENS,
     NO_SETTINGS,
     TemplateSettings,
+    named_templates,
     template_source,
 )
 from data.text.tokenizer import Tokenizer
@@ -36,12 +38,14 @@ from system import InputError, cli
 
 __all__ = ["LLAMA3_TEMPLATE", "LLAMA3_TOKENS", "Chat", "Response", "Run", "Said", "Written", "stop_ids"]
 
+TOOL_USE = "tool_use"
+"""The name of a template that rows with tools are written by."""
 MOST_SHAPES = 4096  # kinds of conversations that are remembered
 OPENED = re.compile(r"([<\[]\w*(?:think|thought|reason)\w*[>\]])\s*\Z", re.IGNORECASE)
 """The end of a generation prompt that has begun a thought."""
 EMPTY = re.compile(r"([<\[])(\w*(?:think|thought|reason)\w*[>\]])\s*\1/\2\s*\Z", re.IGNORECASE)
 """The end of one that has ended it, too: nothing is thought."""
-QUESTION, ANSWER = Message("user", "question"), Message("assistant", "answer")
+QUESTION, ANSWER, NEXT = Message("user", "question"), Message("assistant", "answer"), Message("user", "next")
 SAMPLE_TOOL = {
     "type": "function",
     "function": {
@@ -126,14 +130,16 @@ class Chat:
     def __init__(self, tokenizer: Tokenizer, settings: TemplateSettings = NO_SETTINGS) -> None:
         """Raises InputError where there is no template, it cannot be trusted, or it has no place for an answer."""
         self.tokenizer = tokenizer
-        names = ("bos_token", "eos_token", "pad_token", "unk_token")
         source, location = template_source(tokenizer, settings.chat_template)
-        self.template = Template(source, location, {name: tokenizer.text_of(name) for name in names}, settings.day)
+        self.template = Template(source, location, tokenizer.names(), settings.day)
         if settings.template_date is not None and self.template.day is None:
             raise InputError(f"--template-date: the chat template {location} asks for no date; leave it out")
         self._kwargs = settings.kwargs
         places.check_names(self.template, self._kwargs, "--chat-template-kwargs")
-        self.roles = (*ROLES, *sorted(self.template.roles() - {*ROLES}))
+        self.for_tools = self._for_tools(settings)
+        """The chat of rows with tools, where the checkpoint has a template of its own for them, as in transformers."""
+        self._own_roles = (*ROLES, *sorted(self.template.roles() - {*ROLES}))
+        self.roles = tuple(dict.fromkeys((*self._own_roles, *(self.for_tools.roles if self.for_tools else ()))))
         """The roles that a message may have."""
         is_brought = settings.chat_template is not None or location == BUILT_IN
         self.files = tokenizer.files | ({"chat_template.jinja": source} if is_brought else {})
@@ -144,6 +150,12 @@ class Chat:
         self._probe = self._probed_context()
         self.end_of_turn, self._ends_in = self._find_end()
         """The token that ends an answer, and whether the template writes it, or text in its place."""
+        of_calls = self._end_of_calls() if self._ends_in == "token" else None
+        self._stops |= {of_calls} - {None}
+        self.ends = frozenset({self.end_of_turn, of_calls} - {None}) | (
+            self.for_tools.ends if self.for_tools else set()
+        )
+        """Every token that the checkpoint's templates end a message of an assistant with."""
         self._shape([QUESTION], self._probe)
 
     # --- rows ------------------------------------------------------------------------------------------------------
@@ -158,11 +170,13 @@ class Chat:
 
         Raises InputError where the template refuses the conversation, or has no place for a part of it.
         """
+        if context.tools is not None and self.for_tools is not None:
+            return self.for_tools.write(prompt, responses, context)
         context = context._replace(kwargs=self._kwargs | dict(context.kwargs)) if self._kwargs else context
         prompt, responses = self._with_arguments(prompt, responses, context)
         for message in (m for part in (prompt, *responses) for m in part):
-            if message.role not in self.roles:
-                known = ", ".join(self.roles)
+            if message.role not in self._own_roles:
+                known = ", ".join(self._own_roles)
                 raise InputError(
                     f'the chat template {self.template.location} has no place for the role "{message.role}"; it knows '
                     f"{known}"
@@ -190,7 +204,15 @@ class Chat:
 
         Raises InputError where the template refuses the conversation or does not show a content as it is.
         """
-        return self._render(messages, context, asks=add_generation_prompt).parts
+        chat = self.for_tools if context.tools is not None and self.for_tools is not None else self
+        return chat._render(messages, context, asks=add_generation_prompt).parts
+
+    def _for_tools(self, settings: TemplateSettings) -> "Chat | None":
+        named = {} if settings.chat_template is not None else named_templates(self.tokenizer)
+        if TOOL_USE not in named or named[TOOL_USE][0] == self.template.source:
+            return None
+        day = None if self.template.day is None else settings.template_date
+        return Chat(self.tokenizer, replace(settings, chat_template=TOOL_USE, template_date=day))
 
     def _render(self, messages: Sequence[Message], context: TemplateContext, *, asks: bool) -> Rendering:
         spellings = marking.Spellings(self.tokenizer.control, self.tokenizer.control_special)
@@ -423,8 +445,15 @@ class Chat:
         whole = self._render([QUESTION, ANSWER], self._probe, asks=False)
         text = "".join(text for text, _ in _behind(whole.parts))
         control = [token for _, token in self._control_behind(whole, len(whole.text) - len(text))]
+        control = control[: self._n_before_a_next_turn(control)] or control
         end = next((token for token in control if token in self._stops), control[-1] if control else None)
         if end is not None:
+            if end not in self._stops:
+                cli.notify_once(
+                    f"{self.tokenizer.folder}: answers end in {self.tokenizer.spelling(end)}, at which neither "
+                    "generation_config.json nor the eos_token stops; engine.generate does, who serves the epochs has "
+                    "to name it"
+                )
             return end, "token"
         named = (self.tokenizer.eos_id, *stop_ids(self.tokenizer.folder, None))
         eos = next((i for i in named if i is not None and self.tokenizer.is_control(i)), None)
@@ -439,6 +468,38 @@ class Chat:
             f"it is written as text, and {self.tokenizer.spelling(eos)}, at which sampling stops, behind it"
         )
         return eos, "text"
+
+    def _n_before_a_next_turn(self, control: Sequence[int]) -> int:
+        """How many of the control tokens behind the probe's answer are there before a next turn, too: a template may
+        end a whole conversation with one more.
+        """
+        more = [QUESTION, ANSWER, NEXT]
+        try:
+            whole = self._render(more, self._probe, asks=True)
+        except InputError:  # it takes no such conversation
+            return len(control)
+        lengths = accumulate(len(text) for text, _ in whole.parts)
+        begin = next(
+            (end for end, (_, speaker) in zip(lengths, whole.parts, strict=True) if speaker == "assistant"), None
+        )
+        if begin is None:
+            return len(control)
+        there = [token for _, token in self._control_behind(whole, begin)]
+        return next(
+            (i for i, (a, b) in enumerate(zip(control, there, strict=False)) if a != b), min(len(control), len(there))
+        )
+
+    def _end_of_calls(self) -> int | None:
+        """The token that ends a message of an assistant that calls a tool, where the template has one of its own."""
+        call = {"type": "function", "function": {"name": "probe", "arguments": {"name": "value"}}}
+        context = self._probe._replace(tools=[SAMPLE_TOOL])
+        try:
+            whole = self._render([QUESTION, Message("assistant", "", tool_calls=[call])], context, asks=False)
+            begin = len(self._render([QUESTION], context, asks=True).text)
+        except InputError:
+            return None
+        found = [token for _, token in self._control_behind(whole, begin) if not self.tokenizer.is_spoken(token)]
+        return found[-1] if found and not {*found} & {*self._stops, self.end_of_turn} else None
 
     # --- text as ids -----------------------------------------------------------------------------------------------
 
@@ -528,7 +589,7 @@ def _closing(opening: str) -> str:
 
 def stop_ids(folder: Path, chat: Chat | None) -> tuple[int, ...]:
     """Every id that ends an answer: of generation_config.json, config.json and the template's end of turn, sorted."""
-    found: set[int] = set() if chat is None else {chat.end_of_turn}
+    found: set[int] = set() if chat is None else {*chat.ends}
     for name in ("generation_config.json", "config.json"):
         value = read_json(folder / name).get("eos_token_id") if (folder / name).is_file() else None
         ids = value if isinstance(value, list) else [] if value is None else [value]

@@ -118,7 +118,7 @@ def template_source(tokenizer: Tokenizer, chosen: str | None = None) -> tuple[st
         return _read(file), file
     value = tokenizer.config.get("chat_template")
     if isinstance(value, list):
-        named = _named(tokenizer)
+        named = named_templates(tokenizer)
         if "default" in named:
             return named["default"]
         if named:
@@ -130,6 +130,11 @@ def template_source(tokenizer: Tokenizer, chosen: str | None = None) -> tuple[st
         return value, config
     if value is not None:
         raise InputError(f"{config}: chat_template is neither text nor a list of named templates; copy it anew")
+    if (old := folder / "chat_template.json").is_file():
+        raise InputError(
+            f"{folder}: no chat template but that of {old.name}, a processor's, which transformers gives to no "
+            "tokenizer; put its text into chat_template.jinja"
+        )
     if all(token in tokenizer.added for token in LLAMA3_TOKENS):
         return LLAMA3_TEMPLATE, BUILT_IN
     raise InputError(
@@ -138,7 +143,7 @@ def template_source(tokenizer: Tokenizer, chosen: str | None = None) -> tuple[st
 
 
 def _chosen(tokenizer: Tokenizer, chosen: str) -> tuple[str, Path]:
-    named, file = _named(tokenizer), Path(chosen)
+    named, file = named_templates(tokenizer), Path(chosen)
     if chosen in named and os.path.lexists(file):
         raise InputError(
             f"--chat-template {chosen}: a file, and a template of {tokenizer.folder}; for the file write ./{chosen}"
@@ -151,7 +156,7 @@ def _chosen(tokenizer: Tokenizer, chosen: str) -> tuple[str, Path]:
     return _read(file), file
 
 
-def _named(tokenizer: Tokenizer) -> dict[str, tuple[str, Path]]:
+def named_templates(tokenizer: Tokenizer) -> dict[str, tuple[str, Path]]:
     """Every template that the checkpoint has under a name, and where it stands."""
     folder, value = tokenizer.folder, tokenizer.config.get("chat_template")
     found = {

@@ -130,6 +130,17 @@ class Tokenizer:
         """The spelling of "bos_token", "eos_token" ... for a template; "" where there is none."""
         return spelling(self.config.get(name))
 
+    def names(self) -> dict[str, str]:
+        """What a template sees by name: bos_token, eos_token, pad_token and unk_token, "" where there is none, and
+        every other token that tokenizer_config.json names (sep_token, eot_token, extra_special_tokens by name).
+        """
+        more = self.config.get("extra_special_tokens")
+        given = {name: value for name, value in self.config.items() if name.endswith("_token")}
+        given |= more if isinstance(more, Mapping) else {}
+        spelled = {name: spelling(value) for name, value in given.items()}
+        always = {name: self.text_of(name) for name in ("bos_token", "eos_token", "pad_token", "unk_token")}
+        return {name: text for name, text in spelled.items() if text} | always
+
     def split_control(self, text: str) -> list[str | int]:
         """A template's own text cut into runs of text and the ids of the control tokens between them."""
         return self._split(text, self.control)
