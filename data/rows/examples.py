@@ -164,7 +164,7 @@ def _cut(record: Record, trees: "list[_Part] | InputError", limits: Limits, n_id
     ]
     if (top := max(max(i) for i in ids)) >= n_ids:
         named = f" ({chat.tokenizer.spelling(top)})" if chat is not None and chat.tokenizer.is_control(top) else ""
-        raise InputError(f"token id {top}{named} is outside the model's vocabulary of {n_ids} (vocab_size)")
+        raise InputError(f"token id {top}{named} is outside the model's vocabulary of {n_ids}")
     _check_context(ids, limits)
     kept_prompt, *kept_responses = (np.asarray(i, dtype=np.int32) for i in ids)
     example = Example(record.location, kept_prompt, tuple(kept_responses), record.label, record.ratings)

@@ -16,7 +16,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NoReturn
 
-from system import InputError, open_regular
+from system import InputError, cli, open_regular
 
 MAX_DEPTH = 32
 MAX_LIST_BYTES = 2**30  # of a .json list, which cannot be read a row at a time
@@ -130,6 +130,8 @@ def _objects_of_lines(path: Path, max_row_bytes: int) -> Iterator[Row]:
         yield from _rows_of_lines(path, max_row_bytes)
         return
     if _holds_rows(whole) and not text[end:].strip():
+        if beside := [key for key in whole if key != "data"]:
+            cli.notify_once(f'{path}: not used: what stands beside "data" ({", ".join(beside)[:200]})')
         yield from _objects_in_list(text, path, max_row_bytes, at=_start_of_rows(text, at + 1))
         return
     number, counted = 1, 0

@@ -151,6 +151,7 @@ def context_of(row: Fields, input_tools: Any) -> TemplateContext:
     of_input = _objects(None if is_empty(input_tools) else input_tools, f'{row.location}: "input.tools"')
     if tools and of_input and tools != of_input:
         raise InputError(f'{row.location}: "tools" and "input.tools" differ; take one of them out')
+    tools, of_input = _without_nulls(tools), _without_nulls(of_input)
     documents = _objects(row.take("documents"), f'{row.location}: "documents"')
     kwargs = row.take("chat_template_kwargs")
     if kwargs is not None:
@@ -208,6 +209,15 @@ def refuse_another_order(row: Fields, columns: Sequence[tuple[str, str]]) -> Non
                 f"than {theirs.get('chosen', 'chosen')}, against --columns; write rows whose chosen is the better one, "
                 f"or let it go where it always is: --ignore-columns {name}"
             )
+
+
+def _without_nulls(value: Any) -> Any:
+    """Descriptions of tools without keys that are null, with which tables fill up what other rows' tools have; a null
+    default or constant says something.
+    """
+    if isinstance(value, dict):
+        return {k: _without_nulls(v) for k, v in value.items() if v is not None or k in ("default", "const")}
+    return [_without_nulls(item) for item in value] if isinstance(value, list) else value
 
 
 def refuse_what_is_lost(row: Fields, *, of_answers: bool = True) -> None:

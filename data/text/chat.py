@@ -15,7 +15,7 @@ the template would cut out of the conversation (R1's), the response stands behin
 import re
 from collections.abc import Iterable, Sequence
 from dataclasses import replace
-from itertools import accumulate
+from itertools import accumulate, pairwise
 from pathlib import Path
 from typing import Literal, NamedTuple
 
@@ -157,6 +157,7 @@ class Chat:
         )
         """Every token that the checkpoint's templates end a message of an assistant with."""
         self._shape([QUESTION], self._probe)
+        self._check_found()
 
     # --- rows ------------------------------------------------------------------------------------------------------
 
@@ -468,6 +469,19 @@ class Chat:
             f"it is written as text, and {self.tokenizer.spelling(eos)}, at which sampling stops, behind it"
         )
         return eos, "text"
+
+    def _check_found(self) -> None:
+        """Raises InputError where the template puts a token directly behind text that nobody else would find there."""
+        hidden = self.tokenizer.hidden()
+        pieces = self.pieces(self._render([QUESTION, ANSWER], self._probe, asks=False).parts) if hidden else []
+        for before, piece in pairwise(pieces):
+            if isinstance(before, Run) and piece in hidden:
+                assert isinstance(piece, int)
+                raise InputError(
+                    f"{self.tokenizer.folder / 'tokenizer.json'}: the added token {self.tokenizer.spelling(piece)} is "
+                    "normalized, so that transformers and vLLM do not find it behind text, where the chat template puts"
+                    ' it; write "normalized": false for it, or mend the template'
+                )
 
     def _n_before_a_next_turn(self, control: Sequence[int]) -> int:
         """How many of the control tokens behind the probe's answer are there before a next turn, too: a template may

@@ -28,6 +28,8 @@ WELL_KNOWN = (
     "<|START_OF_TURN_TOKEN|>",
     "<start_of_turn>",
     "<end_of_turn>",
+    "<extra_id_0>",
+    "<extra_id_1>",
     "[INST]",
     "[/INST]",
     "<<SYS>>",

@@ -141,6 +141,14 @@ class Tokenizer:
         always = {name: self.text_of(name) for name in ("bos_token", "eos_token", "pad_token", "unk_token")}
         return {name: text for name, text in spelled.items() if text} | always
 
+    def hidden(self) -> set[int]:
+        """Added tokens that transformers and vLLM do not find where they stand directly behind text."""
+        if not isinstance(self._coder, JsonCoder):
+            return set()
+        decoder = self.config.get("added_tokens_decoder") or {}
+        says_no = {int(i) for i, token in decoder.items() if isinstance(token, Mapping) and not token.get("normalized")}
+        return self._coder.hidden() - says_no
+
     def split_control(self, text: str) -> list[str | int]:
         """A template's own text cut into runs of text and the ids of the control tokens between them."""
         return self._split(text, self.control)

@@ -6,7 +6,7 @@ import pytest
 
 from data.rows import NotUsed, Reading, Record, read_records
 from data.rows.sources import parse_columns
-from data.text import Message
+from data.text import Message, spelled_control
 from system import InputError
 from tests import tiny
 
@@ -143,6 +143,15 @@ def test_tools_in_a_column_of_another_name_are_not_left_behind(tmp_path):
     )
     assert record_of(tmp_path, row, columns="tools=tool_defs").context.tools == [TOOL]
     assert record_of(tmp_path, PAIR | {"tool_name": "tide"}).unused == ("tool_name",)
+
+
+def test_keys_of_tools_that_are_null_are_not_there(tmp_path):
+    properties = {"harbour": {"type": "string", "default": None}, "speed": None}
+    padded = [{"type": "function", "function": {"name": "tide", "description": None,
+               "parameters": {"type": "object", "properties": properties, "required": None}}}]  # fmt: skip
+    bare = {"type": "object", "properties": {"harbour": {"type": "string", "default": None}}}
+    found = record_of(tmp_path, PAIR | {"tools": padded})
+    assert found.context.tools == [{"type": "function", "function": {"name": "tide", "parameters": bare}}]
 
 
 # --- flags ---------------------------------------------------------------------------------------------------------
@@ -307,3 +316,15 @@ def test_answers_that_lose_the_indent_of_their_first_line_are_counted(tmp_path, 
         assert not_used.facts() == ({"answers_without_their_indent": 1} if n else {})
         assert [said.startswith("1 answers begin with blanks, as code does, which are trimmed") for said in
                 not_used.sentences()] == [True] * n  # fmt: skip
+
+
+def test_keys_beside_the_rows_of_a_file_are_named(tmp_path, capfd):
+    file = tmp_path / "rows.json"
+    file.write_text(json.dumps({"version": "1.1", "data": [PAIR], "license": "made up"}))
+    (found,) = read_records(file)
+    assert isinstance(found, Record)
+    assert capfd.readouterr().err == f'{file}: not used: what stands beside "data" (version, license)\n'
+
+
+def test_markers_of_another_format_are_counted_as_such():
+    assert spelled_control(["Cod.\n<extra_id_1>User\nAnother."]) == ("<extra_id_1>",)

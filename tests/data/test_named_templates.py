@@ -87,7 +87,7 @@ def test_a_processors_template_alone_is_named(tmp_path):
 
 def test_an_end_of_the_whole_conversation_is_none_of_an_answer(tmp_path):
     folder = templates.write(tmp_path / "model", PLAIN + "{% if not add_generation_prompt %}{{ eos_token }}{% endif %}",
-                             eos="<|endoftext|>")  # fmt: skip
+                             eos="<|end_of_text|>")  # fmt: skip
     chat = Chat(Tokenizer(folder))
     (response,) = chat.write([QUESTION], [[ANSWER]]).responses
     assert spelled(chat, response) == "The low one.<|im_end|>"
@@ -98,7 +98,7 @@ def test_calls_may_end_in_a_token_of_their_own(tmp_path):
     template = (
         "{{ tools | tojson if tools else '' }}{% for m in messages %}<|im_start|>"
         "{{ 'ipython' if m.role == 'tool' else m.role }}\n{{ m.content }}"
-        "{% if m.tool_calls %}{{ m.tool_calls | tojson }}<|eom_id|>{% else %}<|im_end|>{% endif %}\n{% endfor %}"
+        "{% if m.tool_calls %}{{ m.tool_calls | tojson }}<|eot_id|>{% else %}<|im_end|>{% endif %}\n{% endfor %}"
         "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
     )
     chat = Chat(Tokenizer(templates.write(tmp_path / "model", template)))
@@ -106,16 +106,32 @@ def test_calls_may_end_in_a_token_of_their_own(tmp_path):
     calling = Message("assistant", "", tool_calls=[call])
     responses = [[calling], [calling, Message("tool", "low"), ANSWER], [ANSWER]]
     found = [spelled(chat, r) for r in chat.write([QUESTION], responses, TOOLS).responses]
-    assert found[0].endswith("}]<|eom_id|>") and found[1].endswith("The low one.<|im_end|>")
+    assert found[0].endswith("}]<|eot_id|>") and found[1].endswith("The low one.<|im_end|>")
     assert found[1].startswith(found[0]) and found[2] == "The low one.<|im_end|>"
-    ends = {chat.tokenizer.added[token] for token in ("<|eom_id|>", "<|im_end|>")}
+    ends = {chat.tokenizer.added[token] for token in ("<|eot_id|>", "<|im_end|>")}
     assert chat.ends == ends and ends <= {*stop_ids(chat.tokenizer.folder, chat)}
 
 
 def test_an_end_at_which_nobody_stops_is_said(tmp_path, capfd):
-    Chat(Tokenizer(templates.write(tmp_path / "model", PLAIN, eos="<|endoftext|>")))
+    Chat(Tokenizer(templates.write(tmp_path / "model", PLAIN, eos="<|end_of_text|>")))
     assert "answers end in <|im_end|>, at which neither generation_config.json nor the eos_token stops" in (
         capfd.readouterr().err
     )
     Chat(Tokenizer(templates.write(tmp_path / "other", PLAIN, eos="<|im_end|>")))
     assert not capfd.readouterr().err
+
+
+def test_a_token_that_is_not_found_behind_text_is_named(tmp_path):
+    folder = templates.write(tmp_path / "model", PLAIN)
+    file = folder / "tokenizer.json"
+    description = json.loads(file.read_text())
+    (end,) = (t for t in description["added_tokens"] if t["content"] == "<|im_end|>")
+    end["normalized"] = True
+    file.write_text(json.dumps(description))
+    Chat(Tokenizer(folder))  # no normalizer hides it
+    description["normalizer"] = {"type": "Prepend", "prepend": "_"}
+    file.write_text(json.dumps(description))
+    ids = AutoTokenizer.from_pretrained(folder)("a<|im_end|>", add_special_tokens=False).input_ids
+    assert end["id"] not in ids
+    with pytest.raises(InputError, match=r"the added token <\|im_end\|> is normalized, so that transformers and vLLM"):
+        Chat(Tokenizer(folder))
