@@ -449,7 +449,7 @@ class Chat:
         control = control[: self._n_before_a_next_turn(control)] or control
         end = next((token for token in control if token in self._stops), control[-1] if control else None)
         if end is not None:
-            if end not in self._stops:
+            if end not in self._stops and (self.tokenizer.folder / "generation_config.json").is_file():
                 cli.notify_once(
                     f"{self.tokenizer.folder}: answers end in {self.tokenizer.spelling(end)}, at which neither "
                     "generation_config.json nor the eos_token stops; engine.generate does, who serves the epochs has "

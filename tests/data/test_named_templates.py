@@ -113,7 +113,9 @@ def test_calls_may_end_in_a_token_of_their_own(tmp_path):
 
 
 def test_an_end_at_which_nobody_stops_is_said(tmp_path, capfd):
-    Chat(Tokenizer(templates.write(tmp_path / "model", PLAIN, eos="<|end_of_text|>")))
+    folder = templates.write(tmp_path / "model", PLAIN, eos="<|end_of_text|>")
+    (folder / "generation_config.json").write_text(json.dumps({"eos_token_id": Tokenizer(folder).eos_id}))
+    Chat(Tokenizer(folder))
     assert "answers end in <|im_end|>, at which neither generation_config.json nor the eos_token stops" in (
         capfd.readouterr().err
     )
