@@ -15,7 +15,7 @@ the template would cut out of the conversation (R1's), the response stands behin
 import re
 from collections.abc import Iterable, Sequence
 from dataclasses import replace
-from itertools import accumulate, pairwise
+from itertools import accumulate
 from pathlib import Path
 from typing import Literal, NamedTuple
 
@@ -157,7 +157,7 @@ class Chat:
         )
         """Every token that the checkpoint's templates end a message of an assistant with."""
         self._shape([QUESTION], self._probe)
-        self._check_found()
+        self._check_normalized()
 
     # --- rows ------------------------------------------------------------------------------------------------------
 
@@ -470,18 +470,22 @@ class Chat:
         )
         return eos, "text"
 
-    def _check_found(self) -> None:
-        """Raises InputError where the template puts a token directly behind text that nobody else would find there."""
-        hidden = self.tokenizer.hidden()
-        pieces = self.pieces(self._render([QUESTION, ANSWER], self._probe, asks=False).parts) if hidden else []
-        for before, piece in pairwise(pieces):
-            if isinstance(before, Run) and piece in hidden:
-                assert isinstance(piece, int)
-                raise InputError(
-                    f"{self.tokenizer.folder / 'tokenizer.json'}: the added token {self.tokenizer.spelling(piece)} is "
-                    "normalized, so that transformers and vLLM do not find it behind text, where the chat template puts"
-                    ' it; write "normalized": false for it, or mend the template'
-                )
+    def _check_normalized(self) -> None:
+        """Raises InputError where a token of the template is `normalized`, so that what stands around it gets other ids
+        in transformers and vLLM.
+        """
+        whole = self._render([QUESTION, ANSWER], self._probe, asks=False)
+        if (token := self.tokenizer.normalized_in(whole.text)) is None:
+            return
+        pieces = self.pieces(whole.parts)
+        encoded = iter(self.encode([piece for piece in pieces if isinstance(piece, Run)]))
+        ours = [i for piece in pieces for i in (next(encoded) if isinstance(piece, Run) else [piece])]
+        if self.tokenizer.encode_whole(whole.text) not in (ours, None):
+            raise InputError(
+                f"{self.tokenizer.folder / 'tokenizer.json'}: the added token {self.tokenizer.spelling(token)} is "
+                "normalized, and transformers and vLLM read it and the text around it otherwise than it is written; "
+                'write "normalized": false for it'
+            )
 
     def _n_before_a_next_turn(self, control: Sequence[int]) -> int:
         """How many of the control tokens behind the probe's answer are there before a next turn, too: a template may

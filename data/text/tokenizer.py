@@ -141,13 +141,18 @@ class Tokenizer:
         always = {name: self.text_of(name) for name in ("bos_token", "eos_token", "pad_token", "unk_token")}
         return {name: text for name, text in spelled.items() if text} | always
 
-    def hidden(self) -> set[int]:
-        """Added tokens that transformers and vLLM do not find where they stand directly behind text."""
-        if not isinstance(self._coder, JsonCoder):
-            return set()
-        decoder = self.config.get("added_tokens_decoder") or {}
+    def normalized_in(self, text: str) -> int | None:
+        """The first `normalized` token that a template's text spells: the normalizer sees it together with the text
+        around it. None where there is none.
+        """
+        decoder = self.config.get("added_tokens_decoder") or {}  # goes before tokenizer.json
         says_no = {int(i) for i, token in decoder.items() if isinstance(token, Mapping) and not token.get("normalized")}
-        return self._coder.hidden() - says_no
+        asked = {t["id"] for t in self._coder.tokens if t.get("normalized")} - says_no
+        return next((piece for piece in self.split_control(text) if piece in asked), None) if asked else None  # pyright: ignore[reportReturnType]
+
+    def encode_whole(self, text: str) -> list[int] | None:
+        """Ids of a template's text as transformers gives them; None where the file is none of its own."""
+        return self._coder.encode_whole(text) if isinstance(self._coder, JsonCoder) else None
 
     def split_control(self, text: str) -> list[str | int]:
         """A template's own text cut into runs of text and the ids of the control tokens between them."""

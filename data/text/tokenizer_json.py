@@ -40,13 +40,9 @@ class JsonCoder:
         self.first_id = next(iter(self._full.encode("").ids), None)
         """What the tokenizer itself puts before a text."""
 
-    def hidden(self) -> set[int]:
-        """Added tokens that the whole tokenizer does not find behind text: where they are `normalized`, and the
-        normalizer puts something before them.
-        """
-        asked = [t for t in self.tokens if t.get("normalized")]
-        found = (self._full.encode(f"a{t['content']}", add_special_tokens=False).ids for t in asked)
-        return {t["id"] for t, ids in zip(asked, found, strict=True) if t["id"] not in ids}
+    def encode_whole(self, text: str) -> list[int]:
+        """Ids of a text in which added tokens are found by their spelling, as transformers gives them."""
+        return self._full.encode(text, add_special_tokens=False).ids
 
     def id_of(self, text: str) -> int | None:
         """The id of the token of that spelling."""

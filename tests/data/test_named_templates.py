@@ -123,17 +123,22 @@ def test_an_end_at_which_nobody_stops_is_said(tmp_path, capfd):
     assert not capfd.readouterr().err
 
 
-def test_a_token_that_is_not_found_behind_text_is_named(tmp_path):
+def test_a_token_that_the_normalizer_sees_is_named(tmp_path):
     folder = templates.write(tmp_path / "model", PLAIN)
     file = folder / "tokenizer.json"
     description = json.loads(file.read_text())
     (end,) = (t for t in description["added_tokens"] if t["content"] == "<|im_end|>")
     end["normalized"] = True
     file.write_text(json.dumps(description))
-    Chat(Tokenizer(folder))  # no normalizer hides it
+    Chat(Tokenizer(folder))  # no normalizer is there
     description["normalizer"] = {"type": "Prepend", "prepend": "_"}
     file.write_text(json.dumps(description))
-    ids = AutoTokenizer.from_pretrained(folder)("a<|im_end|>", add_special_tokens=False).input_ids
-    assert end["id"] not in ids
-    with pytest.raises(InputError, match=r"the added token <\|im_end\|> is normalized, so that transformers and vLLM"):
+    with pytest.raises(InputError, match=r"the added token <\|im_end\|> is normalized, and transformers and vLLM read"):
         Chat(Tokenizer(folder))
+    end["normalized"] = False
+    file.write_text(json.dumps(description))
+    prompt = [QUESTION.fields()]
+    theirs = AutoTokenizer.from_pretrained(folder).apply_chat_template(
+        prompt, add_generation_prompt=True, return_dict=False
+    )
+    assert Chat(Tokenizer(folder)).prompt_ids([QUESTION]) == theirs
