@@ -270,7 +270,7 @@ class Turns:
         parts = [item.get(kind, item.get("text")) for item, kind in zip(content[:n], kinds[:n], strict=True)]
         thoughts = [self.content(part, f"{name}[{i}].{kinds[i]}") for i, part in enumerate(parts)]
         for item, kind in zip(content[:n], kinds[:n], strict=True):
-            self._name_unused(item, {"type", "text", kind}, "content's")
+            self._name_unused(item, {"type", "text", str(kind)}, "content's")
         return "\n\n".join(thoughts) or None, content[n:]
 
     def _thoughts(self, given: Mapping[str, Any], of_parts: str | None, role: str, name: str, shown: str) -> str | None:
