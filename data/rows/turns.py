@@ -269,8 +269,8 @@ class Turns:
         n = next((i for i, kind in enumerate(kinds) if kind not in THOUGHTS), len(kinds))
         parts = [item.get(kind, item.get("text")) for item, kind in zip(content[:n], kinds[:n], strict=True)]
         thoughts = [self.content(part, f"{name}[{i}].{kinds[i]}") for i, part in enumerate(parts)]
-        for item in content[:n]:
-            self._name_unused(item, {"type", "text", item["type"]}, "content's")
+        for item, kind in zip(content[:n], kinds[:n], strict=True):
+            self._name_unused(item, {"type", "text", str(kind)}, "content's")
         return "\n\n".join(thoughts) or None, content[n:]
 
     def _thoughts(self, given: Mapping[str, Any], of_parts: str | None, role: str, name: str, shown: str) -> str | None:

@@ -449,12 +449,6 @@ class Chat:
         control = control[: self._n_before_a_next_turn(control)] or control
         end = next((token for token in control if token in self._stops), control[-1] if control else None)
         if end is not None:
-            if end not in self._stops and (self.tokenizer.folder / "generation_config.json").is_file():
-                cli.notify_once(
-                    f"{self.tokenizer.folder}: answers end in {self.tokenizer.spelling(end)}, at which neither "
-                    "generation_config.json nor the eos_token stops; engine.generate does, who serves the epochs has "
-                    "to name it"
-                )
             return end, "token"
         named = (self.tokenizer.eos_id, *stop_ids(self.tokenizer.folder, None))
         eos = next((i for i in named if i is not None and self.tokenizer.is_control(i)), None)

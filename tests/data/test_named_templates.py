@@ -112,14 +112,13 @@ def test_calls_may_end_in_a_token_of_their_own(tmp_path):
     assert chat.ends == ends and ends <= {*stop_ids(chat.tokenizer.folder, chat)}
 
 
-def test_an_end_at_which_nobody_stops_is_said(tmp_path, capfd):
+def test_an_end_that_generation_config_json_lacks_is_one_of_the_ids_that_epochs_name(tmp_path, capfd):
     folder = templates.write(tmp_path / "model", PLAIN, eos="<|end_of_text|>")
-    (folder / "generation_config.json").write_text(json.dumps({"eos_token_id": Tokenizer(folder).eos_id}))
-    Chat(Tokenizer(folder))
-    assert "answers end in <|im_end|>, at which neither generation_config.json nor the eos_token stops" in (
-        capfd.readouterr().err
-    )
-    Chat(Tokenizer(templates.write(tmp_path / "other", PLAIN, eos="<|im_end|>")))
+    eos = Tokenizer(folder).eos_id
+    (folder / "generation_config.json").write_text(json.dumps({"eos_token_id": eos}))
+    chat = Chat(Tokenizer(folder))
+    assert chat.end_of_turn == chat.tokenizer.added["<|im_end|>"] != eos
+    assert {*stop_ids(folder, chat)} == {eos, chat.end_of_turn}
     assert not capfd.readouterr().err
 
 

@@ -14,7 +14,7 @@ import yaml
 from engine.config import TrainConfig
 from engine.distributed import Ranks
 from engine.model.llama import LlamaConfig
-from engine.planning import N_STATES
+from engine.planning import N_STATES, cost
 from engine.run import RunFolder, check_folder, disk_space, epochs_of, has_split_masters, last_line
 from engine.run.folder import cut_metrics, holds_run
 from system import InputError
@@ -111,7 +111,8 @@ def test_a_run_that_has_no_metrics_begins_at_0(tmp_path):
 def plan():
     """As much of a plan as a folder asks for."""
     shape = LlamaConfig.parse(tiny.raw_config(), "f")
-    return SimpleNamespace(saves=torch.bfloat16, memory=SimpleNamespace(shape=shape))
+    n_bytes = cost.checkpoint_bytes(shape, torch.bfloat16)
+    return SimpleNamespace(saves=torch.bfloat16, memory=SimpleNamespace(shape=shape), checkpoint_bytes=n_bytes)
 
 
 class Steps:
