@@ -15,14 +15,22 @@ the template would cut out of the conversation (R1's), the response stands behin
 import re
 from collections.abc import Iterable, Sequence
 from dataclasses import replace
-from itertools import accumulate
 from pathlib import Path
-from typing import Literal, NamedTuple
+from typing import NamedTuple
 
 from data.text import marking, places
-from data.text.json_files import read_json
+from data.text.endings import (
+    ANSWER,
+    QUESTION,
+    Endings,
+    behind_contents,
+    control_behind,
+    named_stops,
+    probed_context,
+)
 from data.text.marking import Part, Rendering, Speaker
 from data.text.messages import NO_CONTEXT, ROLES, Message, TemplateContext
+from data.text.runs import Before, Run, Said, cut_at_control, encode_runs, ids_of
 from data.text.template import Template
 from data.text.template_settings import (
     BUILT_IN,
@@ -34,7 +42,7 @@ from data.text.template_settings import (
     template_source,
 )
 from data.text.tokenizer import Tokenizer
-from system import InputError, cli
+from system import InputError
 
 __all__ = ["LLAMA3_TEMPLATE", "LLAMA3_TOKENS", "Chat", "Response", "Run", "Said", "Written", "stop_ids"]
 
@@ -45,34 +53,6 @@ OPENED = re.compile(r"([<\[]\w*(?:think|thought|reason)\w*[>\]])\s*\Z", re.IGNOR
 """The end of a generation prompt that has begun a thought."""
 EMPTY = re.compile(r"([<\[])(\w*(?:think|thought|reason)\w*[>\]])\s*\1/\2\s*\Z", re.IGNORECASE)
 """The end of one that has ended it, too: nothing is thought."""
-QUESTION, ANSWER, NEXT = Message("user", "question"), Message("assistant", "answer"), Message("user", "next")
-SAMPLE_TOOL = {
-    "type": "function",
-    "function": {
-        "name": "probe",
-        "description": "A tool.",
-        "parameters": {"type": "object", "properties": {"name": {"type": "string", "description": "A name."}}},
-    },
-}
-
-Before = Literal["nothing", "control", "text"]
-
-
-class Run(NamedTuple):
-    """Text between two control tokens: template and content, each part with who says it."""
-
-    parts: tuple[Part, ...]
-    goes_on: bool = False
-    """Whether it is encoded as text that follows other text: no blank is put before it."""
-
-    @property
-    def text(self) -> str:
-        """The run as the tokenizer sees it."""
-        return "".join(text for text, _ in self.parts)
-
-
-class Said(int):
-    """The id of an added token that a content spells."""
 
 
 class Response(NamedTuple):
@@ -144,17 +124,13 @@ class Chat:
         is_brought = settings.chat_template is not None or location == BUILT_IN
         self.files = tokenizer.files | ({"chat_template.jinja": source} if is_brought else {})
         """Files that a checkpoint needs beside its tokenizer's own or in their place, by name."""
-        self._stops = {*stop_ids(tokenizer.folder, None), tokenizer.eos_id} - {None}
         self._shapes: dict[object, _Shape] = {}
         self._arguments: places.Wanted | None = None
-        self._probe = self._probed_context()
-        self.end_of_turn, self._ends_in = self._find_end()
-        """The token that ends an answer, and whether the template writes it, or text in its place."""
-        of_calls = self._end_of_calls() if self._ends_in == "token" else None
-        self._stops |= {of_calls} - {None}
-        self.ends = frozenset({self.end_of_turn, of_calls} - {None}) | (
-            self.for_tools.ends if self.for_tools else set()
-        )
+        self._probe = probed_context(self._render, self._kwargs)
+        self._endings = Endings(tokenizer, location, self._render, self._probe)
+        self.end_of_turn = self._endings.of_turn
+        """The token that ends an answer."""
+        self.ends = self._endings.all | (self.for_tools.ends if self.for_tools else set())
         """Every token that the checkpoint's templates end a message of an assistant with."""
         self._shape([QUESTION], self._probe)
         self._check_normalized()
@@ -184,7 +160,7 @@ class Chat:
                 )
         if context != NO_CONTEXT or any(m.tool_calls or m.reasoning_content for m in prompt):
             places.check_prompt(self.template, prompt, context, self._plain)
-        written = self._render(prompt, context, asks=True)
+        written = self._render(prompt, context, True)
         pieces = self._with_bos(self.pieces(written.parts))
         return Written(pieces, [self._response(prompt, r, context, written, pieces) for r in responses])
 
@@ -194,9 +170,7 @@ class Chat:
 
     def prompt_ids(self, messages: Sequence[Message], context: TemplateContext = NO_CONTEXT) -> list[int]:
         """The ids of a prompt, whole. Raises InputError where the template refuses the conversation."""
-        pieces = self.prompt_pieces(messages, context)
-        encoded = iter(self.encode([piece for piece in pieces if isinstance(piece, Run)]))
-        return [i for piece in pieces for i in (next(encoded) if isinstance(piece, Run) else [piece])]
+        return ids_of(self.prompt_pieces(messages, context), self.tokenizer)
 
     def render(
         self, messages: Sequence[Message], *, add_generation_prompt: bool, context: TemplateContext = NO_CONTEXT
@@ -206,7 +180,7 @@ class Chat:
         Raises InputError where the template refuses the conversation or does not show a content as it is.
         """
         chat = self.for_tools if context.tools is not None and self.for_tools is not None else self
-        return chat._render(messages, context, asks=add_generation_prompt).parts
+        return chat._render(messages, context, add_generation_prompt).parts
 
     def _for_tools(self, settings: TemplateSettings) -> "Chat | None":
         named = {} if settings.chat_template is not None else named_templates(self.tokenizer)
@@ -215,7 +189,7 @@ class Chat:
         day = None if self.template.day is None else settings.template_date
         return Chat(self.tokenizer, replace(settings, chat_template=TOOL_USE, template_date=day))
 
-    def _render(self, messages: Sequence[Message], context: TemplateContext, *, asks: bool) -> Rendering:
+    def _render(self, messages: Sequence[Message], context: TemplateContext, asks: bool) -> Rendering:
         spellings = marking.Spellings(self.tokenizer.control, self.tokenizer.control_special)
         return marking.render(self.template, messages, context, spellings, add_generation_prompt=asks)
 
@@ -283,13 +257,13 @@ class Chat:
         )
         if (found := self._shapes.get(kind)) is not None:
             return found
-        written = written or self._render(prompt, context, asks=True)
+        written = written or self._render(prompt, context, True)
         ((passage,), lacks_thought) = self._passages(prompt, [answer or ANSWER], context, written)
         if not written.text or not any(speaker for _, speaker in passage.parts):
             raise self._differs()
         first = next(i for i, (_, speaker) in enumerate(passage.parts) if speaker)
         before = "".join(text for text, _ in passage.parts[:first])
-        closing, end = "".join(text for text, _ in _behind(passage.parts)), passage.end
+        closing, end = "".join(text for text, _ in behind_contents(passage.parts)), passage.end
         if end is None:
             *inner, last = self.tokenizer.split_control(closing)
             assert isinstance(last, int)  # a passage without an end of its own ends in a control token
@@ -315,13 +289,13 @@ class Chat:
         """
         if response[0].role != "assistant":
             raise InputError(f'a response begins with a message of the role "{response[0].role}"; an assistant answers')
-        whole = self._render([*prompt, *response], context, asks=False)
+        whole = self._render([*prompt, *response], context, False)
         made: list[_Passage] = []
         lacks_thought, done = False, 0
         for i, message in enumerate(response):
             if message.role != "assistant":
                 continue
-            asked = self._render([*prompt, *response[:i]], context, asks=True) if i else written
+            asked = self._render([*prompt, *response[:i]], context, True) if i else written
             found = self._passage(message, asked, whole, is_last=i + 1 == len(response))
             if i:
                 made.append(_Passage(self._between(whole, done, asked, found.begin), False))
@@ -338,7 +312,7 @@ class Chat:
         head = None if thought is None else self._place(asked, whole, thought.start())
         shared = _n_shared(asked.text, whole.text)
         start = next(place for place in (head, begin, shared) if place is not None)
-        end, token = self._end_of(whole, max(start, begin or 0), is_last=is_last)
+        end, token = self._endings.after(whole, max(start, begin or 0), is_last=is_last)
         has_all = _holds(whole.text[start:end], message)
         is_prefix = begin == len(asked.text)  # else thoughts could stand where the prompt has none
         if begin is not None and has_all and (is_prefix or _holds(whole.text[begin:end], message)):
@@ -378,8 +352,8 @@ class Chat:
         """
         if b.text.startswith(a.text[:at]):
             return at
-        before = [(end, token) for end, token in self._control_behind(a, 0) if end <= at]
-        there = self._control_behind(b, 0)[: len(before)]
+        before = [(end, token) for end, token in control_behind(a, 0, self.tokenizer) if end <= at]
+        there = control_behind(b, 0, self.tokenizer)[: len(before)]
         if not before or [token for _, token in before] != [token for _, token in there]:
             return None
         behind = a.text[before[-1][0] : at]
@@ -392,163 +366,8 @@ class Chat:
             "promises; repair the template so that the prompt is the beginning of the conversation"
         )
 
-    def _end_of(self, whole: Rendering, begin: int, *, is_last: bool) -> tuple[int, int | None]:
-        """Where a message that begins there ends, behind the token that ends it; that token where none is written."""
-        for end, token in self._control_behind(whole, begin):
-            if token in self._stops or token == self.end_of_turn:
-                return end, None
-        if self._ends_in == "token" or not is_last:
-            raise InputError(
-                f"the chat template {self.template.location} ends a message of an assistant with no control token, so "
-                "that its end cannot be told; repair the template"
-            )
-        if self._ends_in == "text":
-            return len(whole.text), self.end_of_turn
-        ends = accumulate(len(text) for text, _ in whole.parts)
-        spoken = [end for end, (_, speaker) in zip(ends, whole.parts, strict=True) if speaker]
-        return max(begin, *spoken[-1:]), self.end_of_turn
-
-    def _control_behind(self, whole: Rendering, begin: int) -> list[tuple[int, int]]:
-        """Control tokens that the template writes behind a place: where each ends, and its id."""
-        found: list[tuple[int, int]] = []
-        at = begin
-        for text, speaker in whole.between(begin):
-            for match in () if speaker else self.tokenizer.control.finditer(text):
-                found.append((at + match.end(), self.tokenizer.added[match[match.lastindex or 0]]))
-            at += len(text)
-        return found
-
     def _ended_by(self, whole: Rendering, end: int) -> int:
-        return next(token for at, token in self._control_behind(whole, 0) if at == end)
-
-    # --- the probe -------------------------------------------------------------------------------------------------
-
-    def _probed_context(self) -> TemplateContext:
-        """What is given beside the probe: a tool, where the template cannot do without."""
-        plain = TemplateContext(kwargs=self._kwargs)
-        try:
-            self._render([QUESTION], plain, asks=True)
-        except InputError as fault:
-            tools = plain._replace(tools=[SAMPLE_TOOL])
-            try:
-                self._render([QUESTION], tools, asks=True)
-            except InputError:
-                raise fault from None
-            return tools
-        return plain
-
-    def _find_end(self) -> tuple[int, Literal["token", "text", "nothing"]]:
-        """The token that ends an answer, read off a probe, and what the template writes at its end.
-
-        It is the first one at which sampling stops, else the last control token, else an EOS: behind all that the
-        template writes where that is a word which is no token, but not behind mere blanks.
-        """
-        whole = self._render([QUESTION, ANSWER], self._probe, asks=False)
-        text = "".join(text for text, _ in _behind(whole.parts))
-        control = [token for _, token in self._control_behind(whole, len(whole.text) - len(text))]
-        control = control[: self._n_before_a_next_turn(control)] or control
-        end = next((token for token in control if token in self._stops), control[-1] if control else None)
-        if end is not None:
-            return end, "token"
-        named = (self.tokenizer.eos_id, *stop_ids(self.tokenizer.folder, None))
-        eos = next((i for i in named if i is not None and self.tokenizer.is_control(i)), None)
-        if eos is None:
-            raise InputError(
-                f"the chat template {self.template.location} ends an answer with no control token; name an eos_token"
-            )
-        if not text.strip():
-            return eos, "nothing"
-        cli.notify_once(
-            f"{self.template.location}: ends an answer with {text.strip()!r}, which is no token of this tokenizer: "
-            f"it is written as text, and {self.tokenizer.spelling(eos)}, at which sampling stops, behind it"
-        )
-        return eos, "text"
-
-    def _check_normalized(self) -> None:
-        """Raises InputError where a token of the template is `normalized`, so that what stands around it gets other ids
-        in transformers and vLLM.
-        """
-        whole = self._render([QUESTION, ANSWER], self._probe, asks=False)
-        if (token := self.tokenizer.normalized_in(whole.text)) is None:
-            return
-        pieces = self.pieces(whole.parts)
-        encoded = iter(self.encode([piece for piece in pieces if isinstance(piece, Run)]))
-        ours = [i for piece in pieces for i in (next(encoded) if isinstance(piece, Run) else [piece])]
-        if self.tokenizer.encode_whole(whole.text) not in (ours, None):
-            raise InputError(
-                f"{self.tokenizer.folder / 'tokenizer.json'}: the added token {self.tokenizer.spelling(token)} is "
-                "normalized, and transformers and vLLM read it and the text around it otherwise than it is written; "
-                'write "normalized": false for it'
-            )
-
-    def _n_before_a_next_turn(self, control: Sequence[int]) -> int:
-        """How many of the control tokens behind the probe's answer are there before a next turn, too: a template may
-        end a whole conversation with one more.
-        """
-        more = [QUESTION, ANSWER, NEXT]
-        try:
-            whole = self._render(more, self._probe, asks=True)
-        except InputError:  # it takes no such conversation
-            return len(control)
-        lengths = accumulate(len(text) for text, _ in whole.parts)
-        begin = next(
-            (end for end, (_, speaker) in zip(lengths, whole.parts, strict=True) if speaker == "assistant"), None
-        )
-        if begin is None:
-            return len(control)
-        there = [token for _, token in self._control_behind(whole, begin)]
-        return next(
-            (i for i, (a, b) in enumerate(zip(control, there, strict=False)) if a != b), min(len(control), len(there))
-        )
-
-    def _end_of_calls(self) -> int | None:
-        """The token that ends a message of an assistant that calls a tool, where the template has one of its own."""
-        call = {"type": "function", "function": {"name": "probe", "arguments": {"name": "value"}}}
-        context = self._probe._replace(tools=[SAMPLE_TOOL])
-        try:
-            whole = self._render([QUESTION, Message("assistant", "", tool_calls=[call])], context, asks=False)
-            begin = len(self._render([QUESTION], context, asks=True).text)
-        except InputError:
-            return None
-        found = [token for _, token in self._control_behind(whole, begin) if not self.tokenizer.is_spoken(token)]
-        return found[-1] if found and not {*found} & {*self._stops, self.end_of_turn} else None
-
-    # --- text as ids -----------------------------------------------------------------------------------------------
-
-    def pieces(self, parts: Iterable[Part], *, after: Before = "nothing") -> list[int | Run]:
-        """Rendered parts as control ids and the runs of text between them. after: what comes before the first."""
-        return self._pieces(((text, speaker, True) for text, speaker in parts), after)[0]
-
-    def _pieces(self, parts: Iterable[tuple[str, Speaker, bool]], after: Before) -> tuple[list[int | Run], list[int]]:
-        """Pieces of parts that are predicted or not, and how much at the beginning of each is not."""
-        pieces: list[int | Run] = []
-        seen: list[int] = []
-        run: list[tuple[str, Speaker, bool]] = []
-
-        def close() -> None:
-            if run:
-                before = "control" if pieces else after
-                bare = before == "text" or (before == "control" and not self.tokenizer.prefixes_after_control)
-                pieces.append(Run(tuple((t, s) for t, s, _ in run), goes_on=bare))
-                seen.append(sum(len(text) for text, _, is_predicted in run if not is_predicted))
-                run.clear()
-
-        for text, speaker, is_predicted in parts:
-            for piece in self._split(text, speaker):
-                if isinstance(piece, int):
-                    close()
-                    pieces.append(Said(piece) if speaker else piece)
-                    seen.append(not is_predicted)
-                else:
-                    run.append((piece, speaker, is_predicted))
-        close()
-        return pieces, seen
-
-    def _split(self, text: str, speaker: Speaker) -> list[str | int]:
-        """A part cut at the control tokens that it may place."""
-        if speaker == "other":
-            return [text]
-        return self.tokenizer.split_spoken(text) if speaker else self.tokenizer.split_control(text)
+        return next(token for at, token in control_behind(whole, 0, self.tokenizer) if at == end)
 
     def _joined(self, passages: Sequence[_Passage], lacks_thought: bool, *, after: Before) -> Response:
         """Passages as one response."""
@@ -558,29 +377,37 @@ class Chat:
         for passage in passages:
             parts.extend((text, speaker, passage.is_predicted) for text, speaker in passage.parts)
             if passage.end is not None:
-                more, unpredicted = self._pieces(parts, "control" if pieces else after)
+                more, unpredicted = cut_at_control(parts, self.tokenizer, "control" if pieces else after)
                 pieces += [*more, passage.end]
                 seen += [*unpredicted, 0]
                 parts = []
-        more, unpredicted = self._pieces(parts, "control" if pieces else after)
+        more, unpredicted = cut_at_control(parts, self.tokenizer, "control" if pieces else after)
         return Response([*pieces, *more], [*seen, *unpredicted], lacks_thought)
+
+    # --- text as ids -----------------------------------------------------------------------------------------------
+
+    def pieces(self, parts: Iterable[Part]) -> list[int | Run]:
+        """Rendered parts as control ids and the runs of text between them."""
+        return cut_at_control(((text, speaker, True) for text, speaker in parts), self.tokenizer)[0]
 
     def encode(self, runs: Sequence[Run]) -> list[list[int]]:
         """The ids of each run."""
-        made: list[list[int]] = [[] for _ in runs]
-        for goes_on in (False, True):
-            chosen = [i for i, run in enumerate(runs) if run.goes_on == goes_on]
-            for i, ids in zip(
-                chosen, self.tokenizer.encode([runs[i].text for i in chosen], goes_on=goes_on), strict=True
-            ):
-                made[i] = ids
-        return made
+        return encode_runs(runs, self.tokenizer)
 
-
-def _behind(parts: Sequence[Part]) -> list[Part]:
-    """What stands behind the last content."""
-    last = max((i for i, (_, speaker) in enumerate(parts) if speaker), default=-1)
-    return list(parts[last + 1 :])
+    def _check_normalized(self) -> None:
+        """Raises InputError where a token of the template is `normalized`, so that what stands around it gets other ids
+        in transformers and vLLM.
+        """
+        whole = self._render([QUESTION, ANSWER], self._probe, False)
+        if (token := self.tokenizer.normalized_in(whole.text)) is None:
+            return
+        ours = ids_of(self.pieces(whole.parts), self.tokenizer)
+        if self.tokenizer.encode_whole(whole.text) not in (ours, None):
+            raise InputError(
+                f"{self.tokenizer.folder / 'tokenizer.json'}: the added token {self.tokenizer.spelling(token)} is "
+                "normalized, and transformers and vLLM read it and the text around it otherwise than it is written; "
+                'write "normalized": false for it'
+            )
 
 
 def _holds(shown: str, message: Message) -> bool:
@@ -601,11 +428,4 @@ def _closing(opening: str) -> str:
 
 def stop_ids(folder: Path, chat: Chat | None) -> tuple[int, ...]:
     """Every id that ends an answer: of generation_config.json, config.json and the template's end of turn, sorted."""
-    found: set[int] = set() if chat is None else {*chat.ends}
-    for name in ("generation_config.json", "config.json"):
-        value = read_json(folder / name).get("eos_token_id") if (folder / name).is_file() else None
-        ids = value if isinstance(value, list) else [] if value is None else [value]
-        if not all(type(i) is int and i >= 0 for i in ids):
-            raise InputError(f"{folder / name}: eos_token_id = {value!r}; it has to be an id, or a list of ids")
-        found.update(ids)
-    return tuple(sorted(found))
+    return tuple(sorted(named_stops(folder) | (set() if chat is None else chat.ends)))
