@@ -2,15 +2,14 @@
 
 import collections
 import hashlib
-from collections.abc import Collection, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 
-from data.rows import NotUsed, PromptRow, Reading, ReadingSettings, prompts_of
-from data.text import NO_CONTEXT, ROLES, Message, TemplateContext
+from data.rows import NotUsed, PromptRow, ReadingSettings, prompts_of
+from data.text import NO_CONTEXT, Message, TemplateContext
 from revise.client import canonical
 from system import InputError, RunError, cli, list_faults
 
@@ -69,23 +68,13 @@ class Item(NamedTuple):
 class Prompts:
     """The drawn rows of a source, in its order. Only their numbers are kept in memory."""
 
-    def __init__(
-        self,
-        source: str | Path,
-        *,
-        sample: int | None = None,
-        seed: int = 0,
-        roles: Collection[str] = ROLES,
-        reading: Reading | None = None,
-        skip_bad_rows: bool = False,
-        dedupe: bool = True,
-    ) -> None:
-        """sample: how many to draw, the same ones for equal seeds and sources; None: all. reading: how files are read.
+    def __init__(self, config: PromptsConfig, *, dedupe: bool = True) -> None:
+        """dedupe: whether equal questions are asked once.
 
         Raises InputError listing the first ten rows that cannot be used, unless they are to be skipped.
         """
-        self.source, self._roles, self._dedupe = str(source), roles, dedupe
-        self.reading = reading or Reading()
+        self.source, self._dedupe = config.prompts, dedupe
+        self.reading = config.reading
         """How the source is read."""
         faults: list[str] = []
         n_good = n_faults = 0
@@ -98,7 +87,7 @@ class Prompts:
                 n_good += 1
                 digest.update(_spelled(found))
                 not_used.add(found._replace(unused=tuple(name for name in found.unused if name not in READ_HERE)))
-        if n_faults and not skip_bad_rows:
+        if n_faults and not config.skip_bad_rows:
             mend = "mend them, or go on without them: --skip-bad-rows"
             raise list_faults(faults, n_good + n_faults, mend=mend, n_faults=n_faults)
         if n_faults:
@@ -107,6 +96,7 @@ class Prompts:
             raise InputError(f'{self.source}: no prompts; write lines such as {{"prompt": "..."}}')
         for sentence in not_used.sentences():
             cli.notify(f"{self.source}: {sentence}")
+        sample, seed = config.sample, config.seed
         if sample is not None and not 0 < sample <= n_good:
             raise InputError(f"--sample: {sample} of {n_good} prompts cannot be drawn")
         self._digest = digest.digest()
@@ -138,7 +128,7 @@ class Prompts:
             raise RunError(f"{self.source}: changed while it was read; let it rest, and run again")
 
     def _rows(self) -> Iterator[PromptRow | InputError]:
-        for found in prompts_of(self.source, self.reading, roles=self._roles):
+        for found in prompts_of(self.source, self.reading):
             if isinstance(found, PromptRow) and not isinstance(found.prompt[0], Message):
                 yield InputError(f"{found.location}: token ids, of which no text can be asked; give its text")
             else:

@@ -143,14 +143,7 @@ def make(recipe: Recipe, *, summary: Callable[[], str | None] = lambda: None) ->
         check_new_file(Path(config.batch_write))
     endpoints = endpoints_of(config.endpoint, config)
     target = Target(config, config, n=recipe.n_own, seed=config.seed)
-    prompts = Prompts(
-        config.prompts,
-        sample=config.sample,
-        seed=config.seed,
-        reading=config.reading,
-        skip_bad_rows=config.skip_bad_rows,
-        dedupe=config.dedupe,
-    )
+    prompts = Prompts(config, dedupe=config.dedupe)
     for item in prompts:
         if recipe.is_worded:
             check_worded(item.location, item.prompt, item.context)

@@ -262,13 +262,7 @@ def off_policy_main(argv: Sequence[str]) -> None:
     if given := [f"--{name.replace('_', '-')}" for name in others if getattr(config, name)]:
         cli.notify(f"judge-off-policy asks nobody: {', '.join(given)} not looked at")
     pairs.check_out(Path(config.out), config.prompts)
-    prompts = Prompts(
-        config.prompts,
-        sample=config.sample,
-        seed=config.seed,
-        reading=config.reading,
-        skip_bad_rows=config.skip_bad_rows,
-    )
+    prompts = Prompts(config)
     count = pairs.write(off_policy_rows(prompts), Path(config.out))
     pairs.report(count, len(prompts), Path(config.out))
 
