@@ -8,7 +8,6 @@ rows          of a tensor, read from the file and nothing more
 import functools
 import os
 import re
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -38,11 +37,12 @@ class Checkpoint:
         self.folder = folder
         index = folder / INDEX
         weight_map = _read_index(index) if index.is_file() else None
+        named = set(weight_map.values()) if weight_map else set[str]()
         if weight_map is not None and _is_whole_beside(folder, weight_map):
             weight_map = None  # the same numbers, or shards that are not there
         if weight_map is None:
             _check_has_weights(folder)
-        names = sorted(set(weight_map.values())) if weight_map else [WHOLE]
+        names = sorted(named) if weight_map else [WHOLE]
         self._files = TensorFiles(folder, names)
         self._tensors = self._files.tensors
         try:
@@ -51,7 +51,7 @@ class Checkpoint:
         except InputError:
             self._files.close()
             raise
-        _say_what_is_left(folder, {*names, *_named(index)})
+        _say_what_is_left(folder, {*names, *named})
 
     def _check_index(self, index: Path, named: dict[str, str]) -> None:
         """Raises InputError unless the index names just what the files hold, and all shards that lie beside it."""
@@ -200,11 +200,6 @@ def _difference(folder: Path, shards: tuple[str, ...], states: Any) -> str | Non
 def _states(paths: list[Path]) -> tuple[tuple[int, int, int], ...]:
     found = [path.stat() for path in paths]
     return tuple((s.st_ino, s.st_size, s.st_mtime_ns) for s in found)
-
-
-def _named(index: Path) -> Iterator[str]:
-    if index.is_file():
-        yield from _read_index(index).values()
 
 
 def _say_what_is_left(folder: Path, read: set[str]) -> None:
