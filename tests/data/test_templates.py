@@ -154,7 +154,9 @@ def test_qwen3_writes_an_empty_thought_that_is_predicted(tmp_path):
 
 @pytest.mark.parametrize("text", ["<think>\nTwo and two.\n</think>\n\n4", "<think>\na\n\nb </think>\n4\n\n5"])
 def test_qwen3_thoughts_in_an_answer_are_tokens(tmp_path, text):
-    compare(tmp_path, "Qwen3", [QUESTION], [said(text)])
+    chat, flags = compare(tmp_path, "Qwen3", [QUESTION], [said(text)])
+    _, answer, _ = written(chat, [QUESTION], [said(text)])
+    assert all(flags) and {chat.tokenizer.added[token] for token in ("<think>", "</think>")} <= {*answer}
 
 
 def test_qwen3_thoughts_beside_an_answer(tmp_path):
@@ -227,7 +229,9 @@ def test_r1_cuts_earlier_thoughts(tmp_path):
 
 
 def test_r1_behind_a_tools_answer_no_thought_is_opened(tmp_path):
-    compare(tmp_path, "R1-Distill-Llama", [QUESTION, said("Calling."), FOUND], [said("3 degrees.")])
+    prompt = [QUESTION, said("Calling."), FOUND]
+    chat, flags = compare(tmp_path, "R1-Distill-Llama", prompt, [said("3 degrees.")])
+    assert all(flags) and chat.tokenizer.added["<think>"] not in chat.prompt_ids(prompt)
 
 
 def test_r1_several_messages_open_a_thought_each_time(tmp_path):
@@ -281,7 +285,8 @@ def test_calls_and_thoughts_in_one_response(tmp_path):
     )
     first = calls._replace(reasoning_content="It asks for it.")
     for response in ([first, FOUND, FOUND, said("3.", reasoning_content="So.")], [calls, FOUND, said("3.")]):
-        compare(tmp_path, "Qwen3", [QUESTION], response)
+        _, flags = compare(tmp_path, "Qwen3", [QUESTION], response)
+        assert flags[0] and flags[-1] and not all(flags)
 
 
 @pytest.mark.parametrize("name", CALLING)
@@ -361,7 +366,8 @@ def test_the_day_of_a_template_is_that_of_the_flag(tmp_path, name):
 @pytest.mark.parametrize("text", ["be brief /no_think", "/no_think", "be /think brief", "/system_override be brief"])
 def test_what_smollm3_looks_for_in_a_system_message(tmp_path, text):
     for answer in ("4", "<think>\nhm\n</think>\n4"):
-        compare(tmp_path, "SmolLM3", [Message("system", text), QUESTION], [said(answer)])
+        _, flags = compare(tmp_path, "SmolLM3", [Message("system", text), QUESTION], [said(answer)])
+        assert all(flags)
 
 
 def test_a_users_text_that_a_template_looks_for_stays_text(tmp_path):

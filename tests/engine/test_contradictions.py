@@ -85,7 +85,7 @@ def theirs(folder, dtype=torch.float32):
     return torch.tensor(made)
 
 
-def same(folder, **options):
+def assert_same_logps(folder, **options):
     torch.testing.assert_close(ours(folder), theirs(folder, **options), rtol=0, atol=2e-4)
 
 
@@ -102,9 +102,9 @@ def test_a_tied_flag_beside_another_head_is_refused(tmp_path):
 def test_a_head_that_is_the_embedding_is_taken(tmp_path, capfd):
     folder = write(tmp_path / "model", shape="llama3.2")
     change(folder, lambda t: t.update({HEAD: t[EMBED].clone()}))
-    same(folder)
+    assert_same_logps(folder)
     change(folder, lambda t: t.update({HEAD: t[EMBED].double()}))  # the same numbers in another dtype
-    same(folder)
+    assert_same_logps(folder)
     assert "differs" not in capfd.readouterr().err
     change(folder, lambda t: t[HEAD].view(-1)[-1:].add_(1e-3))
     assert "lm_head.weight differs from" in refused(folder)
@@ -128,7 +128,7 @@ def test_a_tied_model_with_its_head_alone_is_read_and_written_as_its_embedding(t
     folder = write(tmp_path / "model", shape="llama3.2")
     expected = theirs(folder)
     change(folder, lambda t: t.update({HEAD: t.pop(EMBED)}))
-    same(folder)
+    assert_same_logps(folder)
     torch.testing.assert_close(ours(folder), expected, rtol=0, atol=2e-4)
     convert.main(["--model", str(folder), "--out", str(tmp_path / "out"), "--dtype", "float32"])
     assert EMBED in load_file(tmp_path / "out" / WHOLE) and HEAD not in load_file(tmp_path / "out" / WHOLE)
@@ -174,7 +174,7 @@ def test_where_a_whole_file_and_shards_differ_is_said(tmp_path, changes, said):
 
 def test_a_whole_file_and_shards_of_the_same_numbers_are_one_model(tmp_path, capfd):
     folder = both(tmp_path, seed=0)
-    same(folder)
+    assert_same_logps(folder)
     assert "not read" not in capfd.readouterr().err
     one, second = sorted(folder.glob("model-*"))[:2]
     second.unlink()
@@ -186,7 +186,7 @@ def test_an_index_without_its_shards_gives_way_to_the_whole_file(tmp_path, capfd
     folder = both(tmp_path)
     for shard in folder.glob("model-*"):
         shard.unlink()
-    same(folder)
+    assert_same_logps(folder)
     assert f"{folder}: {WHOLE} is read; {INDEX} names shards that are not there" in capfd.readouterr().err
 
 
@@ -194,7 +194,7 @@ def test_weights_that_nothing_reads_are_named_once(tmp_path, capfd):
     folder = write(tmp_path / "model")
     for name in ("consolidated.safetensors", "pytorch_model.bin", "model-00001-of-00002.safetensors"):
         (folder / name).write_bytes(b"x")
-    same(folder)
+    assert_same_logps(folder)
     said = capfd.readouterr().err
     assert said.count("weights that are not read: consolidated.safetensors and 2 more") == 1
 
@@ -275,7 +275,7 @@ def test_a_config_that_says_two_things_is_refused_with_both(tmp_path, fields, sa
 def test_two_places_that_agree_are_read_as_transformers_reads_them(tmp_path, fields):
     folder = write(tmp_path / "model")
     edit(folder, **fields)
-    same(folder)
+    assert_same_logps(folder)
 
 
 @pytest.mark.parametrize(
@@ -292,7 +292,7 @@ def test_another_dtype_than_the_announced_one_is_said_and_the_numbers_are_the_fi
 ):
     folder = write(tmp_path / "model", dtype=stored)
     edit(folder, dtype=announced)
-    same(folder)
+    assert_same_logps(folder)
     name = str(stored).removeprefix("torch.")
     said = (
         f"{folder}: config.json announces {announced}, and its weights are {name}: the numbers are taken as they are; "
@@ -309,11 +309,11 @@ def test_another_dtype_than_the_announced_one_is_said_and_the_numbers_are_the_fi
 def test_dtype_counts_beside_another_torch_dtype(tmp_path, capfd):
     folder = write(tmp_path / "model")
     edit(folder, torch_dtype="bfloat16")
-    same(folder)
+    assert_same_logps(folder)
     said = capfd.readouterr().err
     assert "dtype float32 beside torch_dtype bfloat16: the former counts" in said and "announces" not in said
     edit(folder, dtype=None)
-    same(folder)
+    assert_same_logps(folder)
     assert "config.json announces bfloat16" in capfd.readouterr().err
     assert AutoModelForCausalLM.from_pretrained(folder, dtype="auto").dtype == torch.bfloat16
 
@@ -329,7 +329,7 @@ def test_mixed_dtypes_are_kept_per_tensor_where_the_sources_are_asked_for(tmp_pa
     mix(folder)
     monkeypatch.setitem(weights.save.__kwdefaults__, "shard_bytes", shard_bytes)
     before = load_file(folder / WHOLE)
-    same(folder)
+    assert_same_logps(folder)
     said = "announces bfloat16, and model.layers.0.input_layernorm.weight and 6 more are float32"
     assert said in capfd.readouterr().err
     rows = tiny.write_rows(tmp_path / "rows.jsonl", id_rows(4))
@@ -341,7 +341,7 @@ def test_mixed_dtypes_are_kept_per_tensor_where_the_sources_are_asked_for(tmp_pa
     assert {v.dtype for v in after.values()} == {torch.float32, torch.bfloat16}
     assert not torch.equal(after[NORM], before[NORM])
     assert json.loads((epoch / "config.json").read_text())["dtype"] == "bfloat16"
-    same(epoch)
+    assert_same_logps(epoch)
     found = AutoModelForCausalLM.from_pretrained(epoch, output_loading_info=True)[1]
     assert not any(found[key] for key in ("missing_keys", "unexpected_keys", "mismatched_keys"))
     said = (tmp_path / "run" / "config.yaml").read_text()
