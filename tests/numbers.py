@@ -1,10 +1,11 @@
 """Whether two checkouts compute the same numbers: their runs on the same rows, compared to the last bit.
 
-    python -m tests.numbers OUT --checkout DIR        runs DIR's trainer, and writes OUT/numbers.json
+    python -m tests.numbers OUT --checkout DIR        runs DIR's trainer in OUT
     python -m tests.numbers --compare OUT OTHER       what differs; exit code 1 where something does
 
 The runs: both of the demo; 20 steps of six objectives in float32 on one and on two ranks; and two runs that are
-stopped and gone on with. What is compared: every number of metrics.jsonl but the clock's, and every epoch's weights.
+stopped and gone on with. What is compared: every number of metrics.jsonl but the clock's, and every epoch's weights. A name
+of metrics.jsonl that only one of the two writes is told, and is no difference.
 """
 
 import argparse
@@ -55,31 +56,50 @@ def run(checkout: Path, *command: object) -> None:
 
 
 def numbers(out: Path) -> dict[str, str]:
-    """Digests of a run's metrics, but for the clock's, and of its epochs' weights."""
-    lines = [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
-    kept = [{name: value for name, value in line.items() if not name.startswith("perf/")} for line in lines]
-    made = {"metrics.jsonl": hashlib.sha256(json.dumps(kept, sort_keys=True).encode()).hexdigest()}
+    """Digests of a run: each name's values in metrics.jsonl, by step and epoch, and each file of weights."""
+    values: dict[str, list[object]] = {}
+    for line in map(json.loads, (out / "metrics.jsonl").read_text().splitlines()):
+        for name in line:
+            if not name.startswith("perf/"):
+                values.setdefault(name, []).append([line.get("step"), line.get("epoch"), line[name]])
+    made = {f"metrics.jsonl {name}": digest(json.dumps(found).encode()) for name, found in values.items()}
     for path in sorted(out.glob("epoch-*/*.safetensors")):
-        made[f"{path.parent.name}/{path.name}"] = hashlib.sha256(path.read_bytes()).hexdigest()
+        made[f"{path.parent.name}/{path.name}"] = digest(path.read_bytes())
     return made
 
 
-def measure(checkout: Path, out: Path) -> dict[str, dict[str, str]]:
-    """The numbers of every run, by name."""
+def digest(text: bytes) -> str:
+    """SHA-256 in hexadecimal."""
+    return hashlib.sha256(text).hexdigest()
+
+
+def measure(checkout: Path, out: Path) -> None:
+    """Every run, in a folder each."""
     run(checkout, sys.executable, "-m", "examples.miniature.demo", "--out", out / "demo")
-    made = {f"demo/{loss}": numbers(out / "demo" / loss) for loss in ("apo_zero", "dpo")}
     (model,), pairs = (out / "demo").glob("base-*/model"), out / "demo" / "pairs.jsonl"
     for ranks in (1, 2):
         for loss in OBJECTIVES:
-            name = f"{loss}-{ranks}"
-            train(checkout, model, pairs, out / name, loss, ranks=ranks)
-            made[name] = numbers(out / name)
+            train(checkout, model, pairs, out / f"{loss}-{ranks}", loss, ranks=ranks)
     for loss in STOPPED:
-        name = f"{loss}-stopped"
-        train(checkout, model, pairs, out / name, loss, "--stop-after", "8")
-        train(checkout, model, pairs, out / name, loss, "--resume")
-        made[name] = numbers(out / name)
-    return made
+        train(checkout, model, pairs, out / f"{loss}-stopped", loss, "--stop-after", "8")
+        train(checkout, model, pairs, out / f"{loss}-stopped", loss, "--resume")
+
+
+def compare(ours: Path, theirs: Path) -> list[str]:
+    """What differs between two folders of runs; prints what only one of them has."""
+    runs, others = (
+        {path.parent.relative_to(out).as_posix(): numbers(path.parent) for path in sorted(out.rglob("metrics.jsonl"))}
+        for out in (ours, theirs)
+    )
+    shared = [(name, part) for name in runs if name in others for part in runs[name] if part in others[name]]
+    alone = {part for name in runs if name in others for part in runs[name].keys() ^ others[name].keys()}
+    different = [f"{name}: {part}" for name, part in shared if runs[name][part] != others[name][part]]
+    different += [f"{name}: only one side has this run" for name in sorted(runs.keys() ^ others.keys())]
+    different += [f"{part}: only one side has these weights" for part in sorted(alone) if "metrics.jsonl" not in part]
+    print("only one side writes:", ", ".join(sorted(alone)) or "nothing")
+    print(f"{len(runs)} runs, {len(shared)} columns of metrics.jsonl and files of weights: ", end="")
+    print("\n".join([f"{len(different)} differ", *different]) if different else "all are equal to the last bit")
+    return different
 
 
 def main() -> int:
@@ -93,19 +113,9 @@ def main() -> int:
     if not asked.compare:
         out = asked.out.absolute()
         out.mkdir(parents=True)
-        made = measure(asked.checkout.absolute(), out)
-        (out / "numbers.json").write_text(json.dumps(made, indent=1))
+        measure(asked.checkout.absolute(), out)
         return 0
-    ours, theirs = (json.loads((path / "numbers.json").read_text()) for path in (asked.out, asked.other))
-    different = [
-        f"{name}: {part}"
-        for name in sorted(ours | theirs)
-        for part in sorted(ours.get(name, {}) | theirs.get(name, {}))
-        if ours.get(name, {}).get(part) != theirs.get(name, {}).get(part)
-    ]
-    print(f"{len(ours)} runs, {sum(map(len, ours.values()))} files: ", end="")
-    print("\n".join([f"{len(different)} differ", *different]) if different else "all are equal to the last bit")
-    return int(bool(different))
+    return int(bool(compare(asked.out, asked.other)))
 
 
 if __name__ == "__main__":
