@@ -4,8 +4,8 @@
     python -m tests.numbers --compare OUT OTHER       what differs; exit code 1 where something does
 
 The runs: both of the demo; 20 steps of six objectives in float32 on one and on two ranks; and two runs that are
-stopped and gone on with. What is compared: every number of metrics.jsonl but the clock's, and every epoch's weights. A name
-of metrics.jsonl that only one of the two writes is told, and is no difference.
+stopped and gone on with. What is compared: every number of metrics.jsonl but the clock's, and every epoch's weights.
+A name of metrics.jsonl that only one of the two writes is told, and is no difference.
 """
 
 import argparse
