@@ -1,6 +1,6 @@
 """What a run is asked for: settings by subject, TRL's names for them, and the host's memory allocator."""
 
-from engine.config import host, trl_names
+from engine.config import host
 from engine.config.train_config import (
     ALIASES,
     FLAGS,
@@ -19,6 +19,7 @@ from engine.config.train_config import (
     TrainConfig,
     world_size,
 )
+from engine.config.trl import names as trl_names
 
 __all__ = [
     "ALIASES",

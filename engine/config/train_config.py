@@ -290,7 +290,10 @@ class TrainConfig:
     out: str
     """Folder for the run: config, metrics, a checkpoint per epoch. Must not hold a run, but with --resume."""
     config: str | None = None
-    """YAML file of settings, named as the flags are; flags win over it."""
+    """YAML file of settings, named as the flags are, or as TRL's trainers have them; flags win over it."""
+    trl_trainer: Literal["dpo", "kto", "orpo", "cpo"] | None = None
+    """Which of TRL's trainers a file of --config is for, whose defaults hold in it. Unset: as names tell that only one
+    of them has, else dpo."""
     data: DataConfig
     objective: ObjectiveConfig
     optimizer: OptimizerConfig
@@ -321,7 +324,8 @@ class TrainConfig:
             else:
                 made = kind(**own)
             object.__setattr__(self, name, made)
-        object.__setattr__(self, "config", flags.pop("config", None))
+        for name in ("config", "trl_trainer"):
+            object.__setattr__(self, name, flags.pop(name, None))
         for name in ("model", "out"):
             if name not in flags:
                 raise InputError(f"--{name}: has to be given")

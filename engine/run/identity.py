@@ -17,6 +17,7 @@ from system import InputError, digests
 FREE = {
     "out",
     "config",
+    "trl_trainer",
     "resume",
     "stop_after",
     "state_every",
