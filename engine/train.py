@@ -178,7 +178,7 @@ def build(inputs: TrainingInputs, ranks: Ranks, hooks: Hooks, folder: RunFolder)
         square_avg=getattr(torch, config.memory.square_avg),
         options=inputs.options,
     )
-    schedule = optim.schedule(optimizer, len(steps), config.schedule.warmup_steps)
+    schedule = optim.schedule(optimizer, len(steps), config.schedule)
     folder.begin(lambda: inputs.identity(ranks), plan=plan, steps=steps, settings=inputs.settings, facts=facts)
     say(f"{inputs.report}; {len(steps)} steps; reference: {plan.reference}, {said}")
     say(plan.sentence(config, ranks.size))

@@ -10,6 +10,7 @@ it belongs to. From Python they are given either way:
 
 import dataclasses
 import difflib
+import math
 import os
 from dataclasses import dataclass, field
 from typing import Annotated, Any, Literal
@@ -88,7 +89,7 @@ class OptimizerConfig:
     name: Annotated[Literal["rmsprop", "adamw"], tyro.conf.arg(name="optimizer")] = "rmsprop"
     """RMSProp (alpha 0.99, eps 1e-8) or AdamW (betas 0.9, 0.999, eps 1e-8, no weight decay)."""
     lr: float = 2e-7
-    """Learning rate of the first step after the warm-up; falls linearly to lr / steps at the last."""
+    """Learning rate of the first step after the warm-up, the largest; --schedule says how it goes on."""
     max_grad_norm: float = 1.0
     """Largest global norm of the gradient; 0 leaves it as it is."""
 
@@ -109,8 +110,17 @@ class ScheduleConfig:
     """Examples per optimizer step, over all ranks."""
     max_steps: int | None = None
     """Ends the run, and its schedule, after so many optimizer steps."""
+    shape: Annotated[Literal["linear", "cosine", "constant", "wsd"], tyro.conf.arg(name="schedule")] = "linear"
+    """How the learning rate goes on after the warm-up: falls to 0 linearly or as half a cosine, stays, or (wsd) stays
+    and falls as half a cosine over the last steps, --decay-ratio of all."""
+    min_lr_ratio: float = 0.0
+    """Share of --lr that it falls to; in wsd the warm-up begins there too."""
     warmup_steps: int = 0
-    """Steps over which the learning rate rises to --lr."""
+    """Steps over which the learning rate rises from 0 to --lr, evenly: the first step moves nothing."""
+    warmup_ratio: float = 0.0
+    """The warm-up as a share of all steps instead, rounded up."""
+    decay_ratio: float = 0.1
+    """Share of all steps, rounded up, over which --schedule wsd falls."""
     stages: int = 1
     """Train on the rows in so many parts, one after the other in the order given (sDPO, arXiv 2403.19270): each part
     starts from the last checkpoint of the one before, which is its reference too; folders stage-01 ... in --out. Where
@@ -119,6 +129,28 @@ class ScheduleConfig:
     def __post_init__(self) -> None:
         _check_above_zero(self, "epochs", "batch_size", "max_steps", "stages")
         _check_not_negative(self, "warmup_steps")
+        for name in ("min_lr_ratio", "warmup_ratio"):
+            if not 0 <= getattr(self, name) <= 1:
+                flag = flag_of(ScheduleConfig, name)
+                raise InputError(f"--{flag}: {getattr(self, name)} is not between 0 and 1; it is a share")
+        if not 0 < self.decay_ratio <= 1:
+            raise InputError(f"--decay-ratio: {self.decay_ratio} is not above 0, and 1 at most; it is a share")
+        if self.warmup_steps and self.warmup_ratio:
+            raise InputError("--warmup-steps and --warmup-ratio: give one of the two")
+        if self.min_lr_ratio and self.shape == "constant":
+            raise InputError("--min-lr-ratio: --schedule constant does not fall; name another, or leave it out")
+        if self.decay_ratio != ScheduleConfig.decay_ratio and self.shape != "wsd":
+            raise InputError("--decay-ratio: goes with --schedule wsd; name it, or leave it out")
+
+    def n_warmup(self, n_steps: int) -> int:
+        """Steps of the warm-up, of n_steps."""
+        return self.warmup_steps or math.ceil(
+            n_steps * self.warmup_ratio
+        )  # as transformers: 0.07 of 100 is 8 in floats
+
+    def n_decay(self, n_steps: int) -> int:
+        """Steps of n_steps over which wsd falls."""
+        return math.ceil(n_steps * self.decay_ratio)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -306,7 +338,7 @@ class TrainConfig:
 
     def __init__(self, **given: Any) -> None:
         """given: subjects by their names (optimizer=OptimizerConfig(lr=1e-6)), flags by theirs (lr=1e-6), or both:
-        flags win. A name of both kinds (data, optimizer, reference) is a subject where its value is one.
+        flags win. A name of both kinds (data, optimizer, schedule, reference) is a subject where its value is one.
 
         Raises InputError for a name that is not there, and for values that cannot be, alone or together.
         """

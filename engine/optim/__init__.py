@@ -3,7 +3,8 @@ each step. A new optimizer goes into optimizers.py.
 """
 
 from engine.optim.groups import Options, describe, largest_share
-from engine.optim.optimizers import build, clip, schedule, state_tensors
+from engine.optim.optimizers import build, clip, state_tensors
+from engine.optim.schedules import schedule
 from engine.optim.split_master import SplitMasterWeights, SplitRMSprop, copy_rounded
 
 __all__ = [

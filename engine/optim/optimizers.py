@@ -1,11 +1,10 @@
-"""How gradients become steps: clipping, RMSProp or AdamW on float32 masters, and the learning rate of each step."""
+"""How gradients become steps: clipping, and RMSProp, AdamW or Muon on float32 masters."""
 
 from collections.abc import Iterable
 
 import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
-from torch.optim.lr_scheduler import LambdaLR
 
 from engine.config import OptimizerConfig
 from engine.distributed import Ranks
@@ -41,11 +40,6 @@ def build(
     return torch.optim.RMSprop(groups, lr=config.lr, alpha=0.99, eps=1e-8, foreach=True)
 
 
-def schedule(optimizer: Optimizer, n_steps: int, warmup_steps: int) -> LambdaLR:
-    """The learning rate of each step: up over the warm-up, then linearly to 0."""
-    return LambdaLR(optimizer, lambda done: lr_factor(done, n_steps=n_steps, warmup=warmup_steps))
-
-
 def clip(optimizer: Optimizer, ranks: Ranks, max_norm: float) -> float:
     """Scales the gradient to a global norm of at most max_norm (0: as it is); gives the norm before. Collective.
 
@@ -77,13 +71,3 @@ def state_tensors(optimizer: Optimizer, parameters: Iterable[tuple[str, nn.Param
 _KINDS = {
     torch.optim.RMSprop: ("square_avg",), FusedRMSprop: ("square_avg",), torch.optim.AdamW: ("exp_avg", "exp_avg_sq"),
 }  # fmt: skip
-
-
-def lr_factor(done: int, *, n_steps: int, warmup: int) -> float:
-    """Share of the learning rate for the step after `done` others: up to 1 over the warm-up, then linearly to 0.
-
-    Without a warm-up: 1 in the first step, 1 / n_steps in the last.
-    """
-    if done < warmup:
-        return (done + 1) / (warmup + 1)
-    return max(0.0, (n_steps - done) / max(1, n_steps - warmup))

@@ -6,10 +6,9 @@ import pytest
 import torch
 from torch import nn
 
-from engine.config import OptimizerConfig
+from engine.config import OptimizerConfig, ScheduleConfig
 from engine.distributed import Ranks
 from engine.optim import SplitMasterWeights, SplitRMSprop, build, clip, schedule, state_tensors
-from engine.optim.optimizers import lr_factor
 from system import InputError
 
 ALPHA, EPS = 0.99, 1e-8
@@ -148,24 +147,17 @@ def test_what_rmsprop_has_not_is_refused(is_split):
 # --- the learning rate ---------------------------------------------------------------------------------------------
 
 
-def test_the_rate_rises_over_the_warm_up_and_falls_linearly_to_one_last_share():
-    assert [lr_factor(done, n_steps=4, warmup=0) for done in range(5)] == [1.0, 0.75, 0.5, 0.25, 0.0]
-    found = [lr_factor(done, n_steps=7, warmup=3) for done in range(8)]
-    assert found == [1 / 4, 2 / 4, 3 / 4, 1.0, 0.75, 0.5, 0.25, 0.0]
-    assert [lr_factor(done, n_steps=2, warmup=2) for done in range(3)] == pytest.approx([1 / 3, 2 / 3, 0.0])
-
-
 def test_every_groups_rate_goes_up_and_down_with_the_runs():
     model = Tiny()
     optimizer = build(model.named_parameters(), OptimizerConfig(lr=LR), options=of_head)
-    rates = schedule(optimizer, 5, 1)
+    rates = schedule(optimizer, 6, ScheduleConfig(warmup_steps=2))
     found = []
-    for _ in range(5):
+    for _ in range(6):
         found.append([one["lr"] for one in optimizer.param_groups])
         give(model, gradients(model, 1)[0])
         optimizer.step()
         rates.step()
-    factors = [1 / 2, 1.0, 0.75, 0.5, 0.25]
+    factors = [0.0, 1 / 2, 1.0, 0.75, 0.5, 0.25]
     assert [rate for row in found for rate in row] == pytest.approx([x * f for f in factors for x in (LR, 5 * LR)])
 
 
