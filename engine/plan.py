@@ -8,6 +8,7 @@ engine.train lays itself out by the same functions, says the sum before it start
 """
 
 import json
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, fields, replace
 from typing import Any, Literal
@@ -43,7 +44,7 @@ class PlanConfig:
     """Rows, for their number and lengths; needs --model. Unset: the paper's 29,000 pairs of UltraFeedback's lengths."""
     loss: str = "apo_zero"
     """As engine.train's: some objectives take more memory and time."""
-    epochs: int = 18
+    epochs: int | float = 18
     """As engine.train's."""
     batch_size: int = 16
     """As engine.train's."""
@@ -225,7 +226,8 @@ def _text(
         return "\n".join(lines)
     way, plan = chosen
     checkpoints, states = plan.disk_bytes(base)
-    folders = _count(min(base.checkpoints.keep_checkpoints or base.schedule.epochs, base.schedule.epochs), "checkpoint")
+    n_folders = math.ceil(base.schedule.epochs)
+    folders = _count(min(base.checkpoints.keep_checkpoints or n_folders, n_folders), "checkpoint")
     return "\n".join(
         [
             *lines,

@@ -37,7 +37,7 @@ class RowSettings(ReadingSettings, TemplateSettings):
     """Longer responses lose their end, and with it the end-of-turn token. Unset: 512, or none with --max-tokens."""
     max_tokens: int | None = None
     """Most tokens of prompt and response together. Alone it is the rule of TRL 1.16: responses lose their end, prompts
-    that leave no room for one are left out and counted."""
+    that leave no room for one are left out and counted. 0: no limit, of the parts neither but where it is named."""
     keep_prompt: Literal["end", "start"] = "end"
     """Which part of a prompt that is too long stays; BOS and the template's headers always do."""
     beyond_context: bool = False
@@ -48,9 +48,10 @@ class RowSettings(ReadingSettings, TemplateSettings):
             part.__post_init__(self)
         for name in ("max_prompt_tokens", "max_response_tokens", "max_tokens"):
             value = getattr(self, name)
-            if value is not None and not 1 <= value <= 2**24:
+            is_none = value is None or (name == "max_tokens" and value == 0)
+            if not is_none and not 1 <= value <= 2**24:
                 raise InputError(f"--{name.replace('_', '-')}: {value} is not above 0, or above {2**24:,}")
-        if self.max_tokens is not None and (self.max_prompt_tokens or 1) >= self.max_tokens:
+        if self.max_tokens and (self.max_prompt_tokens or 1) >= self.max_tokens:
             raise InputError(
                 f"--max-tokens: {self.max_tokens} leaves no response beside a prompt of {self.max_prompt_tokens or 1}; "
                 "raise it, or lower --max-prompt-tokens"
@@ -63,7 +64,7 @@ class RowSettings(ReadingSettings, TemplateSettings):
     @property
     def limits(self) -> Limits:
         """How much of a row is used, whatever the model's context."""
-        return Limits(**self.cuts, tokens=self.max_tokens, keep_prompt=self.keep_prompt)
+        return Limits(**self.cuts, tokens=self.max_tokens or None, keep_prompt=self.keep_prompt)
 
     def limits_in(self, context: int | None) -> Limits:
         """How much of a row is used with a model of that context; None: it is not known."""

@@ -104,8 +104,8 @@ class OptimizerConfig:
 class ScheduleConfig:
     """How many steps there are, of what size, and how the learning rate goes over them."""
 
-    epochs: int = 18
-    """Passes over the rows."""
+    epochs: int | float = 18
+    """Passes over the rows; 0.5 is half of the steps of one, rounded up."""
     batch_size: int = 16
     """Examples per optimizer step, over all ranks."""
     max_steps: int | None = None
@@ -127,7 +127,11 @@ class ScheduleConfig:
     they are bfloat16, so is the start of the next part: --save-dtype float32 keeps small updates."""
 
     def __post_init__(self) -> None:
-        _check_above_zero(self, "epochs", "batch_size", "max_steps", "stages")
+        if not 0 < self.epochs < float("inf"):
+            raise InputError(f"--epochs: {self.epochs} is not above 0")
+        if self.epochs == int(self.epochs):
+            object.__setattr__(self, "epochs", int(self.epochs))
+        _check_above_zero(self, "batch_size", "max_steps", "stages")
         _check_not_negative(self, "warmup_steps")
         for name in ("min_lr_ratio", "warmup_ratio"):
             if not 0 <= getattr(self, name) <= 1:
@@ -141,6 +145,15 @@ class ScheduleConfig:
             raise InputError("--min-lr-ratio: --schedule constant does not fall; name another, or leave it out")
         if self.decay_ratio != ScheduleConfig.decay_ratio and self.shape != "wsd":
             raise InputError("--decay-ratio: goes with --schedule wsd; name it, or leave it out")
+
+    def n_steps(self, per_epoch: int) -> int:
+        """Optimizer steps of the run, of so many in an epoch."""
+        whole = math.ceil(self.epochs * per_epoch)  # as transformers has it
+        return min(whole, self.max_steps or whole)
+
+    def n_epochs(self, per_epoch: int) -> float:
+        """Passes over the rows until the run ends, of so many steps each."""
+        return min(self.epochs, self.n_steps(per_epoch) / per_epoch)
 
     def n_warmup(self, n_steps: int) -> int:
         """Steps of the warm-up, of n_steps."""
@@ -365,6 +378,8 @@ class TrainConfig:
         for name in flags:
             near = difflib.get_close_matches(name, FLAGS, n=1)
             raise InputError(f"TrainConfig: there is no setting {name!r}" + (f"; perhaps {near[0]!r}" if near else ""))
+        if self.trl_trainer is not None and self.config is None:
+            raise InputError("--trl-trainer: goes with --config, and a file that was written for TRL; leave it out")
         self._check_split()
 
     def with_flags(self, **flags: Any) -> "TrainConfig":

@@ -1,6 +1,7 @@
 """How a run is laid out before it starts: what fits into memory, how long it takes, and the flags that would help."""
 
 import functools
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -82,16 +83,21 @@ class Plan:
         """Of the whole run: measured shares of a GPU's datasheet, or of a product timed now on the CPU."""
         s = self.memory
         has_reference = self.reference != "none"
-        flops = cost.run_flops(s, self.statistics, config.schedule.epochs, has_reference=has_reference)
+        flops = cost.run_flops(s, self.statistics, self.n_epochs(config), has_reference=has_reference)
         if s.device == "cpu":
             return flops / (n_gpus * _cpu_peak(s.dtype) * cost.REACHED["cpu"]) / 3600
         computing, communicating = cost.step_seconds(s, self.statistics, config.schedule.batch_size, n_gpus)
         slower = max(computing, communicating) / computing * (cost.IMBALANCE if n_gpus > 1 else 1.0)
         return flops / (n_gpus * cost.DATASHEET * cost.REACHED["cuda"]) * slower / 3600
 
+    def n_epochs(self, config: TrainConfig) -> float:
+        """Passes over the rows until the run ends."""
+        return config.schedule.n_epochs(-(-self.statistics.n // config.schedule.batch_size))
+
     def disk_bytes(self, config: TrainConfig) -> tuple[int, int]:
         """(checkpoints that are kept, states)."""
-        n = min(config.schedule.epochs, config.checkpoints.keep_checkpoints or config.schedule.epochs)
+        n = math.ceil(self.n_epochs(config))
+        n = min(n, config.checkpoints.keep_checkpoints or n)
         states = (
             0 if config.checkpoints.state_every == 0 else config.checkpoints.keep_state * cost.state_bytes(self.memory)
         )

@@ -192,8 +192,7 @@ class Steps:
         self.per_epoch = -(-len(examples) // schedule.batch_size)  # the last step of an epoch takes what is left
         self.n_responses = len(examples[0].responses) + objective.needs_mismatched
         """Responses per example in its forests."""
-        whole = self.per_epoch * schedule.epochs
-        self._n_steps = min(whole, schedule.max_steps or whole)
+        self._n_steps = schedule.n_steps(self.per_epoch)
 
     def __len__(self) -> int:
         return self._n_steps

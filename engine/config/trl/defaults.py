@@ -326,6 +326,7 @@ BESIDE: dict[str, tuple[str, ...]] = {
     "dataset_mixture": ("null",),
     "dataset_splits": ("null",),
     "env": ("null",),
+    "hub_model_revision": ("main",),
     "preprocessing_num_workers": ("null",),
 }
 """Names of alignment-handbook's recipes, and of what reads YAML for TRL."""

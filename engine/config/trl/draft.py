@@ -79,7 +79,8 @@ class Draft:
         if not same(before, value):
             self.faults.append(f"{name} and {flag}: two names of one setting, with two values; keep one")
         elif flag != name or shown(value) != said.partition(":")[2].strip():
-            self.said.append(f"{said} is --{_typed(flag)} {shown(value)} here")
+            values = " ".join(value) if isinstance(value, list) else value
+            self.said.append(f"{said} is --{_typed(flag)} {values} here")
 
     def default(self, flag: str, value: str) -> None:
         """Sets one of our flags to what holds in TRL where the file does not name it, and neither does the user."""
@@ -92,8 +93,8 @@ class Draft:
         self.said.append(f"{self.named(name)}: left out, {why}")
 
     def refuse(self, name: str, mend: str) -> None:
-        """Adds a setting to what has to change."""
-        self.faults.append(f"{self.named(name)}: {mend}")
+        """Adds a setting to what has to change; mend: what is said of it, from its verb on."""
+        self.faults.append(f"{self.named(name)} {mend}")
 
     def named(self, name: str) -> str:
         """A setting as it stands in the file."""

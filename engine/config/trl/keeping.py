@@ -85,4 +85,5 @@ def _watching(draft: Draft) -> None:
         draft.said.append(f"report_to: {', '.join(lacking)} is left out, it is not installed; pip install it")
     if unknown := [name for name in asked if name not in (*TRACKERS, "none")]:
         draft.said.append(f"report_to: {', '.join(unknown)} is left out, --track has {', '.join(TRACKERS)}")
-    draft.put("track", known or ["none"], draft.named("report_to"))
+    if known or asked == ["none"]:
+        draft.put("track", known or ["none"], draft.named("report_to"))

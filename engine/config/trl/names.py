@@ -14,7 +14,7 @@ from engine.config.train_config import ALIASES, FLAGS
 from engine.config.trl.defaults import TRL_VERSION
 from engine.config.trl.draft import NAMES, OF_TRAINER, Draft, Settings, Trainer, as_number, is_null, shown
 from engine.config.trl.keeping import translate_keeping
-from engine.config.trl.objective import translate_objective, trainer_of_loss
+from engine.config.trl.objective import trainer_of_loss, translate_objective
 from engine.config.trl.rows import translate_rows
 from engine.config.trl.training import translate_training
 from engine.config.trl.weightless import REFUSED, WEIGHTLESS, sort_out, trainer_of

@@ -125,7 +125,7 @@ def _mixture(draft: Draft, losses: list[str]) -> str:
     parts = [f"{name}:{weight}" for name, weight in zip(losses, weights, strict=True)] if weights else losses
     if (alpha := draft.number("rpo_alpha")) is not None and alpha != 0:
         if "sft" in losses:
-            draft.refuse("rpo_alpha", "is loss_type sft with that weight, which stands there too; keep one")
+            draft.refuse("rpo_alpha", "is sft with that weight, which stands in loss_type too; keep one")
         parts = [*(parts if weights else [f"{name}:1" for name in losses]), f"sft:{plain(alpha)}"]
     return ",".join(parts)
 
@@ -149,11 +149,13 @@ def _smooth(draft: Draft, losses: list[str]) -> None:
     elif losses == ["dpo"]:
         draft.refuse(
             "label_smoothing",
-            "beside loss_type: sigmoid is conservative DPO, which TRL trained before 0.29 and leaves out since: name it "
-            f"here by loss: cdpo and cdpo.label_smoothing: {plain(smoothing)} in the place of both, or take it out",
+            "makes conservative DPO of loss_type: sigmoid in TRL before 0.29, and nothing since: take it out, or in "
+            f"place of both name loss: cdpo and cdpo.label_smoothing: {plain(smoothing)} (--loss cdpo)",
         )
     else:
-        draft.refuse("label_smoothing", f"labels of {', '.join(losses)} are taken as they are; take it out")
+        draft.refuse(
+            "label_smoothing", f"is not to be had: labels of {', '.join(losses)} are taken as they are; take it out"
+        )
 
 
 def _variant(draft: Draft, theirs: list[str]) -> tuple[str, dict[str, str]] | None:
@@ -244,7 +246,7 @@ def _cpo(draft: Draft) -> None:
     for name, what in (("alpha", "AlphaPO's rewards are"), ("label_smoothing", "smoothed labels are")):
         value = draft.number(name)
         if value:
-            draft.refuse(name, f"{what} not here for CPO; take it out")
+            draft.refuse(name, f"is not to be had: {what} not here for CPO; take it out")
         elif value is not None:
             draft.idle.append(name)
 

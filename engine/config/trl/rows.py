@@ -92,7 +92,7 @@ def _source(name: str, config: Any, split: str) -> str:
 def _put_sources(draft: Draft, said: str, sources: list[str], weights: list[str]) -> None:
     draft.put("data", sources, said)
     if any(as_number(weight) != 1 for weight in weights):
-        draft.put("data_weights", weights, f"{said.partition(':')[0]}: its weights")
+        draft.put("data_weights", weights, f"{said.partition(':')[0]}: weights {shown(weights)}")
 
 
 def _entries(draft: Draft, name: str, given: Any, known: tuple[str, ...]) -> list[dict[str, Any]]:

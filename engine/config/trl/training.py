@@ -1,5 +1,6 @@
 """How a file for TRL trains: how long, in which steps, with which optimizer and learning rates, in which precision."""
 
+import json
 import math
 from decimal import Decimal
 from typing import Any
@@ -115,7 +116,7 @@ def _order(draft: Draft) -> None:
         elif sampling is not None:
             draft.idle.append("train_sampling_strategy")
     else:
-        draft.refuse("train_sampling_strategy", "rows come in the order of --seed, or with --no-shuffle as they stand")
+        draft.refuse("train_sampling_strategy", "is not to be had; one of random, and sequential (--no-shuffle)")
 
 
 # --- how long ------------------------------------------------------------------------------------------------------
@@ -156,11 +157,11 @@ def _schedule(draft: Draft) -> None:
     given = draft.take("lr_scheduler_type")
     theirs = "linear" if given is None else shown(given).lower()
     kwargs = draft.take("lr_scheduler_kwargs")
-    kwargs = dict(kwargs) if isinstance(kwargs, dict) else {} if kwargs is None else {"": kwargs}
+    kwargs = _mapping(kwargs)
     if theirs not in SCHEDULES:
         draft.refuse(
             "lr_scheduler_type",
-            "is not to be had here; --schedule has linear, cosine and constant, and wsd (warmup_stable_decay)",
+            f"is not to be had here; one of {', '.join(SCHEDULES)} (--schedule linear, cosine, constant or wsd)",
         )
     else:
         if given is None:
@@ -169,6 +170,15 @@ def _schedule(draft: Draft) -> None:
             draft.put("schedule", SCHEDULES[theirs], draft.named("lr_scheduler_type"))
         _schedule_kwargs(draft, theirs, kwargs)
     _warmup(draft, without=theirs == "constant")
+
+
+def _mapping(value: Any) -> dict[str, Any]:
+    """A nested mapping, or the one that a text is in JSON; what is neither stands under an empty name."""
+    try:
+        found = json.loads(value) if isinstance(value, str) else value
+    except ValueError:
+        return {"": value}
+    return {name: str(part) for name, part in found.items()} if isinstance(found, dict) else {}
 
 
 def _schedule_kwargs(draft: Draft, theirs: str, kwargs: dict[str, Any]) -> None:

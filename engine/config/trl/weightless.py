@@ -76,28 +76,28 @@ _WITHOUT_WEIGHT = {  # why -> names
 WEIGHTLESS = {name: why for why, names in _WITHOUT_WEIGHT.items() for name in names}
 """Settings that change nothing here whatever they say, and why."""
 
-_LORA = "all parameters are trained here, without adapters; take it out"
+_LORA = "is not to be had: all parameters are trained here, without adapters; take it out"
 REFUSED: dict[str, str] = {
     "use_peft": _LORA,
     "load_in_4bit": _LORA,
     "load_in_8bit": _LORA,
-    "adafactor": "is no optimizer here; take it out, and name optim: adamw_torch (--optimizer adamw)",
-    "auto_find_batch_size": "a batch is what --batch-size says; take it out",
-    "dataloader_drop_last": "the last step of an epoch takes the rows that are left; take it out",
-    "force_use_ref_model": "goes with adapters, which are not here; another reference is --reference-model",
-    "group_by_length": "rows come in the order of --seed, whatever their length; take it out",
-    "is_encoder_decoder": "models here are decoders; take it out",
-    "label_smoothing_factor": "labels are taken as they are; take it out",
-    "neftune_noise_alpha": "embeddings have no noise here; take it out",
-    "reference_free": "an objective without a reference is one of its own here: --loss cpo with --cpo.alpha 0; take it out",
+    "adafactor": "is not to be had; take it out, and name optim: adamw_torch (--optimizer adamw)",
+    "auto_find_batch_size": "is not to be had: a batch is what --batch-size says; take it out",
+    "dataloader_drop_last": "is not to be had: the last step of an epoch takes the rows that are left; take it out",
+    "force_use_ref_model": "goes with adapters, which are not here; take it out, and name --reference-model",
+    "group_by_length": "is not to be had: rows come in the order of --seed, whatever their length; take it out",
+    "is_encoder_decoder": "is not to be had: models here are decoders; take it out",
+    "label_smoothing_factor": "is not to be had: labels are taken as they are; take it out",
+    "neftune_noise_alpha": "is not to be had: embeddings have no noise here; take it out",
+    "reference_free": "is --loss cpo with --cpo.alpha 0 here; take it out, and name loss: cpo and cpo.alpha: 0",
     "sanity_check": "trains on 1,000 rows there; take it out, and name a smaller file, or --data-weights",
-    "split_batches": "per_device_train_batch_size is of one process here; take it out",
-    "tools": "tools stand in the rows' column of that name here; take it out",
-    "optim_args": "is not read; beta1, beta2 and epsilon are --adam-beta1 --adam-beta2 --adam-epsilon; take it out",
+    "split_batches": "is not to be had: per_device_train_batch_size is of one process here; take it out",
+    "tools": "is not to be had: tools stand in the rows' column of that name here; take it out",
+    "optim_args": "is not read; take it out, AdamW's are --adam-beta1 --adam-beta2 --adam-epsilon",
     "optim_target_modules": _LORA,
-    "resume_from_checkpoint": "a run goes on in its own folder by --resume; take it out",
+    "resume_from_checkpoint": "is not to be had: a run goes on in its own folder, by --resume; take it out",
 }
-"""What is said of settings that have to be taken out."""
+"""What is said of settings that have to be taken out, from the verb on."""
 _ADAPTERS = (
     *(name for name in MODEL_CONFIG if name.startswith(("lora_", "bnb_", "use_bnb", "use_dora", "use_rslora"))),
     *("model_adapter_name", "ref_adapter_name"),
