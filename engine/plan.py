@@ -19,7 +19,7 @@ import engine
 from data.forest import PackingOptions
 from data.rows import Limits, Reading, in_form, open_model, read_examples
 from engine import weights
-from engine.config import ALIASES, ReferenceConfig, TrainConfig
+from engine.config import ALIASES, OptimizerName, ReferenceConfig, TrainConfig
 from engine.model import LlamaConfig, StoredDtypes, raw_config
 from engine.planning import Plan, TokenStatistics, cost, flags, memory, plan_run, refusal, size, ways
 from engine.step import Objective, modes
@@ -48,7 +48,7 @@ class PlanConfig:
     """As engine.train's."""
     batch_size: int = 16
     """As engine.train's."""
-    optimizer: Literal["rmsprop", "adamw"] = "rmsprop"
+    optimizer: OptimizerName = "rmsprop"
     """As engine.train's."""
     max_grad_norm: float = 1.0
     """As engine.train's."""

@@ -177,6 +177,7 @@ def build(inputs: TrainingInputs, ranks: Ranks, hooks: Hooks, folder: RunFolder)
         masters,
         square_avg=getattr(torch, config.memory.square_avg),
         options=inputs.options,
+        access=ranks,
     )
     schedule = optim.schedule(optimizer, len(steps), config.schedule)
     folder.begin(lambda: inputs.identity(ranks), plan=plan, steps=steps, settings=inputs.settings, facts=facts)

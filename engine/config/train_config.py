@@ -28,6 +28,7 @@ Technique = Literal[
 ]
 SaveDtype = Literal["auto", "float32", "bfloat16", "float16", "source"]
 MasterWeights = Literal["auto", "float32", "split"]
+OptimizerName = Literal["rmsprop", "adamw", "muon"]
 
 ALIASES = cli.Aliases(
     names={"save_total_limit": "keep_checkpoints"},
@@ -86,18 +87,40 @@ class ObjectiveConfig:
 class OptimizerConfig:
     """How gradients become steps."""
 
-    name: Annotated[Literal["rmsprop", "adamw"], tyro.conf.arg(name="optimizer")] = "rmsprop"
-    """RMSProp (alpha 0.99, eps 1e-8) or AdamW (betas 0.9, 0.999, eps 1e-8, no weight decay)."""
+    name: Annotated[OptimizerName, tyro.conf.arg(name="optimizer")] = "rmsprop"
+    """RMSProp (alpha 0.99, eps 1e-8), AdamW, or Muon (momentum 0.95, arXiv 2502.16982) for the blocks' matrices with
+    AdamW for embedding, head and norms, at the same --lr."""
     lr: float = 2e-7
     """Learning rate of the first step after the warm-up, the largest; --schedule says how it goes on."""
     max_grad_norm: float = 1.0
     """Largest global norm of the gradient; 0 leaves it as it is."""
+    adam_beta1: float = 0.9
+    """AdamW's memory of gradients; Muon's AdamW has it too, and the two below."""
+    adam_beta2: float = 0.999
+    """AdamW's memory of their squares."""
+    adam_epsilon: float = 1e-8
+    """What AdamW adds to the root of the mean square."""
+    weight_decay: float = 0.0
+    """Share of a weight, times its learning rate, that a step of AdamW or Muon takes away; never of norms and biases,
+    but where parameter options name them."""
 
     def __post_init__(self) -> None:
         if not 0 < self.lr < 10:
             raise InputError(f"--lr: {self.lr} is not between 0 and 10; the paper trains at 2e-7")
         if not 0 <= self.max_grad_norm < float("inf"):
             raise InputError(f"--max-grad-norm: {self.max_grad_norm} is not 0 or above")
+        for name in ("adam_beta1", "adam_beta2", "adam_epsilon", "weight_decay"):
+            if self.name == "rmsprop" and getattr(self, name) != getattr(OptimizerConfig, name):
+                flag = flag_of(OptimizerConfig, name)
+                raise InputError(f"--{flag}: goes with --optimizer adamw or muon; name one, or leave it out")
+        for name in ("adam_beta1", "adam_beta2"):
+            if not 0 <= getattr(self, name) < 1:
+                flag = flag_of(OptimizerConfig, name)
+                raise InputError(f"--{flag}: {getattr(self, name)} is not 0 or above, and below 1")
+        if not 0 < self.adam_epsilon < float("inf"):
+            raise InputError(f"--adam-epsilon: {self.adam_epsilon} is not above 0; the usual one is 1e-8")
+        if not 0 <= self.weight_decay < float("inf"):
+            raise InputError(f"--weight-decay: {self.weight_decay} is not 0 or above")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -214,8 +237,8 @@ class MemoryConfig:
     computes (one process; the numbers are the same): with it a model of 8 billion parameters trains on one GPU of
     80 GB. auto: float32 where it fits."""
     square_avg: Literal["float32", "bfloat16"] = "float32"
-    """RMSProp's running mean of squares with --master-weights split; bfloat16 is an approximation, rounded
-    stochastically: 0.7 % of error, no bias, 2 bytes a parameter less."""
+    """RMSProp's running mean of squares with --master-weights split, and both means of AdamW; bfloat16 is an
+    approximation, rounded stochastically: 0.7 % of error, no bias, 2 bytes a parameter less for each mean."""
     compile: Literal["auto", "yes", "no"] = "auto"
     """Compile the blocks around attention. auto: on a GPU; on the CPU it was measured to gain nothing."""
 
@@ -405,11 +428,11 @@ class TrainConfig:
     def _against_split(self) -> list[str]:
         """Flags, as given, that do not go with split masters."""
         given = {
-            "--optimizer": (self.optimizer.name, "rmsprop"),
-            "--reference-update": (self.reference.update, "none"),
-            "--shard-size": (self.distributed.shard_size, None),
+            f"--optimizer {self.optimizer.name}": self.optimizer.name == "muon",
+            f"--reference-update {self.reference.update}": self.reference.update != "none",
+            f"--shard-size {self.distributed.shard_size}": self.distributed.shard_size is not None,
         }
-        return [f"{flag} {value}" for flag, (value, plain) in given.items() if value != plain]
+        return [flag for flag, is_against in given.items() if is_against]
 
     def _check_split(self) -> None:
         if self.memory.master_weights != "split":

@@ -163,4 +163,4 @@ def checkpoint_bytes(shape: LlamaConfig, dtype: torch.dtype) -> int:
 
 def state_bytes(s: MemoryInputs) -> int:
     """What --resume needs, at one time: masters and the optimizer's numbers."""
-    return s.shape.n_parameters * (4 + s.square_avg_bytes * s.n_states)
+    return int(s.shape.n_parameters * (4 + s.square_avg_bytes * s.n_moments))

@@ -13,7 +13,7 @@ from engine.model import LlamaConfig, StoredDtypes, name_of
 from engine.planning import cost, memory
 from engine.planning.cost import TokenStatistics
 from engine.planning.flops import matmul_peak
-from engine.planning.memory import N_STATES, MemoryInputs
+from engine.planning.memory import MemoryInputs
 
 Mode = Literal["none", "fused", "precompute"]
 """Where the reference's log-probs come from (engine/step/reference.py)."""
@@ -156,7 +156,7 @@ def plan_run(
             n_shards=config.distributed.shard_size or n_ranks,
             is_split=is_split,
             square_avg_bytes=2 if is_split and config.memory.square_avg == "bfloat16" else 4,
-            n_states=N_STATES[config.optimizer.name],
+            optimizer=config.optimizer.name,
             group_share=group_share,
             holds_gradients=not is_split or config.optimizer.max_grad_norm > 0,
             holds_reference=mode == "fused",

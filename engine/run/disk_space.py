@@ -16,7 +16,7 @@ def check(
     plan: Plan,
     steps: Steps,
     *,
-    n_moments: int,
+    n_moments: float,
     n_done: int,
     n_checkpoints: int,
 ) -> None:
@@ -34,7 +34,7 @@ def check(
         n_due = (n_steps - 1) // asked.state_every if asked.state_every else 0
     n_due = max(n_due, asked.stop_after is not None)
     n_states = min(n_due, 1 if n_done else asked.keep_state + 1)  # a new one is whole before the oldest goes
-    states = n_states * shape.n_parameters * 4 * (1 + n_moments)
+    states = int(n_states * shape.n_parameters * 4 * (1 + n_moments))
     nearest = next(p for p in [folder, *folder.absolute().parents] if p.exists())
     free = shutil.disk_usage(nearest).free
     if free < checkpoint + states:

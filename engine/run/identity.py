@@ -40,6 +40,7 @@ CONTENT = {"model", "data", "eval_data", "reference_cache", "chat_template", "te
 LATER: dict[str, Any] = {
     "chat_template_kwargs": None, "max_tokens": None,
     "schedule": "linear", "min_lr_ratio": 0.0, "warmup_ratio": 0.0, "decay_ratio": 0.1,
+    "adam_beta1": 0.9, "adam_beta2": 0.999, "adam_epsilon": 1e-8, "weight_decay": 0.0,
 }  # fmt: skip
 """Settings that release 0.1 had not, and at which value it computed: they are here where they have another, so that
 runs begun by it go on."""

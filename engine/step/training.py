@@ -33,8 +33,8 @@ class Hooks:
     """
 
     parameter_options: Options | None = None
-    """Parameter's name -> its own "lr" or "weight_decay" (AdamW's), or {}: parameters with the same options are a group
-    of the optimizer. A rate goes up and down over the run as --lr does."""
+    """Parameter's name -> its own "lr" or "weight_decay" (AdamW's and Muon's), or {}: parameters with the same options
+    are a group of the optimizer. A rate goes up and down over the run as --lr does."""
     begin: "Callable[[Training], None]" = _nothing
     """Once everything is built, with the weights that the run starts from."""
     add_to_loss: "Callable[[Training, MicroBatch, LossInputs], Tensor] | None" = None
@@ -92,7 +92,7 @@ class Training:
     @property
     def learning_rates(self) -> dict[str, float]:
         """Those of the step that comes: "learning_rate", and of further groups "learning_rate/group_2" ..."""
-        first, *others = map(float, self.schedule.get_last_lr())
+        first, *others = optim.learning_rates(self.optimizer)
         return {"learning_rate": first} | {f"learning_rate/group_{i}": rate for i, rate in enumerate(others, start=2)}
 
     def master_weights(self) -> dict[str, Tensor]:

@@ -14,7 +14,7 @@ import yaml
 from engine.config import TrainConfig
 from engine.distributed import Ranks
 from engine.model.llama import LlamaConfig
-from engine.planning import N_STATES, cost
+from engine.planning import cost, n_moments
 from engine.run import RunFolder, check_folder, disk_space, epochs_of, has_split_masters, last_line
 from engine.run.folder import cut_metrics, holds_run
 from system import InputError
@@ -180,7 +180,11 @@ Usage = namedtuple("Usage", "total used free")
 def checked(monkeypatch, out, plan, free, *, n_done=0, n_checkpoints=0, **flags):
     monkeypatch.setattr(shutil, "disk_usage", lambda _: Usage(0, 0, free))
     asked = config(out, **flags)
-    kept = {"n_moments": N_STATES[asked.optimizer.name], "n_done": n_done, "n_checkpoints": n_checkpoints}
+    kept = {
+        "n_moments": n_moments(asked.optimizer.name, plan.memory.shape),
+        "n_done": n_done,
+        "n_checkpoints": n_checkpoints,
+    }
     disk_space.check(Path(asked.out), asked.checkpoints, plan, Steps(), **kept)
 
 

@@ -61,10 +61,14 @@ def test_every_setting_is_in_it_but_those_that_may_change(model):
         ({"chat_template_kwargs": "enable_thinking=false"}, "chat_template_kwargs"),
         ({"schedule": "cosine"}, "schedule"),
         ({"min_lr_ratio": 0.1}, "min_lr_ratio"),
+        ({"schedule": "wsd", "decay_ratio": 0.2}, "decay_ratio"),
+        ({"optimizer": "adamw", "weight_decay": 0.1}, "weight_decay"),
+        ({"optimizer": "adamw", "adam_beta2": 0.95}, "adam_beta2"),
     ],
 )
 def test_what_decides_the_numbers_is_in_it(model, flags, name):
-    assert differs(model, **flags) == {name}
+    both = {"schedule": "wsd"} if name == "decay_ratio" else {"optimizer": "adamw"} if "optimizer" in flags else {}
+    assert differs(model, **flags) == {name, *both}
 
 
 @pytest.mark.parametrize(
@@ -153,6 +157,7 @@ def test_a_run_whose_warm_up_began_above_0_is_not_gone_on_with(model, tmp_path):
 
 def test_settings_that_came_later_are_left_out_at_the_values_that_were_all_there_was(model):
     assert not {"schedule", "min_lr_ratio", "warmup_ratio", "decay_ratio", "warm-up"} & set(made(model))
+    assert not {"adam_beta1", "adam_beta2", "adam_epsilon", "weight_decay"} & set(made(model, optimizer="adamw"))
 
 
 @pytest.mark.parametrize("text", ["", "{", "\xff"])
