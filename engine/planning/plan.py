@@ -91,11 +91,16 @@ class Plan:
 
     def disk_bytes(self, config: TrainConfig) -> tuple[int, int]:
         """(checkpoints that are kept, states)."""
-        n = min(config.schedule.epochs, config.checkpoints.keep_checkpoints or config.schedule.epochs)
-        states = (
-            0 if config.checkpoints.state_every == 0 else config.checkpoints.keep_state * cost.state_bytes(self.memory)
-        )
-        return n * self.checkpoint_bytes, states
+        asked = config.checkpoints
+        n_states = asked.keep_final_state if asked.state_every == 0 else asked.keep_state
+        return self.n_folders(config) * self.checkpoint_bytes, n_states * cost.state_bytes(self.memory)
+
+    def n_folders(self, config: TrainConfig) -> int:
+        """Checkpoint folders that the run leaves, at most."""
+        schedule = config.schedule
+        per_epoch = -(-self.statistics.n // schedule.batch_size)
+        whole = per_epoch * schedule.epochs
+        return config.checkpoints.n_folders(min(whole, schedule.max_steps or whole), per_epoch)
 
     def sentence(self, config: TrainConfig, n_gpus: int) -> str:
         """The sum of it."""

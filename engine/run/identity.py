@@ -20,8 +20,10 @@ FREE = {
     "resume",
     "stop_after",
     "state_every",
+    "save_every",
     "keep_checkpoints",
     "keep_state",
+    "keep_final_state",
     "micro_tokens",
     "recompute_blocks",
     "gpu_memory",
@@ -34,10 +36,10 @@ FREE = {
     "beyond_context",
 }
 """Settings that --resume lets change; so may the number of ranks."""
-CONTENT = {"model", "data", "eval_data", "reference_cache", "chat_template", "template_date"}
+CONTENT = {"model", "data", "eval_data", "reference_cache", "chat_template", "template_date", "continue_from"}
 """Settings that name files: what is in them has to be the same; and the day, which is that of the run's beginning."""
-LATER = {"chat_template_kwargs", "max_tokens"}
-"""Settings that release 0.1 had not: they are here where they are given, so that runs begun by it go on."""
+LATER = {"chat_template_kwargs", "max_tokens", "eval_every", "early_stop", "keep_best"}
+"""Settings that came later: they are here where they are given, so that runs begun before go on."""
 OF_ROWS = {"ignore_columns", "roles", "keep_json_text"}
 """Settings of how files are read: what they come to is in the rows' digest, and older runs had none of them."""
 KEYS = {"disable": "without", "master_weights": "master"}
