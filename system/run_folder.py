@@ -10,7 +10,8 @@ state/finished.json  written when nothing is left to do
 import contextlib
 import json
 import math
-from collections.abc import Iterator
+import re
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -53,9 +54,16 @@ def lines_of(run: Path) -> Iterator[dict[str, Any]]:
                     yield found
 
 
-def steps_per_epoch(lines: Iterator[dict[str, Any]]) -> int | None:
+def place_of(name: str, per_epoch: int | None) -> float:
+    """Where a checkpoint stands, in epochs: by the number at its name's end, which is a step's in step-000120."""
+    found = re.search(r"(\d+)$", name)
+    number = float(found[1]) if found else 0.0
+    return number / per_epoch if per_epoch and name.startswith(STEP) else number
+
+
+def steps_per_epoch(lines: Iterable[dict[str, Any]]) -> int | None:
     """Steps of an epoch, as lines of metrics say; None where none is of a step."""
-    first = next((line for line in lines if line.get("step") and line.get("epoch")), None)
+    first = next((line for line in lines if line.get("step") and line.get("epoch")), None)  # not the one of step 0
     return None if first is None else round(first["step"] / first["epoch"])
 
 
