@@ -273,25 +273,45 @@ class CheckpointConfig:
     """Save what --resume needs every so many steps. Unset: at each epoch's end; 0: only when the run is stopped."""
     keep_state: int = 1
     """How many of the newest states stay."""
+    save_every: int | None = None
+    """Write a checkpoint folder every so many steps too, step-000120 beside epoch-01. Unset: at each epoch's end."""
     keep_checkpoints: int | None = None
-    """Keep only the newest epoch folders, so many. --save-total-limit is the same."""
+    """Keep only the newest checkpoint folders, so many. --save-total-limit is the same."""
+    keep_best: str | None = None
+    """Keep the checkpoint at which a held-out number was best, however old it is: eval_loss, or loss for short, the
+    smallest; rewards/accuracies, rewards/margins, logps/chosen the greatest. Whenever it is measured and better than
+    before, a folder is written; `best` is a link to it."""
+    keep_final_state: bool = False
+    """Save a state after the last step too: --continue-from goes on with its optimizer's moments."""
+    continue_from: str | None = None
+    """A finished run's folder: begin with the weights that it ended with, and its optimizer's moments where it has kept
+    its final state, in a new folder, with this run's own steps and learning rate. --model is still the model that it
+    began with, and stays the reference."""
     save_dtype: SaveDtype = "auto"
-    """Dtype of the weights in the epoch folders. auto: the dtype that computes (float32 on the CPU, bfloat16 on a GPU
-    unless --dtype says otherwise), so that a folder is the model that the run's numbers are of. source: the dtypes of
-    --model, tensor by tensor. Where it has fewer bits than the compute dtype, the run measures what the folders
+    """Dtype of the weights in the checkpoint folders. auto: the dtype that computes (float32 on the CPU, bfloat16 on a
+    GPU unless --dtype says otherwise), so that a folder is the model that the run's numbers are of. source: the dtypes
+    of --model, tensor by tensor. Where it has fewer bits than the compute dtype, the run measures what the folders
     lose."""
     save_rounding: Rounding = "nearest"
     """How weights are rounded to --save-dtype bfloat16. stochastic rounds up or down at random, so that updates too
     small for bfloat16 survive on average; it adds noise to every log-prob."""
 
     def __post_init__(self) -> None:
-        _check_above_zero(self, "keep_checkpoints", "stop_after", "keep_state")
+        _check_above_zero(self, "save_every", "keep_checkpoints", "stop_after", "keep_state")
         _check_not_negative(self, "state_every")
         if self.save_rounding == "stochastic" and self.save_dtype in ("float32", "float16"):
             raise InputError(
                 f"--save-rounding stochastic: rounds to bfloat16, not to {self.save_dtype}; name --save-dtype bfloat16 "
                 "with it, or leave it out"
             )
+
+    def n_folders(self, n_steps: int, per_epoch: int) -> int:
+        """Checkpoint folders that a run of so many steps leaves, at most."""
+        n = -(-n_steps // per_epoch)
+        if self.save_every:
+            inside = (step for step in range(self.save_every, n_steps, self.save_every) if step % per_epoch)
+            n += sum(1 for _ in inside)
+        return min(n, self.keep_checkpoints or n) + (self.keep_best is not None)
 
     @property
     def resumes(self) -> bool:
@@ -326,13 +346,32 @@ class MeasuringConfig:
     """Held-out rows, named as --data is: their rewards and log-probs are measured after each epoch."""
     eval_pairs: int = 0
     """Hold out so many of the rows of --data instead."""
+    eval_every: int | None = None
+    """Measure held-out rows every so many steps too, and once before the first. Unset: after each epoch."""
+    early_stop: str | None = None
+    """METRIC:PATIENCE ends the run when a held-out number, named as for --keep-best, was not better than its best so
+    many times in a row: eval_loss:3. The run is finished then; its last step has a checkpoint folder."""
     disable: tuple[Technique, ...] = ()
     """Put back what is left out otherwise, to measure what leaving it out buys; the results are the same."""
 
     def __post_init__(self) -> None:
         _check_not_negative(self, "eval_pairs")
+        _check_above_zero(self, "eval_every")
         if self.eval_data and self.eval_pairs:
             raise InputError("--eval-data and --eval-pairs: give one of the two")
+        if self.early_stop is not None and self.patience is None:
+            raise InputError(f"--early-stop: {self.early_stop!r} is not METRIC:PATIENCE, such as eval_loss:3")
+
+    @property
+    def patience(self) -> tuple[str, int] | None:
+        """The number that --early-stop follows, and how many times it may be no better; None where it asks for none."""
+        metric, _, times = (self.early_stop or "").rpartition(":")
+        return (metric, int(times)) if metric and times.isdecimal() and int(times) > 0 else None
+
+    @property
+    def is_heldout(self) -> bool:
+        """Whether rows are held out."""
+        return bool(self.eval_data or self.eval_pairs)
 
     @property
     def keeps_reference(self) -> bool:
@@ -404,6 +443,8 @@ class TrainConfig:
         if self.trl_trainer is not None and self.config is None:
             raise InputError("--trl-trainer: goes with --config, and a file that was written for TRL; leave it out")
         self._check_split()
+        self._check_measured()
+        self._check_continued()
 
     def with_flags(self, **flags: Any) -> "TrainConfig":
         """The same settings but for these, by the flags' names. Raises InputError."""
@@ -433,6 +474,25 @@ class TrainConfig:
             f"--shard-size {self.distributed.shard_size}": self.distributed.shard_size is not None,
         }
         return [flag for flag, is_against in given.items() if is_against]
+
+    def _check_measured(self) -> None:
+        asked = {
+            "--eval-every": self.measuring.eval_every,
+            "--early-stop": self.measuring.early_stop,
+            "--keep-best": self.checkpoints.keep_best,
+        }
+        for flag, value in asked.items():
+            if value is not None and not self.measuring.is_heldout:
+                raise InputError(f"{flag} {value}: nothing is held out; name --eval-data or --eval-pairs with it")
+
+    def _check_continued(self) -> None:
+        run = self.checkpoints.continue_from
+        if run is None:
+            return
+        if os.path.realpath(run) == os.path.realpath(self.out):
+            raise InputError(f"--continue-from {run}: is --out too; a run that goes on has a folder of its own")
+        if self.schedule.stages > 1:
+            raise InputError(f"--continue-from {run}: not with --stages; name it for a run of one stage")
 
     def _check_split(self) -> None:
         if self.memory.master_weights != "split":

@@ -1,7 +1,6 @@
 """How a run is laid out before it starts: what fits into memory, how long it takes, and the flags that would help."""
 
 import functools
-import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -92,16 +91,21 @@ class Plan:
 
     def n_epochs(self, config: TrainConfig) -> float:
         """Passes over the rows until the run ends."""
-        return config.schedule.n_epochs(-(-self.statistics.n // config.schedule.batch_size))
+        return config.schedule.n_epochs(self._per_epoch(config))
 
     def disk_bytes(self, config: TrainConfig) -> tuple[int, int]:
         """(checkpoints that are kept, states)."""
-        n = math.ceil(self.n_epochs(config))
-        n = min(n, config.checkpoints.keep_checkpoints or n)
-        states = (
-            0 if config.checkpoints.state_every == 0 else config.checkpoints.keep_state * cost.state_bytes(self.memory)
-        )
-        return n * self.checkpoint_bytes, states
+        asked = config.checkpoints
+        n_states = asked.keep_final_state if asked.state_every == 0 else asked.keep_state
+        return self.n_folders(config) * self.checkpoint_bytes, n_states * cost.state_bytes(self.memory)
+
+    def n_folders(self, config: TrainConfig) -> int:
+        """Checkpoint folders that the run leaves, at most."""
+        per_epoch = self._per_epoch(config)
+        return config.checkpoints.n_folders(config.schedule.n_steps(per_epoch), per_epoch)
+
+    def _per_epoch(self, config: TrainConfig) -> int:
+        return -(-self.statistics.n // config.schedule.batch_size)
 
     def sentence(self, config: TrainConfig, n_gpus: int) -> str:
         """The sum of it."""

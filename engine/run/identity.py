@@ -21,8 +21,10 @@ FREE = {
     "resume",
     "stop_after",
     "state_every",
+    "save_every",
     "keep_checkpoints",
     "keep_state",
+    "keep_final_state",
     "micro_tokens",
     "recompute_blocks",
     "gpu_memory",
@@ -35,11 +37,12 @@ FREE = {
     "beyond_context",
 }
 """Settings that --resume lets change; so may the number of ranks."""
-CONTENT = {"model", "data", "eval_data", "reference_cache", "chat_template", "template_date"}
+CONTENT = {"model", "data", "eval_data", "reference_cache", "chat_template", "template_date", "continue_from"}
 """Settings that name files: what is in them has to be the same; and the day, which is that of the run's beginning."""
 LATER: dict[str, Any] = {
     "chat_template_kwargs": None, "max_tokens": None,
     "schedule": "linear", "min_lr_ratio": 0.0, "warmup_ratio": 0.0, "decay_ratio": 0.1,
+    "eval_every": None, "early_stop": None, "keep_best": None,
     "adam_beta1": 0.9, "adam_beta2": 0.999, "adam_epsilon": 1e-8, "weight_decay": 0.0,
 }  # fmt: skip
 """Settings that release 0.1 had not, and at which value it computed: they are here where they have another, so that
