@@ -55,7 +55,7 @@ class PlanConfig:
     """As engine.train's."""
     save_dtype: Literal["auto", "float32", "bfloat16", "float16", "source"] = "auto"
     """As engine.train's: the size of the checkpoint folders. source needs --model."""
-    save_every: int | None = None
+    save_every: int | float | None = None
     """As engine.train's: checkpoint folders inside epochs."""
     keep_checkpoints: int | None = None
     """As engine.train's: how many checkpoint folders stay on disk."""

@@ -133,7 +133,7 @@ def _pairs(config: TrajectoriesConfig, base: Checkpoint) -> list[Example]:
     folder, chat = open_model(str(base.folder), checkpoints.template_of(Path(config.run), NO_SETTINGS))
     reading, shape = rows_of(asked), shape_of(folder)
     is_whole = is_own and own != asked.get("eval_data")  # held out of what is trained on: read as training reads it
-    seed, n_held = int(asked.get("seed", 0)), int(asked.get("eval_pairs") or 0) if is_whole else 0
+    seed, n_held = int(asked.get("seed", 0)), float(asked.get("eval_pairs") or 0) if is_whole else 0
     weights = [float(w) for w in asked.get("data_weights") or []] if is_whole else []
     skips = is_own and asked.get("skip_bad_rows") == "true"
     try:

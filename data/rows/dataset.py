@@ -6,6 +6,7 @@ Rows flow through one chunk at a time; only token ids stay, so that memory does 
 """
 
 import hashlib
+import math
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
@@ -293,12 +294,14 @@ def _check_fits(chat: Chat, n_ids: int) -> None:
             )
 
 
-def hold_out(rows: Sequence[Example], n: int, seed: int) -> tuple[list[Example], list[Example]]:
-    """The rows without n drawn ones, and these. A row that is taken several times is held out with all of them.
+def hold_out(rows: Sequence[Example], n: float, seed: int) -> tuple[list[Example], list[Example]]:
+    """The rows without n drawn ones, and these. A row that is taken several times is held out with all of them. n: below
+    1 a share of them, rounded up.
 
     Raises InputError where none would be left to train on.
     """
     by_location = {e.location: e for e in rows}
+    n = math.ceil(n * len(by_location)) if n < 1 else int(n)
     if n >= len(by_location):
         raise InputError(f"--eval-pairs: {n} of {len(by_location)} rows leave none to train on; lower it")
     locations = list(by_location)

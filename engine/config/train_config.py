@@ -273,8 +273,9 @@ class CheckpointConfig:
     """Save what --resume needs every so many steps. Unset: at each epoch's end; 0: only when the run is stopped."""
     keep_state: int = 1
     """How many of the newest states stay."""
-    save_every: int | None = None
-    """Write a checkpoint folder every so many steps too, step-000120 beside epoch-01. Unset: at each epoch's end."""
+    save_every: int | float | None = None
+    """Write a checkpoint folder every so many steps too, step-000120 beside epoch-01; below 1 a share of all steps,
+    rounded up. Unset: at each epoch's end."""
     keep_checkpoints: int | None = None
     """Keep only the newest checkpoint folders, so many. --save-total-limit is the same."""
     keep_best: str | None = None
@@ -297,7 +298,8 @@ class CheckpointConfig:
     small for bfloat16 survive on average; it adds noise to every log-prob."""
 
     def __post_init__(self) -> None:
-        _check_above_zero(self, "save_every", "keep_checkpoints", "stop_after", "keep_state")
+        _check_above_zero(self, "keep_checkpoints", "stop_after", "keep_state")
+        _check_steps(self, "save_every")
         _check_not_negative(self, "state_every")
         if self.save_rounding == "stochastic" and self.save_dtype in ("float32", "float16"):
             raise InputError(
@@ -308,10 +310,14 @@ class CheckpointConfig:
     def n_folders(self, n_steps: int, per_epoch: int) -> int:
         """Checkpoint folders that a run of so many steps leaves, at most."""
         n = -(-n_steps // per_epoch)
-        if self.save_every:
-            inside = (step for step in range(self.save_every, n_steps, self.save_every) if step % per_epoch)
+        if every := self.steps_between_folders(n_steps):
+            inside = (step for step in range(every, n_steps, every) if step % per_epoch)
             n += sum(1 for _ in inside)
         return min(n, self.keep_checkpoints or n) + (self.keep_best is not None)
+
+    def steps_between_folders(self, n_steps: int) -> int | None:
+        """What --save-every comes to in a run of so many steps."""
+        return _as_steps(self.save_every, n_steps)
 
     @property
     def resumes(self) -> bool:
@@ -344,10 +350,11 @@ class MeasuringConfig:
 
     eval_data: str | None = None
     """Held-out rows, named as --data is: their rewards and log-probs are measured after each epoch."""
-    eval_pairs: int = 0
-    """Hold out so many of the rows of --data instead."""
-    eval_every: int | None = None
-    """Measure held-out rows every so many steps too, and once before the first. Unset: after each epoch."""
+    eval_pairs: int | float = 0
+    """Hold out so many of the rows of --data instead; below 1 a share of them, rounded up."""
+    eval_every: int | float | None = None
+    """Measure held-out rows every so many steps too, and once before the first; below 1 a share of all steps, rounded
+    up. Unset: after each epoch."""
     early_stop: str | None = None
     """METRIC:PATIENCE ends the run when a held-out number, named as for --keep-best, was not better than its best so
     many times in a row: eval_loss:3. The run is finished then; its last step has a checkpoint folder."""
@@ -356,11 +363,17 @@ class MeasuringConfig:
 
     def __post_init__(self) -> None:
         _check_not_negative(self, "eval_pairs")
-        _check_above_zero(self, "eval_every")
+        if self.eval_pairs > 1 and self.eval_pairs != int(self.eval_pairs):
+            raise InputError(f"--eval-pairs: {self.eval_pairs} is neither a whole number nor a share below 1")
+        _check_steps(self, "eval_every")
         if self.eval_data and self.eval_pairs:
             raise InputError("--eval-data and --eval-pairs: give one of the two")
         if self.early_stop is not None and self.patience is None:
             raise InputError(f"--early-stop: {self.early_stop!r} is not METRIC:PATIENCE, such as eval_loss:3")
+
+    def steps_between(self, n_steps: int) -> int | None:
+        """What --eval-every comes to in a run of so many steps."""
+        return _as_steps(self.eval_every, n_steps)
 
     @property
     def patience(self) -> tuple[str, int] | None:
@@ -518,6 +531,19 @@ def _check_above_zero(subject: Any, *names: str) -> None:
         value = getattr(subject, name)
         if value is not None and value < 1:
             raise InputError(f"--{flag_of(type(subject), name)}: {value} is not above 0")
+
+
+def _check_steps(subject: Any, name: str) -> None:
+    value = getattr(subject, name)
+    if value is not None and not value > 0:
+        raise InputError(f"--{flag_of(type(subject), name)}: {value} is not above 0")
+    if value is not None and value > 1 and value != int(value):
+        raise InputError(f"--{flag_of(type(subject), name)}: {value} is neither a whole number nor a share below 1")
+
+
+def _as_steps(every: float | None, n_steps: int) -> int | None:
+    """So many steps, or a share of them, rounded up as transformers does."""
+    return None if every is None else math.ceil(every * n_steps) if every < 1 else int(every)
 
 
 def _check_not_negative(subject: Any, *names: str) -> None:

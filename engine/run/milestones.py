@@ -58,7 +58,7 @@ class Milestones:
 
     def measure(self, step: Step) -> dict[str, float]:
         """Held-out rows after a step, where they are due. Ends the run where nothing has become better. Collective."""
-        every = self._config.measuring.eval_every
+        every = self._config.measuring.steps_between(len(self._steps))
         self._is_best = False
         if not step.ends_epoch and (not every or step.number % every):
             return {}
@@ -97,7 +97,7 @@ class Milestones:
         loss inputs of the step. A weight that has grown beyond the dtype's range ends the run, with the folder in
         float32 in its place: nothing that was trained is lost. Collective.
         """
-        every = self._config.checkpoints.save_every
+        every = self._config.checkpoints.steps_between_folders(len(self._steps))
         is_due = step.ends_epoch or step.number == self._stopping.last_step or (every and step.number % every == 0)
         if not (is_due or self._is_best):
             return {}

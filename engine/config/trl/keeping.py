@@ -1,12 +1,8 @@
 """When a file for TRL measures, saves and publishes, what it keeps, and where a run is watched."""
 
-import importlib.util
-
+from engine.config.trackers import not_tracked, tracked
 from engine.config.trl.draft import Draft, as_truth, shown
 from engine.config.trl.rows import is_evaluated
-
-TRACKERS = ("tensorboard", "wandb", "trackio", "mlflow")
-"""Where a run can be watched, by the names of both; each is a library of that name."""
 
 
 def translate_keeping(draft: Draft) -> None:
@@ -78,12 +74,6 @@ def _watching(draft: Draft) -> None:
     given = draft.take("report_to")
     if given is None:
         return
-    asked = [str(name) for name in (given if isinstance(given, list) else [given])]
-    asked = [part for name in asked for part in (TRACKERS if name == "all" else [name])]
-    known = [name for name in asked if name in TRACKERS and importlib.util.find_spec(name) is not None]
-    if lacking := [name for name in asked if name in TRACKERS and name not in known and "all" not in shown(given)]:
-        draft.said.append(f"report_to: {', '.join(lacking)} is left out, it is not installed; pip install it")
-    if unknown := [name for name in asked if name not in (*TRACKERS, "none")]:
-        draft.said.append(f"report_to: {', '.join(unknown)} is left out, --track has {', '.join(TRACKERS)}")
-    if known or asked == ["none"]:
-        draft.put("track", known or ["none"], draft.named("report_to"))
+    draft.said += not_tracked(given)
+    if found := tracked(given):
+        draft.put("track", found, draft.named("report_to"))

@@ -8,7 +8,7 @@ the defaults of the trainer that the file leaves as they are.
 
 import difflib
 from collections.abc import Callable, Mapping
-from typing import Any
+from typing import Any, get_args
 
 from engine.config.train_config import ALIASES, FLAGS
 from engine.config.trl.defaults import TRL_VERSION
@@ -146,8 +146,14 @@ def _is_theirs(name: str, value: Any) -> bool:
 def _says_nothing(name: str, value: Any) -> bool:
     """Whether a value of one of our settings is none; the word "none" is a value of some."""
     if isinstance(value, str) and value.lower() == "none":
-        return "none" not in str(FLAGS[name].kind).lower().replace("nonetype", "") if name in FLAGS else True
+        return name not in FLAGS or value not in _choices(FLAGS[name].kind)
     return is_null(value)
+
+
+def _choices(kind: Any) -> set[Any]:
+    """All words that a type names as values."""
+    parts = get_args(kind)
+    return {part for part in parts if isinstance(part, str)}.union(*map(_choices, parts)) if parts else set()
 
 
 def _trainer(theirs: Settings, asked: str | None) -> tuple[Trainer, str]:
