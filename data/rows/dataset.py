@@ -295,8 +295,9 @@ def _check_fits(chat: Chat, n_ids: int) -> None:
 
 
 def hold_out(rows: Sequence[Example], n: float, seed: int) -> tuple[list[Example], list[Example]]:
-    """The rows without n drawn ones, and these. A row that is taken several times is held out with all of them. n: below
-    1 a share of them, rounded up.
+    """The rows without n drawn ones, and these. A row that is taken several times is held out with all of them.
+
+    n: below 1 a share of them, rounded up.
 
     Raises InputError where none would be left to train on.
     """

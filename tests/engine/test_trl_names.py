@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from data.rows.examples import Example
-from engine.config import TrainConfig, trl_names
+from engine.config import ALIASES, TrainConfig, trl_names
 from engine.config.trl import defaults, draft
 from engine.step.loss_inputs import LossInputs
 from engine.step.objective import Objective
@@ -57,6 +57,7 @@ def parse(tmp_path, text, *flags):
         command="python -m engine.train",
         example="...",
         peer=trl_names,
+        aliases=ALIASES,
     )
 
 
@@ -175,7 +176,7 @@ def as_yaml(value):
     """A default as a file would spell it."""
     value = getattr(value, "value", value)  # of an enumeration
     if isinstance(value, list):
-        return [str(part) for part in value]
+        return [str(part) for part in value] or "[]"
     return "null" if value in (None, {}) else str(value)
 
 
@@ -195,7 +196,7 @@ def test_a_file_for_trl_means_the_same_here(tmp_path, capsys):
         "learning_rate: 5.0e-7 is --lr 5.0e-7 here",
         "per_device_train_batch_size: 2 x gradient_accumulation_steps 8 x 1 processes is --batch-size 16 here",
         "max_length: 1024 is --max-tokens 1024 here",
-        "changes nothing here: max_steps, gradient_checkpointing, gradient_checkpointing_kwargs",
+        "changes nothing here: gradient_checkpointing, gradient_checkpointing_kwargs, max_steps",
     ):
         assert line in lines
     assert not any(line.startswith("not named") for line in lines)  # all of weight is

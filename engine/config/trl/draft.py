@@ -46,8 +46,6 @@ class Draft:
         """What is translated, and what is not done, sentence by sentence."""
         self.defaults: list[str] = []
         """What is not named in it and holds there."""
-        self.idle: list[str] = []
-        """Names of settings that change nothing here."""
         self.faults: list[str] = []
         """What has to change, sentence by sentence."""
         self._left = dict.fromkeys(theirs)
@@ -71,6 +69,16 @@ class Draft:
     def left(self) -> list[str]:
         """Names that no subject has taken."""
         return list(self._left)
+
+    @property
+    def idle(self) -> list[str]:
+        """Names of settings that have changed nothing: neither are they ours, nor is anything said of them."""
+        told = "\n".join(self.said)
+        return [
+            name
+            for name in self.theirs
+            if name not in self.made and not re.search(rf"(?<![\w.-]){name}(?![\w-])", told)
+        ]
 
     def put(self, flag: str, value: str | list[str], said: str) -> None:
         """Sets one of our flags ("-" as "_"); said: the setting that it comes from, as it stands in the file."""

@@ -25,8 +25,6 @@ def _measuring(draft: Draft) -> None:
         draft.put("eval_every", str(every), said)
     elif strategy not in (None, "steps", "epoch") and as_truth(strategy) is not False:
         draft.refuse(name, "is not to be had here; one of no, steps, epoch")
-    else:
-        draft.idle += [name] * (strategy is not None) + ["eval_steps"] * (steps is not None)
 
 
 def _saving(draft: Draft) -> None:
@@ -35,29 +33,20 @@ def _saving(draft: Draft) -> None:
         draft.put("keep_checkpoints", total, draft.named("save_total_limit"))
     if strategy is not None and as_truth(strategy) is False:
         draft.leave("save_strategy", "a folder is written after every epoch here; --keep-checkpoints 1 keeps the last")
-    elif strategy == "epoch":
-        draft.idle.append("save_strategy")
     elif strategy == "best":
         _keep_best(draft, "save_strategy")
-    elif strategy not in (None, "steps"):
+    elif strategy not in (None, "steps", "epoch"):
         draft.refuse("save_strategy", "is not to be had here; one of no, steps, epoch, best")
     elif strategy == "steps" or steps is not None:
         every = "500" if steps is None else str(steps)
         given = ["save_strategy: steps"] * (strategy is not None) + [f"save_steps: {every}"] * (steps is not None)
         draft.put("save_every", every, " and ".join(given).replace(" and save_steps:", " and save_steps"))
-        return
-    if steps is not None:
-        draft.idle.append("save_steps")
 
 
 def _best(draft: Draft) -> None:
     if draft.truth("load_best_model_at_end"):
         _keep_best(draft, "load_best_model_at_end")
-    elif draft.has("load_best_model_at_end"):
-        draft.idle.append("load_best_model_at_end")
-    for name in ("metric_for_best_model", "greater_is_better"):
-        if name in draft.left and draft.take(name) is not None:
-            draft.idle.append(name)
+    draft.take("metric_for_best_model", "greater_is_better")  # of weight beside that alone
 
 
 def _keep_best(draft: Draft, name: str) -> None:

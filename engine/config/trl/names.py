@@ -109,8 +109,8 @@ def translate(settings: Settings, say: Callable[[str], None], typed: Mapping[str
     say(f"read as a file of TRL's {trainer.upper()} trainer, {why}")
     for sentence in draft.said:
         say(sentence)
-    if draft.idle:
-        say(f"changes nothing here: {', '.join(dict.fromkeys(draft.idle))}")
+    if idle := draft.idle:
+        say(f"changes nothing here: {', '.join(idle)}")
     if draft.defaults:
         say(f"not named, so that TRL {TRL_VERSION}'s defaults for {trainer} hold: {' '.join(draft.defaults)}")
     return draft.made
@@ -175,20 +175,14 @@ def _reference(draft: Draft) -> None:
     """--reference precompute, and the flags of a reference that follows."""
     if draft.truth("precompute_ref_log_probs"):
         draft.put("reference", "precompute", draft.named("precompute_ref_log_probs"))
-    elif draft.has("precompute_ref_log_probs"):
-        draft.idle.append("precompute_ref_log_probs")
     follows = draft.truth("sync_ref_model")
     if follows:
         draft.put("reference_update", "soft", draft.named("sync_ref_model"))
-    elif draft.has("sync_ref_model"):
-        draft.idle.append("sync_ref_model")
     names = {"ref_model_mixup_alpha": "reference_update_alpha", "ref_model_sync_steps": "reference_update_steps"}
     for theirs, ours in names.items():
         value = draft.take(theirs)
         if value is not None and (follows or "reference_update" in {*draft.made, *draft.typed}):
             draft.put(ours, value, draft.named(theirs))
-        elif value is not None:
-            draft.idle.append(theirs)
 
 
 def _unknown(name: str) -> str:

@@ -52,7 +52,7 @@ def trainer_of_loss(loss_type: object) -> Trainer | None:
 def translate_objective(draft: Draft) -> None:
     """--loss, --beta and the objective's hyperparameters."""
     if "loss" in draft.typed:  # whatever the file says of others is of no weight then
-        draft.idle += [name for name in _NAMES if name in draft.left and draft.take(name) is not None]
+        draft.take(*_NAMES)
         if draft.has("beta"):
             draft.put("beta", draft.take("beta"), draft.named("beta"))
         return
@@ -94,25 +94,20 @@ def _said(draft: Draft, *names: str) -> str:
 
 
 def _dpo(draft: Draft) -> None:
-    said = _said(draft, "loss_type", "ld_alpha", "use_weighting", "f_divergence_type", "rpo_alpha")
     theirs = _names(draft)
     losses = [LOSSES["dpo"][name] for name in theirs]
-    variant = _variant(draft, theirs)
-    if variant is not None:
-        losses = [variant[0] if name == "dpo" else name for name in losses]
-    _put_loss(draft, _mixture(draft, losses), said)
-    for name, value in (variant[1] if variant else {}).items():
-        draft.put(name, value, said)
+    setting, name, hyperparameters = _variant(draft, theirs) or ("", "dpo", {})
+    losses = [name if loss == "dpo" else loss for loss in losses]
+    _put_loss(draft, _mixture(draft, losses), _said(draft, "loss_type", setting, "rpo_alpha"))
+    for argument, value in hyperparameters.items():
+        draft.put(argument, value, draft.named(setting))
     _smooth(draft, losses)
     if "bco_pair" in losses:
         draft.made.setdefault("bco_pair.shift", "false")
     if "kto_pair" in losses:
         draft.made.setdefault("kto_pair.detach", "false")
-    if (tau := draft.take("discopop_tau")) is not None:
-        if "discopop" in losses:
-            draft.put("discopop.tau", tau, draft.named("discopop_tau"))
-        else:
-            draft.idle.append("discopop_tau")
+    if (tau := draft.take("discopop_tau")) is not None and "discopop" in losses:
+        draft.put("discopop.tau", tau, draft.named("discopop_tau"))
 
 
 def _mixture(draft: Draft, losses: list[str]) -> str:
@@ -145,7 +140,7 @@ def _smooth(draft: Draft, losses: list[str]) -> None:
             f"{draft.named('label_smoothing')} is --{smoothed[0]}.label_smoothing {plain(smoothing)} here"
         )
     elif smoothing == 0:
-        draft.idle.append("label_smoothing")
+        return
     elif losses == ["dpo"]:
         draft.refuse(
             "label_smoothing",
@@ -158,8 +153,8 @@ def _smooth(draft: Draft, losses: list[str]) -> None:
         )
 
 
-def _variant(draft: Draft, theirs: list[str]) -> tuple[str, dict[str, str]] | None:
-    """The objective that TRL's sigmoid is with ld_alpha, use_weighting or f_divergence_type, and its hyperparameters.
+def _variant(draft: Draft, theirs: list[str]) -> tuple[str, str, dict[str, str]] | None:
+    """ld_alpha, use_weighting or f_divergence_type, the objective that it makes of TRL's sigmoid, its hyperparameters.
 
     Two of them at once, and one beside an objective that has no such variant here, are faults.
     """
@@ -181,7 +176,7 @@ def _variant(draft: Draft, theirs: list[str]) -> tuple[str, dict[str, str]] | No
                 f"goes with loss_type: sigmoid alone here, as --loss {variant[0]}; take it out, or take that loss_type",
             )
             return None
-        return variant
+        return setting, *variant
     return None
 
 
@@ -193,8 +188,6 @@ def _divergence(draft: Draft) -> dict[str, str]:
     if value == "alpha_divergence":
         alpha = Decimal("0.5") if coefficient is None else coefficient
         return {"f_dpo.divergence": value, "f_dpo.alpha": str(1 - alpha)}
-    if coefficient is not None:
-        draft.idle.append("f_alpha_divergence_coef")
     known = ("reverse_kl", "forward_kl", "js_divergence", "alpha_divergence")
     if value not in known:
         draft.refuse("f_divergence_type", f"is not to be had here; one of {', '.join(known)}")
@@ -241,14 +234,9 @@ def _cpo(draft: Draft) -> None:
         _put_loss(draft, f"slic:{plain(beta)}{likelihood}", said)
         draft.made |= {"slic.delta": str(float(1 / beta)), "slic.lam": "0"}
         _add(draft, f"--slic.delta {draft.made['slic.delta']} --slic.lam 0", is_named=True)
-    if gamma is not None and theirs != "simpo":
-        draft.idle.append("simpo_gamma")
     for name, what in (("alpha", "AlphaPO's rewards are"), ("label_smoothing", "smoothed labels are")):
-        value = draft.number(name)
-        if value:
+        if draft.number(name):
             draft.refuse(name, f"is not to be had: {what} not here for CPO; take it out")
-        elif value is not None:
-            draft.idle.append(name)
 
 
 def _add(draft: Draft, flags: str, *, is_named: bool) -> None:

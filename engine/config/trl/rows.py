@@ -29,8 +29,6 @@ def _model(draft: Draft) -> None:
         revision = inside.pop("revision", revision)
         if unknown := [key for key in inside if key not in OF_MODEL]:
             draft.faults.append(f"model_init_kwargs: {', '.join(unknown)} is not to be had here; take it out")
-        else:
-            draft.idle.append("model_init_kwargs")
     draft.take("ref_model_init_kwargs")
     if draft.truth("trust_remote_code"):
         draft.leave("trust_remote_code", "no code of a model folder is ever run here")
@@ -42,8 +40,6 @@ def _model(draft: Draft) -> None:
             else:
                 draft.leave("model_revision", f"{model} is a folder")
         draft.put("model", model, said)
-    elif revision == "main":
-        draft.idle.append("model_revision")
     if "chat_template" in draft.made and re.search(r"\{[{%]", str(draft.made["chat_template"])):
         draft.faults.append(f"chat_template: {_FROM_A_FILE}")
         del draft.made["chat_template"]
@@ -246,7 +242,7 @@ def _truncation(draft: Draft) -> None:
     elif "max_prompt_tokens" in draft.made or "max_prompt_tokens" in draft.typed:
         draft.put("keep_prompt", mode.removeprefix("keep_"), draft.named("truncation_mode"))
     elif draft.made.get("max_tokens") == "0":
-        draft.idle.append("truncation_mode")
+        return
     elif mode == "keep_end":
         draft.refuse(
             "truncation_mode",

@@ -60,18 +60,16 @@ def _optimizer(draft: Draft) -> None:
     is_adam = draft.made.get("optimizer", "adamw") == "adamw"
     for name in ADAM:
         if (value := draft.take(name)) is not None:
-            _same_name(draft, name, value, is_idle=not is_adam)
+            _same_name(draft, name, value, is_read=is_adam)
     for name in ("weight_decay", "max_grad_norm"):
         if (value := draft.take(name)) is not None:
             _same_name(draft, name, value)
 
 
-def _same_name(draft: Draft, name: str, value: Any, *, is_idle: bool = False) -> None:
-    """A setting of the same name and meaning; where it is the default of both, it changes nothing."""
+def _same_name(draft: Draft, name: str, value: Any, *, is_read: bool = True) -> None:
+    """A setting of the same name and meaning, where it is read and is not the default of both."""
     default = {"adam_beta1": "0.9", "adam_beta2": "0.999", "adam_epsilon": "1e-8", "weight_decay": "0"}.get(name)
-    if is_idle or (default is not None and as_number(value) == Decimal(default)):
-        draft.idle.append(name)
-    else:
+    if is_read and (default is None or as_number(value) != Decimal(default)):
         draft.made.setdefault(name, value)
 
 
@@ -113,8 +111,6 @@ def _order(draft: Draft) -> None:
         elif sampling == "sequential":
             draft.made.setdefault("shuffle", "false")
             draft.said.append(f"{draft.named('train_sampling_strategy')} is --no-shuffle here")
-        elif sampling is not None:
-            draft.idle.append("train_sampling_strategy")
     else:
         draft.refuse("train_sampling_strategy", "is not to be had; one of random, and sequential (--no-shuffle)")
 
@@ -127,7 +123,6 @@ def _duration(draft: Draft) -> None:
     n_epochs = draft.number("num_train_epochs")
     given = draft.number("max_steps")
     if given is not None and given <= 0:  # as if it were not there
-        draft.idle.append("max_steps")
         given = None
     if given is not None and given != int(given):
         draft.refuse("max_steps", "is not a whole number")
@@ -236,7 +231,6 @@ def _warmup(draft: Draft, *, without: bool) -> None:
         draft.put("warmup_ratio", _digits(steps), draft.named("warmup_steps"))
     elif share:
         draft.made.setdefault("warmup_ratio", draft.theirs["warmup_ratio"])
-    draft.idle += [n for n, value in (("warmup_steps", steps), ("warmup_ratio", share)) if value == 0]
 
 
 def _share(part: Decimal, whole: Decimal) -> str:
@@ -265,15 +259,11 @@ def _precision(draft: Draft) -> None:
     if stored not in (None, "auto", "bfloat16", "float32"):
         draft.refuse(stored_name, "is not to be had, --dtype is bfloat16 or float32 here; take one of these")
         return
-    if is_half is False:
-        draft.idle.append("fp16")
     if is_bfloat is None:
         draft.default("dtype", "bfloat16")
     elif is_bfloat or stored != "bfloat16":
         draft.put("dtype", "bfloat16" if is_bfloat else "float32", draft.named("bf16"))
     if stored == "bfloat16" and not is_bfloat:
         draft.put("dtype", "bfloat16", draft.named(stored_name))
-    elif stored is not None:
-        draft.idle.append(stored_name)  # masters are float32 whatever the file of weights has
     if is_bfloat is False and stored == "bfloat16":
         draft.leave("bf16", f"{stored_name}: bfloat16 computes in it")

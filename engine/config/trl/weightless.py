@@ -16,7 +16,7 @@ from engine.config.trl.defaults import (
     SCRIPT_ARGUMENTS,
     TRAINING_ARGUMENTS,
 )
-from engine.config.trl.draft import Draft, Trainer, is_null, same
+from engine.config.trl.draft import Draft, Trainer, as_truth, is_null, same
 
 _WITHOUT_WEIGHT = {  # why -> names
     "every step is logged": (
@@ -122,14 +122,13 @@ def trainer_of(names: list[str]) -> tuple[Trainer, str] | None:
 
 
 def sort_out(draft: Draft) -> None:
-    """What no subject has taken: named as idle, or as what has to change."""
-    adapters = draft.has("use_peft") and not same(draft.look("use_peft"), "false")
+    """What no subject has taken, and is not without weight, has to change."""
     for name in draft.left:
         value = draft.theirs[name]
-        if name in WEIGHTLESS or is_null(value) or _is_default(name, value) or name in _ADAPTERS:
-            if not (adapters and name in _ADAPTERS):  # use_peft itself is what has to go, and they with it
-                draft.idle.append(name)
-        elif (owner := trainer_of([name])) and owner[0] != draft.trainer:
+        is_off = as_truth(value) is False
+        if name in WEIGHTLESS or is_null(value) or is_off or _is_default(name, value) or name in _ADAPTERS:
+            continue
+        if (owner := trainer_of([name])) and owner[0] != draft.trainer:
             draft.refuse(
                 name,
                 f"is of TRL's {owner[0].upper()} trainer, and this file is read as one for {draft.trainer.upper()}; "
