@@ -1,6 +1,6 @@
 """What a run is asked for: settings by subject, TRL's names for them, and the host's memory allocator."""
 
-from engine.config import host, trl_names
+from engine.config import host
 from engine.config.train_config import (
     ALIASES,
     FLAGS,
@@ -12,6 +12,7 @@ from engine.config.train_config import (
     MemoryConfig,
     ObjectiveConfig,
     OptimizerConfig,
+    OptimizerName,
     ReferenceConfig,
     Rounding,
     SaveDtype,
@@ -19,6 +20,7 @@ from engine.config.train_config import (
     TrainConfig,
     world_size,
 )
+from engine.config.trl import names as trl_names
 
 __all__ = [
     "ALIASES",
@@ -31,6 +33,7 @@ __all__ = [
     "MemoryConfig",
     "ObjectiveConfig",
     "OptimizerConfig",
+    "OptimizerName",
     "ReferenceConfig",
     "Rounding",
     "SaveDtype",

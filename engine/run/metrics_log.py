@@ -81,17 +81,27 @@ class MetricsLog:
             "perf/pairs_per_second": len(step.batch) / seconds,
             "perf/tokens_per_second": step.batch.n_tokens / seconds,
         }
-        self.last, self.n_done = line, step.number
+        self.n_done = step.number
+        self._put(line)
+        if not self._writes:
+            return
+        shown = {k: f"{line[k]:.3f}" for k in ("loss", "rewards/chosen", "rewards/rejected") if k in line}
+        self._bar.set_postfix(shown, refresh=False)
+        self._bar.update()
+
+    def write_start(self, metrics: Mapping[str, float]) -> None:
+        """Writes a line of step 0: held-out numbers before the first step."""
+        self._put({"step": 0, "epoch": 0.0, **metrics})
+
+    def _put(self, line: dict[str, float]) -> None:
+        self.last = line
         self._clock = time.perf_counter()
         if not self._writes:
             return
         with naming(self._path):
             self._lines.write(json.dumps(line) + "\n")
             self._lines.flush()
-        self._board.add(line, step.number)
-        shown = {k: f"{line[k]:.3f}" for k in ("loss", "rewards/chosen", "rewards/rejected") if k in line}
-        self._bar.set_postfix(shown, refresh=False)
-        self._bar.update()
+        self._board.add(line, int(line["step"]))
 
     def sync(self) -> None:
         """Has the lines on the disk: a state's own line is there whenever the state is."""
