@@ -51,8 +51,9 @@ DISK = """GB of the paper's 18 epoch folders by `--save-dtype`, and of a state w
 `--keep-checkpoints 3` keeps three folders, a sixth of that; `--state-every 0` keeps no state but that of a run that is
 stopped.
 """
-ADAMW = """The same with `--optimizer adamw`, which keeps two means of every number; `--square-avg bfloat16` is of both. Muon
-(`--optimizer muon`) does not go with split masters: it needs whole ones, on one GPU that holds them or on several.
+ADAMW = """The same with `--optimizer adamw`, which keeps two means of every number; `--square-avg bfloat16` is of both.
+Without clipping a step is one pass, so that smaller steps take less. Muon (`--optimizer muon`) does not go with split
+masters: it needs whole ones, 141 GB of one GPU or 80 of each of two.
 """
 TAIL = """
 ## Where this design stops
@@ -81,7 +82,8 @@ def page() -> str:
     lines += [_one_gpu(way) for way in ({"master_weights": "float32"}, *plan.WAYS)]
     adamw: dict[str, Any] = {"optimizer": "adamw"}
     lines += ["", ADAMW, *lines[2:4]]
-    lines += [_one_gpu(way | adamw) for way in ({"master_weights": "float32"}, *plan.WAYS)]
+    ways = ({"master_weights": "float32"}, *plan.WAYS, plan.WAYS[-1] | {"batch_size": 14})
+    lines += [_one_gpu(way | adamw) for way in ways]
     lines += ["", "## Many GPUs of 80 GB", ""]
     lines += ["| model | GPUs | layout | pairs a step | GB | s a step: computing, communicating | hours |"]
     lines += ["|" + "---|" * 7]
