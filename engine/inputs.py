@@ -20,7 +20,7 @@ from engine.model import name_of
 from engine.optim import Options, describe, largest_share
 from engine.planning import Plan, TokenStatistics, plan_run, refusal, ways
 from engine.run import DAY, check_folder, day_of, has_split_masters, identity
-from engine.step import Objective, Steps, check_objective, check_shared, modes
+from engine.step import Objective, Steps, check_objective, check_shared, modes, open_reference
 from engine.weights import Cast
 from system import InputError
 
@@ -50,6 +50,9 @@ class TrainingInputs:
         """The policy, on the meta device."""
         self.policy.head.keeps_logits = "kept-logits" not in config.measuring.disable
         weights.check(self.folder, self.policy)
+        tokenizer = self.chat and self.chat.tokenizer
+        self.other = open_reference(config.reference, self.folder, tokenizer, self.policy.config, self.objective)
+        """The model that --reference-model names, where that is another than the policy's."""
         self.limits = config.data.limits_in(self.policy.config.context)
         self.options = options
         self.stop_ids = stop_ids(self.folder, self.chat)
@@ -67,6 +70,8 @@ class TrainingInputs:
         if self.heldout and self._has_form(self.heldout[0]):
             check_objective(self.objective, self._in_form(self.heldout))
         check_shared(config.reference.cache)
+        if self.other is not None:
+            self.other.check_rows([*self.examples, *self.heldout], beyond_context=config.data.beyond_context)
         self.steps = Steps(self.examples, config.data, config.schedule, self.objective)
         self.modes = modes(config.reference, self.objective, keeps=config.measuring.keeps_reference)
         """What --reference can mean, what is preferred first."""
@@ -90,6 +95,11 @@ class TrainingInputs:
         if self.config.checkpoints.resumes and data.template_date is None:
             began = day_of(Path(self.config.out))
         return data if began is None else replace(data, template_date=began)
+
+    @property
+    def reference_folder(self) -> Path:
+        """The folder of the reference's weights."""
+        return self.folder if self.other is None else self.other.folder
 
     @property
     def day(self) -> str | None:
@@ -230,6 +240,7 @@ class TrainingInputs:
             budget=free if asked is None else min(free, int(asked * 1e9)),
             stored=weights.stored_dtypes(self.folder),
             group_share=largest_share(self.policy.named_parameters(), self.options, optimizer=config.optimizer.name),
+            other_reference=self.other and self.other.config,
         )
 
     def groups(self) -> list[str]:
@@ -253,6 +264,7 @@ class TrainingInputs:
             self.heldout,
             dtype=ranks.dtype,
             is_split=ranks.splits_masters,
+            reference=self.reference_folder,
         )
         made |= self.objective.digests
         made |= {} if self.day is None else {DAY: self.day}

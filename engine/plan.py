@@ -16,7 +16,7 @@ import torch
 
 import engine
 from data.forest import PackingOptions
-from data.rows import Limits, Reading, in_form, open_model, read_examples
+from data.rows import Limits, Reading, in_form, open_folder, open_model, read_examples
 from engine import weights
 from engine.config import ALIASES, ReferenceConfig, TrainConfig
 from engine.model import LlamaConfig, StoredDtypes, raw_config
@@ -35,6 +35,8 @@ class PlanConfig:
     """Checkpoint folder or hub id, for its shape."""
     shape: Literal["tiny", "llama3-8b", "llama3-70b", "llama3-405b"] | None = None
     """A known shape instead."""
+    reference_model: str | None = None
+    """As engine.train's: another reference than --model, whose shape takes other memory and time."""
     gpus: int = 1
     """GPUs; 0: this machine's CPU."""
     gpu_memory: float = 80.0
@@ -93,13 +95,14 @@ def main(argv: Sequence[str]) -> None:
         print(json.dumps(found, indent=1) if config.json else versions.table(found))
         return
     shape, statistics, stored = _what(config)
+    reference = None if config.reference_model is None else weights.build(open_folder(config.reference_model)[0]).config
     base = TrainConfig(
         model="", data=("",), out="", epochs=config.epochs, batch_size=config.batch_size, optimizer=config.optimizer,
         max_grad_norm=config.max_grad_norm, shard_size=config.shard_size, save_dtype=config.save_dtype,
         keep_checkpoints=config.keep_checkpoints, keep_state=config.keep_state,
     )  # fmt: skip
     n_ranks = max(1, config.gpus)
-    tried = [(way, _of(config, base, way, shape, statistics, stored)) for way in ({}, *ways(base, n_ranks))]
+    tried = [(way, _of(config, base, way, shape, statistics, stored, reference)) for way in ({}, *ways(base, n_ranks))]
     chosen = next(((way, plan) for way, plan in tried if plan.fits), None)
     if config.json:
         print(json.dumps(_facts(config, base, tried, chosen), indent=1))
@@ -157,12 +160,14 @@ def _of(
     shape: LlamaConfig,
     statistics: TokenStatistics,
     stored: StoredDtypes,
+    reference: LlamaConfig | None,
 ) -> Plan:
     train = base.with_flags(**({"master_weights": "float32"} | way))
     device, dtype = ("cuda", torch.bfloat16) if config.gpus else ("cpu", torch.float32)
     return plan_run(
-        train, shape, modes(ReferenceConfig(), Objective(config.loss)), statistics,
+        train, shape, modes(ReferenceConfig(model=config.reference_model), Objective(config.loss)), statistics,
         device=device, dtype=dtype, n_ranks=max(1, config.gpus), budget=int(config.gpu_memory * 1e9), stored=stored,
+        other_reference=reference,
     )  # fmt: skip
 
 
@@ -204,12 +209,16 @@ def _text(
 ) -> str:
     n_ranks = max(1, config.gpus)
     per_step = base.schedule.batch_size * cost.forward_of_example(shape, statistics)
+    other = tried[0][1].memory.other_reference
+    of_reference = base.schedule.batch_size * cost.forward_of_example(other or shape, statistics)
     where = f"{config.gpus} GPU{'s' * (config.gpus > 1)} of {config.gpu_memory:g} GB" if config.gpus else "this CPU"
     lines = [
         f"{shape.n_parameters / 1e9:.2f} billion parameters on {where}; {statistics.n:,} examples x "
         f"{base.schedule.epochs} epochs in steps of {base.schedule.batch_size}, {statistics.tokens:,.0f} tokens an "
         f"example, {statistics.longest:,} at most",
-        f"{3 * per_step / 1e12:,.1f} TFLOP a step, {4 * per_step / 1e12:,.1f} while the reference is computed",
+        *([] if other is None else [f"{other.n_parameters / 1e9:.2f} billion parameters in --reference-model"]),
+        f"{3 * per_step / 1e12:,.1f} TFLOP a step, {(3 * per_step + of_reference) / 1e12:,.1f} while the reference is "
+        "computed",
         *([] if statistics.is_reference_kept else [f"--loss {config.loss}: the reference is computed in every step"]),
         "",
         "GB a rank, at most:",

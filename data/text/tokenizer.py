@@ -42,6 +42,8 @@ class _Coder(Protocol):
 
     def id_of(self, text: str) -> int | None: ...
 
+    def words(self) -> dict[int, str]: ...
+
     def encode(self, texts: Sequence[str], *, goes_on: bool) -> list[list[int]]: ...
 
     def offsets(self, text: str, *, goes_on: bool) -> tuple[list[int], list[tuple[int, int]]]: ...
@@ -129,6 +131,10 @@ class Tokenizer:
     def text_of(self, name: str) -> str:
         """The spelling of "bos_token", "eos_token" ... for a template; "" where there is none."""
         return spelling(self.config.get(name))
+
+    def words(self) -> dict[int, str]:
+        """Every token by its id, spelled as in the files: what two tokenizers of one vocabulary have in common."""
+        return self._coder.words() | self._added_ids
 
     def names(self) -> dict[str, str]:
         """What a template sees by name: bos_token, eos_token, pad_token and unk_token, "" where there is none, and
