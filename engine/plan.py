@@ -17,6 +17,7 @@ import torch
 import engine
 from data.forest import PackingOptions
 from data.rows import Limits, Reading, in_form, open_folder, open_model, read_examples
+from data.text import TemplateSettings
 from engine import weights
 from engine.config import ALIASES, ReferenceConfig, TrainConfig
 from engine.model import LlamaConfig, StoredDtypes, raw_config
@@ -28,7 +29,7 @@ EXAMPLE = "python -m engine.plan --shape llama3-8b --gpus 1 --gpu-memory 80"
 
 
 @dataclass(frozen=True, kw_only=True)
-class PlanConfig:
+class PlanConfig(TemplateSettings):
     """What fits: memory per rank by layout, operations, hours, disk, and the flags to give to engine.train."""
 
     model: str | None = None
@@ -69,6 +70,7 @@ class PlanConfig:
     """YAML file of settings, named as the flags are; flags win over it."""
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         if self.versions:
             self._check_alone()
             return
@@ -76,6 +78,8 @@ class PlanConfig:
             raise InputError("--model and --shape: give one of the two")
         if self.data and not self.model:
             raise InputError("--data: goes with --model, whose tokenizer counts its tokens")
+        if self.given and not self.data:
+            raise InputError(f"{self.given[0]}: goes with --data, whose rows it renders; leave it out")
         if self.save_dtype == "source" and not self.model:
             raise InputError("--save-dtype source: a named shape has no weights to take it from; give --model")
         if self.gpus < 0 or not self.gpu_memory > 0:
@@ -118,7 +122,7 @@ def _what(config: PlanConfig) -> tuple[LlamaConfig, TokenStatistics, StoredDtype
     if config.shape:
         shape = LlamaConfig.parse(raw_config(config.shape), config.shape)
         return shape, _of_the_paper(config, objective), StoredDtypes(torch.bfloat16)
-    folder, chat = open_model(str(config.model))
+    folder, chat = open_model(str(config.model), config)
     model = weights.build(folder)
     weights.check(folder, model)
     shape, stored = model.config, weights.stored_dtypes(folder)
