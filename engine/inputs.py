@@ -20,7 +20,7 @@ from engine.model import name_of
 from engine.optim import Options, describe, largest_share
 from engine.planning import Plan, TokenStatistics, plan_run, refusal, ways
 from engine.run import DAY, Continued, check_folder, check_name, day_of, has_split_masters, identity
-from engine.step import Objective, Steps, check_objective, check_shared, heldout_names, modes
+from engine.step import Objective, Steps, check_objective, check_shared, heldout_names, modes, open_reference
 from engine.weights import Cast
 from system import InputError
 
@@ -53,6 +53,9 @@ class TrainingInputs:
         """The policy, on the meta device."""
         self.policy.head.keeps_logits = "kept-logits" not in config.measuring.disable
         weights.check(self.folder, self.policy)
+        tokenizer = self.chat and self.chat.tokenizer
+        self.other = open_reference(config.reference, self.folder, tokenizer, self.policy.config, self.objective)
+        """The model that --reference-model names, where that is another than the policy's."""
         self.limits = config.data.limits_in(self.policy.config.context)
         self.options = options
         self.stop_ids = stop_ids(self.folder, self.chat)
@@ -71,6 +74,8 @@ class TrainingInputs:
             check_objective(self.objective, self._in_form(self.heldout))
         self._check_measured()
         check_shared(config.reference.cache)
+        if self.other is not None:
+            self.other.check_rows([*self.examples, *self.heldout], beyond_context=config.data.beyond_context)
         self.past_epochs = self.continued.n_epochs if self.continued else 0
         """Those of the runs that this one goes on with."""
         self.steps = Steps(self.examples, config.data, config.schedule, self.objective, n_past=self.past_epochs)
@@ -96,6 +101,11 @@ class TrainingInputs:
         if self.config.checkpoints.resumes and data.template_date is None:
             began = day_of(Path(self.config.out))
         return data if began is None else replace(data, template_date=began)
+
+    @property
+    def reference_folder(self) -> Path:
+        """The folder of the reference's weights."""
+        return self.folder if self.other is None else self.other.folder
 
     @property
     def day(self) -> str | None:
@@ -249,6 +259,7 @@ class TrainingInputs:
             budget=free if asked is None else min(free, int(asked * 1e9)),
             stored=weights.stored_dtypes(self.folder),
             group_share=largest_share(self.policy.named_parameters(), self.options, optimizer=config.optimizer.name),
+            other_reference=self.other and self.other.config,
         )
 
     def groups(self) -> list[str]:
@@ -272,6 +283,7 @@ class TrainingInputs:
             self.heldout,
             dtype=ranks.dtype,
             is_split=ranks.splits_masters,
+            reference=self.reference_folder,
         )
         made |= self.objective.digests
         made |= {} if self.day is None else {DAY: self.day}

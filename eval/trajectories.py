@@ -86,8 +86,11 @@ def main(argv: Sequence[str]) -> None:
     if len(models) == 1:
         raise InputError(f"{run}: has no checkpoints yet; train first")
     pairs = _pairs(config, base)
+    reference = checkpoints.reference_of(run)
+    if reference is None:
+        raise InputError(f"{run}: the --reference-model of config.yaml is not where it says; put it there")
     found = measured(run) if config.data is None else []
-    lines = [] if found else _heldout(models, pairs, config)
+    lines = [] if found else _heldout(models, reference, pairs, config)
     scores.write(config.folder / scores.NAME, lines)
     if found:
         cli.notify(f"{run}: held-out pairs were measured in training; metrics.jsonl has them")
@@ -181,17 +184,22 @@ def _digest(pairs: Sequence[Example]) -> str:
     return whole.hexdigest()
 
 
-def _heldout(models: Sequence[Checkpoint], pairs: Sequence[Example], config: TrajectoriesConfig) -> list[Line]:
+def _heldout(
+    models: Sequence[Checkpoint], reference: Checkpoint, pairs: Sequence[Example], config: TrajectoriesConfig
+) -> list[Line]:
     """Means over the pairs at each checkpoint, with their standard errors."""
     from engine.score import score_under
 
-    beta, reference = _beta(config), np.zeros(0)
+    def logps_of(model: Checkpoint) -> np.ndarray:
+        return np.array([found.tolist() for found in score_under(model.folder, pairs, dtype=config.dtype)])  # [n, 2]
+
+    beta, of_reference = _beta(config), None if reference.name == BASE else logps_of(reference)
     facts = {"n": len(pairs), "data_sha256": _digest(pairs), "beta": beta, "judge": None}
     lines: list[Line] = []
     for model in models:
-        logps = np.array([found.tolist() for found in score_under(model.folder, pairs, dtype=config.dtype)])  # [n, 2]
-        reference = logps if model.name == BASE else reference
-        rewards = beta * (logps - reference)
+        logps = logps_of(model)
+        of_reference = logps if of_reference is None else of_reference  # the base is the first
+        rewards = beta * (logps - of_reference)
         margins = rewards[:, 0] - rewards[:, 1]
         columns = {"logps/chosen": logps[:, 0], "logps/rejected": logps[:, 1], "rewards/chosen": rewards[:, 0],
                    "rewards/rejected": rewards[:, 1], "rewards/margins": margins,

@@ -1,6 +1,15 @@
 """Rows in, examples out: sources (files, folders, hub ids), rows of JSON, CSV and parquet, records, token ids."""
 
-from data.rows.dataset import RowSettings, count_repeated, digest, find_cut, hold_out, open_model, read_examples
+from data.rows.dataset import (
+    RowSettings,
+    count_repeated,
+    digest,
+    find_cut,
+    hold_out,
+    open_folder,
+    open_model,
+    read_examples,
+)
 from data.rows.examples import Cut, Example, encode, in_form
 from data.rows.hub import find_model
 from data.rows.json_rows import load_rows, parse_row, read_lines
@@ -41,6 +50,7 @@ __all__ = [
     "in_form",
     "load_preferences",
     "load_rows",
+    "open_folder",
     "open_model",
     "parse_record",
     "parse_row",

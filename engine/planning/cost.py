@@ -112,11 +112,10 @@ def run_flops(s: MemoryInputs, statistics: TokenStatistics, epochs: float, *, ha
     """Of a whole run: 3 passes' worth for each example and epoch, one for the reference, in every epoch where it is not
     kept, and what is again.
     """
-    passes = 3 * epochs + has_reference * (
-        min(1, epochs) if statistics.is_reference_kept and not s.moves_reference else epochs
-    )
+    of_reference = min(1, epochs) if statistics.is_reference_kept and not s.moves_reference else epochs
+    passes = 3 * epochs + has_reference * of_reference * _size_of_reference(s, statistics)
     passes += epochs * s.n_recomputed / s.shape.n_layers + epochs * (statistics.whole_step and s.has_several_passes)
-    heads = epochs * _more_heads(statistics) * _head_of_example(s.shape, statistics)
+    heads = epochs * _more_heads(s, statistics) * _head_of_example(s.shape, statistics)
     return statistics.n * (passes * forward_of_example(s.shape, statistics) + heads)
 
 
@@ -124,11 +123,17 @@ def _head_of_example(shape: LlamaConfig, statistics: TokenStatistics) -> float:
     return counted_flops(shape, statistics.tokens, statistics.seen, statistics.rows)[1]
 
 
-def _more_heads(statistics: TokenStatistics) -> int:
+def _size_of_reference(s: MemoryInputs, statistics: TokenStatistics) -> float:
+    """Operations of the reference's forward pass, in the policy's."""
+    return forward_of_example(s.reference_shape, statistics) / forward_of_example(s.shape, statistics)
+
+
+def _more_heads(s: MemoryInputs, statistics: TokenStatistics) -> float:
     """Products with a head's weight beside those of plain log-probs: logits are made again in the backward pass, and
     the reference's beside the policy's in both.
     """
-    return {0: 0, 1: 1, 2: 3}[statistics.n_distributions]
+    theirs = s.reference_shape.hidden_size / s.shape.hidden_size
+    return {0: 0, 1: 1, 2: 1 + 2 * theirs}[statistics.n_distributions]
 
 
 def step_bytes(s: MemoryInputs, n_passes: int, n_gpus: int) -> tuple[float, float]:
@@ -147,9 +152,10 @@ def step_bytes(s: MemoryInputs, n_passes: int, n_gpus: int) -> tuple[float, floa
 
 def step_seconds(s: MemoryInputs, statistics: TokenStatistics, batch_size: int, n_gpus: int) -> tuple[float, float]:
     """(computing, communicating) seconds of a step with the reference cached, if it can be; they overlap at best."""
-    passes = 3 + s.n_recomputed / s.shape.n_layers + (statistics.n_distributions == 2)
+    passes = 3 + s.n_recomputed / s.shape.n_layers
+    passes += (statistics.n_distributions == 2) * _size_of_reference(s, statistics)
     flops = batch_size * forward_of_example(s.shape, statistics) * passes
-    flops += batch_size * _more_heads(statistics) * _head_of_example(s.shape, statistics)
+    flops += batch_size * _more_heads(s, statistics) * _head_of_example(s.shape, statistics)
     computing = flops / (n_gpus * DATASHEET * REACHED["cuda"]) * (IMBALANCE if n_gpus > 1 else 1.0)
     n_passes = max(1, -(-int(batch_size * statistics.tokens / n_gpus) // s.micro_tokens))
     inside, between = step_bytes(s, n_passes, n_gpus)

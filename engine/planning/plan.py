@@ -135,11 +135,12 @@ def plan_run(
     budget: int,
     stored: StoredDtypes = IN_BFLOAT16,
     group_share: float = 1.0,
+    other_reference: LlamaConfig | None = None,
 ) -> Plan:
     """The first layout that fits without computing blocks again, else the first that fits, else the smallest.
 
     What is preferred: float32 masters that are whole; a reference beside the policy; weights that stay gathered.
-    stored: the dtypes of the checkpoint that the run starts from. group_share: see MemoryInputs.
+    stored: the dtypes of the checkpoint that the run starts from. group_share, other_reference: see MemoryInputs.
     """
     masters: Sequence[bool] = {"auto": (False, True), "float32": (False,), "split": (True,)}[
         config.memory.master_weights
@@ -165,6 +166,7 @@ def plan_run(
             holds_gradients=not is_split or config.optimizer.max_grad_norm > 0,
             holds_reference=mode == "fused",
             moves_reference=config.reference.update != "none",
+            other_reference=other_reference,
             reshards=gives_back,
             is_compiled=config.memory.compiles(device),
             n_distributions=statistics.n_distributions,

@@ -37,7 +37,10 @@ FREE = {
     "beyond_context",
 }
 """Settings that --resume lets change; so may the number of ranks."""
-CONTENT = {"model", "data", "eval_data", "reference_cache", "chat_template", "template_date", "continue_from"}
+CONTENT = {
+    *("model", "reference_model", "data", "eval_data", "reference_cache", "continue_from"),
+    *("chat_template", "template_date"),
+}
 """Settings that name files: what is in them has to be the same; and the day, which is that of the run's beginning."""
 LATER: dict[str, Any] = {
     "chat_template_kwargs": None, "max_tokens": None,
@@ -68,10 +71,12 @@ def identity(
     *,
     dtype: torch.dtype,
     is_split: bool,
+    reference: Path | None = None,
 ) -> dict[str, Any]:
     """What has to be the same for a run to go on: every setting, and digests of what its files hold.
 
-    settings: the objective's hyperparameters. dtype, is_split: what --dtype and --master-weights came to.
+    settings: the objective's hyperparameters. dtype, is_split: what --dtype and --master-weights came to. reference:
+    the folder of --reference-model, where it is another than the model's.
     """
     held = config.resolved() | dict(settings)
     held |= {"dtype": name_of(dtype), "master_weights": "split" if is_split else "whole"}
@@ -83,10 +88,11 @@ def identity(
     }
     if config.schedule.warmup_steps or config.schedule.warmup_ratio:
         known[WARMUP] = "from 0"
-    files = sorted([*model.glob("*.safetensors"), model / "config.json"])
-    weights = hashlib.sha256(b"".join(digests(files)))
+    weights = _digest_of_weights(model)
+    other = weights if reference is None else _digest_of_weights(reference)
+    known |= {} if other == weights else {"reference weights": other}
     return known | {
-        "weights": weights.hexdigest()[:16],
+        "weights": weights,
         "rows": _digest(rows),
         "held-out rows": _digest(heldout),
         "torch": torch.__version__.split("+")[0],
@@ -121,6 +127,11 @@ def compare(path: Path, folder: Path, found: Mapping[str, Any]) -> None:
             f"{folder}: --resume would go on with another run ({'; '.join(different)}); "
             "give what it was started with, or another --out"
         )
+
+
+def _digest_of_weights(model: Path) -> str:
+    files = sorted([*model.glob("*.safetensors"), model / "config.json"])
+    return hashlib.sha256(b"".join(digests(files))).hexdigest()[:16]
 
 
 def _digest(rows: Sequence[Example]) -> str:

@@ -11,10 +11,10 @@ from torch import Tensor
 
 from data.rows import Example
 from engine.model import name_of
-from engine.step.loss_inputs import LossInputs, ReferenceValues
+from engine.step.loss_inputs import REFERENCE_VALUES, LossInputs, ReferenceValues
 from engine.step.metrics import heldout_metrics, logratio_metrics, training_metrics
 from engine.step.objective import Objective
-from engine.step.passes import BATCH, compute_batch, own_values
+from engine.step.passes import compute_examples, own_values
 from engine.step.steps import Batch, Step
 from engine.step.training import Training
 from engine.step.trial import N_TOGETHER, trial_inputs
@@ -26,8 +26,8 @@ SMALLEST = 1e-3  # a margin below it says nothing
 
 
 class HeldOut:
-    """Rows that are not trained on. Their reference log-probs come from the policy's own initial weights, or, where the
-    reference moves, from where it stands.
+    """Rows that are not trained on. Their reference log-probs come from the policy's own initial weights, or from the
+    model that --reference-model names, or, where the reference moves, from where it stands.
     """
 
     def __init__(self, examples: list[Example], training: Training) -> None:
@@ -49,28 +49,30 @@ class HeldOut:
         with_reference: whether the reference computes beside it.
         """
         t = self._training
-        found = [
-            compute_batch(
-                t.model,
-                Batch(examples[i : i + BATCH]),
-                t.ranks,
-                t.micro_batching,
-                with_reference=with_reference,
-                token_values=token_values,
-            )
-            for i in range(0, len(examples), BATCH)
-        ]
-        tokens = {name: torch.cat([one.tokens[name] for one in found]) for name in found[0].tokens}
-        references = [one.ref_logps for one in found if one.ref_logps is not None]
-        batch = Batch(examples, progress=0.0 if step is None else step.progress)
-        logps = torch.cat([one.logps for one in found])
-        return batch.all_inputs(logps, torch.cat(references) if references else None, tokens)
+        return compute_examples(
+            t.model,
+            examples,
+            t.ranks,
+            t.micro_batching,
+            with_reference=with_reference,
+            token_values=token_values,
+            progress=0.0 if step is None else step.progress,
+        )
 
     def score_reference(self) -> None:
-        """Takes what the reference gives for the rows from the weights that the policy has now. Collective."""
-        if self._examples:
-            wanted = own_values(self._training.objective.token_values)
-            self._reference = self.compute(self._examples, wanted).as_reference()
+        """Takes what the reference gives for the rows: from the weights that the policy has now; where it is another
+        model, from what was computed before the policy was read, or else from that model beside it. Collective.
+        """
+        if not self._examples:
+            return
+        values = self._training.objective.token_values
+        if not self._training.reference.is_other:
+            self._reference = self.compute(self._examples, own_values(values)).as_reference()
+        elif self._training.reference.heldout is not None:
+            self._reference = self._training.reference.heldout
+        else:
+            wanted = [name for name in REFERENCE_VALUES if name in values]
+            self._reference = self.compute(self._examples, wanted, with_reference=True).reference
 
     def measure(self, step: Step | None = None) -> dict[str, float]:
         """Their loss, rewards and log-probs now, at the end of a step, or before the first; nothing where there are

@@ -48,10 +48,11 @@ class ReferenceLogps:
         *,
         moves: bool = False,
         keeps: bool = True,
+        is_other: bool = False,
     ) -> None:
         """n_responses: K, of each example in a step. cache: where it is kept. moves: whether the reference follows the
         policy (--reference-update). keeps: whether what is computed is kept; not keeping it is for measuring what that
-        buys.
+        buys. is_other: whether it is another model than the start (--reference-model).
         """
         self.mode = mode
         self.is_kept = mode != "none" and keeps and not objective.needs_reference_model
@@ -74,6 +75,10 @@ class ReferenceLogps:
         """The table; what a state keeps."""
         self.moves = moves
         """Whether the reference follows the policy: what is kept holds until the next update."""
+        self.is_other = is_other
+        """Whether the reference is another model than what the policy starts from."""
+        self.heldout: ReferenceValues | None = None
+        """What such a one gives for the held-out rows, where it was computed before the policy was read."""
         self._cache = cache
 
     @property
@@ -267,6 +272,12 @@ def modes(asked: ReferenceConfig, objective: Objective, *, keeps: bool = True) -
         )
     if wanted == "precompute" and not keeps:
         raise InputError("--reference precompute --disable reference-cache: what is computed has to be kept; use fused")
+    if asked.model is not None and (wanted == "none" or (wanted == "auto" and not objective.has_reference)):
+        why = f"{objective.name} takes no reference" if wanted == "auto" else "not with --reference none"
+        raise InputError(
+            f"--reference-model: {why}; leave it out"
+            + (", or add --reference fused, by which rewards are logged against it" if wanted == "auto" else "")
+        )
     if asked.update != "none":
         if not objective.has_reference or wanted not in ("auto", "fused"):
             why = f"with --reference {wanted}" if objective.has_reference else f"with {objective.name}, which has none"

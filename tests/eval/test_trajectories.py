@@ -1,5 +1,6 @@
 """Held-out pairs and sampled answers through a run's checkpoints, by the real command."""
 
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -66,6 +67,26 @@ def test_held_out_pairs_are_scored_at_every_checkpoint(made, tmp_path):
     n = len(read_rows(tmp_path / "scores.jsonl"))
     trajectories.main([str(made / "run"), "--data", str(made / "held.jsonl"), "--answers", "0", "--out", str(tmp_path)])
     assert len(read_rows(tmp_path / "scores.jsonl")) == n == len(lines)
+
+
+def test_rewards_are_measured_against_the_reference_that_the_run_was_given(made, tmp_path):
+    other = tiny.write_model(tmp_path / "other", texts=TEXTS, max_position_embeddings=96, seed=5, num_hidden_layers=2)
+    shutil.copytree(made / "base", tmp_path / "base")
+    settings = {"model": str(tmp_path / "base"), "data": str(made / "pairs.jsonl"), "out": str(tmp_path / "run")}
+    train(TrainConfig(**settings, loss="dpo", beta=0.3, epochs=1, batch_size=4, reference_model=str(other)))
+    held = str(made / "held.jsonl")
+    trajectories.main([str(tmp_path / "run"), "--data", held, "--answers", "0", "--out", str(tmp_path)])
+    lines = {(x["checkpoint"], x["metric"]): x["value"] for x in read_rows(tmp_path / "scores.jsonl")}
+    _, chat = open_model(str(other))
+    rows = read_examples([held], chat, RowSettings().limits, RowSettings().reading, n_ids=400).examples
+    base, reference = (torch.stack(list(score_under(folder, rows))) for folder in (tmp_path / "base", other))
+    expected = 0.3 * (base - reference).mean(dim=0)
+    assert lines["base", "rewards/chosen"] == pytest.approx(expected[0].item(), abs=1e-4) and abs(expected[0]) > 0.1
+    shutil.rmtree(other)
+    with pytest.raises(
+        InputError, match=r"run: the --reference-model of config\.yaml is not where it says; put it there"
+    ):
+        trajectories.main([str(tmp_path / "run"), "--data", held, "--out", str(tmp_path)])
 
 
 def test_the_distance_is_an_estimate_of_the_divergence(made):
