@@ -19,12 +19,12 @@ from engine.distributed import Ranks, free_memory
 from engine.model import name_of
 from engine.optim import Options, describe, largest_share
 from engine.planning import Plan, TokenStatistics, plan_run, refusal, ways
-from engine.run import DAY, check_folder, day_of, has_split_masters, identity
-from engine.step import Objective, Steps, check_objective, check_shared, modes
+from engine.run import DAY, check_folder, day_of, has_split_masters, identity, say
+from engine.step import Objective, Steps, check_objective, check_shared, modes, notices, weights_report
 from engine.weights import Cast
 from system import InputError
 
-REPORTS = ("report", "eval_report", "heldout_report")
+REPORTS = ("report", "eval_report", "heldout_report", "weights_report")
 """What is said before a run starts, by its name among the facts."""
 
 
@@ -68,6 +68,10 @@ class TrainingInputs:
             check_objective(self.objective, self._in_form(self.heldout))
         check_shared(config.reference.cache)
         self.steps = Steps(self.examples, config.data, config.schedule, self.objective)
+        if weights_said := weights_report(self.objective, self.examples):
+            self.facts["weights_report"] = weights_said
+        for sentence in notices(self.objective, self.examples, self.steps):
+            say(sentence)
         self.modes = modes(config.reference, self.objective, keeps=config.measuring.keeps_reference)
         """What --reference can mean, what is preferred first."""
         self.statistics = TokenStatistics.of(
@@ -255,6 +259,8 @@ class TrainingInputs:
             is_split=ranks.splits_masters,
         )
         made |= self.objective.digests
+        if "weights_report" in self.facts and self.objective.multiplies_by_weights:
+            made["row weights"] = "multiply the loss"  # which they did not before there was such a sentence
         made |= {} if self.day is None else {DAY: self.day}
         if self.chat is not None and self.config.data.chat_template is not None:
             made["chat template"] = hashlib.sha256(self.chat.template.source.encode()).hexdigest()[:16]

@@ -210,7 +210,11 @@ def _text(
         f"{base.schedule.epochs} epochs in steps of {base.schedule.batch_size}, {statistics.tokens:,.0f} tokens an "
         f"example, {statistics.longest:,} at most",
         f"{3 * per_step / 1e12:,.1f} TFLOP a step, {4 * per_step / 1e12:,.1f} while the reference is computed",
-        *([] if statistics.is_reference_kept else [f"--loss {config.loss}: the reference is computed in every step"]),
+        *(
+            []
+            if statistics.is_reference_kept and not statistics.is_mismatched
+            else [f"--loss {config.loss}: the reference is computed in every step"]
+        ),
         "",
         "GB a rank, at most:",
     ]

@@ -2,8 +2,8 @@
 
     python -m eval trajectories runs/first --data heldout.jsonl
 
-Log-likelihoods and rewards of chosen and rejected: those that training has measured (--eval-pairs, --eval-data), else
-recomputed by the trainer's own forward pass. Length and distance from the reference of a few sampled answers: an
+Log-likelihoods and log-ratios of chosen and rejected: those that training has measured (--eval-pairs, --eval-data),
+else recomputed by the trainer's own forward pass. Length and distance from the reference of a few sampled answers: an
 objective that only ever sees given texts can change what the model writes without a sign of it in its metrics.
 """
 
@@ -42,7 +42,8 @@ class TrajectoriesConfig:
     n: int = 100
     """How many pairs, drawn by --seed."""
     beta: float | None = None
-    """Of the rewards. Unset: the run's own, 0.1 where it has several."""
+    """Beta times the log-ratios too, as rewards. Unset: log-ratios alone; an objective's own rewards, which may be
+    others, are training's to measure."""
     answers: int = 32
     """How many of the prompts are answered at every checkpoint; 0: none."""
     max_new_tokens: int = 512
@@ -150,11 +151,6 @@ def rows_of(asked: dict[str, Any]) -> RowSettings:
     return RowSettings(**kept)
 
 
-def _beta(config: TrajectoriesConfig) -> float:
-    said = checkpoints.settings(Path(config.run)).get("beta")
-    return config.beta or (float(said) if isinstance(said, str) and said not in ("null", "") else 0.1)
-
-
 def _digest(pairs: Sequence[Example]) -> str:
     whole = hashlib.sha256()
     for ids in (ids for e in pairs for ids in (e.prompt, *e.responses, *(e.predicted or ()))):
@@ -166,23 +162,30 @@ def _heldout(models: Sequence[Checkpoint], pairs: Sequence[Example], config: Tra
     """Means over the pairs at each checkpoint, with their standard errors."""
     from engine.score import score_under
 
-    beta, reference = _beta(config), np.zeros(0)
-    facts = {"n": len(pairs), "data_sha256": _digest(pairs), "beta": beta, "judge": None}
+    reference = np.zeros(0)
+    facts = {"n": len(pairs), "data_sha256": _digest(pairs), "judge": None}
     lines: list[Line] = []
     for model in models:
         logps = np.array([found.tolist() for found in score_under(model.folder, pairs, dtype=config.dtype)])  # [n, 2]
         reference = logps if model.name == BASE else reference
-        rewards = beta * (logps - reference)
-        margins = rewards[:, 0] - rewards[:, 1]
-        columns = {"logps/chosen": logps[:, 0], "logps/rejected": logps[:, 1], "rewards/chosen": rewards[:, 0],
-                   "rewards/rejected": rewards[:, 1], "rewards/margins": margins,
-                   "rewards/accuracies": (margins > 0).astype(float)}  # fmt: skip
+        columns = {"logps/chosen": logps[:, 0], "logps/rejected": logps[:, 1]}
+        columns |= _compared("logratios", logps - reference)
+        if config.beta is not None:
+            columns |= _compared("rewards", config.beta * (logps - reference))
         lines += [
             {"checkpoint": model.name, "benchmark": "heldout", "version": f"{len(pairs)} pairs", "metric": name}
             | {"value": float(values.mean()), "stderr": _error(values), **facts}
+            | ({"beta": config.beta} if name.startswith("rewards/") else {})
             for name, values in columns.items()
         ]
     return lines
+
+
+def _compared(what: str, values: np.ndarray) -> dict[str, np.ndarray]:
+    """Of values [n, 2] of chosen and rejected: both, how far one is above the other, and whether it is."""
+    margins = values[:, 0] - values[:, 1]
+    made = {f"{what}/chosen": values[:, 0], f"{what}/rejected": values[:, 1], f"{what}/margins": margins}
+    return made | {f"{what}/accuracies": (margins > 0).astype(float)}
 
 
 def _error(values: np.ndarray) -> float | None:
@@ -266,8 +269,9 @@ def report(lines: Sequence[Line]) -> list[str]:
     table: dict[str, dict[str, Any]] = {}
     for line in lines:
         table.setdefault(line["checkpoint"], {})[line["metric"]] = line["value"]
-    shown = {"logps/chosen": "logps {:.1f}", "logps/rejected": "/ {:.1f}", "rewards/chosen": "rewards {:+.3f}",
-             "rewards/rejected": "/ {:+.3f}", "characters": "{:.0f} characters", "kl": "KL {:.2f}"}  # fmt: skip
+    shown = {"logps/chosen": "logps {:.1f}", "logps/rejected": "/ {:.1f}", "logratios/chosen": "log-ratios {:+.2f}",
+             "logratios/rejected": "/ {:+.2f}", "rewards/chosen": "rewards {:+.3f}", "rewards/rejected": "/ {:+.3f}",
+             "characters": "{:.0f} characters", "kl": "KL {:.2f}"}  # fmt: skip
     return [
         "  ".join([f"{name:<10}", *(form.format(values[m]) for m, form in shown.items() if m in values)])
         for name, values in table.items()

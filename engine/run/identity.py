@@ -36,7 +36,7 @@ FREE = {
 """Settings that --resume lets change; so may the number of ranks."""
 CONTENT = {"model", "data", "eval_data", "reference_cache", "chat_template", "template_date"}
 """Settings that name files: what is in them has to be the same; and the day, which is that of the run's beginning."""
-LATER = {"chat_template_kwargs", "max_tokens"}
+LATER = {"chat_template_kwargs", "max_tokens", "kto_pair.anchor_size"}
 """Settings that release 0.1 had not: they are here where they are given, so that runs begun by it go on."""
 OF_ROWS = {"ignore_columns", "roles", "keep_json_text"}
 """Settings of how files are read: what they come to is in the rows' digest, and older runs had none of them."""
