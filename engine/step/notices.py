@@ -53,7 +53,7 @@ def _imbalance(term: Term, examples: Sequence[Example]) -> str:
         return f"{said}: nothing is {missing}, and the likelihood of all rows moves one way"
     ratio = of_desirable * counts[0] / (of_undesirable * counts[1])
     least, most = IDEAL
-    if 0.999 * least <= ratio <= 1.001 * most:
+    if 0.99 * least <= ratio <= 1.01 * most:
         return ""
     balance = counts[0] / counts[1]
     ups = " to ".join(f"{share / balance * of_undesirable:.3g}" for share in IDEAL)

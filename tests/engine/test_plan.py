@@ -22,6 +22,7 @@ from engine.model.shapes import raw_config
 from engine.planning import cost, memory
 from engine.planning.cost import TokenStatistics
 from engine.planning.memory import MemoryInputs
+from engine.planning.plan import sizes_apart
 from system import InputError
 from tests import tiny
 from tests.rows import id_rows
@@ -189,6 +190,33 @@ def test_what_cannot_fit_is_refused_with_the_change_that_lets_it(tmp_path, monke
     with pytest.raises(InputError, match=r"^needs 0\.2 GB of memory, and 0\.1 GB are free.*lower --micro-tokens"):
         train.run(config)
     assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize(
+    ("needed", "free", "said"),
+    [
+        (80_400_000_000, 79_600_000_000, ("80.4 GB", "79.6 GB")),
+        (80_000_300_000, 80_000_000_000, ("80.0003 GB", "80.0000 GB")),
+        (90_400_000_000, 79_600_000_000, ("90 GB", "80 GB")),
+        (20_000_000, 10_000_000, ("0.02 GB", "0.01 GB")),
+        (5, 5, ("0.1 GB", "0.1 GB")),
+    ],
+)
+def test_two_sizes_that_differ_are_said_with_digits_that_differ(needed, free, said):
+    assert sizes_apart(needed, free) == said
+
+
+def test_the_command_refuses_with_numbers_that_differ(capsys):
+    """A layout that lacks a hundredth of a GB, of 145."""
+    asked = ["--shape", "llama3-8b", "--optimizer", "adamw", "--json"]  # which no split masters go with
+    with pytest.raises(InputError):
+        plan.main([*asked, "--gpu-memory", "10"])
+    needed = sum(json.loads(capsys.readouterr().out)["layouts"][0]["bytes"].values())
+    with pytest.raises(InputError) as fault:
+        plan.main([*asked, "--gpu-memory", repr((needed - 10**7) / 1e9)])
+    said = re.match(r"needs ([\d.,]+) GB of memory, and ([\d.,]+) GB are free", str(fault.value))
+    assert said and said[1] != said[2]
+    assert float(said[1]) - float(said[2]) == pytest.approx(0.01, abs=0.006)
 
 
 def test_the_command_says_what_fits_and_which_flags_to_give(capsys):
