@@ -36,8 +36,10 @@ FREE = {
 """Settings that --resume lets change; so may the number of ranks."""
 CONTENT = {"model", "data", "eval_data", "reference_cache", "chat_template", "template_date"}
 """Settings that name files: what is in them has to be the same; and the day, which is that of the run's beginning."""
-LATER = {"chat_template_kwargs", "max_tokens", "kto_pair.anchor_size"}
+LATER = {"chat_template_kwargs", "max_tokens"}
 """Settings that release 0.1 had not: they are here where they are given, so that runs begun by it go on."""
+LATER_ARGUMENTS = {"kto_pair.anchor_size"}
+"""The same of objectives' hyperparameters."""
 OF_ROWS = {"ignore_columns", "roles", "keep_json_text"}
 """Settings of how files are read: what they come to is in the rows' digest, and older runs had none of them."""
 KEYS = {"disable": "without", "master_weights": "master"}
@@ -68,7 +70,7 @@ def identity(
     known = {
         KEYS.get(name, name): str(value)
         for name, value in held.items()
-        if name not in left_out and not (name in LATER and value is None)
+        if name not in left_out and not (name in LATER | LATER_ARGUMENTS and value is None)
     }
     files = sorted([*model.glob("*.safetensors"), model / "config.json"])
     weights = hashlib.sha256(b"".join(digests(files)))

@@ -77,19 +77,22 @@ def test_what_a_block_keeps_is_what_autograd_saves(monkeypatch, dtype):
 
 @pytest.mark.parametrize("changes", [{}, {"eval_pairs": 5}])
 def test_the_load_of_kto_has_the_sequences_that_its_steps_have(tmp_path, changes):
-    """Every example carries another one's response, and the reference walks in every epoch."""
+    """Every prompt is walked with another one's response too, by both models in every epoch."""
     model = tiny.write_model(tmp_path / "model", vocab_size=101)
     rows = tiny.write_rows(tmp_path / "rows.jsonl", id_rows(60))
     job = TrainingInputs(
         TrainConfig(model=str(model), data=(str(rows),), loss="kto", out=str(tmp_path / "run"), **changes)
     )
-    forests = [pack(job.steps.step(n).examples) for n in range(1, job.steps.per_epoch + 1)]
+    steps = [job.steps.step(n) for n in range(1, job.steps.per_epoch + 1)]
+    forests = [pack(step.examples) for step in steps]
+    others = [pack(step.mismatched.examples) for step in steps]
+    assert sum(f.n_tokens for f in others) == pytest.approx(sum(f.n_tokens for f in forests), rel=0.03)
     assert job.statistics.tokens == pytest.approx(sum(f.n_tokens for f in forests) / job.statistics.n, rel=0.03)
     assert job.statistics.rows == pytest.approx(sum(len(f.rows) for f in forests) / job.statistics.n, rel=0.03)
     setting = MemoryInputs(shape=job.policy.config, device="cpu", dtype=torch.float32, has_several_passes=True)
     one = cost.run_flops(setting, job.statistics, 1, has_reference=True)
-    assert cost.run_flops(setting, job.statistics, 6, has_reference=True) == pytest.approx(6 * one)
-    assert one == pytest.approx(5 * job.statistics.n * cost.forward_of_example(setting.shape, job.statistics))
+    assert cost.run_flops(setting, job.statistics, 6, has_reference=True) == pytest.approx(31 / 6 * one)
+    assert one == pytest.approx((3 + 1 + 2) * job.statistics.n * cost.forward_of_example(setting.shape, job.statistics))
 
 
 def test_masters_are_split_by_themselves_only_where_that_can_be():

@@ -286,7 +286,7 @@ def test_ktos_mismatched_sequences_take_along_which_of_their_tokens_are_predicte
     for e, row, j in zip(step.mismatched.examples, rows, partners, strict=True):
         assert e.lengths == rows[j].lengths and e.prompt.tolist() == row.prompt.tolist()
         assert [t.tolist() for t in e.targets()] == [rows[j].targets()[0].tolist()]
-    both = [e._replace(responses=(*e.responses, *o.responses), predicted=(*flags(e), *flags(o)))
+    both = [e._replace(label=None, responses=(*e.responses, *o.responses), predicted=(*flags(e), *flags(o)))
             for e, o in zip(step.examples, step.mismatched.examples, strict=True)]  # fmt: skip
     _, _, x = step_of(Objective("dpo"), both)  # what a pass over both gives
     z = torch.stack([x_other.sum() for _, x_other in x]).mean().clamp(min=0)
