@@ -182,6 +182,12 @@ class Step:
         """Those of its batch."""
         return self.batch.examples
 
+    @property
+    def n_tokens(self) -> int:
+        """Tokens over all ranks: prompts once, responses whole, those of mismatched sequences with them."""
+        others = self.mismatched.examples if self.mismatched is not None else []
+        return self.batch.n_tokens + sum(len(r) for e in others for r in e.responses)
+
 
 class Steps:
     """All steps of a run, in order."""

@@ -101,6 +101,7 @@ def test_each_prompt_gets_the_response_of_the_next_example_whose_prompt_differs(
     partners = [rows[j].responses[0].tolist() for j in (2, 2, 3, 0)]
     assert [[r.tolist() for r in e.responses] for e in step.mismatched.examples] == [[p] for p in partners]
     assert [[r.tolist() for r in e.responses] for e in step.examples] == [[e.responses[0].tolist()] for e in rows]
+    assert step.n_tokens == 4 * (2 + 2 + 2)  # prompts once, both responses
     assert steps(rows=rows, objective="kto").n_responses == 1
     assert steps(rows=rows, objective="sft").step(1).mismatched is None
 
