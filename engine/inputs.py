@@ -19,12 +19,22 @@ from engine.distributed import Ranks, free_memory
 from engine.model import name_of
 from engine.optim import Options, describe, largest_share
 from engine.planning import Plan, TokenStatistics, plan_run, refusal, ways
-from engine.run import DAY, Continued, check_folder, check_name, day_of, has_split_masters, identity
-from engine.step import Objective, Steps, check_objective, check_shared, heldout_names, modes, open_reference
+from engine.run import DAY, Continued, check_folder, check_name, day_of, has_split_masters, identity, say
+from engine.step import (
+    Objective,
+    Steps,
+    check_objective,
+    check_shared,
+    heldout_names,
+    modes,
+    notices,
+    open_reference,
+    weights_report,
+)
 from engine.weights import Cast
 from system import InputError
 
-REPORTS = ("report", "eval_report", "heldout_report")
+REPORTS = ("report", "eval_report", "heldout_report", "weights_report")
 """What is said before a run starts, by its name among the facts."""
 
 
@@ -79,6 +89,10 @@ class TrainingInputs:
         self.past_epochs = self.continued.n_epochs if self.continued else 0
         """Those of the runs that this one goes on with."""
         self.steps = Steps(self.examples, config.data, config.schedule, self.objective, n_past=self.past_epochs)
+        if weights_said := weights_report(self.objective, self.examples):
+            self.facts["weights_report"] = weights_said
+        for sentence in notices(self.objective, self.examples, self.steps):
+            say(sentence)
         self.modes = modes(config.reference, self.objective, keeps=config.measuring.keeps_reference)
         """What --reference can mean, what is preferred first."""
         self.statistics = TokenStatistics.of(
@@ -286,6 +300,8 @@ class TrainingInputs:
             reference=self.reference_folder,
         )
         made |= self.objective.digests
+        if "weights_report" in self.facts and self.objective.multiplies_by_weights:
+            made["row weights"] = "multiply the loss"  # which they did not before there was such a sentence
         made |= {} if self.day is None else {DAY: self.day}
         made |= {"continued from": self.continued.digest()} if self.continued else {}
         if self.chat is not None and self.config.data.chat_template is not None:

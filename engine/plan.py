@@ -233,7 +233,11 @@ def _text(
         *([] if other is None else [f"{other.n_parameters / 1e9:.2f} billion parameters in --reference-model"]),
         f"{3 * per_step / 1e12:,.1f} TFLOP a step, {(3 * per_step + of_reference) / 1e12:,.1f} while the reference is "
         "computed",
-        *([] if statistics.is_reference_kept else [f"--loss {config.loss}: the reference is computed in every step"]),
+        *(
+            []
+            if statistics.is_reference_kept and not statistics.is_mismatched
+            else [f"--loss {config.loss}: the reference is computed in every step"]
+        ),
         "",
         "GB a rank, at most:",
     ]

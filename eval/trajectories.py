@@ -2,10 +2,10 @@
 
     python -m eval trajectories runs/first --data heldout.jsonl
 
-Log-likelihoods and rewards of chosen and rejected: those that training has measured (--eval-pairs, --eval-data; inside
-epochs too with --eval-every), else recomputed by the trainer's own forward pass. Length and distance from the reference
-of a few sampled answers: an objective that only ever sees given texts can change what the model writes without a sign
-of it in its metrics.
+Log-likelihoods and log-ratios of chosen and rejected: those that training has measured (--eval-pairs, --eval-data;
+inside epochs too with --eval-every), else recomputed by the trainer's own forward pass. Length and distance from the
+reference of a few sampled answers: an objective that only ever sees given texts can change what the model writes
+without a sign of it in its metrics.
 """
 
 import hashlib
@@ -45,7 +45,8 @@ class TrajectoriesConfig:
     n: int = 100
     """How many pairs, drawn by --seed."""
     beta: float | None = None
-    """Of the rewards. Unset: the run's own, 0.1 where it has several."""
+    """Beta times the log-ratios too, as rewards. Unset: log-ratios alone; an objective's own rewards, which may be
+    others, are training's to measure."""
     answers: int = 32
     """How many of the prompts are answered at every checkpoint; 0: none."""
     max_new_tokens: int = 512
@@ -172,11 +173,6 @@ def rows_of(asked: dict[str, Any]) -> RowSettings:
     return RowSettings(**kept)
 
 
-def _beta(config: TrajectoriesConfig) -> float:
-    said = checkpoints.settings(Path(config.run)).get("beta")
-    return config.beta or (float(said) if isinstance(said, str) and said not in ("null", "") else 0.1)
-
-
 def _digest(pairs: Sequence[Example]) -> str:
     whole = hashlib.sha256()
     for ids in (ids for e in pairs for ids in (e.prompt, *e.responses, *(e.predicted or ()))):
@@ -193,23 +189,30 @@ def _heldout(
     def logps_of(model: Checkpoint) -> np.ndarray:
         return np.array([found.tolist() for found in score_under(model.folder, pairs, dtype=config.dtype)])  # [n, 2]
 
-    beta, of_reference = _beta(config), None if reference.name == BASE else logps_of(reference)
-    facts = {"n": len(pairs), "data_sha256": _digest(pairs), "beta": beta, "judge": None}
+    of_reference = None if reference.name == BASE else logps_of(reference)
+    facts = {"n": len(pairs), "data_sha256": _digest(pairs), "judge": None}
     lines: list[Line] = []
     for model in models:
         logps = logps_of(model)
         of_reference = logps if of_reference is None else of_reference  # the base is the first
-        rewards = beta * (logps - of_reference)
-        margins = rewards[:, 0] - rewards[:, 1]
-        columns = {"logps/chosen": logps[:, 0], "logps/rejected": logps[:, 1], "rewards/chosen": rewards[:, 0],
-                   "rewards/rejected": rewards[:, 1], "rewards/margins": margins,
-                   "rewards/accuracies": (margins > 0).astype(float)}  # fmt: skip
+        columns = {"logps/chosen": logps[:, 0], "logps/rejected": logps[:, 1]}
+        columns |= _compared("logratios", logps - of_reference)
+        if config.beta is not None:
+            columns |= _compared("rewards", config.beta * (logps - of_reference))
         lines += [
             {"checkpoint": model.name, "benchmark": "heldout", "version": f"{len(pairs)} pairs", "metric": name}
             | {"value": float(values.mean()), "stderr": _error(values), **facts}
+            | ({"beta": config.beta} if name.startswith("rewards/") else {})
             for name, values in columns.items()
         ]
     return lines
+
+
+def _compared(what: str, values: np.ndarray) -> dict[str, np.ndarray]:
+    """Of values [n, 2] of chosen and rejected: both, how far one is above the other, and whether it is."""
+    margins = values[:, 0] - values[:, 1]
+    made = {f"{what}/chosen": values[:, 0], f"{what}/rejected": values[:, 1], f"{what}/margins": margins}
+    return made | {f"{what}/accuracies": (margins > 0).astype(float)}
 
 
 def _error(values: np.ndarray) -> float | None:
@@ -293,8 +296,9 @@ def report(lines: Sequence[Line]) -> list[str]:
     table: dict[str, dict[str, Any]] = {}
     for line in lines:
         table.setdefault(line["checkpoint"], {})[line["metric"]] = line["value"]
-    shown = {"logps/chosen": "logps {:.1f}", "logps/rejected": "/ {:.1f}", "rewards/chosen": "rewards {:+.3f}",
-             "rewards/rejected": "/ {:+.3f}", "characters": "{:.0f} characters", "kl": "KL {:.2f}"}  # fmt: skip
+    shown = {"logps/chosen": "logps {:.1f}", "logps/rejected": "/ {:.1f}", "logratios/chosen": "log-ratios {:+.2f}",
+             "logratios/rejected": "/ {:+.2f}", "rewards/chosen": "rewards {:+.3f}", "rewards/rejected": "/ {:+.3f}",
+             "characters": "{:.0f} characters", "kl": "KL {:.2f}"}  # fmt: skip
     return [
         "  ".join([f"{name:<11}", *(form.format(values[m]) for m, form in shown.items() if m in values)])
         for name, values in table.items()

@@ -215,18 +215,29 @@ def flags(way: dict[str, Any]) -> str:
 
 def refusal(found: Plan, others: Sequence[tuple[dict[str, Any], Plan]]) -> str:
     """Why a layout cannot be, and the first change that would let it. others: changes and what comes of them."""
-    needed = f"needs {size(memory.total(found.memory))} of memory, and {size(found.budget)} are free"
+    whole, free = sizes_apart(memory.total(found.memory), found.budget)
+    needed = f"needs {whole} of memory, and {free} are free"
     for way, plan in others:
         if plan.fits:
-            return f"{needed}; add {flags(way)}: {size(memory.total(plan.memory))}"
+            return f"{needed}; add {flags(way)}: {sizes_apart(memory.total(plan.memory), found.budget)[0]}"
     least = min((memory.total(plan.memory) for _, plan in others), default=memory.total(found.memory))
-    also = f" ({size(least)} with {flags(WAYS[-1])})" if least < memory.total(found.memory) else ""
+    also = (
+        f" ({sizes_apart(least, found.budget)[0]} with {flags(WAYS[-1])})" if least < memory.total(found.memory) else ""
+    )
     return f"{needed}{also}; lower --micro-tokens, --max-prompt-tokens and --max-response-tokens, or take more GPUs"
 
 
 def size(n_bytes: float) -> str:
     """A number of bytes in GB of 10^9, as it is said."""
     return f"{n_bytes / 1e9:,.0f} GB" if n_bytes >= 1e10 else f"{max(n_bytes / 1e9, 0.1):.1f} GB"
+
+
+def sizes_apart(a: int, b: int) -> tuple[str, str]:
+    """Two numbers of bytes as `size` says them, with as many digits as it takes to tell them apart."""
+    said, digits = (size(a), size(b)), 1
+    while said[0] == said[1] and a != b and digits < 10:
+        said, digits = (f"{a / 1e9:,.{digits}f} GB", f"{b / 1e9:,.{digits}f} GB"), digits + 1
+    return said
 
 
 def _time(hours: float) -> str:

@@ -47,6 +47,7 @@ LATER: dict[str, Any] = {
     "schedule": "linear", "min_lr_ratio": 0.0, "warmup_ratio": 0.0, "decay_ratio": 0.1,
     "eval_every": None, "early_stop": None, "keep_best": None,
     "adam_beta1": 0.9, "adam_beta2": 0.999, "adam_epsilon": 1e-8, "weight_decay": 0.0,
+    "kto_pair.anchor_size": None,
 }  # fmt: skip
 """Settings that release 0.1 had not, and at which value it computed: they are here where they have another, so that
 runs begun by it go on."""

@@ -5,6 +5,7 @@ the reference's log-probs come from, the passes over the layers, and what is mea
 from engine.step.heldout import HeldOut, heldout_names, loss_of, measure_saved
 from engine.step.loss_inputs import LossInputs, ReferenceValues
 from engine.step.metrics import check_finite, training_metrics
+from engine.step.notices import notices, weights_report
 from engine.step.objective import Objective, describe_all
 from engine.step.other_reference import OtherReference, open_reference
 from engine.step.passes import compute_batch, forward_backward, report, score_examples
@@ -43,10 +44,12 @@ __all__ = [
     "loss_of",
     "measure_saved",
     "modes",
+    "notices",
     "open_reference",
     "release_reference",
     "report",
     "score_alone",
     "score_examples",
     "training_metrics",
+    "weights_report",
 ]

@@ -55,14 +55,13 @@ class ReferenceLogps:
         buys. is_other: whether it is another model than the start (--reference-model).
         """
         self.mode = mode
-        self.is_kept = mode != "none" and keeps and not objective.needs_reference_model
-        """Whether anything can be kept: mismatched sequences depend on the step's plan, and whole distributions are too
-        large.
-        """
+        self.is_kept = mode != "none" and keeps and not objective.needs_divergence
+        """Whether anything can be kept: whole distributions are too large."""
         self._why_not_kept = "not kept"
-        if mode != "none" and objective.needs_reference_model:
-            of = "a divergence of whole distributions" if objective.needs_divergence else "mismatched sequences"
-            self._why_not_kept = f"computed in every step, for {of}"
+        if mode != "none" and objective.needs_divergence:
+            self._why_not_kept = "computed in every step, for a divergence of whole distributions"
+        self._stays = objective.needs_reference_model
+        self._also = "; mismatched sequences in every step" if objective.needs_mismatched and self.is_kept else ""
         self.is_written = False
         """Whether the run has its copy on disk; the same on every rank."""
         names = [name for name in REFERENCE_VALUES if name in objective.token_values] if self.is_kept else []
@@ -93,8 +92,10 @@ class ReferenceLogps:
 
     @property
     def is_final(self) -> bool:
-        """Whether the model that it was computed from is needed no more."""
-        return self.is_complete and not self.moves
+        """Whether the model that it was computed from is needed no more: mismatched sequences are other ones in every
+        step.
+        """
+        return self.is_complete and not self.moves and not self._stays
 
     def forget(self) -> None:
         """The reference has moved: nothing is known of it."""
@@ -137,9 +138,9 @@ class ReferenceLogps:
         if self.is_kept and not self.moves:
             found, said = self._cache.read(self.values)
         if ranks.all_reduce_sum(torch.tensor(float(found is not None))).item() < ranks.size or found is None:
-            return said
+            return said + self._also
         self.values = dict(found)
-        return said
+        return said + self._also
 
     def write(self) -> None:
         """Writes the table, which is complete, where it is kept."""

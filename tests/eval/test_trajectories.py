@@ -53,11 +53,14 @@ def test_held_out_pairs_are_scored_at_every_checkpoint(made, tmp_path):
     for name in ("base", "epoch-01", "epoch-02"):
         model = made / "base" if name == "base" else made / "run" / name
         logps = torch.stack(list(score_under(model, rows)))
-        rewards = 0.3 * (logps - base)
+        logratios = logps - base
         for i, side in enumerate(("chosen", "rejected")):
             assert lines[name, f"logps/{side}"]["value"] == pytest.approx(logps[:, i].mean().item(), abs=1e-4)
-            assert lines[name, f"rewards/{side}"]["value"] == pytest.approx(rewards[:, i].mean().item(), abs=1e-4)
-        assert lines[name, "rewards/accuracies"]["value"] == (rewards[:, 0] > rewards[:, 1]).double().mean().item()
+            expected = logratios[:, i].mean().item()
+            assert lines[name, f"logratios/{side}"]["value"] == pytest.approx(expected, abs=1e-4)
+        is_won = logratios[:, 0] > logratios[:, 1]
+        assert lines[name, "logratios/accuracies"]["value"] == is_won.double().mean().item()
+        assert not any(metric.startswith("rewards/") for _, metric in lines)
     samples = read_rows(tmp_path / "samples.jsonl")
     assert [s["checkpoint"] for s in samples] == [n for n in ("base", "epoch-01", "epoch-02") for _ in range(3)]
     assert samples[0]["prompt"] == samples[3]["prompt"] and samples[0]["prompt"].startswith("Why")
@@ -67,6 +70,13 @@ def test_held_out_pairs_are_scored_at_every_checkpoint(made, tmp_path):
     n = len(read_rows(tmp_path / "scores.jsonl"))
     trajectories.main([str(made / "run"), "--data", str(made / "held.jsonl"), "--answers", "0", "--out", str(tmp_path)])
     assert len(read_rows(tmp_path / "scores.jsonl")) == n == len(lines)
+    again = ["--data", str(made / "held.jsonl"), "--answers", "0", "--out", str(tmp_path), "--beta", "0.5"]
+    trajectories.main([str(made / "run"), *again])
+    found = {(x["checkpoint"], x["metric"]): x for x in read_rows(tmp_path / "scores.jsonl")}
+    for name in ("margins", "chosen"):
+        reward, logratio = (found["epoch-02", f"{what}/{name}"] for what in ("rewards", "logratios"))
+        assert reward["value"] == pytest.approx(0.5 * logratio["value"], abs=1e-9) and reward["value"] != 0
+        assert reward["beta"] == 0.5 and "beta" not in logratio
 
 
 def test_rewards_are_measured_against_the_reference_that_the_run_was_given(made, tmp_path):
