@@ -266,6 +266,7 @@ def open_log(inputs: TrainingInputs, ranks: Ranks, folder: RunFolder) -> Metrics
         n_tokens=folder.states.facts.get("n_tokens", 0),
         facts=inputs.facts,
         writes=ranks.is_rank0,
+        track=inputs.config.watching.track,
     )
 
 

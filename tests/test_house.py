@@ -30,6 +30,7 @@ ROOMS = {  # of engine/: what each may import of the others, through their faces
     "weights": {"model", "config"},
     "distributed": {"model", "config"},
     "planning": {"model", "config"},
+    "tracking": set(),
 }
 ROOMS["optim"] = ROOMS["sampling"] = {*ROOMS}
 ROOMS["step"] = {*ROOMS}

@@ -11,6 +11,7 @@ from collections.abc import Callable
 from decimal import Decimal, InvalidOperation
 from typing import Any
 
+from engine.config.trackers import not_tracked, tracked
 from engine.config.train_config import world_size
 from system import InputError
 
@@ -43,7 +44,6 @@ NEUTRAL = {  # what does not change the result, and what is done here
     "logging_steps": "every step is logged",
     "logging_strategy": "every step is logged",
     "logging_first_step": "every step is logged",
-    "report_to": "metrics go to metrics.jsonl and TensorBoard",
     "run_name": "a run is called as its folder is",
     "save_strategy": "a checkpoint is saved after every epoch",
     "save_steps": "a checkpoint is saved after every epoch",
@@ -73,7 +73,10 @@ NEUTRAL = {  # what does not change the result, and what is done here
     "discopop_tau": "discopop takes it as --discopop.tau, no other loss takes it",
 }
 NO_LIMIT = ("max_steps", "-1")
+OF_NONE = ("track", "report_to", "reference")
+"""Settings of which none is a value; of others it stands for one that is not given."""
 COUNTERPARTS = {
+    "report_to": "track",
     "loss_type": "loss",
     "optim": "optimizer",
     "bf16": "dtype",
@@ -109,7 +112,7 @@ def translate(settings: Settings, say: Callable[[str], None]) -> Settings:
     Raises InputError for a setting that has no counterpart here, and where two names of one setting disagree.
     """
     given = {name.replace("-", "_"): value for name, value in settings.items()}
-    given = {name: value for name, value in given.items() if value not in ("null", "", "none", "None", [])}
+    given = {name: value for name, value in given.items() if not _is_unset(name, value)}
     ours, theirs = {}, {}
     for name, value in given.items():
         (theirs if _is_theirs(name, value) else ours)[name] = value
@@ -125,6 +128,8 @@ def translate(settings: Settings, say: Callable[[str], None]) -> Settings:
                 raise InputError(f"{name} and {our_name}: two names of one setting, with two values; keep one")
             flag = our_name if "." in our_name else our_name.replace("_", "-")
             say(f"{said} is --{flag} {_shown(our_value)} here")
+        for sentence in not_tracked(value) if name == "report_to" else []:
+            say(sentence)
         if name in NEUTRAL:
             say(f"{name}: left out, {NEUTRAL[name]} here")
     if theirs:
@@ -144,6 +149,10 @@ def counterpart(name: str) -> str | None:
     if name in ONLY or name in NEUTRAL:
         return f"nothing of that name; in a --config file {name} is understood"
     return None
+
+
+def _is_unset(name: str, value: Any) -> bool:
+    return value in ("null", "", []) or (value in ("none", "None") and name not in OF_NONE)
 
 
 def _is_theirs(name: str, value: Any) -> bool:
@@ -339,8 +348,13 @@ def _shown(value: Any) -> str:
     return ", ".join(map(str, value)) if isinstance(value, list) else str(value)
 
 
+def _tracked(value: Any, given: Settings) -> list[tuple[str, Any]]:
+    return [("track", found)] if (found := tracked(value)) else []
+
+
 _keep = _choice("truncation_mode", "keep_prompt", {"keep_end": "end", "keep_start": "start"})
-SPECIAL: dict[str, Callable[[Any, Settings], list[tuple[str, str]]]] = {
+SPECIAL: dict[str, Callable[[Any, Settings], list[tuple[str, Any]]]] = {
+    "report_to": _tracked,
     "loss_type": _loss,
     "loss_weights": _with_losses,
     "label_smoothing": _smoothing,
