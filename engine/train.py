@@ -19,7 +19,7 @@ from engine.inputs import TrainingInputs
 from engine.model import FusedForward
 from engine.optim import SplitMasterWeights, copy_rounded
 from engine.planning import Plan
-from engine.run import MetricsLog, RunFolder, Stopping, check_folder, epochs_of, last_line, save_epoch, say
+from engine.run import Card, MetricsLog, RunFolder, Stopping, check_folder, epochs_of, last_line, save_epoch, say
 from engine.step import (
     NO_HOOKS,
     Cache,
@@ -196,6 +196,14 @@ def build(inputs: TrainingInputs, ranks: Ranks, hooks: Hooks, folder: RunFolder)
         hooks=hooks,
         stop_ids=inputs.stop_ids,
         beside=inputs.chat.files if inputs.chat else {},
+        card=Card(
+            config=config,
+            objective=inputs.objective,
+            settings=inputs.settings,
+            facts=facts,
+            n_steps=len(steps),
+            n_ranks=ranks.size,
+        ).text,
     )
     hooks.begin(training)
     return training

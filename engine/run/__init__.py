@@ -2,6 +2,7 @@
 new thing that a run writes goes here, in a file of its own.
 """
 
+from engine.run.card import CARD, Card, front_of
 from engine.run.epochs import save_epoch
 from engine.run.folder import RunFolder, check_folder, day_of, epochs_of, has_split_masters, last_line
 from engine.run.identity import DAY, identity
@@ -9,13 +10,16 @@ from engine.run.metrics_log import MetricsLog, say
 from engine.run.stopping import Stopping
 
 __all__ = [
+    "CARD",
     "DAY",
+    "Card",
     "MetricsLog",
     "RunFolder",
     "Stopping",
     "check_folder",
     "day_of",
     "epochs_of",
+    "front_of",
     "has_split_masters",
     "identity",
     "last_line",

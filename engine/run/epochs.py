@@ -22,7 +22,8 @@ def save_epoch(
     config: CheckpointConfig,
     stopping: Stopping,
 ) -> dict[str, float]:
-    """Writes the epoch's checkpoint folder into the run's, and removes the oldest beyond --keep-checkpoints.
+    """Writes the epoch's checkpoint folder, model card included, into the run's; removes the oldest beyond
+    --keep-checkpoints.
 
     Gives what the folder loses where it has fewer bits than the run computes with (`measure_saved`). trained: the loss
     inputs of the epoch's last step. A weight that has grown beyond the dtype's range ends the run, with the folder in
@@ -42,7 +43,9 @@ def save_epoch(
     except InputError as fault:
         cast = Cast(dtype=torch.float32)
         stopping.fault = InputError(f"{path}: is written in float32: {fault}; go on with --resume --save-dtype float32")
-    training.save(path, cast=cast, replaces=config.resumes)
+    card, found = training.card, heldout.measured_at(step) | lost
+    text = None if card is None else training.ranks.on_rank0(lambda: card(path.name, step, found, cast.dtype))
+    training.save(path, cast=cast, replaces=config.resumes, card=text)
     training.hooks.save_epoch(training, path)
     if training.ranks.is_rank0 and config.keep_checkpoints:
         for old in epochs_of(folder)[: -config.keep_checkpoints]:

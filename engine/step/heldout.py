@@ -33,6 +33,7 @@ class HeldOut:
         self._examples, self._training = examples, training
         self._reference: ReferenceValues | None = None
         self._found: LossInputs | None = None
+        self._measured: tuple[int, dict[str, float]] = 0, {}
 
     def compute(
         self,
@@ -79,7 +80,13 @@ class HeldOut:
         found = self.compute(self._examples, t.objective.token_values, step, with_reference=computes)
         self._reference = found.reference if computes else self._reference
         self._found = found.beside(self._reference)
-        return heldout_metrics(t.objective, self._found)
+        self._measured = step.number, heldout_metrics(t.objective, self._found)
+        return dict(self._measured[1])
+
+    def measured_at(self, step: Step) -> dict[str, float]:
+        """What was measured at the end of a step; empty where nothing was."""
+        number, found = self._measured
+        return found if number == step.number else {}
 
     def sample(self, step: Step, trained: LossInputs) -> "Sample":
         """The rows by which a folder is measured, with their log-probs now. trained: the loss inputs of the step.
