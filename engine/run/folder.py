@@ -3,10 +3,11 @@
 config.yaml           every setting, resolved, and the facts found (rows, what was cut)
 first_example.txt     the first row of the run as the trainer sees it
 metrics.jsonl         a line per optimizer step (metrics_log.py)
-epoch-01/ ...         Hugging Face checkpoint folders (epochs.py)
+epoch-01/ ...         Hugging Face checkpoint folders (epochs.py), each with a model card (card.py)
 state/                what --resume needs (states.py)
 state/identity.json   what the run was asked for and what it was fed (identity.py)
 state/finished.json   written when all is done
+state/wandb.json ...  a run elsewhere, and what it was told (engine/tracking/)
 run.lock              held by the process that writes into the folder
 events.out...         the metrics for TensorBoard (tensorboard.py)
 """

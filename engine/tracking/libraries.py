@@ -45,7 +45,7 @@ class Began(NamedTuple):
 
 def wandb(asked: Asked) -> Began:
     """Weights & Biases. Its files lie in the run's folder unless WANDB_DIR says otherwise."""
-    import wandb as library  # optional, and in this process alone
+    import wandb as library  # pyright: ignore[reportMissingImports]
 
     chosen = asked.id or os.environ.get("WANDB_RUN_ID") or secrets.token_hex(4)
     extra = {"x_stats_pid": asked.pid} if "x_stats_pid" in getattr(library.Settings, "model_fields", {}) else {}
@@ -69,7 +69,7 @@ def wandb(asked: Asked) -> Began:
 
 def trackio(asked: Asked) -> Began:
     """trackio, in its own folder of this machine, or in the Space or server that its environment variables name."""
-    import trackio as library
+    import trackio as library  # pyright: ignore[reportMissingImports]
 
     run = library.init(
         project=os.environ.get("TRACKIO_PROJECT") or asked.project,
@@ -88,9 +88,10 @@ def trackio(asked: Asked) -> Began:
 
 def mlflow(asked: Asked) -> Began:
     """MLflow, where MLFLOW_TRACKING_URI says, or where the library keeps things when nothing does."""
-    import mlflow as library
+    import mlflow as library  # pyright: ignore[reportMissingImports]
 
-    if not (os.environ.get("MLFLOW_EXPERIMENT_NAME") or os.environ.get("MLFLOW_EXPERIMENT_ID")):
+    is_named = os.environ.get("MLFLOW_EXPERIMENT_NAME") or os.environ.get("MLFLOW_EXPERIMENT_ID")
+    if asked.id is None and not is_named:
         library.set_experiment(asked.project)
     run = library.start_run(run_id=asked.id, run_name=None if asked.id else asked.name)
     known = library.get_run(run.info.run_id).data.params  # a parameter keeps its first value there
