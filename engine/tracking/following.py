@@ -25,7 +25,7 @@ from engine.tracking.libraries import LIBRARIES, Asked
 
 LOOK_SECONDS = 0.5
 """Between two looks at metrics.jsonl."""
-LAST_SECONDS = 60.0
+LAST_SECONDS = 90.0
 """That a library has once the run has ended, whatever it hangs in."""
 
 

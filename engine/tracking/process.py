@@ -12,8 +12,8 @@ import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-END_SECONDS = 20.0
-"""That all of them together have once the run has ended."""
+END_SECONDS = {"finished": 60.0, "stopped": 20.0, "failed": 20.0}
+"""That all of them together have once the run has ended: torchrun gives a run that is stopped 30."""
 TRUTH = "metrics.jsonl has every line"
 
 
@@ -25,12 +25,12 @@ class Followers:
         self._all = [_Follower(library, folder, say) for library in libraries]
 
     def close(self, how: str) -> None:
-        """Tells them how the run ended (finished, stopped, failed), and lets them finish for END_SECONDS in all."""
+        """Tells them how the run ended (a key of END_SECONDS), and lets them finish for so long in all."""
         for one in self._all:
             one.tell(how)
-        deadline = time.monotonic() + END_SECONDS
+        deadline = time.monotonic() + END_SECONDS[how]
         for one in self._all:
-            one.wait(deadline)
+            one.wait(deadline, END_SECONDS[how])
 
 
 class _Follower:
@@ -86,14 +86,14 @@ class _Follower:
             except OSError:
                 pass  # it is gone, which is told where it is heard
 
-    def wait(self, deadline: float) -> None:
-        """Until it has finished; what has not by then is ended."""
+    def wait(self, deadline: float, seconds: float) -> None:
+        """Until it has finished; what has not by then is ended. seconds: that it was given, for the message."""
         if self._process is None:
             return
         try:
             self._process.wait(max(0.0, deadline - time.monotonic()))
         except subprocess.TimeoutExpired:
-            self._fail(f"it did not finish within {END_SECONDS:.0f} s of the run's end")
+            self._fail(f"it did not finish within {seconds:.0f} s of the run's end")
         with contextlib.suppress(ProcessLookupError):
             os.killpg(self._process.pid, signal.SIGKILL)  # a library's own helpers too
         self._process.wait()
