@@ -39,8 +39,7 @@ class PublishConfig:
     public: bool = False
     """Make it public. Without it, it is private, and one that is public already is refused."""
     card: str | None = None
-    """Model card to take in the place of the folder's README.md: that of the run's folder, say, for one that
-    engine.convert wrote, or an edited copy."""
+    """Model card to take in the place of the folder's README.md: an edited copy, say."""
     existing_card: Literal["refuse", "keep", "replace"] = "refuse"
     """Where the repository holds another README.md: refuse to publish, keep that one, or replace it."""
     dry_run: bool = False

@@ -8,7 +8,7 @@ import pytest
 import yaml
 from huggingface_hub import ModelCard
 
-from engine import train
+from engine import convert, train
 from engine.config import TrainConfig
 from engine.run import card as cards
 from engine.train import Hooks
@@ -64,15 +64,17 @@ def test_a_card_says_what_the_weights_are(job):
 def test_a_card_names_no_path_of_the_machine(job):
     result, _ = job(reference_cache=str(job.tmp / "shared"))
     text = (result.out / "epoch-01/README.md").read_text()
-    assert str(job.tmp) not in text and "/" not in re.sub(r"https?://\S+|</?\w+>", "", text)
+    assert str(job.tmp) not in text and not re.search(r"(?<![\w.>])/\w", text)
+    assert "reference_cache: shared" in text and "--eval-data held-out.jsonl" in text
 
 
 def test_the_hubs_own_reader_takes_it_and_the_licence_is_open(job):
     result, _ = job()
-    card = ModelCard.load(result.out / "epoch-02/README.md")
+    path = result.out / "epoch-02/README.md"
+    card, text = ModelCard.load(path), path.read_text()
     assert card.data.library_name == "transformers" and card.data.pipeline_tag == "text-generation"
     assert card.data.license is None and card.data.base_model is None
-    assert "# license: yours to name" in card.content and "# base_model: the hub id of base-model" in card.content
+    assert "# license: yours to name" in text and "# base_model: the hub id of base-model" in text
 
 
 def test_the_command_of_a_card_starts_the_same_run(job):
@@ -149,3 +151,17 @@ def test_a_card_is_whole_or_not_there(job, monkeypatch):
 def test_what_a_hook_saves_beside_it_claims_no_numbers(job):
     result = train.run(job.config(max_steps=1), Hooks(save_epoch=lambda t, folder: t.save(folder / "own")))
     assert (result.out / "epoch-01/README.md").exists() and not (result.out / "epoch-01/own/README.md").exists()
+
+
+def test_a_conversion_takes_the_card_along_and_says_what_was_done(job, capsys):
+    result, _ = job(max_steps=1)
+    before = (result.out / "epoch-01/README.md").read_text()
+    asked = ["--model", str(result.out / "epoch-01"), "--dtype", "bfloat16"]
+    convert.main([*asked, "--out", str(job.tmp / "narrow")])
+    assert (job.tmp / "narrow/README.md").read_text() == (
+        f"{before}\n**Converted** from float32 to bfloat16 since, rounded to the nearest: the numbers above are of the "
+        "weights before.\n"
+    )
+    assert "not copied" not in capsys.readouterr().err
+    convert.main([*asked, "--out", str(job.tmp / "noisy"), "--rounding", "stochastic", "--seed", "3"])
+    assert "since, rounded stochastically with seed 3: the" in (job.tmp / "noisy/README.md").read_text()
