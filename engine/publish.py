@@ -156,25 +156,31 @@ def _faults(repo: str) -> Iterator[None]:
     """What the hub refuses, and what does not reach it, in a sentence."""
     from huggingface_hub.errors import HfHubHTTPError
 
-    unreachable = HfHubHTTPError.__bases__  # the HTTP library's own error, and the system's
+    unreachable = (*HfHubHTTPError.__bases__, RuntimeError)  # the HTTP library's error, the system's, an upload's
     try:
         yield
-    except HfHubHTTPError as fault:
-        code = fault.response.status_code if fault.response is not None else 0
-        said = str(fault.server_message or fault).strip().split("\n")[0]
-        if code in (401, 403, 404):
-            raise InputError(
-                f"{repo}: the hub refuses ({code}: {said}); check the name, and that the token may write there"
-            ) from None
-        if 400 <= code < 500:
-            raise InputError(f"{repo}: the hub refuses ({code}: {said})") from None
-        raise RunError(f"{repo}: the hub failed ({code}: {said}); {MEND}") from None
+    except unreachable as fault:
+        cause = fault.__cause__ if isinstance(fault, RuntimeError) and fault.__cause__ else fault
+        if isinstance(cause, HfHubHTTPError):
+            raise _refused(repo, cause) from None
+        said = str(cause).strip().split("\n")[0] or type(cause).__name__
+        raise RunError(f"{repo}: the hub cannot be reached ({said}); {MEND}") from None
     except InputError:
         raise
     except ValueError as fault:  # the library's checks of names and cards
         raise InputError(f"{repo}: {' '.join(str(fault).split())}") from None
-    except unreachable as fault:
-        raise RunError(f"{repo}: the hub cannot be reached ({fault or type(fault).__name__}); {MEND}") from None
+
+
+def _refused(repo: str, fault: Any) -> InputError | RunError:
+    code = fault.response.status_code if fault.response is not None else 0
+    said = str(fault.server_message or fault).strip().split("\n")[0]
+    if code in (401, 403, 404):
+        return InputError(
+            f"{repo}: the hub refuses ({code}: {said}); check the name, and that the token may write there"
+        )
+    if 400 <= code < 500:
+        return InputError(f"{repo}: the hub refuses ({code}: {said})")
+    return RunError(f"{repo}: the hub failed ({code}: {said}); {MEND}")
 
 
 def blob_id(content: bytes) -> str:

@@ -185,7 +185,7 @@ def _flag(name: str, value: Any) -> str:
     if isinstance(value, bool):
         return flag if value else f"--no-{name.replace('_', '-')}"
     values = value if isinstance(value, (list, tuple)) else [value]
-    return " ".join([flag, *(shlex.quote(str(_plain(one))) for one in values)])
+    return " ".join([flag, *(shlex.quote(re.sub(r"\s+", " ", str(_plain(one)))) for one in values)])
 
 
 def _plain(value: Any) -> Any:

@@ -15,6 +15,7 @@ from system import InputError, RunError
 from tests import tiny
 from tests.engine.hub import serving
 
+pytestmark = pytest.mark.filterwarnings("ignore:Use 'content=:DeprecationWarning")  # of huggingface_hub's own upload
 REPO = "org/model"
 CARD = "---\nlibrary_name: transformers\n---\n# A model\n"
 
@@ -32,7 +33,6 @@ def here(hub, monkeypatch):
     monkeypatch.setenv("HF_TOKEN", "hf_test")
     monkeypatch.setattr("huggingface_hub.constants.ENDPOINT", hub.address)
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_DISABLE_XET", True)
-    monkeypatch.setattr("huggingface_hub.utils._http._DEFAULT_RETRY_ON_STATUS_CODES", (), raising=False)
     return hub
 
 
@@ -145,6 +145,7 @@ def test_no_token_is_told_before_the_hub_is_asked(here, folder, monkeypatch):
     assert not here.asked
 
 
+@pytest.mark.parametrize("where", ["/commit/", "/blob/", "/api/models/org/model"])
 @pytest.mark.parametrize(
     ("status", "kind", "said"),
     [
@@ -153,9 +154,9 @@ def test_no_token_is_told_before_the_hub_is_asked(here, folder, monkeypatch):
         (501, RunError, r"org/model: the hub failed \(501: you may not\); give the same command again"),
     ],
 )
-def test_what_the_hub_refuses_is_a_sentence(here, folder, status, kind, said):
+def test_what_the_hub_refuses_is_a_sentence(here, folder, where, status, kind, said):
     here.add(REPO)
-    here.fail = lambda verb, path: (status, "you may not") if "/commit/" in path else None
+    here.fail = lambda verb, path: (status, "you may not") if where in path else None
     with pytest.raises(kind, match=said):
         send(folder)
 
