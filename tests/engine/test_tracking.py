@@ -189,8 +189,8 @@ def test_a_trainer_that_is_gone_leaves_no_process_that_hangs(tmp_path, heard, mo
     environment = tiny.environment(tmp_path / "site") | {"ACT": "hang"}
     child = subprocess.Popen(
         [sys.executable, "-c", code, str(tmp_path / "run")],
-        stdin=-1,
-        stdout=-1,
+        stdin=subprocess.PIPE,
+        stdout=subprocess.DEVNULL,
         env=environment,
         start_new_session=True,
     )
