@@ -19,8 +19,9 @@ import tyro
 
 from data.rows import is_hub_id
 from engine import weights
-from engine.run import CARD, epochs_of
+from engine.run import CARD
 from system import TEMPORARY, InputError, RunError, cli
+from system.run_folder import checkpoints_of
 
 EXAMPLE = "python -m engine.publish runs/first/epoch-18 --repo my-name/my-model --dry-run"
 OF_WEIGHTS = ("*.safetensors", weights.INDEX)
@@ -78,8 +79,8 @@ def check(folder: Path) -> None:
     """Raises InputError unless a folder is a checkpoint, whole and readable. Nothing but headers is read."""
     if not folder.is_dir():
         raise InputError(f"{folder}: no such folder; give a checkpoint folder, such as runs/first/epoch-18")
-    if not (folder / "config.json").exists() and (epochs := epochs_of(folder)):
-        raise InputError(f"{folder}: a run's folder; name one of its checkpoints, such as {epochs[-1]}")
+    if not (folder / "config.json").exists() and (found := checkpoints_of(folder)):
+        raise InputError(f"{folder}: a run's folder; name one of its checkpoints, such as {found[-1]}")
     if folder.name.endswith(TEMPORARY):
         raise InputError(f"{folder}: is being written; give a folder without {TEMPORARY}")
     weights.check(folder, weights.build(folder))
@@ -127,7 +128,7 @@ def publish(config: PublishConfig, files: Mapping[str, Path]) -> str:
         made = api.create_commit(
             config.repo,
             [*operations, *map(CommitOperationDelete, stale)],
-            commit_message=f"Add {Path(config.folder).absolute().name}",
+            commit_message=f"Add {Path(config.folder).resolve().name}",
         )
     return made.commit_url
 

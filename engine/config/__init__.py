@@ -1,6 +1,6 @@
 """What a run is asked for: settings by subject, TRL's names for them, and the host's memory allocator."""
 
-from engine.config import host, trl_names
+from engine.config import host
 from engine.config.trackers import check_trackers
 from engine.config.train_config import (
     ALIASES,
@@ -13,6 +13,7 @@ from engine.config.train_config import (
     MemoryConfig,
     ObjectiveConfig,
     OptimizerConfig,
+    OptimizerName,
     ReferenceConfig,
     Rounding,
     SaveDtype,
@@ -21,6 +22,7 @@ from engine.config.train_config import (
     WatchingConfig,
     world_size,
 )
+from engine.config.trl import names as trl_names
 
 __all__ = [
     "ALIASES",
@@ -33,6 +35,7 @@ __all__ = [
     "MemoryConfig",
     "ObjectiveConfig",
     "OptimizerConfig",
+    "OptimizerName",
     "ReferenceConfig",
     "Rounding",
     "SaveDtype",

@@ -108,11 +108,13 @@ def forward_of_example(shape: LlamaConfig, statistics: TokenStatistics) -> float
     return sum(counted_flops(shape, statistics.tokens, statistics.seen, statistics.rows))
 
 
-def run_flops(s: MemoryInputs, statistics: TokenStatistics, epochs: int, *, has_reference: bool) -> float:
+def run_flops(s: MemoryInputs, statistics: TokenStatistics, epochs: float, *, has_reference: bool) -> float:
     """Of a whole run: 3 passes' worth for each example and epoch, one for the reference, in every epoch where it is not
     kept, and what is again.
     """
-    passes = 3 * epochs + has_reference * (1 if statistics.is_reference_kept and not s.moves_reference else epochs)
+    passes = 3 * epochs + has_reference * (
+        min(1, epochs) if statistics.is_reference_kept and not s.moves_reference else epochs
+    )
     passes += epochs * s.n_recomputed / s.shape.n_layers + epochs * (statistics.whole_step and s.has_several_passes)
     heads = epochs * _more_heads(statistics) * _head_of_example(s.shape, statistics)
     return statistics.n * (passes * forward_of_example(s.shape, statistics) + heads)
@@ -161,4 +163,4 @@ def checkpoint_bytes(shape: LlamaConfig, dtype: torch.dtype) -> int:
 
 def state_bytes(s: MemoryInputs) -> int:
     """What --resume needs, at one time: masters and the optimizer's numbers."""
-    return s.shape.n_parameters * (4 + s.square_avg_bytes * s.n_states)
+    return int(s.shape.n_parameters * (4 + s.square_avg_bytes * s.n_moments))

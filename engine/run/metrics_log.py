@@ -6,7 +6,7 @@ import json
 import os
 import sys
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any, TextIO
@@ -31,12 +31,14 @@ class MetricsLog:
     def __init__(
         self, folder: Path, *, n_steps: int, per_epoch: int, n_done: int, n_tokens: int, facts: Mapping[str, Any],
         writes: bool, track: Sequence[str] = ("tensorboard",),
+        last_step: Callable[[], int] | None = None,
     ) -> None:  # fmt: skip
         """n_done, n_tokens: of the state that the run goes on from. facts: its whole numbers stand in every line.
-        writes: whether this is the rank that does. track: who else is given the lines.
+        writes: whether this is the rank that does. track: who else is given the lines. last_step: the
+        one after which nothing is left to do; unset, the n_steps-th.
         """
         self._path, self._folder, self._writes = folder / "metrics.jsonl", folder, writes
-        self._track = track
+        self._track, self._last_step = track, last_step or (lambda: n_steps)
         self._n_steps, self._per_epoch = n_steps, per_epoch
         self.n_done = n_done
         """Steps that are done: those of the state that the run goes on from, and its own."""
@@ -73,7 +75,7 @@ class MetricsLog:
 
     def _end_followers(self, kind: type[BaseException] | None, *_: Any) -> None:
         if self._followers is not None:
-            is_whole = self.n_done == self._n_steps
+            is_whole = self.n_done == self._last_step()
             self._followers.close("failed" if kind else "finished" if is_whole else "stopped")
 
     def _close(self) -> None:
@@ -95,7 +97,20 @@ class MetricsLog:
             "perf/pairs_per_second": len(step.batch) / seconds,
             "perf/tokens_per_second": step.batch.n_tokens / seconds,
         }
-        self.last, self.n_done = line, step.number
+        self.n_done = step.number
+        self._put(line)
+        if not self._writes:
+            return
+        shown = {k: f"{line[k]:.3f}" for k in ("loss", "rewards/chosen", "rewards/rejected") if k in line}
+        self._bar.set_postfix(shown, refresh=False)
+        self._bar.update()
+
+    def write_start(self, metrics: Mapping[str, float]) -> None:
+        """Writes a line of step 0: held-out numbers before the first step."""
+        self._put({"step": 0, "epoch": 0.0, **metrics})
+
+    def _put(self, line: dict[str, float]) -> None:
+        self.last = line
         self._clock = time.perf_counter()
         if not self._writes:
             return
@@ -103,10 +118,7 @@ class MetricsLog:
             self._lines.write(json.dumps(line) + "\n")
             self._lines.flush()
         if self._board is not None:
-            self._board.add(line, step.number)
-        shown = {k: f"{line[k]:.3f}" for k in ("loss", "rewards/chosen", "rewards/rejected") if k in line}
-        self._bar.set_postfix(shown, refresh=False)
-        self._bar.update()
+            self._board.add(line, int(line["step"]))
 
     def sync(self) -> None:
         """Has the lines on the disk: a state's own line is there whenever the state is."""

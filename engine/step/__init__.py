@@ -2,7 +2,7 @@
 the reference's log-probs come from, the passes over the layers, and what is measured.
 """
 
-from engine.step.heldout import HeldOut, loss_of, measure_saved
+from engine.step.heldout import HeldOut, heldout_names, loss_of, measure_saved
 from engine.step.loss_inputs import LossInputs, ReferenceValues
 from engine.step.metrics import check_finite, training_metrics
 from engine.step.objective import Objective, describe_all
@@ -37,6 +37,7 @@ __all__ = [
     "fingerprint",
     "follow_reference",
     "forward_backward",
+    "heldout_names",
     "loss_of",
     "measure_saved",
     "modes",

@@ -1,4 +1,4 @@
-"""What is measured at an epoch's end: held-out rows under the policy, and what the epoch's folder loses of it."""
+"""What is measured at some steps: held-out rows under the policy, and what a checkpoint folder loses of it."""
 
 # n examples, K responses of each
 
@@ -17,6 +17,7 @@ from engine.step.objective import Objective
 from engine.step.passes import BATCH, compute_batch, own_values
 from engine.step.steps import Batch, Step
 from engine.step.training import Training
+from engine.step.trial import N_TOGETHER, trial_inputs
 from engine.weights import Cast, checkpoint_name
 
 MOST_ROWS = 64  # of which it is measured what a folder loses
@@ -33,7 +34,8 @@ class HeldOut:
         self._examples, self._training = examples, training
         self._reference: ReferenceValues | None = None
         self._found: LossInputs | None = None
-        self._measured: tuple[int, dict[str, float]] = 0, {}
+        self._measured = -1  # the step after which that was found
+        self._metrics: dict[str, float] = {}
 
     def compute(
         self,
@@ -71,29 +73,32 @@ class HeldOut:
             wanted = own_values(self._training.objective.token_values)
             self._reference = self.compute(self._examples, wanted).as_reference()
 
-    def measure(self, step: Step) -> dict[str, float]:
-        """Their loss, rewards and log-probs now, at the end of a step; nothing where there are none. Collective."""
+    def measure(self, step: Step | None = None) -> dict[str, float]:
+        """Their loss, rewards and log-probs now, at the end of a step, or before the first; nothing where there are
+        none. Collective.
+        """
         if not self._examples:
             return {}
         t = self._training
         computes = t.model.reference is not None and (t.reference.moves or t.objective.needs_divergence)
         found = self.compute(self._examples, t.objective.token_values, step, with_reference=computes)
         self._reference = found.reference if computes else self._reference
-        self._found = found.beside(self._reference)
-        self._measured = step.number, heldout_metrics(t.objective, self._found)
-        return dict(self._measured[1])
+        self._found, self._measured = found.beside(self._reference), 0 if step is None else step.number
+        self._metrics = heldout_metrics(t.objective, self._found)
+        return dict(self._metrics)
 
     def measured_at(self, step: Step) -> dict[str, float]:
         """What was measured at the end of a step; empty where nothing was."""
-        number, found = self._measured
-        return found if number == step.number else {}
+        return self._metrics if self._measured == step.number else {}
 
     def sample(self, step: Step, trained: LossInputs) -> "Sample":
         """The rows by which a folder is measured, with their log-probs now. trained: the loss inputs of the step.
 
-        Held-out ones, as `measure` has just found them; where there are none, the step's, which are scored anew: their
+        Held-out ones, as `measure` finds them; where there are none, the step's, which are scored anew: their
         log-probs are those of before it. Collective.
         """
+        if self._measured != step.number:
+            self.measure(step)
         if self._examples and self._found is not None and self._found.ref_logps is not None:
             examples, logps = self._examples[:MOST_ROWS], self._found.logps[:MOST_ROWS]
             found = Batch(examples).all_inputs(logps, self._found.ref_logps[:MOST_ROWS])
@@ -108,6 +113,12 @@ class HeldOut:
     def values_of_margin(self, has_reference: bool) -> tuple[str, ...]:
         """What a margin takes of single tokens: without a reference, what the objective's own rewards do."""
         return () if has_reference else self._training.objective.token_values
+
+
+def heldout_names(objective: Objective, examples: Sequence[Example]) -> list[str]:
+    """The names of what is measured of held-out rows, as far as they are known before weights are read."""
+    inputs = trial_inputs(objective, examples[:N_TOGETHER] if objective.token_values else examples)
+    return list(heldout_metrics(objective, inputs.beside(ReferenceValues(inputs.logps.detach()))))
 
 
 class Sample(NamedTuple):

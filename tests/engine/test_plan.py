@@ -102,7 +102,7 @@ def test_masters_are_split_by_themselves_only_where_that_can_be():
         ).memory  # fmt: skip
 
     assert memory_of().is_split
-    for changes in ({"dtype": "float32"}, {"reference_update": "soft"}, {"optimizer": "adamw"}, {"shard_size": 1}):
+    for changes in ({"dtype": "float32"}, {"reference_update": "soft"}, {"optimizer": "muon"}, {"shard_size": 1}):
         assert not memory_of(**changes).is_split
     moving, frozen = memory_of(reference_update="soft"), memory_of(master_weights="float32")
     assert memory.needs(moving)["reference"] == 2 * memory.needs(frozen)["reference"] == 4 * shape.n_parameters
@@ -158,6 +158,17 @@ def test_eight_billion_parameters_take_one_card_of_80_gb_with_split_masters_alon
     unclipped = laid_out(master_weights="split", square_avg="bfloat16", max_grad_norm=0.0)
     assert unclipped.fits and not unclipped.memory.holds_gradients
     assert unclipped.memory.micro_tokens >= unclipped.statistics.step  # one backward pass a step
+
+
+def test_adamw_on_one_card_of_80_gb_takes_means_in_bf16_and_steps_inside_the_backward_pass():
+    """4 bytes a parameter of weights and 4 of both means are 64 GB; a bf16 gradient would be 16 more."""
+    fits = {
+        (mean, norm): laid_out(master_weights="split", optimizer="adamw", square_avg=mean, max_grad_norm=norm).fits
+        for mean in ("float32", "bfloat16") for norm in (1.0, 0.0)
+    }  # fmt: skip
+    assert [layout for layout, found in fits.items() if found] == [("bfloat16", 0.0)]
+    assert laid_out(master_weights="split", optimizer="adamw", budget=141).fits
+    assert not laid_out(optimizer="muon").fits and laid_out(8, optimizer="muon").fits
 
 
 def test_eight_cards_hold_both_models_whole():
@@ -247,7 +258,7 @@ def test_the_command_counts_a_users_rows(tmp_path, capsys):
 @pytest.mark.parametrize(
     "changes",
     [
-        *({}, {"reference": "precompute"}, {"optimizer": "adamw"}, {"micro_tokens": 4096}),
+        *({}, {"reference": "precompute"}, {"optimizer": "adamw"}, {"optimizer": "muon"}, {"micro_tokens": 4096}),
         *({"loss": "wpo"}, {"loss": "tdpo2"}, {"loss": "tdpo2", "micro_tokens": 4096}),
     ],
 )
