@@ -30,7 +30,11 @@ if TYPE_CHECKING:  # what brings torch is imported where it is used: flags are a
     from engine.generate import Answer
 
 EXAMPLE = "python -m eval trajectories runs/first --data heldout.jsonl"
-HELDOUT = ("logps/chosen", "logps/rejected", "rewards/chosen", "rewards/rejected", "rewards/margins")
+HELDOUT = (
+    *("logps/chosen", "logps/rejected"),
+    *("logratios/chosen", "logratios/rejected", "logratios/margins"),
+    *("rewards/chosen", "rewards/rejected", "rewards/margins"),
+)
 """What is said of held-out pairs."""
 
 

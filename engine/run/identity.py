@@ -35,6 +35,7 @@ FREE = {
     "save_dtype",
     "save_rounding",
     "beyond_context",
+    "track",
 }
 """Settings that --resume lets change; so may the number of ranks."""
 CONTENT = {

@@ -39,6 +39,7 @@ class HeldOut:
         self._reference_of_others: ReferenceValues | None = None
         self._found: LossInputs | None = None
         self._measured = -1  # the step after which that was found
+        self._metrics: dict[str, float] = {}
 
     def compute(
         self,
@@ -101,7 +102,12 @@ class HeldOut:
             own = None if own is None else own.with_mismatched(others.beside(self._reference_of_others))
         if own is not None and not t.reference.is_used:
             own = own.without_reference()  # rewards are what they are in training
-        return heldout_metrics(t.objective, self._found, None if self._others is None else own)
+        self._metrics = heldout_metrics(t.objective, self._found, None if self._others is None else own)
+        return dict(self._metrics)
+
+    def measured_at(self, step: Step) -> dict[str, float]:
+        """What was measured at the end of a step; empty where nothing was."""
+        return self._metrics if self._measured == step.number else {}
 
     def sample(self, step: Step, trained: LossInputs) -> "Sample":
         """The rows by which a folder is measured, with their log-probs now. trained: the loss inputs of the step.
