@@ -56,6 +56,13 @@ def measured(out, name="eval_loss"):
     return {line["step"]: line[name] for line in lines(out) if name in line}
 
 
+def test_a_share_of_the_steps_is_so_many_of_them_rounded_up(go):
+    """transformers: ceil(share * steps); 0.4 of 9 steps are 4, 0.2 are 2."""
+    out = go("shares", save_every=0.4, eval_every=0.2).out
+    assert folders(out) == ["epoch-01", "epoch-02", "epoch-03", "step-000004", "step-000008"]
+    assert sorted(measured(out)) == [0, 2, 3, 4, 6, 8, 9]
+
+
 def test_a_run_that_measures_and_saves_inside_its_epochs_is_the_same_run(go):
     plain, inside = go("plain"), go("inside", **INSIDE)
     first, *rest = lines(inside.out)
@@ -165,6 +172,8 @@ def test_the_best_of_a_state_stays_until_a_newer_state_is_whole(go, monkeypatch)
         ({"early_stop": "margins:2"}, r"--early-stop: no held-out number is called 'margins'"),
         ({"early_stop": "loss"}, r"--early-stop: 'loss' is not METRIC:PATIENCE, such as eval_loss:3"),
         ({"early_stop": "loss:0"}, r"is not METRIC:PATIENCE"),
+        ({"eval_every": 2.5}, r"--eval-every: 2.5 is neither a whole number nor a share below 1"),
+        ({"save_every": 1.5}, r"--save-every: 1.5 is neither a whole number nor a share below 1"),
         ({"eval_every": 0}, r"--eval-every: 0 is not above 0"),
         ({"save_every": 0}, r"--save-every: 0 is not above 0"),
         ({"eval_every": 2, "eval_pairs": 0}, r"--eval-every 2: nothing is held out; name --eval-data or --eval-pairs"),
