@@ -165,3 +165,14 @@ def test_a_conversion_takes_the_card_along_and_says_what_was_done(job, capsys):
     assert "not copied" not in capsys.readouterr().err
     convert.main([*asked, "--out", str(job.tmp / "noisy"), "--rounding", "stochastic", "--seed", "3"])
     assert "since, rounded stochastically with seed 3: the" in (job.tmp / "noisy/README.md").read_text()
+
+
+def test_a_folder_inside_an_epoch_has_the_numbers_of_its_own_step(job):
+    """Measured every second step, saved every third: only step 6's folder has numbers, those of its line."""
+    result, found = job(batch_size=2, epochs=1, eval_every=2, save_every=3)
+    text = {p.name: (p / "README.md").read_text() for p in result.checkpoints}
+    (inside,) = [name for name in text if name.startswith("step-")]
+    assert f"# first, {inside}\n" in text[inside] and "the weights after step 3 of 6" in text[inside]
+    assert "none were measured at this step" in text[inside]
+    shown = dict(re.findall(r"\| (eval_\S+) \| (\S+) \|", text["epoch-01"]))
+    assert shown["eval_loss"] == f"{found[-1]['eval_loss']:.6g}"

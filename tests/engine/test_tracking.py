@@ -140,6 +140,14 @@ def test_lines_that_resume_cuts_and_computes_again_are_not_logged_again(job, hea
     assert ends == [1, 0]  # the process of the killed run told that it failed
 
 
+def test_a_run_that_ends_early_is_finished_and_what_comes_before_the_first_step_is_logged(job, heard, tmp_path):
+    rows = tiny.write_rows(tmp_path / "held-out.jsonl", id_rows(4, seed=1))
+    result = train.run(job(eval_data=str(rows), eval_every=1, early_stop="eval_loss:1", lr=0.5))
+    steps = [step for step, _ in logged(heard())]
+    assert steps == list(range(result.n_steps + 1)) and result.n_steps < 6  # step 0 too
+    assert heard()[-1] == ["finish", 0]
+
+
 def test_what_was_not_logged_before_a_kill_is_logged_when_the_run_goes_on(job, heard, monkeypatch):
     monkeypatch.setenv("ACT", "die")
     train.run(job(stop_after=4))
