@@ -48,10 +48,11 @@ LATER: dict[str, Any] = {
     "schedule": "linear", "min_lr_ratio": 0.0, "warmup_ratio": 0.0, "decay_ratio": 0.1,
     "eval_every": None, "early_stop": None, "keep_best": None,
     "adam_beta1": 0.9, "adam_beta2": 0.999, "adam_epsilon": 1e-8, "weight_decay": 0.0,
-    "kto_pair.anchor_size": None,
 }  # fmt: skip
 """Settings that release 0.1 had not, and at which value it computed: they are here where they have another, so that
 runs begun by it go on."""
+LATER_ARGUMENTS = {"kto_pair.anchor_size": None}
+"""The same of objectives' hyperparameters."""
 OF_ROWS = {"ignore_columns", "roles", "keep_json_text"}
 """Settings of how files are read: what they come to is in the rows' digest, and older runs had none of them."""
 KEYS = {"disable": "without", "master_weights": "master"}
@@ -82,11 +83,12 @@ def identity(
     """
     held = config.resolved() | dict(settings)
     held |= {"dtype": name_of(dtype), "master_weights": "split" if is_split else "whole"}
+    later = LATER | LATER_ARGUMENTS
     left_out = FREE | CONTENT | OF_ROWS | {"hyperparameters"}
     known = {
         KEYS.get(name, name): str(value)
         for name, value in held.items()
-        if name not in left_out and not (name in LATER and value == LATER[name])
+        if name not in left_out and not (name in later and value == later[name])
     }
     if config.schedule.warmup_steps or config.schedule.warmup_ratio:
         known[WARMUP] = "from 0"
