@@ -16,7 +16,7 @@ from safetensors.torch import load_file, save_file
 
 from data.forest import pack
 from data.rows.examples import Example
-from engine import score, train, weights
+from engine import plan, score, train, weights
 from engine.config import TrainConfig
 from engine.inputs import TrainingInputs
 from engine.model import FusedForward, LlamaConfig, raw_config
@@ -413,6 +413,34 @@ def test_a_reference_that_is_much_larger_decides_what_a_run_needs_before_its_fir
     assert memory.total(alone) >= memory.total(s)  # the larger of what the two take, one after the other
     assert memory.needs(beside)["reference"] == 2 * seventy.n_parameters // 8
     assert memory.total(beside) > memory.total(s) + 2 * seventy.n_parameters // 8
+
+
+def test_the_command_plans_for_it(job, capsys):
+    plain = ["--shape", "llama3-8b", "--gpus", "8", "--json"]
+    plan.main(plain)
+    plan.main([*plain, "--reference-model", str(job.model)])
+    own, other = (json.loads(part) for part in capsys.readouterr().out.replace("}\n{", "}\n\x00{").split("\x00"))
+    beside = (found["layouts"][0]["bytes"]["reference"] for found in (own, other))
+    assert [next(beside), next(beside)] == [
+        2 * n // 8 for n in (8_030_261_248, weights.build(job.model).config.n_parameters)
+    ]
+    assert other["chosen"]["flops"] < own["chosen"]["flops"]
+    plan.main([*plain[:-1], "--reference-model", str(job.model)])
+    assert "0.00 billion parameters in --reference-model\n" in capsys.readouterr().out
+    with pytest.raises(InputError, match="--reference-model: simpo takes no reference"):
+        plan.main([*plain, "--reference-model", str(job.model), "--loss", "simpo"])
+
+
+def test_split_masters_have_it_beside_them_or_before(job):
+    tables = []
+    for mode in ("fused", "precompute"):
+        result, found = job(reference_model=job.long, reference=mode, master_weights="split", eval_pairs=3)
+        tables.append(load_file(result.out / "reference.safetensors")["ref_logps"])
+        assert found[0]["rewards/chosen"] != 0.0
+    assert torch.equal(*tables)
+    held = set(np.random.default_rng((0, 0)).choice(22, 3, replace=False).tolist())
+    expected = scored(job.long, job)[[i for i in range(22) if i not in held]]
+    torch.testing.assert_close(tables[0], expected, rtol=0.02, atol=1.0)  # bf16
 
 
 # --- what cannot be ------------------------------------------------------------------------------------------------
