@@ -19,6 +19,7 @@ import tyro
 
 from data.forest import PackingOptions
 from data.rows import RowSettings
+from engine.config.trackers import Tracker
 from system import InputError, cli
 from system.flags import flag_of, flags_of
 
@@ -127,8 +128,8 @@ class OptimizerConfig:
 class ScheduleConfig:
     """How many steps there are, of what size, and how the learning rate goes over them."""
 
-    epochs: int = 18
-    """Passes over the rows."""
+    epochs: int | float = 18
+    """Passes over the rows; 0.5 is half of the steps of one, rounded up."""
     batch_size: int = 16
     """Examples per optimizer step, over all ranks."""
     max_steps: int | None = None
@@ -150,7 +151,11 @@ class ScheduleConfig:
     they are bfloat16, so is the start of the next part: --save-dtype float32 keeps small updates."""
 
     def __post_init__(self) -> None:
-        _check_above_zero(self, "epochs", "batch_size", "max_steps", "stages")
+        if not 0 < self.epochs < float("inf"):
+            raise InputError(f"--epochs: {self.epochs} is not above 0")
+        if self.epochs == int(self.epochs):
+            object.__setattr__(self, "epochs", int(self.epochs))
+        _check_above_zero(self, "batch_size", "max_steps", "stages")
         _check_not_negative(self, "warmup_steps")
         for name in ("min_lr_ratio", "warmup_ratio"):
             if not 0 <= getattr(self, name) <= 1:
@@ -164,6 +169,15 @@ class ScheduleConfig:
             raise InputError("--min-lr-ratio: --schedule constant does not fall; name another, or leave it out")
         if self.decay_ratio != ScheduleConfig.decay_ratio and self.shape != "wsd":
             raise InputError("--decay-ratio: goes with --schedule wsd; name it, or leave it out")
+
+    def n_steps(self, per_epoch: int) -> int:
+        """Optimizer steps of the run, of so many in an epoch."""
+        whole = math.ceil(self.epochs * per_epoch)  # as transformers has it
+        return min(whole, self.max_steps or whole)
+
+    def n_epochs(self, per_epoch: int) -> float:
+        """Passes over the rows until the run ends, of so many steps each."""
+        return min(self.epochs, self.n_steps(per_epoch) / per_epoch)
 
     def n_warmup(self, n_steps: int) -> int:
         """Steps of the warm-up, of n_steps."""
@@ -181,8 +195,10 @@ class ReferenceConfig:
     """Where the reference's log-probs come from, and whether it follows the policy."""
 
     mode: Annotated[Literal["auto", "fused", "precompute", "none"], tyro.conf.arg(name="reference")] = "auto"
-    """fused: a second model is computed beside the policy in epoch 1; precompute: one pass of the policy's own weights
-    before step 1."""
+    """fused: a second model is computed beside the policy in epoch 1; precompute: one pass of the reference's weights,
+    which are the policy's own unless --reference-model names others, before step 1."""
+    model: Annotated[str | None, tyro.conf.arg(name="reference-model")] = None
+    """Checkpoint folder or hub id of another reference than --model: of any shapes, with the same vocabulary."""
     cache: Annotated[str | None, tyro.conf.arg(name="reference-cache")] = None
     """Reference log-probs of other runs: a folder that runs share, or one's reference.safetensors. Taken where weights,
     rows and dtype are the same; said so, and computed anew, where not."""
@@ -260,12 +276,25 @@ class CheckpointConfig:
     """Save what --resume needs every so many steps. Unset: at each epoch's end; 0: only when the run is stopped."""
     keep_state: int = 1
     """How many of the newest states stay."""
+    save_every: int | float | None = None
+    """Write a checkpoint folder every so many steps too, step-000120 beside epoch-01; below 1 a share of all steps,
+    rounded up. Unset: at each epoch's end."""
     keep_checkpoints: int | None = None
-    """Keep only the newest epoch folders, so many. --save-total-limit is the same."""
+    """Keep only the newest checkpoint folders, so many. --save-total-limit is the same."""
+    keep_best: str | None = None
+    """Keep the checkpoint at which a held-out number was best, however old it is: eval_loss, or loss for short, the
+    smallest; rewards/accuracies, rewards/margins, logps/chosen the greatest. Whenever it is measured and better than
+    before, a folder is written; `best` is a link to it."""
+    keep_final_state: bool = False
+    """Save a state after the last step too: --continue-from goes on with its optimizer's moments."""
+    continue_from: str | None = None
+    """A finished run's folder: begin with the weights that it ended with, and its optimizer's moments where it has kept
+    its final state, in a new folder, with this run's own steps and learning rate. --model is still the model that it
+    began with, and stays the reference."""
     save_dtype: SaveDtype = "auto"
-    """Dtype of the weights in the epoch folders. auto: the dtype that computes (float32 on the CPU, bfloat16 on a GPU
-    unless --dtype says otherwise), so that a folder is the model that the run's numbers are of. source: the dtypes of
-    --model, tensor by tensor. Where it has fewer bits than the compute dtype, the run measures what the folders
+    """Dtype of the weights in the checkpoint folders. auto: the dtype that computes (float32 on the CPU, bfloat16 on a
+    GPU unless --dtype says otherwise), so that a folder is the model that the run's numbers are of. source: the dtypes
+    of --model, tensor by tensor. Where it has fewer bits than the compute dtype, the run measures what the folders
     lose."""
     save_rounding: Rounding = "nearest"
     """How weights are rounded to --save-dtype bfloat16. stochastic rounds up or down at random, so that updates too
@@ -273,12 +302,25 @@ class CheckpointConfig:
 
     def __post_init__(self) -> None:
         _check_above_zero(self, "keep_checkpoints", "stop_after", "keep_state")
+        _check_steps(self, "save_every")
         _check_not_negative(self, "state_every")
         if self.save_rounding == "stochastic" and self.save_dtype in ("float32", "float16"):
             raise InputError(
                 f"--save-rounding stochastic: rounds to bfloat16, not to {self.save_dtype}; name --save-dtype bfloat16 "
                 "with it, or leave it out"
             )
+
+    def n_folders(self, n_steps: int, per_epoch: int) -> int:
+        """Checkpoint folders that a run of so many steps leaves, at most."""
+        n = -(-n_steps // per_epoch)
+        if every := self.steps_between_folders(n_steps):
+            inside = (step for step in range(every, n_steps, every) if step % per_epoch)
+            n += sum(1 for _ in inside)
+        return min(n, self.keep_checkpoints or n) + (self.keep_best is not None)
+
+    def steps_between_folders(self, n_steps: int) -> int | None:
+        """What --save-every comes to in a run of so many steps."""
+        return _as_steps(self.save_every, n_steps)
 
     @property
     def resumes(self) -> bool:
@@ -311,15 +353,41 @@ class MeasuringConfig:
 
     eval_data: str | None = None
     """Held-out rows, named as --data is: their rewards and log-probs are measured after each epoch."""
-    eval_pairs: int = 0
-    """Hold out so many of the rows of --data instead."""
+    eval_pairs: int | float = 0
+    """Hold out so many of the rows of --data instead; below 1 a share of them, rounded up."""
+    eval_every: int | float | None = None
+    """Measure held-out rows every so many steps too, and once before the first; below 1 a share of all steps, rounded
+    up. Unset: after each epoch."""
+    early_stop: str | None = None
+    """METRIC:PATIENCE ends the run when a held-out number, named as for --keep-best, was not better than its best so
+    many times in a row: eval_loss:3. The run is finished then; its last step has a checkpoint folder."""
     disable: tuple[Technique, ...] = ()
     """Put back what is left out otherwise, to measure what leaving it out buys; the results are the same."""
 
     def __post_init__(self) -> None:
         _check_not_negative(self, "eval_pairs")
+        if self.eval_pairs > 1 and self.eval_pairs != int(self.eval_pairs):
+            raise InputError(f"--eval-pairs: {self.eval_pairs} is neither a whole number nor a share below 1")
+        _check_steps(self, "eval_every")
         if self.eval_data and self.eval_pairs:
             raise InputError("--eval-data and --eval-pairs: give one of the two")
+        if self.early_stop is not None and self.patience is None:
+            raise InputError(f"--early-stop: {self.early_stop!r} is not METRIC:PATIENCE, such as eval_loss:3")
+
+    def steps_between(self, n_steps: int) -> int | None:
+        """What --eval-every comes to in a run of so many steps."""
+        return _as_steps(self.eval_every, n_steps)
+
+    @property
+    def patience(self) -> tuple[str, int] | None:
+        """The number that --early-stop follows, and how many times it may be no better; None where it asks for none."""
+        metric, _, times = (self.early_stop or "").rpartition(":")
+        return (metric, int(times)) if metric and times.isdecimal() and int(times) > 0 else None
+
+    @property
+    def is_heldout(self) -> bool:
+        """Whether rows are held out."""
+        return bool(self.eval_data or self.eval_pairs)
 
     @property
     def keeps_reference(self) -> bool:
@@ -336,16 +404,38 @@ class MeasuringConfig:
         )
 
 
+@dataclass(frozen=True, kw_only=True)
+class WatchingConfig:
+    """Where the run is watched, beside its metrics.jsonl."""
+
+    track: tuple[Tracker, ...] = ("tensorboard",)
+    """Hand each step's line, and the settings, to these too, each by its own library and environment variables
+    (WANDB_PROJECT, MLFLOW_TRACKING_URI, TRACKIO_SPACE_ID ...); several at once, or none. A library that fails or hangs
+    is told of, and the run goes on."""
+
+    def __post_init__(self) -> None:
+        if isinstance(self.track, str):  # from Python, a name alone
+            object.__setattr__(self, "track", (self.track,))
+        if len(set(self.track)) < len(self.track):
+            raise InputError(f"--track: {' '.join(self.track)}: names one twice")
+        if "none" in self.track and len(self.track) > 1:
+            raise InputError(f"--track: {' '.join(self.track)}: none goes with no other")
+
+
 @dataclass(frozen=True, kw_only=True, init=False)
 class TrainConfig:
     """Align a Llama on preferences. The defaults are those of arXiv 2408.06266."""
 
     model: str
-    """Checkpoint folder (Hugging Face layout, safetensors) or hub id; policy and reference start from it."""
+    """Checkpoint folder (Hugging Face layout, safetensors) or hub id; the policy starts from it, and so does the
+    reference where no --reference-model is named."""
     out: str
     """Folder for the run: config, metrics, a checkpoint per epoch. Must not hold a run, but with --resume."""
     config: str | None = None
-    """YAML file of settings, named as the flags are; flags win over it."""
+    """YAML file of settings, named as the flags are, or as TRL's trainers have them; flags win over it."""
+    trl_trainer: Literal["dpo", "kto", "orpo", "cpo"] | None = None
+    """Which of TRL's trainers a file of --config is for, whose defaults hold in it. Unset: as names tell that only one
+    of them has, else dpo."""
     data: DataConfig
     objective: ObjectiveConfig
     optimizer: OptimizerConfig
@@ -355,6 +445,7 @@ class TrainConfig:
     checkpoints: CheckpointConfig
     distributed: DistributedConfig
     measuring: MeasuringConfig
+    watching: WatchingConfig
 
     def __init__(self, **given: Any) -> None:
         """given: subjects by their names (optimizer=OptimizerConfig(lr=1e-6)), flags by theirs (lr=1e-6), or both:
@@ -376,7 +467,8 @@ class TrainConfig:
             else:
                 made = kind(**own)
             object.__setattr__(self, name, made)
-        object.__setattr__(self, "config", flags.pop("config", None))
+        for name in ("config", "trl_trainer"):
+            object.__setattr__(self, name, flags.pop(name, None))
         for name in ("model", "out"):
             if name not in flags:
                 raise InputError(f"--{name}: has to be given")
@@ -384,7 +476,16 @@ class TrainConfig:
         for name in flags:
             near = difflib.get_close_matches(name, FLAGS, n=1)
             raise InputError(f"TrainConfig: there is no setting {name!r}" + (f"; perhaps {near[0]!r}" if near else ""))
+        if self.trl_trainer is not None and self.config is None:
+            raise InputError("--trl-trainer: goes with --config, and a file that was written for TRL; leave it out")
         self._check_split()
+        self._check_measured()
+        self._check_continued()
+        if self.reference.model is not None and self.schedule.stages > 1:
+            raise InputError(
+                "--reference-model: not with --stages, where each part is measured against what the one before left; "
+                "leave one of the two out"
+            )
 
     def with_flags(self, **flags: Any) -> "TrainConfig":
         """The same settings but for these, by the flags' names. Raises InputError."""
@@ -415,6 +516,25 @@ class TrainConfig:
         }
         return [flag for flag, is_against in given.items() if is_against]
 
+    def _check_measured(self) -> None:
+        asked = {
+            "--eval-every": self.measuring.eval_every,
+            "--early-stop": self.measuring.early_stop,
+            "--keep-best": self.checkpoints.keep_best,
+        }
+        for flag, value in asked.items():
+            if value is not None and not self.measuring.is_heldout:
+                raise InputError(f"{flag} {value}: nothing is held out; name --eval-data or --eval-pairs with it")
+
+    def _check_continued(self) -> None:
+        run = self.checkpoints.continue_from
+        if run is None:
+            return
+        if os.path.realpath(run) == os.path.realpath(self.out):
+            raise InputError(f"--continue-from {run}: is --out too; a run that goes on has a folder of its own")
+        if self.schedule.stages > 1:
+            raise InputError(f"--continue-from {run}: not with --stages; name it for a run of one stage")
+
     def _check_split(self) -> None:
         if self.memory.master_weights != "split":
             return
@@ -439,6 +559,19 @@ def _check_above_zero(subject: Any, *names: str) -> None:
         value = getattr(subject, name)
         if value is not None and value < 1:
             raise InputError(f"--{flag_of(type(subject), name)}: {value} is not above 0")
+
+
+def _check_steps(subject: Any, name: str) -> None:
+    value = getattr(subject, name)
+    if value is not None and not value > 0:
+        raise InputError(f"--{flag_of(type(subject), name)}: {value} is not above 0")
+    if value is not None and value > 1 and value != int(value):
+        raise InputError(f"--{flag_of(type(subject), name)}: {value} is neither a whole number nor a share below 1")
+
+
+def _as_steps(every: float | None, n_steps: int) -> int | None:
+    """So many steps, or a share of them, rounded up as transformers does."""
+    return None if every is None else math.ceil(every * n_steps) if every < 1 else int(every)
 
 
 def _check_not_negative(subject: Any, *names: str) -> None:
