@@ -118,7 +118,8 @@ def recipe(where, name):
     ]
     values = VALUES | {
         "model_name_or_path": f"{where}/model", "output_dir": f"{where}/out", "dataset_name": f"{where}/binarized",
-        "dataset_train_split": "train_prefs", "dataset_splits": ["train_prefs", "test_prefs"], "chat_template": TEMPLATE,
+        "dataset_train_split": "train_prefs", "dataset_splits": ["train_prefs", "test_prefs"],
+        "chat_template": TEMPLATE,
         "dataset_mixer": {f"{where}/binarized": 1.0},
         "dataset_mixture": {"datasets": binarized, "test_split_size": 8, "seed": 0},
     }  # fmt: skip
