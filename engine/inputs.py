@@ -14,7 +14,7 @@ from data.rows import Example, count_repeated, find_cut, hold_out, in_form, open
 from data.show import show
 from data.text import TemplateSettings, stop_ids
 from engine import weights
-from engine.config import TrainConfig, world_size
+from engine.config import TrainConfig, check_trackers, world_size
 from engine.distributed import Ranks, free_memory
 from engine.model import name_of
 from engine.optim import Options, describe, largest_share
@@ -38,6 +38,7 @@ class TrainingInputs:
         Raises InputError for anything that cannot be trained on as asked.
         """
         check_folder(Path(config.out), resumes=config.checkpoints.resumes)
+        check_trackers(config.watching.track)
         self.config = config
         past = config.checkpoints.continue_from
         self.continued = None if past is None else Continued.find(Path(past))

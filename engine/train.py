@@ -19,7 +19,7 @@ from engine.inputs import TrainingInputs
 from engine.model import FusedForward
 from engine.optim import SplitMasterWeights, copy_rounded
 from engine.planning import Plan
-from engine.run import MetricsLog, Milestones, RunFolder, Stopping, check_folder, last_line, say
+from engine.run import Card, MetricsLog, Milestones, RunFolder, Stopping, check_folder, last_line, say
 from engine.step import (
     NO_HOOKS,
     Cache,
@@ -131,7 +131,7 @@ def train(inputs: TrainingInputs, ranks: Ranks, hooks: Hooks = NO_HOOKS) -> RunR
         heldout = score_initial_weights(inputs, training, folder, stopping)
         go_on(inputs, training, folder)
         milestones = Milestones(config, steps, heldout, folder, stopping)
-        with open_log(inputs, ranks, folder) as log:
+        with open_log(inputs, ranks, folder, stopping) as log:
             milestones.begin(training, log)
             for step in steps.packed(ranks, training.micro_batching, done=log.n_done, last=stopping.last_step):
                 loss_inputs, result = forward_backward(training, step)
@@ -205,6 +205,14 @@ def build(inputs: TrainingInputs, ranks: Ranks, hooks: Hooks, folder: RunFolder)
         hooks=hooks,
         stop_ids=inputs.stop_ids,
         beside=inputs.chat.files if inputs.chat else {},
+        card=Card(
+            config=config,
+            objective=inputs.objective,
+            settings=inputs.settings,
+            facts=facts,
+            n_steps=len(steps),
+            n_ranks=ranks.size,
+        ).text,
     )
     hooks.begin(training)
     return training
@@ -274,7 +282,7 @@ def go_on(inputs: TrainingInputs, training: Training, folder: RunFolder) -> None
     folder.states.resume(training)
 
 
-def open_log(inputs: TrainingInputs, ranks: Ranks, folder: RunFolder) -> MetricsLog:
+def open_log(inputs: TrainingInputs, ranks: Ranks, folder: RunFolder, stopping: Stopping) -> MetricsLog:
     """The run's lines of metrics, behind those of the state that it goes on from."""
     return MetricsLog(
         folder.path,
@@ -284,6 +292,8 @@ def open_log(inputs: TrainingInputs, ranks: Ranks, folder: RunFolder) -> Metrics
         n_tokens=folder.states.facts.get("n_tokens", 0),
         facts=inputs.facts,
         writes=ranks.is_rank0,
+        track=inputs.config.watching.track,
+        last_step=lambda: stopping.last_step,
     )
 
 

@@ -1,6 +1,7 @@
 """What a run is asked for: settings by subject, TRL's names for them, and the host's memory allocator."""
 
 from engine.config import host
+from engine.config.trackers import check_trackers
 from engine.config.train_config import (
     ALIASES,
     FLAGS,
@@ -18,6 +19,7 @@ from engine.config.train_config import (
     SaveDtype,
     ScheduleConfig,
     TrainConfig,
+    WatchingConfig,
     world_size,
 )
 from engine.config.trl import names as trl_names
@@ -39,6 +41,8 @@ __all__ = [
     "SaveDtype",
     "ScheduleConfig",
     "TrainConfig",
+    "WatchingConfig",
+    "check_trackers",
     "host",
     "trl_names",
     "world_size",

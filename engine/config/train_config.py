@@ -19,6 +19,7 @@ import tyro
 
 from data.forest import PackingOptions
 from data.rows import RowSettings
+from engine.config.trackers import Tracker
 from system import InputError, cli
 from system.flags import flag_of, flags_of
 
@@ -401,6 +402,24 @@ class MeasuringConfig:
         )
 
 
+@dataclass(frozen=True, kw_only=True)
+class WatchingConfig:
+    """Where the run is watched, beside its metrics.jsonl."""
+
+    track: tuple[Tracker, ...] = ("tensorboard",)
+    """Hand each step's line, and the settings, to these too, each by its own library and environment variables
+    (WANDB_PROJECT, MLFLOW_TRACKING_URI, TRACKIO_SPACE_ID ...); several at once, or none. A library that fails or hangs
+    is told of, and the run goes on."""
+
+    def __post_init__(self) -> None:
+        if isinstance(self.track, str):  # from Python, a name alone
+            object.__setattr__(self, "track", (self.track,))
+        if len(set(self.track)) < len(self.track):
+            raise InputError(f"--track: {' '.join(self.track)}: names one twice")
+        if "none" in self.track and len(self.track) > 1:
+            raise InputError(f"--track: {' '.join(self.track)}: none goes with no other")
+
+
 @dataclass(frozen=True, kw_only=True, init=False)
 class TrainConfig:
     """Align a Llama on preferences. The defaults are those of arXiv 2408.06266."""
@@ -423,6 +442,7 @@ class TrainConfig:
     checkpoints: CheckpointConfig
     distributed: DistributedConfig
     measuring: MeasuringConfig
+    watching: WatchingConfig
 
     def __init__(self, **given: Any) -> None:
         """given: subjects by their names (optimizer=OptimizerConfig(lr=1e-6)), flags by theirs (lr=1e-6), or both:

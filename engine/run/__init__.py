@@ -3,6 +3,7 @@ new thing that a run writes goes here, in a file of its own.
 """
 
 from engine.run.best import check_name
+from engine.run.card import CARD, Card, front_of
 from engine.run.continued import Continued
 from engine.run.folder import RunFolder, check_folder, day_of, has_split_masters, last_line
 from engine.run.identity import DAY, identity
@@ -11,7 +12,9 @@ from engine.run.milestones import Milestones
 from engine.run.stopping import Stopping
 
 __all__ = [
+    "CARD",
     "DAY",
+    "Card",
     "Continued",
     "MetricsLog",
     "Milestones",
@@ -20,6 +23,7 @@ __all__ = [
     "check_folder",
     "check_name",
     "day_of",
+    "front_of",
     "has_split_masters",
     "identity",
     "last_line",

@@ -3,13 +3,14 @@
 config.yaml           every setting, resolved, and the facts found (rows, what was cut)
 first_example.txt     the first row of the run as the trainer sees it
 metrics.jsonl         a line per optimizer step (metrics_log.py)
-epoch-01/ ...         Hugging Face checkpoint folders (milestones.py)
+epoch-01/ ...         Hugging Face checkpoint folders (milestones.py), each with a model card (card.py)
 step-000120/ ...      those inside an epoch
 best                  a link to the best of them
 state/                what --resume needs (states.py)
 state/identity.json   what the run was asked for and what it was fed (identity.py)
 state/best.json       which folders are there as the best alone (milestones.py)
 state/finished.json   written when nothing is left to do
+state/wandb.json ...  a run elsewhere, and what it was told (engine/tracking/)
 run.lock              held by the process that writes into the folder
 events.out...         the metrics for TensorBoard (tensorboard.py)
 """

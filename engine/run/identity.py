@@ -35,6 +35,7 @@ FREE = {
     "save_dtype",
     "save_rounding",
     "beyond_context",
+    "track",
 }
 """Settings that --resume lets change; so may the number of ranks."""
 CONTENT = {"model", "data", "eval_data", "reference_cache", "chat_template", "template_date", "continue_from"}

@@ -127,7 +127,9 @@ class Milestones:
             self._stopping.fault = InputError(
                 f"{path}: is written in float32: {fault}; go on with --resume --save-dtype float32"
             )
-        training.save(path, cast=cast, replaces=config.resumes)
+        card, found = training.card, self._heldout.measured_at(step) | lost
+        text = None if card is None else training.ranks.on_rank0(lambda: card(path.name, step, found, cast.dtype))
+        training.save(path, cast=cast, replaces=config.resumes, card=text)
         training.hooks.save_epoch(training, path)
         if self._stopping.fault is None and (sentence := loss_of(cast, lost, training.ranks.dtype)):
             say(f"{path}: {sentence}")

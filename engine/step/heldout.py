@@ -35,6 +35,7 @@ class HeldOut:
         self._reference: ReferenceValues | None = None
         self._found: LossInputs | None = None
         self._measured = -1  # the step after which that was found
+        self._metrics: dict[str, float] = {}
 
     def compute(
         self,
@@ -83,7 +84,12 @@ class HeldOut:
         found = self.compute(self._examples, t.objective.token_values, step, with_reference=computes)
         self._reference = found.reference if computes else self._reference
         self._found, self._measured = found.beside(self._reference), 0 if step is None else step.number
-        return heldout_metrics(t.objective, self._found)
+        self._metrics = heldout_metrics(t.objective, self._found)
+        return dict(self._metrics)
+
+    def measured_at(self, step: Step) -> dict[str, float]:
+        """What was measured at the end of a step; empty where nothing was."""
+        return self._metrics if self._measured == step.number else {}
 
     def sample(self, step: Step, trained: LossInputs) -> "Sample":
         """The rows by which a folder is measured, with their log-probs now. trained: the loss inputs of the step.

@@ -78,6 +78,9 @@ class Training:
     """Every id that ends an answer, for the folders that are written."""
     beside: Mapping[str, str] | None = None
     """Text files that the folders need and the checkpoint lacks, by name."""
+    card: Callable[[str, Step, Mapping[str, float], torch.dtype], str] | None = None
+    """Gives the model card of a run's folder, README.md: of its name, the step, what was measured of held-out rows at
+    that step, and the dtype of its weights."""
 
     @property
     def policy(self) -> Llama:
@@ -106,12 +109,12 @@ class Training:
         return {name: p.detach() if masters is None else masters.full_tensor(p) for name, p in named}
 
     def save(self, folder: str | Path, held: Mapping[str, Tensor] | None = None, *, cast: Cast | None = None,
-             replaces: bool = True) -> None:  # fmt: skip
+             replaces: bool = True, card: str | None = None) -> None:  # fmt: skip
         """Writes a checkpoint folder as the run's are: of the policy, or of other weights. Collective.
 
         held: weights by the policy's names, shaped and sharded as `master_weights` gives them. cast: another dtype or
-        rounding than the run's folders have. replaces: whether a folder that is there is replaced. Raises InputError
-        where it is there and is not, and where a number is beyond the dtype's range.
+        rounding than the run's folders have. replaces: whether a folder that is there is replaced. card: its
+        README.md. Raises InputError where it is there and is not, and where a number is beyond the dtype's range.
         """
         access = self.access if held is None else _Held(self.ranks, self.policy, held)
         weights.save(
@@ -119,7 +122,7 @@ class Training:
             folder,
             cast=cast or Cast(dtype=self.plan.saves, others=self.plan.other_dtypes),
             stop_ids=self.stop_ids,
-            beside=self.beside,
+            beside={**(self.beside or {}), **({} if card is None else {"README.md": card})},
             parts=access,
             replaces=replaces,
         )

@@ -4,12 +4,13 @@ import dataclasses
 import importlib
 import math
 import re
+from pathlib import Path
 
 import pytest
 import torch
 
 from data.rows.examples import Example
-from engine.config import ALIASES, TrainConfig, trl_names
+from engine.config import ALIASES, FLAGS, TrainConfig, trl_names
 from engine.config.trl import defaults, draft
 from engine.step.loss_inputs import LossInputs
 from engine.step.objective import Objective
@@ -684,3 +685,16 @@ def test_every_name_of_trl_is_answered():
     ours = {f.name for f in dataclasses.fields(TrainConfig)}
     assert not [name for name in draft.NAMES if trl_names.counterpart(name) is None and name not in ours]
     assert trl_names.counterpart("learning_rat") is None
+
+
+def test_the_page_names_settings_that_trl_has_and_flags_that_are_here():
+    page = (Path(__file__).parents[2] / "docs/data.md").read_text(encoding="utf-8")
+    table = page.split("## Coming from TRL", 1)[1].split("| in the file | here |", 1)[1].split("\n\n", 1)[0]
+    cells = [line.strip("| ").split(" | ") for line in table.splitlines() if " | " in line]
+    assert len(cells) > 30
+    named = {name for first, *_ in cells for name in re.findall(r"`(\w+)[`:]", first)} - {"kto", "simpo", "false"}
+    values = {"reduce_lr_on_plateau", "ipo"}
+    assert len(named) > 80 and not {n for n in named - values if n not in draft.NAMES and n not in FLAGS}
+    flags = {flag for _, *rest in cells for flag in re.findall(r"--([a-z-]+)(?![\w.])", " ".join(rest))}
+    known = {*FLAGS, "no_shuffle"}
+    assert len(flags) > 25 and not {flag for flag in flags if flag.replace("-", "_") not in known}
