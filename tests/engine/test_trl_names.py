@@ -212,6 +212,12 @@ def test_a_file_for_trl_means_the_same_here(tmp_path, capsys):
         ("loss_type: aot_pair", "aot_unpaired", 0.1, {"aot_unpaired.label_smoothing": "0"}),
         ("loss_type: bco_pair", "bco_pair", 0.1, {"bco_pair.shift": "false"}),
         ("loss_type: sppo_hard", "sppo", 0.1, {}),
+        (
+            "loss_type: kto_pair\nper_device_train_batch_size: 4",
+            "kto_pair",
+            0.1,
+            {"kto_pair.detach": "false", "kto_pair.anchor_size": "4"},
+        ),
         ("rpo_alpha: 0.5", "dpo:1,sft:0.5", 0.1, {}),
         ("ld_alpha: 0.3", "ld_dpo", 0.1, {"ld_dpo.alpha": "0.3"}),
         ("ld_alpha: 0.3\nloss_type: sigmoid\nbeta: 0.2", "ld_dpo", 0.2, {"ld_dpo.alpha": "0.3"}),
