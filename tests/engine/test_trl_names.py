@@ -1,7 +1,7 @@
 """A YAML file written for TRL: what it comes to here, and what is said."""
 
 import dataclasses
-import importlib
+import importlib.util
 import math
 import re
 from pathlib import Path
