@@ -126,7 +126,7 @@ def train(inputs: TrainingInputs, ranks: Ranks, hooks: Hooks = NO_HOOKS) -> RunR
     ):
         if folder.find_state(lambda: inputs.identity(ranks)):
             say(f"{out}: is finished, {folder.ending}; nothing is left to do")
-            return RunResult(out, folder.end["steps"], checkpoints_of(out), last_line(out))
+            return RunResult(out, folder.end.get("steps", len(steps)), checkpoints_of(out), last_line(out))
         training = build(inputs, ranks, hooks, folder)
         heldout = score_initial_weights(inputs, training, folder, stopping)
         go_on(inputs, training, folder)
@@ -227,7 +227,7 @@ def read_reference(inputs: TrainingInputs, plan: Plan, ranks: Ranks, folder: Run
         inputs.examples,
         inputs.steps.n_responses,
         inputs.objective,
-        Cache.of(out, config.reference.cache, made_of),
+        Cache.of(out, config.reference.cache, made_of, before=inputs.continued and inputs.continued.run),
         moves=config.reference.update != "none",
         keeps=config.measuring.keeps_reference,
     )

@@ -212,10 +212,11 @@ class RunFolder:
         )
         ranks.on_rank0(self._hold)
         is_shared = ranks.all_see(self.path / "state")
-        if not is_shared and (checkpoints.state_every != 0 or checkpoints.stop_after is not None):
+        keeps = checkpoints.state_every != 0 or checkpoints.stop_after is not None or checkpoints.keep_final_state
+        if not is_shared and keeps:
             raise InputError(
                 f"{self.path}: not every rank sees this folder, and a state of several hosts needs one that all see; "
-                "name a shared --out, or do without states (--state-every 0, and no --stop-after)"
+                "name a shared --out, or do without states (--state-every 0, no --stop-after, no --keep-final-state)"
             )
         ranks.on_rank0(lambda: self._begin(identity, plan.saves, settings, facts))
         self._states = self._states or self._open_states()

@@ -100,6 +100,12 @@ class States:
         if found is not None:
             self.step, self.facts = found
 
+    @property
+    def steps(self) -> list[int]:
+        """Of the states that are there, or are being written: from any of them the run may go on."""
+        pending = [] if self._pending is None else [self._pending[0]]
+        return [*(step for step, _ in numbered(self._folder, PREFIX)), *pending]
+
     def read_reference(self, reference: ReferenceLogps) -> str | None:
         """Fills the table as the newest state has it; what was done, None where there is no state. Collective."""
         if not self.step:

@@ -28,6 +28,8 @@ from engine.step.objective import Objective
 from engine.step.steps import Step
 from system import InputError, cli, digests, whole_file
 
+NAME = "reference.safetensors"
+
 Table = Mapping[str, Tensor]
 """What is kept, float64: "ref_logps" [N, K], or [T] for objectives that see tokens; for some of these "ref_entropy" [T]
 too."""
@@ -149,11 +151,16 @@ class Cache:
     """The run's copy."""
     shared: Path | None
     """A folder that runs share, or another run's file."""
+    before: Path | None = None
+    """The copy of the run that this one goes on with: read where it fits, and never written."""
 
     @staticmethod
-    def of(out: Path, shared: str | None, fingerprint: Callable[[], str]) -> "Cache":
-        """The cache of a run. out: its folder. shared: what --reference-cache says."""
-        return Cache(functools.cache(fingerprint), out / "reference.safetensors", Path(shared) if shared else None)
+    def of(out: Path, shared: str | None, fingerprint: Callable[[], str], before: Path | None = None) -> "Cache":
+        """The cache of a run. out: its folder. shared: what --reference-cache says. before: the folder of the run that
+        it goes on with.
+        """
+        own, others = out / NAME, Path(shared) if shared else None
+        return Cache(functools.cache(fingerprint), own, others, before and before / NAME)
 
     def _path(self, table: Table) -> Path | None:
         """The shared file: by its fingerprint in a folder, tables of tokens apart from those of sums."""
@@ -165,12 +172,14 @@ class Cache:
         return self.shared / f"{self.fingerprint()[:32]}{kind}.safetensors"
 
     def read(self, empty: Table) -> tuple[Table | None, str]:
-        """The table where one fits, shared or left by this run before it was stopped, and what was found.
+        """The table where one fits, shared, left by this run before it was stopped, or by the one that it goes on with,
+        and what was found.
 
         It fits where it was computed from the same weights, rows and dtype, is whole, and was not changed since. empty:
         what it has to hold, by name and shape.
         """
-        paths = [path for path in (self._path(empty), self.own) if path is not None and path.exists()]
+        places = (self._path(empty), self.own, self.before)
+        paths = [path for path in places if path is not None and path.exists()]
         found = [self._read(path, empty) for path in paths] or [(None, "computed in this run")]
         return next((one for one in found if one[0] is not None), found[0])
 

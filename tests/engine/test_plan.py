@@ -211,6 +211,23 @@ def test_the_command_says_what_fits_and_which_flags_to_give(capsys):
     assert facts["layouts"][0]["fits"] and 1 < facts["chosen"]["hours"] < 3
 
 
+def test_the_command_counts_folders_inside_epochs_the_best_and_a_final_state(capsys):
+    """29,000 pairs in batches of 16 are 1,813 steps an epoch: 500, 1,000 ... 3,500 are inside one."""
+    asked = ["--shape", "llama3-8b", "--gpus", "8", "--json", "--epochs", "2"]
+    folder, state = 2 * EIGHT.n_parameters, 8 * EIGHT.n_parameters
+    for flags, n_folders, n_states in (
+        ([], 2, 1),
+        (["--save-every", "500"], 9, 1),
+        (["--save-every", "500", "--keep-best", "loss"], 10, 1),
+        (["--save-every", "500", "--keep-best", "loss", "--keep-checkpoints", "3"], 4, 1),
+        (["--state-every", "0"], 2, 0),
+        (["--state-every", "0", "--keep-final-state"], 2, 1),
+    ):
+        plan.main([*asked, *flags])
+        chosen = json.loads(capsys.readouterr().out)["chosen"]
+        assert (chosen["checkpoint_bytes"], chosen["state_bytes"]) == (n_folders * folder, n_states * state)
+
+
 def test_the_command_prints_versions_and_needs_no_model_for_that(capsys):
     plan.main(["--versions"])
     said = capsys.readouterr().out

@@ -101,8 +101,25 @@ def test_what_training_has_measured_is_not_measured_again(made, tmp_path, capsys
     train(TrainConfig(model=str(made / "base"), data=(str(made / "pairs.jsonl"),), loss="apo_zero", epochs=1,
                       batch_size=4, eval_pairs=4, out=str(tmp_path / "run")))  # fmt: skip
     trajectories.main([str(tmp_path / "run"), "--answers", "0"])
-    assert "were measured in training" in capsys.readouterr().err
+    out, err = capsys.readouterr()
+    assert "were measured in training" in err
     assert not (tmp_path / "run/eval/scores.jsonl").read_text()
+    assert [row.split()[0] for row in out.splitlines()] == ["epoch-01"]
+
+
+def test_what_was_measured_inside_epochs_and_before_the_first_step_is_shown(made, tmp_path, capsys):
+    """Beside what is sampled at the checkpoints, in the order of their steps. Epochs of 2 steps."""
+    train(TrainConfig(model=str(made / "base"), data=(str(made / "pairs.jsonl"),), loss="dpo", epochs=2, batch_size=2,
+                      eval_pairs=4, eval_every=1, save_every=3, lr=1e-3, out=str(tmp_path / "run")))  # fmt: skip
+    trajectories.main([str(tmp_path / "run"), "--answers", "1", "--max-new-tokens", "4"])
+    shown = {row.split()[0]: row for row in capsys.readouterr().out.splitlines()}
+    assert list(shown) == ["base", "step-000001", "epoch-01", "step-000003", "epoch-02"]
+    lines = {line["step"]: line for line in read_rows(tmp_path / "run/metrics.jsonl")}
+    for (name, row), step in zip(shown.items(), range(5), strict=True):
+        assert f"logps {lines[step]['eval_logps/chosen']:.1f}" in row
+        assert f"rewards {lines[step]['eval_rewards/chosen']:+.3f}" in row
+        assert ("characters" in row) == (name != "step-000001")  # which has no folder
+    assert len({row.partition("KL")[0] for row in shown.values()}) == 5
 
 
 def test_the_prompts_are_those_that_were_held_out_of_all_files(made, tmp_path):
