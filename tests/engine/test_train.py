@@ -806,7 +806,9 @@ def test_bf16_compute_keeps_float32_masters(job):
 @pytest.mark.skipif(not REAL.exists(), reason="the real pairs are not at hand")
 def test_real_pairs_on_two_ranks(tmp_path):
     rows = [json.loads(line) for line in REAL.read_text().splitlines()[:40]]
-    model = tiny.write_model(tmp_path / "m", [r["chosen"] for r in rows], vocab_size=600, std=0.05)
+    model = tiny.write_model(
+        tmp_path / "m", [r["chosen"] for r in rows], vocab_size=600, std=0.05, max_position_embeddings=1024
+    )
     flags = ["--model", str(model), "--data", str(REAL), "--loss", "apo_zero", "--max-steps", "4", "--dtype", "float32"]
     done = torchrun(2, *flags, "--out", str(tmp_path / "run"))
     assert done.returncode == 0, done.stderr[-2000:]
