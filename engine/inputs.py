@@ -204,7 +204,7 @@ class TrainingInputs:
             named["--keep-best"] = self.config.checkpoints.keep_best
         if self.config.measuring.patience is not None:
             named["--early-stop"] = self.config.measuring.patience[0]
-        if named and not self.objective.needs_mismatched:  # the names of these are known once they are measured
+        if named:
             names = heldout_names(self.objective, self.heldout)
             for flag, metric in named.items():
                 check_name(flag, metric, names)

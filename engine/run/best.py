@@ -36,7 +36,7 @@ class Record:
     """The measurements of one number so far, in order."""
 
     def __init__(self, metric: str) -> None:
-        self.name = name_of(metric)
+        self.asked, self.name = metric, name_of(metric)
         self.is_smallest = is_smallest(self.name)
         self._values: list[tuple[int, float]] = []
 

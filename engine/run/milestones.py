@@ -73,10 +73,10 @@ class Milestones:
         return measured
 
     def _check_names(self, measured: Mapping[str, float]) -> None:
-        """Raises InputError where a number that is asked for is not measured; most are refused before a run begins."""
+        """Raises InputError where a number that is asked for is not measured, though its name was known before."""
         for flag, record in (("--keep-best", self._best), ("--early-stop", self._watched)):
             if record is not None:
-                check_name(flag, record.name, measured)
+                check_name(flag, record.asked, measured)
 
     @property
     def _is_over(self) -> bool:

@@ -133,10 +133,18 @@ class HeldOut:
 
 
 def heldout_names(objective: Objective, examples: Sequence[Example]) -> list[str]:
-    """The names of what is measured of held-out rows, as far as they are known before weights are read."""
-    inputs = trial_inputs(objective, examples[:N_TOGETHER] if objective.token_values else examples)
-    found = inputs.beside(ReferenceValues(inputs.logps.detach()))
-    return list(heldout_metrics(objective, found, found.as_form(objective.form, objective.side)))
+    """The names of what is measured of held-out rows, known before weights are read: by log-probs that are made up."""
+    rows = examples[:N_TOGETHER] if objective.token_values else examples
+    found, others = _made_up(objective, rows), _others_of(rows, objective)
+    own = found.as_form(objective.form, objective.side)
+    if own is not None and others:
+        own = own.with_mismatched(_made_up(objective, others))
+    return list(heldout_metrics(objective, found, None if others is None else own))
+
+
+def _made_up(objective: Objective, examples: Sequence[Example]) -> LossInputs:
+    inputs = trial_inputs(objective, examples)
+    return inputs.beside(ReferenceValues(inputs.logps.detach()))
 
 
 class Sample(NamedTuple):

@@ -1,6 +1,8 @@
 """A finished run that is gone on with in a folder of its own: weights, moments, and the reference that stays."""
 
 import shutil
+import subprocess
+import sys
 
 import pytest
 import torch
@@ -57,7 +59,8 @@ SHAPES = {
 
 
 @pytest.mark.parametrize(
-    "kind", ["adamw", "split", *(pytest.param(k, marks=pytest.mark.slow) for k in ("rmsprop", "state of its own"))]
+    "kind",
+    ["adamw", "split", "moving", *(pytest.param(k, marks=pytest.mark.slow) for k in ("rmsprop", "state of its own"))],
 )
 def test_two_runs_of_two_epochs_are_one_of_four(go, kind):
     """To the last bit, at a rate that does not fall: weights, moments, and the orders of rows of epochs 3 and 4."""
@@ -154,6 +157,26 @@ def test_what_cannot_be_gone_on_with_is_refused(go):
             go("more", continue_from=str(run), **changes)
         assert not (go.tmp / "more/metrics.jsonl").exists() or not lines(go.tmp / "more")
         shutil.rmtree(go.tmp / "more", ignore_errors=True)
+
+
+def test_two_ranks_take_up_what_one_has_left(go):
+    """Weights and moments by shards: the losses of one process within 1e-5, the reference's table the same."""
+    first = go("first", keep_final_state=True, optimizer="adamw")
+    flags = ["--model", str(go.model), "--data", str(go.rows), "--loss", "dpo", "--optimizer", "adamw", "--lr", "3e-4"]
+    flags += ["--batch-size", "6", "--eval-pairs", "4", "--epochs", "1", "--eval-every", "1"]
+    flags += ["--continue-from", str(first.out), "--out"]
+    for n in (1, 2):
+        launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", str(n)]
+        done = subprocess.run(
+            [*launch, "-m", "engine.train", *flags, str(go.tmp / f"on-{n}")], capture_output=True, text=True,
+            env=tiny.environment(), cwd=tiny.ROOT, timeout=300, check=False,
+        )  # fmt: skip
+        assert done.returncode == 0, done.stderr[-3000:]
+    one, two = (lines(go.tmp / f"on-{n}") for n in (1, 2))
+    assert len(one) == 4 and one[0]["eval_loss"] == pytest.approx(lines(first.out)[-1]["eval_loss"], abs=1e-9)
+    for a, b in zip(one, two, strict=True):
+        for name in ("loss", "eval_loss"):
+            assert a.get(name) == (None if name not in b else pytest.approx(b[name], abs=1e-5))
 
 
 def test_rows_come_in_orders_that_the_first_run_has_not_had(go):

@@ -11,9 +11,10 @@ import torch
 
 from engine import train, weights
 from engine.config import TrainConfig
+from engine.inputs import TrainingInputs
 from engine.run.best import Record
 from engine.score import score_under
-from engine.step import HeldOut, Hooks
+from engine.step import HeldOut, Hooks, heldout_names
 from eval import checkpoints
 from system import InputError
 from tests import tiny
@@ -84,8 +85,6 @@ def test_a_run_that_measures_and_saves_inside_its_epochs_is_the_same_run(go):
 def test_a_folder_inside_an_epoch_holds_the_weights_of_its_step(go):
     """Its log-probs of the held-out pairs are those in the step's own line, and those of the step before are others."""
     out = go("run", **INSIDE, epochs=2).out
-    from engine.inputs import TrainingInputs
-
     heldout = TrainingInputs(go.config("again")).heldout
     for step in (2, 4):
         found = torch.stack(list(score_under(out / f"step-{step:06d}", heldout)))[:, 0].mean().item()
@@ -163,6 +162,31 @@ def test_the_best_of_a_state_stays_until_a_newer_state_is_whole(go, monkeypatch)
     scripted(monkeypatch, [0.55, 0.7, 0.7, 0.7, 0.7, 0.7, 0.7])  # steps 3 to 9
     go("run", **settings, resume=True)
     assert folders(out) == ["epoch-03", "step-000002"] and (out / "best").readlink().name == "step-000002"
+
+
+def test_the_best_of_a_run_with_mismatched_sequences_is_by_its_own_loss(go):
+    """KTO's held-out loss and KL; a name that is not among its own is refused before the run begins, as any is."""
+    result = go("run", loss="kto", keep_best="loss", early_stop="kl:99", eval_every=2, epochs=1)
+    found = measured(result.out)
+    best = min((step for step in found if step), key=lambda step: (found[step], step))
+    name = (result.out / "best").readlink().name
+    assert name == ("epoch-01" if best == result.n_steps else f"step-{best:06d}")
+    with pytest.raises(
+        InputError, match=r"--keep-best: no held-out number is called 'los'; perhaps eval_loss"
+    ) as fault:
+        go("other", loss="kto", keep_best="los", eval_every=2)
+    assert not (go.tmp / "other").exists()
+    there = str(fault.value).partition("there are: ")[2].split(", ")
+    assert there == sorted(name for name in lines(result.out)[0] if name.startswith("eval_"))
+
+
+@pytest.mark.parametrize("loss", ["dpo", "simpo", "sft", "bco", "tdpo1", "f_dpo", "apo_zero_revised"])
+def test_the_names_that_can_be_followed_are_those_that_are_measured(go, loss):
+    """Before weights are read, by log-probs that are made up; and in the run's line of step 0."""
+    inputs = TrainingInputs(go.config("names", loss=loss))
+    result = go("run", loss=loss, eval_every=1, max_steps=1)
+    found = [name for name in lines(result.out)[0] if name.startswith("eval_")]
+    assert sorted(heldout_names(inputs.objective, inputs.heldout)) == sorted(found)
 
 
 @pytest.mark.parametrize(
