@@ -164,7 +164,7 @@ class TrainingInputs:
         return in_form(rows, self.objective.form, side=self.objective.side)
 
     def _has_form(self, row: Example) -> bool:
-        """Whether the objective can be computed on rows of that kind; of other held-out rows log-probs and log-ratios are measured."""
+        """Whether the objective can be computed on rows of that kind; of others log-probs and log-ratios are measured."""
         try:
             return bool(self._in_form([row]))
         except InputError:
