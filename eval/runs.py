@@ -9,13 +9,14 @@ from data.rows import parse_row
 from eval import checkpoints, scores
 from eval.scores import BASE, Line
 from eval.tables import DASH
+from system import run_folder
 
 HEADLINES = {"mixeval-hard": ("table4_compat/overall", 100.0), "alpacaeval-2": ("length_controlled_winrate", 1.0)}
 """The metric that stands for a benchmark, and what makes points of it. Of others it is "overall", times 100."""
 NO_BENCHMARKS = ("heldout", "samples", "contrast", "advice")
 UNTOLD = {
     "config", "data", "facts", "hang_timeout", "keep_checkpoints", "keep_state", "loss", "out", "reference_cache",
-    "state_every", "stop_after", "take_over",
+    "save_every", "keep_best", "keep_final_state", "eval_every", "state_every", "stop_after", "take_over",
 }  # fmt: skip
 """Settings of a run that its name says already, or that change nothing of what comes out."""
 FORMER = {"keep": "keep_checkpoints", "master": "master_weights", "without": "disable"}
@@ -38,16 +39,14 @@ class Run(NamedTuple):
     settings: dict[str, Any]
 
     @property
-    def epochs(self) -> list[str]:
-        """Names of checkpoints with scores, in order, without the base."""
+    def checkpoints(self) -> list[str]:
+        """Names of checkpoints with scores, in the order of their steps, without the base."""
         names = dict.fromkeys(line["checkpoint"] for line in self.lines if re.search(r"\d", line["checkpoint"]))
-        return sorted((n for n in names if n != BASE), key=order)
+        return sorted((n for n in names if n != BASE), key=lambda name: (self.place(name), name))
 
-
-def order(name: str) -> tuple[int, str]:
-    """Sorts checkpoints by the number at their names' end."""
-    found = re.search(r"(\d+)$", name)
-    return (int(found[1]) if found else 0, name)
+    def place(self, name: str) -> float:
+        """Where a checkpoint stands, in epochs."""
+        return run_folder.place_of(name, run_folder.steps_per_epoch(self.metrics))
 
 
 def read_runs(folders: Sequence[Path]) -> list[Run]:
@@ -135,22 +134,25 @@ def scored(run: Run, h: Headline) -> dict[str, Line]:
 
 
 def deltas(run: Run, h: Headline) -> tuple[dict[str, float], str]:
-    """What each epoch gains over the base, in points; and why not, where that cannot be said."""
+    """What each checkpoint gains over the base, in points; and why not, where that cannot be said."""
     found = scored(run, h)
-    names = [name for name in run.epochs if name in found]
+    names = [name for name in run.checkpoints if name in found]
     if BASE in found and names:
         return {name: h.scale * scores.delta(found[name], found[BASE]) for name in names}, ""
     lines = scores.pick(run.lines, benchmark=h.benchmark, version=h.version, metric=h.metric)
     bases, others = ([x for x in lines if (x["checkpoint"] == BASE) == is_base] for is_base in (True, False))
     if not bases or not others:
-        return {}, f"{run.name}: no score of {'an epoch' if bases else 'the base model'} on {h.benchmark} {h.version}"
+        return (
+            {},
+            f"{run.name}: no score of {'a checkpoint' if bases else 'the base model'} on {h.benchmark} {h.version}",
+        )
     (why, *_) = [*scores.differences(others[-1], bases[-1]), "not scored in one way"]
     return {}, f"{run.name}: no delta on {h.benchmark} {h.version}: {why}"
 
 
 def heldout(run: Run, metric: str, *, over_beta: bool = False) -> list[tuple[float, float]]:
-    """A held-out number by epoch: an evaluator's, else what training has measured. over_beta: divided by the beta that
-    an evaluator's line names, or the run's own.
+    """A held-out number over epochs: an evaluator's, else what training has measured, inside them too. over_beta:
+    divided by the beta that an evaluator's line names, or the run's own.
     """
     beta = beta_of(run.settings)
 
@@ -159,7 +161,7 @@ def heldout(run: Run, metric: str, *, over_beta: bool = False) -> list[tuple[flo
 
     if found := of(run, benchmark="heldout", metric=metric):
         by_name = {name: scaled(line["value"], line.get("beta")) for name, line in found.items()}
-        points = [(float(order(n)[0]), by_name[n]) for n in run.epochs if n in by_name]
+        points = [(run.place(n), by_name[n]) for n in run.checkpoints if n in by_name]
         return ([(0.0, by_name[BASE])] if BASE in by_name else []) + points
     name = f"eval_{metric}"
     return [(x["epoch"], scaled(x[name])) for x in run.metrics if {"epoch", name} <= x.keys()]

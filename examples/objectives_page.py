@@ -81,7 +81,8 @@ objective of yours with `needs=("mismatched",)` gets them so, for the whole step
 A mixture takes objectives of different forms where rows are pairs; `kto` alone, whose mismatched sequences need
 labelled rows, mixes with unpaired objectives only, or with its anchor fixed (`--kto.kl 0`).
 
-**References that move.** `--reference-update soft|hard` lets the reference follow the policy every
+**Other references.** `--reference-model` measures against any model of the same vocabulary, not what the policy starts
+from. **References that move.** `--reference-update soft|hard` lets the reference follow the policy every
 `--reference-update-steps` (TR-DPO, arXiv 2404.09656); `--stages K` trains on the rows in K parts, each measured against
 where the one before ended (sDPO, arXiv 2403.19270); iterative rounds are runs that start from the last one's epoch.
 

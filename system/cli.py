@@ -39,8 +39,9 @@ class Peer(Protocol):
     """A module that knows another program's names of our settings."""
 
     @property
-    def translate(self) -> Callable[[dict[str, Any], Callable[[str], None]], dict[str, Any]]:
-        """Settings in our names; what was done is said sentence by sentence."""
+    def translate(self) -> Callable[[dict[str, Any], Callable[[str], None], Mapping[str, str]], dict[str, Any]]:
+        """Settings in our names; what was done is said sentence by sentence. The last argument is what is typed beside
+        the file, and wins over it: flags ("-" as "_") and their first values."""
         ...
 
     @property
@@ -283,7 +284,7 @@ def _from_file(argv: Sequence[str], known: dict[str, Flag], peer: Peer | None, a
     settings.pop(FACTS, None)
     if peer is not None:
         try:
-            settings = peer.translate(settings, lambda said: notify(f"{path}: {said}"))
+            settings = peer.translate(settings, lambda said: notify(f"{path}: {said}"), _typed(argv))
         except InputError as fault:
             raise InputError(f"{path}: {fault}") from None
     for key, value in settings.items():
@@ -308,6 +309,16 @@ def _from_file(argv: Sequence[str], known: dict[str, Flag], peer: Peer | None, a
         else:
             raise InputError(f"{path}: {key!r} is a mapping; settings are flat, as the flags are")
     return made
+
+
+def _typed(argv: Sequence[str]) -> dict[str, str]:
+    """Flags that are typed ("-" as "_"), with the first value of each; "" where it has none."""
+    found: dict[str, str] = {}
+    for argument, behind in zip(argv, [*argv[1:], ""], strict=True):
+        if argument.startswith("--"):
+            name, equals, value = argument.removeprefix("--").partition("=")
+            found[name.replace("-", "_")] = value if equals else "" if behind.startswith("--") else behind
+    return found
 
 
 def _take_dotted(argv: Sequence[str], allowed: bool) -> tuple[list[str], dict[str, str]]:

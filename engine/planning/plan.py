@@ -12,7 +12,7 @@ from engine.model import LlamaConfig, StoredDtypes, name_of
 from engine.planning import cost, memory
 from engine.planning.cost import TokenStatistics
 from engine.planning.flops import matmul_peak
-from engine.planning.memory import N_STATES, MemoryInputs
+from engine.planning.memory import MemoryInputs
 
 Mode = Literal["none", "fused", "precompute"]
 """Where the reference's log-probs come from (engine/step/reference.py)."""
@@ -82,20 +82,30 @@ class Plan:
         """Of the whole run: measured shares of a GPU's datasheet, or of a product timed now on the CPU."""
         s = self.memory
         has_reference = self.reference != "none"
-        flops = cost.run_flops(s, self.statistics, config.schedule.epochs, has_reference=has_reference)
+        flops = cost.run_flops(s, self.statistics, self.n_epochs(config), has_reference=has_reference)
         if s.device == "cpu":
             return flops / (n_gpus * _cpu_peak(s.dtype) * cost.REACHED["cpu"]) / 3600
         computing, communicating = cost.step_seconds(s, self.statistics, config.schedule.batch_size, n_gpus)
         slower = max(computing, communicating) / computing * (cost.IMBALANCE if n_gpus > 1 else 1.0)
         return flops / (n_gpus * cost.DATASHEET * cost.REACHED["cuda"]) * slower / 3600
 
+    def n_epochs(self, config: TrainConfig) -> float:
+        """Passes over the rows until the run ends."""
+        return config.schedule.n_epochs(self._per_epoch(config))
+
     def disk_bytes(self, config: TrainConfig) -> tuple[int, int]:
         """(checkpoints that are kept, states)."""
-        n = min(config.schedule.epochs, config.checkpoints.keep_checkpoints or config.schedule.epochs)
-        states = (
-            0 if config.checkpoints.state_every == 0 else config.checkpoints.keep_state * cost.state_bytes(self.memory)
-        )
-        return n * self.checkpoint_bytes, states
+        asked = config.checkpoints
+        n_states = asked.keep_final_state if asked.state_every == 0 else asked.keep_state
+        return self.n_folders(config) * self.checkpoint_bytes, n_states * cost.state_bytes(self.memory)
+
+    def n_folders(self, config: TrainConfig) -> int:
+        """Checkpoint folders that the run leaves, at most."""
+        per_epoch = self._per_epoch(config)
+        return config.checkpoints.n_folders(config.schedule.n_steps(per_epoch), per_epoch)
+
+    def _per_epoch(self, config: TrainConfig) -> int:
+        return -(-self.statistics.n // config.schedule.batch_size)
 
     def sentence(self, config: TrainConfig, n_gpus: int) -> str:
         """The sum of it."""
@@ -125,11 +135,12 @@ def plan_run(
     budget: int,
     stored: StoredDtypes = IN_BFLOAT16,
     group_share: float = 1.0,
+    other_reference: LlamaConfig | None = None,
 ) -> Plan:
     """The first layout that fits without computing blocks again, else the first that fits, else the smallest.
 
     What is preferred: float32 masters that are whole; a reference beside the policy; weights that stay gathered.
-    stored: the dtypes of the checkpoint that the run starts from. group_share: see MemoryInputs.
+    stored: the dtypes of the checkpoint that the run starts from. group_share, other_reference: see MemoryInputs.
     """
     masters: Sequence[bool] = {"auto": (False, True), "float32": (False,), "split": (True,)}[
         config.memory.master_weights
@@ -150,11 +161,12 @@ def plan_run(
             n_shards=config.distributed.shard_size or n_ranks,
             is_split=is_split,
             square_avg_bytes=2 if is_split and config.memory.square_avg == "bfloat16" else 4,
-            n_states=N_STATES[config.optimizer.name],
+            optimizer=config.optimizer.name,
             group_share=group_share,
             holds_gradients=not is_split or config.optimizer.max_grad_norm > 0,
             holds_reference=mode == "fused",
             moves_reference=config.reference.update != "none",
+            other_reference=other_reference,
             reshards=gives_back,
             is_compiled=config.memory.compiles(device),
             n_distributions=statistics.n_distributions,

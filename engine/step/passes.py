@@ -156,6 +156,36 @@ def compute_batch(
     return batch.gather(ranks, with_reference=with_reference, token_values=names)
 
 
+def compute_examples(
+    model: FusedForward,
+    examples: Sequence[Example],
+    ranks: Ranks,
+    micro_batching: MicroBatching,
+    *,
+    with_reference: bool = False,
+    token_values: Sequence[str] = (),
+    progress: float = 0.0,
+) -> LossInputs:
+    """The same of any number of examples with equally many responses. progress: the share of the run's steps that are
+    done. Collective.
+    """
+    found = [
+        compute_batch(
+            model,
+            Batch(examples[i : i + BATCH]),
+            ranks,
+            micro_batching,
+            with_reference=with_reference,
+            token_values=token_values,
+        )
+        for i in range(0, len(examples), BATCH)
+    ]
+    tokens = {name: torch.cat([one.tokens[name] for one in found]) for name in found[0].tokens}
+    references = [one.ref_logps for one in found if one.ref_logps is not None]
+    logps = torch.cat([one.logps for one in found])
+    return Batch(examples, progress=progress).all_inputs(logps, torch.cat(references) if references else None, tokens)
+
+
 def own_values(token_values: Sequence[str]) -> tuple[str, ...]:
     """What a model that is taken for the reference has to give of single tokens, where an objective takes these."""
     return tuple(name.removeprefix("ref_") for name in REFERENCE_VALUES if name in token_values)

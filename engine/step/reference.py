@@ -28,6 +28,8 @@ from engine.step.objective import Objective
 from engine.step.steps import Step
 from system import InputError, cli, digests, whole_file
 
+NAME = "reference.safetensors"
+
 Table = Mapping[str, Tensor]
 """What is kept, float64: "ref_logps" [N, K], or [T] for objectives that see tokens; for some of these "ref_entropy" [T]
 too."""
@@ -46,10 +48,11 @@ class ReferenceLogps:
         *,
         moves: bool = False,
         keeps: bool = True,
+        is_other: bool = False,
     ) -> None:
         """n_responses: K, of each example in a step. cache: where it is kept. moves: whether the reference follows the
         policy (--reference-update). keeps: whether what is computed is kept; not keeping it is for measuring what that
-        buys.
+        buys. is_other: whether it is another model than the start (--reference-model).
         """
         self.mode = mode
         self.is_kept = mode != "none" and keeps and not objective.needs_divergence
@@ -71,6 +74,10 @@ class ReferenceLogps:
         """The table; what a state keeps."""
         self.moves = moves
         """Whether the reference follows the policy: what is kept holds until the next update."""
+        self.is_other = is_other
+        """Whether the reference is another model than what the policy starts from."""
+        self.heldout: ReferenceValues | None = None
+        """What such a one gives for the held-out rows, where it was computed before the policy was read."""
         self._cache = cache
 
     @property
@@ -150,11 +157,16 @@ class Cache:
     """The run's copy."""
     shared: Path | None
     """A folder that runs share, or another run's file."""
+    before: Path | None = None
+    """The copy of the run that this one goes on with: read where it fits, and never written."""
 
     @staticmethod
-    def of(out: Path, shared: str | None, fingerprint: Callable[[], str]) -> "Cache":
-        """The cache of a run. out: its folder. shared: what --reference-cache says."""
-        return Cache(functools.cache(fingerprint), out / "reference.safetensors", Path(shared) if shared else None)
+    def of(out: Path, shared: str | None, fingerprint: Callable[[], str], before: Path | None = None) -> "Cache":
+        """The cache of a run. out: its folder. shared: what --reference-cache says. before: the folder of the run that
+        it goes on with.
+        """
+        own, others = out / NAME, Path(shared) if shared else None
+        return Cache(functools.cache(fingerprint), own, others, before and before / NAME)
 
     def _path(self, table: Table) -> Path | None:
         """The shared file: by its fingerprint in a folder, tables of tokens apart from those of sums."""
@@ -166,12 +178,14 @@ class Cache:
         return self.shared / f"{self.fingerprint()[:32]}{kind}.safetensors"
 
     def read(self, empty: Table) -> tuple[Table | None, str]:
-        """The table where one fits, shared or left by this run before it was stopped, and what was found.
+        """The table where one fits, shared, left by this run before it was stopped, or by the one that it goes on with,
+        and what was found.
 
         It fits where it was computed from the same weights, rows and dtype, is whole, and was not changed since. empty:
         what it has to hold, by name and shape.
         """
-        paths = [path for path in (self._path(empty), self.own) if path is not None and path.exists()]
+        places = (self._path(empty), self.own, self.before)
+        paths = [path for path in places if path is not None and path.exists()]
         found = [self._read(path, empty) for path in paths] or [(None, "computed in this run")]
         return next((one for one in found if one[0] is not None), found[0])
 
@@ -259,6 +273,12 @@ def modes(asked: ReferenceConfig, objective: Objective, *, keeps: bool = True) -
         )
     if wanted == "precompute" and not keeps:
         raise InputError("--reference precompute --disable reference-cache: what is computed has to be kept; use fused")
+    if asked.model is not None and (wanted == "none" or (wanted == "auto" and not objective.has_reference)):
+        why = f"{objective.name} takes no reference" if wanted == "auto" else "not with --reference none"
+        raise InputError(
+            f"--reference-model: {why}; leave it out"
+            + (", or add --reference fused, by which rewards are logged against it" if wanted == "auto" else "")
+        )
     if asked.update != "none":
         if not objective.has_reference or wanted not in ("auto", "fused"):
             why = f"with --reference {wanted}" if objective.has_reference else f"with {objective.name}, which has none"

@@ -193,27 +193,39 @@ class Steps:
     """All steps of a run, in order."""
 
     def __init__(
-        self, examples: Sequence[Example], data: DataConfig, schedule: ScheduleConfig, objective: Objective
+        self,
+        examples: Sequence[Example],
+        data: DataConfig,
+        schedule: ScheduleConfig,
+        objective: Objective,
+        *,
+        n_past: int = 0,
     ) -> None:
+        """n_past: epochs of runs that this one goes on with; it takes the rows in orders that these have not had."""
+        self._n_past = n_past
         self._examples, self._data, self._schedule, self._objective = examples, data, schedule, objective
         self.per_epoch = -(-len(examples) // schedule.batch_size)  # the last step of an epoch takes what is left
         self.n_responses = len(examples[0].responses)
         """Responses per example in its forests."""
-        whole = self.per_epoch * schedule.epochs
-        self._n_steps = min(whole, schedule.max_steps or whole)
+        self._n_steps = schedule.n_steps(self.per_epoch)
 
     def __len__(self) -> int:
         return self._n_steps
 
-    def packed(self, ranks: Ranks, micro_batching: MicroBatching, *, done: int = 0) -> Iterator[Step]:
-        """Every step in order, but the first `done`, packed by a thread while the one before it is computed."""
-        if done >= len(self):
+    def packed(
+        self, ranks: Ranks, micro_batching: MicroBatching, *, done: int = 0, last: int | None = None
+    ) -> Iterator[Step]:
+        """Every step in order, but the first `done` and those after `last`, packed by a thread while the one before it
+        is computed.
+        """
+        n = len(self) if last is None else last
+        if done >= n:
             return
         with ThreadPoolExecutor(1) as pool:
             waiting = pool.submit(self._pack, done + 1, ranks, micro_batching)
-            for number in range(done + 2, len(self) + 2):
+            for number in range(done + 2, n + 2):
                 step = waiting.result()
-                if number <= len(self):
+                if number <= n:
                     waiting = pool.submit(self._pack, number, ranks, micro_batching)
                 yield step
 
@@ -240,7 +252,9 @@ class Steps:
         return n
 
     def _order(self, epoch: int) -> np.ndarray:
-        return batching.epoch_order(len(self._examples), seed=self._data.seed, epoch=epoch, shuffle=self._data.shuffle)
+        return batching.epoch_order(
+            len(self._examples), seed=self._data.seed, epoch=self._n_past + epoch, shuffle=self._data.shuffle
+        )
 
     def step(self, number: int) -> Step:
         """The step of that number, from 1."""

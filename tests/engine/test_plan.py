@@ -106,7 +106,7 @@ def test_masters_are_split_by_themselves_only_where_that_can_be():
         ).memory  # fmt: skip
 
     assert memory_of().is_split
-    for changes in ({"dtype": "float32"}, {"reference_update": "soft"}, {"optimizer": "adamw"}, {"shard_size": 1}):
+    for changes in ({"dtype": "float32"}, {"reference_update": "soft"}, {"optimizer": "muon"}, {"shard_size": 1}):
         assert not memory_of(**changes).is_split
     moving, frozen = memory_of(reference_update="soft"), memory_of(master_weights="float32")
     assert memory.needs(moving)["reference"] == 2 * memory.needs(frozen)["reference"] == 4 * shape.n_parameters
@@ -164,6 +164,28 @@ def test_eight_billion_parameters_take_one_card_of_80_gb_with_split_masters_alon
     assert unclipped.memory.micro_tokens >= unclipped.statistics.step  # one backward pass a step
 
 
+def laid_out_by_adamw(mean, norm, batch):
+    config = TrainConfig(
+        model="m", data=("d",), out="o", optimizer="adamw", master_weights="split", square_avg=mean, max_grad_norm=norm
+    )
+    return plan.plan_run(
+        config, EIGHT, ["precompute"], TokenStatistics.of_the_paper(batch),
+        device="cuda", dtype=torch.bfloat16, n_ranks=1, budget=80 * GB,
+    )  # fmt: skip
+
+
+def test_adamw_on_one_card_of_80_gb_takes_means_in_bf16_and_steps_inside_the_backward_pass():
+    """4 bytes a parameter of weights and 4 of both means are 64 GB; a bf16 gradient would be 16 more.
+
+    What the one pass of a step keeps is the rest: 16 of the paper's pairs are 1 GB too many, 14 find room.
+    """
+    layouts = [(mean, norm) for mean in ("float32", "bfloat16") for norm in (1.0, 0.0)]
+    assert [layout for layout in layouts if laid_out_by_adamw(*layout, 14).fits] == [("bfloat16", 0.0)]
+    assert not any(laid_out_by_adamw(*layout, 16).fits for layout in layouts)
+    assert laid_out(optimizer="adamw", budget=141).memory.is_split
+    assert not laid_out(optimizer="muon").fits and laid_out(8, optimizer="muon").fits
+
+
 def test_eight_cards_hold_both_models_whole():
     found = laid_out(8)
     assert found.fits and found.reference == "fused" and not found.memory.is_split
@@ -211,7 +233,7 @@ def test_two_sizes_that_differ_are_said_with_digits_that_differ(needed, free, sa
 
 def test_the_command_refuses_with_numbers_that_differ(capsys):
     """A layout that lacks a hundredth of a GB, of 145."""
-    asked = ["--shape", "llama3-8b", "--optimizer", "adamw", "--json"]  # which no split masters go with
+    asked = ["--shape", "llama3-8b", "--optimizer", "muon", "--json"]  # which no split masters go with
     with pytest.raises(InputError):
         plan.main([*asked, "--gpu-memory", "10"])
     needed = sum(json.loads(capsys.readouterr().out)["layouts"][0]["bytes"].values())
@@ -229,6 +251,23 @@ def test_the_command_says_what_fits_and_which_flags_to_give(capsys):
     facts = json.loads(capsys.readouterr().out)
     assert facts["chosen"]["checkpoint_bytes"] == 18 * 2 * EIGHT.n_parameters
     assert facts["layouts"][0]["fits"] and 1 < facts["chosen"]["hours"] < 3
+
+
+def test_the_command_counts_folders_inside_epochs_the_best_and_a_final_state(capsys):
+    """29,000 pairs in batches of 16 are 1,813 steps an epoch: 500, 1,000 ... 3,500 are inside one."""
+    asked = ["--shape", "llama3-8b", "--gpus", "8", "--json", "--epochs", "2"]
+    folder, state = 2 * EIGHT.n_parameters, 8 * EIGHT.n_parameters
+    for flags, n_folders, n_states in (
+        ([], 2, 1),
+        (["--save-every", "500"], 9, 1),
+        (["--save-every", "500", "--keep-best", "loss"], 10, 1),
+        (["--save-every", "500", "--keep-best", "loss", "--keep-checkpoints", "3"], 4, 1),
+        (["--state-every", "0"], 2, 0),
+        (["--state-every", "0", "--keep-final-state"], 2, 1),
+    ):
+        plan.main([*asked, *flags])
+        chosen = json.loads(capsys.readouterr().out)["chosen"]
+        assert (chosen["checkpoint_bytes"], chosen["state_bytes"]) == (n_folders * folder, n_states * state)
 
 
 def test_the_command_prints_versions_and_needs_no_model_for_that(capsys):
@@ -278,7 +317,7 @@ def test_the_command_counts_a_users_rows(tmp_path, capsys):
 @pytest.mark.parametrize(
     "changes",
     [
-        *({}, {"reference": "precompute"}, {"optimizer": "adamw"}, {"micro_tokens": 4096}),
+        *({}, {"reference": "precompute"}, {"optimizer": "adamw"}, {"optimizer": "muon"}, {"micro_tokens": 4096}),
         *({"loss": "wpo"}, {"loss": "tdpo2"}, {"loss": "tdpo2", "micro_tokens": 4096}),
     ],
 )

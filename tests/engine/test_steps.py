@@ -1,5 +1,6 @@
 """The plan of a run's steps: which examples, in which epoch, on which rank, in which forest; and what comes back."""
 
+import math
 import threading
 from types import SimpleNamespace
 
@@ -57,6 +58,17 @@ def test_a_run_that_ends_early_ends_its_epoch_there():
     assert len(steps(max_steps=100)) == 6
     assert [s.number for s in made.first_epoch()] == [1, 2, 3]
     assert [s.number for s in steps(max_steps=2).first_epoch()] == [1, 2]
+
+
+@pytest.mark.parametrize(("epochs", "n"), [(0.5, 2), (1 / 3, 1), (0.01, 1), (1.5, 5), (2.0, 6), (2, 6)])
+def test_a_part_of_an_epoch_is_so_much_of_its_steps_rounded_up(epochs, n):
+    made = steps(epochs=epochs)  # of 3 steps each; as transformers has it: ceil(epochs * steps)
+    assert len(made) == n and made.step(n).ends_epoch and made.step(n).epoch == math.ceil(n / 3)
+
+
+def test_a_bound_ends_epochs_that_are_more_than_enough():
+    made = steps(epochs=100, max_steps=7)
+    assert len(made) == 7 and [made.step(n).epoch for n in range(1, 8)] == [1, 1, 1, 2, 2, 2, 3]
 
 
 @pytest.mark.parametrize("done", [0, 1, 5, 6])

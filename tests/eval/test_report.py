@@ -43,6 +43,23 @@ def run_folder(path, *, loss="dpo", data="pairs.jsonl", lines=None, n_steps=4, w
     return path
 
 
+def test_checkpoints_inside_epochs_have_their_place_between_them(tmp_path):
+    """Epochs of 2 steps, and held-out numbers before the first."""
+    names = ("epoch-01", "step-000001", "step-000003", "epoch-02")
+    lines = [line("base", 0.4), *(line(name, 0.5) for name in names)]
+    folder = run_folder(tmp_path / "a", lines=lines)
+    text = (folder / "metrics.jsonl").read_text()
+    start = {"step": 0, "epoch": 0.0, "eval_logps/chosen": -9.0, "eval_logps/rejected": -9.5}
+    (folder / "metrics.jsonl").write_text(json.dumps(start) + "\n" + text)
+    (run,) = runs.read_runs([folder])
+    assert run.checkpoints == ["step-000001", "epoch-01", "step-000003", "epoch-02"]
+    assert [run.place(name) for name in run.checkpoints] == [0.5, 1.0, 1.5, 2.0]
+    assert runs.heldout(run, "logps/chosen") == [(0.0, -9.0), (1.0, -12.0), (2.0, -14.0)]
+    page = report.write([folder], tmp_path / "out").read_text()
+    assert "Held-out log-likelihood (Figure 4)" in page
+    assert cells(tmp_path / "out/tables/table-5.csv")[1][2:4] == ["4", "2.0"]  # the line of step 0 is no step
+
+
 def cells(path):
     with open(path, newline="") as file:
         return list(csv.reader(file))
