@@ -89,10 +89,14 @@ ALL = [n for n in losses.names() if losses.get(n).function.__module__.startswith
 MIXTURE = "apo_zero:1,kto_pair:0.5,npo:0.01,apo_down_unpaired:2"  # three forms, two of the whole step
 
 
-@pytest.mark.parametrize("loss", [*ALL, MIXTURE])
+GROUPS = {"kto_pair.anchor_size": "3", "kto_pair.detach": "false"}  # of steps of 8 and 6
+
+
+@pytest.mark.parametrize("loss", [*ALL, MIXTURE, "kto_pair in groups"])
 def test_micro_batches_change_nothing(job, loss):
     # DPOP's slope jumps by a factor of 51 where x_w passes 0, and there every run begins.
-    hyperparameters = {"dpop.lam": "1"} if loss == "dpop" else {}
+    hyperparameters = {"dpop": {"dpop.lam": "1"}, "kto_pair in groups": GROUPS}.get(loss, {})
+    loss = loss.removesuffix(" in groups")
     rows = tiny.write_rows(job.tmp / "weighed.jsonl", id_rows(22, weigh=True))
     same = {"loss": loss, "epochs": 1, "hyperparameters": hyperparameters, "data": str(rows)}
     _, whole = job(**same)
@@ -141,7 +145,7 @@ def test_two_ranks_equal_one(tmp_path, shape):
     jobs |= {name: {"loss": name, "epochs": 2} for name in ("apo_zero", "kto")}
     jobs |= {
         "mixture": {"loss": MIXTURE},
-        "groups": {"loss": "kto_pair", "hyperparameters": {"kto_pair.anchor_size": "3", "kto_pair.detach": "false"}},
+        "groups": {"loss": "kto_pair", "hyperparameters": GROUPS},
         "ranked": {"loss": "exo_ranked", "data": [str(ranked)]},
         "moving": {"loss": "dpo", "reference_update": "soft", "reference_update_steps": 2, "epochs": 2},
         "stages": {"loss": "dpo", "stages": 2},
