@@ -198,7 +198,7 @@ class RunFolder:
         where a checkpoint and a state would not find room on its disk, or states are asked for and hosts do not share
         it.
         """
-        checkpoints, ranks, n_done = self._config.checkpoints, self._ranks, self._n_done
+        checkpoints, ranks, n_done = self._config.checkpoints, self._ranks, self.n_done
         ranks.on_rank0(
             lambda: disk_space.check(
                 self.path,
@@ -230,7 +230,8 @@ class RunFolder:
             )
 
     @property
-    def _n_done(self) -> int:
+    def n_done(self) -> int:
+        """Steps that the state has done which the run goes on from; 0 where it begins."""
         return 0 if self._states is None else self._states.step
 
     def _open_states(self) -> "States":
@@ -267,7 +268,7 @@ class RunFolder:
             write_json(_identity(self.path), identity())
         for prefix in (run_folder.EPOCH, run_folder.STEP):
             remove_leftovers(self.path, prefix, TEMPORARY, OLD)
-        cut_metrics(self.path, self._n_done)
+        cut_metrics(self.path, self.n_done)
         resolved = config.resolved() | {"dtype": name_of(self._ranks.dtype), cli.FACTS: dict(facts)}
         if config.checkpoints.save_dtype == "auto":
             resolved["save_dtype"] = name_of(saves)

@@ -87,5 +87,5 @@ def test_without_torchs_muon_it_is_said(monkeypatch):
     from torch.optim import _muon
 
     monkeypatch.delattr(_muon, "_zeropower_via_newtonschulz")
-    with pytest.raises(InputError, match=r"--optimizer muon: this torch has another Muon than 2\.11 to 2\.13"):
+    with pytest.raises(InputError, match=r"^--optimizer muon: this torch has another Muon than 2\.11 to 2\.13"):
         torch_private.orthogonalise(torch.ones(2, 2))
