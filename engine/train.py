@@ -36,6 +36,7 @@ from engine.step import (
     forward_backward,
     release_reference,
     report,
+    score_alone,
     training_metrics,
 )
 from engine.weights import Cast
@@ -126,8 +127,8 @@ def train(inputs: TrainingInputs, ranks: Ranks, hooks: Hooks = NO_HOOKS) -> RunR
     ):
         if folder.find_state(lambda: inputs.identity(ranks)):
             say(f"{out}: is finished, {folder.ending}; nothing is left to do")
-            return RunResult(out, folder.end["steps"], checkpoints_of(out), last_line(out))
-        training = build(inputs, ranks, hooks, folder)
+            return RunResult(out, folder.end.get("steps", len(steps)), checkpoints_of(out), last_line(out))
+        training = build(inputs, ranks, hooks, folder, stopping)
         heldout = score_initial_weights(inputs, training, folder, stopping)
         go_on(inputs, training, folder)
         milestones = Milestones(config, steps, heldout, folder, stopping)
@@ -165,10 +166,11 @@ def train(inputs: TrainingInputs, ranks: Ranks, hooks: Hooks = NO_HOOKS) -> RunR
         return RunResult(out, log.n_done, checkpoints_of(out), log.last, log.n_done == stopping.last_step)
 
 
-def build(inputs: TrainingInputs, ranks: Ranks, hooks: Hooks, folder: RunFolder) -> Training:
+def build(inputs: TrainingInputs, ranks: Ranks, hooks: Hooks, folder: RunFolder, stopping: Stopping) -> Training:
     """Lays the run out, reads the models, makes the optimizer, and begins the run's folder. Collective.
 
-    Raises InputError where memory or disk cannot hold the run, and for weights that cannot be used.
+    Raises InputError where memory or disk cannot hold the run, and for weights that cannot be used; Stopped where a
+    signal ends it while another model is asked for the reference's log-probs.
     """
     if hooks.parameter_options is not inputs.options:
         raise InputError("Hooks(parameter_options=...): TrainingInputs(config, options=...) has to be given the same")
@@ -176,7 +178,20 @@ def build(inputs: TrainingInputs, ranks: Ranks, hooks: Hooks, folder: RunFolder)
     if (continued := inputs.continued) is not None:
         ranks.on_rank0(lambda: continued.check(inputs.identity(ranks)))
     plan = inputs.plan(ranks)
+    micro_batching = MicroBatching.of(config.measuring, plan.memory.micro_tokens)
     reference, said = read_reference(inputs, plan, ranks, folder)
+    if inputs.other is not None:
+        score_alone(
+            inputs.other.folder,
+            reference,
+            inputs.objective,
+            steps=steps,
+            heldout=inputs.heldout,
+            plan=plan,
+            ranks=ranks,
+            micro_batching=micro_batching,
+            before_each=lambda: stopping.raise_if_stopped(folder.n_done),
+        )
     facts = inputs.facts | {"reference": plan.reference, "reference_cache": said, "layout": plan.facts()}
     model, masters = build_models(inputs, plan, reference, ranks)
     optimizer = optim.build(
@@ -189,7 +204,8 @@ def build(inputs: TrainingInputs, ranks: Ranks, hooks: Hooks, folder: RunFolder)
     )
     schedule = optim.schedule(optimizer, len(steps), config.schedule)
     folder.begin(lambda: inputs.identity(ranks), plan=plan, steps=steps, settings=inputs.settings, facts=facts)
-    say(f"{inputs.report}; {len(steps)} steps; reference: {plan.reference}, {said}")
+    of = "" if inputs.other is None else f" of {inputs.other.folder}"
+    say(f"{inputs.report}; {len(steps)} steps; reference: {plan.reference}{of}, {said}")
     say(plan.sentence(config, ranks.size))
     folder.write("first_example.txt", inputs.first_example)
     training = Training(
@@ -201,7 +217,7 @@ def build(inputs: TrainingInputs, ranks: Ranks, hooks: Hooks, folder: RunFolder)
         reference=reference,
         optimizer=optimizer,
         schedule=schedule,
-        micro_batching=MicroBatching.of(config.measuring, plan.memory.micro_tokens),
+        micro_batching=micro_batching,
         hooks=hooks,
         stop_ids=inputs.stop_ids,
         beside=inputs.chat.files if inputs.chat else {},
@@ -221,15 +237,16 @@ def build(inputs: TrainingInputs, ranks: Ranks, hooks: Hooks, folder: RunFolder)
 def read_reference(inputs: TrainingInputs, plan: Plan, ranks: Ranks, folder: RunFolder) -> tuple[ReferenceLogps, str]:
     """The table of the reference's log-probs, as a state or another run has it, and what was found. Collective."""
     config = inputs.config
-    out, made_of = Path(config.out), lambda: fingerprint(inputs.folder, inputs.examples, ranks.dtype)
+    out, made_of = Path(config.out), lambda: fingerprint(inputs.reference_folder, inputs.examples, ranks.dtype)
     reference = ReferenceLogps(
         plan.reference,
         inputs.examples,
         inputs.steps.n_responses,
         inputs.objective,
-        Cache.of(out, config.reference.cache, made_of),
+        Cache.of(out, config.reference.cache, made_of, before=inputs.continued and inputs.continued.run),
         moves=config.reference.update != "none",
         keeps=config.measuring.keeps_reference,
+        is_other=inputs.other is not None,
     )
     return reference, folder.read_reference(reference) or reference.read(ranks)
 
@@ -244,7 +261,8 @@ def build_models(
     """
     policy, second = inputs.policy, None
     if plan.reference == "fused" and not reference.is_final:
-        second = weights.build(inputs.folder, torch.float32 if reference.moves else ranks.dtype)  # small moves
+        dtype = torch.float32 if reference.moves else ranks.dtype  # small moves
+        second = weights.build(inputs.reference_folder, dtype)
     policy.recompute(plan.memory.n_recomputed)
     if plan.memory.is_compiled:
         for one in filter(None, (policy, second)):
@@ -256,20 +274,22 @@ def build_models(
         written = Cast(dtype=plan.saves, others=plan.other_dtypes)
         weights.fill(policy, inputs.folder, ranks.local, copy, within=written)
         if second is not None:
-            weights.fill(second, inputs.folder, ranks.local, copy_rounded if masters else Tensor.copy_)
+            weights.fill(second, inputs.reference_folder, ranks.local, copy_rounded if masters else Tensor.copy_)
     return model, masters
 
 
 def score_initial_weights(inputs: TrainingInputs, training: Training, folder: RunFolder, stopping: Stopping) -> HeldOut:
     """The held-out rows, and with --reference precompute all rows, scored by the weights that the policy starts with.
 
-    They are the reference's. Collective.
+    They are the reference's, unless --reference-model names others; what these gave is written. Collective.
     """
     heldout = HeldOut(inputs.heldout, training)
     heldout.score_reference()
     if training.reference.mode == "precompute" and not training.reference.is_complete:
         n_done = folder.states.step
         fill_reference(training, inputs.steps, before_each=lambda: stopping.raise_if_stopped(n_done))
+    if inputs.other is not None:
+        release_reference(training)
     return heldout
 
 

@@ -35,9 +35,19 @@ def settings(run: Path) -> dict[str, Any]:
 
 def base_of(run: Path) -> Checkpoint | None:
     """The model that a run began with, where its folder is there, or the hub's copy of it."""
-    name = settings(run).get("model")
+    return _named(run, "model", scores.BASE)
+
+
+def reference_of(run: Path) -> Checkpoint | None:
+    """The model that a run's rewards are measured against, likewise: the one it began with, or --reference-model."""
+    has_other = settings(run).get("reference_model") not in (None, "", "null")
+    return _named(run, "reference_model", "reference") if has_other else base_of(run)
+
+
+def _named(run: Path, setting: str, called: str) -> Checkpoint | None:
+    name = settings(run).get(setting)
     try:
-        return Checkpoint(scores.BASE, find_model(name)) if isinstance(name, str) else None
+        return Checkpoint(called, find_model(name)) if isinstance(name, str) else None
     except InputError:
         return None
 

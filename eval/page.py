@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from eval import plots, scores, tables
-from eval.runs import Run, deltas, headlines, heldout, of, scored
+from eval.runs import Run, deltas, headlines, heldout, heldout_logratios, of, scored
 from eval.scores import BASE
 from eval.tables import Table
 
@@ -149,18 +149,23 @@ def score_charts(runs: Sequence[Run]) -> list[str]:
 
 
 def trajectory_charts(runs: Sequence[Run]) -> list[str]:
-    """Figure 4: held-out log-likelihoods and rewards of chosen and rejected, by checkpoint, a figure each."""
+    """Figure 4: held-out log-likelihoods and log-ratios of chosen and rejected, by checkpoint, a figure each.
+
+    Log-ratios, which are one thing for all objectives: beta times them is the reward of most, and not of all.
+    """
     made = []
-    kinds = (("log-likelihood", "logps"), ("reward", "rewards"))
-    for (title, group), (name, kind) in itertools.product(panels(runs), kinds):
+    kinds = (
+        ("log-likelihood", lambda run, side: heldout(run, f"logps/{side}")),
+        ("log-ratio to the reference", heldout_logratios),
+    )
+    for (title, group), (name, points_of) in itertools.product(panels(runs), kinds):
         series = []
         for i, run in enumerate(group):
             for side, is_dashed in (("chosen", False), ("rejected", True)):
-                points = heldout(run, f"{kind}/{side}")
+                points = points_of(run, side)
                 series.append(plots.Series(f"{run.name}, {side}", points, colour=i, is_dashed=is_dashed))
         if any(s.points for s in series):
-            made.append(plots.chart(f"Held-out {name} (Figure 4){title}", series, x="epoch", y=f"{name}, nats"
-                                    if kind == "logps" else name))  # fmt: skip
+            made.append(plots.chart(f"Held-out {name} (Figure 4){title}", series, x="epoch", y=f"{name}, nats"))
     for i, run in enumerate(runs):
         series = [
             plots.Series(side, [(x["step"], x[f"rewards/{side}"]) for x in run.metrics if f"rewards/{side}" in x],

@@ -1,7 +1,7 @@
 """Runs as the report reads them: what evaluators and training have written into their folders."""
 
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -150,10 +150,48 @@ def deltas(run: Run, h: Headline) -> tuple[dict[str, float], str]:
     return {}, f"{run.name}: no delta on {h.benchmark} {h.version}: {why}"
 
 
-def heldout(run: Run, metric: str) -> list[tuple[float, float]]:
-    """A held-out number over epochs: an evaluator's, else what training has measured, inside them too."""
+def heldout(run: Run, metric: str, *, over_beta: bool = False) -> list[tuple[float, float]]:
+    """A held-out number over epochs: an evaluator's, else what training has measured, inside them too. over_beta:
+    divided by the beta that an evaluator's line names, or the run's own.
+    """
+    beta = beta_of(run.settings)
+
+    def scaled(value: Any, of_line: Any = None) -> float:
+        return float(value) / float(of_line or beta) if over_beta else float(value)
+
     if found := of(run, benchmark="heldout", metric=metric):
-        by_name = {name: float(line["value"]) for name, line in found.items()}
+        by_name = {name: scaled(line["value"], line.get("beta")) for name, line in found.items()}
         points = [(run.place(n), by_name[n]) for n in run.checkpoints if n in by_name]
         return ([(0.0, by_name[BASE])] if BASE in by_name else []) + points
-    return [(x["epoch"], x[f"eval_{metric}"]) for x in run.metrics if {"epoch", f"eval_{metric}"} <= x.keys()]
+    name = f"eval_{metric}"
+    return [(x["epoch"], scaled(x[name])) for x in run.metrics if {"epoch", name} <= x.keys()]
+
+
+def heldout_logratios(run: Run, side: str) -> list[tuple[float, float]]:
+    """The held-out log-ratio of "chosen" or "rejected" by epoch, nats.
+
+    Runs and evaluators that wrote none were before there was such a name: what they called a held-out reward was beta
+    times the log-ratio, whatever the objective, and is divided by it.
+    """
+    measured = ("logratios", False), ("rewards", True)
+    is_evaluated = any(of(run, benchmark="heldout", metric=f"{what}/{side}") for what, _ in measured)
+    for what, is_reward in measured:
+        is_asked = not is_evaluated or of(run, benchmark="heldout", metric=f"{what}/{side}")
+        if is_asked and (found := heldout(run, f"{what}/{side}", over_beta=is_reward)):
+            return found
+    return []
+
+
+def heldout_rewards(run: Run, side: str) -> list[tuple[float, float]]:
+    """Beta times the held-out log-ratio by epoch: the reward of Figure 4 of arXiv 2408.06266, whatever an objective's
+    own is.
+    """
+    beta = beta_of(run.settings)
+    return [(epoch, beta * x) for epoch, x in heldout_logratios(run, side)]
+
+
+def beta_of(settings: Mapping[str, Any]) -> float:
+    """A run's beta: the one of all its objectives, or of the first of them; 0.1 where that has none."""
+    first = re.split(r"[:,]", str(settings.get("loss", "")))[0]
+    said = next((settings[name] for name in ("beta", f"{first}.beta") if name in settings), None)
+    return float(said) if said not in (None, "", "null") else 0.1

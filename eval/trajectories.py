@@ -2,10 +2,10 @@
 
     python -m eval trajectories runs/first --data heldout.jsonl
 
-Log-likelihoods and rewards of chosen and rejected: those that training has measured (--eval-pairs, --eval-data; inside
-epochs too with --eval-every), else recomputed by the trainer's own forward pass. Length and distance from the reference
-of a few sampled answers: an objective that only ever sees given texts can change what the model writes without a sign
-of it in its metrics.
+Log-likelihoods and log-ratios of chosen and rejected: those that training has measured (--eval-pairs, --eval-data;
+inside epochs too with --eval-every), else recomputed by the trainer's own forward pass. Length and distance from the
+reference of a few sampled answers: an objective that only ever sees given texts can change what the model writes
+without a sign of it in its metrics.
 """
 
 import hashlib
@@ -30,7 +30,11 @@ if TYPE_CHECKING:  # what brings torch is imported where it is used: flags are a
     from engine.generate import Answer
 
 EXAMPLE = "python -m eval trajectories runs/first --data heldout.jsonl"
-HELDOUT = ("logps/chosen", "logps/rejected", "rewards/chosen", "rewards/rejected", "rewards/margins")
+HELDOUT = (
+    *("logps/chosen", "logps/rejected"),
+    *("logratios/chosen", "logratios/rejected", "logratios/margins"),
+    *("rewards/chosen", "rewards/rejected", "rewards/margins"),
+)
 """What is said of held-out pairs."""
 
 
@@ -45,7 +49,8 @@ class TrajectoriesConfig:
     n: int = 100
     """How many pairs, drawn by --seed."""
     beta: float | None = None
-    """Of the rewards. Unset: the run's own, 0.1 where it has several."""
+    """Beta times the log-ratios too, as rewards. Unset: log-ratios alone; an objective's own rewards, which may be
+    others, are training's to measure."""
     answers: int = 32
     """How many of the prompts are answered at every checkpoint; 0: none."""
     max_new_tokens: int = 512
@@ -86,8 +91,11 @@ def main(argv: Sequence[str]) -> None:
     if len(models) == 1:
         raise InputError(f"{run}: has no checkpoints yet; train first")
     pairs = _pairs(config, base)
+    reference = checkpoints.reference_of(run)
+    if reference is None:
+        raise InputError(f"{run}: the --reference-model of config.yaml is not where it says; put it there")
     found = measured(run) if config.data is None else []
-    lines = [] if found else _heldout(models, pairs, config)
+    lines = [] if found else _heldout(models, reference, pairs, config)
     scores.write(config.folder / scores.NAME, lines)
     if found:
         cli.notify(f"{run}: held-out pairs were measured in training; metrics.jsonl has them")
@@ -169,11 +177,6 @@ def rows_of(asked: dict[str, Any]) -> RowSettings:
     return RowSettings(**kept)
 
 
-def _beta(config: TrajectoriesConfig) -> float:
-    said = checkpoints.settings(Path(config.run)).get("beta")
-    return config.beta or (float(said) if isinstance(said, str) and said not in ("null", "") else 0.1)
-
-
 def _digest(pairs: Sequence[Example]) -> str:
     whole = hashlib.sha256()
     for ids in (ids for e in pairs for ids in (e.prompt, *e.responses, *(e.predicted or ()))):
@@ -181,27 +184,39 @@ def _digest(pairs: Sequence[Example]) -> str:
     return whole.hexdigest()
 
 
-def _heldout(models: Sequence[Checkpoint], pairs: Sequence[Example], config: TrajectoriesConfig) -> list[Line]:
+def _heldout(
+    models: Sequence[Checkpoint], reference: Checkpoint, pairs: Sequence[Example], config: TrajectoriesConfig
+) -> list[Line]:
     """Means over the pairs at each checkpoint, with their standard errors."""
     from engine.score import score_under
 
-    beta, reference = _beta(config), np.zeros(0)
-    facts = {"n": len(pairs), "data_sha256": _digest(pairs), "beta": beta, "judge": None}
+    def logps_of(model: Checkpoint) -> np.ndarray:
+        return np.array([found.tolist() for found in score_under(model.folder, pairs, dtype=config.dtype)])  # [n, 2]
+
+    of_reference = None if reference.name == BASE else logps_of(reference)
+    facts = {"n": len(pairs), "data_sha256": _digest(pairs), "judge": None}
     lines: list[Line] = []
     for model in models:
-        logps = np.array([found.tolist() for found in score_under(model.folder, pairs, dtype=config.dtype)])  # [n, 2]
-        reference = logps if model.name == BASE else reference
-        rewards = beta * (logps - reference)
-        margins = rewards[:, 0] - rewards[:, 1]
-        columns = {"logps/chosen": logps[:, 0], "logps/rejected": logps[:, 1], "rewards/chosen": rewards[:, 0],
-                   "rewards/rejected": rewards[:, 1], "rewards/margins": margins,
-                   "rewards/accuracies": (margins > 0).astype(float)}  # fmt: skip
+        logps = logps_of(model)
+        of_reference = logps if of_reference is None else of_reference  # the base is the first
+        columns = {"logps/chosen": logps[:, 0], "logps/rejected": logps[:, 1]}
+        columns |= _compared("logratios", logps - of_reference)
+        if config.beta is not None:
+            columns |= _compared("rewards", config.beta * (logps - of_reference))
         lines += [
             {"checkpoint": model.name, "benchmark": "heldout", "version": f"{len(pairs)} pairs", "metric": name}
             | {"value": float(values.mean()), "stderr": _error(values), **facts}
+            | ({"beta": config.beta} if name.startswith("rewards/") else {})
             for name, values in columns.items()
         ]
     return lines
+
+
+def _compared(what: str, values: np.ndarray) -> dict[str, np.ndarray]:
+    """Of values [n, 2] of chosen and rejected: both, how far one is above the other, and whether it is."""
+    margins = values[:, 0] - values[:, 1]
+    made = {f"{what}/chosen": values[:, 0], f"{what}/rejected": values[:, 1], f"{what}/margins": margins}
+    return made | {f"{what}/accuracies": (margins > 0).astype(float)}
 
 
 def _error(values: np.ndarray) -> float | None:
@@ -285,8 +300,9 @@ def report(lines: Sequence[Line]) -> list[str]:
     table: dict[str, dict[str, Any]] = {}
     for line in lines:
         table.setdefault(line["checkpoint"], {})[line["metric"]] = line["value"]
-    shown = {"logps/chosen": "logps {:.1f}", "logps/rejected": "/ {:.1f}", "rewards/chosen": "rewards {:+.3f}",
-             "rewards/rejected": "/ {:+.3f}", "characters": "{:.0f} characters", "kl": "KL {:.2f}"}  # fmt: skip
+    shown = {"logps/chosen": "logps {:.1f}", "logps/rejected": "/ {:.1f}", "logratios/chosen": "log-ratios {:+.2f}",
+             "logratios/rejected": "/ {:+.2f}", "rewards/chosen": "rewards {:+.3f}", "rewards/rejected": "/ {:+.3f}",
+             "characters": "{:.0f} characters", "kl": "KL {:.2f}"}  # fmt: skip
     return [
         "  ".join([f"{name:<11}", *(form.format(values[m]) for m, form in shown.items() if m in values)])
         for name, values in table.items()

@@ -7,7 +7,7 @@ the miniature's whole grid.
 from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
-from eval.runs import Run, heldout
+from eval.runs import Run, heldout, heldout_rewards
 
 SIDES = ("chosen", "rejected")
 CONTRASTIVE = ("dpo", "kto_pair", "apo_zero", "apo_down")
@@ -63,6 +63,7 @@ class Trajectory(NamedTuple):
     logps: dict[str, list[float]]
     """Nats, of "chosen" and of "rejected"."""
     rewards: dict[str, list[float]]
+    """Beta times the log-ratio to the reference, whatever an objective's own rewards are."""
     epochs: list[float]
     """Where that was, in epochs; 0 before the first step."""
 
@@ -74,10 +75,8 @@ class Trajectory(NamedTuple):
 
 def trajectory(run: Run) -> Trajectory:
     """A run's held-out means, those that training has measured."""
-    logps, rewards = (
-        {side: [value for _, value in heldout(run, f"{what}/{side}")] for side in SIDES}
-        for what in ("logps", "rewards")
-    )
+    logps = {side: [value for _, value in heldout(run, f"logps/{side}")] for side in SIDES}
+    rewards = {side: [value for _, value in heldout_rewards(run, side)] for side in SIDES}
     return Trajectory(logps, rewards, [epoch for epoch, _ in heldout(run, f"logps/{SIDES[0]}")])
 
 

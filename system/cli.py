@@ -327,13 +327,13 @@ def _take_dotted(argv: Sequence[str], allowed: bool) -> tuple[list[str], dict[st
     dotted: dict[str, str] = {}
     arguments = iter(argv)
     for argument in arguments:
-        match = re.fullmatch(r"--(\w+\.\w+)(?:=(.*))?", argument) if allowed else None
+        match = re.fullmatch(r"--(\w+\.[\w-]+)(?:=(.*))?", argument) if allowed else None
         if match is None:
             rest.append(argument)
         elif (value := match[2] if match[2] is not None else next(arguments, None)) is None:
             raise InputError(f"{argument} needs a value")
         else:
-            dotted[match[1]] = value
+            dotted[match[1].replace("-", "_")] = value
     return rest, dotted
 
 

@@ -1,6 +1,15 @@
 """Rows in, examples out: sources (files, folders, hub ids), rows of JSON, CSV and parquet, records, token ids."""
 
-from data.rows.dataset import RowSettings, count_repeated, digest, find_cut, hold_out, open_model, read_examples
+from data.rows.dataset import (
+    RowSettings,
+    count_repeated,
+    digest,
+    find_cut,
+    hold_out,
+    open_folder,
+    open_model,
+    read_examples,
+)
 from data.rows.examples import Cut, Example, encode, in_form
 from data.rows.hub import find_model, is_hub_id
 from data.rows.json_rows import load_rows, parse_row, read_lines
@@ -42,6 +51,7 @@ __all__ = [
     "is_hub_id",
     "load_preferences",
     "load_rows",
+    "open_folder",
     "open_model",
     "parse_record",
     "parse_row",

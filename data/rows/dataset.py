@@ -9,6 +9,7 @@ import hashlib
 import math
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
@@ -49,8 +50,9 @@ class RowSettings(ReadingSettings, TemplateSettings):
             part.__post_init__(self)
         for name in ("max_prompt_tokens", "max_response_tokens", "max_tokens"):
             value = getattr(self, name)
-            is_none = value is None or (name == "max_tokens" and value == 0)
-            if not is_none and not 1 <= value <= 2**24:
+            if value is None or (name == "max_tokens" and value == 0):
+                continue
+            if not 1 <= value <= 2**24:
                 raise InputError(f"--{name.replace('_', '-')}: {value} is not above 0, or above {2**24:,}")
         if self.max_tokens and (self.max_prompt_tokens or 1) >= self.max_tokens:
             raise InputError(
@@ -185,17 +187,31 @@ def open_model(name: str, settings: TemplateSettings = NO_SETTINGS) -> tuple[Pat
 
     Raises InputError where one of them cannot be used.
     """
-    try:
+    folder, tokenizer = open_folder(name)
+    if tokenizer is not None:
+        with _readable(name):
+            return folder, Chat(tokenizer, settings)
+    if settings.given:
+        raise InputError(f"{settings.given[0]}: {folder} has no tokenizer, and renders no template; leave it out")
+    return folder, None
+
+
+def open_folder(name: str) -> tuple[Path, Tokenizer | None]:
+    """The folder of a model and its tokenizer; None where it has none. Raises InputError where it cannot be used."""
+    with _readable(name):
         folder = find_model(name)
         if not (folder / "config.json").exists() and (folder / "adapter_config.json").exists():
             raise InputError(f"{folder}: an adapter, and no config.json; merge it into its model, and give that folder")
         if not (folder / "config.json").exists():
             raise InputError(f"{folder}: no config.json; give a checkpoint folder in Hugging Face's layout")
-        if has_tokenizer(folder):
-            return folder, Chat(Tokenizer(folder), settings)
-        if settings.given:
-            raise InputError(f"{settings.given[0]}: {folder} has no tokenizer, and renders no template; leave it out")
-        return folder, None
+        return folder, Tokenizer(folder) if has_tokenizer(folder) else None
+
+
+@contextmanager
+def _readable(name: str) -> Iterator[None]:
+    """Inside, a file of a model's that cannot be read is an InputError."""
+    try:
+        yield
     except OSError as fault:
         raise InputError(f"{fault.filename or name}: cannot be read ({fault.strerror}); change its mode") from None
 

@@ -214,7 +214,7 @@ def _tojson(
 def _probe(source: str, names: tuple[tuple[str, str], ...], day: str) -> str | None:
     """What is wrong with a template, found out in a child process; None where it can be trusted."""
     child = [sys.executable, "-c", "from data.text.template import answer_probe; answer_probe()"]
-    env = os.environ | {"PYTHONPATH": str(Path(__file__).resolve().parents[1])}
+    env = os.environ | {"PYTHONPATH": str(Path(__file__).resolve().parents[2])}
     try:
         done = subprocess.run(
             child,

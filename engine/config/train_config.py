@@ -195,8 +195,10 @@ class ReferenceConfig:
     """Where the reference's log-probs come from, and whether it follows the policy."""
 
     mode: Annotated[Literal["auto", "fused", "precompute", "none"], tyro.conf.arg(name="reference")] = "auto"
-    """fused: a second model is computed beside the policy in epoch 1; precompute: one pass of the policy's own weights
-    before step 1."""
+    """fused: a second model is computed beside the policy in epoch 1; precompute: one pass of the reference's weights,
+    which are the policy's own unless --reference-model names others, before step 1."""
+    model: Annotated[str | None, tyro.conf.arg(name="reference-model")] = None
+    """Checkpoint folder or hub id of another reference than --model: of any shapes, with the same vocabulary."""
     cache: Annotated[str | None, tyro.conf.arg(name="reference-cache")] = None
     """Reference log-probs of other runs: a folder that runs share, or one's reference.safetensors. Taken where weights,
     rows and dtype are the same; said so, and computed anew, where not."""
@@ -425,7 +427,8 @@ class TrainConfig:
     """Align a Llama on preferences. The defaults are those of arXiv 2408.06266."""
 
     model: str
-    """Checkpoint folder (Hugging Face layout, safetensors) or hub id; policy and reference start from it."""
+    """Checkpoint folder (Hugging Face layout, safetensors) or hub id; the policy starts from it, and so does the
+    reference where no --reference-model is named."""
     out: str
     """Folder for the run: config, metrics, a checkpoint per epoch. Must not hold a run, but with --resume."""
     config: str | None = None
@@ -478,6 +481,11 @@ class TrainConfig:
         self._check_split()
         self._check_measured()
         self._check_continued()
+        if self.reference.model is not None and self.schedule.stages > 1:
+            raise InputError(
+                "--reference-model: not with --stages, where each part is measured against what the one before left; "
+                "leave one of the two out"
+            )
 
     def with_flags(self, **flags: Any) -> "TrainConfig":
         """The same settings but for these, by the flags' names. Raises InputError."""

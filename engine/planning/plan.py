@@ -135,11 +135,12 @@ def plan_run(
     budget: int,
     stored: StoredDtypes = IN_BFLOAT16,
     group_share: float = 1.0,
+    other_reference: LlamaConfig | None = None,
 ) -> Plan:
     """The first layout that fits without computing blocks again, else the first that fits, else the smallest.
 
     What is preferred: float32 masters that are whole; a reference beside the policy; weights that stay gathered.
-    stored: the dtypes of the checkpoint that the run starts from. group_share: see MemoryInputs.
+    stored: the dtypes of the checkpoint that the run starts from. group_share, other_reference: see MemoryInputs.
     """
     masters: Sequence[bool] = {"auto": (False, True), "float32": (False,), "split": (True,)}[
         config.memory.master_weights
@@ -165,6 +166,7 @@ def plan_run(
             holds_gradients=not is_split or config.optimizer.max_grad_norm > 0,
             holds_reference=mode == "fused",
             moves_reference=config.reference.update != "none",
+            other_reference=other_reference,
             reshards=gives_back,
             is_compiled=config.memory.compiles(device),
             n_distributions=statistics.n_distributions,
@@ -213,18 +215,29 @@ def flags(way: dict[str, Any]) -> str:
 
 def refusal(found: Plan, others: Sequence[tuple[dict[str, Any], Plan]]) -> str:
     """Why a layout cannot be, and the first change that would let it. others: changes and what comes of them."""
-    needed = f"needs {size(memory.total(found.memory))} of memory, and {size(found.budget)} are free"
+    whole, free = sizes_apart(memory.total(found.memory), found.budget)
+    needed = f"needs {whole} of memory, and {free} are free"
     for way, plan in others:
         if plan.fits:
-            return f"{needed}; add {flags(way)}: {size(memory.total(plan.memory))}"
+            return f"{needed}; add {flags(way)}: {sizes_apart(memory.total(plan.memory), found.budget)[0]}"
     least = min((memory.total(plan.memory) for _, plan in others), default=memory.total(found.memory))
-    also = f" ({size(least)} with {flags(WAYS[-1])})" if least < memory.total(found.memory) else ""
+    also = (
+        f" ({sizes_apart(least, found.budget)[0]} with {flags(WAYS[-1])})" if least < memory.total(found.memory) else ""
+    )
     return f"{needed}{also}; lower --micro-tokens, --max-prompt-tokens and --max-response-tokens, or take more GPUs"
 
 
 def size(n_bytes: float) -> str:
     """A number of bytes in GB of 10^9, as it is said."""
     return f"{n_bytes / 1e9:,.0f} GB" if n_bytes >= 1e10 else f"{max(n_bytes / 1e9, 0.1):.1f} GB"
+
+
+def sizes_apart(a: int, b: int) -> tuple[str, str]:
+    """Two numbers of bytes as `size` says them, with as many digits as it takes to tell them apart."""
+    said, digits = (size(a), size(b)), 1
+    while said[0] == said[1] and a != b and digits < 10:
+        said, digits = (f"{a / 1e9:,.{digits}f} GB", f"{b / 1e9:,.{digits}f} GB"), digits + 1
+    return said
 
 
 def _time(hours: float) -> str:

@@ -82,6 +82,10 @@ class Continued:
                 f"{FLAG} {self.run}: began with another model than --model, which stays the reference; name the one "
                 "that it began with"
             )
+        if self.began.get("reference weights") != now.get("reference weights"):
+            raise InputError(
+                f"{FLAG} {self.run}: was measured against another reference; give the --reference-model that it had"
+            )
         if self.state is not None and self.began.get("master") != now["master"]:
             named = {"split": "split", "whole": "float32"}.get(str(self.began.get("master")))
             raise InputError(f"{FLAG} {self.run}: its final state has other masters; name --master-weights {named}")

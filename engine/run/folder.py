@@ -30,7 +30,7 @@ import yaml
 from engine.config import TrainConfig
 from engine.distributed import Ranks, grace
 from engine.model import name_of
-from engine.planning import Plan
+from engine.planning import Plan, n_moments
 from engine.run import disk_space
 from engine.run.identity import DAY, compare
 from engine.run.metrics_log import say
@@ -198,24 +198,25 @@ class RunFolder:
         where a checkpoint and a state would not find room on its disk, or states are asked for and hosts do not share
         it.
         """
-        checkpoints, ranks, n_done = self._config.checkpoints, self._ranks, self._n_done
+        checkpoints, ranks, n_done = self._config.checkpoints, self._ranks, self.n_done
         ranks.on_rank0(
             lambda: disk_space.check(
                 self.path,
                 checkpoints,
                 plan,
                 steps,
-                n_moments=plan.memory.n_moments,
+                n_moments=n_moments(self._config.optimizer.name, plan.memory.shape),
                 n_done=n_done,
                 n_checkpoints=len(run_folder.checkpoints_of(self.path)),
             )
         )
         ranks.on_rank0(self._hold)
         is_shared = ranks.all_see(self.path / "state")
-        if not is_shared and (checkpoints.state_every != 0 or checkpoints.stop_after is not None):
+        keeps = checkpoints.state_every != 0 or checkpoints.stop_after is not None or checkpoints.keep_final_state
+        if not is_shared and keeps:
             raise InputError(
                 f"{self.path}: not every rank sees this folder, and a state of several hosts needs one that all see; "
-                "name a shared --out, or do without states (--state-every 0, and no --stop-after)"
+                "name a shared --out, or do without states (--state-every 0, no --stop-after, no --keep-final-state)"
             )
         ranks.on_rank0(lambda: self._begin(identity, plan.saves, settings, facts))
         self._states = self._states or self._open_states()
@@ -229,7 +230,8 @@ class RunFolder:
             )
 
     @property
-    def _n_done(self) -> int:
+    def n_done(self) -> int:
+        """Steps that the state has done which the run goes on from; 0 where it begins."""
         return 0 if self._states is None else self._states.step
 
     def _open_states(self) -> "States":
@@ -266,7 +268,7 @@ class RunFolder:
             write_json(_identity(self.path), identity())
         for prefix in (run_folder.EPOCH, run_folder.STEP):
             remove_leftovers(self.path, prefix, TEMPORARY, OLD)
-        cut_metrics(self.path, self._n_done)
+        cut_metrics(self.path, self.n_done)
         resolved = config.resolved() | {"dtype": name_of(self._ranks.dtype), cli.FACTS: dict(facts)}
         if config.checkpoints.save_dtype == "auto":
             resolved["save_dtype"] = name_of(saves)

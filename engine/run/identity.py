@@ -38,7 +38,10 @@ FREE = {
     "track",
 }
 """Settings that --resume lets change; so may the number of ranks."""
-CONTENT = {"model", "data", "eval_data", "reference_cache", "chat_template", "template_date", "continue_from"}
+CONTENT = {
+    *("model", "reference_model", "data", "eval_data", "reference_cache", "continue_from"),
+    *("chat_template", "template_date"),
+}
 """Settings that name files: what is in them has to be the same; and the day, which is that of the run's beginning."""
 LATER: dict[str, Any] = {
     "chat_template_kwargs": None, "max_tokens": None,
@@ -48,6 +51,8 @@ LATER: dict[str, Any] = {
 }  # fmt: skip
 """Settings that release 0.1 had not, and at which value it computed: they are here where they have another, so that
 runs begun by it go on."""
+LATER_ARGUMENTS = {"kto_pair.anchor_size": None}
+"""The same of objectives' hyperparameters."""
 OF_ROWS = {"ignore_columns", "roles", "keep_json_text"}
 """Settings of how files are read: what they come to is in the rows' digest, and older runs had none of them."""
 KEYS = {"disable": "without", "master_weights": "master"}
@@ -69,25 +74,29 @@ def identity(
     *,
     dtype: torch.dtype,
     is_split: bool,
+    reference: Path | None = None,
 ) -> dict[str, Any]:
     """What has to be the same for a run to go on: every setting, and digests of what its files hold.
 
-    settings: the objective's hyperparameters. dtype, is_split: what --dtype and --master-weights came to.
+    settings: the objective's hyperparameters. dtype, is_split: what --dtype and --master-weights came to. reference:
+    the folder of --reference-model, where it is another than the model's.
     """
     held = config.resolved() | dict(settings)
     held |= {"dtype": name_of(dtype), "master_weights": "split" if is_split else "whole"}
+    later = LATER | LATER_ARGUMENTS
     left_out = FREE | CONTENT | OF_ROWS | {"hyperparameters"}
     known = {
         KEYS.get(name, name): str(value)
         for name, value in held.items()
-        if name not in left_out and not (name in LATER and value == LATER[name])
+        if name not in left_out and not (name in later and value == later[name])
     }
     if config.schedule.warmup_steps or config.schedule.warmup_ratio:
         known[WARMUP] = "from 0"
-    files = sorted([*model.glob("*.safetensors"), model / "config.json"])
-    weights = hashlib.sha256(b"".join(digests(files)))
+    weights = _digest_of_weights(model)
+    other = weights if reference is None else _digest_of_weights(reference)
+    known |= {} if other == weights else {"reference weights": other}
     return known | {
-        "weights": weights.hexdigest()[:16],
+        "weights": weights,
         "rows": _digest(rows),
         "held-out rows": _digest(heldout),
         "torch": torch.__version__.split("+")[0],
@@ -122,6 +131,11 @@ def compare(path: Path, folder: Path, found: Mapping[str, Any]) -> None:
             f"{folder}: --resume would go on with another run ({'; '.join(different)}); "
             "give what it was started with, or another --out"
         )
+
+
+def _digest_of_weights(model: Path) -> str:
+    files = sorted([*model.glob("*.safetensors"), model / "config.json"])
+    return hashlib.sha256(b"".join(digests(files))).hexdigest()[:16]
 
 
 def _digest(rows: Sequence[Example]) -> str:

@@ -89,13 +89,13 @@ class MetricsLog:
     def write(self, step: Step, metrics: Mapping[str, float], grad_norm: float) -> None:
         """Writes a step's line: values from before the step, and the learning rates that were used in it."""
         seconds = self.step_seconds
-        self.n_tokens += step.batch.n_tokens
+        self.n_tokens += step.n_tokens
         line: dict[str, float] = {"step": step.number, "epoch": step.number / self._per_epoch, **metrics}
         line |= {"grad_norm": grad_norm, "num_tokens": self.n_tokens} | self._facts
         line |= {
             "perf/step_seconds": seconds,
             "perf/pairs_per_second": len(step.batch) / seconds,
-            "perf/tokens_per_second": step.batch.n_tokens / seconds,
+            "perf/tokens_per_second": step.n_tokens / seconds,
         }
         self.n_done = step.number
         self._put(line)

@@ -18,7 +18,7 @@ from engine.run.metrics_log import MetricsLog, say
 from engine.run.stopping import Stopping
 from engine.step import HeldOut, LossInputs, Step, Steps, Training, loss_of, measure_saved
 from engine.weights import Cast
-from system import InputError, cli, link_to, numbered, remove_folder, run_folder, write_json
+from system import InputError, cli, link_to, remove_folder, run_folder, write_json
 
 
 class Milestones:
@@ -28,7 +28,7 @@ class Milestones:
         self, config: TrainConfig, steps: Steps, heldout: HeldOut, folder: RunFolder, stopping: Stopping
     ) -> None:
         self._config, self._steps, self._heldout = config, steps, heldout
-        self._folder, self._stopping = folder.path, stopping
+        self._folder, self._states, self._stopping = folder.path, folder.states, stopping
         keeps, patience = config.checkpoints.keep_best, config.measuring.patience
         self._best = None if keeps is None else Record(keeps)
         self._watched = None if patience is None else Record(patience[0])
@@ -152,8 +152,7 @@ class Milestones:
         best = self._folder_of_best()
         if self._best is not None:
             _point(self._folder / run_folder.BEST, best)
-        states = [] if is_finished else [step for step, _ in numbered(self._folder / "state", run_folder.STEP)]
-        kept = {best, *(self._folder_of_best(step) for step in states)}
+        kept = {best, *(self._folder_of_best(step) for step in ([] if is_finished else self._states.steps))}
         found = run_folder.checkpoints_of(self._folder)
         asked = [path for path in found if path.name not in self._alone.names]
         most = self._config.checkpoints.keep_checkpoints or len(asked)
@@ -164,7 +163,9 @@ class Milestones:
     def _folder_of_best(self, until: int | None = None) -> str | None:
         """The best folder's name. until: of those up to that step."""
         best = None if self._best is None else self._best.best(until)
-        return best and run_folder.checkpoint_name(best[0], self._steps.per_epoch, len(self._steps))
+        if best is None:
+            return None
+        return run_folder.checkpoint_name(best[0], self._steps.per_epoch, len(self._steps))
 
 
 class _Alone:

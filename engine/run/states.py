@@ -15,7 +15,7 @@ import pickle
 import shutil
 import time
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from concurrent.futures import Future
 from contextlib import contextmanager
 from enum import Enum
@@ -100,13 +100,24 @@ class States:
         if found is not None:
             self.step, self.facts = found
 
+    @property
+    def steps(self) -> list[int]:
+        """Of the states that are there, or are being written: from any of them the run may go on."""
+        pending = [] if self._pending is None else [self._pending[0]]
+        return [*(step for step, _ in numbered(self._folder, PREFIX)), *pending]
+
     def read_reference(self, reference: ReferenceLogps) -> str | None:
         """Fills the table as the newest state has it; what was done, None where there is no state. Collective."""
         if not self.step:
             return None
-        if reference.is_kept:
+        if reference.is_kept and self._holds(reference.values):
             self.load(self.step, reference.values)
         return f"as in the state of step {self.step}"
+
+    def _holds(self, names: Iterable[str]) -> bool:
+        """Whether the newest state has tensors of these names: of KTO's table, release 0.1 kept none."""
+        held = _Reader(_path(self._folder, self.step)).read_metadata().state_dict_metadata
+        return all(name in held for name in names)
 
     def resume(self, training: Training) -> None:
         """Brings models, optimizer, schedule, objective, hooks' tensors and random numbers to where the newest state

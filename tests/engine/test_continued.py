@@ -4,6 +4,7 @@ import shutil
 
 import pytest
 import torch
+from safetensors import safe_open
 from safetensors.torch import load_file
 from torch.optim.lr_scheduler import LambdaLR
 
@@ -83,14 +84,20 @@ def test_the_reference_is_the_model_that_the_first_run_began_with(go):
     for name in ("eval_loss", "eval_rewards/chosen", "eval_rewards/margins", "eval_logps/rejected"):
         assert start[name] == pytest.approx(lines(first.out)[-1][name], abs=1e-9)
     assert abs(start["eval_rewards/margins"]) > 1e-3  # 0 against its own start
-    one, two = (load_file(out / "reference.safetensors")["ref_logps"] for out in (first.out, more.out))
-    assert torch.allclose(one, two, rtol=0, atol=1e-9)
-    used = go(
-        "shared", continue_from=str(first.out), epochs=1, reference_cache=str(first.out / "reference.safetensors")
-    )
-    text = (used.out / "config.yaml").read_text()
-    assert f"reference_cache: taken from {first.out / 'reference.safetensors'}" in text
-    assert [x["loss"] for x in lines(used.out)] == pytest.approx([x["loss"] for x in lines(more.out)[1:]], abs=1e-6)
+    one, two = (out / "reference.safetensors" for out in (first.out, more.out))
+    found = [(f.metadata(), f.get_tensor("ref_logps")) for f in (safe_open(p, "pt") for p in (one, two))]
+    assert found[0][0] == found[1][0] and torch.equal(found[0][1], found[1][1])
+    assert f"reference_cache: taken from {one}" in (more.out / "config.yaml").read_text()
+    before = one.read_bytes()
+    one.rename(go.tmp / "kept")
+    anew = go("anew", continue_from=str(first.out), epochs=1, reference="precompute")  # by the model that it began with
+    tables = [load_file(path)["ref_logps"] for path in (go.tmp / "kept", anew.out / "reference.safetensors")]
+    assert torch.allclose(*tables, rtol=0, atol=1e-4)  # of another pass
+    assert [x["loss"] for x in lines(anew.out)] == pytest.approx([x["loss"] for x in lines(more.out)[1:]], abs=1e-5)
+    one.write_bytes(before)
+    other = tiny.write_rows(go.tmp / "other.jsonl", id_rows(22, seed=7))
+    go("other", continue_from=str(first.out), epochs=1, data=str(other))
+    assert one.read_bytes() == before  # which does not fit, and stays as it is
 
 
 def test_without_a_final_state_the_weights_of_the_last_folder_go_on_and_moments_begin_anew(go, capsys):

@@ -8,7 +8,8 @@ import torch
 import engine
 from data.rows.records import Ratings
 from engine.config import FLAGS, TrainConfig
-from engine.run.identity import CONTENT, DAY, FREE, LATER, OF_ROWS, SAME_NUMBERS, compare, identity
+from engine.run.identity import CONTENT, DAY, FREE, LATER, LATER_ARGUMENTS, OF_ROWS, SAME_NUMBERS, compare, identity
+from engine.step import Objective
 from engine.weights import save
 from system import InputError
 from tests import tiny
@@ -42,6 +43,14 @@ def test_every_setting_is_in_it_but_those_that_may_change(model):
     known = {called.get(name, name) for name in FLAGS if name not in left_out}
     assert known | {"weights", "rows", "held-out rows", "torch", "program"} == set(made(model)) | {"beta"}
     assert {*FREE, *CONTENT, *LATER} <= {*FLAGS, "model", "out", "config"}
+
+
+def test_hyperparameters_that_came_later_are_in_it_where_they_are_given(model):
+    plain = made(model, settings=Objective("kto_pair").settings)
+    assert "kto_pair.detach" in plain and "kto_pair.anchor_size" not in plain
+    given = Objective("kto_pair", hyperparameters={"kto_pair.anchor_size": "2"}).settings
+    assert made(model, settings=given)["kto_pair.anchor_size"] == "2"
+    assert {name.partition(".")[2] for name in LATER_ARGUMENTS} <= set(Objective("kto_pair").terms[0].arguments)
 
 
 @pytest.mark.parametrize(

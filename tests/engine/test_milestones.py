@@ -1,7 +1,6 @@
 """What is measured and saved inside an epoch, which folder is kept as the best, and when a run ends early."""
 
 import json
-import shutil
 import signal
 import subprocess
 import sys
@@ -14,7 +13,7 @@ from engine import train, weights
 from engine.config import TrainConfig
 from engine.run.best import Record
 from engine.score import score_under
-from engine.step import Hooks
+from engine.step import HeldOut, Hooks
 from eval import checkpoints
 from system import InputError
 from tests import tiny
@@ -24,6 +23,7 @@ from tests.rows import id_rows
 
 N_STEPS = 9  # 3 epochs of 3
 INSIDE = {"eval_every": 2, "save_every": 2}
+MEASURE = HeldOut.measure
 
 
 @pytest.fixture
@@ -54,6 +54,13 @@ def without_clock(line):
 def measured(out, name="eval_loss"):
     """A held-out number by step."""
     return {line["step"]: line[name] for line in lines(out) if name in line}
+
+
+def test_a_share_of_the_steps_is_so_many_of_them_rounded_up(go):
+    """transformers: ceil(share * steps); 0.4 of 9 steps are 4, 0.2 are 2."""
+    out = go("shares", save_every=0.4, eval_every=0.2).out
+    assert folders(out) == ["epoch-01", "epoch-02", "epoch-03", "step-000004", "step-000008"]
+    assert sorted(measured(out)) == [0, 2, 3, 4, 6, 8, 9]
 
 
 def test_a_run_that_measures_and_saves_inside_its_epochs_is_the_same_run(go):
@@ -108,11 +115,9 @@ def test_a_run_that_stops_after_every_step_is_the_same_run(go, kind):
 
 
 def scripted(monkeypatch, values):
-    """Lets held-out losses be these, one for each measurement; the first belongs to step 1."""
-    from engine.step import HeldOut
-
-    plain, given = HeldOut.measure, iter(values)
-    monkeypatch.setattr(HeldOut, "measure", lambda *a: plain(*a) | {"eval_loss": next(given)})
+    """Lets held-out losses be these, one for each measurement."""
+    given = iter(values)
+    monkeypatch.setattr(HeldOut, "measure", lambda *a: MEASURE(*a) | {"eval_loss": next(given)})
 
 
 def test_best_is_a_link_to_the_folder_of_the_best_measurement_however_old(go, monkeypatch, capsys):
@@ -142,18 +147,22 @@ def test_a_folder_that_was_asked_for_stays_when_it_is_the_best_no_more(go, monke
 
 
 def test_the_best_of_a_state_stays_until_a_newer_state_is_whole(go, monkeypatch):
-    """Stopped after step 5, when step 4 was the best; step 3, the best of the state that is lost, is gone on from."""
-    losses = [9.0, 0.6, 0.5, 0.55, 0.4, 0.7]
-    scripted(monkeypatch, losses)
-    go("run", keep_best="loss", eval_every=1, stop_after=5, state_every=2, keep_state=2)
+    """A run dies after step 3, its best, and goes on from step 2, where the best was step 2; step 3 is worse then."""
+    settings = {"keep_best": "loss", "eval_every": 1, "state_every": 2, "keep_checkpoints": 1}
+
+    def die(step, line):
+        if step.number == 3:
+            raise RuntimeError("the power is gone")
+
+    scripted(monkeypatch, [9.0, 0.6, 0.5, 0.4])
+    with pytest.raises(RuntimeError, match="the power is gone"):
+        go("run", Hooks(after_log=die), **settings)
     out = go.tmp / "run"
-    assert sorted(p.name for p in (out / "state").glob("step-*")) == ["step-000004", "step-000005"]
-    assert folders(out) == ["epoch-01", "step-000002", "step-000004"]
-    shutil.rmtree(out / "state/step-000005")
-    shutil.rmtree(out / "state/step-000004")
-    scripted(monkeypatch, losses)
-    go("run", keep_best="loss", eval_every=1, resume=True, stop_after=2)  # from the start
-    assert (out / "best").readlink().name == "step-000002" and len(lines(out)) == 3
+    assert [p.name for p in (out / "state").glob("step-*")] == ["step-000002"]
+    assert folders(out) == ["epoch-01", "step-000002"] and (out / "best").readlink().name == "epoch-01"
+    scripted(monkeypatch, [0.55, 0.7, 0.7, 0.7, 0.7, 0.7, 0.7])  # steps 3 to 9
+    go("run", **settings, resume=True)
+    assert folders(out) == ["epoch-03", "step-000002"] and (out / "best").readlink().name == "step-000002"
 
 
 @pytest.mark.parametrize(
@@ -163,6 +172,8 @@ def test_the_best_of_a_state_stays_until_a_newer_state_is_whole(go, monkeypatch)
         ({"early_stop": "margins:2"}, r"--early-stop: no held-out number is called 'margins'"),
         ({"early_stop": "loss"}, r"--early-stop: 'loss' is not METRIC:PATIENCE, such as eval_loss:3"),
         ({"early_stop": "loss:0"}, r"is not METRIC:PATIENCE"),
+        ({"eval_every": 2.5}, r"--eval-every: 2.5 is neither a whole number nor a share below 1"),
+        ({"save_every": 1.5}, r"--save-every: 1.5 is neither a whole number nor a share below 1"),
         ({"eval_every": 0}, r"--eval-every: 0 is not above 0"),
         ({"save_every": 0}, r"--save-every: 0 is not above 0"),
         ({"eval_every": 2, "eval_pairs": 0}, r"--eval-every 2: nothing is held out; name --eval-data or --eval-pairs"),
