@@ -19,7 +19,7 @@ from data.forest import PackingOptions
 from data.rows import Limits, Reading, in_form, open_folder, open_model, read_examples
 from data.text import TemplateSettings
 from engine import weights
-from engine.config import ALIASES, ReferenceConfig, TrainConfig
+from engine.config import ALIASES, OptimizerName, ReferenceConfig, TrainConfig
 from engine.model import LlamaConfig, StoredDtypes, raw_config
 from engine.planning import Plan, TokenStatistics, cost, flags, memory, plan_run, refusal, size, ways
 from engine.step import Objective, modes
@@ -46,11 +46,11 @@ class PlanConfig(TemplateSettings):
     """Rows, for their number and lengths; needs --model. Unset: the paper's 29,000 pairs of UltraFeedback's lengths."""
     loss: str = "apo_zero"
     """As engine.train's: some objectives take more memory and time."""
-    epochs: int = 18
+    epochs: int | float = 18
     """As engine.train's."""
     batch_size: int = 16
     """As engine.train's."""
-    optimizer: Literal["rmsprop", "adamw"] = "rmsprop"
+    optimizer: OptimizerName = "rmsprop"
     """As engine.train's."""
     max_grad_norm: float = 1.0
     """As engine.train's."""
@@ -58,10 +58,18 @@ class PlanConfig(TemplateSettings):
     """As engine.train's."""
     save_dtype: Literal["auto", "float32", "bfloat16", "float16", "source"] = "auto"
     """As engine.train's: the size of the checkpoint folders. source needs --model."""
+    save_every: int | float | None = None
+    """As engine.train's: checkpoint folders inside epochs."""
     keep_checkpoints: int | None = None
     """As engine.train's: how many checkpoint folders stay on disk."""
+    keep_best: str | None = None
+    """As engine.train's: one more of them."""
+    state_every: int | None = None
+    """As engine.train's: 0 leaves none on disk."""
     keep_state: int = 1
     """As engine.train's: how many states stay on disk."""
+    keep_final_state: bool = False
+    """As engine.train's: one where --state-every 0 leaves none."""
     json: bool = False
     """Print JSON."""
     versions: bool = False
@@ -103,7 +111,9 @@ def main(argv: Sequence[str]) -> None:
     base = TrainConfig(
         model="", data=("",), out="", epochs=config.epochs, batch_size=config.batch_size, optimizer=config.optimizer,
         max_grad_norm=config.max_grad_norm, shard_size=config.shard_size, save_dtype=config.save_dtype,
-        keep_checkpoints=config.keep_checkpoints, keep_state=config.keep_state,
+        keep_checkpoints=config.keep_checkpoints, keep_state=config.keep_state, save_every=config.save_every,
+        keep_best=config.keep_best, state_every=config.state_every, keep_final_state=config.keep_final_state,
+        eval_pairs=int(config.keep_best is not None),
     )  # fmt: skip
     n_ranks = max(1, config.gpus)
     tried = [(way, _of(config, base, way, shape, statistics, stored, reference)) for way in ({}, *ways(base, n_ranks))]
@@ -223,7 +233,11 @@ def _text(
         *([] if other is None else [f"{other.n_parameters / 1e9:.2f} billion parameters in --reference-model"]),
         f"{3 * per_step / 1e12:,.1f} TFLOP a step, {(3 * per_step + of_reference) / 1e12:,.1f} while the reference is "
         "computed",
-        *([] if statistics.is_reference_kept else [f"--loss {config.loss}: the reference is computed in every step"]),
+        *(
+            []
+            if statistics.is_reference_kept and not statistics.is_mismatched
+            else [f"--loss {config.loss}: the reference is computed in every step"]
+        ),
         "",
         "GB a rank, at most:",
     ]
@@ -238,13 +252,15 @@ def _text(
         return "\n".join(lines)
     way, plan = chosen
     checkpoints, states = plan.disk_bytes(base)
-    folders = _count(min(base.checkpoints.keep_checkpoints or base.schedule.epochs, base.schedule.epochs), "checkpoint")
+    asked = base.checkpoints
+    n_states = int(asked.keep_final_state) if asked.state_every == 0 else asked.keep_state
+    folders = _count(plan.n_folders(base), "checkpoint")
     return "\n".join(
         [
             *lines,
             "",
             plan.sentence(base, n_ranks) + f": {size(checkpoints)} for {folders} "
-            f"in {plan.saved_in}, {size(states)} for {_count(base.checkpoints.keep_state, 'state')}",
+            f"in {plan.saved_in}, {size(states)} for {_count(n_states, 'state')}",
             f"flags: {_all_flags(way, plan)}",
         ]
     )

@@ -11,7 +11,7 @@ from data.rows.dataset import (
     read_examples,
 )
 from data.rows.examples import Cut, Example, encode, in_form
-from data.rows.hub import find_model
+from data.rows.hub import find_model, is_hub_id
 from data.rows.json_rows import load_rows, parse_row, read_lines
 from data.rows.limits import Limits, TooLong
 from data.rows.records import (
@@ -48,6 +48,7 @@ __all__ = [
     "find_model",
     "hold_out",
     "in_form",
+    "is_hub_id",
     "load_preferences",
     "load_rows",
     "open_folder",

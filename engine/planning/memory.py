@@ -17,6 +17,7 @@ from dataclasses import dataclass, replace
 
 import torch
 
+from engine.config import OptimizerName
 from engine.model import BUFFERS, BUFFERS_OF_TWO, CHUNK_BYTES, PIECE_BYTES, LlamaConfig
 
 ROWS = 0.85  # share of a forest's tokens that predict: the responses', 0.82 on UltraFeedback's lengths
@@ -32,8 +33,8 @@ FRAGMENTS = {"cuda": 0.02, "cpu": 0.15}
 GATHERING = 0.03
 """As much more on a GPU where weights are gathered: eight layers of an 8B model took 64.9 GB there instead of 63.0."""
 
-N_STATES = {"rmsprop": 1, "adamw": 2}
-"""Numbers that an optimizer keeps per parameter, float32."""
+ON_ONE_MATRIX = 12
+"""Bytes a number that Muon takes of the matrix that it works on: the update in float32, and four of it in bf16."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -50,8 +51,7 @@ class MemoryInputs:
     is_split: bool = False
     """Whether masters are split in halves (engine/optim/split_master.py); then there is one rank."""
     square_avg_bytes: int = 4
-    n_states: int = 1
-    """Numbers that the optimizer keeps per parameter."""
+    optimizer: OptimizerName = "rmsprop"
     group_share: float = 1.0
     """Of the parameters, those of the optimizer's largest group: torch's optimizers step a group at once."""
     holds_gradients: bool = True
@@ -86,9 +86,21 @@ class MemoryInputs:
         return self.is_split or (self.device == "cpu" and self.n_shards == 1 and self.dtype == torch.float32)
 
     @property
+    def n_moments(self) -> float:
+        """Numbers that the optimizer keeps per parameter."""
+        return n_moments(self.optimizer, self.shape)
+
+    @property
     def steps_in_one_pass(self) -> bool:
-        """Whether the optimizer needs no memory of its own: RMSProp on split masters, or on a GPU."""
-        return self.is_split or (self.device == "cuda" and self.n_states == 1)
+        """Whether RMSProp or AdamW needs no memory of its own: on split masters, or on a GPU."""
+        return self.is_split or self.device == "cuda"
+
+
+def n_moments(optimizer: OptimizerName, shape: LlamaConfig) -> float:
+    """Numbers that an optimizer keeps per parameter, in the mean: Muon one of a matrix, and AdamW's two of the ends."""
+    if optimizer == "muon":
+        return 1 + (2 - shape.tied) * shape.vocab_size * shape.hidden_size / shape.n_parameters
+    return {"rmsprop": 1, "adamw": 2}[optimizer]
 
 
 def kept_bytes(s: MemoryInputs) -> int:
@@ -120,7 +132,7 @@ def _staying(s: MemoryInputs) -> dict[str, int]:
     is_whole = s.moves_reference or (s.is_plain and not s.is_split)
     n_of_reference = s.reference_shape.n_parameters // s.n_shards
     reference = (4 if is_whole else size) * n_of_reference if s.holds_reference else 0
-    return {"weights": 4 * n, "optimizer": s.square_avg_bytes * s.n_states * n, "reference": reference}
+    return {"weights": 4 * n, "optimizer": int(s.square_avg_bytes * s.n_moments * n), "reference": reference}
 
 
 def _gradients(s: MemoryInputs) -> int:
@@ -177,8 +189,12 @@ def _at_its_end(s: MemoryInputs) -> dict[str, int]:
 
 
 def _in_step(s: MemoryInputs) -> dict[str, int]:
-    """The optimizer: a number per parameter of its own, where torch's works on all tensors of a group at once."""
+    """The optimizer: a number per parameter of its own, where torch's works on all tensors of a group at once; Muon's
+    gathers a matrix.
+    """
     own = 0 if s.steps_in_one_pass else int(4 * s.group_share * s.shape.n_parameters) // s.n_shards
+    if s.optimizer == "muon":
+        own = max(own, ON_ONE_MATRIX * s.shape.hidden_size * s.shape.intermediate_size)
     return _staying(s) | {"gradients": _gradients(s), "gathered": _gathered(s), "the optimizer's own": own}
 
 

@@ -2,9 +2,10 @@
 the reference's log-probs come from, the passes over the layers, and what is measured.
 """
 
-from engine.step.heldout import HeldOut, loss_of, measure_saved
+from engine.step.heldout import HeldOut, heldout_names, loss_of, measure_saved
 from engine.step.loss_inputs import LossInputs, ReferenceValues
 from engine.step.metrics import check_finite, training_metrics
+from engine.step.notices import notices, weights_report
 from engine.step.objective import Objective, describe_all
 from engine.step.other_reference import OtherReference, open_reference
 from engine.step.passes import compute_batch, forward_backward, report, score_examples
@@ -39,13 +40,16 @@ __all__ = [
     "fingerprint",
     "follow_reference",
     "forward_backward",
+    "heldout_names",
     "loss_of",
     "measure_saved",
     "modes",
+    "notices",
     "open_reference",
     "release_reference",
     "report",
     "score_alone",
     "score_examples",
     "training_metrics",
+    "weights_report",
 ]

@@ -97,16 +97,17 @@ def _alone(folder: Path, plan: Plan, ranks: Ranks) -> Iterator[FusedForward]:
 
 
 def release_reference(training: Training) -> None:
-    """Once the table is complete: writes it, and frees the reference's memory. Collective."""
+    """Once the table is complete: writes it, and frees the reference's memory where that has served. Collective."""
     reference, model, ranks = training.reference, training.model, training.ranks
-    if not reference.is_final or reference.is_written:
+    if not reference.is_complete or reference.moves or reference.is_written:
         return
     reference.is_written = True
     if ranks.is_rank0:
         reference.write()
-    released, model.reference = model.reference, None
-    if isinstance(released, Llama):
-        ranks.release(released)
+    if reference.is_final:
+        released, model.reference = model.reference, None
+        if isinstance(released, Llama):
+            ranks.release(released)
     ranks.wait()
 
 
