@@ -191,7 +191,7 @@ class TrainingInputs:
         return in_form(rows, self.objective.form, side=self.objective.side)
 
     def _has_form(self, row: Example) -> bool:
-        """Whether the objective can be computed on rows of that kind; other held-out rows show their rewards alone."""
+        """Whether the objective can be computed on rows of that kind; of others no loss is measured."""
         try:
             return bool(self._in_form([row]))
         except InputError:
@@ -199,9 +199,11 @@ class TrainingInputs:
 
     def _check_measured(self) -> None:
         """Raises InputError where --keep-best or --early-stop name a number that held-out rows do not have."""
-        patience = self.config.measuring.patience
-        asked = {"--keep-best": self.config.checkpoints.keep_best, "--early-stop": patience and patience[0]}
-        named = {flag: metric for flag, metric in asked.items() if metric}
+        named: dict[str, str] = {}
+        if self.config.checkpoints.keep_best is not None:
+            named["--keep-best"] = self.config.checkpoints.keep_best
+        if self.config.measuring.patience is not None:
+            named["--early-stop"] = self.config.measuring.patience[0]
         if named and not self.objective.needs_mismatched:  # the names of these are known once they are measured
             names = heldout_names(self.objective, self.heldout)
             for flag, metric in named.items():

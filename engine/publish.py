@@ -157,10 +157,10 @@ def _faults(repo: str) -> Iterator[None]:
     """What the hub refuses, and what does not reach it, in a sentence."""
     from huggingface_hub.errors import HfHubHTTPError
 
-    unreachable = (*HfHubHTTPError.__bases__, RuntimeError)  # the HTTP library's error, the system's, an upload's
+    of_http: type[BaseException] = HfHubHTTPError.__bases__[0]  # the HTTP library's own
     try:
         yield
-    except unreachable as fault:
+    except (of_http, OSError, RuntimeError) as fault:  # the last is what an upload's are wrapped in
         cause = fault.__cause__ if isinstance(fault, RuntimeError) and fault.__cause__ else fault
         if isinstance(cause, HfHubHTTPError):
             raise _refused(repo, cause) from None

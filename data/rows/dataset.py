@@ -50,8 +50,9 @@ class RowSettings(ReadingSettings, TemplateSettings):
             part.__post_init__(self)
         for name in ("max_prompt_tokens", "max_response_tokens", "max_tokens"):
             value = getattr(self, name)
-            is_none = value is None or (name == "max_tokens" and value == 0)
-            if not is_none and not 1 <= value <= 2**24:
+            if value is None or (name == "max_tokens" and value == 0):
+                continue
+            if not 1 <= value <= 2**24:
                 raise InputError(f"--{name.replace('_', '-')}: {value} is not above 0, or above {2**24:,}")
         if self.max_tokens and (self.max_prompt_tokens or 1) >= self.max_tokens:
             raise InputError(

@@ -173,8 +173,9 @@ def front_of(path: Path) -> dict[str, Any]:
         found = yaml.safe_load(text.split("---\n")[1]) if text.startswith("---\n") else None
     except (OSError, ValueError, LookupError, yaml.YAMLError):
         return {}
-    is_ours = isinstance(found, dict) and TAG in (found.get("tags") or [])
-    return found if is_ours else {}
+    if not isinstance(found, dict) or TAG not in (found.get("tags") or []):
+        return {}
+    return found
 
 
 def formula_of(loss: Loss) -> str:

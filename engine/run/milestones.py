@@ -163,7 +163,9 @@ class Milestones:
     def _folder_of_best(self, until: int | None = None) -> str | None:
         """The best folder's name. until: of those up to that step."""
         best = None if self._best is None else self._best.best(until)
-        return best and run_folder.checkpoint_name(best[0], self._steps.per_epoch, len(self._steps))
+        if best is None:
+            return None
+        return run_folder.checkpoint_name(best[0], self._steps.per_epoch, len(self._steps))
 
 
 class _Alone:

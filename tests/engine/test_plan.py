@@ -233,7 +233,7 @@ def test_two_sizes_that_differ_are_said_with_digits_that_differ(needed, free, sa
 
 def test_the_command_refuses_with_numbers_that_differ(capsys):
     """A layout that lacks a hundredth of a GB, of 145."""
-    asked = ["--shape", "llama3-8b", "--optimizer", "adamw", "--json"]  # which no split masters go with
+    asked = ["--shape", "llama3-8b", "--optimizer", "muon", "--json"]  # which no split masters go with
     with pytest.raises(InputError):
         plan.main([*asked, "--gpu-memory", "10"])
     needed = sum(json.loads(capsys.readouterr().out)["layouts"][0]["bytes"].values())

@@ -62,7 +62,7 @@ def test_a_flag_wins_over_its_subject_and_leaves_the_others_of_it():
 def test_every_setting_but_model_and_out_stands_in_one_subject():
     by_hand = {(subject, f.name): f for subject, kind in SUBJECTS.items() for f in dataclasses.fields(kind) if f.init}
     assert {(flag.subject, flag.name) for flag in FLAGS.values() if flag.subject} == set(by_hand)
-    assert [name for name, flag in FLAGS.items() if not flag.subject] == ["model", "out", "config"]
+    assert [name for name, flag in FLAGS.items() if not flag.subject] == ["model", "out", "config", "trl_trainer"]
     named = {"sources": "data", "name": "optimizer", "mode": "reference", "update_alpha": "reference_update_alpha"}
     for name, flag in named.items():
         assert next(f for f, at in FLAGS.items() if at.name == name and at.subject) == flag

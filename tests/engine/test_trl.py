@@ -7,6 +7,7 @@ import json
 
 import numpy as np
 import pytest
+import yaml
 
 from engine import train
 from engine.config import TrainConfig
@@ -165,6 +166,32 @@ def test_a_run_by_adamw_with_a_schedule_is_that_of_trl(tmp_path, ours, theirs):
     assert all(difference < TOLERANCE for difference in apart.values()), apart
     assert rates < 1e-9 and us[0]["learning_rate"] == 0.0 and moved > 0.01
     assert max(line["epoch"] for line in us) > 1.5
+
+
+def test_one_file_trains_the_same_in_both(tmp_path):
+    """What TRL is given is written down, and is our --config: a cosine with a warm-up that is a share, AdamW with
+    weight decay, and max_steps, which repeat the rows beyond the one epoch that is named.
+    """
+    pytest.importorskip("trl")
+    model, rows = tiny.write_model(tmp_path / "model", vocab_size=VOCABULARY), id_rows()
+    settings = {
+        "learning_rate": 1e-3, "lr_scheduler_type": "cosine", "warmup_steps": 0.15, "optim": "adamw_torch",
+        "num_train_epochs": 1, "max_steps": N_STEPS, "per_device_train_batch_size": BATCH, "beta": BETA,
+        "train_sampling_strategy": "sequential", "max_length": None, "bf16": False, "report_to": "none",
+    }  # fmt: skip
+    settings |= ADAMW
+    named = {"model_name_or_path": str(model), "dataset_name": str(tiny.write_rows(tmp_path / "rows.jsonl", rows))}
+    path = tmp_path / "trl.yaml"
+    path.write_text(yaml.safe_dump({key: value for key, value in (settings | named).items() if key != "report_to"}))
+    train.main(["--config", str(path), "--out", str(tmp_path / "ours")])
+    us = [json.loads(line) for line in (tmp_path / "ours/metrics.jsonl").read_text().splitlines()]
+    them = their_lines(model, rows, tmp_path, "sigmoid", **settings)
+    assert [line["step"] for line in us] == [line["step"] for line in them] == list(range(1, N_STEPS + 1))
+    apart = {name: max(abs(a[name] - b[name]) for a, b in zip(us, them, strict=True)) for name in COMPARED}
+    rates = max(abs(a["learning_rate"] - b["learning_rate"]) for a, b in zip(us, them, strict=True))
+    print(f"one file: apart {apart}; rates apart {rates:.2g}")
+    assert all(difference < TOLERANCE for difference in apart.values()), apart
+    assert rates < 1e-9 and max(line["epoch"] for line in us) > 1.5
 
 
 OTHERS = [  # (ours, our hyperparameters, theirs, their settings)

@@ -1,15 +1,16 @@
 """A YAML file written for TRL: what it comes to here, and what is said."""
 
 import dataclasses
-import importlib
+import importlib.util
 import math
 import re
+from pathlib import Path
 
 import pytest
 import torch
 
 from data.rows.examples import Example
-from engine.config import ALIASES, TrainConfig, trl_names
+from engine.config import ALIASES, FLAGS, TrainConfig, trl_names
 from engine.config.trl import defaults, draft
 from engine.step.loss_inputs import LossInputs
 from engine.step.objective import Objective
@@ -211,6 +212,12 @@ def test_a_file_for_trl_means_the_same_here(tmp_path, capsys):
         ("loss_type: aot_pair", "aot_unpaired", 0.1, {"aot_unpaired.label_smoothing": "0"}),
         ("loss_type: bco_pair", "bco_pair", 0.1, {"bco_pair.shift": "false"}),
         ("loss_type: sppo_hard", "sppo", 0.1, {}),
+        (
+            "loss_type: kto_pair\nper_device_train_batch_size: 4",
+            "kto_pair",
+            0.1,
+            {"kto_pair.detach": "false", "kto_pair.anchor_size": "4"},
+        ),
         ("rpo_alpha: 0.5", "dpo:1,sft:0.5", 0.1, {}),
         ("ld_alpha: 0.3", "ld_dpo", 0.1, {"ld_dpo.alpha": "0.3"}),
         ("ld_alpha: 0.3\nloss_type: sigmoid\nbeta: 0.2", "ld_dpo", 0.2, {"ld_dpo.alpha": "0.3"}),
@@ -684,3 +691,16 @@ def test_every_name_of_trl_is_answered():
     ours = {f.name for f in dataclasses.fields(TrainConfig)}
     assert not [name for name in draft.NAMES if trl_names.counterpart(name) is None and name not in ours]
     assert trl_names.counterpart("learning_rat") is None
+
+
+def test_the_page_names_settings_that_trl_has_and_flags_that_are_here():
+    page = (Path(__file__).parents[2] / "docs/data.md").read_text(encoding="utf-8")
+    table = page.split("## Coming from TRL", 1)[1].split("| in the file | here |", 1)[1].split("\n\n", 1)[0]
+    cells = [line.strip("| ").split(" | ") for line in table.splitlines() if " | " in line]
+    assert len(cells) > 30
+    named = {name for first, *_ in cells for name in re.findall(r"`(\w+)[`:]", first)} - {"kto", "simpo", "false"}
+    values = {"reduce_lr_on_plateau", "ipo"}
+    assert len(named) > 80 and not {n for n in named - values if n not in draft.NAMES and n not in FLAGS}
+    flags = {flag for _, *rest in cells for flag in re.findall(r"--([a-z-]+)(?![\w.])", " ".join(rest))}
+    known = {*FLAGS, "no_shuffle"}
+    assert len(flags) > 25 and not {flag for flag in flags if flag.replace("-", "_") not in known}

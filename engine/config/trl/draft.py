@@ -37,7 +37,8 @@ class Draft:
         """theirs, ours: the file's settings under names of TRL and of ours. typed: flags of the command line, by name,
         which win over the file.
         """
-        self.theirs, self.typed, self.trainer = theirs, typed, trainer
+        self.theirs, self.typed = theirs, typed
+        self.trainer: Trainer = trainer
         self.ours = set(ours)
         """Names of ours that the file has."""
         self.made: Settings = dict(ours)

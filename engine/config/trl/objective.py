@@ -104,8 +104,9 @@ def _dpo(draft: Draft) -> None:
     _smooth(draft, losses)
     if "bco_pair" in losses:
         draft.made.setdefault("bco_pair.shift", "false")
-    if "kto_pair" in losses:
+    if "kto_pair" in losses:  # TRL 0.7 to 0.9, whose anchors were means over what one device held
         draft.made.setdefault("kto_pair.detach", "false")
+        draft.made.setdefault("kto_pair.anchor_size", str(draft.look("per_device_train_batch_size") or 8))
     if (tau := draft.take("discopop_tau")) is not None and "discopop" in losses:
         draft.put("discopop.tau", tau, draft.named("discopop_tau"))
 
