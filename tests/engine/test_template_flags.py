@@ -121,7 +121,7 @@ def test_a_server_renders_its_own_template():
 
 def test_the_plan_counts_rows_as_the_flags_render_them(go, tmp_path, capsys):
     file = tmp_path / "mine.jinja"
-    file.write_text(templates.TEMPLATES["Llama-3.1"].replace('{{- "Known', '{{- place }}{{- "Known'))
+    file.write_text(templates.TEMPLATES["Llama-3.2"].replace('{{- "Known', '{{- place }}{{- "Known'))
     flags = {"chat_template": str(file), "chat_template_kwargs": "place=" + 40 * "word ", "template_date": "2024-07-26"}
     given = [x for name, value in flags.items() for x in (f"--{name.replace('_', '-')}", value)]
     data = str(tiny.write_rows(tmp_path / "rows.jsonl", ROWS))

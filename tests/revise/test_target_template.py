@@ -36,7 +36,7 @@ def test_its_prompts_are_rendered_by_the_flags(model, tmp_path):
     quiet = written(*target(model, tmp_path, chat_template_kwargs="enable_thinking=false"))
     assert quiet.endswith("assistant\n<think>\n\n</think>\n\n")
     dated = tmp_path / "dated.jinja"
-    dated.write_text(templates.TEMPLATES["Llama-3.1"])
+    dated.write_text(templates.TEMPLATES["Llama-3.2"])
     assert "Today: 26 Jul 2024" in written(
         *target(model, tmp_path, chat_template=str(dated), template_date="2024-07-26")
     )
@@ -44,7 +44,7 @@ def test_its_prompts_are_rendered_by_the_flags(model, tmp_path):
 
 def test_answers_under_another_template_are_other_answers(model, tmp_path):
     file = tmp_path / "mine.jinja"
-    file.write_text(templates.TEMPLATES["Llama-3.1"])
+    file.write_text(templates.TEMPLATES["Llama-3.2"])
     ways = [{}, {"chat_template_kwargs": "enable_thinking=false"}, {"chat_template": str(file)},
             {"chat_template": str(file), "template_date": "2024-07-26"},
             {"chat_template": str(file), "template_date": "2024-07-27"}]  # fmt: skip
@@ -57,8 +57,6 @@ def test_answers_under_another_template_are_other_answers(model, tmp_path):
         assert ("template" in request.body) == bool(way) == ("template" in found.settings)
     assert len(set(keys)) == len(ways)
     assert settings[3]["template"]["date"] == "2024-07-26"
-    found, item = target(model, tmp_path, template_date="2024-07-26")  # Qwen3's writes none
-    assert found.requests(item)[0].key == keys[0]
 
 
 def test_flags_of_a_model_that_does_not_answer_here_are_refused(tmp_path):
