@@ -57,6 +57,8 @@ def test_answers_under_another_template_are_other_answers(model, tmp_path):
         assert ("template" in request.body) == bool(way) == ("template" in found.settings)
     assert len(set(keys)) == len(ways)
     assert settings[3]["template"]["date"] == "2024-07-26"
+    with pytest.raises(InputError, match=r"^--template-date: the chat template .* asks for no date"):
+        target(model, tmp_path, template_date="2024-07-26")[0].requests(item)
 
 
 def test_flags_of_a_model_that_does_not_answer_here_are_refused(tmp_path):
