@@ -94,8 +94,12 @@ class Card:
     def _origin(self) -> Iterator[str]:
         data = [f"{_code(shown(name))}" for name in self.config.data.sources]
         yield from ["", "## Trained from", ""]
-        digest = _identity(Path(self.config.out)).get("weights")
-        yield f"- base model: {_code(shown(self.config.model))}" + (f", digest of its files {digest}" if digest else "")
+        identity = _identity(Path(self.config.out))
+        named = {"base model": (self.config.model, identity.get("weights"))}
+        if self.config.reference.model is not None:
+            named["reference"] = self.config.reference.model, identity.get("reference weights")
+        for kind, (model, digest) in named.items():
+            yield f"- {kind}: {_code(shown(model))}" + (f", digest of its files {digest}" if digest else "")
         yield f"- data: {', '.join(data)}; {self._rows('')}"
         if (eval_data := self.config.measuring.eval_data) is not None:
             yield f"- held out: {_code(shown(eval_data))}; {self._rows('eval_')}"

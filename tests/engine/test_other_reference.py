@@ -154,6 +154,13 @@ def test_naming_the_start_changes_no_bit_and_neither_does_a_copy_of_it(job, mode
     assert torch.equal(tables[0], tables[1]) and torch.equal(tables[0], tables[2])
 
 
+def test_the_card_of_a_checkpoint_names_it(job):
+    result, _ = job(reference_model=job.long, max_steps=1)
+    known = json.loads((result.out / "state/identity.json").read_text())["reference weights"]
+    card = (result.checkpoints[-1] / "README.md").read_text()
+    assert f"- reference: `long`, digest of its files {known}\n" in card and "--reference-model long" in card
+
+
 @pytest.mark.parametrize("other", ["short", "long"])
 def test_the_table_is_what_engine_score_gives_of_that_model_fused_and_precomputed(job, other):
     folder = getattr(job, other)
