@@ -291,6 +291,7 @@ def test_stages_that_end_early_hand_on_what_they_ended_with(go):
     assert [len(lines(go.tmp / "run" / f"stage-0{i}")) for i in (1, 2)] == [4, 4]
 
 
+@pytest.mark.slow
 def test_a_kill_between_any_two_steps_leaves_best_where_it_was(go):
     """A real process, killed by SIGKILL again and again, and gone on with."""
     flags = ["--model", str(go.model), "--data", str(go.rows), "--loss", "dpo", "--lr", "1e-3", "--batch-size", "6"]
@@ -318,6 +319,7 @@ def _has_line(out, step):
     return path.exists() and any(line["step"] >= step for line in lines(out))
 
 
+@pytest.mark.slow
 def test_two_ranks_measure_and_save_inside_an_epoch_and_end_alike(go):
     """Against themselves without, stopped in between, and against one process."""
     jobs = go.tmp / "jobs.json"
