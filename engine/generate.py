@@ -174,18 +174,46 @@ class Answerer:
         """See generate. Raises InputError where a prompt leaves no room, or there is no tokenizer to tell --stop by."""
         for i, ids in enumerate(prompts):
             self._check_room(f"prompt {i + 1}", ids)
-        stop, ends = stop_ids(self.folder, self.chat), self._says(sampling.stop) if sampling.stop else None
+        stop, ends = [*stop_ids(self.folder, self.chat), *self._ids_of(sampling.stop)], self._says(sampling.stop)
         if self._model is None:
             host.keep_pages()
             weights.say_if_rounded(self.folder, getattr(torch, self.dtype))
             self._model = weights.load(self.folder, getattr(torch, self.dtype), self._device).eval()
             self._model.config = replace(self._model.config, context=self.context)
-        return generate(self._model, prompts, sampling, stop, on_finish, numbers=numbers, ends=ends, wanted=wanted)
+        never = self.chat.tokenizer.ids_without_token(self._shape.config.vocab_size) if self.chat else ()
+        return generate(
+            self._model, prompts, sampling, stop, on_finish, numbers=numbers, ends=ends, wanted=wanted, never=never
+        )
 
-    def _says(self, stop: Sequence[str]) -> Callable[[Answer], bool]:
-        """Whether an answer has just said one of the texts: its last tokens are read, a byte or more each."""
-        if self.chat is None:
+    def check_stop(self, stop: Sequence[str]) -> None:
+        """Raises InputError where one of the texts that are to end an answer can never be said by one."""
+        if stop and self.chat is None:
             raise InputError(f"--stop: {self.folder} has no tokenizer; give --stop-ids")
+        for text in stop if self.chat else ():
+            tokenizer = self.chat.tokenizer
+            if text in tokenizer.special:
+                continue
+            if match := tokenizer.control_special.search(text):
+                raise InputError(
+                    f"--stop {text!r}: can never match, since the text of an answer holds no {match[0]!r}; give that "
+                    "token alone"
+                )
+            said = tokenizer.text_of_tokens(tokenizer.encode([text], goes_on=True)[0])
+            if text not in said:
+                raise InputError(
+                    f"--stop {text!r}: can never match, since the tokenizer in {self.folder} writes {said!r} for it"
+                )
+
+    def _ids_of(self, stop: Sequence[str]) -> list[int]:
+        """Ids of the texts that are special tokens: these are no part of what an answer says."""
+        special = self.chat.tokenizer.special if self.chat else {}
+        return [special[text] for text in stop if text in special]
+
+    def _says(self, stop: Sequence[str]) -> Callable[[Answer], bool] | None:
+        """Whether an answer has just said one of the texts: its last tokens are read, a byte or more each."""
+        self.check_stop(stop)
+        if not stop or self.chat is None:
+            return None
         decode, most = self.chat.tokenizer.decode, max(len(text.encode()) for text in stop) + 4
         return lambda answer: any(text in decode(answer.ids[-most:]) for text in stop)
 
@@ -276,8 +304,7 @@ def draw(
     name: for the progress bar. Raises InputError where what is there are answers of another model or other settings.
     """
     settings = {f.name: getattr(sampling, f.name) for f in fields(Sampling) if f.name not in OF_SPEED}
-    if sampling.stop and answerer.chat is None:
-        raise InputError(f"--stop: {answerer.folder} has no tokenizer; give --stop-ids")
+    answerer.check_stop(sampling.stop)
     settings |= {"model": answerer.digest, "dtype": answerer.dtype, "prompts": prompts}
     settings |= {"beyond_context": True} if answerer.beyond_context else {}
     settings |= {} if answerer.context is not None else {"context": None}

@@ -38,6 +38,8 @@ class _Coder(Protocol):
     tokens: list[dict[str, Any]]
     """Tokens that are not text: {"id", "content", ...}, "lstrip" and "rstrip" where they eat blanks."""
     n_ids: int
+    ids: frozenset[int]
+    """Those that stand for something."""
     prefixes_after_control: bool
 
     def id_of(self, text: str) -> int | None: ...
@@ -220,6 +222,10 @@ class Tokenizer:
     def is_control(self, token: int) -> bool:
         """Whether a token is an added one: placed by a template, or one that only an assistant's text can stand for."""
         return token in self._added_ids
+
+    def ids_without_token(self, n_ids: int) -> list[int]:
+        """Those below n_ids that stand for nothing: rows by which a model's vocabulary is padded."""
+        return [i for i in range(n_ids) if i not in self._coder.ids and i not in self._added_ids]
 
     def is_spoken(self, token: int) -> bool:
         """Whether a token is an added one that is not special: it is written by what an assistant says."""

@@ -58,6 +58,7 @@ class SentencePieceCoder:
                 "copy it anew"
             ) from None
         self.n_ids = len(model.pieces)
+        self.ids = frozenset(range(self.n_ids))
         self._control = {t["id"]: t["content"] for t in self.tokens}
         names = {
             "bos_token": self._plain.bos_id(),
