@@ -19,7 +19,7 @@ from engine.distributed import Ranks, free_memory
 from engine.model import name_of
 from engine.optim import Options, describe, largest_share
 from engine.planning import Plan, TokenStatistics, plan_run, refusal, ways
-from engine.run import DAY, check_folder, day_of, has_split_masters, identity
+from engine.run import DAY, check_apart, check_folder, day_of, has_split_masters, identity
 from engine.step import Objective, Steps, check_objective, check_shared, modes
 from engine.weights import Cast
 from system import InputError
@@ -46,6 +46,7 @@ class TrainingInputs:
         is_ranked, fields = self.objective.form == "ranked", self.objective.fields
         self.reading = replace(config.data.reading, ranked=is_ranked, fields=fields)
         self.folder, self.chat = open_model(config.model, self._template_settings())
+        check_apart(Path(config.out), self.folder)
         self.policy = weights.build(self.folder)
         """The policy, on the meta device."""
         self.policy.head.keeps_logits = "kept-logits" not in config.measuring.disable

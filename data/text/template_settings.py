@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from data.text.json_files import decoded
 from data.text.tokenizer import Tokenizer
 from system import InputError, check_regular
 
@@ -172,7 +173,7 @@ def named_templates(tokenizer: Tokenizer) -> dict[str, tuple[str, Path]]:
 def _read(file: Path) -> str:
     try:
         check_regular(file)
-        return file.read_text(encoding="utf-8")
+        return decoded(file.read_bytes(), file)
     except (OSError, UnicodeDecodeError) as fault:
         raise InputError(f"{file}: cannot be read ({fault}); copy it anew") from None
 

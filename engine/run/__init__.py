@@ -3,7 +3,7 @@ new thing that a run writes goes here, in a file of its own.
 """
 
 from engine.run.epochs import save_epoch
-from engine.run.folder import RunFolder, check_folder, day_of, epochs_of, has_split_masters, last_line
+from engine.run.folder import RunFolder, check_apart, check_folder, day_of, epochs_of, has_split_masters, last_line
 from engine.run.identity import DAY, identity
 from engine.run.metrics_log import MetricsLog, say
 from engine.run.stopping import Stopping
@@ -13,6 +13,7 @@ __all__ = [
     "MetricsLog",
     "RunFolder",
     "Stopping",
+    "check_apart",
     "check_folder",
     "day_of",
     "epochs_of",

@@ -66,6 +66,16 @@ def check_folder(folder: Path, *, resumes: bool = False) -> None:
         raise InputError(f"{folder}: {nearest} cannot be written to; give another --out")
 
 
+def check_apart(folder: Path, model: Path) -> None:
+    """Raises InputError where a run's folder is its model's, or inside of it: what the run writes would be taken for
+    the model's.
+    """
+    out, source = folder.resolve(), model.resolve()
+    if source == out or source in out.parents:
+        where = "the folder of" if source == out else "inside the folder of"
+        raise InputError(f"{folder}: is {where} the model that is trained ({model}); give another --out")
+
+
 def _is_writable(folder: Path) -> bool:
     probe = folder / ".engine-probe.tmp"
     try:

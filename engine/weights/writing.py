@@ -4,6 +4,7 @@ Safetensors shards, the index, config.json, generation_config.json, and the toke
 it, or nothing.
 """
 
+import codecs
 import json
 import os
 import shutil
@@ -23,6 +24,7 @@ from engine.weights.rounding import Cast
 from system import naming, sync, temporary_of, whole_folder
 
 SHARD_BYTES = 5 * 10**9
+TEXT_KINDS = (".json", ".jinja", ".txt")
 
 
 class Stored(NamedTuple):
@@ -150,9 +152,18 @@ def _write_beside(
     if model.source is not None:
         for name in tokenizer_files(model.source):
             (folder / name).parent.mkdir(parents=True, exist_ok=True)
-            shutil.copyfile(model.source / name, folder / name)
+            _copy(model.source / name, folder / name)
     for name, text in beside.items():  # a template that a run was given takes the place of the model's own
         (folder / name).write_text(text, encoding="utf-8")
+
+
+def _copy(file: Path, to: Path) -> None:
+    """Copies a file byte for byte, but for a byte order mark, behind which transformers reads no JSON."""
+    with open(file, "rb") as source, open(to, "wb") as target:
+        start = source.read(len(codecs.BOM_UTF8))
+        if start != codecs.BOM_UTF8 or file.suffix not in TEXT_KINDS:
+            target.write(start)
+        shutil.copyfileobj(source, target)
 
 
 def _shards(tensors: list[Stored], limit: int) -> dict[str, list[Stored]]:
@@ -218,6 +229,8 @@ def _on_host(rows: Tensor) -> Tensor:
 
 
 def _config_for(raw: dict[str, Any], cast: Cast) -> dict[str, Any]:
+    kind = {"architectures": ["LlamaForCausalLM"], "model_type": "llama"}  # by which others tell what a folder is
+    raw = raw | {key: raw.get(key) or value for key, value in kind.items()}
     keys = [key for key in ("dtype", "torch_dtype") if key in raw] or ["dtype"]  # transformers 5 writes the former
     if cast.others and any(raw.get(key) for key in keys):
         return raw  # several dtypes: which of them is announced was the source's choice

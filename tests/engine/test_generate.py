@@ -278,7 +278,7 @@ def test_a_text_that_the_tokenizer_writes_otherwise_is_no_stop(tmp_path):
     answerer = Answerer.open(str(folder))
     answerer.check_stop(["end"])
     with pytest.raises(
-        InputError, match="--stop 'END': can never match, since the tokenizer in .* writes 'end' for it"
+        InputError, match=r"--stop 'END': can never match, since the tokenizer in .* writes 'end' for it"
     ):
         answerer.check_stop(["END"])
 
