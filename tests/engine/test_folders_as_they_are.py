@@ -65,6 +65,6 @@ def test_a_run_in_its_model_s_own_folder_is_refused_before_anything_is_written(i
     named = tmp_path / "link" if spelled == "link" else spelled.format(folder)
     rows = tiny.write_rows(tmp_path / "rows.jsonl", id_rows(4))
     before = sorted(folder.rglob("*"))
-    with pytest.raises(InputError, match="the folder of the model that is trained .*; give another --out"):
+    with pytest.raises(InputError, match=r"the folder of the model that is trained .*; give another --out"):
         run(TrainConfig(model=str(folder), data=str(rows), out=f"{named}/{inside}"))
     assert sorted(folder.rglob("*")) == before
