@@ -108,4 +108,4 @@ def _line(example: Example, logps: Tensor) -> str:
 
 
 if __name__ == "__main__":
-    cli.run(main)
+    cli.run(main, is_distributed=True)

@@ -12,6 +12,7 @@ import functools
 import io
 import os
 import re
+import signal
 import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -22,6 +23,7 @@ import docstring_parser
 import tyro
 import yaml
 
+from system import launcher
 from system.errors import InputError, RunError, Stopped
 from system.flags import Flag, check, flags_of, typed_name
 
@@ -33,6 +35,10 @@ OUTCOME_VARIABLE = "RANK_OUTCOME_FILE"
 
 SCREEN_VARIABLE = "RANK_SCREEN"
 """What launch.sh shows the user as stderr: the ranks write there, torchrun's own reports go to a file."""
+
+
+WORD_OF_RANK_0 = 5.0
+"""Seconds that other ranks wait before they tell what has ended them: by then rank 0 has, and torchrun has ended them."""
 
 
 class Peer(Protocol):
@@ -174,16 +180,23 @@ def join_help(config: type) -> None:
             base._help_is_joined = True  # pyright: ignore[reportAttributeAccessIssue]
 
 
-def run(main: Callable[[Sequence[str]], None]) -> None:
+def run(main: Callable[[Sequence[str]], None], *, is_distributed: bool = False) -> None:
     """Runs a command's main on sys.argv. What ends it becomes one sentence and an exit code:
     2 for input, 1 for a run that cannot go on, 130 for Ctrl-C, 143 for SIGTERM after what was done is saved.
+
+    is_distributed: whether the command may be one of several processes; any other takes no notice of a launcher's
+    variables, and does not hand them on.
 
     Under torchrun only one rank speaks. Where OUTCOME_VARIABLE names a file, rank 0 writes the code into it and every
     rank leaves with 0, so that torchrun has no report of its own to add.
     """
     if (screen := os.environ.get(SCREEN_VARIABLE)) and os.path.exists(screen):
         os.dup2(os.open(screen, os.O_WRONLY | os.O_APPEND), sys.stderr.fileno())
+    if not is_distributed:
+        launcher.forget()
     try:
+        if is_distributed:
+            launcher.check()
         main(sys.argv[1:])
     except InputError as fault:
         _leave(f"error: {fault}", 2)
@@ -244,9 +257,15 @@ def _leave(sentence: str, code: int, speaks: bool | None = None) -> None:
     sentence = printable(sentence)
     rank = os.environ.get("RANK", "0")
     is_common, speaks = speaks is None, rank == "0" if speaks is None else speaks
+    outcome = os.environ.get(OUTCOME_VARIABLE)
     if speaks:
         print(sentence, file=sys.stderr)
-    outcome = os.environ.get(OUTCOME_VARIABLE)
+    elif (
+        is_common and code < 128 and not outcome and not launcher.meeting.is_over
+    ):  # perhaps there is no rank 0 that speaks
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)
+        time.sleep(WORD_OF_RANK_0)
+        print(f"rank {rank}: {sentence}", file=sys.stderr)
     if outcome and speaks:
         Path(outcome).write_text(str(code))
     if outcome and is_common:

@@ -1,14 +1,16 @@
 """Flags, the YAML file, and how a command ends."""
 
+import signal
 import subprocess
 import sys
+import time
 from dataclasses import dataclass, field
 from typing import Literal
 
 import pytest
 import tyro
 
-from system import InputError, cli
+from system import InputError, cli, launcher
 from tests import tiny
 
 
@@ -239,13 +241,17 @@ def main(argv):
     if argv == ["ours"]:
         raise RuntimeError("what we broke")
 
-cli.run(main)
+cli.run(main, is_distributed=True)
 """
+
+
+RANK_3 = {"RANK": "3", "WORLD_SIZE": "4", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "29400"}
 
 
 def command(*argv, **environment):
     """The command in a process of its own."""
-    inherited = {k: v for k, v in tiny.environment().items() if k not in ("RANK", cli.OUTCOME_VARIABLE)}
+    away = (*launcher.VARIABLES, cli.OUTCOME_VARIABLE)
+    inherited = {k: v for k, v in tiny.environment().items() if k not in away}
     return subprocess.run(
         [sys.executable, "-W", "error", "-c", COMMAND, *argv],
         env=inherited | environment,
@@ -281,17 +287,37 @@ def test_where_an_outcome_file_is_named_the_code_goes_there_and_the_exit_is_0(tm
 def test_other_ranks_are_silent(tmp_path, argument, code, said):
     outcome = tmp_path / "outcome"
     outcome.write_text(str(code))  # rank 0 has spoken
-    done = command(argument, **{cli.OUTCOME_VARIABLE: str(outcome)}, RANK="3")
+    done = command(argument, **{cli.OUTCOME_VARIABLE: str(outcome)}, **RANK_3)
     assert (done.returncode, done.stderr, outcome.read_text()) == (0, "", str(code))
-    alone = command(argument, RANK="3")
-    assert (alone.returncode, alone.stderr) == (code, "")
+
+
+@pytest.mark.parametrize(("argument", "code", "said"), ENDS[:2])
+def test_an_error_is_told_by_a_rank_that_no_rank_0_speaks_for(argument, code, said):
+    """Under torchrun rank 0 tells it, and torchrun ends the others in the seconds that they wait."""
+    alone = command(argument, **RANK_3)
+    assert (alone.returncode, alone.stderr) == (code, f"rank 3: {said}")
+
+
+def test_a_rank_that_waits_for_rank_0_to_speak_is_ended_without_a_word():
+    inherited = {k: v for k, v in tiny.environment().items() if k != cli.OUTCOME_VARIABLE}
+    waits = subprocess.Popen(
+        [sys.executable, "-u", "-c", COMMAND, "input"],
+        env=inherited | RANK_3,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    assert waits.stdout.readline() == "argv input\n"
+    time.sleep(1)
+    waits.terminate()
+    assert waits.communicate(timeout=60) == ("", "") and waits.returncode == -signal.SIGTERM
 
 
 def test_a_rank_that_fails_alone_speaks_and_keeps_its_code(tmp_path):
     argument, code, said = ENDS[0]
     outcome = tmp_path / "outcome"
     outcome.write_text("")
-    done = command(argument, **{cli.OUTCOME_VARIABLE: str(outcome)}, RANK="3")
+    done = command(argument, **{cli.OUTCOME_VARIABLE: str(outcome)}, **RANK_3)
     assert (done.returncode, done.stderr, outcome.read_text()) == (code, f"rank 3: {said}", "")
 
 
