@@ -47,15 +47,32 @@ run() { say "$*" && "$@"; }
 # --- setup ---------------------------------------------------------------------------------------------------------
 
 setup() {
-  local stamp=$VENV/.installed wanted
-  wanted=$(cat setup.cfg pyproject.toml constraints.txt launch.sh - <<<"${TORCH:-}" | cksum)
-  if [[ -x $PYTHON && -f $stamp && $(<"$stamp") == "$wanted" ]]; then return; fi
+  if is_set_up; then return; fi
   local python
   python=$(find_python)
+  exec 9>$VENV.lock # one at a time: each would remove what another has begun; it is let go when this shell ends
+  if ! "$python" -c "$LOCK" NOW; then
+    say "another setup is running here: waiting for it"
+    "$python" -c "$LOCK"
+  fi
+  if ! is_set_up; then install "$python"; fi
+  exec 9>&-
+}
+
+LOCK='import fcntl, sys
+try: fcntl.flock(9, fcntl.LOCK_EX | (fcntl.LOCK_NB if sys.argv[1:] else 0))
+except BlockingIOError: sys.exit(1)'
+
+is_set_up() { [[ -x $PYTHON && -f $VENV/.installed && $(<$VENV/.installed) == "$(wanted)" ]]; }
+
+wanted() { cat setup.cfg pyproject.toml constraints.txt launch.sh - <<<"${TORCH:-}" | cksum; }
+
+install() {
+  local python=$1
   make_venv "$python"
   if ! has_torch "$PYTHON"; then install_torch; fi
   run "$PYTHON" -m pip install --quiet --constraint constraints.txt --editable '.[dev]'
-  echo "$wanted" >"$stamp"
+  wanted >$VENV/.installed
 }
 
 find_python() {
@@ -157,13 +174,17 @@ run_train() {
   say "${command[@]}"
   trap 'ask_to_stop 15' TERM
   trap 'ask_to_stop 2' INT
+  trap 'ask_to_stop 1' HUP # no effect under nohup, which torchrun has to be told
+  if "$PYTHON" -c 'import signal, sys; sys.exit(signal.getsignal(signal.SIGHUP) != signal.SIG_IGN)'; then
+    export TORCHELASTIC_SIGNALS_TO_HANDLE=SIGTERM,SIGINT,SIGQUIT
+  fi
   if (: >>/proc/$$/fd/1 && : >>/proc/$$/fd/2) 2>/dev/null; then
     # The ranks open the screen anew; where it is a file, all have to add to its end.
     exec >>/proc/$$/fd/1 2>>/proc/$$/fd/2
     export RANK_SCREEN=/proc/$$/fd/2
-    setsid "${command[@]}" 2>>"$talk/torchrun" &
+    "$PYTHON" -m system.session "${command[@]}" 2>>"$talk/torchrun" &
   else
-    setsid "${command[@]}" &
+    "$PYTHON" -m system.session "${command[@]}" &
   fi
   local running=$!
   while kill -0 "$running" 2>/dev/null; do # a signal that was heard ends a wait

@@ -38,7 +38,7 @@ SCREEN_VARIABLE = "RANK_SCREEN"
 
 
 WORD_OF_RANK_0 = 5.0
-"""Seconds that other ranks wait before they tell what has ended them: by then rank 0 has, and torchrun has ended them."""
+"""Seconds that other ranks wait before they tell what ended them: by then rank 0 has told, and torchrun ended them."""
 
 
 class Peer(Protocol):

@@ -6,7 +6,6 @@ in float32.
 """
 
 import atexit
-import ctypes
 import os
 import secrets
 import signal
@@ -29,6 +28,7 @@ from engine.config import world_size
 from engine.distributed.heartbeat import Heartbeat
 from engine.model import FusedForward, Llama
 from system import InputError, launcher, torch_private
+from system.session import end_with_parent
 
 if TYPE_CHECKING:
     from torch.distributed.device_mesh import DeviceMesh
@@ -37,7 +37,6 @@ Value = TypeVar("Value")
 
 LATE = 10.0  # seconds after which it is said that other ranks are waited for
 LOOK = 5.0  # seconds in which a network's file system shows what another host has made
-PR_SET_PDEATHSIG = 1  # of Linux's sys/prctl.h
 # Lengths differ from pass to pass: without it the allocator is left with pieces that nothing fits.
 os.environ.setdefault("PYTORCH_CUDA_ALLOC_CONF", "expandable_segments:True")
 
@@ -326,5 +325,5 @@ def free_memory() -> int:
 
 def _die_with_parent() -> None:
     """Where torchrun is killed its ranks would live on, and hold the run's folder."""
-    if sys.platform == "linux" and "TORCHELASTIC_RUN_ID" in os.environ:
-        ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
+    if "TORCHELASTIC_RUN_ID" in os.environ:
+        end_with_parent(signal.SIGKILL)

@@ -204,7 +204,10 @@ def _layout(tensors: list[Stored]) -> tuple[bytes, dict[str, int], int]:
 def _reserve(path: Path, head: bytes, size: int) -> None:
     """A file of its full size, with its head: a disk that is too full shows here."""
     with naming(path), open(path, "xb") as file:
-        os.posix_fallocate(file.fileno(), 0, size)
+        if hasattr(os, "posix_fallocate"):  # not on macOS, where a disk that is too full shows later
+            os.posix_fallocate(file.fileno(), 0, size)
+        else:
+            file.truncate(size)
         file.write(head)
 
 
