@@ -17,7 +17,7 @@ import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Annotated, Any, Protocol, TypeVar, get_origin
+from typing import Annotated, Any, Protocol, TextIO, TypeVar, get_origin
 
 import docstring_parser
 import tyro
@@ -25,7 +25,8 @@ import yaml
 
 from system import launcher
 from system.errors import InputError, RunError, Stopped
-from system.flags import Flag, check, flags_of, typed_name
+from system.files import naming
+from system.flags import Flag, check, expand, expanded, flags_of, typed_name
 
 Config = TypeVar("Config")
 
@@ -138,7 +139,8 @@ def parse(
         raise InputError(f"{command}: an argument is not UTF-8; type it anew")
     argv, known = aliases.typed(argv), flags_of(config)
     _refuse_repeated(argv, [name for name, flag in known.items() if get_origin(flag.kind) is tuple])
-    wanted, dotted = _take_dotted([*_from_file(argv, known, peer, aliases), *argv], "hyperparameters" in known)
+    given = expanded([*_from_file(argv, known, peer, aliases), *argv], known)
+    wanted, dotted = _take_dotted(given, "hyperparameters" in known)
     if any(argument in ("-h", "--help") for argument in argv):
         wanted = ["--help"]
     else:
@@ -190,6 +192,8 @@ def run(main: Callable[[Sequence[str]], None], *, is_distributed: bool = False) 
     Under torchrun only one rank speaks. Where OUTCOME_VARIABLE names a file, rank 0 writes the code into it and every
     rank leaves with 0, so that torchrun has no report of its own to add.
     """
+    _open_closed()
+    sys.stdout = _Named(sys.stdout, STDOUT)
     if (screen := os.environ.get(SCREEN_VARIABLE)) and os.path.exists(screen):
         os.dup2(os.open(screen, os.O_WRONLY | os.O_APPEND), sys.stderr.fileno())
     if not is_distributed:
@@ -198,6 +202,7 @@ def run(main: Callable[[Sequence[str]], None], *, is_distributed: bool = False) 
         if is_distributed:
             launcher.check()
         main(sys.argv[1:])
+        sys.stdout.flush()  # where the disk behind it is full that is told here
     except InputError as fault:
         _leave(f"error: {fault}", 2)
     except Stopped as ending:
@@ -211,9 +216,45 @@ def run(main: Callable[[Sequence[str]], None], *, is_distributed: bool = False) 
         if fault.errno not in _OF_DISKS:
             raise
         mend = "make room and give the same command again" if fault.errno in _FULL else "mend it, or write elsewhere"
+        if fault.filename == STDOUT:  # what is left of it goes nowhere, so that nothing fails at exit
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         _leave(f"error: {fault.filename or 'a file'}: cannot be written ({fault.strerror}); {mend}", 1, speaks=True)
     except KeyboardInterrupt:
         _leave("stopped", 130)
+
+
+STDOUT = "the standard output"
+
+
+def _open_closed() -> None:
+    """Gives a process whose standard streams were closed (2>&-) ones that nobody reads: what it opens would get their
+    numbers, and what it says would go there.
+    """
+    for number, name, mode in ((0, "stdin", "r"), (1, "stdout", "w"), (2, "stderr", "w")):
+        try:
+            os.fstat(number)
+        except OSError:
+            os.open(os.devnull, os.O_RDWR)  # takes the lowest number that is free: this one
+        if getattr(sys, name) is None:
+            setattr(sys, name, open(os.devnull, mode))  # noqa: SIM115 (as long as the process)
+
+
+class _Named:
+    """A stream whose errors name it."""
+
+    def __init__(self, stream: TextIO, name: str) -> None:
+        self._stream, self._name = stream, Path(name)
+
+    def write(self, text: str) -> int:
+        with naming(self._name):
+            return self._stream.write(text)
+
+    def flush(self) -> None:
+        with naming(self._name):
+            self._stream.flush()
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._stream, name)
 
 
 def dispatch(
@@ -296,6 +337,7 @@ def _from_file(argv: Sequence[str], known: dict[str, Flag], peer: Peer | None, a
     path = _value_of("--config", argv)
     if path is None:
         return []
+    path = expand(path, "--config")
     made: list[str] = []
     first: dict[str, tuple[str, Any]] = {}  # the key that a flag was first given by, and its value
     settings = read_yaml(Path(path))

@@ -1,6 +1,6 @@
 """Runs a command in a session of its own, which ends with whoever started it: for launch.sh, where setsid may lack.
 
-    python -m system.session COMMAND...
+python -m system.session COMMAND...
 """
 
 import ctypes
