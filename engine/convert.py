@@ -4,8 +4,8 @@
     python -m engine.convert --model runs/first/epoch-18 --out aligned-bf16 --dtype bfloat16 --rounding stochastic \\
         --base path/to/Llama-3-8B-Instruct
 
-One tensor at a time is held. With --base the written folder is read again and compared with the model that training
-began with: how much of the change survives.
+One tensor at a time is held. The model card of a run's folder comes along, with a line of what was done. With --base
+the written folder is read again and compared with the model that training began with: how much of the change survives.
 """
 
 import math
@@ -21,6 +21,7 @@ from data.rows import find_model
 from engine import weights
 from engine.config import Rounding
 from engine.model import Llama, is_narrower, name_of
+from engine.run import CARD, front_of
 from engine.weights import CHUNK, Cast, Checkpoint, checkpoint_name
 from system import InputError, cli, files
 
@@ -103,7 +104,20 @@ def convert(folder: Path, out: Path, cast: Cast) -> None:
     model = weights.build(folder)
     with Checkpoint(folder) as checkpoint:
         checkpoint.compare(model)
-        weights.save(model, out, cast=cast, parts=Stored(checkpoint, model))
+        weights.save(model, out, cast=cast, parts=Stored(checkpoint, model), beside=card_of(folder, cast))
+
+
+def card_of(folder: Path, cast: Cast) -> dict[str, str]:
+    """The model card of a run's folder, with what was done to it since; none where the card is a stranger's."""
+    if not front_of(folder / CARD):
+        return {}
+    stored = name_of(weights.stored_dtypes(folder).main)
+    how = f", rounded {'to the nearest' if cast.rounding == 'nearest' else f'stochastically with seed {cast.seed}'}"
+    how = how if is_narrower(cast.dtype, getattr(torch, stored)) else ""
+    said = (
+        f"**Converted** from {stored} to {name_of(cast.dtype)} since{how}: the numbers above are of the weights before."
+    )
+    return {CARD: f"{(folder / CARD).read_text(encoding='utf-8')}\n{said}\n"}
 
 
 def survival(base: Path, before: Path, after: Path) -> Survival | None:

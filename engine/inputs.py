@@ -14,17 +14,27 @@ from data.rows import Example, count_repeated, find_cut, hold_out, in_form, open
 from data.show import show
 from data.text import TemplateSettings, stop_ids
 from engine import weights
-from engine.config import TrainConfig, world_size
+from engine.config import TrainConfig, check_trackers, world_size
 from engine.distributed import Ranks, free_memory
 from engine.model import name_of
 from engine.optim import Options, describe, largest_share
 from engine.planning import Plan, TokenStatistics, plan_run, refusal, ways
-from engine.run import DAY, check_apart, check_folder, day_of, has_split_masters, identity
-from engine.step import Objective, Steps, check_objective, check_shared, modes
+from engine.run import DAY, Continued, check_apart, check_folder, check_name, day_of, has_split_masters, identity, say
+from engine.step import (
+    Objective,
+    Steps,
+    check_objective,
+    check_shared,
+    heldout_names,
+    modes,
+    notices,
+    open_reference,
+    weights_report,
+)
 from engine.weights import Cast
 from system import InputError
 
-REPORTS = ("report", "eval_report", "heldout_report")
+REPORTS = ("report", "eval_report", "heldout_report", "weights_report")
 """What is said before a run starts, by its name among the facts."""
 
 
@@ -38,7 +48,11 @@ class TrainingInputs:
         Raises InputError for anything that cannot be trained on as asked.
         """
         check_folder(Path(config.out), resumes=config.checkpoints.resumes)
+        check_trackers(config.watching.track)
         self.config = config
+        past = config.checkpoints.continue_from
+        self.continued = None if past is None else Continued.find(Path(past))
+        """The finished run that this one goes on with."""
         asked = config.objective
         self.objective = Objective(asked.loss, asked.beta, asked.hyperparameters)
         if asked.own_score != "row" and "own_scores" not in self.objective.needs:
@@ -51,6 +65,9 @@ class TrainingInputs:
         """The policy, on the meta device."""
         self.policy.head.keeps_logits = "kept-logits" not in config.measuring.disable
         weights.check(self.folder, self.policy)
+        tokenizer = self.chat and self.chat.tokenizer
+        self.other = open_reference(config.reference, self.folder, tokenizer, self.policy.config, self.objective)
+        """The model that --reference-model names, where that is another than the policy's."""
         self.limits = config.data.limits_in(self.policy.config.context)
         self.options = options
         self.stop_ids = stop_ids(self.folder, self.chat)
@@ -67,8 +84,17 @@ class TrainingInputs:
             self.facts["stage"] = f"{part + 1} of {config.schedule.stages}"
         if self.heldout and self._has_form(self.heldout[0]):
             check_objective(self.objective, self._in_form(self.heldout))
+        self._check_measured()
         check_shared(config.reference.cache)
-        self.steps = Steps(self.examples, config.data, config.schedule, self.objective)
+        if self.other is not None:
+            self.other.check_rows([*self.examples, *self.heldout], beyond_context=config.data.beyond_context)
+        self.past_epochs = self.continued.n_epochs if self.continued else 0
+        """Those of the runs that this one goes on with."""
+        self.steps = Steps(self.examples, config.data, config.schedule, self.objective, n_past=self.past_epochs)
+        if weights_said := weights_report(self.objective, self.examples):
+            self.facts["weights_report"] = weights_said
+        for sentence in notices(self.objective, self.examples, self.steps):
+            say(sentence)
         self.modes = modes(config.reference, self.objective, keeps=config.measuring.keeps_reference)
         """What --reference can mean, what is preferred first."""
         self.statistics = TokenStatistics.of(
@@ -91,6 +117,11 @@ class TrainingInputs:
         if self.config.checkpoints.resumes and data.template_date is None:
             began = day_of(Path(self.config.out))
         return data if began is None else replace(data, template_date=began)
+
+    @property
+    def reference_folder(self) -> Path:
+        """The folder of the reference's weights."""
+        return self.folder if self.other is None else self.other.folder
 
     @property
     def day(self) -> str | None:
@@ -161,11 +192,23 @@ class TrainingInputs:
         return in_form(rows, self.objective.form, side=self.objective.side)
 
     def _has_form(self, row: Example) -> bool:
-        """Whether the objective can be computed on rows of that kind; other held-out rows show their rewards alone."""
+        """Whether the objective can be computed on rows of that kind; of others no loss is measured."""
         try:
             return bool(self._in_form([row]))
         except InputError:
             return False
+
+    def _check_measured(self) -> None:
+        """Raises InputError where --keep-best or --early-stop name a number that held-out rows do not have."""
+        named: dict[str, str] = {}
+        if self.config.checkpoints.keep_best is not None:
+            named["--keep-best"] = self.config.checkpoints.keep_best
+        if self.config.measuring.patience is not None:
+            named["--early-stop"] = self.config.measuring.patience[0]
+        if named:
+            names = heldout_names(self.objective, self.heldout)
+            for flag, metric in named.items():
+                check_name(flag, metric, names)
 
     def splits_masters(self) -> bool:
         """Whether float32 masters are split in halves: where it is asked for, or one GPU cannot hold them whole.
@@ -188,7 +231,10 @@ class TrainingInputs:
 
     def _began(self) -> bool | None:
         """Whether the run that this one goes on with has split masters; None where it goes on with none."""
-        return has_split_masters(Path(self.config.out)) if self.config.checkpoints.resumes else None
+        began = has_split_masters(Path(self.config.out)) if self.config.checkpoints.resumes else None
+        if began is None and self.continued and self.continued.state:
+            return has_split_masters(self.continued.run)
+        return began
 
     def plan(self, ranks: Ranks) -> Plan:
         """How the run is laid out, the same on every rank. Raises InputError where it cannot fit. Collective."""
@@ -231,6 +277,7 @@ class TrainingInputs:
             budget=free if asked is None else min(free, int(asked * 1e9)),
             stored=weights.stored_dtypes(self.folder),
             group_share=largest_share(self.policy.named_parameters(), self.options, optimizer=config.optimizer.name),
+            other_reference=self.other and self.other.config,
         )
 
     def groups(self) -> list[str]:
@@ -254,9 +301,13 @@ class TrainingInputs:
             self.heldout,
             dtype=ranks.dtype,
             is_split=ranks.splits_masters,
+            reference=self.reference_folder,
         )
         made |= self.objective.digests
+        if "weights_report" in self.facts and self.objective.multiplies_by_weights:
+            made["row weights"] = "multiply the loss"  # which they did not before there was such a sentence
         made |= {} if self.day is None else {DAY: self.day}
+        made |= {"continued from": self.continued.digest()} if self.continued else {}
         if self.chat is not None and self.config.data.chat_template is not None:
             made["chat template"] = hashlib.sha256(self.chat.template.source.encode()).hexdigest()[:16]
         made |= {"parameter groups": "; ".join(groups)} if (groups := self.groups()) else {}

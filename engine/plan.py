@@ -16,9 +16,10 @@ import torch
 
 import engine
 from data.forest import PackingOptions
-from data.rows import Limits, Reading, in_form, open_model, read_examples
+from data.rows import Limits, Reading, in_form, open_folder, open_model, read_examples
+from data.text import TemplateSettings
 from engine import weights
-from engine.config import ALIASES, ReferenceConfig, TrainConfig
+from engine.config import ALIASES, OptimizerName, ReferenceConfig, TrainConfig
 from engine.model import LlamaConfig, StoredDtypes, raw_config
 from engine.planning import Plan, TokenStatistics, cost, flags, memory, plan_run, refusal, size, ways
 from engine.step import Objective, modes
@@ -28,13 +29,15 @@ EXAMPLE = "python -m engine.plan --shape llama3-8b --gpus 1 --gpu-memory 80"
 
 
 @dataclass(frozen=True, kw_only=True)
-class PlanConfig:
+class PlanConfig(TemplateSettings):
     """What fits: memory per rank by layout, operations, hours, disk, and the flags to give to engine.train."""
 
     model: str | None = None
     """Checkpoint folder or hub id, for its shape."""
     shape: Literal["tiny", "llama3-8b", "llama3-70b", "llama3-405b"] | None = None
     """A known shape instead."""
+    reference_model: str | None = None
+    """As engine.train's: another reference than --model, whose shape takes other memory and time."""
     gpus: int = 1
     """GPUs; 0: this machine's CPU."""
     gpu_memory: float = 80.0
@@ -43,11 +46,11 @@ class PlanConfig:
     """Rows, for their number and lengths; needs --model. Unset: the paper's 29,000 pairs of UltraFeedback's lengths."""
     loss: str = "apo_zero"
     """As engine.train's: some objectives take more memory and time."""
-    epochs: int = 18
+    epochs: int | float = 18
     """As engine.train's."""
     batch_size: int = 16
     """As engine.train's."""
-    optimizer: Literal["rmsprop", "adamw"] = "rmsprop"
+    optimizer: OptimizerName = "rmsprop"
     """As engine.train's."""
     max_grad_norm: float = 1.0
     """As engine.train's."""
@@ -55,10 +58,18 @@ class PlanConfig:
     """As engine.train's."""
     save_dtype: Literal["auto", "float32", "bfloat16", "float16", "source"] = "auto"
     """As engine.train's: the size of the checkpoint folders. source needs --model."""
+    save_every: int | float | None = None
+    """As engine.train's: checkpoint folders inside epochs."""
     keep_checkpoints: int | None = None
     """As engine.train's: how many checkpoint folders stay on disk."""
+    keep_best: str | None = None
+    """As engine.train's: one more of them."""
+    state_every: int | None = None
+    """As engine.train's: 0 leaves none on disk."""
     keep_state: int = 1
     """As engine.train's: how many states stay on disk."""
+    keep_final_state: bool = False
+    """As engine.train's: one where --state-every 0 leaves none."""
     json: bool = False
     """Print JSON."""
     versions: bool = False
@@ -67,6 +78,7 @@ class PlanConfig:
     """YAML file of settings, named as the flags are; flags win over it."""
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         if self.versions:
             self._check_alone()
             return
@@ -74,6 +86,8 @@ class PlanConfig:
             raise InputError("--model and --shape: give one of the two")
         if self.data and not self.model:
             raise InputError("--data: goes with --model, whose tokenizer counts its tokens")
+        if self.given and not self.data:
+            raise InputError(f"{self.given[0]}: goes with --data, whose rows it renders; leave it out")
         if self.save_dtype == "source" and not self.model:
             raise InputError("--save-dtype source: a named shape has no weights to take it from; give --model")
         if self.gpus < 0 or not self.gpu_memory > 0:
@@ -93,13 +107,16 @@ def main(argv: Sequence[str]) -> None:
         print(json.dumps(found, indent=1) if config.json else versions.table(found))
         return
     shape, statistics, stored = _what(config)
+    reference = None if config.reference_model is None else weights.build(open_folder(config.reference_model)[0]).config
     base = TrainConfig(
         model="", data=("",), out="", epochs=config.epochs, batch_size=config.batch_size, optimizer=config.optimizer,
         max_grad_norm=config.max_grad_norm, shard_size=config.shard_size, save_dtype=config.save_dtype,
-        keep_checkpoints=config.keep_checkpoints, keep_state=config.keep_state,
+        keep_checkpoints=config.keep_checkpoints, keep_state=config.keep_state, save_every=config.save_every,
+        keep_best=config.keep_best, state_every=config.state_every, keep_final_state=config.keep_final_state,
+        eval_pairs=int(config.keep_best is not None),
     )  # fmt: skip
     n_ranks = max(1, config.gpus)
-    tried = [(way, _of(config, base, way, shape, statistics, stored)) for way in ({}, *ways(base, n_ranks))]
+    tried = [(way, _of(config, base, way, shape, statistics, stored, reference)) for way in ({}, *ways(base, n_ranks))]
     chosen = next(((way, plan) for way, plan in tried if plan.fits), None)
     if config.json:
         print(json.dumps(_facts(config, base, tried, chosen), indent=1))
@@ -115,7 +132,7 @@ def _what(config: PlanConfig) -> tuple[LlamaConfig, TokenStatistics, StoredDtype
     if config.shape:
         shape = LlamaConfig.parse(raw_config(config.shape), config.shape)
         return shape, _of_the_paper(config, objective), StoredDtypes(torch.bfloat16)
-    folder, chat = open_model(str(config.model))
+    folder, chat = open_model(str(config.model), config)
     model = weights.build(folder)
     weights.check(folder, model)
     shape, stored = model.config, weights.stored_dtypes(folder)
@@ -157,12 +174,14 @@ def _of(
     shape: LlamaConfig,
     statistics: TokenStatistics,
     stored: StoredDtypes,
+    reference: LlamaConfig | None,
 ) -> Plan:
     train = base.with_flags(**({"master_weights": "float32"} | way))
     device, dtype = ("cuda", torch.bfloat16) if config.gpus else ("cpu", torch.float32)
     return plan_run(
-        train, shape, modes(ReferenceConfig(), Objective(config.loss)), statistics,
+        train, shape, modes(ReferenceConfig(model=config.reference_model), Objective(config.loss)), statistics,
         device=device, dtype=dtype, n_ranks=max(1, config.gpus), budget=int(config.gpu_memory * 1e9), stored=stored,
+        other_reference=reference,
     )  # fmt: skip
 
 
@@ -204,13 +223,21 @@ def _text(
 ) -> str:
     n_ranks = max(1, config.gpus)
     per_step = base.schedule.batch_size * cost.forward_of_example(shape, statistics)
+    other = tried[0][1].memory.other_reference
+    of_reference = base.schedule.batch_size * cost.forward_of_example(other or shape, statistics)
     where = f"{config.gpus} GPU{'s' * (config.gpus > 1)} of {config.gpu_memory:g} GB" if config.gpus else "this CPU"
     lines = [
         f"{shape.n_parameters / 1e9:.2f} billion parameters on {where}; {statistics.n:,} examples x "
         f"{base.schedule.epochs} epochs in steps of {base.schedule.batch_size}, {statistics.tokens:,.0f} tokens an "
         f"example, {statistics.longest:,} at most",
-        f"{3 * per_step / 1e12:,.1f} TFLOP a step, {4 * per_step / 1e12:,.1f} while the reference is computed",
-        *([] if statistics.is_reference_kept else [f"--loss {config.loss}: the reference is computed in every step"]),
+        *([] if other is None else [f"{other.n_parameters / 1e9:.2f} billion parameters in --reference-model"]),
+        f"{3 * per_step / 1e12:,.1f} TFLOP a step, {(3 * per_step + of_reference) / 1e12:,.1f} while the reference is "
+        "computed",
+        *(
+            []
+            if statistics.is_reference_kept and not statistics.is_mismatched
+            else [f"--loss {config.loss}: the reference is computed in every step"]
+        ),
         "",
         "GB a rank, at most:",
     ]
@@ -225,13 +252,15 @@ def _text(
         return "\n".join(lines)
     way, plan = chosen
     checkpoints, states = plan.disk_bytes(base)
-    folders = _count(min(base.checkpoints.keep_checkpoints or base.schedule.epochs, base.schedule.epochs), "checkpoint")
+    asked = base.checkpoints
+    n_states = int(asked.keep_final_state) if asked.state_every == 0 else asked.keep_state
+    folders = _count(plan.n_folders(base), "checkpoint")
     return "\n".join(
         [
             *lines,
             "",
             plan.sentence(base, n_ranks) + f": {size(checkpoints)} for {folders} "
-            f"in {plan.saved_in}, {size(states)} for {_count(base.checkpoints.keep_state, 'state')}",
+            f"in {plan.saved_in}, {size(states)} for {_count(n_states, 'state')}",
             f"flags: {_all_flags(way, plan)}",
         ]
     )

@@ -19,7 +19,7 @@ from engine.inputs import TrainingInputs
 from engine.model import FusedForward
 from engine.optim import SplitMasterWeights, copy_rounded
 from engine.planning import Plan
-from engine.run import MetricsLog, RunFolder, Stopping, check_folder, epochs_of, last_line, save_epoch, say
+from engine.run import Card, MetricsLog, Milestones, RunFolder, Stopping, check_folder, last_line, say
 from engine.step import (
     NO_HOOKS,
     Cache,
@@ -36,10 +36,12 @@ from engine.step import (
     forward_backward,
     release_reference,
     report,
+    score_alone,
     training_metrics,
 )
 from engine.weights import Cast
 from system import InputError, cli
+from system.run_folder import checkpoints_of
 
 __all__ = ["Hooks", "RunResult", "TrainConfig", "join", "run", "train"]
 
@@ -57,9 +59,11 @@ class RunResult:
     n_steps: int
     """Steps that are done."""
     checkpoints: list[Path]
-    """The epoch folders, oldest first."""
+    """The checkpoint folders, of epochs and of steps inside them, in the order of their steps."""
     metrics: dict[str, float]
     """The last line of metrics.jsonl."""
+    is_finished: bool = True
+    """Whether nothing is left to do: all steps are done, or --early-stop has ended it."""
 
 
 def run(config: TrainConfig, hooks: Hooks = NO_HOOKS) -> RunResult:
@@ -101,7 +105,7 @@ def _run_stages(config: TrainConfig, hooks: Hooks) -> RunResult:
         ranks = join(inputs)
         result = train(inputs, ranks, hooks)
         ranks.wait()  # the first rank writes what all go on from
-        if result.n_steps < len(inputs.steps):
+        if not result.is_finished:
             return result
     assert result is not None  # there is at least one stage
     return result
@@ -122,13 +126,15 @@ def train(inputs: TrainingInputs, ranks: Ranks, hooks: Hooks = NO_HOOKS) -> RunR
         ranks.heartbeat.watch(),
     ):
         if folder.find_state(lambda: inputs.identity(ranks)):
-            say(f"{out}: is finished, all {len(steps)} steps of it; nothing is left to do")
-            return RunResult(out, len(steps), epochs_of(out), last_line(out))
-        training = build(inputs, ranks, hooks, folder)
+            say(f"{out}: is finished, {folder.ending}; nothing is left to do")
+            return RunResult(out, folder.end.get("steps", len(steps)), checkpoints_of(out), last_line(out))
+        training = build(inputs, ranks, hooks, folder, stopping)
         heldout = score_initial_weights(inputs, training, folder, stopping)
-        folder.states.resume(training)
-        with open_log(inputs, ranks, folder) as log:
-            for step in steps.packed(ranks, training.micro_batching, done=log.n_done):
+        go_on(inputs, training, folder)
+        milestones = Milestones(config, steps, heldout, folder, stopping)
+        with open_log(inputs, ranks, folder, stopping) as log:
+            milestones.begin(training, log)
+            for step in steps.packed(ranks, training.micro_batching, done=log.n_done, last=stopping.last_step):
                 loss_inputs, result = forward_backward(training, step)
                 report(training, step, "gradient")
                 grad_norm = training.clip(config.optimizer.max_grad_norm)
@@ -143,32 +149,49 @@ def train(inputs: TrainingInputs, ranks: Ranks, hooks: Hooks = NO_HOOKS) -> RunR
                 metrics = training_metrics(loss_inputs, result)
                 metrics |= follow_reference(training, step, config.reference)
                 hooks.after_step(training, step)
+                metrics |= milestones.measure(step)
+                metrics |= milestones.save(training, step, loss_inputs)
                 if step.ends_epoch:
-                    metrics |= heldout.measure(step)
-                    metrics |= save_epoch(training, step, loss_inputs, heldout, out, config.checkpoints, stopping)
                     release_reference(training)
                 log.write(step, metrics | learning_rates, grad_norm)
                 hooks.after_log(step, log.last)
                 must_stop = stopping.must_stop(log.n_done)
-                if must_stop or folder.states.is_due(step, len(steps)):
+                if must_stop or folder.states.is_due(step, stopping.last_step):
                     folder.states.save(training, log)
-                if must_stop:
+                if must_stop or log.n_done == stopping.last_step:
                     break
-        folder.finish(log.n_done, len(steps))
+        folder.finish(log.n_done, stopping.last_step, why=stopping.why, past_epochs=inputs.past_epochs)
+        milestones.conclude(training, log.n_done)
         stopping.conclude(log.n_done, keeps_states=folder.states.is_shared)
-        return RunResult(out, log.n_done, epochs_of(out), log.last)
+        return RunResult(out, log.n_done, checkpoints_of(out), log.last, log.n_done == stopping.last_step)
 
 
-def build(inputs: TrainingInputs, ranks: Ranks, hooks: Hooks, folder: RunFolder) -> Training:
+def build(inputs: TrainingInputs, ranks: Ranks, hooks: Hooks, folder: RunFolder, stopping: Stopping) -> Training:
     """Lays the run out, reads the models, makes the optimizer, and begins the run's folder. Collective.
 
-    Raises InputError where memory or disk cannot hold the run, and for weights that cannot be used.
+    Raises InputError where memory or disk cannot hold the run, and for weights that cannot be used; Stopped where a
+    signal ends it while another model is asked for the reference's log-probs.
     """
     if hooks.parameter_options is not inputs.options:
         raise InputError("Hooks(parameter_options=...): TrainingInputs(config, options=...) has to be given the same")
     config, steps = inputs.config, inputs.steps
+    if (continued := inputs.continued) is not None:
+        ranks.on_rank0(lambda: continued.check(inputs.identity(ranks)))
     plan = inputs.plan(ranks)
+    micro_batching = MicroBatching.of(config.measuring, plan.memory.micro_tokens)
     reference, said = read_reference(inputs, plan, ranks, folder)
+    if inputs.other is not None:
+        score_alone(
+            inputs.other.folder,
+            reference,
+            inputs.objective,
+            steps=steps,
+            heldout=inputs.heldout,
+            plan=plan,
+            ranks=ranks,
+            micro_batching=micro_batching,
+            before_each=lambda: stopping.raise_if_stopped(folder.n_done),
+        )
     facts = inputs.facts | {"reference": plan.reference, "reference_cache": said, "layout": plan.facts()}
     model, masters = build_models(inputs, plan, reference, ranks)
     optimizer = optim.build(
@@ -177,10 +200,12 @@ def build(inputs: TrainingInputs, ranks: Ranks, hooks: Hooks, folder: RunFolder)
         masters,
         square_avg=getattr(torch, config.memory.square_avg),
         options=inputs.options,
+        access=ranks,
     )
-    schedule = optim.schedule(optimizer, len(steps), config.schedule.warmup_steps)
+    schedule = optim.schedule(optimizer, len(steps), config.schedule)
     folder.begin(lambda: inputs.identity(ranks), plan=plan, steps=steps, settings=inputs.settings, facts=facts)
-    say(f"{inputs.report}; {len(steps)} steps; reference: {plan.reference}, {said}")
+    of = "" if inputs.other is None else f" of {inputs.other.folder}"
+    say(f"{inputs.report}; {len(steps)} steps; reference: {plan.reference}{of}, {said}")
     say(plan.sentence(config, ranks.size))
     folder.write("first_example.txt", inputs.first_example)
     training = Training(
@@ -192,10 +217,18 @@ def build(inputs: TrainingInputs, ranks: Ranks, hooks: Hooks, folder: RunFolder)
         reference=reference,
         optimizer=optimizer,
         schedule=schedule,
-        micro_batching=MicroBatching.of(config.measuring, plan.memory.micro_tokens),
+        micro_batching=micro_batching,
         hooks=hooks,
         stop_ids=inputs.stop_ids,
         beside=inputs.chat.files if inputs.chat else {},
+        card=Card(
+            config=config,
+            objective=inputs.objective,
+            settings=inputs.settings,
+            facts=facts,
+            n_steps=len(steps),
+            n_ranks=ranks.size,
+        ).text,
     )
     hooks.begin(training)
     return training
@@ -204,15 +237,16 @@ def build(inputs: TrainingInputs, ranks: Ranks, hooks: Hooks, folder: RunFolder)
 def read_reference(inputs: TrainingInputs, plan: Plan, ranks: Ranks, folder: RunFolder) -> tuple[ReferenceLogps, str]:
     """The table of the reference's log-probs, as a state or another run has it, and what was found. Collective."""
     config = inputs.config
-    out, made_of = Path(config.out), lambda: fingerprint(inputs.folder, inputs.examples, ranks.dtype)
+    out, made_of = Path(config.out), lambda: fingerprint(inputs.reference_folder, inputs.examples, ranks.dtype)
     reference = ReferenceLogps(
         plan.reference,
         inputs.examples,
         inputs.steps.n_responses,
         inputs.objective,
-        Cache.of(out, config.reference.cache, made_of),
+        Cache.of(out, config.reference.cache, made_of, before=inputs.continued and inputs.continued.run),
         moves=config.reference.update != "none",
         keeps=config.measuring.keeps_reference,
+        is_other=inputs.other is not None,
     )
     return reference, folder.read_reference(reference) or reference.read(ranks)
 
@@ -227,7 +261,8 @@ def build_models(
     """
     policy, second = inputs.policy, None
     if plan.reference == "fused" and not reference.is_final:
-        second = weights.build(inputs.folder, torch.float32 if reference.moves else ranks.dtype)  # small moves
+        dtype = torch.float32 if reference.moves else ranks.dtype  # small moves
+        second = weights.build(inputs.reference_folder, dtype)
     policy.recompute(plan.memory.n_recomputed)
     if plan.memory.is_compiled:
         for one in filter(None, (policy, second)):
@@ -239,24 +274,35 @@ def build_models(
         written = Cast(dtype=plan.saves, others=plan.other_dtypes)
         weights.fill(policy, inputs.folder, ranks.local, copy, within=written)
         if second is not None:
-            weights.fill(second, inputs.folder, ranks.local, copy_rounded if masters else Tensor.copy_)
+            weights.fill(second, inputs.reference_folder, ranks.local, copy_rounded if masters else Tensor.copy_)
     return model, masters
 
 
 def score_initial_weights(inputs: TrainingInputs, training: Training, folder: RunFolder, stopping: Stopping) -> HeldOut:
     """The held-out rows, and with --reference precompute all rows, scored by the weights that the policy starts with.
 
-    They are the reference's. Collective.
+    They are the reference's, unless --reference-model names others; what these gave is written. Collective.
     """
     heldout = HeldOut(inputs.heldout, training)
     heldout.score_reference()
     if training.reference.mode == "precompute" and not training.reference.is_complete:
         n_done = folder.states.step
         fill_reference(training, inputs.steps, before_each=lambda: stopping.raise_if_stopped(n_done))
+    if inputs.other is not None:
+        release_reference(training)
     return heldout
 
 
-def open_log(inputs: TrainingInputs, ranks: Ranks, folder: RunFolder) -> MetricsLog:
+def go_on(inputs: TrainingInputs, training: Training, folder: RunFolder) -> None:
+    """Brings the run to where its newest state has it; where it has none, to where the run of --continue-from ended.
+    Collective.
+    """
+    if inputs.continued and not folder.states.step:
+        inputs.continued.load(training, folder, inputs.config)
+    folder.states.resume(training)
+
+
+def open_log(inputs: TrainingInputs, ranks: Ranks, folder: RunFolder, stopping: Stopping) -> MetricsLog:
     """The run's lines of metrics, behind those of the state that it goes on from."""
     return MetricsLog(
         folder.path,
@@ -266,6 +312,8 @@ def open_log(inputs: TrainingInputs, ranks: Ranks, folder: RunFolder) -> Metrics
         n_tokens=folder.states.facts.get("n_tokens", 0),
         facts=inputs.facts,
         writes=ranks.is_rank0,
+        track=inputs.config.watching.track,
+        last_step=lambda: stopping.last_step,
     )
 
 

@@ -1,6 +1,5 @@
-"""What is evaluated: the epochs of a run as they appear, its base model, or one model; and which of them are kept."""
+"""What is evaluated: checkpoints of a run as they appear, its base model, or one model; and which of them are kept."""
 
-import json
 import time
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -9,7 +8,7 @@ from typing import Any, NamedTuple
 from data.rows import find_model
 from data.text import TemplateSettings
 from eval import scores
-from system import OLD, InputError, cli, numbered, remove_folder, remove_leftovers
+from system import OLD, InputError, cli, remove_folder, remove_leftovers, run_folder
 
 WATCH_SECONDS = 15.0
 
@@ -21,9 +20,11 @@ class Checkpoint(NamedTuple):
     folder: Path
 
 
-def epochs(run: Path) -> list[Checkpoint]:
-    """A run's epochs, in order. A folder appears when it is whole: it is renamed when it has been written."""
-    return [Checkpoint(p.name, p) for _, p in numbered(run, "epoch-") if (p / "config.json").is_file()]
+def of(run: Path) -> list[Checkpoint]:
+    """A run's checkpoints, of epochs and of steps inside them, in the order of their steps. A folder appears when it is
+    whole: it is renamed when it has been written.
+    """
+    return [Checkpoint(p.name, p) for p in run_folder.checkpoints_of(run) if (p / "config.json").is_file()]
 
 
 def settings(run: Path) -> dict[str, Any]:
@@ -34,15 +35,25 @@ def settings(run: Path) -> dict[str, Any]:
 
 def base_of(run: Path) -> Checkpoint | None:
     """The model that a run began with, where its folder is there, or the hub's copy of it."""
-    name = settings(run).get("model")
+    return _named(run, "model", scores.BASE)
+
+
+def reference_of(run: Path) -> Checkpoint | None:
+    """The model that a run's rewards are measured against, likewise: the one it began with, or --reference-model."""
+    has_other = settings(run).get("reference_model") not in (None, "", "null")
+    return _named(run, "reference_model", "reference") if has_other else base_of(run)
+
+
+def _named(run: Path, setting: str, called: str) -> Checkpoint | None:
+    name = settings(run).get(setting)
     try:
-        return Checkpoint(scores.BASE, find_model(name)) if isinstance(name, str) else None
+        return Checkpoint(called, find_model(name)) if isinstance(name, str) else None
     except InputError:
         return None
 
 
 def template_of(what: Path, given: TemplateSettings) -> TemplateSettings:
-    """The flags of a template, and where they are not given those of the run that a folder is or is an epoch of."""
+    """The flags of a template, and where they are not given those of the run that a folder is or is a checkpoint of."""
     run = what.absolute().parent if (what / "config.json").is_file() else what
     asked = settings(run)
     known = {
@@ -50,8 +61,8 @@ def template_of(what: Path, given: TemplateSettings) -> TemplateSettings:
         for name in ("chat_template", "chat_template_kwargs", "template_date")
         if getattr(given, name) is None and isinstance(asked.get(name), str) and asked[name] not in ("", "null")
     }
-    if "chat_template" in known:  # what a run was given is carried by its epochs
-        carried = [e.folder / "chat_template.jinja" for e in epochs(run)]
+    if "chat_template" in known:  # what a run was given is carried by its checkpoints
+        carried = [e.folder / "chat_template.jinja" for e in of(run)]
         known["chat_template"] = next((str(file) for file in carried if file.is_file()), known["chat_template"])
     chosen = {name: getattr(given, name) for name in ("chat_template", "chat_template_kwargs", "template_date")}
     return TemplateSettings(**chosen | known)
@@ -60,23 +71,26 @@ def template_of(what: Path, given: TemplateSettings) -> TemplateSettings:
 def find(what: Path, *, with_base: bool) -> list[Checkpoint]:
     """The one checkpoint in a folder, or a run's: its base first. Raises InputError where there is neither."""
     if (what / "config.json").is_file():
-        return [Checkpoint(what.name, what)]
-    base, found = base_of(what), epochs(what)
+        whole = what.resolve() if what.is_symlink() else what  # `best` is another one tomorrow
+        return [Checkpoint(whole.name, whole)]
+    base, found = base_of(what), of(what)
     if not found:
-        raise InputError(f"{what}: neither a checkpoint nor a run with epochs; give one of them")
+        raise InputError(f"{what}: neither a checkpoint nor a run with checkpoints; give one of them")
     if with_base and base is None:
         cli.notify(f"{what}: its base model is not there; without it there are no deltas (--base-scores, --no-base)")
     return [*([base] if with_base and base else []), *found]
 
 
 def is_over(run: Path) -> bool:
-    """Whether a run has written its last epoch."""
+    """Whether a run has written its last checkpoint: all of its steps are done, or it has ended early."""
     asked = settings(run)
-    path = run / "metrics.jsonl"
-    lines = path.read_bytes().split(b"\n")[:-1] if path.is_file() else []  # the last may be half written
-    if not asked or not lines:
+    if not asked:
         return False
-    last = json.loads(lines[-1])
+    if run_folder.end_of(run) is not None:
+        return True
+    last = max(run_folder.lines_of(run), key=lambda line: line.get("step", 0), default=None)
+    if last is None:
+        return False
     done = float(last["epoch"]) >= float(asked["epochs"]) - 1e-9
     most = asked.get("max_steps") or "null"
     return done or (most != "null" and last["step"] >= int(most))
@@ -86,9 +100,9 @@ def watch(run: Path, *, with_base: bool) -> Iterator[Checkpoint]:
     """Checkpoints as they appear, each once, until the run has written its last."""
     seen: set[str] = set()
     while True:
-        was_over = is_over(run)  # asked first: an epoch that ends in between is then met in the next turn
+        was_over = is_over(run)  # asked first: a folder that comes in between is then met in the next turn
         base = base_of(run) if with_base else None
-        for checkpoint in [*([base] if base else []), *epochs(run)]:
+        for checkpoint in [*([base] if base else []), *of(run)]:
             if checkpoint.name not in seen:
                 seen.add(checkpoint.name)
                 yield checkpoint
@@ -98,13 +112,16 @@ def watch(run: Path, *, with_base: bool) -> Iterator[Checkpoint]:
 
 
 def prune(run: Path, best: Mapping[str, float], also: set[str]) -> list[str]:
-    """Removes the epochs that have a score, but for the best, the newest and `also`. Their names.
+    """Removes the checkpoints that have a score, but for the best, the newest, `also`, and the one that the run's own
+    `best` is a link to. Their names.
 
-    best: each epoch's score. A folder is renamed before it is removed: what is left of it is never taken for an epoch.
+    best: each one's score. A folder is renamed before it is removed: what is left of it is never taken for one.
     """
-    remove_leftovers(run, "epoch-", OLD)
-    found = epochs(run)
+    for prefix in (run_folder.EPOCH, run_folder.STEP):
+        remove_leftovers(run, prefix, OLD)
+    found, linked = of(run), run_folder.best_of(run)
     keep = {max(best, key=lambda name: best[name])} | also | {found[-1].name} if best and found else set()
+    keep |= {linked.name} if linked else set()
     gone = [c for c in found if c.name in best and c.name not in keep]
     for checkpoint in gone:
         remove_folder(checkpoint.folder)

@@ -36,7 +36,7 @@ class JudgedConfig(ClientConfig, TemplateSettings):
     """
 
     what: tyro.conf.Positional[str]
-    """A run's folder, whose epoch-... are scored, or a checkpoint's; with --endpoint a name for the served model."""
+    """A run's folder, whose checkpoints are scored, or one of these; with --endpoint a name for the served model."""
     judge_endpoint: tuple[str, ...]
     """Address of an OpenAI-compatible server of the judge."""
     judge: str

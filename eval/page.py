@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from eval import plots, scores, tables
-from eval.runs import Run, deltas, headlines, heldout, of, order, scored
+from eval.runs import Run, deltas, headlines, heldout, heldout_logratios, of, scored
 from eval.scores import BASE
 from eval.tables import Table
 
@@ -73,7 +73,7 @@ def samples(runs: Sequence[Run]) -> str:
     answers: dict[str, dict[str, str]] = {}
     for run in runs:
         said = [s for s in run.samples if {"checkpoint", "prompt", "response"} <= s.keys()]
-        last = max((s["checkpoint"] for s in said if s["checkpoint"] != BASE), key=order, default=None)
+        last = max((s["checkpoint"] for s in said if s["checkpoint"] != BASE), key=run.place, default=None)
         for s in said:
             if s["checkpoint"] in (BASE, last):
                 who = BASE if s["checkpoint"] == BASE else f"{run.name}, {last}"
@@ -136,9 +136,9 @@ def score_charts(runs: Sequence[Run]) -> list[str]:
         for i, run in enumerate(group):
             found = scored(run, h)
             base = base or found.get(BASE)
-            names = [n for n in run.epochs if n in found]
+            names = [n for n in run.checkpoints if n in found]
             errors = [found[n].get("stderr") for n in names]
-            points = [(float(order(n)[0]), h.scale * found[n]["value"]) for n in names]
+            points = [(run.place(n), h.scale * found[n]["value"]) for n in names]
             bars = [None if e is None else h.scale * e for e in errors]
             series.append(plots.Series(run.name, points, bars, colour=i))
         level = ("base", h.scale * base["value"]) if base else None
@@ -149,18 +149,23 @@ def score_charts(runs: Sequence[Run]) -> list[str]:
 
 
 def trajectory_charts(runs: Sequence[Run]) -> list[str]:
-    """Figure 4: held-out log-likelihoods and rewards of chosen and rejected, by checkpoint, a figure each."""
+    """Figure 4: held-out log-likelihoods and log-ratios of chosen and rejected, by checkpoint, a figure each.
+
+    Log-ratios, which are one thing for all objectives: beta times them is the reward of most, and not of all.
+    """
     made = []
-    kinds = (("log-likelihood", "logps"), ("reward", "rewards"))
-    for (title, group), (name, kind) in itertools.product(panels(runs), kinds):
+    kinds = (
+        ("log-likelihood", lambda run, side: heldout(run, f"logps/{side}")),
+        ("log-ratio to the reference", heldout_logratios),
+    )
+    for (title, group), (name, points_of) in itertools.product(panels(runs), kinds):
         series = []
         for i, run in enumerate(group):
             for side, is_dashed in (("chosen", False), ("rejected", True)):
-                points = heldout(run, f"{kind}/{side}")
+                points = points_of(run, side)
                 series.append(plots.Series(f"{run.name}, {side}", points, colour=i, is_dashed=is_dashed))
         if any(s.points for s in series):
-            made.append(plots.chart(f"Held-out {name} (Figure 4){title}", series, x="epoch", y=f"{name}, nats"
-                                    if kind == "logps" else name))  # fmt: skip
+            made.append(plots.chart(f"Held-out {name} (Figure 4){title}", series, x="epoch", y=f"{name}, nats"))
     for i, run in enumerate(runs):
         series = [
             plots.Series(side, [(x["step"], x[f"rewards/{side}"]) for x in run.metrics if f"rewards/{side}" in x],
@@ -180,8 +185,8 @@ def sample_charts(runs: Sequence[Run]) -> list[str]:
         series = []
         for i, run in enumerate(runs):
             found = of(run, benchmark="samples", metric=metric)
-            names = [n for n in (BASE, *run.epochs) if n in found]
-            points = [(0.0 if n == BASE else float(order(n)[0]), float(found[n]["value"])) for n in names]
+            names = [n for n in (BASE, *run.checkpoints) if n in found]
+            points = [(0.0 if n == BASE else run.place(n), float(found[n]["value"])) for n in names]
             series.append(plots.Series(run.name, points, [found[n].get("stderr") for n in names], colour=i))
         if any(s.points for s in series):
             made.append(plots.chart(title, series, x="epoch", y=y))

@@ -60,7 +60,7 @@ def breakdown(runs: Sequence[Run], h: Headline, index: int) -> Table:
     shown_base: Line | None = None
     for run in runs:
         found = scored(run, h)
-        best = max((n for n in run.epochs if n in found), key=lambda n: found[n]["value"], default=None)
+        best = max((n for n in run.checkpoints if n in found), key=lambda n: found[n]["value"], default=None)
         for name in (BASE, best):
             if name not in found or (name == BASE and shown_base and not scores.differences(found[BASE], shown_base)):
                 continue
@@ -135,7 +135,7 @@ def lengths(runs: Sequence[Run]) -> Table:
     for run in runs:
         for (benchmark, metric), name in LENGTHS.items():
             found = of(run, benchmark=benchmark, metric=metric)
-            names = [n for n in run.epochs if n in found]
+            names = [n for n in run.checkpoints if n in found]
             names = names[-1:] if benchmark == "samples" else names  # of AlpacaEval's the mean, as in the paper
             before = float(found[BASE]["value"]) if BASE in found else None
             if not names:
@@ -146,7 +146,7 @@ def lengths(runs: Sequence[Run]) -> Table:
                          number(change, 0, sign=True)))  # fmt: skip
             if before and value > RUNAWAY * before:
                 notes.append(f"{run.name}: answers are {value / before:.1f} times as long as the base's: look at them.")
-        for checkpoint in run.epochs:
+        for checkpoint in run.checkpoints:
             table = {x["metric"]: x["value"] for x in scores.pick(run.lines, checkpoint=checkpoint, benchmark=ALPACA)}
             notes += [f"{run.name}, {checkpoint}: {said}." for said in warnings(table)] if table else []
     header = ("data", "objective", "of", "checkpoint", "base", "characters", "Δ")

@@ -1,7 +1,7 @@
 """Runs as the report reads them: what evaluators and training have written into their folders."""
 
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -9,13 +9,14 @@ from data.rows import parse_row
 from eval import checkpoints, scores
 from eval.scores import BASE, Line
 from eval.tables import DASH
+from system import run_folder
 
 HEADLINES = {"mixeval-hard": ("table4_compat/overall", 100.0), "alpacaeval-2": ("length_controlled_winrate", 1.0)}
 """The metric that stands for a benchmark, and what makes points of it. Of others it is "overall", times 100."""
 NO_BENCHMARKS = ("heldout", "samples", "contrast", "advice")
 UNTOLD = {
     "config", "data", "facts", "hang_timeout", "keep_checkpoints", "keep_state", "loss", "out", "reference_cache",
-    "state_every", "stop_after", "take_over",
+    "save_every", "keep_best", "keep_final_state", "eval_every", "state_every", "stop_after", "take_over",
 }  # fmt: skip
 """Settings of a run that its name says already, or that change nothing of what comes out."""
 FORMER = {"keep": "keep_checkpoints", "master": "master_weights", "without": "disable"}
@@ -38,16 +39,14 @@ class Run(NamedTuple):
     settings: dict[str, Any]
 
     @property
-    def epochs(self) -> list[str]:
-        """Names of checkpoints with scores, in order, without the base."""
+    def checkpoints(self) -> list[str]:
+        """Names of checkpoints with scores, in the order of their steps, without the base."""
         names = dict.fromkeys(line["checkpoint"] for line in self.lines if re.search(r"\d", line["checkpoint"]))
-        return sorted((n for n in names if n != BASE), key=order)
+        return sorted((n for n in names if n != BASE), key=lambda name: (self.place(name), name))
 
-
-def order(name: str) -> tuple[int, str]:
-    """Sorts checkpoints by the number at their names' end."""
-    found = re.search(r"(\d+)$", name)
-    return (int(found[1]) if found else 0, name)
+    def place(self, name: str) -> float:
+        """Where a checkpoint stands, in epochs."""
+        return run_folder.place_of(name, run_folder.steps_per_epoch(self.metrics))
 
 
 def read_runs(folders: Sequence[Path]) -> list[Run]:
@@ -135,23 +134,64 @@ def scored(run: Run, h: Headline) -> dict[str, Line]:
 
 
 def deltas(run: Run, h: Headline) -> tuple[dict[str, float], str]:
-    """What each epoch gains over the base, in points; and why not, where that cannot be said."""
+    """What each checkpoint gains over the base, in points; and why not, where that cannot be said."""
     found = scored(run, h)
-    names = [name for name in run.epochs if name in found]
+    names = [name for name in run.checkpoints if name in found]
     if BASE in found and names:
         return {name: h.scale * scores.delta(found[name], found[BASE]) for name in names}, ""
     lines = scores.pick(run.lines, benchmark=h.benchmark, version=h.version, metric=h.metric)
     bases, others = ([x for x in lines if (x["checkpoint"] == BASE) == is_base] for is_base in (True, False))
     if not bases or not others:
-        return {}, f"{run.name}: no score of {'an epoch' if bases else 'the base model'} on {h.benchmark} {h.version}"
+        return (
+            {},
+            f"{run.name}: no score of {'a checkpoint' if bases else 'the base model'} on {h.benchmark} {h.version}",
+        )
     (why, *_) = [*scores.differences(others[-1], bases[-1]), "not scored in one way"]
     return {}, f"{run.name}: no delta on {h.benchmark} {h.version}: {why}"
 
 
-def heldout(run: Run, metric: str) -> list[tuple[float, float]]:
-    """A held-out number by epoch: an evaluator's, else what training has measured."""
+def heldout(run: Run, metric: str, *, over_beta: bool = False) -> list[tuple[float, float]]:
+    """A held-out number over epochs: an evaluator's, else what training has measured, inside them too. over_beta:
+    divided by the beta that an evaluator's line names, or the run's own.
+    """
+    beta = beta_of(run.settings)
+
+    def scaled(value: Any, of_line: Any = None) -> float:
+        return float(value) / float(of_line or beta) if over_beta else float(value)
+
     if found := of(run, benchmark="heldout", metric=metric):
-        by_name = {name: float(line["value"]) for name, line in found.items()}
-        points = [(float(order(n)[0]), by_name[n]) for n in run.epochs if n in by_name]
+        by_name = {name: scaled(line["value"], line.get("beta")) for name, line in found.items()}
+        points = [(run.place(n), by_name[n]) for n in run.checkpoints if n in by_name]
         return ([(0.0, by_name[BASE])] if BASE in by_name else []) + points
-    return [(x["epoch"], x[f"eval_{metric}"]) for x in run.metrics if {"epoch", f"eval_{metric}"} <= x.keys()]
+    name = f"eval_{metric}"
+    return [(x["epoch"], scaled(x[name])) for x in run.metrics if {"epoch", name} <= x.keys()]
+
+
+def heldout_logratios(run: Run, side: str) -> list[tuple[float, float]]:
+    """The held-out log-ratio of "chosen" or "rejected" by epoch, nats.
+
+    Runs and evaluators that wrote none were before there was such a name: what they called a held-out reward was beta
+    times the log-ratio, whatever the objective, and is divided by it.
+    """
+    measured = ("logratios", False), ("rewards", True)
+    is_evaluated = any(of(run, benchmark="heldout", metric=f"{what}/{side}") for what, _ in measured)
+    for what, is_reward in measured:
+        is_asked = not is_evaluated or of(run, benchmark="heldout", metric=f"{what}/{side}")
+        if is_asked and (found := heldout(run, f"{what}/{side}", over_beta=is_reward)):
+            return found
+    return []
+
+
+def heldout_rewards(run: Run, side: str) -> list[tuple[float, float]]:
+    """Beta times the held-out log-ratio by epoch: the reward of Figure 4 of arXiv 2408.06266, whatever an objective's
+    own is.
+    """
+    beta = beta_of(run.settings)
+    return [(epoch, beta * x) for epoch, x in heldout_logratios(run, side)]
+
+
+def beta_of(settings: Mapping[str, Any]) -> float:
+    """A run's beta: the one of all its objectives, or of the first of them; 0.1 where that has none."""
+    first = re.split(r"[:,]", str(settings.get("loss", "")))[0]
+    said = next((settings[name] for name in ("beta", f"{first}.beta") if name in settings), None)
+    return float(said) if said not in (None, "", "null") else 0.1

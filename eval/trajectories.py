@@ -2,9 +2,10 @@
 
     python -m eval trajectories runs/first --data heldout.jsonl
 
-Log-likelihoods and rewards of chosen and rejected: those that training has measured (--eval-pairs, --eval-data), else
-recomputed by the trainer's own forward pass. Length and distance from the reference of a few sampled answers: an
-objective that only ever sees given texts can change what the model writes without a sign of it in its metrics.
+Log-likelihoods and log-ratios of chosen and rejected: those that training has measured (--eval-pairs, --eval-data;
+inside epochs too with --eval-every), else recomputed by the trainer's own forward pass. Length and distance from the
+reference of a few sampled answers: an objective that only ever sees given texts can change what the model writes
+without a sign of it in its metrics.
 """
 
 import hashlib
@@ -23,12 +24,18 @@ from eval import checkpoints, scores
 from eval.checkpoints import Checkpoint
 from eval.runs import RUNAWAY
 from eval.scores import BASE, Line
-from system import InputError, cli, files
+from system import InputError, cli, files, run_folder
 
 if TYPE_CHECKING:  # what brings torch is imported where it is used: flags are answered at once
     from engine.generate import Answer
 
 EXAMPLE = "python -m eval trajectories runs/first --data heldout.jsonl"
+HELDOUT = (
+    *("logps/chosen", "logps/rejected"),
+    *("logratios/chosen", "logratios/rejected", "logratios/margins"),
+    *("rewards/chosen", "rewards/rejected", "rewards/margins"),
+)
+"""What is said of held-out pairs."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -36,13 +43,14 @@ class TrajectoriesConfig:
     """Follow held-out pairs and sampled answers through a run's checkpoints."""
 
     run: tyro.conf.Positional[str]
-    """A run's folder, with its epochs and its base model where config.yaml says."""
+    """A run's folder, with its checkpoints and its base model where config.yaml says."""
     data: str | None = None
     """Held-out pairs. Unset: what training has measured, for prompts the run's own --eval-data or --data."""
     n: int = 100
     """How many pairs, drawn by --seed."""
     beta: float | None = None
-    """Of the rewards. Unset: the run's own, 0.1 where it has several."""
+    """Beta times the log-ratios too, as rewards. Unset: log-ratios alone; an objective's own rewards, which may be
+    others, are training's to measure."""
     answers: int = 32
     """How many of the prompts are answered at every checkpoint; 0: none."""
     max_new_tokens: int = 512
@@ -79,24 +87,43 @@ def main(argv: Sequence[str]) -> None:
     base = checkpoints.base_of(run)
     if base is None:
         raise InputError(f"{run}: the model that it began with is not where config.yaml says; put it there")
-    models = [base, *checkpoints.epochs(run)]
+    models = [base, *checkpoints.of(run)]
     if len(models) == 1:
-        raise InputError(f"{run}: has no epochs yet; train first")
+        raise InputError(f"{run}: has no checkpoints yet; train first")
     pairs = _pairs(config, base)
-    lines = [] if config.data is None and _measured(run) else _heldout(models, pairs, config)
+    reference = checkpoints.reference_of(run)
+    if reference is None:
+        raise InputError(f"{run}: the --reference-model of config.yaml is not where it says; put it there")
+    found = measured(run) if config.data is None else []
+    lines = [] if found else _heldout(models, reference, pairs, config)
     scores.write(config.folder / scores.NAME, lines)
-    if not lines:
+    if found:
         cli.notify(f"{run}: held-out pairs were measured in training; metrics.jsonl has them")
     if config.answers and pairs:
         lines += _sampled(models, pairs, config)
-    for said in (*report(lines), *runaway(lines)):
+    per_epoch = run_folder.steps_per_epoch(run_folder.lines_of(run))
+    shown = sorted([*found, *lines], key=lambda line: run_folder.place_of(line["checkpoint"], per_epoch))  # stable
+    for said in (*report(shown), *runaway(lines)):
         print(said)
 
 
-def _measured(run: Path) -> bool:
-    """Whether training has followed held-out pairs."""
-    path = run / "metrics.jsonl"
-    return path.is_file() and b'"eval_logps/chosen"' in path.read_bytes()
+def measured(run: Path) -> list[Line]:
+    """What training has measured of held-out pairs: after epochs, inside them, and before the first step, which is the
+    base's. Each point has the name that its checkpoint has, or would have.
+    """
+    lines = list(run_folder.lines_of(run))
+    per_epoch = run_folder.steps_per_epoch(lines)
+    named = {f"eval_{metric}": metric for metric in HELDOUT}
+    if per_epoch is None or not any(f"eval_{HELDOUT[0]}" in line for line in lines):
+        return []
+    last = max(line["step"] for line in lines)
+    return [
+        {"checkpoint": run_folder.checkpoint_name(line["step"], per_epoch, last) if line["step"] else BASE}
+        | {"benchmark": "heldout", "metric": metric, "value": line[name]}
+        for line in lines
+        for name, metric in named.items()
+        if name in line
+    ]
 
 
 def _pairs(config: TrajectoriesConfig, base: Checkpoint) -> list[Example]:
@@ -105,7 +132,7 @@ def _pairs(config: TrajectoriesConfig, base: Checkpoint) -> list[Example]:
     own = asked.get("eval_data") if asked.get("eval_data") not in (None, "null", "") else asked.get("data", [])
     sources = [config.data] if config.data else [own] if isinstance(own, str) else list(own or [])
     is_own = config.data is None
-    if config.data is None and not _measured(Path(config.run)):
+    if config.data is None and not measured(Path(config.run)):
         raise InputError(f"{config.run}: training has not followed held-out pairs; name a file of them by --data")
     if not sources:
         raise InputError(f"{config.run}: config.yaml names no rows; name a file of pairs by --data")
@@ -114,7 +141,7 @@ def _pairs(config: TrajectoriesConfig, base: Checkpoint) -> list[Example]:
     folder, chat = open_model(str(base.folder), checkpoints.template_of(Path(config.run), NO_SETTINGS))
     reading, shape = rows_of(asked), shape_of(folder)
     is_whole = is_own and own != asked.get("eval_data")  # held out of what is trained on: read as training reads it
-    seed, n_held = int(asked.get("seed", 0)), int(asked.get("eval_pairs") or 0) if is_whole else 0
+    seed, n_held = int(asked.get("seed", 0)), float(asked.get("eval_pairs") or 0) if is_whole else 0
     weights = [float(w) for w in asked.get("data_weights") or []] if is_whole else []
     skips = is_own and asked.get("skip_bad_rows") == "true"
     try:
@@ -150,11 +177,6 @@ def rows_of(asked: dict[str, Any]) -> RowSettings:
     return RowSettings(**kept)
 
 
-def _beta(config: TrajectoriesConfig) -> float:
-    said = checkpoints.settings(Path(config.run)).get("beta")
-    return config.beta or (float(said) if isinstance(said, str) and said not in ("null", "") else 0.1)
-
-
 def _digest(pairs: Sequence[Example]) -> str:
     whole = hashlib.sha256()
     for ids in (ids for e in pairs for ids in (e.prompt, *e.responses, *(e.predicted or ()))):
@@ -162,27 +184,39 @@ def _digest(pairs: Sequence[Example]) -> str:
     return whole.hexdigest()
 
 
-def _heldout(models: Sequence[Checkpoint], pairs: Sequence[Example], config: TrajectoriesConfig) -> list[Line]:
+def _heldout(
+    models: Sequence[Checkpoint], reference: Checkpoint, pairs: Sequence[Example], config: TrajectoriesConfig
+) -> list[Line]:
     """Means over the pairs at each checkpoint, with their standard errors."""
     from engine.score import score_under
 
-    beta, reference = _beta(config), np.zeros(0)
-    facts = {"n": len(pairs), "data_sha256": _digest(pairs), "beta": beta, "judge": None}
+    def logps_of(model: Checkpoint) -> np.ndarray:
+        return np.array([found.tolist() for found in score_under(model.folder, pairs, dtype=config.dtype)])  # [n, 2]
+
+    of_reference = None if reference.name == BASE else logps_of(reference)
+    facts = {"n": len(pairs), "data_sha256": _digest(pairs), "judge": None}
     lines: list[Line] = []
     for model in models:
-        logps = np.array([found.tolist() for found in score_under(model.folder, pairs, dtype=config.dtype)])  # [n, 2]
-        reference = logps if model.name == BASE else reference
-        rewards = beta * (logps - reference)
-        margins = rewards[:, 0] - rewards[:, 1]
-        columns = {"logps/chosen": logps[:, 0], "logps/rejected": logps[:, 1], "rewards/chosen": rewards[:, 0],
-                   "rewards/rejected": rewards[:, 1], "rewards/margins": margins,
-                   "rewards/accuracies": (margins > 0).astype(float)}  # fmt: skip
+        logps = logps_of(model)
+        of_reference = logps if of_reference is None else of_reference  # the base is the first
+        columns = {"logps/chosen": logps[:, 0], "logps/rejected": logps[:, 1]}
+        columns |= _compared("logratios", logps - of_reference)
+        if config.beta is not None:
+            columns |= _compared("rewards", config.beta * (logps - of_reference))
         lines += [
             {"checkpoint": model.name, "benchmark": "heldout", "version": f"{len(pairs)} pairs", "metric": name}
             | {"value": float(values.mean()), "stderr": _error(values), **facts}
+            | ({"beta": config.beta} if name.startswith("rewards/") else {})
             for name, values in columns.items()
         ]
     return lines
+
+
+def _compared(what: str, values: np.ndarray) -> dict[str, np.ndarray]:
+    """Of values [n, 2] of chosen and rejected: both, how far one is above the other, and whether it is."""
+    margins = values[:, 0] - values[:, 1]
+    made = {f"{what}/chosen": values[:, 0], f"{what}/rejected": values[:, 1], f"{what}/margins": margins}
+    return made | {f"{what}/accuracies": (margins > 0).astype(float)}
 
 
 def _error(values: np.ndarray) -> float | None:
@@ -266,10 +300,11 @@ def report(lines: Sequence[Line]) -> list[str]:
     table: dict[str, dict[str, Any]] = {}
     for line in lines:
         table.setdefault(line["checkpoint"], {})[line["metric"]] = line["value"]
-    shown = {"logps/chosen": "logps {:.1f}", "logps/rejected": "/ {:.1f}", "rewards/chosen": "rewards {:+.3f}",
-             "rewards/rejected": "/ {:+.3f}", "characters": "{:.0f} characters", "kl": "KL {:.2f}"}  # fmt: skip
+    shown = {"logps/chosen": "logps {:.1f}", "logps/rejected": "/ {:.1f}", "logratios/chosen": "log-ratios {:+.2f}",
+             "logratios/rejected": "/ {:+.2f}", "rewards/chosen": "rewards {:+.3f}", "rewards/rejected": "/ {:+.3f}",
+             "characters": "{:.0f} characters", "kl": "KL {:.2f}"}  # fmt: skip
     return [
-        "  ".join([f"{name:<10}", *(form.format(values[m]) for m, form in shown.items() if m in values)])
+        "  ".join([f"{name:<11}", *(form.format(values[m]) for m, form in shown.items() if m in values)])
         for name, values in table.items()
     ]
 

@@ -14,7 +14,9 @@ from pathlib import Path
 
 DOCS = Path(__file__).resolve().parents[1] / "docs"
 COMMANDS = {
-    "Train": ["engine.train", "engine.plan", "engine.convert", "engine.bench", "engine.bench_generation"],
+    "Train": [
+        "engine.train", "engine.plan", "engine.convert", "engine.publish", "engine.bench", "engine.bench_generation",
+    ],
     "Make pairs": [
         "revise clair", "revise judge-on-policy", "revise judge-off-policy", "revise stronger-preferred",
         "revise score", "revise show", "data.show", "data.contrast",

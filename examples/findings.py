@@ -4,10 +4,10 @@ Of trajectories on held-out pairs (section 5.4, Figure 4) for the real model and
 the miniature's whole grid.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
-from eval.runs import Run, heldout
+from eval.runs import Run, heldout, heldout_rewards
 
 SIDES = ("chosen", "rejected")
 CONTRASTIVE = ("dpo", "kto_pair", "apo_zero", "apo_down")
@@ -58,11 +58,14 @@ WHY_NOT: dict[str, str] = {
 
 
 class Trajectory(NamedTuple):
-    """Held-out means after each epoch."""
+    """Held-out means after each epoch, or wherever they were measured."""
 
     logps: dict[str, list[float]]
     """Nats, of "chosen" and of "rejected"."""
     rewards: dict[str, list[float]]
+    """Beta times the log-ratio to the reference, whatever an objective's own rewards are."""
+    epochs: list[float]
+    """Where that was, in epochs; 0 before the first step."""
 
     @property
     def margins(self) -> list[float]:
@@ -72,11 +75,9 @@ class Trajectory(NamedTuple):
 
 def trajectory(run: Run) -> Trajectory:
     """A run's held-out means, those that training has measured."""
-    logps, rewards = (
-        {side: [value for _, value in heldout(run, f"{what}/{side}")] for side in SIDES}
-        for what in ("logps", "rewards")
-    )
-    return Trajectory(logps, rewards)
+    logps = {side: [value for _, value in heldout(run, f"logps/{side}")] for side in SIDES}
+    rewards = {side: [value for _, value in heldout_rewards(run, side)] for side in SIDES}
+    return Trajectory(logps, rewards, [epoch for epoch, _ in heldout(run, f"logps/{SIDES[0]}")])
 
 
 def of_trajectories(zero: Trajectory, down: Trajectory, dpo: Trajectory) -> dict[str, bool]:
@@ -85,9 +86,12 @@ def of_trajectories(zero: Trajectory, down: Trajectory, dpo: Trajectory) -> dict
     def last(t: Trajectory) -> list[float]:
         return [t.rewards[side][-1] for side in SIDES]
 
-    def is_nearer_to_zero(epoch: int) -> bool:
-        far = [sum(abs(dpo.rewards[s][epoch] - t.rewards[s][epoch]) for s in SIDES) for t in (zero, down)]
+    def is_nearer_to_zero(points: Sequence[int]) -> bool:
+        far = [sum(abs(dpo.rewards[s][i] - t.rewards[s][i]) for s in SIDES for i in points) for t in (zero, down)]
         return far[0] < far[1]
+
+    shared = dpo.epochs[: min(len(t.epochs) for t in (zero, down, dpo))]
+    first = [i for i, epoch in enumerate(shared) if 0 < epoch <= 1]  # all that was measured in it
 
     return {
         "all three widen the margin between winning and losing rewards": all(
@@ -99,8 +103,8 @@ def of_trajectories(zero: Trajectory, down: Trajectory, dpo: Trajectory) -> dict
         "APO-down ends with the lowest of both of the three": all(
             d < min(others) for d, *others in zip(last(down), last(zero), last(dpo), strict=True)
         ),
-        "DPO is nearer to APO-zero in the first epoch": is_nearer_to_zero(0),
-        "DPO is nearer to APO-down in the last": not is_nearer_to_zero(-1),
+        "DPO is nearer to APO-zero in the first epoch": is_nearer_to_zero(first),
+        "DPO is nearer to APO-down in the last": not is_nearer_to_zero([-1]),
     }
 
 

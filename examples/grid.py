@@ -10,16 +10,18 @@
     score: "{python} -m my.scorer {run}"     writes RUN/eval/scores.jsonl; any program
     out: runs/grid
 
-A run is a process, OUT/seed-S/DATA/LOSS its folder and what it says its log.txt; the same command goes on where it was
-stopped. The reference's log-probs are computed once for each data set. It ends in OUT/report/report.html, whose first
-table has each cell's gain over the base model: the mean and deviation over seeds.
+All of it is checked before the first run begins: rows, flags, objectives, model, scorer. A run is a process,
+OUT/seed-S/DATA/LOSS its folder and what it says its log.txt; SIGTERM and Ctrl-C let those that run save their state and
+end them, and the same command goes on where it was stopped. The reference's log-probs are computed once for each data
+set. It ends in OUT/report/report.html, whose first table has each cell's gain over the base model: the mean and
+deviation over seeds.
 """
 
+import importlib.util
 import os
 import re
 import shlex
 import shutil
-import subprocess
 import sys
 import threading
 import time
@@ -31,11 +33,13 @@ from statistics import fmean, stdev
 from typing import Any, NamedTuple
 
 from engine.config import ALIASES, TrainConfig, trl_names
+from engine.inputs import TrainingInputs
 from engine.step import Objective
 from eval import checkpoints, contrast_run, report
 from eval.runs import Run, deltas, headlines, read_runs
 from eval.tables import Table, number
-from system import InputError, RunError, cli
+from examples.children import Children
+from system import InputError, cli
 
 EXAMPLE = "python -m examples.grid --config grid.yaml"
 NAMES = ("--model", "model", "--data", "data", "--out", "out")  # what engine.train has to be told to look at the rest
@@ -192,8 +196,10 @@ def run_all(
 ) -> None:
     """Trains and scores every cell, as many side by side as asked; what is done already is left as it is.
 
-    more: flags of engine.train for all. Raises RunError for the first run that fails, after those beside it.
+    more: flags of engine.train for all. Raises InputError, before the first run begins, for what any of them could not
+    use; RunError for the first run that fails, after those beside it; Stopped where a signal ended them.
     """
+    check_all(cells, out, model=model, settings=settings, score=score, more=more or {})
     start, n_done, lock, took = time.perf_counter(), 0, threading.Lock(), []
     env = os.environ | {"OMP_NUM_THREADS": str(max(1, (os.cpu_count() or 1) // at_once))}
 
@@ -201,9 +207,14 @@ def run_all(
         nonlocal n_done
         begun = time.perf_counter()
         where = folder(out, cell)
-        is_new = _train_one(cell, where, out, env, model, settings, more or {})
+        log = where.parent / f"{where.name}.log"
+        is_new = not checkpoints.is_over(where)
+        if is_new:
+            where.parent.mkdir(parents=True, exist_ok=True)
+            told = _told(_flags(cell, model, more or {}), where, out, settings)
+            children.run([sys.executable, "-m", "engine.train", *told], log, env)
         if score:
-            _call(_scorer(score, where), where.parent / f"{where.name}.log", env)
+            children.run(_scorer(score, where), log, env)
         contrast_run.measure(where)
         with lock:
             n_done += 1
@@ -214,7 +225,7 @@ def run_all(
             said = f"[{passed / 60:4.1f} min, about {left / 60:.0f} left] {n_done} of {len(cells)}"
             print(f"{said}: {cell.loss} on {cell.data}, seed {cell.seed}: {seconds}", file=sys.stderr, flush=True)
 
-    with ThreadPoolExecutor(at_once) as pool:
+    with Children() as children, ThreadPoolExecutor(at_once) as pool:
         jobs = [pool.submit(work, cell) for cell in cells]
         try:
             for job in jobs:
@@ -224,23 +235,48 @@ def run_all(
             raise
 
 
-def _train_one(
-    cell: Cell, where: Path, out: Path, env: dict[str, str], model: str, settings: str | None, more: Mapping[str, str]
-) -> bool:
-    """Trains a cell; False where it was done already."""
+def _flags(cell: Cell, model: str, more: Mapping[str, str]) -> dict[str, str]:
+    """What engine.train is told of a cell."""
     loss, own = parse_loss(cell.loss)
     flags = {"model": model, "data": str(cell.file), "loss": loss, "lr": str(cell.lr), "seed": str(cell.seed)}
-    flags |= {**more, **dict(cell.flags), **own}
-    if checkpoints.is_over(where):
-        check_same(where, flags, settings)
-        return False
-    command = [sys.executable, "-m", "engine.train", "--out", str(where), "--resume"]
-    command += ["--reference-cache", str(out / "reference")]
-    command += ["--config", settings] if settings else []
-    command += _spelt(flags)
-    where.parent.mkdir(parents=True, exist_ok=True)
-    _call(command, where.parent / f"{where.name}.log", env)
-    return True
+    return flags | {**more, **dict(cell.flags), **own}
+
+
+def _told(flags: Mapping[str, str], where: Path, out: Path, settings: str | None) -> list[str]:
+    """The same as it is typed, with where a run is."""
+    made = ["--out", str(where), "--resume", "--reference-cache", str(out / "reference")]
+    return [*made, *(["--config", settings] if settings else []), *_spelt(flags)]
+
+
+def check_all(
+    cells: Sequence[Cell], out: Path, *, model: str, settings: str | None, score: str | None, more: Mapping[str, str]
+) -> None:
+    """Raises InputError for whatever a cell could not use, all of it at once: its flags, its rows in the form that its
+    objective takes, the model, a finished run that was told something else, the scorer. Seeds change none of these.
+    """
+    faults: dict[str, None] = {}
+    checked = set[tuple[Any, ...]]()
+    for cell in cells:
+        where, flags = folder(out, cell), _flags(cell, model, more)
+        try:
+            if score:
+                _scorer(score, where)
+            if checkpoints.is_over(where):
+                check_same(where, flags, settings)
+                continue
+            if (alike := cell._replace(seed=0)) in checked:
+                continue
+            checked.add(alike)
+            told = _told(flags, where, out, settings)
+            TrainingInputs(
+                cli.parse(TrainConfig, told, command="engine.train", example=EXAMPLE, peer=trl_names, aliases=ALIASES)
+            )
+        except InputError as fault:
+            faults[f"{cell.loss} on {cell.data}: {fault}" if not str(fault).startswith("--score") else str(fault)] = (
+                None
+            )
+    if faults:
+        raise InputError("\n".join(["the grid cannot run as it is:", *(f"  {fault}" for fault in faults)]))
 
 
 def check_same(where: Path, flags: Mapping[str, str], settings: str | None) -> None:
@@ -300,16 +336,19 @@ def _scorer(score: str, where: Path) -> list[str]:
         ) from None
     if "{run}" not in score or not command or shutil.which(command[0]) is None:
         raise InputError(f"--score: {score}: there has to be a program, and {{run}} where it is told the run's folder")
+    if script := next((word for word in command[1:2] if word.endswith(".py") and not Path(word).is_file()), None):
+        raise InputError(f"--score: {score}: there is no file {script}")
+    if command[:2] == [sys.executable, "-m"] and not _is_module("".join(command[2:3])):
+        raise InputError(f"--score: {score}: there is no module {''.join(command[2:3])!r}")
     return command
 
 
-def _call(command: Sequence[str], log: Path, env: dict[str, str]) -> None:
-    """Runs a command, its words in a log. Raises RunError with the last of them where it fails."""
-    with open(log, "a") as file:
-        done = subprocess.run(command, stdout=file, stderr=subprocess.STDOUT, env=env, check=False)
-    if done.returncode:
-        said = log.read_text().strip().splitlines()
-        raise RunError(f"{log}: {said[-1] if said else 'nothing was said'} (exit code {done.returncode})")
+def _is_module(name: str) -> bool:
+    """Whether this interpreter finds a module from where it is."""
+    try:
+        return importlib.util.find_spec(name) is not None
+    except (ImportError, ValueError):
+        return False
 
 
 # --- what came out -------------------------------------------------------------------------------------------------

@@ -54,9 +54,10 @@ differs from pair to pair.
 
 **What a row has to hold** beside its texts: `chosen_score` and `rejected_score` (or `scores` beside `completions`, or
 `score` beside a `completion`) where scores are needed; `own_score` for the model's own answer, by the same scorer;
-`value`, what the policy scores on the prompt; `weight`; `chosen_prob` and `rejected_prob`, win rates against the
-policy's own samples; `quantile` for qrpo; for an objective of yours whatever number it names. Pairs serve unpaired
-objectives too: each makes two labelled responses.
+`value`, what the policy scores on the prompt; `chosen_prob` and `rejected_prob`, win rates against the
+policy's own samples; `quantile` for qrpo; for an objective of yours whatever number it names. A row's `weight`
+multiplies its loss under every objective; `bco` takes it itself. Pairs serve unpaired objectives too: each makes two
+labelled responses.
 
 **One of your own** is a function behind `@loss(name, data=..., reference=...)`, from `losses`
 ([README](../README.md#add-an-objective) has one whole). `data` says what it is given: "pairs" `(chosen, rejected)`,
@@ -74,12 +75,14 @@ run again: the new one holds. `losses/registry.py` says it exactly.
 
 **A step is the unit.** The loss of a step is the mean over its examples over all ranks. Objectives with a statistic of
 the step get the whole step at once, so that micro-batches and ranks change nothing; with several micro-batches a rank
-computes each twice, about a third more work.
+computes each twice, about a third more work. KTO's mismatched sequences are computed ahead, without gradient: an
+objective of yours with `needs=("mismatched",)` gets them so, for the whole step.
 
 A mixture takes objectives of different forms where rows are pairs; `kto` alone, whose mismatched sequences need
 labelled rows, mixes with unpaired objectives only, or with its anchor fixed (`--kto.kl 0`).
 
-**References that move.** `--reference-update soft|hard` lets the reference follow the policy every
+**Other references.** `--reference-model` measures against any model of the same vocabulary, not what the policy starts
+from. **References that move.** `--reference-update soft|hard` lets the reference follow the policy every
 `--reference-update-steps` (TR-DPO, arXiv 2404.09656); `--stages K` trains on the rows in K parts, each measured against
 where the one before ended (sDPO, arXiv 2403.19270); iterative rounds are runs that start from the last one's epoch.
 

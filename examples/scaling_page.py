@@ -6,6 +6,7 @@ A test compares the page with what this would write.
 """
 
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -50,6 +51,10 @@ DISK = """GB of the paper's 18 epoch folders by `--save-dtype`, and of a state w
 `--keep-checkpoints 3` keeps three folders, a sixth of that; `--state-every 0` keeps no state but that of a run that is
 stopped.
 """
+ADAMW = """The same with `--optimizer adamw`, which keeps two means of every number; `--square-avg bfloat16` is of both.
+Without clipping a step is one pass, so that smaller steps take less. Muon (`--optimizer muon`) does not go with split
+masters: it needs whole ones, 141 GB of one GPU or 80 of each of two.
+"""
 TAIL = """
 ## Where this design stops
 
@@ -75,6 +80,10 @@ def page() -> str:
     """The page's text."""
     lines = ["## One GPU", "", "| model | layout | GB | pass | hours |", "|---|---|---|---|---|"]
     lines += [_one_gpu(way) for way in ({"master_weights": "float32"}, *plan.WAYS)]
+    adamw: dict[str, Any] = {"optimizer": "adamw"}
+    lines += ["", ADAMW, *lines[2:4]]
+    ways = ({"master_weights": "float32"}, *plan.WAYS, plan.WAYS[-1] | {"batch_size": 14})
+    lines += [_one_gpu(way | adamw) for way in ways]
     lines += ["", "## Many GPUs of 80 GB", ""]
     lines += ["| model | GPUs | layout | pairs a step | GB | s a step: computing, communicating | hours |"]
     lines += ["|" + "---|" * 7]
@@ -102,7 +111,8 @@ def _one_gpu(way: dict) -> str:
     config = TrainConfig(model="", data=("",), out="", **way)
     found = _plan("llama3-8b", config, 1, MEMORY)
     s, size = found.memory, memory.total(found.memory) / 1e9
-    said = plan.flags(way) if way["master_weights"] == "split" else "float32 masters, whole"
+    layout = {name: value for name, value in way.items() if name != "optimizer"}
+    said = plan.flags(layout) if way["master_weights"] == "split" else "float32 masters, whole"
     if not found.fits:
         return f"| llama3-8b | `{said}` | {size:.0f}: too much | | |"
     again = f", {s.n_recomputed} blocks again" if s.n_recomputed else ""

@@ -163,12 +163,12 @@ def discopop(chosen: Responses, rejected: Responses, *, beta: float = 0.05, tau:
 def ln_dpo(chosen: Responses, rejected: Responses, *, beta: float = 0.1) -> Result:
     """DPO on log-ratios per token.
 
-    loss = sp(-beta (x_w / n_w - x_l / n_l)). The logged rewards are per token too.
+    loss = sp(-beta (x_w / n_w - x_l / n_l)). The logged rewards are of sums, as every objective's of the kind.
     When: long answers should not weigh by their length. Source: arXiv 2411.15124 (Tulu 3); TRL `sigmoid_norm`.
     """
-    r_w = beta * chosen.logratios / lengths_of(chosen)
-    r_l = beta * rejected.logratios / lengths_of(rejected)
-    return Result(softplus(r_l - r_w), r_w.detach(), r_l.detach())
+    per_w = beta * chosen.logratios / lengths_of(chosen)
+    per_l = beta * rejected.logratios / lengths_of(rejected)
+    return Result(softplus(per_l - per_w), *_rewards(beta, chosen, rejected))
 
 
 @loss("wpo_sequence", data="pairs", reference=True, needs=("lengths",))

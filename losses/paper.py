@@ -123,6 +123,7 @@ def kto_pair(
     *,
     beta: float = 0.1,
     detach: bool = True,
+    anchor_size: int | None = None,
     kl_chosen: float | None = None,
     kl_rejected: float | None = None,
 ) -> Result:
@@ -131,18 +132,23 @@ def kto_pair(
     z_w = max(0, mean x_w), z_l = max(0, mean x_l) over the step; loss = (s(-beta (x_w - z_l)) + s(-beta (z_w - x_l)))
     / 2: TRL's kto_pair (0.7.5 to 0.9.4), eq. 9 of arXiv 2408.06266. detach=False lets gradient flow through the
     anchors, as those releases did; arXiv 2402.01306 says that they get none. Starts at 1/2.
+    anchor_size: the means are over so many pairs in the step's order, and over what is left at its end: what one device
+    held there. Those releases are detach=False with anchor_size their per-device batch; gradients then flow through
+    anchors of few pairs, which moves a winner more than the whole step's anchor does.
     When: KTO on pairs without mismatched sequences, as the paper's tables have it.
     chosen, rejected: logps, ref_logps [n] of the whole step over all ranks, float32 or float64, nats. beta > 0, per
     nat. kl_chosen, kl_rejected: fixed z_w, z_l in nats.
-    Returns losses [n], detached rewards [n], and the metric kl (the mean of both anchors).
+    Returns losses [n], detached rewards [n], and the metric kl (the mean of both anchors). Raises LossError for an
+    anchor_size below 1.
     """
+    if anchor_size is not None and anchor_size < 1:
+        raise LossError(f"kto_pair: anchor_size is {anchor_size}; it has to be 1 pair at least")
     x_w, x_l = chosen.logratios, rejected.logratios
-    z_w = _anchor(x_w) if kl_chosen is None else torch.as_tensor(kl_chosen, dtype=x_w.dtype, device=x_w.device)
-    z_l = _anchor(x_l) if kl_rejected is None else torch.as_tensor(kl_rejected, dtype=x_l.dtype, device=x_l.device)
+    z_w, z_l = _anchors(x_w, anchor_size, kl_chosen), _anchors(x_l, anchor_size, kl_rejected)
     if detach:
         z_w, z_l = z_w.detach(), z_l.detach()
     losses = (torch.sigmoid(beta * (z_l - x_w)) + torch.sigmoid(beta * (x_l - z_w))) / 2
-    return Result(losses, beta * x_w.detach(), beta * x_l.detach(), {"kl": ((z_w + z_l) / 2).detach()})
+    return Result(losses, beta * x_w.detach(), beta * x_l.detach(), {"kl": ((z_w + z_l) / 2).mean().detach()})
 
 
 @loss("sft", data="single")
@@ -171,3 +177,12 @@ def sft(
 def _anchor(logratios: Tensor) -> Tensor:
     """max(0, mean): the non-negative estimate of the KL that KTO anchors on; clamped once, after the mean."""
     return logratios.mean().clamp(min=0)
+
+
+def _anchors(logratios: Tensor, size: int | None, given: float | None) -> Tensor:
+    """A given anchor or that of all, [], or, for each, that of the group of so many that it stands in, [n]."""
+    if given is not None:
+        return torch.as_tensor(given, dtype=logratios.dtype, device=logratios.device)
+    if size is None:
+        return _anchor(logratios)
+    return torch.cat([_anchor(group).expand(len(group)) for group in logratios.split(size)])

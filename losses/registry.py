@@ -108,6 +108,11 @@ class Loss:
         return self.function(*columns, **arguments)
 
     @property
+    def weighs_rows(self) -> bool:
+        """Whether it is given the rows' weights, and says itself what they do; other losses are multiplied by them."""
+        return "weights" in self.injected or "weight" in self.fields
+
+    @property
     def summary(self) -> str:
         """The first line of the function's docstring."""
         return (inspect.getdoc(self.function) or "").partition("\n")[0]
@@ -165,7 +170,7 @@ def loss(
             level=level,
             reference=reference,
             needs=frozenset(needs),
-            whole_step=whole_step or state or "mismatched" in needs,  # an anchor is known before the first loss
+            whole_step=whole_step or state,
             state=state,
             side=side,
             defaults=types.MappingProxyType({name: keywords[name].default for name in read_as}),

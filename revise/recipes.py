@@ -219,6 +219,12 @@ class OffPolicyConfig(PromptsConfig):
     """Not looked at."""
     target_name: str | None = None
     """Not looked at."""
+    chat_template: str | None = None
+    """Not looked at."""
+    chat_template_kwargs: str | None = None
+    """Not looked at."""
+    template_date: str | None = None
+    """Not looked at."""
     config: str | None = None
     """YAML file of settings, named as the flags are; flags win over it."""
 
@@ -259,6 +265,7 @@ def off_policy_main(argv: Sequence[str]) -> None:
     """The command."""
     config = cli.parse(OffPolicyConfig, argv, command="python -m revise judge-off-policy", example=OFF_POLICY_EXAMPLE)
     others = ("store", "endpoint", "model", "target_model", "target_endpoint", "target_name")
+    others += ("chat_template", "chat_template_kwargs", "template_date")
     if given := [f"--{name.replace('_', '-')}" for name in others if getattr(config, name)]:
         cli.notify(f"judge-off-policy asks nobody: {', '.join(given)} not looked at")
     pairs.check_out(Path(config.out), config.prompts)

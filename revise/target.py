@@ -5,6 +5,7 @@ random numbers of its own, drawn from its request's key: the same seed gives the
 """
 
 import dataclasses
+import hashlib
 import itertools
 import time
 from collections.abc import Iterable, Iterator
@@ -13,6 +14,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from tqdm import tqdm
 
+from data.text import TemplateSettings
 from revise.client import (
     Answered,
     ClientConfig,
@@ -41,7 +43,7 @@ CHUNK = 256  # answers that are sampled and stored together
 
 
 @dataclass(frozen=True, kw_only=True)
-class TargetConfig:
+class TargetConfig(TemplateSettings):
     """Whose own answers the pairs are made of, and how they are drawn."""
 
     target_model: str | None = None
@@ -67,6 +69,9 @@ class TargetConfig:
     """Of a model that answers here. Unset: bfloat16 on CUDA, float32 on the CPU."""
 
     def __post_init__(self) -> None:
+        TemplateSettings.__post_init__(self)
+        if self.given and self.target_model is None:
+            raise InputError(f"{self.given[0]}: is of --target-model, which answers here; leave it out")
         if self.target_model is not None and self.target_endpoint:
             raise InputError("--target-model and --target-endpoint: give the one or the other")
         for base in self.target_endpoint:
@@ -97,6 +102,7 @@ class Target:
         """How its server is asked, at its own prices."""
         self._answerer = _open(config) if config.target_model else None
         self._fingerprint = self._answerer.digest if self._answerer else ""
+        self._template = _template_facts(config, self._answerer) if self._answerer else {}
         if self._answerer is not None and self._answerer.chat is None:
             raise InputError(f"{config.target_model}: has no tokenizer, and answers have to be text")
 
@@ -123,7 +129,7 @@ class Target:
         if self._answerer is None:
             body["model"] = c.target_name
             return [Request(body, sample, item.occurrence) for sample in range(self.n)]
-        body |= {"model": self._fingerprint, "seed": self._seed}
+        body |= {"model": self._fingerprint, "seed": self._seed, **self._template}
         return [Request(body, sample, item.occurrence, path="local") for sample in range(self.n)]
 
     @property
@@ -133,7 +139,9 @@ class Target:
         named: dict[str, Any] = {"temperature": c.target_temperature, "top_p": c.target_top_p}
         named |= {"max_tokens": c.target_max_tokens}
         return named | (
-            {"seed": self._seed, "model": self._fingerprint} if self._answerer else {"model": c.target_name}
+            {"seed": self._seed, "model": self._fingerprint, **self._template}
+            if self._answerer
+            else {"model": c.target_name}
         )
 
     def wanted(self, prompts: Iterable[Item]) -> Iterator[Request]:
@@ -207,7 +215,21 @@ class Target:
 def _open(config: TargetConfig) -> "Answerer":
     from engine.generate import Answerer
 
-    return Answerer.open(str(config.target_model), config.dtype)
+    return Answerer.open(str(config.target_model), config.dtype, config)
+
+
+def _template_facts(config: TargetConfig, answerer: "Answerer") -> dict[str, Any]:
+    """What of an answer's key the flags of the template are: none where none is given, as before there were such."""
+    if answerer.chat is None or not config.given:
+        return {}
+    template, made = answerer.chat.template, {}
+    if config.chat_template is not None:
+        made["chat_template"] = hashlib.sha256(template.source.encode()).hexdigest()[:16]
+    if config.kwargs:
+        made["kwargs"] = config.kwargs
+    if config.template_date is not None and template.day is not None:
+        made["date"] = template.day.isoformat()
+    return {"template": made} if made else {}
 
 
 def _stored(request: Request, answerer: "Answerer", answer: "Answer", n_prompt: int) -> Row:

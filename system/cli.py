@@ -46,8 +46,9 @@ class Peer(Protocol):
     """A module that knows another program's names of our settings."""
 
     @property
-    def translate(self) -> Callable[[dict[str, Any], Callable[[str], None]], dict[str, Any]]:
-        """Settings in our names; what was done is said sentence by sentence."""
+    def translate(self) -> Callable[[dict[str, Any], Callable[[str], None], Mapping[str, str]], dict[str, Any]]:
+        """Settings in our names; what was done is said sentence by sentence. The last argument is what is typed beside
+        the file, and wins over it: flags ("-" as "_") and their first values."""
         ...
 
     @property
@@ -344,7 +345,7 @@ def _from_file(argv: Sequence[str], known: dict[str, Flag], peer: Peer | None, a
     settings.pop(FACTS, None)
     if peer is not None:
         try:
-            settings = peer.translate(settings, lambda said: notify(f"{path}: {said}"))
+            settings = peer.translate(settings, lambda said: notify(f"{path}: {said}"), _typed(argv))
         except InputError as fault:
             raise InputError(f"{path}: {fault}") from None
     for key, value in settings.items():
@@ -371,19 +372,29 @@ def _from_file(argv: Sequence[str], known: dict[str, Flag], peer: Peer | None, a
     return made
 
 
+def _typed(argv: Sequence[str]) -> dict[str, str]:
+    """Flags that are typed ("-" as "_"), with the first value of each; "" where it has none."""
+    found: dict[str, str] = {}
+    for argument, behind in zip(argv, [*argv[1:], ""], strict=True):
+        if argument.startswith("--"):
+            name, equals, value = argument.removeprefix("--").partition("=")
+            found[name.replace("-", "_")] = value if equals else "" if behind.startswith("--") else behind
+    return found
+
+
 def _take_dotted(argv: Sequence[str], allowed: bool) -> tuple[list[str], dict[str, str]]:
     """--NAME.argument VALUE taken out of argv: hyperparameters, which whoever knows their names will check."""
     rest: list[str] = []
     dotted: dict[str, str] = {}
     arguments = iter(argv)
     for argument in arguments:
-        match = re.fullmatch(r"--(\w+\.\w+)(?:=(.*))?", argument) if allowed else None
+        match = re.fullmatch(r"--(\w+\.[\w-]+)(?:=(.*))?", argument) if allowed else None
         if match is None:
             rest.append(argument)
         elif (value := match[2] if match[2] is not None else next(arguments, None)) is None:
             raise InputError(f"{argument} needs a value")
         else:
-            dotted[match[1]] = value
+            dotted[match[1].replace("-", "_")] = value
     return rest, dotted
 
 

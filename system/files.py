@@ -72,6 +72,15 @@ def remove_folder(path: Path) -> None:
     shutil.rmtree(away)
 
 
+def link_to(path: Path, name: str) -> None:
+    """Makes a path a link to what is called `name` beside it, in place of another link: never is there none."""
+    temporary = temporary_of(path)
+    temporary.unlink(missing_ok=True)
+    temporary.symlink_to(name)
+    os.replace(temporary, path)
+    sync(path.parent)
+
+
 def numbered(folder: Path, prefix: str) -> list[tuple[int, Path]]:
     """What is called `prefix` and a number in a folder, by number; nothing that is half written or on its way out."""
     found = ((p.name.removeprefix(prefix), p) for p in folder.glob(f"{prefix}*"))

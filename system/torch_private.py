@@ -7,6 +7,7 @@ names it. Imports stand where they are needed: one brings the compiler, and --he
 from typing import Any
 
 from system.cli import notify
+from system.errors import InputError
 
 DESCRIBES_STATES = (
     "Metadata", "MetadataIndex", "TensorStorageMetadata", "TensorProperties", "ChunkStorageMetadata", "StorageMeta",
@@ -40,3 +41,16 @@ def default_store() -> Any:
         notify("this torch does not give out what ranks share: a rank that is lost will not be named")
         return None
     return give()
+
+
+def orthogonalise(matrix: Any) -> Any:
+    """The nearest matrix of orthogonal rows or columns, about, in bf16: Newton-Schulz as torch.optim.Muon does it.
+
+    May write into the matrix that it is given. Raises InputError where torch has it elsewhere.
+    """
+    from torch.optim import _muon
+
+    make = getattr(_muon, "_zeropower_via_newtonschulz", None)
+    if make is None:
+        raise InputError("--optimizer muon: this torch has another Muon than 2.11 to 2.13; take --optimizer adamw")
+    return make(matrix, (_muon.DEFAULT_A, _muon.DEFAULT_B, _muon.DEFAULT_C), _muon.DEFAULT_NS_STEPS, _muon.EPS)

@@ -9,6 +9,7 @@ import torch
 PACKAGES = (
     "torch", "triton", "numpy", "safetensors", "tokenizers", "sentencepiece", "protobuf", "tiktoken", "transformers",
     "trl", "huggingface_hub", "httpx", "Jinja2", "PyYAML", "tqdm", "tyro", "tensorboard", "rapidfuzz", "pyarrow",
+    "wandb", "trackio", "mlflow",
 )  # fmt: skip
 """What the program uses, and what its results are compared with."""
 

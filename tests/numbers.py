@@ -27,8 +27,6 @@ FLAGS = [
     "16",
     "--lr",
     "1e-4",
-    "--warmup-steps",
-    "3",
     "--eval-pairs",
     "32",
     "--dtype",

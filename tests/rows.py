@@ -18,18 +18,18 @@ def ratings(i):
         "own_score": (0, 2.5, 9)[i % 3],
         "quantile": i % 11 / 10,
     }
-    return scores | {"chosen_prob": 0.9, "rejected_prob": 0.2, "value": i % 5 / 4, "weight": 0.5 + i % 3}
+    return scores | {"chosen_prob": 0.9, "rejected_prob": 0.2, "value": i % 5 / 4}
 
 
-def id_rows(n, seed=0, vocabulary=101, form="pairs"):
-    """Rows of token ids of unequal lengths."""
+def id_rows(n, seed=0, vocabulary=101, form="pairs", *, weigh=False):
+    """Rows of token ids of unequal lengths. weigh: whether each has a weight."""
     rng = np.random.default_rng(seed)
 
     def ids(most):
         return rng.integers(2, vocabulary, rng.integers(1, most)).tolist()
 
     rows = [{"prompt_ids": ids(9), "chosen_ids": ids(14), "rejected_ids": ids(14)} for _ in range(n)]
-    rows = [row | ratings(i) for i, row in enumerate(rows)]
+    rows = [row | ratings(i) | ({"weight": 0.5 + i % 3} if weigh else {}) for i, row in enumerate(rows)]
     if form == "unpaired":
         return [
             {"prompt_ids": r["prompt_ids"], "completion_ids": r["chosen_ids"], "label": bool(i % 3)}

@@ -30,12 +30,13 @@ ROOMS = {  # of engine/: what each may import of the others, through their faces
     "weights": {"model", "config"},
     "distributed": {"model", "config"},
     "planning": {"model", "config"},
+    "tracking": set(),
 }
 ROOMS["optim"] = ROOMS["sampling"] = {*ROOMS}
 ROOMS["step"] = {*ROOMS}
 ROOMS["run"] = {*ROOMS}
 DOORS = {"inputs": {*ROOMS}}
-DOORS |= {command: {*ROOMS, "inputs"} for command in ("train", "score", "generate", "plan", "convert")}
+DOORS |= {command: {*ROOMS, "inputs"} for command in ("train", "score", "generate", "plan", "convert", "publish")}
 ROOMS["bench"] = {*ROOMS, *DOORS}
 DOORS["bench_generation"] = {"bench"}
 MOST_AT_THE_DOOR = 12
@@ -331,7 +332,8 @@ def commands():
 
 def test_the_commands_are_these():
     of_the_engine = [
-        f"engine.{name}" for name in ("bench.__main__", "bench_generation", "convert", "generate", "plan", "score")
+        f"engine.{name}"
+        for name in ("bench.__main__", "bench_generation", "convert", "generate", "plan", "publish", "score")
     ]
     of_the_engine += ["engine.train"]
     of_revise = ["revise.__main__", "revise.bench"]
@@ -349,7 +351,7 @@ def test_a_command_explains_itself(command):
     )
     out, err = asked.communicate(timeout=120)
     assert (asked.returncode, err) == (0, "")
-    assert command in out and re.search(r"--(model|shape|tokenizer|html|seconds|prompts)\b", out)
+    assert command in out and re.search(r"--(model|shape|tokenizer|html|seconds|prompts|repo)\b", out)
     out, err = bare.communicate(timeout=120)
     assert (bare.returncode, out) == (2, "")
     assert re.fullmatch(r"error: .+\n", err)  # one line, hence no traceback

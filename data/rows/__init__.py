@@ -1,8 +1,17 @@
 """Rows in, examples out: sources (files, folders, hub ids), rows of JSON, CSV and parquet, records, token ids."""
 
-from data.rows.dataset import RowSettings, count_repeated, digest, find_cut, hold_out, open_model, read_examples
+from data.rows.dataset import (
+    RowSettings,
+    count_repeated,
+    digest,
+    find_cut,
+    hold_out,
+    open_folder,
+    open_model,
+    read_examples,
+)
 from data.rows.examples import Cut, Example, encode, in_form
-from data.rows.hub import find_model
+from data.rows.hub import find_model, is_hub_id
 from data.rows.json_rows import load_rows, parse_row, read_lines
 from data.rows.limits import Limits, TooLong
 from data.rows.records import (
@@ -39,8 +48,10 @@ __all__ = [
     "find_model",
     "hold_out",
     "in_form",
+    "is_hub_id",
     "load_preferences",
     "load_rows",
+    "open_folder",
     "open_model",
     "parse_record",
     "parse_row",

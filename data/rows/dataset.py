@@ -6,8 +6,10 @@ Rows flow through one chunk at a time; only token ids stay, so that memory does 
 """
 
 import hashlib
+import math
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
@@ -37,7 +39,7 @@ class RowSettings(ReadingSettings, TemplateSettings):
     """Longer responses lose their end, and with it the end-of-turn token. Unset: 512, or none with --max-tokens."""
     max_tokens: int | None = None
     """Most tokens of prompt and response together. Alone it is the rule of TRL 1.16: responses lose their end, prompts
-    that leave no room for one are left out and counted."""
+    that leave no room for one are left out and counted. 0: no limit, of the parts neither but where it is named."""
     keep_prompt: Literal["end", "start"] = "end"
     """Which part of a prompt that is too long stays; BOS and the template's headers always do."""
     beyond_context: bool = False
@@ -48,9 +50,11 @@ class RowSettings(ReadingSettings, TemplateSettings):
             part.__post_init__(self)
         for name in ("max_prompt_tokens", "max_response_tokens", "max_tokens"):
             value = getattr(self, name)
-            if value is not None and not 1 <= value <= 2**24:
+            if value is None or (name == "max_tokens" and value == 0):
+                continue
+            if not 1 <= value <= 2**24:
                 raise InputError(f"--{name.replace('_', '-')}: {value} is not above 0, or above {2**24:,}")
-        if self.max_tokens is not None and (self.max_prompt_tokens or 1) >= self.max_tokens:
+        if self.max_tokens and (self.max_prompt_tokens or 1) >= self.max_tokens:
             raise InputError(
                 f"--max-tokens: {self.max_tokens} leaves no response beside a prompt of {self.max_prompt_tokens or 1}; "
                 "raise it, or lower --max-prompt-tokens"
@@ -63,7 +67,7 @@ class RowSettings(ReadingSettings, TemplateSettings):
     @property
     def limits(self) -> Limits:
         """How much of a row is used, whatever the model's context."""
-        return Limits(**self.cuts, tokens=self.max_tokens, keep_prompt=self.keep_prompt)
+        return Limits(**self.cuts, tokens=self.max_tokens or None, keep_prompt=self.keep_prompt)
 
     def limits_in(self, context: int | None) -> Limits:
         """How much of a row is used with a model of that context; None: it is not known."""
@@ -183,17 +187,31 @@ def open_model(name: str, settings: TemplateSettings = NO_SETTINGS) -> tuple[Pat
 
     Raises InputError where one of them cannot be used.
     """
-    try:
+    folder, tokenizer = open_folder(name)
+    if tokenizer is not None:
+        with _readable(name):
+            return folder, Chat(tokenizer, settings)
+    if settings.given:
+        raise InputError(f"{settings.given[0]}: {folder} has no tokenizer, and renders no template; leave it out")
+    return folder, None
+
+
+def open_folder(name: str) -> tuple[Path, Tokenizer | None]:
+    """The folder of a model and its tokenizer; None where it has none. Raises InputError where it cannot be used."""
+    with _readable(name):
         folder = find_model(name)
         if not (folder / "config.json").exists() and (folder / "adapter_config.json").exists():
             raise InputError(f"{folder}: an adapter, and no config.json; merge it into its model, and give that folder")
         if not (folder / "config.json").exists():
             raise InputError(f"{folder}: no config.json; give a checkpoint folder in Hugging Face's layout")
-        if has_tokenizer(folder):
-            return folder, Chat(Tokenizer(folder), settings)
-        if settings.given:
-            raise InputError(f"{settings.given[0]}: {folder} has no tokenizer, and renders no template; leave it out")
-        return folder, None
+        return folder, Tokenizer(folder) if has_tokenizer(folder) else None
+
+
+@contextmanager
+def _readable(name: str) -> Iterator[None]:
+    """Inside, a file of a model's that cannot be read is an InputError."""
+    try:
+        yield
     except OSError as fault:
         raise InputError(f"{fault.filename or name}: cannot be read ({fault.strerror}); change its mode") from None
 
@@ -292,12 +310,15 @@ def _check_fits(chat: Chat, n_ids: int) -> None:
             )
 
 
-def hold_out(rows: Sequence[Example], n: int, seed: int) -> tuple[list[Example], list[Example]]:
+def hold_out(rows: Sequence[Example], n: float, seed: int) -> tuple[list[Example], list[Example]]:
     """The rows without n drawn ones, and these. A row that is taken several times is held out with all of them.
+
+    n: below 1 a share of them, rounded up.
 
     Raises InputError where none would be left to train on.
     """
     by_location = {e.location: e for e in rows}
+    n = math.ceil(n * len(by_location)) if n < 1 else int(n)
     if n >= len(by_location):
         raise InputError(f"--eval-pairs: {n} of {len(by_location)} rows leave none to train on; lower it")
     locations = list(by_location)

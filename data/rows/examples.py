@@ -59,15 +59,9 @@ class Example(NamedTuple):
             return values
         return tuple(x[flags] for x, flags in zip(values, self.predicted, strict=True))
 
-    def beside(self, other: "Example") -> "Example":
-        """The example with a further response, the first one of another, and what both rows say of tokens."""
-        said = {name: (getattr(self, name), getattr(other, name)) for name in ("revised", "token_weights")}
-        both = {
-            name: (*ours, theirs[0]) for name, (ours, theirs) in said.items() if ours is not None and theirs is not None
-        }
-        if self.predicted is not None or other.predicted is not None:
-            both["predicted"] = (*_flags(self), _flags(other)[0])
-        return self._replace(responses=(*self.responses, other.responses[0]), **both)
+    def answered_by(self, other: "Example") -> "Example":
+        """The prompt with the first response of another example, and with what that row says of the response."""
+        return other.only(slice(0, 1), other.label)._replace(location=self.location, prompt=self.prompt)
 
     def only(self, which: slice, label: bool | None) -> "Example":
         """The prompt with some of the responses, and with what is theirs."""
@@ -79,10 +73,6 @@ class Example(NamedTuple):
             token_weights=self.token_weights and self.token_weights[which],
             predicted=self.predicted and self.predicted[which],
         )
-
-
-def _flags(e: Example) -> tuple[np.ndarray, ...]:
-    return tuple(np.ones(len(ids), dtype=bool) for ids in e.responses) if e.predicted is None else e.predicted
 
 
 class Cut(NamedTuple):

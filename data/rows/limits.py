@@ -6,6 +6,8 @@
     --max-tokens N --max-prompt-tokens P              as in TRL 0.9: where prompt and longest response exceed N, the
                                                       prompt is cut to P, then, if need be, the responses to N - P
 
+    --max-tokens 0                                    nothing is cut; with one of the first two, that part alone
+
 With --max-tokens a --max-response-tokens that is named cuts responses first. Of which end a prompt is cut, and that its
 template's own tokens stay, is data/rows/examples.py's.
 """

@@ -51,7 +51,7 @@ def ratings(row: Fields, names: tuple[str, ...] = ("",), *, asked: Sequence[str]
         optional(row, "own_score", "score_own"),
         known_probs,
         _plain(row, "value"),  # names of so many meanings that text under them is none of ours
-        _plain(row, "weight"),
+        _plain(row, "weight") if "weight" in asked else weight(row),
         tuple((name, found) for name in asked if (found := _plain(row, name)) is not None),
     )
 
@@ -60,6 +60,20 @@ def _plain(row: Fields, name: str) -> float | None:
     """A finite number, or None; what is none is not read."""
     if (found := finite(row.peek(name))) is not None:
         row.use(name)
+    return found
+
+
+def weight(row: Fields) -> float | None:
+    """How much the row counts: a number that is not negative; None where it does not say."""
+    value = row.take("weight")
+    if value is None:
+        return None
+    found = finite(value)
+    if found is None or found < 0:
+        raise InputError(
+            f'{row.location}: "weight" is {value!r}; it is what the row counts for, a number that is not negative: '
+            "mend it, or let it go: --ignore-columns weight"
+        )
     return found
 
 

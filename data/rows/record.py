@@ -19,7 +19,7 @@ class Ratings(NamedTuple):
     value: float | None = None
     """"value": the score that the policy gets on the prompt."""
     weight: float | None = None
-    """"weight": how much the row counts."""
+    """"weight": how much the row counts, 0 or above; 1 where it does not say."""
     fields: tuple[tuple[str, float], ...] = ()
     """(name, number) of each further field that was asked for (`Reading.fields`) and holds a finite number here."""
 

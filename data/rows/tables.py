@@ -16,7 +16,7 @@ NUMBERS = (
     *("chosen_score", "rejected_score", "own_score", "score_chosen", "score_rejected", "score_own"),
     *("chosen_prob", "rejected_prob", "score", "value", "weight"),
 )
-"""Fields of rows that are numbers. The last three may mean other things, which are left alone."""
+"""Fields of rows that are numbers. "score" and "value" may mean other things, which are left alone."""
 
 
 UNNAMED = "Unnamed: 0"

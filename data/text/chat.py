@@ -28,6 +28,7 @@ from data.text.endings import (
     named_stops,
     probed_context,
 )
+from data.text.frames import Frames
 from data.text.marking import Part, Rendering, Speaker
 from data.text.messages import NO_CONTEXT, ROLES, Message, TemplateContext
 from data.text.runs import Before, Run, Said, cut_at_control, encode_runs, ids_of
@@ -125,6 +126,8 @@ class Chat:
         self.files = tokenizer.files | ({"chat_template.jinja": source} if is_brought else {})
         """Files that a checkpoint needs beside its tokenizer's own or in their place, by name."""
         self._shapes: dict[object, _Shape] = {}
+        self._spellings = marking.Spellings(tokenizer.control, tokenizer.control_special)
+        self._frames = Frames(self.template, self._marked)
         self._arguments: places.Wanted | None = None
         self._probe = probed_context(self._render, self._kwargs)
         self._endings = Endings(tokenizer, location, self._render, self._probe)
@@ -190,8 +193,10 @@ class Chat:
         return Chat(self.tokenizer, replace(settings, chat_template=TOOL_USE, template_date=day))
 
     def _render(self, messages: Sequence[Message], context: TemplateContext, asks: bool) -> Rendering:
-        spellings = marking.Spellings(self.tokenizer.control, self.tokenizer.control_special)
-        return marking.render(self.template, messages, context, spellings, add_generation_prompt=asks)
+        return self._frames.render(messages, context, asks)
+
+    def _marked(self, messages: Sequence[Message], context: TemplateContext, asks: bool) -> Rendering:
+        return marking.render(self.template, messages, context, self._spellings, add_generation_prompt=asks)
 
     def _plain(self, messages: Sequence[Message], context: TemplateContext, asks: bool) -> str:
         fields = [marking.fields_of(m) for m in messages]

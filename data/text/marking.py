@@ -201,8 +201,8 @@ def fields_of(message: Message) -> dict[str, Any]:
 
 
 def _free_marks(given: Sequence[Any]) -> _Marks:
-    everything = "".join(_strings(given))
-    free = [c for c in NONCHARACTERS if c not in everything]
+    everything = "".join(text for text in _strings(given) if not text.isascii())
+    free = [c for c in NONCHARACTERS if c not in everything] if everything else NONCHARACTERS
     if len(free) < len(SPEAKERS) + 2:
         raise InputError("the text holds nearly all of Unicode's noncharacters U+FDD0 to U+FDEF; remove them")
     return _Marks(free[: len(SPEAKERS)], *free[len(SPEAKERS) : len(SPEAKERS) + 2])

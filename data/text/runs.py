@@ -40,29 +40,33 @@ def cut_at_control(
     """
     pieces: list[int | Run] = []
     seen: list[int] = []
-    run: list[tuple[str, Speaker, bool]] = []
+    run: list[Part] = []
+    n_seen = 0  # letters of the run that are not predicted
 
     def close() -> None:
-        if run:
-            before = "control" if pieces else after
-            bare = before == "text" or (before == "control" and not tokenizer.prefixes_after_control)
-            pieces.append(Run(tuple((t, s) for t, s, _ in run), goes_on=bare))
-            seen.append(sum(len(text) for text, _, is_predicted in run if not is_predicted))
-            run.clear()
+        before = "control" if pieces else after
+        bare = before == "text" or (before == "control" and not tokenizer.prefixes_after_control)
+        pieces.append(Run(tuple(run), goes_on=bare))
+        seen.append(n_seen)
+        run.clear()
 
     for text, speaker, is_predicted in parts:
         for piece in _split(text, speaker, tokenizer):
-            if isinstance(piece, int):
+            if isinstance(piece, str):
+                run.append((piece, speaker))
+                n_seen += 0 if is_predicted else len(piece)
+                continue
+            if run:
                 close()
-                pieces.append(Said(piece) if speaker else piece)
-                seen.append(not is_predicted)
-            else:
-                run.append((piece, speaker, is_predicted))
-    close()
+                n_seen = 0
+            pieces.append(Said(piece) if speaker else piece)
+            seen.append(not is_predicted)
+    if run:
+        close()
     return pieces, seen
 
 
-def _split(text: str, speaker: Speaker, tokenizer: Tokenizer) -> list[str | int]:
+def _split(text: str, speaker: Speaker, tokenizer: Tokenizer) -> Sequence[str | int]:
     """A part cut at the control tokens that it may place."""
     if speaker == "other":
         return [text]

@@ -16,7 +16,7 @@ import re
 from collections.abc import Mapping, Sequence
 from itertools import pairwise
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
 
 from data.text.json_files import existing, read_json
 from data.text.tokenizer_folder import (
@@ -31,6 +31,9 @@ from data.text.tokenizer_ranks import BOS, EOS, looks_like_ranks, read_ranks, ru
 from data.text.tokenizer_sentencepiece import SentencePieceCoder
 from system import InputError, cli
 
+LONGEST_KEPT, MOST_KEPT = 200, 1024
+"""Of a template's own texts, those whose cuts at control tokens are remembered: letters of one, and how many."""
+
 
 class _Coder(Protocol):
     """One of the three kinds of tokenizer file, as a coder of plain text."""
@@ -43,6 +46,8 @@ class _Coder(Protocol):
     prefixes_after_control: bool
 
     def id_of(self, text: str) -> int | None: ...
+
+    def words(self) -> dict[int, str]: ...
 
     def encode(self, texts: Sequence[str], *, goes_on: bool) -> list[list[int]]: ...
 
@@ -74,9 +79,12 @@ class Tokenizer:
         decoded."""
         self._special_ids = frozenset(self.special.values())
         self._spoken_ids = frozenset(self.added.values()) - self._special_ids
-        self.control, self.control_special = _control_pattern(tokens), _pattern_of(tokens, self.special, True)
+        self._controls = _Spelled.of(tokens)
+        self._known_cuts: dict[str, list[str | int]] = {}
+        self._spoken = _Spelled.of([t for t in tokens if t["content"] not in self.special])
+        self.control = self._controls.pattern
+        self.control_special = _Spelled.of([t for t in tokens if t["content"] in self.special]).pattern
         """What spells any added token, and what spells a special one."""
-        self._spoken = _pattern_of(tokens, self.special, False)
         self.n_ids = max(self._coder.n_ids, 1 + max(self.added.values(), default=-1))
         self.bos_id = self._named("bos_token")
         self.eos_id = self._named("eos_token")
@@ -132,6 +140,10 @@ class Tokenizer:
         """The spelling of "bos_token", "eos_token" ... for a template; "" where there is none."""
         return spelling(self.config.get(name))
 
+    def words(self) -> dict[int, str]:
+        """Every token by its id, spelled as in the files: what two tokenizers of one vocabulary have in common."""
+        return self._coder.words() | self._added_ids
+
     def names(self) -> dict[str, str]:
         """What a template sees by name: bos_token, eos_token, pad_token and unk_token, "" where there is none, and
         every other token that tokenizer_config.json names (sep_token, eot_token, extra_special_tokens by name).
@@ -158,16 +170,24 @@ class Tokenizer:
 
     def split_control(self, text: str) -> list[str | int]:
         """A template's own text cut into runs of text and the ids of the control tokens between them."""
-        return self._split(text, self.control)
+        if len(text) > LONGEST_KEPT:
+            return self._split(text, self._controls)
+        if text not in self._known_cuts:  # a template writes the same few texts in every row
+            if len(self._known_cuts) >= MOST_KEPT:
+                self._known_cuts.clear()
+            self._known_cuts[text] = self._split(text, self._controls)
+        return list(self._known_cuts[text])
 
     def split_spoken(self, text: str) -> list[str | int]:
         """What an assistant says cut into runs of text and the ids of added tokens that are not special."""
         return self._split(text, self._spoken)
 
-    def _split(self, text: str, pattern: re.Pattern[str]) -> list[str | int]:
+    def _split(self, text: str, spelled: "_Spelled") -> list[str | int]:
+        if not spelled.may_be_in(text):
+            return [text] if text else []
         pieces: list[str | int] = []
         end = 0
-        for match in pattern.finditer(text):
+        for match in spelled.pattern.finditer(text):
             if match.start() > end:
                 pieces.append(text[end : match.start()])
             pieces.append(self.added[match[match.lastindex or 0]])
@@ -287,19 +307,32 @@ def _cut_inside(text: str, spellings: set[str]) -> list[str]:
     return [text[a:b] for a, b in pairwise(cuts)]
 
 
-def _control_pattern(tokens: Sequence[Mapping[str, Any]]) -> re.Pattern[str]:
-    """Matches any of the tokens, the longest first, and the blanks that it eats; one group per token."""
-    longest_first = sorted({t["content"]: t for t in tokens}.values(), key=lambda t: -len(t["content"]))
-    eats = {True: r"\s*", False: ""}
-    spellings = [
-        eats[bool(t.get("lstrip"))] + f"({re.escape(t['content'])})" + eats[bool(t.get("rstrip"))]
-        for t in longest_first
-    ]
-    return re.compile("|".join(spellings) or r"(?!)")
+class _Spelled(NamedTuple):
+    """How some tokens are found in a text."""
 
+    pattern: re.Pattern[str]
+    """Matches any of them, the longest first, and the blanks that it eats, beside which the token is a group. There are
+    no other groups: spellings that begin alike are looked for together then, be they hundreds."""
+    starts: tuple[str, ...]
+    """The first letters of all: most texts hold none of these, and looking for them is many times as fast."""
 
-def _pattern_of(tokens: Sequence[Mapping[str, Any]], special: Mapping[str, int], wanted: bool) -> re.Pattern[str]:
-    return _control_pattern([t for t in tokens if (t["content"] in special) == wanted])
+    @staticmethod
+    def of(tokens: Sequence[Mapping[str, Any]]) -> "_Spelled":
+        """Tokens as a coder has them."""
+        longest_first = sorted({t["content"]: t for t in tokens}.values(), key=lambda t: -len(t["content"]))
+        spellings = []
+        for token in longest_first:
+            spelling, (before, behind) = re.escape(token["content"]), (token.get(s) for s in ("lstrip", "rstrip"))
+            eats = before or behind
+            spellings.append(
+                (r"\s*" if before else "") + (f"({spelling})" if eats else spelling) + (r"\s*" if behind else "")
+            )
+        starts = sorted({t["content"][:2] for t in longest_first})
+        return _Spelled(re.compile("|".join(spellings) or r"(?!)"), tuple(starts))
+
+    def may_be_in(self, text: str) -> bool:
+        """Whether a text can hold one of them."""
+        return any([start in text for start in self.starts])
 
 
 def _named_tokens(folder: Path, config: Mapping[str, Any]) -> set[str]:

@@ -53,6 +53,10 @@ class JsonCoder:
         """The spelling of the token of that id; None where there is none."""
         return self._full.id_to_token(i)
 
+    def words(self) -> dict[int, str]:
+        """Every token by its id, spelled as in the file."""
+        return {i: word for word, i in self._full.get_vocab().items()}
+
     def encode(self, texts: Sequence[str], *, goes_on: bool) -> list[list[int]]:
         """Ids of each text. goes_on: it follows other text, so that no blank is put before it."""
         tokenizer = self._bare if goes_on else self._plain

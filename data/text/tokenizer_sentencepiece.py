@@ -73,6 +73,10 @@ class SentencePieceCoder:
         found = self._plain.piece_to_id(text)
         return found if self._plain.id_to_piece(found) == text else None
 
+    def words(self) -> dict[int, str]:
+        """Every token by its id, spelled as in the file."""
+        return {i: self._plain.id_to_piece(i) for i in range(self.n_ids)}
+
     def encode(self, texts: Sequence[str], *, goes_on: bool) -> list[list[int]]:
         """Ids of each text. goes_on: it follows other text, so that no blank is put before it."""
         return (self._bare if goes_on else self._plain).encode(list(texts), out_type=int)

@@ -209,7 +209,7 @@ class Watched:
             n_passes = 4 if step.epoch == 1 and config.reference.mode != "precompute" else 3
             known = {
                 "pairs": len(step.batch),
-                "tokens": step.batch.n_tokens,
+                "tokens": step.n_tokens,
                 "seconds": seconds,
                 "flops": executed * world_size(),
                 "useful_flops": n_passes * (blocks + rows),

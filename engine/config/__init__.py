@@ -1,6 +1,7 @@
 """What a run is asked for: settings by subject, TRL's names for them, and the host's memory allocator."""
 
-from engine.config import host, trl_names
+from engine.config import host
+from engine.config.trackers import check_trackers
 from engine.config.train_config import (
     ALIASES,
     FLAGS,
@@ -12,13 +13,16 @@ from engine.config.train_config import (
     MemoryConfig,
     ObjectiveConfig,
     OptimizerConfig,
+    OptimizerName,
     ReferenceConfig,
     Rounding,
     SaveDtype,
     ScheduleConfig,
     TrainConfig,
+    WatchingConfig,
     world_size,
 )
+from engine.config.trl import names as trl_names
 
 __all__ = [
     "ALIASES",
@@ -31,11 +35,14 @@ __all__ = [
     "MemoryConfig",
     "ObjectiveConfig",
     "OptimizerConfig",
+    "OptimizerName",
     "ReferenceConfig",
     "Rounding",
     "SaveDtype",
     "ScheduleConfig",
     "TrainConfig",
+    "WatchingConfig",
+    "check_trackers",
     "host",
     "trl_names",
     "world_size",

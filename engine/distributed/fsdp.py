@@ -16,7 +16,7 @@ from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard
 from torch.distributed.tensor import DTensor
 
-from engine.model import FusedForward, Llama
+from engine.model import FusedForward, Llama, in_turn
 
 
 def mesh_of(device: torch.device, size: int, shard_size: int) -> DeviceMesh:
@@ -70,10 +70,9 @@ def _hold_head(model: Llama, *, reshards: bool) -> Iterator[Tensor]:
 def _order_gathers(fused: nn.Module, _: Any, asked: dict[str, Any]) -> None:
     """Before a pass: while a unit computes, the next one in turn is gathered, and no other."""
     assert isinstance(fused, FusedForward)
-    in_turn = list(fused.policy.blocks)
-    if asked["with_reference"] and fused.reference is not None:
-        in_turn = [m for pair in zip(in_turn, fused.reference.blocks, strict=True) for m in pair]
-    for unit, following in pairwise([*in_turn, None]):
+    reference = fused.reference if asked["with_reference"] else None
+    blocks = [block for _, block in in_turn(fused.policy, reference)]
+    for unit, following in pairwise([*blocks, None]):
         ahead = [] if following is None else [cast(FSDPModule, following)]
         cast(FSDPModule, unit).set_modules_to_forward_prefetch(ahead)
 

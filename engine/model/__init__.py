@@ -5,7 +5,7 @@ that gives log-probs, and the fused forward pass of policy and reference. A new 
 from engine.model import attention, head
 from engine.model.distribution import BUFFERS, BUFFERS_OF_TWO, DIVERGENCES, STATISTICS
 from engine.model.dtypes import StoredDtypes, is_narrower, name_of
-from engine.model.fused_forward import ForwardResult, FusedForward
+from engine.model.fused_forward import ForwardResult, FusedForward, in_turn
 from engine.model.head import Head
 from engine.model.llama import Attend, Llama
 from engine.model.llama_config import LlamaConfig
@@ -31,6 +31,7 @@ __all__ = [
     "StoredDtypes",
     "attention",
     "head",
+    "in_turn",
     "is_narrower",
     "logits_by_token",
     "name_of",

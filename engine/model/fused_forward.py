@@ -3,13 +3,15 @@
 Block i of the policy, block i of the reference, block i + 1 ...: each block is a unit of its own, so that with
 sharded weights one's all-gather hides behind the other's arithmetic, and the backward pass never gathers the
 reference, but for its head where an objective takes a divergence from it. Both models see the same tokens through the
-same kernels: where their weights agree, so do all bits.
+same kernels: where their weights agree, so do all bits. The reference may have other shapes and other positions than
+the policy; what it has more of blocks comes last.
 """
 
 # S sequences (responses), R predicting rows, T packed tokens, D hidden
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, nullcontext
+from itertools import zip_longest
 from typing import NamedTuple
 
 import torch
@@ -18,7 +20,7 @@ from torch import Tensor, nn
 from data.forest import Forest
 from engine.model import attention
 from engine.model.distribution import DIVERGENCES, STATISTICS, OtherModel
-from engine.model.llama import Llama
+from engine.model.llama import Llama, Rope
 
 
 class ForwardResult(NamedTuple):
@@ -56,13 +58,15 @@ class FusedForward(nn.Module):
         rope = self.policy.rope(forest.positions, torch.float64 if dtype == torch.float64 else torch.float32)
         x = self.policy.embed(forest.tokens)  # [T, D]
         attend = attention.for_forest(forest, x.dtype)
+        ref_rope = rope if reference is None else _rope_of(reference, self.policy, rope, forest.positions)
         with torch.no_grad():
             y = None if reference is None else reference.embed(forest.tokens)
-        for i, block in enumerate(self.policy.blocks):
-            x = block(x, rope, attend)
-            if reference is not None:
+        for model, block in in_turn(self.policy, reference):
+            if model is self.policy:
+                x = block(x, rope, attend)
+            else:
                 with torch.no_grad():
-                    y = reference.blocks[i](y, rope, attend)
+                    y = block(y, ref_rope, attend)
         tokens: dict[str, Tensor] = {}
         ref_logps, other = None, None
         if reference is not None and y is not None:
@@ -78,6 +82,21 @@ class FusedForward(nn.Module):
         tokens |= _of_tokens(self.policy, normed, forest, tuple(s for s in STATISTICS if s in token_values), other)
         given = {name: value for name, value in tokens.items() if name in token_values}
         return ForwardResult(_sums(tokens["logps"], forest), ref_logps, given)
+
+
+def in_turn(policy: Llama, reference: Llama | None) -> Iterator[tuple[Llama, nn.Module]]:
+    """The blocks of both models in the order in which a pass computes them, each with its model."""
+    for ours, theirs in zip_longest(policy.blocks, () if reference is None else reference.blocks):
+        if ours is not None:
+            yield policy, ours
+        if reference is not None and theirs is not None:
+            yield reference, theirs
+
+
+def _rope_of(reference: Llama, policy: Llama, rope: Rope, positions: Tensor) -> Rope:
+    """The reference's cos and sin: the policy's where both turn alike."""
+    ours, theirs = ((c.head_size, c.rope_theta, c.scaling) for c in (policy.config, reference.config))
+    return rope if ours == theirs else reference.rope(positions, rope[0].dtype)
 
 
 def _hold_head(model: Llama) -> AbstractContextManager[Tensor]:

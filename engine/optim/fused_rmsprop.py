@@ -42,11 +42,11 @@ class FusedRMSprop(torch.optim.RMSprop):
                     state |= {"step": torch.zeros(()), "square_avg": torch.zeros_like(p)}
                 state["step"] += 1
                 factor = torch.ones(1, device=p.device) if factor is None else factor
-                parts = (_held(x) for x in (p, state["square_avg"], p.grad))
+                parts = (held(x) for x in (p, state["square_avg"], p.grad))
                 update_whole(*parts, factor=factor, lr=group["lr"], alpha=group["alpha"], eps=group["eps"])
         self.factor = None
 
 
-def _held(x: Tensor) -> Tensor:
+def held(x: Tensor) -> Tensor:
     """What this rank holds of it, flat: [n]. Not by the type DTensor, whose import takes a second."""
     return (x.to_local() if hasattr(x, "to_local") else x).view(-1)  # pyright: ignore[reportAttributeAccessIssue]

@@ -1,17 +1,21 @@
-"""How gradients become steps: clipping, RMSProp or AdamW on float32 masters, and the learning rate of each step."""
+"""How gradients become steps: clipping, and RMSProp, AdamW or Muon on float32 masters."""
 
 from collections.abc import Iterable
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
-from torch.optim.lr_scheduler import LambdaLR
 
 from engine.config import OptimizerConfig
 from engine.distributed import Ranks
+from engine.optim.formulas import ADAMW, RMSPROP
+from engine.optim.fused_adamw import FusedAdamW
 from engine.optim.fused_rmsprop import FusedRMSprop
-from engine.optim.groups import Options, group
-from engine.optim.split_master import SplitMasterWeights, SplitRMSprop
+from engine.optim.groups import Options, divide
+from engine.optim.muon import Muon
+from engine.optim.split_master import SplitMasterWeights, SplitOptimizer
+from engine.weights import ShardAccess, SingleProcess
 
 
 def build(
@@ -21,29 +25,59 @@ def build(
     *,
     square_avg: torch.dtype = torch.float32,
     options: Options | None = None,
+    access: ShardAccess | None = None,
 ) -> Optimizer:
     """The optimizer of named parameters. masters: their other halves, where they are split; square_avg is for these.
 
-    options: of parameters that differ from the run's (groups.py). On a GPU RMSProp is one kernel a parameter, else
-    torch's over all tensors of a group at once. It has no bias correction: its first update is lr / sqrt(1 - alpha) =
-    10 lr, decaying over some 100 steps. Raises InputError for options that cannot be.
+    options: of parameters that differ from the run's (groups.py). access: who holds which rows, where they are sharded
+    (Muon asks). On a GPU RMSProp and AdamW are one kernel a parameter, else torch's over all tensors of a group at
+    once. RMSProp has no bias correction: its first update is lr / sqrt(1 - alpha) = 10 lr, decaying over some 100
+    steps. Raises InputError for options that cannot be.
     """
-    groups = group(parameters, options, optimizer=config.name)
+    groups = divide(parameters, options, config)
     if masters is not None:
-        split = SplitRMSprop(masters, groups, lr=config.lr, square_avg=square_avg)
-        if not config.max_grad_norm:
-            split.step_in_backward()
-        return split
+        return _split(masters, groups, config, square_avg)
+    if config.name == "muon":
+        return _muon(groups, config, access or SingleProcess())
     if config.name == "adamw":
-        return torch.optim.AdamW(groups, lr=config.lr, weight_decay=0.0, foreach=True)
+        return _adamw(groups, config)
     if groups[0]["params"][0].is_cuda:
         return FusedRMSprop(groups, lr=config.lr)
     return torch.optim.RMSprop(groups, lr=config.lr, alpha=0.99, eps=1e-8, foreach=True)
 
 
-def schedule(optimizer: Optimizer, n_steps: int, warmup_steps: int) -> LambdaLR:
-    """The learning rate of each step: up over the warm-up, then linearly to 0."""
-    return LambdaLR(optimizer, lambda done: lr_factor(done, n_steps=n_steps, warmup=warmup_steps))
+def _split(
+    masters: SplitMasterWeights, groups: list[dict[str, Any]], config: OptimizerConfig, moments: torch.dtype
+) -> SplitOptimizer:
+    if config.name == "adamw":
+        made = SplitOptimizer(masters, ADAMW, groups, moments=moments, **_adamw_options(config))
+    else:
+        made = SplitOptimizer(masters, RMSPROP, groups, moments=moments, lr=config.lr, alpha=0.99, eps=1e-8)
+    if not config.max_grad_norm:
+        made.step_in_backward()
+    return made
+
+
+def _adamw(groups: list[dict[str, Any]], config: OptimizerConfig) -> torch.optim.AdamW:
+    if groups[0]["params"][0].is_cuda:
+        return FusedAdamW(groups, **_adamw_options(config))
+    return torch.optim.AdamW(groups, foreach=True, **_adamw_options(config))
+
+
+def _muon(groups: list[dict[str, Any]], config: OptimizerConfig, access: ShardAccess) -> Muon:
+    run = {"lr": config.lr, "weight_decay": config.weight_decay}
+    matrices = [run | one for one in groups if one["is_matrix"]]
+    return Muon(matrices, _adamw([one for one in groups if not one["is_matrix"]], config), access)
+
+
+def _adamw_options(config: OptimizerConfig) -> dict[str, Any]:
+    betas = (config.adam_beta1, config.adam_beta2)
+    return {"lr": config.lr, "betas": betas, "eps": config.adam_epsilon, "weight_decay": config.weight_decay}
+
+
+def learning_rates(optimizer: Optimizer) -> list[float]:
+    """That of each group of parameters with options of their own (groups.py), in the order of their numbers."""
+    return list({one["number"]: float(one["lr"]) for one in optimizer.param_groups}.values())
 
 
 def clip(optimizer: Optimizer, ranks: Ranks, max_norm: float) -> float:
@@ -52,10 +86,10 @@ def clip(optimizer: Optimizer, ranks: Ranks, max_norm: float) -> float:
     Where one kernel updates a parameter, it scales, too. A norm that is not finite scales nothing.
     """
     parameters: list[nn.Parameter] = [p for one in optimizer.param_groups for p in one["params"]]
-    norm = optimizer.grad_norm() if isinstance(optimizer, SplitRMSprop) else ranks.grad_norm(parameters)
+    norm = optimizer.grad_norm() if isinstance(optimizer, SplitOptimizer) else ranks.grad_norm(parameters)
     total = norm.item()
     if max_norm > 0 and total < float("inf"):
-        if isinstance(optimizer, (SplitRMSprop, FusedRMSprop)):
+        if isinstance(optimizer, (SplitOptimizer, FusedRMSprop, FusedAdamW)):
             optimizer.factor = (max_norm / (norm + 1e-6)).clamp(max=1.0).view(1)  # as torch.nn.utils does it
         else:
             torch.nn.utils.clip_grads_with_norm_(parameters, max_norm, norm)
@@ -68,22 +102,17 @@ def state_tensors(optimizer: Optimizer, parameters: Iterable[tuple[str, nn.Param
     for name, parameter in parameters:
         state = optimizer.state[parameter]
         if not state:
-            state |= {kind: torch.zeros_like(parameter) for kind in _KINDS[type(optimizer)]}
-            state["step"] = torch.zeros(())
+            state |= {
+                kind: torch.zeros(()) if kind == "step" else torch.zeros_like(parameter)
+                for kind in _kinds(optimizer, parameter)
+            }
         found |= {f"{name}.{kind}": value for kind, value in state.items()}
     return found
 
 
-_KINDS = {
-    torch.optim.RMSprop: ("square_avg",), FusedRMSprop: ("square_avg",), torch.optim.AdamW: ("exp_avg", "exp_avg_sq"),
-}  # fmt: skip
-
-
-def lr_factor(done: int, *, n_steps: int, warmup: int) -> float:
-    """Share of the learning rate for the step after `done` others: up to 1 over the warm-up, then linearly to 0.
-
-    Without a warm-up: 1 in the first step, 1 / n_steps in the last.
-    """
-    if done < warmup:
-        return (done + 1) / (warmup + 1)
-    return max(0.0, (n_steps - done) / max(1, n_steps - warmup))
+def _kinds(optimizer: Optimizer, parameter: Tensor) -> tuple[str, ...]:
+    """The tensors of a parameter's state by torch's names; split masters have theirs from the beginning."""
+    if isinstance(optimizer, Muon):
+        return optimizer.kinds(parameter)
+    is_rmsprop = isinstance(optimizer, torch.optim.RMSprop)
+    return ("step", *(RMSPROP if is_rmsprop else ADAMW).moments)

@@ -8,6 +8,8 @@ off): the result is that of torch.optim.RMSprop on the float32 master, bit for b
 
 # n numbers of a parameter; factor [1]: what each gradient is multiplied with; rest: 1 - alpha, in float64 as torch does
 
+from collections.abc import Sequence
+
 import torch
 import triton
 import triton.language as tl
@@ -26,11 +28,14 @@ def update_whole(
 
 
 def update_split(
-    high: Tensor, low: Tensor, square_avg: Tensor, grad: Tensor, *, factor: Tensor | None, key: int, lr: float,
-    alpha: float, eps: float,
+    high: Tensor, low: Tensor, moments: Sequence[Tensor], grad: Tensor, *, factor: Tensor | None, keys: Sequence[int],
+    lr: float, alpha: float, eps: float,
 ) -> None:  # fmt: skip
-    """One step on split masters [n], in place: 14 bytes a parameter with square_avg in bf16, 18 with it in float32."""
-    n = len(high)
+    """One step on split masters [n], in place: 14 bytes a parameter with square_avg in bf16, 18 with it in float32.
+
+    moments: square_avg alone; keys: of its rounding comes first.
+    """
+    (square_avg,), key, n = moments, keys[0], len(high)
     factor = torch.ones(1, device=high.device) if factor is None else factor
     _split[(triton.cdiv(n, BLOCK),)](
         high.view(torch.int16), low, square_avg, grad, factor, n, key, lr, alpha, 1 - alpha, eps,

@@ -16,6 +16,7 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
+from engine.optim.formulas import ADAMW, Formula
 from engine.weights import SingleProcess, hash_of, round_half_away, round_stochastically
 
 CHUNK = 2**24  # numbers that the CPU updates at once: float32 copies of these, and of no more, are held
@@ -65,33 +66,32 @@ class SplitMasterWeights(SingleProcess):
         return join(parameter.detach(), self.low[parameter])
 
 
-class SplitRMSprop(Optimizer):
-    """torch.optim.RMSprop on the float32 master of bf16 parameters, bit for bit.
+class SplitOptimizer(Optimizer):
+    """torch.optim.RMSprop, or AdamW, on the float32 master of bf16 parameters, bit for bit.
 
-    square_avg: in float32, or in bf16, rounded stochastically: 0.7 % of error and no bias, where rounding to nearest
-    would lose the small additions. A parameter is updated by one kernel on CUDA, in chunks on the CPU.
+    Its running means are in float32, or in bf16, rounded stochastically: 0.7 % of error and no bias, where rounding to
+    nearest would lose the small additions. A parameter is updated by one kernel on CUDA, in chunks on the CPU.
     """
 
     def __init__(
         self,
         masters: SplitMasterWeights,
+        formula: Formula,
         groups: Sequence[dict[str, Any]] | None = None,
         *,
-        lr: float,
-        alpha: float = 0.99,
-        eps: float = 1e-8,
-        square_avg: torch.dtype,
+        moments: torch.dtype,
+        **options: Any,
     ) -> None:
-        """groups: the masters' parameters as torch's optimizers take them; one of all of them where it is None."""
-        super().__init__(
-            [{"params": list(masters.low)}] if groups is None else groups, {"lr": lr, "alpha": alpha, "eps": eps}
-        )
+        """groups: the masters' parameters as torch's optimizers take them; one of all of them where it is None.
+
+        moments: dtype of the running means. options: what torch's optimizer of that formula takes, for every group that
+        has no own.
+        """
+        super().__init__([{"params": list(masters.low)}] if groups is None else groups, options)
+        self._formula = formula
         for p, low in masters.low.items():
-            self.state[p] = {
-                "step": torch.zeros(()),
-                "low": low,
-                "square_avg": torch.zeros_like(p, dtype=square_avg, requires_grad=False),
-            }
+            means = {name: torch.zeros_like(p, dtype=moments, requires_grad=False) for name in formula.moments}
+            self.state[p] = {"step": torch.zeros(()), "low": low, **means}
         self.factor: Tensor | None = None
         """What every gradient is multiplied with in the next step, [1] float32: clipping without another rounding."""
         self._squares: list[Tensor] = []
@@ -135,20 +135,28 @@ class SplitRMSprop(Optimizer):
 
     @torch.no_grad()
     def _update(self, p: Tensor) -> None:
-        state, group = self.state[p], self._groups[p]
+        state, formula, grad = self.state[p], self._formula, p.grad
         state["step"] += 1
-        grad = p.grad
+        step = int(state["step"])
         assert grad is not None  # who calls has looked
-        numbers = {name: group[name] for name in ("lr", "alpha", "eps")}
-        key = hash_of(int(state["step"]), self._numbers[p]) >> 1  # 31 bits: the kernel's whole numbers have a sign
-        parts = [x.view(-1) for x in (p, state["low"], state["square_avg"], grad)]
+        first = hash_of(step, self._numbers[p]) >> 1  # 31 bits: the kernel's whole numbers have a sign
+        keys = [first, hash_of(first, 1) >> 1]
+        moments = [state[name].view(-1) for name in formula.moments]
+        parts = p.view(-1), state["low"].view(-1), moments, grad.view(-1)
+        numbers = formula.numbers(self._groups[p], step)
         if p.is_cuda:
-            from engine.optim.rmsprop_kernels import (
-                update_split as update,  # needs Triton, which comes with torch for CUDA
-            )
+            _kernel_of(formula)(*parts, factor=self.factor, keys=keys, **numbers)
         else:
-            update = update_in_chunks
-        update(*parts, factor=self.factor, key=key, **numbers)
+            update_in_chunks(*parts, factor=self.factor, keys=keys, formula=formula, **numbers)
+
+
+def _kernel_of(formula: Formula) -> Callable[..., None]:
+    """Needs Triton, which comes with torch for CUDA."""
+    if formula is ADAMW:
+        from engine.optim.adamw_kernels import update_split
+    else:
+        from engine.optim.rmsprop_kernels import update_split
+    return update_split
 
 
 def _norm(gradients: list[Tensor]) -> Tensor:
@@ -157,17 +165,20 @@ def _norm(gradients: list[Tensor]) -> Tensor:
 
 
 def update_in_chunks(
-    high: Tensor, low: Tensor, square_avg: Tensor, grad: Tensor, *, factor: Tensor | None, key: int, lr: float,
-    alpha: float, eps: float,
+    high: Tensor, low: Tensor, moments: Sequence[Tensor], grad: Tensor, *, factor: Tensor | None, keys: Sequence[int],
+    formula: Formula, **numbers: float,
 ) -> None:  # fmt: skip
-    """One step of RMSprop on a parameter's halves [n], in place: torch.optim.RMSprop's operations in its order."""
+    """One step on a parameter's halves [n], in place. keys: one for each moment's rounding."""
     for start in range(0, len(high), CHUNK):
-        upper, lower, v, g = (x[start : start + CHUNK] for x in (high, low, square_avg, grad))
+        upper, lower, g, *held = (x[start : start + CHUNK] for x in (high, low, grad, *moments))
         master, gradient = join(upper, lower), g.float() if factor is None else g.float() * factor
-        mean = v.float().mul_(alpha).addcmul_(gradient, gradient, value=1 - alpha)
-        master.addcdiv_(gradient, mean.sqrt().add_(eps), value=-lr)
-        if v.dtype == torch.bfloat16:
-            mean = round_stochastically(mean, torch.arange(start, start + len(v), device=v.device), key)
-        v.copy_(mean)
+        means = [m.float() for m in held]
+        formula.apply(master, gradient, *means, **numbers)
+        for m, mean, key in zip(held, means, keys, strict=False):
+            if m.dtype == torch.bfloat16:
+                places = torch.arange(start, start + len(m), device=m.device)
+                m.copy_(round_stochastically(mean, places, key))
+            else:
+                m.copy_(mean)
         for half, made in zip((upper, lower), split(master), strict=True):
             half.copy_(made)

@@ -3,12 +3,11 @@
 from engine.planning import cost, memory, plan
 from engine.planning.cost import DATASHEET, TokenStatistics
 from engine.planning.flops import forward_flops, kernel_seconds, matmul_peak
-from engine.planning.memory import N_STATES, MemoryInputs
+from engine.planning.memory import MemoryInputs, n_moments
 from engine.planning.plan import Mode, Plan, flags, plan_run, refusal, size, ways
 
 __all__ = [
     "DATASHEET",
-    "N_STATES",
     "MemoryInputs",
     "Mode",
     "Plan",
@@ -19,6 +18,7 @@ __all__ = [
     "kernel_seconds",
     "matmul_peak",
     "memory",
+    "n_moments",
     "plan",
     "plan_run",
     "refusal",

@@ -42,7 +42,7 @@ class TokenStatistics:
     step: int
     """T of the largest step to be expected, of one rank."""
     is_mismatched: bool = False
-    """Whether a step gives every example another one's response, too: then the reference computes in every epoch."""
+    """Whether a step gives every prompt another one's response, too, which both models walk without gradient."""
     whole_step: bool = False
     """Whether a step of several passes takes each without gradient first."""
     n_distributions: int = 0
@@ -52,8 +52,8 @@ class TokenStatistics:
 
     @property
     def is_reference_kept(self) -> bool:
-        """Whether what the reference gives in one epoch serves the others."""
-        return not self.is_mismatched and self.n_distributions < 2
+        """Whether what the reference gives of the rows in one epoch serves the others."""
+        return self.n_distributions < 2
 
     @staticmethod
     def of(
@@ -69,9 +69,6 @@ class TokenStatistics:
         """Of rows. The largest of many random steps is nearer to the mean than to the worst that could be drawn: a
         quarter of the way.
         """
-        if is_mismatched:  # whose it is a step's order decides; here the next one's
-            others = (*examples[1:], examples[0])
-            examples = [e.beside(other) for e, other in zip(examples, others, strict=True)]
         sizes = np.sort([n_tokens(e, packing) for e in examples])[::-1]
         n = min(batch_size, len(sizes))
         mean, worst = n * float(sizes.mean()), float(sizes[:n].sum())
@@ -108,13 +105,15 @@ def forward_of_example(shape: LlamaConfig, statistics: TokenStatistics) -> float
     return sum(counted_flops(shape, statistics.tokens, statistics.seen, statistics.rows))
 
 
-def run_flops(s: MemoryInputs, statistics: TokenStatistics, epochs: int, *, has_reference: bool) -> float:
+def run_flops(s: MemoryInputs, statistics: TokenStatistics, epochs: float, *, has_reference: bool) -> float:
     """Of a whole run: 3 passes' worth for each example and epoch, one for the reference, in every epoch where it is not
-    kept, and what is again.
+    kept, one for each model's mismatched sequence, and what is again.
     """
-    passes = 3 * epochs + has_reference * (1 if statistics.is_reference_kept and not s.moves_reference else epochs)
+    of_reference = min(1, epochs) if statistics.is_reference_kept and not s.moves_reference else epochs
+    passes = 3 * epochs + has_reference * of_reference * _size_of_reference(s, statistics)
+    passes += epochs * statistics.is_mismatched * (1 + _size_of_reference(s, statistics))
     passes += epochs * s.n_recomputed / s.shape.n_layers + epochs * (statistics.whole_step and s.has_several_passes)
-    heads = epochs * _more_heads(statistics) * _head_of_example(s.shape, statistics)
+    heads = epochs * _more_heads(s, statistics) * _head_of_example(s.shape, statistics)
     return statistics.n * (passes * forward_of_example(s.shape, statistics) + heads)
 
 
@@ -122,11 +121,17 @@ def _head_of_example(shape: LlamaConfig, statistics: TokenStatistics) -> float:
     return counted_flops(shape, statistics.tokens, statistics.seen, statistics.rows)[1]
 
 
-def _more_heads(statistics: TokenStatistics) -> int:
+def _size_of_reference(s: MemoryInputs, statistics: TokenStatistics) -> float:
+    """Operations of the reference's forward pass, in the policy's."""
+    return forward_of_example(s.reference_shape, statistics) / forward_of_example(s.shape, statistics)
+
+
+def _more_heads(s: MemoryInputs, statistics: TokenStatistics) -> float:
     """Products with a head's weight beside those of plain log-probs: logits are made again in the backward pass, and
     the reference's beside the policy's in both.
     """
-    return {0: 0, 1: 1, 2: 3}[statistics.n_distributions]
+    theirs = s.reference_shape.hidden_size / s.shape.hidden_size
+    return {0: 0, 1: 1, 2: 1 + 2 * theirs}[statistics.n_distributions]
 
 
 def step_bytes(s: MemoryInputs, n_passes: int, n_gpus: int) -> tuple[float, float]:
@@ -145,9 +150,10 @@ def step_bytes(s: MemoryInputs, n_passes: int, n_gpus: int) -> tuple[float, floa
 
 def step_seconds(s: MemoryInputs, statistics: TokenStatistics, batch_size: int, n_gpus: int) -> tuple[float, float]:
     """(computing, communicating) seconds of a step with the reference cached, if it can be; they overlap at best."""
-    passes = 3 + s.n_recomputed / s.shape.n_layers + (statistics.n_distributions == 2)
+    passes = 3 + s.n_recomputed / s.shape.n_layers + statistics.is_mismatched
+    passes += ((statistics.n_distributions == 2) + statistics.is_mismatched) * _size_of_reference(s, statistics)
     flops = batch_size * forward_of_example(s.shape, statistics) * passes
-    flops += batch_size * _more_heads(statistics) * _head_of_example(s.shape, statistics)
+    flops += batch_size * _more_heads(s, statistics) * _head_of_example(s.shape, statistics)
     computing = flops / (n_gpus * DATASHEET * REACHED["cuda"]) * (IMBALANCE if n_gpus > 1 else 1.0)
     n_passes = max(1, -(-int(batch_size * statistics.tokens / n_gpus) // s.micro_tokens))
     inside, between = step_bytes(s, n_passes, n_gpus)
@@ -161,4 +167,4 @@ def checkpoint_bytes(shape: LlamaConfig, dtype: torch.dtype) -> int:
 
 def state_bytes(s: MemoryInputs) -> int:
     """What --resume needs, at one time: masters and the optimizer's numbers."""
-    return s.shape.n_parameters * (4 + s.square_avg_bytes * s.n_states)
+    return int(s.shape.n_parameters * (4 + s.square_avg_bytes * s.n_moments))

@@ -17,6 +17,7 @@ from dataclasses import dataclass, replace
 
 import torch
 
+from engine.config import OptimizerName
 from engine.model import BUFFERS, BUFFERS_OF_TWO, CHUNK_BYTES, PIECE_BYTES, LlamaConfig
 
 ROWS = 0.85  # share of a forest's tokens that predict: the responses', 0.82 on UltraFeedback's lengths
@@ -32,8 +33,8 @@ FRAGMENTS = {"cuda": 0.02, "cpu": 0.15}
 GATHERING = 0.03
 """As much more on a GPU where weights are gathered: eight layers of an 8B model took 64.9 GB there instead of 63.0."""
 
-N_STATES = {"rmsprop": 1, "adamw": 2}
-"""Numbers that an optimizer keeps per parameter, float32."""
+ON_ONE_MATRIX = 12
+"""Bytes a number that Muon takes of the matrix that it works on: the update in float32, and four of it in bf16."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -50,8 +51,7 @@ class MemoryInputs:
     is_split: bool = False
     """Whether masters are split in halves (engine/optim/split_master.py); then there is one rank."""
     square_avg_bytes: int = 4
-    n_states: int = 1
-    """Numbers that the optimizer keeps per parameter."""
+    optimizer: OptimizerName = "rmsprop"
     group_share: float = 1.0
     """Of the parameters, those of the optimizer's largest group: torch's optimizers step a group at once."""
     holds_gradients: bool = True
@@ -59,6 +59,8 @@ class MemoryInputs:
     holds_reference: bool = False
     moves_reference: bool = False
     """Whether the reference follows the policy, by steps that only float32 can hold."""
+    other_reference: LlamaConfig | None = None
+    """The reference's shape where it is another model than the start; None: the policy's own, or no reference."""
     micro_tokens: int = FEWEST_TOKENS
     """Most tokens of a pass, one example at least."""
     pass_tokens: int = FEWEST_TOKENS
@@ -74,14 +76,31 @@ class MemoryInputs:
     """Models of whose whole next-token distributions something is computed (engine/model/distribution.py)."""
 
     @property
+    def reference_shape(self) -> LlamaConfig:
+        """The reference's shape."""
+        return self.other_reference or self.shape
+
+    @property
     def is_plain(self) -> bool:
         """Whether nothing is wrapped: one process on the CPU in float32, or split masters."""
         return self.is_split or (self.device == "cpu" and self.n_shards == 1 and self.dtype == torch.float32)
 
     @property
+    def n_moments(self) -> float:
+        """Numbers that the optimizer keeps per parameter."""
+        return n_moments(self.optimizer, self.shape)
+
+    @property
     def steps_in_one_pass(self) -> bool:
-        """Whether the optimizer needs no memory of its own: RMSProp on split masters, or on a GPU."""
-        return self.is_split or (self.device == "cuda" and self.n_states == 1)
+        """Whether RMSProp or AdamW needs no memory of its own: on split masters, or on a GPU."""
+        return self.is_split or self.device == "cuda"
+
+
+def n_moments(optimizer: OptimizerName, shape: LlamaConfig) -> float:
+    """Numbers that an optimizer keeps per parameter, in the mean: Muon one of a matrix, and AdamW's two of the ends."""
+    if optimizer == "muon":
+        return 1 + (2 - shape.tied) * shape.vocab_size * shape.hidden_size / shape.n_parameters
+    return {"rmsprop": 1, "adamw": 2}[optimizer]
 
 
 def kept_bytes(s: MemoryInputs) -> int:
@@ -99,7 +118,10 @@ def kept_bytes(s: MemoryInputs) -> int:
 
 def needs(s: MemoryInputs) -> dict[str, int]:
     """Bytes that a rank takes at most, by what takes them; their sum is the peak."""
-    found = max(_in_backward(s), _at_its_end(s), _in_step(s), key=lambda moment: sum(moment.values()))
+    moments = [_in_backward(s), _at_its_end(s), _in_step(s)]
+    if s.other_reference is not None:
+        moments.append(_in_its_block(s) if s.holds_reference else _with_reference_alone(s))
+    found = max(moments, key=lambda moment: sum(moment.values()))
     found = {name: value for name, value in found.items() if value}
     share = FRAGMENTS[s.device] + (GATHERING if s.device == "cuda" and not s.is_plain else 0.0)
     return found | {"libraries": OWN_BYTES[s.device] + int(share * sum(found.values()))}
@@ -108,8 +130,9 @@ def needs(s: MemoryInputs) -> dict[str, int]:
 def _staying(s: MemoryInputs) -> dict[str, int]:
     n, size = s.shape.n_parameters // s.n_shards, s.dtype.itemsize
     is_whole = s.moves_reference or (s.is_plain and not s.is_split)
-    reference = (4 if is_whole else size) * n if s.holds_reference else 0
-    return {"weights": 4 * n, "optimizer": s.square_avg_bytes * s.n_states * n, "reference": reference}
+    n_of_reference = s.reference_shape.n_parameters // s.n_shards
+    reference = (4 if is_whole else size) * n_of_reference if s.holds_reference else 0
+    return {"weights": 4 * n, "optimizer": int(s.square_avg_bytes * s.n_moments * n), "reference": reference}
 
 
 def _gradients(s: MemoryInputs) -> int:
@@ -119,15 +142,42 @@ def _gradients(s: MemoryInputs) -> int:
 
 def _in_backward(s: MemoryInputs) -> dict[str, int]:
     """When the backward pass begins: everything is kept; gradients are there from the passes before, if any."""
+    return _staying(s) | {
+        "gradients": _gradients(s) if s.has_several_passes else 0,
+        "gathered": _gathered(s),
+        "kept for the backward pass": _kept(s),
+        "head": _head(s, int(ROWS * s.pass_tokens)),
+    }
+
+
+def _kept(s: MemoryInputs) -> int:
     c, size = s.shape, s.dtype.itemsize
     kept = (c.n_layers - s.n_recomputed) * kept_bytes(s) + s.n_recomputed * size * c.hidden_size
     kept += kept_bytes(s) if s.n_recomputed else 0  # the one that is being recomputed
     kept += int((2 + ROWS) * size * c.hidden_size)  # embedded tokens, the last norm's, its rows
+    return s.pass_tokens * kept
+
+
+def _in_its_block(s: MemoryInputs) -> dict[str, int]:
+    """While a block of another model computes, the last one at worst, beside all that the policy keeps."""
     return _staying(s) | {
         "gradients": _gradients(s) if s.has_several_passes else 0,
         "gathered": _gathered(s),
-        "kept for the backward pass": s.pass_tokens * kept,
-        "head": _head(s, int(ROWS * s.pass_tokens)),
+        "kept for the backward pass": _kept(s),
+        "the reference's block": s.pass_tokens * kept_bytes(replace(s, shape=s.reference_shape)),
+    }
+
+
+def _with_reference_alone(s: MemoryInputs) -> dict[str, int]:
+    """While another model's log-probs are computed before the policy is read: a block's inside, or logits."""
+    c, size = s.reference_shape, s.dtype.itemsize
+    logits = min(4 * int(ROWS * s.pass_tokens) * c.vocab_size, CHUNK_BYTES[s.device])
+    kept = kept_bytes(replace(s, shape=c)) + 2 * size * c.hidden_size
+    return {
+        "reference": size * c.n_parameters // s.n_shards,
+        "gathered": _copies(s, c),
+        "the reference's block": s.pass_tokens * kept,
+        "head": logits + logits * size // 4,
     }
 
 
@@ -139,8 +189,12 @@ def _at_its_end(s: MemoryInputs) -> dict[str, int]:
 
 
 def _in_step(s: MemoryInputs) -> dict[str, int]:
-    """The optimizer: a number per parameter of its own, where torch's works on all tensors of a group at once."""
+    """The optimizer: a number per parameter of its own, where torch's works on all tensors of a group at once; Muon's
+    gathers a matrix.
+    """
     own = 0 if s.steps_in_one_pass else int(4 * s.group_share * s.shape.n_parameters) // s.n_shards
+    if s.optimizer == "muon":
+        own = max(own, ON_ONE_MATRIX * s.shape.hidden_size * s.shape.intermediate_size)
     return _staying(s) | {"gradients": _gradients(s), "gathered": _gathered(s), "the optimizer's own": own}
 
 
@@ -165,11 +219,16 @@ def _head_of_distributions(s: MemoryInputs, rows: int) -> int:
     c, size, both = s.shape, s.dtype.itemsize, s.n_distributions == 2
     weight = c.vocab_size * c.hidden_size
     n = BUFFERS_OF_TWO if both else BUFFERS
+    their_weight = c.vocab_size * s.reference_shape.hidden_size
     piece = CHUNK_BYTES[s.device] // n
     logits = min(4 * rows * c.vocab_size, piece if s.device == "cuda" else min(piece, PIECE_BYTES))
     held = logits * (n if s.device == "cuda" else s.n_distributions) + logits * size // 4
     gradient = (4 + 4 + size if s.device == "cuda" else 4) * weight
-    return held + gradient + both * (size * rows * c.hidden_size + (0 if s.is_plain else size * weight))
+    return (
+        held
+        + gradient
+        + both * (size * rows * s.reference_shape.hidden_size + (0 if s.is_plain else size * their_weight))
+    )
 
 
 def _gathered(s: MemoryInputs) -> int:
@@ -177,11 +236,23 @@ def _gathered(s: MemoryInputs) -> int:
     c, size = s.shape, s.dtype.itemsize
     if s.is_plain:
         return 0
-    ends = (2 - c.tied) * c.vocab_size * c.hidden_size
-    block = (c.n_parameters - ends) // c.n_layers
-    n_blocks = 2 if s.reshards else c.n_layers
-    gathered = size * (n_blocks * block + ends) + (2 * size * block if s.holds_reference else 0)
+    _, block = _parts(c)
+    gathered = _copies(s, c) + (2 * size * _parts(s.reference_shape)[1] if s.holds_reference else 0)
     return gathered + (size + 4) * block
+
+
+def _copies(s: MemoryInputs, shape: LlamaConfig) -> int:
+    """What of a model is gathered at once: embedding and head, and the blocks that compute, or all of them."""
+    if s.is_plain:
+        return 0
+    ends, block = _parts(shape)
+    return s.dtype.itemsize * ((2 if s.reshards else shape.n_layers) * block + ends)
+
+
+def _parts(shape: LlamaConfig) -> tuple[int, int]:
+    """Parameters of embedding and head, and of one block."""
+    ends = (2 - shape.tied) * shape.vocab_size * shape.hidden_size
+    return ends, (shape.n_parameters - ends) // shape.n_layers
 
 
 def total(s: MemoryInputs) -> int:

@@ -12,7 +12,7 @@ from engine.model import LlamaConfig, StoredDtypes, name_of
 from engine.planning import cost, memory
 from engine.planning.cost import TokenStatistics
 from engine.planning.flops import matmul_peak
-from engine.planning.memory import N_STATES, MemoryInputs
+from engine.planning.memory import MemoryInputs
 
 Mode = Literal["none", "fused", "precompute"]
 """Where the reference's log-probs come from (engine/step/reference.py)."""
@@ -82,20 +82,30 @@ class Plan:
         """Of the whole run: measured shares of a GPU's datasheet, or of a product timed now on the CPU."""
         s = self.memory
         has_reference = self.reference != "none"
-        flops = cost.run_flops(s, self.statistics, config.schedule.epochs, has_reference=has_reference)
+        flops = cost.run_flops(s, self.statistics, self.n_epochs(config), has_reference=has_reference)
         if s.device == "cpu":
             return flops / (n_gpus * _cpu_peak(s.dtype) * cost.REACHED["cpu"]) / 3600
         computing, communicating = cost.step_seconds(s, self.statistics, config.schedule.batch_size, n_gpus)
         slower = max(computing, communicating) / computing * (cost.IMBALANCE if n_gpus > 1 else 1.0)
         return flops / (n_gpus * cost.DATASHEET * cost.REACHED["cuda"]) * slower / 3600
 
+    def n_epochs(self, config: TrainConfig) -> float:
+        """Passes over the rows until the run ends."""
+        return config.schedule.n_epochs(self._per_epoch(config))
+
     def disk_bytes(self, config: TrainConfig) -> tuple[int, int]:
         """(checkpoints that are kept, states)."""
-        n = min(config.schedule.epochs, config.checkpoints.keep_checkpoints or config.schedule.epochs)
-        states = (
-            0 if config.checkpoints.state_every == 0 else config.checkpoints.keep_state * cost.state_bytes(self.memory)
-        )
-        return n * self.checkpoint_bytes, states
+        asked = config.checkpoints
+        n_states = asked.keep_final_state if asked.state_every == 0 else asked.keep_state
+        return self.n_folders(config) * self.checkpoint_bytes, n_states * cost.state_bytes(self.memory)
+
+    def n_folders(self, config: TrainConfig) -> int:
+        """Checkpoint folders that the run leaves, at most."""
+        per_epoch = self._per_epoch(config)
+        return config.checkpoints.n_folders(config.schedule.n_steps(per_epoch), per_epoch)
+
+    def _per_epoch(self, config: TrainConfig) -> int:
+        return -(-self.statistics.n // config.schedule.batch_size)
 
     def sentence(self, config: TrainConfig, n_gpus: int) -> str:
         """The sum of it."""
@@ -125,11 +135,12 @@ def plan_run(
     budget: int,
     stored: StoredDtypes = IN_BFLOAT16,
     group_share: float = 1.0,
+    other_reference: LlamaConfig | None = None,
 ) -> Plan:
     """The first layout that fits without computing blocks again, else the first that fits, else the smallest.
 
     What is preferred: float32 masters that are whole; a reference beside the policy; weights that stay gathered.
-    stored: the dtypes of the checkpoint that the run starts from. group_share: see MemoryInputs.
+    stored: the dtypes of the checkpoint that the run starts from. group_share, other_reference: see MemoryInputs.
     """
     masters: Sequence[bool] = {"auto": (False, True), "float32": (False,), "split": (True,)}[
         config.memory.master_weights
@@ -150,11 +161,12 @@ def plan_run(
             n_shards=config.distributed.shard_size or n_ranks,
             is_split=is_split,
             square_avg_bytes=2 if is_split and config.memory.square_avg == "bfloat16" else 4,
-            n_states=N_STATES[config.optimizer.name],
+            optimizer=config.optimizer.name,
             group_share=group_share,
             holds_gradients=not is_split or config.optimizer.max_grad_norm > 0,
             holds_reference=mode == "fused",
             moves_reference=config.reference.update != "none",
+            other_reference=other_reference,
             reshards=gives_back,
             is_compiled=config.memory.compiles(device),
             n_distributions=statistics.n_distributions,
@@ -203,18 +215,29 @@ def flags(way: dict[str, Any]) -> str:
 
 def refusal(found: Plan, others: Sequence[tuple[dict[str, Any], Plan]]) -> str:
     """Why a layout cannot be, and the first change that would let it. others: changes and what comes of them."""
-    needed = f"needs {size(memory.total(found.memory))} of memory, and {size(found.budget)} are free"
+    whole, free = sizes_apart(memory.total(found.memory), found.budget)
+    needed = f"needs {whole} of memory, and {free} are free"
     for way, plan in others:
         if plan.fits:
-            return f"{needed}; add {flags(way)}: {size(memory.total(plan.memory))}"
+            return f"{needed}; add {flags(way)}: {sizes_apart(memory.total(plan.memory), found.budget)[0]}"
     least = min((memory.total(plan.memory) for _, plan in others), default=memory.total(found.memory))
-    also = f" ({size(least)} with {flags(WAYS[-1])})" if least < memory.total(found.memory) else ""
+    also = (
+        f" ({sizes_apart(least, found.budget)[0]} with {flags(WAYS[-1])})" if least < memory.total(found.memory) else ""
+    )
     return f"{needed}{also}; lower --micro-tokens, --max-prompt-tokens and --max-response-tokens, or take more GPUs"
 
 
 def size(n_bytes: float) -> str:
     """A number of bytes in GB of 10^9, as it is said."""
     return f"{n_bytes / 1e9:,.0f} GB" if n_bytes >= 1e10 else f"{max(n_bytes / 1e9, 0.1):.1f} GB"
+
+
+def sizes_apart(a: int, b: int) -> tuple[str, str]:
+    """Two numbers of bytes as `size` says them, with as many digits as it takes to tell them apart."""
+    said, digits = (size(a), size(b)), 1
+    while said[0] == said[1] and a != b and digits < 10:
+        said, digits = (f"{a / 1e9:,.{digits}f} GB", f"{b / 1e9:,.{digits}f} GB"), digits + 1
+    return said
 
 
 def _time(hours: float) -> str:

@@ -2,24 +2,31 @@
 new thing that a run writes goes here, in a file of its own.
 """
 
-from engine.run.epochs import save_epoch
-from engine.run.folder import RunFolder, check_apart, check_folder, day_of, epochs_of, has_split_masters, last_line
+from engine.run.best import check_name
+from engine.run.card import CARD, Card, front_of
+from engine.run.continued import Continued
+from engine.run.folder import RunFolder, check_apart, check_folder, day_of, has_split_masters, last_line
 from engine.run.identity import DAY, identity
 from engine.run.metrics_log import MetricsLog, say
+from engine.run.milestones import Milestones
 from engine.run.stopping import Stopping
 
 __all__ = [
+    "CARD",
     "DAY",
+    "Card",
+    "Continued",
     "MetricsLog",
+    "Milestones",
     "RunFolder",
     "Stopping",
     "check_apart",
     "check_folder",
+    "check_name",
     "day_of",
-    "epochs_of",
+    "front_of",
     "has_split_masters",
     "identity",
     "last_line",
-    "save_epoch",
     "say",
 ]

@@ -16,7 +16,7 @@ def check(
     plan: Plan,
     steps: Steps,
     *,
-    n_moments: int,
+    n_moments: float,
     n_done: int,
     n_checkpoints: int,
 ) -> None:
@@ -28,13 +28,14 @@ def check(
     shape = plan.memory.shape
     checkpoint = plan.checkpoint_bytes
     n_steps, n_epochs = len(steps), -(-len(steps) // steps.per_epoch)
+    n_folders = asked.n_folders(n_steps, steps.per_epoch)
     if asked.state_every is None:
         n_due = n_epochs - 1
     else:
         n_due = (n_steps - 1) // asked.state_every if asked.state_every else 0
-    n_due = max(n_due, asked.stop_after is not None)
+    n_due = max(n_due + asked.keep_final_state, asked.stop_after is not None)
     n_states = min(n_due, 1 if n_done else asked.keep_state + 1)  # a new one is whole before the oldest goes
-    states = n_states * shape.n_parameters * 4 * (1 + n_moments)
+    states = int(n_states * shape.n_parameters * 4 * (1 + n_moments))
     nearest = next(p for p in [folder, *folder.absolute().parents] if p.exists())
     free = shutil.disk_usage(nearest).free
     if free < checkpoint + states:
@@ -43,7 +44,7 @@ def check(
             f"{folder}: {free:,} bytes are free, and a checkpoint and its states take "
             f"{checkpoint + states:,}; make room, {narrower}or keep no states (--state-every 0)"
         )
-    n_left = min(asked.keep_checkpoints or n_epochs, n_epochs) - n_checkpoints
+    n_left = n_folders - n_checkpoints
     if free < n_left * checkpoint + states:
         say(
             f"{folder}: {free:,} bytes are free, and {n_left} checkpoints and states will take "

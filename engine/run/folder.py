@@ -3,10 +3,14 @@
 config.yaml           every setting, resolved, and the facts found (rows, what was cut)
 first_example.txt     the first row of the run as the trainer sees it
 metrics.jsonl         a line per optimizer step (metrics_log.py)
-epoch-01/ ...         Hugging Face checkpoint folders (epochs.py)
+epoch-01/ ...         Hugging Face checkpoint folders (milestones.py), each with a model card (card.py)
+step-000120/ ...      those inside an epoch
+best                  a link to the best of them
 state/                what --resume needs (states.py)
 state/identity.json   what the run was asked for and what it was fed (identity.py)
-state/finished.json   written when all is done
+state/best.json       which folders are there as the best alone (milestones.py)
+state/finished.json   written when nothing is left to do
+state/wandb.json ...  a run elsewhere, and what it was told (engine/tracking/)
 run.lock              held by the process that writes into the folder
 events.out...         the metrics for TensorBoard (tensorboard.py)
 """
@@ -26,7 +30,7 @@ import yaml
 from engine.config import TrainConfig
 from engine.distributed import Ranks, grace
 from engine.model import name_of
-from engine.planning import N_STATES, Plan
+from engine.planning import Plan, n_moments
 from engine.run import disk_space
 from engine.run.identity import DAY, compare
 from engine.run.metrics_log import say
@@ -38,8 +42,8 @@ from system import (
     cli,
     hold,
     naming,
-    numbered,
     remove_leftovers,
+    run_folder,
     sync,
     write_json,
     write_text,
@@ -107,18 +111,15 @@ def day_of(folder: Path) -> str | None:
         return None
 
 
-def epochs_of(folder: Path) -> list[Path]:
-    """The epoch folders of a run, oldest first."""
-    return [path for _, path in numbered(folder, "epoch-")]
-
-
 def last_line(folder: Path) -> dict[str, float]:
     """The newest line of a run's metrics.jsonl."""
     return json.loads((folder / "metrics.jsonl").read_bytes().splitlines()[-1])
 
 
 def cut_metrics(folder: Path, step: int) -> dict[str, float]:
-    """Cuts metrics.jsonl behind the line of a step, and gives that line; {} for step 0. Raises InputError."""
+    """Cuts metrics.jsonl behind the line of a step, and gives that line; {} for step 0, behind which nothing is left: a
+    run that begins measures anew. Raises InputError.
+    """
     path = folder / "metrics.jsonl"
     end, last = 0, {}
     if path.exists():
@@ -126,7 +127,7 @@ def cut_metrics(folder: Path, step: int) -> dict[str, float]:
             for line in file:
                 with contextlib.suppress(ValueError):
                     found = json.loads(line)
-                    if line.endswith(b"\n") and found["step"] <= step:
+                    if line.endswith(b"\n") and found["step"] <= step > 0:
                         end, last = end + len(line), found
                         continue
                 break
@@ -152,6 +153,8 @@ class RunFolder:
         self._stack = ExitStack()
         self._is_held = False
         self._states: States | None = None
+        self.end: dict[str, Any] = {}
+        """What is known of the end of the run that was found finished: system/run_folder.py."""
 
     def __enter__(self) -> "RunFolder":
         self._ranks.heartbeat.folder = self.path
@@ -161,6 +164,12 @@ class RunFolder:
         if self._states is not None:
             self._states.finish_pending()
         self._stack.__exit__(*fault)
+
+    @property
+    def ending(self) -> str:
+        """How the run that was found finished has ended, for a sentence."""
+        n, why = self.end.get("steps"), self.end.get("why")
+        return f"ended after step {n} ({why})" if why else f"all {n} steps of it"
 
     @property
     def states(self) -> "States":
@@ -177,7 +186,8 @@ class RunFolder:
             return False  # a run that began here since the flags were read is found by begin
         self._ranks.on_rank0(self._hold)
         self._ranks.on_rank0(lambda: compare(_identity(self.path), self.path, identity()))
-        if self._ranks.on_rank0((self.path / "state" / "finished.json").exists):
+        if (end := self._ranks.on_rank0(lambda: run_folder.end_of(self.path))) is not None:
+            self.end = end
             return True
         self._states = self._open_states()
         self._states.find_newest()
@@ -198,24 +208,25 @@ class RunFolder:
         where a checkpoint and a state would not find room on its disk, or states are asked for and hosts do not share
         it.
         """
-        checkpoints, ranks, n_done = self._config.checkpoints, self._ranks, self._n_done
+        checkpoints, ranks, n_done = self._config.checkpoints, self._ranks, self.n_done
         ranks.on_rank0(
             lambda: disk_space.check(
                 self.path,
                 checkpoints,
                 plan,
                 steps,
-                n_moments=N_STATES[self._config.optimizer.name],
+                n_moments=n_moments(self._config.optimizer.name, plan.memory.shape),
                 n_done=n_done,
-                n_checkpoints=len(epochs_of(self.path)),
+                n_checkpoints=len(run_folder.checkpoints_of(self.path)),
             )
         )
         ranks.on_rank0(self._hold)
         is_shared = ranks.all_see(self.path / "state")
-        if not is_shared and (checkpoints.state_every != 0 or checkpoints.stop_after is not None):
+        keeps = checkpoints.state_every != 0 or checkpoints.stop_after is not None or checkpoints.keep_final_state
+        if not is_shared and keeps:
             raise InputError(
                 f"{self.path}: not every rank sees this folder, and a state of several hosts needs one that all see; "
-                "name a shared --out, or do without states (--state-every 0, and no --stop-after)"
+                "name a shared --out, or do without states (--state-every 0, no --stop-after, no --keep-final-state)"
             )
         ranks.on_rank0(lambda: self._begin(identity, plan.saves, settings, facts))
         self._states = self._states or self._open_states()
@@ -229,7 +240,8 @@ class RunFolder:
             )
 
     @property
-    def _n_done(self) -> int:
+    def n_done(self) -> int:
+        """Steps that the state has done which the run goes on from; 0 where it begins."""
         return 0 if self._states is None else self._states.step
 
     def _open_states(self) -> "States":
@@ -264,8 +276,9 @@ class RunFolder:
         check_folder(self.path, resumes=config.checkpoints.resumes)  # another run may have been faster
         if not holds_run(self.path):
             write_json(_identity(self.path), identity())
-        remove_leftovers(self.path, "epoch-", TEMPORARY, OLD)
-        cut_metrics(self.path, self._n_done)
+        for prefix in (run_folder.EPOCH, run_folder.STEP):
+            remove_leftovers(self.path, prefix, TEMPORARY, OLD)
+        cut_metrics(self.path, self.n_done)
         resolved = config.resolved() | {"dtype": name_of(self._ranks.dtype), cli.FACTS: dict(facts)}
         if config.checkpoints.save_dtype == "auto":
             resolved["save_dtype"] = name_of(saves)
@@ -285,8 +298,12 @@ class RunFolder:
         """Fills the table as the state to go on from has it; what was done, None where there is none. Collective."""
         return None if self._states is None else self._states.read_reference(reference)
 
-    def finish(self, n_done: int, n_steps: int) -> None:
-        """Waits for what is still being written, and notes that all steps are done, where they are. Collective."""
+    def finish(self, n_done: int, last_step: int, **facts: Any) -> None:
+        """Waits for what is still being written, and notes that nothing is left to do, where that is so. Collective.
+
+        last_step: the run's, which may have ended early. facts: what else is known of its end.
+        """
         self.states.wait()
-        if n_done == n_steps:
-            self._ranks.on_rank0(lambda: write_json(self.path / "state" / "finished.json", {"steps": n_steps}))
+        if n_done == last_step:
+            end = {"steps": last_step} | {name: value for name, value in facts.items() if value}
+            self._ranks.on_rank0(lambda: write_json(self.path / run_folder.FINISHED, end))

@@ -17,11 +17,14 @@ from system import InputError, digests
 FREE = {
     "out",
     "config",
+    "trl_trainer",
     "resume",
     "stop_after",
     "state_every",
+    "save_every",
     "keep_checkpoints",
     "keep_state",
+    "keep_final_state",
     "micro_tokens",
     "recompute_blocks",
     "gpu_memory",
@@ -32,18 +35,32 @@ FREE = {
     "save_dtype",
     "save_rounding",
     "beyond_context",
+    "track",
 }
 """Settings that --resume lets change; so may the number of ranks."""
-CONTENT = {"model", "data", "eval_data", "reference_cache", "chat_template", "template_date"}
+CONTENT = {
+    *("model", "reference_model", "data", "eval_data", "reference_cache", "continue_from"),
+    *("chat_template", "template_date"),
+}
 """Settings that name files: what is in them has to be the same; and the day, which is that of the run's beginning."""
-LATER = {"chat_template_kwargs", "max_tokens"}
-"""Settings that release 0.1 had not: they are here where they are given, so that runs begun by it go on."""
+LATER: dict[str, Any] = {
+    "chat_template_kwargs": None, "max_tokens": None,
+    "schedule": "linear", "min_lr_ratio": 0.0, "warmup_ratio": 0.0, "decay_ratio": 0.1,
+    "eval_every": None, "early_stop": None, "keep_best": None,
+    "adam_beta1": 0.9, "adam_beta2": 0.999, "adam_epsilon": 1e-8, "weight_decay": 0.0,
+}  # fmt: skip
+"""Settings that release 0.1 had not, and at which value it computed: they are here where they have another, so that
+runs begun by it go on."""
+LATER_ARGUMENTS = {"kto_pair.anchor_size": None}
+"""The same of objectives' hyperparameters."""
 OF_ROWS = {"ignore_columns", "roles", "keep_json_text"}
 """Settings of how files are read: what they come to is in the rows' digest, and older runs had none of them."""
 KEYS = {"disable": "without", "master_weights": "master"}
 """Settings that the file calls by the names of release 0.1, so that runs begun by it go on."""
 DAY = "template date"
 """The day that the run's template writes."""
+WARMUP = "warm-up"
+"""How the warm-up goes, where there is one: release 0.1 began it at lr / (W + 1), and wrote nothing down of it."""
 SAME_NUMBERS = {"0.1.0", "not installed"}
 """What `program` says where a version began a run that computes as this one does: such runs are gone on with."""
 
@@ -57,23 +74,29 @@ def identity(
     *,
     dtype: torch.dtype,
     is_split: bool,
+    reference: Path | None = None,
 ) -> dict[str, Any]:
     """What has to be the same for a run to go on: every setting, and digests of what its files hold.
 
-    settings: the objective's hyperparameters. dtype, is_split: what --dtype and --master-weights came to.
+    settings: the objective's hyperparameters. dtype, is_split: what --dtype and --master-weights came to. reference:
+    the folder of --reference-model, where it is another than the model's.
     """
     held = config.resolved() | dict(settings)
     held |= {"dtype": name_of(dtype), "master_weights": "split" if is_split else "whole"}
+    later = LATER | LATER_ARGUMENTS
     left_out = FREE | CONTENT | OF_ROWS | {"hyperparameters"}
     known = {
         KEYS.get(name, name): str(value)
         for name, value in held.items()
-        if name not in left_out and not (name in LATER and value is None)
+        if name not in left_out and not (name in later and value == later[name])
     }
-    files = sorted([*model.glob("*.safetensors"), model / "config.json"])
-    weights = hashlib.sha256(b"".join(digests(files)))
+    if config.schedule.warmup_steps or config.schedule.warmup_ratio:
+        known[WARMUP] = "from 0"
+    weights = _digest_of_weights(model)
+    other = weights if reference is None else _digest_of_weights(reference)
+    known |= {} if other == weights else {"reference weights": other}
     return known | {
-        "weights": weights.hexdigest()[:16],
+        "weights": weights,
         "rows": _digest(rows),
         "held-out rows": _digest(heldout),
         "torch": torch.__version__.split("+")[0],
@@ -95,6 +118,11 @@ def compare(path: Path, folder: Path, found: Mapping[str, Any]) -> None:
         before["program"] = now.get("program")
     if DAY not in before:  # of a release that wrote no day down; the rows' ids tell whether it was the same
         now.pop(DAY, None)
+    if WARMUP in now and WARMUP not in before and before.get("warmup_steps", "0") != "0":
+        raise InputError(
+            f"{folder}: was begun by a release whose warm-up rose from lr / (steps + 1), and it rises from 0 now: "
+            "go on with that release, or start anew with another --out"
+        )
     different = [
         f"{name}: {before.get(name)} -> {now.get(name)}" for name in now | before if before.get(name) != now.get(name)
     ]
@@ -103,6 +131,11 @@ def compare(path: Path, folder: Path, found: Mapping[str, Any]) -> None:
             f"{folder}: --resume would go on with another run ({'; '.join(different)}); "
             "give what it was started with, or another --out"
         )
+
+
+def _digest_of_weights(model: Path) -> str:
+    files = sorted([*model.glob("*.safetensors"), model / "config.json"])
+    return hashlib.sha256(b"".join(digests(files))).hexdigest()[:16]
 
 
 def _digest(rows: Sequence[Example]) -> str:

@@ -15,7 +15,7 @@ import pickle
 import shutil
 import time
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from concurrent.futures import Future
 from contextlib import contextmanager
 from enum import Enum
@@ -100,13 +100,24 @@ class States:
         if found is not None:
             self.step, self.facts = found
 
+    @property
+    def steps(self) -> list[int]:
+        """Of the states that are there, or are being written: from any of them the run may go on."""
+        pending = [] if self._pending is None else [self._pending[0]]
+        return [*(step for step, _ in numbered(self._folder, PREFIX)), *pending]
+
     def read_reference(self, reference: ReferenceLogps) -> str | None:
         """Fills the table as the newest state has it; what was done, None where there is no state. Collective."""
         if not self.step:
             return None
-        if reference.is_kept:
+        if reference.is_kept and self._holds(reference.values):
             self.load(self.step, reference.values)
         return f"as in the state of step {self.step}"
+
+    def _holds(self, names: Iterable[str]) -> bool:
+        """Whether the newest state has tensors of these names: of KTO's table, release 0.1 kept none."""
+        held = _Reader(_path(self._folder, self.step)).read_metadata().state_dict_metadata
+        return all(name in held for name in names)
 
     def resume(self, training: Training) -> None:
         """Brings models, optimizer, schedule, objective, hooks' tensors and random numbers to where the newest state
@@ -126,11 +137,12 @@ class States:
             torch.set_rng_state(random)
         say(f"{self._folder.parent}: goes on after step {self.step}")
 
-    def is_due(self, step: Step, n_steps: int) -> bool:
-        """Whether --state-every asks for a state after this step; the last of n_steps needs none."""
+    def is_due(self, step: Step, last_step: int) -> bool:
+        """Whether --state-every asks for a state after this step; --resume needs none of the run's last."""
+        if step.number == last_step:
+            return self._config.keep_final_state
         every = self._config.state_every
-        due = step.ends_epoch if every is None else bool(every) and step.number % every == 0
-        return due and step.number < n_steps
+        return step.ends_epoch if every is None else bool(every) and step.number % every == 0
 
     def save(self, training: Training, log: MetricsLog) -> None:
         """Saves a state, while training goes on; nothing where hosts do not share the folder. Collective."""
@@ -152,7 +164,7 @@ class States:
         states = numbered(self._folder, PREFIX)
         for step, path in reversed(states):
             if (fault := damage(path)) is None:
-                return step, json.loads((path / FACTS).read_text(encoding="utf-8"))
+                return step, self.facts_in(path)
             aside = path.with_name(f"{path.name}.damaged")
             shutil.rmtree(aside, ignore_errors=True)
             path.rename(aside)
@@ -163,7 +175,11 @@ class States:
 
     def load(self, step: int, tensors: State) -> None:
         """Reads a state's tensors into these, whatever number of ranks wrote it. Collective."""
-        reader = _Reader(_path(self._folder, step))
+        self.read(_path(self._folder, step), tensors)
+
+    def read(self, path: Path, tensors: State) -> None:
+        """The same of a state anywhere. Collective."""
+        reader = _Reader(path)
         reader.read_metadata()  # torch 2.11 would say nothing of why it cannot be read
         try:
             load(
@@ -173,7 +189,17 @@ class States:
                 no_dist=self._group is None,
             )
         except CheckpointException as fault:
-            raise InputError(f"{_path(self._folder, step)}: {_cause(fault)}") from None
+            raise InputError(f"{path}: {_cause(fault)}") from None
+
+    @staticmethod
+    def names_in(path: Path) -> set[str]:
+        """The names of the tensors of a state anywhere."""
+        return set(_Reader(path).read_metadata().state_dict_metadata)
+
+    @staticmethod
+    def facts_in(path: Path) -> dict[str, Any]:
+        """The numbers in a state anywhere."""
+        return json.loads((path / FACTS).read_text(encoding="utf-8"))
 
     def write(self, step: int, tensors: State, facts: Mapping[str, Any]) -> None:
         """Copies the tensors, and writes them while training goes on. Raises RunError where the save before failed.

@@ -1,4 +1,4 @@
-"""What is measured at an epoch's end: held-out rows under the policy, and what the epoch's folder loses of it."""
+"""What is measured at some steps: held-out rows under the policy, and what a checkpoint folder loses of it."""
 
 # n examples, K responses of each
 
@@ -9,15 +9,17 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from data.rows import Example
+from data.rows import Example, in_form
 from engine.model import name_of
-from engine.step.loss_inputs import LossInputs, ReferenceValues
+from engine.step.loss_inputs import REFERENCE_VALUES, LossInputs, ReferenceValues
 from engine.step.metrics import heldout_metrics, logratio_metrics, training_metrics
 from engine.step.objective import Objective
-from engine.step.passes import BATCH, compute_batch, own_values
-from engine.step.steps import Batch, Step
+from engine.step.passes import compute_examples, own_values
+from engine.step.steps import Batch, Step, mismatched
 from engine.step.training import Training
+from engine.step.trial import N_TOGETHER, trial_inputs
 from engine.weights import Cast, checkpoint_name
+from system import InputError
 
 MOST_ROWS = 64  # of which it is measured what a folder loses
 WHOLE = 0.9  # share of the margin below which it is said that a folder lost some of it
@@ -25,14 +27,19 @@ SMALLEST = 1e-3  # a margin below it says nothing
 
 
 class HeldOut:
-    """Rows that are not trained on. Their reference log-probs come from the policy's own initial weights, or, where the
-    reference moves, from where it stands.
+    """Rows that are not trained on. Their reference log-probs come from the policy's own initial weights, or from the
+    model that --reference-model names, or, where the reference moves, from where it stands.
     """
 
     def __init__(self, examples: list[Example], training: Training) -> None:
         self._examples, self._training = examples, training
+        self._others = _others_of(examples, training.objective)
+        """Their mismatched sequences, where the objective takes such; None where it cannot be computed on them."""
         self._reference: ReferenceValues | None = None
+        self._reference_of_others: ReferenceValues | None = None
         self._found: LossInputs | None = None
+        self._measured = -1  # the step after which that was found
+        self._metrics: dict[str, float] = {}
 
     def compute(
         self,
@@ -47,60 +54,97 @@ class HeldOut:
         with_reference: whether the reference computes beside it.
         """
         t = self._training
-        found = [
-            compute_batch(
-                t.model,
-                Batch(examples[i : i + BATCH]),
-                t.ranks,
-                t.micro_batching,
-                with_reference=with_reference,
-                token_values=token_values,
-            )
-            for i in range(0, len(examples), BATCH)
-        ]
-        tokens = {name: torch.cat([one.tokens[name] for one in found]) for name in found[0].tokens}
-        references = [one.ref_logps for one in found if one.ref_logps is not None]
-        batch = Batch(examples, progress=0.0 if step is None else step.progress)
-        logps = torch.cat([one.logps for one in found])
-        return batch.all_inputs(logps, torch.cat(references) if references else None, tokens)
+        return compute_examples(
+            t.model,
+            examples,
+            t.ranks,
+            t.micro_batching,
+            with_reference=with_reference,
+            token_values=token_values,
+            progress=0.0 if step is None else step.progress,
+        )
 
     def score_reference(self) -> None:
-        """Takes what the reference gives for the rows from the weights that the policy has now. Collective."""
+        """Takes what the reference gives for the rows: from the weights that the policy has now; where it is another
+        model, from what was computed before the policy was read, or else from that model beside it. Collective.
+        """
         if self._examples:
-            wanted = own_values(self._training.objective.token_values)
-            self._reference = self.compute(self._examples, wanted).as_reference()
+            kept = self._training.reference.heldout
+            self._reference = self._of_reference(self._examples) if kept is None else kept
+        if self._others:  # of objectives whose reference is always beside the policy
+            self._reference_of_others = self._of_reference(self._others)
 
-    def measure(self, step: Step) -> dict[str, float]:
-        """Their loss, rewards and log-probs now, at the end of a step; nothing where there are none. Collective."""
+    def _of_reference(self, examples: Sequence[Example]) -> ReferenceValues | None:
+        values = self._training.objective.token_values
+        if not self._training.reference.is_other:
+            return self.compute(examples, own_values(values)).as_reference()
+        return self.compute(
+            examples, [name for name in REFERENCE_VALUES if name in values], with_reference=True
+        ).reference
+
+    def measure(self, step: Step | None = None) -> dict[str, float]:
+        """Their loss, rewards, log-ratios and log-probs now, at the end of a step, or before the first; nothing where
+        there are none.
+
+        All of them are one step to an objective that takes a statistic of the step. Collective.
+        """
         if not self._examples:
             return {}
         t = self._training
         computes = t.model.reference is not None and (t.reference.moves or t.objective.needs_divergence)
         found = self.compute(self._examples, t.objective.token_values, step, with_reference=computes)
         self._reference = found.reference if computes else self._reference
-        self._found = found.beside(self._reference)
-        return heldout_metrics(t.objective, self._found)
+        self._found, self._measured = found.beside(self._reference), 0 if step is None else step.number
+        own = self._found.as_form(t.objective.form, t.objective.side)
+        if self._others:
+            others = self.compute(self._others, t.objective.token_values, step, with_reference=computes)
+            self._reference_of_others = others.reference if computes else self._reference_of_others
+            own = None if own is None else own.with_mismatched(others.beside(self._reference_of_others))
+        if own is not None and not t.reference.is_used:
+            own = own.without_reference()  # rewards are what they are in training
+        self._metrics = heldout_metrics(t.objective, self._found, None if self._others is None else own)
+        return dict(self._metrics)
+
+    def measured_at(self, step: Step) -> dict[str, float]:
+        """What was measured at the end of a step; empty where nothing was."""
+        return self._metrics if self._measured == step.number else {}
 
     def sample(self, step: Step, trained: LossInputs) -> "Sample":
         """The rows by which a folder is measured, with their log-probs now. trained: the loss inputs of the step.
 
-        Held-out ones, as `measure` has just found them; where there are none, the step's, which are scored anew: their
+        Held-out ones, as `measure` finds them; where there are none, the step's, which are scored anew: their
         log-probs are those of before it. Collective.
         """
+        if self._measured != step.number:
+            self.measure(step)
         if self._examples and self._found is not None and self._found.ref_logps is not None:
             examples, logps = self._examples[:MOST_ROWS], self._found.logps[:MOST_ROWS]
-            found = Batch(examples).all_inputs(logps, self._found.ref_logps[:MOST_ROWS])
-            return Sample(examples, found, n_own=logps.shape[1])
+            return Sample(examples, Batch(examples).all_inputs(logps, self._found.ref_logps[:MOST_ROWS]))
         examples, reference = step.examples[:MOST_ROWS], None
         if trained.ref_logps is not None:
             reference = ReferenceValues(trained.ref_logps[:MOST_ROWS].cpu())
-        found = self.compute(examples, self.values_of_margin(reference is not None), step).beside(reference)
-        is_mismatched = self._training.objective.needs_mismatched and found.logps.shape[1] > 1
-        return Sample(examples, found, n_own=1 if is_mismatched else found.logps.shape[1])
+        return Sample(
+            examples, self.compute(examples, self.values_of_margin(reference is not None), step).beside(reference)
+        )
 
     def values_of_margin(self, has_reference: bool) -> tuple[str, ...]:
         """What a margin takes of single tokens: without a reference, what the objective's own rewards do."""
         return () if has_reference else self._training.objective.token_values
+
+
+def heldout_names(objective: Objective, examples: Sequence[Example]) -> list[str]:
+    """The names of what is measured of held-out rows, known before weights are read: by log-probs that are made up."""
+    rows = examples[:N_TOGETHER] if objective.token_values else examples
+    found, others = _made_up(objective, rows), _others_of(rows, objective)
+    own = found.as_form(objective.form, objective.side)
+    if own is not None and others:
+        own = own.with_mismatched(_made_up(objective, others))
+    return list(heldout_metrics(objective, found, None if others is None else own))
+
+
+def _made_up(objective: Objective, examples: Sequence[Example]) -> LossInputs:
+    inputs = trial_inputs(objective, examples)
+    return inputs.beside(ReferenceValues(inputs.logps.detach()))
 
 
 class Sample(NamedTuple):
@@ -109,8 +153,15 @@ class Sample(NamedTuple):
     examples: Sequence[Example]
     computed: LossInputs
     """As computed; without log-probs of a reference where the run has none."""
-    n_own: int
-    """How many of the K responses are the row's own: the last is another's where KTO estimates its KL by it."""
+
+
+def _others_of(examples: Sequence[Example], objective: Objective) -> list[Example] | None:
+    if not objective.needs_mismatched:
+        return []
+    try:
+        return mismatched(in_form(examples, objective.form))
+    except InputError:  # rows of another form
+        return None
 
 
 def measure_saved(
@@ -118,8 +169,9 @@ def measure_saved(
 ) -> dict[str, float]:
     """What the epoch's folder loses, where it is written in fewer bits than computed: nothing where it is not.
 
-    Measured over 64 held-out rows at most, or over the last step's where none are held out. saved/margins is what
-    eval_rewards/margins would be under the weights as written, saved/computed_margins the same rows' as computed;
+    Measured over 64 held-out rows at most, or over the last step's where none are held out. saved/margins is beta times
+    what eval_logratios/margins would be under the weights as written, saved/computed_margins the same rows' as
+    computed; over a last step without a reference both are the margin of the objective's own rewards.
     saved/logps_difference is the mean over their responses of the absolute difference of log-probs, nats. trained: the
     loss inputs of the step. Raises InputError, on every rank, where a weight is beyond the dtype's range. Collective.
     """
@@ -133,7 +185,7 @@ def measure_saved(
     for name, inputs in (("saved/margins", written), ("saved/computed_margins", sample.computed)):
         margin = _margin(training.objective, inputs)
         made |= {} if margin is None else {name: margin}
-    difference = (written.logps - sample.computed.logps)[:, : sample.n_own]
+    difference = written.logps - sample.computed.logps
     return made | {"saved/logps_difference": difference.abs().mean().item()}
 
 
@@ -183,11 +235,11 @@ def as_written(training: Training, cast: Cast) -> Iterator[None]:
 
 
 def _margin(objective: Objective, inputs: LossInputs) -> float | None:
-    """Mean reward of chosen responses above that of rejected ones; None where the rows do not have both.
+    """Beta times the log-ratio of chosen responses above that of rejected ones; None where the rows do not have both.
 
-    As held-out rows' are; without log-probs of a reference, the objective's own rewards.
+    Without log-probs of a reference, the same of the objective's own rewards.
     """
     if inputs.ref_logps is not None:
-        return logratio_metrics(objective, inputs).get("rewards/margins")
+        return logratio_metrics(objective, inputs, times=objective.beta).get("logratios/margins")
     with torch.no_grad():
         return training_metrics(inputs, objective(inputs)).get("rewards/margins")

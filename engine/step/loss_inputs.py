@@ -58,6 +58,8 @@ class LossInputs:
     """
     progress: float = 0.0
     """The share of the run's steps that are done."""
+    mismatched: "LossInputs | None" = None
+    """The mismatched sequences of the whole step over all ranks, [m, 1], without gradient; None where it has none."""
 
     @staticmethod
     def of(
@@ -105,13 +107,20 @@ class LossInputs:
             return self
         return replace(self, ref_logps=reference.logps, tokens={**self.tokens, **reference.tokens})
 
+    def without_reference(self) -> "LossInputs":
+        """The same without what a reference gives."""
+        tokens = {name: x for name, x in self.tokens.items() if name not in REFERENCE_VALUES}
+        return replace(self, ref_logps=None, tokens=tokens)
+
+    def with_mismatched(self, found: "LossInputs | None") -> "LossInputs":
+        """The same with the mismatched sequences of its step, where there are some."""
+        return self if found is None else replace(self, mismatched=found.on(self.logps.device))
+
     def column(self, k: int) -> Responses:
         """The k-th response of every example."""
         ref_logps = None if self.ref_logps is None else self.ref_logps[:, k]
         scores = self.numbers.get("scores")
-        if scores is not None:
-            scores = scores[:, k] if k < scores.shape[1] else None  # a mismatched response has none
-        return Responses(self.logps[:, k], ref_logps, self.lengths[:, k], scores)
+        return Responses(self.logps[:, k], ref_logps, self.lengths[:, k], None if scores is None else scores[:, k])
 
     def token_column(self, k: int, names: Collection[str]) -> TokenResponses:
         """The tokens of the k-th response of every example. names: what is asked for of them beside log-probs."""

@@ -16,39 +16,56 @@ from system import RunError
 
 
 def training_metrics(inputs: LossInputs, result: Result) -> dict[str, float]:
-    """Loss, rewards and log-probs of a step; a class without examples is left out, never NaN.
+    """Loss, rewards, log-probs and, where there is a reference, log-ratios of a step; a class without examples is left
+    out, never NaN.
 
-    Of several ranked responses the first is chosen and the last rejected.
+    Rewards are the objective's own; of several ranked responses the first is chosen and the last rejected.
     """
     made = {"loss": result.losses.mean().item()}
-    rewards = {"chosen": result.chosen_rewards, "rejected": result.rejected_rewards}
-    made |= _means("rewards", rewards)
-    if "rewards/chosen" in made and "rewards/rejected" in made:
-        made["rewards/margins"] = made["rewards/chosen"] - made["rewards/rejected"]
-        if inputs.labels is None and len(rewards["chosen"]) == len(rewards["rejected"]):
-            made["rewards/accuracies"] = (rewards["chosen"] > rewards["rejected"]).double().mean().item()
-    made |= _means("logps", _sides(inputs, is_rejected=not len(rewards["chosen"])))
+    made |= _compared("rewards", inputs, {"chosen": result.chosen_rewards, "rejected": result.rejected_rewards})
+    is_rejected = not len(result.chosen_rewards)
+    made |= _means("logps", _sides(inputs, is_rejected=is_rejected))
+    made |= _logratios(inputs, is_rejected=is_rejected)
     return made | {k: float(v) for k, v in result.metrics.items()}
 
 
-def heldout_metrics(objective: Objective, inputs: LossInputs) -> dict[str, float]:
-    """The same of held-out rows, eval_ before each name. Rewards are beta * log-ratio whatever the objective is."""
-    made = logratio_metrics(objective, inputs)
-    form = inputs.as_form(objective.form, objective.side)
-    if not objective.needs_mismatched and form is not None:
+def heldout_metrics(objective: Objective, inputs: LossInputs, own: LossInputs | None) -> dict[str, float]:
+    """The same of held-out rows, eval_ before each name: eval_X is what X would be of a step of them.
+
+    inputs: the rows with the log-probs of a reference, be it the run's initial weights; their log-probs and log-ratios
+    are of both responses of a pair whatever the objective takes of it. own: what the objective is computed from, as in
+    training; None where it cannot be, and then there are these alone.
+    """
+    made: dict[str, float] = {}
+    if own is not None:
         with torch.no_grad():
-            made["loss"] = objective(form).losses.mean().item()
-    return {f"eval_{name}": value for name, value in made.items()}
+            made = training_metrics(own, objective(own))
+    return {f"eval_{name}": value for name, value in (made | logratio_metrics(objective, inputs)).items()}
 
 
-def logratio_metrics(objective: Objective, inputs: LossInputs) -> dict[str, float]:
-    """Rewards, as beta * log-ratio, and log-probs; without a loss."""
-    ref = inputs.logps * torch.nan if inputs.ref_logps is None else inputs.ref_logps
-    with torch.no_grad():
-        logratios = _sides(replace(inputs, logps=inputs.logps - ref), is_rejected=objective.side == "rejected")
-        chosen, rejected = (objective.beta * logratios.get(side, torch.zeros(0)) for side in ("chosen", "rejected"))
-        made = training_metrics(inputs, Result(torch.zeros(1), chosen, rejected))
-    del made["loss"]
+def logratio_metrics(objective: Objective, inputs: LossInputs, *, times: float = 1.0) -> dict[str, float]:
+    """Log-probs and log-ratios, nats. times: by what the latter are multiplied."""
+    is_rejected = objective.side == "rejected"
+    made = _logratios(inputs, is_rejected=is_rejected, times=times)
+    return _means("logps", _sides(inputs, is_rejected=is_rejected)) | made
+
+
+def _logratios(inputs: LossInputs, *, is_rejected: bool, times: float = 1.0) -> dict[str, float]:
+    """Means of log p(response) - log p_reference(response), nats; nothing without a reference."""
+    if inputs.ref_logps is None:
+        return {}
+    made = replace(inputs, logps=times * (inputs.logps.detach() - inputs.ref_logps))
+    return _compared("logratios", inputs, _sides(made, is_rejected=is_rejected))
+
+
+def _compared(prefix: str, inputs: LossInputs, sides: Mapping[str, Tensor]) -> dict[str, float]:
+    """Means of both sides, how far one is above the other, and, of pairs, how often."""
+    made = _means(prefix, sides)
+    if len(made) == 2:
+        made[f"{prefix}/margins"] = made[f"{prefix}/chosen"] - made[f"{prefix}/rejected"]
+        chosen, rejected = sides["chosen"], sides["rejected"]
+        if inputs.labels is None and len(chosen) == len(rejected):
+            made[f"{prefix}/accuracies"] = (chosen > rejected).double().mean().item()
     return made
 
 

@@ -22,7 +22,7 @@ from torch import Tensor
 import losses
 from engine.model import DIVERGENCES, STATISTICS
 from engine.step.loss_inputs import REFERENCE_VALUES, LossInputs
-from losses import Loss, LossError, Result
+from losses import Loss, LossError, Responses, Result, TokenResponses
 from system import InputError
 
 
@@ -40,7 +40,7 @@ class Objective:
     """A mixture of losses, of one as a rule, with their hyperparameters.
 
     The loss of a step is the sum over terms of weight times the term's own mean: a term that takes two rows of a pair
-    (unpaired) means over both.
+    (unpaired) means over both. A row's weight multiplies its loss in each term that does not take it itself.
     """
 
     def __init__(self, text: str, beta: float | None = None, hyperparameters: dict[str, str] | None = None) -> None:
@@ -140,6 +140,11 @@ class Objective:
         return frozenset(need for term in self.terms for need in term.loss.needs)
 
     @property
+    def multiplies_by_weights(self) -> bool:
+        """Whether rows' weights multiply the loss of any term."""
+        return not all(term.loss.weighs_rows for term in self.terms)
+
+    @property
     def fields(self) -> tuple[str, ...]:
         """The numbers of rows that any term asks for by name, sorted."""
         return tuple(sorted({name for term in self.terms for name in term.loss.fields}))
@@ -151,6 +156,7 @@ class Objective:
 
     def _set(self, key: str, text: str) -> None:
         owner, _, argument = key.partition(".")
+        argument = argument.replace("-", "_")
         owner = losses.get(owner).name if owner in losses.aliases() else owner
         for term in self.terms:
             if owner == term.loss.name and argument in term.arguments:
@@ -173,6 +179,9 @@ class Objective:
             check_shape(term.loss, result, n)
         # Two losses of a pair, where a term takes it as unpaired, are its mean.
         parts = [result.losses.view(n, -1).mean(dim=1) for result in found]
+        if (weights := inputs.numbers.get("weights")) is not None:
+            weighed = zip(self.terms, parts, strict=True)
+            parts = [part if term.loss.weighs_rows else weights.to(part.dtype) * part for term, part in weighed]
         total = sum((t.weight * part for t, part in zip(self.terms, parts, strict=True)), torch.zeros_like(parts[0]))
         metrics = dict(found[0].metrics)
         if len(self.terms) > 1:
@@ -196,7 +205,7 @@ class Objective:
         loss = term.loss
         own = inputs.as_form(loss.data, loss.side)
         assert own is not None  # the rows were brought into the objective's form
-        column = own.column if loss.level == "sequence" else functools.partial(own.token_column, names=loss.needs)
+        column = _columns_of(own, loss)
         if loss.data == "pairs":
             positional: list[Any] = [column(0), column(1)]
         elif loss.data == "ranked":
@@ -212,12 +221,18 @@ class Objective:
         arguments = term.arguments | {name: given[name] for name in (*(loss.injected - {"mismatched"}), *loss.fields)}
         if "mismatched" in loss.needs and arguments["kl"] is None:
             # One prompt in the whole step: nothing to mismatch, and so no estimate.
-            arguments |= {"mismatched": column(1)} if own.logps.shape[1] == 2 else {"kl": 0.0}
+            others = own.mismatched
+            arguments |= {"kl": 0.0} if others is None else {"mismatched": _columns_of(others, loss)(0)}
         return loss(*positional, **arguments)
 
     def _state_of(self, name: str) -> dict[str, float] | None:
         state = {key.partition(".")[2]: v for key, v in (self.state or {}).items() if key.partition(".")[0] == name}
         return state or None
+
+
+def _columns_of(inputs: LossInputs, loss: Loss) -> Callable[[int], Responses | TokenResponses]:
+    """What gives the k-th response of every example as an objective takes it."""
+    return inputs.column if loss.level == "sequence" else functools.partial(inputs.token_column, names=loss.needs)
 
 
 def check_shape(loss: Loss, result: Result, n: int) -> None:

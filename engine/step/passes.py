@@ -23,13 +23,14 @@ def forward_backward(training: Training, step: Step) -> tuple[LossInputs, Result
     Gives what the objective was computed from, for all examples over all ranks, and the result on it. Collective.
     """
     objective, batch, ranks = training.objective, step.batch, training.ranks
+    mismatched = _mismatched_of(training, step)
     if objective.whole_step:
-        return _whole_step(training, step)
+        return _whole_step(training, step, mismatched)
     added = torch.zeros((), dtype=torch.float64)
     for micro in batch.micro_batches:
         ranks.set_gradient_sync(training.model, micro is batch.micro_batches[-1])
         part = micro_batch_logps(training, step, micro)
-        loss = objective(part).losses.sum()
+        loss = objective(part.with_mismatched(mismatched)).losses.sum()
         if training.hooks.add_to_loss is not None:
             term = training.hooks.add_to_loss(training, micro, part)
             added, loss = added + term.detach().cpu(), loss + term
@@ -38,10 +39,28 @@ def forward_backward(training: Training, step: Step) -> tuple[LossInputs, Result
         batch.add(micro, part)
     training.hooks.on_phase(step.number, "gather")
     inputs = batch.gather(ranks, with_reference=training.reference.is_used, token_values=objective.token_values)
+    inputs = inputs.with_mismatched(mismatched)
     return inputs, _with_added(training, objective(inputs), added, len(batch))
 
 
-def _whole_step(training: Training, step: Step) -> tuple[LossInputs, Result]:
+def _mismatched_of(training: Training, step: Step) -> LossInputs | None:
+    """What both models give for a step's mismatched sequences, the same on every rank: an anchor takes no gradient, and
+    once it is known each example's loss is its own. None where there are none. Collective.
+    """
+    if step.mismatched is None:
+        return None
+    report(training, step, "forward")
+    return compute_batch(
+        training.model,
+        step.mismatched,
+        training.ranks,
+        training.micro_batching,
+        with_reference=training.reference.is_used,
+        token_values=training.objective.token_values,
+    )
+
+
+def _whole_step(training: Training, step: Step, mismatched: LossInputs | None) -> tuple[LossInputs, Result]:
     """Backward pass of an objective that takes a statistic of the step: exact for any split into micro-batches.
 
     The log-probs of the whole step are gathered first and the objective gives its gradient for each; every micro-batch
@@ -57,6 +76,7 @@ def _whole_step(training: Training, step: Step) -> tuple[LossInputs, Result]:
     training.hooks.on_phase(step.number, "gather")
     token_values = training.objective.token_values
     inputs = batch.gather(ranks, with_reference=training.reference.is_used, token_values=token_values)
+    inputs = inputs.with_mismatched(mismatched)
     result, slopes = gradient(training.objective, inputs)
     for micro, part in zip(micro_batches, parts, strict=True):
         ranks.set_gradient_sync(training.model, micro is micro_batches[-1])
@@ -128,12 +148,42 @@ def compute_batch(
     """
     names = tuple(name for name in token_values if with_reference or name not in (*REFERENCE_VALUES, *DIVERGENCES))
     with torch.no_grad():
-        for micro in batch.pack(ranks, micro_batching):
+        for micro in batch.micro_batches or batch.pack(ranks, micro_batching):
             forest = micro.forest.to(ranks.device)
             found = model(forest, with_reference=with_reference, token_values=names)
             batch.add(micro, batch.loss_inputs(micro, *found))
     ranks.reshard(model)
     return batch.gather(ranks, with_reference=with_reference, token_values=names)
+
+
+def compute_examples(
+    model: FusedForward,
+    examples: Sequence[Example],
+    ranks: Ranks,
+    micro_batching: MicroBatching,
+    *,
+    with_reference: bool = False,
+    token_values: Sequence[str] = (),
+    progress: float = 0.0,
+) -> LossInputs:
+    """The same of any number of examples with equally many responses. progress: the share of the run's steps that are
+    done. Collective.
+    """
+    found = [
+        compute_batch(
+            model,
+            Batch(examples[i : i + BATCH]),
+            ranks,
+            micro_batching,
+            with_reference=with_reference,
+            token_values=token_values,
+        )
+        for i in range(0, len(examples), BATCH)
+    ]
+    tokens = {name: torch.cat([one.tokens[name] for one in found]) for name in found[0].tokens}
+    references = [one.ref_logps for one in found if one.ref_logps is not None]
+    logps = torch.cat([one.logps for one in found])
+    return Batch(examples, progress=progress).all_inputs(logps, torch.cat(references) if references else None, tokens)
 
 
 def own_values(token_values: Sequence[str]) -> tuple[str, ...]:

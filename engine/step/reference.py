@@ -28,6 +28,8 @@ from engine.step.objective import Objective
 from engine.step.steps import Step
 from system import InputError, cli, digests, whole_file
 
+NAME = "reference.safetensors"
+
 Table = Mapping[str, Tensor]
 """What is kept, float64: "ref_logps" [N, K], or [T] for objectives that see tokens; for some of these "ref_entropy" [T]
 too."""
@@ -46,20 +48,20 @@ class ReferenceLogps:
         *,
         moves: bool = False,
         keeps: bool = True,
+        is_other: bool = False,
     ) -> None:
         """n_responses: K, of each example in a step. cache: where it is kept. moves: whether the reference follows the
         policy (--reference-update). keeps: whether what is computed is kept; not keeping it is for measuring what that
-        buys.
+        buys. is_other: whether it is another model than the start (--reference-model).
         """
         self.mode = mode
-        self.is_kept = mode != "none" and keeps and not objective.needs_reference_model
-        """Whether anything can be kept: mismatched sequences depend on the step's plan, and whole distributions are too
-        large.
-        """
+        self.is_kept = mode != "none" and keeps and not objective.needs_divergence
+        """Whether anything can be kept: whole distributions are too large."""
         self._why_not_kept = "not kept"
-        if mode != "none" and objective.needs_reference_model:
-            of = "a divergence of whole distributions" if objective.needs_divergence else "mismatched sequences"
-            self._why_not_kept = f"computed in every step, for {of}"
+        if mode != "none" and objective.needs_divergence:
+            self._why_not_kept = "computed in every step, for a divergence of whole distributions"
+        self._stays = objective.needs_reference_model
+        self._also = "; mismatched sequences in every step" if objective.needs_mismatched and self.is_kept else ""
         self.is_written = False
         """Whether the run has its copy on disk; the same on every rank."""
         names = [name for name in REFERENCE_VALUES if name in objective.token_values] if self.is_kept else []
@@ -72,6 +74,10 @@ class ReferenceLogps:
         """The table; what a state keeps."""
         self.moves = moves
         """Whether the reference follows the policy: what is kept holds until the next update."""
+        self.is_other = is_other
+        """Whether the reference is another model than what the policy starts from."""
+        self.heldout: ReferenceValues | None = None
+        """What such a one gives for the held-out rows, where it was computed before the policy was read."""
         self._cache = cache
 
     @property
@@ -86,8 +92,10 @@ class ReferenceLogps:
 
     @property
     def is_final(self) -> bool:
-        """Whether the model that it was computed from is needed no more."""
-        return self.is_complete and not self.moves
+        """Whether the model that it was computed from is needed no more: mismatched sequences are other ones in every
+        step.
+        """
+        return self.is_complete and not self.moves and not self._stays
 
     def forget(self) -> None:
         """The reference has moved: nothing is known of it."""
@@ -130,9 +138,9 @@ class ReferenceLogps:
         if self.is_kept and not self.moves:
             found, said = self._cache.read(self.values)
         if ranks.all_reduce_sum(torch.tensor(float(found is not None))).item() < ranks.size or found is None:
-            return said
+            return said + self._also
         self.values = dict(found)
-        return said
+        return said + self._also
 
     def write(self) -> None:
         """Writes the table, which is complete, where it is kept."""
@@ -149,11 +157,16 @@ class Cache:
     """The run's copy."""
     shared: Path | None
     """A folder that runs share, or another run's file."""
+    before: Path | None = None
+    """The copy of the run that this one goes on with: read where it fits, and never written."""
 
     @staticmethod
-    def of(out: Path, shared: str | None, fingerprint: Callable[[], str]) -> "Cache":
-        """The cache of a run. out: its folder. shared: what --reference-cache says."""
-        return Cache(functools.cache(fingerprint), out / "reference.safetensors", Path(shared) if shared else None)
+    def of(out: Path, shared: str | None, fingerprint: Callable[[], str], before: Path | None = None) -> "Cache":
+        """The cache of a run. out: its folder. shared: what --reference-cache says. before: the folder of the run that
+        it goes on with.
+        """
+        own, others = out / NAME, Path(shared) if shared else None
+        return Cache(functools.cache(fingerprint), own, others, before and before / NAME)
 
     def _path(self, table: Table) -> Path | None:
         """The shared file: by its fingerprint in a folder, tables of tokens apart from those of sums."""
@@ -165,12 +178,14 @@ class Cache:
         return self.shared / f"{self.fingerprint()[:32]}{kind}.safetensors"
 
     def read(self, empty: Table) -> tuple[Table | None, str]:
-        """The table where one fits, shared or left by this run before it was stopped, and what was found.
+        """The table where one fits, shared, left by this run before it was stopped, or by the one that it goes on with,
+        and what was found.
 
         It fits where it was computed from the same weights, rows and dtype, is whole, and was not changed since. empty:
         what it has to hold, by name and shape.
         """
-        paths = [path for path in (self._path(empty), self.own) if path is not None and path.exists()]
+        places = (self._path(empty), self.own, self.before)
+        paths = [path for path in places if path is not None and path.exists()]
         found = [self._read(path, empty) for path in paths] or [(None, "computed in this run")]
         return next((one for one in found if one[0] is not None), found[0])
 
@@ -258,6 +273,12 @@ def modes(asked: ReferenceConfig, objective: Objective, *, keeps: bool = True) -
         )
     if wanted == "precompute" and not keeps:
         raise InputError("--reference precompute --disable reference-cache: what is computed has to be kept; use fused")
+    if asked.model is not None and (wanted == "none" or (wanted == "auto" and not objective.has_reference)):
+        why = f"{objective.name} takes no reference" if wanted == "auto" else "not with --reference none"
+        raise InputError(
+            f"--reference-model: {why}; leave it out"
+            + (", or add --reference fused, by which rewards are logged against it" if wanted == "auto" else "")
+        )
     if asked.update != "none":
         if not objective.has_reference or wanted not in ("auto", "fused"):
             why = f"with --reference {wanted}" if objective.has_reference else f"with {objective.name}, which has none"

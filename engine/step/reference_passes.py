@@ -1,14 +1,24 @@
 """What is done with the reference between steps: its log-probs computed ahead, its memory freed, its weights moved."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
 
 import torch
+from torch import Tensor
 from tqdm import tqdm
 
+from data.rows import Example
+from engine import weights
 from engine.config import ReferenceConfig
-from engine.model import Llama
-from engine.step.passes import compute_batch, own_values
-from engine.step.steps import Step, Steps
+from engine.distributed import Ranks
+from engine.model import FusedForward, Llama
+from engine.optim import copy_rounded
+from engine.planning import Plan
+from engine.step.objective import Objective
+from engine.step.passes import compute_batch, compute_examples, own_values
+from engine.step.reference import ReferenceLogps
+from engine.step.steps import MicroBatching, Step, Steps
 from engine.step.training import Training
 
 
@@ -17,27 +27,87 @@ def fill_reference(training: Training, steps: Steps, before_each: Callable[[], N
 
     before_each: called before every step's rows are scored; what it raises ends the filling. Collective.
     """
-    total = min(len(steps), steps.per_epoch)
-    quiet = None if training.ranks.is_rank0 else True
-    for step in tqdm(steps.first_epoch(), "reference", total, unit="step", disable=quiet):
-        before_each()  # and not after the last: what is whole is written
-        values = own_values(training.objective.token_values)
-        found = compute_batch(training.model, step.batch, training.ranks, training.micro_batching, token_values=values)
-        training.reference.remember(step, found.as_reference())
+    t = training
+    _fill(t.reference, t.model, steps, t.objective, t.ranks, t.micro_batching, before_each)
     release_reference(training)
 
 
+def _fill(
+    reference: ReferenceLogps,
+    model: FusedForward,
+    steps: Steps,
+    objective: Objective,
+    ranks: Ranks,
+    micro_batching: MicroBatching,
+    before_each: Callable[[], None],
+) -> None:
+    total = min(len(steps), steps.per_epoch)
+    quiet = None if ranks.is_rank0 else True
+    for step in tqdm(steps.first_epoch(), "reference", total, unit="step", disable=quiet):
+        before_each()  # and not after the last: what is whole is written
+        values = own_values(objective.token_values)
+        found = compute_batch(model, step.batch, ranks, micro_batching, token_values=values)
+        reference.remember(step, found.as_reference())
+
+
+def score_alone(
+    folder: Path,
+    reference: ReferenceLogps,
+    objective: Objective,
+    *,
+    steps: Steps,
+    heldout: Sequence[Example],
+    plan: Plan,
+    ranks: Ranks,
+    micro_batching: MicroBatching,
+    before_each: Callable[[], None],
+) -> None:
+    """Takes from another model, the reference's, what is wanted of it where it does not walk beside the policy: the
+    table's numbers with --reference precompute, and those of the held-out rows.
+
+    It is read, asked and freed before the policy is read: one of the two is in memory at a time. before_each: as
+    `fill_reference`'s. Raises InputError for weights that cannot be used. Collective.
+    """
+    walks = plan.reference == "fused" and not reference.is_final
+    fills = not walks and not reference.is_complete
+    if walks or not (fills or heldout):
+        return
+    with _alone(folder, plan, ranks) as model:
+        if fills:
+            _fill(reference, model, steps, objective, ranks, micro_batching, before_each)
+        if heldout:
+            values = own_values(objective.token_values)
+            found = compute_examples(model, heldout, ranks, micro_batching, token_values=values)
+            reference.heldout = found.as_reference()
+
+
+@contextmanager
+def _alone(folder: Path, plan: Plan, ranks: Ranks) -> Iterator[FusedForward]:
+    """The model in a folder, as a reference beside the policy would lie and compute; freed afterwards. Collective."""
+    model = weights.build(folder, ranks.dtype)
+    if plan.memory.is_compiled:
+        model.compile_blocks()
+    placed = ranks.place(FusedForward(model), reshards=plan.memory.reshards)
+    with ranks.together():
+        weights.fill(model, folder, ranks.local, copy_rounded if ranks.splits_masters else Tensor.copy_)
+    try:
+        yield placed
+    finally:
+        ranks.release(model)
+
+
 def release_reference(training: Training) -> None:
-    """Once the table is complete: writes it, and frees the reference's memory. Collective."""
+    """Once the table is complete: writes it, and frees the reference's memory where that has served. Collective."""
     reference, model, ranks = training.reference, training.model, training.ranks
-    if not reference.is_final or reference.is_written:
+    if not reference.is_complete or reference.moves or reference.is_written:
         return
     reference.is_written = True
     if ranks.is_rank0:
         reference.write()
-    released, model.reference = model.reference, None
-    if isinstance(released, Llama):
-        ranks.release(released)
+    if reference.is_final:
+        released, model.reference = model.reference, None
+        if isinstance(released, Llama):
+            ranks.release(released)
     ranks.wait()
 
 

@@ -5,7 +5,6 @@ Every rank works out the whole plan by itself from lengths and the seed; only it
 
 # n examples of a batch, K responses of each, N predicted tokens of all of these together
 
-import functools
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
@@ -22,7 +21,6 @@ from engine.config import DataConfig, MeasuringConfig, ScheduleConfig
 from engine.distributed import Ranks
 from engine.step.loss_inputs import LossInputs
 from engine.step.objective import Objective
-from system import cli
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -175,61 +173,96 @@ class Step:
     ids: np.ndarray
     """[n] which of the run's examples it takes."""
     batch: Batch
+    mismatched: Batch | None = None
+    """Each example's prompt with another one's response, for objectives that take such; None where all prompts agree.
+    """
 
     @property
     def examples(self) -> list[Example]:
         """Those of its batch."""
         return self.batch.examples
 
+    @property
+    def n_tokens(self) -> int:
+        """Tokens over all ranks: prompts once, responses whole, those of mismatched sequences with them."""
+        others = self.mismatched.examples if self.mismatched is not None else []
+        return self.batch.n_tokens + sum(len(r) for e in others for r in e.responses)
+
 
 class Steps:
     """All steps of a run, in order."""
 
     def __init__(
-        self, examples: Sequence[Example], data: DataConfig, schedule: ScheduleConfig, objective: Objective
+        self,
+        examples: Sequence[Example],
+        data: DataConfig,
+        schedule: ScheduleConfig,
+        objective: Objective,
+        *,
+        n_past: int = 0,
     ) -> None:
+        """n_past: epochs of runs that this one goes on with; it takes the rows in orders that these have not had."""
+        self._n_past = n_past
         self._examples, self._data, self._schedule, self._objective = examples, data, schedule, objective
         self.per_epoch = -(-len(examples) // schedule.batch_size)  # the last step of an epoch takes what is left
-        self.n_responses = len(examples[0].responses) + objective.needs_mismatched
+        self.n_responses = len(examples[0].responses)
         """Responses per example in its forests."""
-        whole = self.per_epoch * schedule.epochs
-        self._n_steps = min(whole, schedule.max_steps or whole)
+        self._n_steps = schedule.n_steps(self.per_epoch)
 
     def __len__(self) -> int:
         return self._n_steps
 
-    def packed(self, ranks: Ranks, micro_batching: MicroBatching, *, done: int = 0) -> Iterator[Step]:
-        """Every step in order, but the first `done`, packed by a thread while the one before it is computed."""
-        if done >= len(self):
+    def packed(
+        self, ranks: Ranks, micro_batching: MicroBatching, *, done: int = 0, last: int | None = None
+    ) -> Iterator[Step]:
+        """Every step in order, but the first `done` and those after `last`, packed by a thread while the one before it
+        is computed.
+        """
+        n = len(self) if last is None else last
+        if done >= n:
             return
         with ThreadPoolExecutor(1) as pool:
             waiting = pool.submit(self._pack, done + 1, ranks, micro_batching)
-            for number in range(done + 2, len(self) + 2):
+            for number in range(done + 2, n + 2):
                 step = waiting.result()
-                if number <= len(self):
+                if number <= n:
                     waiting = pool.submit(self._pack, number, ranks, micro_batching)
                 yield step
 
     def _pack(self, number: int, ranks: Ranks, micro_batching: MicroBatching) -> Step:
         step = self.step(number)
         step.batch.pack(ranks, micro_batching)
+        if step.mismatched is not None:
+            step.mismatched.pack(ranks, micro_batching)
         return step
 
     def first_epoch(self) -> Iterator[Step]:
         """The steps of epoch 1 that the run will reach: between them, every row that it will use."""
         return (self.step(number) for number in range(1, min(len(self), self.per_epoch) + 1))
 
+    def n_of_one_prompt(self) -> int:
+        """How many steps have examples of one prompt alone."""
+        known: dict[bytes, int] = {}
+        prompts = np.array([known.setdefault(e.prompt.tobytes(), len(known)) for e in self._examples])
+        starts, n = np.arange(0, len(prompts), self._schedule.batch_size), 0
+        for done in range(0, len(self), self.per_epoch):
+            order = prompts[self._order(done // self.per_epoch + 1)]
+            is_one = np.minimum.reduceat(order, starts) == np.maximum.reduceat(order, starts)
+            n += int(is_one[: len(self) - done].sum())
+        return n
+
+    def _order(self, epoch: int) -> np.ndarray:
+        return batching.epoch_order(
+            len(self._examples), seed=self._data.seed, epoch=self._n_past + epoch, shuffle=self._data.shuffle
+        )
+
     def step(self, number: int) -> Step:
         """The step of that number, from 1."""
         size = self._schedule.batch_size
         epoch, index = divmod(number - 1, self.per_epoch)
-        order = batching.epoch_order(
-            len(self._examples), seed=self._data.seed, epoch=epoch + 1, shuffle=self._data.shuffle
-        )
-        ids = order[index * size : (index + 1) * size]
+        ids = self._order(epoch + 1)[index * size : (index + 1) * size]
         examples = [self._examples[i] for i in ids]
-        if self._objective.needs_mismatched:
-            examples = _with_mismatched(examples)
+        others = mismatched(examples) if self._objective.needs_mismatched else []
         ends_epoch = index + 1 == self.per_epoch or number == len(self)
         progress = (number - 1) / len(self)
         return Step(
@@ -239,20 +272,11 @@ class Steps:
             progress=progress,
             ids=ids,
             batch=Batch(examples, progress=progress),
+            mismatched=Batch(others, progress=progress) if others else None,
         )
 
 
-def _with_mismatched(examples: list[Example]) -> list[Example]:
-    """Each example with a second response: that of the next example of the step whose prompt differs."""
+def mismatched(examples: Sequence[Example]) -> list[Example]:
+    """Each example's prompt with the response of the next one whose prompt differs; none where all prompts agree."""
     partners = batching.mismatched([e.prompt.tobytes() for e in examples])
-    if None in partners:  # then all prompts are the same
-        _say_once(
-            f"{examples[0].location}: a step of one prompt alone has no mismatched sequences: its kl is taken as 0"
-        )
-        return examples
-    return [e.beside(examples[j]) for e, j in zip(examples, partners, strict=True) if j is not None]
-
-
-@functools.cache
-def _say_once(sentence: str) -> None:
-    cli.notify(sentence)
+    return [e.answered_by(examples[j]) for e, j in zip(examples, partners, strict=True) if j is not None]

@@ -33,8 +33,8 @@ class Hooks:
     """
 
     parameter_options: Options | None = None
-    """Parameter's name -> its own "lr" or "weight_decay" (AdamW's), or {}: parameters with the same options are a group
-    of the optimizer. A rate goes up and down over the run as --lr does."""
+    """Parameter's name -> its own "lr" or "weight_decay" (AdamW's and Muon's), or {}: parameters with the same options
+    are a group of the optimizer. A rate goes up and down over the run as --lr does."""
     begin: "Callable[[Training], None]" = _nothing
     """Once everything is built, with the weights that the run starts from."""
     add_to_loss: "Callable[[Training, MicroBatch, LossInputs], Tensor] | None" = None
@@ -43,7 +43,7 @@ class Hooks:
     after_step: "Callable[[Training, Step], None]" = _nothing
     """After the optimizer's step, before anything is measured or saved."""
     save_epoch: "Callable[[Training, Path], None]" = _nothing
-    """After an epoch's checkpoint folder was written, which is given."""
+    """After a checkpoint folder was written, which is given: an epoch's, or one inside an epoch."""
     tensors: Callable[[], Mapping[str, Tensor]] = dict
     """What a state keeps beside the run's own tensors, by name. A run that goes on writes into these, so that they have
     to be there, of their shape, when `begin` has returned; every rank gives the same names. A tensor that differs
@@ -78,6 +78,9 @@ class Training:
     """Every id that ends an answer, for the folders that are written."""
     beside: Mapping[str, str] | None = None
     """Text files that the folders need and the checkpoint lacks, by name."""
+    card: Callable[[str, Step, Mapping[str, float], torch.dtype], str] | None = None
+    """Gives the model card of a run's folder, README.md: of its name, the step, what was measured of held-out rows at
+    that step, and the dtype of its weights."""
 
     @property
     def policy(self) -> Llama:
@@ -92,7 +95,7 @@ class Training:
     @property
     def learning_rates(self) -> dict[str, float]:
         """Those of the step that comes: "learning_rate", and of further groups "learning_rate/group_2" ..."""
-        first, *others = map(float, self.schedule.get_last_lr())
+        first, *others = optim.learning_rates(self.optimizer)
         return {"learning_rate": first} | {f"learning_rate/group_{i}": rate for i, rate in enumerate(others, start=2)}
 
     def master_weights(self) -> dict[str, Tensor]:
@@ -106,12 +109,12 @@ class Training:
         return {name: p.detach() if masters is None else masters.full_tensor(p) for name, p in named}
 
     def save(self, folder: str | Path, held: Mapping[str, Tensor] | None = None, *, cast: Cast | None = None,
-             replaces: bool = True) -> None:  # fmt: skip
-        """Writes a checkpoint folder as an epoch's is: of the policy, or of other weights. Collective.
+             replaces: bool = True, card: str | None = None) -> None:  # fmt: skip
+        """Writes a checkpoint folder as the run's are: of the policy, or of other weights. Collective.
 
         held: weights by the policy's names, shaped and sharded as `master_weights` gives them. cast: another dtype or
-        rounding than the epochs' folders have. replaces: whether a folder that is there is replaced. Raises InputError
-        where it is there and is not, and where a number is beyond the dtype's range.
+        rounding than the run's folders have. replaces: whether a folder that is there is replaced. card: its
+        README.md. Raises InputError where it is there and is not, and where a number is beyond the dtype's range.
         """
         access = self.access if held is None else _Held(self.ranks, self.policy, held)
         weights.save(
@@ -119,7 +122,7 @@ class Training:
             folder,
             cast=cast or Cast(dtype=self.plan.saves, others=self.plan.other_dtypes),
             stop_ids=self.stop_ids,
-            beside=self.beside,
+            beside={**(self.beside or {}), **({} if card is None else {"README.md": card})},
             parts=access,
             replaces=replaces,
         )

@@ -120,6 +120,9 @@ def try_term(objective: Objective, term: Term, examples: Sequence[Example]) -> N
     rows in two parts or one by one, and it does not take the whole step.
     """
     name, whole = term.loss.name, trial_inputs(objective, examples)
+    if objective.needs_mismatched:  # of a step, whose they are; an anchor of another height than the rows' own
+        others = [e.answered_by(other) for e, other in zip(examples, (*examples[1:], examples[0]), strict=True)]
+        whole = whole.with_mismatched(trial_inputs(objective, others).detached())
     result = _check_result(term, _call(objective, term, whole), len(examples))
     leaves = [x for x in (whole.logps, *whole.tokens.values()) if x.requires_grad]
     slopes = torch.autograd.grad(result.losses.sum(), leaves, allow_unused=True)
@@ -146,13 +149,14 @@ def _of_rows(inputs: LossInputs, examples: Sequence[Example], rows: slice) -> Lo
     sizes = [sum(e.lengths) for e in examples]
     start, stop, _ = rows.indices(len(examples))
     of_rows = slice(sum(sizes[:start]), sum(sizes[:stop]))
-    return LossInputs.of(
+    made = LossInputs.of(
         examples[rows],
         inputs.logps[rows],
         None if inputs.ref_logps is None else inputs.ref_logps[rows],
         mean_lengths=inputs.mean_lengths,
         tokens={name: x[of_rows] for name, x in inputs.tokens.items()},
     )
+    return made.with_mismatched(inputs.mismatched)
 
 
 def _call(objective: Objective, term: Term, inputs: LossInputs) -> Any:

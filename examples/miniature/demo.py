@@ -125,7 +125,10 @@ def main(argv: Sequence[str]) -> None:
 def read_rewards(path: Path) -> dict[str, list[float]]:
     """rewards/chosen and rewards/rejected of every step."""
     lines = [json.loads(line) for line in path.read_text().splitlines()]
-    return {name: [line[f"rewards/{name}"] for line in lines] for name in ("chosen", "rejected")}
+    return {
+        name: [line[f"rewards/{name}"] for line in lines if f"rewards/{name}" in line]
+        for name in ("chosen", "rejected")
+    }
 
 
 def show(rewards: dict, sampled: dict[str, Score], greedy: dict[str, Score], test: Sequence[world.Question]) -> None:

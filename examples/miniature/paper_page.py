@@ -7,7 +7,7 @@ import argparse
 from collections.abc import Sequence
 from pathlib import Path
 
-from eval.runs import deltas, headlines, heldout, read_runs
+from eval.runs import deltas, headlines, heldout, heldout_rewards, read_runs
 from examples.miniature import paper, sets
 from system import InputError, cli, files
 
@@ -95,9 +95,11 @@ def draw(grid: Path, path: Path) -> None:
         for (loss, run), colour in zip(found.items(), COLOURS, strict=True):
             gained = deltas(run, headlines([run])[0])[0]
             panels[0].plot(range(1, len(gained) + 1), list(gained.values()), color=colour, label=loss)
-            for axes, kind in zip(panels[1:], ("rewards", "logps"), strict=True):
-                for side, style in (("chosen", "-"), ("rejected", "--")):
-                    axes.plot(*zip(*heldout(run, f"{kind}/{side}"), strict=True), style, color=colour)
+            for side, style in (("chosen", "-"), ("rejected", "--")):
+                for axes, points in zip(
+                    panels[1:], (heldout_rewards(run, side), heldout(run, f"logps/{side}")), strict=True
+                ):
+                    axes.plot(*zip(*points, strict=True), style, color=colour)
         panels[0].set(ylabel=name)
         for axes in panels:
             axes.axhline(0, color="#9aa0a6", linewidth=0.6) if axes is not panels[2] else None

@@ -14,7 +14,7 @@ import hashlib
 import json
 import platform
 import statistics
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -185,7 +185,7 @@ def measure_demo(base: Path, run: Path, root: Path) -> list[dict[str, Any]]:
             convert.convert(folder, rounded, Cast(dtype=torch.bfloat16))
         left = scores(rounded, examples)
         row = {"objective": name, "steps": last["step"], "lr": demo.TRAINING["lr"], "held_out": len(examples)}
-        row |= {"run_margin": last["eval_rewards/margins"], "margin": rewards(whole, before)["margin"]}
+        row |= {"run_margin": margin_of(last), "margin": rewards(whole, before)["margin"]}
         row |= {"margin_bfloat16": rewards(left, before)["margin"], "noise": (left - whole).std().item()}
         if name == "apo_zero":
             tasks = task.tasks(task.HELDOUT_TOPICS, demo.N_TEST, seed=1)
@@ -198,6 +198,12 @@ def measure_demo(base: Path, run: Path, root: Path) -> list[dict[str, Any]]:
     if not found:
         raise InputError(f"{run}: holds no run of the demo; run ./launch.sh demo --real first")
     return found
+
+
+def margin_of(line: Mapping[str, float]) -> float:
+    """Beta times the held-out margin of log-ratios of a line of metrics, which runs before called their reward's."""
+    measured = line.get("eval_logratios/margins")
+    return line["eval_rewards/margins"] if measured is None else BETA * measured
 
 
 def rewards(logps: Tensor, before: Tensor) -> dict[str, float]:

@@ -134,15 +134,27 @@ def test_what_is_named_and_what_is_not():
         ({"max_tokens": 9}, (None, None, 9)),
         ({"max_tokens": 9, "max_response_tokens": 7}, (None, 7, 9)),
         ({"max_tokens": 9, "max_prompt_tokens": 7}, (7, None, 9)),
+        ({"max_tokens": 0}, (None, None, None)),
+        ({"max_tokens": 0, "max_prompt_tokens": 7}, (7, None, None)),
+        ({"max_tokens": 0, "max_response_tokens": 7}, (None, 7, None)),
     ):
         limits = RowSettings(**given_).limits
         assert (limits.prompt_tokens, limits.response_tokens, limits.tokens) == expected, given_
 
 
+def test_no_limit_leaves_everything_but_what_is_beyond_the_context():
+    settings = RowSettings(max_tokens=0)
+    assert [len(ids) for ids in cut(row(700, 600, 3), settings.limits)] == [700, 600, 3]
+    assert [len(ids) for ids in cut(row(700, 600, 3), RowSettings().limits)] == [512, 512, 3]
+    found = cut(row(700, 600, 3), settings.limits_in(1200))
+    assert isinstance(found, InputError) and "--max-prompt-tokens and --max-response-tokens" in str(found)
+
+
 @pytest.mark.parametrize(
     ("settings", "said"),
     [
-        ({"max_tokens": 0}, "--max-tokens: 0 is not above 0"),
+        ({"max_tokens": -1}, "--max-tokens: -1 is not above 0"),
+        ({"max_prompt_tokens": 0}, "--max-prompt-tokens: 0 is not above 0"),
         ({"max_tokens": 1}, "--max-tokens: 1 leaves no response beside a prompt of 1; raise it"),
         ({"max_tokens": 9, "max_prompt_tokens": 9}, "--max-tokens: 9 leaves no response beside a prompt of 9; raise"),
         ({"max_tokens": 9, "keep_prompt": "start"}, "--keep-prompt start: --max-tokens alone cuts no prompt; name"),

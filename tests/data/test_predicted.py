@@ -49,15 +49,13 @@ def test_flags_go_with_their_responses():
     assert [spelled(one) for one in in_form([example("1101", "01")], "single", side="rejected")] == [["01"]]
 
 
-def test_a_response_beside_another_rows_keeps_its_flags():
+def test_another_rows_response_keeps_its_flags():
     plain, masked = example("11"), example("0101")
     plain = plain._replace(predicted=None)
-    assert spelled(masked.beside(plain)) == ["0101", "11"] and spelled(plain.beside(masked)) == ["11", "0101"]
-    assert plain.beside(plain).predicted is None
-    assert [r.tolist() for r in masked.beside(plain).responses] == [
-        masked.responses[0].tolist(),
-        plain.responses[0].tolist(),
-    ]
+    assert spelled(plain.answered_by(masked)) == ["0101"] and masked.answered_by(plain).predicted is None
+    made = masked._replace(location="f:7").answered_by(plain)
+    assert made.prompt.tolist() == masked.prompt.tolist() and made.location == "f:7"
+    assert [r.tolist() for r in made.responses] == [plain.responses[0].tolist()]
 
 
 def test_what_was_fed_is_the_ids_and_where_there_are_some_the_flags():

@@ -197,7 +197,7 @@ FORMS = {
         2.0,
         0.5,
     ),
-    "a value that means something else": (PAIR | {"value": "dear", "weight": [1]}, "pairs", Q, ("a", "b"), None),
+    "a value that means something else": (PAIR | {"value": "dear", "weight": []}, "pairs", Q, ("a", "b"), None),
     "a pair beside completions": (PAIR | {"completions": ["x"]}, "pairs", Q, ("a", "b"), None),
     "score of a completion": ({"prompt": "q", "completion": "a", "score": 3}, "single", Q, ("a",), None, (3.0,)),
     "one score alone": (PAIR | {"chosen_score": 4, "rejected_score": None}, "pairs", Q, ("a", "b"), None),

@@ -449,8 +449,8 @@ def test_plain_answers_are_written_as_the_first_of_their_kind(tmp_path, monkeypa
     plain = chat.template.render
     monkeypatch.setattr(chat.template, "render", lambda *a, **k: rendered.append(a) or plain(*a, **k))
     chat.write([Message("user", "another")], [[said("second")], [said("third")]])
-    assert len(rendered) == 2  # the prompt, with marks and without
+    assert len(rendered) == 1  # the prompt
     chat.write([Message("user", "another")], [[said("<think>\nhm\n</think>\n\n4")]])
-    assert len(rendered) > 4
+    assert (n := len(rendered)) >= 4  # the prompt, and the whole conversation, with marks and without
     chat.write([SYSTEM, QUESTION], [[said("4")]])  # another kind of conversation
-    assert len(rendered) > 8
+    assert len(rendered) - n >= 4

@@ -34,11 +34,13 @@ SETTINGS = {"lr": 1e-4, "batch_size": 8, "epochs": 2, "state_every": 2, "keep_st
 
 
 def outcome(out):
-    """What a run leaves that the clock does not change: metrics, and digests of every epoch's weights."""
+    """What a run leaves that the clock does not change: metrics, digests of every folder's weights, the best one."""
     lines = [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
     kept = [{k: v for k, v in line.items() if k not in TIMES} for line in lines]
-    epochs = sorted(out.glob("epoch-*"))
-    return kept, [(p.name, hashlib.sha256((p / "model.safetensors").read_bytes()).hexdigest()) for p in epochs]
+    folders = sorted([*out.glob("epoch-*"), *out.glob("step-*")])
+    found = [(p.name, hashlib.sha256((p / "model.safetensors").read_bytes()).hexdigest()) for p in folders]
+    best = out / "best"
+    return kept, found + ([("best", os.readlink(best))] if best.is_symlink() else [])
 
 
 def child(settings, fault, rank, log):

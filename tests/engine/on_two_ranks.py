@@ -10,6 +10,8 @@ import torch
 from torch.distributed.tensor.debug import CommDebugMode
 
 from data.forest import pack
+from engine import optim
+from engine.config import OptimizerConfig
 from engine.distributed import Ranks
 from engine.model import FusedForward
 from engine.model.llama import Llama
@@ -17,6 +19,7 @@ from system import InputError
 from tests import tiny
 
 SHAPE = {"num_hidden_layers": 2, "hidden_size": 16, "intermediate_size": 24, "vocab_size": 33}
+MUON = OptimizerConfig(name="muon", lr=1e-2, weight_decay=0.1)
 LENGTHS = [(4, 3, 5), (2, 6, 2)]  # of an example each
 
 
@@ -90,6 +93,36 @@ def share(ranks):
     return found
 
 
+def step_by_muon(ranks):
+    """Weights after three steps on gradients that all ranks have whole."""
+    expected = dict(tiny.random_llama(**SHAPE).named_parameters())
+    with torch.device("meta"):
+        policy = Llama(tiny.random_llama(**SHAPE).config)
+    ranks.place(FusedForward(policy), reshards=False)
+    named = dict(policy.named_parameters())
+    optimizer = optim.build(named.items(), MUON, access=ranks)
+    state = optim.state_tensors(optimizer, named.items())
+    with torch.no_grad():
+        for name, p in named.items():
+            rows, first = ranks.local(p)
+            rows.copy_(expected[name][first : first + len(rows)])
+    for gradient in whole_gradients(expected):
+        for name, p in named.items():
+            p.grad = torch.zeros_like(p)
+            rows, first = ranks.local(p.grad)
+            rows.copy_(gradient[name][first : first + len(rows)])
+        optimizer.step()
+    return {name: ranks.full_tensor(p).detach() for name, p in named.items()} | {
+        name: ranks.full_tensor(x) for name, x in state.items()
+    }
+
+
+def whole_gradients(named):
+    """Three of every parameter, the same for all who ask."""
+    generator = torch.Generator().manual_seed(3)
+    return [{name: torch.randn(p.shape, generator=generator) for name, p in named.items()} for _ in range(3)]
+
+
 def is_sharded(model):
     """Whether all of its parameters are this rank's shards, and none is gathered."""
     return all(hasattr(p, "to_local") for p in model.parameters())
@@ -104,6 +137,7 @@ def main():
         "said": speak(ranks, out),
         "shards": share(ranks),
         "copies": share(copies),
+        "muon": {"shards": step_by_muon(ranks), "copies": step_by_muon(copies)},
     }
     torch.save(found, out / f"rank-{ranks.rank}.pt")
 

@@ -267,8 +267,9 @@ def test_held_out_rows_are_asked_for_it_where_the_objective_is_measured_on_them(
     with pytest.raises(InputError, match=rf'^{re.escape(str(path))}:3: led needs a finite number under "lead"'):
         run("led", rows(), eval_data=str(path))
     labelled = [{"prompt_ids": [2], "completion_ids": [3 + i], "label": i % 2 == 0} for i in range(4)]
-    other = tiny.write_rows(tmp_path / "labelled.jsonl", labelled)  # another form: their rewards alone are measured
-    assert "eval_rewards/margins" in run("led", rows(), eval_data=str(other))[-1]
+    other = tiny.write_rows(tmp_path / "labelled.jsonl", labelled)  # another form: what is of no objective
+    found = run("led", rows(), eval_data=str(other))
+    assert "eval_logratios/margins" in found[-1] and not {"eval_loss", "eval_rewards/margins"} & found[-1].keys()
     found = run("led", rows(), eval_data=str(tiny.write_rows(path, rows(4))))
     assert "eval_loss" in found[-1]
 

@@ -14,10 +14,11 @@ import yaml
 from engine.config import TrainConfig
 from engine.distributed import Ranks
 from engine.model.llama import LlamaConfig
-from engine.planning import N_STATES, cost
-from engine.run import RunFolder, check_folder, disk_space, epochs_of, has_split_masters, last_line
+from engine.planning import cost, n_moments
+from engine.run import RunFolder, check_folder, disk_space, has_split_masters, last_line
 from engine.run.folder import cut_metrics, holds_run
 from system import InputError
+from system.run_folder import best_of, checkpoint_name, checkpoints_of
 from tests import tiny
 
 
@@ -65,7 +66,26 @@ def test_what_is_no_folder_is_refused(tmp_path):
 def test_epochs_are_found_oldest_first_by_number(tmp_path):
     for name in ("epoch-10", "epoch-02", "epoch-9", "epoch-x", "epoch-03.tmp"):
         (tmp_path / name).mkdir()
-    assert [path.name for path in epochs_of(tmp_path)] == ["epoch-02", "epoch-9", "epoch-10"]
+    assert [path.name for path in checkpoints_of(tmp_path)] == ["epoch-02", "epoch-9", "epoch-10"]
+
+
+def test_checkpoints_of_both_kinds_are_in_the_order_of_their_steps(tmp_path):
+    """Epochs of 120 steps: epoch-02 ends with step 240. A run of 300 steps ends in epoch-03."""
+    names = ["step-000040", "epoch-01", "step-000160", "epoch-02", "step-000280", "epoch-03"]
+    for name in [*names[::-1], "step-x", "step-000300.tmp", "step-000041.old.tmp"]:
+        (tmp_path / name).mkdir()
+    text = '{"step": 0, "epoch": 0.0, "eval_loss": 1.0}\n{"step": 1, "epoch": 0.008333333333333333}\n'
+    (tmp_path / "metrics.jsonl").write_text(text)
+    assert [path.name for path in checkpoints_of(tmp_path)] == names
+    assert [checkpoint_name(step, 120, 300) for step in (40, 120, 160, 240, 280, 300)] == names
+
+
+def test_best_is_where_its_link_leads_and_nowhere_where_that_is_gone(tmp_path):
+    assert best_of(tmp_path) is None
+    (tmp_path / "best").symlink_to("step-000040")
+    assert best_of(tmp_path) is None
+    (tmp_path / "step-000040").mkdir()
+    assert best_of(tmp_path) == tmp_path / "step-000040"
 
 
 @pytest.mark.parametrize(
@@ -88,6 +108,13 @@ def test_metrics_are_cut_behind_the_step_that_is_gone_on_from(tmp_path):
     metrics(tmp_path, 1, 2, 3, tail='{"step": 4, "lo')
     assert cut_metrics(folder, 2) == {"step": 2, "loss": 2.5}
     assert (folder / "metrics.jsonl").read_text() == '{"step": 1, "loss": 1.5}\n{"step": 2, "loss": 2.5}\n'
+    assert cut_metrics(folder, 0) == {} and (folder / "metrics.jsonl").read_text() == ""
+
+
+def test_a_line_of_step_0_stays_before_those_of_steps_and_goes_where_a_run_begins_anew(tmp_path):
+    folder = metrics(tmp_path, 0, 1, 2)
+    assert cut_metrics(folder, 1) == {"step": 1, "loss": 1.5}
+    assert (folder / "metrics.jsonl").read_text() == '{"step": 0, "loss": 0.5}\n{"step": 1, "loss": 1.5}\n'
     assert cut_metrics(folder, 0) == {} and (folder / "metrics.jsonl").read_text() == ""
 
 
@@ -180,7 +207,11 @@ Usage = namedtuple("Usage", "total used free")
 def checked(monkeypatch, out, plan, free, *, n_done=0, n_checkpoints=0, **flags):
     monkeypatch.setattr(shutil, "disk_usage", lambda _: Usage(0, 0, free))
     asked = config(out, **flags)
-    kept = {"n_moments": N_STATES[asked.optimizer.name], "n_done": n_done, "n_checkpoints": n_checkpoints}
+    kept = {
+        "n_moments": n_moments(asked.optimizer.name, plan.memory.shape),
+        "n_done": n_done,
+        "n_checkpoints": n_checkpoints,
+    }
     disk_space.check(Path(asked.out), asked.checkpoints, plan, Steps(), **kept)
 
 
@@ -194,6 +225,8 @@ def checked(monkeypatch, out, plan, free, *, n_done=0, n_checkpoints=0, **flags)
         ({"state_every": 1, "keep_state": 4}, 5),
         ({"n_done": 4}, 1),  # the others are there
         ({"optimizer": "adamw"}, 3),  # of three numbers, not two
+        ({"state_every": 0, "keep_final_state": True}, 1),
+        ({"state_every": 11, "keep_final_state": True}, 2),
     ],
 )
 def test_a_checkpoint_and_its_states_have_to_find_room(tmp_path, monkeypatch, plan, flags, n_states):
@@ -207,7 +240,19 @@ def test_a_checkpoint_and_its_states_have_to_find_room(tmp_path, monkeypatch, pl
         checked(monkeypatch, tmp_path, plan, needed - 1, **flags)
 
 
-@pytest.mark.parametrize(("flags", "n_left"), [({}, 3), ({"keep_checkpoints": 2}, 2), ({"n_checkpoints": 1}, 2)])
+@pytest.mark.parametrize(
+    ("flags", "n_left"),
+    [
+        ({}, 3),
+        ({"keep_checkpoints": 2}, 2),
+        ({"n_checkpoints": 1}, 2),
+        ({"save_every": 2}, 6),
+        ({"save_every": 3}, 6),
+        ({"save_every": 5}, 5),  # 2 6 10; 3 6 9; 5 10; and 4 8 12
+        ({"save_every": 2, "keep_checkpoints": 2}, 2),
+        ({"save_every": 2, "keep_checkpoints": 2, "keep_best": "loss", "eval_pairs": 1}, 3),
+    ],
+)
 def test_what_will_not_all_find_room_is_said(tmp_path, monkeypatch, plan, capsys, flags, n_left):
     n = plan.memory.shape.n_parameters
     needed = n_left * 2 * n + 2 * 8 * n

@@ -94,15 +94,19 @@ def test_the_largest_share_is_that_of_the_group_with_most_numbers():
     assert largest_share(parameters(), None, optimizer="adamw") == 1.0
     norms = largest_share(parameters(), lambda name: {"lr": 1.0} if "norm" not in name else {}, optimizer="adamw")
     assert norms == 12 / 20
+    matrices = [*parameters(), ("blocks.0.mlp.up.weight", nn.Parameter(torch.zeros(5, 4)))]
+    assert largest_share(matrices, None, optimizer="muon") == 20 / 40  # its matrices one by one
+    assert largest_share(matrices, None, optimizer="adamw") == 1.0
 
 
 def test_the_plan_gives_an_optimizer_that_steps_a_group_at_once_the_largest_groups_numbers():
     """Where the optimizer's own moment is the peak: 4 bytes a number of the group, of each shard."""
     shape = LlamaConfig.parse(tiny.raw_config(hidden_size=256, num_hidden_layers=8, intermediate_size=1024), "f")
     asked = MemoryInputs(
-        shape=shape, device="cpu", dtype=torch.float32, n_states=2, pass_tokens=1, has_several_passes=True
+        shape=shape, device="cpu", dtype=torch.float32, optimizer="adamw", pass_tokens=1, has_several_passes=True
     )
     whole, half = needs(asked), needs(replace(asked, group_share=0.5))
     assert whole["the optimizer's own"] == 4 * shape.n_parameters
     assert half["the optimizer's own"] == 2 * shape.n_parameters
     assert "the optimizer's own" not in needs(replace(asked, is_split=True, dtype=torch.bfloat16))
+    assert "the optimizer's own" not in needs(replace(asked, device="cuda", dtype=torch.bfloat16))  # one kernel

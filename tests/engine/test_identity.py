@@ -8,7 +8,8 @@ import torch
 import engine
 from data.rows.records import Ratings
 from engine.config import FLAGS, TrainConfig
-from engine.run.identity import CONTENT, DAY, FREE, LATER, OF_ROWS, SAME_NUMBERS, compare, identity
+from engine.run.identity import CONTENT, DAY, FREE, LATER, LATER_ARGUMENTS, OF_ROWS, SAME_NUMBERS, compare, identity
+from engine.step import Objective
 from engine.weights import save
 from system import InputError
 from tests import tiny
@@ -44,6 +45,14 @@ def test_every_setting_is_in_it_but_those_that_may_change(model):
     assert {*FREE, *CONTENT, *LATER} <= {*FLAGS, "model", "out", "config"}
 
 
+def test_hyperparameters_that_came_later_are_in_it_where_they_are_given(model):
+    plain = made(model, settings=Objective("kto_pair").settings)
+    assert "kto_pair.detach" in plain and "kto_pair.anchor_size" not in plain
+    given = Objective("kto_pair", hyperparameters={"kto_pair.anchor_size": "2"}).settings
+    assert made(model, settings=given)["kto_pair.anchor_size"] == "2"
+    assert {name.partition(".")[2] for name in LATER_ARGUMENTS} <= set(Objective("kto_pair").terms[0].arguments)
+
+
 @pytest.mark.parametrize(
     ("flags", "name"),
     [
@@ -59,10 +68,16 @@ def test_every_setting_is_in_it_but_those_that_may_change(model):
         ({"heldout": ROWS}, "held-out rows"),
         ({"max_response_tokens": 511}, "max_response_tokens"),
         ({"chat_template_kwargs": "enable_thinking=false"}, "chat_template_kwargs"),
+        ({"schedule": "cosine"}, "schedule"),
+        ({"min_lr_ratio": 0.1}, "min_lr_ratio"),
+        ({"schedule": "wsd", "decay_ratio": 0.2}, "decay_ratio"),
+        ({"optimizer": "adamw", "weight_decay": 0.1}, "weight_decay"),
+        ({"optimizer": "adamw", "adam_beta2": 0.95}, "adam_beta2"),
     ],
 )
 def test_what_decides_the_numbers_is_in_it(model, flags, name):
-    assert differs(model, **flags) == {name}
+    both = {"schedule": "wsd"} if name == "decay_ratio" else {"optimizer": "adamw"} if "optimizer" in flags else {}
+    assert differs(model, **flags) == {name, *both}
 
 
 @pytest.mark.parametrize(
@@ -133,6 +148,25 @@ def test_a_run_of_another_day_is_another_and_one_that_wrote_none_down_goes_on(tm
         compare(path, tmp_path, {DAY: "2024-07-27"})
     path.write_text("{}")
     compare(path, tmp_path, {DAY: "2024-07-27"})
+
+
+def test_a_run_whose_warm_up_began_above_0_is_not_gone_on_with(model, tmp_path):
+    """Release 0.1 wrote warmup_steps down, and that the rate was lr / (steps + 1) in the first nowhere."""
+    path, now = tmp_path / "identity.json", made(model, warmup_steps=3)
+    assert now["warm-up"] == "from 0" and made(model, warmup_ratio=0.1)["warm-up"] == "from 0"
+    path.write_text(json.dumps(now))
+    compare(path, tmp_path, now)
+    path.write_text(json.dumps({name: value for name, value in now.items() if name != "warm-up"}))
+    with pytest.raises(InputError) as fault:
+        compare(path, tmp_path, now)
+    assert str(fault.value).startswith(f"{tmp_path}: was begun by a release whose warm-up rose from lr / (steps + 1)")
+    path.write_text(json.dumps(made(model)))  # of one without, as a run without one has it now
+    compare(path, tmp_path, made(model))
+
+
+def test_settings_that_came_later_are_left_out_at_the_values_that_were_all_there_was(model):
+    assert not {"schedule", "min_lr_ratio", "warmup_ratio", "decay_ratio", "warm-up"} & set(made(model))
+    assert not {"adam_beta1", "adam_beta2", "adam_epsilon", "weight_decay"} & set(made(model, optimizer="adamw"))
 
 
 @pytest.mark.parametrize("text", ["", "{", "\xff"])

@@ -114,5 +114,17 @@ def test_rows_that_are_drawn_from_the_data_are_counted_where_they_stand_there_tw
     assert job.facts["heldout_rows_in_data"] == len(twins) > 0
 
 
+def test_a_share_of_the_rows_is_held_out_rounded_up(tmp_path):
+    rows = [{"prompt_ids": [i], "chosen_ids": [6, 7], "rejected_ids": [8]} for i in range(2, 8)]
+    for share, n in ((0.2, 2), (1 / 3, 2), (0.5, 3), (0.01, 1)):
+        job = inputs(tmp_path, rows, loss="dpo", eval_pairs=share)
+        assert (len(job.heldout), len(job.examples)) == (n, 6 - n)
+        assert [e.location for e in job.heldout] == [
+            e.location for e in inputs(tmp_path, rows, loss="dpo", eval_pairs=n).heldout
+        ]
+    with pytest.raises(InputError, match=r"--eval-pairs: 2.5 is neither a whole number nor a share below 1"):
+        inputs(tmp_path, rows, loss="dpo", eval_pairs=2.5)
+
+
 def test_without_held_out_rows_none_are_counted(tmp_path):
     assert "heldout_rows_in_data" not in inputs(tmp_path, [PAIR], loss="dpo").facts

@@ -71,9 +71,17 @@ def test_a_single_response_is_of_the_side_that_has_its_reward(side, rewards):
 # --- held out ------------------------------------------------------------------------------------------------------
 
 
-def test_held_out_rewards_are_beta_times_the_log_ratio_whatever_the_objective_makes_of_it():
+def measured(objective, given, own=None):
+    own = given.as_form(objective.form, objective.side) if own is None else own
+    return heldout_metrics(objective, given, own)
+
+
+def test_held_out_rewards_are_the_objectives_and_log_ratios_have_names_of_their_own():
     logps, ref = [[-3.0, -4.0], [-5.0, -2.0]], [[-2.5, -4.5], [-4.0, -4.0]]
-    made = heldout_metrics(Objective("apo_down", beta=0.5), inputs(logps, ref))
+    made = measured(Objective("apo_down", beta=0.5), inputs(logps, ref))
+    assert made["eval_logratios/chosen"] == pytest.approx(-0.75, abs=1e-12)
+    assert made["eval_logratios/rejected"] == pytest.approx(1.25, abs=1e-12)
+    assert made["eval_logratios/margins"] == pytest.approx(-2.0, abs=1e-12) and made["eval_logratios/accuracies"] == 0
     x = [[logps[i][k] - ref[i][k] for k in (0, 1)] for i in (0, 1)]
     assert made["eval_rewards/chosen"] == pytest.approx(0.5 * (x[0][0] + x[1][0]) / 2, abs=1e-12)
     assert made["eval_rewards/rejected"] == pytest.approx(0.5 * (x[0][1] + x[1][1]) / 2, abs=1e-12)
@@ -87,21 +95,61 @@ def test_held_out_rewards_are_beta_times_the_log_ratio_whatever_the_objective_ma
     assert all(name.startswith("eval_") for name in made)
 
 
-def test_held_out_pairs_of_an_objective_on_one_side_have_both_and_that_sides_loss():
+@pytest.mark.parametrize(
+    "name", ["simpo", "cpo", "slic", "orpo", "ln_dpo", "apo_zero", "f_dpo", "kto_pair", "bco_pair"]
+)
+def test_a_held_out_number_is_what_training_writes_of_the_same_rows(name):
+    """Every name of a step's line, eval_ before it; simpo's rewards are per token, and none of a reference."""
+    objective, given = Objective(name), inputs([[-3.0, -4.0], [-5.0, -2.0]], [[-2.5, -4.5], [-4.0, -4.0]])
+    trained_on = given if objective.has_reference else given.without_reference()
+    trained = training_metrics(trained_on, objective(trained_on))
+    made = measured(objective, given, trained_on)
+    assert {f"eval_{key}": value for key, value in trained.items()}.items() <= made.items()
+    assert {"eval_logratios/margins", "eval_logps/rejected", "eval_loss"} <= made.keys()
+    if name == "simpo":
+        assert made["eval_rewards/chosen"] == pytest.approx(2.0 * (-3 / 2 - 5 / 2) / 2, abs=1e-12)
+        assert made["eval_rewards/chosen"] != pytest.approx(2.0 * made["eval_logratios/chosen"], abs=0.1)
+
+
+def test_log_ratios_of_a_step_are_in_nats_and_there_where_a_reference_is():
+    result = Result(tensor([1.0, 2.0]), tensor([0.3, -0.1]), tensor([0.1, 0.2]))
+    given = inputs([[-1.0, -4.0], [-2.0, -5.0]], [[-2.0, -4.5], [-2.5, -4.5]])
+    made = training_metrics(given, result)
+    assert made["logratios/chosen"] == pytest.approx(0.75, abs=1e-12) and made["logratios/accuracies"] == 1.0
+    assert made["logratios/margins"] == pytest.approx(0.75, abs=1e-12)
+    assert not any(name.startswith("logratios") for name in training_metrics(given.without_reference(), result))
+
+
+def test_held_out_pairs_of_an_objective_on_one_side_have_log_ratios_of_both_and_that_sides_loss():
     objective = Objective("npo")
-    made = heldout_metrics(objective, inputs([[-3.0, -4.0]], [[-2.0, -6.0]]))
-    assert made["eval_rewards/chosen"] == pytest.approx(-0.1, abs=1e-12)
-    assert made["eval_rewards/rejected"] == pytest.approx(0.2, abs=1e-12)
+    made = measured(objective, inputs([[-3.0, -4.0]], [[-2.0, -6.0]]))
+    assert made["eval_logratios/chosen"] == pytest.approx(-1.0, abs=1e-12) and "eval_rewards/chosen" not in made
+    assert made["eval_rewards/rejected"] == pytest.approx(0.2, abs=1e-12) and made["eval_logps/chosen"] == -3.0
     assert made["eval_loss"] == pytest.approx(2 / 0.1 * math.log(1 + math.exp(0.2)), abs=1e-12)
-    single = heldout_metrics(objective, inputs([[-4.0]], [[-6.0]]))
-    assert single["eval_rewards/rejected"] == pytest.approx(0.2, abs=1e-12) and "eval_rewards/chosen" not in single
+    single = measured(objective, inputs([[-4.0]], [[-6.0]]))
+    assert single["eval_rewards/rejected"] == pytest.approx(0.2, abs=1e-12) and "eval_logratios/chosen" not in single
+
+
+def test_kto_of_held_out_rows_has_a_loss_and_an_anchor_of_their_mismatched_sequences():
+    own = inputs([[-1.0], [-3.0]], [[-2.0], [-2.5]], labels=[True, False])
+    others = inputs([[-4.0], [-6.0]], [[-4.5], [-6.1]])
+    made = measured(Objective("kto"), own, own.with_mismatched(others))
+    z = (0.5 + 0.1) / 2
+
+    def s(x):
+        return 1 / (1 + math.exp(-x))
+
+    assert made["eval_kl"] == pytest.approx(z, abs=1e-12)
+    assert made["eval_loss"] == pytest.approx((s(0.1 * (z - 1.0)) + s(0.1 * (-0.5 - z))) / 2, abs=1e-12)
+    assert made["eval_rewards/chosen"] == pytest.approx(0.1, abs=1e-12)
 
 
 def test_what_cannot_be_computed_of_held_out_rows_is_left_out():
-    assert "eval_loss" not in heldout_metrics(Objective("dpo"), inputs([[-1.0]], [[-2.0]]))  # of one response
-    assert "eval_loss" not in heldout_metrics(Objective("kto"), inputs([[-1.0]], [[-2.0]], labels=[True]))
-    without = heldout_metrics(Objective("sft"), inputs([[-1.0, -3.0]]))
-    assert without["eval_loss"] == 0.5 and math.isnan(without["eval_rewards/chosen"])
+    made = heldout_metrics(Objective("dpo"), inputs([[-1.0]], [[-2.0]]), None)  # of one response
+    assert made == {"eval_logps/chosen": -1.0, "eval_logratios/chosen": 1.0}
+    without = measured(Objective("sft"), inputs([[-1.0, -3.0]]))
+    assert without["eval_loss"] == 0.5 and "eval_logratios/chosen" not in without
+    assert without["eval_rewards/chosen"] == pytest.approx(-0.1, abs=1e-12)
 
 
 # --- what is not finite --------------------------------------------------------------------------------------------

@@ -15,7 +15,8 @@ from tests import tiny
 
 
 def step(number, n=2):
-    return SimpleNamespace(number=number, batch=Batch(tiny.random_examples([(3, 2, 4)] * n)))
+    batch = Batch(tiny.random_examples([(3, 2, 4)] * n))
+    return SimpleNamespace(number=number, batch=batch, n_tokens=batch.n_tokens)
 
 
 def log(folder, *, n_done=0, n_tokens=0, writes=True):

@@ -119,15 +119,73 @@ def test_only_what_mismatched_rows_can_be_made_for_mixes_with_others():
     assert Objective("kto,dpo", hyperparameters={"kto.kl": "0.5"}).form == "pairs"
 
 
-def test_the_anchor_is_the_mean_log_ratio_of_the_mismatched_column_and_0_without_one():
-    x, refs = [[-3.0, -7.0], [-6.0, -8.0]], [[-3.5, -7.3], [-5.0, -8.5]]
+def test_the_anchor_is_the_mean_log_ratio_of_the_mismatched_sequences_and_0_without_any():
+    x, refs = [[-3.0], [-6.0]], [[-3.5], [-5.0]]
     made = inputs(x, refs, labels=[True, False])
-    z = (0.3 + 0.5) / 2
+    others = inputs([[-7.0], [-8.0], [-2.0]], [[-7.3], [-8.5], [-2.4]])  # of the whole step, whatever part this is
+    made, z = made.with_mismatched(others), (0.3 + 0.5 + 0.4) / 3
     expected = [sigmoid(0.1 * (z - 0.5)), sigmoid(0.1 * (-1.0 - z))]
     assert Objective("kto")(made).losses.tolist() == pytest.approx(expected, abs=1e-12)
-    alone = inputs([row[:1] for row in x], [row[:1] for row in refs], labels=[True, False])
+    alone = inputs(x, refs, labels=[True, False])
     expected = [sigmoid(0.1 * -0.5), sigmoid(0.1 * -1.0)]
     assert Objective("kto")(alone).losses.tolist() == pytest.approx(expected, abs=1e-12)
+
+
+# --- rows' weights -------------------------------------------------------------------------------------------------
+
+
+def weighed(given, weights):
+    return replace(given, numbers={**given.numbers, "weights": torch.tensor(weights, dtype=torch.float64)})
+
+
+WEIGHTS = [0.0, 0.5, 3.0]
+
+
+@pytest.mark.parametrize("name", ["dpo", "apo_zero", "kto_pair", "aot", "bco_pair", "beta_dpo", "sft", "npo", "simpo"])
+def test_a_rows_weight_multiplies_its_loss(name):
+    """Whatever the objective, those of the whole step too; rewards and metrics are what they were."""
+    plain, found = (Objective(name)(one) for one in (inputs(PAIRS, REFS), weighed(inputs(PAIRS, REFS), WEIGHTS)))
+    assert found.losses.tolist() == [w * x for w, x in zip(WEIGHTS, plain.losses.tolist(), strict=True)]
+    assert torch.equal(found.chosen_rewards, plain.chosen_rewards) and found.metrics == plain.metrics
+
+
+def test_a_pair_that_is_taken_apart_and_labelled_rows_weigh_by_their_rows():
+    name = "apo_zero_unpaired"
+    plain, found = (
+        Objective(f"dpo,{name}")(one) for one in (inputs(PAIRS, REFS), weighed(inputs(PAIRS, REFS), WEIGHTS))
+    )
+    expected = [w * x for w, x in zip(WEIGHTS, plain.losses.tolist(), strict=True)]
+    assert found.losses.tolist() == pytest.approx(expected, abs=1e-15)  # a mixture's terms are weighed one by one
+    labelled = inputs([[-1.0], [-2.0], [-3.0]], [[-2.0], [-2.5], [-1.0]], labels=[True, False, True])
+    plain, found = (Objective(name)(one) for one in (labelled, weighed(labelled, WEIGHTS)))
+    assert found.losses.tolist() == [w * x for w, x in zip(WEIGHTS, plain.losses.tolist(), strict=True)]
+
+
+def test_ranked_rows_weigh_too():
+    three = inputs([[-1.0, -2.0, -4.0]] * 3, [[-2.0, -2.5, -3.0]] * 3)
+    three = replace(three, numbers={"scores": torch.tensor([[3.0, 2.0, 1.0]] * 3, dtype=torch.float64)})
+    plain, found = (Objective("nca_ranked")(one) for one in (three, weighed(three, WEIGHTS)))
+    assert found.losses.tolist() == [w * x for w, x in zip(WEIGHTS, plain.losses.tolist(), strict=True)]
+
+
+def test_what_takes_weights_itself_is_not_multiplied_again():
+    """BCO clips them, and of desirable rows it takes none; beside it another term is multiplied."""
+    labelled = inputs([[-1.0], [-2.0], [-3.0]], [[-2.0], [-2.5], [-1.0]], labels=[True, False, True])
+    plain, found = (
+        Objective("bco", hyperparameters={"bco.delta": "0"})(x) for x in (labelled, weighed(labelled, WEIGHTS))
+    )
+    assert found.losses.tolist() == [x * w for x, w in zip(plain.losses.tolist(), (1.0, 0.5, 1.0), strict=True)]
+    assert Objective("apo_zero_unpaired").multiplies_by_weights and not Objective("bco").multiplies_by_weights
+    both = Objective("bco:1,apo_zero_unpaired:1", hyperparameters={"bco.delta": "0"})(weighed(labelled, WEIGHTS))
+    other = Objective("apo_zero_unpaired")(weighed(labelled, WEIGHTS))
+    assert torch.equal(both.losses, found.losses + other.losses)
+
+
+def test_the_gradient_of_a_weighed_row_is_so_much_larger():
+    _, plain = gradient(Objective("dpo"), inputs(PAIRS, REFS))
+    _, found = gradient(Objective("dpo"), weighed(inputs(PAIRS, REFS), WEIGHTS))
+    expected = plain.logps * torch.tensor(WEIGHTS, dtype=torch.float64)[:, None]  # the mean stays over examples
+    torch.testing.assert_close(found.logps, expected, rtol=0, atol=1e-15)
 
 
 # --- hyperparameters -----------------------------------------------------------------------------------------------

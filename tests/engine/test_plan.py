@@ -22,6 +22,7 @@ from engine.model.shapes import raw_config
 from engine.planning import cost, memory
 from engine.planning.cost import TokenStatistics
 from engine.planning.memory import MemoryInputs
+from engine.planning.plan import sizes_apart
 from system import InputError
 from tests import tiny
 from tests.rows import id_rows
@@ -76,19 +77,22 @@ def test_what_a_block_keeps_is_what_autograd_saves(monkeypatch, dtype):
 
 @pytest.mark.parametrize("changes", [{}, {"eval_pairs": 5}])
 def test_the_load_of_kto_has_the_sequences_that_its_steps_have(tmp_path, changes):
-    """Every example carries another one's response, and the reference walks in every epoch."""
+    """Every prompt is walked with another one's response too, by both models in every epoch."""
     model = tiny.write_model(tmp_path / "model", vocab_size=101)
     rows = tiny.write_rows(tmp_path / "rows.jsonl", id_rows(60))
     job = TrainingInputs(
         TrainConfig(model=str(model), data=(str(rows),), loss="kto", out=str(tmp_path / "run"), **changes)
     )
-    forests = [pack(job.steps.step(n).examples) for n in range(1, job.steps.per_epoch + 1)]
+    steps = [job.steps.step(n) for n in range(1, job.steps.per_epoch + 1)]
+    forests = [pack(step.examples) for step in steps]
+    others = [pack(step.mismatched.examples) for step in steps]
+    assert sum(f.n_tokens for f in others) == pytest.approx(sum(f.n_tokens for f in forests), rel=0.03)
     assert job.statistics.tokens == pytest.approx(sum(f.n_tokens for f in forests) / job.statistics.n, rel=0.03)
     assert job.statistics.rows == pytest.approx(sum(len(f.rows) for f in forests) / job.statistics.n, rel=0.03)
     setting = MemoryInputs(shape=job.policy.config, device="cpu", dtype=torch.float32, has_several_passes=True)
     one = cost.run_flops(setting, job.statistics, 1, has_reference=True)
-    assert cost.run_flops(setting, job.statistics, 6, has_reference=True) == pytest.approx(6 * one)
-    assert one == pytest.approx(5 * job.statistics.n * cost.forward_of_example(setting.shape, job.statistics))
+    assert cost.run_flops(setting, job.statistics, 6, has_reference=True) == pytest.approx(31 / 6 * one)
+    assert one == pytest.approx((3 + 1 + 2) * job.statistics.n * cost.forward_of_example(setting.shape, job.statistics))
 
 
 def test_masters_are_split_by_themselves_only_where_that_can_be():
@@ -102,7 +106,7 @@ def test_masters_are_split_by_themselves_only_where_that_can_be():
         ).memory  # fmt: skip
 
     assert memory_of().is_split
-    for changes in ({"dtype": "float32"}, {"reference_update": "soft"}, {"optimizer": "adamw"}, {"shard_size": 1}):
+    for changes in ({"dtype": "float32"}, {"reference_update": "soft"}, {"optimizer": "muon"}, {"shard_size": 1}):
         assert not memory_of(**changes).is_split
     moving, frozen = memory_of(reference_update="soft"), memory_of(master_weights="float32")
     assert memory.needs(moving)["reference"] == 2 * memory.needs(frozen)["reference"] == 4 * shape.n_parameters
@@ -160,6 +164,28 @@ def test_eight_billion_parameters_take_one_card_of_80_gb_with_split_masters_alon
     assert unclipped.memory.micro_tokens >= unclipped.statistics.step  # one backward pass a step
 
 
+def laid_out_by_adamw(mean, norm, batch):
+    config = TrainConfig(
+        model="m", data=("d",), out="o", optimizer="adamw", master_weights="split", square_avg=mean, max_grad_norm=norm
+    )
+    return plan.plan_run(
+        config, EIGHT, ["precompute"], TokenStatistics.of_the_paper(batch),
+        device="cuda", dtype=torch.bfloat16, n_ranks=1, budget=80 * GB,
+    )  # fmt: skip
+
+
+def test_adamw_on_one_card_of_80_gb_takes_means_in_bf16_and_steps_inside_the_backward_pass():
+    """4 bytes a parameter of weights and 4 of both means are 64 GB; a bf16 gradient would be 16 more.
+
+    What the one pass of a step keeps is the rest: 16 of the paper's pairs are 1 GB too many, 14 find room.
+    """
+    layouts = [(mean, norm) for mean in ("float32", "bfloat16") for norm in (1.0, 0.0)]
+    assert [layout for layout in layouts if laid_out_by_adamw(*layout, 14).fits] == [("bfloat16", 0.0)]
+    assert not any(laid_out_by_adamw(*layout, 16).fits for layout in layouts)
+    assert laid_out(optimizer="adamw", budget=141).memory.is_split
+    assert not laid_out(optimizer="muon").fits and laid_out(8, optimizer="muon").fits
+
+
 def test_eight_cards_hold_both_models_whole():
     found = laid_out(8)
     assert found.fits and found.reference == "fused" and not found.memory.is_split
@@ -191,6 +217,33 @@ def test_what_cannot_fit_is_refused_with_the_change_that_lets_it(tmp_path, monke
     assert not (tmp_path / "run").exists()
 
 
+@pytest.mark.parametrize(
+    ("needed", "free", "said"),
+    [
+        (80_400_000_000, 79_600_000_000, ("80.4 GB", "79.6 GB")),
+        (80_000_300_000, 80_000_000_000, ("80.0003 GB", "80.0000 GB")),
+        (90_400_000_000, 79_600_000_000, ("90 GB", "80 GB")),
+        (20_000_000, 10_000_000, ("0.02 GB", "0.01 GB")),
+        (5, 5, ("0.1 GB", "0.1 GB")),
+    ],
+)
+def test_two_sizes_that_differ_are_said_with_digits_that_differ(needed, free, said):
+    assert sizes_apart(needed, free) == said
+
+
+def test_the_command_refuses_with_numbers_that_differ(capsys):
+    """A layout that lacks a hundredth of a GB, of 145."""
+    asked = ["--shape", "llama3-8b", "--optimizer", "muon", "--json"]  # which no split masters go with
+    with pytest.raises(InputError):
+        plan.main([*asked, "--gpu-memory", "10"])
+    needed = sum(json.loads(capsys.readouterr().out)["layouts"][0]["bytes"].values())
+    with pytest.raises(InputError) as fault:
+        plan.main([*asked, "--gpu-memory", repr((needed - 10**7) / 1e9)])
+    said = re.match(r"needs ([\d.,]+) GB of memory, and ([\d.,]+) GB are free", str(fault.value))
+    assert said and said[1] != said[2]
+    assert float(said[1]) - float(said[2]) == pytest.approx(0.01, abs=0.006)
+
+
 def test_the_command_says_what_fits_and_which_flags_to_give(capsys):
     plan.main(["--shape", "llama3-8b", "--gpus", "1", "--gpu-memory", "80"])
     assert "flags: --master-weights split --square-avg bfloat16 --reference precompute" in capsys.readouterr().out
@@ -198,6 +251,23 @@ def test_the_command_says_what_fits_and_which_flags_to_give(capsys):
     facts = json.loads(capsys.readouterr().out)
     assert facts["chosen"]["checkpoint_bytes"] == 18 * 2 * EIGHT.n_parameters
     assert facts["layouts"][0]["fits"] and 1 < facts["chosen"]["hours"] < 3
+
+
+def test_the_command_counts_folders_inside_epochs_the_best_and_a_final_state(capsys):
+    """29,000 pairs in batches of 16 are 1,813 steps an epoch: 500, 1,000 ... 3,500 are inside one."""
+    asked = ["--shape", "llama3-8b", "--gpus", "8", "--json", "--epochs", "2"]
+    folder, state = 2 * EIGHT.n_parameters, 8 * EIGHT.n_parameters
+    for flags, n_folders, n_states in (
+        ([], 2, 1),
+        (["--save-every", "500"], 9, 1),
+        (["--save-every", "500", "--keep-best", "loss"], 10, 1),
+        (["--save-every", "500", "--keep-best", "loss", "--keep-checkpoints", "3"], 4, 1),
+        (["--state-every", "0"], 2, 0),
+        (["--state-every", "0", "--keep-final-state"], 2, 1),
+    ):
+        plan.main([*asked, *flags])
+        chosen = json.loads(capsys.readouterr().out)["chosen"]
+        assert (chosen["checkpoint_bytes"], chosen["state_bytes"]) == (n_folders * folder, n_states * state)
 
 
 def test_the_command_prints_versions_and_needs_no_model_for_that(capsys):

@@ -183,16 +183,25 @@ def test_what_rows_say_of_tokens_is_taken_of_predicted_ones():
 # --- objectives, against formulas written out ----------------------------------------------------------------------
 
 
+def inputs_of(examples, values=()):
+    """What an objective takes of examples under two models."""
+    fused, split = FusedForward(*models()), MicroBatching(micro_tokens=30)
+    return compute_batch(
+        fused, Batch(examples), Ranks(dtype=torch.float32), split, with_reference=True, token_values=values
+    )
+
+
+def flags(e):
+    """Which tokens of its responses are predicted."""
+    return tuple(np.ones(len(r), dtype=bool) for r in e.responses) if e.predicted is None else e.predicted
+
+
 def step_of(objective, examples):
     """What an objective gives on examples under two models; of each example's responses the log-probs [n] of predicted
     tokens, and their log-ratios.
     """
     model, reference = models()
-    fused, split = FusedForward(model, reference), MicroBatching(micro_tokens=30)
-    values = objective.token_values
-    inputs = compute_batch(
-        fused, Batch(examples), Ranks(dtype=torch.float32), split, with_reference=True, token_values=values
-    )
+    inputs = inputs_of(examples, objective.token_values)
     with torch.no_grad():
         lp, ref_lp = (kept(examples, padded_token_logps(m, examples)) for m in (model, reference))
     x = [ours - theirs for ours, theirs in zip(lp, ref_lp, strict=True)]
@@ -274,12 +283,16 @@ def test_ktos_mismatched_sequences_take_along_which_of_their_tokens_are_predicte
     step = Steps(rows, DataConfig(sources=("f",), shuffle=False), schedule, objective).step(1)
     partners = mismatched([e.prompt.tobytes() for e in rows])
     assert None not in partners
-    for e, row, j in zip(step.examples, rows, partners, strict=True):
-        assert e.lengths == (row.lengths[0], rows[j].lengths[0])
-        assert [t.tolist() for t in e.targets()] == [row.targets()[0].tolist(), rows[j].targets()[0].tolist()]
-    result, _, x = step_of(objective, step.examples)
+    for e, row, j in zip(step.mismatched.examples, rows, partners, strict=True):
+        assert e.lengths == rows[j].lengths and e.prompt.tolist() == row.prompt.tolist()
+        assert [t.tolist() for t in e.targets()] == [rows[j].targets()[0].tolist()]
+    both = [e._replace(label=None, responses=(*e.responses, *o.responses), predicted=(*flags(e), *flags(o)))
+            for e, o in zip(step.examples, step.mismatched.examples, strict=True)]  # fmt: skip
+    _, _, x = step_of(Objective("dpo"), both)  # what a pass over both gives
     z = torch.stack([x_other.sum() for _, x_other in x]).mean().clamp(min=0)
     signs = [1 if e.label else -1 for e in rows]
+    others = inputs_of(step.mismatched.examples)
+    result = objective(inputs_of(step.examples).with_mismatched(others))
     check(result, [torch.sigmoid(-0.1 * sign * (own.sum() - z)) for sign, (own, _) in zip(signs, x, strict=True)])
     assert result.metrics["kl"].item() == pytest.approx(z.item(), abs=1e-9)
 
@@ -355,7 +368,7 @@ def test_costs_are_of_all_tokens_and_of_predicted_rows():
     assert (found.tokens, found.seen, found.longest, found.step) == (
         whole.tokens, whole.seen, whole.longest, whole.step)  # fmt: skip
     labelled = [e.only(slice(0, 1), True) for e in rows]
-    assert TokenStatistics.of(labelled, PackingOptions(), batch_size=2, is_mismatched=True).rows == 2 * 13 / 5
+    assert TokenStatistics.of(labelled, PackingOptions(), batch_size=2, is_mismatched=True).rows == 13 / 5
 
 
 # --- a run ---------------------------------------------------------------------------------------------------------

@@ -9,11 +9,12 @@ import pytest
 import torch
 
 from data.forest import pack
+from engine import optim
 from engine.distributed import Ranks
 from engine.model import FusedForward
 from system import InputError
 from tests import tiny
-from tests.engine.on_two_ranks import LENGTHS, SHAPE
+from tests.engine.on_two_ranks import LENGTHS, MUON, SHAPE, whole_gradients
 
 
 @pytest.fixture(scope="module")
@@ -117,6 +118,23 @@ def test_the_gradient_is_the_sum_over_ranks_and_passes(two, alone, layout, n_pas
             )
     for found in two:
         assert found[layout][f"norm of {n_passes}"].item() == pytest.approx(math.sqrt(square), rel=1e-5)
+
+
+@pytest.mark.parametrize("layout", ["shards", "copies"])
+def test_muon_makes_the_same_weights_of_shards_as_of_whole_matrices(two, layout):
+    """To the last bit: the update is gathered before it is made orthogonal, and nothing is summed over ranks."""
+    named = dict(tiny.random_llama(**SHAPE).named_parameters())
+    optimizer = optim.build(named.items(), MUON)
+    state = optim.state_tensors(optimizer, named.items())
+    for gradient in whole_gradients(named):
+        for name, p in named.items():
+            p.grad = gradient[name]
+        optimizer.step()
+    expected = named | state
+    for found in two:
+        assert found["muon"][layout].keys() == expected.keys()
+        apart = {name: (x - expected[name]).abs().max().item() for name, x in found["muon"][layout].items()}
+        assert not any(apart.values()), apart
 
 
 def test_the_last_pass_of_a_step_alone_sums_and_gives_its_weights_back(two):

@@ -76,15 +76,19 @@ def test_a_step_is_known_when_all_of_its_rows_are(tmp_path):
     assert found.known(step(0, 2)) is None and not found.is_complete
 
 
-@pytest.mark.parametrize(
-    "named", [{"mode": "none"}, {"disable": ("reference-cache",)}, {"objective": "kto", "shape": (4, 1)}]
-)
+def test_kto_keeps_what_is_of_its_rows_and_the_model_for_the_mismatched_sequences(tmp_path):
+    found = table(tmp_path, objective="kto", shape=(4, 1))
+    found.remember(step(0, 1, 2, 3), ReferenceValues(ROWS[:, :1]))
+    assert found.is_complete and not found.is_final and torch.equal(found.known(step(2)).logps, ROWS[[2], :1])
+    assert found.read(Ranks()) == "computed in this run; mismatched sequences in every step"
+
+
+@pytest.mark.parametrize("named", [{"mode": "none"}, {"disable": ("reference-cache",)}])
 def test_what_cannot_be_kept_is_forgotten_at_once(tmp_path, named):
     found = table(tmp_path, **named)
     found.remember(step(0, 1, 2, 3), ReferenceValues(ROWS[:, : found.values["ref_logps"].shape[1]]))
     assert not found.is_kept and found.known(step(0)) is None and not found.is_complete
-    why = "computed in every step, for mismatched sequences" if "objective" in named else "not kept"
-    assert found.read(Ranks()) == why and found.is_used == (named.get("mode") != "none")
+    assert found.read(Ranks()) == "not kept" and found.is_used == (named.get("mode") != "none")
 
 
 def test_a_reference_that_follows_is_kept_until_it_moves_and_never_final(tmp_path):

@@ -52,7 +52,8 @@ def go(tmp_path):
 JOBS = {
     "fused": {"loss": "apo_zero"},
     "precompute": {"loss": "dpo", "reference": "precompute", "eval_pairs": 4},
-    "none": {"loss": "simpo", "optimizer": "adamw", "warmup_steps": 3},
+    "none": {"loss": "simpo", "optimizer": "adamw", "weight_decay": 0.1, "schedule": "cosine", "warmup_steps": 3},
+    "muon": {"loss": "simpo", "optimizer": "muon", "schedule": "wsd", "warmup_ratio": 0.2, "min_lr_ratio": 0.1},
     "mismatched": {"loss": "kto"},
     "state of its own": {"loss": "bco"},
     "moving": {"loss": "dpo", "reference_update": "soft", "reference_update_steps": 2, "eval_pairs": 4},

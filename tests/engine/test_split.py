@@ -1,4 +1,4 @@
-"""Split masters against torch.optim.RMSprop on a float32 master."""
+"""Split masters against torch.optim.RMSprop and AdamW on a float32 master."""
 
 import json
 
@@ -7,7 +7,8 @@ import torch
 
 from engine import weights
 from engine.optim import split_master as split
-from engine.optim.split_master import SplitMasterWeights, SplitRMSprop
+from engine.optim.formulas import ADAMW, RMSPROP
+from engine.optim.split_master import SplitMasterWeights, SplitOptimizer
 from engine.step import NO_HOOKS
 from engine.train import Hooks, TrainConfig, run
 from system import RunError
@@ -38,10 +39,11 @@ def test_the_high_half_is_the_nearest_bf16_and_half_goes_away_from_zero():
     assert differs.float().mean() < 1e-4
 
 
-@pytest.mark.parametrize("chunk", [split.CHUNK, 500])
+@pytest.mark.parametrize("chunk", [split.CHUNK, 512])
 @pytest.mark.parametrize("clips", [False, True])
 @pytest.mark.parametrize("in_backward", [False, True])
-def test_twenty_steps_are_those_of_rmsprop_on_float32_masters(clips, in_backward, chunk, monkeypatch):
+@pytest.mark.parametrize("optimizer", ["rmsprop", "adamw"])
+def test_twenty_steps_are_those_of_torch_on_float32_masters(optimizer, clips, in_backward, chunk, monkeypatch):
     if clips and in_backward:
         pytest.skip("the norm is known too late")
     monkeypatch.setattr(split, "CHUNK", chunk)
@@ -54,11 +56,15 @@ def test_twenty_steps_are_those_of_rmsprop_on_float32_masters(clips, in_backward
             rows = 0.02 * torch.randn(p.shape, generator=generator)
             masters.copy_into(p, rows)
             plain[name] = torch.nn.Parameter(rows.clone())
-    assert any(p.numel() > chunk for p in model.parameters()) == (chunk == 500)
-    ours = SplitRMSprop(masters, lr=3e-5, square_avg=torch.float32)
+    assert any(p.numel() > chunk for p in model.parameters()) == (chunk == 512)
+    formula, theirs, options = {
+        "rmsprop": (RMSPROP, torch.optim.RMSprop, {"alpha": 0.99, "eps": 1e-8}),
+        "adamw": (ADAMW, torch.optim.AdamW, {"betas": (0.8, 0.99), "eps": 1e-7, "weight_decay": 0.1}),
+    }[optimizer]
+    ours = SplitOptimizer(masters, formula, lr=3e-5, moments=torch.float32, **options)
     if in_backward:
         ours.step_in_backward()
-    theirs = torch.optim.RMSprop(plain.values(), lr=3e-5, alpha=0.99, eps=1e-8)
+    theirs = theirs(plain.values(), lr=3e-5, **options)
     for _ in range(20):
         loss = sum((p.float() * torch.randn(p.shape, generator=generator)).sum() for p in model.parameters())
         gradients = torch.autograd.grad(loss, list(model.parameters()), retain_graph=True)
@@ -126,20 +132,20 @@ def test_a_run_stopped_and_gone_on_with_ends_at_the_same_bits(tmp_path, settings
 
 def test_an_optimizer_inside_the_backward_pass_takes_one_step_a_step(tmp_path, monkeypatch):
     """Whatever a step's tokens: a second backward pass would update every parameter a second time."""
-    update, n_updates = SplitRMSprop._update, []
+    update, n_updates = SplitOptimizer._update, []
 
     def counted(optimizer, parameter):
         n_updates.append(parameter)
         update(optimizer, parameter)
 
-    monkeypatch.setattr(SplitRMSprop, "_update", counted)
+    monkeypatch.setattr(SplitOptimizer, "_update", counted)
     result, _ = trained(tmp_path, "run", max_grad_norm=0.0, micro_tokens=1)
     n_parameters = len(list(weights.load(result.checkpoints[-1]).parameters()))
     assert len(n_updates) == result.n_steps * n_parameters
 
 
 def test_stepping_inside_the_backward_pass_changes_no_bit(tmp_path, monkeypatch):
-    taken = counted(monkeypatch, SplitRMSprop, "_take")
+    taken = counted(monkeypatch, SplitOptimizer, "_take")
     inside, lines = trained(tmp_path, "inside", max_grad_norm=0.0)
     n_taken = len(taken)
     after, others = trained(tmp_path, "after", max_grad_norm=1e9)  # beyond any gradient's norm

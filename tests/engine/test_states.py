@@ -6,7 +6,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from engine.config import CheckpointConfig, OptimizerConfig
+from engine.config import CheckpointConfig, OptimizerConfig, ScheduleConfig
 from engine.distributed import Ranks
 from engine.optim import build, schedule
 from engine.run.states import States, damage
@@ -27,7 +27,7 @@ class Training:
         named = self.named = dict(self.policy.named_parameters())
         options = {"head.weight": {"lr": 1e-2}}
         self.optimizer = build(named.items(), OptimizerConfig(lr=1e-3), options=lambda name: options.get(name, {}))
-        self.schedule = schedule(self.optimizer, 10, 2)
+        self.schedule = schedule(self.optimizer, 10, ScheduleConfig(warmup_steps=2))
         self.objective = SimpleNamespace(state={"bco.mean": 0.1 + seed})
         self.reference = SimpleNamespace(
             is_kept=True, values={"ref_logps": torch.full((3, 2), float(seed), dtype=torch.float64)}

@@ -1,5 +1,6 @@
 """The plan of a run's steps: which examples, in which epoch, on which rank, in which forest; and what comes back."""
 
+import math
 import threading
 from types import SimpleNamespace
 
@@ -11,7 +12,6 @@ from data.rows.examples import Example
 from engine.config import DataConfig, MeasuringConfig, ScheduleConfig
 from engine.distributed import Ranks
 from engine.step import Batch, LossInputs, MicroBatching, Objective, Steps
-from engine.step import steps as steps_file
 from tests import tiny
 
 
@@ -60,6 +60,17 @@ def test_a_run_that_ends_early_ends_its_epoch_there():
     assert [s.number for s in steps(max_steps=2).first_epoch()] == [1, 2]
 
 
+@pytest.mark.parametrize(("epochs", "n"), [(0.5, 2), (1 / 3, 1), (0.01, 1), (1.5, 5), (2.0, 6), (2, 6)])
+def test_a_part_of_an_epoch_is_so_much_of_its_steps_rounded_up(epochs, n):
+    made = steps(epochs=epochs)  # of 3 steps each; as transformers has it: ceil(epochs * steps)
+    assert len(made) == n and made.step(n).ends_epoch and made.step(n).epoch == math.ceil(n / 3)
+
+
+def test_a_bound_ends_epochs_that_are_more_than_enough():
+    made = steps(epochs=100, max_steps=7)
+    assert len(made) == 7 and [made.step(n).epoch for n in range(1, 8)] == [1, 1, 1, 2, 2, 2, 3]
+
+
 @pytest.mark.parametrize("done", [0, 1, 5, 6])
 def test_packed_steps_are_the_planned_ones_but_those_that_are_done(done):
     plan = steps()
@@ -95,21 +106,25 @@ def labelled(prompts):
     return [Example(f"f:{i}", ids[p : p + 2], (ids[10 * i : 10 * i + 2],), True) for i, p in enumerate(prompts)]
 
 
-def test_each_example_gets_the_response_of_the_next_whose_prompt_differs():
+def test_each_prompt_gets_the_response_of_the_next_example_whose_prompt_differs():
     rows = labelled([5, 5, 7, 9])
     step = steps(rows=rows, objective="kto", shuffle=False).step(1)
+    assert [e.prompt.tolist() for e in step.mismatched.examples] == [e.prompt.tolist() for e in rows]
     partners = [rows[j].responses[0].tolist() for j in (2, 2, 3, 0)]
-    assert [e.responses[1].tolist() for e in step.examples] == partners
-    assert [e.responses[0].tolist() for e in step.examples] == [e.responses[0].tolist() for e in rows]
-    assert steps(rows=rows, objective="kto").n_responses == 2 and steps(rows=rows, objective="sft").n_responses == 1
+    assert [[r.tolist() for r in e.responses] for e in step.mismatched.examples] == [[p] for p in partners]
+    assert [[r.tolist() for r in e.responses] for e in step.examples] == [[e.responses[0].tolist()] for e in rows]
+    assert step.n_tokens == 4 * (2 + 2 + 2)  # prompts once, both responses
+    assert steps(rows=rows, objective="kto").n_responses == 1
+    assert steps(rows=rows, objective="sft").step(1).mismatched is None
 
 
-def test_a_step_of_one_prompt_has_no_mismatched_sequences_and_says_so_once(capsys):
-    plan = steps(rows=labelled([5, 5, 5, 5]), objective="kto", shuffle=False)
-    steps_file._say_once.cache_clear()
-    assert [len(e.responses) for e in plan.step(1).examples] == [1] * 4
-    plan.step(2)
-    assert capsys.readouterr().err.count("f:0: a step of one prompt alone has no mismatched sequences") == 1
+@pytest.mark.parametrize("shuffle", [True, False])
+def test_steps_of_one_prompt_have_no_mismatched_sequences_and_are_counted(shuffle):
+    for prompts in ([5, 5, 5, 5, 7], [5, 5, 5, 7, 7], [5] * 5, [5, 7, 9, 11, 13]):
+        plan = steps(rows=labelled(prompts), objective="kto", shuffle=shuffle)
+        alone = [plan.step(number).mismatched is None for number in range(1, len(plan) + 1)]
+        assert plan.n_of_one_prompt() == sum(alone)
+        assert any(alone)  # the last step of an epoch has one row
 
 
 # --- batches -------------------------------------------------------------------------------------------------------

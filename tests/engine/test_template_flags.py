@@ -6,8 +6,10 @@ from types import SimpleNamespace
 import pytest
 import yaml
 
+from data.forest import PackingOptions, n_tokens
+from data.rows import Limits, Reading, open_model, read_examples
 from data.text import Message, TemplateSettings, template
-from engine import train
+from engine import plan, train
 from engine.config import TrainConfig
 from engine.generate import Answerer, GenerateConfig
 from eval import checkpoints
@@ -115,3 +117,21 @@ def test_prompts_are_rendered_by_the_flags(tmp_path):
 def test_a_server_renders_its_own_template():
     with pytest.raises(InputError, match=r"^--chat-template is of a checkpoint that answers here; leave it out"):
         GenerateConfig(model="m", prompts="p", out="o", endpoint=("http://localhost:1/v1",), chat_template="x")
+
+
+def test_the_plan_counts_rows_as_the_flags_render_them(go, tmp_path, capsys):
+    file = tmp_path / "mine.jinja"
+    file.write_text(templates.TEMPLATES["Llama-3.2"].replace('{{- "Known', '{{- place }}{{- "Known'))
+    flags = {"chat_template": str(file), "chat_template_kwargs": "place=" + 40 * "word ", "template_date": "2024-07-26"}
+    given = [x for name, value in flags.items() for x in (f"--{name.replace('_', '-')}", value)]
+    data = str(tiny.write_rows(tmp_path / "rows.jsonl", ROWS))
+    counted = []
+    for settings, more in ((TemplateSettings(), []), (TemplateSettings(**flags), given)):
+        plan.main(["--model", str(go.model), "--data", data, "--gpus", "0", "--gpu-memory", "4", *more])
+        _, chat = open_model(str(go.model), settings)
+        rows = read_examples([data], chat, Limits(), Reading(), n_ids=440).examples
+        counted.append(sum(n_tokens(e, PackingOptions()) for e in rows) / len(rows))
+        assert f"{counted[-1]:,.0f} tokens an example" in capsys.readouterr().out
+    assert counted[1] > counted[0] + 40
+    with pytest.raises(InputError, match=r"^--template-date: goes with --data, whose rows it renders; leave it out"):
+        plan.main(["--shape", "tiny", "--template-date", "2024-07-26"])

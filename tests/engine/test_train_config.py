@@ -62,7 +62,7 @@ def test_a_flag_wins_over_its_subject_and_leaves_the_others_of_it():
 def test_every_setting_but_model_and_out_stands_in_one_subject():
     by_hand = {(subject, f.name): f for subject, kind in SUBJECTS.items() for f in dataclasses.fields(kind) if f.init}
     assert {(flag.subject, flag.name) for flag in FLAGS.values() if flag.subject} == set(by_hand)
-    assert [name for name, flag in FLAGS.items() if not flag.subject] == ["model", "out", "config"]
+    assert [name for name, flag in FLAGS.items() if not flag.subject] == ["model", "out", "config", "trl_trainer"]
     named = {"sources": "data", "name": "optimizer", "mode": "reference", "update_alpha": "reference_update_alpha"}
     for name, flag in named.items():
         assert next(f for f, at in FLAGS.items() if at.name == name and at.subject) == flag
@@ -178,7 +178,12 @@ def test_what_has_to_be_given_is_named(missing, said):
         ({"reference_update": "soft", "reference_update_alpha": 1.5}, "--reference-update-alpha: 1.5 is not above 0"),
         ({"square_avg": "bfloat16"}, "--square-avg bfloat16: goes with --master-weights split"),
         ({"master_weights": "split", "dtype": "float32"}, "--master-weights split: its upper halves compute in"),
-        ({"master_weights": "split", "optimizer": "adamw"}, "--optimizer adamw: not with --master-weights split"),
+        ({"master_weights": "split", "optimizer": "muon"}, "--optimizer muon: not with --master-weights split"),
+        ({"weight_decay": 0.1}, "--weight-decay: goes with --optimizer adamw or muon; name one, or leave it out"),
+        ({"adam_beta2": 0.95}, "--adam-beta2: goes with --optimizer adamw or muon"),
+        ({"optimizer": "adamw", "adam_beta1": 1.0}, "--adam-beta1: 1.0 is not 0 or above, and below 1"),
+        ({"optimizer": "adamw", "adam_epsilon": 0.0}, "--adam-epsilon: 0.0 is not above 0"),
+        ({"optimizer": "muon", "weight_decay": -0.1}, "--weight-decay: -0.1 is not 0 or above"),
         ({"master_weights": "split", "shard_size": 1}, "--shard-size 1: not with --master-weights split"),
         ({"gpu_memory": 0.0}, "--gpu-memory: 0.0 is not above 0"),
         ({"save_rounding": "stochastic", "save_dtype": "float32"}, "--save-rounding stochastic: rounds to bfloat16"),
@@ -198,7 +203,7 @@ def test_split_masters_are_for_one_process(monkeypatch):
 
 @pytest.mark.parametrize(
     ("flags", "can"),
-    [({}, True), ({"dtype": "bfloat16"}, True), ({"dtype": "float32"}, False), ({"optimizer": "adamw"}, False)],
+    [({}, True), ({"dtype": "bfloat16"}, True), ({"dtype": "float32"}, False), ({"optimizer": "muon"}, False)],
 )
 def test_what_was_asked_for_decides_whether_masters_can_be_split(flags, can):
     assert made(**flags).can_split is can

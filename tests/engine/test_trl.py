@@ -7,6 +7,7 @@ import json
 
 import numpy as np
 import pytest
+import yaml
 
 from engine import train
 from engine.config import TrainConfig
@@ -32,25 +33,26 @@ def id_rows():
     return [{"prompt_ids": ids(12), "chosen_ids": ids(n), "rejected_ids": ids(n)} for n in most]
 
 
-def our_lines(model, rows, folder, loss, **hyperparameters):
-    """Our run's line of metrics for every step."""
+def our_lines(model, rows, folder, loss, flags=None, **hyperparameters):
+    """Our run's line of metrics for every step. flags: settings beside those that every run here has."""
     data = tiny.write_rows(folder / "rows.jsonl", rows)
-    config = TrainConfig(
-        model=str(model),
-        data=str(data),
-        loss=loss,
-        out=str(folder / "ours"),
-        beta=BETA,
-        batch_size=BATCH,
-        epochs=2,
-        max_steps=N_STEPS,
-        shuffle=False,
-        optimizer="rmsprop",
-        lr=LR,
-        max_grad_norm=1.0,
-        dtype="float32",
-        hyperparameters={f"{loss}.{name}": str(value) for name, value in hyperparameters.items()},
-    )
+    settings = {
+        "model": str(model),
+        "data": str(data),
+        "loss": loss,
+        "out": str(folder / "ours"),
+        "beta": BETA,
+        "batch_size": BATCH,
+        "epochs": 2,
+        "max_steps": N_STEPS,
+        "shuffle": False,
+        "optimizer": "rmsprop",
+        "lr": LR,
+        "max_grad_norm": 1.0,
+        "dtype": "float32",
+        "hyperparameters": {f"{loss}.{name}": str(value) for name, value in hyperparameters.items()},
+    }
+    config = TrainConfig(**(settings | (flags or {})))
     train.run(config)
     return [json.loads(line) for line in (folder / "ours/metrics.jsonl").read_text().splitlines()]
 
@@ -73,37 +75,38 @@ def their_lines(model, rows, folder, loss, **settings):
     tokenizer = PreTrainedTokenizerFast(
         tokenizer_object=Tokenizer(WordLevel(names, unk_token="t0")), eos_token="t1", pad_token="t0"
     )
-    config = trl.DPOConfig(
-        output_dir=str(folder / "theirs"),
-        loss_type=[loss],
-        beta=BETA,
-        per_device_train_batch_size=BATCH,
-        gradient_accumulation_steps=1,
-        max_steps=N_STEPS,
-        train_sampling_strategy="sequential",
-        optim="rmsprop",  # PyTorch's own: alpha 0.99, eps 1e-8
-        learning_rate=LR,
-        lr_scheduler_type="linear",
-        warmup_steps=0,
-        weight_decay=0.0,
-        max_grad_norm=1.0,
-        max_length=None,
-        disable_dropout=True,
-        gradient_checkpointing=False,
-        bf16=False,
-        use_cpu=True,
-        logging_steps=1,
-        logging_first_step=True,
-        save_strategy="no",
-        report_to="none",
-        disable_tqdm=True,
-        **settings,
-    )
+    asked = {
+        "output_dir": str(folder / "theirs"),
+        "loss_type": [loss],
+        "beta": BETA,
+        "per_device_train_batch_size": BATCH,
+        "gradient_accumulation_steps": 1,
+        "max_steps": N_STEPS,
+        "train_sampling_strategy": "sequential",
+        "optim": "rmsprop",  # PyTorch's own: alpha 0.99, eps 1e-8
+        "learning_rate": LR,
+        "lr_scheduler_type": "linear",
+        "warmup_steps": 0,
+        "weight_decay": 0.0,
+        "max_grad_norm": 1.0,
+        "max_length": None,
+        "disable_dropout": True,
+        "gradient_checkpointing": False,
+        "bf16": False,
+        "use_cpu": True,
+        "logging_steps": 1,
+        "logging_first_step": True,
+        "save_strategy": "no",
+        "report_to": "none",
+        "disable_tqdm": True,
+    }
+    config = trl.DPOConfig(**(asked | settings))
     policy, reference = (AutoModelForCausalLM.from_pretrained(model, dtype="float32") for _ in range(2))
     trainer = Trainer(policy, reference, config, train_dataset=Dataset.from_list(rows), processing_class=tokenizer)
     trainer.train()
-    made = trainer.optimizer.optimizer.param_groups[0]
-    assert (made["alpha"], made["eps"], made["momentum"], made["centered"]) == (0.99, 1e-8, 0, False)
+    if config.optim == "rmsprop":
+        made = trainer.optimizer.optimizer.param_groups[0]
+        assert (made["alpha"], made["eps"], made["momentum"], made["centered"]) == (0.99, 1e-8, 0, False)
     return [line for line in trainer.state.log_history if "loss" in line]
 
 
@@ -124,6 +127,71 @@ def test_a_run_is_that_of_trl(tmp_path, loss, theirs):
     assert min(norms) < 1 < max(norms)  # the clipping is at work, in some steps
     assert norm_apart < 1e-3
     assert [line["learning_rate"] for line in us] == pytest.approx([line["learning_rate"] for line in them], rel=1e-6)
+
+
+ADAMW = {"weight_decay": 0.1, "adam_beta1": 0.8, "adam_beta2": 0.95, "adam_epsilon": 1e-6}
+"""Of both, by the same names; far enough from the defaults that they are seen."""
+
+
+@pytest.mark.parametrize(
+    ("ours", "theirs"),
+    [
+        ({"schedule": "cosine", "warmup_ratio": 0.15}, {"lr_scheduler_type": "cosine", "warmup_steps": 0.15}),
+        (
+            {"schedule": "cosine", "warmup_steps": 3, "min_lr_ratio": 0.1},
+            {
+                "lr_scheduler_type": "cosine_with_min_lr",
+                "lr_scheduler_kwargs": {"min_lr_rate": 0.1},
+                "warmup_steps": 3,
+            },
+        ),
+        ({"schedule": "linear", "warmup_steps": 5}, {"lr_scheduler_type": "linear", "warmup_steps": 5}),
+    ],
+    ids=["cosine and warm-up ratio", "cosine to a least rate", "linear and warm-up"],
+)
+def test_a_run_by_adamw_with_a_schedule_is_that_of_trl(tmp_path, ours, theirs):
+    """Over two epochs of the rows, ended by max_steps: twelve steps and eight."""
+    pytest.importorskip("trl")
+    model = tiny.write_model(tmp_path / "model", vocab_size=VOCABULARY)
+    rows = id_rows()
+    us = our_lines(model, rows, tmp_path, "dpo", {"optimizer": "adamw", "lr": 1e-3} | ADAMW | ours)
+    them = their_lines(
+        model, rows, tmp_path, "sigmoid", optim="adamw_torch", **({"learning_rate": 1e-3} | ADAMW | theirs)
+    )
+    assert [line["step"] for line in us] == [line["step"] for line in them] == list(range(1, N_STEPS + 1))
+    apart = {name: max(abs(a[name] - b[name]) for a, b in zip(us, them, strict=True)) for name in COMPARED}
+    rates = max(abs(a["learning_rate"] - b["learning_rate"]) for a, b in zip(us, them, strict=True))
+    moved = max(line["loss"] for line in us) - min(line["loss"] for line in us)
+    print(f"{ours}: apart {apart}; rates apart {rates:.2g}; the loss moved by {moved:.3g}")
+    assert all(difference < TOLERANCE for difference in apart.values()), apart
+    assert rates < 1e-9 and us[0]["learning_rate"] == 0.0 and moved > 0.01
+    assert max(line["epoch"] for line in us) > 1.5
+
+
+def test_one_file_trains_the_same_in_both(tmp_path):
+    """What TRL is given is written down, and is our --config: a cosine with a warm-up that is a share, AdamW with
+    weight decay, and max_steps, which repeat the rows beyond the one epoch that is named.
+    """
+    pytest.importorskip("trl")
+    model, rows = tiny.write_model(tmp_path / "model", vocab_size=VOCABULARY), id_rows()
+    settings = {
+        "learning_rate": 1e-3, "lr_scheduler_type": "cosine", "warmup_steps": 0.15, "optim": "adamw_torch",
+        "num_train_epochs": 1, "max_steps": N_STEPS, "per_device_train_batch_size": BATCH, "beta": BETA,
+        "train_sampling_strategy": "sequential", "max_length": None, "bf16": False, "report_to": "none",
+    }  # fmt: skip
+    settings |= ADAMW
+    named = {"model_name_or_path": str(model), "dataset_name": str(tiny.write_rows(tmp_path / "rows.jsonl", rows))}
+    path = tmp_path / "trl.yaml"
+    path.write_text(yaml.safe_dump({key: value for key, value in (settings | named).items() if key != "report_to"}))
+    train.main(["--config", str(path), "--out", str(tmp_path / "ours")])
+    us = [json.loads(line) for line in (tmp_path / "ours/metrics.jsonl").read_text().splitlines()]
+    them = their_lines(model, rows, tmp_path, "sigmoid", **settings)
+    assert [line["step"] for line in us] == [line["step"] for line in them] == list(range(1, N_STEPS + 1))
+    apart = {name: max(abs(a[name] - b[name]) for a, b in zip(us, them, strict=True)) for name in COMPARED}
+    rates = max(abs(a["learning_rate"] - b["learning_rate"]) for a, b in zip(us, them, strict=True))
+    print(f"one file: apart {apart}; rates apart {rates:.2g}")
+    assert all(difference < TOLERANCE for difference in apart.values()), apart
+    assert rates < 1e-9 and max(line["epoch"] for line in us) > 1.5
 
 
 OTHERS = [  # (ours, our hyperparameters, theirs, their settings)

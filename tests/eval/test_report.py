@@ -10,6 +10,7 @@ import statistics
 import pytest
 
 from eval import plots, report, report_tables, runs, scores, tables
+from eval.runs import Run, beta_of, heldout, heldout_logratios, heldout_rewards
 from eval.tables import Table
 from system.errors import InputError
 from tests.browser import PAYLOADS, look
@@ -40,6 +41,23 @@ def run_folder(path, *, loss="dpo", data="pairs.jsonl", lines=None, n_steps=4, w
                 json.dumps({"checkpoint": checkpoint, "prompt": words, "response": f"{words} {checkpoint}"}) + "\n"
             )
     return path
+
+
+def test_checkpoints_inside_epochs_have_their_place_between_them(tmp_path):
+    """Epochs of 2 steps, and held-out numbers before the first."""
+    names = ("epoch-01", "step-000001", "step-000003", "epoch-02")
+    lines = [line("base", 0.4), *(line(name, 0.5) for name in names)]
+    folder = run_folder(tmp_path / "a", lines=lines)
+    text = (folder / "metrics.jsonl").read_text()
+    start = {"step": 0, "epoch": 0.0, "eval_logps/chosen": -9.0, "eval_logps/rejected": -9.5}
+    (folder / "metrics.jsonl").write_text(json.dumps(start) + "\n" + text)
+    (run,) = runs.read_runs([folder])
+    assert run.checkpoints == ["step-000001", "epoch-01", "step-000003", "epoch-02"]
+    assert [run.place(name) for name in run.checkpoints] == [0.5, 1.0, 1.5, 2.0]
+    assert runs.heldout(run, "logps/chosen") == [(0.0, -9.0), (1.0, -12.0), (2.0, -14.0)]
+    page = report.write([folder], tmp_path / "out").read_text()
+    assert "Held-out log-likelihood (Figure 4)" in page
+    assert cells(tmp_path / "out/tables/table-5.csv")[1][2:4] == ["4", "2.0"]  # the line of step 0 is no step
 
 
 def cells(path):
@@ -232,3 +250,63 @@ def test_a_chart_puts_points_where_they_belong():
 def test_a_long_line_is_thinned_to_means():
     found = plots.thin([(float(i), float(i % 2)) for i in range(4000)])
     assert len(found) == plots.MOST_POINTS and all(y == 0.5 for _, y in found)
+
+
+# --- held-out rows -------------------------------------------------------------------------------------------------
+
+
+def run_of(metrics, lines=(), **settings):
+    return Run(
+        "r",
+        "dpo",
+        "d",
+        list(lines),
+        [{"step": i, "epoch": float(i), **x} for i, x in enumerate(metrics, 1)],
+        [],
+        settings,
+    )
+
+
+def test_log_ratios_are_read_by_their_name_and_of_older_runs_are_rewards_over_beta():
+    new = run_of([{"eval_logratios/chosen": 2.0, "eval_rewards/chosen": 35.0}], loss="simpo", beta="2.5")
+    assert heldout_logratios(new, "chosen") == [(1.0, 2.0)] and heldout_rewards(new, "chosen") == [(1.0, 5.0)]
+    assert heldout(new, "rewards/chosen") == [(1.0, 35.0)]  # the objective's own
+    old = run_of([{"eval_rewards/chosen": 0.6}], loss="dpo", beta="0.3")
+    assert heldout_logratios(old, "chosen") == [(1.0, pytest.approx(2.0))]
+    assert heldout_rewards(old, "chosen") == [(1.0, pytest.approx(0.6))]
+    assert heldout_logratios(run_of([{"step": 1}]), "chosen") == []
+
+
+def test_an_evaluators_older_lines_are_divided_by_the_beta_that_they_name():
+    told = {"benchmark": "heldout", "version": "9 pairs", "judge": None, "stderr": None}
+    old = [
+        told | {"checkpoint": f"epoch-{i:02d}", "metric": "rewards/chosen", "value": 0.4 * i, "beta": 0.2}
+        for i in (1, 2)
+    ]
+    measured = [{"eval_logratios/chosen": 9.0}]
+    assert heldout_logratios(run_of(measured, old, beta="0.1"), "chosen") == [
+        (1.0, pytest.approx(2)),
+        (2.0, pytest.approx(4)),
+    ]
+    new = [told | {"checkpoint": "epoch-01", "metric": "logratios/chosen", "value": 5.0}]
+    assert heldout_logratios(run_of(measured, [*old, *new], beta="0.1"), "chosen") == [(1.0, 5.0)]
+
+
+def test_a_runs_beta_is_its_own_that_of_its_first_objective_or_the_papers():
+    for settings, beta in (
+        ({"loss": "dpo", "beta": "0.3"}, 0.3),
+        ({"loss": "simpo:1,dpo:2", "simpo.beta": "2.0", "dpo.beta": "0.1"}, 2.0),
+        ({"loss": "simper"}, 0.1),
+        ({"loss": "dpo", "beta": "null"}, 0.1),
+    ):
+        assert beta_of(settings) == beta
+
+
+def test_figure_4_has_log_ratios(tmp_path):
+    folder = run_folder(tmp_path / "a", loss="simpo")
+    added = [json.loads(x) for x in (folder / "metrics.jsonl").read_text().splitlines()]
+    for i, x in enumerate(added):
+        x.update({f"eval_logratios/{side}": float(i) for side in ("chosen", "rejected")})
+    (folder / "metrics.jsonl").write_text("".join(json.dumps(x) + "\n" for x in added))
+    page = report.write([folder], tmp_path / "out").read_text()
+    assert "Held-out log-ratio to the reference (Figure 4)" in page and "Held-out reward" not in page

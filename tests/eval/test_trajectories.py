@@ -1,5 +1,6 @@
 """Held-out pairs and sampled answers through a run's checkpoints, by the real command."""
 
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -52,11 +53,14 @@ def test_held_out_pairs_are_scored_at_every_checkpoint(made, tmp_path):
     for name in ("base", "epoch-01", "epoch-02"):
         model = made / "base" if name == "base" else made / "run" / name
         logps = torch.stack(list(score_under(model, rows)))
-        rewards = 0.3 * (logps - base)
+        logratios = logps - base
         for i, side in enumerate(("chosen", "rejected")):
             assert lines[name, f"logps/{side}"]["value"] == pytest.approx(logps[:, i].mean().item(), abs=1e-4)
-            assert lines[name, f"rewards/{side}"]["value"] == pytest.approx(rewards[:, i].mean().item(), abs=1e-4)
-        assert lines[name, "rewards/accuracies"]["value"] == (rewards[:, 0] > rewards[:, 1]).double().mean().item()
+            expected = logratios[:, i].mean().item()
+            assert lines[name, f"logratios/{side}"]["value"] == pytest.approx(expected, abs=1e-4)
+        is_won = logratios[:, 0] > logratios[:, 1]
+        assert lines[name, "logratios/accuracies"]["value"] == is_won.double().mean().item()
+        assert not any(metric.startswith("rewards/") for _, metric in lines)
     samples = read_rows(tmp_path / "samples.jsonl")
     assert [s["checkpoint"] for s in samples] == [n for n in ("base", "epoch-01", "epoch-02") for _ in range(3)]
     assert samples[0]["prompt"] == samples[3]["prompt"] and samples[0]["prompt"].startswith("Why")
@@ -66,6 +70,33 @@ def test_held_out_pairs_are_scored_at_every_checkpoint(made, tmp_path):
     n = len(read_rows(tmp_path / "scores.jsonl"))
     trajectories.main([str(made / "run"), "--data", str(made / "held.jsonl"), "--answers", "0", "--out", str(tmp_path)])
     assert len(read_rows(tmp_path / "scores.jsonl")) == n == len(lines)
+    again = ["--data", str(made / "held.jsonl"), "--answers", "0", "--out", str(tmp_path), "--beta", "0.5"]
+    trajectories.main([str(made / "run"), *again])
+    found = {(x["checkpoint"], x["metric"]): x for x in read_rows(tmp_path / "scores.jsonl")}
+    for name in ("margins", "chosen"):
+        reward, logratio = (found["epoch-02", f"{what}/{name}"] for what in ("rewards", "logratios"))
+        assert reward["value"] == pytest.approx(0.5 * logratio["value"], abs=1e-9) and reward["value"] != 0
+        assert reward["beta"] == 0.5 and "beta" not in logratio
+
+
+def test_rewards_are_measured_against_the_reference_that_the_run_was_given(made, tmp_path):
+    other = tiny.write_model(tmp_path / "other", texts=TEXTS, max_position_embeddings=96, seed=5, num_hidden_layers=2)
+    shutil.copytree(made / "base", tmp_path / "base")
+    settings = {"model": str(tmp_path / "base"), "data": str(made / "pairs.jsonl"), "out": str(tmp_path / "run")}
+    train(TrainConfig(**settings, loss="dpo", beta=0.3, epochs=1, batch_size=4, reference_model=str(other)))
+    held = str(made / "held.jsonl")
+    trajectories.main([str(tmp_path / "run"), "--data", held, "--answers", "0", "--out", str(tmp_path)])
+    lines = {(x["checkpoint"], x["metric"]): x["value"] for x in read_rows(tmp_path / "scores.jsonl")}
+    _, chat = open_model(str(other))
+    rows = read_examples([held], chat, RowSettings().limits, RowSettings().reading, n_ids=400).examples
+    base, reference = (torch.stack(list(score_under(folder, rows))) for folder in (tmp_path / "base", other))
+    expected = (base - reference).mean(dim=0)
+    assert lines["base", "logratios/chosen"] == pytest.approx(expected[0].item(), abs=1e-4) and abs(expected[0]) > 0.01
+    shutil.rmtree(other)
+    with pytest.raises(
+        InputError, match=r"run: the --reference-model of config\.yaml is not where it says; put it there"
+    ):
+        trajectories.main([str(tmp_path / "run"), "--data", held, "--out", str(tmp_path)])
 
 
 def test_the_distance_is_an_estimate_of_the_divergence(made):
@@ -101,8 +132,25 @@ def test_what_training_has_measured_is_not_measured_again(made, tmp_path, capsys
     train(TrainConfig(model=str(made / "base"), data=(str(made / "pairs.jsonl"),), loss="apo_zero", epochs=1,
                       batch_size=4, eval_pairs=4, out=str(tmp_path / "run")))  # fmt: skip
     trajectories.main([str(tmp_path / "run"), "--answers", "0"])
-    assert "were measured in training" in capsys.readouterr().err
+    out, err = capsys.readouterr()
+    assert "were measured in training" in err
     assert not (tmp_path / "run/eval/scores.jsonl").read_text()
+    assert [row.split()[0] for row in out.splitlines()] == ["epoch-01"]
+
+
+def test_what_was_measured_inside_epochs_and_before_the_first_step_is_shown(made, tmp_path, capsys):
+    """Beside what is sampled at the checkpoints, in the order of their steps. Epochs of 2 steps."""
+    train(TrainConfig(model=str(made / "base"), data=(str(made / "pairs.jsonl"),), loss="dpo", epochs=2, batch_size=2,
+                      eval_pairs=4, eval_every=1, save_every=3, lr=1e-3, out=str(tmp_path / "run")))  # fmt: skip
+    trajectories.main([str(tmp_path / "run"), "--answers", "1", "--max-new-tokens", "4"])
+    shown = {row.split()[0]: row for row in capsys.readouterr().out.splitlines()}
+    assert list(shown) == ["base", "step-000001", "epoch-01", "step-000003", "epoch-02"]
+    lines = {line["step"]: line for line in read_rows(tmp_path / "run/metrics.jsonl")}
+    for (name, row), step in zip(shown.items(), range(5), strict=True):
+        assert f"logps {lines[step]['eval_logps/chosen']:.1f}" in row
+        assert f"rewards {lines[step]['eval_rewards/chosen']:+.3f}" in row
+        assert ("characters" in row) == (name != "step-000001")  # which has no folder
+    assert len({row.partition("KL")[0] for row in shown.values()}) == 5
 
 
 def test_the_prompts_are_those_that_were_held_out_of_all_files(made, tmp_path):

@@ -63,8 +63,8 @@ def test_contrast_needs_both_measures():
     assert list(findings.of_contrast(jaccard, levenshtein).values()) == [False]
 
 
-def moving(chosen, rejected):
-    return Trajectory({"chosen": [], "rejected": []}, {"chosen": chosen, "rejected": rejected})
+def moving(chosen, rejected, epochs=(1.0, 2.0)):
+    return Trajectory({"chosen": [], "rejected": []}, {"chosen": chosen, "rejected": rejected}, list(epochs))
 
 
 def test_claims_on_trajectories():
@@ -75,6 +75,19 @@ def test_claims_on_trajectories():
     assert [claim for claim, is_so in swapped.items() if is_so] == [
         "all three widen the margin between winning and losing rewards"
     ]
+
+
+def test_what_was_measured_inside_the_first_epoch_says_what_dpo_is_near_to_in_it():
+    """At step 0 all rewards are 0; in the first epoch DPO is near to APO-zero, at its very end to APO-down."""
+    epochs = (0.0, 0.5, 1.0, 2.0)
+    zero = moving([0.0, 0.5, 0.6, 0.9], [0.0, 0.1, 0.1, 0.0], epochs)
+    down = moving([0.0, -0.5, -0.2, -1.0], [0.0, -0.6, -0.4, -2.0], epochs)
+    dpo = moving([0.0, 0.5, 0.1, -0.9], [0.0, 0.1, -0.2, -1.5], epochs)
+    near = ("DPO is nearer to APO-zero in the first epoch", "DPO is nearer to APO-down in the last")
+    found = findings.of_trajectories(zero, down, dpo)
+    assert [found[claim] for claim in near] == [True, True]
+    at_ends = [moving(t.rewards["chosen"][2:], t.rewards["rejected"][2:]) for t in (zero, down, dpo)]
+    assert [findings.of_trajectories(*at_ends)[claim] for claim in near] == [False, True]
 
 
 def test_the_papers_own_means_do_not_hold_every_claim_that_its_text_makes():

@@ -2,6 +2,10 @@
 
 import os
 import re
+import signal
+import subprocess
+import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -9,11 +13,12 @@ import yaml
 
 import losses
 from engine.step.objective import Objective
-from examples import grid
+from examples import children, grid
 from examples.grid import Cell, GridConfig
 from system import InputError
 from system.errors import RunError
 from tests import tiny
+from tests.rows import id_rows
 
 SCORER = """
 import json, pathlib, sys
@@ -155,14 +160,154 @@ def test_a_finished_run_is_not_taken_for_another(tmp_path):
         os.utime(path, (1, 1))
 
 
-def test_a_run_that_fails_ends_the_grid_with_its_last_words(tmp_path):
-    cell = Cell("mine", tmp_path / "absent.jsonl", "dpo", 0, 1e-5)
-    with pytest.raises(RunError, match=r"dpo\.log: error: .*absent\.jsonl.* \(exit code 2\)"):
-        grid.run_all(
-            [cell],
-            tmp_path,
-            model=str(tiny.write_model(tmp_path / "m", vocab_size=101)),
-            settings=None,
-            score=None,
-            at_once=1,
-        )
+@pytest.fixture
+def small(tmp_path):
+    """What a grid of a tiny model is given."""
+    model = tiny.write_model(tmp_path / "m", vocab_size=101)
+    rows = tiny.write_rows(tmp_path / "pairs.jsonl", without_scores(id_rows(8)))
+    return {"model": str(model), "rows": rows, "rest": {"settings": None, "score": None, "at_once": 1}}
+
+
+def without_scores(rows):
+    return [{name: row[name] for name in ("prompt_ids", "chosen_ids", "rejected_ids")} for row in rows]
+
+
+def test_a_run_that_fails_ends_the_grid_with_its_last_words(small, tmp_path):
+    cell = Cell(
+        "mine", small["rows"], "dpo", 0, 1e-5, (("gpu-memory", "0.001"),)
+    )  # which a plan alone finds too little
+    with pytest.raises(RunError, match=r"dpo\.log: error: needs 0\.2 GB of memory.* \(exit code 2\)"):
+        grid.run_all([cell], tmp_path, model=small["model"], **small["rest"])
+
+
+def test_every_cell_is_checked_before_the_first_one_trains(small, tmp_path, monkeypatch):
+    """What is wrong with rows, objectives, flags, the model or a finished run is told at once, by cell."""
+    started = []
+    monkeypatch.setattr(children.subprocess, "Popen", lambda *given, **named: started.append(given))
+    rows, out = small["rows"], tmp_path / "g"
+    good = Cell("mine", rows, "dpo", 0, 1e-5)
+    done = grid.folder(out, good._replace(loss="sft"))
+    done.mkdir(parents=True)
+    (done / "metrics.jsonl").write_text('{"step": 4, "epoch": 1.0}\n')
+    (done / "config.yaml").write_text(
+        f"model: {small['model']}\ndata:\n- {rows}\nloss: sft\nlr: 0.5\nseed: 0\nepochs: 1\n"
+    )
+    cells = [
+        good,
+        good._replace(loss="odpo"),  # which needs scores
+        good._replace(data="other", file=tmp_path / "absent.jsonl"),
+        good._replace(loss="apo_zero batch_size=0"),
+        good._replace(loss="sft"),
+        good._replace(loss="odpo", seed=1),
+    ]
+    with pytest.raises(InputError) as fault:
+        grid.run_all(cells, out, model=small["model"], **small["rest"])
+    first, *told = str(fault.value).splitlines()
+    assert first == "the grid cannot run as it is:" and len(told) == 4
+    assert told[0].startswith("  odpo on mine: ") and "odpo needs a score of each response" in told[0]
+    assert told[1].startswith("  dpo on other: ") and "absent.jsonl" in told[1]
+    assert told[2].startswith("  apo_zero batch_size=0 on mine: --batch-size: 0 is not above 0")
+    assert told[3].startswith("  sft on mine: ") and "was trained with lr 0.5, not 1e-05" in told[3]
+    with pytest.raises(InputError, match=r"dpo on mine: .*no-such-model"):
+        grid.run_all([good], out, model=str(tmp_path / "no-such-model"), **small["rest"])
+    assert not started and not (out / "seed-0/mine/dpo").exists()
+
+
+@pytest.mark.parametrize("score", ["{python} no_such_scorer.py {run}", "{python} -m no.such.scorer {run}"])
+def test_a_scorer_that_is_not_there_is_told_before_anything_else(score):
+    with pytest.raises(InputError, match=r"--score: .*there is no (file|module)"):
+        GridConfig(model="m", data=("a=b.jsonl",), loss=("dpo",), out="o", score=score)
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_signal_ends_the_child_and_what_it_has_started(tmp_path, number):
+    """Two real processes below the one that is signalled: a child, and a child of it."""
+    (tmp_path / "child.py").write_text(CHILD)
+    (tmp_path / "parent.py").write_text(PARENT)
+    parent = subprocess.Popen(
+        [sys.executable, str(tmp_path / "parent.py"), str(tmp_path)], env=tiny.environment(), stderr=subprocess.PIPE
+    )
+    found = wait_for(tmp_path / "pids", parent)
+    parent.send_signal(number)
+    _, said = parent.communicate(timeout=120)
+    assert parent.returncode == 128 + number, said.decode()
+    assert b"stopping when the runs that were started have saved their state" in said
+    assert (tmp_path / "saved").read_text() == "saved"  # the child heard SIGTERM, and had its time
+    assert not any(is_alive(pid) for pid in found) and not (tmp_path / "second").exists()
+
+
+CHILD = """
+import os, pathlib, signal, subprocess, sys, time
+folder = pathlib.Path(sys.argv[1])
+
+def hear(number, frame):
+    time.sleep(0.2)
+    (folder / "saved").write_text("saved")
+    sys.exit(143)
+
+signal.signal(signal.SIGTERM, hear)
+own = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(600)"])
+(folder / "pids.part").write_text(f"{os.getpid()} {own.pid}")
+(folder / "pids.part").rename(folder / "pids")
+time.sleep(600)
+"""
+PARENT = """
+import os, pathlib, sys
+from concurrent.futures import ThreadPoolExecutor
+from examples.children import Children
+from system import cli
+
+folder = pathlib.Path(sys.argv[1])
+
+def main(argv):
+    with Children() as children, ThreadPoolExecutor(1) as pool:
+        commands = [[sys.executable, str(folder / "child.py"), str(folder)], ["touch", str(folder / "second")]]
+        jobs = [pool.submit(children.run, command, folder / "log", dict(os.environ)) for command in commands]
+        for job in jobs:
+            job.result()
+
+cli.run(main)
+"""
+
+
+def wait_for(path, process):
+    while not path.exists():
+        assert process.poll() is None, process.stderr.read().decode()
+        time.sleep(0.05)
+    return [int(pid) for pid in path.read_text().split()]
+
+
+def is_alive(pid):
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"  # nobody has waited for it yet
+
+
+@pytest.mark.slow
+def test_a_grid_that_is_stopped_has_its_runs_state_and_goes_on(small, tmp_path):
+    """The command itself, stopped by SIGTERM while a run trains."""
+    flags = [
+        "--model",
+        small["model"],
+        "--data",
+        f"mine={small['rows']}",
+        "--loss",
+        "dpo",
+        "--out",
+        str(tmp_path / "g"),
+    ]
+    (tmp_path / "train.yaml").write_text("epochs: 3000\nbatch_size: 2\nkeep_checkpoints: 1\nmax_steps: 100000\n")
+    command = [sys.executable, "-m", "examples.grid", *flags, "--train", str(tmp_path / "train.yaml")]
+    grid_process = subprocess.Popen(command, env=tiny.environment(), stderr=subprocess.PIPE, cwd=tiny.ROOT)
+    metrics = tmp_path / "g/seed-0/mine/dpo/metrics.jsonl"
+    while not metrics.exists() or metrics.stat().st_size == 0:
+        assert grid_process.poll() is None, grid_process.stderr.read().decode()
+        time.sleep(0.1)
+    grid_process.send_signal(signal.SIGTERM)
+    _, said = grid_process.communicate(timeout=300)
+    assert grid_process.returncode == 143, said.decode()
+    states = list(metrics.parent.glob("state/step-*"))
+    n = len(metrics.read_bytes().splitlines())
+    assert max(int(path.name[5:]) for path in states) == n

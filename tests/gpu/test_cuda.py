@@ -18,8 +18,10 @@ from engine.model.head import Head
 from engine.model.logits import wide_logits
 from engine.optim import optimizers as optim
 from engine.optim import split_master as split
+from engine.optim.formulas import ADAMW, RMSPROP, adamw_numbers, rmsprop_numbers
+from engine.optim.fused_adamw import FusedAdamW
 from engine.optim.fused_rmsprop import FusedRMSprop
-from engine.optim.split_master import SplitMasterWeights, SplitRMSprop
+from engine.optim.split_master import SplitMasterWeights, SplitOptimizer
 from engine.train import run
 from tests import tiny
 from tests.rows import id_rows
@@ -129,8 +131,17 @@ def test_entropies_and_divergences_of_a_vocabulary_of_128256(chunk_rows):
     assert error(layer.weight.grad, exact_weight.grad) < 5e-3
 
 
+PEERS = {
+    "rmsprop": (RMSPROP, FusedRMSprop, torch.optim.RMSprop, {"alpha": 0.99, "eps": 1e-8}),
+    "adamw": (ADAMW, FusedAdamW, torch.optim.AdamW, {"betas": (0.9, 0.99), "eps": 1e-8, "weight_decay": 0.1}),
+}
+"""By name: our formula for split masters, our optimizer of whole ones, torch's, and the options of each."""
+
+
+@pytest.mark.parametrize("name", PEERS)
 @pytest.mark.parametrize("factor", [None, 0.37])
-def test_the_split_kernel_is_rmsprop_on_float32_masters_bit_for_bit(factor):
+def test_the_split_kernel_is_torchs_on_float32_masters_bit_for_bit(name, factor):
+    formula, _, peer, options = PEERS[name]
     generator = torch.Generator("cuda").manual_seed(0)
     model = torch.nn.ParameterList(
         torch.empty(n, device="cuda", dtype=torch.bfloat16) for n in (1, 4095, 4096, 100_003)
@@ -140,9 +151,9 @@ def test_the_split_kernel_is_rmsprop_on_float32_masters_bit_for_bit(factor):
     with torch.no_grad():
         for p, values in zip(model, rows, strict=True):
             masters.copy_into(p, values)
-    ours = SplitRMSprop(masters, lr=2e-5, square_avg=torch.float32)
+    ours = SplitOptimizer(masters, formula, moments=torch.float32, lr=2e-5, **options)
     plain = [torch.nn.Parameter(values.clone()) for values in rows]
-    theirs = torch.optim.RMSprop(plain, lr=2e-5, alpha=0.99, eps=1e-8, foreach=True)
+    theirs = peer(plain, lr=2e-5, foreach=True, **options)
     for step in range(20):
         for p, q in zip(model, plain, strict=True):
             p.grad = torch.randn(len(p), device="cuda", generator=generator).bfloat16() * 10.0 ** -(step % 7)
@@ -155,16 +166,18 @@ def test_the_split_kernel_is_rmsprop_on_float32_masters_bit_for_bit(factor):
             assert different == 0, (step, len(p), different, (masters.full_tensor(p) - q).abs().max())
 
 
+@pytest.mark.parametrize("name", PEERS)
 @pytest.mark.parametrize("rates", [(2e-5,), (2e-5, 3e-4)], ids=["one group", "two groups"])
 @pytest.mark.parametrize("max_norm", [0.0, 1e-3, 1e9])
-def test_the_whole_kernel_clipped_is_torchs_rmsprop_bit_for_bit(max_norm, rates):
+def test_the_whole_kernel_clipped_is_torchs_bit_for_bit(name, max_norm, rates):
+    _, kind, peer, options = PEERS[name]
     generator = torch.Generator("cuda").manual_seed(0)
     rows = [0.02 * torch.randn(n, 3, device="cuda", generator=generator) for n in (0, 1, 1365, 4096, 33_335)]
     ours, theirs = ([torch.nn.Parameter(values.clone()) for values in rows] for _ in range(2))
     n = len(rates)
     grouped = [[{"params": each[i::n], "lr": rate} for i, rate in enumerate(rates)] for each in (ours, theirs)]
-    optimizer = FusedRMSprop(grouped[0], lr=2e-5)
-    peer = torch.optim.RMSprop(grouped[1], lr=2e-5, alpha=0.99, eps=1e-8, foreach=True)
+    optimizer = kind(grouped[0], lr=2e-5, **options)
+    peer = peer(grouped[1], lr=2e-5, foreach=True, **options)
     ranks = Ranks.join()
     for step in range(20):
         for p, q in zip(ours, theirs, strict=True):
@@ -180,17 +193,24 @@ def test_the_whole_kernel_clipped_is_torchs_rmsprop_bit_for_bit(max_norm, rates)
                 assert torch.equal(optimizer.state[p][name], value)
 
 
-def test_the_split_kernel_rounds_as_the_cpu_does():
-    from engine.optim.rmsprop_kernels import update_split  # Triton comes with torch for CUDA
+@pytest.mark.parametrize("name", PEERS)
+def test_the_split_kernel_rounds_as_the_cpu_does(name):
+    from engine.optim import adamw_kernels, rmsprop_kernels  # Triton comes with torch for CUDA
 
+    formula, numbers_of, kernels = {
+        "rmsprop": (RMSPROP, rmsprop_numbers, rmsprop_kernels), "adamw": (ADAMW, adamw_numbers, adamw_kernels),
+    }[name]  # fmt: skip
     generator = torch.Generator("cuda").manual_seed(0)
     high, low = split.split(0.02 * torch.randn(10_000, device="cuda", generator=generator))
     grad = torch.randn(10_000, device="cuda", generator=generator).bfloat16()
-    kernel, plain = (torch.zeros(10_000, device="cuda", dtype=torch.bfloat16) for _ in range(2))
-    numbers = {"factor": None, "key": 2**31 - 2, "lr": 1e-3, "alpha": 0.99, "eps": 1e-8}
-    update_split(high.clone(), low.clone(), kernel, grad, **numbers)
-    split.update_in_chunks(high, low, plain, grad, **numbers)
-    assert torch.equal(kernel, plain)
+    kernel, plain = (
+        [torch.zeros(10_000, device="cuda", dtype=torch.bfloat16) for _ in formula.moments] for _ in range(2)
+    )
+    numbers = numbers_of(PEERS[name][3] | {"lr": 1e-3}, 1)
+    asked = {"factor": None, "keys": [2**31 - 2, 7]} | numbers
+    kernels.update_split(high.clone(), low.clone(), kernel, grad, **asked)
+    split.update_in_chunks(high, low, plain, grad, formula=formula, **asked)
+    assert all(torch.equal(a, b) for a, b in zip(kernel, plain, strict=True))
 
 
 def wide_model(n_layers=2):

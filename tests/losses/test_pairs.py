@@ -249,6 +249,13 @@ def test_the_value_where_policy_and_reference_agree(name, value):
     assert_close(losses_there, torch.full((3,), value, dtype=torch.float64))
 
 
+def test_ln_dpo_logs_the_rewards_of_sums_and_not_those_per_token():
+    x = points()
+    made = call("ln_dpo", x, beta=0.7).result
+    assert_close(made.chosen_rewards, 0.7 * known(x).x_w)
+    assert_close(made.rejected_rewards, 0.7 * known(x).x_l)
+
+
 def test_every_objective_of_pairs_has_a_closed_form_here_or_beside():
     here = {form.__name__ for form, _ in CLOSED}
     beside = {"dpo", "apo_zero", "apo_down", "kto_pair", "aot", "aot_unpaired", "beta_dpo"}  # test_paper, test_step

@@ -187,6 +187,39 @@ def test_at_the_centre_kto_pair_without_detach_has_exactly_twice_the_gradient():
     assert torch.equal(gradient("kto_pair", x, detach=False), 2 * gradient("kto_pair", x, detach=True))
 
 
+@pytest.mark.parametrize("beta", [0.1, 1.0])
+@pytest.mark.parametrize("detach", [True, False])
+@pytest.mark.parametrize("size", [1, 3, 4])
+def test_kto_pair_anchors_on_groups_of_the_steps_order(beta, detach, size):
+    """Ten pairs in groups of 1, of 3 and the one that is left, of 4 and the two that are left."""
+    x = 20 * torch.rand(2, 10, dtype=torch.float64, generator=torch.Generator().manual_seed(2)) - 10
+    groups = [range(i, min(i + size, 10)) for i in range(0, 10, size)]
+    z = torch.zeros(2, 10, dtype=torch.float64)
+    g = torch.zeros(2, 10, dtype=torch.float64)
+    for group in map(list, groups):
+        z[:, group] = x[:, group].mean(dim=1, keepdim=True).clamp(min=0)
+    (x_w, x_l), (z_w, z_l) = x, z
+    g[0], g[1] = -beta / 2 * d(beta * (x_w - z_l)), beta / 2 * d(beta * (z_w - x_l))
+    own = g.clone()
+    for group in map(list, groups) if not detach else ():  # what moves a loser moves the winners' anchor the other way
+        g[0, group] -= own[1, group].sum() / len(group) * (x_w[group].mean() > 0)
+        g[1, group] -= own[0, group].sum() / len(group) * (x_l[group].mean() > 0)
+    result, logps, _ = call("kto_pair", x, beta=beta, detach=detach, anchor_size=size)
+    assert_close(result.losses, (s(-beta * (x_w - z_l)) + s(-beta * (z_w - x_l))) / 2)
+    assert_close(result.metrics["kl"], (z.sum() / 20).clone())
+    result.losses.sum().backward()
+    assert_close(logps.grad, g)
+    whole = call("kto_pair", x, beta=beta, detach=detach)[0]
+    assert not torch.allclose(whole.losses, result.losses, atol=1e-3)
+    large = call("kto_pair", x, beta=beta, detach=detach, anchor_size=10)[0]
+    assert_close(large.losses, whole.losses)
+
+
+def test_kto_pair_needs_a_pair_in_a_group():
+    with pytest.raises(LossError, match="anchor_size is 0; it has to be 1 pair at least"):
+        call("kto_pair", points(), anchor_size=0)
+
+
 @pytest.mark.parametrize("per", ["token", "sequence", "sum"])
 def test_sft_is_the_closed_form(per):
     x = points()

@@ -51,7 +51,7 @@ def test_an_objective_knows_what_its_signature_and_decorator_say():
     assert (kto.name, kto.data, kto.reference, kto.needs) == ("kto", "unpaired", True, {"mismatched"})
     assert dict(kto.defaults) == {"beta": 0.1, "desirable_weight": 1.0, "undesirable_weight": 1.0, "kl": None}
     assert kto.injected == {"mismatched"} and kto.types["beta"] is float
-    assert kto.whole_step and kto_pair.whole_step and not losses.get("dpo").whole_step
+    assert kto_pair.whole_step and not kto.whole_step and not losses.get("dpo").whole_step
     assert not sft.reference and sft.injected == {"mean_length"} and "mean_length" not in sft.defaults
     assert losses.get("apo_zero").summary.startswith("Raise the winner's likelihood")
 

@@ -76,7 +76,7 @@ def made_up():
 
 
 def as_dpos_trainer_has_it(**more):
-    """(mean loss, gradient [2 N, LONGEST]) of TRL's DPO trainer with these settings."""
+    """(mean loss, gradient [2 N, LONGEST], what is logged) of TRL's DPO trainer with these settings."""
     logps, ref_logps, squares, mask = made_up()
     logps.requires_grad_()
 
@@ -101,7 +101,9 @@ def as_dpos_trainer_has_it(**more):
     inputs = {"input_ids": completion, "attention_mask": completion, "completion_mask": completion}
     trainer = pytest.importorskip("trl.trainer.dpo_trainer").DPOTrainer
     loss = trainer._compute_loss(SimpleNamespace(**(settings | more)), outputs(logps), inputs, return_outputs=False)
-    return loss.detach(), torch.autograd.grad(loss, logps)[0] * mask  # padding is of no model's log-probs
+    gradient = torch.autograd.grad(loss, logps)[0] * mask  # padding is of no model's log-probs
+    logged = {name: values[-1] for name, values in settings["_metrics"]["train"].items()}
+    return loss.detach(), gradient, logged
 
 
 def as_ours(name, **arguments):
@@ -116,8 +118,10 @@ def as_ours(name, **arguments):
         given = TokenResponses(*tokens[:2], sequence, position, here.sum(dim=1), log_sum_squares=tokens[2])
         sums = [given.per_sequence(values) for values in tokens[:2]]
         columns.append(given if losses.get(name).level == "token" else Responses(*sums, given.lengths))
-    found = losses.get(name)(*columns, **arguments).losses.mean()
-    return found.detach().float(), torch.autograd.grad(found, logps)[0]
+    result = losses.get(name)(*columns, **arguments)
+    found = result.losses.mean()
+    rewards = {"chosen": result.chosen_rewards.mean().item(), "rejected": result.rejected_rewards.mean().item()}
+    return found.detach().float(), torch.autograd.grad(found, logps)[0], rewards
 
 
 @pytest.mark.parametrize(
@@ -140,7 +144,9 @@ def as_ours(name, **arguments):
     ],
 )
 def test_objectives_of_pairs_are_those_of_dpos_trainer(name, arguments, trainer):
-    expected, slope = as_dpos_trainer_has_it(**trainer)
-    found, gradient = as_ours(name, **arguments)
+    expected, slope, logged = as_dpos_trainer_has_it(**trainer)
+    found, gradient, rewards = as_ours(name, **arguments)
+    if name in ("dpo", "ln_dpo"):
+        assert rewards == pytest.approx({side: logged[f"rewards/{side}"] for side in rewards}, abs=1e-5)
     torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-6)
     torch.testing.assert_close(gradient, slope, rtol=1e-4, atol=1e-6)

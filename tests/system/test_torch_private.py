@@ -10,19 +10,20 @@ from torch.distributed import distributed_c10d
 from torch.distributed.checkpoint.state_dict_saver import save
 
 from engine.distributed.ranks import Ranks
-from system import torch_private
+from system import InputError, torch_private
 
 LACKS = f"torch {torch.__version__} has no such name; see system/torch_private.py for what follows: "
 
 
-def test_the_compiler_can_be_let_compute_again(monkeypatch):
+def test_the_compiler_can_be_let_compute_again():
     from torch._functorch import config
 
     name = "ban_recompute_materialized_backward"
     assert hasattr(config, name), LACKS + name
-    monkeypatch.setattr(config, name, True)
-    torch_private.let_compiler_recompute()
-    assert getattr(config, name) is False
+    with config.patch({name: True}):  # what monkeypatch restores there is hidden from the compiler
+        torch_private.let_compiler_recompute()
+        assert getattr(config, name) is False
+    assert hasattr(config, name)
 
 
 def test_without_that_setting_it_is_said_and_nothing_is_set(monkeypatch, capsys):
@@ -65,3 +66,26 @@ def test_what_describes_a_state_has_the_names_that_are_let_in(tmp_path):
     assert {"Metadata", "TensorStorageMetadata", "_StorageInfo"} <= of_states, LACKS + str(of_states)
     assert of_states <= set(torch_private.DESCRIBES_STATES), LACKS + str(of_states)
     assert torch_private.DESCRIBES_LAYOUTS in named, LACKS + str(named)
+
+
+def test_a_matrix_is_made_orthogonal_as_torchs_muon_makes_it():
+    """Momentum 0 and no decay leave of its step the matrix alone: lr times it is what the weights lose."""
+    from torch.optim import _muon
+
+    assert hasattr(_muon, "_zeropower_via_newtonschulz"), LACKS + "_zeropower_via_newtonschulz"
+    gradient = torch.randn(6, 4, generator=torch.Generator().manual_seed(0))
+    weights = torch.nn.Parameter(torch.zeros(6, 4))
+    weights.grad = gradient.clone()
+    torch.optim.Muon([weights], lr=1.0, momentum=0.0, weight_decay=0.0, adjust_lr_fn="match_rms_adamw").step()
+    made = torch_private.orthogonalise(gradient)
+    torch.testing.assert_close(weights.detach(), -0.2 * 6**0.5 * made.float(), rtol=1e-6, atol=0)
+    sizes = torch.linalg.svdvals(made.float())
+    assert sizes.min() > 0.5 and sizes.max() < 1.5
+
+
+def test_without_torchs_muon_it_is_said(monkeypatch):
+    from torch.optim import _muon
+
+    monkeypatch.delattr(_muon, "_zeropower_via_newtonschulz")
+    with pytest.raises(InputError, match=r"^--optimizer muon: this torch has another Muon than 2\.11 to 2\.13"):
+        torch_private.orthogonalise(torch.ones(2, 2))

@@ -1,0 +1,1 @@
+"""Files written for TRL: its names of settings in ours, subject by subject."""
