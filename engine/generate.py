@@ -31,6 +31,7 @@ from engine.distributed import is_out_of_memory
 from engine.model import Llama
 from engine.sampling import Answer, Sampling, generate
 from system import InputError, RunError, cli, files, list_faults
+from system.flags import PathText
 
 __all__ = ["Answer", "Answerer", "GenerateConfig", "Sampling", "draw", "generate"]
 
@@ -43,12 +44,12 @@ OF_SPEED = ("batch_size", "prefill_tokens")  # what changes no answer
 class GenerateConfig(Sampling, ReadingSettings, TemplateSettings):
     """Sample answers to prompts; a JSON line each, in the order of the prompts."""
 
-    model: str
+    model: PathText
     """Checkpoint folder (Hugging Face layout, safetensors) or hub id; with --endpoint, the model's name there."""
-    prompts: str
+    prompts: PathText
     """Rows (.jsonl, .json, .csv, .parquet) with "prompt" (text or messages) or "prompt_ids", and what belongs to it
     (system, tools, chat_template_kwargs); answers in them are not looked at."""
-    out: str
+    out: PathText
     """File for the answers: prompt, response, why it ended; OUT.partial until all of them are there."""
     endpoint: tuple[str, ...] = ()
     """Address of an OpenAI-compatible server that answers in the place of a checkpoint; several share the work."""
@@ -59,7 +60,7 @@ class GenerateConfig(Sampling, ReadingSettings, TemplateSettings):
     ask_again: bool = False
     """Ask the server again for what it has refused, or answered without a text: that goes to OUT's name with
     .rejected.jsonl."""
-    config: str | None = None
+    config: PathText | None = None
     """YAML file of settings, named as the flags are; flags win over it."""
     dtype: Literal["float32", "bfloat16"] | None = None
     """Compute dtype. Unset: bfloat16 on CUDA, which rounds a folder of float32 weights, float32 on the CPU."""

@@ -104,10 +104,12 @@ def expand(path: str, flag: str) -> str:
             raise InputError(f"{flag}: {path!r} names the variable {name}, which is not set; set it, or write it out")
         return os.environ[name]
 
-    made = _VARIABLE.sub(value, path)
+    name, equals, made = "", "", _VARIABLE.sub(value, path)
+    if "=~" in made and not made.startswith("~"):  # NAME=FILE
+        name, equals, made = made.partition("=")
     if made.startswith("~") and (made := os.path.expanduser(made)).startswith("~"):
         raise InputError(f"{flag}: {path!r} names a user who is not known here; write the path out")
-    return made
+    return f"{name}{equals}{made}"
 
 
 def flag_of(config: type, name: str) -> str:

@@ -17,6 +17,7 @@ from typing import Any
 from data.text.json_files import decoded
 from data.text.tokenizer import Tokenizer
 from system import InputError, check_regular
+from system.flags import PathText
 
 # Llama-3's format, for checkpoints that have its control tokens and no template of their own.
 LLAMA3_TEMPLATE = (
@@ -34,7 +35,7 @@ OURS = ("messages", "add_generation_prompt", "tools", "documents", "bos_token", 
 class TemplateSettings:
     """Flags of every command that renders a chat template."""
 
-    chat_template: str | None = None
+    chat_template: PathText | None = None
     """Chat template in the place of the checkpoint's: a file, or the name of one of several that the checkpoint has.
     Epoch folders carry it."""
     chat_template_kwargs: str | None = None

@@ -21,7 +21,7 @@ from data.forest import PackingOptions
 from data.rows import RowSettings
 from engine.config.trackers import Tracker
 from system import InputError, cli
-from system.flags import flag_of, flags_of
+from system.flags import PathText, flag_of, flags_of
 
 Rounding = Literal["nearest", "stochastic"]
 Technique = Literal[
@@ -43,7 +43,7 @@ ALIASES = cli.Aliases(
 class DataConfig(RowSettings):
     """What is trained on."""
 
-    sources: Annotated[tuple[str, ...], tyro.conf.arg(name="data")]
+    sources: Annotated[tuple[PathText, ...], tyro.conf.arg(name="data")]
     """Rows to train on: .jsonl, .json, .csv or .parquet files, folders of such files, hub ids; NAME:SPLIT is a split of
     the latter two."""
     weights: Annotated[tuple[float, ...], tyro.conf.arg(name="data-weights")] = ()
@@ -70,7 +70,7 @@ class DataConfig(RowSettings):
 class ObjectiveConfig:
     """What is minimised. Any hyperparameter of an objective is --NAME.argument, for example --apo_zero.beta 0.3."""
 
-    loss: str = "apo_zero"
+    loss: PathText = "apo_zero"
     """Objective: a name listed below, path/to/file.py:name, or a mixture such as apo_zero:1,sft:0.1."""
     beta: float | None = None
     """Scale of the rewards, per nat; unset, the objective's own default."""
@@ -197,9 +197,9 @@ class ReferenceConfig:
     mode: Annotated[Literal["auto", "fused", "precompute", "none"], tyro.conf.arg(name="reference")] = "auto"
     """fused: a second model is computed beside the policy in epoch 1; precompute: one pass of the reference's weights,
     which are the policy's own unless --reference-model names others, before step 1."""
-    model: Annotated[str | None, tyro.conf.arg(name="reference-model")] = None
+    model: Annotated[PathText | None, tyro.conf.arg(name="reference-model")] = None
     """Checkpoint folder or hub id of another reference than --model: of any shapes, with the same vocabulary."""
-    cache: Annotated[str | None, tyro.conf.arg(name="reference-cache")] = None
+    cache: Annotated[PathText | None, tyro.conf.arg(name="reference-cache")] = None
     """Reference log-probs of other runs: a folder that runs share, or one's reference.safetensors. Taken where weights,
     rows and dtype are the same; said so, and computed anew, where not."""
     update: Annotated[Literal["none", "soft", "hard"], tyro.conf.arg(name="reference-update")] = "none"
@@ -287,7 +287,7 @@ class CheckpointConfig:
     before, a folder is written; `best` is a link to it."""
     keep_final_state: bool = False
     """Save a state after the last step too: --continue-from goes on with its optimizer's moments."""
-    continue_from: str | None = None
+    continue_from: PathText | None = None
     """A finished run's folder: begin with the weights that it ended with, and its optimizer's moments where it has kept
     its final state, in a new folder, with this run's own steps and learning rate. --model is still the model that it
     began with, and stays the reference."""
@@ -351,7 +351,7 @@ class DistributedConfig:
 class MeasuringConfig:
     """What is measured beside the training rows, and what the savings buy."""
 
-    eval_data: str | None = None
+    eval_data: PathText | None = None
     """Held-out rows, named as --data is: their rewards and log-probs are measured after each epoch."""
     eval_pairs: int | float = 0
     """Hold out so many of the rows of --data instead; below 1 a share of them, rounded up."""
@@ -426,12 +426,12 @@ class WatchingConfig:
 class TrainConfig:
     """Align a Llama on preferences. The defaults are those of arXiv 2408.06266."""
 
-    model: str
+    model: PathText
     """Checkpoint folder (Hugging Face layout, safetensors) or hub id; the policy starts from it, and so does the
     reference where no --reference-model is named."""
-    out: str
+    out: PathText
     """Folder for the run: config, metrics, a checkpoint per epoch. Must not hold a run, but with --resume."""
-    config: str | None = None
+    config: PathText | None = None
     """YAML file of settings, named as the flags are, or as TRL's trainers have them; flags win over it."""
     trl_trainer: Literal["dpo", "kto", "orpo", "cpo"] | None = None
     """Which of TRL's trainers a file of --config is for, whose defaults hold in it. Unset: as names tell that only one

@@ -404,6 +404,7 @@ def test_tilde_and_variables_in_paths_stand_for_what_they_say_on_the_command_lin
         out=f"{tmp_path}/runs/x", rows=("/scratch/a", "/scratch/b:train"), cache="/scratch", note="~/$NONE"
     )
     given = ("--data", "$SCRATCH/a", "${SCRATCH}/b:train", "--cache", "$SCRATCH", "--note", "~/$NONE")
+    assert places("--out", "x", "--data", "clair=~/a", "b=c=~/d").rows == (f"clair={tmp_path}/a", "b=c=~/d")
     assert places("--out=~/runs/x", *given) == expected
     (tmp_path / "c.yaml").write_text(
         "out: ~/runs/x\ndata: [$SCRATCH/a, '${SCRATCH}/b:train']\ncache: $SCRATCH\nnote: ~/$NONE\n"
