@@ -193,6 +193,7 @@ def build(inputs: TrainingInputs, ranks: Ranks, hooks: Hooks, folder: RunFolder,
             before_each=lambda: stopping.raise_if_stopped(folder.n_done),
         )
     facts = inputs.facts | {"reference": plan.reference, "reference_cache": said, "layout": plan.facts()}
+    inputs.check_has_weights(plan, reference, folder.n_done)
     model, masters = build_models(inputs, plan, reference, ranks)
     optimizer = optim.build(
         model.policy.named_parameters(),
@@ -204,6 +205,7 @@ def build(inputs: TrainingInputs, ranks: Ranks, hooks: Hooks, folder: RunFolder,
     )
     schedule = optim.schedule(optimizer, len(steps), config.schedule)
     folder.begin(lambda: inputs.identity(ranks), plan=plan, steps=steps, settings=inputs.settings, facts=facts)
+    ranks.on_rank0(inputs.keep_model)
     of = "" if inputs.other is None else f" of {inputs.other.folder}"
     say(f"{inputs.report}; {len(steps)} steps; reference: {plan.reference}{of}, {said}")
     say(plan.sentence(config, ranks.size))
@@ -237,7 +239,10 @@ def build(inputs: TrainingInputs, ranks: Ranks, hooks: Hooks, folder: RunFolder,
 def read_reference(inputs: TrainingInputs, plan: Plan, ranks: Ranks, folder: RunFolder) -> tuple[ReferenceLogps, str]:
     """The table of the reference's log-probs, as a state or another run has it, and what was found. Collective."""
     config = inputs.config
-    out, made_of = Path(config.out), lambda: fingerprint(inputs.reference_folder, inputs.examples, ranks.dtype)
+    out, made_of = (
+        Path(config.out),
+        lambda: fingerprint(inputs.reference_folder, inputs.examples, ranks.dtype, inputs.file_digests),
+    )
     reference = ReferenceLogps(
         plan.reference,
         inputs.examples,

@@ -7,6 +7,7 @@ epoch-01/ ...         Hugging Face checkpoint folders (milestones.py), each with
 step-000120/ ...      those inside an epoch
 best                  a link to the best of them
 state/                what --resume needs (states.py)
+state/model/          what is needed of the model's folder beside its weights
 state/identity.json   what the run was asked for and what it was fed (identity.py)
 state/best.json       which folders are there as the best alone (milestones.py)
 state/finished.json   written when nothing is left to do
@@ -51,6 +52,10 @@ from system import (
 
 if TYPE_CHECKING:
     from engine.run.states import States
+
+
+KEPT_MODEL = "state/model"
+"""What is kept of the model beside its weights (engine/weights/kept.py)."""
 
 
 def check_folder(folder: Path, *, resumes: bool = False) -> None:

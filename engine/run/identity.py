@@ -2,7 +2,7 @@
 
 import hashlib
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +12,8 @@ import engine
 from data.rows import Example, digest
 from engine.config import TrainConfig
 from engine.model import name_of
-from system import InputError, digests
+from engine.weights import file_digests
+from system import InputError
 
 FREE = {
     "out",
@@ -75,11 +76,12 @@ def identity(
     dtype: torch.dtype,
     is_split: bool,
     reference: Path | None = None,
+    read: Callable[[Path], Sequence[bytes]] = file_digests,
 ) -> dict[str, Any]:
     """What has to be the same for a run to go on: every setting, and digests of what its files hold.
 
     settings: the objective's hyperparameters. dtype, is_split: what --dtype and --master-weights came to. reference:
-    the folder of --reference-model, where it is another than the model's.
+    the folder of --reference-model, where it is another than the model's. read: gives the digests of a folder's files.
     """
     held = config.resolved() | dict(settings)
     held |= {"dtype": name_of(dtype), "master_weights": "split" if is_split else "whole"}
@@ -92,8 +94,7 @@ def identity(
     }
     if config.schedule.warmup_steps or config.schedule.warmup_ratio:
         known[WARMUP] = "from 0"
-    weights = _digest_of_weights(model)
-    other = weights if reference is None else _digest_of_weights(reference)
+    weights, other = (hashlib.sha256(b"".join(read(folder))).hexdigest()[:16] for folder in (model, reference or model))
     known |= {} if other == weights else {"reference weights": other}
     return known | {
         "weights": weights,
@@ -131,11 +132,6 @@ def compare(path: Path, folder: Path, found: Mapping[str, Any]) -> None:
             f"{folder}: --resume would go on with another run ({'; '.join(different)}); "
             "give what it was started with, or another --out"
         )
-
-
-def _digest_of_weights(model: Path) -> str:
-    files = sorted([*model.glob("*.safetensors"), model / "config.json"])
-    return hashlib.sha256(b"".join(digests(files))).hexdigest()[:16]
 
 
 def _digest(rows: Sequence[Example]) -> str:

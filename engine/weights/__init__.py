@@ -4,6 +4,7 @@ and how float32 weights are rounded where a folder has fewer bits.
 
 from engine.weights import safetensors_header
 from engine.weights.checkpoint import Checkpoint
+from engine.weights.kept import check_has_weights, file_digests, is_kept, keep, read_beside
 from engine.weights.names import INDEX, checkpoint_name
 from engine.weights.reading import (
     build,
@@ -28,11 +29,16 @@ __all__ = [
     "build",
     "check",
     "check_finite",
+    "check_has_weights",
     "checkpoint_name",
+    "file_digests",
     "fill",
     "hash_of",
+    "is_kept",
+    "keep",
     "load",
     "placed",
+    "read_beside",
     "round_half_away",
     "round_stochastically",
     "safetensors_header",

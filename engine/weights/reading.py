@@ -17,6 +17,7 @@ from torch import Tensor
 from data.text import read_json
 from engine.model import REMEDY, Llama, LlamaConfig, StoredDtypes, is_narrower, name_of, quantised_by_modelopt
 from engine.weights.checkpoint import Checkpoint
+from engine.weights.kept import is_kept, kept_dtypes
 from engine.weights.names import checkpoint_name
 from engine.weights.rounding import Cast, check_range
 from system import InputError, cli
@@ -43,7 +44,11 @@ def load(folder: str | Path, dtype: torch.dtype = torch.float32, device: str | t
 
 
 def check(folder: Path, model: Llama) -> None:
-    """Raises InputError unless the folder's tensors are exactly the model's: names, shapes and a float dtype."""
+    """Raises InputError unless the folder's tensors are exactly the model's: names, shapes and a float dtype. Of a kept
+    folder it is known.
+    """
+    if is_kept(folder):
+        return
     with Checkpoint(folder) as checkpoint:
         checkpoint.compare(model)
 
@@ -57,10 +62,18 @@ def fill(
 ) -> None:
     """Reads into every parameter of the model the rows that are held here; nothing else is read.
 
+    Of a kept folder they are zeros: whoever opens one has a state with the numbers (kept.check_has_weights).
+
     copy: takes what is held of a parameter and its rows, in the file's dtype; they are converted as a rule. within: how
     the weights will be written, whose range they have to keep. Raises InputError where the folder does not fit the
     model, or a number the range.
     """
+    if is_kept(folder):
+        with torch.no_grad():
+            for parameter in model.parameters():
+                held, _ = local(parameter)
+                copy(held, torch.zeros_like(held))
+        return
     with Checkpoint(folder) as checkpoint, torch.no_grad():
         checkpoint.compare(model)
         for name, parameter in model.named_parameters():
@@ -90,6 +103,8 @@ def placed(folder: Path) -> Iterator[None]:
 
 def stored_dtypes(folder: Path) -> StoredDtypes:
     """The dtypes that a folder's weights are stored in. Raises InputError."""
+    if (kept := kept_dtypes(folder)) is not None:
+        return kept
     with Checkpoint(folder) as checkpoint:
         return checkpoint.stored()
 

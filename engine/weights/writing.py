@@ -4,10 +4,8 @@ Safetensors shards, the index, config.json, generation_config.json, and the toke
 it, or nothing.
 """
 
-import codecs
 import json
 import os
-import shutil
 from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
 from pathlib import Path
@@ -16,15 +14,14 @@ from typing import Any, NamedTuple, Protocol
 import torch
 from torch import Tensor
 
-from data.text import read_json, tokenizer_files
 from engine.model import Llama, name_of
+from engine.weights.kept import GENERATION, read_beside
 from engine.weights.names import DTYPES, INDEX, WHOLE, checkpoint_name
 from engine.weights.reading import placed
 from engine.weights.rounding import Cast
 from system import naming, sync, temporary_of, whole_folder
 
 SHARD_BYTES = 5 * 10**9
-TEXT_KINDS = (".json", ".jinja", ".txt")
 
 
 class Stored(NamedTuple):
@@ -148,22 +145,13 @@ def _write_beside(
         index = {"metadata": {"total_size": total}, "weight_map": where}
         _write_json(folder / INDEX, index)
     _write_json(folder / "config.json", _config_for(model.config.raw, cast))
-    _write_json(folder / "generation_config.json", _generation_config(model.source, model.config.raw, stop_ids))
-    if model.source is not None:
-        for name in tokenizer_files(model.source):
-            (folder / name).parent.mkdir(parents=True, exist_ok=True)
-            _copy(model.source / name, folder / name)
+    files = {} if model.source is None else read_beside(model.source) if model.beside is None else model.beside
+    for name, content in files.items():
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        (folder / name).write_bytes(content)
+    _write_json(folder / GENERATION, _generation_config(files.get(GENERATION), model.config.raw, stop_ids))
     for name, text in beside.items():  # a template that a run was given takes the place of the model's own
         (folder / name).write_text(text, encoding="utf-8")
-
-
-def _copy(file: Path, to: Path) -> None:
-    """Copies a file byte for byte, but for a byte order mark, behind which transformers reads no JSON."""
-    with open(file, "rb") as source, open(to, "wb") as target:
-        start = source.read(len(codecs.BOM_UTF8))
-        if start != codecs.BOM_UTF8 or file.suffix not in TEXT_KINDS:
-            target.write(start)
-        shutil.copyfileobj(source, target)
 
 
 def _shards(tensors: list[Stored], limit: int) -> dict[str, list[Stored]]:
@@ -240,9 +228,8 @@ def _config_for(raw: dict[str, Any], cast: Cast) -> dict[str, Any]:
     return raw | dict.fromkeys(keys, name_of(cast.dtype))
 
 
-def _generation_config(source: Path | None, raw: dict[str, Any], stop_ids: Sequence[int]) -> dict[str, Any]:
-    path = source / "generation_config.json" if source else None
-    made = read_json(path) if path and path.is_file() else {k: raw[k] for k in ("bos_token_id",) if k in raw}
+def _generation_config(given: bytes | None, raw: dict[str, Any], stop_ids: Sequence[int]) -> dict[str, Any]:
+    made = json.loads(given) if given is not None else {k: raw[k] for k in ("bos_token_id",) if k in raw}
     if stop_ids:
         made["eos_token_id"] = list(stop_ids) if len(stop_ids) > 1 else stop_ids[0]
     return made

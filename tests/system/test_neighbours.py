@@ -1,4 +1,4 @@
-"""Folders in the working directory that are called as our packages are: a plain one harms nothing, a package is named."""
+"""Folders in the working directory that are called as our packages are: plain ones harm nothing, a package is told."""
 
 import subprocess
 import sys
