@@ -261,7 +261,8 @@ def build_models(
 ) -> tuple[FusedForward, SplitMasterWeights | None]:
     """The policy, and the reference where the run needs it in memory, each rank's part read from the checkpoint.
 
-    Beside them the other halves of the policy's weights, where masters are split. Raises InputError where the weights
+    Where the model's folder is gone a state will bring them. Beside them the other halves of the policy's weights,
+    where masters are split. Raises InputError where the weights
     do not fit into the dtype that they will be written in. Collective.
     """
     policy, second = inputs.policy, None
@@ -277,8 +278,13 @@ def build_models(
     with ranks.together():
         copy = masters.copy_into if masters else Tensor.copy_
         written = Cast(dtype=plan.saves, others=plan.other_dtypes)
-        weights.fill(policy, inputs.folder, ranks.local, copy, within=written)
-        if second is not None:
+        if weights.is_kept(inputs.folder):
+            weights.blank(policy, ranks.local, copy)
+        else:
+            weights.fill(policy, inputs.folder, ranks.local, copy, within=written)
+        if second is not None and weights.is_kept(inputs.reference_folder):
+            weights.blank(second, ranks.local)
+        elif second is not None:
             weights.fill(second, inputs.reference_folder, ranks.local, copy_rounded if masters else Tensor.copy_)
     return model, masters
 

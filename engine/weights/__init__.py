@@ -7,6 +7,7 @@ from engine.weights.checkpoint import Checkpoint
 from engine.weights.kept import check_has_weights, file_digests, is_kept, keep, read_beside
 from engine.weights.names import INDEX, checkpoint_name
 from engine.weights.reading import (
+    blank,
     build,
     check,
     check_finite,
@@ -26,6 +27,7 @@ __all__ = [
     "Checkpoint",
     "ShardAccess",
     "SingleProcess",
+    "blank",
     "build",
     "check",
     "check_finite",

@@ -62,18 +62,10 @@ def fill(
 ) -> None:
     """Reads into every parameter of the model the rows that are held here; nothing else is read.
 
-    Of a kept folder they are zeros: whoever opens one has a state with the numbers (kept.check_has_weights).
-
     copy: takes what is held of a parameter and its rows, in the file's dtype; they are converted as a rule. within: how
     the weights will be written, whose range they have to keep. Raises InputError where the folder does not fit the
     model, or a number the range.
     """
-    if is_kept(folder):
-        with torch.no_grad():
-            for parameter in model.parameters():
-                held, _ = local(parameter)
-                copy(held, torch.zeros_like(held))
-        return
     with Checkpoint(folder) as checkpoint, torch.no_grad():
         checkpoint.compare(model)
         for name, parameter in model.named_parameters():
@@ -84,6 +76,14 @@ def fill(
                 with placed(folder):
                     check_range(checkpoint_name(name), rows, within.dtype_of(checkpoint_name(name)))
             copy(held, rows)
+
+
+def blank(model: Llama, local: Local, copy: Callable[[Tensor, Tensor], object] = Tensor.copy_) -> None:
+    """Zeros in the place of weights that a state will bring."""
+    with torch.no_grad():
+        for parameter in model.parameters():
+            held, _ = local(parameter)
+            copy(held, torch.zeros_like(held))
 
 
 def check_finite(folder: Path, name: str, rows: Tensor) -> None:

@@ -1,5 +1,5 @@
-"""A model's folder that goes away or changes while a run trains: epochs are what they would have been, and a run goes on
-where its state has all the weights that it needs.
+"""A model's folder that goes away or changes while a run trains: epochs are what they would have been, and --resume goes
+on where the state has all the weights that it needs.
 """
 
 import json
@@ -115,7 +115,9 @@ def test_what_is_kept_is_no_model(go):
     go("whole", max_steps=1)
     kept = go.tmp / "whole/state/model"
     assert json.loads((kept / "weights.json").read_text())["model"] == str(go.model)
-    with pytest.raises(InputError, match="kept"):
+    with pytest.raises(InputError, match="no weights"):
+        weights.load(kept)
+    with pytest.raises(InputError, match="has no weights; it is what a run has kept"):
         train.run(TrainConfig(model=str(kept), data=str(go.data), out=str(go.tmp / "new")))
     assert weights.file_digests(kept) == weights.file_digests(go.model)
 
