@@ -1,5 +1,5 @@
-"""A model's folder that goes away or changes while a run trains: epochs are what they would have been, and --resume goes
-on where the state has all the weights that it needs.
+"""A model's folder that goes away or changes while a run trains: epochs are what they would have been, and a run can be
+gone on with where its state has all the weights that it needs.
 """
 
 import json
