@@ -18,9 +18,30 @@ from tests import tiny
 
 SHA = "a" * 40
 FINDS = """
+import json, os, sys, traceback
+import httpx
 from system import cli
 from data.rows.hub import find_model
-cli.run(lambda argv: print(find_model("o/m")))
+
+for line in sys.stdin:
+    asked = json.loads(line)
+    if not (child := os.fork()):  # before the hub's library was imported, which reads the environment once
+        os.environ.clear()
+        os.environ.update(asked["env"])
+        for number, name in ((1, "out"), (2, "err")):
+            os.dup2(os.open(asked[name], os.O_WRONLY | os.O_CREAT | os.O_TRUNC), number)
+        code = 0
+        try:
+            cli.run(lambda argv: print(find_model("o/m")))
+        except SystemExit as leaving:
+            code = leaving.code
+        except BaseException:
+            traceback.print_exc()
+            code = 1
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(code)
+    print(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]), flush=True)
 """
 
 
@@ -139,13 +160,28 @@ def answering(said):
         listening.shutdown(socket.SHUT_RDWR)
 
 
-def find(home, **variables):
+@pytest.fixture(scope="module")
+def find(tmp_path_factory):
+    """A function that looks for the model o/m in a process of its own, and gives what became of that."""
+    folder = tmp_path_factory.mktemp("find")
     away = (*PROXIES, "HF_TOKEN", "HF_ENDPOINT", "HF_HUB_OFFLINE", "NO_PROXY", "no_proxy")
-    env = {k: v for k, v in tiny.environment().items() if k not in away} | {"HF_HOME": str(home)} | variables
-    env["HF_HUB_DISABLE_PROGRESS_BARS"] = "1"
-    return subprocess.run(
-        [sys.executable, "-c", FINDS], env=env, capture_output=True, text=True, timeout=300, check=False
+    kept = {k: v for k, v in tiny.environment().items() if k not in away}
+    finding = subprocess.Popen(
+        [sys.executable, "-c", FINDS], env=kept, text=True, stdin=subprocess.PIPE, stdout=subprocess.PIPE
     )
+
+    def ask(home, **variables):
+        env = kept | {"HF_HOME": str(home), "HF_HUB_DISABLE_PROGRESS_BARS": "1"} | variables
+        asked = {"env": env, "out": str(folder / "out"), "err": str(folder / "err")}
+        finding.stdin.write(json.dumps(asked) + "\n")
+        finding.stdin.flush()
+        code = int(finding.stdout.readline())
+        return subprocess.CompletedProcess([], code, *((folder / name).read_text() for name in ("out", "err")))
+
+    yield ask
+    finding.stdin.close()
+    assert finding.wait(timeout=60) == 0
+    finding.stdout.close()
 
 
 def taken(done):
@@ -155,7 +191,7 @@ def taken(done):
     return sorted(os.listdir(folder)), done.stderr.strip()
 
 
-def test_only_what_is_needed_is_asked_for(model, tmp_path):
+def test_only_what_is_needed_is_asked_for(find, model, tmp_path):
     with hub("ok", model) as (server, base):
         names, said = taken(find(tmp_path / "hf", HF_ENDPOINT=base))
     assert names == sorted({p.name for p in model.iterdir()} - {"original"}) and not said
@@ -176,7 +212,7 @@ def test_what_stands_in_other_subfolders_is_left(name):
 @pytest.mark.parametrize(
     "variables", [{}, {"ALL_PROXY": "socks5://127.0.0.1:7890"}, {"HTTPS_PROXY": "http://127.0.0.1:9"}]
 )
-def test_offline_a_cache_that_has_all_asks_nobody(variables, model, tmp_path):
+def test_offline_a_cache_that_has_all_asks_nobody(find, variables, model, tmp_path):
     write_cache(tmp_path, model, without=("original",))
     names, said = taken(find(tmp_path, HF_HUB_OFFLINE="1", **variables))
     assert "model.safetensors" in names and not said
@@ -193,7 +229,7 @@ FAULTS = {
 
 
 @pytest.mark.parametrize("mode", FAULTS)
-def test_a_hub_that_fails_is_told_and_the_cache_taken_where_it_has_all(mode, model, tmp_path):
+def test_a_hub_that_fails_is_told_and_the_cache_taken_where_it_has_all(find, mode, model, tmp_path):
     with hub(mode, model) as (_, base):
         lost = find(tmp_path / "empty", HF_ENDPOINT=base)
         if mode != "cut":  # who has all of it downloads nothing
@@ -211,7 +247,7 @@ def test_a_hub_that_fails_is_told_and_the_cache_taken_where_it_has_all(mode, mod
     )
 
 
-def test_a_model_that_the_hub_refuses_is_refused(model, tmp_path):
+def test_a_model_that_the_hub_refuses_is_refused(find, model, tmp_path):
     with hub("gated", model) as (_, base):
         done = find(tmp_path, HF_ENDPOINT=base)
     assert done.returncode == 2 and "the hub refuses it (" in done.stderr and "log in if it is gated" in done.stderr
@@ -232,7 +268,7 @@ def test_a_model_that_the_hub_refuses_is_refused(model, tmp_path):
         (None, "the "),
     ],
 )
-def test_a_proxy_that_refuses_is_named(answer, cause, model, tmp_path):
+def test_a_proxy_that_refuses_is_named(find, answer, cause, model, tmp_path):
     with answering(answer) as base:
         lost = find(tmp_path / "empty", HTTPS_PROXY=base)
         write_cache(tmp_path, model)
@@ -257,7 +293,7 @@ def test_a_proxy_that_refuses_is_named(answer, cause, model, tmp_path):
         ({"HF_HOME": "/dev/null/hf"}, "the hub's cache cannot be used (/dev/null/hf"),
     ],
 )
-def test_what_the_environment_has_wrong_is_named(variables, cause, model, tmp_path):
+def test_what_the_environment_has_wrong_is_named(find, variables, cause, model, tmp_path):
     with hub("ok", model) as (_, base):
         done = find(tmp_path, **({"HF_ENDPOINT": base} | variables))
     assert done.returncode == 2 and len(done.stderr.splitlines()) == 1
