@@ -1,7 +1,9 @@
 #!/usr/bin/env bash
 # The one door: ./launch.sh setup | demo | paper | train ... | test [...] | bench [...]
 set -euo pipefail
+CALLER=$PWD # which paths in arguments are relative to
 cd "$(dirname "${BASH_SOURCE[0]}")"
+ROOT=$PWD
 
 VENV=.venv
 PYTHON=$VENV/bin/python
@@ -39,6 +41,13 @@ main() {
       return 2
       ;;
   esac
+}
+
+to_caller() { # where paths are as they were typed; the packages are found from anywhere
+  if [[ $CALLER != "$ROOT" ]]; then
+    cd "$CALLER"
+    PYTHON=$ROOT/$PYTHON
+  fi
 }
 
 say() { echo "+ $*" >&2; }
@@ -142,6 +151,7 @@ run_paper() {
 }
 
 run_train() {
+  to_caller
   local nproc="" rest=()
   while (($#)); do
     case $1 in
@@ -205,6 +215,7 @@ ask_to_stop() {
 }
 
 run_bench() {
+  to_caller
   if (($# == 0)); then set -- --shape tiny --data ultrafeedback; fi
   run "$PYTHON" -m engine.bench "$@"
 }
