@@ -327,12 +327,13 @@ class TrainingInputs:
         """Raises InputError where the run needs weights of the model whose folder is gone. n_done: steps of the state
         that it goes on from, which has the policy's.
         """
-        is_used = reference.is_used and self.other is None
+        stands = self.other is None and not reference.moves  # or else a state has it, or another folder
         if not n_done:
             why = "the run has no state to go on from"
-        elif is_used and (self.heldout or not (reference.is_final or reference.moves)):
-            of = "held-out rows" if self.heldout else "rows"
-            why = f"the reference's log-probs of {of} are computed from it"
+        elif stands and self.heldout:
+            why = "held-out rows are measured against it"
+        elif stands and reference.is_used and not reference.is_final:
+            why = "the reference's log-probs are computed from it"
         else:
             return
         weights.check_has_weights(self.folder, why)

@@ -1,7 +1,7 @@
 """Names a package elsewhere that stands before one of ours, in the working directory mostly: parts of both would be
 imported, and fail far from the cause.
 
-Our packages run this file when they are imported, by its path: `import system` might give the stranger's.
+Our packages take `refuse` from this file by its path when they are imported: `import system` might be the stranger's.
 """
 
 import sys
@@ -36,7 +36,3 @@ def refuse() -> None:
         print(f"error: {found}", file=sys.stderr)
         sys.exit(2)
     raise ImportError(found)
-
-
-if __name__ == "<run_path>":
-    refuse()
