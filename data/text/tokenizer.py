@@ -28,7 +28,7 @@ from data.text.tokenizer_folder import (
 )
 from data.text.tokenizer_json import JsonCoder
 from data.text.tokenizer_ranks import BOS, EOS, looks_like_ranks, read_ranks, runs_of_text
-from data.text.tokenizer_sentencepiece import SentencePieceCoder
+from data.text.tokenizer_sentencepiece import SentencePieceCoder, prefix_of
 from system import InputError, cli
 
 LONGEST_KEPT, MOST_KEPT = 200, 1024
@@ -114,7 +114,7 @@ class Tokenizer:
         if head.startswith(b"version https://git-lfs"):
             raise InputError(f"{model}: a Git LFS pointer, not the file; run git lfs pull in its folder")
         if not looks_like_ranks(head):
-            coder = SentencePieceCoder(model)
+            coder = SentencePieceCoder(model, prefix_of(self.config))
             return coder, coder.names
         made = read_ranks(model)
         names = {"bos_token": BOS, "eos_token": EOS}

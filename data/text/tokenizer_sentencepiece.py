@@ -1,8 +1,8 @@
 """A sentencepiece tokenizer.model (Llama-2's and Mistral's form) as a coder of plain text."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import sentencepiece
 from google.protobuf.message import DecodeError
@@ -22,6 +22,18 @@ def pieces_of(path: Path) -> list[str]:
     return [piece.piece for piece in model.pieces]
 
 
+Prefix = Literal["always", "first", "never"]
+"""always: before each text between control tokens, as Meta and Mistral do. first: before the one with which everything
+begins."""
+
+
+def prefix_of(config: Mapping[str, Any]) -> Prefix:
+    """What a tokenizer_config.json says of it, by transformers' names; "always" where it says nothing."""
+    if config.get("add_prefix_space") is False:
+        return "never"
+    return "first" if config.get("legacy") is False else "always"
+
+
 class SentencePieceCoder:
     """Text to ids by the `sentencepiece` library, with every piece that is not text made a control symbol.
 
@@ -30,11 +42,9 @@ class SentencePieceCoder:
     second copy puts no blank before a text: for text that goes on in the middle of a sentence.
     """
 
-    prefixes_after_control = True
-    """As Meta and Mistral do: each text between control tokens is encoded by itself."""
-
-    def __init__(self, path: Path) -> None:
-        """Raises InputError where the file is not a sentencepiece model."""
+    def __init__(self, path: Path, prefix: Prefix = "always") -> None:
+        """prefix: before which texts a blank is put. Raises InputError where the file is not a sentencepiece model."""
+        self.prefixes_after_control = prefix == "always"
         try:
             model = sentencepiece_model_pb2.ModelProto.FromString(path.read_bytes())  # pyright: ignore[reportAttributeAccessIssue]
             if not model.pieces or not model.HasField("trainer_spec"):
@@ -49,9 +59,10 @@ class SentencePieceCoder:
             for token in self.tokens:
                 if not token["special"]:
                     model.pieces[token["id"]].type = _Piece.CONTROL
-            self._plain = _make(model)
+            plain = _make(model)
             model.normalizer_spec.add_dummy_prefix = False
             self._bare = _make(model)
+            self._plain = self._bare if prefix == "never" else plain
         except (DecodeError, RuntimeError, ValueError, OSError) as fault:
             raise InputError(
                 f"{path}: neither a sentencepiece model nor ranks as Llama-3's ({' '.join(str(fault).split())}); "

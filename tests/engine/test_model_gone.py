@@ -129,7 +129,7 @@ def test_what_is_kept_is_no_model(go):
     go("whole", max_steps=1)
     kept = go.tmp / "whole/state/model"
     assert json.loads((kept / "weights.json").read_text())["model"] == str(go.model)
-    with pytest.raises(InputError, match="no model.safetensors"):
+    with pytest.raises(InputError, match=r"no model\.safetensors"):
         weights.load(kept)
     with pytest.raises(InputError, match="has no weights; it is what a run has kept"):
         train.run(TrainConfig(model=str(kept), data=str(go.data), out=str(go.tmp / "new")))
