@@ -300,6 +300,8 @@ def _leave(sentence: str, code: int, speaks: bool | None = None) -> None:
     rank = os.environ.get("RANK", "0")
     is_common, speaks = speaks is None, rank == "0" if speaks is None else speaks
     outcome = os.environ.get(OUTCOME_VARIABLE)
+    if outcome and not os.path.isfile(outcome):  # left over from a launcher that has ended
+        outcome = None
     if speaks:
         print(sentence, file=sys.stderr)
     elif (

@@ -9,6 +9,8 @@ NUMBERS = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE")
 NEEDED = ("RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
 VARIABLES = (*NUMBERS, "MASTER_ADDR", "MASTER_PORT")
 """Those by which a process finds its place among others."""
+OF_TORCHRUN = ("TORCHELASTIC_RESTART_COUNT", "TORCHELASTIC_RUN_ID")
+"""What torchrun says beside them: how often it has started this process anew, and that it keeps an eye on it."""
 
 
 def check() -> None:
@@ -20,7 +22,8 @@ def check() -> None:
         local = numbers.get("LOCAL_RANK", 0) or 0
         if (rank, size, local) == (0, 1, 0):
             return
-        if not any(not given.get(name) for name in NEEDED) and (rank or 0) < (size or 0):
+        is_whole = all(given.get(name) for name in NEEDED) and _number(given["MASTER_PORT"]) is not None
+        if is_whole and (rank or 0) < (size or 0):
             return
     missing = [name for name in NEEDED if name not in given]
     lacking = f" and {', '.join(missing)} {'is' if len(missing) == 1 else 'are'} not set" if missing else ""
@@ -38,8 +41,13 @@ def shown(given: Mapping[str, str] | None = None) -> str:
 
 def forget() -> None:
     """Takes them out of the environment, for a command that is one process whatever they say, and its children."""
-    for name in VARIABLES:
+    for name in (*VARIABLES, *OF_TORCHRUN):
         os.environ.pop(name, None)
+
+
+def n_restarts() -> int:
+    """How often torchrun has started this process anew; 0 where it has not started it, whatever is left over."""
+    return _number(os.environ.get("TORCHELASTIC_RESTART_COUNT", "")) or 0 if "RANK" in os.environ else 0
 
 
 def _number(text: str) -> int | None:

@@ -1,8 +1,10 @@
-"""Runs a command in a session of its own, which ends with whoever started it: for launch.sh, where setsid may lack.
+"""Runs a command in a session of its own, which ends with whoever started it: for launch.sh, where setsid may lack, and
+for grids of runs.
 
 python -m system.session COMMAND...
 """
 
+import contextlib
 import ctypes
 import os
 import signal
@@ -19,7 +21,8 @@ def end_with_parent(number: int) -> None:
 
 if __name__ == "__main__":
     parent = os.getppid()
-    os.setsid()
+    with contextlib.suppress(PermissionError):  # it has one already
+        os.setsid()
     end_with_parent(signal.SIGTERM)
     if os.getppid() != parent:  # it has ended meanwhile
         sys.exit(128 + signal.SIGTERM)

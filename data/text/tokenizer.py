@@ -114,7 +114,7 @@ class Tokenizer:
         if head.startswith(b"version https://git-lfs"):
             raise InputError(f"{model}: a Git LFS pointer, not the file; run git lfs pull in its folder")
         if not looks_like_ranks(head):
-            coder = SentencePieceCoder(model, prefix_of(self.config))
+            coder = SentencePieceCoder(model, prefix_of(self.config, self.folder))
             return coder, coder.names
         made = read_ranks(model)
         names = {"bos_token": BOS, "eos_token": EOS}

@@ -8,7 +8,7 @@ import sentencepiece
 from google.protobuf.message import DecodeError
 from sentencepiece import sentencepiece_model_pb2
 
-from system import InputError
+from system import InputError, cli
 
 _Piece = sentencepiece_model_pb2.ModelProto.SentencePiece  # pyright: ignore[reportAttributeAccessIssue]
 
@@ -27,11 +27,18 @@ Prefix = Literal["always", "first", "never"]
 begins."""
 
 
-def prefix_of(config: Mapping[str, Any]) -> Prefix:
-    """What a tokenizer_config.json says of it, by transformers' names; "always" where it says nothing."""
+def prefix_of(config: Mapping[str, Any], folder: Path) -> Prefix:
+    """What a tokenizer_config.json says of it, as transformers reads it; where it says nothing, "always", and that is
+    said: transformers 4 takes legacy for true then, and 5 for false.
+    """
     if config.get("add_prefix_space") is False:
         return "never"
-    return "first" if config.get("legacy") is False else "always"
+    if config and "legacy" not in config:
+        cli.notify_once(
+            f"{folder}: tokenizer_config.json says nothing of legacy: a blank is put before each text between control "
+            "tokens, as Meta and transformers 4 do; with legacy: false before the first alone, as transformers 5 does"
+        )
+    return "always" if config.get("legacy", True) else "first"
 
 
 class SentencePieceCoder:

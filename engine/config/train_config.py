@@ -20,7 +20,7 @@ import tyro
 from data.forest import PackingOptions
 from data.rows import RowSettings
 from engine.config.trackers import Tracker
-from system import InputError, cli
+from system import InputError, cli, launcher
 from system.flags import PathText, flag_of, flags_of
 
 Rounding = Literal["nearest", "stochastic"]
@@ -325,7 +325,7 @@ class CheckpointConfig:
     @property
     def resumes(self) -> bool:
         """Whether the run goes on with what --out holds: asked for, or started anew by torchrun."""
-        return self.resume or int(os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")) > 0
+        return self.resume or launcher.n_restarts() > 0
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -146,8 +146,8 @@ class Ranks:
         attempt has keys of its own. Several hosts count their attempts apart, and so share the plain ones.
         """
         timeout = timedelta(seconds=self._timeout)
-        attempt = os.environ.get("TORCHELASTIC_RESTART_COUNT")
-        if attempt is None or int(os.environ.get("LOCAL_WORLD_SIZE", "0")) != self.size:
+        attempt = launcher.n_restarts()
+        if "TORCHELASTIC_RESTART_COUNT" not in os.environ or int(os.environ.get("LOCAL_WORLD_SIZE", "0")) != self.size:
             dist.init_process_group(backend, timeout=timeout)
             return
         store, rank, size = next(rendezvous("env://", timeout=timeout))
