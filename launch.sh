@@ -210,8 +210,11 @@ run_train() {
 }
 
 ask_to_stop() {
-  if [[ ! -s $RUN_STOP_FILE ]]; then say "stopping when this step is done and its state is saved"; fi
+  local said=
+  if [[ -s $RUN_STOP_FILE ]]; then said=yes; fi
   echo "$1" >"$RUN_STOP_FILE"
+  # a terminal that was closed takes no words
+  if [[ -z $said ]]; then say "stopping when this step is done and its state is saved" || true; fi
 }
 
 run_bench() {

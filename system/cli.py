@@ -195,6 +195,7 @@ def run(main: Callable[[Sequence[str]], None], *, is_distributed: bool = False) 
     """
     _open_closed()
     sys.stdout = _Named(sys.stdout, STDOUT)
+    sys.stderr = _Unheard(sys.stderr)
     if (screen := os.environ.get(SCREEN_VARIABLE)) and os.path.exists(screen):
         os.dup2(os.open(screen, os.O_WRONLY | os.O_APPEND), sys.stderr.fileno())
     if not is_distributed:
@@ -252,6 +253,25 @@ class _Named:
 
     def flush(self) -> None:
         with naming(self._name):
+            self._stream.flush()
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._stream, name)
+
+
+class _Unheard:
+    """A stream whose words may be lost: a terminal that was closed while a run saves its state, a log on a full disk."""
+
+    def __init__(self, stream: TextIO) -> None:
+        self._stream = stream
+
+    def write(self, text: str) -> int:
+        with contextlib.suppress(OSError):
+            self._stream.write(text)
+        return len(text)
+
+    def flush(self) -> None:
+        with contextlib.suppress(OSError):
             self._stream.flush()
 
     def __getattr__(self, name: str) -> Any:

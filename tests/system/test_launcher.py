@@ -8,6 +8,7 @@ import sys
 
 import pytest
 
+from engine.config import CheckpointConfig
 from system import InputError, launcher
 from tests import tiny
 from tests.rows import id_rows
@@ -20,6 +21,7 @@ UNUSABLE = [
     ({"LOCAL_RANK": "2"}, "LOCAL_RANK=2 and RANK"),
     (WHOLE | {"RANK": "2"}, "RANK=2, WORLD_SIZE=2, MASTER_ADDR=127.0.0.1, MASTER_PORT=29411: not"),
     (WHOLE | {"MASTER_ADDR": ""}, "RANK=1, WORLD_SIZE=2, MASTER_ADDR is empty, MASTER_PORT=29411: not"),
+    (WHOLE | {"MASTER_PORT": "tcp"}, "RANK=1, WORLD_SIZE=2, MASTER_ADDR=127.0.0.1, MASTER_PORT=tcp: not"),
     (WHOLE | {"WORLD_SIZE": "two"}, "RANK=1, WORLD_SIZE=two, "),
     ({"RANK": "-1", "WORLD_SIZE": "1"}, "RANK=-1, WORLD_SIZE=1 and"),
 ]
@@ -97,7 +99,17 @@ def test_commands_of_one_process_take_no_notice_and_nor_do_their_children(traini
     assert shown.returncode == 0 and shown.stdout
 
 
-def test_what_is_forgotten_is_not_handed_on(variables):
+def test_what_is_forgotten_is_not_handed_on(variables, monkeypatch):
     variables(WHOLE)
+    monkeypatch.setenv("TORCHELASTIC_RESTART_COUNT", "1")
+    assert launcher.n_restarts() == 1
     launcher.forget()
-    assert not set(launcher.VARIABLES) & set(os.environ)
+    assert not {*launcher.VARIABLES, *launcher.OF_TORCHRUN} & set(os.environ)
+
+
+@pytest.mark.parametrize("left", ["1", "", "many"])
+def test_a_count_of_restarts_that_is_left_over_is_none(left, variables, monkeypatch):
+    """A run would go on with what --out holds, without having been asked to."""
+    variables({})
+    monkeypatch.setenv("TORCHELASTIC_RESTART_COUNT", left)
+    assert launcher.n_restarts() == 0 and not CheckpointConfig().resumes
