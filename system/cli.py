@@ -260,7 +260,9 @@ class _Named:
 
 
 class _Unheard:
-    """A stream whose words may be lost: a terminal that was closed while a run saves its state, a log on a full disk."""
+    """A stream whose words may be lost: a terminal that was closed, while a run saves its state, or a log on a full
+    disk.
+    """
 
     def __init__(self, stream: TextIO) -> None:
         self._stream = stream
