@@ -54,8 +54,9 @@ LATER: dict[str, Any] = {
 runs begun by it go on."""
 LATER_ARGUMENTS = {"kto_pair.anchor_size": None}
 """The same of objectives' hyperparameters."""
-OF_ROWS = {"ignore_columns", "roles", "keep_json_text"}
-"""Settings of how files are read: what they come to is in the rows' digest, and older runs had none of them."""
+OF_ROWS = {"ignore_columns", "roles", "keep_json_text", "max_row_mb"}
+"""Settings of how files are read: what they come to is in the rows' digest, and older runs had none of them but the
+last, which was another one."""
 KEYS = {"disable": "without", "master_weights": "master"}
 """Settings that the file calls by the names of release 0.1, so that runs begun by it go on."""
 DAY = "template date"
@@ -115,6 +116,7 @@ def compare(path: Path, folder: Path, found: Mapping[str, Any]) -> None:
     except (OSError, ValueError):
         raise InputError(f"{path}: damaged; start anew with another --out") from None
     now = json.loads(json.dumps(found))
+    before = {name: value for name, value in before.items() if name not in OF_ROWS}
     if before.get("program") in SAME_NUMBERS:
         before["program"] = now.get("program")
     if DAY not in before:  # of a release that wrote no day down; the rows' ids tell whether it was the same
