@@ -316,6 +316,7 @@ def test_a_rank_that_waits_for_rank_0_to_speak_is_ended_without_a_word():
     assert waits.communicate(timeout=60) == ("", "") and waits.returncode == -signal.SIGTERM
 
 
+@pytest.mark.slow
 def test_a_rank_that_fails_alone_speaks_and_keeps_its_code(tmp_path):
     argument, code, said = ENDS[0]
     outcome = tmp_path / "outcome"
