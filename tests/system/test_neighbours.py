@@ -1,7 +1,9 @@
 """Folders in the working directory that are called as our packages are: plain ones harm nothing, a package is told."""
 
+import shutil
 import subprocess
 import sys
+import zipfile
 
 import pytest
 
@@ -81,3 +83,20 @@ def test_where_the_installation_looks_for_ours_last_a_plain_folder_is_named_with
     done = started("-P", "-c", f"import sys; sys.path[:0] = ['']; sys.path.remove({str(tiny.ROOT)!r}); {code}",
                    tmp_path / "ours", cwd=tmp_path / "work")  # fmt: skip
     assert "hides the package data of " in done.stderr and "; run ./launch.sh setup anew" in done.stderr
+
+
+@pytest.mark.slow
+def test_an_editable_installation_is_an_entry_of_the_path(tmp_path):
+    """And not a finder, which is asked once the path, with the working directory first, has nothing."""
+    pytest.importorskip("setuptools", minversion="77")
+    for name in ("setup.cfg", "pyproject.toml", "README.md", "LICENSE"):
+        shutil.copy(tiny.ROOT / name, tmp_path)
+    for name in set(PACKAGES) - {"examples"}:
+        shutil.copytree(tiny.ROOT / name, tmp_path / name, ignore=shutil.ignore_patterns("__pycache__"))
+    code = "import setuptools.build_meta as b; b.build_editable('built')"
+    subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, check=True)
+    (wheel,) = (tmp_path / "built").glob("*.whl")
+    with zipfile.ZipFile(wheel) as held:
+        top = [name for name in held.namelist() if "dist-info" not in name]
+        (path,) = top  # no finder beside it
+        assert path.endswith(".pth") and held.read(path).decode().strip() == str(tmp_path)
