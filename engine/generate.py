@@ -24,12 +24,22 @@ import torch
 from tqdm import tqdm
 
 from data.rows import NotUsed, PromptRow, ReadingSettings, open_model, parse_row, read_prompts
-from data.text import NO_CONTEXT, NO_SETTINGS, ROLES, Chat, Message, TemplateContext, TemplateSettings, stop_ids
+from data.text import (
+    NO_CONTEXT,
+    NO_SETTINGS,
+    ROLES,
+    Chat,
+    Message,
+    TemplateContext,
+    TemplateSettings,
+    Tokenizer,
+    stop_ids,
+)
 from engine import weights
 from engine.config import host
 from engine.distributed import is_out_of_memory
 from engine.model import Llama
-from engine.sampling import Answer, Sampling, generate
+from engine.sampling import Answer, Sampling, check_stops, generate, ids_of_stops, says_stop
 from system import InputError, RunError, cli, files, list_faults
 from system.flags import PathText
 
@@ -175,48 +185,26 @@ class Answerer:
         """See generate. Raises InputError where a prompt leaves no room, or there is no tokenizer to tell --stop by."""
         for i, ids in enumerate(prompts):
             self._check_room(f"prompt {i + 1}", ids)
-        stop, ends = [*stop_ids(self.folder, self.chat), *self._ids_of(sampling.stop)], self._says(sampling.stop)
+        self.check_stop(sampling.stop)
+        stop = [*stop_ids(self.folder, self.chat), *ids_of_stops(sampling.stop, self._tokenizer)]
         if self._model is None:
             host.keep_pages()
             weights.say_if_rounded(self.folder, getattr(torch, self.dtype))
             self._model = weights.load(self.folder, getattr(torch, self.dtype), self._device).eval()
             self._model.config = replace(self._model.config, context=self.context)
         never = self.chat.tokenizer.ids_without_token(self._shape.config.vocab_size) if self.chat else ()
+        ends = says_stop(sampling.stop, self._tokenizer)
         return generate(
             self._model, prompts, sampling, stop, on_finish, numbers=numbers, ends=ends, wanted=wanted, never=never
         )
 
     def check_stop(self, stop: Sequence[str]) -> None:
         """Raises InputError where one of the texts that are to end an answer can never be said by one."""
-        if stop and self.chat is None:
-            raise InputError(f"--stop: {self.folder} has no tokenizer; give --stop-ids")
-        for text in stop if self.chat else ():
-            tokenizer = self.chat.tokenizer
-            if text in tokenizer.special:
-                continue
-            if match := tokenizer.control_special.search(text):
-                raise InputError(
-                    f"--stop {text!r}: can never match, since the text of an answer holds no {match[0]!r}; give that "
-                    "token alone"
-                )
-            said = tokenizer.text_of_tokens(tokenizer.encode([text], goes_on=True)[0])
-            if text not in said:
-                raise InputError(
-                    f"--stop {text!r}: can never match, since the tokenizer in {self.folder} writes {said!r} for it"
-                )
+        check_stops(stop, self._tokenizer, self.folder)
 
-    def _ids_of(self, stop: Sequence[str]) -> list[int]:
-        """Ids of the texts that are special tokens: these are no part of what an answer says."""
-        special = self.chat.tokenizer.special if self.chat else {}
-        return [special[text] for text in stop if text in special]
-
-    def _says(self, stop: Sequence[str]) -> Callable[[Answer], bool] | None:
-        """Whether an answer has just said one of the texts: its last tokens are read, a byte or more each."""
-        self.check_stop(stop)
-        if not stop or self.chat is None:
-            return None
-        decode, most = self.chat.tokenizer.decode, max(len(text.encode()) for text in stop) + 4
-        return lambda answer: any(text in decode(answer.ids[-most:]) for text in stop)
+    @property
+    def _tokenizer(self) -> Tokenizer | None:
+        return self.chat and self.chat.tokenizer
 
     def text(self, answer: Answer, stop: Sequence[str] = ()) -> str:
         """What an answer says, up to the first of the texts that end it."""

@@ -17,15 +17,14 @@ import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Annotated, Any, Protocol, TextIO, TypeVar, get_origin
+from typing import Annotated, Any, Protocol, TypeVar, get_origin
 
 import docstring_parser
 import tyro
 import yaml
 
-from system import launcher
+from system import launcher, streams
 from system.errors import InputError, RunError, Stopped
-from system.files import naming
 from system.flags import Flag, check, expand, expanded, flags_of, typed_name
 
 Config = TypeVar("Config")
@@ -193,9 +192,7 @@ def run(main: Callable[[Sequence[str]], None], *, is_distributed: bool = False) 
     Under torchrun only one rank speaks. Where OUTCOME_VARIABLE names a file, rank 0 writes the code into it and every
     rank leaves with 0, so that torchrun has no report of its own to add.
     """
-    _open_closed()
-    sys.stdout = _Named(sys.stdout, STDOUT)
-    sys.stderr = _Unheard(sys.stderr)
+    streams.prepare()
     if (screen := os.environ.get(SCREEN_VARIABLE)) and os.path.exists(screen):
         os.dup2(os.open(screen, os.O_WRONLY | os.O_APPEND), sys.stderr.fileno())
     if not is_distributed:
@@ -218,66 +215,11 @@ def run(main: Callable[[Sequence[str]], None], *, is_distributed: bool = False) 
         if fault.errno not in _OF_DISKS:
             raise
         mend = "make room and give the same command again" if fault.errno in _FULL else "mend it, or write elsewhere"
-        if fault.filename == STDOUT:  # what is left of it goes nowhere, so that nothing fails at exit
+        if fault.filename == streams.STDOUT:  # what is left of it goes nowhere, so that nothing fails at exit
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         _leave(f"error: {fault.filename or 'a file'}: cannot be written ({fault.strerror}); {mend}", 1, speaks=True)
     except KeyboardInterrupt:
         _leave("stopped", 130)
-
-
-STDOUT = "the standard output"
-
-
-def _open_closed() -> None:
-    """Gives a process whose standard streams were closed (2>&-) ones that nobody reads: what it opens would get their
-    numbers, and what it says would go there.
-    """
-    for number, name, mode in ((0, "stdin", "r"), (1, "stdout", "w"), (2, "stderr", "w")):
-        try:
-            os.fstat(number)
-        except OSError:
-            os.open(os.devnull, os.O_RDWR)  # takes the lowest number that is free: this one
-        if getattr(sys, name) is None:
-            setattr(sys, name, open(os.devnull, mode))  # noqa: SIM115 (as long as the process)
-
-
-class _Named:
-    """A stream whose errors name it."""
-
-    def __init__(self, stream: TextIO, name: str) -> None:
-        self._stream, self._name = stream, Path(name)
-
-    def write(self, text: str) -> int:
-        with naming(self._name):
-            return self._stream.write(text)
-
-    def flush(self) -> None:
-        with naming(self._name):
-            self._stream.flush()
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self._stream, name)
-
-
-class _Unheard:
-    """A stream whose words may be lost: a terminal that was closed, while a run saves its state, or a log on a full
-    disk.
-    """
-
-    def __init__(self, stream: TextIO) -> None:
-        self._stream = stream
-
-    def write(self, text: str) -> int:
-        with contextlib.suppress(OSError):
-            self._stream.write(text)
-        return len(text)
-
-    def flush(self) -> None:
-        with contextlib.suppress(OSError):
-            self._stream.flush()
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self._stream, name)
 
 
 def dispatch(
