@@ -15,8 +15,8 @@ STDOUT = "the standard output"
 def prepare() -> None:
     """Lets errors of the standard output name it, and what is said on stderr be lost where it cannot be heard."""
     _open_closed()
-    sys.stdout = _Named(sys.stdout, STDOUT)
-    sys.stderr = _Unheard(sys.stderr)
+    sys.stdout = _Named(sys.stdout, STDOUT)  # pyright: ignore[reportAttributeAccessIssue]
+    sys.stderr = _Unheard(sys.stderr)  # pyright: ignore[reportAttributeAccessIssue]
 
 
 def _open_closed() -> None:

@@ -10,9 +10,10 @@ from system import InputError
 
 def check_stops(stops: Sequence[str], tokenizer: Tokenizer | None, folder: Path) -> None:
     """Raises InputError where one of the texts can never be said. tokenizer: the folder's; None where it has none."""
-    if stops and tokenizer is None:
+    if tokenizer is None and stops:
         raise InputError(f"--stop: {folder} has no tokenizer; give --stop-ids")
-    for text in stops if tokenizer else ():
+    for text in stops:
+        assert tokenizer is not None
         if text in tokenizer.special:
             continue
         if match := tokenizer.control_special.search(text):
