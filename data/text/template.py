@@ -227,8 +227,11 @@ def _probe(source: str, names: tuple[tuple[str, str], ...], day: str) -> str | N
             timeout=WALL_SECONDS,
             check=False,
         )
-    except subprocess.TimeoutExpired:
-        return f"rendering a conversation of two words takes more than {WALL_SECONDS} seconds"
+    except subprocess.TimeoutExpired:  # a template's work ends earlier, by the limit that the child has
+        raise RunError(
+            "the process by which a chat template is tried before it is used has not ended after "
+            f"{WALL_SECONDS} seconds, without {CPU_SECONDS} of work; try again when this machine is less busy"
+        ) from None
     if done.returncode in (-signal.SIGXCPU, -signal.SIGKILL):
         return f"rendering a conversation of two words takes more than {CPU_SECONDS} seconds of work"
     if done.returncode:  # what a template does is told on stdout
