@@ -1,7 +1,9 @@
 #!/usr/bin/env bash
 # The one door: ./launch.sh setup | demo | paper | train ... | test [...] | bench [...]
 set -euo pipefail
+CALLER=$PWD # which paths in arguments are relative to
 cd "$(dirname "${BASH_SOURCE[0]}")"
+ROOT=$PWD
 
 VENV=.venv
 PYTHON=$VENV/bin/python
@@ -41,21 +43,45 @@ main() {
   esac
 }
 
+to_caller() { # where paths are as they were typed; the packages are found from anywhere
+  if [[ $CALLER != "$ROOT" ]]; then
+    cd "$CALLER"
+    PYTHON=$ROOT/$PYTHON
+  fi
+}
+
 say() { echo "+ $*" >&2; }
 run() { say "$*" && "$@"; }
 
 # --- setup ---------------------------------------------------------------------------------------------------------
 
 setup() {
-  local stamp=$VENV/.installed wanted
-  wanted=$(cat setup.cfg pyproject.toml constraints.txt launch.sh - <<<"${TORCH:-}" | cksum)
-  if [[ -x $PYTHON && -f $stamp && $(<"$stamp") == "$wanted" ]]; then return; fi
+  if is_set_up; then return; fi
   local python
   python=$(find_python)
+  exec 9>$VENV.lock # one at a time: each would remove what another has begun; it is let go when this shell ends
+  if ! "$python" -c "$LOCK" NOW; then
+    say "another setup is running here: waiting for it"
+    "$python" -c "$LOCK"
+  fi
+  if ! is_set_up; then install "$python"; fi
+  exec 9>&-
+}
+
+LOCK='import fcntl, sys
+try: fcntl.flock(9, fcntl.LOCK_EX | (fcntl.LOCK_NB if sys.argv[1:] else 0))
+except BlockingIOError: sys.exit(1)'
+
+is_set_up() { [[ -x $PYTHON && -f $VENV/.installed && $(<$VENV/.installed) == "$(wanted)" ]]; }
+
+wanted() { cat setup.cfg pyproject.toml constraints.txt launch.sh - <<<"${TORCH:-}" | cksum; }
+
+install() {
+  local python=$1
   make_venv "$python"
   if ! has_torch "$PYTHON"; then install_torch; fi
   run "$PYTHON" -m pip install --quiet --constraint constraints.txt --editable '.[dev]'
-  echo "$wanted" >"$stamp"
+  wanted >$VENV/.installed
 }
 
 find_python() {
@@ -125,6 +151,7 @@ run_paper() {
 }
 
 run_train() {
+  to_caller
   local nproc="" rest=()
   while (($#)); do
     case $1 in
@@ -157,13 +184,17 @@ run_train() {
   say "${command[@]}"
   trap 'ask_to_stop 15' TERM
   trap 'ask_to_stop 2' INT
+  trap 'ask_to_stop 1' HUP # no effect under nohup, which torchrun has to be told
+  if "$PYTHON" -c 'import signal, sys; sys.exit(signal.getsignal(signal.SIGHUP) != signal.SIG_IGN)'; then
+    export TORCHELASTIC_SIGNALS_TO_HANDLE=SIGTERM,SIGINT,SIGQUIT
+  fi
   if (: >>/proc/$$/fd/1 && : >>/proc/$$/fd/2) 2>/dev/null; then
     # The ranks open the screen anew; where it is a file, all have to add to its end.
     exec >>/proc/$$/fd/1 2>>/proc/$$/fd/2
     export RANK_SCREEN=/proc/$$/fd/2
-    setsid "${command[@]}" 2>>"$talk/torchrun" &
+    "$PYTHON" -m system.session "${command[@]}" 2>>"$talk/torchrun" &
   else
-    setsid "${command[@]}" &
+    "$PYTHON" -m system.session "${command[@]}" &
   fi
   local running=$!
   while kill -0 "$running" 2>/dev/null; do # a signal that was heard ends a wait
@@ -179,11 +210,15 @@ run_train() {
 }
 
 ask_to_stop() {
-  if [[ ! -s $RUN_STOP_FILE ]]; then say "stopping when this step is done and its state is saved"; fi
+  local said=
+  if [[ -s $RUN_STOP_FILE ]]; then said=yes; fi
   echo "$1" >"$RUN_STOP_FILE"
+  # a terminal that was closed takes no words
+  if [[ -z $said ]]; then say "stopping when this step is done and its state is saved" || true; fi
 }
 
 run_bench() {
+  to_caller
   if (($# == 0)); then set -- --shape tiny --data ultrafeedback; fi
   run "$PYTHON" -m engine.bench "$@"
 }

@@ -32,6 +32,7 @@ from data.revisions import revised
 from data.rows import NotUsed, ReadingSettings, Record, load_preferences
 from data.text import Message, Tokenizer
 from system import InputError, cli, files
+from system.flags import PathText
 
 EXAMPLE = "python -m data.contrast pairs.jsonl"
 CHUNK = 512  # texts that are encoded together
@@ -48,20 +49,20 @@ TABLE_1 = (  # Jaccard in per cent, Levenshtein: the paper's four sets, answers 
 class ContrastConfig(ReadingSettings):
     """Measure how much the winners and losers of preference files differ: Table 1 of arXiv 2408.06266."""
 
-    files: tyro.conf.Positional[tuple[str, ...]]
+    files: tyro.conf.Positional[tuple[PathText, ...]]
     """Pairs, or ranked answers, best over worst: .jsonl, .json, .csv or .parquet files, folders of such files, hub
     ids."""
-    tokenizer: str | None = None
+    tokenizer: PathText | None = None
     """Checkpoint folder whose tokenizer gives tokens; without it words alone are compared."""
     paper: bool = False
     """Put the paper's own four sets beside them."""
     skip_bad_rows: bool = False
     """Go on without rows that cannot be used."""
-    plot: str | None = None
+    plot: PathText | None = None
     """File for a picture of the distributions (.png, .svg); needs matplotlib."""
-    out: str | None = None
+    out: PathText | None = None
     """File for everything measured, as JSON."""
-    config: str | None = None
+    config: PathText | None = None
     """YAML file of settings, named as the flags are; flags win over it."""
 
     def __post_init__(self) -> None:

@@ -23,6 +23,7 @@ from data.revisions import with_revised
 from data.rows import Cut, NotUsed, Reading, Record, RowSettings, encode, open_model, read_records
 from data.text import REMEDY, ROLES, Chat, read_json
 from system import InputError, cli
+from system.flags import PathText
 
 EXAMPLE = "python -m data.show pairs.jsonl --model path/to/Llama-3-8B-Instruct --row 1"
 BAR = "\u254e"  # between tokens
@@ -45,15 +46,15 @@ COLOURS = {
 class ShowConfig(RowSettings):
     """Show one row as the trainer sees it."""
 
-    file: tyro.conf.Positional[str]
+    file: tyro.conf.Positional[PathText]
     """Rows: a .jsonl, .json, .csv or .parquet file, a folder of such files, or a hub id."""
-    model: str
+    model: PathText
     """Checkpoint folder (Hugging Face layout) or hub id, for its tokenizer and chat template."""
     row: int = 1
     """Which row, from 1."""
     fields: str | None = None
     """Further numbers of the row that an objective asks for, to be shown: margin,confidence."""
-    config: str | None = None
+    config: PathText | None = None
     """YAML file of settings, named as the flags are; flags win over it."""
 
     def __post_init__(self) -> None:

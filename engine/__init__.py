@@ -13,4 +13,9 @@
 docs/how-it-works.md walks through it as one row does.
 """
 
+import runpy
+from pathlib import Path
+
+runpy.run_path(str(Path(__file__).parents[1] / "system/neighbours.py"))["refuse"]()
+
 __version__ = "0.2.0"

@@ -24,6 +24,7 @@ from engine.model import Llama, is_narrower, name_of
 from engine.run import CARD, front_of
 from engine.weights import CHUNK, Cast, Checkpoint, checkpoint_name
 from system import InputError, cli, files
+from system.flags import PathText
 
 EXAMPLE = "python -m engine.convert --model runs/first/epoch-18 --out aligned-bf16 --dtype bfloat16"
 
@@ -33,9 +34,9 @@ class ConvertConfig:
     """Write a checkpoint folder in another dtype: weights, configuration and tokenizer, as transformers and vLLM load
     them."""
 
-    model: str
+    model: PathText
     """Checkpoint folder (Hugging Face layout, safetensors) or hub id."""
-    out: str
+    out: PathText
     """Folder to write. It must not exist yet."""
     dtype: Literal["float32", "bfloat16", "float16"]
     """Dtype of the weights in --out."""
@@ -45,9 +46,9 @@ class ConvertConfig:
     seed: int = 0
     """Seed of stochastic rounding. A run with --save-rounding stochastic takes the number of its step: the same seed
     rounds the same float32 weights to the same bits."""
-    base: str | None = None
+    base: PathText | None = None
     """Checkpoint folder or hub id that training started from: print how much of the change from it survives."""
-    config: str | None = None
+    config: PathText | None = None
     """YAML file of settings, named as the flags are; flags win over it."""
 
     def __post_init__(self) -> None:

@@ -24,13 +24,24 @@ import torch
 from tqdm import tqdm
 
 from data.rows import NotUsed, PromptRow, ReadingSettings, open_model, parse_row, read_prompts
-from data.text import NO_CONTEXT, NO_SETTINGS, ROLES, Chat, Message, TemplateContext, TemplateSettings, stop_ids
+from data.text import (
+    NO_CONTEXT,
+    NO_SETTINGS,
+    ROLES,
+    Chat,
+    Message,
+    TemplateContext,
+    TemplateSettings,
+    Tokenizer,
+    stop_ids,
+)
 from engine import weights
 from engine.config import host
 from engine.distributed import is_out_of_memory
 from engine.model import Llama
-from engine.sampling import Answer, Sampling, generate
+from engine.sampling import Answer, Sampling, check_stops, generate, ids_of_stops, says_stop
 from system import InputError, RunError, cli, files, list_faults
+from system.flags import PathText
 
 __all__ = ["Answer", "Answerer", "GenerateConfig", "Sampling", "draw", "generate"]
 
@@ -43,12 +54,12 @@ OF_SPEED = ("batch_size", "prefill_tokens")  # what changes no answer
 class GenerateConfig(Sampling, ReadingSettings, TemplateSettings):
     """Sample answers to prompts; a JSON line each, in the order of the prompts."""
 
-    model: str
+    model: PathText
     """Checkpoint folder (Hugging Face layout, safetensors) or hub id; with --endpoint, the model's name there."""
-    prompts: str
+    prompts: PathText
     """Rows (.jsonl, .json, .csv, .parquet) with "prompt" (text or messages) or "prompt_ids", and what belongs to it
     (system, tools, chat_template_kwargs); answers in them are not looked at."""
-    out: str
+    out: PathText
     """File for the answers: prompt, response, why it ended; OUT.partial until all of them are there."""
     endpoint: tuple[str, ...] = ()
     """Address of an OpenAI-compatible server that answers in the place of a checkpoint; several share the work."""
@@ -59,7 +70,7 @@ class GenerateConfig(Sampling, ReadingSettings, TemplateSettings):
     ask_again: bool = False
     """Ask the server again for what it has refused, or answered without a text: that goes to OUT's name with
     .rejected.jsonl."""
-    config: str | None = None
+    config: PathText | None = None
     """YAML file of settings, named as the flags are; flags win over it."""
     dtype: Literal["float32", "bfloat16"] | None = None
     """Compute dtype. Unset: bfloat16 on CUDA, which rounds a folder of float32 weights, float32 on the CPU."""
@@ -174,20 +185,26 @@ class Answerer:
         """See generate. Raises InputError where a prompt leaves no room, or there is no tokenizer to tell --stop by."""
         for i, ids in enumerate(prompts):
             self._check_room(f"prompt {i + 1}", ids)
-        stop, ends = stop_ids(self.folder, self.chat), self._says(sampling.stop) if sampling.stop else None
+        self.check_stop(sampling.stop)
+        stop = [*stop_ids(self.folder, self.chat), *ids_of_stops(sampling.stop, self._tokenizer)]
         if self._model is None:
             host.keep_pages()
             weights.say_if_rounded(self.folder, getattr(torch, self.dtype))
             self._model = weights.load(self.folder, getattr(torch, self.dtype), self._device).eval()
             self._model.config = replace(self._model.config, context=self.context)
-        return generate(self._model, prompts, sampling, stop, on_finish, numbers=numbers, ends=ends, wanted=wanted)
+        never = self.chat.tokenizer.ids_without_token(self._shape.config.vocab_size) if self.chat else ()
+        ends = says_stop(sampling.stop, self._tokenizer)
+        return generate(
+            self._model, prompts, sampling, stop, on_finish, numbers=numbers, ends=ends, wanted=wanted, never=never
+        )
 
-    def _says(self, stop: Sequence[str]) -> Callable[[Answer], bool]:
-        """Whether an answer has just said one of the texts: its last tokens are read, a byte or more each."""
-        if self.chat is None:
-            raise InputError(f"--stop: {self.folder} has no tokenizer; give --stop-ids")
-        decode, most = self.chat.tokenizer.decode, max(len(text.encode()) for text in stop) + 4
-        return lambda answer: any(text in decode(answer.ids[-most:]) for text in stop)
+    def check_stop(self, stop: Sequence[str]) -> None:
+        """Raises InputError where one of the texts that are to end an answer can never be said by one."""
+        check_stops(stop, self._tokenizer, self.folder)
+
+    @property
+    def _tokenizer(self) -> Tokenizer | None:
+        return self.chat and self.chat.tokenizer
 
     def text(self, answer: Answer, stop: Sequence[str] = ()) -> str:
         """What an answer says, up to the first of the texts that end it."""
@@ -276,8 +293,7 @@ def draw(
     name: for the progress bar. Raises InputError where what is there are answers of another model or other settings.
     """
     settings = {f.name: getattr(sampling, f.name) for f in fields(Sampling) if f.name not in OF_SPEED}
-    if sampling.stop and answerer.chat is None:
-        raise InputError(f"--stop: {answerer.folder} has no tokenizer; give --stop-ids")
+    answerer.check_stop(sampling.stop)
     settings |= {"model": answerer.digest, "dtype": answerer.dtype, "prompts": prompts}
     settings |= {"beyond_context": True} if answerer.beyond_context else {}
     settings |= {} if answerer.context is not None else {"context": None}

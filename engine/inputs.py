@@ -1,5 +1,7 @@
 """What is known of a run before any weights are read: the shape, the rows, the objective, the steps, how it fits."""
 
+import contextlib
+import functools
 import hashlib
 import os
 from dataclasses import replace
@@ -12,16 +14,28 @@ import torch
 from data.revisions import with_revised
 from data.rows import Example, count_repeated, find_cut, hold_out, in_form, open_model, read_examples
 from data.show import show
-from data.text import TemplateSettings, stop_ids
+from data.text import Chat, TemplateSettings, stop_ids
 from engine import weights
 from engine.config import TrainConfig, check_trackers, world_size
 from engine.distributed import Ranks, free_memory
 from engine.model import name_of
 from engine.optim import Options, describe, largest_share
 from engine.planning import Plan, TokenStatistics, plan_run, refusal, ways
-from engine.run import DAY, Continued, check_folder, check_name, day_of, has_split_masters, identity, say
+from engine.run import (
+    DAY,
+    KEPT_MODEL,
+    Continued,
+    check_apart,
+    check_folder,
+    check_name,
+    day_of,
+    has_split_masters,
+    identity,
+    say,
+)
 from engine.step import (
     Objective,
+    ReferenceLogps,
     Steps,
     check_objective,
     check_shared,
@@ -59,9 +73,15 @@ class TrainingInputs:
             raise InputError(f"--own-score {asked.own_score}: {self.objective.name} asks for none; leave it out")
         is_ranked, fields = self.objective.form == "ranked", self.objective.fields
         self.reading = replace(config.data.reading, ranked=is_ranked, fields=fields)
-        self.folder, self.chat = open_model(config.model, self._template_settings())
+        self.folder, self.chat = self._open()
+        if weights.is_kept(self.folder) and self.folder != Path(config.out) / KEPT_MODEL:
+            raise InputError(f"{self.folder}: has no weights; it is what a run has kept of its model, beside them")
+        check_apart(Path(config.out), self.folder)
         self.policy = weights.build(self.folder)
         """The policy, on the meta device."""
+        self.policy.beside = weights.read_beside(self.folder)
+        self.file_digests = functools.cache(weights.file_digests)
+        """Of a model's folder, as it was when they were first asked for."""
         self.policy.head.keeps_logits = "kept-logits" not in config.measuring.disable
         weights.check(self.folder, self.policy)
         tokenizer = self.chat and self.chat.tokenizer
@@ -109,6 +129,17 @@ class TrainingInputs:
             self.facts["parameter_groups"] = groups
         self.first_example = self._show_first() if os.environ.get("RANK", "0") == "0" else ""
         """The first row that the run trains on, as the trainer sees it; looked up again for what was cut of it."""
+
+    def _open(self) -> tuple[Path, Chat | None]:
+        """The model's folder and its chat. Where a run that goes on finds the folder gone, what it has kept of it."""
+        model, kept = self.config.model, Path(self.config.out) / KEPT_MODEL
+        settings = self._template_settings()
+        if self.config.checkpoints.resumes and not os.path.lexists(model) and weights.is_kept(kept):
+            with contextlib.suppress(InputError):
+                return open_model(model, settings)  # a hub id
+            say(f"{model}: no such folder; what {self.config.out} has kept of it is taken")
+            model = str(kept)
+        return open_model(model, settings)
 
     def _template_settings(self) -> TemplateSettings:
         """The flags of the template; a run that goes on takes the day that it began with."""
@@ -285,6 +316,28 @@ class TrainingInputs:
             return []
         return describe(self.policy.named_parameters(), self.options, optimizer=self.config.optimizer.name)
 
+    def keep_model(self) -> None:
+        """Keeps in the run's folder what it goes on with where the model's own is gone."""
+        kept = Path(self.config.out) / KEPT_MODEL
+        if not weights.is_kept(kept):
+            stored = weights.stored_dtypes(self.folder)
+            weights.keep(self.policy, kept, self.config.model, self.file_digests(self.folder), stored)
+
+    def check_has_weights(self, plan: Plan, reference: ReferenceLogps, n_done: int) -> None:
+        """Raises InputError where the run needs weights of the model whose folder is gone. n_done: steps of the state
+        that it goes on from, which has the policy's.
+        """
+        stands = self.other is None and not reference.moves  # or else a state has it, or another folder
+        if not n_done:
+            why = "the run has no state to go on from"
+        elif stands and self.heldout:
+            why = "held-out rows are measured against it"
+        elif stands and reference.is_used and not reference.is_final:
+            why = "the reference's log-probs are computed from it"
+        else:
+            return
+        weights.check_has_weights(self.folder, why)
+
     @property
     def report(self) -> str:
         """What was read, in a sentence."""
@@ -301,6 +354,7 @@ class TrainingInputs:
             dtype=ranks.dtype,
             is_split=ranks.splits_masters,
             reference=self.reference_folder,
+            read=self.file_digests,
         )
         made |= self.objective.digests
         if "weights_report" in self.facts and self.objective.multiplies_by_weights:

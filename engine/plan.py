@@ -24,6 +24,7 @@ from engine.model import LlamaConfig, StoredDtypes, raw_config
 from engine.planning import Plan, TokenStatistics, cost, flags, memory, plan_run, refusal, size, ways
 from engine.step import Objective, modes
 from system import InputError, cli, versions
+from system.flags import PathText
 
 EXAMPLE = "python -m engine.plan --shape llama3-8b --gpus 1 --gpu-memory 80"
 
@@ -32,19 +33,19 @@ EXAMPLE = "python -m engine.plan --shape llama3-8b --gpus 1 --gpu-memory 80"
 class PlanConfig(TemplateSettings):
     """What fits: memory per rank by layout, operations, hours, disk, and the flags to give to engine.train."""
 
-    model: str | None = None
+    model: PathText | None = None
     """Checkpoint folder or hub id, for its shape."""
     shape: Literal["tiny", "llama3-8b", "llama3-70b", "llama3-405b"] | None = None
     """A known shape instead."""
-    reference_model: str | None = None
+    reference_model: PathText | None = None
     """As engine.train's: another reference than --model, whose shape takes other memory and time."""
     gpus: int = 1
     """GPUs; 0: this machine's CPU."""
     gpu_memory: float = 80.0
     """GB (10^9 bytes) of each, or of the host."""
-    data: str | None = None
+    data: PathText | None = None
     """Rows, for their number and lengths; needs --model. Unset: the paper's 29,000 pairs of UltraFeedback's lengths."""
-    loss: str = "apo_zero"
+    loss: PathText = "apo_zero"
     """As engine.train's: some objectives take more memory and time."""
     epochs: int | float = 18
     """As engine.train's."""
@@ -74,7 +75,7 @@ class PlanConfig(TemplateSettings):
     """Print JSON."""
     versions: bool = False
     """Plan nothing: print the versions and the machine, for a report of a fault."""
-    config: str | None = None
+    config: PathText | None = None
     """YAML file of settings, named as the flags are; flags win over it."""
 
     def __post_init__(self) -> None:

@@ -21,6 +21,7 @@ from data.rows import is_hub_id
 from engine import weights
 from engine.run import CARD
 from system import TEMPORARY, InputError, RunError, cli
+from system.flags import PathText
 from system.run_folder import checkpoints_of
 
 EXAMPLE = "python -m engine.publish runs/first/epoch-18 --repo my-name/my-model --dry-run"
@@ -33,19 +34,19 @@ MEND = "give the same command again: what was sent is not sent anew"
 class PublishConfig:
     """Put a checkpoint folder on the Hugging Face hub."""
 
-    folder: tyro.conf.Positional[str]
+    folder: tyro.conf.Positional[PathText]
     """The checkpoint folder: an epoch's of a run, or one that engine.convert wrote."""
     repo: str
     """The repository, ORG/NAME; made where there is none."""
     public: bool = False
     """Make it public. Without it, it is private, and one that is public already is refused."""
-    card: str | None = None
+    card: PathText | None = None
     """Model card to take in the place of the folder's README.md: an edited copy, say."""
     existing_card: Literal["refuse", "keep", "replace"] = "refuse"
     """Where the repository holds another README.md: refuse to publish, keep that one, or replace it."""
     dry_run: bool = False
     """Show what would be sent, and the card; ask nothing of the hub."""
-    config: str | None = None
+    config: PathText | None = None
     """YAML file of settings, named as the flags are; flags win over it."""
 
     def __post_init__(self) -> None:

@@ -25,6 +25,7 @@ from engine.distributed import Ranks
 from engine.model import FusedForward, LlamaConfig
 from engine.step import MicroBatching, score_examples
 from system import cli, files
+from system.flags import PathText
 
 EXAMPLE = "python -m engine.score --model path/to/llama --data pairs.jsonl --out logps.jsonl"
 
@@ -33,13 +34,13 @@ EXAMPLE = "python -m engine.score --model path/to/llama --data pairs.jsonl --out
 class ScoreConfig(RowSettings):
     """Log-probs of the responses in a file under a model, in nats, summed over the tokens that are predicted."""
 
-    model: str
+    model: PathText
     """Checkpoint folder (Hugging Face layout, safetensors) or hub id."""
-    data: str
+    data: PathText
     """Rows: a .jsonl, .json, .csv or .parquet file, a folder of such files, or a hub id."""
-    out: str
+    out: PathText
     """File for the result: a JSON line per row with its place, logps and tokens of each response, label, scores."""
-    config: str | None = None
+    config: PathText | None = None
     """YAML file of settings, named as the flags are; flags win over it."""
     skip_bad_rows: bool = False
     """Go on without rows that cannot be used, and count them."""
@@ -108,4 +109,4 @@ def _line(example: Example, logps: Tensor) -> str:
 
 
 if __name__ == "__main__":
-    cli.run(main)
+    cli.run(main, is_distributed=True)

@@ -193,6 +193,7 @@ def build(inputs: TrainingInputs, ranks: Ranks, hooks: Hooks, folder: RunFolder,
             before_each=lambda: stopping.raise_if_stopped(folder.n_done),
         )
     facts = inputs.facts | {"reference": plan.reference, "reference_cache": said, "layout": plan.facts()}
+    inputs.check_has_weights(plan, reference, folder.n_done)
     model, masters = build_models(inputs, plan, reference, ranks)
     optimizer = optim.build(
         model.policy.named_parameters(),
@@ -204,6 +205,7 @@ def build(inputs: TrainingInputs, ranks: Ranks, hooks: Hooks, folder: RunFolder,
     )
     schedule = optim.schedule(optimizer, len(steps), config.schedule)
     folder.begin(lambda: inputs.identity(ranks), plan=plan, steps=steps, settings=inputs.settings, facts=facts)
+    ranks.on_rank0(inputs.keep_model)
     of = "" if inputs.other is None else f" of {inputs.other.folder}"
     say(f"{inputs.report}; {len(steps)} steps; reference: {plan.reference}{of}, {said}")
     say(plan.sentence(config, ranks.size))
@@ -237,7 +239,10 @@ def build(inputs: TrainingInputs, ranks: Ranks, hooks: Hooks, folder: RunFolder,
 def read_reference(inputs: TrainingInputs, plan: Plan, ranks: Ranks, folder: RunFolder) -> tuple[ReferenceLogps, str]:
     """The table of the reference's log-probs, as a state or another run has it, and what was found. Collective."""
     config = inputs.config
-    out, made_of = Path(config.out), lambda: fingerprint(inputs.reference_folder, inputs.examples, ranks.dtype)
+    out, made_of = (
+        Path(config.out),
+        lambda: fingerprint(inputs.reference_folder, inputs.examples, ranks.dtype, inputs.file_digests),
+    )
     reference = ReferenceLogps(
         plan.reference,
         inputs.examples,
@@ -256,7 +261,8 @@ def build_models(
 ) -> tuple[FusedForward, SplitMasterWeights | None]:
     """The policy, and the reference where the run needs it in memory, each rank's part read from the checkpoint.
 
-    Beside them the other halves of the policy's weights, where masters are split. Raises InputError where the weights
+    Where the model's folder is gone a state will bring them. Beside them the other halves of the policy's weights,
+    where masters are split. Raises InputError where the weights
     do not fit into the dtype that they will be written in. Collective.
     """
     policy, second = inputs.policy, None
@@ -272,8 +278,13 @@ def build_models(
     with ranks.together():
         copy = masters.copy_into if masters else Tensor.copy_
         written = Cast(dtype=plan.saves, others=plan.other_dtypes)
-        weights.fill(policy, inputs.folder, ranks.local, copy, within=written)
-        if second is not None:
+        if weights.is_kept(inputs.folder):
+            weights.blank(policy, ranks.local, copy)
+        else:
+            weights.fill(policy, inputs.folder, ranks.local, copy, within=written)
+        if second is not None and weights.is_kept(inputs.reference_folder):
+            weights.blank(second, ranks.local)
+        elif second is not None:
             weights.fill(second, inputs.reference_folder, ranks.local, copy_rounded if masters else Tensor.copy_)
     return model, masters
 
@@ -334,4 +345,4 @@ def main(argv: Sequence[str]) -> None:
 
 
 if __name__ == "__main__":
-    cli.run(main)
+    cli.run(main, is_distributed=True)

@@ -9,6 +9,7 @@ report         all of it as one page, and as Markdown, CSV and LaTeX
 """
 
 import importlib
+import sys
 from collections.abc import Callable, Sequence
 
 from system import cli
@@ -36,4 +37,4 @@ def main(argv: Sequence[str]) -> None:
 
 
 if __name__ == "__main__":
-    cli.run(main)
+    cli.run(main, is_distributed=sys.argv[1:2] == ["advise"])

@@ -19,6 +19,7 @@ from data.rows import Example, RowSettings, open_model, read_examples
 from eval import judge_compare, scores
 from eval.judge_compare import JudgeSettings
 from system import InputError, cli, files
+from system.flags import PathText
 
 EXAMPLE = "python -m eval advise --model path/to/llama --data pairs.jsonl"
 Z = 1.959964  # of a 95 % interval
@@ -37,9 +38,9 @@ class AdviseConfig(JudgeSettings, RowSettings):
     By the scores in the rows, "chosen_score" and "own_score", given by one scorer; with --judge-endpoint by a judge.
     """
 
-    model: str
+    model: PathText
     """Checkpoint folder or hub id, before training; its log-probs of the pairs are reported too."""
-    data: str
+    data: PathText
     """Pairs with scores, as engine.train takes them."""
     own_score: Literal["row", "rejected"] = "row"
     """Where the score of the model's own answer stands: in "own_score", or, where the loser is that answer (CLAIR), in
@@ -52,11 +53,11 @@ class AdviseConfig(JudgeSettings, RowSettings):
     """Go on without rows that cannot be used, and count them."""
     dtype: Literal["float32", "bfloat16"] | None = None
     """Compute dtype. Unset: bfloat16 on CUDA, float32 on the CPU."""
-    out: str | None = None
+    out: PathText | None = None
     """File for what was found, as JSON."""
-    scores: str | None = None
+    scores: PathText | None = None
     """A run's eval/scores.jsonl that the advice is added to, for its report."""
-    config: str | None = None
+    config: PathText | None = None
     """YAML file of settings, named as the flags are; flags win over it."""
 
     def __post_init__(self) -> None:

@@ -26,6 +26,7 @@ from eval.checkpoints import Checkpoint
 from eval.judge_client import Judge, JudgedConfig, Sent
 from revise.client import Answered, estimate, open_store, total
 from system import InputError, RunError, cli, files
+from system.flags import PathText
 
 EXAMPLE = (
     "python -m eval alpacaeval runs/first --alpaca-eval path/to/alpaca_eval --gamed df_gamed.csv --store judge.sqlite"
@@ -53,9 +54,9 @@ class AlpacaEvalConfig(JudgedConfig):
     --endpoint and --model name a server that answers in the place of the checkpoint (vLLM, for large models).
     """
 
-    alpaca_eval: str
+    alpaca_eval: PathText
     """Your checkout of tatsu-lab/alpaca_eval: the reference's outputs and the annotator's wording are read from it."""
-    gamed: str | None = None
+    gamed: PathText | None = None
     """df_gamed.csv of the hub's data set tatsu-lab/alpaca_eval; without it there is no length control."""
     checkpoint: tuple[str, ...] = ()
     """Names of the run's checkpoints. Unset: the best one of each MixEval-Hard version, by OUT/scores.jsonl."""

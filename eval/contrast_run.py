@@ -14,6 +14,7 @@ from data.contrast import contrast, texts_of
 from data.text import Tokenizer
 from eval import checkpoints, scores
 from system import InputError, cli
+from system.flags import PathText
 
 EXAMPLE = "python -m eval contrast runs/first"
 
@@ -22,9 +23,9 @@ EXAMPLE = "python -m eval contrast runs/first"
 class ContrastConfig:
     """Measure how much the pairs that a run was trained on differ, for its report."""
 
-    run: tyro.conf.Positional[str]
+    run: tyro.conf.Positional[PathText]
     """A run's folder."""
-    config: str | None = None
+    config: PathText | None = None
     """YAML file of settings, named as the flags are; flags win over it."""
 
     def __post_init__(self) -> None:

@@ -26,6 +26,7 @@ from revise.client import (
     parse_extra,
 )
 from system import InputError, RunError
+from system.flags import PathText
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -35,7 +36,7 @@ class JudgedConfig(ClientConfig, TemplateSettings):
     --endpoint and --model name a server that answers in the place of the checkpoint (vLLM, for large models).
     """
 
-    what: tyro.conf.Positional[str]
+    what: tyro.conf.Positional[PathText]
     """A run's folder, whose checkpoints are scored, or one of these; with --endpoint a name for the served model."""
     judge_endpoint: tuple[str, ...]
     """Address of an OpenAI-compatible server of the judge."""
@@ -43,7 +44,7 @@ class JudgedConfig(ClientConfig, TemplateSettings):
     """The judge's name there; upstream's own are retired."""
     judge_key_env: tuple[str, ...] = ("OPENAI_API_KEY",)
     """Environment variable of the judge's API key."""
-    judge_key_file: str | None = None
+    judge_key_file: PathText | None = None
     """File that holds the judge's API key, in the place of a variable."""
     price_in: float = 0.0
     """Dollars for a million tokens sent to the judge; the model at --endpoint is counted as free."""
@@ -51,7 +52,7 @@ class JudgedConfig(ClientConfig, TemplateSettings):
     """Dollars for a million tokens received from the judge."""
     key_env: tuple[str, ...] = (NO_KEY,)
     """Environment variable of the API key of --endpoint. Unset: no key is sent there; the judge's never is."""
-    key_file: str | None = None
+    key_file: PathText | None = None
     """File that holds the API key of --endpoint, in the place of a variable."""
     judge_extra: str | None = None
     """JSON object that is merged into each request to the judge; null takes a field out."""
@@ -59,13 +60,13 @@ class JudgedConfig(ClientConfig, TemplateSettings):
     """Go on where the server names another model in the midst of a pass: scores of two judges in one table."""
     base: bool = True
     """Score the model that the run began with too, as "base": deltas are taken against it. --no-base leaves it out."""
-    base_scores: str | None = None
+    base_scores: PathText | None = None
     """Another run's scores.jsonl to take the base model's numbers from."""
     any_data: bool = False
     """Take data of another checksum, and say so."""
-    out: str | None = None
+    out: PathText | None = None
     """Folder for answers, judgments and scores. Unset: eval/ in the run's or checkpoint's folder."""
-    config: str | None = None
+    config: PathText | None = None
     """YAML file of settings, named as the flags are; flags win over it."""
 
     def __post_init__(self) -> None:

@@ -10,6 +10,7 @@ from eval.judge_client import Judge, Sent
 from revise import judge as judges
 from revise.client import ClientConfig, open_store, parse_extra
 from system import InputError, RunError, cli
+from system.flags import PathText
 
 JUDGE_TOKENS = 1024
 
@@ -27,11 +28,11 @@ class JudgeSettings:
     """Environment variable of the judge's API key."""
     judge_extra: str | None = None
     """JSON object that is merged into each request to the judge; null takes a field out."""
-    judge_template: str | None = None
+    judge_template: PathText | None = None
     """File with another wording; <TASK>, <STUDENT_SOLUTION_1> and <STUDENT_SOLUTION_2> stand for the texts."""
     judge_temperature: float = 0.7
     """Of the judge."""
-    store: str | None = None
+    store: PathText | None = None
     """SQLite file that holds the judge's answers; own answers are kept beside it."""
     concurrency: int = 64
     """Most requests to the judge at once."""

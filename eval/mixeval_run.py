@@ -27,6 +27,7 @@ from eval.judge_client import Judge, JudgedConfig, Sent
 from eval.mixeval import SPLITS, Split, Wording
 from revise.client import Answered, Request, estimate, open_store, total
 from system import InputError, RunError, cli, files
+from system.flags import PathText
 
 EXAMPLE = (
     "python -m eval mixeval runs/first --mixeval path/to/MixEval --store judge.sqlite"
@@ -54,7 +55,7 @@ class MixEvalConfig(JudgedConfig):
     --endpoint and --model name a server that answers in the place of the checkpoint (vLLM, for large models).
     """
 
-    mixeval: str
+    mixeval: PathText
     """Your checkout of MixEval: its data and the wording of its requests are read from there, its code is not run."""
     version: tuple[str, ...] = VERSIONS
     """Which of its data."""

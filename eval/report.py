@@ -18,6 +18,7 @@ from eval.report_tables import all_tables
 from eval.runs import read_runs
 from eval.tables import Table
 from system import InputError, cli, files
+from system.flags import PathText
 
 EXAMPLE = "python -m eval report runs/first --out runs/report"
 
@@ -26,13 +27,13 @@ EXAMPLE = "python -m eval report runs/first --out runs/report"
 class ReportConfig:
     """Make one page, and Markdown, CSV and LaTeX of each table, of what was measured of one or several runs."""
 
-    runs: tyro.conf.Positional[tuple[str, ...]]
+    runs: tyro.conf.Positional[tuple[PathText, ...]]
     """Folders of runs, with eval/scores.jsonl or metrics.jsonl in them."""
-    out: str
+    out: PathText
     """Folder for report.html and tables/; what is there of an older report is replaced."""
     title: str = "Alignment report"
     """The page's title."""
-    config: str | None = None
+    config: PathText | None = None
     """YAML file of settings, named as the flags are; flags win over it."""
 
     def __post_init__(self) -> None:

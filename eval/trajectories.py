@@ -25,6 +25,7 @@ from eval.checkpoints import Checkpoint
 from eval.runs import RUNAWAY
 from eval.scores import BASE, Line
 from system import InputError, cli, files, run_folder
+from system.flags import PathText
 
 if TYPE_CHECKING:  # what brings torch is imported where it is used: flags are answered at once
     from engine.generate import Answer
@@ -42,9 +43,9 @@ HELDOUT = (
 class TrajectoriesConfig:
     """Follow held-out pairs and sampled answers through a run's checkpoints."""
 
-    run: tyro.conf.Positional[str]
+    run: tyro.conf.Positional[PathText]
     """A run's folder, with its checkpoints and its base model where config.yaml says."""
-    data: str | None = None
+    data: PathText | None = None
     """Held-out pairs. Unset: what training has measured, for prompts the run's own --eval-data or --data."""
     n: int = 100
     """How many pairs, drawn by --seed."""
@@ -61,9 +62,9 @@ class TrajectoriesConfig:
     """Of the draw and of the answers."""
     dtype: Literal["float32", "bfloat16"] | None = None
     """Compute dtype. Unset: bfloat16 on CUDA, float32 on the CPU."""
-    out: str | None = None
+    out: PathText | None = None
     """Folder for scores.jsonl and samples.jsonl. Unset: eval/ in the run's folder."""
-    config: str | None = None
+    config: PathText | None = None
     """YAML file of settings, named as the flags are; flags win over it."""
 
     def __post_init__(self) -> None:

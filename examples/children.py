@@ -3,14 +3,16 @@
     with Children() as children:
         children.run(command, log, env)      in threads, as many as one likes
 
-SIGTERM and Ctrl-C are handed on as SIGTERM, at which a run saves its state; nothing new is started, and the grid ends
-when they have. A second signal ends them at once.
+SIGTERM, Ctrl-C and a terminal that is closed are handed on as SIGTERM, at which a run saves its state; nothing new is
+started, and the grid ends when they have. A second signal ends them at once. Where the grid is killed, they get SIGTERM
+by the system (on Linux).
 """
 
 import contextlib
 import os
 import signal
 import subprocess
+import sys
 import threading
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -32,7 +34,10 @@ class Children:
 
     def __enter__(self) -> "Children":
         if threading.current_thread() is threading.main_thread():
-            self._before = {n: signal.signal(n, self._hear) for n in (signal.SIGTERM, signal.SIGINT)}
+            heard = [signal.SIGTERM, signal.SIGINT]
+            if signal.getsignal(signal.SIGHUP) != signal.SIG_IGN:  # nohup goes on
+                heard.append(signal.SIGHUP)
+            self._before = {n: signal.signal(n, self._hear) for n in heard}
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -48,8 +53,9 @@ class Children:
                 self._raise_if_stopped()
                 # A session of its own: Ctrl-C reaches it through the grid alone, once.
                 child = subprocess.Popen(
-                    command, stdout=file, stderr=subprocess.STDOUT, env=dict(env), start_new_session=True
-                )
+                    [sys.executable, "-m", "system.session", *command],
+                    stdout=file, stderr=subprocess.STDOUT, env=dict(env), start_new_session=True,
+                )  # fmt: skip
                 self._running.add(child)
                 if self._signal:  # which came between these two
                     _end(child, signal.SIGTERM)

@@ -40,6 +40,7 @@ from eval.runs import Run, deltas, headlines, read_runs
 from eval.tables import Table, number
 from examples.children import Children
 from system import InputError, cli
+from system.flags import PathText
 
 EXAMPLE = "python -m examples.grid --config grid.yaml"
 NAMES = ("--model", "model", "--data", "data", "--out", "out")  # what engine.train has to be told to look at the rest
@@ -63,19 +64,19 @@ class Cell(NamedTuple):
 class GridConfig:
     """Train, score and report every objective on every data set with every seed."""
 
-    model: str
+    model: PathText
     """Checkpoint folder or hub id that every run starts from."""
-    data: tuple[str, ...]
+    data: tuple[PathText, ...]
     """Data sets: NAME=FILE, a file as engine.train takes it."""
-    loss: tuple[str, ...]
+    loss: tuple[PathText, ...]
     """Objectives; with flags of engine.train for one alone: "apo_zero beta=0.3", "dpo lr=1e-7"."""
-    out: str
+    out: PathText
     """Folder for the runs and their report."""
     lr: tuple[str, ...] = ("2e-7",)
     """Learning rate, one for all, or NAME=RATE for each objective."""
     seeds: int = 1
     """Of the order of the rows and of what is held out: 0, 1 ..."""
-    train: str | None = None
+    train: PathText | None = None
     """YAML file of whatever else engine.train is told."""
     score: str | None = None
     """Command that scores a run's checkpoints into its eval/scores.jsonl; {run} stands for its folder, {python} for
@@ -84,7 +85,7 @@ class GridConfig:
     """Runs side by side; on a CPU as many as it has cores, each with its share of them."""
     title: str = "A grid of runs"
     """The report's title."""
-    config: str | None = None
+    config: PathText | None = None
     """YAML file of settings, named as the flags are; flags win over it."""
 
     def __post_init__(self) -> None:

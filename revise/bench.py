@@ -25,6 +25,7 @@ from typing import Literal
 from revise.client import ClientConfig, HttpTransport, Pool, Request, Scheduler, endpoints_of, open_store
 from revise.loopback import Reply, serve
 from system import InputError, cli
+from system.flags import PathText
 
 EXAMPLE = "python -m revise.bench --in-flight 256 --seconds 1"
 
@@ -43,7 +44,7 @@ class BenchConfig:
     """Of each prompt and of each answer."""
     library: tuple[Literal["httpx", "httpx2"], ...] = ()
     """HTTP libraries to compare; unset: the one that the client takes."""
-    config: str | None = None
+    config: PathText | None = None
     """YAML file of settings, named as the flags are; flags win over it."""
 
     def __post_init__(self) -> None:

@@ -12,6 +12,7 @@ from data.rows import NotUsed, PromptRow, ReadingSettings, prompts_of
 from data.text import NO_CONTEXT, Message, TemplateContext
 from revise.client import canonical
 from system import InputError, RunError, cli, list_faults
+from system.flags import PathText
 
 READ_HERE = ("id", "prompt_id", "source", "response", "responses", "completions")
 """Columns that recipes read beside a prompt: for provenance, and answers that are there already."""
@@ -21,10 +22,10 @@ READ_HERE = ("id", "prompt_id", "source", "response", "responses", "completions"
 class PromptsConfig(ReadingSettings):
     """From which rows to which file."""
 
-    prompts: str
+    prompts: PathText
     """Rows with "prompt" (text or messages) or UltraFeedback's "instruction", and what belongs to it (system, tools):
     .jsonl, .json, .csv, .parquet, a folder or hub id."""
-    out: str
+    out: PathText
     """File for the pairs; what is rejected goes beside it, to its name with .rejected.jsonl."""
     sample: int | None = None
     """How many prompts to draw: the same ones for every recipe."""

@@ -42,6 +42,7 @@ from revise.pairs import Made, Pair, Rejected
 from revise.prompts import Item, Prompts, PromptsConfig
 from revise.target import Target, TargetConfig
 from system import InputError, RunError, Stopped, check_new_file, cli
+from system.flags import PathText
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -61,11 +62,11 @@ class RecipeConfig(TargetConfig, ClientConfig, PromptsConfig):
     extra: str | None = None
     """JSON object that is merged into each request to --model; null takes a field out, such as
     '{"max_tokens": null, "max_completion_tokens": 4096}'."""
-    batch_write: str | None = None
+    batch_write: PathText | None = None
     """Write what would be sent to --model to files for OpenAI's Batch API, in the place of sending it."""
-    batch_read: tuple[str, ...] = ()
+    batch_read: tuple[PathText, ...] = ()
     """Read answers from that API's output and error files; nothing is sent to --model."""
-    config: str | None = None
+    config: PathText | None = None
     """YAML file of settings, named as the flags are; flags win over it."""
 
     def __post_init__(self) -> None:

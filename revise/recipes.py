@@ -23,6 +23,7 @@ from revise.prompts import Item, Prompts, PromptsConfig
 from revise.recipe_runner import Recipe, RecipeConfig, instruction, question, wording_facts
 from revise.templates import read_template, task_of
 from system import InputError, cli
+from system.flags import PathText
 
 _TAIL = (
     "--prompts prompts.jsonl --out pairs.jsonl --store answers.sqlite"
@@ -48,7 +49,7 @@ def _check_ratios(low: float | None, high: float | None) -> None:
 class ClairConfig(RecipeConfig):
     """Have the model's own answers revised as little as possible: the revision is preferred to the answer."""
 
-    template: str | None = None
+    template: PathText | None = None
     """File with another wording of the request; <TASK> and <STUDENT_SOLUTION> stand for the texts, and <DEGREE>, if it
     has one, for what --strength and --keep-length say."""
     strength: Literal["light", "standard", "strong"] = "standard"
@@ -118,7 +119,7 @@ def clair_main(argv: Sequence[str]) -> None:
 class JudgeConfig(RecipeConfig):
     """Have two answers of the model judged: the better one is preferred."""
 
-    template: str | None = None
+    template: PathText | None = None
     """File with another wording of the request; <TASK>, <STUDENT_SOLUTION_1> and <STUDENT_SOLUTION_2> stand for the
     texts."""
     both_orders: float = 0.1
@@ -207,25 +208,25 @@ class OffPolicyConfig(PromptsConfig):
     other recipes need, to ask a model, is taken and not looked at, so that one command line serves all four.
     """
 
-    store: str | None = None
+    store: PathText | None = None
     """Not looked at."""
     endpoint: tuple[str, ...] = ()
     """Not looked at."""
     model: str | None = None
     """Not looked at."""
-    target_model: str | None = None
+    target_model: PathText | None = None
     """Not looked at."""
     target_endpoint: tuple[str, ...] = ()
     """Not looked at."""
     target_name: str | None = None
     """Not looked at."""
-    chat_template: str | None = None
+    chat_template: PathText | None = None
     """Not looked at."""
     chat_template_kwargs: str | None = None
     """Not looked at."""
     template_date: str | None = None
     """Not looked at."""
-    config: str | None = None
+    config: PathText | None = None
     """YAML file of settings, named as the flags are; flags win over it."""
 
 

@@ -38,6 +38,7 @@ from revise.recipe_runner import check_asked
 from revise.target import Target, TargetConfig
 from revise.templates import Template, read_template, task_of
 from system import InputError, RunError, cli, files, list_faults
+from system.flags import PathText
 
 EXAMPLE = (
     "python -m revise score --pairs pairs.jsonl --out scored.jsonl --store answers.sqlite"
@@ -51,13 +52,13 @@ OWN_ARE_BOTH = ("judge-on-policy",)
 class ScoreConfig(TargetConfig, ClientConfig, ReadingSettings):
     """Put scores of the winner, the loser and the model's own answer into each row of a file of pairs."""
 
-    pairs: str
+    pairs: PathText
     """Pairs, as engine.train takes them."""
-    out: str
+    out: PathText
     """File for the same rows with chosen_score, rejected_score and own_score."""
     reward: bool = False
     """--endpoint serves a reward model (vLLM's /pooling), which gives a number to a conversation."""
-    template: str | None = None
+    template: PathText | None = None
     """File with another wording of the judge's request; <TASK> and <STUDENT_SOLUTION> stand for the texts."""
     n_grades: int = 1
     """Grades of each answer, whose mean is its score."""
@@ -69,7 +70,7 @@ class ScoreConfig(TargetConfig, ClientConfig, ReadingSettings):
     """JSON object that is merged into each request to --model; null takes a field out."""
     seed: int = 0
     """Of own answers that are drawn here."""
-    config: str | None = None
+    config: PathText | None = None
     """YAML file of settings, named as the flags are; flags win over it."""
 
     def __post_init__(self) -> None:

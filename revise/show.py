@@ -26,6 +26,7 @@ from data.text import Message
 from revise.pairs import rejected_beside
 from revise.templates import task_of
 from system import InputError, cli, files
+from system.flags import PathText
 
 EXAMPLE = "python -m revise show pairs.jsonl --html pairs.html"
 PAGE = Path(__file__).with_name("show.html")
@@ -39,15 +40,15 @@ Pieces = list[tuple[bool, str]]
 class ShowConfig(ReadingSettings):
     """Show pairs and what changed in them, in the terminal or as a page."""
 
-    file: tyro.conf.Positional[str]
+    file: tyro.conf.Positional[PathText]
     """Pairs, as a recipe writes them or as engine.train takes them; what was rejected is looked for beside it."""
-    html: str | None = None
+    html: PathText | None = None
     """File for a page, in the place of the terminal."""
     row: int = 1
     """Begin with that row, counted from 1."""
     n: int | None = None
     """How many rows; unset: 3 in the terminal, 1,000 on a page."""
-    config: str | None = None
+    config: PathText | None = None
     """YAML file of settings, named as the flags are; flags win over it."""
 
     def __post_init__(self) -> None:

@@ -35,6 +35,7 @@ from revise.client import (
 from revise.handing_on import handed_on
 from revise.prompts import Item
 from system import InputError
+from system.flags import PathText
 
 if TYPE_CHECKING:  # it brings torch, which takes seconds and which answers over HTTP do without
     from engine.generate import Answer, Answerer
@@ -46,7 +47,7 @@ CHUNK = 256  # answers that are sampled and stored together
 class TargetConfig(TemplateSettings):
     """Whose own answers the pairs are made of, and how they are drawn."""
 
-    target_model: str | None = None
+    target_model: PathText | None = None
     """Checkpoint folder or hub id of the model to be aligned, which answers here. Rows that carry "response" (for
     judge-on-policy a list, "responses") need none."""
     target_endpoint: tuple[str, ...] = ()

@@ -50,7 +50,7 @@ def read_template(path: str | None, name: str, needed: Sequence[str], optional: 
     """The template in a user's file, or where there is none our own of this name. Raises InputError."""
     file = Path(path) if path is not None else FOLDER / f"{name}.txt"
     try:
-        text = file.read_text(encoding="utf-8")
+        text = file.read_text(encoding="utf-8-sig")
     except (OSError, UnicodeDecodeError) as fault:
         why = fault.strerror if isinstance(fault, OSError) else "not UTF-8"
         raise InputError(f"--template: {file} cannot be read ({why})") from None

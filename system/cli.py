@@ -12,6 +12,7 @@ import functools
 import io
 import os
 import re
+import signal
 import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -22,8 +23,9 @@ import docstring_parser
 import tyro
 import yaml
 
+from system import launcher, streams
 from system.errors import InputError, RunError, Stopped
-from system.flags import Flag, check, flags_of, typed_name
+from system.flags import Flag, check, expand, expanded, flags_of, typed_name
 
 Config = TypeVar("Config")
 
@@ -33,6 +35,10 @@ OUTCOME_VARIABLE = "RANK_OUTCOME_FILE"
 
 SCREEN_VARIABLE = "RANK_SCREEN"
 """What launch.sh shows the user as stderr: the ranks write there, torchrun's own reports go to a file."""
+
+
+WORD_OF_RANK_0 = 5.0
+"""Seconds that other ranks wait before they tell what ended them: by then rank 0 has told, and torchrun ended them."""
 
 
 class Peer(Protocol):
@@ -133,7 +139,8 @@ def parse(
         raise InputError(f"{command}: an argument is not UTF-8; type it anew")
     argv, known = aliases.typed(argv), flags_of(config)
     _refuse_repeated(argv, [name for name, flag in known.items() if get_origin(flag.kind) is tuple])
-    wanted, dotted = _take_dotted([*_from_file(argv, known, peer, aliases), *argv], "hyperparameters" in known)
+    given = expanded([*_from_file(argv, known, peer, aliases), *argv], known)
+    wanted, dotted = _take_dotted(given, "hyperparameters" in known)
     if any(argument in ("-h", "--help") for argument in argv):
         wanted = ["--help"]
     else:
@@ -175,17 +182,26 @@ def join_help(config: type) -> None:
             base._help_is_joined = True  # pyright: ignore[reportAttributeAccessIssue]
 
 
-def run(main: Callable[[Sequence[str]], None]) -> None:
+def run(main: Callable[[Sequence[str]], None], *, is_distributed: bool = False) -> None:
     """Runs a command's main on sys.argv. What ends it becomes one sentence and an exit code:
     2 for input, 1 for a run that cannot go on, 130 for Ctrl-C, 143 for SIGTERM after what was done is saved.
+
+    is_distributed: whether the command may be one of several processes; any other takes no notice of a launcher's
+    variables, and does not hand them on.
 
     Under torchrun only one rank speaks. Where OUTCOME_VARIABLE names a file, rank 0 writes the code into it and every
     rank leaves with 0, so that torchrun has no report of its own to add.
     """
+    streams.prepare()
     if (screen := os.environ.get(SCREEN_VARIABLE)) and os.path.exists(screen):
         os.dup2(os.open(screen, os.O_WRONLY | os.O_APPEND), sys.stderr.fileno())
+    if not is_distributed:
+        launcher.forget()
     try:
+        if is_distributed:
+            launcher.check()
         main(sys.argv[1:])
+        sys.stdout.flush()  # where the disk behind it is full that is told here
     except InputError as fault:
         _leave(f"error: {fault}", 2)
     except Stopped as ending:
@@ -199,6 +215,8 @@ def run(main: Callable[[Sequence[str]], None]) -> None:
         if fault.errno not in _OF_DISKS:
             raise
         mend = "make room and give the same command again" if fault.errno in _FULL else "mend it, or write elsewhere"
+        if fault.filename == streams.STDOUT:  # what is left of it goes nowhere, so that nothing fails at exit
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         _leave(f"error: {fault.filename or 'a file'}: cannot be written ({fault.strerror}); {mend}", 1, speaks=True)
     except KeyboardInterrupt:
         _leave("stopped", 130)
@@ -245,9 +263,17 @@ def _leave(sentence: str, code: int, speaks: bool | None = None) -> None:
     sentence = printable(sentence)
     rank = os.environ.get("RANK", "0")
     is_common, speaks = speaks is None, rank == "0" if speaks is None else speaks
+    outcome = os.environ.get(OUTCOME_VARIABLE)
+    if outcome and not os.path.isfile(outcome):  # left over from a launcher that has ended
+        outcome = None
     if speaks:
         print(sentence, file=sys.stderr)
-    outcome = os.environ.get(OUTCOME_VARIABLE)
+    elif (
+        is_common and code < 128 and not outcome and not launcher.meeting.is_over
+    ):  # perhaps there is no rank 0 that speaks
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)
+        time.sleep(WORD_OF_RANK_0)
+        print(f"rank {rank}: {sentence}", file=sys.stderr)
     if outcome and speaks:
         Path(outcome).write_text(str(code))
     if outcome and is_common:
@@ -278,6 +304,7 @@ def _from_file(argv: Sequence[str], known: dict[str, Flag], peer: Peer | None, a
     path = _value_of("--config", argv)
     if path is None:
         return []
+    path = expand(path, "--config")
     made: list[str] = []
     first: dict[str, tuple[str, Any]] = {}  # the key that a flag was first given by, and its value
     settings = read_yaml(Path(path))

@@ -5,14 +5,24 @@ tyro reports what it refuses in a drawn box; here it is one sentence that names 
 
 import dataclasses
 import difflib
+import os
+import re
 import types
 import typing
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Annotated, Any, Literal, NamedTuple, Union, get_args, get_origin
 
 import tyro
 
 from system.errors import InputError
+
+
+class _Path:
+    """Marks a text as a path."""
+
+
+PathText = Annotated[str, _Path()]
+"""A path as a user writes it: on the command line and in a YAML file ~ and $VARIABLES in it stand for what they say."""
 
 
 class Flag(NamedTuple):
@@ -27,6 +37,11 @@ class Flag(NamedTuple):
     marks: tuple[Any, ...]
     """What is said of it to tyro."""
     is_required: bool
+
+    @property
+    def is_path(self) -> bool:
+        """Whether its value, or each of them, is a path."""
+        return any(isinstance(mark, _Path) for mark in (*self.marks, *_marks_inside(self.kind)))
 
     @property
     def is_positional(self) -> bool:
@@ -51,6 +66,50 @@ def flags_of(config: type) -> dict[str, Flag]:
             is_required = f.default is f.default_factory is dataclasses.MISSING
             found[_name_of(f)] = Flag("", f.name, kind, tuple(marks), is_required)
     return found
+
+
+def _marks_inside(kind: Any) -> list[Any]:
+    """What is said of the parts of a type."""
+    own = list(getattr(kind, "__metadata__", ()))
+    return own + [mark for part in get_args(kind) for mark in _marks_inside(part)]
+
+
+def expanded(argv: Sequence[str], flags: Mapping[str, Flag]) -> list[str]:
+    """The arguments with ~ and variables in paths expanded. Raises InputError for a variable that is not set, and for a
+    user who is not known.
+    """
+    made: list[str] = []
+    current = next((name for name, flag in flags.items() if flag.is_positional and flag.is_path), None)
+    for argument in argv:
+        name, equals, value = argument.partition("=")
+        if argument.startswith("--"):
+            current = name.removeprefix("--").replace("-", "_")
+            value = expand(value, name) if equals and current in flags and flags[current].is_path else value
+            made.append(f"{name}{equals}{value}")
+        else:
+            is_path = current is not None and current in flags and flags[current].is_path
+            made.append(expand(argument, f"--{typed_name(current)}") if is_path and current else argument)
+    return made
+
+
+_VARIABLE = re.compile(r"\$(?:\{(\w+)\}|(\w+))")
+
+
+def expand(path: str, flag: str) -> str:
+    """A path with ~ and variables in it expanded. flag: that it was given by, for messages. Raises InputError."""
+
+    def value(match: re.Match[str]) -> str:
+        name = match[1] or match[2]
+        if name not in os.environ:
+            raise InputError(f"{flag}: {path!r} names the variable {name}, which is not set; set it, or write it out")
+        return os.environ[name]
+
+    name, equals, made = "", "", _VARIABLE.sub(value, path)
+    if "=~" in made and not made.startswith("~"):  # NAME=FILE
+        name, equals, made = made.partition("=")
+    if made.startswith("~") and (made := os.path.expanduser(made)).startswith("~"):
+        raise InputError(f"{flag}: {path!r} names a user who is not known here; write the path out")
+    return f"{name}{equals}{made}"
 
 
 def flag_of(config: type, name: str) -> str:

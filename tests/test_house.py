@@ -318,6 +318,32 @@ def test_a_tool_finds_nothing(command):
     assert done.returncode == 0, (done.stdout + done.stderr)[-4000:]
 
 
+# --- what flags are ---------------------------------------------------------------------------------------------------
+
+NAMES_A_FILE = re.compile(r"\b(files?|folders?|checkouts?|hub id|sqlite)\b", re.IGNORECASE)
+NO_PATHS = {"columns", "ignore_columns", "roles", "keep_best", "early_stop", "score"}
+"""Flags whose help names files, and whose value is none."""
+
+
+def text_flags():
+    """(file, flag, its type, its help) of every setting that is a text."""
+    for path, tree in sources("data", "engine", "revise", "eval", "examples"):
+        kinds = [node for node in ast.walk(tree) if isinstance(node, ast.ClassDef)]
+        for kind in (node for node in kinds if re.search(r"(Config|Settings)$", node.name)):
+            for field, said in zip(kind.body, kind.body[1:], strict=False):
+                if isinstance(field, ast.AnnAssign) and isinstance(said, ast.Expr):
+                    yield path, ast.unparse(field.target), ast.unparse(field.annotation), ast.literal_eval(said.value)
+
+
+def test_every_flag_that_is_a_path_is_known_to_be_one():
+    """So that ~ and variables in it are expanded."""
+    found = [one for one in text_flags() if re.search(r"\b(str|PathText)\b", one[2])]
+    assert sum("PathText" in kind for _, _, kind, _ in found) > 80  # or else this looks for the wrong thing
+    missing = [f"{path}: {name}" for path, name, kind, said in found if "PathText" not in kind
+               and NAMES_A_FILE.search(said) and name not in NO_PATHS]  # fmt: skip
+    assert not missing
+
+
 # --- how commands end ----------------------------------------------------------------------------------------------
 
 
@@ -327,6 +353,7 @@ def commands():
         path.removesuffix(".py").replace("/", ".")
         for path, tree in sources("losses", "system", "data", "engine", "revise", "eval")
         if any(isinstance(node, ast.If) and ast.unparse(node.test) == "__name__ == '__main__'" for node in tree.body)
+        and path != "system/session.py"  # launch.sh's
     ]
 
 

@@ -20,8 +20,8 @@ class ReadingSettings:
     gpt, model, developer, function, observation) are known, in any case."""
     keep_json_text: bool = False
     """Leave fields that are messages written as text (JSON, or as Python prints them) as text."""
-    max_row_mb: int = 64
-    """Rows above that many megabytes are faults."""
+    max_row_mb: int = 4
+    """Rows above that many megabytes are faults: encoding one takes some 250 bytes of memory for each of its own."""
 
     def __post_init__(self) -> None:
         if not 1 <= self.max_row_mb <= 2**12:

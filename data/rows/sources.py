@@ -60,7 +60,7 @@ class Reading:
 
     columns: tuple[tuple[str, str], ...] = ()
     """(our name, the file's name) of columns that are called otherwise there."""
-    max_row_mb: int = 64
+    max_row_mb: int = 4
     """Rows above that are faults."""
     ranked: bool = False
     """Whether all of several completions to a prompt are kept, best first, instead of the best and the worst."""

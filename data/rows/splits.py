@@ -106,7 +106,7 @@ def splits_of_card(folder: Path, paths: Sequence[Path]) -> dict[str, list[Path]]
 
 def _configs(card: Path) -> list[dict[str, Any]]:
     try:
-        text = card.read_text(encoding="utf-8") if card.is_file() else ""
+        text = card.read_text(encoding="utf-8-sig") if card.is_file() else ""
     except (OSError, UnicodeDecodeError) as fault:
         raise InputError(f"{card}: cannot be read ({fault}); mend it, or name the files") from None
     front = re.match(r"---[ \t]*\r?\n(.*?)^---[ \t]*$", text, re.DOTALL | re.MULTILINE)

@@ -5,6 +5,7 @@ template is trusted only after a child process with limits of time and memory ha
 What a template does to a row that is unlike every probe is limited in the length of what it writes, not in time.
 """
 
+import contextlib
 import datetime
 import functools
 import json
@@ -26,9 +27,10 @@ import jinja2.parser
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 
 from data.text.messages import NO_CONTEXT, TemplateContext
-from system import InputError
+from system import InputError, RunError
 
 CPU_SECONDS = 3
+ROOT = str(Path(__file__).resolve().parents[2])  # of the packages
 WALL_SECONDS = 60
 MEMORY_BYTES = 2**30
 LONGEST_OUTPUT = 2**20  # characters; a probe has under 100
@@ -213,8 +215,8 @@ def _tojson(
 @functools.lru_cache(maxsize=256)
 def _probe(source: str, names: tuple[tuple[str, str], ...], day: str) -> str | None:
     """What is wrong with a template, found out in a child process; None where it can be trusted."""
-    child = [sys.executable, "-c", "from data.text.template import answer_probe; answer_probe()"]
-    env = os.environ | {"PYTHONPATH": str(Path(__file__).resolve().parents[2])}
+    child = [sys.executable, "-P", "-c", "from data.text.template import answer_probe; answer_probe()"]
+    env = os.environ | {"PYTHONPATH": os.pathsep.join(filter(None, (ROOT, os.environ.get("PYTHONPATH"))))}
     try:
         done = subprocess.run(
             child,
@@ -225,13 +227,16 @@ def _probe(source: str, names: tuple[tuple[str, str], ...], day: str) -> str | N
             timeout=WALL_SECONDS,
             check=False,
         )
-    except subprocess.TimeoutExpired:
-        return f"rendering a conversation of two words takes more than {WALL_SECONDS} seconds"
+    except subprocess.TimeoutExpired:  # a template's work ends earlier, by the limit that the child has
+        raise RunError(
+            "the process by which a chat template is tried before it is used has not ended after "
+            f"{WALL_SECONDS} seconds, without {CPU_SECONDS} of work; try again when this machine is less busy"
+        ) from None
     if done.returncode in (-signal.SIGXCPU, -signal.SIGKILL):
         return f"rendering a conversation of two words takes more than {CPU_SECONDS} seconds of work"
-    if done.returncode:
+    if done.returncode:  # what a template does is told on stdout
         last = (done.stderr.strip().splitlines() or [f"exit code {done.returncode}"])[-1]
-        return f"rendering a conversation of two words fails ({last})"
+        raise RunError(f"the process by which a chat template is tried before it is used has failed ({last})")
     return done.stdout.strip() or None
 
 
@@ -239,7 +244,8 @@ def answer_probe() -> None:
     """The child: reads a template from stdin, renders the probes under limits, prints what is wrong in one line."""
     asked = json.load(sys.stdin)
     resource.setrlimit(resource.RLIMIT_CPU, (CPU_SECONDS, CPU_SECONDS + 1))
-    resource.setrlimit(resource.RLIMIT_AS, (MEMORY_BYTES, MEMORY_BYTES))
+    with contextlib.suppress(ValueError, OSError):  # macOS knows no such limit
+        resource.setrlimit(resource.RLIMIT_AS, (MEMORY_BYTES, MEMORY_BYTES))
     try:
         template = _environment(datetime.date.fromisoformat(asked["day"])).from_string(asked["source"])
     except MemoryError:

@@ -14,8 +14,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from data.text.json_files import decoded
 from data.text.tokenizer import Tokenizer
 from system import InputError, check_regular
+from system.flags import PathText
 
 # Llama-3's format, for checkpoints that have its control tokens and no template of their own.
 LLAMA3_TEMPLATE = (
@@ -33,7 +35,7 @@ OURS = ("messages", "add_generation_prompt", "tools", "documents", "bos_token", 
 class TemplateSettings:
     """Flags of every command that renders a chat template."""
 
-    chat_template: str | None = None
+    chat_template: PathText | None = None
     """Chat template in the place of the checkpoint's: a file, or the name of one of several that the checkpoint has.
     Epoch folders carry it."""
     chat_template_kwargs: str | None = None
@@ -172,7 +174,7 @@ def named_templates(tokenizer: Tokenizer) -> dict[str, tuple[str, Path]]:
 def _read(file: Path) -> str:
     try:
         check_regular(file)
-        return file.read_text(encoding="utf-8")
+        return decoded(file.read_bytes(), file)
     except (OSError, UnicodeDecodeError) as fault:
         raise InputError(f"{file}: cannot be read ({fault}); copy it anew") from None
 

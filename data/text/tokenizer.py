@@ -28,7 +28,7 @@ from data.text.tokenizer_folder import (
 )
 from data.text.tokenizer_json import JsonCoder
 from data.text.tokenizer_ranks import BOS, EOS, looks_like_ranks, read_ranks, runs_of_text
-from data.text.tokenizer_sentencepiece import SentencePieceCoder
+from data.text.tokenizer_sentencepiece import SentencePieceCoder, prefix_of
 from system import InputError, cli
 
 LONGEST_KEPT, MOST_KEPT = 200, 1024
@@ -41,6 +41,8 @@ class _Coder(Protocol):
     tokens: list[dict[str, Any]]
     """Tokens that are not text: {"id", "content", ...}, "lstrip" and "rstrip" where they eat blanks."""
     n_ids: int
+    ids: frozenset[int]
+    """Those that stand for something."""
     prefixes_after_control: bool
 
     def id_of(self, text: str) -> int | None: ...
@@ -112,7 +114,7 @@ class Tokenizer:
         if head.startswith(b"version https://git-lfs"):
             raise InputError(f"{model}: a Git LFS pointer, not the file; run git lfs pull in its folder")
         if not looks_like_ranks(head):
-            coder = SentencePieceCoder(model)
+            coder = SentencePieceCoder(model, prefix_of(self.config, self.folder))
             return coder, coder.names
         made = read_ranks(model)
         names = {"bos_token": BOS, "eos_token": EOS}
@@ -240,6 +242,10 @@ class Tokenizer:
     def is_control(self, token: int) -> bool:
         """Whether a token is an added one: placed by a template, or one that only an assistant's text can stand for."""
         return token in self._added_ids
+
+    def ids_without_token(self, n_ids: int) -> list[int]:
+        """Those below n_ids that stand for nothing: rows by which a model's vocabulary is padded."""
+        return [i for i in range(n_ids) if i not in self._coder.ids and i not in self._added_ids]
 
     def is_spoken(self, token: int) -> bool:
         """Whether a token is an added one that is not special: it is written by what an assistant says."""

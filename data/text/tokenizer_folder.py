@@ -9,7 +9,7 @@ from fnmatch import fnmatch
 from pathlib import Path
 from typing import Any
 
-from data.text.json_files import existing, read_json
+from data.text.json_files import decoded, existing, read_json
 from data.text.tokenizer_ranks import looks_like_ranks, rank_words
 from data.text.tokenizer_sentencepiece import pieces_of
 from system import InputError, cli
@@ -148,6 +148,6 @@ def _default_template(value: Any) -> str | None:
 def _text(path: Path) -> str | None:
     """A template's text but for the line end that jinja drops; None where it cannot be read, as is told elsewhere."""
     try:
-        return path.read_text(encoding="utf-8").removesuffix("\n")
+        return decoded(path.read_bytes(), path).removesuffix("\n")
     except (OSError, UnicodeDecodeError):
         return None

@@ -36,7 +36,8 @@ class JsonCoder:
         nodes = [*_nodes(description["pre_tokenizer"]), *_nodes(description.get("decoder"))]
         self.is_byte_level = any(node.get("type") == "ByteLevel" for node in nodes)
         """Whether its words are spelled in letters that stand for bytes."""
-        self.n_ids = 1 + max([-1, *self._full.get_vocab().values(), *(t["id"] for t in self.tokens)])
+        self.ids = frozenset([*self._full.get_vocab().values(), *(t["id"] for t in self.tokens)])
+        self.n_ids = 1 + max(self.ids, default=-1)
         self.first_id = next(iter(self._full.encode("").ids), None)
         """What the tokenizer itself puts before a text."""
 

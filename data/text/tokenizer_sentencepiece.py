@@ -1,14 +1,14 @@
 """A sentencepiece tokenizer.model (Llama-2's and Mistral's form) as a coder of plain text."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import sentencepiece
 from google.protobuf.message import DecodeError
 from sentencepiece import sentencepiece_model_pb2
 
-from system import InputError
+from system import InputError, cli
 
 _Piece = sentencepiece_model_pb2.ModelProto.SentencePiece  # pyright: ignore[reportAttributeAccessIssue]
 
@@ -22,6 +22,25 @@ def pieces_of(path: Path) -> list[str]:
     return [piece.piece for piece in model.pieces]
 
 
+Prefix = Literal["always", "first", "never"]
+"""always: before each text between control tokens, as Meta and Mistral do. first: before the one with which everything
+begins."""
+
+
+def prefix_of(config: Mapping[str, Any], folder: Path) -> Prefix:
+    """What a tokenizer_config.json says of it, as transformers reads it; where it says nothing, "always", and that is
+    said: transformers 4 takes legacy for true then, and 5 for false.
+    """
+    if config.get("add_prefix_space") is False:
+        return "never"
+    if config and "legacy" not in config:
+        cli.notify_once(
+            f"{folder}: tokenizer_config.json says nothing of legacy: a blank is put before each text between control "
+            "tokens, as Meta and transformers 4 do; with legacy: false before the first alone, as transformers 5 does"
+        )
+    return "always" if config.get("legacy", True) else "first"
+
+
 class SentencePieceCoder:
     """Text to ids by the `sentencepiece` library, with every piece that is not text made a control symbol.
 
@@ -30,11 +49,9 @@ class SentencePieceCoder:
     second copy puts no blank before a text: for text that goes on in the middle of a sentence.
     """
 
-    prefixes_after_control = True
-    """As Meta and Mistral do: each text between control tokens is encoded by itself."""
-
-    def __init__(self, path: Path) -> None:
-        """Raises InputError where the file is not a sentencepiece model."""
+    def __init__(self, path: Path, prefix: Prefix = "always") -> None:
+        """prefix: before which texts a blank is put. Raises InputError where the file is not a sentencepiece model."""
+        self.prefixes_after_control = prefix == "always"
         try:
             model = sentencepiece_model_pb2.ModelProto.FromString(path.read_bytes())  # pyright: ignore[reportAttributeAccessIssue]
             if not model.pieces or not model.HasField("trainer_spec"):
@@ -49,15 +66,17 @@ class SentencePieceCoder:
             for token in self.tokens:
                 if not token["special"]:
                     model.pieces[token["id"]].type = _Piece.CONTROL
-            self._plain = _make(model)
+            plain = _make(model)
             model.normalizer_spec.add_dummy_prefix = False
             self._bare = _make(model)
+            self._plain = self._bare if prefix == "never" else plain
         except (DecodeError, RuntimeError, ValueError, OSError) as fault:
             raise InputError(
                 f"{path}: neither a sentencepiece model nor ranks as Llama-3's ({' '.join(str(fault).split())}); "
                 "copy it anew"
             ) from None
         self.n_ids = len(model.pieces)
+        self.ids = frozenset(range(self.n_ids))
         self._control = {t["id"]: t["content"] for t in self.tokens}
         names = {
             "bos_token": self._plain.bos_id(),

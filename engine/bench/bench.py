@@ -30,6 +30,7 @@ from engine.config import ALIASES, MasterWeights
 from engine.model import SHAPES, Llama, LlamaConfig, raw_config
 from engine.planning import DATASHEET
 from system import InputError, RunError, cli, files
+from system.flags import PathText
 
 EXAMPLE = "python -m engine.bench --shape tiny --data ultrafeedback"
 # Tokens of UltraFeedback's prompts, winners and losers before the cut at 512: medians and spread of their logarithms.
@@ -41,20 +42,20 @@ SAVINGS = ("packing", "prompt-sharing", "response-rows", "reference-cache", "kep
 class BenchConfig:
     """Measure steps of the real training path."""
 
-    shape: str = "tiny"
+    shape: PathText = "tiny"
     """tiny, llama3-8b, or a checkpoint folder; its weights are random but a folder's."""
     layers: int | None = None
     """So many layers instead of the shape's."""
-    data: str = "ultrafeedback"
+    data: PathText = "ultrafeedback"
     """Rows, or "ultrafeedback": random ids of its lengths. Rows of text need a tokenizer: a folder's, else one is
     trained on them."""
     steps: int = 3
     """Steps of each of the two epochs; the first is a warm-up."""
     batch_size: int = 16
     """Pairs per step."""
-    loss: str = "apo_zero"
+    loss: PathText = "apo_zero"
     """Objective."""
-    beside: tuple[str, ...] = ()
+    beside: tuple[PathText, ...] = ()
     """Objectives with a row each beside it, or "none". Unset: ld_dpo and tdpo2, which see tokens, on the tiny shape,
     and none on others or with --reference precompute."""
     micro_tokens: int | None = None
@@ -65,7 +66,7 @@ class BenchConfig:
     """As engine.train's."""
     reference: Literal["fused", "precompute"] = "fused"
     """fused: epoch 1 computes it, epoch 2 reads it; precompute: a single epoch, in all of whose steps it is known."""
-    profile: str | None = None
+    profile: PathText | None = None
     """File for a table of what the kernels of one step take, of the first row's run."""
     gpu_memory: float | None = None
     """GB of the GPU that a run may take."""
@@ -79,9 +80,9 @@ class BenchConfig:
     """Run TRL's DPOTrainer on the same weights, rows and settings: pip install -e '.[peer]'."""
     rounds: int = 2
     """How often what is compared is measured, in turn."""
-    out: str | None = None
+    out: PathText | None = None
     """File for everything measured, as JSON."""
-    config: str | None = None
+    config: PathText | None = None
     """YAML file of settings, named as the flags are; flags win over it."""
 
     def __post_init__(self) -> None:

@@ -24,6 +24,7 @@ from engine.bench.bench import device_name, write_model
 from engine.config import host
 from engine.sampling import Sampling, generate
 from system import InputError, cli
+from system.flags import PathText
 
 EXAMPLE = "python -m engine.bench_generation --shape tiny"
 PROMPT_TOKENS = (119, 0.8)  # UltraFeedback's prompts: median, and spread of their logarithms
@@ -35,7 +36,7 @@ ENDING = 96  # one token in so many ends an answer
 class BenchGenerationConfig:
     """Measure generation beside transformers."""
 
-    shape: str
+    shape: PathText
     """tiny, llama3-8b, or a checkpoint folder; its weights are random but a folder's."""
     layers: int | None = None
     """So many layers instead of the shape's."""
@@ -49,7 +50,7 @@ class BenchGenerationConfig:
     """transformers'."""
     rounds: int = 1
     """How often each is measured, in turn."""
-    config: str | None = None
+    config: PathText | None = None
     """YAML file of settings, named as the flags are; flags win over it."""
 
     def __post_init__(self) -> None:

@@ -10,6 +10,7 @@ one process or many:
 import functools
 import json
 import os
+import resource
 import sys
 import time
 from collections import defaultdict
@@ -246,7 +247,9 @@ def _alone(config: TrainConfig) -> dict[str, Any]:
 
 
 def resident(*, peak: bool = False) -> int:
-    """Bytes of memory that this process holds, or held at most."""
+    """Bytes of memory that this process holds, or held at most; always the latter where there is no /proc."""
+    if not Path("/proc/self/status").exists():
+        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss  # in bytes on macOS
     status = dict(line.split(":", 1) for line in Path("/proc/self/status").read_text().splitlines())
     return int(status["VmHWM" if peak else "VmRSS"].split()[0]) * 1024
 

@@ -9,7 +9,7 @@ import tyro
 from data.rows import RowSettings
 from engine.config.checks import check_above_zero, check_not_negative
 from system import InputError
-from system.flags import flag_of
+from system.flags import PathText, flag_of
 
 OptimizerName = Literal["rmsprop", "adamw", "muon"]
 
@@ -18,7 +18,7 @@ OptimizerName = Literal["rmsprop", "adamw", "muon"]
 class DataConfig(RowSettings):
     """What is trained on."""
 
-    sources: Annotated[tuple[str, ...], tyro.conf.arg(name="data")]
+    sources: Annotated[tuple[PathText, ...], tyro.conf.arg(name="data")]
     """Rows to train on: .jsonl, .json, .csv or .parquet files, folders of such files, hub ids; NAME:SPLIT is a split of
     the latter two."""
     weights: Annotated[tuple[float, ...], tyro.conf.arg(name="data-weights")] = ()
@@ -45,7 +45,7 @@ class DataConfig(RowSettings):
 class ObjectiveConfig:
     """What is minimised. Any hyperparameter of an objective is --NAME.argument, for example --apo_zero.beta 0.3."""
 
-    loss: str = "apo_zero"
+    loss: PathText = "apo_zero"
     """Objective: a name listed below, path/to/file.py:name, or a mixture such as apo_zero:1,sft:0.1."""
     beta: float | None = None
     """Scale of the rewards, per nat; unset, the objective's own default."""
@@ -172,9 +172,9 @@ class ReferenceConfig:
     mode: Annotated[Literal["auto", "fused", "precompute", "none"], tyro.conf.arg(name="reference")] = "auto"
     """fused: a second model is computed beside the policy in epoch 1; precompute: one pass of the reference's weights,
     which are the policy's own unless --reference-model names others, before step 1."""
-    model: Annotated[str | None, tyro.conf.arg(name="reference-model")] = None
+    model: Annotated[PathText | None, tyro.conf.arg(name="reference-model")] = None
     """Checkpoint folder or hub id of another reference than --model: of any shapes, with the same vocabulary."""
-    cache: Annotated[str | None, tyro.conf.arg(name="reference-cache")] = None
+    cache: Annotated[PathText | None, tyro.conf.arg(name="reference-cache")] = None
     """Reference log-probs of other runs: a folder that runs share, or one's reference.safetensors. Taken where weights,
     rows and dtype are the same; said so, and computed anew, where not."""
     update: Annotated[Literal["none", "soft", "hard"], tyro.conf.arg(name="reference-update")] = "none"

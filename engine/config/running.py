@@ -1,13 +1,13 @@
 """The subjects of a run that say how it is run: in what memory, on how many ranks, what it writes and measures."""
 
-import os
 from dataclasses import dataclass
 from typing import Literal
 
 from data.forest import PackingOptions
 from engine.config.checks import as_steps, check_above_zero, check_not_negative, check_steps
 from engine.config.trackers import Tracker
-from system import InputError
+from system import InputError, launcher
+from system.flags import PathText
 
 Rounding = Literal["nearest", "stochastic"]
 Technique = Literal[
@@ -83,7 +83,7 @@ class CheckpointConfig:
     before, a folder is written; `best` is a link to it."""
     keep_final_state: bool = False
     """Save a state after the last step too: --continue-from goes on with its optimizer's moments."""
-    continue_from: str | None = None
+    continue_from: PathText | None = None
     """A finished run's folder: begin with the weights that it ended with, and its optimizer's moments where it has kept
     its final state, in a new folder, with this run's own steps and learning rate. --model is still the model that it
     began with, and stays the reference."""
@@ -121,7 +121,7 @@ class CheckpointConfig:
     @property
     def resumes(self) -> bool:
         """Whether the run goes on with what --out holds: asked for, or started anew by torchrun."""
-        return self.resume or int(os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")) > 0
+        return self.resume or launcher.n_restarts() > 0
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -147,7 +147,7 @@ class DistributedConfig:
 class MeasuringConfig:
     """What is measured beside the training rows, and what the savings buy."""
 
-    eval_data: str | None = None
+    eval_data: PathText | None = None
     """Held-out rows, named as --data is: their rewards and log-probs are measured after each epoch."""
     eval_pairs: int | float = 0
     """Hold out so many of the rows of --data instead; below 1 a share of them, rounded up."""

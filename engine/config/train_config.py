@@ -17,7 +17,7 @@ from typing import Any, Literal
 from engine.config.learning import DataConfig, ObjectiveConfig, OptimizerConfig, ReferenceConfig, ScheduleConfig
 from engine.config.running import CheckpointConfig, DistributedConfig, MeasuringConfig, MemoryConfig, WatchingConfig
 from system import InputError, cli
-from system.flags import flags_of
+from system.flags import PathText, flags_of
 
 ALIASES = cli.Aliases(
     names={"save_total_limit": "keep_checkpoints"},
@@ -31,12 +31,12 @@ ALIASES = cli.Aliases(
 class TrainConfig:
     """Align a Llama on preferences. The defaults are those of arXiv 2408.06266."""
 
-    model: str
+    model: PathText
     """Checkpoint folder (Hugging Face layout, safetensors) or hub id; the policy starts from it, and so does the
     reference where no --reference-model is named."""
-    out: str
+    out: PathText
     """Folder for the run: config, metrics, a checkpoint per epoch. Must not hold a run, but with --resume."""
-    config: str | None = None
+    config: PathText | None = None
     """YAML file of settings, named as the flags are, or as TRL's trainers have them; flags win over it."""
     trl_trainer: Literal["dpo", "kto", "orpo", "cpo"] | None = None
     """Which of TRL's trainers a file of --config is for, whose defaults hold in it. Unset: as names tell that only one

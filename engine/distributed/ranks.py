@@ -6,11 +6,11 @@ in float32.
 """
 
 import atexit
-import ctypes
 import os
 import secrets
 import signal
 import sys
+import threading
 import time
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
@@ -27,15 +27,16 @@ from torch.distributed.rendezvous import rendezvous
 from engine.config import world_size
 from engine.distributed.heartbeat import Heartbeat
 from engine.model import FusedForward, Llama
-from system import InputError, torch_private
+from system import InputError, launcher, torch_private
+from system.session import end_with_parent
 
 if TYPE_CHECKING:
     from torch.distributed.device_mesh import DeviceMesh
 
 Value = TypeVar("Value")
 
+LATE = 10.0  # seconds after which it is said that other ranks are waited for
 LOOK = 5.0  # seconds in which a network's file system shows what another host has made
-PR_SET_PDEATHSIG = 1  # of Linux's sys/prctl.h
 # Lengths differ from pass to pass: without it the allocator is left with pieces that nothing fits.
 os.environ.setdefault("PYTORCH_CUDA_ALLOC_CONF", "expandable_segments:True")
 
@@ -109,13 +110,34 @@ class Ranks:
             if not dist.is_initialized():  # one group a process: a second meeting would read the first's addresses
                 if self.size > 1:
                     _die_with_parent()
-                    self._meet_others(backend)
+                    with self._awaiting():
+                        self._meet_others(backend)
                 else:  # alone: no address to meet at
                     store = dist.HashStore()  # pyright: ignore[reportPrivateImportUsage]  # its documentation has it
                     dist.init_process_group(backend, store=store, rank=0, world_size=1)
                 atexit.register(dist.destroy_process_group)
+        launcher.meeting.is_over = True
         if self.size > 1:
             self.heartbeat = Heartbeat(torch_private.default_store(), self.rank, self.size)
+
+    @contextmanager
+    def _awaiting(self) -> Iterator[None]:
+        """Says what is waited for where the other ranks are late. Raises InputError where they do not come."""
+        notice = threading.Timer(
+            LATE, lambda: print(f"waiting for the other ranks: {launcher.shown()}", file=sys.stderr)
+        )
+        notice.daemon = True
+        notice.start()
+        try:
+            yield
+        except dist.DistError as fault:  # pyright: ignore[reportPrivateImportUsage]  # its documentation has it
+            said = str(fault).splitlines()[0]
+            raise InputError(
+                f"{launcher.shown()}: the other ranks cannot be met ({said}); start all of them, or, where these "
+                f"variables are left over from a launcher, unset {' '.join(launcher.VARIABLES)}"
+            ) from None
+        finally:
+            notice.cancel()
 
     def _meet_others(self, backend: str) -> None:
         """Makes the process group of several ranks.
@@ -124,8 +146,8 @@ class Ranks:
         attempt has keys of its own. Several hosts count their attempts apart, and so share the plain ones.
         """
         timeout = timedelta(seconds=self._timeout)
-        attempt = os.environ.get("TORCHELASTIC_RESTART_COUNT")
-        if attempt is None or int(os.environ.get("LOCAL_WORLD_SIZE", "0")) != self.size:
+        attempt = launcher.n_restarts()
+        if "TORCHELASTIC_RESTART_COUNT" not in os.environ or int(os.environ.get("LOCAL_WORLD_SIZE", "0")) != self.size:
             dist.init_process_group(backend, timeout=timeout)
             return
         store, rank, size = next(rendezvous("env://", timeout=timeout))
@@ -303,5 +325,5 @@ def free_memory() -> int:
 
 def _die_with_parent() -> None:
     """Where torchrun is killed its ranks would live on, and hold the run's folder."""
-    if sys.platform == "linux" and "TORCHELASTIC_RUN_ID" in os.environ:
-        ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
+    if "TORCHELASTIC_RUN_ID" in os.environ:
+        end_with_parent(signal.SIGKILL)

@@ -1,4 +1,6 @@
-"""A wish to stop: SIGTERM, Ctrl-C, or a file that a launcher writes; granted where a step ends."""
+"""A wish to stop: SIGTERM, Ctrl-C, a terminal that is closed, or a file that a launcher writes; granted where a step
+ends.
+"""
 
 import contextlib
 import os
@@ -34,7 +36,10 @@ class Stop:
 
     def __enter__(self) -> "Stop":
         if threading.current_thread() is threading.main_thread():
-            self._before = {n: signal.signal(n, self._hear) for n in (signal.SIGTERM, signal.SIGINT)}
+            heard = [signal.SIGTERM, signal.SIGINT]
+            if signal.getsignal(signal.SIGHUP) != signal.SIG_IGN:  # nohup goes on
+                heard.append(signal.SIGHUP)
+            self._before = {n: signal.signal(n, self._hear) for n in heard}
         return self
 
     def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:

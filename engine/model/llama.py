@@ -34,6 +34,8 @@ class Llama(nn.Module):
         self.config = config
         self.source: Path | None = None
         """The folder that the weights came from: its tokenizer goes into every folder written."""
+        self.beside: dict[str, bytes] | None = None
+        """What goes into these of that folder, where it has been read already (weights.read_beside)."""
         self.embed = nn.Embedding(config.vocab_size, config.hidden_size)
         self.blocks = nn.ModuleList(Block(config) for _ in range(config.n_layers))
         self.norm = RMSNorm(config.hidden_size, config.rms_norm_eps)

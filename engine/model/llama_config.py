@@ -51,7 +51,7 @@ class LlamaConfig:
         for key, plain in (("attention_bias", False), ("mlp_bias", False), ("hidden_act", "silu")):
             if raw.get(key, plain) != plain:
                 raise InputError(f"{location}: {key} = {raw[key]!r} is not supported; Llama has {plain!r}")
-        if raw.get("model_type", "llama") != "llama":
+        if (raw.get("model_type") or "llama") != "llama":
             raise InputError(
                 f"{location}: architectures says {names[0]}, and model_type, by which transformers goes, says "
                 f"{raw['model_type']!r}; correct the one or the other"

@@ -5,7 +5,7 @@ new thing that a run writes goes here, in a file of its own.
 from engine.run.best import check_name
 from engine.run.card import CARD, Card, front_of
 from engine.run.continued import Continued
-from engine.run.folder import RunFolder, check_folder, day_of, has_split_masters, last_line
+from engine.run.folder import KEPT_MODEL, RunFolder, check_apart, check_folder, day_of, has_split_masters, last_line
 from engine.run.identity import DAY, identity
 from engine.run.metrics_log import MetricsLog, say
 from engine.run.milestones import Milestones
@@ -14,12 +14,14 @@ from engine.run.stopping import Stopping
 __all__ = [
     "CARD",
     "DAY",
+    "KEPT_MODEL",
     "Card",
     "Continued",
     "MetricsLog",
     "Milestones",
     "RunFolder",
     "Stopping",
+    "check_apart",
     "check_folder",
     "check_name",
     "day_of",

@@ -4,6 +4,7 @@ YAML in front of it is what the hub reads: base model and data sets where they h
 the machine is in it: files and folders are called by the last part of their names. The licence is left open.
 """
 
+import functools
 import inspect
 import json
 import re
@@ -65,7 +66,10 @@ class Card:
         yield LICENCE
         yield "---"
 
-    @property
+    def __post_init__(self) -> None:
+        _ = self._base  # while the model's folder is there
+
+    @functools.cached_property
     def _base(self) -> str | None:
         """The base model's hub id: as it was asked for, or as the card of the folder names it."""
         model = self.config.model

@@ -7,6 +7,7 @@ epoch-01/ ...         Hugging Face checkpoint folders (milestones.py), each with
 step-000120/ ...      those inside an epoch
 best                  a link to the best of them
 state/                what --resume needs (states.py)
+state/model/          what is needed of the model's folder beside its weights
 state/identity.json   what the run was asked for and what it was fed (identity.py)
 state/best.json       which folders are there as the best alone (milestones.py)
 state/finished.json   written when nothing is left to do
@@ -53,6 +54,10 @@ if TYPE_CHECKING:
     from engine.run.states import States
 
 
+KEPT_MODEL = "state/model"
+"""What is kept of the model beside its weights (engine/weights/kept.py)."""
+
+
 def check_folder(folder: Path, *, resumes: bool = False) -> None:
     """Raises InputError where the folder holds a run already, unless it is gone on with, or cannot be one."""
     try:
@@ -68,6 +73,16 @@ def check_folder(folder: Path, *, resumes: bool = False) -> None:
     nearest = next(p for p in [folder, *folder.absolute().parents] if p.exists())
     if not _is_writable(nearest):
         raise InputError(f"{folder}: {nearest} cannot be written to; give another --out")
+
+
+def check_apart(folder: Path, model: Path) -> None:
+    """Raises InputError where a run's folder is its model's, or inside of it: what the run writes would be taken for
+    the model's.
+    """
+    out, source = folder.resolve(), model.resolve()
+    if source == out or source in out.parents:
+        where = "the folder of" if source == out else "inside the folder of"
+        raise InputError(f"{folder}: is {where} the model that is trained ({model}); give another --out")
 
 
 def _is_writable(folder: Path) -> bool:

@@ -2,7 +2,7 @@
 
 import hashlib
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +12,8 @@ import engine
 from data.rows import Example, digest
 from engine.config import TrainConfig
 from engine.model import name_of
-from system import InputError, digests
+from engine.weights import file_digests
+from system import InputError
 
 FREE = {
     "out",
@@ -53,8 +54,9 @@ LATER: dict[str, Any] = {
 runs begun by it go on."""
 LATER_ARGUMENTS = {"kto_pair.anchor_size": None}
 """The same of objectives' hyperparameters."""
-OF_ROWS = {"ignore_columns", "roles", "keep_json_text"}
-"""Settings of how files are read: what they come to is in the rows' digest, and older runs had none of them."""
+OF_ROWS = {"ignore_columns", "roles", "keep_json_text", "max_row_mb"}
+"""Settings of how files are read: what they come to is in the rows' digest, and older runs had none of them but the
+last, which was another one."""
 KEYS = {"disable": "without", "master_weights": "master"}
 """Settings that the file calls by the names of release 0.1, so that runs begun by it go on."""
 DAY = "template date"
@@ -75,11 +77,12 @@ def identity(
     dtype: torch.dtype,
     is_split: bool,
     reference: Path | None = None,
+    read: Callable[[Path], Sequence[bytes]] = file_digests,
 ) -> dict[str, Any]:
     """What has to be the same for a run to go on: every setting, and digests of what its files hold.
 
     settings: the objective's hyperparameters. dtype, is_split: what --dtype and --master-weights came to. reference:
-    the folder of --reference-model, where it is another than the model's.
+    the folder of --reference-model, where it is another than the model's. read: gives the digests of a folder's files.
     """
     held = config.resolved() | dict(settings)
     held |= {"dtype": name_of(dtype), "master_weights": "split" if is_split else "whole"}
@@ -92,8 +95,7 @@ def identity(
     }
     if config.schedule.warmup_steps or config.schedule.warmup_ratio:
         known[WARMUP] = "from 0"
-    weights = _digest_of_weights(model)
-    other = weights if reference is None else _digest_of_weights(reference)
+    weights, other = (hashlib.sha256(b"".join(read(folder))).hexdigest()[:16] for folder in (model, reference or model))
     known |= {} if other == weights else {"reference weights": other}
     return known | {
         "weights": weights,
@@ -114,6 +116,7 @@ def compare(path: Path, folder: Path, found: Mapping[str, Any]) -> None:
     except (OSError, ValueError):
         raise InputError(f"{path}: damaged; start anew with another --out") from None
     now = json.loads(json.dumps(found))
+    before = {name: value for name, value in before.items() if name not in OF_ROWS}
     if before.get("program") in SAME_NUMBERS:
         before["program"] = now.get("program")
     if DAY not in before:  # of a release that wrote no day down; the rows' ids tell whether it was the same
@@ -131,11 +134,6 @@ def compare(path: Path, folder: Path, found: Mapping[str, Any]) -> None:
             f"{folder}: --resume would go on with another run ({'; '.join(different)}); "
             "give what it was started with, or another --out"
         )
-
-
-def _digest_of_weights(model: Path) -> str:
-    files = sorted([*model.glob("*.safetensors"), model / "config.json"])
-    return hashlib.sha256(b"".join(digests(files))).hexdigest()[:16]
 
 
 def _digest(rows: Sequence[Example]) -> str:

@@ -2,5 +2,6 @@
 
 from engine.sampling.decoding import Answer, generate
 from engine.sampling.sampling import Sampling
+from engine.sampling.stops import check_stops, ids_of_stops, says_stop
 
-__all__ = ["Answer", "Sampling", "generate"]
+__all__ = ["Answer", "Sampling", "check_stops", "generate", "ids_of_stops", "says_stop"]

@@ -55,12 +55,14 @@ def generate(
     numbers: Sequence[int] | None = None,
     ends: Callable[[Answer], bool] | None = None,
     wanted: Callable[[int, int], bool] = lambda prompt, sample: True,
+    never: Collection[int] = (),
 ) -> list[Answer]:
     """n answers to each prompt of token ids, prompt by prompt. stop: ids that end an answer and are not part of it.
 
     on_finish is called with each answer when it ends, in whatever order they do. numbers: what each prompt's random
     numbers are drawn from, besides seed and sample; its place in the list where there are none. ends: says after each
-    token whether the answer ends there. wanted: which (prompt, sample) to answer at all. Float32 logits.
+    token whether the answer ends there. wanted: which (prompt, sample) to answer at all. never: ids that are not
+    sampled, unless they end an answer. Float32 logits.
     """
     numbers = range(len(prompts)) if numbers is None else numbers
     answers = [Answer(p, s) for p in range(len(prompts)) for s in range(sampling.n) if wanted(p, s)]
@@ -71,6 +73,7 @@ def generate(
     slots = Slots(model, min(sampling.batch_size, len(answers)), min(longest, context or longest))
 
     n_random = noise_size(model.config.vocab_size) if sampling.temperature else 0
+    excluded = torch.tensor(sorted(frozenset(never) - stop), dtype=torch.int64, device=model.embed.weight.device)
 
     while queue or slots.running:
         while queue and slots.has_room and not slots.is_read(queue[0].prompt):
@@ -81,6 +84,7 @@ def generate(
         due, logits = slots.step(sampling.prefill_tokens)
         if not due:
             continue
+        logits[:, excluded] = -torch.inf
         noise = np.stack([r.random.standard_exponential(n_random) for r in due])
         chosen = choose(logits, sampling, noise).tolist()
         for running, token in zip(due, chosen, strict=True):

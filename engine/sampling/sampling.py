@@ -21,7 +21,7 @@ class Sampling:
     max_new_tokens: int = 512
     """Most tokens per answer; the model's context ends it too."""
     temperature: float = 1.0
-    """0: always the likeliest token."""
+    """0: always the likeliest token, as with one so small that logits divided by it overflow."""
     top_p: float = 1.0
     """Sample among the likeliest tokens that together have this probability."""
     top_k: int = 0
@@ -67,7 +67,7 @@ def choose(logits: Tensor, sampling: Sampling, noise: np.ndarray) -> Tensor:
     """
     if sampling.temperature == 0:
         return logits.argmax(dim=1)
-    logits = logits if sampling.temperature == 1 else logits / sampling.temperature
+    logits = logits if sampling.temperature == 1 else _divided(logits, sampling.temperature)
     if 0 < sampling.top_k < logits.shape[1]:
         least = logits.topk(sampling.top_k, dim=1).values[:, -1:]
         logits = logits.masked_fill(logits < least, -torch.inf)
@@ -84,3 +84,11 @@ def choose(logits: Tensor, sampling: Sampling, noise: np.ndarray) -> Tensor:
     block = (weights.sum(dim=1).T / drawn[:, :-BLOCK]).argmax(dim=1)  # [B]
     inner = weights[block, :, torch.arange(len(block), device=block.device)]  # [B, BLOCK]
     return block * BLOCK + (inner / drawn[:, -BLOCK:]).argmax(dim=1)
+
+
+def _divided(logits: Tensor, temperature: float) -> Tensor:
+    """Logits over a temperature; in rows where that overflows its limit: the likeliest token alone."""
+    made = logits / temperature
+    overflows = (~made.isfinite() & logits.isfinite()).any(dim=1, keepdim=True)
+    greedy = torch.full_like(logits, -torch.inf).scatter(1, logits.argmax(dim=1, keepdim=True), 0.0)
+    return torch.where(overflows, greedy, made)

@@ -26,7 +26,8 @@ from engine.planning import Mode
 from engine.step.loss_inputs import REFERENCE_VALUES, ReferenceValues, sums_of
 from engine.step.objective import Objective
 from engine.step.steps import Step
-from system import InputError, cli, digests, whole_file
+from engine.weights import file_digests
+from system import InputError, cli, whole_file
 
 NAME = "reference.safetensors"
 
@@ -292,10 +293,17 @@ def modes(asked: ReferenceConfig, objective: Objective, *, keeps: bool = True) -
     return ["fused"] if needs_model else ["fused", "precompute"]
 
 
-def fingerprint(model: Path, examples: Sequence[Example], dtype: torch.dtype) -> str:
-    """SHA-256 over the weights' files, config.json, the tokenised rows (hence the limits too) and the dtype."""
-    files = sorted([*model.glob("*.safetensors"), model / "config.json"])
+def fingerprint(
+    model: Path,
+    examples: Sequence[Example],
+    dtype: torch.dtype,
+    read: Callable[[Path], Sequence[bytes]] = file_digests,
+) -> str:
+    """SHA-256 over the weights' files, config.json, the tokenised rows (hence the limits too) and the dtype.
+
+    read: gives the digests of a folder's files.
+    """
     whole = digest(e._replace(token_weights=None) for e in examples)  # which the reference does not see
-    for part in (f"{dtype}".encode(), *digests(files)):
+    for part in (f"{dtype}".encode(), *read(model)):
         whole.update(part)
     return whole.hexdigest()

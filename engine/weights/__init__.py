@@ -4,8 +4,10 @@ and how float32 weights are rounded where a folder has fewer bits.
 
 from engine.weights import safetensors_header
 from engine.weights.checkpoint import Checkpoint
+from engine.weights.kept import check_has_weights, file_digests, is_kept, keep, read_beside
 from engine.weights.names import INDEX, checkpoint_name
 from engine.weights.reading import (
+    blank,
     build,
     check,
     check_finite,
@@ -25,14 +27,20 @@ __all__ = [
     "Checkpoint",
     "ShardAccess",
     "SingleProcess",
+    "blank",
     "build",
     "check",
     "check_finite",
+    "check_has_weights",
     "checkpoint_name",
+    "file_digests",
     "fill",
     "hash_of",
+    "is_kept",
+    "keep",
     "load",
     "placed",
+    "read_beside",
     "round_half_away",
     "round_stochastically",
     "safetensors_header",

@@ -17,6 +17,7 @@ from torch import Tensor
 from data.text import read_json
 from engine.model import REMEDY, Llama, LlamaConfig, StoredDtypes, is_narrower, name_of, quantised_by_modelopt
 from engine.weights.checkpoint import Checkpoint
+from engine.weights.kept import is_kept, kept_dtypes
 from engine.weights.names import checkpoint_name
 from engine.weights.rounding import Cast, check_range
 from system import InputError, cli
@@ -43,7 +44,11 @@ def load(folder: str | Path, dtype: torch.dtype = torch.float32, device: str | t
 
 
 def check(folder: Path, model: Llama) -> None:
-    """Raises InputError unless the folder's tensors are exactly the model's: names, shapes and a float dtype."""
+    """Raises InputError unless the folder's tensors are exactly the model's: names, shapes and a float dtype. Of a kept
+    folder it is known.
+    """
+    if is_kept(folder):
+        return
     with Checkpoint(folder) as checkpoint:
         checkpoint.compare(model)
 
@@ -73,6 +78,14 @@ def fill(
             copy(held, rows)
 
 
+def blank(model: Llama, local: Local, copy: Callable[[Tensor, Tensor], object] = Tensor.copy_) -> None:
+    """Zeros in the place of weights that a state will bring."""
+    with torch.no_grad():
+        for parameter in model.parameters():
+            held, _ = local(parameter)
+            copy(held, torch.zeros_like(held))
+
+
 def check_finite(folder: Path, name: str, rows: Tensor) -> None:
     """Raises InputError where a number of a folder's tensor is none."""
     if rows.numel() and not torch.stack(rows.aminmax()).isfinite().all():  # no copy of the rows for the look
@@ -90,6 +103,8 @@ def placed(folder: Path) -> Iterator[None]:
 
 def stored_dtypes(folder: Path) -> StoredDtypes:
     """The dtypes that a folder's weights are stored in. Raises InputError."""
+    if (kept := kept_dtypes(folder)) is not None:
+        return kept
     with Checkpoint(folder) as checkpoint:
         return checkpoint.stored()
 

@@ -6,7 +6,6 @@ it, or nothing.
 
 import json
 import os
-import shutil
 from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
 from pathlib import Path
@@ -15,8 +14,8 @@ from typing import Any, NamedTuple, Protocol
 import torch
 from torch import Tensor
 
-from data.text import read_json, tokenizer_files
 from engine.model import Llama, name_of
+from engine.weights.kept import GENERATION, read_beside
 from engine.weights.names import DTYPES, INDEX, WHOLE, checkpoint_name
 from engine.weights.reading import placed
 from engine.weights.rounding import Cast
@@ -146,11 +145,11 @@ def _write_beside(
         index = {"metadata": {"total_size": total}, "weight_map": where}
         _write_json(folder / INDEX, index)
     _write_json(folder / "config.json", _config_for(model.config.raw, cast))
-    _write_json(folder / "generation_config.json", _generation_config(model.source, model.config.raw, stop_ids))
-    if model.source is not None:
-        for name in tokenizer_files(model.source):
-            (folder / name).parent.mkdir(parents=True, exist_ok=True)
-            shutil.copyfile(model.source / name, folder / name)
+    files = {} if model.source is None else read_beside(model.source) if model.beside is None else model.beside
+    for name, content in files.items():
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        (folder / name).write_bytes(content)
+    _write_json(folder / GENERATION, _generation_config(files.get(GENERATION), model.config.raw, stop_ids))
     for name, text in beside.items():  # a template that a run was given takes the place of the model's own
         (folder / name).write_text(text, encoding="utf-8")
 
@@ -193,7 +192,10 @@ def _layout(tensors: list[Stored]) -> tuple[bytes, dict[str, int], int]:
 def _reserve(path: Path, head: bytes, size: int) -> None:
     """A file of its full size, with its head: a disk that is too full shows here."""
     with naming(path), open(path, "xb") as file:
-        os.posix_fallocate(file.fileno(), 0, size)
+        if hasattr(os, "posix_fallocate"):  # not on macOS, where a disk that is too full shows later
+            os.posix_fallocate(file.fileno(), 0, size)
+        else:
+            file.truncate(size)
         file.write(head)
 
 
@@ -218,15 +220,16 @@ def _on_host(rows: Tensor) -> Tensor:
 
 
 def _config_for(raw: dict[str, Any], cast: Cast) -> dict[str, Any]:
+    kind = {"architectures": ["LlamaForCausalLM"], "model_type": "llama"}  # by which others tell what a folder is
+    raw = raw | {key: raw.get(key) or value for key, value in kind.items()}
     keys = [key for key in ("dtype", "torch_dtype") if key in raw] or ["dtype"]  # transformers 5 writes the former
     if cast.others and any(raw.get(key) for key in keys):
         return raw  # several dtypes: which of them is announced was the source's choice
     return raw | dict.fromkeys(keys, name_of(cast.dtype))
 
 
-def _generation_config(source: Path | None, raw: dict[str, Any], stop_ids: Sequence[int]) -> dict[str, Any]:
-    path = source / "generation_config.json" if source else None
-    made = read_json(path) if path and path.is_file() else {k: raw[k] for k in ("bos_token_id",) if k in raw}
+def _generation_config(given: bytes | None, raw: dict[str, Any], stop_ids: Sequence[int]) -> dict[str, Any]:
+    made = json.loads(given) if given is not None else {k: raw[k] for k in ("bos_token_id",) if k in raw}
     if stop_ids:
         made["eos_token_id"] = list(stop_ids) if len(stop_ids) > 1 else stop_ids[0]
     return made

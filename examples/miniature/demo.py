@@ -25,6 +25,7 @@ from revise import recipe_runner
 from revise import show as pages
 from revise.recipes import ClairConfig, clair_recipe
 from system import RunError, cli
+from system.flags import PathText
 
 TRAINING = {"batch_size": 16, "epochs": 2, "optimizer": "adamw", "lr": 1e-3, "warmup_steps": 10, "beta": 0.5}
 OBJECTIVES = ("apo_zero", "dpo")
@@ -35,9 +36,9 @@ N_HELDOUT = 64  # of the pairs
 class DemoConfig:
     """Build, sample, revise, align, measure: the whole method in a world where every answer can be checked."""
 
-    out: str = "runs/demo"
+    out: PathText = "runs/demo"
     """Folder for everything that the demo makes; the base model in it is kept and used again."""
-    figure: str | None = None
+    figure: PathText | None = None
     """Draw the result as an SVG file too."""
 
 

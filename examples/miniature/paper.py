@@ -31,6 +31,7 @@ from examples import findings, grid
 from examples.grid import Cell
 from examples.miniature import model, rounds, sets, world
 from system import InputError, cli
+from system.flags import PathText
 
 OBJECTIVES = ("dpo", "kto_pair", "sft", "apo_zero", "apo_down")
 RATES = {"dpo": 3e-5, "kto_pair": 1e-4, "sft": 3e-4, "apo_zero": 1e-4, "apo_down": 1e-5}
@@ -55,13 +56,13 @@ EXAMPLE = "./launch.sh paper --seeds 3"
 class PaperConfig:
     """Do the paper's experiment in the miniature world, and hold its claims against what comes out."""
 
-    out: str = "runs/paper"
+    out: PathText = "runs/paper"
     """Folder for everything; what is done already is used again."""
     seeds: int = 1
     """Each with a draw of prompts, answers, pairs and an order of its own."""
     quick: bool = False
     """Two data sets, three objectives, six epochs."""
-    also: tuple[str, ...] = ()
+    also: tuple[PathText, ...] = ()
     """More objectives, as --loss of engine.train names them, path/to/file.py:name for one of your own; with flags for
     one alone: "apo_zero beta=0.1 lr=3e-5". Unset: beta 0.5, and the rate found for that objective, or DPO's, 3e-5."""
     at_once: int | None = None

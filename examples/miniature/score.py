@@ -17,6 +17,7 @@ from engine.generate import Sampling, generate
 from eval import advise, checkpoints, scores
 from examples.miniature import model, world
 from system import InputError, cli
+from system.flags import PathText
 
 EXAMPLE = "python -m examples.miniature.score runs/paper/seed-0/clair/apo_zero"
 BENCHMARK = "field guide"
@@ -27,13 +28,13 @@ MAX_ANSWER_TOKENS = 64
 class ScoreConfig:
     """Score every checkpoint of a run, and the model that it began with, on questions of the field guide."""
 
-    run: tyro.conf.Positional[str]
+    run: tyro.conf.Positional[PathText]
     """A run's folder."""
     n: int = 200
     """How many questions, of the 500 that no model is trained on."""
     skip: int = 0
     """Leave out so many of them first."""
-    config: str | None = None
+    config: PathText | None = None
     """YAML file of settings, named as the flags are; flags win over it."""
 
     def __post_init__(self) -> None:

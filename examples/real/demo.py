@@ -28,6 +28,7 @@ from revise import recipe_runner
 from revise import show as pages
 from revise.recipes import ClairConfig, JudgeConfig, Positions, clair_recipe, judge_recipe
 from system import RunError, cli, files
+from system.flags import PathText
 
 TRAINING: dict[str, Any] = {
     "batch_size": 16, "epochs": 2, "lr": 1e-5, "beta": 0.1, "eval_pairs": 32, "save_dtype": "auto",
@@ -44,7 +45,7 @@ SECONDS = {"pairs": 170, "judged pairs": 170, "run": 430, "base": 170, "model": 
 class RealConfig:
     """Bring a real instruction model, align it on revisions of its own answers, and measure what it has learnt."""
 
-    out: str = "runs/real"
+    out: PathText = "runs/real"
     """Folder for everything that is made; the model and what was done are kept in it and used again."""
     all: bool = False
     """Every objective, and pairs by a judge beside those by a reviser."""

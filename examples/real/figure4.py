@@ -22,6 +22,7 @@ from examples import grid
 from examples.findings import Trajectory, of_trajectories, trajectory
 from examples.real import checkpoint
 from system import InputError, cli, files
+from system.flags import PathText
 
 OBJECTIVES = ("dpo", "apo_zero", "apo_down", "kto_pair", "sft")
 EXAMPLE = "python -m examples.real.figure4 pairs.jsonl --out runs/real/figure4"
@@ -31,11 +32,11 @@ EXAMPLE = "python -m examples.real.figure4 pairs.jsonl --out runs/real/figure4"
 class Figure4Config:
     """Follow held-out pairs through training by five objectives, from one model and on the same pairs."""
 
-    data: tyro.conf.Positional[str]
+    data: tyro.conf.Positional[PathText]
     """Pairs, as engine.train takes them."""
-    out: str
+    out: PathText
     """Folder for the runs, their report and figure4.md; what is there already is gone on with."""
-    model: str | None = None
+    model: PathText | None = None
     """Checkpoint folder or hub id. Unset: SmolLM2-135M-Instruct, brought into runs/real."""
     n: int = 16
     """Pairs to train on."""
@@ -57,7 +58,7 @@ class Figure4Config:
     """Train nothing: report the runs as far as they have come."""
     seed: int = 0
     """Of which pairs are taken."""
-    config: str | None = None
+    config: PathText | None = None
     """YAML file of settings, named as the flags are; flags win over it."""
 
     def __post_init__(self) -> None:

@@ -33,6 +33,7 @@ from eval.tables import Table, number
 from examples.real import checkpoint, demo, task
 from examples.real import measure as measuring
 from system import InputError, cli, files
+from system.flags import PathText
 
 EXAMPLE = "python -m examples.real.rounding runs/real/run-.../clair.jsonl --out runs/real/rounding"
 RATES = (2e-7, 1e-6, 1e-5)
@@ -47,15 +48,15 @@ SEEDS = (1, 2, 3)
 class RoundingConfig:
     """Measure what rounding to bfloat16 leaves of a run, by learning rate and number of steps."""
 
-    data: tyro.conf.Positional[str | None] = None
+    data: tyro.conf.Positional[PathText | None] = None
     """Pairs, as engine.train takes them: 32 are trained on and 64 held out, drawn by a seed."""
-    out: str = "runs/real/rounding"
+    out: PathText = "runs/real/rounding"
     """Folder for the runs and the rounded folders. What is there already is used."""
-    run: str | None = None
+    run: PathText | None = None
     """Folder of ./launch.sh demo --real in runs/real: round what it has aligned, instead of training anew."""
-    model: str | None = None
+    model: PathText | None = None
     """Checkpoint folder or hub id. Unset: SmolLM2-135M-Instruct, brought into runs/real."""
-    record: str = "docs/records/rounding.json"
+    record: PathText = "docs/records/rounding.json"
     """JSON file for what was found. What it holds of the other kind of run stays."""
 
     def __post_init__(self) -> None:

@@ -9,6 +9,7 @@ from revise.client.endpoints import parse_base
 from revise.client.store import State
 from revise.client.wire import REWARD_PATH, Request
 from system import InputError
+from system.flags import PathText
 
 DEFAULT_KEY_ENV = "OPENAI_API_KEY"
 
@@ -17,7 +18,7 @@ DEFAULT_KEY_ENV = "OPENAI_API_KEY"
 class ClientConfig:
     """How a server is asked."""
 
-    store: str
+    store: PathText
     """SQLite file that holds every answer; a rerun sends only what is missing in it."""
     endpoint: tuple[str, ...] = ()
     """Address of an OpenAI-compatible server, such as http://localhost:8000/v1; several share the work."""
@@ -25,7 +26,7 @@ class ClientConfig:
     """The model's name there."""
     key_env: tuple[str, ...] = (DEFAULT_KEY_ENV,)
     """Environment variable that holds the API key: one for all endpoints, or one for each."""
-    key_file: str | None = None
+    key_file: PathText | None = None
     """File that holds the API key, in the place of a variable."""
     concurrency: int = 64
     """Most requests at once, for each endpoint."""
@@ -63,7 +64,7 @@ class ClientConfig:
     """Take an empty account for a passing fault: some relays say so by mistake."""
     proxy: bool = False
     """Use the proxy that the environment names."""
-    ca_file: str | None = None
+    ca_file: PathText | None = None
     """Certificates to trust besides the usual ones."""
     dry_run: bool = False
     """Say what would be sent, and the most that it can cost; send nothing."""

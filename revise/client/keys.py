@@ -50,7 +50,7 @@ def from_environment(name: str) -> Key | None:
 def from_file(path: Path) -> Key:
     """The key in a file that holds nothing else. Raises InputError; a file that others can read is said."""
     try:
-        text = path.read_text(encoding="utf-8")
+        text = path.read_text(encoding="utf-8-sig")
         mode = path.stat().st_mode
     except (OSError, UnicodeDecodeError) as fault:
         why = fault.strerror if isinstance(fault, OSError) else "not UTF-8"  # the decoder's words show the bytes

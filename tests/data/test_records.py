@@ -554,6 +554,14 @@ def test_a_row_that_is_too_long_is_a_fault_and_the_next_is_read(tmp_path):
     assert str(fault) == f"{file}:2: longer than 1 MB; mend it, or raise --max-row-mb"
 
 
+def test_a_row_that_would_take_a_gigabyte_is_one_by_default(tmp_path):
+    """Encoding a row takes some 250 bytes of memory for each of its own."""
+    row = json.dumps(PAIR)
+    file = write(tmp_path, "\n".join([json.dumps(PAIR | {"chosen": "a" * 25 * 2**20}), row]))
+    fault, two = read_records(file)
+    assert str(fault) == f"{file}:1: longer than 4 MB; mend it, or raise --max-row-mb" and two.location.endswith(":2")
+
+
 @pytest.mark.parametrize("content", ["", "\n \n\r\n", "\ufeff"], ids=["empty", "blank", "a mark only"])
 def test_a_file_without_rows_is_refused(tmp_path, content):
     with pytest.raises(InputError, match=r"rows\.jsonl: no row that can be used; the form is \{\"prompt\""):

@@ -1,13 +1,18 @@
 """Chat templates are programs of strangers: what they may do, and how soon they are stopped."""
 
+import os
 import subprocess
+import sys
+import sysconfig
 import time
 from pathlib import Path
 
 import pytest
 
 from data.text.template import CPU_SECONDS, Template
-from system import InputError
+from engine import weights
+from system import InputError, RunError
+from tests import tiny
 from tests.proofs import counted
 
 HEAD = "{% for m in messages %}{{ m.role }}: {{ m.content }}\n{% endfor %}"
@@ -128,3 +133,53 @@ def test_json_is_written_as_transformers_writes_it():
 )
 def test_the_roles_that_a_template_names_are_known(source, roles):
     assert template("{% for m in messages %}" + source + "{% endfor %}").roles() == roles
+
+
+def test_what_the_child_process_lacks_is_told_as_its_own_failure(tmp_path, monkeypatch):
+    """And not as the template's, which may be as it should be."""
+    (tmp_path / "data").mkdir()
+    (tmp_path / "data/__init__.py").write_text("raise RuntimeError('a broken installation')")
+    monkeypatch.setattr("data.text.template.ROOT", str(tmp_path))
+    said = r"a chat template is tried .* has failed \(RuntimeError: a broken installation\)"
+    with pytest.raises(RunError, match=said):
+        template(GENTLE + "{# in a broken child #}")
+
+
+@pytest.mark.skipif(sys.prefix == sys.base_prefix, reason="this interpreter has its packages without PYTHONPATH")
+def test_packages_that_pythonpath_alone_names_are_there_for_the_child_too(tmp_path):
+    path = os.pathsep.join((str(tiny.ROOT), sysconfig.get_path("purelib")))
+    code = "import sys; from pathlib import Path; from data.text.template import Template"
+    done = subprocess.run(
+        [sys._base_executable, "-c", f"{code}; print(Template(sys.argv[1], Path('x'), {{}}).source)", GENTLE],
+        cwd=tmp_path, env=os.environ | {"PYTHONPATH": path}, capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    assert (done.returncode, done.stdout) == (0, GENTLE + "\n"), done.stderr
+
+
+LACKING = """
+import os, resource
+for name in ("posix_fallocate", "sched_getaffinity"):
+    delattr(os, name)
+real = resource.setrlimit
+def setrlimit(what, limits):
+    if what == resource.RLIMIT_AS:
+        raise ValueError("current limit exceeds maximum limit")
+    return real(what, limits)
+resource.setrlimit = setrlimit
+"""
+
+
+def test_where_there_is_no_limit_of_memory_and_no_way_to_reserve_a_file_runs_do_without(tmp_path):
+    """As on macOS."""
+    (tmp_path / "without").mkdir()
+    (tmp_path / "without/sitecustomize.py").write_text(LACKING)
+    model = tiny.write_model(tmp_path / "m", ["some words"] * 20)
+    (model / "chat_template.jinja").write_text(tiny.TEMPLATE)
+    rows = tiny.write_rows(tmp_path / "rows.jsonl", [{"prompt": "some", "chosen": "words", "rejected": "some"}] * 2)
+    flags = ["--model", model, "--data", rows, "--out", tmp_path / "run", "--epochs", 1, "--batch-size", 2]
+    done = subprocess.run(
+        [sys.executable, "-m", "engine.train", *map(str, flags)],
+        cwd=tmp_path, env=tiny.environment(tmp_path / "without"), capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    assert done.returncode == 0 and "Traceback" not in done.stderr, done.stderr
+    weights.load(tmp_path / "run/epoch-01")

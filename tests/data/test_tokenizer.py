@@ -307,6 +307,30 @@ def test_a_response_behind_a_control_token_is_as_transformers_writes_it(tmp_path
     assert [i for p in pieces for i in (next(runs) if isinstance(p, Run) else [p])] == theirs
 
 
+SETTINGS = [{"legacy": legacy} | more for legacy in (True, False, None) for more in ({}, {"add_prefix_space": False})]
+
+
+def test_settings_of_sentencepiece_count_as_in_transformers(tmp_path):
+    """Where there is no tokenizer.json: before which texts a blank is put."""
+    made = write_sentencepiece(tmp_path / "made", user_defined_symbols=[], control_symbols=[])
+    names = {"bos_token": "<s>", "eos_token": "</s>", "unk_token": "<unk>", "tokenizer_class": "LlamaTokenizer"}
+    found = []
+    for i, settings in enumerate(SETTINGS):
+        folder = Path(shutil.copytree(made, tmp_path / str(i)))
+        (folder / "tokenizer_config.json").write_text(json.dumps(names | settings))
+        peer = AutoTokenizer.from_pretrained(folder)
+        (folder / "chat_template.jinja").write_text(CONTROL_BEFORE)
+        chat = Chat(Tokenizer(folder))
+        rows = [m._asdict() for m in TURNS] + [{"role": "assistant", "content": "you are"}]
+        theirs = peer.apply_chat_template(rows, chat_template=CONTROL_BEFORE, return_dict=False)
+        ours = ids_of(chat, [*chat.prompt_pieces(TURNS), *response_pieces(chat, "you are")])
+        (alone,) = chat.tokenizer.encode(["how are you?"])  # with which everything begins
+        assert (ours, alone) == (theirs, peer("how are you?", add_special_tokens=False).input_ids), settings
+        assert chat.tokenizer.decode(alone) == "how are you?"
+        found.append((tuple(ours), tuple(alone)))
+    assert all(len(set(ids)) == 2 for ids in zip(*found, strict=True))  # they decide
+
+
 def test_tokens_that_only_a_config_names_are_control_tokens_too(tmp_path):
     folder = write_json(tmp_path / "model")
     description = json.loads((folder / "tokenizer.json").read_text())

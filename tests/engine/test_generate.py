@@ -5,6 +5,7 @@ import fcntl
 import json
 import os
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -199,6 +200,87 @@ def test_logits_that_differ_in_their_last_digits_give_the_same_tokens():
     shaken = logits + 1e-6 * torch.randn(2000, 5000, generator=generator)
     random = noise(2000, 5000)
     assert (choose(logits, Sampling(), random) != choose(shaken, Sampling(), random)).sum() <= 1
+
+
+@pytest.mark.parametrize("temperature", [1e-38, 1e-45])
+@pytest.mark.parametrize("more", [{}, {"top_p": 0.9}, {"top_k": 3}])
+def test_a_temperature_by_which_logits_overflow_is_the_greedy_one(temperature, more):
+    logits = 30 * torch.randn(64, 700, generator=torch.Generator().manual_seed(0))
+    assert not (logits / temperature).isfinite().all()  # what it is about
+    logits[3] = 0.0
+    logits[3, 5] = 1e-3  # overflows at the smaller of the two alone
+    drawn = choose(logits, Sampling(temperature=temperature, **more), noise(64, 700))
+    assert drawn.tolist() == logits.argmax(dim=1).tolist()
+
+
+def padded(folder):
+    """A folder whose model has more rows than its tokenizer has tokens, and likes them best."""
+    tiny.write_model(folder, ["some words to merge and to answer with"] * 20)
+    tokens = json.loads((folder / "tokenizer.json").read_text())["added_tokens"]
+    shutil.rmtree(folder)
+    model = tiny.random_llama(vocab_size=448)
+    with torch.no_grad():
+        model.head.weight[max(t["id"] for t in tokens) + 1 :] *= 50
+    weights.save(model, folder)
+    tiny.write_tokenizer(folder, ["some words to merge and to answer with"] * 20)
+    return folder
+
+
+@pytest.mark.parametrize("temperature", [0.0, 1.0])
+def test_a_row_of_the_head_that_no_token_has_is_never_sampled(temperature, tmp_path):
+    answerer = Answerer.open(str(padded(tmp_path / "m")))
+    ids = [answerer.prompt_ids("here", [tiny_message("hello")])]
+    sampling = Sampling(max_new_tokens=60, n=4, temperature=temperature)
+    found = {i for answer in answerer.answer(ids, sampling) for i in answer.ids}
+    free = {i for answer in generate(answerer._model, ids, sampling, []) for i in answer.ids}
+    without = set(answerer.chat.tokenizer.ids_without_token(448))
+    assert without == set(range(min(without), 448)) and free & without and not found & without
+
+
+def test_a_special_token_that_is_to_end_an_answer_ends_it_as_its_id_does(tmp_path):
+    folder = tiny.write_model(tmp_path / "m", ["some words to merge and to answer with"] * 20)
+    answerer = Answerer.open(str(folder))
+    ids = [answerer.prompt_ids("here", [tiny_message("hello")])]
+    start = answerer.chat.tokenizer.special["<|start_header_id|>"]
+    for seed in range(100):
+        free = answerer.answer(ids, Sampling(max_new_tokens=60, seed=seed))[0]
+        if start in free.ids[2:]:
+            break
+    named = Sampling(max_new_tokens=60, seed=seed, stop=("<|start_header_id|>",))
+    ended = answerer.answer(ids, named)[0]
+    assert (ended.finish, ended.stop_id) == ("stop", start) and ended.ids == free.ids[: free.ids.index(start)]
+
+
+@pytest.mark.parametrize(
+    ("stop", "said"),
+    [
+        (
+            "then<|eot_id|>",
+            r"can never match, since the text of an answer holds no '<\|eot_id\|>'; give that token alone",
+        ),
+        ("<|eot_id|>\n", r"can never match"),
+    ],
+)
+def test_a_text_that_no_answer_can_say_is_no_stop(stop, said, tmp_path):
+    folder = tiny.write_model(tmp_path / "m", ["some words to merge and to answer with"] * 20)
+    prompts_file = tiny.write_rows(tmp_path / "p.jsonl", [{"prompt": "hello"}])
+    with pytest.raises(InputError, match=f"^--stop .*{said}"):
+        main(
+            ["--model", str(folder), "--prompts", str(prompts_file), "--out", str(tmp_path / "o.jsonl"), "--stop", stop]
+        )
+    assert not list(tmp_path.glob("o.jsonl*"))
+
+
+def test_a_text_that_the_tokenizer_writes_otherwise_is_no_stop(tmp_path):
+    folder = tiny.write_model(tmp_path / "m", ["some words to merge and to answer with"] * 20)
+    description = json.loads((folder / "tokenizer.json").read_text())
+    (folder / "tokenizer.json").write_text(json.dumps(description | {"normalizer": {"type": "Lowercase"}}))
+    answerer = Answerer.open(str(folder))
+    answerer.check_stop(["end"])
+    with pytest.raises(
+        InputError, match=r"--stop 'END': can never match, since the tokenizer in .* writes 'end' for it"
+    ):
+        answerer.check_stop(["END"])
 
 
 def test_a_text_ends_an_answer_though_it_spreads_over_tokens(tmp_path):

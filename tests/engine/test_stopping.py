@@ -1,9 +1,11 @@
 """When a run ends before its last step, and what it says: a signal, --stop-after, a launcher's file, a fault."""
 
 import os
+import pty
 import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -14,6 +16,7 @@ from engine.distributed import Ranks, Stop, grace
 from engine.run import Stopping
 from system import InputError, Stopped
 from tests import tiny
+from tests.rows import id_rows
 
 OUT = Path("runs/a")
 
@@ -38,7 +41,7 @@ def test_it_stops_after_the_step_asked_for_and_no_other(capsys):
     assert not stopping(stop_after=5).must_stop(5)  # which is the end
 
 
-@pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 143), (signal.SIGINT, 130), (signal.SIGHUP, 129)])
 @pytest.mark.parametrize(
     ("keeps", "said"),
     [
@@ -87,6 +90,38 @@ def test_who_listened_before_listens_again():
     with Stop():
         assert [signal.getsignal(n) for n in (signal.SIGTERM, signal.SIGINT)] != before
     assert [signal.getsignal(n) for n in (signal.SIGTERM, signal.SIGINT)] == before
+
+
+def test_under_nohup_a_closed_terminal_is_no_wish():
+    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    try:
+        with Stop() as stop:
+            os.kill(os.getpid(), signal.SIGHUP)
+            assert stop.asked() == 0
+    finally:
+        signal.signal(signal.SIGHUP, before)
+
+
+@pytest.mark.slow
+def test_a_terminal_that_is_closed_leaves_a_state_though_nothing_can_be_said(tmp_path):
+    """A real one: its master side is closed, at which the kernel sends SIGHUP, and every word is an error."""
+    model = tiny.write_model(tmp_path / "model", vocab_size=101)
+    rows = tiny.write_rows(tmp_path / "rows.jsonl", id_rows(4))
+    flags = ["--model", model, "--data", rows, "--out", tmp_path / "run", "--epochs", 9999, "--batch-size", 2]
+    child, terminal = pty.fork()
+    if not child:
+        os.execve(
+            sys.executable,
+            [sys.executable, "-m", "engine.train", *map(str, flags), "--keep-checkpoints", "1"],
+            tiny.environment(),
+        )
+    while not (tmp_path / "run/epoch-01").exists():
+        assert os.waitpid(child, os.WNOHANG) == (0, 0), os.read(terminal, 10_000).decode()
+        time.sleep(0.05)
+    os.close(terminal)
+    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 129
+    n = len((tmp_path / "run/metrics.jsonl").read_bytes().splitlines())
+    assert [p.name for p in (tmp_path / "run/state").glob("step-*")] == [f"step-{n:06d}"]
 
 
 def test_a_launcher_may_ask_by_a_file(tmp_path, monkeypatch):

@@ -219,7 +219,7 @@ def test_a_scorer_that_is_not_there_is_told_before_anything_else(score):
         GridConfig(model="m", data=("a=b.jsonl",), loss=("dpo",), out="o", score=score)
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGHUP])
 def test_a_signal_ends_the_child_and_what_it_has_started(tmp_path, number):
     """Two real processes below the one that is signalled: a child, and a child of it."""
     (tmp_path / "child.py").write_text(CHILD)
@@ -268,6 +268,22 @@ def main(argv):
 
 cli.run(main)
 """
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="where nobody can be asked to end with who started it")
+def test_where_the_grid_is_killed_the_child_saves_its_state_all_the_same(tmp_path):
+    (tmp_path / "child.py").write_text(CHILD)
+    (tmp_path / "parent.py").write_text(PARENT)
+    parent = subprocess.Popen(
+        [sys.executable, str(tmp_path / "parent.py"), str(tmp_path)], env=tiny.environment(), stderr=subprocess.PIPE
+    )
+    child, own = wait_for(tmp_path / "pids", parent)
+    parent.kill()
+    parent.communicate()
+    while is_alive(child):
+        time.sleep(0.05)
+    os.kill(own, signal.SIGKILL)  # nobody was left to end it
+    assert (tmp_path / "saved").read_text() == "saved"
 
 
 def wait_for(path, process):

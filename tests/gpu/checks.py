@@ -28,6 +28,7 @@ from engine.bench.bench import device_name
 from engine.planning.cost import DATASHEET
 from examples.miniature import model, score
 from system import InputError, cli, files
+from system.flags import PathText
 
 ROOT = Path(__file__).resolve().parents[2]
 PAPER_PAIRS = 29_000 * 18
@@ -54,13 +55,13 @@ class ChecksConfig:
 
     only: tuple[str, ...] = ()
     """Some of: kernels, tests, trajectories, one-card, sharded. Unset: all."""
-    out: str | None = None
+    out: PathText | None = None
     """File for all rows, as JSON."""
-    demo: str = "runs/demo"
+    demo: PathText = "runs/demo"
     """The demo's folder, whose base model and pairs the trajectories start from."""
-    logs: str = "runs/gpu-checks"
+    logs: PathText = "runs/gpu-checks"
     """Folder for what each check has printed."""
-    scratch: str | None = None
+    scratch: PathText | None = None
     """Folder for 40 GB of checkpoints; memory where there is a /dev/shm."""
     layers: int = 8
     """Of the sharded run."""

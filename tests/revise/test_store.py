@@ -4,6 +4,7 @@ import os
 import sqlite3
 import subprocess
 import sys
+from contextlib import closing
 from pathlib import Path
 
 import pytest
@@ -68,7 +69,7 @@ def test_answers_of_another_request_are_counted(path):
 def test_a_changed_answer_is_found_out(path):
     with open_store(path) as store:
         store.write([row()])
-    with sqlite3.connect(path) as direct:
+    with closing(sqlite3.connect(path, isolation_level=None)) as direct:
         direct.execute("UPDATE answers SET answer = CAST('an ansver' AS BLOB)")
     with open_store(path) as store, pytest.raises(RunError, match=f"damaged.*{'0' * 64}"):
         store.get("0" * 64)
@@ -118,7 +119,7 @@ def test_a_damaged_store_is_refused_and_left_alone(path, damage):
 
 
 def test_another_programs_database_is_refused(path):
-    with sqlite3.connect(path) as other:
+    with closing(sqlite3.connect(path, isolation_level=None)) as other:
         other.execute("CREATE TABLE notes (text)")
     with pytest.raises(InputError, match="another program's"), open_store(path):
         pass
@@ -127,7 +128,7 @@ def test_another_programs_database_is_refused(path):
 def test_a_store_of_a_newer_version_is_refused(path):
     with open_store(path):
         pass
-    with sqlite3.connect(path) as direct:
+    with closing(sqlite3.connect(path, isolation_level=None)) as direct:
         direct.execute(f"PRAGMA user_version = {len(MIGRATIONS) + 1}")
     with pytest.raises(InputError, match="newer version"), open_store(path):
         pass

@@ -1,14 +1,19 @@
 """Flags, the YAML file, and how a command ends."""
 
+import dataclasses
+import re
+import signal
 import subprocess
 import sys
+import time
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Annotated, Literal
 
 import pytest
 import tyro
 
-from system import InputError, cli
+from system import InputError, cli, launcher
+from system.flags import PathText
 from tests import tiny
 
 
@@ -239,13 +244,17 @@ def main(argv):
     if argv == ["ours"]:
         raise RuntimeError("what we broke")
 
-cli.run(main)
+cli.run(main, is_distributed=True)
 """
+
+
+RANK_3 = {"RANK": "3", "WORLD_SIZE": "4", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "29400"}
 
 
 def command(*argv, **environment):
     """The command in a process of its own."""
-    inherited = {k: v for k, v in tiny.environment().items() if k not in ("RANK", cli.OUTCOME_VARIABLE)}
+    away = (*launcher.VARIABLES, cli.OUTCOME_VARIABLE)
+    inherited = {k: v for k, v in tiny.environment().items() if k not in away}
     return subprocess.run(
         [sys.executable, "-W", "error", "-c", COMMAND, *argv],
         env=inherited | environment,
@@ -281,10 +290,30 @@ def test_where_an_outcome_file_is_named_the_code_goes_there_and_the_exit_is_0(tm
 def test_other_ranks_are_silent(tmp_path, argument, code, said):
     outcome = tmp_path / "outcome"
     outcome.write_text(str(code))  # rank 0 has spoken
-    done = command(argument, **{cli.OUTCOME_VARIABLE: str(outcome)}, RANK="3")
+    done = command(argument, **{cli.OUTCOME_VARIABLE: str(outcome)}, **RANK_3)
     assert (done.returncode, done.stderr, outcome.read_text()) == (0, "", str(code))
-    alone = command(argument, RANK="3")
-    assert (alone.returncode, alone.stderr) == (code, "")
+
+
+@pytest.mark.parametrize(("argument", "code", "said"), ENDS[:2])
+def test_an_error_is_told_by_a_rank_that_no_rank_0_speaks_for(argument, code, said):
+    """Under torchrun rank 0 tells it, and torchrun ends the others in the seconds that they wait."""
+    alone = command(argument, **RANK_3)
+    assert (alone.returncode, alone.stderr) == (code, f"rank 3: {said}")
+
+
+def test_a_rank_that_waits_for_rank_0_to_speak_is_ended_without_a_word():
+    inherited = {k: v for k, v in tiny.environment().items() if k != cli.OUTCOME_VARIABLE}
+    waits = subprocess.Popen(
+        [sys.executable, "-u", "-c", COMMAND, "input"],
+        env=inherited | RANK_3,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    assert waits.stdout.readline() == "argv input\n"
+    time.sleep(1)
+    waits.terminate()
+    assert waits.communicate(timeout=60) == ("", "") and waits.returncode == -signal.SIGTERM
 
 
 @pytest.mark.slow
@@ -292,7 +321,7 @@ def test_a_rank_that_fails_alone_speaks_and_keeps_its_code(tmp_path):
     argument, code, said = ENDS[0]
     outcome = tmp_path / "outcome"
     outcome.write_text("")
-    done = command(argument, **{cli.OUTCOME_VARIABLE: str(outcome)}, RANK="3")
+    done = command(argument, **{cli.OUTCOME_VARIABLE: str(outcome)}, **RANK_3)
     assert (done.returncode, done.stderr, outcome.read_text()) == (code, f"rank 3: {said}", "")
 
 
@@ -309,3 +338,94 @@ def test_two_names_of_one_setting_are_refused_wherever_they_stand(yaml):
         given("--most", "1", "--save-total-limit=2")
     with pytest.raises(InputError, match=r"most and keep: two names of one setting, with two values; keep one$"):
         given("--config", yaml("most: 1\nkeep: 2"))
+
+
+PRINTS = """
+import sys
+from system import cli
+
+def main(argv):
+    print("x" * int(argv[0]))
+    print("done", file=sys.stderr)
+
+cli.run(main)
+"""
+
+
+@pytest.mark.parametrize("buffered", ["", "1"])
+@pytest.mark.parametrize("n", [10, 100_000])
+def test_a_full_disk_behind_the_standard_output_is_called_that(n, buffered):
+    env = tiny.environment() | {"PYTHONUNBUFFERED": buffered}
+    with open("/dev/full", "w") as full:
+        done = subprocess.run(
+            [sys.executable, "-c", PRINTS, str(n)], env=env, stdout=full, stderr=subprocess.PIPE, text=True, check=False
+        )
+    said = "error: the standard output: cannot be written (No space left on device); make room"
+    assert done.returncode == 1 and done.stderr.splitlines()[-1].startswith(said) and "Traceback" not in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("closed", "out", "err"), [("2>&-", "x\n", ""), (">&-", "", "done\n"), ("<&- >&- 2>&-", "", "")]
+)
+def test_a_standard_stream_that_is_closed_is_nobody_s(closed, out, err, tmp_path):
+    """What the process opens would get its number, and what it says would go there."""
+    (tmp_path / "prints.py").write_text(
+        PRINTS.replace("def main(argv):", "def main(argv):\n    file = open(argv[1], 'w')")
+    )
+    shell = f"exec {sys.executable} {tmp_path / 'prints.py'} 1 {tmp_path / 'opened'} {closed}"
+    done = subprocess.run(["bash", "-c", shell], env=tiny.environment(), capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stdout, done.stderr) == (0, out, err)
+    assert (tmp_path / "opened").read_text() == ""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Places:
+    """Settings that are paths."""
+
+    out: PathText
+    """Where to."""
+    rows: Annotated[tuple[PathText, ...], tyro.conf.arg(name="data")] = ()
+    """Where from."""
+    cache: PathText | None = None
+    """Perhaps."""
+    note: str = ""
+    """No path."""
+    config: PathText | None = None
+    """A file of settings."""
+
+
+def places(*argv):
+    return cli.parse(Places, argv, command="python -m test", example="python -m test --out x")
+
+
+def test_tilde_and_variables_in_paths_stand_for_what_they_say_on_the_command_line_and_in_files(tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.setenv("SCRATCH", "/scratch")
+    expected = Places(
+        out=f"{tmp_path}/runs/x", rows=("/scratch/a", "/scratch/b:train"), cache="/scratch", note="~/$NONE"
+    )
+    given = ("--data", "$SCRATCH/a", "${SCRATCH}/b:train", "--cache", "$SCRATCH", "--note", "~/$NONE")
+    assert places("--out", "x", "--data", "clair=~/a", "b=c=~/d").rows == (f"clair={tmp_path}/a", "b=c=~/d")
+    assert places("--out=~/runs/x", *given) == expected
+    (tmp_path / "c.yaml").write_text(
+        "out: ~/runs/x\ndata: [$SCRATCH/a, '${SCRATCH}/b:train']\ncache: $SCRATCH\nnote: ~/$NONE\n"
+    )
+    assert dataclasses.replace(places("--config", "~/c.yaml"), config=None) == expected
+
+
+@pytest.mark.parametrize(
+    ("argv", "said"),
+    [
+        (
+            ["--out", "$NOWHERE/x"],
+            "--out: '$NOWHERE/x' names the variable NOWHERE, which is not set; set it, or write it out",
+        ),
+        (["--out", "x", "--data", "a", "${NOWHERE}"], "--data: '${NOWHERE}' names the variable NOWHERE"),
+        (["--config=$NOWHERE", "--out", "x"], "--config: '$NOWHERE' names the variable NOWHERE"),
+        (["--out=~nobodyhere/x"], "--out: '~nobodyhere/x' names a user who is not known here"),
+    ],
+)
+def test_a_variable_that_is_not_set_is_an_error(argv, said, monkeypatch):
+    monkeypatch.delenv("NOWHERE", raising=False)
+    with pytest.raises(InputError, match=f"^{re.escape(said)}"):
+        places(*argv)
