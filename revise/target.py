@@ -211,7 +211,8 @@ class Target:
         """
         if self._answerer is None and not self._config.target_endpoint:
             return Drawn()
-        first = self._draw(self._wanted(prompts()), store, self.client, n_prompts * self.n)
+        asked = ((i, r) for i, r in self._wanted(prompts()) if not self._is_settled(store, r))
+        first = self._draw(asked, store, self.client, n_prompts * self.n)
         cut = {r.key for r in self.wanted(prompts()) if self._found(store, r).is_cut}
         again = Tally()
         if cut and self._config.cut_answers == "again":
@@ -236,6 +237,10 @@ class Target:
 
     def _found(self, store: Store, request: Request) -> Answered:
         return answered(store, request, self.client.accept_finish_reason)
+
+    def _is_settled(self, store: Store, request: Request) -> bool:
+        """Whether an answer was cut and is of use all the same, so that --ask-again does not ask for another one."""
+        return self.client.ask_again and self._found(store, request).is_cut and bool(self._whole(store, request).completion)
 
     def _has_room(self, store: Store, request: Request) -> bool:
         """Whether an answer that was cut could have been longer: one that was drawn here is counted, and ends before
