@@ -14,7 +14,7 @@ import email.utils
 import hashlib
 import json
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple, TypeVar
 
 from data.rows import parse_row
@@ -49,6 +49,9 @@ class Request(NamedTuple):
     """Tells rows with the same prompt apart, where each is to have answers of its own; it is not sent."""
     path: str = "chat/completions"
     """Behind the endpoint's base."""
+    check: Callable[[Any], str | None] | None = None
+    """Why an answer that has a text is not in the form asked for, which says something of the model or its server; None
+    for any other text. It is no part of what is asked."""
 
     @property
     def key(self) -> str:
