@@ -101,7 +101,7 @@ def probe(judge: Judge, data: Data) -> None:
     """Raises RunError where the judge gives no log-probs of m and M: before an output is drawn."""
     row = data.reference[0]
     shown = alpacaeval.messages(row["instruction"], row["output"], "I do not know.", data.template)
-    (found,) = judge.ask([judge.request({"messages": shown, **ANNOTATOR}, -1)])
+    (found,) = judge.ask([judge.request({"messages": shown, **ANNOTATOR}, -1, as_is=True)])
     if found.row is None or found.row.state in ("failed", "refused"):
         raise RunError(f"--judge: {found.fault}")
     if _preference(found, False) is None:
@@ -258,7 +258,8 @@ def annotate(data: Data, outputs: Sequence[str], judge: Judge) -> list[float | N
             shown = (output, row["output"]) if switched else (row["output"], output)
             left[i] = alpacaeval.messages(row["instruction"], *shown, data.template), switched
     for number in range(ROUNDS):
-        requests = [judge.request({"messages": messages, **ANNOTATOR}, number) for messages, _ in left.values()]
+        asked = [{"messages": messages, **ANNOTATOR} for messages, _ in left.values()]
+        requests = [judge.request(body, number, as_is=True) for body in asked]
         for (i, (_, switched)), found in zip(list(left.items()), judge.ask(requests), strict=True):
             made[i] = _preference(found, switched)
         left = {i: asked for i, asked in left.items() if made[i] is None}

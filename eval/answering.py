@@ -86,7 +86,8 @@ class Model:
             body: dict[str, Any] = {"model": self._config.model, "max_tokens": how.max_tokens, "seed": SEED + copy}
             body |= {"temperature": how.temperature, "top_p": how.top_p}
             body |= {"messages": [{"role": "user", "content": text}]} | parse_extra(self._config.extra)
-            made.append(Request({name: value for name, value in body.items() if value is not None}, who, copy))
+            asked = {name: value for name, value in body.items() if value is not None}
+            made.append(Request(asked, who, copy, as_is=True))
         return made
 
     def _served(self, prompts: Mapping[str, str], how: How) -> dict[str, str]:

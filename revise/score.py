@@ -238,7 +238,7 @@ def _scores(s: Scored, config: ScoreConfig, template: Template, target: Target |
     def score(text: str) -> float | None:
         grades = []
         for request in _grades(s.item, text, config, template):
-            found = answered(store, request).completion
+            found = answered(store, request, config.accept_finish_reason).completion
             if found is not None:
                 try:
                     grades.append(float(found.text) if config.reward else judge.parse_score(found.text))

@@ -16,17 +16,15 @@ from revise.client.client import (
 from revise.client.config import ClientConfig, estimate, parse_extra, total
 from revise.client.endpoints import Endpoint, Pool, parse_base
 from revise.client.keys import parse_headers
+from revise.client.reading import Completion, is_cut, read_answer
 from revise.client.roles import JUDGE, PAIR_JUDGE, REVISER, SCORER, SERVED, TARGET, Role
 from revise.client.scheduler import Scheduler, Tally
 from revise.client.store import Row, State, Store, open_store
 from revise.client.wire import (
     CHARACTERS_PER_TOKEN,
     REWARD_PATH,
-    TRUNCATED,
-    Completion,
     Request,
     canonical,
-    read_answer,
 )
 
 __all__ = [
@@ -39,7 +37,6 @@ __all__ = [
     "SCORER",
     "SERVED",
     "TARGET",
-    "TRUNCATED",
     "Answered",
     "ClientConfig",
     "Completion",
@@ -58,6 +55,7 @@ __all__ = [
     "canonical",
     "endpoints_of",
     "estimate",
+    "is_cut",
     "is_open",
     "open_store",
     "parse_base",

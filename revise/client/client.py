@@ -18,18 +18,19 @@ import resource
 import ssl
 import time
 import zlib
-from collections.abc import AsyncIterator, Callable, Iterable, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Collection, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from revise.client import events, keys, refusals, wire
+from revise.client import events, keys, reading, refusals, wire
 from revise.client.config import DEFAULT_KEY_ENV, ClientConfig, estimate, parse_extra, total
-from revise.client.endpoints import Endpoint, Pace, Pool, parse_base
+from revise.client.endpoints import SAID_CHARACTERS, Endpoint, Pace, Pool, parse_base
+from revise.client.reading import Completion, Unreadable
 from revise.client.refusals import Error
 from revise.client.roles import SERVED, Role
 from revise.client.scheduler import Later, Refused, Scheduler, Tally
 from revise.client.store import Row, Store, open_store
-from revise.client.wire import Completion, Request, Unreadable
+from revise.client.wire import Request
 from system import InputError, RunError, cli
 
 __all__ = [
@@ -56,8 +57,10 @@ httpx: Any = importlib.import_module("httpx2" if importlib.util.find_spec("httpx
 LIBRARY_LOGGERS = ("httpx", "httpx2", "httpcore", "httpcore2")
 NO_KEY = "none"
 """In the place of a variable's name: no key is sent."""
+MOST_TOKENS = {"target": "--target-max-tokens", "judge": """--judge-extra '{"max_tokens": ...}'"""}
+"""What raises the most tokens of an answer, by what it was asked for."""
+CUT_IN_THOUGHTS = f"{reading.TRUNCATED}:"
 NO_ANSWER = {"refused": "refused by the server", "failed": "failed"}
-SAID_CHARACTERS = 300  # of a server's words in a message
 STREAM_SHARE = 16  # of --max-answer-mb, for events: a token of text is wrapped in some 200 characters
 MOST_RENAMED = 3
 CHAT_PATH, RESPONSES_PATH = Request._field_defaults["path"], "responses"
@@ -74,27 +77,49 @@ class Answered(NamedTuple):
     """Why there is none: "not asked yet", "failed: ...", "refused ...", "empty" ..."""
     row: Row | None = None
     """As it is stored."""
+    unusable: Completion | None = None
+    """What came all the same, where it cannot be used."""
+
+    @property
+    def is_cut(self) -> bool:
+        """Whether it was cut at the most tokens that it could have."""
+        return self.fault.startswith(reading.TRUNCATED)
+
+    @property
+    def text(self) -> str:
+        """What was said, usable or not; empty where there is nothing."""
+        found = self.completion or self.unusable
+        return found.text if found else ""
+
+    @property
+    def reasoning(self) -> str:
+        """The thoughts before it, or those that it ended in."""
+        found = self.completion or self.unusable
+        return found.reasoning if found else ""
 
 
-def answered(store: Store, request: Request) -> Answered:
-    """The stored answer to a request, or why there is none that can be used."""
+def answered(store: Store, request: Request, accepted: Collection[str] = ()) -> Answered:
+    """The stored answer to a request, or why there is none that can be used. accepted: see reading.read_answer."""
     row = store.get(request.key)
     if row is None:
         return Answered(None, "not asked yet")
     if row.state in NO_ANSWER:
         return Answered(None, f"{NO_ANSWER[row.state]}: {row.answer.decode('utf-8', 'replace')}", row)
     try:
-        found = wire.read_answer(row.answer, request)
-    except wire.Unreadable:  # stored without its body, with the reason in its place
+        found = reading.read_answer(row.answer, request, accepted)
+    except reading.Unreadable:  # stored without its body, with the reason in its place
         return Answered(None, row.answer.decode("utf-8", "replace")[:SAID_CHARACTERS], row)
-    return Answered(None, found.fault, row) if found.fault else Answered(found, "", row)
+    if found.fault is None:
+        return Answered(found, "", row)
+    more = f"; raise {MOST_TOKENS.get(row.purpose, '--max-tokens')}" if found.fault.startswith(CUT_IN_THOUGHTS) else ""
+    return Answered(None, found.fault + more, row, found)
 
 
 def said(found: Answered) -> str | None:
     """What a model said, "" where it said nothing: no pair is made of that, but it counts where one measures."""
     if found.completion is not None:
         return found.completion.text
-    return "" if found.fault == wire.EMPTY else None
+    return "" if found.fault == reading.EMPTY else None
 
 
 def is_open(found: Answered) -> bool:
@@ -249,7 +274,7 @@ class HttpTransport:
                 raise RunError(
                     f"{endpoint.origin}: its certificate cannot be verified; give its authority's by --ca-file"
                 ) from None
-            why = _masked(endpoint, f"{type(fault).__name__} {fault}".strip())
+            why = endpoint.masked(f"{type(fault).__name__} {fault}".strip())
             is_reached = not isinstance(fault, (self._library.ConnectError, self._library.ConnectTimeout))
             endpoint.failed(why, is_reached=is_reached)
             raise Later(why, is_reached=is_reached) from None
@@ -262,8 +287,12 @@ class HttpTransport:
             raise self._meaning(endpoint, got.headers, error, body)
         self.requests.learn(got.headers.get("x-ratelimit-limit-requests"))
         self.tokens.learn(got.headers.get("x-ratelimit-limit-tokens"))
-        raw = events.from_response(raw) if path == RESPONSES_PATH else raw
-        return endpoint.key.mask_bytes(raw) if endpoint.key else raw
+        if endpoint.key and endpoint.key.is_in(raw):
+            raise Refused(
+                "an answer that holds the API key, which is not stored; give another key, and look at the server",
+                is_own=True,
+            )
+        return events.from_response(raw) if path == RESPONSES_PATH else raw
 
     def _as_sent(self, endpoint: Endpoint, request: Request) -> tuple[dict[str, Any], str]:
         """The body and the path of a request as this server wants them."""
@@ -308,7 +337,7 @@ class HttpTransport:
     ) -> Later | Refused | RunError | Unreadable:
         """Of an answer that is an error."""
         status = error.status
-        said = _masked(endpoint, error.said)
+        said = endpoint.masked(error.said)
         told = f"{endpoint.origin} answers {status}: {said}"
         if 300 <= status < 400:
             to = endpoint.origin_of(headers.get("location", ""))
@@ -356,8 +385,3 @@ class HttpTransport:
 def _timed_out(endpoint: Endpoint, why: str, since: float) -> Later:
     """An attempt that may have been paid."""
     return Later(why, is_timeout=True, is_queued=endpoint.timed_out(why, since))
-
-
-def _masked(endpoint: Endpoint, text: str) -> str:
-    """A server's words, without secrets and not too many."""
-    return endpoint.mask(text)[:SAID_CHARACTERS]

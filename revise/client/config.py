@@ -72,6 +72,8 @@ class ClientConfig:
     go_on: bool = False
     """Go on although the first answers are of no use or all the same, or the server refuses one request after the
     other."""
+    accept_finish_reason: tuple[str, ...] = ()
+    """Finish reasons of answers that are taken as whole, besides stop, end_turn, eos, stop_sequence and none."""
     retry_quota: bool = False
     """Take an empty account for a passing fault: some relays say so by mistake."""
     proxy: bool = False

@@ -24,6 +24,7 @@ from system import InputError, cli
 DOWN_AFTER = 8  # failures in a row, over all requests, with no answer between them
 LONGEST_PROBE_WAIT = 30.0  # seconds, of a server that cannot be reached
 LONGEST_REACHED_WAIT = 2.0  # of one that answers with errors: those may be its requests' fault
+SAID_CHARACTERS = 300  # of a server's words in a message
 SECRET_NAMES = ("key", "api_key", "api-key", "apikey", "token", "access_token", "sig")
 
 
@@ -74,10 +75,6 @@ class Endpoint:
             f"{parts.scheme}://{parts.netloc.rpartition('@')[2]}" if parts.netloc else "a place that it does not name"
         )
 
-    def mask(self, text: str) -> str:
-        """Text without its key and the secrets among its headers."""
-        return self.headers.mask(self.key.mask(text) if self.key else text)
-
     def sent(self, body: Mapping[str, Any]) -> dict[str, Any]:
         """A request's body under the names that it wants."""
         return {self.renamed.get(name, name): value for name, value in body.items()}
@@ -93,6 +90,10 @@ class Endpoint:
         if path == REWARD_PATH:  # it stands beside /v1, not below
             address = address.removesuffix("/v1")
         return f"{address}/{path}{question}{query}"
+
+    def masked(self, text: str) -> str:
+        """A server's words for a message, without the key and the secrets among the headers, and not too many."""
+        return self.headers.mask(self.key.mask(text) if self.key else text)[:SAID_CHARACTERS]
 
     def has_room(self, now: float) -> bool:
         """Whether one more request can go there."""

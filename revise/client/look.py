@@ -5,14 +5,16 @@ and the same, or are refusals: with the server's own words, the cause, and the f
 """
 
 import hashlib
+from collections.abc import Collection
 from typing import Any
 
-from revise.client import trial, wire
+from revise.client import reading, trial, wire
 from revise.client.endpoints import Endpoint, Pool
+from revise.client.reading import Completion, Unreadable
 from revise.client.roles import Role
 from revise.client.store import Row, State, Store
 from revise.client.trial import Sameness, Trial
-from revise.client.wire import Completion, Request, Unreadable
+from revise.client.wire import Request
 from system import RunError
 
 LEAST_CUT = 256  # tokens fewer than words that were sent: then the server has cut the prompt
@@ -22,9 +24,9 @@ PAID = "they are stored and were paid for: --ask-again asks for them anew, --go-
 class Look:
     """Of one stage."""
 
-    def __init__(self, pool: Pool, role: Role, *, goes_on: bool) -> None:
-        """goes_on: whatever is found, the stage goes on."""
-        self._pool, self._role, self._goes_on = pool, role, goes_on
+    def __init__(self, pool: Pool, role: Role, *, goes_on: bool, accepted: Collection[str] = ()) -> None:
+        """goes_on: whatever is found, the stage goes on. accepted: see reading.read_answer."""
+        self._pool, self._role, self._goes_on, self._accepted = pool, role, goes_on, accepted
         self._stage = Trial(is_read=True, is_passed=goes_on)
         self._same = Sameness(is_open=role.makes_responses and not goes_on)
         self._own: list[Row] = []  # refusals of what stands in a row, kept back until the stage is known to work
@@ -49,7 +51,7 @@ class Look:
         self._n_looked += 1
         row = store.get(request.key)
         try:
-            found = wire.read_answer(row.answer, request) if row else None
+            found = reading.read_answer(row.answer, request, self._accepted) if row else None
         except Unreadable:
             return
         if found is not None and self._useless(request, found) is None:
@@ -62,7 +64,7 @@ class Look:
         """Why no row can be made of an answer, whatever its text says."""
         if answer.fault is None:
             return request.check(answer) if request.check else None
-        is_cut = answer.fault == "truncated"  # an own answer that is long is no fault of anybody
+        is_cut = answer.fault == reading.TRUNCATED  # an own answer that is long is no fault of anybody
         return None if is_cut and self._role.makes_responses and request.check is None else answer.fault
 
     def answered(self, endpoint: Endpoint, request: Request, answer: Completion) -> list[Row]:

@@ -19,14 +19,15 @@ from typing import NamedTuple, Protocol
 
 from tqdm import tqdm
 
-from revise.client import wire
+from revise.client import reading, wire
 from revise.client.config import ClientConfig
 from revise.client.endpoints import Endpoint, Pace, Pool
 from revise.client.look import Look
+from revise.client.reading import Completion, Unreadable
 from revise.client.roles import SERVED, Role
 from revise.client.run_limits import RunLimits
 from revise.client.store import Row, State, Store
-from revise.client.wire import Completion, Request, Unreadable
+from revise.client.wire import Request
 from system import RunError, Stopped, cli
 
 LIMIT_SHARE = 1 / 8  # of an attempt: "later" says nothing against the request
@@ -136,7 +137,7 @@ class Scheduler:
         self.store, self.config, self.pool, self.transport, self.purpose = store, config, pool, transport, purpose
         self.tally = Tally()
         self.limits = RunLimits(config, store.dollars())
-        self._look = Look(pool, role, goes_on=config.go_on)
+        self._look = Look(pool, role, goes_on=config.go_on, accepted=config.accept_finish_reason)
         self._seen: set[bytes] = set()
         self._n_answers, self._n_tokens_out = 0, 0
         self._why: Exception | None = None
@@ -228,7 +229,7 @@ class Scheduler:
             used = turn.tokens
             try:
                 raw = await self.transport.send(turn.endpoint, request)
-                answer = wire.read_answer(raw, request)
+                answer = reading.read_answer(raw, request, self.config.accept_finish_reason)
                 used = answer.tokens_in + answer.tokens_out
                 seconds = time.monotonic() - start
                 row = self._answered(turn.endpoint, request, raw, answer, n_attempts, seconds, lost)
@@ -244,7 +245,7 @@ class Scheduler:
                     return [*self._look.dropped(turn.endpoint, request, str(fault)), row]
                 return self._look.refused(turn.endpoint, row._replace(dollars=lost), fault)
             except (Later, Unreadable) as fault:
-                why = str(fault)
+                why = turn.endpoint.masked(str(fault))
                 self.limits.failed(why, is_reached=not isinstance(fault, Later) or fault.is_reached)
                 if isinstance(fault, Unreadable):
                     turn.endpoint.failed(why, is_reached=True)
@@ -421,7 +422,7 @@ def answer_row(
         tokens_in=answer.tokens_in,
         tokens_out=answer.tokens_out,
         is_counted=answer.is_counted,
-        dollars=price * config.dollars(answer.tokens_in, answer.tokens_out),
+        dollars=config.dollars(answer.tokens_in, answer.tokens_out) * price if answer.cost is None else answer.cost,
         time=time.time(),
     )
 

@@ -145,7 +145,7 @@ def test_equal_outputs_are_a_draw_without_a_question(made):
         def __init__(self):
             self.asked = []
 
-        def request(self, body, sample):
+        def request(self, body, sample, *, as_is):
             return json.dumps(body)
 
         def ask(self, requests):
