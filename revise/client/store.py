@@ -109,6 +109,14 @@ class Store:
                 f"{self.path}: cannot be written ({fault}); what was stored is kept, make room and run again"
             ) from None
 
+    def mark_unusable(self, keys: Sequence[str]) -> None:
+        """Says of answers that they are of no use, so that --ask-again asks for them anew; they stay until it does."""
+        with self._transaction():
+            values = [(key,) for key in keys]
+            self._writer.executemany(
+                "UPDATE answers SET state = 'unusable' WHERE key = ? AND state = 'answered'", values
+            )
+
     def dollars(self) -> float:
         """What all answers in it have cost."""
         return self._read("SELECT coalesce(sum(dollars), 0) FROM answers")[0][0]
