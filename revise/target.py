@@ -142,8 +142,8 @@ class Target:
         cap = client.max_cost if any(prices.values()) else None  # of what costs nothing there is no cap
         how: dict[str, Any] = {"header": config.target_header, "api": config.target_api}
         self.client = dataclasses.replace(client, max_cost=cap, **prices, **how)
-        self._extra = parse_extra(config.target_extra, "--target-extra")
         """How its server is asked, at its own prices."""
+        self._extra = parse_extra(config.target_extra, "--target-extra")
         self._answerer = _open(config) if config.target_model else None
         self._fingerprint = self._answerer.digest if self._answerer else ""
         self._template = _template_facts(config, self._answerer) if self._answerer else {}
@@ -190,9 +190,16 @@ class Target:
         )
 
     @property
+    def _limit(self) -> int | None:
+        """Most tokens of an answer at first; None where --target-extra takes the limit out."""
+        body = {"max_tokens": self._config.target_max_tokens} | self._extra
+        return next((found for name in LIMITS if isinstance(found := body.get(name), int)), None)
+
+    @property
     def most_tokens(self) -> int:
         """Of an answer, be it asked for again."""
-        return self._config.target_max_tokens * (MORE if self._config.cut_answers == "again" else 1)
+        most = self._limit or self._config.target_max_tokens
+        return most * MORE if self._config.cut_answers == "again" else most
 
     def wanted(self, prompts: Iterable[Item]) -> Iterator[Request]:
         """What is asked for all items whose answers are not given."""
@@ -203,7 +210,7 @@ class Target:
         if self._config.cut_answers == "again":
             for request in self.wanted(prompts):
                 found = self._found(store, request)
-                if found.is_cut or is_open(found):
+                if self._limit and (found.is_cut or is_open(found)):
                     yield self._again(request)
 
     def estimates(self, prompts: Callable[[], Iterable[Item]], store: Store) -> list[tuple[str, float]]:
@@ -234,7 +241,7 @@ class Target:
         cut = {r.key for r in self.wanted(prompts()) if self._found(store, r).is_cut}
         again = Tally()
         if cut and self._config.cut_answers == "again":
-            asked = ((i, r) for i, r in self._wanted(prompts()) if r.key in cut and self._has_room(store, r))
+            asked = ((i, r) for i, r in self._wanted(prompts()) if r.key in cut and self._no_room(store, r) is None)
             again = self._draw(asked, store, self.client.after(first.n_sent), len(cut), is_again=True)
         return Drawn(first, again, self._said(cut, prompts, store) if cut else "")
 
@@ -261,24 +268,24 @@ class Target:
         was_cut = self.client.ask_again and self._found(store, request).is_cut
         return was_cut and self._whole(store, request).completion is not None
 
-    def _has_room(self, store: Store, request: Request) -> bool:
-        """Whether an answer that was cut could have been longer: one that was drawn here is counted, and ends before
+    def _no_room(self, store: Store, request: Request) -> str | None:
+        """Why an answer that was cut could not have been longer. One that was drawn here is counted, and ends before
         the limit only where the model's context does.
         """
+        if self._limit is None:
+            return "by the server, at a limit of its own"
         row = store.get(request.key)
-        return self._answerer is None or row is None or row.tokens_out >= self._config.target_max_tokens
+        is_full = self._answerer is not None and row is not None and row.tokens_out < self._limit
+        return "the model's context is full" if is_full else None
 
     def _said(self, cut: set[str], prompts: Callable[[], Iterable[Item]], store: Store) -> str:
         """What became of answers that were cut."""
-        said = f"{len(cut):,} own answers were cut at {self._config.target_max_tokens:,} tokens"
+        said = f"{len(cut):,} own answers were cut" + (f" at {self._limit:,} tokens" if self._limit else "")
         if self._config.cut_answers != "again":
             return f"{said}: {'set aside' if self._config.cut_answers == 'aside' else 'kept as losers'} (--cut-answers)"
-        again = {r.key: self._found(store, self._again(r)) for r in self.wanted(prompts()) if r.key in cut}
-        n_whole = sum(a.completion is not None for a in again.values())
-        return (
-            f"{said}: asked for again with {self._config.target_max_tokens * MORE:,}, {n_whole:,} are whole, "
-            f"{len(cut) - n_whole:,} are set aside"
-        )
+        whole = {r.key for r in self.wanted(prompts()) if r.key in cut and self._whole(store, r).completion is not None}
+        again = f"asked for again with {self.most_tokens:,}, {len(whole):,} are whole" if self._limit else ""
+        return f"{said}: {', '.join(filter(None, (again, f'{len(cut) - len(whole):,} are set aside')))}"
 
     def endpoints(self) -> list[Endpoint]:
         """The servers that answer for the model. A key goes only where it was given for."""
@@ -302,19 +309,20 @@ class Target:
 
     def _whole(self, store: Store, request: Request) -> Answered:
         """What is known of a request, and where its answer was cut what became of that."""
-        found, most = self._found(store, request), self._config.target_max_tokens
+        found = self._found(store, request)
         if not found.is_cut:
             return found
         if self._config.cut_answers == "keep" and found.text.strip() and found.unusable:
             return Answered(found.unusable._replace(fault=None), "", found.row)
+        if (why := self._no_room(store, request)) is not None:
+            return _aside(found, why)
+        raised = "raise --target-max-tokens"
         if self._config.cut_answers != "again":
-            return _aside(found, f"at {most:,} tokens; raise --target-max-tokens")
-        if not self._has_room(store, request):
-            return _aside(found, "the model's context is full")
+            return _aside(found, f"at {self._limit:,} tokens; {raised}")
         again = self._found(store, self._again(request))
         if not again.is_cut:
             return again
-        return _aside(again, f"at {most:,} tokens, and again at {most * MORE:,}; raise --target-max-tokens")
+        return _aside(again, f"at {self._limit:,} tokens, and again at {self.most_tokens:,}; {raised}")
 
     def _answer_here(
         self,

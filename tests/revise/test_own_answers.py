@@ -6,13 +6,8 @@ import pytest
 
 from data.rows.records import load_preferences
 from revise import recipes, score
-from revise.client import answered, open_store
 from revise.loopback import Reply, serve
-from revise.prompts import Prompts
-from revise.recipes import ClairConfig
-from revise.target import Target
 from system.errors import InputError, RunError
-from tests import tiny
 from tests.revise.commands import command, read_rows, revise, run, write_rows
 
 MAINS = {
@@ -78,7 +73,7 @@ def teacher(seen):
     if "{student_solution_1}" in seen.text:
         first = seen.text.partition("{student_solution_1}: ")[2].partition("\n")[0]
         return Reply.chat(f"So.\n\n[{1 if first.endswith('I think.') else 2}]")
-    return revise(seen) if "{student_solution}: " in seen.text else Reply.chat("A heron, whole.")
+    return revise(seen) if "{student_solution}: " in seen.text else Reply.chat(f"A heron {seen.number}, whole.")
 
 
 @pytest.mark.parametrize("name", MAINS)
@@ -124,6 +119,29 @@ def test_what_is_asked_again_counts_towards_the_cap_and_goes_on(tmp_path):
         assert (target.n_seen, server.n_seen) == (8, 4) and len(read_rows(tmp_path / "pairs.jsonl")) == 4
 
 
+def test_without_a_limit_of_ours_nothing_is_asked_again(tmp_path):
+    """--target-extra takes the limit out, or gives another one, which is doubled."""
+    bare(tmp_path, 2)
+    asked = []
+
+    def target_reply(seen):
+        asked.append(seen.body.get("max_completion_tokens"))
+        return Reply.chat(f"The otter {seen.number} is", finish="length")
+
+    with serve(target_reply) as target, serve(revise) as server:
+        more = ["--target-endpoint", target.base, "--target-name", "llama", "--target-extra"]
+        for extra in ('{"max_tokens": null}', '{"max_tokens": null, "max_completion_tokens": 100}'):
+            with pytest.raises(RunError, match="no pair was made of 2 prompts"):
+                here("clair", tmp_path, server.base, *more, extra)
+            reasons = {row["reason"] for row in read_rows(tmp_path / "pairs.rejected.jsonl")}
+            if "completion" in extra:
+                said = "at 100 tokens, and again at 200; raise --target-max-tokens"
+            else:
+                said = "by the server, at a limit of its own"
+            assert reasons == {f"own answer truncated: {said}"}
+    assert sorted(asked, key=str) == [100, 100, 200, 200, None, None]
+
+
 def test_a_dry_run_bounds_what_is_asked_again(tmp_path, capsys):
     """Four answers at 512 tokens, and where every one is cut four at 1,024."""
     bare(tmp_path, 4)
@@ -135,56 +153,6 @@ def test_a_dry_run_bounds_what_is_asked_again(tmp_path, capsys):
     assert "target again, were every answer cut: 4 requests" in said and "at most 4,096 to receive" in said
     here("clair", tmp_path, "http://127.0.0.1:9/v1", *more, "--cut-answers", "aside")
     assert "again" not in capsys.readouterr().out
-
-
-@pytest.fixture(scope="module")
-def llama(tmp_path_factory):
-    """A tiny Llama that rarely stops."""
-    folder = tmp_path_factory.mktemp("model") / "tiny-llama"
-    tiny.write_model(folder, texts=["Name a bird of the marsh.", "The heron."], max_position_embeddings=96)
-    return folder
-
-
-def test_an_answer_that_is_drawn_here_goes_on_from_where_it_was_cut(tmp_path, llama):
-    """With the same random numbers: the longer answer begins with the shorter one. The context ends it at last."""
-    bare(tmp_path, 12)
-    shared = {"prompts": str(tmp_path / "prompts.jsonl"), "out": str(tmp_path / "o.jsonl"), "model": "m",
-              "store": str(tmp_path / "s.sqlite"), "endpoint": ("http://127.0.0.1:9/v1",)}  # fmt: skip
-    config = ClairConfig(**shared, target_model=str(llama), target_max_tokens=8)
-    target, prompts = Target(config, config, n=1, seed=0), Prompts(config)
-    with open_store(tmp_path / "s.sqlite") as store:
-        drawn = target.fill(lambda: prompts, store, len(prompts))
-        assert drawn.first.n_stored == 12 and 0 < drawn.again.n_stored < 12
-        n_longer = 0
-        for item in prompts:
-            (request,) = target.requests(item)
-            (found,) = target.answers(item, store)
-            first = answered(store, request)
-            if first.is_cut and found.completion:
-                n_longer += 1
-                assert found.text.startswith(first.text) and len(found.text) > len(first.text)
-                assert found.row.tokens_out > 8
-            elif first.is_cut:
-                assert found.fault.startswith("truncated: at 8 tokens, and again at 16")
-            else:
-                assert found == first
-        assert n_longer and f"asked for again with 16, {n_longer} are whole" in drawn.said
-        again = target.fill(lambda: prompts, store, len(prompts))
-        assert (again.first.n_stored, again.again.n_stored, again.said) == (0, 0, drawn.said)
-
-
-def test_an_answer_that_fills_the_context_is_not_drawn_twice(tmp_path, llama):
-    rows = [{"prompt": "Name a bird of the marsh. " * 10}]
-    write_rows(tmp_path / "prompts.jsonl", rows)
-    shared = {"prompts": str(tmp_path / "prompts.jsonl"), "out": str(tmp_path / "o.jsonl"), "model": "m",
-              "store": str(tmp_path / "s.sqlite"), "endpoint": ("http://127.0.0.1:9/v1",)}  # fmt: skip
-    config = ClairConfig(**shared, target_model=str(llama), target_max_tokens=90, target_temperature=0.0)
-    target, prompts = Target(config, config, n=1, seed=0), Prompts(config)
-    with open_store(tmp_path / "s.sqlite") as store:
-        drawn = target.fill(lambda: prompts, store, 1)
-        (found,) = target.answers(next(iter(prompts)), store)
-    assert (drawn.first.n_stored, drawn.again.n_stored) == (1, 0)
-    assert found.fault == "truncated: the model's context is full"
 
 
 def test_a_cut_own_answer_has_no_grade(tmp_path, capsys):

@@ -241,7 +241,7 @@ def test_four_sets_are_made_on_the_prompts_of_the_released_pairs(tmp_path):
             return Reply.chat(f"answer {seen.number}")
         if "{student_solution_1}" in seen.text:
             return Reply.chat("Both are fine.\n\n[1]")
-        return revise(seen) if "{student_solution}: " in seen.text else Reply.chat("A stronger answer.")
+        return revise(seen) if "{student_solution}: " in seen.text else Reply.chat(f"A stronger answer {seen.number}.")
 
     made = {}
     with serve(reply) as server:
