@@ -103,7 +103,8 @@ def test_a_winner_that_was_cut_is_none_whatever_is_kept(tmp_path):
     cut = lambda seen: Reply.chat(f"heron {seen.number} and", finish="length")  # noqa: E731
     with serve(cut) as target, serve(lambda seen: Reply.chat("[1]")) as server:
         more = ["--target-endpoint", target.base, "--target-name", "llama", "--both-orders", 0]
-        here("judge-on-policy", tmp_path, server.base, *more, "--cut-answers", "keep")
+        with pytest.raises(RunError, match="no pair was made of 2 prompts"):
+            here("judge-on-policy", tmp_path, server.base, *more, "--cut-answers", "keep")
     assert not read_rows(tmp_path / "pairs.jsonl")
     assert {row["reason"] for row in read_rows(tmp_path / "pairs.rejected.jsonl")} == {"own answer truncated"}
 
@@ -140,6 +141,17 @@ def test_without_a_limit_of_ours_nothing_is_asked_again(tmp_path):
                 said = "by the server, at a limit of its own"
             assert reasons == {f"own answer truncated: {said}"}
     assert sorted(asked, key=str) == [100, 100, 200, 200, None, None]
+
+
+def test_what_is_whole_by_now_is_not_drawn_anew(tmp_path):
+    """--ask-again asks for what was of no use: an answer that was cut and is whole now is of use."""
+    bare(tmp_path, 3)
+    with serve(wordy(short=(0,), long=(2,))) as target, serve(revise) as server:
+        more = ["--target-endpoint", target.base, "--target-name", "llama"]
+        here("clair", tmp_path, server.base, *more)
+        assert target.n_seen == 5
+        here("clair", tmp_path, server.base, *more, "--ask-again")
+        assert target.n_seen == 7  # the one that was cut twice, twice
 
 
 def test_a_dry_run_bounds_what_is_asked_again(tmp_path, capsys):
