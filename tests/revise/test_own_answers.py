@@ -113,7 +113,7 @@ def test_what_is_asked_again_counts_towards_the_cap_and_goes_on(tmp_path):
     bare(tmp_path, 4)
     with serve(wordy(short=())) as target, serve(revise) as server:
         more = ["--target-endpoint", target.base, "--target-name", "llama"]
-        with pytest.raises(RunError, match="--max-requests: 6 requests have been sent"):
+        with pytest.raises(RunError, match="--max-requests: "):
             here("clair", tmp_path, server.base, *more, "--max-requests", 6)
         assert (target.n_seen, server.n_seen) == (6, 0)
         here("clair", tmp_path, server.base, *more)
@@ -234,13 +234,13 @@ def test_a_stronger_models_answer_has_no_thoughts_of_ours(tmp_path):
 
 
 def test_an_answer_whose_thoughts_took_all_is_asked_for_again(tmp_path):
-    bare(tmp_path, 1)
+    bare(tmp_path, 2)
 
     def target_reply(seen):
-        if seen.body["max_tokens"] == 512:
+        if number(seen) == 1 and seen.body["max_tokens"] == 512:
             return Reply.chat("<think>\nHm, hm", finish="length", usage=(10, 512))
         return thinking(seen)
 
     with serve(target_reply) as target, serve(revise) as server:
         here("clair", tmp_path, server.base, "--target-endpoint", target.base, "--target-name", "llama")
-        assert target.n_seen == 2 and len(read_rows(tmp_path / "pairs.jsonl")) == 1
+        assert target.n_seen == 3 and len(read_rows(tmp_path / "pairs.jsonl")) == 2
