@@ -18,6 +18,10 @@ from revise.client.wire import Request
 from system import RunError
 
 LEAST_CUT = 256  # tokens fewer than words that were sent: then the server has cut the prompt
+UNKNOWN = "mend the settings, the account or the server"
+UNSTORED = (
+    "nothing of that is stored as refused, and the same command goes on; --go-on takes it for the rows' own fault"
+)
 PAID = "they are stored and were paid for: --ask-again asks for them anew, --go-on takes them for the rows' own fault"
 
 
@@ -117,14 +121,13 @@ class Look:
             return []
         if fault.is_settings and not known.is_read:
             raise RunError(f"{endpoint.origin} answers {fault}; {fault.mend}; nothing is stored as refused")
-        held = known.is_refused(row, fault.words)
+        held, known.mend = known.is_refused(row, fault.words), fault.mend
         if known.is_refusing:
             n = len(known.refused)
             which = f"{n} requests in a row, in the same words" if known.is_read else f"the first {n} requests"
-            mend = fault.mend or "mend the settings, the account or the server"
+            mend = fault.mend or UNKNOWN
             self._fault = self._fault or RunError(
-                f"{endpoint.origin} has refused {which} ({fault}); {mend}: nothing of that is stored as refused, and "
-                "the same command goes on; --go-on takes it for the rows' own fault"
+                f"{endpoint.origin} has refused {which} ({fault}); {mend}: {UNSTORED}"
             )
         return held
 
@@ -165,14 +168,13 @@ class Look:
                 said = refused[-1].answer.decode("utf-8", "replace")
                 raise RunError(
                     f"{endpoint.origin} has refused {'everything' if len(refused) > 1 else 'the request'} ({said}); "
-                    "mend the settings, the account or the server: nothing is stored as refused, and the same command "
-                    "goes on; --go-on takes it for the rows' own fault"
+                    f"{endpoint.trial.mend or UNKNOWN}: {UNSTORED}"
                 )
             held += refused
         return held
 
     def _ends_useless(self, found: Trial, which: str) -> None:
-        self.useless, self._keys = self._keys, []
+        self.useless, self._keys = self.useless + self._keys, []
         what = f"{found.why}: {found.said!r}" if found.said and found.said != found.why else found.why
         mend = trial.cause(found.why).format(**self._role._asdict())
         raise RunError(
@@ -182,7 +184,7 @@ class Look:
 
     def _ends_same(self) -> None:
         n, text = len(self._same.questions), (self._same.text or "")[: trial.SHOWN]
-        self.useless, self._keys = self._keys, []
+        self.useless, self._keys = self.useless + self._keys, []
         raise RunError(
             f"{n} different questions have got one and the same answer ({text!r}): a cache or a proxy answers, and not "
             f"the model; mend {self._role.endpoint}; nothing more is sent: {PAID}"

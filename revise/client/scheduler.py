@@ -40,7 +40,7 @@ FIRST_TOKENS_OUT = 256  # expected of an answer before there was any
 class Later(Exception):
     """An attempt that failed and may succeed when it is repeated. is_limit: the server only asked for less; is_told: it
     said for how long, so that its endpoint rests; is_reached: there was a server. is_timeout: it may have been paid;
-    is_queued: others were answered meanwhile. is_free: it is asked again at once, under other names.
+    is_queued: requests wait in a line there. is_free: it is asked again at once, under other names.
     """
 
     def __init__(

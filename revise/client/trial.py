@@ -37,6 +37,8 @@ class Trial:
     refused: list[Any] = field(default_factory=list)
     """Rows that were refused since the last answer, all in the same words once there was one."""
     words: str = ""
+    mend: str = ""
+    """What is known to mend what they say."""
 
     @property
     def room(self) -> float:
