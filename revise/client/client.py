@@ -80,7 +80,7 @@ class Answered(NamedTuple):
     """As it is stored."""
     unusable: Completion | None = None
     """What came all the same, where it cannot be used."""
-    renamed: Mapping[str, str] = {}  # noqa: RUF012 (never changed)
+    renamed: Mapping[str, str] = {}
     """Parameters that the server wanted under another name, by ours."""
 
     @property

@@ -124,8 +124,8 @@ class Endpoint:
             self.rests_until = max(self.rests_until, now + wait)
 
     def timed_out(self, why: str, since: float) -> bool:
-        """An attempt that began then has timed out. Gives whether requests queue there: where many time out while others
-        are answered, it is sent half as many at once from now on.
+        """An attempt that began then has timed out. Gives whether requests queue there: where many time out while
+        others are answered, it is sent half as many at once from now on.
         """
         if self.answered_at <= since:
             self.failed(why, is_reached=True)

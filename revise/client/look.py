@@ -45,7 +45,7 @@ class Look:
     @property
     def room(self) -> float:
         """How many requests may be in flight."""
-        room = self._stage.room
+        room = self._stage.room if self._fault is None else 0
         return min(room, trial.MOST_USELESS - len(self._same.questions)) if self._same.is_open else room
 
     def knows(self, request: Request, state: State, store: Store) -> None:
@@ -131,14 +131,17 @@ class Look:
             )
         return held
 
-    def failed(self, why: str, *, is_timeout: bool) -> None:
-        """A request has failed for good. Where it timed out and nothing was answered yet, the others would, too."""
-        is_read = any(e.trial.is_read for e in self._pool.endpoints)
-        if is_timeout and not is_read and not self._goes_on:
+    def timed_out(self, endpoint: Endpoint, why: str) -> bool:
+        """An attempt has timed out. Gives whether it is over: where nothing was answered yet, the others would, too."""
+        endpoint.trial.n_timeouts += 1
+        is_over = endpoint.trial.n_timeouts >= trial.FIRST_TIMEOUTS and not endpoint.trial.is_read and not self._goes_on
+        if is_over:
             self._fault = self._fault or RunError(
-                f"the first request timed out twice: {why}; it may have been paid: raise --read-timeout, or ask for "
-                f"less ({self._role.max_tokens}); --go-on tries the others all the same"
+                f"{endpoint.origin}: the first {endpoint.trial.n_timeouts} attempts have timed out ({why}), and may "
+                f"have been paid: raise --read-timeout, or ask for less ({self._role.max_tokens}); --go-on tries the "
+                "others all the same"
             )
+        return is_over
 
     def check(self) -> None:
         """Raises RunError where the stage is over."""
