@@ -57,7 +57,7 @@ class Trial:
         if useless is None:
             self.is_passed = True
         else:
-            self.n_useless, self.why, self.said = self.n_useless + 1, useless, said[:SHOWN]
+            self.n_useless, self.why, self.said = self.n_useless + 1, useless, said.strip()[:SHOWN]
         return held
 
     def is_refused(self, row: Any, words: str) -> list[Any]:
