@@ -217,13 +217,15 @@ def check(
         raise ValueError("half a block of code")
     if is_refusal(revision) and not is_refusal(student_solution):
         raise ValueError("refused")
+    known = f"{task}\n{student_solution}".lower()
+    if not may_allude and any(words.lower() not in known for words in _notes(revision)):  # which is what makes it long
+        raise ValueError("alludes to the revision")
     ratio = len(revision) / len(student_solution.strip())
     if ratio < min_ratio:
         raise ValueError("too short")
     if ratio > max_ratio:
         raise ValueError("too long")
-    known = f"{task}\n{student_solution}".lower()
-    if not may_allude and any(words.lower() not in known for words in (*_allusions(revision), *_notes(revision))):
+    if not may_allude and any(words.lower() not in known for words in _allusions(revision)):
         raise ValueError("alludes to the revision")
 
 

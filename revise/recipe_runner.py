@@ -322,6 +322,7 @@ def origin(a: Answered) -> dict[str, Any]:
     made: dict[str, Any] = {"model": c.model, "request": a.row.key, "finish_reason": c.finish}
     made["usage"] = {"prompt_tokens": c.tokens_in, "completion_tokens": c.tokens_out}
     made |= {} if c.is_counted else {"usage_is_estimated": True}
+    made |= {"sent_as": dict(a.renamed)} if a.renamed else {}
     made |= {"cut_at": c.cut_at} if c.cut_at else {}
     return made | {"time": datetime.datetime.fromtimestamp(a.row.time, datetime.UTC).isoformat(timespec="seconds")}
 

@@ -12,6 +12,7 @@ module that imports an HTTP library.
 import asyncio
 import contextlib
 import importlib.util
+import json
 import logging
 import re
 import resource
@@ -79,6 +80,8 @@ class Answered(NamedTuple):
     """As it is stored."""
     unusable: Completion | None = None
     """What came all the same, where it cannot be used."""
+    renamed: Mapping[str, str] = {}
+    """Parameters that the server wanted under another name, by ours."""
 
     @property
     def is_cut(self) -> bool:
@@ -110,9 +113,18 @@ def answered(store: Store, request: Request, accepted: Collection[str] = ()) -> 
     except reading.Unreadable:  # stored without its body, with the reason in its place
         return Answered(None, row.answer.decode("utf-8", "replace")[:SAID_CHARACTERS], row)
     if found.fault is None:
-        return Answered(found, "", row)
+        return Answered(found, "", row, renamed=_renamed(row, request))
     more = f"; raise {MOST_TOKENS.get(row.purpose, '--max-tokens')}" if found.fault.startswith(CUT_IN_THOUGHTS) else ""
     return Answered(None, found.fault + more, row, found)
+
+
+def _renamed(row: Row, request: Request) -> dict[str, str]:
+    """What was sent under another name than was asked for."""
+    if row.request == wire.canonical(request.body):
+        return {}
+    sent = json.loads(row.request)
+    old, new = (sorted(a.keys() - b.keys()) for a, b in ((request.body, sent), (sent, request.body)))
+    return dict(zip(old, new, strict=False))
 
 
 def said(found: Answered) -> str | None:

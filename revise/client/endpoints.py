@@ -49,6 +49,10 @@ class Endpoint:
     halved_at: float = 0.0
     answered_at: float = 0.0
     """When the last answer came."""
+    narrowed_at: float = -math.inf
+    """When it was last sent less for good, since its requests queue."""
+    n_timeouts: float = 0.0
+    """Lately."""
     trial: Trial = field(default_factory=Trial)
     """What its first answers of this stage say."""
     renamed: dict[str, str] = field(default_factory=dict)
@@ -103,6 +107,7 @@ class Endpoint:
     def answered(self) -> None:
         """It answered: whatever it was, it is well now."""
         self.n_failures, self.answered_at = 0, time.monotonic()
+        self.n_timeouts = max(0, self.n_timeouts - 1 / 4)
         self.limit = min(self.most, self.limit + 1)
 
     def failed(self, why: str, *, is_reached: bool) -> None:
@@ -119,21 +124,20 @@ class Endpoint:
             self.rests_until = max(self.rests_until, now + wait)
 
     def timed_out(self, why: str, since: float) -> bool:
-        """An attempt that began then has timed out. Gives whether others were answered meanwhile: then requests queue
-        there, and it is sent half as many at once from now on.
+        """An attempt that began then has timed out. Gives whether requests queue there: where many time out while
+        others are answered, it is sent half as many at once from now on.
         """
         if self.answered_at <= since:
             self.failed(why, is_reached=True)
-            return False
-        now = time.monotonic()
-        if now - self.halved_at > 1 and self.most > 1:
-            self.halved_at, self.most = now, max(1, self.most // 2)
+        self.n_timeouts += 1
+        if self.n_timeouts >= max(2, self.most / 4) and self.most > 1 and self.answered_at > since:
+            self.narrowed_at, self.n_timeouts, self.most = time.monotonic(), 0, max(1, self.most // 2)
             self.limit = min(self.limit, self.most)
             cli.notify(
                 f"{self.origin} answers one after the other ({why}): it is sent {self.most} at once from here on; "
                 "lower --concurrency, or raise --read-timeout"
             )
-        return True
+        return self.narrowed_at > since
 
     def is_busy(self, wait: float | None, cap: float) -> None:
         """It asked for less: seconds to wait, or None where it did not say how long."""

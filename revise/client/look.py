@@ -18,6 +18,10 @@ from revise.client.wire import Request
 from system import RunError
 
 LEAST_CUT = 256  # tokens fewer than words that were sent: then the server has cut the prompt
+UNKNOWN = "mend the settings, the account or the server"
+UNSTORED = (
+    "nothing of that is stored as refused, and the same command goes on; --go-on takes it for the rows' own fault"
+)
 PAID = "they are stored and were paid for: --ask-again asks for them anew, --go-on takes them for the rows' own fault"
 
 
@@ -41,7 +45,7 @@ class Look:
     @property
     def room(self) -> float:
         """How many requests may be in flight."""
-        room = self._stage.room
+        room = self._stage.room if self._fault is None else 0
         return min(room, trial.MOST_USELESS - len(self._same.questions)) if self._same.is_open else room
 
     def knows(self, request: Request, state: State, store: Store) -> None:
@@ -117,25 +121,27 @@ class Look:
             return []
         if fault.is_settings and not known.is_read:
             raise RunError(f"{endpoint.origin} answers {fault}; {fault.mend}; nothing is stored as refused")
-        held = known.is_refused(row, fault.words)
+        held, known.mend = known.is_refused(row, fault.words), fault.mend
         if known.is_refusing:
             n = len(known.refused)
             which = f"{n} requests in a row, in the same words" if known.is_read else f"the first {n} requests"
-            mend = fault.mend or "mend the settings, the account or the server"
+            mend = fault.mend or UNKNOWN
             self._fault = self._fault or RunError(
-                f"{endpoint.origin} has refused {which} ({fault}); {mend}: nothing of that is stored as refused, and "
-                "the same command goes on; --go-on takes it for the rows' own fault"
+                f"{endpoint.origin} has refused {which} ({fault}); {mend}: {UNSTORED}"
             )
         return held
 
-    def failed(self, why: str, *, is_timeout: bool) -> None:
-        """A request has failed for good. Where it timed out and nothing was answered yet, the others would, too."""
-        is_read = any(e.trial.is_read for e in self._pool.endpoints)
-        if is_timeout and not is_read and not self._goes_on:
+    def timed_out(self, endpoint: Endpoint, why: str) -> bool:
+        """An attempt has timed out. Gives whether it is over: where nothing was answered yet, the others would, too."""
+        endpoint.trial.n_timeouts += 1
+        is_over = endpoint.trial.n_timeouts >= trial.FIRST_TIMEOUTS and not endpoint.trial.is_read and not self._goes_on
+        if is_over:
             self._fault = self._fault or RunError(
-                f"the first request timed out twice: {why}; it may have been paid: raise --read-timeout, or ask for "
-                f"less ({self._role.max_tokens}); --go-on tries the others all the same"
+                f"{endpoint.origin}: the first {endpoint.trial.n_timeouts} attempts have timed out ({why}), and may "
+                f"have been paid: raise --read-timeout, or ask for less ({self._role.max_tokens}); --go-on tries the "
+                "others all the same"
             )
+        return is_over
 
     def check(self) -> None:
         """Raises RunError where the stage is over."""
@@ -165,14 +171,13 @@ class Look:
                 said = refused[-1].answer.decode("utf-8", "replace")
                 raise RunError(
                     f"{endpoint.origin} has refused {'everything' if len(refused) > 1 else 'the request'} ({said}); "
-                    "mend the settings, the account or the server: nothing is stored as refused, and the same command "
-                    "goes on; --go-on takes it for the rows' own fault"
+                    f"{endpoint.trial.mend or UNKNOWN}: {UNSTORED}"
                 )
             held += refused
         return held
 
     def _ends_useless(self, found: Trial, which: str) -> None:
-        self.useless, self._keys = self._keys, []
+        self.useless, self._keys = self.useless + self._keys, []
         what = f"{found.why}: {found.said!r}" if found.said and found.said != found.why else found.why
         mend = trial.cause(found.why).format(**self._role._asdict())
         raise RunError(
@@ -182,7 +187,7 @@ class Look:
 
     def _ends_same(self) -> None:
         n, text = len(self._same.questions), (self._same.text or "")[: trial.SHOWN]
-        self.useless, self._keys = self._keys, []
+        self.useless, self._keys = self.useless + self._keys, []
         raise RunError(
             f"{n} different questions have got one and the same answer ({text!r}): a cache or a proxy answers, and not "
             f"the model; mend {self._role.endpoint}; nothing more is sent: {PAID}"

@@ -14,13 +14,13 @@ import signal
 import sys
 import time
 from collections.abc import AsyncIterator, Iterable, Iterator
-from concurrent.futures import ThreadPoolExecutor
 from typing import NamedTuple, Protocol
 
 from tqdm import tqdm
 
 from revise.client import reading, wire
 from revise.client.config import ClientConfig
+from revise.client.disk import Disk, answer_row, without_answer
 from revise.client.endpoints import Endpoint, Pace, Pool
 from revise.client.look import Look
 from revise.client.reading import Completion, Unreadable
@@ -40,7 +40,7 @@ FIRST_TOKENS_OUT = 256  # expected of an answer before there was any
 class Later(Exception):
     """An attempt that failed and may succeed when it is repeated. is_limit: the server only asked for less; is_told: it
     said for how long, so that its endpoint rests; is_reached: there was a server. is_timeout: it may have been paid;
-    is_queued: others were answered meanwhile. is_free: it is asked again at once, under other names.
+    is_queued: requests wait in a line there. is_free: it is asked again at once, under other names.
     """
 
     def __init__(
@@ -142,7 +142,7 @@ class Scheduler:
         self._n_answers, self._n_tokens_out = 0, 0
         self._why: Exception | None = None
         self._stop, self._abort = asyncio.Event(), asyncio.Event()
-        self._disk = _Disk(store)
+        self._disk = Disk(store)
 
     async def run(self, requests: Iterable[Request], n_requests: int | None = None) -> Tally:
         """Has every request answered and stored, equal ones once. n_requests: for the progress bar.
@@ -219,11 +219,13 @@ class Scheduler:
         """What is to be stored after a request has come home, after as many attempts as it takes: what came of it, and
         refusals that were kept back. None where the run stops before that.
         """
-        n_attempts, counted, why, pause, lost, is_timeout = 0, 0.0, "", 0.0, 0.0, False
+        n_attempts, counted, why, pause, lost = 0, 0.0, "", 0.0, 0.0
         while counted < self.config.max_attempts:
             turn = await self._turn(request)
-            if turn is None:
+            if turn is None and not lost:
                 return None
+            if turn is None:
+                break  # it counts as failed, with what it may have cost
             n_attempts += 1
             start = time.monotonic()
             used = turn.tokens
@@ -236,7 +238,7 @@ class Scheduler:
                 return [*self._look.answered(turn.endpoint, request, answer), row]
             except Refused as fault:
                 turn.endpoint.answered()
-                row = _without_answer(request, self.purpose, fault.state, str(fault), n_attempts)
+                row = without_answer(request, self.purpose, fault.state, str(fault), n_attempts)
                 if fault.state == "unusable":  # it was paid for, and what it took is not known
                     tokens_in, tokens_out = request.tokens[0], max(request.tokens[1], fault.n_tokens)
                     dollars = self.config.dollars(tokens_in, tokens_out)
@@ -249,17 +251,18 @@ class Scheduler:
                 self.limits.failed(why, is_reached=not isinstance(fault, Later) or fault.is_reached)
                 if isinstance(fault, Unreadable):
                     turn.endpoint.failed(why, is_reached=True)
-                is_timeout = isinstance(fault, Later) and fault.is_timeout
-                lost += self._lost(request) if is_timeout else 0.0
+                if isinstance(fault, Later) and fault.is_timeout:
+                    lost += self._lost(request)
+                    counted += self.config.max_attempts if self._look.timed_out(turn.endpoint, why) else 0
                 counted += _share(fault, self.config.max_attempts)
                 pause = _longest_pause(fault, n_attempts)
             finally:
                 self.transport.tokens.settle(used - turn.tokens)
                 self.limits.release(turn.dollars)
                 self.pool.release(turn.endpoint)
-            await self._pause(random.uniform(0, pause))
-        self._look.failed(why, is_timeout=is_timeout)
-        return [_without_answer(request, self.purpose, "failed", why, n_attempts)._replace(dollars=lost)]
+            if counted < self.config.max_attempts:
+                await self._pause(random.uniform(0, pause))
+        return [without_answer(request, self.purpose, "failed", why, n_attempts)._replace(dollars=lost)]
 
     def _lost(self, request: Request) -> float:
         """What an attempt that timed out may have cost."""
@@ -396,91 +399,3 @@ def _longest_pause(fault: Later | Unreadable, n_attempts: int) -> float:
     if isinstance(fault, Later) and fault.is_limit:
         return min(LONGEST_BACKOFF, LONGEST_LIMIT_BACKOFF, 0.25 * 2.0 ** min(n_attempts, 10))
     return min(LONGEST_BACKOFF, 0.5 * 2.0 ** min(n_attempts, 10))
-
-
-def answer_row(
-    request: Request,
-    purpose: str,
-    raw: bytes,
-    answer: Completion,
-    config: ClientConfig,
-    *,
-    n_attempts: int = 1,
-    seconds: float = 0.0,
-    price: float = 1.0,
-) -> Row:
-    """An answer as it is stored. price: what part of the configured prices it cost."""
-    return Row(
-        key=request.key,
-        purpose=purpose,
-        state="answered" if answer.fault is None else "unusable",
-        request=wire.canonical(request.body),
-        answer=raw,
-        answer_id=answer.id,
-        attempts=n_attempts,
-        seconds=seconds,
-        tokens_in=answer.tokens_in,
-        tokens_out=answer.tokens_out,
-        is_counted=answer.is_counted,
-        dollars=config.dollars(answer.tokens_in, answer.tokens_out) * price if answer.cost is None else answer.cost,
-        time=time.time(),
-    )
-
-
-def _without_answer(request: Request, purpose: str, state: State, why: str, n_attempts: int) -> Row:
-    return Row(
-        key=request.key,
-        purpose=purpose,
-        state=state,
-        request=wire.canonical(request.body),
-        answer=why.encode("utf-8", "replace"),
-        attempts=n_attempts,
-        time=time.time(),
-    )
-
-
-class _Disk:
-    """Rows on their way into the store: those that come in during a commit share the next one."""
-
-    def __init__(self, store: Store) -> None:
-        self._store = store
-        self._waiting: list[tuple[Row, asyncio.Future[None]]] = []
-        self._wake = asyncio.Event()
-        self.is_broken = False
-
-    async def put(self, row: Row) -> None:
-        """Returns when the row is on the disk. Raises RunError where it cannot be."""
-        done = asyncio.get_running_loop().create_future()
-        self._waiting.append((row, done))
-        self._wake.set()
-        await done
-
-    @contextlib.asynccontextmanager
-    async def at_work(self) -> AsyncIterator[None]:
-        """Writes while the block runs, in a thread of its own; what is left when it ends is written then."""
-        with ThreadPoolExecutor(1) as thread:
-            writing = asyncio.create_task(self._write(thread))
-            try:
-                yield
-            finally:
-                writing.cancel()
-                await asyncio.gather(writing, return_exceptions=True)
-        if self._waiting and not self.is_broken:
-            self._store.write([row for row, _ in self._waiting])
-
-    async def _write(self, thread: ThreadPoolExecutor) -> None:
-        while True:
-            await self._wake.wait()
-            self._wake.clear()
-            batch, self._waiting = self._waiting, []
-            try:
-                await asyncio.get_running_loop().run_in_executor(thread, self._store.write, [row for row, _ in batch])
-            except RunError as fault:
-                self.is_broken = True
-                for _, done in batch:
-                    if not done.done():
-                        done.set_exception(fault)
-            else:
-                for _, done in batch:
-                    if not done.done():
-                        done.set_result(None)

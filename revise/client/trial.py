@@ -5,6 +5,7 @@
     16 answers, no usable row    the run stops
     refused, nothing read yet    up to eight, one after the other; then the run stops
     refused, in the same words   twenty in a row; then the run stops
+    timed out, nothing read yet  two attempts; then the run stops
 
 Refusals are kept back until an answer shows that they are the rows' fault and not the settings', the account's or the
 server's: a run that stops stores none of them.
@@ -16,6 +17,7 @@ from typing import Any
 MOST_USELESS = 16
 FIRST_REFUSALS = 8  # with nothing answered before
 SAME_REFUSALS = 20  # among answers
+FIRST_TIMEOUTS = 2
 LEAST_SAME = 5  # answers, of a stage that has no more
 LOOKED_AT = 64  # answers of earlier runs, for a usable one
 SHOWN = 160  # characters of what was said
@@ -36,7 +38,10 @@ class Trial:
     """... and what stood in it."""
     refused: list[Any] = field(default_factory=list)
     """Rows that were refused since the last answer, all in the same words once there was one."""
+    n_timeouts: int = 0
     words: str = ""
+    mend: str = ""
+    """What is known to mend what they say."""
 
     @property
     def room(self) -> float:
@@ -52,7 +57,7 @@ class Trial:
         if useless is None:
             self.is_passed = True
         else:
-            self.n_useless, self.why, self.said = self.n_useless + 1, useless, said[:SHOWN]
+            self.n_useless, self.why, self.said = self.n_useless + 1, useless, said.strip()[:SHOWN]
         return held
 
     def is_refused(self, row: Any, words: str) -> list[Any]:

@@ -27,6 +27,7 @@ from revise.client import (
     open_store,
     run_limits,
     scheduler,
+    trial,
 )
 from revise.loopback import Reply, serve
 from system.errors import InputError, RunError, Stopped
@@ -198,7 +199,7 @@ def test_a_refused_row_is_marked_and_the_others_go_on(tmp_path, status):
 def test_a_server_that_refuses_everything_stops_the_run(tmp_path):
     found = ask(tmp_path, lambda seen: Reply.error(400, "max_tokens is not supported"), 500, concurrency=2)
     assert isinstance(found.fault, RunError) and "max_tokens is not supported" in str(found.fault)
-    assert len(found.texts) == 1  # the words name a parameter: it cannot be the row
+    assert len(found.texts) == trial.FIRST_REFUSALS
 
 
 def test_refusals_before_slower_answers_are_the_rows_fault(tmp_path):
