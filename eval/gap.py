@@ -76,8 +76,12 @@ def _end(lines: Sequence[Line], h: Headline, base: Line, name: str) -> tuple[flo
     if h.benchmark in OF_ITSELF:
         return OF_ITSELF[h.benchmark], ""
     found = _of_headline(lines, h)
-    fitting = [line for line in found if not scores.differences(line, base)]
-    if fitting:
+    if fitting := [line for line in found if _why_apart(line, base) is None]:
         return h.scale * fitting[-1]["value"], ""
-    why = scores.differences(found[-1], base)[0]
+    why = _why_apart(found[-1], base)
     return None, f"the score of {name} on {h.benchmark} {h.version} does not compare: {why}"
+
+
+def _why_apart(line: Line, base: Line) -> str | None:
+    """Why a score cannot be subtracted from another one; None where it can."""
+    return next(filter(None, (*scores.differences(line, base), scores.judged_otherwise(line, base))), None)

@@ -79,11 +79,16 @@ def test_alpacaevals_reference_is_at_fifty(tmp_path):
             "the score of gpt-4-turbo on mixeval-hard 2024-06-01 does not compare: judge is 'k' in one and 'j'",
         ),
         (
+            [mixeval("base", 0.4), mixeval("epoch-01", 0.5), mixeval("gpt-4-turbo", 0.6, n_unjudged=20, n_asked=100),
+             alpaca("base", 20.0), alpaca("epoch-01", 30.0)],
+            "20 of 100 queries of gpt-4-turbo and 0 of 100 queries of base were not judged",
+        ),
+        (
             [mixeval("base", 0.4), mixeval("epoch-01", 0.5), mixeval("gpt-4-turbo", 0.4)],
             "gpt-4-turbo is no better than the base on mixeval-hard",
         ),
     ],
-    ids=["no stronger model", "no base", "another version", "another judge", "no gap"],
+    ids=["no stronger model", "no base", "another version", "another judge", "not whole", "no gap"],
 )  # fmt: skip
 def test_where_an_end_is_not_known_there_is_no_share(tmp_path, lines, said):
     report.write([run_folder(tmp_path / "a", lines=lines)], tmp_path / "out")
