@@ -242,7 +242,9 @@ class Target:
         again = Tally()
         if cut and self._config.cut_answers == "again":
             asked = ((i, r) for i, r in self._wanted(prompts()) if r.key in cut and self._no_room(store, r) is None)
-            again = self._draw(asked, store, self.client.after(first.n_sent), len(cut), is_again=True)
+            useful = (r for r in self.wanted(prompts()) if self._found(store, r).completion is not None)
+            known = itertools.islice(useful, 1)  # that its server is of use is known by then, whatever comes now
+            again = self._draw(asked, store, self.client.after(first.n_sent), len(cut), is_again=True, known=known)
         return Drawn(first, again, self._said(cut, prompts, store) if cut else "")
 
     def _draw(
@@ -253,11 +255,15 @@ class Target:
         n: int,
         *,
         is_again: bool = False,
+        known: Iterable[Request] = (),
     ) -> Tally:
-        """Has what is wanted drawn and stored. n: for the progress bar. is_again: with more tokens each."""
+        """Has what is wanted drawn and stored. n: for the progress bar. is_again: with more tokens each. known: what has
+        answers of use already.
+        """
         if self._answerer is not None:
             return self._answer_here(self._answerer, wanted, store, n, is_again=is_again)
-        requests = (self._again(request) if is_again else request for _, request in wanted)
+        new = (self._again(request) if is_again else request for _, request in wanted)
+        requests = itertools.chain(known, new)
         return answer_all(requests, store, client, self.endpoints(), purpose="target", role=TARGET, n_requests=n)
 
     def _found(self, store: Store, request: Request) -> Answered:

@@ -154,6 +154,21 @@ def test_what_is_whole_by_now_is_not_drawn_anew(tmp_path):
         assert target.n_seen == 7  # the one that was cut twice, twice
 
 
+def test_one_answer_that_is_of_no_use_the_second_time_ends_nothing(tmp_path):
+    """The stage before has shown that the server is of use: what comes now is that row's own."""
+    bare(tmp_path, 3)
+
+    def target_reply(seen):
+        if seen.body["max_tokens"] > 512:
+            return Reply.chat("I think not.", finish="content_filter")
+        return wordy(short=(0, 1))(seen)
+
+    with serve(target_reply) as target, serve(revise) as server:
+        here("clair", tmp_path, server.base, "--target-endpoint", target.base, "--target-name", "llama")
+    assert len(read_rows(tmp_path / "pairs.jsonl")) == 2
+    assert [row["reason"] for row in read_rows(tmp_path / "pairs.rejected.jsonl")] == ["own answer refused"]
+
+
 def test_a_dry_run_bounds_what_is_asked_again(tmp_path, capsys):
     """Four answers at 512 tokens, and where every one is cut four at 1,024."""
     bare(tmp_path, 4)
