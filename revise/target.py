@@ -257,7 +257,7 @@ class Target:
         is_again: bool = False,
         known: Iterable[Request] = (),
     ) -> Tally:
-        """Has what is wanted drawn and stored. n: for the progress bar. is_again: with more tokens each. known: what has
+        """Has what is wanted drawn and stored. n: for the progress bar. is_again: with more tokens. known: what has
         answers of use already.
         """
         if self._answerer is not None:
