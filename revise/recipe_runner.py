@@ -19,11 +19,13 @@ from typing import Any
 from revise import pairs
 from revise.client import (
     CHARACTERS_PER_TOKEN,
+    REVISER,
     Answered,
     ClientConfig,
     Completion,
     Endpoint,
     Request,
+    Role,
     Store,
     Tally,
     answer_all,
@@ -102,6 +104,16 @@ class Recipe:
     """What the provenance of every row says: wording and bounds."""
     is_worded: bool = True
     """Whether --model is asked in one text that is made of a prompt, in the place of the prompt itself."""
+    role: Role = REVISER
+    """What --model is."""
+    read: Callable[[Completion], object] | None = None
+    """Reads one answer where a pair takes several: raises ValueError where it is not in the form asked for."""
+
+
+OF_THE_TEXT = (
+    "unchanged", "half a block of code", "too short", "too long", "alludes to the revision", "own answer truncated",
+)  # fmt: skip
+"""Reasons that judge what an answer says: however many there are, the model and its server do what they are asked."""
 
 
 def question(
@@ -137,6 +149,7 @@ def make(recipe: Recipe, *, summary: Callable[[], str | None] = lambda: None) ->
     written.
     """
     config, out = recipe.config, Path(recipe.config.out)
+    ending: RunError | None = None
     pairs.check_out(out, config.prompts, config.store, config.batch_write)
     if config.batch_write:
         check_new_file(Path(config.batch_write))
@@ -153,13 +166,18 @@ def make(recipe: Recipe, *, summary: Callable[[], str | None] = lambda: None) ->
         if config.dry_run:
             print(_estimate(recipe, prompts, target, store))
             return
-        drawn = target.fill(prompts, store, len(prompts))
+        drawn = Tally()
+        try:
+            drawn = target.fill(prompts, store, len(prompts))
+        except RunError as fault:
+            ending = _kept(fault, store)
         wanted = (request for item in prompts for request in _questions(recipe, item, target.answers(item, store)))
         if config.batch_write:
             print(write_batch(wanted, store, Path(config.batch_write), config.again), file=sys.stderr)
             return
-        ending = None
-        if config.batch_read:
+        if ending is not None:  # what there is is written
+            pass
+        elif config.batch_read:
             answers = [Path(name) for name in config.batch_read]
             print(read_batch(answers, wanted, store, config, recipe.name), file=sys.stderr)
         else:
@@ -176,6 +194,17 @@ def make(recipe: Recipe, *, summary: Callable[[], str | None] = lambda: None) ->
         raise ending
     if count.n_open:
         raise RunError(f"{count.n_open} of {len(prompts)} rows lack an answer; the same command asks for it again")
+    check_pairs(count, len(prompts), out)
+
+
+def check_pairs(count: pairs.Count, n: int, out: Path) -> None:
+    """Raises RunError where no pair was made at all."""
+    if not count.n_pairs and n:
+        why = f" ({count.reasons.most_common(1)[0][0]})" if count.reasons else ""
+        raise RunError(
+            f"no pair was made of {n:,} prompts{why}: {pairs.rejected_beside(out)} says why of each; --ask-again asks "
+            "anew for answers that were of no use"
+        )
 
 
 def _ask(
@@ -186,22 +215,43 @@ def _ask(
     """
     try:
         config = recipe.config.after(drawn.n_sent)
-        asked = answer_all(wanted, store, config, endpoints, purpose=recipe.name, n_requests=n_prompts)
+        asked = answer_all(
+            wanted, store, config, endpoints, purpose=recipe.name, role=recipe.role, n_requests=n_prompts
+        )
     except RunError as fault:
-        is_signal = isinstance(fault, Stopped) and fault.code != 1
-        if is_signal or not store.states():
-            raise
-        return fault
+        return _kept(fault, store)
     print(_spent(drawn, asked, n_prompts), file=sys.stderr)
     return None
+
+
+def _kept(fault: RunError, store: Store) -> RunError:
+    """An early end after which there may be something to write; any other one is raised."""
+    is_signal = isinstance(fault, Stopped) and fault.code != 1
+    if is_signal or not store.states():
+        raise fault
+    return fault
 
 
 def _questions(recipe: Recipe, item: Item, own: list[Answered]) -> list[Request]:
     """What is asked about an item: nothing where its own answers are of no use."""
     texts = [a.completion.text.strip() for a in own if a.completion]
+    if len(texts) < len(own):
+        return []
     with contextlib.suppress(Rejected):
-        return recipe.ask(item, texts) if len(texts) == len(own) else []
+        return [request._replace(check=_check_of(recipe, item, texts)) for request in recipe.ask(item, texts)]
     return []
+
+
+def _check_of(recipe: Recipe, item: Item, texts: list[str]) -> Callable[[Completion], str | None]:
+    def check(answer: Completion) -> str | None:
+        """Why an answer is not in the form that this recipe asks for."""
+        try:
+            recipe.read(answer) if recipe.read else recipe.pair(item, texts, [answer])
+        except ValueError as reason:
+            return None if str(reason).partition(":")[0] in OF_THE_TEXT else str(reason)
+        return None
+
+    return check
 
 
 def _made(recipe: Recipe, item: Item, target: Target, store: Store) -> Made:
@@ -253,6 +303,7 @@ def origin(a: Answered) -> dict[str, Any]:
     made: dict[str, Any] = {"model": c.model, "request": a.row.key, "finish_reason": c.finish}
     made["usage"] = {"prompt_tokens": c.tokens_in, "completion_tokens": c.tokens_out}
     made |= {} if c.is_counted else {"usage_is_estimated": True}
+    made |= {"sent_as": dict(a.renamed)} if a.renamed else {}
     made |= {"cut_at": c.cut_at} if c.cut_at else {}
     return made | {"time": datetime.datetime.fromtimestamp(a.row.time, datetime.UTC).isoformat(timespec="seconds")}
 

@@ -16,7 +16,7 @@ import numpy as np
 
 from data.rows import Reading, Tie, parse_record
 from revise import clair, judge, pairs, recipe_runner
-from revise.client import Completion, Request
+from revise.client import PAIR_JUDGE, Completion, Request
 from revise.handing_on import handed_on
 from revise.pairs import Made, Pair, Rejected
 from revise.prompts import Item, Prompts, PromptsConfig
@@ -186,7 +186,8 @@ def judge_recipe(config: JudgeConfig, positions: Positions) -> Recipe:
 
     settings: dict[str, Any] = wording_facts(template.text, config.template or "judge")
     settings |= {"both_orders": config.both_orders, "seed": config.seed}
-    return Recipe("judge-on-policy", config, 2, ask, pair, settings)
+    read = lambda answer: judge.parse_choice(answer.text)  # noqa: E731
+    return Recipe("judge-on-policy", config, 2, ask, pair, settings, role=PAIR_JUDGE, read=read)
 
 
 def judge_main(argv: Sequence[str]) -> None:
@@ -272,6 +273,7 @@ def off_policy_main(argv: Sequence[str]) -> None:
     prompts = Prompts(config)
     count = pairs.write(off_policy_rows(prompts), Path(config.out))
     pairs.report(count, len(prompts), Path(config.out))
+    recipe_runner.check_pairs(count, len(prompts), Path(config.out))
 
 
 # --- a stronger model ----------------------------------------------------------------------------------------------

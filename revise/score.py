@@ -21,7 +21,9 @@ from revise import judge
 from revise.client import (
     CHARACTERS_PER_TOKEN,
     REWARD_PATH,
+    SCORER,
     ClientConfig,
+    Completion,
     Request,
     Store,
     answer_all,
@@ -107,7 +109,9 @@ def main(argv: Sequence[str]) -> None:
         if config.dry_run:
             print(_estimate(config, template, target, store))
             return
-        answer_all(wanted, store, config.after(n_sent), endpoints, purpose="score", n_requests=2 * n * config.n_grades)
+        n_requests = 2 * n * config.n_grades
+        later = config.after(n_sent)
+        answer_all(wanted, store, later, endpoints, purpose="score", role=SCORER, n_requests=n_requests)
         rows = (_without_scores(s.item.row) | _scores(s, config, template, target, store) for s in _rows(config))
         n_bare, n_thoughts = _write(rows, Path(config.out))
     print(f"{n - n_bare:,} of {n:,} pairs are scored: {config.out}", file=sys.stderr)
@@ -219,7 +223,16 @@ def _grades(item: Item, text: str, config: ScoreConfig, template: Template) -> l
     asked = judge.score_request(task_of(item.prompt), text, template)
     body = {"model": config.model, "messages": [{"role": "user", "content": asked}]}
     body |= {"temperature": config.temperature, "max_tokens": config.max_tokens}
-    return [Request(_merged(body, config), sample) for sample in range(config.n_grades)]
+    return [Request(_merged(body, config), sample, check=_not_graded) for sample in range(config.n_grades)]
+
+
+def _not_graded(answer: Completion) -> str | None:
+    """Why an answer is no grade."""
+    try:
+        judge.parse_score(answer.text)
+    except ValueError as reason:
+        return str(reason)
+    return None
 
 
 def _merged(body: dict[str, Any], config: ScoreConfig) -> dict[str, Any]:

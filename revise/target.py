@@ -16,6 +16,8 @@ from tqdm import tqdm
 
 from data.text import TemplateSettings
 from revise.client import (
+    NO_KEY,
+    TARGET,
     Answered,
     ClientConfig,
     Completion,
@@ -30,6 +32,8 @@ from revise.client import (
     canonical,
     endpoints_of,
     parse_base,
+    parse_extra,
+    parse_headers,
     read_answer,
 )
 from revise.handing_on import handed_on
@@ -55,6 +59,12 @@ class TargetConfig(TemplateSettings):
     """Its name there."""
     target_key_env: str | None = None
     """Environment variable of that server's API key. Unset: no key is sent, unless it is one of --endpoint."""
+    target_header: tuple[str, ...] = ()
+    """'NAME: VALUE' of a header that --target-endpoint is sent besides, with $VARIABLE from the environment."""
+    target_api: Literal["chat", "responses"] = "chat"
+    """How --target-endpoint is asked."""
+    target_extra: str | None = None
+    """JSON object that is merged into each request to --target-endpoint; null takes a field out."""
     target_temperature: float = 1.0
     """Its answers are drawn at that temperature."""
     target_top_p: float = 1.0
@@ -76,6 +86,11 @@ class TargetConfig(TemplateSettings):
             raise InputError("--target-model and --target-endpoint: give the one or the other")
         for base in self.target_endpoint:
             parse_base(base, "--target-endpoint")
+        parse_headers(self.target_header, "--target-header")
+        parse_extra(self.target_extra, "--target-extra")
+        for name in ("target_header", "target_extra"):
+            if getattr(self, name) and not self.target_endpoint:
+                raise InputError(f"--{name.replace('_', '-')}: is of --target-endpoint; leave it out")
         if self.target_price_in < 0 or self.target_price_out < 0:
             raise InputError("--target-price-in and --target-price-out are not below 0")
         if self.target_endpoint and not self.target_name:
@@ -98,7 +113,9 @@ class Target:
         self.n, self._config, self._seed = n, config, seed
         prices = {"price_in": config.target_price_in, "price_out": config.target_price_out}
         cap = client.max_cost if any(prices.values()) else None  # of what costs nothing there is no cap
-        self.client = dataclasses.replace(client, max_cost=cap, **prices)
+        how: dict[str, Any] = {"header": config.target_header, "api": config.target_api}
+        self.client = dataclasses.replace(client, max_cost=cap, **prices, **how)
+        self._extra = parse_extra(config.target_extra, "--target-extra")
         """How its server is asked, at its own prices."""
         self._answerer = _open(config) if config.target_model else None
         self._fingerprint = self._answerer.digest if self._answerer else ""
@@ -128,6 +145,7 @@ class Target:
         body |= item.context.fields() if self._answerer else handed_on(item.location, item.context)
         if self._answerer is None:
             body["model"] = c.target_name
+            body = {name: value for name, value in (body | self._extra).items() if value is not None}
             return [Request(body, sample, item.occurrence) for sample in range(self.n)]
         body |= {"model": self._fingerprint, "seed": self._seed, **self._template}
         return [Request(body, sample, item.occurrence, path="local") for sample in range(self.n)]
@@ -141,7 +159,7 @@ class Target:
         return named | (
             {"seed": self._seed, "model": self._fingerprint, **self._template}
             if self._answerer
-            else {"model": c.target_name}
+            else {"model": c.target_name} | ({"extra": self._extra} if self._extra else {})
         )
 
     def wanted(self, prompts: Iterable[Item]) -> Iterator[Request]:
@@ -155,7 +173,8 @@ class Target:
             return self._answer_here(self._answerer, prompts, store, n)
         if not self._config.target_endpoint:
             return Tally()
-        return answer_all(self.wanted(prompts), store, self.client, self.endpoints(), purpose="target", n_requests=n)
+        wanted, endpoints = self.wanted(prompts), self.endpoints()
+        return answer_all(wanted, store, self.client, endpoints, purpose="target", role=TARGET, n_requests=n)
 
     def endpoints(self) -> list[Endpoint]:
         """The servers that answer for the model. A key goes only where it was given for."""
@@ -163,8 +182,10 @@ class Target:
         if c.target_key_env is not None:
             named = dataclasses.replace(client, key_env=(c.target_key_env,), key_file=None)
             return endpoints_of(c.target_endpoint, named, flag="--target-endpoint")
-        known = {e.origin: e.key for e in endpoints_of(client.endpoint, client)} if client.endpoint else {}
-        made = [Endpoint(parse_base(b, "--target-endpoint"), None, client.concurrency) for b in c.target_endpoint]
+        reviser = dataclasses.replace(client, header=())
+        known = {e.origin: e.key for e in endpoints_of(client.endpoint, reviser)} if client.endpoint else {}
+        keyless = dataclasses.replace(client, key_env=(NO_KEY,), key_file=None)
+        made = endpoints_of(c.target_endpoint, keyless, flag="--target-endpoint")
         return [dataclasses.replace(e, key=known.get(e.origin)) for e in made]
 
     def answers(self, item: Item, store: Store) -> list[Answered]:

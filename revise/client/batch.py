@@ -17,7 +17,7 @@ from typing import Any
 from data.rows import parse_row, read_lines
 from revise.client import reading, wire
 from revise.client.config import ClientConfig
-from revise.client.scheduler import answer_row
+from revise.client.disk import answer_row
 from revise.client.store import Row, State, Store
 from revise.client.wire import Request
 from system import InputError, files

@@ -69,6 +69,8 @@ class Completion(NamedTuple):
     """Why there is no text to be used; None where there is."""
     reasoning: str = ""
     """The thoughts before the answer, where they are known."""
+    cost: float | None = None
+    """Dollars, where the server says so."""
     cut_at: str = ""
     """The template's token at which the text was cut, since the server had not ended it there."""
 
@@ -168,6 +170,7 @@ def read_completion(raw: bytes, request: Request, accepted: Collection[str] = ()
         is_counted=tokens is not None,
         id=_of_type(str, answer.get("id")),
         reasoning=content.thoughts,
+        cost=wire.cost_of(answer.get("usage")),
     )
     fault = _lacking(answer["choices"], choice, message)
     ending = None if finish is None or spelled(finish) in map(spelled, accepted) else spelled(finish)

@@ -9,7 +9,7 @@ import email.utils
 import hashlib
 import json
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
 MAX_PLAUSIBLE_TOKENS = 10_000_000
@@ -35,6 +35,9 @@ class Request(NamedTuple):
     """Behind the endpoint's base."""
     as_is: bool = False
     """Its answer counts as it comes, cut or not and thoughts and all: it is itself what one measures. Not sent."""
+    check: Callable[[Any], str | None] | None = None
+    """Why an answer that has a text is not in the form asked for, which says something of the model or its server; None
+    for any other text. Not sent."""
 
     @property
     def key(self) -> str:
@@ -59,13 +62,26 @@ def canonical(value: Any) -> str:
 
 
 def counted_tokens(usage: Any) -> tuple[int, int] | None:
-    """(prompt, completion) tokens of a usage object; None where it is absent or cannot be true."""
+    """(prompt, completion) tokens of a usage object; None where it is absent or cannot be true. Some servers count
+    thoughts in total_tokens alone: what is no prompt was made by the model, and is paid so.
+    """
     if not isinstance(usage, dict):
         return None
-    counts = usage.get("prompt_tokens"), usage.get("completion_tokens")
-    if any(type(n) is not int or not 0 <= n <= MAX_PLAUSIBLE_TOKENS for n in counts):
+    n_in, n_out, n_all = (_plausible(usage.get(f"{name}_tokens")) for name in ("prompt", "completion", "total"))
+    if n_in is None or n_out is None:
         return None
-    return counts[0], counts[1]  # pyright: ignore[reportReturnType]
+    return n_in, max(n_out, (n_all or 0) - n_in)
+
+
+def _plausible(n: Any) -> int | None:
+    return n if type(n) is int and 0 <= n <= MAX_PLAUSIBLE_TOKENS else None
+
+
+def cost_of(usage: Any) -> float | None:
+    """Dollars that a usage object says an answer has cost, as OpenRouter's do; None where it does not say it."""
+    found = usage.get("cost") if isinstance(usage, dict) else None
+    is_number = isinstance(found, (int, float)) and not isinstance(found, bool)
+    return float(found) if is_number and 0 <= found < math.inf else None
 
 
 def error_of(raw: bytes) -> tuple[str, set[str]]:
