@@ -14,7 +14,7 @@ from revise.client.client import (
     said,
 )
 from revise.client.config import ClientConfig, estimate, parse_extra, total
-from revise.client.endpoints import Endpoint, Pool, parse_base
+from revise.client.endpoints import Endpoint, Pace, Pool, parse_base
 from revise.client.keys import parse_headers
 from revise.client.reading import Completion, is_cut, read_answer
 from revise.client.roles import JUDGE, PAIR_JUDGE, REVISER, SCORER, SERVED, TARGET, Role
@@ -42,6 +42,7 @@ __all__ = [
     "Completion",
     "Endpoint",
     "HttpTransport",
+    "Pace",
     "Pool",
     "Request",
     "Role",

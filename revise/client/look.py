@@ -58,22 +58,21 @@ class Look:
             found = reading.read_answer(row.answer, request, self._accepted) if row else None
         except Unreadable:
             return
-        if found is not None and self._useless(request, found) is None:
+        if found is not None and self.why_useless(request, found) is None:
             self._is_known = self._stage.is_passed = True
             for endpoint in self._pool.endpoints:  # the first answer of each is waited for all the same
                 endpoint.trial.is_passed = True
             self._same.is_open = False
 
-    def _useless(self, request: Request, answer: Completion) -> str | None:
+    def why_useless(self, request: Request, answer: Completion) -> str | None:
         """Why no row can be made of an answer, whatever its text says."""
         if answer.fault is None:
             return request.check(answer) if request.check else None
         is_cut = answer.fault == reading.TRUNCATED  # an own answer that is long is no fault of anybody
         return None if is_cut and self._role.makes_responses and request.check is None else answer.fault
 
-    def answered(self, endpoint: Endpoint, request: Request, answer: Completion) -> list[Row]:
+    def answered(self, endpoint: Endpoint, request: Request, answer: Completion, useless: str | None) -> list[Row]:
         """An answer has come. Gives the refusals that are known to be the rows' fault now."""
-        useless = self._useless(request, answer)
         self._count_cut(request, answer)
         if self._same.is_open and answer.fault is None:
             asked = wire.canonical(request.body.get("messages", request.body))

@@ -16,7 +16,7 @@ from collections.abc import Collection
 from typing import Any, NamedTuple, TypeVar
 
 from data.rows import parse_row
-from revise.client import control_tokens, thoughts, wire
+from revise.client import control_tokens, refusals, thoughts, wire
 from revise.client.wire import CHARACTERS_PER_TOKEN, REWARD_PATH, Request
 from system import InputError
 
@@ -193,7 +193,7 @@ def read_object(raw: bytes) -> dict[str, Any]:
         said = str(fault).removeprefix("the answer: ").removesuffix("; mend or delete the line")
         raise NotPlain(said if not raw.lstrip().startswith(b"<") else "HTML, not JSON") from None
     if answer.get("error"):
-        raise Unreadable(f"an error with status 200: {wire.error_of(raw)[0]}")
+        raise Unreadable(f"an error with status 200: {refusals.read_error(raw, 200).said}")
     return answer
 
 

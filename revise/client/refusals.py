@@ -199,6 +199,8 @@ def mend(error: Error, body: Mapping[str, Any], role: Role, base: str) -> str:
         return f"the model is not behind the chat endpoint: {role.api} responses" if role.api else ""
     if is_no_place(error) and not re.search(r"/v\d", base.partition("?")[0]):
         return f"the address lacks /v1, it seems: {role.endpoint} {base.partition('?')[0]}/v1"
+    if error.status == 403 and (name := blamed(error, body)) is not None:
+        return _of_parameter(name, role, error.said)
     if error.status in (401, 403):
         more = f", or in a header of another name: {role.header} 'api-key: $VARIABLE'" if role.header else ""
         return f"mend the key: {role.key}{more}" if HEADER_KEY.search(error.said) else f"mend the key: {role.key}"
@@ -222,6 +224,8 @@ def _of_parameter(name: str, role: Role, said: str) -> str:
     out = f"{role.extra} '{{\"{name}\": null}}'"
     if name == "temperature" and role.temperature and not re.search(r"deprecated|unsupported param", said, re.I):
         return f"another temperature: {role.temperature} 1, or leave it out: {out}"
+    if name in ("logprobs", "top_logprobs"):
+        return f"this model gives no log-probs, which are what is read of its answer: another {role.model}"
     if name in SAME_MEANING:
         return f"another number of tokens: {role.max_tokens}"
     return f"leave {name} out: {out}"

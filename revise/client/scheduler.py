@@ -235,7 +235,10 @@ class Scheduler:
                 used = answer.tokens_in + answer.tokens_out
                 seconds = time.monotonic() - start
                 row = self._answered(turn.endpoint, request, raw, answer, n_attempts, seconds, lost)
-                return [*self._look.answered(turn.endpoint, request, answer), row]
+                useless = self._look.why_useless(request, answer)
+                if useless is not None:  # --ask-again asks anew
+                    row = row._replace(state="unusable")
+                return [*self._look.answered(turn.endpoint, request, answer, useless), row]
             except Refused as fault:
                 turn.endpoint.answered()
                 row = without_answer(request, self.purpose, fault.state, str(fault), n_attempts)

@@ -14,10 +14,7 @@ from typing import Any, NamedTuple
 
 MAX_PLAUSIBLE_TOKENS = 10_000_000
 CHARACTERS_PER_TOKEN = 4  # of English text, for estimates before anything is counted
-RUN_ENDING_STATUS = (401, 402, 403, 404)
 PASSING_STATUS = (408, 409, 429)  # and everything from 500 on
-QUOTA_CODES = ("insufficient_quota", "credit_balance_exhausted", "billing_hard_limit_reached")
-QUOTA_ENDINGS = ("_spend_limit_exceeded", "_usage_limit_exceeded")
 REWARD_PATH = "pooling"
 """Behind the address of a server of reward models."""
 
@@ -82,25 +79,6 @@ def cost_of(usage: Any) -> float | None:
     found = usage.get("cost") if isinstance(usage, dict) else None
     is_number = isinstance(found, (int, float)) and not isinstance(found, bool)
     return float(found) if is_number and 0 <= found < math.inf else None
-
-
-def error_of(raw: bytes) -> tuple[str, set[str]]:
-    """What an error answer says, in one short line, and its codes and types."""
-    try:
-        answer = json.loads(raw)
-    except (ValueError, RecursionError):
-        answer = None
-    error = answer.get("error") if isinstance(answer, dict) else None
-    error = error if isinstance(error, dict) else answer if isinstance(answer, dict) else {}
-    said = error.get("message") or error.get("detail") or raw.decode("utf-8", "replace")
-    names = {str(error[name]) for name in ("code", "type") if error.get(name)}
-    said = " ".join(str(said).split()) or "no reason given"
-    return said.encode("utf-8", "replace").decode(), names
-
-
-def is_quota(names: set[str]) -> bool:
-    """Whether an error's codes speak of an empty account, which waiting does not mend."""
-    return any(name in QUOTA_CODES or name.endswith(QUOTA_ENDINGS) for name in names)
 
 
 def retry_after(headers: Mapping[str, str], now: float) -> float | None:

@@ -239,8 +239,8 @@ def test_a_fault_in_the_rows_lets_come_home_what_was_asked(tmp_path):
         raise RunError("the file has changed")
 
     requests = broken()
-    with serve(lambda seen: HELLO.after(0.4)) as server:
-        config = ClientConfig(store=str(tmp_path / "s.sqlite"), endpoint=(server.base,), model="m")
+    with serve(lambda seen: HELLO.after(0.1)) as server:
+        config = ClientConfig(store=str(tmp_path / "s.sqlite"), endpoint=(server.base,), model="m", concurrency=4)
         with open_store(tmp_path / "s.sqlite") as store:
             with pytest.raises(RunError, match="the file has changed"):
                 answer_all(requests, store, config, endpoints_of(config.endpoint, config), purpose="test")

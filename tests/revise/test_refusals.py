@@ -126,12 +126,13 @@ def test_a_name_is_learnt_where_the_meaning_stays():
         (error("This model's maximum context length is 4096 tokens."), TARGET, "--target-max-tokens"),
         (error("invalid subscription key", 401), REVISER, "--header 'api-key: $VARIABLE'"),
         (error("invalid key", 401), JUDGE, "--judge-key-env"),
+        (error("You are not allowed to request logprobs from this model", 403), JUDGE, "gives no log-probs"),
         (error("Not Found", 404), REVISER, "--endpoint http://x/v1"),
         (error("Unexpected endpoint or method.", 200), REVISER, "--endpoint http://x/v1"),
     ],
 )
 def test_the_flag_that_mends_it_is_named(found, role, mend):
-    assert mend in refusals.mend(found, BODY | {"seed": 1}, role, "http://x")
+    assert mend in refusals.mend(found, BODY | {"seed": 1, "logprobs": True}, role, "http://x")
 
 
 def test_words_are_the_same_whatever_the_numbers():
