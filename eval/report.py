@@ -13,7 +13,7 @@ from pathlib import Path
 
 import tyro
 
-from eval import page, tables
+from eval import page, repeat, tables
 from eval.report_tables import all_tables
 from eval.runs import read_runs
 from eval.tables import Table
@@ -71,7 +71,11 @@ def write(
         forms = {"md": tables.to_markdown, "csv": tables.to_csv, "tex": tables.to_latex}
         for ending, form in forms.items():
             files.write_text(out / "tables" / f"{table.name}.{ending}", form(table))
-    files.write_text(out / "report.html", page.whole(runs, made, title, n_first=len(first), charts=charts))
+    named = [] if title == ReportConfig.title else ["--title", title]
+    command = repeat.line("python -m eval report", *map(str, folders), "--out", str(out), *named)
+    files.write_text(
+        out / "report.html", page.whole(runs, made, title, command=command, n_first=len(first), charts=charts)
+    )
     return out / "report.html"
 
 
