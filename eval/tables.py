@@ -125,6 +125,8 @@ def _inert(cell: str) -> str:
 
 
 def _as_number(cell: str) -> str:
+    if re.fullmatch(r"\+\d[\d.,]* \(.*\)", cell):
+        return plain(cell.removeprefix("+"))
     bare = cell.replace(",", "")
     return bare.removeprefix("+") if re.fullmatch(r"[+-]?\d+(\.\d+)?", bare) else "" if cell == DASH else _inert(cell)
 
