@@ -84,7 +84,7 @@ class Model:
             seen[text] += 1
             body: dict[str, Any] = {"model": self._config.model, "max_tokens": how.max_tokens, "seed": SEED + copy}
             body |= {"temperature": how.temperature, "top_p": how.top_p}
-            made.append(Request(body | {"messages": [{"role": "user", "content": text}]}, who, copy))
+            made.append(Request(body | {"messages": [{"role": "user", "content": text}]}, who, copy, as_is=True))
         return made
 
     def _served(self, prompts: Mapping[str, str], how: How) -> dict[str, str]:

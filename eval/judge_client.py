@@ -125,7 +125,7 @@ class Sent:
             requests, self.store, client.after(self.n), endpoints, purpose=purpose, n_requests=len(requests)
         )
         self.n += tally.n_sent
-        return [answered(self.store, request) for request in requests]
+        return [answered(self.store, request, client.accept_finish_reason) for request in requests]
 
 
 class Judge:
@@ -142,12 +142,15 @@ class Judge:
         self.models: list[str] = []
         """Names that the server has given to who answers, in the order in which they came."""
 
-    def request(self, body: Mapping[str, Any], sample: int = 0) -> Request:
-        """One question, with what the user adds to it. A greedy judge is asked again (sample > 0) at temperature 1."""
+    def request(self, body: Mapping[str, Any], sample: int = 0, *, as_is: bool = False) -> Request:
+        """One question, with what the user adds to it. A greedy judge is asked again (sample > 0) at temperature 1.
+
+        as_is: see Request.
+        """
         merged = {"model": self._client.model, **body, **self._extra}
         if sample > 0 and merged.get("temperature") == 0:
             merged["temperature"] = 1.0
-        return Request({name: value for name, value in merged.items() if value is not None}, sample)
+        return Request({name: value for name, value in merged.items() if value is not None}, sample, as_is=as_is)
 
     def ask(self, requests: Sequence[Request]) -> list[Answered]:
         """What is known of each after those that are new were sent. Raises RunError where the judge changes."""

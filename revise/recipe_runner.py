@@ -19,7 +19,6 @@ from typing import Any
 from revise import pairs
 from revise.client import (
     CHARACTERS_PER_TOKEN,
-    TRUNCATED,
     Answered,
     ClientConfig,
     Completion,
@@ -208,18 +207,23 @@ def _questions(recipe: Recipe, item: Item, own: list[Answered]) -> list[Request]
 def _made(recipe: Recipe, item: Item, target: Target, store: Store) -> Made:
     own = target.answers(item, store)
     requests = _questions(recipe, item, own)
-    answers = [answered(store, request) for request in requests]
+    answers = [answered(store, request, recipe.config.accept_finish_reason) for request in requests]
     try:
         pair = _pair(recipe, item, own, answers)
     except Rejected as why:
         pair = why
     provenance: dict[str, Any] = {"recipe": recipe.name, "row": item.number, **item.names}
     provenance |= {"target": [origin(a) for a in own], "answers": [origin(a) for a in answers]}
-    texts = {
-        name: [a.completion.text for a in found if a.completion] for name, found in (("own", own), ("answers", answers))
-    }
+    texts = {name: [a.text for a in found if a.text] for name, found in (("own", own), ("answers", answers))}
     settings = {"target": target.settings, **_asked_settings(recipe.config), **recipe.settings}
-    return Made(item, pair, provenance | {"settings": settings}, texts)
+    return Made(item, pair, provenance | {"settings": settings}, texts, _thoughts(own, answers))
+
+
+def _thoughts(own: list[Answered], answers: list[Answered]) -> dict[str, Any]:
+    """What stood before the answers, for the row: nothing where there was nothing."""
+    asked, of_own = ([a.reasoning for a in found] for found in (answers, own))
+    made: dict[str, Any] = {"reasoning": "\n\n".join(filter(None, asked))} if any(asked) else {}
+    return made | ({"own_reasoning": of_own} if any(of_own) else {})
 
 
 def _asked_settings(config: RecipeConfig) -> dict[str, Any]:
@@ -238,13 +242,7 @@ def _pair(recipe: Recipe, item: Item, own: list[Answered], answers: list[Answere
     texts = [a.completion.text.strip() for a in own if a.completion]
     if not answers:
         recipe.ask(item, texts)  # says why nothing was asked
-    if any(a.completion and a.completion.finish in TRUNCATED for a in answers):
-        raise Rejected("truncated")
-    pair = recipe.pair(item, texts, [a.completion for a in answers if a.completion])
-    cut = {a.completion.text.strip() for a in own if a.completion and a.completion.finish in TRUNCATED}
-    if pair.chosen in cut:
-        raise Rejected("own answer truncated")  # as a loser it does no harm
-    return pair
+    return recipe.pair(item, texts, [a.completion for a in answers if a.completion])
 
 
 def origin(a: Answered) -> dict[str, Any]:
@@ -255,6 +253,7 @@ def origin(a: Answered) -> dict[str, Any]:
     made: dict[str, Any] = {"model": c.model, "request": a.row.key, "finish_reason": c.finish}
     made["usage"] = {"prompt_tokens": c.tokens_in, "completion_tokens": c.tokens_out}
     made |= {} if c.is_counted else {"usage_is_estimated": True}
+    made |= {"cut_at": c.cut_at} if c.cut_at else {}
     return made | {"time": datetime.datetime.fromtimestamp(a.row.time, datetime.UTC).isoformat(timespec="seconds")}
 
 

@@ -109,8 +109,11 @@ def main(argv: Sequence[str]) -> None:
             return
         answer_all(wanted, store, config.after(n_sent), endpoints, purpose="score", n_requests=2 * n * config.n_grades)
         rows = (_without_scores(s.item.row) | _scores(s, config, template, target, store) for s in _rows(config))
-        n_bare = _write(rows, Path(config.out))
+        n_bare, n_thoughts = _write(rows, Path(config.out))
     print(f"{n - n_bare:,} of {n:,} pairs are scored: {config.out}", file=sys.stderr)
+    if n_thoughts:
+        said = "the judge's thoughts are cut off before a grade is read, and kept as scorer_reasoning"
+        print(f"in {n_thoughts:,} rows {said}", file=sys.stderr)
     if n_bare:
         raise RunError(
             f"{n_bare} rows have no score of both answers; to another --out the same command asks again where requests "
@@ -118,21 +121,25 @@ def main(argv: Sequence[str]) -> None:
         )
 
 
-def _write(rows: Iterable[dict[str, Any]], out: Path) -> int:
-    """Writes the rows; gives how many lack a score of one of their answers."""
-    n_bare = 0
+def _write(rows: Iterable[dict[str, Any]], out: Path) -> tuple[int, int]:
+    """Writes the rows; gives how many lack a score of one of their answers, and how many have the judge's thoughts."""
+    n_bare = n_thoughts = 0
 
     def counted() -> Iterator[dict[str, Any]]:
-        nonlocal n_bare
+        nonlocal n_bare, n_thoughts
         for row in rows:
             n_bare += not {"chosen_score", "rejected_score"} <= row.keys()
+            n_thoughts += "scorer_reasoning" in row
             yield row
 
     files.write_rows(out, counted())
-    return n_bare
+    return n_bare, n_thoughts
 
 
-OLD_SCORES = ("chosen_score", "rejected_score", "own_score", "score_chosen", "score_rejected", "score_own", "scorer")
+OLD_SCORES = (
+    "chosen_score", "rejected_score", "own_score", "score_chosen", "score_rejected", "score_own", "scorer",
+    "scorer_reasoning",
+)  # fmt: skip
 
 
 def _without_scores(row: dict[str, Any]) -> dict[str, Any]:
@@ -222,11 +229,14 @@ def _merged(body: dict[str, Any], config: ScoreConfig) -> dict[str, Any]:
 def _scores(s: Scored, config: ScoreConfig, template: Template, target: Target | None, store: Store) -> dict[str, Any]:
     """Fields for the row: those scores that there are."""
 
+    thoughts: list[str] = []
+
     def score(text: str) -> float | None:
         grades = []
         for request in _grades(s.item, text, config, template):
-            found = answered(store, request).completion
+            found = answered(store, request, config.accept_finish_reason).completion
             if found is not None:
+                thoughts.extend([found.reasoning] if found.reasoning else [])
                 try:
                     grades.append(float(found.text) if config.reward else judge.parse_score(found.text))
                 except ValueError:
@@ -241,7 +251,8 @@ def _scores(s: Scored, config: ScoreConfig, template: Template, target: Target |
     else:
         own = next((score(text) for text in _own(s, target, store)), None)
     made = {"chosen_score": chosen, "rejected_score": rejected, "own_score": own}
-    return {name: value for name, value in made.items() if value is not None} | {"scorer": config.model}
+    found = {name: value for name, value in made.items() if value is not None} | {"scorer": config.model}
+    return found | ({"scorer_reasoning": thoughts} if thoughts else {})
 
 
 def _estimate(config: ScoreConfig, template: Template, target: Target | None, store: Store) -> str:

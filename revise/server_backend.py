@@ -11,13 +11,13 @@ from typing import Any
 from data.rows import PromptRow
 from data.text import Message
 from revise.client import (
-    TRUNCATED,
     Answered,
     ClientConfig,
     Request,
     answer_all,
     answered,
     endpoints_of,
+    is_cut,
     is_open,
     open_store,
     said,
@@ -61,7 +61,7 @@ def answers(
     sampling |= {"top_k": top_k} if top_k else {}
     sampling |= {"stop": list(stop)} if stop else {}
     requests = [
-        Request({"model": model, "messages": _messages(row), **sampling, **beside, "seed": seed + i}, i)
+        Request({"model": model, "messages": _messages(row), **sampling, **beside, "seed": seed + i}, i, as_is=True)
         for row in prompts
         for beside in [handed_on(row.location, row.context)]
         for i in range(n)
@@ -82,4 +82,4 @@ def _messages(row: PromptRow) -> list[dict[str, Any]]:
 
 
 def _finish(found: Answered) -> str:
-    return "length" if found.completion and found.completion.finish in TRUNCATED else "stop"
+    return "length" if found.completion and is_cut(found.completion.finish) else "stop"

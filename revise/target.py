@@ -172,7 +172,7 @@ class Target:
         texts = given(item, self.n)
         if texts is not None:
             return [Answered(Completion(text, None, "", 0, 0, False, None)) for text in texts]
-        return [answered(store, request) for request in self.requests(item)]
+        return [answered(store, request, self.client.accept_finish_reason) for request in self.requests(item)]
 
     def _answer_here(self, answerer: "Answerer", prompts: Iterable[Item], store: Store, n: int) -> Tally:
         from engine.generate import Sampling

@@ -15,23 +15,20 @@ from revise.client.client import (
 )
 from revise.client.config import ClientConfig, estimate, parse_extra, total
 from revise.client.endpoints import Endpoint, Pool, parse_base
+from revise.client.reading import Completion, is_cut, read_answer
 from revise.client.scheduler import Scheduler, Tally
 from revise.client.store import Row, State, Store, open_store
 from revise.client.wire import (
     CHARACTERS_PER_TOKEN,
     REWARD_PATH,
-    TRUNCATED,
-    Completion,
     Request,
     canonical,
-    read_answer,
 )
 
 __all__ = [
     "CHARACTERS_PER_TOKEN",
     "NO_KEY",
     "REWARD_PATH",
-    "TRUNCATED",
     "Answered",
     "ClientConfig",
     "Completion",
@@ -49,6 +46,7 @@ __all__ = [
     "canonical",
     "endpoints_of",
     "estimate",
+    "is_cut",
     "is_open",
     "open_store",
     "parse_base",

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from data.rows import parse_row, read_lines
-from revise.client import wire
+from revise.client import reading, wire
 from revise.client.config import ClientConfig
 from revise.client.scheduler import answer_row
 from revise.client.store import Row, State, Store
@@ -142,8 +142,8 @@ def _row(found: dict[str, Any], request: Request, config: ClientConfig, purpose:
     sent = wire.canonical(request.body)
     if status in (None, 200) and isinstance(body, dict):
         try:
-            answer = wire.read_answer(raw, request)
-        except wire.Unreadable as fault:
+            answer = reading.read_answer(raw, request, config.accept_finish_reason)
+        except reading.Unreadable as fault:
             return Row(request.key, purpose, "failed", sent, str(fault).encode("utf-8", "replace"), time=time.time())
         return answer_row(request, purpose, raw, answer, config, price=PRICE)
     error = found.get("error")

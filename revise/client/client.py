@@ -17,16 +17,17 @@ import re
 import resource
 import ssl
 import time
-from collections.abc import AsyncIterator, Callable, Iterable, Sequence
+from collections.abc import AsyncIterator, Callable, Collection, Iterable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from revise.client import keys, wire
+from revise.client import keys, reading, wire
 from revise.client.config import DEFAULT_KEY_ENV, ClientConfig, estimate, parse_extra, total
-from revise.client.endpoints import Endpoint, Pace, Pool, parse_base
+from revise.client.endpoints import SAID_CHARACTERS, Endpoint, Pace, Pool, parse_base
+from revise.client.reading import Completion, Unreadable
 from revise.client.scheduler import Later, Refused, Scheduler, Tally
 from revise.client.store import Row, Store, open_store
-from revise.client.wire import Completion, Request, Unreadable
+from revise.client.wire import Request
 from system import InputError, RunError, cli
 
 __all__ = [
@@ -53,8 +54,10 @@ httpx: Any = importlib.import_module("httpx2" if importlib.util.find_spec("httpx
 LIBRARY_LOGGERS = ("httpx", "httpx2", "httpcore", "httpcore2")
 NO_KEY = "none"
 """In the place of a variable's name: no key is sent."""
+MOST_TOKENS = {"target": "--target-max-tokens", "judge": """--judge-extra '{"max_tokens": ...}'"""}
+"""What raises the most tokens of an answer, by what it was asked for."""
+CUT_IN_THOUGHTS = f"{reading.TRUNCATED}:"
 NO_ANSWER = {"refused": "refused by the server", "failed": "failed"}
-SAID_CHARACTERS = 300  # of a server's words in a message
 
 
 class Answered(NamedTuple):
@@ -66,27 +69,49 @@ class Answered(NamedTuple):
     """Why there is none: "not asked yet", "failed: ...", "refused ...", "empty" ..."""
     row: Row | None = None
     """As it is stored."""
+    unusable: Completion | None = None
+    """What came all the same, where it cannot be used."""
+
+    @property
+    def is_cut(self) -> bool:
+        """Whether it was cut at the most tokens that it could have."""
+        return self.fault.startswith(reading.TRUNCATED)
+
+    @property
+    def text(self) -> str:
+        """What was said, usable or not; empty where there is nothing."""
+        found = self.completion or self.unusable
+        return found.text if found else ""
+
+    @property
+    def reasoning(self) -> str:
+        """The thoughts before it, or those that it ended in."""
+        found = self.completion or self.unusable
+        return found.reasoning if found else ""
 
 
-def answered(store: Store, request: Request) -> Answered:
-    """The stored answer to a request, or why there is none that can be used."""
+def answered(store: Store, request: Request, accepted: Collection[str] = ()) -> Answered:
+    """The stored answer to a request, or why there is none that can be used. accepted: see reading.read_answer."""
     row = store.get(request.key)
     if row is None:
         return Answered(None, "not asked yet")
     if row.state in NO_ANSWER:
         return Answered(None, f"{NO_ANSWER[row.state]}: {row.answer.decode('utf-8', 'replace')}", row)
     try:
-        found = wire.read_answer(row.answer, request)
-    except wire.Unreadable:  # stored without its body, with the reason in its place
+        found = reading.read_answer(row.answer, request, accepted)
+    except reading.Unreadable:  # stored without its body, with the reason in its place
         return Answered(None, row.answer.decode("utf-8", "replace")[:SAID_CHARACTERS], row)
-    return Answered(None, found.fault, row) if found.fault else Answered(found, "", row)
+    if found.fault is None:
+        return Answered(found, "", row)
+    more = f"; raise {MOST_TOKENS.get(row.purpose, '--max-tokens')}" if found.fault.startswith(CUT_IN_THOUGHTS) else ""
+    return Answered(None, found.fault + more, row, found)
 
 
 def said(found: Answered) -> str | None:
     """What a model said, "" where it said nothing: no pair is made of that, but it counts where one measures."""
     if found.completion is not None:
         return found.completion.text
-    return "" if found.fault == wire.EMPTY else None
+    return "" if found.fault == reading.EMPTY else None
 
 
 def is_open(found: Answered) -> bool:
@@ -223,7 +248,7 @@ class HttpTransport:
                 raise RunError(
                     f"{endpoint.origin}: its certificate cannot be verified; give its authority's by --ca-file"
                 ) from None
-            why = _masked(endpoint, f"{type(fault).__name__} {fault}".strip())
+            why = endpoint.masked(f"{type(fault).__name__} {fault}".strip())
             is_reached = not isinstance(fault, (self._library.ConnectError, self._library.ConnectTimeout))
             endpoint.failed(why, is_reached=is_reached)
             raise Later(why, is_reached=is_reached) from None
@@ -233,7 +258,11 @@ class HttpTransport:
             raise self._meaning(endpoint, got, raw)
         self.requests.learn(got.headers.get("x-ratelimit-limit-requests"))
         self.tokens.learn(got.headers.get("x-ratelimit-limit-tokens"))
-        return endpoint.key.mask_bytes(raw) if endpoint.key else raw
+        if endpoint.key and endpoint.key.is_in(raw):
+            raise Refused(
+                "an answer that holds the API key, which is not stored; give another key, and look at the server"
+            )
+        return raw
 
     async def _read(self, got: Any) -> bytes:
         """A body, if it is as long and as plain as was asked for. Raises Unreadable or Refused."""
@@ -256,7 +285,7 @@ class HttpTransport:
         """Of an answer whose status is not 200."""
         status = got.status_code
         said, names = wire.error_of(raw)
-        said = _masked(endpoint, said)
+        said = endpoint.masked(said)
         told = f"{endpoint.origin} answers {status}: {said}"
         if 300 <= status < 400:
             to = endpoint.origin_of(got.headers.get("location", ""))
@@ -273,8 +302,3 @@ class HttpTransport:
         if status != 429:
             endpoint.failed(f"{status}: {said}", is_reached=True)
         return Later(f"{status}: {said}", is_limit=status == 429, is_told=wait is not None)
-
-
-def _masked(endpoint: Endpoint, text: str) -> str:
-    """A server's words, without the key and not too many."""
-    return (endpoint.key.mask(text) if endpoint.key else text)[:SAID_CHARACTERS]

@@ -59,6 +59,8 @@ class ClientConfig:
     """Requests, repeated ones included, after which this run sends no more."""
     ask_again: bool = False
     """Send again what was answered without a usable text, or refused by the server."""
+    accept_finish_reason: tuple[str, ...] = ()
+    """Finish reasons of answers that are taken as whole, besides stop, end_turn, eos, stop_sequence and none."""
     retry_quota: bool = False
     """Take an empty account for a passing fault: some relays say so by mistake."""
     proxy: bool = False

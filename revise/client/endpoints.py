@@ -21,6 +21,7 @@ from system import InputError, cli
 DOWN_AFTER = 8  # failures in a row, over all requests, with no answer between them
 LONGEST_PROBE_WAIT = 30.0  # seconds, of a server that cannot be reached
 LONGEST_REACHED_WAIT = 2.0  # of one that answers with errors: those may be its requests' fault
+SAID_CHARACTERS = 300  # of a server's words in a message
 SECRET_NAMES = ("key", "api_key", "api-key", "apikey", "token", "access_token", "sig")
 
 
@@ -72,6 +73,10 @@ class Endpoint:
         if path == REWARD_PATH:  # it stands beside /v1, not below
             address = address.removesuffix("/v1")
         return f"{address}/{path}{question}{query}"
+
+    def masked(self, text: str) -> str:
+        """A server's words for a message, without the key and not too many."""
+        return (self.key.mask(text) if self.key else text)[:SAID_CHARACTERS]
 
     def has_room(self, now: float) -> bool:
         """Whether one more request can go there."""

@@ -8,6 +8,9 @@ from pathlib import Path
 
 from system import InputError, cli
 
+LEAST_CHARACTERS, LEAST_DIFFERENT = 16, 8
+"""Of a key that is looked for in answers."""
+
 
 class Key:
     """A secret that prints as stars. `header` gives what authorises a request with it."""
@@ -29,16 +32,31 @@ class Key:
         """The request header that carries it."""
         return {"Authorization": f"Bearer {self._text}"}
 
-    def mask_bytes(self, raw: bytes) -> bytes:
-        """Bytes in which the key is stars."""
-        return raw.replace(self._text.encode(), b"***")
-
     def mask(self, text: str) -> str:
-        """Text in which the key, also as base64 or in a URL, is stars: of servers that repeat what they were sent."""
-        encoded = base64.b64encode(self._text.encode()).decode().rstrip("=")
-        for spelling in (self._text, encoded, urllib.parse.quote(self._text, safe="")):
+        """Text in which the key, also as base64 or in a URL, is stars: of servers that repeat what they were sent.
+
+        For errors and what is logged, never for what a model says: a key can be a word such as "test".
+        """
+        for spelling in self._spellings:
             text = text.replace(spelling, "***")
         return text
+
+    def is_in(self, raw: bytes) -> bool:
+        """Whether bytes hold the key, in one of these spellings: asked of keys alone that nobody says by chance, long
+        and random ones.
+        """
+        return self._is_random and any(s.encode() in raw for s in (*self._spellings, self._text.replace("/", "\\/")))
+
+    @property
+    def _spellings(self) -> tuple[str, ...]:
+        encoded = base64.b64encode(self._text.encode()).decode().rstrip("=")
+        return self._text, encoded, urllib.parse.quote(self._text, safe="")
+
+    @property
+    def _is_random(self) -> bool:
+        """ "sk-no-key-required" is not, and neither is "1111222233334444"."""
+        has_both = any(c.isdigit() for c in self._text) and any(c.isalpha() for c in self._text)
+        return len(self._text) >= LEAST_CHARACTERS and has_both and len(set(self._text)) >= LEAST_DIFFERENT
 
 
 def from_environment(name: str) -> Key | None:

@@ -18,12 +18,13 @@ from typing import NamedTuple, Protocol
 
 from tqdm import tqdm
 
-from revise.client import wire
+from revise.client import reading, wire
 from revise.client.config import ClientConfig
 from revise.client.endpoints import Endpoint, Pace, Pool
+from revise.client.reading import Completion, Unreadable
 from revise.client.run_limits import RunLimits
 from revise.client.store import Row, State, Store
-from revise.client.wire import Completion, Request, Unreadable
+from revise.client.wire import Request
 from system import RunError, Stopped
 
 LIMIT_SHARE = 1 / 8  # of an attempt: "later" says nothing against the request
@@ -182,7 +183,7 @@ class Scheduler:
             used = turn.tokens
             try:
                 raw = await self.transport.send(turn.endpoint, request)
-                answer = wire.read_answer(raw, request)
+                answer = reading.read_answer(raw, request, self.config.accept_finish_reason)
                 used = answer.tokens_in + answer.tokens_out
                 return self._answered(turn.endpoint, request, raw, answer, n_attempts, time.monotonic() - start)
             except Refused as fault:
@@ -195,7 +196,7 @@ class Scheduler:
                     self.limits.answered(row.dollars)
                 return row
             except (Later, Unreadable) as fault:
-                why = str(fault)
+                why = turn.endpoint.masked(str(fault))
                 self.limits.failed(why, is_reached=not isinstance(fault, Later) or fault.is_reached)
                 if isinstance(fault, Unreadable):
                     turn.endpoint.failed(why, is_reached=True)

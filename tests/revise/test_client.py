@@ -391,7 +391,7 @@ UNUSABLE = {
     "a key twice": Reply(b'{"choices": [{"message": {"content": "a", "content": "a"}}]}'),
     "no choices": Reply.json({"choices": []}),
     "null content": Reply.json({"choices": [{"message": {"content": None}}]}),
-    "content that is a list": Reply.json({"choices": [{"message": {"content": [{"type": "text", "text": "x"}]}}]}),
+    "content with a part of type image": Reply.json({"choices": [{"message": {"content": [{"type": "image"}]}}]}),
     "refused": Reply.json({"choices": [{"message": {"content": None, "refusal": "no"}}]}),
     "a tool call": Reply.json({"choices": [{"message": {"content": None, "tool_calls": [{"id": "1"}]}}]}),
     "empty": Reply.chat(" "),
@@ -573,9 +573,19 @@ def test_a_key_in_the_place_of_a_variable_is_not_shown(tmp_path):
 
 def test_a_server_that_repeats_the_key_in_its_answer_puts_it_nowhere(tmp_path, key):
     found = ask(tmp_path, lambda seen: Reply.chat(f"you sent {seen.headers['authorization']}"), 2)
-    assert found.states == ["answered"] * 2 and b"you sent Bearer ***" in found.rows[0].answer
+    assert found.states == ["refused"] * 2 and b"holds the API key" in found.rows[0].answer
+    assert KEY.encode() not in (tmp_path / "store.sqlite").read_bytes()
     found = ask(tmp_path / "b", lambda seen: Reply.json({"error": {"message": f"bad {KEY}"}}), 1, max_attempts=1)
-    assert KEY not in str(found.rows) and b"bad ***" in found.rows[0].answer
+    assert KEY not in str(found.rows)
+
+
+@pytest.mark.parametrize("word", ["test", "1", "sk-no-key-required"])
+def test_what_a_model_says_is_stored_as_it_was_said_whatever_the_key_is(tmp_path, monkeypatch, word):
+    monkeypatch.setenv("OPENAI_API_KEY", word)
+    found = ask(tmp_path, lambda seen: Reply.chat(f"a {word} of {seen.headers['authorization']}"), 1)
+    assert found.states == ["answered"] and f"a {word} of Bearer {word}".encode() in found.rows[0].answer
+    found = ask(tmp_path / "b", lambda seen: Reply.json({"error": {"message": f"bad {word}!"}}), 1, max_attempts=1)
+    assert found.rows[0].answer == b"an error with status 200: bad ***!"
 
 
 def test_a_packed_401_stops_the_run_all_the_same(tmp_path):
