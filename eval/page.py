@@ -192,7 +192,7 @@ def score_charts(runs: Sequence[Run]) -> list[str]:
             made.append(
                 plots.chart(
                     f"{h.benchmark} {h.version}{title}", series, x="checkpoint", y=f"{unit} ± standard error",
-                    level=level, note=judged_by(group, h).partition(": ")[2], is_share=is_share,
+                    level=level, note=judged_by(group, h), is_share=is_share, hollow="how many queries were not judged",
                 )
             )  # fmt: skip
     return made

@@ -23,7 +23,7 @@ class Series(NamedTuple):
     colour: int = 0
     is_dashed: bool = False
     marks: Sequence[str] = ()
-    """What has to be said beside each point; "" for most. Such a point is hollow."""
+    """What has to be said of each point; "" for most. Such a point is hollow, and its first word stands beside it."""
 
 
 def ticks(low: float, high: float, n: int = 5, *, least: float = 0.0) -> list[float]:
@@ -51,12 +51,14 @@ def chart(
     y: str,
     level: tuple[str, float] | None = None,
     note: str = "",
+    hollow: str = "",
     is_share: bool = False,
 ) -> str:
-    """A <figure>: the lines over axes with round numbers, and a legend. level: a named horizontal line. note: stands
-    below the title. is_share: of percentages, whose axis begins at 0 and never goes beyond 100.
+    """A <figure>: the lines over axes with round numbers, and a legend.
 
-    Points that are not finite are left out; where none is left the figure says so.
+    level: a named horizontal line. note: stands below the title. hollow: what the words beside hollow points count.
+    is_share: of percentages, whose axis begins at 0 and never goes beyond 100. Points that are not finite are left out;
+    where none is left the figure says so.
     """
     lines = [(s, [(a, b) for a, b in s.points if math.isfinite(a) and math.isfinite(b)]) for s in series]
     lines = [(s, points) for s, points in lines if points]
@@ -115,6 +117,11 @@ def chart(
         f'{" dashed" if s.is_dashed else ""}" x1=1 x2=21 y1=4 y2=4 /></svg>{_text(s.name)}</li>'
         for s, _ in lines
     ]
+    if hollow and any(any(s.marks) for s, _ in lines):
+        names.append(
+            '<li><svg class=key viewBox="0 0 22 8" aria-hidden=true><circle class="dot hollow" cx=11 cy=4 r=3 /></svg>'
+            f"{_text(hollow)}</li>"
+        )
     if level:
         names.append(
             '<li><svg class=key viewBox="0 0 22 8" aria-hidden=true><line class=level x1=1 x2=21 y1=4 y2=4 /></svg>'
@@ -141,7 +148,8 @@ def _dot(u: float, v: float, kind: str, value: str, said: str) -> str:
     if not said:
         return dot
     end = "end" if u > WIDTH * 2 / 3 else "start" if u < WIDTH / 3 else "middle"
-    return f'{dot}<text class="tick told" x="{u:.1f}" y="{max(v - 9, TOP):.1f}" text-anchor={end}>{_text(said)}</text>'
+    word = _text(said.partition(" ")[0])
+    return f'{dot}<text class="tick told" x="{u:.1f}" y="{max(v - 9, TOP):.1f}" text-anchor={end}>{word}</text>'
 
 
 def _text(text: str) -> str:

@@ -54,7 +54,10 @@ def table_2(runs: Sequence[Run]) -> Table:
     notes.insert(
         0, f"Points against the base model {counted}; sd with n - 1. A maximum over checkpoints is biased upward."
     )
-    notes += [said for h in named if (said := judged_by(runs, h))]
+    by_judge: dict[str, list[str]] = {}
+    for h in named:
+        by_judge.setdefault(judged_by(runs, h), []).append(f"{h.benchmark} {h.version}")
+    notes += [f"{', '.join(names)}: {who}" for who, names in by_judge.items() if who]
     return Table("table-2", "Gain over the base model (Table 2)", header, rows, 2, notes, groups)
 
 
@@ -75,10 +78,10 @@ def _greatest(gained: Mapping[str, float], run: Run, h: Headline) -> str:
 
 
 def judged_by(runs: Sequence[Run], h: Headline) -> str:
-    """Who judged a benchmark, and how, in a sentence; empty where no line says."""
+    """By whom a benchmark was judged, and how; empty where no line says."""
     lines = [line for run in runs for line in scored(run, h).values()]
     said = dict.fromkeys(_judge(line) for line in lines if line.get("judge"))
-    return f"{h.benchmark} {h.version}: judged by {' and by '.join(said)}." if said else ""
+    return f"judged by {' and by '.join(said)}." if said else ""
 
 
 def _judge(line: Line) -> str:
@@ -113,7 +116,7 @@ def breakdown(runs: Sequence[Run], h: Headline, index: int) -> Table:
         for m in sorted(metrics, key=lambda m: m.rpartition("/")[0] != prefix)
     ]
     unit = f"{h.scale:g} times the fraction" if h.scale != 1 else "as the benchmark gives it"
-    notes = [f"Each run's best checkpoint; {unit}.", *filter(None, [judged_by(runs, h)])]
+    notes = [f"Each run's best checkpoint; {unit}.", *([f"It was {who}"] if (who := judged_by(runs, h)) else [])]
     if prefix == "table4_compat":
         notes.append(
             "As in the paper's time a benchmark that is in both splits counts with its multiple-choice score alone: "

@@ -6,8 +6,8 @@ MEANINGS = {
     "too short": "It is shorter, in characters, than --min-length-ratio times the model's own answer.",
     "too long": "It is longer, in characters, than --max-length-ratio times the model's own answer: a pair would teach "
     "length more than anything else. --keep-length asks for revisions as long as the answers.",
-    "alludes to the revision": "It speaks of being a revision (of an original answer, of a student), which a model "
-    "would learn to do. --allow-allusions keeps such rows.",
+    "alludes to the revision": "It speaks of being a revision (of an original answer, a student, what was "
+    "changed), which a model would learn to do. --allow-allusions keeps such rows.",
     "half a block of code": "A block of code is opened and not closed, and in the model's own answer none was.",
     "no marker": "The answer does not name the part that is the revision, so that nobody can say where it begins.",
     "two solutions": "The answer names the part that is the revision more than once.",
@@ -16,8 +16,17 @@ MEANINGS = {
     "refused by the server": "The server declined this request, in the words that follow; it is sent again only "
     "with --ask-again.",
     "empty": "There is no text, or none behind the marker.",
+    "no answer behind the thoughts": "The answer came to its end among its thoughts, or the server takes all of it for "
+    "thoughts.",
+    "thoughts that cannot be told from the answer": "The signs that part thoughts from an answer stand in the question "
+    "or within a line, so that nobody can say where the answer begins.",
+    "control tokens": "A token of a chat template stands in the text, where no model should learn to write it.",
+    "NUL or U+FFFD in it": "The text holds signs that stand for bytes which were no text.",
+    "unknown finish reason": "The server ended the answer for a reason that does not say that it is whole. "
+    "--accept-finish-reason lets it in.",
     "null content": "The server's answer has no text.",
     "content that is": "The server's answer is no text.",
+    "content with a part": "The server's answer is not text alone.",
     "no choices": "The server's answer holds no message.",
     "a choice without a message": "The server's answer holds no message.",
     "a tool call": "The model called a tool in the place of an answer.",

@@ -113,8 +113,9 @@ def _scores(record: Record) -> tuple[float, float] | None:
 
 def _thoughts(row: Mapping[str, Any], record: Record | None = None) -> str:
     """What a row keeps of thoughts: beside its answers, or in them."""
-    kept = row.get("reasoning")
-    found = [kept] if isinstance(kept, str) else kept if isinstance(kept, list) else []
+    found = []
+    for kept in (row.get("own_reasoning"), row.get("reasoning")):
+        found += kept if isinstance(kept, list) else [kept]
     for response in record.conversations if record else ():
         found += [message.reasoning_content for message in response]
     return "\n\n".join(dict.fromkeys(text for text in found if isinstance(text, str) and text.strip()))

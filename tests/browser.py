@@ -36,6 +36,7 @@ window.addEventListener("load", () => {
     all.push({pwned: String(window.pwned), text: document.body.innerText, n: document.images.length,
       links: [...document.links].filter(each => !each.getAttribute("href").startsWith("#")).length,
       title: document.title, hash: location.hash, blocks: blocks(), wide: document.documentElement.scrollWidth,
+      scrolled: [...document.querySelectorAll(".scroll")].filter(each => each.scrollWidth > each.clientWidth).length,
       marks: marks()});
   };
   const say = () => {
