@@ -51,7 +51,7 @@ class ShowConfig(ReadingSettings):
     row: int = 1
     """Begin with that row, counted from 1."""
     n: int | None = None
-    """How many rows of each file; unset: 3 in the terminal, 1,000 on a page, which says how many there are."""
+    """How many rows; unset: 3 in the terminal, 1,000 on a page."""
     config: str | None = None
     """YAML file of settings, named as the flags are; flags win over it."""
 

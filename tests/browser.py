@@ -101,6 +101,6 @@ def looks(html, keys, *, guarded=True, width=1280, place=""):
         address = frame.as_uri()
     flags = ["--headless", "--no-sandbox", "--disable-gpu", "--virtual-time-budget=2000", "--dump-dom"]
     flags.append(f"--window-size={width},900")
-    done = subprocess.run([CHROMIUM, *flags, address], capture_output=True, text=True, timeout=60, check=True)
+    done = subprocess.run([CHROMIUM, *flags, address], capture_output=True, text=True, timeout=180, check=True)
     told = re.findall(r'<pre id="told">([\w+/=]+)</pre>', done.stdout)[0]
     return json.loads(base64.b64decode(told))
