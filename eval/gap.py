@@ -12,6 +12,7 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 from eval import scores
+from eval.report_tables import marked
 from eval.runs import Headline, Run, deltas, headlines, scored
 from eval.scores import BASE, Line
 from eval.tables import DASH, Table, number
@@ -58,13 +59,19 @@ def table(apart: Apart, name: str) -> Table:
             start, gain = h.scale * base["value"], max(gains.values())
             share = closed(gain, start, end)
             notes += [] if share is not None else [f"{run.name}: {name} is no better than the base on {h.benchmark}."]
-            cells += [number(start), number(end), number(gain, sign=True), number(share and 100 * share, 1)]
+            cells += [
+                marked(number(start), base),
+                number(end),
+                number(gain, sign=True),
+                number(share and 100 * share, 1),
+            ]
         if any(cell != DASH for cell in cells):
             rows.append((run.data, run.loss, *cells))
     if any(h.benchmark in OF_ITSELF for h in named):
         notes.append("AlpacaEval 2's reference is GPT-4-turbo itself, which has 50 by definition.")
-    header = ("data", "objective", *(f"{h.benchmark} {h.version} {kind}" for h in named for kind in kinds))
-    return Table("gap", f"Gap to {name} closed", header, rows, 2, notes if rows else [])
+    header = ("data", "objective", *kinds * len(named))
+    groups = ("", "", *(f"{h.benchmark} {h.version}" for h in named for _ in kinds)) if named else ()
+    return Table("gap", f"Gap to {name} closed", header, rows, 2, notes if rows else [], groups)
 
 
 def _of_headline(lines: Sequence[Line], h: Headline) -> list[Line]:

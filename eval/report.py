@@ -13,7 +13,7 @@ from pathlib import Path
 
 import tyro
 
-from eval import gap, page, tables
+from eval import gap, page, repeat, tables
 from eval.report_tables import all_tables
 from eval.runs import read_runs
 from eval.tables import Table
@@ -78,7 +78,12 @@ def write(
         forms = {"md": tables.to_markdown, "csv": tables.to_csv, "tex": tables.to_latex}
         for ending, form in forms.items():
             files.write_text(out / "tables" / f"{table.name}.{ending}", form(table))
-    files.write_text(out / "report.html", page.whole(runs, made, title, n_first=len(first), charts=charts))
+    named = [] if title == ReportConfig.title else ["--title", title]
+    named += [] if gap_to == gap.STRONGER else ["--gap-to", gap_to]
+    command = repeat.line("python -m eval report", *map(str, folders), "--out", str(out), *named)
+    files.write_text(
+        out / "report.html", page.whole(runs, made, title, command=command, n_first=len(first), charts=charts)
+    )
     return out / "report.html"
 
 

@@ -37,6 +37,8 @@ class Run(NamedTuple):
     metrics: list[dict[str, Any]]
     samples: list[dict[str, Any]]
     settings: dict[str, Any]
+    folder: Path = Path()
+    """Where it is, as it was named."""
 
     @property
     def checkpoints(self) -> list[str]:
@@ -92,6 +94,7 @@ def _read_run(folder: Path) -> Run:
         metrics=_rows(folder / "metrics.jsonl"),
         samples=_rows(folder / "eval/samples.jsonl"),
         settings=settings,
+        folder=folder,
     )
 
 
