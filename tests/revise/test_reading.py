@@ -26,7 +26,7 @@ def read(value, request=ASKED, accepted=()):
 
 def test_a_completion_is_read_with_its_counts():
     found = read(completion(usage={"prompt_tokens": 7, "completion_tokens": 3}))
-    assert found == ("hello", "stop", "gpt", 7, 3, True, "a1", None, "", "")
+    assert found == ("hello", "stop", "gpt", 7, 3, True, "a1", None, "", None, "")
 
 
 @pytest.mark.parametrize(
