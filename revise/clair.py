@@ -28,8 +28,8 @@ KEEP_LENGTH = (
 
 MIN_LENGTH_RATIO, MAX_LENGTH_RATIO = 0.5, 2.0
 """Characters of the revision over those of the answer. The authors reject what "altered the length too much" and give
-no bounds; the eight GPT-4 revisions that they show lie between 0.65 and 1.62, and two and a half standard deviations
-of their logarithms around the mean are 0.52 to 2.0."""
+no bounds. These are from eight answers and no more: the GPT-4 revisions that they show lie between 0.65 and 1.62, and
+two and a half standard deviations of their logarithms around the mean, as eight tell them, are 0.52 to 2.0."""
 
 DECORATION = " \t>*#_`-\"'\\"
 OPENERS, CLOSERS = "{[<(", "}]>)"

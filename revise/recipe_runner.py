@@ -32,6 +32,7 @@ from revise.client import (
     answered,
     endpoints_of,
     estimate,
+    is_cut,
     open_store,
     parse_extra,
     read_batch,
@@ -40,8 +41,8 @@ from revise.client import (
 )
 from revise.handing_on import check_worded, handed_on
 from revise.pairs import Made, Pair, Rejected
-from revise.prompts import Item, Prompts, PromptsConfig
-from revise.target import Target, TargetConfig
+from revise.prompts import Item, Prompts, PromptsConfig, Side
+from revise.target import Drawn, Target, TargetConfig
 from system import InputError, RunError, Stopped, check_new_file, cli
 
 
@@ -49,6 +50,12 @@ from system import InputError, RunError, Stopped, check_new_file, cli
 class RecipeConfig(TargetConfig, ClientConfig, PromptsConfig):
     """What every recipe that asks a model is told."""
 
+    response_from: Side | None = None
+    """--prompts is a file of pairs, and that side of each is the model's own answer: rejected for the losers of the
+    released CLAIR pairs."""
+    keep_reasoning: bool = False
+    """Write the target model's thoughts into both responses, as reasoning_content, to train a model that thinks: those
+    of the answer that was revised on both, or each answer's own."""
     dedupe: bool = True
     """Ask equal questions once; --no-dedupe has each row's answers drawn anew."""
     temperature: float = 0.7
@@ -150,12 +157,12 @@ def make(recipe: Recipe, *, summary: Callable[[], str | None] = lambda: None) ->
     """
     config, out = recipe.config, Path(recipe.config.out)
     ending: RunError | None = None
-    pairs.check_out(out, config.prompts, config.store, config.batch_write)
+    pairs.check_out(out, config.prompts, config.store, config.batch_write, config.only_prompts)
     if config.batch_write:
         check_new_file(Path(config.batch_write))
     endpoints = endpoints_of(config.endpoint, config)
     target = Target(config, config, n=recipe.n_own, seed=config.seed)
-    prompts = Prompts(config, dedupe=config.dedupe)
+    prompts = Prompts(config, dedupe=config.dedupe, response_from=config.response_from)
     for item in prompts:
         if recipe.is_worded:
             check_worded(item.location, item.prompt, item.context)
@@ -166,9 +173,9 @@ def make(recipe: Recipe, *, summary: Callable[[], str | None] = lambda: None) ->
         if config.dry_run:
             print(_estimate(recipe, prompts, target, store))
             return
-        drawn = Tally()
+        drawn = Drawn()
         try:
-            drawn = target.fill(prompts, store, len(prompts))
+            drawn = target.fill(lambda: prompts, store, len(prompts))
         except RunError as fault:
             ending = _kept(fault, store)
         wanted = (request for item in prompts for request in _questions(recipe, item, target.answers(item, store)))
@@ -187,7 +194,7 @@ def make(recipe: Recipe, *, summary: Callable[[], str | None] = lambda: None) ->
                 count = pairs.write((_made(recipe, item, target, store) for item in prompts), out)
         except RunError as fault:  # a full disk has been met before
             raise ending or fault from None
-        pairs.report(count, len(prompts), out, summary())
+        pairs.report(count, len(prompts), out, "\n".join(filter(None, (drawn.said, summary()))))
         if n_same := store.n_repeated_ids():
             cli.notify(f"{config.store}: {n_same} answers are those of another request; the server mixes them up")
     if ending is not None:
@@ -208,7 +215,7 @@ def check_pairs(count: pairs.Count, n: int, out: Path) -> None:
 
 
 def _ask(
-    recipe: Recipe, wanted: Iterable[Request], store: Store, endpoints: Sequence[Endpoint], drawn: Tally, n_prompts: int
+    recipe: Recipe, wanted: Iterable[Request], store: Store, endpoints: Sequence[Endpoint], drawn: Drawn, n_prompts: int
 ) -> RunError | None:
     """Has what is wanted answered. Gives why it ended early, where there may be answers for some pairs all the same: a
     cap, a dead server. Raises Stopped after a signal. drawn: what the target's answers have taken of the caps.
@@ -266,6 +273,7 @@ def _made(recipe: Recipe, item: Item, target: Target, store: Store) -> Made:
     provenance |= {"target": [origin(a) for a in own], "answers": [origin(a) for a in answers]}
     texts = {name: [a.text for a in found if a.text] for name, found in (("own", own), ("answers", answers))}
     settings = {"target": target.settings, **_asked_settings(recipe.config), **recipe.settings}
+    settings |= {"response_from": recipe.config.response_from} if recipe.config.response_from else {}
     return Made(item, pair, provenance | {"settings": settings}, texts, _thoughts(own, answers))
 
 
@@ -292,7 +300,18 @@ def _pair(recipe: Recipe, item: Item, own: list[Answered], answers: list[Answere
     texts = [a.completion.text.strip() for a in own if a.completion]
     if not answers:
         recipe.ask(item, texts)  # says why nothing was asked
-    return recipe.pair(item, texts, [a.completion for a in answers if a.completion])
+    pair = recipe.pair(item, texts, [a.completion for a in answers if a.completion])
+    by_text = {a.completion.text.strip(): a.completion for a in own if a.completion}
+    winner = by_text.get(pair.chosen)
+    if recipe.config.cut_answers == "keep" and winner and is_cut(winner.finish):
+        raise Rejected("own answer truncated")  # nobody should learn to stop there
+    return pair._replace(reasoning=_own_thoughts(pair, own)) if recipe.config.keep_reasoning else pair
+
+
+def _own_thoughts(pair: Pair, own: list[Answered]) -> tuple[str, str]:
+    """The own answers' thoughts, for both responses: a revision has those of the answer that was revised."""
+    by_text = {a.completion.text.strip(): a.reasoning for a in own if a.completion}
+    return by_text.get(pair.chosen, own[0].reasoning), by_text.get(pair.rejected, own[0].reasoning)
 
 
 def origin(a: Answered) -> dict[str, Any]:
@@ -311,19 +330,21 @@ def origin(a: Answered) -> dict[str, Any]:
 # --- what is said --------------------------------------------------------------------------------------------------
 
 
-def _spent(first: Tally, second: Tally, n: int) -> str:
-    n_sent, n_known = first.n_sent + second.n_sent, first.n_known + second.n_known
-    n_tokens, dollars = first.n_tokens + second.n_tokens, first.dollars + second.dollars
+def _spent(drawn: Drawn, asked: Tally, n: int) -> str:
+    n_sent, n_known = drawn.first.n_sent + asked.n_sent, drawn.first.n_known + asked.n_known
+    tallies = (drawn.first, drawn.again, asked)
+    n_tokens, dollars = sum(t.n_tokens for t in tallies), sum(t.dollars for t in tallies)
+    more = f" and {drawn.again.n_sent:,} more for own answers that were cut" if drawn.again.n_sent else ""
     return (
-        f"{n_sent:,} requests were sent ({n_sent / n:.2f} for each prompt), {n_known:,} answers were in the store; "
-        f"{n_tokens / 1e6:,.2f} million tokens, ${dollars:,.2f}"
+        f"{n_sent:,} requests were sent ({n_sent / n:.2f} for each prompt){more}, {n_known:,} answers were in the "
+        f"store; {n_tokens / 1e6:,.2f} million tokens, ${dollars:,.2f}"
     )
 
 
 def _estimate(recipe: Recipe, prompts: Prompts, target: Target, store: Store) -> str:
     """What a run would send, and the most that it can cost."""
     config, known = recipe.config, store.states()
-    longest = "x" * (config.target_max_tokens * CHARACTERS_PER_TOKEN)  # for answers that are still to be drawn
+    longest = "x" * (target.most_tokens * CHARACTERS_PER_TOKEN)  # for answers that are still to be drawn
 
     def foreseen() -> Iterator[Request]:
         for item in prompts:
@@ -332,6 +353,6 @@ def _estimate(recipe: Recipe, prompts: Prompts, target: Target, store: Store) ->
             with contextlib.suppress(Rejected):
                 yield from recipe.ask(item, texts)
 
-    stages = [estimate("target", target.wanted(prompts), known, target.client)] if config.target_endpoint else []
+    stages = target.estimates(lambda: prompts, store)
     stages.append(estimate(recipe.name, foreseen(), known, config))
     return "\n".join([*(text for text, _ in stages), total(sum(dollars for _, dollars in stages), config)])

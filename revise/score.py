@@ -104,7 +104,10 @@ def main(argv: Sequence[str]) -> None:
     with open_store(Path(config.store)) as store:
         n_sent = 0
         if target is not None and not config.dry_run:
-            n_sent = target.fill((s.item for s in _rows(config) if s.origin is None), store, n).n_sent
+            drawn = target.fill(lambda: (s.item for s in _rows(config) if s.origin is None), store, n)
+            n_sent = drawn.n_sent
+            if drawn.said:
+                cli.notify(drawn.said)
         wanted = (r for s in _rows(config) for r in _requests(s, config, template, target, store))
         if config.dry_run:
             print(_estimate(config, template, target, store))
@@ -271,7 +274,7 @@ def _scores(s: Scored, config: ScoreConfig, template: Template, target: Target |
 def _estimate(config: ScoreConfig, template: Template, target: Target | None, store: Store) -> str:
     """What a run would send, and the most that it can cost: own answers still to be drawn are as long as may be."""
     known = store.states()
-    longest = "x" * (config.target_max_tokens * CHARACTERS_PER_TOKEN)
+    longest = "x" * ((config.target_max_tokens if target is None else target.most_tokens) * CHARACTERS_PER_TOKEN)
 
     def foreseen() -> Iterator[Request]:
         for s in _rows(config):
@@ -280,7 +283,6 @@ def _estimate(config: ScoreConfig, template: Template, target: Target | None, st
                 yield from _grades(s.item, f"{longest}{s.item.number}", config, template)
 
     stages = [estimate("score", foreseen(), known, config)]
-    if target is not None and config.target_endpoint:
-        wanted = target.wanted(s.item for s in _rows(config) if s.origin is None)
-        stages.insert(0, estimate("target", wanted, known, target.client))
+    if target is not None:
+        stages = [*target.estimates(lambda: (s.item for s in _rows(config) if s.origin is None), store), *stages]
     return "\n".join([*(said for said, _ in stages), total(sum(dollars for _, dollars in stages), config)])

@@ -534,9 +534,11 @@ def test_an_own_answer_that_was_cut_never_wins(tmp_path):
     cut = lambda seen: Reply.chat(f"heron {seen.number} and", finish="length")  # noqa: E731
     with serve(cut) as target, serve(lambda seen: Reply.chat("[1]")) as server:
         more = ["--target-endpoint", target.base, "--target-name", "llama", "--both-orders", 0]
-        done(command("judge-on-policy", tmp_path, server.base, *more), code=1)
-    assert not read_rows(tmp_path / "pairs.jsonl")
-    assert {row["reason"] for row in read_rows(tmp_path / "pairs.rejected.jsonl")} == {"own answer truncated"}
+        found = run(command("judge-on-policy", tmp_path, server.base, *more))
+        assert (found.returncode, target.n_seen, server.n_seen) == (1, 24, 0)
+    assert "no pair was made of 6 prompts (own answer truncated)" in found.stderr
+    reasons = {row["reason"].partition(":")[0] for row in read_rows(tmp_path / "pairs.rejected.jsonl")}
+    assert not read_rows(tmp_path / "pairs.jsonl") and reasons == {"own answer truncated"}
 
 
 def test_rows_without_an_answer_need_a_target(tmp_path):
