@@ -1,27 +1,26 @@
 """What a run is asked for: settings by subject, TRL's names for them, and the host's memory allocator."""
 
 from engine.config import host
-from engine.config.trackers import check_trackers
-from engine.config.train_config import (
-    ALIASES,
-    FLAGS,
-    CheckpointConfig,
+from engine.config.learning import (
     DataConfig,
-    DistributedConfig,
-    MasterWeights,
-    MeasuringConfig,
-    MemoryConfig,
     ObjectiveConfig,
     OptimizerConfig,
     OptimizerName,
     ReferenceConfig,
+    ScheduleConfig,
+)
+from engine.config.running import (
+    CheckpointConfig,
+    DistributedConfig,
+    MasterWeights,
+    MeasuringConfig,
+    MemoryConfig,
     Rounding,
     SaveDtype,
-    ScheduleConfig,
-    TrainConfig,
     WatchingConfig,
-    world_size,
 )
+from engine.config.trackers import check_trackers
+from engine.config.train_config import ALIASES, FLAGS, TrainConfig, world_size
 from engine.config.trl import names as trl_names
 
 __all__ = [

@@ -6,8 +6,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from engine.optim.formulas import ADAMW, adamw_numbers
-from engine.optim.fused_rmsprop import held
+from engine.optim.formulas import ADAMW
+from engine.optim.fused_rmsprop import step_fused
 
 
 class FusedAdamW(torch.optim.AdamW):
@@ -25,17 +25,5 @@ class FusedAdamW(torch.optim.AdamW):
         from engine.optim.adamw_kernels import update_whole  # needs Triton, which comes with torch for CUDA
 
         assert closure is None
-        factor = self.factor
-        for group in self.param_groups:
-            for p in group["params"]:
-                if p.grad is None:
-                    continue
-                state = self.state[p]
-                if not state:
-                    state["step"] = torch.zeros(())
-                    state |= {name: torch.zeros_like(p) for name in ADAMW.moments}
-                state["step"] += 1
-                factor = torch.ones(1, device=p.device) if factor is None else factor
-                parts = (held(x) for x in (p, state["exp_avg"], state["exp_avg_sq"], p.grad))
-                update_whole(*parts, factor=factor, **adamw_numbers(group, int(state["step"])))
+        step_fused(self, ADAMW, update_whole, self.factor)
         self.factor = None

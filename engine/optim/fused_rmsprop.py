@@ -6,6 +6,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from engine.optim.formulas import RMSPROP, Formula
+
 
 class FusedRMSprop(torch.optim.RMSprop):
     """torch.optim.RMSprop(foreach=True) on CUDA, bit for bit, without momentum or weight decay; its state is torch's.
@@ -32,19 +34,28 @@ class FusedRMSprop(torch.optim.RMSprop):
         from engine.optim.rmsprop_kernels import update_whole  # needs Triton, which comes with torch for CUDA
 
         assert closure is None
-        factor = self.factor
-        for group in self.param_groups:
-            for p in group["params"]:
-                if p.grad is None:
-                    continue
-                state = self.state[p]
-                if not state:
-                    state |= {"step": torch.zeros(()), "square_avg": torch.zeros_like(p)}
-                state["step"] += 1
-                factor = torch.ones(1, device=p.device) if factor is None else factor
-                parts = (held(x) for x in (p, state["square_avg"], p.grad))
-                update_whole(*parts, factor=factor, lr=group["lr"], alpha=group["alpha"], eps=group["eps"])
+        step_fused(self, RMSPROP, update_whole, self.factor)
         self.factor = None
+
+
+def step_fused(
+    optimizer: torch.optim.Optimizer, formula: Formula, update: Callable[..., None], factor: Tensor | None
+) -> None:
+    """Updates every parameter that has a gradient by one kernel, with its group's numbers; its state is as torch's.
+
+    update: of (master, *moments, gradient) flat, what this rank holds of each. factor: [1] float32; None: 1.
+    """
+    for group in optimizer.param_groups:
+        for p in group["params"]:
+            if p.grad is None:
+                continue
+            state = optimizer.state[p]
+            if not state:
+                state |= {"step": torch.zeros(())} | {name: torch.zeros_like(p) for name in formula.moments}
+            state["step"] += 1
+            factor = torch.ones(1, device=p.device) if factor is None else factor
+            parts = (held(x) for x in (p, *(state[name] for name in formula.moments), p.grad))
+            update(*parts, factor=factor, **formula.numbers(group, int(state["step"])))
 
 
 def held(x: Tensor) -> Tensor:

@@ -62,6 +62,7 @@ def test_every_second_belongs_to_one_part(monkeypatch):
     assert not stopwatch.seconds
 
 
+@pytest.mark.slow
 def test_the_bench_measures_the_real_path(tmp_path):
     model = tiny.write_model(tmp_path / "model", vocab_size=101)
     rows = [

@@ -159,6 +159,7 @@ def test_what_cannot_be_gone_on_with_is_refused(go):
         shutil.rmtree(go.tmp / "more", ignore_errors=True)
 
 
+@pytest.mark.slow
 def test_two_ranks_take_up_what_one_has_left(go):
     """Weights and moments by shards: the losses of one process within 1e-5, the reference's table the same."""
     first = go("first", keep_final_state=True, optimizer="adamw")

@@ -225,6 +225,7 @@ def test_a_signal_to_the_launcher_saves_the_step_on_every_rank(folder, number, c
     assert (folder / f"run/state/step-{n:06d}/manifest.json").exists()
 
 
+@pytest.mark.slow
 def test_torchrun_that_is_killed_takes_its_ranks_along(folder):
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2", "-m"]
     command += ["engine.train", "--model", str(folder / "model"), "--data", str(folder / "rows.jsonl")]

@@ -187,7 +187,8 @@ def test_micro_batches_and_a_whole_step_meet_the_same_numbers(run, monkeypatch):
         assert [x["grad_norm"] for x in found] == pytest.approx([x["grad_norm"] for x in plain], abs=1e-5), loss
 
 
-@pytest.mark.parametrize("loss", ["led", pytest.param("led_step", marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("loss", ["led", "led_step"])
 def test_two_ranks_meet_the_same_numbers(run, mine, tmp_path, loss):
     data = tiny.write_rows(tmp_path / "pairs.jsonl", rows(name="gap"))
     one = run(loss, data, columns="lead=gap")

@@ -82,6 +82,14 @@ def test_a_run_that_measures_and_saves_inside_its_epochs_is_the_same_run(go):
         assert whole == other
 
 
+def test_without_a_reference_held_out_rewards_are_of_log_probs_as_in_training(go):
+    """sft's reward is beta times the log-ratio where the run has a reference, and beta times the log-prob where not."""
+    last = lines(go("alone", loss="sft", eval_every=1, max_steps=2).out)[-1]
+    assert last["rewards/chosen"] == pytest.approx(0.1 * last["logps/chosen"])
+    assert last["eval_rewards/chosen"] == pytest.approx(0.1 * last["eval_logps/chosen"])
+    assert abs(last["eval_logratios/chosen"] - last["eval_logps/chosen"]) > 1
+
+
 def test_a_folder_inside_an_epoch_holds_the_weights_of_its_step(go):
     """Its log-probs of the held-out pairs are those in the step's own line, and those of the step before are others."""
     out = go("run", **INSIDE, epochs=2).out
@@ -291,6 +299,7 @@ def test_stages_that_end_early_hand_on_what_they_ended_with(go):
     assert [len(lines(go.tmp / "run" / f"stage-0{i}")) for i in (1, 2)] == [4, 4]
 
 
+@pytest.mark.slow
 def test_a_kill_between_any_two_steps_leaves_best_where_it_was(go):
     """A real process, killed by SIGKILL again and again, and gone on with."""
     flags = ["--model", str(go.model), "--data", str(go.rows), "--loss", "dpo", "--lr", "1e-3", "--batch-size", "6"]
@@ -318,6 +327,7 @@ def _has_line(out, step):
     return path.exists() and any(line["step"] >= step for line in lines(out))
 
 
+@pytest.mark.slow
 def test_two_ranks_measure_and_save_inside_an_epoch_and_end_alike(go):
     """Against themselves without, stopped in between, and against one process."""
     jobs = go.tmp / "jobs.json"

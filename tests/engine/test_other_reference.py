@@ -323,6 +323,7 @@ for job in json.load(open(sys.argv[1])):
 """
 
 
+@pytest.mark.slow
 def test_two_ranks_equal_one_fused_and_precomputed_and_moving(job):
     plain = {"model": str(job.model), "data": str(job.rows), "lr": 1e-4, "batch_size": 4, "epochs": 1, "loss": "dpo"}
     plain |= {"eval_pairs": 3, "micro_tokens": 60}

@@ -179,6 +179,7 @@ def process(hub, folder, tmp_path, *flags):
     return subprocess.Popen(command, env=tiny.environment() | own, text=True, stdout=-1, stderr=-1)
 
 
+@pytest.mark.slow
 def test_an_upload_that_is_killed_goes_on_where_it_was(hub, folder, tmp_path):
     """kill -9 with one of two shards sent: the repository holds nothing yet, and the shard is not sent again."""
     first = []

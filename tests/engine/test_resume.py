@@ -379,6 +379,7 @@ except Stopped as ending:
 """
 
 
+@pytest.mark.slow
 def test_hosts_that_share_no_disk_keep_no_state_and_say_so(go):
     """Two ranks whose folders bear one name and are two: half a state in each would pass for a whole one."""
     script = go.tmp / "unshared.py"
@@ -460,6 +461,7 @@ def test_other_numbers_of_ranks_go_on_with_it(go):
         assert a["num_tokens"] == b["num_tokens"] and abs(a["loss"] - b["loss"]) < 1e-5
 
 
+@pytest.mark.slow
 def test_two_ranks_go_on_bit_for_bit(go):
     settings = {"model": str(go.model), "data": [str(go.rows)], "lr": 1e-4, "batch_size": 4, "epochs": 2}
     whole = [settings | {"out": str(go.tmp / "whole")}]

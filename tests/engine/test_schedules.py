@@ -19,23 +19,20 @@ def ours(n_steps, **asked):
     """The rate of each step, as an optimizer sees it."""
     parameter = nn.Parameter(torch.zeros(3))
     optimizer = build([("norm.weight", parameter)], OptimizerConfig(name="adamw", lr=LR))
-    rates = schedule(optimizer, n_steps, ScheduleConfig(**asked))
-    found = []
-    for _ in range(n_steps):
-        found.append(optimizer.param_groups[0]["lr"])
-        optimizer.step()
-        rates.step()
-    return found
+    return rates(optimizer, schedule(optimizer, n_steps, ScheduleConfig(**asked)), n_steps)
 
 
 def theirs(make, n_steps, *arguments, **named):
     optimizer = torch.optim.AdamW([nn.Parameter(torch.zeros(3))], lr=LR)
-    rates = make(optimizer, *arguments, **named)
+    return rates(optimizer, make(optimizer, *arguments, **named), n_steps)
+
+
+def rates(optimizer, scheduler, n_steps):
     found = []
     for _ in range(n_steps):
         found.append(optimizer.param_groups[0]["lr"])
         optimizer.step()
-        rates.step()
+        scheduler.step()
     return found
 
 

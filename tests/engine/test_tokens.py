@@ -172,6 +172,7 @@ def test_a_run_that_is_stopped_goes_on_with_its_table(made, tmp_path, loss):
     assert_equal(tmp_path / "whole", tmp_path / "parts")
 
 
+@pytest.mark.slow
 def test_two_ranks_give_what_one_gives(made, tmp_path):
     """To the last bit between objectives; between numbers of ranks as close as float32's sums are."""
     jobs = {loss: settings(made, tmp_path / "LOSS", loss) for loss in ("dpo", "by_tokens", "by_tokens_of_the_step")}

@@ -18,7 +18,8 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 import losses
 from engine import score, train, weights
 from engine.config import host
-from engine.config.train_config import Technique, TrainConfig
+from engine.config.running import Technique
+from engine.config.train_config import TrainConfig
 from engine.model import attention, head, llama
 from engine.step import Objective
 from losses import registry

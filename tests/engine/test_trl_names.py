@@ -137,8 +137,9 @@ def test_the_flag_of_the_trainer_needs_a_file_of_trl(tmp_path):
         TrainConfig(model="m", data=("d",), out="o", trl_trainer="kto")
 
 
-def test_the_table_of_defaults_is_that_of_the_installed_versions():
+def test_the_table_of_defaults_is_that_of_the_installed_versions(monkeypatch):
     """Reads the dataclasses again: a name or default that a newer version has fails here."""
+    monkeypatch.setenv("TRL_EXPERIMENTAL_SILENCE", "1")
     found = [("transformers", "TrainingArguments", defaults.TRAINING_ARGUMENTS)]
     if importlib.util.find_spec("trl"):
         found += [

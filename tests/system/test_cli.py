@@ -287,6 +287,7 @@ def test_other_ranks_are_silent(tmp_path, argument, code, said):
     assert (alone.returncode, alone.stderr) == (code, "")
 
 
+@pytest.mark.slow
 def test_a_rank_that_fails_alone_speaks_and_keeps_its_code(tmp_path):
     argument, code, said = ENDS[0]
     outcome = tmp_path / "outcome"

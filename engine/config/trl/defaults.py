@@ -5,6 +5,10 @@ others are those of versions before it; all are as YAML writes them, "" where th
 installed a test reads the dataclasses again.
 """
 
+from typing import Literal
+
+Trainer = Literal["dpo", "kto", "orpo", "cpo"]
+
 TRL_VERSION, TRANSFORMERS_VERSION = "1.16", "5.23"
 """Those that the first values are of."""
 
@@ -330,3 +334,8 @@ BESIDE: dict[str, tuple[str, ...]] = {
     "preprocessing_num_workers": ("null",),
 }
 """Names of alignment-handbook's recipes, and of what reads YAML for TRL."""
+
+OF_ALL = (TRAINING_ARGUMENTS, BASE_CONFIG, MODEL_CONFIG, SCRIPT_ARGUMENTS, DATASET_MIXTURE, FORMER, BESIDE)
+"""The tables whose names a file for any trainer may have."""
+OF_TRAINER: dict[Trainer, dict[str, tuple[str, ...]]] = {"dpo": DPO, "kto": KTO, "orpo": ORPO, "cpo": CPO}
+"""Each trainer's own."""

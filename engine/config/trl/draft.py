@@ -1,32 +1,18 @@
 """A file for TRL while it is taken apart: what it has, what of it has been understood, what that comes to here."""
 
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from decimal import Decimal, InvalidOperation
-from typing import Any, Literal
+from typing import Any, TypeVar
 
-from engine.config.trl.defaults import (
-    BASE_CONFIG,
-    BESIDE,
-    CPO,
-    DATASET_MIXTURE,
-    DPO,
-    FORMER,
-    KTO,
-    MODEL_CONFIG,
-    ORPO,
-    SCRIPT_ARGUMENTS,
-    TRAINING_ARGUMENTS,
-)
+from engine.config.trl.defaults import OF_ALL, OF_TRAINER, Trainer
 
 Settings = dict[str, Any]
-Trainer = Literal["dpo", "kto", "orpo", "cpo"]
+T = TypeVar("T")
 
 NULL = ("null", "Null", "NULL", "~", "", "None")
 """How YAML, and people, write nothing."""
-OF_TRAINER: dict[Trainer, dict[str, tuple[str, ...]]] = {"dpo": DPO, "kto": KTO, "orpo": ORPO, "cpo": CPO}
-_SHARED = (TRAINING_ARGUMENTS, BASE_CONFIG, MODEL_CONFIG, SCRIPT_ARGUMENTS, DATASET_MIXTURE, FORMER, BESIDE)
-NAMES = {name for group in (*_SHARED, *OF_TRAINER.values()) for name in group}
+NAMES = {name for group in (*OF_ALL, *OF_TRAINER.values()) for name in group}
 """All names that TRL has, or had."""
 
 
@@ -111,31 +97,22 @@ class Draft:
 
     def number(self, name: str) -> Decimal | None:
         """A setting that is a number; None where it is not named, or none, which is a fault."""
-        value = self.take(name)
-        if value is None:
-            return None
-        if (found := as_number(value)) is None:
-            self.refuse(name, "is not a number")
-        return found
+        return self._read(name, as_number, "is not a number")
 
     def whole(self, name: str) -> int | None:
         """A setting that is a whole number of 0 or more; None where it is not named, or none, which is a fault."""
-        value = self.take(name)
-        if value is None:
-            return None
-        number = as_number(value)
-        if number is None or number < 0 or number != int(number):
-            self.refuse(name, "is not a whole number")
-            return None
-        return int(number)
+        return self._read(name, as_whole, "is not a whole number")
 
     def truth(self, name: str) -> bool | None:
         """A setting that is true or false; None where it is not named, or neither, which is a fault."""
+        return self._read(name, as_truth, "is not true or false")
+
+    def _read(self, name: str, read: Callable[[Any], T | None], fault: str) -> T | None:
         value = self.take(name)
         if value is None:
             return None
-        if (found := as_truth(value)) is None:
-            self.refuse(name, "is not true or false")
+        if (found := read(value)) is None:
+            self.refuse(name, fault)
         return found
 
 
@@ -151,6 +128,12 @@ def as_number(value: Any) -> Decimal | None:
     except InvalidOperation:
         return None
     return found if found is not None and found.is_finite() else None
+
+
+def as_whole(value: Any) -> int | None:
+    """The whole number of 0 or more that a text is; None where it is none."""
+    number = as_number(value)
+    return int(number) if number is not None and number >= 0 and number == int(number) else None
 
 
 def as_truth(value: Any) -> bool | None:

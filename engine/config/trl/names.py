@@ -11,8 +11,8 @@ from collections.abc import Callable, Mapping
 from typing import Any, get_args
 
 from engine.config.train_config import ALIASES, FLAGS
-from engine.config.trl.defaults import TRL_VERSION
-from engine.config.trl.draft import NAMES, OF_TRAINER, Draft, Settings, Trainer, as_number, is_null, shown
+from engine.config.trl.defaults import OF_TRAINER, TRL_VERSION, Trainer
+from engine.config.trl.draft import NAMES, Draft, Settings, as_number, is_null, shown
 from engine.config.trl.keeping import translate_keeping
 from engine.config.trl.objective import trainer_of_loss, translate_objective
 from engine.config.trl.rows import translate_rows

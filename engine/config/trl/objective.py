@@ -2,7 +2,8 @@
 
 from decimal import Decimal
 
-from engine.config.trl.draft import Draft, Trainer, as_number, plain, shown
+from engine.config.trl.defaults import Trainer
+from engine.config.trl.draft import Draft, as_number, plain, shown
 
 LOSSES: dict[Trainer, dict[str, str]] = {  # what stands in loss_type -> ours
     "dpo": {

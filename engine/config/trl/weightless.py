@@ -3,20 +3,8 @@
 Of the others a value that is the default of some version changes nothing either; any other value has to be taken out.
 """
 
-from engine.config.trl.defaults import (
-    BASE_CONFIG,
-    BESIDE,
-    CPO,
-    DATASET_MIXTURE,
-    DPO,
-    FORMER,
-    KTO,
-    MODEL_CONFIG,
-    ORPO,
-    SCRIPT_ARGUMENTS,
-    TRAINING_ARGUMENTS,
-)
-from engine.config.trl.draft import Draft, Trainer, as_truth, is_null, same
+from engine.config.trl.defaults import MODEL_CONFIG, OF_ALL, OF_TRAINER, Trainer
+from engine.config.trl.draft import Draft, as_truth, is_null, same
 
 _WITHOUT_WEIGHT = {  # why -> names
     "every step is logged": (
@@ -102,10 +90,6 @@ _ADAPTERS = (
     *(name for name in MODEL_CONFIG if name.startswith(("lora_", "bnb_", "use_bnb", "use_dora", "use_rslora"))),
     *("model_adapter_name", "ref_adapter_name"),
 )
-_TABLES = (
-    *(TRAINING_ARGUMENTS, BASE_CONFIG, MODEL_CONFIG, SCRIPT_ARGUMENTS, DATASET_MIXTURE, FORMER, BESIDE),
-    *(DPO, KTO, CPO, ORPO),
-)
 _KNOWN_FROM: dict[Trainer, tuple[str, ...]] = {  # names by which a file tells for which trainer it is
     "kto": ("desirable_weight", "undesirable_weight"),
     "cpo": ("cpo_alpha", "simpo_gamma", "alpha"),
@@ -140,4 +124,4 @@ def sort_out(draft: Draft) -> None:
 
 def _is_default(name: str, value: object) -> bool:
     """Whether a value is what some version has where the name is not given."""
-    return any(same(value, known) for table in _TABLES for known in table.get(name, ()))
+    return any(same(value, known) for table in (*OF_ALL, *OF_TRAINER.values()) for known in table.get(name, ()))
