@@ -40,8 +40,14 @@ SHA256 = {  # of the published files
     "template": "784227e6dc2832fc08c43d2c8ea3a308e7523780187a1aaad2f85e30bac85f62",
     "gamed": "97aeec3f1c7de6dee6fd31fe66f1702623f4614c3efe1c6fc5f4927cd5fd674d",
 }
-PRESETS = {"stable": {"temperature": 0.0, "top_p": 1.0}, "upstream": {"temperature": 0.7, "top_p": 1.0}}
-MAX_TOKENS = 2048
+PRESETS = {
+    "stable": How(temperature=0.0, top_p=1.0, max_tokens=2048),
+    "upstream": How(temperature=0.7, top_p=1.0, max_tokens=2048),
+    "paper": How(temperature=0.7, top_p=1.0, max_tokens=4096),
+}
+"""How outputs are drawn. upstream: as most of the leaderboard's models. paper: as upstream's own file for the model
+that the paper trains (models_configs/Meta-Llama-3-8B-Instruct: 4,096 tokens; its decoder's temperature is 0.7).
+"""
 ANNOTATOR = {"max_tokens": 1, "temperature": 1, "top_p": 1.0, "logprobs": True, "top_logprobs": 5}
 LEAST_MASS = 0.5  # of the first token's probability, on m and M together
 ROUNDS = 3  # of questions about a row that has no preference yet
@@ -60,8 +66,9 @@ class AlpacaEvalConfig(JudgedConfig):
     """df_gamed.csv of the hub's data set tatsu-lab/alpaca_eval; without it there is no length control."""
     checkpoint: tuple[str, ...] = ()
     """Names of the run's checkpoints. Unset: the best one of each MixEval-Hard version, by OUT/scores.jsonl."""
-    preset: Literal["stable", "upstream"] = "stable"
-    """How outputs are drawn: greedily, or at temperature 0.7 as most of the leaderboard's."""
+    preset: Literal["stable", "upstream", "paper"] = "stable"
+    """How outputs are drawn: greedily, or at temperature 0.7 as most of the leaderboard's, in 2,048 tokens; or at 0.7
+    in 4,096, as upstream has it for the model that the paper trains."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -240,7 +247,7 @@ def score_one(model: Model, data: Data, config: AlpacaEvalConfig, judge: Judge) 
 
 def _outputs(model: Model, data: Data, config: AlpacaEvalConfig, folder: Path) -> tuple[list[str], int]:
     """The model's outputs, stripped as upstream does, and how many lack; from model_outputs.json where it is there."""
-    path, how = folder / "model_outputs.json", How(**PRESETS[config.preset], max_tokens=MAX_TOKENS)
+    path, how = folder / "model_outputs.json", PRESETS[config.preset]
     asked = [row["instruction"] for row in data.reference]
     rows = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else []
     if rows:
@@ -360,8 +367,8 @@ def _averaged(names: Sequence[str], config: AlpacaEvalConfig) -> str:
 def _estimate(data: Data, config: AlpacaEvalConfig, found: Sequence[Checkpoint], judge: Judge, sent: Sent) -> str:
     """The most that a pass can take: outputs as long as may be."""
     known, stages = sent.store.states(), []
+    how = PRESETS[config.preset]
     if config.endpoint:
-        how = How(**PRESETS[config.preset], max_tokens=MAX_TOKENS)
         asked = Model(found[0], config, sent).requests(
             {r["instruction"]: r["instruction"] for r in data.reference}, how
         )
@@ -370,7 +377,7 @@ def _estimate(data: Data, config: AlpacaEvalConfig, found: Sequence[Checkpoint],
         judge.request(
             {"messages": alpacaeval.messages(r["instruction"], r["output"], longest, data.template)} | ANNOTATOR
         )
-        for longest in [f"{'x' * 4 * MAX_TOKENS}{c.name}" for c in found]
+        for longest in [f"{'x' * 4 * how.max_tokens}{c.name}" for c in found]
         for r in data.reference
     )
     stages.append(estimate("annotations", judged, known, judge_client.client_of_judge(config)))

@@ -6,7 +6,7 @@ import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import tyro
 
@@ -14,16 +14,20 @@ from data.text import TemplateSettings
 from eval import checkpoints, scores
 from eval.checkpoints import Checkpoint
 from revise.client import (
+    JUDGE,
     NO_KEY,
+    SERVED,
     Answered,
     ClientConfig,
     Endpoint,
     Request,
+    Role,
     Store,
     answer_all,
     answered,
     endpoints_of,
     parse_extra,
+    parse_headers,
 )
 from system import InputError, RunError
 
@@ -53,6 +57,12 @@ class JudgedConfig(ClientConfig, TemplateSettings):
     """Environment variable of the API key of --endpoint. Unset: no key is sent there; the judge's never is."""
     key_file: str | None = None
     """File that holds the API key of --endpoint, in the place of a variable."""
+    judge_header: tuple[str, ...] = ()
+    """'NAME: VALUE' of a header that the judge's server is sent besides, with $VARIABLE from the environment."""
+    judge_api: Literal["chat", "responses"] = "chat"
+    """How the judge's server is asked."""
+    extra: str | None = None
+    """JSON object that is merged into each request to --endpoint; null takes a field out."""
     judge_extra: str | None = None
     """JSON object that is merged into each request to the judge; null takes a field out."""
     other_judge: bool = False
@@ -81,6 +91,10 @@ class JudgedConfig(ClientConfig, TemplateSettings):
             )
         if not self.endpoint and not Path(self.what).is_dir():
             raise InputError(f"{self.what}: no such folder; give a run's, a checkpoint's, or a server by --endpoint")
+        if not self.endpoint and (self.header or self.extra):
+            raise InputError("--header and --extra are of --endpoint; the judge's are --judge-header and --judge-extra")
+        parse_headers(self.judge_header, "--judge-header")
+        parse_extra(self.extra)
         parse_extra(self.judge_extra, "--judge-extra")
 
     @property
@@ -118,11 +132,16 @@ class Sent:
     n: int = 0
 
     def ask(
-        self, requests: Sequence[Request], client: ClientConfig, endpoints: Sequence[Endpoint], purpose: str
+        self,
+        requests: Sequence[Request],
+        client: ClientConfig,
+        endpoints: Sequence[Endpoint],
+        purpose: str,
+        role: Role = SERVED,
     ) -> list[Answered]:
         """What is known of each request after those that are new were sent."""
         tally = answer_all(
-            requests, self.store, client.after(self.n), endpoints, purpose=purpose, n_requests=len(requests)
+            requests, self.store, client.after(self.n), endpoints, purpose=purpose, role=role, n_requests=len(requests)
         )
         self.n += tally.n_sent
         return [answered(self.store, request, client.accept_finish_reason) for request in requests]
@@ -154,7 +173,7 @@ class Judge:
 
     def ask(self, requests: Sequence[Request]) -> list[Answered]:
         """What is known of each after those that are new were sent. Raises RunError where the judge changes."""
-        found = self._sent.ask(requests, self._client, self._endpoints, "judge")
+        found = self._sent.ask(requests, self._client, self._endpoints, "judge", JUDGE)
         names = dict.fromkeys(a.completion.model for a in found if a.completion and a.completion.model)
         self.models += [name for name in names if name not in self.models]
         if len(self.models) > 1 and not self._others:
@@ -180,7 +199,7 @@ def client_of_judge(config: JudgedConfig) -> ClientConfig:
     """How the judge is asked."""
     return _client(
         config, endpoint=config.judge_endpoint, model=config.judge, key_env=config.judge_key_env,
-        key_file=config.judge_key_file,
+        key_file=config.judge_key_file, header=config.judge_header, api=config.judge_api,
     )  # fmt: skip
 
 

@@ -28,8 +28,8 @@ KEEP_LENGTH = (
 
 MIN_LENGTH_RATIO, MAX_LENGTH_RATIO = 0.5, 2.0
 """Characters of the revision over those of the answer. The authors reject what "altered the length too much" and give
-no bounds; the eight GPT-4 revisions that they show lie between 0.65 and 1.62, and two and a half standard deviations
-of their logarithms around the mean are 0.52 to 2.0."""
+no bounds. These are from eight answers and no more: the GPT-4 revisions that they show lie between 0.65 and 1.62, and
+two and a half standard deviations of their logarithms around the mean, as eight tell them, are 0.52 to 2.0."""
 
 DECORATION = " \t>*#_`-\"'\\"
 OPENERS, CLOSERS = "{[<(", "}]>)"
@@ -217,13 +217,15 @@ def check(
         raise ValueError("half a block of code")
     if is_refusal(revision) and not is_refusal(student_solution):
         raise ValueError("refused")
+    known = f"{task}\n{student_solution}".lower()
+    if not may_allude and any(words.lower() not in known for words in _notes(revision)):  # which is what makes it long
+        raise ValueError("alludes to the revision")
     ratio = len(revision) / len(student_solution.strip())
     if ratio < min_ratio:
         raise ValueError("too short")
     if ratio > max_ratio:
         raise ValueError("too long")
-    known = f"{task}\n{student_solution}".lower()
-    if not may_allude and any(words.lower() not in known for words in (*_allusions(revision), *_notes(revision))):
+    if not may_allude and any(words.lower() not in known for words in _allusions(revision)):
         raise ValueError("alludes to the revision")
 
 

@@ -42,6 +42,8 @@ class Pair(NamedTuple):
     """Why, in the words of the reviser or judge."""
     facts: dict[str, Any] = {}  # noqa: RUF012 (never changed)
     """What else its provenance says."""
+    reasoning: tuple[str, str] = ("", "")
+    """Thoughts before the chosen and the rejected answer, where they are to be trained on."""
 
 
 class Made(NamedTuple):
@@ -145,12 +147,14 @@ def _is_cut(provenance: dict[str, Any]) -> bool:
 
 def _row(made: Made, pair: Pair) -> dict[str, Any]:
     messages = made.item.messages
-    both = {
-        name: [*messages, {"role": "assistant", "content": text}]
-        for name, text in (("chosen", pair.chosen), ("rejected", pair.rejected))
-    }
+    answers = zip(("chosen", "rejected"), (pair.chosen, pair.rejected), pair.reasoning, strict=True)
+    both = {name: [*messages, _answer(text, thoughts)] for name, text, thoughts in answers}
     facts = {"rational": pair.rational, **made.thoughts, "provenance": made.provenance | pair.facts}
     return {"prompt": _prompt(made.item)} | both | made.item.context.fields() | facts
+
+
+def _answer(text: str, thoughts: str) -> dict[str, str]:
+    return {"role": "assistant", "content": text} | ({"reasoning_content": thoughts} if thoughts else {})
 
 
 def _prompt(item: Item) -> str | list[dict[str, str]]:

@@ -16,7 +16,7 @@ from collections.abc import Collection
 from typing import Any, NamedTuple, TypeVar
 
 from data.rows import parse_row
-from revise.client import control_tokens, thoughts, wire
+from revise.client import control_tokens, refusals, thoughts, wire
 from revise.client.wire import CHARACTERS_PER_TOKEN, REWARD_PATH, Request
 from system import InputError
 
@@ -69,6 +69,8 @@ class Completion(NamedTuple):
     """Why there is no text to be used; None where there is."""
     reasoning: str = ""
     """The thoughts before the answer, where they are known."""
+    cost: float | None = None
+    """Dollars, where the server says so."""
     cut_at: str = ""
     """The template's token at which the text was cut, since the server had not ended it there."""
 
@@ -168,6 +170,7 @@ def read_completion(raw: bytes, request: Request, accepted: Collection[str] = ()
         is_counted=tokens is not None,
         id=_of_type(str, answer.get("id")),
         reasoning=content.thoughts,
+        cost=wire.cost_of(answer.get("usage")),
     )
     fault = _lacking(answer["choices"], choice, message)
     ending = None if finish is None or spelled(finish) in map(spelled, accepted) else spelled(finish)
@@ -190,7 +193,7 @@ def read_object(raw: bytes) -> dict[str, Any]:
         said = str(fault).removeprefix("the answer: ").removesuffix("; mend or delete the line")
         raise NotPlain(said if not raw.lstrip().startswith(b"<") else "HTML, not JSON") from None
     if answer.get("error"):
-        raise Unreadable(f"an error with status 200: {wire.error_of(raw)[0]}")
+        raise Unreadable(f"an error with status 200: {refusals.read_error(raw, 200).said}")
     return answer
 
 

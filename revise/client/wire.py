@@ -9,15 +9,12 @@ import email.utils
 import hashlib
 import json
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
 MAX_PLAUSIBLE_TOKENS = 10_000_000
 CHARACTERS_PER_TOKEN = 4  # of English text, for estimates before anything is counted
-RUN_ENDING_STATUS = (401, 402, 403, 404)
 PASSING_STATUS = (408, 409, 429)  # and everything from 500 on
-QUOTA_CODES = ("insufficient_quota", "credit_balance_exhausted", "billing_hard_limit_reached")
-QUOTA_ENDINGS = ("_spend_limit_exceeded", "_usage_limit_exceeded")
 REWARD_PATH = "pooling"
 """Behind the address of a server of reward models."""
 
@@ -35,6 +32,9 @@ class Request(NamedTuple):
     """Behind the endpoint's base."""
     as_is: bool = False
     """Its answer counts as it comes, cut or not and thoughts and all: it is itself what one measures. Not sent."""
+    check: Callable[[Any], str | None] | None = None
+    """Why an answer that has a text is not in the form asked for, which says something of the model or its server; None
+    for any other text. Not sent."""
 
     @property
     def key(self) -> str:
@@ -59,32 +59,26 @@ def canonical(value: Any) -> str:
 
 
 def counted_tokens(usage: Any) -> tuple[int, int] | None:
-    """(prompt, completion) tokens of a usage object; None where it is absent or cannot be true."""
+    """(prompt, completion) tokens of a usage object; None where it is absent or cannot be true. Some servers count
+    thoughts in total_tokens alone: what is no prompt was made by the model, and is paid so.
+    """
     if not isinstance(usage, dict):
         return None
-    counts = usage.get("prompt_tokens"), usage.get("completion_tokens")
-    if any(type(n) is not int or not 0 <= n <= MAX_PLAUSIBLE_TOKENS for n in counts):
+    n_in, n_out, n_all = (_plausible(usage.get(f"{name}_tokens")) for name in ("prompt", "completion", "total"))
+    if n_in is None or n_out is None:
         return None
-    return counts[0], counts[1]  # pyright: ignore[reportReturnType]
+    return n_in, max(n_out, (n_all or 0) - n_in)
 
 
-def error_of(raw: bytes) -> tuple[str, set[str]]:
-    """What an error answer says, in one short line, and its codes and types."""
-    try:
-        answer = json.loads(raw)
-    except (ValueError, RecursionError):
-        answer = None
-    error = answer.get("error") if isinstance(answer, dict) else None
-    error = error if isinstance(error, dict) else answer if isinstance(answer, dict) else {}
-    said = error.get("message") or error.get("detail") or raw.decode("utf-8", "replace")
-    names = {str(error[name]) for name in ("code", "type") if error.get(name)}
-    said = " ".join(str(said).split()) or "no reason given"
-    return said.encode("utf-8", "replace").decode(), names
+def _plausible(n: Any) -> int | None:
+    return n if type(n) is int and 0 <= n <= MAX_PLAUSIBLE_TOKENS else None
 
 
-def is_quota(names: set[str]) -> bool:
-    """Whether an error's codes speak of an empty account, which waiting does not mend."""
-    return any(name in QUOTA_CODES or name.endswith(QUOTA_ENDINGS) for name in names)
+def cost_of(usage: Any) -> float | None:
+    """Dollars that a usage object says an answer has cost, as OpenRouter's do; None where it does not say it."""
+    found = usage.get("cost") if isinstance(usage, dict) else None
+    is_number = isinstance(found, (int, float)) and not isinstance(found, bool)
+    return float(found) if is_number and 0 <= found < math.inf else None
 
 
 def retry_after(headers: Mapping[str, str], now: float) -> float | None:

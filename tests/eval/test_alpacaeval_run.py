@@ -279,3 +279,26 @@ def test_a_dry_run_tells_calls_tokens_and_price_and_sends_nothing(made, tmp_path
     here(made, tmp_path, "http://127.0.0.1:9/v1", *more)
     out = capsys.readouterr().out
     assert "annotations: 24 requests" in out and "at most $" in out
+
+
+@pytest.mark.parametrize(
+    ("more", "drawn"),
+    [([], (0.0, 1.0, 2048)), (["--preset", "upstream"], (0.7, 1.0, 2048)), (["--preset", "paper"], (0.7, 1.0, 4096))],
+    ids=["stable, the default", "upstream", "paper"],
+)
+def test_a_preset_says_how_outputs_are_drawn_and_scores_name_it(made, tmp_path, more, drawn):
+    """paper: the tokens of models_configs/Meta-Llama-3-8B-Instruct, and the temperature of upstream's decoder."""
+    asked = []
+
+    def reply(seen):
+        if "logprobs" in seen.body:
+            return annotate(seen)
+        asked.append(seen.body)
+        return Reply.chat(f"Something of {seen.text}")
+
+    with serve(reply) as server:
+        served = ["--endpoint", server.base, "--model", "llama"]
+        here(made, tmp_path, server.base, *served, *more)
+    assert {(body["temperature"], body["top_p"], body["max_tokens"]) for body in asked} == {drawn}
+    lines = read_rows(tmp_path / "eval/scores.jsonl")
+    assert {line["preset"] for line in lines} == {more[-1] if more else "stable"}

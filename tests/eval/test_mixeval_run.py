@@ -240,11 +240,13 @@ def test_a_pass_that_was_not_judged_whole_says_so_and_has_no_delta(made, tmp_pat
         if len(n_base) < 60:
             n_base.append(1)
         is_late = len(n_base) >= 60 and seen.body["messages"][0]["content"] == "Extract."
-        return Reply.error(400, "flagged") if is_late and not right(seen) else steady(seen)
+        is_flagged = is_late and not right(seen)
+        return Reply.error(400, "flagged", code="content_filter") if is_flagged else steady(seen)
 
     def told(reply):
         with serve(reply) as server:
             arguments = command(made, tmp_path, server.base, "--version", "2024-06-01", "--concurrency", "1")[4:]
+            arguments += ["--rounds", "1"]
             mixeval_run.main([str(run_folder), *arguments[1:]])
         return capsys.readouterr().out
 

@@ -4,7 +4,8 @@ import contextlib
 
 import pytest
 
-from revise import recipes
+from data.rows.records import load_preferences
+from revise import recipes, score
 from revise.loopback import Reply, serve
 from system.errors import RunError
 from tests.revise.commands import command, prompts, read_rows, revise, run, write_rows
@@ -82,6 +83,9 @@ def test_a_revision_is_what_was_said_and_nothing_around_it(tmp_path, capsys, way
     ]
     assert [row["rational"] for row in pairs] == ["otters are no birds."] * 3
     assert [row.get("reasoning") for row in pairs] == [thoughts] * 3
+    assert [r.texts[0] for r in load_preferences(tmp_path / "pairs.jsonl")] == [
+        row["chosen"][1]["content"] for row in pairs
+    ]
     said = capsys.readouterr().err
     assert ("3 rows had thoughts before an answer: cut off, and kept as reasoning" in said) == (thoughts is not None)
     is_cut = "turn behind it" in way
@@ -211,7 +215,8 @@ def test_own_answers_that_are_all_thoughts_say_what_to_raise(tmp_path):
     with serve(lambda seen: answer("<think>\nHm", finish="length", usage=(9, 512))) as one, serve(revise) as other:
         more = ["--target-endpoint", one.base, "--target-name", "llama"]
         _, (row,) = made("clair", tmp_path, other.base, *more)
-    assert row["reason"] == "own answer truncated: the thoughts took all 512 tokens; raise --target-max-tokens"
+    assert row["reason"].startswith("own answer truncated: the thoughts took all 512 tokens")
+    assert "raise --target-max-tokens" in row["reason"]
 
 
 # --- judges --------------------------------------------------------------------------------------------------------
@@ -254,3 +259,25 @@ def test_what_is_no_verdict_makes_no_pair(tmp_path, form):
 def test_a_verdict_that_was_cut_is_none(tmp_path):
     pairs, rejected = judged(tmp_path, "[{good}]\n\nBut wait", finish="length")
     assert not pairs and {row["reason"] for row in rejected} == {"truncated"}
+
+
+GRADES = ("Grade: [8/10]", "**[8]**", "[8 / 10]", "[ 8 ]", "The grade is [8].", "[8]/10", "<think>\n[3]\n</think>\n[8]",
+          "Overall grade:\n[8]\n\nRubric:\n[1] useless [10] perfect", "[8]<|im_end|>")  # fmt: skip
+NO_GRADES = ("Score: 8/10", "Grade: **8**", "[80/100]", "[4]/5", "It is far from a [10].")
+
+
+def test_a_grade_is_read_or_left_and_never_another_one(tmp_path):
+    said = (*GRADES, *NO_GRADES)
+    rows = [{"prompt": "Name a bird.", "chosen": f"heron {i:02}", "rejected": "otter"} for i in range(len(said))]
+    write_rows(tmp_path / "pairs.jsonl", rows)
+
+    def reply(seen):
+        graded = student_of(seen)
+        return answer(said[int(graded[6:])] if graded.startswith("heron") else "[2]")
+
+    with serve(reply) as server:
+        arguments = ["--pairs", tmp_path / "pairs.jsonl", "--out", tmp_path / "scored.jsonl", "--model", "j"]
+        with pytest.raises(RunError, match=f"{len(NO_GRADES)} rows have no score"):
+            score.main([*map(str, arguments), "--store", str(tmp_path / "s.sqlite"), "--endpoint", server.base])
+    found = [row.get("chosen_score") for row in read_rows(tmp_path / "scored.jsonl")]
+    assert found == [8] * len(GRADES) + [None] * len(NO_GRADES)

@@ -1,13 +1,11 @@
 """What is sent, and what errors and headers say, as pure functions."""
 
 import hashlib
-import json
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from revise.client import wire
 from revise.client.wire import Request, retry_after
 
 
@@ -51,26 +49,3 @@ def test_a_wait_is_read_where_it_is_one(headers, seconds):
 def test_no_header_breaks_the_reading(text):
     wait = retry_after({"retry-after": text}, 0.0)
     assert wait is None or wait >= 0
-
-
-@pytest.mark.parametrize(
-    ("error", "is_quota"),
-    [
-        ({"code": "insufficient_quota"}, True),
-        ({"type": "insufficient_quota", "code": None}, True),
-        ({"code": "credit_balance_exhausted"}, True),
-        ({"code": "organization_spend_limit_exceeded"}, True),
-        ({"code": "organization_usage_limit_exceeded"}, True),
-        ({"code": "rate_limit_exceeded"}, False),
-        ({"code": "slow_down"}, False),
-        ({}, False),
-    ],
-)
-def test_an_empty_account_is_told_from_a_limit(error, is_quota):
-    said, names = wire.error_of(json.dumps({"error": {"message": "no"} | error}).encode())
-    assert (said, wire.is_quota(names)) == ("no", is_quota)
-
-
-@pytest.mark.parametrize("raw", [b"", b"plain words", b"\xff\xfe", b"[1]", b'{"detail": "plain words"}', b"[" * 10000])
-def test_any_error_body_says_something(raw):
-    assert wire.error_of(raw)[0]
