@@ -10,6 +10,7 @@ a terminal.
 
 import base64
 import contextlib
+import functools
 import hashlib
 import itertools
 import json
@@ -260,7 +261,7 @@ def main(argv: Sequence[str]) -> None:
     n = config.n or (1000 if config.html else 3)
     is_rejected = path.name.endswith(REJECTED)
     found = rows_of(path) if is_rejected else rows_of(path, config.reading)
-    show = shown_rejected if is_rejected else lambda *row: shown_pair(*row, config.reading)
+    show = shown_rejected if is_rejected else functools.partial(shown_pair, reading=config.reading)
     if not config.html:
         found = itertools.islice(found, config.row - 1 + n)  # nobody waits for the rest
     named = read_part(found, show, config.row, n)

@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 
 from revise import reasons, show
+from revise.client import reading, thoughts
 from system.errors import InputError
 from tests.browser import PAYLOADS, look, looks
 from tests.revise.commands import ROOT, write_rows
@@ -235,7 +236,10 @@ def test_every_reason_that_a_recipe_gives_is_explained():
     for name in ("clair.py", "judge.py", "recipes.py", "recipe_runner.py"):
         source = (ROOT / "revise" / name).read_text()
         found |= set(re.findall(r'raise (?:ValueError|Rejected)\(f?"([^"{]+)', source))
-    assert {"too long", "tie", "truncated"} <= found  # or else this looks for the wrong thing
+    faults = re.findall(r'(?:return|fault=)\s*f?"([a-z][^"{:]+)', (ROOT / "revise/client/reading.py").read_text())
+    found |= {*faults, reading.TRUNCATED, reading.EMPTY, reading.NO_ANSWER, reading.NULL, reading.NO_TEXT}
+    found |= {thoughts.AMBIGUOUS, f"{reading.TRUNCATED}: the thoughts took all 9 tokens", "control tokens: <s>"}
+    assert {"too long", "tie", "truncated", "a tool call"} <= found  # or else this looks for the wrong thing
     grades = {"grade out of range"}  # no recipe asks for one
     assert not [words for words in found - grades if not reasons.meaning(words)]
     for words in ("no choice", "both chosen", "failed: reset", "own answer failed: 500", "refused by the server: 400"):
