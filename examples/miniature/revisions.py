@@ -37,7 +37,7 @@ def main(argv: Sequence[str]) -> None:
     )
     parser.add_argument(
         "folder", type=Path, nargs="?", default=Path("runs/revisions"),
-        help="for everything (default: runs/revisions); three hours on two cores, what is done is kept",
+        help="for everything (default: runs/revisions); an hour on two cores, what is done is kept",
     )  # fmt: skip
     parser.add_argument("--epochs", type=int, default=paper.EPOCHS, help="of every run (default: %(default)s)")
     parser.add_argument("--seeds", type=int, default=SEEDS, help="draws of pairs (default: %(default)s)")

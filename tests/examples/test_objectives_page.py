@@ -105,3 +105,7 @@ def test_what_revisions_are_worth_is_read_from_the_record(tmp_path):
     zero = "| clair | apo_zero_revised | 0.0001 | +10.0 ± 7.1 | apo_zero | 0.0001 | +8.0 ± 7.1 | +2.0 ± 0.0 | 2 of 2 |"
     assert zero in text
     assert "| +11.5 ± 7.8 | -2.5 ± 0.7 | 0 of 2 |" in text
+    assert (
+        "Of 3 comparisons the objective of revisions is ahead in every draw in 1, and behind in every draw in 1."
+        in text
+    )
