@@ -28,6 +28,7 @@ from itertools import pairwise
 import numpy as np
 from rapidfuzz.distance import LCSseq
 
+from data.differences import UNSPACED
 from data.rows import Example
 from data.text import Tokenizer
 from system import InputError
@@ -36,10 +37,7 @@ IS_KNOWN, IS_APART, IS_BLANK, BEGINS_BLANK, ENDS_BLANK, BEGINS_UNSPACED, ENDS_UN
     1 << bit for bit in range(8)
 )
 """Traits of a token, as bits of a byte."""
-_UNSPACED = re.compile(
-    "[\u0e00-\u0eff\u1000-\u109f\u1780-\u17ff\u3000-\u30ff\u3400-\u9fff\uf900-\ufaff\uff00-\uff9f\U00020000-\U0003ffff]"
-)
-"""Letters of scripts that put no blanks between words, with the punctuation of two of them."""
+_UNSPACED = re.compile(f"[{UNSPACED}]")
 
 
 def with_revised(examples: Sequence[Example], tokenizer: Tokenizer | None) -> list[Example]:

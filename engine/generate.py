@@ -67,6 +67,14 @@ class GenerateConfig(Sampling, ReadingSettings, TemplateSettings):
     """Environment variable of the server's API key."""
     concurrency: int = 64
     """Most requests to a server at once."""
+    header: tuple[str, ...] = ()
+    """'NAME: VALUE' of a header that the server is sent besides, with $VARIABLE from the environment."""
+    extra: str | None = None
+    """JSON object that is merged into each request to the server; null takes a field out."""
+    read_timeout: float = 300.0
+    """Seconds without a byte of the server."""
+    go_on: bool = False
+    """Go on although the server's first answers are of no use, or it refuses one request after the other."""
     ask_again: bool = False
     """Ask the server again for what it has refused, or answered without a text: that goes to OUT's name with
     .rejected.jsonl."""
@@ -86,8 +94,9 @@ class GenerateConfig(Sampling, ReadingSettings, TemplateSettings):
             )
         if self.endpoint and self.given:
             raise InputError(f"{self.given[0]} is of a checkpoint that answers here; leave it out")
-        if self.ask_again and not self.endpoint:
-            raise InputError("--ask-again: goes with --endpoint; leave it out")
+        for name in ("ask_again", "go_on", "header", "extra"):
+            if getattr(self, name) and not self.endpoint:
+                raise InputError(f"--{name.replace('_', '-')}: goes with --endpoint; leave it out")
 
 
 class _NoRoom(InputError):
@@ -395,6 +404,10 @@ def _served(config: GenerateConfig, out: Path) -> tuple[int, int]:
         model=config.model,
         key_env=config.key_env,
         concurrency=config.concurrency,
+        header=config.header,
+        extra=config.extra,
+        read_timeout=config.read_timeout,
+        go_on=config.go_on,
         ask_again=config.ask_again,
         n=config.n,
         seed=config.seed,

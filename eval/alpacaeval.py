@@ -3,6 +3,7 @@
     is_switched(instruction)         which of the two outputs the annotator is shown first
     messages(...)                    what it is asked
     preference(top_logprobs, ...)    1 (the reference is better) to 2 (the model is)
+    mass(top_logprobs)               how sure it is that the judge says one of them at all
     win_rate(preferences)            with its standard error
     length_controlled(...)           the same, as if outputs were as long as the reference's
 
@@ -65,6 +66,11 @@ def preference(top_logprobs: Sequence[Mapping[str, Any]], switched: bool) -> flo
     p_first = math.exp(first - np.logaddexp(first, second))
     shown = 2 - p_first
     return 3 - shown if switched else shown
+
+
+def mass(top_logprobs: Sequence[Mapping[str, Any]]) -> float:
+    """The probability of "m" and "M" together: far below one where the judge would rather say something else."""
+    return sum(math.exp(float(t["logprob"])) for t in top_logprobs if t["token"] in (FIRST, SECOND))
 
 
 def win_rate(preferences: Sequence[float | None]) -> dict[str, float]:
@@ -246,12 +252,14 @@ def is_extreme(raw: float, controlled: float) -> bool:
 
 
 def warnings(table: Mapping[str, float]) -> list[str]:
-    """What makes a length-controlled win rate doubtful: from win_rate, length_controlled_winrate, n_missing and the
-    shares of outputs that are longer and shorter than the reference's.
+    """What makes a length-controlled win rate doubtful: from win_rate, length_controlled_winrate, n_missing, n_low_mass
+    and the shares of outputs that are longer and shorter than the reference's.
     """
     made = []
     if table.get("n_missing"):
         made.append(f"{table['n_missing']:.0f} rows have no preference")
+    if table.get("n_low_mass"):
+        made.append(f"in {table['n_low_mass']:.0f} rows the judge would rather say something else than m or M")
     if (controlled := table.get("length_controlled_winrate")) is None:
         return made
     for side in ("longer", "shorter"):

@@ -41,9 +41,16 @@ SHA256 = {  # of the published files
     "template": "784227e6dc2832fc08c43d2c8ea3a308e7523780187a1aaad2f85e30bac85f62",
     "gamed": "97aeec3f1c7de6dee6fd31fe66f1702623f4614c3efe1c6fc5f4927cd5fd674d",
 }
-PRESETS = {"stable": {"temperature": 0.0, "top_p": 1.0}, "upstream": {"temperature": 0.7, "top_p": 1.0}}
-MAX_TOKENS = 2048
+PRESETS = {
+    "stable": How(temperature=0.0, top_p=1.0, max_tokens=2048),
+    "upstream": How(temperature=0.7, top_p=1.0, max_tokens=2048),
+    "paper": How(temperature=0.7, top_p=1.0, max_tokens=4096),
+}
+"""How outputs are drawn. upstream: as most of the leaderboard's models. paper: as upstream's own file for the model
+that the paper trains (models_configs/Meta-Llama-3-8B-Instruct: 4,096 tokens; its decoder's temperature is 0.7).
+"""
 ANNOTATOR = {"max_tokens": 1, "temperature": 1, "top_p": 1.0, "logprobs": True, "top_logprobs": 5}
+LEAST_MASS = 0.5  # of the first token's probability, on m and M together
 ROUNDS = 3  # of questions about a row that has no preference yet
 
 
@@ -60,8 +67,9 @@ class AlpacaEvalConfig(JudgedConfig):
     """df_gamed.csv of the hub's data set tatsu-lab/alpaca_eval; without it there is no length control."""
     checkpoint: tuple[str, ...] = ()
     """Names of the run's checkpoints. Unset: the best one of each MixEval-Hard version, by OUT/scores.jsonl."""
-    preset: Literal["stable", "upstream"] = "stable"
-    """How outputs are drawn: greedily, or at temperature 0.7 as most of the leaderboard's."""
+    preset: Literal["stable", "upstream", "paper"] = "stable"
+    """How outputs are drawn: greedily, or at temperature 0.7 as most of the leaderboard's, in 2,048 tokens; or at 0.7
+    in 4,096, as upstream has it for the model that the paper trains."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -94,7 +102,8 @@ def main(argv: Sequence[str]) -> None:
         judge_client.take_base(config)
         probe(judge, data)
         for checkpoint in found:
-            print(_tell(checkpoint.name, score_one(Model(checkpoint, config, sent), data, config, judge)), flush=True)
+            table = score_one(Model(checkpoint, config, sent), data, config, judge)
+            print(_tell(checkpoint.name, table, len(data.reference)), flush=True)
     print(_averaged([c.name for c in found if c.name != scores.BASE], config))
 
 
@@ -102,14 +111,22 @@ def probe(judge: Judge, data: Data) -> None:
     """Raises RunError where the judge gives no log-probs of m and M: before an output is drawn."""
     row = data.reference[0]
     shown = alpacaeval.messages(row["instruction"], row["output"], "I do not know.", data.template)
-    (found,) = judge.ask([judge.request({"messages": shown, **ANNOTATOR}, -1)])
+    (found,) = judge.ask([judge.request({"messages": shown, **ANNOTATOR}, -1, as_is=True)])
     if found.row is None or found.row.state in ("failed", "refused"):
         raise RunError(f"--judge: {found.fault}")
-    if _preference(found, False) is None:
+    note = _note(found, False)
+    if note.preference is None:
         raise RunError(
             "--judge: gives no log-probs of the tokens m and M, which the weighted win rate is made of; take a model "
             "that does not reason first, on a server that gives logprobs"
         )
+    if note.mass is None or note.mass <= LEAST_MASS:
+        raise RunError(
+            f"--judge: m and M have {note.mass or 0:.1%} of the probability of its first token; take a model that does "
+            "not reason first, nor say anything else"
+        )
+    if note.preference >= 1.5:
+        raise RunError("--judge: prefers 'I do not know.' to the reference's output; take a model that can judge")
 
 
 # --- the user's files ----------------------------------------------------------------------------------------------
@@ -204,16 +221,19 @@ def score_one(model: Model, data: Data, config: AlpacaEvalConfig, judge: Judge) 
     name = model.checkpoint.name
     folder = config.folder / name / "alpaca_eval_2"
     outputs, n_unanswered = _outputs(model, data, config, folder)
-    preferences = annotate(data, outputs, judge)
+    notes = annotate(data, outputs, judge)
+    preferences = [note.preference for note in notes]
     rows = [
         {"instruction": row["instruction"], "output_1": row["output"], "generator_1": REFERENCE, "output_2": output,
-         "generator_2": name, "annotator": config.judge, "preference": preference}
-        for row, output, preference in zip(data.reference, outputs, preferences, strict=True)
+         "generator_2": name, "annotator": config.judge, "preference": note.preference, "mass": note.mass}
+        for row, output, note in zip(data.reference, outputs, notes, strict=True)
     ]  # fmt: skip
     files.write_json(folder / "annotations.json", rows)
     table = summarise(preferences, data, outputs)
+    table["n_low_mass"] = float(sum(note.mass is not None and note.mass <= LEAST_MASS for note in notes))
     facts = judge.facts | data.facts | {"preset": config.preset}
     facts |= {"reference": REFERENCE, "software": scores.software(), "n_unanswered": n_unanswered}
+    facts |= scores.unjudged_facts([str(i) for i, p in enumerate(preferences) if p is None], len(preferences))
     errors = {"win_rate": "standard_error", "length_controlled_winrate": "lc_standard_error"}
     lines = [
         {"checkpoint": name, "benchmark": BENCHMARK, "version": REFERENCE, "metric": metric, "value": value}
@@ -228,7 +248,7 @@ def score_one(model: Model, data: Data, config: AlpacaEvalConfig, judge: Judge) 
 
 def _outputs(model: Model, data: Data, config: AlpacaEvalConfig, folder: Path) -> tuple[list[str], int]:
     """The model's outputs, stripped as upstream does, and how many lack; from model_outputs.json where it is there."""
-    path, how = folder / "model_outputs.json", How(**PRESETS[config.preset], max_tokens=MAX_TOKENS)
+    path, how = folder / "model_outputs.json", PRESETS[config.preset]
     asked = [row["instruction"] for row in data.reference]
     rows = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else []
     if rows:
@@ -246,12 +266,21 @@ def _outputs(model: Model, data: Data, config: AlpacaEvalConfig, folder: Path) -
     return [row["output"] for row in rows], sum("unanswered" in row for row in rows)
 
 
-def annotate(data: Data, outputs: Sequence[str], judge: Judge) -> list[float | None]:
-    """Each output's preference from 1 to 2, None where the judge gave none; equal outputs are a draw, unasked.
+class Note(NamedTuple):
+    """What the annotator says of an output."""
+
+    preference: float | None
+    """From 1 to 2; None where it gave none."""
+    mass: float | None
+    """The probability of m and M together; None where nothing was asked, or nothing is known."""
+
+
+def annotate(data: Data, outputs: Sequence[str], judge: Judge) -> list[Note]:
+    """What the judge says of each output; equal outputs are a draw, unasked.
 
     Rows without a preference are asked for again, ROUNDS in all; equal rows are one question.
     """
-    made: list[float | None] = [1.5] * len(outputs)
+    made = [Note(1.5, None)] * len(outputs)
     left = {}
     for i, (row, output) in enumerate(zip(data.reference, outputs, strict=True)):
         if output != row["output"]:
@@ -259,24 +288,32 @@ def annotate(data: Data, outputs: Sequence[str], judge: Judge) -> list[float | N
             shown = (output, row["output"]) if switched else (row["output"], output)
             left[i] = alpacaeval.messages(row["instruction"], *shown, data.template), switched
     for number in range(ROUNDS):
-        requests = [judge.request({"messages": messages, **ANNOTATOR}, number) for messages, _ in left.values()]
+        asked = [{"messages": messages, **ANNOTATOR} for messages, _ in left.values()]
+        requests = [judge.request(body, number, as_is=True) for body in asked]
         for (i, (_, switched)), found in zip(list(left.items()), judge.ask(requests), strict=True):
-            made[i] = _preference(found, switched)
-        left = {i: asked for i, asked in left.items() if made[i] is None}
+            made[i] = _note(found, switched)
+        left = {i: asked for i, asked in left.items() if made[i].preference is None}
         if not left:
             break
     return made
 
 
-def _preference(found: Answered, switched: bool) -> float | None:
+def _note(found: Answered, switched: bool) -> Note:
     """What an answer says. Of a text that is blank the log-probs count all the same."""
     if found.row is None or found.row.state not in ("answered", "unusable"):
-        return None
+        return Note(None, None)
     try:
-        top = json.loads(found.row.answer)["choices"][0]["logprobs"]["content"][0]["top_logprobs"]
-        return alpacaeval.preference(top, switched)
-    except (ValueError, KeyError, IndexError, TypeError):
-        return None
+        top = _first_token(json.loads(found.row.answer)["choices"][0]["logprobs"])
+        return Note(alpacaeval.preference(top, switched), alpacaeval.mass(top))
+    except (ValueError, KeyError, IndexError, TypeError, AttributeError):
+        return Note(None, None)
+
+
+def _first_token(logprobs: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """The likeliest first tokens, in OpenAI's form, or in that of older servers and Together's: an object each."""
+    if logprobs.get("content"):
+        return logprobs["content"][0]["top_logprobs"]
+    return [{"token": token, "logprob": float(value)} for token, value in logprobs["top_logprobs"][0].items()]
 
 
 def summarise(preferences: Sequence[float | None], data: Data, outputs: Sequence[str]) -> dict[str, float]:
@@ -302,8 +339,10 @@ def _finite(value: float | None) -> float | None:
     return value if value is not None and math.isfinite(value) else None
 
 
-def _tell(name: str, table: Mapping[str, float]) -> str:
+def _tell(name: str, table: Mapping[str, float], n: int) -> str:
     said = f"{name}  win rate {table['win_rate']:.1f} +- {table['standard_error']:.1f}"
+    if beside := scores.mark({"n_unjudged": table["n_missing"], "n_asked": n}):
+        said += f" ({beside})"
     if "length_controlled_winrate" in table:
         said += f"  length-controlled {table['length_controlled_winrate']:.1f} +- {table['lc_standard_error']:.1f}"
     said += f"  {table['avg_length']:.0f} characters"
@@ -316,6 +355,9 @@ def _averaged(names: Sequence[str], config: AlpacaEvalConfig) -> str:
     for metric, unit in (("length_controlled_winrate", "points"), ("win_rate", "points"), ("avg_length", "characters")):
         found = {x["checkpoint"]: x for x in scores.newest(scores.pick(lines, metric=metric))}
         if scores.BASE in found and names and all(name in found for name in names):
+            apart = (scores.judged_otherwise(found[name], found[scores.BASE]) for name in names)
+            if why := next(filter(None, apart), ""):
+                return f"no deltas: {why}"
             gains = [scores.delta(found[name], found[scores.BASE]) for name in names]
             said.append(f"{metric} {np.mean(gains):+.2f} {unit}")
     if not said:
@@ -326,8 +368,8 @@ def _averaged(names: Sequence[str], config: AlpacaEvalConfig) -> str:
 def _estimate(data: Data, config: AlpacaEvalConfig, found: Sequence[Checkpoint], judge: Judge, sent: Sent) -> str:
     """The most that a pass can take: outputs as long as may be."""
     known, stages = sent.store.states(), []
+    how = PRESETS[config.preset]
     if config.endpoint:
-        how = How(**PRESETS[config.preset], max_tokens=MAX_TOKENS)
         asked = Model(found[0], config, sent).requests(
             {r["instruction"]: r["instruction"] for r in data.reference}, how
         )
@@ -336,7 +378,7 @@ def _estimate(data: Data, config: AlpacaEvalConfig, found: Sequence[Checkpoint],
         judge.request(
             {"messages": alpacaeval.messages(r["instruction"], r["output"], longest, data.template)} | ANNOTATOR
         )
-        for longest in [f"{'x' * 4 * MAX_TOKENS}{c.name}" for c in found]
+        for longest in [f"{'x' * 4 * how.max_tokens}{c.name}" for c in found]
         for r in data.reference
     )
     stages.append(estimate("annotations", judged, known, judge_client.client_of_judge(config)))

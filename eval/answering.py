@@ -11,7 +11,7 @@ from data.text import Message
 from eval import checkpoints
 from eval.checkpoints import Checkpoint
 from eval.judge_client import JudgedConfig, Sent, client_of_model
-from revise.client import Request, endpoints_of, is_open, said
+from revise.client import Request, endpoints_of, is_open, parse_extra, said
 from system import InputError, RunError, cli, files
 
 if TYPE_CHECKING:
@@ -42,6 +42,7 @@ class Model:
         named: dict[str, Any] = {"how": how, "seed": SEED}
         if self._config.endpoint:
             named |= {"served": self._config.what, "model": self._config.model}
+            named |= {"extra": extra} if (extra := parse_extra(self._config.extra)) else {}
         else:
             named |= {"weights": self._open().digest, "dtype": self._open().dtype}
             if given := checkpoints.template_of(Path(self._config.what), self._config).given_values:
@@ -84,7 +85,9 @@ class Model:
             seen[text] += 1
             body: dict[str, Any] = {"model": self._config.model, "max_tokens": how.max_tokens, "seed": SEED + copy}
             body |= {"temperature": how.temperature, "top_p": how.top_p}
-            made.append(Request(body | {"messages": [{"role": "user", "content": text}]}, who, copy))
+            body |= {"messages": [{"role": "user", "content": text}]} | parse_extra(self._config.extra)
+            asked = {name: value for name, value in body.items() if value is not None}
+            made.append(Request(asked, who, copy, as_is=True))
         return made
 
     def _served(self, prompts: Mapping[str, str], how: How) -> dict[str, str]:

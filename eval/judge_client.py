@@ -6,7 +6,7 @@ import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import tyro
 
@@ -14,16 +14,20 @@ from data.text import TemplateSettings
 from eval import checkpoints, scores
 from eval.checkpoints import Checkpoint
 from revise.client import (
+    JUDGE,
     NO_KEY,
+    SERVED,
     Answered,
     ClientConfig,
     Endpoint,
     Request,
+    Role,
     Store,
     answer_all,
     answered,
     endpoints_of,
     parse_extra,
+    parse_headers,
 )
 from system import InputError, RunError
 from system.flags import PathText
@@ -54,6 +58,12 @@ class JudgedConfig(ClientConfig, TemplateSettings):
     """Environment variable of the API key of --endpoint. Unset: no key is sent there; the judge's never is."""
     key_file: PathText | None = None
     """File that holds the API key of --endpoint, in the place of a variable."""
+    judge_header: tuple[str, ...] = ()
+    """'NAME: VALUE' of a header that the judge's server is sent besides, with $VARIABLE from the environment."""
+    judge_api: Literal["chat", "responses"] = "chat"
+    """How the judge's server is asked."""
+    extra: str | None = None
+    """JSON object that is merged into each request to --endpoint; null takes a field out."""
     judge_extra: str | None = None
     """JSON object that is merged into each request to the judge; null takes a field out."""
     other_judge: bool = False
@@ -82,6 +92,10 @@ class JudgedConfig(ClientConfig, TemplateSettings):
             )
         if not self.endpoint and not Path(self.what).is_dir():
             raise InputError(f"{self.what}: no such folder; give a run's, a checkpoint's, or a server by --endpoint")
+        if not self.endpoint and (self.header or self.extra):
+            raise InputError("--header and --extra are of --endpoint; the judge's are --judge-header and --judge-extra")
+        parse_headers(self.judge_header, "--judge-header")
+        parse_extra(self.extra)
         parse_extra(self.judge_extra, "--judge-extra")
 
     @property
@@ -119,14 +133,19 @@ class Sent:
     n: int = 0
 
     def ask(
-        self, requests: Sequence[Request], client: ClientConfig, endpoints: Sequence[Endpoint], purpose: str
+        self,
+        requests: Sequence[Request],
+        client: ClientConfig,
+        endpoints: Sequence[Endpoint],
+        purpose: str,
+        role: Role = SERVED,
     ) -> list[Answered]:
         """What is known of each request after those that are new were sent."""
         tally = answer_all(
-            requests, self.store, client.after(self.n), endpoints, purpose=purpose, n_requests=len(requests)
+            requests, self.store, client.after(self.n), endpoints, purpose=purpose, role=role, n_requests=len(requests)
         )
         self.n += tally.n_sent
-        return [answered(self.store, request) for request in requests]
+        return [answered(self.store, request, client.accept_finish_reason) for request in requests]
 
 
 class Judge:
@@ -143,16 +162,19 @@ class Judge:
         self.models: list[str] = []
         """Names that the server has given to who answers, in the order in which they came."""
 
-    def request(self, body: Mapping[str, Any], sample: int = 0) -> Request:
-        """One question, with what the user adds to it. A greedy judge is asked again (sample > 0) at temperature 1."""
+    def request(self, body: Mapping[str, Any], sample: int = 0, *, as_is: bool = False) -> Request:
+        """One question, with what the user adds to it. A greedy judge is asked again (sample > 0) at temperature 1.
+
+        as_is: see Request.
+        """
         merged = {"model": self._client.model, **body, **self._extra}
         if sample > 0 and merged.get("temperature") == 0:
             merged["temperature"] = 1.0
-        return Request({name: value for name, value in merged.items() if value is not None}, sample)
+        return Request({name: value for name, value in merged.items() if value is not None}, sample, as_is=as_is)
 
     def ask(self, requests: Sequence[Request]) -> list[Answered]:
         """What is known of each after those that are new were sent. Raises RunError where the judge changes."""
-        found = self._sent.ask(requests, self._client, self._endpoints, "judge")
+        found = self._sent.ask(requests, self._client, self._endpoints, "judge", JUDGE)
         names = dict.fromkeys(a.completion.model for a in found if a.completion and a.completion.model)
         self.models += [name for name in names if name not in self.models]
         if len(self.models) > 1 and not self._others:
@@ -178,7 +200,7 @@ def client_of_judge(config: JudgedConfig) -> ClientConfig:
     """How the judge is asked."""
     return _client(
         config, endpoint=config.judge_endpoint, model=config.judge, key_env=config.judge_key_env,
-        key_file=config.judge_key_file,
+        key_file=config.judge_key_file, header=config.judge_header, api=config.judge_api,
     )  # fmt: skip
 
 

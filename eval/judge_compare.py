@@ -8,7 +8,7 @@ from data.rows import Example, Reading, Record, read_records
 from data.text import NO_SETTINGS, TemplateSettings
 from eval.judge_client import Judge, Sent
 from revise import judge as judges
-from revise.client import ClientConfig, open_store, parse_extra
+from revise.client import ClientConfig, open_store, parse_extra, parse_headers
 from system import InputError, RunError, cli
 from system.flags import PathText
 
@@ -26,6 +26,8 @@ class JudgeSettings:
     """The judge's name there."""
     judge_key_env: tuple[str, ...] = ("OPENAI_API_KEY",)
     """Environment variable of the judge's API key."""
+    judge_header: tuple[str, ...] = ()
+    """'NAME: VALUE' of a header that the judge's server is sent besides, with $VARIABLE from the environment."""
     judge_extra: str | None = None
     """JSON object that is merged into each request to the judge; null takes a field out."""
     judge_template: PathText | None = None
@@ -42,6 +44,7 @@ class JudgeSettings:
     """Most tokens of them."""
 
     def __post_init__(self) -> None:
+        parse_headers(self.judge_header, "--judge-header")
         parse_extra(self.judge_extra, "--judge-extra")
         if self.judge_endpoint and not (self.judge and self.store):
             raise InputError(
@@ -79,7 +82,7 @@ def compare(
             raise InputError(f"{e.location}: token ids, and a judge reads text; name a file of texts by --data")
     client = ClientConfig(
         store=config.store, endpoint=config.judge_endpoint, model=config.judge, key_env=config.judge_key_env,
-        concurrency=config.concurrency,
+        concurrency=config.concurrency, header=config.judge_header,
     )  # fmt: skip
     with open_store(Path(config.store)) as store:
         judge = Judge(client, Sent(store), extra=parse_extra(config.judge_extra))

@@ -10,12 +10,11 @@ can read them; scores go into OUT/scores.jsonl.
 
 import hashlib
 import json
-import random
 from collections import defaultdict
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal
 
 import numpy as np
 
@@ -25,8 +24,9 @@ from eval.answering import How, Model
 from eval.checkpoints import Checkpoint
 from eval.judge_client import Judge, JudgedConfig, Sent
 from eval.mixeval import SPLITS, Split, Wording
-from revise.client import Answered, Request, estimate, open_store, total
-from system import InputError, RunError, cli, files
+from eval.mixeval_judge import Entries, Scored, body, judge_all, probe
+from revise.client import estimate, open_store, total
+from system import InputError, cli, files
 from system.flags import PathText
 
 EXAMPLE = (
@@ -43,9 +43,8 @@ SHA256 = {  # of the published data
 }
 NAMES = {"free-form": ("close_freeform", "ff"), "multiple-choice": ("close_multichoice", "mp")}  # in upstream's files
 PRESETS = {"stable": {"temperature": 0.0, "top_p": 1.0}, "paper": {"temperature": 0.6, "top_p": 0.9}}
-MAX_TOKENS, JUDGE_TOKENS, SEED = 512, 999, answering.SEED
+MAX_TOKENS = 512
 N_BOOTSTRAP = 2000
-N_PROBES = 3  # answers of a judge of which one has to have a score
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -86,23 +85,6 @@ class MixEvalConfig(JudgedConfig):
             raise InputError("--watch and --prune are for a run's own folder; leave out --endpoint and --out")
 
 
-Entries = dict[Split, dict[str, dict[str, Any]]]
-
-
-class Scored(NamedTuple):
-    """What a version's queries came to."""
-
-    scores: dict[Split, dict[str, float]]
-    judged: dict[Split, dict[str, dict[str, Any]]]
-    """Fields for upstream's files: judge_response, and judge_score or judge_option."""
-    n_fallbacks: int
-    """Queries without a judgment that can be read, which count by --fallback."""
-    n_blocked: int = 0
-    """Queries that the judge's server refuses: 0 for a free answer, a letter by --fallback for a choice."""
-    n_unanswered: int = 0
-    """Queries that the served model gave no answer to: empty ones."""
-
-
 def main(argv: Sequence[str]) -> None:
     """The command."""
     config = cli.parse(MixEvalConfig, argv, command="python -m eval mixeval", example=EXAMPLE)
@@ -129,7 +111,7 @@ def main(argv: Sequence[str]) -> None:
 
 
 def score_one(
-    model: Model, version: str, entries: "Entries", wording: Wording, config: MixEvalConfig, judge: Judge
+    model: Model, version: str, entries: Entries, wording: Wording, config: MixEvalConfig, judge: Judge
 ) -> str:
     """Answers, judgments and scores of a checkpoint on a version. What came of it, in a line."""
     name = model.checkpoint.name
@@ -137,29 +119,6 @@ def score_one(
     answers, n_unanswered = _responses(model, entries, wording, folder, config)
     scored = judge_all(entries, answers, wording, config, judge)._replace(n_unanswered=n_unanswered)
     return _write(folder, name, entries, answers, scored, config, wording, judge)
-
-
-def probe(judge: Judge, entries: "Entries", wording: Wording, config: MixEvalConfig) -> None:
-    """Raises RunError where the judge's answers to a plain question have no score: before thousands are paid for."""
-    for split, queries in entries.items():
-        entry = next(iter(queries.values()))
-        right = str(entry["target"][0]) if split == "free-form" else chr(ord("A") + entry["target"][0])
-        messages = mixeval.judge_messages(entry, right, split, wording)
-        found = judge.ask([judge.request(_body(messages, config), -1 - i) for i in range(N_PROBES)])
-        texts = [a.completion.text for a in found if a.completion]
-        read = mixeval.parse_score if split == "free-form" else mixeval.parse_option
-        if all(read(text) is None for text in texts):
-            shown = texts[0][:80] if texts else found[0].fault
-            raise RunError(
-                f"--judge: none of {N_PROBES} answers to a {split} query has a score in [[ ]] ({shown!r}); take a "
-                "model that follows instructions"
-            )
-
-
-def _body(messages: list[dict[str, str]], config: MixEvalConfig) -> dict[str, Any]:
-    """What the judge is sent, as upstream sends it."""
-    body = {"messages": messages, "max_tokens": JUDGE_TOKENS, "response_format": {"type": "text"}}
-    return body if config.judge_temperature is None else body | {"temperature": config.judge_temperature}
 
 
 def _prune(run: Path, config: MixEvalConfig, names: set[str]) -> None:
@@ -180,11 +139,12 @@ def overall(lines: Sequence[scores.Line], version: str) -> dict[str, float]:
     """The overall score of each epoch on a version, of the newest scores that compare with each other."""
     found = scores.pick(lines, benchmark=BENCHMARK, version=version, metric="table4_compat/overall")
     epochs = [line for line in found if line["checkpoint"] != scores.BASE]
+    epochs = [line for line in epochs if scores.is_whole(line)] or epochs  # what lacks judgments is not the best
     return {line["checkpoint"]: line["value"] for line in scores.newest(epochs)}
 
 
 def _estimate(
-    data: dict[str, "Entries"],
+    data: dict[str, Entries],
     wording: Wording,
     config: MixEvalConfig,
     found: Sequence[Checkpoint],
@@ -202,7 +162,7 @@ def _estimate(
         asked = Model(found[0], config, sent).requests(prompts, how)
         stages.append(estimate("answers", asked, known, judge_client.client_of_model(config)))
     judged = (
-        judge.request(_body(mixeval.judge_messages(entry, f"{'x' * 4 * MAX_TOKENS}{i}{name}", split, wording), config))
+        judge.request(body(mixeval.judge_messages(entry, f"{'x' * 4 * MAX_TOKENS}{i}{name}", split, wording), config))
         for name in [c.name for c in found] or ["the next epoch"]
         for i, (split, entry) in enumerate(queries)
     )
@@ -259,89 +219,6 @@ def _responses(
     return found, n_unanswered
 
 
-# --- judgments -----------------------------------------------------------------------------------------------------
-
-
-def judge_all(
-    entries: Entries,
-    responses: dict[Split, dict[str, str]],
-    wording: Wording,
-    config: MixEvalConfig,
-    judge: Judge,
-) -> Scored:
-    """Has every answer judged, those without a score again in the next round, and counts what is left by a fallback."""
-    scored = Scored({s: {} for s in SPLITS}, {s: {} for s in SPLITS}, 0)
-    last: dict[tuple[Split, str], Answered] = {}
-    for number in range(config.rounds):
-        requests = dict(_requests(entries, responses, wording, config, judge, scored, number))
-        if not requests:
-            break
-        for (split, name), found in zip(requests, judge.ask(list(requests.values())), strict=True):
-            _take(scored, split, name, entries[split][name], found)
-            last[split, name] = found
-    left: list[tuple[Split, str]] = [
-        (split, name) for split, queries in entries.items() for name in queries if name not in scored.scores[split]
-    ]
-    states = [row.state if (row := last[key].row) else "failed" for key in left]
-    if n_failed := states.count("failed"):
-        why = next(last[key].fault for key, state in zip(left, states, strict=True) if state == "failed")
-        raise RunError(f"{n_failed} judgments are missing ({why}); the same command asks again")
-    for (split, name), state in zip(left, states, strict=True):
-        is_zero = split == "free-form" and state == "refused"
-        _fall_back(scored, split, name, entries[split][name], "zero" if is_zero else config.fallback)
-    n_blocked = states.count("refused")
-    return scored._replace(n_fallbacks=len(left) - n_blocked, n_blocked=n_blocked)
-
-
-def _requests(
-    entries: Entries,
-    responses: dict[Split, dict[str, str]],
-    wording: Wording,
-    config: MixEvalConfig,
-    judge: Judge,
-    scored: Scored,
-    number: int,
-) -> Iterator[tuple[tuple[Split, str], Request]]:
-    """Round `number` of questions, of those that have no score yet."""
-    n_equal: dict[str, int] = defaultdict(int)
-    for split, queries in entries.items():
-        for name, entry in queries.items():
-            messages = mixeval.judge_messages(entry, responses[split][name], split, wording)
-            request = judge.request(_body(messages, config), number)
-            if not config.dedupe:
-                n_equal[request.key] += 1
-                request = request._replace(occurrence=n_equal[request.key] - 1)
-            if name not in scored.scores[split]:
-                yield (split, name), request
-
-
-def _take(scored: Scored, split: Split, name: str, entry: Mapping[str, Any], found: Answered) -> None:
-    """Keeps a judgment if it can be read."""
-    if found.completion is None:
-        return
-    text = found.completion.text
-    if split == "free-form":
-        if (score := mixeval.parse_score(text)) is not None:
-            scored.scores[split][name] = score
-            scored.judged[split][name] = {"judge_response": text, "judge_score": score}
-    elif (letter := mixeval.parse_option(text)) is not None:
-        scored.scores[split][name] = float(ord(letter) - ord("A") == entry["target"][0])
-        scored.judged[split][name] = {"judge_response": text, "judge_option": letter}
-
-
-def _fall_back(scored: Scored, split: Split, name: str, entry: Mapping[str, Any], fallback: str) -> None:
-    rng = random.Random(f"{SEED} {split} {name}")
-    if split == "free-form":
-        score = round(rng.random(), 1) if fallback == "random" else 0.0
-        scored.scores[split][name] = score
-        scored.judged[split][name] = {"judge_response": None, "judge_score": score, "fallback": fallback}
-        return
-    letters = [chr(ord("A") + i) for i in range(len(entry["options"]))]
-    letter = rng.choice(letters) if fallback == "random" else None
-    scored.scores[split][name] = float(letter is not None and letters.index(letter) == entry["target"][0])
-    scored.judged[split][name] = {"judge_response": None, "judge_option": letter, "fallback": fallback}
-
-
 # --- scores --------------------------------------------------------------------------------------------------------
 
 
@@ -382,6 +259,8 @@ def _write(
     facts |= {"fallback": config.fallback, "judged_once": config.dedupe, "rounds": config.rounds}
     facts |= {"judge_temperature": config.judge_temperature, "software": scores.software()}
     facts |= {"n_fallbacks": scored.n_fallbacks, "n_blocked": scored.n_blocked, "n_unanswered": scored.n_unanswered}
+    facts |= {"n_thoughts": scored.n_thoughts} if scored.n_thoughts else {}
+    facts |= scores.unjudged_facts(scored.unjudged, sum(map(len, entries.values())))
     tables = {mode: mixeval.aggregate(scored.scores, entries, mode) for mode in ("table4_compat", "merged")}
     splits = {f"split/{split}": float(np.mean(list(of.values()))) for split, of in scored.scores.items() if of}
     files.write_json(folder / "score.json", tables | facts)
@@ -396,6 +275,7 @@ def _write(
     gain, why = _gain(own, folder, entries, scored, config)
     scores.write(config.folder / scores.NAME, [*lines, *([gain] if gain else [])])
     said = f"{name}  {folder.name}  {100 * own['value']:.2f} +- {100 * error:.2f}"
+    said += f" ({scores.mark(own)})" if scores.mark(own) else ""
     if gain:
         error = "" if gain["stderr"] is None else f" +- {100 * gain['stderr']:.2f}"
         said += f"  {100 * gain['value']:+.2f}{error} against the base"
@@ -403,6 +283,7 @@ def _write(
     if scored.n_fallbacks:
         said += f"; {scored.n_fallbacks} queries without a judgment counted by the fallback {config.fallback}"
     said += f"; {scored.n_blocked} refused by its server" if scored.n_blocked else ""
+    said += f"; {scored.n_thoughts} judgments behind thoughts, which are kept as reasoning" if scored.n_thoughts else ""
     said += f"; {scored.n_unanswered} without an answer of the model" if scored.n_unanswered else ""
     return said + (f"; no delta: {why})" if why else ")")
 
@@ -420,6 +301,8 @@ def _gain(
     fit = [line for line in found if not scores.differences(own, line)]
     if not fit:
         return None, scores.differences(own, found[-1])[0]
+    if why := scores.judged_otherwise(own, fit[-1]):
+        return None, why
     of_base = _judged(config.folder / scores.BASE / "mixeval_hard" / folder.name, entries, config)
     error = None
     if of_base is not None:

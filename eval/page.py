@@ -10,9 +10,11 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from eval import plots, scores, tables
-from eval.runs import Run, deltas, headlines, heldout, heldout_logratios, of, scored
-from eval.scores import BASE
+from data.differences import Pieces, difference
+from eval import plots, repeat, scores, tables
+from eval.report_tables import judged_by
+from eval.runs import Headline, Run, deltas, headlines, heldout, heldout_logratios, of, scored
+from eval.scores import BASE, Line
 from eval.tables import Table
 
 PAGE = Path(__file__).with_name("report.html")
@@ -20,9 +22,17 @@ N_SAMPLES = 6
 
 
 def whole(
-    runs: Sequence[Run], made: Sequence[Table], title: str, *, n_first: int = 0, charts: Sequence[str] = ()
+    runs: Sequence[Run],
+    made: Sequence[Table],
+    title: str,
+    *,
+    command: str,
+    n_first: int = 0,
+    charts: Sequence[str] = (),
 ) -> str:
-    """The whole page. n_first: so many of the tables stand at its beginning, the caller's charts behind them."""
+    """The whole page. command: that makes it. n_first: so many of the tables stand at its beginning, the caller's
+    charts behind them.
+    """
     template = PAGE.read_text(encoding="utf-8")
     (style,) = re.findall(r"<style>(.*?)</style>", template, re.DOTALL)
     policy = f"default-src 'none'; style-src 'sha256-{_hash(style)}'; base-uri 'none'; form-action 'none'"
@@ -36,7 +46,7 @@ def whole(
         _figures("scores", "By checkpoint", score_charts(runs)),
     ]
     parts += [_figures("trajectories", "Trajectories", [*trajectory_charts(runs), *sample_charts(runs)])]
-    parts += [*by_name.values(), samples(runs), repeat(runs)]
+    parts += [*by_name.values(), samples(runs), how(runs, command)]
     filled = {"CSP": policy, "TITLE": html.escape(tables.plain(title)), "BODY": "\n".join(filter(None, parts))}
     return re.sub("<(CSP|TITLE|BODY)>", lambda match: filled[match[1]], template)
 
@@ -58,18 +68,35 @@ def cards(runs: Sequence[Run]) -> str:
             found, gained = scored(run, h), deltas(run, h)[0]
             if gained:
                 best = max(gained, key=lambda name: gained[name])
-                values = [f"{h.scale * found[n]['value']:.1f}" for n in (BASE, best)]
                 made.append(
                     f'<li class="c{i % plots.N_COLOURS}"><p class=label>{_text(run.name)}</p>'
-                    f"<p class=big>{values[0]} <span>→</span> {values[1]}</p>"
+                    f"<p class=big>{_score(found[BASE], h)} <span>→</span> {_score(found[best], h)}</p>"
                     f"<p class=label>{_text(h.benchmark)} {_text(h.version)}, {_text(best)}, "
-                    f"{gained[best]:+.1f} points</p></li>"
+                    f"{gained[best]:+.1f} points{_judge(found[best])}</p></li>"
+                )
+            elif any(map(scores.mark, found.values())):  # no gain can be said, and the card says why
+                last = found.get(next(reversed([n for n in run.checkpoints if n in found]), BASE)) or found[BASE]
+                made.append(
+                    f'<li class="c{i % plots.N_COLOURS}"><p class=label>{_text(run.name)}</p>'
+                    f"<p class=big>{_score(last, h)}</p>"
+                    f"<p class=label>{_text(h.benchmark)} {_text(h.version)}, {_text(last['checkpoint'])}, no gain: "
+                    f"not judged as the base was{_judge(last)}</p></li>"
                 )
     return f"<ul class=cards>{''.join(made)}</ul>" if made else ""
 
 
+def _score(line: Line, h: Headline) -> str:
+    """A score in points, and beside it how much of it was not judged."""
+    said = scores.mark(line)
+    return f"{h.scale * line['value']:.1f}" + (f" <small>({_text(said)})</small>" if said else "")
+
+
+def _judge(line: Line) -> str:
+    return f", judge {_text(str(line['judge']))}" if line.get("judge") else ""
+
+
 def samples(runs: Sequence[Run]) -> str:
-    """Answers of the base and of each run's last checkpoint to the same prompts."""
+    """Answers of the base and of each run's last checkpoint to the same prompts, differences from the base's marked."""
     answers: dict[str, dict[str, str]] = {}
     for run in runs:
         said = [s for s in run.samples if {"checkpoint", "prompt", "response"} <= s.keys()]
@@ -83,25 +110,39 @@ def samples(runs: Sequence[Run]) -> str:
 
 
 def _article(prompt: str, said: Mapping[str, str]) -> str:
-    """A prompt and everybody's answer to it."""
+    """A prompt and everybody's answer to it. In the base's what is gone is marked where one other stands beside it."""
+    before = said.get(BASE)
+    others = [who for who in said if who != BASE]
+    shown = {who: [(False, text)] for who, text in said.items()}
+    for who in others if before is not None else ():
+        gone, shown[who] = difference(before or "", said[who])
+        if len(others) == 1:
+            shown[BASE] = gone
     columns = [
-        f"<div><p class=label>{_text(who)}</p><div class=text dir=auto>{_long(text) or '<i>nothing</i>'}</div></div>"
-        for who, text in said.items()
+        f"<div><p class=label>{_text(who)}</p><div class=text dir=auto>{_pieces(pieces, who) or '<i>nothing</i>'}</div>"
+        "</div>"
+        for who, pieces in shown.items()
     ]
     shown = f"<div class=prompt dir=auto>{_long(prompt)}</div><div class=answers>{''.join(columns)}</div>"
     return f"<article>{shown}</article>"
 
 
-def repeat(runs: Sequence[Run]) -> str:
-    """Everything needed to do it again: each run's settings, and what its scores say of themselves."""
-    made = []
+def _pieces(pieces: Pieces, who: str) -> str:
+    """A text, its words that stand there alone marked: gone from the base's, new in another's."""
+    kind = "less" if who == BASE else "more"
+    return "".join(f'<mark class="{kind}">{_long(text)}</mark>' if is_new else _long(text) for is_new, text in pieces)
+
+
+def how(runs: Sequence[Run], command: str) -> str:
+    """Everything needed to do it again: the commands, each run's settings, and what its scores say of themselves."""
+    commands = [*dict.fromkeys(said for run in runs for said in repeat.of_run(run)), command]
+    made = [f"<pre>{_long(chr(10).join(commands))}</pre>", f"<p class=note>{html.escape(repeat.IN_CAPITALS)}</p>"]
     for run in runs:
         facts = {(x["benchmark"], x["version"]): scores.dump(x) for x in run.lines}
         text = "\n".join(f"{name}: {_setting(value)}" for name, value in run.settings.items())
         text += "".join(f"\n\n{benchmark} {version}: {fact}" for (benchmark, version), fact in facts.items())
         made.append(f"<details><summary>{_text(run.name)}</summary><pre>{_long(text)}</pre></details>")
-    how = "python -m engine.train --config config.yaml --out ...; python -m eval ...; python -m eval report RUN ..."
-    return f"<section id=repeat><h2>To repeat it</h2><p class=note>{html.escape(how)}</p>{''.join(made)}</section>"
+    return f"<section id=repeat><h2>To repeat it</h2>{''.join(made)}</section>"
 
 
 def _setting(value: Any) -> str:
@@ -140,11 +181,20 @@ def score_charts(runs: Sequence[Run]) -> list[str]:
             errors = [found[n].get("stderr") for n in names]
             points = [(run.place(n), h.scale * found[n]["value"]) for n in names]
             bars = [None if e is None else h.scale * e for e in errors]
-            series.append(plots.Series(run.name, points, bars, colour=i))
-        level = ("base", h.scale * base["value"]) if base else None
+            marks = [scores.mark(found[n]) for n in names]
+            series.append(plots.Series(run.name, points, bars, colour=i, marks=marks))
+        beside = f" ({scores.mark(base)})" if base and scores.mark(base) else ""
+        level = (f"base{beside}", h.scale * base["value"]) if base else None
         if any(s.points for s in series):
-            name = f"{h.benchmark} {h.version}{title}"
-            made.append(plots.chart(name, series, x="checkpoint", y="points ± standard error", level=level))
+            values = [y for s in series for _, y in s.points] + ([level[1]] if level else [])
+            is_share = all(0 <= y <= 100 for y in values)
+            unit = "%" if is_share else "points"
+            made.append(
+                plots.chart(
+                    f"{h.benchmark} {h.version}{title}", series, x="checkpoint", y=f"{unit} ± standard error",
+                    level=level, note=judged_by(group, h), is_share=is_share, hollow="how many queries were not judged",
+                )
+            )  # fmt: skip
     return made
 
 

@@ -2,7 +2,7 @@
 
 import html
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
 from eval.tables import plain
@@ -22,6 +22,8 @@ class Series(NamedTuple):
     """Half of each point's bar, where there are bars."""
     colour: int = 0
     is_dashed: bool = False
+    marks: Sequence[str] = ()
+    """What has to be said of each point; "" for most. Such a point is hollow, and its first word stands beside it."""
 
 
 def ticks(low: float, high: float, n: int = 5, *, least: float = 0.0) -> list[float]:
@@ -41,14 +43,27 @@ def thin(points: Sequence[tuple[float, float]]) -> list[tuple[float, float]]:
     return [(sum(x for x, _ in b) / len(b), sum(y for _, y in b) / len(b)) for b in bins]
 
 
-def chart(title: str, series: Sequence[Series], *, x: str, y: str, level: tuple[str, float] | None = None) -> str:
-    """A <figure>: the lines over axes with round numbers, and a legend. level: a named horizontal line.
+def chart(
+    title: str,
+    series: Sequence[Series],
+    *,
+    x: str,
+    y: str,
+    level: tuple[str, float] | None = None,
+    note: str = "",
+    hollow: str = "",
+    is_share: bool = False,
+) -> str:
+    """A <figure>: the lines over axes with round numbers, and a legend.
 
-    Points that are not finite are left out; where none is left the figure says so.
+    level: a named horizontal line. note: stands below the title. hollow: what the words beside hollow points count.
+    is_share: of percentages, whose axis begins at 0 and never goes beyond 100. Points that are not finite are left out;
+    where none is left the figure says so.
     """
     lines = [(s, [(a, b) for a, b in s.points if math.isfinite(a) and math.isfinite(b)]) for s in series]
     lines = [(s, points) for s, points in lines if points]
-    caption = f"<figcaption>{_text(title)}</figcaption>"
+    told = f"<span class=note>{_text(note)}</span>" if note else ""
+    caption = f"<figcaption>{_text(title)}{told}</figcaption>"
     if not lines:
         return f"<figure>{caption}<p class=note>There is nothing to draw yet.</p></figure>"
     xs = [a for _, points in lines for a, _ in points]
@@ -56,11 +71,13 @@ def chart(title: str, series: Sequence[Series], *, x: str, y: str, level: tuple[
     ys = [b for _, points in lines for _, b in points] + ([level[1]] if level else [])
     margin = max(bars, default=0.0)
     is_counted = all(float(a).is_integer() for a in xs)  # epochs and steps: there is no half of one
-    x_ticks, y_ticks = ticks(min(xs), max(xs), least=float(is_counted)), ticks(min(ys) - margin, max(ys) + margin)
+    x_ticks = ticks(min(xs), max(xs), least=float(is_counted))
+    y_ticks = ticks(0.0, min(100.0, max(ys) + margin)) if is_share else ticks(min(ys) - margin, max(ys) + margin)
     x_low, x_high = min(xs), max(xs) if max(xs) > min(xs) else min(xs) + 1
     y_low, y_high = y_ticks[0], y_ticks[-1] if y_ticks[-1] > y_ticks[0] else y_ticks[0] + 1
 
     def at(a: float, b: float) -> tuple[float, float]:
+        b = min(max(b, y_low), y_high)  # of a bar that leaves the axis
         across = LEFT + (a - x_low) / (x_high - x_low) * (WIDTH - LEFT - RIGHT)
         return across, HEIGHT - BOTTOM - (b - y_low) / (y_high - y_low) * (HEIGHT - TOP - BOTTOM)
 
@@ -83,9 +100,7 @@ def chart(title: str, series: Sequence[Series], *, x: str, y: str, level: tuple[
         path = " ".join(f"{u:.1f},{v:.1f}" for u, v in (at(*p) for p in thin(points)))
         drawn.append(f'<polyline class="line {kind}" points="{path}"/>')
         if len(points) <= 40:
-            drawn += [
-                f'<circle class="dot {kind}" cx="{u:.1f}" cy="{v:.1f}" r=2.5 />' for u, v in (at(*p) for p in points)
-            ]
+            drawn += [_dot(*at(a, b), kind, f"{s.name}: {_short(round(b, 2))}", said) for a, b, said in _marked(s)]
         if len(s.errors) == len(s.points):
             for (a, b), e in zip(s.points, s.errors, strict=True):
                 if e is not None and math.isfinite(a + b + e):
@@ -102,6 +117,11 @@ def chart(title: str, series: Sequence[Series], *, x: str, y: str, level: tuple[
         f'{" dashed" if s.is_dashed else ""}" x1=1 x2=21 y1=4 y2=4 /></svg>{_text(s.name)}</li>'
         for s, _ in lines
     ]
+    if hollow and any(any(s.marks) for s, _ in lines):
+        names.append(
+            '<li><svg class=key viewBox="0 0 22 8" aria-hidden=true><circle class="dot hollow" cx=11 cy=4 r=3 /></svg>'
+            f"{_text(hollow)}</li>"
+        )
     if level:
         names.append(
             '<li><svg class=key viewBox="0 0 22 8" aria-hidden=true><line class=level x1=1 x2=21 y1=4 y2=4 /></svg>'
@@ -111,6 +131,25 @@ def chart(title: str, series: Sequence[Series], *, x: str, y: str, level: tuple[
         f'<figure>{caption}<svg viewBox="0 0 {WIDTH} {HEIGHT}" role=img aria-label="{_text(title)}">'
         f"{''.join(drawn)}</svg><ul class=legend>{''.join(names)}</ul></figure>"
     )
+
+
+def _marked(s: Series) -> Iterator[tuple[float, float, str]]:
+    """The points that are drawn, with what is said beside them."""
+    for (a, b), said in zip(s.points, s.marks or [""] * len(s.points), strict=True):
+        if math.isfinite(a) and math.isfinite(b):
+            yield a, b, said
+
+
+def _dot(u: float, v: float, kind: str, value: str, said: str) -> str:
+    """A point with its value as a tooltip; hollow, with words above it, where something has to be said of it."""
+    tip, hollow = _text(f"{value}, {said}" if said else value), " hollow" if said else ""
+    radius = 4 if said else 2.5
+    dot = f'<circle class="dot {kind}{hollow}" cx="{u:.1f}" cy="{v:.1f}" r={radius}><title>{tip}</title></circle>'
+    if not said:
+        return dot
+    end = "end" if u > WIDTH * 2 / 3 else "start" if u < WIDTH / 3 else "middle"
+    word = _text(said.partition(" ")[0])
+    return f'{dot}<text class="tick told" x="{u:.1f}" y="{max(v - 9, TOP):.1f}" text-anchor={end}>{word}</text>'
 
 
 def _text(text: str) -> str:

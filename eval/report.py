@@ -13,7 +13,7 @@ from pathlib import Path
 
 import tyro
 
-from eval import page, tables
+from eval import gap, page, repeat, tables
 from eval.report_tables import all_tables
 from eval.runs import read_runs
 from eval.tables import Table
@@ -33,6 +33,9 @@ class ReportConfig:
     """Folder for report.html and tables/; what is there of an older report is replaced."""
     title: str = "Alignment report"
     """The page's title."""
+    gap_to: str = gap.STRONGER
+    """Name under which a stronger model is scored beside the runs' checkpoints; how much of the gap to it a run closes
+    is said where the base model is scored in the same way."""
     config: PathText | None = None
     """YAML file of settings, named as the flags are; flags win over it."""
 
@@ -47,7 +50,7 @@ def main(argv: Sequence[str]) -> None:
     config = cli.parse(ReportConfig, argv, command="python -m eval report", example=EXAMPLE)
     if not config.runs:
         raise InputError(f"python -m eval report needs the folders of runs, such as: {EXAMPLE}")
-    print(write([Path(run) for run in config.runs], Path(config.out), title=config.title))
+    print(write([Path(run) for run in config.runs], Path(config.out), title=config.title, gap_to=config.gap_to))
 
 
 def write(
@@ -55,24 +58,33 @@ def write(
     out: Path,
     *,
     title: str = ReportConfig.title,
+    gap_to: str = gap.STRONGER,
     first: Sequence[Table] = (),
     charts: Sequence[str] = (),
 ) -> Path:
     """Writes the report of runs into a folder. The page's path. Raises InputError where there is nothing to report.
 
+    gap_to: the name of a stronger model among their scores.
     first, charts: tables and figures (eval.plots.chart) of the caller's own, for the page's beginning.
     """
-    runs = read_runs(folders)
+    apart = gap.set_apart(read_runs(folders), gap_to)
+    runs = apart.runs
     if not any(run.lines or run.metrics for run in runs):
         raise InputError(f"{folders[0]}: neither eval/scores.jsonl nor metrics.jsonl; train or evaluate first")
-    made = [*first, *(t for t in all_tables(runs) if t.rows)]
+    (gains, *others) = all_tables(runs)
+    made = [*first, *(t for t in (gains, gap.table(apart, gap_to), *others) if t.rows)]
     (out / "tables").mkdir(parents=True, exist_ok=True)
     _remove_tables(out / "tables")
     for table in made:
         forms = {"md": tables.to_markdown, "csv": tables.to_csv, "tex": tables.to_latex}
         for ending, form in forms.items():
             files.write_text(out / "tables" / f"{table.name}.{ending}", form(table))
-    files.write_text(out / "report.html", page.whole(runs, made, title, n_first=len(first), charts=charts))
+    named = [] if title == ReportConfig.title else ["--title", title]
+    named += [] if gap_to == gap.STRONGER else ["--gap-to", gap_to]
+    command = repeat.line("python -m eval report", *map(str, folders), "--out", str(out), *named)
+    files.write_text(
+        out / "report.html", page.whole(runs, made, title, command=command, n_first=len(first), charts=charts)
+    )
     return out / "report.html"
 
 

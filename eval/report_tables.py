@@ -1,6 +1,6 @@
 """The report's tables: 1, 2, 4 and 5 of arXiv 2408.06266, lengths and advice, from what runs have written down."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 
@@ -14,6 +14,9 @@ ALPACA = "alpacaeval-2"
 LENGTHS = {(ALPACA, "avg_length"): "AlpacaEval 2", ("samples", "characters"): "sampled answers"}
 
 
+JUDGED_HOW = {"judge_temperature": "temperature", "judge_extra": "asked with", "preset": "answers by the preset"}
+
+
 def all_tables(runs: Sequence[Run]) -> list[Table]:
     """Every table, in the order of the page; those without rows are not shown."""
     breakdowns = [breakdown(runs, h, i) for i, h in enumerate(headlines(runs), 1)]
@@ -23,8 +26,9 @@ def all_tables(runs: Sequence[Run]) -> list[Table]:
 def table_2(runs: Sequence[Run]) -> Table:
     """Maximum, mean and deviation over a run's checkpoints of what it gains over the base model."""
     named = headlines(runs)
-    columns = [f"{h.benchmark} {h.version}" for h in named]
-    header = ("data", "objective", *(f"{c} {kind}" for c in columns for kind in ("base", "max Δ", "mean Δ", "± sd")))
+    kinds = ("base", "max Δ", "mean Δ", "± sd")
+    header = ("data", "objective", *kinds * len(named))
+    groups = ("", "", *(f"{h.benchmark} {h.version}" for h in named for _ in kinds)) if named else ()
     rows, notes = [], []
     for run in runs:
         cells: list[str] = []
@@ -32,9 +36,9 @@ def table_2(runs: Sequence[Run]) -> Table:
             found, why = deltas(run, h)
             values, base = list(found.values()), scored(run, h).get(BASE)
             spread = float(np.std(values, ddof=1)) if len(values) > 1 else None
-            cells.append(number(h.scale * base["value"] if base else None))
-            cells += [number(max(values, default=None), sign=True), number(float(np.mean(values)), sign=True)
-                      if values else DASH, number(spread)]  # fmt: skip
+            cells.append(marked(number(h.scale * base["value"]), base) if base else DASH)
+            cells.append(_greatest(found, run, h))
+            cells += [number(float(np.mean(values)), sign=True) if values else DASH, number(spread)]
             notes += [why] if why else []
             for fact, words in (
                 ("n_fallbacks", "have no judgment that can be read"),
@@ -50,7 +54,41 @@ def table_2(runs: Sequence[Run]) -> Table:
     notes.insert(
         0, f"Points against the base model {counted}; sd with n - 1. A maximum over checkpoints is biased upward."
     )
-    return Table("table-2", "Gain over the base model (Table 2)", header, rows, 2, notes)
+    by_judge: dict[str, list[str]] = {}
+    for h in named:
+        by_judge.setdefault(judged_by(runs, h), []).append(f"{h.benchmark} {h.version}")
+    notes += [f"{', '.join(names)}: {who}" for who, names in by_judge.items() if who]
+    return Table("table-2", "Gain over the base model (Table 2)", header, rows, 2, notes, groups)
+
+
+def marked(cell: str, line: Line) -> str:
+    """A number's cell, with how much of it was not judged where it would look whole without."""
+    return f"{cell} ({said})" if (said := scores.mark(line)) else cell
+
+
+def _greatest(gained: Mapping[str, float], run: Run, h: Headline) -> str:
+    """The greatest gain; and how many checkpoints are left out of it, or how much there was not judged."""
+    found = scored(run, h)
+    without = [name for name in run.checkpoints if name in found and name not in gained and scores.mark(found[name])]
+    best = max(gained, key=lambda name: gained[name], default=None)
+    if best is None:
+        return marked(DASH, found[without[-1]]) if without else DASH
+    cell = marked(number(gained[best], sign=True), found[best])
+    return f"{cell} ({len(without)} not judged whole)" if without else cell
+
+
+def judged_by(runs: Sequence[Run], h: Headline) -> str:
+    """By whom a benchmark was judged, and how; empty where no line says."""
+    lines = [line for run in runs for line in scored(run, h).values()]
+    said = dict.fromkeys(_judge(line) for line in lines if line.get("judge"))
+    return f"judged by {' and by '.join(said)}." if said else ""
+
+
+def _judge(line: Line) -> str:
+    name, served = str(line["judge"]), line.get("judge_model")
+    told = [f"answering as {served}"] if served and served != name else []
+    told += [f"{words} {line[fact]}" for fact, words in JUDGED_HOW.items() if line.get(fact) is not None]
+    return f"{name} ({', '.join(told)})" if told else name
 
 
 def breakdown(runs: Sequence[Run], h: Headline, index: int) -> Table:
@@ -60,7 +98,9 @@ def breakdown(runs: Sequence[Run], h: Headline, index: int) -> Table:
     shown_base: Line | None = None
     for run in runs:
         found = scored(run, h)
-        best = max((n for n in run.checkpoints if n in found), key=lambda n: found[n]["value"], default=None)
+        names = [name for name in run.checkpoints if name in found]
+        names = [name for name in names if scores.is_whole(found[name])] or names
+        best = max(names, key=lambda name: found[name]["value"], default=None)
         for name in (BASE, best):
             if name not in found or (name == BASE and shown_base and not scores.differences(found[BASE], shown_base)):
                 continue
@@ -69,13 +109,14 @@ def breakdown(runs: Sequence[Run], h: Headline, index: int) -> Table:
             parts = scores.pick(run.lines, checkpoint=name, benchmark=h.benchmark, version=h.version)
             same = {x["metric"]: x for x in parts if not scores.differences(x, found[name])}
             columns.append((BASE if name == BASE else f"{run.name}, {name}", same))
-    metrics = dict.fromkeys(m for _, lines in columns for m in lines if not m.startswith("delta/"))
+    sides = [lines for _, lines in columns]
+    metrics = dict.fromkeys(m for lines in sides for m in lines if not m.startswith("delta/"))
     rows = [
-        (_part_name(m, prefix), *(number(h.scale * lines[m]["value"] if m in lines else None) for _, lines in columns))
+        (_part_name(m, prefix), *(marked(number(h.scale * x[m]["value"]), x[m]) if m in x else DASH for x in sides))
         for m in sorted(metrics, key=lambda m: m.rpartition("/")[0] != prefix)
     ]
     unit = f"{h.scale:g} times the fraction" if h.scale != 1 else "as the benchmark gives it"
-    notes = [f"Each run's best checkpoint; {unit}."]
+    notes = [f"Each run's best checkpoint; {unit}.", *([f"It was {who}"] if (who := judged_by(runs, h)) else [])]
     if prefix == "table4_compat":
         notes.append(
             "As in the paper's time a benchmark that is in both splits counts with its multiple-choice score alone: "

@@ -37,6 +37,8 @@ class Run(NamedTuple):
     metrics: list[dict[str, Any]]
     samples: list[dict[str, Any]]
     settings: dict[str, Any]
+    folder: Path = Path()
+    """Where it is, as it was named."""
 
     @property
     def checkpoints(self) -> list[str]:
@@ -92,6 +94,7 @@ def _read_run(folder: Path) -> Run:
         metrics=_rows(folder / "metrics.jsonl"),
         samples=_rows(folder / "eval/samples.jsonl"),
         settings=settings,
+        folder=folder,
     )
 
 
@@ -138,7 +141,11 @@ def deltas(run: Run, h: Headline) -> tuple[dict[str, float], str]:
     found = scored(run, h)
     names = [name for name in run.checkpoints if name in found]
     if BASE in found and names:
-        return {name: h.scale * scores.delta(found[name], found[BASE]) for name in names}, ""
+        apart = {name: why for name in names if (why := scores.judged_otherwise(found[name], found[BASE]))}
+        gained = {name: h.scale * scores.delta(found[name], found[BASE]) for name in names if name not in apart}
+        why = next(iter(apart.values()), "")
+        more = f", and so on for {len(apart) - 1} more" if len(apart) > 1 else ""
+        return gained, f"{run.name}: no delta on {h.benchmark} {h.version}: {why}{more}" if why else ""
     lines = scores.pick(run.lines, benchmark=h.benchmark, version=h.version, metric=h.metric)
     bases, others = ([x for x in lines if (x["checkpoint"] == BASE) == is_base] for is_base in (True, False))
     if not bases or not others:

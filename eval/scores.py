@@ -5,6 +5,7 @@ may be compared with. The same number measured again replaces the old one. Any p
 """
 
 import fcntl
+import hashlib
 import json
 from collections.abc import Iterable, Mapping, Sequence
 from importlib import metadata
@@ -25,6 +26,8 @@ FACTS = (
 """What two numbers of the same name have to agree in, where both say it, to be subtracted."""
 ASKED = ("judge_extra", "judge_temperature")
 """Of these null is an answer, too: it was not sent. Of the others it says that nobody knows."""
+MOST_UNJUDGED = 0.01
+"""Of a benchmark's queries; where more have no judgment a number does not look whole anywhere."""
 BASE = "base"
 """The checkpoint that deltas are taken against: the model before training."""
 
@@ -68,9 +71,49 @@ def differences(a: Mapping[str, Any], b: Mapping[str, Any]) -> list[str]:
     ]
 
 
+def unjudged(line: Mapping[str, Any]) -> tuple[int, int]:
+    """How many of how many queries a number counts without a judgment: refused by the judge's server, missing, or not
+    to be read. Lines from before this was counted say it by other names.
+    """
+    n = int(line.get("n") or 0)
+    without = line.get("n_unjudged", int(line.get("n_fallbacks") or 0) + int(line.get("n_blocked") or 0))
+    return int(without), int(line.get("n_asked") or n)
+
+
+def is_whole(line: Mapping[str, Any]) -> bool:
+    """Whether a number is of a benchmark that was judged, but for a hundredth."""
+    n_without, n = unjudged(line)
+    return n_without <= MOST_UNJUDGED * n
+
+
+def mark(line: Mapping[str, Any]) -> str:
+    """What has to stand beside a number that is not whole; empty where it is."""
+    n_without, n = unjudged(line)
+    return "" if is_whole(line) else f"{n_without:,} of {n:,} not judged"
+
+
+def unjudged_facts(names: Iterable[str], n: int) -> dict[str, Any]:
+    """What a line says of queries without a judgment. n: of all that were asked."""
+    without = sorted(names)
+    digest = hashlib.sha256("\n".join(without).encode()).hexdigest()[:16] if without else None
+    return {"n_unjudged": len(without), "n_asked": n, "unjudged_sha256": digest}
+
+
+def judged_otherwise(a: Mapping[str, Any], b: Mapping[str, Any]) -> str:
+    """Why two numbers cannot be subtracted where one of them is not whole; empty where they can: both are, or lack the
+    same queries.
+    """
+    if is_whole(a) and is_whole(b):
+        return ""
+    if unjudged(a) == unjudged(b) and a.get("unjudged_sha256") == b.get("unjudged_sha256"):
+        return ""
+    said = [f"{n:,} of {of:,} queries of {line['checkpoint']}" for line in (a, b) for n, of in [unjudged(line)]]
+    return f"{said[0]} and {said[1]} were not judged"
+
+
 def delta(line: Line, base: Line) -> float:
     """How much more one number is than another. Raises InputError where they do not compare."""
-    if found := differences(line, base):
+    if found := differences(line, base) or [why for why in [judged_otherwise(line, base)] if why]:
         names = f"{line['benchmark']} {line['version']} of {line['checkpoint']} and {base['checkpoint']}"
         raise InputError(f"{names}: {found[0]}; score both in the same way")
     return float(line["value"]) - float(base["value"])

@@ -28,8 +28,8 @@ KEEP_LENGTH = (
 
 MIN_LENGTH_RATIO, MAX_LENGTH_RATIO = 0.5, 2.0
 """Characters of the revision over those of the answer. The authors reject what "altered the length too much" and give
-no bounds; the eight GPT-4 revisions that they show lie between 0.65 and 1.62, and two and a half standard deviations
-of their logarithms around the mean are 0.52 to 2.0."""
+no bounds. These are from eight answers and no more: the GPT-4 revisions that they show lie between 0.65 and 1.62, and
+two and a half standard deviations of their logarithms around the mean, as eight tell them, are 0.52 to 2.0."""
 
 DECORATION = " \t>*#_`-\"'\\"
 OPENERS, CLOSERS = "{[<(", "}]>)"
@@ -52,6 +52,29 @@ CLOSING = re.compile(rf"\s*[{{<\[]{{1,2}}(?:/|end[ _]?(?:of[ _])?)(?:{SOLUTION})
 LONGEST_CLOSING = 60
 KEYWORDS = re.compile(  # every allusion holds one: to look around these alone is twice as fast
     "student|teacher|original|previous|initial|corrected|revised|improved|revision|correction", re.IGNORECASE
+)
+EDITED = (
+    "kept|changed|corrected|removed|added|revised|fixed|replaced|preserved|retained|adjusted|shortened|rephrased|rewrote"
+    "|edited|modified|updated|improved|simplified|clarified|maintained|made|left|only|tried to (?:keep|preserve)"
+)
+EDITS = "changes|corrections|improvements|revisions|edits|modifications|adjustments"
+BEGINNING = r"^[ \t>*#_(\[-]{0,8}"  # of a line, with what marks a heading, a list or a note
+ENDING = r"[*_]{0,3}[ \t]{0,4}(?:[:：]|$)"
+NOTES = re.compile(
+    rf"{BEGINNING}(?:(?:the|my|key|main|major|minor|specific|all) )*(?:{EDITS})(?: i| we)?(?:'ve|’ve| have)?(?: were)?"
+    rf" made(?: (?:to|in|from)\b[^\n:]{{0,60}})?{ENDING}"
+    rf"|{BEGINNING}(?:(?:a|the|brief) )*(?:summary|list|explanation|overview) of (?:(?:the|my|key|main) )*(?:{EDITS})"
+    rf"{ENDING}"
+    rf"|{BEGINNING}what (?:i|was|were|has been|i've|i have) (?:changed|corrected|improved|revised){ENDING}"
+    rf"|\bnote[*_]{{0,3}}[:：][^\n]{{0,120}}?\b(?:i|we)(?:'ve|’ve| have)? (?:{EDITED})\b",
+    re.IGNORECASE | re.MULTILINE,
+)
+"""What is written to the reader of a revision, behind it or in its midst."""
+RULE = re.compile(r"(?:^|\n)[ \t]*\n[ \t]{0,3}(?:-{3,}|\*{3,}|_{3,}|={3,})[ \t]*\n")
+BEHIND_A_RULE = re.compile(
+    rf"\s*[>*#_(\[ \t-]{{0,8}}(explanation|reasoning|rationale|justification|{EDITS})\b[^\n]{{0,40}}?{ENDING}"
+    rf"|[^\n]{{0,200}}?(\b(?:i|we)(?:'ve|’ve| have)? (?:{EDITED})\b)",
+    re.IGNORECASE | re.MULTILINE,
 )
 REFUSAL = re.compile(
     r"(?:(?:i['’]m|i am) (?:very )?sorry\b|sorry,|i apologi[sz]e\b|(?:i['’]m|i am) (?:unable|not able) to\b"
@@ -185,7 +208,8 @@ def check(
     revision: str, student_solution: str, task: str, *, min_ratio: float, max_ratio: float, may_allude: bool
 ) -> None:
     """Raises ValueError whose text is the reason where a revision makes no pair with the answer that it revises:
-    "unchanged" (but for blanks), "half a block of code", "refused", "too short", "too long", "alludes to the revision".
+    "unchanged" (but for blanks), "half a block of code", "refused", "too short", "too long", "alludes to the revision"
+    (a note to its reader, such as "Changes made:", is one, too).
     """
     if revision.split() == student_solution.split():
         raise ValueError("unchanged")
@@ -193,12 +217,14 @@ def check(
         raise ValueError("half a block of code")
     if is_refusal(revision) and not is_refusal(student_solution):
         raise ValueError("refused")
+    known = f"{task}\n{student_solution}".lower()
+    if not may_allude and any(words.lower() not in known for words in _notes(revision)):  # which is what makes it long
+        raise ValueError("alludes to the revision")
     ratio = len(revision) / len(student_solution.strip())
     if ratio < min_ratio:
         raise ValueError("too short")
     if ratio > max_ratio:
         raise ValueError("too long")
-    known = f"{task}\n{student_solution}".lower()
     if not may_allude and any(words.lower() not in known for words in _allusions(revision)):
         raise ValueError("alludes to the revision")
 
@@ -212,3 +238,13 @@ def _allusions(text: str) -> Iterator[str]:
     for word in KEYWORDS.finditer(text):
         if found := ALLUSIONS.search(text, max(0, word.start() - 12), word.end() + 40):
             yield found[0]
+
+
+def _notes(text: str) -> Iterator[str]:
+    """What tells the reader what was changed: in words that nothing else says, or behind a rule."""
+    yield from (match[0] for match in NOTES.finditer(text))
+    if rules := list(RULE.finditer(text)):
+        tail = text[rules[-1].end() :]
+        if found := BEHIND_A_RULE.match(tail):
+            words = (found[1] or found[2]).lower()
+            yield "expla" if words == "explanation" else words  # who asks to explain asks for that

@@ -42,6 +42,8 @@ class Pair(NamedTuple):
     """Why, in the words of the reviser or judge."""
     facts: dict[str, Any] = {}  # noqa: RUF012 (never changed)
     """What else its provenance says."""
+    reasoning: tuple[str, str] = ("", "")
+    """Thoughts before the chosen and the rejected answer, where they are to be trained on."""
 
 
 class Made(NamedTuple):
@@ -52,6 +54,8 @@ class Made(NamedTuple):
     provenance: dict[str, Any]
     texts: dict[str, list[str]]
     """All texts that there are, for the file of what was rejected."""
+    thoughts: dict[str, Any] = {}  # noqa: RUF012 (never changed)
+    """Fields of the row for what models thought before they answered: reasoning, own_reasoning."""
 
 
 class Count(NamedTuple):
@@ -61,6 +65,20 @@ class Count(NamedTuple):
     n_open: int
     """Rejected because an answer is still missing."""
     reasons: collections.Counter[str]
+    n_thoughts: int = 0
+    """With thoughts that were cut off."""
+    n_cut: int = 0
+    """With an answer that was cut at a token of a chat template."""
+
+    @property
+    def said(self) -> list[str]:
+        """What was taken off, in sentences."""
+        made = []
+        if self.n_thoughts:
+            made.append(f"{self.n_thoughts:,} rows had thoughts before an answer: cut off, and kept as reasoning")
+        if self.n_cut:
+            made.append(f"{self.n_cut:,} rows had an answer that ran past a chat template's end of turn: cut there")
+        return made
 
 
 def rejected_beside(out: Path) -> Path:
@@ -104,30 +122,39 @@ def write(made: Iterable[Made], out: Path) -> Count:
 
 def _write(made: Iterable[Made], out: Path) -> Count:
     reasons: collections.Counter[str] = collections.Counter()
-    n_pairs = n_open = 0
+    n_pairs = n_open = n_thoughts = n_cut = 0
     with contextlib.ExitStack() as both:
         paths = [both.enter_context(files.whole_file(p)) for p in (out, rejected_beside(out))]  # out is renamed last
         kept, dropped = (both.enter_context(open(p, "w", encoding="utf-8")) for p in paths)
         for m in made:
+            n_thoughts += bool(m.thoughts)
+            n_cut += _is_cut(m.provenance)
             if isinstance(m.pair, Pair):
                 n_pairs += 1
                 kept.write(files.json_line(_row(m, m.pair)))
             else:
                 reasons[str(m.pair).partition(":")[0]] += 1
                 n_open += m.pair.is_open
-                row = {"prompt": _prompt(m.item), "reason": str(m.pair)} | m.texts | {"provenance": m.provenance}
+                row = {"prompt": _prompt(m.item), "reason": str(m.pair)} | m.texts | m.thoughts
+                row |= {"provenance": m.provenance}
                 dropped.write(files.json_line(row))
-    return Count(n_pairs, n_open, reasons)
+    return Count(n_pairs, n_open, reasons, n_thoughts, n_cut)
+
+
+def _is_cut(provenance: dict[str, Any]) -> bool:
+    return any("cut_at" in answer for name in ("target", "answers") for answer in provenance.get(name, ()))
 
 
 def _row(made: Made, pair: Pair) -> dict[str, Any]:
     messages = made.item.messages
-    both = {
-        name: [*messages, {"role": "assistant", "content": text}]
-        for name, text in (("chosen", pair.chosen), ("rejected", pair.rejected))
-    }
-    facts = {"rational": pair.rational, "provenance": made.provenance | pair.facts}
+    answers = zip(("chosen", "rejected"), (pair.chosen, pair.rejected), pair.reasoning, strict=True)
+    both = {name: [*messages, _answer(text, thoughts)] for name, text, thoughts in answers}
+    facts = {"rational": pair.rational, **made.thoughts, "provenance": made.provenance | pair.facts}
     return {"prompt": _prompt(made.item)} | both | made.item.context.fields() | facts
+
+
+def _answer(text: str, thoughts: str) -> dict[str, str]:
+    return {"role": "assistant", "content": text} | ({"reasoning_content": thoughts} if thoughts else {})
 
 
 def _prompt(item: Item) -> str | list[dict[str, str]]:
@@ -139,7 +166,7 @@ def report(count: Count, n: int, out: Path, said: str | None = None) -> None:
     """What became of n prompts, on stderr; the measures of Table 1, on stdout."""
     lines = [f"{count.n_pairs:,} pairs of {n:,} prompts: {out}"]
     lines += [f"{k:>8,}  {reason}" for reason, k in count.reasons.most_common()]
-    print("\n".join([*lines, *([said] if said else [])]), file=sys.stderr)
+    print("\n".join([*lines, *count.said, *([said] if said else [])]), file=sys.stderr)
     if count.n_pairs:
         print(table({out.name: _measured(out)}))
 

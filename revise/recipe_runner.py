@@ -19,18 +19,20 @@ from typing import Any
 from revise import pairs
 from revise.client import (
     CHARACTERS_PER_TOKEN,
-    TRUNCATED,
+    REVISER,
     Answered,
     ClientConfig,
     Completion,
     Endpoint,
     Request,
+    Role,
     Store,
     Tally,
     answer_all,
     answered,
     endpoints_of,
     estimate,
+    is_cut,
     open_store,
     parse_extra,
     read_batch,
@@ -39,8 +41,8 @@ from revise.client import (
 )
 from revise.handing_on import check_worded, handed_on
 from revise.pairs import Made, Pair, Rejected
-from revise.prompts import Item, Prompts, PromptsConfig
-from revise.target import Target, TargetConfig
+from revise.prompts import Item, Prompts, PromptsConfig, Side
+from revise.target import Drawn, Target, TargetConfig
 from system import InputError, RunError, Stopped, check_new_file, cli
 from system.flags import PathText
 
@@ -49,6 +51,12 @@ from system.flags import PathText
 class RecipeConfig(TargetConfig, ClientConfig, PromptsConfig):
     """What every recipe that asks a model is told."""
 
+    response_from: Side | None = None
+    """--prompts is a file of pairs, and that side of each is the model's own answer: rejected for the losers of the
+    released CLAIR pairs."""
+    keep_reasoning: bool = False
+    """Write the target model's thoughts into both responses, as reasoning_content, to train a model that thinks: those
+    of the answer that was revised on both, or each answer's own."""
     dedupe: bool = True
     """Ask equal questions once; --no-dedupe has each row's answers drawn anew."""
     temperature: float = 0.7
@@ -104,6 +112,16 @@ class Recipe:
     """What the provenance of every row says: wording and bounds."""
     is_worded: bool = True
     """Whether --model is asked in one text that is made of a prompt, in the place of the prompt itself."""
+    role: Role = REVISER
+    """What --model is."""
+    read: Callable[[Completion], object] | None = None
+    """Reads one answer where a pair takes several: raises ValueError where it is not in the form asked for."""
+
+
+OF_THE_TEXT = (
+    "unchanged", "half a block of code", "too short", "too long", "alludes to the revision", "own answer truncated",
+)  # fmt: skip
+"""Reasons that judge what an answer says: however many there are, the model and its server do what they are asked."""
 
 
 def question(
@@ -139,12 +157,13 @@ def make(recipe: Recipe, *, summary: Callable[[], str | None] = lambda: None) ->
     written.
     """
     config, out = recipe.config, Path(recipe.config.out)
-    pairs.check_out(out, config.prompts, config.store, config.batch_write)
+    ending: RunError | None = None
+    pairs.check_out(out, config.prompts, config.store, config.batch_write, config.only_prompts)
     if config.batch_write:
         check_new_file(Path(config.batch_write))
     endpoints = endpoints_of(config.endpoint, config)
     target = Target(config, config, n=recipe.n_own, seed=config.seed)
-    prompts = Prompts(config, dedupe=config.dedupe)
+    prompts = Prompts(config, dedupe=config.dedupe, response_from=config.response_from)
     for item in prompts:
         if recipe.is_worded:
             check_worded(item.location, item.prompt, item.context)
@@ -155,13 +174,18 @@ def make(recipe: Recipe, *, summary: Callable[[], str | None] = lambda: None) ->
         if config.dry_run:
             print(_estimate(recipe, prompts, target, store))
             return
-        drawn = target.fill(prompts, store, len(prompts))
+        drawn = Drawn()
+        try:
+            drawn = target.fill(lambda: prompts, store, len(prompts))
+        except RunError as fault:
+            ending = _kept(fault, store)
         wanted = (request for item in prompts for request in _questions(recipe, item, target.answers(item, store)))
         if config.batch_write:
             print(write_batch(wanted, store, Path(config.batch_write), config.again), file=sys.stderr)
             return
-        ending = None
-        if config.batch_read:
+        if ending is not None:  # what there is is written
+            pass
+        elif config.batch_read:
             answers = [Path(name) for name in config.batch_read]
             print(read_batch(answers, wanted, store, config, recipe.name), file=sys.stderr)
         else:
@@ -171,56 +195,94 @@ def make(recipe: Recipe, *, summary: Callable[[], str | None] = lambda: None) ->
                 count = pairs.write((_made(recipe, item, target, store) for item in prompts), out)
         except RunError as fault:  # a full disk has been met before
             raise ending or fault from None
-        pairs.report(count, len(prompts), out, summary())
+        pairs.report(count, len(prompts), out, "\n".join(filter(None, (drawn.said, summary()))))
         if n_same := store.n_repeated_ids():
             cli.notify(f"{config.store}: {n_same} answers are those of another request; the server mixes them up")
     if ending is not None:
         raise ending
     if count.n_open:
         raise RunError(f"{count.n_open} of {len(prompts)} rows lack an answer; the same command asks for it again")
+    check_pairs(count, len(prompts), out)
+
+
+def check_pairs(count: pairs.Count, n: int, out: Path) -> None:
+    """Raises RunError where no pair was made at all."""
+    if not count.n_pairs and n:
+        why = f" ({count.reasons.most_common(1)[0][0]})" if count.reasons else ""
+        raise RunError(
+            f"no pair was made of {n:,} prompts{why}: {pairs.rejected_beside(out)} says why of each; --ask-again asks "
+            "anew for answers that were of no use"
+        )
 
 
 def _ask(
-    recipe: Recipe, wanted: Iterable[Request], store: Store, endpoints: Sequence[Endpoint], drawn: Tally, n_prompts: int
+    recipe: Recipe, wanted: Iterable[Request], store: Store, endpoints: Sequence[Endpoint], drawn: Drawn, n_prompts: int
 ) -> RunError | None:
     """Has what is wanted answered. Gives why it ended early, where there may be answers for some pairs all the same: a
     cap, a dead server. Raises Stopped after a signal. drawn: what the target's answers have taken of the caps.
     """
     try:
         config = recipe.config.after(drawn.n_sent)
-        asked = answer_all(wanted, store, config, endpoints, purpose=recipe.name, n_requests=n_prompts)
+        asked = answer_all(
+            wanted, store, config, endpoints, purpose=recipe.name, role=recipe.role, n_requests=n_prompts
+        )
     except RunError as fault:
-        is_signal = isinstance(fault, Stopped) and fault.code != 1
-        if is_signal or not store.states():
-            raise
-        return fault
+        return _kept(fault, store)
     print(_spent(drawn, asked, n_prompts), file=sys.stderr)
     return None
+
+
+def _kept(fault: RunError, store: Store) -> RunError:
+    """An early end after which there may be something to write; any other one is raised."""
+    is_signal = isinstance(fault, Stopped) and fault.code != 1
+    if is_signal or not store.states():
+        raise fault
+    return fault
 
 
 def _questions(recipe: Recipe, item: Item, own: list[Answered]) -> list[Request]:
     """What is asked about an item: nothing where its own answers are of no use."""
     texts = [a.completion.text.strip() for a in own if a.completion]
+    if len(texts) < len(own):
+        return []
     with contextlib.suppress(Rejected):
-        return recipe.ask(item, texts) if len(texts) == len(own) else []
+        return [request._replace(check=_check_of(recipe, item, texts)) for request in recipe.ask(item, texts)]
     return []
+
+
+def _check_of(recipe: Recipe, item: Item, texts: list[str]) -> Callable[[Completion], str | None]:
+    def check(answer: Completion) -> str | None:
+        """Why an answer is not in the form that this recipe asks for."""
+        try:
+            recipe.read(answer) if recipe.read else recipe.pair(item, texts, [answer])
+        except ValueError as reason:
+            return None if str(reason).partition(":")[0] in OF_THE_TEXT else str(reason)
+        return None
+
+    return check
 
 
 def _made(recipe: Recipe, item: Item, target: Target, store: Store) -> Made:
     own = target.answers(item, store)
     requests = _questions(recipe, item, own)
-    answers = [answered(store, request) for request in requests]
+    answers = [answered(store, request, recipe.config.accept_finish_reason) for request in requests]
     try:
         pair = _pair(recipe, item, own, answers)
     except Rejected as why:
         pair = why
     provenance: dict[str, Any] = {"recipe": recipe.name, "row": item.number, **item.names}
     provenance |= {"target": [origin(a) for a in own], "answers": [origin(a) for a in answers]}
-    texts = {
-        name: [a.completion.text for a in found if a.completion] for name, found in (("own", own), ("answers", answers))
-    }
+    texts = {name: [a.text for a in found if a.text] for name, found in (("own", own), ("answers", answers))}
     settings = {"target": target.settings, **_asked_settings(recipe.config), **recipe.settings}
-    return Made(item, pair, provenance | {"settings": settings}, texts)
+    settings |= {"response_from": recipe.config.response_from} if recipe.config.response_from else {}
+    return Made(item, pair, provenance | {"settings": settings}, texts, _thoughts(own, answers))
+
+
+def _thoughts(own: list[Answered], answers: list[Answered]) -> dict[str, Any]:
+    """What stood before the answers, for the row: nothing where there was nothing."""
+    asked, of_own = ([a.reasoning for a in found] for found in (answers, own))
+    made: dict[str, Any] = {"reasoning": "\n\n".join(filter(None, asked))} if any(asked) else {}
+    return made | ({"own_reasoning": of_own} if any(of_own) else {})
 
 
 def _asked_settings(config: RecipeConfig) -> dict[str, Any]:
@@ -239,13 +301,18 @@ def _pair(recipe: Recipe, item: Item, own: list[Answered], answers: list[Answere
     texts = [a.completion.text.strip() for a in own if a.completion]
     if not answers:
         recipe.ask(item, texts)  # says why nothing was asked
-    if any(a.completion and a.completion.finish in TRUNCATED for a in answers):
-        raise Rejected("truncated")
     pair = recipe.pair(item, texts, [a.completion for a in answers if a.completion])
-    cut = {a.completion.text.strip() for a in own if a.completion and a.completion.finish in TRUNCATED}
-    if pair.chosen in cut:
-        raise Rejected("own answer truncated")  # as a loser it does no harm
-    return pair
+    by_text = {a.completion.text.strip(): a.completion for a in own if a.completion}
+    winner = by_text.get(pair.chosen)
+    if recipe.config.cut_answers == "keep" and winner and is_cut(winner.finish):
+        raise Rejected("own answer truncated")  # nobody should learn to stop there
+    return pair._replace(reasoning=_own_thoughts(pair, own)) if recipe.config.keep_reasoning else pair
+
+
+def _own_thoughts(pair: Pair, own: list[Answered]) -> tuple[str, str]:
+    """The own answers' thoughts, for both responses: a revision has those of the answer that was revised."""
+    by_text = {a.completion.text.strip(): a.reasoning for a in own if a.completion}
+    return by_text.get(pair.chosen, own[0].reasoning), by_text.get(pair.rejected, own[0].reasoning)
 
 
 def origin(a: Answered) -> dict[str, Any]:
@@ -256,25 +323,29 @@ def origin(a: Answered) -> dict[str, Any]:
     made: dict[str, Any] = {"model": c.model, "request": a.row.key, "finish_reason": c.finish}
     made["usage"] = {"prompt_tokens": c.tokens_in, "completion_tokens": c.tokens_out}
     made |= {} if c.is_counted else {"usage_is_estimated": True}
+    made |= {"sent_as": dict(a.renamed)} if a.renamed else {}
+    made |= {"cut_at": c.cut_at} if c.cut_at else {}
     return made | {"time": datetime.datetime.fromtimestamp(a.row.time, datetime.UTC).isoformat(timespec="seconds")}
 
 
 # --- what is said --------------------------------------------------------------------------------------------------
 
 
-def _spent(first: Tally, second: Tally, n: int) -> str:
-    n_sent, n_known = first.n_sent + second.n_sent, first.n_known + second.n_known
-    n_tokens, dollars = first.n_tokens + second.n_tokens, first.dollars + second.dollars
+def _spent(drawn: Drawn, asked: Tally, n: int) -> str:
+    n_sent, n_known = drawn.first.n_sent + asked.n_sent, drawn.first.n_known + asked.n_known
+    tallies = (drawn.first, drawn.again, asked)
+    n_tokens, dollars = sum(t.n_tokens for t in tallies), sum(t.dollars for t in tallies)
+    more = f" and {drawn.again.n_sent:,} more for own answers that were cut" if drawn.again.n_sent else ""
     return (
-        f"{n_sent:,} requests were sent ({n_sent / n:.2f} for each prompt), {n_known:,} answers were in the store; "
-        f"{n_tokens / 1e6:,.2f} million tokens, ${dollars:,.2f}"
+        f"{n_sent:,} requests were sent ({n_sent / n:.2f} for each prompt){more}, {n_known:,} answers were in the "
+        f"store; {n_tokens / 1e6:,.2f} million tokens, ${dollars:,.2f}"
     )
 
 
 def _estimate(recipe: Recipe, prompts: Prompts, target: Target, store: Store) -> str:
     """What a run would send, and the most that it can cost."""
     config, known = recipe.config, store.states()
-    longest = "x" * (config.target_max_tokens * CHARACTERS_PER_TOKEN)  # for answers that are still to be drawn
+    longest = "x" * (target.most_tokens * CHARACTERS_PER_TOKEN)  # for answers that are still to be drawn
 
     def foreseen() -> Iterator[Request]:
         for item in prompts:
@@ -283,6 +354,6 @@ def _estimate(recipe: Recipe, prompts: Prompts, target: Target, store: Store) ->
             with contextlib.suppress(Rejected):
                 yield from recipe.ask(item, texts)
 
-    stages = [estimate("target", target.wanted(prompts), known, target.client)] if config.target_endpoint else []
+    stages = target.estimates(lambda: prompts, store)
     stages.append(estimate(recipe.name, foreseen(), known, config))
     return "\n".join([*(text for text, _ in stages), total(sum(dollars for _, dollars in stages), config)])

@@ -16,10 +16,10 @@ import numpy as np
 
 from data.rows import Reading, Tie, parse_record
 from revise import clair, judge, pairs, recipe_runner
-from revise.client import Completion, Request
+from revise.client import PAIR_JUDGE, Completion, Request
 from revise.handing_on import handed_on
 from revise.pairs import Made, Pair, Rejected
-from revise.prompts import Item, Prompts, PromptsConfig
+from revise.prompts import Item, Prompts, PromptsConfig, Side
 from revise.recipe_runner import Recipe, RecipeConfig, instruction, question, wording_facts
 from revise.templates import read_template, task_of
 from system import InputError, cli
@@ -50,8 +50,8 @@ class ClairConfig(RecipeConfig):
     """Have the model's own answers revised as little as possible: the revision is preferred to the answer."""
 
     template: PathText | None = None
-    """File with another wording of the request; <TASK> and <STUDENT_SOLUTION> stand for the texts, and <DEGREE>, if it
-    has one, for what --strength and --keep-length say."""
+    """Another wording of the request: paper for the authors', else a file, in which <TASK> and <STUDENT_SOLUTION> stand
+    for the texts, and <DEGREE>, if it has one, for what --strength and --keep-length say."""
     strength: Literal["light", "standard", "strong"] = "standard"
     """How much a revision may change."""
     keep_length: bool = False
@@ -120,8 +120,8 @@ class JudgeConfig(RecipeConfig):
     """Have two answers of the model judged: the better one is preferred."""
 
     template: PathText | None = None
-    """File with another wording of the request; <TASK>, <STUDENT_SOLUTION_1> and <STUDENT_SOLUTION_2> stand for the
-    texts."""
+    """Another wording of the request: paper for the authors', else a file, in which <TASK>, <STUDENT_SOLUTION_1> and
+    <STUDENT_SOLUTION_2> stand for the texts."""
     both_orders: float = 0.1
     """Share of pairs that are judged in both orders, to measure how much the order decides; where it does, a pair is
     rejected. The others are shown in an order that is drawn."""
@@ -130,6 +130,11 @@ class JudgeConfig(RecipeConfig):
         super().__post_init__()
         if not 0 <= self.both_orders <= 1:
             raise InputError(f"--both-orders: {self.both_orders} is not between 0 and 1")
+        if self.response_from is not None:
+            raise InputError(
+                "--response-from: gives one own answer to a prompt, and two are judged; leave it out, and give "
+                '--target-model or --target-endpoint, or rows with "responses"'
+            )
 
 
 class Positions:
@@ -187,7 +192,8 @@ def judge_recipe(config: JudgeConfig, positions: Positions) -> Recipe:
 
     settings: dict[str, Any] = wording_facts(template.text, config.template or "judge")
     settings |= {"both_orders": config.both_orders, "seed": config.seed}
-    return Recipe("judge-on-policy", config, 2, ask, pair, settings)
+    read = lambda answer: judge.parse_choice(answer.text)  # noqa: E731
+    return Recipe("judge-on-policy", config, 2, ask, pair, settings, role=PAIR_JUDGE, read=read)
 
 
 def judge_main(argv: Sequence[str]) -> None:
@@ -209,6 +215,8 @@ class OffPolicyConfig(PromptsConfig):
     """
 
     store: PathText | None = None
+    """Not looked at."""
+    response_from: Side | None = None
     """Not looked at."""
     endpoint: tuple[str, ...] = ()
     """Not looked at."""
@@ -265,14 +273,21 @@ def _best_over_worst(item: Item, reading: Reading) -> Pair:
 def off_policy_main(argv: Sequence[str]) -> None:
     """The command."""
     config = cli.parse(OffPolicyConfig, argv, command="python -m revise judge-off-policy", example=OFF_POLICY_EXAMPLE)
-    others = ("store", "endpoint", "model", "target_model", "target_endpoint", "target_name")
+    others = ("store", "endpoint", "model", "response_from", "target_model", "target_endpoint", "target_name")
     others += ("chat_template", "chat_template_kwargs", "template_date")
     if given := [f"--{name.replace('_', '-')}" for name in others if getattr(config, name)]:
         cli.notify(f"judge-off-policy asks nobody: {', '.join(given)} not looked at")
-    pairs.check_out(Path(config.out), config.prompts)
+    pairs.check_out(Path(config.out), config.prompts, config.only_prompts)
     prompts = Prompts(config)
+    if not any("completions" in item.row for item in prompts):
+        raise InputError(
+            f"{config.prompts}: no row has answers that are judged already (completions with overall_score); take "
+            "those of openbmb/UltraFeedback to its prompts: --prompts openbmb/UltraFeedback --only-prompts "
+            f"{config.prompts}"
+        )
     count = pairs.write(off_policy_rows(prompts), Path(config.out))
     pairs.report(count, len(prompts), Path(config.out))
+    recipe_runner.check_pairs(count, len(prompts), Path(config.out))
 
 
 # --- a stronger model ----------------------------------------------------------------------------------------------
@@ -289,6 +304,11 @@ class StrongerConfig(RecipeConfig):
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        if self.keep_reasoning:
+            raise InputError(
+                "--keep-reasoning: the winner is another model's answer, before which the model's own thoughts say "
+                "nothing; leave it out"
+            )
         _check_ratios(self.min_length_ratio, self.max_length_ratio)
 
 

@@ -21,7 +21,9 @@ from revise import judge
 from revise.client import (
     CHARACTERS_PER_TOKEN,
     REWARD_PATH,
+    SCORER,
     ClientConfig,
+    Completion,
     Request,
     Store,
     answer_all,
@@ -103,15 +105,23 @@ def main(argv: Sequence[str]) -> None:
     with open_store(Path(config.store)) as store:
         n_sent = 0
         if target is not None and not config.dry_run:
-            n_sent = target.fill((s.item for s in _rows(config) if s.origin is None), store, n).n_sent
+            drawn = target.fill(lambda: (s.item for s in _rows(config) if s.origin is None), store, n)
+            n_sent = drawn.n_sent
+            if drawn.said:
+                cli.notify(drawn.said)
         wanted = (r for s in _rows(config) for r in _requests(s, config, template, target, store))
         if config.dry_run:
             print(_estimate(config, template, target, store))
             return
-        answer_all(wanted, store, config.after(n_sent), endpoints, purpose="score", n_requests=2 * n * config.n_grades)
+        n_requests = 2 * n * config.n_grades
+        later = config.after(n_sent)
+        answer_all(wanted, store, later, endpoints, purpose="score", role=SCORER, n_requests=n_requests)
         rows = (_without_scores(s.item.row) | _scores(s, config, template, target, store) for s in _rows(config))
-        n_bare = _write(rows, Path(config.out))
+        n_bare, n_thoughts = _write(rows, Path(config.out))
     print(f"{n - n_bare:,} of {n:,} pairs are scored: {config.out}", file=sys.stderr)
+    if n_thoughts:
+        said = "the judge's thoughts are cut off before a grade is read, and kept as scorer_reasoning"
+        print(f"in {n_thoughts:,} rows {said}", file=sys.stderr)
     if n_bare:
         raise RunError(
             f"{n_bare} rows have no score of both answers; to another --out the same command asks again where requests "
@@ -119,21 +129,25 @@ def main(argv: Sequence[str]) -> None:
         )
 
 
-def _write(rows: Iterable[dict[str, Any]], out: Path) -> int:
-    """Writes the rows; gives how many lack a score of one of their answers."""
-    n_bare = 0
+def _write(rows: Iterable[dict[str, Any]], out: Path) -> tuple[int, int]:
+    """Writes the rows; gives how many lack a score of one of their answers, and how many have the judge's thoughts."""
+    n_bare = n_thoughts = 0
 
     def counted() -> Iterator[dict[str, Any]]:
-        nonlocal n_bare
+        nonlocal n_bare, n_thoughts
         for row in rows:
             n_bare += not {"chosen_score", "rejected_score"} <= row.keys()
+            n_thoughts += "scorer_reasoning" in row
             yield row
 
     files.write_rows(out, counted())
-    return n_bare
+    return n_bare, n_thoughts
 
 
-OLD_SCORES = ("chosen_score", "rejected_score", "own_score", "score_chosen", "score_rejected", "score_own", "scorer")
+OLD_SCORES = (
+    "chosen_score", "rejected_score", "own_score", "score_chosen", "score_rejected", "score_own", "scorer",
+    "scorer_reasoning",
+)  # fmt: skip
 
 
 def _without_scores(row: dict[str, Any]) -> dict[str, Any]:
@@ -213,7 +227,16 @@ def _grades(item: Item, text: str, config: ScoreConfig, template: Template) -> l
     asked = judge.score_request(task_of(item.prompt), text, template)
     body = {"model": config.model, "messages": [{"role": "user", "content": asked}]}
     body |= {"temperature": config.temperature, "max_tokens": config.max_tokens}
-    return [Request(_merged(body, config), sample) for sample in range(config.n_grades)]
+    return [Request(_merged(body, config), sample, check=_not_graded) for sample in range(config.n_grades)]
+
+
+def _not_graded(answer: Completion) -> str | None:
+    """Why an answer is no grade."""
+    try:
+        judge.parse_score(answer.text)
+    except ValueError as reason:
+        return str(reason)
+    return None
 
 
 def _merged(body: dict[str, Any], config: ScoreConfig) -> dict[str, Any]:
@@ -223,11 +246,14 @@ def _merged(body: dict[str, Any], config: ScoreConfig) -> dict[str, Any]:
 def _scores(s: Scored, config: ScoreConfig, template: Template, target: Target | None, store: Store) -> dict[str, Any]:
     """Fields for the row: those scores that there are."""
 
+    thoughts: list[str] = []
+
     def score(text: str) -> float | None:
         grades = []
         for request in _grades(s.item, text, config, template):
-            found = answered(store, request).completion
+            found = answered(store, request, config.accept_finish_reason).completion
             if found is not None:
+                thoughts.extend([found.reasoning] if found.reasoning else [])
                 try:
                     grades.append(float(found.text) if config.reward else judge.parse_score(found.text))
                 except ValueError:
@@ -242,13 +268,14 @@ def _scores(s: Scored, config: ScoreConfig, template: Template, target: Target |
     else:
         own = next((score(text) for text in _own(s, target, store)), None)
     made = {"chosen_score": chosen, "rejected_score": rejected, "own_score": own}
-    return {name: value for name, value in made.items() if value is not None} | {"scorer": config.model}
+    found = {name: value for name, value in made.items() if value is not None} | {"scorer": config.model}
+    return found | ({"scorer_reasoning": thoughts} if thoughts else {})
 
 
 def _estimate(config: ScoreConfig, template: Template, target: Target | None, store: Store) -> str:
     """What a run would send, and the most that it can cost: own answers still to be drawn are as long as may be."""
     known = store.states()
-    longest = "x" * (config.target_max_tokens * CHARACTERS_PER_TOKEN)
+    longest = "x" * ((config.target_max_tokens if target is None else target.most_tokens) * CHARACTERS_PER_TOKEN)
 
     def foreseen() -> Iterator[Request]:
         for s in _rows(config):
@@ -257,7 +284,6 @@ def _estimate(config: ScoreConfig, template: Template, target: Target | None, st
                 yield from _grades(s.item, f"{longest}{s.item.number}", config, template)
 
     stages = [estimate("score", foreseen(), known, config)]
-    if target is not None and config.target_endpoint:
-        wanted = target.wanted(s.item for s in _rows(config) if s.origin is None)
-        stages.insert(0, estimate("target", wanted, known, target.client))
+    if target is not None:
+        stages = [*target.estimates(lambda: (s.item for s in _rows(config) if s.origin is None), store), *stages]
     return "\n".join([*(said for said, _ in stages), total(sum(dollars for _, dollars in stages), config)])

@@ -11,15 +11,16 @@ from typing import Any
 from data.rows import PromptRow
 from data.text import Message
 from revise.client import (
-    TRUNCATED,
     Answered,
     ClientConfig,
     Request,
     answer_all,
     answered,
     endpoints_of,
+    is_cut,
     is_open,
     open_store,
+    parse_extra,
     said,
 )
 from revise.handing_on import handed_on
@@ -34,6 +35,10 @@ def answers(
     model: str,
     key_env: str,
     concurrency: int,
+    header: tuple[str, ...] = (),
+    extra: str | None = None,
+    read_timeout: float = 300.0,
+    go_on: bool = False,
     ask_again: bool,
     n: int,
     seed: int,
@@ -55,16 +60,21 @@ def answers(
         model=model,
         key_env=(key_env,),
         concurrency=concurrency,
+        header=header,
+        read_timeout=read_timeout,
+        go_on=go_on,
         ask_again=ask_again,
     )
+    merged = parse_extra(extra)
     sampling: dict[str, Any] = {"max_tokens": max_new_tokens, "temperature": temperature, "top_p": top_p}
     sampling |= {"top_k": top_k} if top_k else {}
     sampling |= {"stop": list(stop)} if stop else {}
     requests = [
-        Request({"model": model, "messages": _messages(row), **sampling, **beside, "seed": seed + i}, i)
+        Request({name: value for name, value in (body | merged).items() if value is not None}, i, as_is=True)
         for row in prompts
         for beside in [handed_on(row.location, row.context)]
         for i in range(n)
+        for body in [{"model": model, "messages": _messages(row), **sampling, **beside, "seed": seed + i}]
     ]
     with open_store(Path(client.store)) as opened:
         endpoints = endpoints_of(client.endpoint, client)
@@ -82,4 +92,4 @@ def _messages(row: PromptRow) -> list[dict[str, Any]]:
 
 
 def _finish(found: Answered) -> str:
-    return "length" if found.completion and found.completion.finish in TRUNCATED else "stop"
+    return "length" if found.completion and is_cut(found.completion.finish) else "stop"

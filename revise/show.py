@@ -3,37 +3,43 @@
     python -m revise show pairs.jsonl                      the first pairs, in the terminal
     python -m revise show pairs.jsonl --html pairs.html    a page that needs nothing else: no server, no network
 
-What was rejected, in the file beside it, is shown with its reason. Model text is data: the page's script puts it in as
-text, its content security policy runs nothing but that script, and control characters never reach a terminal.
+What was rejected, in the file beside it, is shown with its reason and what that means. Model text is data: the page's
+script puts it in as text, its content security policy runs nothing but that script, and control characters never reach
+a terminal.
 """
 
 import base64
+import contextlib
+import functools
 import hashlib
 import itertools
 import json
 import re
-from collections.abc import Iterator, Sequence
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import tyro
-from rapidfuzz.distance import Indel
 
-from data.rows import Reading, ReadingSettings, parse_record, rows_of
+from data.contrast import contrast
+from data.differences import Pieces, difference
+from data.rows import Reading, ReadingSettings, Record, parse_record, rows_of
 from data.show import wants_colour
 from data.text import Message
+from revise import clair
 from revise.pairs import rejected_beside
+from revise.reasons import meaning
 from revise.templates import task_of
 from system import InputError, cli, files
 from system.flags import PathText
 
 EXAMPLE = "python -m revise show pairs.jsonl --html pairs.html"
 PAGE = Path(__file__).with_name("show.html")
-WORD = re.compile(r"(?:\w+|[^\w\s])\s*|^\s+")  # with the blanks behind it, which alone make no difference
-
-Pieces = list[tuple[bool, str]]
-"""A text in pieces: whether each stands in this text alone, and its words."""
+REJECTED = ".rejected.jsonl"
+FACTS = ("chosen_score", "rejected_score", "own_score", "provenance")
+CHUNK = 512  # pairs that are measured together
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -60,99 +66,168 @@ class ShowConfig(ReadingSettings):
 class Shown(NamedTuple):
     """One row, ready to be looked at."""
 
+    number: int
+    """In its file, from 1."""
     location: str
     prompt: str
     rejected: Pieces
     chosen: Pieces
     labels: tuple[str, str]
     rational: str = ""
+    thoughts: str = ""
+    """What models thought before they answered."""
     reason: str = ""
     """Why it is no pair; empty where it is one."""
     facts: str = ""
     """Its provenance, as lines."""
+    scores: tuple[float, float] | None = None
+    """Of chosen and rejected, by one judge."""
 
     @property
     def kind(self) -> str:
         """The reason without its details."""
         return self.reason.partition(":")[0]
 
-
-def difference(before: str, after: str) -> tuple[Pieces, Pieces]:
-    """Both texts in pieces: words that stand in both, in order, and those of one alone (longest common subsequence)."""
-    a, b = WORD.findall(before), WORD.findall(after)
-    left, right = [], []
-    keys = ([word.strip() or " " for word in words] for words in (a, b))  # not "": the library takes it for NUL
-    for step in Indel.opcodes(*keys):
-        if words := "".join(a[step.src_start : step.src_end]):
-            left.append((step.tag != "equal", words))
-        if words := "".join(b[step.dest_start : step.dest_end]):
-            right.append((step.tag != "equal", words))
-    return left, right
+    @property
+    def texts(self) -> tuple[str, str]:
+        """What stands on the right, the winner or an answer, and on the left."""
+        right, left = ("".join(words for _, words in side) for side in (self.chosen, self.rejected))
+        return right, left
 
 
-def shown_rows(path: Path, reading: Reading | None = None) -> Iterator[Shown]:
-    """The pairs of a file. reading: how it is read. Raises InputError for a row that is none."""
-    for location, row in rows_of(path, reading):
-        if isinstance(row, InputError):
-            raise row
-        record = parse_record(row, location, reading=reading)
-        if len(record.responses) != 2 or record.is_tokenised:
-            raise InputError(f"{location}: no pair of texts; this shows pairs")
-        chosen, rejected = record.texts
-        prompt = task_of(record.messages)
-        left, right = difference(rejected, chosen)
-        yield Shown(location, prompt, left, right, ("rejected", "chosen"), _text(row.get("rational")), "", _facts(row))
+def shown_pair(number: int, location: str, row: dict[str, Any], reading: Reading | None = None) -> Shown:
+    """A pair. reading: how its file is read. Raises InputError for a row that is none."""
+    record = parse_record(row, location, reading=reading)
+    if len(record.responses) != 2 or record.is_tokenised:
+        raise InputError(f"{location}: no pair of texts; this shows pairs")
+    chosen, rejected = record.texts
+    left, right = difference(rejected, chosen)
+    return Shown(
+        number, location, task_of(record.messages), left, right, ("rejected", "chosen"), _text(row.get("rational")),
+        _thoughts(row, record), facts=_facts(row), scores=_scores(record),
+    )  # fmt: skip
 
 
-def rejected_rows(path: Path) -> Iterator[Shown]:
-    """What a recipe set aside, with its reason."""
-    for location, row in rows_of(path):
-        if isinstance(row, InputError):
-            raise row
-        own, answers = ("\n\n".join(map(_text, row.get(name) or [])) for name in ("own", "answers"))
-        prompt = row.get("prompt")
-        if isinstance(prompt, list):
-            prompt = task_of(
-                [Message(_text(m.get("role")), _text(m.get("content"))) for m in prompt if isinstance(m, dict)]
-            )
-        labels = "the model's own", "the answer"
-        yield Shown(
-            location,
-            _text(prompt),
-            [(False, own)],
-            [(False, answers)],
-            labels,
-            "",
-            _text(row.get("reason")),
-            _facts(row),
+def _scores(record: Record) -> tuple[float, float] | None:
+    scores = record.ratings.scores
+    return (float(scores[0]), float(scores[1])) if scores is not None and len(scores) == 2 else None
+
+
+def _thoughts(row: Mapping[str, Any], record: Record | None = None) -> str:
+    """What a row keeps of thoughts: beside its answers, or in them."""
+    found = []
+    for kept in (row.get("own_reasoning"), row.get("reasoning")):
+        found += kept if isinstance(kept, list) else [kept]
+    for response in record.conversations if record else ():
+        found += [message.reasoning_content for message in response]
+    return "\n\n".join(dict.fromkeys(text for text in found if isinstance(text, str) and text.strip()))
+
+
+def shown_rejected(number: int, location: str, row: dict[str, Any]) -> Shown:
+    """A row that a recipe set aside: what would have been its two sides as far as they are there, and the reason."""
+    prompt = row.get("prompt")
+    if isinstance(prompt, list):
+        prompt = task_of(
+            [Message(_text(m.get("role")), _text(m.get("content"))) for m in prompt if isinstance(m, dict)]
         )
+    own, answers = (_texts(row.get(name)) for name in ("own", "answers"))
+    rational = ""
+    if len(own) == 2:  # a judge was asked which is better
+        (left, right), labels = own, ("the model's own, first", "the model's own, second")
+        rational = "\n\n".join(answers)
+    else:
+        left, right, labels = "\n\n".join(own), "\n\n".join(answers), ("the model's own", "the answer")
+        with contextlib.suppress(ValueError):
+            rational, right = clair.parse(right, student_solution=left)
+            labels = "the model's own", "the revision"
+    before, after = difference(left, right) if left and right else ([(False, left)], [(False, right)])
+    return Shown(
+        number, location, _text(prompt), before, after, labels, rational, _thoughts(row), _text(row.get("reason")),
+        _facts(row),
+    )  # fmt: skip
+
+
+def _texts(value: Any) -> list[str]:
+    return [_text(v) for v in value] if isinstance(value, list) else []
 
 
 def _text(value: Any) -> str:
     return value if isinstance(value, str) else ""
 
 
-def _facts(row: dict[str, Any]) -> str:
-    named = {name: row[name] for name in ("chosen_score", "rejected_score", "own_score", "provenance") if name in row}
+def _facts(row: Mapping[str, Any]) -> str:
+    named = {name: row[name] for name in FACTS if name in row}
     return json.dumps(named, indent=1, ensure_ascii=False) if named else ""
+
+
+class Part(NamedTuple):
+    """Some rows of a file, and what is known of all of them."""
+
+    rows: list[Shown]
+    first: int = 1
+    """The number of the first one."""
+    n_all: int = 0
+    """How many rows the file has."""
+    kinds: Mapping[str, int] = {}
+    """By reason, how many of all are no pairs."""
+
+
+def read_part(
+    found: Iterator[tuple[str, dict[str, Any] | InputError]],
+    show: Callable[[int, str, dict[str, Any]], Shown],
+    first: int,
+    n: int,
+) -> Part:
+    """The rows from `first` on, at most n, of all that are found. Raises InputError where one of them is unreadable."""
+    rows: list[Shown] = []
+    kinds: Counter[str] = Counter()
+    number = 0
+    for number, (location, row) in enumerate(found, 1):
+        if first <= number < first + n:
+            if isinstance(row, InputError):
+                raise row
+            rows.append(show(number, location, row))
+        if isinstance(row, dict) and isinstance(row.get("reason"), str):
+            kinds[row["reason"].partition(":")[0]] += 1
+    return Part(rows, first, number, kinds)
 
 
 # --- the page ------------------------------------------------------------------------------------------------------
 
 
-def page(rows: Sequence[Shown], title: str, note: str) -> str:
+def page(pairs: Part, rejected: Part, title: str) -> str:
     """A whole HTML page. All that comes from rows is in one block of JSON in which no < > & stands."""
     template = PAGE.read_text(encoding="utf-8")
     (style,) = re.findall(r"<style>(.*?)</style>", template, re.DOTALL)
     (script,) = re.findall(r"<script>(.*?)</script>", template, re.DOTALL)
     policy = f"default-src 'none'; style-src {_hash(style)}; script-src {_hash(script)}; base-uri 'none'"
-    shown = [
-        {**row._asdict(), "kind": row.kind, "location": Path(row.location).name} for row in rows
-    ]  # no folder of yours
-    text = json.dumps({"title": title, "note": note, "rows": shown}, ensure_ascii=False)
+    told = {"title": title, "pairs": _told(pairs), "rejected": _told(rejected)}
+    text = json.dumps(told, ensure_ascii=False)
     for character in "<>&\u2028\u2029":
         text = text.replace(character, f"\\u{ord(character):04x}")
     return template.replace("<CSP>", policy, 1).replace("<DATA>", text, 1)
+
+
+def _told(part: Part) -> dict[str, Any]:
+    """What the page is told of some rows."""
+    rows = []
+    for chunk in (part.rows[i : i + CHUNK] for i in range(0, len(part.rows), CHUNK)):
+        found = contrast([row.texts for row in chunk])
+        for i, row in enumerate(chunk):
+            right, left = row.texts
+            measures: dict[str, float | int | None] = {
+                "asked": len(row.prompt),
+                "length": len(right),
+                "before": len(left),
+            }
+            if right and left:
+                measures |= {"ratio": round(len(right) / len(left), 4), "distance": int(found.levenshtein[i])}
+                measures["jaccard"] = round(100 * float(found.jaccard_words[i]), 2)
+            if row.scores:
+                measures["score"] = round(row.scores[0] - row.scores[1], 6)
+            place = {"location": Path(row.location).name}  # no folder of yours
+            rows.append({**row._asdict(), **place, **measures, "kind": row.kind, "meaning": meaning(row.reason)})
+    return {"rows": rows, "first": part.first, "n": part.n_all, "kinds": part.kinds}
 
 
 def _hash(content: str) -> str:
@@ -171,6 +246,7 @@ def text(row: Shown, *, colour: bool) -> str:
         return "".join(changed.format(cli.printable(t)) if is_changed else cli.printable(t) for is_changed, t in pieces)
 
     lines = [title.format(cli.printable(f"{row.location}{f': {row.reason}' if row.reason else ''}"))]
+    lines += [said] if (said := meaning(row.reason)) else []
     lines += [cli.printable(row.prompt), ""]
     lines += [title.format(row.labels[0]), words(row.rejected, gone), ""]
     lines += [title.format(row.labels[1]), words(row.chosen, new)]
@@ -184,19 +260,28 @@ def main(argv: Sequence[str]) -> None:
     if config.html:
         files.check_new_file(Path(config.html))
     n = config.n or (1000 if config.html else 3)
-    is_rejected = path.name.endswith(".rejected.jsonl")
-    found = rejected_rows(path) if is_rejected else shown_rows(path, config.reading)
-    rows = list(itertools.islice(found, config.row - 1, config.row - 1 + n + 1))
-    beside = rejected_beside(path)
-    dropped = list(itertools.islice(rejected_rows(beside), n + 1)) if config.html and beside.is_file() else []
-    if not rows and not dropped:
+    is_rejected = path.name.endswith(REJECTED)
+    found = rows_of(path) if is_rejected else rows_of(path, config.reading)
+    show = shown_rejected if is_rejected else functools.partial(shown_pair, reading=config.reading)
+    if not config.html:
+        found = itertools.islice(found, config.row - 1 + n)  # nobody waits for the rest
+    named = read_part(found, show, config.row, n)
+    beside, no_pairs = rejected_beside(path), Part([])
+    if config.html and not is_rejected and beside.is_file():
+        no_pairs = read_part(rows_of(beside), shown_rejected, 1, n)
+    if not named.rows and not no_pairs.rows:
         raise InputError(f"{path}: no row {config.row}; give a --row that is there")
     if not config.html:
-        print("\n\n".join(text(row, colour=wants_colour()) for row in rows[:n]))
+        print("\n\n".join(text(row, colour=wants_colour()) for row in named.rows))
         return
-    is_part = len(rows) > n or len(dropped) > n
-    note = (
-        f"At most {n:,} rows of each file, from row {config.row:,}; more with --n." if is_part or config.row > 1 else ""
-    )
-    files.write_text(Path(config.html), page([*rows[:n], *dropped[:n]], path.name, note))
-    cli.notify(f"{len(rows[:n]):,} pairs and {len(dropped[:n]):,} rejected rows: {config.html}")
+    parts = (Part([]), named) if is_rejected else (named, no_pairs)
+    files.write_text(Path(config.html), page(*parts, path.name))
+    counts = [
+        _of(len(part.rows), part.n_all, what) for part, what in zip(parts, ("pairs", "rejected rows"), strict=True)
+    ]
+    cli.notify(f"{' and '.join(counts)}: {config.html}")
+
+
+def _of(n: int, n_all: int, what: str) -> str:
+    what = what.removesuffix("s") if n_all == 1 else what
+    return f"{n:,} {what}" if n == n_all else f"{n:,} of {n_all:,} {what}"

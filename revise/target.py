@@ -2,20 +2,25 @@
 
 Answers that are sampled here go into the store as a server's would, so that a run that is killed goes on. Each has
 random numbers of its own, drawn from its request's key: the same seed gives the same answer whatever else is asked.
+
+An answer that was cut at --target-max-tokens is no answer: a pair of it would teach where to stop. It is asked for once
+more, with twice as many tokens (drawn here it goes on from where it was cut), and set aside where it is cut again.
 """
 
 import dataclasses
 import hashlib
 import itertools
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 from tqdm import tqdm
 
 from data.text import TemplateSettings
 from revise.client import (
+    NO_KEY,
+    TARGET,
     Answered,
     ClientConfig,
     Completion,
@@ -29,7 +34,11 @@ from revise.client import (
     answered,
     canonical,
     endpoints_of,
+    estimate,
+    is_open,
     parse_base,
+    parse_extra,
+    parse_headers,
     read_answer,
 )
 from revise.handing_on import handed_on
@@ -41,6 +50,9 @@ if TYPE_CHECKING:  # it brings torch, which takes seconds and which answers over
     from engine.generate import Answer, Answerer
 
 CHUNK = 256  # answers that are sampled and stored together
+MORE = 2  # times --target-max-tokens, of an answer that was cut
+LIMITS = ("max_tokens", "max_completion_tokens")
+CUT = "truncated"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -56,12 +68,22 @@ class TargetConfig(TemplateSettings):
     """Its name there."""
     target_key_env: str | None = None
     """Environment variable of that server's API key. Unset: no key is sent, unless it is one of --endpoint."""
+    target_header: tuple[str, ...] = ()
+    """'NAME: VALUE' of a header that --target-endpoint is sent besides, with $VARIABLE from the environment."""
+    target_api: Literal["chat", "responses"] = "chat"
+    """How --target-endpoint is asked."""
+    target_extra: str | None = None
+    """JSON object that is merged into each request to --target-endpoint; null takes a field out."""
     target_temperature: float = 1.0
     """Its answers are drawn at that temperature."""
     target_top_p: float = 1.0
     """... from the likeliest tokens that together have this probability."""
     target_max_tokens: int = 512
     """Most tokens of its answers; engine.train keeps 512 of a response."""
+    cut_answers: Literal["again", "aside", "keep"] = "again"
+    """What becomes of its answers that were cut there: they are asked for once more with twice as many tokens and set
+    aside where they are cut again; set aside at once; or kept as losers, which are told from whole winners by their end
+    alone."""
     target_price_in: float = 0.0
     """Dollars for a million tokens sent to --target-endpoint."""
     target_price_out: float = 0.0
@@ -77,6 +99,11 @@ class TargetConfig(TemplateSettings):
             raise InputError("--target-model and --target-endpoint: give the one or the other")
         for base in self.target_endpoint:
             parse_base(base, "--target-endpoint")
+        parse_headers(self.target_header, "--target-header")
+        parse_extra(self.target_extra, "--target-extra")
+        for name in ("target_header", "target_extra"):
+            if getattr(self, name) and not self.target_endpoint:
+                raise InputError(f"--{name.replace('_', '-')}: is of --target-endpoint; leave it out")
         if self.target_price_in < 0 or self.target_price_out < 0:
             raise InputError("--target-price-in and --target-price-out are not below 0")
         if self.target_endpoint and not self.target_name:
@@ -91,6 +118,21 @@ class TargetConfig(TemplateSettings):
             )
 
 
+class Drawn(NamedTuple):
+    """What it took to have own answers."""
+
+    first: Tally = Tally()
+    again: Tally = Tally()
+    """Of answers that were cut, asked for once more."""
+    said: str = ""
+    """What became of those that were cut; "" where none was."""
+
+    @property
+    def n_sent(self) -> int:
+        """Requests of both."""
+        return self.first.n_sent + self.again.n_sent
+
+
 class Target:
     """Own answers of the model, n to a prompt."""
 
@@ -99,8 +141,10 @@ class Target:
         self.n, self._config, self._seed = n, config, seed
         prices = {"price_in": config.target_price_in, "price_out": config.target_price_out}
         cap = client.max_cost if any(prices.values()) else None  # of what costs nothing there is no cap
-        self.client = dataclasses.replace(client, max_cost=cap, **prices)
+        how: dict[str, Any] = {"header": config.target_header, "api": config.target_api}
+        self.client = dataclasses.replace(client, max_cost=cap, **prices, **how)
         """How its server is asked, at its own prices."""
+        self._extra = parse_extra(config.target_extra, "--target-extra")
         self._answerer = _open(config) if config.target_model else None
         self._fingerprint = self._answerer.digest if self._answerer else ""
         self._template = _template_facts(config, self._answerer) if self._answerer else {}
@@ -129,6 +173,7 @@ class Target:
         body |= item.context.fields() if self._answerer else handed_on(item.location, item.context)
         if self._answerer is None:
             body["model"] = c.target_name
+            body = {name: value for name, value in (body | self._extra).items() if value is not None}
             return [Request(body, sample, item.occurrence) for sample in range(self.n)]
         body |= {"model": self._fingerprint, "seed": self._seed, **self._template}
         return [Request(body, sample, item.occurrence, path="local") for sample in range(self.n)]
@@ -142,21 +187,112 @@ class Target:
         return named | (
             {"seed": self._seed, "model": self._fingerprint, **self._template}
             if self._answerer
-            else {"model": c.target_name}
+            else {"model": c.target_name} | ({"extra": self._extra} if self._extra else {})
         )
+
+    @property
+    def _limit(self) -> int | None:
+        """Most tokens of an answer at first; None where --target-extra takes the limit out."""
+        body = {"max_tokens": self._config.target_max_tokens} | self._extra
+        return next((found for name in LIMITS if isinstance(found := body.get(name), int)), None)
+
+    @property
+    def most_tokens(self) -> int:
+        """Of an answer, be it asked for again."""
+        most = self._limit or self._config.target_max_tokens
+        return most * MORE if self._config.cut_answers == "again" else most
 
     def wanted(self, prompts: Iterable[Item]) -> Iterator[Request]:
         """What is asked for all items whose answers are not given."""
-        return (request for item in prompts if given(item, self.n) is None for request in self.requests(item))
+        return (request for _, request in self._wanted(prompts))
 
-    def fill(self, prompts: Iterable[Item], store: Store, n_prompts: int) -> Tally:
-        """Has every answer that is not given drawn and stored. n_prompts: for the progress bar."""
-        n = n_prompts * self.n
-        if self._answerer is not None:
-            return self._answer_here(self._answerer, prompts, store, n)
+    def wanted_again(self, prompts: Iterable[Item], store: Store) -> Iterator[Request]:
+        """What may have to be asked for once more: where an answer was cut, and where none is there yet."""
+        if self._config.cut_answers == "again":
+            for request in self.wanted(prompts):
+                found = self._found(store, request)
+                if self._limit and (found.is_cut or is_open(found)):
+                    yield self._again(request)
+
+    def estimates(self, prompts: Callable[[], Iterable[Item]], store: Store) -> list[tuple[str, float]]:
+        """What is missing of its server's answers, and the most that it can cost, in lines."""
         if not self._config.target_endpoint:
-            return Tally()
-        return answer_all(self.wanted(prompts), store, self.client, self.endpoints(), purpose="target", n_requests=n)
+            return []
+        known, stages = store.states(), {"target": self.wanted(prompts())}
+        if self._config.cut_answers == "again":
+            stages["target again, were every answer cut"] = self.wanted_again(prompts(), store)
+        return [estimate(what, requests, known, self.client) for what, requests in stages.items()]
+
+    def _wanted(self, prompts: Iterable[Item]) -> Iterator[tuple[Item, Request]]:
+        return ((item, request) for item in prompts if given(item, self.n) is None for request in self.requests(item))
+
+    def _again(self, request: Request) -> Request:
+        """The same question, with more tokens for the answer."""
+        body = {k: v * MORE if k in LIMITS and isinstance(v, int) else v for k, v in request.body.items()}
+        return request._replace(body=body)
+
+    def fill(self, prompts: Callable[[], Iterable[Item]], store: Store, n_prompts: int) -> Drawn:
+        """Has every answer that is not given drawn and stored, and those that were cut once more. prompts: gives the
+        items as often as they are needed. n_prompts: for the progress bar.
+        """
+        if self._answerer is None and not self._config.target_endpoint:
+            return Drawn()
+        asked = ((i, r) for i, r in self._wanted(prompts()) if not self._is_settled(store, r))
+        first = self._draw(asked, store, self.client, n_prompts * self.n)
+        cut = {r.key for r in self.wanted(prompts()) if self._found(store, r).is_cut}
+        again = Tally()
+        if cut and self._config.cut_answers == "again":
+            asked = ((i, r) for i, r in self._wanted(prompts()) if r.key in cut and self._no_room(store, r) is None)
+            useful = (r for r in self.wanted(prompts()) if self._found(store, r).completion is not None)
+            known = itertools.islice(useful, 1)  # that its server is of use is known by then, whatever comes now
+            again = self._draw(asked, store, self.client.after(first.n_sent), len(cut), is_again=True, known=known)
+        return Drawn(first, again, self._said(cut, prompts, store) if cut else "")
+
+    def _draw(
+        self,
+        wanted: Iterable[tuple[Item, Request]],
+        store: Store,
+        client: ClientConfig,
+        n: int,
+        *,
+        is_again: bool = False,
+        known: Iterable[Request] = (),
+    ) -> Tally:
+        """Has what is wanted drawn and stored. n: for the progress bar. is_again: with more tokens. known: what has
+        answers of use already.
+        """
+        if self._answerer is not None:
+            return self._answer_here(self._answerer, wanted, store, n, is_again=is_again)
+        new = (self._again(request) if is_again else request for _, request in wanted)
+        requests = itertools.chain(known, new)
+        return answer_all(requests, store, client, self.endpoints(), purpose="target", role=TARGET, n_requests=n)
+
+    def _found(self, store: Store, request: Request) -> Answered:
+        return answered(store, request, self.client.accept_finish_reason)
+
+    def _is_settled(self, store: Store, request: Request) -> bool:
+        """Whether an answer was cut and is of use all the same, so that --ask-again does not ask for another one."""
+        was_cut = self.client.ask_again and self._found(store, request).is_cut
+        return was_cut and self._whole(store, request).completion is not None
+
+    def _no_room(self, store: Store, request: Request) -> str | None:
+        """Why an answer that was cut could not have been longer. One that was drawn here is counted, and ends before
+        the limit only where the model's context does.
+        """
+        if self._limit is None:
+            return "by the server, at a limit of its own"
+        row = store.get(request.key)
+        is_full = self._answerer is not None and row is not None and row.tokens_out < self._limit
+        return "the model's context is full" if is_full else None
+
+    def _said(self, cut: set[str], prompts: Callable[[], Iterable[Item]], store: Store) -> str:
+        """What became of answers that were cut."""
+        said = f"{len(cut):,} own answers were cut" + (f" at {self._limit:,} tokens" if self._limit else "")
+        if self._config.cut_answers != "again":
+            return f"{said}: {'set aside' if self._config.cut_answers == 'aside' else 'kept as losers'} (--cut-answers)"
+        whole = {r.key for r in self.wanted(prompts()) if r.key in cut and self._whole(store, r).completion is not None}
+        again = f"asked for again with {self.most_tokens:,}, {len(whole):,} are whole" if self._limit else ""
+        return f"{said}: {', '.join(filter(None, (again, f'{len(cut) - len(whole):,} are set aside')))}"
 
     def endpoints(self) -> list[Endpoint]:
         """The servers that answer for the model. A key goes only where it was given for."""
@@ -164,53 +300,88 @@ class Target:
         if c.target_key_env is not None:
             named = dataclasses.replace(client, key_env=(c.target_key_env,), key_file=None)
             return endpoints_of(c.target_endpoint, named, flag="--target-endpoint")
-        known = {e.origin: e.key for e in endpoints_of(client.endpoint, client)} if client.endpoint else {}
-        made = [Endpoint(parse_base(b, "--target-endpoint"), None, client.concurrency) for b in c.target_endpoint]
+        reviser = dataclasses.replace(client, header=())
+        known = {e.origin: e.key for e in endpoints_of(client.endpoint, reviser)} if client.endpoint else {}
+        keyless = dataclasses.replace(client, key_env=(NO_KEY,), key_file=None)
+        made = endpoints_of(c.target_endpoint, keyless, flag="--target-endpoint")
         return [dataclasses.replace(e, key=known.get(e.origin)) for e in made]
 
     def answers(self, item: Item, store: Store) -> list[Answered]:
         """Its answers: given or stored, or why there is none."""
         texts = given(item, self.n)
         if texts is not None:
-            return [Answered(Completion(text, None, "", 0, 0, False, None)) for text in texts]
-        return [answered(store, request) for request in self.requests(item)]
+            whose = item.reasoning
+            return [Answered(Completion(text, None, "", 0, 0, False, None, reasoning=whose)) for text in texts]
+        return [self._whole(store, request) for request in self.requests(item)]
 
-    def _answer_here(self, answerer: "Answerer", prompts: Iterable[Item], store: Store, n: int) -> Tally:
+    def _whole(self, store: Store, request: Request) -> Answered:
+        """What is known of a request, and where its answer was cut what became of that."""
+        found = self._found(store, request)
+        if not found.is_cut:
+            return found
+        if self._config.cut_answers == "keep" and found.text.strip() and found.unusable:
+            return Answered(found.unusable._replace(fault=None), "", found.row)
+        if (why := self._no_room(store, request)) is not None:
+            return _aside(found, why)
+        raised = "raise --target-max-tokens"
+        if self._config.cut_answers != "again":
+            return _aside(found, f"at {self._limit:,} tokens; {raised}")
+        again = self._found(store, self._again(request))
+        if not again.is_cut:
+            return again
+        return _aside(again, f"at {self._limit:,} tokens, and again at {self.most_tokens:,}; {raised}")
+
+    def _answer_here(
+        self,
+        answerer: "Answerer",
+        wanted: Iterable[tuple[Item, Request]],
+        store: Store,
+        n: int,
+        *,
+        is_again: bool,
+    ) -> Tally:
+        """is_again: with more tokens, and the random numbers that each answer had: it is the same, and goes on."""
         from engine.generate import Sampling
 
         c, known = self._config, store.states()
         tally, seen = Tally(), set()
+        most = c.target_max_tokens * (MORE if is_again else 1)
         sampling = Sampling(
-            max_new_tokens=c.target_max_tokens, temperature=c.target_temperature, top_p=c.target_top_p, seed=self._seed
+            max_new_tokens=most, temperature=c.target_temperature, top_p=c.target_top_p, seed=self._seed
         )
 
-        def missing() -> Iterator[tuple[Item, Request]]:
+        def missing() -> Iterator[tuple[Item, Request, int]]:
             nonlocal tally
-            for item in prompts:
-                for request in self.requests(item) if given(item, self.n) is None else ():
-                    key = bytes.fromhex(request.key)
-                    if key in known and key not in seen:
-                        tally = tally._replace(n_known=tally.n_known + 1)
-                        bar.update()
-                    elif key not in seen:
-                        yield item, request
-                    seen.add(key)
+            for item, first in wanted:
+                request = self._again(first) if is_again else first
+                key = bytes.fromhex(request.key)
+                if key in known and key not in seen:
+                    tally = tally._replace(n_known=tally.n_known + 1)
+                    bar.update()
+                elif key not in seen:
+                    yield item, request, int(first.key[:15], 16)
+                seen.add(key)
 
         with tqdm(total=n, unit="answer", desc="target", disable=None) as bar:
             todo = missing()
             while chunk := list(itertools.islice(todo, CHUNK)):
-                ids = [answerer.prompt_ids(item.location, item.prompt, item.context) for item, _ in chunk]
-                numbers = [int(request.key[:15], 16) for _, request in chunk]
+                ids = [answerer.prompt_ids(item.location, item.prompt, item.context) for item, _, _ in chunk]
+                numbers = [number for _, _, number in chunk]
                 found = answerer.answer(ids, sampling, lambda answer: bar.update(), numbers)
                 rows = [
                     _stored(request, answerer, answer, len(ids[answer.prompt]))
-                    for (_, request), answer in zip(chunk, found, strict=True)
+                    for (_, request, _), answer in zip(chunk, found, strict=True)
                 ]
                 store.write(rows)
                 tally = tally._replace(
                     n_stored=tally.n_stored + len(rows), n_tokens=tally.n_tokens + sum(r.tokens_out for r in rows)
                 )
         return tally
+
+
+def _aside(found: Answered, why: str) -> Answered:
+    """An answer that was cut, with how; that its thoughts took all of the tokens is known already."""
+    return found._replace(fault=f"{CUT}: {why}") if found.fault == CUT else found
 
 
 def _open(config: TargetConfig) -> "Answerer":

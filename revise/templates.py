@@ -1,4 +1,4 @@
-"""The wording of requests: text files in revise/templates/, or the user's own.
+"""The wording of requests: text files in revise/templates/, the paper's authors' among them, or the user's own.
 
 A template is text with slots in capitals, <TASK> and others, which are replaced by what a row says, once, as it is: the
 words of tasks and answers are never read as slots or formats. What stands in braces is meant for the model.
@@ -13,6 +13,9 @@ from data.text import Message
 from system import InputError
 
 FOLDER = Path(__file__).parent / "templates"
+PAPER = "paper"
+"""The name of the wording in Table 3 of the paper, which it gives of revisers and of judges of two answers."""
+OF_PAPER = ("clair", "judge")
 SLOTS = ("TASK", "STUDENT_SOLUTION", "STUDENT_SOLUTION_1", "STUDENT_SOLUTION_2", "DEGREE")
 
 
@@ -47,8 +50,10 @@ def parse_template(text: str, location: str, needed: Sequence[str], optional: Se
 
 
 def read_template(path: str | None, name: str, needed: Sequence[str], optional: Sequence[str] = ()) -> Template:
-    """The template in a user's file, or where there is none our own of this name. Raises InputError."""
-    file = Path(path) if path is not None else FOLDER / f"{name}.txt"
+    """The template in a user's file, the paper's, or where neither is named our own of this name. Raises InputError."""
+    if path == PAPER and name not in OF_PAPER:
+        raise InputError(f"--template: the paper has no wording for this; give a file ({PAPER} is one as ./{PAPER})")
+    file = FOLDER / (f"{name}.txt" if path is None else f"{PAPER}-{name}.txt") if path in (None, PAPER) else Path(path)
     try:
         text = file.read_text(encoding="utf-8-sig")
     except (OSError, UnicodeDecodeError) as fault:

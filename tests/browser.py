@@ -28,14 +28,23 @@ PAYLOADS = (
 
 SPY = """<script>
 window.addEventListener("load", () => {
-  const say = () => {
+  const marks = () => [...document.querySelectorAll("mark")].map(each => [each.className, each.textContent]);
+  const blocks = () => [...document.querySelectorAll(".block, code")].map(each => each.textContent);
+  const all = [];
+  const see = () => {
     for (const each of document.querySelectorAll("details")) each.open = true;
-    const told = JSON.stringify({pwned: String(window.pwned), text: document.body.innerText, n: document.images.length,
-      links: document.links.length, title: document.title});
+    all.push({pwned: String(window.pwned), text: document.body.innerText, n: document.images.length,
+      links: [...document.links].filter(each => !each.getAttribute("href").startsWith("#")).length,
+      title: document.title, hash: location.hash, blocks: blocks(), wide: document.documentElement.scrollWidth,
+      scrolled: [...document.querySelectorAll(".scroll")].filter(each => each.scrollWidth > each.clientWidth).length,
+      marks: marks()});
+  };
+  const say = () => {
     const out = document.createElement("pre");
     out.id = "told";
-    out.textContent = btoa(unescape(encodeURIComponent(told)));
+    out.textContent = btoa(unescape(encodeURIComponent(JSON.stringify(all))));
     document.body.append(out);
+    window.parent.postMessage(out.textContent, "*");
   };
   const key = k => document.dispatchEvent(new KeyboardEvent("keydown", {key: k, bubbles: true}));
   const choose = (id, value, name) => {
@@ -43,19 +52,37 @@ window.addEventListener("load", () => {
     field.value = value;
     field.dispatchEvent(new Event(name));
   };
-  for (const step of KEYS.split(",").filter(Boolean)) {
+  const take = step => {
     const [what, value] = step.split("=");
-    if (what === "filter") choose("filter", value, "change");
-    else if (what === "search") choose("search", value, "input");
+    if (what === "click") document.querySelector(value).dispatchEvent(new Event("click"));
+    else if (value !== undefined) choose(what, value, ["search", "low", "high"].includes(what) ? "input" : "change");
     else key(step);
+  };
+  for (const keys of KEYS) {
+    for (const step of keys.split(",").filter(Boolean)) take(step);
+    see();
   }
   say();
 });
 </script>"""
 
 
-def look(html, keys="", *, guarded=True):
-    """What headless Chromium shows of a page, after some keys."""
+FRAME = """<iframe src="PAGE" width=WIDTH height=900 style="border: 0"></iframe><script>
+window.addEventListener("message", event =>
+  document.body.insertAdjacentHTML("beforeend", `<pre id="told">${event.data}</pre>`));
+</script>"""
+
+
+def look(html, keys="", **how):
+    """What headless Chromium shows of a page, after some keys ("j"), values of fields ("search=owl") and clicks
+    ("click=.fold").
+    """
+    (told,) = looks(html, [keys], **how)
+    return told
+
+
+def looks(html, keys, *, guarded=True, width=1280, place=""):
+    """The same after each of several such lists, one upon the other. place: what is behind the # of the address."""
     if CHROMIUM is None:
         pytest.skip("no Chromium is installed")
     text = html.read_text(encoding="utf-8")
@@ -67,7 +94,13 @@ def look(html, keys="", *, guarded=True):
         text = re.sub(r'<meta http-equiv="Content-Security-Policy"[^>]*>', "", text)
     page = html.with_name("spied.html")
     page.write_text(text.replace("<title>", f"{spy}<title>", 1), encoding="utf-8")
+    address = f"{page.as_uri()}#{place}"
+    if width < 500:  # no window is that narrow
+        frame = html.with_name("frame.html")
+        frame.write_text(FRAME.replace("WIDTH", str(width)).replace("PAGE", address))
+        address = frame.as_uri()
     flags = ["--headless", "--no-sandbox", "--disable-gpu", "--virtual-time-budget=2000", "--dump-dom"]
-    done = subprocess.run([CHROMIUM, *flags, page.as_uri()], capture_output=True, text=True, timeout=60, check=True)
-    (told,) = re.findall(r'<pre id="told">(.*?)</pre>', done.stdout)
+    flags.append(f"--window-size={width},900")
+    done = subprocess.run([CHROMIUM, *flags, address], capture_output=True, text=True, timeout=180, check=True)
+    told = re.findall(r'<pre id="told">([\w+/=]+)</pre>', done.stdout)[0]
     return json.loads(base64.b64decode(told))

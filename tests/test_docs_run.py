@@ -90,7 +90,11 @@ def stock(clone):
 
 def served():
     """Who answers at the address that the pages give."""
-    models = {"reviser": reviser.reply, "judge": lambda seen: sets.judge(seen.text), "llama": lambda _: "The heron."}
+    models = {
+        "reviser": reviser.reply,
+        "judge": lambda seen: sets.judge(seen.text),
+        "llama": lambda seen: f"The heron. {seen.text[:80]}",
+    }
     return serve_models(models, port=PORT)
 
 

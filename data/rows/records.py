@@ -21,6 +21,7 @@ __all__ = [
     "Record",
     "Tie",
     "load_preferences",
+    "parse_prompt",
     "parse_record",
     "prompts_of",
     "read_prompts",

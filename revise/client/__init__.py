@@ -14,31 +14,38 @@ from revise.client.client import (
     said,
 )
 from revise.client.config import ClientConfig, estimate, parse_extra, total
-from revise.client.endpoints import Endpoint, Pool, parse_base
+from revise.client.endpoints import Endpoint, Pace, Pool, parse_base
+from revise.client.keys import parse_headers
+from revise.client.reading import Completion, is_cut, read_answer
+from revise.client.roles import JUDGE, PAIR_JUDGE, REVISER, SCORER, SERVED, TARGET, Role
 from revise.client.scheduler import Scheduler, Tally
 from revise.client.store import Row, State, Store, open_store
 from revise.client.wire import (
     CHARACTERS_PER_TOKEN,
     REWARD_PATH,
-    TRUNCATED,
-    Completion,
     Request,
     canonical,
-    read_answer,
 )
 
 __all__ = [
     "CHARACTERS_PER_TOKEN",
+    "JUDGE",
     "NO_KEY",
+    "PAIR_JUDGE",
+    "REVISER",
     "REWARD_PATH",
-    "TRUNCATED",
+    "SCORER",
+    "SERVED",
+    "TARGET",
     "Answered",
     "ClientConfig",
     "Completion",
     "Endpoint",
     "HttpTransport",
+    "Pace",
     "Pool",
     "Request",
+    "Role",
     "Row",
     "Scheduler",
     "State",
@@ -49,10 +56,12 @@ __all__ = [
     "canonical",
     "endpoints_of",
     "estimate",
+    "is_cut",
     "is_open",
     "open_store",
     "parse_base",
     "parse_extra",
+    "parse_headers",
     "read_answer",
     "read_batch",
     "said",

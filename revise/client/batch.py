@@ -15,9 +15,9 @@ from pathlib import Path
 from typing import Any
 
 from data.rows import parse_row, read_lines
-from revise.client import wire
+from revise.client import reading, refusals, wire
 from revise.client.config import ClientConfig
-from revise.client.scheduler import answer_row
+from revise.client.disk import answer_row
 from revise.client.store import Row, State, Store
 from revise.client.wire import Request
 from system import InputError, files
@@ -142,18 +142,20 @@ def _row(found: dict[str, Any], request: Request, config: ClientConfig, purpose:
     sent = wire.canonical(request.body)
     if status in (None, 200) and isinstance(body, dict):
         try:
-            answer = wire.read_answer(raw, request)
-        except wire.Unreadable as fault:
+            answer = reading.read_answer(raw, request, config.accept_finish_reason)
+        except reading.Unreadable as fault:
             return Row(request.key, purpose, "failed", sent, str(fault).encode("utf-8", "replace"), time=time.time())
         return answer_row(request, purpose, raw, answer, config, price=PRICE)
     error = found.get("error")
-    said = wire.error_of(raw)[0] if raw else wire.error_of(json.dumps({"error": error}).encode())[0]
+    raw = raw or json.dumps({"error": error}).encode()
+    told = refusals.read_error(raw, status if isinstance(status, int) else 0)
     is_refusal = isinstance(status, int) and 400 <= status < 500 and status not in wire.PASSING_STATUS
+    is_refusal = is_refusal and not refusals.is_without_money(told)
     return Row(
         request.key,
         purpose,
         "refused" if is_refusal else "failed",
         sent,
-        said.encode("utf-8", "replace"),
+        told.said.encode("utf-8", "replace"),
         time=time.time(),
     )

@@ -12,21 +12,26 @@ module that imports an HTTP library.
 import asyncio
 import contextlib
 import importlib.util
+import json
 import logging
 import re
 import resource
 import ssl
 import time
-from collections.abc import AsyncIterator, Callable, Iterable, Sequence
+import zlib
+from collections.abc import AsyncIterator, Callable, Collection, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from revise.client import keys, wire
+from revise.client import events, keys, reading, refusals, wire
 from revise.client.config import DEFAULT_KEY_ENV, ClientConfig, estimate, parse_extra, total
-from revise.client.endpoints import Endpoint, Pace, Pool, parse_base
+from revise.client.endpoints import SAID_CHARACTERS, Endpoint, Pace, Pool, parse_base
+from revise.client.reading import Completion, Unreadable
+from revise.client.refusals import Error
+from revise.client.roles import SERVED, Role
 from revise.client.scheduler import Later, Refused, Scheduler, Tally
 from revise.client.store import Row, Store, open_store
-from revise.client.wire import Completion, Request, Unreadable
+from revise.client.wire import Request
 from system import InputError, RunError, cli
 
 __all__ = [
@@ -53,8 +58,15 @@ httpx: Any = importlib.import_module("httpx2" if importlib.util.find_spec("httpx
 LIBRARY_LOGGERS = ("httpx", "httpx2", "httpcore", "httpcore2")
 NO_KEY = "none"
 """In the place of a variable's name: no key is sent."""
+MOST_TOKENS = {"target": "--target-max-tokens", "judge": """--judge-extra '{"max_tokens": ...}'"""}
+"""What raises the most tokens of an answer, by what it was asked for."""
+CUT_IN_THOUGHTS = f"{reading.TRUNCATED}:"
 NO_ANSWER = {"refused": "refused by the server", "failed": "failed"}
-SAID_CHARACTERS = 300  # of a server's words in a message
+STREAM_SHARE = 16  # of --max-answer-mb, for events: a token of text is wrapped in some 200 characters
+MOST_RENAMED = 3
+CHAT_PATH, RESPONSES_PATH = Request._field_defaults["path"], "responses"
+PACKED = {"gzip": 16 + zlib.MAX_WBITS, "x-gzip": 16 + zlib.MAX_WBITS, "deflate": zlib.MAX_WBITS}
+"""How answers may be packed that nobody asked to be: gateways do it all the same."""
 
 
 class Answered(NamedTuple):
@@ -66,27 +78,60 @@ class Answered(NamedTuple):
     """Why there is none: "not asked yet", "failed: ...", "refused ...", "empty" ..."""
     row: Row | None = None
     """As it is stored."""
+    unusable: Completion | None = None
+    """What came all the same, where it cannot be used."""
+    renamed: Mapping[str, str] = {}
+    """Parameters that the server wanted under another name, by ours."""
+
+    @property
+    def is_cut(self) -> bool:
+        """Whether it was cut at the most tokens that it could have."""
+        return self.fault.startswith(reading.TRUNCATED)
+
+    @property
+    def text(self) -> str:
+        """What was said, usable or not; empty where there is nothing."""
+        found = self.completion or self.unusable
+        return found.text if found else ""
+
+    @property
+    def reasoning(self) -> str:
+        """The thoughts before it, or those that it ended in."""
+        found = self.completion or self.unusable
+        return found.reasoning if found else ""
 
 
-def answered(store: Store, request: Request) -> Answered:
-    """The stored answer to a request, or why there is none that can be used."""
+def answered(store: Store, request: Request, accepted: Collection[str] = ()) -> Answered:
+    """The stored answer to a request, or why there is none that can be used. accepted: see reading.read_answer."""
     row = store.get(request.key)
     if row is None:
         return Answered(None, "not asked yet")
     if row.state in NO_ANSWER:
         return Answered(None, f"{NO_ANSWER[row.state]}: {row.answer.decode('utf-8', 'replace')}", row)
     try:
-        found = wire.read_answer(row.answer, request)
-    except wire.Unreadable:  # stored without its body, with the reason in its place
+        found = reading.read_answer(row.answer, request, accepted)
+    except reading.Unreadable:  # stored without its body, with the reason in its place
         return Answered(None, row.answer.decode("utf-8", "replace")[:SAID_CHARACTERS], row)
-    return Answered(None, found.fault, row) if found.fault else Answered(found, "", row)
+    if found.fault is None:
+        return Answered(found, "", row, renamed=_renamed(row, request))
+    more = f"; raise {MOST_TOKENS.get(row.purpose, '--max-tokens')}" if found.fault.startswith(CUT_IN_THOUGHTS) else ""
+    return Answered(None, found.fault + more, row, found)
+
+
+def _renamed(row: Row, request: Request) -> dict[str, str]:
+    """What was sent under another name than was asked for."""
+    if row.request == wire.canonical(request.body):
+        return {}
+    sent = json.loads(row.request)
+    old, new = (sorted(a.keys() - b.keys()) for a, b in ((request.body, sent), (sent, request.body)))
+    return dict(zip(old, new, strict=False))
 
 
 def said(found: Answered) -> str | None:
     """What a model said, "" where it said nothing: no pair is made of that, but it counts where one measures."""
     if found.completion is not None:
         return found.completion.text
-    return "" if found.fault == wire.EMPTY else None
+    return "" if found.fault == reading.EMPTY else None
 
 
 def is_open(found: Answered) -> bool:
@@ -105,11 +150,19 @@ def endpoints_of(bases: Sequence[str], config: ClientConfig, *, flag: str = "--e
         found = [keys.from_file(Path(config.key_file))] * len(bases)
     else:
         found = [_key_in(name, by) for name in names]
-    made = [Endpoint(parse_base(b, flag), key, config.concurrency) for b, key in zip(bases, found, strict=True)]
+    headers = keys.parse_headers(config.header, flag.replace("endpoint", "header"))
+    made = [
+        Endpoint(parse_base(b, flag), key, config.concurrency, headers) for b, key in zip(bases, found, strict=True)
+    ]
     is_one_for_all = config.key_file is not None or len(config.key_env) == 1
-    if is_one_for_all and len({e.origin for e in made}) > 1 and any(found):
+    n_origins = len({e.origin for e in made})
+    if is_one_for_all and n_origins > 1 and any(found):
         raise InputError(
             f"{by}: {len(made)} servers would get one key; name a variable for each, none where no key is to go"
+        )
+    if headers.has_secrets and n_origins > 1:
+        raise InputError(
+            f"{flag.replace('endpoint', 'header')}: {len(made)} servers would get what is for one; ask one at a time"
         )
     return made
 
@@ -149,24 +202,27 @@ def answer_all(
     endpoints: Sequence[Endpoint],
     *,
     purpose: str,
+    role: Role = SERVED,
     n_requests: int | None = None,
 ) -> Tally:
     """Has every request answered and stored; equal ones once. requests may be long: it is read as slots are free.
 
-    purpose: stands beside the answers in the store and on the progress bar. Raises RunError where going on makes no
-    sense (the key is refused, the model unknown, the account empty, the disk full), Stopped after a signal or a cap.
+    purpose: stands beside the answers in the store and on the progress bar. role: whom they are for, by its flags.
+    Raises RunError where going on makes no sense (the key is refused, the model unknown, the account empty, the first
+    answers of no use, the disk full), Stopped after a signal or a cap.
     """
     for name in LIBRARY_LOGGERS:  # at INFO they tell whole addresses, at DEBUG headers
         logging.getLogger(name).setLevel(logging.WARNING)
     for endpoint in endpoints:
-        if endpoint.key and endpoint.base.startswith("http:") and not _is_loopback(endpoint.base):
+        has_secret = endpoint.key or endpoint.headers.has_secrets
+        if has_secret and endpoint.base.startswith("http:") and not _is_loopback(endpoint.base):
             cli.notify(f"{endpoint.origin}: the key travels unencrypted; use https where the network is not yours")
     resource.setrlimit(resource.RLIMIT_CORE, (0, resource.getrlimit(resource.RLIMIT_CORE)[1]))  # it would hold the key
 
     async def ask() -> Tally:
         pool = Pool(endpoints)
-        async with HttpTransport.open(config) as transport:
-            return await Scheduler(store, config, pool, transport, purpose).run(requests, n_requests)
+        async with HttpTransport.open(config, role=role) as transport:
+            return await Scheduler(store, config, pool, transport, purpose, role).run(requests, n_requests)
 
     return asyncio.run(ask())
 
@@ -178,14 +234,16 @@ class HttpTransport:
     in flight took nine tenths of the time.
     """
 
-    def __init__(self, config: ClientConfig, library: Any, new_client: Callable[[], Any]) -> None:
-        self._config, self._library, self._new_client = config, library, new_client
+    def __init__(self, config: ClientConfig, library: Any, new_client: Callable[[], Any], role: Role) -> None:
+        self._config, self._library, self._new_client, self._role = config, library, new_client, role
         self._idle: dict[str, list[Any]] = {}  # clients with an open connection to this origin, newest last
         self.requests, self.tokens = Pace(config.rpm), Pace(config.tpm)
 
     @classmethod
     @contextlib.asynccontextmanager
-    async def open(cls, config: ClientConfig, library: Any = httpx) -> "AsyncIterator[HttpTransport]":
+    async def open(
+        cls, config: ClientConfig, library: Any = httpx, *, role: Role = SERVED
+    ) -> "AsyncIterator[HttpTransport]":
         """Closes its connections when the block ends."""
         context = _certificates(config.ca_file)
         if config.proxy:
@@ -200,48 +258,81 @@ class HttpTransport:
                 clients.push_async_callback(client.aclose)
                 return client
 
-            yield cls(config, library, new_client)
+            yield cls(config, library, new_client, role)
 
     async def send(self, endpoint: Endpoint, request: Request) -> bytes:
-        """The bytes of an answer with status 200. Raises Later, Refused or RunError."""
+        """An answer with status 200, as a chat completion's bytes. Raises Later, Refused, Unreadable or RunError."""
         headers = {"Content-Type": "application/json", "Accept-Encoding": "identity"}
         headers |= endpoint.key.header() if endpoint.key else {}
-        payload = wire.canonical(request.body).encode()
+        headers |= endpoint.headers.fields
+        body, path = self._as_sent(endpoint, request)
+        payload = wire.canonical(body).encode()
         idle = self._idle.setdefault(endpoint.origin, [])
         client = idle.pop() if idle else self._new_client()
+        start = time.monotonic()
         try:
             async with asyncio.timeout(self._config.timeout):  # a drip of bytes never runs into the read time-out
-                url = endpoint.url(request.path)
-                async with client.stream("POST", url, content=payload, headers=headers) as got:
+                async with client.stream("POST", endpoint.url(path), content=payload, headers=headers) as got:
                     raw = await self._read(got)
         except TimeoutError:
-            why = f"no whole answer within {self._config.timeout:g} s"
-            endpoint.failed(why, is_reached=True)
-            raise Later(why) from None
+            raise _timed_out(
+                endpoint, f"no whole answer within {self._config.timeout:g} s (--timeout)", start
+            ) from None
+        except self._library.ReadTimeout:
+            why = f"no byte within {self._config.read_timeout:g} s (--read-timeout)"
+            raise _timed_out(endpoint, why, start) from None
         except self._library.RequestError as fault:
             if "CERTIFICATE_VERIFY_FAILED" in str(fault):
                 raise RunError(
                     f"{endpoint.origin}: its certificate cannot be verified; give its authority's by --ca-file"
                 ) from None
-            why = _masked(endpoint, f"{type(fault).__name__} {fault}".strip())
+            why = endpoint.masked(f"{type(fault).__name__} {fault}".strip())
             is_reached = not isinstance(fault, (self._library.ConnectError, self._library.ConnectTimeout))
             endpoint.failed(why, is_reached=is_reached)
             raise Later(why, is_reached=is_reached) from None
         finally:
             idle.append(client)
-        if got.status_code != 200:
-            raise self._meaning(endpoint, got, raw)
+        if got.status_code == 200 and events.is_stream(raw, got.headers.get("content-type", "")):
+            raw = events.joined(raw)
+        is_answer = got.status_code == 200
+        error = refusals.in_answer(raw) if is_answer else refusals.read_error(raw, got.status_code)
+        if error is not None:
+            raise self._meaning(endpoint, got.headers, error, body)
         self.requests.learn(got.headers.get("x-ratelimit-limit-requests"))
         self.tokens.learn(got.headers.get("x-ratelimit-limit-tokens"))
-        return endpoint.key.mask_bytes(raw) if endpoint.key else raw
+        if endpoint.key and endpoint.key.is_in(raw):
+            raise Refused(
+                "an answer that holds the API key, which is not stored; give another key, and look at the server",
+                is_own=True,
+            )
+        return events.from_response(raw) if path == RESPONSES_PATH else raw
+
+    def _as_sent(self, endpoint: Endpoint, request: Request) -> tuple[dict[str, Any], str]:
+        """The body and the path of a request as this server wants them."""
+        body, path = endpoint.sent(request.body), request.path
+        if path != CHAT_PATH:  # a reward model's
+            return body, path
+        if self._config.api == "responses":
+            body, path = events.as_response_request(body), RESPONSES_PATH
+        if self._config.stream:
+            body = events.as_stream(body, with_usage=endpoint.has_usage_in_streams)
+        return body, path
 
     async def _read(self, got: Any) -> bytes:
-        """A body, if it is as long and as plain as was asked for. Raises Unreadable or Refused."""
+        """A body, unpacked, if it is as long as was asked for. Raises Unreadable or Refused."""
         encoding = got.headers.get("content-encoding", "identity").lower()
-        if encoding not in ("identity", "") and got.status_code == 200:
+        is_plain = encoding in ("identity", "")
+        if not is_plain and encoding not in PACKED and got.status_code == 200:
             raise Unreadable(f"an answer packed as {encoding}, which was not asked for")
-        parts, n, most = [], 0, self._config.max_answer_mb * 2**20
+        unpack = zlib.decompressobj(PACKED[encoding]) if encoding in PACKED else None
+        is_stream = got.headers.get("content-type", "").lower().startswith("text/event-stream")
+        parts, n, most = [], 0, int(self._config.max_answer_mb * 2**20) * (STREAM_SHARE if is_stream else 1)
         async for part in got.aiter_raw():
+            if unpack is not None:
+                try:
+                    part = unpack.decompress(part, most - n + 1)
+                except zlib.error as fault:
+                    raise Unreadable(f"an answer packed as {encoding} that cannot be unpacked ({fault})") from None
             n += len(part)
             if n > most and got.status_code != 200:  # its beginning says why
                 break
@@ -250,31 +341,60 @@ class HttpTransport:
                 why = f"an answer of more than {self._config.max_answer_mb:g} MB"
                 raise Refused(why, state="unusable", n_tokens=n_tokens)
             parts.append(part)
+        if unpack is not None and not unpack.eof and got.status_code == 200:
+            raise Unreadable(f"an answer packed as {encoding} that is cut")
         return b"".join(parts)
 
-    def _meaning(self, endpoint: Endpoint, got: Any, raw: bytes) -> Later | Refused | RunError:
-        """Of an answer whose status is not 200."""
-        status = got.status_code
-        said, names = wire.error_of(raw)
-        said = _masked(endpoint, said)
+    def _meaning(
+        self, endpoint: Endpoint, headers: Mapping[str, str], error: Error, body: dict[str, Any]
+    ) -> Later | Refused | RunError | Unreadable:
+        """Of an answer that is an error."""
+        status = error.status
+        said = endpoint.masked(error.said)
         told = f"{endpoint.origin} answers {status}: {said}"
         if 300 <= status < 400:
-            to = endpoint.origin_of(got.headers.get("location", ""))
+            to = endpoint.origin_of(headers.get("location", ""))
             return RunError(f"{endpoint.origin} redirects to {to}, which is not followed; give the address itself")
-        if wire.is_quota(names) and not self._config.retry_quota:
-            return RunError(f"{told}; the account is empty: fill it, and the same command goes on")
-        if status in wire.RUN_ENDING_STATUS:
-            return RunError(f"{told}; mend the key, the address or the model's name")
+        wait = wire.retry_after(headers, time.time())
+        if refusals.is_without_money(error):
+            if not self._config.retry_quota:
+                return RunError(f"{told}; the account is empty: fill it, and the same command goes on")
+            status = 429
+        elif refusals.is_own(error):
+            return Refused(f"{status}: {said}", is_own=True)
+        elif self._learns(endpoint, error, body):
+            return Later(f"{status}: {said}", is_free=True)
+        mend = refusals.mend(error, body, self._role, endpoint.base)
+        if refusals.is_no_place(error) or status in (401, 403) or refusals.RESPONSES_ONLY.search(error.said):
+            return RunError(f"{told}; {mend}")
+        if status == 200:
+            return Unreadable(f"an error with status 200: {said}")
         if status not in wire.PASSING_STATUS and status < 500:
-            return Refused(f"{status}: {said}")
-        wait = wire.retry_after(got.headers, time.time())
+            is_settings = bool(mend) and not refusals.is_too_long(error)
+            return Refused(f"{status}: {said}", words=f"{status} {error.words}", mend=mend, is_settings=is_settings)
         if status in (429, 503) or wait is not None:
             endpoint.is_busy(wait, self._config.max_wait)
         if status != 429:
             endpoint.failed(f"{status}: {said}", is_reached=True)
         return Later(f"{status}: {said}", is_limit=status == 429, is_told=wait is not None)
 
+    def _learns(self, endpoint: Endpoint, error: Error, body: dict[str, Any]) -> bool:
+        """Whether a refusal says how the same is asked under another name, which the next requests do."""
+        if "stream_options" in body and refusals.blamed(error, body) == "stream_options":
+            endpoint.has_usage_in_streams = False
+            cli.notify(f"{endpoint.origin} takes no stream_options: tokens are estimated")
+            return True
+        found = refusals.renamed(error, body)
+        if found is None or self._config.api == "responses" or found[1] in endpoint.renamed:
+            return False
+        if found[0] not in endpoint.renamed:
+            if len(endpoint.renamed) >= MOST_RENAMED:
+                return False
+            endpoint.renamed[found[0]] = found[1]
+            cli.notify(f"{endpoint.origin} wants {found[1]} in the place of {found[0]}: that is what it is sent")
+        return True
 
-def _masked(endpoint: Endpoint, text: str) -> str:
-    """A server's words, without the key and not too many."""
-    return (endpoint.key.mask(text) if endpoint.key else text)[:SAID_CHARACTERS]
+
+def _timed_out(endpoint: Endpoint, why: str, since: float) -> Later:
+    """An attempt that may have been paid."""
+    return Later(why, is_timeout=True, is_queued=endpoint.timed_out(why, since))

@@ -2,10 +2,11 @@
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
-from typing import Any, Self
+from typing import Any, Literal, Self
 
 from data.rows import parse_row
 from revise.client.endpoints import parse_base
+from revise.client.keys import parse_headers
 from revise.client.store import State
 from revise.client.wire import REWARD_PATH, Request
 from system import InputError
@@ -28,6 +29,13 @@ class ClientConfig:
     """Environment variable that holds the API key: one for all endpoints, or one for each."""
     key_file: PathText | None = None
     """File that holds the API key, in the place of a variable."""
+    header: tuple[str, ...] = ()
+    """'NAME: VALUE' of a header that --endpoint is sent besides; $VARIABLE in it is read from the environment, and
+    masked as a key is."""
+    api: Literal["chat", "responses"] = "chat"
+    """How --endpoint is asked: POST ENDPOINT/chat/completions, or OpenAI's Responses API."""
+    stream: bool = False
+    """Have every server stream its answers, as some do alone."""
     concurrency: int = 64
     """Most requests at once, for each endpoint."""
     rpm: float | None = None
@@ -35,7 +43,8 @@ class ClientConfig:
     tpm: float | None = None
     """Most tokens a minute, of requests and answers."""
     max_attempts: int = 8
-    """Of a request that meets errors, time-outs or resets; then it is marked failed, for the next run to try."""
+    """Of a request that meets errors or resets; then it is marked failed, for the next run to try. Time-outs count as
+    half of them each: what timed out may have been paid."""
     patience: float = 900.0
     """Seconds without any answer from any endpoint after which the run stops; 60 at most while none was reached."""
     max_wait: float = 120.0
@@ -43,7 +52,7 @@ class ClientConfig:
     connect_timeout: float = 10.0
     """Seconds for a connection."""
     read_timeout: float = 300.0
-    """Seconds without a byte."""
+    """Seconds without a byte. Raise it where a model thinks long, or a server answers one after the other."""
     timeout: float = 600.0
     """Seconds for an attempt as a whole: a server that drips never times out otherwise."""
     grace: float = 60.0
@@ -55,11 +64,17 @@ class ClientConfig:
     price_out: float = 0.0
     """Dollars for a million tokens received."""
     max_cost: float | None = None
-    """Dollars, of everything in the store, at which no more is sent."""
+    """Dollars, of everything in the store, at which no more is sent; an attempt that timed out counts as the most that
+    it can have cost."""
     max_requests: int | None = None
     """Requests, repeated ones included, after which this run sends no more."""
     ask_again: bool = False
     """Send again what was answered without a usable text, or refused by the server."""
+    go_on: bool = False
+    """Go on although the first answers are of no use or all the same, or the server refuses one request after the
+    other."""
+    accept_finish_reason: tuple[str, ...] = ()
+    """Finish reasons of answers that are taken as whole, besides stop, end_turn, eos, stop_sequence and none."""
     retry_quota: bool = False
     """Take an empty account for a passing fault: some relays say so by mistake."""
     proxy: bool = False
@@ -84,6 +99,7 @@ class ClientConfig:
             raise InputError("--max-cost needs prices: --price-in and --price-out, dollars for a million tokens")
         for base in self.endpoint:
             parse_base(base, "--endpoint")
+        parse_headers(self.header)
 
     @property
     def again(self) -> tuple[State, ...]:

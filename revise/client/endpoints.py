@@ -8,19 +8,23 @@ the endpoint that is least busy for what it takes. Requests and tokens per minut
 import asyncio
 import collections
 import contextlib
+import math
 import re
 import time
 import urllib.parse
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
-from revise.client.keys import Key
+from revise.client.keys import NO_HEADERS, Headers, Key
+from revise.client.trial import Trial
 from revise.client.wire import REWARD_PATH
 from system import InputError, cli
 
 DOWN_AFTER = 8  # failures in a row, over all requests, with no answer between them
 LONGEST_PROBE_WAIT = 30.0  # seconds, of a server that cannot be reached
 LONGEST_REACHED_WAIT = 2.0  # of one that answers with errors: those may be its requests' fault
+SAID_CHARACTERS = 300  # of a server's words in a message
 SECRET_NAMES = ("key", "api_key", "api-key", "apikey", "token", "access_token", "sig")
 
 
@@ -33,6 +37,8 @@ class Endpoint:
     key: Key | None
     most: int
     """Most requests at once."""
+    headers: Headers = NO_HEADERS
+    """What the user adds to each request."""
     in_flight: int = 0
     limit: float = field(init=False)
     """How many at once it takes now."""
@@ -41,6 +47,18 @@ class Endpoint:
     n_failures: int = 0
     """In a row."""
     halved_at: float = 0.0
+    answered_at: float = 0.0
+    """When the last answer came."""
+    narrowed_at: float = -math.inf
+    """When it was last sent less for good, since its requests queue."""
+    n_timeouts: float = 0.0
+    """Lately."""
+    trial: Trial = field(default_factory=Trial)
+    """What its first answers of this stage say."""
+    renamed: dict[str, str] = field(default_factory=dict)
+    """Parameters that it wants under another name, learnt from what it refused."""
+    has_usage_in_streams: bool = True
+    """Whether it takes `stream_options`."""
 
     def __post_init__(self) -> None:
         self.limit = self.most
@@ -61,6 +79,10 @@ class Endpoint:
             f"{parts.scheme}://{parts.netloc.rpartition('@')[2]}" if parts.netloc else "a place that it does not name"
         )
 
+    def sent(self, body: Mapping[str, Any]) -> dict[str, Any]:
+        """A request's body under the names that it wants."""
+        return {self.renamed.get(name, name): value for name, value in body.items()}
+
     @property
     def is_down(self) -> bool:
         """Whether it is probed only."""
@@ -73,13 +95,19 @@ class Endpoint:
             address = address.removesuffix("/v1")
         return f"{address}/{path}{question}{query}"
 
+    def masked(self, text: str) -> str:
+        """A server's words for a message, without the key and the secrets among the headers, and not too many."""
+        return self.headers.mask(self.key.mask(text) if self.key else text)[:SAID_CHARACTERS]
+
     def has_room(self, now: float) -> bool:
         """Whether one more request can go there."""
-        return now >= self.rests_until and self.in_flight < (1 if self.is_down else max(1, int(self.limit)))
+        most = 1 if self.is_down else max(1, int(self.limit))
+        return now >= self.rests_until and self.in_flight < min(most, self.trial.room)
 
     def answered(self) -> None:
         """It answered: whatever it was, it is well now."""
-        self.n_failures = 0
+        self.n_failures, self.answered_at = 0, time.monotonic()
+        self.n_timeouts = max(0, self.n_timeouts - 1 / 4)
         self.limit = min(self.most, self.limit + 1)
 
     def failed(self, why: str, *, is_reached: bool) -> None:
@@ -94,6 +122,22 @@ class Endpoint:
             longest = LONGEST_PROBE_WAIT if not is_reached else LONGEST_REACHED_WAIT
             wait = min(longest, 0.5 * 2.0 ** min(10, self.n_failures - DOWN_AFTER))
             self.rests_until = max(self.rests_until, now + wait)
+
+    def timed_out(self, why: str, since: float) -> bool:
+        """An attempt that began then has timed out. Gives whether requests queue there: where many time out while
+        others are answered, it is sent half as many at once from now on.
+        """
+        if self.answered_at <= since:
+            self.failed(why, is_reached=True)
+        self.n_timeouts += 1
+        if self.n_timeouts >= max(2, self.most / 4) and self.most > 1 and self.answered_at > since:
+            self.narrowed_at, self.n_timeouts, self.most = time.monotonic(), 0, max(1, self.most // 2)
+            self.limit = min(self.limit, self.most)
+            cli.notify(
+                f"{self.origin} answers one after the other ({why}): it is sent {self.most} at once from here on; "
+                "lower --concurrency, or raise --read-timeout"
+            )
+        return self.narrowed_at > since
 
     def is_busy(self, wait: float | None, cap: float) -> None:
         """It asked for less: seconds to wait, or None where it did not say how long."""
@@ -129,6 +173,8 @@ class Pool:
 
     def __init__(self, endpoints: Sequence[Endpoint]) -> None:
         self.endpoints = endpoints
+        for endpoint in endpoints:
+            endpoint.trial = Trial()
         self._waiting: collections.deque[asyncio.Future[None]] = collections.deque()
 
     @property
@@ -141,8 +187,12 @@ class Pool:
         """Requests that are at a server now."""
         return sum(e.in_flight for e in self.endpoints)
 
-    def acquire(self) -> Endpoint | None:
-        """A slot at the endpoint that is least busy for what it takes; None where there is none now."""
+    def acquire(self, room: float = math.inf) -> Endpoint | None:
+        """A slot at the endpoint that is least busy for what it takes; None where there is none now. room: how many may
+        be taken in all.
+        """
+        if self.in_flight >= room:
+            return None
         now = time.monotonic()
         free = [e for e in self.endpoints if e.has_room(now)]
         if not free:
@@ -159,6 +209,13 @@ class Pool:
         self._waiting.append(turn)
         with contextlib.suppress(TimeoutError):
             await asyncio.wait_for(turn, min([1.0, *ends]) + 0.001)
+
+    def wake(self) -> None:
+        """Lets everybody look who waits: there is more room than before."""
+        while self._waiting:
+            turn = self._waiting.popleft()
+            if not turn.done():
+                turn.set_result(None)
 
     def release(self, endpoint: Endpoint) -> None:
         """Gives a slot back."""

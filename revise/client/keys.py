@@ -1,12 +1,17 @@
-"""API keys: read once, sent to their own origin, shown nowhere."""
+"""API keys and headers: read once, sent to their own origin, shown nowhere."""
 
 import base64
 import os
+import re
 import stat
 import urllib.parse
+from collections.abc import Sequence
 from pathlib import Path
 
 from system import InputError, cli
+
+LEAST_CHARACTERS, LEAST_DIFFERENT = 16, 8
+"""Of a key that is looked for in answers."""
 
 
 class Key:
@@ -29,16 +34,31 @@ class Key:
         """The request header that carries it."""
         return {"Authorization": f"Bearer {self._text}"}
 
-    def mask_bytes(self, raw: bytes) -> bytes:
-        """Bytes in which the key is stars."""
-        return raw.replace(self._text.encode(), b"***")
-
     def mask(self, text: str) -> str:
-        """Text in which the key, also as base64 or in a URL, is stars: of servers that repeat what they were sent."""
-        encoded = base64.b64encode(self._text.encode()).decode().rstrip("=")
-        for spelling in (self._text, encoded, urllib.parse.quote(self._text, safe="")):
+        """Text in which the key, also as base64 or in a URL, is stars: of servers that repeat what they were sent.
+
+        For errors and what is logged, never for what a model says: a key can be a word such as "test".
+        """
+        for spelling in self._spellings:
             text = text.replace(spelling, "***")
         return text
+
+    def is_in(self, raw: bytes) -> bool:
+        """Whether bytes hold the key, in one of these spellings: asked of keys alone that nobody says by chance, long
+        and random ones.
+        """
+        return self._is_random and any(s.encode() in raw for s in (*self._spellings, self._text.replace("/", "\\/")))
+
+    @property
+    def _spellings(self) -> tuple[str, ...]:
+        encoded = base64.b64encode(self._text.encode()).decode().rstrip("=")
+        return self._text, encoded, urllib.parse.quote(self._text, safe="")
+
+    @property
+    def _is_random(self) -> bool:
+        """ "sk-no-key-required" is not, and neither is "1111222233334444"."""
+        has_both = any(c.isdigit() for c in self._text) and any(c.isalpha() for c in self._text)
+        return len(self._text) >= LEAST_CHARACTERS and has_both and len(set(self._text)) >= LEAST_DIFFERENT
 
 
 def from_environment(name: str) -> Key | None:
@@ -58,3 +78,65 @@ def from_file(path: Path) -> Key:
     if stat.S_IMODE(mode) & 0o077:
         cli.notify(f"{path}: others on this machine can read this key; chmod 600 {path}")
     return Key(text, source=str(path))
+
+
+# --- headers -------------------------------------------------------------------------------------------------------
+
+OURS = ("accept-encoding", "connection", "content-encoding", "content-length", "content-type", "host")
+OURS += ("transfer-encoding",)
+VARIABLE = re.compile(r"\$(?:\{(\w+)\}|(\w+))")
+OF_A_SECRET = re.compile("key|token|auth|secret|cookie|password", re.IGNORECASE)
+
+
+class Headers:
+    """Headers that a user adds to requests. What is from a variable, or has a secret's name, prints as stars."""
+
+    __slots__ = ("_secrets", "fields")
+
+    def __init__(self, fields: dict[str, str], secrets: Sequence[str]) -> None:
+        self.fields = fields
+        self._secrets = [Key(text, source="a header") for text in secrets]
+
+    def __repr__(self) -> str:
+        return f"Headers({', '.join(self.fields)})"
+
+    @property
+    def has_secrets(self) -> bool:
+        """Whether they are for one server alone."""
+        return bool(self._secrets)
+
+    def mask(self, text: str) -> str:
+        """Text in which their secrets are stars."""
+        for secret in self._secrets:
+            text = secret.mask(text)
+        return text
+
+
+NO_HEADERS = Headers({}, ())
+
+
+def parse_headers(texts: Sequence[str], flag: str = "--header") -> Headers:
+    """What `NAME: VALUE` says, with $VARIABLE from the environment. Raises InputError, which shows no value."""
+    fields: dict[str, str] = {}
+    secrets: list[str] = []
+    for text in texts:
+        name, colon, value = (part.strip() for part in text.partition(":"))
+        if not colon or not re.fullmatch(r"[A-Za-z0-9!#%&'*+.^_`|~-]+", name):
+            raise InputError(
+                f"{flag}: not of the form 'NAME: VALUE'; give one such as 'api-key: $AZURE_OPENAI_API_KEY'"
+            )
+        if name.lower() in OURS:
+            raise InputError(f"{flag}: {name} is said by every request as it has to be; leave it out")
+        if name.lower() in map(str.lower, fields):
+            raise InputError(f"{flag}: {name} is given twice; give it once")
+        for found in VARIABLE.finditer(value):
+            known = os.environ.get(found[1] or found[2])
+            if known is None:
+                raise InputError(f"{flag}: the variable {found[1] or found[2]}, of {name}, is not set; export it")
+            secrets.append(Key(known, source=f"the variable {found[1] or found[2]}")._text)
+        fields[name] = VARIABLE.sub(lambda found: os.environ[found[1] or found[2]].strip(), value)
+        if not fields[name] or not all(" " <= c <= "~" for c in fields[name]):
+            raise InputError(f"{flag}: the value of {name} is empty, or holds a character that headers do not have")
+        if OF_A_SECRET.search(name):
+            secrets += [part for part in fields[name].split() if part.lower() not in ("bearer", "basic")]
+    return Headers(fields, tuple(dict.fromkeys(secrets)))

@@ -1,14 +1,11 @@
-"""When a run of requests ends before its time: nobody answers, everything is refused, a cap is reached."""
+"""When a run of requests ends before its time: nobody answers, a cap is reached. What answers say is in trial.py."""
 
 import time
-from collections.abc import Sequence
 
 from revise.client.config import ClientConfig
-from revise.client.store import Row
 from system import RunError, Stopped
 
 FIRST_PATIENCE = 60.0  # seconds: where no server was ever reached, waiting is of little use
-FIRST_REFUSALS = 8  # and no answer: then the settings are wrong, not the rows
 
 
 class RunLimits:
@@ -26,6 +23,10 @@ class RunLimits:
         """An answer has come, at a price."""
         self._spent += dollars
         self._last_answer, self._last_failure, self._has_answers = time.monotonic(), None, True
+
+    def spend(self, dollars: float) -> None:
+        """Something was paid, or may have been, that brought no answer."""
+        self._spent += dollars
 
     def failed(self, why: str, *, is_reached: bool) -> None:
         """An attempt has failed; is_reached: at a server."""
@@ -53,19 +54,11 @@ class RunLimits:
                 "and the same command goes on from there"
             )
 
-    def check_refusals(self, refused: Sequence[Row], n_in_flight: int) -> None:
-        """Raises RunError where the server has refused the first requests, and no other one is still at it."""
-        if len(refused) >= FIRST_REFUSALS and not n_in_flight and not self._has_answers:
-            why = refused[-1].answer.decode()
-            raise RunError(f"the first {len(refused)} requests were all refused ({why}); mend the settings")
-
-    def allows(self, dollars: float, n_sent: int, n_refused: int, n_in_flight: int) -> bool:
+    def allows(self, dollars: float, n_sent: int, n_in_flight: int) -> bool:
         """Whether one more request may be sent now; where not, it may be when those in flight are home.
 
         Raises Stopped where a cap is reached.
         """
-        if n_refused >= FIRST_REFUSALS and not self._has_answers:
-            return False
         c = self._config
         if c.max_requests is not None and n_sent >= c.max_requests:
             raise Stopped(f"--max-requests: {c.max_requests:,} requests have been sent", 1)

@@ -3,7 +3,8 @@
 A fixed number of workers take requests from one iterator. Each waits for a slot at an endpoint, sends, and waits until
 the answer is on the disk; answers that come in while the disk is busy share one commit. An attempt that fails is
 repeated after a random wait that grows; what it is no use to repeat is stored as refused, what has failed too often as
-failed. When a run ends before its time is in run_limits.py; whatever the reason, what is in flight comes home first.
+failed. When a run ends before its time is in run_limits.py, what its first answers say of the rest in trial.py;
+whatever the reason, what is in flight comes home first.
 """
 
 import asyncio
@@ -13,18 +14,21 @@ import signal
 import sys
 import time
 from collections.abc import AsyncIterator, Iterable, Iterator
-from concurrent.futures import ThreadPoolExecutor
 from typing import NamedTuple, Protocol
 
 from tqdm import tqdm
 
-from revise.client import wire
+from revise.client import reading, wire
 from revise.client.config import ClientConfig
+from revise.client.disk import Disk, answer_row, without_answer
 from revise.client.endpoints import Endpoint, Pace, Pool
+from revise.client.look import Look
+from revise.client.reading import Completion, Unreadable
+from revise.client.roles import SERVED, Role
 from revise.client.run_limits import RunLimits
 from revise.client.store import Row, State, Store
-from revise.client.wire import Completion, Request, Unreadable
-from system import RunError, Stopped
+from revise.client.wire import Request
+from system import RunError, Stopped, cli
 
 LIMIT_SHARE = 1 / 8  # of an attempt: "later" says nothing against the request
 LONGEST_BACKOFF = 30.0  # seconds
@@ -35,21 +39,47 @@ FIRST_TOKENS_OUT = 256  # expected of an answer before there was any
 
 class Later(Exception):
     """An attempt that failed and may succeed when it is repeated. is_limit: the server only asked for less; is_told: it
-    said for how long, so that its endpoint rests; is_reached: there was a server.
+    said for how long, so that its endpoint rests; is_reached: there was a server. is_timeout: it may have been paid;
+    is_queued: requests wait in a line there. is_free: it is asked again at once, under other names.
     """
 
-    def __init__(self, why: str, *, is_limit: bool = False, is_told: bool = False, is_reached: bool = True) -> None:
+    def __init__(
+        self,
+        why: str,
+        *,
+        is_limit: bool = False,
+        is_told: bool = False,
+        is_reached: bool = True,
+        is_timeout: bool = False,
+        is_queued: bool = False,
+        is_free: bool = False,
+    ) -> None:
         super().__init__(why)
         self.is_limit, self.is_told, self.is_reached = is_limit, is_told, is_reached
+        self.is_timeout, self.is_queued, self.is_free = is_timeout, is_queued, is_free
 
 
 class Refused(Exception):
-    """A request that it is no use to repeat. state: how it is stored; n_tokens: of an answer that came all the same."""
+    """A request that it is no use to repeat. state: how it is stored; n_tokens: of an answer that came all the same.
+    is_own: for what stands in this row; words: what such refusals have in common; mend: what is known to mend it;
+    is_settings: it is not the row, for sure.
+    """
 
-    def __init__(self, why: str, *, state: State = "refused", n_tokens: int = 0) -> None:
+    def __init__(
+        self,
+        why: str,
+        *,
+        state: State = "refused",
+        n_tokens: int = 0,
+        is_own: bool = False,
+        words: str = "",
+        mend: str = "",
+        is_settings: bool = False,
+    ) -> None:
         super().__init__(why)
         self.state: State = state
         self.n_tokens = n_tokens
+        self.is_own, self.words, self.mend, self.is_settings = is_own, words, mend, is_settings
 
 
 class Transport(Protocol):
@@ -95,16 +125,24 @@ class _Turn(NamedTuple):
 class Scheduler:
     """One run of requests over a pool of endpoints."""
 
-    def __init__(self, store: Store, config: ClientConfig, pool: Pool, transport: Transport, purpose: str) -> None:
+    def __init__(
+        self,
+        store: Store,
+        config: ClientConfig,
+        pool: Pool,
+        transport: Transport,
+        purpose: str,
+        role: Role = SERVED,
+    ) -> None:
         self.store, self.config, self.pool, self.transport, self.purpose = store, config, pool, transport, purpose
         self.tally = Tally()
         self.limits = RunLimits(config, store.dollars())
+        self._look = Look(pool, role, goes_on=config.go_on, accepted=config.accept_finish_reason)
         self._seen: set[bytes] = set()
-        self._held: list[Row] = []  # refusals, kept back until something has been answered
         self._n_answers, self._n_tokens_out = 0, 0
         self._why: Exception | None = None
         self._stop, self._abort = asyncio.Event(), asyncio.Event()
-        self._disk = _Disk(store)
+        self._disk = Disk(store)
 
     async def run(self, requests: Iterable[Request], n_requests: int | None = None) -> Tally:
         """Has every request answered and stored, equal ones once. n_requests: for the progress bar.
@@ -116,9 +154,13 @@ class Scheduler:
             async with self._disk.at_work(), self._signals():
                 await self._finish([asyncio.create_task(self._work(todo)) for _ in range(self.pool.most)])
                 try:
-                    await self._store_held()
+                    await self._keep(self._look.end() if self._why is None else [])
                 except RunError as fault:
                     self._end(fault)
+        if self._look.useless and not self._disk.is_broken:
+            self.store.mark_unusable(self._look.useless)
+        if notice := self._look.notice():
+            cli.notify(notice)
         if isinstance(self._why, Stopped):
             states = self.store.states()
             n = sum(states.get(key, "failed") != "failed" for key in self._seen)
@@ -151,6 +193,7 @@ class Scheduler:
             if known.get(key, "failed") in again:
                 yield request
             else:
+                self._look.knows(request, known[key], self.store)
                 self._add(n_known=1)
                 self._bar.update()
 
@@ -158,55 +201,77 @@ class Scheduler:
         """One worker: a request after the other, each until what came of it is on the disk."""
         try:
             while not self._stop.is_set() and (request := next(todo, None)) is not None:
-                row = await self._ask(request)
-                if row is None:  # the run stops
+                rows = await self._ask(request)
+                if rows is None:  # the run stops
                     return
-                if row.state == "refused" and not self._n_answers + self.tally.n_known:
-                    self._held.append(row)
-                    continue
-                await self._store_held()
-                await self._disk.put(row)
-                self._count(row)
+                await self._keep(rows)
+                self._look.check()
         except Exception as fault:
             self._end(fault)
 
-    async def _ask(self, request: Request) -> Row | None:
-        """What came of a request, after as many attempts as it takes; None where the run stops before that."""
-        n_attempts, counted, why, pause = 0, 0.0, "", 0.0
+    async def _keep(self, rows: list[Row]) -> None:
+        """Returns when they are on the disk."""
+        for row in rows:
+            await self._disk.put(row)
+            self._count(row)
+
+    async def _ask(self, request: Request) -> list[Row] | None:
+        """What is to be stored after a request has come home, after as many attempts as it takes: what came of it, and
+        refusals that were kept back. None where the run stops before that.
+        """
+        n_attempts, counted, why, pause, lost = 0, 0.0, "", 0.0, 0.0
         while counted < self.config.max_attempts:
             turn = await self._turn(request)
-            if turn is None:
+            if turn is None and not lost:
                 return None
+            if turn is None:
+                break  # it counts as failed, with what it may have cost
             n_attempts += 1
             start = time.monotonic()
             used = turn.tokens
             try:
                 raw = await self.transport.send(turn.endpoint, request)
-                answer = wire.read_answer(raw, request)
+                answer = reading.read_answer(raw, request, self.config.accept_finish_reason)
                 used = answer.tokens_in + answer.tokens_out
-                return self._answered(turn.endpoint, request, raw, answer, n_attempts, time.monotonic() - start)
+                seconds = time.monotonic() - start
+                row = self._answered(turn.endpoint, request, raw, answer, n_attempts, seconds, lost)
+                useless = self._look.why_useless(request, answer)
+                if useless is not None:  # --ask-again asks anew
+                    row = row._replace(state="unusable")
+                return [*self._look.answered(turn.endpoint, request, answer, useless), row]
             except Refused as fault:
                 turn.endpoint.answered()
-                row = _without_answer(request, self.purpose, fault.state, str(fault), n_attempts)
+                row = without_answer(request, self.purpose, fault.state, str(fault), n_attempts)
                 if fault.state == "unusable":  # it was paid for, and what it took is not known
                     tokens_in, tokens_out = request.tokens[0], max(request.tokens[1], fault.n_tokens)
                     dollars = self.config.dollars(tokens_in, tokens_out)
                     row = row._replace(tokens_in=tokens_in, tokens_out=tokens_out, dollars=dollars, is_counted=False)
                     self.limits.answered(row.dollars)
-                return row
+                    return [*self._look.dropped(turn.endpoint, request, str(fault)), row]
+                return self._look.refused(turn.endpoint, row._replace(dollars=lost), fault)
             except (Later, Unreadable) as fault:
-                why = str(fault)
+                why = turn.endpoint.masked(str(fault))
                 self.limits.failed(why, is_reached=not isinstance(fault, Later) or fault.is_reached)
                 if isinstance(fault, Unreadable):
                     turn.endpoint.failed(why, is_reached=True)
-                counted += _share(fault)
+                if isinstance(fault, Later) and fault.is_timeout:
+                    lost += self._lost(request)
+                    counted += self.config.max_attempts if self._look.timed_out(turn.endpoint, why) else 0
+                counted += _share(fault, self.config.max_attempts)
                 pause = _longest_pause(fault, n_attempts)
             finally:
                 self.transport.tokens.settle(used - turn.tokens)
                 self.limits.release(turn.dollars)
                 self.pool.release(turn.endpoint)
-            await self._pause(random.uniform(0, pause))
-        return _without_answer(request, self.purpose, "failed", why, n_attempts)
+            if counted < self.config.max_attempts:
+                await self._pause(random.uniform(0, pause))
+        return [without_answer(request, self.purpose, "failed", why, n_attempts)._replace(dollars=lost)]
+
+    def _lost(self, request: Request) -> float:
+        """What an attempt that timed out may have cost."""
+        dollars = self.config.dollars(request.tokens[0], max(request.tokens[1], self._tokens_out(request)))
+        self.limits.spend(dollars)
+        return dollars
 
     async def _turn(self, request: Request) -> _Turn | None:
         """A slot for one more attempt, in its turn; None where the run stops. Raises RunError where it has to."""
@@ -214,9 +279,8 @@ class Scheduler:
         dollars = self.config.dollars(request.tokens[0], self._tokens_out(request))
         while not self._stop.is_set():
             self.limits.check_patience(has_known=self.tally.n_known > 0)
-            self.limits.check_refusals(self._held, self.pool.in_flight)
-            is_allowed = self.limits.allows(dollars, self.tally.n_sent, len(self._held), self.pool.in_flight)
-            endpoint = self.pool.acquire() if is_allowed else None
+            is_allowed = self.limits.allows(dollars, self.tally.n_sent, self.pool.in_flight)
+            endpoint = self.pool.acquire(self._look.room) if is_allowed else None
             if endpoint is None:
                 await self.pool.wait()
                 continue
@@ -275,23 +339,24 @@ class Scheduler:
     # --- what came of it -------------------------------------------------------------------------------------------
 
     def _answered(
-        self, endpoint: Endpoint, request: Request, raw: bytes, answer: Completion, n_attempts: int, seconds: float
+        self,
+        endpoint: Endpoint,
+        request: Request,
+        raw: bytes,
+        answer: Completion,
+        n_attempts: int,
+        seconds: float,
+        lost: float,
     ) -> Row:
         endpoint.answered()
         row = answer_row(request, self.purpose, raw, answer, self.config, n_attempts=n_attempts, seconds=seconds)
         self.limits.answered(row.dollars)
+        row = row._replace(dollars=row.dollars + lost)
+        if endpoint.renamed:
+            row = row._replace(request=wire.canonical(endpoint.sent(request.body)))
         self._n_answers += 1
         self._n_tokens_out += answer.tokens_out
         return row
-
-    async def _store_held(self) -> None:
-        """Refusals that were kept back: once something is answered, they are the rows' fault and not the settings'."""
-        held, self._held = self._held, []
-        if self._why is not None and not self._n_answers:  # the settings' fault: asked again when they are mended
-            return
-        for row in held:
-            await self._disk.put(row)
-            self._count(row)
 
     def _count(self, row: Row) -> None:
         self._add(
@@ -313,107 +378,27 @@ class Scheduler:
         self.tally = self.tally._replace(**{name: getattr(self.tally, name) + n for name, n in more.items()})
 
 
-def _share(fault: Later | Unreadable) -> float:
-    """How much of an attempt a failure is: where there was no server, nothing; where it only asked for less, little."""
-    if isinstance(fault, Later) and not fault.is_reached:
+def _share(fault: Later | Unreadable, most: int) -> float:
+    """How much of an attempt a failure is: where there was no server, nothing; where it only asked for less, little;
+    where it timed out and may have been paid, half of all.
+    """
+    if isinstance(fault, Unreadable):
+        return 1.0
+    if not fault.is_reached or fault.is_free:
         return 0.0
-    return LIMIT_SHARE if isinstance(fault, Later) and fault.is_limit else 1.0
+    if fault.is_timeout and not fault.is_queued:
+        return max(1.0, most / 2)
+    return LIMIT_SHARE if fault.is_limit else 1.0
 
 
 def _longest_pause(fault: Later | Unreadable, n_attempts: int) -> float:
     """Seconds, at most, before a request is repeated: it grows with the attempts. A server that only asked for less has
     its endpoint slowed down already, and one that said for how long lets it rest.
     """
+    if isinstance(fault, Later) and fault.is_free:
+        return 0.0
     if isinstance(fault, Later) and fault.is_told:
         return min(LONGEST_BACKOFF, TOLD_JITTER)
     if isinstance(fault, Later) and fault.is_limit:
         return min(LONGEST_BACKOFF, LONGEST_LIMIT_BACKOFF, 0.25 * 2.0 ** min(n_attempts, 10))
     return min(LONGEST_BACKOFF, 0.5 * 2.0 ** min(n_attempts, 10))
-
-
-def answer_row(
-    request: Request,
-    purpose: str,
-    raw: bytes,
-    answer: Completion,
-    config: ClientConfig,
-    *,
-    n_attempts: int = 1,
-    seconds: float = 0.0,
-    price: float = 1.0,
-) -> Row:
-    """An answer as it is stored. price: what part of the configured prices it cost."""
-    return Row(
-        key=request.key,
-        purpose=purpose,
-        state="answered" if answer.fault is None else "unusable",
-        request=wire.canonical(request.body),
-        answer=raw,
-        answer_id=answer.id,
-        attempts=n_attempts,
-        seconds=seconds,
-        tokens_in=answer.tokens_in,
-        tokens_out=answer.tokens_out,
-        is_counted=answer.is_counted,
-        dollars=price * config.dollars(answer.tokens_in, answer.tokens_out),
-        time=time.time(),
-    )
-
-
-def _without_answer(request: Request, purpose: str, state: State, why: str, n_attempts: int) -> Row:
-    return Row(
-        key=request.key,
-        purpose=purpose,
-        state=state,
-        request=wire.canonical(request.body),
-        answer=why.encode("utf-8", "replace"),
-        attempts=n_attempts,
-        time=time.time(),
-    )
-
-
-class _Disk:
-    """Rows on their way into the store: those that come in during a commit share the next one."""
-
-    def __init__(self, store: Store) -> None:
-        self._store = store
-        self._waiting: list[tuple[Row, asyncio.Future[None]]] = []
-        self._wake = asyncio.Event()
-        self.is_broken = False
-
-    async def put(self, row: Row) -> None:
-        """Returns when the row is on the disk. Raises RunError where it cannot be."""
-        done = asyncio.get_running_loop().create_future()
-        self._waiting.append((row, done))
-        self._wake.set()
-        await done
-
-    @contextlib.asynccontextmanager
-    async def at_work(self) -> AsyncIterator[None]:
-        """Writes while the block runs, in a thread of its own; what is left when it ends is written then."""
-        with ThreadPoolExecutor(1) as thread:
-            writing = asyncio.create_task(self._write(thread))
-            try:
-                yield
-            finally:
-                writing.cancel()
-                await asyncio.gather(writing, return_exceptions=True)
-        if self._waiting and not self.is_broken:
-            self._store.write([row for row, _ in self._waiting])
-
-    async def _write(self, thread: ThreadPoolExecutor) -> None:
-        while True:
-            await self._wake.wait()
-            self._wake.clear()
-            batch, self._waiting = self._waiting, []
-            try:
-                await asyncio.get_running_loop().run_in_executor(thread, self._store.write, [row for row, _ in batch])
-            except RunError as fault:
-                self.is_broken = True
-                for _, done in batch:
-                    if not done.done():
-                        done.set_exception(fault)
-            else:
-                for _, done in batch:
-                    if not done.done():
-                        done.set_result(None)

@@ -97,7 +97,8 @@ class Store:
                 self._writer.executemany(
                     "INSERT INTO answers (key, purpose, state, request, answer, answer_id, attempts, seconds,"
                     f" tokens_in, tokens_out, is_counted, dollars, time, digest) VALUES ({', '.join('?' * 14)})"
-                    " ON CONFLICT (key) DO UPDATE SET state = excluded.state, answer = excluded.answer,"
+                    " ON CONFLICT (key) DO UPDATE SET state = excluded.state, request = excluded.request,"
+                    " answer = excluded.answer,"
                     " digest = excluded.digest, answer_id = excluded.answer_id, attempts = excluded.attempts,"
                     " seconds = excluded.seconds, tokens_in = tokens_in + excluded.tokens_in,"
                     " tokens_out = tokens_out + excluded.tokens_out, is_counted = excluded.is_counted,"
@@ -108,6 +109,15 @@ class Store:
             raise RunError(
                 f"{self.path}: cannot be written ({fault}); what was stored is kept, make room and run again"
             ) from None
+
+    def mark_unusable(self, keys: Sequence[str]) -> None:
+        """Says of answers that they are of no use, so that --ask-again asks for them anew; they stay until it does."""
+        unusable = "UPDATE answers SET state = 'unusable' WHERE key = ? AND state = 'answered'"
+        try:
+            with self._transaction():
+                self._writer.executemany(unusable, [(key,) for key in keys])
+        except sqlite3.Error as fault:
+            raise RunError(f"{self.path}: cannot be written ({fault}); make room and run again") from None
 
     def dollars(self) -> float:
         """What all answers in it have cost."""

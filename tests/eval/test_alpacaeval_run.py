@@ -49,9 +49,16 @@ def made(tmp_path_factory):
 
 def annotate(seen):
     """The log-probs of m and M, by a hash of what is shown; of one in six neither is among them."""
+    if "I do not know." in seen.body["messages"][-1]["content"]:  # behind the reference's output
+        return first_token([("m", 0.7), ("M", 0.1), ("x", 0.1)])
     h = int(hashlib.sha256(json.dumps(seen.body["messages"], sort_keys=True).encode()).hexdigest()[:8], 16)
     tokens = ["x", "y"] if h % 6 == 0 else ["m", "M", "x"]
-    top = [{"token": t, "logprob": math.log(0.1 + (h >> i) % 8 / 10)} for i, t in enumerate(tokens)]
+    return first_token([(t, 0.1 + (h >> i) % 8 / 10) for i, t in enumerate(tokens)])
+
+
+def first_token(found):
+    """An annotator's answer: its first tokens with their probabilities."""
+    top = [{"token": token, "logprob": math.log(p)} for token, p in found]
     content = {"token": "m", "logprob": -0.5, "top_logprobs": top}
     choice = {"index": 0, "message": {"role": "assistant", "content": "m"}, "finish_reason": "length"}
     choice["logprobs"] = {"content": [content]}
@@ -86,7 +93,7 @@ def test_a_pass_has_upstreams_files_and_the_numbers_of_the_formulas(made, tmp_pa
     assert {k: asked[0][k] for k in ("max_tokens", "temperature", "top_p", "logprobs", "top_logprobs")} == {
         "max_tokens": 1, "temperature": 1, "top_p": 1.0, "logprobs": True, "top_logprobs": 5,
     }  # fmt: skip
-    tables = {}
+    tables, judged = {}, {}
     for name in ("base", "epoch-01", "epoch-02"):
         folder = tmp_path / "eval" / name / "alpaca_eval_2"
         outputs = json.loads((folder / "model_outputs.json").read_text())
@@ -102,7 +109,7 @@ def test_a_pass_has_upstreams_files_and_the_numbers_of_the_formulas(made, tmp_pa
             answer = json.loads(annotate(type("Seen", (), {"body": {"messages": shown}})).body)
             top = answer["choices"][0]["logprobs"]["content"][0]["top_logprobs"]
             assert note["preference"] == alpacaeval.preference(top, switched)
-        given = [note["preference"] for note in notes]
+        given = judged[name] = [note["preference"] for note in notes]
         lengths, references = ([len(note[k]) for note in notes] for k in ("output_2", "output_1"))
         with open(made / "df_gamed.csv", newline="") as file:
             gamed = [{k: v if k == "model" else float(v) if v != "False" else 0.0 for k, v in row.items()}
@@ -116,9 +123,26 @@ def test_a_pass_has_upstreams_files_and_the_numbers_of_the_formulas(made, tmp_pa
             lines["avg_length"]["value"] == int(sum(lengths) / N) and lines["win_rate"]["judge_model"] == "annotator-1"
         )
         assert lines["n_missing"]["value"] == sum(p is None for p in given)
-    gain = sum(tables[f"epoch-0{i}"]["length_controlled_winrate"] for i in (1, 2)) / 2
-    assert f"length_controlled_winrate {gain - tables['base']['length_controlled_winrate']:+.2f}" in done.stdout
-    assert "rows have no preference" in done.stdout
+    missing = {name: sum(p is None for p in given) for name, given in judged.items()}
+    assert max(missing.values()) > 0 and "rows have no preference" in done.stdout
+    assert f"({missing['epoch-01']} of {N} not judged)" in done.stdout
+    assert f"no deltas: {missing['epoch-01']} of {N} queries of epoch-01 and {missing['base']} of {N}" in done.stdout
+
+
+def test_what_was_judged_whole_has_a_delta(made, tmp_path, capsys):
+    def whole(seen):
+        h = len(seen.body["messages"][-1]["content"])
+        if "I do not know." in seen.body["messages"][-1]["content"]:
+            return annotate(seen)
+        return first_token([("m", 0.1 + h % 7 / 10), ("M", 0.1), ("x", 0.1)])
+
+    with serve(whole) as server:
+        here(made, tmp_path, server.base, "--checkpoint", "epoch-01", "epoch-02")
+    lines = read_rows(tmp_path / "eval/scores.jsonl")
+    found = {x["checkpoint"]: x["value"] for x in lines if x["metric"] == "length_controlled_winrate"}
+    gain = (found["epoch-01"] + found["epoch-02"]) / 2 - found["base"]
+    said = capsys.readouterr().out
+    assert f"length_controlled_winrate {gain:+.2f}" in said and "not judged" not in said
 
 
 def test_of_a_run_the_best_checkpoint_of_each_mixeval_version_is_scored(made, tmp_path):
@@ -145,7 +169,7 @@ def test_equal_outputs_are_a_draw_without_a_question(made):
         def __init__(self):
             self.asked = []
 
-        def request(self, body, sample):
+        def request(self, body, sample, *, as_is):
             return json.dumps(body)
 
         def ask(self, requests):
@@ -170,6 +194,53 @@ def test_a_judge_without_logprobs_is_found_out_at_once(made, tmp_path):
         with pytest.raises(RunError, match="no log-probs of the tokens m and M"):
             here(made, tmp_path, server.base, "--checkpoint", "epoch-01")
         assert server.n_seen == 1
+
+
+@pytest.mark.parametrize(
+    ("found", "said"),
+    [
+        ([(" m", 0.7), (" M", 0.2)], "no log-probs of the tokens m and M"),
+        ([("<think>", 0.99), ("M", 0.0001), ("m", 0.0001)], "m and M have 0.0% of the probability"),
+        ([("m", 0.3), ("M", 0.2), ("The", 0.4)], "m and M have 50.0% of the probability"),
+        ([("M", 0.9), ("m", 0.05)], "prefers 'I do not know.' to the reference's output"),
+    ],
+)
+def test_a_judge_whose_first_token_is_no_judgment_is_found_out_at_once(made, tmp_path, found, said):
+    with serve(lambda seen: first_token(found)) as server:
+        with pytest.raises(RunError, match=re.escape(said)):
+            here(made, tmp_path, server.base, "--checkpoint", "epoch-01")
+        assert server.n_seen == 1
+
+
+def test_log_probs_in_the_older_form_are_the_same(made, tmp_path):
+    def older(seen):
+        answer = json.loads(annotate(seen).body)
+        (token,) = answer["choices"][0]["logprobs"]["content"]
+        top = {t["token"]: t["logprob"] for t in token["top_logprobs"]}
+        answer["choices"][0]["logprobs"] = {"tokens": ["m"], "token_logprobs": [-0.5], "top_logprobs": [top]}
+        return Reply.json(answer)
+
+    notes = []
+    for name, reply in (("new", annotate), ("old", older)):
+        (tmp_path / name).mkdir()
+        with serve(reply) as server:
+            here(made, tmp_path / name, server.base, "--checkpoint", "epoch-01", "--no-base")
+        notes.append((tmp_path / name / "eval/epoch-01/alpaca_eval_2/annotations.json").read_text())
+    assert notes[0] == notes[1] and '"mass": 0.' in notes[0]
+
+
+def test_rows_in_which_the_judge_would_rather_say_something_else_are_counted(made, tmp_path, capsys):
+    def unsure(seen):
+        is_unsure = "Say 3." in seen.body["messages"][-1]["content"]
+        return first_token([("M", 0.02), ("m", 0.01)]) if is_unsure else first_token([("m", 0.7), ("M", 0.2)])
+
+    with serve(unsure) as server:
+        here(made, tmp_path, server.base, "--checkpoint", "epoch-01", "--no-base")
+    notes = json.loads((tmp_path / "eval/epoch-01/alpaca_eval_2/annotations.json").read_text())
+    assert [round(note["mass"], 6) for note in notes if note["instruction"] == "Say 3."] == [0.03]
+    assert "in 1 rows the judge would rather say something else than m or M" in capsys.readouterr().out
+    (line,) = (x for x in read_rows(tmp_path / "eval/scores.jsonl") if x["metric"] == "n_low_mass")
+    assert line["value"] == 1
 
 
 @pytest.mark.parametrize(
@@ -208,3 +279,26 @@ def test_a_dry_run_tells_calls_tokens_and_price_and_sends_nothing(made, tmp_path
     here(made, tmp_path, "http://127.0.0.1:9/v1", *more)
     out = capsys.readouterr().out
     assert "annotations: 24 requests" in out and "at most $" in out
+
+
+@pytest.mark.parametrize(
+    ("more", "drawn"),
+    [([], (0.0, 1.0, 2048)), (["--preset", "upstream"], (0.7, 1.0, 2048)), (["--preset", "paper"], (0.7, 1.0, 4096))],
+    ids=["stable, the default", "upstream", "paper"],
+)
+def test_a_preset_says_how_outputs_are_drawn_and_scores_name_it(made, tmp_path, more, drawn):
+    """paper: the tokens of models_configs/Meta-Llama-3-8B-Instruct, and the temperature of upstream's decoder."""
+    asked = []
+
+    def reply(seen):
+        if "logprobs" in seen.body:
+            return annotate(seen)
+        asked.append(seen.body)
+        return Reply.chat(f"Something of {seen.text}")
+
+    with serve(reply) as server:
+        served = ["--endpoint", server.base, "--model", "llama"]
+        here(made, tmp_path, server.base, *served, *more)
+    assert {(body["temperature"], body["top_p"], body["max_tokens"]) for body in asked} == {drawn}
+    lines = read_rows(tmp_path / "eval/scores.jsonl")
+    assert {line["preset"] for line in lines} == {more[-1] if more else "stable"}

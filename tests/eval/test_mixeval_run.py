@@ -56,13 +56,31 @@ def made(tmp_path_factory):
     return folder
 
 
+def right(seen):
+    """What a judge has to say of a right answer; None where another one is judged."""
+    if seen.body["messages"][0]["content"] == "Extract.":
+        return Reply.chat("[[A]]") if seen.text.endswith("\nA: A\n") else None
+    return Reply.chat("[[1.0]]") if "\nA: a\nVerdict" in seen.text else None
+
+
 def judge(seen):
-    """Says what the hash of the request says; of one in twelve nothing that can be read."""
+    """Says what a hash of the request says; of one in twelve nothing that can be read; of the right answer, that."""
+    if said := right(seen):
+        return said
     h = int(hashlib.sha256(json.dumps(seen.body["messages"]).encode()).hexdigest()[:8], 16)
     if h % 12 == 0:
         return Reply.chat("I cannot say.")
+    return verdict(seen, h)
+
+
+def verdict(seen, h):
     is_choice = seen.body["messages"][0]["content"] == "Extract."
     return Reply.chat(f"[[{'AB'[h % 2]}]]" if is_choice else f"[[{h % 11 / 10}]]")
+
+
+def steady(seen):
+    """A judge that always says something that can be read."""
+    return right(seen) or verdict(seen, len(seen.text))
 
 
 def command(made, out, base, *more):
@@ -168,6 +186,85 @@ def test_a_judge_whose_answers_have_no_score_is_found_out_at_once(made, tmp_path
         assert server.n_seen == 3
 
 
+@pytest.mark.parametrize("split", ["free-form", "multiple-choice"])
+def test_a_judge_that_takes_the_right_answer_for_wrong_is_found_out_at_once(made, tmp_path, split):
+    def wrong(seen):
+        is_choice = seen.body["messages"][0]["content"] == "Extract."
+        if is_choice != (split == "multiple-choice"):
+            return judge(seen)
+        return Reply.chat("<think>\nIs it [[A]] or [[1.0]]?\n</think>\n\n" + ("[[B]]" if is_choice else "[[0.5]]"))
+
+    with serve(wrong) as server:
+        letter = "A" if split == "multiple-choice" else "a"
+        with pytest.raises(RunError, match=f"takes '{letter}', the right answer to a {split} query, for wrong"):
+            mixeval_run.main(command(made, tmp_path, server.base)[4:])
+        assert server.n_seen == (6 if split == "multiple-choice" else 3)
+
+
+def test_what_a_judge_thinks_is_no_score_and_is_kept(made, tmp_path, capsys):
+    def thinking(seen):
+        said = json.loads(steady(seen).body)["choices"][0]["message"]["content"]
+        return Reply.chat(f"<think>\nThe format is [[0.0]] or [[B]].\n</think>\n\n{said}")
+
+    outs = tmp_path / "plain", tmp_path / "thinking"
+    for out, reply in zip(outs, (steady, thinking), strict=True):
+        out.mkdir()
+        with serve(reply) as server:
+            mixeval_run.main(command(made, out, server.base, "--version", "2024-06-01", "--no-base")[4:])
+    assert overall(outs[0]) == overall(outs[1])
+    path = "eval/epoch-01/mixeval_hard/2024-06-01/judge_results_{}_model_judge_j.jsonl"
+    for split in ("ff", "mp"):
+        plain, thought = (read_rows(out / path.format(split)) for out in outs)
+        assert all(row.pop("reasoning") == "The format is [[0.0]] or [[B]]." for row in thought) and plain == thought
+    assert "48 judgments behind thoughts" in capsys.readouterr().out
+
+
+def test_a_judgment_that_was_cut_is_no_score(made, tmp_path):
+    def cut(seen):
+        return right(seen) or Reply.chat("I take [[A]] and [[1.0]], unless", finish="length")
+
+    with serve(cut) as server:
+        mixeval_run.main(command(made, tmp_path, server.base, "--version", "2024-06-01", "--rounds", "2")[4:])
+    rows = read_rows(tmp_path / "eval/epoch-01/mixeval_hard/2024-06-01/judge_results_mp_model_judge_j.jsonl")
+    assert all(row["fallback"] == "random" and row["judge_response"] is None for row in rows)
+
+
+def test_a_pass_that_was_not_judged_whole_says_so_and_has_no_delta(made, tmp_path, capsys):
+    run_folder = tmp_path / "run"
+    shutil.copytree(made / "run/epoch-01", run_folder / "epoch-01")
+    (run_folder / "config.yaml").write_text(f"model: {made / 'run/epoch-02'}\nepochs: 1\n")
+    n_base = []
+
+    def tired(seen):
+        """Judges the base, which comes first, whole, and of the epoch every second query."""
+        if len(n_base) < 60:
+            n_base.append(1)
+        is_late = len(n_base) >= 60 and seen.body["messages"][0]["content"] == "Extract."
+        is_flagged = is_late and not right(seen)
+        return Reply.error(400, "flagged", code="content_filter") if is_flagged else steady(seen)
+
+    def told(reply):
+        with serve(reply) as server:
+            arguments = command(made, tmp_path, server.base, "--version", "2024-06-01", "--concurrency", "1")[4:]
+            arguments += ["--rounds", "1"]
+            mixeval_run.main([str(run_folder), *arguments[1:]])
+        return capsys.readouterr().out
+
+    said = told(tired)
+    lines = {
+        x["checkpoint"]: x
+        for x in read_rows(tmp_path / "eval/scores.jsonl")
+        if x["metric"].endswith("4_compat/overall")
+    }
+    n = lines["epoch-01"]["n_unjudged"]
+    assert lines["base"]["n_unjudged"] == 0 and 0 < n < 48 and lines["epoch-01"]["n_asked"] == 48
+    assert f"({n} of 48 not judged)" in said and f"no delta: {n} of 48 queries of epoch-01 and 0 of 48" in said
+    assert not [x for x in read_rows(tmp_path / "eval/scores.jsonl") if x["metric"] == "delta/overall"]
+    (tmp_path / "judge.sqlite").unlink()
+    said = told(steady)  # the same with a judge that judges all
+    assert "against the base" in said and "not judged" not in said
+
+
 def test_a_judge_that_changes_in_the_midst_ends_the_pass(made, tmp_path):
     def turning(seen):
         reply = judge(seen)
@@ -200,7 +297,7 @@ def test_deltas_are_told_against_the_base_and_refused_across_judges(made, tmp_pa
     run_folder = tmp_path / "run"
     shutil.copytree(made / "run/epoch-01", run_folder / "epoch-01")
     (run_folder / "config.yaml").write_text(f"model: {made / 'run/epoch-02'}\nepochs: 2\n")
-    with serve(judge) as server:
+    with serve(steady) as server:
         arguments = command(made, tmp_path, server.base, "--version", "2024-06-01")[4:]
         arguments[0] = str(run_folder)
         mixeval_run.main(arguments)
@@ -232,7 +329,7 @@ def test_epochs_are_scored_as_they_appear_and_pruned(made, tmp_path, monkeypatch
     timers = [threading.Timer(seconds, finish, (i,)) for seconds, i in ((1, 2), (4, 3))]
     for timer in timers:
         timer.start()
-    with serve(judge) as server:
+    with serve(steady) as server:
         arguments = command(made, tmp_path, server.base, "--watch", "--prune", "--version", "2024-06-01")[4:]
         arguments[0] = str(run_folder)
         at = arguments.index("--out")

@@ -9,38 +9,12 @@ import statistics
 
 import pytest
 
-from eval import plots, report, report_tables, runs, scores, tables
-from eval.runs import Run, beta_of, heldout, heldout_logratios, heldout_rewards
+from eval import plots, report, report_tables, runs, tables
+from eval.runs import beta_of, heldout, heldout_logratios, heldout_rewards
 from eval.tables import Table
 from system.errors import InputError
 from tests.browser import PAYLOADS, look
-
-GAINS = [0.02, 0.05, -0.01]
-
-
-def line(checkpoint, value, metric="overall", benchmark="quiz", **more):
-    return {"checkpoint": checkpoint, "benchmark": benchmark, "version": "v", "metric": metric, "value": value,
-            "stderr": 0.01, "n": 100, "judge": "j"} | more  # fmt: skip
-
-
-def run_folder(path, *, loss="dpo", data="pairs.jsonl", lines=None, n_steps=4, words="said"):
-    path.mkdir(parents=True)
-    (path / "config.yaml").write_text(f"model: m\nloss: {loss}\ndata:\n- {json.dumps(data)}\nepochs: 3\n")
-    made = [line("base", 0.4), *(line(f"epoch-{i:02d}", 0.4 + g) for i, g in enumerate(GAINS, 1))]
-    made += [line("base", 0.5, "parts"), line("epoch-02", 0.7, "parts")]
-    scores.write(path / "eval/scores.jsonl", made if lines is None else lines)
-    with open(path / "metrics.jsonl", "w") as file:
-        for i in range(1, n_steps + 1):
-            values = {"step": i, "epoch": i / 2, "rewards/chosen": 0.1 * i, "rewards/rejected": -0.1 * i}
-            values |= {"perf/step_seconds": 90.0, "perf/pairs_per_second": 0.5}
-            values |= {f"eval_logps/{s}": -10.0 - i for s in ("chosen", "rejected")} if i % 2 == 0 else {}
-            file.write(json.dumps(values) + "\n")
-    with open(path / "eval/samples.jsonl", "w") as file:
-        for checkpoint in ("base", "epoch-01", "epoch-02"):
-            file.write(
-                json.dumps({"checkpoint": checkpoint, "prompt": words, "response": f"{words} {checkpoint}"}) + "\n"
-            )
-    return path
+from tests.eval.run_folders import GAINS, cells, line, run_folder, run_of
 
 
 def test_checkpoints_inside_epochs_have_their_place_between_them(tmp_path):
@@ -58,11 +32,6 @@ def test_checkpoints_inside_epochs_have_their_place_between_them(tmp_path):
     page = report.write([folder], tmp_path / "out").read_text()
     assert "Held-out log-likelihood (Figure 4)" in page
     assert cells(tmp_path / "out/tables/table-5.csv")[1][2:4] == ["4", "2.0"]  # the line of step 0 is no step
-
-
-def cells(path):
-    with open(path, newline="") as file:
-        return list(csv.reader(file))
 
 
 def test_table_2_is_max_mean_and_deviation_of_the_gains(tmp_path):
@@ -219,10 +188,10 @@ def test_the_words_of_models_files_and_settings_are_never_markup(tmp_path):
             run_folder(tmp_path / f"run-{i}", data=payload.replace("/", ""), lines=lines, words=f"{payload} {i}")
         )
     page = report.write(folders, tmp_path / "out", title=" ".join(PAYLOADS))
-    html = page.read_text(encoding="utf-8")
-    policy = re.search(r'Content-Security-Policy" content="([^"]*)"', html)[1]
+    text = page.read_text(encoding="utf-8")
+    policy = re.search(r'Content-Security-Policy" content="([^"]*)"', text)[1]
     assert policy.startswith("default-src 'none'; style-src 'sha256-") and "script" not in policy
-    page.write_text(html.replace("default-src 'none';", "default-src 'none'; script-src 'none';", 1))
+    page.write_text(text.replace("default-src 'none';", "default-src 'none'; script-src 'none';", 1))
     told = look(page)
     assert told["pwned"] == "undefined" and told["n"] == told["links"] == 0
     text = " ".join(told["text"].split())
@@ -253,18 +222,6 @@ def test_a_long_line_is_thinned_to_means():
 
 
 # --- held-out rows -------------------------------------------------------------------------------------------------
-
-
-def run_of(metrics, lines=(), **settings):
-    return Run(
-        "r",
-        "dpo",
-        "d",
-        list(lines),
-        [{"step": i, "epoch": float(i), **x} for i, x in enumerate(metrics, 1)],
-        [],
-        settings,
-    )
 
 
 def test_log_ratios_are_read_by_their_name_and_of_older_runs_are_rewards_over_beta():

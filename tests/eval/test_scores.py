@@ -47,6 +47,19 @@ def test_the_newest_lines_are_those_that_may_be_subtracted():
     assert scores.newest([base, line(judge_model="a", judge_temperature=None)])[0] == base
 
 
+def test_a_number_that_was_not_judged_whole_is_marked_and_not_subtracted():
+    whole, cut = line(n=805, n_unjudged=8, n_asked=805), line("base", 0.4, n=705, n_unjudged=100, n_asked=805)
+    assert (scores.mark(whole), scores.mark(cut)) == ("", "100 of 805 not judged")
+    assert scores.mark(line(n=100, n_fallbacks=1, n_blocked=1)) == "2 of 100 not judged"  # as it was written before
+    assert scores.delta(whole, line("base", 0.25, n=805)) == 0.25
+    with pytest.raises(InputError, match="8 of 805 queries of epoch-01 and 100 of 805 queries of base were not judged"):
+        scores.delta(whole, cut)
+    same = scores.unjudged_facts(["a", "b"], 100)
+    assert scores.delta(line(value=0.75, **same), line("base", 0.5, **same)) == 0.25  # both lack the same queries
+    with pytest.raises(InputError, match="were not judged"):
+        scores.delta(line(**same), line("base", **scores.unjudged_facts(["a", "c"], 100)))
+
+
 @pytest.mark.parametrize("bad", ['{"value": 1}', "[1]", "{", '{"checkpoint": "a", "benchmark": "b", "version": "c", '
                                  '"metric": "d", "value": true}'])  # fmt: skip
 def test_a_line_that_is_no_score_is_located(tmp_path, bad):

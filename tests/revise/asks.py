@@ -4,7 +4,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from revise.client import ClientConfig, Request, Tally, answer_all, endpoints_of, open_store
+from revise.client import SERVED, ClientConfig, Request, Tally, answer_all, endpoints_of, open_store
 from revise.client.store import Row
 from revise.loopback import Server, serve
 
@@ -32,7 +32,7 @@ class Outcome:
         return [row and row.state for row in self.rows]
 
 
-def ask(folder: Path, reply, n=1, *, requests=None, **settings: Any) -> Outcome:
+def ask(folder: Path, reply, n=1, *, requests=None, role=SERVED, **settings: Any) -> Outcome:
     """n questions, asked of a server that replies as a function of what it has seen."""
     requests = questions(n) if requests is None else requests
     texts, headers = [], []
@@ -48,7 +48,7 @@ def ask(folder: Path, reply, n=1, *, requests=None, **settings: Any) -> Outcome:
         tally = fault = None
         with open_store(Path(config.store)) as store:
             try:
-                tally = answer_all(requests, store, config, endpoints_of(bases, config), purpose="test")
+                tally = answer_all(requests, store, config, endpoints_of(bases, config), purpose="test", role=role)
             except Exception as found:
                 fault = found
             rows = [store.get(request.key) for request in requests]

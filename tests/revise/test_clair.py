@@ -203,6 +203,42 @@ def test_bounds_are_inclusive_and_plain_words_no_allusions(revision):
     check(revision)
 
 
+BIRD = "The heron, a bird of the marsh."
+
+
+@pytest.mark.parametrize(
+    "note",
+    ["---\n\n**Changes made:**\n- otter -> heron", "Changes made:\n- otter", "**Changes I made**:\n1. the animal",
+     "(Note: I kept the tone and changed the animal.)", "*Note: I've only replaced the otter.*",
+     "What I changed: birds.",
+     "### Summary of changes\n- otter", "Explanation of the corrections: otters are no birds.",
+     "---\nExplanation: the otter is no bird.", "***\n\n*Rationale:* otters swim.", "---\nI kept the tone.",
+     "The corrections made to the text:\n- heron"],
+)  # fmt: skip
+def test_a_note_to_the_reader_is_an_allusion(note):
+    student = "The otter, a bird of the marsh, and of the sea. "
+    with pytest.raises(ValueError, match=r"^alludes to the revision$"):
+        check(f"{BIRD}\n\n{note}", student)
+    check(f"{BIRD}\n\n{note}", student, may_allude=True)
+    check(f"{BIRD}\n\n{note}", f"{student}\n\n{note}")  # the answer has it, too
+
+
+@pytest.mark.parametrize(
+    "end",
+    ["Note: replace the placeholders by your own values.", "---\n\n**Note:** ask a doctor first.",
+     "(Note: herons were seen there in May.)", "---\n## Habits\nIt kept to the reeds.",
+     "Improvements to the marsh: none.",
+     "Changes of the weather: many.", "Explanation: it stands still."],
+)  # fmt: skip
+def test_a_note_that_belongs_to_the_answer_is_none(end):
+    check(f"{BIRD}\n\n{end}", "The otter, a bird of the marsh, and of the sea. ")
+
+
+def test_what_the_task_asks_for_is_no_note():
+    end = "---\nExplanation: it stands still."
+    check(f"{BIRD}\n\n{end}", "The otter, a bird of the marsh, and of the sea.", task="Name a bird, and explain it.")
+
+
 def test_what_the_task_or_the_answer_speaks_of_is_no_allusion():
     words = "The student's answer is a heron."
     check(words, task="Quote the student's answer.")

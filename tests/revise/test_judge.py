@@ -18,9 +18,20 @@ from revise.templates import read_template
         ("a[2] is cited, see [2].\n\n**Final answer: [1]**", 1),
         ("In the end I choose [2] for its clarity.", 2),
         ("[1] [1]", 1),
+        ("**Final Answer: [2]**", 2),
+        ("\\boxed{[2]}", 2),
+        ("\\boxed{2}", 2),
+        ("The better answer is {student_solution_2}.\n\n[2]", 2),
+        ("[[2]]", 2),
+        ("<answer>[2]</answer>", 2),
+        ("I choose [2] because [1] is wrong.", 2),
+        ("[2]\n\nStudent [1] says otter, which is wrong.", 2),
+        ("最终答案：[2]", 2),
+        ("**Final answer:** [ 2 ]", 2),
+        ("The better answer is [2], since [1] names an otter.", 2),
     ],
 )
-def test_the_last_line_that_names_one_decides(answer, choice):
+def test_a_line_that_is_a_verdict_decides(answer, choice):
     assert judge.parse_choice(answer) == choice
 
 
@@ -29,7 +40,13 @@ def test_the_last_line_that_names_one_decides(answer, choice):
     [("", "no choice"), ("the first", "no choice"), ("1", "no choice"), ("[3]", "no choice"),
      ("[1] or [2]", "both chosen"), ("[12]", "no choice"), ("[2]\n[1]", "both chosen"),
      ("It cites [2].\n\nTherefore the first one.", "no choice"), ("It uses argv[1].\n\nFinal answer: 2", "no choice"),
-     ("it is not [2]", "no choice")],
+     ("it is not [2]", "no choice"), ("Student 2 names a bird.\n\nThere is no reason to prefer [1].", "no choice"),
+     ("The worse answer is [1].", "no choice"), ("I would choose [1] if it were true.", "no choice"),
+     ("[1] is better in style, but [2] is right.", "no choice"), ("I cannot choose [1].", "no choice"),
+     ("2", "no choice"), ("The better answer in style is [1] because it is short.", "no choice"),
+     ("It is better than [1].", "no choice"), ("So much for [1].", "no choice"),
+     ("\\boxed{1}\n\\boxed{2}", "both chosen"),
+     ("I do not choose [1] because [2] is right.", "no choice")],
 )  # fmt: skip
 def test_anything_else_is_no_judgment(answer, reason):
     with pytest.raises(ValueError, match=f"^{reason}$"):
@@ -46,6 +63,14 @@ def test_anything_else_is_no_judgment(answer, reason):
         ("[3] for style\nin all [4]\n", 4),
         ("[7]\nReference [10] is weak.", 7),
         ("**[1]**", 1),
+        ("Grade: [8/10]", 8),
+        ("[8 / 10]", 8),
+        ("[8.5]", 8.5),
+        ("[ 8 ]", 8),
+        ("The grade is [8].", 8),
+        ("[8]/10", 8),
+        ("Overall grade:\n[8]\n\nRubric:\n[1] useless [10] perfect", 8),
+        ("I would give it a grade of [8].", 8),
     ],
 )
 def test_a_grade_is_read(answer, score):
@@ -56,7 +81,8 @@ def test_a_grade_is_read(answer, score):
     ("answer", "reason"),
     [("7", "no grade"), ("[0]", "grade out of range"), ("[11]", "grade out of range"), ("[-3]", "grade out of range"),
      ("[7] or [8]", "two grades"), ("a[3] is used.\n\nFinal grade: 8/10", "no grade"), ("", "no grade"),
-     ("[nan]", "no grade")],
+     ("[nan]", "no grade"), ("Score: 8/10", "no grade"), ("Grade: **8**", "no grade"), ("[4]/5", "no grade"),
+     ("[80/100]", "no grade"), ("[8]/100", "no grade"), ("It is far from a [10].", "no grade")],
 )  # fmt: skip
 def test_anything_else_is_no_grade(answer, reason):
     with pytest.raises(ValueError, match=f"^{reason}$"):

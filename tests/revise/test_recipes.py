@@ -19,10 +19,10 @@ def student_of(seen):
     return seen.text.partition("{student_solution}: ")[2].partition("\n\n-----")[0]
 
 
-def done(arguments, **more):
-    """A run that ended well."""
+def done(arguments, *, code=0, **more):
+    """A run that ended well, or with a code."""
     found = run(arguments, **more)
-    assert (found.returncode, "Traceback" in found.stderr) == (0, False), found.stderr
+    assert (found.returncode, "Traceback" in found.stderr) == (code, False), found.stderr
     return found
 
 
@@ -244,7 +244,7 @@ def test_the_same_prompts_are_drawn_for_every_recipe(tmp_path, llama):
     def reply(seen):
         if "{student_solution_1}" in seen.text:
             return Reply.chat("[1]")
-        return lengthen(seen) if "{student_solution}: " in seen.text else Reply.chat("a strong answer")
+        return lengthen(seen) if "{student_solution}: " in seen.text else Reply.chat(f"a strong answer to {seen.text}")
 
     with serve(reply) as server:
         for name in ("clair", "judge-on-policy", "judge-off-policy", "stronger-preferred"):
@@ -259,11 +259,11 @@ def test_the_same_prompts_are_drawn_for_every_recipe(tmp_path, llama):
 # --- judges --------------------------------------------------------------------------------------------------------
 
 
-def judged(tmp_path, reply, n=60, *more):
+def judged(tmp_path, reply, n=60, *more, code=0):
     rows = [{"prompt": f"Name bird {i}.", "responses": [f"The heron {i}.", f"The otter {i}."]} for i in range(n)]
     write_rows(tmp_path / "prompts.jsonl", rows)
     with serve(reply) as server:
-        found = done(command("judge-on-policy", tmp_path, server.base, *more))
+        found = done(command("judge-on-policy", tmp_path, server.base, *more), code=code)
     return found, read_rows(tmp_path / "pairs.jsonl"), read_rows(tmp_path / "pairs.rejected.jsonl"), server
 
 
@@ -285,8 +285,9 @@ def test_the_judges_choice_wins_in_whatever_order_it_was_shown(tmp_path):
 
 
 def test_a_judge_who_takes_the_first_is_found_out(tmp_path):
-    found, pairs, rejected, _ = judged(tmp_path, lambda seen: Reply.chat("[1]"), 40, "--both-orders", 1)
+    found, pairs, rejected, _ = judged(tmp_path, lambda seen: Reply.chat("[1]"), 40, "--both-orders", 1, code=1)
     assert not pairs and {row["reason"] for row in rejected} == {"the order decides"}
+    assert "no pair was made of 40 prompts (the order decides)" in found.stderr
     assert (
         "the answer shown first won 100.0% of 80 judgments; of 40 pairs judged in both orders 0.0% had one winner"
         in (found.stderr)
@@ -295,14 +296,14 @@ def test_a_judge_who_takes_the_first_is_found_out(tmp_path):
 
 @pytest.mark.parametrize(("answer", "reason"), [("no idea", "no choice"), ("[1] or [2]", "both chosen")])
 def test_a_judgment_that_is_none_is_set_aside(tmp_path, answer, reason):
-    _, pairs, rejected, _ = judged(tmp_path, lambda seen: Reply.chat(answer), 3)
+    _, pairs, rejected, _ = judged(tmp_path, lambda seen: Reply.chat(answer), 3, code=1)
     assert not pairs and [row["reason"] for row in rejected] == [reason] * 3
 
 
 def test_two_equal_answers_are_not_judged(tmp_path):
     rows = write_rows(tmp_path / "prompts.jsonl", [{"prompt": "a", "responses": ["x", "x "]}])
     with serve(likes_herons) as server:
-        done(command("judge-on-policy", tmp_path, server.base, rows=rows))
+        done(command("judge-on-policy", tmp_path, server.base, rows=rows), code=1)
         assert server.n_seen == 0
     assert read_rows(tmp_path / "pairs.rejected.jsonl")[0]["reason"] == "the two answers are equal"
 
@@ -500,7 +501,7 @@ def test_a_cap_ends_a_run_with_the_pairs_that_were_paid_for(tmp_path):
 
 def test_a_cap_on_requests_holds_for_both_servers_together(tmp_path):
     bare_prompts(tmp_path, 8)
-    with serve(lambda seen: Reply.chat("otter, otter and otter")) as target, serve(revise) as server:
+    with serve(lambda seen: Reply.chat(f"otter {seen.text}")) as target, serve(revise) as server:
         more = ["--target-endpoint", target.base, "--target-name", "llama", "--max-requests", 10]
         assert run(command("clair", tmp_path, server.base, *more)).returncode == 1
         assert (target.n_seen, server.n_seen) == (8, 2)
@@ -533,9 +534,11 @@ def test_an_own_answer_that_was_cut_never_wins(tmp_path):
     cut = lambda seen: Reply.chat(f"heron {seen.number} and", finish="length")  # noqa: E731
     with serve(cut) as target, serve(lambda seen: Reply.chat("[1]")) as server:
         more = ["--target-endpoint", target.base, "--target-name", "llama", "--both-orders", 0]
-        done(command("judge-on-policy", tmp_path, server.base, *more))
-    assert not read_rows(tmp_path / "pairs.jsonl")
-    assert {row["reason"] for row in read_rows(tmp_path / "pairs.rejected.jsonl")} == {"own answer truncated"}
+        found = run(command("judge-on-policy", tmp_path, server.base, *more))
+        assert (found.returncode, target.n_seen, server.n_seen) == (1, 24, 0)
+    assert "no pair was made of 6 prompts (own answer truncated)" in found.stderr
+    reasons = {row["reason"].partition(":")[0] for row in read_rows(tmp_path / "pairs.rejected.jsonl")}
+    assert not read_rows(tmp_path / "pairs.jsonl") and reasons == {"own answer truncated"}
 
 
 def test_rows_without_an_answer_need_a_target(tmp_path):

@@ -79,6 +79,23 @@ def test_several_grades_are_averaged_and_those_that_are_none_left_out(tmp_path):
     assert (row["chosen_score"], row["rejected_score"]) == (2, 2)  # of 1 and 3
 
 
+def test_what_a_judge_thinks_is_no_grade_and_is_kept(tmp_path):
+    write_rows(tmp_path / "pairs.jsonl", [pair(0, "clair")])
+    thoughts = "<think>\nGrades are such as [7].\n\n[1]\n</think>\n\n"
+
+    def reply(seen):
+        if "otter" in graded_of(seen):
+            return Reply.chat("Hm.\n[9]\nNo, all in all", finish="max_tokens")  # cut: no grade
+        return Reply.chat(thoughts + "[9]<|im_end|>")
+
+    with serve(reply) as server:
+        found = score(tmp_path, server.base)
+    (row,) = read_rows(tmp_path / "scored.jsonl")
+    assert row["chosen_score"] == 9 and "rejected_score" not in row
+    assert row["scorer_reasoning"] == ["Grades are such as [7].\n\n[1]"]
+    assert "in 1 rows the judge's thoughts are cut off" in found.stderr and found.returncode == 1
+
+
 def test_a_reward_model_scores_the_conversation(tmp_path):
     write_rows(tmp_path / "pairs.jsonl", [pair(0, "clair")])
     asked = []

@@ -1,0 +1,90 @@
+"""The paper's four sets by the files beside paper.yaml: taken as they are, all are made on one set of prompts."""
+
+import re
+
+import pytest
+import yaml
+
+from revise import recipes
+from revise.loopback import Reply, serve
+from tests.pages import ROOT
+from tests.revise.commands import judged, read_rows, released, revise, write_rows
+
+FOLDER = ROOT / "examples/recipes"
+MAINS = {
+    "clair": recipes.clair_main,
+    "judge-on-policy": recipes.judge_main,
+    "judge-off-policy": recipes.off_policy_main,
+    "stronger-preferred": recipes.stronger_main,
+}
+RELEASED, JUDGED = "ContextualAI/ultrafeedback_clair_32k", "openbmb/UltraFeedback"
+PRICE_IN, PRICE_OUT = 10, 30
+
+
+def settings(name):
+    return yaml.safe_load((FOLDER / f"revise-{name}.yaml").read_text())
+
+
+def test_four_files_make_the_four_sets_on_the_released_prompts(tmp_path, monkeypatch):
+    """The two data sets of the hub are files here; everything else is what the files say."""
+    monkeypatch.setenv("OPENAI_API_KEY", "test")
+    asked = []
+
+    def reply(seen):
+        asked.append(seen.body)
+        if seen.body["model"] == "llama":
+            return Reply.chat(f"answer {seen.number}")
+        if "{student_solution_1}" in seen.text:
+            return Reply.chat("Both are fine.\n\n[1]")
+        return revise(seen) if "{student_solution}: " in seen.text else Reply.chat(f"A stronger answer {seen.number}.")
+
+    files = {
+        RELEASED: write_rows(tmp_path / "released.jsonl", [released(i) for i in (2, 5, 11)]),
+        JUDGED: write_rows(tmp_path / "judged.jsonl", [judged(i) for i in range(12)]),
+    }
+    made = {}
+    with serve(reply) as server:
+        for name, main in MAINS.items():
+            said = settings(name)
+            out = tmp_path / said["out"]
+            more = ["--config", FOLDER / f"revise-{name}.yaml", "--out", out]
+            more += [x for flag in ("prompts", "only_prompts") if flag in said
+                     for x in (f"--{flag.replace('_', '-')}", files[said[flag]])]  # fmt: skip
+            if "store" in said:
+                more += ["--store", tmp_path / "s.sqlite", "--endpoint", server.base]
+            if "target_endpoint" in said:
+                more += ["--target-endpoint", server.base]
+            main([str(x) for x in more])
+            made[name] = read_rows(out)
+    wanted = [f"Name bird {i}." for i in (2, 5, 11)]
+    assert {name: [row["prompt"] for row in rows] for name, rows in made.items()} == dict.fromkeys(MAINS, wanted)
+    losers = [released(i)["rejected"] for i in (2, 5, 11)]
+    assert [row["rejected"] for row in made["clair"]] == losers
+    assert [row["rejected"] for row in made["stronger-preferred"]] == losers
+    for name in ("clair", "judge-on-policy"):
+        assert made[name][0]["provenance"]["settings"]["template"] == "paper"
+    assert {body["model"] for body in asked} == {"llama", "gpt-4-turbo"}
+
+
+def test_the_grid_trains_on_what_the_files_write():
+    data = dict(item.split("=") for item in yaml.safe_load((FOLDER / "paper.yaml").read_text())["data"])
+    assert data.pop("clair") == RELEASED and settings("clair")["prompts"] == RELEASED
+    assert data == {name: settings(name)["out"] for name in MAINS if name != "clair"}
+    assert settings("judge-off-policy") == {
+        "prompts": JUDGED, "only_prompts": RELEASED, "out": "judge-off-policy.jsonl"
+    }  # fmt: skip
+    text = (FOLDER / "paper.yaml").read_text()
+    assert all(f"examples/recipes/revise-{name}.yaml" in text for name in data)
+
+
+@pytest.mark.parametrize("name", [n for n in MAINS if n != "judge-off-policy"])
+def test_a_file_says_what_it_costs_by_its_own_numbers(name):
+    """Requests times tokens times the prices that stand in it."""
+    text = " ".join(line.lstrip("# ") for line in (FOLDER / f"revise-{name}.yaml").read_text().splitlines())
+    said = settings(name)
+    assert (said["price_in"], said["price_out"]) == (PRICE_IN, PRICE_OUT)
+    n = int(re.search(r"([\d,]+) requests", text)[1].replace(",", ""))
+    n_in = int(re.search(r"([\d,]+) tokens to send", text)[1].replace(",", ""))
+    n_out = int(re.search(r"send and (\d+) to receive", text)[1])
+    dollars = int(re.search(r"\$(\d+) at the prices below", text)[1])
+    assert dollars == pytest.approx(n * (n_in * PRICE_IN + n_out * PRICE_OUT) / 1e6, rel=0.015)
