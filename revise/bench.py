@@ -91,7 +91,7 @@ def _measure(config: BenchConfig, base: str, name: str) -> str:
 
         async def ask() -> None:
             async with HttpTransport.open(settings, importlib.import_module(name)) as transport:
-                timed.transport = transport
+                timed.take(transport)
                 await Scheduler(store, settings, pool, timed, "bench").run(requests(), n)
 
         with open_store(Path(settings.store)) as store:
@@ -110,19 +110,19 @@ def _measure(config: BenchConfig, base: str, name: str) -> str:
 class _Timed:
     """A transport that notes when the first answer came."""
 
-    transport: HttpTransport
-    start = cpu = 0.0
+    requests: Pace
+    tokens: Pace
 
-    @property
-    def requests(self) -> Pace:
-        return self.transport.requests
+    def __init__(self) -> None:
+        self.start = self.cpu = 0.0
 
-    @property
-    def tokens(self) -> Pace:
-        return self.transport.tokens
+    def take(self, transport: HttpTransport) -> None:
+        """What it sends by."""
+        self._transport, self.requests, self.tokens = transport, transport.requests, transport.tokens
 
     async def send(self, endpoint: Endpoint, request: Request) -> bytes:
-        raw = await self.transport.send(endpoint, request)
+        """See scheduler.Transport."""
+        raw = await self._transport.send(endpoint, request)
         if not self.start:
             self.start, self.cpu = time.perf_counter(), time.process_time()
         return raw

@@ -97,7 +97,8 @@ class Prompts:
 
         Raises InputError listing the first ten rows that cannot be used, unless they are to be skipped.
         """
-        self.source, self._dedupe, self._side = config.prompts, dedupe, response_from
+        self.source, self._dedupe = config.prompts, dedupe
+        self._side: Side | None = response_from
         self.reading = config.reading
         """How the source is read."""
         wanted = _texts_of(config.only_prompts, config) if config.only_prompts else None
@@ -111,10 +112,7 @@ class Prompts:
                 faults += [str(found)] if n_faults <= 10 else []
             else:
                 row = found.row
-                if wanted is None or wanted[text := _text(row)]:
-                    fitting.append(n_good)
-                    if wanted is not None:
-                        wanted[text] -= 1
+                fitting += [n_good] if wanted is None or _taken(wanted, _text(row)) else []
                 n_good += 1
                 digest.update(_spelled(row))
                 not_used.add(row._replace(unused=tuple(name for name in row.unused if name not in READ_HERE)))
@@ -197,11 +195,11 @@ def _read(row: dict[str, Any], location: str, reading: Reading, side: Side | Non
             "response, or leave the flag out"
         )
     which = 0 if side == "chosen" else 1
-    answer = pair.conversations[which]
-    if len(answer) > 1 or answer[0].tool_calls:
+    answer, *others = pair.conversations[which]
+    if others or answer.tool_calls:
         raise InputError(f'{location}: "{side}" has tool calls, and own answers have to be text; take the row out')
     own = row | {"response": pair.texts[which]}
-    return _Found(found._replace(row=own), answer[0].reasoning_content or "")
+    return _Found(found._replace(row=own), answer.reasoning_content or "")
 
 
 def _pair(row: dict[str, Any], location: str, reading: Reading, *, is_needed: bool) -> Record | None:
@@ -243,6 +241,14 @@ def _texts_of(source: str, config: PromptsConfig) -> collections.Counter[bytes]:
     if not texts:
         raise InputError(f"--only-prompts: {source} has no prompts; give a file of prompts or of pairs")
     return texts
+
+
+def _taken(texts: collections.Counter[bytes], text: bytes) -> bool:
+    """Whether a prompt is still among those that are wanted; it is taken off them."""
+    if texts[text] <= 0:
+        return False
+    texts[text] -= 1
+    return True
 
 
 def _tell_restricted(config: PromptsConfig, n_rows: int, n_fitting: int, n_lacking: int) -> None:

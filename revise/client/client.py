@@ -294,8 +294,9 @@ class HttpTransport:
             idle.append(client)
         if got.status_code == 200 and events.is_stream(raw, got.headers.get("content-type", "")):
             raw = events.joined(raw)
-        if got.status_code != 200 or (fault := refusals.in_answer(raw)) is not None:
-            error = refusals.read_error(raw, got.status_code) if got.status_code != 200 else fault
+        is_answer = got.status_code == 200
+        error = refusals.in_answer(raw) if is_answer else refusals.read_error(raw, got.status_code)
+        if error is not None:
             raise self._meaning(endpoint, got.headers, error, body)
         self.requests.learn(got.headers.get("x-ratelimit-limit-requests"))
         self.tokens.learn(got.headers.get("x-ratelimit-limit-tokens"))

@@ -77,8 +77,9 @@ def _plausible(n: Any) -> int | None:
 def cost_of(usage: Any) -> float | None:
     """Dollars that a usage object says an answer has cost, as OpenRouter's do; None where it does not say it."""
     found = usage.get("cost") if isinstance(usage, dict) else None
-    is_number = isinstance(found, (int, float)) and not isinstance(found, bool)
-    return float(found) if is_number and 0 <= found < math.inf else None
+    if isinstance(found, bool) or not isinstance(found, (int, float)):
+        return None
+    return float(found) if 0 <= found < math.inf else None
 
 
 def retry_after(headers: Mapping[str, str], now: float) -> float | None:

@@ -8,8 +8,7 @@ import yaml
 from revise import recipes
 from revise.loopback import Reply, serve
 from tests.pages import ROOT
-from tests.revise.commands import read_rows, revise, write_rows
-from tests.revise.test_prompts import judged, released
+from tests.revise.commands import judged, read_rows, released, revise, write_rows
 
 FOLDER = ROOT / "examples/recipes"
 MAINS = {

@@ -30,6 +30,23 @@ def prompts(path, n):
     )
 
 
+def released(i, **more):
+    """A row as the released CLAIR pairs have it: the prompt is text, the answers are whole conversations."""
+    question = {"role": "user", "content": f"Name bird {i}."}
+    return {
+        "prompt": f"Name bird {i}.",
+        "chosen": [question, {"role": "assistant", "content": f"The heron is bird number {i}, I think."}],
+        "rejected": [question, {"role": "assistant", "content": f"The otter is bird number {i}, I think."}],
+        "rational": "Otters are no birds.",
+    } | more
+
+
+def judged(i, **more):
+    """A row as UltraFeedback has it: three answers, the first the best."""
+    answers = [{"model": f"m{k}", "response": f"answer {k} to {i}", "overall_score": 9 - k} for k in range(3)]
+    return {"instruction": f"Name bird {i}.", "completions": answers, "source": "flan"} | more
+
+
 def revise(seen):
     """A well-behaved reviser: otters become herons."""
     student = seen.text.partition("{student_solution}: ")[2].partition("\n\n-----")[0]

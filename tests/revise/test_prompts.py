@@ -10,18 +10,7 @@ from revise import recipes
 from revise.loopback import Reply, serve
 from revise.prompts import Prompts, PromptsConfig
 from system.errors import InputError
-from tests.revise.commands import command, read_rows, revise, run, write_rows
-
-
-def released(i, **more):
-    """A row as the released CLAIR pairs have it: the prompt is text, the answers are whole conversations."""
-    question = {"role": "user", "content": f"Name bird {i}."}
-    return {
-        "prompt": f"Name bird {i}.",
-        "chosen": [question, {"role": "assistant", "content": f"The heron is bird number {i}, I think."}],
-        "rejected": [question, {"role": "assistant", "content": f"The otter is bird number {i}, I think."}],
-        "rational": "Otters are no birds.",
-    } | more
+from tests.revise.commands import command, judged, read_rows, released, revise, run, write_rows
 
 
 def here(name, folder, base, *more, **kw):
@@ -158,11 +147,6 @@ def test_two_own_answers_are_not_in_a_pair_and_the_judge_says_so(tmp_path):
 
 
 # --- another file's prompts ----------------------------------------------------------------------------------------
-
-
-def judged(i, **more):
-    answers = [{"model": f"m{k}", "response": f"answer {k} to {i}", "overall_score": 9 - k} for k in range(3)]
-    return {"instruction": f"Name bird {i}.", "completions": answers, "source": "flan"} | more
 
 
 def test_a_recipe_is_restricted_to_another_files_prompts_by_the_real_command(tmp_path, capsys):

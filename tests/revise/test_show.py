@@ -111,9 +111,9 @@ def test_rejected_rows_are_counted_by_reason(tmp_path):
     )
     html = tmp_path / "pairs.html"
     show.main([str(path), "--html", str(html)])
-    text = look(html)["text"]
+    text, failed, pairs = (told["text"] for told in looks(html, ["", "filter=r:failed", "filter=pairs"]))
     assert "all rows (4)" in text and "rejected: failed (2)" in text and "rejected: no marker (1)" in text
-    assert "1 of 2" in look(html, "filter=r:failed")["text"] and "1 of 1" in look(html, "filter=pairs")["text"]
+    assert "1 of 2" in failed and "1 of 1" in pairs
 
 
 def test_search_finds_words_of_any_field(tmp_path):
