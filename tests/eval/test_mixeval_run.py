@@ -224,7 +224,9 @@ def test_a_judgment_that_was_cut_is_no_score(made, tmp_path):
         return right(seen) or Reply.chat("I take [[A]] and [[1.0]], unless", finish="length")
 
     with serve(cut) as server:
-        mixeval_run.main(command(made, tmp_path, server.base, "--version", "2024-06-01", "--rounds", "2")[4:])
+        mixeval_run.main(
+            command(made, tmp_path, server.base, "--version", "2024-06-01", "--rounds", "2", "--go-on")[4:]
+        )
     rows = read_rows(tmp_path / "eval/epoch-01/mixeval_hard/2024-06-01/judge_results_mp_model_judge_j.jsonl")
     assert all(row["fallback"] == "random" and row["judge_response"] is None for row in rows)
 
