@@ -5,7 +5,7 @@ import csv
 import pytest
 
 from eval import gap, report, scores
-from tests.eval.test_report import line, run_folder
+from tests.eval.run_folders import line, run_folder
 
 VERSIONS = ("2024-06-01", "2024-08-11")
 
