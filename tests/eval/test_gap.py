@@ -5,20 +5,9 @@ import csv
 import pytest
 
 from eval import gap, report, scores
+from tests.eval.run_folders import line, run_folder
 
 VERSIONS = ("2024-06-01", "2024-08-11")
-
-
-def line(checkpoint, value, metric, benchmark):
-    return {"checkpoint": checkpoint, "benchmark": benchmark, "metric": metric, "value": value, "stderr": 0.01,
-            "n": 100, "judge": "j"}  # fmt: skip
-
-
-def run_folder(path, *, lines, loss="dpo"):
-    path.mkdir()
-    (path / "config.yaml").write_text(f"model: m\nloss: {loss}\ndata:\n- pairs.jsonl\nepochs: 3\n")
-    scores.write(path / "eval/scores.jsonl", lines)
-    return path
 
 
 def mixeval(checkpoint, value, version=VERSIONS[0], **more):
