@@ -3,7 +3,7 @@
 import os
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 from system import InputError, cli
 
@@ -99,7 +99,7 @@ def _cached(repo: str, kind: str, revision: str) -> Path | None:
         return None
 
 
-def _wanted(kind: str) -> dict[str, list[str]]:
+def _wanted(kind: str) -> dict[str, Any]:
     return {"allow_patterns": PATTERNS[kind], "ignore_patterns": ELSEWHERE if kind == "model" else []}
 
 
