@@ -7,14 +7,11 @@ Every module of this package is imported here, so a new objective is one decorat
 
 import importlib
 import pkgutil
-import runpy
-from pathlib import Path
 
 from losses.errors import LossError
 from losses.registry import Loss, Responses, Result, aliases, get, loss, names
 from losses.token_responses import TokenResponses, common
 
-runpy.run_path(str(Path(__file__).parents[1] / "system/neighbours.py"))["refuse"]()
 for _module in pkgutil.iter_modules(__path__):
     importlib.import_module(f"{__name__}.{_module.name}")
 

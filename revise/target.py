@@ -327,6 +327,8 @@ class Target:
         if self._config.cut_answers != "again":
             return _aside(found, f"at {self._limit:,} tokens; {raised}")
         again = self._found(store, self._again(request))
+        if again.row is None:  # the run ended before it was asked for again
+            return _aside(found, f"at {self._limit:,} tokens; {raised}")
         if not again.is_cut:
             return again
         return _aside(again, f"at {self._limit:,} tokens, and again at {self.most_tokens:,}; {raised}")

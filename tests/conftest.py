@@ -3,9 +3,11 @@
 import os
 import signal
 
-# A script's background job ignores Ctrl-C, and what it starts inherits that: no trap in launch.sh would hear it.
+# A script's background job ignores Ctrl-C, and what nohup starts a closed terminal: no trap in launch.sh would hear it.
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
     signal.signal(signal.SIGINT, signal.default_int_handler)
+if signal.getsignal(signal.SIGHUP) is signal.SIG_IGN:
+    signal.signal(signal.SIGHUP, signal.SIG_DFL)
 
 # The proofs are in float32 and float64 on the CPU, wherever they run; those of tests/gpu run by ./launch.sh gpu-checks.
 if os.environ.get("TESTS_ON") != "gpu":

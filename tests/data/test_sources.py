@@ -624,7 +624,7 @@ def test_a_row_of_200_mb_is_a_fault_in_little_memory(tmp_path):
 
 def test_a_row_of_a_million_keys_is_read(tmp_path):
     row = {f"k{i}": i for i in range(10**6)} | ROWS[0]
-    rows, faults = read(tiny.write_rows(tmp_path / "rows.jsonl", [row]))
+    rows, faults = read(tiny.write_rows(tmp_path / "rows.jsonl", [row]), max_row_mb=64)
     assert len(rows[0][1]) == 10**6 + 3 and not faults
 
 

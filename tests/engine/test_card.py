@@ -143,9 +143,11 @@ def test_a_card_is_whole_or_not_there(job, monkeypatch):
     from system import files
 
     rename = files.os.rename
-    monkeypatch.setattr(files.os, "rename", lambda a, b: (seen.append((a / "README.md").exists()), rename(a, b)))
+    monkeypatch.setattr(
+        files.os, "rename", lambda a, b: (seen.append((b.name, (a / "README.md").exists())), rename(a, b))
+    )
     job(max_steps=1)
-    assert seen == [True]
+    assert [has_card for name, has_card in seen if name == "epoch-01"] == [True]
 
 
 def test_what_a_hook_saves_beside_it_claims_no_numbers(job):

@@ -226,6 +226,8 @@ def test_blocks_are_compiled_where_it_was_asked_for_or_gains(asked, on):
 def test_a_run_that_torchrun_starts_anew_resumes(monkeypatch):
     assert CheckpointConfig(resume=True).resumes and not CheckpointConfig().resumes
     monkeypatch.setenv("TORCHELASTIC_RESTART_COUNT", "1")
+    assert not CheckpointConfig().resumes  # left over: no launcher has started this process
+    monkeypatch.setenv("RANK", "0")
     assert CheckpointConfig().resumes
 
 

@@ -175,13 +175,18 @@ def test_equal_outputs_are_a_draw_without_a_question(made):
         def ask(self, requests):
             self.asked += requests
             row = type(
-                "Row", (), {"state": "answered", "answer": annotate(type("S", (), {"body": {"messages": 1}})).body}
+                "Row",
+                (),
+                {
+                    "state": "answered",
+                    "answer": annotate(type("S", (), {"body": {"messages": [{"content": "a"}]}})).body,
+                },
             )
             return [alpacaeval_run.Answered(None, "", row) for _ in requests]
 
     judge = Counting()
     found = alpacaeval_run.annotate(data, ["same", "y", "y"], judge)
-    assert found[0] == 1.5 and found[1] == found[2] != 1.5 and len(set(judge.asked)) == 1
+    assert found[0].preference == 1.5 != found[1].preference and found[1] == found[2] and len(set(judge.asked)) == 1
 
 
 def here(*given, **more):

@@ -62,7 +62,7 @@ def test_an_answer_that_fills_the_context_is_not_drawn_twice(tmp_path, llama):
     write_rows(tmp_path / "prompts.jsonl", rows)
     shared = {"prompts": str(tmp_path / "prompts.jsonl"), "out": str(tmp_path / "o.jsonl"), "model": "m",
               "store": str(tmp_path / "s.sqlite"), "endpoint": ("http://127.0.0.1:9/v1",)}  # fmt: skip
-    config = ClairConfig(**shared, target_model=str(llama), target_max_tokens=60, target_temperature=0.0)
+    config = ClairConfig(**shared, target_model=str(llama), target_max_tokens=60, target_temperature=1.0)
     target, prompts = Target(config, config, n=1, seed=0), Prompts(config)
     with open_store(tmp_path / "s.sqlite") as store:
         drawn = target.fill(lambda: prompts, store, 1)

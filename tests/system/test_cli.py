@@ -282,6 +282,7 @@ def test_what_we_broke_keeps_its_traceback():
 @pytest.mark.parametrize(("argument", "code", "said"), ENDS[:3])
 def test_where_an_outcome_file_is_named_the_code_goes_there_and_the_exit_is_0(tmp_path, argument, code, said):
     outcome = tmp_path / "outcome"
+    outcome.touch()  # as the launcher does; one that is not there is left over
     done = command(argument, **{cli.OUTCOME_VARIABLE: str(outcome)}, RANK="0")
     assert (done.returncode, done.stderr, outcome.read_text()) == (0, said, str(code))
 
