@@ -105,6 +105,7 @@ def tokenizer_of(tmp_path_factory):
 # --- ids -----------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_ids_of_ranks_are_metas(tokenizer_of):
     ours = tokenizer_of("ranks")
     pytest.importorskip("tiktoken")

@@ -267,6 +267,7 @@ def test_another_vocabulary_in_the_model_file_is_said(tmp_path, capfd, form):
     assert capfd.readouterr().err == ""
 
 
+@pytest.mark.slow
 def test_ranks_beside_their_tokenizer_json_are_the_same_vocabulary(tmp_path, capfd):
     pytest.importorskip("llama_models")
     found = importlib.util.find_spec("llama_models")

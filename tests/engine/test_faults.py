@@ -203,6 +203,7 @@ def _processes_of(folder):
 @pytest.mark.parametrize(
     ("number", "code"), [(signal.SIGTERM, 143), pytest.param(signal.SIGINT, 130, marks=pytest.mark.slow)]
 )
+@pytest.mark.slow
 def test_a_signal_to_the_launcher_saves_the_step_on_every_rank(folder, number, code):
     command = ["./launch.sh", "train", "--nproc", "2", "--model", str(folder / "model"), "--lr", "1e-4"]
     command += ["--data", str(folder / "rows.jsonl"), "--out", str(folder / "run"), "--epochs", "4000"]

@@ -296,7 +296,16 @@ COMMANDS = {
 }
 
 
-@pytest.mark.parametrize(("change", "said"), COMMANDS.values(), ids=COMMANDS)
+FAST = 6  # each is a process of its own
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        pytest.param(*of, id=name, marks=[pytest.mark.slow] * (i >= FAST))
+        for i, (name, of) in enumerate(COMMANDS.items())
+    ],
+)
 def test_bad_input_ends_a_run_in_2_with_one_sentence_and_leaves_nothing(tmp_path, change, said):
     folder = tiny.write_model(tmp_path / "model", ["user assistant system question answer\n\n"])
     rows = [{"prompt": "q", "chosen": "a", "rejected": "b"}]

@@ -99,7 +99,7 @@ RUNS = {
 }
 
 
-FAST = ("float32 on 1 rank", "split masters")
+FAST = ("float32 on 1 rank",)
 
 
 @pytest.mark.parametrize(
@@ -480,6 +480,7 @@ def test_what_survives_of_the_change_from_a_base_is_its_projection(case):
     assert convert.survival(case.model, case.model, case.out / "nearest") is None
 
 
+@pytest.mark.slow
 def test_the_command_says_what_survives(case):
     folder, _ = case.go(epochs=1)
     asked = ["--model", folder, "--dtype", "bfloat16", "--base", case.model]

@@ -113,8 +113,8 @@ def trained(made, out, loss, **more):
     ("flags", "n"),
     [
         ({"reference": "fused"}, 5),
-        ({"reference": "precompute"}, 0),
-        ({"reference_update": "soft", "reference_update_steps": 3}, 20),
+        pytest.param({"reference": "precompute"}, 0, marks=pytest.mark.slow),
+        pytest.param({"reference_update": "soft", "reference_update_steps": 3}, 20, marks=pytest.mark.slow),
     ],
 )
 def test_dpo_from_tokens_gives_the_bits_of_dpo(made, tmp_path, flags, n):
@@ -125,6 +125,7 @@ def test_dpo_from_tokens_gives_the_bits_of_dpo(made, tmp_path, flags, n):
     assert {one.step for one in watches[1].of_reference if one.has_gradient} == set(range(1, n + 1))
 
 
+@pytest.mark.slow
 def test_a_table_of_tokens_is_taken_by_another_run_and_not_by_one_that_takes_sums(made, tmp_path, capsys):
     cache = str(tmp_path / "shared")
     Path(cache).mkdir()
@@ -144,6 +145,7 @@ def test_a_table_of_tokens_is_taken_by_another_run_and_not_by_one_that_takes_sum
     assert_equal(tmp_path / "third", tmp_path / "first")
 
 
+@pytest.mark.slow
 def test_a_table_without_entropies_does_not_serve_an_objective_that_takes_them(made, tmp_path, capsys):
     trained(made, tmp_path / "first", "by_tokens")
     table = tmp_path / "first/reference.safetensors"

@@ -89,6 +89,7 @@ def scored_rows(n):
     ]
 
 
+@pytest.mark.slow
 def test_the_command_advises_by_the_scores_in_the_rows(tmp_path):
     model = tiny.write_model(tmp_path / "model", vocab_size=101)
     rows = tiny.write_rows(tmp_path / "rows.jsonl", scored_rows(120))

@@ -78,6 +78,7 @@ def test_training_ends_with_the_sentence(given, said, training, tmp_path):
 
 
 @pytest.mark.parametrize("rank", ["0", "1"])
+@pytest.mark.slow
 def test_ranks_that_nobody_meets_say_so_with_the_variables(rank, training, tmp_path):
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
