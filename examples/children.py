@@ -19,7 +19,7 @@ from pathlib import Path
 from types import FrameType
 from typing import Any
 
-from system import RunError, cli
+from system import RunError, cli, signals
 from system.errors import Stopped
 
 
@@ -33,16 +33,11 @@ class Children:
         self._before: dict[int, Any] = {}
 
     def __enter__(self) -> "Children":
-        if threading.current_thread() is threading.main_thread():
-            heard = [signal.SIGTERM, signal.SIGINT]
-            if signal.getsignal(signal.SIGHUP) != signal.SIG_IGN:  # nohup goes on
-                heard.append(signal.SIGHUP)
-            self._before = {n: signal.signal(n, self._hear) for n in heard}
+        self._before = signals.listen(self._hear)
         return self
 
     def __exit__(self, *_: object) -> None:
-        for number, handler in self._before.items():
-            signal.signal(number, handler)
+        signals.give_back(self._before)
 
     def run(self, command: Sequence[str], log: Path, env: Mapping[str, str]) -> None:
         """Runs a command to its end, its words in a log. Raises RunError with the last of them where it fails, Stopped

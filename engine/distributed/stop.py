@@ -5,12 +5,11 @@ ends.
 import contextlib
 import os
 import signal
-import threading
 from pathlib import Path
 from types import FrameType
 from typing import Any
 
-from system import cli
+from system import cli, signals
 
 FILE_VARIABLE = "RUN_STOP_FILE"
 """A file in which launch.sh leaves the number of a signal: what torchrun does with one gives little time."""
@@ -35,18 +34,13 @@ class Stop:
         self._before: dict[int, Any] = {}
 
     def __enter__(self) -> "Stop":
-        if threading.current_thread() is threading.main_thread():
-            heard = [signal.SIGTERM, signal.SIGINT]
-            if signal.getsignal(signal.SIGHUP) != signal.SIG_IGN:  # nohup goes on
-                heard.append(signal.SIGHUP)
-            self._before = {n: signal.signal(n, self._hear) for n in heard}
+        self._before = signals.listen(self._hear)
         return self
 
     def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
         if kind is not None and "RANK" in os.environ:
             return  # one of several ranks that fails still has something to say when torchrun ends it
-        for number, handler in self._before.items():
-            signal.signal(number, handler)
+        signals.give_back(self._before)
 
     def _hear(self, number: int, _: FrameType | None) -> None:
         if self._asked and number == signal.SIGINT:

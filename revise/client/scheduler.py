@@ -10,7 +10,6 @@ whatever the reason, what is in flight comes home first.
 import asyncio
 import contextlib
 import random
-import signal
 import sys
 import time
 from collections.abc import AsyncIterator, Iterable, Iterator
@@ -29,6 +28,7 @@ from revise.client.run_limits import RunLimits
 from revise.client.store import Row, State, Store
 from revise.client.wire import Request
 from system import RunError, Stopped, cli
+from system.signals import heard
 
 LIMIT_SHARE = 1 / 8  # of an attempt: "later" says nothing against the request
 LONGEST_BACKOFF = 30.0  # seconds
@@ -316,7 +316,7 @@ class Scheduler:
 
     @contextlib.asynccontextmanager
     async def _signals(self) -> AsyncIterator[None]:
-        """Ctrl-C and SIGTERM stop the run; the second one does not wait."""
+        """Ctrl-C, SIGTERM and a closed terminal stop the run; the second one does not wait."""
         loop = asyncio.get_running_loop()
 
         def stop(code: int) -> None:
@@ -327,13 +327,13 @@ class Scheduler:
                 said = f"stopping: {self.pool.in_flight} answers are on their way (once more: at once)"
                 tqdm.write(said, file=sys.stderr)
 
-        codes = {signal.SIGINT: 130, signal.SIGTERM: 143}
-        for number, code in codes.items():
-            loop.add_signal_handler(number, stop, code)
+        numbers = heard()
+        for number in numbers:
+            loop.add_signal_handler(number, stop, 128 + number)
         try:
             yield
         finally:
-            for number in codes:
+            for number in numbers:
                 loop.remove_signal_handler(number)
 
     # --- what came of it -------------------------------------------------------------------------------------------

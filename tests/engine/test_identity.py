@@ -143,8 +143,12 @@ def test_a_run_that_is_the_same_goes_on_and_one_that_is_not_is_told_every_differ
 
 def test_how_long_a_row_may_be_is_another_default_now_and_no_other_run(model, tmp_path):
     path, now = tmp_path / "identity.json", made(model, max_row_mb=7)
+    assert "max_row_mb" not in now
     path.write_text(json.dumps(now | {"max_row_mb": "64"}))  # as releases before wrote it down
     compare(path, tmp_path, now)
+    path.write_text(json.dumps(now | {"max_rows_mb": "64"}))
+    with pytest.raises(InputError, match="max_rows_mb: 64 -> None"):
+        compare(path, tmp_path, now)
 
 
 def test_a_run_of_another_day_is_another_and_one_that_wrote_none_down_goes_on(tmp_path):

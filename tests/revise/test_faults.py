@@ -3,10 +3,12 @@
 import collections
 import json
 import os
+import pty
 import random
 import shutil
 import signal
 import subprocess
+import sys
 import threading
 import time
 from pathlib import Path
@@ -14,6 +16,7 @@ from pathlib import Path
 import pytest
 
 from revise.loopback import Reply, serve
+from tests import tiny
 from tests.revise.commands import command, prompts, read_rows, revise, run, start
 
 
@@ -87,7 +90,7 @@ def test_a_run_that_is_killed_a_hundred_times_loses_nothing(tmp_path):
     check_killed(tmp_path, 2000, 100, seconds=2.0, concurrency=16, delay=1.2)
 
 
-@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143), (signal.SIGHUP, 129)])
 def test_a_run_that_is_stopped_takes_in_what_was_asked(tmp_path, number, code):
     prompts(tmp_path / "prompts.jsonl", 200)
     with serve(lambda seen: revise(seen).after(0.4)) as server:
@@ -104,6 +107,24 @@ def test_a_run_that_is_stopped_takes_in_what_was_asked(tmp_path, number, code):
         done = run(command("clair", tmp_path, server.base, "--concurrency", 64))
         assert (done.returncode, server.n_seen) == (0, 200)
     assert len(read_rows(tmp_path / "pairs.jsonl")) == 200
+
+
+def test_a_run_whose_terminal_is_closed_takes_in_what_was_asked(tmp_path):
+    """What it has to say to the terminal, progress among it, is an error there by then, and stops nothing."""
+    prompts(tmp_path / "prompts.jsonl", 200)
+    with serve(lambda seen: revise(seen).after(0.4)) as server:
+        asked = [*map(str, command("clair", tmp_path, server.base, "--concurrency", 8))]
+        child, terminal = pty.fork()
+        if not child:
+            os.execve(sys.executable, asked, tiny.environment())
+        while server.n_seen < 20:
+            time.sleep(0.01)
+        os.close(terminal)
+        assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 129
+        n_seen = server.n_seen
+        assert n_seen < 200
+        done = run(command("clair", tmp_path, server.base, "--concurrency", 64))
+        assert (done.returncode, server.n_seen) == (0, 200), n_seen
 
 
 def test_a_second_signal_does_not_wait(tmp_path):
