@@ -91,18 +91,11 @@ class TrainingInputs:
         self.options = options
         self.stop_ids = stop_ids(self.folder, self.chat)
         rows, self.facts = self._read(config.data.sources, config.data.weights)
-        rows, self.heldout = self._hold_out(rows)
-        if "revised" in self.objective.needs:
-            rows = self._with_revised(rows)
-            if self.heldout and self._has_form(self.heldout[0]):
-                self.heldout = self._with_revised(self.heldout, "eval_")
-        check_objective(self.objective, self._in_form(rows))
+        rows, self.heldout = self._prepare(*self._hold_out(rows))
         self.examples = self._in_form(_part(rows, part, config.schedule.stages))
         """Those that are trained on, in the objective's form."""
         if config.schedule.stages > 1:
             self.facts["stage"] = f"{part + 1} of {config.schedule.stages}"
-        if self.heldout and self._has_form(self.heldout[0]):
-            check_objective(self.objective, self._in_form(self.heldout))
         self._check_measured()
         check_shared(config.reference.cache)
         if self.other is not None:
@@ -195,6 +188,19 @@ class TrainingInputs:
             raise InputError(f"{named}: held-out rows have to be of one kind")
         if heldout:
             self._count_repeated(rows, heldout)
+        return rows, heldout
+
+    def _prepare(self, rows: list[Example], heldout: list[Example]) -> tuple[list[Example], list[Example]]:
+        """Both, with the tokens that were revised where the objective takes them. Raises InputError where it cannot be
+        computed on them.
+        """
+        is_measured = bool(heldout) and self._has_form(heldout[0])
+        if "revised" in self.objective.needs:
+            rows = self._with_revised(rows)
+            heldout = self._with_revised(heldout, "eval_") if is_measured else heldout
+        check_objective(self.objective, self._in_form(rows))
+        if is_measured:
+            check_objective(self.objective, self._in_form(heldout))
         return rows, heldout
 
     def _count_repeated(self, rows: list[Example], heldout: list[Example]) -> None:

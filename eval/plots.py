@@ -101,23 +101,37 @@ def chart(
         drawn.append(f'<polyline class="line {kind}" points="{path}"/>')
         if len(points) <= 40:
             drawn += [_dot(*at(a, b), kind, f"{s.name}: {_short(round(b, 2))}", said) for a, b, said in _marked(s)]
-        if len(s.errors) == len(s.points):
-            for (a, b), e in zip(s.points, s.errors, strict=True):
-                if e is not None and math.isfinite(a + b + e):
-                    (u, low), (_, high) = at(a, b - e), at(a, b + e)
-                    drawn.append(f'<line class="bar {kind}" x1="{u:.1f}" x2="{u:.1f}" y1="{low:.1f}" y2="{high:.1f}"/>')
+        for a, b, e in _with_errors(s):
+            (u, low), (_, high) = at(a, b - e), at(a, b + e)
+            drawn.append(f'<line class="bar {kind}" x1="{u:.1f}" x2="{u:.1f}" y1="{low:.1f}" y2="{high:.1f}"/>')
     middle = (LEFT + WIDTH - RIGHT) / 2
     drawn.append(f"<text class=axis x={middle} y={HEIGHT - 6} text-anchor=middle>{_text(x)}</text>")
     drawn.append(
         f'<text class=axis transform="translate(13 {(TOP + HEIGHT - BOTTOM) / 2}) rotate(-90)" text-anchor=middle>'
         f"{_text(y)}</text>"
     )
+    return (
+        f'<figure>{caption}<svg viewBox="0 0 {WIDTH} {HEIGHT}" role=img aria-label="{_text(title)}">'
+        f"{''.join(drawn)}</svg>{_legend([s for s, _ in lines], hollow, level)}</figure>"
+    )
+
+
+def _with_errors(s: Series) -> Iterator[tuple[float, float, float]]:
+    """The points that have a standard error, with it."""
+    if len(s.errors) == len(s.points):
+        for (a, b), e in zip(s.points, s.errors, strict=True):
+            if e is not None and math.isfinite(a + b + e):
+                yield a, b, e
+
+
+def _legend(series: Sequence[Series], hollow: str, level: tuple[str, float] | None) -> str:
+    """What each line, hollow point and level is. hollow, level: see chart."""
     names = [
         f'<li><svg class=key viewBox="0 0 22 8" aria-hidden=true><line class="line c{s.colour % N_COLOURS}'
         f'{" dashed" if s.is_dashed else ""}" x1=1 x2=21 y1=4 y2=4 /></svg>{_text(s.name)}</li>'
-        for s, _ in lines
+        for s in series
     ]
-    if hollow and any(any(s.marks) for s, _ in lines):
+    if hollow and any(any(s.marks) for s in series):
         names.append(
             '<li><svg class=key viewBox="0 0 22 8" aria-hidden=true><circle class="dot hollow" cx=11 cy=4 r=3 /></svg>'
             f"{_text(hollow)}</li>"
@@ -127,10 +141,7 @@ def chart(
             '<li><svg class=key viewBox="0 0 22 8" aria-hidden=true><line class=level x1=1 x2=21 y1=4 y2=4 /></svg>'
             f"{_text(level[0])}</li>"
         )
-    return (
-        f'<figure>{caption}<svg viewBox="0 0 {WIDTH} {HEIGHT}" role=img aria-label="{_text(title)}">'
-        f"{''.join(drawn)}</svg><ul class=legend>{''.join(names)}</ul></figure>"
-    )
+    return f"<ul class=legend>{''.join(names)}</ul>"
 
 
 def _marked(s: Series) -> Iterator[tuple[float, float, str]]:

@@ -11,7 +11,6 @@ from pathlib import Path
 
 import pytest
 
-from system.neighbours import PACKAGES
 from tests import tiny
 
 ROOT = Path(__file__).parents[1]
@@ -42,13 +41,7 @@ def clone(tmp_path_factory):
 @pytest.fixture
 def job(clone, tmp_path):
     """A working directory with a model and rows, and folders called as our packages are; and a run's flags."""
-    work = tmp_path / "Arbeit mit Blanks"
-    for name in PACKAGES:
-        (work / name).mkdir(parents=True)
-    tiny.write_model(work / "data/mödel", ["some words"] * 20)
-    (work / "data/mödel/chat_template.jinja").write_text(tiny.TEMPLATE)
-    row = {"prompt": "some", "chosen": "words", "rejected": "some"}
-    tiny.write_rows(work / "data/rows.jsonl", [row] * 4)
+    work = tiny.write_work(tmp_path / "Arbeit mit Blanks", "mödel")
     flags = ["--model", "data/mödel", "--data", "data/rows.jsonl", "--epochs", "1", "--batch-size", "4"]
     return work, [*flags, "--out", "Läufe/erster"]
 

@@ -14,6 +14,7 @@ from tokenizers import models, pre_tokenizers, processors, trainers
 from data.rows.examples import Example
 from engine import weights
 from engine.model.llama import Llama, LlamaConfig
+from system.neighbours import PACKAGES
 
 ROOT = Path(__file__).resolve().parents[1]
 LLAMA3_SPLIT = (
@@ -130,6 +131,16 @@ def random_examples(
         Example(f"rows.jsonl:{i + 1}", ids(p), tuple(ids(r) for r in rs), labels[i] if labels else None)
         for i, (p, *rs) in enumerate(lengths)
     ]
+
+
+def write_work(folder: Path, model: str = "m") -> Path:
+    """A working directory with a plain folder for each of our packages, and in its data/ a model and rows of text."""
+    for name in PACKAGES:
+        (folder / name).mkdir(parents=True)
+    write_model(folder / "data" / model, ["some words"] * 20)
+    (folder / "data" / model / "chat_template.jinja").write_text(TEMPLATE)
+    write_rows(folder / "data/rows.jsonl", [{"prompt": "some", "chosen": "words", "rejected": "some"}] * 4)
+    return folder
 
 
 def write_rows(path: Path, rows: Sequence[dict]) -> Path:

@@ -29,13 +29,7 @@ def started(*command, cwd):
 @pytest.fixture
 def elsewhere(tmp_path):
     """A working directory with a plain folder for each of our packages, as people have a data/."""
-    folder = tmp_path / "work"
-    for name in PACKAGES:
-        (folder / name).mkdir(parents=True)
-    tiny.write_model(folder / "data/m", ["some words"] * 20)
-    (folder / "data/m/chat_template.jinja").write_text(tiny.TEMPLATE)
-    row = {"prompt": "some", "chosen": "words", "rejected": "some"}
-    tiny.write_rows(folder / "data/rows.jsonl", [row] * 4)
+    folder = tiny.write_work(tmp_path / "work")
     tiny.write_rows(folder / "data/ids.jsonl", id_rows(4))
     return folder
 
