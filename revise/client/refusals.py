@@ -117,7 +117,7 @@ def read_error(raw: bytes, status: int) -> Error:
     inner = error.get("innererror") if isinstance(error.get("innererror"), dict) else {}
     named = [error.get("code"), error.get("type"), error.get("status"), inner.get("code")]  # pyright: ignore[reportOptionalMemberAccess]
     names = frozenset(str(name).lower() for name in named if name)
-    code = next((int(n) for n in names if n.isdigit() and 400 <= int(n) < 600), status)
+    code = next((int(n) for n in names if n.isdecimal() and 400 <= int(n) < 600), status)
     metadata = error.get("metadata")
     said = (" ".join(said.split()) or "no reason given").encode("utf-8", "replace").decode()
     param = error.get("param")

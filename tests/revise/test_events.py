@@ -5,7 +5,7 @@ import json
 import pytest
 
 from revise.client import events
-from revise.client.reading import read_answer
+from revise.client.reading import THOUGHTS, Unreadable, read_answer
 from revise.client.wire import Request
 
 ASKED = Request({"model": "m", "messages": [{"role": "user", "content": "x"}]})
@@ -117,3 +117,103 @@ def test_streamed_responses_are_the_last_one():
     assert read_answer(events.from_response(events.joined(stream(*deltas, end=False))), ASKED).text == "hello"
     cut = [{"type": "response.in_progress", "response": response(status="in_progress")}]
     assert read_answer(events.from_response(events.joined(stream(*cut, end=False))), ASKED).fault == "truncated"
+
+
+def test_a_format_is_asked_for_where_it_stands_there():
+    """https://developers.openai.com/api/docs/guides/migrate-to-responses: text.format, whose schema lies flat."""
+    body = {"model": "m", "messages": [], "response_format": {"type": "text"}}
+    made = events.as_response_request(body)
+    assert made["text"] == {"format": {"type": "text"}} and "response_format" not in made
+    schema = {"type": "json_schema", "json_schema": {"name": "n", "schema": {"type": "object"}}}
+    made = events.as_response_request(body | {"response_format": schema, "text": {"verbosity": "low"}})
+    assert made["text"] == {
+        "verbosity": "low", "format": {"type": "json_schema", "name": "n", "schema": {"type": "object"}}
+    }  # fmt: skip
+
+
+def test_a_response_that_was_begun_and_not_ended_is_broken_off():
+    assert of(response(status="failed")).fault == "broken off by the server"
+
+
+# --- odd events ----------------------------------------------------------------------------------------------------
+
+ODD = [None, True, 0, 1.5, "", "x", [], {}, [None], [1], ["x"], [{}], {"a": 1}, "\u00b2"]
+
+
+def spoilt(value):
+    """Everything that one odd value in the place of a part makes of a value."""
+    yield from ODD
+    if isinstance(value, dict):
+        yield from ({**value, k: found} for k, v in value.items() for found in spoilt(v))
+    elif isinstance(value, list):
+        yield from ([*value[:i], found, *value[i + 1 :]] for i, v in enumerate(value) for found in spoilt(v))
+
+
+def outcome(convert, raw):
+    try:
+        return read_answer(convert(raw), ASKED)
+    except Unreadable:
+        return None
+
+
+@pytest.mark.parametrize(
+    ("convert", "value"),
+    [
+        (events.joined, chunk("stop", {"prompt_tokens": 7}, content="x", reasoning="y")),
+        (events.joined, {"choices": [{"delta": {}, "logprobs": {"content": [{"token": "m"}]}}]}),
+        (events.joined, {"type": "response.completed", "response": response()}),
+        (events.from_response, response(status="incomplete", incomplete_details={"reason": "content_filter"})),
+        (events.joined, {"error": {"code": "x", "message": "no", "innererror": {"code": "y"}}}),
+        (events.from_response, {"error": {"code": "x", "message": "no", "metadata": {"reasons": ["z"]}}}),
+    ],
+)
+def test_whatever_stands_in_an_answer_it_is_read_or_unreadable(convert, value):
+    """A fault of ours would end the run, and lose what is in flight."""
+    raws = [json.dumps(v).encode() for v in spoilt(value)]
+    for raw in raws:
+        outcome(convert, raw if convert is events.from_response else b"data: " + raw + b"\n\n")
+    assert len(raws) > 50
+
+
+@pytest.mark.parametrize("raw", [b"", b": keep-alive\n\n: keep-alive\n\n", b"data: <html>busy</html>\n\n"])
+def test_a_stream_in_which_nothing_came_is_no_answer(raw):
+    """It is asked for again: a gateway has closed the connection before the model began."""
+    with pytest.raises(Unreadable, match="an empty body"):
+        read(raw)
+
+
+def test_a_stream_of_the_end_alone_has_no_choices():
+    assert read(stream({"id": "c", "choices": [], "usage": {"prompt_tokens": 7}})).fault == "no choices"
+    assert read(stream(chunk("stop"))).fault == "null content"
+
+
+def test_parts_and_texts_follow_one_another():
+    """Mistral's thinking models stream thoughts as parts, and the answer as texts."""
+
+    def part(text):
+        return [{"type": "thinking", "thinking": [{"type": "text", "text": text}]}]
+
+    thoughts = [chunk(content=""), chunk(content=part("h")), chunk(content=part("m"))]
+    found = read(stream(*thoughts, chunk(content="The "), chunk(content="heron."), chunk("stop")))
+    assert (found.text, found.reasoning, found.fault) == ("The heron.", "h\n\nm", None)
+    text = [{"type": "text", "text": "heron."}]
+    found = read(stream(chunk(content="The "), chunk(content="grey "), chunk(content=text), chunk("stop")))
+    assert (found.text, found.reasoning, found.fault) == ("The grey heron.", "", None)
+
+
+@pytest.mark.parametrize("name", THOUGHTS)
+def test_thoughts_in_any_field_come_apart(name):
+    found = read(stream(chunk(**{name: "h"}), chunk(**{name: "m"}), chunk(content="x"), chunk("stop")))
+    assert (found.text, found.reasoning) == ("x", "hm")
+
+
+def test_halves_of_a_letter_follow_one_another():
+    """JSON writes an emoji as two escapes, which some gateways send in two events; half of one is no text."""
+    halves = [chunk(content="A \ud83d"), chunk(content="\ude00."), chunk("stop")]
+    assert read(stream(*halves)).text == "A \U0001f600."
+    for found in (read(stream(halves[0], halves[2])), of(response(output=[message_of("A \ud83d")]))):
+        assert found.text == "" and "surrogate" in (found.fault or "")
+
+
+def message_of(text):
+    return {"type": "message", "content": [{"type": "output_text", "text": text}]}
