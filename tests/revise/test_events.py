@@ -217,3 +217,57 @@ def test_halves_of_a_letter_follow_one_another():
 
 def message_of(text):
     return {"type": "message", "content": [{"type": "output_text", "text": text}]}
+
+
+# --- what must not be lost or added --------------------------------------------------------------------------------
+
+
+def test_of_several_usages_the_last_one_counts_and_of_several_choices_the_first():
+    first = chunk(content="hello", usage={"prompt_tokens": 7, "completion_tokens": 1})
+    other = {"choices": [{"index": 1, "delta": {"content": "other"}, "finish_reason": "length"}]}
+    found = read(stream(first, other, chunk("stop", usage={"prompt_tokens": 7, "completion_tokens": 3})))
+    assert (found.text, found.finish, found.tokens_out) == ("hello", "stop", 3)
+
+
+def test_nothing_in_a_delta_takes_nothing_back():
+    deltas = [chunk(content="hello", reasoning="hm"), chunk("stop", content=None, reasoning=None)]
+    found = read(stream(*deltas))
+    assert (found.text, found.reasoning) == ("hello", "hm")
+
+
+@pytest.mark.parametrize(
+    "raw",
+    [b'data: {"choices": [{"delta":\ndata:  {"content": "x"}}]}\n\ndata: [DONE]\n\n',
+     b'data: {"choices": [{"delta": {"content": "x"}}]}\r\rdata: [DONE]\r\r',
+     b'event: message\ndata:{"choices": [{"message": {"content": "x"}}]}\n\ndata:[DONE]',
+     b'data: {"choices": [{"delta": {"content": "x"}}]}\n\ndata: not JSON\n\ndata: [DONE]\n\n'],
+    ids=["two lines", "CR", "no blank, no last line, a message", "a line of another kind"],
+)  # fmt: skip
+def test_events_are_read_as_their_standard_has_them(raw):
+    """https://html.spec.whatwg.org/multipage/server-sent-events.html: lines of one event are joined by a line's end."""
+    found = read(raw)
+    assert (found.text, found.fault) == ("x", None)
+
+
+def test_an_error_beside_a_choice_is_that_choices_end():
+    """OpenRouter's, in the midst of a stream."""
+    broken = {"error": {"code": 502, "message": "x"}, "choices": [{"delta": {"content": ""}, "finish_reason": "error"}]}
+    found = read(stream(chunk(content="hel"), broken))
+    assert (found.text, found.fault) == ("hel", "broken off by the server")
+
+
+def test_a_stream_is_known_by_its_type_in_any_case():
+    assert events.is_stream(b"", "Text/Event-Stream")
+
+
+@pytest.mark.parametrize("status", ["incomplete", "failed"])
+def test_a_streamed_response_keeps_the_way_it_ended(status):
+    last = {"type": f"response.{status}", "response": response(status=status)}
+    found = read_answer(events.from_response(events.joined(stream(last, end=False))), ASKED)
+    assert found.fault == {"incomplete": "truncated", "failed": "broken off by the server"}[status]
+
+
+def test_tokens_of_thoughts_that_only_the_total_counts_are_paid_in_responses_too():
+    usage = {"input_tokens": 7, "output_tokens": 3, "total_tokens": 110, "cost": 0.5}
+    found = of(response(usage=usage))
+    assert (found.tokens_out, found.cost) == (103, 0.5)
