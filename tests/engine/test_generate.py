@@ -287,7 +287,8 @@ def test_a_text_that_the_tokenizer_writes_otherwise_is_no_stop(tmp_path):
 class Bytes:
     """A tokenizer of a token to each byte, with two special ones."""
 
-    special = {"<a>": 300, "<b>": 301}
+    def __init__(self):
+        self.special = {"<a>": 300, "<b>": 301}
 
     def decode(self, ids):
         return bytes(ids).decode("utf-8", "replace")
