@@ -68,6 +68,14 @@ class GenerateConfig(Sampling, ReadingSettings, TemplateSettings):
     """'NAME: VALUE' of a header that the server is sent besides, with $VARIABLE from the environment."""
     extra: str | None = None
     """JSON object that is merged into each request to the server; null takes a field out."""
+    api: Literal["chat", "responses"] = "chat"
+    """Which interface of the server is asked: chat completions, or OpenAI's Responses where there is no other."""
+    stream: bool = False
+    """Have the server stream its answers, as some do alone."""
+    accept_finish_reason: tuple[str, ...] = ()
+    """Finish reasons of the server that stand for a whole answer too."""
+    max_answer_mb: float = 8.0
+    """Largest answer of the server."""
     read_timeout: float = 300.0
     """Seconds without a byte of the server."""
     go_on: bool = False
@@ -91,8 +99,9 @@ class GenerateConfig(Sampling, ReadingSettings, TemplateSettings):
             )
         if self.endpoint and self.given:
             raise InputError(f"{self.given[0]} is of a checkpoint that answers here; leave it out")
-        for name in ("ask_again", "go_on", "header", "extra"):
-            if getattr(self, name) and not self.endpoint:
+        own = ("ask_again", "go_on", "header", "extra", "api", "stream", "accept_finish_reason", "max_answer_mb")
+        for name in own:
+            if getattr(self, name) != getattr(GenerateConfig, name) and not self.endpoint:
                 raise InputError(f"--{name.replace('_', '-')}: goes with --endpoint; leave it out")
 
 
@@ -327,6 +336,10 @@ def _served(config: GenerateConfig, out: Path) -> tuple[int, int]:
         concurrency=config.concurrency,
         header=config.header,
         extra=config.extra,
+        api=config.api,
+        stream=config.stream,
+        accept_finish_reason=config.accept_finish_reason,
+        max_answer_mb=config.max_answer_mb,
         read_timeout=config.read_timeout,
         go_on=config.go_on,
         ask_again=config.ask_again,

@@ -75,6 +75,11 @@ class AlpacaEvalConfig(JudgedConfig):
         super().__post_init__()
         if self.checkpoint and (self.endpoint or (Path(self.what) / "config.json").is_file()):
             raise InputError("--checkpoint names a run's folders; here one model is scored")
+        if self.judge_api != "chat":
+            raise InputError(
+                "--judge-api responses: gives no log-probs, of which a preference here is made; name a judge's chat "
+                "endpoint by --judge-endpoint"
+            )
 
 
 class Data(NamedTuple):

@@ -80,6 +80,8 @@ class ScoreConfig(TargetConfig, ClientConfig, ReadingSettings):
             part.__post_init__(self)
         check_asked(self)
         parse_extra(self.extra)
+        if self.reward and (self.api != "chat" or self.stream):
+            raise InputError("--api and --stream are of a judge; a reward model's /pooling has neither: leave them out")
         if self.n_grades < 1 or (self.reward and self.n_grades > 1):
             raise InputError("--n-grades: 1 or more, and with --reward 1, since a reward model always says the same")
 

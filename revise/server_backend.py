@@ -6,7 +6,7 @@ Answers go into a store, so that a run that is stopped goes on.
 
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from data.rows import PromptRow
 from data.text import Message
@@ -37,6 +37,10 @@ def answers(
     concurrency: int,
     header: tuple[str, ...] = (),
     extra: str | None = None,
+    api: Literal["chat", "responses"] = "chat",
+    stream: bool = False,
+    accept_finish_reason: tuple[str, ...] = (),
+    max_answer_mb: float = 8.0,
     read_timeout: float = 300.0,
     go_on: bool = False,
     ask_again: bool,
@@ -61,6 +65,10 @@ def answers(
         key_env=(key_env,),
         concurrency=concurrency,
         header=header,
+        api=api,
+        stream=stream,
+        accept_finish_reason=accept_finish_reason,
+        max_answer_mb=max_answer_mb,
         read_timeout=read_timeout,
         go_on=go_on,
         ask_again=ask_again,

@@ -120,6 +120,11 @@ class Headers:
 NO_HEADERS = Headers({}, ())
 
 
+def is_scheme(word: str) -> bool:
+    """Whether a word of a header says how what follows is to be read, and is no secret."""
+    return word.lower() in ("bearer", "basic")
+
+
 def parse_headers(texts: Sequence[str], flag: str = "--header") -> Headers:
     """What `NAME: VALUE` says, with $VARIABLE from the environment. Raises InputError, which shows no value."""
     fields: dict[str, str] = {}
@@ -138,10 +143,11 @@ def parse_headers(texts: Sequence[str], flag: str = "--header") -> Headers:
             known = os.environ.get(found[1] or found[2])
             if known is None:
                 raise InputError(f"{flag}: the variable {found[1] or found[2]}, of {name}, is not set; export it")
-            secrets.append(Key(known, source=f"the variable {found[1] or found[2]}")._text)
+            source = f"the variable {found[1] or found[2]}"
+            secrets += [Key(part, source=source)._text for part in known.split() or [""] if not is_scheme(part)]
         fields[name] = VARIABLE.sub(lambda found: os.environ[found[1] or found[2]].strip(), value)
         if not fields[name] or not all(" " <= c <= "~" for c in fields[name]):
             raise InputError(f"{flag}: the value of {name} is empty, or holds a character that headers do not have")
         if OF_A_SECRET.search(name):
-            secrets += [part for part in fields[name].split() if part.lower() not in ("bearer", "basic")]
+            secrets += [part for part in fields[name].split() if not is_scheme(part)]
     return Headers(fields, tuple(dict.fromkeys(secrets)))

@@ -465,6 +465,33 @@ def test_what_a_server_refuses_does_not_hold_back_the_rest(tmp_path, capfd):
         here("llama", rows, tmp_path / "b.jsonl", "--ask-again")
 
 
+def test_a_server_is_asked_in_the_ways_that_its_errors_name(tmp_path):
+    """--api, --stream, --accept-finish-reason and --max-answer-mb: what a sentence names, the command has."""
+    rows = tiny.write_rows(tmp_path / "p.jsonl", [{"prompt": "hello"}])
+    seen = []
+
+    def reply(request):
+        seen.append((request.path, request.body.get("stream")))
+        if request.path.endswith("/responses"):
+            body = {"id": "r", "object": "response", "model": "m", "status": "completed", "output": [
+                {"type": "message", "role": "assistant", "content": [{"type": "output_text", "text": "from responses"}]}
+            ], "usage": {"input_tokens": 5, "output_tokens": 2}}  # fmt: skip
+            return Reply(json.dumps(body).encode())
+        return Reply.chat("whole", finish="fertig")
+
+    def text(name, *flags):
+        here("llama", rows, tmp_path / name, "--endpoint", server.base, *flags)
+        return json.loads((tmp_path / name).read_text())["response"]
+
+    with serve(reply) as server:
+        assert text("a.jsonl", "--api", "responses") == "from responses"
+        assert text("b.jsonl", "--stream", "--accept-finish-reason", "fertig", "--max-answer-mb", "1") == "whole"
+    assert [path for path, _ in seen] == ["/v1/responses", "/v1/chat/completions"] and seen[1][1] is True
+    for flag in (("--stream",), ("--api", "responses"), ("--max-answer-mb", "1"), ("--accept-finish-reason", "x")):
+        with pytest.raises(InputError, match=f"{flag[0]}: goes with --endpoint"):
+            here("llama", rows, tmp_path / "c.jsonl", *flag)
+
+
 def test_a_server_answers_in_the_place_of_a_checkpoint(tmp_path):
     rows = tiny.write_rows(tmp_path / "p.jsonl", [{"prompt": "hello"}, {"prompt": "nothing"}])
     asked = []

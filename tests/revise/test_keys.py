@@ -111,6 +111,15 @@ def test_headers_are_filled_from_the_environment_and_hide_what_is_secret(monkeyp
     assert not keys.parse_headers(("x-title: mine",)).has_secrets
 
 
+def test_a_variable_may_hold_the_scheme_too(monkeypatch):
+    monkeypatch.setenv("WHOLE", "Bearer xyz123")
+    made = keys.parse_headers(("X-Auth: $WHOLE",))
+    assert made.fields == {"X-Auth": "Bearer xyz123"} and made.mask("Bearer xyz123") == "Bearer ***"
+    monkeypatch.setenv("WHOLE", " ")
+    with pytest.raises(InputError, match="the variable WHOLE: the key is empty"):
+        keys.parse_headers(("X-Auth: $WHOLE",))
+
+
 @pytest.mark.parametrize("name", ["x-API-Key", "auth", "X-Token", "Cookie", "my-secret", "password"])
 def test_a_secrets_name_is_known_in_any_case(name):
     assert keys.parse_headers((f"{name}: abc",)).mask("abc") == "***"

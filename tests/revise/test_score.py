@@ -8,6 +8,8 @@ import pytest
 
 from data.rows.records import load_preferences
 from revise.loopback import Reply, serve
+from revise.score import ScoreConfig
+from system import InputError
 from tests.revise.commands import read_rows, run, write_rows
 
 
@@ -94,6 +96,12 @@ def test_what_a_judge_thinks_is_no_grade_and_is_kept(tmp_path):
     assert row["chosen_score"] == 9 and "rejected_score" not in row
     assert row["scorer_reasoning"] == ["Grades are such as [7].\n\n[1]"]
     assert "in 1 rows the judge's thoughts are cut off" in found.stderr and found.returncode == 1
+
+
+@pytest.mark.parametrize("flags", [{"api": "responses"}, {"stream": True}])
+def test_what_a_reward_model_has_not_is_refused(flags):
+    with pytest.raises(InputError, match="--api and --stream are of a judge"):
+        ScoreConfig(pairs="d", out="o", store="s", endpoint=("http://x",), model="m", reward=True, **flags)
 
 
 def test_a_reward_model_scores_the_conversation(tmp_path):
