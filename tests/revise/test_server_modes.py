@@ -122,8 +122,8 @@ CLAIR = [
     Case("eot_leak_end", said=CUT_THERE),
     useless("replacement", "NUL or U+FFFD in it", "the server's tokenizer or its weights are broken"),
     *(
-        stops("notes_after", f"no pair was made of {n} prompts (alludes to the revision)", sent=n, rows=rows,
-              rejected={"alludes to the revision": n})
+        stops("notes_after", f"no pair was made of {n} prompts (alludes to the revision)", "--store asks anew", sent=n,
+              rows=rows, rejected={"alludes to the revision": n})
         for n, rows in ((30, "prompts.jsonl"), (5, "long.jsonl"))
     ),
     useless("no_marker", "no marker", "another --model, or another --template", of=60, rows="p60.jsonl"),
@@ -214,6 +214,7 @@ BENCHMARKS = [replace(c, kind="mixeval" if c.mode.startswith("mix_") else "alpac
 
 CASES = [*CLAIR, *JUDGES, *BENCHMARKS]
 MENDED = {"judge-on-policy": "jop_think", "mixeval": "mix_good", "alpacaeval": "alpaca_good"}  # else good
+THOUGHTFUL = {case.mode for case in CASES if any("had thoughts" in words for words in case.said)}
 
 
 def test_every_mode_of_the_servers_has_its_line():
@@ -232,7 +233,7 @@ def test_a_mode_ends_as_it_should(tmp_path, case):
     assert (found.made, found.rejected) == (case.made, case.rejected)
     assert found.sent in (case.sent if isinstance(case.sent, range) else [case.sent])
     assert [words for words in case.said if words not in found.said] == [], found.said
-    assert "Traceback" not in found.said and not any(secret in found.said for secret in ["abcdefghijkl"])
+    assert "Traceback" not in found.said and case.env.get("MY_SECRET", "Traceback") not in found.said
     if case.kind == "target":
         assert {row["body"]["model"] for row in read_rows(tmp_path / "log.jsonl")} == {"llama"}
     if case.code and case.kind != "score":
@@ -248,8 +249,9 @@ def goes_on(case, before, folder, port):
     is_paid = bool(before.rejected.keys() - {NOT_YET, "failed"}) or "--ask-again" in before.said
     flags = () if "--max-answer-mb" in case.flags else case.flags
     flags += ("--ask-again",) if is_paid else ()
-    with served(MENDED.get(case.kind, "good"), folder / "mended.jsonl", port):
-        found = outcome(replace(case, flags=flags), folder, port, log="mended.jsonl")
+    mended = replace(case, mode=MENDED.get(case.kind, "good"), flags=flags)
+    with served(mended.mode, folder / "mended.jsonl", port):
+        found = outcome(mended, folder, port, log="mended.jsonl")
     n = {"mixeval": 48, "alpacaeval": 12}.get(case.kind) or len(read_rows(SERVERS / case.rows))
     assert (found.code, found.made, found.rejected) == (0, n, {}), found.said
     if case.kind not in ("mixeval", "alpacaeval"):
@@ -285,8 +287,8 @@ class Outcome:
     @property
     def last(self) -> str:
         """The last sentence, without names that change."""
-        said = self.said.strip().split("\n")[-1].replace("|", "\\|")
-        return re.sub(r"http://[\d.:]+", "SERVER", re.sub(r"/\S+/", "", said.removeprefix("error: ")))[:200]
+        said = self.said.strip().split("\n")[-1].removeprefix("error: ").replace("|", "\\|")
+        return re.sub(r"http://127\S+\d", "SERVER", re.sub(r"(?<!\S)/\S+/", "", said))[:200]
 
 
 def outcome(case, folder, port, *, log="log.jsonl"):
@@ -301,8 +303,7 @@ def outcome(case, folder, port, *, log="log.jsonl"):
 
 def recipe(case, folder, base, rows=None):
     """A recipe's arguments, and how its pairs are read."""
-    more = [] if rows else ["--prompts", SERVERS / case.rows]
-    arguments = ["revise", "clair" if case.kind == "target" else case.kind, *(["--prompts", rows] if rows else more)]
+    arguments = ["revise", "clair" if case.kind == "target" else case.kind, "--prompts", rows or SERVERS / case.rows]
     arguments += ["--out", folder / "pairs.jsonl", "--store", folder / "store.sqlite", "--endpoint", base]
     given = {row["prompt"]: row for row in read_rows(SERVERS / case.rows)}
 
@@ -312,6 +313,7 @@ def recipe(case, folder, base, rows=None):
             prompt, *_, chosen = (message["content"] for message in pair["chosen"])
             lost = pair["rejected"][-1]["content"]
             assert (chosen, lost) == RIGHT[case.kind](given[prompt])
+            assert ("reasoning" in pair) == (case.mode in THOUGHTFUL)
         return len(pairs)
 
     return [*arguments, "--model", "reviser"], n_right
