@@ -56,13 +56,14 @@ def table(apart: Apart, name: str) -> Table:
             if end is None or base is None:
                 cells += [DASH] * len(kinds)
                 continue
-            start, gain = h.scale * base["value"], max(gains.values())
-            share = closed(gain, start, end)
+            best = max(gains, key=lambda checkpoint: gains[checkpoint])
+            start, gain = h.scale * base["value"], gains[best]
+            share = closed(gain, start, end.points)
             notes += [] if share is not None else [f"{run.name}: {name} is no better than the base on {h.benchmark}."]
             cells += [
                 marked(number(start), base),
-                number(end),
-                number(gain, sign=True),
+                marked(number(end.points), end.line),
+                marked(number(gain, sign=True), scored(run, h)[best]),
                 number(share and 100 * share, 1),
             ]
         if any(cell != DASH for cell in cells):
@@ -78,13 +79,21 @@ def _of_headline(lines: Sequence[Line], h: Headline) -> list[Line]:
     return scores.pick(lines, benchmark=h.benchmark, version=h.version, metric=h.metric)
 
 
-def _end(lines: Sequence[Line], h: Headline, base: Line, name: str) -> tuple[float | None, str]:
+class _End(NamedTuple):
+    """What a stronger model has."""
+
+    points: float
+    line: Line
+    """Its score; empty where the benchmark's own reference is meant."""
+
+
+def _end(lines: Sequence[Line], h: Headline, base: Line, name: str) -> tuple[_End | None, str]:
     """The stronger model's points, or why none compare with the base's."""
     if h.benchmark in OF_ITSELF:
-        return OF_ITSELF[h.benchmark], ""
+        return _End(OF_ITSELF[h.benchmark], {}), ""
     found = _of_headline(lines, h)
     if fitting := [line for line in found if _why_apart(line, base) is None]:
-        return h.scale * fitting[-1]["value"], ""
+        return _End(h.scale * fitting[-1]["value"], fitting[-1]), ""
     why = _why_apart(found[-1], base)
     return None, f"the score of {name} on {h.benchmark} {h.version} does not compare: {why}"
 

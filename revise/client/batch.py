@@ -18,6 +18,7 @@ from data.rows import parse_row, read_lines
 from revise.client import reading, refusals, wire
 from revise.client.config import ClientConfig
 from revise.client.disk import answer_row
+from revise.client.roles import REVISER
 from revise.client.store import Row, State, Store
 from revise.client.wire import Request
 from system import InputError, files
@@ -149,13 +150,23 @@ def _row(found: dict[str, Any], request: Request, config: ClientConfig, purpose:
     error = found.get("error")
     raw = raw or json.dumps({"error": error}).encode()
     told = refusals.read_error(raw, status if isinstance(status, int) else 0)
-    is_refusal = isinstance(status, int) and 400 <= status < 500 and status not in wire.PASSING_STATUS
-    is_refusal = is_refusal and not refusals.is_without_money(told)
     return Row(
         request.key,
         purpose,
-        "refused" if is_refusal else "failed",
+        "refused" if isinstance(status, int) and _is_refusal(told, request) else "failed",
         sent,
         told.said.encode("utf-8", "replace"),
         time=time.time(),
     )
+
+
+def _is_refusal(told: refusals.Error, request: Request) -> bool:
+    """Whether an error is the row's own, as far as that can be told: not the account's, the key's or the settings'."""
+    if not 400 <= told.status < 500 or told.status in wire.PASSING_STATUS or refusals.is_without_money(told):
+        return False
+    if refusals.is_own(told) or refusals.is_too_long(told):
+        return True
+    is_settings = (
+        told.status in (401, 403) or refusals.is_no_place(told) or refusals.mend(told, request.body, REVISER, "")
+    )
+    return not is_settings

@@ -304,9 +304,10 @@ class HttpTransport:
             raise self._meaning(endpoint, got.headers, error, body)
         self.requests.learn(got.headers.get("x-ratelimit-limit-requests"))
         self.tokens.learn(got.headers.get("x-ratelimit-limit-tokens"))
-        if endpoint.key and endpoint.key.is_in(raw):
+        if (endpoint.key and endpoint.key.is_in(raw)) or endpoint.headers.is_in(raw):
+            what = "the API key" if endpoint.key and endpoint.key.is_in(raw) else "the secret of a header"
             raise Refused(
-                "an answer that holds the API key, which is not stored; give another key, and look at the server",
+                f"an answer that holds {what}, which is not stored; give another one, and look at the server",
                 is_own=True,
             )
         return events.from_response(raw) if path == RESPONSES_PATH else raw

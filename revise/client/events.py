@@ -13,7 +13,7 @@ from typing import Any
 
 CUT_OFF = "length"
 """The finish reason of a stream that has no end."""
-JOINED = ("content", "reasoning_content", "reasoning", "refusal")
+JOINED = ("content", "reasoning_content", "reasoning", "thinking", "refusal")
 """Fields of a delta whose texts follow one another."""
 RENAMED = {"max_tokens": "max_output_tokens", "max_completion_tokens": "max_output_tokens"}
 
@@ -32,32 +32,36 @@ def as_stream(body: Mapping[str, Any], *, with_usage: bool) -> dict[str, Any]:
 
 
 def joined(raw: bytes) -> bytes:
-    """The completion, the error or the response that events make together. Events that are no JSON are left out."""
+    """The completion, the error or the response that events make together; nothing where there are none. Events that
+    are no JSON are left out.
+    """
     made: dict[str, Any] = {}
     message: dict[str, Any] = {"role": "assistant", "content": None}
-    finish, has_end, logprobs = None, False, []
+    finish, has_end, has_choice, logprobs = None, False, False, []
     for event in _events(raw):
         if event is None:
             has_end = True
             continue
         if event.get("error") and not event.get("choices"):
-            return json.dumps(event, ensure_ascii=False).encode()
+            return _bytes(event)
         if isinstance(event.get("response"), dict) and str(event.get("type")).startswith("response."):
             made = {"response": event["response"]}
             has_end = event["type"] in ("response.completed", "response.incomplete", "response.failed")
             continue
         made |= {name: event[name] for name in ("id", "model", "usage", "created") if event.get(name)}
-        choice = next((c for c in event.get("choices") or [] if isinstance(c, dict) and not c.get("index")), {})
-        _add(message, choice.get("delta") or choice.get("message") or {})
+        choice = next((c for c in _dicts(event.get("choices")) if not c.get("index")), {})
+        has_choice = has_choice or bool(choice)
+        _add(message, _dict(choice.get("delta")) or _dict(choice.get("message")))
         finish = choice.get("finish_reason") or finish
-        found = choice.get("logprobs")
-        logprobs += (found.get("content") or []) if isinstance(found, dict) else []
+        logprobs += _dicts(_dict(choice.get("logprobs")).get("content"))
     if "response" in made:
-        return json.dumps(made["response"] if has_end else made["response"] | {"status": "incomplete"}).encode()
+        return _bytes(made["response"] if has_end else made["response"] | {"status": "incomplete"})
+    if not has_choice:
+        return _bytes({**made, "choices": []}) if made else b""
     choice: dict[str, Any] = {"index": 0, "message": message}
     choice["finish_reason"] = finish if finish or has_end else CUT_OFF
     choice |= {"logprobs": {"content": logprobs}} if logprobs else {}
-    return json.dumps({"object": "chat.completion", **made, "choices": [choice]}, ensure_ascii=False).encode()
+    return _bytes({"object": "chat.completion", **made, "choices": [choice]})
 
 
 def _events(raw: bytes) -> Iterator[dict[str, Any] | None]:
@@ -86,12 +90,37 @@ def _add(message: dict[str, Any], delta: Mapping[str, Any]) -> None:
         if value is None:
             continue
         before = message.get(name)
-        if name in JOINED and isinstance(value, str):
+        if isinstance(value, list) or isinstance(before, list):
+            message[name] = _parts(before) + _parts(value)
+        elif name in JOINED and isinstance(value, str):
             message[name] = (before if isinstance(before, str) else "") + value
-        elif isinstance(value, list):
-            message[name] = (before if isinstance(before, list) else []) + value
         else:
             message[name] = value
+
+
+def _parts(content: Any) -> list[Any]:
+    """A content as parts: some servers stream thoughts as parts, and the answer as texts."""
+    if isinstance(content, str) and content:
+        return [{"type": "text", "text": content}]
+    return content if isinstance(content, list) else []
+
+
+def _bytes(value: Any) -> bytes:
+    """JSON. Halves of letters, which no UTF-8 has, are escapes: two of them that have come together are one letter."""
+    try:
+        return json.dumps(value, ensure_ascii=False).encode()
+    except UnicodeEncodeError:
+        return json.dumps(value).encode()
+
+
+def _dict(value: Any) -> dict[str, Any]:
+    """It, or an empty one in the place of anything else."""
+    return value if isinstance(value, dict) else {}
+
+
+def _dicts(value: Any) -> list[dict[str, Any]]:
+    """Those of a list; none of anything else."""
+    return [item for item in value if isinstance(item, dict)] if isinstance(value, list) else []
 
 
 # --- the Responses API ---------------------------------------------------------------------------------------------
@@ -103,6 +132,11 @@ def as_response_request(body: Mapping[str, Any]) -> dict[str, Any]:
     for name, value in body.items():
         if name == "reasoning_effort":
             made["reasoning"] = {"effort": value}
+        elif name == "response_format" and isinstance(value, dict):
+            inner = {"type": value.get("type"), **_dict(value.get("json_schema"))}
+            made["text"] = {**_dict(body.get("text")), "format": inner}
+        elif name == "text" and "response_format" in body:
+            continue
         elif name != "messages":
             made[RENAMED.get(name, name)] = value
     return made
@@ -117,33 +151,31 @@ def from_response(raw: bytes) -> bytes:
     if not isinstance(answer, dict) or answer.get("error") or not isinstance(answer.get("output"), list):
         return raw
     texts, thoughts, message = [], [], {"role": "assistant", "content": None}
-    for item in answer["output"]:
-        kind = item.get("type") if isinstance(item, dict) else None
-        parts = [p for p in item.get("content") or [] if isinstance(p, dict)] if isinstance(item, dict) else []
+    for item in _dicts(answer["output"]):
+        kind, parts = str(item.get("type")), _dicts(item.get("content"))
         if kind == "message":
             texts += [p["text"] for p in parts if p.get("type") == "output_text" and isinstance(p.get("text"), str)]
             refusals = [p["refusal"] for p in parts if p.get("refusal")]
             message |= {"refusal": refusals[0]} if refusals else {}
         elif kind == "reasoning":
-            parts += [p for p in item.get("summary") or [] if isinstance(p, dict)]
+            parts += _dicts(item.get("summary"))
             thoughts += [p["text"] for p in parts if isinstance(p.get("text"), str)]
-        elif kind is not None and kind.endswith("_call"):
+        elif kind.endswith("_call"):
             message["tool_calls"] = [item]
     message |= {"content": "".join(texts)} if texts else {}
     message |= {"reasoning_content": "\n\n".join(thoughts)} if thoughts else {}
-    usage = answer.get("usage") if isinstance(answer.get("usage"), dict) else {}
-    counts = {"prompt_tokens": usage.get("input_tokens"), "completion_tokens": usage.get("output_tokens")}  # pyright: ignore[reportOptionalMemberAccess]
+    usage = _dict(answer.get("usage"))
+    counts = {"prompt_tokens": usage.get("input_tokens"), "completion_tokens": usage.get("output_tokens")}
     made = {name: answer[name] for name in ("id", "model") if answer.get(name)}
-    made |= {"object": "chat.completion", "usage": {**usage, **counts}}  # pyright: ignore[reportGeneralTypeIssues]
+    made |= {"object": "chat.completion", "usage": {**usage, **counts}}
     choice = {"index": 0, "message": message, "finish_reason": _finish(answer)}
-    return json.dumps({**made, "choices": [choice]}, ensure_ascii=False).encode()
+    return _bytes({**made, "choices": [choice]})
 
 
 def _finish(answer: Mapping[str, Any]) -> str:
     """A response's status as a finish reason."""
     status = answer.get("status")
     if status == "incomplete":
-        details = answer.get("incomplete_details")
-        reason = details.get("reason") if isinstance(details, dict) else None
+        reason = _dict(answer.get("incomplete_details")).get("reason")
         return "content_filter" if reason == "content_filter" else CUT_OFF
     return "stop" if status in ("completed", None) else str(status)

@@ -95,7 +95,8 @@ class Headers:
 
     def __init__(self, fields: dict[str, str], secrets: Sequence[str]) -> None:
         self.fields = fields
-        self._secrets = [Key(text, source="a header") for text in secrets]
+        by_length = sorted(secrets, key=len, reverse=True)  # one may be the beginning of another
+        self._secrets = [Key(text, source="a header") for text in by_length]
 
     def __repr__(self) -> str:
         return f"Headers({', '.join(self.fields)})"
@@ -110,6 +111,10 @@ class Headers:
         for secret in self._secrets:
             text = secret.mask(text)
         return text
+
+    def is_in(self, raw: bytes) -> bool:
+        """Whether bytes hold one of their secrets (see Key.is_in)."""
+        return any(secret.is_in(raw) for secret in self._secrets)
 
 
 NO_HEADERS = Headers({}, ())

@@ -34,7 +34,10 @@ REFUSED = (
     "spii", "guardrailintervened", "sensitive", "errortoxic", "moderation",
 )  # fmt: skip
 CALLS = ("toolcalls", "toolcall", "tooluse", "functioncall", "malformedfunctioncall")
-BROKEN = ("error", "abort", "aborted", "cancelled", "canceled", "timeout", "networkerror", "insufficientsystemresource")
+BROKEN = (
+    "error", "abort", "aborted", "cancelled", "canceled", "failed", "timeout", "networkerror",
+    "insufficientsystemresource",
+)  # fmt: skip
 """... and of those that the server broke off."""
 THOUGHTS = ("reasoning_content", "reasoning", "thinking")
 """Fields of a message that hold thoughts: vLLM's and DeepSeek's, OpenRouter's and Ollama's."""

@@ -29,6 +29,8 @@ NO_MONEY = re.compile(
     re.IGNORECASE,
 )
 """Words of an account that is empty, once addresses are taken out: those of a rate limit lead to a page on billing."""
+REPEATING = (413, 422)
+"""Statuses of errors that say what is wrong with a request, and repeat it."""
 PASSES = re.compile(r"(?:retry|try again) (?:in|after) [\d.]+ ?m?s|per (?:minute|second|day)|retrydelay", re.IGNORECASE)
 """Words of a limit that ends by itself: Gemini's speak of plan and billing, too."""
 OWN_CODES = (
@@ -117,7 +119,7 @@ def read_error(raw: bytes, status: int) -> Error:
     inner = error.get("innererror") if isinstance(error.get("innererror"), dict) else {}
     named = [error.get("code"), error.get("type"), error.get("status"), inner.get("code")]  # pyright: ignore[reportOptionalMemberAccess]
     names = frozenset(str(name).lower() for name in named if name)
-    code = next((int(n) for n in names if n.isdigit() and 400 <= int(n) < 600), status)
+    code = next((int(n) for n in names if n.isdecimal() and 400 <= int(n) < 600), status)
     metadata = error.get("metadata")
     said = (" ".join(said.split()) or "no reason given").encode("utf-8", "replace").decode()
     param = error.get("param")
@@ -147,8 +149,10 @@ def is_without_money(error: Error) -> bool:
     """Whether it speaks of an empty account, which waiting does not mend."""
     if error.status == 402 or any(n in NO_MONEY_CODES or n.endswith(NO_MONEY_ENDINGS) for n in error.names):
         return True
+    if error.status >= 500 or error.status in REPEATING or _is_marked(error):  # what stands in a row may speak of money
+        return False
     said = URL.sub("", error.said)
-    if error.status >= 500 or not (NO_MONEY.search(said) or any("billing" in n for n in error.names)):
+    if not (NO_MONEY.search(said) or any("billing" in n for n in error.names)):
         return False
     return not (error.status == 429 and PASSES.search(said))
 
@@ -157,7 +161,12 @@ def is_own(error: Error) -> bool:
     """Whether it is one row's own: what stands in that row was not let through."""
     if error.status == 401 or error.status >= 500:
         return False
-    return error.has_reasons or bool(error.names & {*OWN_CODES}) or OWN.search(error.said) is not None
+    return _is_marked(error) or OWN.search(error.said) is not None
+
+
+def _is_marked(error: Error) -> bool:
+    """Whether a code, or reasons, say that it is one row's own, with whatever words."""
+    return error.has_reasons or bool(error.names & {*OWN_CODES})
 
 
 def is_no_place(error: Error) -> bool:

@@ -23,6 +23,7 @@ from engine.generate import Answerer, Partial, Sampling, generate, main
 from engine.sampling import decoding
 from engine.sampling.decoding import Answer, Running, Slots
 from engine.sampling.sampling import choose, noise_size
+from engine.sampling.stops import check_stops, ids_of_stops, says_stop
 from revise.loopback import Reply, serve
 from system.errors import InputError
 from tests import tiny
@@ -281,6 +282,37 @@ def test_a_text_that_the_tokenizer_writes_otherwise_is_no_stop(tmp_path):
         InputError, match=r"--stop 'END': can never match, since the tokenizer in .* writes 'end' for it"
     ):
         answerer.check_stop(["END"])
+
+
+class Bytes:
+    """A tokenizer of a token to each byte, with two special ones."""
+
+    def __init__(self):
+        self.special = {"<a>": 300, "<b>": 301}
+
+    def decode(self, ids):
+        return bytes(ids).decode("utf-8", "replace")
+
+
+def test_each_text_of_several_ends_an_answer_and_each_special_one_as_its_id():
+    says = says_stop(["END", "\n\n"], Bytes())
+    answers = {text: Answer(0, 0, list(text.encode())) for text in ("so END", "so\n\n", "so EN", "so\n", "")}
+    assert {text: says(answer) for text, answer in answers.items()} == {
+        "so END": True, "so\n\n": True, "so EN": False, "so\n": False, "": False
+    }  # fmt: skip
+    assert ids_of_stops(["END", "<a>", "<b>"], Bytes()) == [300, 301]
+    assert says_stop([], Bytes()) is None and ids_of_stops(["<a>"], None) == []
+
+
+def test_a_stop_of_letters_of_many_bytes_is_read_whole():
+    says = says_stop(["🙂🙂🙂"], Bytes())
+    assert says(Answer(0, 0, list("so it ends 🙂🙂🙂".encode()))) and not says(Answer(0, 0, list("🙂🙂".encode())))
+
+
+def test_without_a_tokenizer_a_text_is_no_stop():
+    with pytest.raises(InputError, match=r"^--stop: m has no tokenizer; give --stop-ids$"):
+        check_stops(["END"], None, Path("m"))
+    check_stops([], None, Path("m"))
 
 
 def test_a_text_ends_an_answer_though_it_spreads_over_tokens(tmp_path):

@@ -5,6 +5,7 @@ import pty
 import signal
 import subprocess
 import sys
+import threading
 import time
 from pathlib import Path
 from types import SimpleNamespace
@@ -165,3 +166,17 @@ def test_torchrun_alone_gives_little_time(monkeypatch, variables, seconds):
     for name, value in variables.items():
         monkeypatch.setenv(name, value)
     assert grace() == seconds
+
+
+def test_outside_of_the_main_thread_nobody_listens():
+    """Python lets the main thread alone do so: a run in a thread of somebody's program goes on all the same."""
+    before, heard = [signal.getsignal(n) for n in (signal.SIGTERM, signal.SIGINT)], []
+
+    def begin():
+        with Stop() as stop:
+            heard.append((stop.asked(), [signal.getsignal(n) for n in (signal.SIGTERM, signal.SIGINT)]))
+
+    thread = threading.Thread(target=begin)
+    thread.start()
+    thread.join()
+    assert heard == [(0, before)]

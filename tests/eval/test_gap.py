@@ -109,3 +109,32 @@ def test_lines_of_the_stronger_model_can_be_written_by_any_program(tmp_path):
     scores.write(folder / "eval/scores.jsonl", [mixeval("gpt-4-turbo", 0.8)])
     report.main([str(folder), "--out", str(tmp_path / "out")])
     assert cells(tmp_path / "out")[1][-1] == "25.0"
+
+
+def test_the_newest_score_of_the_stronger_model_counts_and_each_benchmark_has_its_own(tmp_path):
+    lines = [mixeval("base", 0.4), mixeval("epoch-01", 0.5), mixeval("gpt-4-turbo", 0.9), mixeval("gpt-4-turbo", 0.6)]
+    lines += [mixeval("base", 0.3, VERSIONS[1]), mixeval("epoch-01", 0.35, VERSIONS[1])]
+    lines += [alpaca("base", 20.0), alpaca("epoch-01", 26.0)]
+    report.write([run_folder(tmp_path / "a", lines=lines)], tmp_path / "out")
+    header, row = cells(tmp_path / "out")
+    found = dict(zip(header, row, strict=True))
+    assert found["mixeval-hard 2024-06-01 gap closed, %"] == "50.0"
+    assert found["alpacaeval-2 gpt4_1106_preview gap closed, %"] == "20.0"
+    assert not any(VERSIONS[1] in name for name in header)  # of that one the other end is not known
+
+
+def test_ends_that_lack_the_same_judgments_say_so_in_their_place(tmp_path):
+    lacking = {"n_unjudged": 20, "n_asked": 100, "unjudged_sha256": "a"}
+    lines = [mixeval("base", 0.4, **lacking), mixeval("epoch-01", 0.5, **lacking)]
+    lines += [mixeval("gpt-4-turbo", 0.6, **lacking)]
+    report.write([run_folder(tmp_path / "a", lines=lines)], tmp_path / "out")
+    said = " (20 of 100 not judged)"
+    assert cells(tmp_path / "out")[1][2:] == [f"40.00{said}", f"60.00{said}", f"10.00{said}", "50.0"]
+
+
+def test_without_a_gap_there_is_a_dash_and_not_nothing(tmp_path):
+    lines = [mixeval("base", 0.4), mixeval("epoch-01", 0.5), mixeval("gpt-4-turbo", 0.4)]
+    lines += [alpaca("base", 20.0), alpaca("epoch-01", 20.0)]
+    report.write([run_folder(tmp_path / "a", lines=lines)], tmp_path / "out")
+    row = cells(tmp_path / "out")[1]
+    assert "0.0" in row and row[5] == ""  # nothing, where a page has a dash

@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from revise.client import Request, batch, open_store
+from revise.client import ClientConfig, Request, batch, open_store
 from revise.loopback import Reply, Seen, serve
 from tests.revise.commands import command, prompts, read_rows, revise, run, write_rows
 
@@ -134,6 +134,31 @@ def test_there_is_no_key_in_a_batch_file(tmp_path):
     found = run(command("clair", tmp_path, None, "--batch-write", tmp_path / "b.jsonl"), env={"OPENAI_API_KEY": key})
     assert found.returncode == 0
     assert not [p for p in tmp_path.iterdir() if key[3:15].encode() in p.read_bytes()]
+
+
+@pytest.mark.parametrize(
+    ("status", "error", "state"),
+    [
+        (400, {"message": "'temperature' does not support 0.7 with this model."}, "failed"),
+        (401, {"message": "Incorrect API key provided"}, "failed"),
+        (404, {"message": "The model does not exist"}, "failed"),
+        (400, {"message": "Your credit balance is too low"}, "failed"),
+        (429, {"message": "slow down"}, "failed"),
+        (400, {"message": "whatever, temperature too", "code": "content_filter"}, "refused"),
+        (403, {"message": "x", "metadata": {"reasons": ["violence"]}}, "refused"),
+        (400, {"message": "This model's maximum context length is 4096 tokens."}, "refused"),
+    ],
+)
+def test_what_settings_keys_or_accounts_are_the_cause_of_is_asked_for_again(tmp_path, status, error, state):
+    """As over HTTP: no row is stored as refused for a fault that is not its own."""
+    request = Request({"model": "m", "messages": [{"role": "user", "content": "x"}], "temperature": 0.7})
+    line = {"custom_id": request.key, "response": {"status_code": status, "body": {"error": error}}, "error": None}
+    write_rows(tmp_path / "answers.jsonl", [line])
+    config = ClientConfig(store=str(tmp_path / "s.sqlite"), model="m")
+    with open_store(tmp_path / "s.sqlite") as store:
+        batch.read_batch([tmp_path / "answers.jsonl"], [request], store, config, "clair")
+        row = store.get(request.key)
+        assert row is not None and row.state == state and error["message"] in row.answer.decode()
 
 
 @pytest.mark.parametrize("text", ["", "[]\n", "not JSON\n"])

@@ -29,6 +29,7 @@ from revise.client import (
     scheduler,
     trial,
 )
+from revise.client.run_limits import RunLimits
 from revise.loopback import Reply, serve
 from system.errors import InputError, RunError, Stopped
 from tests.revise.asks import ask, questions
@@ -660,3 +661,66 @@ def test_the_system_has_not_been_left_with_core_files(tmp_path):
 
     ask(tmp_path, lambda seen: HELLO, 1)
     assert resource.getrlimit(resource.RLIMIT_CORE)[0] == 0 and os.getpid()
+
+
+# --- when a run ends, by itself ------------------------------------------------------------------------------------
+
+
+def limits(spent=0.0, **settings):
+    return RunLimits(ClientConfig(store="s", endpoint=("http://127.0.0.1:9/v1",), model="m", **settings), spent)
+
+
+def test_a_cap_on_requests_is_reached_at_its_number():
+    found = limits(max_requests=3)
+    assert found.allows(0.0, 2, 0)
+    with pytest.raises(Stopped, match=r"^--max-requests: 3 requests have been sent$"):
+        found.allows(0.0, 3, 9)
+
+
+def test_a_cap_on_money_counts_what_is_spent_and_what_is_on_its_way():
+    found = limits(0.5, max_cost=1.0, price_in=1.0)
+    assert found.allows(0.5, 0, 0) and not found.allows(0.75, 0, 1)
+    found.reserve(0.25)
+    assert found.allows(0.25, 0, 1) and not found.allows(0.5, 0, 1)
+    found.answered(0.125)
+    found.release(0.25)
+    assert found.allows(0.375, 0, 0)
+    found.spend(0.375)
+    with pytest.raises(Stopped, match=r"^--max-cost: \$1\.0000 of \$1\.0000 are spent$"):
+        found.allows(0.125, 0, 0)
+
+
+def test_patience_is_short_where_no_server_was_ever_reached(monkeypatch):
+    now = [1000.0]
+    monkeypatch.setattr(run_limits.time, "monotonic", lambda: now[0])
+
+    def ended_after(seconds, prepare, *, has_known=False):
+        now[0] = 1000.0
+        found = limits(patience=600.0)
+        prepare(found)
+        now[0] += seconds
+        try:
+            found.check_patience(has_known=has_known)
+        except RunError as fault:
+            return str(fault)
+        return None
+
+    def never_reached(found):
+        found.failed("refused", is_reached=False)
+
+    def reached(found):
+        found.failed("503", is_reached=True)
+        found.failed("refused", is_reached=False)
+
+    def answered_later(found):
+        found.failed("refused", is_reached=False)
+        now[0] += 500
+        found.answered(0.0)
+        found.failed("refused", is_reached=False)
+
+    assert ended_after(59, never_reached) is None
+    assert "no answer for 60 s (the last attempt: refused)" in ended_after(61, never_reached)
+    assert ended_after(599, never_reached, has_known=True) is None
+    assert ended_after(599, reached) is None and "600 s" in ended_after(601, reached)
+    assert ended_after(599, answered_later) is None and "600 s" in ended_after(601, answered_later)
+    assert ended_after(9999, lambda found: found.answered(0.0)) is None  # nothing has failed

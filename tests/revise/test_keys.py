@@ -59,3 +59,75 @@ def test_a_file_without_a_key_is_said(tmp_path, content):
 def test_a_variable_that_is_not_set_gives_no_key(monkeypatch):
     monkeypatch.delenv("NO_SUCH_KEY", raising=False)
     assert keys.from_environment("NO_SUCH_KEY") is None
+
+
+@pytest.mark.parametrize(
+    ("text", "is_looked_for"),
+    [
+        ("abcdefgh12345678", True),  # 16 characters
+        ("abcdefgh1234567", False),
+        ("sk-no-key-required", False),  # no digit
+        ("1234567890123456789", False),  # no letter
+        ("aaaa1111aaaa1111", False),  # two different ones
+        ("abcdefg1abcdefg1", True),  # eight
+        ("abcdef11abcdef11", False),
+    ],
+)
+def test_a_key_is_looked_for_where_nobody_says_it_by_chance(text, is_looked_for):
+    assert keys.Key(text, source="x").is_in(f"say {text}!".encode()) == is_looked_for
+
+
+def test_a_key_is_found_in_each_of_its_spellings():
+    key = keys.Key(KEY, source="x")
+    encoded = base64.b64encode(KEY.encode()).decode().rstrip("=")
+    for spelling in (KEY, encoded, urllib.parse.quote(KEY, safe=""), KEY.replace("/", "\\/")):
+        assert key.is_in(f'{{"content": "{spelling}"}}'.encode()), spelling
+    assert not key.is_in(KEY[:-1].encode())
+
+
+def test_base64_of_a_key_is_masked_with_its_padding_or_without():
+    key = keys.Key("sk-1234567890", source="x")
+    assert "=" in (encoded := base64.b64encode(b"sk-1234567890").decode())
+    assert key.mask(f"{encoded.rstrip('=')} and {encoded}") == "*** and ***=="
+
+
+def test_a_key_file_for_a_group_is_said_and_its_mark_of_utf_8_is_no_part_of_it(tmp_path, capsys):
+    path = tmp_path / "key"
+    path.write_bytes(b"\xef\xbb\xbf" + KEY.encode())
+    path.chmod(0o640)
+    assert keys.from_file(path).header() == {"Authorization": f"Bearer {KEY}"}
+    assert "chmod 600" in capsys.readouterr().err
+
+
+# --- headers -------------------------------------------------------------------------------------------------------
+
+
+def test_headers_are_filled_from_the_environment_and_hide_what_is_secret(monkeypatch):
+    monkeypatch.setenv("MY_NAME", " abc\n")
+    made = keys.parse_headers(("x-a: ${MY_NAME}/$MY_NAME", "Authorization: Bearer xyz123", "x-title: mine"))
+    assert made.fields == {"x-a": "abc/abc", "Authorization": "Bearer xyz123", "x-title": "mine"}
+    assert made.mask("abc, Bearer xyz123, mine") == "***, Bearer ***, mine" and made.has_secrets
+    assert "abc" not in repr(made) and "xyz" not in repr(made)
+    assert not keys.parse_headers(("x-title: mine",)).has_secrets
+
+
+@pytest.mark.parametrize("name", ["x-API-Key", "auth", "X-Token", "Cookie", "my-secret", "password"])
+def test_a_secrets_name_is_known_in_any_case(name):
+    assert keys.parse_headers((f"{name}: abc",)).mask("abc") == "***"
+
+
+def test_a_secret_within_another_one_leaves_nothing_of_it(monkeypatch):
+    monkeypatch.setenv("ONE", "abc")
+    monkeypatch.setenv("TWO", "abcdef")
+    assert keys.parse_headers(("x-a: $ONE", "x-b: $TWO")).mask("abcdef abc") == "*** ***"
+
+
+def test_a_header_is_given_once_in_whatever_case():
+    with pytest.raises(InputError, match="X-Title is given twice"):
+        keys.parse_headers(("x-title: a", "X-Title: b"))
+
+
+@pytest.mark.parametrize("name", ["Host", "content-length", "Transfer-Encoding", "accept-encoding"])
+def test_a_header_that_every_request_has_is_refused(name):
+    with pytest.raises(InputError, match=f"--target-header: {name} is said by every request"):
+        keys.parse_headers((f"{name}: x",), "--target-header")

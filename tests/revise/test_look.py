@@ -6,7 +6,8 @@ import json
 import pytest
 
 from revise.client import Request, endpoints, scheduler
-from revise.client.roles import REVISER, SERVED, TARGET
+from revise.client.roles import JUDGE, PAIR_JUDGE, REVISER, SCORER, SERVED, TARGET
+from revise.client.trial import Sameness, Trial, cause
 from revise.loopback import Reply, serve
 from system import InputError, RunError
 from tests.revise.asks import ask, questions
@@ -315,3 +316,122 @@ def test_prompts_that_the_server_cuts_are_said(tmp_path, capsys):
     assert "3 prompts were cut by the server: of 2,401 words it has read 2,050 tokens" in capsys.readouterr().err
     ask(tmp_path / "b", lambda seen: Reply.chat("x", usage=(3100, 5)), requests=long)
     assert "cut" not in capsys.readouterr().err
+
+
+# --- the rules by themselves ---------------------------------------------------------------------------------------
+
+
+def test_one_then_sixteen_then_all():
+    trial = Trial()
+    assert trial.room == 1  # nothing has come back yet
+    for n in range(15):
+        trial.answered("empty", " ")
+        assert trial.room == 15 - n and not trial.has_failed
+    trial.answered("no marker", "  Better: " + "x" * 200)
+    assert trial.room == 0 and trial.has_failed
+    assert trial.why == "no marker" and trial.said == ("Better: " + "x" * 200)[:160]  # the last one's
+    trial.answered(None, "hello")
+    assert trial.room == float("inf") and not trial.has_failed
+
+
+def test_refusals_are_the_rows_fault_once_an_answer_comes():
+    trial = Trial()
+    assert (
+        trial.is_refused("a", "400 x") == trial.is_refused("b", "400 y") == []
+    )  # whatever their words: nothing is read
+    assert trial.answered(None, "hello") == ["a", "b"] and trial.refused == []
+    assert trial.is_refused("c", "400 x") == []
+    assert trial.is_refused("d", "400 x") == [] and trial.is_refused("e", "400 y") == ["c", "d"]
+    assert trial.answered(None, "hello") == ["e"]
+    assert trial.is_refused("f", "400 y") == [] and trial.refused == ["f"]
+
+
+@pytest.mark.parametrize(("is_read", "most"), [(False, 8), (True, 20)])
+def test_so_many_refusals_in_a_row_are_no_rows_fault(is_read, most):
+    trial = Trial(is_read=is_read)
+    for n in range(most):
+        assert not trial.is_refusing
+        trial.is_refused(n, "400 x")
+    assert trial.is_refusing and len(trial.refused) == most
+
+
+def test_one_other_answer_ends_the_doubt():
+    same = Sameness()
+    for n in range(16):
+        assert not same.is_found(16)
+        same.add(str(n).encode(), "hello")
+    assert same.is_found(16)
+    same.add(b"x", "other")
+    assert not same.is_found(16) and not same.is_open
+
+
+@pytest.mark.parametrize(
+    ("why", "mend"),
+    [
+        ("truncated: the thoughts took all 50 tokens", "think less, or raise {max_tokens}"),
+        ("truncated", "raise {max_tokens}"),
+        ("no answer behind the thoughts", "--reasoning-parser"),
+        ("null content", "reasoning parser"),
+        ("empty", "{max_tokens}"),
+        ("no marker", "another {model}"),
+        ("two solutions", "another {model}"),
+        ("no reasoning before it", "another {model}"),
+        ("no choice", "another {model}"),
+        ("no choices", "the server's log"),
+        ("a choice without a message", "the server's log"),
+        ("both chosen", "another {model}"),
+        ("no grade", "another {model}"),
+        ("two grades", "another {model}"),
+        ("grade out of range", "another {model}"),
+        ("unknown finish reason: 'x'; --accept-finish-reason x lets it in", "--accept-finish-reason"),
+        ("NUL or U+FFFD in it", "tokenizer"),
+        ("control tokens: [INST]", "chat template"),
+        ("thoughts that cannot be told from the answer: </think> stands within a line", "--reasoning-parser"),
+        ("a tool call", "tools"),
+        ("broken off by the server", "the server's log"),
+        ("refused", "another {model}"),
+        ("an answer of more than 8 MB", "--max-answer-mb"),
+    ],
+)
+def test_each_way_of_being_of_no_use_has_its_cause(why, mend):
+    said = cause(why)
+    assert mend in said and said.format(**REVISER._asdict())
+
+
+@pytest.mark.parametrize(
+    ("role", "names"),
+    [
+        (SERVED, ("--endpoint", "--model", "--key-env", "--header", "--extra", "--api")),
+        (REVISER, ("--endpoint", "--model", "--key-env", "--header", "--extra", "--api", "--max-tokens")),
+        (TARGET, ("--target-endpoint", "--target-name", "--target-key-env", "--target-header", "--target-extra",
+                  "--target-api", "--target-max-tokens", "--target-temperature")),
+        (JUDGE, ("--judge-endpoint", "--judge", "--judge-key-env", "--judge-header", "--judge-extra", "--judge-api")),
+    ],
+)  # fmt: skip
+def test_a_roles_flags_are_its_own(role, names):
+    assert {*names} <= {*role}
+    assert [r.makes_responses for r in (SERVED, REVISER, PAIR_JUDGE, SCORER, TARGET, JUDGE)] == [
+        False, True, False, False, True, False
+    ]  # fmt: skip
+
+
+def test_a_judge_may_say_the_same_of_every_pair(tmp_path):
+    for name, role in {"pairs": PAIR_JUDGE, "scores": SCORER, "benchmark": JUDGE}.items():
+        found = ask(tmp_path / name, lambda seen: HELLO, 30, role=role)
+        assert found.fault is None and found.states == ["answered"] * 30
+
+
+def test_an_earlier_answer_of_use_speaks_for_few_and_for_refusals(tmp_path):
+    assert ask(tmp_path, answer_to, 1, role=TARGET).states == ["answered"]
+    found = ask(tmp_path, lambda seen: HELLO, 9, role=TARGET)
+    assert found.fault is None and found.states == ["answered"] * 9
+    more = questions(12)[9:]
+    refused = ask(tmp_path, lambda seen: Reply.error(400, "no"), requests=[*questions(9), *more], role=TARGET)
+    assert refused.fault is None and refused.states[9:] == ["refused"] * 3
+
+
+@pytest.mark.parametrize(("n_tokens", "is_cut"), [(744, False), (743, True)])
+def test_a_prompt_was_cut_where_it_has_fewer_tokens_than_words_by_more_than_256(tmp_path, capsys, n_tokens, is_cut):
+    prompt = [{"role": "system", "content": "word " * 400}, {"role": "user", "content": "word " * 600}]
+    ask(tmp_path, lambda seen: Reply.chat("x", usage=(n_tokens, 5)), requests=[Request({"messages": prompt})])
+    assert ("1 prompts were cut by the server" in capsys.readouterr().err) == is_cut

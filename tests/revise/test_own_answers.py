@@ -180,6 +180,8 @@ def test_a_dry_run_bounds_what_is_asked_again(tmp_path, capsys):
     assert "target again, were every answer cut: 4 requests" in said and "at most 4,096 to receive" in said
     here("clair", tmp_path, "http://127.0.0.1:9/v1", *more, "--cut-answers", "aside")
     assert "again" not in capsys.readouterr().out
+    here("clair", tmp_path, "http://127.0.0.1:9/v1", *more, "--target-extra", '{"max_tokens": null}')
+    assert "target again, were every answer cut: 0 requests" in capsys.readouterr().out
 
 
 def test_a_cut_own_answer_has_no_grade(tmp_path, capsys):
@@ -259,3 +261,19 @@ def test_an_answer_whose_thoughts_took_all_is_asked_for_again(tmp_path):
     with serve(target_reply) as target, serve(revise) as server:
         here("clair", tmp_path, server.base, "--target-endpoint", target.base, "--target-name", "llama")
         assert target.n_seen == 3 and len(read_rows(tmp_path / "pairs.jsonl")) == 2
+
+
+def test_thoughts_alone_are_no_loser_whatever_is_kept(tmp_path):
+    bare(tmp_path, 2)
+
+    def target_reply(seen):
+        text = "The otter is bird numb" if number(seen) else "<think>\nHm, hm"
+        return Reply.chat(text, finish="length", usage=(10, 512))
+
+    with serve(target_reply) as target, serve(revise) as server:
+        more = ["--target-endpoint", target.base, "--target-name", "llama", "--cut-answers", "keep"]
+        here("clair", tmp_path, server.base, *more)
+        assert server.n_seen == 1
+    assert [row["prompt"] for row in read_rows(tmp_path / "pairs.jsonl")] == ["Name bird 1."]
+    (aside,) = read_rows(tmp_path / "pairs.rejected.jsonl")
+    assert aside["reason"].startswith("own answer truncated: the thoughts took all 512 tokens")

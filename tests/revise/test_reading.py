@@ -298,3 +298,108 @@ def test_tokens_that_stand_in_what_was_asked_are_no_leak():
 @pytest.mark.parametrize("text", ["The heron\x00.", "The h\ufffdron."])
 def test_what_no_text_holds_sets_an_answer_aside(text):
     assert read(completion(text)).fault == "NUL or U+FFFD in it"
+
+
+# --- each name that is read ----------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", ["reasoning_content", "reasoning", "thinking"])
+def test_each_field_of_thoughts_is_one(name):
+    usage = {"prompt_tokens": 7, "completion_tokens": 5000}
+    found = read(completion("", finish="length", message={name: "hm"}, usage=usage))
+    assert (found.reasoning, found.fault) == ("hm", "truncated: the thoughts took all 5,000 tokens")
+
+
+@pytest.mark.parametrize("kind", ["thinking", "reasoning", "redacted_thinking"])
+@pytest.mark.parametrize("text", ["text", "output_text"])
+def test_each_type_of_a_part_is_known(kind, text):
+    found = read(completion([{"type": kind, "thinking": "hm"}, {"type": text, "text": "Heron."}]))
+    assert (found.text, found.reasoning, found.fault) == ("Heron.", "hm", None)
+
+
+def test_thoughts_of_a_field_and_of_the_text_are_both_kept():
+    found = read(completion("<think>two</think>Heron.", message={"reasoning": "one"}))
+    assert (found.text, found.reasoning) == ("Heron.", "one\n\ntwo")
+    assert found.tokens_out == len("<think>two</think>Heron.one") // 4  # thoughts are paid for, too
+
+
+@pytest.mark.parametrize(
+    ("opening", "closing"),
+    [("<think>", "</think>"), ("[THINK]", "[/THINK]"), ("<seed:think>", "</seed:think>"),
+     ("<mm:think>", "</mm:think>"), ("<|begin_of_thought|>", "<|end_of_thought|>"),
+     ("<|START_THINKING|>", "<|END_THINKING|>"), ("◁think▷", "◁/think▷"), ("<|channel>thought", "<channel|>"),
+     ("<thought>", "</thought>"), ("<thinking>", "</thinking>")],
+)  # fmt: skip
+def test_each_models_tags_part_its_thoughts_from_its_answer(opening, closing):
+    found = read(completion(f"{opening}\nhm\n{closing}\n\nHeron."))
+    assert (found.text, found.reasoning, found.fault) == ("Heron.", "hm", None)
+    usage = {"prompt_tokens": 7, "completion_tokens": 50}
+    assert read(completion(f"{opening}\nhm", finish="length", usage=usage)).fault == CUT
+
+
+@pytest.mark.parametrize(
+    "token",
+    ["<|eot_id|>", "<|eom_id|>", "<|end_of_text|>", "<|im_end|>", "<|endoftext|>", "<|end|>", "<|return|>",
+     "<|end_of_turn|>", "<|END_OF_TURN_TOKEN|>", "<end_of_turn>", "<turn|>", "<｜end▁of▁sentence｜>", "<|eos|>",
+     "<eos>", "</s>"],
+)  # fmt: skip
+def test_each_models_end_of_turn_ends_its_answer(token):
+    found = read(completion(f"The heron.{token}more"))
+    assert (found.text, found.cut_at) == ("The heron.", token)
+
+
+@pytest.mark.parametrize(
+    "token",
+    ["<|start_header_id|>", "<|end_header_id|>", "<|begin_of_text|>", "<|python_tag|>", "<|im_start|>", "<|start|>",
+     "<|channel|>", "<|message|>", "<|call|>", "<|START_OF_TURN_TOKEN|>", "<|CHATBOT_TOKEN|>", "<|USER_TOKEN|>",
+     "<|SYSTEM_TOKEN|>", "<start_of_turn>", "<|turn>", "<｜begin▁of▁sentence｜>", "<｜User｜>", "<｜Assistant｜>",
+     "<|user|>", "<|assistant|>", "<|system|>", "<|observation|>", "<bos>", "[INST]", "[/INST]", "<<SYS>>",
+     "<</SYS>>"],
+)  # fmt: skip
+def test_each_other_token_of_a_template_sets_an_answer_aside(token):
+    fault = read(completion(f"The {token} heron.")).fault
+    assert fault == f"control tokens: {token}"
+
+
+def test_harmonys_first_final_message_is_the_answer_and_what_follows_is_said():
+    final = "<|start|>assistant<|channel|>final<|message|>"
+    text = f"<|channel|>analysis<|message|>hm<|end|>{final}Heron.<|end|>{final}Otter.<|return|>"
+    found = read(completion(text))
+    assert (found.text, found.reasoning, found.cut_at) == ("Heron.", "hm", "<|end|>")
+
+
+@pytest.mark.parametrize("text", ["<|channel|>analysis<|message|>", "<think>", "<think>\n"])
+def test_an_answer_that_ends_in_its_thoughts_is_none_though_they_are_empty(text):
+    assert read(completion(text)).fault == reading.NO_ANSWER
+
+
+def test_a_token_that_is_spoken_of_hides_no_other_one():
+    assert cut("`<|eot_id|>` ends it.<|eot_id|>more") == ("`<|eot_id|>` ends it.", "<|eot_id|>")
+    assert cut("```\nhi<|im_end|>\nmore").text == "```\nhi"  # a block of code that nothing closes is none
+    assert cut("The heron.</s><s>more").text == "The heron."  # <s> behind it strikes nothing through
+
+
+@pytest.mark.parametrize(
+    ("message", "fault"),
+    [({"function_call": {"name": "f"}}, "a tool call"), ({"content": {"a": 1}}, "content that is a dict"),
+     ({"content": [{"type": "image"}]}, "content with a part of type image"), ({"content": None}, "null content")],
+)  # fmt: skip
+def test_what_is_measured_has_to_be_a_text(message, fault):
+    said = {"choices": [{"message": {"content": "x"} | message, "finish_reason": "stop"}]}
+    assert read(said, AS_IS).fault == read(said).fault == fault
+
+
+def test_thoughts_that_cannot_be_told_are_truncated_where_the_answer_was_cut():
+    text = "It writes <think>a</think> before the"
+    assert read(completion(text, finish="length")).fault == "truncated"
+
+
+def test_a_rewards_tokens_are_those_that_were_read():
+    found = read({"data": [{"data": [1.5]}], "usage": {"prompt_tokens": 9, "total_tokens": 9}}, REWARD)
+    assert (found.tokens_in, found.tokens_out, found.is_counted) == (9, 0, True)
+
+
+def test_an_error_that_is_not_plain_json_was_not_paid_for():
+    raw = b'{"error": {"message": "busy", "wait": NaN}, "choices": [{"message": {"content": "x"}}]}'
+    with pytest.raises(Unreadable):
+        read_answer(raw, ASKED)

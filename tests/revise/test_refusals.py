@@ -150,3 +150,107 @@ def test_an_answer_that_speaks_of_errors_is_none():
     assert refusals.in_answer(json.dumps(answer).encode()) is None
     found = refusals.in_answer(b'{"error": {"code": 402, "message": "no"}}')
     assert found is not None and found.status == 402
+
+
+# --- which of two things it is -------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "found",
+    [
+        error("The prompt 'my billing is overdue' was filtered", code="content_filter"),
+        error("'insufficient funds' was found in it", 403, metadata={"reasons": ["fraud"]}),
+        error("credit balance", 400, innererror={"code": "ResponsibleAIPolicyViolation"}),
+        error({"detail": [{"loc": ["body"], "msg": "Field required", "input": "Who pays the billing?"}]}, 422),
+        error("Request too large: 'the billing of a credit balance ...'", 413),
+    ],
+)
+def test_a_row_that_speaks_of_money_is_no_empty_account(found):
+    """Filters and validators repeat what they were sent."""
+    assert not refusals.is_without_money(found)
+
+
+@pytest.mark.parametrize(
+    "found",
+    [
+        error("Your quota is used up; retry in 20 s or pay: insufficient_quota", 400),
+        error("no", 400, type="billing_error"),
+        error("账户余额不足", 400),
+        error("账号欠费", 403),
+        error("no", 402, code="content_filter"),
+        error("flagged as insufficient", 429, code="insufficient_quota"),
+    ],
+)
+def test_an_account_that_is_empty_is_so_whatever_else_is_said(found):
+    assert refusals.is_without_money(found)
+
+
+@pytest.mark.parametrize(
+    ("found", "is_own"),
+    [
+        (error("This key was flagged", 401), False),
+        (error("safety system is down", 500), False),
+        (error("safety system is down", 503, code="content_filter"), False),
+    ],
+)
+def test_no_row_is_at_fault_for_a_key_or_a_server(found, is_own):
+    assert refusals.is_own(found) == is_own
+
+
+def test_a_name_that_is_wanted_already_is_not_learnt():
+    said = error("Use 'max_tokens' instead.")
+    assert refusals.renamed(said, BODY) is None
+    assert refusals.renamed(said, {"max_completion_tokens": 9}) == ("max_completion_tokens", "max_tokens")
+
+
+@pytest.mark.parametrize(
+    ("found", "name"),
+    [
+        (error("Unsupported parameter: 'top_p'; temperature is fine"), "top_p"),
+        (error("'temperature' is not supported, 'top_p' neither"), "temperature"),
+        (error("Unknown parameter: 'max_tokens_total'"), None),
+        (error("'x-temperature' is not allowed"), None),
+        (error("temperature is nice, top_p too"), None),
+        (error("no", param="model"), None),
+    ],
+)
+def test_the_parameter_that_is_blamed_is_the_first_that_is_named_as_a_word(found, name):
+    assert refusals.blamed(found, BODY) == name
+
+
+@pytest.mark.parametrize(
+    ("found", "role", "base", "mend"),
+    [
+        (error("Not Found", 404), REVISER, "http://x/v1", "mend the address (--endpoint) or the model's name"),
+        (error("Not Found", 404), JUDGE, "http://x/v1beta/openai", "mend the address (--judge-endpoint)"),
+        (error("no", 405), REVISER, "http://x", "--endpoint http://x/v1"),
+        (error("'temperature' is deprecated for this model"), REVISER, "http://x", "'{\"temperature\": null}'"),
+        (error("'max_tokens' must be below 2048"), JUDGE, "http://x", "--judge-extra '{\"max_tokens\": ...}'"),
+        (error("System role not supported"), JUDGE, "http://x", "take them out of the rows"),
+        (error("Developer instruction is not enabled"), TARGET, "http://x", "take them out of the rows"),
+        (error("no", 401), REVISER, "http://x", "mend the key: --key-env"),
+        (error("The teapot is empty"), REVISER, "http://x", ""),
+    ],
+)
+def test_what_mends_it_is_no_other_thing(found, role, base, mend):
+    said = refusals.mend(found, BODY, role, base)
+    assert mend in said and bool(said) == bool(mend)
+
+
+def test_a_system_message_with_words_is_never_told_to_be_left_out():
+    body = BODY | {"messages": [{"role": "system", "content": "Be brief."}, {"role": "user", "content": "x"}]}
+    assert "--no-empty-system" not in refusals.mend(error("System role not supported"), body, REVISER, "http://x")
+
+
+def test_words_are_the_same_in_any_case():
+    assert error("Plan has ENDED").words == error("plan has ended").words
+
+
+def test_an_answer_with_output_beside_an_empty_error_is_none():
+    """As the Responses API has it where it is well."""
+    assert refusals.in_answer(b'{"error": {}, "output": []}') is None
+    assert refusals.in_answer(b'{"error": {"message": "x"}, "output": [{"type": "message"}]}') is None
+
+
+def test_a_code_that_is_no_number_is_none():
+    assert error("no", 200, code="\u00b2").status == 200

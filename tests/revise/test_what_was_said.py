@@ -179,6 +179,26 @@ def test_a_long_key_in_an_answer_refuses_its_row(tmp_path, monkeypatch):
     assert not [path for path in tmp_path.iterdir() if key.encode() in path.read_bytes()]
 
 
+@pytest.mark.parametrize("role", ["--header", "--target-header"])
+def test_a_long_secret_of_a_header_in_an_answer_refuses_its_row(tmp_path, monkeypatch, role):
+    """As a key does: some gateways repeat what they were sent."""
+    monkeypatch.setenv("MY_SECRET", secret := "Zq7wXv9Kf3Lm5Np8Rt2Yb4")
+    write_rows(tmp_path / "prompts.jsonl", [{"prompt": f"Name bird {i}."} for i in range(3)])
+
+    def target(seen):
+        echo = f" {secret}" if role == "--target-header" and "bird 1" in seen.text else ""
+        return answer(f"The otter is bird number {seen.text[10]}, I think.{echo}")
+
+    def reviser(seen):
+        return answer(whole(seen, f" {secret}" if role == "--header" and "number 1" in seen.text else ""))
+
+    with serve(target) as one, serve(reviser) as other:
+        more = ["--target-endpoint", one.base, "--target-name", "llama", role, "api-key: $MY_SECRET"]
+        pairs, (row,) = made("clair", tmp_path, other.base, *more)
+    assert len(pairs) == 2 and "an answer that holds" in row["reason"]
+    assert not [path for path in tmp_path.iterdir() if secret.encode() in path.read_bytes()]
+
+
 # --- a stronger model, the model's own answers ---------------------------------------------------------------------
 
 
