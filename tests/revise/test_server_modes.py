@@ -167,7 +167,7 @@ CLAIR = [
     stops("stream_required", "only support stream mode", "the server only streams: --stream", sent=1),
     Case("stream_required", **flagged("--stream")),
     Case("gz"),  # 263 bytes, 389 when they are unpacked; 0.0003 MB are 314
-    useless("gz", "an answer of more than 0.0003 MB", **flagged("--max-answer-mb", "0.0003")),
+    useless("gz", "an answer of more than 0.0003 MB", "a larger --max-answer-mb", **flagged("--max-answer-mb", "0.0003")),
     Case("openrouter_ws"),
     # counts and time
     Case("gemini_usage", **flagged("--price-in", "1", "--price-out", "10", said=("0.15 million tokens, $1.52",))),
@@ -187,7 +187,7 @@ CLAIR = [
 JUDGES = [
     Case("jop_think", made=20, sent=20, said=("20 rows had thoughts",)),
     Case("jop_words", made=18, sent=20, rejected={"no choice": 2}),
-    useless("jop_notbetter", "no choice", "the judge says no verdict in the form that it is asked for", of=20),
+    useless("jop_notbetter", "no choice", "in the form that it is asked for: another --model, or --template", of=20),
     stops("score_of10", "rows have no score of both answers", "--n-grades", sent=40, made=32, kind="score"),
 ]  # fmt: skip
 JUDGES = [replace(c, kind="judge-on-policy", rows="two.jsonl") if c.kind == "clair" else c for c in JUDGES]
