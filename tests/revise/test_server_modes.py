@@ -167,7 +167,8 @@ CLAIR = [
     stops("stream_required", "only support stream mode", "the server only streams: --stream", sent=1),
     Case("stream_required", **flagged("--stream")),
     Case("gz"),  # 263 bytes, 389 when they are unpacked; 0.0003 MB are 314
-    useless("gz", "an answer of more than 0.0003 MB", "a larger --max-answer-mb", **flagged("--max-answer-mb", "0.0003")),
+    useless("gz", "an answer of more than 0.0003 MB", "a larger --max-answer-mb",
+            **flagged("--max-answer-mb", "0.0003")),
     Case("openrouter_ws"),
     # counts and time
     Case("gemini_usage", **flagged("--price-in", "1", "--price-out", "10", said=("0.15 million tokens, $1.52",))),
