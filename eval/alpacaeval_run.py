@@ -116,22 +116,23 @@ def probe(judge: Judge, data: Data) -> None:
     """Raises RunError where the judge gives no log-probs of m and M: before an output is drawn."""
     row = data.reference[0]
     shown = alpacaeval.messages(row["instruction"], row["output"], "I do not know.", data.template)
-    (found,) = judge.ask([judge.request({"messages": shown, **ANNOTATOR}, -1, as_is=True)])
+    requests = [judge.request({"messages": shown, **ANNOTATOR}, -1, as_is=True)]
+    (found,) = judge.ask(requests)
     if found.row is None or found.row.state in ("failed", "refused"):
         raise RunError(f"--judge: {found.fault}")
     note = _note(found, False)
     if note.preference is None:
-        raise RunError(
-            "--judge: gives no log-probs of the tokens m and M, which the weighted win rate is made of; take a model "
-            "that does not reason first, on a server that gives logprobs"
+        raise judge.found_wanting(
+            requests,
+            "gives no log-probs of the tokens m and M, which the weighted win rate is made of; take a model that does "
+            "not reason first, on a server that gives logprobs",
         )
     if note.mass is None or note.mass <= LEAST_MASS:
-        raise RunError(
-            f"--judge: m and M have {note.mass or 0:.1%} of the probability of its first token; take a model that does "
-            "not reason first, nor say anything else"
-        )
+        why = f"m and M have {note.mass or 0:.1%} of the probability of its first token"
+        raise judge.found_wanting(requests, f"{why}; take a model that does not reason first, nor say anything else")
     if note.preference >= 1.5:
-        raise RunError("--judge: prefers 'I do not know.' to the reference's output; take a model that can judge")
+        why = "prefers 'I do not know.' to the reference's output; take a model that can judge"
+        raise judge.found_wanting(requests, why)
 
 
 # --- the user's files ----------------------------------------------------------------------------------------------

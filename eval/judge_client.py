@@ -184,6 +184,11 @@ class Judge:
             )
         return found
 
+    def found_wanting(self, requests: Sequence[Request], why: str) -> RunError:
+        """Says of what the judge is tried on that its answers are of no use; gives the error that says so."""
+        self._sent.store.mark_unusable(dict.fromkeys(request.key for request in requests))
+        return RunError(f"--judge: {why}; where its server is mended, --ask-again asks it anew")
+
     @property
     def facts(self) -> dict[str, Any]:
         """Who judged, for scores."""

@@ -60,20 +60,18 @@ def probe(judge: Judge, entries: Entries, wording: Wording, config: "MixEvalConf
         entry = _probed(split, queries)
         right = str(entry["target"][0]) if split == "free-form" else chr(ord("A") + entry["target"][0])
         messages = mixeval.judge_messages(entry, right, split, wording)
-        found = judge.ask([judge.request(body(messages, config), -1 - i) for i in range(N_PROBES)])
+        requests = [judge.request(body(messages, config), -1 - i) for i in range(N_PROBES)]
+        found = judge.ask(requests)
         texts = [a.completion.text for a in found if a.completion]
         values = [value for text in texts if (value := _value(split, entry, text)) is not None]
         if not values:
             shown = repr(texts[0][:80]) if texts else found[0].fault
-            raise RunError(
-                f"--judge: none of {N_PROBES} answers to a {split} query has a score in [[ ]] ({shown}); take a "
-                "model that follows instructions"
-            )
+            why = f"none of {N_PROBES} answers to a {split} query has a score in [[ ]] ({shown})"
+            raise judge.found_wanting(requests, f"{why}; take a model that follows instructions")
         if sum(values) / len(values) <= 0.5:
-            raise RunError(
-                f"--judge: takes {right!r}, the right answer to a {split} query, for wrong ({texts[0][-80:]!r}); take "
-                "a model that can judge, or where it thinks first, a server with its reasoning parser"
-            )
+            why = f"takes {right!r}, the right answer to a {split} query, for wrong ({texts[0][-80:]!r})"
+            mend = "take a model that can judge, or where it thinks first, a server with its reasoning parser"
+            raise judge.found_wanting(requests, f"{why}; {mend}")
 
 
 def _probed(split: Split, queries: Mapping[str, dict[str, Any]]) -> dict[str, Any]:

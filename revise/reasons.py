@@ -35,6 +35,8 @@ MEANINGS = {
     "truncated: the thoughts": "The model thought until the limit and did not come to answer. --max-tokens raises it.",
     "own answer truncated": "The model's own answer ended at its limit and is not whole. --target-max-tokens raises "
     "the limit.",
+    "one answer to": "So many different questions have got one and the same answer: a cache or a proxy gave it, and "
+    "not the model. --ask-again asks anew, --go-on takes it.",
     "failed": "No answer came; the same command asks for it again.",
     "not asked yet": "The run ended before this was asked; the same command goes on.",
     "no choice": "The judge's last word names neither [1] nor [2].",

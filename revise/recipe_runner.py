@@ -193,6 +193,7 @@ def make(recipe: Recipe, *, summary: Callable[[], str | None] = lambda: None) ->
         try:
             with store.snapshot():
                 count = pairs.write((_made(recipe, item, target, store) for item in prompts), out)
+                mend = "" if count.n_pairs else _mend_of_none(recipe, prompts, target, store)
         except RunError as fault:  # a full disk has been met before
             raise ending or fault from None
         pairs.report(count, len(prompts), out, "\n".join(filter(None, (drawn.said, summary()))))
@@ -202,17 +203,27 @@ def make(recipe: Recipe, *, summary: Callable[[], str | None] = lambda: None) ->
         raise ending
     if count.n_open:
         raise RunError(f"{count.n_open} of {len(prompts)} rows lack an answer; the same command asks for it again")
-    check_pairs(count, len(prompts), out)
+    check_pairs(count, len(prompts), out, mend)
 
 
-def check_pairs(count: pairs.Count, n: int, out: Path) -> None:
-    """Raises RunError where no pair was made at all."""
+def check_pairs(count: pairs.Count, n: int, out: Path, mend: str = "") -> None:
+    """Raises RunError where no pair was made at all. mend: what to do about it."""
     if not count.n_pairs and n:
         why = f" ({count.reasons.most_common(1)[0][0]})" if count.reasons else ""
         raise RunError(
-            f"no pair was made of {n:,} prompts{why}: {pairs.rejected_beside(out)} says why of each; --ask-again asks "
-            "anew for answers that were of no use"
+            f"no pair was made of {n:,} prompts{why}: {pairs.rejected_beside(out)} says why of each"
+            + (f"; {mend}" if mend else "")
         )
+
+
+def _mend_of_none(recipe: Recipe, prompts: Prompts, target: Target, store: Store) -> str:
+    """What to do where no pair was made at all: answers that came as they were asked for are not asked for anew."""
+    for item in prompts:
+        own = target.answers(item, store)
+        asked = [answered(store, request) for request in _questions(recipe, item, own)]
+        if any(a.row is not None and a.row.state in ("unusable", "refused") for a in (*own, *asked)):
+            return "--ask-again asks anew for answers that were of no use"
+    return "the answers came as they were asked for: other bounds read them again, another --model or --store asks anew"
 
 
 def _ask(
@@ -265,7 +276,8 @@ def _check_of(recipe: Recipe, item: Item, texts: list[str]) -> Callable[[Complet
 def _made(recipe: Recipe, item: Item, target: Target, store: Store) -> Made:
     own = target.answers(item, store)
     requests = _questions(recipe, item, own)
-    answers = [answered(store, request, recipe.config.accept_finish_reason) for request in requests]
+    accepted, goes_on = recipe.config.accept_finish_reason, recipe.config.go_on
+    answers = [answered(store, request, accepted, goes_on=goes_on) for request in requests]
     try:
         pair = _pair(recipe, item, own, answers)
     except Rejected as why:

@@ -268,7 +268,7 @@ class Target:
         return answer_all(requests, store, client, self.endpoints(), purpose="target", role=TARGET, n_requests=n)
 
     def _found(self, store: Store, request: Request) -> Answered:
-        return answered(store, request, self.client.accept_finish_reason)
+        return answered(store, request, self.client.accept_finish_reason, goes_on=self.client.go_on)
 
     def _is_settled(self, store: Store, request: Request) -> bool:
         """Whether an answer was cut and is of use all the same, so that --ask-again does not ask for another one."""

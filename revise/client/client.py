@@ -101,8 +101,10 @@ class Answered(NamedTuple):
         return found.reasoning if found else ""
 
 
-def answered(store: Store, request: Request, accepted: Collection[str] = ()) -> Answered:
-    """The stored answer to a request, or why there is none that can be used. accepted: see reading.read_answer."""
+def answered(store: Store, request: Request, accepted: Collection[str] = (), *, goes_on: bool = False) -> Answered:
+    """The stored answer to a request, or why there is none that can be used. accepted: see reading.read_answer.
+    goes_on: what has a good text is of use, though other questions have got the same.
+    """
     row = store.get(request.key)
     if row is None:
         return Answered(None, "not asked yet")
@@ -112,6 +114,8 @@ def answered(store: Store, request: Request, accepted: Collection[str] = ()) -> 
         found = reading.read_answer(row.answer, request, accepted)
     except reading.Unreadable:  # stored without its body, with the reason in its place
         return Answered(None, row.answer.decode("utf-8", "replace")[:SAID_CHARACTERS], row)
+    if found.fault is None and row.why and not goes_on:
+        return Answered(None, row.why, row, found)
     if found.fault is None:
         return Answered(found, "", row, renamed=_renamed(row, request))
     more = f"; raise {MOST_TOKENS.get(row.purpose, '--max-tokens')}" if found.fault.startswith(CUT_IN_THOUGHTS) else ""

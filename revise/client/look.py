@@ -39,8 +39,8 @@ class Look:
         self._is_known = False
         self._fault: RunError | None = None
         self._cut: tuple[int, int, int] = (0, 0, 0)
-        self.useless: list[str] = []
-        """Keys of answers that are of no use, where the stage has ended for that."""
+        self.useless: dict[str, str | None] = {}
+        """Keys of answers that are of no use, where the stage has ended for that, and why where their text is good."""
 
     @property
     def room(self) -> float:
@@ -176,7 +176,7 @@ class Look:
         return held
 
     def _ends_useless(self, found: Trial, which: str) -> None:
-        self.useless, self._keys = self.useless + self._keys, []
+        self.useless |= dict.fromkeys(self._keys)
         what = f"{found.why}: {found.said!r}" if found.said and found.said != found.why else found.why
         mend = trial.cause(found.why).format(**self._role._asdict())
         raise RunError(
@@ -186,7 +186,7 @@ class Look:
 
     def _ends_same(self) -> None:
         n, text = len(self._same.questions), (self._same.text or "")[: trial.SHOWN]
-        self.useless, self._keys = self.useless + self._keys, []
+        self.useless |= dict.fromkeys(self._keys, f"{trial.SAME} {n} different questions")
         raise RunError(
             f"{n} different questions have got one and the same answer ({text!r}): a cache or a proxy answers, and not "
             f"the model; mend {self._role.endpoint}; nothing more is sent: {PAID}"

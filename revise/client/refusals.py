@@ -235,6 +235,10 @@ def _of_parameter(name: str, role: Role, said: str) -> str:
         return f"another temperature: {role.temperature} 1, or leave it out: {out}"
     if name in ("logprobs", "top_logprobs"):
         return f"this model gives no log-probs, which are what is read of its answer: another {role.model}"
+    wanted = INSTEAD.search(said)
+    if name in SAME_MEANING and wanted and wanted[1] in SAME_MEANING:
+        unset = f"{role.extra} '{{\"max_tokens\": null}}'"  # as we call it, whatever it was sent as
+        return f"it refuses {name}, too, in these words: leave the most tokens of an answer out: {unset}"
     if name in SAME_MEANING:
         return f"another number of tokens: {role.max_tokens}"
     return f"leave {name} out: {out}"

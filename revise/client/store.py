@@ -8,7 +8,7 @@ FULL) before anybody is told; a second answer to the same key is ignored. One pr
 import contextlib
 import hashlib
 import sqlite3
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Literal, NamedTuple
 
@@ -37,6 +37,7 @@ MIGRATIONS = (  # append only: old stores are brought up to date by what they la
     ) WITHOUT ROWID, STRICT;
     CREATE INDEX answer_ids ON answers (answer_id) WHERE answer_id IS NOT NULL;
     """,
+    "ALTER TABLE answers ADD COLUMN why TEXT;",  # of an answer with a text: why it is of no use all the same
 )
 
 
@@ -56,6 +57,8 @@ class Row(NamedTuple):
     is_counted: bool = True
     dollars: float = 0.0
     time: float = 0.0
+    why: str | None = None
+    """It is of no use although it has a text; None where that is said by its text, or is not so."""
 
 
 class Store:
@@ -73,7 +76,7 @@ class Store:
         """A row, its answer checked against its digest. Raises RunError where it is damaged."""
         found = self._read(
             "SELECT key, purpose, state, request, answer, answer_id, attempts, seconds, tokens_in, tokens_out,"
-            " is_counted, dollars, time, digest FROM answers WHERE key = ?",
+            " is_counted, dollars, time, why, digest FROM answers WHERE key = ?",
             key,
         )
         if not found:
@@ -96,13 +99,14 @@ class Store:
             with self._transaction():
                 self._writer.executemany(
                     "INSERT INTO answers (key, purpose, state, request, answer, answer_id, attempts, seconds,"
-                    f" tokens_in, tokens_out, is_counted, dollars, time, digest) VALUES ({', '.join('?' * 14)})"
+                    f" tokens_in, tokens_out, is_counted, dollars, time, why, digest) VALUES ({', '.join('?' * 15)})"
                     " ON CONFLICT (key) DO UPDATE SET state = excluded.state, request = excluded.request,"
                     " answer = excluded.answer,"
                     " digest = excluded.digest, answer_id = excluded.answer_id, attempts = excluded.attempts,"
                     " seconds = excluded.seconds, tokens_in = tokens_in + excluded.tokens_in,"
                     " tokens_out = tokens_out + excluded.tokens_out, is_counted = excluded.is_counted,"
-                    " dollars = dollars + excluded.dollars, time = excluded.time WHERE answers.state != 'answered'",
+                    " dollars = dollars + excluded.dollars, time = excluded.time, why = excluded.why"
+                    " WHERE answers.state != 'answered'",
                     values,
                 )
         except sqlite3.Error as fault:
@@ -110,12 +114,14 @@ class Store:
                 f"{self.path}: cannot be written ({fault}); what was stored is kept, make room and run again"
             ) from None
 
-    def mark_unusable(self, keys: Sequence[str]) -> None:
-        """Says of answers that they are of no use, so that --ask-again asks for them anew; they stay until it does."""
-        unusable = "UPDATE answers SET state = 'unusable' WHERE key = ? AND state = 'answered'"
+    def mark_unusable(self, found: Mapping[str, str | None]) -> None:
+        """Says of answers, by their keys, that they are of no use, and why where their text does not say it.
+        --ask-again asks for them anew; they stay until it does.
+        """
+        unusable = "UPDATE answers SET state = 'unusable', why = ? WHERE key = ? AND state = 'answered'"
         try:
             with self._transaction():
-                self._writer.executemany(unusable, [(key,) for key in keys])
+                self._writer.executemany(unusable, [(why, key) for key, why in found.items()])
         except sqlite3.Error as fault:
             raise RunError(f"{self.path}: cannot be written ({fault}); make room and run again") from None
 

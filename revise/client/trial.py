@@ -19,6 +19,7 @@ FIRST_REFUSALS = 8  # with nothing answered before
 SAME_REFUSALS = 20  # among answers
 FIRST_TIMEOUTS = 2
 LEAST_SAME = 5  # answers, of a stage that has no more
+SAME = "one answer to"  # so many questions: why each of them is of no use
 LOOKED_AT = 64  # answers of earlier runs, for a usable one
 SHOWN = 160  # characters of what was said
 

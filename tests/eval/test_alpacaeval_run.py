@@ -212,9 +212,10 @@ def test_a_judge_without_logprobs_is_found_out_at_once(made, tmp_path):
 )
 def test_a_judge_whose_first_token_is_no_judgment_is_found_out_at_once(made, tmp_path, found, said):
     with serve(lambda seen: first_token(found)) as server:
-        with pytest.raises(RunError, match=re.escape(said)):
-            here(made, tmp_path, server.base, "--checkpoint", "epoch-01")
-        assert server.n_seen == 1
+        for more, n_seen in (([], 1), ([], 1), (["--ask-again"], 2)):  # what is stored is read until one asks anew
+            with pytest.raises(RunError, match=re.escape(said)):
+                here(made, tmp_path, server.base, "--checkpoint", "epoch-01", *more)
+            assert server.n_seen == n_seen
 
 
 def test_log_probs_in_the_older_form_are_the_same(made, tmp_path):

@@ -196,9 +196,11 @@ def test_a_judge_that_takes_the_right_answer_for_wrong_is_found_out_at_once(made
 
     with serve(wrong) as server:
         letter = "A" if split == "multiple-choice" else "a"
-        with pytest.raises(RunError, match=f"takes '{letter}', the right answer to a {split} query, for wrong"):
-            mixeval_run.main(command(made, tmp_path, server.base)[4:])
-        assert server.n_seen == (6 if split == "multiple-choice" else 3)
+        n = 6 if split == "multiple-choice" else 3
+        for more, n_seen in (([], n), ([], n), (["--ask-again"], n + 3)):  # what is stored is read until one asks anew
+            with pytest.raises(RunError, match=f"takes '{letter}', the right answer to a {split} query, for wrong"):
+                mixeval_run.main(command(made, tmp_path, server.base, *more)[4:])
+            assert server.n_seen == n_seen
 
 
 def test_what_a_judge_thinks_is_no_score_and_is_kept(made, tmp_path, capsys):

@@ -288,6 +288,7 @@ def test_a_judge_who_takes_the_first_is_found_out(tmp_path):
     found, pairs, rejected, _ = judged(tmp_path, lambda seen: Reply.chat("[1]"), 40, "--both-orders", 1, code=1)
     assert not pairs and {row["reason"] for row in rejected} == {"the order decides"}
     assert "no pair was made of 40 prompts (the order decides)" in found.stderr
+    assert "another --model or --store asks anew" in found.stderr and "--ask-again" not in found.stderr
     assert (
         "the answer shown first won 100.0% of 80 judgments; of 40 pairs judged in both orders 0.0% had one winner"
         in (found.stderr)
@@ -536,7 +537,7 @@ def test_an_own_answer_that_was_cut_never_wins(tmp_path):
         more = ["--target-endpoint", target.base, "--target-name", "llama", "--both-orders", 0]
         found = run(command("judge-on-policy", tmp_path, server.base, *more))
         assert (found.returncode, target.n_seen, server.n_seen) == (1, 24, 0)
-    assert "no pair was made of 6 prompts (own answer truncated)" in found.stderr
+    assert "no pair was made of 6 prompts (own answer truncated)" in found.stderr and "--ask-again" in found.stderr
     reasons = {row["reason"].partition(":")[0] for row in read_rows(tmp_path / "pairs.rejected.jsonl")}
     assert not read_rows(tmp_path / "pairs.jsonl") and reasons == {"own answer truncated"}
 

@@ -124,6 +124,11 @@ def test_a_name_is_learnt_where_the_meaning_stays():
         (error("This model only support stream mode, please enable the stream parameter."), REVISER, "--stream"),
         (error("This model is only supported in v1/responses and not in v1/chat/completions.", 404), REVISER, "--api"),
         (error("This model's maximum context length is 4096 tokens."), TARGET, "--target-max-tokens"),
+        (
+            error("'max_completion_tokens' is not supported. Use 'max_tokens' instead."),
+            TARGET,
+            "--target-extra '{\"max_tokens\": null}'",
+        ),
         (error("invalid subscription key", 401), REVISER, "--header 'api-key: $VARIABLE'"),
         (error("invalid key", 401), JUDGE, "--judge-key-env"),
         (error("You are not allowed to request logprobs from this model", 403), JUDGE, "gives no log-probs"),

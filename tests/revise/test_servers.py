@@ -7,6 +7,7 @@ else is imported again; two as a process of its own.
 import collections
 import gzip
 import json
+from types import SimpleNamespace
 
 import pytest
 
@@ -120,7 +121,7 @@ CASES = [  # what is said: the server, flags, exit code, pairs of 12, requests, 
     ("... and going on", lambda seen: Reply.chat(f"Better: heron {seen.number}"), ["--go-on"], 1, 0, 12,
      "no pair was made of 12 prompts (no marker)"),
     ("one answer to everything", lambda seen: Reply.chat("{teacher_reasoning}: x\n{corrected_student_solution}: The "
-     "heron is bird number 1, I say."), [], 1, 12, 12, "have got one and the same answer"),
+     "heron is bird number 1, I say."), [], 1, 0, 12, "have got one and the same answer"),
 ]  # fmt: skip
 
 
@@ -157,6 +158,24 @@ def test_sixteen_answers_are_paid_for_and_no_more_and_are_written_with_their_rea
     with serve(revise) as server:
         assert run(command("clair", tmp_path, server.base)).returncode == 0
         assert server.n_seen == 44 and outcome(tmp_path) == (44, {"no marker": 16})
+
+
+def test_one_answer_to_everything_makes_no_pair_until_somebody_says_so(tmp_path):
+    prompts(tmp_path / "prompts.jsonl", 20)
+    cached = revise(SimpleNamespace(text="{student_solution}: The otter is bird number 1, I say.\n\n-----"))
+    with serve(lambda seen: cached) as server:
+        assert here(tmp_path, server.base) == 1 and server.n_seen == 16
+        assert outcome(tmp_path) == (0, {"one answer to 16 different questions": 16, "not asked yet": 4})
+    with serve(revise) as server:  # mended: the same command keeps out what was said before
+        assert here(tmp_path, server.base) == 0 and server.n_seen == 4
+        assert outcome(tmp_path) == (4, {"one answer to 16 different questions": 16})
+        assert here(tmp_path, server.base, "--go-on") == 0 and server.n_seen == 4
+        assert outcome(tmp_path) == (20, {})
+        assert here(tmp_path, server.base, "--ask-again") == 0 and server.n_seen == 20
+        assert here(tmp_path, server.base) == 0 and server.n_seen == 20
+    assert [row["chosen"][1]["content"] for row in read_rows(tmp_path / "pairs.jsonl")] == [
+        f"The heron is bird number {i}, I think." for i in range(20)
+    ]
 
 
 def test_a_name_that_was_learnt_is_in_the_provenance(tmp_path):
@@ -208,7 +227,10 @@ def test_an_early_end_of_the_targets_answers_writes_what_there_is(tmp_path, caps
         assert here(tmp_path, server.base, *more) == 1
         assert (target.n_seen, server.n_seen) == (16, 0)
     assert "16 different questions have got one and the same answer" in "".join(capsys.readouterr())
-    assert outcome(tmp_path) == (0, {"not asked yet": 16, "own answer not asked yet": 14})
+    assert outcome(tmp_path) == (
+        0,
+        {"own answer one answer to 16 different questions": 16, "own answer not asked yet": 14},
+    )
 
 
 @pytest.mark.parametrize("flag", [["--target-header", "a: b"], ["--target-extra", "{}"]])

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from revise.client.store import MIGRATIONS, Row, open_store
+from revise.client.store import APPLICATION, MIGRATIONS, Row, digest_of, open_store
 from system.errors import InputError, RunError
 
 ROOT = Path(__file__).parents[2]
@@ -132,6 +132,24 @@ def test_a_store_of_a_newer_version_is_refused(path):
         direct.execute(f"PRAGMA user_version = {len(MIGRATIONS) + 1}")
     with pytest.raises(InputError, match="newer version"), open_store(path):
         pass
+
+
+def test_a_store_of_the_first_version_is_read_and_brought_up_to_date(path):
+    values = ("0" * 64, "clair", "answered", "{}", b"an answer", "", None, 1, 0.0, 3, 4, 1, 0.0, 9.0)
+    values = (*values[:5], digest_of(b"an answer"), *values[6:])
+    with closing(sqlite3.connect(path, isolation_level=None)) as direct:
+        direct.executescript(f"{MIGRATIONS[0]} PRAGMA application_id = {APPLICATION}; PRAGMA user_version = 1;")
+        direct.execute(f"INSERT INTO answers VALUES ({', '.join('?' * 14)})", values)
+    with open_store(path) as store:
+        assert store.get("0" * 64) == Row(
+            "0" * 64, "clair", "answered", "{}", b"an answer", None, 1, 0.0, 3, 4, True, 0.0, 9.0
+        )
+        store.mark_unusable({"0" * 64: "one answer to 5 different questions"})
+    with open_store(path) as store:
+        found = store.get("0" * 64)
+        assert (found.state, found.why) == ("unusable", "one answer to 5 different questions")
+        store.write([row(answer=b"another")])
+        assert (store.get("0" * 64).state, store.get("0" * 64).why) == ("answered", None)
 
 
 def test_a_folder_in_the_place_of_a_store_is_refused(path):
