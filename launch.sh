@@ -186,7 +186,8 @@ run_train() {
   trap 'ask_to_stop 2' INT
   trap 'ask_to_stop 1' HUP # no effect under nohup, which torchrun has to be told
   if "$PYTHON" -c 'import signal, sys; sys.exit(signal.getsignal(signal.SIGHUP) != signal.SIG_IGN)'; then
-    export TORCHELASTIC_SIGNALS_TO_HANDLE=SIGTERM,SIGINT,SIGQUIT
+    export TORCHELASTIC_SIGNALS_TO_HANDLE=SIGTERM,SIGINT,SIGQUIT    # torch up to 2.11
+    export PET_SIGNALS_TO_HANDLE=$TORCHELASTIC_SIGNALS_TO_HANDLE    # since torchrun has a flag for it
   fi
   if (: >>/proc/$$/fd/1 && : >>/proc/$$/fd/2) 2>/dev/null; then
     # The ranks open the screen anew; where it is a file, all have to add to its end.

@@ -132,7 +132,9 @@ def running(flags, tmp_path):
     for one in started:
         if one.poll() is None:
             os.killpg(one.pid, signal.SIGKILL)
-            one.communicate()
+            one.wait()
+        for pipe in (one.stdout, one.stderr):
+            pipe.close()
 
 
 def ranks_of(folder):
