@@ -52,7 +52,10 @@ def test_train_on_two_processes(flags, tmp_path):
 
 
 @needs_setup
-@pytest.mark.parametrize("n", [[], ["--nproc", "2"]], ids=["one process", "two processes"])
+@pytest.mark.parametrize(
+    "n",
+    [pytest.param([], id="one process"), pytest.param(["--nproc", "2"], id="two processes", marks=pytest.mark.slow)],
+)
 def test_bad_input_ends_in_2_with_one_sentence(flags, tmp_path, n):
     (tmp_path / "rows.jsonl").write_text('{"prompt_ids": [1], "chosen_ids": [2], "rejected_ids": [999]}\n')
     done = launch("train", *n, *flags)

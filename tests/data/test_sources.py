@@ -598,6 +598,7 @@ def test_a_kilobyte_that_unpacks_to_gigabytes_takes_no_memory(tmp_path):
     assert n == 4000 and megabytes < 500
 
 
+@pytest.mark.slow
 def test_one_huge_value_repeated_is_unpacked_a_row_at_a_time(tmp_path):
     value = pyarrow.array(["x" * (60 * 2**20)])
     rows = pyarrow.DictionaryArray.from_arrays(pyarrow.array([0] * 40, pyarrow.int32()), value)
@@ -622,6 +623,7 @@ def test_a_row_of_200_mb_is_a_fault_in_little_memory(tmp_path):
     assert n == 2 and megabytes < 300
 
 
+@pytest.mark.slow
 def test_a_row_of_a_million_keys_is_read(tmp_path):
     row = {f"k{i}": i for i in range(10**6)} | ROWS[0]
     rows, faults = read(tiny.write_rows(tmp_path / "rows.jsonl", [row]), max_row_mb=64)

@@ -63,9 +63,7 @@ def test_a_rank_that_is_killed_loses_nothing(folder):
         assert_survived(found)
 
 
-@pytest.mark.parametrize(
-    "fault", ["ENOSPC", *(pytest.param(name, marks=pytest.mark.slow) for name in ("EDQUOT", "EIO"))]
-)
+@pytest.mark.parametrize("fault", [pytest.param(name, marks=pytest.mark.slow) for name in ("ENOSPC", "EDQUOT", "EIO")])
 def test_a_failing_disk_ends_a_run_in_one_sentence(folder, fault):
     """Each kind of operation fails once: lock, config, metrics, state, export, reference cache."""
     jobs = ["write:1", "write:4", "write:102", "fsync:6", "rename:5"]
@@ -130,6 +128,7 @@ def test_a_kill_by_strace_loses_nothing(folder):
     assert n_killed > len(found) / 2  # the control: injections do strike
 
 
+@pytest.mark.slow
 def test_no_loss_of_power_leaves_a_state_that_is_not_whole(folder):
     (found,) = kills(folder, "power")
     assert found["bad"] == 0 and found["states"] > 500, found
@@ -171,7 +170,11 @@ def launch(folder, fault, *flags, ranks=2):
             "error: rank 1 (last seen in step 3, backward) did not answer: killed, ",
             marks=pytest.mark.slow,
         ),
-        ("gradient:2:RAISE:1", "error: rank 1 failed in step 2, gradient (RuntimeError: a fault that was asked for)"),
+        pytest.param(
+            "gradient:2:RAISE:1",
+            "error: rank 1 failed in step 2, gradient (RuntimeError: a fault that was asked for)",
+            marks=pytest.mark.slow,
+        ),
     ],
 )
 def test_the_rank_that_was_lost_is_named_once_and_none_is_left(folder, fault, said):

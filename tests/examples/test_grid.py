@@ -20,6 +20,8 @@ from system.errors import RunError
 from tests import tiny
 from tests.rows import id_rows
 
+pytestmark = pytest.mark.usefixtures("registered")
+
 SCORER = """
 import json, pathlib, sys
 run = pathlib.Path(sys.argv[1])

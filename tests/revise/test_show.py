@@ -194,6 +194,7 @@ def test_a_link_leads_to_a_row(tmp_path):
         assert f"prompt {number}" in told["text"] and told["hash"] == end and "link to this row" in told["text"]
 
 
+@pytest.mark.slow
 def test_long_unchanged_passages_are_folded_until_asked_for_or_searched_in(tmp_path):
     middle = " ".join(f"word{i}" for i in range(400))
     html = shown(tmp_path, [pair(f"New {middle} new.", f"Old {middle} old.")])
