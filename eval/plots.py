@@ -2,7 +2,7 @@
 
 import html
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import NamedTuple
 
 from eval.tables import plain
@@ -81,17 +81,7 @@ def chart(
         across = LEFT + (a - x_low) / (x_high - x_low) * (WIDTH - LEFT - RIGHT)
         return across, HEIGHT - BOTTOM - (b - y_low) / (y_high - y_low) * (HEIGHT - TOP - BOTTOM)
 
-    drawn = []
-    for tick in y_ticks:
-        _, v = at(x_low, tick)
-        drawn.append(f'<line class=grid x1={LEFT} x2={WIDTH - RIGHT} y1="{v:.1f}" y2="{v:.1f}"/>')
-        drawn.append(f'<text class=tick x={LEFT - 6} y="{v + 4:.1f}" text-anchor=end>{_short(tick)}</text>')
-    for tick in x_ticks:
-        if x_low <= tick <= x_high:
-            u, _ = at(tick, y_low)
-            drawn.append(
-                f'<text class=tick x="{u:.1f}" y={HEIGHT - BOTTOM + 16} text-anchor=middle>{_short(tick)}</text>'
-            )
+    drawn = _grid(x_ticks, y_ticks, (x_low, x_high), at)
     if level:
         _, v = at(x_low, level[1])
         drawn.append(f'<line class=level x1={LEFT} x2={WIDTH - RIGHT} y1="{v:.1f}" y2="{v:.1f}"/>')
@@ -114,6 +104,24 @@ def chart(
         f'<figure>{caption}<svg viewBox="0 0 {WIDTH} {HEIGHT}" role=img aria-label="{_text(title)}">'
         f"{''.join(drawn)}</svg>{_legend([s for s, _ in lines], hollow, level)}</figure>"
     )
+
+
+def _grid(
+    x_ticks: Sequence[float],
+    y_ticks: Sequence[float],
+    across: tuple[float, float],
+    at: Callable[[float, float], tuple[float, float]],
+) -> list[str]:
+    """Lines and numbers of the axes. across: where x begins and ends. at: a point's place in the picture."""
+    drawn = []
+    for tick in y_ticks:
+        _, v = at(across[0], tick)
+        drawn.append(f'<line class=grid x1={LEFT} x2={WIDTH - RIGHT} y1="{v:.1f}" y2="{v:.1f}"/>')
+        drawn.append(f'<text class=tick x={LEFT - 6} y="{v + 4:.1f}" text-anchor=end>{_short(tick)}</text>')
+    for tick in (t for t in x_ticks if across[0] <= t <= across[1]):
+        u, _ = at(tick, y_ticks[0])
+        drawn.append(f'<text class=tick x="{u:.1f}" y={HEIGHT - BOTTOM + 16} text-anchor=middle>{_short(tick)}</text>')
+    return drawn
 
 
 def _with_errors(s: Series) -> Iterator[tuple[float, float, float]]:

@@ -304,8 +304,9 @@ class HttpTransport:
             raise self._meaning(endpoint, got.headers, error, body)
         self.requests.learn(got.headers.get("x-ratelimit-limit-requests"))
         self.tokens.learn(got.headers.get("x-ratelimit-limit-tokens"))
-        if (endpoint.key and endpoint.key.is_in(raw)) or endpoint.headers.is_in(raw):
-            what = "the API key" if endpoint.key and endpoint.key.is_in(raw) else "the secret of a header"
+        holds_key = endpoint.key is not None and endpoint.key.is_in(raw)
+        if holds_key or endpoint.headers.is_in(raw):
+            what = "the API key" if holds_key else "the secret of a header"
             raise Refused(
                 f"an answer that holds {what}, which is not stored; give another one, and look at the server",
                 is_own=True,
