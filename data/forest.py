@@ -38,6 +38,8 @@ class Forest:
     """[T] which tree a token belongs to: an example's, where prompts are shared."""
     branch: Tensor
     """[T] 0 in the trunk, 1 to K in the branches."""
+    spans: Tensor
+    """[T] tokens of the longest sequence, prompt and response, in the tree that a token belongs to."""
     keys: Tensor
     """[U] rows whose keys each document attends to, document by document."""
     cu_q: Tensor
@@ -92,19 +94,28 @@ class PackingOptions:
     """True: every tree is filled up to the longest of the forest."""
     predicts_all: bool = False
     """True: every token's row goes through the head, the prompts' too; what they give counts for none."""
+    divides_at: tuple[int, ...] = ()
+    """Lengths beyond which a whole sequence is computed otherwise (LongRoPE): responses that lie on both sides of one
+    do not share their prompt.
+    """
+
+    def shares(self, example: Example) -> bool:
+        """Whether an example's prompt is there once."""
+        totals = [len(example.prompt) + len(response) for response in example.responses]
+        return self.shares_prompts and all(max(totals) <= n or min(totals) > n for n in self.divides_at)
 
 
 def n_tokens(example: Example, packing: PackingOptions = PackingOptions()) -> int:
     """How many tokens an example takes in a forest, filling apart."""
     n = len(example.responses)
-    return len(example.prompt) * (1 if packing.shares_prompts else n) + sum(map(len, example.responses)) - n
+    return len(example.prompt) * (1 if packing.shares(example) else n) + sum(map(len, example.responses)) - n
 
 
 def _trees(example: Example, packing: PackingOptions) -> list["_Tree"]:
     """One tree, or one of a single branch per response."""
     flags = example.predicted or (None,) * len(example.responses)
     branches = tuple(zip(example.responses, flags, strict=True))
-    if packing.shares_prompts:
+    if packing.shares(example):
         return [_Tree(example.prompt, branches)]
     return [_Tree(example.prompt, (branch,)) for branch in branches]
 
@@ -113,6 +124,11 @@ class _Tree(NamedTuple):
     trunk: np.ndarray
     branches: tuple[tuple[np.ndarray, np.ndarray | None], ...]
     """Ids of each response, and which of them are predicted; None where all are."""
+
+    @property
+    def span(self) -> int:
+        """Tokens of its longest sequence."""
+        return len(self.trunk) + max(len(ids) for ids, _ in self.branches)
 
     @property
     def size(self) -> int:
@@ -128,7 +144,7 @@ def pack(examples: Sequence[Example], packing: PackingOptions = PackingOptions()
     """
     trees = [tree for e in examples for tree in _trees(e, packing)]
     longest = max((tree.size for tree in trees), default=0) if packing.pads else 0
-    tokens, positions, owner, branch = [], [], [], []
+    tokens, positions, owner, branch, spans = [], [], [], [], []
     keys, q_lengths, k_lengths = [], [], []
     rows, targets, lengths, bounds = [], [], [], [0]
     at = 0  # rows so far
@@ -161,10 +177,11 @@ def pack(examples: Sequence[Example], packing: PackingOptions = PackingOptions()
             lengths.append(len(targets[-1]))
             at += inside
         owner.append(np.full(at - bounds[-1], n))
+        spans.append(np.full(at - bounds[-1], trees[n].span))
         bounds.append(at)
     if not examples:
         one = np.zeros(1, dtype=np.int64)
-        tokens, positions, owner, branch, keys = [one], [one], [one], [one], [one]
+        tokens, positions, owner, branch, spans, keys = [one], [one], [one], [one], [one], [one]
         q_lengths, k_lengths, bounds = [1], [1], [0, 1]
     sequences = [np.repeat(np.arange(len(lengths)), lengths)]
     if packing.predicts_all:
@@ -176,6 +193,7 @@ def pack(examples: Sequence[Example], packing: PackingOptions = PackingOptions()
         positions=_join(positions),
         example=_join(owner),
         branch=_join(branch),
+        spans=_join(spans),
         keys=_join(keys),
         cu_q=_cumulative(q_lengths),
         cu_k=_cumulative(k_lengths),

@@ -20,9 +20,9 @@ from torch import Tensor
 from data.rows import find_model
 from engine import weights
 from engine.config import Rounding
-from engine.model import Llama, is_narrower, name_of
+from engine.model import Place, Transformer, is_narrower, name_of
 from engine.run import CARD, front_of
-from engine.weights import CHUNK, Cast, Checkpoint, checkpoint_name
+from engine.weights import CHUNK, Cast, Checkpoint
 from system import InputError, cli, files
 from system.flags import PathText
 
@@ -84,16 +84,16 @@ class Survival(NamedTuple):
 class Stored(weights.SingleProcess):
     """The weights of a folder, read tensor by tensor as they are asked for."""
 
-    def __init__(self, checkpoint: Checkpoint, model: Llama) -> None:
+    def __init__(self, checkpoint: Checkpoint, model: Transformer) -> None:
         """model: of the folder's shape, on the meta device."""
         self._checkpoint = checkpoint
-        self._names: dict[Tensor, str] = {p: checkpoint_name(name) for name, p in model.named_parameters()}
+        self._places: dict[Tensor, Place] = {p: model.config.place(name) for name, p in model.named_parameters()}
 
     def local(self, parameter: Tensor) -> tuple[Tensor, int]:
         """All rows of a parameter, in the file's dtype."""
-        name = self._names[parameter]
-        rows = self._checkpoint.rows(name, 0, len(parameter))
-        weights.check_finite(self._checkpoint.folder, name, rows)
+        place = self._places[parameter]
+        rows = self._checkpoint.part(place, 0, len(parameter))
+        weights.check_finite(self._checkpoint.folder, place.tensor, rows)
         return rows, 0
 
 
@@ -132,8 +132,9 @@ def survival(base: Path, before: Path, after: Path) -> Survival | None:
     sums = torch.zeros(5, dtype=torch.float64)
     with Checkpoint(base) as first, Checkpoint(before) as second, Checkpoint(after) as third:
         for name, parameter in model.named_parameters():
+            place = model.config.place(name)
             for start, stop in _pieces(parameter):
-                b, x, y = (c.rows(checkpoint_name(name), start, stop).double() for c in (first, second, third))
+                b, x, y = (c.part(place, start, stop).double() for c in (first, second, third))
                 change, kept = x - b, y - b
                 found = (change * change, kept * change, (kept - change).square(), change != 0, kept != 0)
                 sums += torch.stack([part.sum(dtype=torch.float64) for part in found])
@@ -144,13 +145,13 @@ def survival(base: Path, before: Path, after: Path) -> Survival | None:
     return Survival(projection / length, math.sqrt(added / length), n_before / n, n_after / n)
 
 
-def check_shape(folder: Path, model: Llama) -> None:
+def check_shape(folder: Path, model: Transformer) -> None:
     """Raises InputError unless the checkpoint in a folder can be read and its weights have the model's shapes."""
     own = weights.build(folder)
     weights.check(folder, own)
     theirs, ours = ({name: p.shape for name, p in m.named_parameters()} for m in (own, model))
     if different := sorted(name for name in theirs | ours if theirs.get(name) != ours.get(name)):
-        name = checkpoint_name(different[0])
+        name = model.config.place(different[0]).tensor
         raise InputError(
             f"{folder}: {name} is not of the shape that {model.source} has; give the model it was trained from"
         )

@@ -35,7 +35,7 @@ from data.text import (
 from engine import weights
 from engine.config import host
 from engine.distributed import is_out_of_memory
-from engine.model import Llama
+from engine.model import Transformer
 from engine.sampling import Answer, Partial, Sampling, check_stops, generate, ids_of_stops, prompt_fields, says_stop
 from system import InputError, RunError, cli, files, list_faults
 from system.flags import PathText
@@ -131,7 +131,7 @@ class Answerer:
         """Most tokens of a prompt and its answer; None where there is no such limit."""
         self._device = "cuda" if torch.cuda.is_available() else "cpu"
         self.dtype = dtype or ("bfloat16" if self._device == "cuda" else "float32")
-        self._model: Llama | None = None
+        self._model: Transformer | None = None
 
     @classmethod
     def open(

@@ -80,6 +80,7 @@ class TrainingInputs:
         self.policy = weights.build(self.folder)
         """The policy, on the meta device."""
         self.policy.beside = weights.read_beside(self.folder)
+        self.policy.carried = weights.read_carried(self.policy)
         self.file_digests = functools.cache(weights.file_digests)
         """Of a model's folder, as it was when they were first asked for."""
         self.policy.head.keeps_logits = "kept-logits" not in config.measuring.disable

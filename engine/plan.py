@@ -20,7 +20,7 @@ from data.rows import Limits, Reading, in_form, open_folder, open_model, read_ex
 from data.text import TemplateSettings
 from engine import weights
 from engine.config import ALIASES, OptimizerName, ReferenceConfig, TrainConfig
-from engine.model import LlamaConfig, StoredDtypes, raw_config
+from engine.model import ModelConfig, StoredDtypes, raw_config, read_config
 from engine.planning import Plan, TokenStatistics, cost, flags, memory, plan_run, refusal, size, ways
 from engine.step import Objective, modes
 from system import InputError, cli, versions
@@ -127,11 +127,11 @@ def main(argv: Sequence[str]) -> None:
         raise InputError(refusal(tried[0][1], tried[1:]))
 
 
-def _what(config: PlanConfig) -> tuple[LlamaConfig, TokenStatistics, StoredDtypes]:
+def _what(config: PlanConfig) -> tuple[ModelConfig, TokenStatistics, StoredDtypes]:
     """The shape, what rows ask for, and the dtypes that the checkpoint is stored in."""
     n_ranks, objective = max(1, config.gpus), Objective(config.loss)
     if config.shape:
-        shape = LlamaConfig.parse(raw_config(config.shape), config.shape)
+        shape = read_config(raw_config(config.shape), config.shape)
         return shape, _of_the_paper(config, objective), StoredDtypes(torch.bfloat16)
     folder, chat = open_model(str(config.model), config)
     model = weights.build(folder)
@@ -172,10 +172,10 @@ def _of(
     config: PlanConfig,
     base: TrainConfig,
     way: dict[str, Any],
-    shape: LlamaConfig,
+    shape: ModelConfig,
     statistics: TokenStatistics,
     stored: StoredDtypes,
-    reference: LlamaConfig | None,
+    reference: ModelConfig | None,
 ) -> Plan:
     train = base.with_flags(**({"master_weights": "float32"} | way))
     device, dtype = ("cuda", torch.bfloat16) if config.gpus else ("cpu", torch.float32)
@@ -217,7 +217,7 @@ def _all_flags(way: dict[str, Any], plan: Plan) -> str:
 def _text(
     config: PlanConfig,
     base: TrainConfig,
-    shape: LlamaConfig,
+    shape: ModelConfig,
     statistics: TokenStatistics,
     tried: Sequence[tuple[dict[str, Any], Plan]],
     chosen: Any,

@@ -22,7 +22,7 @@ from data.rows import Example, RowSettings, open_model, read_examples
 from engine import weights
 from engine.config import host
 from engine.distributed import Ranks
-from engine.model import FusedForward, LlamaConfig
+from engine.model import FusedForward, ModelConfig
 from engine.step import MicroBatching, score_examples
 from system import cli, files
 from system.flags import PathText
@@ -50,7 +50,7 @@ class ScoreConfig(RowSettings):
     """Most tokens in one forward pass (one example at least)."""
 
 
-def shape_of(folder: Path) -> LlamaConfig:
+def shape_of(folder: Path) -> ModelConfig:
     """The shape of the checkpoint in a folder. Raises InputError where the folder cannot be used."""
     model = weights.build(folder)
     weights.check(folder, model)

@@ -279,11 +279,11 @@ def build_models(
         copy = masters.copy_into if masters else Tensor.copy_
         written = Cast(dtype=plan.saves, others=plan.other_dtypes)
         if weights.is_kept(inputs.folder):
-            weights.blank(policy, ranks.local, copy)
+            weights.blank(policy, inputs.folder, ranks.local, copy)
         else:
             weights.fill(policy, inputs.folder, ranks.local, copy, within=written)
         if second is not None and weights.is_kept(inputs.reference_folder):
-            weights.blank(second, ranks.local)
+            weights.blank(second, inputs.reference_folder, ranks.local)
         elif second is not None:
             weights.fill(second, inputs.reference_folder, ranks.local, copy_rounded if masters else Tensor.copy_)
     return model, masters

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 
 from engine.config import TrainConfig
-from engine.model import LlamaConfig, raw_config
+from engine.model import raw_config, read_config
 from engine.planning import Plan, TokenStatistics, cost, memory, plan
 
 DOCS = Path(__file__).resolve().parents[1] / "docs"
@@ -99,7 +99,7 @@ def page() -> str:
 
 
 def _plan(name: str, config: TrainConfig, n_gpus: int, budget: int) -> Plan:
-    shape = LlamaConfig.parse(raw_config(name), name)
+    shape = read_config(raw_config(name), name)
     statistics = TokenStatistics.of_the_paper(config.schedule.batch_size, n_gpus)
     return plan.plan_run(
         config, shape, ["fused", "precompute"], statistics,

@@ -53,7 +53,7 @@ MAY_TALK = {  # to other processes
     "engine/run/states.py",
     "system/torch_private.py",
 }
-MODEL = ("engine/model/llama.py", "engine/model/head.py", "engine/model/attention.py")
+MODEL = ("engine/model/transformer.py", "engine/model/head.py", "engine/model/attention.py")
 OF_MANY_PROCESSES = re.compile(
     r"(?<![a-z])(distributed|dist|ranks?|shard(?:s|ed|ing)?|fsdp|dtensor|world_size|all_?(?:gather|reduce)|collectives?)(?![a-z])",
     re.IGNORECASE,

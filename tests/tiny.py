@@ -13,7 +13,8 @@ from tokenizers import models, pre_tokenizers, processors, trainers
 
 from data.rows.examples import Example
 from engine import weights
-from engine.model.llama import Llama, LlamaConfig
+from engine.model import Llama, read_config, rotations
+from engine.model.transformer import Rotations
 from system.neighbours import PACKAGES
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -75,12 +76,18 @@ def random_llama(
     shape: str = "llama3", *, seed: int = 0, std: float = 0.2, dtype=torch.float32, **changes: object
 ) -> Llama:
     """A Llama with normal weights; at a deviation of 0.02 a wrong rotary base would stay unseen."""
-    model = Llama(LlamaConfig.parse(raw_config(shape, **changes), "config.json"))
+    model = Llama(read_config(raw_config(shape, **changes), "config.json"))
     generator = torch.Generator().manual_seed(seed)
     for name, parameter in model.named_parameters():
         if "norm" not in name:
             torch.nn.init.normal_(parameter, std=std, generator=generator)
     return model.to(dtype)
+
+
+def turned(model: Llama, n: int, dtype: torch.dtype = torch.float32) -> Rotations:
+    """cos and sin of a model's layers for one sequence of n tokens."""
+    positions = torch.arange(n)
+    return rotations(model.config.ropes, positions, torch.full_like(positions, n), dtype)
 
 
 def write_tokenizer(folder: Path, texts: Sequence[str], vocab_size: int = 400) -> None:

@@ -27,7 +27,7 @@ from data.rows import Example, Limits, Reading, Record, open_model, read_example
 from engine import weights
 from engine.bench.measure import PARTS
 from engine.config import ALIASES, MasterWeights
-from engine.model import SHAPES, Llama, LlamaConfig, raw_config
+from engine.model import SHAPES, Transformer, raw_config, read_config
 from engine.planning import DATASHEET
 from system import InputError, RunError, cli, files
 from system.flags import PathText
@@ -318,7 +318,7 @@ def write_model(folder: Path, shape: str, layers: int | None) -> None:
         "cuda" if torch.cuda.is_available() and dtype == torch.bfloat16 else "cpu"
     )  # 8 billion numbers take minutes
     with torch.device("meta"):
-        model = Llama(LlamaConfig.parse(raw, "config.json")).to(dtype)
+        model = Transformer(read_config(raw, "config.json")).to(dtype)
     model.to_empty(device=device)
     generator = torch.Generator(device).manual_seed(0)
     for name, parameter in model.named_parameters():

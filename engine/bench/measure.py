@@ -26,7 +26,7 @@ from data.forest import Forest, pack
 from engine import weights
 from engine.config import TrainConfig, world_size
 from engine.inputs import TrainingInputs
-from engine.model import DIVERGENCES, STATISTICS, FusedForward, Head, LlamaConfig
+from engine.model import DIVERGENCES, STATISTICS, FusedForward, Head, ModelConfig
 from engine.planning import forward_flops, kernel_seconds, matmul_peak
 from engine.step import Hooks, MicroBatching, Step, Training
 from engine.train import join, train
@@ -227,7 +227,7 @@ class Watched:
         self._stopwatch.turn("data")
 
     @functools.cached_property
-    def _shape(self) -> LlamaConfig:
+    def _shape(self) -> ModelConfig:
         return weights.build(Path(self._config.model)).config
 
 

@@ -16,7 +16,7 @@ from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard
 from torch.distributed.tensor import DTensor
 
-from engine.model import FusedForward, Llama, in_turn
+from engine.model import FusedForward, Transformer, in_turn
 
 
 def mesh_of(device: torch.device, size: int, shard_size: int) -> DeviceMesh:
@@ -58,7 +58,7 @@ def shard(fused: FusedForward, mesh: DeviceMesh, dtype: torch.dtype, *, reshards
 
 
 @contextmanager
-def _hold_head(model: Llama, *, reshards: bool) -> Iterator[Tensor]:
+def _hold_head(model: Transformer, *, reshards: bool) -> Iterator[Tensor]:
     """Gathers a model's head outside of its own forward pass. Collective."""
     unit = cast(FSDPModule, model.head)
     unit.unshard()

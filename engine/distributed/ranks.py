@@ -26,7 +26,7 @@ from torch.distributed.rendezvous import rendezvous
 
 from engine.config import world_size
 from engine.distributed.heartbeat import Heartbeat
-from engine.model import FusedForward, Llama
+from engine.model import FusedForward, Transformer
 from system import InputError, launcher, torch_private
 from system.session import end_with_parent
 
@@ -305,7 +305,7 @@ class Ranks:
             for unit in fsdp.units(model):
                 unit.reshard()
 
-    def release(self, reference: Llama) -> None:
+    def release(self, reference: Transformer) -> None:
         """Frees the memory of a reference that is not called again; FSDP keeps handles to it until the run ends."""
         self.reshard(reference)
         for parameter in reference.parameters():

@@ -5,30 +5,45 @@ that gives log-probs, and the fused forward pass of policy and reference. A new 
 from engine.model import attention, head
 from engine.model.distribution import BUFFERS, BUFFERS_OF_TWO, DIVERGENCES, STATISTICS
 from engine.model.dtypes import StoredDtypes, is_narrower, name_of
+from engine.model.families import FAMILIES, architecture_of, read_config
 from engine.model.fused_forward import ForwardResult, FusedForward, in_turn
 from engine.model.head import Head
-from engine.model.llama import Attend, Llama
-from engine.model.llama_config import LlamaConfig
 from engine.model.logits import CHUNK_BYTES, PIECE_BYTES, logits_by_token
+from engine.model.model_config import Layer, ModelConfig
+from engine.model.names import Place
 from engine.model.quantised import REMEDY, quantised_by_modelopt, quantised_tensor
+from engine.model.rope import Dynamic, LongRope
 from engine.model.shapes import SHAPES, raw_config
+from engine.model.transformer import PLAIN, Attend, Transformer, Weighing, rotations
+
+Llama = Transformer
+"""What it was called when it was the only one."""
 
 __all__ = [
     "BUFFERS",
     "BUFFERS_OF_TWO",
     "CHUNK_BYTES",
     "DIVERGENCES",
+    "FAMILIES",
     "PIECE_BYTES",
+    "PLAIN",
     "REMEDY",
     "SHAPES",
     "STATISTICS",
     "Attend",
+    "Dynamic",
     "ForwardResult",
     "FusedForward",
     "Head",
+    "Layer",
     "Llama",
-    "LlamaConfig",
+    "LongRope",
+    "ModelConfig",
+    "Place",
     "StoredDtypes",
+    "Transformer",
+    "Weighing",
+    "architecture_of",
     "attention",
     "head",
     "in_turn",
@@ -38,4 +53,6 @@ __all__ = [
     "quantised_by_modelopt",
     "quantised_tensor",
     "raw_config",
+    "read_config",
+    "rotations",
 ]

@@ -12,9 +12,10 @@ from itertools import pairwise
 import torch
 from torch import Tensor
 from torch.nn.functional import scaled_dot_product_attention
+from torch.utils.checkpoint import checkpoint
 
 from data.forest import Forest
-from engine.model.llama import Attend
+from engine.model.transformer import PLAIN, Attend, Weighing
 
 RUN_TOKENS = 256  # tokens under one dense mask: attention's cost grows with their square
 # From that many tokens on a document is worth a call of its own on the CPU. Forward and backward, 8 heads of 32, two
@@ -34,20 +35,26 @@ def for_forest(forest: Forest, dtype: torch.dtype) -> Attend:
 def dense(forest: Forest, run_tokens: int = RUN_TOKENS) -> Attend:
     """Boolean masks from (example, branch, position), one per run of whole examples of at most run_tokens tokens.
 
-    A token sees those of its own example that stand in the trunk or in its own branch, up to its own position.
+    A token sees those of its own example that stand in the trunk or in its own branch, up to its own position, and no
+    further back than the window.
     """
-    runs: list[tuple[int, int, Tensor]] = []
+    runs: list[tuple[int, int, Tensor, Tensor]] = []
     start = 0
     for end, after in zip(forest.bounds[1:], [*forest.bounds[2:], None], strict=True):
         if after is not None and after - start <= run_tokens:
             continue
         example, branch, position = (x[start:end] for x in (forest.example, forest.branch, forest.positions))
-        sees = (example[:, None] == example) & (position <= position[:, None])
-        runs.append((start, end, sees & ((branch == 0) | (branch == branch[:, None]))))
+        distance = position[:, None] - position
+        sees = (example[:, None] == example) & (distance >= 0)
+        runs.append((start, end, sees & ((branch == 0) | (branch == branch[:, None])), distance))
         start = end
+    masks: dict[int | None, list[Tensor]] = {None: [sees for *_, sees, _ in runs]}
 
-    def attend(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-        return torch.cat([_sdpa(q[a:b], k[a:b], v[a:b], mask) for a, b, mask in runs])
+    def attend(q: Tensor, k: Tensor, v: Tensor, how: Weighing = PLAIN) -> Tensor:
+        if how.window not in masks:  # made once for all layers of that window
+            masks[how.window] = [sees & (distance < (how.window or 0)) for *_, sees, distance in runs]
+        parts = zip(runs, masks[how.window], strict=True)
+        return torch.cat([masked(q[a:b], k[a:b], v[a:b], mask, how) for (a, b, *_), mask in parts])
 
     return attend
 
@@ -58,28 +65,48 @@ def by_document(forest: Forest) -> Attend:
 
     cu_q, cu_k = forest.cu_q.tolist(), forest.cu_k.tolist()
 
-    def attend(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    def mask_of(n_queries: int, n_keys: int, how: Weighing) -> Tensor:
+        """A document's keys stand in the order of their positions, from 0 on, and its queries are the last of them."""
+        is_narrow = how.window is not None and how.window < n_keys
+        if not is_narrow and how.cap is None:
+            return causal_lower_right(n_queries, n_keys)
+        distance = torch.arange(n_keys - n_queries, n_keys)[:, None] - torch.arange(n_keys)
+        return ((distance >= 0) & (distance < (how.window or n_keys))).to(forest.tokens.device)
+
+    def attend(q: Tensor, k: Tensor, v: Tensor, how: Weighing = PLAIN) -> Tensor:
         k, v = gather(k, forest.keys), gather(v, forest.keys)  # [U, K, E]
         parts = []
         for (a, b), (c, d) in zip(pairwise(cu_q), pairwise(cu_k), strict=True):
-            parts.append(_sdpa(q[a:b], k[c:d], v[c:d], causal_lower_right(b - a, d - c)))
+            parts.append(masked(q[a:b], k[c:d], v[c:d], mask_of(b - a, d - c, how), how))
         return torch.cat(parts)
 
     return attend
 
 
 def varlen(forest: Forest) -> Attend:
-    """One CUDA kernel call over all documents, with queries fewer than keys in every branch but the first."""
+    """One CUDA kernel call over all documents, with queries fewer than keys in every branch but the first.
+
+    No kernel caps scores: a layer with a cap goes document by document through plain products, whose scores are
+    computed again in the backward pass.
+    """
     from torch.nn.attention.varlen import varlen_attn  # not in every CPU build
 
     # torch 2.13 wants grouped heads announced; 2.11 has no such argument and takes them as they are.
     grouped = {"enable_gqa": True} if "enable_gqa" in inspect.signature(varlen_attn).parameters else {}
+    capped: list[Attend] = []
 
-    def attend(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    def attend(q: Tensor, k: Tensor, v: Tensor, how: Weighing = PLAIN) -> Tensor:
+        if how.cap is not None:
+            if not capped:
+                capped.append(by_document(forest))
+            return capped[0](q, k, v, how)
         k, v = gather(k, forest.keys), gather(v, forest.keys)  # [U, K, E]
         lengths = (forest.cu_q, forest.cu_k, forest.max_q, forest.max_k)
-        # A window of (-1, 0) is causal, from the bottom right where lengths differ.
-        found = varlen_attn(q, k, v, *lengths, window_size=(-1, 0), **grouped)  # pyright: ignore[reportArgumentType]
+        # A window of (-1, 0) is causal, from the bottom right where lengths differ; the kernel's left end is inclusive,
+        # so that W keys with the own one are (W - 1, 0).
+        window = (-1 if how.window is None else how.window - 1, 0)
+        scaled = {} if how.scale is None else {"scale": how.scale}
+        found = varlen_attn(q, k, v, *lengths, window_size=window, **scaled, **grouped)  # pyright: ignore[reportArgumentType]
         assert isinstance(found, Tensor)  # a tuple only where auxiliary results are asked for
         return found
 
@@ -94,7 +121,34 @@ def gather(x: Tensor, rows: Tensor) -> Tensor:
     return x.index_select(0, rows)
 
 
-def _sdpa(q: Tensor, k: Tensor, v: Tensor, mask: Tensor) -> Tensor:
-    """[Tq, H, E], [Tk, K, E] -> [Tq, H, E]."""
+def masked(q: Tensor, k: Tensor, v: Tensor, mask: Tensor, how: Weighing = PLAIN) -> Tensor:
+    """q [Tq, H, E], k and v [Tk, K, E], mask [Tq, Tk] of what is seen -> [Tq, H, E]."""
     q, k, v = (x.transpose(0, 1)[None] for x in (q, k, v))  # [1, H, T, E]
-    return scaled_dot_product_attention(q, k, v, attn_mask=mask, enable_gqa=True)[0].transpose(0, 1)
+    if how.cap is not None:
+        return capped(q, k, v, mask, how)[0].transpose(0, 1)
+    found = scaled_dot_product_attention(q, k, v, attn_mask=mask, scale=how.scale, enable_gqa=True)
+    return found[0].transpose(0, 1)
+
+
+def capped(q: Tensor, k: Tensor, v: Tensor, mask: Tensor, how: Weighing) -> Tensor:
+    """Attention whose scores go through cap tanh(score / cap): q [B, H, Tq, E], k and v [B, K, Tk, E] -> as q.
+
+    mask: of what is seen, or what is added to the scores.
+    Plain products, since no kernel has it: the scores [B, H, Tq, Tk] of one call are there at once, in float32, and
+    nothing of them is kept for the backward pass, which makes them again.
+    """
+    if not torch.is_grad_enabled():
+        return _capped(q, k, v, mask, how)
+    found: Tensor = checkpoint(_capped, q, k, v, mask, how, use_reentrant=False, preserve_rng_state=False)  # pyright: ignore[reportAssignmentType]
+    return found
+
+
+def _capped(q: Tensor, k: Tensor, v: Tensor, mask: Tensor, how: Weighing) -> Tensor:
+    assert how.cap is not None
+    n_groups = q.shape[1] // k.shape[1]
+    k, v = (x.repeat_interleave(n_groups, dim=1) for x in (k, v))
+    wide = torch.float64 if q.dtype == torch.float64 else torch.float32
+    scores = (q @ k.transpose(-1, -2)).to(wide) * (q.shape[-1] ** -0.5 if how.scale is None else how.scale)
+    scores = how.cap * (scores / how.cap).tanh()
+    scores = scores.masked_fill(~mask, -torch.inf) if mask.dtype == torch.bool else scores + mask
+    return scores.softmax(dim=-1).to(v.dtype) @ v

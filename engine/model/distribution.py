@@ -13,7 +13,17 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from engine.model.logits import CACHE_BYTES, PIECE_BYTES, add_product, rows_of, slices, wide, wide_logits
+from engine.model.logits import (
+    AS_THEY_ARE,
+    CACHE_BYTES,
+    PIECE_BYTES,
+    Squash,
+    add_product,
+    rows_of,
+    slices,
+    wide,
+    wide_logits,
+)
 
 DIVERGENCES = ("kl_ref_policy", "kl_policy_ref")
 """Those that take the reference's distribution too: KL(q || p) and KL(p || q)."""
@@ -31,23 +41,26 @@ class OtherModel(NamedTuple):
     weight: Callable[[], AbstractContextManager[Tensor]]
     """Its head's weight [V, D] while it is used, gathered where it is sharded: in the forward and in the backward pass.
     Collective there."""
+    squash: Squash = AS_THEY_ARE
+    """What becomes of its head's products."""
 
 
 def measure(
-    hidden: Tensor, weight: Tensor, targets: Tensor, names: tuple[str, ...], chunk_rows: int, other: OtherModel | None
-) -> Tensor:
+    hidden: Tensor, weight: Tensor, targets: Tensor, names: tuple[str, ...], chunk_rows: int,
+    other: OtherModel | None, squash: Squash = AS_THEY_ARE,
+) -> Tensor:  # fmt: skip
     """Log-probs of targets [R] at hidden [R, D], and the statistics of these names: [1 + len(names), R] nats, float32
     (float64 for a float64 model), in that order. All have gradients into hidden and weight [V, D].
 
     chunk_rows: rows whose float32 logits may be held at once, were there nothing beside them. other: needed for
-    DIVERGENCES.
+    DIVERGENCES. squash: what becomes of the products of hidden and weight.
     """
     n = BUFFERS if other is None else BUFFERS_OF_TWO
     rows = max(1, chunk_rows // n)
     if not hidden.is_cuda:
         rows = min(rows, rows_of(PIECE_BYTES, weight))
-    others = (None, None) if other is None else other
-    return _Distributions.apply(hidden, weight, targets, names, rows, *others)  # pyright: ignore[reportReturnType]
+    others = (None, None, AS_THEY_ARE) if other is None else other
+    return _Distributions.apply(hidden, weight, targets, names, rows, squash, *others)  # pyright: ignore[reportReturnType]
 
 
 class _Distributions(torch.autograd.Function):
@@ -66,16 +79,19 @@ class _Distributions(torch.autograd.Function):
         targets: Tensor,
         names: tuple[str, ...],
         piece_rows: int,
+        squash: Squash,
         other_hidden: Tensor | None,
         other_weight: Callable[[], AbstractContextManager[Tensor]] | None,
+        other_squash: Squash,
     ) -> Tensor:
         """[1 + len(names), R]."""
         ctx.names, ctx.piece_rows, ctx.other_weight = names, piece_rows, other_weight
+        ctx.squash, ctx.other_squash = squash, other_squash
         found = hidden.new_empty(1 + len(names), len(hidden), dtype=wide(hidden.dtype))
         with _held(other_weight) as theirs:
             for rows in slices(len(hidden), piece_rows):
-                ours = wide_logits(hidden[rows], weight)
-                others = _other_logits(other_hidden, rows, theirs)
+                ours = squash(wide_logits(hidden[rows], weight))
+                others = _other_logits(other_hidden, rows, theirs, other_squash)
                 for part in _parts(ours):
                     log_p = _log_softmax(ours[part])
                     log_q = None if others is None else _log_softmax(others[part])
@@ -92,27 +108,29 @@ class _Distributions(torch.autograd.Function):
         d_hidden, d_weight = torch.empty_like(hidden), None
         with _held(ctx.other_weight) as theirs:
             for rows in slices(len(hidden), ctx.piece_rows):
-                slopes = wide_logits(hidden[rows], weight)  # [C, V], written over in place
-                others = _other_logits(other_hidden, rows, theirs)
+                slopes = ctx.squash(wide_logits(hidden[rows], weight))  # [C, V], written over in place
+                others = _other_logits(other_hidden, rows, theirs, ctx.other_squash)
                 for part in _parts(slopes):
+                    of_squash = ctx.squash.slope(slopes[part])
                     log_p = _log_softmax(slopes[part])
                     log_q = None if others is None else _log_softmax(others[part])
                     values = (x[:, rows][:, part] for x in (gradient, found))
-                    slopes[part] = _slopes(log_p, log_q, targets[rows][part], ctx.names, *values)
+                    found_slopes = _slopes(log_p, log_q, targets[rows][part], ctx.names, *values)
+                    slopes[part] = found_slopes if ctx.squash == AS_THEY_ARE else found_slopes * of_squash
                 narrow = slopes.to(hidden.dtype)
                 d_hidden[rows] = narrow @ weight
                 d_weight = add_product(d_weight, narrow, hidden[rows])
                 del slopes, narrow, others
         d_weight = torch.zeros_like(weight) if d_weight is None else d_weight.to(weight.dtype)
-        return d_hidden, d_weight, None, None, None, None, None
+        return d_hidden, d_weight, *(None,) * 7
 
 
 def _held(weight: Callable[[], AbstractContextManager[Tensor]] | None) -> AbstractContextManager[Tensor | None]:
     return nullcontext() if weight is None else weight()
 
 
-def _other_logits(hidden: Tensor | None, rows: slice, weight: Tensor | None) -> Tensor | None:
-    return None if hidden is None or weight is None else wide_logits(hidden[rows], weight)
+def _other_logits(hidden: Tensor | None, rows: slice, weight: Tensor | None, squash: Squash) -> Tensor | None:
+    return None if hidden is None or weight is None else squash(wide_logits(hidden[rows], weight))
 
 
 def _parts(logits: Tensor) -> list[slice]:

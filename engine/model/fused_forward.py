@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from data.forest import Forest
 from engine.model import attention
 from engine.model.distribution import DIVERGENCES, STATISTICS, OtherModel
-from engine.model.llama import Llama, Rope
+from engine.model.transformer import Transformer, rotations
 
 
 class ForwardResult(NamedTuple):
@@ -37,13 +37,13 @@ class ForwardResult(NamedTuple):
 class FusedForward(nn.Module):
     """The policy, and the reference while it is needed: their forward passes are fused block by block into one."""
 
-    def __init__(self, policy: Llama, reference: Llama | None = None) -> None:
+    def __init__(self, policy: Transformer, reference: Transformer | None = None) -> None:
         super().__init__()
         self.policy = policy
         self.reference = reference
         if reference is not None:
             reference.requires_grad_(False)
-        self.hold_head: Callable[[Llama], AbstractContextManager[Tensor]] = _hold_head
+        self.hold_head: Callable[[Transformer], AbstractContextManager[Tensor]] = _hold_head
         """Gives a model's head weight [V, D] for a while, gathered where it is sharded."""
 
     def forward(self, forest: Forest, *, with_reference: bool, token_values: tuple[str, ...] = ()) -> ForwardResult:
@@ -55,18 +55,18 @@ class FusedForward(nn.Module):
         """
         reference = self.reference if with_reference else None
         dtype = next(self.policy.parameters()).dtype
-        rope = self.policy.rope(forest.positions, torch.float64 if dtype == torch.float64 else torch.float32)
-        x = self.policy.embed(forest.tokens)  # [T, D]
+        ropes = dict.fromkeys(rope for model in (self.policy, reference) if model for rope in model.config.ropes)
+        turned = rotations(ropes, forest.positions, forest.spans, dtype)  # what both models turn by is made once
+        x = self.policy.embedded(forest.tokens)  # [T, D]
         attend = attention.for_forest(forest, x.dtype)
-        ref_rope = rope if reference is None else _rope_of(reference, self.policy, rope, forest.positions)
         with torch.no_grad():
-            y = None if reference is None else reference.embed(forest.tokens)
+            y = None if reference is None else reference.embedded(forest.tokens)
         for model, block in in_turn(self.policy, reference):
             if model is self.policy:
-                x = block(x, rope, attend)
+                x = block(x, turned, attend)
             else:
                 with torch.no_grad():
-                    y = block(y, ref_rope, attend)
+                    y = block(y, turned, attend)
         tokens: dict[str, Tensor] = {}
         ref_logps, other = None, None
         if reference is not None and y is not None:
@@ -77,14 +77,14 @@ class FusedForward(nn.Module):
                 ref_logps = _sums(found["logps"], forest)
                 tokens |= {f"ref_{name}": value for name, value in found.items()}
             if not set(DIVERGENCES).isdisjoint(token_values):
-                other = OtherModel(normed, lambda: self.hold_head(reference))
+                other = OtherModel(normed, lambda: self.hold_head(reference), reference.head.squash)
         normed = attention.gather(self.policy.norm(x), forest.rows)
         tokens |= _of_tokens(self.policy, normed, forest, tuple(s for s in STATISTICS if s in token_values), other)
         given = {name: value for name, value in tokens.items() if name in token_values}
         return ForwardResult(_sums(tokens["logps"], forest), ref_logps, given)
 
 
-def in_turn(policy: Llama, reference: Llama | None) -> Iterator[tuple[Llama, nn.Module]]:
+def in_turn(policy: Transformer, reference: Transformer | None) -> Iterator[tuple[Transformer, nn.Module]]:
     """The blocks of both models in the order in which a pass computes them, each with its model."""
     for ours, theirs in zip_longest(policy.blocks, () if reference is None else reference.blocks):
         if ours is not None:
@@ -93,18 +93,12 @@ def in_turn(policy: Llama, reference: Llama | None) -> Iterator[tuple[Llama, nn.
             yield reference, theirs
 
 
-def _rope_of(reference: Llama, policy: Llama, rope: Rope, positions: Tensor) -> Rope:
-    """The reference's cos and sin: the policy's where both turn alike."""
-    ours, theirs = ((c.head_size, c.rope_theta, c.scaling) for c in (policy.config, reference.config))
-    return rope if ours == theirs else reference.rope(positions, rope[0].dtype)
-
-
-def _hold_head(model: Llama) -> AbstractContextManager[Tensor]:
+def _hold_head(model: Transformer) -> AbstractContextManager[Tensor]:
     return nullcontext(model.head.matrix(model.tied))
 
 
 def _of_tokens(
-    model: Llama, normed: Tensor, forest: Forest, statistics: tuple[str, ...], other: OtherModel | None = None
+    model: Transformer, normed: Tensor, forest: Forest, statistics: tuple[str, ...], other: OtherModel | None = None
 ) -> dict[str, Tensor]:
     """Log-probs of the forest's targets, and the statistics that are asked for: [R] nats each, float64."""
     found = model.head(normed, forest.targets, model.tied, statistics=statistics, other=other).double()

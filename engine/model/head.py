@@ -13,14 +13,26 @@ import torch
 from torch import Tensor, nn
 
 from engine.model.distribution import OtherModel, measure
-from engine.model.logits import CACHE_BYTES, CHUNK_BYTES, PIECE_BYTES, add_product, rows_of, slices, wide, wide_logits
+from engine.model.logits import (
+    AS_THEY_ARE,
+    CACHE_BYTES,
+    CHUNK_BYTES,
+    PIECE_BYTES,
+    Squash,
+    add_product,
+    rows_of,
+    slices,
+    wide,
+    wide_logits,
+)
 
 
 class Head(nn.Module):
     """The last linear layer and the log-softmax at given targets. Without a weight of its own where it is tied."""
 
-    def __init__(self, vocab_size: int | None, hidden_size: int) -> None:
+    def __init__(self, vocab_size: int | None, hidden_size: int, squash: Squash = AS_THEY_ARE) -> None:
         super().__init__()
+        self.squash = squash
         self.weight = None if vocab_size is None else nn.Parameter(torch.empty(vocab_size, hidden_size))
         self.chunk_bytes: int | None = None
         """Most bytes of logits that are held at once; None: what suits the device."""
@@ -54,12 +66,13 @@ class Head(nn.Module):
         weight = self.matrix(tied)
         chunk_rows = self.chunk_rows(weight.shape[0], hidden.device)
         if statistics:
-            return measure(hidden, weight, targets, statistics, chunk_rows, other)
-        return TargetLogps.apply(hidden, weight, targets, chunk_rows, self.keeps_logits)  # pyright: ignore[reportReturnType]
+            return measure(hidden, weight, targets, statistics, chunk_rows, other, self.squash)
+        keeps = self.keeps_logits and self.squash.cap is None  # a cap's slope is made of what exp() writes over
+        return TargetLogps.apply(hidden, weight, targets, chunk_rows, keeps, self.squash)  # pyright: ignore[reportReturnType]
 
 
 class TargetLogps(torch.autograd.Function):
-    """logits = hidden @ weight.T; logps = logits[target] - logsumexp(logits).
+    """logits = squash(hidden @ weight.T); logps = logits[target] - logsumexp(logits).
 
     d logp / d logits = onehot(target) - exp(logits) / sum(exp(logits)): a product of one number per row, which can
     multiply the narrow side of the products that follow, and `spread` = exp(logits) - onehot * sum(exp(logits)),
@@ -67,14 +80,17 @@ class TargetLogps(torch.autograd.Function):
     """
 
     @staticmethod
-    def forward(ctx: Any, hidden: Tensor, weight: Tensor, targets: Tensor, chunk_rows: int, keeps: bool) -> Tensor:
+    def forward(
+        ctx: Any, hidden: Tensor, weight: Tensor, targets: Tensor, chunk_rows: int, keeps: bool, squash: Squash
+    ) -> Tensor:
         """Log-probs [R], nats, float32 or better."""
+        ctx.squash = squash
         ctx.keeps = keeps and len(hidden) <= chunk_rows and any(ctx.needs_input_grad)
         ctx.piece_rows = chunk_rows if hidden.is_cuda else min(chunk_rows, rows_of(PIECE_BYTES, weight))
         logps, totals = (hidden.new_empty(len(hidden), dtype=wide(hidden.dtype)) for _ in range(2))
         kept = []
         for rows in slices(len(hidden), ctx.piece_rows):
-            logits = wide_logits(hidden[rows], weight)  # [C, V]
+            logits = squash(wide_logits(hidden[rows], weight))  # [C, V]
             logps[rows], totals[rows] = _spread(logits, targets[rows])
             kept += [logits] if ctx.keeps else []
             del logits  # before the next ones are made
@@ -82,7 +98,7 @@ class TargetLogps(torch.autograd.Function):
         return logps
 
     @staticmethod
-    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, Tensor, None, None, None]:
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, Tensor, None, None, None, None]:
         """Gradients of hidden [R, D] and weight [V, D]."""
         (gradient,) = gradients
         hidden, weight, targets, totals, *kept = ctx.saved_tensors
@@ -90,17 +106,22 @@ class TargetLogps(torch.autograd.Function):
         d_weight = None
         pieces = list(slices(len(hidden), ctx.piece_rows))
         for i, rows in enumerate(pieces):
-            spread = kept[i] if ctx.keeps else wide_logits(hidden[rows], weight)
+            slope: Tensor | float = 1 / ctx.squash.divisor
+            spread = kept[i] if ctx.keeps else ctx.squash(wide_logits(hidden[rows], weight))
             if not ctx.keeps:
+                slope = ctx.squash.slope(spread)
                 _, totals[rows] = _spread(spread, targets[rows])  # as they were
+            if isinstance(slope, Tensor):  # of a cap: nothing is kept of it
+                spread, slope = spread.mul_(slope), 1.0
             spread = spread.to(hidden.dtype)  # [C, V]
-            scale = (-gradient[rows] / totals[rows])[:, None]
+            scale = (-gradient[rows] / totals[rows] * slope)[:, None]
             d_hidden[rows] = (spread @ weight) * scale
             right = (hidden[rows] * scale).to(hidden.dtype)
             is_whole = len(pieces) == 1 and hidden.is_cuda  # nothing to add up: rounded once, by the product itself
             d_weight = spread.T @ right if is_whole else add_product(d_weight, spread, right)
             del spread
-        return d_hidden, torch.zeros_like(weight) if d_weight is None else d_weight.to(weight.dtype), None, None, None
+        d_weight = torch.zeros_like(weight) if d_weight is None else d_weight.to(weight.dtype)
+        return d_hidden, d_weight, None, None, None, None
 
 
 def _spread(logits: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:

@@ -3,6 +3,7 @@
 # R rows, C rows of a chunk, D hidden, V vocabulary
 
 from collections.abc import Iterator
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -27,6 +28,26 @@ def slices(n: int, size: int) -> Iterator[slice]:
 def wide(dtype: torch.dtype) -> torch.dtype:
     """What logits of a model of that dtype are computed in: float32 or better."""
     return torch.float64 if dtype == torch.float64 else torch.float32
+
+
+class Squash(NamedTuple):
+    """What becomes of a head's products z: z / divisor, and cap tanh of that / cap where there is a cap."""
+
+    divisor: float = 1.0
+    cap: float | None = None
+
+    def __call__(self, logits: Tensor) -> Tensor:
+        """Of products [C, V], in their place."""
+        if self.divisor != 1:
+            logits /= self.divisor
+        return logits if self.cap is None else logits.div_(self.cap).tanh_().mul_(self.cap)
+
+    def slope(self, logits: Tensor) -> Tensor | float:
+        """d logits / d z at logits [C, V] that it has made."""
+        return 1 / self.divisor if self.cap is None else (1 - (logits / self.cap).square()) / self.divisor
+
+
+AS_THEY_ARE = Squash()
 
 
 def wide_logits(rows: Tensor, weight: Tensor) -> Tensor:

@@ -10,7 +10,7 @@ import torch
 
 from data.forest import PackingOptions, n_tokens
 from data.rows import Example
-from engine.model import LlamaConfig
+from engine.model import ModelConfig
 from engine.planning.flops import counted_flops
 from engine.planning.memory import MemoryInputs
 
@@ -100,7 +100,7 @@ def _seen(example: Example) -> int:
     return seen + sum((len(r) - 1) * prompt + (len(r) - 1) * len(r) // 2 for r in others)
 
 
-def forward_of_example(shape: LlamaConfig, statistics: TokenStatistics) -> float:
+def forward_of_example(shape: ModelConfig, statistics: TokenStatistics) -> float:
     """Operations of one forward pass over a mean example."""
     return sum(counted_flops(shape, statistics.tokens, statistics.seen, statistics.rows))
 
@@ -117,7 +117,7 @@ def run_flops(s: MemoryInputs, statistics: TokenStatistics, epochs: float, *, ha
     return statistics.n * (passes * forward_of_example(s.shape, statistics) + heads)
 
 
-def _head_of_example(shape: LlamaConfig, statistics: TokenStatistics) -> float:
+def _head_of_example(shape: ModelConfig, statistics: TokenStatistics) -> float:
     return counted_flops(shape, statistics.tokens, statistics.seen, statistics.rows)[1]
 
 
@@ -160,7 +160,7 @@ def step_seconds(s: MemoryInputs, statistics: TokenStatistics, batch_size: int, 
     return computing, inside / IN_NODE + between / BETWEEN_NODES
 
 
-def checkpoint_bytes(shape: LlamaConfig, dtype: torch.dtype) -> int:
+def checkpoint_bytes(shape: ModelConfig, dtype: torch.dtype) -> int:
     """A checkpoint folder whose weights are stored in that dtype."""
     return dtype.itemsize * shape.n_parameters
 

@@ -10,10 +10,10 @@ import torch
 from torch import Tensor
 
 from data.forest import Forest
-from engine.model import Llama, LlamaConfig, attention
+from engine.model import PLAIN, ModelConfig, Transformer, attention
 
 
-def forward_flops(shape: LlamaConfig, forest: Forest) -> tuple[int, int]:
+def forward_flops(shape: ModelConfig, forest: Forest) -> tuple[int, int]:
     """Operations of one forward pass over a forest: (of the blocks, of the head). A backward pass costs twice that.
 
     Attention is counted causally, which is what is needed and not what every kernel does.
@@ -24,7 +24,7 @@ def forward_flops(shape: LlamaConfig, forest: Forest) -> tuple[int, int]:
     return int(blocks), int(head)
 
 
-def counted_flops(shape: LlamaConfig, n_tokens: float, seen: float, n_rows: float) -> tuple[float, float]:
+def counted_flops(shape: ModelConfig, n_tokens: float, seen: float, n_rows: float) -> tuple[float, float]:
     """The same from numbers alone. seen: keys that queries see, summed over all queries."""
     weights = 2 * shape.hidden_size * shape.head_size * (shape.n_heads + shape.n_kv_heads)
     weights += 3 * shape.hidden_size * shape.intermediate_size
@@ -38,7 +38,7 @@ def matmul_peak(dtype: torch.dtype, device: torch.device, size: int = 2048) -> f
     return 2 * size**3 / _seconds(lambda: a @ b, device)
 
 
-def kernel_seconds(model: Llama, forest: Forest) -> dict[str, float]:
+def kernel_seconds(model: Transformer, forest: Forest) -> dict[str, float]:
     """Seconds of the matrix products and the attention of a forward and a backward pass, each kernel timed alone.
 
     {"blocks", "attention", "head"}: no norm, no softmax, no sum, no optimizer. What a step can be measured against.
@@ -64,7 +64,7 @@ def kernel_seconds(model: Llama, forest: Forest) -> dict[str, float]:
     attend = attention.for_forest(forest, dtype)
 
     def attention_pass() -> None:
-        attend(q, k, v).sum().backward()
+        attend(q, k, v, PLAIN).sum().backward()
 
     return {"blocks": blocks, "attention": shape.n_layers * _seconds(attention_pass, device), "head": head}
 

@@ -18,7 +18,7 @@ from dataclasses import dataclass, replace
 import torch
 
 from engine.config import OptimizerName
-from engine.model import BUFFERS, BUFFERS_OF_TWO, CHUNK_BYTES, PIECE_BYTES, LlamaConfig
+from engine.model import BUFFERS, BUFFERS_OF_TWO, CHUNK_BYTES, PIECE_BYTES, ModelConfig
 
 ROWS = 0.85  # share of a forest's tokens that predict: the responses', 0.82 on UltraFeedback's lengths
 # Keys that attention gathers, per token: the prompt's are there once for each branch.
@@ -41,7 +41,7 @@ ON_ONE_MATRIX = 12
 class MemoryInputs:
     """What the memory of a run depends on."""
 
-    shape: LlamaConfig
+    shape: ModelConfig
     device: str
     """cuda or cpu."""
     dtype: torch.dtype
@@ -59,7 +59,7 @@ class MemoryInputs:
     holds_reference: bool = False
     moves_reference: bool = False
     """Whether the reference follows the policy, by steps that only float32 can hold."""
-    other_reference: LlamaConfig | None = None
+    other_reference: ModelConfig | None = None
     """The reference's shape where it is another model than the start; None: the policy's own, or no reference."""
     micro_tokens: int = FEWEST_TOKENS
     """Most tokens of a pass, one example at least."""
@@ -76,7 +76,7 @@ class MemoryInputs:
     """Models of whose whole next-token distributions something is computed (engine/model/distribution.py)."""
 
     @property
-    def reference_shape(self) -> LlamaConfig:
+    def reference_shape(self) -> ModelConfig:
         """The reference's shape."""
         return self.other_reference or self.shape
 
@@ -96,7 +96,7 @@ class MemoryInputs:
         return self.is_split or self.device == "cuda"
 
 
-def n_moments(optimizer: OptimizerName, shape: LlamaConfig) -> float:
+def n_moments(optimizer: OptimizerName, shape: ModelConfig) -> float:
     """Numbers that an optimizer keeps per parameter, in the mean: Muon one of a matrix, and AdamW's two of the ends."""
     if optimizer == "muon":
         return 1 + (2 - shape.tied) * shape.vocab_size * shape.hidden_size / shape.n_parameters
@@ -241,7 +241,7 @@ def _gathered(s: MemoryInputs) -> int:
     return gathered + (size + 4) * block
 
 
-def _copies(s: MemoryInputs, shape: LlamaConfig) -> int:
+def _copies(s: MemoryInputs, shape: ModelConfig) -> int:
     """What of a model is gathered at once: embedding and head, and the blocks that compute, or all of them."""
     if s.is_plain:
         return 0
@@ -249,7 +249,7 @@ def _copies(s: MemoryInputs, shape: LlamaConfig) -> int:
     return s.dtype.itemsize * ((2 if s.reshards else shape.n_layers) * block + ends)
 
 
-def _parts(shape: LlamaConfig) -> tuple[int, int]:
+def _parts(shape: ModelConfig) -> tuple[int, int]:
     """Parameters of embedding and head, and of one block."""
     ends = (2 - shape.tied) * shape.vocab_size * shape.hidden_size
     return ends, (shape.n_parameters - ends) // shape.n_layers

@@ -8,7 +8,7 @@ from typing import Any, Literal
 import torch
 
 from engine.config import TrainConfig
-from engine.model import LlamaConfig, StoredDtypes, name_of
+from engine.model import ModelConfig, StoredDtypes, name_of
 from engine.planning import cost, memory
 from engine.planning.cost import TokenStatistics
 from engine.planning.flops import matmul_peak
@@ -125,7 +125,7 @@ def _cpu_peak(dtype: torch.dtype) -> float:
 
 def plan_run(
     config: TrainConfig,
-    shape: LlamaConfig,
+    shape: ModelConfig,
     modes: Sequence[Mode],
     statistics: TokenStatistics,
     *,
@@ -135,7 +135,7 @@ def plan_run(
     budget: int,
     stored: StoredDtypes = IN_BFLOAT16,
     group_share: float = 1.0,
-    other_reference: LlamaConfig | None = None,
+    other_reference: ModelConfig | None = None,
 ) -> Plan:
     """The first layout that fits without computing blocks again, else the first that fits, else the smallest.
 

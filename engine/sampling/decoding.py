@@ -22,7 +22,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import scaled_dot_product_attention
 
-from engine.model import Attend, Llama, logits_by_token
+from engine.model import Attend, Transformer, Weighing, attention, logits_by_token, rotations
 from engine.sampling.sampling import Sampling, choose, noise_size
 
 # Neighbouring slots share an attention call, which is padded to the longest of them. On the CPU they do so while the
@@ -46,7 +46,7 @@ class Answer:
 
 @torch.no_grad()
 def generate(
-    model: Llama,
+    model: Transformer,
     prompts: Sequence[Sequence[int]],
     sampling: Sampling,
     stop: Collection[int],
@@ -93,7 +93,7 @@ def generate(
                 answer.finish, answer.stop_id = "stop", token
             else:
                 answer.ids.append(token)
-                running.todo = [token]
+                slots.grow(running, token)
                 if ends is not None and ends(answer):
                     answer.finish = "stop"
                 elif len(answer.ids) == sampling.max_new_tokens or running.n_tokens >= slots.length:
@@ -129,14 +129,16 @@ class Piece(NamedTuple):
     first: int
 
 
-Group = tuple[Sequence[Tensor], Sequence[Tensor], Tensor]
+Masks = dict[int | None, Tensor | None]
+"""By window, what is added where rows see keys; None: a plain causal mask"""
+Group = tuple[Sequence[Tensor], Sequence[Tensor], Masks]
 """Keys and values of B slots by layer [B, K, L, E], and what is added where their rows see them [B, 1, 1, L]"""
 
 
 class Slots:
     """Keys and values of every layer and slot, who is in which slot, and the pass that runs them."""
 
-    def __init__(self, model: Llama, n_slots: int, length: int) -> None:
+    def __init__(self, model: Transformer, n_slots: int, length: int) -> None:
         """length: most tokens of a sequence, prompt and answer."""
         c, weight = model.config, model.embed.weight
         self._model, self._device, self.length = model, weight.device, length
@@ -145,6 +147,8 @@ class Slots:
         self._keys = torch.zeros(shape, dtype=weight.dtype, device=self._device)
         self._values = torch.zeros(shape, dtype=weight.dtype, device=self._device)
         self._slots: list[Running | None] = []
+        self._windows = list(dict.fromkeys(layer.window for layer in c.layers))
+        self._has_cap = c.attention_cap is not None
 
     @property
     def running(self) -> list[Running]:
@@ -166,11 +170,22 @@ class Slots:
             self._slots.append(None)
         slot = self._slots.index(None)
         n = len(new.prompt) - 1  # the last token is run: its logits are wanted
-        known = (i for i, r in enumerate(self._slots) if r and r.answer.prompt == new.answer.prompt and r.n_held >= n)
+        same = [(i, r) for i, r in enumerate(self._slots) if r and r.answer.prompt == new.answer.prompt]
+        known = (i for i, r in same if r.n_held >= n and self._n_passed(r) == self._n_passed(new))
         if n and (source := next(known, None)) is not None:
             self._copy(source, slot, n)
             new.n_held, new.todo = n, list(new.prompt[n:])
         self._slots[slot] = new
+
+    def _n_passed(self, running: Running) -> int:
+        """How many of the lengths beyond which a whole sequence turns otherwise (LongRoPE) it has passed."""
+        return sum(running.n_tokens > n for n in self._model.config.originals)
+
+    def grow(self, running: Running, token: int) -> None:
+        """Its next token, which it has been given, is to be run; so is all before it where the keys turn otherwise."""
+        running.todo = [token]
+        if running.n_tokens - 1 in self._model.config.originals:
+            running.n_held, running.todo = 0, [*running.prompt, *running.answer.ids]
 
     def remove(self, running: Running) -> None:
         """Frees its slot."""
@@ -196,10 +211,10 @@ class Slots:
         owners = [p.slot for p in pieces for _ in range(p.end - p.start)]
         owner, position = (torch.tensor(ids, device=self._device) for ids in (owners, positions))  # [T]
         in_layer = self._attention(pieces, owner, position)
-        x = self._model.embed(torch.tensor(tokens, device=self._device))  # [T, D]
-        rope = self._model.rope(position)
+        x = self._model.embedded(torch.tensor(tokens, device=self._device))  # [T, D]
+        turned = rotations(self._model.config.ropes, position, self._spans(pieces), x.dtype)
         for layer, block in enumerate(self._model.blocks):
-            x = block(x, rope, in_layer(layer))
+            x = block(x, turned, in_layer(layer))
         due, rows = [], []
         for p in pieces:
             running = self._slots[p.slot]
@@ -210,7 +225,13 @@ class Slots:
                 due.append(running)
                 rows.append(p.end - 1)
         logits = logits_by_token(self._model.norm(x[rows]), self._model.head.matrix(self._model.tied))
-        return due, logits
+        return due, self._model.head.squash(logits)
+
+    def _spans(self, pieces: Sequence[Piece]) -> Tensor:
+        """[T] tokens so far of the sequence that each row belongs to."""
+        found = [0 if (r := self._slots[p.slot]) is None else r.n_tokens for p in pieces]
+        lengths = torch.tensor([p.end - p.start for p in pieces])
+        return torch.tensor(found).repeat_interleave(lengths).to(self._device)
 
     def _next_pieces(self, prefill_tokens: int) -> tuple[list[Piece], list[int]]:
         """What each slot runs: single tokens first, in the order of slots, then pieces of prompts while they fit."""
@@ -237,26 +258,24 @@ class Slots:
         """
         groups = list(self._groups([p for p in pieces if p.end - p.start == 1]))
         longer = [
-            (*self._held(slice(p.slot, p.slot + 1), p.first + p.end - p.start), self._causal(p))
+            (*self._held(slice(p.slot, p.slot + 1), p.first + p.end - p.start), self._by_window(self._causal, p))
             for p in pieces
             if p.end - p.start > 1
         ]
-        sizes = [len(sees) for *_, sees in groups] + [p.end - p.start for p in pieces if p.end - p.start > 1]
+        sizes = [len(keys[0]) for keys, *_ in groups] + [p.end - p.start for p in pieces if p.end - p.start > 1]
 
         def in_layer(layer: int) -> Attend:
-            def attend(q: Tensor, k: Tensor, v: Tensor) -> Tensor:  # [T, H, E], [T, K, E]
+            def attend(q: Tensor, k: Tensor, v: Tensor, how: Weighing) -> Tensor:  # [T, H, E], [T, K, E]
                 self._keys[layer, slot, :, position] = k
                 self._values[layer, slot, :, position] = v
                 by_kv_head = q.unflatten(1, (k.shape[1], -1)).split(sizes)  # [B, K, G, E]: G see the same
                 found = [
-                    scaled_dot_product_attention(rows, keys[layer], values[layer], attn_mask=sees)
+                    _attended(rows, keys[layer], values[layer], sees[how.window], how)
                     for rows, (keys, values, sees) in zip(by_kv_head, groups, strict=False)
                 ]
                 for rows, (keys, values, sees) in zip(by_kv_head[len(groups) :], longer, strict=True):
-                    part = scaled_dot_product_attention(
-                        rows.flatten(1, 2).transpose(0, 1)[None], keys[layer], values[layer],  # [1, H, T, E]
-                        attn_mask=sees, is_causal=sees is None, enable_gqa=True,
-                    )  # fmt: skip
+                    row = rows.flatten(1, 2).transpose(0, 1)[None]  # [1, H, T, E]
+                    part = _attended(row, keys[layer], values[layer], sees[how.window], how)
                     found.append(part[0].transpose(0, 1).unflatten(1, (k.shape[1], -1)))
                 return torch.cat(found).flatten(1, 2)
 
@@ -268,12 +287,16 @@ class Slots:
         """By layer, views of the first n keys and values of neighbouring slots [B, K, n, E]."""
         return self._keys[:, slots, :, :n].unbind(), self._values[:, slots, :, :n].unbind()
 
-    def _causal(self, p: Piece) -> Tensor | None:
+    def _by_window(self, made: Callable[..., Tensor | None], of: object) -> Masks:
+        return {window: made(of, window) for window in self._windows}
+
+    def _causal(self, p: Piece, window: int | None) -> Tensor | None:
         """What a piece's rows see, to be added [T, L]; None where it is a prompt's beginning: a plain causal mask."""
-        if p.first == 0:
-            return None
         n = p.end - p.start
-        return self._added(torch.ones(n, p.first + n, dtype=torch.bool).tril(p.first))
+        if p.first == 0 and (window is None or window >= n) and not self._has_cap:
+            return None
+        distance = torch.arange(p.first, p.first + n)[:, None] - torch.arange(p.first + n)
+        return self._added((distance >= 0) & (distance < (window or p.first + n)))
 
     def _added(self, sees: Tensor) -> Tensor:
         zeros = torch.zeros(sees.shape, dtype=self._keys.dtype)
@@ -297,6 +320,21 @@ class Slots:
     def _group(self, group: Sequence[Piece]) -> Group:
         lengths = torch.tensor([p.first + 1 for p in group])
         longest = int(lengths.max())
-        sees = torch.arange(longest) < lengths[:, None]  # [B, L]
+        behind = lengths[:, None] - 1 - torch.arange(longest)  # [B, L] how far each key lies behind
+
+        def seen(behind: Tensor, window: int | None) -> Tensor:
+            return self._added((behind >= 0) & (behind < (window or longest)))[:, None, None]
+
         held = self._held(slice(group[0].slot, group[-1].slot + 1), longest)
-        return *held, self._added(sees)[:, None, None]
+        return *held, self._by_window(seen, behind)
+
+
+def _attended(q: Tensor, k: Tensor, v: Tensor, sees: Tensor | None, how: Weighing) -> Tensor:
+    """q [B, H, T, E], k and v [B, K, L, E] -> as q. sees: what is added to the scores; None: causally."""
+    if how.cap is not None:
+        assert sees is not None  # made for every model that caps
+        return attention.capped(q, k, v, sees, how)
+    gqa = q.shape[1] != k.shape[1]
+    return scaled_dot_product_attention(
+        q, k, v, attn_mask=sees, is_causal=sees is None, scale=how.scale, enable_gqa=gqa
+    )

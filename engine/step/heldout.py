@@ -18,7 +18,7 @@ from engine.step.passes import compute_examples, own_values
 from engine.step.steps import Batch, Step, mismatched
 from engine.step.training import Training
 from engine.step.trial import N_TOGETHER, trial_inputs
-from engine.weights import Cast, checkpoint_name
+from engine.weights import Cast
 from system import InputError
 
 MOST_ROWS = 64  # of which it is measured what a folder loses
@@ -225,7 +225,8 @@ def as_written(training: Training, cast: Cast) -> Iterator[None]:
                 held, _ = ranks.local(parameter)
                 rows, first = training.access.local(parameter)
                 kept.append((held, held.to(held.device if has_room else "cpu", copy=True)))
-                held.copy_(cast(checkpoint_name(name), rows, first))
+                tensor, offset = policy.config.place(name)
+                held.copy_(cast(tensor, rows, offset + first))
         yield
     finally:
         ranks.reshard(policy)

@@ -5,7 +5,7 @@ compared before weights are read: by the tokenizers' files, or, where one of the
 """
 
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
 
 import numpy as np
@@ -14,7 +14,7 @@ from data.rows import Example, open_folder
 from data.text import Tokenizer
 from engine import weights
 from engine.config import ReferenceConfig
-from engine.model import LlamaConfig
+from engine.model import ModelConfig
 from engine.step.objective import Objective
 from system import InputError, cli
 
@@ -28,10 +28,11 @@ NAMES = {
     "head_size": "head_dim",
     "tied": "tie_word_embeddings",
     "rms_norm_eps": "rms_norm_eps",
-    "rope_theta": "rope_theta",
-    "scaling": "rope_scaling",
+    "layers": "windows and rotary positions of its layers",
 }
-"""What is the same in two models of which one can follow the other: a LlamaConfig's fields, as config.json has them."""
+"""What is the same in two models of which one can follow the other: a ModelConfig's fields, as config.json has them."""
+NOT_COMPARED = {"raw", "context", "names"}
+"""Fields that may differ; every other one has to be equal."""
 
 
 @dataclass(frozen=True)
@@ -39,7 +40,7 @@ class OtherReference:
     """Another model than the one that the policy starts from."""
 
     folder: Path
-    config: LlamaConfig
+    config: ModelConfig
     lacks: Mapping[int, str]
     """Tokens of the policy's tokenizer that it does not have, by their ids; rows may not hold them."""
 
@@ -65,7 +66,7 @@ class OtherReference:
 
 
 def open_reference(
-    asked: ReferenceConfig, model: Path, tokenizer: Tokenizer | None, policy: LlamaConfig, objective: Objective
+    asked: ReferenceConfig, model: Path, tokenizer: Tokenizer | None, policy: ModelConfig, objective: Objective
 ) -> OtherReference | None:
     """What --reference-model names, compared with the policy in a folder; None where that is the reference itself.
 
@@ -120,9 +121,9 @@ def _compared(
     return {i: word for i, word in words.items() if i not in known}
 
 
-def _check_same_shapes(asked: ReferenceConfig, folder: Path, config: LlamaConfig, policy: LlamaConfig) -> None:
-    for field, name in NAMES.items():
-        theirs, ours = getattr(config, field), getattr(policy, field)
+def _check_same_shapes(asked: ReferenceConfig, folder: Path, config: ModelConfig, policy: ModelConfig) -> None:
+    for field in (f.name for f in fields(config) if f.name not in NOT_COMPARED):
+        theirs, ours, name = getattr(config, field), getattr(policy, field), NAMES.get(field, field)
         if theirs != ours:
             raise InputError(
                 f"--reference-update {asked.update}: moves the reference's weights to the policy's, and {folder} is of "

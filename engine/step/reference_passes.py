@@ -12,7 +12,7 @@ from data.rows import Example
 from engine import weights
 from engine.config import ReferenceConfig
 from engine.distributed import Ranks
-from engine.model import FusedForward, Llama
+from engine.model import FusedForward, Transformer
 from engine.optim import copy_rounded
 from engine.planning import Plan
 from engine.step.objective import Objective
@@ -106,7 +106,7 @@ def release_reference(training: Training) -> None:
         reference.write()
     if reference.is_final:
         released, model.reference = model.reference, None
-        if isinstance(released, Llama):
+        if isinstance(released, Transformer):
             ranks.release(released)
     ranks.wait()
 

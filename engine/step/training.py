@@ -11,7 +11,7 @@ from torch.optim.lr_scheduler import LRScheduler
 
 from engine import optim, weights
 from engine.distributed import Ranks
-from engine.model import FusedForward, Llama
+from engine.model import FusedForward, Transformer
 from engine.optim import Options, SplitMasterWeights
 from engine.planning import Plan
 from engine.step.loss_inputs import LossInputs
@@ -83,7 +83,7 @@ class Training:
     that step, and the dtype of its weights."""
 
     @property
-    def policy(self) -> Llama:
+    def policy(self) -> Transformer:
         """The model that is trained."""
         return self.model.policy
 

@@ -4,8 +4,8 @@ and how float32 weights are rounded where a folder has fewer bits.
 
 from engine.weights import safetensors_header
 from engine.weights.checkpoint import Checkpoint
-from engine.weights.kept import check_has_weights, file_digests, is_kept, keep, read_beside
-from engine.weights.names import INDEX, checkpoint_name
+from engine.weights.kept import check_has_weights, file_digests, is_kept, keep, read_beside, read_carried
+from engine.weights.names import INDEX
 from engine.weights.reading import (
     blank,
     build,
@@ -32,7 +32,6 @@ __all__ = [
     "check",
     "check_finite",
     "check_has_weights",
-    "checkpoint_name",
     "file_digests",
     "fill",
     "hash_of",
@@ -41,6 +40,7 @@ __all__ = [
     "load",
     "placed",
     "read_beside",
+    "read_carried",
     "round_half_away",
     "round_stochastically",
     "safetensors_header",

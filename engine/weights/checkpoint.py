@@ -15,12 +15,22 @@ import torch
 from torch import Tensor
 
 from data.text import read_json
-from engine.model import REMEDY, Llama, LlamaConfig, StoredDtypes, is_narrower, name_of, quantised_tensor
-from engine.weights.names import DTYPES, INDEX, WHOLE, checkpoint_name
+from engine.model import (
+    REMEDY,
+    ModelConfig,
+    Place,
+    StoredDtypes,
+    Transformer,
+    is_narrower,
+    name_of,
+    quantised_tensor,
+)
+from engine.weights.carried import Carried
+from engine.weights.names import DTYPES, INDEX, WHOLE
 from engine.weights.tensor_files import TensorFiles
 from system import InputError, cli
 
-EMBEDDING, HEAD = checkpoint_name("embed.weight"), checkpoint_name("head.weight")
+EMBEDDING, HEAD = "embed_tokens.weight", "lm_head.weight"  # what their names end in, in every family
 # Buffers that older releases carry.
 _IGNORED = re.compile(r".*rotary_emb\.inv_freq")
 # Weights in files that are not read, beside those that are; what a trainer leaves besides is no model.
@@ -74,28 +84,43 @@ class Checkpoint:
 
     def rows(self, name: str, start: int, stop: int) -> Tensor:
         """Rows start to stop of a tensor, read from the file and nothing more. Raises InputError where it was cut."""
-        return self._files.rows(self._own(name), start, stop)
+        return self._files.rows(name, start, stop)
 
-    def _own(self, name: str) -> str:
-        """A tensor's name in the folder: a tied model's embedding may be there as the head alone."""
-        return HEAD if name == EMBEDDING and name not in self._tensors else name
+    def part(self, place: Place, start: int, stop: int) -> Tensor:
+        """Rows start to stop of a parameter that stands there. A tied model's embedding may be there as the head."""
+        name = place.tensor
+        if name not in self._tensors and name.endswith(EMBEDDING):
+            name = self._heads()[0]
+        return self.rows(name, place.first + start, place.first + stop)
 
-    def compare(self, model: Llama) -> None:
+    def carried(self, config: ModelConfig) -> dict[str, Carried]:
+        """The tensors that a model of that family carries through, byte for byte."""
+        return {
+            name: Carried(entry.dtype, entry.shape, self._files.whole(name))
+            for name, entry in self._tensors.items()
+            if config.names.is_carried(name)
+        }
+
+    def _heads(self) -> list[str]:
+        return [name for name in self._tensors if name.endswith(HEAD)]
+
+    def compare(self, model: Transformer) -> None:
         """Raises InputError unless names, shapes and dtypes are the model's, and a tied head is the embedding.
 
         Says once of a folder where its numbers are of another dtype than config.json announces.
         """
         config = model.config
-        expected = {checkpoint_name(n): tuple(p.shape) for n, p in model.named_parameters()}
-        own = {self._own(name) if config.tied else name: shape for name, shape in expected.items()}
+        embedding, head = (config.place(f"{end}.weight").tensor for end in ("embed", "head"))
+        own = _expected(model)
+        if config.tied and embedding not in self._tensors and head in self._tensors:
+            own = {head if name == embedding else name: shape for name, shape in own.items()}
         extra = [n for n in self._tensors if n not in own and not _IGNORED.fullmatch(n)]
-        if config.tied:
-            extra = [n for n in extra if n != HEAD]
+        extra = [n for n in extra if not config.names.is_carried(n) and not (config.tied and n == head)]
         self._check_not_quantised(extra, own)
         missing = [n for n in own if n not in self._tensors]
-        if missing == [HEAD] and not extra:
+        if missing == [head] and not extra:
             raise InputError(
-                f"{self.folder}: tie_word_embeddings of config.json is false, and no {HEAD} is there; set it to true "
+                f"{self.folder}: tie_word_embeddings of config.json is false, and no {head} is there; set it to true "
                 "where the embedding is the head, or copy the folder anew"
             )
         for what, found in (("lacks", missing), ("has the unknown", extra)):
@@ -104,8 +129,8 @@ class Checkpoint:
                 raise InputError(
                     f"{self.folder}: {what} {found[0]}{more}; weights and config.json have to belong together"
                 )
-        has_both = config.tied and {EMBEDDING, HEAD} <= self._tensors.keys()
-        for name, shape in (own | ({HEAD: own[EMBEDDING]} if has_both else {})).items():
+        has_both = config.tied and {embedding, head} <= self._tensors.keys()
+        for name, shape in (own | ({head: own[embedding]} if has_both else {})).items():
             path, entry = self.folder / self._files.where[name], self._tensors[name]
             if entry.shape != shape:
                 raise InputError(
@@ -114,10 +139,10 @@ class Checkpoint:
                 )
             if entry.dtype not in DTYPES:
                 raise InputError(f"{path}: {name} is {entry.dtype}; it has to be {', '.join(DTYPES)}")
-        if has_both and not self._files.same(EMBEDDING, self._files, HEAD):
+        if has_both and not self._files.same(embedding, self._files, head):
             raise InputError(
-                f"{self.folder}: tie_word_embeddings of config.json is true, and {HEAD} differs from {EMBEDDING}; "
-                f"set it to false where the model has a head of its own, or take {HEAD} out"
+                f"{self.folder}: tie_word_embeddings of config.json is true, and {head} differs from {embedding}; "
+                f"set it to false where the model has a head of its own, or take {head} out"
             )
         self._say_if_announced_otherwise(config, own)
 
@@ -129,7 +154,7 @@ class Checkpoint:
                 f"{REMEDY}"
             )
 
-    def _say_if_announced_otherwise(self, config: LlamaConfig, own: dict[str, Any]) -> None:
+    def _say_if_announced_otherwise(self, config: ModelConfig, own: dict[str, Any]) -> None:
         announced = _announced_dtype(self.folder, config.raw)
         others = [n for n in own if announced and DTYPES[self._tensors[n].dtype] != announced]
         if announced is None or not others:
@@ -147,12 +172,23 @@ class Checkpoint:
     def stored(self) -> StoredDtypes:
         """The dtypes of the folder's weights, the embedding's first."""
         dtypes = {n: DTYPES[e.dtype] for n, e in self._tensors.items() if e.dtype in DTYPES}
-        main = dtypes.get(self._own(EMBEDDING))
+        embeddings = [name for name in dtypes if name.endswith(EMBEDDING)] or self._heads()
+        main = dtypes.get(embeddings[0]) if embeddings else None
         if main is None:
-            raise InputError(f"{self.folder}: lacks {EMBEDDING}; weights and config.json have to belong together")
+            raise InputError(f"{self.folder}: lacks model.{EMBEDDING}; weights and config.json have to belong together")
         others = {n: dtype for n, dtype in dtypes.items() if dtype != main and not _IGNORED.fullmatch(n)}
         extra = sum(self._files.numbers(n) * (dtype.itemsize - main.itemsize) for n, dtype in others.items())
         return StoredDtypes(main, others, extra)
+
+
+def _expected(model: Transformer) -> dict[str, tuple[int, ...]]:
+    """The tensors of a model's folder and their shapes: several parameters are one where a family fuses them."""
+    found: dict[str, tuple[int, ...]] = {}
+    for name, parameter in model.named_parameters():
+        tensor, first = model.config.place(name)
+        rows = max(found.get(tensor, (0,))[0], first + parameter.shape[0])
+        found[tensor] = (rows, *parameter.shape[1:])
+    return found | {model.config.place(name).tensor: tuple(buffer.shape) for name, buffer in model.named_buffers()}
 
 
 def _is_whole_beside(folder: Path, weight_map: dict[str, str]) -> bool:

@@ -14,7 +14,10 @@ from typing import Any
 import torch
 
 from data.text import read_json, tokenizer_files
-from engine.model import Llama, StoredDtypes, name_of
+from engine.model import StoredDtypes, Transformer, name_of
+from engine.weights.carried import CARRIED, Carried, write_kept
+from engine.weights.checkpoint import Checkpoint
+from engine.weights.tensor_files import TensorFiles
 from system import InputError, digests, whole_folder, write_json
 
 GENERATION = "generation_config.json"
@@ -45,7 +48,7 @@ def file_digests(folder: Path) -> list[bytes]:
     return digests(sorted([*folder.glob("*.safetensors"), folder / "config.json"]))
 
 
-def keep(model: Llama, folder: Path, source: str, sha256: Sequence[bytes], stored: StoredDtypes) -> None:
+def keep(model: Transformer, folder: Path, source: str, sha256: Sequence[bytes], stored: StoredDtypes) -> None:
     """Writes what is kept of a model, whole or not at all, in the place of what was kept before.
 
     source: what the user called it. sha256: `file_digests`. stored: the dtypes of its weights.
@@ -56,6 +59,7 @@ def keep(model: Llama, folder: Path, source: str, sha256: Sequence[bytes], store
         for name, content in (model.beside or {}).items():
             (temporary / name).parent.mkdir(parents=True, exist_ok=True)
             (temporary / name).write_bytes(content)
+        write_kept(temporary, read_carried(model))
         write_json(temporary / "config.json", model.config.raw)
         write_json(temporary / WEIGHTS, facts | {"others": others, "extra_bytes": stored.extra_bytes})
 
@@ -71,6 +75,26 @@ def kept_dtypes(folder: Path) -> StoredDtypes | None:
         return None
     others = {name: getattr(torch, dtype) for name, dtype in facts["others"].items()}
     return StoredDtypes(getattr(torch, facts["dtype"]), others, facts["extra_bytes"])
+
+
+def read_carried(model: Transformer) -> dict[str, Carried]:
+    """What a model's folder has that does not train and goes into every folder written: byte for byte, by name."""
+    if model.carried is not None:
+        return model.carried
+    if model.source is None or not model.config.names.carried:
+        return {}
+    if is_kept(model.source):
+        return kept_carried(model.source)
+    with Checkpoint(model.source) as checkpoint:
+        return checkpoint.carried(model.config)
+
+
+def kept_carried(folder: Path) -> dict[str, Carried]:
+    """What a kept folder's model carries through."""
+    if not (folder / CARRIED).is_file():
+        return {}
+    with TensorFiles(folder, [CARRIED]) as files:
+        return {n: Carried(entry.dtype, entry.shape, files.whole(n)) for n, entry in files.tensors.items()}
 
 
 def check_has_weights(folder: Path, why: str) -> None:

@@ -15,10 +15,18 @@ import torch
 from torch import Tensor
 
 from data.text import read_json
-from engine.model import REMEDY, Llama, LlamaConfig, StoredDtypes, is_narrower, name_of, quantised_by_modelopt
+from engine.model import (
+    REMEDY,
+    StoredDtypes,
+    Transformer,
+    is_narrower,
+    name_of,
+    quantised_by_modelopt,
+    read_config,
+)
+from engine.weights.carried import set_buffers
 from engine.weights.checkpoint import Checkpoint
-from engine.weights.kept import is_kept, kept_dtypes
-from engine.weights.names import checkpoint_name
+from engine.weights.kept import is_kept, kept_carried, kept_dtypes
 from engine.weights.rounding import Cast, check_range
 from system import InputError, cli
 
@@ -26,24 +34,24 @@ Local = Callable[[Tensor], tuple[Tensor, int]]
 """The part of a parameter that is held here, and its first row: (parameter, 0) where it is held whole."""
 
 
-def build(folder: Path, dtype: torch.dtype = torch.float32) -> Llama:
+def build(folder: Path, dtype: torch.dtype = torch.float32) -> Transformer:
     """The model that the folder's config.json describes, on the meta device. Raises InputError."""
     _check_whole_model(folder)
-    config = LlamaConfig.parse(read_json(folder / "config.json"), folder / "config.json")
+    config = read_config(read_json(folder / "config.json"), folder / "config.json")
     with torch.device("meta"):
-        model = Llama(config).to(dtype)
+        model = Transformer(config).to(dtype)
     model.source = folder
     return model
 
 
-def load(folder: str | Path, dtype: torch.dtype = torch.float32, device: str | torch.device = "cpu") -> Llama:
+def load(folder: str | Path, dtype: torch.dtype = torch.float32, device: str | torch.device = "cpu") -> Transformer:
     """The whole model in a folder, in `dtype` on `device`. Raises InputError where the folder cannot be used."""
     model = build(Path(folder), dtype).to_empty(device=device)
     fill(model, Path(folder))
     return model
 
 
-def check(folder: Path, model: Llama) -> None:
+def check(folder: Path, model: Transformer) -> None:
     """Raises InputError unless the folder's tensors are exactly the model's: names, shapes and a float dtype. Of a kept
     folder it is known.
     """
@@ -54,7 +62,7 @@ def check(folder: Path, model: Llama) -> None:
 
 
 def fill(
-    model: Llama,
+    model: Transformer,
     folder: Path,
     local: Local = lambda parameter: (parameter, 0),
     copy: Callable[[Tensor, Tensor], object] = Tensor.copy_,
@@ -68,19 +76,25 @@ def fill(
     """
     with Checkpoint(folder) as checkpoint, torch.no_grad():
         checkpoint.compare(model)
+        with placed(folder):
+            set_buffers(model, checkpoint.carried(model.config))
         for name, parameter in model.named_parameters():
             held, start = local(parameter)
-            rows = checkpoint.rows(checkpoint_name(name), start, start + held.shape[0])
-            check_finite(folder, checkpoint_name(name), rows)
+            place = model.config.place(name)
+            rows = checkpoint.part(place, start, start + held.shape[0])
+            check_finite(folder, place.tensor, rows)
             if within is not None:
                 with placed(folder):
-                    check_range(checkpoint_name(name), rows, within.dtype_of(checkpoint_name(name)))
+                    check_range(place.tensor, rows, within.dtype_of(place.tensor))
             copy(held, rows)
 
 
-def blank(model: Llama, local: Local, copy: Callable[[Tensor, Tensor], object] = Tensor.copy_) -> None:
-    """Zeros in the place of weights that a state will bring."""
+def blank(
+    model: Transformer, folder: Path, local: Local, copy: Callable[[Tensor, Tensor], object] = Tensor.copy_
+) -> None:
+    """Zeros in the place of weights that a state will bring; its constants from what is kept of it in a folder."""
     with torch.no_grad():
+        set_buffers(model, kept_carried(folder))
         for parameter in model.parameters():
             held, _ = local(parameter)
             copy(held, torch.zeros_like(held))

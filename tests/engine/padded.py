@@ -3,6 +3,8 @@
 import torch
 from torch.nn.functional import log_softmax, scaled_dot_product_attention
 
+from tests import tiny
+
 
 def padded_logps(model, examples):
     """Of each response [S], in order."""
@@ -19,15 +21,15 @@ def padded_token_logps(model, examples):
         ids[: len(prompt) + len(response)] = torch.tensor([*prompt.tolist(), *response.tolist()])
         causal = torch.ones(longest, longest, dtype=torch.bool).tril()
 
-        def attend(q, k, v, causal=causal):
+        def attend(q, k, v, _, causal=causal):
             q, k, v = (x.transpose(0, 1) for x in (q, k, v))
             k, v = (x.repeat_interleave(len(q) // len(k), dim=0) for x in (k, v))
             return scaled_dot_product_attention(q, k, v, attn_mask=causal).transpose(0, 1)
 
         x = model.embed(ids)
-        rope = model.rope(torch.arange(longest), torch.float64)
+        turned = tiny.turned(model, longest, torch.float64)
         for block in model.blocks:
-            x = block(x, rope, attend)
+            x = block(x, turned, attend)
         weight = model.embed.weight if model.config.tied else model.head.weight
         logps = log_softmax(model.norm(x) @ weight.T, dim=-1)
         at = torch.arange(len(prompt) - 1, len(prompt) + len(response) - 1)

@@ -8,14 +8,13 @@ import pytest
 
 from data.forest import PackingOptions, pack
 from engine.bench import measure
-from engine.model.llama import LlamaConfig
-from engine.model.shapes import SHAPES
+from engine.model import SHAPES, read_config
 from engine.planning.flops import forward_flops
 from tests import tiny
 
 
 def shape(**changes):
-    return LlamaConfig.parse(tiny.raw_config(**changes), "config.json")
+    return read_config(tiny.raw_config(**changes), "config.json")
 
 
 def test_operations_of_a_pair_are_those_of_its_products():
@@ -47,7 +46,7 @@ def test_what_is_put_back_is_counted(layout, n_tokens, n_rows):
 
 def test_llama_3_8b_has_its_published_number_of_parameters():
     raw = tiny.raw_config() | SHAPES["llama3-8b"]
-    assert LlamaConfig.parse(raw, "config.json").n_parameters == 8_030_261_248
+    assert read_config(raw, "config.json").n_parameters == 8_030_261_248
 
 
 def test_every_second_belongs_to_one_part(monkeypatch):

@@ -6,11 +6,11 @@ import pytest
 import torch
 
 from data.forest import PackingOptions, pack
-from engine.model.llama import Llama, LlamaConfig
+from engine.model import Llama, read_config
 from engine.planning import MemoryInputs, TokenStatistics, cost, forward_flops
 from tests import tiny
 
-SHAPE = LlamaConfig.parse(tiny.raw_config(), "f")  # hidden 32, 4 heads and 2 of keys of 8, inside 56, 3 layers, 101 ids
+SHAPE = read_config(tiny.raw_config(), "f")  # hidden 32, 4 heads and 2 of keys of 8, inside 56, 3 layers, 101 ids
 PER_TOKEN = 3 * 2 * (32 * 32 + 2 * 32 * 16 + 32 * 32 + 3 * 32 * 56)  # q, k and v, o, the three of the mlp
 PER_KEY = 3 * 2 * 2 * 4 * 8  # a score and its share of the sum, of every head
 PER_ROW = 2 * 32 * 101

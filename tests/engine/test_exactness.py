@@ -61,7 +61,7 @@ def test_a_run_of_short_documents_ends_where_its_mask_is_large_enough():
     sizes = []
     forest = pack(tiny.random_examples([(10, 31, 31)] * 10))  # 70 tokens each
     with pytest.MonkeyPatch.context() as patched:
-        calls = counted(patched, attention, "_sdpa")
+        calls = counted(patched, attention, "masked")
         q = torch.zeros(700, 4, 8)
         attention.dense(forest)(q, q, q)
         sizes = [len(given[0]) for given in calls]

@@ -13,7 +13,7 @@ import yaml
 
 from engine.config import TrainConfig
 from engine.distributed import Ranks
-from engine.model.llama import LlamaConfig
+from engine.model import read_config
 from engine.planning import cost, n_moments
 from engine.run import RunFolder, check_folder, disk_space, has_split_masters, last_line
 from engine.run.folder import cut_metrics, holds_run
@@ -137,7 +137,7 @@ def test_a_run_that_has_no_metrics_begins_at_0(tmp_path):
 @pytest.fixture
 def plan():
     """As much of a plan as a folder asks for."""
-    shape = LlamaConfig.parse(tiny.raw_config(), "f")
+    shape = read_config(tiny.raw_config(), "f")
     n_bytes = cost.checkpoint_bytes(shape, torch.bfloat16)
     return SimpleNamespace(saves=torch.bfloat16, memory=SimpleNamespace(shape=shape), checkpoint_bytes=n_bytes)
 

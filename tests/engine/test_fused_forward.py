@@ -6,9 +6,8 @@ from torch.distributed.fsdp._fully_shard._fsdp_param_group import FSDPParamGroup
 
 from data.forest import pack
 from engine.distributed.ranks import Ranks
-from engine.model import attention
+from engine.model import Llama, attention
 from engine.model.fused_forward import FusedForward
-from engine.model.llama import Llama
 from tests import tiny
 from tests.engine.padded import padded_logps
 
@@ -63,7 +62,7 @@ def test_attention_paths_differ_from_one_that_sees_everything(monkeypatch):
     forest = pack(pairs())
     right = FusedForward(model)(forest, with_reference=False).logps
     blind = torch.ones(forest.n_tokens, forest.n_tokens, dtype=torch.bool).tril()
-    monkeypatch.setattr(attention, "for_forest", lambda f, dtype: lambda q, k, v: attention._sdpa(q, k, v, blind))
+    monkeypatch.setattr(attention, "for_forest", lambda f, dtype: lambda q, k, v, _: attention.masked(q, k, v, blind))
     wrong = FusedForward(model)(forest, with_reference=False).logps
     assert (right - wrong).abs().max() > 1
 

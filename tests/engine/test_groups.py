@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import nn
 
-from engine.model.llama import LlamaConfig
+from engine.model import read_config
 from engine.optim.groups import describe, group, largest_share
 from engine.planning.memory import MemoryInputs, needs
 from system import InputError
@@ -101,7 +101,7 @@ def test_the_largest_share_is_that_of_the_group_with_most_numbers():
 
 def test_the_plan_gives_an_optimizer_that_steps_a_group_at_once_the_largest_groups_numbers():
     """Where the optimizer's own moment is the peak: 4 bytes a number of the group, of each shard."""
-    shape = LlamaConfig.parse(tiny.raw_config(hidden_size=256, num_hidden_layers=8, intermediate_size=1024), "f")
+    shape = read_config(tiny.raw_config(hidden_size=256, num_hidden_layers=8, intermediate_size=1024), "f")
     asked = MemoryInputs(
         shape=shape, device="cpu", dtype=torch.float32, optimizer="adamw", pass_tokens=1, has_several_passes=True
     )

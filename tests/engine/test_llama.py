@@ -6,8 +6,7 @@ from transformers import LlamaConfig as PeerConfig
 from transformers import LlamaForCausalLM
 
 from engine import weights
-from engine.model import attention
-from engine.model.llama import Llama, LlamaConfig
+from engine.model import Llama, attention, read_config
 from engine.model.logits import wide_logits
 from system import InputError
 from tests import tiny
@@ -16,14 +15,14 @@ from tests import tiny
 def all_logits(model: Llama, ids: torch.Tensor) -> torch.Tensor:
     """[T] -> [T, V], one causal document."""
 
-    def attend(q, k, v):
+    def attend(q, k, v, _):
         t = len(q)
-        return attention._sdpa(q, k, v, torch.ones(t, t, dtype=torch.bool).tril())
+        return attention.masked(q, k, v, torch.ones(t, t, dtype=torch.bool).tril())
 
     x = model.embed(ids)
-    rope = model.rope(torch.arange(len(ids)))
+    turned = tiny.turned(model, len(ids))
     for block in model.blocks:
-        x = block(x, rope, attend)
+        x = block(x, turned, attend)
     return wide_logits(model.norm(x), model.head.matrix(model.tied))
 
 
@@ -45,12 +44,12 @@ def test_both_spellings_of_rope_mean_the_same(shape):
     meta = tiny.raw_config(shape)  # rope_theta and rope_scaling, as in Meta's releases
     written_by_5 = PeerConfig(**meta).to_dict()
     assert "rope_theta" not in written_by_5
-    ours, theirs = LlamaConfig.parse(meta, "meta"), LlamaConfig.parse(written_by_5, "transformers")
-    assert (ours.rope_theta, ours.scaling) == (theirs.rope_theta, theirs.scaling)
+    ours, theirs = read_config(meta, "meta"), read_config(written_by_5, "transformers")
+    assert ours.ropes == theirs.ropes
     written_by_5["rope_theta"] = written_by_5["rope_parameters"].pop("rope_theta")  # beside it: transformers takes that
-    beside = LlamaConfig.parse(written_by_5, "converted")
-    assert (beside.rope_theta, beside.scaling) == (ours.rope_theta, ours.scaling)
-    assert PeerConfig(**written_by_5).rope_parameters["rope_theta"] == ours.rope_theta != 10000.0
+    beside = read_config(written_by_5, "converted")
+    assert beside.ropes == ours.ropes
+    assert PeerConfig(**written_by_5).rope_parameters["rope_theta"] == ours.ropes[0].theta != 10000.0
 
 
 def test_head_dim_is_taken_where_it_is_given(tmp_path):
@@ -67,9 +66,9 @@ def test_head_dim_is_taken_where_it_is_given(tmp_path):
 @pytest.mark.parametrize(
     ("change", "said"),
     [
-        ({"architectures": ["MistralForCausalLM"]}, "LlamaForCausalLM"),
-        ({"attention_bias": True}, "attention_bias"),
-        ({"rope_scaling": {"rope_type": "yarn", "factor": 2.0}}, "yarn"),
+        ({"architectures": ["MixtralForCausalLM"]}, "mixture of experts.*LlamaForCausalLM"),
+        ({"attention_bias": "yes"}, "attention_bias"),
+        ({"rope_scaling": {"rope_type": "longrope", "factor": 2.0}}, "longrope"),
         ({"quantization_config": {"bits": 4}}, "quantization_config"),
         ({"num_hidden_layers": 10**9}, "num_hidden_layers"),
         ({"num_key_value_heads": 3}, "kv heads"),
@@ -79,7 +78,7 @@ def test_head_dim_is_taken_where_it_is_given(tmp_path):
 )
 def test_what_is_not_supported_is_refused_in_one_sentence(change, said):
     with pytest.raises(InputError, match=said) as caught:
-        LlamaConfig.parse(tiny.raw_config(**change), "folder/config.json")
+        read_config(tiny.raw_config(**change), "folder/config.json")
     assert str(caught.value).startswith("folder/config.json: ") and "\n" not in str(caught.value)
 
 

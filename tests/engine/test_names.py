@@ -5,7 +5,6 @@ import torch
 
 from engine.model import name_of
 from engine.model.dtypes import is_narrower
-from engine.weights import checkpoint_name
 from tests import tiny
 
 
@@ -15,7 +14,7 @@ def test_every_parameter_has_the_name_that_transformers_gives_it(shape):
     peer = transformers.LlamaForCausalLM(transformers.LlamaConfig(**tiny.raw_config(shape)))
     ours = tiny.random_llama(shape)
     theirs = {name: tuple(p.shape) for name, p in peer.named_parameters()}
-    assert {checkpoint_name(name): tuple(p.shape) for name, p in ours.named_parameters()} == theirs
+    assert {ours.config.place(name).tensor: tuple(p.shape) for name, p in ours.named_parameters()} == theirs
 
 
 def test_dtypes_are_written_as_people_do_and_fewer_digits_are_narrower():

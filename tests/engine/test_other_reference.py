@@ -19,7 +19,7 @@ from data.rows.examples import Example
 from engine import plan, score, train, weights
 from engine.config import TrainConfig
 from engine.inputs import TrainingInputs
-from engine.model import FusedForward, LlamaConfig, raw_config
+from engine.model import FusedForward, raw_config, read_config
 from engine.planning import MemoryInputs, cost, memory
 from engine.step import fingerprint, reference_passes
 from losses import Result, TokenResponses, loss
@@ -123,7 +123,7 @@ def _log_probs(model, ids):
     T = len(ids)
     causal = torch.ones(T, T, dtype=torch.bool).tril()
 
-    def attend(q, k, v):
+    def attend(q, k, v, _):
         q, k, v = (x.transpose(0, 1) for x in (q, k, v))
         k, v = (x.repeat_interleave(len(q) // len(k), dim=0) for x in (k, v))
         return torch.nn.functional.scaled_dot_product_attention(q, k, v, attn_mask=causal).transpose(0, 1)
@@ -131,7 +131,7 @@ def _log_probs(model, ids):
     with torch.no_grad():
         x = model.embed(ids)
         for block in model.blocks:
-            x = block(x, model.rope(torch.arange(T), torch.float64), attend)
+            x = block(x, tiny.turned(model, T, torch.float64), attend)
         return torch.log_softmax(model.norm(x) @ model.head.matrix(model.tied).T, dim=-1)
 
 
@@ -413,7 +413,7 @@ def test_the_plan_counts_the_references_own_weights_and_operations(job, mode):
 
 
 def test_a_reference_that_is_much_larger_decides_what_a_run_needs_before_its_first_step():
-    eight, seventy = (LlamaConfig.parse(raw_config(f"llama3-{n}b"), "") for n in (8, 70))
+    eight, seventy = (read_config(raw_config(f"llama3-{n}b"), "") for n in (8, 70))
     s = MemoryInputs(shape=eight, device="cuda", dtype=torch.bfloat16, n_shards=8)
     alone, beside = replace(s, other_reference=seventy), replace(s, other_reference=seventy, holds_reference=True)
     one = replace(alone, n_shards=1)

@@ -16,8 +16,7 @@ from data.forest import PackingOptions, pack
 from engine import inputs, plan, train
 from engine.config import TrainConfig
 from engine.inputs import TrainingInputs
-from engine.model import attention
-from engine.model.llama import Llama, LlamaConfig
+from engine.model import Llama, attention, read_config, rotations
 from engine.model.shapes import raw_config
 from engine.planning import cost, memory
 from engine.planning.cost import TokenStatistics
@@ -28,7 +27,7 @@ from tests import tiny
 from tests.rows import id_rows
 
 GB = 10**9
-EIGHT = LlamaConfig.parse(raw_config("llama3-8b"), "llama3-8b")
+EIGHT = read_config(raw_config("llama3-8b"), "llama3-8b")
 LENGTHS = [(40, 70, 60), (10, 90, 30), (25, 50, 81)]
 
 
@@ -54,8 +53,9 @@ def test_what_a_block_keeps_is_what_autograd_saves(monkeypatch, dtype):
     forest = pack(tiny.random_examples(LENGTHS))
     monkeypatch.setattr(memory, "KEYS", forest.keys.numel() / forest.n_tokens)
     own = {p.untyped_storage().data_ptr() for p in model.parameters()}
-    rope = model.rope(forest.positions)
-    own |= {x.untyped_storage().data_ptr() for x in rope} | {forest.keys.untyped_storage().data_ptr()}
+    turned = rotations(model.config.ropes, forest.positions, forest.spans)
+    kept = [x for rotation in turned.values() if rotation for x in rotation if x is not None]
+    own |= {x.untyped_storage().data_ptr() for x in kept} | {forest.keys.untyped_storage().data_ptr()}
     saved = {}
 
     def keep(tensor):
@@ -64,12 +64,12 @@ def test_what_a_block_keeps_is_what_autograd_saves(monkeypatch, dtype):
             saved[storage.data_ptr()] = (storage.nbytes(), tensor)
         return tensor
 
-    def attend(q, k, v):
+    def attend(q, k, v, _):
         return Attended.apply(q, attention.gather(k, forest.keys), attention.gather(v, forest.keys))
 
     x = model.embed(forest.tokens)
     with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
-        model.blocks[0](x, rope, attend)
+        model.blocks[0](x, turned, attend)
     found = sum(size for size, _ in saved.values()) / forest.n_tokens
     setting = MemoryInputs(shape=model.config, device="cpu", dtype=dtype)
     assert memory.kept_bytes(setting) == pytest.approx(found, rel=0.03)
@@ -326,7 +326,7 @@ def test_the_expected_peak_is_within_a_tenth_of_the_measured_one(tmp_path, chang
         hidden_size=768, intermediate_size=2048, num_hidden_layers=6, num_attention_heads=12, num_key_value_heads=4,
         vocab_size=16_000,
     )  # fmt: skip
-    model = Llama(LlamaConfig.parse(raw, "config.json"))
+    model = Llama(read_config(raw, "config.json"))
     for name, parameter in model.named_parameters():
         torch.nn.init.ones_(parameter) if "norm" in name else torch.nn.init.normal_(parameter, std=0.02)
     train.weights.save(model, tmp_path / "model")

@@ -329,7 +329,7 @@ class Done(typing.NamedTuple):
     calls: dict
 
 
-COUNTED = ((attention, "dense"), (attention, "by_document"), (attention, "_sdpa"), (head, "_spread"),
+COUNTED = ((attention, "dense"), (attention, "by_document"), (attention, "masked"), (head, "_spread"),
            (head, "wide_logits"), (llama.Block, "_inside"), (host, "keep_pages"))  # fmt: skip
 
 
@@ -421,7 +421,7 @@ def test_either_attention_changes_no_loss(plain, tmp_path, monkeypatch, path):
     monkeypatch.setattr(attention, "for_forest", lambda forest, dtype: paths[path](forest))
     there = exact_run(tmp_path, {})
     assert plain.calls["dense"] == len(plain.watch.passes) and plain.calls["by_document"] == 0
-    assert plain.calls["_sdpa"] == 3 * n_walks(plain) < there.calls["_sdpa"]  # 3 layers
+    assert plain.calls["masked"] == 3 * n_walks(plain) < there.calls["masked"]  # 3 layers
     assert_same(plain.lines, there.lines)
 
 

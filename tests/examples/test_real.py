@@ -46,7 +46,7 @@ def write_gguf(path, model, *, tied):
     writer.add_feed_forward_length(c.intermediate_size)
     writer.add_head_count(c.n_heads)
     writer.add_head_count_kv(c.n_kv_heads)
-    writer.add_rope_freq_base(c.rope_theta)
+    writer.add_rope_freq_base(c.ropes[0].theta)
     writer.add_layer_norm_rms_eps(c.rms_norm_eps)
     writer.add_vocab_size(c.vocab_size)
     writer.add_tokenizer_model("gpt2")
