@@ -110,8 +110,9 @@ class Chat:
 
     def __init__(self, tokenizer: Tokenizer, settings: TemplateSettings = NO_SETTINGS) -> None:
         """Raises InputError where there is no template, it cannot be trusted, or it has no place for an answer."""
-        self.tokenizer = tokenizer
         source, location = template_source(tokenizer, settings.chat_template)
+        tokenizer = tokenizer.written_by([source, *(text for text, _ in named_templates(tokenizer).values())])
+        self.tokenizer = tokenizer
         self.template = Template(source, location, tokenizer.names(), settings.day)
         if settings.template_date is not None and self.template.day is None:
             raise InputError(f"--template-date: the chat template {location} asks for no date; leave it out")

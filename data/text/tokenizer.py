@@ -7,7 +7,8 @@
 A tokenizer file turns the spelling of a control token into the control token wherever it stands, in a user's text
 too. Here text is encoded without any added token, and control ids are placed by whoever renders a template
 (data/text/chat.py). Ids of added tokens can therefore not be written by text, but for those that the checkpoint does
-not call special (<think>, <tool_call>): they are what an assistant says, and what is decoded keeps their spelling.
+not call special: <think>, <tool_call> are what an assistant says, and what is decoded keeps their spelling; runs of
+newlines, HTML tags are words like any other, whoever says them (data/text/plain_tokens.py).
 """
 
 import json
@@ -19,6 +20,7 @@ from pathlib import Path
 from typing import Any, NamedTuple, Protocol
 
 from data.text.json_files import existing, read_json
+from data.text.plain_tokens import is_written, text_unless_written
 from data.text.tokenizer_folder import (
     names_of_class,
     say_differences,
@@ -40,6 +42,8 @@ class _Coder(Protocol):
 
     tokens: list[dict[str, Any]]
     """Tokens that are not text: {"id", "content", ...}, "lstrip" and "rstrip" where they eat blanks."""
+    text_tokens: Sequence[dict[str, Any]]
+    """Added tokens that are text."""
     n_ids: int
     ids: frozenset[int]
     """Those that stand for something."""
@@ -59,14 +63,18 @@ class _Coder(Protocol):
 class Tokenizer:
     """The tokenizer of a checkpoint folder."""
 
-    def __init__(self, folder: Path) -> None:
-        """Raises InputError where the folder has no tokenizer, or one of its files cannot be used."""
-        self.folder = folder
+    def __init__(self, folder: Path, templates: Sequence[str] = ()) -> None:
+        """templates: texts of the chat templates that write what it encodes.
+
+        Raises InputError where the folder has no tokenizer, or one of its files cannot be used.
+        """
+        self.folder, self._templates = folder, tuple(templates)
         self.config = _read_config(folder)
         self.files: dict[str, str] = {}
         """Files that the folder lacks and that transformers and vLLM need beside it, by name."""
-        self._coder, names = self._open()
-        self.config |= special_names(folder, self.config)
+        by_map = special_names(folder, self.config)
+        self._coder, names = self._open(_named_tokens(folder, self.config | by_map))
+        self.config |= by_map
         say_differences(folder, self.config)
         for name, text in names.items():
             self.config.setdefault(name, text)
@@ -95,12 +103,12 @@ class Tokenizer:
         self.prefixes_after_control = self._coder.prefixes_after_control
         """Whether a text behind a control token gets the blank that stands before a first word."""
 
-    def _open(self) -> tuple[_Coder, dict[str, str]]:
-        """The coder, and names of control tokens that the kind of file brings."""
+    def _open(self, named: set[str]) -> tuple[_Coder, dict[str, str]]:
+        """The coder, and names of control tokens that the kind of file brings. named: those that other files name."""
         description, model = (existing(self.folder / name) for name in ("tokenizer.json", "tokenizer.model"))
         if description is not None:
             read = read_json(description)
-            coder = JsonCoder(read, description)
+            coder = JsonCoder(read, description, is_text=text_unless_written(named, self._templates))
             if model is not None:
                 say_if_vocabularies_differ(read, model)
             return coder, names_of_class(self.config, is_byte_level=coder.is_byte_level)
@@ -123,6 +131,13 @@ class Tokenizer:
             whole = names | {"tokenizer_class": "PreTrainedTokenizerFast"}
             self.files["tokenizer_config.json"] = json.dumps(whole, indent=2) + "\n"
         return JsonCoder(made, model, runs_of_text), names
+
+    def written_by(self, templates: Sequence[str]) -> "Tokenizer":
+        """This tokenizer where templates write the conversations: a token that one of them spells is no text."""
+        texts = [t["content"] for t in self._coder.text_tokens if len(t["content"].strip()) > 1]
+        if not any(is_written(text, templates) for text in texts):
+            return self
+        return Tokenizer(self.folder, (*self._templates, *templates))
 
     def _named(self, name: str) -> int | None:
         """The id of the token that tokenizer_config.json calls `name`."""
@@ -351,9 +366,11 @@ def _named_tokens(folder: Path, config: Mapping[str, Any]) -> set[str]:
 
 
 def _all_tokens(folder: Path, config: dict[str, Any], coder: _Coder) -> list[dict[str, Any]]:
-    """The coder's tokens, those that other files add, and those that tokenizer_config.json calls BOS, EOS and so on."""
+    """The tokens that are no text: the coder's, those that other files add, and those that tokenizer_config.json calls
+    BOS, EOS and so on.
+    """
     has_json = (folder / "tokenizer.json").exists()  # which knows better than the files beside it
-    tokens: dict[int, dict[str, Any]] = {t["id"]: t for t in coder.tokens}
+    tokens: dict[int, dict[str, Any]] = {t["id"]: t for t in (*coder.tokens, *coder.text_tokens)}
     for token in _tokens_beside(folder, config):
         i, text = token["id"], token["content"]
         if not has_json or i not in tokens:
@@ -373,7 +390,8 @@ def _all_tokens(folder: Path, config: dict[str, Any], coder: _Coder) -> list[dic
             texts.append(text)
     if twice := sorted(text for text in set(texts) if texts.count(text) > 1):
         raise InputError(f"{folder}: the added token {twice[0]!r} has two ids; copy the tokenizer's files anew")
-    return list(tokens.values())
+    text_ids = {token["id"] for token in coder.text_tokens}
+    return [token for i, token in tokens.items() if i not in text_ids]
 
 
 def _check_is_free(folder: Path, token: Mapping[str, Any], coder: _Coder) -> None:

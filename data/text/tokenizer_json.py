@@ -7,36 +7,53 @@ from typing import Any
 
 import tokenizers
 
+from data.text.plain_tokens import IsText, no_token_is_text
 from system import InputError
 
 
 class JsonCoder:
-    """Text to ids by the `tokenizers` library, from copies of the tokenizer that have no added tokens.
+    """Text to ids by the `tokenizers` library, from copies of the tokenizer that have no added tokens but those that
+    are text (data/text/plain_tokens.py).
 
     A second copy puts no blank before a text: for text that goes on in the middle of a sentence.
     """
 
     def __init__(
-        self, description: dict[str, Any], location: Path, cut: Callable[[str], list[str]] | None = None
+        self,
+        description: dict[str, Any],
+        location: Path,
+        cut: Callable[[str], list[str]] | None = None,
+        is_text: IsText = no_token_is_text,
     ) -> None:
-        """cut: where the text is cut before it is encoded. Raises InputError where it is not a tokenizer."""
+        """cut: where the text is cut before it is encoded. is_text: which added tokens are text. Raises InputError where
+        it is not a tokenizer.
+        """
         description = {"normalizer": None, "pre_tokenizer": None} | description | {"truncation": None, "padding": None}
-        plain = description | {"added_tokens": [], "post_processor": None}
+        self._full = _make(description, location)
+        self.tokens, self.text_tokens = _added_tokens(description, location, is_text)
+        plain = description | {"added_tokens": _hidden(description, self.text_tokens), "post_processor": None}
         bare = {
             key: _without_prefix(value) if key in ("normalizer", "pre_tokenizer") else value
             for key, value in plain.items()
         }
         self._cut = cut
-        self._full = _make(description, location)
         self._plain = _make(plain, location)
         self._bare = self._plain if bare == plain else _make(bare, location)
-        self.tokens = _added_tokens(description, location)
+        for made in (self._plain, self._bare):
+            made.encode_special_tokens = True  # what is hidden stays letters
+        for token in self.text_tokens:
+            if (i := self._plain.token_to_id(token["content"])) != token["id"]:
+                raise InputError(
+                    f"{location}: the added token {token['content']!r} ({token['id']}) is token {i} for the library "
+                    "that reads it; copy the file anew"
+                )
         self.prefixes_after_control = bare != plain and not _is_first_only(plain)
         """Whether a text behind a control token gets the blank that stands before the first word, too."""
         nodes = [*_nodes(description["pre_tokenizer"]), *_nodes(description.get("decoder"))]
         self.is_byte_level = any(node.get("type") == "ByteLevel" for node in nodes)
         """Whether its words are spelled in letters that stand for bytes."""
-        self.ids = frozenset([*self._full.get_vocab().values(), *(t["id"] for t in self.tokens)])
+        more = (t["id"] for t in (*self.tokens, *self.text_tokens))
+        self.ids = frozenset([*self._full.get_vocab().values(), *more])
         self.n_ids = 1 + max(self.ids, default=-1)
         self.first_id = next(iter(self._full.encode("").ids), None)
         """What the tokenizer itself puts before a text."""
@@ -91,19 +108,38 @@ def _make(description: dict[str, Any], location: Path) -> tokenizers.Tokenizer:
         raise InputError(f"{location}: not a tokenizer ({fault}); copy it anew") from None
 
 
-def _added_tokens(description: dict[str, Any], location: Path) -> list[dict[str, Any]]:
-    """The added tokens. Raises InputError where two share an id or a spelling, or one cannot be told from text."""
-    tokens = description.get("added_tokens") or []
+def _added_tokens(
+    description: dict[str, Any], location: Path, is_text: IsText
+) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
+    """The added tokens: those that are marks, and those that are text.
+
+    Raises InputError where two share an id or a spelling, or a mark cannot be told from text.
+    """
     texts: dict[str, int] = {}
     owners: dict[int, str] = {}
-    model = description["model"].get("vocab")
-    for token in tokens:
+    vocab = description["model"].get("vocab")
+    own = vocab if isinstance(vocab, dict) else {word[0] for word in vocab or ()}
+    marks, plain = [], []
+    for token in description.get("added_tokens") or []:
         text, i = token["content"], token["id"]
         if texts.setdefault(text, i) != i or owners.setdefault(i, text) != text:
             raise InputError(f"{location}: the added token {text!r} ({i}) shares its id or name; copy the file anew")
-        if not text or (len(text) == 1 and isinstance(model, dict) and text in model):
+        if text and is_text(token, text in own):
+            plain.append(token)
+        elif not text or (len(text) == 1 and isinstance(vocab, dict) and text in vocab):
             raise InputError(f"{location}: the added token {text!r} is a letter of every text; take it out of the file")
-    return tokens
+        else:
+            marks.append(token)
+    return marks, plain
+
+
+def _hidden(description: dict[str, Any], text_tokens: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """The added tokens of a copy that finds those that are text, and gives them the ids of the file.
+
+    The others are kept, for ids go by the order of all, and called special, as which the library can pass them over.
+    """
+    ids = {token["id"] for token in text_tokens}
+    return [token | {"special": token["id"] not in ids} for token in description["added_tokens"]] if ids else []
 
 
 def _without_prefix(node: Any) -> Any:

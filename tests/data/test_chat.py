@@ -166,7 +166,7 @@ def test_text_that_spells_control_tokens_stays_text(tmp_path, text, vocab):
 
 @pytest.mark.parametrize("vocab", [(), WORDS], ids=["added only", "in the BPE's vocabulary too"])
 def test_added_tokens_that_are_not_special_are_what_an_assistant_says_and_nobody_else(tmp_path, vocab):
-    chat = chat_of(tmp_path, added=SPOKEN, vocab=vocab)
+    chat = chat_of(tmp_path, LLAMA3_TEMPLATE + "{# endofturn <|> #}", added=SPOKEN, vocab=vocab)
     added, said = chat.tokenizer.added, "<|> a<tool>endofturn b"
     tokens = [added[t] for t in ("<|>", "<tool>", "endofturn")]
     assert [i for i in response_ids(chat, said) if i in added.values()] == [*tokens, chat.end_of_turn]

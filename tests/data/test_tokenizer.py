@@ -236,7 +236,9 @@ def test_what_a_model_says_is_the_same_ids_as_text_again(tokenizer_of, kind, tmp
     for header in ("assistant: ", end):  # the answer follows text, or a control token
         (folder / "chat_template.jinja").write_text(
             "{% for m in messages %}{% if m.role == 'user' %}user: {% else %}HEADER{% endif %}{{ m.content }}END"
-            "{% endfor %}{% if add_generation_prompt %}HEADER{% endif %}".replace("HEADER", header).replace("END", end)
+            "{% endfor %}{% if add_generation_prompt %}HEADER{% endif %}{# <tool>endofturn #}".replace(
+                "HEADER", header
+            ).replace("END", end)  # spelled in the template: a mark, though a word of the model's vocabulary too
         )
         chat = Chat(Tokenizer(folder))
         a, b = (chat.tokenizer.added[t] for t in ("<tool>", "endofturn"))
