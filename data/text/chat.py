@@ -295,7 +295,7 @@ class Chat:
         """
         if response[0].role != "assistant":
             raise InputError(f'a response begins with a message of the role "{response[0].role}"; an assistant answers')
-        whole = self._render([*prompt, *response], context, False)
+        prompt, written, whole = self._whole(prompt, response, context, written)
         made: list[_Passage] = []
         lacks_thought, done = False, 0
         for i, message in enumerate(response):
@@ -309,6 +309,18 @@ class Chat:
             done = found.end
             lacks_thought |= found.lacks_thought
         return made, lacks_thought
+
+    def _whole(
+        self, prompt: Sequence[Message], response: Sequence[Message], context: TemplateContext, written: Rendering
+    ) -> tuple[Sequence[Message], Rendering, Rendering]:
+        """A prompt, as it is written, and with its response; without messages that an answer makes go away."""
+        try:
+            return prompt, written, self._render([*prompt, *response], context, False)
+        except InputError:
+            shown = places.shown_behind(prompt, response, context, self._plain)
+            if len(shown) == len(prompt):
+                raise
+        return shown, self._render(shown, context, True), self._render([*shown, *response], context, False)
 
     def _passage(self, message: Message, asked: Rendering, whole: Rendering, *, is_last: bool) -> _Found:
         """What an assistant's message is behind the prompt that asks for it."""

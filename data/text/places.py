@@ -52,6 +52,21 @@ def check_response(
     _check_messages(template, whole, which, context, write, always=("reasoning_content",))
 
 
+def shown_behind(
+    prompt: Sequence[Message], response: Sequence[Message], context: TemplateContext, write: Write
+) -> list[Message]:
+    """The messages of a prompt whose contents are still there where the response stands behind it.
+
+    Mistral's template of v3 puts a system message before the last question where that is last of all, and nowhere else.
+    """
+
+    def is_there(i: int) -> bool:
+        emptied = [*prompt[:i], prompt[i]._replace(content=""), *prompt[i + 1 :]]
+        return not _same(lambda given: write([*given, *response], context, False), prompt, emptied)
+
+    return [message for i, message in enumerate(prompt) if not message.content or is_there(i)]
+
+
 def _check_messages(
     template: Template,
     messages: Sequence[Message],

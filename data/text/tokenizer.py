@@ -42,7 +42,7 @@ class _Coder(Protocol):
 
     tokens: list[dict[str, Any]]
     """Tokens that are not text: {"id", "content", ...}, "lstrip" and "rstrip" where they eat blanks."""
-    text_tokens: Sequence[dict[str, Any]]
+    text_tokens: list[dict[str, Any]]
     """Added tokens that are text."""
     n_ids: int
     ids: frozenset[int]

@@ -25,8 +25,9 @@ class JsonCoder:
         cut: Callable[[str], list[str]] | None = None,
         is_text: IsText = no_token_is_text,
     ) -> None:
-        """cut: where the text is cut before it is encoded. is_text: which added tokens are text. Raises InputError where
-        it is not a tokenizer.
+        """cut: where the text is cut before it is encoded. is_text: which added tokens are text.
+
+        Raises InputError where it is not a tokenizer.
         """
         description = {"normalizer": None, "pre_tokenizer": None} | description | {"truncation": None, "padding": None}
         self._full = _make(description, location)

@@ -52,7 +52,7 @@ class SentencePieceCoder:
     def __init__(self, path: Path, prefix: Prefix = "always") -> None:
         """prefix: before which texts a blank is put. Raises InputError where the file is not a sentencepiece model."""
         self.prefixes_after_control = prefix == "always"
-        self.text_tokens = ()
+        self.text_tokens: list[dict[str, Any]] = []
         try:
             model = sentencepiece_model_pb2.ModelProto.FromString(path.read_bytes())  # pyright: ignore[reportAttributeAccessIssue]
             if not model.pieces or not model.HasField("trainer_spec"):
