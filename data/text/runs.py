@@ -42,6 +42,7 @@ def cut_at_control(
     seen: list[int] = []
     run: list[Part] = []
     n_seen = 0  # letters of the run that are not predicted
+    eats_on = False  # whether the last control token eats the blanks behind it
 
     def close() -> None:
         before = "control" if pieces else after
@@ -53,9 +54,13 @@ def cut_at_control(
     for text, speaker, is_predicted in parts:
         for piece in _split(text, speaker, tokenizer):
             if isinstance(piece, str):
-                run.append((piece, speaker))
-                n_seen += 0 if is_predicted else len(piece)
+                if kept := piece.lstrip() if eats_on and not run else piece:
+                    run.append((kept, speaker))
+                    n_seen += 0 if is_predicted else len(kept)
                 continue
+            eats_before, eats_on = tokenizer.eats(piece)
+            if eats_before:
+                n_seen = min(n_seen, _strip_end(run))
             if run:
                 close()
                 n_seen = 0
@@ -64,6 +69,16 @@ def cut_at_control(
     if run:
         close()
     return pieces, seen
+
+
+def _strip_end(run: list[Part]) -> int:
+    """Takes the blanks off the end of a run. Returns how many letters are left."""
+    while run:
+        text, speaker = run.pop()
+        if kept := text.rstrip():
+            run.append((kept, speaker))
+            break
+    return sum(len(text) for text, _ in run)
 
 
 def _split(text: str, speaker: Speaker, tokenizer: Tokenizer) -> Sequence[str | int]:

@@ -86,6 +86,7 @@ class Tokenizer:
         """Those of the added tokens that no text stands for: placed by templates alone, and left out of what is
         decoded."""
         self._special_ids = frozenset(self.special.values())
+        self._eats = {t["id"]: (bool(t.get("lstrip")), bool(t.get("rstrip"))) for t in tokens}
         self._spoken_ids = frozenset(self.added.values()) - self._special_ids
         self._controls = _Spelled.of(tokens)
         self._known_cuts: dict[str, list[str | int]] = {}
@@ -265,6 +266,10 @@ class Tokenizer:
     def is_spoken(self, token: int) -> bool:
         """Whether a token is an added one that is not special: it is written by what an assistant says."""
         return token in self._spoken_ids
+
+    def eats(self, token: int) -> tuple[bool, bool]:
+        """Whether an added token takes the blanks before it away, and those behind it."""
+        return self._eats[token]
 
     def spelling(self, token: int) -> str:
         """An added token as templates write it."""
