@@ -4,6 +4,7 @@ import json
 import random
 
 import pytest
+import tokenizers
 from transformers import PreTrainedTokenizerFast
 
 from data.text import Chat, Message, TemplateSettings, Tokenizer
@@ -87,8 +88,12 @@ def test_marks_among_them_stay_letters(gemma, mark):
     chat = Chat(Tokenizer(gemma))
     own = chat.tokenizer.added[mark]
     newlines = chat.tokenizer.encode(["\n\n"])[0]
+    description = json.loads((gemma / "tokenizer.json").read_text())
+    description["added_tokens"] = [t for t in description["added_tokens"] if not t["special"]]
+    without = tokenizers.Tokenizer.from_str(json.dumps(description))
     for text in (f"a\n\n{mark}\n\n<b>", f"{mark}{mark}", f"<b>{mark}</b>"):
         (ids,) = chat.tokenizer.encode([text])
+        assert ids == without.encode(text, add_special_tokens=False).ids
         assert own not in ids and chat.tokenizer.decode(ids) == text
         assert asked(chat, text).count(own) == asked(chat, "x").count(own)
         assert ids.count(newlines[0]) == text.count("\n\n")
