@@ -46,11 +46,6 @@ def read_config(raw: dict[str, Any], location: str | Path) -> ModelConfig:
         if found := quantised_by(part):
             raise file.refused(f"{found[0]} says that the weights are quantised ({found[1]}); {REMEDY}")
     config = family.read(ConfigFile(raw | {"model_type": family.model_type}, location))
-    if config.n_heads % config.n_kv_heads or config.head_size % 2:
-        raise file.refused(
-            f"{config.n_heads} heads of size {config.head_size} with {config.n_kv_heads} kv heads; "
-            "heads have to be a multiple of kv heads, and of even size"
-        )
     return replace(config, raw=raw)
 
 

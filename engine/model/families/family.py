@@ -32,15 +32,22 @@ def sizes(
     """
     if head_size is None or ("head_dim" in file.raw and file.get("head_dim") is None):
         head_size = file.equal_share
+    found = file.count("head_dim", head_size)
+    n_heads, n_kv_heads = file.n_heads, file.n_kv_heads(as_heads=kv_as_heads)
+    if n_heads % n_kv_heads or found % 2:
+        raise file.refused(
+            f"{n_heads} heads of size {found} with {n_kv_heads} kv heads; heads have to be a multiple of kv heads, and "
+            "of even size"
+        )
     return {
         "model_type": file.get("model_type"),
         "vocab_size": file.count("vocab_size"),
         "hidden_size": file.count("hidden_size"),
         "intermediate_size": file.count("intermediate_size"),
         "n_layers": file.n_layers,
-        "n_heads": file.n_heads,
-        "n_kv_heads": file.n_kv_heads(as_heads=kv_as_heads),
-        "head_size": file.count("head_dim", head_size),
+        "n_heads": n_heads,
+        "n_kv_heads": n_kv_heads,
+        "head_size": found,
         "rms_norm_eps": file.positive("rms_norm_eps", eps),
         "tied": file.flag("tie_word_embeddings", tied),
         "context": file.count("max_position_embeddings") if file.get("max_position_embeddings") else None,
