@@ -3,7 +3,6 @@
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from types import MappingProxyType
 from typing import NamedTuple
 
 
@@ -24,7 +23,7 @@ class TensorNames:
     body: str = "model."
     """What stands before the names of all but the head."""
     before_head: str = ""
-    fused: Mapping[str, Sequence[str]] = field(default_factory=lambda: MappingProxyType({}))
+    fused: Mapping[str, Sequence[str]] = field(default_factory=dict)
     """Their matrices that are several of ours, by rows: theirs -> ours, in order."""
     carried: tuple[str, ...] = ()
     """Patterns of tensors that are no part of what is trained, and go into every folder that is written."""
@@ -55,17 +54,15 @@ class TensorNames:
 
 
 LLAMA_NAMES = TensorNames(
-    MappingProxyType(
-        {
-            "embed": "embed_tokens",
-            "norm": "norm",
-            "head": "lm_head",
-            "attention_norm": "input_layernorm",
-            "mlp_norm": "post_attention_layernorm",
-            **{f"attention.{x}": f"self_attn.{x}_proj" for x in "qkvo"},
-            **{f"attention.{x}_norm": f"self_attn.{x}_norm" for x in "qk"},
-            **{f"mlp.{x}": f"mlp.{x}_proj" for x in ("gate", "up", "down")},
-        }
-    )
+    {
+        "embed": "embed_tokens",
+        "norm": "norm",
+        "head": "lm_head",
+        "attention_norm": "input_layernorm",
+        "mlp_norm": "post_attention_layernorm",
+        **{f"attention.{x}": f"self_attn.{x}_proj" for x in "qkvo"},
+        **{f"attention.{x}_norm": f"self_attn.{x}_norm" for x in "qk"},
+        **{f"mlp.{x}": f"mlp.{x}_proj" for x in ("gate", "up", "down")},
+    }
 )
 """Those of Llama, and of most others."""
