@@ -6,6 +6,7 @@ it has found, and the next one goes on from there.
 """
 
 import json
+import os
 import subprocess
 import sys
 import time
@@ -180,7 +181,7 @@ def _run(item: Item, clock: Clock, machine: Machine) -> Result:
 
 def read_done(path: str | None) -> dict[str, Result]:
     """Results by item; none where there is no file. Of two lines on one item the later counts. Raises InputError."""
-    if path is None or not Path(path).exists():
+    if path is None or not os.path.lexists(path):
         return {}
     with files.open_regular(Path(path)) as file:
         lines = file.read().decode("utf-8", errors="replace").splitlines()
@@ -208,11 +209,18 @@ def _parsed(line: str, place: str) -> Result:
         raise InputError(f"{place}: not JSON ({fault.msg}); delete the line, or name another file by --done") from None
     if not isinstance(made, dict) or any(not isinstance(made.get(key, KINDS), kind) for key, kind in KINDS.items()):
         raise InputError(f"{place}: no result of a check, which has {', '.join(KINDS)}; name another file by --done")
-    try:
-        rows = tuple(Row(**row) for row in made["rows"])
-    except TypeError:
-        raise InputError(f"{place}: its rows are no rows of a check; delete the line") from None
-    return Result(**{key: made[key] for key in KINDS} | {"rows": rows})
+    known = {key: made[key] for key in KINDS if key != "rows"}
+    return Result(**known, rows=tuple(_row(row, place) for row in made["rows"]))
+
+
+def _row(made: Any, place: str) -> Row:
+    if isinstance(made, dict) and made.keys() == set(Row._fields):
+        row = Row(**made)
+        if all(isinstance(text, str) for text in row[:3]) and isinstance(row.holds, (bool, type(None))):
+            return row
+    raise InputError(
+        f"{place}: one of its rows is none of a check, which has {', '.join(Row._fields)}; delete the line"
+    )
 
 
 # --- the table -----------------------------------------------------------------------------------------------------

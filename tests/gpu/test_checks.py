@@ -6,6 +6,7 @@ import signal
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -16,7 +17,6 @@ from tests import tiny
 from tests.gpu import checks, slices
 from tests.gpu.slices import Item, Machine, Result, Row, SliceConfig
 
-HERE = Path(__file__).resolve().parents[2]
 MACHINE = Machine("a card", "2.11.0", "abc")
 SCRIPT = """
 import sys, time
@@ -37,13 +37,8 @@ def hang(clock):
     Path("hanging").touch()
     time.sleep(120)
 
-def fault(clock):
-    note("fails")
-    raise ValueError("the kernel is wrong")
-
 items = [
-    item("one", 5, lambda clock: note("one")), item("fails", 6, fault), item("two", 7, lambda clock: note("two")),
-    item("hangs", 8, hang), item("long", 1000, lambda clock: note("long")),
+    item("one", 5, lambda clock: note("one")), item("two", 7, lambda clock: note("two")), item("hangs", 8, hang),
 ]
 def main(argv):
     config = cli.parse(SliceConfig, argv, command="checks", example="checks one")
@@ -97,27 +92,47 @@ def test_a_call_goes_on_where_the_one_before_was_killed(start, tmp_path):
     assert lines(done) == found
 
 
-def test_what_does_not_fit_is_left_and_said(start, tmp_path):
-    done = tmp_path / "done.jsonl"
-    code, out, err = ended(start("--seconds", "6.5", "--done", "done.jsonl", "one", "two", "long"))
-    assert (code, ran(tmp_path)) == (slices.LEFT, ["one"])
-    assert "| two | left | (7 expected) |" in out
-    assert "left: two (takes 7 s, more than --seconds has; give it more)" in err
-    code, _, err = ended(start("--seconds", "900", "--done", "done.jsonl", "one", "two", "long"))
-    assert (code, ran(tmp_path)) == (slices.LEFT, ["one", "two"])
-    assert [line["item"] for line in lines(done)] == ["one", "two"]
+def noting(*seconds, fails=()):
+    """Items a, b, c ... of so many expected seconds, and the names of those that have run."""
+    found = []
+
+    def check(name):
+        found.append(name)
+        if name in fails:
+            raise ValueError("the kernel is wrong")
+        return [Row(f"what {name} measures", "1.5 ms")]
+
+    return [Item(n, s, "", lambda _, n=n: check(n)) for n, s in zip("abcdef", seconds, strict=False)], found
 
 
-def test_what_fails_is_told_in_a_row_and_tried_again_last(start, tmp_path):
-    code, out, _ = ended(start("one", "fails", "--done", "done.jsonl"))
-    assert code == slices.FAILED
-    assert "| fails | failed: the kernel is wrong |  | DOES NOT HOLD |" in out and "| fails | FAILED |" in out
-    code, out, _ = ended(start("fails", "two", "--done", "done.jsonl"))
-    assert (code, ran(tmp_path)) == (slices.FAILED, ["one", "fails", "two", "fails"])
-    assert "what one measures" not in out  # it was not asked for, and stays in the file
-    assert {line["item"]: line["passed"] for line in lines(tmp_path / "done.jsonl")} == {
-        "one": True, "fails": False, "two": True,
-    }  # fmt: skip
+def test_what_does_not_fit_is_left_and_said(capsys, tmp_path):
+    items, found = noting(5, 700, 30, 1000)
+    config = SliceConfig(names=("a", "b", "c"), seconds=600.0, done=str(tmp_path / "done"))
+    assert (slices.work(config, items, MACHINE), found) == (slices.LEFT, ["a", "c"])  # what is too long stops no other
+    out, err = capsys.readouterr()
+    assert "| b | left | (700 expected) |" in out and "| d |" not in out
+    assert "left: b (takes 700 s, more than --seconds has; give it more)" in err
+    assert (slices.work(replace(config, seconds=800.0), items, MACHINE), found) == (slices.PASSED, ["a", "c", "b"])
+    assert [line["item"] for line in lines(tmp_path / "done")] == ["a", "c", "b"]
+
+
+def test_time_that_is_gone_is_no_ones(tmp_path):
+    items = [Item("slow", 1, "", lambda _: time.sleep(0.3) or []), Item("next", 1.9, "", lambda _: [])]
+    config = SliceConfig(seconds=2.0, done=str(tmp_path / "done"))
+    assert slices.work(config, items, MACHINE) == slices.LEFT
+    assert [line["item"] for line in lines(tmp_path / "done")] == ["slow"]
+    assert slices.work(config, items, MACHINE) == slices.PASSED
+
+
+def test_what_fails_is_told_in_a_row_and_tried_again_last(capsys, tmp_path):
+    items, found = noting(5, 6, 7, fails=("b",))
+    config = SliceConfig(done=str(tmp_path / "done"))
+    assert slices.work(replace(config, names=("a", "b")), items, MACHINE) == slices.FAILED
+    out = capsys.readouterr().out
+    assert "| b | failed: the kernel is wrong |  | DOES NOT HOLD |" in out and "| b | FAILED |" in out
+    assert (slices.work(replace(config, names=("b", "c")), items, MACHINE), found) == (slices.FAILED, list("abcb"))
+    assert "what a measures" not in capsys.readouterr().out  # it was not asked for, and stays in the file
+    assert {x["item"]: x["passed"] for x in lines(tmp_path / "done")} == {"a": True, "b": False, "c": True}
 
 
 @pytest.mark.parametrize(
@@ -145,14 +160,24 @@ def test_rows_that_are_none_are_refused(tmp_path):
         made = lines(tmp_path / "done")[0]
         made["rows"][0][wrong] = "red"
         (tmp_path / "wrong").write_text(json.dumps(made))
-        with pytest.raises(InputError, match=":1: its rows are no rows"):
+        with pytest.raises(InputError, match=":1: one of its rows is none"):
             slices.read_done(str(tmp_path / "wrong"))
 
 
-@pytest.mark.parametrize("arguments", [["tow"], ["--seconds", "0"], ["--seconds", "nan"], ["--done", "."]], ids=str)
-def test_bad_input_is_one_sentence_and_2(start, tmp_path, arguments):
-    code, out, err = ended(start(*arguments))
-    assert (code, out, ran(tmp_path)) == (2, "", []) and err.startswith("error: ") and err.count("\n") == 1
+def test_bad_input_is_one_sentence_and_2(start, tmp_path):
+    code, out, err = ended(start("tow", "--done", "done.jsonl"))
+    assert (code, out, ran(tmp_path)) == (2, "", [])
+    assert err == "error: tow: no such check; one of one, two, hangs\n"
+
+
+def test_a_slice_of_no_time_and_a_file_that_is_a_folder_are_refused(tmp_path):
+    for seconds in (0.0, -1.0, float("nan")):
+        with pytest.raises(InputError, match="--seconds"):
+            SliceConfig(seconds=seconds)
+    (tmp_path / "link").symlink_to("nowhere")
+    for path in (tmp_path, tmp_path / "link"):
+        with pytest.raises(InputError):
+            slices.read_done(str(path))
 
 
 def test_results_of_another_commit_count_and_are_named(capsys, tmp_path):
@@ -174,27 +199,21 @@ def test_what_runs_beside_begins_where_its_item_has_its_turn(tmp_path):
 # --- the real items ------------------------------------------------------------------------------------------------
 
 
-def run_checks(*arguments):
-    command = [sys.executable, "-m", "tests.gpu.checks", *arguments]
-    env = tiny.environment() | {"CUDA_VISIBLE_DEVICES": ""}
-    return ended(subprocess.Popen(command, cwd=HERE, env=env, text=True, stdout=-1, stderr=-1))
-
-
-def test_every_item_has_a_name_and_fits_into_a_slice():
-    code, out, err = run_checks("--list")
-    assert (code, err) == (0, "")
-    items = [line.split(maxsplit=3) for line in out.splitlines()]
+def test_every_item_has_a_name_and_fits_into_a_slice(capsys):
+    checks.main(["--list"])
+    items = [line.split(maxsplit=3) for line in capsys.readouterr().out.splitlines()]
     assert [name for name, *_ in items] == [
         "families", "families-compiled", "families-speed", "kernels", "one-card", "sharded", "split", "trajectories",
         "tests",
     ]  # fmt: skip
+    assert all(f"\n{name} " in (checks.__doc__ or "") for name, *_ in items)
     assert all(0 < float(seconds) < 230 and unit == "s" for _, seconds, unit, _ in items)
     assert sum(float(seconds) for name, seconds, *_ in items if name.startswith("families")) < 230  # in one call
 
 
-def test_without_a_gpu_it_says_so_and_ends_in_2():
-    code, out, err = run_checks("families")
-    assert (code, out) == (2, "") and err.startswith("error: gpu-checks: there is no GPU") and err.count("\n") == 1
+def test_without_a_gpu_it_says_so():
+    with pytest.raises(InputError, match="there is no GPU that torch can use here; --list"):
+        checks.main(["families"])
 
 
 def test_what_pytest_says_becomes_rows():
@@ -208,7 +227,7 @@ def test_what_pytest_says_becomes_rows():
 
 
 def test_a_command_that_outlasts_its_slice_leaves_nothing_behind(tmp_path):
-    child = "import subprocess, sys, time\np = subprocess.Popen(['sleep', '100'])\nprint(p.pid, flush=True)\ntime.sleep(100)"
+    child = "import subprocess, time\nprint(subprocess.Popen(['sleep', '100']).pid, flush=True)\ntime.sleep(100)"
     with pytest.raises(subprocess.TimeoutExpired):
         checks._run(tmp_path / "log", ["-c", child], limit=3)
     pid = int((tmp_path / "log").read_text())

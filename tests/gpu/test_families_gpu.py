@@ -98,12 +98,12 @@ def milliseconds(calls: list[Callable[[], object]], rounds: int = 7) -> list[lis
 def both_ways(attend: Attend, forest: Forest, heads: tuple[int, int, int], how: Weighing) -> Callable[[], object]:
     """A call of the forward and the backward pass. heads: H, K, E."""
     n, n_kv, size = heads
-    leaves = [torch.randn(forest.n_tokens, x, size, device="cuda").bfloat16().requires_grad_() for x in (n, n_kv, n_kv)]
-
-    slopes = torch.ones_like(leaves[0])
+    shapes = [(forest.n_tokens, x, size) for x in (n, n_kv, n_kv)]
+    q, k, v = (torch.randn(x, device=forest.tokens.device).bfloat16().requires_grad_() for x in shapes)
+    slopes = torch.ones_like(q)
 
     def call() -> object:
-        return torch.autograd.grad(attend(*leaves, how), leaves, slopes)
+        return torch.autograd.grad(attend(q, k, v, how), (q, k, v), slopes)
 
     return call
 
