@@ -19,7 +19,7 @@ usage() {
 ./launch.sh paper [...]    the paper's experiment in miniature: half an hour on two cores (--quick, --seeds 3); --config any grid
 ./launch.sh train ...      engine.train on every GPU of this machine (or --nproc N processes); the rest is passed on
 ./launch.sh bench [...]    how fast the training path is here; without arguments on a tiny shape, about four minutes
-./launch.sh gpu-checks     everything that only a GPU can show, in one call of at most ten minutes; prints a table
+./launch.sh gpu-checks     what only a GPU can show, by name (--list), in slices (--seconds 230) that go on (--done FILE)
 ./launch.sh test [...]     the fast tests; --all adds the slow ones; the rest is passed on to pytest (-k NAME)
 Python: set PYTHON3 to choose the interpreter (3.11 or later), and TORCH to choose a version of torch (TORCH=2.11.0).
 TEXT
@@ -224,7 +224,11 @@ run_bench() {
   run "$PYTHON" -m engine.bench "$@"
 }
 
-run_gpu_checks() { run "$PYTHON" -m tests.gpu.checks "$@"; }
+run_gpu_checks() {
+  to_caller
+  export PYTHONPATH=$ROOT${PYTHONPATH:+:$PYTHONPATH}
+  run "$PYTHON" -P -m tests.gpu.checks "$@" # -P: where the caller stands there may be a tests/ too
+}
 
 threads_per_rank() { "$PYTHON" -c 'import os, sys; print(max(1, (os.cpu_count() or 1) // int(sys.argv[1])))' "$1"; }
 
