@@ -47,7 +47,7 @@ class Variant:
     architecture: str
     config: dict[str, Any] = field(hash=False)
     is_quick: bool = False
-    """Whether the fast tests compute it: together these touch each option of a block."""
+    """Whether the fast tests compute it: together these touch each option of the block."""
 
     @property
     def raw(self) -> dict[str, Any]:
@@ -57,8 +57,8 @@ class Variant:
         return {key: value for key, value in laid.items() if value is not ABSENT}
 
 
-def _llama(name: str, *, is_quick: bool = False, **config: Any) -> Variant:
-    return Variant(f"llama {name}", "LlamaForCausalLM", {"model_type": "llama"} | config, is_quick)
+def _llama(name: str, **config: Any) -> Variant:
+    return Variant(f"llama {name}", "LlamaForCausalLM", {"model_type": "llama"} | config)
 
 
 def _mistral(name: str, **config: Any) -> Variant:
@@ -152,7 +152,7 @@ VARIANTS = (
     _llama("linear by its old name", rope_scaling={"type": "linear", "factor": 4.0}),
     _llama("dynamic", rope_scaling={"type": "dynamic", "factor": 2.0}),
     _llama("yarn", rope_scaling=YARN),
-    _llama("yarn with a ramp", head_dim=16, rope_scaling=RAMP, is_quick=True),
+    _llama("yarn with a ramp", head_dim=16, rope_scaling=RAMP),
     _llama("yarn without truncation", head_dim=16, rope_scaling=RAMP | {"truncate": False}),
     _llama("yarn with attention_factor", head_dim=16, rope_scaling=RAMP | {"attention_factor": 1.5}),
     _llama("yarn with mscale", head_dim=16, rope_scaling=RAMP | {"mscale": 2.0, "mscale_all_dim": 0.5}),
@@ -204,12 +204,13 @@ VARIANTS = (
             "sliding_attention": {"rope_type": "default", "rope_theta": 300.0},
         },
     ),
-    _phi3("plain", partial_rotary_factor=0.5, is_quick=True),
+    _phi3("plain", partial_rotary_factor=0.5),
     _phi3("whole heads", sliding_window=None),
-    _phi3("longrope", original_max_position_embeddings=16, rope_scaling={"type": "longrope"} | LONG, is_quick=True),
+    _phi3("longrope", original_max_position_embeddings=16, rope_scaling={"type": "longrope"} | LONG),
     _phi3(
         "longrope, part of a head, a window", original_max_position_embeddings=16, partial_rotary_factor=0.5,
         sliding_window=7, rope_scaling={"type": "longrope"} | {key: value[:2] for key, value in LONG.items()},
+        is_quick=True,
     ),
     _phi3(
         "longrope by its oldest name", original_max_position_embeddings=16, tie_word_embeddings=True,
@@ -224,8 +225,8 @@ VARIANTS = (
     _gemma3("biases, untied", sliding_window_pattern=3, attention_bias=True, tie_word_embeddings=False),
     _gemma3_seeing("", sliding_window_pattern=2, rope_scaling=LINEAR),
     _apertus("plain"),
-    _apertus("default rope", rope_parameters={"rope_type": "default", "rope_theta": 100.0}, is_quick=True),
-    _apertus("llama3, biases", rope_theta=100.0, rope_scaling=LLAMA3, attention_bias=True),
+    _apertus("default rope", rope_parameters={"rope_type": "default", "rope_theta": 100.0}),
+    _apertus("llama3, biases", rope_theta=100.0, rope_scaling=LLAMA3, attention_bias=True, is_quick=True),
     _exaone4("with a window", sliding_window=7, layer_types=KINDS, rope_scaling=LLAMA3, head_dim=12),
     _exaone4("without a window", sliding_window=None, layer_types=["full_attention"] * 3),
     _exaone4("with a pattern", sliding_window=7, sliding_window_pattern=2, tie_word_embeddings=True),

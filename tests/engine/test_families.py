@@ -13,13 +13,24 @@ from safetensors.torch import load_file
 
 from data.text import read_json
 from engine import weights
-from engine.model import FusedForward, ModelConfig, Transformer, attention
+from engine.model import Dynamic, FusedForward, ModelConfig, Transformer, attention
 from engine.sampling import Sampling, generate
 from tests import tiny
-from tests.families import Subject, apo_zero, forest_of, lifted, load_peer, name_in_peer, peer_logps, write_peer
+from tests.families import (
+    LENGTHS,
+    Subject,
+    apo_zero,
+    forest_of,
+    lifted,
+    load_peer,
+    name_in_peer,
+    peer_logps,
+    write_peer,
+)
 from tests.family_table import VARIANTS
 
 MARKED = [pytest.param(v, id=v.name, marks=() if v.is_quick else pytest.mark.slow) for v in VARIANTS]
+LONGEST = max(prompt + max(responses) for prompt, *responses in LENGTHS)
 WAYS = {"dense": attention.dense, "by document": attention.by_document}
 
 
@@ -128,13 +139,13 @@ def without_each_option(config: ModelConfig) -> Iterator[tuple[str, ModelConfig]
     for name, value in plain.items():
         if getattr(config, name) != value and getattr(config, name) != "xielu":
             yield name, replace(config, **{name: value})
-    if any(layer.window for layer in config.layers):
+    if any(layer.window and layer.window < LONGEST for layer in config.layers):
         yield "window", layers(lambda layer: replace(layer, window=None))
         yield "a wider window", layers(lambda layer: replace(layer, window=layer.window and layer.window + 1))
     if any(layer.rope is None for layer in config.layers):
         yield "no rope", layers(lambda layer: replace(layer, rope=config.ropes[0]))
-    for option in ("scaling", "growth"):
-        if any(getattr(rope, option) for rope in config.ropes):
+    for option in ("scaling", "growth"):  # dynamic is none within its context
+        if any(getattr(rope, option) and not isinstance(rope.scaling, Dynamic) for rope in config.ropes):
             yield option, layers(lambda x, option=option: x.rope and replace(x, rope=replace(x.rope, **{option: None})))
     if len(config.ropes) > 1:
         yield "one rope for all", layers(lambda layer: replace(layer, rope=config.ropes[0]))
