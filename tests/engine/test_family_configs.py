@@ -36,6 +36,11 @@ def file_of(model_type: str, *, drops: tuple[str, ...] = (), **keys: Any) -> dic
     return {key: value for key, value in raw.items() if key not in drops}
 
 
+def wrapped(model_type: str, text: dict[str, Any], **keys: Any) -> dict[str, Any]:
+    """A wrapper's file."""
+    return {"model_type": model_type, "text_config": text} | keys
+
+
 def peer_config(raw: dict[str, Any]) -> Any:
     """transformers' configuration of a file, whose objects it changes."""
     return CONFIG_MAPPING[raw["model_type"]].from_dict(copy.deepcopy(raw))
@@ -201,6 +206,10 @@ ABSENT_OR_NULL = [
     file_of("exaone4", sliding_window=None, layer_types=["full_attention"] * 8, rope_scaling=LLAMA3),
     file_of("exaone4", sliding_window_pattern=3),
     file_of("exaone4", sliding_window_pattern="LLLG", layer_types=(["sliding_attention"] * 3 + ["full_attention"]) * 2),
+    wrapped("mistral3", file_of("mistral", drops=("model_type",)), tie_word_embeddings=False),
+    wrapped("mistral3", file_of("ministral3"), tie_word_embeddings=False),
+    wrapped("gemma3", file_of("gemma3_text", drops=("model_type", "num_attention_heads", "num_key_value_heads"))),
+    wrapped("gemma3", file_of("gemma3_text", drops=("vocab_size",)), tie_word_embeddings=False),
 ]  # fmt: skip
 
 
@@ -217,11 +226,6 @@ def test_a_file_is_known_by_its_architecture_and_by_its_model_type(family):
     alone = {key: value for key, value in both.items() if key != "model_type"}
     assert unlike(read_config(raw, "f")) == unlike(read_config(both, "f")) == unlike(read_config(alone, "f"))
     assert getattr(transformers, family.architecture).config_class is CONFIG_MAPPING[family.model_type]
-
-
-def wrapped(model_type: str, text: dict[str, Any], **keys: Any) -> dict[str, Any]:
-    """A wrapper's file."""
-    return {"model_type": model_type, "text_config": text} | keys
 
 
 REFUSED = [
@@ -267,6 +271,7 @@ REFUSED = [
     (file_of("qwen3", use_sliding_window=True, max_window_layers="all"), "max_window_layers"),
     (file_of("smollm3", no_rope_layers=[1, 0]), "no_rope_layers"),
     (file_of("smollm3", layer_types=["sliding_attention"] * 8), "sliding_window"),
+    (file_of("smollm3", layer_types=["sliding_attention"] * 8, sliding_window=7), "use_sliding_window"),
     (file_of("granite", logits_scaling=0), "logits_scaling"),
     (file_of("olmo3", rope_theta=10000.0), "rope_theta"),
     (file_of("olmo3", rope_scaling={"type": "yarn", "factor": 8.0}), "rope_type"),
@@ -274,12 +279,14 @@ REFUSED = [
     (file_of("olmo3", rope_parameters={"full_attention": YARN | {"truncate": False}}), "truncate"),
     (file_of("phi3", rope_scaling={"type": "longrope"}), "short_factor"),
     (file_of("phi3", rope_scaling={"type": "longrope"} | LONG, partial_rotary_factor=0.5), "short_factor"),
-    (file_of("phi3", rope_scaling=LLAMA3), "llama3"),
+    (file_of("phi3", rope_scaling={"type": "longrope", "original_max_position_embeddings": 32} | LONG), "4,096"),
+    (file_of("phi3", rope_scaling=LLAMA3, original_max_position_embeddings=64), "llama3"),
     (file_of("phi3", partial_rotary_factor=0.4), "partial_rotary_factor"),
     (file_of("phi3", partial_rotary_factor=2), "partial_rotary_factor"),
     (file_of("phi3", head_dim=16), "head_dim"),
     (file_of("gemma2", sliding_window=None), "sliding_window"),
     (file_of("gemma3_text", sliding_window_pattern=0), "sliding_window_pattern"),
+    (file_of("gemma3_text", partial_rotary_factor=0.5), "partial_rotary_factor"),
     (file_of("apertus", hidden_act="silu"), "hidden_act"),
     (file_of("apertus", rope_theta=7.0), "without rope_parameters"),
     (file_of("apertus", rope_theta=7.0, rope_scaling=None), "without rope_parameters"),
