@@ -20,6 +20,7 @@ NAMES = replace(
         "mlp.gate_up_proj": ("mlp.gate", "mlp.up"),
     },
 )
+ORIGINAL = 4096  # context of LongRoPE in a file that does not say it
 OLD = {"su": "longrope", "yarn": "longrope"}  # what files called it
 
 
@@ -35,16 +36,21 @@ def read(file: ConfigFile) -> ModelConfig:
 
 
 def _with_original(file: ConfigFile) -> ConfigFile:
-    """The file with LongRoPE by its name of today; its original context is 4,096 where nothing says so."""
+    """The file with LongRoPE by its name of today, and its original context beside it."""
     raw: dict[str, Any] = dict(file.raw)
     for key in ("rope_parameters", "rope_scaling"):
         if rope := file.mapping(key):
-            kind = ropes.kind_of(file, rope)
-            named = {name: OLD.get(kind, kind) for name in ("rope_type", "type") if name in rope}
+            named = {name: OLD.get(str(rope[name]), rope[name]) for name in ("rope_type", "type") if name in rope}
             raw[key] = rope | named
-    inside = [file.mapping(key).get("original_max_position_embeddings") for key in ("rope_parameters", "rope_scaling")]
-    if raw.get("original_max_position_embeddings") is None and not any(inside):
-        raw["original_max_position_embeddings"] = 4096
+    if raw.get("original_max_position_embeddings") is None:
+        for key in ("rope_parameters", "rope_scaling"):
+            inside = file.mapping(key).get("original_max_position_embeddings")
+            if inside not in (None, ORIGINAL):
+                raise file.refused(
+                    f"{key} has original_max_position_embeddings = {inside!r}, of which transformers makes "
+                    f"{ORIGINAL:,} where it does not stand beside {key} too; write it there"
+                )
+        raw["original_max_position_embeddings"] = ORIGINAL
     return ConfigFile(raw, file.location)
 
 

@@ -40,6 +40,8 @@ def by_kind(file: ConfigFile, head_size: int, full: float, sliding: float, scali
             "rope_parameters has to be by kind of layer, full_attention and sliding_attention: transformers takes no "
             "other here"
         )
+    if file.get("partial_rotary_factor") not in (None, 1):
+        raise file.refused("partial_rotary_factor is not supported here; this family turns whole heads")
     if "type" in scaling and "rope_type" not in scaling:
         raise file.refused("rope_scaling says type, which transformers does not read here; write rope_type")
     made_of = []

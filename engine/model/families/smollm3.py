@@ -15,6 +15,10 @@ def read(file: ConfigFile) -> ModelConfig:
     turns = _turns(file)
     is_on = file.flag("use_sliding_window") and file.get("sliding_window") is not None
     slides = file.kinds([is_on and not does for does in turns])
+    if any(slides) and not is_on:
+        raise file.refused(
+            "layer_types has sliding layers, which need use_sliding_window to be true and a sliding_window"
+        )
     rope = ropes.of_all_layers(file, found["head_size"], theta=2e6)
     of_each = layers([rope if does else None for does in turns], file.windows(slides, None))
     return ModelConfig(**found, **biases(file), layers=of_each)
