@@ -126,6 +126,11 @@ class Answerer:
         """
         self.folder, self.chat, self._shape = folder, chat, weights.build(folder)
         weights.check(folder, self._shape)
+        if beyond_context and (longest := self._shape.config.longest) is not None:
+            raise InputError(
+                f"--beyond-context: {folder} has dynamic RoPE, and no sequence beyond max_position_embeddings, "
+                f"{longest:,}, is computed; leave it out, and answers end there"
+            )
         self.beyond_context = beyond_context
         self.context = None if beyond_context else self._shape.config.context
         """Most tokens of a prompt and its answer; None where there is no such limit."""
