@@ -179,10 +179,12 @@ class Answerer:
         return ids
 
     def _check_room(self, location: str, ids: Sequence[int]) -> None:
-        if self.context is not None and len(ids) >= self.context:
-            raise _NoRoom(
-                f"{location}: a prompt of {len(ids)} tokens leaves no room in a context of {self.context}; cut it"
-            )
+        if self.context is None or len(ids) < self.context:
+            return
+        said = f"{location}: a prompt of {len(ids)} tokens leaves no room in a context of {self.context}"
+        if self._shape.config.longest is not None:
+            raise InputError(f"{said} (max_position_embeddings), beyond which dynamic RoPE is not computed; cut it")
+        raise _NoRoom(f"{said}; cut it")
 
     @functools.cached_property
     def digest(self) -> str:
