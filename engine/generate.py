@@ -126,6 +126,11 @@ class Answerer:
         """
         self.folder, self.chat, self._shape = folder, chat, weights.build(folder)
         weights.check(folder, self._shape)
+        if beyond_context and (longest := self._shape.config.longest) is not None:
+            raise InputError(
+                f"--beyond-context: {folder} has dynamic RoPE, and no sequence beyond max_position_embeddings, "
+                f"{longest:,}, is computed; leave it out, and answers end there"
+            )
         self.beyond_context = beyond_context
         self.context = None if beyond_context else self._shape.config.context
         """Most tokens of a prompt and its answer; None where there is no such limit."""
@@ -174,10 +179,12 @@ class Answerer:
         return ids
 
     def _check_room(self, location: str, ids: Sequence[int]) -> None:
-        if self.context is not None and len(ids) >= self.context:
-            raise _NoRoom(
-                f"{location}: a prompt of {len(ids)} tokens leaves no room in a context of {self.context}; cut it"
-            )
+        if self.context is None or len(ids) < self.context:
+            return
+        said = f"{location}: a prompt of {len(ids)} tokens leaves no room in a context of {self.context}"
+        if self._shape.config.longest is not None:
+            raise InputError(f"{said} (max_position_embeddings), beyond which dynamic RoPE is not computed; cut it")
+        raise _NoRoom(f"{said}; cut it")
 
     @functools.cached_property
     def digest(self) -> str:

@@ -18,7 +18,7 @@ from data.text import Chat, TemplateSettings, stop_ids
 from engine import weights
 from engine.config import TrainConfig, check_trackers, world_size
 from engine.distributed import Ranks, free_memory
-from engine.model import name_of
+from engine.model import ModelConfig, name_of
 from engine.optim import Options, describe, largest_share
 from engine.planning import Plan, TokenStatistics, plan_run, refusal, ways
 from engine.run import (
@@ -37,6 +37,7 @@ from engine.step import (
     Objective,
     ReferenceLogps,
     Steps,
+    check_mismatched,
     check_objective,
     check_shared,
     heldout_names,
@@ -88,7 +89,7 @@ class TrainingInputs:
         tokenizer = self.chat and self.chat.tokenizer
         self.other = open_reference(config.reference, self.folder, tokenizer, self.policy.config, self.objective)
         """The model that --reference-model names, where that is another than the policy's."""
-        self.limits = config.data.limits_in(self.policy.config.context)
+        self.limits = config.data.limits_in(self.policy.config.context, self.policy.config.longest)
         self.options = options
         self.stop_ids = stop_ids(self.folder, self.chat)
         rows, self.facts = self._read(config.data.sources, config.data.weights)
@@ -101,6 +102,9 @@ class TrainingInputs:
         check_shared(config.reference.cache)
         if self.other is not None:
             self.other.check_rows([*self.examples, *self.heldout], beyond_context=config.data.beyond_context)
+        if self.objective.needs_mismatched:
+            for rows in filter(None, (self.examples, self.heldout)):
+                check_mismatched(rows, min((m.longest for m in self._models if m.longest is not None), default=None))
         self.past_epochs = self.continued.n_epochs if self.continued else 0
         """Those of the runs that this one goes on with."""
         self.steps = Steps(self.examples, config.data, config.schedule, self.objective, n_past=self.past_epochs)
@@ -112,7 +116,7 @@ class TrainingInputs:
         """What --reference can mean, what is preferred first."""
         self.statistics = TokenStatistics.of(
             self.examples,
-            config.measuring.packing,
+            config.measuring.packing(self.originals),
             config.schedule.batch_size,
             world_size(),
             is_mismatched=self.objective.needs_mismatched,
@@ -141,6 +145,16 @@ class TrainingInputs:
         if self.config.checkpoints.resumes and data.template_date is None:
             began = day_of(Path(self.config.out))
         return data if began is None else replace(data, template_date=began)
+
+    @property
+    def _models(self) -> list[ModelConfig]:
+        """The policy, and the other reference where there is one."""
+        return [self.policy.config, *([] if self.other is None else [self.other.config])]
+
+    @property
+    def originals(self) -> tuple[int, ...]:
+        """Lengths beyond which one of the run's models computes a whole sequence otherwise (LongRoPE)."""
+        return tuple(sorted({n for model in self._models for n in model.originals}))
 
     @property
     def reference_folder(self) -> Path:

@@ -107,8 +107,8 @@ def main(argv: Sequence[str]) -> None:
         found = versions.report(engine.__version__)
         print(json.dumps(found, indent=1) if config.json else versions.table(found))
         return
-    shape, statistics, stored = _what(config)
     reference = None if config.reference_model is None else weights.build(open_folder(config.reference_model)[0]).config
+    shape, statistics, stored = _what(config, () if reference is None else reference.originals)
     base = TrainConfig(
         model="", data=("",), out="", epochs=config.epochs, batch_size=config.batch_size, optimizer=config.optimizer,
         max_grad_norm=config.max_grad_norm, shard_size=config.shard_size, save_dtype=config.save_dtype,
@@ -127,8 +127,10 @@ def main(argv: Sequence[str]) -> None:
         raise InputError(refusal(tried[0][1], tried[1:]))
 
 
-def _what(config: PlanConfig) -> tuple[ModelConfig, TokenStatistics, StoredDtypes]:
-    """The shape, what rows ask for, and the dtypes that the checkpoint is stored in."""
+def _what(config: PlanConfig, originals: tuple[int, ...]) -> tuple[ModelConfig, TokenStatistics, StoredDtypes]:
+    """The shape, what rows ask for, and the dtypes that the checkpoint is stored in. originals: lengths at which the
+    other reference divides sequences (LongRoPE), beside the shape's own.
+    """
     n_ranks, objective = max(1, config.gpus), Objective(config.loss)
     if config.shape:
         shape = read_config(raw_config(config.shape), config.shape)
@@ -142,7 +144,7 @@ def _what(config: PlanConfig) -> tuple[ModelConfig, TokenStatistics, StoredDtype
     rows = read_examples([config.data], chat, Limits(), Reading(), n_ids=shape.vocab_size)
     found = TokenStatistics.of(
         in_form(rows.examples, objective.form, side=objective.side),
-        PackingOptions(),
+        PackingOptions(divides_at=(*originals, *shape.originals)),
         config.batch_size,
         n_ranks,
         is_mismatched=objective.needs_mismatched,

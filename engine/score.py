@@ -18,6 +18,7 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
+from data.forest import PackingOptions
 from data.rows import Example, RowSettings, open_model, read_examples
 from engine import weights
 from engine.config import host
@@ -70,7 +71,8 @@ def score_under(
     weights.say_if_rounded(folder, ranks.dtype)
     fused = ranks.place(FusedForward(model)).eval()
     weights.fill(model, folder, ranks.local)
-    found = score_examples(fused, examples, ranks, MicroBatching(micro_tokens=micro_tokens))
+    packing = PackingOptions(divides_at=model.config.originals)
+    found = score_examples(fused, examples, ranks, MicroBatching(micro_tokens=micro_tokens, packing=packing))
     yield from tqdm(found, "scored", len(examples), unit="row", disable=None if ranks.is_rank0 else True)
     ranks.wait()
 
@@ -84,7 +86,7 @@ def main(argv: Sequence[str]) -> None:
     rows = read_examples(
         [config.data],
         chat,
-        config.limits_in(shape.context),
+        config.limits_in(shape.context, shape.longest),
         replace(config.reading, listed=True),
         n_ids=shape.vocab_size,
         skip_bad_rows=config.skip_bad_rows,

@@ -178,7 +178,7 @@ def build(inputs: TrainingInputs, ranks: Ranks, hooks: Hooks, folder: RunFolder,
     if (continued := inputs.continued) is not None:
         ranks.on_rank0(lambda: continued.check(inputs.identity(ranks)))
     plan = inputs.plan(ranks)
-    micro_batching = MicroBatching.of(config.measuring, plan.memory.micro_tokens)
+    micro_batching = MicroBatching.of(config.measuring, plan.memory.micro_tokens, inputs.originals)
     reference, said = read_reference(inputs, plan, ranks, folder)
     if inputs.other is not None:
         score_alone(

@@ -139,7 +139,7 @@ def main(argv: Sequence[str]) -> None:
     rows = read_examples(
         [config.data],
         chat,
-        config.limits_in(shape.context),
+        config.limits_in(shape.context, shape.longest),
         config.reading,
         n_ids=shape.vocab_size,
         skip_bad_rows=config.skip_bad_rows,

@@ -147,7 +147,7 @@ def _pairs(config: TrajectoriesConfig, base: Checkpoint) -> list[Example]:
     skips = is_own and asked.get("skip_bad_rows") == "true"
     try:
         rows = read_examples(
-            sources, chat, reading.limits_in(shape.context if is_own else None), reading.reading,
+            sources, chat, reading.limits_in(shape.context if is_own else None, shape.longest), reading.reading,
             n_ids=shape.vocab_size, skip_bad_rows=skips, weights=weights, seed=seed,
         )  # fmt: skip
     except InputError as fault:

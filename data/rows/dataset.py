@@ -69,9 +69,11 @@ class RowSettings(ReadingSettings, TemplateSettings):
         """How much of a row is used, whatever the model's context."""
         return Limits(**self.cuts, tokens=self.max_tokens or None, keep_prompt=self.keep_prompt)
 
-    def limits_in(self, context: int | None) -> Limits:
-        """How much of a row is used with a model of that context; None: it is not known."""
-        return replace(self.limits, context=None if self.beyond_context else context)
+    def limits_in(self, context: int | None, longest: int | None = None) -> Limits:
+        """How much of a row is used with a model of that context; None: it is not known. longest: tokens of the longest
+        sequence that the model computes at all, where there is a limit.
+        """
+        return replace(self.limits, context=None if self.beyond_context else context, longest=longest)
 
     @property
     def cuts(self) -> dict[str, int | None]:

@@ -193,7 +193,13 @@ def _kept_of_response(part: "_Part", n: int, limits: Limits) -> int:
 def _check_context(ids: Sequence[list[int]], limits: Limits) -> None:
     """Raises InputError where prompt and longest response do not fit into the model's context."""
     prompt, *responses = map(len, ids)
-    if limits.context is not None and (n := prompt + max(responses)) > limits.context:
+    n = prompt + max(responses)
+    if limits.longest is not None and n > limits.longest:
+        raise InputError(
+            f"{n:,} tokens after the cut, and with dynamic RoPE no sequence beyond max_position_embeddings, "
+            f"{limits.longest:,}, is computed, also under --beyond-context; lower {limits.flags}"
+        )
+    if limits.context is not None and n > limits.context:
         raise InputError(
             f"{n:,} tokens after the cut, and the model's context (max_position_embeddings) has {limits.context:,}; "
             f"lower {limits.flags}, or take such rows: --beyond-context"

@@ -40,6 +40,9 @@ class Limits:
     """Which part of a prompt that is too long stays; BOS and the template's headers always do."""
     context: int | None = None
     """Rows that are longer after the cut are faults: the model has not learnt positions beyond."""
+    longest: int | None = None
+    """Rows that are longer after the cut are faults, whatever is asked: no sequence beyond is computed (dynamic RoPE).
+    """
 
     def sizes(self, prompt: int, responses: Sequence[int]) -> tuple[int, list[int]]:
         """How many tokens stay of a prompt and of each of the responses to it, of which the row has so many.

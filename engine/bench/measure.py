@@ -22,7 +22,7 @@ import torch
 import yaml
 from torch import Tensor, nn
 
-from data.forest import Forest, pack
+from data.forest import Forest, PackingOptions, pack
 from engine import weights
 from engine.config import TrainConfig, world_size
 from engine.inputs import TrainingInputs
@@ -205,7 +205,7 @@ class Watched:
         if step.epoch in self.epochs:
             config = self._config
             found = self.epochs[step.epoch]
-            blocks, rows = forward_flops(self._shape, pack(step.examples))
+            blocks, rows = forward_flops(self._shape, pack(step.examples, self._packing))
             # The reference is worth one pass, where it computes.
             n_passes = 4 if step.epoch == 1 and config.reference.mode != "precompute" else 3
             known = {
@@ -226,6 +226,11 @@ class Watched:
         self._stopwatch.take()
         self._stopwatch.turn("data")
 
+    @property
+    def _packing(self) -> PackingOptions:
+        """What a pass needs at least: every prompt once, where the model lets it be shared."""
+        return PackingOptions(divides_at=self._shape.originals)
+
     @functools.cached_property
     def _shape(self) -> ModelConfig:
         return weights.build(Path(self._config.model)).config
@@ -235,7 +240,7 @@ def _alone(config: TrainConfig) -> dict[str, Any]:
     """What the device reaches on a plain product, and how long the kernels of the first step's batches take alone."""
     inputs = TrainingInputs(config.with_flags(out=config.out + "-kernels"))
     ranks = join(inputs)
-    micro_batching = MicroBatching.of(config.measuring, inputs.plan(ranks).memory.micro_tokens)
+    micro_batching = MicroBatching.of(config.measuring, inputs.plan(ranks).memory.micro_tokens, inputs.originals)
     model = inputs.policy.to_empty(device=ranks.device).to(ranks.dtype)
     batch = inputs.steps.step(1).batch
     seconds: dict[str, float] = defaultdict(float)

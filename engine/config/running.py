@@ -190,10 +190,12 @@ class MeasuringConfig:
         """Whether the reference's log-probs are kept once they are computed; not keeping them shows what that buys."""
         return "reference-cache" not in self.disable
 
-    @property
-    def packing(self) -> PackingOptions:
-        """What the forests of a run leave out."""
+    def packing(self, originals: tuple[int, ...]) -> PackingOptions:
+        """What the forests of a run leave out. originals: lengths beyond which one of its models computes a whole
+        sequence otherwise (LongRoPE).
+        """
         return PackingOptions(
+            divides_at=originals,
             shares_prompts="prompt-sharing" not in self.disable,
             pads="packing" in self.disable,
             predicts_all="response-rows" in self.disable,

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from engine.model.names import LLAMA_NAMES, Place, TensorNames
-from engine.model.rope import Rope
+from engine.model.rope import Dynamic, Rope
 
 Norms = Literal["before", "behind", "both"]
 QKNorm = Literal["none", "each_head", "all_heads"]
@@ -83,6 +83,13 @@ class ModelConfig:
     def originals(self) -> tuple[int, ...]:
         """Lengths beyond which a whole sequence turns otherwise (LongRoPE)."""
         return tuple(sorted({rope.original for rope in self.ropes if rope.original is not None}))
+
+    @property
+    def longest(self) -> int | None:
+        """Tokens of the longest sequence that is computed at all: with dynamic RoPE every length beyond the context has
+        frequencies of its own. None: no limit.
+        """
+        return min((r.scaling.context for r in self.ropes if isinstance(r.scaling, Dynamic)), default=None)
 
     @property
     def n_parameters(self) -> int:

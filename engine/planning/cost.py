@@ -76,7 +76,7 @@ class TokenStatistics:
             n=len(examples),
             tokens=float(sizes.mean()),
             rows=float(np.mean([sum(e.lengths) for e in examples])),
-            seen=float(np.mean([_seen(e) for e in examples])),
+            seen=float(np.mean([_seen(e, packing) for e in examples])),
             longest=int(sizes[0]),
             step=int((mean + (worst - mean) / 4) / n_ranks),
             is_mismatched=is_mismatched,
@@ -93,11 +93,11 @@ class TokenStatistics:
         return TokenStatistics(n=29_000, tokens=mean.tokens, rows=mean.rows, seen=mean.seen, longest=1534, step=step)
 
 
-def _seen(example: Example) -> int:
-    prompt, (first, *others) = len(example.prompt), example.responses
-    whole = prompt + len(first) - 1
-    seen = whole * (whole + 1) // 2
-    return seen + sum((len(r) - 1) * prompt + (len(r) - 1) * len(r) // 2 for r in others)
+def _seen(example: Example, packing: PackingOptions) -> int:
+    prompt, n = len(example.prompt), len(example.responses)
+    n_prompts = 1 if packing.shares(example) else n
+    own = sum((len(r) - 1) * prompt + (len(r) - 1) * len(r) // 2 for r in example.responses)
+    return n_prompts * (prompt * (prompt + 1) // 2) + own
 
 
 def forward_of_example(shape: ModelConfig, statistics: TokenStatistics) -> float:

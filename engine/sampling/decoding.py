@@ -5,6 +5,9 @@ each answer that grows and the next piece of each prompt that is still read; who
 next one. A slot that is free takes the next prompt at once, the longest first, so that neighbours are about as long;
 further samples of a prompt copy its keys and values. Where no prompt waits, the slots in use close ranks.
 
+The cache holds every layer's keys, turned; masks leave out what is beyond a layer's window. Where a whole sequence
+turns otherwise beyond some length (LongRoPE), an answer that grows past it is read anew, with its prompt.
+
 Each sample has its own random numbers, drawn from (seed, prompt, sample): its text does not depend on what it was
 batched with.
 """
@@ -123,10 +126,16 @@ class Running:
 class Piece(NamedTuple):
     """Tokens of one slot that a turn runs: rows [start, end) of the packed row, at positions from `first` on."""
 
+    running: Running
     slot: int
     start: int
     end: int
     first: int
+
+    @property
+    def size(self) -> int:
+        """How many tokens."""
+        return self.end - self.start
 
 
 Masks = dict[int | None, Tensor | None]
@@ -161,8 +170,9 @@ class Slots:
         return len(self._slots) < self._capacity or None in self._slots
 
     def is_read(self, prompt: int) -> bool:
-        """Whether a prompt is being read right now: its next sample waits, and copies."""
-        return any(r.answer.prompt == prompt and r.n_held < len(r.prompt) - 1 for r in self.running)
+        """Whether a prompt is being read right now, by an answer to come: its next sample waits, and copies."""
+        reading = (r for r in self.running if not r.answer.ids and r.n_held < len(r.prompt) - 1)
+        return any(r.answer.prompt == prompt for r in reading)
 
     def add(self, new: Running) -> None:
         """Puts an answer into a free slot; what another sample has read of the same prompt is copied."""
@@ -207,31 +217,24 @@ class Slots:
     def step(self, prefill_tokens: int) -> tuple[list[Running], Tensor]:
         """Runs what is to be run; whose next token is due, and the logits for it [len(due), V], float32."""
         pieces, tokens = self._next_pieces(prefill_tokens)
-        positions = [p.first + i for p in pieces for i in range(p.end - p.start)]
-        owners = [p.slot for p in pieces for _ in range(p.end - p.start)]
-        owner, position = (torch.tensor(ids, device=self._device) for ids in (owners, positions))  # [T]
-        in_layer = self._attention(pieces, owner, position)
-        x = self._model.embedded(torch.tensor(tokens, device=self._device))  # [T, D]
-        turned = rotations(self._model.config.ropes, position, self._spans(pieces), x.dtype)
+        positions = [p.first + i for p in pieces for i in range(p.size)]
+        rows = [(p.slot, p.running.n_tokens) for p in pieces for _ in range(p.size)]
+        position, (slot, span) = self._tensor(positions), self._tensor(rows).T  # [T] each
+        in_layer = self._attention(pieces, slot, position)
+        x = self._model.embedded(self._tensor(tokens))  # [T, D]
+        turned = rotations(self._model.config.ropes, position, span, x.dtype)
         for layer, block in enumerate(self._model.blocks):
             x = block(x, turned, in_layer(layer))
-        due, rows = [], []
         for p in pieces:
-            running = self._slots[p.slot]
-            assert running is not None  # pieces are of slots in use
-            running.n_held += p.end - p.start
-            running.todo = running.todo[p.end - p.start :]
-            if not running.todo:
-                due.append(running)
-                rows.append(p.end - 1)
-        logits = logits_by_token(self._model.norm(x[rows]), self._model.head.matrix(self._model.tied))
-        return due, self._model.head.squash(logits)
+            p.running.n_held += p.size
+            p.running.todo = p.running.todo[p.size :]
+        due = [p for p in pieces if not p.running.todo]
+        normed = self._model.norm(x[[p.end - 1 for p in due]])
+        logits = self._model.head.squash(logits_by_token(normed, self._model.head.matrix(self._model.tied)))
+        return [p.running for p in due], logits
 
-    def _spans(self, pieces: Sequence[Piece]) -> Tensor:
-        """[T] tokens so far of the sequence that each row belongs to."""
-        found = [0 if (r := self._slots[p.slot]) is None else r.n_tokens for p in pieces]
-        lengths = torch.tensor([p.end - p.start for p in pieces])
-        return torch.tensor(found).repeat_interleave(lengths).to(self._device)
+    def _tensor(self, numbers: Sequence[int] | Sequence[tuple[int, int]]) -> Tensor:
+        return torch.tensor(numbers, device=self._device)
 
     def _next_pieces(self, prefill_tokens: int) -> tuple[list[Piece], list[int]]:
         """What each slot runs: single tokens first, in the order of slots, then pieces of prompts while they fit."""
@@ -246,7 +249,7 @@ class Slots:
                 takes.append((n, slot, r))
         for n, slot, r in sorted(takes, key=lambda take: take[0] > 1):
             if n:
-                pieces.append(Piece(slot, len(tokens), len(tokens) + n, r.n_held))
+                pieces.append(Piece(r, slot, len(tokens), len(tokens) + n, r.n_held))
                 tokens += r.todo[:n]
         return pieces, tokens
 
@@ -256,13 +259,9 @@ class Slots:
         What all layers share is made once: views of the cache, and masks that are added (a boolean one is turned into
         that by every call).
         """
-        groups = list(self._groups([p for p in pieces if p.end - p.start == 1]))
-        longer = [
-            (*self._held(slice(p.slot, p.slot + 1), p.first + p.end - p.start), self._by_window(self._causal, p))
-            for p in pieces
-            if p.end - p.start > 1
-        ]
-        sizes = [len(keys[0]) for keys, *_ in groups] + [p.end - p.start for p in pieces if p.end - p.start > 1]
+        groups = list(self._groups([p for p in pieces if p.size == 1]))
+        longer = [self._longer(p) for p in pieces if p.size > 1]
+        sizes = [len(keys[0]) for keys, *_ in groups] + [p.size for p in pieces if p.size > 1]
 
         def in_layer(layer: int) -> Attend:
             def attend(q: Tensor, k: Tensor, v: Tensor, how: Weighing) -> Tensor:  # [T, H, E], [T, K, E]
@@ -287,20 +286,18 @@ class Slots:
         """By layer, views of the first n keys and values of neighbouring slots [B, K, n, E]."""
         return self._keys[:, slots, :, :n].unbind(), self._values[:, slots, :, :n].unbind()
 
-    def _by_window(self, made: Callable[..., Tensor | None], of: object) -> Masks:
-        return {window: made(of, window) for window in self._windows}
+    def _longer(self, p: Piece) -> Group:
+        """What a piece of a prompt sees: all of its slot up to each row, or a window of it."""
+        end = p.first + p.size
+        distance = torch.arange(p.first, end)[:, None] - torch.arange(end)  # [T, L] how far each key lies behind
+        plain = [w for w in self._windows if p.first == 0 and not self._has_cap and (w is None or w >= end)]
+        sees: Masks = {w: None if w in plain else self._added(distance, w) for w in self._windows}
+        return *self._held(slice(p.slot, p.slot + 1), end), sees
 
-    def _causal(self, p: Piece, window: int | None) -> Tensor | None:
-        """What a piece's rows see, to be added [T, L]; None where it is a prompt's beginning: a plain causal mask."""
-        n = p.end - p.start
-        if p.first == 0 and (window is None or window >= n) and not self._has_cap:
-            return None
-        distance = torch.arange(p.first, p.first + n)[:, None] - torch.arange(p.first + n)
-        return self._added((distance >= 0) & (distance < (window or p.first + n)))
-
-    def _added(self, sees: Tensor) -> Tensor:
-        zeros = torch.zeros(sees.shape, dtype=self._keys.dtype)
-        return zeros.masked_fill(~sees, -torch.inf).to(self._device)
+    def _added(self, distance: Tensor, window: int | None) -> Tensor:
+        """What is added to scores where keys lie so far behind: nothing, or -inf where they are not seen."""
+        hidden = distance < 0 if window is None else (distance < 0) | (distance >= window)
+        return torch.zeros(distance.shape, dtype=self._keys.dtype).masked_fill(hidden, -torch.inf).to(self._device)
 
     def _groups(self, single: Sequence[Piece]) -> Iterator[Group]:
         """Runs of neighbouring slots that share a call, in the order of the rows."""
@@ -320,13 +317,10 @@ class Slots:
     def _group(self, group: Sequence[Piece]) -> Group:
         lengths = torch.tensor([p.first + 1 for p in group])
         longest = int(lengths.max())
-        behind = lengths[:, None] - 1 - torch.arange(longest)  # [B, L] how far each key lies behind
-
-        def seen(behind: Tensor, window: int | None) -> Tensor:
-            return self._added((behind >= 0) & (behind < (window or longest)))[:, None, None]
-
+        distance = lengths[:, None] - 1 - torch.arange(longest)  # [B, L] how far each key lies behind
         held = self._held(slice(group[0].slot, group[-1].slot + 1), longest)
-        return *held, self._by_window(seen, behind)
+        sees: Masks = {w: self._added(distance, w)[:, None, None] for w in self._windows}
+        return *held, sees
 
 
 def _attended(q: Tensor, k: Tensor, v: Tensor, sees: Tensor | None, how: Weighing) -> Tensor:

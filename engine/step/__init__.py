@@ -11,7 +11,7 @@ from engine.step.other_reference import OtherReference, open_reference
 from engine.step.passes import compute_batch, forward_backward, report, score_examples
 from engine.step.reference import Cache, ReferenceLogps, check_shared, fingerprint, modes
 from engine.step.reference_passes import fill_reference, follow_reference, release_reference, score_alone
-from engine.step.steps import Batch, MicroBatch, MicroBatching, Step, Steps
+from engine.step.steps import Batch, MicroBatch, MicroBatching, Step, Steps, check_mismatched
 from engine.step.training import NO_HOOKS, Hooks, Training
 from engine.step.trial import check_objective
 
@@ -32,6 +32,7 @@ __all__ = [
     "Steps",
     "Training",
     "check_finite",
+    "check_mismatched",
     "check_objective",
     "check_shared",
     "compute_batch",

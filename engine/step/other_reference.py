@@ -58,6 +58,12 @@ class OtherReference:
                     "--reference-model of the same vocabulary, or leave the row out"
                 )
             n, context = len(row.prompt) + max(map(len, row.responses)), self.config.context
+            if self.config.longest is not None and n > self.config.longest:
+                raise InputError(
+                    f"{row.location}: {n:,} tokens after the cut, and with the dynamic RoPE of {self.folder} no "
+                    f"sequence beyond max_position_embeddings, {self.config.longest:,}, is computed, also under "
+                    "--beyond-context; cut rows shorter"
+                )
             if context is not None and n > context and not beyond_context:
                 raise InputError(
                     f"{row.location}: {n:,} tokens after the cut, and the context of {self.folder} "

@@ -21,6 +21,7 @@ from engine.config import DataConfig, MeasuringConfig, ScheduleConfig
 from engine.distributed import Ranks
 from engine.step.loss_inputs import LossInputs
 from engine.step.objective import Objective
+from system import InputError
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -34,10 +35,10 @@ class MicroBatching:
     """Whether ranks get about the same number of tokens: 1.08 times the mean for the slowest instead of 1.33."""
 
     @staticmethod
-    def of(measuring: MeasuringConfig, micro_tokens: int) -> "MicroBatching":
-        """As the configuration says."""
+    def of(measuring: MeasuringConfig, micro_tokens: int, originals: tuple[int, ...]) -> "MicroBatching":
+        """As the configuration says. originals: lengths at which the models divide sequences (LongRoPE)."""
         balanced = "balance" not in measuring.disable
-        return MicroBatching(micro_tokens=micro_tokens, packing=measuring.packing, is_balanced=balanced)
+        return MicroBatching(micro_tokens=micro_tokens, packing=measuring.packing(originals), is_balanced=balanced)
 
 
 @dataclass(frozen=True)
@@ -280,3 +281,16 @@ def mismatched(examples: Sequence[Example]) -> list[Example]:
     """Each example's prompt with the response of the next one whose prompt differs; none where all prompts agree."""
     partners = batching.mismatched([e.prompt.tobytes() for e in examples])
     return [e.answered_by(examples[j]) for e, j in zip(examples, partners, strict=True) if j is not None]
+
+
+def check_mismatched(examples: Sequence[Example], longest: int | None) -> None:
+    """Raises InputError where a prompt with another example's response may have more tokens than can be computed."""
+    prompt = max(examples, key=lambda e: len(e.prompt))
+    other = max(examples, key=lambda e: max(map(len, e.responses)))
+    n = len(prompt.prompt) + max(map(len, other.responses))
+    if longest is not None and n > longest:
+        raise InputError(
+            f"{prompt.location}: its prompt with the response of {other.location}, a mismatched sequence, has {n:,} "
+            f"tokens, and with dynamic RoPE none beyond max_position_embeddings, {longest:,}, is computed; lower "
+            "--max-prompt-tokens or --max-response-tokens"
+        )

@@ -172,9 +172,9 @@ def test_a_rank_with_nothing_left_takes_part_with_an_empty_forest():
 
 
 def test_what_is_configured_decides_how_a_batch_is_cut():
-    split = MicroBatching.of(MeasuringConfig(disable=("balance", "prompt-sharing")), 7)
+    split = MicroBatching.of(MeasuringConfig(disable=("balance", "prompt-sharing")), 7, (16,))
     assert split.micro_tokens == 7 and not split.is_balanced and not split.packing.shares_prompts
-    assert MicroBatching.of(MeasuringConfig(), 7).is_balanced
+    assert split.packing.divides_at == (16,) and MicroBatching.of(MeasuringConfig(), 7, ()).is_balanced
 
 
 def test_loss_inputs_of_a_pass_are_of_its_examples_with_the_lengths_of_the_step():

@@ -210,12 +210,12 @@ def test_what_was_asked_for_decides_whether_masters_can_be_split(flags, can):
 
 
 def test_what_is_disabled_is_put_back_into_forests_and_nothing_else_is():
-    assert MeasuringConfig().packing == PackingOptions(shares_prompts=True, pads=False, predicts_all=False)
+    assert MeasuringConfig().packing(()) == PackingOptions(shares_prompts=True, pads=False, predicts_all=False)
     for technique, field, value in (
         ("prompt-sharing", "shares_prompts", False), ("packing", "pads", True), ("response-rows", "predicts_all", True)
     ):  # fmt: skip
         changed = dataclasses.replace(PackingOptions(), **{field: value})
-        assert MeasuringConfig(disable=(technique,)).packing == changed
+        assert MeasuringConfig(disable=(technique,)).packing(()) == changed
 
 
 @pytest.mark.parametrize(("asked", "on"), [("auto", (True, False)), ("yes", (True, True)), ("no", (False, False))])
