@@ -127,14 +127,13 @@ def survival(base: Path, before: Path, after: Path) -> Survival | None:
     Raises InputError where a folder cannot be read, or their models are not of one shape.
     """
     model = weights.build(before)
-    for folder in (base, before, after):
-        check_shape(folder, model)
+    configs = [check_shape(folder, model).config for folder in (base, before, after)]
     sums = torch.zeros(5, dtype=torch.float64)
     with Checkpoint(base) as first, Checkpoint(before) as second, Checkpoint(after) as third:
         for name, parameter in model.named_parameters():
-            place = model.config.place(name)
+            stands = [(c, config.place(name)) for c, config in zip((first, second, third), configs, strict=True)]
             for start, stop in _pieces(parameter):
-                b, x, y = (c.part(place, start, stop).double() for c in (first, second, third))
+                b, x, y = (c.part(place, start, stop).double() for c, place in stands)
                 change, kept = x - b, y - b
                 found = (change * change, kept * change, (kept - change).square(), change != 0, kept != 0)
                 sums += torch.stack([part.sum(dtype=torch.float64) for part in found])
@@ -145,8 +144,8 @@ def survival(base: Path, before: Path, after: Path) -> Survival | None:
     return Survival(projection / length, math.sqrt(added / length), n_before / n, n_after / n)
 
 
-def check_shape(folder: Path, model: Transformer) -> None:
-    """Raises InputError unless the checkpoint in a folder can be read and its weights have the model's shapes."""
+def check_shape(folder: Path, model: Transformer) -> Transformer:
+    """The model in a folder, on the meta device. Raises InputError unless it can be read, and has a model's shapes."""
     own = weights.build(folder)
     weights.check(folder, own)
     theirs, ours = ({name: p.shape for name, p in m.named_parameters()} for m in (own, model))
@@ -155,6 +154,7 @@ def check_shape(folder: Path, model: Transformer) -> None:
         raise InputError(
             f"{folder}: {name} is not of the shape that {model.source} has; give the model it was trained from"
         )
+    return own
 
 
 def _pieces(parameter: Tensor) -> Iterator[tuple[int, int]]:

@@ -81,7 +81,8 @@ class TrainingInputs:
         self.policy = weights.build(self.folder)
         """The policy, on the meta device."""
         self.policy.beside = weights.read_beside(self.folder)
-        self.policy.carried = weights.read_carried(self.policy)
+        writes = os.environ.get("RANK", "0") == "0"
+        self.policy.carried = weights.read_carried(self.policy, with_bytes=writes)
         self.file_digests = functools.cache(weights.file_digests)
         """Of a model's folder, as it was when they were first asked for."""
         self.policy.head.keeps_logits = "kept-logits" not in config.measuring.disable

@@ -15,6 +15,8 @@ class StoredDtypes(NamedTuple):
     """Of the tensors that have another one, by their names in the folder."""
     extra_bytes: int = 0
     """What these take beyond what they would take in the main one."""
+    carried_bytes: int = 0
+    """Of tensors that do not train, and go into every folder as they are."""
 
     def __str__(self) -> str:
         n, names = len(self.others), sorted({name_of(dtype) for dtype in self.others.values()})

@@ -1,7 +1,7 @@
 """What the tensors of a checkpoint are called, and where in them one of our parameters stands."""
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Container, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import NamedTuple
 
@@ -12,6 +12,14 @@ class Place(NamedTuple):
     tensor: str
     first: int = 0
     """The tensor's row that is the parameter's first one."""
+
+
+class Layout(NamedTuple):
+    """One of several ways in which folders of a family name the same tensors."""
+
+    body: str
+    """What stands before the names of all but the head."""
+    before_head: str
 
 
 @dataclass(frozen=True)
@@ -25,8 +33,11 @@ class TensorNames:
     before_head: str = ""
     fused: Mapping[str, Sequence[str]] = field(default_factory=dict)
     """Their matrices that are several of ours, by rows: theirs -> ours, in order."""
-    carried: tuple[str, ...] = ()
-    """Patterns of tensors that are no part of what is trained, and go into every folder that is written."""
+    carried: Mapping[str, str] = field(default_factory=dict)
+    """What is no part of what is trained and goes into every folder that is written: in words -> a pattern of its
+    tensors."""
+    layouts: tuple[Layout, ...] = ()
+    """Where folders differ in what stands before the names: which there are; one's own tensors tell."""
 
     def but(self, changes: Mapping[str, str]) -> "TensorNames":
         """The same but for these names of ours."""
@@ -48,9 +59,21 @@ class TensorNames:
         start = self.before_head if ours == "head" else self.body
         return Place(f"{start}{layer}{self.of[ours]}{end}")
 
+    def found_in(self, tensors: Container[str]) -> "TensorNames":
+        """The same as a folder of these tensors has them; as they are where it has none of the layouts."""
+        for body, before_head in self.layouts:
+            if f"{body}{self.of['norm']}.weight" in tensors:
+                return replace(self, body=body, before_head=before_head)
+        return self
+
     def is_carried(self, tensor: str) -> bool:
         """Whether a tensor of a folder is carried through."""
-        return any(re.fullmatch(pattern, tensor) for pattern in self.carried)
+        return any(re.fullmatch(pattern, tensor) for pattern in self.carried.values())
+
+    def not_there(self, tensors: Iterable[str]) -> list[str]:
+        """What of all that is carried has no tensor, in words."""
+        known = list(tensors)
+        return [what for what, pattern in self.carried.items() if not any(re.fullmatch(pattern, n) for n in known)]
 
 
 LLAMA_NAMES = TensorNames(

@@ -40,6 +40,8 @@ class Plan:
     """Of the weights in checkpoint folders."""
     saves_otherwise: StoredDtypes | None = None
     """Where --save-dtype source keeps a folder's several dtypes: these."""
+    carried_bytes: int = 0
+    """Of a checkpoint folder's tensors that do not train, and are written as they were read."""
 
     @property
     def fits(self) -> bool:
@@ -60,7 +62,7 @@ class Plan:
     def checkpoint_bytes(self) -> int:
         """Of one checkpoint folder."""
         extra = self.saves_otherwise.extra_bytes if self.saves_otherwise else 0
-        return cost.checkpoint_bytes(self.memory.shape, self.saves) + extra
+        return cost.checkpoint_bytes(self.memory.shape, self.saves) + extra + self.carried_bytes
 
     def facts(self) -> dict[str, Any]:
         """What was decided, and the bytes that it is expected to take."""
@@ -97,7 +99,8 @@ class Plan:
         """(checkpoints that are kept, states)."""
         asked = config.checkpoints
         n_states = asked.keep_final_state if asked.state_every == 0 else asked.keep_state
-        return self.n_folders(config) * self.checkpoint_bytes, n_states * cost.state_bytes(self.memory)
+        states = n_states * cost.state_bytes(self.memory) + self.carried_bytes  # state/model has them too
+        return self.n_folders(config) * self.checkpoint_bytes, states
 
     def n_folders(self, config: TrainConfig) -> int:
         """Checkpoint folders that the run leaves, at most."""
@@ -187,6 +190,7 @@ def plan_run(
             budget=budget,
             saves=saved_dtype(asked, inputs.dtype, stored.main),
             saves_otherwise=stored if asked == "source" and stored.others else None,
+            carried_bytes=stored.carried_bytes,
         )
         fitting += [plan] if plan.fits else []
     assert plan is not None  # there is one mode at least

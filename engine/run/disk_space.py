@@ -36,6 +36,7 @@ def check(
     n_due = max(n_due + asked.keep_final_state, asked.stop_after is not None)
     n_states = min(n_due, 1 if n_done else asked.keep_state + 1)  # a new one is whole before the oldest goes
     states = int(n_states * shape.n_parameters * 4 * (1 + n_moments))
+    states += 0 if n_done else plan.carried_bytes  # in state/model, once
     nearest = next(p for p in [folder, *folder.absolute().parents] if p.exists())
     free = shutil.disk_usage(nearest).free
     if free < checkpoint + states:

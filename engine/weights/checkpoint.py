@@ -8,6 +8,7 @@ rows          of a tensor, read from the file and nothing more
 import functools
 import os
 import re
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -93,13 +94,28 @@ class Checkpoint:
             name = self._heads()[0]
         return self.rows(name, place.first + start, place.first + stop)
 
-    def carried(self, config: ModelConfig) -> dict[str, Carried]:
-        """The tensors that a model of that family carries through, byte for byte."""
-        return {
-            name: Carried(entry.dtype, entry.shape, self._files.whole(name))
-            for name, entry in self._tensors.items()
-            if config.names.is_carried(name)
-        }
+    def whole(self, name: str) -> Carried:
+        """A tensor's bytes."""
+        return carried_of(self._files, name)
+
+    def carried(self, config: ModelConfig, *, with_bytes: bool = True) -> dict[str, Carried]:
+        """The tensors that a model of that family carries through, byte for byte, or but their kinds."""
+        names = [name for name in self._tensors if config.names.is_carried(name)]
+        return {name: carried_of(self._files, name, with_bytes=with_bytes) for name in names}
+
+    def found(self, config: ModelConfig) -> ModelConfig:
+        """What config.json says, as these tensors have it where a family's folders differ: how they are called, and
+        whether the head is the embedding, which wrappers say badly: what is there counts, as in transformers.
+        """
+        if not config.names.layouts:
+            return config
+        config = replace(config, names=config.names.found_in(self._tensors))
+        embedding, head = (config.place(f"{end}.weight").tensor for end in ("embed", "head"))
+        if config.raw.get("tie_word_embeddings") is False:
+            return config
+        if not {embedding, head} <= self._tensors.keys():
+            return replace(config, tied=True)
+        return replace(config, tied=self._files.same(embedding, self._files, head))
 
     def _heads(self) -> list[str]:
         return [name for name in self._tensors if name.endswith(HEAD)]
@@ -145,6 +161,11 @@ class Checkpoint:
                 f"set it to false where the model has a head of its own, or take {head} out"
             )
         self._say_if_announced_otherwise(config, own)
+        if absent := config.names.not_there(self._tensors):
+            cli.notify_once(
+                f"{self.folder}: lacks {' and '.join(absent)}, which config.json says that the model has; what is "
+                "written will lack them too, and transformers fills them with random numbers"
+            )
 
     def _check_not_quantised(self, extra: list[str], own: dict[str, Any]) -> None:
         dtypes = {name: self._tensors[name].dtype for name in [*extra, *own] if name in self._tensors}
@@ -169,16 +190,23 @@ class Checkpoint:
             f"{name_of(announced)}"
         )
 
-    def stored(self) -> StoredDtypes:
+    def stored(self, config: ModelConfig) -> StoredDtypes:
         """The dtypes of the folder's weights, the embedding's first."""
-        dtypes = {n: DTYPES[e.dtype] for n, e in self._tensors.items() if e.dtype in DTYPES}
+        carried = self.carried(config, with_bytes=False)
+        dtypes = {n: DTYPES[e.dtype] for n, e in self._tensors.items() if e.dtype in DTYPES and n not in carried}
         embeddings = [name for name in dtypes if name.endswith(EMBEDDING)] or self._heads()
         main = dtypes.get(embeddings[0]) if embeddings else None
         if main is None:
             raise InputError(f"{self.folder}: lacks model.{EMBEDDING}; weights and config.json have to belong together")
         others = {n: dtype for n, dtype in dtypes.items() if dtype != main and not _IGNORED.fullmatch(n)}
         extra = sum(self._files.numbers(n) * (dtype.itemsize - main.itemsize) for n, dtype in others.items())
-        return StoredDtypes(main, others, extra)
+        return StoredDtypes(main, others, extra, sum(one.stored(name).n_bytes for name, one in carried.items()))
+
+
+def carried_of(files: TensorFiles, name: str, *, with_bytes: bool = True) -> Carried:
+    """A tensor of files as it is carried through."""
+    entry = files.tensors[name]
+    return Carried(entry.dtype, entry.shape, files.whole(name) if with_bytes else None)
 
 
 def _expected(model: Transformer) -> dict[str, tuple[int, ...]]:

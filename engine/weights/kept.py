@@ -8,19 +8,22 @@ A run that goes on where the model's folder is gone opens the kept one in its pl
 
 import codecs
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from data.text import read_json, tokenizer_files
-from engine.model import StoredDtypes, Transformer, name_of
+from engine.model import ModelConfig, StoredDtypes, Transformer, name_of
 from engine.weights.carried import CARRIED, Carried, write_kept
-from engine.weights.checkpoint import Checkpoint
+from engine.weights.checkpoint import Checkpoint, carried_of
 from engine.weights.tensor_files import TensorFiles
 from system import InputError, digests, whole_folder, write_json
 
 GENERATION = "generation_config.json"
+BESIDE = (GENERATION, "preprocessor_config.json", "processor_config.json", "video_preprocessor_config.json")
+"""What belongs to a model beside its tokenizer: how it samples, and how a model that sees is shown images."""
 WEIGHTS = "weights.json"
 """Of a kept folder: which weights they were. No model's folder has a file of that name."""
 TEXT_KINDS = (".json", ".jinja", ".txt")
@@ -30,7 +33,7 @@ def read_beside(folder: Path) -> dict[str, bytes]:
     """The files beside the weights that belong to the model, by relative path: byte for byte, but for a byte order
     mark, behind which transformers reads no JSON.
     """
-    names = [*tokenizer_files(folder), *([GENERATION] if (folder / GENERATION).is_file() else [])]
+    names = [*tokenizer_files(folder), *(name for name in BESIDE if (folder / name).is_file())]
     return {name: _unmarked(folder / name) for name in names}
 
 
@@ -61,7 +64,10 @@ def keep(model: Transformer, folder: Path, source: str, sha256: Sequence[bytes],
             (temporary / name).write_bytes(content)
         write_kept(temporary, read_carried(model))
         write_json(temporary / "config.json", model.config.raw)
-        write_json(temporary / WEIGHTS, facts | {"others": others, "extra_bytes": stored.extra_bytes})
+        sizes = {"extra_bytes": stored.extra_bytes, "carried_bytes": stored.carried_bytes}
+        names = model.config.names
+        found = {"tied": model.config.tied, "body": names.body, "before_head": names.before_head}
+        write_json(temporary / WEIGHTS, facts | {"others": others} | sizes | found)
 
 
 def is_kept(folder: Path) -> bool:
@@ -74,27 +80,38 @@ def kept_dtypes(folder: Path) -> StoredDtypes | None:
     if (facts := _facts(folder)) is None:
         return None
     others = {name: getattr(torch, dtype) for name, dtype in facts["others"].items()}
-    return StoredDtypes(getattr(torch, facts["dtype"]), others, facts["extra_bytes"])
+    return StoredDtypes(getattr(torch, facts["dtype"]), others, facts["extra_bytes"], facts.get("carried_bytes", 0))
 
 
-def read_carried(model: Transformer) -> dict[str, Carried]:
-    """What a model's folder has that does not train and goes into every folder written: byte for byte, by name."""
+def kept_as_found(config: ModelConfig, folder: Path) -> ModelConfig:
+    """`Checkpoint.found`'s, of the weights that a kept folder is of."""
+    facts = _facts(folder)
+    assert facts is not None  # who calls has looked
+    names = replace(config.names, body=facts["body"], before_head=facts["before_head"])
+    return replace(config, names=names, tied=facts["tied"])
+
+
+def read_carried(model: Transformer, *, with_bytes: bool = True) -> dict[str, Carried]:
+    """What a model's folder has that does not train and goes into every folder written: byte for byte, by name.
+
+    with_bytes: or else what kind of tensors they are, which is all that a process needs that does not write them.
+    """
     if model.carried is not None:
         return model.carried
     if model.source is None or not model.config.names.carried:
         return {}
     if is_kept(model.source):
-        return kept_carried(model.source)
+        return kept_carried(model.source, with_bytes=with_bytes)
     with Checkpoint(model.source) as checkpoint:
-        return checkpoint.carried(model.config)
+        return checkpoint.carried(model.config, with_bytes=with_bytes)
 
 
-def kept_carried(folder: Path) -> dict[str, Carried]:
+def kept_carried(folder: Path, *, with_bytes: bool = True) -> dict[str, Carried]:
     """What a kept folder's model carries through."""
     if not (folder / CARRIED).is_file():
         return {}
     with TensorFiles(folder, [CARRIED]) as files:
-        return {n: Carried(entry.dtype, entry.shape, files.whole(n)) for n, entry in files.tensors.items()}
+        return {name: carried_of(files, name, with_bytes=with_bytes) for name in files.tensors}
 
 
 def check_has_weights(folder: Path, why: str) -> None:

@@ -17,6 +17,7 @@ from torch import Tensor
 from data.text import read_json
 from engine.model import (
     REMEDY,
+    ModelConfig,
     StoredDtypes,
     Transformer,
     is_narrower,
@@ -26,7 +27,7 @@ from engine.model import (
 )
 from engine.weights.carried import set_buffers
 from engine.weights.checkpoint import Checkpoint
-from engine.weights.kept import is_kept, kept_carried, kept_dtypes
+from engine.weights.kept import is_kept, kept_as_found, kept_carried, kept_dtypes
 from engine.weights.rounding import Cast, check_range
 from system import InputError, cli
 
@@ -37,11 +38,21 @@ Local = Callable[[Tensor], tuple[Tensor, int]]
 def build(folder: Path, dtype: torch.dtype = torch.float32) -> Transformer:
     """The model that the folder's config.json describes, on the meta device. Raises InputError."""
     _check_whole_model(folder)
-    config = read_config(read_json(folder / "config.json"), folder / "config.json")
+    config = _config_of(folder)
     with torch.device("meta"):
         model = Transformer(config).to(dtype)
     model.source = folder
     return model
+
+
+def _config_of(folder: Path) -> ModelConfig:
+    config = read_config(read_json(folder / "config.json"), folder / "config.json")
+    if not config.names.layouts:
+        return config
+    if is_kept(folder):
+        return kept_as_found(config, folder)
+    with Checkpoint(folder) as checkpoint:
+        return checkpoint.found(config)
 
 
 def load(folder: str | Path, dtype: torch.dtype = torch.float32, device: str | torch.device = "cpu") -> Transformer:
@@ -77,7 +88,7 @@ def fill(
     with Checkpoint(folder) as checkpoint, torch.no_grad():
         checkpoint.compare(model)
         with placed(folder):
-            set_buffers(model, checkpoint.carried(model.config))
+            set_buffers(model, checkpoint.whole)
         for name, parameter in model.named_parameters():
             held, start = local(parameter)
             place = model.config.place(name)
@@ -94,7 +105,8 @@ def blank(
 ) -> None:
     """Zeros in the place of weights that a state will bring; its constants from what is kept of it in a folder."""
     with torch.no_grad():
-        set_buffers(model, kept_carried(folder))
+        if next(model.buffers(), None) is not None:
+            set_buffers(model, kept_carried(folder).__getitem__)
         for parameter in model.parameters():
             held, _ = local(parameter)
             copy(held, torch.zeros_like(held))
@@ -119,8 +131,9 @@ def stored_dtypes(folder: Path) -> StoredDtypes:
     """The dtypes that a folder's weights are stored in. Raises InputError."""
     if (kept := kept_dtypes(folder)) is not None:
         return kept
+    config = _config_of(folder)
     with Checkpoint(folder) as checkpoint:
-        return checkpoint.stored()
+        return checkpoint.stored(config)
 
 
 @functools.cache

@@ -14,12 +14,12 @@ import torch
 from torch import Tensor
 
 from engine.model import ModelConfig, Transformer, architecture_of, name_of
-from engine.weights.carried import of_buffers
+from engine.weights.carried import of_buffers, write_carried
 from engine.weights.kept import GENERATION, read_beside, read_carried
 from engine.weights.names import INDEX
 from engine.weights.reading import placed
 from engine.weights.rounding import Cast
-from engine.weights.shard_file import KINDS, Stored, divided, layout, reserve, write_bytes, write_rows
+from engine.weights.shard_file import KINDS, Stored, divided, layout, reserve, write_rows
 from system import sync, temporary_of, whole_folder
 
 SHARD_BYTES = 5 * 10**9
@@ -101,7 +101,8 @@ def save(
     cast = cast or Cast(dtype=dtype or next(model.parameters()).dtype)
     parameters = list(model.named_parameters())
     places = {name: model.config.place(name) for name, _ in parameters}
-    carried = of_buffers(model) | read_carried(model)
+    carried = read_carried(model)
+    carried = of_buffers(model, carried) | carried
     tensors = [*_tensors(model, cast), *(tensor.stored(name) for name, tensor in carried.items())]
     shards = divided(tensors, shard_bytes)
     temporary = temporary_of(Path(folder))
@@ -120,8 +121,8 @@ def save(
                     rows = cast(tensor, held, offset + first)
                 path, start = where[tensor]
                 write_rows(path, rows, start, offset + first)
-        for tensor, content in carried.items() if parts.is_rank0 else ():
-            write_bytes(where[tensor][0], content.data, where[tensor][1])
+        if parts.is_rank0:
+            write_carried(where, carried)
         for path in files if shared or parts.is_rank0 else ():
             sync(path)  # each process what it wrote
         parts.wait()  # all rows are there before the folder gets its name

@@ -5,8 +5,9 @@ gone on with to a run that was never disturbed.
 
 A process that has torch imported and has done nothing with it yet forks in milliseconds; importing takes seconds.
 JOB is a fault as tests/faults.py reads it, a number of ranks before it ("2/any:17:KILL:1"), "after:0.12" for a kill
-after that many seconds, "strace:fsync:3" for a kill by strace at the third such call, whoever makes it, or "power"
-for a loss of power after every operation.
+after that many seconds, "strace:fsync:3" for a kill by strace at the third such call, whoever makes it, "stop:3" for
+--stop-after 3, or "power" for a loss of power after every operation. FOLDER has the model and rows.jsonl, and may have
+settings.json: of all its runs.
 """
 
 import hashlib
@@ -206,6 +207,8 @@ def power(settings, folder, log):
 
 def main(folder, jobs):
     settings = SETTINGS | {"model": str(folder / "model"), "data": str(folder / "rows.jsonl")}
+    if (folder / "settings.json").exists():
+        settings |= json.loads((folder / "settings.json").read_text())
     whole = {}
     for number, job in enumerate(jobs):
         ranks, fault = (int(job.partition("/")[0]), job.partition("/")[2]) if "/" in job else (1, job)
@@ -219,7 +222,8 @@ def main(folder, jobs):
                 assert run(settings | {"out": str(kept)}, "", ranks, log) == [0] * ranks, log.read_text()
             whole[ranks] = outcome(kept)
         after = float(fault.removeprefix("after:")) if fault.startswith("after:") else None
-        ended = run(settings | {"out": str(out)}, "" if after else fault, ranks, log, after)
+        stops = {"stop_after": int(fault.removeprefix("stop:"))} if fault.startswith("stop:") else {}
+        ended = run(settings | {"out": str(out)} | stops, "" if after or stops else fault, ranks, log, after)
         said = log.read_text() if log.exists() else ""
         states = [p for _, p in numbered(out / "state", checkpoint.PREFIX)]
         damaged = [found for p in states if (found := checkpoint.damage(p))]

@@ -139,7 +139,8 @@ def plan():
     """As much of a plan as a folder asks for."""
     shape = read_config(tiny.raw_config(), "f")
     n_bytes = cost.checkpoint_bytes(shape, torch.bfloat16)
-    return SimpleNamespace(saves=torch.bfloat16, memory=SimpleNamespace(shape=shape), checkpoint_bytes=n_bytes)
+    sizes = {"checkpoint_bytes": n_bytes, "carried_bytes": 0}
+    return SimpleNamespace(saves=torch.bfloat16, memory=SimpleNamespace(shape=shape), **sizes)
 
 
 class Steps:
@@ -260,3 +261,13 @@ def test_what_will_not_all_find_room_is_said(tmp_path, monkeypatch, plan, capsys
     assert not capsys.readouterr().err
     checked(monkeypatch, tmp_path, plan, needed - 1, **flags)
     assert f"and {n_left} checkpoints and states will take {needed:,}" in capsys.readouterr().err
+
+
+def test_what_a_model_carries_has_to_find_room_in_a_checkpoint_and_once_beside_the_states(tmp_path, monkeypatch, plan):
+    n = plan.memory.shape.n_parameters
+    plan.checkpoint_bytes, plan.carried_bytes = 2 * n + 1000, 1000
+    for flags, n_states, times in (({}, 2, 2), ({"n_done": 4}, 1, 1)):
+        needed = 2 * n + n_states * 8 * n + times * 1000
+        checked(monkeypatch, tmp_path, plan, needed, **flags)
+        with pytest.raises(InputError, match=f"its states take {needed:,}"):
+            checked(monkeypatch, tmp_path, plan, needed - 1, **flags)

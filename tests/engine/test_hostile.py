@@ -220,7 +220,10 @@ LIES = {
     "an odd head": ({"head_dim": 7}, "heads have to be a multiple"),
     "quantised": ({"quantization_config": {"bits": 4}}, "quantization_config says that the weights are quantised"),
     "another architecture": ({"architectures": ["Evil"], "model_type": "x"}, "architecture .* is not supported"),
-    "an unknown rope": ({"rope_scaling": {"rope_type": "longrope", "factor": 4}}, "rope type 'longrope' is not supported"),
+    "an unknown rope": (
+        {"rope_scaling": {"rope_type": "longrope", "factor": 4}},
+        "rope type 'longrope' is not supported",
+    ),
     "a rope of text": ({"rope_scaling": "x"}, "rope_scaling = 'x'; it has to be an object"),
     "a rope of a list": ({"rope_parameters": [1]}, r"rope_parameters = \[1\]; it has to be an object"),
     "a rope without a factor": ({"rope_scaling": {"rope_type": "llama3"}}, "factor = None"),

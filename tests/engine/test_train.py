@@ -20,7 +20,7 @@ from engine import score, train, weights
 from engine.config import host
 from engine.config.running import Technique
 from engine.config.train_config import TrainConfig
-from engine.model import attention, head, llama
+from engine.model import attention, head, transformer
 from engine.step import Objective
 from losses import registry
 from system import InputError, RunError
@@ -330,7 +330,7 @@ class Done(typing.NamedTuple):
 
 
 COUNTED = ((attention, "dense"), (attention, "by_document"), (attention, "masked"), (head, "_spread"),
-           (head, "wide_logits"), (llama.Block, "_inside"), (host, "keep_pages"))  # fmt: skip
+           (head, "wide_logits"), (transformer.Block, "_inside"), (host, "keep_pages"))  # fmt: skip
 
 
 def n_walks(done):

@@ -4,7 +4,9 @@ The keys are those of the repository huggingface/alignment-handbook at commit
 925acdfe4b2b4e38c3dabd1851bc418f0b656351, of every file of recipes/*/dpo and recipes/*/orpo.
 """
 
+import json
 import math
+import shutil
 
 import pytest
 import yaml
@@ -146,6 +148,11 @@ def parse(path, *flags):
 
 
 def test_the_recipe_of_smollm3_runs(where, capsys):
+    shutil.rmtree(where / "model")
+    kind = {"architectures": ["SmolLM3ForCausalLM"], "model_type": "smollm3", "num_hidden_layers": 4}
+    texts = [TEMPLATE, *(str(pair(i)) for i in range(24))]
+    model = tiny.write_model(where / "model", texts, max_position_embeddings=4096, tie_word_embeddings=True, **kind)
+    (model / "chat_template.jinja").write_text(TEMPLATE)
     config = parse(recipe(where, "smollm3/dpo/apo.yaml"))
     said = capsys.readouterr().err
     result = train.run(config)
@@ -170,6 +177,8 @@ def test_the_recipe_of_smollm3_runs(where, capsys):
         assert line in said
     first = (result.out / "first_example.txt").read_text()
     assert "assistant" in first
+    written = json.loads((result.checkpoints[0] / "config.json").read_text())
+    assert written["architectures"] == ["SmolLM3ForCausalLM"] and written["model_type"] == "smollm3"
 
 
 def test_rows_of_smollm3_have_their_own_template_settings(where):

@@ -16,7 +16,7 @@ NAMES = replace(
             **{f"mlp.act.{x}": f"mlp.act_fn.{x}" for x in ("alpha_p", "alpha_n", "beta", "eps")},
         }
     ),
-    carried=(r"model\.layers\.\d+\.mlp\.act_fn\.(beta|eps)",),  # the activation's constants
+    carried={"the activation's constants": r"model\.layers\.\d+\.mlp\.act_fn\.(beta|eps)"},
 )
 WITHOUT = {  # of a file that has no rope_parameters
     "rope_type": "llama3",

@@ -3,7 +3,7 @@
 The language model trains; everything else in the checkpoint is carried through into every folder that is written.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 
 from engine.model.families.config_file import ConfigFile
@@ -12,13 +12,20 @@ from engine.model.families.gemma import GEMMA3
 from engine.model.families.ministral3 import MINISTRAL3
 from engine.model.families.mistral import MISTRAL
 from engine.model.model_config import ModelConfig
+from engine.model.names import Layout
 
-OTHERS = (r"vision_tower\..*", r"multi_modal_projector\..*")
+CARRIED = {name: rf"(model\.)?{name}\..*" for name in ("vision_tower", "multi_modal_projector")}
+LAYOUTS = (
+    Layout("language_model.model.", "language_model."),  # the hub's, and what transformers writes
+    Layout("model.language_model.", ""),  # what it calls them inside, and writes with save_original_format=False
+)
 GEMMA3_WITHOUT = {"vocab_size": 262208, "num_attention_heads": 8, "num_key_value_heads": 4, "head_dim": 256}
 
 
-def _reader(inside: Sequence[Family], without: Mapping[str, object], tied: bool):
-    """A reader of text_config. without: what a text_config means by keys that it lacks. tied: the same, of the head."""
+def _reader(inside: Sequence[Family], without: Mapping[str, object], tied: bool) -> Callable[[ConfigFile], ModelConfig]:
+    """A reader of text_config. without: what a text_config means by keys that it lacks. tied: whether the head is,
+    where the file does not say; what its folder holds goes before that (engine/weights/checkpoint.py).
+    """
     by_type = {family.model_type: family for family in inside}
 
     def read(file: ConfigFile) -> ModelConfig:
@@ -28,15 +35,10 @@ def _reader(inside: Sequence[Family], without: Mapping[str, object], tied: bool)
         kind = text.get("model_type", inside[0].model_type)
         if kind not in by_type:
             raise file.refused(f"text_config: model_type {kind!r} is not supported; it has to be {', '.join(by_type)}")
-        ties = {key: file.raw[key] for key in ("tie_word_embeddings",) if key in file.raw}
-        if any(text.get(key, value) != value for key, value in ties.items()):
-            raise file.refused(
-                f"tie_word_embeddings = {ties['tie_word_embeddings']!r}, and text_config has "
-                f"{text['tie_word_embeddings']!r}; write in both whether the head is the embedding"
-            )
-        named = {"model_type": kind, "tie_word_embeddings": tied} | dict(without) | ties
-        found = by_type[kind].read(ConfigFile(named | text, f"{file.location}: text_config"))
-        names = replace(found.names, body="language_model.model.", before_head="language_model.", carried=OTHERS)
+        named = {"model_type": kind} | dict(without) | text
+        ties = {"tie_word_embeddings": file.flag("tie_word_embeddings", tied)}  # transformers goes by the outer one
+        found = by_type[kind].read(ConfigFile(named | ties, f"{file.location}: text_config"))
+        names = replace(found.names, **LAYOUTS[0]._asdict(), carried=CARRIED, layouts=LAYOUTS)
         return replace(found, raw=file.raw, model_type=file.get("model_type"), names=names)
 
     return read
