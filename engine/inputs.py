@@ -315,6 +315,7 @@ class TrainingInputs:
             stored=weights.stored_dtypes(self.folder),
             group_share=largest_share(self.policy.named_parameters(), self.options, optimizer=config.optimizer.name),
             other_reference=self.other and self.other.config,
+            carried_bytes=weights.carried_bytes(self.policy),
         )
 
     def groups(self) -> list[str]:

@@ -60,7 +60,7 @@ class Plan:
     def checkpoint_bytes(self) -> int:
         """Of one checkpoint folder."""
         extra = self.saves_otherwise.extra_bytes if self.saves_otherwise else 0
-        return cost.checkpoint_bytes(self.memory.shape, self.saves) + extra
+        return cost.checkpoint_bytes(self.memory.shape, self.saves) + extra + self.memory.carried_bytes
 
     def facts(self) -> dict[str, Any]:
         """What was decided, and the bytes that it is expected to take."""
@@ -94,10 +94,11 @@ class Plan:
         return config.schedule.n_epochs(self._per_epoch(config))
 
     def disk_bytes(self, config: TrainConfig) -> tuple[int, int]:
-        """(checkpoints that are kept, states)."""
+        """(checkpoints that are kept, states with what is carried from the model's folder beside them)."""
         asked = config.checkpoints
         n_states = asked.keep_final_state if asked.state_every == 0 else asked.keep_state
-        return self.n_folders(config) * self.checkpoint_bytes, n_states * cost.state_bytes(self.memory)
+        states = n_states * cost.state_bytes(self.memory) + self.memory.carried_bytes
+        return self.n_folders(config) * self.checkpoint_bytes, states
 
     def n_folders(self, config: TrainConfig) -> int:
         """Checkpoint folders that the run leaves, at most."""
@@ -136,11 +137,13 @@ def plan_run(
     stored: StoredDtypes = IN_BFLOAT16,
     group_share: float = 1.0,
     other_reference: ModelConfig | None = None,
+    carried_bytes: int = 0,
 ) -> Plan:
     """The first layout that fits without computing blocks again, else the first that fits, else the smallest.
 
     What is preferred: float32 masters that are whole; a reference beside the policy; weights that stay gathered.
-    stored: the dtypes of the checkpoint that the run starts from. group_share, other_reference: see MemoryInputs.
+    stored: the dtypes of the checkpoint that the run starts from. group_share, other_reference, carried_bytes: see
+    MemoryInputs.
     """
     masters: Sequence[bool] = {"auto": (False, True), "float32": (False,), "split": (True,)}[
         config.memory.master_weights
@@ -170,6 +173,8 @@ def plan_run(
             reshards=gives_back,
             is_compiled=config.memory.compiles(device),
             n_distributions=statistics.n_distributions,
+            most_scores=statistics.most_scores,
+            carried_bytes=carried_bytes,
         )
         inputs = memory.fit(
             inputs,

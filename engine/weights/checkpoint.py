@@ -27,6 +27,7 @@ from engine.model import (
 )
 from engine.weights.carried import Carried
 from engine.weights.names import DTYPES, INDEX, WHOLE
+from engine.weights.shard_file import Stored
 from engine.weights.tensor_files import TensorFiles
 from system import InputError, cli
 
@@ -100,6 +101,11 @@ class Checkpoint:
             for name, entry in self._tensors.items()
             if config.names.is_carried(name)
         }
+
+    def carried_bytes(self, config: ModelConfig) -> int:
+        """Their size."""
+        stored = (Stored(name, entry.shape, entry.dtype) for name, entry in self._tensors.items())
+        return sum(tensor.n_bytes for tensor in stored if config.names.is_carried(tensor.name))
 
     def _heads(self) -> list[str]:
         return [name for name in self._tensors if name.endswith(HEAD)]

@@ -89,6 +89,14 @@ def read_carried(model: Transformer) -> dict[str, Carried]:
         return checkpoint.carried(model.config)
 
 
+def carried_bytes(model: Transformer) -> int:
+    """The size of that, which is not read for it."""
+    if model.carried is None and model.source is not None and not is_kept(model.source):
+        with Checkpoint(model.source) as checkpoint:
+            return checkpoint.carried_bytes(model.config)
+    return sum(carried.data.numel() for carried in read_carried(model).values())
+
+
 def kept_carried(folder: Path) -> dict[str, Carried]:
     """What a kept folder's model carries through."""
     if not (folder / CARRIED).is_file():
