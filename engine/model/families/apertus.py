@@ -34,6 +34,11 @@ def read(file: ConfigFile) -> ModelConfig:
     found = sizes(file, eps=1e-5, kv_as_heads=True)
     bias = file.flag("attention_bias")
     if not file.mapping("rope_parameters") and not file.mapping("rope_scaling"):
+        if file.get("rope_theta") not in (None, WITHOUT["rope_theta"]):
+            raise file.refused(
+                f"rope_theta = {file.get('rope_theta')!r} without rope_parameters: transformers takes "
+                f"{WITHOUT['rope_theta']:.0f} and llama3 scaling then; write rope_parameters"
+            )
         file = ConfigFile(file.raw | {"rope_parameters": WITHOUT}, file.location)
     n = found["n_layers"]
     rope = ropes.of_all_layers(file, found["head_size"], theta=12e6)

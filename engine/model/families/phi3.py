@@ -39,8 +39,7 @@ def _with_original(file: ConfigFile) -> ConfigFile:
     raw: dict[str, Any] = dict(file.raw)
     for key in ("rope_parameters", "rope_scaling"):
         if rope := file.mapping(key):
-            kind = ropes.kind_of(file, rope)
-            named = {name: OLD.get(kind, kind) for name in ("rope_type", "type") if name in rope}
+            named = {name: OLD.get(str(rope[name]), rope[name]) for name in ("rope_type", "type") if name in rope}
             raw[key] = rope | named
     inside = [file.mapping(key).get("original_max_position_embeddings") for key in ("rope_parameters", "rope_scaling")]
     if raw.get("original_max_position_embeddings") is None and not any(inside):

@@ -29,6 +29,11 @@ def _reader(inside: Sequence[Family], without: Mapping[str, object], tied: bool)
         if kind not in by_type:
             raise file.refused(f"text_config: model_type {kind!r} is not supported; it has to be {', '.join(by_type)}")
         ties = {key: file.raw[key] for key in ("tie_word_embeddings",) if key in file.raw}
+        if any(text.get(key, value) != value for key, value in ties.items()):
+            raise file.refused(
+                f"tie_word_embeddings = {ties['tie_word_embeddings']!r}, and text_config has "
+                f"{text['tie_word_embeddings']!r}; write in both whether the head is the embedding"
+            )
         named = {"model_type": kind, "tie_word_embeddings": tied} | dict(without) | ties
         found = by_type[kind].read(ConfigFile(named | text, f"{file.location}: text_config"))
         names = replace(found.names, body="language_model.model.", before_head="language_model.", carried=OTHERS)
