@@ -12,10 +12,11 @@ from typing import Any
 
 import torch
 
-from engine.model import FAMILIES, SHAPES, LongRope, ModelConfig, raw_config, read_config
+from engine.model import FAMILIES, SHAPES, ModelConfig, raw_config, read_config
 from engine.planning import MemoryInputs, TokenStatistics, capped_flops, cost, memory
 from system import InputError
 
+SCALINGS = {"Linear": "linear", "Dynamic": "dynamic", "Yarn": "YaRN", "Llama3": "llama3", "LongRope": "LongRoPE"}
 ROOT = Path(__file__).resolve().parents[1]
 DOCS = ROOT / "docs"
 REFUSED: dict[str, dict[str, Any]] = {
@@ -147,6 +148,10 @@ def _releases() -> str:
             config = read_config(raw_config(name), name)
             cells = (_norms(config), _qk_norm(config), _windows(config), _positions(config), _mlp(config))
             lines += [f"| `{name}` | {config.n_parameters / 1e9:.2f} | {' | '.join(cells)} | {_further(config)} |"]
+    lines += [
+        "",
+        "Of `phi4-mini` LongRoPE's factors are left out, of `gemma3-4b` what sees: no number here depends on them.",
+    ]
     return "\n".join(lines) + "\n"
 
 
@@ -173,9 +178,8 @@ def _positions(config: ModelConfig) -> str:
         if rope is None:
             what = "none"
         else:
-            scaling = rope.scaling
             what = f"theta {rope.theta:,.0f}"
-            what += "" if scaling is None or isinstance(scaling, LongRope) else f", {type(scaling).__name__}"
+            what += "" if rope.scaling is None else f", {SCALINGS[type(rope.scaling).__name__]}"
             what += "" if rope.size == config.head_size else f", {rope.size} of {config.head_size} numbers"
             what += "" if rope.growth is None else ", queries grow"
         said.append(what + ("" if n == config.n_layers else f" in {n}"))

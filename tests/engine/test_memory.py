@@ -41,7 +41,7 @@ FAMILIES = {
     "gemma2": {"head_dim": 32, "hidden_activation": "gelu_pytorch_tanh"},
     "gemma3_text": {"head_dim": 32, "hidden_activation": "gelu_pytorch_tanh"},
     "exaone4": {"head_dim": 32},
-    "apertus": {"head_dim": 32, "hidden_act": "xielu"},
+    "apertus": {"head_dim": 32, "hidden_act": "xielu", "rope_theta": 12e6},
 }
 
 
