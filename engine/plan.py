@@ -10,7 +10,7 @@ engine.train lays itself out by the same functions, says the sum before it start
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass, fields, replace
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import torch
 
@@ -20,7 +20,7 @@ from data.rows import Limits, Reading, in_form, open_folder, open_model, read_ex
 from data.text import TemplateSettings
 from engine import weights
 from engine.config import ALIASES, OptimizerName, ReferenceConfig, TrainConfig
-from engine.model import ModelConfig, StoredDtypes, raw_config, read_config
+from engine.model import ModelConfig, Shape, StoredDtypes, raw_config, read_config
 from engine.planning import Plan, TokenStatistics, cost, flags, memory, plan_run, refusal, size, ways
 from engine.step import Objective, modes
 from system import InputError, cli, versions
@@ -35,7 +35,7 @@ class PlanConfig(TemplateSettings):
 
     model: PathText | None = None
     """Checkpoint folder or hub id, for its shape."""
-    shape: Literal["tiny", "llama3-8b", "llama3-70b", "llama3-405b"] | None = None
+    shape: Shape | None = None
     """A known shape instead."""
     reference_model: PathText | None = None
     """As engine.train's: another reference than --model, whose shape takes other memory and time."""
@@ -108,7 +108,7 @@ def main(argv: Sequence[str]) -> None:
         print(json.dumps(found, indent=1) if config.json else versions.table(found))
         return
     reference = None if config.reference_model is None else weights.build(open_folder(config.reference_model)[0]).config
-    shape, statistics, stored = _what(config, () if reference is None else reference.originals)
+    known = _what(config, () if reference is None else reference.originals)
     base = TrainConfig(
         model="", data=("",), out="", epochs=config.epochs, batch_size=config.batch_size, optimizer=config.optimizer,
         max_grad_norm=config.max_grad_norm, shard_size=config.shard_size, save_dtype=config.save_dtype,
@@ -117,30 +117,38 @@ def main(argv: Sequence[str]) -> None:
         eval_pairs=int(config.keep_best is not None),
     )  # fmt: skip
     n_ranks = max(1, config.gpus)
-    tried = [(way, _of(config, base, way, shape, statistics, stored, reference)) for way in ({}, *ways(base, n_ranks))]
+    tried = [(way, _of(config, base, way, known, reference)) for way in ({}, *ways(base, n_ranks))]
     chosen = next(((way, plan) for way, plan in tried if plan.fits), None)
     if config.json:
         print(json.dumps(_facts(config, base, tried, chosen), indent=1))
     else:
-        print(_text(config, base, shape, statistics, tried, chosen))
+        print(_text(config, base, known, tried, chosen))
     if chosen is None:
         raise InputError(refusal(tried[0][1], tried[1:]))
 
 
-def _what(config: PlanConfig, originals: tuple[int, ...]) -> tuple[ModelConfig, TokenStatistics, StoredDtypes]:
-    """The shape, what rows ask for, and the dtypes that the checkpoint is stored in. originals: lengths at which the
-    other reference divides sequences (LongRoPE), beside the shape's own.
-    """
+class Known(NamedTuple):
+    """What is planned for."""
+
+    shape: ModelConfig
+    statistics: TokenStatistics
+    """What rows ask for."""
+    stored: StoredDtypes
+    """The dtypes that the checkpoint is stored in."""
+
+
+def _what(config: PlanConfig, originals: tuple[int, ...]) -> Known:
+    """originals: lengths at which the other reference divides sequences (LongRoPE), beside the shape's own."""
     n_ranks, objective = max(1, config.gpus), Objective(config.loss)
     if config.shape:
         shape = read_config(raw_config(config.shape), config.shape)
-        return shape, _of_the_paper(config, objective), StoredDtypes(torch.bfloat16)
+        return Known(shape, _of_the_paper(config, objective), StoredDtypes(torch.bfloat16))
     folder, chat = open_model(str(config.model), config)
     model = weights.build(folder)
     weights.check(folder, model)
     shape, stored = model.config, weights.stored_dtypes(folder)
     if not config.data:
-        return shape, _of_the_paper(config, objective), stored
+        return Known(shape, _of_the_paper(config, objective), stored)
     rows = read_examples([config.data], chat, Limits(), Reading(), n_ids=shape.vocab_size)
     found = TokenStatistics.of(
         in_form(rows.examples, objective.form, side=objective.side),
@@ -149,7 +157,7 @@ def _what(config: PlanConfig, originals: tuple[int, ...]) -> tuple[ModelConfig, 
         n_ranks,
         is_mismatched=objective.needs_mismatched,
     )
-    return shape, _of_loss(found, objective), stored
+    return Known(shape, _of_loss(found, objective), stored)
 
 
 def _of_loss(statistics: TokenStatistics, objective: Objective) -> TokenStatistics:
@@ -174,17 +182,16 @@ def _of(
     config: PlanConfig,
     base: TrainConfig,
     way: dict[str, Any],
-    shape: ModelConfig,
-    statistics: TokenStatistics,
-    stored: StoredDtypes,
+    known: Known,
     reference: ModelConfig | None,
 ) -> Plan:
     train = base.with_flags(**({"master_weights": "float32"} | way))
     device, dtype = ("cuda", torch.bfloat16) if config.gpus else ("cpu", torch.float32)
     return plan_run(
-        train, shape, modes(ReferenceConfig(model=config.reference_model), Objective(config.loss)), statistics,
-        device=device, dtype=dtype, n_ranks=max(1, config.gpus), budget=int(config.gpu_memory * 1e9), stored=stored,
-        other_reference=reference,
+        train, known.shape, modes(ReferenceConfig(model=config.reference_model), Objective(config.loss)),
+        known.statistics,
+        device=device, dtype=dtype, n_ranks=max(1, config.gpus), budget=int(config.gpu_memory * 1e9),
+        stored=known.stored, other_reference=reference,
     )  # fmt: skip
 
 
@@ -219,12 +226,11 @@ def _all_flags(way: dict[str, Any], plan: Plan) -> str:
 def _text(
     config: PlanConfig,
     base: TrainConfig,
-    shape: ModelConfig,
-    statistics: TokenStatistics,
+    known: Known,
     tried: Sequence[tuple[dict[str, Any], Plan]],
     chosen: Any,
 ) -> str:
-    n_ranks = max(1, config.gpus)
+    n_ranks, shape, statistics = max(1, config.gpus), known.shape, known.statistics
     per_step = base.schedule.batch_size * cost.forward_of_example(shape, statistics)
     other = tried[0][1].memory.other_reference
     of_reference = base.schedule.batch_size * cost.forward_of_example(other or shape, statistics)

@@ -1,4 +1,5 @@
-"""Writes docs/scaling.md: what 8, 70 and 405 billion parameters take on 1 to 1,024 GPUs, from stated assumptions.
+"""Writes docs/scaling.md: what 8, 70 and 405 billion parameters take on 1 to 1,024 GPUs, and what models of other
+families take on one, from stated assumptions.
 
     python -m examples.scaling_page
 
@@ -11,11 +12,12 @@ from typing import Any
 import torch
 
 from engine.config import TrainConfig
-from engine.model import raw_config, read_config
+from engine.model import SHAPES, Shape, raw_config, read_config
 from engine.planning import Plan, TokenStatistics, cost, memory, plan
 
 DOCS = Path(__file__).resolve().parents[1] / "docs"
 MEMORY = 80 * 10**9
+LLAMAS: tuple[Shape, ...] = ("llama3-8b", "llama3-70b", "llama3-405b")
 BATCHES = {8: 16, 64: 128, 256: 512, 1024: 2048}  # GPUs -> examples of a step: two each, as on the paper's eight
 HEAD = f"""# Scaling
 
@@ -55,6 +57,10 @@ ADAMW = """The same with `--optimizer adamw`, which keeps two means of every num
 Without clipping a step is one pass, so that smaller steps take less. Muon (`--optimizer muon`) does not go with split
 masters: it needs whole ones, 141 GB of one GPU or 80 of each of two.
 """
+OTHERS = """The first layout that fits one GPU of 80 GB, for the paper's run and in its token lengths, which are those
+of Llama's tokenizer: another one gives a few per cent more or fewer. Only Llama was measured; the others are counted
+in the same way, from what each operation keeps ([models](models.md)).
+"""
 TAIL = """
 ## Where this design stops
 
@@ -84,21 +90,24 @@ def page() -> str:
     lines += ["", ADAMW, *lines[2:4]]
     ways = ({"master_weights": "float32"}, *plan.WAYS, plan.WAYS[-1] | {"batch_size": 14})
     lines += [_one_gpu(way | adamw) for way in ways]
+    lines += ["", "## Other families on one GPU", "", OTHERS]
+    lines += ["| model | 10^9 parameters | layout | GB | pass | hours |", "|" + "---|" * 6]
+    lines += [_other(name) for name in SHAPES if not name.startswith(("llama", "tiny"))]
     lines += ["", "## Many GPUs of 80 GB", ""]
     lines += ["| model | GPUs | layout | pairs a step | GB | s a step: computing, communicating | hours |"]
     lines += ["|" + "---|" * 7]
-    for name in ("llama3-8b", "llama3-70b", "llama3-405b"):
+    for name in LLAMAS:
         for n_gpus, batch in BATCHES.items():
             lines += [_many(name, n_gpus, batch, shard_size=None)]
             sizes = [size for size in (8, 16, 32, 64, 128, 256, 512) if size < n_gpus]
             rows = (_many(name, n_gpus, batch, shard_size=size) for size in sizes)
             lines += [row for row in rows if "too much" not in row][:1]  # the fewest ranks that hold a copy
     lines += ["", "## Disk", "", DISK, "| model | folders in bfloat16 | in float32 | a state |", "|---|---|---|---|"]
-    lines += [_disk(name) for name in ("llama3-8b", "llama3-70b", "llama3-405b")]
+    lines += [_disk(name) for name in LLAMAS]
     return HEAD + "\n".join(lines) + "\n" + TAIL
 
 
-def _plan(name: str, config: TrainConfig, n_gpus: int, budget: int) -> Plan:
+def _plan(name: Shape, config: TrainConfig, n_gpus: int, budget: int) -> Plan:
     shape = read_config(raw_config(name), name)
     statistics = TokenStatistics.of_the_paper(config.schedule.batch_size, n_gpus)
     return plan.plan_run(
@@ -119,7 +128,22 @@ def _one_gpu(way: dict) -> str:
     return f"| llama3-8b | `{said}` | {size:.0f} | {s.pass_tokens:,} tokens{again} | {found.hours(config, 1):.1f} |"
 
 
-def _disk(name: str) -> str:
+def _other(name: Shape) -> str:
+    """A row of the first layout that fits, else of the smallest."""
+    ways: tuple[dict[str, Any], ...] = ({"master_weights": "float32"}, *plan.WAYS)
+    configs = [TrainConfig(model="", data=("",), out="", **way) for way in ways]
+    tried = [(way, config, _plan(name, config, 1, MEMORY)) for way, config in zip(ways, configs, strict=True)]
+    way, config, found = next((one for one in tried if one[2].fits), tried[-1])
+    s, size = found.memory, memory.total(found.memory) / 1e9
+    said = plan.flags(way) if way["master_weights"] == "split" else "float32 masters, whole"
+    row = f"| {name} | {s.shape.n_parameters / 1e9:.2f} | `{said}` | {size:.0f}"
+    if not found.fits:
+        return f"{row}: too much | | |"
+    again = f", {s.n_recomputed} blocks again" if s.n_recomputed else ""
+    return f"{row} | {s.pass_tokens:,} tokens{again} | {found.hours(config, 1):.1f} |"
+
+
+def _disk(name: Shape) -> str:
     sizes = []
     for dtype in ("bfloat16", "float32"):
         config = TrainConfig(model="", data=("",), out="", save_dtype=dtype)
@@ -128,7 +152,7 @@ def _disk(name: str) -> str:
     return f"| {name} | {sizes[0]:,.0f} | {sizes[1]:,.0f} | {states / 1e9:,.0f} |"
 
 
-def _many(name: str, n_gpus: int, batch: int, *, shard_size: int | None) -> str:
+def _many(name: Shape, n_gpus: int, batch: int, *, shard_size: int | None) -> str:
     config = TrainConfig(model="", data=("",), out="", batch_size=batch, shard_size=shard_size)
     found = _plan(name, config, n_gpus, MEMORY)
     said = f"hybrid, {shard_size}" if shard_size else "full"

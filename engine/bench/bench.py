@@ -18,7 +18,7 @@ import tempfile
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, cast
 
 import numpy as np
 import torch
@@ -27,7 +27,7 @@ from data.rows import Example, Limits, Reading, Record, open_model, read_example
 from engine import weights
 from engine.bench.measure import PARTS
 from engine.config import ALIASES, MasterWeights
-from engine.model import SHAPES, Transformer, raw_config, read_config
+from engine.model import SHAPES, XIELU, Shape, Transformer, raw_config, read_config
 from engine.planning import DATASHEET
 from system import InputError, RunError, cli, files
 from system.flags import PathText
@@ -43,7 +43,7 @@ class BenchConfig:
     """Measure steps of the real training path."""
 
     shape: PathText = "tiny"
-    """tiny, llama3-8b, or a checkpoint folder; its weights are random but a folder's."""
+    """A name that engine.plan --shape takes, or a checkpoint folder; weights are random but a folder's."""
     layers: int | None = None
     """So many layers instead of the shape's."""
     data: PathText = "ultrafeedback"
@@ -312,7 +312,7 @@ def write_model(folder: Path, shape: str, layers: int | None) -> None:
             raise InputError("--layers: goes with a named shape; a folder has its own")
         shutil.copytree(source, folder)
         return
-    raw = raw_config(shape, layers)
+    raw = raw_config(cast(Shape, shape), layers)
     dtype = torch.float32 if shape == "tiny" else torch.bfloat16
     device = (
         "cuda" if torch.cuda.is_available() and dtype == torch.bfloat16 else "cpu"
@@ -320,10 +320,13 @@ def write_model(folder: Path, shape: str, layers: int | None) -> None:
     with torch.device("meta"):
         model = Transformer(read_config(raw, "config.json")).to(dtype)
     model.to_empty(device=device)
+    constants = dict(XIELU().named_buffers())
+    for name, buffer in model.named_buffers():
+        buffer.copy_(constants[name.rpartition(".")[2]])
     generator = torch.Generator(device).manual_seed(0)
     for name, parameter in model.named_parameters():
         if "norm" in name:
-            torch.nn.init.ones_(parameter)
+            torch.nn.init.constant_(parameter, float(not model.config.norm_adds_one))
         else:
             torch.nn.init.normal_(parameter, std=0.02, generator=generator)
     weights.save(model, folder, dtype=dtype)

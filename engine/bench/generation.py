@@ -37,7 +37,7 @@ class BenchGenerationConfig:
     """Measure generation beside transformers."""
 
     shape: PathText
-    """tiny, llama3-8b, or a checkpoint folder; its weights are random but a folder's."""
+    """A name that engine.plan --shape takes, or a checkpoint folder; weights are random but a folder's."""
     layers: int | None = None
     """So many layers instead of the shape's."""
     prompts: int = 200

@@ -27,7 +27,7 @@ from engine import weights
 from engine.config import TrainConfig, world_size
 from engine.inputs import TrainingInputs
 from engine.model import DIVERGENCES, STATISTICS, FusedForward, Head, ModelConfig
-from engine.planning import forward_flops, kernel_seconds, matmul_peak
+from engine.planning import Documents, capped_flops, forward_flops, kernel_seconds, matmul_peak
 from engine.step import Hooks, MicroBatching, Step, Training
 from engine.train import join, train
 from system import cli
@@ -115,7 +115,9 @@ def _executed(
     blocks, rows = forward_flops(shape, forest)
     once = blocks + rows
     is_one = forest.rows.numel() <= policy.head.chunk_rows(shape.vocab_size, forest.tokens.device)
-    again = 0 if is_one and policy.head.keeps_logits and not n_distributions else rows
+    keeps = is_one and policy.head.keeps_logits and shape.logit_cap is None
+    again = 0 if keeps and not n_distributions else rows
+    again += int(capped_flops(shape, Documents.of(forest)))
     again += blocks * sum(bool(block.is_recomputed) for block in policy.blocks) // shape.n_layers
     beside = rows * (1 + has_backward) if n_distributions == 2 else 0  # the reference's logits, for a divergence
     return (3 * once + again if has_backward else once) + (once if has_reference else 0) + beside

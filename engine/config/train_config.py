@@ -29,7 +29,7 @@ ALIASES = cli.Aliases(
 
 @dataclass(frozen=True, kw_only=True, init=False)
 class TrainConfig:
-    """Align a Llama on preferences. The defaults are those of arXiv 2408.06266."""
+    """Align a model on preferences. The defaults are those of arXiv 2408.06266."""
 
     model: PathText
     """Checkpoint folder (Hugging Face layout, safetensors) or hub id; the policy starts from it, and so does the

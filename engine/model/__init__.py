@@ -13,8 +13,8 @@ from engine.model.model_config import Layer, ModelConfig
 from engine.model.names import Place
 from engine.model.quantised import REMEDY, quantised_by_modelopt, quantised_tensor
 from engine.model.rope import Dynamic, LongRope
-from engine.model.shapes import SHAPES, raw_config
-from engine.model.transformer import PLAIN, Attend, Transformer, Weighing, rotations
+from engine.model.shapes import SHAPES, Shape, raw_config
+from engine.model.transformer import PLAIN, XIELU, Attend, Block, Transformer, Weighing, rotations
 
 Llama = Transformer
 """What it was called when it was the only one."""
@@ -30,7 +30,9 @@ __all__ = [
     "REMEDY",
     "SHAPES",
     "STATISTICS",
+    "XIELU",
     "Attend",
+    "Block",
     "Dynamic",
     "ForwardResult",
     "FusedForward",
@@ -40,6 +42,7 @@ __all__ = [
     "LongRope",
     "ModelConfig",
     "Place",
+    "Shape",
     "StoredDtypes",
     "Transformer",
     "Weighing",

@@ -11,7 +11,7 @@ import torch
 from data.forest import PackingOptions, n_tokens
 from data.rows import Example
 from engine.model import ModelConfig
-from engine.planning.flops import counted_flops
+from engine.planning.flops import Documents, capped_flops, counted_flops
 from engine.planning.memory import MemoryInputs
 
 DATASHEET = 989e12
@@ -35,8 +35,10 @@ class TokenStatistics:
     """Mean T of an example."""
     rows: float
     """Mean R of an example."""
-    seen: float
-    """Mean number of keys seen, over all queries of an example."""
+    documents: Documents
+    """Whose keys are seen, of all examples."""
+    most_scores: int
+    """Queries times keys of the largest document to be expected."""
     longest: int
     """T of the longest example."""
     step: int
@@ -49,6 +51,11 @@ class TokenStatistics:
     """Models of whose whole next-token distributions something is computed: the policy, or both. With the reference's,
     no table will do: it computes in every epoch.
     """
+
+    @property
+    def seen(self) -> float:
+        """Mean number of keys seen, over all queries of an example, where there is no window."""
+        return self.documents.seen(None)
 
     @property
     def is_reference_kept(self) -> bool:
@@ -72,11 +79,13 @@ class TokenStatistics:
         sizes = np.sort([n_tokens(e, packing) for e in examples])[::-1]
         n = min(batch_size, len(sizes))
         mean, worst = n * float(sizes.mean()), float(sizes[:n].sum())
+        documents = _documents(examples, packing)
         return TokenStatistics(
             n=len(examples),
             tokens=float(sizes.mean()),
             rows=float(np.mean([sum(e.lengths) for e in examples])),
-            seen=float(np.mean([_seen(e, packing) for e in examples])),
+            documents=documents,
+            most_scores=documents.most_scores,
             longest=int(sizes[0]),
             step=int((mean + (worst - mean) / 4) / n_ranks),
             is_mismatched=is_mismatched,
@@ -90,35 +99,46 @@ class TokenStatistics:
         prompt, chosen, rejected = (np.zeros(k, dtype=np.int32) for k in (162, 348, 349))
         mean = TokenStatistics.of([Example("", prompt, (chosen, rejected))], PackingOptions(), batch_size)
         step = int(1.2 * batch_size * mean.tokens / n_ranks)
-        return TokenStatistics(n=29_000, tokens=mean.tokens, rows=mean.rows, seen=mean.seen, longest=1534, step=step)
+        return TokenStatistics(
+            n=29_000, tokens=mean.tokens, rows=mean.rows, documents=mean.documents, most_scores=1023**2, longest=1534,
+            step=step,
+        )  # fmt: skip
 
 
-def _seen(example: Example, packing: PackingOptions) -> int:
-    prompt, n = len(example.prompt), len(example.responses)
-    n_prompts = 1 if packing.shares(example) else n
-    own = sum((len(r) - 1) * prompt + (len(r) - 1) * len(r) // 2 for r in example.responses)
-    return n_prompts * (prompt * (prompt + 1) // 2) + own
+def _documents(examples: Sequence[Example], packing: PackingOptions) -> Documents:
+    """The trunk with its first branch is one, every other branch another, whose queries see the trunk's keys too; where
+    a prompt is not shared, each response with a prompt of its own.
+    """
+    sizes = []
+    for example in examples:
+        prompt, shares = len(example.prompt), packing.shares(example)
+        for i, response in enumerate(example.responses):
+            whole = prompt + len(response) - 1
+            sizes.append((whole - prompt if shares and i else whole, whole))
+    queries, keys = np.array(sizes, dtype=np.int64).reshape(-1, 2).T
+    return Documents(queries=queries, keys=keys, n_examples=len(examples))
 
 
 def forward_of_example(shape: ModelConfig, statistics: TokenStatistics) -> float:
     """Operations of one forward pass over a mean example."""
-    return sum(counted_flops(shape, statistics.tokens, statistics.seen, statistics.rows))
+    return sum(counted_flops(shape, statistics.tokens, statistics.documents, statistics.rows))
 
 
 def run_flops(s: MemoryInputs, statistics: TokenStatistics, epochs: float, *, has_reference: bool) -> float:
     """Of a whole run: 3 passes' worth for each example and epoch, one for the reference, in every epoch where it is not
-    kept, one for each model's mismatched sequence, and what is again.
+    kept, one for each model's mismatched sequence, and what is done again.
     """
     of_reference = min(1, epochs) if statistics.is_reference_kept and not s.moves_reference else epochs
     passes = 3 * epochs + has_reference * of_reference * _size_of_reference(s, statistics)
     passes += epochs * statistics.is_mismatched * (1 + _size_of_reference(s, statistics))
     passes += epochs * s.n_recomputed / s.shape.n_layers + epochs * (statistics.whole_step and s.has_several_passes)
-    heads = epochs * _more_heads(s, statistics) * _head_of_example(s.shape, statistics)
-    return statistics.n * (passes * forward_of_example(s.shape, statistics) + heads)
+    again = epochs * _more_heads(s, statistics) * _head_of_example(s.shape, statistics)
+    again += epochs * capped_flops(s.shape, statistics.documents)
+    return statistics.n * (passes * forward_of_example(s.shape, statistics) + again)
 
 
 def _head_of_example(shape: ModelConfig, statistics: TokenStatistics) -> float:
-    return counted_flops(shape, statistics.tokens, statistics.seen, statistics.rows)[1]
+    return counted_flops(shape, statistics.tokens, statistics.documents, statistics.rows)[1]
 
 
 def _size_of_reference(s: MemoryInputs, statistics: TokenStatistics) -> float:
@@ -127,11 +147,12 @@ def _size_of_reference(s: MemoryInputs, statistics: TokenStatistics) -> float:
 
 
 def _more_heads(s: MemoryInputs, statistics: TokenStatistics) -> float:
-    """Products with a head's weight beside those of plain log-probs: logits are made again in the backward pass, and
-    the reference's beside the policy's in both.
+    """Products with a head's weight beside those of plain log-probs: logits of whole distributions, or with a cap, are
+    made again in the backward pass, and the reference's beside the policy's in both.
     """
     theirs = s.reference_shape.hidden_size / s.shape.hidden_size
-    return {0: 0, 1: 1, 2: 1 + 2 * theirs}[statistics.n_distributions]
+    is_capped = s.shape.logit_cap is not None
+    return {0: int(is_capped), 1: 1, 2: 1 + 2 * theirs}[statistics.n_distributions]
 
 
 def step_bytes(s: MemoryInputs, n_passes: int, n_gpus: int) -> tuple[float, float]:
@@ -154,6 +175,7 @@ def step_seconds(s: MemoryInputs, statistics: TokenStatistics, batch_size: int, 
     passes += ((statistics.n_distributions == 2) + statistics.is_mismatched) * _size_of_reference(s, statistics)
     flops = batch_size * forward_of_example(s.shape, statistics) * passes
     flops += batch_size * _more_heads(s, statistics) * _head_of_example(s.shape, statistics)
+    flops += batch_size * capped_flops(s.shape, statistics.documents)
     computing = flops / (n_gpus * DATASHEET * REACHED["cuda"]) * (IMBALANCE if n_gpus > 1 else 1.0)
     n_passes = max(1, -(-int(batch_size * statistics.tokens / n_gpus) // s.micro_tokens))
     inside, between = step_bytes(s, n_passes, n_gpus)

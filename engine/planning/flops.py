@@ -3,33 +3,80 @@
 # T tokens, R predicting rows, D hidden, V vocabulary; a product of [m, k] and [k, n] is 2 m k n operations
 
 import time
+from collections import Counter
 from collections.abc import Callable
+from dataclasses import dataclass
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from data.forest import Forest
-from engine.model import PLAIN, ModelConfig, Transformer, attention
+from engine.model import Block, ModelConfig, Transformer, Weighing, attention
+
+
+@dataclass(frozen=True, eq=False, kw_only=True)
+class Documents:
+    """Whose keys are seen: of each document of a forest (data/forest.py) how many queries and keys it has, causal from
+    the bottom right, where no two keys have one position.
+    """
+
+    queries: np.ndarray
+    """[M] int64."""
+    keys: np.ndarray
+    """[M] int64, no fewer than queries."""
+    n_examples: int = 1
+    """What the mean is of."""
+
+    @staticmethod
+    def of(forest: Forest) -> "Documents":
+        """Those of a forest."""
+        queries, keys = (np.diff(x.cpu().numpy()).astype(np.int64) for x in (forest.cu_q, forest.cu_k))
+        return Documents(queries=queries, keys=keys)
+
+    def seen(self, window: int | None) -> float:
+        """Keys that queries see, summed over all queries, of a mean example: all before them and their own, the last
+        `window` of these at most.
+        """
+        q, k = self.queries, self.keys
+        seen = q * k - q * (q - 1) // 2  # the last query sees k, the one before k - 1 ...
+        if window is not None:
+            cut = np.clip(
+                k - window, 0, q
+            )  # queries beyond the window: k - window too many for the last, then one less
+            seen -= cut * (k - window) - cut * (cut - 1) // 2
+        return int(seen.sum()) / self.n_examples
+
+    @property
+    def most_scores(self) -> int:
+        """Queries times keys of the largest one."""
+        return int((self.queries * self.keys).max(initial=0))
 
 
 def forward_flops(shape: ModelConfig, forest: Forest) -> tuple[int, int]:
     """Operations of one forward pass over a forest: (of the blocks, of the head). A backward pass costs twice that.
 
-    Attention is counted causally, which is what is needed and not what every kernel does.
+    Attention is counted causally and within windows, which is what is needed and not what every kernel does.
     """
-    q, k = (np.diff(x.cpu().numpy()).astype(np.int64) for x in (forest.cu_q, forest.cu_k))
-    seen = int((q * k - q * (q - 1) // 2).sum())
-    blocks, head = counted_flops(shape, forest.n_tokens, seen, forest.rows.numel())
+    blocks, head = counted_flops(shape, forest.n_tokens, Documents.of(forest), forest.rows.numel())
     return int(blocks), int(head)
 
 
-def counted_flops(shape: ModelConfig, n_tokens: float, seen: float, n_rows: float) -> tuple[float, float]:
-    """The same from numbers alone. seen: keys that queries see, summed over all queries."""
-    weights = 2 * shape.hidden_size * shape.head_size * (shape.n_heads + shape.n_kv_heads)
-    weights += 3 * shape.hidden_size * shape.intermediate_size
-    blocks = shape.n_layers * (2 * n_tokens * weights + 4 * seen * shape.n_heads * shape.head_size)
+def counted_flops(shape: ModelConfig, n_tokens: float, documents: Documents, n_rows: float) -> tuple[float, float]:
+    """The same from numbers alone."""
+    weights = shape.n_matrix_parameters
+    blocks = sum(
+        n * (2 * n_tokens * weights + 4 * documents.seen(window) * shape.n_heads * shape.head_size)
+        for window, n in Counter(layer.window for layer in shape.layers).items()
+    )
     return blocks, 2 * n_rows * shape.hidden_size * shape.vocab_size
+
+
+def capped_flops(shape: ModelConfig, documents: Documents) -> float:
+    """Operations of attention that a backward pass does again: where scores are capped, nothing is kept of them."""
+    if shape.attention_cap is None:
+        return 0
+    return sum(4 * documents.seen(layer.window) * shape.n_heads * shape.head_size for layer in shape.layers)
 
 
 def matmul_peak(dtype: torch.dtype, device: torch.device, size: int = 2048) -> float:
@@ -63,10 +110,12 @@ def kernel_seconds(model: Transformer, forest: Forest) -> dict[str, float]:
     )
     attend = attention.for_forest(forest, dtype)
 
-    def attention_pass() -> None:
-        attend(q, k, v, PLAIN).sum().backward()
+    def attention_seconds(how: Weighing) -> float:
+        return _seconds(lambda: attend(q, k, v, how).sum().backward(), device)
 
-    return {"blocks": blocks, "attention": shape.n_layers * _seconds(attention_pass, device), "head": head}
+    kinds = Counter(block.weighing for block in model.blocks if isinstance(block, Block))
+    attended = sum(n * attention_seconds(how) for how, n in kinds.items())
+    return {"blocks": blocks, "attention": attended, "head": head}
 
 
 def _seconds(call: Callable[[], object], device: torch.device, n: int = 3) -> float:

@@ -33,6 +33,9 @@ FRAGMENTS = {"cuda": 0.02, "cpu": 0.15}
 GATHERING = 0.03
 """As much more on a GPU where weights are gathered: eight layers of an 8B model took 64.9 GB there instead of 63.0."""
 
+OF_SCORE = 17
+"""Bytes of a capped score at the peak of its backward pass: four times in float32 or near it."""
+
 ON_ONE_MATRIX = 12
 """Bytes a number that Muon takes of the matrix that it works on: the update in float32, and four of it in bf16."""
 
@@ -74,6 +77,10 @@ class MemoryInputs:
     is_compiled: bool = False
     n_distributions: int = 0
     """Models of whose whole next-token distributions something is computed (engine/model/distribution.py)."""
+    most_scores: int = 0
+    """Queries times keys of the largest document, which are there at once where scores are capped."""
+    carried_bytes: int = 0
+    """Of tensors that go from the model's folder into every one that is written (engine/weights/carried.py)."""
 
     @property
     def reference_shape(self) -> ModelConfig:
@@ -99,26 +106,35 @@ class MemoryInputs:
 def n_moments(optimizer: OptimizerName, shape: ModelConfig) -> float:
     """Numbers that an optimizer keeps per parameter, in the mean: Muon one of a matrix, and AdamW's two of the ends."""
     if optimizer == "muon":
-        return 1 + (2 - shape.tied) * shape.vocab_size * shape.hidden_size / shape.n_parameters
+        return 1 + shape.n_end_parameters / shape.n_parameters
     return {"rmsprop": 1, "adamw": 2}[optimizer]
 
 
 def kept_bytes(s: MemoryInputs) -> int:
     """Bytes that one block keeps for its backward pass, per token, by what its operations save."""
-    c = s.shape
+    c, size = s.shape, s.dtype.itemsize
     heads, kv = c.n_heads * c.head_size, c.n_kv_heads * c.head_size
-    # The stream twice, queries and what attention gives, gathered keys and values; gate and up.
-    numbers = 2 * c.hidden_size + 2 * heads + 2 * KEYS * kv + 2 * c.intermediate_size
+    attention = 2 * heads + 2 * KEYS * kv  # queries and what attention gives, gathered keys and values
+    normed = 0 if c.qk_norm == "none" else heads + kv
+    roots = 4 * (c.n_heads + c.n_kv_heads) if c.qk_norm == "each_head" else 0  # one of each head, in float32
     if s.is_compiled:
-        return int(s.dtype.itemsize * numbers)
-    # Both norms' results, silu(gate) and its product with up; float32 in the norms.
-    numbers += 2 * c.hidden_size + 2 * c.intermediate_size
-    return int(s.dtype.itemsize * numbers + 8 * c.hidden_size)
+        # The stream twice, and what the norms behind are of; on both sides the stream in the middle is made again.
+        stream = {"before": 2, "both": 3, "behind": 4}[c.norms] * c.hidden_size
+        inside = (1 + c.has_gate) * c.intermediate_size  # gate and up
+        return int(size * (stream + attention + normed + inside) + roots)
+    # Twice what the products are of: norms' results, or the stream. Gate, up, act(gate) and the product of the two;
+    # without a gate xIELU's square, exponential and difference, what it is of and what it gives, and which are above 0.
+    inside = 4 * size * c.intermediate_size if c.has_gate else (5 * size + 1) * c.intermediate_size
+    of_norm = 4 + (4 if c.norm_rounds_late else size)  # what it is of, in float32, and what it multiplies
+    n_norms = 4 if c.norms == "both" else 2
+    norms = of_norm * (n_norms * c.hidden_size + normed)
+    return int(size * (2 * c.hidden_size + attention) + inside + norms + roots)
 
 
 def needs(s: MemoryInputs) -> dict[str, int]:
     """Bytes that a rank takes at most, by what takes them; their sum is the peak."""
     moments = [_in_backward(s), _at_its_end(s), _in_step(s)]
+    moments += [_in_capped_attention(s)] if s.shape.attention_cap is not None else []
     if s.other_reference is not None:
         moments.append(_in_its_block(s) if s.holds_reference else _with_reference_alone(s))
     found = max(moments, key=lambda moment: sum(moment.values()))
@@ -132,7 +148,9 @@ def _staying(s: MemoryInputs) -> dict[str, int]:
     is_whole = s.moves_reference or (s.is_plain and not s.is_split)
     n_of_reference = s.reference_shape.n_parameters // s.n_shards
     reference = (4 if is_whole else size) * n_of_reference if s.holds_reference else 0
-    return {"weights": 4 * n, "optimizer": int(s.square_avg_bytes * s.n_moments * n), "reference": reference}
+    carried = s.carried_bytes if s.device == "cpu" else 0  # beside a GPU they stay in the host's memory
+    optimizer = int(s.square_avg_bytes * s.n_moments * n)
+    return {"weights": 4 * n, "optimizer": optimizer, "reference": reference, "carried": carried}
 
 
 def _gradients(s: MemoryInputs) -> int:
@@ -156,6 +174,16 @@ def _kept(s: MemoryInputs) -> int:
     kept += kept_bytes(s) if s.n_recomputed else 0  # the one that is being recomputed
     kept += int((2 + ROWS) * size * c.hidden_size)  # embedded tokens, the last norm's, its rows
     return s.pass_tokens * kept
+
+
+def _in_capped_attention(s: MemoryInputs) -> dict[str, int]:
+    """While the scores of the largest document are made again, in the last block at worst."""
+    return _staying(s) | {
+        "gradients": _gradients(s) if s.has_several_passes else 0,
+        "gathered": _gathered(s),
+        "kept for the backward pass": _kept(s),
+        "scores": OF_SCORE * s.shape.n_heads * s.most_scores,
+    }
 
 
 def _in_its_block(s: MemoryInputs) -> dict[str, int]:
@@ -194,18 +222,25 @@ def _in_step(s: MemoryInputs) -> dict[str, int]:
     """
     own = 0 if s.steps_in_one_pass else int(4 * s.group_share * s.shape.n_parameters) // s.n_shards
     if s.optimizer == "muon":
-        own = max(own, ON_ONE_MATRIX * s.shape.hidden_size * s.shape.intermediate_size)
+        widest = max(s.shape.intermediate_size, s.shape.n_heads * s.shape.head_size)
+        own = max(own, ON_ONE_MATRIX * s.shape.hidden_size * widest)
     return _staying(s) | {"gradients": _gradients(s), "gathered": _gathered(s), "the optimizer's own": own}
 
 
 def _head(s: MemoryInputs, rows: int) -> int:
-    """Float32 logits, kept where they are one chunk, and what the backward pass makes of them."""
+    """Float32 logits, kept where they are one chunk, and what the backward pass makes of them. With a cap none are
+    kept, and beside those of a piece is the cap's slope.
+    """
     c, size = s.shape, s.dtype.itemsize
     if s.n_distributions:
         return _head_of_distributions(s, rows)
     logits = min(4 * rows * c.vocab_size, CHUNK_BYTES[s.device])
     is_one = logits < CHUNK_BYTES[s.device]
     weight = c.vocab_size * c.hidden_size
+    if c.logit_cap is not None:
+        piece = logits if s.device == "cuda" else min(logits, PIECE_BYTES)
+        gradient = (size if is_one else 4 + 4 + size) if s.device == "cuda" else 4
+        return 2 * piece + gradient * weight
     if s.device == "cpu":
         narrow = 0 if size == 4 else min(logits, PIECE_BYTES) * size // 4
         return logits + narrow + 4 * weight
@@ -251,7 +286,7 @@ def _copies(s: MemoryInputs, shape: ModelConfig) -> int:
 
 def _parts(shape: ModelConfig) -> tuple[int, int]:
     """Parameters of embedding and head, and of one block."""
-    ends = (2 - shape.tied) * shape.vocab_size * shape.hidden_size
+    ends = shape.n_end_parameters
     return ends, (shape.n_parameters - ends) // shape.n_layers
 
 

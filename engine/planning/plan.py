@@ -96,7 +96,7 @@ class Plan:
         return config.schedule.n_epochs(self._per_epoch(config))
 
     def disk_bytes(self, config: TrainConfig) -> tuple[int, int]:
-        """(checkpoints that are kept, states)."""
+        """(checkpoints that are kept, states with what is carried from the model's folder beside them)."""
         asked = config.checkpoints
         n_states = asked.keep_final_state if asked.state_every == 0 else asked.keep_state
         states = n_states * cost.state_bytes(self.memory) + self.carried_bytes  # state/model has them too
@@ -143,7 +143,8 @@ def plan_run(
     """The first layout that fits without computing blocks again, else the first that fits, else the smallest.
 
     What is preferred: float32 masters that are whole; a reference beside the policy; weights that stay gathered.
-    stored: the dtypes of the checkpoint that the run starts from. group_share, other_reference: see MemoryInputs.
+    stored: the dtypes of the checkpoint that the run starts from. group_share, other_reference: see
+    MemoryInputs.
     """
     masters: Sequence[bool] = {"auto": (False, True), "float32": (False,), "split": (True,)}[
         config.memory.master_weights
@@ -173,6 +174,8 @@ def plan_run(
             reshards=gives_back,
             is_compiled=config.memory.compiles(device),
             n_distributions=statistics.n_distributions,
+            most_scores=statistics.most_scores,
+            carried_bytes=stored.carried_bytes,
         )
         inputs = memory.fit(
             inputs,

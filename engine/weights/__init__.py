@@ -4,7 +4,14 @@ and how float32 weights are rounded where a folder has fewer bits.
 
 from engine.weights import safetensors_header
 from engine.weights.checkpoint import Checkpoint
-from engine.weights.kept import check_has_weights, file_digests, is_kept, keep, read_beside, read_carried
+from engine.weights.kept import (
+    check_has_weights,
+    file_digests,
+    is_kept,
+    keep,
+    read_beside,
+    read_carried,
+)
 from engine.weights.names import INDEX
 from engine.weights.reading import (
     blank,

@@ -1,14 +1,19 @@
 """What the bench counts and times: closed forms, a clock of our own, and a real run of it."""
 
 import json
+import math
 import subprocess
 import sys
+from typing import get_args
 
 import pytest
+import torch
 
 from data.forest import PackingOptions, pack
+from engine import weights
 from engine.bench import measure
-from engine.model import SHAPES, read_config
+from engine.bench.bench import write_model
+from engine.model import SHAPES, FusedForward, Shape, Transformer, raw_config, read_config
 from engine.planning.flops import forward_flops
 from tests import tiny
 
@@ -44,9 +49,68 @@ def test_what_is_put_back_is_counted(layout, n_tokens, n_rows):
     assert blocks > 2 * n_tokens * 32 * 32
 
 
-def test_llama_3_8b_has_its_published_number_of_parameters():
-    raw = tiny.raw_config() | SHAPES["llama3-8b"]
-    assert read_config(raw, "config.json").n_parameters == 8_030_261_248
+PUBLISHED = {  # numbers of parameters as the hub counts them in the released weights; of Gemma 3 without what sees
+    "llama3-8b": 8_030_261_248,
+    "llama3-70b": 70_553_706_496,
+    "qwen3-8b": 8_190_735_360,
+    "qwen2.5-7b": 7_615_616_512,
+    "smollm3-3b": 3_075_098_624,
+    "mistral-7b": 7_241_732_096,
+    "gemma2-9b": 9_241_705_984,
+    "phi4-mini": 3_836_021_760,
+    "olmo2-7b": 7_298_617_344,
+    "olmo3-7b": 7_298_011_136,
+    "apertus-8b": 8_053_338_176,
+    "granite3.3-8b": 8_170_864_640,
+}
+ROUNDED = {  # as their makers say, in billions
+    "llama3-405b": 406, "qwen3-0.6b": 0.60, "gemma3-4b": 3.88, "ministral3-8b": 8.5, "exaone4-32b": 32.0
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", SHAPES)
+def test_a_shape_has_its_published_number_of_parameters(name):
+    config = read_config(raw_config(name), name)
+    with torch.device("meta"):
+        assert config.n_parameters == sum(p.numel() for p in Transformer(config).parameters())
+    if name in PUBLISHED:
+        assert config.n_parameters == PUBLISHED[name]
+    elif name != "tiny":
+        assert config.n_parameters / 1e9 == pytest.approx(ROUNDED[name], rel=0.01)
+
+
+def test_the_flag_takes_the_shapes_that_there_are():
+    assert get_args(Shape) == tuple(SHAPES)
+
+
+SMALL = {"hidden_size": 64, "intermediate_size": 96, "num_attention_heads": 4, "num_key_value_heads": 2,
+         "vocab_size": 300, "head_dim": 16}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", SHAPES)
+def test_a_shape_is_written_as_a_folder_that_is_read_back(tmp_path, monkeypatch, name):
+    monkeypatch.setitem(SHAPES, name, SHAPES[name] | SMALL)
+    write_model(tmp_path / "model", name, 6)
+    model = weights.load(tmp_path / "model")
+    assert len(model.blocks) == 6 and model.config.model_type == SHAPES[name]["model_type"]
+    (forest,) = [pack(tiny.random_examples([(9, 12, 7)], vocab_size=300))]
+    logps = FusedForward(model)(forest, with_reference=False).logps
+    assert logps.isfinite().all()
+    assert (-logps / forest.lengths).tolist() == pytest.approx([math.log(300)] * 2, rel=0.05)  # as of no training
+
+
+def test_what_a_step_executes_of_a_capped_model_is_counted_with_what_is_made_again():
+    """Its logits and its scores, beside three passes' worth and a reference's."""
+    raw = SHAPES["gemma2-9b"] | SMALL | {"num_hidden_layers": 4, "sliding_window": 6}
+    model = Transformer(read_config(raw | {"architectures": ["Gemma2ForCausalLM"]}, "config.json"))
+    forest = pack(tiny.random_examples([(5, 4, 3)]))
+    blocks, head = forward_flops(model.config, forest)
+    seen = [sum(min(n, window) for n in (*range(1, 9), 6, 7)) for window in (6, 100)]
+    scores = 2 * sum(seen) * 4 * 4 * 16
+    linear = 64 * 4 * 16 * 2 + 2 * 64 * 2 * 16 + 3 * 64 * 96
+    assert (blocks, head) == (4 * 2 * 10 * linear + scores, 2 * 7 * 64 * 300)
+    found = measure._executed(FusedForward(model, model), forest, True, True, 0)
+    assert found == 3 * (blocks + head) + head + scores + (blocks + head)
 
 
 def test_every_second_belongs_to_one_part(monkeypatch):

@@ -2,12 +2,13 @@
 
 from dataclasses import replace
 
+import numpy as np
 import pytest
 import torch
 
 from data.forest import PackingOptions, pack
-from engine.model import Llama, read_config
-from engine.planning import MemoryInputs, TokenStatistics, cost, forward_flops
+from engine.model import Layer, Llama, read_config
+from engine.planning import Documents, MemoryInputs, TokenStatistics, capped_flops, cost, forward_flops
 from tests import tiny
 
 SHAPE = read_config(tiny.raw_config(), "f")  # hidden 32, 4 heads and 2 of keys of 8, inside 56, 3 layers, 101 ids
@@ -27,7 +28,10 @@ def inputs(**changes):
 
 
 def statistics(**changes):
-    return replace(TokenStatistics(n=10, tokens=9.0, rows=6.0, seen=40.0, longest=12, step=30), **changes)
+    """Of a prompt of 3 with responses of 6 and 2: a document of 8 tokens, and a token that sees 4."""
+    documents = Documents(queries=np.array([8, 1]), keys=np.array([8, 4]))
+    found = TokenStatistics(n=10, tokens=9.0, rows=6.0, documents=documents, most_scores=64, longest=12, step=30)
+    return replace(found, **changes)
 
 
 FORWARD = 9 * PER_TOKEN + 40 * PER_KEY + 6 * PER_ROW
@@ -48,6 +52,56 @@ def test_the_mean_example_of_rows_is_that_of_their_forests():
     assert found.n == 3 and found.longest == 40  # 4 + 32 + 4
     mean, worst = 2 * (40 + 7 + 5) / 3, 40 + 7
     assert found.step == int(mean + (worst - mean) / 4)  # a quarter of the way
+
+
+def windowed(*windows, **changes):
+    return replace(SHAPE, layers=tuple(Layer(window=window) for window in windows), n_layers=len(windows), **changes)
+
+
+LENGTHS = [(4, 33, 5), (2, 6, 1), (3, 2, 2), (30, 1, 1)]
+
+
+@pytest.mark.parametrize("packing", [PackingOptions(), PackingOptions(shares_prompts=False)])
+@pytest.mark.parametrize("window", [1, 2, 5, 34, 36, 37, 38, 1000, None])
+def test_a_window_cuts_what_each_query_sees(window, packing):
+    """Counted from every token's position, in a branch as in its trunk; of rows as of their forest."""
+    rows = tiny.random_examples(LENGTHS)
+    forest = pack(rows, packing)
+    expected = int((forest.positions + 1).clamp(max=window or 10**6).sum())
+    assert Documents.of(forest).seen(window) == expected
+    found = TokenStatistics.of(rows, packing, batch_size=2)
+    assert found.documents.seen(window) == expected / len(rows)
+    assert found.most_scores == max(n_queries * n_keys for n_queries, n_keys in sizes_of(forest))
+
+
+def sizes_of(forest):
+    return zip(forest.cu_q.diff().tolist(), forest.cu_k.diff().tolist(), strict=True)
+
+
+def test_layers_of_several_windows_are_each_counted_by_their_own():
+    forest = pack(tiny.random_examples(LENGTHS))
+    blocks, head = forward_flops(windowed(5, None, 5), forest)
+    narrow, whole = (int((forest.positions + 1).clamp(max=n).sum()) for n in (5, 10**6))
+    assert blocks == forest.n_tokens * PER_TOKEN + (2 * narrow + whole) * PER_KEY / 3
+    assert head == forward_flops(SHAPE, forest)[1]
+
+
+def test_an_mlp_without_a_gate_has_two_products():
+    forest = pack(tiny.random_examples(LENGTHS))
+    with_gate, without = (forward_flops(windowed(None, has_gate=has), forest)[0] for has in (True, False))
+    assert with_gate - without == forest.n_tokens * 2 * 32 * 56
+
+
+def test_capped_scores_are_made_again_and_so_are_capped_logits():
+    load = statistics()
+    shape = windowed(3, None, attention_cap=50.0, logit_cap=30.0)
+    again = (8 * 3 - 3 + 3 + 40) * PER_KEY / 3  # within a window of three: 1 + 2 + 6 x 3, and 3; in the other layer all
+    assert capped_flops(shape, load.documents) == again and capped_flops(SHAPE, load.documents) == 0
+    plain = windowed(3, None)
+    two, one = (cost.run_flops(replace(inputs(), shape=s), load, 4, has_reference=False) for s in (shape, plain))
+    assert two - one == pytest.approx(load.n * 4 * (again + 6 * PER_ROW), rel=1e-12)
+    (two, _), (one, _) = (cost.step_seconds(replace(inputs(), shape=s), load, 16, 1) for s in (shape, plain))
+    assert two - one == pytest.approx(16 * (again + 6 * PER_ROW) / (989e12 * 0.5), rel=1e-9)
 
 
 @pytest.mark.parametrize(

@@ -13,11 +13,12 @@ import torch
 
 import engine
 from data.forest import PackingOptions, pack
-from engine import inputs, plan, train
+from engine import inputs, plan, train, weights
+from engine.bench.bench import write_model
 from engine.config import TrainConfig
 from engine.inputs import TrainingInputs
-from engine.model import Llama, attention, read_config, rotations
-from engine.model.shapes import raw_config
+from engine.model import Llama, read_config
+from engine.model.shapes import SHAPES, raw_config
 from engine.planning import cost, memory
 from engine.planning.cost import TokenStatistics
 from engine.planning.memory import MemoryInputs
@@ -29,50 +30,6 @@ from tests.rows import id_rows
 GB = 10**9
 EIGHT = read_config(raw_config("llama3-8b"), "llama3-8b")
 LENGTHS = [(40, 70, 60), (10, 90, 30), (25, 50, 81)]
-
-
-class Attended(torch.autograd.Function):
-    """Saves what a fused kernel does: its inputs and its result."""
-
-    @staticmethod
-    def forward(ctx, q, k, v):
-        out = q.clone()
-        ctx.save_for_backward(q, k, v, out)
-        return out
-
-    @staticmethod
-    def backward(ctx, gradient):
-        _, k, v, _ = ctx.saved_tensors
-        return gradient, torch.zeros_like(k), torch.zeros_like(v)
-
-
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_what_a_block_keeps_is_what_autograd_saves(monkeypatch, dtype):
-    shape = {"hidden_size": 96, "intermediate_size": 224, "num_attention_heads": 4, "head_dim": 32}
-    model = tiny.random_llama(num_key_value_heads=2, **shape).to(dtype)
-    forest = pack(tiny.random_examples(LENGTHS))
-    monkeypatch.setattr(memory, "KEYS", forest.keys.numel() / forest.n_tokens)
-    own = {p.untyped_storage().data_ptr() for p in model.parameters()}
-    turned = rotations(model.config.ropes, forest.positions, forest.spans)
-    kept = [x for rotation in turned.values() if rotation for x in rotation if x is not None]
-    own |= {x.untyped_storage().data_ptr() for x in kept} | {forest.keys.untyped_storage().data_ptr()}
-    saved = {}
-
-    def keep(tensor):
-        storage = tensor.untyped_storage()
-        if storage.data_ptr() not in own:
-            saved[storage.data_ptr()] = (storage.nbytes(), tensor)
-        return tensor
-
-    def attend(q, k, v, _):
-        return Attended.apply(q, attention.gather(k, forest.keys), attention.gather(v, forest.keys))
-
-    x = model.embed(forest.tokens)
-    with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
-        model.blocks[0](x, turned, attend)
-    found = sum(size for size, _ in saved.values()) / forest.n_tokens
-    setting = MemoryInputs(shape=model.config, device="cpu", dtype=dtype)
-    assert memory.kept_bytes(setting) == pytest.approx(found, rel=0.03)
 
 
 @pytest.mark.parametrize("changes", [{}, {"eval_pairs": 5}])
@@ -251,6 +208,37 @@ def test_the_command_says_what_fits_and_which_flags_to_give(capsys):
     facts = json.loads(capsys.readouterr().out)
     assert facts["chosen"]["checkpoint_bytes"] == 18 * 2 * EIGHT.n_parameters
     assert facts["layouts"][0]["fits"] and 1 < facts["chosen"]["hours"] < 3
+
+
+@pytest.mark.parametrize("shape", ["qwen3-0.6b", "gemma2-9b", "olmo3-7b", "apertus-8b", "phi4-mini"])
+def test_the_command_plans_for_other_families(capsys, shape):
+    plan.main(["--shape", shape, "--gpus", "8", "--json"])
+    chosen = json.loads(capsys.readouterr().out)["chosen"]
+    config = read_config(raw_config(shape), shape)
+    load = TokenStatistics.of_the_paper(16, 8)
+    assert chosen["checkpoint_bytes"] == 18 * 2 * config.n_parameters
+    assert chosen["memory_bytes"] < 80 * GB
+    body = 2 * load.tokens * config.n_layers * config.n_matrix_parameters
+    attention = 4 * load.seen * config.n_layers * config.n_heads * config.head_size  # all windows are wider than rows
+    head = 2 * load.rows * config.hidden_size * config.vocab_size
+    again = 18 * (head + attention) if shape == "gemma2-9b" else 0  # of both caps
+    expected = load.n * ((3 * 18 + 1) * (body + attention + head) + again)
+    assert chosen["flops"] == pytest.approx(expected, rel=1e-9)
+
+
+def test_the_command_counts_what_a_folder_carries(tmp_path, capsys, monkeypatch):
+    """Apertus' constants: two numbers a layer, in every folder written and once beside the states."""
+    monkeypatch.setitem(SHAPES, "apertus-8b", SHAPES["apertus-8b"] | {"hidden_size": 64, "intermediate_size": 96})
+    write_model(tmp_path / "model", "apertus-8b", 3)
+    model = weights.build(tmp_path / "model")
+    stored = weights.stored_dtypes(tmp_path / "model").carried_bytes
+    assert stored == sum(c.data.numel() for c in weights.read_carried(model).values()) == 3 * 2 * 2
+    plan.main(["--model", str(tmp_path / "model"), "--gpus", "0", "--gpu-memory", "40", "--json", "--epochs", "2"])
+    found = json.loads(capsys.readouterr().out)
+    n = model.config.n_parameters
+    assert found["chosen"]["checkpoint_bytes"] == 2 * (4 * n + 12)
+    assert found["chosen"]["state_bytes"] == 8 * n + 12
+    assert found["layouts"][0]["bytes"]["carried"] == 12
 
 
 def test_the_command_counts_folders_inside_epochs_the_best_and_a_final_state(capsys):
