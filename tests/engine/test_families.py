@@ -1,7 +1,7 @@
 """Every family and variant against transformers, on the same random weights: log-probs, gradients, text, folders.
 
-Sequences go beyond windows and original contexts (tests/family_table.py). Slow but for a few variants that together
-touch every option of the block.
+Sequences go beyond windows and original contexts (tests/family_table.py). Slow but for the log-probs and gradients of a
+few variants that together touch every option of the block.
 """
 
 from collections.abc import Iterator
@@ -95,6 +95,7 @@ def test_a_packed_forest_is_each_sequence_alone(subject, way):
     assert furthest(packed, single) < 1e-12
 
 
+@pytest.mark.slow
 def test_greedy_text_is_that_of_transformers(subject):
     """Prompts below, at and beyond windows and original contexts, some of which the answers cross."""
     prompts = [row.prompt.tolist() for row in tiny.random_examples([(n, 1) for n in (1, 4, 9, 16, 30)], seed=8)]
@@ -108,6 +109,7 @@ def test_greedy_text_is_that_of_transformers(subject):
     assert [answer.ids for answer in generate(subject.ours, prompts, in_pieces, ())] == texts
 
 
+@pytest.mark.slow
 def test_a_written_folder_is_the_one_that_was_read(subject, tmp_path):
     weights.save(subject.narrow, tmp_path / "written")
     source, written = (read_json(folder / "config.json") for folder in (subject.folder, tmp_path / "written"))
