@@ -81,8 +81,8 @@ def test_gradients_of_apo_zero_are_those_of_autograd_in_transformers(subject):
         tensor, first = ours.config.place(name)
         reached.add(name_in_peer(tensor))
         wanted = theirs[name_in_peer(tensor)][first : first + len(parameter)]
-        assert wanted.norm() > 0, name
-        assert (parameter.grad - wanted).norm() < 1e-9 * wanted.norm(), name
+        # The bias of keys that do not turn moves no weight of any of them: its gradient is rounding alone.
+        assert (parameter.grad - wanted).norm() < 1e-9 * wanted.norm() + 1e-13, name
     assert reached == set(theirs)
 
 
@@ -148,7 +148,7 @@ def without_each_option(config: ModelConfig) -> Iterator[tuple[str, ModelConfig]
         yield "no rope", layers(lambda layer: replace(layer, rope=config.ropes[0]))
     for option in ("scaling", "growth"):  # dynamic is none within its context
         if any(getattr(rope, option) and not isinstance(rope.scaling, Dynamic) for rope in config.ropes):
-            yield option, layers(lambda x, option=option: x.rope and replace(x, rope=replace(x.rope, **{option: None})))
+            yield option, layers(lambda x, o=option: replace(x, rope=x.rope and replace(x.rope, **{o: None})))
     if len(config.ropes) > 1:
         yield "one rope for all", layers(lambda layer: replace(layer, rope=config.ropes[0]))
 
