@@ -6,6 +6,7 @@ A test compares the page with what this would write.
 """
 
 import re
+import runpy
 from collections import Counter
 from pathlib import Path
 from typing import Any
@@ -19,6 +20,7 @@ from system import InputError
 SCALINGS = {"Linear": "linear", "Dynamic": "dynamic", "Yarn": "YaRN", "Llama3": "llama3", "LongRope": "LongRoPE"}
 ROOT = Path(__file__).resolve().parents[1]
 DOCS = ROOT / "docs"
+TABLE = ROOT / "tests/family_table.py"
 REFUSED: dict[str, dict[str, Any]] = {
     "a mixture of experts": {"architectures": ["MixtralForCausalLM"], "model_type": "mixtral"},
     "linear attention, Mamba": {"architectures": ["Qwen3NextForCausalLM"], "model_type": "qwen3_next"},
@@ -44,19 +46,19 @@ option of it.
 CHECKED = """
 ## What was checked
 
-Each family, in several variants, on tiny models with random weights, norms and biases that the tests make with
-transformers 5.23 on the spot; sequences are longer than windows and original contexts
-(`./launch.sh test --all -k families`):
+Each family, in as many variants as the table above says (`tests/family_table.py`), on tiny models with random weights,
+norms and biases that the tests make with transformers 5.23 on the spot; sequences are longer than windows and
+original contexts (`./launch.sh test --all -k families`):
 
 | what | held to |
 |---|---|
 | log-probs of responses in float32, against transformers in float64 | 2e-6, relative |
 | the same in float64, with transformers' float32 islands (norms, softmax, rotary angles) lifted to float64 | 1e-10 |
-| gradients of every parameter under APO-zero, in float64 | 1e-9 |
+| gradients of every parameter under APO-zero, in float64 | 1e-9, and 1e-13 where they are 0 |
 | a packed forest against each sequence alone | the same |
 | sixteen tokens, greedily, against transformers' `generate` | equal |
 | a folder that was written, in transformers | nothing missing or unexpected, equal logits |
-| two ranks against one | 1e-5 |
+| what two ranks log in training, against one | 1e-5 |
 
 Some versions of transformers (5.2 is one) stretch the positions of all of OLMo 3's layers and not of its full ones
 alone: they are no yardstick, and compute another model than the released one.
@@ -69,7 +71,7 @@ tests above, and on reading `config.json` as transformers does.
 **Chat templates**: token ids of 200 conversations each, of several turns, with and without system messages, equal
 those of transformers' `apply_chat_template` for templates of the form of Qwen 2.5 and 3, SmolLM3, Granite 3.0 and
 3.1, OLMo 2, 3 and 3 Think, Phi-3, Phi-4 and Phi-4-mini, EXAONE 4, Apertus, Gemma 2 and 3, and Mistral v1, v3, v7 and
-tekken (`./launch.sh test -k family_templates`), with tokenizers that are stand-ins too.
+tekken (`./launch.sh test --all -k family_templates`), with tokenizers that are stand-ins too.
 """
 NOTES = """
 ## What to know
@@ -97,9 +99,9 @@ has frequencies of its own, in transformers those of the longest sequence of a b
 Within it dynamic RoPE is none.
 
 **Models that see** (Gemma 3 from 4B on, Mistral Small 3.1 and later, Ministral 3): the language model inside trains.
-Everything else in the checkpoint, the vision tower and what joins it to the text, is carried through byte for byte into
-every folder that is written; pictures in rows are refused. Apertus' constants of its activation (`act_fn.beta`,
-`act_fn.eps`) are carried in the same way, and computed with.
+The vision tower and what joins it to the text (`vision_tower`, `multi_modal_projector`) are carried through byte for
+byte into every folder that is written; pictures in rows are refused. Apertus' constants of its activation
+(`act_fn.beta`, `act_fn.eps`) are carried in the same way, and computed with.
 
 **config.json** is read in both spellings, the hub's of 2024 (`rope_theta`, `rope_scaling`, `torch_dtype`) and
 transformers 5's (`rope_parameters`, `dtype`), and written back as it was but for the dtype. Where two places say
@@ -108,7 +110,8 @@ are tied, Mistral's window is 4,096, Apertus' positions are stretched as Llama 3
 
 ## Where vLLM differs
 
-Log-probs that are computed here equal those of vLLM up to rounding, but for these; look before answers sampled there
+As far as its sources say, log-probs that are computed here equal those of vLLM up to rounding, but for these; look
+before answers sampled there
 are scored here:
 
 - LongRoPE: long or short frequencies for all sequences, by `--max-model-len`, and not by a sequence's own length.
@@ -131,8 +134,11 @@ def page() -> str:
 
 
 def _families() -> str:
-    lines = ["| models | `model_type` | `architectures` | beside Llama |", "|---|---|---|---|"]
-    lines += [f"| {f.title} | `{f.model_type}` | `{f.architecture}` | {f.differs or '–'} |" for f in FAMILIES]
+    lines = ["| models | `model_type` | `architectures` | beside Llama | variants compared |", "|---|---|---|---|---|"]
+    compared = Counter(variant.architecture for variant in runpy.run_path(str(TABLE))["VARIANTS"])
+    for f in FAMILIES:
+        name = f"`{f.model_type}` | `{f.architecture}`"
+        lines += [f"| {f.title} | {name} | {f.differs or '–'} | {compared[f.architecture]} |"]
     return "\n".join(lines) + "\n"
 
 

@@ -6,6 +6,7 @@ where documents are short, dense masks over runs of whole examples. Each of the 
 
 # T packed tokens, U gathered keys, H heads, K kv heads, E head size
 
+import functools
 import inspect
 from itertools import pairwise
 
@@ -38,23 +39,27 @@ def dense(forest: Forest, run_tokens: int = RUN_TOKENS) -> Attend:
     A token sees those of its own example that stand in the trunk or in its own branch, up to its own position, and no
     further back than the window.
     """
-    runs: list[tuple[int, int, Tensor, Tensor]] = []
+    runs: list[tuple[int, int, Tensor]] = []
     start = 0
     for end, after in zip(forest.bounds[1:], [*forest.bounds[2:], None], strict=True):
         if after is not None and after - start <= run_tokens:
             continue
         example, branch, position = (x[start:end] for x in (forest.example, forest.branch, forest.positions))
-        distance = position[:, None] - position
-        sees = (example[:, None] == example) & (distance >= 0)
-        runs.append((start, end, sees & ((branch == 0) | (branch == branch[:, None])), distance))
+        sees = (example[:, None] == example) & (position <= position[:, None])
+        runs.append((start, end, sees & ((branch == 0) | (branch == branch[:, None]))))
         start = end
-    masks: dict[int | None, list[Tensor]] = {None: [sees for *_, sees, _ in runs]}
+
+    @functools.cache  # made once for all layers of a window
+    def masks(window: int | None) -> list[Tensor]:
+        if window is None:
+            return [sees for *_, sees in runs]
+        own = (forest.positions[a:b] for a, b, _ in runs)
+        pairs = zip(runs, own, strict=True)
+        return [sees & (position > position[:, None] - window) for (*_, sees), position in pairs]
 
     def attend(q: Tensor, k: Tensor, v: Tensor, how: Weighing = PLAIN) -> Tensor:
-        if how.window not in masks:  # made once for all layers of that window
-            masks[how.window] = [sees & (distance < (how.window or 0)) for *_, sees, distance in runs]
-        parts = zip(runs, masks[how.window], strict=True)
-        return torch.cat([masked(q[a:b], k[a:b], v[a:b], mask, how) for (a, b, *_), mask in parts])
+        parts = zip(runs, masks(how.window), strict=True)
+        return torch.cat([masked(q[a:b], k[a:b], v[a:b], mask, how) for (a, b, _), mask in parts])
 
     return attend
 
@@ -65,13 +70,18 @@ def by_document(forest: Forest) -> Attend:
 
     cu_q, cu_k = forest.cu_q.tolist(), forest.cu_k.tolist()
 
+    @functools.cache  # of all layers: one for each size of a document
+    def explicit(n_queries: int, n_keys: int, window: int) -> Tensor:
+        at = torch.arange(n_keys, device=forest.tokens.device)
+        distance = at[n_keys - n_queries :, None] - at
+        return (distance >= 0) & (distance < window)
+
     def mask_of(n_queries: int, n_keys: int, how: Weighing) -> Tensor:
         """A document's keys stand in the order of their positions, from 0 on, and its queries are the last of them."""
-        is_narrow = how.window is not None and how.window < n_keys
-        if not is_narrow and how.cap is None:
+        window = n_keys if how.window is None else min(how.window, n_keys)
+        if window == n_keys and how.cap is None:
             return causal_lower_right(n_queries, n_keys)
-        distance = torch.arange(n_keys - n_queries, n_keys)[:, None] - torch.arange(n_keys)
-        return ((distance >= 0) & (distance < (how.window or n_keys))).to(forest.tokens.device)
+        return explicit(n_queries, n_keys, window)
 
     def attend(q: Tensor, k: Tensor, v: Tensor, how: Weighing = PLAIN) -> Tensor:
         k, v = gather(k, forest.keys), gather(v, forest.keys)  # [U, K, E]
@@ -93,13 +103,11 @@ def varlen(forest: Forest) -> Attend:
 
     # torch 2.13 wants grouped heads announced; 2.11 has no such argument and takes them as they are.
     grouped = {"enable_gqa": True} if "enable_gqa" in inspect.signature(varlen_attn).parameters else {}
-    capped: list[Attend] = []
+    plain = functools.cache(lambda: by_document(forest))
 
     def attend(q: Tensor, k: Tensor, v: Tensor, how: Weighing = PLAIN) -> Tensor:
         if how.cap is not None:
-            if not capped:
-                capped.append(by_document(forest))
-            return capped[0](q, k, v, how)
+            return plain()(q, k, v, how)
         k, v = gather(k, forest.keys), gather(v, forest.keys)  # [U, K, E]
         lengths = (forest.cu_q, forest.cu_k, forest.max_q, forest.max_k)
         # A window of (-1, 0) is causal, from the bottom right where lengths differ; the kernel's left end is inclusive,

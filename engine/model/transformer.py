@@ -70,7 +70,8 @@ class Transformer(nn.Module):
         return x * factor
 
     def compile_blocks(self) -> None:
-        """Compiles what stands before and after attention in every block: two graphs, for all blocks and lengths.
+        """Compiles what stands before and after attention in every block: two graphs, for all blocks and lengths, and
+        a third where some layers do not turn.
 
         The compiler is let compute the norms and silu(gate) * up again in the backward pass, where it would keep them
         for the products that follow: a third less is kept for 1 % of the time.

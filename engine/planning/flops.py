@@ -41,9 +41,7 @@ class Documents:
         q, k = self.queries, self.keys
         seen = q * k - q * (q - 1) // 2  # the last query sees k, the one before k - 1 ...
         if window is not None:
-            cut = np.clip(
-                k - window, 0, q
-            )  # queries beyond the window: k - window too many for the last, then one less
+            cut = np.clip(k - window, 0, q)  # queries beyond it: k - window keys too many for the last, then one less
             seen -= cut * (k - window) - cut * (cut - 1) // 2
         return int(seen.sum()) / self.n_examples
 

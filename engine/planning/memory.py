@@ -11,6 +11,7 @@ Pure functions of `MemoryInputs`; docs/scaling.md has the table for larger model
 # T tokens of a pass, D hidden, I intermediate, V vocabulary
 
 import itertools
+import math
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -183,6 +184,7 @@ def _in_capped_attention(s: MemoryInputs) -> dict[str, int]:
         "gathered": _gathered(s),
         "kept for the backward pass": _kept(s),
         "scores": OF_SCORE * s.shape.n_heads * s.most_scores,
+        "masks": len({layer.window for layer in s.shape.layers}) * s.pass_tokens * math.isqrt(s.most_scores),
     }
 
 

@@ -143,8 +143,7 @@ def plan_run(
     """The first layout that fits without computing blocks again, else the first that fits, else the smallest.
 
     What is preferred: float32 masters that are whole; a reference beside the policy; weights that stay gathered.
-    stored: the dtypes of the checkpoint that the run starts from. group_share, other_reference: see
-    MemoryInputs.
+    stored: the dtypes of the checkpoint that the run starts from. group_share, other_reference: see MemoryInputs.
     """
     masters: Sequence[bool] = {"auto": (False, True), "float32": (False,), "split": (True,)}[
         config.memory.master_weights

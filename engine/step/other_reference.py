@@ -31,7 +31,7 @@ NAMES = {
     "layers": "windows and rotary positions of its layers",
 }
 """What is the same in two models of which one can follow the other: a ModelConfig's fields, as config.json has them."""
-NOT_COMPARED = {"raw", "context", "names"}
+NOT_COMPARED = {"raw", "context", "names", "model_type"}
 """Fields that may differ; every other one has to be equal."""
 
 
@@ -131,6 +131,9 @@ def _check_same_shapes(asked: ReferenceConfig, folder: Path, config: ModelConfig
     for field in (f.name for f in fields(config) if f.name not in NOT_COMPARED):
         theirs, ours, name = getattr(config, field), getattr(policy, field), NAMES.get(field, field)
         if theirs != ours:
+            if field == "layers" and len(theirs) == len(ours):
+                pairs = enumerate(zip(theirs, ours, strict=True))
+                theirs, ours = next((f"{a} in layer {i}", b) for i, (a, b) in pairs if a != b)
             raise InputError(
                 f"--reference-update {asked.update}: moves the reference's weights to the policy's, and {folder} is of "
                 f"another shape than --model ({name}: {theirs} and {ours}); leave it out, or name a --reference-model "

@@ -290,7 +290,7 @@ def check_mismatched(examples: Sequence[Example], longest: int | None) -> None:
     n = len(prompt.prompt) + max(map(len, other.responses))
     if longest is not None and n > longest:
         raise InputError(
-            f"{prompt.location}: its prompt with the response of {other.location}, a mismatched sequence, has {n:,} "
-            f"tokens, and with dynamic RoPE none beyond max_position_embeddings, {longest:,}, is computed; lower "
-            "--max-prompt-tokens or --max-response-tokens"
+            f"{prompt.location}: its prompt with a response as long as that of {other.location}, a mismatched "
+            f"sequence, would have {n:,} tokens, and with dynamic RoPE none beyond max_position_embeddings, "
+            f"{longest:,}, is computed; lower --max-prompt-tokens or --max-response-tokens"
         )

@@ -115,7 +115,9 @@ class Checkpoint:
             return config
         if not {embedding, head} <= self._tensors.keys():
             return replace(config, tied=True)
-        return replace(config, tied=self._files.same(embedding, self._files, head))
+        where = tuple(self._files.where[name] for name in (embedding, head))
+        states = _states([self.folder / name for name in where])
+        return replace(config, tied=_is_same(self.folder, where, (embedding, head), states))
 
     def _heads(self) -> list[str]:
         return [name for name in self._tensors if name.endswith(HEAD)]
@@ -207,6 +209,13 @@ def carried_of(files: TensorFiles, name: str, *, with_bytes: bool = True) -> Car
     """A tensor of files as it is carried through."""
     entry = files.tensors[name]
     return Carried(entry.dtype, entry.shape, files.whole(name) if with_bytes else None)
+
+
+@functools.cache
+def _is_same(folder: Path, files: tuple[str, str], tensors: tuple[str, str], states: Any) -> bool:
+    """Whether two tensors of a folder hold the same numbers. states: keys for the cache."""
+    with TensorFiles(folder, sorted(set(files))) as opened:
+        return opened.same(tensors[0], opened, tensors[1])
 
 
 def _expected(model: Transformer) -> dict[str, tuple[int, ...]]:

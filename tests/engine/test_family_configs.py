@@ -181,6 +181,9 @@ ABSENT_OR_NULL = [
     file_of("qwen2", use_sliding_window=True, sliding_window=None),
     file_of("qwen2", use_sliding_window=True, num_hidden_layers=30),
     file_of("qwen2", use_sliding_window=False, sliding_window=131072, max_window_layers=1),
+    file_of("qwen2", head_dim=16),
+    file_of("smollm3", head_dim=16),
+    file_of("mistral", sliding_window=7, layer_types=["sliding_attention"] * 3),
     file_of("qwen3", head_dim=16, num_key_value_heads=None),
     file_of("smollm3", no_rope_layers=[1, 0, 1, 0, 1, 1, 1, 1], rope_scaling=YARN, max_position_embeddings=128),
     file_of("smollm3", sliding_window=7, no_rope_layer_interval=3),
@@ -265,7 +268,6 @@ REFUSED = [
     (file_of("ministral3", rope_scaling=YARN), "rope_scaling"),
     (file_of("ministral3", rope_parameters=YARN | {"llama_4_scaling_beta": 0.1}), "rope_theta"),
     (file_of("ministral3", rope_parameters=YARN | {"rope_theta": 1e4}), "llama_4_scaling_beta"),
-    (file_of("qwen2", head_dim=16), "head_dim"),
     (file_of("qwen2", layer_types=KINDS), "use_sliding_window"),
     (file_of("qwen2", layer_types=KINDS[:2]), "layer_types"),
     (file_of("qwen3", use_sliding_window=True, max_window_layers="all"), "max_window_layers"),
@@ -284,6 +286,14 @@ REFUSED = [
     (file_of("phi3", partial_rotary_factor=0.4), "partial_rotary_factor"),
     (file_of("phi3", partial_rotary_factor=2), "partial_rotary_factor"),
     (file_of("phi3", head_dim=16), "head_dim"),
+    (
+        file_of(
+            "phi3",
+            rope_parameters={"rope_type": "default", "rope_theta": 1e4, "partial_rotary_factor": 0.5},
+            rope_scaling={"rope_type": "default", "rope_theta": 1e4},
+        ),
+        "partial_rotary_factor",
+    ),
     (file_of("gemma2", sliding_window=None), "sliding_window"),
     (file_of("gemma3_text", sliding_window_pattern=0), "sliding_window_pattern"),
     (file_of("gemma3_text", partial_rotary_factor=0.5), "partial_rotary_factor"),
@@ -324,6 +334,6 @@ def test_code_beside_a_known_model_type_is_not_asked_for():
 )
 @pytest.mark.parametrize("model_type", WRAPPED)
 def test_a_wrapper_says_whether_the_head_is_tied_and_its_text_does_not(model_type, top, text, is_tied):
-    """Where it does not: Gemma's is, Mistral's is not, unless the folder's tensors say otherwise."""
+    """Where it does not it is, unless the folder's tensors say otherwise."""
     raw = wrapped(model_type, file_of("gemma3_text" if model_type == "gemma3" else "mistral", **text), **top)
-    assert read_config(raw, "f").tied == (model_type == "gemma3" if is_tied is None else is_tied)
+    assert read_config(raw, "f").tied == (is_tied is not False)

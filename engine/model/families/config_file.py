@@ -42,7 +42,7 @@ class ConfigFile:
 
     def flag(self, key: str, default: bool = False) -> bool:
         """true or false."""
-        value = self.raw.get(key, default)
+        value = default if self.raw.get(key) is None else self.raw[key]
         if not isinstance(value, bool):
             raise self.refused(f"{key} = {value!r}; it has to be true or false")
         return value

@@ -18,10 +18,13 @@ def read(file: ConfigFile) -> ModelConfig:
 
 def windows(file: ConfigFile, default: int | None) -> list[int | None]:
     """sliding_window of every layer; null: of none. default: of a file without the key."""
-    if file.get("layer_types") is not None:
-        raise file.refused(f"layer_types is not read by transformers in a {file.get('model_type')}; take it out")
-    slides = file.raw.get("sliding_window", default) is not None
-    return file.windows([slides] * file.n_layers, default)
+    slides = [file.raw.get("sliding_window", default) is not None] * file.n_layers
+    if file.kinds(slides) != slides:
+        raise file.refused(
+            f"layer_types does not go with sliding_window, by which transformers goes in a {file.get('model_type')}; "
+            "take it out"
+        )
+    return file.windows(slides, default)
 
 
 MISTRAL = Family("mistral", "MistralForCausalLM", read, "Mistral 7B, Nemo, Small", "a window in every layer, or none")

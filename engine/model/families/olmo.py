@@ -43,7 +43,6 @@ def read_olmo3(file: ConfigFile) -> ModelConfig:
 def _read(file: ConfigFile) -> dict[str, Any]:
     file.only("hidden_act", "silu", "silu")
     found = sizes(file, eps=1e-5, kv_as_heads=True) | biases(file, mlp=False)
-    found["head_size"] = file.count("head_dim", file.equal_share)
     return found | {"norms": "behind", "norm_rounds_late": True, "qk_norm": "all_heads", "names": NAMES}
 
 

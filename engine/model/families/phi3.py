@@ -28,8 +28,8 @@ def read(file: ConfigFile) -> ModelConfig:
     """From its config.json."""
     file.only("hidden_act", "silu", "silu")
     found = sizes(file, eps=1e-5, kv_as_heads=True)
-    found["head_size"] = file.equal_share  # head_dim is not read by transformers' check of LongRoPE's factors
-    file.only("head_dim", found["head_size"], found["head_size"])
+    if found["head_size"] != file.equal_share:  # by which transformers checks LongRoPE's factors
+        raise file.refused(f"head_dim = {found['head_size']} is not supported; heads of a phi3 divide the hidden size")
     rope = ropes.of_all_layers(_with_original(file), found["head_size"], kinds=("default", "longrope"))
     of_each = layers([rope] * found["n_layers"], mistral.windows(file, None))
     return ModelConfig(**found, layers=of_each, names=NAMES)

@@ -9,8 +9,6 @@ from engine.model.model_config import ModelConfig
 def read_qwen2(file: ConfigFile) -> ModelConfig:
     """From the config.json of a Qwen 2 or 2.5."""
     found = sizes(file)
-    found["head_size"] = file.equal_share  # head_dim is not read
-    file.only("head_dim", found["head_size"], found["head_size"])
     return ModelConfig(**found, qkv_bias=True, layers=_layers(file, found))
 
 

@@ -5,12 +5,12 @@ from collections.abc import Mapping
 from typing import Any
 
 _KINDS = (  # pattern of a model type or an architecture, in lower case -> what it is; the first that fits
-    (r"qwen3_?next|kimi_?linear|mamba|jamba|bamba|zamba|falcon_?h1|recurrent|rwkv|lfm2|minimax|hybrid|nemotron_?h",
+    (r"qwen3_?next|kimi_?linear|mamba|jamba|bamba|zamba|falcon_?h1|recurrent|rwkv|lfm2|minimax(?!_?m2)|hybrid|nemotron_?h",
      "has layers of linear attention or of another recurrence"),
     (r"moe|mixtral|dbrx|deepseek|gpt_?oss|llama4|glm4_?5|arctic|jetmoe|ernie4_?5_?m", "is a mixture of experts"),
     (r"llava|mllama|vl_|vl$|vlfor|vision|idefics|paligemma|pixtral|gemma3n|gemma4|smolvlm|internvl|omni|"
      r"conditionalgeneration", "sees, hears or encodes, and its language model is not one that is taken out here"),
-    (r"bert|encoder|t5", "is no decoder that predicts the next token"),
+    (r"bert|encoder|\bm?t5", "is no decoder that predicts the next token"),
 )  # fmt: skip
 _EXPERTS = ("num_local_experts", "num_experts", "n_routed_experts", "moe_num_experts")
 

@@ -20,7 +20,7 @@ def of_all_layers(file: ConfigFile, head_size: int, theta: float = 10000.0, kind
     said = {key: _beside(file, key, rope) for key, rope in given.items() if rope}
     read = {key: made(file, rope, head_size, theta, kinds) for key, rope in said.items()}
     if len(set(read.values())) == 2:
-        ours, theirs = (_facts(read[key]) for key in given)
+        ours, theirs = (_facts(read[key], head_size) for key in given)
         name = next(name for name in {**ours, **theirs} if ours.get(name) != theirs.get(name))
         raise file.refused(
             f"rope_parameters comes to {name} = {ours.get(name)!r}, rope_scaling to {theirs.get(name)!r}; "
@@ -85,10 +85,11 @@ def _beside(file: ConfigFile, key: str, rope: dict[str, Any]) -> dict[str, Any]:
     return beside | {name: value for name, value in rope.items() if value is not None}
 
 
-def _facts(rope: Rope) -> dict[str, Any]:
+def _facts(rope: Rope, head_size: int) -> dict[str, Any]:
     """A rope by the names in a file."""
     kind = "default" if rope.scaling is None else type(rope.scaling).__name__.lower()
-    return {"rope_type": kind, "rope_theta": rope.theta} | (vars(rope.scaling) if rope.scaling else {})
+    found = {"rope_type": kind, "rope_theta": rope.theta, "partial_rotary_factor": rope.size / head_size}
+    return found | (vars(rope.scaling) if rope.scaling else {})
 
 
 def kind_of(file: ConfigFile, rope: dict[str, Any]) -> str:

@@ -10,8 +10,6 @@ def read(file: ConfigFile) -> ModelConfig:
     """From its config.json."""
     file.only("hidden_act", "silu", "silu")
     found = sizes(file, tied=True)
-    found["head_size"] = file.equal_share  # head_dim is not read
-    file.only("head_dim", found["head_size"], found["head_size"])
     turns = _turns(file)
     is_on = file.flag("use_sliding_window") and file.get("sliding_window") is not None
     slides = file.kinds([is_on and not does for does in turns])

@@ -49,6 +49,6 @@ GEMMA3_SEEING = Family(
     "Gemma 3 that sees (4B to 27B)", "the language model inside; what sees is carried through",
 )  # fmt: skip
 MISTRAL3_SEEING = Family(
-    "mistral3", "Mistral3ForConditionalGeneration", _reader([MISTRAL, MINISTRAL3], {}, tied=False),
+    "mistral3", "Mistral3ForConditionalGeneration", _reader([MISTRAL, MINISTRAL3], {}, tied=True),
     "Mistral Small 3.1 and later, Ministral 3 that see", "the language model inside; what sees is carried through",
 )  # fmt: skip
