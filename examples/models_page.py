@@ -245,7 +245,7 @@ def _adding() -> str:
     """EXAONE 4's page and its rows in the tests, as they are."""
     code = (ROOT / "engine/model/families/exaone4.py").read_text(encoding="utf-8").strip()
     rows = (ROOT / "tests/family_table.py").read_text(encoding="utf-8").splitlines()
-    shown = "\n".join(line.strip() for line in rows if line.startswith("    _exaone4("))
+    shown = "\n".join(line for line in rows if line.startswith("    _exaone4("))
     return f"""
 ## How to add a family
 
@@ -261,7 +261,10 @@ and what is refused. `FAMILIES` in `engine/model/families/__init__.py` names it,
 `tests/family_table.py`, each of which goes through all that is listed under [what was checked](#what-was-checked):
 
 ```python
+VARIANTS = (
+    ...,
 {shown}
+)
 ```
 
 Then `python -m examples.models_page` writes this page anew. An option that no family had is a field of `ModelConfig`

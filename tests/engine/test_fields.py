@@ -184,7 +184,8 @@ def test_micro_batches_and_a_whole_step_meet_the_same_numbers(run, monkeypatch):
         found = run(loss, rows(), **changes)
         assert max(sizes) > 1 if changes else sizes == [1, 1, 1]
         assert [x["loss"] for x in found] == pytest.approx([x["loss"] for x in plain], abs=1e-5), loss
-        assert [x["grad_norm"] for x in found] == pytest.approx([x["grad_norm"] for x in plain], abs=1e-5), loss
+        norms = ([x["grad_norm"] for x in lines] for lines in (found, plain))
+        assert next(norms) == pytest.approx(next(norms), rel=1e-5), loss  # of some 4, in float32, after two steps
 
 
 @pytest.mark.slow

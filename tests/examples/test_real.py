@@ -82,7 +82,7 @@ def test_a_model_comes_back_from_gguf_bit_for_bit(tmp_path, shape):
     write_gguf(tmp_path / "m.gguf", model, tied=model.config.tied)
     checkpoint.convert(tmp_path / "m.gguf", tmp_path / "folder", torch.float32)
     made = weights.load(tmp_path / "folder")
-    assert made.config.tied == model.config.tied and made.config.rope_theta == model.config.rope_theta
+    assert made.config.tied == model.config.tied and made.config.ropes == model.config.ropes
     for (name, ours), theirs in zip(model.named_parameters(), made.parameters(), strict=True):
         assert torch.equal(ours, theirs), name
     chat = Chat(Tokenizer(tmp_path / "folder"))
