@@ -136,9 +136,9 @@ def test_a_rest_without_end_is_capped_and_said(tmp_path, capsys):
 
 
 def test_requests_a_minute_are_kept_to_evenly(tmp_path):
-    arrivals = []
+    arrivals, start = [], time.monotonic()
     ask(tmp_path, lambda seen: arrivals.append(time.monotonic()) or HELLO, 11, rpm=1200.0)
-    assert arrivals[-1] - arrivals[0] >= 10 * 60 / 1200 - 0.02
+    assert arrivals[-1] - start >= 10 * 60 / 1200  # from the start: the first one's way may be the longest
 
 
 def test_tokens_a_minute_are_settled_by_what_was_used(tmp_path):
