@@ -147,6 +147,7 @@ def words_and_marks(folder, template=QWEN25, words=("<b>", "<think>"), **names):
     return made(folder, description, template, **names)
 
 
+@pytest.mark.slow
 def test_a_word_that_a_template_writes_is_a_mark_under_it(tmp_path):
     folder = words_and_marks(tmp_path / "model")
     chat = Chat(Tokenizer(folder))

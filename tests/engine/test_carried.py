@@ -207,7 +207,7 @@ def go(tmp_path):
 SLOW = pytest.mark.slow
 CASES = [
     ("gemma3", "hub", "source"), pytest.param("gemma3", "inside", "bfloat16", marks=SLOW),
-    pytest.param("mistral3", "inside", "float32", marks=SLOW), ("apertus", "hub", "source"),
+    pytest.param("mistral3", "inside", "float32", marks=SLOW), pytest.param("apertus", "hub", "source", marks=SLOW),
     pytest.param("phi3", "hub", "source", marks=SLOW),
 ]  # fmt: skip
 

@@ -125,6 +125,7 @@ def n_divided(original: int) -> int:
     return sum(min(pair) <= original < max(pair) for pair in totals)
 
 
+@pytest.mark.slow
 def test_a_run_on_such_rows_its_reference_and_engine_score_agree(job):
     folder = longrope(job.tmp / "phi", original_max_position_embeddings=12)
     assert n_divided(12) > 5

@@ -209,6 +209,7 @@ def test_an_upload_that_is_killed_goes_on_where_it_was(hub, folder, tmp_path):
     assert out.startswith(f"{hub.address}/{REPO}/commit/") and "Traceback" not in err
 
 
+@pytest.mark.slow
 def test_a_hub_that_is_not_there_is_a_sentence(folder, tmp_path):
     with serving() as hub:
         pass

@@ -446,7 +446,9 @@ def run_convert(*flags):
     )  # fmt: skip
 
 
-@pytest.mark.parametrize("dtype", ["bfloat16", "float16", "float32"])
+@pytest.mark.parametrize(
+    "dtype", ["bfloat16", *(pytest.param(name, marks=pytest.mark.slow) for name in ("float16", "float32"))]
+)
 def test_a_converted_folder_is_the_cast_of_every_tensor(tmp_path, dtype):
     folder = tiny.write_model(tmp_path / "m", ["some text to learn merges from"] * 9)
     (folder / "README.md").write_text("a card")

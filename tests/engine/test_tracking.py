@@ -116,6 +116,7 @@ def test_a_run_that_goes_on_is_the_same_run_and_no_line_is_logged_twice(job, hea
     assert len(lines(result.out)) == 6
 
 
+@pytest.mark.slow
 def test_lines_that_resume_cuts_and_computes_again_are_not_logged_again(job, heard, tmp_path):
     """A kill behind a state: the lines after it are cut from metrics.jsonl, and were logged already."""
     script = (

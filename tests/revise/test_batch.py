@@ -62,6 +62,7 @@ def test_answers_in_any_order_make_the_same_pairs_as_online(tmp_path):
         assert server.n_seen == n
 
 
+@pytest.mark.slow
 def test_what_comes_back_damaged_twice_unknown_or_not_at_all_is_counted_and_stays_open(tmp_path):
     lines = write_batch(tmp_path)
     good = [answer(line) for line in lines]

@@ -170,6 +170,7 @@ def lengthen(seen):
     return Reply.chat(f"{{teacher_reasoning}}: x\n\n{{corrected_student_solution}}:\n{text}")
 
 
+@pytest.mark.slow
 def test_clair_with_a_tiny_llama_as_target_trains_that_llama(tmp_path, llama):
     bare_prompts(tmp_path, 10)
     more = ["--target-model", llama, "--target-max-tokens", 6, "--max-length-ratio", 9, "--cut-answers", "keep"]
