@@ -129,8 +129,8 @@ def prepared_alone(folder, family):
 @pytest.mark.parametrize(("changes", "atol"), [({"recompute_blocks": 3}, 0.0), ({"compile": "yes"}, 5e-4)])
 @pytest.mark.parametrize("family", ["Qwen3", "Gemma2", "Apertus", "Ministral3"])
 def test_how_blocks_are_computed_changes_nothing(family, changes, atol, tmp_path):
-    """The compiler adds in another order, and RMSProp's first step moves every number by 10 lr, whatever the size of its
-    gradient: log-ratios of the second step differ by 8e-5.
+    """The compiler adds in another order, and RMSProp moves every number by 10 lr in its first step, whatever the size
+    of its gradient: log-ratios of the second step differ by 8e-5.
     """
     prepared(tmp_path, family)
     plain = prepared_alone(tmp_path, family)
