@@ -42,11 +42,11 @@ WHY_NOT: dict[str, str] = {
     ),
     "winners worse than the model (judge-off-policy): APO-down beats APO-zero": (
         "its losers are wrong in nearly every fact, so that lowering them teaches facts under either; both lose in 18 "
-        "epochs most of what they gain in the first ones, APO-down, which lowers the winners too, all of it"
+        "epochs most of what they gain in the first ones, APO-down, which lowers the winners too, more of it"
     ),
     "APO has the best mean of every data set but stronger-preferred": (
         "on CLAIR SFT and KTO imitate winners that are right in every word, and DPO's rate suits the off-policy set "
-        "best; on the on-policy set APO-zero has the best mean over the seeds"
+        "best; on the on-policy set KTO is a little above APO-zero"
     ),
     "all three widen the margin between winning and losing rewards": _RATES,
     "APO-zero ends with the greatest winning and losing rewards of the three": _RATES,
