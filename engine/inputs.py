@@ -18,7 +18,7 @@ from data.text import Chat, TemplateSettings, stop_ids
 from engine import weights
 from engine.config import TrainConfig, check_trackers, world_size
 from engine.distributed import Ranks, free_memory
-from engine.model import ModelConfig, name_of
+from engine.model import ModelConfig, Transformer, name_of
 from engine.optim import Options, describe, largest_share
 from engine.planning import Plan, TokenStatistics, plan_run, refusal, ways
 from engine.run import (
@@ -75,18 +75,10 @@ class TrainingInputs:
         is_ranked, fields = self.objective.form == "ranked", self.objective.fields
         self.reading = replace(config.data.reading, ranked=is_ranked, fields=fields)
         self.folder, self.chat = self._open()
-        if weights.is_kept(self.folder) and self.folder != Path(config.out) / KEPT_MODEL:
-            raise InputError(f"{self.folder}: has no weights; it is what a run has kept of its model, beside them")
-        check_apart(Path(config.out), self.folder)
-        self.policy = weights.build(self.folder)
+        self.policy = self._build_policy()
         """The policy, on the meta device."""
-        self.policy.beside = weights.read_beside(self.folder)
-        writes = os.environ.get("RANK", "0") == "0"
-        self.policy.carried = weights.read_carried(self.policy, with_bytes=writes)
         self.file_digests = functools.cache(weights.file_digests)
         """Of a model's folder, as it was when they were first asked for."""
-        self.policy.head.keeps_logits = "kept-logits" not in config.measuring.disable
-        weights.check(self.folder, self.policy)
         tokenizer = self.chat and self.chat.tokenizer
         self.other = open_reference(config.reference, self.folder, tokenizer, self.policy.config, self.objective)
         """The model that --reference-model names, where that is another than the policy's."""
@@ -139,6 +131,19 @@ class TrainingInputs:
             say(f"{model}: no such folder; what {self.config.out} has kept of it is taken")
             model = str(kept)
         return open_model(model, settings)
+
+    def _build_policy(self) -> Transformer:
+        """The policy on the meta device, with all of its folder that epochs will need beside the weights."""
+        out = Path(self.config.out)
+        if weights.is_kept(self.folder) and self.folder != out / KEPT_MODEL:
+            raise InputError(f"{self.folder}: has no weights; it is what a run has kept of its model, beside them")
+        check_apart(out, self.folder)
+        policy = weights.build(self.folder)
+        policy.beside = weights.read_beside(self.folder)
+        policy.carried = weights.read_carried(policy, with_bytes=os.environ.get("RANK", "0") == "0")  # who writes them
+        policy.head.keeps_logits = "kept-logits" not in self.config.measuring.disable
+        weights.check(self.folder, policy)
+        return policy
 
     def _template_settings(self) -> TemplateSettings:
         """The flags of the template; a run that goes on takes the day that it began with."""

@@ -40,8 +40,11 @@ class Plan:
     """Of the weights in checkpoint folders."""
     saves_otherwise: StoredDtypes | None = None
     """Where --save-dtype source keeps a folder's several dtypes: these."""
-    carried_bytes: int = 0
-    """Of a checkpoint folder's tensors that do not train, and are written as they were read."""
+
+    @property
+    def carried_bytes(self) -> int:
+        """Of a checkpoint folder's tensors that do not train, and are written as they were read."""
+        return self.memory.carried_bytes
 
     @property
     def fits(self) -> bool:
@@ -192,7 +195,6 @@ def plan_run(
             budget=budget,
             saves=saved_dtype(asked, inputs.dtype, stored.main),
             saves_otherwise=stored if asked == "source" and stored.others else None,
-            carried_bytes=stored.carried_bytes,
         )
         fitting += [plan] if plan.fits else []
     assert plan is not None  # there is one mode at least

@@ -3,16 +3,14 @@
 import functools
 import json
 import random
-from datetime import datetime
 
 import pytest
 from transformers import PreTrainedTokenizerFast
-from transformers.utils import chat_template_utils
 
 from data.text import Chat, Message, TemplateContext, TemplateSettings, Tokenizer
 from data.text.runs import ids_of
 from tests import texts
-from tests.data import family_tokenizers
+from tests.data import clock, family_tokenizers
 from tests.data.family_templates import TEMPLATES
 
 DAY = "2024-07-26"
@@ -55,14 +53,7 @@ def random_conversation(rng, *, has_system):
 
 @pytest.fixture
 def fixed_day(monkeypatch):
-    """transformers has no flag for the day: its clock is stopped at the same one."""
-
-    class Day(datetime):
-        @classmethod
-        def now(cls, tz=None):
-            return datetime(2024, 7, 26)
-
-    monkeypatch.setattr(chat_template_utils, "datetime", Day)
+    clock.stop(monkeypatch)
 
 
 def opened(folder, name, **kwargs):
@@ -88,7 +79,7 @@ OPENS_A_THOUGHT = {"OLMo 3 Think": "", "EXAONE 4, enable_thinking=true": "\n</th
 """What follows the thought that the prompt opens: nothing, where no thought is shown, or the end of an empty one."""
 
 
-def compare(folder, case, n):
+def assert_same_ids(folder, case, n):
     """Ids of n conversations, of the prompts in them, and of the last answers behind these are transformers'."""
     name, kwargs = CASES[case]
     chat, peer = opened(folder, name, **kwargs)
@@ -122,14 +113,14 @@ FAST = ["Gemma 3", "Mistral v3", "OLMo 3 Think", "Phi-3"]
 @pytest.mark.parametrize("case", [pytest.param(case, marks=[pytest.mark.slow] * (case not in FAST)) for case in CASES])
 @pytest.mark.usefixtures("fixed_day")
 def test_ids_of_random_conversations_are_transformers(tmp_path, case):
-    compare(tmp_path, case, 10)
+    assert_same_ids(tmp_path, case, 10)
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("case", CASES)
 @pytest.mark.usefixtures("fixed_day")
 def test_ids_of_two_hundred_conversations_are_transformers(tmp_path, case):
-    compare(tmp_path, case, 200)
+    assert_same_ids(tmp_path, case, 200)
 
 
 UNTRIMMED = [

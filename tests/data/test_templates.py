@@ -10,7 +10,7 @@ from data.rows.examples import Limits, encode
 from data.rows.records import Record
 from data.text import NO_CONTEXT, Chat, Message, TemplateContext, TemplateSettings, Tokenizer
 from system import InputError
-from tests.data import templates
+from tests.data import clock, templates
 from tests.data.templates import TEMPLATES
 
 DAY = "2024-07-26"
@@ -77,17 +77,7 @@ class Peer:
 
 @pytest.fixture(autouse=True)
 def fixed_day(monkeypatch):
-    """transformers has no flag for the day: its clock is stopped at the same one."""
-    from datetime import datetime
-
-    from transformers.utils import chat_template_utils
-
-    class Day(datetime):
-        @classmethod
-        def now(cls, tz=None):
-            return datetime(2024, 7, 26)
-
-    monkeypatch.setattr(chat_template_utils, "datetime", Day)
+    clock.stop(monkeypatch)
 
 
 def cut_of(chat, prompt, responses, context=NO_CONTEXT):
