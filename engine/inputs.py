@@ -14,7 +14,7 @@ import torch
 from data.revisions import with_revised
 from data.rows import Example, count_repeated, find_cut, hold_out, in_form, open_model, read_examples
 from data.show import show
-from data.text import Chat, TemplateSettings, stop_ids
+from data.text import Chat, TemplateSettings, Tokenizer, stop_ids
 from engine import weights
 from engine.config import TrainConfig, check_trackers, world_size
 from engine.distributed import Ranks, free_memory
@@ -24,6 +24,7 @@ from engine.planning import Plan, TokenStatistics, plan_run, refusal, ways
 from engine.run import (
     DAY,
     KEPT_MODEL,
+    Adapting,
     Continued,
     check_apart,
     check_folder,
@@ -35,6 +36,7 @@ from engine.run import (
 )
 from engine.step import (
     Objective,
+    OtherReference,
     ReferenceLogps,
     Steps,
     check_mismatched,
@@ -75,12 +77,14 @@ class TrainingInputs:
         is_ranked, fields = self.objective.form == "ranked", self.objective.fields
         self.reading = replace(config.data.reading, ranked=is_ranked, fields=fields)
         self.folder, self.chat = self._open()
+        self.adapting = Adapting.of(config, self.folder)
+        """What is known of the adapter that trains; None where all weights do."""
         self.policy = self._build_policy()
         """The policy, on the meta device."""
         self.file_digests = functools.cache(weights.file_digests)
         """Of a model's folder, as it was when they were first asked for."""
         tokenizer = self.chat and self.chat.tokenizer
-        self.other = open_reference(config.reference, self.folder, tokenizer, self.policy.config, self.objective)
+        self.other = self._open_other(tokenizer)
         """The model that --reference-model names, where that is another than the policy's."""
         self.limits = config.data.limits_in(self.policy.config.context, self.policy.config.longest)
         self.options = options
@@ -143,7 +147,21 @@ class TrainingInputs:
         policy.carried = weights.read_carried(policy, with_bytes=os.environ.get("RANK", "0") == "0")  # who writes them
         policy.head.keeps_logits = "kept-logits" not in self.config.measuring.disable
         weights.check(self.folder, policy)
+        if self.adapting is not None:
+            self.adapting.attach(policy)
         return policy
+
+    def _open_other(self, tokenizer: Tokenizer | None) -> OtherReference | None:
+        """The reference where it is another model than what the policy starts as."""
+        if self.adapting is not None and self.adapting.is_lent:
+            return None if self.adapting.is_start else OtherReference(self.folder, self.policy.config, {})
+        return open_reference(self.config.reference, self.folder, tokenizer, self.policy.config, self.objective)
+
+    def build_reference(self, dtype: torch.dtype) -> tuple[Transformer, Path]:
+        """A reference that is a model by itself, on the meta device, and the folder of its weights."""
+        if self.adapting is not None and self.adapting.is_lent:
+            return self.adapting.build_worn(), self.reference_folder
+        return weights.build(self.reference_folder, dtype), self.reference_folder
 
     def _template_settings(self) -> TemplateSettings:
         """The flags of the template; a run that goes on takes the day that it began with."""
@@ -275,6 +293,8 @@ class TrainingInputs:
         memory = self.config.memory
         if memory.master_weights != "auto":
             return memory.master_weights == "split"
+        if self.adapting is not None:
+            return False
         if (began := self._began()) is not None:
             if began and world_size() > 1:
                 raise InputError(
@@ -333,7 +353,7 @@ class TrainingInputs:
             n_ranks=world_size(),
             budget=free if asked is None else min(free, int(asked * 1e9)),
             stored=weights.stored_dtypes(self.folder),
-            group_share=largest_share(self.policy.named_parameters(), self.options, optimizer=config.optimizer.name),
+            group_share=largest_share(self.policy.trained(), self.options, optimizer=config.optimizer.name),
             other_reference=self.other and self.other.config,
         )
 
@@ -341,7 +361,7 @@ class TrainingInputs:
         """The optimizer's groups of parameters in words; none where all parameters have the run's options."""
         if self.options is None:
             return []
-        return describe(self.policy.named_parameters(), self.options, optimizer=self.config.optimizer.name)
+        return describe(self.policy.trained(), self.options, optimizer=self.config.optimizer.name)
 
     def keep_model(self) -> None:
         """Keeps in the run's folder what it goes on with where the model's own is gone."""
@@ -350,10 +370,17 @@ class TrainingInputs:
             stored = weights.stored_dtypes(self.folder)
             weights.keep(self.policy, kept, self.config.model, self.file_digests(self.folder), stored)
 
+    def reference_digests(self, folder: Path) -> list[bytes]:
+        """Of what the reference computes with: `file_digests`, and what an adapter's run makes of the base."""
+        lent = self.adapting is not None and self.adapting.is_lent
+        return [*self.file_digests(folder), *(self.adapting.digests() if lent and self.adapting else [])]
+
     def check_has_weights(self, plan: Plan, reference: ReferenceLogps, n_done: int) -> None:
         """Raises InputError where the run needs weights of the model whose folder is gone. n_done: steps of the state
         that it goes on from, which has the policy's.
         """
+        if self.adapting is not None:
+            weights.check_has_weights(self.folder, "the base of an adapter is read from it")
         stands = self.other is None and not reference.moves  # or else a state has it, or another folder
         if not n_done:
             why = "the run has no state to go on from"
@@ -384,6 +411,7 @@ class TrainingInputs:
             read=self.file_digests,
         )
         made |= self.objective.digests
+        made |= {} if self.adapting is None else self.adapting.identity()
         if "weights_report" in self.facts and self.objective.multiplies_by_weights:
             made["row weights"] = "multiply the loss"  # which they did not before there was such a sentence
         made |= {} if self.day is None else {DAY: self.day}

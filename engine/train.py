@@ -4,10 +4,12 @@ python -m engine.train --model DIR --data pairs.jsonl --loss apo_zero --out runs
 torchrun --nproc_per_node 8 -m engine.train ...                      the same on eight GPUs
 """
 
+import functools
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -89,6 +91,7 @@ def join(inputs: TrainingInputs) -> Ranks:
         timeout=config.distributed.hang_timeout,
         shard_size=config.distributed.shard_size,
         splits_masters=inputs.splits_masters(),
+        has_adapter=inputs.adapting is not None,
         gpu_memory=None if memory.gpu_memory is None else memory.gpu_memory * 1e9,
     )
 
@@ -100,8 +103,8 @@ def _run_stages(config: TrainConfig, hooks: Hooks) -> RunResult:
         check_folder(Path(folder), resumes=config.checkpoints.resumes)
     result: RunResult | None = None
     for part, folder in enumerate(folders):
-        model = config.model if result is None else str(result.checkpoints[-1])
-        inputs = TrainingInputs(config.with_flags(model=model, out=folder), part, options=hooks.parameter_options)
+        start = {} if result is None else _from(config, str(result.checkpoints[-1]))
+        inputs = TrainingInputs(config.with_flags(out=folder, **start), part, options=hooks.parameter_options)
         ranks = join(inputs)
         result = train(inputs, ranks, hooks)
         ranks.wait()  # the first rank writes what all go on from
@@ -109,6 +112,14 @@ def _run_stages(config: TrainConfig, hooks: Hooks) -> RunResult:
             return result
     assert result is not None  # there is at least one stage
     return result
+
+
+def _from(config: TrainConfig, checkpoint: str) -> dict[str, Any]:
+    """The flags by which a stage starts from what the one before has left: a model, or an adapter on the same one."""
+    if not config.adapters.is_used:
+        return {"model": checkpoint}
+    own = {"lora_rank": None, "lora_alpha": None, "lora_rslora": False, "lora_targets": (), "train_also": ()}
+    return {"adapter": checkpoint, **own}
 
 
 def train(inputs: TrainingInputs, ranks: Ranks, hooks: Hooks = NO_HOOKS) -> RunResult:
@@ -182,7 +193,7 @@ def build(inputs: TrainingInputs, ranks: Ranks, hooks: Hooks, folder: RunFolder,
     reference, said = read_reference(inputs, plan, ranks, folder)
     if inputs.other is not None:
         score_alone(
-            inputs.other.folder,
+            lambda: inputs.build_reference(ranks.dtype),
             reference,
             inputs.objective,
             steps=steps,
@@ -196,7 +207,7 @@ def build(inputs: TrainingInputs, ranks: Ranks, hooks: Hooks, folder: RunFolder,
     inputs.check_has_weights(plan, reference, folder.n_done)
     model, masters = build_models(inputs, plan, reference, ranks)
     optimizer = optim.build(
-        model.policy.named_parameters(),
+        model.policy.trained(),
         config.optimizer,
         masters,
         square_avg=getattr(torch, config.memory.square_avg),
@@ -209,7 +220,10 @@ def build(inputs: TrainingInputs, ranks: Ranks, hooks: Hooks, folder: RunFolder,
     of = "" if inputs.other is None else f" of {inputs.other.folder}"
     say(f"{inputs.report}; {len(steps)} steps; reference: {plan.reference}{of}, {said}")
     say(plan.sentence(config, ranks.size))
+    if inputs.adapting is not None:
+        say(inputs.adapting.sentence(model.policy, config.optimizer.rate))
     folder.write("first_example.txt", inputs.first_example)
+    texts = inputs.chat.files if inputs.chat else {}
     training = Training(
         ranks=ranks,
         objective=inputs.objective,
@@ -222,7 +236,12 @@ def build(inputs: TrainingInputs, ranks: Ranks, hooks: Hooks, folder: RunFolder,
         micro_batching=micro_batching,
         hooks=hooks,
         stop_ids=inputs.stop_ids,
-        beside=inputs.chat.files if inputs.chat else {},
+        beside=texts,
+        save_adapter=(
+            None
+            if inputs.adapting is None
+            else functools.partial(inputs.adapting.save, model.policy, ranks, config.model, texts)
+        ),
         card=Card(
             config=config,
             objective=inputs.objective,
@@ -241,7 +260,7 @@ def read_reference(inputs: TrainingInputs, plan: Plan, ranks: Ranks, folder: Run
     config = inputs.config
     out, made_of = (
         Path(config.out),
-        lambda: fingerprint(inputs.reference_folder, inputs.examples, ranks.dtype, inputs.file_digests),
+        lambda: fingerprint(inputs.reference_folder, inputs.examples, ranks.dtype, inputs.reference_digests),
     )
     reference = ReferenceLogps(
         plan.reference,
@@ -267,8 +286,10 @@ def build_models(
     """
     policy, second = inputs.policy, None
     if plan.reference == "fused" and not reference.is_final:
-        dtype = torch.float32 if reference.moves else ranks.dtype  # small moves
-        second = weights.build(inputs.reference_folder, dtype)
+        if inputs.adapting is not None and inputs.adapting.is_lent:
+            second = inputs.adapting.lend(policy, ranks)
+        else:
+            second, _ = inputs.build_reference(torch.float32 if reference.moves else ranks.dtype)  # small moves
     policy.recompute(plan.memory.n_recomputed)
     if plan.memory.is_compiled:
         for one in filter(None, (policy, second)):
@@ -276,6 +297,13 @@ def build_models(
     model = ranks.place(FusedForward(policy, second), reshards=plan.memory.reshards)
     masters = SplitMasterWeights(policy) if plan.memory.is_split else None
     with ranks.together():
+        if inputs.adapting is not None:
+            inputs.adapting.fill(policy, ranks)
+            if second is not None and second.is_lent:
+                inputs.adapting.fill_lent(second)
+            elif second is not None:
+                weights.fill(second, inputs.reference_folder, ranks.local)
+            return model, None
         copy = masters.copy_into if masters else Tensor.copy_
         written = Cast(dtype=plan.saves, others=plan.other_dtypes)
         if weights.is_kept(inputs.folder):

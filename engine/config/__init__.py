@@ -1,6 +1,7 @@
 """What a run is asked for: settings by subject, TRL's names for them, and the host's memory allocator."""
 
 from engine.config import host
+from engine.config.adapters import AdapterConfig, BaseDtype
 from engine.config.learning import (
     DataConfig,
     ObjectiveConfig,
@@ -26,6 +27,8 @@ from engine.config.trl import names as trl_names
 __all__ = [
     "ALIASES",
     "FLAGS",
+    "AdapterConfig",
+    "BaseDtype",
     "CheckpointConfig",
     "DataConfig",
     "DistributedConfig",

@@ -11,6 +11,10 @@ from engine.config.checks import check_above_zero, check_not_negative
 from system import InputError
 from system.flags import PathText, flag_of
 
+BASE = "base"
+"""What --reference-model says for the base of an adapter alone."""
+RATE, LORA_RATE = 2e-7, 2e-6
+"""Learning rates where none is named: the paper's, and of an adapter, for which ten times as much is usual."""
 OptimizerName = Literal["rmsprop", "adamw", "muon"]
 
 
@@ -66,8 +70,9 @@ class OptimizerConfig:
     name: Annotated[OptimizerName, tyro.conf.arg(name="optimizer")] = "rmsprop"
     """RMSProp (alpha 0.99, eps 1e-8), AdamW, or Muon (momentum 0.95, arXiv 2502.16982) for the blocks' matrices with
     AdamW for embedding, head and norms, at the same --lr."""
-    lr: float = 2e-7
-    """Learning rate of the first step after the warm-up, the largest; --schedule says how it goes on."""
+    lr: float | None = None
+    """Learning rate of the first step after the warm-up, the largest; --schedule says how it goes on. Unset: 2e-7, the
+    paper's; with an adapter 2e-6."""
     max_grad_norm: float = 1.0
     """Largest global norm of the gradient; 0 leaves it as it is."""
     adam_beta1: float = 0.9
@@ -81,7 +86,7 @@ class OptimizerConfig:
     but where parameter options name them."""
 
     def __post_init__(self) -> None:
-        if not 0 < self.lr < 10:
+        if self.lr is not None and not 0 < self.lr < 10:
             raise InputError(f"--lr: {self.lr} is not between 0 and 10; the paper trains at 2e-7")
         if not 0 <= self.max_grad_norm < float("inf"):
             raise InputError(f"--max-grad-norm: {self.max_grad_norm} is not 0 or above")
@@ -97,6 +102,11 @@ class OptimizerConfig:
             raise InputError(f"--adam-epsilon: {self.adam_epsilon} is not above 0; the usual one is 1e-8")
         if not 0 <= self.weight_decay < float("inf"):
             raise InputError(f"--weight-decay: {self.weight_decay} is not 0 or above")
+
+    @property
+    def rate(self) -> float:
+        """The learning rate, the paper's where none is named."""
+        return RATE if self.lr is None else self.lr
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -173,7 +183,8 @@ class ReferenceConfig:
     """fused: a second model is computed beside the policy in epoch 1; precompute: one pass of the reference's weights,
     which are the policy's own unless --reference-model names others, before step 1."""
     model: Annotated[PathText | None, tyro.conf.arg(name="reference-model")] = None
-    """Checkpoint folder or hub id of another reference than --model: of any shapes, with the same vocabulary."""
+    """Checkpoint folder or hub id of another reference than --model: of any shapes, with the same vocabulary. With an
+    adapter also another adapter's folder, or "base": --model with adapters off."""
     cache: Annotated[PathText | None, tyro.conf.arg(name="reference-cache")] = None
     """Reference log-probs of other runs: a folder that runs share, or one's reference.safetensors. Taken where weights,
     rows and dtype are the same; said so, and computed anew, where not."""
@@ -184,6 +195,11 @@ class ReferenceConfig:
     """Optimizer steps between two such updates."""
     update_alpha: Annotated[float, tyro.conf.arg(name="reference-update-alpha")] = 0.6
     """The share of a soft update."""
+
+    @property
+    def is_base(self) -> bool:
+        """Whether the reference is the base of an adapter alone."""
+        return self.model == BASE
 
     def __post_init__(self) -> None:
         check_above_zero(self, "update_steps")

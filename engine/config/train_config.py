@@ -14,7 +14,16 @@ import os
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from engine.config.learning import DataConfig, ObjectiveConfig, OptimizerConfig, ReferenceConfig, ScheduleConfig
+from engine.config.adapters import AdapterConfig
+from engine.config.learning import (
+    LORA_RATE,
+    RATE,
+    DataConfig,
+    ObjectiveConfig,
+    OptimizerConfig,
+    ReferenceConfig,
+    ScheduleConfig,
+)
 from engine.config.running import CheckpointConfig, DistributedConfig, MeasuringConfig, MemoryConfig, WatchingConfig
 from system import InputError, cli
 from system.flags import PathText, flags_of
@@ -43,6 +52,7 @@ class TrainConfig:
     of them has, else dpo."""
     data: DataConfig
     objective: ObjectiveConfig
+    adapters: AdapterConfig
     optimizer: OptimizerConfig
     schedule: ScheduleConfig
     reference: ReferenceConfig
@@ -83,6 +93,10 @@ class TrainConfig:
             raise InputError(f"TrainConfig: there is no setting {name!r}" + (f"; perhaps {near[0]!r}" if near else ""))
         if self.trl_trainer is not None and self.config is None:
             raise InputError("--trl-trainer: goes with --config, and a file that was written for TRL; leave it out")
+        if self.optimizer.lr is None:
+            rate = LORA_RATE if self.adapters.is_used else RATE
+            object.__setattr__(self, "optimizer", dataclasses.replace(self.optimizer, lr=rate))
+        self._check_adapters()
         self._check_split()
         self._check_measured()
         self._check_continued()
@@ -120,6 +134,34 @@ class TrainConfig:
             f"--shard-size {self.distributed.shard_size}": self.distributed.shard_size is not None,
         }
         return [flag for flag, is_against in given.items() if is_against]
+
+    def _check_adapters(self) -> None:
+        if not self.adapters.is_used:
+            if self.reference.is_base:
+                raise InputError(
+                    "--reference-model base: is the base of an adapter, and all weights train; leave it out: the "
+                    "reference is --model"
+                )
+            return
+        given = {
+            "--optimizer muon": self.optimizer.name == "muon",
+            "--master-weights split": self.memory.master_weights == "split",
+            "--reference-update soft": self.reference.update == "soft",
+            f"--save-dtype {self.checkpoints.save_dtype}": self.checkpoints.save_dtype not in ("auto", "float32"),
+            f"--save-rounding {self.checkpoints.save_rounding}": self.checkpoints.save_rounding != "nearest",
+            f"--continue-from {self.checkpoints.continue_from}": self.checkpoints.continue_from is not None,
+        }
+        why = {
+            "--optimizer": "it makes a whole matrix's update orthogonal, and A and B are factors of one; take adamw",
+            "--master-weights": "an adapter's float32 masters are too small to be split",
+            "--reference-update": "the average of two adapters' A and B is not that of their products; take hard",
+            "--save-dtype": "an adapter is written in float32; engine.merge writes other dtypes",
+            "--save-rounding": "an adapter is written in float32; engine.merge rounds",
+            "--continue-from": "start from the run's last adapter folder: --adapter DIR --reference-model base",
+        }
+        for flag, is_given in given.items():
+            if is_given:
+                raise InputError(f"{flag}: not with an adapter: {why[flag.split()[0]]}")
 
     def _check_measured(self) -> None:
         asked = {

@@ -29,14 +29,18 @@ def mesh_of(device: torch.device, size: int, shard_size: int) -> DeviceMesh:
 def shard(fused: FusedForward, mesh: DeviceMesh, dtype: torch.dtype, *, reshards: bool) -> None:
     """Makes both models' parts FSDP units: float32 shards, compute in dtype, gradients summed in float32. Collective.
 
+    Of an adapter's frozen base the shards are in the dtype that they are held in.
+
     Every block is a unit; norm and head are one, and a tied head shares its unit with the embedding. Both
     models together are the root, so that their units can be called in turn. reshards: whether a block's gathered
     weights are given back after its forward pass; the policy's ends stay until their backward pass.
     """
-    # The model casts by itself: FSDP's cast of inputs would round the rotary angles to bf16.
-    policy = MixedPrecisionPolicy(param_dtype=dtype, reduce_dtype=torch.float32, cast_forward_inputs=False)
+    # The model casts by itself: FSDP's cast of inputs would round the rotary angles to bf16. So does an adapter, whose
+    # float32 gradients then add up over passes as they are.
+    compute = None if fused.policy.adapter is not None else dtype
+    policy = MixedPrecisionPolicy(param_dtype=compute, reduce_dtype=torch.float32, cast_forward_inputs=False)
     for model in (fused.policy, fused.reference):
-        if model is None:
+        if model is None or model.is_lent:
             continue
         for block in model.blocks:
             fully_shard(block, mesh=mesh, mp_policy=policy, reshard_after_forward=reshards)
@@ -47,6 +51,7 @@ def shard(fused: FusedForward, mesh: DeviceMesh, dtype: torch.dtype, *, reshards
             fully_shard(unit, mesh=mesh, mp_policy=policy, reshard_after_forward=reshards and model is fused.reference)
     fully_shard(fused, mesh=mesh)
     fused.hold_head = functools.partial(_hold_head, reshards=reshards)
+    fused.hold_block = _hold_block
     for unit in units(fused):  # sum, not FSDP's mean: ranks hold different counts
         unit.set_gradient_divide_factor(1.0)
         unit.set_force_sum_reduction_for_comms(True)  # the factor alone fails on gloo
@@ -67,10 +72,17 @@ def _hold_head(model: Transformer, *, reshards: bool) -> Iterator[Tensor]:
         unit.reshard()
 
 
+def _hold_block(block: nn.Module | None) -> None:
+    """Gathers a block before its own forward pass, which gives it back. Collective where there is one."""
+    if block is not None:
+        cast(FSDPModule, block).unshard()
+
+
 def _order_gathers(fused: nn.Module, _: Any, asked: dict[str, Any]) -> None:
     """Before a pass: while a unit computes, the next one in turn is gathered, and no other."""
     assert isinstance(fused, FusedForward)
     reference = fused.reference if asked["with_reference"] else None
+    reference = None if reference is None or reference.is_lent else reference  # it computes with the policy's
     blocks = [block for _, block in in_turn(fused.policy, reference)]
     for unit, following in pairwise([*blocks, None]):
         ahead = [] if following is None else [cast(FSDPModule, following)]

@@ -1,8 +1,8 @@
 """The processes of a run: their group, what they add up and tell one another, and when their shards are gathered.
 
-One process on the CPU in float32, or with split masters, is plain PyTorch: nothing is wrapped and no process group is
-made. Everything else is FSDP2 (engine/distributed/fsdp.py): float32 master shards, compute in --dtype, gradients summed
-in float32.
+One process on the CPU in float32, with split masters or with an adapter, is plain PyTorch: nothing is wrapped and no
+process group is made. Everything else is FSDP2 (engine/distributed/fsdp.py): float32 master shards, compute in --dtype,
+gradients summed in float32.
 """
 
 import atexit
@@ -51,6 +51,7 @@ class Ranks:
         timeout: float = 600.0,
         shard_size: int | None = None,
         splits_masters: bool = False,
+        has_adapter: bool = False,
         gpu_memory: float | None = None,
     ) -> None:
         """See `join`, by which they are made: here nothing is communicated yet."""
@@ -64,7 +65,9 @@ class Ranks:
         if self.size % self.shard_size:
             raise InputError(f"--shard-size: {self.size} ranks are not groups of {shard_size}; name a divisor")
         self.splits_masters = splits_masters
-        self.is_sharded = not splits_masters and (self.size > 1 or has_cuda or self.dtype != torch.float32)
+        wraps_alone = not has_adapter and (has_cuda or self.dtype != torch.float32)  # for float32 masters
+        self.is_sharded = not splits_masters and (self.size > 1 or wraps_alone)
+        self.has_adapter = has_adapter
         self.heartbeat = Heartbeat(None, self.rank, self.size)
 
     @classmethod
@@ -75,13 +78,15 @@ class Ranks:
         timeout: float = 600.0,
         shard_size: int | None = None,
         splits_masters: bool = False,
+        has_adapter: bool = False,
         gpu_memory: float | None = None,
     ) -> "Ranks":
         """Joins the ranks that torchrun started, or is alone. Collective.
 
         dtype: of compute; bf16 on CUDA, else float32. timeout: seconds that a collective waits. shard_size: ranks that
         share one copy of the weights; all where it is None. splits_masters: nothing is wrapped, the weights are bf16
-        (engine/optim/split_master.py). gpu_memory: bytes that the allocator may take. Raises InputError where copies do
+        (engine/optim/split_master.py). has_adapter: whether an adapter trains, and not all weights: one process wraps
+        nothing then. gpu_memory: bytes that the allocator may take. Raises InputError where copies do
         not come out even.
         """
         ranks = cls(
@@ -89,6 +94,7 @@ class Ranks:
             timeout=timeout,
             shard_size=shard_size,
             splits_masters=splits_masters,
+            has_adapter=has_adapter,
             gpu_memory=gpu_memory,
         )
         ranks._take_device()
@@ -285,9 +291,9 @@ class Ranks:
         """Whether the backward pass that comes sums its gradient over ranks: in float32 the last of a step alone does.
 
         The passes before it add up in this rank's memory and keep the weights gathered. In bf16 every pass sums:
-        adding up there would round.
+        adding up there would round, but for an adapter, whose gradients are float32.
         """
-        if self.size > 1 and self.dtype == torch.float32:
+        if self.size > 1 and (self.dtype == torch.float32 or self.has_adapter):
             from engine.distributed import fsdp
 
             for unit in fsdp.units(fused.policy):
@@ -307,6 +313,8 @@ class Ranks:
 
     def release(self, reference: Transformer) -> None:
         """Frees the memory of a reference that is not called again; FSDP keeps handles to it until the run ends."""
+        if reference.is_lent:  # the policy's
+            return
         self.reshard(reference)
         for parameter in reference.parameters():
             held, _ = self.local(parameter)

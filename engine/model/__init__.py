@@ -2,7 +2,8 @@
 that gives log-probs, and the fused forward pass of policy and reference. A new attention kernel goes into attention.py.
 """
 
-from engine.model import attention, head
+from engine.model import adapters, attention, head
+from engine.model.adapters import Adapter, FrozenLinear, LentLinear
 from engine.model.distribution import BUFFERS, BUFFERS_OF_TWO, DIVERGENCES, STATISTICS
 from engine.model.dtypes import StoredDtypes, is_narrower, name_of
 from engine.model.families import FAMILIES, architecture_of, read_config
@@ -11,6 +12,7 @@ from engine.model.head import Head
 from engine.model.logits import CHUNK_BYTES, PIECE_BYTES, logits_by_token
 from engine.model.model_config import Layer, ModelConfig
 from engine.model.names import Place
+from engine.model.quantisation import Quantisation
 from engine.model.quantised import REMEDY, quantised_by_modelopt, quantised_tensor
 from engine.model.rope import Dynamic, LongRope
 from engine.model.shapes import SHAPES, Shape, raw_config
@@ -31,21 +33,26 @@ __all__ = [
     "SHAPES",
     "STATISTICS",
     "XIELU",
+    "Adapter",
     "Attend",
     "Block",
     "Dynamic",
     "ForwardResult",
+    "FrozenLinear",
     "FusedForward",
     "Head",
     "Layer",
+    "LentLinear",
     "Llama",
     "LongRope",
     "ModelConfig",
     "Place",
+    "Quantisation",
     "Shape",
     "StoredDtypes",
     "Transformer",
     "Weighing",
+    "adapters",
     "architecture_of",
     "attention",
     "head",

@@ -102,7 +102,7 @@ class _Distributions(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
-        """Gradients of hidden [R, D] and weight [V, D]."""
+        """Gradients of hidden [R, D] and weight [V, D], the latter where it trains."""
         (gradient,) = gradients
         hidden, weight, targets, other_hidden, found = ctx.saved_tensors
         d_hidden, d_weight = torch.empty_like(hidden), None
@@ -119,9 +119,11 @@ class _Distributions(torch.autograd.Function):
                     slopes[part] = found_slopes if ctx.squash == AS_THEY_ARE else found_slopes * of_squash
                 narrow = slopes.to(hidden.dtype)
                 d_hidden[rows] = narrow @ weight
-                d_weight = add_product(d_weight, narrow, hidden[rows])
+                if ctx.needs_input_grad[1]:
+                    d_weight = add_product(d_weight, narrow, hidden[rows])
                 del slopes, narrow, others
-        d_weight = torch.zeros_like(weight) if d_weight is None else d_weight.to(weight.dtype)
+        if ctx.needs_input_grad[1]:
+            d_weight = torch.zeros_like(weight) if d_weight is None else d_weight.to(weight.dtype)
         return d_hidden, d_weight, *(None,) * 7
 
 

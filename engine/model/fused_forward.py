@@ -2,9 +2,10 @@
 
 Block i of the policy, block i of the reference, block i + 1 ...: each block is a unit of its own, so that with
 sharded weights one's all-gather hides behind the other's arithmetic, and the backward pass never gathers the
-reference, but for its head where an objective takes a divergence from it. Both models see the same tokens through the
-same kernels: where their weights agree, so do all bits. The reference may have other shapes and other positions than
-the policy; what it has more of blocks comes last.
+reference, but for its head where an objective takes a divergence from it. Where the reference is the policy's own base
+(engine/model/adapters.py) its block comes first, and is gathered once for both. Both models see the same tokens through
+the same kernels: where their weights agree, so do all bits. The reference may have other shapes and other positions
+than the policy; what it has more of blocks comes last.
 """
 
 # S sequences (responses), R predicting rows, T packed tokens, D hidden
@@ -37,12 +38,19 @@ class ForwardResult(NamedTuple):
 class FusedForward(nn.Module):
     """The policy, and the reference while it is needed: their forward passes are fused block by block into one."""
 
+    reference: Transformer | None
+
     def __init__(self, policy: Transformer, reference: Transformer | None = None) -> None:
         super().__init__()
         self.policy = policy
-        self.reference = reference
-        if reference is not None:
+        if reference is None or not reference.is_lent:
+            self.reference = reference
+        else:  # no part of this module: its weights are the policy's
+            object.__setattr__(self, "reference", reference)
+        if reference is not None and not reference.is_lent:
             reference.requires_grad_(False)
+        self.hold_block: Callable[[nn.Module | None], None] = _is_held
+        """Gathers the block of the policy's that a block of the reference computes with, where it is sharded."""
         self.hold_head: Callable[[Transformer], AbstractContextManager[Tensor]] = _hold_head
         """Gives a model's head weight [V, D] for a while, gathered where it is sharded."""
 
@@ -61,10 +69,14 @@ class FusedForward(nn.Module):
         attend = attention.for_forest(forest, x.dtype)
         with torch.no_grad():
             y = None if reference is None else reference.embedded(forest.tokens)
+        lenders = (
+            dict(zip(reference.blocks, self.policy.blocks, strict=True)) if reference and reference.is_lent else {}
+        )
         for model, block in in_turn(self.policy, reference):
             if model is self.policy:
                 x = block(x, turned, attend)
             else:
+                self.hold_block(lenders.get(block))
                 with torch.no_grad():
                     y = block(y, turned, attend)
         tokens: dict[str, Tensor] = {}
@@ -85,12 +97,25 @@ class FusedForward(nn.Module):
 
 
 def in_turn(policy: Transformer, reference: Transformer | None) -> Iterator[tuple[Transformer, nn.Module]]:
-    """The blocks of both models in the order in which a pass computes them, each with its model."""
+    """The blocks of both models in the order in which a pass computes them, each with its model.
+
+    A reference that computes with the policy's weights does so while a block is gathered, before the policy gives it
+    back.
+    """
+    if reference is not None and reference.is_lent:
+        for ours, theirs in zip(policy.blocks, reference.blocks, strict=True):
+            yield reference, theirs
+            yield policy, ours
+        return
     for ours, theirs in zip_longest(policy.blocks, () if reference is None else reference.blocks):
         if ours is not None:
             yield policy, ours
         if reference is not None and theirs is not None:
             yield reference, theirs
+
+
+def _is_held(_: nn.Module | None) -> None:
+    """Where nothing is sharded."""
 
 
 def _hold_head(model: Transformer) -> AbstractContextManager[Tensor]:

@@ -63,7 +63,7 @@ class Head(nn.Module):
         statistics: of the whole distributions (engine/model/distribution.py); then [1 + len(statistics), R], log-probs
         first. other: the reference's side of a divergence.
         """
-        weight = self.matrix(tied)
+        weight = self.matrix(tied).to(hidden.dtype)  # of one that trains beside a frozen base, in float32
         chunk_rows = self.chunk_rows(weight.shape[0], hidden.device)
         if statistics:
             return measure(hidden, weight, targets, statistics, chunk_rows, other, self.squash)
@@ -98,8 +98,8 @@ class TargetLogps(torch.autograd.Function):
         return logps
 
     @staticmethod
-    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, Tensor, None, None, None, None]:
-        """Gradients of hidden [R, D] and weight [V, D]."""
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, Tensor | None, None, None, None, None]:
+        """Gradients of hidden [R, D] and weight [V, D], the latter where it trains."""
         (gradient,) = gradients
         hidden, weight, targets, totals, *kept = ctx.saved_tensors
         d_hidden = torch.empty_like(hidden)
@@ -116,11 +116,14 @@ class TargetLogps(torch.autograd.Function):
             spread = spread.to(hidden.dtype)  # [C, V]
             scale = (-gradient[rows] / totals[rows] * slope)[:, None]
             d_hidden[rows] = (spread @ weight) * scale
+            if not ctx.needs_input_grad[1]:
+                continue
             right = (hidden[rows] * scale).to(hidden.dtype)
             is_whole = len(pieces) == 1 and hidden.is_cuda  # nothing to add up: rounded once, by the product itself
             d_weight = spread.T @ right if is_whole else add_product(d_weight, spread, right)
             del spread
-        d_weight = torch.zeros_like(weight) if d_weight is None else d_weight.to(weight.dtype)
+        if ctx.needs_input_grad[1]:
+            d_weight = torch.zeros_like(weight) if d_weight is None else d_weight.to(weight.dtype)
         return d_hidden, d_weight, None, None, None, None
 
 

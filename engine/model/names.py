@@ -66,6 +66,15 @@ class TensorNames:
                 return replace(self, body=body, before_head=before_head)
         return self
 
+    @property
+    def inside(self) -> "TensorNames":
+        """The names of transformers' modules, by which an adapter's tensors are called: the last of the layouts."""
+        return (
+            replace(self, body=self.layouts[-1].body, before_head=self.layouts[-1].before_head)
+            if self.layouts
+            else self
+        )
+
     def is_carried(self, tensor: str) -> bool:
         """Whether a tensor of a folder is carried through."""
         return any(re.fullmatch(pattern, tensor) for pattern in self.carried.values())

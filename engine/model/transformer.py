@@ -9,7 +9,7 @@ rows of tokens and knows neither batches nor processes nor files. Who attends to
 
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -21,6 +21,9 @@ from engine.model.logits import Squash
 from engine.model.model_config import Layer, ModelConfig
 from engine.model.rope import Rope, Rotation, rotate, rotation
 from system import torch_private
+
+if TYPE_CHECKING:
+    from engine.model.adapters import Adapter
 
 
 class Weighing(NamedTuple):
@@ -53,6 +56,16 @@ class Transformer(nn.Module):
         """What goes into these of that folder, where it has been read already (weights.read_beside)."""
         self.carried: dict[str, Any] | None = None
         """Tensors of that folder that do not train, where they have been read already (weights.read_carried)."""
+        self.adapter: Adapter | None = None
+        """What trains of it, where that is an adapter beside a frozen base (engine/model/adapters.py)."""
+        self.is_lent = False
+        """Whether it computes with another model's weights; all but `own_ends` (head, embed)."""
+        self.own_ends: set[str] = set()
+        self.compute_dtype: torch.dtype | None = None
+        """Of a frozen base, whose parts may be held otherwise."""
+        self.worn: Any = None
+        """The folder of an adapter that it was built with (engine/weights/adapters.py), and that of its base."""
+        self.base_source: Path | None = None
         self.embed = nn.Embedding(config.vocab_size, config.hidden_size)
         self.blocks = nn.ModuleList(Block(config, layer) for layer in config.layers)
         self.norm = _norm(config, config.hidden_size)
@@ -62,6 +75,7 @@ class Transformer(nn.Module):
     def embedded(self, tokens: Tensor) -> Tensor:
         """The stream before the first block [T, D]."""
         x = self.embed(tokens)
+        x = x if self.compute_dtype is None else x.to(self.compute_dtype)  # of one that trains, in float32
         factor = self.config.embed_factor
         if factor == 1:
             return x
@@ -88,6 +102,14 @@ class Transformer(nn.Module):
 
     def _blocks(self) -> Iterator["Block"]:
         return (block for block in self.blocks if isinstance(block, Block))
+
+    def trained(self) -> Iterator[tuple[str, nn.Parameter]]:
+        """The parameters that train, by name: all, or those of an adapter."""
+        return ((name, p) for name, p in self.named_parameters() if p.requires_grad)
+
+    def constants(self) -> Iterator[tuple[str, Tensor]]:
+        """Its buffers that a checkpoint has as they are, by name."""
+        return ((name, b) for name, b in self.named_buffers() if not name.endswith((".codes", ".scales")))
 
     @property
     def tied(self) -> Tensor | None:

@@ -42,8 +42,8 @@ def build(
     if config.name == "adamw":
         return _adamw(groups, config)
     if groups[0]["params"][0].is_cuda:
-        return FusedRMSprop(groups, lr=config.lr)
-    return torch.optim.RMSprop(groups, lr=config.lr, alpha=0.99, eps=1e-8, foreach=True)
+        return FusedRMSprop(groups, lr=config.rate)
+    return torch.optim.RMSprop(groups, lr=config.rate, alpha=0.99, eps=1e-8, foreach=True)
 
 
 def _split(
@@ -52,7 +52,7 @@ def _split(
     if config.name == "adamw":
         made = SplitOptimizer(masters, ADAMW, groups, moments=moments, **_adamw_options(config))
     else:
-        made = SplitOptimizer(masters, RMSPROP, groups, moments=moments, lr=config.lr, alpha=0.99, eps=1e-8)
+        made = SplitOptimizer(masters, RMSPROP, groups, moments=moments, lr=config.rate, alpha=0.99, eps=1e-8)
     if not config.max_grad_norm:
         made.step_in_backward()
     return made
@@ -65,14 +65,14 @@ def _adamw(groups: list[dict[str, Any]], config: OptimizerConfig) -> torch.optim
 
 
 def _muon(groups: list[dict[str, Any]], config: OptimizerConfig, access: ShardAccess) -> Muon:
-    run = {"lr": config.lr, "weight_decay": config.weight_decay}
+    run = {"lr": config.rate, "weight_decay": config.weight_decay}
     matrices = [run | one for one in groups if one["is_matrix"]]
     return Muon(matrices, _adamw([one for one in groups if not one["is_matrix"]], config), access)
 
 
 def _adamw_options(config: OptimizerConfig) -> dict[str, Any]:
     betas = (config.adam_beta1, config.adam_beta2)
-    return {"lr": config.lr, "betas": betas, "eps": config.adam_epsilon, "weight_decay": config.weight_decay}
+    return {"lr": config.rate, "betas": betas, "eps": config.adam_epsilon, "weight_decay": config.weight_decay}
 
 
 def learning_rates(optimizer: Optimizer) -> list[float]:

@@ -2,6 +2,7 @@
 new thing that a run writes goes here, in a file of its own.
 """
 
+from engine.run.adapting import Adapting
 from engine.run.best import check_name
 from engine.run.card import CARD, Card, front_of
 from engine.run.continued import Continued
@@ -15,6 +16,7 @@ __all__ = [
     "CARD",
     "DAY",
     "KEPT_MODEL",
+    "Adapting",
     "Card",
     "Continued",
     "MetricsLog",

@@ -41,13 +41,15 @@ FREE = {
 """Settings that --resume lets change; so may the number of ranks."""
 CONTENT = {
     *("model", "reference_model", "data", "eval_data", "reference_cache", "continue_from"),
-    *("chat_template", "template_date"),
+    *("chat_template", "template_date", "adapter"),
 }
 """Settings that name files: what is in them has to be the same; and the day, which is that of the run's beginning."""
 LATER: dict[str, Any] = {
     "chat_template_kwargs": None, "max_tokens": None,
     "schedule": "linear", "min_lr_ratio": 0.0, "warmup_ratio": 0.0, "decay_ratio": 0.1,
     "eval_every": None, "early_stop": None, "keep_best": None,
+    "lora_rank": None, "lora_alpha": None, "lora_rslora": False, "lora_targets": (),
+    "train_also": (), "base_dtype": None,
     "adam_beta1": 0.9, "adam_beta2": 0.999, "adam_epsilon": 1e-8, "weight_decay": 0.0,
 }  # fmt: skip
 """Settings that release 0.1 had not, and at which value it computed: they are here where they have another, so that

@@ -121,7 +121,8 @@ class Milestones:
         )
         lost: dict[str, float] = {}
         try:
-            lost = measure_saved(training, step, trained, self._heldout, cast)
+            if training.policy.adapter is None:  # which is written in float32, as it trains
+                lost = measure_saved(training, step, trained, self._heldout, cast)
         except InputError as fault:
             cast = Cast(dtype=torch.float32)
             self._stopping.fault = InputError(

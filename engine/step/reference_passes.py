@@ -19,7 +19,7 @@ from engine.step.objective import Objective
 from engine.step.passes import compute_batch, compute_examples, own_values
 from engine.step.reference import ReferenceLogps
 from engine.step.steps import MicroBatching, Step, Steps
-from engine.step.training import Training
+from engine.step.training import Training, own_parameters
 
 
 def fill_reference(training: Training, steps: Steps, before_each: Callable[[], None]) -> None:
@@ -51,7 +51,7 @@ def _fill(
 
 
 def score_alone(
-    folder: Path,
+    open_model: Callable[[], tuple[Transformer, Path]],
     reference: ReferenceLogps,
     objective: Objective,
     *,
@@ -65,14 +65,15 @@ def score_alone(
     """Takes from another model, the reference's, what is wanted of it where it does not walk beside the policy: the
     table's numbers with --reference precompute, and those of the held-out rows.
 
-    It is read, asked and freed before the policy is read: one of the two is in memory at a time. before_each: as
-    `fill_reference`'s. Raises InputError for weights that cannot be used. Collective.
+    It is read, asked and freed before the policy is read: one of the two is in memory at a time. open_model: gives it
+    on the meta device, and the folder of its weights. before_each: as `fill_reference`'s. Raises InputError for weights
+    that cannot be used. Collective.
     """
     walks = plan.reference == "fused" and not reference.is_final
     fills = not walks and not reference.is_complete
     if walks or not (fills or heldout):
         return
-    with _alone(folder, plan, ranks) as model:
+    with _alone(open_model, plan, ranks) as model:
         if fills:
             _fill(reference, model, steps, objective, ranks, micro_batching, before_each)
         if heldout:
@@ -82,9 +83,9 @@ def score_alone(
 
 
 @contextmanager
-def _alone(folder: Path, plan: Plan, ranks: Ranks) -> Iterator[FusedForward]:
-    """The model in a folder, as a reference beside the policy would lie and compute; freed afterwards. Collective."""
-    model = weights.build(folder, ranks.dtype)
+def _alone(open_model: Callable[[], tuple[Transformer, Path]], plan: Plan, ranks: Ranks) -> Iterator[FusedForward]:
+    """A model, as a reference beside the policy would lie and compute; freed afterwards. Collective."""
+    model, folder = open_model()
     if plan.memory.is_compiled:
         model.compile_blocks()
     placed = ranks.place(FusedForward(model), reshards=plan.memory.reshards)
@@ -117,7 +118,7 @@ def follow_reference(training: Training, step: Step, config: ReferenceConfig) ->
     What it gives is for the log: how often the reference has moved, by which rewards jump towards 0.
 
     ref <- alpha policy + (1 - alpha) ref, alpha 1 where it is hard: TR-DPO, arXiv 2404.09656. Shards of both models lie
-    alike, so nothing is communicated.
+    alike, so nothing is communicated, but for an adapter's, which is gathered.
     """
     model, ranks = training.model, training.ranks
     if model.reference is None or not training.reference.moves:
@@ -128,7 +129,12 @@ def follow_reference(training: Training, step: Step, config: ReferenceConfig) ->
     ranks.reshard(model)
     alpha = 1.0 if config.update == "hard" else config.update_alpha
     with torch.no_grad():
-        for ours, theirs in zip(model.policy.parameters(), model.reference.parameters(), strict=True):
-            ranks.local(theirs)[0].lerp_(ranks.local(ours)[0], alpha)
+        if model.reference.is_lent:  # an adapter's, whole on every rank, and always hard
+            trained = dict(model.policy.trained())
+            for name, theirs in own_parameters(model.reference).items():
+                theirs.copy_(ranks.full_tensor(trained[name]))
+        else:
+            for ours, theirs in zip(model.policy.parameters(), model.reference.parameters(), strict=True):
+                ranks.local(theirs)[0].lerp_(ranks.local(ours)[0], alpha)
     training.reference.forget()
     return done

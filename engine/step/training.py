@@ -82,6 +82,9 @@ class Training:
     """Gives the model card of a run's folder, README.md: of its name, the step, what was measured of held-out rows at
     that step, and the dtype of its weights."""
 
+    save_adapter: Callable[[str | Path, Mapping[str, Tensor] | None, str | None, bool], None] | None = None
+    """Writes an adapter's folder, where that trains; takes what `save` does."""
+
     @property
     def policy(self) -> Transformer:
         """The model that is trained."""
@@ -105,7 +108,7 @@ class Training:
         """
         self.ranks.reshard(self.model)
         masters = self.masters
-        named = self.policy.named_parameters()
+        named = self.policy.trained()
         return {name: p.detach() if masters is None else masters.full_tensor(p) for name, p in named}
 
     def save(self, folder: str | Path, held: Mapping[str, Tensor] | None = None, *, cast: Cast | None = None,
@@ -116,6 +119,9 @@ class Training:
         rounding than the run's folders have. replaces: whether a folder that is there is replaced. card: its
         README.md. Raises InputError where it is there and is not, and where a number is beyond the dtype's range.
         """
+        if self.save_adapter is not None:
+            self.save_adapter(folder, held, card, replaces)
+            return
         access = self.access if held is None else _Held(self.ranks, self.policy, held)
         weights.save(
             self.policy,
@@ -140,12 +146,21 @@ class Training:
     def tensors(self) -> dict[str, Tensor]:
         """What a state holds of models, optimizer and hooks, by name; a run that goes on writes into these."""
         self.ranks.reshard(self.model)
-        named = list(self.policy.named_parameters())
+        named = list(self.policy.trained())
         made = {f"policy.{name}": parameter.detach() for name, parameter in named}
         made |= {f"optimizer.{name}": value for name, value in optim.state_tensors(self.optimizer, named).items()}
         if self.reference.moves and self.model.reference is not None:
-            made |= {f"reference.{name}": p.detach() for name, p in self.model.reference.named_parameters()}
+            made |= {f"reference.{name}": p.detach() for name, p in own_parameters(self.model.reference).items()}
         return made | {f"hooks.{name}": value for name, value in self.hooks.tensors().items()}
+
+
+def own_parameters(reference: Transformer) -> dict[str, torch.nn.Parameter]:
+    """What a reference has of its own: all of it, or, on the policy's base, its adapter and what trains whole there."""
+    if not reference.is_lent:
+        return dict(reference.named_parameters())
+    ends = tuple(f"{name}." for name in reference.own_ends)
+    named = reference.named_parameters()
+    return {name: p for name, p in named if name.endswith(("lora_A", "lora_B")) or (ends and name.startswith(ends))}
 
 
 class _Held:

@@ -3,6 +3,15 @@ and how float32 weights are rounded where a folder has fewer bits.
 """
 
 from engine.weights import safetensors_header
+from engine.weights.adapter_writing import save_adapter
+from engine.weights.adapters import (
+    AdapterFolder,
+    draw_adapter,
+    fill_adapter,
+    fill_whole,
+    is_adapter,
+    read_adapter,
+)
 from engine.weights.checkpoint import Checkpoint
 from engine.weights.kept import (
     check_has_weights,
@@ -14,11 +23,14 @@ from engine.weights.kept import (
 )
 from engine.weights.names import INDEX
 from engine.weights.reading import (
+    base_of,
     blank,
     build,
+    build_adapted,
     check,
     check_finite,
     fill,
+    held_as,
     load,
     placed,
     say_if_rounded,
@@ -30,28 +42,38 @@ from engine.weights.writing import ShardAccess, SingleProcess, save
 __all__ = [
     "CHUNK",
     "INDEX",
+    "AdapterFolder",
     "Cast",
     "Checkpoint",
     "ShardAccess",
     "SingleProcess",
+    "base_of",
     "blank",
     "build",
+    "build_adapted",
     "check",
     "check_finite",
     "check_has_weights",
+    "draw_adapter",
     "file_digests",
     "fill",
+    "fill_adapter",
+    "fill_whole",
     "hash_of",
+    "held_as",
+    "is_adapter",
     "is_kept",
     "keep",
     "load",
     "placed",
+    "read_adapter",
     "read_beside",
     "read_carried",
     "round_half_away",
     "round_stochastically",
     "safetensors_header",
     "save",
+    "save_adapter",
     "say_if_rounded",
     "stored_dtypes",
 ]

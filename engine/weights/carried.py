@@ -46,7 +46,7 @@ class Carried(NamedTuple):
 
 def of_buffers(model: Transformer, known: Container[str]) -> dict[str, Carried]:
     """A model's constants as they are in memory, by their names in a checkpoint, but for those that are known."""
-    named = ((model.config.place(name).tensor, buffer) for name, buffer in model.named_buffers())
+    named = ((model.config.place(name).tensor, buffer) for name, buffer in model.constants())
     return {
         tensor: Carried(KINDS[b.dtype], tuple(b.shape), b.detach().cpu().reshape(-1).view(torch.uint8))
         for tensor, b in named
@@ -56,7 +56,7 @@ def of_buffers(model: Transformer, known: Container[str]) -> dict[str, Carried]:
 
 def set_buffers(model: Transformer, found: Callable[[str], Carried]) -> None:
     """Writes a model's constants into it. found: a tensor of its checkpoint, by name."""
-    for name, buffer in model.named_buffers():
+    for name, buffer in model.constants():
         tensor = model.config.place(name).tensor
         buffer.copy_(found(tensor).numbers(tensor))
 

@@ -22,6 +22,7 @@ from engine.model import (
     Place,
     StoredDtypes,
     Transformer,
+    adapters,
     is_narrower,
     name_of,
     quantised_tensor,
@@ -221,11 +222,14 @@ def _is_same(folder: Path, files: tuple[str, str], tensors: tuple[str, str], sta
 def _expected(model: Transformer) -> dict[str, tuple[int, ...]]:
     """The tensors of a model's folder and their shapes: several parameters are one where a family fuses them."""
     found: dict[str, tuple[int, ...]] = {}
-    for name, parameter in model.named_parameters():
+    shapes = {name: tuple(parameter.shape) for name, parameter in adapters.base_parameters(model)}
+    quantised = adapters.quantised_layers(model)
+    shapes |= {f"{name}.weight": (layer.out_features, layer.in_features) for name, layer in quantised}
+    for name, shape in shapes.items():
         tensor, first = model.config.place(name)
-        rows = max(found.get(tensor, (0,))[0], first + parameter.shape[0])
-        found[tensor] = (rows, *parameter.shape[1:])
-    return found | {model.config.place(name).tensor: tuple(buffer.shape) for name, buffer in model.named_buffers()}
+        rows = max(found.get(tensor, (0,))[0], first + shape[0])
+        found[tensor] = (rows, *shape[1:])
+    return found | {model.config.place(name).tensor: tuple(buffer.shape) for name, buffer in model.constants()}
 
 
 def _is_whole_beside(folder: Path, weight_map: dict[str, str]) -> bool:

@@ -48,7 +48,8 @@ def file_digests(folder: Path) -> list[bytes]:
     """
     if (facts := _facts(folder)) is not None:
         return [bytes.fromhex(one) for one in facts["sha256"]]
-    return digests(sorted([*folder.glob("*.safetensors"), folder / "config.json"]))
+    config = folder / ("config.json" if (folder / "config.json").exists() else "adapter_config.json")
+    return digests(sorted([*folder.glob("*.safetensors"), config]))
 
 
 def keep(model: Transformer, folder: Path, source: str, sha256: Sequence[bytes], stored: StoredDtypes) -> None:

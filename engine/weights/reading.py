@@ -14,35 +14,90 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from data.rows import find_model
 from data.text import read_json
 from engine.model import (
     REMEDY,
+    FrozenLinear,
     ModelConfig,
+    Place,
+    Quantisation,
     StoredDtypes,
     Transformer,
+    adapters,
     is_narrower,
     name_of,
     quantised_by_modelopt,
     read_config,
 )
+from engine.weights.adapters import AdapterFolder, fill_adapter, is_adapter, read_adapter
 from engine.weights.carried import set_buffers
 from engine.weights.checkpoint import Checkpoint
 from engine.weights.kept import is_kept, kept_as_found, kept_carried, kept_dtypes
 from engine.weights.rounding import Cast, check_range
 from system import InputError, cli
 
+QUANTISED_AT_ONCE = 2**24
+"""Numbers of a matrix that are read before they are quantised."""
 Local = Callable[[Tensor], tuple[Tensor, int]]
 """The part of a parameter that is held here, and its first row: (parameter, 0) where it is held whole."""
 
 
 def build(folder: Path, dtype: torch.dtype = torch.float32) -> Transformer:
-    """The model that the folder's config.json describes, on the meta device. Raises InputError."""
+    """The model that the folder's config.json describes, on the meta device; an adapter's has its base, frozen.
+
+    Raises InputError.
+    """
+    if is_adapter(folder):
+        return build_adapted(read_adapter(folder), dtype)
     _check_whole_model(folder)
     config = _config_of(folder)
     with torch.device("meta"):
         model = Transformer(config).to(dtype)
     model.source = folder
     return model
+
+
+def build_adapted(
+    found: AdapterFolder, dtype: torch.dtype, base: Path | None = None, base_dtype: str | None = None
+) -> Transformer:
+    """A base with an adapter, frozen but for that, on the meta device. dtype: of compute. base: the base's folder,
+    where it is another than the adapter names; base_dtype: how it is held, where not as in training. Raises InputError.
+    """
+    folder = base or base_of(found)
+    model = build(folder)
+    check(folder, model)
+    adapters.freeze(model, dtype, held_as(base_dtype or found.base_dtype, dtype))
+    found.check(model, folder)
+    with placed(found.folder):
+        adapters.attach(model, found.adapter)
+    model.requires_grad_(False)
+    model.worn, model.base_source = found, folder
+    return model
+
+
+def held_as(base_dtype: str | None, dtype: torch.dtype) -> torch.dtype | Quantisation:
+    """How a frozen matrix is held: as a name says, or in the dtype that computes."""
+    if base_dtype is None:
+        return dtype
+    if base_dtype == "int8" or base_dtype == "nf4":
+        return base_dtype
+    return getattr(torch, base_dtype)
+
+
+def base_of(found: AdapterFolder) -> Path:
+    """The folder of an adapter's base: what it names, a folder or a hub id. Raises InputError."""
+    if found.base is None:
+        raise InputError(
+            f"{found.folder}: does not name its base (base_model_name_or_path); name it: --model BASE --adapter"
+        )
+    try:
+        folder = find_model(found.base)
+    except InputError as fault:
+        raise InputError(f"{found.folder}: its base, {fault}") from None
+    if is_adapter(folder):
+        raise InputError(f"{found.folder}: its base, {folder}, is an adapter itself; merge that one first")
+    return folder
 
 
 def _config_of(folder: Path) -> ModelConfig:
@@ -66,7 +121,7 @@ def check(folder: Path, model: Transformer) -> None:
     """Raises InputError unless the folder's tensors are exactly the model's: names, shapes and a float dtype. Of a kept
     folder it is known.
     """
-    if is_kept(folder):
+    if is_kept(folder) or model.worn is not None:
         return
     with Checkpoint(folder) as checkpoint:
         checkpoint.compare(model)
@@ -85,11 +140,17 @@ def fill(
     the weights will be written, whose range they have to keep. Raises InputError where the folder does not fit the
     model, or a number the range.
     """
+    if model.worn is not None and model.base_source is not None and folder != model.base_source:
+        fill(model, model.base_source, local, copy)
+        fill_adapter(model, model.worn, local)
+        return
     with Checkpoint(folder) as checkpoint, torch.no_grad():
         checkpoint.compare(model)
         with placed(folder):
             set_buffers(model, checkpoint.whole)
-        for name, parameter in model.named_parameters():
+        for name, layer in adapters.quantised_layers(model):
+            _fill_quantised(layer, model.config.place(f"{name}.weight"), checkpoint)
+        for name, parameter in adapters.base_parameters(model):
             held, start = local(parameter)
             place = model.config.place(name)
             rows = checkpoint.part(place, start, start + held.shape[0])
@@ -100,12 +161,21 @@ def fill(
             copy(held, rows)
 
 
+def _fill_quantised(layer: FrozenLinear, place: Place, checkpoint: Checkpoint) -> None:
+    """Rows read, quantised and dropped, some at a time: the matrix is never there whole."""
+    n = max(1, QUANTISED_AT_ONCE // layer.in_features)
+    for start in range(0, layer.out_features, n):
+        rows = checkpoint.part(place, start, min(start + n, layer.out_features))
+        check_finite(checkpoint.folder, place.tensor, rows)
+        layer.quantise(rows, start)
+
+
 def blank(
     model: Transformer, folder: Path, local: Local, copy: Callable[[Tensor, Tensor], object] = Tensor.copy_
 ) -> None:
     """Zeros in the place of weights that a state will bring; its constants from what is kept of it in a folder."""
     with torch.no_grad():
-        if next(model.buffers(), None) is not None:
+        if next(model.constants(), None) is not None:
             set_buffers(model, kept_carried(folder).__getitem__)
         for parameter in model.parameters():
             held, _ = local(parameter)

@@ -1,0 +1,231 @@
+"""An adapter's run: where it starts, how its base is held, and what the reference wears on the same base.
+
+--lora-rank 16                          a fresh adapter; the reference is the base
+--adapter DIR                           starts there; the reference is that adapter
+--adapter DIR --reference-model base    starts there; the reference is the base
+--reference-model ADAPTER               the reference is the base with that adapter
+--reference-model MODEL                 another model, as in any run
+"""
+
+import hashlib
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from data.rows import find_model
+from engine import weights
+from engine.config import AdapterConfig, ReferenceConfig, TrainConfig
+from engine.distributed import Ranks
+from engine.model import Adapter, Quantisation, Transformer, adapters
+from engine.weights import AdapterFolder
+from system import InputError, cli
+
+
+@dataclass(frozen=True, kw_only=True)
+class Adapting:
+    """What a run knows of its adapter before weights are read."""
+
+    folder: Path
+    """The base's."""
+    asked: AdapterConfig
+    dtype: torch.dtype
+    """Of compute."""
+    start: AdapterFolder | None
+    """Where the adapter starts; None: a fresh one."""
+    worn: AdapterFolder | None
+    """What the reference wears on the base; None: nothing."""
+    is_lent: bool
+    """Whether the reference computes with the policy's base; else it is another model."""
+    moves: bool
+    """Whether the reference follows the policy."""
+    seed: int
+
+    @staticmethod
+    def of(config: TrainConfig, folder: Path) -> "Adapting | None":
+        """What a run asks for; None where all weights train. folder: the model's. Raises InputError."""
+        if not config.adapters.is_used:
+            return None
+        start = None
+        if config.adapters.start is not None:
+            start = weights.read_adapter(_adapter_folder(config.adapters.start))
+            _say_if_of_another(start, config.model, folder)
+        worn, is_lent = _of_reference(config.reference, folder, start)
+        return Adapting(
+            folder=folder,
+            asked=config.adapters,
+            dtype=compute_dtype(config),
+            start=start,
+            worn=worn,
+            is_lent=is_lent,
+            moves=config.reference.update != "none",
+            seed=config.data.seed,
+        )
+
+    @property
+    def held(self) -> torch.dtype | Quantisation:
+        """How the base's matrices are held."""
+        return weights.held_as(self.asked.base_dtype, self.dtype)
+
+    @property
+    def base_dtype(self) -> str:
+        """The same, as adapter folders say it."""
+        return self.held if isinstance(self.held, str) else str(self.held).removeprefix("torch.")
+
+    @property
+    def is_start(self) -> bool:
+        """Whether the reference is the policy as the run starts."""
+        return (
+            self.is_lent
+            and (self.worn is None) == (self.start is None)
+            and (self.worn is None or self.start is None or self.worn.folder.resolve() == self.start.folder.resolve())
+        )
+
+    def attach(self, policy: Transformer) -> None:
+        """Freezes a policy on the meta device, and puts the adapter beside it. Raises InputError."""
+        adapters.freeze(policy, self.dtype, self.held)
+        if self.start is not None:
+            self.start.check(policy, self.folder)
+            with weights.placed(self.start.folder):
+                adapters.attach(policy, self.start.adapter)
+        else:
+            adapters.attach(policy, self._fresh(policy))
+        if self.worn is not None and not self.is_start:
+            self.worn.check(policy, self.folder)
+
+    def _fresh(self, policy: Transformer) -> Adapter:
+        assert self.asked.rank is not None
+        try:
+            modules = adapters.select(adapters.layers_of(policy), self.asked.targets)
+        except InputError as fault:
+            raise InputError(f"--lora-targets: {fault}") from None
+        alpha = 2 * self.asked.rank if self.asked.alpha is None else self.asked.alpha
+        made = Adapter(
+            rank=self.asked.rank, alpha=alpha, rslora=self.asked.rslora, modules=modules, whole=self.asked.train_also
+        )
+        try:
+            adapters.check_fits(policy, made)
+        except InputError as fault:
+            raise InputError(f"--{'train-also' if 'tie_word' in str(fault) else 'lora-rank'}: {fault}") from None
+        return made
+
+    def fill(self, policy: Transformer, ranks: Ranks) -> None:
+        """Reads the base, and what the adapter starts from. Raises InputError."""
+        weights.fill(policy, self.folder, ranks.local)
+        if self.start is not None:
+            weights.fill_adapter(policy, self.start, ranks.local)
+        else:
+            weights.draw_adapter(policy, self.seed, ranks.local)
+
+    def lend(self, policy: Transformer, ranks: Ranks) -> Transformer:
+        """The reference on the policy's base, its own numbers still to be read (`fill_lent`)."""
+        worn = None if self.worn is None else self.worn.adapter
+        if worn is None and self.moves:  # it will have what the policy has now: zeros are the base
+            worn = policy.adapter
+        return adapters.lend(policy, worn, ranks.device)
+
+    def fill_lent(self, view: Transformer) -> None:
+        """Reads what the reference has of its own: its adapter, and what the policy trains whole. Raises InputError."""
+        weights.fill_whole(view, self.folder)
+        if self.worn is not None:
+            weights.fill_adapter(view, self.worn)
+
+    def save(
+        self,
+        policy: Transformer,
+        ranks: Ranks,
+        name: str,
+        texts: Mapping[str, str],
+        folder: str | Path,
+        held: Mapping[str, Tensor] | None,
+        card: str | None,
+        replaces: bool,
+    ) -> None:
+        """Writes the adapter's folder (Training.save). name: what the user calls the base. Collective."""
+        weights.save_adapter(
+            policy,
+            folder,
+            base=str(self.folder.resolve()) if Path(name).is_dir() else name,
+            base_dtype=self.base_dtype,
+            beside={**texts, **({} if card is None else {"README.md": card})},
+            parts=ranks,
+            held=held,
+            replaces=replaces,
+        )
+
+    def build_worn(self) -> Transformer:
+        """The base with what the reference wears, as a model by itself, on the meta device."""
+        model = weights.build(self.folder)
+        adapters.freeze(model, self.dtype, self.held)
+        if self.worn is not None:
+            adapters.attach(model, self.worn.adapter)
+            model.requires_grad_(False)
+            model.worn, model.base_source = self.worn, self.folder
+        return model
+
+    def digests(self) -> list[bytes]:
+        """SHA-256 of what makes the reference another than the base in the dtype that computes."""
+        found = [] if self.held == self.dtype else [self.base_dtype.encode()]
+        return found + ([] if self.worn is None else self.worn.digests())
+
+    def identity(self) -> dict[str, str]:
+        """What has to be the same for a run to go on with this one, beside its flags."""
+        held = {"base dtype": self.base_dtype}
+        for name, found in (("adapter", self.start), ("reference adapter", self.worn)):
+            if found is not None:
+                held[name] = hashlib.sha256(b"".join(found.digests())).hexdigest()[:16]
+        return held
+
+    def sentence(self, policy: Transformer, rate: float) -> str:
+        """What trains, for the log."""
+        adapter = policy.adapter
+        assert adapter is not None
+        n = sum(p.numel() for _, p in policy.trained())
+        total = policy.config.n_parameters
+        kinds = adapters.short_names(adapters.layers_of(policy), adapter.modules)
+        named = ", ".join(kinds) if len(kinds) <= 8 else f"{len(kinds)} layers"
+        also = f", and {' and '.join(adapter.whole)} whole" if adapter.whole else ""
+        held = "" if self.held == self.dtype else f", its matrices held in {self.base_dtype}"
+        return (
+            f"an adapter of rank {adapter.rank}, alpha {adapter.alpha:g}, on {named}{also}: {n:,} numbers train beside "
+            f"{total:,} that are frozen{held}; --lr {rate:g}"
+        )
+
+
+def compute_dtype(config: TrainConfig) -> torch.dtype:
+    """The dtype that a run computes in."""
+    if config.memory.dtype is not None:
+        return getattr(torch, config.memory.dtype)
+    return torch.bfloat16 if torch.cuda.is_available() else torch.float32
+
+
+def _adapter_folder(name: str) -> Path:
+    """The folder of an adapter: a folder, or the hub's. Raises InputError."""
+    return find_model(name)
+
+
+def _say_if_of_another(found: AdapterFolder, model: str, folder: Path) -> None:
+    """Says where an adapter names another base than --model."""
+    base = found.base
+    if base is None or base == model:
+        return
+    if Path(base).is_dir() and Path(base).resolve() == folder.resolve():
+        return
+    cli.notify_once(f"{found.folder}: names {base} as its base; it is put on {model}")
+
+
+def _of_reference(
+    asked: ReferenceConfig, folder: Path, start: AdapterFolder | None
+) -> tuple[AdapterFolder | None, bool]:
+    """What the reference wears, and whether it is on the policy's base."""
+    if asked.model is None:
+        return start, True
+    if asked.is_base:
+        return None, True
+    other = find_model(asked.model)
+    if not weights.is_adapter(other):
+        return None, other.resolve() == folder.resolve()
+    found = weights.read_adapter(other)
+    return (found, True) if weights.base_of(found).resolve() == folder.resolve() else (None, False)
