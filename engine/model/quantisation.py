@@ -8,15 +8,16 @@
 | int8 | int8 [out, in] | float32 [out, 1] | 8 + 32 / in | 0.0083 |
 | nf4 | uint8 [out, ceil(in / 2)] | bfloat16 [out, ceil(in / 64)] | 4.25 | 0.092 |
 
-(The error is |found - w| / |w|, each the root of the sum of squares.) NF4's levels are quantiles of the normal
+(The error is |found - w| / |w|, each the root of a sum of squares.) NF4's levels are quantiles of the normal
 distribution between -1 and 1 with an exact 0 (QLoRA, arXiv 2305.14314, section 3), those of bitsandbytes. A byte holds
-two codes, the first number's in its high half; the spare half after an odd row's last number holds the code of 0. Blocks
-do not cross rows, a row's last one may be shorter: some rows of a matrix are some rows of codes and of scales.
+two codes, the first number's in its high half; the spare half behind an odd row's last number holds the code of 0.
+Blocks do not cross rows, and a row's last one may be shorter: so many rows of a matrix are so many rows of its codes
+and of its scales.
 
-`quantise` makes codes of rows, `dequantise` gives the matrix that they stand for, `product` multiplies with it. That one
-makes the matrix anew, in the dtype of the activations, in the forward and in the backward pass, and drops it: what it
-saves is memory, not time. Nothing here learns, no scale is quantised once more (QLoRA's double quantisation: 4.13 bits
-for the same error), no product is computed in integers, and no file of another library is read or written.
+`quantise` makes codes of rows, `dequantise` gives the matrix that they stand for, `product` multiplies with it: it
+makes the matrix in the dtype of the activations, once in the forward and once in the backward pass, and drops it. That
+saves memory, not time. Nothing here learns, scales are not quantised once more (QLoRA's double quantisation: 4.13 bits
+for the same error), no product is computed in integers, and no other library's files are read or written.
 """
 
 # T packed tokens, N rows of a matrix (out, or some of them), B blocks of a row
@@ -42,8 +43,8 @@ def levels() -> tuple[float, ...]:
     """What NF4's codes stand for, float32 numbers: quantiles of the normal distribution, 8 above 0 from the probability
     0.9677083 to 0.5 in equal steps and 7 below it, over the largest.
 
-    Digit for digit those of bitsandbytes 0.50 (functional.py, get_4bit_type), so that the codes are, too. A function, as
-    the compiler takes numbers of a module for arguments of what it makes.
+    Digit for digit those of bitsandbytes 0.50 (functional.py, get_4bit_type), so that the codes are its own, too. A
+    function: of numbers that stand in a module torch 2.13 makes arguments of a dynamic graph, and then fails.
     """
     below = (-1.0, -0.6961928009986877, -0.5250730514526367, -0.39491748809814453, -0.28444138169288635)
     below += (-0.18477343022823334, -0.09105003625154495)
@@ -69,13 +70,14 @@ def n_bytes(kind: Quantisation, n_out: int, n_in: int) -> int:
 def quantise(rows: Tensor, kind: Quantisation) -> tuple[Tensor, Tensor]:
     """Codes and scales of rows [N, in] of any float dtype, on their device; of shapes and dtypes as in `shapes`.
 
-    A code is that of the nearest level. NF4's are chosen with the block's largest magnitude in float32, though it is
-    stored in bfloat16 (a scale is off by 0.2 % at most), and of two equally near levels the lower one is taken: both
-    as in bitsandbytes, whose codes these are where `in` is a multiple of 64, and for each row alone where it is not.
-    int8's are rounded with the scale that is stored, halves to even. Zeros give zeros.
+    A code is that of the nearest level, found in float32. NF4's are chosen by the block's largest magnitude as it is,
+    though what is stored of it is rounded to bfloat16 (0.2 % at most, and no difference in the error), and of two
+    levels equally near the lower one is taken. Both are so in bitsandbytes: these are its codes where `in` is a
+    multiple of 64, and where it is not, those of each row alone. int8's are rounded by the scale as it is stored,
+    halves to even. Zeros come back as zeros.
 
-    A NaN or an infinity makes its row (int8) or block (NF4) one of such numbers: nothing is raised here. Beside the
-    result, memory is that of a chunk of rows.
+    Nothing is raised: a NaN or an infinity makes all of its row (int8) or block (NF4) come back as NaN or infinite.
+    Beside the result, memory is that of a chunk of rows.
     """
     (codes_shape, codes_dtype), (scales_shape, scales_dtype) = shapes(kind, *rows.shape)
     codes = torch.empty(codes_shape, dtype=codes_dtype, device=rows.device)
@@ -101,12 +103,15 @@ def product(
     """x [T, n_in] times the matrix's transpose, plus bias [out]: [T, out] in x's dtype, as nn.Linear computes it.
 
     Gradients go to x, dx = dy @ matrix, and to a bias that asks for one; codes and scales have none. They are all that
-    is kept for the backward pass.
+    is kept for the backward pass. A compiler sees that the matrix is made twice, and keeps it after all, unless it was
+    told otherwise before (system.torch_private.let_compiler_recompute, as Transformer.compile_blocks does).
     """
     return _Product.apply(x, codes, scales, kind, n_in, bias)  # pyright: ignore[reportReturnType]
 
 
 class _Product(torch.autograd.Function):
+    """Autograd's own product with a matrix would keep the matrix."""
+
     @staticmethod
     def forward(
         ctx: Any, x: Tensor, codes: Tensor, scales: Tensor, kind: Quantisation, n_in: int, bias: Tensor | None
@@ -158,17 +163,17 @@ def _values(codes: Tensor, scales: Tensor, kind: Quantisation, n_in: int) -> Ten
 
 
 def _levels_by_bytes(codes: Tensor) -> Tensor:
-    """Levels [N, 2 * bytes], float32: one look-up for the two of a byte, three times as fast on a CPU as one for each."""
+    """Levels [N, 2 * bytes], float32: both of a byte as one number, 3 times as fast on a CPU as a look-up of two."""
     return _pairs(codes.device).index_select(0, codes.flatten().int()).view(torch.float32).view(len(codes), -1)
 
 
 def _levels_by_halves(codes: Tensor) -> Tensor:
-    """As above, of numbers alone: what a compiler makes one kernel of, without a table that has to be on a device."""
+    """As above for a compiler: one kernel, without a table that would be sent to the device in every pass."""
     is_first = torch.arange(2, device=codes.device) == 0
-    bytes_ = codes[:, :, None]
-    halves = torch.where(is_first, bytes_ >> 4, bytes_).flatten(1)  # [N, 2 * bytes]; of a second one the low bits count
+    pairs = codes[:, :, None]
+    halves = torch.where(is_first, pairs >> 4, pairs).flatten(1)  # [N, 2 * bytes]; the lower 4 bits count
     found = [torch.full((), level, dtype=torch.float32, device=codes.device) for level in levels()]
-    for bit in (1, 2, 4, 8):  # of 16 levels those 8 that agree with the lowest bit, and so on
+    for bit in (1, 2, 4, 8):  # of 16 levels 8 have the code's lowest bit, of these 4 its next
         is_set = (halves & bit) != 0
         found = [torch.where(is_set, high, low) for low, high in zip(found[0::2], found[1::2], strict=True)]
     return found[0]
