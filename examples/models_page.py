@@ -222,7 +222,11 @@ def _refused() -> str:
         except InputError as fault:
             said = re.sub(r"; it has to be one of .*", "; it has to be one of the above", str(fault))
             lines += [f"| {what} | {said.removeprefix('config.json: ')} |"]
-    lines += ["", "LoRA adapters and other parts of a model are refused too: merge them first."]
+    lines += [
+        "",
+        "A LoRA adapter is given by its own folder, and its base is found by its name ([docs/lora.md](lora.md)); one",
+        "that lies beside a whole model is refused: transformers would lay it over that.",
+    ]
     return "\n".join(lines) + "\n"
 
 
