@@ -14,13 +14,12 @@ from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from itertools import accumulate, groupby, islice
-from pathlib import Path
 
 import numpy as np
 import tyro
 
 from data.revisions import with_revised
-from data.rows import Cut, NotUsed, Reading, Record, RowSettings, encode, open_model, read_records
+from data.rows import Cut, NotUsed, Reading, Record, RowSettings, config_folder, encode, open_model, read_records
 from data.text import REMEDY, ROLES, Chat, read_json
 from system import InputError, cli
 from system.flags import PathText
@@ -250,7 +249,7 @@ def main(argv: Sequence[str]) -> None:
     """The command."""
     config = cli.parse(ShowConfig, argv, command="python -m data.show", example=EXAMPLE)
     folder, chat = open_model(config.model, config)
-    shape = read_json(Path(folder) / "config.json")
+    shape = read_json(config_folder(folder) / "config.json")
     n_ids, context = (_count(shape.get(name)) for name in ("vocab_size", "max_position_embeddings"))
     records = read_records(config.file, config.reading, roles=chat.roles if chat else ROLES)
     record = next(islice(records, config.row - 1, None), None)

@@ -167,6 +167,10 @@ def main(argv: Sequence[str]) -> None:
     """The command."""
     config = cli.parse(ConvertConfig, argv, command="python -m engine.convert", example=EXAMPLE)
     folder, out = find_model(config.model), Path(config.out)
+    if weights.is_adapter(folder):
+        raise InputError(
+            f"--model {config.model}: an adapter, and no whole model; engine.merge writes it into its base"
+        )
     base = find_model(config.base) if config.base else None
     files.check_new_file(out)
     if base is not None:

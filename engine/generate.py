@@ -1,6 +1,7 @@
 """Answers sampled from a checkpoint, or asked of a server.
 
     python -m engine.generate --model DIR --prompts FILE --out FILE
+    python -m engine.generate --model BASE --adapter DIR --prompts FILE --out FILE
     python -m engine.generate --endpoint http://localhost:8000/v1 --model NAME --prompts FILE --out FILE
 
 Answers go into OUT's name with .partial as they end; the same command goes on from there, and FILE appears when all
@@ -33,7 +34,7 @@ from data.text import (
     stop_ids,
 )
 from engine import weights
-from engine.config import host
+from engine.config import WornConfig, host
 from engine.distributed import is_out_of_memory
 from engine.model import Transformer
 from engine.sampling import Answer, Partial, Sampling, check_stops, generate, ids_of_stops, prompt_fields, says_stop
@@ -48,11 +49,12 @@ OF_SPEED = ("batch_size", "prefill_tokens")  # what changes no answer
 
 
 @dataclass(frozen=True, kw_only=True)
-class GenerateConfig(Sampling, ReadingSettings, TemplateSettings):
+class GenerateConfig(Sampling, ReadingSettings, TemplateSettings, WornConfig):
     """Sample answers to prompts; a JSON line each, in the order of the prompts."""
 
     model: PathText
-    """Checkpoint folder (Hugging Face layout, safetensors) or hub id; with --endpoint, the model's name there."""
+    """Checkpoint folder (Hugging Face layout, safetensors; an adapter's too) or hub id; with --endpoint, the model's
+    name there."""
     prompts: PathText
     """Rows (.jsonl, .json, .csv, .parquet) with "prompt" (text or messages) or "prompt_ids", and what belongs to it
     (system, tools, chat_template_kwargs); answers in them are not looked at."""
@@ -97,6 +99,12 @@ class GenerateConfig(Sampling, ReadingSettings, TemplateSettings):
             raise InputError(
                 "--stop-ids, --dtype and --beyond-context are of a checkpoint that answers here; leave them out"
             )
+        for name in ("adapter", "base_dtype"):
+            if self.endpoint and getattr(self, name) is not None:
+                raise InputError(
+                    f"--{name.replace('_', '-')}: is of a checkpoint that answers here; leave it out: --model is what "
+                    "the server calls the adapter"
+                )
         if self.endpoint and self.given:
             raise InputError(f"{self.given[0]} is of a checkpoint that answers here; leave it out")
         own = ("ask_again", "go_on", "header", "extra", "api", "stream", "accept_finish_reason", "max_answer_mb")
@@ -118,13 +126,19 @@ class Answerer:
         chat: Chat | None,
         dtype: Literal["float32", "bfloat16"] | None,
         *,
+        base: Path | None = None,
+        base_dtype: str | None = None,
         beyond_context: bool = False,
     ) -> None:
-        """beyond_context: let prompts and answers go beyond the positions that the model has learnt.
+        """base, base_dtype: as `weights.build` takes them. beyond_context: let prompts and answers go beyond the
+        positions that the model has learnt.
 
         Raises InputError where the folder cannot be used. The weights are read by the first `answer`.
         """
-        self.folder, self.chat, self._shape = folder, chat, weights.build(folder)
+        self.folder, self.chat, self._base_dtype = folder, chat, base_dtype
+        self._shape = weights.build(folder, base=base, base_dtype=base_dtype)
+        self.base = self._shape.base_source
+        """The folder of an adapter's base; None of a whole model."""
         weights.check(folder, self._shape)
         if beyond_context and (longest := self._shape.config.longest) is not None:
             raise InputError(
@@ -145,12 +159,15 @@ class Answerer:
         dtype: Literal["float32", "bfloat16"] | None = None,
         settings: TemplateSettings = NO_SETTINGS,
         *,
+        base: Path | None = None,
+        base_dtype: str | None = None,
         beyond_context: bool = False,
     ) -> "Answerer":
         """model: a checkpoint folder or hub id. dtype: bfloat16 on CUDA, float32 on the CPU where it is None. settings:
-        of its chat template.
+        of its chat template. base: of an adapter, the folder of another base than it names.
         """
-        return cls(*open_model(model, settings), dtype, beyond_context=beyond_context)
+        folder, chat = open_model(model, settings, base=base)
+        return cls(folder, chat, dtype, base=base, base_dtype=base_dtype, beyond_context=beyond_context)
 
     @property
     def roles(self) -> Collection[str]:
@@ -188,10 +205,18 @@ class Answerer:
 
     @functools.cached_property
     def digest(self) -> str:
-        """SHA-256 of the checkpoint: weights, configuration, tokenizer."""
+        """SHA-256 of the checkpoint: weights, configuration, tokenizer; of an adapter with its base, and how that is
+        held.
+        """
         kinds = (".safetensors", ".json", ".model", ".jinja")
-        paths = sorted(p for p in self.folder.iterdir() if p.suffix in kinds)
+        paths = [
+            path
+            for folder in filter(None, (self.folder, self.base))
+            for path in sorted(p for p in folder.iterdir() if p.suffix in kinds)
+        ]
         whole = hashlib.sha256()
+        if self._base_dtype is not None:
+            whole.update(f"base dtype {self._base_dtype}\0".encode())
         for path, found in zip(paths, files.digests(paths), strict=True):
             whole.update(f"{path.name}\0".encode() + found)
         return whole.hexdigest()
@@ -208,11 +233,14 @@ class Answerer:
         for i, ids in enumerate(prompts):
             self._check_room(f"prompt {i + 1}", ids)
         self.check_stop(sampling.stop)
-        stop = [*stop_ids(self.folder, self.chat), *ids_of_stops(sampling.stop, self._tokenizer)]
+        model, dtype = self.base or self.folder, getattr(torch, self.dtype)
+        stop = [*stop_ids(model, self.chat), *ids_of_stops(sampling.stop, self._tokenizer)]
         if self._model is None:
             host.keep_pages()
-            weights.say_if_rounded(self.folder, getattr(torch, self.dtype))
-            self._model = weights.load(self.folder, getattr(torch, self.dtype), self._device).eval()
+            weights.say_if_rounded(model, dtype)
+            self._model = weights.load(
+                self.folder, dtype, self._device, base=self.base, base_dtype=self._base_dtype
+            ).eval()
             self._model.config = replace(self._model.config, context=self.context)
         never = self.chat.tokenizer.ids_without_token(self._shape.config.vocab_size) if self.chat else ()
         ends = says_stop(sampling.stop, self._tokenizer)
@@ -285,7 +313,15 @@ def main(argv: Sequence[str]) -> None:
 
 def _drawn(config: GenerateConfig, out: Path) -> tuple[int, int]:
     """Answers of a checkpoint. Numbers of answers and prompts."""
-    answerer = Answerer.open(config.model, config.dtype, config, beyond_context=config.beyond_context)
+    folder, base = weights.find_adapted(config.model, config.adapter, config.base_dtype)
+    answerer = Answerer.open(
+        str(folder),
+        config.dtype,
+        config,
+        base=base,
+        base_dtype=config.base_dtype,
+        beyond_context=config.beyond_context,
+    )
     prompts = read_prompts(config.prompts, config.reading, roles=answerer.roles)
     _say_what_is_not_used(config.prompts, prompts)
     ids = _prompt_ids(answerer, prompts)

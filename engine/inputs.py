@@ -77,6 +77,11 @@ class TrainingInputs:
         is_ranked, fields = self.objective.form == "ranked", self.objective.fields
         self.reading = replace(config.data.reading, ranked=is_ranked, fields=fields)
         self.folder, self.chat = self._open()
+        if weights.is_adapter(self.folder):
+            raise InputError(
+                f"--model {config.model}: an adapter; name its base there, and the adapter with --adapter to train it "
+                "further"
+            )
         self.adapting = Adapting.of(config, self.folder)
         """What is known of the adapter that trains; None where all weights do."""
         self.policy = self._build_policy()

@@ -144,6 +144,8 @@ def _what(config: PlanConfig, originals: tuple[int, ...]) -> Known:
         shape = read_config(raw_config(config.shape), config.shape)
         return Known(shape, _of_the_paper(config, objective), StoredDtypes(torch.bfloat16))
     folder, chat = open_model(str(config.model), config)
+    if weights.is_adapter(folder):
+        raise InputError(f"--model {config.model}: an adapter; name its base there")
     model = weights.build(folder)
     weights.check(folder, model)
     shape, stored = model.config, weights.stored_dtypes(folder)

@@ -1,6 +1,7 @@
 """Log-probs of given responses, by the trainer's own forward pass.
 
-python -m engine.score --model DIR --data FILE --out FILE
+    python -m engine.score --model DIR --data FILE --out FILE
+    python -m engine.score --model BASE --adapter DIR --data FILE --out FILE
 
 A line a row, in the file's order. Of a pair it has logps/chosen, tokens/chosen, logps/rejected and tokens/rejected, of
 one completion logps/completion and tokens/completion, of several the lists logps/completions and tokens/completions as
@@ -21,7 +22,7 @@ from tqdm import tqdm
 from data.forest import PackingOptions
 from data.rows import Example, RowSettings, open_model, read_examples
 from engine import weights
-from engine.config import host
+from engine.config import WornConfig, host
 from engine.distributed import Ranks
 from engine.model import FusedForward, ModelConfig
 from engine.step import MicroBatching, score_examples
@@ -32,11 +33,11 @@ EXAMPLE = "python -m engine.score --model path/to/llama --data pairs.jsonl --out
 
 
 @dataclass(frozen=True, kw_only=True)
-class ScoreConfig(RowSettings):
+class ScoreConfig(RowSettings, WornConfig):
     """Log-probs of the responses in a file under a model, in nats, summed over the tokens that are predicted."""
 
     model: PathText
-    """Checkpoint folder (Hugging Face layout, safetensors) or hub id."""
+    """Checkpoint folder (Hugging Face layout, safetensors; an adapter's too) or hub id."""
     data: PathText
     """Rows: a .jsonl, .json, .csv or .parquet file, a folder of such files, or a hub id."""
     out: PathText
@@ -51,24 +52,34 @@ class ScoreConfig(RowSettings):
     """Most tokens in one forward pass (one example at least)."""
 
 
-def shape_of(folder: Path) -> ModelConfig:
-    """The shape of the checkpoint in a folder. Raises InputError where the folder cannot be used."""
-    model = weights.build(folder)
+def shape_of(folder: Path, *, base: Path | None = None) -> ModelConfig:
+    """The shape of the checkpoint in a folder. base: of an adapter, the folder of another base than it names.
+
+    Raises InputError where the folder cannot be used.
+    """
+    model = weights.build(folder, base=base)
     weights.check(folder, model)
     return model.config
 
 
 def score_under(
-    folder: Path, examples: Sequence[Example], *, dtype: str | None = None, micro_tokens: int = ScoreConfig.micro_tokens
+    folder: Path,
+    examples: Sequence[Example],
+    *,
+    dtype: str | None = None,
+    micro_tokens: int = ScoreConfig.micro_tokens,
+    base: Path | None = None,
+    base_dtype: str | None = None,
 ) -> Iterator[Tensor]:
     """Log-probs of examples' responses under the checkpoint in a folder: [K] nats each, float64, in order. Collective.
 
-    The folder is one that `shape_of` takes.
+    The folder is one that `shape_of` takes. base, base_dtype: as `weights.build` takes them.
     """
-    model = weights.build(folder)
     host.keep_pages()
-    ranks = Ranks.join(dtype=getattr(torch, dtype) if dtype else None)
-    weights.say_if_rounded(folder, ranks.dtype)
+    is_frozen = weights.is_adapter(folder) or base_dtype is not None
+    ranks = Ranks.join(dtype=getattr(torch, dtype) if dtype else None, has_adapter=is_frozen)
+    model = weights.build(folder, ranks.dtype if is_frozen else torch.float32, base=base, base_dtype=base_dtype)
+    weights.say_if_rounded(model.base_source or folder, ranks.dtype)
     fused = ranks.place(FusedForward(model)).eval()
     weights.fill(model, folder, ranks.local)
     packing = PackingOptions(divides_at=model.config.originals)
@@ -81,8 +92,9 @@ def main(argv: Sequence[str]) -> None:
     """The command."""
     config = cli.parse(ScoreConfig, argv, command="python -m engine.score", example=EXAMPLE)
     files.check_new_file(Path(config.out))
-    folder, chat = open_model(config.model, config)
-    shape = shape_of(folder)
+    folder, base = weights.find_adapted(config.model, config.adapter, config.base_dtype)
+    _, chat = open_model(str(folder), config, base=base)
+    shape = shape_of(folder, base=base)
     rows = read_examples(
         [config.data],
         chat,
@@ -92,7 +104,14 @@ def main(argv: Sequence[str]) -> None:
         skip_bad_rows=config.skip_bad_rows,
     )
     cli.notify(rows.report())
-    found = score_under(folder, rows.examples, dtype=config.dtype, micro_tokens=config.micro_tokens)
+    found = score_under(
+        folder,
+        rows.examples,
+        dtype=config.dtype,
+        micro_tokens=config.micro_tokens,
+        base=base,
+        base_dtype=config.base_dtype,
+    )
     lines = [_line(e, logps) for e, logps in zip(rows.examples, found, strict=True)]
     if os.environ.get("RANK", "0") == "0":
         files.write_text(Path(config.out), "".join(lines))

@@ -20,6 +20,7 @@ from typing import Any, Literal, NamedTuple
 
 import numpy as np
 
+from data.rows import is_model_folder
 from eval import alpacaeval, answering, judge_client, mixeval_run, scores
 from eval.answering import How, Model
 from eval.checkpoints import Checkpoint
@@ -73,7 +74,7 @@ class AlpacaEvalConfig(JudgedConfig):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.checkpoint and (self.endpoint or (Path(self.what) / "config.json").is_file()):
+        if self.checkpoint and (self.endpoint or is_model_folder(Path(self.what))):
             raise InputError("--checkpoint names a run's folders; here one model is scored")
         if self.judge_api != "chat":
             raise InputError(
@@ -197,7 +198,7 @@ def _read_gamed(path: Path, config: AlpacaEvalConfig) -> list[dict[str, Any]]:
 def _chosen(config: AlpacaEvalConfig) -> list[Checkpoint]:
     """The checkpoints to score, the base first. Raises InputError where none can be chosen."""
     found = judge_client.find(config)
-    if config.endpoint or (Path(config.what) / "config.json").is_file():
+    if config.endpoint or is_model_folder(Path(config.what)):
         return found
     names = config.checkpoint or _best(config)
     known = {c.name: c for c in found}

@@ -60,8 +60,8 @@ class Model:
         from engine.generate import Answerer  # it brings torch, which a served model does without
 
         if self._answerer is None:
-            settings = checkpoints.template_of(Path(self._config.what), self._config)
-            self._answerer = Answerer.open(str(self.checkpoint.folder), settings=settings)
+            settings, c = checkpoints.template_of(Path(self._config.what), self._config), self.checkpoint
+            self._answerer = Answerer.open(str(c.folder), settings=settings, base=c.base, base_dtype=c.base_dtype)
             if self._answerer.chat is None:
                 raise InputError(f"{self.checkpoint.folder}: has no tokenizer, and answers have to be text")
         return self._answerer

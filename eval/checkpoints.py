@@ -5,7 +5,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from data.rows import find_model
+from data.rows import config_folder, find_model, is_model_folder
 from data.text import TemplateSettings
 from eval import scores
 from system import OLD, InputError, cli, remove_folder, remove_leftovers, run_folder
@@ -18,13 +18,18 @@ class Checkpoint(NamedTuple):
 
     name: str
     folder: Path
+    """A whole model's, or an adapter's."""
+    base: Path | None = None
+    """Of an adapter, the folder of another base than it names."""
+    base_dtype: str | None = None
+    """How the matrices of its blocks are held, where not as its folder says."""
 
 
 def of(run: Path) -> list[Checkpoint]:
     """A run's checkpoints, of epochs and of steps inside them, in the order of their steps. A folder appears when it is
     whole: it is renamed when it has been written.
     """
-    return [Checkpoint(p.name, p) for p in run_folder.checkpoints_of(run) if (p / "config.json").is_file()]
+    return [Checkpoint(p.name, p) for p in run_folder.checkpoints_of(run) if is_model_folder(p)]
 
 
 def settings(run: Path) -> dict[str, Any]:
@@ -34,27 +39,47 @@ def settings(run: Path) -> dict[str, Any]:
 
 
 def base_of(run: Path) -> Checkpoint | None:
-    """The model that a run began with, where its folder is there, or the hub's copy of it."""
-    return _named(run, "model", scores.BASE)
+    """The model that a run began with, where its folder is there, or the hub's copy of it: with the adapter that it
+    started from, its matrices held as the run held them.
+    """
+    model, start = _named(run, "model", scores.BASE), _named(run, "adapter", scores.BASE)
+    if model is None or not _is_given(settings(run).get("adapter")):
+        return model
+    return start and start._replace(base=model.folder)
 
 
 def reference_of(run: Path) -> Checkpoint | None:
-    """The model that a run's rewards are measured against, likewise: the one it began with, or --reference-model."""
-    has_other = settings(run).get("reference_model") not in (None, "", "null")
-    return _named(run, "reference_model", "reference") if has_other else base_of(run)
+    """The model that a run's rewards are measured against, likewise: the one it began with, or --reference-model, which
+    can be the base of its adapter alone.
+    """
+    asked = settings(run)
+    if not _is_given(asked.get("reference_model")):
+        return base_of(run)
+    if asked["reference_model"] == "base" and (_is_given(asked.get("adapter")) or _is_given(asked.get("lora_rank"))):
+        return _named(run, "model", "reference")
+    found, model = _named(run, "reference_model", "reference"), _named(run, "model", "reference")
+    if found is None or model is None or config_folder(found.folder).resolve() != model.folder.resolve():
+        return found and found._replace(base_dtype=None)  # another model, which is held as it is
+    return found
 
 
 def _named(run: Path, setting: str, called: str) -> Checkpoint | None:
-    name = settings(run).get(setting)
+    name, held = settings(run).get(setting), settings(run).get("base_dtype")
     try:
-        return Checkpoint(called, find_model(name)) if isinstance(name, str) else None
+        folder = find_model(name) if isinstance(name, str) and _is_given(name) else None
     except InputError:
         return None
+    return folder and Checkpoint(called, folder, base_dtype=held if _is_given(held) else None)
+
+
+def _is_given(value: Any) -> bool:
+    """Whether a setting of config.yaml says anything."""
+    return value not in (None, "", "null", [])
 
 
 def template_of(what: Path, given: TemplateSettings) -> TemplateSettings:
     """The flags of a template, and where they are not given those of the run that a folder is or is a checkpoint of."""
-    run = what.absolute().parent if (what / "config.json").is_file() else what
+    run = what.absolute().parent if is_model_folder(what) else what
     asked = settings(run)
     known = {
         name: asked[name]
@@ -70,7 +95,7 @@ def template_of(what: Path, given: TemplateSettings) -> TemplateSettings:
 
 def find(what: Path, *, with_base: bool) -> list[Checkpoint]:
     """The one checkpoint in a folder, or a run's: its base first. Raises InputError where there is neither."""
-    if (what / "config.json").is_file():
+    if is_model_folder(what):
         whole = what.resolve() if what.is_symlink() else what  # `best` is another one tomorrow
         return [Checkpoint(whole.name, whole)]
     base, found = base_of(what), of(what)

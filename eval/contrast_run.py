@@ -11,7 +11,7 @@ import tyro
 
 from data import load_preferences
 from data.contrast import contrast, texts_of
-from data.text import Tokenizer
+from data.rows import open_folder
 from eval import checkpoints, scores
 from system import InputError, cli
 from system.flags import PathText
@@ -44,7 +44,7 @@ def main(argv: Sequence[str]) -> None:
 def measure(run: Path) -> list[scores.Line]:
     """Table 1's measures of each of the run's data files, written into its scores. Raises InputError."""
     base, asked = checkpoints.base_of(run), checkpoints.settings(run).get("data", [])
-    tokenizer = Tokenizer(base.folder) if base else None
+    tokenizer = open_folder(str(base.folder), base=base.base)[1] if base else None
     lines: list[scores.Line] = []
     for source in [asked] if isinstance(asked, str) else asked:
         found = contrast(texts_of(load_preferences(source)), tokenizer)

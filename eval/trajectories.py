@@ -10,7 +10,7 @@ without a sign of it in its metrics.
 
 import hashlib
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -28,6 +28,8 @@ from system import InputError, cli, files, run_folder
 from system.flags import PathText
 
 if TYPE_CHECKING:  # what brings torch is imported where it is used: flags are answered at once
+    from torch import Tensor
+
     from engine.generate import Answer
 
 EXAMPLE = "python -m eval trajectories runs/first --data heldout.jsonl"
@@ -139,8 +141,9 @@ def _pairs(config: TrajectoriesConfig, base: Checkpoint) -> list[Example]:
         raise InputError(f"{config.run}: config.yaml names no rows; name a file of pairs by --data")
     from engine.score import shape_of
 
-    folder, chat = open_model(str(base.folder), checkpoints.template_of(Path(config.run), NO_SETTINGS))
-    reading, shape = rows_of(asked), shape_of(folder)
+    settings = checkpoints.template_of(Path(config.run), NO_SETTINGS)
+    folder, chat = open_model(str(base.folder), settings, base=base.base)
+    reading, shape = rows_of(asked), shape_of(folder, base=base.base)
     is_whole = is_own and own != asked.get("eval_data")  # held out of what is trained on: read as training reads it
     seed, n_held = int(asked.get("seed", 0)), float(asked.get("eval_pairs") or 0) if is_whole else 0
     weights = [float(w) for w in asked.get("data_weights") or []] if is_whole else []
@@ -189,10 +192,9 @@ def _heldout(
     models: Sequence[Checkpoint], reference: Checkpoint, pairs: Sequence[Example], config: TrajectoriesConfig
 ) -> list[Line]:
     """Means over the pairs at each checkpoint, with their standard errors."""
-    from engine.score import score_under
 
     def logps_of(model: Checkpoint) -> np.ndarray:
-        return np.array([found.tolist() for found in score_under(model.folder, pairs, dtype=config.dtype)])  # [n, 2]
+        return np.array([found.tolist() for found in _logps(model, pairs, config)])  # [n, 2]
 
     of_reference = None if reference.name == BASE else logps_of(reference)
     facts = {"n": len(pairs), "data_sha256": _digest(pairs), "judge": None}
@@ -236,7 +238,7 @@ def _sampled(models: Sequence[Checkpoint], pairs: Sequence[Example], config: Tra
     path, samples = config.folder / "samples.jsonl", []
     lines: list[Line] = []
     for model in models:
-        answerer = Answerer.open(str(model.folder), config.dtype)
+        answerer = Answerer.open(str(model.folder), config.dtype, base=model.base, base_dtype=model.base_dtype)
         answers = answerer.answer([e.prompt.tolist() for e in asked], sampling)
         said = [answerer.text(a) if answerer.chat else " ".join(map(str, a.ids)) for a in answers]
         columns = {"tokens": np.array([float(len(a.ids)) for a in answers])}
@@ -279,18 +281,21 @@ def _distance(
     config: TrajectoriesConfig,
 ) -> np.ndarray:
     """log p(answer) - log p_base(answer), nats: its mean over answers of the model is KL(model || base)."""
-    from engine.score import score_under
-
     ends = [[*a.ids, *([a.stop_id] if a.stop_id is not None else [])] for a in answers]
     whole = [
         Example(e.location, e.prompt, (np.array(ids, dtype=np.int32),)) for e, ids in zip(asked, ends, strict=True)
     ]
     if model.name == base.name:
         return np.zeros(len(whole))
-    own, of_base = (
-        np.array([found.item() for found in score_under(c.folder, whole, dtype=config.dtype)]) for c in (model, base)
-    )
+    own, of_base = (np.array([found.item() for found in _logps(c, whole, config)]) for c in (model, base))
     return own - of_base
+
+
+def _logps(model: Checkpoint, rows: Sequence[Example], config: TrajectoriesConfig) -> Iterator["Tensor"]:
+    """Log-probs of rows' responses under a checkpoint, [K] nats each."""
+    from engine.score import score_under
+
+    return score_under(model.folder, rows, dtype=config.dtype, base=model.base, base_dtype=model.base_dtype)
 
 
 # --- what is said --------------------------------------------------------------------------------------------------

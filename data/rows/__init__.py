@@ -6,14 +6,21 @@ from data.rows.dataset import (
     digest,
     find_cut,
     hold_out,
-    open_folder,
-    open_model,
     read_examples,
 )
 from data.rows.examples import Cut, Example, encode, in_form
 from data.rows.hub import find_model, is_hub_id
 from data.rows.json_rows import load_rows, parse_row, read_lines
 from data.rows.limits import Limits, TooLong
+from data.rows.model_folder import (
+    base_of,
+    config_folder,
+    is_adapter,
+    is_model_folder,
+    name_of_base,
+    open_folder,
+    open_model,
+)
 from data.rows.records import (
     NotUsed,
     PromptRow,
@@ -42,6 +49,8 @@ __all__ = [
     "RowSettings",
     "Tie",
     "TooLong",
+    "base_of",
+    "config_folder",
     "count_repeated",
     "digest",
     "encode",
@@ -49,9 +58,12 @@ __all__ = [
     "find_model",
     "hold_out",
     "in_form",
+    "is_adapter",
     "is_hub_id",
+    "is_model_folder",
     "load_preferences",
     "load_rows",
+    "name_of_base",
     "open_folder",
     "open_model",
     "parse_prompt",

@@ -1,4 +1,4 @@
-"""From what a user names to what is trained on: a model folder with its tokenizer, files as examples.
+"""From what a user names to what is trained on: files as examples (a model's folder: model_folder.py).
 
     sources -> rows -> records -> token ids -> examples
 
@@ -9,20 +9,17 @@ import hashlib
 import math
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
-from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
 
 from data.rows.examples import Cut, Example, encode
-from data.rows.hub import find_model
 from data.rows.limits import PROMPT_TOKENS, RESPONSE_TOKENS, Limits, TooLong
 from data.rows.records import NotUsed, Record, Tie, read_records
 from data.rows.settings import ReadingSettings
 from data.rows.sources import Reading
-from data.text import NO_SETTINGS, REMEDY, ROLES, Chat, TemplateSettings, Tokenizer, has_tokenizer
+from data.text import REMEDY, ROLES, Chat, TemplateSettings
 from system import InputError, list_faults
 
 SHOWN_FAULTS = 10
@@ -182,40 +179,6 @@ class Rows:
             said += f", {self.n_templated} rows hold control tokens as text, which they stay ({tokens}): {REMEDY}"
         said += "".join(f", {sentence}" for sentence in self.not_used.sentences())
         return said + (f", {self.n_skipped} rows skipped: " + "; ".join(self.skipped) if self.n_skipped else "")
-
-
-def open_model(name: str, settings: TemplateSettings = NO_SETTINGS) -> tuple[Path, Chat | None]:
-    """The folder of a model and its chat; None where the folder has no tokenizer. settings: of the chat's template.
-
-    Raises InputError where one of them cannot be used.
-    """
-    folder, tokenizer = open_folder(name)
-    if tokenizer is not None:
-        with _readable(name):
-            return folder, Chat(tokenizer, settings)
-    if settings.given:
-        raise InputError(f"{settings.given[0]}: {folder} has no tokenizer, and renders no template; leave it out")
-    return folder, None
-
-
-def open_folder(name: str) -> tuple[Path, Tokenizer | None]:
-    """The folder of a model and its tokenizer; None where it has none. Raises InputError where it cannot be used."""
-    with _readable(name):
-        folder = find_model(name)
-        if not (folder / "config.json").exists() and (folder / "adapter_config.json").exists():
-            raise InputError(f"{folder}: an adapter, and no config.json; merge it into its model, and give that folder")
-        if not (folder / "config.json").exists():
-            raise InputError(f"{folder}: no config.json; give a checkpoint folder in Hugging Face's layout")
-        return folder, Tokenizer(folder) if has_tokenizer(folder) else None
-
-
-@contextmanager
-def _readable(name: str) -> Iterator[None]:
-    """Inside, a file of a model's that cannot be read is an InputError."""
-    try:
-        yield
-    except OSError as fault:
-        raise InputError(f"{fault.filename or name}: cannot be read ({fault.strerror}); change its mode") from None
 
 
 def read_examples(

@@ -446,4 +446,5 @@ def _closing(opening: str) -> str:
 
 def stop_ids(folder: Path, chat: Chat | None) -> tuple[int, ...]:
     """Every id that ends an answer: of generation_config.json, config.json and the template's end of turn, sorted."""
-    return tuple(sorted(named_stops(folder) | (set() if chat is None else chat.ends)))
+    of_chat = set() if chat is None else named_stops(chat.tokenizer.model) | chat.ends
+    return tuple(sorted(named_stops(folder) | of_chat))

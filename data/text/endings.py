@@ -87,7 +87,7 @@ class Endings:
         Raises InputError where no token can end an answer.
         """
         self._tokenizer, self._location, self._render, self._probe = tokenizer, location, render, probe
-        self._stops = named_stops(tokenizer.folder) | ({tokenizer.eos_id} - {None})
+        self._stops = named_stops(tokenizer.model) | ({tokenizer.eos_id} - {None})
         self.of_turn, self._written = self._find()
         """The token that ends an answer."""
         of_calls = self._find_of_calls() if self._written == "token" else None
@@ -124,7 +124,7 @@ class Endings:
         end = next((token for token in control if token in self._stops), control[-1] if control else None)
         if end is not None:
             return end, "token"
-        named = (self._tokenizer.eos_id, *sorted(named_stops(self._tokenizer.folder)))
+        named = (self._tokenizer.eos_id, *sorted(named_stops(self._tokenizer.model)))
         eos = next((i for i in named if i is not None and self._tokenizer.is_control(i)), None)
         if eos is None:
             raise InputError(

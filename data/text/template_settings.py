@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from data.text.json_files import decoded
-from data.text.tokenizer import Tokenizer
+from data.text.tokenizer import Tokenizer, has_tokenizer
 from system import InputError, check_regular
 from system.flags import PathText
 
@@ -130,6 +130,8 @@ def template_source(tokenizer: Tokenizer, chosen: str | None = None) -> tuple[st
             )
     if isinstance(value, str):
         return value, config
+    if value is None and tokenizer.model != folder and _has_template(tokenizer.model):
+        return template_source(Tokenizer(tokenizer.model))  # an adapter's base, where the adapter has none of its own
     if value is not None:
         raise InputError(f"{config}: chat_template is neither text nor a list of named templates; copy it anew")
     if (old := folder / "chat_template.json").is_file():
@@ -142,6 +144,13 @@ def template_source(tokenizer: Tokenizer, chosen: str | None = None) -> tuple[st
     raise InputError(
         f"{folder}: no chat template; put one into chat_template.jinja, or name one by --chat-template FILE"
     )
+
+
+def _has_template(folder: Path) -> bool:
+    """Whether a folder has a tokenizer with a template of its own."""
+    if not has_tokenizer(folder):
+        return False
+    return os.path.lexists(folder / "chat_template.jinja") or bool(Tokenizer(folder).config.get("chat_template"))
 
 
 def _chosen(tokenizer: Tokenizer, chosen: str) -> tuple[str, Path]:

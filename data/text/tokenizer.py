@@ -63,12 +63,15 @@ class _Coder(Protocol):
 class Tokenizer:
     """The tokenizer of a checkpoint folder."""
 
-    def __init__(self, folder: Path, templates: Sequence[str] = ()) -> None:
-        """templates: texts of the chat templates that write what it encodes.
+    def __init__(self, folder: Path, templates: Sequence[str] = (), *, model: Path | None = None) -> None:
+        """templates: texts of the chat templates that write what it encodes. model: the folder of the model that it is
+        of, where that is another: an adapter's base.
 
         Raises InputError where the folder has no tokenizer, or one of its files cannot be used.
         """
         self.folder, self._templates = folder, tuple(templates)
+        self.model = model or folder
+        """The folder that says at which ids sampling stops, and has a template where its own has none."""
         self.config = _read_config(folder)
         self.files: dict[str, str] = {}
         """Files that the folder lacks and that transformers and vLLM need beside it, by name."""
@@ -138,7 +141,7 @@ class Tokenizer:
         texts = [t["content"] for t in self._coder.text_tokens if len(t["content"].strip()) > 1]
         if not any(is_written(text, templates) for text in texts):
             return self
-        return Tokenizer(self.folder, (*self._templates, *templates))
+        return Tokenizer(self.folder, (*self._templates, *templates), model=self.model)
 
     def _named(self, name: str) -> int | None:
         """The id of the token that tokenizer_config.json calls `name`."""

@@ -1,7 +1,7 @@
 """What a run is asked for: settings by subject, TRL's names for them, and the host's memory allocator."""
 
 from engine.config import host
-from engine.config.adapters import AdapterConfig, BaseDtype
+from engine.config.adapters import AdapterConfig, BaseDtype, WornConfig
 from engine.config.learning import (
     DataConfig,
     ObjectiveConfig,
@@ -44,6 +44,7 @@ __all__ = [
     "ScheduleConfig",
     "TrainConfig",
     "WatchingConfig",
+    "WornConfig",
     "check_trackers",
     "host",
     "trl_names",

@@ -72,3 +72,15 @@ class AdapterConfig:
     def is_used(self) -> bool:
         """Whether an adapter trains, and not all weights."""
         return self.rank is not None or self.start is not None
+
+
+@dataclass(frozen=True, kw_only=True)
+class WornConfig:
+    """Flags of commands that compute with a model: an adapter on it."""
+
+    adapter: PathText | None = None
+    """Folder or hub id of an adapter (PEFT's format) to put on --model. Unset: --model may be an adapter's folder,
+    which names its base."""
+    base_dtype: BaseDtype | None = None
+    """How the matrices below an adapter are held. Unset: as its run held them (engine.json in its folder), else in the
+    dtype that computes."""

@@ -35,13 +35,13 @@ def shard(fused: FusedForward, mesh: DeviceMesh, dtype: torch.dtype, *, reshards
     models together are the root, so that their units can be called in turn. reshards: whether a block's gathered
     weights are given back after its forward pass; the policy's ends stay until their backward pass.
     """
-    # The model casts by itself: FSDP's cast of inputs would round the rotary angles to bf16. So does an adapter, whose
-    # float32 gradients then add up over passes as they are.
-    compute = None if fused.policy.adapter is not None else dtype
-    policy = MixedPrecisionPolicy(param_dtype=compute, reduce_dtype=torch.float32, cast_forward_inputs=False)
     for model in (fused.policy, fused.reference):
         if model is None or model.is_lent:
             continue
+        # The model casts by itself: FSDP's cast of inputs would round the rotary angles to bf16. So does a frozen base
+        # with its adapter, whose float32 gradients then add up over passes as they are.
+        compute = dtype if model.compute_dtype is None else None
+        policy = MixedPrecisionPolicy(param_dtype=compute, reduce_dtype=torch.float32, cast_forward_inputs=False)
         for block in model.blocks:
             fully_shard(block, mesh=mesh, mp_policy=policy, reshard_after_forward=reshards)
         ends: list[list[nn.Module]] = (

@@ -85,8 +85,8 @@ class Ranks:
 
         dtype: of compute; bf16 on CUDA, else float32. timeout: seconds that a collective waits. shard_size: ranks that
         share one copy of the weights; all where it is None. splits_masters: nothing is wrapped, the weights are bf16
-        (engine/optim/split_master.py). has_adapter: whether an adapter trains, and not all weights: one process wraps
-        nothing then. gpu_memory: bytes that the allocator may take. Raises InputError where copies do
+        (engine/optim/split_master.py). has_adapter: whether the policy is a frozen base, with an adapter as a rule: one
+        process wraps nothing then. gpu_memory: bytes that the allocator may take. Raises InputError where copies do
         not come out even.
         """
         ranks = cls(

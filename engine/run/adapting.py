@@ -21,7 +21,7 @@ from engine.config import AdapterConfig, ReferenceConfig, TrainConfig
 from engine.distributed import Ranks
 from engine.model import Adapter, Quantisation, Transformer, adapters
 from engine.weights import AdapterFolder
-from system import InputError, cli
+from system import InputError
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -51,7 +51,7 @@ class Adapting:
         start = None
         if config.adapters.start is not None:
             start = weights.read_adapter(_adapter_folder(config.adapters.start))
-            _say_if_of_another(start, config.model, folder)
+            weights.say_if_of_another(start, config.model, folder)
         worn, is_lent = _of_reference(config.reference, folder, start)
         return Adapting(
             folder=folder,
@@ -204,16 +204,6 @@ def compute_dtype(config: TrainConfig) -> torch.dtype:
 def _adapter_folder(name: str) -> Path:
     """The folder of an adapter: a folder, or the hub's. Raises InputError."""
     return find_model(name)
-
-
-def _say_if_of_another(found: AdapterFolder, model: str, folder: Path) -> None:
-    """Says where an adapter names another base than --model."""
-    base = found.base
-    if base is None or base == model:
-        return
-    if Path(base).is_dir() and Path(base).resolve() == folder.resolve():
-        return
-    cli.notify_once(f"{found.folder}: names {base} as its base; it is put on {model}")
 
 
 def _of_reference(

@@ -93,6 +93,11 @@ def open_reference(
             f"{objective.name} compares whole next-token distributions, so --reference-model has to have as many"
         )
     if asked.update != "none":
+        if weights.is_adapter(folder):
+            raise InputError(
+                f"--reference-update {asked.update}: moves the reference's weights to the policy's, and {folder} is an "
+                "adapter beside its base; leave it out, or merge it (engine.merge) and name that folder"
+            )
         _check_same_shapes(asked, folder, config, policy)
     return OtherReference(folder, config, lacks)
 

@@ -2,6 +2,7 @@
 and how float32 weights are rounded where a folder has fewer bits.
 """
 
+from data.rows import is_adapter
 from engine.weights import safetensors_header
 from engine.weights.adapter_writing import save_adapter
 from engine.weights.adapters import (
@@ -9,7 +10,6 @@ from engine.weights.adapters import (
     draw_adapter,
     fill_adapter,
     fill_whole,
-    is_adapter,
     read_adapter,
 )
 from engine.weights.checkpoint import Checkpoint
@@ -30,9 +30,11 @@ from engine.weights.reading import (
     check,
     check_finite,
     fill,
+    find_adapted,
     held_as,
     load,
     placed,
+    say_if_of_another,
     say_if_rounded,
     stored_dtypes,
 )
@@ -59,6 +61,7 @@ __all__ = [
     "fill",
     "fill_adapter",
     "fill_whole",
+    "find_adapted",
     "hash_of",
     "held_as",
     "is_adapter",
@@ -74,6 +77,7 @@ __all__ = [
     "safetensors_header",
     "save",
     "save_adapter",
+    "say_if_of_another",
     "say_if_rounded",
     "stored_dtypes",
 ]

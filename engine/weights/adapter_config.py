@@ -14,7 +14,7 @@ from data.text import read_json
 from engine.model import Adapter, adapters
 from system import InputError, cli
 
-CONFIG, TENSORS = "adapter_config.json", "adapter_model.safetensors"
+CONFIG, TENSORS, OWN = "adapter_config.json", "adapter_model.safetensors", "engine.json"
 WHY = {  # keys that have to say nothing: what they would do
     "use_dora": "DoRA is not computed here",
     "use_qalora": "QALoRA is not computed here",

@@ -8,8 +8,8 @@ import torch
 from torch import Tensor
 
 from engine.model import Transformer, adapters
-from engine.weights.adapter_config import CONFIG, TENSORS, written
-from engine.weights.adapters import OWN, tensors_of
+from engine.weights.adapter_config import CONFIG, OWN, TENSORS, written
+from engine.weights.adapters import tensors_of
 from engine.weights.kept import BESIDE
 from engine.weights.shard_file import KINDS, Stored, layout, reserve, write_rows
 from engine.weights.writing import ShardAccess, SingleProcess

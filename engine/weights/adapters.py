@@ -15,16 +15,16 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from data.rows import name_of_base
 from data.text import read_json
 from engine.model import Adapter, Transformer, adapters
-from engine.weights.adapter_config import CONFIG, TENSORS, read_config, targets_of
+from engine.weights.adapter_config import CONFIG, OWN, TENSORS, read_config, targets_of
 from engine.weights.checkpoint import Checkpoint
 from engine.weights.names import DTYPES
 from engine.weights.tensor_files import TensorFiles
 from system import InputError, digests
 
 PREFIX = "base_model.model."
-OWN = "engine.json"
 HELD = ("float32", "bfloat16", "int8", "nf4")
 Local = Callable[[Tensor], tuple[Tensor, int]]
 
@@ -46,11 +46,10 @@ class AdapterFolder:
     @property
     def base(self) -> str | None:
         """What it calls its base: a hub id or a path."""
-        found = self.raw.get("base_model_name_or_path")
-        return found if isinstance(found, str) and found else None
+        return name_of_base(self.folder)
 
     def digests(self) -> list[bytes]:
-        """SHA-256 of the files that say what it computes."""
+        """SHA-256 of the files that say what it computes on a base."""
         return digests([self.folder / name for name in (CONFIG, TENSORS)])
 
     @property
@@ -94,11 +93,6 @@ class AdapterFolder:
                         f"{self.folder / TENSORS}: {name} is {list(found)}, and with {base} and {CONFIG} it is "
                         f"{list(shape)}; give the base that it was trained on"
                     )
-
-
-def is_adapter(folder: Path) -> bool:
-    """Whether a folder is an adapter's, and no model's."""
-    return (folder / CONFIG).is_file() and not (folder / "config.json").is_file()
 
 
 def read_adapter(folder: Path) -> AdapterFolder:

@@ -14,8 +14,10 @@ from typing import Any
 
 import torch
 
+from data.rows import base_of, is_adapter
 from data.text import read_json, tokenizer_files
 from engine.model import ModelConfig, StoredDtypes, Transformer, name_of
+from engine.weights.adapter_config import CONFIG, OWN, TENSORS
 from engine.weights.carried import CARRIED, Carried, write_kept
 from engine.weights.checkpoint import Checkpoint, carried_of
 from engine.weights.tensor_files import TensorFiles
@@ -43,13 +45,15 @@ def _unmarked(file: Path) -> bytes:
 
 
 def file_digests(folder: Path) -> list[bytes]:
-    """SHA-256 of each file that says what the model computes: of weights, and config.json, in the order of their names.
-    Costs a read of them.
+    """SHA-256 of each file that says what the model computes: of weights, and config.json, in the order of their names;
+    of an adapter's folder its own, with how the base is held (engine.json), and the base's. Costs a read of them.
     """
     if (facts := _facts(folder)) is not None:
         return [bytes.fromhex(one) for one in facts["sha256"]]
-    config = folder / ("config.json" if (folder / "config.json").exists() else "adapter_config.json")
-    return digests(sorted([*folder.glob("*.safetensors"), config]))
+    if is_adapter(folder):
+        own = [path for name in (CONFIG, TENSORS, OWN) if (path := folder / name).is_file()]
+        return [*digests(own), *file_digests(base_of(folder))]
+    return digests(sorted([*folder.glob("*.safetensors"), folder / "config.json"]))
 
 
 def keep(model: Transformer, folder: Path, source: str, sha256: Sequence[bytes], stored: StoredDtypes) -> None:

@@ -14,7 +14,8 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from data.rows import find_model
+from data.rows import base_of as base_folder_of
+from data.rows import config_folder, find_model, is_adapter
 from data.text import read_json
 from engine.model import (
     REMEDY,
@@ -30,7 +31,7 @@ from engine.model import (
     quantised_by_modelopt,
     read_config,
 )
-from engine.weights.adapters import AdapterFolder, fill_adapter, is_adapter, read_adapter
+from engine.weights.adapters import AdapterFolder, fill_adapter, read_adapter
 from engine.weights.carried import set_buffers
 from engine.weights.checkpoint import Checkpoint
 from engine.weights.kept import is_kept, kept_as_found, kept_carried, kept_dtypes
@@ -43,19 +44,58 @@ Local = Callable[[Tensor], tuple[Tensor, int]]
 """The part of a parameter that is held here, and its first row: (parameter, 0) where it is held whole."""
 
 
-def build(folder: Path, dtype: torch.dtype = torch.float32) -> Transformer:
+def build(
+    folder: Path, dtype: torch.dtype = torch.float32, *, base: Path | None = None, base_dtype: str | None = None
+) -> Transformer:
     """The model that the folder's config.json describes, on the meta device; an adapter's has its base, frozen.
 
-    Raises InputError.
+    base: of an adapter, the folder of its base, where that is another than it names. base_dtype: how the matrices of
+    its blocks are held (engine.config's BaseDtype), where not as in the adapter's training; a whole model is frozen for
+    it. Raises InputError.
     """
     if is_adapter(folder):
-        return build_adapted(read_adapter(folder), dtype)
+        return build_adapted(read_adapter(folder), dtype, base, base_dtype)
     _check_whole_model(folder)
     config = _config_of(folder)
     with torch.device("meta"):
         model = Transformer(config).to(dtype)
     model.source = folder
+    if base_dtype is not None:
+        adapters.freeze(model, dtype, held_as(base_dtype, dtype))
     return model
+
+
+def find_adapted(model: str, adapter: str | None, base_dtype: str | None) -> tuple[Path, Path | None]:
+    """What --model, --adapter and --base-dtype mean together: the folder of a model or of an adapter, and of an adapter
+    that was named beside its base the base's. Raises InputError where they do not go together.
+    """
+    folder = find_model(model)
+    if adapter is None:
+        if base_dtype is not None and not is_adapter(folder):
+            raise InputError(
+                f"--base-dtype {base_dtype}: is of the base of an adapter, and {model} is a whole model; add "
+                "--adapter DIR, or leave it out"
+            )
+        return folder, None
+    if is_adapter(folder):
+        raise InputError(
+            f"--model {model}: an adapter itself; name the base there, and leave --adapter to one of the two"
+        )
+    found = read_adapter(find_model(adapter))
+    say_if_of_another(found, model, folder)
+    return found.folder, folder
+
+
+def say_if_of_another(found: AdapterFolder, model: str, folder: Path) -> None:
+    """Says once where an adapter names another base than the one that it is put on. model: what the user called that;
+    folder: where it is.
+    """
+    base = found.base
+    if base is None or base == model:
+        return
+    if Path(base).is_dir() and Path(base).resolve() == folder.resolve():
+        return
+    cli.notify_once(f"{found.folder}: names {base} as its base; it is put on {model}")
 
 
 def build_adapted(
@@ -87,17 +127,7 @@ def held_as(base_dtype: str | None, dtype: torch.dtype) -> torch.dtype | Quantis
 
 def base_of(found: AdapterFolder) -> Path:
     """The folder of an adapter's base: what it names, a folder or a hub id. Raises InputError."""
-    if found.base is None:
-        raise InputError(
-            f"{found.folder}: does not name its base (base_model_name_or_path); name it: --model BASE --adapter"
-        )
-    try:
-        folder = find_model(found.base)
-    except InputError as fault:
-        raise InputError(f"{found.folder}: its base, {fault}") from None
-    if is_adapter(folder):
-        raise InputError(f"{found.folder}: its base, {folder}, is an adapter itself; merge that one first")
-    return folder
+    return base_folder_of(found.folder)
 
 
 def _config_of(folder: Path) -> ModelConfig:
@@ -110,9 +140,19 @@ def _config_of(folder: Path) -> ModelConfig:
         return checkpoint.found(config)
 
 
-def load(folder: str | Path, dtype: torch.dtype = torch.float32, device: str | torch.device = "cpu") -> Transformer:
-    """The whole model in a folder, in `dtype` on `device`. Raises InputError where the folder cannot be used."""
-    model = build(Path(folder), dtype).to_empty(device=device)
+def load(
+    folder: str | Path,
+    dtype: torch.dtype = torch.float32,
+    device: str | torch.device = "cpu",
+    *,
+    base: Path | None = None,
+    base_dtype: str | None = None,
+) -> Transformer:
+    """The whole model in a folder, in `dtype` on `device`, an adapter's with its base. base, base_dtype: as `build`'s.
+
+    Raises InputError where the folder cannot be used.
+    """
+    model = build(Path(folder), dtype, base=base, base_dtype=base_dtype).to_empty(device=device)
     fill(model, Path(folder))
     return model
 
@@ -198,9 +238,10 @@ def placed(folder: Path) -> Iterator[None]:
 
 
 def stored_dtypes(folder: Path) -> StoredDtypes:
-    """The dtypes that a folder's weights are stored in. Raises InputError."""
+    """The dtypes that a folder's weights are stored in; of an adapter's its base's. Raises InputError."""
     if (kept := kept_dtypes(folder)) is not None:
         return kept
+    folder = config_folder(folder)
     config = _config_of(folder)
     with Checkpoint(folder) as checkpoint:
         return checkpoint.stored(config)
