@@ -5,109 +5,24 @@ Both need one environment: pip install -e '.[dev,peer]', then pytest -m slow tes
 
 import json
 
-import numpy as np
 import pytest
 import yaml
 
 from engine import train
-from engine.config import TrainConfig
 from tests import tiny
-
-N_STEPS, BATCH, VOCABULARY = 20, 4, 101
-N_ROWS = 48  # twelve steps to an epoch: the last eight take the reference from the table
-LR, BETA = 1e-4, 0.1
-TOLERANCE = 5e-4
-COMPARED = ("loss", "rewards/chosen", "rewards/rejected")
+from tests.engine.beside_trl import (
+    BATCH,
+    BETA,
+    COMPARED,
+    N_STEPS,
+    TOLERANCE,
+    VOCABULARY,
+    id_rows,
+    our_lines,
+    their_lines,
+)
 
 pytestmark = [pytest.mark.slow, pytest.mark.filterwarnings("ignore")]  # the warnings are those of the peer's packages
-
-
-def id_rows():
-    """Pairs of token ids of unequal lengths: short ones in every second step, so that not every step is clipped."""
-    rng = np.random.default_rng(0)
-
-    def ids(most):
-        return rng.integers(2, VOCABULARY, rng.integers(1, most)).tolist()
-
-    most = [(3 if i // BATCH % 2 else 16) for i in range(N_ROWS)]
-    return [{"prompt_ids": ids(12), "chosen_ids": ids(n), "rejected_ids": ids(n)} for n in most]
-
-
-def our_lines(model, rows, folder, loss, flags=None, **hyperparameters):
-    """Our run's line of metrics for every step. flags: settings beside those that every run here has."""
-    data = tiny.write_rows(folder / "rows.jsonl", rows)
-    settings = {
-        "model": str(model),
-        "data": str(data),
-        "loss": loss,
-        "out": str(folder / "ours"),
-        "beta": BETA,
-        "batch_size": BATCH,
-        "epochs": 2,
-        "max_steps": N_STEPS,
-        "shuffle": False,
-        "optimizer": "rmsprop",
-        "lr": LR,
-        "max_grad_norm": 1.0,
-        "dtype": "float32",
-        "hyperparameters": {f"{loss}.{name}": str(value) for name, value in hyperparameters.items()},
-    }
-    config = TrainConfig(**(settings | (flags or {})))
-    train.run(config)
-    return [json.loads(line) for line in (folder / "ours/metrics.jsonl").read_text().splitlines()]
-
-
-def their_lines(model, rows, folder, loss, **settings):
-    """What TRL logs for every step."""
-    trl = pytest.importorskip("trl")
-    from datasets import Dataset
-    from tokenizers import Tokenizer
-    from tokenizers.models import WordLevel
-    from transformers import AutoModelForCausalLM, PreTrainedTokenizerFast
-
-    class Trainer(trl.DPOTrainer):
-        """Takes rows of token ids as they are: the collator wants nothing else."""
-
-        def _prepare_dataset(self, dataset, *_):
-            return dataset
-
-    names = {f"t{i}": i for i in range(VOCABULARY)}
-    tokenizer = PreTrainedTokenizerFast(
-        tokenizer_object=Tokenizer(WordLevel(names, unk_token="t0")), eos_token="t1", pad_token="t0"
-    )
-    asked = {
-        "output_dir": str(folder / "theirs"),
-        "loss_type": [loss],
-        "beta": BETA,
-        "per_device_train_batch_size": BATCH,
-        "gradient_accumulation_steps": 1,
-        "max_steps": N_STEPS,
-        "train_sampling_strategy": "sequential",
-        "optim": "rmsprop",  # PyTorch's own: alpha 0.99, eps 1e-8
-        "learning_rate": LR,
-        "lr_scheduler_type": "linear",
-        "warmup_steps": 0,
-        "weight_decay": 0.0,
-        "max_grad_norm": 1.0,
-        "max_length": None,
-        "disable_dropout": True,
-        "gradient_checkpointing": False,
-        "bf16": False,
-        "use_cpu": True,
-        "logging_steps": 1,
-        "logging_first_step": True,
-        "save_strategy": "no",
-        "report_to": "none",
-        "disable_tqdm": True,
-    }
-    config = trl.DPOConfig(**(asked | settings))
-    policy, reference = (AutoModelForCausalLM.from_pretrained(model, dtype="float32") for _ in range(2))
-    trainer = Trainer(policy, reference, config, train_dataset=Dataset.from_list(rows), processing_class=tokenizer)
-    trainer.train()
-    if config.optim == "rmsprop":
-        made = trainer.optimizer.optimizer.param_groups[0]
-        assert (made["alpha"], made["eps"], made["momentum"], made["centered"]) == (0.99, 1e-8, 0, False)
-    return [line for line in trainer.state.log_history if "loss" in line]
 
 
 @pytest.mark.parametrize(("loss", "theirs"), [("dpo", "sigmoid"), ("apo_zero", "apo_zero"), ("apo_down", "apo_down")])
