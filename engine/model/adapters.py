@@ -218,6 +218,15 @@ def short_names(layers: Iterable[str], modules: Iterable[str]) -> list[str]:
     return sorted(made | {name for name in chosen if name.rpartition(".")[2] not in made})
 
 
+def targets_of(model: Transformer) -> list[str]:
+    """target_modules of a model's adapter, sorted: short names, and whole ones of a model that sees. There a name such
+    as q_proj means layers of what sees, too, which have no adapter here.
+    """
+    assert model.adapter is not None
+    modules = model.adapter.modules
+    return sorted(modules) if model.config.names.carried else short_names(layers_of(model), modules)
+
+
 def freeze(model: Transformer, dtype: torch.dtype, base: torch.dtype | Quantisation) -> None:
     """Makes a model on the meta device a frozen one. dtype: of compute, and of all but the blocks' matrices, which are
     held as `base` says.

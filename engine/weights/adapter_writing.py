@@ -50,8 +50,7 @@ def save_adapter(
                     write_rows(path, whole.detach().float(), starts[name], offset)
         if parts.is_rank0:
             sync(path)
-            targets = adapters.short_names(adapters.layers_of(model), model.adapter.modules)
-            write_json(temporary / CONFIG, written(model.adapter, targets, base))
+            write_json(temporary / CONFIG, written(model.adapter, adapters.targets_of(model), base))
             write_json(temporary / OWN, {"base_dtype": base_dtype})
             _write_beside(model, temporary, beside or {})
 
