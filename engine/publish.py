@@ -1,4 +1,5 @@
-"""A checkpoint folder on the Hugging Face hub: its weights, its tokenizer, and the model card that the run wrote.
+"""A checkpoint folder, a model's or an adapter's, on the Hugging Face hub: its weights, its tokenizer, and the model
+card that the run wrote.
 
     python -m engine.publish runs/first/epoch-18 --repo my-name/my-model --dry-run
     python -m engine.publish runs/first/epoch-18 --repo my-name/my-model
@@ -17,7 +18,7 @@ from typing import Any, Literal
 
 import tyro
 
-from data.rows import is_hub_id
+from data.rows import is_adapter, is_hub_id, is_model_folder
 from engine import weights
 from engine.run import CARD
 from system import TEMPORARY, InputError, RunError, cli
@@ -25,8 +26,10 @@ from system.flags import PathText
 from system.run_folder import checkpoints_of
 
 EXAMPLE = "python -m engine.publish runs/first/epoch-18 --repo my-name/my-model --dry-run"
-OF_WEIGHTS = ("*.safetensors", weights.INDEX)
-"""Files of a model before, which go from the repository where this one has none of that name."""
+OF_WEIGHTS = ("*.safetensors", weights.INDEX, "config.json", "adapter_config.json")
+"""Files of a model before, which go from the repository where this one has none of that name: an adapter beside a
+config.json is taken for a model, and a model beside an adapter_config.json gets that adapter.
+"""
 MEND = "give the same command again: what was sent is not sent anew"
 
 
@@ -35,7 +38,7 @@ class PublishConfig:
     """Put a checkpoint folder on the Hugging Face hub."""
 
     folder: tyro.conf.Positional[PathText]
-    """The checkpoint folder: an epoch's of a run, or one that engine.convert wrote."""
+    """The checkpoint folder: an epoch's of a run, an adapter's too, or one that engine.convert wrote."""
     repo: str
     """The repository, ORG/NAME; made where there is none."""
     public: bool = False
@@ -59,6 +62,7 @@ def main(argv: Sequence[str]) -> None:
     config = cli.parse(PublishConfig, argv, command="python -m engine.publish", example=EXAMPLE)
     folder = Path(config.folder)
     check(folder)
+    say_if_local(folder)
     files = files_of(folder)
     if config.card is not None:
         card = Path(config.card)
@@ -80,11 +84,27 @@ def check(folder: Path) -> None:
     """Raises InputError unless a folder is a checkpoint, whole and readable. Nothing but headers is read."""
     if not folder.is_dir():
         raise InputError(f"{folder}: no such folder; give a checkpoint folder, such as runs/first/epoch-18")
-    if not (folder / "config.json").exists() and (found := checkpoints_of(folder)):
+    if not is_model_folder(folder) and (found := checkpoints_of(folder)):
         raise InputError(f"{folder}: a run's folder; name one of its checkpoints, such as {found[-1]}")
     if folder.name.endswith(TEMPORARY):
         raise InputError(f"{folder}: is being written; give a folder without {TEMPORARY}")
-    weights.check(folder, weights.build(folder))
+    if not is_adapter(folder):
+        weights.check(folder, weights.build(folder))
+        return
+    found = weights.read_adapter(folder)
+    if found.base is not None and Path(found.base).is_dir():  # one of the hub is not downloaded for a look
+        weights.build(folder)
+
+
+def say_if_local(folder: Path) -> None:
+    """Says of an adapter whose base nobody else finds."""
+    base = weights.read_adapter(folder).base if is_adapter(folder) else None
+    if is_adapter(folder) and (base is None or Path(base).exists() or not is_hub_id(base)):
+        said = "does not name its base" if base is None else f"names its base by a path of this machine, {base}"
+        cli.notify(
+            f"{folder / 'adapter_config.json'}: {said}; write the base's hub id into base_model_name_or_path, by which "
+            "others load it"
+        )
 
 
 def files_of(folder: Path) -> dict[str, Path]:

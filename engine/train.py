@@ -249,6 +249,7 @@ def build(inputs: TrainingInputs, ranks: Ranks, hooks: Hooks, folder: RunFolder,
             facts=facts,
             n_steps=len(steps),
             n_ranks=ranks.size,
+            adapter=inputs.adapting and inputs.adapting.card(model.policy),
         ).text,
     )
     hooks.begin(training)

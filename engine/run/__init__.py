@@ -2,6 +2,7 @@
 new thing that a run writes goes here, in a file of its own.
 """
 
+from engine.run.adapter_card import AdapterCard
 from engine.run.adapting import Adapting
 from engine.run.best import check_name
 from engine.run.card import CARD, Card, front_of
@@ -16,6 +17,7 @@ __all__ = [
     "CARD",
     "DAY",
     "KEPT_MODEL",
+    "AdapterCard",
     "Adapting",
     "Card",
     "Continued",

@@ -20,6 +20,7 @@ from engine import weights
 from engine.config import AdapterConfig, ReferenceConfig, TrainConfig
 from engine.distributed import Ranks
 from engine.model import Adapter, Quantisation, Transformer, adapters
+from engine.run.adapter_card import AdapterCard
 from engine.weights import AdapterFolder
 from system import InputError
 
@@ -177,6 +178,12 @@ class Adapting:
             if found is not None:
                 held[name] = hashlib.sha256(b"".join(found.digests())).hexdigest()[:16]
         return held
+
+    def card(self, policy: Transformer) -> AdapterCard:
+        """What model cards say of it."""
+        assert policy.adapter is not None
+        targets = adapters.short_names(adapters.layers_of(policy), policy.adapter.modules)
+        return AdapterCard(adapter=policy.adapter, targets=targets, base_dtype=self.base_dtype, start=self.asked.start)
 
     def sentence(self, policy: Transformer, rate: float) -> str:
         """What trains, for the log."""

@@ -21,6 +21,7 @@ import engine
 from data.rows import is_hub_id
 from engine.config import TrainConfig
 from engine.model import name_of
+from engine.run.adapter_card import AdapterCard
 from engine.step import Objective, Step
 from losses import Loss
 
@@ -44,6 +45,8 @@ class Card:
     """config.yaml's."""
     n_steps: int
     n_ranks: int
+    adapter: AdapterCard | None = None
+    """What trains, where that is an adapter beside the base."""
 
     def text(self, name: str, step: Step, measured: Mapping[str, float], saved: torch.dtype) -> str:
         """Of the checkpoint of a step. name: the folder's; measured: of held-out rows at that step; saved: the folder's
@@ -53,12 +56,17 @@ class Card:
 
     def _front(self) -> Iterator[str]:
         names = [term.loss.name for term in self.objective.terms]
-        made: dict[str, Any] = {"library_name": "transformers", "pipeline_tag": "text-generation"}
+        library = "transformers" if self.adapter is None else "peft"
+        made: dict[str, Any] = {"library_name": library, "pipeline_tag": "text-generation"}
         if base := self._base:
             made["base_model"] = base
+        if self.adapter is not None:
+            made["base_model_relation"] = "adapter"
         if data := list(dict.fromkeys(filter(None, map(hub_id_of, self.config.data.sources)))):
             made["datasets"] = data
-        made["tags"] = list(dict.fromkeys([TAG, "preference-alignment", *names]))
+        made["tags"] = list(
+            dict.fromkeys([TAG, "preference-alignment", *([] if self.adapter is None else ["lora"]), *names])
+        )
         yield "---"
         yield yaml.safe_dump(made, sort_keys=False, allow_unicode=True).rstrip()
         if "base_model" not in made:
@@ -79,11 +87,18 @@ class Card:
         yield f"# {_quiet(Path(self.config.out).name)}, {name}"
         yield ""
         base, loss = _code(shown(self.config.model)), _code(self.objective.name)
-        yield (
-            f"{base} aligned on preferences with the objective {loss}: "
-            f"the weights after step {step.number:,} of {self.n_steps:,}, in {name_of(saved)}, which transformers and "
-            "vLLM load as they are."
-        )
+        after = f"after step {step.number:,} of {self.n_steps:,}, in {name_of(saved)}"
+        if self.adapter is None:
+            yield (
+                f"{base} aligned on preferences with the objective {loss}: the weights {after}, which transformers and "
+                "vLLM load as they are."
+            )
+        else:
+            yield (
+                f"A LoRA adapter for {base}, aligned on preferences with the objective {loss}: {self.adapter.form}; "
+                f"its numbers {after}. The base's weights are not in this folder."
+            )
+            yield from self.adapter.use(self._base, _quiet(name))
         yield from self._origin()
         yield from self._formulas()
         yield from self._heldout(measured)
@@ -100,6 +115,8 @@ class Card:
         yield from ["", "## Trained from", ""]
         identity = _identity(Path(self.config.out))
         named = {"base model": (self.config.model, identity.get("weights"))}
+        if self.adapter is not None and self.adapter.start is not None:
+            named["adapter that it started from"] = self.adapter.start, identity.get("adapter")
         if self.config.reference.model is not None:
             named["reference"] = self.config.reference.model, identity.get("reference weights")
         for kind, (model, digest) in named.items():
