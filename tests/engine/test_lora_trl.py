@@ -11,7 +11,7 @@ from tests.engine.peft_folders import write_adapter
 
 pytestmark = [pytest.mark.slow, pytest.mark.filterwarnings("ignore")]  # the warnings are those of the peer's packages
 
-RATE = 1e-3
+RATE, MOST = 1e-3, 0.4  # MOST: beyond it gradients are clipped, in some steps of every run
 RUNS = {  # our loss, TRL's, what the adapter is, whether the reference is the base and not where the adapter starts
     "dpo": ("dpo", "sigmoid", {}, False),
     "apo_zero": ("apo_zero", "apo_zero", {}, False),
@@ -30,8 +30,10 @@ def test_a_run_from_a_given_adapter_is_that_of_trl(tmp_path, name):
     loss, theirs, adapter, is_base = RUNS[name]
     model = tiny.write_model(tmp_path / "model", vocab_size=VOCABULARY)
     start, rows = write_adapter(tmp_path / "start", model, **adapter), id_rows()
-    them = their_lines(model, rows, tmp_path, theirs, start, with_base=is_base, learning_rate=RATE)
-    flags = {"adapter": str(start), "lr": RATE} | ({"reference_model": "base"} if is_base else {})
+    them = their_lines(model, rows, tmp_path, theirs, start, with_base=is_base, learning_rate=RATE, max_grad_norm=MOST)
+    flags = {"adapter": str(start), "lr": RATE, "max_grad_norm": MOST} | (
+        {"reference_model": "base"} if is_base else {}
+    )
     for n_ranks in (1, 2):
         us = our_lines(model, rows, tmp_path / f"on-{n_ranks}", loss, flags, n_ranks)
         assert [line["step"] for line in us] == [line["step"] for line in them] == list(range(1, N_STEPS + 1))
@@ -44,5 +46,5 @@ def test_a_run_from_a_given_adapter_is_that_of_trl(tmp_path, name):
         assert apart["loss"] < TOLERANCE and norm_apart < 2e-3, (apart, norm_apart)
         assert max(apart[key] for key in COMPARED[1:]) < 5e-3, apart
         assert all(distance > 0.01 for distance in moved.values()), moved  # standing still, anything would agree
-        assert min(norms) < 1 < max(norms)  # the clipping is at work, in some steps
+        assert min(norms) < MOST < max(norms)
         assert (us[0]["rewards/chosen"] == us[0]["rewards/rejected"] == 0) is not is_base

@@ -11,7 +11,8 @@ import torch
 
 from data.rows.examples import Example
 from engine.config import ALIASES, FLAGS, TrainConfig, trl_names
-from engine.config.trl import defaults, draft
+from engine.config.trl import adapting, defaults, draft
+from engine.model.families import FAMILIES
 from engine.step.loss_inputs import LossInputs
 from engine.step.objective import Objective
 from system import InputError, cli
@@ -430,6 +431,85 @@ def test_the_precision_is_what_computes_there(tmp_path, text, dtype):
     assert flat(tmp_path, text)["dtype"] == dtype
 
 
+# --- adapters ------------------------------------------------------------------------------------------------------
+
+LORA = "use_peft: true\nlora_r: 8\nlora_alpha: 4\nlora_target_modules: [q_proj, down_proj]\n"
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        (LORA, {"lora_rank": 8, "lora_alpha": 4.0, "lora_targets": ("q_proj", "down_proj")}),
+        ("use_peft: true\n", {"lora_rank": 16, "lora_alpha": 32.0, "lora_targets": ("q_proj", "v_proj")}),
+        ("use_peft: true\nlora_target_modules: all-linear\n", {"lora_targets": ("all-linear",)}),
+        (LORA + "use_rslora: true\nlora_task_type: CAUSAL_LM\n", {"lora_rslora": True}),
+        (LORA + "lora_modules_to_save: [lm_head]\n", {"train_also": ("lm_head",)}),
+        (LORA + "load_in_4bit: true\nbnb_4bit_quant_type: nf4\nuse_bnb_nested_quant: true\n", {"base_dtype": "nf4"}),
+        (LORA + "load_in_4bit: true\nbnb_4bit_compute_dtype: bfloat16\n", {"base_dtype": "nf4", "dtype": "bfloat16"}),
+        (LORA + "load_in_8bit: true\nbnb_4bit_quant_type: fp4\n", {"base_dtype": "int8"}),
+        (LORA + "lora_dropout: 0.1\n", {"lora_rank": 8}),
+        (LORA + "lora_dropout: 0\ndisable_dropout: false\n", {"lora_rank": 8}),
+        (LORA, {"lr": 1e-6}),  # TRL's default, with adapters too
+        ("lora_rank: 4\nlora_alpha: 2\n", {"lora_rank": 4, "lora_alpha": 2.0, "lora_targets": ()}),  # ours
+        ("use_peft: false\nlora_alpha: 4\nlora_dropout: 1\nuse_dora: true\n", {"lora_rank": None, "lora_alpha": None}),
+    ],
+)  # fmt: skip
+def test_an_adapter_of_trl_is_ours(tmp_path, text, expected):
+    found = flat(tmp_path, text)
+    assert {name: found[name] for name in expected} == expected
+
+
+def test_what_is_said_of_an_adapter(tmp_path, capsys):
+    flat(tmp_path, "use_peft: true\nlora_dropout: 0.1\nload_in_8bit: true\nlora_alpha: 8\n")
+    lines = said(capsys, tmp_path)
+    assert "lora_dropout: 0.1: left out, disable_dropout is true there by default, and sets it to 0" in lines
+    assert (
+        "lora_target_modules: not named, PEFT's default for Llama, Mistral, Qwen and Gemma holds: --lora-targets "
+        "q_proj v_proj"
+    ) in lines
+    assert "load_in_8bit: true is --base-dtype int8 here" in lines
+    assert any(line.startswith("load_in_8bit: is int8 by row here, with nothing quantised of what") for line in lines)
+    assert lines[-1].endswith("--dtype bfloat16 --lora-rank 16")
+    flat(tmp_path, "use_peft: true\nload_in_4bit: true\nuse_bnb_nested_quant: true\n")
+    lines = said(capsys, tmp_path)
+    assert "load_in_4bit: true is --base-dtype nf4 here" in lines
+    assert (
+        "use_bnb_nested_quant: true: left out, it saves memory alone: a scale of 64 numbers is a bfloat16 here" in lines
+    )
+
+
+def test_flags_of_an_adapter_win_over_the_file(tmp_path, capsys):
+    found = flat(tmp_path, LORA, "--lora-rank", "2", "--lora-targets", "up_proj")
+    assert (found["lora_rank"], found["lora_alpha"], found["lora_targets"]) == (2, 4.0, ("up_proj",))
+    found = flat(tmp_path, LORA, "--adapter", "some/where")
+    assert (found["adapter"], found["lora_rank"], found["lora_targets"]) == ("some/where", None, ())
+    assert "lora_r: 8: left out, --adapter's own holds" in said(capsys, tmp_path)
+
+
+@pytest.mark.parametrize(("kind", "has_default"), [("qwen3", True), ("gemma3_text", True), ("smollm3", False)])
+def test_unnamed_targets_are_pefts_default_for_the_family(tmp_path, capsys, kind, has_default):
+    (tmp_path / "model").mkdir()
+    (tmp_path / "model/config.json").write_text(f'{{"model_type": "{kind}"}}')
+    text = f"use_peft: true\nmodel_name_or_path: {tmp_path}/model\ndataset_name: d\noutput_dir: o\n"
+    if has_default:
+        assert parse(tmp_path, text).adapters.targets == ("q_proj", "v_proj")
+        assert f"PEFT's default for {kind} holds" in capsys.readouterr().err
+    else:
+        with pytest.raises(
+            InputError, match=f"lora_target_modules: PEFT has no default for {kind}; name it, as lora_t"
+        ):
+            parse(tmp_path, text)
+        assert parse(tmp_path, text, "--lora-targets", "q_proj").adapters.targets == ("q_proj",)
+
+
+def test_the_families_with_a_default_are_pefts():
+    constants = pytest.importorskip("peft.utils.constants")
+    theirs = constants.TRANSFORMERS_MODELS_TO_LORA_TARGET_MODULES_MAPPING
+    here = {family.model_type for family in FAMILIES}
+    assert {name for name in here if name in theirs} == set(adapting.WITH_DEFAULT)
+    assert all(theirs[name] == adapting.TARGETS for name in adapting.WITH_DEFAULT)
+
+
 # --- rows ----------------------------------------------------------------------------------------------------------
 
 MIXTURE = """
@@ -599,12 +679,12 @@ def test_what_is_not_done_is_said(tmp_path, capsys):
 def test_all_that_has_to_change_is_said_at_once(tmp_path):
     head, *lines = refused(
         tmp_path,
-        "use_peft: true\nlora_r: 8\nlr_scheduler_type: inverse_sqrt\noptim: adamw_bnb_8bit\nfp16: true\n"
+        "use_peft: true\nuse_dora: true\nlr_scheduler_type: inverse_sqrt\noptim: adamw_bnb_8bit\nfp16: true\n"
         "eval_strategy: steps\nlearning_rat: 1\nloss_type: sigmoid\nlabel_smoothing: 0.1\nwarmup_steps: many\n",
     ).split("\n")
     assert head == "8 things have to change"
     expected = {
-        "use_peft: true is not to be had: all parameters are trained here",
+        "use_dora: true is not to be had: PEFT leaves the norm out of DoRA's gradient",
         "lr_scheduler_type: inverse_sqrt is not to be had here; one of linear, cosine",
         "optim: adamw_bnb_8bit is not to be had here; one of rmsprop, adamw",
         "fp16: true is not to be had, --dtype is bfloat16 or float32 here",
@@ -660,6 +740,38 @@ def test_all_that_has_to_change_is_said_at_once(tmp_path):
             "resume_from_checkpoint: true is not to be had: a run goes on in its own folder",
         ),
         ("learning_rat: 1", "there is no setting 'learning_rat'"),
+        (
+            LORA + "use_dora: true",
+            "use_dora: true is not to be had: PEFT leaves the norm out of DoRA's gradient, so that",
+        ),
+        (
+            LORA + "disable_dropout: false",
+            "disable_dropout: false trains with TRL's lora_dropout of 0.05, which is not",
+        ),
+        (
+            LORA + "disable_dropout: false\nlora_dropout: 0.1",
+            "lora_dropout: 0.1 is not to be had: what it drops would depend on how rows are packed, on the ranks and",
+        ),
+        (
+            LORA + "lora_modules_to_save: [score]",
+            "lora_modules_to_save: score names score, and lm_head and embed_tokens",
+        ),
+        (LORA + "lora_task_type: SEQ_CLS", "lora_task_type: SEQ_CLS is not to be had: models here predict tokens"),
+        (
+            LORA + "lora_target_parameters: [a.b]",
+            "lora_target_parameters: a.b is not to be had: adapters are of linear",
+        ),
+        (LORA + "load_in_4bit: true\nbnb_4bit_quant_type: fp4", "bnb_4bit_quant_type: fp4 is not to be had; nf4 is"),
+        (LORA + "load_in_4bit: true\nload_in_8bit: true", "load_in_4bit and load_in_8bit: are both true; keep one"),
+        (
+            LORA + "load_in_4bit: true\nbnb_4bit_compute_dtype: float16",
+            "bnb_4bit_compute_dtype: float16 is not --dtype bfloat16, in which all computes here; make them one",
+        ),
+        (
+            "load_in_4bit: true",
+            "load_in_4bit: true goes with an adapter, there and here: all weights train without; add",
+        ),
+        (LORA + "lora_rank: 4", "lora_r and lora_rank: two names of one setting, with two values; keep one"),
     ],
 )
 def test_what_has_no_counterpart_is_refused(tmp_path, line, said):
@@ -679,7 +791,18 @@ def test_what_has_no_counterpart_is_refused(tmp_path, line, said):
         ("--report_to", "--report_to is --track here"),
         ("--eval_strategy", "--eval_strategy is --eval-data or --eval-pairs here"),
         ("--gradient_checkpointing", "--gradient_checkpointing is nothing, memory is bounded by --micro-tokens"),
-        ("--use_peft", "--use_peft is nothing: is not to be had: all parameters are trained here"),
+        (
+            "--use_peft",
+            "--use_peft is --lora-rank 16, of every layer where --lora-targets are unset, here",
+        ),
+        ("--lora-r", "--lora_r is --lora-rank here"),
+        (
+            "--lora-dropout",
+            "--lora_dropout is nothing: is not to be had: what it drops would depend on how rows are packed",
+        ),
+        ("--use-dora", "--use_dora is nothing: is not to be had: PEFT leaves the norm out of DoRA's gradient"),
+        ("--load-in-4bit", "--load_in_4bit is --base-dtype nf4 here"),
+        ("--load_in_8bit", "--load_in_8bit is --base-dtype int8 here"),
         ("--dataset_mixture", "--dataset_mixture is --data with --data-weights here"),
     ],
 )

@@ -59,8 +59,8 @@ VALUES = {  # what the recipes say there, where they say one thing; numbers of s
     "do_train": True, "eval_steps": 2, "eval_strategy": "steps", "gradient_accumulation_steps": 2,
     "gradient_checkpointing": True, "gradient_checkpointing_kwargs": {"use_reentrant": False}, "hub_model_id": "mine",
     "hub_model_revision": "v1.0", "hub_private_repo": True, "hub_strategy": "every_save", "learning_rate": "1.0e-06",
-    "load_in_4bit": True, "log_level": "info", "logging_steps": 10, "logging_strategy": "steps", "lora_alpha": 128,
-    "lora_dropout": 0.05, "lora_r": 128, "lora_target_modules": ["q_proj", "v_proj"], "loss_type": "sigmoid",
+    "load_in_4bit": True, "log_level": "info", "logging_steps": 10, "logging_strategy": "steps", "lora_alpha": 4,
+    "lora_dropout": 0.05, "lora_r": 4, "lora_target_modules": ["q_proj", "v_proj"], "loss_type": "sigmoid",
     "lr_scheduler_type": "cosine", "max_grad_norm": 0.2, "max_length": 1024, "max_prompt_length": 512,
     "model_revision": "main", "num_train_epochs": 1, "optim": "adamw_torch", "overwrite_output_dir": True,
     "padding_free": True, "per_device_eval_batch_size": 4, "per_device_train_batch_size": 2, "push_to_hub": True,
@@ -192,7 +192,6 @@ def test_rows_of_smollm3_have_their_own_template_settings(where):
 
 CHANGES = {  # what has to change in those that cannot be had here
     "zephyr-141b-A35b/orpo/config_full.yaml": ["chat_template", "optim", "lr_scheduler_type"],
-    "zephyr-7b-beta/dpo/config_qlora.yaml": ["use_peft", "load_in_4bit"],
 }
 
 

@@ -325,6 +325,8 @@ FORMER: dict[str, tuple[str, ...]] = {
 """Names that versions before these had, of transformers from 4.40 and TRL from 0.7."""
 
 BESIDE: dict[str, tuple[str, ...]] = {
+    "bnb_4bit_compute_dtype": ("null",),
+    "bnb_4bit_use_double_quant": ("null", "false"),
     "dataset_configs": ("null",),
     "dataset_mixer": ("null",),
     "dataset_mixture": ("null",),
@@ -333,7 +335,7 @@ BESIDE: dict[str, tuple[str, ...]] = {
     "hub_model_revision": ("main",),
     "preprocessing_num_workers": ("null",),
 }
-"""Names of alignment-handbook's recipes, and of what reads YAML for TRL."""
+"""Names of alignment-handbook's recipes, of what reads YAML for TRL, and of bitsandbytes' own settings."""
 
 OF_ALL = (TRAINING_ARGUMENTS, BASE_CONFIG, MODEL_CONFIG, SCRIPT_ARGUMENTS, DATASET_MIXTURE, FORMER, BESIDE)
 """The tables whose names a file for any trainer may have."""

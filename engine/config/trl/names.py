@@ -11,6 +11,7 @@ from collections.abc import Callable, Mapping
 from typing import Any, get_args
 
 from engine.config.train_config import ALIASES, FLAGS
+from engine.config.trl.adapting import translate_adapter
 from engine.config.trl.defaults import OF_TRAINER, TRL_VERSION, Trainer
 from engine.config.trl.draft import NAMES, Draft, Settings, as_number, is_null, shown
 from engine.config.trl.keeping import translate_keeping
@@ -75,6 +76,20 @@ COUNTERPARTS = {
     "report_to": "--track",
     "push_to_hub": "python -m engine.publish",
     "resume_from_checkpoint": "--resume",
+    "use_peft": "--lora-rank 16, of every layer where --lora-targets are unset,",
+    "lora_r": "--lora-rank",
+    "lora_target_modules": "--lora-targets",
+    "lora_modules_to_save": "--train-also",
+    "use_rslora": "--lora-rslora",
+    "load_in_4bit": "--base-dtype nf4",
+    "load_in_8bit": "--base-dtype int8",
+    "bnb_4bit_quant_type": "--base-dtype nf4, and no other kind of 4 bits,",
+    "bnb_4bit_compute_dtype": "--dtype",
+    **dict.fromkeys(
+        ("use_bnb_nested_quant", "bnb_4bit_use_double_quant", "bnb_4bit_quant_storage"),
+        "nothing, it changes what memory 4 bits take,",
+    ),
+    "lora_task_type": "nothing, models here predict tokens,",
 }
 """What TRL's settings are called here, for those who type them."""
 
@@ -98,6 +113,7 @@ def translate(settings: Settings, say: Callable[[str], None], typed: Mapping[str
     translate_rows(draft)
     translate_objective(draft)
     translate_training(draft)
+    translate_adapter(draft)
     _reference(draft)
     translate_keeping(draft)
     if (out := draft.take("output_dir")) is not None:

@@ -3,7 +3,8 @@
 Of the others a value that is the default of some version changes nothing either; any other value has to be taken out.
 """
 
-from engine.config.trl.defaults import MODEL_CONFIG, OF_ALL, OF_TRAINER, Trainer
+from engine.config.trl.adapting import NO_DORA, NO_DROPOUT
+from engine.config.trl.defaults import OF_ALL, OF_TRAINER, Trainer
 from engine.config.trl.draft import Draft, as_truth, is_null, same
 
 _WITHOUT_WEIGHT = {  # why -> names
@@ -60,19 +61,20 @@ _WITHOUT_WEIGHT = {  # why -> names
     "a run is the same every time on the same machine": ("full_determinism",),
     "numbers are bfloat16 or float32": ("half_precision_backend", "fp16_backend", "fp16_opt_level"),
     "only encoder-decoders read it": ("max_target_length",),
+    "a run has one adapter, and its reference another one or none": ("model_adapter_name", "ref_adapter_name"),
 }
 WEIGHTLESS = {name: why for why, names in _WITHOUT_WEIGHT.items() for name in names}
 """Settings that change nothing here whatever they say, and why."""
 
-_LORA = "is not to be had: all parameters are trained here, without adapters; take it out"
 REFUSED: dict[str, str] = {
-    "use_peft": _LORA,
-    "load_in_4bit": _LORA,
-    "load_in_8bit": _LORA,
+    "lora_dropout": NO_DROPOUT,
+    "use_dora": NO_DORA,
+    "lora_target_parameters": "is not to be had: adapters are of linear layers here; take it out",
     "adafactor": "is not to be had; take it out, and name optim: adamw_torch (--optimizer adamw)",
     "auto_find_batch_size": "is not to be had: a batch is what --batch-size says; take it out",
     "dataloader_drop_last": "is not to be had: the last step of an epoch takes the rows that are left; take it out",
-    "force_use_ref_model": "goes with adapters, which are not here; take it out, and name --reference-model",
+    "force_use_ref_model": "is not read: beside an adapter the reference is the base, or the adapter "
+    "as it starts; take it out, and name --reference-model",
     "group_by_length": "is not to be had: rows come in the order of --seed, whatever their length; take it out",
     "is_encoder_decoder": "is not to be had: models here are decoders; take it out",
     "label_smoothing_factor": "is not to be had: labels are taken as they are; take it out",
@@ -82,14 +84,10 @@ REFUSED: dict[str, str] = {
     "split_batches": "is not to be had: per_device_train_batch_size is of one process here; take it out",
     "tools": "is not to be had: tools stand in the rows' column of that name here; take it out",
     "optim_args": "is not read; take it out, AdamW's are --adam-beta1 --adam-beta2 --adam-epsilon",
-    "optim_target_modules": _LORA,
+    "optim_target_modules": "is of GaLore's and other optimizers, which are not to be had here; take it out",
     "resume_from_checkpoint": "is not to be had: a run goes on in its own folder, by --resume; take it out",
 }
 """What is said of settings that have to be taken out, from the verb on."""
-_ADAPTERS = (
-    *(name for name in MODEL_CONFIG if name.startswith(("lora_", "bnb_", "use_bnb", "use_dora", "use_rslora"))),
-    *("model_adapter_name", "ref_adapter_name"),
-)
 _KNOWN_FROM: dict[Trainer, tuple[str, ...]] = {  # names by which a file tells for which trainer it is
     "kto": ("desirable_weight", "undesirable_weight"),
     "cpo": ("cpo_alpha", "simpo_gamma", "alpha"),
@@ -110,7 +108,7 @@ def sort_out(draft: Draft) -> None:
     for name in draft.left:
         value = draft.theirs[name]
         is_off = as_truth(value) is False
-        if name in WEIGHTLESS or is_null(value) or is_off or _is_default(name, value) or name in _ADAPTERS:
+        if name in WEIGHTLESS or is_null(value) or is_off or _is_default(name, value):
             continue
         if (owner := trainer_of([name])) and owner[0] != draft.trainer:
             draft.refuse(
