@@ -5,7 +5,7 @@ them keep their rule. Whether anything else broke: answers that say nothing or t
 log-likelihood of ordinary answers, which are the base model's own to questions without a rule.
 """
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -101,9 +101,21 @@ def share(found: Iterable[bool]) -> Share:
     return Share(sum(found), len(found))
 
 
-def ordinary(base: Path, out: Path) -> list[Example]:
-    """Ordinary questions and the base model's answers to them, as token ids."""
-    questions = [question.format(topic) for topic in task.HELDOUT_TOPICS for question in task.QUESTIONS]
+def counts(scores: Mapping[str, Score]) -> dict[str, dict[str, Share]]:
+    """What of scores goes into a record: by how answers were drawn, how many keep their rule, do so without repeating
+    themselves, and are broken. A Share is [how many, of how many] in JSON.
+    """
+    return {how: {"kept": s.kept, "sound": s.sound, "broken": s.broken} for how, s in scores.items()}
+
+
+def mean_and_error(change: np.ndarray) -> tuple[float, float]:
+    """The mean of differences [n], and half the width of its 95 % interval."""
+    return float(change.mean()), float(1.96 * change.std(ddof=1) / len(change) ** 0.5)
+
+
+def ordinary(base: Path, out: Path, topics: Sequence[str] = task.HELDOUT_TOPICS) -> list[Example]:
+    """Ordinary questions on these topics and the base model's answers to them, as token ids."""
+    questions = [question.format(topic) for topic in topics for question in task.QUESTIONS]
     drawn = np.random.default_rng(2).choice(len(questions), N_ORDINARY, replace=False)
     prompts = [questions[i] for i in sorted(drawn.tolist())]
     answers = answer(base, prompts, TEMPERATURES["sampled"], out)

@@ -3,7 +3,8 @@
     What is bread good for? Do not use any commas.
 
 Nine kinds of rules. Of each a program can say how far an answer keeps it, and repair an answer that does not with as
-few changes as it takes. Topics are split in two: those of HELDOUT_TOPICS appear in no training prompt.
+few changes as it takes. Topics are split in three: those of HELDOUT_TOPICS appear in no training prompt, and what is
+chosen by looking, such as a learning rate, is chosen on DEVELOPMENT_TOPICS, which are in no pair and in no test.
 """
 
 import re
@@ -23,6 +24,11 @@ HELDOUT_TOPICS = (
     "apples", "boats", "the moon", "windows", "horses", "rice", "lamps", "walking", "books", "wood", "kites",
     "tomatoes", "bells", "the sea", "hats", "butter", "owls", "bottles", "dancing", "roses", "batteries", "soup",
     "islands", "tents",
+)  # fmt: skip
+DEVELOPMENT_TOPICS = (
+    "ink", "ovens", "parrots", "pepper", "tunnels", "violins", "grapes", "stairs", "deserts", "ropes", "pumpkins",
+    "telescopes", "lighthouses", "squirrels", "scarves", "elevators", "mushrooms", "fountains", "marbles", "cinnamon",
+    "tractors", "haircuts", "clouds", "baskets",
 )  # fmt: skip
 QUESTIONS = (
     "Why do people like {}?",

@@ -77,6 +77,26 @@ def test_broken_answers_are_empty_or_repeat_themselves():
     assert not task.is_broken("it is very good and it is very good, or so they say")
 
 
+GROUPS = {"training": task.TOPICS, "development": task.DEVELOPMENT_TOPICS, "test": task.HELDOUT_TOPICS}
+
+
+def test_a_topic_is_of_one_group_and_stands_in_no_prompt_of_another():
+    """In none of all the prompts that a group can give: as a word, in its singular or its plural."""
+    prompts = {
+        name: {q.format(topic) for topic in topics for q in task.QUESTIONS}
+        | {t.prompt for t in task.tasks(topics, 90 * len(task.KINDS), seed=0)}
+        for name, topics in GROUPS.items()
+    }
+    assert sum(map(len, GROUPS.values())) == len({topic for topics in GROUPS.values() for topic in topics})
+    assert all(len(topics) >= 24 for topics in GROUPS.values())
+    for name, topics in GROUPS.items():
+        for other in GROUPS.keys() - {name}:
+            for topic in topics:
+                word = topic.removeprefix("the ").removesuffix("s")
+                stems = re.compile(rf"\b{word}s?\b", re.IGNORECASE)
+                assert not [p for p in prompts[other] if stems.search(p)], (name, topic, other)
+
+
 def test_tasks_are_of_each_kind_as_many_and_never_on_a_held_out_topic():
     made = task.tasks(task.TOPICS, 90, seed=0)
     assert len({t.prompt for t in made}) == 90 and made == task.tasks(task.TOPICS, 90, seed=0)
