@@ -15,7 +15,8 @@ usage() {
   cat <<'TEXT'
 ./launch.sh setup          make .venv and install what is needed; does nothing when nothing has changed
 ./launch.sh demo           align a tiny Llama on CLAIR pairs, from nothing, in four to six minutes on two cores
-./launch.sh demo --real    the same with a real instruction model of 135 million parameters, in twenty minutes (--all)
+./launch.sh demo --real    the same with a real instruction model of 135 million parameters, in twenty minutes (--all);
+                           --lora trains an adapter (LoRA) beside it and compares speed and memory, in half an hour
 ./launch.sh paper [...]    the paper's experiment in miniature: half an hour on two cores (--quick, --seeds 3); --config any grid
 ./launch.sh train ...      engine.train on every GPU of this machine (or --nproc N processes); the rest is passed on
 ./launch.sh bench [...]    how fast the training path is here; without arguments on a tiny shape, about four minutes
@@ -132,11 +133,22 @@ install_torch() {
 # --- verbs ---------------------------------------------------------------------------------------------------------
 
 run_demo() {
-  local which=miniature rest=() argument
+  local real="" lora="" which=miniature.demo rest=() argument
   for argument in "$@"; do
-    if [[ $argument == --real ]]; then which=real; else rest+=("$argument"); fi
+    case $argument in
+      --real) real=yes which=real.demo ;;
+      --lora) lora=yes ;;
+      *) rest+=("$argument") ;;
+    esac
   done
-  run "$PYTHON" -m "examples.$which.demo" ${rest[@]+"${rest[@]}"}
+  if [[ $lora ]]; then
+    if [[ ! $real ]]; then
+      echo "error: --lora trains an adapter beside the real model; add --real" >&2
+      return 2
+    fi
+    which=real.lora_demo
+  fi
+  run "$PYTHON" -m "examples.$which" ${rest[@]+"${rest[@]}"}
 }
 
 run_paper() {

@@ -2,5 +2,6 @@
 
 from engine.bench import generation
 from engine.bench.bench import device_name
+from engine.bench.measure import resident
 
-__all__ = ["device_name", "generation"]
+__all__ = ["device_name", "generation", "resident"]

@@ -8,9 +8,10 @@ lowest or the highest that was tried, one beyond it is tried too.
 """
 
 import argparse
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from statistics import fmean
+from typing import TypeVar
 
 from eval.tables import Table, number, to_markdown
 from examples import grid
@@ -25,6 +26,7 @@ OTHERS = (3e-5, 1e-4, 3e-4)
 EPOCHS, SEED = 6, 1000
 SCORE = f"{paper.SCORE} --skip 300"  # the grid's runs are scored on the first 200, its rounds on the first 300
 
+Found = TypeVar("Found")
 ByRate = dict[float, dict[str, float]]
 """Mean gain over the base model in points, by rate and data set."""
 
@@ -62,11 +64,20 @@ def table(found: Mapping[str, ByRate]) -> Table:
 
 def search(loss: str, pairs: Mapping[str, Path], base: Path, root: Path, epochs: int = EPOCHS) -> ByRate:
     """An objective at one rate after the other, until the best of them has a worse one on both sides."""
-    found: ByRate = {}
-    ahead = list(START.get(loss, OTHERS))
+    return climb(START.get(loss, OTHERS), lambda rate: gains(loss, rate, pairs, base, root / f"{rate:g}", epochs), best)
+
+
+def climb(
+    start: Sequence[float], measure: Callable[[float], Found], best: Callable[[dict[float, Found]], float]
+) -> dict[float, Found]:
+    """What is found at each rate of a start, and at those beside the best of them in LADDER, until it has a worse one
+    on both sides or LADDER ends. best: the best rate of those that were measured.
+    """
+    found: dict[float, Found] = {}
+    ahead = list(start)
     while ahead:
         for rate in ahead:
-            found[rate] = gains(loss, rate, pairs, base, root / f"{rate:g}", epochs)
+            found[rate] = measure(rate)
         index = LADDER.index(best(found))
         ahead = [rate for rate in LADDER[max(0, index - 1) : index + 2] if rate not in found]
     return found

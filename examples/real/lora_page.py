@@ -1,0 +1,256 @@
+"""Writes the tables of docs/lora.md between their marks; no figure of them is typed.
+
+    python -m examples.real.lora_page                                      from docs/records
+    python -m examples.real.lora_page --demo runs/real/run-.../lora.json   with what the demo has found, kept there too
+
+Marks are comments, <!-- NAME --> and <!-- end -->: `search` and `rates` are of examples.real.lora_search, `demo` is of
+./launch.sh demo --real --lora, `bases` of examples.real.lora_bases, `memory` of engine.plan, which is asked anew. A
+part whose record is not there says which command makes it.
+"""
+
+import argparse
+import json
+import re
+import shutil
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from statistics import fmean, stdev
+from typing import Any
+
+from eval.tables import Table, number, to_markdown
+from examples.real import lora_memory
+from examples.real.measure import MAX_ANSWER_TOKENS, Share
+from system import InputError, cli, files
+
+DOCS = Path(__file__).resolve().parents[2] / "docs"
+RECORDS = DOCS / "records"
+NAMES = {"base": "before", "all": "all parameters", "lora": "LoRA"}
+Record = Mapping[str, Any]
+
+
+def main(argv: Sequence[str]) -> None:
+    """The command."""
+    parser = argparse.ArgumentParser(
+        prog="python -m examples.real.lora_page",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("--demo", type=Path, help="lora.json of a run of ./launch.sh demo --real --lora")
+    asked = parser.parse_args(argv)
+    if asked.demo is not None:
+        if not asked.demo.is_file():
+            raise InputError(f"--demo: {asked.demo}: not there; let ./launch.sh demo --real --lora end first")
+        shutil.copyfile(asked.demo, RECORDS / "lora-demo.json")
+    page = DOCS / "lora.md"
+    files.write_text(page, filled(page.read_text(encoding="utf-8"), parts()))
+
+
+def parts() -> dict[str, str]:
+    """Every part of the page that is made, by its mark."""
+    found = records(RECORDS / "lora")
+    made = {"memory": lora_memory.text()}
+    made |= dict(zip(("search", "rates"), map(to_markdown, search_tables(found)), strict=True)) if found else {}
+    of_files: dict[str, tuple[str, Callable[[Record], str]]] = {
+        "demo": ("lora-demo.json", lambda r: f"{demo_in_words(r)}\n\n{to_markdown(demo_table(r))}"),
+        "bases": ("lora-bases.json", lambda r: to_markdown(bases_table(r))),
+    }
+    for name, (file, write) in of_files.items():
+        if (RECORDS / file).exists():
+            made[name] = write(json.loads((RECORDS / file).read_text()))
+    missing = {
+        "search": "python -m examples.real.lora_search", "rates": "python -m examples.real.lora_search",
+        "demo": "./launch.sh demo --real --lora",
+        "bases": "python -m examples.real.lora_bases runs/real/run-.../clair.jsonl",
+    }  # fmt: skip
+    return {name: f"Not measured yet: `{command}`." for name, command in missing.items()} | made
+
+
+def filled(page: str, made: Mapping[str, str]) -> str:
+    """The page with what was made between its marks. Raises InputError where a mark is not there once."""
+    for name, text in made.items():
+        between = re.compile(rf"(<!-- {name} -->\n).*?(<!-- end -->)", re.DOTALL)
+        if len(between.findall(page)) != 1:
+            raise InputError(f"{DOCS / 'lora.md'}: <!-- {name} --> has to stand there once, and <!-- end --> behind it")
+        page = between.sub(lambda found, text=text: f"{found[1]}{text.strip()}\n{found[2]}", page)
+    return page
+
+
+# --- the search ----------------------------------------------------------------------------------------------------
+
+
+def records(folder: Path) -> list[Record]:
+    """What examples.real.lora_search has written so far."""
+    return [json.loads(path.read_text()) for path in sorted(folder.glob("*.json"))]
+
+
+def best_rate(found: Mapping[float, Record]) -> float:
+    """The rate at which most sampled answers keep their rule and do not repeat themselves; the smaller one of two."""
+    return max(sorted(found), key=lambda rate: share(found[rate], "sampled", "sound").value)
+
+
+def share(record: Record, how: str, name: str) -> Share:
+    """A share of a record's answers, those drawn in one way."""
+    return Share(*record["scores"][how][name])
+
+
+def search_tables(found: Sequence[Record]) -> tuple[Table, Table]:
+    """(the comparison on the test's topics, every rate on development topics)."""
+    return comparison(found), rates(found)
+
+
+def comparison(found: Sequence[Record]) -> Table:
+    """Each way to train at its best rate, over its seeds, and the model before."""
+    rows = []
+    for way, name in NAMES.items():
+        runs = [r for r in found if r["way"] == way and r["group"] == "test"]
+        if not runs:
+            continue
+        is_trained = way != "base"
+        cells = [f"{name}, {runs[0]['lr']:g}" if is_trained else name, str(len(runs)) if is_trained else ""]
+        for how, what in (("sampled", "kept"), ("greedy", "kept"), ("sampled", "sound")):
+            cells.append(_spread([100 * share(r, how, what).value for r in runs], 1))
+        cells.append(_spread([r["ordinary"][0] for r in runs], 3, sign=True) if is_trained else "")
+        cells.append(_spread([sum(r["seconds"]) / 60 for r in runs], 1) if is_trained else "")
+        cells.append(_spread([r["peak_bytes"] / 1e9 for r in runs], 2) if is_trained else "")
+        rows.append(tuple(cells))
+    header = ("", "seeds", "rules kept, T 0.7, %", "greedy, %", "kept and not repeating, T 0.7, %",
+              "ordinary answers, nats a token", "minutes", "GB")  # fmt: skip
+    return Table("search", "Each at its best rate", header, rows, 1, [_about(found)])
+
+
+def rates(found: Sequence[Record]) -> Table:
+    """Every rate that was tried."""
+    rows = []
+    for way in ("all", "lora"):
+        by_rate = {r["lr"]: r for r in found if r["way"] == way and r["group"] == "development"}
+        for rate, record in sorted(by_rate.items()):
+            taken = ", taken" if rate == best_rate(by_rate) else ""
+            cells = [str(share(record, "sampled", what)) for what in ("kept", "sound")]
+            rows.append((NAMES[way], f"{rate:g}{taken}", *cells, _with_error(record["ordinary"])))
+    header = ("", "rate", "rules kept, T 0.7", "kept and not repeating", "ordinary answers, nats a token")
+    n = next((share(r, "sampled", "kept").n for r in found if r["group"] == "development"), 0)
+    note = f"One seed, {n} tasks on development topics; shares with 95 % intervals (Wilson)."
+    return Table("rates", "The rates that were tried", header, rows, 2, [note])
+
+
+def _about(found: Sequence[Record]) -> str:
+    """What the comparison is of."""
+    trained = next((r for r in found if r["way"] != "base"), None)
+    if trained is None:
+        return "Nothing has been trained yet."
+    rank = next((f" of rank {r['lora_rank']}" for r in found if r["way"] == "lora"), "")
+    n = next((share(r, "sampled", "kept").n for r in found if r["group"] == "test"), 0)
+    return (
+        f"{trained['model']}, {trained['loss']} on {trained['n_pairs']} CLAIR pairs, {trained['epochs']} epochs in "
+        f"batches of {trained['batch_size']}, RMSProp, beta {trained['beta']:g}; an adapter{rank} at every matrix of a "
+        f"block. Means over seeds, ± their standard deviation; {n} tasks a seed on the test's topics, answers cut at "
+        f"{MAX_ANSWER_TOKENS} tokens. Ordinary answers: change of the log-likelihood of the untrained model's answers "
+        "to questions without a rule. Minutes are those of the steps, with the reference computed in the first epoch; "
+        f"GB the most memory above the interpreter's own, at --micro-tokens {trained['micro_tokens']:,}. "
+        f"{trained['machine']}, torch {trained['torch']}."
+    )
+
+
+def _spread(values: Sequence[float], digits: int, *, sign: bool = False) -> str:
+    mean = number(fmean(values), digits, sign=sign)
+    return mean if len(values) == 1 else f"{mean} ± {stdev(values):.{digits}f}"
+
+
+def _with_error(mean_and_error: Sequence[float]) -> str:
+    mean, error = mean_and_error
+    return f"{mean:+.3f} ± {error:.3f}"
+
+
+# --- the demo ------------------------------------------------------------------------------------------------------
+
+
+def ratios(record: Record) -> dict[str, list[float]]:
+    """Of each round: how many times the steps a second of all parameters an adapter's are, while the reference is
+    computed ("first") and from epoch 2 on ("later"), and its share of their memory ("memory").
+    """
+    both = list(zip(record["rounds"]["all"], record["rounds"]["lora"], strict=True))
+    return {
+        "first": [a["seconds"][0] / b["seconds"][0] for a, b in both],
+        "later": [a["seconds"][1] / b["seconds"][1] for a, b in both],
+        "memory": [b["peak_bytes"] / a["peak_bytes"] for a, b in both],
+    }
+
+
+def demo_in_words(record: Record) -> str:
+    """What the demo has found, in a paragraph."""
+    found, (first, later) = ratios(record), record["by_operations"]
+    expected = _expected(record)
+    kept = {name: share({"scores": scores}, "sampled", "kept") for name, scores in record["scores"].items()}
+    return (
+        f"An adapter of rank {record['lora_rank']} makes {fmean(found['first']):.2f} times the steps a second of all "
+        f"parameters while the reference is computed ({first:.2f} by operations) and {fmean(found['later']):.2f} times "
+        f"from epoch 2 on ({later:.2f}), on the same pairs at --micro-tokens {record['micro_tokens']}, with "
+        f"{fmean(found['memory']):.2f} of the memory above the interpreter's own ({expected['lora'] / 1e9:.2f} GB of "
+        f"{expected['all'] / 1e9:.2f} expected by the plan, a share of {expected['lora'] / expected['all']:.2f}). It "
+        f"keeps {kept['lora']} of the rules, the model before {kept['base']}."
+    )
+
+
+def _expected(record: Record) -> dict[str, int]:
+    return {name: rounds[0]["expected_bytes"] for name, rounds in record["rounds"].items()}
+
+
+def demo_table(record: Record) -> Table:
+    """Speed, memory and gain."""
+    found, rounds, expected = ratios(record), record["rounds"], _expected(record)
+
+    def row(name: str, value: Callable[[Record], float], ratio: str, digits: int = 2) -> tuple[str, ...]:
+        means = (number(fmean(map(value, rounds[way])), digits) for way in ("all", "lora"))
+        low, high = min(found[ratio]), max(found[ratio])
+        return (name, "", *means, f"{fmean(found[ratio]):.2f} ({low:.2f} to {high:.2f})")
+
+    planned = [number(expected[way] / 1e9) for way in ("all", "lora")]
+    rows = [
+        ("numbers that train", "", f"{record['n_parameters']:,}", f"{record['n_trained']:,}", ""),
+        row("steps a minute, epoch 1", lambda r: 60 / r["seconds"][0], "first"),
+        row("steps a minute, from epoch 2", lambda r: 60 / r["seconds"][1], "later"),
+        row("most memory, GB", lambda r: r["peak_bytes"] / 1e9, "memory"),
+        ("expected, GB", "", *planned, f"{expected['lora'] / expected['all']:.2f}"),
+    ]
+    for name, how, what in (
+        ("rules kept, T 0.7", "sampled", "kept"), ("rules kept, greedy", "greedy", "kept"),
+        ("kept and not repeating, T 0.7", "sampled", "sound"), ("empty or repeating, T 0.7", "sampled", "broken"),
+    ):  # fmt: skip
+        shares = {way: share({"scores": scores}, how, what) for way, scores in record["scores"].items()}
+        rows.append((name, str(shares["base"]), "", str(shares["lora"]), ""))
+    rows.append(("ordinary answers, nats a token", "", "", _with_error(record["ordinary"]), ""))
+    note = (
+        f"{record['model']}, {record['loss']} on {record['n_pairs']} CLAIR pairs, {record['epochs']} epochs in batches "
+        f"of {record['batch_size']}, the adapter at {record['lr']:g}. Speed and memory: {record['n_timed']} of the "
+        f"pairs for two epochs, {len(rounds['all'])} rounds in turn, each a process of its own, the first step of an "
+        "epoch not counted; the ratio with its least and its most. Shares with 95 % intervals (Wilson). "
+        f"{record['machine']}, torch {record['torch']}."
+    )
+    header = ("", "before", "all parameters", "LoRA", "ratio")
+    return Table("demo", "Real model, adapter of rank " + str(record["lora_rank"]), header, rows, 1, [note])
+
+
+# --- quantised bases -----------------------------------------------------------------------------------------------
+
+
+def bases_table(record: Record) -> Table:
+    """What each way to hold the base changes."""
+    rows = []
+    for kind, found in record["bases"].items():
+        change = found["logps"]
+        bits = 16 * found["bytes"] / found["float_bytes"]
+        rows.append((
+            kind, number(bits), number(found["matrix_error"], 4), number(found["kl"], 4),
+            number(fmean(change), 2, sign=True), number(max(map(abs, change)), 1),
+        ))  # fmt: skip
+    header = ("base", "bits a number", "relative error of the matrices", "KL, nats a token",
+              "log-prob of a response, mean change, nats", "most")  # fmt: skip
+    note = (
+        f"{record['model']}, {record['n_pairs']} pairs, {record['n_tokens']:,} response tokens, against the same "
+        f"weights held whole; computed in float32. {record['machine']}, torch {record['torch']}."
+    )
+    return Table("bases", "What a quantised base changes", header, rows, 1, [note])
+
+
+if __name__ == "__main__":
+    cli.run(main)
