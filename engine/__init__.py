@@ -1,7 +1,7 @@
 """The trainer, floor by floor: a room stands above all that it imports, and is imported through its face.
 
     bench/  bench_generation.py                        measures the loop from outside, through its hooks; TRL beside it
-    train.py  score.py  generate.py  plan.py  convert.py  publish.py    the commands; train.py holds the loop
+    train.py  score.py  generate.py  plan.py  convert.py  merge.py  publish.py    the commands; train.py holds the loop
     inputs.py               what is known before weights are read: shape, rows, objective, steps
     run/                    what a run leaves and goes on from: folder and lock, states, metrics, model cards
     tracking/               who else watches a run: wandb, trackio, MLflow, each in a process of its own

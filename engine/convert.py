@@ -8,11 +8,10 @@ One tensor at a time is held. The model card of a run's folder comes along, with
 the written folder is read again and compared with the model that training began with: how much of the change survives.
 """
 
-import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal, NamedTuple
+from typing import Literal
 
 import torch
 from torch import Tensor
@@ -22,7 +21,7 @@ from engine import weights
 from engine.config import Rounding
 from engine.model import Place, Transformer, is_narrower, name_of
 from engine.run import CARD, front_of
-from engine.weights import CHUNK, Cast, Checkpoint
+from engine.weights import CHUNK, Cast, Checkpoint, Survival, Tally
 from system import InputError, cli, files
 from system.flags import PathText
 
@@ -59,26 +58,6 @@ class ConvertConfig:
                 f"--rounding stochastic: rounds to bfloat16, not to {self.dtype}; name --dtype bfloat16 with it, "
                 "or leave it out"
             )
-
-
-class Survival(NamedTuple):
-    """What a written folder keeps of the change from a base, over all weights."""
-
-    share: float
-    """Of the change: its projection on what was there before rounding, 1 where all of it is kept."""
-    noise: float
-    """Length of what rounding added, as a multiple of the change's length."""
-    moved_before: float
-    """Share of the weights that differed from the base before rounding."""
-    moved: float
-    """Share of them that do in the written folder."""
-
-    def __str__(self) -> str:
-        return (
-            f"{self.share:.1%} of the change from the base survives, and rounding adds noise {self.noise:.2g} times as "
-            f"long as the change; {self.moved:.2%} of the weights differ from the base, {self.moved_before:.2%} did "
-            "before"
-        )
 
 
 class Stored(weights.SingleProcess):
@@ -128,20 +107,14 @@ def survival(base: Path, before: Path, after: Path) -> Survival | None:
     """
     model = weights.build(before)
     configs = [check_shape(folder, model).config for folder in (base, before, after)]
-    sums = torch.zeros(5, dtype=torch.float64)
+    tally = Tally()
     with Checkpoint(base) as first, Checkpoint(before) as second, Checkpoint(after) as third:
         for name, parameter in model.named_parameters():
             stands = [(c, config.place(name)) for c, config in zip((first, second, third), configs, strict=True)]
             for start, stop in _pieces(parameter):
                 b, x, y = (c.part(place, start, stop).double() for c, place in stands)
-                change, kept = x - b, y - b
-                found = (change * change, kept * change, (kept - change).square(), change != 0, kept != 0)
-                sums += torch.stack([part.sum(dtype=torch.float64) for part in found])
-    n = sum(p.numel() for p in model.parameters())
-    length, projection, added, n_before, n_after = sums.tolist()
-    if not length:
-        return None
-    return Survival(projection / length, math.sqrt(added / length), n_before / n, n_after / n)
+                tally.add(x - b, y - b)
+    return tally.result()
 
 
 def check_shape(folder: Path, model: Transformer) -> Transformer:

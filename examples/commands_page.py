@@ -15,7 +15,8 @@ from pathlib import Path
 DOCS = Path(__file__).resolve().parents[1] / "docs"
 COMMANDS = {
     "Train": [
-        "engine.train", "engine.plan", "engine.convert", "engine.publish", "engine.bench", "engine.bench_generation",
+        "engine.train", "engine.plan", "engine.merge", "engine.convert", "engine.publish", "engine.bench",
+        "engine.bench_generation",
     ],
     "Make pairs": [
         "revise clair", "revise judge-on-policy", "revise judge-off-policy", "revise stronger-preferred",

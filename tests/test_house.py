@@ -36,7 +36,8 @@ ROOMS["optim"] = ROOMS["sampling"] = {*ROOMS}
 ROOMS["step"] = {*ROOMS}
 ROOMS["run"] = {*ROOMS}
 DOORS = {"inputs": {*ROOMS}}
-DOORS |= {command: {*ROOMS, "inputs"} for command in ("train", "score", "generate", "plan", "convert", "publish")}
+COMMANDS = ("train", "score", "generate", "plan", "convert", "merge", "publish")
+DOORS |= {command: {*ROOMS, "inputs"} for command in COMMANDS}
 ROOMS["bench"] = {*ROOMS, *DOORS}
 DOORS["bench_generation"] = {"bench"}
 MOST_AT_THE_DOOR = 12
@@ -360,7 +361,7 @@ def commands():
 def test_the_commands_are_these():
     of_the_engine = [
         f"engine.{name}"
-        for name in ("bench.__main__", "bench_generation", "convert", "generate", "plan", "publish", "score")
+        for name in ("bench.__main__", "bench_generation", "convert", "generate", "merge", "plan", "publish", "score")
     ]
     of_the_engine += ["engine.train"]
     of_revise = ["revise.__main__", "revise.bench"]

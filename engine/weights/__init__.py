@@ -21,6 +21,7 @@ from engine.weights.kept import (
     read_beside,
     read_carried,
 )
+from engine.weights.merging import check_vocabulary, merge
 from engine.weights.names import INDEX
 from engine.weights.reading import (
     base_of,
@@ -39,6 +40,7 @@ from engine.weights.reading import (
     stored_dtypes,
 )
 from engine.weights.rounding import CHUNK, Cast, hash_of, round_half_away, round_stochastically
+from engine.weights.survival import Survival, Tally
 from engine.weights.writing import ShardAccess, SingleProcess, save
 
 __all__ = [
@@ -49,6 +51,8 @@ __all__ = [
     "Checkpoint",
     "ShardAccess",
     "SingleProcess",
+    "Survival",
+    "Tally",
     "base_of",
     "blank",
     "build",
@@ -56,6 +60,7 @@ __all__ = [
     "check",
     "check_finite",
     "check_has_weights",
+    "check_vocabulary",
     "draw_adapter",
     "file_digests",
     "fill",
@@ -68,6 +73,7 @@ __all__ = [
     "is_kept",
     "keep",
     "load",
+    "merge",
     "placed",
     "read_adapter",
     "read_beside",

@@ -105,6 +105,8 @@ def build_adapted(
     where it is another than the adapter names; base_dtype: how it is held, where not as in training. Raises InputError.
     """
     folder = base or base_of(found)
+    if is_adapter(folder):
+        raise InputError(f"{folder}: an adapter, and no base of one; merge it into its own first, and give that folder")
     model = build(folder)
     check(folder, model)
     adapters.freeze(model, dtype, held_as(base_dtype or found.base_dtype, dtype))

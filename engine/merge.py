@@ -1,0 +1,252 @@
+"""An adapter added to its base: a plain checkpoint folder, which transformers, vLLM and every command here load.
+
+    python -m engine.merge --adapter runs/lora/epoch-03 --out merged
+    python -m engine.merge --model path/to/Llama-3-8B-Instruct --adapter runs/lora/epoch-03 --out merged-bf16 \\
+        --dtype bfloat16 --data pairs.jsonl
+
+W + s B A is summed in float32, one tensor at a time. What of the adapter's change is left in what was written is said:
+over the weights, and with --data over the log-ratios of responses.
+"""
+
+import dataclasses
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass, fields
+from pathlib import Path
+from typing import Annotated, Literal
+
+import torch
+import tyro
+from torch import Tensor
+
+from data.forest import PackingOptions
+from data.rows import Example, RowSettings, find_model, read_examples
+from data.text import NO_SETTINGS, Chat, Tokenizer, has_tokenizer, stop_ids
+from engine import weights
+from engine.config import Rounding
+from engine.distributed import Ranks
+from engine.model import FusedForward, ModelConfig, Transformer, adapters, is_narrower, name_of
+from engine.run import CARD, front_of
+from engine.step import MicroBatching, score_examples
+from engine.weights import AdapterFolder, Cast
+from system import InputError, cli, files
+from system.flags import PathText
+
+EXAMPLE = "python -m engine.merge --adapter runs/lora/epoch-03 --out merged"
+DTYPES = ("float32", "bfloat16", "float16")
+OF_AN_ADAPTER = ("adapter_config.json", "adapter_model.safetensors", "engine.json", CARD)
+"""Files of an adapter's folder that have no place in a model's; the card has, where it is one of ours."""
+BaseDtype = Literal["float32", "bfloat16", "int8", "nf4"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class MergeConfig(RowSettings):
+    """Write an adapter's base with the adapter in it: W + s B A in the place of W, as transformers and vLLM load it."""
+
+    adapter: PathText
+    """Folder of the adapter (PEFT's format), an epoch's of a run with --lora-rank say, or hub id."""
+    out: PathText
+    """Folder to write. It must not exist yet."""
+    model: PathText | None = None
+    """The base: checkpoint folder or hub id. Unset: what the adapter names as its base."""
+    dtype: Annotated[str, tyro.conf.arg(metavar="{float32,bfloat16,float16}")] = "float32"
+    """Dtype of the weights in --out. Sums are float32 whatever it is."""
+    rounding: Rounding | None = None
+    """How sums are rounded to bfloat16. stochastic rounds up or down at random, so that an adapter's changes, most of
+    them too small for bfloat16, survive on average. Unset: stochastic for bfloat16, else nearest."""
+    seed: int = 0
+    """Seed of stochastic rounding: the same seed rounds the same sums to the same bits."""
+    base_dtype: BaseDtype | None = None
+    """How the base's matrices are taken: rounded or quantised and made again, as they were held beside the adapter.
+    Unset: as the adapter's folder says (engine.json), or as they are stored."""
+    data: PathText | None = None
+    """Rows whose responses' log-ratios are compared with the adapter's, computed in float32: a .jsonl, .json, .csv or
+    .parquet file, a folder of such files, or a hub id."""
+    skip_bad_rows: bool = False
+    """Go on without rows that cannot be used, and count them."""
+    micro_tokens: int = 8192
+    """Most tokens in one forward pass over --data (one row at least)."""
+    config: PathText | None = None
+    """YAML file of settings, named as the flags are; flags win over it."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.dtype in ("int8", "nf4"):
+            raise InputError(
+                f"--dtype {self.dtype}: quantised weights are not written, since quantising the sums anew would lose "
+                f"most of what the adapter changed; write --dtype bfloat16, and quantise that folder where it is served"
+            )
+        if self.dtype not in DTYPES:
+            raise InputError(f"--dtype: {self.dtype!r} is none of {', '.join(DTYPES)}")
+        if not 0 <= self.seed < 2**32:
+            raise InputError(f"--seed: {self.seed} is not between 0 and {2**32 - 1:,}")
+        if self.rounding == "stochastic" and self.dtype != "bfloat16":
+            raise InputError(
+                f"--rounding stochastic: rounds to bfloat16, not to {self.dtype}; name --dtype bfloat16 with it, "
+                "or leave it out"
+            )
+        if self.micro_tokens < 1:
+            raise InputError(f"--micro-tokens: {self.micro_tokens} is not above 0")
+        of_rows = [*fields(RowSettings), *(f for f in fields(self) if f.name in ("skip_bad_rows", "micro_tokens"))]
+        if self.data is None and (given := [f.name for f in of_rows if getattr(self, f.name) != f.default]):
+            raise InputError(f"--{given[0].replace('_', '-')}: is of the rows of --data; name these, or leave it out")
+
+    @property
+    def cast(self) -> Cast:
+        """How sums become what is stored."""
+        rounding = self.rounding or ("stochastic" if self.dtype == "bfloat16" else "nearest")
+        return Cast(dtype=getattr(torch, self.dtype), rounding=rounding, seed=self.seed)
+
+
+def main(argv: Sequence[str]) -> None:
+    """The command."""
+    config = cli.parse(MergeConfig, argv, command="python -m engine.merge", example=EXAMPLE)
+    out, cast = Path(config.out), config.cast
+    files.check_new_file(out)
+    found = weights.read_adapter(find_model(config.adapter))
+    base = weights.base_of(found) if config.model is None else find_model(config.model)
+    shape = weights.build_adapted(found, torch.float32, base, config.base_dtype).config  # faults show here
+    weights.check_vocabulary(found, base, shape.vocab_size)
+    chat = _chat_of(found, base, config)
+    examples = [] if config.data is None else _rows(config, shape, chat)
+    if config.model is not None:
+        say_if_of_another(found, config.model, base)
+    say_how_held(found, base, config.base_dtype)
+    survived = weights.merge(
+        found,
+        base,
+        out,
+        cast,
+        base_dtype=config.base_dtype,
+        stop_ids=stop_ids(base, chat),
+        beside=card_of(found, base, cast),
+    )
+    if left := not_copied(found, out):
+        cli.notify(f"{found.folder}: not copied, because it is no part of a checkpoint: {', '.join(left)}")
+    cli.notify(f"{out}: {survived or f'the adapter {found.folder} changes nothing of {base}'}")
+    if examples:
+        cli.notify(f"{out}: {kept_of(found, base, out, examples, config)}")
+    print(out)
+
+
+def _chat_of(found: AdapterFolder, base: Path, config: MergeConfig) -> Chat | None:
+    """The chat of the merged model's folder; None where it will have no tokenizer."""
+    settings = NO_SETTINGS if config.data is None else config
+    for folder in (found.folder, base):
+        if has_tokenizer(folder):
+            return Chat(Tokenizer(folder), settings)
+    if settings.given:
+        raise InputError(f"{settings.given[0]}: {base} has no tokenizer, and renders no template; leave it out")
+    return None
+
+
+def _rows(config: MergeConfig, shape: ModelConfig, chat: Chat | None) -> list[Example]:
+    """The rows of --data. Raises InputError."""
+    assert config.data is not None
+    rows = read_examples(
+        [config.data],
+        chat,
+        config.limits_in(shape.context, shape.longest),
+        dataclasses.replace(config.reading, listed=True),
+        n_ids=shape.vocab_size,
+        skip_bad_rows=config.skip_bad_rows,
+    )
+    cli.notify(rows.report())
+    return rows.examples
+
+
+def say_if_of_another(found: AdapterFolder, model: str, folder: Path) -> None:
+    """Says where an adapter names another base than --model. folder: of that."""
+    base = found.base
+    if base is None or base == model or (Path(base).is_dir() and Path(base).resolve() == folder.resolve()):
+        return
+    cli.notify(f"{found.folder}: names {base} as its base; it is put on {model}")
+
+
+def say_how_held(found: AdapterFolder, base: Path, asked: str | None) -> None:
+    """Says where the adapter is added to other numbers than the base's folder has."""
+    held = asked or found.base_dtype
+    stored = weights.stored_dtypes(base)
+    if held is None or (held in DTYPES and not is_narrower(getattr(torch, held), stored.main)):
+        return
+    how = "rounded to bfloat16" if held in DTYPES else f"quantised to {held} and made again"
+    cli.notify(
+        f"{base}: its {name_of(stored.main)} matrices are {how}, as --base-dtype says"
+        if asked
+        else f"{base}: its {name_of(stored.main)} matrices are {how}, for the adapter was trained beside these; "
+        "--base-dtype float32 would add it to what is stored"
+    )
+
+
+def card_of(found: AdapterFolder, base: Path, cast: Cast) -> dict[str, str]:
+    """The model card of a run's adapter, with what was done to it since; none where the card is a stranger's."""
+    path = found.folder / CARD
+    if not front_of(path):
+        return {}
+    text = re.sub(
+        r"^library_name: .*$", "library_name: transformers", path.read_text(encoding="utf-8"), count=1, flags=re.M
+    )
+    how = "" if cast.dtype == torch.float32 else ", rounded to the nearest"
+    how = f", rounded stochastically with seed {cast.seed}" if cast.rounding == "stochastic" else how
+    return {
+        CARD: f"{text}\n**Merged** into {base.name} since: these are whole weights, summed in float32 and written in "
+        f"{name_of(cast.dtype)}{how}; the numbers above are of the adapter beside its base.\n"
+    }
+
+
+def not_copied(found: AdapterFolder, out: Path) -> list[str]:
+    """Names of an adapter folder's files that are neither the adapter nor in `out`."""
+    there = sorted(p.name for p in found.folder.iterdir())
+    left = [name for name in there if name not in OF_AN_ADAPTER and not (out / name).exists()]
+    return left + ([CARD] if CARD in there and not (out / CARD).exists() else [])
+
+
+@dataclass(frozen=True)
+class Kept:
+    """What a merged folder keeps of an adapter's log-ratios."""
+
+    n: int
+    """Responses."""
+    share: float
+    """Slope of the folder's log-ratios on the adapter's, 1 where all is kept."""
+    error: float
+    """Length of their difference, as a multiple of the length of the adapter's."""
+
+    def __str__(self) -> str:
+        return (
+            f"of the adapter's log-ratios of {self.n:,} responses {self.share:.1%} survive, with an error "
+            f"{self.error:.2g} times their size"
+        )
+
+
+def kept_of(
+    found: AdapterFolder, base: Path, out: Path, examples: Sequence[Example], config: MergeConfig
+) -> Kept | str:
+    """What the folder `out` keeps of the adapter's log-ratios, policy against base, on these responses; in words where
+    there are none.
+    """
+    ranks = Ranks.join(dtype=torch.float32, has_adapter=True)  # which wraps nothing
+    plain = weights.build(base)
+    adapters.freeze(plain, torch.float32, weights.held_as(config.base_dtype or found.base_dtype, torch.float32))
+    plain_logps = _logps(plain, base, examples, ranks, config)
+    adapted = weights.build_adapted(found, torch.float32, base, config.base_dtype)
+    expected = _logps(adapted, found.folder, examples, ranks, config) - plain_logps
+    kept = _logps(weights.build(out), out, examples, ranks, config) - plain_logps
+    length = float(expected.square().sum())
+    if not length:
+        return f"the adapter moves none of the log-probs of {len(expected):,} responses"
+    error = float((kept - expected).square().sum())
+    return Kept(len(expected), float(kept @ expected) / length, (error / length) ** 0.5)
+
+
+def _logps(model: Transformer, folder: Path, examples: Sequence[Example], ranks: Ranks, config: MergeConfig) -> Tensor:
+    """[responses] log-probs in nats, float64, of a model on the meta device whose weights are in a folder."""
+    fused = ranks.place(FusedForward(model)).eval()
+    weights.fill(model, folder, ranks.local)
+    packing = PackingOptions(divides_at=model.config.originals)
+    batching = MicroBatching(micro_tokens=config.micro_tokens, packing=packing)
+    return torch.cat([logps.cpu() for logps in score_examples(fused, examples, ranks, batching)])
+
+
+if __name__ == "__main__":
+    cli.run(main)
