@@ -150,11 +150,12 @@ class Slots:
     def __init__(self, model: Transformer, n_slots: int, length: int) -> None:
         """length: most tokens of a sequence, prompt and answer."""
         c, weight = model.config, model.embed.weight
+        dtype = model.compute_dtype or weight.dtype  # an embedding that trains beside a frozen base is float32
         self._model, self._device, self.length = model, weight.device, length
         self._capacity = n_slots
         shape = (c.n_layers, n_slots, c.n_kv_heads, length, c.head_size)
-        self._keys = torch.zeros(shape, dtype=weight.dtype, device=self._device)
-        self._values = torch.zeros(shape, dtype=weight.dtype, device=self._device)
+        self._keys = torch.zeros(shape, dtype=dtype, device=self._device)
+        self._values = torch.zeros(shape, dtype=dtype, device=self._device)
         self._slots: list[Running | None] = []
         self._windows = list(dict.fromkeys(layer.window for layer in c.layers))
         self._has_cap = c.attention_cap is not None

@@ -38,8 +38,8 @@ WHY = {  # keys that have to say nothing: what they would do
 MOVES_BASE = ("pissa", "olora", "loftq", "corda", "lora_ga")
 """What init_lora_weights may say of an adapter whose base has other weights than its checkpoint."""
 USED = {"peft_type", "task_type", "r", "lora_alpha", "target_modules", "modules_to_save", "use_rslora", "bias",
-        "base_model_name_or_path", "init_lora_weights", "lora_dropout"}  # fmt: skip
-OF_NO_WEIGHT = {"auto_mapping", "peft_version", "revision", "inference_mode", "exclude_modules", "megatron_core",
+        "base_model_name_or_path", "init_lora_weights", "lora_dropout", "exclude_modules"}  # fmt: skip
+OF_NO_WEIGHT = {"auto_mapping", "peft_version", "revision", "inference_mode", "megatron_core",
                 "loftq_config", "eva_config", "corda_config", "lora_ga_config", "qalora_group_size",
                 "ensure_weight_tying"}  # fmt: skip
 """Keys that change nothing of a finished adapter."""
@@ -98,6 +98,12 @@ def _check_numbers(path: Path, raw: Mapping[str, Any]) -> None:
             f"{path}: modules_to_save names {unknown[0]}; {' and '.join(adapters.WHOLE)} are taken here, and no other"
         )
 
+    excluded = raw.get("exclude_modules")
+    if excluded is not None and not isinstance(excluded, str) and not _is_names(excluded):
+        raise InputError(
+            f"{path}: exclude_modules is {excluded!r}; it has to be null, an expression or a list of names"
+        )
+
 
 def _is_names(value: object) -> bool:
     return isinstance(value, list) and all(isinstance(name, str) and name for name in value)
@@ -106,6 +112,12 @@ def _is_names(value: object) -> bool:
 def targets_of(raw: Mapping[str, Any]) -> tuple[str, ...]:
     """The names or the expression of target_modules."""
     asked = raw["target_modules"]
+    return (asked,) if isinstance(asked, str) else tuple(asked)
+
+
+def excluded_of(raw: Mapping[str, Any]) -> tuple[str, ...]:
+    """The names or the expression of exclude_modules, none as a rule."""
+    asked = raw.get("exclude_modules") or ()
     return (asked,) if isinstance(asked, str) else tuple(asked)
 
 

@@ -18,7 +18,7 @@ from torch import Tensor
 from data.rows import name_of_base
 from data.text import read_json
 from engine.model import Adapter, Transformer, adapters
-from engine.weights.adapter_config import CONFIG, OWN, TENSORS, read_config, targets_of
+from engine.weights.adapter_config import CONFIG, OWN, TENSORS, excluded_of, read_config, targets_of
 from engine.weights.checkpoint import Checkpoint
 from engine.weights.names import DTYPES
 from engine.weights.tensor_files import TensorFiles
@@ -67,14 +67,16 @@ class AdapterFolder:
         """Raises InputError unless it is an adapter of that model: layers, targets, shapes. base: its folder."""
         layers = adapters.layers_of(model)
         if unknown := [name for name in self.modules if name not in layers]:
+            if model.config.names.is_carried(unknown[0]):
+                raise InputError(
+                    f"{self.folder}: has an adapter for {unknown[0]}, which is carried through as {base} has it; train "
+                    "one of the language model alone (exclude_modules in PEFT)"
+                )
             raise InputError(
                 f"{self.folder}: has an adapter for {unknown[0]}, which {base} lacks; give the base that it was "
                 "trained on"
             )
-        try:
-            meant = adapters.select(layers, targets_of(self.raw))
-        except InputError as fault:
-            raise InputError(f"{self.folder / CONFIG}: target_modules: {fault}") from None
+        meant = self._meant(layers)
         if meant != self.modules:
             odd = sorted(set(meant) ^ set(self.modules))[0]
             says = "names" if odd in meant else "does not name"
@@ -93,6 +95,17 @@ class AdapterFolder:
                         f"{self.folder / TENSORS}: {name} is {list(found)}, and with {base} and {CONFIG} it is "
                         f"{list(shape)}; give the base that it was trained on"
                     )
+
+    def _meant(self, layers: Mapping[str, Any]) -> tuple[str, ...]:
+        """The layers of a model that its config names: what target_modules says but for exclude_modules."""
+        key = "target_modules"
+        try:
+            meant = adapters.select(layers, targets_of(self.raw))
+            key = "exclude_modules"
+            excluded = {name for asked in excluded_of(self.raw) for name in adapters.named(layers, asked)}
+        except InputError as fault:
+            raise InputError(f"{self.folder / CONFIG}: {key}: {fault}") from None
+        return tuple(name for name in meant if name not in excluded)
 
 
 def read_adapter(folder: Path) -> AdapterFolder:

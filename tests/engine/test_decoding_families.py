@@ -4,14 +4,11 @@ import numpy as np
 import pytest
 import torch
 
-from data.forest import pack
-from data.rows import Example
-from engine.model import Transformer, attention, read_config, rotations
 from engine.sampling import Sampling, generate
 from engine.sampling.decoding import Answer, Running, Slots
-from tests.family_table import VARIANTS
+from tests.engine.adapted import logits_of
+from tests.engine.variants import model_of
 
-NAMED = {variant.name: variant for variant in VARIANTS}
 FAMILIES = [
     "mistral with a window",
     "gemma2 with caps",
@@ -30,29 +27,6 @@ WHOLE = [
     for temperature in (0.0, 1.0)
 ]
 WAYS = [(1, 5), (4, 3), (12, 1024)]  # batch_size, prefill_tokens
-
-
-def model_of(name: str) -> Transformer:
-    """A model of a variant with random weights, norms and biases, in float64."""
-    model = Transformer(read_config(NAMED[name].raw, "config.json")).double()
-    generator = torch.Generator().manual_seed(1)
-    with torch.no_grad():
-        for parameter in model.parameters():
-            drawn = torch.randn(parameter.shape, generator=generator, dtype=torch.float64)
-            parameter.copy_(parameter + 0.3 * drawn if parameter.dim() == 1 else 0.2 * drawn)
-    return model
-
-
-def logits_anew(model: Transformer, ids: list[int]) -> torch.Tensor:
-    """[V] of the next token, by one pass over the whole sequence with the attention of training."""
-    position = torch.arange(len(ids))
-    turned = rotations(model.config.ropes, position, torch.full_like(position, len(ids)), torch.float64)
-    attend = attention.dense(pack([Example("", np.array(ids), (np.zeros(1, dtype=np.int64),))]))
-    with torch.no_grad():
-        x = model.embedded(torch.tensor(ids))
-        for block in model.blocks:
-            x = block(x, turned, attend)
-        return model.head.squash(model.norm(x[-1]) @ model.head.matrix(model.tied).T)
 
 
 @pytest.mark.parametrize(("name", "temperature"), WHOLE)
@@ -78,7 +52,7 @@ def test_logits_of_every_token_are_those_of_its_whole_sequence(name, temperature
         texts.append([answer.ids for answer in found])
     assert texts[0] == texts[1] == texts[2] and {len(ids) for ids in texts[0]} == {N_NEW}
     assert len(seen) == len(WAYS) * 2 * len(LENGTHS) * N_NEW
-    anew = {ids: logits_anew(model, list(ids)) for ids in {ids for ids, _ in seen}}
+    anew = {ids: logits_of(model, ids)[-1] for ids in {ids for ids, _ in seen}}
     for ids, row in seen:
         torch.testing.assert_close(row, anew[ids], rtol=0, atol=1e-9)
     if temperature == 0:
