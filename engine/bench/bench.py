@@ -1,10 +1,12 @@
 """How fast the real training path is, where its time goes, and what each saving buys.
 
     python -m engine.bench --shape tiny --data pairs.jsonl --ablate --peer trl
+    python -m engine.bench --shape tiny --data pairs.jsonl --lora-rank 16 --peer trl
 
 Every row of the table is a run of engine.train in processes of its own, on random weights of the shape: two epochs of
 --steps steps, the first step of each a warm-up. Epoch 1 computes the reference, epoch 2 reads its log-probs. What is
-compared is measured in turn, --rounds times, and given as a ratio with the spread of its rounds.
+compared is measured in turn, --rounds times, and given as a ratio with the spread of its rounds. An adapter's run
+stands beside one that trains all parameters, and beside PEFT's adapter in TRL with the reference precomputed.
 """
 
 import json
@@ -17,17 +19,18 @@ import sys
 import tempfile
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from importlib.util import find_spec
 from pathlib import Path
-from typing import Any, Literal, cast
+from typing import Any, Literal, cast, get_args
 
 import numpy as np
 import torch
 
 from data.rows import Example, Limits, Reading, Record, open_model, read_examples, read_records
 from engine import weights
-from engine.bench.measure import PARTS
-from engine.config import ALIASES, MasterWeights
-from engine.model import SHAPES, XIELU, Shape, Transformer, raw_config, read_config
+from engine.bench.measure import PARTS, arguments
+from engine.config import ALIASES, AdapterConfig, BaseDtype, MasterWeights, TrainConfig
+from engine.model import SHAPES, XIELU, Quantisation, Shape, Transformer, raw_config, read_config
 from engine.planning import DATASHEET
 from system import InputError, RunError, cli, files
 from system.flags import PathText
@@ -57,7 +60,14 @@ class BenchConfig:
     """Objective."""
     beside: tuple[PathText, ...] = ()
     """Objectives with a row each beside it, or "none". Unset: ld_dpo and tdpo2, which see tokens, on the tiny shape,
-    and none on others or with --reference precompute."""
+    and none on others, with --reference precompute or with --lora-rank."""
+    lora_rank: int | None = None
+    """Train an adapter of that rank, on every linear layer of a block; a row of a run that trains all parameters stands
+    beside it."""
+    lora_alpha: float | None = None
+    """As engine.train's."""
+    base_dtype: BaseDtype | None = None
+    """As engine.train's."""
     micro_tokens: int | None = None
     """Most tokens in one forward and backward pass. Unset: as engine.train does."""
     master_weights: MasterWeights = "auto"
@@ -77,7 +87,8 @@ class BenchConfig:
     ranks: int = 1
     """Processes; with more than one, a row of one process with all threads stands beside it."""
     peer: Literal["trl"] | None = None
-    """Run TRL's DPOTrainer on the same weights, rows and settings: pip install -e '.[peer]'."""
+    """Run TRL's DPOTrainer on the same weights, rows and settings: pip install -e '.[peer]'. With --lora-rank PEFT's
+    adapter, with precomputed log-probs of the reference, whose time is part of epoch 1."""
     rounds: int = 2
     """How often what is compared is measured, in turn."""
     out: PathText | None = None
@@ -89,20 +100,34 @@ class BenchConfig:
         counts = (self.rounds, self.batch_size, self.ranks, self.micro_tokens or 1, self.layers or 1)
         if self.steps < 2 or min(counts) < 1:
             raise InputError("--steps has to be 2 or more, and the other numbers above 0")
+        AdapterConfig(rank=self.lora_rank, alpha=self.lora_alpha, base_dtype=self.base_dtype)
+        if self.peer and self.base_dtype in get_args(Quantisation):
+            raise InputError(
+                f"--base-dtype {self.base_dtype}: not with --peer, which would quantise by other means; leave one of "
+                "the two out"
+            )
 
     @property
     def others(self) -> tuple[str, ...]:
         """The objectives beside --loss."""
         if self.beside:
             return () if self.beside == ("none",) else self.beside
-        return ("ld_dpo", "tdpo2") if self.shape == "tiny" and self.reference == "fused" else ()
+        is_plain = self.reference == "fused" and self.lora_rank is None
+        return ("ld_dpo", "tdpo2") if self.shape == "tiny" and is_plain else ()
+
+    @property
+    def adapter(self) -> dict[str, Any]:
+        """Settings of an adapter's run; none where all parameters train."""
+        if self.lora_rank is None:
+            return {}
+        return {"lora_rank": self.lora_rank, "lora_alpha": self.lora_alpha, "base_dtype": self.base_dtype}
 
 
 def main(argv: Sequence[str]) -> None:
     """The command."""
     config = cli.parse(BenchConfig, argv, command="python -m engine.bench", example=EXAMPLE, aliases=ALIASES)
-    if config.peer and not _has_trl():
-        raise InputError("--peer trl: TRL is not installed; pip install -e '.[peer]'")
+    _check_peer(config)
+    TrainConfig(**arguments(_settings(config)))  # what does not go together is told before anything is written
     with tempfile.TemporaryDirectory() as folder:
         bench = Bench(config, Path(folder))
         made = {"device": device_name(), "command": f"python -m engine.bench {' '.join(argv)}", "rows": []}
@@ -132,6 +157,8 @@ class Bench:
         """All rows of the table so far, after each run; round by round where several are compared."""
         c = self._config
         kinds: dict[str, dict[str, Any]] = {"all savings": {}}
+        if c.adapter:
+            kinds["all parameters"] = dict.fromkeys(c.adapter)
         kinds |= {f"--loss {name}": {"loss": name} for name in c.others}
         if c.ranks > 1:
             kinds["one process"] = {"ranks": 1}
@@ -142,7 +169,8 @@ class Bench:
             kinds["without any"] = {"disable": list(SAVINGS)}
             others = ["no"] if torch.cuda.is_available() else ["yes"]
             kinds |= {f"compile: {kind}": {"compile": kind} for kind in others}
-        peers = {f"TRL, {n} at a time": n for n in (1, 2, 4)} if c.peer else {}
+        peer = "TRL and PEFT" if c.adapter else "TRL"
+        peers = {f"{peer}, {n} at a time": n for n in (1, 2, 4)} if c.peer else {}
         runs: dict[str, list[dict[str, Any]]] = {}
         for turn in range(c.rounds):
             for name, changes in kinds.items():
@@ -158,14 +186,8 @@ class Bench:
     def _ours(self, name: str, changes: dict[str, Any], *, kernels: bool) -> dict[str, Any]:
         c = self._config
         n_ranks = changes.get("ranks", c.ranks)
-        settings: dict[str, Any] = {
-            "model": str(self._model), "data": [str(self._rows)], "out": str(self._folder / self._next()),
-            "loss": c.loss, "epochs": 2 if c.reference == "fused" else 1, "batch_size": c.batch_size,
-            "micro_tokens": c.micro_tokens, "dtype": c.dtype, "keep_checkpoints": 1, "state_every": 0,
-            "reference": c.reference,
-            "master_weights": c.master_weights, "square_avg": c.square_avg, "gpu_memory": c.gpu_memory,
-        }  # fmt: skip
-        settings |= {k: v for k, v in changes.items() if k != "ranks"}
+        places = {"model": str(self._model), "data": [str(self._rows)], "out": str(self._folder / self._next())}
+        settings = _settings(c) | places | {k: v for k, v in changes.items() if k != "ranks"}
         more = {"kernels": kernels and not torch.cuda.is_available(), "profile": c.profile if kernels else None}
         return self._run(name, "engine.bench.measure", {"config": settings, **more}, n_ranks)
 
@@ -173,7 +195,7 @@ class Bench:
         c = self._config
         job = {
             "model": str(self._model), "rows": str(self._rows), "out": str(self._folder / self._next()),
-            "loss": c.loss, "batch_size": c.batch_size, "micro": micro, "steps": c.steps, "dtype": c.dtype,
+            "loss": c.loss, "batch_size": c.batch_size, "micro": micro, "steps": c.steps, "dtype": c.dtype, **c.adapter,
         }  # fmt: skip
         return self._run(name, "engine.bench.measure_trl", job, 1)
 
@@ -197,6 +219,17 @@ class Bench:
     def _next(self) -> str:
         self._count += 1
         return str(self._count)
+
+
+def _settings(c: BenchConfig) -> dict[str, Any]:
+    """What the runs have in common, by engine.train's flags; where they read and write is still to be named."""
+    return {
+        "model": "", "data": [""], "out": "",
+        "loss": c.loss, "epochs": 2 if c.reference == "fused" else 1, "batch_size": c.batch_size,
+        "micro_tokens": c.micro_tokens, "dtype": c.dtype, "keep_checkpoints": 1, "state_every": 0,
+        "reference": c.reference,
+        "master_weights": c.master_weights, "square_avg": c.square_avg, "gpu_memory": c.gpu_memory, **c.adapter,
+    }  # fmt: skip
 
 
 def _rows(runs: dict[str, list[dict[str, Any]]]) -> list[dict[str, Any]]:
@@ -295,10 +328,12 @@ def device_name() -> str:
     return f"{os.cpu_count()} cores of {name}, torch {torch.__version__}"
 
 
-def _has_trl() -> bool:
-    import importlib.util
-
-    return importlib.util.find_spec("trl") is not None
+def _check_peer(config: BenchConfig) -> None:
+    """Raises InputError where the peer, or what it takes for an adapter, is not installed."""
+    needed = {"trl": "TRL", **({"peft": "PEFT"} if config.adapter else {})} if config.peer else {}
+    for package, name in needed.items():
+        if find_spec(package) is None:
+            raise InputError(f"--peer trl: {name} is not installed; pip install -e '.[peer]'")
 
 
 # --- the model and the rows ----------------------------------------------------------------------------------------

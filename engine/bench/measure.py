@@ -7,7 +7,6 @@ one process or many:
     python -c "from engine.bench.measure import main; main()" job.json
 """
 
-import functools
 import json
 import os
 import resource
@@ -16,17 +15,16 @@ import time
 from collections import defaultdict
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 import yaml
 from torch import Tensor, nn
 
 from data.forest import Forest, PackingOptions, pack
-from engine import weights
 from engine.config import TrainConfig, world_size
 from engine.inputs import TrainingInputs
-from engine.model import DIVERGENCES, STATISTICS, FusedForward, Head, ModelConfig
+from engine.model import DIVERGENCES, STATISTICS, FusedForward, Head, Transformer
 from engine.planning import Documents, capped_flops, forward_flops, kernel_seconds, matmul_peak
 from engine.step import Hooks, MicroBatching, Step, Training
 from engine.train import join, train
@@ -108,19 +106,40 @@ class Counter:
         return found
 
 
+class Passes(NamedTuple):
+    """Operations of a policy's forward and backward pass over a forest, and those of the forward pass's parts."""
+
+    forward: int
+    backward: int
+    blocks: int
+    rows: int
+
+
+def passes_of(policy: Transformer, forest: Forest) -> Passes:
+    """What has to be computed: of a frozen matrix no gradient is (a product of three), of an adapter's two all are."""
+    blocks, rows = forward_flops(policy.config, forest)
+    if policy.adapter is None:
+        return Passes(blocks + rows, 2 * (blocks + rows), blocks, rows)
+    frozen = 2 * forest.n_tokens * policy.config.n_matrix_parameters * policy.config.n_layers
+    own = 2 * forest.n_tokens * sum(p.numel() for n, p in policy.named_parameters() if n.endswith(("lora_A", "lora_B")))
+    is_trained = "lm_head" in policy.adapter.whole
+    backward = 2 * (blocks + own) - frozen + (1 + is_trained) * rows
+    return Passes(blocks + own + rows, backward, blocks + own, rows)
+
+
 def _executed(
     fused: FusedForward, forest: Forest, has_backward: bool, has_reference: bool, n_distributions: int
 ) -> int:
     policy, shape = fused.policy, fused.policy.config
-    blocks, rows = forward_flops(shape, forest)
-    once = blocks + rows
+    forward, backward, blocks, rows = passes_of(policy, forest)
     is_one = forest.rows.numel() <= policy.head.chunk_rows(shape.vocab_size, forest.tokens.device)
     keeps = is_one and policy.head.keeps_logits and shape.logit_cap is None
     again = 0 if keeps and not n_distributions else rows
     again += int(capped_flops(shape, Documents.of(forest)))
     again += blocks * sum(bool(block.is_recomputed) for block in policy.blocks) // shape.n_layers
     beside = rows * (1 + has_backward) if n_distributions == 2 else 0  # the reference's logits, for a divergence
-    return (3 * once + again if has_backward else once) + (once if has_reference else 0) + beside
+    reference = sum(forward_flops(shape, forest)) if has_reference else 0
+    return forward + (backward + again if has_backward else 0) + reference + beside
 
 
 class KernelTable:
@@ -193,6 +212,7 @@ class Watched:
         return Hooks(begin=self._begin, on_phase=self._on_phase, after_log=self._after_log)
 
     def _begin(self, training: Training) -> None:
+        self._policy = training.policy
         training.model.register_forward_hook(self._counter.note, with_kwargs=True)
         if not torch.cuda.is_available():  # there the host would have to wait for each part
             watch_head(training.policy.head, self._stopwatch)
@@ -207,15 +227,16 @@ class Watched:
         if step.epoch in self.epochs:
             config = self._config
             found = self.epochs[step.epoch]
-            blocks, rows = forward_flops(self._shape, pack(step.examples, self._packing))
-            # The reference is worth one pass, where it computes.
-            n_passes = 4 if step.epoch == 1 and config.reference.mode != "precompute" else 3
+            forest = pack(step.examples, self._packing)
+            needed = passes_of(self._policy, forest)
+            has_reference = step.epoch == 1 and config.reference.mode != "precompute"
+            of_reference = sum(forward_flops(self._policy.config, forest)) if has_reference else 0
             known = {
                 "pairs": len(step.batch),
                 "tokens": step.n_tokens,
                 "seconds": seconds,
                 "flops": executed * world_size(),
-                "useful_flops": n_passes * (blocks + rows),
+                "useful_flops": needed.forward + needed.backward + of_reference,
             }
             parts = {} if torch.cuda.is_available() else {p: self._parts[p] for p in PARTS[:-1] if p in self._parts}
             parts |= {"idle": seconds - sum(parts.values())} if parts else {}  # the line before is written in it
@@ -231,11 +252,7 @@ class Watched:
     @property
     def _packing(self) -> PackingOptions:
         """What a pass needs at least: every prompt once, where the model lets it be shared."""
-        return PackingOptions(divides_at=self._shape.originals)
-
-    @functools.cached_property
-    def _shape(self) -> ModelConfig:
-        return weights.build(Path(self._config.model)).config
+        return PackingOptions(divides_at=self._policy.config.originals)
 
 
 def _alone(config: TrainConfig) -> dict[str, Any]:
@@ -261,12 +278,16 @@ def resident(*, peak: bool = False) -> int:
     return int(status["VmHWM" if peak else "VmRSS"].split()[0]) * 1024
 
 
+def arguments(settings: Mapping[str, Any]) -> dict[str, Any]:
+    """Settings as they come from JSON, as TrainConfig takes them."""
+    return {name: tuple(value) if isinstance(value, list) else value for name, value in settings.items()}
+
+
 def main() -> None:
     """The process: measures the job in the file that is named, writes the result beside it."""
     job = json.loads(Path(sys.argv[1]).read_text())
     if job["threads"]:
         torch.set_num_threads(job["threads"])
-    settings: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in job["config"].items()}
-    made = measure(TrainConfig(**settings), kernels=job["kernels"], profile=job.get("profile"))
+    made = measure(TrainConfig(**arguments(job["config"])), kernels=job["kernels"], profile=job.get("profile"))
     if os.environ.get("RANK", "0") == "0":
         Path(job["result"]).write_text(json.dumps(made))

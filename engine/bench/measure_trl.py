@@ -2,7 +2,8 @@
 # pyright: reportMissingImports=false, reportPrivateImportUsage=false, reportIncompatibleMethodOverride=false
 """The same rows, weights and settings through TRL's DPOTrainer, timed step by step. Needs the extra `peer`.
 
-Started by engine/bench/bench.py in a process of its own. The two epochs cost TRL the same; both are reported.
+Started by engine/bench/bench.py in a process of its own. The two epochs cost TRL the same; both are reported. An
+adapter is PEFT's, its reference's log-probs are precomputed: what that takes is part of the first epoch, as of ours.
 """
 
 import json
@@ -34,10 +35,19 @@ def measure(job: dict[str, Any]) -> dict[str, Any]:
     from transformers import AutoModelForCausalLM, PreTrainedTokenizerFast, TrainerCallback
 
     class Trainer(trl.DPOTrainer):
-        """Takes rows of token ids as they are: the collator wants nothing else."""
+        """Takes rows of token ids as they are (the collator wants nothing else), and times what it precomputes."""
+
+        seconds = 0.0
+        """For the reference's log-probs of all rows."""
 
         def _prepare_dataset(self, dataset: Any, *_: Any) -> Any:
             return dataset
+
+        def _precompute_ref_logps(self, *given: Any, **named: Any) -> Any:
+            start = time.perf_counter()
+            found = super()._precompute_ref_logps(*given, **named)
+            self.seconds += time.perf_counter() - start
+            return found
 
     class Clock(TrainerCallback):
         """When each optimizer step began and ended."""
@@ -57,26 +67,48 @@ def measure(job: dict[str, Any]) -> dict[str, Any]:
     before = resident()
     has_cuda = torch.cuda.is_available()
     dtype = job["dtype"] or ("bfloat16" if has_cuda else "float32")
+    rank = job.get("lora_rank")
     names = {"t0": 0, "t1": 1}
     tokenizer = PreTrainedTokenizerFast(
         tokenizer_object=Tokenizer(WordLevel(names, unk_token="t0")), eos_token="t1", pad_token="t0"
     )
-    config = trl.DPOConfig(
-        output_dir=job["out"], loss_type=[TRL_LOSSES[job["loss"]]], beta=0.1, max_length=None,
-        per_device_train_batch_size=job["micro"], gradient_accumulation_steps=job["batch_size"] // job["micro"],
-        num_train_epochs=2, optim="rmsprop", learning_rate=2e-7, lr_scheduler_type="linear", warmup_steps=0,
-        weight_decay=0.0, max_grad_norm=1.0, disable_dropout=True, gradient_checkpointing=False,
-        bf16=dtype == "bfloat16", use_cpu=not has_cuda, logging_steps=1, save_strategy="no", report_to="none",
-        disable_tqdm=True,
-    )  # fmt: skip
-    policy, reference = (AutoModelForCausalLM.from_pretrained(job["model"], dtype="float32") for _ in range(2))
+    config = trl.DPOConfig(**_settings(job, dtype, has_cuda=has_cuda))
+    held = "float32" if rank is None else job["base_dtype"] or dtype
+    policy = AutoModelForCausalLM.from_pretrained(job["model"], dtype=held)
+    reference = AutoModelForCausalLM.from_pretrained(job["model"], dtype=held) if rank is None else None
     rows = [json.loads(line) for line in Path(job["rows"]).read_text().splitlines()]
     clock = Clock()
     trainer = Trainer(
-        policy, reference, config, train_dataset=Dataset.from_list(rows), processing_class=tokenizer, callbacks=[clock]
-    )
+        policy, reference, config, train_dataset=Dataset.from_list(rows), processing_class=tokenizer, callbacks=[clock],
+        peft_config=None if rank is None else _adapter(rank, job["lora_alpha"]),
+    )  # fmt: skip
     trainer.train()
     peak = torch.cuda.max_memory_reserved() if has_cuda else resident(peak=True) - before
     n = job["steps"]
     epochs = [{"pairs": (n - 1) * job["batch_size"], "seconds": sum(clock.steps[i + 1 : i + n])} for i in (0, n)]
+    epochs[0]["seconds"] += trainer.seconds * (n - 1) / n  # it was of all steps' rows
     return {"epochs": epochs, "peak_bytes": peak}
+
+
+def _settings(job: dict[str, Any], dtype: str, *, has_cuda: bool) -> dict[str, Any]:
+    """DPOConfig's."""
+    rank = job.get("lora_rank")
+    return {
+        "output_dir": job["out"], "loss_type": [TRL_LOSSES[job["loss"]]], "beta": 0.1, "max_length": None,
+        "per_device_train_batch_size": job["micro"],
+        "gradient_accumulation_steps": job["batch_size"] // job["micro"], "num_train_epochs": 2, "optim": "rmsprop",
+        "learning_rate": 2e-7 if rank is None else 2e-6, "lr_scheduler_type": "linear", "warmup_steps": 0,
+        "weight_decay": 0.0, "max_grad_norm": 1.0, "disable_dropout": True, "gradient_checkpointing": False,
+        "precompute_ref_log_probs": rank is not None, "bf16": dtype == "bfloat16", "use_cpu": not has_cuda,
+        "logging_steps": 1, "save_strategy": "no", "report_to": "none", "disable_tqdm": True,
+    }  # fmt: skip
+
+
+def _adapter(rank: int, alpha: float | None) -> Any:
+    """PEFT's, on every linear layer of a block."""
+    from peft import LoraConfig
+
+    return LoraConfig(
+        r=rank, lora_alpha=2 * rank if alpha is None else alpha, target_modules="all-linear", lora_dropout=0.0,
+        task_type="CAUSAL_LM",
+    )  # fmt: skip

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from data.forest import Forest
-from engine.model import Block, ModelConfig, Transformer, Weighing, attention
+from engine.model import Block, FrozenLinear, ModelConfig, Transformer, Weighing, attention
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
@@ -87,21 +87,25 @@ def kernel_seconds(model: Transformer, forest: Forest) -> dict[str, float]:
     """Seconds of the matrix products and the attention of a forward and a backward pass, each kernel timed alone.
 
     {"blocks", "attention", "head"}: no norm, no softmax, no sum, no optimizer. What a step can be measured against.
+    Beside an adapter, whose own products count, matrices are frozen: they have no gradient.
     """
     shape, device, dtype = model.config, model.embed.weight.device, model.embed.weight.dtype
     block = model.blocks[0]
 
-    def products(weight: Tensor, n_rows: int) -> float:
-        """Forward, gradient of the input, gradient of the weight."""
+    def products(weight: Tensor, n_rows: int, *, trains: bool = True) -> float:
+        """Forward, gradient of the input, gradient of the weight where it has one."""
         x = torch.randn(n_rows, weight.shape[1], dtype=dtype, device=device)
         y = torch.randn(n_rows, weight.shape[0], dtype=dtype, device=device)
         steps: list[Callable[[], Tensor]] = [lambda: x @ weight.T, lambda: y @ weight, lambda: y.T @ x]
-        return sum(_seconds(step, device) for step in steps)
+        return sum(_seconds(step, device) for step in (steps if trains else steps[:2]))
 
     with torch.no_grad():
-        linear = [m.weight.detach() for m in block.modules() if isinstance(m, torch.nn.Linear)]
-        blocks = shape.n_layers * sum(products(weight, forest.n_tokens) for weight in linear)
-        head = products(model.head.matrix(model.tied).detach(), forest.rows.numel())
+        matrices = [(m.weight, m.weight.requires_grad) for m in block.modules() if isinstance(m, torch.nn.Linear)]
+        matrices += [(m.matrix().to(dtype), False) for m in block.modules() if isinstance(m, FrozenLinear)]
+        matrices += [(p, True) for n, p in block.named_parameters() if n.endswith(("lora_A", "lora_B"))]
+        blocks = shape.n_layers * sum(products(w.detach(), forest.n_tokens, trains=t) for w, t in matrices)
+        weight = model.head.matrix(model.tied)
+        head = products(weight.detach(), forest.rows.numel(), trains=weight.requires_grad)
     sizes = (shape.n_heads, shape.n_kv_heads, shape.n_kv_heads)
     q, k, v = (
         torch.randn(forest.n_tokens, n, shape.head_size, dtype=dtype, device=device, requires_grad=True) for n in sizes

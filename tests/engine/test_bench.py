@@ -2,6 +2,7 @@
 
 import json
 import math
+import re
 import subprocess
 import sys
 from typing import get_args
@@ -11,11 +12,13 @@ import torch
 
 from data.forest import PackingOptions, pack
 from engine import weights
-from engine.bench import measure
+from engine.bench import bench, measure
 from engine.bench.bench import write_model
-from engine.model import SHAPES, FusedForward, Shape, Transformer, raw_config, read_config
+from engine.model import SHAPES, FusedForward, Shape, Transformer, adapters, raw_config, read_config
 from engine.planning.flops import forward_flops
+from system import InputError
 from tests import tiny
+from tests.engine.adapted import adapted
 
 
 def shape(**changes):
@@ -113,6 +116,26 @@ def test_what_a_step_executes_of_a_capped_model_is_counted_with_what_is_made_aga
     assert found == 3 * (blocks + head) + head + scores + (blocks + head)
 
 
+def test_what_a_step_executes_of_an_adapter_is_two_products_of_a_frozen_matrix_and_three_of_its_own():
+    """Of the head, which is frozen too, two; of attention, which has no weights, three."""
+    _, model = adapted(rank=4)
+    c, forest = model.config, pack(tiny.random_examples([(5, 4, 3)]))
+    q, kv, d, i = c.n_heads * c.head_size, c.n_kv_heads * c.head_size, c.hidden_size, c.intermediate_size
+    frozen = c.n_layers * 2 * 10 * (2 * d * q + 2 * d * kv + 3 * d * i)
+    attention = c.n_layers * 4 * (sum(range(1, 9)) + 6 + 7) * q
+    sides = 2 * (d + q) + 2 * (d + kv) + 3 * (d + i)
+    own, head = c.n_layers * 2 * 10 * 4 * sides, 2 * 7 * d * c.vocab_size
+    expected = 2 * frozen + 3 * attention + 3 * own + 2 * head
+    fused = FusedForward(model, adapters.lend(model, None, torch.device("cpu")))
+    assert measure._executed(fused, forest, True, False, 0) == expected
+    assert measure._executed(fused, forest, True, True, 0) == expected + frozen + attention + head  # without A and B
+    assert measure._executed(fused, forest, False, False, 0) == frozen + attention + own + head
+    model.recompute(c.n_layers)
+    assert measure._executed(fused, forest, True, False, 0) == expected + frozen + attention + own
+    _, model = adapted(rank=4, whole=("lm_head",))
+    assert measure._executed(FusedForward(model), forest, True, False, 0) == expected + head
+
+
 def test_every_second_belongs_to_one_part(monkeypatch):
     now = iter([0, 1, 3, 7, 8, 18])  # start; forward; the head in it, which ends; backward; what was measured is taken
     monkeypatch.setattr(measure.time, "perf_counter", lambda: float(next(now)))
@@ -125,13 +148,15 @@ def test_every_second_belongs_to_one_part(monkeypatch):
     assert not stopwatch.seconds
 
 
+ROWS = [
+    {"prompt_ids": [i % 90 + 2] * 9, "chosen_ids": [3] * (20 + i), "rejected_ids": [4] * (30 + i)} for i in range(8)
+]
+
+
 @pytest.mark.slow
 def test_the_bench_measures_the_real_path(tmp_path):
     model = tiny.write_model(tmp_path / "model", vocab_size=101)
-    rows = [
-        {"prompt_ids": [i % 90 + 2] * 9, "chosen_ids": [3] * (20 + i), "rejected_ids": [4] * (30 + i)} for i in range(8)
-    ]
-    file = tiny.write_rows(tmp_path / "rows.jsonl", rows)
+    file = tiny.write_rows(tmp_path / "rows.jsonl", ROWS)
     command = [sys.executable, "-m", "engine.bench", "--shape", model, "--data", file, "--out", tmp_path / "out.json"]
     command += ["--steps", "2", "--batch-size", "4", "--rounds", "1", "--beside", "ld_dpo", "tdpo2"]
     done = subprocess.run(list(map(str, command)), capture_output=True, text=True, check=False)
@@ -152,6 +177,45 @@ def test_the_bench_measures_the_real_path(tmp_path):
         assert all(epoch[part] > 0 for part in ("data", "forward", "head", "backward", "optimizer", "communication"))
         assert epoch["idle"] > -0.01 * whole  # what is left over, never less than nothing
         assert (epoch["flops"] > run["epochs"][1]["flops"]) == (number == 0)  # the reference has left the walk
+
+
+@pytest.mark.slow
+def test_an_adapters_run_is_measured_beside_one_of_all_parameters(tmp_path):
+    file = tiny.write_rows(tmp_path / "rows.jsonl", ROWS)
+    command = [sys.executable, "-m", "engine.bench", "--shape", tiny.write_model(tmp_path / "model", vocab_size=101)]
+    command += ["--data", file, "--out", tmp_path / "out.json", "--steps", "2", "--batch-size", "4", "--rounds", "1"]
+    command += ["--lora-rank", "2", "--base-dtype", "int8"]
+    done = subprocess.run(list(map(str, command)), capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    rows = json.loads((tmp_path / "out.json").read_text())["rows"]
+    assert [row["name"] for row in rows] == ["all savings", "all parameters"]
+    adapter, whole = ([epoch["flops"] for epoch in row["runs"][0]["epochs"]] for row in rows)
+    assert all(a < b for a, b in zip(adapter, whole, strict=True))
+    run = rows[0]["runs"][0]
+    assert all(seconds > 0 for seconds in run["kernels"].values())
+    for epoch in run["epochs"]:
+        assert epoch["flops"] == pytest.approx(epoch["useful_flops"], rel=0.1)
+        assert sum(epoch.get(part, 0) for part in measure.PARTS) == pytest.approx(epoch["seconds"])
+
+
+@pytest.mark.parametrize(
+    ("flags", "missing", "said"),
+    [
+        (["--lora-alpha", "8"], "", "--lora-alpha: goes with --lora-rank"),
+        (["--base-dtype", "int8"], "", "--base-dtype int8: is of frozen weights"),
+        (["--lora-rank", "0"], "", "--lora-rank: 0 is not above 0"),
+        (["--lora-rank", "4", "--master-weights", "split"], "", "--master-weights split: not with an adapter"),
+        (["--lora-rank", "4", "--base-dtype", "nf4", "--peer", "trl"], "", "--base-dtype nf4: not with --peer"),
+        (["--peer", "trl"], "trl", "--peer trl: TRL is not installed; pip install -e '.[peer]'"),
+        (["--lora-rank", "4", "--peer", "trl"], "peft", "--peer trl: PEFT is not installed; pip install -e '.[peer]'"),
+    ],
+)
+def test_what_cannot_be_measured_is_a_sentence_before_a_model_is_made(monkeypatch, flags, missing, said):
+    found = dict.fromkeys(("trl", "peft"), True) | {missing: None}
+    monkeypatch.setattr(bench, "find_spec", lambda package: found[package])
+    monkeypatch.setattr(bench, "Bench", None)
+    with pytest.raises(InputError, match=re.escape(said)):
+        bench.main(flags)
 
 
 def test_too_few_rows_are_told(tmp_path):
