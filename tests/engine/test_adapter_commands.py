@@ -1,4 +1,4 @@
-"""Commands on an adapter's folder, or on a base with --adapter: what they compute is W + s B A, and what they refuse."""
+"""Commands on an adapter's folder, or on a base with --adapter: they compute W + s B A, or say why not."""
 
 import json
 import shutil
@@ -73,7 +73,10 @@ def of(found):
     return found.mean(dim=0).tolist()
 
 
-@pytest.mark.parametrize("held", [None, "int8", "nf4", "bfloat16"])
+HELD = [None, "int8", *(pytest.param(held, marks=pytest.mark.slow) for held in ("nf4", "bfloat16"))]
+
+
+@pytest.mark.parametrize("held", HELD)
 def test_the_score_of_an_epochs_folder_is_what_the_run_has_measured(made, tmp_path, held):
     (line,) = [x for x in run_of(made, f"run-{held}", base_dtype=held) if "eval_logps/chosen" in x]
     measured = [line["eval_logps/chosen"], line["eval_logps/rejected"]]
@@ -122,7 +125,7 @@ def test_greedy_answers_are_those_of_the_merged_weights(made, tmp_path):
     assert answers(tmp_path, prompts, "--model", made / "adapter", "--base-dtype", "int8") == expected
 
 
-def test_answers_on_their_way_are_of_one_adapter_and_of_one_base(made, tmp_path):
+def test_answers_on_their_way_are_of_one_adapter_and_of_one_base(made, tmp_path, monkeypatch):
     """What is in OUT.partial is not gone on with by another adapter, on another base, or one that is held otherwise."""
     again = write_adapter(tmp_path / "again", made / "base", seed=1)
     flags = ["--model", made / "base", "--adapter", made / "adapter"]
@@ -133,13 +136,9 @@ def test_answers_on_their_way_are_of_one_adapter_and_of_one_base(made, tmp_path)
         [*flags, "--base-dtype", "int8"],
     ]
     out = tmp_path / "answers.jsonl"
-    kept = generate.Partial.finish
-    try:
-        generate.Partial.finish = lambda *_: None  # as if it had been stopped before
-        with pytest.raises(FileNotFoundError):
-            answers(tmp_path, made / "prompts.jsonl", *flags)
-    finally:
-        generate.Partial.finish = kept
+    with monkeypatch.context() as patched, pytest.raises(FileNotFoundError):
+        patched.setattr(generate.Partial, "finish", lambda *_: None)  # as if it had been stopped before
+        answers(tmp_path, made / "prompts.jsonl", *flags)
     assert len((tmp_path / "answers.jsonl.partial").read_text().splitlines()) == 11 and not out.exists()
     for other in others:
         with pytest.raises(InputError, match="holds answers of another model, prompts or settings"):
@@ -148,9 +147,9 @@ def test_answers_on_their_way_are_of_one_adapter_and_of_one_base(made, tmp_path)
 
 
 REFUSED = [
-    (["--model", "base", "--base-dtype", "int8"], "--base-dtype int8: is of the base of an adapter, and .*base is a who"),
+    (["--model", "base", "--base-dtype", "int8"], "--base-dtype int8: is of the base of an adapter, and .*base is a"),
     (["--model", "adapter", "--adapter", "adapter"], "--model .*adapter: an adapter itself; name the base there"),
-    (["--model", "base", "--adapter", "other"], r"other: a model, not an adapter \(adapter_config.json is not there\);"),
+    (["--model", "base", "--adapter", "other"], r"other: a model, not an adapter \(adapter_config.json is not"),
     (["--model", "base", "--adapter", "gone"], "gone: no such file or folder; give a checkpoint folder"),
 ]  # fmt: skip
 
@@ -183,11 +182,9 @@ def test_a_base_that_is_gone_is_named_with_its_remedy(made, tmp_path):
 
 def test_an_adapter_is_no_model_to_train_plan_or_convert(made, tmp_path):
     folder, rows = str(made / "adapter"), str(made / "pairs.jsonl")
-    with pytest.raises(
-        InputError, match="^--model .*adapter: an adapter; name its base there, and the adapter with --a"
-    ):
+    with pytest.raises(InputError, match=r"^--model .*adapter: an adapter; name its base there, and the adapter"):
         train.run(TrainConfig(model=folder, data=rows, out=str(tmp_path / "run")))
-    with pytest.raises(InputError, match="^--model .*adapter: an adapter; name its base there"):
+    with pytest.raises(InputError, match=r"^--model .*adapter: an adapter; name its base there"):
         plan.main(["--model", folder, "--data", rows])
     with pytest.raises(InputError, match=r"^--model .*adapter: an adapter, and no whole model; engine\.merge"):
         convert.main(["--model", folder, "--out", str(tmp_path / "out"), "--dtype", "bfloat16"])
@@ -214,13 +211,14 @@ def test_digests_of_an_adapter_cover_its_base_and_how_that_is_held(made, tmp_pat
 # --- references ----------------------------------------------------------------------------------------------------
 
 
-def whole_run(made, tmp_path, reference, name, **changes):
+def whole_run(made, tmp_path, other, name, **changes):
     """The lines of a run of all weights against another reference."""
     given = {"model": str(made / "other"), "data": str(made / "pairs.jsonl"), "eval_data": str(made / "pairs.jsonl")}
-    given |= {"reference_model": str(reference), "out": str(tmp_path / name), "lr": 1e-4, "epochs": 2, "batch_size": 4}
+    given |= {"reference_model": str(other), "out": str(tmp_path / name), "lr": 1e-4, "epochs": 2, "batch_size": 4}
     return lines(train.run(TrainConfig(**(given | changes))).out)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("reference", ["fused", "precompute"])
 def test_an_adapter_can_be_the_reference_of_a_run_of_all_weights(made, tmp_path, reference):
     merged = write_merged(tmp_path / "merged", made / "base", made / "adapter")
@@ -243,6 +241,7 @@ def test_a_reference_that_moves_is_no_adapter(made, tmp_path):
     assert not (tmp_path / "a").exists()
 
 
+@pytest.mark.slow
 def test_a_run_whose_base_is_gone_says_so_when_it_goes_on(made, tmp_path):
     base = shutil.copytree(made / "base", tmp_path / "base")
     given = {"model": str(base), "data": str(made / "pairs.jsonl"), "out": str(tmp_path / "run"), "lora_rank": 2}
@@ -260,6 +259,7 @@ def test_a_run_whose_base_is_gone_says_so_when_it_goes_on(made, tmp_path):
 # --- cards and publishing ------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_a_card_says_what_the_adapter_is_and_how_it_is_loaded(made, tmp_path):
     base = shutil.copytree(made / "base", tmp_path / "base")
     (base / "README.md").write_text("---\nbase_model: org/base\ntags: [anchored-preference-optimization]\n---\n")
@@ -273,7 +273,7 @@ def test_a_card_says_what_the_adapter_is_and_how_it_is_loaded(made, tmp_path):
         "tags": ["anchored-preference-optimization", "preference-alignment", "lora", "dpo"],
     }
     for said in (
-        "A LoRA adapter for `base`, aligned on preferences with the objective `dpo`: rank 4, alpha 8, on q_proj, up_proj;",
+        "A LoRA adapter for `base`, aligned on preferences with the objective `dpo`: rank 4, alpha 8, on q_proj, up_",
         "its numbers after step 2 of 2, in float32.",
         'AutoPeftModelForCausalLM.from_pretrained("epoch-01")',
         "vllm serve org/base --enable-lora --max-lora-rank 8 --lora-modules epoch-01=epoch-01",
