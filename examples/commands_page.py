@@ -29,6 +29,7 @@ COMMANDS = {
     "Examples": [
         "examples.miniature.demo", "examples.real.demo", "examples.miniature.paper", "examples.miniature.tune",
         "examples.grid", "examples.real.checkpoint", "examples.real.figure4", "examples.real.rounding",
+        "examples.real.lora_demo", "examples.real.lora_search", "examples.real.lora_bases",
         "examples.miniature.model", "examples.miniature.score", "examples.miniature.reviser",
     ],
 }  # fmt: skip
@@ -36,9 +37,9 @@ HEAD = """# Commands
 
 Written by `python -m examples.commands_page` from what each command says of itself. Where a command has `--config`,
 every flag can also stand in a YAML file, `--config my.yaml`, named as it is here with `_` for `-`; flags win over the
-file. Without any argument a command prints a complete example, but for the demos, `examples.miniature.paper` and
-`examples.miniature.tune`, which begin. Bad input ends in one sentence and exit code 2, a run that cannot go on in 1,
-Ctrl-C in 130 and SIGTERM in 143, with what was done saved.
+file. Without any argument a command prints a complete example, but for the demos, `examples.miniature.paper`,
+`examples.miniature.tune` and `examples.real.lora_search`, which begin. Bad input ends in one sentence and exit code 2,
+a run that cannot go on in 1, Ctrl-C in 130 and SIGTERM in 143, with what was done saved.
 
 """
 

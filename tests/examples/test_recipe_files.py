@@ -1,12 +1,16 @@
-"""The paper's four sets by the files beside paper.yaml: taken as they are, all are made on one set of prompts."""
+"""The paper's four sets by the files beside paper.yaml: taken as they are, all are made on one set of prompts. And what
+engine.train makes of the files for an adapter.
+"""
 
 import re
 
 import pytest
 import yaml
 
+from engine.config import ALIASES, TrainConfig, trl_names
 from revise import recipes
 from revise.loopback import Reply, serve
+from system import cli
 from tests.pages import ROOT
 from tests.revise.commands import judged, read_rows, released, revise, write_rows
 
@@ -88,3 +92,18 @@ def test_a_file_says_what_it_costs_by_its_own_numbers(name):
     n_out = int(re.search(r"send and (\d+) to receive", text)[1])
     dollars = int(re.search(r"\$(\d+) at the prices below", text)[1])
     assert dollars == pytest.approx(n * (n_in * PRICE_IN + n_out * PRICE_OUT) / 1e6, rel=0.015)
+
+
+def trained(name):
+    """What engine.train makes of a recipe."""
+    given = ["--config", str(FOLDER / f"{name}.yaml")]
+    return cli.parse(TrainConfig, given, command="engine.train", example="", peer=trl_names, aliases=ALIASES)
+
+
+@pytest.mark.parametrize(("name", "held"), [("llama3-8b-lora", None), ("llama3-8b-lora-nf4", "nf4")])
+def test_a_recipe_for_an_adapter_is_the_papers_run_but_for_the_adapter(name, held):
+    whole, adapter = trained("llama3-8b"), trained(name)
+    changed = {key: value for key, value in adapter.flat().items() if value != whole.flat()[key]}
+    assert changed.pop("config") and changed.pop("lr") == pytest.approx(10 * whole.optimizer.rate)
+    assert changed.pop("out") == f"runs/{name.replace('lora', 'clair-lora')}"
+    assert changed == {"lora_rank": 16, "lora_alpha": 32} | ({"base_dtype": held} if held else {})
