@@ -190,12 +190,13 @@ def test_rows_of_smollm3_have_their_own_template_settings(where):
     assert sum("<think>" in text for text in shown) == 12 and len(shown) == 18
 
 
+WITH_ADAPTER = "zephyr-7b-beta/dpo/config_qlora.yaml"
 CHANGES = {  # what has to change in those that cannot be had here
     "zephyr-141b-A35b/orpo/config_full.yaml": ["chat_template", "optim", "lr_scheduler_type"],
 }
 
 
-IN_FAST_TESTS = {*CHANGES, "zephyr-7b-beta/dpo/config_full.yaml"}
+IN_FAST_TESTS = {*CHANGES, WITH_ADAPTER, "zephyr-7b-beta/dpo/config_full.yaml"}
 OTHERS = [
     pytest.param(name, marks=[] if name in IN_FAST_TESTS else [pytest.mark.slow])
     for name in RECIPES
@@ -218,5 +219,11 @@ def test_a_recipe_of_the_handbook_is_a_run_here_or_one_list_of_what_to_change(wh
     assert (config.objective.loss, config.objective.beta) == ("dpo", 0.05)
     assert (config.data.max_tokens, config.data.max_prompt_tokens) == (1024, 512)
     result = train.run(config)
-    assert result.n_steps == math.ceil((48 - 8) / 4)  # of twice 24 rows 8 are held out; 2 x 2 examples a step
+    n_rows = 24 if name == WITH_ADAPTER else 48 - 8  # 24, and the other split is held out; or of both 8 are
+    assert result.n_steps == math.ceil(n_rows / 4)  # 2 x 2 examples a step
+    if name == WITH_ADAPTER:
+        asked = config.adapters
+        assert (asked.rank, asked.alpha, asked.targets, asked.base_dtype) == (4, 4.0, ("q_proj", "v_proj"), "nf4")
+        written = json.loads((result.checkpoints[-1] / "adapter_config.json").read_text())
+        assert (written["r"], written["lora_alpha"], written["target_modules"]) == (4, 4, ["q_proj", "v_proj"])
     assert {"eval_loss"} <= {key for line in lines(result.out) for key in line}
