@@ -84,6 +84,8 @@ class TrainingInputs:
             )
         self.adapting = Adapting.of(config, self.folder)
         """What is known of the adapter that trains; None where all weights do."""
+        if self.adapting is not None:
+            self.adapting.check_vocabulary(self.chat and self.chat.tokenizer)
         self.policy = self._build_policy()
         """The policy, on the meta device."""
         self.file_digests = functools.cache(weights.file_digests)

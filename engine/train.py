@@ -21,7 +21,7 @@ from engine.inputs import TrainingInputs
 from engine.model import FusedForward
 from engine.optim import SplitMasterWeights, copy_rounded
 from engine.planning import Plan
-from engine.run import Card, MetricsLog, Milestones, RunFolder, Stopping, check_folder, last_line, say
+from engine.run import Card, MetricsLog, Milestones, RunFolder, Stopping, check_folder, last_line, say, say_if_far
 from engine.step import (
     NO_HOOKS,
     Cache,
@@ -158,6 +158,7 @@ def train(inputs: TrainingInputs, ranks: Ranks, hooks: Hooks = NO_HOOKS) -> RunR
                 training.objective.keep(result)
                 training.reference.remember(step, loss_inputs.reference)
                 metrics = training_metrics(loss_inputs, result)
+                say_if_far(inputs.adapting, step, metrics)
                 metrics |= follow_reference(training, step, config.reference)
                 hooks.after_step(training, step)
                 metrics |= milestones.measure(step)

@@ -1,8 +1,9 @@
 """What a run is asked for: settings by subject, TRL's names for them, and the host's memory allocator."""
 
 from engine.config import host
-from engine.config.adapters import AdapterConfig, BaseDtype, WornConfig
+from engine.config.adapters import MOST_RANK, AdapterConfig, BaseDtype, WornConfig
 from engine.config.learning import (
+    LORA_RATE,
     DataConfig,
     ObjectiveConfig,
     OptimizerConfig,
@@ -27,6 +28,8 @@ from engine.config.trl import names as trl_names
 __all__ = [
     "ALIASES",
     "FLAGS",
+    "LORA_RATE",
+    "MOST_RANK",
     "AdapterConfig",
     "BaseDtype",
     "CheckpointConfig",

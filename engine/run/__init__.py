@@ -3,7 +3,7 @@ new thing that a run writes goes here, in a file of its own.
 """
 
 from engine.run.adapter_card import AdapterCard
-from engine.run.adapting import Adapting
+from engine.run.adapting import Adapting, say_if_far
 from engine.run.best import check_name
 from engine.run.card import CARD, Card, front_of
 from engine.run.continued import Continued
@@ -34,4 +34,5 @@ __all__ = [
     "identity",
     "last_line",
     "say",
+    "say_if_far",
 ]

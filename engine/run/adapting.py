@@ -16,13 +16,22 @@ import torch
 from torch import Tensor
 
 from data.rows import find_model
+from data.text import Tokenizer, has_tokenizer
 from engine import weights
-from engine.config import AdapterConfig, ReferenceConfig, TrainConfig
+from engine.config import LORA_RATE, MOST_RANK, AdapterConfig, ReferenceConfig, TrainConfig
 from engine.distributed import Ranks
 from engine.model import Adapter, Quantisation, Transformer, adapters
 from engine.run.adapter_card import AdapterCard
+from engine.run.folder import check_apart
+from engine.run.metrics_log import say
+from engine.step import Step
 from engine.weights import AdapterFolder
-from system import InputError
+from system import InputError, cli
+
+FAR = 10.0
+"""Nats of a mean log-ratio before the first step that are said."""
+LEAST_RATE = 1e-6
+"""Below it an adapter's rate is taken for one of all parameters."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -49,10 +58,13 @@ class Adapting:
         """What a run asks for; None where all weights train. folder: the model's. Raises InputError."""
         if not config.adapters.is_used:
             return None
+        _check_precision(config.adapters, compute_dtype(config))
         start = None
         if config.adapters.start is not None:
             start = weights.read_adapter(_adapter_folder(config.adapters.start))
+            check_apart(Path(config.out), start.folder, "adapter")
             weights.say_if_of_another(start, config.model, folder)
+        _say_what_is_unusual(config, start)
         worn, is_lent = _of_reference(config.reference, folder, start)
         return Adapting(
             folder=folder,
@@ -84,6 +96,21 @@ class Adapting:
             and (self.worn is None or self.start is None or self.worn.folder.resolve() == self.start.folder.resolve())
         )
 
+    def check_vocabulary(self, tokenizer: Tokenizer | None) -> None:
+        """Raises InputError where a folder of an adapter has a tokenizer by which a token is another one than by the
+        base's. Tokens that one of the two lacks are none of an adapter's affair: it has no row of any.
+        """
+        for found in filter(None, (self.start, self.worn)):
+            if tokenizer is None or not has_tokenizer(found.folder):
+                continue
+            ours, theirs = tokenizer.words(), Tokenizer(found.folder).words()
+            both = sorted(ours.keys() & theirs.keys())
+            if (other := next((i for i in both if ours[i] != theirs[i]), None)) is not None:
+                raise InputError(
+                    f"{found.folder}: its token {other} is {theirs[other]!r}, and {ours[other]!r} in {self.folder}; "
+                    "give the base that it was trained on"
+                )
+
     def attach(self, policy: Transformer) -> None:
         """Freezes a policy on the meta device, and puts the adapter beside it. Raises InputError."""
         adapters.freeze(policy, self.dtype, self.held)
@@ -101,7 +128,9 @@ class Adapting:
         try:
             modules = adapters.select(adapters.layers_of(policy), self.asked.targets)
         except InputError as fault:
-            raise InputError(f"--lora-targets: {fault}") from None
+            ends = {one.rpartition(".")[2] for one in self.asked.targets}
+            mend = "; head and embedding train whole: --train-also" if ends & {*adapters.WHOLE} else ""
+            raise InputError(f"--lora-targets: {fault}{mend}") from None
         alpha = 2 * self.asked.rank if self.asked.alpha is None else self.asked.alpha
         made = Adapter(
             rank=self.asked.rank, alpha=alpha, rslora=self.asked.rslora, modules=modules, whole=self.asked.train_also
@@ -201,11 +230,50 @@ class Adapting:
         )
 
 
+def say_if_far(adapting: Adapting | None, step: Step, metrics: Mapping[str, float]) -> None:
+    """Says of an adapter's first step where the policy begins far from its reference, which saturates objectives."""
+    found = {side: metrics[f"logratios/{side}"] for side in ("chosen", "rejected") if f"logratios/{side}" in metrics}
+    if adapting is None or step.number > 1 or max(map(abs, found.values()), default=0.0) < FAR:
+        return
+    said = " and ".join(f"{value:+.0f} nats of {side} responses" for side, value in found.items())
+    say(
+        f"step 1: the adapter is {said} from the reference in the mean, where many objectives have hardly a "
+        "gradient; without --reference-model the run begins at 0"
+    )
+
+
 def compute_dtype(config: TrainConfig) -> torch.dtype:
     """The dtype that a run computes in."""
     if config.memory.dtype is not None:
         return getattr(torch, config.memory.dtype)
     return torch.bfloat16 if torch.cuda.is_available() else torch.float32
+
+
+def _check_precision(asked: AdapterConfig, dtype: torch.dtype) -> None:
+    """Raises InputError where 4 bits are to be multiplied in float32 on a GPU."""
+    if asked.base_dtype == "nf4" and dtype == torch.float32 and torch.cuda.is_available():
+        raise InputError(
+            "--base-dtype nf4: not with --dtype float32 on a GPU, which multiplies that many times slower than "
+            "bfloat16 to be exact, and 4 bits are not; take --dtype bfloat16, or --base-dtype float32"
+        )
+
+
+def _say_what_is_unusual(config: TrainConfig, start: AdapterFolder | None) -> None:
+    """A rank that is not served, a rate that trains nothing, a base that is held otherwise than before."""
+    rank = config.adapters.rank if start is None else start.adapter.rank
+    if rank is not None and rank > MOST_RANK:
+        cli.notify_once(f"rank {rank}: vLLM serves adapters of rank {MOST_RANK} at most; merge it first (engine.merge)")
+    if config.optimizer.rate < LEAST_RATE:
+        cli.notify_once(
+            f"--lr {config.optimizer.rate:g}: is one for all parameters; an adapter hardly moves below {LEAST_RATE:g}, "
+            f"and {LORA_RATE:g} to 1e-5 is usual"
+        )
+    held = config.adapters.base_dtype or str(compute_dtype(config)).removeprefix("torch.")
+    if start is not None and start.base_dtype in ("int8", "nf4") and start.base_dtype != held:
+        cli.notify_once(
+            f"{start.folder}: has trained beside a base in {start.base_dtype}, and goes on beside one in {held}, whose "
+            f"numbers are others; --base-dtype {start.base_dtype} goes on with the same"
+        )
 
 
 def _adapter_folder(name: str) -> Path:

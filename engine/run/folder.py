@@ -75,14 +75,14 @@ def check_folder(folder: Path, *, resumes: bool = False) -> None:
         raise InputError(f"{folder}: {nearest} cannot be written to; give another --out")
 
 
-def check_apart(folder: Path, model: Path) -> None:
-    """Raises InputError where a run's folder is its model's, or inside of it: what the run writes would be taken for
-    the model's.
+def check_apart(folder: Path, source: Path, kind: str = "model") -> None:
+    """Raises InputError where a run's folder is its model's, or its adapter's, or inside of it: what the run writes
+    would be taken for the other's.
     """
-    out, source = folder.resolve(), model.resolve()
-    if source == out or source in out.parents:
-        where = "the folder of" if source == out else "inside the folder of"
-        raise InputError(f"{folder}: is {where} the model that is trained ({model}); give another --out")
+    out, taken = folder.resolve(), source.resolve()
+    if taken == out or taken in out.parents:
+        where = "the folder of" if taken == out else "inside the folder of"
+        raise InputError(f"{folder}: is {where} the {kind} that is trained ({source}); give another --out")
 
 
 def _is_writable(folder: Path) -> bool:

@@ -8,6 +8,7 @@ know it ignores. What this program does not compute is refused by name.
 import math
 from collections.abc import Mapping
 from pathlib import Path
+from types import NoneType
 from typing import Any
 
 from data.text import read_json
@@ -62,6 +63,8 @@ def read_config(folder: Path) -> dict[str, Any]:
             raise InputError(f"{path}: {key} is {raw[key]!r}, and {why}; give an adapter without")
     if raw.get("bias") not in (None, "none"):
         raise InputError(f"{path}: bias is {raw['bias']!r}, and biases do not train here; give an adapter without")
+    if not isinstance(raw.get("use_rslora", False), (bool, NoneType)):
+        raise InputError(f"{path}: use_rslora is {raw['use_rslora']!r}; it has to be true or false")
     init = raw.get("init_lora_weights")
     if isinstance(init, str) and init.lower().startswith(MOVES_BASE):
         raise InputError(
@@ -122,8 +125,11 @@ def excluded_of(raw: Mapping[str, Any]) -> tuple[str, ...]:
 
 
 def written(adapter: Adapter, targets: list[str], base: str) -> dict[str, Any]:
-    """adapter_config.json with all keys of PEFT 0.21.2. targets: sorted. base: the hub id, or an absolute path."""
+    """adapter_config.json with all keys of PEFT 0.21.2. targets: sorted. base: the hub id, perhaps with @revision, or
+    an absolute path.
+    """
     alpha = int(adapter.alpha) if adapter.alpha == int(adapter.alpha) else adapter.alpha
+    base, _, revision = (base, "", "") if Path(base).is_absolute() else base.partition("@")
     return {
         "alora_invocation_tokens": None,
         "alpha_pattern": {},
@@ -156,7 +162,7 @@ def written(adapter: Adapter, targets: list[str], base: str) -> dict[str, Any]:
         "qalora_group_size": 16,
         "r": adapter.rank,
         "rank_pattern": {},
-        "revision": None,
+        "revision": revision or None,
         "target_modules": targets,
         "target_parameters": None,
         "task_type": "CAUSAL_LM",

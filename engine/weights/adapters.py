@@ -7,7 +7,7 @@ tokenizer, README.md       as in any folder of a run; no config.json, by which i
 """
 
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -76,6 +76,15 @@ class AdapterFolder:
                 f"{self.folder}: has an adapter for {unknown[0]}, which {base} lacks; give the base that it was "
                 "trained on"
             )
+        self._check_targets(layers)
+        try:
+            adapters.check_fits(model, self.adapter)
+        except InputError as fault:
+            raise InputError(f"{self.folder}: {fault}") from None
+        self._check_shapes(model, base)
+
+    def _check_targets(self, layers: Collection[str]) -> None:
+        """Raises InputError unless target_modules means the layers whose tensors are there."""
         meant = self._meant(layers)
         if meant != self.modules:
             odd = sorted(set(meant) ^ set(self.modules))[0]
@@ -84,16 +93,21 @@ class AdapterFolder:
             raise InputError(
                 f"{self.folder / CONFIG}: target_modules {says} {odd}, and {TENSORS} has {has}; copy the folder anew"
             )
-        expected = {name: shape for name, (_, shape) in tensors_of(model, self.adapter).items()}
+
+    def _check_shapes(self, model: Transformer, base: Path) -> None:
+        """Raises InputError unless its tensors are the model's. base: its folder."""
+        path, expected = self.folder / TENSORS, tensors_of(model, self.adapter)
         with TensorFiles(self.folder, [TENSORS]) as files:
-            for name, shape in expected.items():
+            if unknown := sorted(files.tensors.keys() - expected.keys()):
+                raise InputError(f"{path}: has {unknown[0]}, which {base} lacks; give the base that it was trained on")
+            for name, (_, shape) in expected.items():
                 if name not in files.tensors:
-                    raise InputError(f"{self.folder / TENSORS}: lacks {name}; copy the folder anew")
+                    raise InputError(f"{path}: lacks {name}; copy the folder anew")
                 found = files.tensors[name].shape
                 if found != shape:
                     raise InputError(
-                        f"{self.folder / TENSORS}: {name} is {list(found)}, and with {base} and {CONFIG} it is "
-                        f"{list(shape)}; give the base that it was trained on"
+                        f"{path}: {name} is {list(found)}, and with {base} and {CONFIG} it is {list(shape)}; give the "
+                        "base that it was trained on"
                     )
 
     def _meant(self, layers: Mapping[str, Any]) -> tuple[str, ...]:
@@ -139,21 +153,31 @@ def read_adapter(folder: Path) -> AdapterFolder:
         if len(sides) == 1:
             missing = "B" if "A" in sides else "A"
             raise InputError(f"{folder / TENSORS}: lacks {PREFIX}{module}.lora_{missing}.weight; copy the folder anew")
-    if set(whole) != set(raw.get("modules_to_save") or ()):
-        odd = sorted(set(whole) ^ set(raw.get("modules_to_save") or ()))[0]
-        raise InputError(
-            f"{folder}: {odd} is in one of {TENSORS} and modules_to_save of {CONFIG} alone; copy the folder anew"
-        )
+    _check_whole(folder, set(whole), set(raw.get("modules_to_save") or ()))
     return AdapterFolder(folder, raw, tuple(sorted(found)), tuple(sorted(whole)), _held(folder))
+
+
+def _check_whole(folder: Path, found: set[str], named: set[str]) -> None:
+    """Raises InputError unless modules_to_save names what is there whole."""
+    if lacking := sorted(named - found):
+        raise InputError(
+            f"{folder / CONFIG}: modules_to_save names {lacking[0]}, and {TENSORS} lacks it; copy the folder anew"
+        )
+    if unnamed := sorted(found - named):
+        raise InputError(
+            f"{folder / TENSORS}: has {unnamed[0]} whole, which modules_to_save of {CONFIG} does not name (PEFT puts "
+            "it there where a vocabulary was resized); name it there if it has trained, or save the adapter without it "
+            "(save_embedding_layers=False)"
+        )
 
 
 def _parsed(path: Path, name: str) -> tuple[str, str]:
     """(module, "A" or "B"), or (lm_head or embed_tokens, "whole"), of a tensor's name. Raises InputError."""
     if not name.startswith(PREFIX):
         raise InputError(f"{path}: {name} does not begin with {PREFIX}; PEFT would load nothing of it: save it anew")
-    if match := re.fullmatch(r"(.+)\.lora_([AB])\.weight", name.removeprefix(PREFIX)):
+    if match := re.fullmatch(r"(.+)\.lora_(?:embedding_)?([AB])(?:\.weight)?", name.removeprefix(PREFIX)):
         module = match[1]
-        if module.rpartition(".")[2] in adapters.WHOLE:
+        if module.rpartition(".")[2] in adapters.WHOLE or "lora_embedding" in name:
             raise InputError(f"{path}: {name}: adapters of head and embedding are not computed here; train them whole")
         return module, match[2]
     if match := re.fullmatch(r"(?:.+\.)?(lm_head|embed_tokens)\.weight", name.removeprefix(PREFIX)):
