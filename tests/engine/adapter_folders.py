@@ -1,4 +1,4 @@
-"""Adapter folders for the tests, written by hand in PEFT's format, and whole folders of the W + s B A that they mean."""
+"""Adapter folders for the tests, written by hand in PEFT's format, and whole folders of W + s B A."""
 
 import json
 import shutil
