@@ -20,7 +20,7 @@ from engine.config import TrainConfig, check_trackers, world_size
 from engine.distributed import Ranks, free_memory
 from engine.model import ModelConfig, Transformer, name_of
 from engine.optim import Options, describe, largest_share
-from engine.planning import Plan, TokenStatistics, plan_run, refusal, ways
+from engine.planning import NOTHING, Plan, TokenStatistics, adapters_instead, plan_run, refusal, tried, ways
 from engine.run import (
     DAY,
     KEPT_MODEL,
@@ -328,9 +328,14 @@ class TrainingInputs:
         found = self._plan(decided, device, ranks.dtype, free)
         self._check_saving(found)
         if not found.fits:
-            others = ways(self.config, ranks.size) if self._began() is None else []
-            plans = [self._plan(self.config.with_flags(**way), device, ranks.dtype, free) for way in others]
-            raise InputError(refusal(found, list(zip(others, plans, strict=True))))
+            is_new = self._began() is None
+            changes = (ways(self.config, ranks.size), adapters_instead(self.config)) if is_new else ([], [])
+
+            def plan_with(way: dict[str, Any]) -> Plan:
+                return self._plan(self.config.with_flags(**way), device, ranks.dtype, free)
+
+            raise InputError(refusal(found, *(tried(some, plan_with) for some in changes)))
+        ranks.share(found.memory.n_shards)
         return found
 
     def _check_day(self, ranks: Ranks) -> None:
@@ -362,6 +367,7 @@ class TrainingInputs:
             stored=weights.stored_dtypes(self.folder),
             group_share=largest_share(self.policy.trained(), self.options, optimizer=config.optimizer.name),
             other_reference=self.other and self.other.config,
+            worn=NOTHING if self.adapting is None else self.adapting.for_plan(),
         )
 
     def groups(self) -> list[str]:

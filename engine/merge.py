@@ -227,7 +227,7 @@ def kept_of(
     """
     ranks = Ranks.join(dtype=torch.float32, has_adapter=True)  # which wraps nothing
     plain = weights.build(base)
-    adapters.freeze(plain, torch.float32, weights.held_as(config.base_dtype or found.base_dtype, torch.float32))
+    adapters.freeze(plain, torch.float32, adapters.held_as(config.base_dtype or found.base_dtype, torch.float32))
     plain_logps = _logps(plain, base, examples, ranks, config)
     adapted = weights.build_adapted(found, torch.float32, base, config.base_dtype)
     expected = _logps(adapted, found.folder, examples, ranks, config) - plain_logps

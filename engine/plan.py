@@ -1,6 +1,7 @@
 """What a run needs before it starts, and how it is laid out: memory per rank, hours, disk, and the flags that fit.
 
     python -m engine.plan --shape llama3-8b --gpus 1 --gpu-memory 80
+    python -m engine.plan --shape llama3-8b --gpus 1 --gpu-memory 24 --lora-rank 16 --base-dtype nf4
     python -m engine.plan --model DIR --data pairs.jsonl --gpus 8 --gpu-memory 80 --json
     python -m engine.plan --versions
 
@@ -19,9 +20,25 @@ from data.forest import PackingOptions
 from data.rows import Limits, Reading, in_form, open_folder, open_model, read_examples
 from data.text import TemplateSettings
 from engine import weights
-from engine.config import ALIASES, OptimizerName, ReferenceConfig, TrainConfig
+from engine.config import ALIASES, BaseDtype, OptimizerName, TrainConfig, Whole
 from engine.model import ModelConfig, Shape, StoredDtypes, raw_config, read_config
-from engine.planning import Plan, TokenStatistics, cost, flags, memory, plan_run, refusal, size, ways
+from engine.planning import (
+    NOTHING,
+    MemoryInputs,
+    Plan,
+    TokenStatistics,
+    Worn,
+    adapters_instead,
+    cost,
+    flags,
+    memory,
+    plan_run,
+    refusal,
+    size,
+    tried,
+    ways,
+)
+from engine.run import Adapting
 from engine.step import Objective, modes
 from system import InputError, cli, versions
 from system.flags import PathText
@@ -38,7 +55,8 @@ class PlanConfig(TemplateSettings):
     shape: Shape | None = None
     """A known shape instead."""
     reference_model: PathText | None = None
-    """As engine.train's: another reference than --model, whose shape takes other memory and time."""
+    """As engine.train's: another reference than --model, whose shape takes other memory and time; base, or an adapter
+    on the same base, take neither."""
     gpus: int = 1
     """GPUs; 0: this machine's CPU."""
     gpu_memory: float = 80.0
@@ -47,6 +65,16 @@ class PlanConfig(TemplateSettings):
     """Rows, for their number and lengths; needs --model. Unset: the paper's 29,000 pairs of UltraFeedback's lengths."""
     loss: PathText = "apo_zero"
     """As engine.train's: some objectives take more memory and time."""
+    lora_rank: int | None = None
+    """As engine.train's: train an adapter of that rank in the place of all weights."""
+    lora_targets: tuple[str, ...] = ()
+    """As engine.train's: the linear layers that get one. Unset: every one of a block."""
+    train_also: tuple[Whole, ...] = ()
+    """As engine.train's: what trains whole beside the adapter."""
+    adapter: PathText | None = None
+    """As engine.train's: start from this adapter; needs --model."""
+    base_dtype: BaseDtype | None = None
+    """As engine.train's: how the frozen matrices are held."""
     epochs: int | float = 18
     """As engine.train's."""
     batch_size: int = 16
@@ -87,6 +115,8 @@ class PlanConfig(TemplateSettings):
             raise InputError("--model and --shape: give one of the two")
         if self.data and not self.model:
             raise InputError("--data: goes with --model, whose tokenizer counts its tokens")
+        if self.adapter and not self.model:
+            raise InputError("--adapter: goes with --model, its base; name that instead of --shape")
         if self.given and not self.data:
             raise InputError(f"{self.given[0]}: goes with --data, whose rows it renders; leave it out")
         if self.save_dtype == "source" and not self.model:
@@ -107,24 +137,27 @@ def main(argv: Sequence[str]) -> None:
         found = versions.report(engine.__version__)
         print(json.dumps(found, indent=1) if config.json else versions.table(found))
         return
-    reference = None if config.reference_model is None else weights.build(open_folder(config.reference_model)[0]).config
-    known = _what(config, () if reference is None else reference.originals)
     base = TrainConfig(
-        model="", data=("",), out="", epochs=config.epochs, batch_size=config.batch_size, optimizer=config.optimizer,
+        model=config.model or "", data=("",), out="", lora_rank=config.lora_rank, lora_targets=config.lora_targets,
+        train_also=config.train_also, adapter=config.adapter, base_dtype=config.base_dtype,
+        reference_model=config.reference_model,
+        epochs=config.epochs, batch_size=config.batch_size, optimizer=config.optimizer,
         max_grad_norm=config.max_grad_norm, shard_size=config.shard_size, save_dtype=config.save_dtype,
         keep_checkpoints=config.keep_checkpoints, keep_state=config.keep_state, save_every=config.save_every,
         keep_best=config.keep_best, state_every=config.state_every, keep_final_state=config.keep_final_state,
         eval_pairs=int(config.keep_best is not None),
     )  # fmt: skip
+    known = _what(config, base)
     n_ranks = max(1, config.gpus)
-    tried = [(way, _of(config, base, way, known, reference)) for way in ({}, *ways(base, n_ranks))]
-    chosen = next(((way, plan) for way, plan in tried if plan.fits), None)
+    layouts = [(way, _of(config, base, way, known)) for way in ({}, *ways(base, n_ranks))]
+    chosen = next(((way, plan) for way, plan in layouts if plan.fits), None)
     if config.json:
-        print(json.dumps(_facts(config, base, tried, chosen), indent=1))
+        print(json.dumps(_facts(config, base, layouts, chosen), indent=1))
     else:
-        print(_text(config, base, known, tried, chosen))
+        print(_text(config, base, known, layouts, chosen))
     if chosen is None:
-        raise InputError(refusal(tried[0][1], tried[1:]))
+        instead = tried(adapters_instead(base), lambda way: _of(config, base, way, known))
+        raise InputError(refusal(layouts[0][1], layouts[1:], instead))
 
 
 class Known(NamedTuple):
@@ -135,22 +168,34 @@ class Known(NamedTuple):
     """What rows ask for."""
     stored: StoredDtypes
     """The dtypes that the checkpoint is stored in."""
+    reference: ModelConfig | None
+    """The reference's shape, where it is another model."""
+    worn: Worn
+    """What an adapter's run wears."""
 
 
-def _what(config: PlanConfig, originals: tuple[int, ...]) -> Known:
-    """originals: lengths at which the other reference divides sequences (LongRoPE), beside the shape's own."""
+def _what(config: PlanConfig, base: TrainConfig) -> Known:
     n_ranks, objective = max(1, config.gpus), Objective(config.loss)
     if config.shape:
-        shape = read_config(raw_config(config.shape), config.shape)
-        return Known(shape, _of_the_paper(config, objective), StoredDtypes(torch.bfloat16))
-    folder, chat = open_model(str(config.model), config)
-    if weights.is_adapter(folder):
-        raise InputError(f"--model {config.model}: an adapter; name its base there")
-    model = weights.build(folder)
-    weights.check(folder, model)
-    shape, stored = model.config, weights.stored_dtypes(folder)
+        shape, stored = read_config(raw_config(config.shape), config.shape), StoredDtypes(torch.bfloat16)
+        chat, other = None, None if base.reference.is_base else config.reference_model
+        worn = Worn(is_lent=other is None)
+    else:
+        folder, chat = open_model(str(config.model), config)
+        if weights.is_adapter(folder):
+            raise InputError(f"--model {config.model}: an adapter; name its base there")
+        model = weights.build(folder)
+        weights.check(folder, model)
+        adapting = Adapting.of(base, folder)
+        if adapting is not None:
+            adapting.attach(model)
+        shape, stored = model.config, weights.stored_dtypes(folder)
+        worn = NOTHING if adapting is None else adapting.for_plan()
+        other = None if adapting is not None and adapting.is_lent else config.reference_model
+    reference = None if other is None else weights.build(open_folder(other)[0]).config
     if not config.data:
-        return Known(shape, _of_the_paper(config, objective), stored)
+        return Known(shape, _of_the_paper(config, objective), stored, reference, worn)
+    originals = () if reference is None else reference.originals
     rows = read_examples([config.data], chat, Limits(), Reading(), n_ids=shape.vocab_size)
     found = TokenStatistics.of(
         in_form(rows.examples, objective.form, side=objective.side),
@@ -159,7 +204,7 @@ def _what(config: PlanConfig, originals: tuple[int, ...]) -> Known:
         n_ranks,
         is_mismatched=objective.needs_mismatched,
     )
-    return Known(shape, _of_loss(found, objective), stored)
+    return Known(shape, _of_loss(found, objective), stored, reference, worn)
 
 
 def _of_loss(statistics: TokenStatistics, objective: Objective) -> TokenStatistics:
@@ -185,21 +230,20 @@ def _of(
     base: TrainConfig,
     way: dict[str, Any],
     known: Known,
-    reference: ModelConfig | None,
 ) -> Plan:
-    train = base.with_flags(**({"master_weights": "float32"} | way))
+    train = base.with_flags(**({} if base.adapters.is_used else {"master_weights": "float32"}) | way)
     device, dtype = ("cuda", torch.bfloat16) if config.gpus else ("cpu", torch.float32)
     return plan_run(
-        train, known.shape, modes(ReferenceConfig(model=config.reference_model), Objective(config.loss)),
+        train, known.shape, modes(base.reference, Objective(config.loss)),
         known.statistics,
         device=device, dtype=dtype, n_ranks=max(1, config.gpus), budget=int(config.gpu_memory * 1e9),
-        stored=known.stored, other_reference=reference,
+        stored=known.stored, other_reference=known.reference, worn=known.worn,
     )  # fmt: skip
 
 
-def _facts(config: PlanConfig, base: TrainConfig, tried: Sequence[tuple[dict[str, Any], Plan]], chosen: Any) -> Any:
+def _facts(config: PlanConfig, base: TrainConfig, layouts: Sequence[tuple[dict[str, Any], Plan]], chosen: Any) -> Any:
     made: dict[str, Any] = {
-        "layouts": [{"flags": flags(way), "fits": plan.fits, **plan.facts()} for way, plan in tried],
+        "layouts": [{"flags": flags(way), "fits": plan.fits, **plan.facts()} for way, plan in layouts],
         "chosen": None,
     }
     if chosen is not None:
@@ -222,6 +266,7 @@ def _all_flags(way: dict[str, Any], plan: Plan) -> str:
     found += [f"--reference {plan.reference}"]
     found += [f"--micro-tokens {s.micro_tokens}"] if s.micro_tokens != memory.WHOLE_STEP else []
     found += [f"--recompute-blocks {s.n_recomputed}"] if s.n_recomputed else []
+    found += [f"--shard-size {s.n_shards}"] if s.adapted is not None and s.n_ranks > 1 else []
     return " ".join(found)
 
 
@@ -229,21 +274,21 @@ def _text(
     config: PlanConfig,
     base: TrainConfig,
     known: Known,
-    tried: Sequence[tuple[dict[str, Any], Plan]],
+    layouts: Sequence[tuple[dict[str, Any], Plan]],
     chosen: Any,
 ) -> str:
     n_ranks, shape, statistics = max(1, config.gpus), known.shape, known.statistics
-    per_step = base.schedule.batch_size * cost.forward_of_example(shape, statistics)
-    other = tried[0][1].memory.other_reference
-    of_reference = base.schedule.batch_size * cost.forward_of_example(other or shape, statistics)
+    first = layouts[0][1].memory
+    other, batch = first.other_reference, base.schedule.batch_size
+    per_step = batch * cost.training_of_example(first, statistics)[1]
+    of_reference = batch * cost.reference_of_example(first, statistics)
     where = f"{config.gpus} GPU{'s' * (config.gpus > 1)} of {config.gpu_memory:g} GB" if config.gpus else "this CPU"
     lines = [
-        f"{shape.n_parameters / 1e9:.2f} billion parameters on {where}; {statistics.n:,} examples x "
+        f"{shape.n_parameters / 1e9:.2f} billion parameters{_trained(first)} on {where}; {statistics.n:,} examples x "
         f"{base.schedule.epochs} epochs in steps of {base.schedule.batch_size}, {statistics.tokens:,.0f} tokens an "
         f"example, {statistics.longest:,} at most",
         *([] if other is None else [f"{other.n_parameters / 1e9:.2f} billion parameters in --reference-model"]),
-        f"{3 * per_step / 1e12:,.1f} TFLOP a step, {(3 * per_step + of_reference) / 1e12:,.1f} while the reference is "
-        "computed",
+        f"{per_step / 1e12:,.1f} TFLOP a step, {(per_step + of_reference) / 1e12:,.1f} while the reference is computed",
         *(
             []
             if statistics.is_reference_kept and not statistics.is_mismatched
@@ -252,12 +297,12 @@ def _text(
         "",
         "GB a rank, at most:",
     ]
-    names = list(dict.fromkeys(name for _, plan in tried for name in memory.needs(plan.memory)))
+    names = list(dict.fromkeys(name for _, plan in layouts for name in memory.needs(plan.memory)))
     lines += [f"  {'':34} {'total':>7}  " + "  ".join(names)]
-    for way, plan in tried:
+    for way, plan in layouts:
         found = memory.needs(plan.memory)
         cells = "  ".join(f"{found.get(name, 0) / 1e9:{len(name)}.1f}" for name in names)
-        said = flags(way) or "float32 masters, whole"
+        said = flags(way) or (_held(base) if base.adapters.is_used else "float32 masters, whole")
         lines += [f"  {said:34} {sum(found.values()) / 1e9:7.1f}  {cells}  {'fits' if plan.fits else 'too much'}"]
     if chosen is None:
         return "\n".join(lines)
@@ -275,6 +320,14 @@ def _text(
             f"flags: {_all_flags(way, plan)}",
         ]
     )
+
+
+def _trained(s: MemoryInputs) -> str:
+    return "" if s.adapted is None else f" frozen, {s.adapted.n_trained / 1e6:,.1f} million train,"
+
+
+def _held(base: TrainConfig) -> str:
+    return f"the base in {base.adapters.base_dtype or 'the dtype that computes'}"
 
 
 def _count(n: int, what: str) -> str:

@@ -1,7 +1,7 @@
 """What a run is asked for: settings by subject, TRL's names for them, and the host's memory allocator."""
 
 from engine.config import host
-from engine.config.adapters import MOST_RANK, AdapterConfig, BaseDtype, WornConfig
+from engine.config.adapters import MOST_RANK, AdapterConfig, BaseDtype, Whole, WornConfig
 from engine.config.learning import (
     LORA_RATE,
     DataConfig,
@@ -47,6 +47,7 @@ __all__ = [
     "ScheduleConfig",
     "TrainConfig",
     "WatchingConfig",
+    "Whole",
     "WornConfig",
     "check_trackers",
     "host",

@@ -132,8 +132,8 @@ class DistributedConfig:
     """Give a block's gathered weights back after its forward pass and gather them again for the backward pass. auto: on
     a GPU where the memory is needed."""
     shard_size: int | None = None
-    """Ranks that share one copy of the weights; unset: all. The number of GPUs of a node: every node holds a copy, and
-    only gradients cross the network (hybrid sharding)."""
+    """Ranks that share one copy of the weights; unset: all, or of a frozen base as few as have room for it. The number
+    of GPUs of a node: every node holds a copy, and only gradients cross the network (hybrid sharding)."""
     hang_timeout: float = 600.0
     """Seconds that ranks wait for one another before the run ends, naming the one that did not answer."""
 

@@ -68,6 +68,7 @@ class Ranks:
         wraps_alone = not has_adapter and (has_cuda or self.dtype != torch.float32)  # for float32 masters
         self.is_sharded = not splits_masters and (self.size > 1 or wraps_alone)
         self.has_adapter = has_adapter
+        self._reshards = False
         self.heartbeat = Heartbeat(None, self.rank, self.size)
 
     @classmethod
@@ -161,6 +162,11 @@ class Ranks:
         own = dist.PrefixStore(f"attempt {attempt}", store)  # pyright: ignore[reportPrivateImportUsage]  # documented
         dist.init_process_group(backend, store=own, rank=rank, world_size=size, timeout=timeout)
 
+    def share(self, shard_size: int) -> None:
+        """Says how many ranks share one copy of the weights, where that was left open: before models are placed."""
+        assert "mesh" not in self.__dict__ or shard_size == self.shard_size
+        self.shard_size = shard_size
+
     @property
     def is_rank0(self) -> bool:
         """Whether this is rank 0, which writes and speaks."""
@@ -174,9 +180,8 @@ class Ranks:
         if self.is_sharded:
             from engine.distributed import fsdp
 
-            fsdp.shard(
-                fused, self.mesh, self.dtype, reshards=self.device.type == "cuda" if reshards is None else reshards
-            )
+            self._reshards = self.device.type == "cuda" if reshards is None else reshards
+            fsdp.shard(fused, self.mesh, self.dtype, reshards=self._reshards)
         if self.splits_masters:
             fused.policy.to(self.dtype)
         return fused.to_empty(device=self.device)
@@ -291,14 +296,15 @@ class Ranks:
         """Whether the backward pass that comes sums its gradient over ranks: in float32 the last of a step alone does.
 
         The passes before it add up in this rank's memory and keep the weights gathered. In bf16 every pass sums:
-        adding up there would round, but for an adapter, whose gradients are float32.
+        adding up there would round, but for an adapter, whose gradients are float32. Its base is given back where
+        memory is needed.
         """
         if self.size > 1 and (self.dtype == torch.float32 or self.has_adapter):
             from engine.distributed import fsdp
 
             for unit in fsdp.units(fused.policy):
                 unit.set_requires_gradient_sync(is_last, recurse=False)
-                unit.set_reshard_after_backward(is_last, recurse=False)
+                unit.set_reshard_after_backward(is_last or (self.has_adapter and self._reshards), recurse=False)
 
     def reshard(self, model: nn.Module) -> None:
         """After a pass without gradient: gives back the weights that a backward pass would have given back.

@@ -18,7 +18,7 @@ import re
 import zlib
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -117,7 +117,9 @@ class FrozenLinear(nn.Module):
         """W x + bias: x [T, in] -> [T, out], in x's dtype."""
         bias = None if self.bias is None else self.bias.to(x.dtype)
         if self.weight is not None:
-            return linear(x, self.weight.to(x.dtype), bias)
+            if self.weight.dtype != x.dtype:
+                return _CastProduct.apply(x, self.weight, bias)  # pyright: ignore[reportReturnType]
+            return linear(x, self.weight, bias)
         assert self.kind is not None and self.codes is not None and self.scales is not None
         return product(x, self.codes, self.scales, self.kind, self.in_features, bias)
 
@@ -126,6 +128,21 @@ class FrozenLinear(nn.Module):
         y, b = self.base(x), self.lora_B
         a = self._first[0].lora_A if self._first else self.lora_A
         return y if a is None or b is None else _added(y, x, a, b, self.scale)
+
+
+class _CastProduct(torch.autograd.Function):
+    """x W + bias of a frozen W of another dtype: autograd's own would keep what W was cast to."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+        ctx.save_for_backward(weight)
+        return linear(x, weight.to(x.dtype), bias)
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None, None]:
+        (dy,) = gradients  # [T, out]
+        (weight,) = ctx.saved_tensors
+        return dy @ weight.to(dy.dtype), None, None
 
 
 class LentLinear(nn.Module):
@@ -227,6 +244,15 @@ def targets_of(model: Transformer) -> list[str]:
     return sorted(modules) if model.config.names.carried else short_names(layers_of(model), modules)
 
 
+def held_as(base_dtype: str | None, dtype: torch.dtype) -> torch.dtype | Quantisation:
+    """How a frozen matrix is held: as a name says, or in the dtype that computes."""
+    if base_dtype is None:
+        return dtype
+    if base_dtype == "int8" or base_dtype == "nf4":
+        return base_dtype
+    return getattr(torch, base_dtype)
+
+
 def freeze(model: Transformer, dtype: torch.dtype, base: torch.dtype | Quantisation) -> None:
     """Makes a model on the meta device a frozen one. dtype: of compute, and of all but the blocks' matrices, which are
     held as `base` says.
@@ -272,6 +298,12 @@ def check_fits(model: Transformer, adapter: Adapter) -> None:
             f"{adapter.whole[0]}: embedding and head of this model are one tensor (tie_word_embeddings), which both "
             "would move; leave it out"
         )
+
+
+def n_numbers(model: Transformer, adapter: Adapter) -> int:
+    """Numbers of an adapter's A and B on a model: one A for all parts of a matrix."""
+    sizes = [[_size(module) for module in modules] for modules in _parts(model, adapter)]
+    return adapter.rank * sum(found[0][1] + sum(n_out for n_out, _ in found) for found in sizes)
 
 
 def _size(module: nn.Module) -> tuple[int, int]:

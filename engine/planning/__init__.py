@@ -1,18 +1,24 @@
 """What training takes, worked out before it starts: memory, operations, hours, disk, and the layout that fits."""
 
 from engine.planning import cost, memory, plan
+from engine.planning.adapted import Adapted, Worn, asked_adapter
 from engine.planning.cost import DATASHEET, TokenStatistics
 from engine.planning.flops import Documents, capped_flops, forward_flops, kernel_seconds, matmul_peak
 from engine.planning.memory import MemoryInputs, n_moments
-from engine.planning.plan import Mode, Plan, flags, plan_run, refusal, size, ways
+from engine.planning.plan import NOTHING, Mode, Plan, adapters_instead, flags, plan_run, refusal, size, tried, ways
 
 __all__ = [
     "DATASHEET",
+    "NOTHING",
+    "Adapted",
     "Documents",
     "MemoryInputs",
     "Mode",
     "Plan",
     "TokenStatistics",
+    "Worn",
+    "adapters_instead",
+    "asked_adapter",
     "capped_flops",
     "cost",
     "flags",
@@ -25,5 +31,6 @@ __all__ = [
     "plan_run",
     "refusal",
     "size",
+    "tried",
     "ways",
 ]

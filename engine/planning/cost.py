@@ -3,7 +3,7 @@
 # N parameters, T tokens of a forest, R rows that predict
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -11,7 +11,7 @@ import torch
 from data.forest import PackingOptions, n_tokens
 from data.rows import Example
 from engine.model import ModelConfig
-from engine.planning.flops import Documents, capped_flops, counted_flops
+from engine.planning.flops import Documents, capped_flops, counted_flops, training_flops
 from engine.planning.memory import MemoryInputs
 
 DATASHEET = 989e12
@@ -124,26 +124,33 @@ def forward_of_example(shape: ModelConfig, statistics: TokenStatistics) -> float
     return sum(counted_flops(shape, statistics.tokens, statistics.documents, statistics.rows))
 
 
+def training_of_example(s: MemoryInputs, statistics: TokenStatistics) -> tuple[float, float]:
+    """Operations of a mean example: (of a forward pass, of a forward and a backward pass) of what trains."""
+    return training_flops(s.shape, s.adapted, statistics.tokens, statistics.documents, statistics.rows)
+
+
+def reference_of_example(s: MemoryInputs, statistics: TokenStatistics) -> float:
+    """Operations of the reference's forward pass over a mean example."""
+    worn = 0 if s.adapted is None or not s.adapted.is_lent else s.adapted.n_worn
+    return forward_of_example(s.reference_shape, statistics) + 2 * statistics.tokens * worn
+
+
 def run_flops(s: MemoryInputs, statistics: TokenStatistics, epochs: float, *, has_reference: bool) -> float:
-    """Of a whole run: 3 passes' worth for each example and epoch, one for the reference, in every epoch where it is not
-    kept, one for each model's mismatched sequence, and what is done again.
+    """Of a whole run: a forward and a backward pass for each example and epoch, one for the reference, in every epoch
+    where it is not kept, one for each model's mismatched sequence, and what is done again.
     """
     of_reference = min(1, epochs) if statistics.is_reference_kept and not s.moves_reference else epochs
-    passes = 3 * epochs + has_reference * of_reference * _size_of_reference(s, statistics)
-    passes += epochs * statistics.is_mismatched * (1 + _size_of_reference(s, statistics))
-    passes += epochs * s.n_recomputed / s.shape.n_layers + epochs * (statistics.whole_step and s.has_several_passes)
-    again = epochs * _more_heads(s, statistics) * _head_of_example(s.shape, statistics)
-    again += epochs * capped_flops(s.shape, statistics.documents)
-    return statistics.n * (passes * forward_of_example(s.shape, statistics) + again)
+    once, both = training_of_example(s, statistics)
+    theirs = reference_of_example(s, statistics)
+    flops = epochs * both + has_reference * of_reference * theirs
+    flops += epochs * statistics.is_mismatched * (once + theirs)
+    flops += epochs * (s.n_recomputed / s.shape.n_layers + (statistics.whole_step and s.has_several_passes)) * once
+    flops += epochs * _more_heads(s, statistics) * _head_of_example(s.shape, statistics)
+    return statistics.n * (flops + epochs * capped_flops(s.shape, statistics.documents))
 
 
 def _head_of_example(shape: ModelConfig, statistics: TokenStatistics) -> float:
     return counted_flops(shape, statistics.tokens, statistics.documents, statistics.rows)[1]
-
-
-def _size_of_reference(s: MemoryInputs, statistics: TokenStatistics) -> float:
-    """Operations of the reference's forward pass, in the policy's."""
-    return forward_of_example(s.reference_shape, statistics) / forward_of_example(s.shape, statistics)
 
 
 def _more_heads(s: MemoryInputs, statistics: TokenStatistics) -> float:
@@ -158,12 +165,15 @@ def _more_heads(s: MemoryInputs, statistics: TokenStatistics) -> float:
 def step_bytes(s: MemoryInputs, n_passes: int, n_gpus: int) -> tuple[float, float]:
     """Bytes that a GPU's collectives move in a step: (in the node, between nodes).
 
-    Every pass gathers bf16 weights, twice where they are given back in between, and sums gradients in float32.
+    Every pass gathers bf16 weights, twice where they are given back in between, and sums gradients in float32. Of an
+    adapter's run these are few, and codes of a quantised base lie on every rank.
     """
     if n_gpus == 1:
         return 0.0, 0.0
-    n = s.shape.n_parameters
-    moved = n_passes * n * (2 * (2 if s.reshards else 1) + 4.0)
+    n, gathered = s.n_trained, 2 * s.shape.n_parameters
+    if s.adapted is not None:
+        gathered = (s.adapted.frozen_bytes + 4 * n) if s.n_shards > 1 else 0
+    moved = n_passes * (gathered * (2 if s.reshards else 1) + 4.0 * n)
     inside, between = (moved, 0.0) if s.n_shards <= GPUS_PER_NODE else (0.0, moved)
     copies = n_passes * 2 * 4.0 * n / s.n_shards if s.n_shards < n_gpus else 0.0  # they add their gradients up
     return inside, between + copies
@@ -171,12 +181,12 @@ def step_bytes(s: MemoryInputs, n_passes: int, n_gpus: int) -> tuple[float, floa
 
 def step_seconds(s: MemoryInputs, statistics: TokenStatistics, batch_size: int, n_gpus: int) -> tuple[float, float]:
     """(computing, communicating) seconds of a step with the reference cached, if it can be; they overlap at best."""
-    passes = 3 + s.n_recomputed / s.shape.n_layers + statistics.is_mismatched
-    passes += ((statistics.n_distributions == 2) + statistics.is_mismatched) * _size_of_reference(s, statistics)
-    flops = batch_size * forward_of_example(s.shape, statistics) * passes
-    flops += batch_size * _more_heads(s, statistics) * _head_of_example(s.shape, statistics)
-    flops += batch_size * capped_flops(s.shape, statistics.documents)
-    computing = flops / (n_gpus * DATASHEET * REACHED["cuda"]) * (IMBALANCE if n_gpus > 1 else 1.0)
+    once, both = training_of_example(s, statistics)
+    flops = both + once * (s.n_recomputed / s.shape.n_layers + statistics.is_mismatched)
+    flops += ((statistics.n_distributions == 2) + statistics.is_mismatched) * reference_of_example(s, statistics)
+    flops += _more_heads(s, statistics) * _head_of_example(s.shape, statistics)
+    flops += capped_flops(s.shape, statistics.documents)
+    computing = batch_size * flops / (n_gpus * DATASHEET * REACHED["cuda"]) * (IMBALANCE if n_gpus > 1 else 1.0)
     n_passes = max(1, -(-int(batch_size * statistics.tokens / n_gpus) // s.micro_tokens))
     inside, between = step_bytes(s, n_passes, n_gpus)
     return computing, inside / IN_NODE + between / BETWEEN_NODES
@@ -187,6 +197,12 @@ def checkpoint_bytes(shape: ModelConfig, dtype: torch.dtype) -> int:
     return dtype.itemsize * shape.n_parameters
 
 
+def adapter_bytes(s: MemoryInputs) -> int:
+    """An adapter's folder: float32, whatever computes."""
+    return 4 * s.n_trained
+
+
 def state_bytes(s: MemoryInputs) -> int:
-    """What --resume needs, at one time: masters and the optimizer's numbers."""
-    return int(s.shape.n_parameters * (4 + s.square_avg_bytes * s.n_moments))
+    """What --resume needs, at one time: masters and the optimizer's numbers, and a reference that moves."""
+    moved = replace(s, n_shards=1).reference_bytes if s.moves_reference else 0
+    return int(s.n_trained * (4 + s.square_avg_bytes * s.n_moments)) + moved

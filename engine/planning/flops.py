@@ -13,6 +13,7 @@ from torch import Tensor
 
 from data.forest import Forest
 from engine.model import Block, FrozenLinear, ModelConfig, Transformer, Weighing, attention
+from engine.planning.adapted import Adapted
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
@@ -62,19 +63,45 @@ def forward_flops(shape: ModelConfig, forest: Forest) -> tuple[int, int]:
 
 def counted_flops(shape: ModelConfig, n_tokens: float, documents: Documents, n_rows: float) -> tuple[float, float]:
     """The same from numbers alone."""
-    weights = shape.n_matrix_parameters
-    blocks = sum(
-        n * (2 * n_tokens * weights + 4 * documents.seen(window) * shape.n_heads * shape.head_size)
-        for window, n in Counter(layer.window for layer in shape.layers).items()
-    )
-    return blocks, 2 * n_rows * shape.hidden_size * shape.vocab_size
+    products, attention, head = parts_of_flops(shape, n_tokens, documents, n_rows)
+    return products + attention, head
+
+
+def parts_of_flops(
+    shape: ModelConfig, n_tokens: float, documents: Documents, n_rows: float
+) -> tuple[float, float, float]:
+    """The same of the blocks' matrices, of attention and of the head."""
+    products = 2 * n_tokens * shape.n_matrix_parameters * shape.n_layers
+    return products, attention_flops(shape, documents), 2 * n_rows * shape.hidden_size * shape.vocab_size
+
+
+def attention_flops(shape: ModelConfig, documents: Documents) -> float:
+    """Operations of a forward pass's attention, of all layers."""
+    windows = Counter(layer.window for layer in shape.layers)
+    return sum(n * 4 * documents.seen(window) * shape.n_heads * shape.head_size for window, n in windows.items())
+
+
+def training_flops(
+    shape: ModelConfig, adapted: Adapted | None, n_tokens: float, documents: Documents, n_rows: float
+) -> tuple[float, float]:
+    """Operations of (a forward pass, a forward and a backward pass) of what trains.
+
+    A product takes two more of its size in the backward pass, one for the gradient of what it multiplies and one for
+    that of its weight; the latter is not computed of a frozen matrix.
+    """
+    products, attention, head = parts_of_flops(shape, n_tokens, documents, n_rows)
+    if adapted is None:
+        return products + attention + head, 3 * (products + attention + head)
+    low_rank = 2 * n_tokens * adapted.n_multiplied
+    once = products + attention + head + low_rank
+    return once, 2 * products + 3 * (attention + low_rank) + (3 if adapted.trains_head else 2) * head
 
 
 def capped_flops(shape: ModelConfig, documents: Documents) -> float:
     """Operations of attention that a backward pass does again: where scores are capped, nothing is kept of them."""
     if shape.attention_cap is None:
         return 0
-    return sum(4 * documents.seen(layer.window) * shape.n_heads * shape.head_size for layer in shape.layers)
+    return attention_flops(shape, documents)
 
 
 def matmul_peak(dtype: torch.dtype, device: torch.device, size: int = 2048) -> float:

@@ -1,8 +1,9 @@
 """How many bytes a run takes on each rank, and how to cut its passes so that they fit.
 
-    weights, optimizer and gradients       what stays, from the number of parameters
+    weights, optimizer and gradients       what stays, from the number of parameters; with an adapter the frozen base
+                                           as it is held, and float32 of what trains alone
     kept for the backward pass             grows with the tokens of a pass, less with every block that is recomputed
-    head                                   float32 logits of a chunk of rows and the gradient of the weight
+    head                                   float32 logits of a chunk of rows, the gradient of a weight that trains
     passing                                blocks gathered from other ranks, a block's own gradient, the optimizer's own
 
 Pure functions of `MemoryInputs`; docs/scaling.md has the table for larger models. 1 GB is 10^9 bytes.
@@ -20,6 +21,7 @@ import torch
 
 from engine.config import OptimizerName
 from engine.model import BUFFERS, BUFFERS_OF_TWO, CHUNK_BYTES, PIECE_BYTES, ModelConfig
+from engine.planning.adapted import Adapted
 
 ROWS = 0.85  # share of a forest's tokens that predict: the responses', 0.82 on UltraFeedback's lengths
 # Keys that attention gathers, per token: the prompt's are there once for each branch.
@@ -50,6 +52,9 @@ class MemoryInputs:
     """cuda or cpu."""
     dtype: torch.dtype
     """Of compute."""
+    adapted: Adapted | None = None
+    """A frozen base and the adapter that trains; None: all weights train."""
+    n_ranks: int = 1
     n_shards: int = 1
     """Ranks that share one copy of the weights."""
     is_split: bool = False
@@ -90,8 +95,31 @@ class MemoryInputs:
 
     @property
     def is_plain(self) -> bool:
-        """Whether nothing is wrapped: one process on the CPU in float32, or split masters."""
-        return self.is_split or (self.device == "cpu" and self.n_shards == 1 and self.dtype == torch.float32)
+        """Whether nothing is wrapped: one process on the CPU in float32, with an adapter, or split masters."""
+        is_alone = self.n_ranks == 1 and self.n_shards == 1
+        is_wide = self.device == "cpu" and self.dtype == torch.float32
+        return self.is_split or (is_alone and (is_wide or self.adapted is not None))
+
+    @property
+    def n_trained(self) -> int:
+        """Numbers that train."""
+        return self.shape.n_parameters if self.adapted is None else self.adapted.n_trained
+
+    @property
+    def trains_head(self) -> bool:
+        """Whether the head's weight has a gradient."""
+        return self.adapted is None or self.adapted.trains_head
+
+    @property
+    def reference_bytes(self) -> int:
+        """Of a reference beside the policy, on one rank. One that computes with the policy's base has what it wears,
+        whole on every rank, and a copy of what the policy trains whole.
+        """
+        size = self.dtype.itemsize
+        if self.adapted is not None and self.adapted.is_lent:
+            return 4 * self.adapted.n_worn + size * self.adapted.n_whole
+        is_whole = self.moves_reference or (self.is_plain and not self.is_split and self.adapted is None)
+        return (4 if is_whole else size) * self.reference_shape.n_parameters // self.n_shards
 
     @property
     def n_moments(self) -> float:
@@ -112,8 +140,12 @@ def n_moments(optimizer: OptimizerName, shape: ModelConfig) -> float:
 
 
 def kept_bytes(s: MemoryInputs) -> int:
-    """Bytes that one block keeps for its backward pass, per token, by what its operations save."""
+    """Bytes that one block keeps for its backward pass, per token, by what its operations save.
+
+    Of a frozen layer the inputs are kept for its A; where not every layer has an adapter, less than this is.
+    """
     c, size = s.shape, s.dtype.itemsize
+    between = 0 if s.adapted is None else size * s.adapted.n_between // c.n_layers
     heads, kv = c.n_heads * c.head_size, c.n_kv_heads * c.head_size
     attention = 2 * heads + 2 * KEYS * kv  # queries and what attention gives, gathered keys and values
     normed = 0 if c.qk_norm == "none" else heads + kv
@@ -122,20 +154,23 @@ def kept_bytes(s: MemoryInputs) -> int:
         # The stream twice, and what the norms behind are of; on both sides the stream in the middle is made again.
         stream = {"before": 2, "both": 3, "behind": 4}[c.norms] * c.hidden_size
         inside = (1 + c.has_gate) * c.intermediate_size  # gate and up
-        return int(size * (stream + attention + normed + inside) + roots)
+        return int(size * (stream + attention + normed + inside) + roots) + between
     # Twice what the products are of: norms' results, or the stream. Gate, up, act(gate) and the product of the two;
     # without a gate xIELU's square, exponential and difference, what it is of and what it gives, and which are above 0.
     inside = 4 * size * c.intermediate_size if c.has_gate else (5 * size + 1) * c.intermediate_size
     of_norm = 4 + (4 if c.norm_rounds_late else size)  # what it is of, in float32, and what it multiplies
+    if s.adapted is not None:
+        of_norm = 4  # its weight has no gradient
     n_norms = 4 if c.norms == "both" else 2
     norms = of_norm * (n_norms * c.hidden_size + normed)
-    return int(size * (2 * c.hidden_size + attention) + inside + norms + roots)
+    return int(size * (2 * c.hidden_size + attention) + inside + norms + roots) + between
 
 
 def needs(s: MemoryInputs) -> dict[str, int]:
     """Bytes that a rank takes at most, by what takes them; their sum is the peak."""
     moments = [_in_backward(s), _at_its_end(s), _in_step(s)]
     moments += [_in_capped_attention(s)] if s.shape.attention_cap is not None else []
+    moments += [_in_a_product(s)] if s.adapted is not None else []
     if s.other_reference is not None:
         moments.append(_in_its_block(s) if s.holds_reference else _with_reference_alone(s))
     found = max(moments, key=lambda moment: sum(moment.values()))
@@ -145,18 +180,22 @@ def needs(s: MemoryInputs) -> dict[str, int]:
 
 
 def _staying(s: MemoryInputs) -> dict[str, int]:
-    n, size = s.shape.n_parameters // s.n_shards, s.dtype.itemsize
-    is_whole = s.moves_reference or (s.is_plain and not s.is_split)
-    n_of_reference = s.reference_shape.n_parameters // s.n_shards
-    reference = (4 if is_whole else size) * n_of_reference if s.holds_reference else 0
-    carried = s.carried_bytes if s.device == "cpu" else 0  # beside a GPU they stay in the host's memory
-    optimizer = int(s.square_avg_bytes * s.n_moments * n)
-    return {"weights": 4 * n, "optimizer": optimizer, "reference": reference, "carried": carried}
+    a = s.adapted
+    held = 4 * s.shape.n_parameters // s.n_shards if a is None else a.frozen_bytes // s.n_shards + a.code_bytes
+    return {
+        "weights": held,
+        "adapter": 0 if a is None else 4 * a.n_trained // s.n_shards,
+        "optimizer": int(s.square_avg_bytes * s.n_moments * (s.n_trained // s.n_shards)),
+        "reference": s.reference_bytes if s.holds_reference else 0,
+        "carried": s.carried_bytes if s.device == "cpu" else 0,  # beside a GPU they stay in the host's memory
+    }
 
 
 def _gradients(s: MemoryInputs) -> int:
     size = s.dtype.itemsize if s.is_split else 4
-    return size * s.shape.n_parameters // s.n_shards if s.holds_gradients else 0
+    found = size * s.n_trained // s.n_shards if s.holds_gradients else 0
+    adds_up_whole = s.adapted is not None and not s.is_plain and s.has_several_passes  # Ranks.set_gradient_sync
+    return found + (size * s.n_trained if adds_up_whole else 0)
 
 
 def _in_backward(s: MemoryInputs) -> dict[str, int]:
@@ -174,7 +213,7 @@ def _kept(s: MemoryInputs) -> int:
     kept = (c.n_layers - s.n_recomputed) * kept_bytes(s) + s.n_recomputed * size * c.hidden_size
     kept += kept_bytes(s) if s.n_recomputed else 0  # the one that is being recomputed
     kept += int((2 + ROWS) * size * c.hidden_size)  # embedded tokens, the last norm's, its rows
-    return s.pass_tokens * kept
+    return s.pass_tokens * kept + (0 if s.adapted is None else size * s.adapted.n_cast)
 
 
 def _in_capped_attention(s: MemoryInputs) -> dict[str, int]:
@@ -185,6 +224,20 @@ def _in_capped_attention(s: MemoryInputs) -> dict[str, int]:
         "kept for the backward pass": _kept(s),
         "scores": OF_SCORE * s.shape.n_heads * s.most_scores,
         "masks": len({layer.window for layer in s.shape.layers}) * s.pass_tokens * math.isqrt(s.most_scores),
+    }
+
+
+def _in_a_product(s: MemoryInputs) -> dict[str, int]:
+    """While a frozen matrix is there in the dtype that computes, and so is the one before, in the last block at worst.
+
+    A reference on the same base computes its block before the policy's is kept, and takes no more than that one.
+    """
+    assert s.adapted is not None
+    return _staying(s) | {
+        "gradients": _gradients(s) if s.has_several_passes else 0,
+        "gathered": _gathered(s),
+        "kept for the backward pass": _kept(s),
+        "a frozen matrix": 2 * s.dtype.itemsize * s.adapted.largest,
     }
 
 
@@ -213,8 +266,10 @@ def _with_reference_alone(s: MemoryInputs) -> dict[str, int]:
 
 def _at_its_end(s: MemoryInputs) -> dict[str, int]:
     """The embedding's gradient on its way to the others, which are all there."""
-    ends = s.shape.vocab_size * s.shape.hidden_size
-    moving = (s.dtype.itemsize + (0 if s.is_plain else 8)) * ends
+    trains = s.adapted is None or s.adapted.trains_embedding
+    ends = s.shape.vocab_size * s.shape.hidden_size if trains else 0
+    size = s.dtype.itemsize if s.adapted is None else 4  # beside a frozen base it is float32 itself
+    moving = (size + (0 if s.is_plain else 8)) * ends
     return _staying(s) | {"gradients": _gradients(s), "gathered": _gathered(s), "a gradient on its way": moving}
 
 
@@ -222,7 +277,7 @@ def _in_step(s: MemoryInputs) -> dict[str, int]:
     """The optimizer: a number per parameter of its own, where torch's works on all tensors of a group at once; Muon's
     gathers a matrix.
     """
-    own = 0 if s.steps_in_one_pass else int(4 * s.group_share * s.shape.n_parameters) // s.n_shards
+    own = 0 if s.steps_in_one_pass else int(4 * s.group_share * s.n_trained) // s.n_shards
     if s.optimizer == "muon":
         widest = max(s.shape.intermediate_size, s.shape.n_heads * s.shape.head_size)
         own = max(own, ON_ONE_MATRIX * s.shape.hidden_size * widest)
@@ -238,15 +293,16 @@ def _head(s: MemoryInputs, rows: int) -> int:
         return _head_of_distributions(s, rows)
     logits = min(4 * rows * c.vocab_size, CHUNK_BYTES[s.device])
     is_one = logits < CHUNK_BYTES[s.device]
-    weight = c.vocab_size * c.hidden_size
+    weight = c.vocab_size * c.hidden_size if s.trains_head else 0
+    widened = 4 * weight if s.adapted is not None and size < 4 else 0  # the gradient of a float32 head, cast for it
     if c.logit_cap is not None:
         piece = logits if s.device == "cuda" else min(logits, PIECE_BYTES)
         gradient = (size if is_one else 4 + 4 + size) if s.device == "cuda" else 4
-        return 2 * piece + gradient * weight
+        return 2 * piece + gradient * weight + widened
     if s.device == "cpu":
         narrow = 0 if size == 4 else min(logits, PIECE_BYTES) * size // 4
-        return logits + narrow + 4 * weight
-    return logits + logits * size // 4 + (size if is_one else 4 + 4 + size) * weight
+        return logits + narrow + 4 * weight + widened
+    return logits + logits * size // 4 + (size if is_one else 4 + 4 + size) * weight + widened
 
 
 def _head_of_distributions(s: MemoryInputs, rows: int) -> int:
@@ -260,7 +316,7 @@ def _head_of_distributions(s: MemoryInputs, rows: int) -> int:
     piece = CHUNK_BYTES[s.device] // n
     logits = min(4 * rows * c.vocab_size, piece if s.device == "cuda" else min(piece, PIECE_BYTES))
     held = logits * (n if s.device == "cuda" else s.n_distributions) + logits * size // 4
-    gradient = (4 + 4 + size if s.device == "cuda" else 4) * weight
+    gradient = (4 + 4 + size if s.device == "cuda" else 4) * weight if s.trains_head else 0
     return (
         held
         + gradient
@@ -270,20 +326,24 @@ def _head_of_distributions(s: MemoryInputs, rows: int) -> int:
 
 def _gathered(s: MemoryInputs) -> int:
     """Copies of weights to compute with, and a block's gradient while it is summed over ranks."""
-    c, size = s.shape, s.dtype.itemsize
+    c, size, a = s.shape, s.dtype.itemsize, s.adapted
     if s.is_plain:
         return 0
-    _, block = _parts(c)
-    gathered = _copies(s, c) + (2 * size * _parts(s.reference_shape)[1] if s.holds_reference else 0)
-    return gathered + (size + 4) * block
+    gathered = _copies(s, c)
+    if s.holds_reference and not (a is not None and a.is_lent):
+        gathered += 2 * size * _parts(s.reference_shape)[1]
+    return gathered + (4 * a.n_low_rank // c.n_layers if a is not None else (size + 4) * _parts(c)[1])
 
 
 def _copies(s: MemoryInputs, shape: ModelConfig) -> int:
     """What of a model is gathered at once: embedding and head, and the blocks that compute, or all of them."""
     if s.is_plain:
         return 0
+    n_blocks = 2 if s.reshards else shape.n_layers
+    if s.adapted is not None and shape is s.shape:
+        return n_blocks * s.adapted.block_bytes + s.adapted.end_bytes
     ends, block = _parts(shape)
-    return s.dtype.itemsize * ((2 if s.reshards else shape.n_layers) * block + ends)
+    return s.dtype.itemsize * (n_blocks * block + ends)
 
 
 def _parts(shape: ModelConfig) -> tuple[int, int]:

@@ -1,7 +1,9 @@
 """How a run is laid out before it starts: what fits into memory, how long it takes, and the flags that would help."""
 
+import contextlib
 import functools
-from collections.abc import Mapping, Sequence
+import itertools
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -10,13 +12,17 @@ import torch
 from engine.config import TrainConfig
 from engine.model import ModelConfig, StoredDtypes, name_of
 from engine.planning import cost, memory
+from engine.planning.adapted import Adapted, Worn
 from engine.planning.cost import TokenStatistics
 from engine.planning.flops import matmul_peak
 from engine.planning.memory import MemoryInputs
+from system import InputError
 
 Mode = Literal["none", "fused", "precompute"]
 """Where the reference's log-probs come from (engine/step/reference.py)."""
 IN_BFLOAT16 = StoredDtypes(torch.bfloat16)
+NOTHING = Worn()
+QUANTISED: tuple[dict[str, Any], ...] = ({"base_dtype": "int8"}, {"base_dtype": "nf4"})
 # What lets a large model into little memory, what changes the least first.
 WAYS: tuple[dict[str, Any], ...] = (
     {"master_weights": "split"},
@@ -24,6 +30,8 @@ WAYS: tuple[dict[str, Any], ...] = (
     {"master_weights": "split", "max_grad_norm": 0.0},
     {"master_weights": "split", "square_avg": "bfloat16", "max_grad_norm": 0.0},
 )
+ADAPTERS: tuple[dict[str, Any], ...] = tuple({"lora_rank": 16} | held for held in ({}, *QUANTISED))
+"""What else can be done where all weights do not fit."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -63,9 +71,21 @@ class Plan:
 
     @property
     def checkpoint_bytes(self) -> int:
-        """Of one checkpoint folder."""
+        """Of one checkpoint folder: an adapter's has nothing of the base."""
+        if self.memory.adapted is not None:
+            return cost.adapter_bytes(self.memory)
         extra = self.saves_otherwise.extra_bytes if self.saves_otherwise else 0
         return cost.checkpoint_bytes(self.memory.shape, self.saves) + extra + self.carried_bytes
+
+    @property
+    def can_save_narrower(self) -> bool:
+        """Whether --save-dtype can make checkpoint folders smaller."""
+        return self.saves.itemsize > 2 and self.memory.adapted is None
+
+    @property
+    def state_bytes(self) -> int:
+        """Of one state."""
+        return cost.state_bytes(self.memory)
 
     def facts(self) -> dict[str, Any]:
         """What was decided, and the bytes that it is expected to take."""
@@ -77,6 +97,7 @@ class Plan:
             "pass_tokens": s.pass_tokens,
             "recompute_blocks": s.n_recomputed,
             "reshard": s.reshards,
+            **({} if s.adapted is None else {"shard_size": s.n_shards}),
             "compile": s.is_compiled,
             "save_dtype": self.saved_in,
             "bytes": memory.needs(s),
@@ -102,7 +123,7 @@ class Plan:
         """(checkpoints that are kept, states with what is carried from the model's folder beside them)."""
         asked = config.checkpoints
         n_states = asked.keep_final_state if asked.state_every == 0 else asked.keep_state
-        states = n_states * cost.state_bytes(self.memory) + self.carried_bytes  # state/model has them too
+        states = n_states * self.state_bytes + self.carried_bytes  # state/model has them too
         return self.n_folders(config) * self.checkpoint_bytes, states
 
     def n_folders(self, config: TrainConfig) -> int:
@@ -142,37 +163,46 @@ def plan_run(
     stored: StoredDtypes = IN_BFLOAT16,
     group_share: float = 1.0,
     other_reference: ModelConfig | None = None,
+    worn: Worn = NOTHING,
 ) -> Plan:
     """The first layout that fits without computing blocks again, else the first that fits, else the smallest.
 
-    What is preferred: float32 masters that are whole; a reference beside the policy; weights that stay gathered.
-    stored: the dtypes of the checkpoint that the run starts from. group_share, other_reference: see MemoryInputs.
+    What is preferred: float32 masters that are whole; a reference beside the policy; a frozen base on fewer ranks;
+    weights that stay gathered. stored: the dtypes of the checkpoint that the run starts from. group_share,
+    other_reference: see MemoryInputs. worn: what an adapter's run wears. Raises InputError, of a flag, where the shape
+    cannot have the adapter that is asked for.
     """
+    moves = config.reference.update != "none"
+    adapted = Adapted.of(shape, config.adapters, dtype, worn, moves=moves) if config.adapters.is_used else None
     masters: Sequence[bool] = {"auto": (False, True), "float32": (False,), "split": (True,)}[
         config.memory.master_weights
     ]
-    if config.memory.master_weights == "auto" and (n_ranks > 1 or device == "cpu" or not config.can_split):
+    can_split = n_ranks == 1 and device == "cuda" and adapted is None and config.can_split
+    if config.memory.master_weights == "auto" and not can_split:
         masters = (False,)
     reshards: Sequence[bool] = {"auto": (False, True), "yes": (True,), "no": (False,)}[config.distributed.reshard]
     if device == "cpu" and config.distributed.reshard == "auto":
         reshards = (False,)  # there, gathering again costs more than the memory is worth
     fitting: list[Plan] = []
     plan: Plan | None = None
-    layouts: list[tuple[bool, Mode, bool]] = [(a, b, c) for a in masters for b in modes for c in reshards]
-    for is_split, mode, gives_back in layouts:
+    for is_split, mode, n_shards, gives_back in itertools.product(
+        masters, modes, _shard_sizes(config, n_ranks), reshards
+    ):
         inputs = MemoryInputs(
             shape=shape,
             device=device,
             dtype=torch.bfloat16 if is_split else dtype,
-            n_shards=config.distributed.shard_size or n_ranks,
+            adapted=adapted,
+            n_ranks=n_ranks,
+            n_shards=n_shards,
             is_split=is_split,
             square_avg_bytes=2 if is_split and config.memory.square_avg == "bfloat16" else 4,
             optimizer=config.optimizer.name,
             group_share=group_share,
             holds_gradients=not is_split or config.optimizer.max_grad_norm > 0,
             holds_reference=mode == "fused",
-            moves_reference=config.reference.update != "none",
-            other_reference=other_reference,
+            moves_reference=moves,
+            other_reference=None if adapted is not None and worn.is_lent else other_reference,
             reshards=gives_back,
             is_compiled=config.memory.compiles(device),
             n_distributions=statistics.n_distributions,
@@ -193,12 +223,14 @@ def plan_run(
             reference=mode,
             statistics=statistics,
             budget=budget,
-            saves=saved_dtype(asked, inputs.dtype, stored.main),
+            saves=torch.float32 if adapted is not None else saved_dtype(asked, inputs.dtype, stored.main),
             saves_otherwise=stored if asked == "source" and stored.others else None,
         )
         fitting += [plan] if plan.fits else []
+        if plan.fits and not plan.memory.n_recomputed:
+            return plan
     assert plan is not None  # there is one mode at least
-    return next((p for p in fitting if not p.memory.n_recomputed), fitting[0] if fitting else plan)
+    return fitting[0] if fitting else plan
 
 
 def saved_dtype(asked: str, computed: torch.dtype, stored: torch.dtype) -> torch.dtype:
@@ -207,12 +239,47 @@ def saved_dtype(asked: str, computed: torch.dtype, stored: torch.dtype) -> torch
     return named[asked] if asked in named else getattr(torch, asked)
 
 
+def _shard_sizes(config: TrainConfig, n_ranks: int) -> list[int]:
+    """How many ranks may share a copy, what is preferred first: all weights that train lie on all ranks; a pass that
+    gathers a frozen base does so for the sake of few gradients, and it lies whole on every rank where it can.
+    """
+    if config.distributed.shard_size is not None:
+        return [config.distributed.shard_size]
+    return [n for n in range(1, n_ranks + 1) if n_ranks % n == 0] if config.adapters.is_used else [n_ranks]
+
+
 def ways(config: TrainConfig, n_ranks: int) -> list[dict[str, Any]]:
     """Changes of a configuration that may let it fit, what changes the least first."""
+    if config.adapters.is_used:
+        known = [None, *(way["base_dtype"] for way in QUANTISED)]
+        held = config.adapters.base_dtype
+        return list(QUANTISED[known.index(held) if held in known else 0 :])
     if n_ranks > 1 or not config.can_split:
         return []
     flat = config.flat()
     return [way for way in WAYS if any(flat[name] != value for name, value in way.items())]
+
+
+def adapters_instead(config: TrainConfig) -> list[dict[str, Any]]:
+    """Changes that let an adapter train in the place of all weights, where everything else goes with one."""
+    if config.adapters.is_used:
+        return []
+    try:
+        config.with_flags(**ADAPTERS[0])
+    except InputError:
+        return []
+    return list(ADAPTERS)
+
+
+def tried(
+    changes: Sequence[dict[str, Any]], plan_with: Callable[[dict[str, Any]], Plan]
+) -> list[tuple[dict[str, Any], Plan]]:
+    """Changes of a configuration, and what comes of each; without an adapter that the model cannot have."""
+    made = []
+    for way in changes:
+        with contextlib.suppress(InputError):
+            made.append((way, plan_with(way)))
+    return made
 
 
 def flags(way: dict[str, Any]) -> str:
@@ -221,18 +288,31 @@ def flags(way: dict[str, Any]) -> str:
                     f"--{name.replace('_', '-')} {value}" for name, value in way.items())  # fmt: skip
 
 
-def refusal(found: Plan, others: Sequence[tuple[dict[str, Any], Plan]]) -> str:
-    """Why a layout cannot be, and the first change that would let it. others: changes and what comes of them."""
+def refusal(
+    found: Plan,
+    others: Sequence[tuple[dict[str, Any], Plan]],
+    instead: Sequence[tuple[dict[str, Any], Plan]] = (),
+) -> str:
+    """Why a layout cannot be, and the first change that would let it. others: changes and what comes of them. instead:
+    the same of other runs, the first of which that fits is named too.
+    """
     whole, free = sizes_apart(memory.total(found.memory), found.budget)
     needed = f"needs {whole} of memory, and {free} are free"
+    fits = next(((way, plan) for way, plan in instead if plan.fits), None)
+    end = "" if fits is None else f", or train an adapter: {_said(*fits)}"
     for way, plan in others:
         if plan.fits:
-            return f"{needed}; add {flags(way)}: {sizes_apart(memory.total(plan.memory), found.budget)[0]}"
-    least = min((memory.total(plan.memory) for _, plan in others), default=memory.total(found.memory))
-    also = (
-        f" ({sizes_apart(least, found.budget)[0]} with {flags(WAYS[-1])})" if least < memory.total(found.memory) else ""
-    )
-    return f"{needed}{also}; lower --micro-tokens, --max-prompt-tokens and --max-response-tokens, or take more GPUs"
+            return f"{needed}; add {flags(way)}: {sizes_apart(memory.total(plan.memory), found.budget)[0]}{end}"
+    least = min(others, key=lambda other: memory.total(other[1].memory), default=None)
+    if least is not None and memory.total(least[1].memory) < memory.total(found.memory):
+        needed += f" ({sizes_apart(memory.total(least[1].memory), found.budget)[0]} with {flags(least[0])})"
+    again = "" if found.memory.n_recomputed else ", compute blocks again (--recompute-blocks)"
+    lower = "lower --micro-tokens, --max-prompt-tokens and --max-response-tokens"
+    return f"{needed}; {lower}{again}, or take more GPUs{end}"
+
+
+def _said(way: dict[str, Any], plan: Plan) -> str:
+    return f"{flags(way)} ({memory.total(plan.memory) / 1e9:,.1f} GB)"
 
 
 def size(n_bytes: float) -> str:

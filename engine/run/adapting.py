@@ -20,7 +20,8 @@ from data.text import Tokenizer, has_tokenizer
 from engine import weights
 from engine.config import LORA_RATE, MOST_RANK, AdapterConfig, ReferenceConfig, TrainConfig
 from engine.distributed import Ranks
-from engine.model import Adapter, Quantisation, Transformer, adapters
+from engine.model import Quantisation, Transformer, adapters
+from engine.planning import Worn, asked_adapter
 from engine.run.adapter_card import AdapterCard
 from engine.run.folder import check_apart
 from engine.run.metrics_log import say
@@ -80,7 +81,7 @@ class Adapting:
     @property
     def held(self) -> torch.dtype | Quantisation:
         """How the base's matrices are held."""
-        return weights.held_as(self.asked.base_dtype, self.dtype)
+        return adapters.held_as(self.asked.base_dtype, self.dtype)
 
     @property
     def base_dtype(self) -> str:
@@ -111,6 +112,14 @@ class Adapting:
                     "give the base that it was trained on"
                 )
 
+    def for_plan(self) -> Worn:
+        """What policy and reference wear, as a plan asks for it."""
+        return Worn(
+            policy=None if self.start is None else self.start.adapter,
+            reference=None if self.worn is None else self.worn.adapter,
+            is_lent=self.is_lent,
+        )
+
     def attach(self, policy: Transformer) -> None:
         """Freezes a policy on the meta device, and puts the adapter beside it. Raises InputError."""
         adapters.freeze(policy, self.dtype, self.held)
@@ -119,27 +128,9 @@ class Adapting:
             with weights.placed(self.start.folder):
                 adapters.attach(policy, self.start.adapter)
         else:
-            adapters.attach(policy, self._fresh(policy))
+            adapters.attach(policy, asked_adapter(policy, self.asked))
         if self.worn is not None and not self.is_start:
             self.worn.check(policy, self.folder)
-
-    def _fresh(self, policy: Transformer) -> Adapter:
-        assert self.asked.rank is not None
-        try:
-            modules = adapters.select(adapters.layers_of(policy), self.asked.targets)
-        except InputError as fault:
-            ends = {one.rpartition(".")[2] for one in self.asked.targets}
-            mend = "; head and embedding train whole: --train-also" if ends & {*adapters.WHOLE} else ""
-            raise InputError(f"--lora-targets: {fault}{mend}") from None
-        alpha = 2 * self.asked.rank if self.asked.alpha is None else self.asked.alpha
-        made = Adapter(
-            rank=self.asked.rank, alpha=alpha, rslora=self.asked.rslora, modules=modules, whole=self.asked.train_also
-        )
-        try:
-            adapters.check_fits(policy, made)
-        except InputError as fault:
-            raise InputError(f"--{'train-also' if 'tie_word' in str(fault) else 'lora-rank'}: {fault}") from None
-        return made
 
     def fill(self, policy: Transformer, ranks: Ranks) -> None:
         """Reads the base, and what the adapter starts from. Raises InputError."""

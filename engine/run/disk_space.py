@@ -16,16 +16,14 @@ def check(
     plan: Plan,
     steps: Steps,
     *,
-    n_moments: float,
     n_done: int,
     n_checkpoints: int,
 ) -> None:
     """Raises InputError where a checkpoint and the states would not find room on the disk of --out.
 
-    Says so where all that will come would not. folder: the run's. n_moments: numbers that the optimizer keeps of each
-    weight. n_done: steps that are done. n_checkpoints: folders that are there.
+    Says so where all that will come would not. folder: the run's. n_done: steps that are done. n_checkpoints:
+    folders that are there.
     """
-    shape = plan.memory.shape
     checkpoint = plan.checkpoint_bytes
     n_steps, n_epochs = len(steps), -(-len(steps) // steps.per_epoch)
     n_folders = asked.n_folders(n_steps, steps.per_epoch)
@@ -35,12 +33,12 @@ def check(
         n_due = (n_steps - 1) // asked.state_every if asked.state_every else 0
     n_due = max(n_due + asked.keep_final_state, asked.stop_after is not None)
     n_states = min(n_due, 1 if n_done else asked.keep_state + 1)  # a new one is whole before the oldest goes
-    states = int(n_states * shape.n_parameters * 4 * (1 + n_moments))
+    states = n_states * plan.state_bytes
     states += 0 if n_done else plan.carried_bytes  # in state/model, once
     nearest = next(p for p in [folder, *folder.absolute().parents] if p.exists())
     free = shutil.disk_usage(nearest).free
     if free < checkpoint + states:
-        narrower = "write narrower folders (--save-dtype), " if plan.saves.itemsize > 2 else ""
+        narrower = "write narrower folders (--save-dtype), " if plan.can_save_narrower else ""
         raise InputError(
             f"{folder}: {free:,} bytes are free, and a checkpoint and its states take "
             f"{checkpoint + states:,}; make room, {narrower}or keep no states (--state-every 0)"

@@ -31,7 +31,7 @@ import yaml
 from engine.config import TrainConfig
 from engine.distributed import Ranks, grace
 from engine.model import name_of
-from engine.planning import Plan, n_moments
+from engine.planning import Plan
 from engine.run import disk_space
 from engine.run.identity import DAY, compare
 from engine.run.metrics_log import say
@@ -220,7 +220,6 @@ class RunFolder:
                 checkpoints,
                 plan,
                 steps,
-                n_moments=n_moments(self._config.optimizer.name, plan.memory.shape),
                 n_done=n_done,
                 n_checkpoints=len(run_folder.checkpoints_of(self.path)),
             )

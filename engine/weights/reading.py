@@ -22,7 +22,6 @@ from engine.model import (
     FrozenLinear,
     ModelConfig,
     Place,
-    Quantisation,
     StoredDtypes,
     Transformer,
     adapters,
@@ -61,7 +60,7 @@ def build(
         model = Transformer(config).to(dtype)
     model.source = folder
     if base_dtype is not None:
-        adapters.freeze(model, dtype, held_as(base_dtype, dtype))
+        adapters.freeze(model, dtype, adapters.held_as(base_dtype, dtype))
     return model
 
 
@@ -109,22 +108,13 @@ def build_adapted(
         raise InputError(f"{folder}: an adapter, and no base of one; merge it into its own first, and give that folder")
     model = build(folder)
     check(folder, model)
-    adapters.freeze(model, dtype, held_as(base_dtype or found.base_dtype, dtype))
+    adapters.freeze(model, dtype, adapters.held_as(base_dtype or found.base_dtype, dtype))
     found.check(model, folder)
     with placed(found.folder):
         adapters.attach(model, found.adapter)
     model.requires_grad_(False)
     model.worn, model.base_source = found, folder
     return model
-
-
-def held_as(base_dtype: str | None, dtype: torch.dtype) -> torch.dtype | Quantisation:
-    """How a frozen matrix is held: as a name says, or in the dtype that computes."""
-    if base_dtype is None:
-        return dtype
-    if base_dtype == "int8" or base_dtype == "nf4":
-        return base_dtype
-    return getattr(torch, base_dtype)
 
 
 def base_of(found: AdapterFolder) -> Path:

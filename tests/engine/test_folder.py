@@ -14,7 +14,7 @@ import yaml
 from engine.config import TrainConfig
 from engine.distributed import Ranks
 from engine.model import read_config
-from engine.planning import cost, n_moments
+from engine.planning import cost
 from engine.run import RunFolder, check_folder, disk_space, has_split_masters, last_line
 from engine.run.folder import cut_metrics, holds_run
 from system import InputError
@@ -139,7 +139,8 @@ def plan():
     """As much of a plan as a folder asks for."""
     shape = read_config(tiny.raw_config(), "f")
     n_bytes = cost.checkpoint_bytes(shape, torch.bfloat16)
-    sizes = {"checkpoint_bytes": n_bytes, "carried_bytes": 0}
+    sizes = {"checkpoint_bytes": n_bytes, "state_bytes": 8 * shape.n_parameters, "carried_bytes": 0}
+    sizes["can_save_narrower"] = False
     return SimpleNamespace(saves=torch.bfloat16, memory=SimpleNamespace(shape=shape), **sizes)
 
 
@@ -208,12 +209,8 @@ Usage = namedtuple("Usage", "total used free")
 def checked(monkeypatch, out, plan, free, *, n_done=0, n_checkpoints=0, **flags):
     monkeypatch.setattr(shutil, "disk_usage", lambda _: Usage(0, 0, free))
     asked = config(out, **flags)
-    kept = {
-        "n_moments": n_moments(asked.optimizer.name, plan.memory.shape),
-        "n_done": n_done,
-        "n_checkpoints": n_checkpoints,
-    }
-    disk_space.check(Path(asked.out), asked.checkpoints, plan, Steps(), **kept)
+    plan.state_bytes = {"rmsprop": 8, "adamw": 12}[asked.optimizer.name] * plan.memory.shape.n_parameters
+    disk_space.check(Path(asked.out), asked.checkpoints, plan, Steps(), n_done=n_done, n_checkpoints=n_checkpoints)
 
 
 @pytest.mark.parametrize(

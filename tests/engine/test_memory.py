@@ -1,4 +1,6 @@
-"""What is planned for a block, for capped scores and logits, against what autograd saves and what is there."""
+"""What is planned for a block, with an adapter or without, for capped scores and logits, against what autograd saves
+and what is there.
+"""
 
 import weakref
 from dataclasses import replace
@@ -8,10 +10,11 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from data.forest import pack
+from engine.config import AdapterConfig
 from engine.model import FAMILIES as model_families
-from engine.model import Head, Transformer, Weighing, attention, read_config, rotations
+from engine.model import Head, Transformer, Weighing, adapters, attention, read_config, rotations
 from engine.model.logits import Squash
-from engine.planning import MemoryInputs, memory
+from engine.planning import NOTHING, Adapted, MemoryInputs, asked_adapter, memory
 from system import torch_private
 from tests import tiny
 
@@ -58,7 +61,7 @@ def random_model(family, dtype):
 
 def bytes_kept_a_token(model, forest):
     """Of a block, by what autograd saves of it beside the weights, the rotations and the forest."""
-    own = {p.untyped_storage().data_ptr() for p in model.parameters()}
+    own = {p.untyped_storage().data_ptr() for p in [*model.parameters(), *model.buffers()]}
     turned = rotations(model.config.ropes, forest.positions, forest.spans)
     kept = [x for rotation in turned.values() if rotation for x in rotation if x is not None]
     own |= {x.untyped_storage().data_ptr() for x in kept} | {forest.keys.untyped_storage().data_ptr()}
@@ -73,7 +76,7 @@ def bytes_kept_a_token(model, forest):
     def attend(q, k, v, _):
         return Attended.apply(q, attention.gather(k, forest.keys), attention.gather(v, forest.keys))
 
-    x = model.embed(forest.tokens)
+    x = model.embed(forest.tokens).detach().requires_grad_()
     with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
         model.blocks[0](x, turned, attend)
     return sum(size for size, _ in saved.values()) / forest.n_tokens
@@ -86,6 +89,40 @@ def test_what_a_block_keeps_is_what_autograd_saves(monkeypatch, family, dtype):
     monkeypatch.setattr(memory, "KEYS", forest.keys.numel() / forest.n_tokens)
     setting = MemoryInputs(shape=model.config, device="cpu", dtype=dtype)
     assert memory.kept_bytes(setting) == pytest.approx(bytes_kept_a_token(model, forest), rel=0.01)
+
+
+def random_adapted(family, dtype, asked):
+    """(a frozen model with an adapter, what is counted of it)."""
+    plain = random_model(family, dtype)
+    with torch.device("meta"):
+        model = Transformer(plain.config)
+    adapters.freeze(model, dtype, adapters.held_as(asked.base_dtype, dtype))
+    adapters.attach(model, asked_adapter(model, asked))
+    model.to_empty(device="cpu")
+    own = dict(plain.named_parameters())
+    with torch.no_grad():
+        for name, layer in adapters.quantised_layers(model):
+            layer.quantise(own[f"{name}.weight"], 0)
+        for name, parameter in model.named_parameters():
+            parameter.copy_(own[name]) if name in own else torch.nn.init.normal_(parameter, std=0.1)
+    return model, Adapted.of(plain.config, asked, dtype, NOTHING, moves=False)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("held", [None, "float32", "bfloat16", "int8", "nf4"])
+def test_what_an_adapted_block_keeps_is_what_autograd_saves(monkeypatch, family, dtype, held):
+    """However the base is held: a matrix that is made for a product is not kept for the backward pass."""
+    asked = AdapterConfig(rank=6, base_dtype=held)
+    model, counted = random_adapted(family, dtype, asked)
+    forest = pack(tiny.random_examples(LENGTHS))
+    monkeypatch.setattr(memory, "KEYS", forest.keys.numel() / forest.n_tokens)
+    setting = MemoryInputs(shape=model.config, device="cpu", dtype=dtype, adapted=counted)
+    cast = dtype.itemsize * counted.n_cast / forest.n_tokens  # of a pass, not of a token
+    found = bytes_kept_a_token(model, forest)
+    assert memory.kept_bytes(setting) + cast == pytest.approx(found, rel=0.01)
+    model.recompute(1)
+    assert bytes_kept_a_token(model, forest) == dtype.itemsize * model.config.hidden_size  # its input, as ever
 
 
 @pytest.mark.slow
