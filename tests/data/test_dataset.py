@@ -6,7 +6,8 @@ import sys
 
 import pytest
 
-from data.rows.dataset import RowSettings, digest, find_cut, open_model, read_examples
+from data.rows.dataset import RowSettings, digest, find_cut, read_examples
+from data.rows.model_folder import open_model
 from data.text.chat import Chat
 from data.text.tokenizer import Tokenizer
 from system import InputError

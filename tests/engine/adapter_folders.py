@@ -1,4 +1,4 @@
-"""Adapter folders for the tests, written by hand in PEFT's format, and whole folders of W + s B A."""
+"""Adapter folders for the tests, by hand in PEFT's format, and whole folders of the W + s B A that they mean."""
 
 import json
 import shutil

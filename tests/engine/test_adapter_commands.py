@@ -338,27 +338,28 @@ def test_an_adapter_of_a_hubs_base_is_published_without_a_look_at_that(made, tmp
         publish.main([str(folder), "--repo", "org/m", "--dry-run"])
 
 
+def by_torchrun(command, *flags):
+    """A command by two real processes."""
+    start = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2", "-m", command]
+    flags = [*start, *map(str, flags)]
+    done = subprocess.run(flags, env=tiny.environment(), capture_output=True, text=True, timeout=500)
+    assert done.returncode == 0, done.stderr
+
+
 @pytest.mark.slow
-def test_two_processes_score_and_measure_against_an_adapter(made, tmp_path):
-    """By torchrun: engine.score of an adapter on an int8 base, and a run of all weights whose reference it is."""
-    start = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2", "-m"]
-    found = []
-    for i, before in enumerate((start, [sys.executable, "-m"])):
-        out, run = tmp_path / f"logps-{i}.jsonl", tmp_path / f"run-{i}"
-        asked = ["--model", made / "adapter", "--base-dtype", "int8", "--data", made / "pairs.jsonl", "--out", out]
-        trains = ["--model", made / "other", "--reference-model", made / "adapter", "--data", made / "pairs.jsonl"]
-        trains += ["--out", run, "--epochs", "1", "--batch-size", "4", "--lr", "1e-4", "--track", "none"]
-        for command, flags in (("engine.score", asked), ("engine.train", trains)):
-            done = subprocess.run(
-                [*before, command, *map(str, flags)],
-                env=tiny.environment(),
-                capture_output=True,
-                text=True,
-                timeout=300,
-            )
-            assert done.returncode == 0, done.stderr
-        found.append(([json.loads(line) for line in out.read_text().splitlines()], lines(run)))
-    for one, other in zip(found[0][0], found[1][0], strict=True):
-        assert one["logps/chosen"] == pytest.approx(other["logps/chosen"], abs=1e-4)
-    for one, other in zip(found[0][1], found[1][1], strict=True):
-        assert one["logratios/chosen"] == pytest.approx(other["logratios/chosen"], abs=1e-4)
+def test_two_processes_score_an_adapter(made, tmp_path):
+    flags = ["--model", made / "adapter", "--base-dtype", "int8"]
+    expected = scored(tmp_path, made / "pairs.jsonl", *flags)
+    by_torchrun("engine.score", *flags, "--data", made / "pairs.jsonl", "--out", tmp_path / "two.jsonl")
+    found = [json.loads(line) for line in (tmp_path / "two.jsonl").read_text().splitlines()]
+    assert [x["logps/chosen"] for x in found] == pytest.approx(expected[:, 0].tolist(), abs=1e-4)
+
+
+@pytest.mark.slow
+def test_two_processes_train_against_an_adapter(made, tmp_path):
+    expected = whole_run(made, tmp_path, made / "adapter", "one", epochs=1)
+    flags = ["--model", made / "other", "--reference-model", made / "adapter", "--data", made / "pairs.jsonl"]
+    flags += ["--epochs", 1, "--batch-size", 4, "--lr", 1e-4, "--track", "none", "--out", tmp_path / "two"]
+    by_torchrun("engine.train", *flags)
+    for one, two in zip(expected, lines(tmp_path / "two"), strict=True):
+        assert one["logratios/chosen"] == pytest.approx(two["logratios/chosen"], abs=1e-4)

@@ -424,5 +424,7 @@ def test_an_adapter_in_the_folder_is_named(tmp_path):
     (folder / "adapter_config.json").write_text(json.dumps({"base_model_name_or_path": "some/base"}))
     assert "adapter_config.json: an adapter of some/base beside a whole model" in refused(folder)
     (folder / "config.json").unlink()
-    with pytest.raises(InputError, match=r"an adapter, and no config\.json; merge it"):
+    with pytest.raises(
+        InputError, match=r"its base, some/base, is not there .*; put it there, or name it: --model BASE"
+    ):
         plan.main(["--model", str(folder)])

@@ -9,7 +9,7 @@ import sys
 import numpy as np
 import pytest
 
-from data.rows.dataset import open_model
+from data.rows import open_model
 from data.rows.examples import Example
 from data.text import Message
 from engine.config import TrainConfig

@@ -10,7 +10,8 @@ import pytest
 import torch
 
 from data.rows import Example, Limits
-from data.rows.dataset import RowSettings, open_model, read_examples
+from data.rows.dataset import RowSettings, read_examples
+from data.rows.model_folder import open_model
 from engine.config import TrainConfig
 from engine.inputs import TrainingInputs
 from engine.score import score_under
