@@ -13,19 +13,19 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated
 
 import torch
 import tyro
 from torch import Tensor
 
 from data.forest import PackingOptions
-from data.rows import Example, RowSettings, find_model, read_examples
-from data.text import NO_SETTINGS, Chat, Tokenizer, has_tokenizer, stop_ids
+from data.rows import Example, RowSettings, find_model, open_model, read_examples
+from data.text import Chat, stop_ids
 from engine import weights
-from engine.config import Rounding
+from engine.config import BaseDtype, Rounding
 from engine.distributed import Ranks
-from engine.model import FusedForward, ModelConfig, Transformer, adapters, is_narrower, name_of
+from engine.model import FusedForward, ModelConfig, Transformer, is_narrower, name_of
 from engine.run import CARD, front_of
 from engine.step import MicroBatching, score_examples
 from engine.weights import AdapterFolder, Cast
@@ -36,7 +36,13 @@ EXAMPLE = "python -m engine.merge --adapter runs/lora/epoch-03 --out merged"
 DTYPES = ("float32", "bfloat16", "float16")
 OF_AN_ADAPTER = ("adapter_config.json", "adapter_model.safetensors", "engine.json", CARD)
 """Files of an adapter's folder that have no place in a model's; the card has, where it is one of ours."""
-BaseDtype = Literal["float32", "bfloat16", "int8", "nf4"]
+OF_A_CARD = {
+    r"^library_name: .*$": "library_name: transformers",
+    r"^base_model_relation: adapter$": "base_model_relation: finetune",
+    r"^## How to load it\n(?:(?!## ).*\n)*": "",
+    r" The base's weights are not in this folder\.": "",
+}
+"""What an adapter's card says that does not hold for whole weights, and what does."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -107,10 +113,10 @@ def main(argv: Sequence[str]) -> None:
     base = weights.base_of(found) if config.model is None else find_model(config.model)
     shape = weights.build_adapted(found, torch.float32, base, config.base_dtype).config  # faults show here
     weights.check_vocabulary(found, base, shape.vocab_size)
-    chat = _chat_of(found, base, config)
-    examples = [] if config.data is None else _rows(config, shape, chat)
+    chat = _chat_of(found, base)
+    examples = [] if config.data is None else _rows(config, shape, found, base)
     if config.model is not None:
-        say_if_of_another(found, config.model, base)
+        weights.say_if_of_another(found, config.model, base)
     say_how_held(found, base, config.base_dtype)
     survived = weights.merge(
         found,
@@ -119,7 +125,7 @@ def main(argv: Sequence[str]) -> None:
         cast,
         base_dtype=config.base_dtype,
         stop_ids=stop_ids(base, chat),
-        beside=card_of(found, base, cast),
+        beside=_template_of(chat, base) | card_of(found, base, cast),
     )
     if left := not_copied(found, out):
         cli.notify(f"{found.folder}: not copied, because it is no part of a checkpoint: {', '.join(left)}")
@@ -129,20 +135,25 @@ def main(argv: Sequence[str]) -> None:
     print(out)
 
 
-def _chat_of(found: AdapterFolder, base: Path, config: MergeConfig) -> Chat | None:
-    """The chat of the merged model's folder; None where it will have no tokenizer."""
-    settings = NO_SETTINGS if config.data is None else config
-    for folder in (found.folder, base):
-        if has_tokenizer(folder):
-            return Chat(Tokenizer(folder), settings)
-    if settings.given:
-        raise InputError(f"{settings.given[0]}: {base} has no tokenizer, and renders no template; leave it out")
-    return None
+def _chat_of(found: AdapterFolder, base: Path) -> Chat | None:
+    """The chat of the merged model; None where it will have no tokenizer, or no template that can be used."""
+    try:
+        return open_model(str(found.folder), base=base)[1]
+    except InputError:  # nothing is rendered here: it says but which tokens end an answer
+        return None
 
 
-def _rows(config: MergeConfig, shape: ModelConfig, chat: Chat | None) -> list[Example]:
+def _template_of(chat: Chat | None, base: Path) -> dict[str, str]:
+    """The base's chat template, where it counts and the adapter's tokenizer takes the place of the file that has it."""
+    if chat is None or chat.tokenizer.folder == base or not chat.template.location.is_relative_to(base):
+        return {}
+    return {"chat_template.jinja": chat.template.source}
+
+
+def _rows(config: MergeConfig, shape: ModelConfig, found: AdapterFolder, base: Path) -> list[Example]:
     """The rows of --data. Raises InputError."""
     assert config.data is not None
+    _, chat = open_model(str(found.folder), config, base=base)
     rows = read_examples(
         [config.data],
         chat,
@@ -153,14 +164,6 @@ def _rows(config: MergeConfig, shape: ModelConfig, chat: Chat | None) -> list[Ex
     )
     cli.notify(rows.report())
     return rows.examples
-
-
-def say_if_of_another(found: AdapterFolder, model: str, folder: Path) -> None:
-    """Says where an adapter names another base than --model. folder: of that."""
-    base = found.base
-    if base is None or base == model or (Path(base).is_dir() and Path(base).resolve() == folder.resolve()):
-        return
-    cli.notify(f"{found.folder}: names {base} as its base; it is put on {model}")
 
 
 def say_how_held(found: AdapterFolder, base: Path, asked: str | None) -> None:
@@ -183,9 +186,9 @@ def card_of(found: AdapterFolder, base: Path, cast: Cast) -> dict[str, str]:
     path = found.folder / CARD
     if not front_of(path):
         return {}
-    text = re.sub(
-        r"^library_name: .*$", "library_name: transformers", path.read_text(encoding="utf-8"), count=1, flags=re.M
-    )
+    text = path.read_text(encoding="utf-8")
+    for adapters_word, models in OF_A_CARD.items():
+        text = re.sub(adapters_word, models, text, count=1, flags=re.MULTILINE)
     how = "" if cast.dtype == torch.float32 else ", rounded to the nearest"
     how = f", rounded stochastically with seed {cast.seed}" if cast.rounding == "stochastic" else how
     return {
@@ -226,8 +229,7 @@ def kept_of(
     there are none.
     """
     ranks = Ranks.join(dtype=torch.float32, has_adapter=True)  # which wraps nothing
-    plain = weights.build(base)
-    adapters.freeze(plain, torch.float32, adapters.held_as(config.base_dtype or found.base_dtype, torch.float32))
+    plain = weights.build(base, base_dtype=config.base_dtype or found.base_dtype)
     plain_logps = _logps(plain, base, examples, ranks, config)
     adapted = weights.build_adapted(found, torch.float32, base, config.base_dtype)
     expected = _logps(adapted, found.folder, examples, ranks, config) - plain_logps

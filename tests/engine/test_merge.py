@@ -151,7 +151,7 @@ def test_pefts_own_merge_gives_the_same_matrices(family, tmp_path):
 def test_a_run_its_merged_folder_and_its_adapter_have_the_same_log_probs(held, tmp_path, monkeypatch):
     base = write_base(tmp_path / "base")
     rows = tiny.write_rows(tmp_path / "rows.jsonl", id_rows(8))
-    asked = {"loss": "dpo", "lr": 1e-3, "batch_size": 4, "epochs": 2, "rank": 4, "base_dtype": held}
+    asked = {"loss": "dpo", "lr": 1e-3, "batch_size": 4, "epochs": 2, "lora_rank": 4, "base_dtype": held}
     run = train.run(TrainConfig(model=str(base), data=(str(rows),), out=str(tmp_path / "run"), **asked))
     monkeypatch.chdir(tmp_path)
     out = merged(run.checkpoints[-1], tmp_path / "out", "--model", "base")
@@ -159,6 +159,9 @@ def test_a_run_its_merged_folder_and_its_adapter_have_the_same_log_probs(held, t
     found, expected = (logps(weights.load(f), examples) for f in (out, run.checkpoints[-1]))
     torch.testing.assert_close(found, expected, rtol=0, atol=1e-4)
     assert (found - logps(weights.load(base), examples)).abs().max() > 0.1
+    card = (out / "README.md").read_text()
+    assert "library_name: transformers" in card and "**Merged** into base since" in card
+    assert "peft" not in card and "not in this folder" not in card and "How to load it" not in card
 
 
 # --- a base that is held in fewer bits -------------------------------------------------------------------------------
@@ -367,12 +370,38 @@ def test_without_a_tokenizer_of_the_adapter_the_bases_goes_along(tmp_path):
         assert (out / name).read_bytes() == (base / name).read_bytes()
 
 
+def test_a_template_that_only_the_base_has_goes_along_beside_the_adapters_tokenizer(tmp_path):
+    base = tiny.write_model(tmp_path / "base", ["some words to learn merges from"] * 9)
+    adapter = adapter_of_any_base.write(tmp_path / "adapter", base)
+    for name in ("tokenizer.json", "tokenizer_config.json"):
+        shutil.copy(base / name, adapter / name)
+    said = json.loads((base / "tokenizer_config.json").read_text())
+    (base / "tokenizer_config.json").write_text(json.dumps(said | {"chat_template": tiny.TEMPLATE}))
+    out = merged(adapter, tmp_path / "out")
+    assert (out / "chat_template.jinja").read_text() == tiny.TEMPLATE
+
+
+def test_a_tokenizer_needs_no_template_to_be_merged(tmp_path):
+    base = tiny.write_model(tmp_path / "base", ["some words to learn merges from"] * 9)
+    path = base / "tokenizer.json"  # without the control tokens that the built-in template asks for
+    path.write_text(path.read_text().replace("_header_id|>", "_mark|>"))
+    out = merged(adapter_of_any_base.write(tmp_path / "adapter", base), tmp_path / "out")
+    assert (out / "tokenizer.json").read_bytes() == path.read_bytes()
+    assert not list(out.glob("*.jinja"))
+    assert json.loads((out / "generation_config.json").read_text())["eos_token_id"] == 396  # config.json's
+
+
 def test_a_runs_card_says_that_it_was_merged(tmp_path):
     base = write_base(tmp_path / "base")
     adapter = adapter_of_any_base.write(tmp_path / "adapter", base)
-    card = "---\nlibrary_name: peft\ntags:\n- anchored-preference-optimization\n---\n\n# mine\n"
-    (adapter / "README.md").write_text(card)
+    front = "---\nlibrary_name: peft\nbase_model_relation: adapter\ntags:\n- anchored-preference-optimization\n---\n"
+    (adapter / "README.md").write_text(
+        f"{front}\n# mine\n\n## How to load it\n\nWith peft\n\n## Trained from\n\n- it\n"
+    )
     out = merged(adapter, tmp_path / "out", "--dtype", "bfloat16", "--seed", 3)
     text = (out / "README.md").read_text()
-    assert text.startswith(card.replace("peft", "transformers")) and "written in bfloat16" in text
+    front = front.replace("peft", "transformers").replace(": adapter", ": finetune")
+    assert (
+        text.startswith(f"{front}\n# mine\n\n## Trained from\n\n- it\n\n**Merged**") and "written in bfloat16" in text
+    )
     assert "**Merged** into base since" in text and "stochastically with seed 3" in text

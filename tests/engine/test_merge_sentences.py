@@ -5,6 +5,7 @@ import re
 import shutil
 import subprocess
 import sys
+from typing import Any
 
 import pytest
 import torch
@@ -16,7 +17,7 @@ from tests import tiny
 from tests.engine import adapter_of_any_base
 from tests.rows import id_rows
 
-SIZES = {"num_hidden_layers": 1, "hidden_size": 16, "intermediate_size": 24}
+SIZES: dict[str, Any] = {"num_hidden_layers": 1, "hidden_size": 16, "intermediate_size": 24}
 
 
 @pytest.fixture
