@@ -320,7 +320,7 @@ def test_an_adapter_is_no_model_and_a_model_with_one_in_it_is_neither(place, tmp
     mixed = shutil.copytree(place / "model", tmp_path / "mixed")
     for path in (place / "good").iterdir():
         shutil.copy(path, mixed)
-    found = refused(tmp_path, tmp_path / "out", "--lora-rank", "2", "--data", str(place / "rows.jsonl"), model="mixed")
+    found = refused(place, tmp_path / "out", "--lora-rank", "2", model=str(mixed))
     assert found.startswith(f"{mixed}/adapter_config.json: an adapter of ") and "beside a whole model" in found
 
 
@@ -373,7 +373,8 @@ def test_a_rank_that_is_not_served_is_said(tmp_path, capsys, monkeypatch, place)
     assert "rank 2: vLLM serves adapters of rank 1 at most" in trained(place, tmp_path, capsys, "--lora-rank", "2")
 
 
-def test_a_start_far_from_its_reference_is_said(place, tmp_path, capsys):
+def test_a_start_far_from_its_reference_is_said(place, tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(adapting, "FAR", 0.5)  # responses are a word long
     adapter = shutil.copytree(place / "good", tmp_path / "adapter")
     holds(put={f"{PREFIX}{i}.mlp.down_proj.lora_B.weight": torch.full((32, 2), 5.0 * (-1) ** i) for i in range(3)})(
         adapter

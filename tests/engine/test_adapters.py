@@ -7,6 +7,7 @@ import torch
 
 from data.forest import pack
 from engine.model import Adapter, FusedForward, Transformer, adapters
+from engine.weights.adapter_config import written
 from system import InputError
 from tests import tiny
 from tests.engine.adapted import adapted, multiplied_out
@@ -187,3 +188,13 @@ def test_a_fresh_a_is_uniform_by_its_columns_and_drawn_by_name_and_seed():
     for name, seed in (("blocks.0.attention.q.lora_A", 1), ("blocks.1.attention.q.lora_A", 0)):
         assert not torch.equal(found, adapters.initial(name, (64, 400), seed))
     assert not adapters.initial("blocks.0.attention.q.lora_B", (64, 4), seed=0).any()
+
+
+@pytest.mark.parametrize(
+    ("base", "expected"),
+    [("org/m", ("org/m", None)), ("org/m@v1", ("org/m", "v1")), ("/at/m@home", ("/at/m@home", None))],
+)
+def test_a_bases_revision_stands_where_peft_reads_it(base, expected):
+    """PEFT knows no NAME@REVISION."""
+    made = written(Adapter(rank=2, alpha=4, modules=("q_proj",)), ["q_proj"], base)
+    assert (made["base_model_name_or_path"], made["revision"]) == expected
