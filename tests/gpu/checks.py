@@ -8,6 +8,9 @@ families-compiled  the same with compiled blocks, of families that have most opt
 families-speed     windows and caps against the plain kernel call, in time
 tests              the fast tests, which run on the CPU, under this machine's torch and Python
 trajectories       the miniature, 200 steps in bfloat16 here against float32 on the CPU
+lora               adapters: quantised products compiled, a start at exactly 0, a run of one process that wraps nothing
+lora-8b            Llama-3-8B's shape with an adapter: int8 and nf4 inside 16 GB, bf16 inside 24 GB
+lora-70b           Llama-3-70B's shape with an adapter, nf4 inside 80 GB
 one-card           Llama-3-8B whole, random weights, full parameters: real steps inside 80 GB
 sharded            Llama-3-8B's shape with few layers, float32 masters whole, against TRL where it is installed
 split              the same with split masters
@@ -35,6 +38,7 @@ from engine.planning.cost import DATASHEET
 from examples.miniature import model, score
 from system import InputError, cli
 from system.flags import PathText
+from tests.gpu import lora
 from tests.gpu.slices import Clock, Item, Machine, Row, SliceConfig, commit_of, listing, work
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -43,6 +47,10 @@ TRAINING = ["--optimizer", "adamw", "--lr", "1e-3", "--warmup-steps", "10", "--b
             "--epochs", "6", "--max-steps", "200", "--state-every", "0"]  # fmt: skip
 SPLIT = ["--master-weights", "split", "--square-avg", "bfloat16"]
 ON_KERNELS, ON_FAMILIES = "tests/gpu/test_cuda.py", "tests/gpu/test_families_gpu.py"
+ON_LORA = "tests/gpu/test_lora_gpu.py"
+ON_8B = [("llama3-8b", "nf4", 16.0, []), ("llama3-8b", "int8", 16.0, []), ("llama3-8b", "bfloat16", 24.0, [])]
+ON_70B = [("llama3-70b", "nf4", 80.0, ["--pairs", "1", "--steps", "1"])]
+"""Shape, how its matrices are held, and the card's GB (docs/lora.md); more flags of tests/gpu/lora.py."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -88,6 +96,11 @@ def items_of(config: ChecksConfig, beside: "Beside", scratch: Path) -> list[Item
         of_tests("families-speed", 30, "windows and caps against the plain kernel, in time", ON_FAMILIES,
                  "-k", "speed"),
         of_tests("kernels", 150, "kernels against float32 and float64; runs resumed", ON_KERNELS),
+        of_tests("lora", 150, "adapters: compiled products, a start at 0, one process", ON_LORA),
+        Item("lora-8b", 200, "an adapter on an 8B: int8 and nf4 in 16 GB, bf16 in 24",
+             lambda clock: adapter_in(config, clock, *ON_8B)),
+        Item("lora-70b", 120, "an adapter on a 70B in nf4 inside 80 GB",
+             lambda clock: adapter_in(config, clock, *ON_70B)),
         Item("one-card", 150, "Llama-3-8B whole inside 80 GB", lambda clock: one_card(config, clock)),
         Item("sharded", 220, "float32 masters whole, eight layers, against TRL", lambda clock: sharded(config, clock)),
         Item("split", 90, "the same with split masters", lambda clock: split(config, clock)),
@@ -215,6 +228,22 @@ def trajectories(config: ChecksConfig, clock: Clock, beside: Beside, scratch: Pa
     (low, high), (least, most) = (end.interval for end in ends)
     said = ", ".join(f"{end.exact:.1%} ({end.interval[0]:.1%} to {end.interval[1]:.1%})" for end in ends)
     return [*rows, Row("right answers at the end, GPU and CPU", said, "intervals meet", low <= most and least <= high)]
+
+
+def adapter_in(config: ChecksConfig, clock: Clock, *cases: tuple[str, str, float, list[str]]) -> list[Row]:
+    """An adapter on a base of random weights, in a card's memory: each case in a process of its own."""
+    rows = []
+    for shape, held, gpu_memory, more in cases:
+        name = f"{shape}, {held}, {gpu_memory:g} GB"
+        out = Path(config.logs) / f"lora-{shape}-{held}.json"
+        out.unlink(missing_ok=True)
+        flags = ["--shape", shape, "--base-dtype", held, "--gpu-memory", str(gpu_memory), "--out", str(out), *more]
+        try:
+            _run(out.with_suffix(".txt"), ["-m", "tests.gpu.lora", *flags], limit=clock.left(200))
+            rows += lora.rows_of(name, gpu_memory, json.loads(out.read_text()))
+        except (ValueError, OSError, subprocess.TimeoutExpired) as fault:  # the others have their turn
+            rows.append(Row(name, f"failed: {str(fault)[-300:]}", "", False))
+    return rows
 
 
 def one_card(config: ChecksConfig, clock: Clock) -> list[Row]:

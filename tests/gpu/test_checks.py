@@ -203,8 +203,8 @@ def test_every_item_has_a_name_and_fits_into_a_slice(capsys):
     checks.main(["--list"])
     items = [line.split(maxsplit=3) for line in capsys.readouterr().out.splitlines()]
     assert [name for name, *_ in items] == [
-        "families", "families-compiled", "families-speed", "kernels", "one-card", "sharded", "split", "trajectories",
-        "tests",
+        "families", "families-compiled", "families-speed", "kernels", "lora", "lora-8b", "lora-70b", "one-card",
+        "sharded", "split", "trajectories", "tests",
     ]  # fmt: skip
     assert all(f"\n{name} " in (checks.__doc__ or "") for name, *_ in items)
     assert all(0 < float(seconds) < 230 and unit == "s" for _, seconds, unit, _ in items)
@@ -224,6 +224,16 @@ def test_what_pytest_says_becomes_rows():
     ]  # fmt: skip
     for last in ("1 failed, 3 passed in 5s", "2 skipped in 1s", "1 passed, 2 skipped in 1s", "1 error in 1s", "killed"):
         assert checks.rows_of("tests/x.py", last)[0].holds is False, last
+
+
+def test_an_adapters_case_that_fails_is_a_row_and_the_next_has_its_turn(tmp_path):
+    config = checks.ChecksConfig(logs=str(tmp_path))
+    few = ["--layers", "1", "--pairs", "1", "--steps", "1"]
+    cases = [("tiny", "no-such-dtype", 16.0, few), ("tiny", "int8", 16.0, few)]
+    failed, *rows = checks.adapter_in(config, slices.Clock(None), *cases)
+    assert failed.check == "tiny, no-such-dtype, 16 GB" and failed.holds is False and "base-dtype" in failed.figure
+    found = {row.check.removeprefix("tiny, int8, 16 GB: "): row.holds for row in rows}
+    assert found["rewards of step 1"] and found["gradient norm of step 1"] and found["peak memory"]
 
 
 def test_a_command_that_outlasts_its_slice_leaves_nothing_behind(tmp_path):
