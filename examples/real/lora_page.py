@@ -115,7 +115,7 @@ def comparison(found: Sequence[Record]) -> Table:
         rows.append(tuple(cells))
     header = ("", "seeds", "rules kept, T 0.7, %", "greedy, %", "kept and not repeating, T 0.7, %",
               "ordinary answers, nats a token", "minutes", "GB")  # fmt: skip
-    return Table("search", "Each at its best rate", header, rows, 1, [_about(found)])
+    return Table("search", "Each at its best rate", header, rows, 1, [*_difference(found), _about(found)])
 
 
 def rates(found: Sequence[Record]) -> Table:
@@ -131,6 +131,21 @@ def rates(found: Sequence[Record]) -> Table:
     n = next((share(r, "sampled", "kept").n for r in found if r["group"] == "development"), 0)
     note = f"One seed, {n} tasks on development topics; shares with 95 % intervals (Wilson)."
     return Table("rates", "The rates that were tried", header, rows, 2, [note])
+
+
+def _difference(found: Sequence[Record]) -> list[str]:
+    """What an adapter keeps more than all parameters, seed by seed, where both have been measured with several."""
+    kept: dict[str, dict[int, float]] = {"all": {}, "lora": {}}
+    for r in found:
+        if r["way"] in kept and r["group"] == "test":
+            kept[r["way"]][r["seed"]] = 100 * share(r, "sampled", "kept").value
+    more = [kept["lora"][seed] - kept["all"][seed] for seed in sorted(kept["all"].keys() & kept["lora"].keys())]
+    if len(more) < 2:
+        return []
+    seeds = ", ".join(f"{value:+.1f}" for value in more)
+    return [
+        f"Rules kept at T 0.7, LoRA less all parameters, seed by seed: {seeds} points, {_spread(more, 1, sign=True)}."
+    ]
 
 
 def _about(found: Sequence[Record]) -> str:

@@ -1,6 +1,7 @@
 """LoRA on the real model: what the demo, the search and the page work out, and the whole search on a tiny model."""
 
 import json
+import shutil
 import subprocess
 
 import pytest
@@ -11,7 +12,7 @@ from engine import weights
 from engine.model import Transformer, adapters
 from examples.miniature import tune
 from examples.real import demo, lora_bases, lora_demo, lora_memory, lora_page, lora_search, task
-from system import InputError
+from system import InputError, RunError
 from system.errors import Stopped
 from tests import tiny
 from tests.pages import ROOT
@@ -52,6 +53,8 @@ def test_the_comparison_is_of_the_tests_topics_over_seeds():
     assert before[1:] == ("", "20.0", "20.0", "18.0", "", "", "")
     assert whole[1:] == ("3", "62.0 ± 1.0", "62.0 ± 1.0", "55.0 ± 0.0", "-0.100 ± 0.000", "1.0 ± 0.0", "1.00 ± 0.00")
     assert lora[1:5] == ("3", "74.0 ± 2.0", "74.0 ± 2.0", "66.0 ± 0.0") and lora[6:] == ("0.7 ± 0.0", "0.60 ± 0.00")
+    assert "seed by seed: +11.0, +12.0, +13.0 points, +12.0 ± 1.0." in compared.notes[0]
+    assert len(lora_page.comparison([r for r in searched() if r["seed"] in (None, 1)]).notes) == 1  # one says nothing
     taken = [row[:2] for row in rates.rows if "taken" in row[1]]
     assert len(rates.rows) == 6 and taken == [("all parameters", "1e-05, taken"), ("LoRA", "0.0003, taken")]
     assert rates.rows[0][2].startswith("90.0 % (82.6 to ")  # Wilson, of 100
@@ -216,6 +219,30 @@ def test_the_search_goes_on_where_records_end_and_trains_nothing_twice(small, ca
     gone.write_text(json.dumps(json.loads(gone.read_text()) | {"n_pairs": 7}))
     with pytest.raises(InputError, match=r"seed-1.json: was measured with n_pairs 7, not \d+; remove it"):
         lora_search.main(asked)
+
+
+@pytest.mark.slow
+def test_the_demo_times_both_ways_in_turn_trains_and_keeps_a_record(small, capsys, tmp_path, monkeypatch):
+    """A random model learns nothing in eight steps, which the demo says, when all else is there."""
+    out = tmp_path / "out"
+    monkeypatch.setattr(lora_demo.checkpoint, "fetch", lambda folder: tmp_path / "m")
+    monkeypatch.setattr(
+        demo, "make_pairs", lambda base, root, name: shutil.copy(tmp_path / "pairs.jsonl", root / f"{name}.jsonl")
+    )
+    monkeypatch.setattr(lora_demo, "ADAPTER", {"lora_rank": 4, "lr": 1e-4})
+    monkeypatch.setattr(lora_demo, "N_TIMED", 16)
+    monkeypatch.setattr(lora_demo, "ROUNDS", 1)
+    with pytest.raises(RunError, match="did not improve on the base"):
+        lora_demo.main(["--out", str(out)])
+    (path,) = out.glob("run-*/lora.json")
+    record = json.loads(path.read_text())
+    layers = [m for m in weights.load(tmp_path / "m").blocks.modules() if isinstance(m, torch.nn.Linear)]
+    assert record["n_trained"] == 4 * sum(m.in_features + m.out_features for m in layers)
+    assert all(ratio > 1 for ratio in record["by_operations"])
+    assert [len(rounds) for rounds in record["rounds"].values()] == [1, 1]
+    assert all(min(*r["seconds"], r["peak_bytes"], r["expected_bytes"]) > 0 for (r,) in record["rounds"].values())
+    assert "Real model, adapter of rank 4" in capsys.readouterr().out
+    assert (out / path.parent.name / "lora/epoch-02/adapter_config.json").exists()
 
 
 def test_the_door_says_that_lora_goes_with_the_real_model():
