@@ -48,7 +48,7 @@ def train(out: Path, flags: Mapping[str, Any]) -> Spent:
     run is finished. Raises RunError with the last words of a run that fails, Stopped where a signal ended it.
     """
     job = out.with_name(f"{out.name}.json")
-    known = json.loads(job.read_text()) if job.exists() else {}
+    known = json.loads(job.read_text()) if job.exists() and out.exists() else {}  # a run that was removed is gone
     if not known.get("is_finished"):
         out.parent.mkdir(parents=True, exist_ok=True)
         files.write_json(job, known | {"flags": {**flags, "out": str(out)}})

@@ -91,6 +91,11 @@ class Group:
             for how in self._ways
         }
 
+    def forget(self, model: str) -> None:
+        """Removes answers of a model that is trained anew."""
+        for how in self._ways:
+            (self._answers / f"{model}-{how}.jsonl").unlink(missing_ok=True)
+
     def likelihoods(self, folder: Path) -> np.ndarray:
         """Nats per token of the ordinary answers under a model, [n]."""
         return measure.log_likelihood(folder, self._ordinary)
@@ -145,9 +150,11 @@ class Search:
                 "model": str(self._base), "data": [str(self._pairs)], "loss": demo.OBJECTIVES[0], "lr": rate,
                 "seed": seed, "keep_checkpoints": 1, "track": ["none"],
             }  # fmt: skip
+            found = self._groups[group]
+            if not out.exists():
+                found.forget(name)
             spent = apart.train(out, flags)
             self._rate = max(0.5, sum(spent.seconds) / SECONDS["run"])
-            found = self._groups[group]
             folder = sorted(out.glob("epoch-*"))[-1]
             change = found.likelihoods(folder) - self._before[group]
             record = self._about | {

@@ -141,10 +141,8 @@ def test_a_quantised_base_is_measured_against_the_same_weights_held_whole(tmp_pa
     dense = Transformer(plain.config)
     dense.load_state_dict(plain.state_dict())
     with torch.no_grad():
-        for name, parameter in dense.named_parameters():
-            stem = name.removesuffix(".weight")
-            if stem in dict(adapters.quantised_layers(held)):
-                parameter.copy_(held.get_submodule(stem).matrix())
+        for name, layer in adapters.quantised_layers(held):
+            dense.get_parameter(f"{name}.weight").copy_(layer.matrix())
     weights.save(dense, tmp_path / "dense", dtype=torch.float32)
     both = [AutoModelForCausalLM.from_pretrained(tmp_path / name, dtype=torch.float32) for name in ("m", "dense")]
     kl, change, n = 0.0, [], 0
