@@ -9,13 +9,14 @@ from typing import get_args
 
 import pytest
 import torch
+from torch.utils.flop_counter import FlopCounterMode
 
 from data.forest import PackingOptions, pack
 from engine import weights
 from engine.bench import bench, measure
 from engine.bench.bench import write_model
-from engine.model import SHAPES, FusedForward, Shape, Transformer, adapters, raw_config, read_config
-from engine.planning.flops import forward_flops
+from engine.model import SHAPES, FrozenLinear, FusedForward, Shape, Transformer, adapters, raw_config, read_config
+from engine.planning.flops import Documents, forward_flops
 from system import InputError
 from tests import tiny
 from tests.engine.adapted import adapted
@@ -134,6 +135,22 @@ def test_what_a_step_executes_of_an_adapter_is_two_products_of_a_frozen_matrix_a
     assert measure._executed(fused, forest, True, False, 0) == expected + frozen + attention + own
     _, model = adapted(rank=4, whole=("lm_head",))
     assert measure._executed(FusedForward(model), forest, True, False, 0) == expected + head
+
+
+@pytest.mark.parametrize("held", [torch.float64, "int8"], ids=str)
+def test_no_product_of_an_adapters_step_is_for_nothing(held):
+    """Counted by torch: of frozen matrices and the head no gradient is made, and none of what is embedded."""
+    _, model = adapted(held=held)
+    forest = pack(tiny.random_examples([(5, 4, 3), (3, 6, 2)]))
+    with FlopCounterMode(display=False) as counter:
+        FusedForward(model)(forest, with_reference=False).logps.sum().backward()
+    aten = torch.ops.aten
+    found = {name: n for name, n in counter.get_flop_counts()["Global"].items() if name in (aten.mm, aten.addmm)}
+    c, whole = model.config, measure.passes_of(model, forest)
+    attention = c.n_layers * 4 * Documents.of(forest).seen(None) * c.n_heads * c.head_size
+    first = [m for m in model.blocks[0].attention.modules() if isinstance(m, FrozenLinear)][:3]  # q, k and v
+    unasked = 2 * forest.n_tokens * sum(m.in_features * (m.out_features + 4) for m in first)
+    assert sum(found.values()) == whole.forward + whole.backward - 3 * attention - unasked
 
 
 def test_every_second_belongs_to_one_part(monkeypatch):
