@@ -225,7 +225,7 @@ def measure(case: Case) -> dict[str, Any]:
         budget=int(min(free_memory(), limit or float("inf"))),
     )
     s, start = plan.memory, time.perf_counter()
-    held = _held(case.base_dtype, ranks.dtype)
+    held = adapters.held_as(case.base_dtype, ranks.dtype)
     fused = random_model(shape, ranks, held, n_recomputed=s.n_recomputed, is_compiled=s.is_compiled)
     batch = Batch(examples)
     batch.pack(ranks, MicroBatching(micro_tokens=s.micro_tokens))
@@ -249,12 +249,6 @@ def measure(case: Case) -> dict[str, Any]:
         "fits": plan.fits,
         "pairs": case.pairs,
     }
-
-
-def _held(base_dtype: BaseDtype | None, dtype: torch.dtype) -> torch.dtype | Quantisation:
-    if base_dtype is None:
-        return dtype
-    return base_dtype if base_dtype == "int8" or base_dtype == "nf4" else getattr(torch, base_dtype)
 
 
 def rows_of(name: str, gpu_memory: float, found: dict[str, Any]) -> list[Row]:
