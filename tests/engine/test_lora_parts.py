@@ -1,5 +1,8 @@
 """Adapters in blocks that are not Llama's: parts of a fused matrix, layers that differ, models that see, sampling."""
 
+import functools
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -19,6 +22,8 @@ from tests import tiny
 from tests.engine import folders
 from tests.engine.adapted import beside, logits_of, multiplied_out
 from tests.engine.variants import model_of
+from tests.metrics import lines
+from tests.rows import id_rows
 
 # Layers that turn otherwise or not at all, fused matrices, no gate, norms behind, factors, biases, a wrapper.
 VARIANTS = [
@@ -107,11 +112,11 @@ def test_the_gradient_of_a_shared_a_is_the_fused_matrixs(names):
         torch.testing.assert_close(p.grad, expected, rtol=0, atol=1e-11)
 
 
-def saved(folder: Path, raw: dict, targets=(), **changes) -> tuple[Path, Path]:
+def saved(folder: Path, raw: dict, targets=(), rank=4, **changes) -> tuple[Path, Path]:
     """Folders of a tiny base and of an adapter beside it, whose config has some changes."""
     base = folders.write(folder / "base", raw)
     plain = weights.load(base, torch.float64)
-    model = beside(plain, targets=targets)
+    model = beside(plain, targets=targets, rank=rank)
     weights.save_adapter(model, folder / "adapter", base=str(base), base_dtype="float32")
     path = folder / "adapter/adapter_config.json"
     write_json(path, read_json(path) | changes)
@@ -146,6 +151,44 @@ def test_the_parts_of_a_fused_matrix_are_one_in_the_folder(tmp_path):
     merged = weights.load(base, torch.float64)
     assert (logits_of(merged, ids) - logits_of(plain, ids)).abs().max() > 0.1
     torch.testing.assert_close(logits_of(model, ids), logits_of(merged, ids), rtol=0, atol=1e-10)
+
+
+@pytest.mark.slow
+def test_parts_of_a_fused_matrix_on_two_ranks_train_as_on_one(tmp_path):
+    """Of 3 rows of A one rank holds 2, the other 1; rows of each part's B are gathered by themselves when saved."""
+    base, adapter = saved(tmp_path, folders.PHI3, rank=3)
+    tiny.write_rows(tmp_path / "rows.jsonl", id_rows(16))
+    flags = [
+        "engine.train",
+        "--model",
+        base,
+        "--adapter",
+        adapter,
+        "--data",
+        "rows.jsonl",
+        "--batch-size",
+        8,
+        "--epochs",
+    ]
+    flags += [2, "--lr", 1e-3, "--loss", "apo_zero", "--track", "none", "--out"]
+    two = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", 2, "-m", *flags, "two"]
+    for command in (["-m", *flags, "one"], two):
+        given = list(map(str, [sys.executable, *command]))
+        done = subprocess.run(given, capture_output=True, text=True, cwd=tmp_path, env=tiny.environment(), timeout=300)
+        assert done.returncode == 0, done.stderr[-2000:]
+    one, two = (lines(tmp_path / out) for out in ("one", "two"))
+    assert len(one) == len(two) == 4
+    for a, b in zip(two, one, strict=True):
+        for name in ("loss", "grad_norm", "rewards/chosen", "rewards/rejected"):
+            assert a[name] == pytest.approx(b[name], rel=1e-5, abs=1e-5), (b["step"], name)
+    files = [
+        path / "adapter_model.safetensors" for path in (adapter, tmp_path / "one/epoch-02", tmp_path / "two/epoch-02")
+    ]
+    start, a, b = map(load_file, files)
+    assert start.keys() == a.keys() == b.keys()
+    for name, tensor in a.items():
+        assert ((tensor - start[name]).abs() > 2e-3).any(), name  # it has trained
+        torch.testing.assert_close(b[name], tensor, rtol=0, atol=2e-4)  # RMSProp's first steps are signs times 1e-2
 
 
 SEEN = "model.language_model.layers.{}.{}"
@@ -251,3 +294,49 @@ def test_text_is_sampled_in_bfloat16_beside_an_embedding_that_trains_whole(monke
         anew = logits_of(model, ids).float()[len(prompts[answer.prompt]) - 1 : -1]
         taken = anew.gather(1, torch.tensor(answer.ids)[:, None])[:, 0]
         assert (anew.amax(dim=1) - taken).max() < 0.1  # of logits up to 8: the likeliest but for bfloat16's rounding
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore")  # of the compiler's own
+@pytest.mark.parametrize(
+    ("name", "targets"),
+    [(VARIANTS[0], ()), (VARIANTS[0], (r".*layers\.[02]\..*", "down_proj")), (VARIANTS[1], ())],
+    ids=["phi3", "phi3, some layers", "gemma3"],
+)
+def test_compiled_blocks_give_the_same_and_are_not_compiled_for_each_layer(name, targets, monkeypatch):
+    """Training, held-out rows, a reference and recomputed blocks, of lengths that differ; more kinds of blocks than the
+    compiler takes would be an error here, and slow in a run. aot_eager has the graphs, and no kernels to be made.
+    """
+    from torch._dynamo import config, reset
+    from torch._dynamo.utils import counters  # brings the compiler, for the slow tests alone
+
+    model = beside(model_of(name), b=0.05, targets=targets)
+    fused = FusedForward(model, adapters.lend(model, None, CPU))
+    lengths = [[(5, 4, 6), (20, 1, 9)], [(7, 3, 2)], [(9, 9, 1)]]
+    packs = [pack(tiny.random_examples(each, seed=3)) for each in lengths]
+
+    def everything():
+        found = []
+        for one in packs:
+            model.zero_grad()
+            logps, reference, _ = fused(one, with_reference=True)
+            weighed(logps).backward()
+            with torch.no_grad():
+                alone = fused(one, with_reference=False).logps
+            found.append({"logps": logps.detach(), "reference": reference, "alone": alone} | gradients(model))
+        return found
+
+    plain = everything()
+    reset()
+    counters.clear()
+    monkeypatch.setattr(torch, "compile", functools.partial(torch.compile, backend="aot_eager"))
+    model.recompute(1)
+    for each in (fused.policy, fused.reference):
+        assert each is not None
+        each.compile_blocks()
+    with config.patch(fail_on_recompile_limit_hit=True):
+        for a, b in zip(plain, everything(), strict=True):
+            torch.testing.assert_close(b, a, rtol=1e-9, atol=1e-9)
+        n_graphs = counters["stats"]["unique_graphs"]
+        everything()
+    assert counters["stats"]["unique_graphs"] == n_graphs > 0
