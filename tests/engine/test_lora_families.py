@@ -1,4 +1,5 @@
-"""Adapters of every family in PEFT: what a run writes is loaded there with our logits, and what it writes is read here.
+"""Adapters of every family in PEFT: what a run writes is loaded there with our logits, what PEFT writes is read here, and
+what engine.merge makes of it has the same logits in transformers.
 
 Slow: each family is trained, and PEFT and transformers are imported. Names are those of transformers' modules, which of
 a model that sees are not its file's, and of Phi-3 those of its fused matrices.
@@ -16,7 +17,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from data.text import read_json
-from engine import train, weights
+from engine import merge, train, weights
 from engine.config import TrainConfig
 from engine.model import adapters
 from tests import tiny
@@ -110,6 +111,15 @@ def test_peft_uses_every_tensor_of_the_folder_and_finds_none_missing(trained):
     assert {name.replace(".default", "") for name in held} == stored.keys()
     assert all(torch.equal(p, stored[name.replace(".default", "")]) for name, p in held.items())
     assert all(p.any() for p in held.values())
+
+
+def test_a_merged_folder_is_to_transformers_what_the_adapter_is_to_peft(trained, tmp_path):
+    from tests.engine import peers
+
+    merge.main(["--adapter", str(trained.adapter), "--out", str(tmp_path / "merged")])
+    found = logits_of_peer(peers.read(tmp_path / "merged", trained.family).float())
+    torch.testing.assert_close(found, logits_of_peer(loaded(trained, trained.adapter)), rtol=0, atol=1e-5)
+    assert (found - trained.plain).abs().max() > 0.1
 
 
 def test_ours_are_all_linear_layers_that_peft_would_adapt_but_of_what_sees(trained):
