@@ -110,7 +110,7 @@ class AdapterFolder:
                         "base that it was trained on"
                     )
 
-    def _meant(self, layers: Mapping[str, Any]) -> tuple[str, ...]:
+    def _meant(self, layers: Collection[str]) -> tuple[str, ...]:
         """The layers of a model that its config names: what target_modules says but for exclude_modules."""
         key = "target_modules"
         try:

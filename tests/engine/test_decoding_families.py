@@ -47,8 +47,10 @@ def test_logits_of_every_token_are_those_of_its_whole_sequence(name, temperature
     monkeypatch.setattr(Slots, "step", noted)
     texts = []
     for batch_size, prefill_tokens in WAYS:
-        told = {"batch_size": batch_size, "prefill_tokens": prefill_tokens, "max_new_tokens": N_NEW}
-        found = generate(model, prompts, Sampling(n=2, temperature=temperature, **told), ())
+        sampling = Sampling(
+            n=2, temperature=temperature, batch_size=batch_size, prefill_tokens=prefill_tokens, max_new_tokens=N_NEW
+        )
+        found = generate(model, prompts, sampling, ())
         texts.append([answer.ids for answer in found])
     assert texts[0] == texts[1] == texts[2] and {len(ids) for ids in texts[0]} == {N_NEW}
     assert len(seen) == len(WAYS) * 2 * len(LENGTHS) * N_NEW
