@@ -1,5 +1,5 @@
-"""Adapters of every family in PEFT: what a run writes is loaded there with our logits, what PEFT writes is read here, and
-what engine.merge makes of it has the same logits in transformers.
+"""Adapters of every family in PEFT: what a run writes is loaded there with our logits, what PEFT writes is read here,
+and what engine.merge makes of it has the same logits in transformers.
 
 Slow: each family is trained, and PEFT and transformers are imported. Names are those of transformers' modules, which of
 a model that sees are not its file's, and of Phi-3 those of its fused matrices.
