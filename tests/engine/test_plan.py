@@ -16,6 +16,7 @@ from data.forest import PackingOptions, pack
 from engine import inputs, plan, train, weights
 from engine.bench.bench import write_model
 from engine.config import TrainConfig
+from engine.distributed import Ranks
 from engine.inputs import TrainingInputs
 from engine.model import Llama, read_config
 from engine.model.shapes import SHAPES, raw_config
@@ -346,14 +347,17 @@ def test_the_expected_peak_is_within_a_tenth_of_the_measured_one(tmp_path, chang
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    ("changes", "share"),
+    "changes",
     [
-        *(({}, 0.6), ({"micro_tokens": 4096}, 0.9), ({"recompute_blocks": 6}, 0.4), ({"train_also": ["lm_head"]}, 0.8)),
-        *(({"base_dtype": "bfloat16"}, 0.5), ({"base_dtype": "int8"}, 0.5), ({"base_dtype": "nf4"}, 0.5)),
+        *({}, {"micro_tokens": 4096}, {"recompute_blocks": 6}, {"train_also": ["lm_head"]}),
+        *({"base_dtype": "bfloat16"}, {"base_dtype": "int8"}, {"base_dtype": "nf4"}),
     ],
 )
-def test_the_expected_peak_of_an_adapters_run_is_within_a_tenth_of_the_measured_one(tmp_path, changes, share):
-    """And at most that share of what all weights take, where every block is kept and a pass has 1,024 tokens."""
+def test_the_expected_peak_of_an_adapters_run_is_within_a_tenth_of_the_measured_one(tmp_path, changes):
+    """And three quarters at most of what all weights take in the same passes."""
     expected, peak = measured(tmp_path, {"lora_rank": 16} | changes)
     assert expected == pytest.approx(peak, rel=0.1)
-    assert peak < share * 1e9
+    whole = {"model": str(tmp_path / "model"), "data": str(tmp_path / "rows.jsonl"), "out": str(tmp_path / "whole")}
+    whole |= {"epochs": 1, "batch_size": 3, "state_every": 0}
+    whole |= {name: value for name, value in changes.items() if name in ("micro_tokens", "recompute_blocks")}
+    assert peak < 0.75 * memory.total(TrainingInputs(TrainConfig(**whole)).plan(Ranks(dtype=torch.float32)).memory)
