@@ -21,7 +21,10 @@ from tests.engine.adapter_folders import write_adapter, write_merged
 from tests.engine.hub import serving
 from tests.metrics import lines
 
-pytestmark = pytest.mark.filterwarnings("ignore:Use 'content=:DeprecationWarning")  # of huggingface_hub's own upload
+pytestmark = [
+    pytest.mark.slow,  # the fast set has tests/engine/test_adapters.py
+    pytest.mark.filterwarnings("ignore:Use 'content=:DeprecationWarning"),  # of huggingface_hub's own upload
+]
 WORDS = ["one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten"]
 PAIRS = [{"prompt": WORDS[i], "chosen": WORDS[i + 1], "rejected": WORDS[i + 2]} for i in range(8)]
 

@@ -16,6 +16,8 @@ from engine.run import adapting
 from system import InputError
 from tests import tiny
 
+pytestmark = pytest.mark.slow  # the fast set has tests/engine/test_adapters.py
+
 WORDS = ["some words to merge and to answer with"] * 20
 PREFIX = "base_model.model.model.layers."
 SIZES = {  # [out, in] of tests/tiny.py

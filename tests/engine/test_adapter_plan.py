@@ -31,6 +31,8 @@ from tests.engine.adapted import adapted
 from tests.metrics import lines
 from tests.rows import id_rows
 
+pytestmark = pytest.mark.slow  # the fast set has tests/engine/test_adapters.py
+
 GB = 10**9
 UNIT = {"llama3-8b": 2_621_440, "llama3-70b": 12_943_360}
 """Inputs and outputs of every layer, summed: what a rank of 1 trains."""

@@ -25,6 +25,8 @@ from tests.engine.variants import model_of
 from tests.metrics import lines
 from tests.rows import id_rows
 
+pytestmark = pytest.mark.slow  # the fast set has tests/engine/test_adapters.py
+
 # Layers that turn otherwise or not at all, fused matrices, no gate, norms behind, factors, biases, a wrapper.
 VARIANTS = [
     "phi3 longrope, part of a head, a window", "gemma3 a cap of logits", "smollm3 no_rope_layers", "olmo3 5.x spelling",

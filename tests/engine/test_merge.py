@@ -18,6 +18,8 @@ from tests.engine.adapter_of_any_base import added, tensors_of
 from tests.families import lifted
 from tests.rows import id_rows
 
+pytestmark = pytest.mark.slow  # the fast set has tests/engine/test_adapters.py
+
 
 def merged(adapter, out, *flags):
     """The folder that the command writes."""

@@ -12,6 +12,8 @@ from engine.model import quantisation
 from engine.model.quantisation import dequantise, levels, n_bytes, product, quantise, shapes
 from system import torch_private
 
+pytestmark = pytest.mark.slow  # the fast set has tests/engine/test_adapters.py
+
 LEVELS = levels()
 KINDS = ("int8", "nf4")
 WIDTHS = (64, 192, 100, 77, 63, 1)  # whole blocks; a short last one, also of an odd row; less than a block; one number

@@ -19,6 +19,8 @@ from tests import tiny
 from tests.engine.adapter_folders import write_adapter, write_merged
 from tests.revise.commands import read_rows
 
+pytestmark = pytest.mark.slow  # the fast set has tests/engine/test_adapters.py
+
 TEXTS = ["Why is the sky blue? Because of the light.", "Say something short of the heron."]
 
 

@@ -17,6 +17,8 @@ from system.errors import Stopped
 from tests import tiny
 from tests.pages import ROOT
 
+pytestmark = pytest.mark.slow  # the fast set has tests/engine/test_adapters.py
+
 N = 100
 
 

@@ -10,6 +10,8 @@ from engine.model import raw_config, read_config
 from engine.step import Batch, MicroBatching
 from tests.gpu import lora
 
+pytestmark = pytest.mark.slow  # the fast set has tests/engine/test_adapters.py
+
 TINY = read_config(raw_config("tiny", 2), "config.json")
 
 
