@@ -51,13 +51,7 @@ class ConvertConfig:
     """YAML file of settings, named as the flags are; flags win over it."""
 
     def __post_init__(self) -> None:
-        if not 0 <= self.seed < 2**32:
-            raise InputError(f"--seed: {self.seed} is not between 0 and {2**32 - 1:,}")
-        if self.rounding == "stochastic" and self.dtype != "bfloat16":
-            raise InputError(
-                f"--rounding stochastic: rounds to bfloat16, not to {self.dtype}; name --dtype bfloat16 with it, "
-                "or leave it out"
-            )
+        weights.check_asked(self.dtype, self.rounding, self.seed)
 
 
 class Stored(weights.SingleProcess):

@@ -34,7 +34,7 @@ from data.text import (
     stop_ids,
 )
 from engine import weights
-from engine.config import WornConfig, host
+from engine.config import AdapterSettings, host
 from engine.distributed import is_out_of_memory
 from engine.model import Transformer
 from engine.sampling import Answer, Partial, Sampling, check_stops, generate, ids_of_stops, prompt_fields, says_stop
@@ -49,7 +49,7 @@ OF_SPEED = ("batch_size", "prefill_tokens")  # what changes no answer
 
 
 @dataclass(frozen=True, kw_only=True)
-class GenerateConfig(Sampling, ReadingSettings, TemplateSettings, WornConfig):
+class GenerateConfig(Sampling, ReadingSettings, TemplateSettings, AdapterSettings):
     """Sample answers to prompts; a JSON line each, in the order of the prompts."""
 
     model: PathText

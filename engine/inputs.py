@@ -20,7 +20,7 @@ from engine.config import TrainConfig, check_trackers, world_size
 from engine.distributed import Ranks, free_memory
 from engine.model import ModelConfig, Transformer, name_of
 from engine.optim import Options, describe, largest_share
-from engine.planning import NOTHING, Plan, TokenStatistics, adapters_instead, plan_run, refusal, tried, ways
+from engine.planning import NO_ADAPTERS, Plan, TokenStatistics, adapters_instead, plan_run, refusal, tried, ways
 from engine.run import (
     DAY,
     KEPT_MODEL,
@@ -77,15 +77,8 @@ class TrainingInputs:
         is_ranked, fields = self.objective.form == "ranked", self.objective.fields
         self.reading = replace(config.data.reading, ranked=is_ranked, fields=fields)
         self.folder, self.chat = self._open()
-        if weights.is_adapter(self.folder):
-            raise InputError(
-                f"--model {config.model}: an adapter; name its base there, and the adapter with --adapter to train it "
-                "further"
-            )
         self.adapting = Adapting.of(config, self.folder)
         """What is known of the adapter that trains; None where all weights do."""
-        if self.adapting is not None:
-            self.adapting.check_vocabulary(self.chat and self.chat.tokenizer)
         self.policy = self._build_policy()
         """The policy, on the meta device."""
         self.file_digests = functools.cache(weights.file_digests)
@@ -155,19 +148,20 @@ class TrainingInputs:
         policy.head.keeps_logits = "kept-logits" not in self.config.measuring.disable
         weights.check(self.folder, policy)
         if self.adapting is not None:
+            self.adapting.check_vocabulary(policy.config.vocab_size)
             self.adapting.attach(policy)
         return policy
 
     def _open_other(self, tokenizer: Tokenizer | None) -> OtherReference | None:
         """The reference where it is another model than what the policy starts as."""
-        if self.adapting is not None and self.adapting.is_lent:
+        if self.adapting is not None and self.adapting.shares_base:
             return None if self.adapting.is_start else OtherReference(self.folder, self.policy.config, {})
         return open_reference(self.config.reference, self.folder, tokenizer, self.policy.config, self.objective)
 
     def build_reference(self, dtype: torch.dtype) -> tuple[Transformer, Path]:
         """A reference that is a model by itself, on the meta device, and the folder of its weights."""
-        if self.adapting is not None and self.adapting.is_lent:
-            return self.adapting.build_worn(), self.reference_folder
+        if self.adapting is not None and self.adapting.shares_base:
+            return self.adapting.build_reference(), self.reference_folder
         return weights.build(self.reference_folder, dtype), self.reference_folder
 
     def _template_settings(self) -> TemplateSettings:
@@ -367,7 +361,7 @@ class TrainingInputs:
             stored=weights.stored_dtypes(self.folder),
             group_share=largest_share(self.policy.trained(), self.options, optimizer=config.optimizer.name),
             other_reference=self.other and self.other.config,
-            worn=NOTHING if self.adapting is None else self.adapting.for_plan(),
+            on_base=NO_ADAPTERS if self.adapting is None else self.adapting.for_plan(),
         )
 
     def groups(self) -> list[str]:
@@ -385,8 +379,8 @@ class TrainingInputs:
 
     def reference_digests(self, folder: Path) -> list[bytes]:
         """Of what the reference computes with: `file_digests`, and what an adapter's run makes of the base."""
-        lent = self.adapting is not None and self.adapting.is_lent
-        return [*self.file_digests(folder), *(self.adapting.digests() if lent and self.adapting else [])]
+        shares = self.adapting is not None and self.adapting.shares_base
+        return [*self.file_digests(folder), *(self.adapting.digests() if shares and self.adapting else [])]
 
     def check_has_weights(self, plan: Plan, reference: ReferenceLogps, n_done: int) -> None:
         """Raises InputError where the run needs weights of the model whose folder is gone. n_done: steps of the state

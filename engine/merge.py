@@ -84,13 +84,7 @@ class MergeConfig(RowSettings):
             )
         if self.dtype not in DTYPES:
             raise InputError(f"--dtype: {self.dtype!r} is none of {', '.join(DTYPES)}")
-        if not 0 <= self.seed < 2**32:
-            raise InputError(f"--seed: {self.seed} is not between 0 and {2**32 - 1:,}")
-        if self.rounding == "stochastic" and self.dtype != "bfloat16":
-            raise InputError(
-                f"--rounding stochastic: rounds to bfloat16, not to {self.dtype}; name --dtype bfloat16 with it, "
-                "or leave it out"
-            )
+        weights.check_asked(self.dtype, self.rounding, self.seed)
         if self.micro_tokens < 1:
             raise InputError(f"--micro-tokens: {self.micro_tokens} is not above 0")
         of_rows = [*fields(RowSettings), *(f for f in fields(self) if f.name in ("skip_bad_rows", "micro_tokens"))]

@@ -23,11 +23,11 @@ from engine import weights
 from engine.config import ALIASES, BaseDtype, OptimizerName, TrainConfig, Whole
 from engine.model import ModelConfig, Shape, StoredDtypes, raw_config, read_config
 from engine.planning import (
-    NOTHING,
+    NO_ADAPTERS,
     MemoryInputs,
+    OnBase,
     Plan,
     TokenStatistics,
-    Worn,
     adapters_instead,
     cost,
     flags,
@@ -170,8 +170,8 @@ class Known(NamedTuple):
     """The dtypes that the checkpoint is stored in."""
     reference: ModelConfig | None
     """The reference's shape, where it is another model."""
-    worn: Worn
-    """What an adapter's run wears."""
+    on_base: OnBase
+    """The adapters of an adapter's run."""
 
 
 def _what(config: PlanConfig, base: TrainConfig) -> Known:
@@ -179,22 +179,20 @@ def _what(config: PlanConfig, base: TrainConfig) -> Known:
     if config.shape:
         shape, stored = read_config(raw_config(config.shape), config.shape), StoredDtypes(torch.bfloat16)
         chat, other = None, None if base.reference.is_base else config.reference_model
-        worn = Worn(is_lent=other is None)
+        on_base = OnBase(shares_base=other is None)
     else:
         folder, chat = open_model(str(config.model), config)
-        if weights.is_adapter(folder):
-            raise InputError(f"--model {config.model}: an adapter; name its base there")
+        adapting = Adapting.of(base, folder)
         model = weights.build(folder)
         weights.check(folder, model)
-        adapting = Adapting.of(base, folder)
         if adapting is not None:
             adapting.attach(model)
         shape, stored = model.config, weights.stored_dtypes(folder)
-        worn = NOTHING if adapting is None else adapting.for_plan()
-        other = None if adapting is not None and adapting.is_lent else config.reference_model
+        on_base = NO_ADAPTERS if adapting is None else adapting.for_plan()
+        other = None if adapting is not None and adapting.shares_base else config.reference_model
     reference = None if other is None else weights.build(open_folder(other)[0]).config
     if not config.data:
-        return Known(shape, _of_the_paper(config, objective), stored, reference, worn)
+        return Known(shape, _of_the_paper(config, objective), stored, reference, on_base)
     originals = () if reference is None else reference.originals
     rows = read_examples([config.data], chat, Limits(), Reading(), n_ids=shape.vocab_size)
     found = TokenStatistics.of(
@@ -204,7 +202,7 @@ def _what(config: PlanConfig, base: TrainConfig) -> Known:
         n_ranks,
         is_mismatched=objective.needs_mismatched,
     )
-    return Known(shape, _of_loss(found, objective), stored, reference, worn)
+    return Known(shape, _of_loss(found, objective), stored, reference, on_base)
 
 
 def _of_loss(statistics: TokenStatistics, objective: Objective) -> TokenStatistics:
@@ -237,7 +235,7 @@ def _of(
         train, known.shape, modes(base.reference, Objective(config.loss)),
         known.statistics,
         device=device, dtype=dtype, n_ranks=max(1, config.gpus), budget=int(config.gpu_memory * 1e9),
-        stored=known.stored, other_reference=known.reference, worn=known.worn,
+        stored=known.stored, other_reference=known.reference, on_base=known.on_base,
     )  # fmt: skip
 
 

@@ -22,7 +22,7 @@ from tqdm import tqdm
 from data.forest import PackingOptions
 from data.rows import Example, RowSettings, open_model, read_examples
 from engine import weights
-from engine.config import WornConfig, host
+from engine.config import AdapterSettings, host
 from engine.distributed import Ranks
 from engine.model import FusedForward, ModelConfig
 from engine.step import MicroBatching, score_examples
@@ -33,7 +33,7 @@ EXAMPLE = "python -m engine.score --model path/to/llama --data pairs.jsonl --out
 
 
 @dataclass(frozen=True, kw_only=True)
-class ScoreConfig(RowSettings, WornConfig):
+class ScoreConfig(RowSettings, AdapterSettings):
     """Log-probs of the responses in a file under a model, in nats, summed over the tokens that are predicted."""
 
     model: PathText

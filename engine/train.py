@@ -6,7 +6,7 @@ torchrun --nproc_per_node 8 -m engine.train ...                      the same on
 
 import functools
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,7 +18,7 @@ from engine import optim, weights
 from engine.config import ALIASES, TrainConfig, host, trl_names
 from engine.distributed import Ranks
 from engine.inputs import TrainingInputs
-from engine.model import FusedForward
+from engine.model import FusedForward, Transformer
 from engine.optim import SplitMasterWeights, copy_rounded
 from engine.planning import Plan
 from engine.run import Card, MetricsLog, Milestones, RunFolder, Stopping, check_folder, last_line, say, say_if_far
@@ -238,23 +238,25 @@ def build(inputs: TrainingInputs, ranks: Ranks, hooks: Hooks, folder: RunFolder,
         hooks=hooks,
         stop_ids=inputs.stop_ids,
         beside=texts,
-        save_adapter=(
-            None
-            if inputs.adapting is None
-            else functools.partial(inputs.adapting.save, model.policy, ranks, config.model, texts)
-        ),
-        card=Card(
-            config=config,
-            objective=inputs.objective,
-            settings=inputs.settings,
-            facts=facts,
-            n_steps=len(steps),
-            n_ranks=ranks.size,
-            adapter=inputs.adapting and inputs.adapting.card(model.policy),
-        ).text,
+        save_adapter=inputs.adapting
+        and functools.partial(inputs.adapting.save, model.policy, ranks, config.model, texts),
+        card=card_of(inputs, model.policy, ranks, facts).text,
     )
     hooks.begin(training)
     return training
+
+
+def card_of(inputs: TrainingInputs, policy: Transformer, ranks: Ranks, facts: Mapping[str, Any]) -> Card:
+    """The model card of the run's folders."""
+    return Card(
+        config=inputs.config,
+        objective=inputs.objective,
+        settings=inputs.settings,
+        facts=facts,
+        n_steps=len(inputs.steps),
+        n_ranks=ranks.size,
+        adapter=inputs.adapting and inputs.adapting.card(policy),
+    )
 
 
 def read_reference(inputs: TrainingInputs, plan: Plan, ranks: Ranks, folder: RunFolder) -> tuple[ReferenceLogps, str]:
@@ -288,8 +290,8 @@ def build_models(
     """
     policy, second = inputs.policy, None
     if plan.reference == "fused" and not reference.is_final:
-        if inputs.adapting is not None and inputs.adapting.is_lent:
-            second = inputs.adapting.lend(policy, ranks)
+        if inputs.adapting is not None and inputs.adapting.shares_base:
+            second = inputs.adapting.share(policy, ranks)
         else:
             second, _ = inputs.build_reference(torch.float32 if reference.moves else ranks.dtype)  # small moves
     policy.recompute(plan.memory.n_recomputed)
@@ -301,8 +303,8 @@ def build_models(
     with ranks.together():
         if inputs.adapting is not None:
             inputs.adapting.fill(policy, ranks)
-            if second is not None and second.is_lent:
-                inputs.adapting.fill_lent(second)
+            if second is not None and second.shares_base:
+                inputs.adapting.fill_shared(second)
             elif second is not None:
                 weights.fill(second, inputs.reference_folder, ranks.local)
             return model, None

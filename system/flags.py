@@ -134,7 +134,7 @@ def check(
     """Raises InputError for a flag that does not exist, a value that is missing, wrong or one too many, and for a flag
     that has to be given.
 
-    foreign: what to say of a name that is another program's; None where it is none of its.
+    foreign: what to say of a name that is another program's, behind it; None where it is none of its.
     """
     given: set[str] = set()
     positional = {name for name, flag in flags.items() if flag.is_positional}
@@ -176,7 +176,7 @@ def _known(flag: str, flags: dict[str, Flag], foreign: Callable[[str], str | Non
     if flag.startswith("--") and name in flags and flags[name].is_typed:
         return name
     if said := foreign(name):
-        raise InputError(f"--{name} is {said} here")
+        raise InputError(f"--{name} {said}")
     near = difflib.get_close_matches(name.removeprefix("no_"), (n for n in flags if flags[n].is_typed), n=1)
     raise InputError(f"there is no flag {flag}; " + (f"perhaps --{typed_name(near[0])}" if near else "see --help"))
 

@@ -24,8 +24,16 @@ from torch import Tensor, nn
 from data.forest import Forest, PackingOptions, pack
 from engine.config import TrainConfig, world_size
 from engine.inputs import TrainingInputs
-from engine.model import DIVERGENCES, STATISTICS, FusedForward, Head, Transformer
-from engine.planning import Documents, capped_flops, forward_flops, kernel_seconds, matmul_peak
+from engine.model import DIVERGENCES, STATISTICS, FusedForward, Head, Transformer, adapters
+from engine.planning import (
+    Documents,
+    LowRank,
+    capped_flops,
+    forward_flops,
+    kernel_seconds,
+    matmul_peak,
+    training_flops,
+)
 from engine.step import Hooks, MicroBatching, Step, Training
 from engine.train import join, train
 from system import cli
@@ -117,14 +125,12 @@ class Passes(NamedTuple):
 
 def passes_of(policy: Transformer, forest: Forest) -> Passes:
     """What has to be computed: of a frozen matrix no gradient is (a product of three), of an adapter's two all are."""
-    blocks, rows = forward_flops(policy.config, forest)
-    if policy.adapter is None:
-        return Passes(blocks + rows, 2 * (blocks + rows), blocks, rows)
-    frozen = 2 * forest.n_tokens * policy.config.n_matrix_parameters * policy.config.n_layers
-    own = 2 * forest.n_tokens * sum(p.numel() for n, p in policy.named_parameters() if n.endswith(("lora_A", "lora_B")))
-    is_trained = "lm_head" in policy.adapter.whole
-    backward = 2 * (blocks + own) - frozen + (1 + is_trained) * rows
-    return Passes(blocks + own + rows, backward, blocks + own, rows)
+    made = policy.adapter
+    low_rank = None if made is None else LowRank(adapters.n_multiplied(policy), "lm_head" in made.whole)
+    counted = training_flops(policy.config, low_rank, forest.n_tokens, Documents.of(forest), forest.rows.numel())
+    forward, both = map(int, counted)
+    _, rows = forward_flops(policy.config, forest)
+    return Passes(forward, both - forward, forward - rows, rows)
 
 
 def _executed(

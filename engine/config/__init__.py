@@ -1,7 +1,7 @@
 """What a run is asked for: settings by subject, TRL's names for them, and the host's memory allocator."""
 
 from engine.config import host
-from engine.config.adapters import MOST_RANK, AdapterConfig, BaseDtype, Whole, WornConfig
+from engine.config.adapters import MOST_RANK, AdapterConfig, AdapterSettings, BaseDtype, Whole
 from engine.config.learning import (
     LORA_RATE,
     DataConfig,
@@ -31,6 +31,7 @@ __all__ = [
     "LORA_RATE",
     "MOST_RANK",
     "AdapterConfig",
+    "AdapterSettings",
     "BaseDtype",
     "CheckpointConfig",
     "DataConfig",
@@ -48,7 +49,6 @@ __all__ = [
     "TrainConfig",
     "WatchingConfig",
     "Whole",
-    "WornConfig",
     "check_trackers",
     "host",
     "trl_names",

@@ -75,7 +75,7 @@ class AdapterConfig:
 
 
 @dataclass(frozen=True, kw_only=True)
-class WornConfig:
+class AdapterSettings:
     """Flags of commands that compute with a model: an adapter on it."""
 
     adapter: PathText | None = None

@@ -36,7 +36,7 @@ def shard(fused: FusedForward, mesh: DeviceMesh, dtype: torch.dtype, *, reshards
     weights are given back after its forward pass; the policy's ends stay until their backward pass.
     """
     for model in (fused.policy, fused.reference):
-        if model is None or model.is_lent:
+        if model is None or model.shares_base:
             continue
         # The model casts by itself: FSDP's cast of inputs would round the rotary angles to bf16. So does a frozen base
         # with its adapter, whose float32 gradients then add up over passes as they are.
@@ -82,7 +82,7 @@ def _order_gathers(fused: nn.Module, _: Any, asked: dict[str, Any]) -> None:
     """Before a pass: while a unit computes, the next one in turn is gathered, and no other."""
     assert isinstance(fused, FusedForward)
     reference = fused.reference if asked["with_reference"] else None
-    reference = None if reference is None or reference.is_lent else reference  # it computes with the policy's
+    reference = None if reference is None or reference.shares_base else reference  # it computes with the policy's
     blocks = [block for _, block in in_turn(fused.policy, reference)]
     for unit, following in pairwise([*blocks, None]):
         ahead = [] if following is None else [cast(FSDPModule, following)]

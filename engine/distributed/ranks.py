@@ -319,7 +319,7 @@ class Ranks:
 
     def release(self, reference: Transformer) -> None:
         """Frees the memory of a reference that is not called again; FSDP keeps handles to it until the run ends."""
-        if reference.is_lent:  # the policy's
+        if reference.shares_base:  # the policy's
             return
         self.reshard(reference)
         for parameter in reference.parameters():

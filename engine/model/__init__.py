@@ -3,7 +3,7 @@ that gives log-probs, and the fused forward pass of policy and reference. A new 
 """
 
 from engine.model import adapters, attention, head
-from engine.model.adapters import Adapter, FrozenLinear, LentLinear
+from engine.model.adapters import Adapter, FrozenLinear, SharedLinear
 from engine.model.distribution import BUFFERS, BUFFERS_OF_TWO, DIVERGENCES, STATISTICS
 from engine.model.dtypes import StoredDtypes, is_narrower, name_of
 from engine.model.families import FAMILIES, architecture_of, read_config
@@ -13,7 +13,7 @@ from engine.model.logits import CHUNK_BYTES, PIECE_BYTES, logits_by_token
 from engine.model.model_config import Layer, ModelConfig
 from engine.model.names import Place
 from engine.model.quantisation import Quantisation
-from engine.model.quantised import REMEDY, quantised_by_modelopt, quantised_tensor
+from engine.model.quantised_checkpoint import REMEDY, quantised_by_modelopt, quantised_tensor
 from engine.model.rope import Dynamic, LongRope
 from engine.model.shapes import SHAPES, Shape, raw_config
 from engine.model.transformer import PLAIN, XIELU, Attend, Block, Transformer, Weighing, rotations
@@ -42,13 +42,13 @@ __all__ = [
     "FusedForward",
     "Head",
     "Layer",
-    "LentLinear",
     "Llama",
     "LongRope",
     "ModelConfig",
     "Place",
     "Quantisation",
     "Shape",
+    "SharedLinear",
     "StoredDtypes",
     "Transformer",
     "Weighing",

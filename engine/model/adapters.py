@@ -4,8 +4,8 @@ without it.
     y = W x + s B (A x), s = alpha / rank, or alpha / sqrt(rank)
 
 `attach` puts a FrozenLinear into the place of every linear layer of a model's blocks; the blocks know nothing of it.
-`lend` gives the reference: a model of its own layers' shapes that computes with the policy's weights as they lie there
-at the moment, gathered or not, and with an adapter of its own or none. Nothing of the base is there twice.
+`reference_of` gives the reference: a model that computes with the policy's weights as they lie there at the moment,
+gathered or not, and with an adapter of its own or none. Nothing of the base is there twice.
 
 Where a checkpoint fuses several of our matrices (Phi-3's qkv_proj) the adapter is the fused matrix's: its parts share
 one A, and B is cut by rows as W is.
@@ -145,7 +145,7 @@ class _CastProduct(torch.autograd.Function):
         return dy @ weight.to(dy.dtype), None, None
 
 
-class LentLinear(nn.Module):
+class SharedLinear(nn.Module):
     """A policy's layer as the reference computes with it: with another adapter, which does not train, or with none."""
 
     def __init__(self, layer: FrozenLinear) -> None:
@@ -154,7 +154,7 @@ class LentLinear(nn.Module):
         self.scale = 0.0
         self.lora_A: nn.Parameter | None = None
         self.lora_B: nn.Parameter | None = None
-        self._first: tuple[LentLinear, ...] = ()
+        self._first: tuple[SharedLinear, ...] = ()
 
     @property
     def out_features(self) -> int:
@@ -166,7 +166,7 @@ class LentLinear(nn.Module):
         """Columns of it."""
         return self._layer[0].in_features
 
-    def adapt(self, adapter: Adapter, first: "LentLinear | None", device: torch.device) -> None:
+    def adapt(self, adapter: Adapter, first: "SharedLinear | None", device: torch.device) -> None:
         """Puts an adapter beside it, as FrozenLinear.adapt does: A and B are zeros."""
         self.scale = adapter.scale
         self._first = () if first is None else (first,)
@@ -192,7 +192,7 @@ def layers_of(model: Transformer) -> dict[str, list[Part]]:
     inside = replace(model.config, names=model.config.names.inside)
     found: dict[str, list[Part]] = {}
     for name, module in model.named_modules():
-        if isinstance(module, (nn.Linear, FrozenLinear, LentLinear)):
+        if isinstance(module, (nn.Linear, FrozenLinear, SharedLinear)):
             place = inside.place(f"{name}.weight")
             found.setdefault(place.tensor.removesuffix(".weight"), []).append(Part(name, place.first))
     return {name: sorted(parts, key=lambda part: part.first) for name, parts in found.items()}
@@ -306,9 +306,15 @@ def n_numbers(model: Transformer, adapter: Adapter) -> int:
     return adapter.rank * sum(found[0][1] + sum(n_out for n_out, _ in found) for found in sizes)
 
 
+def n_multiplied(model: Transformer) -> int:
+    """Numbers of A and B that a token is multiplied with: of an A that several parts share, once for each."""
+    layers = [m for m in model.modules() if isinstance(m, FrozenLinear) and m.lora_B is not None]
+    return sum((m.in_features + m.out_features) * m.lora_B.shape[1] for m in layers if m.lora_B is not None)
+
+
 def _size(module: nn.Module) -> tuple[int, int]:
     """(out, in) of a linear layer."""
-    assert isinstance(module, (nn.Linear, FrozenLinear, LentLinear))
+    assert isinstance(module, (nn.Linear, FrozenLinear, SharedLinear))
     return module.out_features, module.in_features
 
 
@@ -319,7 +325,7 @@ def _parts(model: Transformer, adapter: Adapter) -> Iterator[list[nn.Module]]:
         yield [model.get_submodule(part.name) for part in layers[name]]
 
 
-def lend(policy: Transformer, adapter: Adapter | None, device: torch.device) -> Transformer:
+def reference_of(policy: Transformer, adapter: Adapter | None, device: torch.device) -> Transformer:
     """A frozen model that computes with the policy's weights: with another adapter, zeros so far, or with none.
 
     Its layers are the policy's own, but for those that train there: it is to be called while these are gathered, block
@@ -327,14 +333,14 @@ def lend(policy: Transformer, adapter: Adapter | None, device: torch.device) -> 
     """
     with torch.device("meta"):
         view = Transformer(policy.config)
-    view.source, view.compute_dtype, view.is_lent, view.adapter = policy.source, policy.compute_dtype, True, adapter
+    view.source, view.compute_dtype, view.shares_base, view.adapter = policy.source, policy.compute_dtype, True, adapter
     for name, module in list(policy.named_modules()):
         if isinstance(module, FrozenLinear):
-            _put(view, name, LentLinear(module))
+            _put(view, name, SharedLinear(module))
         elif name and next(module.children(), None) is None:
             _put(view, name, module)
     dtype = policy.compute_dtype
-    for name in () if policy.adapter is None else policy.adapter.whole:
+    for name in sorted({name for one in (policy.adapter, adapter) if one is not None for name in one.whole}):
         own = _own_copy(getattr(policy, WHOLE[name]), policy.config, dtype).to_empty(device=device)
         setattr(view, WHOLE[name], own.requires_grad_(False))
         view.own_ends.add(WHOLE[name])
@@ -343,7 +349,7 @@ def lend(policy: Transformer, adapter: Adapter | None, device: torch.device) -> 
         for modules in _parts(view, adapter):
             first = None
             for module in modules:
-                assert isinstance(module, LentLinear)
+                assert isinstance(module, SharedLinear)
                 module.adapt(adapter, first, device)
                 first = first or module
     return view
@@ -366,15 +372,14 @@ def _put(model: nn.Module, name: str, module: nn.Module) -> None:
     setattr(model.get_submodule(parent), leaf, module)
 
 
-def is_own(view: Transformer, name: str) -> bool:
-    """Whether a lent model has a head or an embedding of its own."""
-    return name in view.own_ends
-
-
 def own_parameters(model: Transformer) -> dict[str, nn.Parameter]:
-    """What a model has of its own beside the base: A and B, and what trains whole, by our names."""
-    heads = {f"{WHOLE[name]}.weight" for name in (() if model.adapter is None else model.adapter.whole)}
-    return {n: p for n, p in model.named_parameters() if n.endswith(("lora_A", "lora_B")) or n in heads}
+    """What a model has of its own beside the base: A and B, and head or embedding that train whole, or of a reference
+    on the policy's base those that it has by itself; by our names.
+    """
+    whole = () if model.adapter is None else model.adapter.whole
+    ends = model.own_ends if model.shares_base else {WHOLE[name] for name in whole}
+    named = model.named_parameters()
+    return {n: p for n, p in named if n.endswith(("lora_A", "lora_B")) or n.removesuffix(".weight") in ends}
 
 
 def base_parameters(model: Transformer) -> Iterator[tuple[str, nn.Parameter]]:

@@ -43,11 +43,11 @@ class FusedForward(nn.Module):
     def __init__(self, policy: Transformer, reference: Transformer | None = None) -> None:
         super().__init__()
         self.policy = policy
-        if reference is None or not reference.is_lent:
+        if reference is None or not reference.shares_base:
             self.reference = reference
         else:  # no part of this module: its weights are the policy's
             object.__setattr__(self, "reference", reference)
-        if reference is not None and not reference.is_lent:
+        if reference is not None and not reference.shares_base:
             reference.requires_grad_(False)
         self.hold_block: Callable[[nn.Module | None], None] = _is_held
         """Gathers the block of the policy's that a block of the reference computes with, where it is sharded."""
@@ -70,7 +70,7 @@ class FusedForward(nn.Module):
         with torch.no_grad():
             y = None if reference is None else reference.embedded(forest.tokens)
         lenders = (
-            dict(zip(reference.blocks, self.policy.blocks, strict=True)) if reference and reference.is_lent else {}
+            dict(zip(reference.blocks, self.policy.blocks, strict=True)) if reference and reference.shares_base else {}
         )
         for model, block in in_turn(self.policy, reference):
             if model is self.policy:
@@ -102,7 +102,7 @@ def in_turn(policy: Transformer, reference: Transformer | None) -> Iterator[tupl
     A reference that computes with the policy's weights does so while a block is gathered, before the policy gives it
     back.
     """
-    if reference is not None and reference.is_lent:
+    if reference is not None and reference.shares_base:
         for ours, theirs in zip(policy.blocks, reference.blocks, strict=True):
             yield reference, theirs
             yield policy, ours

@@ -58,12 +58,12 @@ class Transformer(nn.Module):
         """Tensors of that folder that do not train, where they have been read already (weights.read_carried)."""
         self.adapter: Adapter | None = None
         """What trains of it, where that is an adapter beside a frozen base (engine/model/adapters.py)."""
-        self.is_lent = False
+        self.shares_base = False
         """Whether it computes with another model's weights; all but `own_ends` (head, embed)."""
         self.own_ends: set[str] = set()
         self.compute_dtype: torch.dtype | None = None
         """Of a frozen base, whose parts may be held otherwise."""
-        self.worn: Any = None
+        self.adapter_folder: Any = None
         """The folder of an adapter that it was built with (engine/weights/adapters.py), and that of its base."""
         self.base_source: Path | None = None
         self.embed = nn.Embedding(config.vocab_size, config.hidden_size)

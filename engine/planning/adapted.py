@@ -12,13 +12,13 @@ from system import InputError
 
 
 @dataclass(frozen=True, kw_only=True)
-class Worn:
-    """What policy and reference wear on the base, where folders say so."""
+class OnBase:
+    """The adapters that policy and reference have on the base, where folders say so."""
 
     policy: Adapter | None = None
     """What --adapter names; None: what --lora-rank and its flags ask for."""
     reference: Adapter | None = None
-    is_lent: bool = True
+    shares_base: bool = True
     """Whether the reference computes with the policy's base; else it is a model of its own."""
 
 
@@ -34,9 +34,9 @@ class Adapted:
     """Numbers of A and B."""
     n_whole: int
     """Those of a head and an embedding that train whole."""
-    n_worn: int
-    """Numbers of A and B that the reference wears on the base: float32, whole on every rank."""
-    is_lent: bool
+    n_of_reference: int
+    """Numbers of A and B that the reference has on the base: float32, whole on every rank."""
+    shares_base: bool
     """Whether the reference computes with the policy's base."""
     trains_head: bool
     trains_embedding: bool
@@ -61,15 +61,15 @@ class Adapted:
         return self.n_low_rank + self.n_whole
 
     @staticmethod
-    def of(shape: ModelConfig, asked: AdapterConfig, dtype: torch.dtype, worn: Worn, *, moves: bool) -> "Adapted":
-        """What flags ask for. dtype: of compute. moves: whether the reference follows the policy, and so wears what it
-        does. Raises InputError, of a flag, where the shape cannot have it.
+    def of(shape: ModelConfig, asked: AdapterConfig, dtype: torch.dtype, on_base: OnBase, *, moves: bool) -> "Adapted":
+        """What flags ask for. dtype: of compute. moves: whether the reference follows the policy, and so has what it
+        has. Raises InputError, of a flag, where the shape cannot have it.
         """
         with torch.device("meta"):
             model = Transformer(shape)
         held = adapters.held_as(asked.base_dtype, dtype)
         adapters.freeze(model, dtype, held)
-        made = worn.policy or asked_adapter(model, asked)
+        made = on_base.policy or asked_adapter(model, asked)
         adapters.attach(model, made)
         layers = [m for m in model.modules() if isinstance(m, FrozenLinear)]
         adapted = [m for m in layers if m.lora_B is not None]
@@ -79,17 +79,17 @@ class Adapted:
         a = sum(m.in_features for m in adapted) * made.rank
         head = model.head.weight if "lm_head" in made.whole else None
         is_narrow = dtype.itemsize < 4
-        n_worn = 0 if worn.reference is None else adapters.n_numbers(model, worn.reference)
+        n_of_reference = 0 if on_base.reference is None else adapters.n_numbers(model, on_base.reference)
         return Adapted(
             frozen_bytes=_bytes(p for p in model.parameters() if not p.requires_grad),
             code_bytes=_bytes(x for m in layers for x in (m.codes, m.scales) if x is not None),
             n_low_rank=n_low_rank,
             n_whole=sum(p.numel() for p in own.values()) - n_low_rank,
-            n_worn=n_low_rank if moves and worn.reference is None else n_worn,
-            is_lent=worn.is_lent,
+            n_of_reference=n_low_rank if moves and on_base.reference is None else n_of_reference,
+            shares_base=on_base.shares_base,
             trains_head=head is not None,
             trains_embedding="embed_tokens" in made.whole,
-            n_multiplied=a + b,
+            n_multiplied=adapters.n_multiplied(model),
             n_between=made.rank * len(adapted),
             n_cast=b + is_narrow * (a + (0 if head is None else head.numel())),
             largest=0 if held == dtype else max(m.in_features * m.out_features for m in layers),

@@ -131,8 +131,8 @@ def training_of_example(s: MemoryInputs, statistics: TokenStatistics) -> tuple[f
 
 def reference_of_example(s: MemoryInputs, statistics: TokenStatistics) -> float:
     """Operations of the reference's forward pass over a mean example."""
-    worn = 0 if s.adapted is None or not s.adapted.is_lent else s.adapted.n_worn
-    return forward_of_example(s.reference_shape, statistics) + 2 * statistics.tokens * worn
+    on_base = 0 if s.adapted is None or not s.adapted.shares_base else s.adapted.n_of_reference
+    return forward_of_example(s.reference_shape, statistics) + 2 * statistics.tokens * on_base
 
 
 def run_flops(s: MemoryInputs, statistics: TokenStatistics, epochs: float, *, has_reference: bool) -> float:

@@ -6,6 +6,7 @@ import time
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -81,8 +82,16 @@ def attention_flops(shape: ModelConfig, documents: Documents) -> float:
     return sum(n * 4 * documents.seen(window) * shape.n_heads * shape.head_size for window, n in windows.items())
 
 
+class LowRank(NamedTuple):
+    """What of an adapter says how many operations it costs."""
+
+    n_multiplied: int
+    """Numbers of A and B that a token is multiplied with."""
+    trains_head: bool
+
+
 def training_flops(
-    shape: ModelConfig, adapted: Adapted | None, n_tokens: float, documents: Documents, n_rows: float
+    shape: ModelConfig, adapted: Adapted | LowRank | None, n_tokens: float, documents: Documents, n_rows: float
 ) -> tuple[float, float]:
     """Operations of (a forward pass, a forward and a backward pass) of what trains.
 

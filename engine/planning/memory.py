@@ -112,12 +112,12 @@ class MemoryInputs:
 
     @property
     def reference_bytes(self) -> int:
-        """Of a reference beside the policy, on one rank. One that computes with the policy's base has what it wears,
+        """Of a reference beside the policy, on one rank. One that computes with the policy's base has its adapter,
         whole on every rank, and a copy of what the policy trains whole.
         """
         size = self.dtype.itemsize
-        if self.adapted is not None and self.adapted.is_lent:
-            return 4 * self.adapted.n_worn + size * self.adapted.n_whole
+        if self.adapted is not None and self.adapted.shares_base:
+            return 4 * self.adapted.n_of_reference + size * self.adapted.n_whole
         is_whole = self.moves_reference or (self.is_plain and not self.is_split and self.adapted is None)
         return (4 if is_whole else size) * self.reference_shape.n_parameters // self.n_shards
 
@@ -330,7 +330,7 @@ def _gathered(s: MemoryInputs) -> int:
     if s.is_plain:
         return 0
     gathered = _copies(s, c)
-    if s.holds_reference and not (a is not None and a.is_lent):
+    if s.holds_reference and not (a is not None and a.shares_base):
         gathered += 2 * size * _parts(s.reference_shape)[1]
     return gathered + (4 * a.n_low_rank // c.n_layers if a is not None else (size + 4) * _parts(c)[1])
 

@@ -12,7 +12,7 @@ import torch
 from engine.config import TrainConfig
 from engine.model import ModelConfig, StoredDtypes, name_of
 from engine.planning import cost, memory
-from engine.planning.adapted import Adapted, Worn
+from engine.planning.adapted import Adapted, OnBase
 from engine.planning.cost import TokenStatistics
 from engine.planning.flops import matmul_peak
 from engine.planning.memory import MemoryInputs
@@ -21,7 +21,7 @@ from system import InputError
 Mode = Literal["none", "fused", "precompute"]
 """Where the reference's log-probs come from (engine/step/reference.py)."""
 IN_BFLOAT16 = StoredDtypes(torch.bfloat16)
-NOTHING = Worn()
+NO_ADAPTERS = OnBase()
 QUANTISED: tuple[dict[str, Any], ...] = ({"base_dtype": "int8"}, {"base_dtype": "nf4"})
 # What lets a large model into little memory, what changes the least first.
 WAYS: tuple[dict[str, Any], ...] = (
@@ -163,30 +163,21 @@ def plan_run(
     stored: StoredDtypes = IN_BFLOAT16,
     group_share: float = 1.0,
     other_reference: ModelConfig | None = None,
-    worn: Worn = NOTHING,
+    on_base: OnBase = NO_ADAPTERS,
 ) -> Plan:
     """The first layout that fits without computing blocks again, else the first that fits, else the smallest.
 
     What is preferred: float32 masters that are whole; a reference beside the policy; a frozen base on fewer ranks;
     weights that stay gathered. stored: the dtypes of the checkpoint that the run starts from. group_share,
-    other_reference: see MemoryInputs. worn: what an adapter's run wears. Raises InputError, of a flag, where the shape
-    cannot have the adapter that is asked for.
+    other_reference: see MemoryInputs. on_base: the adapters of an adapter's run. Raises InputError, of a flag, where
+    the shape cannot have the adapter that is asked for.
     """
     moves = config.reference.update != "none"
-    adapted = Adapted.of(shape, config.adapters, dtype, worn, moves=moves) if config.adapters.is_used else None
-    masters: Sequence[bool] = {"auto": (False, True), "float32": (False,), "split": (True,)}[
-        config.memory.master_weights
-    ]
-    can_split = n_ranks == 1 and device == "cuda" and adapted is None and config.can_split
-    if config.memory.master_weights == "auto" and not can_split:
-        masters = (False,)
-    reshards: Sequence[bool] = {"auto": (False, True), "yes": (True,), "no": (False,)}[config.distributed.reshard]
-    if device == "cpu" and config.distributed.reshard == "auto":
-        reshards = (False,)  # there, gathering again costs more than the memory is worth
+    adapted = Adapted.of(shape, config.adapters, dtype, on_base, moves=moves) if config.adapters.is_used else None
     fitting: list[Plan] = []
     plan: Plan | None = None
     for is_split, mode, n_shards, gives_back in itertools.product(
-        masters, modes, _shard_sizes(config, n_ranks), reshards
+        _masters(config, n_ranks, device), modes, _shard_sizes(config, n_ranks), _reshards(config, device)
     ):
         inputs = MemoryInputs(
             shape=shape,
@@ -202,7 +193,7 @@ def plan_run(
             holds_gradients=not is_split or config.optimizer.max_grad_norm > 0,
             holds_reference=mode == "fused",
             moves_reference=moves,
-            other_reference=None if adapted is not None and worn.is_lent else other_reference,
+            other_reference=None if adapted is not None and on_base.shares_base else other_reference,
             reshards=gives_back,
             is_compiled=config.memory.compiles(device),
             n_distributions=statistics.n_distributions,
@@ -231,6 +222,21 @@ def plan_run(
             return plan
     assert plan is not None  # there is one mode at least
     return fitting[0] if fitting else plan
+
+
+def _masters(config: TrainConfig, n_ranks: int, device: str) -> Sequence[bool]:
+    """Whether float32 masters may be split, what is preferred first."""
+    if config.memory.master_weights != "auto":
+        return (config.memory.master_weights == "split",)
+    can_split = n_ranks == 1 and device == "cuda" and not config.adapters.is_used and config.can_split
+    return (False, True) if can_split else (False,)
+
+
+def _reshards(config: TrainConfig, device: str) -> Sequence[bool]:
+    """Whether a block's gathered weights may be given back after its forward pass, what is preferred first."""
+    if config.distributed.reshard != "auto":
+        return (config.distributed.reshard == "yes",)
+    return (False,) if device == "cpu" else (False, True)  # there, gathering again costs more than the memory is worth
 
 
 def saved_dtype(asked: str, computed: torch.dtype, stored: torch.dtype) -> torch.dtype:

@@ -1,4 +1,4 @@
-"""An adapter's run: where it starts, how its base is held, and what the reference wears on the same base.
+"""An adapter's run: where it starts, how its base is held, and which adapter the reference has on the same base.
 
 --lora-rank 16                          a fresh adapter; the reference is the base
 --adapter DIR                           starts there; the reference is that adapter
@@ -16,12 +16,11 @@ import torch
 from torch import Tensor
 
 from data.rows import find_model
-from data.text import Tokenizer, has_tokenizer
 from engine import weights
 from engine.config import LORA_RATE, MOST_RANK, AdapterConfig, ReferenceConfig, TrainConfig
 from engine.distributed import Ranks
-from engine.model import Quantisation, Transformer, adapters
-from engine.planning import Worn, asked_adapter
+from engine.model import Quantisation, Transformer, adapters, name_of
+from engine.planning import OnBase, asked_adapter
 from engine.run.adapter_card import AdapterCard
 from engine.run.folder import check_apart
 from engine.run.metrics_log import say
@@ -46,9 +45,9 @@ class Adapting:
     """Of compute."""
     start: AdapterFolder | None
     """Where the adapter starts; None: a fresh one."""
-    worn: AdapterFolder | None
-    """What the reference wears on the base; None: nothing."""
-    is_lent: bool
+    reference_adapter: AdapterFolder | None
+    """The reference's on the base; None: the base alone."""
+    shares_base: bool
     """Whether the reference computes with the policy's base; else it is another model."""
     moves: bool
     """Whether the reference follows the policy."""
@@ -56,24 +55,31 @@ class Adapting:
 
     @staticmethod
     def of(config: TrainConfig, folder: Path) -> "Adapting | None":
-        """What a run asks for; None where all weights train. folder: the model's. Raises InputError."""
+        """What a run asks for; None where all weights train. folder: the model's. Raises InputError, where that is an
+        adapter itself too.
+        """
+        if weights.is_adapter(folder):
+            raise InputError(
+                f"--model {config.model}: an adapter; name its base there, and the adapter with --adapter to train it "
+                "further"
+            )
         if not config.adapters.is_used:
             return None
         _check_precision(config.adapters, compute_dtype(config))
         start = None
         if config.adapters.start is not None:
-            start = weights.read_adapter(_adapter_folder(config.adapters.start))
+            start = weights.read_adapter(find_model(config.adapters.start))
             check_apart(Path(config.out), start.folder, "adapter")
             weights.say_if_of_another(start, config.model, folder)
         _say_what_is_unusual(config, start)
-        worn, is_lent = _of_reference(config.reference, folder, start)
+        own, shares_base = _of_reference(config.reference, folder, start)
         return Adapting(
             folder=folder,
             asked=config.adapters,
             dtype=compute_dtype(config),
             start=start,
-            worn=worn,
-            is_lent=is_lent,
+            reference_adapter=own,
+            shares_base=shares_base,
             moves=config.reference.update != "none",
             seed=config.data.seed,
         )
@@ -86,38 +92,25 @@ class Adapting:
     @property
     def base_dtype(self) -> str:
         """The same, as adapter folders say it."""
-        return self.held if isinstance(self.held, str) else str(self.held).removeprefix("torch.")
+        return self.held if isinstance(self.held, str) else name_of(self.held)
 
     @property
     def is_start(self) -> bool:
         """Whether the reference is the policy as the run starts."""
-        return (
-            self.is_lent
-            and (self.worn is None) == (self.start is None)
-            and (self.worn is None or self.start is None or self.worn.folder.resolve() == self.start.folder.resolve())
-        )
+        folders = [None if one is None else one.folder.resolve() for one in (self.start, self.reference_adapter)]
+        return self.shares_base and folders[0] == folders[1]
 
-    def check_vocabulary(self, tokenizer: Tokenizer | None) -> None:
-        """Raises InputError where a folder of an adapter has a tokenizer by which a token is another one than by the
-        base's. Tokens that one of the two lacks are none of an adapter's affair: it has no row of any.
-        """
-        for found in filter(None, (self.start, self.worn)):
-            if tokenizer is None or not has_tokenizer(found.folder):
-                continue
-            ours, theirs = tokenizer.words(), Tokenizer(found.folder).words()
-            both = sorted(ours.keys() & theirs.keys())
-            if (other := next((i for i in both if ours[i] != theirs[i]), None)) is not None:
-                raise InputError(
-                    f"{found.folder}: its token {other} is {theirs[other]!r}, and {ours[other]!r} in {self.folder}; "
-                    "give the base that it was trained on"
-                )
+    def check_vocabulary(self, n_rows: int) -> None:
+        """Raises InputError where an adapter's tokenizer has other words than the base's. n_rows: of the embedding."""
+        for found in filter(None, (self.start, self.reference_adapter)):
+            weights.check_vocabulary(found, self.folder, n_rows)
 
-    def for_plan(self) -> Worn:
-        """What policy and reference wear, as a plan asks for it."""
-        return Worn(
+    def for_plan(self) -> OnBase:
+        """What policy and reference have on the base, as a plan asks for it."""
+        return OnBase(
             policy=None if self.start is None else self.start.adapter,
-            reference=None if self.worn is None else self.worn.adapter,
-            is_lent=self.is_lent,
+            reference=None if self.reference_adapter is None else self.reference_adapter.adapter,
+            shares_base=self.shares_base,
         )
 
     def attach(self, policy: Transformer) -> None:
@@ -129,8 +122,14 @@ class Adapting:
                 adapters.attach(policy, self.start.adapter)
         else:
             adapters.attach(policy, asked_adapter(policy, self.asked))
-        if self.worn is not None and not self.is_start:
-            self.worn.check(policy, self.folder)
+        if self.reference_adapter is not None and not self.is_start:
+            self.reference_adapter.check(policy, self.folder)
+        theirs = self.reference_adapter
+        if self.moves and theirs is not None and theirs.adapter != policy.adapter:
+            raise InputError(
+                f"--reference-update hard: gives the reference the policy's A and B, and {theirs.folder} is an adapter "
+                "of another rank, scale or other layers; leave it out, or name one like the policy's"
+            )
 
     def fill(self, policy: Transformer, ranks: Ranks) -> None:
         """Reads the base, and what the adapter starts from. Raises InputError."""
@@ -140,18 +139,18 @@ class Adapting:
         else:
             weights.draw_adapter(policy, self.seed, ranks.local)
 
-    def lend(self, policy: Transformer, ranks: Ranks) -> Transformer:
-        """The reference on the policy's base, its own numbers still to be read (`fill_lent`)."""
-        worn = None if self.worn is None else self.worn.adapter
-        if worn is None and self.moves:  # it will have what the policy has now: zeros are the base
-            worn = policy.adapter
-        return adapters.lend(policy, worn, ranks.device)
+    def share(self, policy: Transformer, ranks: Ranks) -> Transformer:
+        """The reference on the policy's base, its own numbers still to be read (`fill_shared`)."""
+        own = None if self.reference_adapter is None else self.reference_adapter.adapter
+        if own is None and self.moves:  # it will have what the policy has now: zeros are the base
+            own = policy.adapter
+        return adapters.reference_of(policy, own, ranks.device)
 
-    def fill_lent(self, view: Transformer) -> None:
+    def fill_shared(self, view: Transformer) -> None:
         """Reads what the reference has of its own: its adapter, and what the policy trains whole. Raises InputError."""
         weights.fill_whole(view, self.folder)
-        if self.worn is not None:
-            weights.fill_adapter(view, self.worn)
+        if self.reference_adapter is not None:
+            weights.fill_adapter(view, self.reference_adapter)
 
     def save(
         self,
@@ -176,25 +175,25 @@ class Adapting:
             replaces=replaces,
         )
 
-    def build_worn(self) -> Transformer:
-        """The base with what the reference wears, as a model by itself, on the meta device."""
+    def build_reference(self) -> Transformer:
+        """The base with the reference's adapter, as a model by itself, on the meta device."""
         model = weights.build(self.folder)
         adapters.freeze(model, self.dtype, self.held)
-        if self.worn is not None:
-            adapters.attach(model, self.worn.adapter)
+        if self.reference_adapter is not None:
+            adapters.attach(model, self.reference_adapter.adapter)
             model.requires_grad_(False)
-            model.worn, model.base_source = self.worn, self.folder
+            model.adapter_folder, model.base_source = self.reference_adapter, self.folder
         return model
 
     def digests(self) -> list[bytes]:
         """SHA-256 of what makes the reference another than the base in the dtype that computes."""
         found = [] if self.held == self.dtype else [self.base_dtype.encode()]
-        return found + ([] if self.worn is None else self.worn.digests())
+        return found + ([] if self.reference_adapter is None else self.reference_adapter.digests())
 
     def identity(self) -> dict[str, str]:
         """What has to be the same for a run to go on with this one, beside its flags."""
         held = {"base dtype": self.base_dtype}
-        for name, found in (("adapter", self.start), ("reference adapter", self.worn)):
+        for name, found in (("adapter", self.start), ("reference adapter", self.reference_adapter)):
             if found is not None:
                 held[name] = hashlib.sha256(b"".join(found.digests())).hexdigest()[:16]
         return held
@@ -202,7 +201,7 @@ class Adapting:
     def card(self, policy: Transformer) -> AdapterCard:
         """What model cards say of it."""
         assert policy.adapter is not None
-        targets = adapters.short_names(adapters.layers_of(policy), policy.adapter.modules)
+        targets = adapters.targets_of(policy)
         return AdapterCard(adapter=policy.adapter, targets=targets, base_dtype=self.base_dtype, start=self.asked.start)
 
     def sentence(self, policy: Transformer, rate: float) -> str:
@@ -259,7 +258,7 @@ def _say_what_is_unusual(config: TrainConfig, start: AdapterFolder | None) -> No
             f"--lr {config.optimizer.rate:g}: is one for all parameters; an adapter hardly moves below {LEAST_RATE:g}, "
             f"and {LORA_RATE:g} to 1e-5 is usual"
         )
-    held = config.adapters.base_dtype or str(compute_dtype(config)).removeprefix("torch.")
+    held = config.adapters.base_dtype or name_of(compute_dtype(config))
     if start is not None and start.base_dtype in ("int8", "nf4") and start.base_dtype != held:
         cli.notify_once(
             f"{start.folder}: has trained beside a base in {start.base_dtype}, and goes on beside one in {held}, whose "
@@ -267,15 +266,10 @@ def _say_what_is_unusual(config: TrainConfig, start: AdapterFolder | None) -> No
         )
 
 
-def _adapter_folder(name: str) -> Path:
-    """The folder of an adapter: a folder, or the hub's. Raises InputError."""
-    return find_model(name)
-
-
 def _of_reference(
     asked: ReferenceConfig, folder: Path, start: AdapterFolder | None
 ) -> tuple[AdapterFolder | None, bool]:
-    """What the reference wears, and whether it is on the policy's base."""
+    """The adapter that the reference has, and whether it is on the policy's base."""
     if asked.model is None:
         return start, True
     if asked.is_base:

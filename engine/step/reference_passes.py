@@ -12,14 +12,14 @@ from data.rows import Example
 from engine import weights
 from engine.config import ReferenceConfig
 from engine.distributed import Ranks
-from engine.model import FusedForward, Transformer
+from engine.model import FusedForward, Transformer, adapters
 from engine.optim import copy_rounded
 from engine.planning import Plan
 from engine.step.objective import Objective
 from engine.step.passes import compute_batch, compute_examples, own_values
 from engine.step.reference import ReferenceLogps
 from engine.step.steps import MicroBatching, Step, Steps
-from engine.step.training import Training, own_parameters
+from engine.step.training import Training
 
 
 def fill_reference(training: Training, steps: Steps, before_each: Callable[[], None]) -> None:
@@ -129,9 +129,9 @@ def follow_reference(training: Training, step: Step, config: ReferenceConfig) ->
     ranks.reshard(model)
     alpha = 1.0 if config.update == "hard" else config.update_alpha
     with torch.no_grad():
-        if model.reference.is_lent:  # an adapter's, whole on every rank, and always hard
+        if model.reference.shares_base:  # an adapter's, whole on every rank, and always hard
             trained = dict(model.policy.trained())
-            for name, theirs in own_parameters(model.reference).items():
+            for name, theirs in adapters.own_parameters(model.reference).items():
                 theirs.copy_(ranks.full_tensor(trained[name]))
         else:
             for ours, theirs in zip(model.policy.parameters(), model.reference.parameters(), strict=True):

@@ -11,7 +11,7 @@ from torch.optim.lr_scheduler import LRScheduler
 
 from engine import optim, weights
 from engine.distributed import Ranks
-from engine.model import FusedForward, Transformer
+from engine.model import FusedForward, Transformer, adapters
 from engine.optim import Options, SplitMasterWeights
 from engine.planning import Plan
 from engine.step.loss_inputs import LossInputs
@@ -150,17 +150,10 @@ class Training:
         made = {f"policy.{name}": parameter.detach() for name, parameter in named}
         made |= {f"optimizer.{name}": value for name, value in optim.state_tensors(self.optimizer, named).items()}
         if self.reference.moves and self.model.reference is not None:
-            made |= {f"reference.{name}": p.detach() for name, p in own_parameters(self.model.reference).items()}
+            reference = self.model.reference
+            own = adapters.own_parameters(reference) if reference.shares_base else dict(reference.named_parameters())
+            made |= {f"reference.{name}": p.detach() for name, p in own.items()}
         return made | {f"hooks.{name}": value for name, value in self.hooks.tensors().items()}
-
-
-def own_parameters(reference: Transformer) -> dict[str, torch.nn.Parameter]:
-    """What a reference has of its own: all of it, or, on the policy's base, its adapter and what trains whole there."""
-    if not reference.is_lent:
-        return dict(reference.named_parameters())
-    ends = tuple(f"{name}." for name in reference.own_ends)
-    named = reference.named_parameters()
-    return {name: p for name, p in named if name.endswith(("lora_A", "lora_B")) or (ends and name.startswith(ends))}
 
 
 class _Held:

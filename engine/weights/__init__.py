@@ -38,7 +38,7 @@ from engine.weights.reading import (
     say_if_rounded,
     stored_dtypes,
 )
-from engine.weights.rounding import CHUNK, Cast, hash_of, round_half_away, round_stochastically
+from engine.weights.rounding import CHUNK, Cast, check_asked, hash_of, round_half_away, round_stochastically
 from engine.weights.survival import Survival, Tally
 from engine.weights.writing import ShardAccess, SingleProcess, save
 
@@ -57,6 +57,7 @@ __all__ = [
     "build",
     "build_adapted",
     "check",
+    "check_asked",
     "check_finite",
     "check_has_weights",
     "check_vocabulary",

@@ -234,12 +234,11 @@ def fill_adapter(model: Transformer, found: AdapterFolder, local: Local = lambda
 
 
 def fill_whole(view: Transformer, folder: Path) -> None:
-    """Reads head and embedding that a lent model has of its own from the base's folder. Raises InputError."""
-    own = [name for name in adapters.WHOLE.values() if adapters.is_own(view, name)]
-    if not own:
+    """Reads head and embedding that such a reference has of its own from the base's folder. Raises InputError."""
+    if not view.own_ends:
         return
     with Checkpoint(folder) as checkpoint, torch.no_grad():
-        for name in own:
+        for name in sorted(view.own_ends):
             weight = getattr(view, name).weight
             weight.copy_(checkpoint.part(view.config.place(f"{name}.weight"), 0, weight.shape[0]))
 

@@ -40,11 +40,11 @@ def merge(
     beside: as of `save`. Gives what is left of the adapter's change in what was written; None where it changes nothing.
     Raises InputError where the two do not belong together, `out` exists, or a sum is beyond the dtype's range.
     """
-    worn = build_adapted(found, torch.float32, base, base_dtype)
+    adapted = build_adapted(found, torch.float32, base, base_dtype)
     model = build(base)
     model.beside = files_beside(found, base)
     with Checkpoint(base) as checkpoint:
-        sums = _Sums(worn, model, checkpoint, cast, out)
+        sums = _Sums(adapted, model, checkpoint, cast, out)
         save(model, out, cast=Cast(dtype=cast.dtype), stop_ids=stop_ids, beside=beside, parts=sums)
     return sums.tally.result()
 
@@ -52,21 +52,21 @@ def merge(
 class _Sums(SingleProcess):
     """A merged model's tensors as they are stored, each made as it is asked for: who saves them rounds nothing."""
 
-    def __init__(self, worn: Transformer, model: Transformer, checkpoint: Checkpoint, cast: Cast, out: Path) -> None:
-        """worn: the base with its adapter, model: the base alone, both on the meta device."""
-        assert worn.adapter is not None and worn.worn is not None
+    def __init__(self, adapted: Transformer, model: Transformer, checkpoint: Checkpoint, cast: Cast, out: Path) -> None:
+        """adapted: the base with its adapter, model: the base alone, both on the meta device."""
+        assert adapted.adapter is not None and adapted.adapter_folder is not None
         self.tally = Tally()
         self._checkpoint, self._cast, self._out = checkpoint, cast, out
         self._names: dict[Tensor, str] = {parameter: name for name, parameter in model.named_parameters()}
-        self._config, self._scale = model.config, worn.adapter.scale
-        self._layers = {f"{n}.weight": m for n, m in worn.named_modules() if isinstance(m, FrozenLinear)}
-        own = {name: (p, torch.empty(p.shape)) for name, p in adapters.own_parameters(worn).items()}
+        self._config, self._scale = model.config, adapted.adapter.scale
+        self._layers = {f"{n}.weight": m for n, m in adapted.named_modules() if isinstance(m, FrozenLinear)}
+        own = {name: (p, torch.empty(p.shape)) for name, p in adapters.own_parameters(adapted).items()}
         there: dict[Tensor, Tensor] = dict(own.values())
-        fill_adapter(worn, worn.worn, lambda parameter: (there[parameter], 0))
+        fill_adapter(adapted, adapted.adapter_folder, lambda parameter: (there[parameter], 0))
         self._whole = {name: tensor for name, (_, tensor) in own.items() if not name.endswith(("lora_A", "lora_B"))}
         self._factors: dict[str, tuple[Tensor, Tensor]] = {}  # A [r, in] and B [out, r] by the name of their W
-        layers = adapters.layers_of(worn)
-        for module in worn.adapter.modules:
+        layers = adapters.layers_of(adapted)
+        for module in adapted.adapter.modules:
             for part in (parts := layers[module]):  # of a fused matrix they share one A
                 self._factors[f"{part.name}.weight"] = own[f"{parts[0].name}.lora_A"][1], own[f"{part.name}.lora_B"][1]
 

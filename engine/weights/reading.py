@@ -113,7 +113,7 @@ def build_adapted(
     with placed(found.folder):
         adapters.attach(model, found.adapter)
     model.requires_grad_(False)
-    model.worn, model.base_source = found, folder
+    model.adapter_folder, model.base_source = found, folder
     return model
 
 
@@ -153,7 +153,7 @@ def check(folder: Path, model: Transformer) -> None:
     """Raises InputError unless the folder's tensors are exactly the model's: names, shapes and a float dtype. Of a kept
     folder it is known.
     """
-    if is_kept(folder) or model.worn is not None:
+    if is_kept(folder) or model.adapter_folder is not None:
         return
     with Checkpoint(folder) as checkpoint:
         checkpoint.compare(model)
@@ -172,9 +172,9 @@ def fill(
     the weights will be written, whose range they have to keep. Raises InputError where the folder does not fit the
     model, or a number the range.
     """
-    if model.worn is not None and model.base_source is not None and folder != model.base_source:
+    if model.adapter_folder is not None and model.base_source is not None and folder != model.base_source:
         fill(model, model.base_source, local, copy)
-        fill_adapter(model, model.worn, local)
+        fill_adapter(model, model.adapter_folder, local)
         return
     with Checkpoint(folder) as checkpoint, torch.no_grad():
         checkpoint.compare(model)

@@ -80,6 +80,16 @@ class Cast:
         return self.rounding == "nearest" and {self.dtype, *self.others.values()} <= {*kept}
 
 
+def check_asked(dtype: str, rounding: Rounding | None, seed: int) -> None:
+    """Raises InputError where --dtype, --rounding and --seed of a command that writes a folder do not go together."""
+    if not 0 <= seed < 2**32:
+        raise InputError(f"--seed: {seed} is not between 0 and {2**32 - 1:,}")
+    if rounding == "stochastic" and dtype != "bfloat16":
+        raise InputError(
+            f"--rounding stochastic: rounds to bfloat16, not to {dtype}; name --dtype bfloat16 with it, or leave it out"
+        )
+
+
 def check_range(name: str, rows: Tensor, dtype: torch.dtype) -> None:
     """Raises InputError where a number of a tensor is beyond the range of a dtype."""
     most = torch.finfo(dtype).max

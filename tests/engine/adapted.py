@@ -1,6 +1,7 @@
 """Tiny models with an adapter, for the tests: the frozen one and the plain one that it was made from."""
 
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 import torch
@@ -12,21 +13,10 @@ from engine.model import Adapter, Transformer, adapters, attention, rotations
 from tests import tiny
 
 
-def adapted(
-    shape: str = "llama3",
-    *,
-    rank: int = 4,
-    alpha: float = 8.0,
-    rslora: bool = False,
-    targets: tuple[str, ...] = (),
-    whole: tuple[str, ...] = (),
-    held: torch.dtype | str = torch.float64,
-    b: float = 0.1,
-) -> tuple[Transformer, Transformer]:
-    """(plain, frozen) float64 models of the same weights; the latter has an adapter of random A and B, of size b."""
+def adapted(shape: str = "llama3", **options: Any) -> tuple[Transformer, Transformer]:
+    """(plain, frozen) float64 models of the same weights; options: of the latter's adapter (`beside`)."""
     plain = tiny.random_llama(shape, dtype=torch.float64)
-    model = beside(plain, rank=rank, alpha=alpha, rslora=rslora, targets=targets, whole=whole, held=held, b=b)
-    return plain, model
+    return plain, beside(plain, **options)
 
 
 def beside(

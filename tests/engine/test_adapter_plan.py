@@ -22,7 +22,17 @@ from engine import plan, train
 from engine.config import AdapterConfig, TrainConfig
 from engine.inputs import TrainingInputs
 from engine.model import Adapter, FusedForward, adapters, raw_config, read_config
-from engine.planning import NOTHING, Adapted, Documents, MemoryInputs, TokenStatistics, Worn, cost, memory, plan_run
+from engine.planning import (
+    NO_ADAPTERS,
+    Adapted,
+    Documents,
+    MemoryInputs,
+    OnBase,
+    TokenStatistics,
+    cost,
+    memory,
+    plan_run,
+)
 from engine.planning.flops import training_flops
 from engine.step import Hooks
 from system import InputError
@@ -43,8 +53,8 @@ def shape_of(name):
     return read_config(raw_config(name), name)
 
 
-def counted(shape, *, dtype=torch.bfloat16, worn=NOTHING, moves=False, **asked):
-    return Adapted.of(shape, AdapterConfig(**{"rank": 16} | asked), dtype, worn, moves=moves)
+def counted(shape, *, dtype=torch.bfloat16, on_base=NO_ADAPTERS, moves=False, **asked):
+    return Adapted.of(shape, AdapterConfig(**{"rank": 16} | asked), dtype, on_base, moves=moves)
 
 
 def pair(name, held, n_recomputed):
@@ -90,16 +100,16 @@ def test_parts_of_a_fused_matrix_share_an_a_and_a_head_that_trains_has_all_of_it
     assert head.frozen_bytes == 2 * (shape_of("llama3-8b").n_parameters - 128_256 * 4096)
 
 
-def test_the_reference_has_what_it_wears_and_no_base():
+def test_the_reference_has_its_adapter_and_no_base():
     shape = shape_of("llama3-8b")
     modules = tuple(f"model.layers.{i}.self_attn.q_proj" for i in range(32))
-    worn = Worn(reference=Adapter(rank=8, alpha=16, modules=modules))
+    on_base = OnBase(reference=Adapter(rank=8, alpha=16, modules=modules))
     sizes = {}
     for name, given in {
         "nothing": {},
-        "an adapter": {"worn": worn},
+        "an adapter": {"on_base": on_base},
         "the policy's, since it moves": {"moves": True},
-        "another model": {"worn": Worn(is_lent=False)},
+        "another model": {"on_base": OnBase(shares_base=False)},
         "nothing, beside a head that trains": {"train_also": ("lm_head",)},
     }.items():
         s = MemoryInputs(shape=shape, device="cuda", dtype=torch.bfloat16, adapted=counted(shape, **given))
@@ -332,7 +342,7 @@ def test_a_given_adapter_is_planned_with_its_own_rank(tmp_path, model, capsys):
     fresh = json.loads(capsys.readouterr().out)
     assert found["chosen"]["checkpoint_bytes"] == fresh["chosen"]["checkpoint_bytes"]
     n = fresh["chosen"]["checkpoint_bytes"] // 4
-    assert found["layouts"][0]["bytes"]["reference"] == 4 * n  # the start, which the reference wears
+    assert found["layouts"][0]["bytes"]["reference"] == 4 * n  # the start, which is the reference's
     plan.main([*given, "--adapter", str(tmp_path / "run/epoch-01"), "--reference-model", "base"])
     assert "reference" not in json.loads(capsys.readouterr().out)["layouts"][0]["bytes"]
 

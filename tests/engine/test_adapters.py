@@ -1,6 +1,7 @@
 """LoRA: the numbers of W + s B A, one copy of the weights for policy and reference, and what trains of it."""
 
 import math
+from dataclasses import replace
 
 import pytest
 import torch
@@ -69,9 +70,9 @@ def test_a_zero_b_has_the_bits_of_the_base():
     assert torch.equal(found, base)
 
 
-def test_a_lent_reference_is_the_base_and_has_no_weights_of_its_own():
+def test_a_reference_on_the_policys_base_is_the_base_and_has_no_weights_of_its_own():
     plain, model = adapted()
-    view = adapters.lend(model, None, torch.device("cpu"))
+    view = adapters.reference_of(model, None, torch.device("cpu"))
     found = FusedForward(model, view)(forest(), with_reference=True)
     expected = FusedForward(plain)(forest(), with_reference=False).logps.detach()
     assert (found.logps - expected).abs().max() > 1
@@ -80,9 +81,9 @@ def test_a_lent_reference_is_the_base_and_has_no_weights_of_its_own():
     assert all(p.data_ptr() in ours for p in view.parameters())
 
 
-def test_a_lent_reference_with_the_policys_adapter_has_the_policys_bits():
+def test_a_reference_on_the_policys_base_with_the_policys_adapter_has_the_policys_bits():
     _, model = adapted()
-    view = adapters.lend(model, model.adapter, torch.device("cpu")).double()
+    view = adapters.reference_of(model, model.adapter, torch.device("cpu")).double()
     mine = dict(model.named_parameters())
     with torch.no_grad():
         for name, parameter in view.named_parameters():
@@ -102,7 +103,7 @@ def test_the_gradient_is_the_same_with_the_reference_beside_it_and_with_recomput
     for with_reference, n_recomputed in ((False, 0), (True, 0), (True, 3)):
         model.zero_grad()
         model.recompute(n_recomputed)
-        fused = FusedForward(model, adapters.lend(model, None, torch.device("cpu")))
+        fused = FusedForward(model, adapters.reference_of(model, None, torch.device("cpu")))
         weighed(fused(forest(), with_reference=with_reference).logps).backward()
         found.append({name: p.grad.clone() for name, p in model.trained() if p.grad is not None})
     assert found[0] and max(g.abs().max().item() for g in found[0].values()) > 0.1
@@ -112,7 +113,7 @@ def test_the_gradient_is_the_same_with_the_reference_beside_it_and_with_recomput
 
 def test_a_head_that_trains_whole_leaves_the_references_alone():
     plain, model = adapted(whole=("lm_head", "embed_tokens"))
-    view = adapters.lend(model, None, torch.device("cpu"))
+    view = adapters.reference_of(model, None, torch.device("cpu"))
     with torch.no_grad():
         for name in ("head", "embed"):
             getattr(view, name).weight.copy_(getattr(plain, name).weight)
@@ -123,6 +124,22 @@ def test_a_head_that_trains_whole_leaves_the_references_alone():
     weighed(found.logps).backward()
     assert model.head.weight is not None and model.head.weight.grad is not None
     assert model.embed.weight.grad is not None and view.embed.weight.grad is None
+
+
+def test_a_reference_with_a_head_of_its_own_leaves_the_policys_alone():
+    """Whose adapter trains none: the base's head is the policy's, and not to be written over."""
+    _, model = adapted()
+    with_head = replace(adapter_of(model), whole=("lm_head",))
+    view = adapters.reference_of(model, with_head, torch.device("cpu"))
+    assert view.head is not model.head and view.embed is model.embed
+    own = adapters.own_parameters(view)
+    assert "head.weight" in own and "embed.weight" not in own
+    assert own["head.weight"].data_ptr() != dict(model.named_parameters())["head.weight"].data_ptr()
+
+
+def adapter_of(model):
+    assert model.adapter is not None
+    return model.adapter
 
 
 @pytest.mark.parametrize("held", ["int8", "nf4"])

@@ -20,9 +20,9 @@ pytestmark = [pytest.mark.slow, pytest.mark.filterwarnings("ignore")]  # of the 
 LENGTHS = [(5, 4, 6), (7, 3, 2), (3, 1, 5)]
 
 
-def lent(model, is_worn):
-    """The reference that wears what the policy has now, or nothing."""
-    view = adapters.lend(model, model.adapter if is_worn else None, torch.device("cpu")).double()
+def reference(model, has_adapter):
+    """The reference with the adapter that the policy has now, or with none."""
+    view = adapters.reference_of(model, model.adapter if has_adapter else None, torch.device("cpu")).double()
     mine = adapters.own_parameters(model)
     with torch.no_grad():
         for name, parameter in adapters.own_parameters(view).items():
@@ -30,8 +30,8 @@ def lent(model, is_worn):
     return view
 
 
-@pytest.mark.parametrize(("held", "is_worn"), [(torch.float64, False), ("nf4", True)], ids=str)
-def test_both_models_have_four_graphs_of_each_half_of_a_block(monkeypatch, held, is_worn):
+@pytest.mark.parametrize(("held", "has_adapter"), [(torch.float64, False), ("nf4", True)], ids=str)
+def test_both_models_have_four_graphs_of_each_half_of_a_block(monkeypatch, held, has_adapter):
     """The reference; the policy without gradient, with it, and of the first block, whose input, embedded by frozen
     weights, has none. Whatever the lengths, and with blocks computed again.
     """
@@ -42,7 +42,7 @@ def test_both_models_have_four_graphs_of_each_half_of_a_block(monkeypatch, held,
     monkeypatch.setattr(torch, "compile", functools.partial(torch.compile, backend="eager"))  # graphs, and no code
     _, model = adapted(held=held)
     model.recompute(1)
-    fused = FusedForward(model, lent(model, is_worn))
+    fused = FusedForward(model, reference(model, has_adapter))
     for one in filter(None, (model, fused.reference)):
         one.compile_blocks()
     n_graphs = []
@@ -52,7 +52,7 @@ def test_both_models_have_four_graphs_of_each_half_of_a_block(monkeypatch, held,
             fused(forest, with_reference=with_reference).logps.sum().backward()
             with torch.no_grad():
                 found = fused(forest, with_reference=True)
-        assert torch.equal(found.logps, found.ref_logps) == is_worn
+        assert torch.equal(found.logps, found.ref_logps) == has_adapter
         n_graphs.append(counters["stats"]["unique_graphs"])
     assert n_graphs == [8] * 4 and not counters["graph_break"]
 

@@ -127,7 +127,7 @@ def test_what_a_step_executes_of_an_adapter_is_two_products_of_a_frozen_matrix_a
     sides = 2 * (d + q) + 2 * (d + kv) + 3 * (d + i)
     own, head = c.n_layers * 2 * 10 * 4 * sides, 2 * 7 * d * c.vocab_size
     expected = 2 * frozen + 3 * attention + 3 * own + 2 * head
-    fused = FusedForward(model, adapters.lend(model, None, torch.device("cpu")))
+    fused = FusedForward(model, adapters.reference_of(model, None, torch.device("cpu")))
     assert measure._executed(fused, forest, True, False, 0) == expected
     assert measure._executed(fused, forest, True, True, 0) == expected + frozen + attention + head  # without A and B
     assert measure._executed(fused, forest, False, False, 0) == frozen + attention + own + head

@@ -54,8 +54,8 @@ def test_an_adapter_computes_what_its_product_added_to_the_matrix_does(name):
     plain = model_of(name)
     model = beside(plain, b=0.05)
     base = FusedForward(plain)(forest(), with_reference=False).logps.detach()
-    found = FusedForward(model, adapters.lend(model, None, CPU))(forest(), with_reference=True)
-    assert torch.equal(found.ref_logps, base)  # lent: the base's bits
+    found = FusedForward(model, adapters.reference_of(model, None, CPU))(forest(), with_reference=True)
+    assert torch.equal(found.ref_logps, base)  # the base's bits
     expected = FusedForward(multiplied_out(plain, model, 2.0))(forest(), with_reference=False).logps
     assert (expected - base).abs().max() > 1  # it does something
     torch.testing.assert_close(found.logps, expected, rtol=0, atol=1e-10)
@@ -68,7 +68,7 @@ def test_recomputed_blocks_and_a_reference_beside_them_leave_the_gradient_as_it_
     for n_recomputed in (0, 4):
         model.zero_grad()
         model.recompute(n_recomputed)
-        fused = FusedForward(model, adapters.lend(model, None, CPU))
+        fused = FusedForward(model, adapters.reference_of(model, None, CPU))
         weighed(fused(forest(), with_reference=True).logps).backward()
         found.append(gradients(model))
     assert found[0].keys() == found[1].keys() == dict(adapters.own_parameters(model)).keys()
@@ -221,7 +221,8 @@ def test_layers_of_a_model_that_sees_are_named_whole(raw, tmp_path):
 )
 def test_targets_that_peft_writes_of_it_are_read(changes, tmp_path):
     _, adapter = saved(tmp_path, folders.GEMMA3, targets=("q_proj", "down_proj"), **changes)
-    weights.load(adapter)
+    found = {name.rpartition(".")[2] for name in weights.read_adapter(adapter).modules}
+    assert found == {"q_proj", "down_proj"} and weights.load(adapter).adapter is not None
 
 
 @pytest.mark.parametrize(
@@ -313,7 +314,7 @@ def test_compiled_blocks_give_the_same_and_are_not_compiled_for_each_layer(name,
     from torch._dynamo.utils import counters  # brings the compiler, for the slow tests alone
 
     model = beside(model_of(name), b=0.05, targets=targets)
-    fused = FusedForward(model, adapters.lend(model, None, CPU))
+    fused = FusedForward(model, adapters.reference_of(model, None, CPU))
     lengths = [[(5, 4, 6), (20, 1, 9)], [(7, 3, 2)], [(9, 9, 1)]]
     packs = [pack(tiny.random_examples(each, seed=3)) for each in lengths]
 

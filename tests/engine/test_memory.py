@@ -14,7 +14,7 @@ from engine.config import AdapterConfig
 from engine.model import FAMILIES as model_families
 from engine.model import Head, Transformer, Weighing, adapters, attention, read_config, rotations
 from engine.model.logits import Squash
-from engine.planning import NOTHING, Adapted, MemoryInputs, asked_adapter, memory
+from engine.planning import NO_ADAPTERS, Adapted, MemoryInputs, asked_adapter, memory
 from system import torch_private
 from tests import tiny
 
@@ -105,7 +105,7 @@ def random_adapted(family, dtype, asked):
             layer.quantise(own[f"{name}.weight"], 0)
         for name, parameter in model.named_parameters():
             parameter.copy_(own[name]) if name in own else torch.nn.init.normal_(parameter, std=0.1)
-    return model, Adapted.of(plain.config, asked, dtype, NOTHING, moves=False)
+    return model, Adapted.of(plain.config, asked, dtype, NO_ADAPTERS, moves=False)
 
 
 @pytest.mark.slow

@@ -790,7 +790,10 @@ def test_what_has_no_counterpart_is_refused(tmp_path, line, said):
         ("--lr_scheduler_type", "--lr_scheduler_type is --schedule here"),
         ("--report_to", "--report_to is --track here"),
         ("--eval_strategy", "--eval_strategy is --eval-data or --eval-pairs here"),
-        ("--gradient_checkpointing", "--gradient_checkpointing is nothing, memory is bounded by --micro-tokens"),
+        (
+            "--gradient_checkpointing",
+            "--gradient_checkpointing changes nothing here: memory is bounded by --micro-tokens",
+        ),
         (
             "--use_peft",
             "--use_peft is --lora-rank 16, of every layer where --lora-targets are unset, here",
@@ -798,9 +801,9 @@ def test_what_has_no_counterpart_is_refused(tmp_path, line, said):
         ("--lora-r", "--lora_r is --lora-rank here"),
         (
             "--lora-dropout",
-            "--lora_dropout is nothing: is not to be had: what it drops would depend on how rows are packed",
+            "--lora_dropout is not to be had: what it drops would depend on how rows are packed",
         ),
-        ("--use-dora", "--use_dora is nothing: is not to be had: PEFT leaves the norm out of DoRA's gradient"),
+        ("--use-dora", "--use_dora is not to be had: PEFT leaves the norm out of DoRA's gradient"),
         ("--load-in-4bit", "--load_in_4bit is --base-dtype nf4 here"),
         ("--load_in_8bit", "--load_in_8bit is --base-dtype int8 here"),
         ("--dataset_mixture", "--dataset_mixture is --data with --data-weights here"),

@@ -83,14 +83,14 @@ def random_model(
 ) -> FusedForward:
     """A policy with an adapter on every linear layer, and the reference that it starts from, on the ranks' device.
 
-    b: size of B's numbers; of a fresh adapter 0, and the reference is the base; else the reference wears the same one.
+    b: size of B's numbers; of a fresh adapter 0, and the reference is the base; else the reference has the same one.
     """
     with torch.device("meta"):
         policy = Transformer(config)
     adapters.freeze(policy, ranks.dtype, held)
     modules = adapters.select(adapters.layers_of(policy), ())
     adapters.attach(policy, Adapter(rank=RANK, alpha=2 * RANK, modules=modules))
-    view = adapters.lend(policy, policy.adapter if b else None, ranks.device)
+    view = adapters.reference_of(policy, policy.adapter if b else None, ranks.device)
     policy.recompute(n_recomputed)
     if is_compiled:
         for model in (policy, view):

@@ -2,8 +2,10 @@
 
 import contextlib
 from pathlib import Path
+from typing import get_args
 
 from data.text import read_json
+from engine.config.adapters import Whole
 from engine.config.trl.draft import Draft, shown
 from system import InputError
 
@@ -27,7 +29,7 @@ OF_BITSANDBYTES = (
     *("bnb_4bit_quant_type", "use_bnb_nested_quant", "bnb_4bit_use_double_quant", "bnb_4bit_compute_dtype"),
     "bnb_4bit_quant_storage",
 )
-WHOLE = ("lm_head", "embed_tokens")
+WHOLE = get_args(Whole)
 
 
 def translate_adapter(draft: Draft) -> None:

@@ -85,13 +85,16 @@ COUNTERPARTS = {
     "load_in_8bit": "--base-dtype int8",
     "bnb_4bit_quant_type": "--base-dtype nf4, and no other kind of 4 bits,",
     "bnb_4bit_compute_dtype": "--dtype",
-    **dict.fromkeys(
-        ("use_bnb_nested_quant", "bnb_4bit_use_double_quant", "bnb_4bit_quant_storage"),
-        "nothing, it changes what memory 4 bits take,",
-    ),
-    "lora_task_type": "nothing, models here predict tokens,",
 }
 """What TRL's settings are called here, for those who type them."""
+IDLE = WEIGHTLESS | {
+    **dict.fromkeys(
+        ("use_bnb_nested_quant", "bnb_4bit_use_double_quant", "bnb_4bit_quant_storage"),
+        "it is of the memory that 4 bits take",
+    ),
+    "lora_task_type": "models here predict tokens",
+}
+"""Why others of them change nothing, for the same."""
 
 
 def translate(settings: Settings, say: Callable[[str], None], typed: Mapping[str, str] | None = None) -> Settings:
@@ -133,14 +136,14 @@ def translate(settings: Settings, say: Callable[[str], None], typed: Mapping[str
 
 
 def counterpart(name: str) -> str | None:
-    """What to say of a flag with one of TRL's names; None where it is none."""
+    """What to say of a flag with one of TRL's names, behind that; None where it is none."""
     if name in COUNTERPARTS:
-        return COUNTERPARTS[name]
-    if name in WEIGHTLESS:
-        return f"nothing, {WEIGHTLESS[name]},"
+        return f"is {COUNTERPARTS[name]} here"
+    if name in IDLE:
+        return f"changes nothing here: {IDLE[name]}; leave it out"
     if name in REFUSED:
-        return f"nothing: {REFUSED[name].removesuffix('; take it out')}; leave it out, what there is stands in --help"
-    return "nothing of that name; leave it out, what there is stands in --help" if name in NAMES else None
+        return f"{REFUSED[name].removesuffix('; take it out')}; leave it out, --help says what there is"
+    return "is none of ours; leave it out, --help says what there is" if name in NAMES else None
 
 
 def _is_ours(name: str) -> bool:

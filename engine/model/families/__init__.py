@@ -23,7 +23,7 @@ from engine.model.families.refusals import reason
 from engine.model.families.smollm3 import SMOLLM3
 from engine.model.families.wrapped import GEMMA3_SEEING, MISTRAL3_SEEING
 from engine.model.model_config import ModelConfig
-from engine.model.quantised import REMEDY, quantised_by
+from engine.model.quantised_checkpoint import REMEDY, quantised_by
 
 FAMILIES = (
     LLAMA, MISTRAL, MINISTRAL3, MISTRAL3_SEEING, QWEN2, QWEN3, SMOLLM3, GRANITE, OLMO2, OLMO3, PHI3, GEMMA2, GEMMA3,
