@@ -135,7 +135,7 @@ def test_a_flag_of_another_program_is_said_to_be_one():
 
         @staticmethod
         def counterpart(name):
-            return "--lr" if name == "learning_rate" else None
+            return "is --lr here" if name == "learning_rate" else None
 
     with pytest.raises(InputError, match=r"^--learning_rate is --lr here$"):
         cli.parse(Settings, ["--learning-rate", "1"], command="c", example="e", peer=Peer)
