@@ -165,9 +165,12 @@ def _of_tokens(winners: list[str], losers: list[str], tokenizer: Tokenizer) -> n
 
 
 def table(found: dict[str, Contrast], *, paper: bool = False) -> str:
-    """Table 1 in Markdown: a row a file, means over its pairs; then the distribution of each measure."""
+    """Table 1 in Markdown: a row a file, means over its pairs; then the distribution of each measure. paper: the
+    paper's own rows too, whose Jaccard similarity is of tokens.
+    """
     has_tokens = any(c.jaccard_tokens is not None for c in found.values())
-    titles = ["pairs", "Jaccard, words (%)", *(["Jaccard, tokens (%)"] if has_tokens else []), "Levenshtein"]
+    shows_tokens = has_tokens or paper
+    titles = ["pairs", "Jaccard, words (%)", *(["Jaccard, tokens (%)"] if shows_tokens else []), "Levenshtein"]
     revised_of = f"revised {'tokens' if has_tokens else 'words'}"
     titles += [
         "copied (%)",
@@ -181,17 +184,19 @@ def table(found: dict[str, Contrast], *, paper: bool = False) -> str:
     for name, c in found.items():
         jaccards = [c.jaccard_words, *([c.jaccard_tokens] if c.jaccard_tokens is not None else [])]
         cells = [f"{len(c.copied):,}", *(f"{100 * values.mean():.2f}" for values in jaccards)]
+        cells += ["-"] * (1 + shows_tokens - len(jaccards))
         cells += [f"{c.levenshtein.mean():,.0f}"]
         cells += [f"{100 * shares.mean():.1f}" for shares in (c.copied, *c.revised)]
         cells += [f"{c.chosen_length.mean():,.0f}", f"{c.rejected_length.mean():,.0f}"]
         lines.append(_line(name, *cells, f"{np.median(c.length_ratio):.2f}"))
     if paper:
-        gap = ["-"] * (len(titles) - 3 - has_tokens)
+        gap = ["-"] * (len(titles) - 4)
         lines += [
-            _line(f"{name} (the paper's; its tokens are not said)", "-", f"{similarity:.2f}", *(["-"] * has_tokens),
-                  f"{distance:,}", *gap)
+            _line(
+                f"{name} (the paper's; its tokens are not said)", "-", "-", f"{similarity:.2f}", f"{distance:,}", *gap
+            )
             for name, similarity, distance in TABLE_1
-        ]  # fmt: skip
+        ]
     lines += ["", _line("", "measure", "mean", *(f"{q} %" for q in QUANTILES)), "|---" * (3 + len(QUANTILES)) + "|"]
     for name, c in found.items():
         for measure, values in c.summary().items():

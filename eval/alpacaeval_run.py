@@ -67,7 +67,8 @@ class AlpacaEvalConfig(JudgedConfig):
     gamed: PathText | None = None
     """df_gamed.csv of the hub's data set tatsu-lab/alpaca_eval; without it there is no length control."""
     checkpoint: tuple[str, ...] = ()
-    """Names of the run's checkpoints. Unset: the best one of each MixEval-Hard version, by OUT/scores.jsonl."""
+    """Names of the run's checkpoints. Unset: the best one of each MixEval-Hard version, by OUT/scores.jsonl; where one
+    is the best of both, the next best by their mean too."""
     preset: Literal["stable", "upstream", "paper"] = "stable"
     """How outputs are drawn: greedily, or at temperature 0.7 as most of the leaderboard's, in 2,048 tokens; or at 0.7
     in 4,096, as upstream has it for the model that the paper trains."""
@@ -209,10 +210,16 @@ def _chosen(config: AlpacaEvalConfig) -> list[Checkpoint]:
 
 
 def _best(config: AlpacaEvalConfig) -> list[str]:
+    """The best checkpoint of each version; where that is one and the same, the next best of both beside it, so that
+    there are two as in the paper.
+    """
     path = config.folder / scores.NAME
     lines = scores.read(path)
-    tables = {v: mixeval_run.overall(lines, v) for v in mixeval_run.VERSIONS}
-    names = [max(table, key=lambda name: table[name]) for table in tables.values() if table]
+    tables = [table for v in mixeval_run.VERSIONS if (table := mixeval_run.overall(lines, v))]
+    names = [max(table, key=lambda name: table[name]) for table in tables]
+    others = set[str]().union(*tables).intersection(*tables) - set(names)
+    if len(names) > len(set(names)) and others:
+        names[1] = max(sorted(others), key=lambda name: sum(table[name] for table in tables))
     if not names:
         raise InputError(
             f"{path}: has no MixEval-Hard scores to choose the best by; run that first, or name --checkpoint"

@@ -8,6 +8,7 @@ from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
 from eval.runs import Run, heldout, heldout_rewards
+from eval.tables import Table
 
 SIDES = ("chosen", "rejected")
 CONTRASTIVE = ("dpo", "kto_pair", "apo_zero", "apo_down")
@@ -25,36 +26,13 @@ PAPER = {  # Table 2: mean gain on MixEval-Hard of 2024-06-01 and of 2024-08-11
     ("stronger-preferred", "sft"): (0.49, 2.73), ("stronger-preferred", "apo_zero"): (-2.72, -12.02),
     ("stronger-preferred", "apo_down"): (-12.51, 0.16),
 }  # fmt: skip
-_RATES = (
-    "each objective has its own best learning rate here, APO-down's a tenth of APO-zero's and DPO's a third; the paper "
-    "has one for all. How far rewards move then says as much of the rate as of the objective (docs/results.md: a real "
-    "model at one rate)"
-)
-WHY_NOT: dict[str, str] = {
-    "CLAIR with APO-zero has the best mean of all cells": (
-        "on CLAIR and on Stronger Preferred every word of a winner that the score looks at is right, so that imitating "
-        "winners is all there is to do: SFT does it best, and a stronger model's answers, whose style costs nothing, "
-        "teach as much as revisions do"
-    ),
-    "DPO is never the best objective of a data set": (
-        "it is on the off-policy set, which DPO's rate suits best: at that rate, a third of theirs, APO-zero and KTO "
-        "gain as much there (the search for rates), but theirs were chosen for all four sets"
-    ),
-    "winners worse than the model (judge-off-policy): APO-down beats APO-zero": (
-        "its losers are wrong in nearly every fact, so that lowering them teaches facts under either; both lose in 18 "
-        "epochs most of what they gain in the first ones, APO-down, which lowers the winners too, more of it"
-    ),
-    "APO has the best mean of every data set but stronger-preferred": (
-        "on CLAIR SFT and KTO imitate winners that are right in every word, and DPO's rate suits the off-policy set "
-        "best; on the on-policy set KTO is a little above APO-zero"
-    ),
-    "all three widen the margin between winning and losing rewards": _RATES,
-    "APO-zero ends with the greatest winning and losing rewards of the three": _RATES,
-    "APO-down ends with the lowest of both of the three": _RATES,
-    "DPO is nearer to APO-zero in the first epoch": _RATES,
-    "DPO is nearer to APO-down in the last": _RATES,
+BEST_CONTRAST = "CLAIR has the best contrast: the largest Jaccard similarity, the smallest Levenshtein distance"
+MARGINS = "all three widen the margin between winning and losing rewards"
+BY_CONSTRUCTION = {
+    BEST_CONTRAST: "a revision changes as little as it can",
+    MARGINS: "each objective falls with the margin, and the pairs that are held out are made like the others",
 }
-"""Why a claim fails in the miniature, where it does, for the page that says so."""
+"""Claims that could hardly fail, and why."""
 
 
 class Trajectory(NamedTuple):
@@ -94,9 +72,7 @@ def of_trajectories(zero: Trajectory, down: Trajectory, dpo: Trajectory) -> dict
     first = [i for i, epoch in enumerate(shared) if 0 < epoch <= 1]  # all that was measured in it
 
     return {
-        "all three widen the margin between winning and losing rewards": all(
-            t.margins[-1] > 0 for t in (zero, down, dpo)
-        ),
+        MARGINS: all(t.margins[-1] > 0 for t in (zero, down, dpo)),
         "APO-zero ends with the greatest winning and losing rewards of the three": all(
             z > max(others) for z, *others in zip(last(zero), last(down), last(dpo), strict=True)
         ),
@@ -111,7 +87,7 @@ def of_trajectories(zero: Trajectory, down: Trajectory, dpo: Trajectory) -> dict
 def of_contrast(jaccard: Mapping[str, float], levenshtein: Mapping[str, float]) -> dict[str, bool]:
     """Table 1, by data set."""
     is_rank0 = max(jaccard, key=lambda k: jaccard[k]) == min(levenshtein, key=lambda k: levenshtein[k]) == "clair"
-    return {"CLAIR has the best contrast: the largest Jaccard similarity, the smallest Levenshtein distance": is_rank0}
+    return {BEST_CONTRAST: is_rank0}
 
 
 def of_paper() -> dict[str, bool]:
@@ -143,9 +119,37 @@ def of_gains(gained: Mapping[tuple[str, str], float]) -> dict[str, bool]:
             gained[OFF_POLICY, "apo_down"] > gained[OFF_POLICY, "apo_zero"]
         )
     if "stronger-preferred" in sets:
-        found["stronger-preferred can hurt: a contrastive objective loses points on it"] = any(
-            gained["stronger-preferred", loss] < 0 for loss in CONTRASTIVE if ("stronger-preferred", loss) in gained
+        found["stronger-preferred can hurt: a contrastive objective that gains on clair loses points on it"] = any(
+            gained["stronger-preferred", loss] < 0 < gained.get(("clair", loss), 0.0)
+            for loss in CONTRASTIVE
+            if ("stronger-preferred", loss) in gained
         )
         if ("stronger-preferred", "sft") in gained:
             found["on stronger-preferred SFT beats every contrastive objective"] = best("stronger-preferred") == "sft"
     return found
+
+
+def table(counts: Mapping[str, Sequence[tuple[str, bool]]], *, over: str) -> Table:
+    """Each claim, and in how many cases it holds. counts: of each claim the cases, (data set, or "" for a claim of all
+    of them; whether it holds). over: what is counted.
+    """
+    in_paper, rows = of_paper(), []
+    for claim, cases in counts.items():
+        n_held = sum(is_so for _, is_so in cases)
+        here = "holds here" if n_held == len(cases) else "holds here in part" if n_held else "does not hold here"
+        if claim in BY_CONSTRUCTION and n_held:
+            here += ", by construction"
+        not_on = ", ".join(dict.fromkeys(data for data, is_so in cases if data and not is_so))
+        of_paper_ = {True: "yes", False: "no", None: ""}[in_paper.get(claim)]
+        rows.append((claim, here, f"{n_held} of {len(cases)}", not_on, of_paper_))
+    notes = [
+        f"Counted over {over}. Last: whether the paper's own Table 2 has it by means over checkpoints and both "
+        "versions of MixEval-Hard."
+    ]
+    notes += [
+        f"By construction: {claim}; {why}."
+        for claim, why in BY_CONSTRUCTION.items()
+        if any(is_so for _, is_so in counts.get(claim, ()))
+    ]
+    header = ("the paper's claim", "here", "holds in", "not on", "in its own means")
+    return Table("claims", "What the paper claims, and what holds here", header, rows, 2, notes)

@@ -56,26 +56,29 @@ def split_questions() -> tuple[list[world.Question], list[world.Question], list[
     return everything[N_TEST + N_PROMPTS :], everything[N_TEST : N_TEST + N_PROMPTS], everything[:N_TEST]
 
 
-def base_model(root: Path) -> Path:
-    """The folder of the trained model, made below root where it is not there yet."""
-    recipe = json.dumps([SHAPE, TRAINING, STEPS, SEED, CONTROL, Path(world.__file__).read_text()], sort_keys=True)
+def base_model(root: Path, seed: int = SEED) -> Path:
+    """The folder of the trained model, made below root where it is not there yet. seed: of its weights and its corpus;
+    which questions are the corpus's is the same for all.
+    """
+    recipe = json.dumps([SHAPE, TRAINING, STEPS, seed, CONTROL, Path(world.__file__).read_text()], sort_keys=True)
     folder = root / f"base-{hashlib.sha256(recipe.encode()).hexdigest()[:12]}"
     if (folder / "model" / "config.json").is_file():
         return folder / "model"
     shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir(parents=True)
-    rng = np.random.default_rng(SEED)
+    rng = np.random.default_rng(seed)
     questions, _, _ = split_questions()
     drawn = (questions[i] for i in rng.integers(len(questions), size=STEPS * int(TRAINING["batch_size"])))
     rows = [{"prompt": q.prompt, "completion": world.noisy_answer(q, rng)} for q in drawn]
     (folder / "corpus.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-    _write_random_model(folder / "random", [text for row in rows[:2000] for text in row.values()])
+    _write_random_model(folder / "random", [text for row in rows[:2000] for text in row.values()], seed)
     result = train.run(
         TrainConfig(
             model=str(folder / "random"),
             data=(str(folder / "corpus.jsonl"),),
             loss="sft",
             out=str(folder / "run"),
+            seed=seed,
             **TRAINING,
         )  # pyright: ignore[reportArgumentType]
     )
@@ -83,10 +86,10 @@ def base_model(root: Path) -> Path:
     return folder / "model"
 
 
-def _write_random_model(folder: Path, texts: list[str]) -> None:
+def _write_random_model(folder: Path, texts: list[str], seed: int) -> None:
     """Random weights, and a byte-level BPE of Llama-3's form learnt from the texts."""
     model = Transformer(read_config(SHAPE, "the miniature's shape"))
-    generator = torch.Generator().manual_seed(SEED)
+    generator = torch.Generator().manual_seed(seed)
     for name, parameter in model.named_parameters():
         if "norm" not in name:
             torch.nn.init.normal_(parameter, std=0.08, generator=generator)

@@ -153,22 +153,7 @@ def claims(found: Mapping[Cell, Run]) -> Table:
         for data, said in made:
             for claim, is_so in said.items():
                 counts.setdefault(claim, []).append((data, is_so))
-    in_paper, rows, reasons = findings.of_paper(), [], dict[str, list[str]]()
-    notes = [
-        "Counted over seeds, and over data sets where a claim is of each. Last: whether the paper's own Table 2 has it "
-        "by means over checkpoints and both versions of MixEval-Hard."
-    ]
-    for claim, cases in counts.items():
-        n_held = sum(is_so for _, is_so in cases)
-        here = "holds here" if n_held == len(cases) else "holds here in part" if n_held else "does not hold here"
-        not_on = ", ".join(dict.fromkeys(data for data, is_so in cases if data and not is_so))
-        of_paper = {True: "yes", False: "no", None: ""}[in_paper.get(claim)]
-        rows.append((claim, here, f"{n_held} of {len(cases)}", not_on, of_paper))
-        if n_held < len(cases) and claim in findings.WHY_NOT:
-            reasons.setdefault(findings.WHY_NOT[claim], []).append(claim)
-    notes += [f"Not so, or not everywhere: {'; '.join(those)}. Why: {reason}." for reason, those in reasons.items()]
-    header = ("the paper's claim", "here", "holds in", "not on", "in its own means")
-    return Table("claims", "What the paper claims, and what holds here", header, rows, 2, notes)
+    return findings.table(counts, over="seeds, and over data sets where a claim is of each")
 
 
 def grades(files: Mapping[int, Mapping[str, Path]]) -> Table:

@@ -109,17 +109,25 @@ def grade(question: world.Question, answer: str) -> int:
 
 
 def serve_teachers() -> AbstractContextManager[str]:
-    """The address of a server of three models, "reviser", "judge" and "stronger", until the block ends."""
+    """The address of a server of four models, "reviser", "judge", "stronger" and "habit", until the block ends."""
     return serve_models({
         "reviser": reviser.reply,
         "judge": lambda seen: judge(seen.text),
         "stronger": lambda seen: stronger(seen.text),
+        "habit": lambda seen: stronger_with_a_habit(seen.text),
     })  # fmt: skip
 
 
 def stronger(prompt: str) -> str:
     """A right answer in a style of its own."""
     return world.render(world.asked(prompt).facts, "list")
+
+
+def stronger_with_a_habit(prompt: str) -> str:
+    """A right answer in the same style, but for its order: that of the book, and not that which was asked for."""
+    told = sorted(world.asked(prompt).facts, key=lambda fact: world.ATTRIBUTES.index(fact.attribute))
+    animals = list(dict.fromkeys(fact.animal for fact in world.asked(prompt).facts))
+    return world.render(sorted(told, key=lambda fact: animals.index(fact.animal)), "list")
 
 
 def judge(text: str) -> str:

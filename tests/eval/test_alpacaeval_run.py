@@ -6,6 +6,7 @@ import json
 import math
 import re
 import sys
+from types import SimpleNamespace
 
 import pytest
 
@@ -158,6 +159,25 @@ def test_of_a_run_the_best_checkpoint_of_each_mixeval_version_is_scored(made, tm
         done = run(command(made, tmp_path, server.base, "--no-base", gamed=False))
     assert done.returncode == 0 and "not length-controlled" in done.stderr
     assert [line.split()[0] for line in done.stdout.splitlines() if "win rate" in line] == ["epoch-02", "epoch-01"]
+
+
+@pytest.mark.parametrize(
+    ("scored", "best"),
+    [
+        ({"2024-06-01": [0.5, 0.4, 0.3], "2024-08-11": [0.2, 0.3, 0.4]}, ["epoch-01", "epoch-03"]),
+        ({"2024-06-01": [0.3, 0.5, 0.4], "2024-08-11": [0.3, 0.5, 0.1]}, ["epoch-02", "epoch-01"]),  # 0.6 and 0.5
+        ({"2024-06-01": [0.3, 0.5, 0.4]}, ["epoch-02"]),
+        ({"2024-06-01": [0.3], "2024-08-11": [0.3]}, ["epoch-01"]),
+    ],
+    ids=["one each", "one of both", "one version", "one checkpoint"],
+)
+def test_two_checkpoints_are_the_best_also_where_one_is_it_twice(tmp_path, scored, best):
+    tiny.write_rows(tmp_path / "scores.jsonl", [
+        {"checkpoint": f"epoch-0{i}", "benchmark": "mixeval-hard", "version": version, "value": value,
+         "metric": "table4_compat/overall"}
+        for version, values in scored.items() for i, value in enumerate(values, 1)
+    ])  # fmt: skip
+    assert list(dict.fromkeys(alpacaeval_run._best(SimpleNamespace(folder=tmp_path)))) == best
 
 
 def test_equal_outputs_are_a_draw_without_a_question(made):

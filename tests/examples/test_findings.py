@@ -58,6 +58,11 @@ def test_no_loss_on_stronger_preferred_refutes_that_it_can_hurt():
     ] == [True]
 
 
+def test_an_objective_that_loses_on_clair_too_says_nothing_of_stronger_preferred():
+    assert any("can hurt" in claim for claim in failing(clair__dpo=-1.0, clair__apo_down=-2.0))
+    assert not any("can hurt" in claim for claim in failing(clair__dpo=-1.0))
+
+
 def test_contrast_needs_both_measures():
     jaccard, levenshtein = {"clair": 43.0, "judge-on-policy": 39.0}, {"clair": 1300.0, "judge-on-policy": 1258.0}
     assert list(findings.of_contrast(jaccard, levenshtein).values()) == [False]

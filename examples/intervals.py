@@ -1,0 +1,97 @@
+"""Intervals of means over seeds and questions that cross: every seed's model answers the same questions.
+
+Questions are resampled once for all seeds and seeds beside them (a bootstrap of both, so that what a hard question or a
+lucky seed does to all of a mean is in the interval); beside it stands a t interval over the seeds' means.
+"""
+
+from collections.abc import Sequence
+from functools import cache
+from typing import NamedTuple
+
+import numpy as np
+
+OF_INTEREST = 5.0
+"""Points: the smallest difference that a study looks for (docs/design.md)."""
+N_DRAWS = 10_000
+T_95 = (12.706, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262)
+"""Quantiles 0.975 of Student's t with 1, 2 ... degrees of freedom."""
+
+
+class Estimate(NamedTuple):
+    """A mean in points, and its 95 % intervals."""
+
+    mean: float
+    low: float
+    high: float
+    """Of the bootstrap over seeds and questions."""
+    t_half: float | None
+    """Half the width of the t interval over seeds' means; None of one seed."""
+    by_seed: tuple[float, ...]
+    """Each seed's mean."""
+
+    def __str__(self) -> str:
+        half = "" if self.t_half is None else f"; t ± {self.t_half:.1f}"
+        return f"{self.mean:+.1f} ({self.low:+.1f} to {self.high:+.1f}{half})"
+
+
+@cache
+def weights(n_seeds: int, n_questions: int, n_draws: int = N_DRAWS, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
+    """How often each draw takes a seed, [n_draws, n_seeds], and a question, [n_draws, n_questions]; rows sum to 1."""
+    rng = np.random.default_rng(seed)
+    seeds = rng.multinomial(n_seeds, np.full(n_seeds, 1 / n_seeds), n_draws) / n_seeds
+    questions = rng.multinomial(n_questions, np.full(n_questions, 1 / n_questions), n_draws) / n_questions
+    return seeds, questions
+
+
+def draws(values: np.ndarray) -> np.ndarray:
+    """Means of bootstrap draws, [N_DRAWS], of values [seeds, questions]."""
+    seeds, questions = weights(*values.shape)
+    return ((seeds @ values) * questions).sum(1)
+
+
+def estimate(values: np.ndarray) -> Estimate:
+    """Of values [seeds, questions], fractions; in points."""
+    values = 100 * np.asarray(values, float)
+    low, high = np.quantile(draws(values), (0.025, 0.975))
+    means, n = values.mean(1), len(values)
+    half = None if n == 1 else T_95[n - 2] * float(means.std(ddof=1)) / n**0.5
+    return Estimate(float(means.mean()), float(low), float(high), half, tuple(map(float, means)))
+
+
+def verdict(found: Estimate, of_interest: float = OF_INTEREST) -> str:
+    """What a difference says of a claim that it is positive: "for", "against" or "undecided"."""
+    if found.low > 0 and found.mean >= of_interest:
+        return "for"
+    return "against" if found.high < of_interest else "undecided"
+
+
+class Crossing(NamedTuple):
+    """Where a curve goes from above 0 to below."""
+
+    at: float
+    low: float
+    high: float
+
+
+def crossing(x: Sequence[float], values: Sequence[np.ndarray]) -> tuple[Crossing | None, float]:
+    """(where differences change from positive to negative, with its 95 % interval; the share of draws in which they do
+    not). None where the means do not, or in more than 5 % of draws.
+
+    x: ascending. values: of each point [seeds, questions], the same seeds and questions at all of them.
+    """
+    seeds, questions = weights(*values[0].shape)
+    curves = np.stack([((seeds @ v) * questions).sum(1) for v in values], 1)  # [N_DRAWS, points]
+    found = np.array([_first_crossing(x, curve) for curve in curves])
+    at = _first_crossing(x, np.array([v.mean() for v in values]))
+    missed = float(np.isnan(found).mean())
+    if np.isnan(at) or missed > 0.05:
+        return None, missed
+    low, high = np.nanquantile(found, (0.025, 0.975))
+    return Crossing(float(at), float(low), float(high)), missed
+
+
+def _first_crossing(x: Sequence[float], y: np.ndarray) -> float:
+    for i in range(len(y) - 1):
+        if y[i] > 0 >= y[i + 1]:
+            return x[i] + (x[i + 1] - x[i]) * y[i] / (y[i] - y[i + 1])
+    return float("nan")

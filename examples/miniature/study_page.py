@@ -1,0 +1,196 @@
+"""Writes docs/paper.md and its figures from docs/records/miniature alone.
+
+python -m examples.miniature.study_page
+"""
+
+import argparse
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from eval.tables import to_markdown
+from examples.miniature import paper, study, study_plan, study_tables
+from examples.miniature.study_run import Job
+from examples.miniature.study_sets import TABLE, TUNING_SEED
+from examples.miniature.study_tables import ARMS, Found
+from system import cli, files
+
+DOCS = Path(__file__).resolve().parents[2] / "docs"
+HEAD = """# The paper in miniature
+
+Written by `python -m examples.miniature.study_page` from docs/records/miniature; every sentence that compares is
+computed from the records, with its interval. What is asked, and what would count as an answer, was written down before:
+[design](design.md).
+
+```
+python -m examples.miniature.study --minutes 110     # the runs: seven to ten hours in all; the same command goes on
+./launch.sh paper                                    # the same world in half an hour: one seed, and your own objectives
+```
+
+**The world** is the demo's field guide: questions for four facts on sixteen animals. The model, 0.85 million
+parameters, has learned from answers that have 30 % of their values wrong: it knows the facts and answers like its
+corpus when it is sampled. A program sees whether an answer is exact, and that is the score, over 200 questions that no
+model was trained on. The style of an answer costs nothing in the first world: this cannot show anything about language,
+length or size.
+
+**Training**: {epochs} epochs, batches of {batch}, RMSProp with linear decay after {warmup} steps of warm-up, beta
+{beta} (the paper's is 0.1). Every seed has its own base model, draw of prompts, pairs and order.
+
+{state}
+"""
+SECTIONS = {
+    "control": (
+        "Does minimal contrast matter at equal quality?",
+        "Both arms have the same prompts and the same losers. CLAIR's winner is the repair of the loser, the control's "
+        "the repair of another sample, right in every fact as well.",
+    ),
+    "claims": ("What the paper claims", "Each objective is at the rate that the search chose for all sets."),
+    "trajectories": ("How far rewards move", "The paper trains every objective at one rate; so does this table."),
+    "grid": ("Which objective on which set", ""),
+    "rates": ("How the rates were found", ""),
+    "curve": (
+        "When is APO-down right?",
+        "APO-zero raises winners, APO-down lowers them. The curve is over the share of pairs in which the model's own "
+        "answer is better than the winner.",
+    ),
+    "habit": (
+        "Does imitation have a price?",
+        "In the second world the stronger model has a habit that breaks a rule which the model keeps: it tells the "
+        "facts of an animal in the order of its book, and not in the order asked. Everything else is the same.",
+    ),
+    "revised": ("Objectives of revisions", ""),
+    "strengths": ("How much should a revision change?", ""),
+    "unpaired": ("Unpaired objectives", ""),
+    "sets": ("The pairs", ""),
+}
+COLOURS = {"apo_zero": "#188038", "dpo": "#1a73e8", "apo_down": "#d93025", "kto_pair": "#f9ab00", "sft": "#9aa0a6"}
+
+
+def main(argv: Sequence[str]) -> None:
+    """The command."""
+    parser = argparse.ArgumentParser(prog="python -m examples.miniature.study_page", description=__doc__)
+    parser.add_argument(
+        "--records", type=Path, default=DOCS.parent / study.RECORDS, help="folder (default: %(default)s)"
+    )
+    parser.add_argument("--docs", type=Path, default=DOCS, help="folder to write into (default: %(default)s)")
+    asked = parser.parse_args(argv)
+    records = study.Records(asked.records)
+    found = Found(records.runs, records.bases, records.sets)
+    files.write_text(asked.docs / "paper.md", page(found))
+    draw_curve(found, asked.docs / "paper-advice.svg")
+    draw_trajectories(found, asked.docs / "paper-curves.svg")
+
+
+def page(found: Found) -> str:
+    """The page."""
+    text = HEAD.format(
+        epochs=paper.EPOCHS, batch=paper.TRAINING["batch-size"], warmup=paper.TRAINING["warmup-steps"],
+        beta=paper.BETA[1], state=state(found),
+    )  # fmt: skip
+    for name, (title, introduction) in SECTIONS.items():
+        table = getattr(study_tables, name)(found)
+        parts = [f"## {title}", introduction, in_words(found, name), to_markdown(table) if table else NOT_YET]
+        if name in FIGURES:
+            parts.append(FIGURES[name])
+        text += "\n\n".join(part.strip() for part in parts if part) + "\n\n"
+    return text.rstrip() + "\n"
+
+
+NOT_YET = "Its runs are not all on record yet."
+FIGURES = {
+    "curve": "![APO-zero minus APO-down over the quality of winners](paper-advice.svg)",
+    "trajectories": "![Held-out rewards by epoch, all objectives at one rate](paper-curves.svg)",
+}
+
+
+def state(found: Found) -> str:
+    """How much of the study is there."""
+    before = "; ".join(study_tables.before(found))
+    exact = f"Exact before training, %: {before}." if before else ""
+    if found.n_left:
+        n_runs, n_left = len(found.runs), found.n_left
+        return f"**Not whole yet**: {n_runs} runs are on record, {n_left} more are known to be left. {exact}"
+    return f"{len(found.runs)} runs are on record, and none is left. {exact}"
+
+
+def in_words(found: Found, name: str) -> str:
+    """What the numbers of a section say, as far as its runs are there."""
+    if name == "control":
+        made = []
+        for loss in ("apo_zero", "dpo"):
+            rates = found.rate(loss, ARMS[0]), found.rate(loss, ARMS[1])
+            differs = study_tables.difference(found, loss, ARMS, rates)
+            if differs is not None:
+                made.append(f"**{loss}**, CLAIR minus the control. {study_tables.said(differs)}.")
+        return " ".join(made)
+    if name == "curve":
+        return "\n".join(f"- {sentence}" for sentence in study_tables.crossings(found))
+    return ""
+
+
+# --- figures -------------------------------------------------------------------------------------------------------
+
+
+def draw_curve(found: Found, path: Path) -> None:
+    """APO-zero minus APO-down over how often the own answer is better than the winner, a line for each way."""
+    pyplot = _pyplot(path)
+    figure, axes = pyplot.subplots(figsize=(8, 4))
+    for (line, points), colour in zip(study_tables.lines(found).items(), COLOURS.values(), strict=False):
+        if points:
+            found_ = [p.difference for p in points]
+            errors = [[e.mean - e.low for e in found_], [e.high - e.mean for e in found_]]
+            axes.errorbar(
+                [p.x for p in points], [e.mean for e in found_], errors, color=colour, label=line, capsize=2, marker="o"
+            )
+    axes.axhline(0, color="#9aa0a6", linewidth=0.6)
+    axes.set(
+        xlabel="share of pairs in which the own answer is better than the winner", ylabel="apo_zero - apo_down, points"
+    )
+    if axes.get_legend_handles_labels()[0]:
+        axes.legend(fontsize=8, frameon=False)
+    _save(pyplot, figure, path)
+
+
+def draw_trajectories(found: Found, path: Path) -> None:
+    """Held-out rewards by epoch on each set, a column for each of the rates that are the same for all."""
+    pyplot = _pyplot(path)
+    figure, rows = pyplot.subplots(len(TABLE), len(study_plan.SHARED_RATES), figsize=(12, 13), sharex=True)
+    for name, panels in zip(TABLE, rows, strict=True):
+        panels[0].set(ylabel=name)
+        for rate, axes in zip(study_plan.SHARED_RATES, panels, strict=True):
+            for loss, colour in COLOURS.items():
+                run = found.runs.get(Job(study_plan.called(name), loss, rate, TUNING_SEED))
+                if run and "failed" not in run:
+                    held = study_tables.trajectory(run)
+                    for side, style in (("chosen", "-"), ("rejected", "--")):
+                        label = loss if side == "chosen" else None
+                        axes.plot(held.epochs, held.rewards[side], style, color=colour, label=label)
+            axes.axhline(0, color="#9aa0a6", linewidth=0.6)
+            axes.spines[["top", "right"]].set_visible(False)
+    for rate, axes in zip(study_plan.SHARED_RATES, rows[0], strict=True):
+        axes.set(title=f"held-out rewards, all at {rate:g} (dashed: rejected)")
+    if rows[0][0].get_legend_handles_labels()[0]:
+        rows[0][0].legend(fontsize=8, frameon=False)
+    for axes in rows[-1]:
+        axes.set(xlabel="epoch")
+    _save(pyplot, figure, path)
+
+
+def _pyplot(path: Path) -> Any:
+    import matplotlib
+
+    matplotlib.use("svg")
+    from matplotlib import pyplot
+
+    matplotlib.rcParams["svg.hashsalt"] = path.stem  # the same file each time
+    return pyplot
+
+
+def _save(pyplot: Any, figure: Any, path: Path) -> None:
+    figure.tight_layout()
+    figure.savefig(path, metadata={"Date": None})
+    pyplot.close(figure)
+
+
+if __name__ == "__main__":
+    cli.run(main)

@@ -1,0 +1,188 @@
+"""Which runs the miniature's study still wants, and what those that are done say: pure functions of what is on record.
+
+docs/design.md says what is asked. `wanted` gives the runs that are missing, first things first; where a rate has to be
+chosen, the runs that need it come once it is.
+"""
+
+from collections.abc import Iterator, Mapping, Sequence
+from statistics import fmean
+from typing import Any
+
+import numpy as np
+
+from examples.miniature.study_run import COMPARED, SEARCHED, Job, Questions, unpack
+from examples.miniature.study_sets import LINES, POINTS, SAME_AS, STRENGTHS, TABLE, TUNING_SEED
+
+LADDER = (1e-7, 3e-7, 1e-6, 3e-6, 1e-5, 3e-5, 1e-4, 3e-4, 1e-3, 3e-3, 1e-2)
+SHARED_RATES = (1e-5, 3e-5, 1e-4)
+"""One rate for all objectives, as the paper trains: claims are counted at each; every search begins with them."""
+OBJECTIVES = ("apo_zero", "dpo", "apo_down", "kto_pair", "sft")
+"""The paper's, those whose runs are never cut first."""
+REVISED = ("apo_zero_revised", "apo_down_revised", "dpo_revised")
+REVISED_SETS = ("clair", "stronger-preferred")
+HABIT, OF_HABIT = "stronger-habit", ("apo_zero", "dpo", "sft")
+CURVE_RATES = {"apo_zero": (1e-5, 3e-5, 1e-4), "apo_down": (3e-6, 1e-5, 3e-5)}
+EARLIER_SET = "best-over-worst"
+UNPAIRED = {"kto": "kto_pair", "apo_zero_unpaired": "apo_zero"}
+"""Table 5's objectives, and those whose rates they take."""
+SEEDS = (0, 1, 2)
+
+Gained = Mapping[Job, float]
+"""The primary outcome of each run that is done."""
+
+
+def called(name: str) -> str:
+    """A set by the name that records have."""
+    return SAME_AS.get(name, name)
+
+
+def questions(seed: int) -> Questions:
+    """What a seed's models are asked."""
+    return SEARCHED if seed == TUNING_SEED else COMPARED
+
+
+def gains(job: Job, found: Mapping[str, Any], before: str) -> np.ndarray:
+    """Of each checkpoint and question the verdict minus that on the model before training, [checkpoints, questions]. Of
+    a run that could not go on, all is lost: one row. found: the run's record. before: packed verdicts.
+    """
+    n = questions(job.seed).n
+    own = unpack(before, n).astype(int)
+    if "failed" in found:
+        return -own[None]
+    return np.array([unpack(epoch["exact"], n).astype(int) for epoch in found["epochs"]]) - own
+
+
+def gain(job: Job, found: Mapping[str, Any], before: str) -> float:
+    """The primary outcome: points over the model before training, mean over checkpoints."""
+    return 100 * float(gains(job, found, before).mean())
+
+
+# --- rates ---------------------------------------------------------------------------------------------------------
+
+
+def around(rate: float) -> tuple[float, ...]:
+    """A rate and the two on either side of it, as far as the ladder goes."""
+    at = LADDER.index(rate)
+    return LADDER[max(0, at - 2) : at + 3]
+
+
+def searched(loss: str, name: str, gained: Gained) -> dict[float, float]:
+    """Gain in the search by rate."""
+    jobs = (Job(called(name), loss, rate, TUNING_SEED) for rate in LADDER)
+    return {job.lr: gained[job] for job in jobs if job in gained}
+
+
+def best(by_rate: Mapping[float, float]) -> float:
+    """The rate of the greatest gain; of equals the smallest."""
+    return max(sorted(by_rate), key=lambda rate: by_rate[rate])
+
+
+def means(loss: str, names: Sequence[str], gained: Gained) -> dict[float, float]:
+    """Gain in the search by rate, mean over sets, of rates that all of them have."""
+    found = [searched(loss, name, gained) for name in names]
+    shared = set(found[0]).intersection(*found[1:])
+    return {rate: fmean(by_rate[rate] for by_rate in found) for rate in sorted(shared)}
+
+
+def missing_rates(loss: str, names: Sequence[str], gained: Gained) -> list[Job]:
+    """Runs that a search still wants, until the best rate of each set, and that of all together, has two on either side
+    (or the ladder's end).
+    """
+    found = {name: searched(loss, name, gained) for name in names}
+    wanted = {name: set(SHARED_RATES) for name in names}
+    for name, by_rate in found.items():
+        if by_rate.keys() >= wanted[name]:
+            wanted[name] |= set(around(best(by_rate)))
+    if all(by_rate.keys() >= set(SHARED_RATES) for by_rate in found.values()):
+        for rates in wanted.values():
+            rates |= set(around(best(means(loss, names, gained))))
+    return [
+        Job(called(name), loss, rate, TUNING_SEED)
+        for name in names
+        for rate in sorted(wanted[name] - found[name].keys())
+    ]
+
+
+def rates_of(loss: str, name: str, names: Sequence[str], gained: Gained) -> tuple[float, float]:
+    """The rate chosen for an objective on all sets, and the one chosen on this set alone."""
+    return best(means(loss, names, gained)), best(searched(loss, name, gained))
+
+
+# --- what is wanted ------------------------------------------------------------------------------------------------
+
+
+def wanted(gained: Gained) -> Iterator[Job]:
+    """Runs that are not done and whose settings are known by now, each once, the first to be done first."""
+    seen = set[Job]()
+    for job in (job for part in PARTS for job in part(gained)):
+        if job not in gained and job not in seen:
+            seen.add(job)
+            yield job
+
+
+def _table(gained: Gained) -> Iterator[Job]:
+    """The searches, and the seeds of each that has ended."""
+    for loss in OBJECTIVES:
+        yield from missing_rates(loss, TABLE, gained)
+    for loss in OBJECTIVES:
+        yield from _seeds(loss, TABLE, gained)
+
+
+def _seeds(loss: str, names: Sequence[str], gained: Gained) -> Iterator[Job]:
+    if missing_rates(loss, names, gained):
+        return
+    for seed in SEEDS:
+        for name in names:
+            for rate in rates_of(loss, name, names, gained):
+                yield Job(called(name), loss, rate, seed)
+
+
+def points() -> list[str]:
+    """The sets of the curve."""
+    return [f"{line}-{share}" for line in LINES for share in POINTS] + [EARLIER_SET]
+
+
+def _curve(gained: Gained) -> Iterator[Job]:
+    for name in points():
+        for loss, rates in CURVE_RATES.items():
+            yield from (Job(name, loss, rate, TUNING_SEED) for rate in rates)
+    for name in points():
+        for loss in CURVE_RATES:
+            if (rate := curve_rate(loss, name, gained)) is not None:
+                yield from (Job(name, loss, rate, seed) for seed in SEEDS)
+
+
+def curve_rate(loss: str, name: str, gained: Gained) -> float | None:
+    """An objective's rate at a point of the curve: the best of three; None as long as they are not done."""
+    found = searched(loss, name, gained)
+    if not found.keys() >= set(CURVE_RATES[loss]):
+        return None
+    return best({rate: found[rate] for rate in CURVE_RATES[loss]})
+
+
+def _habit(gained: Gained) -> Iterator[Job]:
+    for loss in OF_HABIT:
+        yield from missing_rates(loss, (HABIT,), gained)
+        yield from _seeds(loss, (HABIT,), gained)
+
+
+def _revised(gained: Gained) -> Iterator[Job]:
+    for loss in REVISED:
+        yield from missing_rates(loss, REVISED_SETS, gained)
+        yield from _seeds(loss, REVISED_SETS, gained)
+
+
+def _strengths(gained: Gained) -> Iterator[Job]:
+    for name in STRENGTHS:
+        yield from missing_rates("apo_zero", (name,), gained)
+        yield from _seeds("apo_zero", (name,), gained)
+
+
+def _unpaired(gained: Gained) -> Iterator[Job]:
+    for loss, like in UNPAIRED.items():
+        if not missing_rates(like, TABLE, gained):
+            rate, _ = rates_of(like, "clair", TABLE, gained)
+            yield from (Job("clair", loss, rate, seed) for seed in SEEDS)
+
+
+PARTS = (_table, _curve, _habit, _revised, _strengths, _unpaired)

@@ -1,0 +1,74 @@
+"""Intervals over seeds and questions that cross: known cases, coverage, and what a verdict is made of."""
+
+import math
+
+import numpy as np
+import pytest
+
+from examples import intervals
+from examples.intervals import Estimate
+
+
+def test_of_one_value_for_all_there_is_nothing_to_doubt():
+    found = intervals.estimate(np.full((3, 50), 0.25))
+    assert found.by_seed == pytest.approx((25, 25, 25))
+    assert found[:4] == pytest.approx((25, 25, 25, 0))
+
+
+def test_the_t_interval_is_students():
+    found = intervals.estimate(np.array([[0.1], [0.2], [0.3]]) * np.ones((3, 40)))
+    assert found.mean == pytest.approx(20) and found.t_half == pytest.approx(4.303 * 10 / math.sqrt(3), rel=1e-3)
+    assert intervals.estimate(np.ones((1, 40))).t_half is None
+
+
+def test_a_question_that_is_hard_for_all_seeds_is_in_the_interval_and_does_not_average_out():
+    rng = np.random.default_rng(0)
+    hard = rng.integers(0, 2, 100).astype(float)
+    alike = intervals.estimate(np.tile(hard, (5, 1)))
+    apart = intervals.estimate(np.stack([rng.permutation(hard) for _ in range(5)]))
+    assert alike.high - alike.low == pytest.approx(2 * 1.96 * 100 * hard.std() / 10, rel=0.05)
+    assert apart.high - apart.low < 0.75 * (alike.high - alike.low)
+
+
+def test_seeds_that_differ_widen_it():
+    same = np.tile(np.linspace(0, 1, 200), (3, 1))
+    differ = same + np.array([[-0.2], [0.0], [0.2]])
+    widths = [found.high - found.low for found in map(intervals.estimate, (same, differ))]
+    assert widths[1] > 2 * widths[0]
+
+
+@pytest.mark.parametrize(
+    ("mean", "low", "high", "said"),
+    [
+        (8.0, 2.0, 14.0, "for"),
+        (8.0, -1.0, 17.0, "undecided"),
+        (4.0, 1.0, 7.0, "undecided"),  # above 0, and too small as an estimate, but 5 is not excluded
+        (2.0, 1.0, 3.0, "against"),  # a difference that is there, and that is not of interest
+        (-9.0, -12.0, -6.0, "against"),
+    ],
+)
+def test_a_verdict_needs_the_interval_and_the_size(mean, low, high, said):
+    assert intervals.verdict(Estimate(mean, low, high, None, ())) == said
+
+
+def noisy(means, spread=0.05, seed=0):
+    rng = np.random.default_rng(seed)
+    return [m + spread * rng.standard_normal((3, 200)) for m in means]
+
+
+def test_a_curve_crosses_where_its_line_does():
+    x = [0.1, 0.3, 0.5, 0.7, 0.9]
+    found, missed = intervals.crossing(x, noisy([0.3, 0.2, 0.1, -0.1, -0.2]))
+    assert found is not None and missed == 0
+    assert found.at == pytest.approx(0.6, abs=0.02) and found.low < found.at < found.high
+
+
+@pytest.mark.parametrize("means", [[0.3, 0.2, 0.1], [-0.3, -0.2, -0.1], [-0.1, 0.1, 0.2]])
+def test_a_curve_that_does_not_fall_through_0_has_no_crossing(means):
+    found, missed = intervals.crossing([0.1, 0.5, 0.9], noisy(means))
+    assert found is None and missed == 1.0
+
+
+def test_a_crossing_that_a_twentieth_of_draws_miss_is_none():
+    found, missed = intervals.crossing([0.1, 0.5], noisy([0.3, 0.0], spread=0.5))
+    assert found is None and 0.05 < missed < 0.95
