@@ -43,16 +43,34 @@ def weights(n_seeds: int, n_questions: int, n_draws: int = N_DRAWS, seed: int = 
     return seeds, questions
 
 
-def draws(values: np.ndarray) -> np.ndarray:
-    """Means of bootstrap draws, [N_DRAWS], of values [seeds, questions]."""
-    seeds, questions = weights(*values.shape)
-    return ((seeds @ values) * questions).sum(1)
+@cache
+def clustered(kinds: tuple[str, ...], clusters: tuple[str, ...], n_draws: int = N_DRAWS, seed: int = 0) -> np.ndarray:
+    """How often each draw takes a question, [n_draws, n_questions], where clusters of questions are resampled within
+    their kind, which keeps its share of all; rows sum to 1.
+    """
+    rng = np.random.default_rng(seed)
+    made = np.zeros((n_draws, len(kinds)))
+    for kind in dict.fromkeys(kinds):
+        of_kind = [i for i, k in enumerate(kinds) if k == kind]
+        names = list(dict.fromkeys(clusters[i] for i in of_kind))
+        taken = rng.multinomial(len(names), np.full(len(names), 1 / len(names)), n_draws)
+        counts = taken[:, [names.index(clusters[i]) for i in of_kind]].astype(float)
+        made[:, of_kind] = counts / counts.sum(1, keepdims=True) * len(of_kind) / len(kinds)
+    return made
 
 
-def estimate(values: np.ndarray) -> Estimate:
-    """Of values [seeds, questions], fractions; in points."""
+def draws(values: np.ndarray, questions: np.ndarray | None = None) -> np.ndarray:
+    """Means of bootstrap draws, [N_DRAWS], of values [seeds, questions]. questions: weights of these, as `clustered`
+    has them; None for questions that are resampled one by one.
+    """
+    seeds, alone = weights(*values.shape)
+    return ((seeds @ values) * (alone if questions is None else questions)).sum(1)
+
+
+def estimate(values: np.ndarray, questions: np.ndarray | None = None) -> Estimate:
+    """Of values [seeds, questions], fractions; in points. questions: as in `draws`."""
     values = 100 * np.asarray(values, float)
-    low, high = np.quantile(draws(values), (0.025, 0.975))
+    low, high = np.quantile(draws(values, questions), (0.025, 0.975))
     means, n = values.mean(1), len(values)
     half = None if n == 1 else T_95[n - 2] * float(means.std(ddof=1)) / n**0.5
     return Estimate(float(means.mean()), float(low), float(high), half, tuple(map(float, means)))

@@ -10,9 +10,9 @@ from typing import Any
 
 from eval.tables import to_markdown
 from examples.miniature import paper, study, study_plan, study_tables
-from examples.miniature.study_run import Job
 from examples.miniature.study_sets import TABLE, TUNING_SEED
 from examples.miniature.study_tables import ARMS, Found
+from examples.studies import Job
 from system import cli, files
 
 DOCS = Path(__file__).resolve().parents[2] / "docs"
@@ -74,7 +74,7 @@ def main(argv: Sequence[str]) -> None:
     )
     parser.add_argument("--docs", type=Path, default=DOCS, help="folder to write into (default: %(default)s)")
     asked = parser.parse_args(argv)
-    records = study.Records(asked.records)
+    records = study.read(asked.records)
     found = Found(records.runs, records.bases, records.sets)
     files.write_text(asked.docs / "paper.md", page(found))
     draw_curve(found, asked.docs / "paper-advice.svg")

@@ -10,8 +10,9 @@ from typing import Any
 
 import numpy as np
 
-from examples.miniature.study_run import COMPARED, SEARCHED, Job, Questions, unpack
+from examples.miniature.study_run import COMPARED, SEARCHED, Questions, unpack
 from examples.miniature.study_sets import LINES, POINTS, SAME_AS, STRENGTHS, TABLE, TUNING_SEED
+from examples.studies import Job
 
 LADDER = (1e-7, 3e-7, 1e-6, 3e-6, 1e-5, 3e-5, 1e-4, 3e-4, 1e-3, 3e-3, 1e-2)
 SHARED_RATES = (1e-5, 3e-5, 1e-4)
@@ -41,18 +42,18 @@ def questions(seed: int) -> Questions:
     return SEARCHED if seed == TUNING_SEED else COMPARED
 
 
-def gains(job: Job, found: Mapping[str, Any], before: str) -> np.ndarray:
+def gains(job: Job, found: Mapping[str, Any], before: Mapping[str, Any]) -> np.ndarray:
     """Of each checkpoint and question the verdict minus that on the model before training, [checkpoints, questions]. Of
-    a run that could not go on, all is lost: one row. found: the run's record. before: packed verdicts.
+    a run that could not go on, all is lost: one row. found: the run's record. before: that of the model.
     """
     n = questions(job.seed).n
-    own = unpack(before, n).astype(int)
+    own = unpack(before["exact"], n).astype(int)
     if "failed" in found:
         return -own[None]
     return np.array([unpack(epoch["exact"], n).astype(int) for epoch in found["epochs"]]) - own
 
 
-def gain(job: Job, found: Mapping[str, Any], before: str) -> float:
+def gain(job: Job, found: Mapping[str, Any], before: Mapping[str, Any]) -> float:
     """The primary outcome: points over the model before training, mean over checkpoints."""
     return 100 * float(gains(job, found, before).mean())
 

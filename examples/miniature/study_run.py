@@ -20,21 +20,12 @@ from engine.config import TrainConfig
 from eval.runs import read_runs
 from examples import findings
 from examples.miniature import model, paper, score, world
+from examples.studies import Job
 from system import RunError, cli, files
 
 TRAINING: dict[str, Any] = {
     "optimizer": "rmsprop", "batch_size": 16, "eval_pairs": 32, "state_every": 0, "warmup_steps": 10, "beta": 0.5,
 }  # fmt: skip
-
-
-class Job(NamedTuple):
-    """A run of the study, by what tells it from the others."""
-
-    set: str
-    """Name of its pairs, of study_sets."""
-    loss: str
-    lr: float
-    seed: int
 
 
 class Questions(NamedTuple):

@@ -17,8 +17,9 @@ from examples.findings import Trajectory
 from examples.intervals import Estimate
 from examples.miniature import study_plan, study_sets
 from examples.miniature.study_plan import OBJECTIVES, SEEDS, SHARED_RATES, called
-from examples.miniature.study_run import Job, unpack
+from examples.miniature.study_run import unpack
 from examples.miniature.study_sets import LINES, POINTS, STRENGTHS, TABLE, TUNING_SEED
+from examples.studies import Job
 
 ARMS = ("clair", "another-sample")
 
@@ -28,8 +29,8 @@ class Found:
     """What is on record."""
 
     runs: Mapping[Job, Mapping[str, Any]]
-    bases: Mapping[int, str]
-    """Packed verdicts on the model before training, by seed."""
+    bases: Mapping[int, Mapping[str, Any]]
+    """Of the model before training, by seed."""
     sets: Mapping[tuple[int, str], Mapping[str, Any]]
 
     @cached_property
@@ -396,5 +397,5 @@ def before(found: Found) -> list[str]:
     for seed in (*SEEDS, TUNING_SEED):
         if seed in found.bases:
             n = study_plan.questions(seed).n
-            made.append(f"{100 * unpack(found.bases[seed], n).mean():.1f} (seed {seed})")
+            made.append(f"{100 * unpack(found.bases[seed]['exact'], n).mean():.1f} (seed {seed})")
     return made

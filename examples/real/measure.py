@@ -66,14 +66,16 @@ class Score(NamedTuple):
     answers: list[str]
 
 
-def answer(folder: Path, prompts: Sequence[str], temperature: float, out: Path) -> list[str]:
-    """A model's answers to prompts, one each; read from `out` where they are there."""
+def answer(
+    folder: Path, prompts: Sequence[str], temperature: float, out: Path, *, seed: int = 1, top_p: float = TOP_P
+) -> list[str]:
+    """A model's answers to prompts, one each; read from `out` where they are there. top_p: of sampled ones."""
     if not out.exists():
         answerer = Answerer.open(str(folder))
         rows = [PromptRow(f"prompt {i}", (Message("user", prompt),), {}) for i, prompt in enumerate(prompts, 1)]
         ids = [answerer.prompt_ids(row.location, row.prompt) for row in rows]
         sampling = Sampling(
-            max_new_tokens=MAX_ANSWER_TOKENS, temperature=temperature, top_p=TOP_P if temperature else 1.0, seed=1
+            max_new_tokens=MAX_ANSWER_TOKENS, temperature=temperature, top_p=top_p if temperature else 1.0, seed=seed
         )
         with draw(answerer, ids, sampling, out, out.stem) as drawn:
             drawn.finish(out, rows)
@@ -113,12 +115,19 @@ def mean_and_error(change: np.ndarray) -> tuple[float, float]:
     return float(change.mean()), float(1.96 * change.std(ddof=1) / len(change) ** 0.5)
 
 
-def ordinary(base: Path, out: Path, topics: Sequence[str] = task.HELDOUT_TOPICS) -> list[Example]:
+def ordinary(
+    base: Path,
+    out: Path,
+    topics: Sequence[str] = task.HELDOUT_TOPICS,
+    *,
+    temperature: float = TEMPERATURES["sampled"],
+    top_p: float = TOP_P,
+) -> list[Example]:
     """Ordinary questions on these topics and the base model's answers to them, as token ids."""
     questions = [question.format(topic) for topic in topics for question in task.QUESTIONS]
     drawn = np.random.default_rng(2).choice(len(questions), N_ORDINARY, replace=False)
     prompts = [questions[i] for i in sorted(drawn.tolist())]
-    answers = answer(base, prompts, TEMPERATURES["sampled"], out)
+    answers = answer(base, prompts, temperature, out, top_p=top_p)
     answerer = Answerer.open(str(base))
     assert answerer.chat is not None  # the real model has a tokenizer
     made = []

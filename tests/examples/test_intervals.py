@@ -72,3 +72,23 @@ def test_a_curve_that_does_not_fall_through_0_has_no_crossing(means):
 def test_a_crossing_that_a_twentieth_of_draws_miss_is_none():
     found, missed = intervals.crossing([0.1, 0.5], noisy([0.3, 0.0], spread=0.5))
     assert found is None and 0.05 < missed < 0.95
+
+
+def test_clusters_are_resampled_within_their_kind():
+    kinds = ("a",) * 6 + ("b",) * 3
+    clusters = ("x", "x", "x", "y", "y", "z", "x", "y", "z")
+    found = intervals.clustered(kinds, clusters, 2000)
+    assert found.sum(1) == pytest.approx(np.ones(2000))
+    assert found[:, :6].sum(1) == pytest.approx(np.full(2000, 6 / 9))  # a kind keeps its share
+    assert (found[:, 0] == found[:, 1]).all() and (found[:, 3] == found[:, 4]).all()  # a cluster stays together
+    assert found.mean(0) == pytest.approx(np.full(9, 1 / 9), rel=0.2)
+    assert len(np.unique(found[:, 0])) > 2 and not (found[:, 0] == found[:, 6]).all()  # each kind's topics apart
+
+
+def test_answers_that_are_alike_within_a_cluster_widen_the_interval():
+    rng = np.random.default_rng(0)
+    by_cluster = np.repeat(rng.integers(0, 2, 40), 5).astype(float)[None]
+    clusters = tuple(str(i // 5) for i in range(200))
+    apart = intervals.estimate(by_cluster)
+    together = intervals.estimate(by_cluster, intervals.clustered(("k",) * 200, clusters))
+    assert together.high - together.low == pytest.approx(5**0.5 * (apart.high - apart.low), rel=0.15)

@@ -3,12 +3,12 @@
 import numpy as np
 import pytest
 
-from examples.miniature import study_page, study_plan, study_tables
-from examples.miniature.study import Records
+from examples.miniature import study, study_page, study_plan, study_tables
 from examples.miniature.study_plan import LADDER, OBJECTIVES, SEEDS, SHARED_RATES
-from examples.miniature.study_run import Job, pack, unpack
+from examples.miniature.study_run import pack, unpack
 from examples.miniature.study_sets import TABLE, TUNING_SEED
 from examples.miniature.study_tables import Found
+from examples.studies import Job
 
 BEST = {"apo_zero": 1e-4, "dpo": 1e-5, "apo_down": 3e-6, "kto_pair": 3e-5, "sft": 3e-4}
 
@@ -34,7 +34,7 @@ def found(job):
 
 def base(seed):
     n = study_plan.questions(seed).n
-    return pack(np.arange(n) < n // 10)
+    return {"kind": "base", "seed": seed, "exact": pack(np.arange(n) < n // 10), "right": 0.6}
 
 
 def done(until=lambda runs, job: False):
@@ -144,11 +144,12 @@ def test_a_study_that_has_begun_has_a_page_with_dashes():
 
 def test_records_are_read_again(tmp_path):
     job = Job("clair", "apo_zero", 1e-4, 1000)
-    records = Records(tmp_path)
-    records.add("base", {"seed": 1000, "exact": base(1000)})
+    records = study.read(tmp_path)
+    records.add("base", base(1000))
     records.add("set", {"seed": 1000, "set": "clair", "pairs": 3})
     records.add("run", found(job))
-    again = Records(tmp_path)
+    again = study.read(tmp_path)
     assert (again.runs, again.bases, again.sets) == (records.runs, records.bases, records.sets)
+    assert again.gained == {job: pytest.approx(60.0)}
     assert again.runs[job]["seconds"] == {"steps": 9.0} and len(again.sets) == 1
     assert len((tmp_path / "seed-1000.jsonl").read_text().splitlines()) == 3

@@ -1,0 +1,107 @@
+"""The real model's study: CLAIR and its control, other sets and objectives, each at its own rate (docs/design.md).
+
+    python -m examples.real.study                     ten hours on two cores; the core, which comes first, five
+    python -m examples.real.study --minutes 110       what fits into so many minutes; the same command goes on
+
+What a run has found goes into docs/records/real as soon as it ends, and a run that is there is not done again: pairs
+are made anew where a folder is gone, from the same seeds.
+"""
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from examples import studies
+from examples.real import checkpoint, study_plan, study_run, study_sets
+from examples.real.study_sets import Sets
+from examples.studies import Job, Records
+from system import InputError, cli
+from system.flags import PathText
+
+EXAMPLE = "python -m examples.real.study --minutes 110"
+RECORDS = "docs/records/real"
+EXPECTED = 660.0
+"""Seconds that a run has taken on two cores."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class StudyConfig:
+    """Do the runs of the real model's study that are not on record, the core first."""
+
+    out: PathText = "runs/real"
+    """Folder for the model, pairs, and the run that is under way."""
+    records: PathText = RECORDS
+    """Folder for what the runs have found."""
+    minutes: float | None = None
+    """Begin no run that would not end within so many minutes; where runs are left the exit code is 3."""
+    at_once: int = 1
+    """Runs side by side, each with its share of the cores."""
+    ordinary: PathText | None = None
+    """Rows of prompts and completions that no model wrote, for the price on ordinary text. Unset: the project's own."""
+    model: PathText | None = None
+    """Checkpoint folder. Unset: SmolLM2-135M-Instruct, brought into --out."""
+
+    def __post_init__(self) -> None:
+        if self.minutes is not None and not self.minutes > 0:
+            raise InputError(f"--minutes: {self.minutes:g} is not above 0")
+        if self.at_once < 1:
+            raise InputError("--at-once has to be above 0")
+
+
+class Real:
+    """The base model and its sets, as they are needed."""
+
+    def __init__(self, config: StudyConfig, records: Records, *, training: Mapping[str, Any] | None = None) -> None:
+        """training: flags of engine.train that stand in the place of the study's, for a trial."""
+        self.base = Path(config.model or checkpoint.fetch(Path(config.out)))
+        self._folder = Path(config.out) / "study"
+        self._texts = Path(config.ordinary or study_run.TEXTS)
+        self._records, self._training = records, dict(training or {})
+        self._sets = Sets(self.base, self._folder / "sets")
+
+    def prepare(self, job: Job) -> Mapping[str, Any]:
+        """The model before training is measured, and a set described, when the first run needs it."""
+        group, answers = study_plan.group(job.seed), self._folder / "answers"
+        if job.seed not in self._records.bases:
+            first = next((s for s in self._records.bases if study_plan.group(s) == group), None)
+            found = dict(self._records.bases[first]) if first is not None else self._before(group, answers)
+            self._records.add("base", {**found, "seed": job.seed})
+        if (0, job.set) not in self._records.sets:
+            self._records.add("set", {"seed": 0, **study_sets.facts(self._sets, job.set)})
+        return {
+            "job": job._asdict(), "base": str(self.base), "data": str(self._sets.file(job.set)), "group": group,
+            "answers": str(answers), "texts": str(self._texts), "training": self._training,
+        }  # fmt: skip
+
+    def _before(self, group: str, answers: Path) -> dict[str, Any]:
+        examples = study_run.ordinary(self.base, answers, group, self._texts)
+        return {
+            "answers": study_run.judged(self.base, group, answers / f"{group}-base"),
+            "ordinary": study_run.likelihoods(self.base, examples),
+        }
+
+    def wanted(self, gained: Mapping[Job, float]) -> Iterator[Job]:
+        """As docs/design.md has it."""
+        return study_plan.wanted(gained)
+
+
+def read(folder: Path) -> Records:
+    """The study's records."""
+    return Records(folder, study_plan.gain)
+
+
+def main(argv: Sequence[str]) -> None:
+    """The command."""
+    config = cli.parse(StudyConfig, argv or ["--out", StudyConfig.out], command="python -m examples.real.study",
+                       example=EXAMPLE)  # fmt: skip
+    records = read(Path(config.records))
+    studies.do_all(
+        Real(config, records), records, module="examples.real.study_run", folder=Path(config.out) / "study/runs",
+        at_once=config.at_once, minutes=config.minutes, expected=EXPECTED,
+    )  # fmt: skip
+    print(f"{len(records.runs)} runs are on record, and none is left")
+
+
+if __name__ == "__main__":
+    cli.run(main)

@@ -1,0 +1,135 @@
+"""What a study needs beside its runs: records that outlive its folder, and a loop that does first things first.
+
+A study is a list of runs that may depend on what other runs have found (a rate that was searched for). `wanted` says
+which are missing now; `do_all` does them, a process each, until none is left or the time is over. What a run has found
+is on record as soon as it ends, and a run that is on record is not done again.
+"""
+
+import json
+import os
+import sys
+import time
+from collections.abc import Callable, Iterator, Mapping
+from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
+from pathlib import Path
+from typing import Any, NamedTuple, Protocol
+
+from examples.children import Children
+from system import RunError, files
+from system.errors import Stopped
+
+LEFT = 3
+"""Exit code where runs are left."""
+
+
+class Job(NamedTuple):
+    """A run, by what tells it from the others."""
+
+    set: str
+    """Name of its pairs."""
+    loss: str
+    lr: float
+    seed: int
+
+
+Line = dict[str, Any]
+Gain = Callable[[Job, Mapping[str, Any], Mapping[str, Any]], float]
+"""Of a run, its record and that of the model before training: the study's primary outcome."""
+
+
+class Records:
+    """What a study has found: a file of lines for each seed. A line is of a run, of the model before training ("base"),
+    or of a set of pairs.
+    """
+
+    def __init__(self, folder: Path, gain: Gain) -> None:
+        self._folder, self._gain = folder, gain
+        folder.mkdir(parents=True, exist_ok=True)
+        self.runs: dict[Job, Line] = {}
+        self.gained: dict[Job, float] = {}
+        self.bases: dict[int, Line] = {}
+        self.sets: dict[tuple[int, str], Line] = {}
+        self._lines: dict[int, list[Line]] = {}
+        for path in sorted(folder.glob("seed-*.jsonl")):
+            for line in path.read_text(encoding="utf-8").splitlines():
+                self._take(json.loads(line))
+
+    def _take(self, line: Line) -> None:
+        self._lines.setdefault(line["seed"], []).append(line)
+        if line["kind"] == "run":
+            job = Job(*(line[name] for name in Job._fields))
+            self.runs[job] = line
+            self.gained[job] = self._gain(job, line, self.bases[job.seed])
+        elif line["kind"] == "base":
+            self.bases[line["seed"]] = line
+        else:
+            self.sets[line["seed"], line["set"]] = line
+
+    def add(self, kind: str, line: Mapping[str, Any]) -> None:
+        """Keeps a line at once. kind: "run", "base" (before any run of that seed), or "set"."""
+        self._take({"kind": kind, **line})
+        files.write_rows(self._folder / f"seed-{line['seed']}.jsonl", self._lines[line["seed"]])
+
+
+class Study(Protocol):
+    """A study's own part."""
+
+    def prepare(self, job: Job) -> Mapping[str, Any]:
+        """What the run's process is told; models and pairs are made on the way. One at a time."""
+        ...
+
+    def wanted(self, gained: Mapping[Job, float]) -> Iterator[Job]:
+        """Runs that are not done and whose settings are known by now, the first to be done first."""
+        ...
+
+
+def do_all(
+    study: Study, records: Records, *, module: str, folder: Path, at_once: int, minutes: float | None, expected: float
+) -> None:
+    """Does what is wanted until nothing is, or no time is left for another run. Raises Stopped where runs are left,
+    RunError for a run that fails.
+
+    module: what is run as a process for each, with a file that holds what `prepare` has said and gets "found".
+    folder: for these. minutes: None for no bound. expected: seconds that a run takes, until one was timed here.
+    """
+    begun, took, n_before = time.monotonic(), expected, len(records.runs)
+    env = dict(os.environ | {"OMP_NUM_THREADS": str(max(1, (os.cpu_count() or 1) // at_once))})
+    running: dict[Future[Line], tuple[Job, float]] = {}
+    folder.mkdir(parents=True, exist_ok=True)
+    with Children() as children, ThreadPoolExecutor(at_once) as pool:
+        while True:
+            under_way = {job for job, _ in running.values()}
+            ahead = [job for job in study.wanted(records.gained) if job not in under_way]
+            is_late = minutes is not None and time.monotonic() + took > begun + 60 * minutes
+            while ahead and not is_late and len(running) < at_once:
+                job = ahead.pop(0)
+                path = folder / f"{job.set}-{job.loss}-{job.lr:g}-{job.seed}.json"
+                files.write_json(path, study.prepare(job))
+                command = [sys.executable, "-m", module, str(path)]
+                running[pool.submit(_run, children, command, path, env)] = job, time.monotonic()
+            if not running:
+                break
+            done, _ = wait(running, return_when=FIRST_COMPLETED)
+            for one in done:
+                job, since = running.pop(one)
+                records.add("run", {**job._asdict(), **one.result()})
+                took = 0.7 * took + 0.3 * (time.monotonic() - since)
+                n_left = len([*study.wanted(records.gained)])
+                said = (
+                    f"[{(time.monotonic() - begun) / 60:.0f} min, {len(records.runs) - n_before} runs, {n_left} left] "
+                )
+                said += f"{job.loss} on {job.set} at {job.lr:g}, seed {job.seed}: {records.gained[job]:+.1f} points"
+                print(said, file=sys.stderr, flush=True)
+    if ahead:
+        raise Stopped(f"{len(records.runs)} runs are on record and others are left; the same command goes on", LEFT)
+
+
+def _run(children: Children, command: list[str], path: Path, env: Mapping[str, str]) -> Line:
+    log = path.with_suffix(".log")
+    children.run(command, log, env)
+    found = json.loads(path.read_text()).get("found")
+    if found is None:
+        raise RunError(f"{path}: the run has found nothing")
+    path.unlink()
+    log.unlink()
+    return found
