@@ -1,4 +1,4 @@
-"""The real model's study: its plan, its stand-in for a stronger model, and its pairs, of a model that has three answers."""
+"""The real model's study: its plan, its stand-in for a stronger model, and pairs of a model that has three answers."""
 
 import numpy as np
 import pytest
