@@ -32,6 +32,23 @@ def let_compiler_recompute() -> None:
         notify("this torch lets compiled blocks keep more for the backward pass: --compile no may need less memory")
 
 
+GRAPHS = 32
+"""Of a function: what a model with adapters in some of its blocks, layers of two kinds and a reference may need."""
+
+
+def allow_graphs() -> None:
+    """Lets the compiler keep so many graphs of one function, where it would run the ninth uncompiled.
+
+    Where torch lacks the setting, that is said, and some of a model's blocks may run uncompiled.
+    """
+    from torch._dynamo import config  # brings the compiler
+
+    if hasattr(config, "recompile_limit"):
+        config.recompile_limit = max(config.recompile_limit, GRAPHS)
+    else:
+        notify("this torch does not let us say how many graphs it keeps: some blocks may run uncompiled")
+
+
 def default_store() -> Any:
     """What all ranks of the process group can read and write. Where torch does not give it out, that is said: None."""
     from torch.distributed import distributed_c10d

@@ -85,12 +85,13 @@ class Transformer(nn.Module):
 
     def compile_blocks(self) -> None:
         """Compiles what stands before and after attention in every block: two graphs, for all blocks and lengths, and
-        a third where some layers do not turn.
+        a third where some layers do not turn; more where some blocks have adapters and others none.
 
         The compiler is let compute the norms and silu(gate) * up again in the backward pass, where it would keep them
         for the products that follow: a third less is kept for 1 % of the time.
         """
         torch_private.let_compiler_recompute()
+        torch_private.allow_graphs()
         for block in self._blocks():
             block.project = torch.compile(block.project, dynamic=True)
             block.finish = torch.compile(block.finish, dynamic=True)

@@ -13,7 +13,8 @@ from engine.config import TrainConfig
 from engine.model import FusedForward, adapters
 from engine.train import run
 from tests import tiny
-from tests.engine.adapted import adapted
+from tests.engine import variants
+from tests.engine.adapted import adapted, beside
 from tests.rows import id_rows
 
 pytestmark = [pytest.mark.slow, pytest.mark.filterwarnings("ignore")]  # of the compiler's own
@@ -55,6 +56,30 @@ def test_both_models_have_four_graphs_of_each_half_of_a_block(monkeypatch, held,
         assert torch.equal(found.logps, found.ref_logps) == has_adapter
         n_graphs.append(counters["stats"]["unique_graphs"])
     assert n_graphs == [8] * 4 and not counters["graph_break"]
+
+
+def test_a_model_whose_blocks_differ_has_all_its_graphs(monkeypatch):
+    """SmolLM3, whose layers turn or do not, with adapters in some blocks alone: more graphs than the compiler keeps
+    unless it is told; it then falls back to plain code without a word.
+    """
+    from torch._dynamo import config
+    from torch._dynamo.utils import counters
+
+    torch.compiler.reset()
+    counters.clear()
+    monkeypatch.setattr(torch, "compile", functools.partial(torch.compile, backend="eager"))
+    with config.patch(fail_on_recompile_limit_hit=True):
+        plain = variants.model_of("smollm3 no_rope_layers").double()
+        model = beside(plain, targets=(r".*layers\.[01]\..*",))
+        fused = FusedForward(model, reference(model, has_adapter=False))
+        for one in filter(None, (model, fused.reference)):
+            one.compile_blocks()
+        forest = pack(tiny.random_examples(LENGTHS, seed=0))
+        for with_reference in (True, False):
+            fused(forest, with_reference=with_reference).logps.sum().backward()
+            with torch.no_grad():
+                fused(forest, with_reference=True)
+    assert counters["stats"]["unique_graphs"] > 8
 
 
 def runs(tmp_path, name, **changes):

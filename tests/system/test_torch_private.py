@@ -35,6 +35,25 @@ def test_without_that_setting_it_is_said_and_nothing_is_set(monkeypatch, capsys)
     assert "this torch lets compiled blocks keep more" in capsys.readouterr().err and not vars(lacks)
 
 
+def test_the_compiler_can_be_let_keep_more_graphs():
+    from torch._dynamo import config
+
+    assert hasattr(config, "recompile_limit"), LACKS + "recompile_limit"
+    for before, after in ((8, torch_private.GRAPHS), (100, 100)):  # what somebody has set higher stays
+        with config.patch(recompile_limit=before):
+            torch_private.allow_graphs()
+            assert config.recompile_limit == after
+
+
+def test_without_that_limit_it_is_said_and_nothing_is_set(monkeypatch, capsys):
+    from torch import _dynamo
+
+    lacks = types.SimpleNamespace()
+    monkeypatch.setattr(_dynamo, "config", lacks)
+    torch_private.allow_graphs()
+    assert "some blocks may run uncompiled" in capsys.readouterr().err and not vars(lacks)
+
+
 def test_the_store_of_the_ranks_is_given_out():
     Ranks.join(dtype=torch.bfloat16)  # makes the group
     assert hasattr(distributed_c10d, "_get_default_store"), LACKS + "_get_default_store"
