@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# The one door: ./launch.sh setup | demo | paper | train ... | test [...] | bench [...]
+# The one door: ./launch.sh setup | demo | paper | train ... | test [...] | bench [...] | pages
 set -euo pipefail
 CALLER=$PWD # which paths in arguments are relative to
 cd "$(dirname "${BASH_SOURCE[0]}")"
@@ -20,6 +20,7 @@ usage() {
 ./launch.sh paper [...]    the paper's experiment in miniature: half an hour on two cores (--quick, --seeds 3); --config any grid
 ./launch.sh train ...      engine.train on every GPU of this machine (or --nproc N processes); the rest is passed on
 ./launch.sh bench [...]    how fast the training path is here; without arguments on a tiny shape, about four minutes
+./launch.sh pages          write every generated page of docs/ anew, from the code and docs/records
 ./launch.sh gpu-checks     what only a GPU can show, by name (--list), in slices (--seconds 230) that go on (--done FILE)
 ./launch.sh test [...]     the fast tests; --all adds the slow ones; the rest is passed on to pytest (-k NAME)
 Python: set PYTHON3 to choose the interpreter (3.11 or later), and TORCH to choose a version of torch (TORCH=2.11.0).
@@ -31,7 +32,7 @@ main() {
   shift || true
   case $verb in
     setup) setup "$@" ;;
-    demo | paper | train | test | bench | gpu-checks) # no && here: it would let a failing line of setup pass
+    demo | paper | train | test | bench | pages | gpu-checks) # no && here: it would let a failing line of setup pass
       setup
       "run_${verb//-/_}" "$@"
       ;;
@@ -243,6 +244,8 @@ run_gpu_checks() {
 }
 
 threads_per_rank() { "$PYTHON" -c 'import os, sys; print(max(1, (os.cpu_count() or 1) // int(sys.argv[1])))' "$1"; }
+
+run_pages() { run "$PYTHON" -m examples.pages "$@"; }
 
 run_test() {
   local arguments=() argument

@@ -30,6 +30,7 @@ COMMANDS = {
         "examples.miniature.demo", "examples.real.demo", "examples.miniature.paper", "examples.miniature.tune",
         "examples.grid", "examples.real.checkpoint", "examples.real.figure4", "examples.real.rounding",
         "examples.real.lora_demo", "examples.real.lora_search", "examples.real.lora_bases",
+        "examples.miniature.study", "examples.real.study",
         "examples.miniature.model", "examples.miniature.score", "examples.miniature.reviser",
     ],
 }  # fmt: skip
@@ -38,8 +39,8 @@ HEAD = """# Commands
 Written by `python -m examples.commands_page` from what each command says of itself. Where a command has `--config`,
 every flag can also stand in a YAML file, `--config my.yaml`, named as it is here with `_` for `-`; flags win over the
 file. Without any argument a command prints a complete example, but for the demos, `examples.miniature.paper`,
-`examples.miniature.tune` and `examples.real.lora_search`, which begin. Bad input ends in one sentence and exit code 2,
-a run that cannot go on in 1, Ctrl-C in 130 and SIGTERM in 143, with what was done saved.
+`examples.miniature.tune`, `examples.real.lora_search` and both studies, which begin. Bad input ends in one sentence and
+exit code 2, a run that cannot go on in 1, Ctrl-C in 130 and SIGTERM in 143, with what was done saved.
 
 """
 
@@ -73,5 +74,10 @@ def _anchor(command: str) -> str:
     return re.sub(r"[^a-z0-9 _-]", "", command.lower()).replace(" ", "-")
 
 
-if __name__ == "__main__":
+def main() -> None:
+    """The command."""
     (DOCS / "commands.md").write_text(page(), encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()

@@ -296,9 +296,14 @@ def plot(path: Path) -> None:
     plt.close(figure)
 
 
+def write() -> None:
+    """Writes the page."""
+    (DOCS / "objectives.md").write_text(page(), encoding="utf-8")
+
+
 def main() -> None:
     """Writes the page, and with --plot the picture."""
-    (DOCS / "objectives.md").write_text(page(), encoding="utf-8")
+    write()
     if "--plot" in sys.argv[1:]:
         plot(DOCS / "objectives.png")
 

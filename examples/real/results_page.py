@@ -1,14 +1,17 @@
-"""Writes docs/results.md from what the real model's runs have found; no figure of its tables is typed.
+"""Writes docs/results.md from docs/records alone; no figure of its tables is typed.
 
+    python -m examples.real.results_page
     python -m examples.real.results_page runs/real/run-... runs/real/h200 runs/real/figure4
 
-A section whose folders are not named stays as it is; that on rounding is written from docs/records/rounding.json.
+The sections on the demo's run and on Figure 4 stand in docs/records as they were measured, with date and commit; where
+folders of such runs are named, they are written anew first. That on rounding is written from rounding.json.
 """
 
 import argparse
+import datetime
 import json
-import re
 import shutil
+import subprocess
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -20,10 +23,11 @@ from examples.real import rounding
 from system import InputError, cli, files
 
 DOCS = Path(__file__).resolve().parents[2] / "docs"
+RECORDS = DOCS / "records"
 TITLE = """# Results on a real model
 
-Written by `python -m examples.real.results_page` from what the commands below have left. Speed is in
-[performance](performance.md).
+Written by `python -m examples.real.results_page` from docs/records; the commands that made each record stand in its
+section. Speed is in [performance](performance.md).
 """
 HEAD = """## A real instruction model learns to keep rules
 
@@ -142,27 +146,35 @@ def main(argv: Sequence[str]) -> None:
         raise InputError(
             f"{unknown[0]}: the page knows no command for it; name the folder one of {', '.join(COMMANDS)}"
         )
-    page = DOCS / "results.md"
-    sections = in_sections(page.read_text(encoding="utf-8") if page.exists() else "")
     if asked.run:
-        sections["rules"] = of_run(asked.run, asked.remark)
-    if (record := DOCS / "records/rounding.json").exists() and "rows" in (found := json.loads(record.read_text())):
-        sections["rounding"] = of_rounding(found)
+        keep("rules", of_run(asked.run, asked.remark))
     if asked.figure4:
-        sections["figure4"] = of_figure4(asked.figure4, asked.data)
-    parts = [TITLE, *(sections[name] for name in STARTS if name in sections)]
-    files.write_text(page, "\n\n".join(part.strip() for part in parts) + "\n")
+        keep("figure4", of_figure4(asked.figure4, asked.data))
+    files.write_text(DOCS / "results.md", page())
 
 
-STARTS = {"rules": HEAD, "rounding": ROUNDING, "figure4": TRAJECTORIES}
-"""The sections in their order, and how each begins."""
+def page() -> str:
+    """The page's text."""
+    parts = [
+        TITLE,
+        record("rules"),
+        of_rounding(json.loads((RECORDS / "rounding.json").read_text())),
+        record("figure4"),
+    ]
+    return "\n\n".join(part.strip() for part in parts) + "\n"
 
 
-def in_sections(text: str) -> dict[str, str]:
-    """The page's sections as they stand, by name."""
-    titles = {start.partition("\n")[0]: name for name, start in STARTS.items()}
-    parts = re.split(r"^(?=## )", text, flags=re.MULTILINE)[1:]
-    return {titles[title]: part for part in parts if (title := part.partition("\n")[0]) in titles}
+def record(name: str) -> str:
+    """A section as it was measured."""
+    return (RECORDS / f"real-{name}.md").read_text(encoding="utf-8")
+
+
+def keep(name: str, section: str) -> None:
+    """Writes a section down, with the day and the commit."""
+    asked = ["git", "rev-parse", "--short", "HEAD"]
+    commit = subprocess.run(asked, cwd=DOCS, capture_output=True, text=True, check=True).stdout.strip()
+    today = datetime.datetime.now(datetime.UTC).date().isoformat()
+    files.write_text(RECORDS / f"real-{name}.md", f"{section.strip()}\n\nMeasured on {today}, at {commit}.\n")
 
 
 def of_run(run: Path, remark: str) -> str:
