@@ -44,7 +44,6 @@ class Records:
 
     def __init__(self, folder: Path, gain: Gain) -> None:
         self._folder, self._gain = folder, gain
-        folder.mkdir(parents=True, exist_ok=True)
         self.runs: dict[Job, Line] = {}
         self.gained: dict[Job, float] = {}
         self.bases: dict[int, Line] = {}
@@ -68,6 +67,7 @@ class Records:
     def add(self, kind: str, line: Mapping[str, Any]) -> None:
         """Keeps a line at once. kind: "run", "base" (before any run of that seed), or "set"."""
         self._take({"kind": kind, **line})
+        self._folder.mkdir(parents=True, exist_ok=True)
         files.write_rows(self._folder / f"seed-{line['seed']}.jsonl", self._lines[line["seed"]])
 
 

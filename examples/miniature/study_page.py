@@ -6,9 +6,9 @@ python -m examples.miniature.study_page
 import argparse
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 from eval.tables import to_markdown
+from examples import figures
 from examples.miniature import paper, study, study_plan, study_tables
 from examples.miniature.study_sets import TABLE, TUNING_SEED
 from examples.miniature.study_tables import ARMS, Found
@@ -63,7 +63,6 @@ SECTIONS = {
     "unpaired": ("Unpaired objectives", ""),
     "sets": ("The pairs", ""),
 }
-COLOURS = {"apo_zero": "#188038", "dpo": "#1a73e8", "apo_down": "#d93025", "kto_pair": "#f9ab00", "sft": "#9aa0a6"}
 
 
 def main(argv: Sequence[str]) -> None:
@@ -133,9 +132,9 @@ def in_words(found: Found, name: str) -> str:
 
 def draw_curve(found: Found, path: Path) -> None:
     """APO-zero minus APO-down over how often the own answer is better than the winner, a line for each way."""
-    pyplot = _pyplot(path)
+    pyplot = figures.pyplot(path)
     figure, axes = pyplot.subplots(figsize=(8, 4))
-    for (line, points), colour in zip(study_tables.lines(found).items(), COLOURS.values(), strict=False):
+    for (line, points), colour in zip(study_tables.lines(found).items(), figures.COLOURS.values(), strict=False):
         if points:
             found_ = [p.difference for p in points]
             errors = [[e.mean - e.low for e in found_], [e.high - e.mean for e in found_]]
@@ -148,17 +147,17 @@ def draw_curve(found: Found, path: Path) -> None:
     )
     if axes.get_legend_handles_labels()[0]:
         axes.legend(fontsize=8, frameon=False)
-    _save(pyplot, figure, path)
+    figures.save(figure, path)
 
 
 def draw_trajectories(found: Found, path: Path) -> None:
     """Held-out rewards by epoch on each set, a column for each of the rates that are the same for all."""
-    pyplot = _pyplot(path)
+    pyplot = figures.pyplot(path)
     figure, rows = pyplot.subplots(len(TABLE), len(study_plan.SHARED_RATES), figsize=(12, 13), sharex=True)
     for name, panels in zip(TABLE, rows, strict=True):
         panels[0].set(ylabel=name)
         for rate, axes in zip(study_plan.SHARED_RATES, panels, strict=True):
-            for loss, colour in COLOURS.items():
+            for loss, colour in figures.COLOURS.items():
                 run = found.runs.get(Job(study_plan.called(name), loss, rate, TUNING_SEED))
                 if run and "failed" not in run:
                     held = study_tables.trajectory(run)
@@ -173,23 +172,7 @@ def draw_trajectories(found: Found, path: Path) -> None:
         rows[0][0].legend(fontsize=8, frameon=False)
     for axes in rows[-1]:
         axes.set(xlabel="epoch")
-    _save(pyplot, figure, path)
-
-
-def _pyplot(path: Path) -> Any:
-    import matplotlib
-
-    matplotlib.use("svg")
-    from matplotlib import pyplot
-
-    matplotlib.rcParams["svg.hashsalt"] = path.stem  # the same file each time
-    return pyplot
-
-
-def _save(pyplot: Any, figure: Any, path: Path) -> None:
-    figure.tight_layout()
-    figure.savefig(path, metadata={"Date": None})
-    pyplot.close(figure)
+    figures.save(figure, path)
 
 
 if __name__ == "__main__":

@@ -19,7 +19,7 @@ from typing import Any
 from data.rows import load_rows
 from eval import checkpoints
 from eval.tables import to_markdown
-from examples.real import rounding
+from examples.real import rounding, study, study_page
 from system import InputError, cli, files
 
 DOCS = Path(__file__).resolve().parents[2] / "docs"
@@ -151,16 +151,15 @@ def main(argv: Sequence[str]) -> None:
     if asked.figure4:
         keep("figure4", of_figure4(asked.figure4, asked.data))
     files.write_text(DOCS / "results.md", page())
+    if (found := study_page.read(DOCS.parent / study.RECORDS)).runs:
+        study_page.draw(found, DOCS / "real-pareto.svg")
 
 
 def page() -> str:
     """The page's text."""
-    parts = [
-        TITLE,
-        record("rules"),
-        of_rounding(json.loads((RECORDS / "rounding.json").read_text())),
-        record("figure4"),
-    ]
+    found = study_page.read(DOCS.parent / study.RECORDS)
+    parts = [TITLE, *([study_page.section(found)] if found.runs else []), record("rules")]
+    parts += [of_rounding(json.loads((RECORDS / "rounding.json").read_text())), record("figure4")]
     return "\n\n".join(part.strip() for part in parts) + "\n"
 
 

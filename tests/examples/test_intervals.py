@@ -81,7 +81,7 @@ def test_clusters_are_resampled_within_their_kind():
     assert found.sum(1) == pytest.approx(np.ones(2000))
     assert found[:, :6].sum(1) == pytest.approx(np.full(2000, 6 / 9))  # a kind keeps its share
     assert (found[:, 0] == found[:, 1]).all() and (found[:, 3] == found[:, 4]).all()  # a cluster stays together
-    assert found.mean(0) == pytest.approx(np.full(9, 1 / 9), rel=0.2)
+    assert found.mean(0) == pytest.approx(np.full(9, 1 / 9), rel=0.3)  # a ratio, of clusters that are far from equal
     assert len(np.unique(found[:, 0])) > 2 and not (found[:, 0] == found[:, 6]).all()  # each kind's topics apart
 
 

@@ -5,10 +5,11 @@ import pytest
 
 from examples.miniature.study_plan import LADDER
 from examples.miniature.study_run import pack
-from examples.real import stronger, study_plan, study_sets, task
+from examples.real import stronger, study_page, study_plan, study_sets, study_tables, task
 from examples.real.study_plan import SEEDS, START
 from examples.real.study_run import GROUPS
 from examples.real.study_sets import ARMS, Sets
+from examples.real.study_tables import Found
 from examples.studies import Job
 
 
@@ -96,3 +97,63 @@ def test_the_other_sets_have_the_same_kinds_as_far_as_there_are_so_many(sets):
     assert all(p.task.degree(p.chosen) > p.task.degree(p.rejected) for p in judged)
     losers = {p.task.prompt: p.rejected for p in judged}
     assert revised and all(losers[p.task.prompt] == p.rejected for p in revised)
+
+
+def run_record(job, base):
+    """A run's record in a made-up world: the control keeps ten points fewer, and DPO is the same on both arms."""
+    n = GROUPS[study_plan.group(job.seed)][1]
+    share = 0.6 - 0.1 * (job.set == "control" and job.loss == "apo_zero")
+    share -= 0.05 * abs(LADDER.index(job.lr) - LADDER.index(1e-5))
+    answers = {
+        how: record(n, round(share * n))["answers"][how] | {"characters": 100.0} for how in ("sampled", "greedy")
+    }
+    ordinary = {what: [x - 0.1 for x in values] for what, values in base["ordinary"].items()}
+    return {**job._asdict(), "answers": answers, "ordinary": ordinary, "seconds": {"all": 9.0}}
+
+
+def as_found(n_runs=None, **winners):
+    """A whole study of that world, or its first runs. winners: what those of the control are like that CLAIR's are not."""
+    bases = {
+        seed: record(GROUPS[study_plan.group(seed)][1], 20) | {"ordinary": {"samples": [-1.0], "texts": [-2.0]}}
+        for seed in (0, *SEEDS)
+    }
+    for base in bases.values():
+        for how in base["answers"]:
+            base["answers"][how] = base["answers"][how] | {"characters": 90.0}
+    runs, gained = {}, {}
+    while (job := next(study_plan.wanted(gained), None)) and len(runs) != n_runs:
+        runs[job] = run_record(job, bases[job.seed])
+        gained[job] = study_plan.gain(job, runs[job], bases[job.seed])
+    like = {"kept": [1] * 50, "broken": [0] * 50, "characters": [80, 90] * 25, "logp": [-1.0, -2.0] * 25}
+    sets = {(0, "clair"): {"winners": like}, (0, "control"): {"winners": like | winners}}
+    return Found(runs, gained, bases, sets)
+
+
+def test_the_claim_is_of_contrast_where_winners_are_equally_good():
+    said = study_tables.in_words(as_found())
+    assert (
+        "**apo_zero**, CLAIR minus the control. The interval is above 0, and the difference is of interest: +10.0"
+        in said
+    )
+    assert "**dpo**, CLAIR minus the control. A difference of interest, 5 points or more, is excluded: +0.0" in said
+    assert said.endswith("The winners of both arms are equally good within the intervals of the table below.")
+
+
+def test_what_the_winners_differ_in_is_named():
+    said = study_tables.in_words(as_found(characters=[60, 70] * 25, logp=[-1.0, -2.1] * 25))
+    assert "with these differences: characters of winners (+20); log-prob of winners (+0.05)." in said
+
+
+def test_the_section_has_every_set_and_the_rates_that_were_tried(tmp_path):
+    text = study_page.section(as_found())
+    assert "Not whole yet" not in text and "| stronger | dpo | 1e-05 | 3 |" in text
+    assert text.count(", taken |") == 2 * 5 + 3 and "| clair | kto\\_pair | 1e-05 | 1 |" in text
+    assert "| clair | apo\\_zero | 1e-05, taken | +" in text and "-0.100" in text
+    study_page.draw(as_found(), tmp_path / "a.svg")
+    study_page.draw(as_found(), tmp_path / "b.svg")
+    assert (tmp_path / "a.svg").stat().st_size > 5000
+
+
+def test_a_study_that_has_begun_has_a_section_with_dashes():
+    text = study_page.section(as_found(3))
+    assert "**Not whole yet**" in text and "| clair | apo\\_zero | – | 0 | – |" in text
