@@ -112,7 +112,7 @@ def run_record(job, base):
 
 
 def as_found(n_runs=None, **winners):
-    """A whole study of that world, or its first runs. winners: what those of the control are like that CLAIR's are not."""
+    """A whole study of that world, or its first runs. winners: how those of the control differ from CLAIR's."""
     bases = {
         seed: record(GROUPS[study_plan.group(seed)][1], 20) | {"ordinary": {"samples": [-1.0], "texts": [-2.0]}}
         for seed in (0, *SEEDS)
