@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 
 import revise.__main__
+from tests import forks
 
 ROOT = Path(__file__).parents[1]
 OURS = {"losses", "system", "data", "engine", "revise", "eval", "examples", "tests"}
@@ -373,14 +374,10 @@ NAMED = ["eval advise", "eval mixeval", *(f"revise {name}" for name in revise.__
 
 @pytest.mark.parametrize("command", [*(c for c in commands() if not c.endswith("__main__")), "engine.bench", *NAMED])
 def test_a_command_explains_itself(command):
-    asked, bare = (  # both at once: most of the time goes into importing torch
-        subprocess.Popen([sys.executable, "-m", *command.split(), *flags], cwd=ROOT, text=True, stdout=-1, stderr=-1)
-        for flags in (["--help"], [])
-    )
-    out, err = asked.communicate(timeout=120)
-    assert (asked.returncode, err) == (0, "")
-    assert command in out and re.search(r"--(model|shape|tokenizer|html|seconds|prompts|repo)\b", out)
-    out, err = bare.communicate(timeout=120)
-    assert (bare.returncode, out) == (2, "")
-    assert re.fullmatch(r"error: .+\n", err)  # one line, hence no traceback
-    assert f"such as: python -m {command} " in err  # a line to start from
+    asked, bare = (forks.run([sys.executable, "-m", *command.split(), *flags], cwd=ROOT) for flags in (["--help"], []))
+    assert (asked.returncode, asked.stderr) == (0, "")
+    assert command in asked.stdout
+    assert re.search(r"--(model|shape|tokenizer|html|seconds|prompts|repo)\b", asked.stdout)
+    assert (bare.returncode, bare.stdout) == (2, "")
+    assert re.fullmatch(r"error: .+\n", bare.stderr)  # one line, hence no traceback
+    assert f"such as: python -m {command} " in bare.stderr  # a line to start from

@@ -1,7 +1,6 @@
 """How much winners and losers differ."""
 
 import json
-import subprocess
 import sys
 
 import numpy as np
@@ -12,7 +11,7 @@ from hypothesis import strategies as st
 from data.contrast import contrast, jaccard, texts_of
 from data.rows import Record
 from data.text import Message, Tokenizer
-from tests import tiny
+from tests import forks, tiny
 from tests.tables import common, distance
 
 UNITS = ("words", "tokens")
@@ -91,7 +90,7 @@ def test_sets_are_compared_not_lists():
 
 def run(*arguments):
     command = [sys.executable, "-m", "data.contrast", *map(str, arguments)]
-    return subprocess.run(command, capture_output=True, text=True, check=False, timeout=120)
+    return forks.run(command)
 
 
 def rows_file(path, pairs):

@@ -2,7 +2,6 @@
 
 import os
 import re
-import subprocess
 import sys
 
 import pytest
@@ -13,7 +12,7 @@ from data.show import BAR, show, visible
 from data.text import Message
 from data.text.chat import Chat
 from data.text.tokenizer import Tokenizer
-from tests import tiny
+from tests import forks, tiny
 from tests.data import templates
 from tests.rows import answers
 
@@ -199,7 +198,7 @@ def test_ids_without_a_tokenizer_are_shown_as_numbers():
 
 def run(*arguments, **env):
     command = [sys.executable, "-m", "data.show", *map(str, arguments)]
-    return subprocess.run(command, capture_output=True, text=True, check=False, env=os.environ | env)
+    return forks.run(command, env=os.environ | env)
 
 
 def test_the_command_shows_a_row(folder, tmp_path):

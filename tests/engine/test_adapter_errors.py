@@ -4,7 +4,6 @@ import json
 import math
 import re
 import shutil
-import subprocess
 import sys
 
 import pytest
@@ -14,7 +13,7 @@ from safetensors.torch import load_file, save_file
 from engine import train
 from engine.run import adapting
 from system import InputError
-from tests import tiny
+from tests import forks, tiny
 
 pytestmark = pytest.mark.slow  # the fast set has tests/engine/test_adapters.py
 
@@ -347,8 +346,7 @@ def test_the_command_ends_with_2_and_one_line(place, tmp_path):
     adapter = shutil.copytree(place / "good", tmp_path / "adapter")
     says(use_dora=True)(adapter)
     argv = command(place, tmp_path / "out", "--adapter", str(adapter))
-    done = subprocess.run([sys.executable, "-m", "engine.train", *argv], capture_output=True, text=True,
-                          env=tiny.environment(), timeout=300, check=False)  # fmt: skip
+    done = forks.run([sys.executable, "-m", "engine.train", *argv], env=tiny.environment())
     assert (done.returncode, done.stdout) == (2, "")
     assert done.stderr.splitlines()[-1].endswith("DoRA is not computed here; give an adapter without")
     assert "Traceback" not in done.stderr and not (tmp_path / "out").exists()

@@ -18,7 +18,7 @@ from engine.bench.bench import write_model
 from engine.model import SHAPES, FrozenLinear, FusedForward, Shape, Transformer, adapters, raw_config, read_config
 from engine.planning.flops import Documents, forward_flops
 from system import InputError
-from tests import tiny
+from tests import forks, tiny
 from tests.engine.adapted import adapted
 
 
@@ -239,5 +239,5 @@ def test_too_few_rows_are_told(tmp_path):
     model = tiny.write_model(tmp_path / "model", vocab_size=101)
     file = tiny.write_rows(tmp_path / "rows.jsonl", [{"prompt_ids": [2], "chosen_ids": [3], "rejected_ids": [4]}])
     command = [sys.executable, "-m", "engine.bench", "--shape", str(model), "--data", str(file)]
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    done = forks.run(command)
     assert done.returncode == 2 and "1 pairs, and 48 are needed; lower --steps or --batch-size" in done.stderr

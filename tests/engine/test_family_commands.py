@@ -1,14 +1,13 @@
 """engine.score and engine.generate, by their commands, on other families: the numbers of transformers."""
 
 import json
-import subprocess
 import sys
 
 import pytest
 import torch
 
 from data.rows import Example
-from tests import tiny
+from tests import forks, tiny
 from tests.families import lifted, load_peer, peer_logps, write_peer
 from tests.family_table import VARIANTS
 
@@ -22,7 +21,7 @@ N_NEW = 6
 def command(module, folder, *flags):
     """Runs it, in a process of its own."""
     given = [sys.executable, "-m", module, "--model", folder, *flags]
-    done = subprocess.run(list(map(str, given)), env=tiny.environment(), capture_output=True, text=True, timeout=300)
+    done = forks.run(given, env=tiny.environment(), timeout=300)
     assert done.returncode == 0, done.stderr
 
 

@@ -6,7 +6,6 @@ import pickle
 import resource
 import shutil
 import struct
-import subprocess
 import sys
 import time
 from pathlib import Path
@@ -18,7 +17,7 @@ from safetensors.torch import load_file, save_file
 from engine import weights
 from engine.weights import safetensors_header
 from system import InputError
-from tests import tiny
+from tests import forks, tiny
 
 NORM = "model.norm.weight"
 INDEX = "model.safetensors.index.json"
@@ -257,7 +256,7 @@ def test_a_config_that_is_no_object_is_refused(folder, text):
 
 def train(folder, rows, out, *flags):
     command = [sys.executable, "-m", "engine.train", "--model", folder, "--data", rows, "--out", out, *flags]
-    return subprocess.run(command, capture_output=True, text=True, check=False, timeout=120)
+    return forks.run(command)
 
 
 def as_data(change):

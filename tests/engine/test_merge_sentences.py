@@ -3,7 +3,6 @@
 import json
 import re
 import shutil
-import subprocess
 import sys
 from typing import Any
 
@@ -13,7 +12,7 @@ from safetensors.torch import load_file, save_file
 
 from engine import merge, weights
 from system import InputError
-from tests import tiny
+from tests import forks, tiny
 from tests.engine import adapter_of_any_base
 from tests.rows import id_rows
 
@@ -180,8 +179,6 @@ def test_another_base_than_the_adapter_names_is_said_and_rows_are_measured(case,
 def test_the_command_says_it_in_one_line_with_exit_code_2(case):
     for flags, code in ((["--dtype", "nf4"], 2), (["--model", case.adapter], 2), ([], 0)):
         asked = [sys.executable, "-m", "engine.merge", "--adapter", case.adapter, "--out", case.out, *flags]
-        ended = subprocess.run(
-            list(map(str, asked)), capture_output=True, text=True, env=tiny.environment(), timeout=300, check=False
-        )
+        ended = forks.run(asked, env=tiny.environment(), timeout=300)
         assert ended.returncode == code and "Traceback" not in ended.stderr and ended.stderr.count("\n") == 1
         assert ended.stdout == ("" if code else f"{case.out}\n")

@@ -25,7 +25,7 @@ from engine.planning.cost import TokenStatistics
 from engine.planning.memory import MemoryInputs
 from engine.planning.plan import sizes_apart
 from system import InputError
-from tests import tiny
+from tests import forks, tiny
 from tests.rows import id_rows
 
 GB = 10**9
@@ -288,7 +288,7 @@ def test_the_command_counts_what_an_objective_takes(capsys):
 
 def test_the_command_ends_in_2_where_nothing_fits():
     command = [sys.executable, "-m", "engine.plan", "--shape", "llama3-8b", "--gpu-memory", "40"]
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    done = forks.run(command)
     assert done.returncode == 2 and done.stderr.count("\n") == 1 and "take more GPUs" in done.stderr
 
 

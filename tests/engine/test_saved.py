@@ -13,7 +13,7 @@ from engine.optim import split_master as split
 from engine.weights import rounding as weights_rounding
 from engine.weights.rounding import Cast
 from system import InputError
-from tests import tiny
+from tests import forks, tiny
 from tests.metrics import lines
 from tests.proofs import counted, n_ranks_of
 from tests.rows import id_rows
@@ -132,7 +132,9 @@ def test_a_folder_gives_the_log_probs_of_the_runs_last_line(case, n_ranks, dtype
 
 def on_ranks(n, module, flags):
     """A command as a process of its own, or as several under torchrun."""
-    launcher = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", str(n)] if n > 1 else []
+    if n == 1:
+        return forks.run([sys.executable, "-m", module, *flags], env=tiny.environment(), cwd=tiny.ROOT, timeout=300)
+    launcher = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", str(n)]
     command = [sys.executable, *launcher, "-m", module, *flags]
     return subprocess.run(
         command, capture_output=True, text=True, env=tiny.environment(), timeout=300, check=False, cwd=tiny.ROOT
@@ -440,10 +442,8 @@ def test_a_cast_that_cannot_be_is_refused():
 
 
 def run_convert(*flags):
-    return subprocess.run(
-        [sys.executable, "-m", "engine.convert", *map(str, flags)],
-        capture_output=True, text=True, env=tiny.environment(), timeout=300, check=False, cwd=tiny.ROOT,
-    )  # fmt: skip
+    asked = [sys.executable, "-m", "engine.convert", *flags]
+    return forks.run(asked, env=tiny.environment(), cwd=tiny.ROOT, timeout=300)
 
 
 @pytest.mark.parametrize(

@@ -13,7 +13,7 @@ from data.rows.records import Ratings
 from eval import advise
 from revise.loopback import Reply, serve
 from system.errors import InputError
-from tests import tiny
+from tests import forks, tiny
 
 
 @pytest.mark.parametrize(
@@ -66,9 +66,7 @@ def test_a_clear_case_has_no_caveats():
 
 
 def run(*arguments):
-    return subprocess.run(
-        [sys.executable, "-m", "eval", *arguments], capture_output=True, text=True, check=False, timeout=120
-    )
+    return forks.run([sys.executable, "-m", "eval", *arguments])
 
 
 def scored_rows(n):

@@ -1,7 +1,6 @@
 """Held-out pairs and sampled answers through a run's checkpoints, by the real command."""
 
 import shutil
-import subprocess
 import sys
 from pathlib import Path
 
@@ -19,7 +18,7 @@ from engine.train import run as train
 from eval import trajectories
 from eval.trajectories import TrajectoriesConfig
 from system.errors import InputError
-from tests import tiny
+from tests import forks, tiny
 from tests.revise.commands import read_rows
 
 TEXTS = ["Why is the sky blue? Because of the light.", "Say something short of the heron."]
@@ -40,7 +39,7 @@ def made(tmp_path_factory):
 
 def follow(made, *more):
     arguments = [sys.executable, "-m", "eval", "trajectories", made / "run", "--max-new-tokens", "24", *more]
-    return subprocess.run([*map(str, arguments)], capture_output=True, text=True, timeout=120, check=False)
+    return forks.run(arguments)
 
 
 def test_held_out_pairs_are_scored_at_every_checkpoint(made, tmp_path):

@@ -5,7 +5,7 @@ import sys
 
 import pytest
 
-from tests import tiny
+from tests import forks, tiny
 
 CELL = """
 from torch.nn.functional import logsigmoid
@@ -37,10 +37,7 @@ def by():
 def session(tmp_path, *parts):
     """What a second process says into whose __main__ these are read, as into a notebook's; and its faults."""
     command = "import sys\nfor part in sys.argv[1:]:\n    exec(part, globals())\n"
-    return subprocess.run(
-        [sys.executable, "-c", command, *parts],
-        cwd=tmp_path, env=tiny.environment(), capture_output=True, text=True, timeout=120, check=False,
-    )  # fmt: skip
+    return forks.run([sys.executable, "-c", command, *parts], cwd=tmp_path, env=tiny.environment())
 
 
 @pytest.mark.parametrize("kind", [IPYTHON, CONSOLE], ids=["ipython", "console"])

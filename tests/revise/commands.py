@@ -7,6 +7,7 @@ import sys
 from pathlib import Path
 
 from revise.loopback import Reply
+from tests import forks
 
 ROOT = Path(__file__).parents[2]
 CLEAN = {name: value for name, value in os.environ.items() if name not in ("OPENAI_API_KEY", "TARGET_API_KEY")}
@@ -64,7 +65,9 @@ def command(name, folder, base, *more, rows=None):
 
 
 def run(arguments, *, env=None, **more):
-    """The finished process."""
+    """The finished process. more: of subprocess.run, for one that is started from nothing."""
+    if arguments[:2] == [sys.executable, "-m"] and not more:
+        return forks.run(arguments, cwd=ROOT, env=CLEAN | (env or {}))
     return subprocess.run(
         arguments, cwd=ROOT, capture_output=True, text=True, timeout=120, check=False, env=CLEAN | (env or {}), **more
     )

@@ -3,14 +3,13 @@
 import os
 import re
 import socket
-import subprocess
 import sys
 
 import pytest
 
 from engine.config import CheckpointConfig
 from system import InputError, launcher
-from tests import tiny
+from tests import forks, tiny
 from tests.rows import id_rows
 
 WHOLE = {"RANK": "1", "WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "29411"}
@@ -56,9 +55,7 @@ def test_one_process_and_one_of_several_are_taken(given, variables):
 
 def started(module, *flags, **given):
     env = {name: value for name, value in tiny.environment().items() if name not in launcher.VARIABLES}
-    return subprocess.run(
-        [sys.executable, "-m", module, *map(str, flags)], env=env | given, capture_output=True, text=True, timeout=300
-    )
+    return forks.run([sys.executable, "-m", module, *flags], env=env | given, timeout=300)
 
 
 @pytest.fixture(scope="module")
