@@ -7,6 +7,7 @@ import shutil
 import subprocess
 import sys
 import sysconfig
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -66,12 +67,30 @@ LOOP_STATEMENTS, LOOP_DEPTH, LOOP_NAMES = 44, 2, 18
 def sources(*packages):
     """The packages' files as (path from the root, syntax tree)."""
     paths = sorted(path for package in packages for path in (ROOT / package).rglob("*.py"))
-    return [(path.relative_to(ROOT).as_posix(), ast.parse(path.read_text(encoding="utf-8"))) for path in paths]
+    return [(path.relative_to(ROOT).as_posix(), parsed(path)) for path in paths]
+
+
+@cache
+def parsed(path):
+    """A file's syntax tree."""
+    return ast.parse(path.read_text(encoding="utf-8"))
+
+
+@cache
+def nodes(tree):
+    """All of a tree's."""
+    return tuple(ast.walk(tree))
+
+
+@cache
+def attributes(tree):
+    """Dotted names of all attributes that a tree reaches for."""
+    return frozenset(ast.unparse(node) for node in nodes(tree) if isinstance(node, ast.Attribute))
 
 
 def imported(tree):
     """Dotted names of all that a tree imports, anywhere in it: `from a import b` gives both a and a.b."""
-    for node in ast.walk(tree):
+    for node in nodes(tree):
         if isinstance(node, ast.Import):
             yield from (name.name for name in node.names)
         elif isinstance(node, ast.ImportFrom):
@@ -84,7 +103,7 @@ def touches(tree, dotted):
     """Whether a tree imports a module, part of it, or reaches it as an attribute."""
     if any(f"{name}.".startswith(f"{dotted}.") for name in imported(tree)):
         return True
-    return any(isinstance(node, ast.Attribute) and ast.unparse(node) == dotted for node in ast.walk(tree))
+    return dotted in attributes(tree)
 
 
 # --- who imports whom ----------------------------------------------------------------------------------------------
@@ -107,7 +126,7 @@ def test_a_package_takes_no_more_of_another_than_it_needs(package, other):
 
 def rooms_of(path, tree):
     """(room, dotted name) of all that a file imports of the engine's rooms and doors."""
-    for node in ast.walk(tree):
+    for node in nodes(tree):
         if isinstance(node, ast.ImportFrom) and node.module == "engine":
             yield from ((name.name, f"engine.{name.name}") for name in node.names)
         elif isinstance(node, ast.ImportFrom) and (node.module or "").startswith("engine."):
@@ -144,7 +163,7 @@ def test_a_room_is_imported_through_its_face(package):
         faces[room] = {name.asname or name.name for name in handed}
     found = []
     for path, tree in sources(*MAY_IMPORT):
-        for node in ast.walk(tree):
+        for node in nodes(tree):
             module = getattr(node, "module", None) or ""
             if not isinstance(node, ast.ImportFrom) or not module.startswith(f"{package}."):
                 continue
@@ -165,7 +184,7 @@ def asks_by_http(path, tree):
     """Whether a file imports an HTTP library, by whatever way."""
     names = {name.split(".")[0] for name in imported(tree)}
     if "bench" not in path and path not in NAMES_LIBRARIES:
-        names |= {node.value for node in ast.walk(tree) if isinstance(node, ast.Constant)}
+        names |= {node.value for node in nodes(tree) if isinstance(node, ast.Constant)}
     return bool(names & {"httpx", "httpx2", "requests", "aiohttp"})
 
 
@@ -183,7 +202,7 @@ def reached(module):
         if name in found or not path.is_file():
             continue
         found.add(name)
-        asked = [*imported(ast.parse(path.read_text(encoding="utf-8"))), name.rpartition(".")[0]]
+        asked = [*imported(parsed(path)), name.rpartition(".")[0]]
         todo |= {other for other in asked if other.split(".")[0] in OURS}
     return found
 
@@ -301,7 +320,7 @@ def test_private_names_of_torch_stand_in_one_file():
     found = {}
     for path, tree in sources(*MAY_IMPORT):
         names = {name for name in imported(tree) if name.split(".")[0] == "torch"}
-        names |= {ast.unparse(node) for node in ast.walk(tree) if isinstance(node, ast.Attribute)}
+        names |= attributes(tree)
         found[path] = sorted(name for name in names if private.fullmatch(name))
     assert found.pop("system/torch_private.py")  # or else this looks for the wrong thing
     assert not {path: names for path, names in found.items() if names}
