@@ -27,3 +27,32 @@ def registered(monkeypatch):
     """The registry, and what it held before: what a test adds to it is gone afterwards."""
     for name in ("_losses", "_aliases", "_files"):
         monkeypatch.setattr(registry, name, dict(getattr(registry, name)))
+
+
+SLOW_CASES = {
+    "test_two_ranks_equal_one": {"llama3.2"},
+    "test_what_a_model_says_is_the_same_ids_as_text_again": {"ranks"},
+    "test_a_template_places_control_tokens_and_content_does_not": {"ranks"},
+    "test_a_run_that_is_stopped_takes_in_what_was_asked": {"1-129", "15-143"},
+    "test_a_template_that_takes_too_much_is_stopped_and_named": {"a huge power", "only in a second turn"},
+    "test_what_cannot_be_written_ends_in_one_sentence": {"a log that cannot be written", "a screen that is full"},
+    "test_the_words_of_models_are_never_markup": {"guarded-<!--<script>"},
+    "test_two_runs_of_two_epochs_are_one_of_four": {"adamw", "split"},
+    "test_a_run_that_is_stopped_goes_on_with_its_table": {"by_tokens"},
+    "test_a_run_that_stops_after_every_step_is_the_same_run": {"precompute"},
+    "test_a_run_stopped_and_gone_on_with_ends_at_the_same_bits": {"settings1"},
+    "test_a_damaged_cache_is_never_used": {"cut"},
+    "test_a_disk_that_fills_stops_the_run_and_it_goes_on_when_there_is_room": {"600k"},
+    "test_an_error_is_told_by_a_rank_that_no_rank_0_speaks_for": {"input-2-error: rows.jsonl:3: not JSON\n"},
+    "test_a_tool_finds_nothing": {"basedpyright"},
+}
+"""Cases of a test that the fast set does without, since another case of the same test is in it."""
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(items):
+    """Marks those cases slow. What the command line deselects comes after."""
+    for item in items:
+        spec = getattr(item, "callspec", None)
+        if spec is not None and spec.id in SLOW_CASES.get(item.originalname, ()):
+            item.add_marker(pytest.mark.slow)

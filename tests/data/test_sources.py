@@ -607,12 +607,14 @@ def test_one_huge_value_repeated_is_unpacked_a_row_at_a_time(tmp_path):
     assert n == 40 and megabytes < 900
 
 
+@pytest.mark.slow
 def test_memory_does_not_grow_with_the_file(tmp_path):
     row = json.dumps({"prompt": "q" * 2000, "chosen": "a" * 3000, "rejected": "b" * 3000}) + "\n"
     (tmp_path / "rows.jsonl").write_text(row * 25_000)  # 200 MB
     assert rows_and_megabytes(tmp_path / "rows.jsonl")[1] < 60
 
 
+@pytest.mark.slow
 def test_a_row_of_200_mb_is_a_fault_in_little_memory(tmp_path):
     with open(tmp_path / "rows.jsonl", "wb") as file:
         file.write(b'{"prompt": "')

@@ -169,6 +169,7 @@ resource.setrlimit = setrlimit
 """
 
 
+@pytest.mark.slow
 def test_where_there_is_no_limit_of_memory_and_no_way_to_reserve_a_file_runs_do_without(tmp_path):
     """As on macOS."""
     (tmp_path / "without").mkdir()

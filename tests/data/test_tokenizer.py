@@ -125,6 +125,7 @@ def test_ids_of_ranks_are_metas(tokenizer_of):
     assert (ours.bos_id, ours.eos_id, ours.n_ids) == (meta.bos_id, meta.eos_id, meta.n_words)
 
 
+@pytest.mark.slow
 def test_offsets_of_a_very_long_word_are_those_of_its_ids(tokenizer_of):
     ours = tokenizer_of("ranks")
     text = "a b " + "xyz" * 10_000 + " end"
@@ -397,6 +398,7 @@ def test_a_text_that_goes_on_has_no_blank_before_it(tokenizer_of):
 # --- what goes into a checkpoint, and what transformers makes of it ------------------------------------------------
 
 
+@pytest.mark.slow
 def test_a_folder_with_ranks_is_completed_for_transformers(tokenizer_of, tmp_path):
     ours = tokenizer_of("ranks")
     assert set(ours.files) == {"tokenizer.json", "tokenizer_config.json"}

@@ -177,6 +177,7 @@ for act in (lambda: None, host.keep_pages):
 """  # noqa: E501
 
 
+@pytest.mark.slow
 def test_used_pages_are_kept_by_the_allocator():
     """64 MB: mapped apart and given back, or part of the heap and still there once they are freed."""
     command = [sys.executable, "-c", PAGES]

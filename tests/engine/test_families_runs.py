@@ -54,6 +54,8 @@ def assert_close(found, expected, atol=1e-5):
     assert [line["step"] for line in found] == [line["step"] for line in expected] and len(found) == 6
     for a, b in zip(found, expected, strict=True):
         names = [name for name in b if not name.startswith("perf/")]
+        if b["step"] == 1:
+            names.remove("rewards/accuracies")  # of rewards that are 0, and only rounding is above or below
         assert {"loss", "grad_norm", "rewards/chosen"} <= {*names}
         for name in names:
             assert abs(a[name] - b[name]) <= atol * max(1, abs(b[name])), (b["step"], name, a[name], b[name])

@@ -246,6 +246,7 @@ def test_kto_walks_it_in_every_step(job):
 # --- the table, shared ---------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_a_table_is_found_by_the_reference_and_not_by_the_policy(job):
     shared = str(job.tmp / "shared")
     job(reference_model=job.short, reference_cache=shared)

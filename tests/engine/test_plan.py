@@ -53,6 +53,7 @@ def test_the_load_of_kto_has_the_sequences_that_its_steps_have(tmp_path, changes
     assert one == pytest.approx((3 + 1 + 2) * job.statistics.n * cost.forward_of_example(setting.shape, job.statistics))
 
 
+@pytest.mark.slow
 def test_masters_are_split_by_themselves_only_where_that_can_be():
     shape, free = EIGHT, 110 * GB
     load = TokenStatistics.of_the_paper(16)
@@ -132,6 +133,7 @@ def laid_out_by_adamw(mean, norm, batch):
     )  # fmt: skip
 
 
+@pytest.mark.slow
 def test_adamw_on_one_card_of_80_gb_takes_means_in_bf16_and_steps_inside_the_backward_pass():
     """4 bytes a parameter of weights and 4 of both means are 64 GB; a bf16 gradient would be 16 more.
 

@@ -119,6 +119,7 @@ def test_a_finished_run_says_so_and_a_fresh_one_begins(go, capsys):
         go("run")
 
 
+@pytest.mark.slow
 def test_what_was_changed_is_named_with_both_values(go):
     go("run", stop_after=4)
     before = {p: p.read_bytes() for p in (go.tmp / "run").rglob("*") if p.is_file() and p.name != "run.lock"}
@@ -177,6 +178,7 @@ def test_a_run_of_a_version_that_may_compute_otherwise_is_refused(go):
         go("run", resume=True)
 
 
+@pytest.mark.slow
 def test_how_masters_lie_and_what_computes_is_the_states_to_say(go, monkeypatch):
     """--master-weights auto looks at the memory that is free, which may change; a run's config.yaml names the dtype."""
     split = {"master": "split", "loss": "dpo"}

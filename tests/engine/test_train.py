@@ -249,6 +249,7 @@ def test_a_damaged_cache_is_never_used(job, damage):
     assert_same(found, there)
 
 
+@pytest.mark.slow
 def test_a_folder_of_caches_serves_every_objective_of_a_sweep(job):
     shared = job.tmp / "shared"
     results, n_walked = {}, []
@@ -277,6 +278,7 @@ for i in range(150):
 """
 
 
+@pytest.mark.slow
 def test_runs_that_end_an_epoch_together_share_their_tables(tmp_path):
     env = tiny.environment()
     args = [[sys.executable, "-c", WRITERS, str(tmp_path), str(i)] for i in (1, 2)]

@@ -130,6 +130,7 @@ def test_a_pass_has_upstreams_files_and_the_numbers_of_the_formulas(made, tmp_pa
     assert f"no deltas: {missing['epoch-01']} of {N} queries of epoch-01 and {missing['base']} of {N}" in done.stdout
 
 
+@pytest.mark.slow
 def test_what_was_judged_whole_has_a_delta(made, tmp_path, capsys):
     def whole(seen):
         h = len(seen.body["messages"][-1]["content"])
@@ -146,6 +147,7 @@ def test_what_was_judged_whole_has_a_delta(made, tmp_path, capsys):
     assert f"length_controlled_winrate {gain:+.2f}" in said and "not judged" not in said
 
 
+@pytest.mark.slow
 def test_of_a_run_the_best_checkpoint_of_each_mixeval_version_is_scored(made, tmp_path):
     best = {"2024-06-01": "epoch-02", "2024-08-11": "epoch-01"}
     lines = [
@@ -238,6 +240,7 @@ def test_a_judge_whose_first_token_is_no_judgment_is_found_out_at_once(made, tmp
             assert server.n_seen == n_seen
 
 
+@pytest.mark.slow
 def test_log_probs_in_the_older_form_are_the_same(made, tmp_path):
     def older(seen):
         answer = json.loads(annotate(seen).body)

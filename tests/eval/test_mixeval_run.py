@@ -203,6 +203,7 @@ def test_a_judge_that_takes_the_right_answer_for_wrong_is_found_out_at_once(made
             assert server.n_seen == n_seen
 
 
+@pytest.mark.slow
 def test_what_a_judge_thinks_is_no_score_and_is_kept(made, tmp_path, capsys):
     def thinking(seen):
         said = json.loads(steady(seen).body)["choices"][0]["message"]["content"]
@@ -317,6 +318,7 @@ def test_deltas_are_told_against_the_base_and_refused_across_judges(made, tmp_pa
         assert "no delta: judge is 'k' in one and 'j' in the other" in capsys.readouterr().out
 
 
+@pytest.mark.slow
 def test_epochs_are_scored_as_they_appear_and_pruned(made, tmp_path, monkeypatch):
     monkeypatch.setattr(checkpoints, "WATCH_SECONDS", 0.05)
     run_folder = tmp_path / "run"

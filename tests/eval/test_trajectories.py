@@ -99,6 +99,7 @@ def test_rewards_are_measured_against_the_reference_that_the_run_was_given(made,
         trajectories.main([str(tmp_path / "run"), "--data", held, "--out", str(tmp_path)])
 
 
+@pytest.mark.slow
 def test_the_distance_is_an_estimate_of_the_divergence(made):
     """Of two distributions over one token, next to the sum over the vocabulary."""
     from engine import weights

@@ -174,6 +174,7 @@ def without_scores(rows):
     return [{name: row[name] for name in ("prompt_ids", "chosen_ids", "rejected_ids")} for row in rows]
 
 
+@pytest.mark.slow
 def test_a_run_that_fails_ends_the_grid_with_its_last_words(small, tmp_path):
     cell = Cell(
         "mine", small["rows"], "dpo", 0, 1e-5, (("gpu-memory", "0.001"),)

@@ -144,6 +144,7 @@ def test_what_the_winners_differ_in_is_named():
     assert "with these differences: characters of winners (+20); log-prob of winners (+0.05)." in said
 
 
+@pytest.mark.slow
 def test_the_section_has_every_set_and_the_rates_that_were_tried(tmp_path):
     text = study_page.section(as_found())
     assert "Not whole yet" not in text and "| stronger | dpo | 1e-05 | 3 |" in text

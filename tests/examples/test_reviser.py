@@ -71,6 +71,7 @@ def measured(tmp_path_factory):
     return found
 
 
+@pytest.mark.slow
 def test_stronger_revisions_share_less_with_the_answer(measured):
     light, standard, strong = (measured[strength] for strength in clair.STRENGTHS)
     assert min(len(c.copied) for c in (light, standard, strong)) > 150

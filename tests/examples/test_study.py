@@ -120,6 +120,7 @@ def test_the_control_is_a_difference_with_its_intervals(whole):
     assert "30 % are CLAIR's" in table.notes[0]
 
 
+@pytest.mark.slow
 def test_sentences_follow_the_numbers(whole, monkeypatch):
     text = study_page.page(as_found(whole))
     assert "**apo_zero**, CLAIR minus the control. The interval is above 0, and the difference is of interest" in text

@@ -226,6 +226,7 @@ def test_what_pytest_says_becomes_rows():
         assert checks.rows_of("tests/x.py", last)[0].holds is False, last
 
 
+@pytest.mark.slow
 def test_an_adapters_case_that_fails_is_a_row_and_the_next_has_its_turn(tmp_path):
     config = checks.ChecksConfig(logs=str(tmp_path))
     few = ["--layers", "1", "--pairs", "1", "--steps", "1"]
@@ -236,6 +237,7 @@ def test_an_adapters_case_that_fails_is_a_row_and_the_next_has_its_turn(tmp_path
     assert found["rewards of step 1"] and found["gradient norm of step 1"] and found["peak memory"]
 
 
+@pytest.mark.slow
 def test_a_command_that_outlasts_its_slice_leaves_nothing_behind(tmp_path):
     child = "import subprocess, time\nprint(subprocess.Popen(['sleep', '100']).pid, flush=True)\ntime.sleep(100)"
     with pytest.raises(subprocess.TimeoutExpired):

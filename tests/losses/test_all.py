@@ -115,6 +115,7 @@ def test_a_step_twice_over_has_the_same_mean(name):
 NOT_SHIFTED = {"dpo_nll", "wpo", "wpo_sequence", "pmpo"}  # the likelihood itself enters
 
 
+@pytest.mark.slow
 @given(st.lists(st.tuples(small, small), min_size=2, max_size=6), st.floats(-200, 100))
 def test_what_is_added_to_policy_and_reference_alike_changes_nothing(rows, c):
     x = torch.tensor(rows, dtype=torch.float64).T
@@ -133,6 +134,7 @@ ANCHORED = [
 ]
 
 
+@pytest.mark.slow
 @given(st.lists(st.tuples(small, small), min_size=2, max_size=6), st.floats(-30, 30))
 def test_only_the_margin_enters_what_is_not_anchored(rows, c):
     x = torch.tensor(rows, dtype=torch.float64).T
@@ -156,6 +158,7 @@ SCALED = [n for n in WITH_REFERENCE if n not in
            "wpo", "tdpo1", "tdpo2", "pmpo", "qrpo", "lpo"}]  # fmt: skip
 
 
+@pytest.mark.slow
 @given(st.lists(st.tuples(small, small), min_size=2, max_size=6), st.sampled_from([0.5, 2.0, 4.0]))
 def test_scaling_beta_down_and_log_ratios_up_changes_nothing(rows, c):
     x = torch.tensor(rows, dtype=torch.float64).T.round(decimals=6)  # order may not hang on the last digit of a sum

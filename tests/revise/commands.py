@@ -64,12 +64,19 @@ def command(name, folder, base, *more, rows=None):
     return [*map(str, made), *map(str, more)]
 
 
-def run(arguments, *, env=None, **more):
+def run(arguments, *, env=None, timeout=120, **more):
     """The finished process. more: of subprocess.run, for one that is started from nothing."""
     if arguments[:2] == [sys.executable, "-m"] and not more:
-        return forks.run(arguments, cwd=ROOT, env=CLEAN | (env or {}))
+        return forks.run(arguments, cwd=ROOT, env=CLEAN | (env or {}), timeout=timeout)
     return subprocess.run(
-        arguments, cwd=ROOT, capture_output=True, text=True, timeout=120, check=False, env=CLEAN | (env or {}), **more
+        arguments,
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        timeout=timeout,
+        check=False,
+        env=CLEAN | (env or {}),
+        **more,
     )
 
 

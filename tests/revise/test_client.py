@@ -216,6 +216,7 @@ def test_what_is_refused_by_wrong_settings_is_asked_again_when_they_are_mended(t
     assert ask(tmp_path, lambda seen: HELLO, 50).states == ["answered"] * 50
 
 
+@pytest.mark.slow
 def test_patience_counts_from_the_last_answer(tmp_path):
     def reply(seen):  # one that hangs, and is given up, while the others are answered
         return HELLO.after(30) if seen.text == "question 1" else HELLO.after(0.05)
@@ -268,6 +269,7 @@ def test_a_server_that_never_answers_stops_the_run_when_patience_ends(tmp_path):
     assert time.monotonic() - start < 10
 
 
+@pytest.mark.slow
 def test_a_slow_server_that_asks_for_a_rest_first_is_waited_for(tmp_path, monkeypatch):
     """The short patience is for addresses where nobody is."""
     monkeypatch.setattr(run_limits, "FIRST_PATIENCE", 0.3)

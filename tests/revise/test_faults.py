@@ -109,6 +109,7 @@ def test_a_run_that_is_stopped_takes_in_what_was_asked(tmp_path, number, code):
     assert len(read_rows(tmp_path / "pairs.jsonl")) == 200
 
 
+@pytest.mark.slow
 def test_a_run_whose_terminal_is_closed_takes_in_what_was_asked(tmp_path):
     """What it has to say to the terminal, progress among it, is an error there by then, and stops nothing."""
     prompts(tmp_path / "prompts.jsonl", 200)
@@ -127,6 +128,7 @@ def test_a_run_whose_terminal_is_closed_takes_in_what_was_asked(tmp_path):
         assert (done.returncode, server.n_seen) == (0, 200), n_seen
 
 
+@pytest.mark.slow
 def test_a_second_signal_does_not_wait(tmp_path):
     prompts(tmp_path / "prompts.jsonl", 20)
     with serve(
@@ -250,6 +252,7 @@ print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(900)
 def test_memory_does_not_grow_with_the_rows(tmp_path):
     def peak_mb(n):
         folder = tmp_path / str(n)
@@ -257,7 +260,7 @@ def test_memory_does_not_grow_with_the_rows(tmp_path):
         prompts(folder / "prompts.jsonl", n)
         with serve(revise) as server:
             arguments = command("clair", folder, server.base)
-            done = run([arguments[0], "-c", MEASURED, *arguments[3:]])
+            done = run([arguments[0], "-c", MEASURED, *arguments[3:]], timeout=800)
         assert len(read_rows(folder / "pairs.jsonl")) == n
         return int(done.stdout.splitlines()[-1]) / 1024
 

@@ -169,6 +169,7 @@ def test_the_head_counts_and_measures_what_was_found(tmp_path):
     assert "length ratio; blue: pairs, red: rejected" in said  # below the histogram
 
 
+@pytest.mark.slow
 def test_rows_are_sorted_and_filtered_by_their_numbers(tmp_path):
     """Winners of 4, 1 and 8 times the loser's length, scores that rise against it."""
     rows = [
@@ -186,6 +187,7 @@ def test_rows_are_sorted_and_filtered_by_their_numbers(tmp_path):
         assert first is None or f"prompt {first}" in told["text"], keys
 
 
+@pytest.mark.slow
 def test_a_link_leads_to_a_row(tmp_path):
     rows = [pair() | {"prompt": f"prompt {i}"} for i in (1, 2, 3)]
     html = shown(tmp_path, rows, [{"prompt": "prompt 4", "reason": "tie", "own": [], "answers": []}])
@@ -209,6 +211,7 @@ def test_long_unchanged_passages_are_folded_until_asked_for_or_searched_in(tmp_p
     assert "word200" in look(alone)["text"]  # what has changed is never folded
 
 
+@pytest.mark.slow
 def test_code_stands_in_a_fixed_font_and_found_words_are_marked_in_it(tmp_path):
     fence = "```python\nheron = 1\n```\nThen `owl` and heron."
     html = shown(tmp_path, [pair(fence, fence.replace("1", "2"))])

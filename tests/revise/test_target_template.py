@@ -42,6 +42,7 @@ def test_its_prompts_are_rendered_by_the_flags(model, tmp_path):
     )
 
 
+@pytest.mark.slow
 def test_answers_under_another_template_are_other_answers(model, tmp_path):
     file = tmp_path / "mine.jinja"
     file.write_text(templates.TEMPLATES["Llama-3.2"])
