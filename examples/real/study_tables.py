@@ -192,8 +192,10 @@ def in_words(found: Found) -> str:
 
 def results(found: Found) -> Table:
     """Every set and objective at its rate."""
-    rows = [("before", "", "", "", found.before("kept"), found.before("sound"), found.before("sound", "greedy"),
-             found.before("broken"), number(_characters(found.bases.get(SEEDS[0]))), "", "")]  # fmt: skip
+    rows: list[tuple[str, ...]] = [(
+        "before", "", "", "", found.before("kept"), found.before("sound"), found.before("sound", "greedy"),
+        found.before("broken"), number(_characters(found.bases.get(SEEDS[0]))), "", "",
+    )]  # fmt: skip
     for name in NAMES:
         for loss in OBJECTIVES:
             jobs = found.jobs(loss, name)
