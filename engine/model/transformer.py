@@ -43,6 +43,11 @@ Attend = Callable[[Tensor, Tensor, Tensor, Weighing], Tensor]
 Rotations = dict[Rope | None, Rotation | None]
 """Of each kind of rope, at the positions of a pass."""
 
+ROUNDS_ALIKE = {"emulate_precision_casts": True, "pattern_matcher": False}
+"""Options of torch.compile: numbers between fused operations are rounded to their dtype, and a product that something
+is added to is no other kernel. Without them, in bf16, a fresh adapter does not start at a log-ratio of 0.
+"""
+
 
 class Transformer(nn.Module):
     """The whole model. A forward pass is: embed, every block, norm, head (engine/model/fused_forward.py)."""
@@ -87,14 +92,18 @@ class Transformer(nn.Module):
         """Compiles what stands before and after attention in every block: two graphs, for all blocks and lengths, and
         a third where some layers do not turn; more where some blocks have adapters and others none.
 
+        A model with adapters and the one that shares its base are different code: what is compiled then rounds wherever
+        uncompiled code does (ROUNDS_ALIKE), so that both give the same numbers as long as the adapter adds nothing.
+
         The compiler is let compute the norms and silu(gate) * up again in the backward pass, where it would keep them
         for the products that follow: a third less is kept for 1 % of the time.
         """
         torch_private.let_compiler_recompute()
         torch_private.allow_graphs()
+        options = ROUNDS_ALIKE if self.adapter is not None or self.shares_base else None
         for block in self._blocks():
-            block.project = torch.compile(block.project, dynamic=True)
-            block.finish = torch.compile(block.finish, dynamic=True)
+            block.project = torch.compile(block.project, dynamic=True, options=options)
+            block.finish = torch.compile(block.finish, dynamic=True, options=options)
 
     def recompute(self, n_blocks: int) -> None:
         """Lets so many blocks, the first ones, keep nothing but their input for the backward pass."""

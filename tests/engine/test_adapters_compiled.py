@@ -117,7 +117,8 @@ def test_compiled_runs_start_at_0_and_go_as_plain_ones_do(tmp_path):
     start = {"lora_rank": None, "adapter": str(tmp_path / "plain/epoch-01")}
     given = runs(tmp_path, "given", compile="yes", recompute_blocks=2, **start)
     narrow = runs(tmp_path, "narrow", compile="yes", dtype="bfloat16", **start)
-    for found in (fresh, given, narrow):
+    both = runs(tmp_path, "both", compile="yes", dtype="bfloat16")  # the policy has adapters, the reference has none
+    for found in (fresh, given, narrow, both):
         assert not moved(found[0]) and moved(found[-1])
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
     command += ["-m", "engine.train", "--model", tmp_path / "model", "--data", tmp_path / "rows.jsonl"]
