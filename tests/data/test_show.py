@@ -214,6 +214,7 @@ def test_the_command_shows_a_row(folder, tmp_path):
     assert beyond.returncode == 2 and "has fewer than 4 rows; lower --row" in beyond.stderr
 
 
+@pytest.mark.slow
 def test_the_command_cuts_as_the_trainer_does_and_holds_to_the_models_context(folder, tmp_path):
     row = {"prompt_ids": [5] * 300, "chosen_ids": [6] * 300, "rejected_ids": [7] * 9}
     file = tiny.write_rows(tmp_path / "rows.jsonl", [row])

@@ -481,6 +481,7 @@ def test_simpo_logs_its_rewards_against_it_where_that_is_asked_for(job):
     assert job.watch.of_reference and found
 
 
+@pytest.mark.slow
 def test_a_reference_that_follows_starts_at_the_model_named(job):
     alike = str(tiny.write_model(job.tmp / "alike", vocab_size=101, seed=3))
     settings = {"reference_model": alike, "epochs": 3, "shuffle": False}

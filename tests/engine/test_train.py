@@ -611,6 +611,7 @@ def test_what_an_objective_carries_goes_from_step_to_step(job):
     assert abs(found[-1]["delta"]) > 1e-4
 
 
+@pytest.mark.slow
 def test_several_completions_to_a_prompt_train_together(job):
     data = str(tiny.write_rows(job.tmp / "ranked.jsonl", ranked_rows(13)))
     for loss in ("infonca", "nca_ranked", "exo_ranked", "dro_ranked"):

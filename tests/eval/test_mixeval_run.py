@@ -222,6 +222,7 @@ def test_what_a_judge_thinks_is_no_score_and_is_kept(made, tmp_path, capsys):
     assert "48 judgments behind thoughts" in capsys.readouterr().out
 
 
+@pytest.mark.slow
 def test_a_judgment_that_was_cut_is_no_score(made, tmp_path):
     def cut(seen):
         return right(seen) or Reply.chat("I take [[A]] and [[1.0]], unless", finish="length")
@@ -234,6 +235,7 @@ def test_a_judgment_that_was_cut_is_no_score(made, tmp_path):
     assert all(row["fallback"] == "random" and row["judge_response"] is None for row in rows)
 
 
+@pytest.mark.slow
 def test_a_pass_that_was_not_judged_whole_says_so_and_has_no_delta(made, tmp_path, capsys):
     run_folder = tmp_path / "run"
     shutil.copytree(made / "run/epoch-01", run_folder / "epoch-01")
@@ -270,6 +272,7 @@ def test_a_pass_that_was_not_judged_whole_says_so_and_has_no_delta(made, tmp_pat
     assert "against the base" in said and "not judged" not in said
 
 
+@pytest.mark.slow
 def test_a_judge_that_changes_in_the_midst_ends_the_pass(made, tmp_path):
     def turning(seen):
         reply = judge(seen)

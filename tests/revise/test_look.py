@@ -68,6 +68,7 @@ def test_answers_in_another_form_are_of_no_use_though_they_have_a_text(tmp_path)
     assert "all 5 answers are of no use" in str(few.fault)
 
 
+@pytest.mark.slow
 def test_one_answer_to_different_questions_ends_a_stage_that_makes_responses(tmp_path):
     found = ask(tmp_path, lambda seen: HELLO.after(0.01), 60, role=TARGET)
     assert "16 different questions have got one and the same answer ('hello')" in str(found.fault)
