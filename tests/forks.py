@@ -69,7 +69,11 @@ class Server:
             [sys.executable, "-c", code], pass_fds=[theirs.fileno()], env=tiny.environment(), cwd=tiny.ROOT
         )
         theirs.close()
-        atexit.register(self._mine.close)  # at which it ends
+        atexit.register(self._end)
+
+    def _end(self) -> None:
+        self._mine.close()  # at which it ends
+        self._process.wait()
 
     def ask(
         self, told: list[str], env: dict[str, str], cwd: str, screens: tuple[int, int], timeout: float
