@@ -9,17 +9,39 @@ import json
 import os
 import sys
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol
 
 from examples.children import Children
-from system import RunError, files
+from system import InputError, RunError, files
 from system.errors import Stopped
 
 LEFT = 3
 """Exit code where runs are left."""
+
+
+LADDER = (1e-7, 3e-7, 1e-6, 3e-6, 1e-5, 3e-5, 1e-4, 3e-4, 1e-3, 3e-3, 1e-2)
+"""Learning rates that searches take."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class StretchSettings:
+    """How long a study's command works."""
+
+    minutes: float | None = None
+    """Begin no run that would not end within so many minutes; where runs are left the exit code is 3, and the same
+    command goes on."""
+    at_once: int | None = None
+    """Runs side by side, each with its share of the cores. Unset: what the study was timed with."""
+
+    def __post_init__(self) -> None:
+        if self.minutes is not None and not self.minutes > 0:
+            raise InputError(f"--minutes: {self.minutes:g} is not above 0")
+        if self.at_once is not None and self.at_once < 1:
+            raise InputError("--at-once has to be above 0")
 
 
 class Job(NamedTuple):
@@ -32,6 +54,8 @@ class Job(NamedTuple):
     seed: int
 
 
+Gained = Mapping[Job, float]
+"""The primary outcome of each run that is done."""
 Line = dict[str, Any]
 Gain = Callable[[Job, Mapping[str, Any], Mapping[str, Any]], float]
 """Of a run, its record and that of the model before training: the study's primary outcome."""
@@ -71,6 +95,20 @@ class Records:
         files.write_rows(self._folder / f"seed-{line['seed']}.jsonl", self._lines[line["seed"]])
 
 
+def best(by_rate: Mapping[float, float]) -> float:
+    """The rate of the greatest gain; of equals the smallest."""
+    return max(sorted(by_rate), key=lambda rate: by_rate[rate])
+
+
+def missing(jobs: Iterable[Job], gained: Gained) -> Iterator[Job]:
+    """Those that are not done, each once, in their order."""
+    seen = set[Job]()
+    for job in jobs:
+        if job not in gained and job not in seen:
+            seen.add(job)
+            yield job
+
+
 class Study(Protocol):
     """A study's own part."""
 
@@ -78,7 +116,7 @@ class Study(Protocol):
         """What the run's process is told; models and pairs are made on the way. One at a time."""
         ...
 
-    def wanted(self, gained: Mapping[Job, float]) -> Iterator[Job]:
+    def wanted(self, gained: Gained) -> Iterator[Job]:
         """Runs that are not done and whose settings are known by now, the first to be done first."""
         ...
 

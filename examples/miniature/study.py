@@ -19,7 +19,7 @@ from examples.miniature import paper, study_plan, study_sets
 from examples.miniature.study_run import verdicts
 from examples.miniature.study_sets import Seed
 from examples.studies import Job, Records
-from system import InputError, cli
+from system import cli
 from system.flags import PathText
 
 EXAMPLE = "python -m examples.miniature.study --minutes 110"
@@ -29,23 +29,13 @@ EXPECTED = 150.0
 
 
 @dataclass(frozen=True, kw_only=True)
-class StudyConfig:
+class StudyConfig(studies.StretchSettings):
     """Do the runs of the miniature's study that are not on record, first things first."""
 
     out: PathText = "runs/study"
     """Folder for base models, pairs, and the runs that are under way."""
     records: PathText = RECORDS
     """Folder for what the runs have found."""
-    minutes: float | None = None
-    """Begin no run that would not end within so many minutes; where runs are left the exit code is 3."""
-    at_once: int | None = None
-    """Runs side by side, each with its share of the cores. Unset: as many as there are cores."""
-
-    def __post_init__(self) -> None:
-        if self.minutes is not None and not self.minutes > 0:
-            raise InputError(f"--minutes: {self.minutes:g} is not above 0")
-        if self.at_once is not None and self.at_once < 1:
-            raise InputError("--at-once has to be above 0")
 
 
 class Miniature:
@@ -71,7 +61,7 @@ class Miniature:
             "questions": questions,
         }  # fmt: skip
 
-    def wanted(self, gained: Mapping[Job, float]) -> Iterator[Job]:
+    def wanted(self, gained: studies.Gained) -> Iterator[Job]:
         """As docs/design.md has it."""
         return study_plan.wanted(gained)
 

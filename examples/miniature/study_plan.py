@@ -12,9 +12,8 @@ import numpy as np
 
 from examples.miniature.study_run import COMPARED, SEARCHED, Questions, unpack
 from examples.miniature.study_sets import LINES, POINTS, SAME_AS, STRENGTHS, TABLE, TUNING_SEED
-from examples.studies import Job
+from examples.studies import LADDER, Gained, Job, best, missing
 
-LADDER = (1e-7, 3e-7, 1e-6, 3e-6, 1e-5, 3e-5, 1e-4, 3e-4, 1e-3, 3e-3, 1e-2)
 SHARED_RATES = (1e-5, 3e-5, 1e-4)
 """One rate for all objectives, as the paper trains: claims are counted at each; every search begins with them."""
 OBJECTIVES = ("apo_zero", "dpo", "apo_down", "kto_pair", "sft")
@@ -27,9 +26,6 @@ EARLIER_SET = "best-over-worst"
 UNPAIRED = {"kto": "kto_pair", "apo_zero_unpaired": "apo_zero"}
 """Table 5's objectives, and those whose rates they take."""
 SEEDS = (0, 1, 2)
-
-Gained = Mapping[Job, float]
-"""The primary outcome of each run that is done."""
 
 
 def called(name: str) -> str:
@@ -73,11 +69,6 @@ def searched(loss: str, name: str, gained: Gained) -> dict[float, float]:
     return {job.lr: gained[job] for job in jobs if job in gained}
 
 
-def best(by_rate: Mapping[float, float]) -> float:
-    """The rate of the greatest gain; of equals the smallest."""
-    return max(sorted(by_rate), key=lambda rate: by_rate[rate])
-
-
 def means(loss: str, names: Sequence[str], gained: Gained) -> dict[float, float]:
     """Gain in the search by rate, mean over sets, of rates that all of them have."""
     found = [searched(loss, name, gained) for name in names]
@@ -114,11 +105,7 @@ def rates_of(loss: str, name: str, names: Sequence[str], gained: Gained) -> tupl
 
 def wanted(gained: Gained) -> Iterator[Job]:
     """Runs that are not done and whose settings are known by now, each once, the first to be done first."""
-    seen = set[Job]()
-    for job in (job for part in PARTS for job in part(gained)):
-        if job not in gained and job not in seen:
-            seen.add(job)
-            yield job
+    return missing((job for part in PARTS for job in part(gained)), gained)
 
 
 def _table(gained: Gained) -> Iterator[Job]:

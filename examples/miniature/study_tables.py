@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from eval.tables import Table, number
-from examples import findings, intervals
+from examples import findings, intervals, studies
 from examples.findings import Trajectory
 from examples.intervals import Estimate
 from examples.miniature import study_plan, study_sets
@@ -34,7 +34,7 @@ class Found:
     sets: Mapping[tuple[int, str], Mapping[str, Any]]
 
     @cached_property
-    def gained(self) -> study_plan.Gained:
+    def gained(self) -> studies.Gained:
         """The primary outcome of each run."""
         return {job: study_plan.gain(job, run, self.bases[job.seed]) for job, run in self.runs.items()}
 

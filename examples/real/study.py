@@ -16,7 +16,7 @@ from examples import studies
 from examples.real import checkpoint, study_plan, study_run, study_sets
 from examples.real.study_sets import Sets
 from examples.studies import Job, Records
-from system import InputError, cli
+from system import cli
 from system.flags import PathText
 
 EXAMPLE = "python -m examples.real.study --minutes 110"
@@ -26,27 +26,17 @@ EXPECTED = 660.0
 
 
 @dataclass(frozen=True, kw_only=True)
-class StudyConfig:
+class StudyConfig(studies.StretchSettings):
     """Do the runs of the real model's study that are not on record, the core first."""
 
     out: PathText = "runs/real"
     """Folder for the model, pairs, and the run that is under way."""
     records: PathText = RECORDS
     """Folder for what the runs have found."""
-    minutes: float | None = None
-    """Begin no run that would not end within so many minutes; where runs are left the exit code is 3."""
-    at_once: int = 1
-    """Runs side by side, each with its share of the cores."""
     ordinary: PathText | None = None
     """Rows of prompts and completions that no model wrote, for the price on ordinary text. Unset: the project's own."""
     model: PathText | None = None
     """Checkpoint folder. Unset: SmolLM2-135M-Instruct, brought into --out."""
-
-    def __post_init__(self) -> None:
-        if self.minutes is not None and not self.minutes > 0:
-            raise InputError(f"--minutes: {self.minutes:g} is not above 0")
-        if self.at_once < 1:
-            raise InputError("--at-once has to be above 0")
 
 
 class Real:
@@ -81,7 +71,7 @@ class Real:
             "ordinary": study_run.likelihoods(self.base, examples),
         }
 
-    def wanted(self, gained: Mapping[Job, float]) -> Iterator[Job]:
+    def wanted(self, gained: studies.Gained) -> Iterator[Job]:
         """As docs/design.md has it."""
         return study_plan.wanted(gained)
 
@@ -98,7 +88,7 @@ def main(argv: Sequence[str]) -> None:
     records = read(Path(config.records))
     studies.do_all(
         Real(config, records), records, module="examples.real.study_run", folder=Path(config.out) / "study/runs",
-        at_once=config.at_once, minutes=config.minutes, expected=EXPECTED,
+        at_once=config.at_once or 1, minutes=config.minutes, expected=EXPECTED,
     )  # fmt: skip
     print(f"{len(records.runs)} runs are on record, and none is left")
 

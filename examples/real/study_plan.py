@@ -8,11 +8,10 @@ from typing import Any
 
 import numpy as np
 
-from examples.miniature.study_plan import LADDER
 from examples.miniature.study_run import unpack
 from examples.real.study_run import GROUPS
 from examples.real.study_sets import ARMS
-from examples.studies import Job
+from examples.studies import LADDER, Gained, Job, best, missing
 
 SEARCH_SEED, SEEDS = 0, (1, 2, 3)
 START = (3e-6, 1e-5, 3e-5)
@@ -22,8 +21,6 @@ CORE = ("apo_zero", "dpo")
 OTHER_SETS = ("judged", "clair-judged", "stronger")
 ONE_SEED = ("kto_pair", "apo_down")
 """On CLAIR alone, with one seed."""
-
-Gained = Mapping[Job, float]
 
 
 def group(seed: int) -> str:
@@ -51,11 +48,6 @@ def searched(loss: str, name: str, gained: Gained) -> dict[float, float]:
     return {job.lr: gained[job] for job in jobs if job in gained}
 
 
-def best(by_rate: Mapping[float, float]) -> float:
-    """The rate of the greatest gain; of equals the smallest."""
-    return max(sorted(by_rate), key=lambda rate: by_rate[rate])
-
-
 def missing_rates(loss: str, name: str, gained: Gained) -> list[Job]:
     """Runs that a search still wants: until the best rate has one on either side, and there are four."""
     found, asked = searched(loss, name, gained), set(START)
@@ -75,11 +67,7 @@ def rate(loss: str, name: str, gained: Gained) -> float | None:
 
 def wanted(gained: Gained) -> Iterator[Job]:
     """Runs that are not done and whose settings are known by now, each once, the first to be done first."""
-    seen = set[Job]()
-    for job in _all(gained):
-        if job not in gained and job not in seen:
-            seen.add(job)
-            yield job
+    return missing(_all(gained), gained)
 
 
 def _all(gained: Gained) -> Iterator[Job]:

@@ -7,7 +7,6 @@ stopped goes on from it, with the answers that it has already.
 """
 
 import json
-import shutil
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -109,7 +108,7 @@ def main(argv: Sequence[str]) -> None:
     out = path.with_suffix("")
     found = run(told, out)
     files.write_json(path, told | {"found": found})
-    shutil.rmtree(out, ignore_errors=True)
+    files.remove_folder(out)
 
 
 if __name__ == "__main__":

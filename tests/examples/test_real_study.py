@@ -3,14 +3,13 @@
 import numpy as np
 import pytest
 
-from examples.miniature.study_plan import LADDER
 from examples.miniature.study_run import pack
 from examples.real import stronger, study_page, study_plan, study_sets, study_tables, task
 from examples.real.study_plan import SEEDS, START
 from examples.real.study_run import GROUPS
 from examples.real.study_sets import ARMS, Sets
 from examples.real.study_tables import Found
-from examples.studies import Job
+from examples.studies import LADDER, Job
 
 
 @pytest.mark.parametrize("topics", [task.TOPICS, task.HELDOUT_TOPICS, task.DEVELOPMENT_TOPICS], ids=len)

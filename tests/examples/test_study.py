@@ -4,11 +4,11 @@ import numpy as np
 import pytest
 
 from examples.miniature import study, study_page, study_plan, study_tables
-from examples.miniature.study_plan import LADDER, OBJECTIVES, SEEDS, SHARED_RATES
+from examples.miniature.study_plan import OBJECTIVES, SEEDS, SHARED_RATES
 from examples.miniature.study_run import pack, unpack
 from examples.miniature.study_sets import TABLE, TUNING_SEED
 from examples.miniature.study_tables import Found
-from examples.studies import Job
+from examples.studies import LADDER, Job, best
 
 BEST = {"apo_zero": 1e-4, "dpo": 1e-5, "apo_down": 3e-6, "kto_pair": 3e-5, "sft": 3e-4}
 
@@ -68,7 +68,7 @@ def test_a_search_has_two_rates_on_either_side_of_the_best(whole):
     for loss in OBJECTIVES:
         for name in TABLE:
             by_rate = study_plan.searched(loss, name, whole[2])
-            assert study_plan.best(by_rate) == BEST[loss]
+            assert best(by_rate) == BEST[loss]
             at = LADDER.index(BEST[loss])
             assert by_rate.keys() >= {*SHARED_RATES, *LADDER[at - 2 : at + 3]}
 
