@@ -43,7 +43,7 @@ Attend = Callable[[Tensor, Tensor, Tensor, Weighing], Tensor]
 Rotations = dict[Rope | None, Rotation | None]
 """Of each kind of rope, at the positions of a pass."""
 
-ROUNDS_ALIKE = {"emulate_precision_casts": True, "pattern_matcher": False}
+ROUNDS_ALIKE: dict[str, Any] = {"emulate_precision_casts": True, "pattern_matcher": False}
 """Options of torch.compile: numbers between fused operations are rounded to their dtype, and a product that something
 is added to is no other kernel. Without them, in bf16, a fresh adapter does not start at a log-ratio of 0.
 """
