@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# The one door: ./launch.sh setup | demo | paper | train ... | test [...] | bench [...] | pages
+# The one door: ./launch.sh setup | demo | align | paper | train ... | test [...] | bench [...] | pages
 set -euo pipefail
 CALLER=$PWD # which paths in arguments are relative to
 cd "$(dirname "${BASH_SOURCE[0]}")"
@@ -17,6 +17,8 @@ usage() {
 ./launch.sh demo           align a tiny Llama on CLAIR pairs, from nothing, in four to six minutes on two cores
 ./launch.sh demo --real    the same with a real instruction model of 135 million parameters, in twenty minutes (--all);
                            --lora trains an adapter (LoRA) beside it and compares speed and memory, in half an hour
+./launch.sh align RECIPE   from prompts to an aligned model and its report, by a YAML file (--dry-run says what it takes);
+                           examples/recipes/align-miniature.yaml is one that runs here in ten minutes
 ./launch.sh paper [...]    the paper's experiment in miniature: half an hour on two cores (--quick, --seeds 3); --config any grid
 ./launch.sh train ...      engine.train on every GPU of this machine (or --nproc N processes); the rest is passed on
 ./launch.sh bench [...]    how fast the training path is here; without arguments on a tiny shape, about four minutes
@@ -32,7 +34,7 @@ main() {
   shift || true
   case $verb in
     setup) setup "$@" ;;
-    demo | paper | train | test | bench | pages | gpu-checks) # no && here: it would let a failing line of setup pass
+    demo | align | paper | train | test | bench | pages | gpu-checks) # no && here: it would let a failing line of setup pass
       setup
       "run_${verb//-/_}" "$@"
       ;;
@@ -150,6 +152,11 @@ run_demo() {
     which=real.lora_demo
   fi
   run "$PYTHON" -m "examples.$which" ${rest[@]+"${rest[@]}"}
+}
+
+run_align() {
+  to_caller
+  run "$PYTHON" -m examples.align "$@"
 }
 
 run_paper() {

@@ -318,18 +318,30 @@ class TrainingInputs:
         """How the run is laid out, the same on every rank. Raises InputError where it cannot fit. Collective."""
         self._check_day(ranks)
         device, free = ranks.device.type, int(-ranks.all_reduce_max(-free_memory()))
-        decided = self.config.with_flags(master_weights="split" if ranks.splits_masters else "float32")
-        found = self._plan(decided, device, ranks.dtype, free)
+        found = self._fitting(device, ranks.dtype, free, is_split=ranks.splits_masters)
+        ranks.share(found.memory.n_shards)
+        return found
+
+    def plan_alone(self) -> Plan:
+        """How one process would lay the run out here; nobody is asked. Raises InputError where it cannot fit."""
+        device, is_split = "cuda" if torch.cuda.is_available() else "cpu", self.splits_masters()
+        asked = self.config.memory.dtype or ("bfloat16" if device == "cuda" or is_split else "float32")
+        return self._fitting(device, getattr(torch, asked), free_memory(), is_split=is_split)
+
+    def _fitting(self, device: str, dtype: torch.dtype, free: int, *, is_split: bool) -> Plan:
+        """The layout in so many free bytes. Raises InputError where there is none."""
+        found = self._plan(
+            self.config.with_flags(master_weights="split" if is_split else "float32"), device, dtype, free
+        )
         self._check_saving(found)
         if not found.fits:
             is_new = self._began() is None
-            changes = (ways(self.config, ranks.size), adapters_instead(self.config)) if is_new else ([], [])
+            changes = (ways(self.config, world_size()), adapters_instead(self.config)) if is_new else ([], [])
 
             def plan_with(way: dict[str, Any]) -> Plan:
-                return self._plan(self.config.with_flags(**way), device, ranks.dtype, free)
+                return self._plan(self.config.with_flags(**way), device, dtype, free)
 
             raise InputError(refusal(found, *(tried(some, plan_with) for some in changes)))
-        ranks.share(found.memory.n_shards)
         return found
 
     def _check_day(self, ranks: Ranks) -> None:

@@ -137,6 +137,38 @@ def main(argv: Sequence[str]) -> None:
         found = versions.report(engine.__version__)
         print(json.dumps(found, indent=1) if config.json else versions.table(found))
         return
+    laid_out = lay_out(config)
+    if config.json:
+        print(json.dumps(_facts(config, laid_out), indent=1))
+    else:
+        print(_text(config, laid_out))
+    laid_out.fitting()
+
+
+class LaidOut(NamedTuple):
+    """The layouts that were looked at."""
+
+    base: TrainConfig
+    known: "Known"
+    layouts: list[tuple[dict[str, Any], Plan]]
+    """Flags and plan of each, the one without flags first."""
+    instead: list[tuple[dict[str, Any], Plan]]
+    """Adapters in the place of all weights, where nothing else fits."""
+
+    @property
+    def chosen(self) -> tuple[dict[str, Any], Plan] | None:
+        """The first that fits."""
+        return next(((way, plan) for way, plan in self.layouts if plan.fits), None)
+
+    def fitting(self) -> Plan:
+        """Its plan. Raises InputError, which says what else could be done, where none fits."""
+        if self.chosen is None:
+            raise InputError(refusal(self.layouts[0][1], self.layouts[1:], self.instead))
+        return self.chosen[1]
+
+
+def lay_out(config: PlanConfig) -> LaidOut:
+    """Every layout of a run that is planned for. Raises InputError for what cannot be read."""
     base = TrainConfig(
         model=config.model or "", data=("",), out="", lora_rank=config.lora_rank, lora_targets=config.lora_targets,
         train_also=config.train_also, adapter=config.adapter, base_dtype=config.base_dtype,
@@ -150,14 +182,9 @@ def main(argv: Sequence[str]) -> None:
     known = _what(config, base)
     n_ranks = max(1, config.gpus)
     layouts = [(way, _of(config, base, way, known)) for way in ({}, *ways(base, n_ranks))]
-    chosen = next(((way, plan) for way, plan in layouts if plan.fits), None)
-    if config.json:
-        print(json.dumps(_facts(config, base, layouts, chosen), indent=1))
-    else:
-        print(_text(config, base, known, layouts, chosen))
-    if chosen is None:
-        instead = tried(adapters_instead(base), lambda way: _of(config, base, way, known))
-        raise InputError(refusal(layouts[0][1], layouts[1:], instead))
+    if any(plan.fits for _, plan in layouts):
+        return LaidOut(base, known, layouts, [])
+    return LaidOut(base, known, layouts, tried(adapters_instead(base), lambda way: _of(config, base, way, known)))
 
 
 class Known(NamedTuple):
@@ -215,12 +242,9 @@ def _of_loss(statistics: TokenStatistics, objective: Objective) -> TokenStatisti
 
 
 def _of_the_paper(config: PlanConfig, objective: Objective) -> TokenStatistics:
-    if objective.form != "pairs":
-        raise InputError(
-            f"--loss {objective.name}: trains on rows of the form {objective.form}, and those of the paper are pairs; "
-            "give --model and --data"
-        )
-    return _of_loss(TokenStatistics.of_the_paper(config.batch_size, max(1, config.gpus)), objective)
+    n_ranks = max(1, config.gpus)
+    found = TokenStatistics.of_the_paper(config.batch_size, n_ranks, form=objective.form, side=objective.side)
+    return _of_loss(found, objective)
 
 
 def _of(
@@ -239,7 +263,8 @@ def _of(
     )  # fmt: skip
 
 
-def _facts(config: PlanConfig, base: TrainConfig, layouts: Sequence[tuple[dict[str, Any], Plan]], chosen: Any) -> Any:
+def _facts(config: PlanConfig, laid_out: LaidOut) -> Any:
+    base, layouts, chosen = laid_out.base, laid_out.layouts, laid_out.chosen
     made: dict[str, Any] = {
         "layouts": [{"flags": flags(way), "fits": plan.fits, **plan.facts()} for way, plan in layouts],
         "chosen": None,
@@ -268,13 +293,8 @@ def _all_flags(way: dict[str, Any], plan: Plan) -> str:
     return " ".join(found)
 
 
-def _text(
-    config: PlanConfig,
-    base: TrainConfig,
-    known: Known,
-    layouts: Sequence[tuple[dict[str, Any], Plan]],
-    chosen: Any,
-) -> str:
+def _text(config: PlanConfig, laid_out: LaidOut) -> str:
+    base, known, layouts, chosen = laid_out.base, laid_out.known, laid_out.layouts, laid_out.chosen
     n_ranks, shape, statistics = max(1, config.gpus), known.shape, known.statistics
     first = layouts[0][1].memory
     other, batch = first.other_reference, base.schedule.batch_size

@@ -25,7 +25,7 @@ from eval import alpacaeval, answering, judge_client, mixeval_run, scores
 from eval.answering import How, Model
 from eval.checkpoints import Checkpoint
 from eval.judge_client import Judge, JudgedConfig, Sent
-from revise.client import Answered, estimate, open_store, total
+from revise.client import Answered, Estimate, estimate, open_store, told
 from system import InputError, RunError, cli, files
 from system.flags import PathText
 
@@ -75,8 +75,6 @@ class AlpacaEvalConfig(JudgedConfig):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.checkpoint and (self.endpoint or is_model_folder(Path(self.what))):
-            raise InputError("--checkpoint names a run's folders; here one model is scored")
         if self.judge_api != "chat":
             raise InputError(
                 "--judge-api responses: gives no log-probs, of which a preference here is made; name a judge's chat "
@@ -104,7 +102,7 @@ def main(argv: Sequence[str]) -> None:
         sent = Sent(store)
         judge = judge_client.judge_of(config, sent)
         if config.dry_run:
-            print(_estimate(data, config, found, judge, sent))
+            print(told(_estimates(data, config, found, judge, sent), config))
             return
         judge_client.take_base(config)
         probe(judge, data)
@@ -198,22 +196,15 @@ def _read_gamed(path: Path, config: AlpacaEvalConfig) -> list[dict[str, Any]]:
 
 def _chosen(config: AlpacaEvalConfig) -> list[Checkpoint]:
     """The checkpoints to score, the base first. Raises InputError where none can be chosen."""
-    found = judge_client.find(config)
     if config.endpoint or is_model_folder(Path(config.what)):
-        return found
-    names = config.checkpoint or _best(config)
-    known = {c.name: c for c in found}
-    if missing := [name for name in names if name not in known]:
-        raise InputError(f"{config.what}: has no checkpoint {missing[0]!r} any more; it has {', '.join(known)}")
-    with_base = [scores.BASE] if scores.BASE in known else []
-    return [known[name] for name in dict.fromkeys([*with_base, *names])]
+        return judge_client.find(config)
+    return judge_client.named(config, config.checkpoint or best(config.folder / scores.NAME))
 
 
-def _best(config: AlpacaEvalConfig) -> list[str]:
-    """The best checkpoint of each version; where that is one and the same, the next best of both beside it, so that
-    there are two as in the paper.
+def best(path: Path) -> list[str]:
+    """The best checkpoint of each version of MixEval-Hard by a run's scores; where that is one and the same, the next
+    best of both beside it, so that there are two as in the paper. Raises InputError where there are no such scores.
     """
-    path = config.folder / scores.NAME
     lines = scores.read(path)
     tables = [table for v in mixeval_run.VERSIONS if (table := mixeval_run.overall(lines, v))]
     names = [max(table, key=lambda name: table[name]) for table in tables]
@@ -379,8 +370,22 @@ def _averaged(names: Sequence[str], config: AlpacaEvalConfig) -> str:
     return f"mean of {len(names)} against the base: {', '.join(said)}"
 
 
-def _estimate(data: Data, config: AlpacaEvalConfig, found: Sequence[Checkpoint], judge: Judge, sent: Sent) -> str:
-    """The most that a pass can take: outputs as long as may be."""
+def foresee(config: AlpacaEvalConfig, names: Sequence[str]) -> list[Estimate]:
+    """Lines of --dry-run for checkpoints of these names, each with the most dollars that it can cost; nothing is sent.
+
+    Raises InputError for what a pass could not use.
+    """
+    data = read_data(config)
+    with open_store(Path(config.store)) as store:
+        sent = Sent(store)
+        found = [Checkpoint(name, Path(name)) for name in names]
+        return _estimates(data, config, found, judge_client.judge_of(config, sent), sent)
+
+
+def _estimates(
+    data: Data, config: AlpacaEvalConfig, found: Sequence[Checkpoint], judge: Judge, sent: Sent
+) -> list[Estimate]:
+    """The most that a pass can take, in lines: outputs as long as may be."""
     known, stages = sent.store.states(), []
     how = PRESETS[config.preset]
     if config.endpoint:
@@ -395,5 +400,4 @@ def _estimate(data: Data, config: AlpacaEvalConfig, found: Sequence[Checkpoint],
         for longest in [f"{'x' * 4 * how.max_tokens}{c.name}" for c in found]
         for r in data.reference
     )
-    stages.append(estimate("annotations", judged, known, judge_client.client_of_judge(config)))
-    return "\n".join([*(said for said, _ in stages), total(sum(d for _, d in stages), config)])
+    return [*stages, estimate("annotations", judged, known, judge_client.client_of_judge(config))]

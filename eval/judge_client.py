@@ -10,6 +10,7 @@ from typing import Any, Literal
 
 import tyro
 
+from data.rows import is_model_folder
 from data.text import TemplateSettings
 from eval import checkpoints, scores
 from eval.checkpoints import Checkpoint
@@ -72,6 +73,8 @@ class JudgedConfig(ClientConfig, TemplateSettings):
     """Score the model that the run began with too, as "base": deltas are taken against it. --no-base leaves it out."""
     base_scores: PathText | None = None
     """Another run's scores.jsonl to take the base model's numbers from."""
+    checkpoint: tuple[str, ...] = ()
+    """Names of the run's checkpoints to score, such as epoch-03; base is the model that it began with. Unset: all."""
     any_data: bool = False
     """Take data of another checksum, and say so."""
     out: PathText | None = None
@@ -94,6 +97,8 @@ class JudgedConfig(ClientConfig, TemplateSettings):
             raise InputError(f"{self.what}: no such folder; give a run's, a checkpoint's, or a server by --endpoint")
         if not self.endpoint and (self.header or self.extra):
             raise InputError("--header and --extra are of --endpoint; the judge's are --judge-header and --judge-extra")
+        if self.checkpoint and (self.endpoint or is_model_folder(Path(self.what))):
+            raise InputError("--checkpoint names a run's folders; here one model is scored: leave it out")
         parse_headers(self.judge_header, "--judge-header")
         parse_extra(self.extra)
         parse_extra(self.judge_extra, "--judge-extra")
@@ -101,7 +106,7 @@ class JudgedConfig(ClientConfig, TemplateSettings):
     @property
     def has_base(self) -> bool:
         """Whether the base model is scored in this pass."""
-        return self.base and self.base_scores is None
+        return (self.base and self.base_scores is None) or scores.BASE in self.checkpoint
 
     @property
     def folder(self) -> Path:
@@ -113,7 +118,16 @@ def find(config: JudgedConfig) -> list[Checkpoint]:
     """What is scored: with --endpoint the served model alone. Raises InputError."""
     if config.endpoint:
         return [Checkpoint(re.sub(r"[^\w.-]+", "_", config.what), Path(config.what))]
-    return checkpoints.find(Path(config.what), with_base=config.has_base)
+    return named(config, config.checkpoint)
+
+
+def named(config: JudgedConfig, names: Sequence[str]) -> list[Checkpoint]:
+    """The checkpoints of a run by their names, all where there are none, the base first. Raises InputError."""
+    found = {c.name: c for c in checkpoints.find(Path(config.what), with_base=config.has_base)}
+    if missing := [name for name in names if name not in found]:
+        raise InputError(f"{config.what}: has no checkpoint {missing[0]!r}; it has {', '.join(found)}")
+    with_base = [scores.BASE] if config.has_base and scores.BASE in found else []
+    return [found[name] for name in dict.fromkeys([*with_base, *(names or found)])]
 
 
 def take_base(config: JudgedConfig) -> None:

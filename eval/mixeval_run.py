@@ -25,7 +25,7 @@ from eval.checkpoints import Checkpoint
 from eval.judge_client import Judge, JudgedConfig, Sent
 from eval.mixeval import SPLITS, Split, Wording
 from eval.mixeval_judge import Entries, Scored, body, judge_all, probe
-from revise.client import estimate, open_store, total
+from revise.client import Estimate, estimate, open_store, told
 from system import InputError, cli, files
 from system.flags import PathText
 
@@ -81,6 +81,8 @@ class MixEvalConfig(JudgedConfig):
             raise InputError("--rounds: at least 1")
         if self.judge_temperature is not None and not 0 <= self.judge_temperature <= 2:
             raise InputError(f"--judge-temperature: {self.judge_temperature} is not between 0 and 2")
+        if self.watch and self.checkpoint:
+            raise InputError("--watch scores every checkpoint as it appears: leave --checkpoint out")
         if (self.watch or self.prune) and (self.endpoint or self.out):
             raise InputError("--watch and --prune are for a run's own folder; leave out --endpoint and --out")
 
@@ -96,7 +98,7 @@ def main(argv: Sequence[str]) -> None:
         judge = judge_client.judge_of(config, sent)
         found = [] if config.watch else judge_client.find(config)
         if config.dry_run:
-            print(_estimate(data, wording, config, found, judge, sent))
+            print(told(_estimates(data, wording, config, found, judge, sent), config))
             return
         judge_client.take_base(config)
         probe(judge, next(iter(data.values())), wording, config)
@@ -143,15 +145,28 @@ def overall(lines: Sequence[scores.Line], version: str) -> dict[str, float]:
     return {line["checkpoint"]: line["value"] for line in scores.newest(epochs)}
 
 
-def _estimate(
+def foresee(config: MixEvalConfig, names: Sequence[str]) -> list[Estimate]:
+    """Lines of --dry-run for checkpoints of these names, each with the most dollars that it can cost; nothing is sent.
+
+    Raises InputError for what a pass could not use.
+    """
+    wording = mixeval.read_wording(config.mixeval)
+    data = {v: read_entries(Path(config.mixeval), v, any_data=config.any_data) for v in config.version}
+    with open_store(Path(config.store)) as store:
+        sent = Sent(store)
+        found = [Checkpoint(name, Path(name)) for name in names]
+        return _estimates(data, wording, config, found, judge_client.judge_of(config, sent), sent)
+
+
+def _estimates(
     data: dict[str, Entries],
     wording: Wording,
     config: MixEvalConfig,
     found: Sequence[Checkpoint],
     judge: Judge,
     sent: Sent,
-) -> str:
-    """The most that a pass can take: answers as long as may be, each judged once."""
+) -> list[Estimate]:
+    """The most that a pass can take, in lines: answers as long as may be, each judged once."""
     queries: list[tuple[Split, dict[str, Any]]] = [
         (split, entry) for entries in data.values() for split, of in entries.items() for entry in of.values()
     ]
@@ -166,9 +181,9 @@ def _estimate(
         for name in [c.name for c in found] or ["the next epoch"]
         for i, (split, entry) in enumerate(queries)
     )
-    stages.append(estimate("judgments", judged, known, judge_client.client_of_judge(config)))
+    judgments = estimate("judgments", judged, known, judge_client.client_of_judge(config))
     again = f"(each judgment that has no score is asked for again, {config.rounds} times in all at most)"
-    return "\n".join([*(said for said, _ in stages), again, total(sum(d for _, d in stages), config)])
+    return [*stages, judgments._replace(said=f"{judgments.said}\n{again}")]
 
 
 def read_entries(checkout: Path, version: str, *, any_data: bool) -> Entries:

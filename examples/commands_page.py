@@ -26,12 +26,14 @@ COMMANDS = {
     "Measure": [
         "eval mixeval", "eval alpacaeval", "eval trajectories", "eval contrast", "eval advise", "eval report",
     ],
+    "All of it": ["examples.align", "examples.grid"],
     "Examples": [
         "examples.miniature.demo", "examples.real.demo", "examples.miniature.paper", "examples.miniature.tune",
-        "examples.grid", "examples.real.checkpoint", "examples.real.figure4", "examples.real.rounding",
+        "examples.real.checkpoint", "examples.real.figure4", "examples.real.rounding",
         "examples.real.lora_demo", "examples.real.lora_search", "examples.real.lora_bases",
         "examples.miniature.study", "examples.real.study",
         "examples.miniature.model", "examples.miniature.score", "examples.miniature.reviser",
+        "examples.miniature.teachers", "examples.real.reviser", "examples.real.score",
     ],
 }  # fmt: skip
 HEAD = """# Commands

@@ -17,8 +17,8 @@ set. It ends in OUT/report/report.html, whose first table has each cell's gain o
 deviation over seeds.
 """
 
+import contextlib
 import importlib.util
-import os
 import re
 import shlex
 import shutil
@@ -39,6 +39,7 @@ from eval import checkpoints, contrast_run, report
 from eval.runs import Run, deltas, headlines, read_runs
 from eval.tables import Table, number
 from examples.children import Children
+from examples.slots import Slots
 from system import InputError, cli
 from system.flags import PathText
 
@@ -81,16 +82,19 @@ class GridConfig:
     score: str | None = None
     """Command that scores a run's checkpoints into its eval/scores.jsonl; {run} stands for its folder, {python} for
     the interpreter that this runs in."""
-    at_once: int = 1
-    """Runs side by side; on a CPU as many as it has cores, each with its share of them."""
+    at_once: int | None = None
+    """Runs side by side. Unset: one for each GPU, or one on the CPU, where each has its share of the cores; above the
+    number of GPUs they share cards."""
+    gpus: int = 1
+    """GPUs of each run: with more than one it is sharded over them (./launch.sh train --nproc)."""
     title: str = "A grid of runs"
     """The report's title."""
     config: PathText | None = None
     """YAML file of settings, named as the flags are; flags win over it."""
 
     def __post_init__(self) -> None:
-        if not self.data or not self.loss or min(self.seeds, self.at_once) < 1:
-            raise InputError("--data and --loss need a name at least, and --seeds and --at-once are above 0")
+        if not self.data or not self.loss or min(self.seeds, self.gpus, self.at_once or 1) < 1:
+            raise InputError("--data and --loss need a name at least, and --seeds, --gpus and --at-once are above 0")
         for loss in self.loss:
             check_loss(loss, self.train)
         names = [named.partition("=")[0] for named in self.data]
@@ -100,19 +104,12 @@ class GridConfig:
             if twice := [name for name in every if every.count(name) > 1]:
                 raise InputError(f"{what}: {twice[0]} stands there twice; each has a folder of its own")
         if self.score:
-            _scorer(self.score, Path())
+            scorer(self.score, Path())
         self.rates()
 
     def rates(self) -> dict[str, float]:
         """Each objective's learning rate. Raises InputError."""
-        try:
-            if len(self.lr) == 1 and "=" not in self.lr[0]:
-                return dict.fromkeys(self.loss, float(self.lr[0]))
-            named = {loss: float(rate) for loss, _, rate in (one.rpartition("=") for one in self.lr)}
-            return {loss: named[parse_loss(loss)[0]] for loss in self.loss}
-        except (ValueError, KeyError) as fault:
-            what = f"{fault} is missing" if isinstance(fault, KeyError) else fault
-            raise InputError(f"--lr: one number, or NAME=RATE for every --loss; {what}") from None
+        return rates_of(self.lr, self.loss)
 
     def cells(self) -> list[Cell]:
         """Every run, a data set after the other."""
@@ -124,6 +121,18 @@ class GridConfig:
             for name, _, file in named
             for loss in self.loss
         ]
+
+
+def rates_of(asked: Sequence[str], losses: Sequence[str]) -> dict[str, float]:
+    """Learning rates, one for all or NAME=RATE for each, by objective. Raises InputError."""
+    try:
+        if len(asked) == 1 and "=" not in asked[0]:
+            return dict.fromkeys(losses, float(asked[0]))
+        named = {loss: float(rate) for loss, _, rate in (one.rpartition("=") for one in asked)}
+        return {loss: named[parse_loss(loss)[0]] for loss in losses}
+    except (ValueError, KeyError) as fault:
+        what = f"{fault} is missing" if isinstance(fault, KeyError) else fault
+        raise InputError(f"--lr: one number, or NAME=RATE for every --loss; {what}") from None
 
 
 def parse_loss(text: str) -> tuple[str, dict[str, str]]:
@@ -152,10 +161,13 @@ def check_loss(text: str, settings: str | None = None) -> Objective:
     return Objective(name, beta, {name: value for name, value in flags.items() if "." in name})
 
 
-def _spelt(flags: Mapping[str, str]) -> list[str]:
+def _spelt(flags: Mapping[str, Any]) -> list[str]:
     """Flags as engine.train takes them: what is true or false has no value there."""
     made: list[str] = []
     for name, value in flags.items():
+        if isinstance(value, list):
+            made += [f"--{name}", *map(str, value)]
+            continue
         is_switch = "." not in name and value.lower() in ("true", "false")
         made += [f"--{name}" if value.lower() == "true" else f"--no-{name}"] if is_switch else [f"--{name}", value]
     return made
@@ -165,7 +177,8 @@ def main(argv: Sequence[str]) -> None:
     """The command."""
     config = cli.parse(GridConfig, argv, command="python -m examples.grid", example=EXAMPLE)
     out, cells = Path(config.out), config.cells()
-    run_all(cells, out, model=config.model, settings=config.train, score=config.score, at_once=config.at_once)
+    slots = Slots(at_once=config.at_once, gpus=config.gpus)
+    run_all(cells, out, model=config.model, settings=config.train, score=config.score, slots=slots)
     found = read(cells, out)
     folders = [folder(out, cell) for cell in cells if cell.seed == 0]
     print(report.write(folders, out / "report", title=config.title, first=[gains(found)]))
@@ -192,19 +205,24 @@ def run_all(
     model: str,
     settings: str | None,
     score: str | None,
-    at_once: int,
-    more: Mapping[str, str] | None = None,
+    slots: Slots,
+    more: Mapping[str, Any] | None = None,
+    children: Children | None = None,
 ) -> None:
-    """Trains and scores every cell, as many side by side as asked; what is done already is left as it is.
+    """Trains and scores every cell, as many side by side as there are slots; what is done already is left as it is.
 
-    more: flags of engine.train for all. Raises InputError, before the first run begins, for what any of them could not
+    more: flags of engine.train for all, texts or lists of them. children: of a program that the grid is part of; unset,
+    it has its own. Raises InputError, before the first run begins, for what any of them could not
     use; RunError for the first run that fails, after those beside it; Stopped where a signal ended them.
     """
     check_all(cells, out, model=model, settings=settings, score=score, more=more or {})
     start, n_done, lock, took = time.perf_counter(), 0, threading.Lock(), []
-    env = os.environ | {"OMP_NUM_THREADS": str(max(1, (os.cpu_count() or 1) // at_once))}
 
     def work(cell: Cell) -> None:
+        with slots.take() as env:
+            work_in(cell, env)
+
+    def work_in(cell: Cell, env: Mapping[str, str]) -> None:
         nonlocal n_done
         begun = time.perf_counter()
         where = folder(out, cell)
@@ -212,21 +230,24 @@ def run_all(
         is_new = not checkpoints.is_over(where)
         if is_new:
             where.parent.mkdir(parents=True, exist_ok=True)
-            told = _told(_flags(cell, model, more or {}), where, out, settings)
-            children.run([sys.executable, "-m", "engine.train", *told], log, env)
+            told = _told(flags_of(cell, model, more or {}), where, out, settings)
+            running.run([*slots.trainer, *told], log, env)
         if score:
-            children.run(_scorer(score, where), log, env)
+            running.run(scorer(score, where), log, env)
         contrast_run.measure(where)
         with lock:
             n_done += 1
             if is_new:
                 took.append(time.perf_counter() - begun)
-            passed, left = time.perf_counter() - start, (len(cells) - n_done) * fmean(took or [0.0]) / at_once
+            passed, left = time.perf_counter() - start, (len(cells) - n_done) * fmean(took or [0.0]) / slots.n
             seconds = f"{time.perf_counter() - begun:.0f} s"
             said = f"[{passed / 60:4.1f} min, about {left / 60:.0f} left] {n_done} of {len(cells)}"
             print(f"{said}: {cell.loss} on {cell.data}, seed {cell.seed}: {seconds}", file=sys.stderr, flush=True)
 
-    with Children() as children, ThreadPoolExecutor(at_once) as pool:
+    with (
+        contextlib.nullcontext(children) if children else Children() as running,
+        ThreadPoolExecutor(slots.n) as pool,
+    ):
         jobs = [pool.submit(work, cell) for cell in cells]
         try:
             for job in jobs:
@@ -236,21 +257,27 @@ def run_all(
             raise
 
 
-def _flags(cell: Cell, model: str, more: Mapping[str, str]) -> dict[str, str]:
+def flags_of(cell: Cell, model: str, more: Mapping[str, Any]) -> dict[str, Any]:
     """What engine.train is told of a cell."""
     loss, own = parse_loss(cell.loss)
     flags = {"model": model, "data": str(cell.file), "loss": loss, "lr": str(cell.lr), "seed": str(cell.seed)}
     return flags | {**more, **dict(cell.flags), **own}
 
 
-def _told(flags: Mapping[str, str], where: Path, out: Path, settings: str | None) -> list[str]:
+def configured(flags: Mapping[str, Any], where: Path, out: Path, settings: str | None) -> TrainConfig:
+    """What engine.train makes of a cell's flags. where: the run's folder; out: the grid's. Raises InputError."""
+    told = _told(flags, where, out, settings)
+    return cli.parse(TrainConfig, told, command="engine.train", example=EXAMPLE, peer=trl_names, aliases=ALIASES)
+
+
+def _told(flags: Mapping[str, Any], where: Path, out: Path, settings: str | None) -> list[str]:
     """The same as it is typed, with where a run is."""
     made = ["--out", str(where), "--resume", "--reference-cache", str(out / "reference")]
     return [*made, *(["--config", settings] if settings else []), *_spelt(flags)]
 
 
 def check_all(
-    cells: Sequence[Cell], out: Path, *, model: str, settings: str | None, score: str | None, more: Mapping[str, str]
+    cells: Sequence[Cell], out: Path, *, model: str, settings: str | None, score: str | None, more: Mapping[str, Any]
 ) -> None:
     """Raises InputError for whatever a cell could not use, all of it at once: its flags, its rows in the form that its
     objective takes, the model, a finished run that was told something else, the scorer. Seeds change none of these.
@@ -258,20 +285,17 @@ def check_all(
     faults: dict[str, None] = {}
     checked = set[tuple[Any, ...]]()
     for cell in cells:
-        where, flags = folder(out, cell), _flags(cell, model, more)
+        where, flags = folder(out, cell), flags_of(cell, model, more)
         try:
             if score:
-                _scorer(score, where)
+                scorer(score, where)
             if checkpoints.is_over(where):
                 check_same(where, flags, settings)
                 continue
             if (alike := cell._replace(seed=0)) in checked:
                 continue
             checked.add(alike)
-            told = _told(flags, where, out, settings)
-            TrainingInputs(
-                cli.parse(TrainConfig, told, command="engine.train", example=EXAMPLE, peer=trl_names, aliases=ALIASES)
-            )
+            TrainingInputs(configured(flags, where, out, settings))
         except InputError as fault:
             faults[f"{cell.loss} on {cell.data}: {fault}" if not str(fault).startswith("--score") else str(fault)] = (
                 None
@@ -280,7 +304,7 @@ def check_all(
         raise InputError("\n".join(["the grid cannot run as it is:", *(f"  {fault}" for fault in faults)]))
 
 
-def check_same(where: Path, flags: Mapping[str, str], settings: str | None) -> None:
+def check_same(where: Path, flags: Mapping[str, Any], settings: str | None) -> None:
     """Raises InputError where a finished run was told something else, or what it was made of has changed since."""
     said = _by_names_of_now(checkpoints.settings(where))
     asked = _by_names_of_now({name.replace("-", "_"): value for name, value in flags.items()})
@@ -288,7 +312,7 @@ def check_same(where: Path, flags: Mapping[str, str], settings: str | None) -> N
     for path in (Path(asked["data"]), Path(asked["loss"].rpartition(":")[0]), Path(settings or "")):
         if path.is_file() and path.stat().st_mtime > begun:
             raise InputError(f"{where}: {path} has changed since it was trained; remove it, or give another --out")
-    known = {name: v[0] if isinstance(v, list) and len(v) == 1 else v for name, v in said.items()}
+    known, asked = _plain(said), _plain(asked)
     told = _hyperparameters(asked)
     held = _hyperparameters(said)
     if "beta" in told:  # of every term: what was said of each counts no more
@@ -300,6 +324,11 @@ def check_same(where: Path, flags: Mapping[str, str], settings: str | None) -> N
             raise InputError(
                 f"{where}: was trained with {name} {known.get(name)}, not {value}; remove it, or give another --out"
             )
+
+
+def _plain(settings: Mapping[str, Any]) -> dict[str, Any]:
+    """Settings in which a list of one is that one."""
+    return {name: v[0] if isinstance(v, list) and len(v) == 1 else v for name, v in settings.items()}
 
 
 def _by_names_of_now(settings: Mapping[str, Any]) -> dict[str, Any]:
@@ -327,7 +356,7 @@ def _is_same(known: str, asked: str) -> bool:
         return known.lower() == asked.lower()  # "true" is True there
 
 
-def _scorer(score: str, where: Path) -> list[str]:
+def scorer(score: str, where: Path) -> list[str]:
     """The command that scores a run. Raises InputError where there is no such program, or the run is not in it."""
     try:
         command = shlex.split(score.format(run=shlex.quote(str(where)), python=shlex.quote(sys.executable)))
@@ -339,12 +368,12 @@ def _scorer(score: str, where: Path) -> list[str]:
         raise InputError(f"--score: {score}: there has to be a program, and {{run}} where it is told the run's folder")
     if script := next((word for word in command[1:2] if word.endswith(".py") and not Path(word).is_file()), None):
         raise InputError(f"--score: {score}: there is no file {script}")
-    if command[:2] == [sys.executable, "-m"] and not _is_module("".join(command[2:3])):
+    if command[:2] == [sys.executable, "-m"] and not is_module("".join(command[2:3])):
         raise InputError(f"--score: {score}: there is no module {''.join(command[2:3])!r}")
     return command
 
 
-def _is_module(name: str) -> bool:
+def is_module(name: str) -> bool:
     """Whether this interpreter finds a module from where it is."""
     try:
         return importlib.util.find_spec(name) is not None

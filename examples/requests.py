@@ -6,6 +6,9 @@ from contextlib import contextmanager
 
 from revise.loopback import Reply, Seen, serve
 
+TRIED = "Say yes."
+"""What a server is asked by whoever only wants to know that it answers (examples/align/probe.py)."""
+
 
 @contextmanager
 def serve_models(models: Mapping[str, Callable[[Seen], str | Reply]], *, port: int = 0) -> Iterator[str]:
@@ -15,7 +18,13 @@ def serve_models(models: Mapping[str, Callable[[Seen], str | Reply]], *, port: i
     """
 
     def reply(seen: Seen) -> Reply:
+        if seen.path.endswith("/models"):
+            return Reply.json({"object": "list", "data": [{"id": name, "object": "model"} for name in models]})
         name = seen.body["model"]
+        if name not in models:
+            return Reply.error(404, f"there is no model {name}", code="model_not_found")
+        if seen.text == TRIED:
+            return Reply.chat("Yes.", model=name)
         answer = models[name](seen)
         if isinstance(answer, Reply):
             return answer

@@ -6,7 +6,6 @@ is on record as soon as it ends, and a run that is on record is not done again.
 """
 
 import json
-import os
 import sys
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -16,6 +15,7 @@ from pathlib import Path
 from typing import Any, NamedTuple, Protocol
 
 from examples.children import Children
+from examples.slots import Slots
 from system import InputError, RunError, files
 from system.errors import Stopped
 
@@ -35,7 +35,7 @@ class StretchSettings:
     """Begin no run that would not end within so many minutes; where runs are left the exit code is 3, and the same
     command goes on."""
     at_once: int | None = None
-    """Runs side by side, each with its share of the cores. Unset: what the study was timed with."""
+    """Runs side by side, on a GPU each or with their shares of the cores. Unset: what the study was timed with."""
 
     def __post_init__(self) -> None:
         if self.minutes is not None and not self.minutes > 0:
@@ -131,7 +131,7 @@ def do_all(
     folder: for these. minutes: None for no bound. expected: seconds that a run takes, until one was timed here.
     """
     begun, took, n_before = time.monotonic(), expected, len(records.runs)
-    env = dict(os.environ | {"OMP_NUM_THREADS": str(max(1, (os.cpu_count() or 1) // at_once))})
+    slots = Slots(at_once=at_once)
     running: dict[Future[Line], tuple[Job, float]] = {}
     folder.mkdir(parents=True, exist_ok=True)
     with Children() as children, ThreadPoolExecutor(at_once) as pool:
@@ -144,7 +144,7 @@ def do_all(
                 path = folder / f"{job.set}-{job.loss}-{job.lr:g}-{job.seed}.json"
                 files.write_json(path, study.prepare(job))
                 command = [sys.executable, "-m", module, str(path)]
-                running[pool.submit(_run, children, command, path, env)] = job, time.monotonic()
+                running[pool.submit(_run, children, slots, command, path)] = job, time.monotonic()
             if not running:
                 break
             done, _ = wait(running, return_when=FIRST_COMPLETED)
@@ -162,9 +162,10 @@ def do_all(
         raise Stopped(f"{len(records.runs)} runs are on record and others are left; the same command goes on", LEFT)
 
 
-def _run(children: Children, command: list[str], path: Path, env: Mapping[str, str]) -> Line:
+def _run(children: Children, slots: Slots, command: list[str], path: Path) -> Line:
     log = path.with_suffix(".log")
-    children.run(command, log, env)
+    with slots.take() as env:
+        children.run(command, log, env)
     found = json.loads(path.read_text()).get("found")
     if found is None:
         raise RunError(f"{path}: the run has found nothing")

@@ -14,7 +14,7 @@ import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from revise import pairs
 from revise.client import (
@@ -24,6 +24,7 @@ from revise.client import (
     ClientConfig,
     Completion,
     Endpoint,
+    Estimate,
     Request,
     Role,
     Store,
@@ -36,7 +37,7 @@ from revise.client import (
     open_store,
     parse_extra,
     read_batch,
-    total,
+    told,
     write_batch,
 )
 from revise.handing_on import check_worded, handed_on
@@ -161,18 +162,10 @@ def make(recipe: Recipe, *, summary: Callable[[], str | None] = lambda: None) ->
     pairs.check_out(out, config.prompts, config.store, config.batch_write, config.only_prompts)
     if config.batch_write:
         check_new_file(Path(config.batch_write))
-    endpoints = endpoints_of(config.endpoint, config)
-    target = Target(config, config, n=recipe.n_own, seed=config.seed)
-    prompts = Prompts(config, dedupe=config.dedupe, response_from=config.response_from)
-    for item in prompts:
-        if recipe.is_worded:
-            check_worded(item.location, item.prompt, item.context)
-        else:
-            handed_on(item.location, item.context)
-    target.check(prompts)
+    endpoints, target, prompts = _opened(recipe)
     with open_store(Path(config.store)) as store:
         if config.dry_run:
-            print(_estimate(recipe, prompts, target, store))
+            print(told(_estimates(recipe, prompts, target, store), config))
             return
         drawn = Drawn()
         try:
@@ -204,6 +197,42 @@ def make(recipe: Recipe, *, summary: Callable[[], str | None] = lambda: None) ->
     if count.n_open:
         raise RunError(f"{count.n_open} of {len(prompts)} rows lack an answer; the same command asks for it again")
     check_pairs(count, len(prompts), out, mend)
+
+
+class Foreseen(NamedTuple):
+    """What a recipe would take."""
+
+    prompts: Prompts
+    stages: list[Estimate]
+    """What servers are asked, as --dry-run says it."""
+    n_drawn: int
+    """Answers of the model that are still to be drawn here."""
+
+
+def foresee(recipe: Recipe) -> Foreseen:
+    """What `make` would send, and the most that it can cost; nothing is sent. Raises InputError as it does."""
+    _, target, prompts = _opened(recipe)
+    with open_store(Path(recipe.config.store)) as store:
+        stages, drawn = _estimates(recipe, prompts, target, store), set[str]()
+        if recipe.config.target_model:
+            known = store.states()
+            drawn = {r.key for r in target.wanted(prompts) if bytes.fromhex(r.key) not in known}
+        return Foreseen(prompts, stages, len(drawn))
+
+
+def _opened(recipe: Recipe) -> tuple[list[Endpoint], Target, Prompts]:
+    """What a recipe works with, checked before anything is sent. Raises InputError."""
+    config = recipe.config
+    endpoints = endpoints_of(config.endpoint, config)
+    target = Target(config, config, n=recipe.n_own, seed=config.seed)
+    prompts = Prompts(config, dedupe=config.dedupe, response_from=config.response_from)
+    for item in prompts:
+        if recipe.is_worded:
+            check_worded(item.location, item.prompt, item.context)
+        else:
+            handed_on(item.location, item.context)
+    target.check(prompts)
+    return endpoints, target, prompts
 
 
 def check_pairs(count: pairs.Count, n: int, out: Path, mend: str = "") -> None:
@@ -354,8 +383,8 @@ def _spent(drawn: Drawn, asked: Tally, n: int) -> str:
     )
 
 
-def _estimate(recipe: Recipe, prompts: Prompts, target: Target, store: Store) -> str:
-    """What a run would send, and the most that it can cost."""
+def _estimates(recipe: Recipe, prompts: Prompts, target: Target, store: Store) -> list[Estimate]:
+    """What a run would send, and the most that it can cost, in lines."""
     config, known = recipe.config, store.states()
     longest = "x" * (target.most_tokens * CHARACTERS_PER_TOKEN)  # for answers that are still to be drawn
 
@@ -367,5 +396,4 @@ def _estimate(recipe: Recipe, prompts: Prompts, target: Target, store: Store) ->
                 yield from recipe.ask(item, texts)
 
     stages = target.estimates(lambda: prompts, store)
-    stages.append(estimate(recipe.name, foreseen(), known, config))
-    return "\n".join([*(text for text, _ in stages), total(sum(dollars for _, dollars in stages), config)])
+    return [*stages, estimate(recipe.name, foreseen(), known, config)]

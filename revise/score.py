@@ -24,6 +24,7 @@ from revise.client import (
     SCORER,
     ClientConfig,
     Completion,
+    Estimate,
     Request,
     Store,
     answer_all,
@@ -32,7 +33,7 @@ from revise.client import (
     estimate,
     open_store,
     parse_extra,
-    total,
+    told,
 )
 from revise.handing_on import check_worded, handed_on
 from revise.prompts import Item
@@ -101,9 +102,7 @@ def main(argv: Sequence[str]) -> None:
     config = cli.parse(ScoreConfig, argv, command="python -m revise score", example=EXAMPLE)
     files.check_new_file(Path(config.out))
     endpoints = endpoints_of(config.endpoint, config)
-    template = read_template(config.template, "score", judge.SCORE_SLOTS)
-    target = Target(config, config, n=1, seed=config.seed) if config.target_model or config.target_endpoint else None
-    n = _check(config)
+    template, target, n = _opened(config)
     with open_store(Path(config.store)) as store:
         n_sent = 0
         if target is not None and not config.dry_run:
@@ -113,7 +112,7 @@ def main(argv: Sequence[str]) -> None:
                 cli.notify(drawn.said)
         wanted = (r for s in _rows(config) for r in _requests(s, config, template, target, store))
         if config.dry_run:
-            print(_estimate(config, template, target, store))
+            print(told(_estimates(config, template, target, store), config))
             return
         n_requests = 2 * n * config.n_grades
         later = config.after(n_sent)
@@ -129,6 +128,21 @@ def main(argv: Sequence[str]) -> None:
             f"{n_bare} rows have no score of both answers; to another --out the same command asks again where requests "
             "failed, and a larger --n-grades where grades could not be read"
         )
+
+
+def foresee(config: ScoreConfig) -> list[Estimate]:
+    """Lines of --dry-run, each with the most dollars that it can cost; nothing is sent. Raises InputError."""
+    endpoints_of(config.endpoint, config)
+    template, target, _ = _opened(config)
+    with open_store(Path(config.store)) as store:
+        return _estimates(config, template, target, store)
+
+
+def _opened(config: ScoreConfig) -> tuple[Template, Target | None, int]:
+    """The judge's wording, who gives own answers, and how many pairs there are, checked. Raises InputError."""
+    template = read_template(config.template, "score", judge.SCORE_SLOTS)
+    target = Target(config, config, n=1, seed=config.seed) if config.target_model or config.target_endpoint else None
+    return template, target, _check(config)
 
 
 def _write(rows: Iterable[dict[str, Any]], out: Path) -> tuple[int, int]:
@@ -274,7 +288,7 @@ def _scores(s: Scored, config: ScoreConfig, template: Template, target: Target |
     return found | ({"scorer_reasoning": thoughts} if thoughts else {})
 
 
-def _estimate(config: ScoreConfig, template: Template, target: Target | None, store: Store) -> str:
+def _estimates(config: ScoreConfig, template: Template, target: Target | None, store: Store) -> list[Estimate]:
     """What a run would send, and the most that it can cost: own answers still to be drawn are as long as may be."""
     known = store.states()
     longest = "x" * ((config.target_max_tokens if target is None else target.most_tokens) * CHARACTERS_PER_TOKEN)
@@ -288,4 +302,4 @@ def _estimate(config: ScoreConfig, template: Template, target: Target | None, st
     stages = [estimate("score", foreseen(), known, config)]
     if target is not None:
         stages = [*target.estimates(lambda: (s.item for s in _rows(config) if s.origin is None), store), *stages]
-    return "\n".join([*(said for said, _ in stages), total(sum(dollars for _, dollars in stages), config)])
+    return stages

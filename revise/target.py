@@ -25,6 +25,7 @@ from revise.client import (
     ClientConfig,
     Completion,
     Endpoint,
+    Estimate,
     Request,
     Row,
     State,
@@ -214,7 +215,7 @@ class Target:
                 if self._limit and (found.is_cut or is_open(found)):
                     yield self._again(request)
 
-    def estimates(self, prompts: Callable[[], Iterable[Item]], store: Store) -> list[tuple[str, float]]:
+    def estimates(self, prompts: Callable[[], Iterable[Item]], store: Store) -> list[Estimate]:
         """What is missing of its server's answers, and the most that it can cost, in lines."""
         if not self._config.target_endpoint:
             return []

@@ -305,8 +305,6 @@ def _from_file(argv: Sequence[str], known: dict[str, Flag], peer: Peer | None, a
     if path is None:
         return []
     path = expand(path, "--config")
-    made: list[str] = []
-    first: dict[str, tuple[str, Any]] = {}  # the key that a flag was first given by, and its value
     settings = read_yaml(Path(path))
     settings.pop(FACTS, None)
     if peer is not None:
@@ -314,6 +312,18 @@ def _from_file(argv: Sequence[str], known: dict[str, Flag], peer: Peer | None, a
             settings = peer.translate(settings, lambda said: notify(f"{path}: {said}"), _typed(argv))
         except InputError as fault:
             raise InputError(f"{path}: {fault}") from None
+    return typed(settings, known, path, aliases)
+
+
+def typed(
+    settings: Mapping[str, Any], known: Mapping[str, Flag], place: str, aliases: Aliases = NO_ALIASES
+) -> list[str]:
+    """Settings of a file as they would be typed. known: the command's flags; place: where they stand, for messages.
+
+    Raises InputError for one that there is no flag for, that stands there twice, or that is a mapping.
+    """
+    made: list[str] = []
+    first: dict[str, tuple[str, Any]] = {}  # the key that a flag was first given by, and its value
     for key, value in settings.items():
         name = key.replace("-", "_")
         value = aliases.value(name, value)
@@ -321,11 +331,11 @@ def _from_file(argv: Sequence[str], known: dict[str, Flag], peer: Peer | None, a
         if name not in known and "." not in name:
             near = difflib.get_close_matches(name, known, n=1)
             raise InputError(
-                f"{path}: there is no setting {key!r}" + (f"; perhaps {near[0]!r}" if near else "; see --help")
+                f"{place}: there is no setting {key!r}" + (f"; perhaps {near[0]!r}" if near else "; see --help")
             )
         other, before = first.setdefault(name, (key, value))
         if before != value:
-            raise InputError(f"{path}: {other} and {key}: two names of one setting, with two values; keep one")
+            raise InputError(f"{place}: {other} and {key}: two names of one setting, with two values; keep one")
         flag = name if "." in name else name.replace("_", "-")
         if name in known and known[name].kind is bool and str(value).lower() in ("true", "false"):
             made.append(f"--{flag}" if value.lower() == "true" else f"--no-{flag}")
@@ -334,7 +344,7 @@ def _from_file(argv: Sequence[str], known: dict[str, Flag], peer: Peer | None, a
         elif isinstance(value, str):
             made += [f"--{flag}={value}"] if value not in ("null", "") else []
         else:
-            raise InputError(f"{path}: {key!r} is a mapping; settings are flat, as the flags are")
+            raise InputError(f"{place}: {key!r} is a mapping; settings are flat, as the flags are")
     return made
 
 

@@ -4,12 +4,13 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from typing import Literal
 
 import numpy as np
 import torch
 
 from data.forest import PackingOptions, n_tokens
-from data.rows import Example
+from data.rows import Example, in_form
 from engine.model import ModelConfig
 from engine.planning.flops import Documents, capped_flops, counted_flops, training_flops
 from engine.planning.memory import MemoryInputs
@@ -94,14 +95,21 @@ class TokenStatistics:
         )
 
     @staticmethod
-    def of_the_paper(batch_size: int, n_ranks: int = 1) -> "TokenStatistics":
-        """29,000 pairs of UltraFeedback's lengths, cut at 512 tokens: a prompt of 162, responses of 348 and 349."""
+    def of_the_paper(
+        batch_size: int, n_ranks: int = 1, *, form: str = "pairs", side: Literal["chosen", "rejected"] = "chosen"
+    ) -> "TokenStatistics":
+        """29,000 pairs of UltraFeedback's lengths, cut at 512 tokens: a prompt of 162, responses of 348 and 349.
+
+        form, side: as an objective takes them (`in_form`): each pair as two labelled examples, or one side of it.
+        """
         prompt, chosen, rejected = (np.zeros(k, dtype=np.int32) for k in (162, 348, 349))
-        mean = TokenStatistics.of([Example("", prompt, (chosen, rejected))], PackingOptions(), batch_size)
+        rows = in_form([Example("the paper's rows", prompt, (chosen, rejected))], form, side=side)
+        mean = TokenStatistics.of(rows, PackingOptions(), batch_size)
         step = int(1.2 * batch_size * mean.tokens / n_ranks)
+        longest = 1023 if len(rows[0].responses) == 1 else 1534
         return TokenStatistics(
-            n=29_000, tokens=mean.tokens, rows=mean.rows, documents=mean.documents, most_scores=1023**2, longest=1534,
-            step=step,
+            n=29_000 * len(rows), tokens=mean.tokens, rows=mean.rows,
+            documents=mean.documents, most_scores=1023**2, longest=longest, step=step,
         )  # fmt: skip
 
 

@@ -1,6 +1,8 @@
 """The tiny Llama of the field guide: made and trained on the spot, kept by a hash of what it is made of.
 
-python -m examples.miniature.model runs/tiny        the model in runs/tiny/model, prompts in runs/tiny/prompts.jsonl
+    python -m examples.miniature.model runs/tiny
+
+makes runs/tiny/model, the prompts in runs/tiny/prompts.jsonl, and in three parts for rounds: prompts-1.jsonl ...
 """
 
 import argparse
@@ -47,6 +49,7 @@ STEPS = 200
 SEED = 0
 N_QUESTIONS = 3264  # all that there are
 N_TEST = 500  # never seen by any model before it is tested
+N_PARTS = 3  # that the prompts come in too
 N_PROMPTS = 1024  # for preference pairs; the rest of the questions is the corpus's
 
 
@@ -123,7 +126,11 @@ def main(argv: Sequence[str]) -> None:
     if not link.exists():
         link.symlink_to(made.relative_to(folder))
     _, prompts, _ = split_questions()
-    files.write_text(folder / "prompts.jsonl", "".join(json.dumps({"prompt": q.prompt}) + "\n" for q in prompts))
+    rows = [{"prompt": q.prompt} for q in prompts]
+    files.write_rows(folder / "prompts.jsonl", rows)
+    each = len(rows) // N_PARTS
+    for part in range(N_PARTS):
+        files.write_rows(folder / f"prompts-{part + 1}.jsonl", rows[part * each : (part + 1) * each])
     print(link)
 
 

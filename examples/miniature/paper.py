@@ -13,7 +13,6 @@ on.
 """
 
 import json
-import os
 import sys
 import time
 from collections.abc import Mapping, Sequence
@@ -30,6 +29,7 @@ from eval.tables import Table, number
 from examples import findings, grid
 from examples.grid import Cell
 from examples.miniature import model, rounds, sets, world
+from examples.slots import Slots
 from system import InputError, cli
 from system.flags import PathText
 
@@ -66,18 +66,13 @@ class PaperConfig:
     """More objectives, as --loss of engine.train names them, path/to/file.py:name for one of your own; with flags for
     one alone: "apo_zero beta=0.1 lr=3e-5". Unset: beta 0.5, and the rate found for that objective, or DPO's, 3e-5."""
     at_once: int | None = None
-    """Runs side by side, each with its share of the cores. Unset: as many as there are cores."""
+    """Runs side by side. Unset: one for each GPU, or for each core where there is none."""
 
     def __post_init__(self) -> None:
-        if min(self.seeds, self.side_by_side) < 1:
+        if min(self.seeds, self.at_once or 1) < 1:
             raise InputError("--seeds and --at-once have to be above 0")
         for loss in self.also:
             grid.check_loss(loss)
-
-    @property
-    def side_by_side(self) -> int:
-        """How many runs."""
-        return (os.cpu_count() or 1) if self.at_once is None else self.at_once
 
 
 def main(argv: Sequence[str]) -> None:
@@ -94,9 +89,9 @@ def main(argv: Sequence[str]) -> None:
     cells = cells_of(files, quick=config.quick, also=config.also)
     more = TRAINING | {"epochs": str(QUICK["epochs"] if config.quick else EPOCHS)}
     options: dict[str, Any] = {"model": str(base), "settings": None, "score": SCORE}
-    grid.run_all(cells, root, more=more, at_once=config.side_by_side, **options)
+    grid.run_all(cells, root, more=more, slots=Slots.for_small(config.at_once), **options)
     beside = [] if config.quick else beside_each_other(files[0]["clair"])
-    grid.run_all(beside, root / "side-by-side", more=more, at_once=2, **options)
+    grid.run_all(beside, root / "side-by-side", more=more, slots=Slots(at_once=2), **options)
     n_rounds = 2 if config.quick else rounds.N_ROUNDS
     curve = rounds.run(base, root / "rounds", n_rounds=n_rounds, lr=RATES["apo_zero"])
     found, pairs = grid.read(cells, root), grid.read(beside, root / "side-by-side")

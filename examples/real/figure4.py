@@ -21,6 +21,7 @@ from eval.tables import Table, to_markdown
 from examples import grid
 from examples.findings import Trajectory, of_trajectories, trajectory
 from examples.real import checkpoint
+from examples.slots import Slots
 from system import InputError, cli, files
 from system.flags import PathText
 
@@ -52,8 +53,9 @@ class Figure4Config:
     """Pairs per optimizer step; the paper's 16."""
     max_response_tokens: int = 64
     """A response is cut there; the paper's 512."""
-    at_once: int = 1
-    """Objectives that train side by side; a GPU has room for several of a small model's."""
+    at_once: int | None = None
+    """Objectives that train side by side. Unset: one for each GPU, or one on the CPU; a GPU has room for several of a
+    small model's."""
     as_it_stands: bool = False
     """Train nothing: report the runs as far as they have come."""
     seed: int = 0
@@ -62,7 +64,7 @@ class Figure4Config:
     """YAML file of settings, named as the flags are; flags win over it."""
 
     def __post_init__(self) -> None:
-        if min(self.n, self.heldout, self.epochs, self.at_once) < 1:
+        if min(self.n, self.heldout, self.epochs, self.at_once or 1) < 1:
             raise InputError("--n, --heldout, --epochs and --at-once have to be above 0")
 
 
@@ -84,7 +86,9 @@ def main(argv: Sequence[str]) -> None:
     flags = {name: str(value) for name, value in more.items()}
     if not config.as_it_stands:
         model = config.model or str(checkpoint.fetch(Path("runs/real")))
-        grid.run_all(cells, root, model=model, settings=None, score=None, at_once=config.at_once, more=flags)
+        grid.run_all(
+            cells, root, model=model, settings=None, score=None, slots=Slots(at_once=config.at_once), more=flags
+        )
     runs = [grid.folder(root, cell) for cell in cells]
     print(report.write(runs, root / "report", title=f"Held-out pairs of {Path(config.data).name}"))
     found = {run.loss: trajectory(run) for run in read_runs(runs)}

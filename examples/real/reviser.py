@@ -1,20 +1,42 @@
 """The reviser and the judge of the real model's answers: programs behind a real HTTP server, asked as any language
 model is, with the requests of revise/. The reviser repairs what breaks the task's rule, and nothing else; the judge
 prefers the answer that keeps more of it, and does not choose between two that keep as much.
+
+    python -m examples.real.reviser --port 8000        for trying `python -m revise` without an account
 """
 
+from collections.abc import Sequence
 from contextlib import AbstractContextManager
+from dataclasses import dataclass
 
 from examples.real import task
 from examples.requests import parts, serve_models
+from examples.serving import serve_until_ended
+from system import cli
+
+EXAMPLE = "python -m examples.real.reviser --port 8000"
 
 
-def serve_both() -> AbstractContextManager[str]:
+@dataclass(frozen=True, kw_only=True)
+class ReviserConfig:
+    """Serve the reviser and the judge of the nine rules on this machine, until Ctrl-C."""
+
+    port: int
+    """Port of the loopback address to listen on; 0 takes a free one."""
+
+
+def main(argv: Sequence[str]) -> None:
+    """The command."""
+    config = cli.parse(ReviserConfig, argv, command="python -m examples.real.reviser", example=EXAMPLE)
+    serve_until_ended(serve_both, config.port, "reviser and judge answer")
+
+
+def serve_both(port: int = 0) -> AbstractContextManager[str]:
     """The address of a server of both models, "reviser" and "judge", until the block ends."""
     return serve_models({
         "reviser": lambda seen: revise(*parts(seen.text)),
         "judge": lambda seen: judge(*parts(seen.text)),
-    })  # fmt: skip
+    }, port=port)  # fmt: skip
 
 
 def revise(prompt: str, answer: str) -> str:
@@ -35,3 +57,7 @@ def judge(prompt: str, first: str, second: str) -> str:
         return f"Both keep the rule ({asked.kind}) as well: {degrees[0]:.2f}."
     better = 1 + (degrees[1] > degrees[0])
     return f"The rule ({asked.kind}) is kept to {degrees[0]:.2f} and {degrees[1]:.2f}.\n\n[{better}]"
+
+
+if __name__ == "__main__":
+    cli.run(main)

@@ -13,7 +13,7 @@ from revise.client.client import (
     is_open,
     said,
 )
-from revise.client.config import ClientConfig, estimate, parse_extra, total
+from revise.client.config import ClientConfig, Estimate, estimate, parse_extra, told
 from revise.client.endpoints import Endpoint, Pace, Pool, parse_base
 from revise.client.keys import parse_headers
 from revise.client.reading import Completion, is_cut, read_answer
@@ -41,6 +41,7 @@ __all__ = [
     "ClientConfig",
     "Completion",
     "Endpoint",
+    "Estimate",
     "HttpTransport",
     "Pace",
     "Pool",
@@ -65,6 +66,6 @@ __all__ = [
     "read_answer",
     "read_batch",
     "said",
-    "total",
+    "told",
     "write_batch",
 ]

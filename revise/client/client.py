@@ -24,7 +24,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from revise.client import events, keys, reading, refusals, wire
-from revise.client.config import DEFAULT_KEY_ENV, ClientConfig, estimate, parse_extra, total
+from revise.client.config import DEFAULT_KEY_ENV, ClientConfig, estimate, parse_extra
 from revise.client.endpoints import SAID_CHARACTERS, Endpoint, Pace, Pool, parse_base
 from revise.client.reading import Completion, Unreadable
 from revise.client.refusals import Error
@@ -50,7 +50,6 @@ __all__ = [
     "open_store",
     "parse_extra",
     "said",
-    "total",
 ]
 
 httpx: Any = importlib.import_module("httpx2" if importlib.util.find_spec("httpx2") else "httpx")

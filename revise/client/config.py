@@ -1,8 +1,8 @@
 """How a server is asked: the flags that every command of this package has, and what a run of it can cost."""
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, Literal, Self
+from typing import Any, Literal, NamedTuple, Self
 
 from data.rows import parse_row
 from revise.client.endpoints import parse_base
@@ -130,10 +130,18 @@ def parse_extra(text: str | None, flag: str = "--extra") -> dict[str, Any]:
     return found
 
 
-def estimate(
-    what: str, requests: Iterable[Request], known: Mapping[bytes, State], config: ClientConfig
-) -> tuple[str, float]:
-    """A line on what is missing among requests, and the most that it can cost."""
+class Estimate(NamedTuple):
+    """What a stage would send."""
+
+    said: str
+    """In a line."""
+    dollars: float
+    """The most that it can cost; where nothing bounds an answer, the least."""
+    n_requests: int
+
+
+def estimate(what: str, requests: Iterable[Request], known: Mapping[bytes, State], config: ClientConfig) -> Estimate:
+    """What is missing among requests, and the most that it can cost."""
     seen: set[str] = set()
     n_in = n_out = 0
     has_bound = True
@@ -145,11 +153,16 @@ def estimate(
     dollars = config.dollars(n_in, n_out)
     said = f"{what}: {len(seen):,} requests, about {n_in:,} tokens to send"
     if not has_bound:
-        return f"{said}, and no bound on what comes back: at least ${dollars:,.2f}", dollars
-    return f"{said}, at most {n_out:,} to receive: at most ${dollars:,.2f}", dollars
+        return Estimate(f"{said}, and no bound on what comes back: at least ${dollars:,.2f}", dollars, len(seen))
+    return Estimate(f"{said}, at most {n_out:,} to receive: at most ${dollars:,.2f}", dollars, len(seen))
 
 
-def total(dollars: float, config: ClientConfig) -> str:
+def told(stages: Sequence[Estimate], config: ClientConfig) -> str:
+    """Estimates as --dry-run prints them."""
+    return "\n".join([*(stage.said for stage in stages), _total(sum(stage.dollars for stage in stages), config)])
+
+
+def _total(dollars: float, config: ClientConfig) -> str:
     """The last line of an estimate."""
     if config.price_in or config.price_out:
         return f"in all at most ${dollars:,.2f}; nothing was sent"

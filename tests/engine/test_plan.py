@@ -284,8 +284,22 @@ def test_the_command_counts_what_an_objective_takes(capsys):
     assert found["tdpo2"]["hours"] > 1.2 * found["ld_dpo"]["hours"]
     plan.main(["--shape", "llama3-8b", "--gpus", "8", "--loss", "tdpo2"])
     assert "--loss tdpo2: the reference is computed in every step" in capsys.readouterr().out
-    with pytest.raises(InputError, match="--loss kto: trains on rows of the form unpaired, and those of the paper are"):
-        plan.main(["--shape", "llama3-8b", "--loss", "kto"])
+
+
+def test_the_papers_pairs_are_counted_in_the_form_of_the_objective(capsys):
+    """Table 5: each pair is two labelled examples with a prompt each; a single one has one side alone."""
+    found = {}
+    for loss in ("apo_zero", "kto", "apo_zero_unpaired", "sft"):
+        plan.main(["--shape", "llama3-8b", "--gpus", "8", "--loss", loss, "--json"])
+        found[loss] = json.loads(capsys.readouterr().out)["chosen"]
+    # a pair is one prompt of 162 and two responses, 162 + 348 + 349 - 2 tokens; apart each has the prompt for itself
+    pair, apart = 162 + 347 + 348, 162 + 347 + 162 + 348
+    ratio = found["apo_zero_unpaired"]["flops"] / found["apo_zero"]["flops"]
+    assert ratio == pytest.approx(apart / pair, rel=0.02)
+    assert found["kto"]["flops"] > 1.5 * found["apo_zero_unpaired"]["flops"]  # mismatched rows, by both models
+    assert found["sft"]["flops"] < 0.62 * found["apo_zero"]["flops"]  # one side, and no reference
+    load = TokenStatistics.of_the_paper(16, form="unpaired")
+    assert (load.n, load.longest, load.tokens) == (58_000, 1023, apart / 2)
 
 
 def test_the_command_ends_in_2_where_nothing_fits():

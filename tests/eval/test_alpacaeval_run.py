@@ -6,7 +6,6 @@ import json
 import math
 import re
 import sys
-from types import SimpleNamespace
 
 import pytest
 
@@ -179,7 +178,7 @@ def test_two_checkpoints_are_the_best_also_where_one_is_it_twice(tmp_path, score
          "metric": "table4_compat/overall"}
         for version, values in scored.items() for i, value in enumerate(values, 1)
     ])  # fmt: skip
-    assert list(dict.fromkeys(alpacaeval_run._best(SimpleNamespace(folder=tmp_path)))) == best
+    assert list(dict.fromkeys(alpacaeval_run.best(tmp_path / "scores.jsonl"))) == best
 
 
 def test_equal_outputs_are_a_draw_without_a_question(made):

@@ -15,6 +15,7 @@ import losses
 from engine.step.objective import Objective
 from examples import children, grid
 from examples.grid import Cell, GridConfig
+from examples.slots import Slots
 from system import InputError
 from system.errors import RunError
 from tests import tiny
@@ -167,7 +168,7 @@ def small(tmp_path):
     """What a grid of a tiny model is given."""
     model = tiny.write_model(tmp_path / "m", vocab_size=101)
     rows = tiny.write_rows(tmp_path / "pairs.jsonl", without_scores(id_rows(8)))
-    return {"model": str(model), "rows": rows, "rest": {"settings": None, "score": None, "at_once": 1}}
+    return {"model": str(model), "rows": rows, "rest": {"settings": None, "score": None, "slots": Slots(at_once=1)}}
 
 
 def without_scores(rows):

@@ -1,0 +1,14 @@
+"""From prompts to an aligned model by one command: answers, pairs, contrast and advice, training, evaluation, report.
+
+    ./launch.sh align recipe.yaml
+
+recipe      what the file says: a section for each command, with that command's own flags
+check       all of it looked at before anything is spent, and what it will take
+road        the stages, in order, and again for each round
+journal     which of them are done, by a fingerprint of what went into them
+evaluation  every checkpoint answered and scored, on all GPUs or through a served model
+served      a server that is started for its answers, waited for, and ended
+progress    what is done and how much time is left
+
+A stage is a command of this project in a process of its own; what it says is in OUT/logs.
+"""

@@ -1,0 +1,286 @@
+"""All that a recipe names looked at before anything is spent, and what each stage takes: requests, money, hours, disk.
+
+Pairs that are still to be made are stood in for by as many rows as there are prompts, with responses as long as may be:
+what is said of them is the most that it can be.
+"""
+
+import contextlib
+import shutil
+import tempfile
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+
+from data.rows import find_model
+from engine import plan, weights
+from engine.config import TrainConfig
+from engine.inputs import TrainingInputs
+from engine.planning import Plan, cost, matmul_peak, size
+from eval import alpacaeval_run, mixeval_run, scores
+from examples import grid
+from examples.align import flags
+from examples.align.flags import located
+from examples.align.recipe import RECIPES, Recipe
+from examples.grid import Cell
+from examples.slots import Slots
+from revise import recipe_runner, recipes, score
+from revise.client import Estimate
+from revise.prompts import Prompts
+from revise.recipes import JudgeConfig, Positions
+from system import InputError, files
+
+MOST_ROWS = 2000
+"""Rows that stand in for pairs; hours of more are theirs in proportion."""
+ANSWERING = 0.15
+"""Share of what products reach that answers do, a token at a time: 0.2 on two cores (docs/performance.md); on a GPU it
+is assumed."""
+
+
+class Said(NamedTuple):
+    """What a stage takes."""
+
+    stage: str
+    lines: list[str]
+    n_requests: int = 0
+    dollars: float = 0.0
+    hours: float = 0.0
+    """Of a GPU, or of this CPU."""
+    disk: int = 0
+
+
+@dataclass
+class Found:
+    """What was found of a recipe."""
+
+    said: list[Said] = field(default_factory=list)
+    n_answers: dict[str, int] = field(default_factory=dict)
+    """Answers that a stage has when it is done, at most, by its title."""
+
+    def add(self, stage: str, lines: list[str], estimates: Sequence[Estimate], hours: float = 0.0) -> None:
+        """What a stage takes that asks servers."""
+        n, dollars = sum(e.n_requests for e in estimates), sum(e.dollars for e in estimates)
+        self.said.append(Said(stage, [*lines, *(e.said for e in estimates)], n, dollars, hours))
+
+
+def title(recipe: Recipe, number: int, what: str) -> str:
+    """What a stage is called."""
+    return f"round {number}: {what}" if recipe.rounds > 1 else what
+
+
+def look(recipe: Recipe, slots: Slots, known: Callable[[int, str], Path | None]) -> Found:
+    """Everything that the recipe names, and what each stage takes. known: the pairs of a round and a data set, where
+    they are made already. Raises InputError for what cannot be used.
+    """
+    found = Found()
+    folder = located(recipe, "train", lambda: find_model(recipe.model))
+    for number in range(1, recipe.rounds + 1):
+        now = recipe.of_round(number)
+        with _standing_in(now) as stand:
+            sets = {name: Path(file) for name, file in now.given_sets.items()}
+            for name in now.sets:
+                prompts = _look_at_set(found, now, number, name)
+                sets[name] = known(number, name) or stand(name, prompts, _response_tokens(now, name))
+                if "score" in now.revise:
+                    _look_at_score(found, now, number, name, sets[name])
+            _look_at_training(found, now, number, sets, slots, stand.shares)
+        n_runs = len(sets) * len(now.losses) * now.seeds
+        _look_at_evaluation(found, now, number, str(folder), n_runs, _n_checkpoints(now, found))
+    for leftover in recipe.out.glob("check.sqlite*"):
+        leftover.unlink()
+    free = shutil.disk_usage(_nearest(recipe.out)).free
+    if (needed := sum(said.disk for said in found.said)) > free:
+        raise InputError(
+            f"{recipe.out}: all runs take {size(needed)} of disk at most, and {size(free)} are free; make room, or "
+            "keep fewer checkpoints (train: keep_checkpoints, save_dtype)"
+        )
+    return found
+
+
+# --- pairs ---------------------------------------------------------------------------------------------------------
+
+
+class Stand:
+    """Files of rows in the place of pairs that are still to be made."""
+
+    def __init__(self, folder: Path, *, is_graded: bool) -> None:
+        self._folder, self._is_graded = folder, is_graded
+        self.shares: dict[Path, float] = {}
+        """How many times as many rows there will be as a file has."""
+
+    def __call__(self, name: str, prompts: Prompts, n_tokens: int) -> Path:
+        """A file of rows with these prompts, and responses of so many words."""
+        path, n = self._folder / f"{name}.jsonl", min(len(prompts), MOST_ROWS)
+        grades = {"chosen_score": 9.0, "rejected_score": 1.0, "own_score": 1.0} if self._is_graded else {}
+        step = len(prompts) / max(1, n)
+        taken = {int(i * step) for i in range(n)}
+        files.write_rows(path, (
+            {"prompt": item.messages, **item.context.fields(), "chosen": " yes" * n_tokens,
+             "rejected": " no" * (n_tokens - 1) + f" {i}", **grades}
+            for i, item in enumerate(prompts) if i in taken
+        ))  # fmt: skip
+        self.shares[path] = len(prompts) / max(1, n)
+        return path
+
+
+@contextlib.contextmanager
+def _standing_in(recipe: Recipe) -> Iterator[Stand]:
+    with tempfile.TemporaryDirectory() as folder:
+        yield Stand(Path(folder), is_graded="score" in recipe.revise)
+
+
+def _response_tokens(recipe: Recipe, name: str) -> int:
+    """Most tokens of a response: those that are drawn, or those that training keeps."""
+    drawn = recipe.sets[name][1].get("target_max_tokens", 512)
+    return max(1, min(int(drawn), int(recipe.training.get("max_response_tokens") or 512)))
+
+
+def _look_at_set(found: Found, recipe: Recipe, number: int, name: str) -> Prompts:
+    config = flags.of_set(recipe, name, out=recipe.out / "pairs.jsonl", model=recipe.model)
+    stage, where = title(recipe, number, f"pairs ({name})"), f"revise: {name}"
+    if recipe.sets[name][0] is RECIPES["judge-off-policy"]:
+        prompts = located(recipe, where, lambda: Prompts(config))
+        found.said.append(Said(stage, [f"{len(prompts):,} rows with answers that are judged already; nobody is asked"]))
+        return prompts
+    made = located(recipe, where, lambda: _recipe_of(config))
+    prompts, estimates, n_drawn = located(recipe, where, lambda: recipe_runner.foresee(made))
+    if number > 1 and config.target_model:  # then another model answers, of which nothing is there
+        n_drawn = made.n_own * len(prompts)
+    lines = [f"{n_drawn:,} answers of the model, drawn here, of {config.target_max_tokens:,} tokens at most"]
+    hours = n_drawn * config.target_max_tokens * _seconds_a_token(recipe.model) / 3600
+    found.add(stage, lines if n_drawn else [], estimates, hours)
+    found.n_answers[stage] = n_drawn + sum(e.n_requests for e in estimates)
+    return prompts
+
+
+def _recipe_of(config: Any) -> recipe_runner.Recipe:
+    if isinstance(config, JudgeConfig):
+        return recipes.judge_recipe(config, Positions())
+    if isinstance(config, recipes.ClairConfig):
+        return recipes.clair_recipe(config)
+    return recipes.stronger_recipe(config)
+
+
+def _seconds_a_token(model: str) -> float:
+    """Of an answer that is drawn here, at most a rough guess."""
+    n = weights.build(find_model(model)).config.n_parameters
+    if torch.cuda.is_available():
+        return 2 * n / (cost.DATASHEET * ANSWERING)
+    return 2 * n / (matmul_peak(torch.float32, torch.device("cpu"), 512) * ANSWERING)
+
+
+def _look_at_score(found: Found, recipe: Recipe, number: int, name: str, pairs: Path) -> None:
+    with tempfile.TemporaryDirectory() as folder:
+        config = flags.of_score(recipe, pairs, Path(folder) / "scored.jsonl", recipe.model)
+        estimates = located(recipe, "revise: score", lambda: score.foresee(config))
+    stage = title(recipe, number, f"grades ({name})")
+    found.add(stage, [], estimates)
+    found.n_answers[stage] = sum(e.n_requests for e in estimates)
+
+
+# --- training ------------------------------------------------------------------------------------------------------
+
+
+def _look_at_training(
+    found: Found, recipe: Recipe, number: int, sets: Mapping[str, Path], slots: Slots, shares: Mapping[Path, float]
+) -> None:
+    cells = flags.cells_of(recipe, sets)
+    hours, disk, lines = 0.0, 0, list[str]()
+    with tempfile.TemporaryDirectory() as folder:  # a run that is there is not looked at: rows may only stand in
+        located(recipe, "train", lambda: grid.check_all(
+            cells, Path(folder), model=recipe.model, settings=None, score=None, more=recipe.training
+        ))  # fmt: skip
+        for cell in (c for c in cells if c.seed == 0):
+            config, laid_out = located(recipe, "train", lambda c=cell: _run_of(recipe, c, Path(folder), slots))
+            times = shares.get(cell.file, 1.0)
+            of_run = laid_out.hours(config, slots.gpus) * times
+            on_disk = sum(laid_out.disk_bytes(config))
+            lines.append(
+                f"{cell.loss} on {cell.data}: {_memory(laid_out)}, {duration(of_run)}, {size(on_disk)} on disk"
+            )
+            hours, disk = hours + of_run * slots.gpus * recipe.seeds, disk + on_disk * recipe.seeds
+    what = f"training ({len(cells)} run{'s' * (len(cells) != 1)})"
+    found.said.append(Said(title(recipe, number, what), lines, hours=hours, disk=disk))
+
+
+def _run_of(recipe: Recipe, cell: Cell, out: Path, slots: Slots) -> tuple[TrainConfig, Plan]:
+    """How a run is laid out. Raises InputError where it does not fit."""
+    config = grid.configured(grid.flags_of(cell, recipe.model, recipe.training), out / "run", out, None)
+    if slots.gpus == 1:
+        return config, TrainingInputs(config).plan_alone()
+    each = torch.cuda.get_device_properties(0).total_memory / 1e9
+    schedule, adapters = config.schedule, config.adapters
+    asked = plan.PlanConfig(
+        model=config.model, data=str(cell.file), loss=config.objective.loss, gpus=slots.gpus, gpu_memory=each,
+        epochs=schedule.epochs, batch_size=schedule.batch_size, optimizer=config.optimizer.name,
+        max_grad_norm=config.optimizer.max_grad_norm, lora_rank=adapters.lora_rank, base_dtype=adapters.base_dtype,
+        shard_size=config.distributed.shard_size,
+    )  # fmt: skip
+    return config, plan.lay_out(asked).fitting()
+
+
+def _memory(laid_out: Plan) -> str:
+    needed = sum(laid_out.facts()["bytes"].values())
+    return f"{size(needed)} of {size(laid_out.budget)} memory"
+
+
+def _n_checkpoints(recipe: Recipe, found: Found) -> int:
+    """How many checkpoints a run leaves to be scored, at most."""
+    config = flags.of_training(recipe)
+    kept = config.checkpoints.keep_checkpoints
+    n = int(-(-float(config.schedule.epochs) // 1))
+    return n if kept is None else min(n, kept)
+
+
+# --- evaluation ----------------------------------------------------------------------------------------------------
+
+
+def _look_at_evaluation(
+    found: Found, recipe: Recipe, number: int, folder: str, n_runs: int, n_checkpoints: int
+) -> None:
+    names = [scores.BASE, *(f"run-{run}-{i}" for run in range(n_runs) for i in range(n_checkpoints))]
+    for name in recipe.eval:
+        config, stage = flags.of_evaluation(recipe, name, folder), title(recipe, number, f"evaluation ({name})")
+        if name == "mixeval":
+            estimates = located(recipe, "eval: mixeval", lambda c=config: mixeval_run.foresee(c, names))
+            found.add(stage, [f"{len(names)} models"], estimates)
+        elif name == "alpacaeval":
+            best = names[: 1 + 2 * n_runs]
+            estimates = located(recipe, "eval: alpacaeval", lambda c=config, b=best: alpacaeval_run.foresee(c, b))
+            found.add(stage, [f"{len(best)} models: the base, and the two best checkpoints of each run"], estimates)
+        elif name == "trajectories":
+            found.said.append(Said(stage, [f"{n_runs} runs of {n_checkpoints} checkpoints at most; nobody is asked"]))
+
+
+# --- telling -------------------------------------------------------------------------------------------------------
+
+
+def tell(recipe: Recipe, found: Found) -> str:
+    """What everything takes, by stage and in all."""
+    device = "GPU" if torch.cuda.is_available() else "this CPU"
+    lines = [f"{recipe.path}: what it takes, at most:"]
+    for said in found.said:
+        hours = f" ({duration(said.hours)} of {device})" if said.hours else ""
+        lines += [f"  {said.stage}{hours}", *(f"      {line}" for one in said.lines for line in one.splitlines())]
+    n, dollars = sum(s.n_requests for s in found.said), sum(s.dollars for s in found.said)
+    hours, disk = sum(s.hours for s in found.said), sum(s.disk for s in found.said)
+    free = shutil.disk_usage(_nearest(recipe.out)).free
+    money = f"${dollars:,.2f} by the prices given" if dollars or not n else "prices are not given (price_in, price_out)"
+    lines.append(
+        f"in all: {n:,} requests, {money}; {duration(hours)} of {device}, besides what servers compute; {size(disk)} "
+        f"of disk, where {size(free)} are free"
+    )
+    return "\n".join(lines)
+
+
+def duration(hours: float) -> str:
+    """A time in words."""
+    if hours < 1 / 60:
+        return f"{hours * 3600:.0f} s"
+    return f"{hours * 60:.0f} min" if hours < 1 else f"{hours:,.1f} h"
+
+
+def _nearest(path: Path) -> Path:
+    return next(p for p in [path, *path.absolute().parents] if p.exists())

@@ -1,0 +1,147 @@
+"""What align tells each command besides a recipe's own flags, and all of these looked at before any file is."""
+
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+from engine.config import TrainConfig
+from examples import grid
+from examples.align.recipe import EVALS, RECIPES, SCORE, TEACHER, TRAIN, Recipe, Settings, with_teacher
+from examples.grid import Cell
+from system import InputError
+
+LOCAL = "http://127.0.0.1:9/v1"
+"""What stands for a served model's address while it is not served."""
+PAIRS = Path("pairs.jsonl")
+"""What stands for a file of pairs while flags alone are looked at."""
+
+
+def check(recipe: Recipe) -> None:
+    """Raises InputError for the flags of any section that cannot be used, for all of them together. What the flags name
+    need not be there.
+    """
+    faults: dict[str, None] = {}
+
+    def look(check: Callable[[], Any]) -> None:
+        try:
+            check()
+        except InputError as fault:
+            faults[str(fault)] = None
+
+    for number in range(1, recipe.rounds + 1):
+        now = recipe.of_round(number)
+        for name in now.sets:
+            look(lambda now=now, name=name: of_set(now, name, out=PAIRS, model="model"))
+        if "score" in now.revise:
+            look(lambda now=now: of_score(now, PAIRS, Path("scored.jsonl"), "model"))
+        look(lambda now=now: of_training(now))
+        look(lambda now=now: located(now, "train", lambda: now.rates(rate_of(now))))
+        for loss in now.losses:
+            look(lambda now=now, loss=loss: located(now, "train", lambda: grid.check_loss(loss)))
+        for name in now.eval:
+            look(lambda now=now, name=name: of_evaluation(now, name, str(now.out)))
+    if recipe.score:
+        look(lambda: located(recipe, "score", lambda: grid.scorer(str(recipe.score), Path())))
+    if faults:
+        raise InputError("\n".join(faults))
+
+
+def located(recipe: Recipe, where: str, check: Callable[[], Any]) -> Any:
+    """Runs a check, and says where the fault stands that it raises InputError for."""
+    place = f"{recipe.path}: {where}" if where else recipe.path
+    try:
+        return check()
+    except InputError as fault:
+        said = str(fault).removeprefix("--score: ")
+        raise InputError(said if said.startswith(place) else f"{place}: {said}") from None
+
+
+# --- pairs ---------------------------------------------------------------------------------------------------------
+
+
+def of_set(recipe: Recipe, name: str, *, out: Path, model: str) -> Any:
+    """The configuration of a data set's recipe. model: whose answers it wants. Raises InputError."""
+    command, settings = recipe.sets[name]
+    where, given = f"revise: {name}", set_flags(recipe, name, out=out, model=model)
+    return located(
+        recipe, where, lambda: command.parse(with_teacher(settings, TEACHER), given, f"{recipe.path}: {where}")
+    )
+
+
+def set_flags(recipe: Recipe, name: str, *, out: Path, model: str, server: tuple[str, str] | None = None) -> Settings:
+    """What align tells a recipe of revise itself. server: address and name of the model, where it is served."""
+    command, settings = recipe.sets[name]
+    if command is RECIPES["judge-off-policy"]:
+        return {"out": str(out)}
+    given: Settings = {"out": str(out), "store": str(recipe.out / "answers.sqlite")}
+    return given | ({} if "response_from" in settings else target_flags(recipe, model, server))
+
+
+def target_flags(recipe: Recipe, model: str, server: tuple[str, str] | None) -> Settings:
+    """How the model that is to be aligned is asked."""
+    if recipe.serve is None:
+        return {"target_model": model}
+    address, name = server or (LOCAL, "policy")
+    return {"target_endpoint": [address], "target_name": name}
+
+
+def of_score(recipe: Recipe, pairs: Path, out: Path, model: str) -> Any:
+    """The configuration of `revise score`. Raises InputError."""
+    settings, given = with_teacher(recipe.revise["score"], TEACHER), score_flags(recipe, pairs, out, model)
+    where = "revise: score"
+    return located(recipe, where, lambda: SCORE.parse(settings, given, f"{recipe.path}: {where}"))
+
+
+def score_flags(recipe: Recipe, pairs: Path, out: Path, model: str, server: tuple[str, str] | None = None) -> Settings:
+    """What align tells `revise score` itself."""
+    given: Settings = {"pairs": str(pairs), "out": str(out), "store": str(recipe.out / "grades.sqlite")}
+    return given | target_flags(recipe, model, server)
+
+
+# --- training ------------------------------------------------------------------------------------------------------
+
+
+def of_training(recipe: Recipe, model: str = "model", data: Path = PAIRS) -> TrainConfig:
+    """The configuration of engine.train that all runs share, with the first objective. Raises InputError."""
+    given = {"model": model, "data": [str(data)], "loss": grid.parse_loss(recipe.losses[0])[0], "out": str(recipe.out)}
+    return located(recipe, "train", lambda: TRAIN.parse(recipe.training, given, f"{recipe.path}: train"))
+
+
+def rate_of(recipe: Recipe) -> float:
+    """The learning rate where the recipe names none: an adapter's, or that of all weights."""
+    return of_training(recipe).optimizer.rate
+
+
+def cells_of(recipe: Recipe, sets: Mapping[str, Path]) -> list[Cell]:
+    """Every run of a round. sets: each data set's file."""
+    rates = recipe.rates(rate_of(recipe))
+    return [
+        Cell(name, path, loss, seed, rates[loss])
+        for seed in range(recipe.seeds)
+        for name, path in sets.items()
+        for loss in recipe.losses
+    ]
+
+
+# --- evaluation ----------------------------------------------------------------------------------------------------
+
+
+def advice_flags(recipe: Recipe, data: Path, model: str) -> Settings:
+    """What align tells `eval advise` itself."""
+    is_judged = bool(recipe.eval.get("advise", {}).get("judge_endpoint"))
+    return {"data": str(data), "model": model} | ({"store": str(recipe.out / "advice.sqlite")} if is_judged else {})
+
+
+def of_evaluation(recipe: Recipe, name: str, folder: str) -> Any:
+    """The configuration of an evaluation, to look at. folder: one that is there. Raises InputError."""
+    given: Settings = {
+        "mixeval": {"what": folder, "store": str(recipe.out / "check.sqlite"), "out": str(recipe.out)},
+        "alpacaeval": {"what": folder, "store": str(recipe.out / "check.sqlite"), "out": str(recipe.out)},
+        "trajectories": {"run": folder},
+        "advise": advice_flags(recipe, PAIRS, folder),
+        "report": {"runs": folder, "out": str(recipe.out)},
+    }[name]
+    if name in ("mixeval", "alpacaeval") and recipe.serve is not None:
+        given |= {"endpoint": [LOCAL], "model": "policy"}
+    settings, where = with_teacher(recipe.eval[name], TEACHER), f"eval: {name}"
+    return located(recipe, where, lambda: EVALS[name].parse(settings, given, f"{recipe.path}: {where}"))

@@ -1,0 +1,122 @@
+"""One short question to every server that a recipe asks, before anything is spent: address, key and model's name hold.
+
+A server that the recipe starts itself is started for it, and ended again.
+"""
+
+import contextlib
+import dataclasses
+import os
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from data.rows import find_model
+from eval.judge_client import client_of_judge
+from examples.align import flags
+from examples.align.recipe import RECIPES, Recipe, asks_teacher, with_teacher
+from examples.align.served import served
+from examples.children import Children
+from examples.requests import TRIED
+from revise.client import (
+    REWARD_PATH,
+    ClientConfig,
+    Request,
+    answer_all,
+    answered,
+    endpoints_of,
+    open_store,
+    parse_extra,
+)
+from system import InputError, RunError
+
+MOST_TOKENS = 16
+ATTEMPTS = 2
+
+
+class Probe(NamedTuple):
+    """Who is asked, for what."""
+
+    where: str
+    """The section that says so."""
+    client: ClientConfig
+    extra: dict[str, Any]
+    path: str = "chat/completions"
+    flag: str = "--endpoint"
+
+
+def ask_all(recipe: Recipe, children: Children) -> list[str]:
+    """Asks each server once, and gives their addresses. Raises InputError for all that do not answer."""
+    faults, known = list[str](), dict[tuple[str, str, str], None]()
+    teacher = recipe.teacher if asks_teacher(*recipe.revise.values(), *recipe.eval.values()) else None
+    log = recipe.out / "logs/check.log"
+    with contextlib.ExitStack() as running:
+        address = running.enter_context(served(teacher, {}, children, log, os.environ)).address if teacher else ""
+        for probe in _probes(recipe, address):
+            for endpoint in endpoints_of(probe.client.endpoint, probe.client, flag=probe.flag):
+                who = (endpoint.origin, probe.client.model, probe.path)
+                if who not in known:
+                    known[who] = None
+                    faults += _ask(probe, endpoint, recipe)
+    if recipe.serve is not None:
+        model = str(find_model(recipe.model))
+        with served(recipe.serve, {"checkpoint": model, "base": model}, children, log, os.environ) as server:
+            client = ClientConfig(store="", endpoint=(server.address,), model=server.name, key_env=())
+            probe = Probe("serve", client, {})
+            faults += _ask(probe, endpoints_of(client.endpoint, client)[0], recipe)
+    if faults:
+        raise InputError("\n".join(faults))
+    return [origin for origin, _, _ in known]
+
+
+def _probes(recipe: Recipe, teacher: str) -> Iterator[Probe]:
+    """Everybody who is asked in the first round; those of the others are the same."""
+    now = recipe.of_round(1)
+    now = dataclasses.replace(
+        now, revise={k: with_teacher(v, teacher) for k, v in now.revise.items()},
+        eval={k: with_teacher(v, teacher) for k, v in now.eval.items()},
+    )  # fmt: skip
+    for name, (command, _) in now.sets.items():
+        if command is not RECIPES["judge-off-policy"]:
+            config = flags.of_set(now, name, out=now.out / "pairs.jsonl", model=now.model)
+            yield Probe(f"revise: {name}", config, parse_extra(config.extra))
+    if "score" in now.revise:
+        config = flags.of_score(now, now.out / "pairs.jsonl", now.out / "scored.jsonl", now.model)
+        path = REWARD_PATH if config.reward else "chat/completions"
+        yield Probe("revise: score", config, parse_extra(config.extra), path)
+    for name in ("mixeval", "alpacaeval"):
+        if name in now.eval:
+            config = flags.of_evaluation(now, name, str(now.out))
+            client, extra = client_of_judge(config), parse_extra(config.judge_extra)
+            yield Probe(f"eval: {name}", client, extra, flag="--judge-endpoint")
+    if now.eval.get("advise", {}).get("judge_endpoint"):
+        config = flags.of_evaluation(now, "advise", str(now.out))
+        client = ClientConfig(
+            store=str(config.store), endpoint=config.judge_endpoint, model=config.judge, key_env=config.judge_key_env,
+            header=config.judge_header,
+        )  # fmt: skip
+        yield Probe("eval: advise", client, parse_extra(config.judge_extra), flag="--judge-endpoint")
+
+
+def _ask(probe: Probe, endpoint: Any, recipe: Recipe) -> list[str]:
+    """What is wrong with a server; nothing where it answers, however."""
+    messages = [{"role": "user", "content": TRIED}]
+    if probe.path == REWARD_PATH:
+        body: dict[str, Any] = {"messages": [*messages, {"role": "assistant", "content": "Yes."}]}
+    else:
+        body = {"messages": messages, "max_tokens": MOST_TOKENS}
+    body = {"model": probe.client.model} | body | probe.extra
+    request = Request({name: value for name, value in body.items() if value is not None}, path=probe.path, as_is=True)
+    with tempfile.TemporaryDirectory() as folder, open_store(Path(folder) / "probe.sqlite") as store:
+        client = dataclasses.replace(
+            probe.client, store=str(store.path), max_attempts=ATTEMPTS, patience=60.0, go_on=True, max_cost=None,
+            max_requests=None,
+        )  # fmt: skip
+        try:
+            answer_all([request], store, client, [endpoint], purpose="check", n_requests=1)
+        except (RunError, InputError) as fault:
+            return [f"{recipe.path}: {probe.where}: {fault}"]
+        found = answered(store, request, goes_on=True)
+        if found.row is None or found.row.state in ("failed", "refused"):
+            return [f"{recipe.path}: {probe.where}: {endpoint.origin} does not answer as asked ({found.fault})"]
+    return []

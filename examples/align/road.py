@@ -1,0 +1,388 @@
+"""The road from prompts to an aligned model: its stages in order, and again for each round.
+
+    prepare               whatever the recipe wants made first
+    pairs, grades         the model's answers, and what is made of them              revise
+    contrast, advice      how much the pairs differ, and which objective they fit    data.contrast, eval advise
+    training              every objective on every data set                          examples.grid
+    evaluation            every checkpoint answered and scored                       eval
+    report                one page of all rounds                                     eval report
+
+What is done is taken as it was; what was stopped goes on.
+"""
+
+import contextlib
+import json
+import os
+import sqlite3
+import sys
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from data.rows import find_model
+from eval import checkpoints, report, tables
+from eval.tables import Table
+from examples import grid
+from examples.align import flags
+from examples.align.check import Found, title
+from examples.align.evaluation import BENCHMARKS, Evaluation
+from examples.align.journal import Journal, fingerprint
+from examples.align.progress import Ahead, Clock, Count
+from examples.align.recipe import EVALS, LORA, RECIPES, SCORE, Recipe, Settings, asks_teacher, with_teacher, words_of
+from examples.align.served import served
+from examples.children import Children
+from examples.grid import Cell
+from examples.slots import Slots
+from system import run_folder
+
+ADAPTER = "adapter_config.json"
+
+
+class Start(NamedTuple):
+    """What a round begins with."""
+
+    model: str
+    adapter: str | None = None
+
+    @property
+    def answers(self) -> str:
+        """The folder of who answers."""
+        return self.adapter or self.model
+
+
+class Road:
+    """A recipe on its way."""
+
+    def __init__(self, recipe: Recipe, children: Children, slots: Slots) -> None:
+        self._recipe, self._children, self._slots = recipe, children, slots
+        self.journal = Journal(recipe.out)
+        self._found = Found()
+        self._clock = Clock([], {})
+
+    def prepare(self) -> None:
+        """Runs the command that makes what the recipe names, once."""
+        command = self._recipe.prepare
+        if command is None:
+            return
+        mark = fingerprint({"command": command}, [])
+        if self.journal.found("prepare", mark) is None:
+            print("preparing ...", file=sys.stderr, flush=True)
+            begun = time.monotonic()
+            self._children.run(words_of(command, {}), self._log("prepare"), os.environ)
+            self.journal.write("prepare", mark, [], begun)
+
+    def known_pairs(self, number: int, name: str) -> Path | None:
+        """The pairs of a round and a data set, where they are made and graded as the recipe says now."""
+        path = self._graded(number, name) if "score" in self._recipe.revise else self._pairs(number, name)
+        return path if path.is_file() else None
+
+    def go(self, found: Found) -> Path:
+        """All stages. found: what a look at the recipe has said. The report's path."""
+        self._found, stages = found, list(self._ahead())
+        timed = {a.kind: done.seconds for a in stages if (done := self.journal.read(_key(a.name))) is not None}
+        self._clock = Clock(stages, timed)
+        start, rounds = Start(self._recipe.model, self._recipe.training.get("adapter")), list[list[Cell]]()
+        for number in range(1, self._recipe.rounds + 1):
+            now = self._recipe.of_round(number)
+            sets = {name: self._make_set(now, number, name, start) for name in now.sets}
+            sets |= {name: Path(file) for name, file in now.given_sets.items()}
+            for name, path in sets.items():
+                self._measure_contrast(now, number, name, path, start)
+                self._advise(now, number, name, path, start)
+            cells = self._train(now, number, sets, start)
+            self._evaluate(now, number, [grid.folder(self._runs(number), cell) for cell in cells])
+            start = self._newest(number, cells[0])
+            rounds.append(cells)
+        return self._report(rounds)
+
+    # --- what there is to do ---------------------------------------------------------------------------------------
+
+    def _ahead(self) -> Iterator[Ahead]:
+        for number in range(1, self._recipe.rounds + 1):
+            now = self._recipe.of_round(number)
+            for name in now.sets:
+                yield Ahead(title(now, number, f"pairs ({name})"), f"pairs {name}")
+                if "score" in now.revise:
+                    yield Ahead(title(now, number, f"grades ({name})"), f"grades {name}")
+            for name in [*now.sets, *now.given_sets]:
+                yield Ahead(title(now, number, f"contrast ({name})"), "contrast")
+                if self._is_advised(now, name):
+                    yield Ahead(title(now, number, f"advice ({name})"), "advice")
+            yield Ahead(title(now, number, "training"), "training")
+            for name in (n for n in BENCHMARKS if n in now.eval):
+                yield Ahead(title(now, number, f"evaluation ({name})"), name)
+        yield Ahead("report", "report")
+
+    def _is_advised(self, recipe: Recipe, name: str) -> bool:
+        """Whether there are scores to advise by: grades of pairs made here, or a judge."""
+        is_judged = bool(recipe.eval.get("advise", {}).get("judge_endpoint"))
+        return is_judged or ("score" in recipe.revise and name in recipe.sets)
+
+    def _stage(
+        self, name: str, settings: Mapping[str, Any], inputs: Sequence[Path | str], makes: Sequence[Path],
+        work: Callable[[], None], count: Count = lambda: None,
+    ) -> None:  # fmt: skip
+        """Does a stage unless it is done. settings, inputs: what goes in; makes: its files, removed where they are of
+        another try that is not the same.
+        """
+        mark = fingerprint(settings, inputs)
+        if self.journal.found(_key(name), mark) is not None:
+            self._clock.taken(name)
+            return
+        for path in makes:
+            path.parent.mkdir(parents=True, exist_ok=True)
+        begun = time.monotonic()
+        with self._clock.stage(name, count):
+            work()
+        self.journal.write(_key(name), mark, [path for path in makes if path.is_file()], begun)
+
+    # --- pairs -----------------------------------------------------------------------------------------------------
+
+    def _make_set(self, recipe: Recipe, number: int, name: str, start: Start) -> Path:
+        """A data set of a round, graded where the recipe grades."""
+        command, settings = recipe.sets[name]
+        out, stage = self._pairs(number, name), title(recipe, number, f"pairs ({name})")
+        is_asked = command is not RECIPES["judge-off-policy"] and "response_from" not in settings
+
+        def make() -> None:
+            with self._teacher(settings) as teacher, self._served(recipe, start, is_asked) as server:
+                given = flags.set_flags(recipe, name, out=out, model=start.answers, server=server)
+                given |= self._own_store(recipe, number, given)
+                self._run(command.words, command.typed(with_teacher(settings, teacher), given, recipe.path), stage)
+
+        inputs = [*_files(settings), *([start.answers] if is_asked else [])]
+        told = {"settings": settings, "recipe": command.words, "serve": recipe.serve}
+        self._stage(stage, told, inputs, [out], make, self._stored(recipe, number, "answers", stage))
+        return self._grade(recipe, number, name, out, start) if "score" in recipe.revise else out
+
+    def _grade(self, recipe: Recipe, number: int, name: str, pairs: Path, start: Start) -> Path:
+        settings, out = recipe.revise["score"], self._graded(number, name)
+        stage = title(recipe, number, f"grades ({name})")
+        draws = recipe.sets[name][0] is RECIPES["judge-off-policy"]  # no answer in its rows is the model's own
+
+        def make() -> None:
+            out.unlink(missing_ok=True)
+            with self._teacher(settings) as teacher, self._served(recipe, start, draws) as server:
+                given = flags.score_flags(recipe, pairs, out, start.answers, server)
+                given |= self._own_store(recipe, number, given)
+                self._run(SCORE.words, SCORE.typed(with_teacher(settings, teacher), given, recipe.path), stage)
+
+        inputs = [pairs, *_files(settings), *([start.answers] if draws else [])]
+        count = self._stored(recipe, number, "grades", stage)
+        self._stage(stage, {"settings": settings, "serve": recipe.serve}, inputs, [out], make, count)
+        return out
+
+    def _own_store(self, recipe: Recipe, number: int, given: Settings) -> Settings:
+        """A store for each round where the model is served: there its name says nothing of who answers."""
+        if recipe.serve is None or "store" not in given:
+            return {}
+        store = Path(given["store"])
+        return {"store": str(store.with_name(f"{store.stem}-{number}.sqlite"))}
+
+    def _stored(self, recipe: Recipe, number: int, what: str, stage: str) -> Count:
+        """How many answers a stage has got of those that it wants."""
+        store = self._recipe.out / f"{what}.sqlite"
+        path = Path(self._own_store(recipe, number, {"store": str(store)}).get("store", store))
+        n, before = float(self._found.n_answers.get(stage, 0)), list[int]()
+
+        def count() -> tuple[float, float, str] | None:
+            now = _rows(path)
+            before.append(now)  # the first is that of the stage's beginning
+            return (float(now - before[0]), n, "answers") if n else None
+
+        return count
+
+    # --- what the pairs are like -----------------------------------------------------------------------------------
+
+    def _measure_contrast(self, recipe: Recipe, number: int, name: str, data: Path, start: Start) -> None:
+        out, stage = self._beside(number, f"{name}.contrast.json"), title(recipe, number, f"contrast ({name})")
+
+        def measure() -> None:
+            out.unlink(missing_ok=True)
+            words = ["data.contrast", str(data), "--tokenizer", str(find_model(start.model)), "--out", str(out)]
+            self._run(words[:1], words[1:], stage)
+
+        self._stage(stage, {}, [data], [out], measure)
+
+    def _advise(self, recipe: Recipe, number: int, name: str, data: Path, start: Start) -> None:
+        if not self._is_advised(recipe, name):
+            return
+        settings, stage = recipe.eval.get("advise", {}), title(recipe, number, f"advice ({name})")
+        out = self._beside(number, f"{name}.advice.json")
+
+        def advise() -> None:
+            out.unlink(missing_ok=True)
+            with self._teacher(settings) as teacher:
+                given = flags.advice_flags(recipe, data, start.answers) | {"out": str(out)}
+                typed = EVALS["advise"].typed(with_teacher(settings, teacher), given, recipe.path)
+                self._run(EVALS["advise"].words, typed, stage)
+
+        self._stage(stage, {"settings": settings}, [data, start.answers], [out], advise)
+        found, asked = json.loads(out.read_text())["objective"], ", ".join(recipe.losses)
+        print(f"advice for {name}: --loss {found}; the recipe trains {asked}", file=sys.stderr, flush=True)
+
+    # --- training --------------------------------------------------------------------------------------------------
+
+    def _train(self, recipe: Recipe, number: int, sets: Mapping[str, Path], start: Start) -> list[Cell]:
+        cells, out = flags.cells_of(recipe, sets), self._runs(number)
+        more = _going_on(recipe.training, start) if number > 1 else recipe.training
+        folders = [grid.folder(out, cell) for cell in cells]
+        model = str(start.model)
+
+        def train() -> None:
+            with self._teacher({"score": recipe.score}) as teacher:
+                score = with_teacher({"score": recipe.score}, teacher)["score"]
+                grid.run_all(
+                    cells, out, model=model, settings=None, score=score, slots=self._slots, more=more,
+                    children=self._children,
+                )  # fmt: skip
+
+        told = {"cells": [cell._replace(file=Path(cell.file.name)) for cell in cells], "more": more}
+        told |= {"score": recipe.score}
+        inputs = [*sets.values(), model, *([start.adapter] if start.adapter else [])]
+        makes = [folder / "metrics.jsonl" for folder in folders]
+        epochs = float(flags.of_training(recipe).schedule.epochs)
+        self._stage(title(recipe, number, "training"), told, inputs, makes, train, lambda: _epochs(folders, epochs))
+        return cells
+
+    def _newest(self, number: int, cell: Cell) -> Start:
+        """What the next round begins with."""
+        run = grid.folder(self._runs(number), cell)
+        newest = str(checkpoints.of(run)[-1].folder)
+        return Start(str(checkpoints.settings(run)["model"]), newest) if (Path(newest) / ADAPTER).is_file() else (
+            Start(newest)
+        )  # fmt: skip
+
+    # --- evaluation and report -------------------------------------------------------------------------------------
+
+    def _evaluate(self, recipe: Recipe, number: int, runs: Sequence[Path]) -> None:
+        evaluation = Evaluation(recipe, runs, self.journal, self._children, self._slots)
+        for name in (n for n in BENCHMARKS if n in recipe.eval):
+            self._measure(recipe, number, name, evaluation, runs)
+
+    def _measure(self, recipe: Recipe, number: int, name: str, evaluation: Evaluation, runs: Sequence[Path]) -> None:
+        settings, done = recipe.eval[name], list[int]()
+
+        def measure() -> None:
+            with self._teacher(settings) as teacher:
+                evaluation.do(name, teacher, done.append)
+
+        n_jobs = float(len(evaluation.jobs(name)))
+        told = {"settings": settings, "serve": recipe.serve}
+        inputs = [c.folder for run in runs for c in checkpoints.of(run)]
+        stage, count = title(recipe, number, f"evaluation ({name})"), lambda: (float(len(done)), n_jobs, "models")
+        self._stage(stage, told, inputs, [], measure, count)
+
+    def _report(self, rounds: Sequence[Sequence[Cell]]) -> Path:
+        settings = {k.replace("-", "_"): v for k, v in self._recipe.eval.get("report", {}).items()}
+        found, folders = {}, list[Path]()
+        for n, cells in enumerate(rounds, 1):
+            for cell, run in grid.read(cells, self._runs(n)).items():
+                found[cell._replace(data=title(self._recipe, n, cell.data))] = run
+            folders += [grid.folder(self._runs(n), cell) for cell in cells if cell.seed == 0]
+        gains = grid.gains(found)
+        first = [table for table in (self._sets_table(rounds), gains) if table.rows]
+        with self._clock.stage("report"):
+            return report.write(
+                folders, self._recipe.out / "report", title=settings.get("title", "From prompts to an aligned model"),
+                gap_to=settings.get("gap_to", report.ReportConfig.gap_to), first=first,
+            )  # fmt: skip
+
+    def _sets_table(self, rounds: Sequence[Sequence[Cell]]) -> Table:
+        """The pairs of each round: how many, how much they differ, what is advised."""
+        rows = []
+        for n in range(1, len(rounds) + 1):
+            for name in dict.fromkeys(cell.data for cell in rounds[n - 1]):
+                (found,) = json.loads(self._beside(n, f"{name}.contrast.json").read_text()).values()
+                path = self._beside(n, f"{name}.advice.json")
+                advice = json.loads(path.read_text()) if path.is_file() else {}
+                better = tables.number(100 * advice["share"], 0) if advice else tables.DASH
+                jaccard = tables.number(100 * found["jaccard_words"]["mean"], 1)
+                cells = (title(self._recipe, n, name), f"{found['pairs']:,}", jaccard, better)
+                rows.append((*cells, advice.get("objective", tables.DASH)))
+        header = ("pairs", "how many", "Jaccard of words, %", "own answer better than winner, %", "advice")
+        return Table("pairs", "The pairs, and which objective they fit", header, rows, 1)
+
+    # --- processes and places --------------------------------------------------------------------------------------
+
+    def _run(self, module: Sequence[str], typed: Sequence[str], stage: str) -> None:
+        with self._slots.take() as env:
+            self._children.run([sys.executable, "-m", *module, *typed], self._log(stage), env)
+
+    @contextlib.contextmanager
+    def _teacher(self, settings: Settings) -> Iterator[str]:
+        """The address of who revises and judges, where settings ask for it."""
+        if self._recipe.teacher is None or not asks_teacher(settings):
+            yield ""
+            return
+        log = self._log("teacher")
+        with served(self._recipe.teacher, {}, self._children, log, os.environ) as server:
+            yield server.address
+
+    @contextlib.contextmanager
+    def _served(self, recipe: Recipe, start: Start, is_asked: bool) -> Iterator[tuple[str, str] | None]:
+        """Address and name of the model that a round begins with, where it is served and asked."""
+        if recipe.serve is None or not is_asked:
+            yield None
+            return
+        values = {"checkpoint": start.answers, "base": start.model}
+        with served(recipe.serve, values, self._children, self._log("serve"), os.environ) as server:
+            yield server.address, server.name
+
+    def _log(self, stage: str) -> Path:
+        path = self._recipe.out / "logs" / f"{_key(stage)}.log"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        return path
+
+    def _beside(self, number: int, name: str) -> Path:
+        return self._recipe.out / f"round-{number}" / "pairs" / name
+
+    def _pairs(self, number: int, name: str) -> Path:
+        return self._beside(number, f"{name}.jsonl")
+
+    def _graded(self, number: int, name: str) -> Path:
+        return self._beside(number, f"{name}.scored.jsonl")
+
+    def _runs(self, number: int) -> Path:
+        return self._recipe.out / f"round-{number}" / "runs"
+
+
+def _key(stage: str) -> str:
+    """A stage's name as a file's."""
+    return stage.replace(": ", "-").replace(" (", "-").replace(")", "").replace(" ", "-")
+
+
+def _files(settings: Settings) -> list[Path]:
+    """The files and folders that settings name."""
+    every = (v for value in settings.values() for v in (value if isinstance(value, list) else [value]))
+    return [path for value in every if isinstance(value, str) and (path := Path(value)).exists()]
+
+
+def _rows(store: Path) -> int:
+    """Answers in a store that another process may be writing; 0 where there is none yet."""
+    if not store.is_file():
+        return 0
+    try:
+        with contextlib.closing(sqlite3.connect(f"file:{store}?mode=ro", uri=True, timeout=1)) as reader:
+            return int(reader.execute("SELECT count(*) FROM answers").fetchone()[0])
+    except sqlite3.Error:  # it is being made
+        return 0
+
+
+def _epochs(folders: Sequence[Path], epochs: float) -> tuple[float, float, str]:
+    """How far runs are."""
+    done = 0.0
+    for folder in folders:
+        last = max(
+            (line for line in run_folder.lines_of(folder) if "epoch" in line), key=lambda x: x["step"], default={}
+        )
+        done += float(last.get("epoch", 0.0))
+    return done, epochs * len(folders), "epochs"
+
+
+def _going_on(training: Settings, start: Start) -> Settings:
+    """What engine.train is told in a later round: an adapter goes on, and does not begin anew."""
+    if start.adapter is None:
+        return training
+    return {k: v for k, v in training.items() if k not in (*LORA, "adapter")} | {"adapter": start.adapter}

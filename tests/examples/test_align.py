@@ -1,0 +1,227 @@
+"""From prompts to the report by one command, killed in between, served, with adapters, in rounds."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+import yaml
+
+from examples.children import MARK
+from tests import tiny
+from tests.eval.upstream import checkout
+
+PROGRAM = "{python} -m tests.examples.align_servers"
+TEXTS = ["Why is the heron a bird of the marsh?", "The otter says so.", "Say a letter. Be short."] * 3
+COUNTS = ("step", "epoch", "loss", "rewards/chosen", "logps/rejected", "grad_norm", "learning_rate")
+
+
+def small(folder, **sections):
+    """A recipe of a tiny model in a folder, whose paths are relative to it; sections are added to."""
+    folder.mkdir()
+    tiny.write_model(folder / "m", texts=TEXTS, max_position_embeddings=256)
+    prompts = [{"prompt": f"Why is the heron a bird {i}?"} for i in range(24)]
+    (folder / "prompts.jsonl").write_text("".join(json.dumps(row) + "\n" for row in prompts))
+    shared = {"endpoint": ["{teacher}"], "target_max_tokens": 12, "concurrency": 4}
+    said = {
+        "out": "o",
+        "teacher": f"{PROGRAM} teacher --port {{port}} --log asked.txt",
+        "revise": {
+            "clair": {**shared, "prompts": "prompts.jsonl", "model": "reviser", "min_length_ratio": 0.01,
+                      "max_length_ratio": 100, "cut_answers": "keep", "price_in": 1, "price_out": 2},
+            "score": {**shared, "model": "grader"},
+        },
+        "train": {"model": "m", "loss": "dpo", "epochs": 3, "batch_size": 4, "lr": 1e-3, "state_every": 2,
+                  "eval_pairs": 4},
+        "score": f"{PROGRAM} score {{run}}",
+        "eval": {"trajectories": {"answers": 2, "max_new_tokens": 6}},
+    }  # fmt: skip
+    for name, more in sections.items():
+        said[name] = said[name] | more if isinstance(more, dict) and name in said else more
+    (folder / "recipe.yaml").write_text(yaml.safe_dump(json.loads(json.dumps(said)), sort_keys=False))
+    return folder
+
+
+def align(folder, *more):
+    """The finished command."""
+    command = [sys.executable, "-m", "examples.align", "recipe.yaml", *more]
+    return subprocess.run(command, cwd=folder, env=tiny.environment(), capture_output=True, text=True, check=False)
+
+
+def asked(folder):
+    """Requests that the teacher got, without those that only try whether it answers."""
+    lines = (folder / "asked.txt").read_text().split("\n")[:-1]
+    return [line.split()[1] for line in lines if line.split()[2] == "False"]
+
+
+def metrics(folder):
+    """Of every step of the run, what is not the clock's."""
+    lines = map(json.loads, (folder / "o/round-1/runs/seed-0/clair/dpo/metrics.jsonl").read_text().splitlines())
+    return [{name: line[name] for name in COUNTS} for line in lines if "loss" in line]
+
+
+def files_of(folder):
+    """The bytes that have no time in them: pairs without provenance, weights, scores."""
+    run = folder / "o/round-1/runs/seed-0/clair/dpo"
+    made = {str(path.relative_to(folder)): path.read_bytes() for path in sorted(run.glob("epoch-*/*"))}
+    rows = (folder / "o/round-1/pairs/clair.scored.jsonl").read_text().splitlines()
+    made["pairs"] = [
+        [row[name] for name in ("prompt", "chosen", "rejected", "own_score")] for row in map(json.loads, rows)
+    ]
+    return made | {"scores": (run / "eval/scores.jsonl").read_text()}
+
+
+def killed(folder, when):
+    """The command killed with -9 once `when` says so; nothing that it started is there a while later."""
+    command = [sys.executable, "-m", "examples.align", "recipe.yaml"]
+    with open(folder / "log", "a") as log:
+        process = subprocess.Popen(command, cwd=folder, env=tiny.environment(), stderr=log)
+        deadline = time.monotonic() + 300
+        while not when() and process.poll() is None and time.monotonic() < deadline:
+            time.sleep(0.02)
+        assert process.poll() is None, (folder / "log").read_text()
+        process.kill()
+        process.wait()
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(1200)
+def test_killed_twice_it_comes_to_the_same_and_asks_and_trains_nothing_again(tmp_path):
+    calm, hard = small(tmp_path / "calm"), small(tmp_path / "hard")
+    done = align(calm)
+    assert done.returncode == 0, done.stderr
+    page = (calm / "o/report/report.html").read_text()
+    assert done.stdout.strip().endswith("o/report/report.html") and "The pairs, and which objective they fit" in page
+    assert "advice for clair: --loss" in done.stderr
+    n = len(asked(calm))
+    assert n == len(set(asked(calm))) and n == 24 + 2 * 24  # a revision and two grades of each
+
+    killed(hard, lambda: (hard / "asked.txt").is_file() and len(asked(hard)) >= 10)
+    run = hard / "o/round-1/runs/seed-0/clair/dpo"
+    killed(hard, lambda: (run / "metrics.jsonl").is_file() and len(metrics(hard)) >= 6)
+    states = [int(path.name.partition("-")[2]) for path in (run / "state").glob("step-*")]
+    again = align(hard)
+    assert again.returncode == 0, again.stderr
+    assert "pairs (clair): taken as it was" in again.stderr
+    repeated = len(asked(hard)) - len(set(asked(hard)))
+    assert set(asked(hard)) == set(asked(calm)) and repeated <= 4  # at most those in flight
+    said = (hard / "o/round-1/runs/seed-0/clair/dpo.log").read_text()
+    assert states and f"step {max(states)}" in said, said  # it went on from the newest state
+    assert metrics(hard) == metrics(calm) and len(metrics(calm)) == 15
+    assert files_of(hard) == files_of(calm)
+    third = align(hard)
+    assert third.returncode == 0 and third.stderr.count("taken as it was") == 6, third.stderr
+    assert len(asked(hard)) == n + repeated
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(600)
+def test_what_it_takes_is_told_and_nothing_is_asked(tmp_path):
+    folder = small(tmp_path / "a")
+    done = align(folder, "--dry-run")
+    assert done.returncode == 0, done.stderr
+    assert not (folder / "asked.txt").exists() and not (folder / "o/round-1").exists()
+    for words in (
+        "24 answers of the model, drawn here, of 12 tokens at most",
+        "clair: 24 requests",
+        "score: 48 requests",
+        "training (1 run)",
+        "dpo on clair:",
+        "evaluation (trajectories)",
+        "in all: 72 requests, $",
+    ):
+        assert words in done.stdout, (words, done.stdout)
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(600)
+@pytest.mark.parametrize(
+    ("sections", "words"),
+    [
+        ({"revise": {"clair": {"prompts": "none.jsonl", "endpoint": ["{teacher}"], "model": "reviser"}}}, "none.jsonl"),
+        ({"train": {"model": "m", "loss": "odpo", "lr": 1e-3}, "revise": {"score": {}}}, "revise: score: "),
+        ({"train": {"gpu_memory": 0.01}}, "recipe.yaml: train: needs"),
+        ({"eval": {"mixeval": {"mixeval": "nowhere", "judge": "j", "judge_endpoint": ["{teacher}"]}}}, "nowhere"),
+        ({"train": {"model": "other"}}, "recipe.yaml: train: "),
+        ({"revise": {"score": {"endpoint": ["{teacher}"], "model": "nobody"}}}, "revise: score: "),
+    ],
+    ids=["prompts", "grades", "memory", "a checkout", "a model", "a name at the server"],
+)
+def test_what_cannot_work_is_told_before_an_answer_is_drawn(tmp_path, sections, words):
+    folder = small(tmp_path / "a", **sections)
+    done = align(folder)
+    assert done.returncode == 2 and words in done.stderr and "Traceback" not in done.stderr, done.stderr
+    assert not (folder / "o/round-1").exists()
+    assert not (folder / "asked.txt").exists() or not asked(folder)
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(1200)
+def test_rounds_of_an_adapter_are_served_and_scored_by_a_judge(tmp_path):
+    served = f"{PROGRAM} model --port {{port}} --log served.txt --name {{name}} --checkpoint {{checkpoint}}"
+    judge = {"mixeval": "MixEval", "judge_endpoint": ["{teacher}"], "judge": "judge", "any_data": True,
+             "version": ["2024-06-01"]}  # fmt: skip
+    train = {"lora_rank": 2, "lora_alpha": 4, "epochs": 1, "eval_pairs": 0}
+    folder = small(tmp_path / "a", rounds=2, serve=served, train=train, eval={"mixeval": judge})
+    data = checkout(folder / "MixEval") / "mix_eval/data/mixeval-2024-06-01/mixeval-hard"
+    data.mkdir(parents=True)
+    row = {"problem_type": "x", "context": None, "benchmark_name": "DROP"}
+    rows = [row | {"prompt": f"Why {i}?"} for i in range(6)]
+    splits = {
+        "free-form": {str(i): r | {"target": ["a"]} for i, r in enumerate(rows)},
+        "multiple-choice": {str(i): r | {"target": [i % 2], "options": ["o", "p"]} for i, r in enumerate(rows)},
+    }
+    for name, queries in splits.items():
+        (data / f"{name}.json").write_text(json.dumps(queries))
+    done = align(folder)
+    assert done.returncode == 0, done.stderr
+    first, second = (folder / f"o/round-{n}/runs/seed-0/clair/dpo" for n in (1, 2))
+    said = yaml.safe_load((second / "config.yaml").read_text())
+    assert said["adapter"] == "o/round-1/runs/seed-0/clair/dpo/epoch-01" and said["lora_rank"] is None
+    assert said["model"] == "m"
+    lines = [json.loads(line) for line in (second / "metrics.jsonl").read_text().splitlines()]
+    assert lines[0]["rewards/chosen"] == 0.0 == lines[0]["rewards/rejected"]  # the reference is where the round began
+    whose = [line.split()[3] for line in (folder / "served.txt").read_text().splitlines() if line.split()[2] == "False"]
+    assert set(whose) == {str(tmp_path / "a/m"), "m", *(f"o/round-{n}/runs/seed-0/clair/dpo/epoch-01" for n in (1, 2))}
+    rejected = [
+        json.loads(line)["rejected"][-1]["content"]
+        for line in (folder / "o/round-2/pairs/clair.jsonl").read_text().splitlines()
+    ]
+    assert all("The otter of epoch-01" in text for text in rejected)  # the newest checkpoint's own answers
+    for run, names in ((first, {"base", "epoch-01"}), (second, {"base", "epoch-01"})):
+        found = [json.loads(line) for line in (run / "eval/scores.jsonl").read_text().splitlines()]
+        assert {line["checkpoint"] for line in found if line["benchmark"] == "mixeval-hard"} == names
+    page = (folder / "o/report/report.html").read_text()
+    assert "round 1: clair" in page and "round 2: clair" in page
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(600)
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_ends_everything_that_was_started_and_keeps_it(tmp_path, number):
+    folder = small(tmp_path / "a", train={"epochs": 400})
+    command = [sys.executable, "-m", "examples.align", "recipe.yaml"]
+    with open(folder / "log", "w") as log:
+        process = subprocess.Popen(command, cwd=folder, env=tiny.environment(), stderr=log)
+        deadline = time.monotonic() + 300
+        path = folder / "o/round-1/runs/seed-0/clair/dpo/metrics.jsonl"
+        while not (path.is_file() and len(metrics(folder)) >= 3) and time.monotonic() < deadline:
+            time.sleep(0.05)
+        process.send_signal(number)
+        code = process.wait(120)
+    assert code == 128 + number and "Traceback" not in (folder / "log").read_text()
+    assert (path.parent / "state").is_dir()
+    mark = f"{MARK}={(folder / 'o').resolve()}".encode()
+    left = [p for p in os.listdir("/proc") if p.isdigit() and mark in environ_of(p).split(b"\0")]
+    assert not left
+
+
+def environ_of(process):
+    try:
+        with open(f"/proc/{process}/environ", "rb") as file:
+            return file.read()
+    except OSError:
+        return b""
