@@ -17,6 +17,8 @@ import sys
 from pathlib import Path
 
 OBJECTIVES = ("dpo", "apo_zero", "apo_down", "kto", "sft", "bco")
+PAIRS = ("round-1/pairs/clair.jsonl", "pairs.jsonl")  # of the demo, now and in release 0.1
+BELOW = "round-1/runs/seed-0/clair/"
 STOPPED = ("apo_zero", "bco")  # the second carries a state from step to step
 FLAGS = [
     "--max-steps",
@@ -74,7 +76,8 @@ def digest(text: bytes) -> str:
 def measure(checkout: Path, out: Path) -> None:
     """Every run, in a folder each."""
     run(checkout, sys.executable, "-m", "examples.miniature.demo", "--out", out / "demo")
-    (model,), pairs = (out / "demo").glob("base-*/model"), out / "demo" / "pairs.jsonl"
+    (model,) = (out / "demo").glob("base-*/model")
+    pairs = next(path for name in PAIRS if (path := out / "demo" / name).exists())
     for ranks in (1, 2):
         for loss in OBJECTIVES:
             train(checkout, model, pairs, out / f"{loss}-{ranks}", loss, ranks=ranks)
@@ -86,7 +89,10 @@ def measure(checkout: Path, out: Path) -> None:
 def compare(ours: Path, theirs: Path) -> list[str]:
     """What differs between two folders of runs; prints what only one of them has."""
     runs, others = (
-        {path.parent.relative_to(out).as_posix(): numbers(path.parent) for path in sorted(out.rglob("metrics.jsonl"))}
+        {
+            path.parent.relative_to(out).as_posix().replace(BELOW, ""): numbers(path.parent)
+            for path in sorted(out.rglob("metrics.jsonl"))
+        }
         for out in (ours, theirs)
     )
     shared = [(name, part) for name in runs if name in others for part in runs[name] if part in others[name]]

@@ -8,7 +8,12 @@ road        the stages, in order, and again for each round
 journal     which of them are done, by a fingerprint of what went into them
 evaluation  every checkpoint answered and scored, on all GPUs or through a served model
 served      a server that is started for its answers, waited for, and ended
+probe       one question to every server, before anything is spent
 progress    what is done and how much time is left
 
 A stage is a command of this project in a process of its own; what it says is in OUT/logs.
 """
+
+from examples.align.run import run
+
+__all__ = ["run"]

@@ -1,17 +1,13 @@
 """python -m examples.align recipe.yaml: see the package's own page, docs/align.md."""
 
-import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import tyro
 
-from examples.align import check, flags, probe, recipe
-from examples.align.road import Road
-from examples.children import Children, end_left
-from examples.slots import Slots
-from system import InputError, cli, hold
+from examples import align
+from system import InputError, cli
 from system.flags import PathText
 
 EXAMPLE = "./launch.sh align examples/recipes/align-miniature.yaml"
@@ -39,21 +35,9 @@ class AlignConfig:
 def main(argv: Sequence[str]) -> None:
     """The command."""
     config = cli.parse(AlignConfig, argv, command="./launch.sh align", example=EXAMPLE)
-    asked = recipe.read(Path(config.recipe), config.out)
-    asked.out.mkdir(parents=True, exist_ok=True)
-    lock = asked.out / ".align.lock"
-    with hold(lock, asked.out, does="aligns in it", otherwise="give another --out"):
-        end_left(asked.out)
-        with Children(asked.out) as children:
-            slots = Slots(at_once=asked.at_once, gpus=asked.gpus)
-            flags.check(asked)
-            road = Road(asked, children, slots)
-            road.prepare()
-            found = check.look(asked, slots, road.known_pairs)
-            print(check.tell(asked, found), file=sys.stdout if config.dry_run else sys.stderr, flush=True)
-            if not config.dry_run:
-                probe.ask_all(asked, children)
-                print(road.go(found))
+    report = align.run(Path(config.recipe), Path(config.out) if config.out else None, only_tells=config.dry_run)
+    if report is not None:
+        print(report)
 
 
 if __name__ == "__main__":

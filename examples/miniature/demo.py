@@ -19,20 +19,17 @@ from pathlib import Path
 import numpy as np
 import plotext
 
-from engine import train
-from engine.config import TrainConfig
-from eval import contrast_run, report, trajectories
-from examples.miniature import model, reviser, world
-from examples.miniature.score import MAX_ANSWER_TOKENS, Score, measure, write_scores
-from revise import recipe_runner
+from eval import checkpoints
+from examples import align
+from examples.miniature import model, world
+from examples.miniature.score import Score, measure
 from revise import show as pages
-from revise.recipes import ClairConfig, clair_recipe
 from system import RunError, cli
 from system.flags import PathText
 
-TRAINING = {"batch_size": 16, "epochs": 2, "optimizer": "adamw", "lr": 1e-3, "warmup_steps": 10, "beta": 0.5}
+RECIPE = Path(__file__).parents[1] / "recipes/demo.yaml"
 OBJECTIVES = ("apo_zero", "dpo")
-N_HELDOUT = 64  # of the pairs
+DONE = ".demo-is-done"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -45,31 +42,6 @@ class DemoConfig:
     """Draw the result as an SVG file too."""
 
 
-def make_pairs(folder: Path, questions: Sequence[world.Question], root: Path) -> Path:
-    """Has the model answer and a reviser mend its answers, over HTTP, by the recipe that a real run uses."""
-    prompts, pairs = root / "prompts.jsonl", root / "pairs.jsonl"
-    prompts.write_text("".join(json.dumps({"prompt": q.prompt}) + "\n" for q in questions))
-    for left in root.glob("answers.sqlite*"):  # else nothing would be asked a second time
-        left.unlink()
-    with reviser.serve_reviser() as address:
-        config = ClairConfig(
-            prompts=str(prompts),
-            out=str(pairs),
-            store=str(root / "answers.sqlite"),
-            endpoint=(address,),
-            model="field-guide-reviser",
-            target_model=str(folder),
-            target_max_tokens=MAX_ANSWER_TOKENS,
-            price_in=10.0,
-            price_out=30.0,
-        )
-        recipe_runner.make(clair_recipe(config))
-    page = root / "pairs.html"
-    page.unlink(missing_ok=True)
-    pages.main([str(pairs), "--html", str(page)])
-    return pairs
-
-
 def main(argv: Sequence[str]) -> None:
     """The command."""
     config = cli.parse(
@@ -77,53 +49,42 @@ def main(argv: Sequence[str]) -> None:
     )
     start, root = time.perf_counter(), Path(config.out)
     root.mkdir(parents=True, exist_ok=True)
+    begin_anew(root)
 
     def stage(sentence: str) -> None:
         print(f"[{time.perf_counter() - start:5.0f} s] {sentence}", file=sys.stderr, flush=True)
 
-    stage("a tiny Llama learns the field guide from a corpus in which 30 % of the values are wrong")
-    base = model.base_model(root)
-    _, prompts, test = model.split_questions()
-    stage("it answers new prompts; a reviser, asked over HTTP, repairs what is wrong in each answer, and nothing else")
-    pairs = make_pairs(base, prompts, root)
-    models, runs = {"base": base}, [root / loss for loss in OBJECTIVES]
-    epochs: dict[Path, dict[str, Path]] = {}
-    for loss in OBJECTIVES:
-        stage(f"{loss} trains on the pairs")
-        shutil.rmtree(root / loss, ignore_errors=True)
-        run = train.run(
-            TrainConfig(
-                model=str(base),
-                data=(str(pairs),),
-                loss=loss,
-                out=str(root / loss),
-                eval_pairs=N_HELDOUT,
-                **TRAINING,  # pyright: ignore[reportArgumentType]
-            )
-        )
-        models[loss] = run.checkpoints[-1]
-        epochs[root / loss] = {folder.name: folder for folder in run.checkpoints}
-    stage(f"every model answers {len(test)} questions that none has seen")
+    stage("a tiny Llama learns the field guide from a corpus in which 30 % of the values are wrong, and answers")
+    stage("a reviser, asked over HTTP, repairs what is wrong in each answer, and nothing else; apo_zero and dpo train")
+    report = align.run(RECIPE, root)
+    pairs = root / "round-1/pairs/clair.jsonl"
+    pages.main([str(pairs), "--html", str(pairs.with_suffix(".html"))])
+    runs = {loss: root / "round-1/runs/seed-0/clair" / loss for loss in OBJECTIVES}
+    _, _, test = model.split_questions()
+    models = {"base": root / "model"} | {loss: checkpoints.of(run)[-1].folder for loss, run in runs.items()}
+    stage(f"every model answers {len(test)} questions that none has seen, sampled and greedily")
     sampled = {name: measure(folder, test, temperature=1.0) for name, folder in models.items()}
     greedy = {name: measure(folder, test, temperature=0.0) for name, folder in models.items()}
-
-    rewards = {loss: read_rewards(root / loss / "metrics.jsonl") for loss in OBJECTIVES}
+    rewards = {loss: read_rewards(run / "metrics.jsonl") for loss, run in runs.items()}
     show(rewards, sampled, greedy, test)
     if config.figure:
         draw(rewards, sampled, Path(config.figure))
-    stage("every checkpoint is measured for the report")
-    for folder in runs:
-        found = {"base": sampled["base"]} | {
-            name: sampled[folder.name] if path in models.values() else measure(path, test, temperature=1.0)
-            for name, path in epochs[folder].items()
-        }
-        write_scores(folder, found)
-        contrast_run.measure(folder)
-        trajectories.main([str(folder), "--answers", "48", "--max-new-tokens", str(MAX_ANSWER_TOKENS)])
-    page = report.write(runs, root / "report", title="A tiny Llama, aligned on revisions of its own answers")
-    stage(f"done; models, pairs and metrics are in {root}, and the report is {page}")
+    (root / DONE).touch()
+    stage(f"done; models, pairs and metrics are in {root}, and the report is {report}")
     if sampled["apo_zero"].interval[0] <= sampled["base"].interval[1]:
         raise RunError("APO-zero did not improve on the base: their intervals at temperature 1 overlap")
+
+
+def begin_anew(root: Path) -> None:
+    """Takes away what a demo that came to its end has made, but for the base model: else there would be nothing to see.
+    One that was stopped goes on.
+    """
+    if (root / DONE).exists():
+        for name in ("round-1", "stages", "report", "logs"):
+            shutil.rmtree(root / name, ignore_errors=True)
+        for left in root.glob("*.sqlite*"):
+            left.unlink()
+        (root / DONE).unlink()
 
 
 def read_rewards(path: Path) -> dict[str, list[float]]:

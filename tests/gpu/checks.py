@@ -203,7 +203,7 @@ def rows_of(path: str, said: str) -> list[Row]:
 def training(config: ChecksConfig, out: Path) -> list[str]:
     """The command of the miniature's 200 steps. Raises InputError where there is no demo to start from."""
     demo = Path(config.demo).absolute()
-    base, pairs = next(demo.glob("base-*/model"), None), demo / "pairs.jsonl"
+    base, pairs = next(demo.glob("base-*/model"), None), demo / "round-1/pairs/clair.jsonl"
     if base is None or not pairs.exists():
         raise InputError(f"{config.demo}: holds no finished demo; run ./launch.sh demo first, or name one by --demo")
     return ["-m", "engine.train", "--model", str(base), "--data", str(pairs), "--out", str(out), *TRAINING]

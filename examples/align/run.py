@@ -1,0 +1,33 @@
+"""A recipe from its file to its report."""
+
+import sys
+from pathlib import Path
+
+from examples.align import check, flags, probe, recipe
+from examples.align.road import Road
+from examples.children import Children, end_left
+from examples.slots import Slots
+from system import hold
+
+
+def run(path: Path, out: Path | None = None, *, only_tells: bool = False) -> Path | None:
+    """Does what a recipe says, and goes on where it was stopped. The report's path.
+
+    out: another folder than the recipe names. only_tells: print what it takes, ask no server and do no stage; None is
+    given then. Raises InputError before anything is spent, RunError where a stage fails, Stopped after a signal.
+    """
+    asked = recipe.read(path, None if out is None else str(out))
+    asked.out.mkdir(parents=True, exist_ok=True)
+    with hold(asked.out / ".align.lock", asked.out, does="aligns in it", otherwise="give another --out"):
+        end_left(asked.out)
+        with Children(asked.out) as children:
+            slots = Slots(at_once=asked.at_once, gpus=asked.gpus)
+            flags.check(asked)
+            road = Road(asked, children, slots)
+            road.prepare()
+            found = check.look(asked, slots, road.known_pairs)
+            print(check.tell(asked, found), file=sys.stdout if only_tells else sys.stderr, flush=True)
+            if only_tells:
+                return None
+            probe.ask_all(asked, children)
+            return road.go(found)
