@@ -14,6 +14,7 @@ progress    what is done and how much time is left
 A stage is a command of this project in a process of its own; what it says is in OUT/logs.
 """
 
-from examples.align.run import run
+from examples.align.recipe import Recipe
+from examples.align.run import follow, run
 
-__all__ = ["run"]
+__all__ = ["Recipe", "follow", "run"]

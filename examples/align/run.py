@@ -16,7 +16,11 @@ def run(path: Path, out: Path | None = None, *, only_tells: bool = False) -> Pat
     out: another folder than the recipe names. only_tells: print what it takes, ask no server and do no stage; None is
     given then. Raises InputError before anything is spent, RunError where a stage fails, Stopped after a signal.
     """
-    asked = recipe.read(path, None if out is None else str(out))
+    return follow(recipe.read(path, None if out is None else str(out)), only_tells=only_tells)
+
+
+def follow(asked: recipe.Recipe, *, only_tells: bool = False) -> Path | None:
+    """The same for a recipe that was made here."""
     asked.out.mkdir(parents=True, exist_ok=True)
     with hold(asked.out / ".align.lock", asked.out, does="aligns in it", otherwise="give another --out"):
         end_left(asked.out)

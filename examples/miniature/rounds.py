@@ -3,14 +3,15 @@ reference; beside one run on the same prompts at once, whose answers are all the
 """
 
 import json
+import shlex
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from engine import train
-from engine.config import TrainConfig
-from eval import plots
+from eval import checkpoints, plots
 from eval.tables import Table, number
+from examples import align
 from examples.miniature import model, sets
 from examples.miniature.score import Score, measure
 from system import files
@@ -18,8 +19,10 @@ from system import files
 N_ROUNDS = 3
 N_PROMPTS = 340  # of each round, new ones; in three rounds all that there are, those of the search for rates too
 TRAINING: dict[str, Any] = {
-    "batch_size": 16, "epochs": 6, "optimizer": "rmsprop", "warmup_steps": 10, "beta": 0.5, "keep_checkpoints": 1,
+    "loss": "apo_zero", "batch_size": "16", "epochs": "6", "optimizer": "rmsprop", "warmup_steps": "10", "beta": "0.5",
+    "keep_checkpoints": "1",
 }  # fmt: skip
+TEACHER = f"{shlex.quote(sys.executable)} -m examples.miniature.teachers --port {{port}}"
 N_TEST = 300  # of the 500; by the others the rates were found
 
 
@@ -40,33 +43,44 @@ def run(base: Path, root: Path, *, n_rounds: int, lr: float) -> list[Round]:
     if kept.exists():
         return [Round(*line) for line in json.loads(kept.read_text())]
     _, prompts, test = model.split_questions()
-    now, n_pairs, found = base, 0, [_round("before", 0, measure(base, test[:N_TEST], temperature=1.0))]
-    for i in range(n_rounds):
-        part = prompts[i * N_PROMPTS : (i + 1) * N_PROMPTS]
-        pairs = sets.clair(now, root / f"round-{i + 1}", part)
-        now = _train(now, [pairs], root / f"round-{i + 1}/apo_zero", lr)
-        n_pairs += len(pairs.read_text().splitlines())
-        found.append(_round(f"round {i + 1}", n_pairs, measure(now, test[:N_TEST], temperature=1.0)))
-    every = [
-        sets.clair(base, root / f"at-once/{i + 1}", prompts[i * N_PROMPTS : (i + 1) * N_PROMPTS])
-        for i in range(n_rounds)
-    ]
-    whole = _train(base, every, root / "at-once/apo_zero", lr)
-    n_pairs = sum(len(pairs.read_text().splitlines()) for pairs in every)
-    found.append(_round("all prompts at once", n_pairs, measure(whole, test[:N_TEST], temperature=1.0)))
+    parts = [prompts[i * N_PROMPTS : (i + 1) * N_PROMPTS] for i in range(n_rounds)]
+    root.mkdir(parents=True, exist_ok=True)
+    for name, questions in {**dict(enumerate(parts, 1)), "all": [q for part in parts for q in part]}.items():
+        files.write_rows(root / f"prompts-{name}.jsonl", [{"prompt": q.prompt} for q in questions])
+    found = [_round("before", 0, measure(base, test[:N_TEST], temperature=1.0))]
+    in_rounds = _recipe(base, root / "in-rounds", root / "prompts-{round}.jsonl", lr, rounds=n_rounds)
+    align.follow(in_rounds)
+    n_pairs = 0
+    for i in range(1, n_rounds + 1):
+        aligned, n = _end_of(in_rounds.out / f"round-{i}")
+        n_pairs += n
+        found.append(_round(f"round {i}", n_pairs, measure(aligned, test[:N_TEST], temperature=1.0)))
+    at_once = _recipe(base, root / "at-once", root / "prompts-all.jsonl", lr, rounds=1)
+    align.follow(at_once)
+    whole, n = _end_of(at_once.out / "round-1")
+    found.append(_round("all prompts at once", n, measure(whole, test[:N_TEST], temperature=1.0)))
     files.write_text(kept, json.dumps(found))
     return found
 
 
+def _recipe(base: Path, out: Path, prompts: Path, lr: float, *, rounds: int) -> align.Recipe:
+    """CLAIR and APO-zero, so many times."""
+    clair = {
+        "prompts": str(prompts), "endpoint": ["{teacher}"], "model": "reviser",
+        "target_max_tokens": str(sets.MAX_ANSWER_TOKENS),
+    }  # fmt: skip
+    train = TRAINING | {"model": str(base), "lr": f"{lr:g}"}
+    return align.Recipe(path=str(out), out=out, rounds=rounds, teacher=TEACHER, revise={"clair": clair}, train=train)
+
+
+def _end_of(folder: Path) -> tuple[Path, int]:
+    """A round's newest checkpoint, and how many pairs it was trained on."""
+    n_pairs = len((folder / "pairs/clair.jsonl").read_text().splitlines())
+    return checkpoints.of(folder / "runs/seed-0/clair/apo_zero")[-1].folder, n_pairs
+
+
 def _round(name: str, n_pairs: int, score: Score) -> Round:
     return Round(name, n_pairs, score.exact, *score.interval)
-
-
-def _train(start: Path, pairs: Sequence[Path], out: Path, lr: float) -> Path:
-    config = TrainConfig(
-        model=str(start), data=tuple(map(str, pairs)), loss="apo_zero", out=str(out), resume=True, lr=lr, **TRAINING
-    )
-    return train.run(config).checkpoints[-1]
 
 
 def chart(found: Sequence[Round]) -> str:

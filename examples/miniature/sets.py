@@ -50,16 +50,6 @@ def make(
     return found
 
 
-def clair(base: Path, root: Path, questions: Sequence[world.Question], seed: int = 0) -> Path:
-    """CLAIR pairs alone, of a model's answers to questions; made once."""
-    path = root / "clair.jsonl"
-    if not path.exists():
-        root.mkdir(parents=True, exist_ok=True)
-        with serve_teachers() as address:
-            _ask("clair", base, root, questions, path, address, seed)
-    return path
-
-
 def _ask(
     name: str, base: Path, made: Path, questions: Sequence[world.Question], out: Path, address: str, seed: int
 ) -> None:
