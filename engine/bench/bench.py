@@ -28,6 +28,7 @@ import torch
 
 from data.rows import Example, Limits, Reading, Record, open_model, read_examples, read_records
 from engine import weights
+from engine.bench import peers as trl
 from engine.bench.measure import PARTS, arguments
 from engine.config import ALIASES, AdapterConfig, BaseDtype, MasterWeights, TrainConfig
 from engine.model import SHAPES, XIELU, Quantisation, Shape, Transformer, raw_config, read_config
@@ -87,8 +88,9 @@ class BenchConfig:
     ranks: int = 1
     """Processes; with more than one, a row of one process with all threads stands beside it."""
     peer: Literal["trl"] | None = None
-    """Run TRL's DPOTrainer on the same weights, rows and settings: pip install -e '.[peer]'. With --lora-rank PEFT's
-    adapter, with precomputed log-probs of the reference, whose time is part of epoch 1."""
+    """Run TRL's DPOTrainer at its best on the same weights, rows and settings (pip install -e '.[peer]'): its reference
+    in the walk and precomputed (whose time is part of epoch 1), several pairs at a time, compiled; on a GPU bf16
+    weights and flash attention too. With --lora-rank PEFT's adapter."""
     rounds: int = 2
     """How often what is compared is measured, in turn."""
     out: PathText | None = None
@@ -169,19 +171,22 @@ class Bench:
             kinds["without any"] = {"disable": list(SAVINGS)}
             others = ["no"] if torch.cuda.is_available() else ["yes"]
             kinds |= {f"compile: {kind}": {"compile": kind} for kind in others}
-        peer = "TRL and PEFT" if c.adapter else "TRL"
-        peers = {f"{peer}, {n} at a time": n for n in (1, 2, 4)} if c.peer else {}
+        peers = trl.first(has_adapter=bool(c.adapter)) if c.peer else {}
         runs: dict[str, list[dict[str, Any]]] = {}
         for turn in range(c.rounds):
             for name, changes in kinds.items():
                 runs.setdefault(name, []).append(self._ours(name, changes, kernels=turn == 0 and not changes))
                 yield _rows(runs)
-            if turn == 1 and peers:  # the first round has shown which of them is the fastest
-                best = max(peers, key=lambda name: _rate(runs[name][0], 0))
-                peers = {best: peers[best]}
-            for name, micro in peers.items():
-                runs.setdefault(name, []).append(self._theirs(name, micro))
+            for name, options in peers.items():
+                runs.setdefault(name, []).append(self._theirs(name, options))
                 yield _rows(runs)
+            if turn == 0 and peers:
+                rate = lambda name, epoch: _rate(runs[name][0], epoch)  # noqa: E731
+                others = trl.more(peers, rate)
+                for name, options in others.items():
+                    runs[name] = [self._theirs(name, options)]
+                    yield _rows(runs)
+                peers = trl.kept(peers | others, rate)
 
     def _ours(self, name: str, changes: dict[str, Any], *, kernels: bool) -> dict[str, Any]:
         c = self._config
@@ -191,11 +196,11 @@ class Bench:
         more = {"kernels": kernels and not torch.cuda.is_available(), "profile": c.profile if kernels else None}
         return self._run(name, "engine.bench.measure", {"config": settings, **more}, n_ranks)
 
-    def _theirs(self, name: str, micro: int) -> dict[str, Any]:
+    def _theirs(self, name: str, options: dict[str, Any]) -> dict[str, Any]:
         c = self._config
         job = {
             "model": str(self._model), "rows": str(self._rows), "out": str(self._folder / self._next()),
-            "loss": c.loss, "batch_size": c.batch_size, "micro": micro, "steps": c.steps, "dtype": c.dtype, **c.adapter,
+            "loss": c.loss, "batch_size": c.batch_size, "steps": c.steps, "dtype": c.dtype, **c.adapter, **options,
         }  # fmt: skip
         return self._run(name, "engine.bench.measure_trl", job, 1)
 
@@ -262,9 +267,19 @@ def table(made: dict[str, Any]) -> str:
             for kind in ("flops", "useful_flops")
         )
         lines.append(_line(row["name"], *rates, *ratios, f"{peak:,.0f}", flops, useful))
-    return "\n".join(
-        [*lines, "", "A ratio is that of the first row's pairs/s to the row's own.", "", *_where(first["runs"][0])]
-    )
+    said = ["", "A ratio is that of the first row's pairs/s to the row's own.", *_beside_trl(made["rows"]), ""]
+    return "\n".join([*lines, *said, *_where(first["runs"][0])])
+
+
+def _beside_trl(rows: Sequence[dict[str, Any]]) -> list[str]:
+    """The ratios to TRL at its best, by the rounds in which both were measured; nothing where it was not."""
+    theirs, said = [row for row in rows if row["name"].startswith("TRL")], []
+    for epoch, when in enumerate(("epoch 1", "from epoch 2 on")):
+        if theirs:
+            best = max(theirs, key=lambda row: statistics.median(_rate(run, epoch) for run in row["runs"]))
+            both = zip(rows[0]["runs"], best["runs"], strict=False)
+            said.append(f"{_spread([_rate(a, epoch) / _rate(b, epoch) for a, b in both])} {when} ({best['name']})")
+    return ["", f"To TRL at its best: {', '.join(said)}."] if said else []
 
 
 def _line(*cells: str) -> str:

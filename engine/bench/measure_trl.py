@@ -2,8 +2,8 @@
 # pyright: reportMissingImports=false, reportPrivateImportUsage=false, reportIncompatibleMethodOverride=false
 """The same rows, weights and settings through TRL's DPOTrainer, timed step by step. Needs the extra `peer`.
 
-Started by engine/bench/bench.py in a process of its own. The two epochs cost TRL the same; both are reported. An
-adapter is PEFT's, its reference's log-probs are precomputed: what that takes is part of the first epoch, as of ours.
+Started by engine/bench/bench.py in a process of its own, with the settings of engine/bench/peers.py. What precomputing
+the reference's log-probs takes is part of the first epoch, as the reference is of ours. An adapter is PEFT's.
 """
 
 import json
@@ -73,9 +73,10 @@ def measure(job: dict[str, Any]) -> dict[str, Any]:
         tokenizer_object=Tokenizer(WordLevel(names, unk_token="t0")), eos_token="t1", pad_token="t0"
     )
     config = trl.DPOConfig(**_settings(job, dtype, has_cuda=has_cuda))
-    held = "float32" if rank is None else job["base_dtype"] or dtype
-    policy = AutoModelForCausalLM.from_pretrained(job["model"], dtype=held)
-    reference = AutoModelForCausalLM.from_pretrained(job["model"], dtype=held) if rank is None else None
+    held = job.get("held") or ("float32" if rank is None else job["base_dtype"] or dtype)
+    named = {"dtype": held} | ({"attn_implementation": job["attention"]} if job.get("attention") else {})
+    policy = AutoModelForCausalLM.from_pretrained(job["model"], **named)
+    reference = None if job["precompute"] else AutoModelForCausalLM.from_pretrained(job["model"], **named)
     rows = [json.loads(line) for line in Path(job["rows"]).read_text().splitlines()]
     clock = Clock()
     trainer = Trainer(
@@ -99,7 +100,8 @@ def _settings(job: dict[str, Any], dtype: str, *, has_cuda: bool) -> dict[str, A
         "gradient_accumulation_steps": job["batch_size"] // job["micro"], "num_train_epochs": 2, "optim": "rmsprop",
         "learning_rate": 2e-7 if rank is None else 2e-6, "lr_scheduler_type": "linear", "warmup_steps": 0,
         "weight_decay": 0.0, "max_grad_norm": 1.0, "disable_dropout": True, "gradient_checkpointing": False,
-        "precompute_ref_log_probs": rank is not None, "bf16": dtype == "bfloat16", "use_cpu": not has_cuda,
+        "precompute_ref_log_probs": job["precompute"], "torch_compile": job.get("compile", False),
+        "bf16": dtype == "bfloat16" and "held" not in job, "use_cpu": not has_cuda,
         "logging_steps": 1, "save_strategy": "no", "report_to": "none", "disable_tqdm": True,
     }  # fmt: skip
 

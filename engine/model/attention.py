@@ -22,6 +22,8 @@ RUN_TOKENS = 256  # tokens under one dense mask: attention's cost grows with the
 # From that many tokens on a document is worth a call of its own on the CPU. Forward and backward, 8 heads of 32, two
 # threads, dense / by_document: 0.28 at 14 tokens a document, 0.79 at 69, 1.06 at 114, 1.36 at 174, 1.73 at 274.
 LONG_DOCUMENT = 100
+WHOLE = 2  # keys to a query up to which a branch is computed with its prompt's queries, in one causal call
+CHUNK = 512  # queries under one mask of a long document: memory grows with its length, not with its square
 
 
 def for_forest(forest: Forest, dtype: torch.dtype) -> Attend:
@@ -65,29 +67,41 @@ def dense(forest: Forest, run_tokens: int = RUN_TOKENS) -> Attend:
 
 
 def by_document(forest: Forest) -> Attend:
-    """One call per document with its gathered keys, causal from the bottom right."""
-    from torch.nn.attention.bias import causal_lower_right  # brings torch's compiler: seconds that --help does without
+    """Calls per document with its gathered keys, causal from the bottom right; no mask has more than CHUNK rows.
 
+    A branch's queries are the last of its document. Where they are the half of it or more, all of it is computed, its
+    prompt's queries too, whose results are dropped: what a causal call leaves out is more than that.
+    """
     cu_q, cu_k = forest.cu_q.tolist(), forest.cu_k.tolist()
 
-    @functools.cache  # of all layers: one for each size of a document
+    @functools.cache  # of all layers: one for each size
     def explicit(n_queries: int, n_keys: int, window: int) -> Tensor:
         at = torch.arange(n_keys, device=forest.tokens.device)
         distance = at[n_keys - n_queries :, None] - at
         return (distance >= 0) & (distance < window)
 
-    def mask_of(n_queries: int, n_keys: int, how: Weighing) -> Tensor:
+    def in_chunks(q: Tensor, k: Tensor, v: Tensor, window: int, how: Weighing) -> Tensor:
         """A document's keys stand in the order of their positions, from 0 on, and its queries are the last of them."""
-        window = n_keys if how.window is None else min(how.window, n_keys)
-        if window == n_keys and how.cap is None:
-            return causal_lower_right(n_queries, n_keys)
-        return explicit(n_queries, n_keys, window)
+        before, parts = len(k) - len(q), []
+        for a, b in pairwise([*range(0, len(q), CHUNK), len(q)]):
+            keys = slice(max(0, before + a - window + 1), before + b)
+            mask = explicit(b - a, keys.stop - keys.start, window)
+            parts.append(masked(q[a:b], k[keys], v[keys], mask, how))
+        return torch.cat(parts)
 
     def attend(q: Tensor, k: Tensor, v: Tensor, how: Weighing = PLAIN) -> Tensor:
         k, v = gather(k, forest.keys), gather(v, forest.keys)  # [U, K, E]
         parts = []
         for (a, b), (c, d) in zip(pairwise(cu_q), pairwise(cu_k), strict=True):
-            parts.append(masked(q[a:b], k[c:d], v[c:d], mask_of(b - a, d - c, how), how))
+            n_queries, n_keys = b - a, d - c
+            window = n_keys if how.window is None else min(how.window, n_keys)
+            if how.cap is not None:
+                parts.append(masked(q[a:b], k[c:d], v[c:d], explicit(n_queries, n_keys, window), how))
+            elif window < n_keys or n_keys > WHOLE * n_queries:
+                parts.append(in_chunks(q[a:b], k[c:d], v[c:d], window, how))
+            else:
+                whole = q[a:b] if n_queries == n_keys else gather(q, forest.keys[c:d])
+                parts.append(causal(whole, k[c:d], v[c:d], how)[n_keys - n_queries :])
         return torch.cat(parts)
 
     return attend
@@ -127,6 +141,13 @@ def gather(x: Tensor, rows: Tensor) -> Tensor:
     On CUDA it adds in any order: with three readers of a row or more (K > 2 responses) the last bit may vary.
     """
     return x.index_select(0, rows)
+
+
+def causal(q: Tensor, k: Tensor, v: Tensor, how: Weighing = PLAIN) -> Tensor:
+    """q [T, H, E], k and v [T, K, E] of one document -> [T, H, E]; nothing is held of what comes behind a query."""
+    q, k, v = (x.transpose(0, 1)[None] for x in (q, k, v))  # [1, H, T, E]
+    found = scaled_dot_product_attention(q, k, v, is_causal=True, scale=how.scale, enable_gqa=True)
+    return found[0].transpose(0, 1)
 
 
 def masked(q: Tensor, k: Tensor, v: Tensor, mask: Tensor, how: Weighing = PLAIN) -> Tensor:

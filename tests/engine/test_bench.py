@@ -13,7 +13,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from data.forest import PackingOptions, pack
 from engine import weights
-from engine.bench import bench, measure
+from engine.bench import bench, measure, peers
 from engine.bench.bench import write_model
 from engine.model import SHAPES, FrozenLinear, FusedForward, Shape, Transformer, adapters, raw_config, read_config
 from engine.planning.flops import Documents, forward_flops
@@ -171,6 +171,43 @@ ROWS = [
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("on_gpu", [False, True])
+def test_the_peer_is_tried_at_its_best_and_its_best_is_kept(monkeypatch, on_gpu):
+    """By epoch: in the first its precomputed log-probs cost what they take, from the second on they are known."""
+    monkeypatch.setattr("torch.cuda.is_available", lambda: on_gpu)
+    monkeypatch.setattr(peers, "find_spec", lambda name: object())
+    tried = peers.first(has_adapter=False)
+    assert [(o["micro"], o["precompute"]) for o in tried.values()] == [(n, p) for p in (False, True) for n in (1, 2, 4)]
+    assert all(options["precompute"] for options in peers.first(has_adapter=True).values())
+    speeds = {
+        name: (3.0 if name == "TRL, 2 at a time" else 1.0, 5.0 if name == "TRL, precomputed, 4 at a time" else 2.0)
+        for name in tried
+    }
+    rate = lambda name, epoch: speeds[name][epoch]  # noqa: E731
+    others = peers.more(tried, rate)
+    assert [name.removeprefix("TRL, precomputed, 4 at a time, ") for name in others] == ["compiled"] + (
+        ["bf16 weights", "flash attention"] if on_gpu else []
+    )
+    assert all(options["micro"] == 4 and options["precompute"] for options in others.values())
+    speeds |= dict.fromkeys(others, (0.5, 9.0))
+    assert list(peers.kept(tried | others, rate)) == ["TRL, 2 at a time", "TRL, precomputed, 4 at a time, compiled"]
+
+
+def test_the_table_holds_the_first_row_against_the_best_of_each_epoch():
+    def row(name, *rates):
+        return {"name": name, "runs": [{"epochs": [{"pairs": a, "seconds": 1}, {"pairs": b, "seconds": 1}],
+                                        "peak_bytes": 1} for a, b in rates]}  # fmt: skip
+
+    rows = [row("all savings", (6, 8), (6, 8)), row("TRL, 1 at a time", (3, 2), (2, 2)),
+            row("TRL, precomputed, 1 at a time", (1, 4), (1, 2)), row("TRL, 4 at a time", (1, 1))]  # fmt: skip
+    assert bench._beside_trl(rows) == [
+        "",
+        "To TRL at its best: 2.50 (2.00 to 3.00) epoch 1 (TRL, 1 at a time), 3.00 (2.00 to 4.00) from epoch 2 on "
+        "(TRL, precomputed, 1 at a time).",
+    ]
+    assert bench._beside_trl(rows[:1]) == []
+
+
 def test_the_bench_measures_the_real_path(tmp_path):
     model = tiny.write_model(tmp_path / "model", vocab_size=101)
     file = tiny.write_rows(tmp_path / "rows.jsonl", ROWS)

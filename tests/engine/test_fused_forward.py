@@ -29,11 +29,24 @@ def gradients(model, logps):
     return {name: p.grad.clone() for name, p in model.named_parameters()}
 
 
+def in_threes(forest):
+    """By document, three queries at a time where there is a mask, and a mask wherever there may be one."""
+    found = attention.by_document(forest)
+
+    def attend(*given):
+        with pytest.MonkeyPatch.context() as patched:
+            patched.setattr(attention, "CHUNK", 3)
+            patched.setattr(attention, "WHOLE", 0)
+            return found(*given)
+
+    return attend
+
+
 @pytest.mark.parametrize("shape", ["llama3", "llama3.2"])  # untied and tied
 @pytest.mark.parametrize(
     "path",
-    [attention.dense, lambda forest: attention.dense(forest, run_tokens=8), attention.by_document],
-    ids=["dense", "dense in short runs", "by document"],
+    [attention.dense, lambda forest: attention.dense(forest, run_tokens=8), attention.by_document, in_threes],
+    ids=["dense", "dense in short runs", "by document", "by document in threes"],
 )
 @pytest.mark.parametrize("chunk_rows", [10**6, 7])
 def test_packing_and_sharing_the_prompt_change_nothing(shape, path, chunk_rows, monkeypatch):
