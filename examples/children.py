@@ -86,6 +86,7 @@ class Children:
             self._raise_if_stopped()
 
     def _start(self, command: Sequence[str], log: Path, env: Mapping[str, str]) -> "subprocess.Popen[bytes]":
+        log.parent.mkdir(parents=True, exist_ok=True)
         with open(log, "a") as file, self._lock:
             self._raise_if_stopped()
             # A session of its own: Ctrl-C reaches it through the program alone, once.

@@ -27,7 +27,7 @@ from examples.align.recipe import RECIPES, Recipe
 from examples.grid import Cell
 from examples.slots import Slots
 from revise import recipe_runner, recipes, score
-from revise.client import Estimate
+from revise.client import ClientConfig, Estimate
 from revise.prompts import Prompts
 from revise.recipes import JudgeConfig, Positions
 from system import InputError, files
@@ -49,6 +49,8 @@ class Said(NamedTuple):
     hours: float = 0.0
     """Of a GPU, or of this CPU."""
     disk: int = 0
+    is_priced: bool = True
+    """Whether its dollars are by prices that were given."""
 
 
 @dataclass
@@ -59,10 +61,14 @@ class Found:
     n_answers: dict[str, int] = field(default_factory=dict)
     """Answers that a stage has when it is done, at most, by its title."""
 
-    def add(self, stage: str, lines: list[str], estimates: Sequence[Estimate], hours: float = 0.0) -> None:
-        """What a stage takes that asks servers."""
+    def add(
+        self, stage: str, lines: list[str], estimates: Sequence[Estimate], config: ClientConfig, hours: float = 0.0
+    ) -> None:
+        """What a stage takes that asks servers. config: how, and at which prices."""
         n, dollars = sum(e.n_requests for e in estimates), sum(e.dollars for e in estimates)
-        self.said.append(Said(stage, [*lines, *(e.said for e in estimates)], n, dollars, hours))
+        is_priced = not n or bool(config.price_in or config.price_out)
+        made = Said(stage, [*lines, *(e.said for e in estimates)], n, dollars, hours, is_priced=is_priced)
+        self.said.append(made)
 
 
 def title(recipe: Recipe, number: int, what: str) -> str:
@@ -82,7 +88,9 @@ def look(recipe: Recipe, slots: Slots, known: Callable[[int, str], Path | None])
             sets = {name: Path(file) for name, file in now.given_sets.items()}
             for name in now.sets:
                 prompts = _look_at_set(found, now, number, name)
-                sets[name] = known(number, name) or stand(name, prompts, _response_tokens(now, name))
+                sets[name] = known(number, name) or stand(
+                    name, prompts, _response_tokens(now, name), now.sets[name][0].words[-1]
+                )
                 if "score" in now.revise:
                     _look_at_score(found, now, number, name, sets[name])
             _look_at_training(found, now, number, sets, slots, stand.shares)
@@ -110,15 +118,15 @@ class Stand:
         self.shares: dict[Path, float] = {}
         """How many times as many rows there will be as a file has."""
 
-    def __call__(self, name: str, prompts: Prompts, n_tokens: int) -> Path:
-        """A file of rows with these prompts, and responses of so many words."""
+    def __call__(self, name: str, prompts: Prompts, n_tokens: int, recipe: str) -> Path:
+        """A file of rows with these prompts, and responses of so many words. recipe: which will make them."""
         path, n = self._folder / f"{name}.jsonl", min(len(prompts), MOST_ROWS)
         grades = {"chosen_score": 9.0, "rejected_score": 1.0, "own_score": 1.0} if self._is_graded else {}
         step = len(prompts) / max(1, n)
         taken = {int(i * step) for i in range(n)}
         files.write_rows(path, (
             {"prompt": item.messages, **item.context.fields(), "chosen": " yes" * n_tokens,
-             "rejected": " no" * (n_tokens - 1) + f" {i}", **grades}
+             "rejected": " no" * (n_tokens - 1) + f" {i}", "provenance": {"recipe": recipe}, **grades}
             for i, item in enumerate(prompts) if i in taken
         ))  # fmt: skip
         self.shares[path] = len(prompts) / max(1, n)
@@ -150,7 +158,7 @@ def _look_at_set(found: Found, recipe: Recipe, number: int, name: str) -> Prompt
         n_drawn = made.n_own * len(prompts)
     lines = [f"{n_drawn:,} answers of the model, drawn here, of {config.target_max_tokens:,} tokens at most"]
     hours = n_drawn * config.target_max_tokens * _seconds_a_token(recipe.model) / 3600
-    found.add(stage, lines if n_drawn else [], estimates, hours)
+    found.add(stage, lines if n_drawn else [], estimates, config, hours)
     found.n_answers[stage] = n_drawn + sum(e.n_requests for e in estimates)
     return prompts
 
@@ -176,7 +184,7 @@ def _look_at_score(found: Found, recipe: Recipe, number: int, name: str, pairs: 
         config = flags.of_score(recipe, pairs, Path(folder) / "scored.jsonl", recipe.model)
         estimates = located(recipe, "revise: score", lambda: score.foresee(config))
     stage = title(recipe, number, f"grades ({name})")
-    found.add(stage, [], estimates)
+    found.add(stage, [], estimates, config)
     found.n_answers[stage] = sum(e.n_requests for e in estimates)
 
 
@@ -201,7 +209,7 @@ def _look_at_training(
                 f"{cell.loss} on {cell.data}: {_memory(laid_out)}, {duration(of_run)}, {size(on_disk)} on disk"
             )
             hours, disk = hours + of_run * slots.gpus * recipe.seeds, disk + on_disk * recipe.seeds
-    what = f"training ({len(cells)} run{'s' * (len(cells) != 1)})"
+    what = f"training ({_count(len(cells), 'run')})"
     found.said.append(Said(title(recipe, number, what), lines, hours=hours, disk=disk))
 
 
@@ -245,13 +253,17 @@ def _look_at_evaluation(
         config, stage = flags.of_evaluation(recipe, name, folder), title(recipe, number, f"evaluation ({name})")
         if name == "mixeval":
             estimates = located(recipe, "eval: mixeval", lambda c=config: mixeval_run.foresee(c, names))
-            found.add(stage, [f"{len(names)} models"], estimates)
+            found.add(stage, [f"{len(names)} models"], estimates, config)
         elif name == "alpacaeval":
             best = names[: 1 + 2 * n_runs]
             estimates = located(recipe, "eval: alpacaeval", lambda c=config, b=best: alpacaeval_run.foresee(c, b))
-            found.add(stage, [f"{len(best)} models: the base, and the two best checkpoints of each run"], estimates)
+            found.add(
+                stage, [f"{len(best)} models: the base, and the two best checkpoints of each run"], estimates, config
+            )
         elif name == "trajectories":
-            found.said.append(Said(stage, [f"{n_runs} runs of {n_checkpoints} checkpoints at most; nobody is asked"]))
+            found.said.append(
+                Said(stage, [f"{_count(n_runs, 'run')} of {_count(n_checkpoints, 'checkpoint')}; nobody is asked"])
+            )
 
 
 # --- telling -------------------------------------------------------------------------------------------------------
@@ -267,12 +279,18 @@ def tell(recipe: Recipe, found: Found) -> str:
     n, dollars = sum(s.n_requests for s in found.said), sum(s.dollars for s in found.said)
     hours, disk = sum(s.hours for s in found.said), sum(s.disk for s in found.said)
     free = shutil.disk_usage(_nearest(recipe.out)).free
-    money = f"${dollars:,.2f} by the prices given" if dollars or not n else "prices are not given (price_in, price_out)"
+    bare = [said.stage for said in found.said if not said.is_priced]
+    money = f"${dollars:,.2f} by the prices given"
+    money += f" (none for {', '.join(bare)}: price_in, price_out)" if bare else ""
     lines.append(
         f"in all: {n:,} requests, {money}; {duration(hours)} of {device}, besides what servers compute; {size(disk)} "
         f"of disk, where {size(free)} are free"
     )
     return "\n".join(lines)
+
+
+def _count(n: int, what: str) -> str:
+    return f"{n:,} {what}{'s' * (n != 1)}"
 
 
 def duration(hours: float) -> str:

@@ -1,7 +1,8 @@
 """What of the whole is done, and how much time is left: said when a stage begins and ends, and every minute between.
 
 A stage that counts what it does (answers, epochs) is foreseen by its own pace; one that is still to come by what its
-like took, in an earlier round or start. Where nothing like it was timed yet the sum is said to be "at least" that.
+like took, in an earlier round or start. Where nothing like it was timed yet a guess stands for it, and the sum is said
+to be "perhaps" that.
 """
 
 import contextlib
@@ -24,6 +25,8 @@ class Ahead(NamedTuple):
     name: str
     kind: str
     """Stages of one kind take about as long as each other."""
+    guess: float = 10.0
+    """Seconds that it may take, while nothing of its kind was timed."""
 
 
 class Clock:
@@ -37,23 +40,26 @@ class Clock:
     def taken(self, name: str) -> None:
         """A stage is taken as it was."""
         self._leave(name)
-        self._say(f"{name}: taken as it was", None)
+        self._say(f"{name}: taken as it was", 0.0)
 
     @contextlib.contextmanager
     def stage(self, name: str, count: Count = lambda: None) -> Iterator[None]:
         """A stage, until the block ends. count: how far it is."""
-        kind = next((a.kind for a in self._ahead if a.name == name), name)
+        now = next((a for a in self._ahead if a.name == name), Ahead(name, name))
+        like = self._seconds.get(now.kind)
         self._leave(name)
-        begun, over = time.monotonic(), threading.Event()
-        before = count()
-        self._say(name, self._seconds.get(kind))
-
-        def left() -> float | None:
-            return _left(before, count(), time.monotonic() - begun, self._seconds.get(kind))
+        begun, over, before = time.monotonic(), threading.Event(), count()
+        self._say(name, now.guess if like is None else like, is_guess=like is None)
 
         def tell() -> None:
             while not over.wait(EVERY):
-                self._say(name, left(), count())
+                counted, passed = count(), time.monotonic() - begun
+                if before is not None and counted is not None and counted[0] > before[0]:
+                    left = passed * (counted[1] - counted[0]) / (counted[0] - before[0])
+                    self._say(name, left, counted)
+                else:
+                    left = max(0.0, (now.guess if like is None else like) - passed)
+                    self._say(name, left, counted, is_guess=like is None)
 
         teller = threading.Thread(target=tell, daemon=True)
         teller.start()
@@ -63,33 +69,23 @@ class Clock:
             over.set()
             teller.join()
         took = time.monotonic() - begun
-        self._seconds[kind] = took
+        self._seconds[now.kind] = took
         self._say(f"{name}: done in {_time(took)}", 0.0)
 
     def _leave(self, name: str) -> None:
         self._ahead = [a for a in self._ahead if a.name != name]
 
-    def _say(self, what: str, left: float | None, counted: tuple[float, float, str] | None = None) -> None:
-        """left: seconds of the stage that works; None where that is not known, or none works."""
-        known = [self._seconds.get(a.kind) for a in self._ahead]
-        ahead = sum(seconds or 0.0 for seconds in known) + (left or 0.0)
-        is_least = None in known or (left is None and counted is not None)
-        rest = (
-            f"{'at least ' if is_least else 'about '}{_time(ahead)} left" if ahead or not is_least else "time unknown"
-        )
+    def _say(
+        self, what: str, left: float, counted: tuple[float, float, str] | None = None, *, is_guess: bool = False
+    ) -> None:
+        """left: seconds of the stage that works; is_guess: whether nothing stands behind that."""
+        ahead = left + sum(self._seconds.get(a.kind, a.guess) for a in self._ahead)
+        is_guess = is_guess or any(a.kind not in self._seconds for a in self._ahead)
         n_done = self._n - len(self._ahead)
         far = f" ({counted[0]:,.0f} of {counted[1]:,.0f} {counted[2]})" if counted else ""
-        passed = _time(time.monotonic() - self._begun)
-        print(f"[{passed}, {rest}] {n_done} of {self._n}: {what}{far}", file=sys.stderr, flush=True)
-
-
-def _left(
-    before: tuple[float, float, str] | None, now: tuple[float, float, str] | None, passed: float, like: float | None
-) -> float | None:
-    """Seconds left of a stage: by its own pace, where it has one, else by its like."""
-    if before is not None and now is not None and now[0] > before[0]:
-        return passed * (now[1] - now[0]) / (now[0] - before[0])
-    return None if like is None else max(0.0, like - passed)
+        passed, word = _time(time.monotonic() - self._begun), "perhaps" if is_guess else "about"
+        said = f"[{passed}, {word} {_time(ahead)} left] {n_done} of {self._n}: {what}{far}"
+        print(said, file=sys.stderr, flush=True)
 
 
 def _time(seconds: float) -> str:

@@ -79,7 +79,8 @@ class Road:
 
     def go(self, found: Found) -> Path:
         """All stages. found: what a look at the recipe has said. The report's path."""
-        self._found, stages = found, list(self._ahead())
+        self._found = found
+        stages = [one._replace(guess=_guess(found, one.name)) for one in self._ahead()]
         timed = {a.kind: done.seconds for a in stages if (done := self.journal.read(_key(a.name))) is not None}
         self._clock = Clock(stages, timed)
         start, rounds = Start(self._recipe.model, self._recipe.training.get("adapter")), list[list[Cell]]()
@@ -331,9 +332,7 @@ class Road:
             yield server.address, server.name
 
     def _log(self, stage: str) -> Path:
-        path = self._recipe.out / "logs" / f"{_key(stage)}.log"
-        path.parent.mkdir(parents=True, exist_ok=True)
-        return path
+        return self._recipe.out / "logs" / f"{_key(stage)}.log"
 
     def _beside(self, number: int, name: str) -> Path:
         return self._recipe.out / f"round-{number}" / "pairs" / name
@@ -346,6 +345,12 @@ class Road:
 
     def _runs(self, number: int) -> Path:
         return self._recipe.out / f"round-{number}" / "runs"
+
+
+def _guess(found: Found, stage: str) -> float:
+    """Seconds that a stage may take: a process, what is computed here, and what is asked, twenty a second."""
+    said = [one for one in found.said if one.stage.startswith(stage)]  # that of training says how many runs
+    return 10.0 + sum(3600 * one.hours + one.n_requests / 20 for one in said)
 
 
 def _key(stage: str) -> str:

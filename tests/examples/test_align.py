@@ -128,6 +128,7 @@ def test_what_it_takes_is_told_and_nothing_is_asked(tmp_path):
         "24 answers of the model, drawn here, of 12 tokens at most",
         "clair: 24 requests",
         "score: 48 requests",
+        "(none for grades (clair): price_in, price_out)",
         "training (1 run)",
         "dpo on clair:",
         "evaluation (trajectories)",

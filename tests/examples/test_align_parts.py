@@ -80,13 +80,18 @@ def test_a_large_file_is_known_by_its_ends_and_a_folder_by_its_files(tmp_path, m
 def test_time_left_is_by_a_stages_own_pace_and_by_its_like(capsys, monkeypatch):
     now = [0.0]
     monkeypatch.setattr("examples.align.progress.time.monotonic", lambda: now[0])
-    ahead = [Ahead("round 1: a", "a"), Ahead("round 1: b", "b"), Ahead("round 2: a", "a"), Ahead("round 2: b", "b")]
+    ahead = [
+        Ahead("round 1: a", "a"),
+        Ahead("round 1: b", "b", 40.0),
+        Ahead("round 2: a", "a"),
+        Ahead("round 2: b", "b"),
+    ]
     clock = Clock(ahead, {})
     with clock.stage("round 1: a"):
         now[0] += 30
     said = capsys.readouterr().err.splitlines()
-    assert said[0] == "[0 s, time unknown] 1 of 4: round 1: a"  # nothing like it was timed
-    assert said[1] == "[30 s, at least 30 s left] 1 of 4: round 1: a: done in 30 s"  # a second time
+    assert said[0] == "[0 s, perhaps 70 s left] 1 of 4: round 1: a"  # by guesses: nothing like it was timed
+    assert said[1] == "[30 s, perhaps 80 s left] 1 of 4: round 1: a: done in 30 s"  # a second time, and 40 and 10
     with clock.stage("round 1: b", lambda: (5.0, 20.0, "answers")):
         now[0] += 40
     with clock.stage("round 2: a"):
