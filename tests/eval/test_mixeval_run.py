@@ -4,6 +4,7 @@ import hashlib
 import json
 import os
 import random
+import re
 import shutil
 import signal
 import subprocess
@@ -123,6 +124,33 @@ def test_a_pass_is_scored_twice_alike_and_in_upstreams_layout(made, tmp_path):
     assert overall["value"] == pytest.approx((ff + mc) / 2, abs=1e-12) and 0 < overall["stderr"] < 0.2
     assert overall["n_fallbacks"] == sum("fallback" in row for row in judged + choices)
     assert f"epoch-01  2024-06-01  {100 * overall['value']:.2f}" in done.stdout
+
+
+def test_checkpoints_are_scored_by_their_names_and_the_base_is_one(made, tmp_path):
+    run_ = tmp_path / "run"
+    run_.mkdir()
+    for name in ("epoch-01", "epoch-02"):
+        (run_ / name).symlink_to(made / "run" / name)
+    (run_ / "config.yaml").write_text(f"model: {made / 'run/epoch-01'}\n")
+    with serve(steady) as server:
+        for n, (asked, names) in enumerate((
+            (["epoch-02", "--no-base"], {"epoch-02"}),
+            (["epoch-02"], {"base", "epoch-02"}),
+            (["base"], {"base"}),
+            (["base", "--no-base"], {"base"}),
+        )):  # fmt: skip
+            out = tmp_path / f"out-{n}"
+            out.mkdir()
+            told = command(made, out, server.base, "--version", "2024-06-01", "--checkpoint", *asked)
+            told[told.index(str(made / "run"))] = str(run_)
+            mixeval_run.main(told[4:])
+            assert {line["checkpoint"] for line in read_rows(out / "eval/scores.jsonl")} == names
+        for more, words in (
+            (["--checkpoint", "epoch-09"], "has no checkpoint 'epoch-09'; it has epoch-01, epoch-02"),
+            (["--checkpoint", "epoch-01", "--watch"], "--watch scores every checkpoint as it appears"),
+        ):
+            with pytest.raises(InputError, match=re.escape(words)):
+                mixeval_run.main(command(made, tmp_path, server.base, *more)[4:])
 
 
 @pytest.mark.slow
