@@ -53,6 +53,9 @@ class BenchConfig:
     data: PathText = "ultrafeedback"
     """Rows, or "ultrafeedback": random ids of its lengths. Rows of text need a tokenizer: a folder's, else one is
     trained on them."""
+    lengths: tuple[int, ...] = ()
+    """Random ids of these lengths in every pair in the place of --data: of the prompt, the winner and the loser, such
+    as 4096 6144 6144."""
     steps: int = 3
     """Steps of each of the two epochs; the first is a warm-up."""
     batch_size: int = 16
@@ -102,6 +105,8 @@ class BenchConfig:
         counts = (self.rounds, self.batch_size, self.ranks, self.micro_tokens or 1, self.layers or 1)
         if self.steps < 2 or min(counts) < 1:
             raise InputError("--steps has to be 2 or more, and the other numbers above 0")
+        if self.lengths and (len(self.lengths) != 3 or min(self.lengths) < 1):
+            raise InputError("--lengths: give three numbers above 0, of the prompt, the winner and the loser")
         AdapterConfig(rank=self.lora_rank, alpha=self.lora_alpha, base_dtype=self.base_dtype)
         if self.peer and self.base_dtype in get_args(Quantisation):
             raise InputError(
@@ -228,8 +233,9 @@ class Bench:
 
 def _settings(c: BenchConfig) -> dict[str, Any]:
     """What the runs have in common, by engine.train's flags; where they read and write is still to be named."""
+    longest = {"max_prompt_tokens": max(c.lengths), "max_response_tokens": max(c.lengths)} if c.lengths else {}
     return {
-        "model": "", "data": [""], "out": "",
+        "model": "", "data": [""], "out": "", **longest,
         "loss": c.loss, "epochs": 2 if c.reference == "fused" else 1, "batch_size": c.batch_size,
         "micro_tokens": c.micro_tokens, "dtype": c.dtype, "keep_checkpoints": 1, "state_every": 0,
         "reference": c.reference,
@@ -387,6 +393,8 @@ def write_model(folder: Path, shape: str, layers: int | None) -> None:
 
 def _examples(config: BenchConfig, model: Path) -> list[Example]:
     n_ids = json.loads((model / "config.json").read_text())["vocab_size"]
+    if config.lengths:
+        return _examples_of(config.lengths, config.steps * config.batch_size, n_ids)
     if config.data == "ultrafeedback":
         return _random_examples(config.steps * config.batch_size, n_ids)
     _, chat = open_model(str(model))
@@ -398,6 +406,12 @@ def _examples(config: BenchConfig, model: Path) -> list[Example]:
         for e in read_examples([config.data], chat, Limits(), Reading(), n_ids=n_ids).examples
         if len(e.responses) == 2
     ]
+
+
+def _examples_of(lengths: Sequence[int], n: int, n_ids: int) -> list[Example]:
+    random = np.random.default_rng(0)
+    drawn = ([random.integers(0, n_ids, length).astype(np.int32) for length in lengths] for _ in range(n))
+    return [Example("", prompt, (chosen, rejected)) for prompt, chosen, rejected in drawn]
 
 
 def _random_examples(n: int, n_ids: int) -> list[Example]:

@@ -48,6 +48,8 @@ class BenchGenerationConfig:
     """Ours; every answer has a slot of its own where there are not more."""
     peer_batch_sizes: tuple[int, ...] = (1, 8, 32)
     """transformers'."""
+    peer: bool = True
+    """Measure transformers too; --no-peer measures engine.generate alone."""
     rounds: int = 1
     """How often each is measured, in turn."""
     config: PathText | None = None
@@ -71,17 +73,21 @@ def main(argv: Sequence[str]) -> None:
         measure(model, config)
 
 
+def _theirs(folder: Path, dtype: torch.dtype, device: str) -> Any:
+    from transformers import AutoModelForCausalLM
+
+    found: Any = AutoModelForCausalLM.from_pretrained(folder, dtype=dtype)
+    return found.to(device).eval()
+
+
 def measure(folder: Path, config: BenchGenerationConfig) -> None:
     """Prints a line for each that is measured, and the ratio of ours to their fastest."""
     host.keep_pages()  # for both
     warnings.simplefilter("ignore")
     device = "cuda" if torch.cuda.is_available() else "cpu"
     dtype = torch.bfloat16 if device == "cuda" else torch.float32
-    from transformers import AutoModelForCausalLM
-
     ours = weights.load(folder, dtype, device).eval()
-    theirs: Any = AutoModelForCausalLM.from_pretrained(folder, dtype=dtype)
-    theirs = theirs.to(device).eval()
+    theirs = _theirs(folder, dtype, device) if config.peer else None
     rng, size = np.random.default_rng(0), ours.config.vocab_size
     median, spread = PROMPT_TOKENS
     longest = min(LONGEST, (ours.config.context or 2 * LONGEST) // 2)
@@ -95,17 +101,20 @@ def measure(folder: Path, config: BenchGenerationConfig) -> None:
         return sum(len(answer.ids) for answer in generate(ours, prompts, sampling, stop))
 
     kinds: dict[str, Callable[[], int]] = {"engine.generate": by_us}
-    for n in config.peer_batch_sizes:
+    for n in config.peer_batch_sizes if config.peer else ():
         kinds[f"transformers, {n} at a time"] = lambda n=n: by_transformers(theirs, prompts, config, n, stop)
     rates: dict[str, list[float]] = {name: [] for name in kinds}
     generate(ours, prompts[:8], Sampling(max_new_tokens=8), stop)  # warm-up
-    by_transformers(theirs, prompts[:8], replace(config, max_new_tokens=8), 8, stop)
+    if config.peer:
+        by_transformers(theirs, prompts[:8], replace(config, max_new_tokens=8), 8, stop)
     for _ in range(config.rounds):
         for name, answer_all in kinds.items():
             start = time.perf_counter()
             n_tokens = answer_all()
-            rates[name].append(n_tokens / (time.perf_counter() - start))
-            print(f"{name}: {n_tokens} tokens, {rates[name][-1]:.0f} a second", flush=True)
+            seconds = time.perf_counter() - start
+            rates[name].append(n_tokens / seconds)
+            said = f"{n_tokens} tokens, {rates[name][-1]:.0f} a second, {config.prompts / seconds:.2f} answers a second"
+            print(f"{name}: {said}", flush=True)
     mine, *others = (float(np.median(found)) for found in rates.values())
     if others:
         print(f"ratio to its fastest: {mine / max(others):.1f}")

@@ -6,8 +6,10 @@ import platform
 import torch
 
 # From glibc's malloc.h.
-M_TRIM_THRESHOLD, M_MMAP_MAX = -1, -4
+M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3
 LARGEST = 2**31 - 1
+OF_ITS_OWN = 4 << 20
+"""Bytes from which a block is given back as soon as it is free."""
 
 
 def keep_pages() -> None:
@@ -18,5 +20,5 @@ def keep_pages() -> None:
     """
     if platform.libc_ver()[0] == "glibc" and not torch.cuda.is_available():
         libc = ctypes.CDLL(None)
-        libc.mallopt(M_MMAP_MAX, 0)
+        libc.mallopt(M_MMAP_THRESHOLD, OF_ITS_OWN)
         libc.mallopt(M_TRIM_THRESHOLD, LARGEST)

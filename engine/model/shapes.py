@@ -9,9 +9,9 @@ from typing import Any, Literal
 from engine.model.families import FAMILIES
 
 Shape = Literal[
-    "tiny", "llama3-8b", "llama3-70b", "llama3-405b", "qwen3-8b", "qwen3-0.6b", "qwen2.5-7b", "smollm3-3b", "olmo3-7b",
-    "olmo2-7b", "gemma3-4b", "gemma2-9b", "mistral-7b", "ministral3-8b", "phi4-mini", "apertus-8b", "granite3.3-8b",
-    "exaone4-32b",
+    "tiny", "llama3-8b", "llama3-70b", "llama3-405b", "qwen3-8b", "qwen3-0.6b", "qwen2.5-7b", "smollm3-3b",
+    "smollm2-135m", "olmo3-7b", "olmo2-7b", "gemma3-4b", "gemma2-9b", "mistral-7b", "ministral3-8b", "phi4-mini",
+    "apertus-8b", "granite3.3-8b", "exaone4-32b",
 ]  # fmt: skip
 """Their names, those of the table below."""
 
@@ -54,6 +54,10 @@ SHAPES: dict[Shape, Raw] = {
     ),
     "qwen2.5-7b": _raw("qwen2", 3584, 18_944, 28, 28, 4, 152_064, rope_theta=1e6),
     "smollm3-3b": _raw("smollm3", 2048, 11_008, 36, 16, 4, 128_256, rope_theta=5e6, no_rope_layer_interval=4),
+    "smollm2-135m": _raw(
+        "llama", 576, 1536, 30, 9, 3, 49_152, rms_norm_eps=1e-5, rope_theta=1e5, max_position_embeddings=8192,
+        tie_word_embeddings=True,
+    ),
     "olmo3-7b": _raw(
         "olmo3", 4096, 11_008, 32, 32, 32, 100_278, rms_norm_eps=1e-6, rope_theta=5e5, sliding_window=4096,
         rope_scaling=YARN8,

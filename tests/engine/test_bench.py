@@ -59,6 +59,7 @@ PUBLISHED = {  # numbers of parameters as the hub counts them in the released we
     "qwen3-8b": 8_190_735_360,
     "qwen2.5-7b": 7_615_616_512,
     "smollm3-3b": 3_075_098_624,
+    "smollm2-135m": 134_515_008,
     "mistral-7b": 7_241_732_096,
     "gemma2-9b": 9_241_705_984,
     "phi4-mini": 3_836_021_760,

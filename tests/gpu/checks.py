@@ -104,6 +104,11 @@ def items_of(config: ChecksConfig, beside: "Beside", scratch: Path) -> list[Item
         Item("one-card", 150, "Llama-3-8B whole inside 80 GB", lambda clock: one_card(config, clock)),
         Item("sharded", 220, "float32 masters whole, eight layers, against TRL", lambda clock: sharded(config, clock)),
         Item("split", 90, "the same with split masters", lambda clock: split(config, clock)),
+        Item("small", 100, "a step of SmolLM2-135M's shape, which the host sets the time of",
+             lambda clock: small(config, clock)),
+        Item("long-pairs", 200, "a pair of 16,384 tokens on Qwen3-8B's shape, inside 80 GB",
+             lambda clock: long_pairs(config, clock)),
+        Item("answers", 150, "answers a second of an 8B, drawn here", lambda clock: answers(config, clock)),
         Item("trajectories", 120, "200 steps of the miniature against float32 on the CPU",
              lambda clock: trajectories(config, clock, beside, scratch),
              lambda: beside.start("trajectories-cpu", training(config, scratch / "cpu"), OMP_NUM_THREADS="4")),
@@ -317,6 +322,36 @@ def split(config: ChecksConfig, clock: Clock) -> list[Row]:
     """Split masters."""
     run = _bench(config, "split", [*_few_layers(config), *SPLIT], limit=clock.left(200))["rows"][0]["runs"][0]
     return [Row(f"split masters, {config.layers} layers: pairs/s from epoch 2", f"{_rate(run['epochs'][-1]):.1f}")]
+
+
+def small(config: ChecksConfig, clock: Clock) -> list[Row]:
+    """A small model: 16 pairs a step."""
+    flags = ["--shape", "smollm2-135m", "--steps", "12", "--rounds", "1"]
+    run = _bench(config, "small", flags, limit=clock.left(150))["rows"][0]["runs"][0]
+    steps = [epoch["seconds"] / len(epoch["step_seconds"]) for epoch in run["epochs"]]
+    said = f"{steps[0]:.3f} s in epoch 1, {steps[-1]:.3f} from epoch 2 on"
+    return [Row("135M, batch 16: a step", said, "a fifth of 0.47 s", steps[-1] <= 0.47 / 5)]
+
+
+def long_pairs(config: ChecksConfig, clock: Clock) -> list[Row]:
+    """One pair a step, all parameters, float32 masters."""
+    flags = ["--shape", "qwen3-8b", "--lengths", "4096", "6144", "6144", "--batch-size", "1", "--gpu-memory", "80"]
+    flags += [*SPLIT, "--reference", "precompute", "--steps", "3", "--rounds", "1"]
+    run = _bench(config, "long-pairs", flags, limit=clock.left(250))["rows"][0]["runs"][0]
+    epoch, plan = run["epochs"][-1], run["plan"]
+    return [
+        Row("16,384 tokens a pair: a step", f"{epoch['seconds'] / len(epoch['step_seconds']):.2f} s"),
+        Row("16,384 tokens a pair: peak memory", f"{run['peak_bytes'] / 1e9:.1f} GB", "80", run["peak_bytes"] <= 80e9),
+        _prediction("16,384 tokens a pair", run),
+        Row("16,384 tokens a pair: blocks computed again", str(plan["recompute_blocks"])),
+    ]
+
+
+def answers(config: ChecksConfig, clock: Clock) -> list[Row]:
+    """200 prompts of UltraFeedback's lengths, by the engine's own sampling alone."""
+    code = ["-m", "engine.bench_generation", "--shape", "llama3-8b", "--no-peer"]
+    said = _run(Path(config.logs) / "answers.txt", code, limit=clock.left(200))
+    return [Row("8B, drawn here", next(x for x in said.splitlines() if x.startswith("engine.generate: ")))]
 
 
 def _few_layers(config: ChecksConfig) -> list[str]:

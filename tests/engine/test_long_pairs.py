@@ -1,0 +1,76 @@
+"""Pairs of many thousand tokens: the same log-probs, and memory that grows with the length, not with its square."""
+
+import json
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+import torch
+
+from data.forest import pack
+from engine.model import FusedForward, attention
+from tests import tiny
+from tests.engine.padded import padded_logps
+
+MEASURED = """
+import json, sys
+from engine.bench.measure import measure
+from engine.config import TrainConfig
+folder, n = sys.argv[1], int(sys.argv[2])
+config = TrainConfig(
+    model=folder + "/m", data=(f"{folder}/{n}.jsonl",), out=f"{folder}/run-{n}", epochs=1, batch_size=1,
+    max_prompt_tokens=n, max_response_tokens=n, state_every=0, reference="precompute", recompute_blocks=4,
+)
+found = measure(config)
+print(json.dumps([found["peak_bytes"], sum(found["plan"]["bytes"].values())]))
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("prompt", "chosen", "rejected"), [(2000, 3200, 2992), (6000, 1200, 992)])
+def test_a_pair_of_8192_tokens_is_the_same_in_one_piece_and_padded_in_float64(prompt, chosen, rejected):
+    """The first's branch is computed whole, causally; the second's, short after a long prompt, in chunks."""
+    assert prompt + chosen + rejected == 8192
+    model = tiny.random_llama(num_hidden_layers=2, max_position_embeddings=8192, dtype=torch.float64)
+    examples = tiny.random_examples([(prompt, chosen, rejected)])
+    forest = pack(examples)
+    assert forest.n_tokens == 8192 - 2
+    calls = {name: [] for name in ("causal", "masked")}
+
+    def watched(name, real):
+        def call(q, k, *given):
+            calls[name].append((len(q), len(k)))
+            return real(q, k, *given)
+
+        return call
+
+    with torch.no_grad(), pytest.MonkeyPatch.context() as patched:
+        for name in calls:
+            patched.setattr(attention, name, watched(name, getattr(attention, name)))
+        ours = FusedForward(model)(forest, with_reference=False).logps
+    whole = (prompt + chosen - 1, prompt + chosen - 1)
+    assert whole in calls["causal"] and ((prompt + rejected - 1,) * 2 in calls["causal"]) == (prompt == 2000)
+    assert all(n_queries <= attention.CHUNK for n_queries, _ in calls["masked"])
+    with torch.no_grad():
+        torch.testing.assert_close(ours, padded_logps(model, examples), rtol=0, atol=1e-9)
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(1200)
+def test_a_pair_of_16384_tokens_takes_the_memory_that_is_planned_and_nothing_grows_with_the_square(tmp_path):
+    shape = {"hidden_size": 256, "intermediate_size": 512, "num_hidden_layers": 4, "num_attention_heads": 8}
+    tiny.write_model(tmp_path / "m", vocab_size=400, max_position_embeddings=16384, num_key_value_heads=4, **shape)
+    found, rng = {}, np.random.default_rng(0)
+    for n in (8192, 16384):
+        prompt, response = n // 4, 3 * n // 8
+        ids = {"prompt_ids": prompt, "chosen_ids": response, "rejected_ids": response}
+        rows = [{name: rng.integers(2, 400, size).tolist() for name, size in ids.items()} for _ in range(2)]
+        tiny.write_rows(tmp_path / f"{n}.jsonl", rows)
+        code = [sys.executable, "-c", MEASURED, str(tmp_path), str(n)]
+        done = subprocess.run(code, env=tiny.environment(), capture_output=True, text=True, check=False)
+        assert done.returncode == 0, done.stderr
+        found[n] = json.loads(done.stdout.splitlines()[-1])
+    peak, planned = found[16384]
+    assert peak == pytest.approx(planned, rel=0.1), found
+    assert peak < 2.1 * found[8192][0], found  # a square would have made four times as much of it
