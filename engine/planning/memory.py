@@ -168,7 +168,7 @@ def kept_bytes(s: MemoryInputs) -> int:
 
 def needs(s: MemoryInputs) -> dict[str, int]:
     """Bytes that a rank takes at most, by what takes them; their sum is the peak."""
-    moments = [_in_backward(s), _at_its_end(s), _in_step(s)]
+    moments = [_in_backward(s), _inside_a_block(s), _at_its_end(s), _in_step(s)]
     moments += [_in_capped_attention(s)] if s.shape.attention_cap is not None else []
     moments += [_in_a_product(s)] if s.adapted is not None else []
     if s.other_reference is not None:
@@ -205,6 +205,18 @@ def _in_backward(s: MemoryInputs) -> dict[str, int]:
         "gathered": _gathered(s),
         "kept for the backward pass": _kept(s),
         "head": _head(s, int(ROWS * s.pass_tokens)),
+    }
+
+
+def _inside_a_block(s: MemoryInputs) -> dict[str, int]:
+    """While the last block's MLP goes backward: the gradients of its product and of one of its factors, beside all that
+    is kept. More than the head takes where passes are long and the vocabulary is small.
+    """
+    return _staying(s) | {
+        "gradients": _gradients(s) if s.has_several_passes else 0,
+        "gathered": _gathered(s),
+        "kept for the backward pass": _kept(s),
+        "gradients inside a block": 2 * s.dtype.itemsize * s.shape.intermediate_size * s.pass_tokens,
     }
 
 
