@@ -3,6 +3,7 @@
     python -m engine.plan --shape llama3-8b --gpus 1 --gpu-memory 80
     python -m engine.plan --shape llama3-8b --gpus 1 --gpu-memory 24 --lora-rank 16 --base-dtype nf4
     python -m engine.plan --model DIR --data pairs.jsonl --gpus 8 --gpu-memory 80 --json
+    python -m engine.plan --measure
     python -m engine.plan --versions
 
 engine.train lays itself out by the same functions, says the sum before it starts, and refuses what cannot fit.
@@ -21,6 +22,7 @@ from data.rows import Limits, Reading, in_form, open_folder, open_model, read_ex
 from data.text import TemplateSettings
 from engine import weights
 from engine.config import ALIASES, BaseDtype, OptimizerName, TrainConfig, Whole
+from engine.distributed import bus_bandwidth
 from engine.model import ModelConfig, Shape, StoredDtypes, raw_config, read_config
 from engine.planning import (
     NO_ADAPTERS,
@@ -99,6 +101,11 @@ class PlanConfig(TemplateSettings):
     """As engine.train's: how many states stay on disk."""
     keep_final_state: bool = False
     """As engine.train's: one where --state-every 0 leaves none."""
+    bandwidth: float | None = None
+    """GB that a collective moves in a second at each GPU inside a node, as --measure finds it. Unset: 300, as NVLink 4
+    is assumed to reach."""
+    measure: bool = False
+    """Plan nothing: measure that bandwidth between the GPUs of this machine, in a minute."""
     json: bool = False
     """Print JSON."""
     versions: bool = False
@@ -108,9 +115,12 @@ class PlanConfig(TemplateSettings):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.versions:
-            self._check_alone()
-            return
+        for flag in ("versions", "measure"):
+            if getattr(self, flag):
+                self._check_alone(flag)
+                return
+        if self.bandwidth is not None and not self.bandwidth > 0:
+            raise InputError(f"--bandwidth: {self.bandwidth:g} is not above 0")
         if (self.model is None) == (self.shape is None):
             raise InputError("--model and --shape: give one of the two")
         if self.data and not self.model:
@@ -124,10 +134,15 @@ class PlanConfig(TemplateSettings):
         if self.gpus < 0 or not self.gpu_memory > 0:
             raise InputError("--gpus and --gpu-memory cannot be negative")
 
-    def _check_alone(self) -> None:
+    @property
+    def in_node(self) -> float:
+        """Bytes a second of a collective inside a node."""
+        return cost.IN_NODE if self.bandwidth is None else self.bandwidth * 1e9
+
+    def _check_alone(self, flag: str) -> None:
         given = [f.name for f in fields(self) if getattr(self, f.name) != f.default]
-        if others := [name.replace("_", "-") for name in given if name not in ("versions", "json")]:
-            raise InputError(f"--versions plans nothing: leave out --{others[0]}")
+        if others := [name.replace("_", "-") for name in given if name not in (flag, "json")]:
+            raise InputError(f"--{flag} plans nothing: leave out --{others[0]}")
 
 
 def main(argv: Sequence[str]) -> None:
@@ -137,12 +152,29 @@ def main(argv: Sequence[str]) -> None:
         found = versions.report(engine.__version__)
         print(json.dumps(found, indent=1) if config.json else versions.table(found))
         return
+    if config.measure:
+        print(_measured(config))
+        return
     laid_out = lay_out(config)
     if config.json:
         print(json.dumps(_facts(config, laid_out), indent=1))
     else:
         print(_text(config, laid_out))
     laid_out.fitting()
+
+
+def _measured(config: PlanConfig) -> str:
+    """What the GPUs of this machine reach. Raises InputError where there are not two."""
+    n = torch.cuda.device_count()
+    if n < 2:
+        raise InputError(
+            f"--measure: a bandwidth is between GPUs, and here {'is one' if n else 'are none'}; leave it out, and an "
+            "assumed one is reckoned with, or give one by --bandwidth"
+        )
+    found = bus_bandwidth(n) / 1e9
+    if config.json:
+        return json.dumps({"gpus": n, "bandwidth": found})
+    return f"{n} GPUs: a collective moves {found:.0f} GB a second at each; plan with --bandwidth {found:.0f}"
 
 
 class LaidOut(NamedTuple):
@@ -275,7 +307,8 @@ def _facts(config: PlanConfig, laid_out: LaidOut) -> Any:
         made["chosen"] = {
             "flags": _all_flags(way, plan),
             "memory_bytes": memory.total(plan.memory),
-            "hours": plan.hours(base, max(1, config.gpus)),
+            "hours": plan.hours(base, max(1, config.gpus), in_node=config.in_node),
+            "bandwidth": config.in_node if config.gpus > 1 else None,
             "flops": cost.run_flops(plan.memory, plan.statistics, base.schedule.epochs, has_reference=True),
             "checkpoint_bytes": checkpoints,
             "state_bytes": states,
@@ -333,11 +366,19 @@ def _text(config: PlanConfig, laid_out: LaidOut) -> str:
         [
             *lines,
             "",
-            plan.sentence(base, n_ranks) + f": {size(checkpoints)} for {folders} "
+            plan.sentence(base, n_ranks, in_node=config.in_node) + f": {size(checkpoints)} for {folders} "
             f"in {plan.saved_in}, {size(states)} for {_count(n_states, 'state')}",
             f"flags: {_all_flags(way, plan)}",
+            *([] if n_ranks == 1 else [_bandwidth(config)]),
         ]
     )
+
+
+def _bandwidth(config: PlanConfig) -> str:
+    said = f"{config.in_node / 1e9:.0f} GB/s a GPU inside a node"
+    if config.bandwidth is not None:
+        return f"collectives: {said}, as given"
+    return f"collectives: {said}, assumed (--measure on such a machine finds its own, --bandwidth gives it)"
 
 
 def _trained(s: MemoryInputs) -> str:

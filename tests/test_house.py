@@ -51,6 +51,7 @@ PARTS = {  # of a package that another one may import
 MAY_ASK = {"revise/client/client.py"}  # by an HTTP library
 NAMES_LIBRARIES = {"system/versions.py"}  # and looks up their versions; it may import none of them
 MAY_TALK = {  # to other processes
+    "engine/distributed/bandwidth.py",
     "engine/distributed/ranks.py",
     "engine/distributed/fsdp.py",
     "engine/run/states.py",

@@ -187,8 +187,13 @@ def step_bytes(s: MemoryInputs, n_passes: int, n_gpus: int) -> tuple[float, floa
     return inside, between + copies
 
 
-def step_seconds(s: MemoryInputs, statistics: TokenStatistics, batch_size: int, n_gpus: int) -> tuple[float, float]:
-    """(computing, communicating) seconds of a step with the reference cached, if it can be; they overlap at best."""
+def step_seconds(
+    s: MemoryInputs, statistics: TokenStatistics, batch_size: int, n_gpus: int, *, in_node: float = IN_NODE
+) -> tuple[float, float]:
+    """(computing, communicating) seconds of a step with the reference cached, if it can be; they overlap at best.
+
+    in_node: bytes a second of a collective inside a node.
+    """
     once, both = training_of_example(s, statistics)
     flops = both + once * (s.n_recomputed / s.shape.n_layers + statistics.is_mismatched)
     flops += ((statistics.n_distributions == 2) + statistics.is_mismatched) * reference_of_example(s, statistics)
@@ -197,7 +202,7 @@ def step_seconds(s: MemoryInputs, statistics: TokenStatistics, batch_size: int, 
     computing = batch_size * flops / (n_gpus * DATASHEET * REACHED["cuda"]) * (IMBALANCE if n_gpus > 1 else 1.0)
     n_passes = max(1, -(-int(batch_size * statistics.tokens / n_gpus) // s.micro_tokens))
     inside, between = step_bytes(s, n_passes, n_gpus)
-    return computing, inside / IN_NODE + between / BETWEEN_NODES
+    return computing, inside / in_node + between / BETWEEN_NODES
 
 
 def checkpoint_bytes(shape: ModelConfig, dtype: torch.dtype) -> int:

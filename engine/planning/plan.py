@@ -104,14 +104,18 @@ class Plan:
             "budget": self.budget,
         }
 
-    def hours(self, config: TrainConfig, n_gpus: int) -> float:
-        """Of the whole run: measured shares of a GPU's datasheet, or of a product timed now on the CPU."""
+    def hours(self, config: TrainConfig, n_gpus: int, *, in_node: float = cost.IN_NODE) -> float:
+        """Of the whole run: measured shares of a GPU's datasheet, or of a product timed now on the CPU.
+
+        in_node: bytes a second of a collective inside a node.
+        """
         s = self.memory
         has_reference = self.reference != "none"
         flops = cost.run_flops(s, self.statistics, self.n_epochs(config), has_reference=has_reference)
         if s.device == "cpu":
             return flops / (n_gpus * _cpu_peak(s.dtype) * cost.REACHED["cpu"]) / 3600
-        computing, communicating = cost.step_seconds(s, self.statistics, config.schedule.batch_size, n_gpus)
+        batch = config.schedule.batch_size
+        computing, communicating = cost.step_seconds(s, self.statistics, batch, n_gpus, in_node=in_node)
         slower = max(computing, communicating) / computing * (cost.IMBALANCE if n_gpus > 1 else 1.0)
         return flops / (n_gpus * cost.DATASHEET * cost.REACHED["cuda"]) * slower / 3600
 
@@ -134,13 +138,13 @@ class Plan:
     def _per_epoch(self, config: TrainConfig) -> int:
         return -(-self.statistics.n // config.schedule.batch_size)
 
-    def sentence(self, config: TrainConfig, n_gpus: int) -> str:
+    def sentence(self, config: TrainConfig, n_gpus: int, *, in_node: float = cost.IN_NODE) -> str:
         """The sum of it."""
         checkpoints, states = self.disk_bytes(config)
         needed = memory.total(self.memory)
         return (
             f"needs {size(needed)} of {size(self.budget)} memory{' a GPU' * (self.memory.device == 'cuda')}, about "
-            f"{_time(self.hours(config, n_gpus))}, {size(checkpoints + states)} on disk"
+            f"{_time(self.hours(config, n_gpus, in_node=in_node))}, {size(checkpoints + states)} on disk"
         )
 
 

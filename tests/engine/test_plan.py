@@ -16,7 +16,7 @@ from data.forest import PackingOptions, pack
 from engine import inputs, plan, train, weights
 from engine.bench.bench import write_model
 from engine.config import TrainConfig
-from engine.distributed import Ranks
+from engine.distributed import Ranks, bus_bandwidth
 from engine.inputs import TrainingInputs
 from engine.model import Llama, read_config
 from engine.model.shapes import SHAPES, raw_config
@@ -377,3 +377,30 @@ def test_the_expected_peak_of_an_adapters_run_is_within_a_tenth_of_the_measured_
     whole |= {"epochs": 1, "batch_size": 3, "state_every": 0}
     whole |= {name: value for name, value in changes.items() if name in ("micro_tokens", "recompute_blocks")}
     assert peak < 0.75 * memory.total(TrainingInputs(TrainConfig(**whole)).plan(Ranks(dtype=torch.float32)).memory)
+
+
+def test_the_bandwidth_inside_a_node_is_assumed_or_given(capsys):
+    """Eight GPUs at half of the bytes a second communicate twice as long, and what was taken is said."""
+    hours = {}
+    for given, said in (((), "300 GB/s a GPU inside a node, assumed"), (("--bandwidth", "50"), "50 GB/s a GPU inside")):
+        plan.main(["--shape", "llama3-8b", "--gpus", "8", *given])
+        assert said in capsys.readouterr().out
+        plan.main(["--shape", "llama3-8b", "--gpus", "8", "--json", *given])
+        found = json.loads(capsys.readouterr().out)["chosen"]
+        hours[found["bandwidth"]] = found["hours"]
+    assert hours[50e9] > 2 * hours[300e9]
+    plan.main(["--shape", "llama3-8b", "--gpus", "1"])
+    assert "GB/s" not in capsys.readouterr().out
+    for flags, words in (
+        (["--measure"], "a bandwidth is between GPUs, and here are none"),
+        (["--measure", "--gpus", "8"], "--measure plans nothing: leave out --gpus"),
+        (["--shape", "llama3-8b", "--bandwidth", "0"], "--bandwidth: 0 is not above 0"),
+    ):
+        with pytest.raises(InputError, match=words):
+            plan.main(flags)
+
+
+@pytest.mark.slow
+def test_the_bandwidth_of_processes_is_what_comes_in_at_each():
+    """Over gloo, two processes: some hundred MB to some GB a second, and not the bytes of both."""
+    assert 1e7 < bus_bandwidth(2, device="cpu", n_bytes=2**22) < 1e11
