@@ -40,10 +40,23 @@ def check(recipe: Recipe) -> None:
             look(lambda now=now, loss=loss: located(now, "train", lambda: grid.check_loss(loss)))
         for name in now.eval:
             look(lambda now=now, name=name: of_evaluation(now, name, str(now.out)))
+        look(lambda now=now: _check_held_out(now))
     if recipe.score:
         look(lambda: located(recipe, "score", lambda: grid.scorer(str(recipe.score), Path())))
     if faults:
         raise InputError("\n".join(faults))
+
+
+def _check_held_out(recipe: Recipe) -> None:
+    """Raises InputError where trajectories are to follow pairs that nothing holds out."""
+    if "trajectories" not in recipe.eval or recipe.eval["trajectories"].get("data"):
+        return
+    measuring = of_training(recipe).measuring
+    if not measuring.eval_pairs and not measuring.eval_data:
+        raise InputError(
+            f"{recipe.path}: eval: trajectories: training holds no pairs out to follow; give train: eval_pairs or "
+            "eval_data, or trajectories a file of them: data"
+        )
 
 
 def located(recipe: Recipe, where: str, check: Callable[[], Any]) -> Any:

@@ -19,6 +19,7 @@ from examples.align.served import served
 from examples.children import Children
 from examples.requests import TRIED
 from revise.client import (
+    NO_KEY,
     REWARD_PATH,
     ClientConfig,
     Request,
@@ -61,7 +62,7 @@ def ask_all(recipe: Recipe, children: Children) -> list[str]:
     if recipe.serve is not None:
         model = str(find_model(recipe.model))
         with served(recipe.serve, {"checkpoint": model, "base": model}, children, log, os.environ) as server:
-            client = ClientConfig(store="", endpoint=(server.address,), model=server.name, key_env=())
+            client = ClientConfig(store="", endpoint=(server.address,), model=server.name, key_env=(NO_KEY,))
             probe = Probe("serve", client, {})
             faults += _ask(probe, endpoints_of(client.endpoint, client)[0], recipe)
     if faults:

@@ -165,7 +165,7 @@ def test_rounds_of_an_adapter_are_served_and_scored_by_a_judge(tmp_path):
     served = f"{PROGRAM} model --port {{port}} --log served.txt --name {{name}} --checkpoint {{checkpoint}}"
     judge = {"mixeval": "MixEval", "judge_endpoint": ["{teacher}"], "judge": "judge", "any_data": True,
              "version": ["2024-06-01"]}  # fmt: skip
-    train = {"lora_rank": 2, "lora_alpha": 4, "epochs": 1, "eval_pairs": 0}
+    train = {"lora_rank": 2, "lora_alpha": 4, "epochs": 1}
     folder = small(tmp_path / "a", rounds=2, serve=served, train=train, eval={"mixeval": judge})
     data = checkout(folder / "MixEval") / "mix_eval/data/mixeval-2024-06-01/mixeval-hard"
     data.mkdir(parents=True)
@@ -186,7 +186,7 @@ def test_rounds_of_an_adapter_are_served_and_scored_by_a_judge(tmp_path):
     lines = [json.loads(line) for line in (second / "metrics.jsonl").read_text().splitlines()]
     assert lines[0]["rewards/chosen"] == 0.0 == lines[0]["rewards/rejected"]  # the reference is where the round began
     whose = [line.split()[3] for line in (folder / "served.txt").read_text().splitlines() if line.split()[2] == "False"]
-    assert set(whose) == {str(tmp_path / "a/m"), "m", *(f"o/round-{n}/runs/seed-0/clair/dpo/epoch-01" for n in (1, 2))}
+    assert set(whose) == {"m", *(f"o/round-{n}/runs/seed-0/clair/dpo/epoch-01" for n in (1, 2))}
     rejected = [
         json.loads(line)["rejected"][-1]["content"]
         for line in (folder / "o/round-2/pairs/clair.jsonl").read_text().splitlines()

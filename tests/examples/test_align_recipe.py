@@ -85,6 +85,7 @@ def test_what_a_file_alone_shows_to_be_wrong_is_one_sentence_that_names_it(tmp_p
             ["revise: clair: store is given by align; leave it out"],
         ),
         (changed(eval={"trajectories": {"answerz": 3}}), ["eval: trajectories: there is no setting 'answerz'"]),
+        (changed(eval={"trajectories": {}}), ["eval: trajectories: training holds no pairs out to follow"]),
         (changed(eval={"report": {"runs": "r"}}), ["eval: report: runs is given by align; leave it out"]),
         (changed(eval={"mixeval": {"judge": "j"}}), ["eval: mixeval: ", "mixeval"]),
         (changed(score="{python} -m no.such.scorer {run}"), ["score: ", "there is no module 'no.such.scorer'"]),
