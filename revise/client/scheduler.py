@@ -10,6 +10,7 @@ whatever the reason, what is in flight comes home first.
 import asyncio
 import contextlib
 import random
+import signal
 import sys
 import time
 from collections.abc import AsyncIterator, Iterable, Iterator
@@ -327,14 +328,15 @@ class Scheduler:
                 said = f"stopping: {self.pool.in_flight} answers are on their way (once more: at once)"
                 tqdm.write(said, file=sys.stderr)
 
-        numbers = heard()
-        for number in numbers:
+        before = {number: signal.getsignal(number) for number in heard()}
+        for number in before:
             loop.add_signal_handler(number, stop, 128 + number)
         try:
             yield
         finally:
-            for number in numbers:
-                loop.remove_signal_handler(number)
+            for number, handler in before.items():
+                loop.remove_signal_handler(number)  # which leaves the system's own
+                signal.signal(number, handler)
 
     # --- what came of it -------------------------------------------------------------------------------------------
 

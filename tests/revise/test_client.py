@@ -74,6 +74,18 @@ def test_equal_requests_are_sent_once_and_a_rerun_sends_nothing(tmp_path):
     assert again.tally[:5] == (5, 0, 0, 0, 0) and not again.texts
 
 
+def test_who_heard_signals_before_hears_them_again(tmp_path):
+    """A program that asks along the way ends its other processes by its own handlers."""
+    mine = {number: lambda *_: None for number in (signal.SIGTERM, signal.SIGINT)}
+    before = {number: signal.signal(number, handler) for number, handler in mine.items()}
+    try:
+        ask(tmp_path, lambda seen: HELLO, 3)
+        assert {number: signal.getsignal(number) for number in mine} == mine
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
 def test_no_more_are_in_flight_than_asked_for(tmp_path):
     found = ask(tmp_path, lambda seen: HELLO.after(0.02), 60, concurrency=7)
     assert found.server.n_most == 7
