@@ -104,7 +104,7 @@ def test_killed_twice_it_comes_to_the_same_and_asks_and_trains_nothing_again(tmp
     killed(hard, lambda: (hard / "asked.txt").is_file() and len(asked(hard)) >= 10)
     run = hard / "o/round-1/runs/seed-0/clair/dpo"
     killed(hard, lambda: (run / "metrics.jsonl").is_file() and len(metrics(hard)) >= 6)
-    states = [int(path.name.partition("-")[2]) for path in (run / "state").glob("step-*")]
+    states = [int(found[1]) for path in (run / "state").iterdir() if (found := re.fullmatch(r"step-(\d+)", path.name))]
     again = align(hard)
     assert again.returncode == 0, again.stderr
     assert "pairs (clair): taken as it was" in again.stderr
