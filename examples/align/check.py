@@ -223,7 +223,7 @@ def _run_of(recipe: Recipe, cell: Cell, out: Path, slots: Slots) -> tuple[TrainC
     asked = plan.PlanConfig(
         model=config.model, data=str(cell.file), loss=config.objective.loss, gpus=slots.gpus, gpu_memory=each,
         epochs=schedule.epochs, batch_size=schedule.batch_size, optimizer=config.optimizer.name,
-        max_grad_norm=config.optimizer.max_grad_norm, lora_rank=adapters.lora_rank, base_dtype=adapters.base_dtype,
+        max_grad_norm=config.optimizer.max_grad_norm, lora_rank=adapters.rank, base_dtype=adapters.base_dtype,
         shard_size=config.distributed.shard_size,
     )  # fmt: skip
     return config, plan.lay_out(asked).fitting()
