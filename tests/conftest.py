@@ -47,6 +47,9 @@ SLOW_CASES = {
     "test_a_tool_finds_nothing": {"basedpyright"},
     "test_decoding_gives_every_text_back": {"False-ranks"},
     "test_bad_input_ends_in_2_with_one_sentence": {"one process"},
+    "test_what_an_earlier_start_left_is_found_and_ended": {"600.0-0.5-False"},
+    "test_a_server_is_waited_for_and_ended": {"path/to/model-path/to/model"},
+    "test_packing_and_sharing_the_prompt_change_nothing": {"7-dense-llama3.2", "7-by document-llama3.2"},
 }
 """Cases of a test that the fast set does without, since another case of the same test is in it."""
 

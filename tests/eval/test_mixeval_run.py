@@ -126,6 +126,7 @@ def test_a_pass_is_scored_twice_alike_and_in_upstreams_layout(made, tmp_path):
     assert f"epoch-01  2024-06-01  {100 * overall['value']:.2f}" in done.stdout
 
 
+@pytest.mark.slow
 def test_checkpoints_are_scored_by_their_names_and_the_base_is_one(made, tmp_path):
     run_ = tmp_path / "run"
     run_.mkdir()

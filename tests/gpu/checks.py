@@ -14,6 +14,9 @@ lora-70b           Llama-3-70B's shape with an adapter, nf4 inside 80 GB
 one-card           Llama-3-8B whole, random weights, full parameters: real steps inside 80 GB
 sharded            Llama-3-8B's shape with few layers, float32 masters whole, against TRL where it is installed
 split              the same with split masters
+small              a step of SmolLM2-135M's shape, whose time the host sets
+long-pairs         a pair of 16,384 tokens on Qwen3-8B's shape, full parameters, inside 80 GB
+answers            how many answers a second an 8B draws by the engine's own sampling
 
 How a slice goes, and what is in its file: tests/gpu/slices.py.
 """
