@@ -26,7 +26,6 @@ import sys
 import threading
 import time
 from collections.abc import Iterable, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import fmean, stdev
@@ -39,7 +38,7 @@ from eval import checkpoints, contrast_run, report
 from eval.runs import Run, deltas, headlines, read_runs
 from eval.tables import Table, number
 from examples.children import Children
-from examples.slots import Slots
+from examples.slots import Slots, side_by_side
 from system import InputError, cli
 from system.flags import PathText
 
@@ -244,17 +243,8 @@ def run_all(
             said = f"[{passed / 60:4.1f} min, about {left / 60:.0f} left] {n_done} of {len(cells)}"
             print(f"{said}: {cell.loss} on {cell.data}, seed {cell.seed}: {seconds}", file=sys.stderr, flush=True)
 
-    with (
-        contextlib.nullcontext(children) if children else Children() as running,
-        ThreadPoolExecutor(slots.n) as pool,
-    ):
-        jobs = [pool.submit(work, cell) for cell in cells]
-        try:
-            for job in jobs:
-                job.result()
-        except BaseException:
-            pool.shutdown(wait=False, cancel_futures=True)
-            raise
+    with contextlib.nullcontext(children) if children else Children() as running:
+        side_by_side(cells, work, slots.n)
 
 
 def flags_of(cell: Cell, model: str, more: Mapping[str, Any]) -> dict[str, Any]:

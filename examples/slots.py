@@ -10,13 +10,16 @@ import contextlib
 import os
 import queue
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import TypeVar
 
 import torch
 
 from system import InputError
 
+Job = TypeVar("Job")
 LAUNCHER = Path(__file__).parents[1] / "launch.sh"
 
 
@@ -63,6 +66,20 @@ class Slots:
         if self.gpus == 1:
             return [sys.executable, "-m", "engine.train"]
         return ["bash", str(LAUNCHER), "train", "--nproc", str(self.gpus)]
+
+
+def side_by_side(jobs: Iterable[Job], work: Callable[[Job], object], n: int) -> None:
+    """Does every job, n at once. Raises what the first that fails raises, once those beside it have ended; no other is
+    begun then.
+    """
+    with ThreadPoolExecutor(n) as pool:
+        pending = [pool.submit(work, job) for job in jobs]
+        try:
+            for one in pending:
+                one.result()
+        except BaseException:
+            pool.shutdown(wait=False, cancel_futures=True)
+            raise
 
 
 def visible_gpus() -> list[str]:

@@ -25,7 +25,7 @@ class AlignConfig:
     out: PathText | None = None
     """Folder for everything that is made. Unset: the recipe's own `out`."""
     dry_run: bool = False
-    """Check the recipe, print what it will take (requests, money, hours, disk, by stage), and do nothing."""
+    """Check the recipe and print what it will take (requests, money, hours, disk, by stage). Only `prepare` is run."""
 
     def __post_init__(self) -> None:
         if not Path(self.recipe).is_file():

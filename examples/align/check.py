@@ -5,6 +5,7 @@ what is said of them is the most that it can be.
 """
 
 import contextlib
+import math
 import shutil
 import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -95,7 +96,7 @@ def look(recipe: Recipe, slots: Slots, known: Callable[[int, str], Path | None])
                     _look_at_score(found, now, number, name, sets[name])
             _look_at_training(found, now, number, sets, slots, stand.shares)
         n_runs = len(sets) * len(now.losses) * now.seeds
-        _look_at_evaluation(found, now, number, str(folder), n_runs, _n_checkpoints(now, found))
+        _look_at_evaluation(found, now, number, str(folder), n_runs, _n_checkpoints(now))
     for leftover in recipe.out.glob("check.sqlite*"):
         leftover.unlink()
     free = shutil.disk_usage(_nearest(recipe.out)).free
@@ -234,11 +235,11 @@ def _memory(laid_out: Plan) -> str:
     return f"{size(needed)} of {size(laid_out.budget)} memory"
 
 
-def _n_checkpoints(recipe: Recipe, found: Found) -> int:
+def _n_checkpoints(recipe: Recipe) -> int:
     """How many checkpoints a run leaves to be scored, at most."""
     config = flags.of_training(recipe)
     kept = config.checkpoints.keep_checkpoints
-    n = int(-(-float(config.schedule.epochs) // 1))
+    n = math.ceil(config.schedule.epochs)
     return n if kept is None else min(n, kept)
 
 

@@ -8,8 +8,7 @@ paper.
 import os
 import sys
 import time
-from collections.abc import Callable, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -19,7 +18,7 @@ from examples.align.journal import Journal, fingerprint
 from examples.align.recipe import EVALS, Recipe, Settings, with_teacher
 from examples.align.served import Server, served
 from examples.children import Children
-from examples.slots import Slots
+from examples.slots import Slots, side_by_side
 
 BENCHMARKS = ("mixeval", "alpacaeval", "trajectories")
 """In the order in which they are run: the second reads the first's scores."""
@@ -57,30 +56,19 @@ class Evaluation:
             made += [Job(benchmark, run, c) for c in ([base] if base and i == 0 else []) + every]
         return made
 
-    def do(self, benchmark: str, teacher: str, count: Callable[[int], None]) -> int:
-        """Has all jobs of a benchmark done that are not; how many there are. teacher: the address of who judges; count:
-        is told of each that is done. Raises RunError where one fails.
+    def do(self, benchmark: str, teacher: str, done: list[Job]) -> None:
+        """Has all jobs of a benchmark done that are not. teacher: the address of who judges; done: gets each when it is
+        done. Raises RunError where one fails.
         """
-        jobs, n_done = self.jobs(benchmark), 0
 
         def work(job: Job) -> None:
-            nonlocal n_done
             self._do(job, teacher)
-            n_done += 1
-            count(n_done)
+            done.append(job)
 
-        n = 1 if self._recipe.serve and benchmark != "trajectories" else self._slots.n
-        with ThreadPoolExecutor(n) as pool:
-            pending = [pool.submit(work, job) for job in jobs]
-            try:
-                for one in pending:
-                    one.result()
-            except BaseException:
-                pool.shutdown(wait=False, cancel_futures=True)
-                raise
+        is_served = self._recipe.serve is not None and benchmark != "trajectories"
+        side_by_side(self.jobs(benchmark), work, 1 if is_served else self._slots.n)
         if benchmark != "trajectories":
             self._share_base()
-        return len(jobs)
 
     def _share_base(self) -> None:
         """Puts the base model's numbers, which the first run has, beside those of the others."""
@@ -102,7 +90,8 @@ class Evaluation:
         begun, log = time.monotonic(), self._recipe.out / "logs" / f"{key.replace('/', '-')}.log"
         with self._slots.take() as env:
             if self._recipe.serve and job.checkpoint:
-                values = {"checkpoint": str(job.checkpoint.folder), "base": str(job.checkpoint.base or "")}
+                base = job.checkpoint.base or checkpoints.settings(job.run)["model"]
+                values = {"checkpoint": str(job.checkpoint.folder), "base": str(base)}
                 with served(self._recipe.serve, values, self._children, log, os.environ) as server:
                     self._run(job, teacher, server, log, env)
             else:

@@ -6,12 +6,10 @@ from typing import Any
 
 from engine.config import TrainConfig
 from examples import grid
-from examples.align.recipe import EVALS, RECIPES, SCORE, TEACHER, TRAIN, Recipe, Settings, with_teacher
+from examples.align.recipe import EVALS, RECIPES, SCORE, TRAIN, UNSERVED, Recipe, Settings, with_teacher
 from examples.grid import Cell
 from system import InputError
 
-LOCAL = "http://127.0.0.1:9/v1"
-"""What stands for a served model's address while it is not served."""
 PAIRS = Path("pairs.jsonl")
 """What stands for a file of pairs while flags alone are looked at."""
 
@@ -77,7 +75,7 @@ def of_set(recipe: Recipe, name: str, *, out: Path, model: str) -> Any:
     command, settings = recipe.sets[name]
     where, given = f"revise: {name}", set_flags(recipe, name, out=out, model=model)
     return located(
-        recipe, where, lambda: command.parse(with_teacher(settings, TEACHER), given, f"{recipe.path}: {where}")
+        recipe, where, lambda: command.parse(with_teacher(settings, UNSERVED), given, f"{recipe.path}: {where}")
     )
 
 
@@ -94,13 +92,13 @@ def target_flags(recipe: Recipe, model: str, server: tuple[str, str] | None) -> 
     """How the model that is to be aligned is asked."""
     if recipe.serve is None:
         return {"target_model": model}
-    address, name = server or (LOCAL, "policy")
+    address, name = server or (UNSERVED, "policy")
     return {"target_endpoint": [address], "target_name": name}
 
 
 def of_score(recipe: Recipe, pairs: Path, out: Path, model: str) -> Any:
     """The configuration of `revise score`. Raises InputError."""
-    settings, given = with_teacher(recipe.revise["score"], TEACHER), score_flags(recipe, pairs, out, model)
+    settings, given = with_teacher(recipe.revise["score"], UNSERVED), score_flags(recipe, pairs, out, model)
     where = "revise: score"
     return located(recipe, where, lambda: SCORE.parse(settings, given, f"{recipe.path}: {where}"))
 
@@ -155,6 +153,6 @@ def of_evaluation(recipe: Recipe, name: str, folder: str) -> Any:
         "report": {"runs": folder, "out": str(recipe.out)},
     }[name]
     if name in ("mixeval", "alpacaeval") and recipe.serve is not None:
-        given |= {"endpoint": [LOCAL], "model": "policy"}
-    settings, where = with_teacher(recipe.eval[name], TEACHER), f"eval: {name}"
+        given |= {"endpoint": [UNSERVED], "model": "policy"}
+    settings, where = with_teacher(recipe.eval[name], UNSERVED), f"eval: {name}"
     return located(recipe, where, lambda: EVALS[name].parse(settings, given, f"{recipe.path}: {where}"))

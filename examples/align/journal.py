@@ -26,8 +26,6 @@ class Done(NamedTuple):
     sizes: dict[str, int]
     """Bytes of each file that it made, by its path from the folder of all."""
     seconds: float
-    said: str = ""
-    """Its result in a line."""
 
 
 class Journal:
@@ -55,10 +53,10 @@ class Journal:
             cli.notify(f"{path}: cannot be read; the stage is done again")
             return None
 
-    def write(self, name: str, fingerprint: str, makes: Sequence[Path], begun: float, said: str = "") -> None:
+    def write(self, name: str, fingerprint: str, makes: Sequence[Path], begun: float) -> None:
         """Says that a stage is done. makes: the files that it made. begun: by time.monotonic()."""
         sizes = {os.path.relpath(path, self.out): path.stat().st_size for path in makes}
-        done = Done(fingerprint, sizes, round(time.monotonic() - begun, 1), said)
+        done = Done(fingerprint, sizes, round(time.monotonic() - begun, 1))
         self._path(name).parent.mkdir(parents=True, exist_ok=True)
         files.write_json(self._path(name), done._asdict())
 

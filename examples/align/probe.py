@@ -29,7 +29,7 @@ from revise.client import (
     open_store,
     parse_extra,
 )
-from system import InputError, RunError
+from system import InputError, RunError, Stopped
 
 MOST_TOKENS = 16
 ATTEMPTS = 2
@@ -46,9 +46,13 @@ class Probe(NamedTuple):
     flag: str = "--endpoint"
 
 
-def ask_all(recipe: Recipe, children: Children) -> list[str]:
-    """Asks each server once, and gives their addresses. Raises InputError for all that do not answer."""
-    faults, known = list[str](), dict[tuple[str, str, str], None]()
+def ask_all(recipe: Recipe, children: Children, *, has_pairs: bool) -> None:
+    """Asks each server once. has_pairs: all pairs are made, and nobody is asked for any. Raises InputError for all that
+    do not answer, Stopped after a signal.
+    """
+    if has_pairs:
+        recipe = dataclasses.replace(recipe, revise={})
+    faults, known = list[str](), set[tuple[str, str, str]]()
     teacher = recipe.teacher if asks_teacher(*recipe.revise.values(), *recipe.eval.values()) else None
     log = recipe.out / "logs/check.log"
     with contextlib.ExitStack() as running:
@@ -57,7 +61,7 @@ def ask_all(recipe: Recipe, children: Children) -> list[str]:
             for endpoint in endpoints_of(probe.client.endpoint, probe.client, flag=probe.flag):
                 who = (endpoint.origin, probe.client.model, probe.path)
                 if who not in known:
-                    known[who] = None
+                    known.add(who)
                     faults += _ask(probe, endpoint, recipe)
     if recipe.serve is not None:
         model = str(find_model(recipe.model))
@@ -67,7 +71,6 @@ def ask_all(recipe: Recipe, children: Children) -> list[str]:
             faults += _ask(probe, endpoints_of(client.endpoint, client)[0], recipe)
     if faults:
         raise InputError("\n".join(faults))
-    return [origin for origin, _, _ in known]
 
 
 def _probes(recipe: Recipe, teacher: str) -> Iterator[Probe]:
@@ -115,6 +118,8 @@ def _ask(probe: Probe, endpoint: Any, recipe: Recipe) -> list[str]:
         )  # fmt: skip
         try:
             answer_all([request], store, client, [endpoint], purpose="check", n_requests=1)
+        except Stopped:
+            raise
         except (RunError, InputError) as fault:
             return [f"{recipe.path}: {probe.where}: {fault}"]
         found = answered(store, request, goes_on=True)

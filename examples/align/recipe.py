@@ -35,8 +35,8 @@ from system import InputError, cli
 from system.flags import flags_of
 
 Settings = dict[str, Any]
-TEACHER = "http://127.0.0.1:9/v1"
-"""What stands for the teacher's address while nothing is asked of it."""
+UNSERVED = "http://127.0.0.1:9/v1"
+"""What stands for the address of a server that the recipe starts, while it is not started."""
 LORA = ("lora_rank", "lora_alpha", "lora_targets", "lora_rslora", "train_also")
 """Settings that begin an adapter: a later round goes on with the adapter that there is."""
 

@@ -26,7 +26,7 @@ from eval.tables import Table
 from examples import grid
 from examples.align import flags
 from examples.align.check import Found, title
-from examples.align.evaluation import BENCHMARKS, Evaluation
+from examples.align.evaluation import BENCHMARKS, Evaluation, Job
 from examples.align.journal import Journal, fingerprint
 from examples.align.progress import Ahead, Clock, Count
 from examples.align.recipe import EVALS, LORA, RECIPES, SCORE, Recipe, Settings, asks_teacher, with_teacher, words_of
@@ -76,6 +76,12 @@ class Road:
         """The pairs of a round and a data set, where they are made and graded as the recipe says now."""
         path = self._graded(number, name) if "score" in self._recipe.revise else self._pairs(number, name)
         return path if path.is_file() else None
+
+    @property
+    def has_pairs(self) -> bool:
+        """Whether all pairs of all rounds are made."""
+        rounds = range(1, self._recipe.rounds + 1)
+        return all(self.known_pairs(number, name) for number in rounds for name in self._recipe.sets)
 
     def go(self, found: Found) -> Path:
         """All stages. found: what a look at the recipe has said. The report's path."""
@@ -263,11 +269,11 @@ class Road:
             self._measure(recipe, number, name, evaluation, runs)
 
     def _measure(self, recipe: Recipe, number: int, name: str, evaluation: Evaluation, runs: Sequence[Path]) -> None:
-        settings, done = recipe.eval[name], list[int]()
+        settings, done = recipe.eval[name], list[Job]()
 
         def measure() -> None:
             with self._teacher(settings) as teacher:
-                evaluation.do(name, teacher, done.append)
+                evaluation.do(name, teacher, done)
 
         n_jobs = float(len(evaluation.jobs(name)))
         told = {"settings": settings, "serve": recipe.serve}

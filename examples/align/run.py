@@ -33,5 +33,5 @@ def follow(asked: recipe.Recipe, *, only_tells: bool = False) -> Path | None:
             print(check.tell(asked, found), file=sys.stdout if only_tells else sys.stderr, flush=True)
             if only_tells:
                 return None
-            probe.ask_all(asked, children)
+            probe.ask_all(asked, children, has_pairs=road.has_pairs)
             return road.go(found)

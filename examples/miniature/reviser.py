@@ -14,7 +14,7 @@ from dataclasses import dataclass
 
 from examples.miniature import world
 from examples.requests import parts
-from examples.serving import serve_until_ended
+from examples.serving import ServingConfig, serve_until_ended
 from revise.clair import STRENGTHS
 from revise.loopback import Reply, Seen, serve
 from system import cli
@@ -23,15 +23,9 @@ FORMLESS = 0.02  # share of answers without markers
 BUSY, BROKEN = (40, 41, 42, 300), (120,)  # the numbers of requests that are answered 429 and 500
 
 
-EXAMPLE = "python -m examples.miniature.reviser --port 8000"
-
-
 @dataclass(frozen=True, kw_only=True)
-class ReviserConfig:
+class ReviserConfig(ServingConfig):
     """Serve the field guide's reviser on this machine, until Ctrl-C."""
-
-    port: int
-    """Where it listens, on the loopback address alone; 0 takes a free one."""
 
 
 @contextmanager
@@ -43,8 +37,9 @@ def serve_reviser(port: int = 0) -> Iterator[str]:
 
 def main(argv: Sequence[str]) -> None:
     """The command."""
-    config = cli.parse(ReviserConfig, argv, command="python -m examples.miniature.reviser", example=EXAMPLE)
-    serve_until_ended(serve_reviser, config.port, "the reviser answers")
+    serve_until_ended(
+        ReviserConfig, argv, module="examples.miniature.reviser", serve=serve_reviser, who="the reviser answers"
+    )
 
 
 def reply(seen: Seen) -> Reply:

@@ -11,24 +11,20 @@ from dataclasses import dataclass
 
 from examples.real import task
 from examples.requests import parts, serve_models
-from examples.serving import serve_until_ended
+from examples.serving import ServingConfig, serve_until_ended
 from system import cli
-
-EXAMPLE = "python -m examples.real.reviser --port 8000"
 
 
 @dataclass(frozen=True, kw_only=True)
-class ReviserConfig:
+class ReviserConfig(ServingConfig):
     """Serve the reviser and the judge of the nine rules on this machine, until Ctrl-C."""
-
-    port: int
-    """Port of the loopback address to listen on; 0 takes a free one."""
 
 
 def main(argv: Sequence[str]) -> None:
     """The command."""
-    config = cli.parse(ReviserConfig, argv, command="python -m examples.real.reviser", example=EXAMPLE)
-    serve_until_ended(serve_both, config.port, "reviser and judge answer")
+    serve_until_ended(
+        ReviserConfig, argv, module="examples.real.reviser", serve=serve_both, who="reviser and judge answer"
+    )
 
 
 def serve_both(port: int = 0) -> AbstractContextManager[str]:

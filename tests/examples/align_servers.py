@@ -16,7 +16,7 @@ from examples.requests import TRIED
 from revise.loopback import Reply, serve
 
 
-def reply_of(who, log, names, checkpoint):
+def reply_of(who, log, names, checkpoint, base):
     """What the server says to a request, each of which is written into the log."""
     log = Path(log)
 
@@ -25,7 +25,7 @@ def reply_of(who, log, names, checkpoint):
             return Reply.json({"data": [{"id": name} for name in names]})
         digest = hashlib.sha256(json.dumps(seen.body, sort_keys=True).encode()).hexdigest()[:16]
         with open(log, "a") as file:
-            file.write(f"{who} {digest} {seen.text == TRIED} {checkpoint}\n")
+            file.write(f"{who} {digest} {seen.text == TRIED} {checkpoint} {base}\n")
         if seen.body["model"] not in names:
             return Reply.error(404, "no such model", code="model_not_found")
         if seen.text == TRIED:
@@ -66,14 +66,14 @@ def main():
     parser = argparse.ArgumentParser()
     parser.add_argument("who")
     parser.add_argument("run", nargs="?")
-    for flag in ("port", "log", "name", "checkpoint"):
+    for flag in ("port", "log", "name", "checkpoint", "base"):
         parser.add_argument(f"--{flag}", default="")
     asked = parser.parse_args()
     if asked.who == "score":
         score(asked.run)
         return
     names = [asked.name] if asked.who == "model" else ["reviser", "grader", "judge"]
-    with serve(reply_of(asked.who, asked.log, names, asked.checkpoint), port=int(asked.port)):
+    with serve(reply_of(asked.who, asked.log, names, asked.checkpoint, asked.base), port=int(asked.port)):
         signal.pause()
 
 
