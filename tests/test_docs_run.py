@@ -21,6 +21,8 @@ COMMANDS = ("python -m ", "torchrun ", "./launch.sh ")
 FOREIGN = ("vllm ", "git ", "lm_eval ", "hf ", "pip ", "curl ")
 SKIPPED = ("./launch.sh test", "source .venv/bin/activate")  # the second is done by PATH
 PORT = 8000
+LONGEST = 900
+"""Seconds of one command. What takes more says so in its page."""
 
 
 def lines_of(block):
@@ -31,7 +33,13 @@ def lines_of(block):
 def run(line, folder):
     """One command by a shell; it says what it said where it fails."""
     done = subprocess.run(
-        line, shell=True, cwd=folder, env=environment(folder), capture_output=True, text=True, check=False
+        ["bash", "-c", line],
+        cwd=folder,
+        env=environment(folder),
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=LONGEST,
     )
     assert done.returncode == 0, (line, done.stdout[-500:], done.stderr[-2000:])
 

@@ -272,7 +272,7 @@ def test_torchrun_goes_on_by_itself(folder):
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(1800)
+@pytest.mark.timeout(3600)
 def test_every_operation_is_a_place_to_die(folder):
     """Every operation on a file of a run that saves and exports, until a run gets through; every loop place too."""
     n = 0
