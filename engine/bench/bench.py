@@ -30,7 +30,7 @@ from data.rows import Example, Limits, Reading, Record, open_model, read_example
 from engine import weights
 from engine.bench import peers as trl
 from engine.bench.measure import PARTS, arguments
-from engine.config import ALIASES, AdapterConfig, BaseDtype, MasterWeights, TrainConfig
+from engine.config import ALIASES, AdapterConfig, BaseDtype, MasterWeights, Reshard, TrainConfig
 from engine.model import SHAPES, XIELU, Quantisation, Shape, Transformer, raw_config, read_config
 from engine.planning import DATASHEET
 from system import InputError, RunError, cli, files
@@ -77,6 +77,8 @@ class BenchConfig:
     master_weights: MasterWeights = "auto"
     """As engine.train's."""
     square_avg: Literal["float32", "bfloat16"] = "float32"
+    """As engine.train's."""
+    reshard: Reshard = "auto"
     """As engine.train's."""
     reference: Literal["fused", "precompute"] = "fused"
     """fused: epoch 1 computes it, epoch 2 reads it; precompute: a single epoch, in all of whose steps it is known."""
@@ -240,6 +242,7 @@ def _settings(c: BenchConfig) -> dict[str, Any]:
         "micro_tokens": c.micro_tokens, "dtype": c.dtype, "keep_checkpoints": 1, "state_every": 0,
         "reference": c.reference,
         "master_weights": c.master_weights, "square_avg": c.square_avg, "gpu_memory": c.gpu_memory, **c.adapter,
+        "reshard": c.reshard,
     }  # fmt: skip
 
 

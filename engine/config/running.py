@@ -15,6 +15,7 @@ Technique = Literal[
 ]
 SaveDtype = Literal["auto", "float32", "bfloat16", "float16", "source"]
 MasterWeights = Literal["auto", "float32", "split"]
+Reshard = Literal["auto", "yes", "no"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -128,9 +129,10 @@ class CheckpointConfig:
 class DistributedConfig:
     """How several ranks share the weights, and how long they wait for one another."""
 
-    reshard: Literal["auto", "yes", "no"] = "auto"
+    reshard: Reshard = "auto"
     """Give a block's gathered weights back after its forward pass and gather them again for the backward pass. auto: on
-    a GPU where the memory is needed."""
+    a GPU where the memory is needed. One process that does not gather them anew is not wrapped by FSDP, whose hooks
+    would set the time of a small model's step; the numbers are the same, bit for bit."""
     shard_size: int | None = None
     """Ranks that share one copy of the weights; unset: all, or of a frozen base as few as have room for it. The number
     of GPUs of a node: every node holds a copy, and only gradients cross the network (hybrid sharding)."""

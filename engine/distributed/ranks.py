@@ -1,8 +1,9 @@
 """The processes of a run: their group, what they add up and tell one another, and when their shards are gathered.
 
 One process on the CPU in float32, with split masters or with an adapter, is plain PyTorch: nothing is wrapped and no
-process group is made. Everything else is FSDP2 (engine/distributed/fsdp.py): float32 master shards, compute in --dtype,
-gradients summed in float32.
+process group is made. Where it computes in bf16 it casts copies of its float32 masters (engine/distributed/copies.py).
+Everything else is FSDP2 (engine/distributed/fsdp.py): float32 master shards, compute in --dtype, gradients summed in
+float32; so is one process whose memory has no room for these copies.
 """
 
 import atexit
@@ -25,6 +26,7 @@ from torch import Tensor, nn
 from torch.distributed.rendezvous import rendezvous
 
 from engine.config import world_size
+from engine.distributed.copies import ComputeCopies
 from engine.distributed.heartbeat import Heartbeat
 from engine.model import FusedForward, Transformer
 from system import InputError, launcher, torch_private
@@ -65,8 +67,10 @@ class Ranks:
         if self.size % self.shard_size:
             raise InputError(f"--shard-size: {self.size} ranks are not groups of {shard_size}; name a divisor")
         self.splits_masters = splits_masters
-        wraps_alone = not has_adapter and (has_cuda or self.dtype != torch.float32)  # for float32 masters
-        self.is_sharded = not splits_masters and (self.size > 1 or wraps_alone)
+        self.is_sharded = not splits_masters and self.size > 1
+        """Whether parameters are DTensors; of one process, once models are placed that have no room for copies."""
+        self._casts = not splits_masters and not has_adapter and self.dtype != torch.float32
+        self._copies: list[ComputeCopies] = []
         self.has_adapter = has_adapter
         self._reshards = False
         self.heartbeat = Heartbeat(None, self.rank, self.size)
@@ -112,20 +116,24 @@ class Ranks:
 
     def _meet(self) -> None:
         """Makes the process group, and the notes that ranks leave for one another."""
-        if self.is_sharded:
-            backend = "cpu:gloo,cuda:nccl" if self.device.type == "cuda" else "gloo"
-            if not dist.is_initialized():  # one group a process: a second meeting would read the first's addresses
-                if self.size > 1:
-                    _die_with_parent()
-                    with self._awaiting():
-                        self._meet_others(backend)
-                else:  # alone: no address to meet at
-                    store = dist.HashStore()  # pyright: ignore[reportPrivateImportUsage]  # its documentation has it
-                    dist.init_process_group(backend, store=store, rank=0, world_size=1)
-                atexit.register(dist.destroy_process_group)
+        if self.size > 1:
+            self._make_group()
         launcher.meeting.is_over = True
         if self.size > 1:
             self.heartbeat = Heartbeat(torch_private.default_store(), self.rank, self.size)
+
+    def _make_group(self) -> None:
+        if dist.is_initialized():  # one group a process: a second meeting would read the first's addresses
+            return
+        backend = "cpu:gloo,cuda:nccl" if self.device.type == "cuda" else "gloo"
+        if self.size > 1:
+            _die_with_parent()
+            with self._awaiting():
+                self._meet_others(backend)
+        else:  # alone: no address to meet at
+            store = dist.HashStore()  # pyright: ignore[reportPrivateImportUsage]  # its documentation has it
+            dist.init_process_group(backend, store=store, rank=0, world_size=1)
+        atexit.register(dist.destroy_process_group)
 
     @contextmanager
     def _awaiting(self) -> Iterator[None]:
@@ -175,16 +183,23 @@ class Ranks:
     def place(self, fused: FusedForward, *, reshards: bool | None = None) -> FusedForward:
         """Gives models on the meta device their memory: whole here, or a shard on every rank. Collective.
 
-        reshards: whether a block's gathered weights are given back after its forward pass; None: on a GPU.
+        reshards: whether a block's gathered weights are given back after its forward pass; None: on a GPU. One process
+        that does not has no need to gather: it casts copies.
         """
+        self._reshards = self.device.type == "cuda" if reshards is None else reshards
+        if self._casts and self.size == 1 and self._reshards and not self.is_sharded:
+            self._make_group()
+            self.is_sharded = True
         if self.is_sharded:
             from engine.distributed import fsdp
 
-            self._reshards = self.device.type == "cuda" if reshards is None else reshards
             fsdp.shard(fused, self.mesh, self.dtype, reshards=self._reshards)
         if self.splits_masters:
             fused.policy.to(self.dtype)
-        return fused.to_empty(device=self.device)
+        fused.to_empty(device=self.device)
+        if self._casts and not self.is_sharded:
+            self._copies.append(ComputeCopies(fused, self.dtype))
+        return fused
 
     @cached_property
     def mesh(self) -> "DeviceMesh":
@@ -236,14 +251,14 @@ class Ranks:
 
     def all_reduce_sum(self, values: Tensor) -> Tensor:
         """The sum of a CPU tensor over all ranks, the same on each. Collective."""
-        if self.is_sharded:
+        if self.size > 1:
             dist.all_reduce(values)
         return values
 
     def all_reduce_max(self, value: float) -> float:
         """The largest of all ranks' values. Collective."""
         found = torch.tensor(float(value), dtype=torch.float64)
-        if self.is_sharded:
+        if self.size > 1:
             dist.all_reduce(found, dist.ReduceOp.MAX)
         return found.item()
 
@@ -285,7 +300,7 @@ class Ranks:
 
     def wait(self) -> None:
         """Returns when every rank has come here. Collective."""
-        if self.is_sharded:
+        if self.size > 1:
             dist.barrier()
 
     def grad_norm(self, parameters: Iterable[nn.Parameter]) -> Tensor:
@@ -306,11 +321,19 @@ class Ranks:
                 unit.set_requires_gradient_sync(is_last, recurse=False)
                 unit.set_reshard_after_backward(is_last or (self.has_adapter and self._reshards), recurse=False)
 
+    def take_gradients(self) -> None:
+        """After a backward pass: what its gradients are is with the masters, where that is not done already."""
+        for copies in self._copies:
+            copies.take_gradients()
+
     def reshard(self, model: nn.Module) -> None:
         """After a pass without gradient: gives back the weights that a backward pass would have given back.
 
-        Until then a module's parameters are the gathered ones, which neither the optimizer nor a save may see.
+        Until then a module's parameters are the gathered ones, or copies, which neither the optimizer nor a save may
+        see.
         """
+        for copies in self._copies:
+            copies.leave()
         if self.is_sharded:
             from engine.distributed import fsdp
 
@@ -322,6 +345,8 @@ class Ranks:
         if reference.shares_base:  # the policy's
             return
         self.reshard(reference)
+        for copies in self._copies:
+            copies.release(reference)
         for parameter in reference.parameters():
             held, _ = self.local(parameter)
             held.untyped_storage().resize_(0)

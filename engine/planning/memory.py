@@ -101,6 +101,12 @@ class MemoryInputs:
         return self.is_split or (is_alone and (is_wide or self.adapted is not None))
 
     @property
+    def casts_copies(self) -> bool:
+        """Whether one process computes with copies of its masters, all there at once (engine/distributed/copies.py)."""
+        is_alone = self.n_ranks == 1 and self.n_shards == 1
+        return is_alone and self.adapted is None and not self.is_plain and not self.reshards
+
+    @property
     def n_trained(self) -> int:
         """Numbers that train."""
         return self.shape.n_parameters if self.adapted is None else self.adapted.n_trained
@@ -175,7 +181,8 @@ def needs(s: MemoryInputs) -> dict[str, int]:
         moments.append(_in_its_block(s) if s.holds_reference else _with_reference_alone(s))
     found = max(moments, key=lambda moment: sum(moment.values()))
     found = {name: value for name, value in found.items() if value}
-    share = FRAGMENTS[s.device] + (GATHERING if s.device == "cuda" and not s.is_plain else 0.0)
+    gathers = s.device == "cuda" and not s.is_plain and not s.casts_copies
+    share = FRAGMENTS[s.device] + (GATHERING if gathers else 0.0)
     return found | {"libraries": OWN_BYTES[s.device] + int(share * sum(found.values()))}
 
 
@@ -281,7 +288,7 @@ def _at_its_end(s: MemoryInputs) -> dict[str, int]:
     trains = s.adapted is None or s.adapted.trains_embedding
     ends = s.shape.vocab_size * s.shape.hidden_size if trains else 0
     size = s.dtype.itemsize if s.adapted is None else 4  # beside a frozen base it is float32 itself
-    moving = (size + (0 if s.is_plain else 8)) * ends
+    moving = size * s.n_trained if s.casts_copies else (size + (0 if s.is_plain else 8)) * ends
     return _staying(s) | {"gradients": _gradients(s), "gathered": _gathered(s), "a gradient on its way": moving}
 
 
@@ -329,10 +336,11 @@ def _head_of_distributions(s: MemoryInputs, rows: int) -> int:
     logits = min(4 * rows * c.vocab_size, piece if s.device == "cuda" else min(piece, PIECE_BYTES))
     held = logits * (n if s.device == "cuda" else s.n_distributions) + logits * size // 4
     gradient = (4 + 4 + size if s.device == "cuda" else 4) * weight if s.trains_head else 0
+    is_there = s.is_plain or s.casts_copies
     return (
         held
         + gradient
-        + both * (size * rows * s.reference_shape.hidden_size + (0 if s.is_plain else size * their_weight))
+        + both * (size * rows * s.reference_shape.hidden_size + (0 if is_there else size * their_weight))
     )
 
 
@@ -341,6 +349,9 @@ def _gathered(s: MemoryInputs) -> int:
     c, size, a = s.shape, s.dtype.itemsize, s.adapted
     if s.is_plain:
         return 0
+    if s.casts_copies:
+        of_reference = s.reference_shape.n_parameters if s.holds_reference and s.moves_reference else 0
+        return size * (c.n_parameters + of_reference)
     gathered = _copies(s, c)
     if s.holds_reference and not (a is not None and a.shares_base):
         gathered += 2 * size * _parts(s.reference_shape)[1]
@@ -349,7 +360,7 @@ def _gathered(s: MemoryInputs) -> int:
 
 def _copies(s: MemoryInputs, shape: ModelConfig) -> int:
     """What of a model is gathered at once: embedding and head, and the blocks that compute, or all of them."""
-    if s.is_plain:
+    if s.is_plain or (s.casts_copies and shape is not s.shape):  # the reference alone is there in bf16
         return 0
     n_blocks = 2 if s.reshards else shape.n_layers
     if s.adapted is not None and shape is s.shape:

@@ -79,7 +79,7 @@ class States:
     @classmethod
     def open(cls, folder: Path, ranks: Ranks, config: CheckpointConfig) -> "States":
         """The states in a folder. Removes what was left half written. Collective."""
-        made = dist.new_group(backend="gloo") if ranks.is_sharded else None
+        made = dist.new_group(backend="gloo") if ranks.size > 1 else None
         warnings.filterwarnings("ignore", message="torch.distributed is disabled")  # one process needs no group
         if ranks.is_rank0:
             remove_leftovers(folder, PREFIX, TEMPORARY, OLD)

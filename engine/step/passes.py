@@ -36,6 +36,7 @@ def forward_backward(training: Training, step: Step) -> tuple[LossInputs, Result
             added, loss = added + term.detach().cpu(), loss + term
         report(training, step, "backward")
         (loss / len(batch)).backward()  # over the examples of all ranks: the split changes speed only
+        ranks.take_gradients()
         batch.add(micro, part)
     training.hooks.on_phase(step.number, "gather")
     inputs = batch.gather(ranks, with_reference=training.reference.is_used, token_values=objective.token_values)
@@ -91,6 +92,7 @@ def _whole_step(training: Training, step: Step, mismatched: LossInputs | None) -
             roots, gradients = [*roots, term], [*gradients, torch.ones_like(term) / len(batch)]
         report(training, step, "backward")
         torch.autograd.backward(roots, gradients)  # pyright: ignore[reportArgumentType]
+        ranks.take_gradients()
     return inputs, _with_added(training, result, added, len(batch))
 
 

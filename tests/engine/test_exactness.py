@@ -109,7 +109,7 @@ def test_scores_do_not_depend_on_the_tokens_of_a_pass(tmp_path, monkeypatch):
 
 
 def test_weights_that_are_given_back_and_gathered_again_change_no_bit(tmp_path, monkeypatch):
-    """--reshard, on one process in bf16, where a unit is gathered from a single shard by the same code."""
+    """--reshard, on one process in bf16: a unit is gathered from a single shard, or nothing is wrapped at all."""
     model = tiny.write_model(tmp_path / "model", vocab_size=101)
     rows = tiny.write_rows(tmp_path / "rows.jsonl", id_rows(8))
     plain, gathered = FSDPParamGroup.unshard, []
@@ -125,10 +125,10 @@ def test_weights_that_are_given_back_and_gathered_again_change_no_bit(tmp_path, 
         settings = {"batch_size": 4, "epochs": 1, "lr": 1e-4, "dtype": "bfloat16", "reshard": reshard}
         out = str(tmp_path / reshard)
         lines, watch = watched(TrainConfig(model=str(model), data=(str(rows),), out=out, **settings))
-        assert watch.mesh == [1]
+        assert watch.mesh == ([1] if reshard == "yes" else [])
         found.append([(line["loss"], line["grad_norm"]) for line in lines])
         n_gathered.append(sum(gathered))
-    assert n_gathered[1] >= n_gathered[0] + 2 * 2 * 2  # two steps; a model's blocks but the last; two models
+    assert n_gathered[0] == 0 and n_gathered[1] >= 2 * 2 * 2  # two steps; a model's blocks but the last; two models
     assert found[0] == found[1]
 
 
