@@ -21,7 +21,7 @@ MAINS = {
     "judge-off-policy": recipes.off_policy_main,
     "stronger-preferred": recipes.stronger_main,
 }
-RELEASED, JUDGED = "ContextualAI/ultrafeedback_clair_32k", "openbmb/UltraFeedback"
+RELEASED, JUDGED = "ContextualAI/ultrafeedback_clair_32k:train", "openbmb/UltraFeedback"
 PRICE_IN, PRICE_OUT = 10, 30
 
 
