@@ -166,7 +166,8 @@ def files_of(source: str | Path) -> list[Path]:
         return _files_in(Path(base), split, base)
     if kind_of(path) or not hub.is_hub_id(base if colon else name):
         raise InputError(f"{name}: no such file or folder; give {hub.EXAMPLES['dataset']}")
-    return _files_in(hub.snapshot(base if colon else name, "dataset"), split or None, base if colon else name)
+    repo, wanted = (base, split) if colon else (name, None)
+    return _files_in(hub.snapshot(repo, "dataset"), wanted, repo)
 
 
 def _exists(path: Path) -> bool:

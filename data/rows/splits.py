@@ -69,7 +69,7 @@ def chosen(splits: dict[str, list[Path]], wanted: str | None, name: str) -> list
         fitting = fitting or [split for split in splits if wanted in SPLITS and _is_called(_tail(split), wanted)]
     if len(fitting) != 1:
         known = ", ".join(sorted(split or "(other files)" for split in splits))
-        example = max(sorted(splits), key=bool)
+        example = min(splits, key=lambda split: (not split, _tail(split) not in TRAIN, split))
         raise InputError(f"{name}: has the splits {known}; name one, such as {name}:{example}")
     return splits[fitting[0]]
 

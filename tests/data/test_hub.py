@@ -298,3 +298,49 @@ def test_what_the_environment_has_wrong_is_named(find, variables, cause, model, 
         done = find(tmp_path, **({"HF_ENDPOINT": base} | variables))
     assert done.returncode == 2 and len(done.stderr.splitlines()) == 1
     assert f"error: o/m: no such file or folder, and {cause}" in done.stderr
+
+
+# --- data sets -----------------------------------------------------------------------------------------------------
+
+FILES = """
+import os, sys
+from pathlib import Path
+from data.rows.sources import files_of
+from system import InputError
+
+for name in sys.argv[1:]:
+    try:
+        print(name, *sorted(Path(path).name for path in files_of(name)))
+    except InputError as fault:
+        print(fault)
+"""
+
+
+def test_a_data_sets_id_with_a_split_and_without_is_found(tmp_path):
+    """The released CLAIR pairs have a train and a test split; UltraFeedback's files name none."""
+    for name, files in (
+        ("o/pairs", ["data/train-00000-of-00001.parquet", "data/test-00000-of-00001.parquet"]),
+        ("o/answers", ["flan.jsonl", "sharegpt.jsonl"]),
+        ("o/parts", ["a_test.jsonl", "b_test.jsonl"]),
+    ):
+        root = tmp_path / f"hub/datasets--{name.replace('/', '--')}"
+        for path in files:
+            (root / "snapshots" / SHA / path).parent.mkdir(parents=True, exist_ok=True)
+            (root / "snapshots" / SHA / path).write_text("")
+        (root / "refs").mkdir()
+        (root / "refs/main").write_text(SHA)
+    asked = ["o/pairs", "o/pairs:train", "o/pairs:test", f"o/pairs@{SHA}:test", "o/answers", "o/pairs:dev", "o/parts"]
+    env = tiny.environment() | {"HF_HOME": str(tmp_path), "HF_HUB_OFFLINE": "1"}
+    done = subprocess.run(
+        [sys.executable, "-c", FILES, *asked], env=env, capture_output=True, text=True, timeout=100, check=True
+    )
+    train, test = "train-00000-of-00001.parquet", "test-00000-of-00001.parquet"
+    assert done.stdout.splitlines() == [
+        f"o/pairs {train}",
+        f"o/pairs:train {train}",
+        f"o/pairs:test {test}",
+        f"o/pairs@{SHA}:test {test}",
+        "o/answers flan.jsonl sharegpt.jsonl",
+        "o/pairs: has the splits test, train; name one, such as o/pairs:train",
+        "o/parts: has the splits a_test, b_test; name one, such as o/parts:a_test",
+    ]
