@@ -321,7 +321,7 @@ def test_a_folder_with_splits_gives_train_or_the_one_that_is_named(tmp_path):
     assert names_in(folder) == ["data/train-00000-of-00001.parquet"]
     assert names_in(f"{folder}:test") == ["data/test-00000-of-00001.parquet"]
     assert names_in(f"{folder}:dev") == ["dev/x.jsonl"]
-    with pytest.raises(InputError, match=r": has the splits dev, test, train; name one, such as .*:dev$"):
+    with pytest.raises(InputError, match=r": has the splits dev, test, train; name one, such as .*:train$"):
         files_of(f"{folder}:validation")
 
 
