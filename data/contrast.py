@@ -29,7 +29,7 @@ from rapidfuzz.distance import LCSseq, Levenshtein
 from rapidfuzz.process import cpdist
 
 from data.revisions import revised
-from data.rows import NotUsed, ReadingSettings, Record, load_preferences
+from data.rows import NotUsed, ReadingSettings, Record, find_model, load_preferences
 from data.text import Message, Tokenizer
 from system import InputError, cli, files
 from system.flags import PathText
@@ -236,7 +236,7 @@ def main(argv: Sequence[str]) -> None:
     config = cli.parse(ContrastConfig, argv, command="python -m data.contrast", example=EXAMPLE)
     for path in filter(None, (config.out, config.plot)):
         files.check_new_file(Path(path))
-    tokenizer = Tokenizer(Path(config.tokenizer)) if config.tokenizer else None
+    tokenizer = Tokenizer(find_model(config.tokenizer)) if config.tokenizer else None
     found = {name: contrast(_pairs(name, config, tokenizer), tokenizer) for name in config.files}
     print(table(found, paper=config.paper))
     if config.plot:

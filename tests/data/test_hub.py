@@ -344,3 +344,15 @@ def test_a_data_sets_id_with_a_split_and_without_is_found(tmp_path):
         "o/pairs: has the splits test, train; name one, such as o/pairs:train",
         "o/parts: has the splits a_test, b_test; name one, such as o/parts:a_test",
     ]
+
+
+def test_a_tokenizer_is_found_by_its_models_id(model, tmp_path):
+    """By the command that measures how much pairs differ."""
+    write_cache(tmp_path, model)
+    rows = tiny.write_rows(tmp_path / "rows.jsonl", [{"prompt": "a", "chosen": "some words", "rejected": "some"}])
+    env = tiny.environment() | {"HF_HOME": str(tmp_path), "HF_HUB_OFFLINE": "1"}
+    command = [sys.executable, "-m", "data.contrast", str(rows), "--tokenizer", "o/m"]
+    done = subprocess.run(command, env=env, capture_output=True, text=True, timeout=100, check=False)
+    assert done.returncode == 0 and "tokens" in done.stdout, done.stderr
+    refused = subprocess.run([*command[:-1], "o/other"], env=env, capture_output=True, text=True, check=False)
+    assert refused.returncode == 2 and refused.stderr.count("\n") == 1 and "o/other: no such" in refused.stderr
