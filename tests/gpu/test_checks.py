@@ -14,7 +14,7 @@ import torch
 
 from system import InputError
 from tests import tiny
-from tests.gpu import checks, slices
+from tests.gpu import checks, real_model, slices
 from tests.gpu.slices import Item, Machine, Result, Row, SliceConfig
 
 MACHINE = Machine("a card", "2.11.0", "abc")
@@ -204,7 +204,7 @@ def test_every_item_has_a_name_and_fits_into_a_slice(capsys):
     items = [line.split(maxsplit=3) for line in capsys.readouterr().out.splitlines()]
     assert [name for name, *_ in items] == [
         "families", "families-compiled", "families-speed", "kernels", "lora", "lora-8b", "lora-70b", "one-card",
-        "sharded", "split", "small", "long-pairs", "answers", "trajectories", "tests",
+        "sharded", "split", "small", "long-pairs", "answers", "figure4", "real-study", "trajectories", "tests",
     ]  # fmt: skip
     assert all(f"\n{name} " in (checks.__doc__ or "") for name, *_ in items)
     assert all(0 < float(seconds) < 230 and unit == "s" for _, seconds, unit, _ in items)
@@ -270,3 +270,43 @@ def test_torchs_version_is_one_that_a_file_can_hold(tmp_path):
     )
     slices.write_done(tmp_path / "done", {"a": result})
     assert slices.read_done(str(tmp_path / "done"))["a"].torch == str(torch.__version__)
+
+
+def test_the_real_models_items_go_on_until_nothing_is_left(tmp_path):
+    """A run of the study that is new counts; what the paper says of its figure is a row each."""
+    pairs = tmp_path / "pairs.jsonl"
+    pairs.write_text("{}\n" * 150)
+    config = checks.ChecksConfig(
+        logs=str(tmp_path), records=str(tmp_path / "records"), pairs=str(pairs), real_model="m"
+    )
+    asked = []
+
+    def run(log, command, *, limit):
+        asked.append((command, limit))
+        if command[1] == "examples.real.study":
+            (tmp_path / "records").mkdir(exist_ok=True)
+            with open(tmp_path / "records/seed-0.jsonl", "a") as file:
+                file.write(json.dumps({"kind": "run" if len(asked) > 1 else "base"}) + "\n")
+            if len(asked) < 3:
+                raise ValueError("2 runs are on record and others are left; the same command goes on")
+        elif "--as-it-stands" in command:
+            (tmp_path / "figure4").mkdir(exist_ok=True)
+            stopped = "" if len(asked) > 6 else "kto_pair was stopped after epoch 14. "
+            (tmp_path / "figure4/figure4.md").write_text(f"{stopped}\n| claim | here |\n| it holds | holds |\n")
+        else:
+            raise subprocess.TimeoutExpired(command, limit)
+        return ""
+
+    found = [real_model.study(config, slices.Clock(None), run) for _ in range(3)]
+    name = "the real model's study: runs"
+    assert found == [
+        [Row(name, "0 on record, 0 of them new; the next call goes on", "none is left", False)],
+        [Row(name, "1 on record, 1 of them new; the next call goes on", "none is left", False)],
+        [Row(name, "2 on record, 1 of them new; none is left", "none is left", True)],
+    ]
+    found = [real_model.figure4(config, slices.Clock(None), run) for _ in range(2)]
+    assert [(rows[0].holds, rows[1:]) for rows in found] == [(h, [Row("it holds", "holds")]) for h in (False, True)]
+    command, limit = asked[3]
+    assert command[command.index("--n") + 1] == "50" and command[-2:] == ["--model", "m"] and limit == 200
+    with pytest.raises(ValueError, match="--pairs names no pairs"):
+        real_model.figure4(checks.ChecksConfig(logs=str(tmp_path)), slices.Clock(None), run)
