@@ -13,6 +13,7 @@ from data import load_preferences
 from data.contrast import contrast, texts_of
 from data.rows import open_folder
 from eval import checkpoints, scores
+from eval.trajectories import rows_of
 from system import InputError, cli
 from system.flags import PathText
 
@@ -42,12 +43,17 @@ def main(argv: Sequence[str]) -> None:
 
 
 def measure(run: Path) -> list[scores.Line]:
-    """Table 1's measures of each of the run's data files, written into its scores. Raises InputError."""
-    base, asked = checkpoints.base_of(run), checkpoints.settings(run).get("data", [])
+    """Table 1's measures of each of the run's data files, read as the run itself has read them, written into its
+    scores. Raises InputError where they cannot be read, are no pairs, or are token ids of no known tokenizer.
+    """
+    settings = checkpoints.settings(run)
+    reading, skips = rows_of(settings).reading, settings.get("skip_bad_rows") == "true"
+    base, asked = checkpoints.base_of(run), settings.get("data", [])
     tokenizer = open_folder(str(base.folder), base=base.base)[1] if base else None
     lines: list[scores.Line] = []
     for source in [asked] if isinstance(asked, str) else asked:
-        found = contrast(texts_of(load_preferences(source)), tokenizer)
+        records = load_preferences(source, skip_bad_rows=skips, reading=reading)
+        found = contrast(texts_of(records, tokenizer), tokenizer)
         words = {"pairs": float(len(found.copied)), "Jaccard of words, %": 100 * float(found.jaccard_words.mean())}
         if found.jaccard_tokens is not None:
             words["Jaccard of tokens, %"] = 100 * float(found.jaccard_tokens.mean())
