@@ -49,7 +49,7 @@ def stock_hub(home):
         "Name a bird. The heron is bird number 1, I think. Otters are no birds.",
         "Say a letter. Be short. Answer.",
     ]
-    tiny.write_model(folder, texts * 10, max_position_embeddings=2048, vocab_size=600)
+    tiny.write_model(folder, texts * 10, max_position_embeddings=192, vocab_size=600)
     (folder / "chat_template.jinja").write_text(tiny.TEMPLATE)
     data = hub_folder(home, "datasets", RELEASED) / "data"
     data.mkdir(parents=True)
