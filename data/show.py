@@ -43,18 +43,18 @@ COLOURS = {
 
 @dataclass(frozen=True, kw_only=True)
 class ShowConfig(RowSettings):
-    """Show one row as the trainer sees it."""
+    """Show one row as the trainer sees it: the tokens of prompt and responses, what is predicted, and what was cut."""
 
     file: tyro.conf.Positional[PathText]
-    """Rows: a .jsonl, .json, .csv or .parquet file, a folder of such files, or a hub id."""
+    """Rows to read: a .jsonl, .json, .csv or .parquet file, a folder of such files, or a hub id."""
     model: PathText
-    """Checkpoint folder (Hugging Face layout) or hub id, for its tokenizer and chat template."""
+    """Checkpoint folder (Hugging Face layout) or hub id whose tokenizer and chat template are used."""
     row: int = 1
-    """Which row, from 1."""
+    """Which row to show, counted from 1."""
     fields: str | None = None
-    """Further numbers of the row that an objective asks for, to be shown: margin,confidence."""
+    """Further numeric columns to show, of those that an objective reads: margin,confidence."""
     config: PathText | None = None
-    """YAML file of settings, named as the flags are; flags win over it."""
+    """YAML file with settings under the names of the flags. Flags on the command line win over it."""
 
     def __post_init__(self) -> None:
         super().__post_init__()

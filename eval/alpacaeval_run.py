@@ -57,21 +57,23 @@ ROUNDS = 3  # of questions about a row that has no preference yet
 
 @dataclass(frozen=True, kw_only=True)
 class AlpacaEvalConfig(JudgedConfig):
-    """Win rates against GPT-4-turbo's outputs on 805 instructions, with and without length control.
+    """Measure win rates against GPT-4-turbo's outputs on 805 instructions, with and without length control.
 
-    --endpoint and --model name a server that answers in the place of the checkpoint (vLLM, for large models).
+    --endpoint and --model name a server that answers instead of the checkpoint, such as vLLM for a large model.
     """
 
     alpaca_eval: PathText
-    """Your checkout of tatsu-lab/alpaca_eval: the reference's outputs and the annotator's wording are read from it."""
+    """Folder of a checkout of tatsu-lab/alpaca_eval. The reference's outputs and the annotator's wording are read from
+    there; its code is not run."""
     gamed: PathText | None = None
-    """df_gamed.csv of the hub's data set tatsu-lab/alpaca_eval; without it there is no length control."""
+    """File df_gamed.csv of the hub's data set tatsu-lab/alpaca_eval. Unset: win rates are not length-controlled."""
     checkpoint: tuple[str, ...] = ()
-    """Names of the run's checkpoints. Unset: the best one of each MixEval-Hard version, by OUT/scores.jsonl; where one
-    is the best of both, the next best by their mean too."""
+    """Names of the run's checkpoints to score. Unset: the best one on each MixEval-Hard version, by OUT/scores.jsonl;
+    if one is the best on both, also the next best by their mean."""
     preset: Literal["stable", "upstream", "paper"] = "stable"
-    """How outputs are drawn: greedily, or at temperature 0.7 as most of the leaderboard's, in 2,048 tokens; or at 0.7
-    in 4,096, as upstream has it for the model that the paper trains."""
+    """How to sample outputs: stable is greedy, upstream is temperature 0.7 as for most of the leaderboard, both with at
+    most 2,048 tokens; paper is temperature 0.7 with 4,096 tokens, AlpacaEval's setting for the model that the paper
+    trains."""
 
     def __post_init__(self) -> None:
         super().__post_init__()

@@ -51,27 +51,32 @@ N_BOOTSTRAP = 2000
 class MixEvalConfig(JudgedConfig):
     """Score checkpoints on MixEval-Hard with the judge of your choice.
 
-    --endpoint and --model name a server that answers in the place of the checkpoint (vLLM, for large models).
+    --endpoint and --model name a server that answers instead of the checkpoint, such as vLLM for a large model.
     """
 
     mixeval: PathText
-    """Your checkout of MixEval: its data and the wording of its requests are read from there, its code is not run."""
+    """Folder of a checkout of MixEval. Its data and the wording of its requests are read from there; its code is not
+    run."""
     version: tuple[str, ...] = VERSIONS
-    """Which of its data."""
+    """Versions of the data to score on."""
     preset: Literal["stable", "paper"] = "stable"
-    """How answers are drawn: greedily, or at the temperature 0.6 and top-p 0.9 that upstream has for Llama-3."""
+    """How to sample answers: stable is greedy; paper is temperature 0.6 and top-p 0.9, which MixEval uses for
+    Llama-3."""
     judge_temperature: float | None = None
-    """Of the judge; unset it is not sent, as upstream does. A judge at 0 is asked again at 1, lest it repeat itself."""
+    """Sampling temperature of the judge. Unset: none is sent, as in MixEval. At 0, a judge that is asked again is asked
+    at temperature 1, so that it does not repeat itself."""
     rounds: int = 10
-    """How often the judge is asked again where its answer has no score; upstream's number."""
+    """How often the judge is asked about an answer, at most, until it gives a score. MixEval uses 10."""
     fallback: Literal["random", "zero"] = "random"
-    """What a query without a score after that counts: a draw, as upstream does, or nothing. They are counted."""
+    """Score of a query for which the judge has given none after that: random draws it, as MixEval does; zero counts as
+    0. The number of such queries is reported."""
     dedupe: bool = True
-    """Judge equal answers to equal queries once; --no-dedupe judges each, as upstream does."""
+    """Judge equal answers to equal queries once. --no-dedupe judges each, as MixEval does."""
     watch: bool = False
-    """Score epochs as they appear, until the run has written its last."""
+    """Score epochs as they appear, until the run has written its last one."""
     prune: bool = False
-    """Remove an epoch once it is scored, but for the best of each version and the newest."""
+    """Delete the checkpoint of each scored epoch, except the best on each version, the newest, and the one that the
+    run's `best` links to."""
 
     def __post_init__(self) -> None:
         super().__post_init__()

@@ -67,29 +67,29 @@ class GridConfig:
     model: PathText
     """Checkpoint folder or hub id that every run starts from."""
     data: tuple[PathText, ...]
-    """Data sets: NAME=FILE, a file as engine.train takes it."""
+    """Data sets as NAME=FILE, where FILE is one that engine.train takes."""
     loss: tuple[PathText, ...]
-    """Objectives; with flags of engine.train for one alone: "apo_zero beta=0.3", "dpo lr=1e-7"."""
+    """Objectives. Flags of engine.train for one of them alone follow its name: "apo_zero beta=0.3", "dpo lr=1e-7"."""
     out: PathText
     """Folder for the runs and their report."""
     lr: tuple[str, ...] = ("2e-7",)
-    """Learning rate, one for all, or NAME=RATE for each objective."""
+    """Learning rate: one for all objectives, or NAME=RATE for each."""
     seeds: int = 1
-    """Of the order of the rows and of what is held out: 0, 1 ..."""
+    """Number of seeds: 0, 1 and so on. A seed sets the order of the rows and which of them are held out."""
     train: PathText | None = None
-    """YAML file of whatever else engine.train is told."""
+    """YAML file with further settings of engine.train, for all runs."""
     score: str | None = None
-    """Command that scores a run's checkpoints into its eval/scores.jsonl; {run} stands for its folder, {python} for
-    the interpreter that this runs in."""
+    """Command that scores a run's checkpoints into its eval/scores.jsonl; {run} stands for the run's folder, {python}
+    for the Python interpreter of this command. Unset: runs are not scored."""
     at_once: int | None = None
-    """Runs side by side. Unset: one for each GPU, or one on the CPU, where each has its share of the cores; above the
-    number of GPUs they share cards."""
+    """Number of runs side by side. Unset: one for each GPU (or each group of --gpus), or one without a GPU. With more
+    runs than GPUs they share the GPUs; without a GPU they share the cores."""
     gpus: int = 1
-    """GPUs of each run: with more than one it is sharded over them (./launch.sh train --nproc)."""
+    """Number of GPUs for each run. With more than one, the run is sharded over them (./launch.sh train --nproc)."""
     title: str = "A grid of runs"
-    """The report's title."""
+    """Title of the report."""
     config: PathText | None = None
-    """YAML file of settings, named as the flags are; flags win over it."""
+    """YAML file with settings under the names of the flags. Flags on the command line win over it."""
 
     def __post_init__(self) -> None:
         if not self.data or not self.loss or min(self.seeds, self.gpus, self.at_once or 1) < 1:

@@ -13,7 +13,7 @@ class ServingConfig:
     """What a command of stand-ins is told; each has a sentence of its own in this place."""
 
     port: int
-    """Port of the loopback address to listen on; 0 takes a free one."""
+    """Port to listen on, on this machine's loopback address; 0 takes a free one."""
 
 
 def serve_until_ended(

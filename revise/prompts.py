@@ -33,20 +33,22 @@ class PromptsConfig(ReadingSettings):
     """From which rows to which file."""
 
     prompts: PathText
-    """Rows with "prompt" (text or messages) or UltraFeedback's "instruction", and what belongs to it (system, tools);
-    or pairs, whose prompts are taken: .jsonl, .json, .csv, .parquet, a folder or hub id."""
+    """Prompts: a .jsonl, .json, .csv or .parquet file, a folder of such files, or a hub id. Rows have "prompt" (text or
+    messages) or UltraFeedback's "instruction", and may have "system" and "tools". The rows may also be pairs, whose
+    prompts are used."""
     out: PathText
-    """File for the pairs; what is rejected goes beside it, to its name with .rejected.jsonl."""
+    """File for the pairs, such as pairs.jsonl. Rejected ones go into pairs.rejected.jsonl beside it, each with its
+    reason."""
     sample: int | None = None
-    """How many prompts to draw: the same ones for every recipe."""
+    """Number of prompts to draw by --seed; every recipe draws the same ones. Unset: all."""
     only_prompts: PathText | None = None
-    """Take only prompts that this file has too, by their text and as often as it has them: prompts or pairs, from where
-    --prompts may be. UltraFeedback's judged answers to the released CLAIR prompts: --prompts openbmb/UltraFeedback
-    --only-prompts ContextualAI/ultrafeedback_clair_32k."""
+    """Use only prompts that this source has too: a file of prompts or pairs, a folder or a hub id. Prompts are compared
+    by their text, and each is taken as often as the source has it. UltraFeedback's judged answers to the prompts of the
+    released CLAIR pairs: --prompts openbmb/UltraFeedback --only-prompts ContextualAI/ultrafeedback_clair_32k."""
     seed: int = 0
-    """Of the draw, of answers that are sampled here, and of what else is left to chance."""
+    """Seed for drawing prompts, for sampling answers on this machine, and for everything else that is random."""
     skip_bad_rows: bool = False
-    """Go on without rows that cannot be used."""
+    """Leave out rows that cannot be used, and say how many. By default they are an error."""
 
     def __post_init__(self) -> None:
         ReadingSettings.__post_init__(self)

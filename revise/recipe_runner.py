@@ -53,30 +53,32 @@ class RecipeConfig(TargetConfig, ClientConfig, PromptsConfig):
     """What every recipe that asks a model is told."""
 
     response_from: Side | None = None
-    """--prompts is a file of pairs, and that side of each is the model's own answer: rejected for the losers of the
-    released CLAIR pairs."""
+    """Read --prompts as a file of pairs, and take this side of each pair as the model's own answer. rejected takes the
+    losers of the released CLAIR pairs."""
     keep_reasoning: bool = False
-    """Write the target model's thoughts into both responses, as reasoning_content, to train a model that thinks: those
-    of the answer that was revised on both, or each answer's own."""
+    """Write the target model's thoughts into both responses as reasoning_content, to train a model that thinks. A
+    revision gets the thoughts of the answer that was revised; other answers keep their own."""
     dedupe: bool = True
-    """Ask equal questions once; --no-dedupe has each row's answers drawn anew."""
+    """Send equal requests once and use the answer for each of their rows. --no-dedupe draws new answers for each
+    row."""
     temperature: float = 0.7
-    """Of the answers of --model; the authors' setting."""
+    """Sampling temperature of --model. The authors use 0.7."""
     top_p: float = 1.0
-    """... from the likeliest tokens that together have this probability."""
+    """Sample answers of --model only from the likeliest tokens that together have this probability."""
     max_tokens: int = 4096
-    """Most tokens of an answer; the authors' setting."""
+    """Most tokens of an answer of --model. The authors use 4096."""
     empty_system: bool = True
-    """Begin with an empty system message, as the authors do."""
+    """Begin requests to --model with an empty system message, as the authors do. stronger-preferred never does: it
+    sends the prompt as it is."""
     extra: str | None = None
-    """JSON object that is merged into each request to --model; null takes a field out, such as
-    '{"max_tokens": null, "max_completion_tokens": 4096}'."""
+    """JSON object to merge into each request to --model; null removes a field: '{"max_tokens": null,
+    "max_completion_tokens": 4096}'."""
     batch_write: PathText | None = None
-    """Write what would be sent to --model to files for OpenAI's Batch API, in the place of sending it."""
+    """Write the requests for --model into files for OpenAI's Batch API, and send none of them."""
     batch_read: tuple[PathText, ...] = ()
-    """Read answers from that API's output and error files; nothing is sent to --model."""
+    """Read the answers of --model from the Batch API's output and error files, and send it nothing."""
     config: PathText | None = None
-    """YAML file of settings, named as the flags are; flags win over it."""
+    """YAML file with settings under the names of the flags. Flags on the command line win over it."""
 
     def __post_init__(self) -> None:
         for part in (PromptsConfig, ClientConfig, TargetConfig):

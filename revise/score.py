@@ -53,28 +53,29 @@ OWN_ARE_BOTH = ("judge-on-policy",)
 
 @dataclass(frozen=True, kw_only=True)
 class ScoreConfig(TargetConfig, ClientConfig, ReadingSettings):
-    """Put scores of the winner, the loser and the model's own answer into each row of a file of pairs."""
+    """Add scores of the winner, the loser and the model's own answer to each row of a file of pairs."""
 
     pairs: PathText
-    """Pairs, as engine.train takes them."""
+    """Pairs to score: any source that engine.train takes."""
     out: PathText
     """File for the same rows with chosen_score, rejected_score and own_score."""
     reward: bool = False
-    """--endpoint serves a reward model (vLLM's /pooling), which gives a number to a conversation."""
+    """Ask a reward model that --endpoint serves (vLLM's /pooling) for a number, instead of a judge for a grade."""
     template: PathText | None = None
-    """File with another wording of the judge's request; <TASK> and <STUDENT_SOLUTION> stand for the texts."""
+    """File with another wording of the judge's request, in which <TASK> and <STUDENT_SOLUTION> stand for the texts.
+    Unset: this project's own."""
     n_grades: int = 1
-    """Grades of each answer, whose mean is its score."""
+    """Number of grades to ask for each answer; its score is their mean."""
     temperature: float = 0.7
-    """Of the judge's answers."""
+    """Sampling temperature of the judge."""
     max_tokens: int = 1024
-    """Most tokens of them."""
+    """Most tokens of an answer of the judge."""
     extra: str | None = None
-    """JSON object that is merged into each request to --model; null takes a field out."""
+    """JSON object to merge into each request to --model; null removes a field."""
     seed: int = 0
-    """Of own answers that are drawn here."""
+    """Seed for own answers that are sampled on this machine."""
     config: PathText | None = None
-    """YAML file of settings, named as the flags are; flags win over it."""
+    """YAML file with settings under the names of the flags. Flags on the command line win over it."""
 
     def __post_init__(self) -> None:
         for part in (ClientConfig, TargetConfig, ReadingSettings):

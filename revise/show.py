@@ -44,18 +44,19 @@ CHUNK = 512  # pairs that are measured together
 
 @dataclass(frozen=True, kw_only=True)
 class ShowConfig(ReadingSettings):
-    """Show pairs and what changed in them, in the terminal or as a page."""
+    """Show pairs, and what differs between winner and loser, in the terminal or as a page."""
 
     file: tyro.conf.Positional[PathText]
-    """Pairs, as a recipe writes them or as engine.train takes them; what was rejected is looked for beside it."""
+    """Pairs, as a recipe writes them or as engine.train takes them, or a recipe's file of rejected rows. A page shows
+    the rejected rows in the file beside the pairs too."""
     html: PathText | None = None
-    """File for a page, in the place of the terminal."""
+    """HTML file to write, instead of printing to the terminal."""
     row: int = 1
-    """Begin with that row, counted from 1."""
+    """First row to show, counted from 1."""
     n: int | None = None
-    """How many rows; unset: 3 in the terminal, 1,000 on a page."""
+    """Number of rows to show. Unset: 3 in the terminal, 1,000 on a page."""
     config: PathText | None = None
-    """YAML file of settings, named as the flags are; flags win over it."""
+    """YAML file with settings under the names of the flags. Flags on the command line win over it."""
 
     def __post_init__(self) -> None:
         super().__post_init__()

@@ -30,17 +30,21 @@ class RowSettings(ReadingSettings, TemplateSettings):
     """Flags of every command that reads rows as the trainer does."""
 
     max_prompt_tokens: int | None = None
-    """Longer prompts are cut. Unset: 512, or none with --max-tokens; beside it, prompts are cut to so many where prompt
-    and longest response exceed --max-tokens, and responses to what that leaves of it, as in TRL 0.9."""
+    """Cut prompts to this many tokens. Unset: 512, or no limit with --max-tokens. Given beside --max-tokens, it is the
+    rule of TRL 0.9: where prompt and longest response together exceed --max-tokens, prompts are cut to this many
+    tokens, and then responses to what that leaves of --max-tokens."""
     max_response_tokens: int | None = None
-    """Longer responses lose their end, and with it the end-of-turn token. Unset: 512, or none with --max-tokens."""
+    """Cut responses to this many tokens; a response that is cut loses its end-of-turn token too. Unset: 512, or no
+    limit with --max-tokens."""
     max_tokens: int | None = None
-    """Most tokens of prompt and response together. Alone it is the rule of TRL 1.16: responses lose their end, prompts
-    that leave no room for one are left out and counted. 0: no limit, of the parts neither but where it is named."""
+    """Most tokens of prompt and response together. Given alone, it is the rule of TRL 1.16: responses lose their end,
+    and rows whose prompt leaves no room for a response are left out and counted. 0 cuts nothing, except what
+    --max-prompt-tokens and --max-response-tokens name."""
     keep_prompt: Literal["end", "start"] = "end"
-    """Which part of a prompt that is too long stays; BOS and the template's headers always do."""
+    """Which end of a prompt that is too long to keep. BOS and the template's headers always stay."""
     beyond_context: bool = False
-    """Take rows that are longer, after the cut, than the model's context (max_position_embeddings)."""
+    """Accept rows that, after the cut, are still longer than the model's context (max_position_embeddings). By default
+    they are errors."""
 
     def __post_init__(self) -> None:
         for part in (ReadingSettings, TemplateSettings):

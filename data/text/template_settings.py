@@ -36,13 +36,13 @@ class TemplateSettings:
     """Flags of every command that renders a chat template."""
 
     chat_template: PathText | None = None
-    """Chat template in the place of the checkpoint's: a file, or the name of one of several that the checkpoint has.
-    Epoch folders carry it."""
+    """Chat template to use instead of the checkpoint's own: a file, or the name of one of several templates that the
+    checkpoint has. Checkpoints that a run saves contain it."""
     chat_template_kwargs: str | None = None
-    """Further names that the template sees, for every row: enable_thinking=false,reasoning_effort=low; values are JSON
-    where they can be, else text. A row's own "chat_template_kwargs" win."""
+    """Extra variables for the chat template in every row: enable_thinking=false,reasoning_effort=low. A value is read
+    as JSON where possible, else as text. "chat_template_kwargs" in a row win over it."""
     template_date: str | None = None
-    """Day that a template which asks for the date writes, such as 2024-07-26. Unset: the day on which the run begins;
+    """Date, such as 2024-07-26, for chat templates that write the current date. Unset: the day on which the run begins;
     --resume keeps it."""
 
     def __post_init__(self) -> None:

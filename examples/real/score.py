@@ -22,14 +22,14 @@ N_TEST = 270
 
 @dataclass(frozen=True, kw_only=True)
 class ScoreConfig:
-    """Score every checkpoint of a run, and the model that it began with, on rules that a program checks."""
+    """Score every checkpoint of a run, and the model that the run began with, on tasks whose rules a program checks."""
 
     run: tyro.conf.Positional[PathText]
-    """Folder of the run."""
+    """Folder of a run."""
     n: int = N_TEST
     """Number of tasks, on topics that are in no training prompt."""
     config: PathText | None = None
-    """YAML file of settings, named as the flags are; flags win over it."""
+    """YAML file with settings under the names of the flags. Flags on the command line win over it."""
 
     def __post_init__(self) -> None:
         if not Path(self.run).is_dir():

@@ -247,4 +247,4 @@ def test_the_demo_times_both_ways_in_turn_trains_and_keeps_a_record(small, capsy
 
 def test_the_door_says_that_lora_goes_with_the_real_model():
     done = subprocess.run([ROOT / "launch.sh", "demo", "--lora"], capture_output=True, text=True, check=False)
-    assert done.returncode == 2 and "error: --lora trains an adapter beside the real model; add --real" in done.stderr
+    assert done.returncode == 2 and "error: --lora trains an adapter of the real model; add --real" in done.stderr
