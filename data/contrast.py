@@ -265,10 +265,10 @@ def texts_of(records: Sequence[Record], tokenizer: Tokenizer | None = None) -> l
     pairs = []
     for r in records:
         if len(r.responses) != 2:
-            raise InputError(f"{r.location}: no pair; contrast is measured on pairs of texts")
+            raise InputError(f"{r.location}: not a pair; contrast is measured on pairs of texts")
         if r.is_tokenised and tokenizer is None:
             raise InputError(
-                f"{r.location}: a pair of token ids; contrast is measured on texts: name their tokenizer, --tokenizer"
+                f"{r.location}: a pair of token ids, but contrast is measured on texts; give their --tokenizer"
             )
         if r.is_tokenised and tokenizer is not None:
             winner, loser = (tokenizer.decode([i for i in ids if isinstance(i, int)]) for ids in r.responses)

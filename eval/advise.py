@@ -66,7 +66,7 @@ class AdviseConfig(JudgeSettings, RowSettings):
         for part in (RowSettings, JudgeSettings):
             part.__post_init__(self)
         if self.n < FEWEST or self.seed < 0:
-            raise InputError(f"--n: {self.n} pairs say too little; {FEWEST} or more, and --seed 0 or above")
+            raise InputError(f"--n has to be {FEWEST} or more, since fewer pairs say too little, and --seed 0 or above")
 
 
 class Interval(NamedTuple):
@@ -162,7 +162,7 @@ def main(argv: Sequence[str]) -> None:
     if not usable:
         raise InputError(
             f'{config.data}: no pair has a "chosen_score" and an "own_score"; score the winner and an answer of the '
-            "model's own with one scorer, say --own-score rejected where the scored loser is that answer, or name "
+            "model's own with one scorer, give --own-score rejected if the scored loser is that answer, or name "
             "a judge by --judge-endpoint"
         )
     found, pairs = advise(usable, n=config.n, seed=config.seed)

@@ -79,8 +79,8 @@ class AlpacaEvalConfig(JudgedConfig):
         super().__post_init__()
         if self.judge_api != "chat":
             raise InputError(
-                "--judge-api responses: gives no log-probs, of which a preference here is made; name a judge's chat "
-                "endpoint by --judge-endpoint"
+                "--judge-api responses: this API gives no log-probs, which preferences here are made of; use a judge "
+                "with a chat endpoint"
             )
 
 
@@ -126,14 +126,14 @@ def probe(judge: Judge, data: Data) -> None:
     if note.preference is None:
         raise judge.found_wanting(
             requests,
-            "gives no log-probs of the tokens m and M, which the weighted win rate is made of; take a model that does "
+            "it gives no log-probs of the tokens m and M, which the weighted win rate needs; take a model that does "
             "not reason first, on a server that gives logprobs",
         )
     if note.mass is None or note.mass <= LEAST_MASS:
         why = f"m and M have {note.mass or 0:.1%} of the probability of its first token"
         raise judge.found_wanting(requests, f"{why}; take a model that does not reason first, nor say anything else")
     if note.preference >= 1.5:
-        why = "prefers 'I do not know.' to the reference's output; take a model that can judge"
+        why = "it prefers 'I do not know.' to the reference's output; take a model that can judge"
         raise judge.found_wanting(requests, why)
 
 
@@ -150,7 +150,7 @@ def read_data(config: AlpacaEvalConfig) -> Data:
                      for row in rows]  # fmt: skip
     except (ValueError, KeyError, TypeError):
         raise InputError(
-            f"{root / OUTPUTS}: not a list of rows with instruction and output; give the file as it is"
+            f"{root / OUTPUTS}: not a list of rows with instruction and output; give the file as it is published"
         ) from None
     template = _bytes(_template_path(root), "template", config)
     gamed = _read_gamed(Path(config.gamed), config) if config.gamed else None
@@ -169,8 +169,10 @@ def _bytes(path: Path, kind: str, config: AlpacaEvalConfig) -> bytes:
         raise InputError(f"{path}: cannot be read ({fault.strerror}); give a checkout of alpaca_eval") from None
     if hashlib.sha256(raw).hexdigest() != SHA256[kind]:
         if not config.any_data:
-            raise InputError(f"{path}: not the published file (another checksum); mend it, or say --any-data")
-        cli.notify(f"{path}: not the published file; its scores compare with none but their own")
+            raise InputError(
+                f"{path}: not the published file (its checksum differs); download it again, or accept it: --any-data"
+            )
+        cli.notify(f"{path}: not the published file; scores with it compare only with each other")
     return raw
 
 
@@ -192,7 +194,7 @@ def _read_gamed(path: Path, config: AlpacaEvalConfig) -> list[dict[str, Any]]:
         ]
     except (KeyError, ValueError):
         raise InputError(
-            f"{path}: has not the columns index, {', '.join(numbers)}; give df_gamed.csv as it is"
+            f"{path}: lacks one of the columns index, {', '.join(numbers)}; give df_gamed.csv as it is published"
         ) from None
 
 
@@ -215,7 +217,7 @@ def best(path: Path) -> list[str]:
         names[1] = max(sorted(others), key=lambda name: sum(table[name] for table in tables))
     if not names:
         raise InputError(
-            f"{path}: has no MixEval-Hard scores to choose the best by; run that first, or name --checkpoint"
+            f"{path}: has no MixEval-Hard scores to choose the best by; run eval mixeval first, or name --checkpoint"
         )
     return names
 

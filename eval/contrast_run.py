@@ -30,7 +30,7 @@ class ContrastConfig:
 
     def __post_init__(self) -> None:
         if not Path(self.run).is_dir():
-            raise InputError(f"{self.run}: no such folder; give a run's")
+            raise InputError(f"{self.run}: no such folder; give the folder of a run")
 
 
 def main(argv: Sequence[str]) -> None:

@@ -92,19 +92,23 @@ class JudgedConfig(ClientConfig, TemplateSettings):
         super().__post_init__()
         TemplateSettings.__post_init__(self)
         if self.endpoint and self.given:
-            raise InputError(f"{self.given[0]} is of a checkpoint that answers here; leave it out")
+            raise InputError(f"{self.given[0]} is for a checkpoint, but --endpoint answers; leave it out")
         if self.endpoint and not self.model:
             raise InputError("--endpoint needs the model's name there: --model")
         if not self.endpoint and (self.key_file is not None or self.key_env != (NO_KEY,)):
             raise InputError(
-                "--key-env and --key-file are of --endpoint; the judge's are --judge-key-env and --judge-key-file"
+                "--key-env and --key-file are for --endpoint; the judge's are --judge-key-env and --judge-key-file"
             )
         if not self.endpoint and not Path(self.what).is_dir():
-            raise InputError(f"{self.what}: no such folder; give a run's, a checkpoint's, or a server by --endpoint")
+            raise InputError(
+                f"{self.what}: no such folder; give that of a run or a checkpoint, or a server by --endpoint"
+            )
         if not self.endpoint and (self.header or self.extra):
-            raise InputError("--header and --extra are of --endpoint; the judge's are --judge-header and --judge-extra")
+            raise InputError(
+                "--header and --extra are for --endpoint; the judge's are --judge-header and --judge-extra"
+            )
         if self.checkpoint and (self.endpoint or is_model_folder(Path(self.what))):
-            raise InputError("--checkpoint names a run's folders; here one model is scored: leave it out")
+            raise InputError("--checkpoint is for a run's folder, but here one model is scored; leave it out")
         parse_headers(self.judge_header, "--judge-header")
         parse_extra(self.extra)
         parse_extra(self.judge_extra, "--judge-extra")
@@ -199,15 +203,15 @@ class Judge:
         self.models += [name for name in names if name not in self.models]
         if len(self.models) > 1 and not self._others:
             raise RunError(
-                f"the judge's server says that {self.models[1]!r} answers, and said {self.models[0]!r} before; begin a "
-                "new --store with one of them, or say --other-judge"
+                f"the judge's server names {self.models[1]!r} as its model, and named {self.models[0]!r} before; take "
+                "a new --store with one of them, or accept both with --other-judge"
             )
         return found
 
     def found_wanting(self, requests: Sequence[Request], why: str) -> RunError:
         """Says of what the judge is tried on that its answers are of no use; gives the error that says so."""
         self._sent.store.mark_unusable(dict.fromkeys(request.key for request in requests))
-        return RunError(f"--judge: {why}; where its server is mended, --ask-again asks it anew")
+        return RunError(f"--judge: {why}; once its server is fixed, --ask-again asks it again")
 
     @property
     def facts(self) -> dict[str, Any]:

@@ -77,11 +77,11 @@ def compare(
     template = judges.choice_template(config.judge_template)
     answerer = Answerer.open(model, settings=settings)
     if answerer.chat is None:
-        raise InputError(f"{model}: has no tokenizer, and a judge reads text")
+        raise InputError(f"{model}: has no tokenizer, but a judge reads text; give another model")
     records = {r.location: r for r in read_records(source, reading, roles=answerer.roles) if isinstance(r, Record)}
     for e in examples:
         if records[e.location].is_tokenised:
-            raise InputError(f"{e.location}: token ids, and a judge reads text; name a file of texts by --data")
+            raise InputError(f"{e.location}: token ids, but a judge reads text; name a file of texts by --data")
     client = ClientConfig(
         store=config.store, endpoint=config.judge_endpoint, model=config.judge, key_env=config.judge_key_env,
         concurrency=config.concurrency, header=config.judge_header,
@@ -112,7 +112,9 @@ def compare(
             made.append(e._replace(ratings=e.ratings._replace(scores=(float(not is_own), 0.0), own=float(is_own))))
     if not made:
         why = found[0].fault or (found[0].completion.text[:80] if found[0].completion else "")
-        raise RunError(f"--judge: no answer of its names [1] or [2] ({why!r}); take a model that follows instructions")
+        raise RunError(
+            f"--judge: none of its answers names [1] or [2] ({why!r}); take a model that follows instructions"
+        )
     if len(made) < len(examples):
         cli.notify(f"{len(examples) - len(made)} of {len(examples)} pairs have no verdict and are left out")
     return made

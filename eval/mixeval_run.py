@@ -83,13 +83,13 @@ class MixEvalConfig(JudgedConfig):
         if unknown := [version for version in self.version if version not in VERSIONS]:
             raise InputError(f"--version: {unknown[0]!r} is not one of {', '.join(VERSIONS)}")
         if self.rounds < 1:
-            raise InputError("--rounds: at least 1")
+            raise InputError("--rounds has to be at least 1")
         if self.judge_temperature is not None and not 0 <= self.judge_temperature <= 2:
             raise InputError(f"--judge-temperature: {self.judge_temperature} is not between 0 and 2")
         if self.watch and self.checkpoint:
             raise InputError("--watch scores every checkpoint as it appears: leave --checkpoint out")
         if (self.watch or self.prune) and (self.endpoint or self.out):
-            raise InputError("--watch and --prune are for a run's own folder; leave out --endpoint and --out")
+            raise InputError("--watch and --prune need a run's own folder; leave out --endpoint and --out")
 
 
 def main(argv: Sequence[str]) -> None:
@@ -139,7 +139,7 @@ def _prune(run: Path, config: MixEvalConfig, names: set[str]) -> None:
         of_one = overall([x for x in lines if (x["version"], x.get("judge"), x.get("preset")) == who], who[0])
         best |= {max(of_one, key=lambda name: of_one[name])} if of_one else set()
     for name in checkpoints.prune(run, whole, best):
-        cli.notify(f"{run / name}: scored, neither among the best nor the newest: removed")
+        cli.notify(f"{run / name}: removed: it is scored, and neither among the best nor the newest")
 
 
 def overall(lines: Sequence[scores.Line], version: str) -> dict[str, float]:
@@ -204,8 +204,11 @@ def read_entries(checkout: Path, version: str, *, any_data: bool) -> Entries:
             raise InputError(f"{path}: cannot be read ({why}); give a whole checkout of MixEval") from None
         if hashlib.sha256(raw).hexdigest() != SHA256[version, split]:
             if not any_data:
-                raise InputError(f"{path}: not the published data (another checksum); mend it, or say --any-data")
-            cli.notify(f"{path}: not the published data; its scores compare with none but their own")
+                raise InputError(
+                    f"{path}: not the published data (its checksum differs); download it again, or accept it: "
+                    "--any-data"
+                )
+            cli.notify(f"{path}: not the published data; scores with it compare only with each other")
     return entries
 
 

@@ -73,9 +73,9 @@ class TrajectoriesConfig:
 
     def __post_init__(self) -> None:
         if not Path(self.run).is_dir():
-            raise InputError(f"{self.run}: no such folder; give a run's")
+            raise InputError(f"{self.run}: no such folder; give the folder of a run")
         if min(self.n, self.max_new_tokens) < 1 or self.answers < 0 or self.seed < 0:
-            raise InputError("--n and --max-new-tokens have to be above 0, --answers and --seed not below")
+            raise InputError("--n and --max-new-tokens have to be above 0, --answers and --seed 0 or above")
         if self.beta is not None and not 0 < self.beta < math.inf:
             raise InputError(f"--beta: {self.beta} is not above 0")
 

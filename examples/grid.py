@@ -93,15 +93,17 @@ class GridConfig:
 
     def __post_init__(self) -> None:
         if not self.data or not self.loss or min(self.seeds, self.gpus, self.at_once or 1) < 1:
-            raise InputError("--data and --loss need a name at least, and --seeds, --gpus and --at-once are above 0")
+            raise InputError(
+                "--data and --loss need at least one value, --seeds, --gpus and --at-once have to be above 0"
+            )
         for loss in self.loss:
             check_loss(loss, self.train)
         names = [named.partition("=")[0] for named in self.data]
         if not all(all(named.partition("=")) for named in self.data):
-            raise InputError("--data: NAME=FILE for each data set, such as clair=pairs.jsonl")
+            raise InputError("--data: give NAME=FILE for each data set, such as clair=pairs.jsonl")
         for what, every in (("--data", names), ("--loss", list(self.loss))):
             if twice := [name for name in every if every.count(name) > 1]:
-                raise InputError(f"{what}: {twice[0]} stands there twice; each has a folder of its own")
+                raise InputError(f"{what}: {twice[0]} is given twice; each needs a folder of its own")
         if self.score:
             scorer(self.score, Path())
         self.rates()
@@ -131,7 +133,7 @@ def rates_of(asked: Sequence[str], losses: Sequence[str]) -> dict[str, float]:
         return {loss: named[parse_loss(loss)[0]] for loss in losses}
     except (ValueError, KeyError) as fault:
         what = f"{fault} is missing" if isinstance(fault, KeyError) else fault
-        raise InputError(f"--lr: one number, or NAME=RATE for every --loss; {what}") from None
+        raise InputError(f"--lr: give one number, or NAME=RATE for every --loss; {what}") from None
 
 
 def parse_loss(text: str) -> tuple[str, dict[str, str]]:
@@ -141,7 +143,7 @@ def parse_loss(text: str) -> tuple[str, dict[str, str]]:
     named = (one.partition("=") for one in found[2].split())
     flags = {name if "." in name else name.replace("_", "-"): value for name, _, value in named}
     if taken := flags.keys() & {"config", "data", "loss", "model", "out", "reference-cache", "resume", "seed"}:
-        raise InputError(f"--loss: {text}: {min(taken)} is the grid's to say; leave it out")
+        raise InputError(f"--loss: {text}: {min(taken)} is set by the grid; leave it out")
     return found[1], flags
 
 
@@ -301,7 +303,9 @@ def check_same(where: Path, flags: Mapping[str, Any], settings: str | None) -> N
     begun = (where / "config.yaml").stat().st_mtime
     for path in (Path(asked["data"]), Path(asked["loss"].rpartition(":")[0]), Path(settings or "")):
         if path.is_file() and path.stat().st_mtime > begun:
-            raise InputError(f"{where}: {path} has changed since it was trained; remove it, or give another --out")
+            raise InputError(
+                f"{where}: {path} has changed since this run was trained; remove the run, or give another --out"
+            )
     known, asked = _plain(said), _plain(asked)
     told = _hyperparameters(asked)
     held = _hyperparameters(said)
@@ -352,10 +356,10 @@ def scorer(score: str, where: Path) -> list[str]:
         command = shlex.split(score.format(run=shlex.quote(str(where)), python=shlex.quote(sys.executable)))
     except (ValueError, LookupError) as fault:
         raise InputError(
-            f"--score: cannot be read ({fault}); {{run}} and {{python}} alone stand for something"
+            f"--score: cannot be read ({fault}); only {{run}} and {{python}} can stand in braces"
         ) from None
     if "{run}" not in score or not command or shutil.which(command[0]) is None:
-        raise InputError(f"--score: {score}: there has to be a program, and {{run}} where it is told the run's folder")
+        raise InputError(f"--score: {score}: name a program that is there, and {{run}} where it takes the run's folder")
     if script := next((word for word in command[1:2] if word.endswith(".py") and not Path(word).is_file()), None):
         raise InputError(f"--score: {score}: there is no file {script}")
     if command[:2] == [sys.executable, "-m"] and not is_module("".join(command[2:3])):

@@ -31,4 +31,4 @@ def serve_until_ended(
             print(f"{who} at {address}; Ctrl-C ends it", flush=True)
             signal.pause()
     except OSError as fault:
-        raise InputError(f"--port: {port} cannot be listened at ({fault.strerror}); give another one") from None
+        raise InputError(f"--port: cannot listen on port {port} ({fault.strerror}); give another one") from None

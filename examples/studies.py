@@ -160,7 +160,7 @@ def do_all(
                 said += f"{job.loss} on {job.set} at {job.lr:g}, seed {job.seed}: {records.gained[job]:+.1f} points"
                 print(said, file=sys.stderr, flush=True)
     if ahead:
-        raise Stopped(f"{len(records.runs)} runs are on record and others are left; the same command goes on", LEFT)
+        raise Stopped(f"{len(records.runs)} runs are recorded and others are left; the same command continues", LEFT)
 
 
 def _run(children: Children, slots: Slots, command: list[str], path: Path) -> Line:
@@ -169,7 +169,7 @@ def _run(children: Children, slots: Slots, command: list[str], path: Path) -> Li
         children.run(command, log, env)
     found = json.loads(path.read_text()).get("found")
     if found is None:
-        raise RunError(f"{path}: the run has found nothing")
+        raise RunError(f"{path}: the run has ended without a result")
     path.unlink()
     log.unlink()
     return found

@@ -59,7 +59,7 @@ class BenchConfig:
 
     def __post_init__(self) -> None:
         if self.in_flight < 1 or self.seconds < 0 or self.requests < 0 or self.characters < 1:
-            raise InputError("--in-flight and --characters have to be above 0, --seconds and --requests not below")
+            raise InputError("--in-flight and --characters have to be above 0, --seconds and --requests 0 or above")
 
 
 def main(argv: Sequence[str]) -> None:

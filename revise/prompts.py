@@ -120,7 +120,7 @@ class Prompts:
                 digest.update(_spelled(row))
                 not_used.add(row._replace(unused=tuple(name for name in row.unused if name not in READ_HERE)))
         if n_faults and not config.skip_bad_rows:
-            mend = "mend them, or go on without them: --skip-bad-rows"
+            mend = "fix them, or leave them out: --skip-bad-rows"
             raise list_faults(faults, n_good + n_faults, mend=mend, n_faults=n_faults)
         if n_faults:
             cli.notify(f"{self.source}: {n_faults} of {n_good + n_faults} rows cannot be used and are left out")
@@ -132,7 +132,7 @@ class Prompts:
             _tell_restricted(config, n_good, len(fitting), wanted.total())
         sample, seed = config.sample, config.seed
         if sample is not None and not 0 < sample <= len(fitting):
-            raise InputError(f"--sample: {sample} of {len(fitting)} prompts cannot be drawn")
+            raise InputError(f"--sample: {sample} of {len(fitting)} prompts cannot be drawn; give 1 to {len(fitting)}")
         self._digest = digest.digest()
         among = np.array(fitting)
         drawn = (
@@ -163,7 +163,7 @@ class Prompts:
                 n_equal[which] += not self._dedupe
             index += 1
         if digest.digest() != self._digest:
-            raise RunError(f"{self.source}: changed while it was read; let it rest, and run again")
+            raise RunError(f"{self.source}: changed while it was read; run again once it no longer changes")
 
     def _rows(self) -> Iterator[_Found | InputError]:
         return _rows_of(self.source, self.reading, self._side)
@@ -176,7 +176,7 @@ def _rows_of(source: str, reading: Reading, side: Side | None) -> Iterator[_Foun
                 raise row
             found = _read(row, location, reading, side)
             if not isinstance(found.row.prompt[0], Message):
-                raise InputError(f"{location}: token ids, of which no text can be asked; give its text")
+                raise InputError(f"{location}: the prompt is token ids, but a model is asked in text; give its text")
             yield found
         except InputError as fault:
             yield fault
@@ -194,13 +194,13 @@ def _read(row: dict[str, Any], location: str, reading: Reading, side: Side | Non
         return _Found(found)
     if row.get("response") is not None:
         raise InputError(
-            f'{location}: "response" is there, and --response-from takes another answer; let it go: --ignore-columns '
-            "response, or leave the flag out"
+            f'{location}: "response" is there, but --response-from takes another answer; ignore the column: '
+            "--ignore-columns response, or leave the flag out"
         )
     which = 0 if side == "chosen" else 1
     answer, *others = pair.conversations[which]
     if others or answer.tool_calls:
-        raise InputError(f'{location}: "{side}" has tool calls, and own answers have to be text; take the row out')
+        raise InputError(f'{location}: "{side}" has tool calls, but own answers have to be text; take the row out')
     own = row | {"response": pair.texts[which]}
     return _Found(found._replace(row=own), answer.reasoning_content or "")
 
@@ -219,8 +219,7 @@ def _pair(row: dict[str, Any], location: str, reading: Reading, *, is_needed: bo
         return record
     if is_needed:
         raise InputError(
-            f"{location}: no pair of texts, one of which could be the own answer; leave --response-from out, or give "
-            "a file of pairs"
+            f"{location}: not a pair of texts, which --response-from needs; leave the flag out, or give a file of pairs"
         )
     return None
 
@@ -240,7 +239,7 @@ def _texts_of(source: str, config: PromptsConfig) -> collections.Counter[bytes]:
         else:
             texts[_text(found.row)] += 1
     if faults and not config.skip_bad_rows:
-        raise list_faults(faults, n, mend="mend them, or go on without them: --skip-bad-rows")
+        raise list_faults(faults, n, mend="fix them, or leave them out: --skip-bad-rows")
     if not texts:
         raise InputError(f"--only-prompts: {source} has no prompts; give a file of prompts or of pairs")
     return texts
@@ -263,7 +262,7 @@ def _tell_restricted(config: PromptsConfig, n_rows: int, n_fitting: int, n_lacki
             "files of the same prompts, such as openbmb/UltraFeedback with the released CLAIR pairs"
         )
     said = f"{config.prompts}: {n_fitting:,} of {n_rows:,} rows have the prompts of {config.only_prompts}"
-    cli.notify(f"{said}, {n_lacking:,} of whose {n_wanted:,} are not there" if n_lacking else said)
+    cli.notify(f"{said}; {n_lacking:,} of its {n_wanted:,} prompts are missing" if n_lacking else said)
 
 
 def _text(row: PromptRow) -> bytes:

@@ -84,9 +84,11 @@ class RecipeConfig(TargetConfig, ClientConfig, PromptsConfig):
         for part in (PromptsConfig, ClientConfig, TargetConfig):
             part.__post_init__(self)
         if not 0 <= self.temperature <= 2 or not 0 < self.top_p <= 1 or self.max_tokens < 1:
-            raise InputError("--temperature lies from 0 to 2, --top-p above 0 and up to 1, --max-tokens above 0")
+            raise InputError("--temperature has to be 0 to 2, --top-p above 0 and at most 1, --max-tokens above 0")
         if self.batch_write and self.batch_read:
-            raise InputError("--batch-write and --batch-read: first the one, and when the answers are there the other")
+            raise InputError(
+                "--batch-write and --batch-read: give one; read once the answers to what was written are there"
+            )
         check_asked(self, by_batch=bool(self.batch_read or self.batch_write))
         parse_extra(self.extra)
 
@@ -193,7 +195,9 @@ def make(recipe: Recipe, *, summary: Callable[[], str | None] = lambda: None) ->
             raise ending or fault from None
         pairs.report(count, len(prompts), out, "\n".join(filter(None, (drawn.said, summary()))))
         if n_same := store.n_repeated_ids():
-            cli.notify(f"{config.store}: {n_same} answers are those of another request; the server mixes them up")
+            cli.notify(
+                f"{config.store}: {n_same} answers are also those of another request; the server mixes answers up"
+            )
     if ending is not None:
         raise ending
     if count.n_open:
@@ -242,7 +246,7 @@ def check_pairs(count: pairs.Count, n: int, out: Path, mend: str = "") -> None:
     if not count.n_pairs and n:
         why = f" ({count.reasons.most_common(1)[0][0]})" if count.reasons else ""
         raise RunError(
-            f"no pair was made of {n:,} prompts{why}: {pairs.rejected_beside(out)} says why of each"
+            f"no pair was made of {n:,} prompts{why}: {pairs.rejected_beside(out)} has the reason for each"
             + (f"; {mend}" if mend else "")
         )
 
@@ -253,8 +257,8 @@ def _mend_of_none(recipe: Recipe, prompts: Prompts, target: Target, store: Store
         own = target.answers(item, store)
         asked = [answered(store, request) for request in _questions(recipe, item, own)]
         if any(a.row is not None and a.row.state in ("unusable", "refused") for a in (*own, *asked)):
-            return "--ask-again asks anew for answers that were of no use"
-    return "the answers came as they were asked for: other bounds read them again, another --model or --store asks anew"
+            return "--ask-again asks again where answers were unusable"
+    return "all answers are there: other bounds read them again, another --model or --store asks for new ones"
 
 
 def _ask(

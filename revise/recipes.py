@@ -75,9 +75,7 @@ def clair_recipe(config: ClairConfig) -> Recipe:
     template = read_template(config.template, "clair", clair.SLOTS, clair.OPTIONAL_SLOTS)
     has_degree = "DEGREE" in template.parts[1::2]
     if not has_degree and (config.strength != ClairConfig.strength or config.keep_length):
-        raise InputError(
-            f"{config.template}: has no <DEGREE>, where --strength and --keep-length would stand; put it in"
-        )
+        raise InputError(f"{config.template}: has no <DEGREE>, which --strength and --keep-length need; add it")
 
     def ask(item: Item, own: list[str]) -> list[Request]:
         text = clair.request(
@@ -134,7 +132,7 @@ class JudgeConfig(RecipeConfig):
             raise InputError(f"--both-orders: {self.both_orders} is not between 0 and 1")
         if self.response_from is not None:
             raise InputError(
-                "--response-from: gives one own answer to a prompt, and two are judged; leave it out, and give "
+                "--response-from: gives one own answer to a prompt, but two are judged; leave it out, and give "
                 '--target-model or --target-endpoint, or rows with "responses"'
             )
 
@@ -278,7 +276,7 @@ def off_policy_main(argv: Sequence[str]) -> None:
     others = ("store", "endpoint", "model", "response_from", "target_model", "target_endpoint", "target_name")
     others += ("chat_template", "chat_template_kwargs", "template_date")
     if given := [f"--{name.replace('_', '-')}" for name in others if getattr(config, name)]:
-        cli.notify(f"judge-off-policy asks nobody: {', '.join(given)} not looked at")
+        cli.notify(f"judge-off-policy asks no model: {', '.join(given)} ignored")
     pairs.check_out(Path(config.out), config.prompts, config.only_prompts)
     prompts = Prompts(config)
     if not any("completions" in item.row for item in prompts):
@@ -308,8 +306,8 @@ class StrongerConfig(RecipeConfig):
         super().__post_init__()
         if self.keep_reasoning:
             raise InputError(
-                "--keep-reasoning: the winner is another model's answer, before which the model's own thoughts say "
-                "nothing; leave it out"
+                "--keep-reasoning: the winner is another model's answer, to which the model's own thoughts do not "
+                "belong; leave it out"
             )
         _check_ratios(self.min_length_ratio, self.max_length_ratio)
 

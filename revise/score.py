@@ -83,9 +83,13 @@ class ScoreConfig(TargetConfig, ClientConfig, ReadingSettings):
         check_asked(self)
         parse_extra(self.extra)
         if self.reward and (self.api != "chat" or self.stream):
-            raise InputError("--api and --stream are of a judge; a reward model's /pooling has neither: leave them out")
+            raise InputError(
+                "--api and --stream are for a judge; a reward model's /pooling has neither: leave them out"
+            )
         if self.n_grades < 1 or (self.reward and self.n_grades > 1):
-            raise InputError("--n-grades: 1 or more, and with --reward 1, since a reward model always says the same")
+            raise InputError(
+                "--n-grades has to be 1 or more, and 1 with --reward: a reward model always gives the same number"
+            )
 
 
 class Scored(NamedTuple):
@@ -122,12 +126,12 @@ def main(argv: Sequence[str]) -> None:
         n_bare, n_thoughts = _write(rows, Path(config.out))
     print(f"{n - n_bare:,} of {n:,} pairs are scored: {config.out}", file=sys.stderr)
     if n_thoughts:
-        said = "the judge's thoughts are cut off before a grade is read, and kept as scorer_reasoning"
+        said = "the judge's thoughts were cut off before its grade was read; they are kept as scorer_reasoning"
         print(f"in {n_thoughts:,} rows {said}", file=sys.stderr)
     if n_bare:
         raise RunError(
-            f"{n_bare} rows have no score of both answers; to another --out the same command asks again where requests "
-            "failed, and a larger --n-grades where grades could not be read"
+            f"{n_bare} rows lack the score of an answer; run again with another --out to repeat requests that failed, "
+            "and with a larger --n-grades where grades could not be read"
         )
 
 
@@ -179,7 +183,7 @@ def _check(config: ScoreConfig) -> int:
         n += 1
         faults += [str(found)] if isinstance(found, InputError) else []
     if faults:
-        raise list_faults(faults, n, mend="mend or delete them")
+        raise list_faults(faults, n, mend="fix or delete them")
     if not n:
         raise InputError(f"{config.pairs}: holds no rows; give a file of pairs")
     return n
@@ -206,9 +210,9 @@ def _scored(number: int, location: str, row: dict[str, Any], config: ScoreConfig
     except TypeError as fault:
         raise InputError(f"{location}: a value that JSON cannot hold ({fault}); leave its column out") from None
     if record.form != "pairs" or record.is_tokenised:
-        raise InputError(f"{location}: no pair of texts, which alone can be scored")
+        raise InputError(f"{location}: not a pair of texts, and only those can be scored; take the row out")
     if any(len(response) > 1 or any(m.tool_calls for m in response) for response in record.conversations):
-        raise InputError(f"{location}: an answer with tool calls, of which no text can be scored; take the row out")
+        raise InputError(f"{location}: an answer has tool calls, but only text can be scored; take the row out")
     if config.reward:
         handed_on(location, record.context)
     else:

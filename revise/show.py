@@ -100,7 +100,7 @@ def shown_pair(number: int, location: str, row: dict[str, Any], reading: Reading
     """A pair. reading: how its file is read. Raises InputError for a row that is none."""
     record = parse_record(row, location, reading=reading)
     if len(record.responses) != 2 or record.is_tokenised:
-        raise InputError(f"{location}: no pair of texts; this shows pairs")
+        raise InputError(f"{location}: not a pair of texts; only pairs can be shown")
     chosen, rejected = record.texts
     left, right = difference(rejected, chosen)
     return Shown(
@@ -271,7 +271,7 @@ def main(argv: Sequence[str]) -> None:
     if config.html and not is_rejected and beside.is_file():
         no_pairs = read_part(rows_of(beside), shown_rejected, 1, n)
     if not named.rows and not no_pairs.rows:
-        raise InputError(f"{path}: no row {config.row}; give a --row that is there")
+        raise InputError(f"{path}: there is no row {config.row}; lower --row")
     if not config.html:
         print("\n\n".join(text(row, colour=wants_colour()) for row in named.rows))
         return

@@ -96,18 +96,20 @@ class TargetConfig(TemplateSettings):
     def __post_init__(self) -> None:
         TemplateSettings.__post_init__(self)
         if self.given and self.target_model is None:
-            raise InputError(f"{self.given[0]}: is of --target-model, which answers here; leave it out")
+            raise InputError(f"{self.given[0]}: is for --target-model, which is not given; leave it out")
         if self.target_model is not None and self.target_endpoint:
-            raise InputError("--target-model and --target-endpoint: give the one or the other")
+            raise InputError("--target-model and --target-endpoint: give one of them")
         for base in self.target_endpoint:
             parse_base(base, "--target-endpoint")
         parse_headers(self.target_header, "--target-header")
         parse_extra(self.target_extra, "--target-extra")
         for name in ("target_header", "target_extra"):
             if getattr(self, name) and not self.target_endpoint:
-                raise InputError(f"--{name.replace('_', '-')}: is of --target-endpoint; leave it out")
+                raise InputError(
+                    f"--{name.replace('_', '-')}: is for --target-endpoint, which is not given; leave it out"
+                )
         if self.target_price_in < 0 or self.target_price_out < 0:
-            raise InputError("--target-price-in and --target-price-out are not below 0")
+            raise InputError("--target-price-in and --target-price-out have to be 0 or above")
         if self.target_endpoint and not self.target_name:
             raise InputError("--target-endpoint needs the model's name there: --target-name")
         if (
@@ -116,7 +118,8 @@ class TargetConfig(TemplateSettings):
             or self.target_max_tokens < 1
         ):
             raise InputError(
-                "--target-temperature is 0 or above, --target-top-p above 0 and up to 1, --target-max-tokens above 0"
+                "--target-temperature has to be 0 or above, --target-top-p above 0 and at most 1, --target-max-tokens "
+                "above 0"
             )
 
 
@@ -151,7 +154,9 @@ class Target:
         self._fingerprint = self._answerer.digest if self._answerer else ""
         self._template = _template_facts(config, self._answerer) if self._answerer else {}
         if self._answerer is not None and self._answerer.chat is None:
-            raise InputError(f"{config.target_model}: has no tokenizer, and answers have to be text")
+            raise InputError(
+                f"{config.target_model}: has no tokenizer, but answers have to be text; give another model"
+            )
 
     def check(self, prompts: Iterable[Item]) -> None:
         """Raises InputError for the first prompt that this target cannot answer."""
@@ -164,7 +169,7 @@ class Target:
                 else:
                     field = '"response"' if self.n == 1 else f'"responses" (a list of {self.n})'
                     raise InputError(
-                        f"{item.location}: no {field}; put it there, or give --target-model or --target-endpoint"
+                        f"{item.location}: no {field}; add it, or give --target-model or --target-endpoint"
                     )
 
     def requests(self, item: Item) -> list[Request]:

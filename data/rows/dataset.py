@@ -54,15 +54,15 @@ class RowSettings(ReadingSettings, TemplateSettings):
             if value is None or (name == "max_tokens" and value == 0):
                 continue
             if not 1 <= value <= 2**24:
-                raise InputError(f"--{name.replace('_', '-')}: {value} is not above 0, or above {2**24:,}")
+                raise InputError(f"--{name.replace('_', '-')}: {value} has to be from 1 to {2**24:,}")
         if self.max_tokens and (self.max_prompt_tokens or 1) >= self.max_tokens:
             raise InputError(
-                f"--max-tokens: {self.max_tokens} leaves no response beside a prompt of {self.max_prompt_tokens or 1}; "
-                "raise it, or lower --max-prompt-tokens"
+                f"--max-tokens: {self.max_tokens} leaves no room for a response beside a prompt of "
+                f"{self.max_prompt_tokens or 1}; raise it, or lower --max-prompt-tokens"
             )
         if self.max_tokens is not None and self.max_prompt_tokens is None and self.keep_prompt == "start":
             raise InputError(
-                "--keep-prompt start: --max-tokens alone cuts no prompt; name --max-prompt-tokens too, or leave it out"
+                "--keep-prompt start: --max-tokens alone cuts no prompt; give --max-prompt-tokens too, or leave it out"
             )
 
     @property
@@ -174,13 +174,13 @@ class Rows:
         shares = [f"{100 * share:.1f} % of {name}" for name, share in self.cut_shares.items() if share]
         said += f" ({', '.join(shares)})" if shares else ""
         if self.n_too_long:
-            said += f", {self.n_too_long} rows left out whose prompts leave no room for a response"
+            said += f", {self.n_too_long} rows left out because their prompts leave no room for a response"
         if self.without_thought:
             said += f", {self.without_thought} responses without the thought that the template's prompt opens"
-        said += f", {self.n_ties} rows left out whose answers are rated alike" if self.n_ties else ""
+        said += f", {self.n_ties} rows left out because their answers are rated alike" if self.n_ties else ""
         if self.n_templated:
             tokens = " ".join(token for token, _ in self.spelled.most_common(SHOWN_FAULTS))
-            said += f", {self.n_templated} rows hold control tokens as text, which they stay ({tokens}): {REMEDY}"
+            said += f", {self.n_templated} rows have control tokens as text, and they stay text ({tokens}): {REMEDY}"
         said += "".join(f", {sentence}" for sentence in self.not_used.sentences())
         return said + (f", {self.n_skipped} rows skipped: " + "; ".join(self.skipped) if self.n_skipped else "")
 
@@ -211,7 +211,7 @@ def read_examples(
         if weights and weights[i] != 1:
             rows.examples[before:] = _weighted(rows.examples[before:], weights[i], (seed, i))
     if rows.n_skipped and not skip_bad_rows:
-        mend = "mend them, or go on without them: --skip-bad-rows"
+        mend = "fix them, or leave them out: --skip-bad-rows"
         raise list_faults(rows.skipped, rows.n_read, mend=mend, n_faults=rows.n_skipped)
     if not rows.examples:
         why = "".join(f"\n  {fault}" for fault in rows.skipped)

@@ -29,7 +29,7 @@ class ReadingSettings:
 
     def __post_init__(self) -> None:
         if not 1 <= self.max_row_mb <= 2**12:
-            raise InputError(f"--max-row-mb: {self.max_row_mb} is not above 0, or above {2**12:,}")
+            raise InputError(f"--max-row-mb: {self.max_row_mb} has to be from 1 to {2**12:,}")
         parse_columns(self.columns)
         parse_roles(self.roles)
 

@@ -117,7 +117,7 @@ def cells_of(files: Mapping[int, Mapping[str, Path]], *, quick: bool, also: Sequ
     flags: dict[str, tuple[tuple[str, str], ...]] = dict.fromkeys(rates, (BETA,))
     for loss in also:
         if loss in rates:
-            raise InputError(f"--also {loss}: is there already; give it flags of its own, such as {loss} beta=0.3")
+            raise InputError(f"--also {loss}: is trained already; give it flags of its own, such as {loss} beta=0.3")
         has_beta = any("beta" in term.arguments for term in grid.check_loss(loss).terms)
         rates[loss], flags[loss] = RATES.get(grid.parse_loss(loss)[0], RATES["dpo"]), (BETA,) if has_beta else ()
     return [

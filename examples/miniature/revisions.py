@@ -75,7 +75,7 @@ def _record_so_far(path: Path, epochs: int, seeds: int) -> dict[str, Any]:
         return begun
     found = json.loads(path.read_text(encoding="utf-8"))
     if (found["epochs"], found["seeds"]) != (epochs, seeds):
-        raise InputError(f"{path}: holds what other --epochs or --seeds gave; name another file by --record")
+        raise InputError(f"{path}: contains results of other --epochs or --seeds; name another file by --record")
     return found
 
 

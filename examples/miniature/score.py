@@ -39,9 +39,9 @@ class ScoreConfig:
 
     def __post_init__(self) -> None:
         if not Path(self.run).is_dir():
-            raise InputError(f"{self.run}: no such folder; give a run's")
+            raise InputError(f"{self.run}: no such folder; give the folder of a run")
         if self.n < 1 or self.skip < 0 or self.skip + self.n > model.N_TEST:
-            raise InputError(f"--n and --skip: there are {model.N_TEST} questions")
+            raise InputError(f"--n and --skip: there are {model.N_TEST} questions; take fewer")
 
 
 def main(argv: Sequence[str]) -> None:

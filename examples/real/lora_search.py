@@ -171,7 +171,7 @@ class Search:
     def _check_time(self, group: str) -> None:
         needed = self._rate * (SECONDS["run"] + SECONDS["answer"] * self._groups[group].n_answers)
         if self._end is not None and time.monotonic() + needed > self._end:
-            raise Stopped(f"{self._n_done()} runs are done and others are left; the same command goes on", LEFT)
+            raise Stopped(f"{self._n_done()} runs are done and others are left; the same command continues", LEFT)
 
     def _read(self, path: Path) -> dict[str, Any]:
         """A record. Raises InputError where it is of something else."""

@@ -33,7 +33,7 @@ class ScoreConfig:
 
     def __post_init__(self) -> None:
         if not Path(self.run).is_dir():
-            raise InputError(f"{self.run}: no such folder; give a run's")
+            raise InputError(f"{self.run}: no such folder; give the folder of a run")
         if self.n < 1:
             raise InputError(f"--n: {self.n} is not above 0")
 

@@ -105,7 +105,7 @@ class ClientConfig:
             if getattr(self, name) is not None and not getattr(self, name) >= 0:
                 raise InputError(f"--{name.replace('_', '-')}: {getattr(self, name)} is not 0 or above")
         if self.max_cost is not None and not (self.price_in or self.price_out):
-            raise InputError("--max-cost needs prices: --price-in and --price-out, dollars for a million tokens")
+            raise InputError("--max-cost needs prices: give --price-in and --price-out, in dollars per million tokens")
         for base in self.endpoint:
             parse_base(base, "--endpoint")
         parse_headers(self.header)
@@ -129,10 +129,10 @@ def parse_extra(text: str | None, flag: str = "--extra") -> dict[str, Any]:
     try:
         found = parse_row(text.encode(), flag) if text else {}
     except (InputError, UnicodeEncodeError) as fault:
-        said = str(fault).replace("mend or delete the line", 'give an object such as {"top_k": 20}')
+        said = str(fault).replace("fix or delete the line", 'give an object such as {"top_k": 20}')
         raise InputError(said) from None
     if fixed := {"messages", "stream", "n", "model"} & found.keys():
-        raise InputError(f"{flag}: {sorted(fixed)[0]!r} cannot be changed there")
+        raise InputError(f"{flag}: {sorted(fixed)[0]!r} is set by this program; leave it out")
     for name in ("max_tokens", "max_completion_tokens"):
         if found.get(name) is not None and (type(found[name]) is not int or found[name] < 1):
             raise InputError(f"{flag}: {name!r} has to be a number of tokens, or null")
@@ -175,4 +175,4 @@ def _total(dollars: float, config: ClientConfig) -> str:
     """The last line of an estimate."""
     if config.price_in or config.price_out:
         return f"in all at most ${dollars:,.2f}; nothing was sent"
-    return "prices are not known (--price-in and --price-out, dollars for a million tokens); nothing was sent"
+    return "prices are not known (--price-in and --price-out, in dollars per million tokens); nothing was sent"

@@ -96,7 +96,7 @@ def test_what_is_made_goes_between_its_marks_and_nothing_else_changes():
     made = lora_page.filled(page, {"one": r"new \1", "two": "x\n"})
     assert made == "A\n<!-- one -->\nnew \\1\n<!-- end -->\nB\n<!-- two -->\nx\n<!-- end -->\nC\n"
     assert lora_page.filled(made, {"one": r"new \1", "two": "x"}) == made
-    with pytest.raises(InputError, match="<!-- three --> has to stand there once"):
+    with pytest.raises(InputError, match="<!-- three --> has to occur once"):
         lora_page.filled(page, {"three": ""})
 
 
