@@ -13,19 +13,25 @@ CPU_TORCH=2.13.0 # what is installed where there is no GPU
 
 usage() {
   cat <<'TEXT'
-./launch.sh setup          make .venv and install what is needed; does nothing when nothing has changed
-./launch.sh demo           align a tiny Llama on CLAIR pairs, from nothing, in four to six minutes on two cores
-./launch.sh demo --real    the same with a real instruction model of 135 million parameters, in twenty minutes (--all);
-                           --lora trains an adapter (LoRA) beside it and compares speed and memory, in half an hour
-./launch.sh align RECIPE   from prompts to an aligned model and its report, by a YAML file (--dry-run says what it takes);
-                           examples/recipes/align-miniature.yaml is one that runs here in ten minutes
-./launch.sh paper [...]    the paper's experiment in miniature: half an hour on two cores (--quick, --seeds 3); --config any grid
-./launch.sh train ...      engine.train on every GPU of this machine (or --nproc N processes); the rest is passed on
-./launch.sh bench [...]    how fast the training path is here; without arguments on a tiny shape, about four minutes
-./launch.sh pages          write every generated page of docs/ anew, from the code and docs/records
-./launch.sh gpu-checks     what only a GPU can show, by name (--list), in slices (--seconds 230) that go on (--done FILE)
-./launch.sh test [...]     the fast tests; --all adds the slow ones; the rest is passed on to pytest (-k NAME)
-Python: set PYTHON3 to choose the interpreter (3.11 or later), and TORCH to choose a version of torch (TORCH=2.11.0).
+./launch.sh setup          Create .venv and install the dependencies. Does nothing if they are up to date.
+./launch.sh demo           Align a tiny Llama on CLAIR pairs from scratch, in four to six minutes on two CPU cores.
+./launch.sh demo --real    Align a real instruction model of 135 million parameters with apo_zero, in twenty minutes.
+                           --all trains every objective, in an hour. --lora trains an adapter (LoRA) instead, and
+                           compares its speed and memory with training all parameters, in half an hour.
+./launch.sh align RECIPE   Go from prompts to an aligned model and its report, following a YAML recipe. --dry-run prints
+                           what it will take. examples/recipes/align-miniature.yaml takes ten minutes on two cores.
+./launch.sh paper [...]    Run the paper's experiment in miniature, in half an hour on two cores. --quick shortens it,
+                           --seeds 3 takes three seeds; --config FILE runs a grid of your own (examples.grid) instead.
+./launch.sh train ...      Run engine.train on every GPU of this machine, or in N processes with --nproc N. All other
+                           arguments go to engine.train.
+./launch.sh bench [...]    Measure the speed of training on this machine (engine.bench). Without arguments it takes a
+                           tiny shape and about four minutes.
+./launch.sh pages          Regenerate the generated pages of docs/ from the code and docs/records.
+./launch.sh gpu-checks     Run the checks that need a GPU. --list names them; --seconds 230 limits the time, and
+                           --done FILE lets the next call continue.
+./launch.sh test [...]     Run the fast tests; --all adds the slow ones. Other arguments go to pytest (-k NAME).
+
+PYTHON3 chooses the Python interpreter (3.11 or later), TORCH the version of torch to install (TORCH=2.11.0).
 TEXT
 }
 
@@ -40,7 +46,7 @@ main() {
       ;;
     help | -h | --help) usage ;;
     *)
-      echo "error: there is no ./launch.sh $verb" >&2
+      echo "error: there is no command ./launch.sh $verb" >&2
       usage >&2
       return 2
       ;;
@@ -65,7 +71,7 @@ setup() {
   python=$(find_python)
   exec 9>$VENV.lock # one at a time: each would remove what another has begun; it is let go when this shell ends
   if ! "$python" -c "$LOCK" NOW; then
-    say "another setup is running here: waiting for it"
+    say "another setup is running in this folder; waiting for it to end"
     "$python" -c "$LOCK"
   fi
   if ! is_set_up; then install "$python"; fi
@@ -146,7 +152,7 @@ run_demo() {
   done
   if [[ $lora ]]; then
     if [[ ! $real ]]; then
-      echo "error: --lora trains an adapter beside the real model; add --real" >&2
+      echo "error: --lora trains an adapter of the real model; add --real" >&2
       return 2
     fi
     which=real.lora_demo
@@ -271,7 +277,7 @@ bring_real_tokenizers() { # to compare ids with: for their files alone, hence wi
   local missing='import importlib.util as u, sys; sys.exit(all(map(u.find_spec, ("llama_models", "mistral_common"))))'
   if "$PYTHON" -c "$missing"; then
     run "$PYTHON" -m pip install --quiet --no-deps llama-models==0.3.0 mistral-common==1.13.1 ||
-      say "no real tokenizers to be had: the tests that compare with them are skipped"
+      say "the packages with real tokenizers cannot be installed; the tests that compare with them are skipped"
   fi
 }
 

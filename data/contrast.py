@@ -47,23 +47,24 @@ TABLE_1 = (  # Jaccard in per cent, Levenshtein: the paper's four sets, answers 
 
 @dataclass(frozen=True, kw_only=True)
 class ContrastConfig(ReadingSettings):
-    """Measure how much the winners and losers of preference files differ: Table 1 of arXiv 2408.06266."""
+    """Measure how much winners and losers differ in preference files, as in Table 1 of arXiv 2408.06266."""
 
     files: tyro.conf.Positional[tuple[PathText, ...]]
-    """Pairs, or ranked answers, best over worst: .jsonl, .json, .csv or .parquet files, folders of such files, hub
-    ids."""
+    """Pairs, or ranked answers whose best and worst are compared: .jsonl, .json, .csv or .parquet files, folders of
+    such files, or hub ids."""
     tokenizer: PathText | None = None
-    """Checkpoint folder whose tokenizer gives tokens; without it words alone are compared."""
+    """Checkpoint folder whose tokenizer is used to measure tokens too. Unset: only words and characters are
+    measured."""
     paper: bool = False
-    """Put the paper's own four sets beside them."""
+    """Print the paper's own four data sets in the table too."""
     skip_bad_rows: bool = False
-    """Go on without rows that cannot be used."""
+    """Leave out rows that cannot be used. By default they are an error."""
     plot: PathText | None = None
-    """File for a picture of the distributions (.png, .svg); needs matplotlib."""
+    """File for histograms of the measures (.png, .svg or .pdf); needs matplotlib."""
     out: PathText | None = None
-    """File for everything measured, as JSON."""
+    """JSON file for the mean and the quantiles of every measure."""
     config: PathText | None = None
-    """YAML file of settings, named as the flags are; flags win over it."""
+    """YAML file with settings under the names of the flags. Flags on the command line win over it."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -264,10 +265,10 @@ def texts_of(records: Sequence[Record], tokenizer: Tokenizer | None = None) -> l
     pairs = []
     for r in records:
         if len(r.responses) != 2:
-            raise InputError(f"{r.location}: no pair; contrast is measured on pairs of texts")
+            raise InputError(f"{r.location}: not a pair; contrast is measured on pairs of texts")
         if r.is_tokenised and tokenizer is None:
             raise InputError(
-                f"{r.location}: a pair of token ids; contrast is measured on texts: name their tokenizer, --tokenizer"
+                f"{r.location}: a pair of token ids, but contrast is measured on texts; give their --tokenizer"
             )
         if r.is_tokenised and tokenizer is not None:
             winner, loser = (tokenizer.decode([i for i in ids if isinstance(i, int)]) for ids in r.responses)

@@ -50,8 +50,8 @@ def with_revised(examples: Sequence[Example], tokenizer: Tokenizer | None) -> li
     for e in examples:
         if len(e.responses) == 1:
             raise InputError(
-                f"{e.location}: revised tokens are what differs between chosen and rejected, and this is a completion "
-                "alone; give pairs, or take another --loss"
+                f"{e.location}: revised tokens are what differs between chosen and rejected, but this is a single "
+                "completion; give pairs, or take another --loss"
             )
         if id(e) not in made:
             made[id(e)] = e._replace(revised=_flags(e, tokenizer))

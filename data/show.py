@@ -43,18 +43,18 @@ COLOURS = {
 
 @dataclass(frozen=True, kw_only=True)
 class ShowConfig(RowSettings):
-    """Show one row as the trainer sees it."""
+    """Show one row as the trainer sees it: the tokens of prompt and responses, what is predicted, and what was cut."""
 
     file: tyro.conf.Positional[PathText]
-    """Rows: a .jsonl, .json, .csv or .parquet file, a folder of such files, or a hub id."""
+    """Rows to read: a .jsonl, .json, .csv or .parquet file, a folder of such files, or a hub id."""
     model: PathText
-    """Checkpoint folder (Hugging Face layout) or hub id, for its tokenizer and chat template."""
+    """Checkpoint folder (Hugging Face layout) or hub id whose tokenizer and chat template are used."""
     row: int = 1
-    """Which row, from 1."""
+    """Which row to show, counted from 1."""
     fields: str | None = None
-    """Further numbers of the row that an objective asks for, to be shown: margin,confidence."""
+    """Further numeric columns to show, of those that an objective reads: margin,confidence."""
     config: PathText | None = None
-    """YAML file of settings, named as the flags are; flags win over it."""
+    """YAML file with settings under the names of the flags. Flags on the command line win over it."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -206,17 +206,17 @@ class _Page:
         """What to look at: control tokens that are met more often than they should be, and cuts."""
         example, said = cut.example, []
         if cut.n_without_thought:
-            said.append("the prompt opens a thought, and a response neither goes on with it nor ends it")
+            said.append("the prompt opens a thought, and a response neither continues nor ends it")
         if self._chat is not None:
             tokenizer = self._chat.tokenizer
             if example.prompt.tolist().count(tokenizer.bos_id) > 1:
-                said.append("the token that begins a text stands more than once")
+                said.append("the token that begins a text (BOS) occurs more than once")
             ends = all(r[-1] in self._chat.ends for r in example.responses)
             said += ["a response does not end with the end-of-turn token"] * (not ends)
         said += self._cuts(cut)
         if cut.spelled:
             tokens = visible(" ".join(cut.spelled))
-            said.append(f"control tokens stand as text, which they stay ({tokens}): {REMEDY}")
+            said.append(f"control tokens occur as text, and they stay text ({tokens}): {REMEDY}")
         return "".join("\n" + self.paint("warning", f"note: {sentence}") for sentence in said) + "\n" * bool(said)
 
     def _cuts(self, cut: Cut) -> list[str]:
@@ -260,9 +260,7 @@ def main(argv: Sequence[str]) -> None:
         raise cut
     for name in config.reading.fields:
         if name not in cut.example.ratings.numbers():
-            raise InputError(
-                f'{cut.example.location}: it has no finite number under "{name}"; correct --fields or the row'
-            )
+            raise InputError(f'{cut.example.location}: no finite number under "{name}"; correct --fields or the row')
     sys.stdout.reconfigure(encoding="utf-8")  # pyright: ignore[reportAttributeAccessIssue]
     not_used = NotUsed()
     if isinstance(record, Record):

@@ -1,11 +1,11 @@
 """The commands of this package: python -m eval NAME ...
 
-advise         which variant of APO fits a model and its pairs
+advise         say which variant of APO fits a model and its pairs
 mixeval        score checkpoints on MixEval-Hard
-alpacaeval     length-controlled win rates of the best checkpoints on AlpacaEval 2
-trajectories   held-out log-likelihoods and rewards, lengths and distances of answers, at every checkpoint
-contrast       how much the pairs differ that a run was trained on
-report         all of it as one page, and as Markdown, CSV and LaTeX
+alpacaeval     measure length-controlled win rates of the best checkpoints on AlpacaEval 2
+trajectories   measure held-out pairs and sampled answers at every checkpoint
+contrast       measure how much winners and losers differ in the pairs that a run was trained on
+report         write all of it as one page, and as Markdown, CSV and LaTeX
 """
 
 import importlib

@@ -33,38 +33,40 @@ OFF_POLICY = (
 
 @dataclass(frozen=True, kw_only=True)
 class AdviseConfig(JudgeSettings, RowSettings):
-    """Say which variant of APO fits a model and its pairs: are the winners better than the model's own answers?
+    """Say which variant of APO fits a model and its pairs, by whether the winners are better than the model's own
+    answers.
 
-    By the scores in the rows, "chosen_score" and "own_score", given by one scorer; with --judge-endpoint by a judge.
+    It compares by the scores in the rows, "chosen_score" and "own_score" of one scorer, or by a judge
+    (--judge-endpoint).
     """
 
     model: PathText
-    """Checkpoint folder or hub id, before training; its log-probs of the pairs are reported too."""
+    """Checkpoint folder or hub id of the model before training. Its log-probs of the pairs are reported too."""
     data: PathText
-    """Pairs with scores, as engine.train takes them."""
+    """Pairs, as engine.train takes them; with scores, unless a judge is named."""
     own_score: Literal["row", "rejected"] = "row"
-    """Where the score of the model's own answer stands: in "own_score", or, where the loser is that answer (CLAIR), in
-    "rejected_score"."""
+    """Where the score of the model's own answer is: row for the column "own_score", rejected for "rejected_score", if
+    the loser is the model's own answer (CLAIR)."""
     n: int = 400
-    """How many pairs to look at, 100 at least; fewer where there are not so many."""
+    """Number of pairs to look at, 100 or more. All of them, if there are fewer."""
     seed: int = 0
-    """Of the draw."""
+    """Seed for drawing the pairs, and for sampling own answers for a judge."""
     skip_bad_rows: bool = False
-    """Go on without rows that cannot be used, and count them."""
+    """Leave out rows that cannot be used. By default they are an error."""
     dtype: Literal["float32", "bfloat16"] | None = None
     """Compute dtype. Unset: bfloat16 on CUDA, float32 on the CPU."""
     out: PathText | None = None
-    """File for what was found, as JSON."""
+    """JSON file for what was found."""
     scores: PathText | None = None
-    """A run's eval/scores.jsonl that the advice is added to, for its report."""
+    """A run's eval/scores.jsonl to add the advice to, so that the run's report shows it."""
     config: PathText | None = None
-    """YAML file of settings, named as the flags are; flags win over it."""
+    """YAML file with settings under the names of the flags. Flags on the command line win over it."""
 
     def __post_init__(self) -> None:
         for part in (RowSettings, JudgeSettings):
             part.__post_init__(self)
         if self.n < FEWEST or self.seed < 0:
-            raise InputError(f"--n: {self.n} pairs say too little; {FEWEST} or more, and --seed 0 or above")
+            raise InputError(f"--n has to be {FEWEST} or more, since fewer pairs say too little, and --seed 0 or above")
 
 
 class Interval(NamedTuple):
@@ -160,7 +162,7 @@ def main(argv: Sequence[str]) -> None:
     if not usable:
         raise InputError(
             f'{config.data}: no pair has a "chosen_score" and an "own_score"; score the winner and an answer of the '
-            "model's own with one scorer, say --own-score rejected where the scored loser is that answer, or name "
+            "model's own with one scorer, give --own-score rejected if the scored loser is that answer, or name "
             "a judge by --judge-endpoint"
         )
     found, pairs = advise(usable, n=config.n, seed=config.seed)

@@ -147,7 +147,9 @@ def length_controlled(
     if not delta.any() and all(p in (0, 1.5) for p in preferences):  # the reference against itself
         return {"length_controlled_winrate": 50.0, "lc_standard_error": 0.0, "strength": math.nan}
     if not spread > 0:
-        raise InputError("every output is as much longer than the reference's: length cannot be controlled for")
+        raise InputError(
+            "all outputs differ from the reference's in length by the same amount: length cannot be controlled for"
+        )
     y = _wins(np.array([math.nan if p is None else p for p in preferences], dtype=float))
     x = np.stack([np.tanh(delta / spread), difficulty, np.ones(n)], axis=1)
     known = ~np.isnan(y)

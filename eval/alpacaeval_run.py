@@ -57,28 +57,30 @@ ROUNDS = 3  # of questions about a row that has no preference yet
 
 @dataclass(frozen=True, kw_only=True)
 class AlpacaEvalConfig(JudgedConfig):
-    """Win rates against GPT-4-turbo's outputs on 805 instructions, with and without length control.
+    """Measure win rates against GPT-4-turbo's outputs on 805 instructions, with and without length control.
 
-    --endpoint and --model name a server that answers in the place of the checkpoint (vLLM, for large models).
+    --endpoint and --model name a server that answers instead of the checkpoint, such as vLLM for a large model.
     """
 
     alpaca_eval: PathText
-    """Your checkout of tatsu-lab/alpaca_eval: the reference's outputs and the annotator's wording are read from it."""
+    """Folder of a checkout of tatsu-lab/alpaca_eval. The reference's outputs and the annotator's wording are read from
+    there; its code is not run."""
     gamed: PathText | None = None
-    """df_gamed.csv of the hub's data set tatsu-lab/alpaca_eval; without it there is no length control."""
+    """File df_gamed.csv of the hub's data set tatsu-lab/alpaca_eval. Unset: win rates are not length-controlled."""
     checkpoint: tuple[str, ...] = ()
-    """Names of the run's checkpoints. Unset: the best one of each MixEval-Hard version, by OUT/scores.jsonl; where one
-    is the best of both, the next best by their mean too."""
+    """Names of the run's checkpoints to score. Unset: the best one on each MixEval-Hard version, by OUT/scores.jsonl;
+    if one is the best on both, also the next best by their mean."""
     preset: Literal["stable", "upstream", "paper"] = "stable"
-    """How outputs are drawn: greedily, or at temperature 0.7 as most of the leaderboard's, in 2,048 tokens; or at 0.7
-    in 4,096, as upstream has it for the model that the paper trains."""
+    """How to sample outputs: stable is greedy, upstream is temperature 0.7 as for most of the leaderboard, both with at
+    most 2,048 tokens; paper is temperature 0.7 with 4,096 tokens, AlpacaEval's setting for the model that the paper
+    trains."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
         if self.judge_api != "chat":
             raise InputError(
-                "--judge-api responses: gives no log-probs, of which a preference here is made; name a judge's chat "
-                "endpoint by --judge-endpoint"
+                "--judge-api responses: this API gives no log-probs, which preferences here are made of; use a judge "
+                "with a chat endpoint"
             )
 
 
@@ -124,14 +126,14 @@ def probe(judge: Judge, data: Data) -> None:
     if note.preference is None:
         raise judge.found_wanting(
             requests,
-            "gives no log-probs of the tokens m and M, which the weighted win rate is made of; take a model that does "
+            "it gives no log-probs of the tokens m and M, which the weighted win rate needs; take a model that does "
             "not reason first, on a server that gives logprobs",
         )
     if note.mass is None or note.mass <= LEAST_MASS:
         why = f"m and M have {note.mass or 0:.1%} of the probability of its first token"
         raise judge.found_wanting(requests, f"{why}; take a model that does not reason first, nor say anything else")
     if note.preference >= 1.5:
-        why = "prefers 'I do not know.' to the reference's output; take a model that can judge"
+        why = "it prefers 'I do not know.' to the reference's output; take a model that can judge"
         raise judge.found_wanting(requests, why)
 
 
@@ -148,7 +150,7 @@ def read_data(config: AlpacaEvalConfig) -> Data:
                      for row in rows]  # fmt: skip
     except (ValueError, KeyError, TypeError):
         raise InputError(
-            f"{root / OUTPUTS}: not a list of rows with instruction and output; give the file as it is"
+            f"{root / OUTPUTS}: not a list of rows with instruction and output; give the file as it is published"
         ) from None
     template = _bytes(_template_path(root), "template", config)
     gamed = _read_gamed(Path(config.gamed), config) if config.gamed else None
@@ -167,8 +169,10 @@ def _bytes(path: Path, kind: str, config: AlpacaEvalConfig) -> bytes:
         raise InputError(f"{path}: cannot be read ({fault.strerror}); give a checkout of alpaca_eval") from None
     if hashlib.sha256(raw).hexdigest() != SHA256[kind]:
         if not config.any_data:
-            raise InputError(f"{path}: not the published file (another checksum); mend it, or say --any-data")
-        cli.notify(f"{path}: not the published file; its scores compare with none but their own")
+            raise InputError(
+                f"{path}: not the published file (its checksum differs); download it again, or accept it: --any-data"
+            )
+        cli.notify(f"{path}: not the published file; scores with it compare only with each other")
     return raw
 
 
@@ -190,7 +194,7 @@ def _read_gamed(path: Path, config: AlpacaEvalConfig) -> list[dict[str, Any]]:
         ]
     except (KeyError, ValueError):
         raise InputError(
-            f"{path}: has not the columns index, {', '.join(numbers)}; give df_gamed.csv as it is"
+            f"{path}: lacks one of the columns index, {', '.join(numbers)}; give df_gamed.csv as it is published"
         ) from None
 
 
@@ -213,7 +217,7 @@ def best(path: Path) -> list[str]:
         names[1] = max(sorted(others), key=lambda name: sum(table[name] for table in tables))
     if not names:
         raise InputError(
-            f"{path}: has no MixEval-Hard scores to choose the best by; run that first, or name --checkpoint"
+            f"{path}: has no MixEval-Hard scores to choose the best by; run eval mixeval first, or name --checkpoint"
         )
     return names
 

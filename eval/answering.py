@@ -63,7 +63,9 @@ class Model:
             settings, c = checkpoints.template_of(Path(self._config.what), self._config), self.checkpoint
             self._answerer = Answerer.open(str(c.folder), settings=settings, base=c.base, base_dtype=c.base_dtype)
             if self._answerer.chat is None:
-                raise InputError(f"{self.checkpoint.folder}: has no tokenizer, and answers have to be text")
+                raise InputError(
+                    f"{self.checkpoint.folder}: has no tokenizer, but answers have to be text; give another model"
+                )
         return self._answerer
 
     def _drawn(self, prompts: Mapping[str, str], how: How, beside: Path) -> dict[str, str]:
@@ -103,8 +105,8 @@ class Model:
         if self.unanswered:
             why = next(iter(self.unanswered.values()))
             cli.notify(
-                f"{len(self.unanswered)} of {len(found)} answers cannot be had ({why}) and count as empty; --ask-again "
-                "asks for them once more"
+                f"the server gave no answer to {len(self.unanswered)} of {len(found)} prompts ({why}); they count as "
+                "empty, and --ask-again asks for them again"
             )
         return {name: said(a) or "" for name, a in zip(prompts, found, strict=True)}
 
@@ -115,8 +117,8 @@ def check_same(
     """Raises InputError unless rows hold answers to these prompts, in order, of that model."""
     if [row.get(field) for row in rows] != list(prompts) or any(row.get("model_sha256") != identity for row in rows):
         raise InputError(
-            f"{path}: holds answers of another model, to other prompts, or drawn otherwise; give another --out, or "
-            "remove it"
+            f"{path}: contains answers of another model, to other prompts, or sampled differently; give another "
+            "--out, or remove it"
         )
 
 

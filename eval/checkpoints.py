@@ -102,7 +102,7 @@ def find(what: Path, *, with_base: bool) -> list[Checkpoint]:
     if not found:
         raise InputError(f"{what}: neither a checkpoint nor a run with checkpoints; give one of them")
     if with_base and base is None:
-        cli.notify(f"{what}: its base model is not there; without it there are no deltas (--base-scores, --no-base)")
+        cli.notify(f"{what}: its base model is not there, so there are no gains over it (see --base-scores, --no-base)")
     return [*([base] if with_base and base else []), *found]
 
 

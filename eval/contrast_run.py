@@ -22,16 +22,16 @@ EXAMPLE = "python -m eval contrast runs/first"
 
 @dataclass(frozen=True, kw_only=True)
 class ContrastConfig:
-    """Measure how much the pairs that a run was trained on differ, for its report."""
+    """Measure how much winners and losers differ in the pairs that a run was trained on, for its report."""
 
     run: tyro.conf.Positional[PathText]
-    """A run's folder."""
+    """Folder of a run."""
     config: PathText | None = None
-    """YAML file of settings, named as the flags are; flags win over it."""
+    """YAML file with settings under the names of the flags. Flags on the command line win over it."""
 
     def __post_init__(self) -> None:
         if not Path(self.run).is_dir():
-            raise InputError(f"{self.run}: no such folder; give a run's")
+            raise InputError(f"{self.run}: no such folder; give the folder of a run")
 
 
 def main(argv: Sequence[str]) -> None:

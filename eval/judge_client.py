@@ -38,67 +38,77 @@ from system.flags import PathText
 class JudgedConfig(ClientConfig, TemplateSettings):
     """A model, its answers and their judge.
 
-    --endpoint and --model name a server that answers in the place of the checkpoint (vLLM, for large models).
+    --endpoint and --model name a server that answers instead of the checkpoint, such as vLLM for a large model.
     """
 
     what: tyro.conf.Positional[PathText]
-    """A run's folder, whose checkpoints are scored, or one of these; with --endpoint a name for the served model."""
+    """Folder of a run, whose checkpoints are scored, or of one checkpoint. With --endpoint: a name for the served
+    model."""
     judge_endpoint: tuple[str, ...]
     """Address of an OpenAI-compatible server of the judge."""
     judge: str
-    """The judge's name there; upstream's own are retired."""
+    """Name of the judge at --judge-endpoint. The judges of the benchmark's authors are retired, so name your own."""
     judge_key_env: tuple[str, ...] = ("OPENAI_API_KEY",)
-    """Environment variable of the judge's API key."""
+    """Environment variable that holds the judge's API key."""
     judge_key_file: PathText | None = None
-    """File that holds the judge's API key, in the place of a variable."""
+    """File that holds the judge's API key, instead of an environment variable."""
     price_in: float = 0.0
-    """Dollars for a million tokens sent to the judge; the model at --endpoint is counted as free."""
+    """Price of a million tokens sent to the judge, in dollars. The model at --endpoint counts as free."""
     price_out: float = 0.0
-    """Dollars for a million tokens received from the judge."""
+    """Price of a million tokens received from the judge, in dollars."""
     key_env: tuple[str, ...] = (NO_KEY,)
-    """Environment variable of the API key of --endpoint. Unset: no key is sent there; the judge's never is."""
+    """Environment variable that holds the API key of --endpoint. The default, none, sends no key; the judge's key is
+    never sent there."""
     key_file: PathText | None = None
-    """File that holds the API key of --endpoint, in the place of a variable."""
+    """File that holds the API key of --endpoint, instead of an environment variable."""
     judge_header: tuple[str, ...] = ()
-    """'NAME: VALUE' of a header that the judge's server is sent besides, with $VARIABLE from the environment."""
+    """Extra header for requests to the judge, as 'NAME: VALUE', with $VARIABLE from the environment."""
     judge_api: Literal["chat", "responses"] = "chat"
-    """How the judge's server is asked."""
+    """API of the judge's server; see --api."""
     extra: str | None = None
-    """JSON object that is merged into each request to --endpoint; null takes a field out."""
+    """JSON object to merge into each request to --endpoint; null removes a field."""
     judge_extra: str | None = None
-    """JSON object that is merged into each request to the judge; null takes a field out."""
+    """JSON object to merge into each request to the judge; null removes a field."""
     other_judge: bool = False
-    """Go on where the server names another model in the midst of a pass: scores of two judges in one table."""
+    """Continue if the judge's server names another model in the middle of a pass; one table then mixes the scores of
+    two judges. By default the pass stops."""
     base: bool = True
-    """Score the model that the run began with too, as "base": deltas are taken against it. --no-base leaves it out."""
+    """Score the model that the run began with too, as "base"; gains are measured against it. --no-base leaves it
+    out."""
     base_scores: PathText | None = None
-    """Another run's scores.jsonl to take the base model's numbers from."""
+    """Another run's scores.jsonl to take the base model's scores from, instead of scoring it again."""
     checkpoint: tuple[str, ...] = ()
-    """Names of the run's checkpoints to score, such as epoch-03; base is the model that it began with. Unset: all."""
+    """Names of the run's checkpoints to score, such as epoch-03; base is the model that the run began with. Unset:
+    all."""
     any_data: bool = False
-    """Take data of another checksum, and say so."""
+    """Accept benchmark files whose checksum is not that of the published ones, with a notice."""
     out: PathText | None = None
-    """Folder for answers, judgments and scores. Unset: eval/ in the run's or checkpoint's folder."""
+    """Folder for answers, judgments and scores. Unset: eval/ in the folder of the run or checkpoint; with --endpoint,
+    in a folder of the served model's name."""
     config: PathText | None = None
-    """YAML file of settings, named as the flags are; flags win over it."""
+    """YAML file with settings under the names of the flags. Flags on the command line win over it."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
         TemplateSettings.__post_init__(self)
         if self.endpoint and self.given:
-            raise InputError(f"{self.given[0]} is of a checkpoint that answers here; leave it out")
+            raise InputError(f"{self.given[0]} is for a checkpoint, but --endpoint answers; leave it out")
         if self.endpoint and not self.model:
             raise InputError("--endpoint needs the model's name there: --model")
         if not self.endpoint and (self.key_file is not None or self.key_env != (NO_KEY,)):
             raise InputError(
-                "--key-env and --key-file are of --endpoint; the judge's are --judge-key-env and --judge-key-file"
+                "--key-env and --key-file are for --endpoint; the judge's are --judge-key-env and --judge-key-file"
             )
         if not self.endpoint and not Path(self.what).is_dir():
-            raise InputError(f"{self.what}: no such folder; give a run's, a checkpoint's, or a server by --endpoint")
+            raise InputError(
+                f"{self.what}: no such folder; give that of a run or a checkpoint, or a server by --endpoint"
+            )
         if not self.endpoint and (self.header or self.extra):
-            raise InputError("--header and --extra are of --endpoint; the judge's are --judge-header and --judge-extra")
+            raise InputError(
+                "--header and --extra are for --endpoint; the judge's are --judge-header and --judge-extra"
+            )
         if self.checkpoint and (self.endpoint or is_model_folder(Path(self.what))):
-            raise InputError("--checkpoint names a run's folders; here one model is scored: leave it out")
+            raise InputError("--checkpoint is for a run's folder, but here one model is scored; leave it out")
         parse_headers(self.judge_header, "--judge-header")
         parse_extra(self.extra)
         parse_extra(self.judge_extra, "--judge-extra")
@@ -193,15 +203,15 @@ class Judge:
         self.models += [name for name in names if name not in self.models]
         if len(self.models) > 1 and not self._others:
             raise RunError(
-                f"the judge's server says that {self.models[1]!r} answers, and said {self.models[0]!r} before; begin a "
-                "new --store with one of them, or say --other-judge"
+                f"the judge's server names {self.models[1]!r} as its model, and named {self.models[0]!r} before; take "
+                "a new --store with one of them, or accept both with --other-judge"
             )
         return found
 
     def found_wanting(self, requests: Sequence[Request], why: str) -> RunError:
         """Says of what the judge is tried on that its answers are of no use; gives the error that says so."""
         self._sent.store.mark_unusable(dict.fromkeys(request.key for request in requests))
-        return RunError(f"--judge: {why}; where its server is mended, --ask-again asks it anew")
+        return RunError(f"--judge: {why}; once its server is fixed, --ask-again asks it again")
 
     @property
     def facts(self) -> dict[str, Any]:

@@ -20,28 +20,30 @@ class JudgeSettings:
     """A judge, and how own answers are drawn for it."""
 
     judge_endpoint: tuple[str, ...] = ()
-    """Address of an OpenAI-compatible server: it judges fresh answers of the model against the winners, in the place of
-    scores in the rows; in half of the pairs the model's answer comes first."""
+    """Address of an OpenAI-compatible server of a judge. It compares new answers of the model with the winners, instead
+    of the scores in the rows; the model's answer comes first in half of the pairs."""
     judge: str = ""
-    """The judge's name there."""
+    """Name of the judge at --judge-endpoint."""
     judge_key_env: tuple[str, ...] = ("OPENAI_API_KEY",)
-    """Environment variable of the judge's API key."""
+    """Environment variable that holds the judge's API key."""
     judge_header: tuple[str, ...] = ()
-    """'NAME: VALUE' of a header that the judge's server is sent besides, with $VARIABLE from the environment."""
+    """Extra header for requests to the judge, as 'NAME: VALUE', with $VARIABLE from the environment."""
     judge_extra: str | None = None
-    """JSON object that is merged into each request to the judge; null takes a field out."""
+    """JSON object to merge into each request to the judge; null removes a field."""
     judge_template: PathText | None = None
-    """File with another wording; <TASK>, <STUDENT_SOLUTION_1> and <STUDENT_SOLUTION_2> stand for the texts."""
+    """File with another wording of the judge's request, in which <TASK>, <STUDENT_SOLUTION_1> and <STUDENT_SOLUTION_2>
+    stand for the texts. Unset: this project's own."""
     judge_temperature: float = 0.7
-    """Of the judge."""
+    """Sampling temperature of the judge."""
     store: PathText | None = None
-    """SQLite file that holds the judge's answers; own answers are kept beside it."""
+    """SQLite file that keeps the judge's answers, required with --judge-endpoint. The model's own answers are kept
+    beside it."""
     concurrency: int = 64
-    """Most requests to the judge at once."""
+    """Most requests to the judge in flight at once."""
     own_temperature: float = 1.0
-    """Own answers are drawn at that temperature."""
+    """Sampling temperature of the own answers that a judge compares."""
     max_new_tokens: int = 512
-    """Most tokens of them."""
+    """Most tokens of such an own answer."""
 
     def __post_init__(self) -> None:
         parse_headers(self.judge_header, "--judge-header")
@@ -75,11 +77,11 @@ def compare(
     template = judges.choice_template(config.judge_template)
     answerer = Answerer.open(model, settings=settings)
     if answerer.chat is None:
-        raise InputError(f"{model}: has no tokenizer, and a judge reads text")
+        raise InputError(f"{model}: has no tokenizer, but a judge reads text; give another model")
     records = {r.location: r for r in read_records(source, reading, roles=answerer.roles) if isinstance(r, Record)}
     for e in examples:
         if records[e.location].is_tokenised:
-            raise InputError(f"{e.location}: token ids, and a judge reads text; name a file of texts by --data")
+            raise InputError(f"{e.location}: token ids, but a judge reads text; name a file of texts by --data")
     client = ClientConfig(
         store=config.store, endpoint=config.judge_endpoint, model=config.judge, key_env=config.judge_key_env,
         concurrency=config.concurrency, header=config.judge_header,
@@ -110,7 +112,9 @@ def compare(
             made.append(e._replace(ratings=e.ratings._replace(scores=(float(not is_own), 0.0), own=float(is_own))))
     if not made:
         why = found[0].fault or (found[0].completion.text[:80] if found[0].completion else "")
-        raise RunError(f"--judge: no answer of its names [1] or [2] ({why!r}); take a model that follows instructions")
+        raise RunError(
+            f"--judge: none of its answers names [1] or [2] ({why!r}); take a model that follows instructions"
+        )
     if len(made) < len(examples):
         cli.notify(f"{len(examples) - len(made)} of {len(examples)} pairs have no verdict and are left out")
     return made

@@ -78,7 +78,7 @@ def _assigned(path: Path) -> dict[str, ast.expr]:
 def _text(assigned: dict[str, ast.expr], name: str, path: Path) -> str:
     value = assigned.get(name)
     if not isinstance(value, ast.Constant) or not isinstance(value.value, str):
-        raise InputError(f"{path}: {name} is no text there; give a checkout of MixEval as it is published")
+        raise InputError(f"{path}: {name} is not a text in it; give a checkout of MixEval as it is published")
     return value.value
 
 
@@ -191,7 +191,7 @@ def aggregate(
         values: dict[str, list[float]] = defaultdict(list)
         for name, entry in entries.get(split, {}).items():
             if name not in scores.get(split, {}):
-                raise InputError(f"{split} {name}: has no score; every query counts")
+                raise InputError(f"{split} {name}: has no score; every query needs one")
             for key in ("overall", entry["benchmark_name"]):
                 values[key].append(scores[split][name])
         means[split] = {key: (round(sum(v) / len(v), 3), len(v)) for key, v in values.items()}

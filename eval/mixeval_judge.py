@@ -69,8 +69,8 @@ def probe(judge: Judge, entries: Entries, wording: Wording, config: "MixEvalConf
             why = f"none of {N_PROBES} answers to a {split} query has a score in [[ ]] ({shown})"
             raise judge.found_wanting(requests, f"{why}; take a model that follows instructions")
         if sum(values) / len(values) <= 0.5:
-            why = f"takes {right!r}, the right answer to a {split} query, for wrong ({texts[0][-80:]!r})"
-            mend = "take a model that can judge, or where it thinks first, a server with its reasoning parser"
+            why = f"it takes {right!r}, the right answer to a {split} query, for wrong ({texts[0][-80:]!r})"
+            mend = "take a model that can judge, or, if it thinks first, a server with its reasoning parser"
             raise judge.found_wanting(requests, f"{why}; {mend}")
 
 

@@ -51,40 +51,45 @@ N_BOOTSTRAP = 2000
 class MixEvalConfig(JudgedConfig):
     """Score checkpoints on MixEval-Hard with the judge of your choice.
 
-    --endpoint and --model name a server that answers in the place of the checkpoint (vLLM, for large models).
+    --endpoint and --model name a server that answers instead of the checkpoint, such as vLLM for a large model.
     """
 
     mixeval: PathText
-    """Your checkout of MixEval: its data and the wording of its requests are read from there, its code is not run."""
+    """Folder of a checkout of MixEval. Its data and the wording of its requests are read from there; its code is not
+    run."""
     version: tuple[str, ...] = VERSIONS
-    """Which of its data."""
+    """Versions of the data to score on."""
     preset: Literal["stable", "paper"] = "stable"
-    """How answers are drawn: greedily, or at the temperature 0.6 and top-p 0.9 that upstream has for Llama-3."""
+    """How to sample answers: stable is greedy; paper is temperature 0.6 and top-p 0.9, which MixEval uses for
+    Llama-3."""
     judge_temperature: float | None = None
-    """Of the judge; unset it is not sent, as upstream does. A judge at 0 is asked again at 1, lest it repeat itself."""
+    """Sampling temperature of the judge. Unset: none is sent, as in MixEval. At 0, a judge that is asked again is asked
+    at temperature 1, so that it does not repeat itself."""
     rounds: int = 10
-    """How often the judge is asked again where its answer has no score; upstream's number."""
+    """How often the judge is asked about an answer, at most, until it gives a score. MixEval uses 10."""
     fallback: Literal["random", "zero"] = "random"
-    """What a query without a score after that counts: a draw, as upstream does, or nothing. They are counted."""
+    """Score of a query for which the judge has given none after that: random draws it, as MixEval does; zero counts as
+    0. The number of such queries is reported."""
     dedupe: bool = True
-    """Judge equal answers to equal queries once; --no-dedupe judges each, as upstream does."""
+    """Judge equal answers to equal queries once. --no-dedupe judges each, as MixEval does."""
     watch: bool = False
-    """Score epochs as they appear, until the run has written its last."""
+    """Score epochs as they appear, until the run has written its last one."""
     prune: bool = False
-    """Remove an epoch once it is scored, but for the best of each version and the newest."""
+    """Delete the checkpoint of each scored epoch, except the best on each version, the newest, and the one that the
+    run's `best` links to."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
         if unknown := [version for version in self.version if version not in VERSIONS]:
             raise InputError(f"--version: {unknown[0]!r} is not one of {', '.join(VERSIONS)}")
         if self.rounds < 1:
-            raise InputError("--rounds: at least 1")
+            raise InputError("--rounds has to be at least 1")
         if self.judge_temperature is not None and not 0 <= self.judge_temperature <= 2:
             raise InputError(f"--judge-temperature: {self.judge_temperature} is not between 0 and 2")
         if self.watch and self.checkpoint:
             raise InputError("--watch scores every checkpoint as it appears: leave --checkpoint out")
         if (self.watch or self.prune) and (self.endpoint or self.out):
-            raise InputError("--watch and --prune are for a run's own folder; leave out --endpoint and --out")
+            raise InputError("--watch and --prune need a run's own folder; leave out --endpoint and --out")
 
 
 def main(argv: Sequence[str]) -> None:
@@ -134,7 +139,7 @@ def _prune(run: Path, config: MixEvalConfig, names: set[str]) -> None:
         of_one = overall([x for x in lines if (x["version"], x.get("judge"), x.get("preset")) == who], who[0])
         best |= {max(of_one, key=lambda name: of_one[name])} if of_one else set()
     for name in checkpoints.prune(run, whole, best):
-        cli.notify(f"{run / name}: scored, neither among the best nor the newest: removed")
+        cli.notify(f"{run / name}: removed: it is scored, and neither among the best nor the newest")
 
 
 def overall(lines: Sequence[scores.Line], version: str) -> dict[str, float]:
@@ -199,8 +204,11 @@ def read_entries(checkout: Path, version: str, *, any_data: bool) -> Entries:
             raise InputError(f"{path}: cannot be read ({why}); give a whole checkout of MixEval") from None
         if hashlib.sha256(raw).hexdigest() != SHA256[version, split]:
             if not any_data:
-                raise InputError(f"{path}: not the published data (another checksum); mend it, or say --any-data")
-            cli.notify(f"{path}: not the published data; its scores compare with none but their own")
+                raise InputError(
+                    f"{path}: not the published data (its checksum differs); download it again, or accept it: "
+                    "--any-data"
+                )
+            cli.notify(f"{path}: not the published data; scores with it compare only with each other")
     return entries
 
 

@@ -25,19 +25,19 @@ EXAMPLE = "python -m eval report runs/first --out runs/report"
 
 @dataclass(frozen=True, kw_only=True)
 class ReportConfig:
-    """Make one page, and Markdown, CSV and LaTeX of each table, of what was measured of one or several runs."""
+    """Write what was measured of one or several runs as a page, and each table as Markdown, CSV and LaTeX."""
 
     runs: tyro.conf.Positional[tuple[PathText, ...]]
-    """Folders of runs, with eval/scores.jsonl or metrics.jsonl in them."""
+    """Folders of runs that have eval/scores.jsonl or metrics.jsonl."""
     out: PathText
-    """Folder for report.html and tables/; what is there of an older report is replaced."""
+    """Folder for report.html and tables/. An older report in it is replaced."""
     title: str = "Alignment report"
-    """The page's title."""
+    """Title of the page."""
     gap_to: str = gap.STRONGER
-    """Name under which a stronger model is scored beside the runs' checkpoints; how much of the gap to it a run closes
-    is said where the base model is scored in the same way."""
+    """Name under which a stronger model is scored beside the runs' checkpoints. The report says how much of the gap to
+    it a run closes, if the base model was scored in the same way."""
     config: PathText | None = None
-    """YAML file of settings, named as the flags are; flags win over it."""
+    """YAML file with settings under the names of the flags. Flags on the command line win over it."""
 
     def __post_init__(self) -> None:
         for run in self.runs:

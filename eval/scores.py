@@ -40,7 +40,7 @@ def read(path: Path) -> list[Line]:
     for number, raw in enumerate(path.read_bytes().splitlines(), 1):
         line = parse_row(raw, f"{path}:{number}")
         if not all(isinstance(line.get(name), str) for name in WHOSE) or not _is_number(line.get("value")):
-            raise InputError(f"{path}:{number}: no score; write {', '.join(WHOSE)} as text and value as a number")
+            raise InputError(f"{path}:{number}: not a score; write {', '.join(WHOSE)} as text and value as a number")
         lines.append(line)
     return lines
 

@@ -43,37 +43,39 @@ HELDOUT = (
 
 @dataclass(frozen=True, kw_only=True)
 class TrajectoriesConfig:
-    """Follow held-out pairs and sampled answers through a run's checkpoints."""
+    """Measure held-out pairs and sampled answers at every checkpoint of a run."""
 
     run: tyro.conf.Positional[PathText]
-    """A run's folder, with its checkpoints and its base model where config.yaml says."""
+    """Folder of a run with its checkpoints. The base model has to be where its config.yaml says."""
     data: PathText | None = None
-    """Held-out pairs. Unset: what training has measured, for prompts the run's own --eval-data or --data."""
+    """Held-out pairs. Unset: what training has measured is shown, and prompts are those of the run's --eval-data or
+    --data."""
     n: int = 100
-    """How many pairs, drawn by --seed."""
+    """Number of pairs to use, drawn by --seed."""
     beta: float | None = None
-    """Beta times the log-ratios too, as rewards. Unset: log-ratios alone; an objective's own rewards, which may be
-    others, are training's to measure."""
+    """Report beta times the log-ratios of --data too, as rewards. Unset: log-ratios alone. An objective may define its
+    rewards otherwise; those are what training measures."""
     answers: int = 32
-    """How many of the prompts are answered at every checkpoint; 0: none."""
+    """Number of prompts that every checkpoint answers; 0 samples no answers."""
     max_new_tokens: int = 512
     """Most tokens of an answer."""
     temperature: float = 1.0
-    """Of answers. The distance from the reference is that of the distribution itself, at 1 alone."""
+    """Sampling temperature of the answers. Only at 1 does the reported distance from the base model estimate the KL
+    divergence."""
     seed: int = 0
-    """Of the draw and of the answers."""
+    """Seed for drawing the pairs and sampling the answers."""
     dtype: Literal["float32", "bfloat16"] | None = None
     """Compute dtype. Unset: bfloat16 on CUDA, float32 on the CPU."""
     out: PathText | None = None
     """Folder for scores.jsonl and samples.jsonl. Unset: eval/ in the run's folder."""
     config: PathText | None = None
-    """YAML file of settings, named as the flags are; flags win over it."""
+    """YAML file with settings under the names of the flags. Flags on the command line win over it."""
 
     def __post_init__(self) -> None:
         if not Path(self.run).is_dir():
-            raise InputError(f"{self.run}: no such folder; give a run's")
+            raise InputError(f"{self.run}: no such folder; give the folder of a run")
         if min(self.n, self.max_new_tokens) < 1 or self.answers < 0 or self.seed < 0:
-            raise InputError("--n and --max-new-tokens have to be above 0, --answers and --seed not below")
+            raise InputError("--n and --max-new-tokens have to be above 0, --answers and --seed 0 or above")
         if self.beta is not None and not 0 < self.beta < math.inf:
             raise InputError(f"--beta: {self.beta} is not above 0")
 

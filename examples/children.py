@@ -101,11 +101,11 @@ class Children:
 
     def _raise_if_stopped(self) -> None:
         if self._signal:
-            raise Stopped("stopped; the same command goes on from here", 128 + self._signal)
+            raise Stopped("stopped; the same command continues from here", 128 + self._signal)
 
     def _hear(self, number: int, _: FrameType | None) -> None:
         if not self._signal:
-            cli.notify("stopping when the runs that were started have saved their state; once more to end them at once")
+            cli.notify("stopping when the runs in progress have saved their state; a second signal ends them at once")
         sent = signal.SIGKILL if self._signal else signal.SIGTERM
         self._signal = number
         for child in list(self._running - self._servers):  # who is served gets its answers until it has ended
@@ -136,7 +136,7 @@ def end_left(root: Path, *, grace: float = GRACE) -> int:
     left = _left(root)
     if not left:
         return 0
-    cli.notify(f"{root}: {len(left)} processes of an earlier start are still there; they save what they did and end")
+    cli.notify(f"{root}: {len(left)} processes of an earlier start are still running; they are told to save and end")
     deadline = time.monotonic() + grace
     for process in left:
         with contextlib.suppress(OSError):

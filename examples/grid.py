@@ -67,41 +67,43 @@ class GridConfig:
     model: PathText
     """Checkpoint folder or hub id that every run starts from."""
     data: tuple[PathText, ...]
-    """Data sets: NAME=FILE, a file as engine.train takes it."""
+    """Data sets as NAME=FILE, where FILE is one that engine.train takes."""
     loss: tuple[PathText, ...]
-    """Objectives; with flags of engine.train for one alone: "apo_zero beta=0.3", "dpo lr=1e-7"."""
+    """Objectives. Flags of engine.train for one of them alone follow its name: "apo_zero beta=0.3", "dpo lr=1e-7"."""
     out: PathText
     """Folder for the runs and their report."""
     lr: tuple[str, ...] = ("2e-7",)
-    """Learning rate, one for all, or NAME=RATE for each objective."""
+    """Learning rate: one for all objectives, or NAME=RATE for each."""
     seeds: int = 1
-    """Of the order of the rows and of what is held out: 0, 1 ..."""
+    """Number of seeds: 0, 1 and so on. A seed sets the order of the rows and which of them are held out."""
     train: PathText | None = None
-    """YAML file of whatever else engine.train is told."""
+    """YAML file with further settings of engine.train, for all runs."""
     score: str | None = None
-    """Command that scores a run's checkpoints into its eval/scores.jsonl; {run} stands for its folder, {python} for
-    the interpreter that this runs in."""
+    """Command that scores a run's checkpoints into its eval/scores.jsonl; {run} stands for the run's folder, {python}
+    for the Python interpreter of this command. Unset: runs are not scored."""
     at_once: int | None = None
-    """Runs side by side. Unset: one for each GPU, or one on the CPU, where each has its share of the cores; above the
-    number of GPUs they share cards."""
+    """Number of runs side by side. Unset: one for each GPU (or each group of --gpus), or one without a GPU. With more
+    runs than GPUs they share the GPUs; without a GPU they share the cores."""
     gpus: int = 1
-    """GPUs of each run: with more than one it is sharded over them (./launch.sh train --nproc)."""
+    """Number of GPUs for each run. With more than one, the run is sharded over them (./launch.sh train --nproc)."""
     title: str = "A grid of runs"
-    """The report's title."""
+    """Title of the report."""
     config: PathText | None = None
-    """YAML file of settings, named as the flags are; flags win over it."""
+    """YAML file with settings under the names of the flags. Flags on the command line win over it."""
 
     def __post_init__(self) -> None:
         if not self.data or not self.loss or min(self.seeds, self.gpus, self.at_once or 1) < 1:
-            raise InputError("--data and --loss need a name at least, and --seeds, --gpus and --at-once are above 0")
+            raise InputError(
+                "--data and --loss need at least one value, --seeds, --gpus and --at-once have to be above 0"
+            )
         for loss in self.loss:
             check_loss(loss, self.train)
         names = [named.partition("=")[0] for named in self.data]
         if not all(all(named.partition("=")) for named in self.data):
-            raise InputError("--data: NAME=FILE for each data set, such as clair=pairs.jsonl")
+            raise InputError("--data: give NAME=FILE for each data set, such as clair=pairs.jsonl")
         for what, every in (("--data", names), ("--loss", list(self.loss))):
             if twice := [name for name in every if every.count(name) > 1]:
-                raise InputError(f"{what}: {twice[0]} stands there twice; each has a folder of its own")
+                raise InputError(f"{what}: {twice[0]} is given twice; each needs a folder of its own")
         if self.score:
             scorer(self.score, Path())
         self.rates()
@@ -131,7 +133,7 @@ def rates_of(asked: Sequence[str], losses: Sequence[str]) -> dict[str, float]:
         return {loss: named[parse_loss(loss)[0]] for loss in losses}
     except (ValueError, KeyError) as fault:
         what = f"{fault} is missing" if isinstance(fault, KeyError) else fault
-        raise InputError(f"--lr: one number, or NAME=RATE for every --loss; {what}") from None
+        raise InputError(f"--lr: give one number, or NAME=RATE for every --loss; {what}") from None
 
 
 def parse_loss(text: str) -> tuple[str, dict[str, str]]:
@@ -141,7 +143,7 @@ def parse_loss(text: str) -> tuple[str, dict[str, str]]:
     named = (one.partition("=") for one in found[2].split())
     flags = {name if "." in name else name.replace("_", "-"): value for name, _, value in named}
     if taken := flags.keys() & {"config", "data", "loss", "model", "out", "reference-cache", "resume", "seed"}:
-        raise InputError(f"--loss: {text}: {min(taken)} is the grid's to say; leave it out")
+        raise InputError(f"--loss: {text}: {min(taken)} is set by the grid; leave it out")
     return found[1], flags
 
 
@@ -304,7 +306,9 @@ def check_same(where: Path, flags: Mapping[str, Any], settings: str | None) -> N
     begun = (where / "config.yaml").stat().st_mtime
     for path in (Path(asked["data"]), Path(asked["loss"].rpartition(":")[0]), Path(settings or "")):
         if path.is_file() and path.stat().st_mtime > begun:
-            raise InputError(f"{where}: {path} has changed since it was trained; remove it, or give another --out")
+            raise InputError(
+                f"{where}: {path} has changed since this run was trained; remove the run, or give another --out"
+            )
     known, asked = _plain(said), _plain(asked)
     told = _hyperparameters(asked)
     held = _hyperparameters(said)
@@ -355,10 +359,10 @@ def scorer(score: str, where: Path) -> list[str]:
         command = shlex.split(score.format(run=shlex.quote(str(where)), python=shlex.quote(sys.executable)))
     except (ValueError, LookupError) as fault:
         raise InputError(
-            f"--score: cannot be read ({fault}); {{run}} and {{python}} alone stand for something"
+            f"--score: cannot be read ({fault}); only {{run}} and {{python}} can stand in braces"
         ) from None
     if "{run}" not in score or not command or shutil.which(command[0]) is None:
-        raise InputError(f"--score: {score}: there has to be a program, and {{run}} where it is told the run's folder")
+        raise InputError(f"--score: {score}: name a program that is there, and {{run}} where it takes the run's folder")
     if script := next((word for word in command[1:2] if word.endswith(".py") and not Path(word).is_file()), None):
         raise InputError(f"--score: {score}: there is no file {script}")
     if command[:2] == [sys.executable, "-m"] and not is_module("".join(command[2:3])):

@@ -13,7 +13,7 @@ class ServingConfig:
     """What a command of stand-ins is told; each has a sentence of its own in this place."""
 
     port: int
-    """Port of the loopback address to listen on; 0 takes a free one."""
+    """Port to listen on, on this machine's loopback address; 0 takes a free one."""
 
 
 def serve_until_ended(
@@ -31,4 +31,4 @@ def serve_until_ended(
             print(f"{who} at {address}; Ctrl-C ends it", flush=True)
             signal.pause()
     except OSError as fault:
-        raise InputError(f"--port: {port} cannot be listened at ({fault.strerror}); give another one") from None
+        raise InputError(f"--port: cannot listen on port {port} ({fault.strerror}); give another one") from None

@@ -34,7 +34,7 @@ class Slots:
         here = visible_gpus()
         if gpus > 1 and len(here) < gpus:
             found = f"{len(here)} GPUs" if here else "no GPU"
-            raise InputError(f"gpus: {gpus} for each run, and this machine has {found}; lower it")
+            raise InputError(f"gpus: {gpus} for each run, but this machine has {found}; lower it")
         groups = [here[i : i + gpus] for i in range(0, len(here) - gpus + 1, gpus)]
         self.gpus = gpus
         self.n = at_once or len(groups) or 1

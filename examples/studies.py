@@ -32,10 +32,11 @@ class StretchSettings:
     """How long a study's command works."""
 
     minutes: float | None = None
-    """Begin no run that would not end within so many minutes; where runs are left the exit code is 3, and the same
-    command goes on."""
+    """Begin no run that would not end within this many minutes. If runs are left, the exit code is 3, and the same
+    command continues. Unset: no limit."""
     at_once: int | None = None
-    """Runs side by side, on a GPU each or with their shares of the cores. Unset: what the study was timed with."""
+    """Number of runs side by side, each on a GPU of its own or with its share of the cores. Unset: the number that the
+    study was timed with."""
 
     def __post_init__(self) -> None:
         if self.minutes is not None and not self.minutes > 0:
@@ -159,7 +160,7 @@ def do_all(
                 said += f"{job.loss} on {job.set} at {job.lr:g}, seed {job.seed}: {records.gained[job]:+.1f} points"
                 print(said, file=sys.stderr, flush=True)
     if ahead:
-        raise Stopped(f"{len(records.runs)} runs are on record and others are left; the same command goes on", LEFT)
+        raise Stopped(f"{len(records.runs)} runs are recorded and others are left; the same command continues", LEFT)
 
 
 def _run(children: Children, slots: Slots, command: list[str], path: Path) -> Line:
@@ -168,7 +169,7 @@ def _run(children: Children, slots: Slots, command: list[str], path: Path) -> Li
         children.run(command, log, env)
     found = json.loads(path.read_text()).get("found")
     if found is None:
-        raise RunError(f"{path}: the run has found nothing")
+        raise RunError(f"{path}: the run has ended without a result")
     path.unlink()
     log.unlink()
     return found

@@ -1,11 +1,11 @@
 """The commands of this package: python -m revise NAME ...
 
-clair                the model's own answers, and minimal revisions of them
-judge-on-policy      two answers of the model, the better one by a judge
-judge-off-policy     answers of other models that are judged already
-stronger-preferred   a stronger model's answers over the model's own
-score                scores of winners, losers and own answers, put into the rows
-show                 pairs and what changed in them, in the terminal or as a page
+clair                make pairs by revising the model's own answers as little as possible
+judge-on-policy      make pairs of two answers of the model, the better one by a judge
+judge-off-policy     make pairs of answers that are judged already, the best over the worst
+stronger-preferred   make pairs by preferring a stronger model's answers to the model's own
+score                add scores of winners, losers and own answers to the rows
+show                 show pairs and what differs in them, in the terminal or as a page
 """
 
 from collections.abc import Callable, Sequence

@@ -42,24 +42,24 @@ EXAMPLE = "python -m revise.bench --in-flight 256 --seconds 1"
 
 @dataclass(frozen=True, kw_only=True)
 class BenchConfig:
-    """Measure the client and its store against a loopback server."""
+    """Measure how many answers a second the client and its store take in, against a server on this machine."""
 
     in_flight: int = 256
-    """Requests at once."""
+    """Number of requests in flight at once."""
     seconds: float = 1.0
-    """The server answers after that."""
+    """Seconds that the server takes to answer a request."""
     requests: int = 0
-    """How many; 0: twenty seconds' worth."""
+    """Number of requests to send; 0 sends twenty seconds' worth."""
     characters: int = 1500
-    """Of each prompt and of each answer."""
+    """Length of each prompt and of each answer, in characters."""
     library: tuple[Literal["httpx", "httpx2"], ...] = ()
-    """HTTP libraries to compare; unset: the one that the client takes."""
+    """HTTP libraries to compare. Unset: the one that the client uses."""
     config: PathText | None = None
-    """YAML file of settings, named as the flags are; flags win over it."""
+    """YAML file with settings under the names of the flags. Flags on the command line win over it."""
 
     def __post_init__(self) -> None:
         if self.in_flight < 1 or self.seconds < 0 or self.requests < 0 or self.characters < 1:
-            raise InputError("--in-flight and --characters have to be above 0, --seconds and --requests not below")
+            raise InputError("--in-flight and --characters have to be above 0, --seconds and --requests 0 or above")
 
 
 def main(argv: Sequence[str]) -> None:

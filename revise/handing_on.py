@@ -18,7 +18,7 @@ def handed_on(location: str, context: TemplateContext) -> dict[str, Any]:
     """The fields of a request that say what a row gives its template. Raises InputError, located, where none does."""
     if context.documents:
         raise InputError(
-            f'{location}: "documents" cannot be handed on to a server; write them into the prompt, or let them go: '
+            f'{location}: "documents" cannot be sent to a server; write them into the prompt, or ignore them: '
             "--ignore-columns documents"
         )
     return context.fields()
@@ -29,11 +29,10 @@ def check_worded(location: str, prompt: Sequence[Message], context: TemplateCont
     for name in context.fields():
         if name != "chat_template_kwargs":  # those are for the model that answers
             raise InputError(
-                f'{location}: "{name}" cannot be handed on in the wording of a request; let them go: '
-                f"--ignore-columns {name}"
+                f'{location}: "{name}" have no place in the text of a request; ignore them: --ignore-columns {name}'
             )
     if any(m.tool_calls or m.reasoning_content for m in prompt):
         raise InputError(
-            f"{location}: the prompt has tool calls or thoughts, for which the wording of a request has no place; take "
+            f"{location}: the prompt has tool calls or thoughts, which have no place in the text of a request; take "
             "the row out"
         )

@@ -96,9 +96,9 @@ def check_out(out: Path, *inputs: str | None) -> None:
     for path in (out, rejected_beside(out)):
         for other in (Path(name) for name in inputs if name):
             if path.absolute() == other.absolute() or (path.exists() and other.exists() and path.samefile(other)):
-                raise InputError(f"--out: {path} would be written over, and it is read; give another name")
+                raise InputError(f"--out: {path} is also read, and would be overwritten; give another name")
             if other.is_dir() and path.absolute().is_relative_to(other.absolute()):
-                raise InputError(f"--out: {path} lies in the folder of the prompts; give another one")
+                raise InputError(f"--out: {path} is in the folder of the prompts; give another one")
         if not path.exists():
             files.check_new_file(path)
         elif not _is_ours(path):

@@ -33,20 +33,22 @@ class PromptsConfig(ReadingSettings):
     """From which rows to which file."""
 
     prompts: PathText
-    """Rows with "prompt" (text or messages) or UltraFeedback's "instruction", and what belongs to it (system, tools);
-    or pairs, whose prompts are taken: .jsonl, .json, .csv, .parquet, a folder or hub id."""
+    """Prompts: a .jsonl, .json, .csv or .parquet file, a folder of such files, or a hub id. Rows have "prompt" (text or
+    messages) or UltraFeedback's "instruction", and may have "system" and "tools". The rows may also be pairs, whose
+    prompts are used."""
     out: PathText
-    """File for the pairs; what is rejected goes beside it, to its name with .rejected.jsonl."""
+    """File for the pairs, such as pairs.jsonl. Rejected ones go into pairs.rejected.jsonl beside it, each with its
+    reason."""
     sample: int | None = None
-    """How many prompts to draw: the same ones for every recipe."""
+    """Number of prompts to draw by --seed; every recipe draws the same ones. Unset: all."""
     only_prompts: PathText | None = None
-    """Take only prompts that this file has too, by their text and as often as it has them: prompts or pairs, from where
-    --prompts may be. UltraFeedback's judged answers to the released CLAIR prompts: --prompts openbmb/UltraFeedback
-    --only-prompts ContextualAI/ultrafeedback_clair_32k."""
+    """Use only prompts that this source has too: a file of prompts or pairs, a folder or a hub id. Prompts are compared
+    by their text, and each is taken as often as the source has it. UltraFeedback's judged answers to the prompts of the
+    released CLAIR pairs: --prompts openbmb/UltraFeedback --only-prompts ContextualAI/ultrafeedback_clair_32k."""
     seed: int = 0
-    """Of the draw, of answers that are sampled here, and of what else is left to chance."""
+    """Seed for drawing prompts, for sampling answers on this machine, and for everything else that is random."""
     skip_bad_rows: bool = False
-    """Go on without rows that cannot be used."""
+    """Leave out rows that cannot be used, and say how many. By default they are an error."""
 
     def __post_init__(self) -> None:
         ReadingSettings.__post_init__(self)
@@ -118,7 +120,7 @@ class Prompts:
                 digest.update(_spelled(row))
                 not_used.add(row._replace(unused=tuple(name for name in row.unused if name not in READ_HERE)))
         if n_faults and not config.skip_bad_rows:
-            mend = "mend them, or go on without them: --skip-bad-rows"
+            mend = "fix them, or leave them out: --skip-bad-rows"
             raise list_faults(faults, n_good + n_faults, mend=mend, n_faults=n_faults)
         if n_faults:
             cli.notify(f"{self.source}: {n_faults} of {n_good + n_faults} rows cannot be used and are left out")
@@ -130,7 +132,7 @@ class Prompts:
             _tell_restricted(config, n_good, len(fitting), wanted.total())
         sample, seed = config.sample, config.seed
         if sample is not None and not 0 < sample <= len(fitting):
-            raise InputError(f"--sample: {sample} of {len(fitting)} prompts cannot be drawn")
+            raise InputError(f"--sample: {sample} of {len(fitting)} prompts cannot be drawn; give 1 to {len(fitting)}")
         self._digest = digest.digest()
         among = np.array(fitting)
         drawn = (
@@ -161,7 +163,7 @@ class Prompts:
                 n_equal[which] += not self._dedupe
             index += 1
         if digest.digest() != self._digest:
-            raise RunError(f"{self.source}: changed while it was read; let it rest, and run again")
+            raise RunError(f"{self.source}: changed while it was read; run again once it no longer changes")
 
     def _rows(self) -> Iterator[_Found | InputError]:
         return _rows_of(self.source, self.reading, self._side)
@@ -174,7 +176,7 @@ def _rows_of(source: str, reading: Reading, side: Side | None) -> Iterator[_Foun
                 raise row
             found = _read(row, location, reading, side)
             if not isinstance(found.row.prompt[0], Message):
-                raise InputError(f"{location}: token ids, of which no text can be asked; give its text")
+                raise InputError(f"{location}: the prompt is token ids, but a model is asked in text; give its text")
             yield found
         except InputError as fault:
             yield fault
@@ -192,13 +194,13 @@ def _read(row: dict[str, Any], location: str, reading: Reading, side: Side | Non
         return _Found(found)
     if row.get("response") is not None:
         raise InputError(
-            f'{location}: "response" is there, and --response-from takes another answer; let it go: --ignore-columns '
-            "response, or leave the flag out"
+            f'{location}: "response" is there, but --response-from takes another answer; ignore the column: '
+            "--ignore-columns response, or leave the flag out"
         )
     which = 0 if side == "chosen" else 1
     answer, *others = pair.conversations[which]
     if others or answer.tool_calls:
-        raise InputError(f'{location}: "{side}" has tool calls, and own answers have to be text; take the row out')
+        raise InputError(f'{location}: "{side}" has tool calls, but own answers have to be text; take the row out')
     own = row | {"response": pair.texts[which]}
     return _Found(found._replace(row=own), answer.reasoning_content or "")
 
@@ -217,8 +219,7 @@ def _pair(row: dict[str, Any], location: str, reading: Reading, *, is_needed: bo
         return record
     if is_needed:
         raise InputError(
-            f"{location}: no pair of texts, one of which could be the own answer; leave --response-from out, or give "
-            "a file of pairs"
+            f"{location}: not a pair of texts, which --response-from needs; leave the flag out, or give a file of pairs"
         )
     return None
 
@@ -238,7 +239,7 @@ def _texts_of(source: str, config: PromptsConfig) -> collections.Counter[bytes]:
         else:
             texts[_text(found.row)] += 1
     if faults and not config.skip_bad_rows:
-        raise list_faults(faults, n, mend="mend them, or go on without them: --skip-bad-rows")
+        raise list_faults(faults, n, mend="fix them, or leave them out: --skip-bad-rows")
     if not texts:
         raise InputError(f"--only-prompts: {source} has no prompts; give a file of prompts or of pairs")
     return texts
@@ -261,7 +262,7 @@ def _tell_restricted(config: PromptsConfig, n_rows: int, n_fitting: int, n_lacki
             "files of the same prompts, such as openbmb/UltraFeedback with the released CLAIR pairs"
         )
     said = f"{config.prompts}: {n_fitting:,} of {n_rows:,} rows have the prompts of {config.only_prompts}"
-    cli.notify(f"{said}, {n_lacking:,} of whose {n_wanted:,} are not there" if n_lacking else said)
+    cli.notify(f"{said}; {n_lacking:,} of its {n_wanted:,} prompts are missing" if n_lacking else said)
 
 
 def _text(row: PromptRow) -> bytes:

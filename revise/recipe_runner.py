@@ -53,38 +53,42 @@ class RecipeConfig(TargetConfig, ClientConfig, PromptsConfig):
     """What every recipe that asks a model is told."""
 
     response_from: Side | None = None
-    """--prompts is a file of pairs, and that side of each is the model's own answer: rejected for the losers of the
-    released CLAIR pairs."""
+    """Read --prompts as a file of pairs, and take this side of each pair as the model's own answer. rejected takes the
+    losers of the released CLAIR pairs."""
     keep_reasoning: bool = False
-    """Write the target model's thoughts into both responses, as reasoning_content, to train a model that thinks: those
-    of the answer that was revised on both, or each answer's own."""
+    """Write the target model's thoughts into both responses as reasoning_content, to train a model that thinks. A
+    revision gets the thoughts of the answer that was revised; other answers keep their own."""
     dedupe: bool = True
-    """Ask equal questions once; --no-dedupe has each row's answers drawn anew."""
+    """Send equal requests once and use the answer for each of their rows. --no-dedupe draws new answers for each
+    row."""
     temperature: float = 0.7
-    """Of the answers of --model; the authors' setting."""
+    """Sampling temperature of --model. The authors use 0.7."""
     top_p: float = 1.0
-    """... from the likeliest tokens that together have this probability."""
+    """Sample answers of --model only from the likeliest tokens that together have this probability."""
     max_tokens: int = 4096
-    """Most tokens of an answer; the authors' setting."""
+    """Most tokens of an answer of --model. The authors use 4096."""
     empty_system: bool = True
-    """Begin with an empty system message, as the authors do."""
+    """Begin requests to --model with an empty system message, as the authors do. stronger-preferred never does: it
+    sends the prompt as it is."""
     extra: str | None = None
-    """JSON object that is merged into each request to --model; null takes a field out, such as
-    '{"max_tokens": null, "max_completion_tokens": 4096}'."""
+    """JSON object to merge into each request to --model; null removes a field: '{"max_tokens": null,
+    "max_completion_tokens": 4096}'."""
     batch_write: PathText | None = None
-    """Write what would be sent to --model to files for OpenAI's Batch API, in the place of sending it."""
+    """Write the requests for --model into files for OpenAI's Batch API, and send none of them."""
     batch_read: tuple[PathText, ...] = ()
-    """Read answers from that API's output and error files; nothing is sent to --model."""
+    """Read the answers of --model from the Batch API's output and error files, and send it nothing."""
     config: PathText | None = None
-    """YAML file of settings, named as the flags are; flags win over it."""
+    """YAML file with settings under the names of the flags. Flags on the command line win over it."""
 
     def __post_init__(self) -> None:
         for part in (PromptsConfig, ClientConfig, TargetConfig):
             part.__post_init__(self)
         if not 0 <= self.temperature <= 2 or not 0 < self.top_p <= 1 or self.max_tokens < 1:
-            raise InputError("--temperature lies from 0 to 2, --top-p above 0 and up to 1, --max-tokens above 0")
+            raise InputError("--temperature has to be 0 to 2, --top-p above 0 and at most 1, --max-tokens above 0")
         if self.batch_write and self.batch_read:
-            raise InputError("--batch-write and --batch-read: first the one, and when the answers are there the other")
+            raise InputError(
+                "--batch-write and --batch-read: give one; read once the answers to what was written are there"
+            )
         check_asked(self, by_batch=bool(self.batch_read or self.batch_write))
         parse_extra(self.extra)
 
@@ -191,7 +195,9 @@ def make(recipe: Recipe, *, summary: Callable[[], str | None] = lambda: None) ->
             raise ending or fault from None
         pairs.report(count, len(prompts), out, "\n".join(filter(None, (drawn.said, summary()))))
         if n_same := store.n_repeated_ids():
-            cli.notify(f"{config.store}: {n_same} answers are those of another request; the server mixes them up")
+            cli.notify(
+                f"{config.store}: {n_same} answers are also those of another request; the server mixes answers up"
+            )
     if ending is not None:
         raise ending
     if count.n_open:
@@ -240,7 +246,7 @@ def check_pairs(count: pairs.Count, n: int, out: Path, mend: str = "") -> None:
     if not count.n_pairs and n:
         why = f" ({count.reasons.most_common(1)[0][0]})" if count.reasons else ""
         raise RunError(
-            f"no pair was made of {n:,} prompts{why}: {pairs.rejected_beside(out)} says why of each"
+            f"no pair was made of {n:,} prompts{why}: {pairs.rejected_beside(out)} has the reason for each"
             + (f"; {mend}" if mend else "")
         )
 
@@ -251,8 +257,8 @@ def _mend_of_none(recipe: Recipe, prompts: Prompts, target: Target, store: Store
         own = target.answers(item, store)
         asked = [answered(store, request) for request in _questions(recipe, item, own)]
         if any(a.row is not None and a.row.state in ("unusable", "refused") for a in (*own, *asked)):
-            return "--ask-again asks anew for answers that were of no use"
-    return "the answers came as they were asked for: other bounds read them again, another --model or --store asks anew"
+            return "--ask-again asks again where answers were unusable"
+    return "all answers are there: other bounds read them again, another --model or --store asks for new ones"
 
 
 def _ask(

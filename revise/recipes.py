@@ -47,21 +47,23 @@ def _check_ratios(low: float | None, high: float | None) -> None:
 
 @dataclass(frozen=True, kw_only=True)
 class ClairConfig(RecipeConfig):
-    """Have the model's own answers revised as little as possible: the revision is preferred to the answer."""
+    """Make pairs by revising the model's own answers as little as possible: each revision is preferred to its
+    answer."""
 
     template: PathText | None = None
-    """Another wording of the request: paper for the authors', else a file, in which <TASK> and <STUDENT_SOLUTION> stand
-    for the texts, and <DEGREE>, if it has one, for what --strength and --keep-length say."""
+    """Wording of the request: paper for the authors' own, or a file in which <TASK> and <STUDENT_SOLUTION> stand for
+    the texts, and <DEGREE>, if it has one, for what --strength and --keep-length say. Unset: this project's own."""
     strength: Literal["light", "standard", "strong"] = "standard"
-    """How much a revision may change."""
+    """How much a revision may change: the one thing that matters most (light), all that is wrong or unclear (standard),
+    or whatever can be better (strong)."""
     keep_length: bool = False
-    """Ask for revisions that are as long as the answers."""
+    """Ask for revisions that are about as long as the answers."""
     min_length_ratio: float = clair.MIN_LENGTH_RATIO
-    """Reject revisions that are shorter than that many times the answer, in characters."""
+    """Reject a revision that has fewer characters than this many times its answer."""
     max_length_ratio: float = clair.MAX_LENGTH_RATIO
-    """Reject revisions that are longer than that."""
+    """Reject a revision that has more characters than this many times its answer."""
     allow_allusions: bool = False
-    """Keep revisions that speak of being one."""
+    """Keep revisions that mention that they are one, such as "I have corrected ...". By default they are rejected."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -73,9 +75,7 @@ def clair_recipe(config: ClairConfig) -> Recipe:
     template = read_template(config.template, "clair", clair.SLOTS, clair.OPTIONAL_SLOTS)
     has_degree = "DEGREE" in template.parts[1::2]
     if not has_degree and (config.strength != ClairConfig.strength or config.keep_length):
-        raise InputError(
-            f"{config.template}: has no <DEGREE>, where --strength and --keep-length would stand; put it in"
-        )
+        raise InputError(f"{config.template}: has no <DEGREE>, which --strength and --keep-length need; add it")
 
     def ask(item: Item, own: list[str]) -> list[Request]:
         text = clair.request(
@@ -117,14 +117,14 @@ def clair_main(argv: Sequence[str]) -> None:
 
 @dataclass(frozen=True, kw_only=True)
 class JudgeConfig(RecipeConfig):
-    """Have two answers of the model judged: the better one is preferred."""
+    """Make pairs of two answers of the model each: the one that a judge finds better is preferred."""
 
     template: PathText | None = None
-    """Another wording of the request: paper for the authors', else a file, in which <TASK>, <STUDENT_SOLUTION_1> and
-    <STUDENT_SOLUTION_2> stand for the texts."""
+    """Wording of the request: paper for the authors' own, or a file in which <TASK>, <STUDENT_SOLUTION_1> and
+    <STUDENT_SOLUTION_2> stand for the texts. Unset: this project's own."""
     both_orders: float = 0.1
-    """Share of pairs that are judged in both orders, to measure how much the order decides; where it does, a pair is
-    rejected. The others are shown in an order that is drawn."""
+    """Share of pairs (0 to 1) to judge in both orders, to measure how much the order matters. Such a pair is rejected
+    where the verdicts differ. The other pairs are judged once, in a random order."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -132,7 +132,7 @@ class JudgeConfig(RecipeConfig):
             raise InputError(f"--both-orders: {self.both_orders} is not between 0 and 1")
         if self.response_from is not None:
             raise InputError(
-                "--response-from: gives one own answer to a prompt, and two are judged; leave it out, and give "
+                "--response-from: gives one own answer to a prompt, but two are judged; leave it out, and give "
                 '--target-model or --target-endpoint, or rows with "responses"'
             )
 
@@ -208,34 +208,34 @@ def judge_main(argv: Sequence[str]) -> None:
 
 @dataclass(frozen=True, kw_only=True)
 class OffPolicyConfig(PromptsConfig):
-    """Take the best over the worst of answers that are judged already, as in UltraFeedback; ties are dropped.
+    """Make pairs of answers that are judged already, as in UltraFeedback: the best over the worst. Ties are rejected.
 
-    Rows: "instruction" and "completions": [{"model", "response", "overall_score"}, ...]. Nobody is asked. What the
-    other recipes need, to ask a model, is taken and not looked at, so that one command line serves all four.
+    Rows have "instruction" and "completions": [{"model", "response", "overall_score"}, ...]. No model is asked. Flags
+    by which the other recipes ask one are accepted and ignored, so that one command line serves all four.
     """
 
     store: PathText | None = None
-    """Not looked at."""
+    """Ignored; accepted so that one command line serves all four recipes."""
     response_from: Side | None = None
-    """Not looked at."""
+    """Ignored; accepted so that one command line serves all four recipes."""
     endpoint: tuple[str, ...] = ()
-    """Not looked at."""
+    """Ignored; accepted so that one command line serves all four recipes."""
     model: str | None = None
-    """Not looked at."""
+    """Ignored; accepted so that one command line serves all four recipes."""
     target_model: PathText | None = None
-    """Not looked at."""
+    """Ignored; accepted so that one command line serves all four recipes."""
     target_endpoint: tuple[str, ...] = ()
-    """Not looked at."""
+    """Ignored; accepted so that one command line serves all four recipes."""
     target_name: str | None = None
-    """Not looked at."""
+    """Ignored; accepted so that one command line serves all four recipes."""
     chat_template: PathText | None = None
-    """Not looked at."""
+    """Ignored; accepted so that one command line serves all four recipes."""
     chat_template_kwargs: str | None = None
-    """Not looked at."""
+    """Ignored; accepted so that one command line serves all four recipes."""
     template_date: str | None = None
-    """Not looked at."""
+    """Ignored; accepted so that one command line serves all four recipes."""
     config: PathText | None = None
-    """YAML file of settings, named as the flags are; flags win over it."""
+    """YAML file with settings under the names of the flags. Flags on the command line win over it."""
 
 
 def off_policy_rows(prompts: Prompts) -> Iterator[Made]:
@@ -276,7 +276,7 @@ def off_policy_main(argv: Sequence[str]) -> None:
     others = ("store", "endpoint", "model", "response_from", "target_model", "target_endpoint", "target_name")
     others += ("chat_template", "chat_template_kwargs", "template_date")
     if given := [f"--{name.replace('_', '-')}" for name in others if getattr(config, name)]:
-        cli.notify(f"judge-off-policy asks nobody: {', '.join(given)} not looked at")
+        cli.notify(f"judge-off-policy asks no model: {', '.join(given)} ignored")
     pairs.check_out(Path(config.out), config.prompts, config.only_prompts)
     prompts = Prompts(config)
     if not any("completions" in item.row for item in prompts):
@@ -295,19 +295,19 @@ def off_policy_main(argv: Sequence[str]) -> None:
 
 @dataclass(frozen=True, kw_only=True)
 class StrongerConfig(RecipeConfig):
-    """Prefer a stronger model's answers to the model's own."""
+    """Make pairs by preferring a stronger model's answers to the model's own."""
 
     min_length_ratio: float = 0.0
-    """Reject answers that are shorter than that many times the model's own, in characters."""
+    """Reject an answer that has fewer characters than this many times the model's own."""
     max_length_ratio: float | None = None
-    """Reject answers that are longer than that."""
+    """Reject an answer that has more characters than this many times the model's own. Unset: no limit."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
         if self.keep_reasoning:
             raise InputError(
-                "--keep-reasoning: the winner is another model's answer, before which the model's own thoughts say "
-                "nothing; leave it out"
+                "--keep-reasoning: the winner is another model's answer, to which the model's own thoughts do not "
+                "belong; leave it out"
             )
         _check_ratios(self.min_length_ratio, self.max_length_ratio)
 

@@ -53,28 +53,29 @@ OWN_ARE_BOTH = ("judge-on-policy",)
 
 @dataclass(frozen=True, kw_only=True)
 class ScoreConfig(TargetConfig, ClientConfig, ReadingSettings):
-    """Put scores of the winner, the loser and the model's own answer into each row of a file of pairs."""
+    """Add scores of the winner, the loser and the model's own answer to each row of a file of pairs."""
 
     pairs: PathText
-    """Pairs, as engine.train takes them."""
+    """Pairs to score: any source that engine.train takes."""
     out: PathText
     """File for the same rows with chosen_score, rejected_score and own_score."""
     reward: bool = False
-    """--endpoint serves a reward model (vLLM's /pooling), which gives a number to a conversation."""
+    """Ask a reward model that --endpoint serves (vLLM's /pooling) for a number, instead of a judge for a grade."""
     template: PathText | None = None
-    """File with another wording of the judge's request; <TASK> and <STUDENT_SOLUTION> stand for the texts."""
+    """File with another wording of the judge's request, in which <TASK> and <STUDENT_SOLUTION> stand for the texts.
+    Unset: this project's own."""
     n_grades: int = 1
-    """Grades of each answer, whose mean is its score."""
+    """Number of grades to ask for each answer; its score is their mean."""
     temperature: float = 0.7
-    """Of the judge's answers."""
+    """Sampling temperature of the judge."""
     max_tokens: int = 1024
-    """Most tokens of them."""
+    """Most tokens of an answer of the judge."""
     extra: str | None = None
-    """JSON object that is merged into each request to --model; null takes a field out."""
+    """JSON object to merge into each request to --model; null removes a field."""
     seed: int = 0
-    """Of own answers that are drawn here."""
+    """Seed for own answers that are sampled on this machine."""
     config: PathText | None = None
-    """YAML file of settings, named as the flags are; flags win over it."""
+    """YAML file with settings under the names of the flags. Flags on the command line win over it."""
 
     def __post_init__(self) -> None:
         for part in (ClientConfig, TargetConfig, ReadingSettings):
@@ -82,9 +83,13 @@ class ScoreConfig(TargetConfig, ClientConfig, ReadingSettings):
         check_asked(self)
         parse_extra(self.extra)
         if self.reward and (self.api != "chat" or self.stream):
-            raise InputError("--api and --stream are of a judge; a reward model's /pooling has neither: leave them out")
+            raise InputError(
+                "--api and --stream are for a judge; a reward model's /pooling has neither: leave them out"
+            )
         if self.n_grades < 1 or (self.reward and self.n_grades > 1):
-            raise InputError("--n-grades: 1 or more, and with --reward 1, since a reward model always says the same")
+            raise InputError(
+                "--n-grades has to be 1 or more, and 1 with --reward: a reward model always gives the same number"
+            )
 
 
 class Scored(NamedTuple):
@@ -121,12 +126,12 @@ def main(argv: Sequence[str]) -> None:
         n_bare, n_thoughts = _write(rows, Path(config.out))
     print(f"{n - n_bare:,} of {n:,} pairs are scored: {config.out}", file=sys.stderr)
     if n_thoughts:
-        said = "the judge's thoughts are cut off before a grade is read, and kept as scorer_reasoning"
+        said = "the judge's thoughts were cut off before its grade was read; they are kept as scorer_reasoning"
         print(f"in {n_thoughts:,} rows {said}", file=sys.stderr)
     if n_bare:
         raise RunError(
-            f"{n_bare} rows have no score of both answers; to another --out the same command asks again where requests "
-            "failed, and a larger --n-grades where grades could not be read"
+            f"{n_bare} rows lack the score of an answer; run again with another --out to repeat requests that failed, "
+            "and with a larger --n-grades where grades could not be read"
         )
 
 
@@ -178,7 +183,7 @@ def _check(config: ScoreConfig) -> int:
         n += 1
         faults += [str(found)] if isinstance(found, InputError) else []
     if faults:
-        raise list_faults(faults, n, mend="mend or delete them")
+        raise list_faults(faults, n, mend="fix or delete them")
     if not n:
         raise InputError(f"{config.pairs}: holds no rows; give a file of pairs")
     return n
@@ -205,9 +210,9 @@ def _scored(number: int, location: str, row: dict[str, Any], config: ScoreConfig
     except TypeError as fault:
         raise InputError(f"{location}: a value that JSON cannot hold ({fault}); leave its column out") from None
     if record.form != "pairs" or record.is_tokenised:
-        raise InputError(f"{location}: no pair of texts, which alone can be scored")
+        raise InputError(f"{location}: not a pair of texts, and only those can be scored; take the row out")
     if any(len(response) > 1 or any(m.tool_calls for m in response) for response in record.conversations):
-        raise InputError(f"{location}: an answer with tool calls, of which no text can be scored; take the row out")
+        raise InputError(f"{location}: an answer has tool calls, but only text can be scored; take the row out")
     if config.reward:
         handed_on(location, record.context)
     else:

@@ -44,18 +44,19 @@ CHUNK = 512  # pairs that are measured together
 
 @dataclass(frozen=True, kw_only=True)
 class ShowConfig(ReadingSettings):
-    """Show pairs and what changed in them, in the terminal or as a page."""
+    """Show pairs, and what differs between winner and loser, in the terminal or as a page."""
 
     file: tyro.conf.Positional[PathText]
-    """Pairs, as a recipe writes them or as engine.train takes them; what was rejected is looked for beside it."""
+    """Pairs, as a recipe writes them or as engine.train takes them, or a recipe's file of rejected rows. A page shows
+    the rejected rows in the file beside the pairs too."""
     html: PathText | None = None
-    """File for a page, in the place of the terminal."""
+    """HTML file to write, instead of printing to the terminal."""
     row: int = 1
-    """Begin with that row, counted from 1."""
+    """First row to show, counted from 1."""
     n: int | None = None
-    """How many rows; unset: 3 in the terminal, 1,000 on a page."""
+    """Number of rows to show. Unset: 3 in the terminal, 1,000 on a page."""
     config: PathText | None = None
-    """YAML file of settings, named as the flags are; flags win over it."""
+    """YAML file with settings under the names of the flags. Flags on the command line win over it."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -99,7 +100,7 @@ def shown_pair(number: int, location: str, row: dict[str, Any], reading: Reading
     """A pair. reading: how its file is read. Raises InputError for a row that is none."""
     record = parse_record(row, location, reading=reading)
     if len(record.responses) != 2 or record.is_tokenised:
-        raise InputError(f"{location}: no pair of texts; this shows pairs")
+        raise InputError(f"{location}: not a pair of texts; only pairs can be shown")
     chosen, rejected = record.texts
     left, right = difference(rejected, chosen)
     return Shown(
@@ -270,7 +271,7 @@ def main(argv: Sequence[str]) -> None:
     if config.html and not is_rejected and beside.is_file():
         no_pairs = read_part(rows_of(beside), shown_rejected, 1, n)
     if not named.rows and not no_pairs.rows:
-        raise InputError(f"{path}: no row {config.row}; give a --row that is there")
+        raise InputError(f"{path}: there is no row {config.row}; lower --row")
     if not config.html:
         print("\n\n".join(text(row, colour=wants_colour()) for row in named.rows))
         return

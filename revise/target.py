@@ -61,52 +61,55 @@ class TargetConfig(TemplateSettings):
     """Whose own answers the pairs are made of, and how they are drawn."""
 
     target_model: PathText | None = None
-    """Checkpoint folder or hub id of the model to be aligned, which answers here. Rows that carry "response" (for
-    judge-on-policy a list, "responses") need none."""
+    """Checkpoint folder or hub id of the model to align; its answers are sampled on this machine. Rows with a
+    "response" (for judge-on-policy a list, "responses") bring the answers themselves and need no model."""
     target_endpoint: tuple[str, ...] = ()
-    """Address of an OpenAI-compatible server of that model, in its place."""
+    """Address of an OpenAI-compatible server of the model to align, instead of --target-model."""
     target_name: str = ""
-    """Its name there."""
+    """Name of the model at --target-endpoint."""
     target_key_env: str | None = None
-    """Environment variable of that server's API key. Unset: no key is sent, unless it is one of --endpoint."""
+    """Environment variable that holds the API key of --target-endpoint. Unset: no key is sent, unless the server is one
+    of --endpoint too."""
     target_header: tuple[str, ...] = ()
-    """'NAME: VALUE' of a header that --target-endpoint is sent besides, with $VARIABLE from the environment."""
+    """Extra header for requests to --target-endpoint, as 'NAME: VALUE', with $VARIABLE from the environment."""
     target_api: Literal["chat", "responses"] = "chat"
-    """How --target-endpoint is asked."""
+    """API of the server at --target-endpoint; see --api."""
     target_extra: str | None = None
-    """JSON object that is merged into each request to --target-endpoint; null takes a field out."""
+    """JSON object to merge into each request to --target-endpoint; null removes a field."""
     target_temperature: float = 1.0
-    """Its answers are drawn at that temperature."""
+    """Sampling temperature of the model's own answers."""
     target_top_p: float = 1.0
-    """... from the likeliest tokens that together have this probability."""
+    """Sample own answers only from the likeliest tokens that together have this probability."""
     target_max_tokens: int = 512
-    """Most tokens of its answers; engine.train keeps 512 of a response."""
+    """Most tokens of an own answer. engine.train keeps 512 tokens of a response by default."""
     cut_answers: Literal["again", "aside", "keep"] = "again"
-    """What becomes of its answers that were cut there: they are asked for once more with twice as many tokens and set
-    aside where they are cut again; set aside at once; or kept as losers, which are told from whole winners by their end
-    alone."""
+    """What to do with own answers that are cut at --target-max-tokens. again: ask once more with twice as many tokens,
+    and set aside what is cut again. aside: set them aside. keep: keep them as losers, although their missing end alone
+    then tells them from the winners."""
     target_price_in: float = 0.0
-    """Dollars for a million tokens sent to --target-endpoint."""
+    """Price of a million tokens sent to --target-endpoint, in dollars."""
     target_price_out: float = 0.0
-    """Dollars for a million tokens received from it."""
+    """Price of a million tokens received from --target-endpoint, in dollars."""
     dtype: Literal["float32", "bfloat16"] | None = None
-    """Of a model that answers here. Unset: bfloat16 on CUDA, float32 on the CPU."""
+    """Compute dtype of a model that answers on this machine. Unset: bfloat16 on CUDA, float32 on the CPU."""
 
     def __post_init__(self) -> None:
         TemplateSettings.__post_init__(self)
         if self.given and self.target_model is None:
-            raise InputError(f"{self.given[0]}: is of --target-model, which answers here; leave it out")
+            raise InputError(f"{self.given[0]}: is for --target-model, which is not given; leave it out")
         if self.target_model is not None and self.target_endpoint:
-            raise InputError("--target-model and --target-endpoint: give the one or the other")
+            raise InputError("--target-model and --target-endpoint: give one of them")
         for base in self.target_endpoint:
             parse_base(base, "--target-endpoint")
         parse_headers(self.target_header, "--target-header")
         parse_extra(self.target_extra, "--target-extra")
         for name in ("target_header", "target_extra"):
             if getattr(self, name) and not self.target_endpoint:
-                raise InputError(f"--{name.replace('_', '-')}: is of --target-endpoint; leave it out")
+                raise InputError(
+                    f"--{name.replace('_', '-')}: is for --target-endpoint, which is not given; leave it out"
+                )
         if self.target_price_in < 0 or self.target_price_out < 0:
-            raise InputError("--target-price-in and --target-price-out are not below 0")
+            raise InputError("--target-price-in and --target-price-out have to be 0 or above")
         if self.target_endpoint and not self.target_name:
             raise InputError("--target-endpoint needs the model's name there: --target-name")
         if (
@@ -115,7 +118,8 @@ class TargetConfig(TemplateSettings):
             or self.target_max_tokens < 1
         ):
             raise InputError(
-                "--target-temperature is 0 or above, --target-top-p above 0 and up to 1, --target-max-tokens above 0"
+                "--target-temperature has to be 0 or above, --target-top-p above 0 and at most 1, --target-max-tokens "
+                "above 0"
             )
 
 
@@ -150,7 +154,9 @@ class Target:
         self._fingerprint = self._answerer.digest if self._answerer else ""
         self._template = _template_facts(config, self._answerer) if self._answerer else {}
         if self._answerer is not None and self._answerer.chat is None:
-            raise InputError(f"{config.target_model}: has no tokenizer, and answers have to be text")
+            raise InputError(
+                f"{config.target_model}: has no tokenizer, but answers have to be text; give another model"
+            )
 
     def check(self, prompts: Iterable[Item]) -> None:
         """Raises InputError for the first prompt that this target cannot answer."""
@@ -163,7 +169,7 @@ class Target:
                 else:
                     field = '"response"' if self.n == 1 else f'"responses" (a list of {self.n})'
                     raise InputError(
-                        f"{item.location}: no {field}; put it there, or give --target-model or --target-endpoint"
+                        f"{item.location}: no {field}; add it, or give --target-model or --target-endpoint"
                     )
 
     def requests(self, item: Item) -> list[Request]:

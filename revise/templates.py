@@ -40,12 +40,12 @@ def parse_template(text: str, location: str, needed: Sequence[str], optional: Se
     slots = parts[1::2]
     for name in needed:
         if slots.count(name) != 1:
-            found = f"{slots.count(name)} times" if name in slots else "nowhere"
-            raise InputError(f"{location}: <{name}> has to stand once in a template, and stands {found}")
+            found = f"{slots.count(name)} times" if name in slots else "never"
+            raise InputError(f"{location}: <{name}> has to occur once in a template, but occurs {found}")
     if extra := [name for name in slots if name not in (*needed, *optional)]:
-        raise InputError(f"{location}: there is nothing to put in the place of <{extra[0]}>; remove it")
+        raise InputError(f"{location}: <{extra[0]}> has no value in this template; remove it")
     if twice := [name for name in optional if slots.count(name) > 1]:
-        raise InputError(f"{location}: <{twice[0]}> stands twice; keep one")
+        raise InputError(f"{location}: <{twice[0]}> occurs more than once; keep one")
     return Template(parts)
 
 

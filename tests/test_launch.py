@@ -40,7 +40,7 @@ def test_setup_does_nothing_when_nothing_has_changed():
 @needs_setup
 def test_an_unknown_verb_ends_in_2():
     done = launch("trian")
-    assert done.returncode == 2 and "error: there is no ./launch.sh trian" in done.stderr
+    assert done.returncode == 2 and "error: there is no command ./launch.sh trian" in done.stderr
 
 
 @needs_setup
@@ -111,7 +111,7 @@ def test_setups_at_once_wait_for_one(tmp_path):
     said = [setup.communicate(timeout=60)[1] for setup in setups]
     assert [setup.returncode for setup in setups] == [0, 0, 0], said
     assert (tmp_path / "log").read_text().split() == ["venv", "begin", "end", "begin", "end"]  # torch, then the rest
-    assert sum("another setup is running here: waiting for it" in text for text in said) == 2
+    assert sum("another setup is running in this folder; waiting for it to end" in text for text in said) == 2
     assert (tmp_path / ".venv/.installed").exists()
 
 

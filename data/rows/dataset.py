@@ -30,17 +30,21 @@ class RowSettings(ReadingSettings, TemplateSettings):
     """Flags of every command that reads rows as the trainer does."""
 
     max_prompt_tokens: int | None = None
-    """Longer prompts are cut. Unset: 512, or none with --max-tokens; beside it, prompts are cut to so many where prompt
-    and longest response exceed --max-tokens, and responses to what that leaves of it, as in TRL 0.9."""
+    """Cut prompts to this many tokens. Unset: 512, or no limit with --max-tokens. Given beside --max-tokens, it is the
+    rule of TRL 0.9: where prompt and longest response together exceed --max-tokens, prompts are cut to this many
+    tokens, and then responses to what that leaves of --max-tokens."""
     max_response_tokens: int | None = None
-    """Longer responses lose their end, and with it the end-of-turn token. Unset: 512, or none with --max-tokens."""
+    """Cut responses to this many tokens; a response that is cut loses its end-of-turn token too. Unset: 512, or no
+    limit with --max-tokens."""
     max_tokens: int | None = None
-    """Most tokens of prompt and response together. Alone it is the rule of TRL 1.16: responses lose their end, prompts
-    that leave no room for one are left out and counted. 0: no limit, of the parts neither but where it is named."""
+    """Most tokens of prompt and response together. Given alone, it is the rule of TRL 1.16: responses lose their end,
+    and rows whose prompt leaves no room for a response are left out and counted. 0 cuts nothing, except what
+    --max-prompt-tokens and --max-response-tokens name."""
     keep_prompt: Literal["end", "start"] = "end"
-    """Which part of a prompt that is too long stays; BOS and the template's headers always do."""
+    """Which end of a prompt that is too long to keep. BOS and the template's headers always stay."""
     beyond_context: bool = False
-    """Take rows that are longer, after the cut, than the model's context (max_position_embeddings)."""
+    """Accept rows that, after the cut, are still longer than the model's context (max_position_embeddings). By default
+    they are errors."""
 
     def __post_init__(self) -> None:
         for part in (ReadingSettings, TemplateSettings):
@@ -50,15 +54,15 @@ class RowSettings(ReadingSettings, TemplateSettings):
             if value is None or (name == "max_tokens" and value == 0):
                 continue
             if not 1 <= value <= 2**24:
-                raise InputError(f"--{name.replace('_', '-')}: {value} is not above 0, or above {2**24:,}")
+                raise InputError(f"--{name.replace('_', '-')}: {value} has to be from 1 to {2**24:,}")
         if self.max_tokens and (self.max_prompt_tokens or 1) >= self.max_tokens:
             raise InputError(
-                f"--max-tokens: {self.max_tokens} leaves no response beside a prompt of {self.max_prompt_tokens or 1}; "
-                "raise it, or lower --max-prompt-tokens"
+                f"--max-tokens: {self.max_tokens} leaves no room for a response beside a prompt of "
+                f"{self.max_prompt_tokens or 1}; raise it, or lower --max-prompt-tokens"
             )
         if self.max_tokens is not None and self.max_prompt_tokens is None and self.keep_prompt == "start":
             raise InputError(
-                "--keep-prompt start: --max-tokens alone cuts no prompt; name --max-prompt-tokens too, or leave it out"
+                "--keep-prompt start: --max-tokens alone cuts no prompt; give --max-prompt-tokens too, or leave it out"
             )
 
     @property
@@ -170,13 +174,13 @@ class Rows:
         shares = [f"{100 * share:.1f} % of {name}" for name, share in self.cut_shares.items() if share]
         said += f" ({', '.join(shares)})" if shares else ""
         if self.n_too_long:
-            said += f", {self.n_too_long} rows left out whose prompts leave no room for a response"
+            said += f", {self.n_too_long} rows left out because their prompts leave no room for a response"
         if self.without_thought:
             said += f", {self.without_thought} responses without the thought that the template's prompt opens"
-        said += f", {self.n_ties} rows left out whose answers are rated alike" if self.n_ties else ""
+        said += f", {self.n_ties} rows left out because their answers are rated alike" if self.n_ties else ""
         if self.n_templated:
             tokens = " ".join(token for token, _ in self.spelled.most_common(SHOWN_FAULTS))
-            said += f", {self.n_templated} rows hold control tokens as text, which they stay ({tokens}): {REMEDY}"
+            said += f", {self.n_templated} rows have control tokens as text, and they stay text ({tokens}): {REMEDY}"
         said += "".join(f", {sentence}" for sentence in self.not_used.sentences())
         return said + (f", {self.n_skipped} rows skipped: " + "; ".join(self.skipped) if self.n_skipped else "")
 
@@ -207,7 +211,7 @@ def read_examples(
         if weights and weights[i] != 1:
             rows.examples[before:] = _weighted(rows.examples[before:], weights[i], (seed, i))
     if rows.n_skipped and not skip_bad_rows:
-        mend = "mend them, or go on without them: --skip-bad-rows"
+        mend = "fix them, or leave them out: --skip-bad-rows"
         raise list_faults(rows.skipped, rows.n_read, mend=mend, n_faults=rows.n_skipped)
     if not rows.examples:
         why = "".join(f"\n  {fault}" for fault in rows.skipped)

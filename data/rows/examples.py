@@ -176,7 +176,9 @@ def _cut(record: Record, trees: "list[_Part] | InputError", limits: Limits, n_id
 def _end_of(part: "_Part") -> int:
     """How many ids a response has up to the last one that is predicted."""
     if part.end() == 0:
-        raise InputError("the assistant says nothing in a response, so that there is nothing to predict in it")
+        raise InputError(
+            "the assistant says nothing in a response, so there is nothing to predict in it; take the row out"
+        )
     return part.end()
 
 
@@ -185,7 +187,7 @@ def _kept_of_response(part: "_Part", n: int, limits: Limits) -> int:
     kept = part.end(n)
     if kept == 0:
         raise InputError(
-            f"of a response nothing that the assistant says is left in {n} tokens; raise {limits.flag_of_responses}"
+            f"the first {n} tokens of a response hold nothing that the assistant says; raise {limits.flag_of_responses}"
         )
     return kept
 
@@ -196,13 +198,13 @@ def _check_context(ids: Sequence[list[int]], limits: Limits) -> None:
     n = prompt + max(responses)
     if limits.longest is not None and n > limits.longest:
         raise InputError(
-            f"{n:,} tokens after the cut, and with dynamic RoPE no sequence beyond max_position_embeddings, "
-            f"{limits.longest:,}, is computed, also under --beyond-context; lower {limits.flags}"
+            f"{n:,} tokens after the cut, but with dynamic RoPE no sequence is longer than max_position_embeddings, "
+            f"{limits.longest:,}, even with --beyond-context; lower {limits.flags}"
         )
     if limits.context is not None and n > limits.context:
         raise InputError(
-            f"{n:,} tokens after the cut, and the model's context (max_position_embeddings) has {limits.context:,}; "
-            f"lower {limits.flags}, or take such rows: --beyond-context"
+            f"{n:,} tokens after the cut, but the model's context (max_position_embeddings) has {limits.context:,}; "
+            f"lower {limits.flags}, or accept such rows: --beyond-context"
         )
 
 
@@ -241,7 +243,7 @@ def in_form(examples: Sequence[Example], form: str, *, side: Literal["chosen", "
     for e in made:
         if len(e.responses) != len(made[0].responses):
             n, first = len(e.responses), len(made[0].responses)
-            raise InputError(f"{e.location}: {n} responses, the first row has {first}; rows have to have equally many")
+            raise InputError(f"{e.location}: {n} responses, but the first row has {first}; all rows need equally many")
     return made
 
 
@@ -259,7 +261,7 @@ def _in_form(e: Example, form: str, side: str) -> Iterator[Example]:
     else:
         labelled = 'a completion without "label"' if e.label is None else 'a completion with a "label"'
         kind = {1: labelled, 2: "a pair"}.get(n, f"{n} ranked completions")
-        raise InputError(f"{e.location}: this objective trains on rows of the form {form}, and this is {kind}")
+        raise InputError(f"{e.location}: this objective trains on rows of the form {form}, but this is {kind}")
 
 
 def _pieces_of(records: Sequence[Record], chat: Chat | None) -> "Iterator[list[_Part] | InputError]":
@@ -289,7 +291,7 @@ def _render(record: Record, chat: Chat | None) -> list[Response] | InputError:
     if record.is_tokenised:
         return [Response(list(ids), [0] * len(ids)) for ids in (record.prompt, *record.responses)]  # pyright: ignore[reportArgumentType]
     if chat is None:
-        return InputError("a row of text, and the model folder has no tokenizer; give rows of token ids")
+        return InputError("a row of text, but the model folder has no tokenizer; give rows of token ids")
     try:
         written = chat.write(record.messages, record.conversations, record.context)
     except InputError as fault:
@@ -366,6 +368,8 @@ def _kept_of_prompt(ids: list[int], content: _Content, n: int, limits: Limits) -
     removable = [i for i, flag in enumerate(content.flags()) if flag]
     if len(removable) <= excess:
         fixed = len(ids) - len(removable)
-        raise InputError(f"the template's own tokens of this prompt are {fixed}; raise --max-prompt-tokens")
+        raise InputError(
+            f"the template's own tokens in this prompt, {fixed}, exceed the limit; raise --max-prompt-tokens"
+        )
     gone = set(removable[:excess] if limits.keep_prompt == "end" else removable[-excess:])
     return [i not in gone for i in range(len(ids))]

@@ -104,7 +104,7 @@ def messages_in_text(text: str, place: str) -> Any:
         return None
 
     def refuse(what: str) -> NoReturn:
-        raise InputError(f"{place}: {what}; mend or delete the row")
+        raise InputError(f"{place}: {what}; fix or delete the row")
 
     check_value(found, refuse, MAX_DEPTH)
     return found
@@ -148,11 +148,11 @@ def object_or_text(value: Any, what: str, is_right: Callable[[Any], bool], place
     """
     found = parsed_text(value) if isinstance(value, str) else value
     if not is_right(found):
-        kind = "text that is none" if isinstance(value, str) else f"a {type(value).__name__}"
+        kind = "other text" if isinstance(value, str) else f"a {type(value).__name__}"
         raise InputError(f"{place} is {kind}; it has to be {what}, or that as JSON text")
 
     def refuse(said: str) -> NoReturn:
-        raise InputError(f"{place}: {said}; mend or delete the row")
+        raise InputError(f"{place}: {said}; fix or delete the row")
 
     if isinstance(value, str):
         check_value(found, refuse, MAX_DEPTH)

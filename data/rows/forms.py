@@ -115,8 +115,8 @@ class _Form:
         trained = [False] * len(record.prompt) + [m.role == "assistant" for m in record.conversations[0]]
         if mask != trained:  # 1 is True
             raise InputError(
-                f'{self.location}: "loss_mask" is there, and trained is what the assistant says in a response, whole: '
-                f"{[int(flag) for flag in trained]}; take the row out, or let it go: --ignore-columns loss_mask"
+                f'{self.location}: "loss_mask" differs from what is trained, all that the assistant says in responses: '
+                f"{[int(flag) for flag in trained]}; take the row out, or ignore it: --ignore-columns loss_mask"
             )
 
     def record(self) -> Record:
@@ -150,8 +150,8 @@ class _Form:
         if "instruction" in row and "output" in row:
             return self._completion(self._answer("output"), "output", alpaca_prompt(row, self.read))
         raise InputError(
-            f'{self.location}: neither "chosen" and "rejected" nor "completion" nor "messages" but {_names(row)}; name '
-            f"its columns with --columns {_likely_columns(row)}, or see data/rows/forms.py for the forms"
+            f'{self.location}: neither "chosen" and "rejected" nor "completion" nor "messages", only {_names(row)}; '
+            f"name its columns with --columns {_likely_columns(row)}, or see data/rows/forms.py for the forms"
         )
 
     def _is_labelled(self, name: str) -> bool:
@@ -163,8 +163,8 @@ class _Form:
         if isinstance(rejected, str) and ends == rejected.strip():
             return True
         raise InputError(
-            f'{self.location}: "label" stands beside a rejected answer, so that the row is neither a pair nor one '
-            "labelled answer; let one of them go: --ignore-columns label"
+            f'{self.location}: "label" is there beside a rejected answer, so the row is neither a pair nor one '
+            "labelled answer; ignore one of them: --ignore-columns label"
         )
 
     # --- pairs -----------------------------------------------------------------------------------------------------
@@ -210,7 +210,7 @@ class _Form:
                 self._check_not_templated(answers)
                 if (likely := _likely(self.row, "prompt")) is not None:
                     raise InputError(
-                        f'{self.location}: "prompt" is missing; where "{likely}" is it: --columns prompt={likely}'
+                        f'{self.location}: "prompt" is missing; if "{likely}" is the prompt: --columns prompt={likely}'
                     )
                 self.row["prompt"]  # is missing
             return self.read.checked_prompt(_shared(whole))
@@ -224,8 +224,8 @@ class _Form:
         spelled = [spelled_control([answer]) if isinstance(answer, str) else () for answer in answers]
         if all(spelled):
             raise InputError(
-                f'{self.location}: "prompt" is missing, and what is there is templated already ('
-                f"{' '.join(spelled[0])} stand as text); {REMEDY}"
+                f'{self.location}: "prompt" is missing, and the answers went through a chat template already ('
+                f"they contain {' '.join(spelled[0])}); {REMEDY}"
             )
 
     def _as_pair(

@@ -35,7 +35,7 @@ def find_model(name: str) -> Path:
     if folder.is_dir():
         return folder
     if folder.exists():
-        raise InputError(f"{name}: a file; give the checkpoint's folder")
+        raise InputError(f"{name}: this is a file; give the checkpoint's folder")
     return snapshot(name, "model")
 
 
@@ -59,7 +59,9 @@ def snapshot(name: str, kind: Literal["model", "dataset"]) -> Path:
     repo, _, revision = name.partition("@")
     if constants.HF_HUB_OFFLINE:
         if (folder := _cached(repo, kind, revision)) is None:
-            raise InputError(f"{name}: no such file or folder, and not in the hub's cache; HF_HUB_OFFLINE asks nobody")
+            raise InputError(
+                f"{name}: no such file or folder, and not in the hub's cache; unset HF_HUB_OFFLINE to download it"
+            )
         return folder
     try:
         return _downloaded(repo, kind, revision)
@@ -74,9 +76,9 @@ def snapshot(name: str, kind: Literal["model", "dataset"]) -> Path:
         cause = _cause(fault)
         if (folder := _cached(repo, kind, revision)) is None:
             raise InputError(
-                f"{name}: no such file or folder, and {cause}; mend that, or download it elsewhere and give its folder"
+                f"{name}: no such file or folder, and {cause}; fix that, or download it elsewhere and give its folder"
             ) from None
-        cli.notify_once(f"{name}: {cause}; what an earlier download has left is taken: {folder}")
+        cli.notify_once(f"{name}: {cause}; the copy of an earlier download is used: {folder}")
         return folder
 
 
@@ -114,11 +116,11 @@ def _cause(fault: BaseException) -> str:
     asked = os.environ.get("HF_ENDPOINT") or "the hub"
     if proxy and ("ProxyError" in names or status in (403, 407)):
         refusal = f"{status}" if status else _first_line(chain[-1])
-        return f"the proxy that {proxy} names refuses the way to {asked} ({refusal})"
+        return f"the proxy that {proxy} names refuses to connect to {asked} ({refusal})"
     if status is not None:
         return f"{asked} answers {status} ({_first_line(chain[0])})"
     if names & {"LocalProtocolError", "UnicodeEncodeError"}:
-        return "the token of the hub (HF_TOKEN, or what hf auth login has left) holds what no header can"
+        return "the token of the hub (HF_TOKEN, or what hf auth login has left) has characters that no header can have"
     if names & {
         "JSONDecodeError",
         "KeyError",

@@ -80,7 +80,7 @@ def open_rows(path: Path) -> Iterator[Any]:
             with gzip.open(file) as unpacked:
                 yield unpacked
         except (gzip.BadGzipFile, EOFError, zlib.error) as fault:
-            raise InputError(f"{path}: not gzip, or damaged ({fault}); copy it anew") from None
+            raise InputError(f"{path}: not gzip, or damaged ({fault}); copy it again") from None
 
 
 def read_json(path: Path, max_row_bytes: int) -> Iterator[Row]:
@@ -168,13 +168,15 @@ def _whole_text(path: Path) -> str:
         is_large = path.suffix != ".gz" and os.fstat(file.fileno()).st_size > MAX_LIST_BYTES
         content = b"" if is_large else file.read(MAX_LIST_BYTES + 1)
     if is_large or len(content) > MAX_LIST_BYTES:
-        raise InputError(f"{path}: a list above {MAX_LIST_BYTES >> 20} MB; convert it to one JSON object per line")
+        raise InputError(
+            f"{path}: a list larger than {MAX_LIST_BYTES >> 20} MB; convert it to one JSON object per line"
+        )
     content = without_mark(content, path)
     try:
         return content.decode("utf-8")
     except UnicodeDecodeError as fault:
         number = 1 + content.count(b"\n", 0, fault.start)
-        raise InputError(f"{path}:{number}: not UTF-8; mend the file") from None
+        raise InputError(f"{path}:{number}: not UTF-8; fix the file") from None
 
 
 _BETWEEN = re.compile(r"[ \t\r\n]*(,?)[ \t\r\n]*(\]?)")
@@ -195,13 +197,11 @@ def _objects_in_list(text: str, path: Path, max_row_bytes: int, *, at: int | Non
         location = f"{path}:{number}"
         if match[2] and not match[1]:
             if is_whole and text[at:].strip():
-                raise InputError(f"{location}: text behind the list's end; mend the file")
+                raise InputError(f"{location}: text after the end of the list; fix the file")
             return
         if bool(match[1]) == is_first or match[2] or at == len(text):
-            what = (
-                "the list does not end" if at == len(text) and not match[1] else "a comma too many, or one that lacks"
-            )
-            raise InputError(f"{location}: not JSON ({what}); mend the file")
+            what = "the list does not end" if at == len(text) and not match[1] else "a comma too many, or a missing one"
+            raise InputError(f"{location}: not JSON ({what}); fix the file")
         is_first = False
         end = _end_of_value(text, at, path, number)
         yield _row_of_text(text[at:end], location, max_row_bytes)
@@ -220,9 +220,11 @@ def _end_of_value(text: str, at: int, path: Path, number: int) -> int:
         return _LENIENT.raw_decode(text, at)[1]
     except json.JSONDecodeError as fault:
         line = number + text.count("\n", at, fault.pos)
-        raise InputError(f"{path}:{line}: not JSON ({fault.msg}, column {fault.colno}); mend the file") from None
+        raise InputError(f"{path}:{line}: not JSON ({fault.msg}, column {fault.colno}); fix the file") from None
     except (RecursionError, ValueError):
-        raise InputError(f"{path}:{number}: nested deeper than {MAX_DEPTH} levels, or a number too long") from None
+        raise InputError(
+            f"{path}:{number}: nested deeper than {MAX_DEPTH} levels, or a number too long; fix the file"
+        ) from None
 
 
 def parse_row(line: bytes, location: str) -> dict[str, Any]:
@@ -233,7 +235,7 @@ def parse_row(line: bytes, location: str) -> dict[str, Any]:
     """
 
     def refuse(what: str) -> NoReturn:
-        raise InputError(f"{location}: {what}; mend or delete the line")
+        raise InputError(f"{location}: {what}; fix or delete the line")
 
     met: list[str] = []  # NaN and infinities, which only the object around them can name
 
@@ -245,7 +247,7 @@ def parse_row(line: bytes, location: str) -> dict[str, Any]:
         if len(made) < len(items):
             seen: set[str] = set()
             twice = next(key for key, _ in items if key in seen or seen.add(key))
-            refuse(f"the key {twice!r} stands twice")
+            refuse(f"the key {twice!r} occurs twice")
         return made
 
     try:
@@ -315,7 +317,7 @@ def _or_fault(read: Callable[[bytes, str], dict[str, Any]], line: bytes, locatio
 
 def too_long(location: str, max_row_bytes: int) -> InputError:
     """What is said of a row above the limit."""
-    return InputError(f"{location}: longer than {max_row_bytes >> 20} MB; mend it, or raise --max-row-mb")
+    return InputError(f"{location}: longer than {max_row_bytes >> 20} MB; shorten it, or raise --max-row-mb")
 
 
 def without_mark(start: bytes, path: Path) -> bytes:

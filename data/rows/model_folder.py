@@ -45,7 +45,7 @@ def base_of(folder: Path) -> Path:
     """
     name, mend = name_of_base(folder), f"name it: --model BASE --adapter {folder}"
     if name is None:
-        raise InputError(f"{folder}: an adapter that does not say of which base (base_model_name_or_path); {mend}")
+        raise InputError(f"{folder}: an adapter that does not name its base model (base_model_name_or_path); {mend}")
     try:
         base = find_model(name)
     except InputError as fault:
@@ -56,7 +56,7 @@ def base_of(folder: Path) -> Path:
             f"{folder}: its base, {name}, is an adapter itself; write that one into its own base first: engine.merge"
         )
     if not (base / CONFIG).exists():
-        raise InputError(f"{folder}: its base, {name}, has no {CONFIG}, and is no model; {mend}")
+        raise InputError(f"{folder}: its base, {name}, has no {CONFIG}, so it is not a model; {mend}")
     return base
 
 
@@ -81,7 +81,7 @@ def open_model(
         with _readable(name):
             return folder, Chat(tokenizer, settings)
     if settings.given:
-        raise InputError(f"{settings.given[0]}: {folder} has no tokenizer, and renders no template; leave it out")
+        raise InputError(f"{settings.given[0]}: {folder} has no tokenizer, so no template is used; leave it out")
     return folder, None
 
 

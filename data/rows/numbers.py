@@ -18,7 +18,7 @@ def label(row: Fields) -> bool | None:
     for name, value, truth in known:
         if truth is None:
             raise InputError(
-                f'{row.location}: "{name}" is {value!r}; it has to be true or false (1, 0), or let it go: '
+                f'{row.location}: "{name}" is {value!r}; it has to be true or false (1, 0); correct it, or ignore it: '
                 f"--ignore-columns {name}"
             )
     if len({truth for _, _, truth in known}) > 1:
@@ -71,8 +71,8 @@ def weight(row: Fields) -> float | None:
     found = finite(value)
     if found is None or found < 0:
         raise InputError(
-            f'{row.location}: "weight" is {value!r}; it is what the row counts for, a number that is not negative: '
-            "mend it, or let it go: --ignore-columns weight"
+            f'{row.location}: "weight" is {value!r}; it is how much the row counts, a number from 0 up: correct it, or '
+            "ignore it: --ignore-columns weight"
         )
     return found
 
@@ -119,8 +119,8 @@ def check_weights(row: Fields) -> None:
     for name in ("chosen", "rejected", "completion", "completions"):
         if f"{name}_token_weights" in row and f"{name}_ids" not in row:
             raise InputError(
-                f'{row.location}: "{name}_token_weights" stands without "{name}_ids"; token weights are of '
-                "rows of token ids: give these, or take the weights out"
+                f'{row.location}: "{name}_token_weights" without "{name}_ids"; token weights belong to token ids: give '
+                "these, or take the weights out"
             )
 
 

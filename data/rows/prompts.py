@@ -132,7 +132,7 @@ def _system_text(row: Fields, read: Turns, name: str, value: Any) -> str:
     message, *others = read.messages(found, name)
     if others or message.role != "system":
         raise InputError(
-            f'{row.location}: "{name}" holds messages that are no system message; put them into the prompt'
+            f'{row.location}: "{name}" contains messages other than a system message; put them into the prompt'
         )
     return message.content
 
@@ -162,7 +162,9 @@ def context_of(row: Fields, input_tools: Any) -> TemplateContext:
             f'{row.location}: "chat_template_kwargs"',
         )
         if taken := [name for name in kwargs if name in OF_TEMPLATES]:
-            raise InputError(f'{row.location}: "chat_template_kwargs" names {taken[0]!r}, which the row says elsewhere')
+            raise InputError(
+                f'{row.location}: "chat_template_kwargs" names {taken[0]!r}, which the row gives elsewhere; take it out'
+            )
     if not (tools or of_input or documents or kwargs):
         return NO_CONTEXT
     return TemplateContext(tools or of_input, documents, kwargs or {})
@@ -207,7 +209,7 @@ def refuse_another_order(row: Fields, columns: Sequence[tuple[str, str]]) -> Non
             raise InputError(
                 f'{row.location}: "{name}" is there, and may say that {theirs.get("rejected", "rejected")} is better '
                 f"than {theirs.get('chosen', 'chosen')}, against --columns; write rows whose chosen is the better one, "
-                f"or let it go where it always is: --ignore-columns {name}"
+                f"or ignore the column if it always is: --ignore-columns {name}"
             )
 
 
@@ -226,7 +228,7 @@ def refuse_what_is_lost(row: Fields, *, of_answers: bool = True) -> None:
     """
     for name in row.unused():
         if name in MEDIA or (name.startswith("rejected_") and name.removeprefix("rejected_") in MEDIA):
-            mend = "and only text can be trained on; take the row out"
+            mend = "but only text can be trained on; take the row out"
         elif name in OF_ANSWERS and of_answers:
             mend = "beside the messages; put it into the message that it belongs to"
         elif "tool" in name and _are_tools(row.peek(name)):
@@ -240,4 +242,4 @@ def refuse_what_is_lost(row: Fields, *, of_answers: bool = True) -> None:
             )
         else:
             continue
-        raise InputError(f'{row.location}: "{name}" is there, {mend}, or let it go: --ignore-columns {name}')
+        raise InputError(f'{row.location}: "{name}" is there, {mend}, or ignore it: --ignore-columns {name}')

@@ -63,10 +63,12 @@ class NotUsed:
             more = f" and {len(names) - SHOWN_COLUMNS} more" if len(names) > SHOWN_COLUMNS else ""
             said.append(f"not used: {', '.join(name[:60] for name in names[:SHOWN_COLUMNS])}{more}")
         if self.n_parsed:
-            said.append(f"{self.n_parsed} texts are messages, and taken as such (--keep-json-text leaves them as text)")
+            said.append(
+                f"{self.n_parsed} texts are messages, and are read as such (--keep-json-text keeps them as text)"
+            )
         if self.n_indented:
             said.append(
-                f"{self.n_indented} answers begin with blanks, as code does, which are trimmed as all contents are"
+                f"{self.n_indented} answers begin with blanks, as code does; they are trimmed, as all contents are"
             )
         return said
 
@@ -83,9 +85,9 @@ def load_preferences(
     records = [item for item in found if isinstance(item, Record)]
     faults = [str(item) for item in found if isinstance(item, InputError) and not isinstance(item, Tie)]
     if faults and not skip_bad_rows:
-        raise list_faults(faults, len(found), mend="mend them, or go on without them: --skip-bad-rows")
+        raise list_faults(faults, len(found), mend="fix them, or leave them out: --skip-bad-rows")
     if not records:
-        raise InputError(f'{source}: no row that can be used; the form is {{"prompt", "chosen", "rejected"}}')
+        raise InputError(f'{source}: no row can be used; rows have the form {{"prompt", "chosen", "rejected"}}')
     return records
 
 
@@ -134,7 +136,7 @@ def read_prompts(
     """
     found = list(prompts_of(source, reading, roles=roles))
     if faults := [str(item) for item in found if isinstance(item, InputError)]:
-        raise list_faults(faults, len(found), mend="mend or delete them")
+        raise list_faults(faults, len(found), mend="fix or delete them")
     if not found:
         raise InputError(f'{source}: no prompts; write lines such as {{"prompt": "..."}}')
     return [item for item in found if isinstance(item, PromptRow)]

@@ -12,20 +12,24 @@ class ReadingSettings:
     """How rows are read."""
 
     columns: str | None = None
-    """Columns that are called otherwise in the files: chosen=winner,rejected=loser,system=persona."""
+    """Names that the files use for columns, as OURS=THEIRS: chosen=winner,rejected=loser,system=persona. Unset: the
+    usual names are recognised."""
     ignore_columns: str | None = None
-    """Columns that are let go, as the files call them, though they carry meaning: context,images."""
+    """Columns to ignore although they carry meaning, by their names in the files: context,images. Without this flag a
+    row with such a column is an error."""
     roles: str | None = None
-    """Roles of messages that are called otherwise in the files: critic=user,bot=assistant. Usual other names (human,
-    gpt, model, developer, function, observation) are known, in any case."""
+    """Names that the files use for message roles, as THEIRS=OURS: critic=user,bot=assistant. The usual other names
+    (human, gpt, model, developer, function, observation) are recognised without it, in upper or lower case."""
     keep_json_text: bool = False
-    """Leave fields that are messages written as text (JSON, or as Python prints them) as text."""
+    """Treat a field as plain text even if it holds messages written as JSON, or as Python prints them. By default such
+    messages are read."""
     max_row_mb: int = 4
-    """Rows above that many megabytes are faults: encoding one takes some 250 bytes of memory for each of its own."""
+    """Longest row to accept, in megabytes; a longer row is an error. Encoding a row takes about 250 bytes of memory for
+    each of its bytes."""
 
     def __post_init__(self) -> None:
         if not 1 <= self.max_row_mb <= 2**12:
-            raise InputError(f"--max-row-mb: {self.max_row_mb} is not above 0, or above {2**12:,}")
+            raise InputError(f"--max-row-mb: {self.max_row_mb} has to be from 1 to {2**12:,}")
         parse_columns(self.columns)
         parse_roles(self.roles)
 

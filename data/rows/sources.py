@@ -123,13 +123,15 @@ def _check_names(reading: Reading) -> None:
     """Raises InputError for a column that nothing asks for, and for a number that would have to be read out of text."""
     for name in reading.fields:
         if name in FIELDS and name not in tables.NUMBERS:
-            raise InputError(f"{name!r} is asked for as a number of each row, and is none; ask for another field")
+            raise InputError(
+                f"{name!r} is asked for as a number of each row, but is not a number; ask for another field"
+            )
     known = (*FIELDS, *reading.fields)
     for ours, _ in reading.columns:
         if ours not in known:
             near = difflib.get_close_matches(ours, known, n=1)
             raise InputError(
-                f"--columns: rows have no {ours!r}; "
+                f"--columns: {ours!r} is not a known column; "
                 + (f"perhaps {near[0]!r}" if near else f"one of {', '.join(known)}")
             )
 
@@ -145,7 +147,7 @@ def _rename(row: dict[str, Any], location: str, reading: Reading) -> dict[str, A
     for ours, theirs in reading.columns:
         if theirs not in row and ours not in OPTIONAL:
             raise InputError(
-                f'{location}: "{theirs}", which is to be "{ours}", is missing; correct --columns or the row'
+                f'{location}: "{theirs}", which --columns takes as "{ours}", is missing; correct --columns or the row'
             )
     taken = {theirs for _, theirs in reading.columns}
     rest = {name: value for name, value in row.items() if name not in taken}
@@ -198,7 +200,7 @@ def _files_in(folder: Path, wanted: str | None, name: str) -> list[Path]:
         for path in () if splits else paths:
             splits.setdefault(split_of(path.relative_to(folder)), []).append(path)
     if not splits:
-        raise InputError(f"{name}: no files of rows in it ({', '.join(READERS)})")
+        raise InputError(f"{name}: contains no files of rows ({', '.join(READERS)})")
     return chosen(splits, wanted, name)
 
 
@@ -238,7 +240,7 @@ def _named(path: Path, key: str, inside: str | None = None) -> list[str]:
             raise TypeError
     except (OSError, ValueError, KeyError, TypeError):
         raise InputError(
-            f"{path}: not as datasets.save_to_disk writes it, or damaged; save the data set anew, or as parquet: "
+            f"{path}: not as datasets.save_to_disk writes it, or damaged; save the data set again, or as parquet: "
             'dataset.to_parquet("rows.parquet")'
         ) from None
     return names

@@ -108,7 +108,7 @@ def _configs(card: Path) -> list[dict[str, Any]]:
     try:
         text = card.read_text(encoding="utf-8-sig") if card.is_file() else ""
     except (OSError, UnicodeDecodeError) as fault:
-        raise InputError(f"{card}: cannot be read ({fault}); mend it, or name the files") from None
+        raise InputError(f"{card}: cannot be read ({fault}); fix it, or name the files") from None
     front = re.match(r"---[ \t]*\r?\n(.*?)^---[ \t]*$", text, re.DOTALL | re.MULTILINE)
     if front is None or "configs:" not in front[1]:
         return []
@@ -117,7 +117,7 @@ def _configs(card: Path) -> list[dict[str, Any]]:
         if not isinstance(found, list) or not all(isinstance(config, dict) for config in found):
             raise TypeError
     except (yaml.YAMLError, AttributeError, TypeError):
-        raise InputError(f"{card}: its YAML or the configs in it cannot be read; mend it, or name the files") from None
+        raise InputError(f"{card}: its YAML or the configs in it cannot be read; fix it, or name the files") from None
     return found
 
 
@@ -134,7 +134,7 @@ def _data_files(config: dict[str, Any], place: str) -> list[tuple[str, list[str]
         paths = item.get("path") if isinstance(item, dict) else None
         paths = [paths] if isinstance(paths, str) else paths
         if not isinstance(paths, list) or not all(isinstance(path, str) for path in paths) or "split" not in item:
-            raise InputError(f"{place}: data_files are no list of split and path; mend it, or name the files")
+            raise InputError(f"{place}: data_files is not a list of splits and paths; fix it, or name the files")
         made.append((str(item["split"]), paths))
     return made
 

@@ -43,7 +43,7 @@ def _read_text(path: Path, max_row_bytes: int, delimiter: str) -> Iterator[Row]:
         if len(header) > 1 and header[0] == "" and UNNAMED not in header:
             header[0] = UNNAMED
         if len(set(header)) < len(header) or "" in header:
-            raise InputError(f"{location}: a column has no name, or that of another; name each once")
+            raise InputError(f"{location}: a column has no name, or the name of another; give each its own")
         while True:
             location, values = f"{path}:{reader.line_num + 1}", _next_line(reader, path, lines)
             if values is None:
@@ -51,7 +51,7 @@ def _read_text(path: Path, max_row_bytes: int, delimiter: str) -> Iterator[Row]:
             if len(values) == len(header):
                 yield location, {name: text for name, text in zip(header, values, strict=True) if text != ""}
             elif values:
-                said = f"{len(values)} values, the header has {len(header)}; mend or delete the line"
+                said = f"{len(values)} values, the header has {len(header)}; fix or delete the line"
                 yield location, InputError(f"{location}: {said}")
 
 
@@ -79,8 +79,8 @@ def _check_delimiter(header: list[str], delimiter: str, location: str) -> None:
     if other:
         names = {";": "semicolons", "\t": "tabs", "|": "bars", ",": "commas"}
         raise InputError(
-            f"{location}: values are divided by {names[other]}, and read where {names[delimiter]} divide them; save "
-            f"the file with these{', or call it .tsv' if other == chr(9) else ''}"
+            f"{location}: values are separated by {names[other]}, not by {names[delimiter]}; save the file with "
+            f"{names[delimiter]}{', or call it .tsv' if other == chr(9) else ''}"
         )
 
 
@@ -90,14 +90,14 @@ def _next_line(reader: Any, path: Path, lines: _Lines) -> list[str] | None:
     try:
         return next(reader, None)
     except UnicodeDecodeError as fault:
-        mend = "save the file as UTF-8 (a spreadsheet calls that CSV UTF-8), perhaps it is in cp1252"
+        mend = "perhaps it is cp1252; save it as UTF-8 (CSV UTF-8 in a spreadsheet)"
         raise InputError(
             f"{path}:{number}: not CSV in UTF-8 ({fault.reason} 0x{fault.object[fault.start]:02x}); {mend}"
         ) from None
     except csv.Error as fault:
-        mend = "mend the file"
+        mend = "fix the file"
         if b'\\"' in (lines.last or b""):
-            mend = 'it has quotes behind a backslash, and in CSV a quote inside of a value is doubled (""): write it so'
+            mend = 'it has quotes after a backslash; in CSV, double a quote inside a value ("")'
         raise InputError(f"{path}:{number}: not CSV in UTF-8 ({fault}); {mend}") from None
 
 
@@ -171,7 +171,7 @@ def _rows_of_batches(
         raise
     except (ArrowException, OSError, ValueError) as fault:  # text that is not UTF-8 is a ValueError
         where = f"{path}:{number + 1}" if number else f"{path}"
-        raise InputError(f"{where}: not {kind}, or damaged ({' '.join(str(fault).split())}); copy it anew") from None
+        raise InputError(f"{where}: not {kind}, or damaged ({' '.join(str(fault).split())}); copy it again") from None
 
 
 def _without_nulls(row: dict[str, Any]) -> dict[str, Any]:

@@ -115,7 +115,7 @@ class Turns:
         kind = item.get("type", "text")
         if kind != "text":
             raise InputError(
-                f'{self.location}: "{name}" is a part of the type {kind!r}, and only text can be trained on; '
+                f'{self.location}: "{name}" is a part of the type {kind!r}, but only text can be trained on; '
                 "take the part or the row out"
             )
         self._name_unused(item, {"type", "text"}, "content's")
@@ -163,8 +163,8 @@ class Turns:
         found = [found] if isinstance(found, dict) else found
         if not found or not isinstance(found, list) or not all(map(_is_call, found)):
             raise InputError(
-                f'{self.location}: {shown} has the role {role!r} and is no call {{"name": ..., "arguments": ...}} in '
-                f"JSON; correct it, or say what it is: --roles {role}=assistant"
+                f'{self.location}: {shown} has the role {role!r} but is no call {{"name": ..., "arguments": ...}} in '
+                f"JSON; correct it, or name its role: --roles {role}=assistant"
             )
         calls = [call if "function" in call else {"type": "function", "function": call} for call in found]
         return self._calls(calls, "assistant", name, shown)
@@ -176,10 +176,10 @@ class Turns:
             for i, key, value in flags:
                 is_trained = i >= first and messages[i].role == "assistant"
                 if value not in (is_trained, float(is_trained)):
-                    said = "trained, as a response is" if is_trained else "not trained, as all before a response is"
+                    said = "trained, as responses are" if is_trained else "not trained, as it comes before the response"
                     raise InputError(
-                        f'{self.location}: "{name}"[{i}] has "{key}": {value!r}, and is {said}; take the flag or the '
-                        f"row out, or let them go: --ignore-columns {key}"
+                        f'{self.location}: "{name}"[{i}] has "{key}": {value!r}, but is {said}; take the flag or the '
+                        f"row out, or ignore such flags: --ignore-columns {key}"
                     )
 
     def _message(self, item: Any, name: str, shown: str) -> Message:
@@ -222,15 +222,15 @@ class Turns:
         known = ", ".join(dict.fromkeys((*ROLES, TOOL, *self._known)))
         raise InputError(
             f"{self.location}: {shown} has the role {role!r}; roles are {known}; "
-            "say which of them it is: --roles NAME=user"
+            "name the one that it is: --roles NAME=user"
         )
 
     def _check_keys(self, given: Mapping[str, Any], shown: str) -> None:
         for key in MEDIA:
             if not is_empty(given.get(key)) and key not in self._ignored:
                 raise InputError(
-                    f'{self.location}: {shown} has "{key}", and only text can be trained on; take the row out, or let '
-                    f"them go: --ignore-columns {key}"
+                    f'{self.location}: {shown} has "{key}", but only text can be trained on; take the row out, or '
+                    f"ignore them: --ignore-columns {key}"
                 )
         self._name_unused(given, _KEYS | {*self._ignored}, "messages'")
 
@@ -242,7 +242,7 @@ class Turns:
     def _calls(self, value: Any, role: str, name: str, shown: str) -> list[Mapping[str, Any]]:
         if role != "assistant":
             raise InputError(
-                f'{self.location}: {shown} has "tool_calls" and is the {role}\'s; only assistants call tools'
+                f'{self.location}: {shown} has "tool_calls" but is the {role}\'s; only assistants call tools'
             )
         calls = object_or_text(
             value,
@@ -280,7 +280,7 @@ class Turns:
             return None
         key, value = next(iter(found.items()))
         if role != "assistant":
-            raise InputError(f"{self.location}: {shown} has \"{key}\" and is the {role}'s, not an assistant's")
+            raise InputError(f"{self.location}: {shown} has \"{key}\" but is the {role}'s, not an assistant's")
         texts = {self.text(value, f"{name}.{key}") for key, value in found.items()}
         if len(texts) > 1:
             raise InputError(f"{self.location}: {shown} has different thoughts in {', '.join(found)}; keep one of them")
@@ -303,7 +303,7 @@ class Turns:
         """Messages that an answer can follow."""
         if not messages or messages[-1].role in ("assistant", "system"):
             what = f"; it ends with the {messages[-1].role}'s" if messages else ""
-            what += ", and responses cannot go on with one" if what and messages[-1].role == "assistant" else ""
+            what += ", and responses cannot continue one" if what and messages[-1].role == "assistant" else ""
             raise InputError(
                 f"{self.location}: the prompt has to end with a user message, which the responses answer{what}"
             )
@@ -333,11 +333,11 @@ class Turns:
         if not speakers:
             return "; it is the prompt alone"
         if "user" in speakers[1:]:
-            return f"; behind a prompt of {n} messages it goes on with one of the user, where the conversations part"
+            return f"; after a prompt of {n} messages, where the conversations part, it continues with a user message"
         if (role := next((role for role in (speakers[0], speakers[-1]) if role != "assistant"), None)) is None:
             return ""
-        mend = " (where that is the answer: --roles system=assistant)" if role == "system" else ""
-        return f"; behind the prompt stands a message of the role {role}{mend}"
+        mend = " (if that is the answer: --roles system=assistant)" if role == "system" else ""
+        return f"; after the prompt comes a message of the role {role}{mend}"
 
 
 def _is_indented(text: str) -> bool:
@@ -363,7 +363,7 @@ def parse_roles(text: str | None) -> tuple[tuple[str, str], ...]:
         raise InputError(f"--roles: {text!r} is not of the form critic=user,bot=assistant")
     for name, role in names:
         if role not in (*ROLES, TOOL):
-            raise InputError(f"--roles: {name}={role} names no role; roles are {', '.join((*ROLES, TOOL))}")
+            raise InputError(f"--roles: {name}={role}: {role} is not a role; roles are {', '.join((*ROLES, TOOL))}")
     return names
 
 

@@ -380,8 +380,8 @@ class Chat:
 
     def _differs(self) -> InputError:
         return InputError(
-            f"the chat template {self.template.location} shows an answer differently from what its generation prompt "
-            "promises; repair the template so that the prompt is the beginning of the conversation"
+            f"the chat template {self.template.location} writes an answer differently from what its generation prompt "
+            "begins; repair the template so that the prompt is the beginning of the conversation"
         )
 
     def _ended_by(self, whole: Rendering, end: int) -> int:
@@ -423,8 +423,8 @@ class Chat:
         if self.tokenizer.encode_whole(whole.text) not in (ours, None):
             raise InputError(
                 f"{self.tokenizer.folder / 'tokenizer.json'}: the added token {self.tokenizer.spelling(token)} is "
-                "normalized, and transformers and vLLM read it and the text around it otherwise than it is written; "
-                'write "normalized": false for it'
+                "normalized, so transformers and vLLM read it, and the text around it, differently from how it is "
+                'written; set "normalized": false for it'
             )
 
 

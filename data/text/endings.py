@@ -102,8 +102,8 @@ class Endings:
                 return end, None
         if self._written == "token" or not is_last:
             raise InputError(
-                f"the chat template {self._location} ends a message of an assistant with no control token, so that its "
-                "end cannot be told; repair the template"
+                f"the chat template {self._location} ends a message of an assistant with no control token, so its "
+                "end cannot be found; repair the template"
             )
         if self._written == "text":
             return len(whole.text), self.of_turn

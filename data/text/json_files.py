@@ -17,7 +17,7 @@ def existing(path: Path) -> Path | None:
         return None
     check_regular(path)
     if path.stat().st_size > MAX_FILE_BYTES:
-        raise InputError(f"{path}: larger than {MAX_FILE_BYTES >> 20} MB; a tokenizer is not, copy it anew")
+        raise InputError(f"{path}: larger than {MAX_FILE_BYTES >> 20} MB, which no tokenizer is; copy it again")
     return path
 
 
@@ -44,7 +44,7 @@ def read_json(path: Path) -> dict[str, Any]:
     except InputError:
         raise
     except (OSError, ValueError, RecursionError) as fault:
-        raise InputError(f"{path}: not JSON ({fault}); copy it anew") from None
+        raise InputError(f"{path}: not JSON ({fault}); copy it again") from None
     if not isinstance(value, dict):
-        raise InputError(f"{path}: a {type(value).__name__}, not an object; copy it anew")
+        raise InputError(f"{path}: a {type(value).__name__}, not an object; copy it again")
     return value

@@ -98,7 +98,7 @@ def _same(write: Callable[[Any], str], given: Any, without: Any) -> bool:
 
 def _no_place(template: Template, field: str) -> InputError:
     return InputError(
-        f"the chat template {template.location} has no place for {field}: it writes the same without; {REMEDY}"
+        f"the chat template {template.location} has no place for {field}: it writes the same without it; {REMEDY}"
     )
 
 
@@ -138,7 +138,9 @@ def as_wanted(messages: Sequence[Message], wanted: Wanted) -> list[Message]:
             except ValueError:
                 read = None
             if not isinstance(read, dict):
-                raise InputError(f'"tool_calls": the arguments {arguments[:80]!r} are no object in JSON; correct them')
+                raise InputError(
+                    f'"tool_calls": the arguments {arguments[:80]!r} are not an object in JSON; correct them'
+                )
             return read
         return arguments
 

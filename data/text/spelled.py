@@ -35,7 +35,7 @@ WELL_KNOWN = (
     "<<SYS>>",
 )
 """Markers of turns that templates in use write, whichever checkpoint a row is for; none of them is usual in text."""
-REMEDY = 'give messages ({"role", "content"}), which the template of the model writes out'
+REMEDY = 'give messages ({"role", "content"}), to which the template of the model is applied'
 
 
 def spelled_control(texts: Iterable[str], tokenizer: Tokenizer | None = None) -> tuple[str, ...]:

@@ -51,7 +51,7 @@ class Template:
         today = day or datetime.date.today()
         said = _probe(source, tuple(sorted(self._names.items())), today.isoformat())
         if said:  # before it is compiled: that computes constants
-            raise InputError(f"{location}: {said}; copy it anew from the checkpoint's makers")
+            raise InputError(f"{location}: {said}; copy it again from the checkpoint's source")
         environment = _environment(today)
         self._compiled, self._tree = environment.from_string(source), environment.parse(source)
         self.reads = frozenset(n.name for n in self._tree.find_all(jinja2.nodes.Name) if n.ctx == "load")

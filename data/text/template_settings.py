@@ -36,13 +36,13 @@ class TemplateSettings:
     """Flags of every command that renders a chat template."""
 
     chat_template: PathText | None = None
-    """Chat template in the place of the checkpoint's: a file, or the name of one of several that the checkpoint has.
-    Epoch folders carry it."""
+    """Chat template to use instead of the checkpoint's own: a file, or the name of one of several templates that the
+    checkpoint has. Checkpoints that a run saves contain it."""
     chat_template_kwargs: str | None = None
-    """Further names that the template sees, for every row: enable_thinking=false,reasoning_effort=low; values are JSON
-    where they can be, else text. A row's own "chat_template_kwargs" win."""
+    """Extra variables for the chat template in every row: enable_thinking=false,reasoning_effort=low. A value is read
+    as JSON where possible, else as text. "chat_template_kwargs" in a row win over it."""
     template_date: str | None = None
-    """Day that a template which asks for the date writes, such as 2024-07-26. Unset: the day on which the run begins;
+    """Date, such as 2024-07-26, for chat templates that write the current date. Unset: the day on which the run begins;
     --resume keeps it."""
 
     def __post_init__(self) -> None:
@@ -61,7 +61,7 @@ class TemplateSettings:
         try:
             return datetime.date.fromisoformat(str(self.template_date))
         except ValueError:
-            raise InputError(f"--template-date: {self.template_date!r} is no day such as 2024-07-26") from None
+            raise InputError(f"--template-date: {self.template_date!r} is not a date such as 2024-07-26") from None
 
     @property
     def given_values(self) -> dict[str, str]:
@@ -84,7 +84,9 @@ def _parse_kwargs(text: str) -> tuple[tuple[str, Any], ...]:
         name, equals, rest = rest.partition("=")
         name = name.strip()
         if not equals or not name.isidentifier():
-            raise InputError(f"--chat-template-kwargs: {name!r} is no name=value such as enable_thinking=false")
+            raise InputError(
+                f"--chat-template-kwargs: {name!r} is not of the form name=value, such as enable_thinking=false"
+            )
         if name in OURS:
             raise InputError(f"--chat-template-kwargs: {name} comes from the row or the checkpoint; leave it out")
         value, rest = _value(rest.lstrip())
@@ -133,11 +135,11 @@ def template_source(tokenizer: Tokenizer, chosen: str | None = None) -> tuple[st
     if value is None and tokenizer.model != folder and _has_template(tokenizer.model):
         return template_source(Tokenizer(tokenizer.model))  # an adapter's base, where the adapter has none of its own
     if value is not None:
-        raise InputError(f"{config}: chat_template is neither text nor a list of named templates; copy it anew")
+        raise InputError(f"{config}: chat_template is neither text nor a list of named templates; copy it again")
     if (old := folder / "chat_template.json").is_file():
         raise InputError(
-            f"{folder}: no chat template but that of {old.name}, a processor's, which transformers gives to no "
-            "tokenizer; put its text into chat_template.jinja"
+            f"{folder}: the only chat template is a processor's, {old.name}, which transformers gives to no tokenizer; "
+            "copy its text into chat_template.jinja"
         )
     if all(token in tokenizer.added for token in LLAMA3_TOKENS):
         return LLAMA3_TEMPLATE, BUILT_IN
@@ -157,7 +159,7 @@ def _chosen(tokenizer: Tokenizer, chosen: str) -> tuple[str, Path]:
     named, file = named_templates(tokenizer), Path(chosen)
     if chosen in named and os.path.lexists(file):
         raise InputError(
-            f"--chat-template {chosen}: a file, and a template of {tokenizer.folder}; for the file write ./{chosen}"
+            f"--chat-template {chosen}: both a file and a template of {tokenizer.folder}; for the file write ./{chosen}"
         )
     if chosen in named:
         return named[chosen]
@@ -185,7 +187,7 @@ def _read(file: Path) -> str:
         check_regular(file)
         return decoded(file.read_bytes(), file)
     except (OSError, UnicodeDecodeError) as fault:
-        raise InputError(f"{file}: cannot be read ({fault}); copy it anew") from None
+        raise InputError(f"{file}: cannot be read ({fault}); copy it again") from None
 
 
 NO_SETTINGS = TemplateSettings()

@@ -118,7 +118,7 @@ class Tokenizer:
             return coder, names_of_class(self.config, is_byte_level=coder.is_byte_level)
         if model is None:
             raise InputError(
-                f"{self.folder}: neither tokenizer.json nor tokenizer.model; bring the checkpoint's own, or rows of "
+                f"{self.folder}: neither tokenizer.json nor tokenizer.model; add the checkpoint's own, or give rows of "
                 "token ids"
             )
         with open(model, "rb") as file:
@@ -397,7 +397,7 @@ def _all_tokens(folder: Path, config: dict[str, Any], coder: _Coder) -> list[dic
             tokens[i] = {"id": i, "content": text}
             texts.append(text)
     if twice := sorted(text for text in set(texts) if texts.count(text) > 1):
-        raise InputError(f"{folder}: the added token {twice[0]!r} has two ids; copy the tokenizer's files anew")
+        raise InputError(f"{folder}: the added token {twice[0]!r} has two ids; copy the tokenizer's files again")
     text_ids = {token["id"] for token in coder.text_tokens}
     return [token for i, token in tokens.items() if i not in text_ids]
 
@@ -408,7 +408,7 @@ def _check_is_free(folder: Path, token: Mapping[str, Any], coder: _Coder) -> Non
     if word not in (None, token["content"]):
         raise InputError(
             f"{folder}: token {token['id']} is the text {word!r} in tokenizer.json, and the added token "
-            f"{token['content']!r} in added_tokens.json or tokenizer_config.json; copy the tokenizer's files anew"
+            f"{token['content']!r} in added_tokens.json or tokenizer_config.json; copy the tokenizer's files again"
         )
 
 
@@ -418,12 +418,14 @@ def _tokens_beside(folder: Path, config: dict[str, Any]) -> list[dict[str, Any]]
     entries: list[tuple[Any, Any]] = [(i, {"content": t}) for t, i in read_json(path).items()] if path else []
     decoder = config.get("added_tokens_decoder") or {}
     if not isinstance(decoder, dict):
-        raise InputError(f"{folder / 'tokenizer_config.json'}: added_tokens_decoder is no object; copy it anew")
+        raise InputError(f"{folder / 'tokenizer_config.json'}: added_tokens_decoder is not an object; copy it again")
     entries += [(int(i) if re.fullmatch("[0-9]{1,9}", i) else i, token) for i, token in decoder.items()]
     for i, token in entries:
         text = token.get("content") if isinstance(token, dict) else None
         if type(i) is not int or not 0 <= i < 2**31 or not isinstance(text, str) or not text:
-            raise InputError(f"{folder}: the added token {text!r} ({i!r}) cannot be; copy the tokenizer's files anew")
+            raise InputError(
+                f"{folder}: the added token {text!r} ({i!r}) is not valid; copy the tokenizer's files again"
+            )
     return [token | {"id": i} for i, token in entries]
 
 

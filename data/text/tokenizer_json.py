@@ -46,7 +46,7 @@ class JsonCoder:
             if (i := self._plain.token_to_id(token["content"])) != token["id"]:
                 raise InputError(
                     f"{location}: the added token {token['content']!r} ({token['id']}) is token {i} for the library "
-                    "that reads it; copy the file anew"
+                    "that reads it; copy the file again"
                 )
         self.prefixes_after_control = bare != plain and not _is_first_only(plain)
         """Whether a text behind a control token gets the blank that stands before the first word, too."""
@@ -106,7 +106,7 @@ def _make(description: dict[str, Any], location: Path) -> tokenizers.Tokenizer:
     try:
         return tokenizers.Tokenizer.from_str(json.dumps(description))
     except Exception as fault:  # the library raises bare Exception
-        raise InputError(f"{location}: not a tokenizer ({fault}); copy it anew") from None
+        raise InputError(f"{location}: not a tokenizer ({fault}); copy it again") from None
 
 
 def _added_tokens(
@@ -124,11 +124,13 @@ def _added_tokens(
     for token in description.get("added_tokens") or []:
         text, i = token["content"], token["id"]
         if texts.setdefault(text, i) != i or owners.setdefault(i, text) != text:
-            raise InputError(f"{location}: the added token {text!r} ({i}) shares its id or name; copy the file anew")
+            raise InputError(f"{location}: the added token {text!r} ({i}) shares its id or name; copy the file again")
         if text and is_text(token, text in own):
             plain.append(token)
         elif not text or (len(text) == 1 and isinstance(vocab, dict) and text in vocab):
-            raise InputError(f"{location}: the added token {text!r} is a letter of every text; take it out of the file")
+            raise InputError(
+                f"{location}: the added token {text!r} is an ordinary letter of text; take it out of the file"
+            )
         else:
             marks.append(token)
     return marks, plain

@@ -66,13 +66,13 @@ def _read(path: Path) -> dict[bytes, int]:
             text, rank = line.split()
             token, expected = base64.b64decode(text, validate=True), len(ranks)
         except (ValueError, binascii.Error):
-            raise InputError(f"{path}:{number}: not a base64 token and its rank; copy the file anew") from None
+            raise InputError(f"{path}:{number}: not a base64 token and its rank; copy the file again") from None
         if rank != str(expected).encode() or token in ranks:
-            raise InputError(f"{path}:{number}: the token or rank stands twice or out of order; copy the file anew")
+            raise InputError(f"{path}:{number}: the token or rank occurs twice or out of order; copy the file again")
         ranks[token] = expected
     if len(ranks) != N_RANKS:
         raise InputError(
-            f"{path}: {len(ranks)} ranks, Llama-3 has {N_RANKS}; bring the checkpoint's tokenizer.json instead"
+            f"{path}: {len(ranks)} ranks, Llama-3 has {N_RANKS}; use the checkpoint's tokenizer.json instead"
         )
     return ranks
 

@@ -18,7 +18,7 @@ def pieces_of(path: Path) -> list[str]:
     try:
         model = sentencepiece_model_pb2.ModelProto.FromString(path.read_bytes())  # pyright: ignore[reportAttributeAccessIssue]
     except (DecodeError, OSError) as fault:
-        raise InputError(f"{path}: not a sentencepiece model ({fault}); copy it anew") from None
+        raise InputError(f"{path}: not a sentencepiece model ({fault}); copy it again") from None
     return [piece.piece for piece in model.pieces]
 
 
@@ -74,7 +74,7 @@ class SentencePieceCoder:
         except (DecodeError, RuntimeError, ValueError, OSError) as fault:
             raise InputError(
                 f"{path}: neither a sentencepiece model nor ranks as Llama-3's ({' '.join(str(fault).split())}); "
-                "copy it anew"
+                "copy it again"
             ) from None
         self.n_ids = len(model.pieces)
         self.ids = frozenset(range(self.n_ids))

@@ -15,17 +15,18 @@ EXAMPLE = "./launch.sh align examples/recipes/align-miniature.yaml"
 
 @dataclass(frozen=True, kw_only=True)
 class AlignConfig:
-    """Go from prompts to an aligned model and its report by one command, as a recipe says.
+    """Go from prompts to an aligned model and its report by one command, following a recipe.
 
-    Every stage is done once: the same command goes on where it was stopped.
+    Every stage is done once; the same command continues where it was stopped.
     """
 
     recipe: tyro.conf.Positional[PathText]
-    """YAML file with a section for each command: revise, train, score, eval. docs/align.md explains it."""
+    """YAML file with a section of flags for each command: revise, train, score, eval. docs/align.md explains it."""
     out: PathText | None = None
-    """Folder for everything that is made. Unset: the recipe's own `out`."""
+    """Folder for all results. Unset: the recipe's own `out`."""
     dry_run: bool = False
-    """Check the recipe and print what it will take (requests, money, hours, disk, by stage). Only `prepare` is run."""
+    """Check the recipe and print what each stage will take (requests, money, hours, disk). Only the recipe's `prepare`
+    is run."""
 
     def __post_init__(self) -> None:
         if not Path(self.recipe).is_file():

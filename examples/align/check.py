@@ -103,7 +103,7 @@ def look(recipe: Recipe, slots: Slots, known: Callable[[int, str], Path | None])
     if (needed := sum(said.disk for said in found.said)) > free:
         raise InputError(
             f"{recipe.out}: all runs take {size(needed)} of disk at most, and {size(free)} are free; make room, or "
-            "keep fewer checkpoints (train: keep_checkpoints, save_dtype)"
+            "keep fewer or smaller checkpoints (train: keep_checkpoints, save_dtype)"
         )
     return found
 
@@ -151,7 +151,9 @@ def _look_at_set(found: Found, recipe: Recipe, number: int, name: str) -> Prompt
     stage, where = title(recipe, number, f"pairs ({name})"), f"revise: {name}"
     if recipe.sets[name][0] is RECIPES["judge-off-policy"]:
         prompts = located(recipe, where, lambda: Prompts(config))
-        found.said.append(Said(stage, [f"{len(prompts):,} rows with answers that are judged already; nobody is asked"]))
+        found.said.append(
+            Said(stage, [f"{len(prompts):,} rows with answers that are judged already; no model is asked"])
+        )
         return prompts
     made = located(recipe, where, lambda: _recipe_of(config))
     prompts, estimates, n_drawn = located(recipe, where, lambda: recipe_runner.foresee(made))
@@ -263,7 +265,7 @@ def _look_at_evaluation(
             )
         elif name == "trajectories":
             found.said.append(
-                Said(stage, [f"{_count(n_runs, 'run')} of {_count(n_checkpoints, 'checkpoint')}; nobody is asked"])
+                Said(stage, [f"{_count(n_runs, 'run')} of {_count(n_checkpoints, 'checkpoint')}; no model is asked"])
             )
 
 

@@ -52,8 +52,8 @@ def _check_held_out(recipe: Recipe) -> None:
     measuring = of_training(recipe).measuring
     if not measuring.eval_pairs and not measuring.eval_data:
         raise InputError(
-            f"{recipe.path}: eval: trajectories: training holds no pairs out to follow; give train: eval_pairs or "
-            "eval_data, or trajectories a file of them: data"
+            f"{recipe.path}: eval: trajectories: training holds out no pairs to follow; give train: eval_pairs or "
+            "eval_data, or give trajectories a file of pairs: data"
         )
 
 

@@ -61,7 +61,7 @@ class Command(NamedTuple):
         """The same as it is typed. Raises InputError for a flag that is not the user's to give, or is none."""
         spelt = {name.replace("-", "_"): value for name, value in settings.items()}
         if ours := sorted(spelt.keys() & self.taken):
-            raise InputError(f"{place}: {ours[0]} is given by align; leave it out")
+            raise InputError(f"{place}: {ours[0]} is set by align; leave it out")
         known = flags_of(self.config)
         aliases = _dialect(self.config).get("aliases", cli.NO_ALIASES)
         behind = [str(value) for name, value in given.items() if name in known and known[name].is_positional]
@@ -195,7 +195,7 @@ def read(path: Path, out: str | None = None) -> Recipe:
             said[name] = _count(said[name], f"{path}: {name}")
     for name in ("prepare", "teacher", "serve", "score"):
         if not isinstance(said.get(name, ""), str):
-            raise InputError(f"{path}: {name} is a command, and has to be text")
+            raise InputError(f"{path}: {name} has to be a command, as text")
     said["train"] = _section(said.get("train"), f"{path}: train")
     for name in ("revise", "eval"):
         section = _section(said.get(name, {}), f"{path}: {name}")
@@ -266,15 +266,17 @@ def _check(recipe: Recipe) -> None:
         if asked not in RECIPES:
             raise InputError(
                 f"{place}: revise: {name}: there is no recipe {asked!r}; name one of {', '.join(RECIPES)}, or score; "
-                "a data set of another name says its `recipe:`"
+                "a data set of another name needs a `recipe:`"
             )
         if not re.fullmatch(r"[\w.-]+", name):
-            raise InputError(f"{place}: revise: {name!r} names a folder; take letters, digits, dots and dashes")
+            raise InputError(
+                f"{place}: revise: {name!r} names a folder; use only letters, digits, dots, dashes and underscores"
+            )
     for name in recipe.eval:
         if name not in EVALS:
             raise InputError(f"{place}: eval: there is no {name!r}; the commands are {', '.join(EVALS)}")
     if "model" not in recipe.train:
-        raise InputError(f"{place}: train: model is missing; name the checkpoint folder or hub id that all begins with")
+        raise InputError(f"{place}: train: model is missing; name the checkpoint folder or hub id to start from")
     _check_sets(recipe)
     _check_rounds(recipe)
     for name in ("prepare", "teacher", "serve"):
@@ -282,7 +284,7 @@ def _check(recipe: Recipe) -> None:
             wanted = {"prepare": (), "teacher": ("port",), "serve": ("checkpoint", "port")}[name]
             check_program(command, wanted, f"{place}: {name}")
     if recipe.teacher is None and asks_teacher(*recipe.revise.values(), *recipe.eval.values()):
-        raise InputError(f"{place}: {{teacher}} is asked, and there is no `teacher:`; name the command that serves it")
+        raise InputError(f"{place}: {{teacher}} is used, but there is no `teacher:`; give the command that serves it")
     if "alpacaeval" in recipe.eval and "mixeval" not in recipe.eval:
         raise InputError(
             f"{place}: eval: alpacaeval scores the checkpoints that mixeval finds best; give mixeval too, or run "
@@ -299,7 +301,7 @@ def _check_sets(recipe: Recipe) -> None:
     if twice := [name for name in every if every.count(name) > 1]:
         raise InputError(f"{place}: two data sets are called {twice[0]!r}; name them: data: [NAME=FILE, ...]")
     if "score" in recipe.revise and not recipe.sets:
-        raise InputError(f"{place}: revise: score grades the pairs that are made here, and none are; leave it out")
+        raise InputError(f"{place}: revise: score grades the pairs that are made here, but none are; leave it out")
 
 
 def _check_rounds(recipe: Recipe) -> None:
@@ -309,11 +311,11 @@ def _check_rounds(recipe: Recipe) -> None:
     n = recipe.seeds * len(recipe.losses) * len([*recipe.sets, *recipe.given_sets])
     if n > 1:
         raise InputError(
-            f"{recipe.path}: rounds: {n} runs end a round, and one has to be the next one's model; name one data set, "
-            "one loss and one seed"
+            f"{recipe.path}: rounds: a round ends with {n} runs, but the next one starts from one model; name one "
+            "data set, one loss and one seed"
         )
     if not recipe.sets:
-        raise InputError(f"{recipe.path}: rounds: every round makes pairs anew; give `revise:` a recipe")
+        raise InputError(f"{recipe.path}: rounds: every round makes new pairs; give `revise:` a recipe")
 
 
 def check_program(command: str, wanted: Sequence[str], place: str) -> list[str]:
@@ -324,7 +326,7 @@ def check_program(command: str, wanted: Sequence[str], place: str) -> list[str]:
         raise InputError(f"{place}: cannot be read as a command ({fault})") from None
     for name in wanted:
         if f"{{{name}}}" not in command:
-            raise InputError(f"{place}: {{{name}}} is missing; write it where the program is told that")
+            raise InputError(f"{place}: {{{name}}} is missing; write it where the program takes that value")
     if not words or shutil.which(words[0]) is None:
         raise InputError(f"{place}: there is no program {words[0] if words else ''!r}; install it, or name its path")
     if words[:2] == [sys.executable, "-m"] and not grid.is_module("".join(words[2:3])):

@@ -34,12 +34,13 @@ DONE = ".demo-is-done"
 
 @dataclass(frozen=True, kw_only=True)
 class DemoConfig:
-    """Build, sample, revise, align, measure: the whole method in a world where every answer can be checked."""
+    """Train a tiny Llama, revise its answers, align it on the pairs, and measure it, in a world where a program can
+    check every answer."""
 
     out: PathText = "runs/demo"
-    """Folder for everything that the demo makes; the base model in it is kept and used again."""
+    """Folder for everything that the demo makes. The base model in it is kept and used again."""
     figure: PathText | None = None
-    """Draw the result as an SVG file too."""
+    """SVG file for a figure of the result. Unset: none is drawn."""
 
 
 def main(argv: Sequence[str]) -> None:

@@ -1,8 +1,9 @@
-"""The tiny Llama of the field guide: made and trained on the spot, kept by a hash of what it is made of.
+"""Make and train the tiny Llama of the field guide; it is kept, and made again only if what it is made of changes.
 
     python -m examples.miniature.model runs/tiny
 
-makes runs/tiny/model, the prompts in runs/tiny/prompts.jsonl, and in three parts for rounds: prompts-1.jsonl ...
+This writes the model into runs/tiny/model and the prompts into runs/tiny/prompts.jsonl, and the prompts again in three
+parts for a recipe of several rounds, prompts-1.jsonl to prompts-3.jsonl.
 """
 
 import argparse
@@ -120,7 +121,7 @@ def main(argv: Sequence[str]) -> None:
         description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("folder", type=Path, help="where the model and the prompts go")
+    parser.add_argument("folder", type=Path, help="folder for the model and the prompts")
     folder = parser.parse_args(argv).folder
     made, link = base_model(folder), folder / "model"
     if not link.exists():

@@ -54,19 +54,20 @@ EXAMPLE = "./launch.sh paper --seeds 3"
 
 @dataclass(frozen=True, kw_only=True)
 class PaperConfig:
-    """Do the paper's experiment in the miniature world, and hold its claims against what comes out."""
+    """Run the paper's experiment in the miniature world, and compare the paper's claims with the results."""
 
     out: PathText = "runs/paper"
-    """Folder for everything; what is done already is used again."""
+    """Folder for all results. What is done already is used again."""
     seeds: int = 1
-    """Each with a draw of prompts, answers, pairs and an order of its own."""
+    """Number of seeds. Each has its own prompts, answers, pairs and order of the rows."""
     quick: bool = False
-    """Two data sets, three objectives, six epochs."""
+    """Run only two data sets, three objectives and six epochs."""
     also: tuple[PathText, ...] = ()
-    """More objectives, as --loss of engine.train names them, path/to/file.py:name for one of your own; with flags for
-    one alone: "apo_zero beta=0.1 lr=3e-5". Unset: beta 0.5, and the rate found for that objective, or DPO's, 3e-5."""
+    """Further objectives, named as --loss of engine.train names them (path/to/file.py:name for your own), with flags
+    for one of them alone: "apo_zero beta=0.1 lr=3e-5". Defaults: beta 0.5, and the learning rate found for that
+    objective, or DPO's, 3e-5."""
     at_once: int | None = None
-    """Runs side by side. Unset: one for each GPU, or for each core where there is none."""
+    """Number of runs side by side. Unset: one for each GPU, or without a GPU one for each core."""
 
     def __post_init__(self) -> None:
         if min(self.seeds, self.at_once or 1) < 1:
@@ -116,7 +117,7 @@ def cells_of(files: Mapping[int, Mapping[str, Path]], *, quick: bool, also: Sequ
     flags: dict[str, tuple[tuple[str, str], ...]] = dict.fromkeys(rates, (BETA,))
     for loss in also:
         if loss in rates:
-            raise InputError(f"--also {loss}: is there already; give it flags of its own, such as {loss} beta=0.3")
+            raise InputError(f"--also {loss}: is trained already; give it flags of its own, such as {loss} beta=0.3")
         has_beta = any("beta" in term.arguments for term in grid.check_loss(loss).terms)
         rates[loss], flags[loss] = RATES.get(grid.parse_loss(loss)[0], RATES["dpo"]), (BETA,) if has_beta else ()
     return [

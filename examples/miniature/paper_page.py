@@ -51,8 +51,8 @@ COLOURS = ("#1a73e8", "#188038", "#9aa0a6", "#d93025", "#f9ab00", "#9334e6")
 def main(argv: Sequence[str]) -> None:
     """The command."""
     parser = argparse.ArgumentParser(prog="python -m examples.miniature.paper_page", description=__doc__)
-    parser.add_argument("grid", type=Path, help="the folder whole/ of ./launch.sh paper")
-    parser.add_argument("tune", type=Path, help="that of examples.miniature.tune")
+    parser.add_argument("grid", type=Path, help="folder whole/ that ./launch.sh paper has written")
+    parser.add_argument("tune", type=Path, help="folder that examples.miniature.tune has written")
     asked = parser.parse_args(argv)
     text = HEAD
     for name in ("claims", "grid", "grades", "table-1", "rounds", "table-5-side-by-side"):

@@ -1,11 +1,11 @@
-"""Is it worth anything to train on revised tokens alone? In the miniature world, on CLAIR pairs and Stronger Preferred.
+"""Measure in the miniature world whether training on revised tokens alone helps, on CLAIR and Stronger Preferred pairs.
 
     python -m examples.miniature.revisions runs/revisions
 
-Every objective is searched for its own best learning rate at the length of the run, on prompts that are not compared
-on, the same rate for both data sets; then it trains on three draws of prompts, answers and pairs. What is done is
-kept, and the same command goes on: by its runs, and, where these are gone, by docs/records/revisions.json, into which
-what came out goes as it comes. examples.objectives_page writes the table of docs/objectives.md from that file.
+First each objective's best learning rate is searched for, at the length of the runs and on other prompts, one rate for
+both data sets. Then each objective trains on three draws of prompts, answers and pairs. Finished runs are kept, and the
+same command continues: from the runs' folders, or, if these are gone, from docs/records/revisions.json, where each
+result is written as it comes. examples.objectives_page makes the table of docs/objectives.md from that file.
 """
 
 import argparse
@@ -37,11 +37,11 @@ def main(argv: Sequence[str]) -> None:
     )
     parser.add_argument(
         "folder", type=Path, nargs="?", default=Path("runs/revisions"),
-        help="for everything (default: runs/revisions); an hour on two cores, what is done is kept",
+        help="folder for all results (default: runs/revisions); an hour on two cores, finished runs are kept",
     )  # fmt: skip
-    parser.add_argument("--epochs", type=int, default=paper.EPOCHS, help="of every run (default: %(default)s)")
-    parser.add_argument("--seeds", type=int, default=SEEDS, help="draws of pairs (default: %(default)s)")
-    parser.add_argument("--record", type=Path, default=RECORD, help="for what came out (default: %(default)s)")
+    parser.add_argument("--epochs", type=int, default=paper.EPOCHS, help="epochs of every run (default: %(default)s)")
+    parser.add_argument("--seeds", type=int, default=SEEDS, help="number of draws of pairs (default: %(default)s)")
+    parser.add_argument("--record", type=Path, default=RECORD, help="JSON file for the results (default: %(default)s)")
     asked = parser.parse_args(argv)
     base = model.base_model(asked.folder)
     record = _record_so_far(asked.record, asked.epochs, asked.seeds)
@@ -75,7 +75,7 @@ def _record_so_far(path: Path, epochs: int, seeds: int) -> dict[str, Any]:
         return begun
     found = json.loads(path.read_text(encoding="utf-8"))
     if (found["epochs"], found["seeds"]) != (epochs, seeds):
-        raise InputError(f"{path}: holds what other --epochs or --seeds gave; name another file by --record")
+        raise InputError(f"{path}: contains results of other --epochs or --seeds; name another file by --record")
     return found
 
 

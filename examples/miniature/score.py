@@ -26,22 +26,22 @@ MAX_ANSWER_TOKENS = 64
 
 @dataclass(frozen=True, kw_only=True)
 class ScoreConfig:
-    """Score every checkpoint of a run, and the model that it began with, on questions of the field guide."""
+    """Score every checkpoint of a run, and the model that the run began with, on questions of the field guide."""
 
     run: tyro.conf.Positional[PathText]
-    """A run's folder."""
+    """Folder of a run."""
     n: int = 200
-    """How many questions, of the 500 that no model is trained on."""
+    """Number of questions, of the 500 that no model is trained on."""
     skip: int = 0
-    """Leave out so many of them first."""
+    """Number of these questions to leave out first."""
     config: PathText | None = None
-    """YAML file of settings, named as the flags are; flags win over it."""
+    """YAML file with settings under the names of the flags. Flags on the command line win over it."""
 
     def __post_init__(self) -> None:
         if not Path(self.run).is_dir():
-            raise InputError(f"{self.run}: no such folder; give a run's")
+            raise InputError(f"{self.run}: no such folder; give the folder of a run")
         if self.n < 1 or self.skip < 0 or self.skip + self.n > model.N_TEST:
-            raise InputError(f"--n and --skip: there are {model.N_TEST} questions")
+            raise InputError(f"--n and --skip: there are {model.N_TEST} questions; take fewer")
 
 
 def main(argv: Sequence[str]) -> None:

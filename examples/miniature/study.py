@@ -30,12 +30,12 @@ EXPECTED = 150.0
 
 @dataclass(frozen=True, kw_only=True)
 class StudyConfig(studies.StretchSettings):
-    """Do the runs of the miniature's study that are not on record, first things first."""
+    """Do the runs of the miniature's study that are not recorded yet, the most important ones first."""
 
     out: PathText = "runs/study"
-    """Folder for base models, pairs, and the runs that are under way."""
+    """Folder for base models, pairs, and runs in progress."""
     records: PathText = RECORDS
-    """Folder for what the runs have found."""
+    """Folder for the results of the runs."""
 
 
 class Miniature:

@@ -69,9 +69,9 @@ def main(argv: Sequence[str]) -> None:
     """The command."""
     parser = argparse.ArgumentParser(prog="python -m examples.miniature.study_page", description=__doc__)
     parser.add_argument(
-        "--records", type=Path, default=DOCS.parent / study.RECORDS, help="folder (default: %(default)s)"
+        "--records", type=Path, default=DOCS.parent / study.RECORDS, help="folder of the records (default: %(default)s)"
     )
-    parser.add_argument("--docs", type=Path, default=DOCS, help="folder to write into (default: %(default)s)")
+    parser.add_argument("--docs", type=Path, default=DOCS, help="folder to write the page into (default: %(default)s)")
     asked = parser.parse_args(argv)
     records = study.read(asked.records)
     found = Found(records.runs, records.bases, records.sets)

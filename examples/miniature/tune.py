@@ -1,10 +1,10 @@
-"""The learning rate of each objective in the miniature's grid, found on prompts and questions that the grid never sees.
+"""Search the learning rate of each objective of the miniature's grid, on prompts and questions that it never uses.
 
     python -m examples.miniature.tune runs/tune
 
-Every objective trains for six epochs on the four data sets of those prompts, at several rates; the rate with the best
-mean over data sets and checkpoints is its own, the same for all four data sets, as in the paper. Where the best is the
-lowest or the highest that was tried, one beyond it is tried too.
+Every objective trains for six epochs on the four data sets of those prompts, at several rates. Its rate is the one with
+the best mean over data sets and checkpoints, the same for all four data sets, as in the paper. If the best rate is the
+lowest or the highest tried so far, the next one beyond it is tried too.
 """
 
 import argparse
@@ -41,7 +41,7 @@ def main(argv: Sequence[str]) -> None:
     )
     parser.add_argument(
         "folder", type=Path, nargs="?", default=Path("runs/tune"),
-        help="for everything (default: runs/tune); half an hour on two cores, what is done is kept",
+        help="folder for all results (default: runs/tune); half an hour on two cores, finished runs are kept",
     )  # fmt: skip
     root = parser.parse_args(argv).folder
     base = model.base_model(root)

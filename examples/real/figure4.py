@@ -31,37 +31,38 @@ EXAMPLE = "python -m examples.real.figure4 pairs.jsonl --out runs/real/figure4"
 
 @dataclass(frozen=True, kw_only=True)
 class Figure4Config:
-    """Follow held-out pairs through training by five objectives, from one model and on the same pairs."""
+    """Follow held-out pairs through training with five objectives, from the same model and on the same pairs."""
 
     data: tyro.conf.Positional[PathText]
     """Pairs, as engine.train takes them."""
     out: PathText
-    """Folder for the runs, their report and figure4.md; what is there already is gone on with."""
+    """Folder for the runs, their report and figure4.md. Runs that are there already continue."""
     model: PathText | None = None
-    """Checkpoint folder or hub id. Unset: SmolLM2-135M-Instruct, brought into runs/real."""
+    """Checkpoint folder or hub id. Unset: SmolLM2-135M-Instruct, downloaded into runs/real."""
     n: int = 16
-    """Pairs to train on."""
+    """Number of pairs to train on."""
     heldout: int = 12
-    """Pairs that are followed; the paper's figure has 100."""
+    """Number of held-out pairs to follow. The paper's figure has 100."""
     epochs: int = 4
-    """Passes over the pairs; the paper's 18."""
+    """Passes over the pairs. The paper has 18."""
     lr: float = 5e-6
-    """Learning rate; the paper's 2e-7 for Llama-3-8B."""
+    """Learning rate. The paper has 2e-7, for Llama-3-8B."""
     eval_every: int | None = None
-    """Measure the held-out pairs every so many steps too, and before the first. Unset: after each epoch."""
+    """Measure the held-out pairs also before the first step and after every this many steps. Unset: after each
+    epoch."""
     batch_size: int = 8
-    """Pairs per optimizer step; the paper's 16."""
+    """Pairs per optimizer step. The paper has 16."""
     max_response_tokens: int = 64
-    """A response is cut there; the paper's 512."""
+    """Cut responses to this many tokens. The paper has 512."""
     at_once: int | None = None
-    """Objectives that train side by side. Unset: one for each GPU, or one on the CPU; a GPU has room for several of a
-    small model's."""
+    """Number of objectives that train side by side. Unset: one for each GPU, or one without a GPU. A GPU has room for
+    several runs of a small model."""
     as_it_stands: bool = False
-    """Train nothing: report the runs as far as they have come."""
+    """Train nothing, and report the runs as far as they have come."""
     seed: int = 0
-    """Of which pairs are taken."""
+    """Seed for drawing the pairs."""
     config: PathText | None = None
-    """YAML file of settings, named as the flags are; flags win over it."""
+    """YAML file with settings under the names of the flags. Flags on the command line win over it."""
 
     def __post_init__(self) -> None:
         if min(self.n, self.heldout, self.epochs, self.at_once or 1) < 1:

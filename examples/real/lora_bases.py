@@ -34,14 +34,14 @@ N_PAIRS = 64
 
 @dataclass(frozen=True, kw_only=True)
 class LoraBasesConfig:
-    """Measure what a quantised base changes: log-probs of responses, and next-token distributions."""
+    """Measure how much a quantised base model changes the log-probs of responses and the next-token distributions."""
 
     data: tyro.conf.Positional[PathText]
-    """Pairs, as engine.train takes them; the first 64 are measured."""
+    """Pairs, as engine.train takes them. The first 64 are measured."""
     model: PathText | None = None
-    """Checkpoint folder or hub id. Unset: SmolLM2-135M-Instruct, brought into runs/real."""
+    """Checkpoint folder or hub id. Unset: SmolLM2-135M-Instruct, downloaded into runs/real."""
     record: PathText = "docs/records/lora-bases.json"
-    """JSON file for what was found."""
+    """JSON file for the results."""
 
 
 def main(argv: Sequence[str]) -> None:

@@ -42,10 +42,11 @@ MICRO_TOKENS = 1024
 
 @dataclass(frozen=True, kw_only=True)
 class LoraDemoConfig:
-    """Bring a real instruction model, train an adapter on revisions of its own answers, and measure what it took."""
+    """Download a small instruction model, train an adapter (LoRA) on revisions of its own answers, and compare speed
+    and memory with training all parameters."""
 
     out: PathText = "runs/real"
-    """Folder for everything that is made; what ./launch.sh demo --real has left in it is used."""
+    """Folder for everything that is made. What ./launch.sh demo --real has left in it is used."""
 
 
 def main(argv: Sequence[str]) -> None:

@@ -70,7 +70,7 @@ def filled(page: str, made: Mapping[str, str]) -> str:
     for name, text in made.items():
         between = re.compile(rf"(<!-- {name} -->\n).*?(<!-- end -->)", re.DOTALL)
         if len(between.findall(page)) != 1:
-            raise InputError(f"{DOCS / 'lora.md'}: <!-- {name} --> has to stand there once, and <!-- end --> behind it")
+            raise InputError(f"{DOCS / 'lora.md'}: <!-- {name} --> has to occur once, followed by <!-- end -->")
         page = between.sub(lambda found, text=text: f"{found[1]}{text.strip()}\n{found[2]}", page)
     return page
 

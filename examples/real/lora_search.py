@@ -46,19 +46,20 @@ LEFT = 3
 
 @dataclass(frozen=True, kw_only=True)
 class LoraSearchConfig:
-    """Search the learning rate of LoRA and of all parameters on the real model, and compare both at their best."""
+    """Search the learning rate of LoRA and of training all parameters on a real model, and compare both at their
+    best."""
 
     out: PathText = "runs/real"
-    """Folder of the model, the pairs and the runs; what ./launch.sh demo --real has left in it is used."""
+    """Folder for the model, the pairs and the runs. What ./launch.sh demo --real has left in it is used."""
     minutes: float | None = None
-    """Begin no run that would not be measured within so many minutes; where something is left the exit code is 3, and
-    the same command goes on."""
+    """Begin no run that would not be measured within this many minutes. If something is left, the exit code is 3, and
+    the same command continues. Unset: no limit."""
     records: PathText = "docs/records/lora"
-    """Folder for what was found, a JSON file a run."""
+    """Folder for the results, one JSON file for each run."""
     model: PathText | None = None
-    """Checkpoint folder. Unset: SmolLM2-135M-Instruct, brought into --out."""
+    """Checkpoint folder. Unset: SmolLM2-135M-Instruct, downloaded into --out."""
     data: PathText | None = None
-    """Pairs. Unset: those of ./launch.sh demo --real, made where they are not there."""
+    """Pairs to train on. Unset: those of ./launch.sh demo --real, made if they are not there."""
 
     def __post_init__(self) -> None:
         if self.minutes is not None and not self.minutes > 0:
@@ -170,7 +171,7 @@ class Search:
     def _check_time(self, group: str) -> None:
         needed = self._rate * (SECONDS["run"] + SECONDS["answer"] * self._groups[group].n_answers)
         if self._end is not None and time.monotonic() + needed > self._end:
-            raise Stopped(f"{self._n_done()} runs are done and others are left; the same command goes on", LEFT)
+            raise Stopped(f"{self._n_done()} runs are done and others are left; the same command continues", LEFT)
 
     def _read(self, path: Path) -> dict[str, Any]:
         """A record. Raises InputError where it is of something else."""

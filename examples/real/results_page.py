@@ -135,12 +135,14 @@ python -m examples.real.figure4 pairs.jsonl --out runs/real/figure4
 def main(argv: Sequence[str]) -> None:
     """The command."""
     parser = argparse.ArgumentParser(prog="python -m examples.real.results_page", description=__doc__)
-    parser.add_argument("run", type=Path, nargs="?", help="the folder of ./launch.sh demo --real in runs/real")
-    parser.add_argument("figure4", type=Path, nargs="*", help="those of examples.real.figure4, where it was run")
+    parser.add_argument("run", type=Path, nargs="?", help="folder of ./launch.sh demo --real in runs/real")
+    parser.add_argument("figure4", type=Path, nargs="*", help="folders that examples.real.figure4 has written")
     parser.add_argument(
-        "--data", default="803 real pairs, GPT-4-turbo's answers over Llama-3-8B's", help="what they are"
+        "--data",
+        default="803 real pairs, GPT-4-turbo's answers over Llama-3-8B's",
+        help="what the pairs of Figure 4 are",
     )
-    parser.add_argument("--remark", default="", help="a sentence on how the run was made, for the end of its times")
+    parser.add_argument("--remark", default="", help="a sentence on how the run was made, for the page")
     asked = parser.parse_args(argv)
     if unknown := [str(folder) for folder in asked.figure4 if folder.name not in COMMANDS]:
         raise InputError(

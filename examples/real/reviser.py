@@ -17,7 +17,7 @@ from system import cli
 
 @dataclass(frozen=True, kw_only=True)
 class ReviserConfig(ServingConfig):
-    """Serve the reviser and the judge of the nine rules on this machine, until Ctrl-C."""
+    """Serve a reviser and a judge of the real demo's nine rules on this machine, until Ctrl-C."""
 
 
 def main(argv: Sequence[str]) -> None:

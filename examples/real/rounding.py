@@ -46,18 +46,18 @@ SEEDS = (1, 2, 3)
 
 @dataclass(frozen=True, kw_only=True)
 class RoundingConfig:
-    """Measure what rounding to bfloat16 leaves of a run, by learning rate and number of steps."""
+    """Measure how much of a run survives rounding its weights to bfloat16, by learning rate and number of steps."""
 
     data: tyro.conf.Positional[PathText | None] = None
-    """Pairs, as engine.train takes them: 32 are trained on and 64 held out, drawn by a seed."""
+    """Pairs, as engine.train takes them. 32 are trained on and 64 held out, drawn by a fixed seed."""
     out: PathText = "runs/real/rounding"
-    """Folder for the runs and the rounded folders. What is there already is used."""
+    """Folder for the runs and the rounded checkpoints. What is there already is used again."""
     run: PathText | None = None
-    """Folder of ./launch.sh demo --real in runs/real: round what it has aligned, instead of training anew."""
+    """Folder of ./launch.sh demo --real in runs/real. Its aligned model is rounded, and nothing is trained."""
     model: PathText | None = None
-    """Checkpoint folder or hub id. Unset: SmolLM2-135M-Instruct, brought into runs/real."""
+    """Checkpoint folder or hub id. Unset: SmolLM2-135M-Instruct, downloaded into runs/real."""
     record: PathText = "docs/records/rounding.json"
-    """JSON file for what was found. What it holds of the other kind of run stays."""
+    """JSON file for the results. Results of the other kind of run in it are kept."""
 
     def __post_init__(self) -> None:
         if (self.data is None) == (self.run is None):

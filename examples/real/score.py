@@ -22,18 +22,18 @@ N_TEST = 270
 
 @dataclass(frozen=True, kw_only=True)
 class ScoreConfig:
-    """Score every checkpoint of a run, and the model that it began with, on rules that a program checks."""
+    """Score every checkpoint of a run, and the model that the run began with, on tasks whose rules a program checks."""
 
     run: tyro.conf.Positional[PathText]
-    """Folder of the run."""
+    """Folder of a run."""
     n: int = N_TEST
     """Number of tasks, on topics that are in no training prompt."""
     config: PathText | None = None
-    """YAML file of settings, named as the flags are; flags win over it."""
+    """YAML file with settings under the names of the flags. Flags on the command line win over it."""
 
     def __post_init__(self) -> None:
         if not Path(self.run).is_dir():
-            raise InputError(f"{self.run}: no such folder; give a run's")
+            raise InputError(f"{self.run}: no such folder; give the folder of a run")
         if self.n < 1:
             raise InputError(f"--n: {self.n} is not above 0")
 

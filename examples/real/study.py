@@ -27,16 +27,17 @@ EXPECTED = 660.0
 
 @dataclass(frozen=True, kw_only=True)
 class StudyConfig(studies.StretchSettings):
-    """Do the runs of the real model's study that are not on record, the core first."""
+    """Do the runs of the real model's study that are not recorded yet, the core of the study first."""
 
     out: PathText = "runs/real"
-    """Folder for the model, pairs, and the run that is under way."""
+    """Folder for the model, the pairs, and the run in progress."""
     records: PathText = RECORDS
-    """Folder for what the runs have found."""
+    """Folder for the results of the runs."""
     ordinary: PathText | None = None
-    """Rows of prompts and completions that no model wrote, for the price on ordinary text. Unset: the project's own."""
+    """Rows of prompts and completions that no model wrote, to measure what training costs on ordinary text. Unset: the
+    project's own."""
     model: PathText | None = None
-    """Checkpoint folder. Unset: SmolLM2-135M-Instruct, brought into --out."""
+    """Checkpoint folder. Unset: SmolLM2-135M-Instruct, downloaded into --out."""
 
 
 class Real:

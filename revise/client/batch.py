@@ -59,7 +59,7 @@ def write_batch(requests: Iterable[Request], store: Store, path: Path, again: Se
     return (
         f"{len(seen):,} requests: {names}\n"
         "send each as a batch (https://platform.openai.com/docs/guides/batch), or through vllm run-batch -i FILE -o "
-        "ANSWERS --model NAME; then the same command with --batch-read ANSWERS... in the place of --batch-write"
+        "ANSWERS --model NAME; then run the same command with --batch-read ANSWERS... instead of --batch-write"
     )
 
 

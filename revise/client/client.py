@@ -161,11 +161,12 @@ def endpoints_of(bases: Sequence[str], config: ClientConfig, *, flag: str = "--e
     n_origins = len({e.origin for e in made})
     if is_one_for_all and n_origins > 1 and any(found):
         raise InputError(
-            f"{by}: {len(made)} servers would get one key; name a variable for each, none where no key is to go"
+            f"{by}: {len(made)} servers would get the same key; name a variable for each, or none for one without a key"
         )
     if headers.has_secrets and n_origins > 1:
         raise InputError(
-            f"{flag.replace('endpoint', 'header')}: {len(made)} servers would get what is for one; ask one at a time"
+            f"{flag.replace('endpoint', 'header')}: {len(made)} servers would get a secret that is for one; ask one at "
+            "a time"
         )
     return made
 
@@ -173,12 +174,12 @@ def endpoints_of(bases: Sequence[str], config: ClientConfig, *, flag: str = "--e
 def _key_in(name: str, by: str) -> keys.Key | None:
     """The key in a variable. The usual one may be missing: servers of one's own ask for none."""
     if not re.fullmatch("[A-Za-z_][A-Za-z0-9_]*", name):
-        raise InputError(f"{by}: the name of a variable is wanted there, not a key; export it, and give the name")
+        raise InputError(f"{by}: give the name of an environment variable, not a key; export the key under that name")
     if name == NO_KEY:
         return None
     key = keys.from_environment(name)
     if key is None and name != DEFAULT_KEY_ENV:
-        raise InputError(f"the variable {name}, which is to hold the API key, is not set; export it")
+        raise InputError(f"{by}: the environment variable {name} is not set; export it with the API key in it")
     return key
 
 
@@ -219,7 +220,7 @@ def answer_all(
     for endpoint in endpoints:
         has_secret = endpoint.key or endpoint.headers.has_secrets
         if has_secret and endpoint.base.startswith("http:") and not _is_loopback(endpoint.base):
-            cli.notify(f"{endpoint.origin}: the key travels unencrypted; use https where the network is not yours")
+            cli.notify(f"{endpoint.origin}: the key is sent unencrypted; use https unless the network is your own")
     resource.setrlimit(resource.RLIMIT_CORE, (0, resource.getrlimit(resource.RLIMIT_CORE)[1]))  # it would hold the key
 
     async def ask() -> Tally:
@@ -287,7 +288,7 @@ class HttpTransport:
         except self._library.RequestError as fault:
             if "CERTIFICATE_VERIFY_FAILED" in str(fault):
                 raise RunError(
-                    f"{endpoint.origin}: its certificate cannot be verified; give its authority's by --ca-file"
+                    f"{endpoint.origin}: its certificate cannot be verified; give that of its authority by --ca-file"
                 ) from None
             why = endpoint.masked(f"{type(fault).__name__} {fault}".strip())
             is_reached = not isinstance(fault, (self._library.ConnectError, self._library.ConnectTimeout))
@@ -307,7 +308,7 @@ class HttpTransport:
         if holds_key or endpoint.headers.is_in(raw):
             what = "the API key" if holds_key else "the secret of a header"
             raise Refused(
-                f"an answer that holds {what}, which is not stored; give another one, and look at the server",
+                f"an answer that contains {what}, and is not stored; replace the secret, and check the server",
                 is_own=True,
             )
         return events.from_response(raw) if path == RESPONSES_PATH else raw
@@ -359,11 +360,13 @@ class HttpTransport:
         told = f"{endpoint.origin} answers {status}: {said}"
         if 300 <= status < 400:
             to = endpoint.origin_of(headers.get("location", ""))
-            return RunError(f"{endpoint.origin} redirects to {to}, which is not followed; give the address itself")
+            return RunError(f"{endpoint.origin} redirects to {to}; redirects are not followed, give the final address")
         wait = wire.retry_after(headers, time.time())
         if refusals.is_without_money(error):
             if not self._config.retry_quota:
-                return RunError(f"{told}; the account is empty: fill it, and the same command goes on")
+                return RunError(
+                    f"{told}; the account is out of credit: top it up, and the same command continues from there"
+                )
             status = 429
         elif refusals.is_own(error):
             return Refused(f"{status}: {said}", is_own=True)
@@ -387,7 +390,7 @@ class HttpTransport:
         """Whether a refusal says how the same is asked under another name, which the next requests do."""
         if "stream_options" in body and refusals.blamed(error, body) == "stream_options":
             endpoint.has_usage_in_streams = False
-            cli.notify(f"{endpoint.origin} takes no stream_options: tokens are estimated")
+            cli.notify(f"{endpoint.origin} does not take stream_options: token counts are estimated")
             return True
         found = refusals.renamed(error, body)
         if found is None or self._config.api == "responses" or found[1] in endpoint.renamed:
@@ -396,7 +399,7 @@ class HttpTransport:
             if len(endpoint.renamed) >= MOST_RENAMED:
                 return False
             endpoint.renamed[found[0]] = found[1]
-            cli.notify(f"{endpoint.origin} wants {found[1]} in the place of {found[0]}: that is what it is sent")
+            cli.notify(f"{endpoint.origin} wants {found[1]} instead of {found[0]}, and is sent that")
         return True
 
 

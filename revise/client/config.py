@@ -20,69 +20,78 @@ class ClientConfig:
     """How a server is asked."""
 
     store: PathText
-    """SQLite file that holds every answer; a rerun sends only what is missing in it."""
+    """SQLite file that keeps every answer. A rerun with the same file sends only requests whose answer is missing."""
     endpoint: tuple[str, ...] = ()
-    """Address of an OpenAI-compatible server, such as http://localhost:8000/v1; several share the work."""
+    """Address of an OpenAI-compatible server, such as http://localhost:8000/v1. Several addresses share the
+    requests."""
     model: str = ""
-    """The model's name there."""
+    """Name of the model at --endpoint."""
     key_env: tuple[str, ...] = (DEFAULT_KEY_ENV,)
-    """Environment variable that holds the API key: one for all endpoints, or one for each."""
+    """Environment variable that holds the API key: one for all endpoints, or one for each. The name none sends no key,
+    and neither does the default if it is not set."""
     key_file: PathText | None = None
-    """File that holds the API key, in the place of a variable."""
+    """File that holds the API key, instead of an environment variable."""
     header: tuple[str, ...] = ()
-    """'NAME: VALUE' of a header that --endpoint is sent besides; $VARIABLE in it is read from the environment, and
-    masked as a key is."""
+    """Extra header for requests to --endpoint, as 'NAME: VALUE'. $VARIABLE in the value is read from the environment
+    and masked in messages, as a key is."""
     api: Literal["chat", "responses"] = "chat"
-    """How --endpoint is asked: POST ENDPOINT/chat/completions, or OpenAI's Responses API."""
+    """API of the server at --endpoint: chat is POST ENDPOINT/chat/completions, responses is OpenAI's Responses API."""
     stream: bool = False
-    """Have every server stream its answers, as some do alone."""
+    """Ask every server to stream its answers. Set it for a server that only streams."""
     concurrency: int = 64
-    """Most requests at once, for each endpoint."""
+    """Most requests in flight at once, for each endpoint. A server that answers 429 or 503 is sent fewer for a
+    while."""
     rpm: float | None = None
-    """Most requests a minute, all endpoints together. Unset: what the server's headers say, if they do."""
+    """Most requests per minute, over all endpoints together. Unset: the limit in the server's headers, if they name
+    one."""
     tpm: float | None = None
-    """Most tokens a minute, of requests and answers."""
+    """Most tokens per minute, of requests and answers, over all endpoints together. Unset: the limit in the server's
+    headers, if they name one."""
     max_attempts: int = 8
-    """Of a request that meets errors or resets; then it is marked failed, for the next run to try. Time-outs count as
-    half of them each: what timed out may have been paid."""
+    """Attempts of a request that meets errors or broken connections. After these it is marked as failed, and the next
+    run tries it again. A time-out counts as half of all attempts, since it may have been paid for."""
     patience: float = 900.0
-    """Seconds without any answer from any endpoint after which the run stops; 60 at most while none was reached."""
+    """Stop the run after this many seconds without an answer from any endpoint; after 60 at most, if no server could be
+    reached at all."""
     max_wait: float = 120.0
-    """Most seconds that a server's wish to be left alone is obeyed at a time."""
+    """Longest pause, in seconds, that a server can ask for (Retry-After). After it the server is tried again."""
     connect_timeout: float = 10.0
-    """Seconds for a connection."""
+    """Time-out for opening a connection, in seconds."""
     read_timeout: float = 300.0
-    """Seconds without a byte. Raise it where a model thinks long, or a server answers one after the other."""
+    """Time-out for a connection on which nothing arrives, in seconds. Raise it for a model that thinks long, or a
+    server that answers one request after the other."""
     timeout: float = 600.0
-    """Seconds for an attempt as a whole: a server that drips never times out otherwise."""
+    """Time-out for an attempt as a whole, in seconds. It ends answers that arrive too slowly to meet --read-timeout."""
     grace: float = 60.0
-    """Seconds that requests in flight get when the run is stopped."""
+    """Seconds that requests in flight may still take after the run is told to stop."""
     max_answer_mb: float = 8.0
-    """An answer above that is refused while it is read."""
+    """Largest answer to accept, in megabytes. A larger one is not read to its end, and counts as unusable."""
     price_in: float = 0.0
-    """Dollars for a million tokens sent."""
+    """Price of a million input tokens, in dollars."""
     price_out: float = 0.0
-    """Dollars for a million tokens received."""
+    """Price of a million output tokens, in dollars."""
     max_cost: float | None = None
-    """Dollars, of everything in the store, at which no more is sent; an attempt that timed out counts as the most that
-    it can have cost."""
+    """Send nothing more once all answers in --store have cost this many dollars; needs prices. An attempt that timed
+    out counts at the most that it can have cost. Unset: no limit."""
     max_requests: int | None = None
-    """Requests, repeated ones included, after which this run sends no more."""
+    """Send nothing more after this many requests of this run, repeated ones included. Unset: no limit."""
     ask_again: bool = False
-    """Send again what was answered without a usable text, or refused by the server."""
+    """Send again the requests whose answer had no usable text, and those that the server refused. By default only
+    failed requests are sent again."""
     go_on: bool = False
-    """Go on although the first answers are of no use or all the same, or the server refuses one request after the
-    other."""
+    """Continue even if the first answers are unusable or all the same, or the server refuses one request after the
+    other. By default the run stops then."""
     accept_finish_reason: tuple[str, ...] = ()
-    """Finish reasons of answers that are taken as whole, besides stop, end_turn, eos, stop_sequence and none."""
+    """Further finish reasons of complete answers, besides stop, end_turn, eos, stop_sequence and a missing one."""
     retry_quota: bool = False
-    """Take an empty account for a passing fault: some relays say so by mistake."""
+    """Retry when a server says that the account is out of credit, as some relays do by mistake. By default the run
+    stops."""
     proxy: bool = False
-    """Use the proxy that the environment names."""
+    """Use the proxy that the environment names (HTTPS_PROXY, HTTP_PROXY). By default none is used."""
     ca_file: PathText | None = None
-    """Certificates to trust besides the usual ones."""
+    """File of certificates (PEM) to trust besides the usual ones."""
     dry_run: bool = False
-    """Say what would be sent, and the most that it can cost; send nothing."""
+    """Print what would be sent and the most that it can cost, and send nothing."""
 
     def __post_init__(self) -> None:
         positive = ("concurrency", "max_attempts", "patience", "max_wait", "connect_timeout", "read_timeout", "timeout")
@@ -96,7 +105,7 @@ class ClientConfig:
             if getattr(self, name) is not None and not getattr(self, name) >= 0:
                 raise InputError(f"--{name.replace('_', '-')}: {getattr(self, name)} is not 0 or above")
         if self.max_cost is not None and not (self.price_in or self.price_out):
-            raise InputError("--max-cost needs prices: --price-in and --price-out, dollars for a million tokens")
+            raise InputError("--max-cost needs prices: give --price-in and --price-out, in dollars per million tokens")
         for base in self.endpoint:
             parse_base(base, "--endpoint")
         parse_headers(self.header)
@@ -120,10 +129,10 @@ def parse_extra(text: str | None, flag: str = "--extra") -> dict[str, Any]:
     try:
         found = parse_row(text.encode(), flag) if text else {}
     except (InputError, UnicodeEncodeError) as fault:
-        said = str(fault).replace("mend or delete the line", 'give an object such as {"top_k": 20}')
+        said = str(fault).replace("fix or delete the line", 'give an object such as {"top_k": 20}')
         raise InputError(said) from None
     if fixed := {"messages", "stream", "n", "model"} & found.keys():
-        raise InputError(f"{flag}: {sorted(fixed)[0]!r} cannot be changed there")
+        raise InputError(f"{flag}: {sorted(fixed)[0]!r} is set by this program; leave it out")
     for name in ("max_tokens", "max_completion_tokens"):
         if found.get(name) is not None and (type(found[name]) is not int or found[name] < 1):
             raise InputError(f"{flag}: {name!r} has to be a number of tokens, or null")
@@ -166,4 +175,4 @@ def _total(dollars: float, config: ClientConfig) -> str:
     """The last line of an estimate."""
     if config.price_in or config.price_out:
         return f"in all at most ${dollars:,.2f}; nothing was sent"
-    return "prices are not known (--price-in and --price-out, dollars for a million tokens); nothing was sent"
+    return "prices are not known (--price-in and --price-out, in dollars per million tokens); nothing was sent"

@@ -118,7 +118,7 @@ class Endpoint:
         self.n_failures += 1
         if self.is_down:
             if self.n_failures == DOWN_AFTER:
-                cli.notify(f"{self.origin} does not answer ({why}); it is tried again now and then")
+                cli.notify(f"{self.origin} does not answer ({why}); it is tried again from time to time")
             longest = LONGEST_PROBE_WAIT if not is_reached else LONGEST_REACHED_WAIT
             wait = min(longest, 0.5 * 2.0 ** min(10, self.n_failures - DOWN_AFTER))
             self.rests_until = max(self.rests_until, now + wait)
@@ -134,7 +134,7 @@ class Endpoint:
             self.narrowed_at, self.n_timeouts, self.most = time.monotonic(), 0, max(1, self.most // 2)
             self.limit = min(self.limit, self.most)
             cli.notify(
-                f"{self.origin} answers one after the other ({why}): it is sent {self.most} at once from here on; "
+                f"{self.origin} answers requests one after the other ({why}): it gets {self.most} at once from now on; "
                 "lower --concurrency, or raise --read-timeout"
             )
         return self.narrowed_at > since
@@ -144,7 +144,9 @@ class Endpoint:
         now = time.monotonic()
         if wait is not None:
             if wait > cap and self.rests_until < now:
-                cli.notify(f"{self.origin} asks for a rest of {wait:,.0f} s; it is tried again after {cap:.0f} s")
+                cli.notify(
+                    f"{self.origin} asks for a pause of {wait:,.0f} s; it is tried again after {cap:.0f} s (--max-wait)"
+                )
             self.rests_until = max(self.rests_until, now + min(wait, cap))
         if now - self.halved_at > 1:
             self.halved_at, self.limit = now, max(1.0, self.limit / 2)
@@ -159,11 +161,13 @@ def parse_base(text: str, flag: str) -> str:
     except ValueError:
         is_address, parts = False, None
     if parts is None or not is_address:
-        raise InputError(f"{flag}: {shown} is no address; give one such as http://localhost:8000/v1")
+        raise InputError(f"{flag}: {shown} is not an address; give one such as http://localhost:8000/v1")
     if parts.username or parts.password:
-        raise InputError(f"{flag}: a name or password in an address is shown by logs; give the key by --key-env")
+        raise InputError(
+            f"{flag}: the address contains a name or password, which logs would show; give the key by --key-env"
+        )
     if any(name.lower() in SECRET_NAMES for name, _ in urllib.parse.parse_qsl(parts.query)):
-        raise InputError(f"{flag}: a key in an address is shown by logs; give it by --key-env")
+        raise InputError(f"{flag}: the address contains a key, which logs would show; give it by --key-env")
     path = parts.path.rstrip("/").removesuffix("/chat/completions")
     return urllib.parse.urlunsplit((parts.scheme, parts.netloc, path, parts.query, ""))
 

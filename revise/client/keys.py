@@ -25,7 +25,9 @@ class Key:
         if not self._text:
             raise InputError(f"{source}: the key is empty; put one there")
         if not all("!" <= c <= "~" for c in self._text):
-            raise InputError(f"{source}: the key holds a blank, a quote or another character that keys do not have")
+            raise InputError(
+                f"{source}: the key contains a blank, a quote or another character that keys do not have; check it"
+            )
 
     def __repr__(self) -> str:
         return "Key(***)"
@@ -136,18 +138,20 @@ def parse_headers(texts: Sequence[str], flag: str = "--header") -> Headers:
                 f"{flag}: not of the form 'NAME: VALUE'; give one such as 'api-key: $AZURE_OPENAI_API_KEY'"
             )
         if name.lower() in OURS:
-            raise InputError(f"{flag}: {name} is said by every request as it has to be; leave it out")
+            raise InputError(f"{flag}: {name} is set by this program; leave it out")
         if name.lower() in map(str.lower, fields):
             raise InputError(f"{flag}: {name} is given twice; give it once")
         for found in VARIABLE.finditer(value):
             known = os.environ.get(found[1] or found[2])
             if known is None:
-                raise InputError(f"{flag}: the variable {found[1] or found[2]}, of {name}, is not set; export it")
+                raise InputError(
+                    f"{flag}: the environment variable {found[1] or found[2]} of {name} is not set; export it"
+                )
             source = f"the variable {found[1] or found[2]}"
             secrets += [Key(part, source=source)._text for part in known.split() or [""] if not is_scheme(part)]
         fields[name] = VARIABLE.sub(lambda found: os.environ[found[1] or found[2]].strip(), value)
         if not fields[name] or not all(" " <= c <= "~" for c in fields[name]):
-            raise InputError(f"{flag}: the value of {name} is empty, or holds a character that headers do not have")
+            raise InputError(f"{flag}: the value of {name} is empty, or contains a character that headers do not have")
         if OF_A_SECRET.search(name):
             secrets += [part for part in fields[name].split() if not is_scheme(part)]
     return Headers(fields, tuple(dict.fromkeys(secrets)))

@@ -18,11 +18,9 @@ from revise.client.wire import Request
 from system import RunError
 
 LEAST_CUT = 256  # tokens fewer than words that were sent: then the server has cut the prompt
-UNKNOWN = "mend the settings, the account or the server"
-UNSTORED = (
-    "nothing of that is stored as refused, and the same command goes on; --go-on takes it for the rows' own fault"
-)
-PAID = "they are stored and were paid for: --ask-again asks for them anew, --go-on takes them for the rows' own fault"
+UNKNOWN = "check the settings, the account and the server"
+UNSTORED = "none of it is stored as refused, and the same command asks again; --go-on treats it as the rows' own fault"
+PAID = "they are stored and paid for: --ask-again asks for new ones, --go-on treats them as the rows' own fault"
 
 
 class Look:
@@ -137,8 +135,8 @@ class Look:
         if is_over:
             self._fault = self._fault or RunError(
                 f"{endpoint.origin}: the first {endpoint.trial.n_timeouts} attempts have timed out ({why}), and may "
-                f"have been paid: raise --read-timeout, or ask for less ({self._role.max_tokens}); --go-on tries the "
-                "others all the same"
+                f"have been paid for: raise --read-timeout, or ask for fewer tokens ({self._role.max_tokens}); --go-on "
+                "sends the others anyway"
             )
         return is_over
 
@@ -180,7 +178,7 @@ class Look:
         what = f"{found.why}: {found.said!r}" if found.said and found.said != found.why else found.why
         mend = trial.cause(found.why).format(**self._role._asdict())
         raise RunError(
-            f"{which} {found.n_useless} answers are of no use ({what}){'; ' + mend if mend else ''}; nothing more is "
+            f"{which} {found.n_useless} answers are unusable ({what}){'; ' + mend if mend else ''}; nothing more is "
             f"sent: {PAID}"
         )
 
@@ -188,8 +186,8 @@ class Look:
         n, text = len(self._same.questions), (self._same.text or "")[: trial.SHOWN]
         self.useless |= dict.fromkeys(self._keys, f"{trial.SAME} {n} different questions")
         raise RunError(
-            f"{n} different questions have got one and the same answer ({text!r}): a cache or a proxy answers, and not "
-            f"the model; mend {self._role.endpoint}; nothing more is sent: {PAID}"
+            f"{n} different questions got the same answer ({text!r}): a cache or a proxy answers instead of the model; "
+            f"check {self._role.endpoint}; nothing more is sent: {PAID}"
         )
 
     # --- prompts that were cut -------------------------------------------------------------------------------------
@@ -209,7 +207,7 @@ class Look:
         if not n:
             return None
         return (
-            f"{n} prompts were cut by the server: of {n_words:,} words it has read {n_tokens:,} tokens, and what it "
-            "answered is about those alone; give it a longer context (OLLAMA_CONTEXT_LENGTH, llama-server --ctx-size, "
-            "vllm serve --max-model-len), and ask into a new --store"
+            f"the server cut {n} prompts: of one with {n_words:,} words it read {n_tokens:,} tokens, and its answer is "
+            "about those alone; give it a longer context (OLLAMA_CONTEXT_LENGTH, llama-server --ctx-size, vllm serve "
+            "--max-model-len), and take a new --store"
         )

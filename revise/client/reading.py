@@ -132,7 +132,7 @@ def read_score(raw: bytes, request: Request) -> Completion:
         item = found[0]
         found = item.get("data", item.get("probs")) if isinstance(item, dict) else item
     if isinstance(found, bool) or not isinstance(found, (int, float)):
-        raise Unreadable("no single number in it; a reward model that gives one a text is needed")
+        raise Unreadable("no single number in it; use a reward model that gives one number for each text")
     usage = answer.get("usage")
     try:
         score = float(found)
@@ -193,7 +193,7 @@ def read_object(raw: bytes) -> dict[str, Any]:
     try:
         answer = parse_row(raw, "the answer")
     except InputError as fault:
-        said = str(fault).removeprefix("the answer: ").removesuffix("; mend or delete the line")
+        said = str(fault).removeprefix("the answer: ").removesuffix("; fix or delete the line")
         raise NotPlain(said if not raw.lstrip().startswith(b"<") else "HTML, not JSON") from None
     if answer.get("error"):
         raise Unreadable(f"an error with status 200: {refusals.read_error(raw, 200).said}")
@@ -304,4 +304,4 @@ def _of_ending(ending: str | None, finish: str | None) -> str | None:
         return "refused"
     if ending in CALLS:
         return "a tool call"
-    return f"unknown finish reason: {finish!r}; --accept-finish-reason {finish} lets it in"
+    return f"unknown finish reason: {finish!r}; --accept-finish-reason {finish} accepts it"

@@ -205,24 +205,26 @@ def mend(error: Error, body: Mapping[str, Any], role: Role, base: str) -> str:
     """What to do about an error that is not one row's own, with the flag; empty where nothing is known of it."""
     systems = [m.get("content") for m in body.get("messages", ()) if m.get("role") == "system"]
     if RESPONSES_ONLY.search(error.said) or NOT_A_CHAT_MODEL.search(error.said):
-        return f"the model is not behind the chat endpoint: {role.api} responses" if role.api else ""
+        return f"the model is not available at the chat endpoint: give {role.api} responses" if role.api else ""
     if is_no_place(error) and not re.search(r"/v\d", base.partition("?")[0]):
-        return f"the address lacks /v1, it seems: {role.endpoint} {base.partition('?')[0]}/v1"
+        return f"the address seems to lack /v1: give {role.endpoint} {base.partition('?')[0]}/v1"
     if error.status == 403 and (name := blamed(error, body)) is not None:
         return _of_parameter(name, role, error.said)
     if error.status in (401, 403):
         more = f", or in a header of another name: {role.header} 'api-key: $VARIABLE'" if role.header else ""
-        return f"mend the key: {role.key}{more}" if HEADER_KEY.search(error.said) else f"mend the key: {role.key}"
+        return f"fix the key: {role.key}{more}" if HEADER_KEY.search(error.said) else f"fix the key: {role.key}"
     if is_no_place(error):
-        return f"mend the address ({role.endpoint}) or the model's name ({role.model})"
+        return f"fix the address ({role.endpoint}) or the model's name ({role.model})"
     if is_too_long(error):
-        return f"prompt and answer do not fit into the model's context: a lower {role.max_tokens}, or a longer context"
+        return (
+            f"prompt and answer do not fit into the model's context: lower {role.max_tokens}, or serve a longer context"
+        )
     if STREAM_ONLY.search(error.said):
-        return "the server only streams: --stream"
+        return "the server only streams: add --stream"
     if "" in systems and role.no_system and (EMPTY_TEXT.search(error.said) or NO_SYSTEM.search(error.said)):
         return f"leave the empty system message out: {role.no_system}"
     if systems and NO_SYSTEM.search(error.said):
-        return "the model takes no system messages, and the prompts have them: take them out of the rows"
+        return "the model takes no system messages, but the prompts have them: take them out of the rows"
     if (name := blamed(error, body)) is not None:
         return _of_parameter(name, role, error.said)
     return ""
@@ -232,13 +234,13 @@ def _of_parameter(name: str, role: Role, said: str) -> str:
     """The flag by which a parameter gets another value, or is left out."""
     out = f"{role.extra} '{{\"{name}\": null}}'"
     if name == "temperature" and role.temperature and not re.search(r"deprecated|unsupported param", said, re.I):
-        return f"another temperature: {role.temperature} 1, or leave it out: {out}"
+        return f"give another temperature ({role.temperature} 1), or leave it out: {out}"
     if name in ("logprobs", "top_logprobs"):
-        return f"this model gives no log-probs, which are what is read of its answer: another {role.model}"
+        return f"this model gives no log-probs, which are needed here: take another {role.model}"
     wanted = INSTEAD.search(said)
     if name in SAME_MEANING and wanted and wanted[1] in SAME_MEANING:
         unset = f"{role.extra} '{{\"max_tokens\": null}}'"  # as we call it, whatever it was sent as
-        return f"it refuses {name}, too, in these words: leave the most tokens of an answer out: {unset}"
+        return f"it refuses {name} too: leave the limit on the tokens of an answer out: {unset}"
     if name in SAME_MEANING:
-        return f"another number of tokens: {role.max_tokens}"
+        return f"give another number of tokens: {role.max_tokens}"
     return f"leave {name} out: {out}"

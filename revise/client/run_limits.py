@@ -50,8 +50,8 @@ class RunLimits:
             patience = min(patience, FIRST_PATIENCE)
         if self._last_failure is not None and time.monotonic() - self._last_answer > patience:
             raise RunError(
-                f"no answer for {patience:g} s (the last attempt: {self._last_failure}); what was answered is stored, "
-                "and the same command goes on from there"
+                f"no answer for {patience:g} s (the last attempt: {self._last_failure}); answers so far are stored, "
+                "and the same command continues from there"
             )
 
     def allows(self, dollars: float, n_sent: int, n_in_flight: int) -> bool:

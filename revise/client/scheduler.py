@@ -165,7 +165,9 @@ class Scheduler:
         if isinstance(self._why, Stopped):
             states = self.store.states()
             n = sum(states.get(key, "failed") != "failed" for key in self._seen)
-            raise Stopped(f"{self._why}; {n:,} answers are stored, the same command goes on from there", self._why.code)
+            raise Stopped(
+                f"{self._why}; {n:,} answers are stored, and the same command continues from there", self._why.code
+            )
         if self._why is not None:
             raise self._why
         return self.tally
@@ -325,7 +327,7 @@ class Scheduler:
                 self._abort.set()
             else:
                 self._end(Stopped("stopped", code))
-                said = f"stopping: {self.pool.in_flight} answers are on their way (once more: at once)"
+                said = f"stopping: waiting for {self.pool.in_flight} answers (a second signal stops at once)"
                 tqdm.write(said, file=sys.stderr)
 
         before = {number: signal.getsignal(number) for number in heard()}

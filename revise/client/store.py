@@ -85,7 +85,7 @@ class Store:
         row = Row(*fields)
         if digest_of(row.answer) != digest:
             raise RunError(
-                f"{self.path}: the answer to {key} is damaged (another checksum); delete its row and run again: "
+                f"{self.path}: the answer to {key} is damaged (its checksum differs); delete its row and run again: "
                 f"sqlite3 {self.path} \"DELETE FROM answers WHERE key = '{key}'\""
             )
         return row
@@ -111,7 +111,7 @@ class Store:
                 )
         except sqlite3.Error as fault:
             raise RunError(
-                f"{self.path}: cannot be written ({fault}); what was stored is kept, make room and run again"
+                f"{self.path}: cannot be written ({fault}); stored answers are kept, make room and run again"
             ) from None
 
     def mark_unusable(self, found: Mapping[str, str | None]) -> None:
@@ -176,7 +176,7 @@ def open_store(path: Path) -> Iterator[Store]:
     or another program's.
     """
     if not path.name or path.is_dir():
-        raise InputError(f"--store: {str(path)!r} is no name of a file; give one such as answers.sqlite")
+        raise InputError(f"--store: {str(path)!r} is not a file name; give one such as answers.sqlite")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
     except OSError as fault:
@@ -197,7 +197,7 @@ def open_store(path: Path) -> Iterator[Store]:
         except sqlite3.OperationalError as fault:
             raise InputError(f"{path}: cannot be used as a store ({fault}); give a file on a local disk") from None
         except sqlite3.DatabaseError as fault:
-            raise InputError(f"{path}: damaged, or no store ({fault}); give another file, or restore it") from None
+            raise InputError(f"{path}: damaged, or not a store ({fault}); give another file, or restore it") from None
         yield Store(path, reader, writer)
 
 

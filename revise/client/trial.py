@@ -105,26 +105,27 @@ class Sameness:
 
 
 CAUSES = (  # why answers are of no use, as they are told, and what mends it
-    ("truncated: the thoughts", "think less, or raise {max_tokens}"),
+    ("truncated: the thoughts", "let the model think less, or raise {max_tokens}"),
     ("truncated", "raise {max_tokens}"),
-    ("no answer behind the thoughts", "a server that takes all of an answer for thoughts has the wrong reasoning "
-     "parser: vllm serve --reasoning-parser, or none; else raise {max_tokens}"),
-    ("null content", "the server's reasoning parser takes all of it for thoughts, or {max_tokens} is spent on them"),
-    ("empty", "{max_tokens} may be spent on thoughts, or the server's chat template be another model's"),
-    *((form, "the model does not keep to the form that it is asked for: another {model}, or another --template")
+    ("no answer behind the thoughts", "if the server takes whole answers for thoughts, give it another "
+     "reasoning parser (vllm serve --reasoning-parser), or none; else raise {max_tokens}"),
+    ("null content", "the server's reasoning parser takes whole answers for thoughts, or thoughts use up {max_tokens}"),
+    ("empty", "thoughts may use up {max_tokens}, or the server's chat template is another model's"),
+    *((form, "the model does not answer in the form that it is asked for: take another {model} or --template")
       for form in ("no marker", "two solutions", "no reasoning before it")),
-    *((form, "the server has sent an answer without a message: see the server's log")
+    *((form, "the server sent an answer without a message: see the server's log")
       for form in ("no choices", "a choice without")),
-    *((form, "the judge says nothing in the form that it is asked for: another {model}, or --template")
+    *((form, "the judge does not answer in the form that it is asked for: take another {model} or --template")
       for form in ("no choice", "both chosen", "no grade", "two grades", "grade out of range")),
     ("unknown finish reason", "see --accept-finish-reason"),
-    ("refused", "the model declines what it is asked: another {model}"),
-    ("a tool call", "a server that gives the model tools is not what is meant here: one without tools"),
+    ("refused", "the model declines what it is asked: take another {model}"),
+    ("a tool call", "the server gives the model tools: take one that does not"),
     ("broken off", "the server did not end its answers: see the server's log"),
     ("NUL", "the server's tokenizer or its weights are broken"),
     ("control tokens", "the server's chat template or its stop tokens are another model's"),
-    ("thoughts that cannot", "the server leaves thoughts in the answer: vllm serve --reasoning-parser"),
-    ("an answer of more than", "a lower {max_tokens}, or a larger --max-answer-mb"),
+    ("thoughts that cannot", "the server leaves thoughts in the answer: give it a reasoning parser (vllm serve "
+     "--reasoning-parser)"),
+    ("an answer of more than", "lower {max_tokens}, or raise --max-answer-mb"),
 )  # fmt: skip
 
 

@@ -252,7 +252,7 @@ def test_a_template_may_trim_content(tmp_path):
 
 @pytest.mark.parametrize("template", ["{% for m in messages %}", "{{ messages | nosuchfilter }}", "{% endif %}"])
 def test_a_template_that_is_not_jinja_is_named(tmp_path, template):
-    with pytest.raises(InputError, match=r"chat_template\.jinja: not a chat template \(.*\); copy it anew from"):
+    with pytest.raises(InputError, match=r"chat_template\.jinja: not a chat template \(.*\); copy it again from"):
         chat_of(tmp_path, template)
 
 
@@ -287,7 +287,7 @@ def test_a_template_may_mark_what_the_assistant_generates(tmp_path):
 )
 def test_a_prompt_that_does_not_begin_the_conversation_is_refused(tmp_path, template):
     said = (
-        r"shows an answer differently from what its generation prompt promises"
+        r"writes an answer differently from what its generation prompt begins"
         r'|has no place for the content of message 2, of the role "assistant"'
     )
     with pytest.raises(InputError, match=said):
@@ -319,7 +319,7 @@ def test_all_that_a_template_puts_behind_an_answer_is_trained(tmp_path):
 
 @pytest.mark.parametrize("broken", [5, {}, ["x"], [{"name": []}], [{"name": "other"}]])
 def test_a_template_that_is_none_is_not_passed_over(tmp_path, broken):
-    with pytest.raises(InputError, match=r"chat_template is neither text nor a list of named templates; copy it anew"):
+    with pytest.raises(InputError, match=r"chat_template is neither text nor a list of named templates; copy it again"):
         chat_of(tmp_path, chat_template=broken)
 
 
@@ -352,7 +352,9 @@ def test_a_template_is_chosen_by_its_name_or_file(tmp_path, monkeypatch):
     with pytest.raises(InputError, match=r"^--chat-template other: neither a file nor a template of .*; it has short$"):
         chosen(folder, chat_template="other")
     (tmp_path / "short").write_text(CHATML)
-    with pytest.raises(InputError, match=r"^--chat-template short: a file, and a template of .*; for the file write"):
+    with pytest.raises(
+        InputError, match=r"^--chat-template short: both a file and a template of .*; for the file write"
+    ):
         chosen(folder, chat_template="short")
     assert chosen(folder, chat_template="./short").template.location == tmp_path.relative_to(tmp_path) / "short"
 
@@ -374,11 +376,14 @@ def test_names_of_the_flag_are_json_where_they_can_be(given, found):
 @pytest.mark.parametrize(
     ("flags", "said"),
     [
-        ({"chat_template_kwargs": "a"}, "--chat-template-kwargs: 'a' is no name=value such as enable_thinking=false"),
-        ({"chat_template_kwargs": "a b=1"}, "--chat-template-kwargs: 'a b' is no name=value"),
+        (
+            {"chat_template_kwargs": "a"},
+            "--chat-template-kwargs: 'a' is not of the form name=value, such as enable_thinking=false",
+        ),
+        ({"chat_template_kwargs": "a b=1"}, "--chat-template-kwargs: 'a b' is not of the form name=value"),
         ({"chat_template_kwargs": "a=1,a=2"}, "--chat-template-kwargs: a is given twice; give it once"),
         ({"chat_template_kwargs": "messages=1"}, "--chat-template-kwargs: messages comes from the row"),
-        ({"template_date": "26 Jul"}, "--template-date: '26 Jul' is no day such as 2024-07-26"),
+        ({"template_date": "26 Jul"}, "--template-date: '26 Jul' is not a date such as 2024-07-26"),
     ],
 )
 def test_flags_that_cannot_be_read_are_named(flags, said):
@@ -429,7 +434,7 @@ def test_a_tokenizer_without_any_template_is_refused(tmp_path):
 
 
 def test_a_folder_without_a_tokenizer_is_refused(tmp_path):
-    with pytest.raises(InputError, match=r"neither tokenizer\.json nor tokenizer\.model; bring the checkpoint's own"):
+    with pytest.raises(InputError, match=r"neither tokenizer\.json nor tokenizer\.model; add the checkpoint's own"):
         Tokenizer(tmp_path)
 
 
@@ -439,7 +444,7 @@ def test_a_folder_without_a_tokenizer_is_refused(tmp_path):
 )
 def test_a_broken_tokenizer_file_is_named(tmp_path, content, said):
     (tmp_path / "tokenizer.json").write_bytes(content.encode("latin-1"))
-    with pytest.raises(InputError, match=rf"tokenizer\.json: {said}.*copy it anew"):
+    with pytest.raises(InputError, match=rf"tokenizer\.json: {said}.*copy it again"):
         Tokenizer(tmp_path)
 
 

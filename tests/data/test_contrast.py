@@ -131,8 +131,11 @@ def test_the_distributions_can_be_drawn(tmp_path):
 @pytest.mark.parametrize(
     ("row", "said"),
     [
-        ({"prompt": "q", "completion": "a"}, "rows.jsonl:1: no pair; contrast is measured on pairs of texts"),
-        ({"prompt_ids": [1], "chosen_ids": [2], "rejected_ids": [3]}, "rows.jsonl:1: a pair of token ids; contrast"),
+        ({"prompt": "q", "completion": "a"}, "rows.jsonl:1: not a pair; contrast is measured on pairs of texts"),
+        (
+            {"prompt_ids": [1], "chosen_ids": [2], "rejected_ids": [3]},
+            "rows.jsonl:1: a pair of token ids, but contrast",
+        ),
         ({"prompt": "q", "chosen": ""}, "rows.jsonl:1"),
     ],
 )

@@ -59,7 +59,7 @@ def test_what_was_read_is_counted_and_its_digest_changes_with_an_id(tmp_path):
     facts = made.facts()
     counts = {name: facts[name] for name in ("rows", "ties", "skipped_rows", "cut_prompts", "cut_responses")}
     assert counts == {"rows": 2, "ties": 1, "skipped_rows": 2, "cut_prompts": 0, "cut_responses": 2}
-    assert "1 rows left out whose answers are rated alike, 2 rows skipped: " in facts["report"]
+    assert "1 rows left out because their answers are rated alike, 2 rows skipped: " in facts["report"]
     assert [fault.rpartition("rows.jsonl")[2][:3] for fault in facts["skipped"]] == [":4:", ":5:"]
     changed = read(tiny.write_rows(tmp_path / "x.jsonl", [ids_row(1), ids_row(3, 600)]))
     assert digest(changed.examples).hexdigest() != facts["token_ids_sha256"]
@@ -75,7 +75,7 @@ def test_what_nothing_reads_is_named_once_and_messages_as_text_are_counted(tmp_p
     rows = [{"prompt": "q", "chosen": text, "rejected": "y"}] * 3
     made = read(tiny.write_rows(tmp_path / "text.jsonl", rows), chat=Chat(Tokenizer(folder)), n_ids=500)
     assert made.facts()["messages_in_text"] == 3 and "not_used" not in made.facts()
-    assert "3 texts are messages, and taken as such (--keep-json-text leaves them as text)" in made.report()
+    assert "3 texts are messages, and are read as such (--keep-json-text keeps them as text)" in made.report()
     assert not {"not_used", "messages_in_text"} & {*read(tiny.write_rows(tmp_path / "x.jsonl", [ids_row(1)])).facts()}
 
 

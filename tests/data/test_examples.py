@@ -129,7 +129,7 @@ def test_a_limit_that_leaves_no_content_is_a_fault_of_the_row(chat):
     made = read([pair(LONG)], chat, Limits(prompt_tokens=fixed), n_ids=400)
     assert made.examples == []
     assert made.skipped == [
-        f"rows.jsonl:1: the template's own tokens of this prompt are {fixed}; raise --max-prompt-tokens"
+        f"rows.jsonl:1: the template's own tokens in this prompt, {fixed}, exceed the limit; raise --max-prompt-tokens"
     ]
     assert len(encoded([pair(LONG)], chat, Limits(prompt_tokens=fixed + 1)).examples[0].prompt) == fixed + 1
 
@@ -207,7 +207,7 @@ def test_prompts_that_leave_no_room_are_left_out_and_counted(chat):
     made = encoded([pair(LONG), pair("q"), pair(LONG)], chat, limits)
     assert (len(made.examples), made.n_too_long, made.facts()["too_long_prompts"]) == (1, 2, 2)
     assert [len(r) for r in made.examples[0].responses] == [1, 1] and made.cut_responses == 2
-    assert ", 2 rows left out whose prompts leave no room for a response" in made.report()
+    assert ", 2 rows left out because their prompts leave no room for a response" in made.report()
 
 
 @pytest.mark.parametrize("with_chat", [True, False])
@@ -245,7 +245,7 @@ def test_a_tokenizer_larger_than_the_model_is_a_fault_of_the_row(chat):
 def test_text_without_a_tokenizer_is_a_fault_and_other_rows_go_on():
     made = read([pair(location="rows.jsonl:1"), ids_pair()], None, WIDE, n_ids=100)
     assert made.skipped == [
-        "rows.jsonl:1: a row of text, and the model folder has no tokenizer; give rows of token ids"
+        "rows.jsonl:1: a row of text, but the model folder has no tokenizer; give rows of token ids"
     ]
     assert len(made.examples) == 1
 
@@ -314,7 +314,7 @@ def test_what_is_said_of_tokens_goes_with_their_response():
 
 def test_ranked_rows_have_equally_many_responses():
     assert in_form([example(2)], "ranked") == [example(2)]
-    with pytest.raises(InputError, match="3 responses, the first row has 2; rows have to have equally many"):
+    with pytest.raises(InputError, match="3 responses, but the first row has 2; all rows need equally many"):
         three = Example("rows.jsonl:6", *example(2)[1:2], (example(1).responses[0],) * 3)
         in_form([example(2), three], "ranked")
 
@@ -337,4 +337,4 @@ def test_a_completion_stays_one():
 def test_a_row_that_cannot_be_had_in_a_form_is_named(made, form, kind):
     with pytest.raises(InputError) as fault:
         in_form([made], form)
-    assert str(fault.value) == f"rows.jsonl:5: this objective trains on rows of the form {form}, and this is {kind}"
+    assert str(fault.value) == f"rows.jsonl:5: this objective trains on rows of the form {form}, but this is {kind}"

@@ -467,28 +467,28 @@ FAULTS = {
     "system and system_prompt": (PAIR | {"system": "a", "system_prompt": "b"}, '"system" and "system_'),
     "a system that is a user's": (
         PAIR | {"system": messages(("user", "a"))[0]},
-        '"system" holds messages that are no system message',
+        '"system" contains messages other than a system message',
     ),
     "a system that is no text": (PAIR | {"system": 5}, '"system" is a int; it has to be text'),
     "context": (PAIR | {"context": "Oslo"}, '"context" is there, and has no place in a row of this form; write'),
     "input": (PAIR | {"input": "Oslo"}, '"input" is there, and belongs to an "instruction"'),
     "history": (PAIR | {"history": [["a", "b"]]}, '"history" is there, and belongs to an "instruction"'),
-    "images": (PAIR | {"images": ["x"]}, '"images" is there, and only text can be trained on; take the row out'),
-    "audio": (PAIR | {"audio": {"path": "x"}}, '"audio" is there, and only text can be trained on'),
-    "videos": (PAIR | {"videos": ["x"]}, '"videos" is there, and only text can be trained on'),
-    "rejected images": (PAIR | {"rejected_images": ["x"]}, '"rejected_images" is there, and only text can'),
+    "images": (PAIR | {"images": ["x"]}, '"images" is there, but only text can be trained on; take the row out'),
+    "audio": (PAIR | {"audio": {"path": "x"}}, '"audio" is there, but only text can be trained on'),
+    "videos": (PAIR | {"videos": ["x"]}, '"videos" is there, but only text can be trained on'),
+    "rejected images": (PAIR | {"rejected_images": ["x"]}, '"rejected_images" is there, but only text can'),
     "images in a message": (
         PAIR | {"prompt": [{"role": "user", "content": "q", "images": ["x"]}]},
-        '"prompt"[0] has "images", and only text can be trained on',
+        '"prompt"[0] has "images", but only text can be trained on',
     ),
     "calls beside the messages": (
         PAIR | {"tool_calls": CALLS},
-        '"tool_calls" is there, beside the messages; put it into the message that it belongs to, or let it',
+        '"tool_calls" is there, beside the messages; put it into the message that it belongs to, or ignore it',
     ),
     "thoughts beside the messages": (PAIR | {"reasoning_content": "hm"}, '"reasoning_content" is there, beside the'),
     "tools that are text": (
         PAIR | {"tools": "weather"},
-        '"tools" is text that is none; it has to be a list of objects, or that as JSON text',
+        '"tools" is other text; it has to be a list of objects, or that as JSON text',
     ),
     "tools that are one object": (PAIR | {"tools": TOOLS[0]}, '"tools" is a dict; it has to be a list of objects'),
     "tools that are names": (PAIR | {"tools": ["weather"]}, '"tools" is a list; it has to be a list of objects'),
@@ -499,7 +499,7 @@ FAULTS = {
     ),
     "kwargs that are the template's own": (
         PAIR | {"chat_template_kwargs": {"enable_thinking": True, "add_generation_prompt": True}},
-        "\"chat_template_kwargs\" names 'add_generation_prompt', which the row says elsewhere",
+        "\"chat_template_kwargs\" names 'add_generation_prompt', which the row gives elsewhere; take it out",
     ),
     "tools and other tools": (
         {"input": {"messages": messages(Q), "tools": TOOLS}, "tools": [{"name": "f"}], "preferred_output": FOUR,
@@ -508,11 +508,11 @@ FAULTS = {
     ),
     "a user who calls": (
         PAIR | {"prompt": [{"role": "user", "content": "q", "tool_calls": CALLS}]},
-        '"prompt"[0] has "tool_calls" and is the user\'s; only assistants call tools',
+        '"prompt"[0] has "tool_calls" but is the user\'s; only assistants call tools',
     ),
     "a user who thinks": (
         PAIR | {"prompt": [{"role": "user", "content": "q", "reasoning_content": "hm"}]},
-        '"prompt"[0] has "reasoning_content" and is the user\'s, not an assistant\'s',
+        '"prompt"[0] has "reasoning_content" but is the user\'s, not an assistant\'s',
     ),
     "thoughts that are no text": (
         PAIR | {"chosen": [{"role": "assistant", "content": "4", "reasoning_content": ["hm"]}]},
@@ -541,7 +541,7 @@ FAULTS = {
     ),
     "a label that is a class": (
         {"messages": messages(Q, ("assistant", "4")), "label": "math"},
-        "\"label\" is 'math'; it has to be true or false (1, 0), or let it go: --ignore-columns label",
+        "\"label\" is 'math'; it has to be true or false (1, 0); correct it, or ignore it: --ignore-columns label",
     ),
     "OpenAI's input without messages": (
         {"input": {"tools": []}, "preferred_output": FOUR, "non_preferred_output": FIVE},
@@ -643,7 +643,7 @@ def test_flags_say_how_rows_are_read():
     ("roles", "said"),
     [
         ("bot", "--roles: 'bot' is not of the form critic=user,bot=assistant"),
-        ("bot=narrator", "--roles: bot=narrator names no role; roles are system, user, assistant, tool"),
+        ("bot=narrator", "--roles: bot=narrator: narrator is not a role; roles are system, user, assistant, tool"),
         ("bot=user,bot=assistant", "--roles: .* is not of the form"),
     ],
 )

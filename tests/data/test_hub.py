@@ -218,7 +218,7 @@ def test_offline_a_cache_that_has_all_asks_nobody(find, variables, model, tmp_pa
     assert "model.safetensors" in names and not said
     nothing = find(tmp_path / "empty", HF_HUB_OFFLINE="1", **variables)
     assert nothing.returncode == 2 and len(nothing.stderr.splitlines()) == 1
-    assert "not in the hub's cache; HF_HUB_OFFLINE asks nobody" in nothing.stderr
+    assert "not in the hub's cache; unset HF_HUB_OFFLINE to download it" in nothing.stderr
 
 
 FAULTS = {
@@ -236,13 +236,11 @@ def test_a_hub_that_fails_is_told_and_the_cache_taken_where_it_has_all(find, mod
             write_cache(tmp_path, model)
             names, said = taken(find(tmp_path, HF_ENDPOINT=base))
             assert "model.safetensors" in names
-            assert re.fullmatch(
-                f"o/m: {FAULTS[mode].format(base)}; what an earlier download has left is taken: .*", said
-            )
+            assert re.fullmatch(f"o/m: {FAULTS[mode].format(base)}; the copy of an earlier download is used: .*", said)
     cause = FAULTS[mode].replace("{}", re.escape(base))
     assert lost.returncode == 2 and "Traceback" not in lost.stderr
     assert re.fullmatch(
-        f"error: o/m: no such file or folder, and ({cause}); mend that, or download it elsewhere and give its folder",
+        f"error: o/m: no such file or folder, and ({cause}); fix that, or download it elsewhere and give its folder",
         lost.stderr.splitlines()[-1],
     )
 
@@ -258,7 +256,7 @@ def test_a_model_that_the_hub_refuses_is_refused(find, model, tmp_path):
     [
         (
             b"HTTP/1.1 403 Forbidden\r\nContent-Length: 0\r\n\r\n",
-            "the proxy that HTTPS_PROXY names refuses the way to the hub (4",
+            "the proxy that HTTPS_PROXY names refuses to connect to the hub (4",
         ),
         (
             b"HTTP/1.1 407 Proxy Authentication Required\r\nContent-Length: 0\r\n\r\n",
@@ -287,7 +285,7 @@ def test_a_proxy_that_refuses_is_named(find, answer, cause, model, tmp_path):
         ),
         (
             {"HF_TOKEN": "hf_ü“"},
-            "the token of the hub (HF_TOKEN, or what hf auth login has left) holds what no header can",
+            "the token of the hub (HF_TOKEN, or what hf auth login has left) has characters that no header can have",
         ),
         ({"HF_ENDPOINT": "http://127.0.0.1:9"}, "http://127.0.0.1:9 cannot be reached ("),
         ({"HF_HOME": "/dev/null/hf"}, "the hub's cache cannot be used (/dev/null/hf"),

@@ -153,11 +153,14 @@ def test_no_limit_leaves_everything_but_what_is_beyond_the_context():
 @pytest.mark.parametrize(
     ("settings", "said"),
     [
-        ({"max_tokens": -1}, "--max-tokens: -1 is not above 0"),
-        ({"max_prompt_tokens": 0}, "--max-prompt-tokens: 0 is not above 0"),
-        ({"max_tokens": 1}, "--max-tokens: 1 leaves no response beside a prompt of 1; raise it"),
-        ({"max_tokens": 9, "max_prompt_tokens": 9}, "--max-tokens: 9 leaves no response beside a prompt of 9; raise"),
-        ({"max_tokens": 9, "keep_prompt": "start"}, "--keep-prompt start: --max-tokens alone cuts no prompt; name"),
+        ({"max_tokens": -1}, "--max-tokens: -1 has to be from 1 to 16,777,216"),
+        ({"max_prompt_tokens": 0}, "--max-prompt-tokens: 0 has to be from 1"),
+        ({"max_tokens": 1}, "--max-tokens: 1 leaves no room for a response beside a prompt of 1; raise it"),
+        (
+            {"max_tokens": 9, "max_prompt_tokens": 9},
+            "--max-tokens: 9 leaves no room for a response beside a prompt of 9; raise",
+        ),
+        ({"max_tokens": 9, "keep_prompt": "start"}, "--keep-prompt start: --max-tokens alone cuts no prompt; give"),
     ],
 )
 def test_limits_that_contradict_each_other_are_refused(settings, said):
@@ -180,11 +183,11 @@ def test_a_row_beyond_the_models_context_is_a_fault_with_the_flag_that_takes_it(
     assert [len(ids) for ids in cut(row(10, 8, 14), settings.limits_in(24))] == [10, 8, 14]
     fault = cut(row(10, 15, 3), settings.limits_in(24))
     assert str(fault) == (
-        "rows.jsonl:1: 25 tokens after the cut, and the model's context (max_position_embeddings) has 24; lower "
-        "--max-prompt-tokens and --max-response-tokens, or take such rows: --beyond-context"
+        "rows.jsonl:1: 25 tokens after the cut, but the model's context (max_position_embeddings) has 24; lower "
+        "--max-prompt-tokens and --max-response-tokens, or accept such rows: --beyond-context"
     )
     lower = cut(row(10, 15, 3), RowSettings(max_tokens=30).limits_in(24))
-    assert "; lower --max-tokens, or take" in str(lower)
+    assert "; lower --max-tokens, or accept" in str(lower)
     assert [len(ids) for ids in cut(row(10, 15, 3), RowSettings(max_tokens=24).limits_in(24))] == [10, 14, 3]
     settings = RowSettings(beyond_context=True)
     assert [len(ids) for ids in cut(row(10, 15, 3), settings.limits_in(24))] == [10, 15, 3]

@@ -65,8 +65,8 @@ def test_a_base_by_a_relative_path_is_looked_for_where_the_command_runs(base, tm
 
 WRONG = [
     (lambda base: str(base / "gone"), r"its base, .*/gone, is not there \(no such file or folder\); put it there, or"),
-    (lambda base: None, r"an adapter that does not say of which base \(base_model_name_or_path\);"),
-    (lambda base: str(base.parent), "its base, .*, has no config.json, and is no model;"),
+    (lambda base: None, r"an adapter that does not name its base model \(base_model_name_or_path\);"),
+    (lambda base: str(base.parent), "its base, .*, has no config.json, so it is not a model;"),
 ]  # fmt: skip
 
 

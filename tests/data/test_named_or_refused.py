@@ -73,7 +73,7 @@ def test_a_thought_behind_the_text_is_no_part_that_can_be_taken(tmp_path):
 
 def test_thoughts_of_a_user_are_a_fault(tmp_path):
     row = PAIR | {"prompt": [{"role": "user", "content": "2+2?", "thinking": "hm"}]}
-    assert fault_of(tmp_path, row) == '"prompt"[0] has "thinking" and is the user\'s, not an assistant\'s'
+    assert fault_of(tmp_path, row) == '"prompt"[0] has "thinking" but is the user\'s, not an assistant\'s'
 
 
 # --- calls ---------------------------------------------------------------------------------------------------------
@@ -131,8 +131,8 @@ def test_sharegpts_calls_are_an_assistants(tmp_path):
 def test_a_call_that_is_none_is_told(tmp_path):
     row = {"conversations": [{"from": "human", "value": "q"}, {"from": "function_call", "value": "tide(Brest)"}]}
     assert fault_of(tmp_path, row).startswith(
-        '"conversations"[1] has the role \'function_call\' and is no call {"name": ..., "arguments": ...} in JSON; '
-        "correct it, or say what it is: --roles function_call=assistant"
+        '"conversations"[1] has the role \'function_call\' but is no call {"name": ..., "arguments": ...} in JSON; '
+        "correct it, or name its role: --roles function_call=assistant"
     )
 
 
@@ -157,12 +157,12 @@ def test_keys_of_tools_that_are_null_are_not_there(tmp_path):
 # --- flags ---------------------------------------------------------------------------------------------------------
 
 FLAGS = {
-    "an answer of weight 0": ([*Q, answer("4", weight=0)], '"messages"[1] has "weight": 0, and is trained'),
-    "an answer without loss": ([*Q, answer("4", loss=False)], '"messages"[1] has "loss": False, and is trained'),
-    "a half": ([*Q, answer("4", weight=0.5)], '"messages"[1] has "weight": 0.5, and is trained'),
+    "an answer of weight 0": ([*Q, answer("4", weight=0)], '"messages"[1] has "weight": 0, but is trained'),
+    "an answer without loss": ([*Q, answer("4", loss=False)], '"messages"[1] has "loss": False, but is trained'),
+    "a half": ([*Q, answer("4", weight=0.5)], '"messages"[1] has "weight": 0.5, but is trained'),
     "an earlier answer that is to be trained": (
         [*Q, answer("4", trainable=True), *Q, answer("4")],
-        '"messages"[1] has "trainable": True, and is not trained, as all before a response is',
+        '"messages"[1] has "trainable": True, but is not trained, as it comes before the response',
     ),
 }
 
@@ -186,9 +186,9 @@ def test_a_mask_beside_the_messages_has_to_be_what_is_trained(tmp_path):
     assert record_of(tmp_path, row | {"loss_mask": [0, 0, 0, 1]}).unused == ("loss_mask",)
     for mask in ([0, 1, 0, 1], [0, 0, 0, 0], [1]):
         said = fault_of(tmp_path, row | {"loss_mask": mask})
-        assert said.startswith('"loss_mask" is there, and trained is what the assistant says in a response') and (
-            "[0, 0, 0, 1]" in said
-        )
+        assert said.startswith(
+            '"loss_mask" differs from what is trained, all that the assistant says in responses'
+        ) and ("[0, 0, 0, 1]" in said)
 
 
 # --- which answer is better ----------------------------------------------------------------------------------------
@@ -229,16 +229,16 @@ def test_messages_that_stand_as_columns_are_messages(tmp_path):
 TOLD = {
     "an answer that goes on with a user's turn": (
         {"chosen": [*Q, answer("4")], "rejected": [*Q, answer("4"), {"role": "user", "content": "more"}]},
-        "behind a prompt of 1 messages it goes on with one of the user, where the conversations part",
+        "after a prompt of 1 messages, where the conversations part, it continues with a user message",
     ),
     "dialogues that part early": (
         {"chosen": "\n\nHuman: a\n\nAssistant: b\n\nHuman: c\n\nAssistant: d",
          "rejected": "\n\nHuman: a\n\nAssistant: x"},
-        "behind a prompt of 1 messages it goes on with one of the user, where the conversations part",
+        "after a prompt of 1 messages, where the conversations part, it continues with a user message",
     ),
     "an answer of the role system": (
         PAIR | {"prompt": Q, "chosen": [*Q, {"role": "system", "content": "4"}]},
-        "behind the prompt stands a message of the role system (where that is the answer: --roles system=assistant)",
+        "after the prompt comes a message of the role system (if that is the answer: --roles system=assistant)",
     ),
     "several worse answers": (
         PAIR | {"rejected": ["5", "6"]},
@@ -251,16 +251,16 @@ TOLD = {
     ),
     "a prompt that an answer has begun": (
         PAIR | {"prompt": [*Q, answer("It is")]},
-        "it ends with the assistant's, and responses cannot go on with one",
+        "it ends with the assistant's, and responses cannot continue one",
     ),
     "blanks at the ends alone": (PAIR | {"chosen": "  4", "rejected": "4\n"}, "are equal, blanks at their ends aside"),
     "a label beside a rejected answer": (
         {"messages": [*Q, answer("4")], "rejected_response": "5", "label": True},
-        '"label" stands beside a rejected answer, so that the row is neither a pair nor one labelled answer',
+        '"label" is there beside a rejected answer, so the row is neither a pair nor one labelled answer',
     ),
     "a question": (
         {"question": "q", "chosen": "a", "rejected": "b"},
-        'where "question" is it: --columns prompt=question',
+        'if "question" is the prompt: --columns prompt=question',
     ),
     "other names of pairs": (
         {"instruction": "q", "chosen_response": "a", "rejected_response": "b"},
@@ -314,7 +314,7 @@ def test_answers_that_lose_the_indent_of_their_first_line_are_counted(tmp_path, 
         not_used = NotUsed()
         not_used.add(found)
         assert not_used.facts() == ({"answers_without_their_indent": 1} if n else {})
-        assert [said.startswith("1 answers begin with blanks, as code does, which are trimmed") for said in
+        assert [said.startswith("1 answers begin with blanks, as code does; they are trimmed") for said in
                 not_used.sentences()] == [True] * n  # fmt: skip
 
 

@@ -81,7 +81,7 @@ def test_a_template_sees_every_token_that_the_folder_names(tmp_path):
 def test_a_processors_template_alone_is_named(tmp_path):
     folder = folder_of(tmp_path, None)
     (folder / "chat_template.json").write_text(json.dumps({"chat_template": PLAIN}))
-    with pytest.raises(InputError, match=r"no chat template but that of chat_template\.json, a processor's"):
+    with pytest.raises(InputError, match=r"the only chat template is a processor's, chat_template\.json"):
         Chat(Tokenizer(folder))
 
 
@@ -132,7 +132,7 @@ def test_a_token_that_the_normalizer_sees_is_named(tmp_path):
     Chat(Tokenizer(folder))  # no normalizer is there
     description["normalizer"] = {"type": "Prepend", "prepend": "_"}
     file.write_text(json.dumps(description))
-    with pytest.raises(InputError, match=r"the added token <\|im_end\|> is normalized, and transformers and vLLM read"):
+    with pytest.raises(InputError, match=r"the added token <\|im_end\|> is normalized, so transformers and vLLM read"):
         Chat(Tokenizer(folder))
     end["normalized"] = False
     file.write_text(json.dumps(description))

@@ -117,9 +117,12 @@ def test_flags_that_are_all_true_are_none(cut):
     [
         (
             ("11", "0001"),
-            "of a response nothing that the assistant says is left in 3 tokens; raise --max-response-tokens",
+            "the first 3 tokens of a response hold nothing that the assistant says; raise --max-response-tokens",
         ),
-        (("11", "00"), "the assistant says nothing in a response, so that there is nothing to predict in it"),
+        (
+            ("11", "00"),
+            "the assistant says nothing in a response, so there is nothing to predict in it; take the row out",
+        ),
     ],
 )
 def test_a_response_of_which_nothing_is_predicted_is_a_fault_of_its_row(cut, texts, said):

@@ -319,7 +319,7 @@ def test_a_role_is_known_where_a_template_names_it(tmp_path):
     file = tiny.write_rows(tmp_path / "rows.jsonl", [PAIR | {"prompt": turns}])
     (fault,) = read_records(file)
     assert str(fault) == (
-        f"{file}:1: \"prompt\"[2] has the role 'critic'; roles are system, user, assistant, tool; say which of them it "
+        f"{file}:1: \"prompt\"[2] has the role 'critic'; roles are system, user, assistant, tool; name the one that it "
         "is: --roles NAME=user"
     )
     (record,) = read_records(file, roles=("system", "user", "assistant", "critic"))
@@ -364,13 +364,13 @@ FAULTS = {
     "two rows in a line": (json.dumps(PAIR) * 2, "not JSON (Extra data, column 48)"),
     "NaN": (
         '{"prompt": "q", "chosen": "a", "rejected": "b", "s": NaN}',
-        "NaN is not JSON ('s'); mend or delete the line",
+        "NaN is not JSON ('s'); fix or delete the line",
     ),
     "infinity": ('{"s": -Infinity}', "-Infinity is not JSON"),
     "a number too large": ('{"prompt": "q", "s": 1e999}', "a number too large for a float"),
     "an integer without end": ('{"s": ' + "1" * 5000 + "}", "a number of more than 4,300 digits"),
-    "key twice": ('{"prompt": "q", "prompt": "z"}', "the key 'prompt' stands twice"),
-    "key twice inside": ('{"prompt": [{"role": "user", "role": "user"}]}', "the key 'role' stands twice"),
+    "key twice": ('{"prompt": "q", "prompt": "z"}', "the key 'prompt' occurs twice"),
+    "key twice inside": ('{"prompt": [{"role": "user", "role": "user"}]}', "the key 'role' occurs twice"),
     "lone surrogate": ('{"prompt": "q\\ud83d", "chosen": "a", "rejected": "b"}', "text with half of a surrogate pair"),
     "lone surrogate in a key": ('{"\\udc00": 1}', "text with half of a surrogate pair"),
     "lone surrogate inside": ('{"a": [{"b": "\\udc00"}]}', "text with half of a surrogate pair"),
@@ -408,11 +408,11 @@ FAULTS = {
     "a picture": (
         PAIR
         | {"prompt": [USER | {"content": [{"type": "text", "text": "q"}, {"type": "image_url", "image_url": {}}]}]},
-        "\"prompt[0].content[1]\" is a part of the type 'image_url', and only text can be trained on; take the part or",
+        "\"prompt[0].content[1]\" is a part of the type 'image_url', but only text can be trained on; take the part or",
     ),
     "bad role": (
         PAIR | {"prompt": [USER | {"role": "narrator"}]},
-        "\"prompt\"[0] has the role 'narrator'; roles are system, user, assistant, tool; say which of them it",
+        "\"prompt\"[0] has the role 'narrator'; roles are system, user, assistant, tool; name the one that it",
     ),
     "role a list": (PAIR | {"prompt": [USER | {"role": []}]}, '"prompt"[0] has the role []'),
     "empty prompt": (PAIR | {"prompt": ""}, '"prompt" is empty'),
@@ -478,7 +478,7 @@ FAULTS = {
     "no completions": ({"instruction": "q", "completions": []}, '"completions" has to be a list'),
     "names that are not ours": (
         {"question": "q", "winner": "a"},
-        'neither "chosen" and "rejected" nor "completion" nor "messages" but "question", "winner"; name its columns',
+        'neither "chosen" and "rejected" nor "completion" nor "messages", only "question", "winner"; name its columns',
     ),
     "ids with a float": (ids(chosen_ids=[1.0]), '"chosen_ids" has to be a list of token ids'),
     "ids with a bool": (ids(chosen_ids=[True]), '"chosen_ids" has to be a list of token ids'),
@@ -517,7 +517,7 @@ def test_a_file_of_another_kind_is_refused_before_it_is_read(tmp_path):
 
 def test_an_empty_folder_is_told_as_one(tmp_path):
     (tmp_path / "rows.jsonl").mkdir()
-    with pytest.raises(InputError, match=r"rows\.jsonl: no files of rows in it \(\.jsonl, \.json"):
+    with pytest.raises(InputError, match=r"rows\.jsonl: contains no files of rows \(\.jsonl, \.json"):
         load_preferences(tmp_path / "rows.jsonl")
 
 
@@ -551,7 +551,7 @@ def test_a_row_that_is_too_long_is_a_fault_and_the_next_is_read(tmp_path):
     file = write(tmp_path, "\n".join([row, json.dumps(PAIR | {"chosen": "a" * 3 * 2**20}), row]))
     one, fault, three = read_records(file, Reading(max_row_mb=1))
     assert isinstance(one, Record) and isinstance(three, Record) and three.location.endswith(":3")
-    assert str(fault) == f"{file}:2: longer than 1 MB; mend it, or raise --max-row-mb"
+    assert str(fault) == f"{file}:2: longer than 1 MB; shorten it, or raise --max-row-mb"
 
 
 def test_a_row_that_would_take_a_gigabyte_is_one_by_default(tmp_path):
@@ -559,12 +559,14 @@ def test_a_row_that_would_take_a_gigabyte_is_one_by_default(tmp_path):
     row = json.dumps(PAIR)
     file = write(tmp_path, "\n".join([json.dumps(PAIR | {"chosen": "a" * 25 * 2**20}), row]))
     fault, two = read_records(file)
-    assert str(fault) == f"{file}:1: longer than 4 MB; mend it, or raise --max-row-mb" and two.location.endswith(":2")
+    assert str(fault) == f"{file}:1: longer than 4 MB; shorten it, or raise --max-row-mb" and two.location.endswith(
+        ":2"
+    )
 
 
 @pytest.mark.parametrize("content", ["", "\n \n\r\n", "\ufeff"], ids=["empty", "blank", "a mark only"])
 def test_a_file_without_rows_is_refused(tmp_path, content):
-    with pytest.raises(InputError, match=r"rows\.jsonl: no row that can be used; the form is \{\"prompt\""):
+    with pytest.raises(InputError, match=r"rows\.jsonl: no row can be used; rows have the form \{\"prompt\""):
         load_preferences(write(tmp_path, content))
 
 
@@ -599,7 +601,7 @@ def test_ten_faults_are_listed_and_the_rest_counted(tmp_path, bad):
     with pytest.raises(InputError) as fault:
         load(tmp_path, *rows)
     first, *lines = str(fault.value).split("\n")
-    assert first == f"{bad} of {bad + 2} rows cannot be used; mend them, or go on without them: --skip-bad-rows"
+    assert first == f"{bad} of {bad + 2} rows cannot be used; fix them, or leave them out: --skip-bad-rows"
     listed = [
         f'  {tmp_path}/rows.jsonl:{i + 3}: "chosen" is empty; write it or delete the row' for i in range(min(bad, 10))
     ]
@@ -612,7 +614,7 @@ def test_bad_rows_are_skipped_where_asked_for(tmp_path):
 
 
 def test_skipping_every_row_is_an_error(tmp_path):
-    with pytest.raises(InputError, match="no row that can be used"):
+    with pytest.raises(InputError, match="no row can be used"):
         load(tmp_path, PAIR | {"chosen": ""}, skip_bad_rows=True)
 
 
@@ -627,7 +629,7 @@ def test_faults_of_prompts_are_listed_too(tmp_path):
     with pytest.raises(InputError) as fault:
         read_prompts(file)
     assert str(fault.value).split("\n") == [
-        "2 of 3 rows cannot be used; mend or delete them",
+        "2 of 3 rows cannot be used; fix or delete them",
         f'  {file}:2: "prompt" is empty; write it or delete the row',
         f'  {file}:3: "prompt" is missing; every row needs it',
     ]

@@ -168,7 +168,7 @@ def test_two_tokens_that_begin_a_text_are_noted(chat):
         whole_prompt=[cut.whole_prompt[0], *cut.whole_prompt],
         kept=[True, *cut.kept],
     )
-    assert "note: the token that begins a text stands more than once" in show(doubled, chat)
+    assert "note: the token that begins a text (BOS) occurs more than once" in show(doubled, chat)
 
 
 def test_letters_of_several_tokens_are_shown_whole(chat):
@@ -220,7 +220,7 @@ def test_the_command_cuts_as_the_trainer_does_and_holds_to_the_models_context(fo
     file = tiny.write_rows(tmp_path / "rows.jsonl", [row])
     told = (file, "--model", folder)
     long = run(*told)
-    said = "600 tokens after the cut, and the model's context (max_position_embeddings) has 512; lower "
+    said = "600 tokens after the cut, but the model's context (max_position_embeddings) has 512; lower "
     assert long.returncode == 2 and long.stderr.startswith(f"error: {file}:1: {said}")
     assert run(*told, "--beyond-context").stdout.startswith(f"{file}:1: a pair\n")
     cut = run(*told, "--max-tokens", "310").stdout
@@ -236,8 +236,8 @@ def test_the_command_names_what_of_a_row_is_not_used(folder, tmp_path):
     done = run(tiny.write_rows(tmp_path / "rows.jsonl", [row]), "--model", folder)
     assert done.returncode == 0, done.stderr
     assert done.stdout.endswith(
-        "note: not used: id, messages' weight\nnote: 1 texts are messages, and taken as such (--keep-json-text leaves "
-        "them as text)\n"
+        "note: not used: id, messages' weight\nnote: 1 texts are messages, and are read as such (--keep-json-text "
+        "keeps them as text)\n"
     )
 
 
@@ -259,10 +259,10 @@ def test_the_numbers_that_an_objective_asks_for_are_shown(folder, tmp_path):
     done = run(*told, "--fields", "margin, trust")
     assert done.stdout.startswith(f"{file}:1: a pair, own score 2, margin 0.5, trust -1\n"), done.stderr
     lacking = run(*told, "--fields", "margin,trusted")
-    said = f'error: {file}:1: it has no finite number under "trusted"; correct --fields or the row\n'
+    said = f'error: {file}:1: no finite number under "trusted"; correct --fields or the row\n'
     assert (lacking.returncode, lacking.stdout, lacking.stderr) == (2, "", said)
     unknown = run(*told)
-    assert unknown.returncode == 2 and "--columns: rows have no 'margin'" in unknown.stderr
+    assert unknown.returncode == 2 and "--columns: 'margin' is not a known column" in unknown.stderr
 
 
 def qwen3(folder):
@@ -302,5 +302,5 @@ def test_a_thought_that_is_lacking_is_noted(tmp_path):
     templates.write(tmp_path, templates.TEMPLATES["R1-Distill-Llama"], eos=templates.end_of("R1-Distill-Llama"))
     chat = Chat(Tokenizer(tmp_path))
     cut = cut_of(chat, "2+2?", ("hm</think>4", "5"))
-    assert "note: the prompt opens a thought, and a response neither goes on with it nor ends it" in show(cut, chat)
+    assert "note: the prompt opens a thought, and a response neither continues nor ends it" in show(cut, chat)
     assert "note" not in show(cut_of(chat, "2+2?", ("hm</think>4", "hm</think>5")), chat)

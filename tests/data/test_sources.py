@@ -103,7 +103,9 @@ def test_a_column_that_is_not_there_is_a_fault_of_the_row(tmp_path):
     file = tiny.write_rows(tmp_path / "rows.jsonl", [{"winner": "a", "chosen": "x"}, {"chosen": "x"}])
     good, faults = read(file, columns=parse_columns("chosen=winner"))
     assert [row for _, row in good] == [{"chosen": "a"}]
-    assert faults == [f'{file}:2: "winner", which is to be "chosen", is missing; correct --columns or the row']
+    assert faults == [
+        f'{file}:2: "winner", which --columns takes as "chosen", is missing; correct --columns or the row'
+    ]
 
 
 def test_columns_of_tables_are_read_as_what_they_are_to_be(tmp_path):
@@ -114,16 +116,16 @@ def test_columns_of_tables_are_read_as_what_they_are_to_be(tmp_path):
 
 
 def test_a_name_of_ours_that_is_none_is_answered_with_the_nearest_before_a_file_is_looked_for():
-    with pytest.raises(InputError, match="rows have no 'choosen'; perhaps 'chosen'"):
+    with pytest.raises(InputError, match="'choosen' is not a known column; perhaps 'chosen'"):
         read("nowhere.jsonl", columns=parse_columns("choosen=winner"))
-    with pytest.raises(InputError, match="rows have no 'marginn'; perhaps 'margin'"):
+    with pytest.raises(InputError, match="'marginn' is not a known column; perhaps 'margin'"):
         read("nowhere.jsonl", columns=parse_columns("marginn=x"), fields=("margin",))
 
 
 @pytest.mark.parametrize("name", ["prompt", "label", "scores"])
 def test_what_is_no_number_of_a_row_is_not_asked_for_as_one(name):
     with pytest.raises(
-        InputError, match=f"^'{name}' is asked for as a number of each row, and is none; ask for another"
+        InputError, match=f"^'{name}' is asked for as a number of each row, but is not a number; ask for another"
     ):
         read("nowhere.jsonl", fields=(name,))
 
@@ -162,7 +164,7 @@ def test_rows_of_an_object_are_told_by_line(tmp_path):
     path.write_text('{"version": 1,\n "data": [\n{"prompt": "q"},\n{"a": 1, "a": 2},\n{"prompt": "z"}]}')
     good, (fault,) = read(path)
     assert [location for location, _ in good] == [f"{path}:3", f"{path}:5"]
-    assert fault.startswith(f"{path}:4: the key 'a' stands twice")
+    assert fault.startswith(f"{path}:4: the key 'a' occurs twice")
 
 
 def test_a_row_with_data_of_its_own_is_a_row(tmp_path):
@@ -216,7 +218,7 @@ def test_zipped_splits_of_a_folder_have_their_names(tmp_path):
 def test_a_damaged_zipped_file_is_refused(tmp_path, change):
     path = tmp_path / "rows.jsonl.gz"
     path.write_bytes(change(gzip.compress(b"".join(json.dumps(row).encode() + b"\n" for row in ROWS * 40))))
-    with pytest.raises(InputError, match=r"rows\.jsonl\.gz: not gzip, or damaged \(.*\); copy it anew"):
+    with pytest.raises(InputError, match=r"rows\.jsonl\.gz: not gzip, or damaged \(.*\); copy it again"):
         read(path)
 
 
@@ -293,7 +295,7 @@ def test_a_damaged_arrow_file_is_refused(tmp_path):
     folder = save_to_disk(tmp_path / "set", [{"prompt": "q" * 50}] * 100)
     path = folder / "data-00000-of-00001.arrow"
     path.write_bytes(path.read_bytes()[:600])
-    with pytest.raises(InputError, match=r"\.arrow(:\d+)?: not arrow, or damaged \(.*\); copy it anew"):
+    with pytest.raises(InputError, match=r"\.arrow(:\d+)?: not arrow, or damaged \(.*\); copy it again"):
         read(folder)
 
 
@@ -443,7 +445,7 @@ def test_configurations_of_the_card_keep_their_splits_apart(tmp_path):
 def test_a_card_that_cannot_be_read_is_told(tmp_path, card):
     folder = folder_of(tmp_path, "a.csv")
     (folder / "README.md").write_text(f"---\n{card}\n---\n", encoding="utf-8")
-    with pytest.raises(InputError, match=r"README\.md: .*; mend it, or name the files$"):
+    with pytest.raises(InputError, match=r"README\.md: .*; fix it, or name the files$"):
         files_of(folder)
 
 
@@ -491,14 +493,14 @@ def test_a_name_of_nothing_is_told(name):
 BROKEN_LISTS = {
     "cut in an object": ('[{"prompt": "q"}, {"prompt"', 1, "not JSON"),
     "cut after an object": ('[{"prompt": "q"}', 1, "the list does not end"),
-    "a comma too many": ('[{"prompt": "q"},\n]', 2, "a comma too many, or one that lacks"),
-    "no comma": ('[{"prompt": "q"}\n{"prompt": "q"}]', 2, "a comma too many, or one that lacks"),
+    "a comma too many": ('[{"prompt": "q"},\n]', 2, "a comma too many, or a missing one"),
+    "no comma": ('[{"prompt": "q"}\n{"prompt": "q"}]', 2, "a comma too many, or a missing one"),
     "two commas": ('[{"prompt": "q"},\n,{"prompt": "q"}]', 2, "not JSON"),
-    "text behind": ('[{"prompt": "q"}]\nx', 1, "text behind the list's end"),
-    "a comma first": ('[,{"prompt": "q"}]', 1, "a comma too many, or one that lacks"),
+    "text behind": ('[{"prompt": "q"}]\nx', 1, "text after the end of the list"),
+    "a comma first": ('[,{"prompt": "q"}]', 1, "a comma too many, or a missing one"),
     "NaN": ('[{"prompt": "q"},\n{"prompt": NaN}]', 2, "NaN is not JSON"),
     "a text": ('[{"prompt": "q"},\n"q"]', 2, "a str, not an object"),
-    "a key twice": ('[{"prompt": "q"},\n{"a": 1, "a": 2}]', 2, "the key 'a' stands twice"),
+    "a key twice": ('[{"prompt": "q"},\n{"a": 1, "a": 2}]', 2, "the key 'a' occurs twice"),
     "half of a pair": ('[{"prompt": "q"},\n{"prompt": "\\ud800"}]', 2, "half of a surrogate pair"),
 }
 
@@ -528,7 +530,7 @@ BROKEN_TABLES = {
     "a value too many": ("a,b\n1,2,3\n", ":2: 3 values, the header has 2"),
     "an open quote": ('a,b\n1,2\n"3,4\n', ":3: not CSV in UTF-8"),
     "a quote inside": ('a,b\n1,"2"x\n', ":2: not CSV in UTF-8"),
-    "a column twice": ("a,a\n1,2\n", ":1: a column has no name, or that of another"),
+    "a column twice": ("a,a\n1,2\n", ":1: a column has no name, or the name of another"),
     "a column without name": ("a,\n1,2\n", ":1: a column has no name"),
     "Latin-1": (b"a,b\n1,2\nGr\xfc\xdfe,2\n", ":3: not CSV in UTF-8"),
 }
@@ -558,7 +560,7 @@ def test_utf_16_is_named(tmp_path):
 def test_a_damaged_parquet_file_is_refused(tmp_path, change):
     path = write_parquet(tmp_path / "rows.parquet", ROWS * 50)
     path.write_bytes(change(path.read_bytes()))
-    with pytest.raises(InputError, match=r"rows\.parquet(:\d+)?: not parquet, or damaged \(.*\); copy it anew"):
+    with pytest.raises(InputError, match=r"rows\.parquet(:\d+)?: not parquet, or damaged \(.*\); copy it again"):
         read(path)
 
 
@@ -637,7 +639,7 @@ def test_rows_above_the_limit_are_faults_that_name_the_flag(tmp_path, kind):
     rows = [ROWS[0], {"prompt": "x" * 2**21, "chosen": "a", "rejected": "b"}, ROWS[2]]
     good, faults = read(WRITERS[kind](tmp_path / f"rows{kind}", rows), max_row_mb=1)
     assert len(good) == 2 and len(faults) == 1
-    assert "longer than 1 MB; mend it, or raise --max-row-mb" in faults[0]
+    assert "longer than 1 MB; shorten it, or raise --max-row-mb" in faults[0]
 
 
 # --- files that another program wrote in another way ---------------------------------------------------------------
@@ -689,17 +691,20 @@ def test_what_is_no_number_in_json_is_told_with_its_column(tmp_path):
     lines = '{"prompt": "q", "score": NaN}\n{"prompt": "q", "more": {"x": [1, -Infinity]}}\nNaN\n'
     faults = read(written(tmp_path, "rows.jsonl", lines))[1]
     assert [fault.partition("jsonl:")[2] for fault in faults] == [
-        "1: NaN is not JSON ('score'); mend or delete the line",
-        "2: -Infinity is not JSON; mend or delete the line",
-        "3: NaN is not JSON; mend or delete the line",
+        "1: NaN is not JSON ('score'); fix or delete the line",
+        "2: -Infinity is not JSON; fix or delete the line",
+        "3: NaN is not JSON; fix or delete the line",
     ]
 
 
 DIVIDED = {
-    "semicolons": ("prompt;chosen;rejected\nq;a;b\n", ":1: values are divided by semicolons, and read where commas"),
-    "Excel's line": ("sep=;\nprompt;chosen;rejected\nq;a;b\n", ":1: values are divided by semicolons, and read"),
-    "bars": ("prompt|chosen|rejected\nq|a|b\n", ":1: values are divided by bars"),
-    "tabs": ("prompt\tchosen\trejected\nq\ta\tb\n", ":1: values are divided by tabs, and read where commas divide"),
+    "semicolons": ("prompt;chosen;rejected\nq;a;b\n", ":1: values are separated by semicolons, not by commas"),
+    "Excel's line": ("sep=;\nprompt;chosen;rejected\nq;a;b\n", ":1: values are separated by semicolons, not by"),
+    "bars": ("prompt|chosen|rejected\nq|a|b\n", ":1: values are separated by bars"),
+    "tabs": (
+        "prompt\tchosen\trejected\nq\ta\tb\n",
+        ":1: values are separated by tabs, not by commas; save the file with commas",
+    ),
 }
 
 
@@ -712,12 +717,12 @@ def test_a_table_that_something_else_divides_is_refused_once(tmp_path, text, sai
 
 def test_a_table_in_another_encoding_is_called_that(tmp_path):
     with pytest.raises(
-        InputError, match=r"rows\.csv:2: not CSV in UTF-8 \(.* 0xe9\); save the file as UTF-8 .* cp1252"
+        InputError, match=r"rows\.csv:2: not CSV in UTF-8 \(.* 0xe9\); perhaps it is cp1252; save it as UTF-8"
     ):
         read(written(tmp_path, "rows.csv", "prompt,chosen,rejected\nq,é,b\n".encode("cp1252")))
 
 
 def test_quotes_behind_a_backslash_are_called_that(tmp_path):
     text = 'prompt,chosen,rejected\n"say \\"hi\\"","a","b"\n'
-    with pytest.raises(InputError, match=r"rows\.csv:2: not CSV .*; it has quotes behind a backslash, and in CSV"):
+    with pytest.raises(InputError, match=r"rows\.csv:2: not CSV .*; it has quotes after a backslash; in CSV"):
         read(written(tmp_path, "rows.csv", text))

@@ -73,7 +73,7 @@ def test_rows_that_spell_them_are_counted_and_named_and_their_ids_stay_text(tmp_
         "<|im_start|>": 1,
         "<|im_end|>": 1,
     }
-    said = "3 rows hold control tokens as text, which they stay (<|begin_of_text|> <|start_header_id|> "
+    said = "3 rows have control tokens as text, and they stay text (<|begin_of_text|> <|start_header_id|> "
     assert said in facts["report"] and facts["report"].endswith(f"): {REMEDY}")
     assert rows.examples[2].prompt.tolist().count(chat.tokenizer.bos_id) == 1  # the template's own
     plain = read(tmp_path, chat, PLAIN)
@@ -83,9 +83,7 @@ def test_rows_that_spell_them_are_counted_and_named_and_their_ids_stay_text(tmp_
 def test_a_row_shows_them(tmp_path, chat):
     (record,) = [parse_record(LLAMA3, "rows.jsonl:1")]
     (cut,) = encode([record], chat, RowSettings().limits, n_ids=500)
-    note = (
-        "note: control tokens stand as text, which they stay (<|begin_of_text|> <|start_header_id|> <|end_header_id|>"
-    )
+    note = "note: control tokens occur as text, and they stay text (<|begin_of_text|> <|start_header_id|> "
     assert note in show(cut, chat) and f"<|eot_id|>): {REMEDY}" in show(cut, chat)
     (cut,) = encode([parse_record(PLAIN, "rows.jsonl:1")], chat, RowSettings().limits, n_ids=500)
     assert "note" not in show(cut, chat)
@@ -96,8 +94,8 @@ def test_whole_conversations_that_are_templated_and_have_no_prompt_are_a_fault()
     with pytest.raises(InputError) as fault:
         parse_record(whole, "rows.jsonl:1")
     assert str(fault.value) == (
-        'rows.jsonl:1: "prompt" is missing, and what is there is templated already (<|begin_of_text|> '
-        f"<|start_header_id|> <|end_header_id|> <|eot_id|> stand as text); {REMEDY}"
+        'rows.jsonl:1: "prompt" is missing, and the answers went through a chat template already (they contain '
+        f"<|begin_of_text|> <|start_header_id|> <|end_header_id|> <|eot_id|>); {REMEDY}"
     )
     with pytest.raises(InputError, match=r'^rows.jsonl:1: "prompt" is missing'):
         parse_record({"chosen": whole["chosen"], "rejected": "plain"}, "rows.jsonl:1")

@@ -172,7 +172,7 @@ def test_qwen3_told_not_to_think(tmp_path):
     assert chat.tokenizer.decode(answer) == "<think>\n\n</think>\n\n4"
     _, answer, _ = written(chat, [QUESTION], [said("<think>\nhm\n</think>\n\n4")])  # it thinks all the same
     assert chat.tokenizer.decode(answer) == "<think>\nhm\n</think>\n\n4"
-    with pytest.raises(InputError, match="shows an answer differently from what its generation prompt promises"):
+    with pytest.raises(InputError, match="writes an answer differently from what its generation prompt begins"):
         written(chat, [QUESTION], [said("4", reasoning_content="hm")])
 
 
@@ -302,7 +302,7 @@ def test_arguments_that_are_no_object_are_named(tmp_path):
     chat = chat_of(tmp_path, "Qwen2.5")
     calls = said("", tool_calls=[{"function": {"name": "f", "arguments": "{city"}}])
     with pytest.raises(
-        InputError, match=r"^rows\.jsonl:1: \"tool_calls\": the arguments '\{city' are no object in JSON"
+        InputError, match=r"^rows\.jsonl:1: \"tool_calls\": the arguments '\{city' are not an object in JSON"
     ):
         written(chat, [QUESTION], [calls])
 

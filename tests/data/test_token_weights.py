@@ -85,7 +85,7 @@ FAULTS = {
     ),
     "of nothing": (
         {"completion_token_weights": [1]},
-        '"completion_token_weights" stands without "completion_ids"; token weights are of rows of token ids: give',
+        '"completion_token_weights" without "completion_ids"; token weights belong to token ids: give',
     ),
 }
 
@@ -109,7 +109,7 @@ def test_what_cannot_be_a_weight_is_told_by_file_and_line(tmp_path, changes, sen
 def test_rows_of_text_have_none(tmp_path, row):
     file = tiny.write_rows(tmp_path / "rows.jsonl", [row])
     (fault,) = read_records(file)
-    assert re.match(rf'{re.escape(str(file))}:1: "[a-z]+_token_weights" stands without "[a-z]+_ids"; .*', str(fault))
+    assert re.match(rf'{re.escape(str(file))}:1: "[a-z]+_token_weights" without "[a-z]+_ids"; .*', str(fault))
 
 
 @pytest.mark.parametrize(

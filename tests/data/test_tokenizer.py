@@ -431,9 +431,9 @@ def rank_lines(n=3):
 RANKS = {
     "bad base64": (lambda lines: [lines[0], b"!!! 1", lines[2]], r":2: not a base64 token and its rank"),
     "no rank": (lambda lines: [lines[0], b"QQ=="], r":2: not a base64 token"),
-    "rank twice": (lambda lines: [lines[0], b"Qg== 0"], r":2: the token or rank stands twice or out of order"),
-    "token twice": (lambda lines: [lines[0], lines[0][:-1] + b"1"], r":2: the token or rank stands twice"),
-    "too few": (lambda lines: lines, r": 3 ranks, Llama-3 has 128000; bring the checkpoint's tokenizer.json"),
+    "rank twice": (lambda lines: [lines[0], b"Qg== 0"], r":2: the token or rank occurs twice or out of order"),
+    "token twice": (lambda lines: [lines[0], lines[0][:-1] + b"1"], r":2: the token or rank occurs twice"),
+    "too few": (lambda lines: lines, r": 3 ranks, Llama-3 has 128000; use the checkpoint's tokenizer.json"),
 }
 
 
@@ -468,9 +468,15 @@ ADDED = {
         lambda added, vocab: added[1].update(content=added[0]["content"]),
         "shares its id or name",
     ),
-    "no name": (lambda added, vocab: added[1].update(content=""), "not a tokenizer|is a letter of every text"),
-    "a letter": (lambda added, vocab: added.append(added[0] | {"content": "e", "id": vocab["e"]}), "a letter of every"),
-    "a letter again": (lambda added, vocab: added.append(added[0] | {"content": "e", "id": 500}), "a letter of every"),
+    "no name": (lambda added, vocab: added[1].update(content=""), "not a tokenizer|is an ordinary letter of text"),
+    "a letter": (
+        lambda added, vocab: added.append(added[0] | {"content": "e", "id": vocab["e"]}),
+        "an ordinary letter of",
+    ),
+    "a letter again": (
+        lambda added, vocab: added.append(added[0] | {"content": "e", "id": 500}),
+        "an ordinary letter of",
+    ),
 }
 
 

@@ -170,7 +170,7 @@ def test_flags_that_do_not_go_together_are_a_sentence(made, tmp_path, flags, sai
 @pytest.mark.parametrize("flag", [{"adapter": "a"}, {"base_dtype": "int8"}])
 def test_an_adapter_is_of_a_checkpoint_and_not_of_a_server(flag):
     name = f"--{next(iter(flag)).replace('_', '-')}"
-    with pytest.raises(InputError, match=rf"^{name}: is of a checkpoint that answers here; leave it out"):
+    with pytest.raises(InputError, match=rf"^{name}: is for a checkpoint, but --endpoint answers; leave it out"):
         GenerateConfig(model="m", prompts="p", out="o", endpoint=("http://h/v1",), **flag)
 
 

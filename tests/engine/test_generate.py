@@ -397,7 +397,7 @@ def test_a_run_that_is_killed_goes_on_and_gives_the_same_file(tmp_path):
     whole = partial.read_bytes()
     lines = whole.split(b"\n")
     partial.write_bytes(b"\n".join([lines[0], b"\0" * len(lines[1]), *lines[2:]]))  # as a loss of power leaves it
-    with pytest.raises(InputError, match=r"a\.jsonl\.partial:2: .*mend or delete the line"):
+    with pytest.raises(InputError, match=r"a\.jsonl\.partial:2: .*fix or delete the line"):
         here(folder, rows, tmp_path / "a.jsonl", *flags)
     partial.write_bytes(whole)
     here(folder, rows, tmp_path / "a.jsonl", *flags)
@@ -524,7 +524,7 @@ def test_what_a_row_gives_its_template_is_handed_on_to_a_server_and_written_down
         flags = ["--endpoint", server.base, "--columns", "prompt=question", "--ignore-columns", "context"]
         here("llama", file, tmp_path / "a.jsonl", *flags)
         tiny.write_rows(file, [{"prompt": "hello"}, {"prompt": "hello", "documents": [{"text": "x"}]}])
-        with pytest.raises(InputError, match=r"p\.jsonl:2: \"documents\" cannot be handed on to a server"):
+        with pytest.raises(InputError, match=r"p\.jsonl:2: \"documents\" cannot be sent to a server"):
             here("llama", file, tmp_path / "b.jsonl", "--endpoint", server.base)
         assert server.n_seen == 2
     one, two = sorted(asked, key=lambda body: -len(body["messages"]))

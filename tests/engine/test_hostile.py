@@ -292,7 +292,7 @@ COMMANDS = {
         as_data('{"prompt": "q", "chosen": "a", "rejected": "b"}\n{"prompt": "q'),
         "rows.jsonl:2: not JSON",
     ),
-    "a prompt longer than the limit allows": (None, "rows.jsonl:1: the template's own tokens of this prompt are"),
+    "a prompt longer than the limit allows": (None, "rows.jsonl:1: the template's own tokens in this prompt, "),
     "a half of a pair of surrogates": (as_data('{"prompt": "\\ud800"}'), "rows.jsonl:1: text with half of a surrogate"),
 }
 

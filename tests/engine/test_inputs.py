@@ -50,7 +50,7 @@ def test_they_go_with_the_responses_of_a_pair_that_is_taken_apart(tmp_path, asks
 def test_pairs_that_the_cut_made_equal_are_faults(tmp_path, loss):
     with pytest.raises(InputError) as fault:
         inputs(tmp_path, [PAIR, LATE], loss=loss, max_response_tokens=2)
-    assert str(fault.value).startswith("1 of 2 rows cannot be used; mend them, or go on without them: --skip-bad-rows")
+    assert str(fault.value).startswith("1 of 2 rows cannot be used; fix them, or leave them out: --skip-bad-rows")
     assert "rows.jsonl:2: " in str(fault.value) and str(fault.value).endswith("raise --max-response-tokens")
     job = inputs(tmp_path, [PAIR, LATE], [PAIR, LATE], loss=loss, max_response_tokens=2, skip_bad_rows=True)
     assert (len(job.examples), job.facts["skipped_rows"], job.facts["eval_skipped_rows"]) == (1, 1, 1)
@@ -83,8 +83,8 @@ def test_rows_beyond_the_models_context_are_refused_before_any_weights_are_read(
     first, *lines = str(fault.value).split("\n")
     assert first.startswith("3 of 4 rows cannot be used; ") and len(lines) == 3
     assert lines[0].endswith(
-        "rows.jsonl:2: 70 tokens after the cut, and the model's context (max_position_embeddings) has 64; lower "
-        "--max-prompt-tokens and --max-response-tokens, or take such rows: --beyond-context"
+        "rows.jsonl:2: 70 tokens after the cut, but the model's context (max_position_embeddings) has 64; lower "
+        "--max-prompt-tokens and --max-response-tokens, or accept such rows: --beyond-context"
     )
     job = inputs(tmp_path, [PAIR, LONG], model=model, beyond_context=True)
     assert len(job.examples[1].prompt) == 40

@@ -157,9 +157,7 @@ def test_another_reference_divides_the_rows_of_a_policy_that_does_not(job, mode)
 
 # --- dynamic RoPE --------------------------------------------------------------------------------------------------
 
-SAID = (
-    r"rows\.jsonl:\d+: \d+ tokens after the cut, and with dynamic RoPE no sequence beyond max_position_embeddings, 16"
-)
+SAID = r"rows\.jsonl:\d+: \d+ tokens after the cut, but with dynamic RoPE no sequence is longer than .*, 16"
 
 
 @pytest.fixture

@@ -86,7 +86,7 @@ def test_the_two_folders_are_told_apart(case):
 
 def test_an_adapter_that_names_no_base_asks_for_one(case):
     adapter = case.changed(base_model_name_or_path=None)
-    assert case.refused(adapter=adapter).startswith(f"{adapter}: an adapter that does not say of which ")
+    assert case.refused(adapter=adapter).startswith(f"{adapter}: an adapter that does not name its base ")
     gone = json.loads((adapter / "adapter_config.json").read_text()) | {"base_model_name_or_path": "gone/for ever"}
     (adapter / "adapter_config.json").write_text(json.dumps(gone))
     assert case.refused(adapter=adapter).startswith(f"{adapter}: its base, ")

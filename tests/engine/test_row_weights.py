@@ -100,7 +100,7 @@ def test_what_is_no_weight_is_told_by_file_and_line(tmp_path, value):
     assert good.ratings.weight is None and isinstance(bad, InputError)
     assert str(bad).startswith(f"{path}:2: ")
     if value == value and value != float("inf"):  # JSON has no such numbers, which is said first
-        assert "it is what the row counts for" in str(bad) and str(bad).endswith("--ignore-columns weight")
+        assert "it is how much the row counts" in str(bad) and str(bad).endswith("--ignore-columns weight")
     _, taken = read_records(path, Reading(ignored=("weight",)))
     assert isinstance(taken, InputError) == (value != value or value == float("inf"))
 

@@ -777,7 +777,7 @@ def test_rows_beyond_the_models_context_are_refused_and_taken_where_that_is_aske
     told = ["--model", str(job.model), "--data", str(file), "--out", str(job.tmp / "long.scores")]
     with pytest.raises(InputError, match=r"long\.jsonl:1: 600 tokens after the cut, and .* has 512; lower"):
         score.main(told)
-    with pytest.raises(InputError, match=r"^1 of 1 rows cannot be used; .*\n.*or take such rows: --beyond-context$"):
+    with pytest.raises(InputError, match=r"^1 of 1 rows cannot be used; .*\n.*or accept such rows: --beyond-context$"):
         job(data=str(file))
     assert not list(job.tmp.glob("run*"))
     score.main([*told, "--beyond-context"])
@@ -799,7 +799,7 @@ def test_a_run_writes_down_what_was_cut_left_out_and_held_out_twice(job, capsys)
     assert (facts["heldout_rows_in_data"], facts["heldout_prompts_in_data"]) == (1, 1)
     said = capsys.readouterr().err
     for sentence in (
-        "4 rows, 0 prompts and 1 responses cut (25.0 % of chosen), 1 rows left out whose prompts leave no room for a",
+        "4 rows, 0 prompts and 1 responses cut (25.0 % of chosen), 1 rows left out because their prompts leave",
         "of 2 held-out rows 1 are trained on too, prompt and responses, and 1 by their prompt: what is measured on",
     ):
         assert sentence in said

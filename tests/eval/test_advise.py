@@ -138,7 +138,7 @@ def test_a_judge_reads_the_rows_as_they_were_read_before(tmp_path):
         flags = [*map(str, flags), "--out", str(tmp_path / "a.json")]
         advise.main([*flags, "--data", str(data), "--columns", "prompt=q,chosen=winner,rejected=loser"])
         n = server.n_seen
-        with pytest.raises(InputError, match=r"ids\.jsonl:\d+: token ids, and a judge reads text"):
+        with pytest.raises(InputError, match=r"ids\.jsonl:\d+: token ids, but a judge reads text"):
             advise.main([*flags[:-1], str(tmp_path / "b.json"), "--data",
                          str(tiny.write_rows(tmp_path / "ids.jsonl", ids))])  # fmt: skip
         assert n == server.n_seen == 100

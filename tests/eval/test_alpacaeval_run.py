@@ -276,7 +276,7 @@ def test_rows_in_which_the_judge_would_rather_say_something_else_are_counted(mad
     [(["--checkpoint", "epoch-09"], "no checkpoint 'epoch-09'"), ([], "no MixEval-Hard scores to choose the best by"),
      (["--alpaca-eval", "/nowhere"], "give a checkout of alpaca_eval"), (["--gamed", "/nowhere"], "cannot be read"),
      (["--judge-extra", "[]"], "--judge-extra"),
-     (["--judge-api", "responses"], "--judge-api responses: gives no log-probs")],
+     (["--judge-api", "responses"], "--judge-api responses: this API gives no log-probs")],
 )  # fmt: skip
 def test_bad_input_is_one_sentence(made, tmp_path, more, said):
     arguments = command(made, tmp_path, "http://127.0.0.1:9/v1", gamed="--gamed" not in more)

@@ -309,7 +309,7 @@ def test_a_judge_that_changes_in_the_midst_ends_the_pass(made, tmp_path):
 
     more = ["--version", "2024-06-01"]
     with serve(turning) as server:
-        with pytest.raises(RunError, match="says that 'another' answers, and said 'loopback' before"):
+        with pytest.raises(RunError, match="names 'another' as its model, and named 'loopback' before"):
             mixeval_run.main(command(made, tmp_path, server.base, *more)[4:])
         mixeval_run.main(command(made, tmp_path, server.base, *more, "--other-judge")[4:])
     assert read_rows(tmp_path / "eval/scores.jsonl")[0]["judge_model"] == "loopback and another"
@@ -409,7 +409,7 @@ def test_answers_of_another_model_are_not_taken_for_this_ones(made, tmp_path):
         arguments[0] = str(made / "run/epoch-01")
         mixeval_run.main(arguments)
         arguments[0] = str(other)
-        with pytest.raises(InputError, match=r"close_freeform_hard\.jsonl: holds answers of another model"):
+        with pytest.raises(InputError, match=r"close_freeform_hard\.jsonl: contains answers of another model"):
             mixeval_run.main(arguments)
 
 
@@ -511,7 +511,7 @@ def test_what_a_served_model_is_refused_counts_as_empty_and_is_said(made, tmp_pa
         said, n = capfd.readouterr(), one.n_seen
         mixeval_run.main(arguments)  # reads what the first has written, line by line
         assert one.n_seen == n
-    assert "answers cannot be had (refused by the server: 400: maximum context length) and count as empty" in said.err
+    assert "prompts (refused by the server: 400: maximum context length); they count as empty" in said.err
     (line, *_) = read_rows(tmp_path / "eval/scores.jsonl")
     rows = read_rows(tmp_path / "eval/one/mixeval_hard/2024-06-01/one_close_freeform_hard.jsonl")
     lacking = [row for row in rows if "unanswered" in row]
@@ -526,5 +526,5 @@ def test_what_a_served_model_is_refused_counts_as_empty_and_is_said(made, tmp_pa
 def test_a_key_of_nobody_is_refused(made, tmp_path):
     """Without a served model the judge's key has flags of its own: a key that is named has to go where it is meant."""
     for flags in (["--key-file", "judge.key"], ["--key-env", "JUDGE_KEY"]):
-        with pytest.raises(InputError, match="of --endpoint; the judge's are --judge-key-env and --judge-key-file"):
+        with pytest.raises(InputError, match="for --endpoint; the judge's are --judge-key-env and --judge-key-file"):
             mixeval_run.main(command(made, tmp_path / "run", "http://127.0.0.1:1/v1", *flags)[4:])

@@ -39,7 +39,7 @@ def changed(**sections):
         (changed(train={"loss": "dpo"}), "train: model is missing"),
         (changed(rounds=0), "rounds: '0' is not a whole number above 0"),
         (changed(train="dpo"), "train: not a mapping"),
-        (changed(score=["a", "b"]), "score is a command, and has to be text"),
+        (changed(score=["a", "b"]), "score has to be a command, as text"),
         (changed(revise={"claire": {}}), "revise: claire: there is no recipe 'claire'"),
         (changed(revise=None), "no pairs: give `revise:` a recipe"),
         (changed(revise=None, train={"model": "m", "data": ["a.jsonl", "b/a.jsonl"]}), "two data sets are called 'a'"),
@@ -48,15 +48,15 @@ def changed(**sections):
         (changed(eval={"alpacaeval": {}}), "alpacaeval scores the checkpoints that mixeval finds best"),
         (
             changed(rounds=2, train={"model": "m", "loss": ["dpo", "sft"]}),
-            "rounds: 2 runs end a round, and one has to be",
+            "rounds: a round ends with 2 runs, but the next",
         ),
-        (changed(rounds=2, revise=None, train={"model": "m", "data": ["a.jsonl"]}), "every round makes pairs anew"),
+        (changed(rounds=2, revise=None, train={"model": "m", "data": ["a.jsonl"]}), "every round makes new pairs"),
         (changed(serve="no-such-server {checkpoint} {port}"), "serve: there is no program 'no-such-server'"),
         (changed(serve="cat {checkpoint}"), "serve: {port} is missing"),
         (changed(teacher="{python} -m no.such.module --port {port}"), "teacher: there is no module 'no.such.module'"),
         (
             changed(revise={"clair": SMALL["revise"]["clair"] | {"endpoint": ["{teacher}"]}}),
-            "{teacher} is asked, and there is no `teacher:`",
+            "{teacher} is used, but there is no `teacher:`",
         ),
     ],
     ids=lambda said: said if isinstance(said, str) else "",
@@ -76,20 +76,20 @@ def test_what_a_file_alone_shows_to_be_wrong_is_one_sentence_that_names_it(tmp_p
             changed(train={"model": "m", "bacth_size": 3}),
             ["train: there is no setting 'bacth_size'; perhaps 'batch_size'"],
         ),
-        (changed(train={"model": "m", "resume": True}), ["train: resume is given by align; leave it out"]),
+        (changed(train={"model": "m", "resume": True}), ["train: resume is set by align; leave it out"]),
         (changed(train={"model": "m", "epochs": -1}), ["train: ", "epochs"]),
         (changed(train={"model": "m", "lr": "fast"}), ["train: ", "lr"]),
         (changed(revise={"clair": {"prompts": "p", "model": "x"}}), ["revise: clair: --endpoint is missing"]),
         (
             changed(revise={"clair": SMALL["revise"]["clair"] | {"store": "s"}}),
-            ["revise: clair: store is given by align; leave it out"],
+            ["revise: clair: store is set by align; leave it out"],
         ),
         (changed(eval={"trajectories": {"answerz": 3}}), ["eval: trajectories: there is no setting 'answerz'"]),
-        (changed(eval={"trajectories": {}}), ["eval: trajectories: training holds no pairs out to follow"]),
-        (changed(eval={"report": {"runs": "r"}}), ["eval: report: runs is given by align; leave it out"]),
+        (changed(eval={"trajectories": {}}), ["eval: trajectories: training holds out no pairs to follow"]),
+        (changed(eval={"report": {"runs": "r"}}), ["eval: report: runs is set by align; leave it out"]),
         (changed(eval={"mixeval": {"judge": "j"}}), ["eval: mixeval: ", "mixeval"]),
         (changed(score="{python} -m no.such.scorer {run}"), ["score: ", "there is no module 'no.such.scorer'"]),
-        (changed(score="true"), ["score: true: there has to be a program, and {run}"]),
+        (changed(score="true"), ["score: true: name a program that is there, and {run}"]),
     ],
     ids=lambda said: said[-1] if isinstance(said, list) else "",
 )
@@ -166,7 +166,7 @@ def test_runs_have_a_gpu_each_or_share_the_cores(monkeypatch):
     monkeypatch.setattr("examples.slots.visible_gpus", list)
     assert [threads for _, threads in places(Slots(at_once=None))] == ["8"]
     assert [threads for _, threads in places(Slots(at_once=4))] == ["2"] * 4
-    with pytest.raises(InputError, match=re.escape("gpus: 2 for each run, and this machine has no GPU")):
+    with pytest.raises(InputError, match=re.escape("gpus: 2 for each run, but this machine has no GPU")):
         Slots(at_once=None, gpus=2)
     monkeypatch.setattr("examples.slots.visible_gpus", lambda: ["4", "5", "6", "7"])
     assert [gpu for gpu, _ in places(Slots(at_once=None))] == ["4", "5", "6", "7"]

@@ -85,16 +85,16 @@ def test_rates_are_one_for_all_or_one_for_each():
     for changed, words in (
         ({"data": ("pairs.jsonl",)}, "NAME=FILE"),
         ({"data": ("clair=",)}, "NAME=FILE"),
-        ({"data": ("a=b.jsonl", "a=c.jsonl")}, "--data: a stands there twice"),
-        ({"loss": ("dpo", "dpo")}, "--loss: dpo stands there twice"),
+        ({"data": ("a=b.jsonl", "a=c.jsonl")}, "--data: a is given twice"),
+        ({"loss": ("dpo", "dpo")}, "--loss: dpo is given twice"),
         ({"loss": ("dpo beta=x",)}, "x is not a number"),
         ({"loss": ("dro beta=1",)}, "dro has no beta"),
         ({"loss": ("apo_zero apo_zero.bet=1",)}, "perhaps --apo_zero.beta"),
-        ({"loss": ("dpo out=elsewhere",)}, "out is the grid's to say"),
+        ({"loss": ("dpo out=elsewhere",)}, "out is set by the grid"),
         ({"loss": ("dpo bacth_size=8",)}, "--loss: dpo bacth_size=8: "),
         ({"loss": ("dpo lr=fast",)}, "--loss: dpo lr=fast: "),
         ({"score": "no-such-program {run}"}, "there has to be a program"),
-        ({"score": "true"}, "where it is told the run's folder"),
+        ({"score": "true"}, "where it takes the run's folder"),
         ({"score": "true {folder}"}, "cannot be read"),
     ):
         with pytest.raises(InputError, match=re.escape(words)):
@@ -258,7 +258,7 @@ def test_a_signal_ends_the_child_and_what_it_has_started(tmp_path, number):
     parent.send_signal(number)
     _, said = parent.communicate(timeout=120)
     assert parent.returncode == 128 + number, said.decode()
-    assert b"stopping when the runs that were started have saved their state" in said
+    assert b"stopping when the runs in progress have saved their state" in said
     assert (tmp_path / "saved").read_text() == "saved"  # the child heard SIGTERM, and had its time
     assert not any(is_alive(pid) for pid in found) and not (tmp_path / "second").exists()
 

@@ -96,7 +96,7 @@ def test_what_is_made_goes_between_its_marks_and_nothing_else_changes():
     made = lora_page.filled(page, {"one": r"new \1", "two": "x\n"})
     assert made == "A\n<!-- one -->\nnew \\1\n<!-- end -->\nB\n<!-- two -->\nx\n<!-- end -->\nC\n"
     assert lora_page.filled(made, {"one": r"new \1", "two": "x"}) == made
-    with pytest.raises(InputError, match="<!-- three --> has to stand there once"):
+    with pytest.raises(InputError, match="<!-- three --> has to occur once"):
         lora_page.filled(page, {"three": ""})
 
 
@@ -247,4 +247,4 @@ def test_the_demo_times_both_ways_in_turn_trains_and_keeps_a_record(small, capsy
 
 def test_the_door_says_that_lora_goes_with_the_real_model():
     done = subprocess.run([ROOT / "launch.sh", "demo", "--lora"], capture_output=True, text=True, check=False)
-    assert done.returncode == 2 and "error: --lora trains an adapter beside the real model; add --real" in done.stderr
+    assert done.returncode == 2 and "error: --lora trains an adapter of the real model; add --real" in done.stderr

@@ -75,7 +75,7 @@ def test_an_objective_beside_the_papers_has_its_own_rate_and_a_beta_only_where_i
     ]  # fmt: skip
     known = paper.cells_of({0: {"clair": tmp_path}}, quick=True, also=["apo_zero beta=0.1"])[-1]
     assert (known.loss, known.lr) == ("apo_zero beta=0.1", paper.RATES["apo_zero"])
-    with pytest.raises(InputError, match="--also apo_zero: is there already; give it flags of its own"):
+    with pytest.raises(InputError, match="--also apo_zero: is trained already; give it flags of its own"):
         paper.cells_of({0: {"clair": tmp_path}}, quick=True, also=["apo_zero"])
     with pytest.raises(InputError, match="apo_zeero"):
         paper.PaperConfig(also=("apo_zeero lr=1e-4",))

@@ -47,7 +47,7 @@ def test_its_answers_are_in_the_form_asked_for_but_for_a_few():
 def test_a_port_that_is_taken_is_said():
     with reviser.serve_reviser() as address:
         port = int(address.split(":")[2].removesuffix("/v1"))
-        with pytest.raises(InputError, match=f"--port: {port} cannot be listened at"):
+        with pytest.raises(InputError, match=f"--port: cannot listen on port {port}"):
             reviser.main(["--port", str(port)])
 
 

@@ -18,5 +18,5 @@ def test_a_record_of_the_same_command_is_gone_on_with(tmp_path, monkeypatch):
     monkeypatch.setattr(revisions.sets, "make", lambda *_: {})  # no search and no run is left
     revisions.main([str(tmp_path / "runs"), "--record", str(path)])
     assert json.loads(path.read_text()) == record
-    with pytest.raises(InputError, match=r"revisions\.json: holds what other --epochs or --seeds gave"):
+    with pytest.raises(InputError, match=r"revisions\.json: contains results of other --epochs or --seeds"):
         revisions.main([str(tmp_path / "runs"), "--record", str(path), "--epochs", "2"])

@@ -278,9 +278,9 @@ def test_our_wording_has_the_papers_parts():
 
 @pytest.mark.parametrize(
     ("text", "fault"),
-    [("<TASK>", "nowhere"), ("<TASK><TASK><STUDENT_SOLUTION>", "2 times"),
-     ("<TASK><STUDENT_SOLUTION><STUDENT_SOLUTION_1>", "nothing to put"),
-     ("<TASK><STUDENT_SOLUTION><DEGREE><DEGREE>", "twice")],
+    [("<TASK>", "never"), ("<TASK><TASK><STUDENT_SOLUTION>", "2 times"),
+     ("<TASK><STUDENT_SOLUTION><STUDENT_SOLUTION_1>", "has no value in this template"),
+     ("<TASK><STUDENT_SOLUTION><DEGREE><DEGREE>", "more than once")],
 )  # fmt: skip
 def test_a_template_without_its_slots_is_refused(text, fault):
     with pytest.raises(InputError, match=f"^mine: .*{fault}"):

@@ -144,7 +144,7 @@ def test_a_rest_without_end_is_capped_and_said(tmp_path, capsys):
     start = time.monotonic()
     found = ask(tmp_path, first_then(Reply.error(429, "tomorrow", retry_after="1000000000")), 2, max_wait=0.3)
     assert found.states == ["answered"] * 2 and 0.3 <= time.monotonic() - start < 10
-    assert "asks for a rest of 1,000,000,000 s; it is tried again after 0 s" in capsys.readouterr().err
+    assert "asks for a pause of 1,000,000,000 s; it is tried again after 0 s" in capsys.readouterr().err
 
 
 def test_requests_a_minute_are_kept_to_evenly(tmp_path):
@@ -578,7 +578,7 @@ def test_each_key_goes_to_its_own_server(tmp_path, monkeypatch):
 def test_one_key_is_not_given_to_several_servers(tmp_path, key):
     with serve(lambda seen: HELLO) as a, serve(lambda seen: HELLO) as b:
         bases = a.base, b.base
-        assert "would get one key" in str(ask(tmp_path, None, 1, endpoint=bases).fault)
+        assert "would get the same key" in str(ask(tmp_path, None, 1, endpoint=bases).fault)
         assert ask(tmp_path, None, 3, endpoint=bases, key_env=("OPENAI_API_KEY", "none")).states == ["answered"] * 3
 
 
@@ -589,7 +589,7 @@ def test_a_key_in_the_place_of_a_variable_is_not_shown(tmp_path):
 
 def test_a_server_that_repeats_the_key_in_its_answer_puts_it_nowhere(tmp_path, key):
     found = ask(tmp_path, lambda seen: Reply.chat(f"you sent {seen.headers['authorization']}"), 2)
-    assert found.states == ["refused"] * 2 and b"holds the API key" in found.rows[0].answer
+    assert found.states == ["refused"] * 2 and b"contains the API key" in found.rows[0].answer
     assert KEY.encode() not in (tmp_path / "store.sqlite").read_bytes()
     found = ask(tmp_path / "b", lambda seen: Reply.json({"error": {"message": f"bad {KEY}"}}), 1, max_attempts=1)
     assert KEY not in str(found.rows)

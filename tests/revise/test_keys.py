@@ -138,5 +138,5 @@ def test_a_header_is_given_once_in_whatever_case():
 
 @pytest.mark.parametrize("name", ["Host", "content-length", "Transfer-Encoding", "accept-encoding"])
 def test_a_header_that_every_request_has_is_refused(name):
-    with pytest.raises(InputError, match=f"--target-header: {name} is said by every request"):
+    with pytest.raises(InputError, match=f"--target-header: {name} is set by this program"):
         keys.parse_headers((f"{name}: x",), "--target-header")

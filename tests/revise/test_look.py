@@ -37,7 +37,7 @@ def test_the_first_answer_is_waited_for_and_then_all_are_sent(tmp_path):
 
 def test_sixteen_answers_of_no_use_end_the_run_and_no_more_were_paid_for(tmp_path):
     found = ask(tmp_path, lambda seen: EMPTY.after(0.02), 60)
-    assert isinstance(found.fault, RunError) and "the first 16 answers are of no use (empty)" in str(found.fault)
+    assert isinstance(found.fault, RunError) and "the first 16 answers are unusable (empty)" in str(found.fault)
     assert "--ask-again" in str(found.fault) and "--go-on" in str(found.fault) and "--extra" in str(found.fault)
     assert len(found.texts) == 16 and found.states.count("unusable") == 16
     assert ask(tmp_path, answer_to, 60).states.count("answered") == 44
@@ -65,13 +65,13 @@ def test_answers_in_another_form_are_of_no_use_though_they_have_a_text(tmp_path)
     assert "no marker: 'hello'" in str(found.fault) and "--template" in str(found.fault)
     assert len(found.texts) == 16 and found.states.count("unusable") == 16  # so that --ask-again asks anew
     few = ask(tmp_path / "b", lambda seen: HELLO, requests=checked(5), role=REVISER)
-    assert "all 5 answers are of no use" in str(few.fault)
+    assert "all 5 answers are unusable" in str(few.fault)
 
 
 @pytest.mark.slow
 def test_one_answer_to_different_questions_ends_a_stage_that_makes_responses(tmp_path):
     found = ask(tmp_path, lambda seen: HELLO.after(0.01), 60, role=TARGET)
-    assert "16 different questions have got one and the same answer ('hello')" in str(found.fault)
+    assert "16 different questions got the same answer ('hello')" in str(found.fault)
     assert len(found.texts) == 16 and "--target-endpoint" in str(found.fault)
     assert ask(tmp_path / "b", lambda seen: HELLO, 60, role=SERVED).fault is None
     assert ask(tmp_path / "c", lambda seen: HELLO, 60, role=TARGET, go_on=True).fault is None
@@ -131,7 +131,7 @@ def test_few_rows_that_are_all_refused_are_not_stored_either(tmp_path):
 def test_an_account_that_runs_dry_stores_no_refusal(tmp_path, status):
     dry = Reply.json({"error": {"message": "Your credit balance is too low"}}, status=status)
     found = ask(tmp_path, lambda seen: answer_to(seen) if seen.number < 10 else dry, 60)
-    assert "the account is empty" in str(found.fault) and found.states.count("answered") == 10
+    assert "the account is out of credit" in str(found.fault) and found.states.count("answered") == 10
     assert found.states.count(None) == 50
     assert ask(tmp_path, answer_to, 60).states == ["answered"] * 60
 
@@ -157,7 +157,7 @@ def test_a_parameters_new_name_is_learnt_once_and_is_in_the_store(tmp_path, caps
     assert bodies[-1]["max_completion_tokens"] == 9 and json.loads(found.rows[3].request) == bodies[-1] | {
         "messages": capped(20)[3].body["messages"]
     }
-    assert "wants max_completion_tokens in the place of max_tokens" in capsys.readouterr().err
+    assert "wants max_completion_tokens instead of max_tokens" in capsys.readouterr().err
     assert not ask(tmp_path, reply, requests=capped(20)).texts  # the question is the same
 
 
@@ -203,7 +203,7 @@ def test_a_secret_header_is_not_given_to_several_servers(tmp_path, monkeypatch):
     monkeypatch.setenv("MY_SECRET", "abc")
     with serve(lambda seen: HELLO) as a, serve(lambda seen: HELLO) as b:
         found = ask(tmp_path, None, 1, endpoint=(a.base, b.base), header=("api-key: $MY_SECRET",))
-        assert "--header: 2 servers would get what is for one" in str(found.fault)
+        assert "--header: 2 servers would get a secret that is for one" in str(found.fault)
         assert ask(tmp_path, None, 3, endpoint=(a.base, b.base), header=("x-title: mine",)).fault is None
 
 
@@ -304,7 +304,7 @@ def test_a_server_where_many_time_out_while_others_are_answered_is_sent_half_as_
     endpoint.answered()
     assert not endpoint.timed_out("no byte", began) and endpoint.most == 8  # one alone is that row's own
     assert endpoint.timed_out("no byte", began) and endpoint.most == 4
-    assert "is sent 4 at once from here on" in capsys.readouterr().err
+    assert "gets 4 at once from now on" in capsys.readouterr().err
     silent = endpoints.Endpoint("http://127.0.0.1:9/v1", None, 8)
     assert not any(silent.timed_out("no byte", 0.0) for _ in range(8)) and silent.most == 8
 
@@ -314,7 +314,7 @@ def test_prompts_that_the_server_cuts_are_said(tmp_path, capsys):
         Request({"model": "m", "messages": [{"role": "user", "content": f"{i} " + "word " * 2400}]}) for i in range(3)
     ]
     ask(tmp_path, lambda seen: Reply.chat("x", usage=(2050, 5)), requests=long)
-    assert "3 prompts were cut by the server: of 2,401 words it has read 2,050 tokens" in capsys.readouterr().err
+    assert "the server cut 3 prompts: of one with 2,401 words it read 2,050 tokens" in capsys.readouterr().err
     ask(tmp_path / "b", lambda seen: Reply.chat("x", usage=(3100, 5)), requests=long)
     assert "cut" not in capsys.readouterr().err
 
@@ -384,7 +384,7 @@ def test_one_other_answer_ends_the_doubt():
         ("no grade", "another {model}"),
         ("two grades", "another {model}"),
         ("grade out of range", "another {model}"),
-        ("unknown finish reason: 'x'; --accept-finish-reason x lets it in", "--accept-finish-reason"),
+        ("unknown finish reason: 'x'; --accept-finish-reason x accepts it", "--accept-finish-reason"),
         ("NUL or U+FFFD in it", "tokenizer"),
         ("control tokens: [INST]", "chat template"),
         ("thoughts that cannot be told from the answer: </think> stands within a line", "--reasoning-parser"),
@@ -435,4 +435,4 @@ def test_an_earlier_answer_of_use_speaks_for_few_and_for_refusals(tmp_path):
 def test_a_prompt_was_cut_where_it_has_fewer_tokens_than_words_by_more_than_256(tmp_path, capsys, n_tokens, is_cut):
     prompt = [{"role": "system", "content": "word " * 400}, {"role": "user", "content": "word " * 600}]
     ask(tmp_path, lambda seen: Reply.chat("x", usage=(n_tokens, 5)), requests=[Request({"messages": prompt})])
-    assert ("1 prompts were cut by the server" in capsys.readouterr().err) == is_cut
+    assert ("the server cut 1 prompts" in capsys.readouterr().err) == is_cut

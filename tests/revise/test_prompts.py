@@ -117,8 +117,8 @@ def test_a_pair_that_is_none_keeps_its_prompt_and_has_no_own_answer(tmp_path):
     ("row", "said"),
     [
         ({"prompt": "a", "response": "b"}, "neither"),
-        ({"prompt": "a", "completion": "b"}, "no pair of texts, one of which could be the own answer"),
-        (released(0, response="b"), '"response" is there, and --response-from takes another answer'),
+        ({"prompt": "a", "completion": "b"}, "not a pair of texts, which --response-from needs"),
+        (released(0, response="b"), '"response" is there, but --response-from takes another answer'),
         (
             {
                 "prompt": "a",
@@ -129,7 +129,7 @@ def test_a_pair_that_is_none_keeps_its_prompt_and_has_no_own_answer(tmp_path):
                     {"role": "assistant", "content": "c"},
                 ],
             },
-            '"rejected" has tool calls, and own answers have to be text',
+            '"rejected" has tool calls, but own answers have to be text',
         ),
     ],
 )
@@ -142,7 +142,7 @@ def test_what_cannot_be_an_own_answer_is_one_sentence_with_its_line(tmp_path, ro
 
 def test_two_own_answers_are_not_in_a_pair_and_the_judge_says_so(tmp_path):
     rows = write_rows(tmp_path / "released.jsonl", [released(0)])
-    with pytest.raises(InputError, match=r"^--response-from: gives one own answer to a prompt, and two are judged"):
+    with pytest.raises(InputError, match=r"^--response-from: gives one own answer to a prompt, but two are judged"):
         here("judge-on-policy", tmp_path, "http://127.0.0.1:9/v1", "--response-from", "rejected", rows=rows)
 
 
@@ -155,7 +155,7 @@ def test_a_recipe_is_restricted_to_another_files_prompts_by_the_real_command(tmp
     more = ["--only-prompts", only]
     found = run([*command("judge-off-policy", tmp_path, None, *more, rows=rows)])
     assert found.returncode == 0, found.stderr
-    assert f"{rows}: 2 of 20 rows have the prompts of {only}, 1 of whose 3 are not there" in found.stderr
+    assert f"{rows}: 2 of 20 rows have the prompts of {only}; 1 of its 3 prompts are missing" in found.stderr
     assert [row["prompt"] for row in read_rows(tmp_path / "pairs.jsonl")] == ["Name bird 3.", "Name bird 7."]
     assert read_rows(tmp_path / "pairs.jsonl")[0]["provenance"]["row"] == 3
 
@@ -205,7 +205,7 @@ def test_files_without_a_prompt_in_common_are_one_sentence(tmp_path):
 def test_the_other_file_is_not_written_over(tmp_path):
     rows = write_rows(tmp_path / "prompts.jsonl", [judged(0)])
     only = write_rows(tmp_path / "pairs.jsonl", [{"prompt": "Name bird 0.", "provenance": {"recipe": "clair"}}])
-    with pytest.raises(InputError, match=r"^--out: .*pairs\.jsonl would be written over, and it is read"):
+    with pytest.raises(InputError, match=r"^--out: .*pairs\.jsonl is also read, and would be overwritten"):
         here("judge-off-policy", tmp_path, None, "--only-prompts", only, rows=rows)
 
 

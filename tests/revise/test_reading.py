@@ -69,7 +69,7 @@ def test_an_answer_without_a_text_has_a_reason(answer, reason):
         (b"<html>busy</html>", "HTML, not JSON"),
         (b'{"choices": [{"message', "not JSON"),
         (b'{"choices": [], "usage": NaN}', "NaN is not JSON"),
-        (b'{"choices": [], "choices": []}', "the key 'choices' stands twice"),
+        (b'{"choices": [], "choices": []}', "the key 'choices' occurs twice"),
         ('{"choices": "ä"}'.encode("latin-1"), "not UTF-8"),
         (b"[" * 3000, "nested deeper|not JSON"),
         (b'{"choices": ' + b"[" * 100 + b"]" * 100 + b"}", "nested deeper"),
@@ -126,9 +126,9 @@ def test_whole_is_what_is_known_to_be_whole(finish):
         *((name, "refused") for name in ("content_filter", "SAFETY", "RECITATION", "refusal", "guardrail_intervened")),
         *((name, "a tool call") for name in ("tool_use", "function_call", "TOOL_CALLS")),
         *((name, "broken off by the server") for name in ("error", "abort", "network_error")),
-        ("pause_turn", "unknown finish reason: 'pause_turn'; --accept-finish-reason pause_turn lets it in"),
-        ("COMPLETE", "unknown finish reason: 'COMPLETE'; --accept-finish-reason COMPLETE lets it in"),
-        ({"type": "x"}, 'unknown finish reason: \'{"type":"x"}\'; --accept-finish-reason {"type":"x"} lets it in'),
+        ("pause_turn", "unknown finish reason: 'pause_turn'; --accept-finish-reason pause_turn accepts it"),
+        ("COMPLETE", "unknown finish reason: 'COMPLETE'; --accept-finish-reason COMPLETE accepts it"),
+        ({"type": "x"}, 'unknown finish reason: \'{"type":"x"}\'; --accept-finish-reason {"type":"x"} accepts it'),
     ],
 )  # fmt: skip
 def test_every_other_end_sets_an_answer_aside_unless_it_is_accepted(finish, reason):

@@ -295,7 +295,7 @@ def test_a_judge_who_takes_the_first_is_found_out(tmp_path):
     found, pairs, rejected, _ = judged(tmp_path, lambda seen: Reply.chat("[1]"), 40, "--both-orders", 1, code=1)
     assert not pairs and {row["reason"] for row in rejected} == {"the order decides"}
     assert "no pair was made of 40 prompts (the order decides)" in found.stderr
-    assert "another --model or --store asks anew" in found.stderr and "--ask-again" not in found.stderr
+    assert "another --model or --store asks for new ones" in found.stderr and "--ask-again" not in found.stderr
     assert (
         "the answer shown first won 100.0% of 80 judgments; of 40 pairs judged in both orders 0.0% had one winner"
         in (found.stderr)
@@ -384,12 +384,12 @@ def test_what_a_row_gives_its_template_goes_to_the_server_and_into_the_pairs(tmp
 @pytest.mark.parametrize(
     ("name", "row", "said"),
     [
-        ("clair", {"tools": TOOLS}, '"tools" cannot be handed on in the wording of a request; let them go'),
+        ("clair", {"tools": TOOLS}, '"tools" have no place in the text of a request; ignore them'),
         ("clair", {"prompt": [{"role": "user", "content": "q"}, {"role": "assistant", "content": "", "tool_calls": [
             {"name": "f", "arguments": {}}]}, {"role": "tool", "content": "x"}]}, "the prompt has tool calls or"),
-        ("judge-on-policy", {"documents": [{"text": "x"}]}, '"documents" cannot be handed on in the wording of a req'),
-        ("stronger-preferred", {"documents": [{"text": "x"}]}, '"documents" cannot be handed on to a server; write'),
-        ("stronger-preferred", {"images": ["x.png"]}, '"images" is there, and only text can be trained on'),
+        ("judge-on-policy", {"documents": [{"text": "x"}]}, '"documents" have no place in the text of a req'),
+        ("stronger-preferred", {"documents": [{"text": "x"}]}, '"documents" cannot be sent to a server; write'),
+        ("stronger-preferred", {"images": ["x.png"]}, '"images" is there, but only text can be trained on'),
     ],
 )  # fmt: skip
 def test_what_cannot_be_handed_on_is_told_before_anything_is_sent(tmp_path, name, row, said):
@@ -433,9 +433,9 @@ def test_a_dry_run_sends_nothing_and_says_the_most_that_it_can_cost(tmp_path):
         (["--min-length-ratio", 3], "leave nothing between them"),
         (["--max-cost", 1], "--max-cost needs prices"),
         (["--target-endpoint", "http://127.0.0.1:9/v1"], "--target-name"),
-        (["--endpoint", "ftp://x"], "no address"),
+        (["--endpoint", "ftp://x"], "is not an address"),
         (["--endpoint", "http://user:word@localhost/v1"], "name or password"),
-        (["--endpoint", "http://localhost/v1?api_key=abc"], "a key in an address"),
+        (["--endpoint", "http://localhost/v1?api_key=abc"], "the address contains a key"),
         (["--extra", "[1]"], "--extra"),
         (["--extra", "{"], "--extra"),
         (["--temperature", 3], "--temperature"),

@@ -221,14 +221,14 @@ def test_the_parameter_that_is_blamed_is_the_first_that_is_named_as_a_word(found
 @pytest.mark.parametrize(
     ("found", "role", "base", "mend"),
     [
-        (error("Not Found", 404), REVISER, "http://x/v1", "mend the address (--endpoint) or the model's name"),
-        (error("Not Found", 404), JUDGE, "http://x/v1beta/openai", "mend the address (--judge-endpoint)"),
+        (error("Not Found", 404), REVISER, "http://x/v1", "fix the address (--endpoint) or the model's name"),
+        (error("Not Found", 404), JUDGE, "http://x/v1beta/openai", "fix the address (--judge-endpoint)"),
         (error("no", 405), REVISER, "http://x", "--endpoint http://x/v1"),
         (error("'temperature' is deprecated for this model"), REVISER, "http://x", "'{\"temperature\": null}'"),
         (error("'max_tokens' must be below 2048"), JUDGE, "http://x", "--judge-extra '{\"max_tokens\": ...}'"),
         (error("System role not supported"), JUDGE, "http://x", "take them out of the rows"),
         (error("Developer instruction is not enabled"), TARGET, "http://x", "take them out of the rows"),
-        (error("no", 401), REVISER, "http://x", "mend the key: --key-env"),
+        (error("no", 401), REVISER, "http://x", "fix the key: --key-env"),
         (error("The teapot is empty"), REVISER, "http://x", ""),
     ],
 )

@@ -95,12 +95,12 @@ def test_what_a_judge_thinks_is_no_grade_and_is_kept(tmp_path):
     (row,) = read_rows(tmp_path / "scored.jsonl")
     assert row["chosen_score"] == 9 and "rejected_score" not in row
     assert row["scorer_reasoning"] == ["Grades are such as [7].\n\n[1]"]
-    assert "in 1 rows the judge's thoughts are cut off" in found.stderr and found.returncode == 1
+    assert "in 1 rows the judge's thoughts were cut off" in found.stderr and found.returncode == 1
 
 
 @pytest.mark.parametrize("flags", [{"api": "responses"}, {"stream": True}])
 def test_what_a_reward_model_has_not_is_refused(flags):
-    with pytest.raises(InputError, match="--api and --stream are of a judge"):
+    with pytest.raises(InputError, match="--api and --stream are for a judge"):
         ScoreConfig(pairs="d", out="o", store="s", endpoint=("http://x",), model="m", reward=True, **flags)
 
 
@@ -128,7 +128,7 @@ def test_a_row_that_cannot_be_scored_is_said_and_kept_without(tmp_path):
     with serve(lambda seen: Reply.chat("hm") if "otter 1" in graded_of(seen) else judge(seen)) as server:
         found = score(tmp_path, server.base)
     assert (
-        found.returncode == 1 and "1 of 2 pairs are scored" in found.stderr and "1 rows have no score" in found.stderr
+        found.returncode == 1 and "1 of 2 pairs are scored" in found.stderr and "1 rows lack the score" in found.stderr
     )
     rows = read_rows(tmp_path / "scored.jsonl")
     assert len(rows) == 2 and "rejected_score" not in rows[1] and rows[1]["chosen_score"] == 9

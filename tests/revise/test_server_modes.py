@@ -73,13 +73,13 @@ def stops(mode, *said, sent, made=0, rejected=None, **more):
 def useless(mode, reason, *said, of=30, **more):
     """... since the first sixteen answers make no row."""
     rejected = {reason: 16, NOT_YET: of - 16}
-    first = f"the first 16 answers are of no use ({reason}"
+    first = f"the first 16 answers are unusable ({reason}"
     return stops(mode, first, "--ask-again", "--go-on", *said, sent=16, rejected=rejected, **more)
 
 
 def runs_dry(mode, status, words):
     """... since the account is empty after ten answers; what is in flight comes home."""
-    said = (f"answers {status}: {words}", "the account is empty: fill it, and the same command goes on")
+    said = (f"answers {status}: {words}", "the account is out of credit: top it up, and the same command continues")
     return stops(mode, *said, sent=range(11, 61), made=10, rejected={NOT_YET: 50}, rows="p60.jsonl")
 
 
@@ -90,11 +90,11 @@ def flagged(*flags, **more):
 
 UNTHOUGHT = ("30 rows had thoughts before an answer: cut off, and kept as reasoning",)
 CUT_THERE = ("30 rows had an answer that ran past a chat template's end of turn: cut there",)
-RENAMED = "wants max_completion_tokens in the place of max_tokens: that is what it is sent"
+RENAMED = "wants max_completion_tokens instead of max_tokens, and is sent that"
 AS_GPT5 = flagged("--temperature", "1", "--extra", '{"top_p": null}', sent=31, said=(RENAMED,))
-NO_V1 = "the address lacks /v1, it seems: --endpoint http://127.0.0.1:"
+NO_V1 = "the address seems to lack /v1: give --endpoint http://127.0.0.1:"
 ALL_THOUGHTS = "truncated: the thoughts took all 4,096 tokens); think less, or raise --max-tokens"
-SHORT = "prompt and answer do not fit into the model's context: a lower --max-tokens, or a longer context"
+SHORT = "prompt and answer do not fit into the model's context: lower --max-tokens, or serve a longer context"
 SYSTEM = "leave the empty system message out: --no-empty-system; nothing is stored as refused"
 CREDIT = "Your credit balance is too low to access the Anthropic API."
 BUDGET = "Budget has been exceeded! Current cost: 10.0021, Max budget: 10.0"
@@ -122,18 +122,18 @@ CLAIR = [
     Case("eot_leak_end", said=CUT_THERE),
     useless("replacement", "NUL or U+FFFD in it", "the server's tokenizer or its weights are broken"),
     *(
-        stops("notes_after", f"no pair was made of {n} prompts (alludes to the revision)", "--store asks anew", sent=n,
+        stops("notes_after", f"no pair was made of {n} prompts (alludes to the revision)", "asks for new ones", sent=n,
               rows=rows, rejected={"alludes to the revision": n})
         for n, rows in ((30, "prompts.jsonl"), (5, "long.jsonl"))
     ),
-    useless("no_marker", "no marker", "another --model, or another --template", of=60, rows="p60.jsonl"),
-    stops("no_marker", "all 5 answers are of no use (no marker", "--ask-again", sent=5, rows="prompts5.jsonl",
+    useless("no_marker", "no marker", "another --model or --template", of=60, rows="p60.jsonl"),
+    stops("no_marker", "all 5 answers are unusable (no marker", "--ask-again", sent=5, rows="prompts5.jsonl",
           rejected={"no marker": 5}),
     # accounts
     runs_dry("anthropic_credit", 400, CREDIT),
     runs_dry("litellm_budget", 400, BUDGET),
     runs_dry("litellm_budget_429", 429, BUDGET),
-    stops("openrouter_200_402", "answers 402: Insufficient credits.", "the account is empty: fill it", sent=1),
+    stops("openrouter_200_402", "answers 402: Insufficient credits.", "the account is out of credit: top", sent=1),
     # one row's own
     Case("openrouter_moderation", made=29, rejected={"refused by the server": 1}),
     Case("azure_filter", made=20, rejected={"refused by the server": 10}),
@@ -146,7 +146,7 @@ CLAIR = [
     Case("openwebui_405"),
     stops("azure", "answers 401: Access denied", "--header 'api-key: $VARIABLE'", sent=1),
     Case("azure", **flagged("--header", "api-key: $MY_SECRET"), env={"MY_SECRET": "abcdefghijkl"}),
-    stops("azure_v1", "answers 404: Resource not found", "mend the address (--endpoint)", sent=1),
+    stops("azure_v1", "answers 404: Resource not found", "fix the address (--endpoint)", sent=1),
     Case("azure_v1", path="/openai/v1"),
     stops("gpt5", RENAMED, "--temperature 1", "nothing is stored as refused", sent=2),
     stops("gpt5", RENAMED, '--extra \'{"top_p": null}\'', "nothing is stored as refused", sent=2,
@@ -164,32 +164,32 @@ CLAIR = [
     # forms of an answer
     Case("sse"),
     Case("sse", **flagged("--stream")),
-    stops("stream_required", "only support stream mode", "the server only streams: --stream", sent=1),
+    stops("stream_required", "only support stream mode", "the server only streams: add --stream", sent=1),
     Case("stream_required", **flagged("--stream")),
     Case("gz"),  # 263 bytes, 389 when they are unpacked; 0.0003 MB are 314
-    useless("gz", "an answer of more than 0.0003 MB", "a larger --max-answer-mb",
+    useless("gz", "an answer of more than 0.0003 MB", "raise --max-answer-mb",
             **flagged("--max-answer-mb", "0.0003")),
     Case("openrouter_ws"),
     # counts and time
     Case("gemini_usage", **flagged("--price-in", "1", "--price-out", "10", said=("0.15 million tokens, $1.52",))),
-    Case("ollama_ctx", rows="huge.jsonl", made=5, sent=5, said=("5 prompts were cut by the server: of 2,529 words",)),
+    Case("ollama_ctx", rows="huge.jsonl", made=5, sent=5, said=("the server cut 5 prompts: of one with 2,529 words",)),
     Case("ollama_ctx"),
     stops("slow3", "the first 2 attempts have timed out (no byte within 1 s", "raise --read-timeout", sent=2,
           rejected={"failed": 1, NOT_YET: 4}, rows="prompts5.jsonl", flags=("--read-timeout", "1")),
     Case("slow3", rows="prompts5.jsonl", made=5, sent=5),
     Case("one_slot"),
     # one answer to everything
-    stops("same", "16 different questions have got one and the same answer", "a cache or a proxy", "--ask-again",
+    stops("same", "16 different questions got the same answer", "a cache or a proxy", "--ask-again",
           sent=16, rejected={"one answer to 16 different questions": 16, NOT_YET: 44}, rows="p60.jsonl"),
-    stops("same", "5 different questions have got one and the same answer", "--ask-again", sent=5,
+    stops("same", "5 different questions got the same answer", "--ask-again", sent=5,
           rejected={"one answer to 5 different questions": 5}, rows="prompts5.jsonl"),
 ]  # fmt: skip
 
 JUDGES = [
     Case("jop_think", made=20, sent=20, said=("20 rows had thoughts",)),
     Case("jop_words", made=18, sent=20, rejected={"no choice": 2}),
-    useless("jop_notbetter", "no choice", "in the form that it is asked for: another --model, or --template", of=20),
-    stops("score_of10", "rows have no score of both answers", "--n-grades", sent=40, made=32, kind="score"),
+    useless("jop_notbetter", "no choice", "that it is asked for: take another --model or --template", of=20),
+    stops("score_of10", "rows lack the score of an answer", "--n-grades", sent=40, made=32, kind="score"),
 ]  # fmt: skip
 JUDGES = [replace(c, kind="judge-on-policy", rows="two.jsonl") if c.kind == "clair" else c for c in JUDGES]
 
@@ -197,7 +197,7 @@ BENCHMARKS = [
     Case("mix_good", made=48, sent=102),
     stops("mix_think", "takes 'A', the right answer to a multiple-choice query, for wrong", "reasoning parser",
           "--ask-again", sent=6),
-    stops("mix_budget", f"answers 400: {CREDIT}", "the account is empty: fill it", sent=range(48 + 14 + 1, 103)),
+    stops("mix_budget", f"answers 400: {CREDIT}", "the account is out of credit: top", sent=range(48 + 14 + 1, 103)),
     stops("mix_gpt5", RENAMED, "the thoughts took all 999 tokens", "--judge-extra '{\"max_tokens\": ...}'", sent=4),
     Case("mix_gpt5", **flagged("--judge-extra", json.dumps(ANOTHER), made=48, sent=102)),
     Case("mix_gpt5", **flagged("--judge-extra", '{"max_tokens": 4096}', made=48, sent=103, said=(RENAMED,))),

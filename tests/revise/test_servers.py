@@ -90,19 +90,19 @@ ROOT = "/v1"  # what is taken off the address
 
 CASES = [  # what is said: the server, flags, exit code, pairs of 12, requests, words
     ("an account that runs dry: credit balance", after(5, Reply.error(400, "Your credit balance is too low")), [],
-     1, 5, None, "the account is empty: fill it, and the same command goes on"),
+     1, 5, None, "the account is out of credit: top it up, and the same command continues"),
     ("budget_exceeded, 429", after(5, Reply.json({"error": {"type": "budget_exceeded"}}, status=429)), [],
-     1, 5, None, "the account is empty"),
+     1, 5, None, "the account is out of credit"),
     ("402 in an answer with 200", lambda seen: Reply.json({"error": {"code": 402, "message": "Insufficient credits"}}),
      [], 1, 0, 1, "answers 402: Insufficient credits"),
     ("a flagged prompt", lambda seen: FLAGGED if "bird 0." in seen.text else revise(seen), [],
      0, 11, 12, "refused by the server"),
     ("a content filter", lambda seen: Reply.error(400, "x", code="content_filter") if seen.number % 3 == 0
      else revise(seen), [], 0, 8, 12, "4  refused by the server"),
-    ("no /v1, 404", below_v1(Reply.error(404, "Not Found")), [ROOT], 1, 0, 1, "lacks /v1, it seems: --endpoint"),
-    ("no /v1, 405", below_v1(Reply.error(405, "Method Not Allowed")), [ROOT], 1, 0, 1, "lacks /v1, it seems"),
+    ("no /v1, 404", below_v1(Reply.error(404, "Not Found")), [ROOT], 1, 0, 1, "seems to lack /v1: give --endpoint"),
+    ("no /v1, 405", below_v1(Reply.error(405, "Method Not Allowed")), [ROOT], 1, 0, 1, "seems to lack /v1"),
     ("no /v1, 200", below_v1(Reply.json({"error": "Unexpected endpoint or method. (POST /chat/completions)"})), [ROOT],
-     1, 0, 1, "lacks /v1, it seems"),
+     1, 0, 1, "seems to lack /v1"),
     ("another header for the key", wants("api-key"), [], 1, 0, 1, "--header 'api-key: $VARIABLE'"),
     ("... which is sent", wants("api-key"), ["--header", "api-key: $MY_SECRET"], 0, 12, 12, "12 pairs"),
     ("gpt-5: temperature", gpt5, [], 1, 0, 2, "--temperature 1"),
@@ -121,7 +121,7 @@ CASES = [  # what is said: the server, flags, exit code, pairs of 12, requests, 
     ("... and going on", lambda seen: Reply.chat(f"Better: heron {seen.number}"), ["--go-on"], 1, 0, 12,
      "no pair was made of 12 prompts (no marker)"),
     ("one answer to everything", lambda seen: Reply.chat("{teacher_reasoning}: x\n{corrected_student_solution}: The "
-     "heron is bird number 1, I say."), [], 1, 0, 12, "have got one and the same answer"),
+     "heron is bird number 1, I say."), [], 1, 0, 12, "got the same answer"),
 ]  # fmt: skip
 
 
@@ -153,7 +153,7 @@ def test_sixteen_answers_are_paid_for_and_no_more_and_are_written_with_their_rea
     with serve(lambda seen: Reply.chat("Here is a better version.")) as server:
         found = run(command("clair", tmp_path, server.base))
         assert (found.returncode, server.n_seen) == (1, 16)
-    assert "error: the first 16 answers are of no use (no marker: 'Here is a better version.')" in found.stderr
+    assert "error: the first 16 answers are unusable (no marker: 'Here is a better version.')" in found.stderr
     assert outcome(tmp_path) == (0, {"no marker": 16, "not asked yet": 44})
     with serve(revise) as server:
         assert run(command("clair", tmp_path, server.base)).returncode == 0
@@ -226,7 +226,7 @@ def test_an_early_end_of_the_targets_answers_writes_what_there_is(tmp_path, caps
         more = ["--target-endpoint", target.base, "--target-name", "llama"]
         assert here(tmp_path, server.base, *more) == 1
         assert (target.n_seen, server.n_seen) == (16, 0)
-    assert "16 different questions have got one and the same answer" in "".join(capsys.readouterr())
+    assert "16 different questions got the same answer" in "".join(capsys.readouterr())
     assert outcome(tmp_path) == (
         0,
         {"own answer one answer to 16 different questions": 16, "own answer not asked yet": 14},
@@ -237,4 +237,4 @@ def test_an_early_end_of_the_targets_answers_writes_what_there_is(tmp_path, caps
 def test_a_targets_flags_need_its_server(tmp_path, flag):
     prompts(tmp_path / "prompts.jsonl", 1)
     found = run(command("clair", tmp_path, "http://127.0.0.1:9/v1", *flag))
-    assert found.returncode == 2 and f"{flag[0]}: is of --target-endpoint" in found.stderr
+    assert found.returncode == 2 and f"{flag[0]}: is for --target-endpoint" in found.stderr

@@ -65,6 +65,6 @@ def test_answers_under_another_template_are_other_answers(model, tmp_path):
 def test_flags_of_a_model_that_does_not_answer_here_are_refused(tmp_path):
     settings = {"prompts": "p", "out": str(tmp_path / "o.jsonl"), "store": str(tmp_path / "s.sqlite"), "model": "m"}
     with pytest.raises(
-        InputError, match=r"^--chat-template-kwargs: is of --target-model, which answers here; leave it"
+        InputError, match=r"^--chat-template-kwargs: is for --target-model, which is not given; leave it"
     ):
         ClairConfig(**settings, endpoint=("http://localhost:1/v1",), chat_template_kwargs="a=1")

@@ -117,7 +117,7 @@ BAD = {
     "MAX_TOKENS": (lambda seen: answer(whole(seen)[:-12], finish="MAX_TOKENS"), "truncated"),
     "an end that nobody knows": (
         lambda seen: answer(whole(seen), finish="pause_turn"),
-        "unknown finish reason: 'pause_turn'; --accept-finish-reason pause_turn lets it in",
+        "unknown finish reason: 'pause_turn'; --accept-finish-reason pause_turn accepts it",
     ),
     "SAFETY": (lambda seen: answer(whole(seen), finish="SAFETY"), "refused"),
     "U+FFFD": (lambda seen: answer(whole(seen, " \ufffd\ufffd")), "NUL or U+FFFD in it"),
@@ -175,7 +175,7 @@ def test_a_long_key_in_an_answer_refuses_its_row(tmp_path, monkeypatch):
     prompts(tmp_path / "prompts.jsonl", 3)
     with serve(lambda seen: answer(whole(seen, f" {key}" if "bird 1" in seen.text else ""))) as server:
         pairs, (row,) = made("clair", tmp_path, server.base)
-    assert len(pairs) == 2 and row["reason"].startswith("refused by the server: an answer that holds the API key")
+    assert len(pairs) == 2 and row["reason"].startswith("refused by the server: an answer that contains the API key")
     assert not [path for path in tmp_path.iterdir() if key.encode() in path.read_bytes()]
 
 
@@ -195,7 +195,7 @@ def test_a_long_secret_of_a_header_in_an_answer_refuses_its_row(tmp_path, monkey
     with serve(target) as one, serve(reviser) as other:
         more = ["--target-endpoint", one.base, "--target-name", "llama", role, "api-key: $MY_SECRET"]
         pairs, (row,) = made("clair", tmp_path, other.base, *more)
-    assert len(pairs) == 2 and "an answer that holds" in row["reason"]
+    assert len(pairs) == 2 and "an answer that contains" in row["reason"]
     assert not [path for path in tmp_path.iterdir() if secret.encode() in path.read_bytes()]
 
 
@@ -297,7 +297,7 @@ def test_a_grade_is_read_or_left_and_never_another_one(tmp_path):
 
     with serve(reply) as server:
         arguments = ["--pairs", tmp_path / "pairs.jsonl", "--out", tmp_path / "scored.jsonl", "--model", "j"]
-        with pytest.raises(RunError, match=f"{len(NO_GRADES)} rows have no score"):
+        with pytest.raises(RunError, match=f"{len(NO_GRADES)} rows lack the score"):
             score.main([*map(str, arguments), "--store", str(tmp_path / "s.sqlite"), "--endpoint", server.base])
     found = [row.get("chosen_score") for row in read_rows(tmp_path / "scored.jsonl")]
     assert found == [8] * len(GRADES) + [None] * len(NO_GRADES)
