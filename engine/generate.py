@@ -50,47 +50,53 @@ OF_SPEED = ("batch_size", "prefill_tokens")  # what changes no answer
 
 @dataclass(frozen=True, kw_only=True)
 class GenerateConfig(Sampling, ReadingSettings, TemplateSettings, AdapterSettings):
-    """Sample answers to prompts; a JSON line each, in the order of the prompts."""
+    """Sample answers to prompts from a checkpoint or a server, and write one JSON line per answer, in prompt order."""
 
     model: PathText
-    """Checkpoint folder (Hugging Face layout, safetensors; an adapter's too) or hub id; with --endpoint, the model's
-    name there."""
+    """Model that answers: a checkpoint folder (Hugging Face layout, safetensors), an adapter's folder, or a hub id.
+    With --endpoint: the name of the model on the server."""
     prompts: PathText
-    """Rows (.jsonl, .json, .csv, .parquet) with "prompt" (text or messages) or "prompt_ids", and what belongs to it
-    (system, tools, chat_template_kwargs); answers in them are not looked at."""
+    """Prompts: a .jsonl, .json, .csv or .parquet file whose rows have "prompt" (text or messages) or "prompt_ids", and
+    optionally "system", "tools" and "chat_template_kwargs". Responses in the rows are ignored."""
     out: PathText
-    """File for the answers: prompt, response, why it ended; OUT.partial until all of them are there."""
+    """File for the answers, each with its prompt and why it ended. Until all are done they are in OUT.partial; the same
+    command continues from there."""
     endpoint: tuple[str, ...] = ()
-    """Address of an OpenAI-compatible server that answers in the place of a checkpoint; several share the work."""
+    """URL of an OpenAI-compatible server that answers instead of a local checkpoint, such as http://localhost:8000/v1.
+    Several URLs share the work."""
     key_env: str = "OPENAI_API_KEY"
-    """Environment variable of the server's API key."""
+    """Name of the environment variable that holds the API key of the server."""
     concurrency: int = 64
-    """Most requests to a server at once."""
+    """Maximum number of requests in flight at the same time, for each server."""
     header: tuple[str, ...] = ()
-    """'NAME: VALUE' of a header that the server is sent besides, with $VARIABLE from the environment."""
+    """Additional HTTP header for the server, as 'NAME: VALUE'. $VARIABLE in it is read from the environment."""
     extra: str | None = None
-    """JSON object that is merged into each request to the server; null takes a field out."""
+    """JSON object to merge into the body of each request; a field with the value null is removed. Unset: nothing."""
     api: Literal["chat", "responses"] = "chat"
-    """Which interface of the server is asked: chat completions, or OpenAI's Responses where there is no other."""
+    """API of the server: chat for /chat/completions, or responses for OpenAI's Responses API, if it offers no other."""
     stream: bool = False
-    """Have the server stream its answers, as some do alone."""
+    """Ask the server to stream its answers; some servers offer nothing else."""
     accept_finish_reason: tuple[str, ...] = ()
-    """Finish reasons of the server that stand for a whole answer too."""
+    """Further finish reasons of the server that mark a complete answer, besides stop, end_turn, eos, stop_sequence and
+    none."""
     max_answer_mb: float = 8.0
-    """Largest answer of the server."""
+    """Maximum size of an answer of the server in megabytes; a larger one is refused."""
     read_timeout: float = 300.0
-    """Seconds without a byte of the server."""
+    """Seconds to wait for the next byte of an answer of the server before the attempt fails. Raise it for slow
+    models."""
     go_on: bool = False
-    """Go on although the server's first answers are of no use, or it refuses one request after the other."""
+    """Continue even if the first answers of the server are unusable or it refuses many requests in a row. By default
+    the command stops then, to save cost."""
     ask_again: bool = False
-    """Ask the server again for what it has refused, or answered without a text: that goes to OUT's name with
+    """Send requests again that the server refused or answered without text. Such prompts are listed in OUT's name with
     .rejected.jsonl."""
     config: PathText | None = None
-    """YAML file of settings, named as the flags are; flags win over it."""
+    """YAML file of settings with the names of these flags. Flags on the command line win over the file."""
     dtype: Literal["float32", "bfloat16"] | None = None
-    """Compute dtype. Unset: bfloat16 on CUDA, which rounds a folder of float32 weights, float32 on the CPU."""
+    """Dtype to compute in. Unset: bfloat16 on a GPU (float32 weights are rounded), float32 on the CPU."""
     beyond_context: bool = False
-    """Take prompts that fill the model's context (max_position_embeddings), and let answers grow beyond it."""
+    """Accept prompts that fill the model's context (max_position_embeddings), and let answers grow beyond it. By
+    default such prompts are an error, and answers end there."""
 
     def __post_init__(self) -> None:
         for part in (Sampling, ReadingSettings, TemplateSettings):

@@ -35,22 +35,24 @@ MEND = "give the same command again: what was sent is not sent anew"
 
 @dataclass(frozen=True, kw_only=True)
 class PublishConfig:
-    """Put a checkpoint folder on the Hugging Face hub."""
+    """Upload a checkpoint folder with its model card to the Hugging Face hub."""
 
     folder: tyro.conf.Positional[PathText]
-    """The checkpoint folder: an epoch's of a run, an adapter's too, or one that engine.convert wrote."""
+    """Checkpoint folder to upload: an epoch folder of a run (a model or an adapter), or one written by engine.convert
+    or engine.merge."""
     repo: str
-    """The repository, ORG/NAME; made where there is none."""
+    """Repository on the hub, as ORG/NAME. It is created if it does not exist."""
     public: bool = False
-    """Make it public. Without it, it is private, and one that is public already is refused."""
+    """Publish to a public repository. By default the repository is private, and an existing public one is refused."""
     card: PathText | None = None
-    """Model card to take in the place of the folder's README.md: an edited copy, say."""
+    """Model card to upload instead of the folder's README.md, for example an edited copy of it."""
     existing_card: Literal["refuse", "keep", "replace"] = "refuse"
-    """Where the repository holds another README.md: refuse to publish, keep that one, or replace it."""
+    """What to do if the repository already has a different README.md: refuse to publish, keep that one, or replace
+    it."""
     dry_run: bool = False
-    """Show what would be sent, and the card; ask nothing of the hub."""
+    """Print the files that would be uploaded and the model card, without contacting the hub."""
     config: PathText | None = None
-    """YAML file of settings, named as the flags are; flags win over it."""
+    """YAML file of settings with the names of these flags. Flags on the command line win over the file."""
 
     def __post_init__(self) -> None:
         if not is_hub_id(self.repo) or "@" in self.repo:

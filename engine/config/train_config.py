@@ -38,18 +38,20 @@ ALIASES = cli.Aliases(
 
 @dataclass(frozen=True, kw_only=True, init=False)
 class TrainConfig:
-    """Align a model on preferences. The defaults are those of arXiv 2408.06266."""
+    """Align a model on preference data. The defaults are those of the APO paper (arXiv 2408.06266)."""
 
     model: PathText
-    """Checkpoint folder (Hugging Face layout, safetensors) or hub id; the policy starts from it, and so does the
-    reference where no --reference-model is named."""
+    """The model to align: a checkpoint folder (Hugging Face layout, safetensors) or a hub id. It is also the reference
+    unless --reference-model names another one."""
     out: PathText
-    """Folder for the run: config, metrics, a checkpoint per epoch. Must not hold a run, but with --resume."""
+    """Folder for the run: its configuration, metrics, states, and a checkpoint per epoch. A folder that already holds a
+    run is refused without --resume."""
     config: PathText | None = None
-    """YAML file of settings, named as the flags are, or as TRL's trainers have them; flags win over it."""
+    """YAML file of settings, with the names of these flags or those of TRL's trainers. Flags on the command line win
+    over the file."""
     trl_trainer: Literal["dpo", "kto", "orpo", "cpo"] | None = None
-    """Which of TRL's trainers a file of --config is for, whose defaults hold in it. Unset: as names tell that only one
-    of them has, else dpo."""
+    """The TRL trainer that a --config file with TRL's names was written for; its defaults apply to what the file leaves
+    out. Unset: recognised by names that only one trainer has, otherwise dpo."""
     data: DataConfig
     objective: ObjectiveConfig
     adapters: AdapterConfig

@@ -298,12 +298,12 @@ def _weight(text: str) -> float | None:
 
 def describe_all() -> str:
     """The objectives and their hyperparameters, for --help."""
-    lines = ["objectives (--loss; a mixture is NAME:WEIGHT,NAME:WEIGHT), their hyperparameters (--NAME.argument) and"]
-    lines += ["defaults:"]
+    lines = ["objectives for --loss, with their hyperparameters (--NAME.argument) and defaults; a mixture is written"]
+    lines += ["NAME:WEIGHT,NAME:WEIGHT:"]
     for name in losses.names():
         loss = losses.get(name)
         arguments = ", ".join(f"{k}={v}" for k, v in loss.defaults.items())
-        costs = "  [whole step: micro-batches are computed twice]" if loss.whole_step else ""
+        costs = "  [takes a statistic of the whole step: micro-batches are computed twice]" if loss.whole_step else ""
         lines += [f"  {name}({arguments}){costs}", f"      {loss.summary}"]
     return "\n".join(lines)
 
