@@ -119,7 +119,7 @@ def check_shape(folder: Path, model: Transformer) -> Transformer:
     if different := sorted(name for name in theirs | ours if theirs.get(name) != ours.get(name)):
         name = model.config.place(different[0]).tensor
         raise InputError(
-            f"{folder}: {name} is not of the shape that {model.source} has; give the model it was trained from"
+            f"{folder}: {name} has another shape than in {model.source}; give the model that it was trained from"
         )
     return own
 
@@ -136,7 +136,7 @@ def main(argv: Sequence[str]) -> None:
     folder, out = find_model(config.model), Path(config.out)
     if weights.is_adapter(folder):
         raise InputError(
-            f"--model {config.model}: an adapter, and no whole model; engine.merge writes it into its base"
+            f"--model {config.model}: is an adapter, not a whole model; use engine.merge to write it into its base"
         )
     base = find_model(config.base) if config.base else None
     files.check_new_file(out)

@@ -103,20 +103,21 @@ class GenerateConfig(Sampling, ReadingSettings, TemplateSettings, AdapterSetting
             part.__post_init__(self)
         if self.endpoint and (self.stop_ids or self.dtype or self.beyond_context):
             raise InputError(
-                "--stop-ids, --dtype and --beyond-context are of a checkpoint that answers here; leave them out"
+                "--stop-ids, --dtype and --beyond-context apply to a local checkpoint, not to --endpoint; leave them "
+                "out"
             )
         for name in ("adapter", "base_dtype"):
             if self.endpoint and getattr(self, name) is not None:
                 raise InputError(
-                    f"--{name.replace('_', '-')}: is of a checkpoint that answers here; leave it out: --model is what "
-                    "the server calls the adapter"
+                    f"--{name.replace('_', '-')}: applies to a local checkpoint, not to --endpoint; leave it out, and "
+                    "give --model the server's name of the adapter"
                 )
         if self.endpoint and self.given:
-            raise InputError(f"{self.given[0]} is of a checkpoint that answers here; leave it out")
+            raise InputError(f"{self.given[0]}: applies to a local checkpoint, not to --endpoint; leave it out")
         own = ("ask_again", "go_on", "header", "extra", "api", "stream", "accept_finish_reason", "max_answer_mb")
         for name in own:
             if getattr(self, name) != getattr(GenerateConfig, name) and not self.endpoint:
-                raise InputError(f"--{name.replace('_', '-')}: goes with --endpoint; leave it out")
+                raise InputError(f"--{name.replace('_', '-')}: needs --endpoint; add it, or leave this flag out")
 
 
 class _NoRoom(InputError):
@@ -148,8 +149,8 @@ class Answerer:
         weights.check(folder, self._shape)
         if beyond_context and (longest := self._shape.config.longest) is not None:
             raise InputError(
-                f"--beyond-context: {folder} has dynamic RoPE, and no sequence beyond max_position_embeddings, "
-                f"{longest:,}, is computed; leave it out, and answers end there"
+                f"--beyond-context: {folder} has dynamic RoPE, which cannot go beyond max_position_embeddings "
+                f"({longest:,}); leave it out, and answers end there"
             )
         self.beyond_context = beyond_context
         self.context = None if beyond_context else self._shape.config.context
@@ -190,7 +191,7 @@ class Answerer:
         messages = [m for m in prompt if isinstance(m, Message)]
         ids = [i for i in prompt if isinstance(i, int)]
         if messages and self.chat is None:
-            raise InputError(f'{location}: text, and {self.folder} has no tokenizer; give "prompt_ids"')
+            raise InputError(f'{location}: the prompt is text, and {self.folder} has no tokenizer; give "prompt_ids"')
         if messages and self.chat is not None:
             try:
                 ids = self.chat.prompt_ids(messages, context)
@@ -206,8 +207,8 @@ class Answerer:
             return
         said = f"{location}: a prompt of {len(ids)} tokens leaves no room in a context of {self.context}"
         if self._shape.config.longest is not None:
-            raise InputError(f"{said} (max_position_embeddings), beyond which dynamic RoPE is not computed; cut it")
-        raise _NoRoom(f"{said}; cut it")
+            raise InputError(f"{said} (max_position_embeddings), which dynamic RoPE cannot exceed; shorten it")
+        raise _NoRoom(f"{said}; shorten it")
 
     @functools.cached_property
     def digest(self) -> str:
@@ -299,7 +300,7 @@ def draw(
                 if is_out_of_memory(fault):
                     raise RunError(
                         f"out of memory with {sampling.batch_size} answers at a time; lower the batch size, or the "
-                        "tokens of an answer; what is there is kept, and the same command goes on"
+                        "maximum tokens of an answer: finished answers are kept, and the same command goes on"
                     ) from None
                 raise
         yield partial
@@ -353,9 +354,9 @@ def _prompt_ids(answerer: Answerer, prompts: Sequence[PromptRow]) -> list[list[i
         except InputError as fault:
             faults.append(fault)
     if faults:
-        mend = "mend or delete them"
+        mend = "fix or delete them"
         if any(isinstance(fault, _NoRoom) for fault in faults):
-            mend += "; prompts that fill the context are taken with --beyond-context"
+            mend += "; --beyond-context accepts prompts that fill the context"
         raise list_faults([str(fault) for fault in faults], len(prompts), mend=mend)
     return ids
 
@@ -373,7 +374,7 @@ def _served(config: GenerateConfig, out: Path) -> tuple[int, int]:
     prompts = read_prompts(config.prompts, config.reading)
     for row in prompts:
         if not all(isinstance(m, Message) for m in row.prompt):
-            raise InputError(f'{row.location}: token ids, and a server is asked in text; give "prompt"')
+            raise InputError(f'{row.location}: the prompt is token ids, and a server takes text; give "prompt"')
     _say_what_is_not_used(config.prompts, prompts)
     # (response, finish), or (None, why there is none); samples of a prompt together
     texts: Iterator[tuple[str | None, str]] = _server_backend()(
@@ -408,12 +409,13 @@ def _served(config: GenerateConfig, out: Path) -> tuple[int, int]:
         else:
             rows.append(row | {"response": text, "finish": finish})
     if not rows:
-        raise RunError(f"no prompt has an answer ({rejected[0]['reason']}); --ask-again asks once more")
+        raise RunError(f"no prompt has an answer ({rejected[0]['reason']}); --ask-again sends the requests again")
     beside = out.with_name(f"{out.name.removesuffix('.jsonl')}.rejected.jsonl")
     if rejected:
         files.write_rows(beside, rejected)
         cli.notify(
-            f"{len(rejected)} answers cannot be had ({rejected[0]['reason']}): {beside}; --ask-again asks once more"
+            f"{len(rejected)} answers are missing ({rejected[0]['reason']}) and listed in {beside}; --ask-again sends "
+            "their requests again"
         )
     elif config.ask_again:  # what was refused before is there now
         beside.unlink(missing_ok=True)
@@ -427,7 +429,7 @@ def _server_backend() -> Callable[..., Iterator[tuple[str | None, str]]]:
     mend = "run ./launch.sh setup, or pip install -e . in the repository's folder"
     if not found:
         raise InputError(
-            f"--endpoint: how a server is asked is found through the installed package, and it is not installed; {mend}"
+            f"--endpoint: the client for servers is found through the installed package, which is missing; {mend}"
         )
     try:
         return found[0].load()

@@ -83,17 +83,19 @@ class MergeConfig(RowSettings):
         super().__post_init__()
         if self.dtype in ("int8", "nf4"):
             raise InputError(
-                f"--dtype {self.dtype}: quantised weights are not written, since quantising the sums anew would lose "
-                f"most of what the adapter changed; write --dtype bfloat16, and quantise that folder where it is served"
+                f"--dtype {self.dtype}: merged weights are not written quantised, since that would lose most of what "
+                f"the adapter changed; write --dtype bfloat16, and quantise the folder where it is served"
             )
         if self.dtype not in DTYPES:
-            raise InputError(f"--dtype: {self.dtype!r} is none of {', '.join(DTYPES)}")
+            raise InputError(f"--dtype: {self.dtype!r} is not one of {', '.join(DTYPES)}")
         weights.check_asked(self.dtype, self.rounding, self.seed)
         if self.micro_tokens < 1:
             raise InputError(f"--micro-tokens: {self.micro_tokens} is not above 0")
         of_rows = [*fields(RowSettings), *(f for f in fields(self) if f.name in ("skip_bad_rows", "micro_tokens"))]
         if self.data is None and (given := [f.name for f in of_rows if getattr(self, f.name) != f.default]):
-            raise InputError(f"--{given[0].replace('_', '-')}: is of the rows of --data; name these, or leave it out")
+            raise InputError(
+                f"--{given[0].replace('_', '-')}: applies to the rows of --data; add --data, or leave it out"
+            )
 
     @property
     def cast(self) -> Cast:
@@ -170,12 +172,12 @@ def say_how_held(found: AdapterFolder, base: Path, asked: str | None) -> None:
     stored = weights.stored_dtypes(base)
     if held is None or (held in DTYPES and not is_narrower(getattr(torch, held), stored.main)):
         return
-    how = "rounded to bfloat16" if held in DTYPES else f"quantised to {held} and made again"
+    how = "rounded to bfloat16" if held in DTYPES else f"quantised to {held} and dequantised"
     cli.notify(
         f"{base}: its {name_of(stored.main)} matrices are {how}, as --base-dtype says"
         if asked
-        else f"{base}: its {name_of(stored.main)} matrices are {how}, for the adapter was trained beside these; "
-        "--base-dtype float32 would add it to what is stored"
+        else f"{base}: its {name_of(stored.main)} matrices are {how}, because the adapter was trained on these; "
+        "--base-dtype float32 would add it to the stored ones"
     )
 
 

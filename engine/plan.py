@@ -126,13 +126,13 @@ class PlanConfig(TemplateSettings):
         if (self.model is None) == (self.shape is None):
             raise InputError("--model and --shape: give one of the two")
         if self.data and not self.model:
-            raise InputError("--data: goes with --model, whose tokenizer counts its tokens")
+            raise InputError("--data: needs --model, whose tokenizer counts the tokens; name it instead of --shape")
         if self.adapter and not self.model:
-            raise InputError("--adapter: goes with --model, its base; name that instead of --shape")
+            raise InputError("--adapter: needs --model, its base; name it instead of --shape")
         if self.given and not self.data:
-            raise InputError(f"{self.given[0]}: goes with --data, whose rows it renders; leave it out")
+            raise InputError(f"{self.given[0]}: needs --data, whose rows it renders; add it, or leave this flag out")
         if self.save_dtype == "source" and not self.model:
-            raise InputError("--save-dtype source: a named shape has no weights to take it from; give --model")
+            raise InputError("--save-dtype source: a named shape has no stored weights; give --model instead")
         if self.gpus < 0 or not self.gpu_memory > 0:
             raise InputError("--gpus and --gpu-memory cannot be negative")
 
@@ -144,7 +144,7 @@ class PlanConfig(TemplateSettings):
     def _check_alone(self, flag: str) -> None:
         given = [f.name for f in fields(self) if getattr(self, f.name) != f.default]
         if others := [name.replace("_", "-") for name in given if name not in (flag, "json")]:
-            raise InputError(f"--{flag} plans nothing: leave out --{others[0]}")
+            raise InputError(f"--{flag}: does not plan, and so does not use --{others[0]}; leave that out")
 
 
 def main(argv: Sequence[str]) -> None:
@@ -170,8 +170,8 @@ def _measured(config: PlanConfig) -> str:
     n = torch.cuda.device_count()
     if n < 2:
         raise InputError(
-            f"--measure: a bandwidth is between GPUs, and here {'is one' if n else 'are none'}; leave it out, and an "
-            "assumed one is reckoned with, or give one by --bandwidth"
+            f"--measure: needs two GPUs or more, and here {'is one' if n else 'are none'}; leave it out to plan with "
+            f"the default bandwidth, or set --bandwidth"
         )
     found = bus_bandwidth(n) / 1e9
     if config.json:

@@ -112,8 +112,8 @@ class BenchConfig:
         AdapterConfig(rank=self.lora_rank, alpha=self.lora_alpha, base_dtype=self.base_dtype)
         if self.peer and self.base_dtype in get_args(Quantisation):
             raise InputError(
-                f"--base-dtype {self.base_dtype}: not with --peer, which would quantise by other means; leave one of "
-                "the two out"
+                f"--base-dtype {self.base_dtype}: cannot be combined with --peer, because TRL quantises in "
+                "another way; leave out one of the two"
             )
 
     @property
@@ -157,7 +157,9 @@ class Bench:
         examples = _examples(config, self._model)
         n = config.steps * config.batch_size
         if len(examples) < n:
-            raise InputError(f"{config.data}: {len(examples)} pairs, and {n} are needed; lower --steps or --batch-size")
+            raise InputError(
+                f"{config.data}: has {len(examples)} pairs, but {n} are needed; lower --steps or --batch-size"
+            )
         self._rows = folder / "rows.jsonl"
         self._rows.write_text("".join(_id_row(e) for e in examples[:n]), encoding="utf-8")
         self._count = 0
@@ -225,7 +227,7 @@ class Bench:
         env = os.environ | {"PYTHONPATH": path, "OMP_NUM_THREADS": str(threads)}
         done = subprocess.run(command, stdout=subprocess.DEVNULL, check=False, env=env)
         if done.returncode or not result.exists():
-            raise RunError(f"{name}: the measured run failed; what it said stands above")
+            raise RunError(f"{name}: the measured run failed; its error message is above")
         return json.loads(result.read_text())
 
     def _next(self) -> str:
@@ -367,7 +369,7 @@ def write_model(folder: Path, shape: str, layers: int | None) -> None:
     if shape not in SHAPES:
         source, _ = open_model(shape)
         if layers is not None:
-            raise InputError("--layers: goes with a named shape; a folder has its own")
+            raise InputError("--layers: applies to a named shape only; leave it out for a checkpoint folder")
         shutil.copytree(source, folder)
         return
     raw = raw_config(cast(Shape, shape), layers)

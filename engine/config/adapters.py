@@ -51,15 +51,19 @@ class AdapterConfig:
         }
         if self.start is not None:
             if given := [flag for flag, is_given in {"--lora-rank": self.rank is not None, **own}.items() if is_given]:
-                raise InputError(f"{given[0]}: not with --adapter, whose own is taken; leave one of the two out")
+                raise InputError(
+                    f"{given[0]}: cannot be combined with --adapter, whose own is used; leave out one of the two"
+                )
             return
         if self.rank is None:
             if given := [flag for flag, is_given in own.items() if is_given]:
-                raise InputError(f"{given[0]}: goes with --lora-rank; name a rank, such as 16, or leave it out")
+                raise InputError(
+                    f"{given[0]}: needs --lora-rank; add it, such as --lora-rank 16, or leave this flag out"
+                )
             if self.base_dtype is not None:
                 raise InputError(
-                    f"--base-dtype {self.base_dtype}: is of frozen weights, and all of them train; add --lora-rank 16, "
-                    "or leave it out"
+                    f"--base-dtype {self.base_dtype}: applies to frozen weights, and all weights are trained; add "
+                    "--lora-rank 16, or leave it out"
                 )
             return
         if self.rank < 1:
@@ -67,7 +71,7 @@ class AdapterConfig:
         if self.alpha is not None and not 0 < self.alpha < float("inf"):
             raise InputError(f"--lora-alpha: {self.alpha} is not above 0; twice the rank is usual")
         if len(set(self.train_also)) < len(self.train_also):
-            raise InputError(f"--train-also: {' '.join(self.train_also)}: names one twice")
+            raise InputError(f"--train-also: {' '.join(self.train_also)}: names one twice; name each once")
 
     @property
     def is_used(self) -> bool:

@@ -42,7 +42,10 @@ class DataConfig(RowSettings):
         if isinstance(self.sources, str):  # from Python, a name alone
             object.__setattr__(self, "sources", (self.sources,))
         if self.weights and len(self.weights) != len(self.sources):
-            raise InputError(f"--data-weights: {len(self.weights)} of them for {len(self.sources)} of --data")
+            raise InputError(
+                f"--data-weights: {len(self.weights)} numbers for {len(self.sources)} sources; give one for each of "
+                f"--data"
+            )
         if not all(0 < weight <= 100 for weight in self.weights):
             raise InputError("--data-weights: each has to be above 0, and 100 at most")
         check_not_negative(self, "seed")
@@ -98,7 +101,7 @@ class OptimizerConfig:
         for name in ("adam_beta1", "adam_beta2", "adam_epsilon", "weight_decay"):
             if self.name == "rmsprop" and getattr(self, name) != getattr(OptimizerConfig, name):
                 flag = flag_of(OptimizerConfig, name)
-                raise InputError(f"--{flag}: goes with --optimizer adamw or muon; name one, or leave it out")
+                raise InputError(f"--{flag}: needs --optimizer adamw or muon; add one of them, or leave it out")
         for name in ("adam_beta1", "adam_beta2"):
             if not 0 <= getattr(self, name) < 1:
                 flag = flag_of(OptimizerConfig, name)
@@ -155,13 +158,15 @@ class ScheduleConfig:
                 flag = flag_of(ScheduleConfig, name)
                 raise InputError(f"--{flag}: {getattr(self, name)} is not between 0 and 1; it is a share")
         if not 0 < self.decay_ratio <= 1:
-            raise InputError(f"--decay-ratio: {self.decay_ratio} is not above 0, and 1 at most; it is a share")
+            raise InputError(f"--decay-ratio: {self.decay_ratio} is not above 0 and at most 1; it is a share")
         if self.warmup_steps and self.warmup_ratio:
             raise InputError("--warmup-steps and --warmup-ratio: give one of the two")
         if self.min_lr_ratio and self.shape == "constant":
-            raise InputError("--min-lr-ratio: --schedule constant does not fall; name another, or leave it out")
+            raise InputError(
+                "--min-lr-ratio: --schedule constant does not decay; name another schedule, or leave it out"
+            )
         if self.decay_ratio != ScheduleConfig.decay_ratio and self.shape != "wsd":
-            raise InputError("--decay-ratio: goes with --schedule wsd; name it, or leave it out")
+            raise InputError("--decay-ratio: needs --schedule wsd; add it, or leave this flag out")
 
     def n_steps(self, per_epoch: int) -> int:
         """Optimizer steps of the run, of so many in an epoch."""
@@ -189,7 +194,7 @@ class ReferenceConfig:
 
     mode: Annotated[Literal["auto", "fused", "precompute", "none"], tyro.conf.arg(name="reference")] = "auto"
     """When the reference's log-probs are computed; later epochs read them from a cache. fused: during epoch 1, by a
-    second model in memory beside the policy. precompute: in one pass over all rows before step 1, with no second model.
+    second model in memory beside the policy. precompute: in one pass over the rows before step 1, with no second model.
     none: never, for objectives without a reference. auto: none if the objective needs no reference, else fused if the
     second model fits into memory, else precompute."""
     model: Annotated[PathText | None, tyro.conf.arg(name="reference-model")] = None
@@ -219,6 +224,7 @@ class ReferenceConfig:
         for name in unused:
             if getattr(self, name) != getattr(ReferenceConfig, name):
                 flag = f"--reference-{name.replace('_', '-')}"
-                raise InputError(f"{flag}: goes with --reference-update; name one, or leave it out")
+                kinds = "soft" if name == "update_alpha" else "soft or hard"
+                raise InputError(f"{flag}: needs --reference-update {kinds}; add it, or leave this flag out")
         if not 0 < self.update_alpha <= 1:
-            raise InputError(f"--reference-update-alpha: {self.update_alpha} is not above 0, and 1 at most")
+            raise InputError(f"--reference-update-alpha: {self.update_alpha} is not above 0 and at most 1")

@@ -26,8 +26,8 @@ class MemoryConfig:
     GPU, float32 on the CPU."""
     micro_tokens: int | None = None
     """Maximum number of tokens per forward and backward pass on each rank; a longer single example is still taken.
-    Lower it to save memory; results do not depend on it. Unset: 1,024 on the CPU, as many as fit on a GPU. With
-    --master-weights split --max-grad-norm 0 every step is one pass, whatever this says."""
+    Lower it to save memory; the step still covers the whole batch. Unset: 1,024 on the CPU, as many as fit on a GPU.
+    With --master-weights split --max-grad-norm 0 every step is one pass, whatever this says."""
     recompute_blocks: int | None = None
     """Activation checkpointing: number of transformer blocks whose activations are recomputed in the backward pass,
     which saves memory and costs time. Unset: none on the CPU, as few as needed on a GPU."""
@@ -52,10 +52,10 @@ class MemoryConfig:
             raise InputError(f"--gpu-memory: {self.gpu_memory} is not above 0; it is in GB of 10^9 bytes")
         if self.master_weights != "split" and self.square_avg != "float32":
             raise InputError(
-                f"--square-avg {self.square_avg}: goes with --master-weights split; name it, or leave it out"
+                f"--square-avg {self.square_avg}: needs --master-weights split; add it, or leave this flag out"
             )
         if self.master_weights == "split" and self.dtype == "float32":
-            raise InputError("--master-weights split: its upper halves compute in bfloat16; leave --dtype out")
+            raise InputError("--master-weights split: computes in bfloat16; leave --dtype float32 out")
 
     def compiles(self, device: str) -> bool:
         """Whether blocks are compiled on a device: "cuda" or "cpu"."""
@@ -222,14 +222,14 @@ class WatchingConfig:
     """Experiment trackers. metrics.jsonl in --out is always written."""
 
     track: tuple[Tracker, ...] = ("tensorboard",)
-    """Experiment trackers that get the settings and the metrics of every step; several may be named. Each is configured
-    by its own environment variables (WANDB_PROJECT, MLFLOW_TRACKING_URI, TRACKIO_SPACE_ID ...). If a tracker fails or
-    hangs, the run prints a notice and goes on without it."""
+    """Experiment trackers that get the settings and the metrics of every step; several may be named, or none. Each is
+    configured by its own environment variables (WANDB_PROJECT, MLFLOW_TRACKING_URI, TRACKIO_SPACE_ID ...). If a tracker
+    fails or hangs, the run prints a notice and goes on without it."""
 
     def __post_init__(self) -> None:
         if isinstance(self.track, str):  # from Python, a name alone
             object.__setattr__(self, "track", (self.track,))
         if len(set(self.track)) < len(self.track):
-            raise InputError(f"--track: {' '.join(self.track)}: names one twice")
+            raise InputError(f"--track: {' '.join(self.track)}: names one twice; name each once")
         if "none" in self.track and len(self.track) > 1:
-            raise InputError(f"--track: {' '.join(self.track)}: none goes with no other")
+            raise InputError(f"--track: {' '.join(self.track)}: none cannot be combined with another; name it alone")

@@ -63,7 +63,9 @@ class Ranks:
         self.dtype = dtype or (torch.bfloat16 if has_cuda or splits_masters else torch.float32)
         self.shard_size = shard_size or self.size
         if self.size % self.shard_size:
-            raise InputError(f"--shard-size: {self.size} ranks are not groups of {shard_size}; name a divisor")
+            raise InputError(
+                f"--shard-size: {self.size} ranks cannot form groups of {shard_size}; give a divisor of {self.size}"
+            )
         self.splits_masters = splits_masters
         wraps_alone = not has_adapter and (has_cuda or self.dtype != torch.float32)  # for float32 masters
         self.is_sharded = not splits_masters and (self.size > 1 or wraps_alone)
@@ -140,7 +142,7 @@ class Ranks:
         except dist.DistError as fault:  # pyright: ignore[reportPrivateImportUsage]  # its documentation has it
             said = str(fault).splitlines()[0]
             raise InputError(
-                f"{launcher.shown()}: the other ranks cannot be met ({said}); start all of them, or, where these "
+                f"{launcher.shown()}: the other ranks cannot be reached ({said}); start all of them, or, if these "
                 f"variables are left over from a launcher, unset {' '.join(launcher.VARIABLES)}"
             ) from None
         finally:

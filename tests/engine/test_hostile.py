@@ -132,7 +132,7 @@ def test_a_link_out_of_the_folder_is_refused_but_a_hubs_is_not(folder, tmp_path)
     outside = tmp_path / "elsewhere.safetensors"
     shutil.move(folder / name, outside)
     (folder / name).symlink_to(outside)
-    assert f"a link out of its folder, to {outside}" in refused(folder)
+    assert f"is a link to {outside}, outside of its folder" in refused(folder)
     snapshot, blobs = tmp_path / "hub" / "snapshots" / "abc", tmp_path / "hub" / "blobs"
     (folder / name).unlink()
     shutil.move(outside, folder / name)
