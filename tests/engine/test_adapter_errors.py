@@ -187,7 +187,7 @@ FOLDERS = {  # what is wrong -> (how it comes to be, what is said)
     "a B of another size": (
         put(f"{Q}.lora_B.weight", 48, 2), rf"{Q}.lora_B.weight is \[48, 2\], and with .* it is \[32, 2\]; give the base"
     ),
-    "a name of nothing": (put(f"{Q}.weight", 2, 2), f"has the unknown {Q}.weight; give an adapter whose tensors are"),
+    "a name of nothing": (put(f"{Q}.weight", 2, 2), f"has an unknown tensor, {Q}.weight; give an adapter whose tensors"),
     "a name without its beginning": (
         put("model.layers.0.x.lora_A.weight", 2, 2), "model.layers.0.x.lora_A.weight does not begin with base_model.mod"
     ),
@@ -393,7 +393,7 @@ def test_an_adapter_of_a_quantised_base_is_said_to_meet_another(place, tmp_path,
     said = trained(place, tmp_path, capsys, "--adapter", str(adapter))
     assert "was trained on a base in nf4 and goes on with one in float32" in said
     flags = ("--adapter", str(adapter), "--base-dtype", "nf4")
-    assert "goes on beside" not in trained(place, tmp_path / "b", capsys, *flags)
+    assert "goes on with one in" not in trained(place, tmp_path / "b", capsys, *flags)
 
 
 def test_layers_that_peft_left_out_are_left_out(place, tmp_path, capsys):

@@ -286,4 +286,4 @@ def test_too_few_rows_are_told(tmp_path):
     file = tiny.write_rows(tmp_path / "rows.jsonl", [{"prompt_ids": [2], "chosen_ids": [3], "rejected_ids": [4]}])
     command = [sys.executable, "-m", "engine.bench", "--shape", str(model), "--data", str(file)]
     done = forks.run(command)
-    assert done.returncode == 2 and "1 pairs, and 48 are needed; lower --steps or --batch-size" in done.stderr
+    assert done.returncode == 2 and "1 pairs, but 48 are needed; lower --steps or --batch-size" in done.stderr

@@ -148,9 +148,9 @@ def test_what_cannot_be_gone_on_with_is_refused(go):
         ("its final state holds other master weights; add --master-weights", done.out, {"master_weights": "split"}),
         ("was trained with --reference-update hard", moved.out, {}),
         ("its reference was updated", moved.out, {"reference_update": "hard", "reference_update_steps": 1}),
-        ("neither epoch-01 nor step-000003 is there", bare, {}),
+        ("its last checkpoint, epoch-01 or step-000003, is missing", bare, {}),
         (r"not the .* bytes that were written; restore it, or remove", torn, {}),
-        ("is --out too", go.tmp / "more", {}),
+        ("is the same folder as --out", go.tmp / "more", {}),
         ("cannot be combined with --stages", done.out, {"stages": 2}),
     ):
         with pytest.raises(InputError, match=said):

@@ -171,7 +171,7 @@ def test_tensors_missing_left_over_or_in_two_shards_are_refused(folder):
     weights.load(folder)
     first = sorted(folder.glob("*.safetensors"))[0].name
     edit_shard(folder, NORM, lambda tensors: tensors.update({"model.embed_tokens.weight": torch.zeros(101, 32)}))
-    assert f"model.embed_tokens.weight stands in {first} too" in refused(folder)
+    assert f"model.embed_tokens.weight is also in {first}" in refused(folder)
 
 
 def test_a_shard_that_the_index_does_not_name_is_refused(folder):

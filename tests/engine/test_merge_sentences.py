@@ -146,7 +146,7 @@ def test_a_sum_beyond_float16_is_named(case):
     save_file(tensors, path)
     said = case.refused("--dtype", "float16")
     assert said.startswith(f"{case.out}: model.layers.0.mlp.up_proj.weight holds 1,000,0")
-    assert "float16 ends at 65,504; store float32 or bfloat16" in said
+    assert "beyond 65,504, the largest float16; store float32 or bfloat16" in said
 
 
 def test_numbers_that_are_none_are_named(case):

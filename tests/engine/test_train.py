@@ -245,7 +245,7 @@ def test_a_damaged_cache_is_never_used(job, damage):
     content[-3] ^= 1
     path.write_bytes(content if damage == "a bit" else content[:-9] if damage == "cut" else b"")
     again, there = job(reference_cache=str(path))
-    assert "computed anew" in said_of_cache(again) and len(job.watch.of_reference) == 3
+    assert "computed again" in said_of_cache(again) and len(job.watch.of_reference) == 3
     assert_same(found, there)
 
 
@@ -711,7 +711,7 @@ def test_a_row_without_what_an_objective_needs_is_named(job):
         ({"loss": "dpo", "hyperparameters": {"dpo.beta": "0"}}, "--dpo.beta: 0 is not above 0"),
         ({"reference_update": "soft", "reference": "precompute"}, "needs a reference model in every step"),
         ({"loss": "simpo", "reference_update": "hard"}, "every step, and simpo uses none"),
-        ({"stages": 30}, "30 parts of 22 rows"),
+        ({"stages": 30}, "30 stages need more than 22 rows"),
         ({"reference_update": "hard", "reference_update_alpha": 0.5}, "--reference-update-alpha: needs"),
         ({"reference_update_steps": 5}, "--reference-update-steps: needs --reference-update"),
         ({"own_score": "rejected"}, "apo_zero asks for none"),
