@@ -187,7 +187,7 @@ FOLDERS = {  # what is wrong -> (how it comes to be, what is said)
     "a B of another size": (
         put(f"{Q}.lora_B.weight", 48, 2), rf"{Q}.lora_B.weight is \[48, 2\], and with .* it is \[32, 2\]; give the base"
     ),
-    "a name of nothing": (put(f"{Q}.weight", 2, 2), f"has an unknown tensor, {Q}.weight; give an adapter whose tensors"),
+    "a name of nothing": (put(f"{Q}.weight", 2, 2), f"has an unknown tensor, {Q}.weight; give an adapter whose"),
     "a name without its beginning": (
         put("model.layers.0.x.lora_A.weight", 2, 2), "model.layers.0.x.lora_A.weight does not begin with base_model.mod"
     ),
