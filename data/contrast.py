@@ -53,7 +53,7 @@ class ContrastConfig(ReadingSettings):
     """Pairs, or ranked answers whose best and worst are compared: .jsonl, .json, .csv or .parquet files, folders of
     such files, or hub ids."""
     tokenizer: PathText | None = None
-    """Checkpoint folder whose tokenizer is used to measure tokens too. Unset: only words and characters are
+    """Checkpoint folder or hub id whose tokenizer is used to measure tokens too. Unset: only words and characters are
     measured."""
     paper: bool = False
     """Print the paper's own four data sets in the table too."""

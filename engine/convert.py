@@ -30,25 +30,25 @@ EXAMPLE = "python -m engine.convert --model runs/first/epoch-18 --out aligned-bf
 
 @dataclass(frozen=True, kw_only=True)
 class ConvertConfig:
-    """Write a checkpoint folder in another dtype: weights, configuration and tokenizer, as transformers and vLLM load
-    them."""
+    """Write a copy of a checkpoint folder with weights of another dtype, which transformers and vLLM can load."""
 
     model: PathText
-    """Checkpoint folder (Hugging Face layout, safetensors) or hub id."""
+    """Model to convert: a checkpoint folder (Hugging Face layout, safetensors) or a hub id."""
     out: PathText
-    """Folder to write. It must not exist yet."""
+    """Folder to write the converted model to. It must not exist yet."""
     dtype: Literal["float32", "bfloat16", "float16"]
     """Dtype of the weights in --out."""
     rounding: Rounding = "nearest"
     """How weights are rounded to bfloat16. stochastic rounds up or down at random, so that updates too small for
-    bfloat16 survive on average; it adds noise to every log-prob."""
+    bfloat16 survive on average, but adds noise to every log-prob."""
     seed: int = 0
-    """Seed of stochastic rounding. A run with --save-rounding stochastic takes the number of its step: the same seed
-    rounds the same float32 weights to the same bits."""
+    """Random seed of stochastic rounding. The same seed gives the same weights, bit for bit; to get those of a run with
+    --save-rounding stochastic, give the number of the checkpoint's step."""
     base: PathText | None = None
-    """Checkpoint folder or hub id that training started from: print how much of the change from it survives."""
+    """Model that training started from: checkpoint folder or hub id. The command then prints how much of the training's
+    change of the weights survives the conversion. Unset: nothing is compared."""
     config: PathText | None = None
-    """YAML file of settings, named as the flags are; flags win over it."""
+    """YAML file of settings with the names of these flags. Flags on the command line win over the file."""
 
     def __post_init__(self) -> None:
         weights.check_asked(self.dtype, self.rounding, self.seed)
@@ -119,7 +119,7 @@ def check_shape(folder: Path, model: Transformer) -> Transformer:
     if different := sorted(name for name in theirs | ours if theirs.get(name) != ours.get(name)):
         name = model.config.place(different[0]).tensor
         raise InputError(
-            f"{folder}: {name} is not of the shape that {model.source} has; give the model it was trained from"
+            f"{folder}: {name} has another shape than in {model.source}; give the model that it was trained from"
         )
     return own
 
@@ -136,7 +136,7 @@ def main(argv: Sequence[str]) -> None:
     folder, out = find_model(config.model), Path(config.out)
     if weights.is_adapter(folder):
         raise InputError(
-            f"--model {config.model}: an adapter, and no whole model; engine.merge writes it into its base"
+            f"--model {config.model}: is an adapter, not a whole model; use engine.merge to write it into its base"
         )
     base = find_model(config.base) if config.base else None
     files.check_new_file(out)

@@ -50,67 +50,74 @@ OF_SPEED = ("batch_size", "prefill_tokens")  # what changes no answer
 
 @dataclass(frozen=True, kw_only=True)
 class GenerateConfig(Sampling, ReadingSettings, TemplateSettings, AdapterSettings):
-    """Sample answers to prompts; a JSON line each, in the order of the prompts."""
+    """Sample answers to prompts from a checkpoint or a server, and write one JSON line per answer, in prompt order."""
 
     model: PathText
-    """Checkpoint folder (Hugging Face layout, safetensors; an adapter's too) or hub id; with --endpoint, the model's
-    name there."""
+    """Model that answers: a checkpoint folder (Hugging Face layout, safetensors), an adapter's folder, or a hub id.
+    With --endpoint: the name of the model on the server."""
     prompts: PathText
-    """Rows (.jsonl, .json, .csv, .parquet) with "prompt" (text or messages) or "prompt_ids", and what belongs to it
-    (system, tools, chat_template_kwargs); answers in them are not looked at."""
+    """Prompts: a .jsonl, .json, .csv or .parquet file whose rows have "prompt" (text or messages) or "prompt_ids", and
+    optionally "system", "tools" and "chat_template_kwargs". Responses in the rows are ignored."""
     out: PathText
-    """File for the answers: prompt, response, why it ended; OUT.partial until all of them are there."""
+    """File for the answers, each with its prompt and why it ended. Until all are done they are in OUT.partial; the same
+    command continues from there."""
     endpoint: tuple[str, ...] = ()
-    """Address of an OpenAI-compatible server that answers in the place of a checkpoint; several share the work."""
+    """URL of an OpenAI-compatible server that answers instead of a local checkpoint, such as http://localhost:8000/v1.
+    Several URLs share the work."""
     key_env: str = "OPENAI_API_KEY"
-    """Environment variable of the server's API key."""
+    """Name of the environment variable that holds the API key of the server."""
     concurrency: int = 64
-    """Most requests to a server at once."""
+    """Maximum number of requests in flight at the same time, for each server."""
     header: tuple[str, ...] = ()
-    """'NAME: VALUE' of a header that the server is sent besides, with $VARIABLE from the environment."""
+    """Additional HTTP header for the server, as 'NAME: VALUE'. $VARIABLE in it is read from the environment."""
     extra: str | None = None
-    """JSON object that is merged into each request to the server; null takes a field out."""
+    """JSON object to merge into the body of each request; a field with the value null is removed. Unset: nothing."""
     api: Literal["chat", "responses"] = "chat"
-    """Which interface of the server is asked: chat completions, or OpenAI's Responses where there is no other."""
+    """API of the server: chat for /chat/completions, or responses for OpenAI's Responses API, if it offers no other."""
     stream: bool = False
-    """Have the server stream its answers, as some do alone."""
+    """Ask the server to stream its answers; some servers offer nothing else."""
     accept_finish_reason: tuple[str, ...] = ()
-    """Finish reasons of the server that stand for a whole answer too."""
+    """Further finish reasons of the server that mark a complete answer, besides stop, end_turn, eos, stop_sequence and
+    none."""
     max_answer_mb: float = 8.0
-    """Largest answer of the server."""
+    """Maximum size of an answer of the server in megabytes; a larger one is refused."""
     read_timeout: float = 300.0
-    """Seconds without a byte of the server."""
+    """Seconds to wait for the next byte of an answer of the server before the attempt fails. Raise it for slow
+    models."""
     go_on: bool = False
-    """Go on although the server's first answers are of no use, or it refuses one request after the other."""
+    """Continue even if the first answers of the server are unusable or it refuses many requests in a row. By default
+    the command stops then, to save cost."""
     ask_again: bool = False
-    """Ask the server again for what it has refused, or answered without a text: that goes to OUT's name with
+    """Send requests again that the server refused or answered without text. Such prompts are listed in OUT's name with
     .rejected.jsonl."""
     config: PathText | None = None
-    """YAML file of settings, named as the flags are; flags win over it."""
+    """YAML file of settings with the names of these flags. Flags on the command line win over the file."""
     dtype: Literal["float32", "bfloat16"] | None = None
-    """Compute dtype. Unset: bfloat16 on CUDA, which rounds a folder of float32 weights, float32 on the CPU."""
+    """Dtype to compute in. Unset: bfloat16 on a GPU (float32 weights are rounded), float32 on the CPU."""
     beyond_context: bool = False
-    """Take prompts that fill the model's context (max_position_embeddings), and let answers grow beyond it."""
+    """Accept prompts that fill the model's context (max_position_embeddings), and let answers grow beyond it. By
+    default such prompts are an error, and answers end there."""
 
     def __post_init__(self) -> None:
         for part in (Sampling, ReadingSettings, TemplateSettings):
             part.__post_init__(self)
         if self.endpoint and (self.stop_ids or self.dtype or self.beyond_context):
             raise InputError(
-                "--stop-ids, --dtype and --beyond-context are of a checkpoint that answers here; leave them out"
+                "--stop-ids, --dtype and --beyond-context apply to a local checkpoint, not to --endpoint; leave them "
+                "out"
             )
         for name in ("adapter", "base_dtype"):
             if self.endpoint and getattr(self, name) is not None:
                 raise InputError(
-                    f"--{name.replace('_', '-')}: is of a checkpoint that answers here; leave it out: --model is what "
-                    "the server calls the adapter"
+                    f"--{name.replace('_', '-')}: applies to a local checkpoint, not to --endpoint; leave it out, and "
+                    "give --model the server's name of the adapter"
                 )
         if self.endpoint and self.given:
-            raise InputError(f"{self.given[0]} is of a checkpoint that answers here; leave it out")
+            raise InputError(f"{self.given[0]}: applies to a local checkpoint, not to --endpoint; leave it out")
         own = ("ask_again", "go_on", "header", "extra", "api", "stream", "accept_finish_reason", "max_answer_mb")
         for name in own:
             if getattr(self, name) != getattr(GenerateConfig, name) and not self.endpoint:
-                raise InputError(f"--{name.replace('_', '-')}: goes with --endpoint; leave it out")
+                raise InputError(f"--{name.replace('_', '-')}: needs --endpoint; add it, or leave this flag out")
 
 
 class _NoRoom(InputError):
@@ -142,8 +149,8 @@ class Answerer:
         weights.check(folder, self._shape)
         if beyond_context and (longest := self._shape.config.longest) is not None:
             raise InputError(
-                f"--beyond-context: {folder} has dynamic RoPE, and no sequence beyond max_position_embeddings, "
-                f"{longest:,}, is computed; leave it out, and answers end there"
+                f"--beyond-context: {folder} has dynamic RoPE, which cannot go beyond max_position_embeddings "
+                f"({longest:,}); leave it out, and answers end there"
             )
         self.beyond_context = beyond_context
         self.context = None if beyond_context else self._shape.config.context
@@ -184,7 +191,7 @@ class Answerer:
         messages = [m for m in prompt if isinstance(m, Message)]
         ids = [i for i in prompt if isinstance(i, int)]
         if messages and self.chat is None:
-            raise InputError(f'{location}: text, and {self.folder} has no tokenizer; give "prompt_ids"')
+            raise InputError(f'{location}: the prompt is text, and {self.folder} has no tokenizer; give "prompt_ids"')
         if messages and self.chat is not None:
             try:
                 ids = self.chat.prompt_ids(messages, context)
@@ -200,8 +207,8 @@ class Answerer:
             return
         said = f"{location}: a prompt of {len(ids)} tokens leaves no room in a context of {self.context}"
         if self._shape.config.longest is not None:
-            raise InputError(f"{said} (max_position_embeddings), beyond which dynamic RoPE is not computed; cut it")
-        raise _NoRoom(f"{said}; cut it")
+            raise InputError(f"{said} (max_position_embeddings), which dynamic RoPE cannot exceed; shorten it")
+        raise _NoRoom(f"{said}; shorten it")
 
     @functools.cached_property
     def digest(self) -> str:
@@ -293,7 +300,7 @@ def draw(
                 if is_out_of_memory(fault):
                     raise RunError(
                         f"out of memory with {sampling.batch_size} answers at a time; lower the batch size, or the "
-                        "tokens of an answer; what is there is kept, and the same command goes on"
+                        "maximum tokens of an answer: finished answers are kept, and the same command goes on"
                     ) from None
                 raise
         yield partial
@@ -347,9 +354,9 @@ def _prompt_ids(answerer: Answerer, prompts: Sequence[PromptRow]) -> list[list[i
         except InputError as fault:
             faults.append(fault)
     if faults:
-        mend = "mend or delete them"
+        mend = "fix or delete them"
         if any(isinstance(fault, _NoRoom) for fault in faults):
-            mend += "; prompts that fill the context are taken with --beyond-context"
+            mend += "; --beyond-context accepts prompts that fill the context"
         raise list_faults([str(fault) for fault in faults], len(prompts), mend=mend)
     return ids
 
@@ -367,7 +374,7 @@ def _served(config: GenerateConfig, out: Path) -> tuple[int, int]:
     prompts = read_prompts(config.prompts, config.reading)
     for row in prompts:
         if not all(isinstance(m, Message) for m in row.prompt):
-            raise InputError(f'{row.location}: token ids, and a server is asked in text; give "prompt"')
+            raise InputError(f'{row.location}: the prompt is token ids, and a server takes text; give "prompt"')
     _say_what_is_not_used(config.prompts, prompts)
     # (response, finish), or (None, why there is none); samples of a prompt together
     texts: Iterator[tuple[str | None, str]] = _server_backend()(
@@ -402,12 +409,13 @@ def _served(config: GenerateConfig, out: Path) -> tuple[int, int]:
         else:
             rows.append(row | {"response": text, "finish": finish})
     if not rows:
-        raise RunError(f"no prompt has an answer ({rejected[0]['reason']}); --ask-again asks once more")
+        raise RunError(f"no prompt has an answer ({rejected[0]['reason']}); --ask-again sends the requests again")
     beside = out.with_name(f"{out.name.removesuffix('.jsonl')}.rejected.jsonl")
     if rejected:
         files.write_rows(beside, rejected)
         cli.notify(
-            f"{len(rejected)} answers cannot be had ({rejected[0]['reason']}): {beside}; --ask-again asks once more"
+            f"{len(rejected)} answers are missing ({rejected[0]['reason']}) and listed in {beside}; --ask-again sends "
+            "their requests again"
         )
     elif config.ask_again:  # what was refused before is there now
         beside.unlink(missing_ok=True)
@@ -421,7 +429,7 @@ def _server_backend() -> Callable[..., Iterator[tuple[str | None, str]]]:
     mend = "run ./launch.sh setup, or pip install -e . in the repository's folder"
     if not found:
         raise InputError(
-            f"--endpoint: how a server is asked is found through the installed package, and it is not installed; {mend}"
+            f"--endpoint: the client for servers is found through the installed package, which is missing; {mend}"
         )
     try:
         return found[0].load()

@@ -73,7 +73,9 @@ class TrainingInputs:
         asked = config.objective
         self.objective = Objective(asked.loss, asked.beta, asked.hyperparameters)
         if asked.own_score != "row" and "own_scores" not in self.objective.needs:
-            raise InputError(f"--own-score {asked.own_score}: {self.objective.name} asks for none; leave it out")
+            raise InputError(
+                f"--own-score {asked.own_score}: {self.objective.name} does not use that score; leave it out"
+            )
         is_ranked, fields = self.objective.form == "ranked", self.objective.fields
         self.reading = replace(config.data.reading, ranked=is_ranked, fields=fields)
         self.folder, self.chat = self._open()
@@ -132,7 +134,7 @@ class TrainingInputs:
         if self.config.checkpoints.resumes and not os.path.lexists(model) and weights.is_kept(kept):
             with contextlib.suppress(InputError):
                 return open_model(model, settings)  # a hub id
-            say(f"{model}: no such folder; what {self.config.out} has kept of it is taken")
+            say(f"{model}: no such folder; what {self.config.out} has kept of it is used instead")
             model = str(kept)
         return open_model(model, settings)
 
@@ -140,7 +142,9 @@ class TrainingInputs:
         """The policy on the meta device, with all of its folder that epochs will need beside the weights."""
         out = Path(self.config.out)
         if weights.is_kept(self.folder) and self.folder != out / KEPT_MODEL:
-            raise InputError(f"{self.folder}: has no weights; it is what a run has kept of its model, beside them")
+            raise InputError(
+                f"{self.folder}: has no weights, only what a run has kept of its model; give the model's own folder"
+            )
         check_apart(out, self.folder)
         policy = weights.build(self.folder)
         policy.beside = weights.read_beside(self.folder)
@@ -225,7 +229,9 @@ class TrainingInputs:
             rows, heldout = hold_out(rows, measuring.eval_pairs, data.seed)
         if len({(len(e.responses), e.label is None) for e in heldout}) > 1:
             named = measuring.eval_data or ", ".join(data.sources)
-            raise InputError(f"{named}: held-out rows have to be of one kind")
+            raise InputError(
+                f"{named}: held-out rows have to be of one kind; give only pairs, or only one form of single responses"
+            )
         if heldout:
             self._count_repeated(rows, heldout)
         return rows, heldout
@@ -249,8 +255,8 @@ class TrainingInputs:
         self.facts |= {"heldout_rows_in_data": n, "heldout_prompts_in_data": n_prompts}
         if n_prompts:
             self.facts["heldout_report"] = (
-                f"of {len(heldout)} held-out rows {n} are trained on too, prompt and responses, and {n_prompts} by "
-                "their prompt: what is measured on these is not held out"
+                f"{n} of {len(heldout)} held-out rows are trained on too, and {n_prompts} share their prompt with a "
+                "training row: what is measured on these is not held out"
             )
 
     def _with_revised(self, rows: list[Example], kind: str = "") -> list[Example]:
@@ -299,7 +305,8 @@ class TrainingInputs:
         if (began := self._began()) is not None:
             if began and world_size() > 1:
                 raise InputError(
-                    f"{self.config.out}: its state has split masters, which are for one process; start one"
+                    f"{self.config.out}: its state has split master weights, which work with one process only; start "
+                    f"one"
                 )
             return began
         if world_size() > 1 or not torch.cuda.is_available():
@@ -349,7 +356,8 @@ class TrainingInputs:
         day = 0 if self.chat is None or self.chat.template.day is None else self.chat.template.day.toordinal()
         if ranks.all_reduce_max(day) != -ranks.all_reduce_max(-day):
             raise InputError(
-                "ranks began on two days, and the template writes the date; start again, or give --template-date"
+                "the chat template writes the date, and the ranks started on two days; start again, or give "
+                "--template-date"
             )
 
     def _check_saving(self, plan: Plan) -> None:
@@ -357,7 +365,7 @@ class TrainingInputs:
         try:
             Cast(dtype=plan.saves, rounding=self.config.checkpoints.save_rounding)
         except InputError as fault:
-            raise InputError(f"--save-rounding, and folders in {name_of(plan.saves)}: {fault}") from None
+            raise InputError(f"--save-rounding: checkpoint folders are in {name_of(plan.saves)}: {fault}") from None
 
     def _plan(self, config: TrainConfig, device: str, dtype: torch.dtype, free: int) -> Plan:
         asked = config.memory.gpu_memory
@@ -453,6 +461,6 @@ class TrainingInputs:
 def _part(rows: list[Example], part: int, n_parts: int) -> list[Example]:
     """One of n parts of the rows, of about one size, in order."""
     if n_parts > len(rows):
-        raise InputError(f"--stages: {n_parts} parts of {len(rows)} rows; lower it")
+        raise InputError(f"--stages: {n_parts} stages need more than {len(rows)} rows; lower it")
     ends = np.linspace(0, len(rows), n_parts + 1).round().astype(int)
     return rows[ends[part] : ends[part + 1]]

@@ -47,49 +47,55 @@ OF_A_CARD = {
 
 @dataclass(frozen=True, kw_only=True)
 class MergeConfig(RowSettings):
-    """Write an adapter's base with the adapter in it: W + s B A in the place of W, as transformers and vLLM load it."""
+    """Merge a LoRA adapter into its base model and write a plain checkpoint, which transformers and vLLM can load."""
 
     adapter: PathText
-    """Folder of the adapter (PEFT's format), an epoch's of a run with --lora-rank say, or hub id."""
+    """Adapter to merge: a folder in PEFT format, such as an epoch folder of a run with --lora-rank, or a hub id."""
     out: PathText
-    """Folder to write. It must not exist yet."""
+    """Folder to write the merged model to. It must not exist yet."""
     model: PathText | None = None
-    """The base: checkpoint folder or hub id. Unset: what the adapter names as its base."""
+    """Base model: checkpoint folder or hub id. Unset: the base that the adapter's configuration names."""
     dtype: Annotated[str, tyro.conf.arg(metavar="{float32,bfloat16,float16}")] = "float32"
-    """Dtype of the weights in --out. Sums are float32 whatever it is."""
+    """Dtype of the weights in --out. The adapter is always added in float32 and the sum rounded afterwards."""
     rounding: Rounding | None = None
-    """How sums are rounded to bfloat16. stochastic rounds up or down at random, so that an adapter's changes, most of
-    them too small for bfloat16, survive on average. Unset: stochastic for bfloat16, else nearest."""
+    """How merged weights are rounded to bfloat16. stochastic rounds up or down at random, so that the adapter's
+    changes, most of which are too small for bfloat16, survive on average. Unset: stochastic for bfloat16, nearest
+    otherwise."""
     seed: int = 0
-    """Seed of stochastic rounding: the same seed rounds the same sums to the same bits."""
+    """Random seed of stochastic rounding. The same seed gives the same weights, bit for bit."""
     base_dtype: BaseDtype | None = None
-    """How the base's matrices are taken: rounded or quantised and made again, as they were held beside the adapter.
-    Unset: as the adapter's folder says (engine.json), or as they are stored."""
+    """Precision of the base's matrices that the adapter is added to: rounded to this dtype, or quantised and
+    dequantised, as in the adapter's training. Unset: what the adapter's folder says (engine.json), or as they are
+    stored."""
     data: PathText | None = None
-    """Rows whose responses' log-ratios are compared with the adapter's, computed in float32: a .jsonl, .json, .csv or
-    .parquet file, a folder of such files, or a hub id."""
+    """Rows for a check of the result: log-ratios of their responses under the merged model are compared with those of
+    the adapter on its base, in float32. A .jsonl, .json, .csv or .parquet file, a folder of such files, or a hub id.
+    Unset: no check."""
     skip_bad_rows: bool = False
-    """Go on without rows that cannot be used, and count them."""
+    """Skip rows of --data that cannot be used and report how many there are. By default they end the command."""
     micro_tokens: int = 8192
-    """Most tokens in one forward pass over --data (one row at least)."""
+    """Maximum number of tokens per forward pass over --data; a longer single row is still taken. Lower it to save
+    memory."""
     config: PathText | None = None
-    """YAML file of settings, named as the flags are; flags win over it."""
+    """YAML file of settings with the names of these flags. Flags on the command line win over the file."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
         if self.dtype in ("int8", "nf4"):
             raise InputError(
-                f"--dtype {self.dtype}: quantised weights are not written, since quantising the sums anew would lose "
-                f"most of what the adapter changed; write --dtype bfloat16, and quantise that folder where it is served"
+                f"--dtype {self.dtype}: merged weights are not written quantised, since that would lose most of what "
+                f"the adapter changed; write --dtype bfloat16, and quantise the folder where it is served"
             )
         if self.dtype not in DTYPES:
-            raise InputError(f"--dtype: {self.dtype!r} is none of {', '.join(DTYPES)}")
+            raise InputError(f"--dtype: {self.dtype!r} is not one of {', '.join(DTYPES)}")
         weights.check_asked(self.dtype, self.rounding, self.seed)
         if self.micro_tokens < 1:
             raise InputError(f"--micro-tokens: {self.micro_tokens} is not above 0")
         of_rows = [*fields(RowSettings), *(f for f in fields(self) if f.name in ("skip_bad_rows", "micro_tokens"))]
         if self.data is None and (given := [f.name for f in of_rows if getattr(self, f.name) != f.default]):
-            raise InputError(f"--{given[0].replace('_', '-')}: is of the rows of --data; name these, or leave it out")
+            raise InputError(
+                f"--{given[0].replace('_', '-')}: applies to the rows of --data; add --data, or leave it out"
+            )
 
     @property
     def cast(self) -> Cast:
@@ -166,12 +172,12 @@ def say_how_held(found: AdapterFolder, base: Path, asked: str | None) -> None:
     stored = weights.stored_dtypes(base)
     if held is None or (held in DTYPES and not is_narrower(getattr(torch, held), stored.main)):
         return
-    how = "rounded to bfloat16" if held in DTYPES else f"quantised to {held} and made again"
+    how = "rounded to bfloat16" if held in DTYPES else f"quantised to {held} and dequantised"
     cli.notify(
         f"{base}: its {name_of(stored.main)} matrices are {how}, as --base-dtype says"
         if asked
-        else f"{base}: its {name_of(stored.main)} matrices are {how}, for the adapter was trained beside these; "
-        "--base-dtype float32 would add it to what is stored"
+        else f"{base}: its {name_of(stored.main)} matrices are {how}, because the adapter was trained on these; "
+        "--base-dtype float32 would add it to the stored ones"
     )
 
 

@@ -50,68 +50,70 @@ EXAMPLE = "python -m engine.plan --shape llama3-8b --gpus 1 --gpu-memory 80"
 
 @dataclass(frozen=True, kw_only=True)
 class PlanConfig(TemplateSettings):
-    """What fits: memory per rank by layout, operations, hours, disk, and the flags to give to engine.train."""
+    """Print the memory, time and disk space that a training run needs, and the engine.train flags that make it fit."""
 
     model: PathText | None = None
-    """Checkpoint folder or hub id, for its shape."""
+    """Model to plan for: checkpoint folder or hub id. Only its configuration and weight headers are used."""
     shape: Shape | None = None
-    """A known shape instead."""
+    """Plan for a well-known model size instead of --model; nothing is downloaded."""
     reference_model: PathText | None = None
-    """As engine.train's: another reference than --model, whose shape takes other memory and time; base, or an adapter
-    on the same base, take neither."""
+    """As in engine.train: another reference model, which needs memory and time of its own. "base", or an adapter on the
+    same base, needs hardly any."""
     gpus: int = 1
-    """GPUs; 0: this machine's CPU."""
+    """Number of GPUs to plan for. 0 plans for the CPU of this machine."""
     gpu_memory: float = 80.0
-    """GB (10^9 bytes) of each, or of the host."""
+    """Memory of each GPU in GB (10^9 bytes); with --gpus 0 the memory of the host."""
     data: PathText | None = None
-    """Rows, for their number and lengths; needs --model. Unset: the paper's 29,000 pairs of UltraFeedback's lengths."""
+    """Training rows, for their number and lengths in tokens; needs --model. Unset: 29,000 pairs of UltraFeedback's
+    lengths, as in the paper."""
     loss: PathText = "apo_zero"
-    """As engine.train's: some objectives take more memory and time."""
+    """As in engine.train: the objective. Some need more memory and time than others."""
     lora_rank: int | None = None
-    """As engine.train's: train an adapter of that rank in the place of all weights."""
+    """As in engine.train: rank of a LoRA adapter to train instead of all weights."""
     lora_targets: tuple[str, ...] = ()
-    """As engine.train's: the linear layers that get one. Unset: every one of a block."""
+    """As in engine.train: the linear layers that get an adapter. Unset: every linear layer of every block."""
     train_also: tuple[Whole, ...] = ()
-    """As engine.train's: what trains whole beside the adapter."""
+    """As in engine.train: train the output head or the token embedding in full as well."""
     adapter: PathText | None = None
-    """As engine.train's: start from this adapter; needs --model."""
+    """As in engine.train: an adapter whose training is continued; needs --model."""
     base_dtype: BaseDtype | None = None
-    """As engine.train's: how the frozen matrices are held."""
+    """As in engine.train: how the frozen matrices are stored in memory."""
     epochs: int | float = 18
-    """As engine.train's."""
+    """As in engine.train: passes over the rows."""
     batch_size: int = 16
-    """As engine.train's."""
+    """As in engine.train: examples per optimizer step."""
     optimizer: OptimizerName = "rmsprop"
-    """As engine.train's."""
+    """As in engine.train: AdamW keeps one number more per parameter than RMSProp."""
     max_grad_norm: float = 1.0
-    """As engine.train's."""
+    """As in engine.train: with split master weights, 0 saves the memory of all gradients."""
     shard_size: int | None = None
-    """As engine.train's."""
+    """As in engine.train: number of ranks that share one copy of the weights."""
     save_dtype: Literal["auto", "float32", "bfloat16", "float16", "source"] = "auto"
-    """As engine.train's: the size of the checkpoint folders. source needs --model."""
+    """As in engine.train: dtype of the checkpoint folders, which decides their size. source needs --model."""
     save_every: int | float | None = None
-    """As engine.train's: checkpoint folders inside epochs."""
+    """As in engine.train: number of steps between additional checkpoint folders."""
     keep_checkpoints: int | None = None
-    """As engine.train's: how many checkpoint folders stay on disk."""
+    """As in engine.train: number of checkpoint folders to keep on disk."""
     keep_best: str | None = None
-    """As engine.train's: one more of them."""
+    """As in engine.train: also keep the best checkpoint, which takes the disk space of one more."""
     state_every: int | None = None
-    """As engine.train's: 0 leaves none on disk."""
+    """As in engine.train: number of steps between saved states. 0 keeps no state on disk."""
     keep_state: int = 1
-    """As engine.train's: how many states stay on disk."""
+    """As in engine.train: number of states to keep on disk."""
     keep_final_state: bool = False
-    """As engine.train's: one where --state-every 0 leaves none."""
+    """As in engine.train: keep a state of the last step, also with --state-every 0."""
     bandwidth: float | None = None
-    """GB that a collective moves in a second at each GPU inside a node, as --measure finds it. Unset: 300, as NVLink 4
-    is assumed to reach."""
+    """Speed of collectives between the GPUs of a node, in GB per second and GPU, as --measure reports it; the estimated
+    hours depend on it. Unset: 300, an assumption for NVLink 4."""
     measure: bool = False
-    """Plan nothing: measure that bandwidth between the GPUs of this machine, in a minute."""
+    """Instead of planning, measure the speed of collectives between the GPUs of this machine (--bandwidth); takes a
+    minute."""
     json: bool = False
-    """Print JSON."""
+    """Print the result as JSON instead of text."""
     versions: bool = False
-    """Plan nothing: print the versions and the machine, for a report of a fault."""
+    """Instead of planning, print package versions and hardware, to be added to a bug report."""
     config: PathText | None = None
-    """YAML file of settings, named as the flags are; flags win over it."""
+    """YAML file of settings with the names of these flags. Flags on the command line win over the file."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -124,13 +126,13 @@ class PlanConfig(TemplateSettings):
         if (self.model is None) == (self.shape is None):
             raise InputError("--model and --shape: give one of the two")
         if self.data and not self.model:
-            raise InputError("--data: goes with --model, whose tokenizer counts its tokens")
+            raise InputError("--data: needs --model, whose tokenizer counts the tokens; name it instead of --shape")
         if self.adapter and not self.model:
-            raise InputError("--adapter: goes with --model, its base; name that instead of --shape")
+            raise InputError("--adapter: needs --model, its base; name it instead of --shape")
         if self.given and not self.data:
-            raise InputError(f"{self.given[0]}: goes with --data, whose rows it renders; leave it out")
+            raise InputError(f"{self.given[0]}: needs --data, whose rows it renders; add it, or leave this flag out")
         if self.save_dtype == "source" and not self.model:
-            raise InputError("--save-dtype source: a named shape has no weights to take it from; give --model")
+            raise InputError("--save-dtype source: a named shape has no stored weights; give --model instead")
         if self.gpus < 0 or not self.gpu_memory > 0:
             raise InputError("--gpus and --gpu-memory cannot be negative")
 
@@ -142,7 +144,7 @@ class PlanConfig(TemplateSettings):
     def _check_alone(self, flag: str) -> None:
         given = [f.name for f in fields(self) if getattr(self, f.name) != f.default]
         if others := [name.replace("_", "-") for name in given if name not in (flag, "json")]:
-            raise InputError(f"--{flag} plans nothing: leave out --{others[0]}")
+            raise InputError(f"--{flag}: does not plan, and so does not use --{others[0]}; leave that out")
 
 
 def main(argv: Sequence[str]) -> None:
@@ -168,8 +170,8 @@ def _measured(config: PlanConfig) -> str:
     n = torch.cuda.device_count()
     if n < 2:
         raise InputError(
-            f"--measure: a bandwidth is between GPUs, and here {'is one' if n else 'are none'}; leave it out, and an "
-            "assumed one is reckoned with, or give one by --bandwidth"
+            f"--measure: needs two GPUs or more, and here {'is one' if n else 'are none'}; leave it out to plan with "
+            f"the default bandwidth, or set --bandwidth"
         )
     found = bus_bandwidth(n) / 1e9
     if config.json:

@@ -30,27 +30,29 @@ OF_WEIGHTS = ("*.safetensors", weights.INDEX, "config.json", "adapter_config.jso
 """Files of a model before, which go from the repository where this one has none of that name: an adapter beside a
 config.json is taken for a model, and a model beside an adapter_config.json gets that adapter.
 """
-MEND = "give the same command again: what was sent is not sent anew"
+MEND = "give the same command again: files that were sent are not sent again"
 
 
 @dataclass(frozen=True, kw_only=True)
 class PublishConfig:
-    """Put a checkpoint folder on the Hugging Face hub."""
+    """Upload a checkpoint folder with its model card to the Hugging Face hub."""
 
     folder: tyro.conf.Positional[PathText]
-    """The checkpoint folder: an epoch's of a run, an adapter's too, or one that engine.convert wrote."""
+    """Checkpoint folder to upload: an epoch folder of a run (a model or an adapter), or one written by engine.convert
+    or engine.merge."""
     repo: str
-    """The repository, ORG/NAME; made where there is none."""
+    """Repository on the hub, as ORG/NAME. It is created if it does not exist."""
     public: bool = False
-    """Make it public. Without it, it is private, and one that is public already is refused."""
+    """Publish to a public repository. By default the repository is private, and an existing public one is refused."""
     card: PathText | None = None
-    """Model card to take in the place of the folder's README.md: an edited copy, say."""
+    """Model card to upload instead of the folder's README.md, for example an edited copy of it."""
     existing_card: Literal["refuse", "keep", "replace"] = "refuse"
-    """Where the repository holds another README.md: refuse to publish, keep that one, or replace it."""
+    """What to do if the repository already has a different README.md: refuse to publish, keep that one, or replace
+    it."""
     dry_run: bool = False
-    """Show what would be sent, and the card; ask nothing of the hub."""
+    """Print the files that would be uploaded and the model card, without contacting the hub."""
     config: PathText | None = None
-    """YAML file of settings, named as the flags are; flags win over it."""
+    """YAML file of settings with the names of these flags. Flags on the command line win over the file."""
 
     def __post_init__(self) -> None:
         if not is_hub_id(self.repo) or "@" in self.repo:
@@ -67,13 +69,15 @@ def main(argv: Sequence[str]) -> None:
     if config.card is not None:
         card = Path(config.card)
         if not card.is_file():
-            raise InputError(f"--card: {card} is no file; give a README.md")
+            raise InputError(f"--card: {card} is not a file; give a README.md")
         files[CARD] = card
     text = files[CARD].read_text(encoding="utf-8") if CARD in files else None
     if text is None:
         cli.notify(f"{folder}: has no model card (README.md); --card FILE adds one")
     elif not has_licence(text):
-        cli.notify(f"{files[CARD]}: names no licence; add a line to what stands between --- and ---: license: ...")
+        cli.notify(
+            f"{files[CARD]}: names no licence; add a line such as license: mit between the first two lines of ---"
+        )
     if config.dry_run:
         print("\n".join(_shown(config, files, text)))
         return
@@ -102,8 +106,8 @@ def say_if_local(folder: Path) -> None:
     if is_adapter(folder) and (base is None or Path(base).exists() or not is_hub_id(base)):
         said = "does not name its base" if base is None else f"names its base by a path of this machine, {base}"
         cli.notify(
-            f"{folder / 'adapter_config.json'}: {said}; write the base's hub id into base_model_name_or_path, by which "
-            "others load it"
+            f"{folder / 'adapter_config.json'}: {said}; write the base's hub id into base_model_name_or_path, so that "
+            "others can load it"
         )
 
 
@@ -139,7 +143,7 @@ def publish(config: PublishConfig, files: Mapping[str, Path]) -> str:
         if config.existing_card == "refuse":
             raise InputError(
                 f"{config.repo}: holds another README.md; --existing-card keep leaves it, --existing-card replace "
-                "writes over it"
+                "overwrites it"
             )
         if config.existing_card == "keep":
             del sent[CARD]
@@ -165,7 +169,7 @@ def _blobs(api: Any, config: PublishConfig) -> dict[str, str | None]:
         info = api.repo_info(config.repo, files_metadata=True)
     except RepositoryNotFoundError:
         api.create_repo(config.repo, private=not config.public)
-        cli.notify(f"{config.repo}: made, {'public' if config.public else 'private'}")
+        cli.notify(f"{config.repo}: created as a {'public' if config.public else 'private'} repository")
         return {}
     if info.private == config.public:
         is_, mend = ("public", "give --public") if config.public is False else ("private", "leave --public out")

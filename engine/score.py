@@ -34,22 +34,23 @@ EXAMPLE = "python -m engine.score --model path/to/llama --data pairs.jsonl --out
 
 @dataclass(frozen=True, kw_only=True)
 class ScoreConfig(RowSettings, AdapterSettings):
-    """Log-probs of the responses in a file under a model, in nats, summed over the tokens that are predicted."""
+    """Compute the log-probs of given responses under a model, in nats, summed over the tokens of each response."""
 
     model: PathText
-    """Checkpoint folder (Hugging Face layout, safetensors; an adapter's too) or hub id."""
+    """Model to score with: a checkpoint folder (Hugging Face layout, safetensors), an adapter's folder, or a hub id."""
     data: PathText
-    """Rows: a .jsonl, .json, .csv or .parquet file, a folder of such files, or a hub id."""
+    """Rows with prompts and responses: a .jsonl, .json, .csv or .parquet file, a folder of such files, or a hub id."""
     out: PathText
-    """File for the result: a JSON line per row with its place, logps and tokens of each response, label, scores."""
+    """File for the result: one JSON line per row with its place in --data, the log-prob and number of tokens of each
+    response, and the row's label and scores. It must not exist yet."""
     config: PathText | None = None
-    """YAML file of settings, named as the flags are; flags win over it."""
+    """YAML file of settings with the names of these flags. Flags on the command line win over the file."""
     skip_bad_rows: bool = False
-    """Go on without rows that cannot be used, and count them."""
+    """Skip rows that cannot be used and report how many there are. By default such rows end the command."""
     dtype: Literal["float32", "bfloat16"] | None = None
-    """Compute dtype. Unset: bfloat16 on CUDA, which rounds a folder of float32 weights, float32 on the CPU."""
+    """Dtype to compute in. Unset: bfloat16 on a GPU (float32 weights are rounded), float32 on the CPU."""
     micro_tokens: int = 8192
-    """Most tokens in one forward pass (one example at least)."""
+    """Maximum number of tokens per forward pass; a longer single example is still taken. Lower it to save memory."""
 
 
 def shape_of(folder: Path, *, base: Path | None = None) -> ModelConfig:

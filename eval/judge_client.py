@@ -92,7 +92,7 @@ class JudgedConfig(ClientConfig, TemplateSettings):
         super().__post_init__()
         TemplateSettings.__post_init__(self)
         if self.endpoint and self.given:
-            raise InputError(f"{self.given[0]} is for a checkpoint, but --endpoint answers; leave it out")
+            raise InputError(f"{self.given[0]}: applies to a local checkpoint, not to --endpoint; leave it out")
         if self.endpoint and not self.model:
             raise InputError("--endpoint needs the model's name there: --model")
         if not self.endpoint and (self.key_file is not None or self.key_env != (NO_KEY,)):

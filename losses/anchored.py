@@ -14,7 +14,7 @@ from losses.terms import scores_of, softplus
 
 @loss("nca", data="pairs", reference=True, aliases=("nca_pair",))
 def nca(chosen: Responses, rejected: Responses, *, beta: float = 0.1) -> Result:
-    """Noise contrastive alignment: the winner rises to a fixed reward, and no further.
+    """Noise contrastive alignment: lower the loser, and raise the winner to a fixed reward and no further.
 
     loss = sp(-r_w) + (sp(r_w) + sp(r_l)) / 2. The winner rests at r_w = log 2; 2 log 2 at the centre.
     When: the winner's likelihood must not fall, nor run away. Source: arXiv 2402.05369; beta 0.01 in its runs.
@@ -33,7 +33,7 @@ def sppo(
     probs_w: Tensor | None = None,
     probs_l: Tensor | None = None,
 ) -> Result:
-    """Self-play: bring each log-ratio to what the response's win rate against the policy's own samples asks for.
+    """Self-play: bring each log-ratio to a target set by the response's win rate against the policy's own samples.
 
     loss = (x_w - (P_w - 1/2) / beta)^2 + (x_l - (P_l - 1/2) / beta)^2; beta is 1 / eta. P: the row's chosen_prob and
     rejected_prob, 1 and 0 where it has none. reduction_half halves it.
@@ -49,7 +49,7 @@ def sppo(
 
 @loss("apo_up", data="pairs", reference=True)
 def apo_up(chosen: Responses, rejected: Responses, *, beta: float = 0.1) -> Result:
-    """Raise the loser's likelihood, and the winner's further: APO-down's mirror.
+    """Raise the likelihood of winner and loser, the winner's more than the loser's: the mirror of APO-down.
 
     loss = s(-r_l) + s(-m). Starts at exactly 1, where the loser's gradient is 0: the first step moves the winner only.
     When: even the losers are better than the model's own answers.
@@ -69,7 +69,7 @@ def apo_select(
     up: bool = False,
     own_scores: Tensor | None = None,
 ) -> Result:
-    """APO whose variant is chosen pair by pair: zero where the winner beats the model's own answer, else down.
+    """Choose the variant pair by pair: APO-zero where the winner beats the model's own answer, else APO-down.
 
     loss = p (s(-r_w) + s(r_l)) + (1 - p) (s(r_w) + s(-m)), p = [score_w > own score]: a tie is APO-down, so that
     nothing is raised that is no better. temperature > 0, about the scorer's noise: p = s((score_w - own score) /

@@ -18,7 +18,7 @@ from losses.terms import Per, lengths_of, mean_logps, nll, scores_of, share, sof
 
 @loss("ipo", data="pairs", reference=True, needs=("lengths",))
 def ipo(chosen: Responses, rejected: Responses, *, beta: float = 0.1, length_normalised: bool = True) -> Result:
-    """Bring the difference of the log-ratios to a fixed target instead of pushing it without end.
+    """Bring the difference of the log-ratios to a fixed target, instead of widening it without end.
 
     loss = (h - 1 / (2 beta))^2, h = x_w / n_w - x_l / n_l; beta is the paper's tau. At 0.1 the target is 5 nats per
     token. length_normalised=False: h = x_w - x_l, as the paper's text has it.
@@ -32,7 +32,7 @@ def ipo(chosen: Responses, rejected: Responses, *, beta: float = 0.1, length_nor
 
 @loss("cdpo", data="pairs", reference=True)
 def cdpo(chosen: Responses, rejected: Responses, *, beta: float = 0.1, label_smoothing: float = 0.1) -> Result:
-    """DPO that takes a share of the labels for wrong: it stops at a finite margin.
+    """DPO for noisy labels: a share of them counts as flipped, so that the margin stops at a finite value.
 
     loss = (1 - e) sp(-m) + e sp(m), e = label_smoothing; lowest at m = log((1 - e) / e).
     When: noisy labels, and a margin that is to stay bounded.
@@ -44,7 +44,7 @@ def cdpo(chosen: Responses, rejected: Responses, *, beta: float = 0.1, label_smo
 
 @loss("robust_dpo", data="pairs", reference=True, aliases=("robust",))
 def robust_dpo(chosen: Responses, rejected: Responses, *, beta: float = 0.1, label_smoothing: float = 0.1) -> Result:
-    """DPO whose expectation under a known share of flipped labels is that of clean ones.
+    """DPO for a known share of flipped labels: its expected loss is that of DPO on clean labels.
 
     loss = ((1 - e) sp(-m) - e sp(m)) / (1 - 2e), e = label_smoothing in [0, 1/2). Unbounded below, and its gradient
     never vanishes.
@@ -57,7 +57,7 @@ def robust_dpo(chosen: Responses, rejected: Responses, *, beta: float = 0.1, lab
 
 @loss("hinge", data="pairs", reference=True)
 def hinge(chosen: Responses, rejected: Responses, *, beta: float = 0.1) -> Result:
-    """Push the margin to 1, and leave it there.
+    """Push the margin to 1 and no further.
 
     loss = max(0, 1 - m).
     When: pairs that are won should stop pulling. Source: RSO's normalised SLiC, arXiv 2309.06657; TRL `hinge`.
@@ -74,7 +74,7 @@ def odpo(
     alpha: float = 1.0,
     offset: Literal["log", "linear"] = "log",
 ) -> Result:
-    """DPO whose winner has to lead by more where it was rated better by more.
+    """DPO with an offset: the winner must lead by more where its score exceeds the loser's by more.
 
     loss = sp(-(m - alpha log(score_w - score_l))); offset="linear": alpha (score_w - score_l).
     When: rows with scores whose differences mean something. Source: arXiv 2402.10571. Raises LossError where a score
@@ -89,7 +89,7 @@ def odpo(
 
 @loss("dpop", data="pairs", reference=True)
 def dpop(chosen: Responses, rejected: Responses, *, beta: float = 0.3, lam: float = 50.0) -> Result:
-    """DPO-Positive: DPO that punishes a winner which becomes less likely than under the reference.
+    """DPO-Positive: DPO with a penalty where the winner becomes less likely than under the reference.
 
     loss = sp(-z), z = m - beta lam max(0, -x_w): the penalty stands inside the sigmoid. None where x_w is 0.
     When: winner and loser differ little, and DPO lowers both. Source: arXiv 2402.13228 eq. 3 (Smaug).
@@ -110,7 +110,7 @@ def dpo_nll(
     nll_per: Per = "sequence",
     mean_length: float | None = None,
 ) -> Result:
-    """DPO that keeps the winner likely.
+    """DPO plus the winner's negative log-likelihood, which keeps the winner likely.
 
     loss = sp(-m) + alpha nll_w, nll_w = -lp_w / n_w.
     When: reasoning traces and other winners that must not become less likely.
@@ -122,7 +122,7 @@ def dpo_nll(
 
 @loss("r_dpo", data="pairs", reference=True, needs=("lengths",))
 def r_dpo(chosen: Responses, rejected: Responses, *, beta: float = 0.1, alpha: float = 0.01) -> Result:
-    """Length-regularised DPO: a longer winner counts as preferred already, and is pushed less.
+    """Length-regularised DPO: the longer the winner is than the loser, the less the pair is pushed.
 
     loss = sp(-(m + alpha (n_w - n_l))), alpha in rewards per token.
     When: winners are longer than losers, and answers must not grow. Source: arXiv 2403.19159 eq. 9.
@@ -133,7 +133,7 @@ def r_dpo(chosen: Responses, rejected: Responses, *, beta: float = 0.1, alpha: f
 
 @loss("exo", data="pairs", reference=True, aliases=("exo_pair",))
 def exo(chosen: Responses, rejected: Responses, *, beta: float = 0.1, label_smoothing: float = 1e-3) -> Result:
-    """Reverse KL between the policy's preference and the smoothed label.
+    """Minimise the reverse KL between the policy's preference and the smoothed label.
 
     loss = q (log q - log(1 - e)) + (1 - q) (log(1 - q) - log e), q = s(m), e = label_smoothing > 0. Lowest at
     m = log((1 - e) / e), 6.9 by default; the gradient also vanishes where m is very low.
@@ -149,7 +149,7 @@ def exo(chosen: Responses, rejected: Responses, *, beta: float = 0.1, label_smoo
 
 @loss("discopop", data="pairs", reference=True)
 def discopop(chosen: Responses, rejected: Responses, *, beta: float = 0.05, tau: float = 0.05) -> Result:
-    """The log-ratio modulated loss that a language model found: logistic for small margins, exponential for large.
+    """Log-ratio modulated loss, found by a language model: logistic for small margins, exponential for large ones.
 
     loss = (1 - u) sp(-m) + u exp(-m), u = s(m / tau). Not monotone: at the centre a step lowers the margin.
     When: to compare with it. Source: arXiv 2406.08414 eq. 5; beta 0.1 in TRL.
@@ -161,7 +161,7 @@ def discopop(chosen: Responses, rejected: Responses, *, beta: float = 0.05, tau:
 
 @loss("ln_dpo", data="pairs", reference=True, needs=("lengths",), aliases=("sigmoid_norm",))
 def ln_dpo(chosen: Responses, rejected: Responses, *, beta: float = 0.1) -> Result:
-    """DPO on log-ratios per token.
+    """DPO on log-ratios divided by the number of tokens.
 
     loss = sp(-beta (x_w / n_w - x_l / n_l)). The logged rewards are of sums, as every objective's of the kind.
     When: long answers should not weigh by their length. Source: arXiv 2411.15124 (Tulu 3); TRL `sigmoid_norm`.
@@ -173,7 +173,7 @@ def ln_dpo(chosen: Responses, rejected: Responses, *, beta: float = 0.1) -> Resu
 
 @loss("wpo_sequence", data="pairs", reference=True, needs=("lengths",))
 def wpo_sequence(chosen: Responses, rejected: Responses, *, beta: float = 0.1) -> Result:
-    """DPO that weighs a pair by how likely the policy is to write it, judged by mean log-probs alone.
+    """DPO with each pair weighted by how likely the policy is to write it, judged by mean log-probs alone.
 
     loss = exp(a_w + a_l) sp(-m), a = lp / n; the weight is detached. Called wpo before 0.2.0.
     When: as wpo, at the cost of dpo: no whole distributions are needed.
@@ -192,7 +192,7 @@ def f_dpo(
     divergence: Literal["reverse_kl", "forward_kl", "js_divergence", "alpha_divergence"] = "reverse_kl",
     alpha: float = 0.5,
 ) -> Result:
-    """DPO whose policy is held near the reference by another divergence than the reverse KL.
+    """DPO with a choice of the divergence that keeps the policy near the reference.
 
     loss = sp(-beta (f'(u_w) - f'(u_l))), u = exp(x) the ratio of likelihoods. f'(u) = log u (reverse_kl, which is dpo),
     1 - 1 / u (forward_kl), log(2 u / (1 + u)) (js_divergence), (1 - u^-alpha) / alpha (alpha_divergence: alpha 0 is
@@ -216,7 +216,7 @@ def dpo_shift(
     lam_end: float | None = None,
     progress: float = 0.0,
 ) -> Result:
-    """DPO whose loser counts for a little less, so that the winner does not become less likely with it.
+    """DPO in which the loser counts a little less, so that the winner does not become less likely along with it.
 
     loss = sp(-(r_w - l r_l)), l = lam, or, with lam_end, linear from lam in the first step to lam_end at the end of
     the run: l = lam + (lam_end - lam) progress. 1 is dpo.
@@ -241,7 +241,7 @@ def lpo(
     r_2: float = 0.8,
     length_normalised: bool = True,
 ) -> Result:
-    """Linear preference optimisation: an absolute distance to a margin, whose pull on the loser has its own strength.
+    """Linear preference optimisation: absolute distance to a target margin, weighted apart for winner and loser.
 
     loss = 4 beta / (r_1 + r_2) (r_1 |h_w - sg(h_l) - 1 / (2 beta)| + r_2 |sg(h_w) - h_l - 1 / (2 beta)|)
     + gamma max(0, -h_w), h = x / n and sg without gradient; length_normalised=False: h = x. The winner is pulled up

@@ -45,7 +45,7 @@ def apo_zero(chosen: Responses, rejected: Responses, *, beta: float = 0.1) -> Re
 
 @loss("apo_down", data="pairs", reference=True)
 def apo_down(chosen: Responses, rejected: Responses, *, beta: float = 0.1) -> Result:
-    """Lower the winner's likelihood, and the loser's further.
+    """Lower the likelihood of winner and loser, the loser's more than the winner's.
 
     loss = s(r_w) + s(r_l - r_w): eq. 8 of arXiv 2408.06266 plus 1, so that it starts at exactly 1. At that point
     the winner's gradient is 0: the first step moves the loser only.
@@ -90,7 +90,7 @@ def kto(
     mismatched: Responses | None = None,
     kl: float | None = None,
 ) -> Result:
-    """Push labelled responses away from an anchor: the step's estimate of the KL between policy and reference.
+    """Raise desirable and lower undesirable responses relative to the step's estimate of the KL to the reference.
 
     z = max(0, mean log-ratio of the step's mismatched sequences), detached (prompts with another prompt's response);
     loss = weight_D s(-beta (x - z)) where desirable, weight_U s(-beta (z - x)) where not: eq. 7 of arXiv 2402.01306.
@@ -127,7 +127,7 @@ def kto_pair(
     kl_chosen: float | None = None,
     kl_rejected: float | None = None,
 ) -> Result:
-    """KTO on pairs: each half is anchored on the KL estimate of the other half.
+    """KTO on pairs: winners are compared with the losers' KL estimate, and losers with the winners'.
 
     z_w = max(0, mean x_w), z_l = max(0, mean x_l) over the step; loss = (s(-beta (x_w - z_l)) + s(-beta (z_w - x_l)))
     / 2: TRL's kto_pair (0.7.5 to 0.9.4), eq. 9 of arXiv 2408.06266. detach=False lets gradient flow through the
@@ -159,7 +159,7 @@ def sft(
     beta: float = 0.1,
     mean_length: float | None = None,
 ) -> Result:
-    """Maximise the likelihood of the given responses (the winners, where rows are pairs).
+    """Maximise the likelihood of the given responses, or of the winners if rows are pairs.
 
     per="token": loss = -lp / mean_length, mean_length = response tokens of the step / responses of the step, so that
     the step's mean is the mean over its tokens; "sequence": -lp / n, every response weighs the same; "sum": -lp.

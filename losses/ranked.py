@@ -13,7 +13,7 @@ from losses.terms import scores_of, softplus
 
 @loss("dro_ranked", data="ranked", reference=True, needs=("scores",))
 def dro_ranked(responses: Responses, *, tau: float = 1.0) -> Result:
-    """Direct reward optimisation over several responses to a prompt: each one's value is what the others say.
+    """Direct reward optimisation over several responses to a prompt, whose value the other responses estimate.
 
     loss = mean over k of (score_k - V_k - tau x_k)^2 / 2, V_k = mean over j != k of (score_j - tau x_j), detached.
     When: several scored responses to each prompt. Source: arXiv 2405.19107; the estimate of V is ours.
@@ -45,7 +45,7 @@ def infonca(responses: Responses, *, beta: float = 0.01, alpha: float = 1e-4) ->
 
 @loss("nca_ranked", data="ranked", reference=True, needs=("scores",))
 def nca_ranked(responses: Responses, *, beta: float = 0.01, alpha: float = 1e-4) -> Result:
-    """Noise contrastive alignment over K responses: each reward is judged on its own.
+    """Noise contrastive alignment over K responses: each one is judged on its own, not against the others.
 
     loss = sum_k t_k sp(-r_k) + (1 / K) sum_k sp(r_k), t = softmax(scores / alpha). K = 2 with t = (1, 0) is nca.
     When: as infonca, where the best response's likelihood must not fall. Source: arXiv 2402.05369.
@@ -59,7 +59,7 @@ def nca_ranked(responses: Responses, *, beta: float = 0.01, alpha: float = 1e-4)
 
 @loss("exo_ranked", data="ranked", reference=True, needs=("scores",))
 def exo_ranked(responses: Responses, *, beta: float = 0.1, beta_r: float = 0.1) -> Result:
-    """Reverse KL between the policy's choice among K responses and that of their scores.
+    """Minimise the reverse KL between the policy's distribution over K responses and that of their scores.
 
     loss = sum_k p_k (log p_k - log t_k), p = softmax(r), t = softmax(scores / beta_r).
     When: several responses with a reward model's scores. Source: arXiv 2402.00856; beta_r 0.1 for IMDB, 0.5 for HH.

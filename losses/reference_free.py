@@ -12,7 +12,7 @@ from losses.terms import Per, log1mexp, mean_logps, nll, softplus
 
 @loss("simpo", data="pairs", needs=("lengths",))
 def simpo(chosen: Responses, rejected: Responses, *, beta: float = 2.0, gamma: float = 1.0) -> Result:
-    """Widen the gap between mean log-probs until the winner leads by a target.
+    """Widen the gap between mean log-probs until the winner leads by a target margin.
 
     loss = sp(-(beta (a_w - a_l) - gamma)); gamma in rewards. The authors' repository gives gamma / beta instead
     (Llama-3-8B-Instruct: beta 2.5, ratio 0.55), and TRL's simpo_gamma is gamma.
@@ -24,7 +24,7 @@ def simpo(chosen: Responses, rejected: Responses, *, beta: float = 2.0, gamma: f
 
 @loss("simper", data="pairs", needs=("lengths",))
 def simper(chosen: Responses, rejected: Responses) -> Result:
-    """Raise the winner's inverse perplexity and lower the loser's: nothing to tune.
+    """Raise the winner's inverse perplexity and lower the loser's; there are no hyperparameters.
 
     loss = exp(a_l) - exp(a_w). The slope of a response dies with its likelihood, so that losers stop falling. The
     logged rewards are what is compared, exp(a); the authors' code logs a.
@@ -44,7 +44,7 @@ def orpo(
     nll_per: Per = "token",
     mean_length: float | None = None,
 ) -> Result:
-    """Supervised fine-tuning and preference in one: likelihood of the winner, and its odds against the loser's.
+    """Fine-tuning and preference in one: raise the winner's likelihood and its odds against the loser.
 
     loss = alpha nll_w + beta sp(-L), L = (a_w - log(1 - exp a_w)) - (a_l - log(1 - exp a_l)); beta is the paper's
     lambda. The likelihood is the response's; TRL's runs over prompt and response.
@@ -66,7 +66,7 @@ def cpo(
     nll_per: Per = "token",
     mean_length: float | None = None,
 ) -> Result:
-    """DPO without its reference, and the winner's likelihood in its place.
+    """DPO without a reference, plus the winner's negative log-likelihood.
 
     loss = sp(-beta (lp_w - lp_l)) + alpha nll_w; sums of log-probs, not means.
     When: translation and other tasks with one right answer; no memory for a reference.
@@ -89,7 +89,7 @@ def slic(
     target: Responses | None = None,
     mean_length: float | None = None,
 ) -> Result:
-    """SLiC-HF: a log-prob of the winner that leads by delta nats, and the likelihood of a target.
+    """SLiC-HF: make the winner's log-prob lead by delta nats, and keep a target (the winner) likely.
 
     loss = max(0, delta - (lp_w - lp_l)) + lam nll_t, t the winner, or, called from Python, the column given as
     target= (the answers of supervised fine-tuning). beta only scales the logged rewards.

@@ -201,9 +201,9 @@ def _check_needs(where: str, data: Form, level: Level, needs: tuple[str, ...], *
     if level == "token" and data == "ranked":
         raise LossError(f"{where}: level='token' takes pairs, unpaired or single data, and not ranked")
     if level == "sequence" and (tokens := set(needs) & TOKEN_NEEDS):
-        raise LossError(f"{where}: needs={sorted(tokens)} is of single tokens; say level='token'")
+        raise LossError(f"{where}: needs={sorted(tokens)} applies to single tokens; say level='token'")
     if not reference and (of_reference := set(needs) & NEED_REFERENCE):
-        raise LossError(f"{where}: needs={sorted(of_reference)} takes a reference; say reference=True")
+        raise LossError(f"{where}: needs={sorted(of_reference)} needs a reference; say reference=True")
     if "revised" in needs and data != "pairs":
         raise LossError(f"{where}: needs=('revised',) compares two responses; say data='pairs'")
 
@@ -228,7 +228,7 @@ def _read_signature(
                 f"number, say fields=({name!r},)"
             )
     if "mismatched" in needs and not {"mismatched", "kl"} <= keywords.keys():
-        raise LossError(f"{where}: needs=('mismatched',) goes with the arguments 'mismatched' and 'kl'")
+        raise LossError(f"{where}: needs=('mismatched',) needs the arguments 'mismatched' and 'kl'; add them")
     filled = INJECTED | FROM_PYTHON | frozenset(fields)
     hints = typing.get_type_hints(function)
     read_as = {name: hints.get(name, type(p.default)) for name, p in keywords.items() if name not in filled}
@@ -257,7 +257,7 @@ def get(name: str) -> Loss:
         return _losses[_aliases.get(inner, inner)]
     if name == "aot_pair":
         raise LossError(
-            "aot_pair is a crossed name: until February 2026 TRL called so what is aot_unpaired here; for pairs say aot"
+            "aot_pair is ambiguous: until February 2026 it was TRL's name of aot_unpaired; use that, or aot for pairs"
         )
     name = _aliases.get(name, name)
     if name not in _losses:
@@ -284,10 +284,10 @@ def _check_fields(where: str, fields: tuple[str, ...], keywords: set[str]) -> No
     for name in fields:
         if name in INJECTED | FROM_PYTHON | NEEDS:
             raise LossError(
-                f"{where}: fields={name!r} has a meaning of its own; take another, and say --columns ANOTHER={name}"
+                f"{where}: fields={name!r} is a reserved name; choose another, and add --columns ANOTHER={name}"
             )
         if name not in keywords:
-            raise LossError(f"{where}: fields={name!r} is no keyword argument of the function; add it after a *")
+            raise LossError(f"{where}: fields={name!r} is not a keyword argument of the function; add it after a *")
 
 
 def _is_typed_anew(function: Callable[..., Result], before: Callable[..., Result]) -> bool:
@@ -344,9 +344,9 @@ def _import_file(path: Path) -> frozenset[str]:
         if isinstance(fault, LossError):
             raise LossError(f"{path}: {fault}") from None
         if isinstance(fault, SyntaxError):
-            raise LossError(f"{path}:{fault.lineno}: {fault.msg}; mend the file") from None
+            raise LossError(f"{path}:{fault.lineno}: {fault.msg}; fix the file") from None
         if isinstance(fault, Exception):  # whatever a user's file raises is the user's to mend
-            raise LossError(f"{path}: cannot be imported ({type(fault).__name__}: {fault}); mend the file") from fault
+            raise LossError(f"{path}: cannot be imported ({type(fault).__name__}: {fault}); fix the file") from fault
         raise
     finally:
         _importing.pop()

@@ -14,7 +14,7 @@ from losses.terms import scores_of, softplus
 
 @loss("npo", data="single", reference=True, side="rejected")
 def npo(responses: Responses, *, beta: float = 0.1) -> Result:
-    """Negative preference: lower the given responses, less and less as they become unlikely.
+    """Negative preference optimisation: lower the given responses, less and less as they become unlikely.
 
     loss = (2 / beta) sp(r), of the losers where rows are pairs. Its gradient at the centre is 1, not beta: a scale
     apart from the others.
@@ -26,7 +26,7 @@ def npo(responses: Responses, *, beta: float = 0.1) -> Result:
 
 @loss("dro", data="single", reference=True, needs=("scores", "values"))
 def dro(responses: Responses, *, tau: float = 1.0, values: Tensor | None = None) -> Result:
-    """Direct reward optimisation: bring tau times the log-ratio to the response's score above the prompt's value.
+    """Direct reward optimisation: bring tau times the log-ratio to the response's score minus the prompt's value.
 
     loss = (score - V - tau x)^2 / 2, V the row's "value": what the policy scores on that prompt. The paper learns V by
     a second network, which is not built here; dro_ranked estimates it from other samples.
@@ -41,7 +41,7 @@ def dro(responses: Responses, *, tau: float = 1.0, values: Tensor | None = None)
 
 @loss("qrpo", data="single", reference=True, fields=("quantile",))
 def qrpo(responses: Responses, *, beta: float = 0.1, quantile: Tensor) -> Result:
-    """Quantile reward: bring each log-ratio to what the optimal policy has there, whose partition function is known.
+    """Quantile rewards: bring each log-ratio to that of the optimal policy, whose partition function is known.
 
     loss = (quantile - beta log Z - r)^2, Z = beta (exp(1 / beta) - 1): rewards that are quantiles under the reference
     are uniform between 0 and 1 there. quantile: of each row, the share of rewards of the reference's own answers to

@@ -29,7 +29,7 @@ def bco_pair(
     delta: float | None = None,
     state: State | None = None,
 ) -> Result:
-    """Binary classifier optimisation on pairs: every reward is judged against the mean of all seen so far.
+    """Binary classifier optimisation on pairs: each reward is compared with the mean reward so far.
 
     loss = sp(-(r_w - D)) + sp(r_l - D), D the mean reward of everything seen, this step included; detached.
     shift=False: D = 0. delta: a fixed D.
@@ -54,7 +54,7 @@ def bco(
     weights: Tensor | None = None,
     state: State | None = None,
 ) -> Result:
-    """Binary classifier optimisation: labelled responses against the mean reward of all seen so far.
+    """Binary classifier optimisation on labelled responses: each reward is compared with the mean reward so far.
 
     loss = sp(-(r - D)) where desirable, w sp(r - D) where not; D the mean reward of everything seen, this step
     included, detached; w the row's "weight" (a density ratio), within [0.5, 10], 1 where it has none. delta: a fixed D.
@@ -82,7 +82,7 @@ def beta_dpo(
     keep: Tensor | None = None,
     state: State | None = None,
 ) -> Result:
-    """DPO whose beta follows the step's mean margin, on pairs drawn for being near the running mean.
+    """DPO with a beta that follows the step's mean margin, on pairs drawn for a margin near the running mean.
 
     A = x_w - x_l. Running mean M and deviation S of A; floor(keep_share N) pairs are drawn without replacement with
     weights exp(-((A - M) / S)^2 / 2); beta' = max(beta (1 + a (mean of the kept A - M)), 0.001), detached;
@@ -114,7 +114,7 @@ def beta_dpo(
 
 @loss("aot", data="pairs", reference=True, whole_step=True)
 def aot(chosen: Responses, rejected: Responses, *, beta: float = 0.1, label_smoothing: float = 0.0) -> Result:
-    """Optimal transport on pairs: the policy's margins are to dominate the reference's, rank by rank.
+    """Optimal transport on pairs: raise the policy's sorted margins above the reference's, rank by rank.
 
     lp_w - lp_l and ref_w - ref_l, each sorted over the step; D_k = the difference of the k-th ones;
     loss = (1 - e) sp(-beta D_k) + e sp(beta D_k), given to the pair whose margin has rank k.
@@ -129,7 +129,7 @@ def aot(chosen: Responses, rejected: Responses, *, beta: float = 0.1, label_smoo
 
 @loss("aot_unpaired", data="pairs", reference=True, whole_step=True)
 def aot_unpaired(chosen: Responses, rejected: Responses, *, beta: float = 0.1, label_smoothing: float = 0.0) -> Result:
-    """Optimal transport without pairing: the winners' log-ratios are to dominate the losers', rank by rank.
+    """Optimal transport without pairing: raise the winners' sorted log-ratios above the losers', rank by rank.
 
     x_w and x_l, each sorted over the step; D_k = the difference of the k-th ones; loss = (1 - e) sp(-beta D_k)
     + e sp(beta D_k), given to the pair whose winner has rank k; the loser of rank k is another pair's.
@@ -149,7 +149,7 @@ def apo_down_unpaired(
     desirable_weight: float = 1.0,
     undesirable_weight: float = 1.0,
 ) -> Result:
-    """APO-down on single labelled responses: lower the desirable ones, and the others further.
+    """APO-down on single labelled responses: lower the desirable ones, and the undesirable ones further.
 
     desirable: weight_D (s(r) + s(z_l - r)), undesirable: weight_U s(r - z_w); z_w, z_l the detached mean rewards of
     the step's desirable and undesirable responses, 0 where it has none. With equal rewards its gradients are half of

@@ -15,7 +15,7 @@ from losses.token_responses import TokenResponses, common
 
 @loss("ld_dpo", data="pairs", level="token", reference=True)
 def ld_dpo(chosen: TokenResponses, rejected: TokenResponses, *, beta: float = 0.1, alpha: float = 0.5) -> Result:
-    """DPO in which what one response is longer than the other counts for less.
+    """DPO in which tokens beyond the length of the shorter response count less.
 
     loss = sp(-(r_w - r_l)), r = beta times the sum of the log-ratios of the first min(n_w, n_l) tokens plus alpha times
     that of the rest. alpha 1 is dpo; 0 cuts the longer response.
@@ -30,7 +30,7 @@ def ld_dpo(chosen: TokenResponses, rejected: TokenResponses, *, beta: float = 0.
 
 @loss("tdpo1", data="pairs", level="token", reference=True, needs=("kl_ref_policy",))
 def tdpo1(chosen: TokenResponses, rejected: TokenResponses, *, beta: float = 0.1) -> Result:
-    """DPO whose margin counts how far the policy has moved along either response, token by token.
+    """DPO whose margin also counts how far the policy has moved from the reference along each response.
 
     loss = sp(-beta (x_w - x_l - (D_l - D_w))), D = sum of KL(reference || policy) of the next token. Rewards are
     beta (x + D).
@@ -44,7 +44,7 @@ def tdpo1(chosen: TokenResponses, rejected: TokenResponses, *, beta: float = 0.1
 
 @loss("tdpo2", data="pairs", level="token", reference=True, needs=("kl_ref_policy",))
 def tdpo2(chosen: TokenResponses, rejected: TokenResponses, *, beta: float = 0.1, alpha: float = 0.5) -> Result:
-    """TDPO1 with a strength of its KL, and none of its gradient along the winner.
+    """TDPO1 with a weight alpha on its KL term, and without the gradient of that term along the winner.
 
     loss = sp(-beta (x_w - x_l - alpha (D_l - sg(D_w)))), D as in tdpo1 and sg without gradient: only along the loser
     is the policy held back. Rewards are beta (x + alpha D); the authors' code logs them without alpha.
@@ -58,7 +58,7 @@ def tdpo2(chosen: TokenResponses, rejected: TokenResponses, *, beta: float = 0.1
 
 @loss("wpo", data="pairs", level="token", reference=True, needs=("log_sum_squares",), formula="weights of tokens")
 def wpo(chosen: TokenResponses, rejected: TokenResponses, *, beta: float = 0.1, cap: float | None = None) -> Result:
-    """DPO that weighs a pair by how likely the policy is to write it, beside what it would write itself.
+    """DPO with each pair weighted by how likely the policy is to write it, relative to its own samples.
 
     loss = w_w w_l sp(-m), m = r_w - r_l, w = exp(mean of (log p - log sum p^2)): p is each token's probability, and
     sum p^2, over the vocabulary, that of a token which the policy draws there, on average; its own samples weigh
@@ -75,7 +75,7 @@ def wpo(chosen: TokenResponses, rejected: TokenResponses, *, beta: float = 0.1, 
 
 @loss("pmpo", data="unpaired", level="token", reference=True, needs=("kl_ref_policy",))
 def pmpo(responses: TokenResponses, labels: Tensor, *, alpha: float = 0.5, beta: float = 1.0) -> Result:
-    """Likelihood of desirable responses up, of the others down, and the whole distributions near the reference's.
+    """Raise desirable and lower undesirable responses, with a KL that keeps the policy near the reference.
 
     loss = -2 alpha lp + beta D where desirable, 2 (1 - alpha) lp + beta D where not; D = sum of KL(reference || policy)
     of the next token. Where a step has as many of either kind, its mean is the paper's -J: alpha times the mean

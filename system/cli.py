@@ -85,7 +85,7 @@ class Aliases:
         """The flag's own name; said where a former one was given."""
         if name in self.former:
             now = typed_name(self.former[name])
-            notify(f"--{typed_name(name)} is called --{now} now; the old name goes with release 0.3")
+            notify(f"--{typed_name(name)} is called --{now} now; the old name will be removed in release 0.3")
         return self.former.get(name) or self.names.get(name, name)
 
     def value(self, name: str, value: Any) -> Any:
@@ -136,7 +136,7 @@ def parse(
     if not argv:
         raise InputError(f"{command} needs arguments, such as: {example}")
     if any(not argument.isascii() and "\udc80" <= max(argument) <= "\udcff" for argument in argv):
-        raise InputError(f"{command}: an argument is not UTF-8; type it anew")
+        raise InputError(f"{command}: an argument is not UTF-8; type it again")
     argv, known = aliases.typed(argv), flags_of(config)
     _refuse_repeated(argv, [name for name, flag in known.items() if get_origin(flag.kind) is tuple])
     given = expanded([*_from_file(argv, known, peer, aliases), *argv], known)
@@ -214,7 +214,7 @@ def run(main: Callable[[Sequence[str]], None], *, is_distributed: bool = False) 
     except OSError as fault:
         if fault.errno not in _OF_DISKS:
             raise
-        mend = "make room and give the same command again" if fault.errno in _FULL else "mend it, or write elsewhere"
+        mend = "make room and give the same command again" if fault.errno in _FULL else "write to another disk"
         if fault.filename == streams.STDOUT:  # what is left of it goes nowhere, so that nothing fails at exit
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         _leave(f"error: {fault.filename or 'a file'}: cannot be written ({fault.strerror}); {mend}", 1, speaks=True)
@@ -296,7 +296,7 @@ def _refuse_repeated(argv: Sequence[str], names: Sequence[str]) -> None:
     ]
     if twice := next((name for name in names if flags.count(name) > 1), None):
         flag = twice.replace("_", "-")
-        raise InputError(f"--{flag} stands twice; give it once, with several values behind it: --{flag} a b")
+        raise InputError(f"--{flag} is given twice; give it once, with all values behind it: --{flag} a b")
 
 
 def _from_file(argv: Sequence[str], known: dict[str, Flag], peer: Peer | None, aliases: Aliases) -> list[str]:
@@ -381,7 +381,7 @@ def read_yaml(path: Path) -> dict:
     try:
         text = path.read_text(encoding="utf-8")
         if len(text) > 2**20 or any(isinstance(t, (yaml.AliasToken, yaml.TagToken)) for t in yaml.scan(text)):
-            raise InputError(f"{path}: aliases, tags and files above 1 MB are not taken; write the values out")
+            raise InputError(f"{path}: aliases, tags and files above 1 MB are not accepted; write the values out")
         tree = yaml.compose(text, Loader=yaml.SafeLoader)
         value = yaml.load(text, Loader=yaml.BaseLoader)
     except (OSError, UnicodeDecodeError, yaml.YAMLError) as fault:
@@ -390,7 +390,7 @@ def read_yaml(path: Path) -> dict:
         raise InputError(f"{path}: not a mapping of settings; write lines such as `lr: 1e-6`")
     keys = [node.value.replace("-", "_") for node, _ in tree.value]
     if twice := {key for key in keys if keys.count(key) > 1}:
-        raise InputError(f"{path}: {sorted(twice)[0]!r} stands twice; keep one")
+        raise InputError(f"{path}: {sorted(twice)[0]!r} is given twice; keep one")
     return value
 
 

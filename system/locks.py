@@ -97,8 +97,8 @@ def _refuse_another_host(descriptor: int, location: Path, does: str, takes_over:
         time.sleep(BEAT / 5)
     if takes_over is not None:
         raise InputError(
-            f"{location}: {_name(held)} has not said that it ended, and nothing was heard of it for {WATCH:.0f} s; "
-            f"make sure that it is gone, and add {takes_over}"
+            f"{location}: {_name(held)} still holds it, and has given no sign of life for {WATCH:.0f} s; "
+            f"make sure that it has ended, and add {takes_over}"
         )
 
 

@@ -29,7 +29,10 @@ def let_compiler_recompute() -> None:
     if hasattr(config, "ban_recompute_materialized_backward"):
         config.ban_recompute_materialized_backward = False
     else:
-        notify("this torch lets compiled blocks keep more for the backward pass: --compile no may need less memory")
+        notify(
+            "with this version of torch compiled blocks keep more for the backward pass; --compile no may need less "
+            "memory"
+        )
 
 
 GRAPHS = 32
@@ -46,7 +49,7 @@ def allow_graphs() -> None:
     if hasattr(config, "recompile_limit"):
         config.recompile_limit = max(config.recompile_limit, GRAPHS)
     else:
-        notify("this torch does not let us say how many graphs it keeps: some blocks may run uncompiled")
+        notify("this version of torch cannot be told how many compiled graphs to keep; some blocks may run uncompiled")
 
 
 def default_store() -> Any:
@@ -55,7 +58,7 @@ def default_store() -> Any:
 
     give = getattr(distributed_c10d, "_get_default_store", None)
     if give is None:
-        notify("this torch does not give out what ranks share: a rank that is lost will not be named")
+        notify("this version of torch hides the store that ranks share; an error will not name a rank that is lost")
         return None
     return give()
 
@@ -69,5 +72,7 @@ def orthogonalise(matrix: Any) -> Any:
 
     make = getattr(_muon, "_zeropower_via_newtonschulz", None)
     if make is None:
-        raise InputError("--optimizer muon: this torch has another Muon than 2.11 to 2.13; take --optimizer adamw")
+        raise InputError(
+            "--optimizer muon: this version of torch has another Muon than 2.11 to 2.13; use --optimizer adamw"
+        )
     return make(matrix, (_muon.DEFAULT_A, _muon.DEFAULT_B, _muon.DEFAULT_C), _muon.DEFAULT_NS_STEPS, _muon.EPS)

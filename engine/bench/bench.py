@@ -44,64 +44,66 @@ SAVINGS = ("packing", "prompt-sharing", "response-rows", "reference-cache", "kep
 
 @dataclass(frozen=True, kw_only=True)
 class BenchConfig:
-    """Measure steps of the real training path."""
+    """Measure the speed and peak memory of training steps, run through engine.train itself."""
 
     shape: PathText = "tiny"
-    """A name that engine.plan --shape takes, or a checkpoint folder; weights are random but a folder's."""
+    """Model to measure: a name from engine.plan --shape, with random weights, or a checkpoint folder with its own."""
     layers: int | None = None
-    """So many layers instead of the shape's."""
+    """Number of layers, for a smaller version of a named shape. Unset: all of them."""
     data: PathText = "ultrafeedback"
-    """Rows, or "ultrafeedback": random ids of its lengths. Rows of text need a tokenizer: a folder's, else one is
-    trained on them."""
+    """Pairs to train on, or "ultrafeedback" for random token ids with the lengths of that data set. Text is encoded by
+    the tokenizer of the checkpoint folder; for a named shape a tokenizer is trained on the rows first."""
     lengths: tuple[int, ...] = ()
-    """Random ids of these lengths in every pair in the place of --data: of the prompt, the winner and the loser, such
-    as 4096 6144 6144."""
+    """Use random token ids of fixed lengths instead of --data: three numbers, the tokens of prompt, chosen and rejected
+    response in every pair, such as 4096 6144 6144. Unset: --data."""
     steps: int = 3
-    """Steps of each of the two epochs; the first is a warm-up."""
+    """Number of optimizer steps per epoch. The first step of each epoch is a warm-up and not counted."""
     batch_size: int = 16
-    """Pairs per step."""
+    """Pairs per optimizer step."""
     loss: PathText = "apo_zero"
-    """Objective."""
+    """Objective to train with, as in engine.train."""
     beside: tuple[PathText, ...] = ()
-    """Objectives with a row each beside it, or "none". Unset: ld_dpo and tdpo2, which see tokens, on the tiny shape,
-    and none on others, with --reference precompute or with --lora-rank."""
+    """Further objectives to measure, each in a row of its own, or "none". Unset: ld_dpo and tdpo2 (token-level
+    objectives) on the tiny shape without --lora-rank and with --reference fused, otherwise none."""
     lora_rank: int | None = None
-    """Train an adapter of that rank, on every linear layer of a block; a row of a run that trains all parameters stands
-    beside it."""
+    """Rank of a LoRA adapter to train on every linear layer of the blocks. A second row then measures the training of
+    all parameters. Unset: all parameters are trained."""
     lora_alpha: float | None = None
-    """As engine.train's."""
+    """As in engine.train: the adapter's output is scaled by alpha / rank. Unset: twice the rank."""
     base_dtype: BaseDtype | None = None
-    """As engine.train's."""
+    """As in engine.train: how the frozen matrices below an adapter are stored in memory."""
     micro_tokens: int | None = None
-    """Most tokens in one forward and backward pass. Unset: as engine.train does."""
+    """Maximum number of tokens per forward and backward pass. Unset: chosen as in engine.train."""
     master_weights: MasterWeights = "auto"
-    """As engine.train's."""
+    """As in engine.train: how float32 master weights are stored."""
     square_avg: Literal["float32", "bfloat16"] = "float32"
-    """As engine.train's."""
+    """As in engine.train: dtype of the optimizer's running means with split master weights."""
     reshard: Reshard = "auto"
-    """As engine.train's."""
+    """As in engine.train: whether the gathered weights of a block are freed after its forward pass."""
     reference: Literal["fused", "precompute"] = "fused"
-    """fused: epoch 1 computes it, epoch 2 reads it; precompute: a single epoch, in all of whose steps it is known."""
+    """fused: two epochs; the first computes the reference's log-probs, the second reads them. precompute: one epoch,
+    for which they are computed beforehand."""
     profile: PathText | None = None
-    """File for a table of what the kernels of one step take, of the first row's run."""
+    """File for a table of the time that each GPU kernel takes in one step of the first row. Unset: none."""
     gpu_memory: float | None = None
-    """GB of the GPU that a run may take."""
+    """GPU memory that a run may use, in GB (10^9 bytes). Unset: all that is free."""
     dtype: Literal["float32", "bfloat16"] | None = None
-    """Compute dtype. Unset: bfloat16 on CUDA, float32 on the CPU."""
+    """Dtype of forward and backward passes. Unset: bfloat16 on a GPU, float32 on the CPU."""
     ablate: bool = False
-    """A row for each saving that is put back, one for all of them, and one with compiled blocks."""
+    """Add rows with one optimisation of the engine turned off at a time, one with all of them off, and one with the
+    other setting of engine.train --compile (yes on the CPU, no on a GPU)."""
     ranks: int = 1
-    """Processes; with more than one, a row of one process with all threads stands beside it."""
+    """Number of processes. With more than one, a second row measures a single process that uses all CPU threads."""
     peer: Literal["trl"] | None = None
-    """Run TRL's DPOTrainer at its best on the same weights, rows and settings (pip install -e '.[peer]'): its reference
-    in the walk and precomputed (whose time is part of epoch 1), several pairs at a time, compiled; on a GPU bf16
-    weights and flash attention too. With --lora-rank PEFT's adapter."""
+    """Also measure TRL's DPOTrainer on the same weights, rows and settings (pip install -e '.[peer]'), in its fastest
+    configuration of several: reference computed in each step or beforehand (in epoch 1), 1, 2 or 4 pairs at a time,
+    compiled, and on a GPU bf16 weights and flash attention. With --lora-rank it trains an adapter of PEFT."""
     rounds: int = 2
-    """How often what is compared is measured, in turn."""
+    """Number of times that each row is measured, in turn; the table gives medians and the range."""
     out: PathText | None = None
-    """File for everything measured, as JSON."""
+    """JSON file to write all measurements to. Unset: only the table is printed."""
     config: PathText | None = None
-    """YAML file of settings, named as the flags are; flags win over it."""
+    """YAML file of settings with the names of these flags. Flags on the command line win over the file."""
 
     def __post_init__(self) -> None:
         counts = (self.rounds, self.batch_size, self.ranks, self.micro_tokens or 1, self.layers or 1)
@@ -112,8 +114,8 @@ class BenchConfig:
         AdapterConfig(rank=self.lora_rank, alpha=self.lora_alpha, base_dtype=self.base_dtype)
         if self.peer and self.base_dtype in get_args(Quantisation):
             raise InputError(
-                f"--base-dtype {self.base_dtype}: not with --peer, which would quantise by other means; leave one of "
-                "the two out"
+                f"--base-dtype {self.base_dtype}: cannot be combined with --peer, because TRL quantises in "
+                "another way; leave out one of the two"
             )
 
     @property
@@ -157,7 +159,9 @@ class Bench:
         examples = _examples(config, self._model)
         n = config.steps * config.batch_size
         if len(examples) < n:
-            raise InputError(f"{config.data}: {len(examples)} pairs, and {n} are needed; lower --steps or --batch-size")
+            raise InputError(
+                f"{config.data}: has {len(examples)} pairs, but {n} are needed; lower --steps or --batch-size"
+            )
         self._rows = folder / "rows.jsonl"
         self._rows.write_text("".join(_id_row(e) for e in examples[:n]), encoding="utf-8")
         self._count = 0
@@ -225,7 +229,7 @@ class Bench:
         env = os.environ | {"PYTHONPATH": path, "OMP_NUM_THREADS": str(threads)}
         done = subprocess.run(command, stdout=subprocess.DEVNULL, check=False, env=env)
         if done.returncode or not result.exists():
-            raise RunError(f"{name}: the measured run failed; what it said stands above")
+            raise RunError(f"{name}: the measured run failed; its error message is above")
         return json.loads(result.read_text())
 
     def _next(self) -> str:
@@ -368,7 +372,7 @@ def write_model(folder: Path, shape: str, layers: int | None) -> None:
     if shape not in SHAPES:
         source, _ = open_model(shape)
         if layers is not None:
-            raise InputError("--layers: goes with a named shape; a folder has its own")
+            raise InputError("--layers: applies to a named shape only; leave it out for a checkpoint folder")
         shutil.copytree(source, folder)
         return
     raw = raw_config(cast(Shape, shape), layers)

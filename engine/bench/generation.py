@@ -34,26 +34,26 @@ ENDING = 96  # one token in so many ends an answer
 
 @dataclass(frozen=True, kw_only=True)
 class BenchGenerationConfig:
-    """Measure generation beside transformers."""
+    """Measure the tokens per second of engine.generate and of transformers on the same prompts."""
 
     shape: PathText
-    """A name that engine.plan --shape takes, or a checkpoint folder; weights are random but a folder's."""
+    """Model to measure: a name from engine.plan --shape, with random weights, or a checkpoint folder with its own."""
     layers: int | None = None
-    """So many layers instead of the shape's."""
+    """Number of layers, for a smaller version of a named shape. Unset: all of them."""
     prompts: int = 200
-    """How many."""
+    """Number of prompts, of random token ids with the lengths of UltraFeedback's prompts."""
     max_new_tokens: int = 256
-    """Most tokens of an answer."""
+    """Maximum number of tokens per answer."""
     batch_size: int = 256
-    """Ours; every answer has a slot of its own where there are not more."""
+    """Number of answers that engine.generate grows at the same time."""
     peer_batch_sizes: tuple[int, ...] = (1, 8, 32)
-    """transformers'."""
+    """Batch sizes to measure transformers with; its fastest one is compared."""
     peer: bool = True
-    """Measure transformers too; --no-peer measures engine.generate alone."""
+    """Measure transformers as well. --no-peer measures engine.generate alone."""
     rounds: int = 1
-    """How often each is measured, in turn."""
+    """Number of times that each one is measured, in turn; the ratio is of the medians."""
     config: PathText | None = None
-    """YAML file of settings, named as the flags are; flags win over it."""
+    """YAML file of settings with the names of these flags. Flags on the command line win over the file."""
 
     def __post_init__(self) -> None:
         if min(self.prompts, self.max_new_tokens, self.batch_size, self.rounds, *self.peer_batch_sizes) < 1:

@@ -16,27 +16,28 @@ MOST_RANK = 512
 
 @dataclass(frozen=True, kw_only=True)
 class AdapterConfig:
-    """LoRA (arXiv 2106.09685): beside each frozen matrix W a product B A of low rank trains, y = W x + s B A x."""
+    """LoRA (arXiv 2106.09685): each frozen matrix W gets a trainable product B A of low rank, y = W x + s B A x."""
 
     rank: Annotated[int | None, tyro.conf.arg(name="lora-rank")] = None
-    """Train an adapter of that rank in the place of all weights: 16 is usual, with --lr 2e-6 to 1e-5. The base stays
-    as it is, and is the reference too, with the adapter off."""
+    """Rank of a LoRA adapter to train instead of all weights; 16 with --lr 2e-6 to 1e-5 is usual. The base is frozen,
+    and without the adapter it is the reference model. Unset: all weights are trained."""
     alpha: Annotated[float | None, tyro.conf.arg(name="lora-alpha")] = None
-    """The adapter is scaled by alpha / rank. Unset: twice the rank."""
+    """LoRA alpha: the adapter's output is scaled by alpha / rank. Unset: twice the rank."""
     rslora: Annotated[bool, tyro.conf.arg(name="lora-rslora")] = False
-    """Scale by alpha / sqrt(rank) instead (arXiv 2312.03732)."""
+    """Scale the adapter's output by alpha / sqrt(rank) instead of alpha / rank (arXiv 2312.03732)."""
     targets: Annotated[tuple[str, ...], tyro.conf.arg(name="lora-targets")] = ()
-    """Linear layers that get an adapter, as the checkpoint calls them (q_proj down_proj), or regular expressions over
-    their whole names (model.layers.0.self_attn.q_proj). Unset: every one of a block."""
+    """Linear layers that get an adapter: names as in the checkpoint (q_proj down_proj), or regular expressions that
+    match full names (model.layers.0.self_attn.q_proj). Unset: every linear layer of every transformer block."""
     train_also: tuple[Whole, ...] = ()
-    """Train these whole beside the adapter. vLLM serves no such adapter: merge it first (engine.merge)."""
+    """Also train all weights of the output head or the token embedding. vLLM cannot serve such an adapter; merge it
+    into its base first (engine.merge)."""
     start: Annotated[PathText | None, tyro.conf.arg(name="adapter")] = None
-    """Folder of an adapter (PEFT's format) to start from, whose rank, alpha and targets are taken. It is the reference
-    too; --reference-model base says the base alone."""
+    """Folder or hub id of an adapter (PEFT format) to continue training; its rank, alpha and targets are used. The
+    reference is this adapter as it is now; --reference-model base takes the base model without it instead."""
     base_dtype: BaseDtype | None = None
-    """How the frozen matrices of the blocks are held: int8 (by row) and nf4 (4 bits, arXiv 2305.14314) are
-    approximations that the reference shares, with a half and a quarter of bfloat16's bytes. Unset: the dtype that
-    computes."""
+    """How the frozen matrices of the blocks are stored in memory. int8 (one scale per row) takes half the memory of
+    bfloat16 and nf4 (4 bits, arXiv 2305.14314) a quarter; both are approximations, and the reference uses the same
+    ones. Unset: the compute dtype (--dtype)."""
 
     def __post_init__(self) -> None:
         for name in ("targets", "train_also"):
@@ -50,15 +51,19 @@ class AdapterConfig:
         }
         if self.start is not None:
             if given := [flag for flag, is_given in {"--lora-rank": self.rank is not None, **own}.items() if is_given]:
-                raise InputError(f"{given[0]}: not with --adapter, whose own is taken; leave one of the two out")
+                raise InputError(
+                    f"{given[0]}: cannot be combined with --adapter, whose own is used; leave out one of the two"
+                )
             return
         if self.rank is None:
             if given := [flag for flag, is_given in own.items() if is_given]:
-                raise InputError(f"{given[0]}: goes with --lora-rank; name a rank, such as 16, or leave it out")
+                raise InputError(
+                    f"{given[0]}: needs --lora-rank; add it, such as --lora-rank 16, or leave this flag out"
+                )
             if self.base_dtype is not None:
                 raise InputError(
-                    f"--base-dtype {self.base_dtype}: is of frozen weights, and all of them train; add --lora-rank 16, "
-                    "or leave it out"
+                    f"--base-dtype {self.base_dtype}: applies to frozen weights, and all weights are trained; add "
+                    "--lora-rank 16, or leave it out"
                 )
             return
         if self.rank < 1:
@@ -66,7 +71,7 @@ class AdapterConfig:
         if self.alpha is not None and not 0 < self.alpha < float("inf"):
             raise InputError(f"--lora-alpha: {self.alpha} is not above 0; twice the rank is usual")
         if len(set(self.train_also)) < len(self.train_also):
-            raise InputError(f"--train-also: {' '.join(self.train_also)}: names one twice")
+            raise InputError(f"--train-also: {' '.join(self.train_also)}: names one twice; name each once")
 
     @property
     def is_used(self) -> bool:
@@ -79,8 +84,8 @@ class AdapterSettings:
     """Flags of commands that compute with a model: an adapter on it."""
 
     adapter: PathText | None = None
-    """Folder or hub id of an adapter (PEFT's format) to put on --model. Unset: --model may be an adapter's folder,
-    which names its base."""
+    """Folder or hub id of an adapter (PEFT format) to apply to --model. Unset: no adapter, unless --model is itself the
+    folder of an adapter, whose configuration names its base."""
     base_dtype: BaseDtype | None = None
-    """How the matrices below an adapter are held. Unset: as its run held them (engine.json in its folder), else in the
-    dtype that computes."""
+    """How the matrices of an adapter's base are stored in memory: int8 and nf4 save memory and approximate. Unset: as
+    in the adapter's training (engine.json in its folder), or the compute dtype where that is not known."""

@@ -20,26 +20,32 @@ OptimizerName = Literal["rmsprop", "adamw", "muon"]
 
 @dataclass(frozen=True, kw_only=True)
 class DataConfig(RowSettings):
-    """What is trained on."""
+    """The rows to train on, and how they are read and shortened."""
 
     sources: Annotated[tuple[PathText, ...], tyro.conf.arg(name="data")]
-    """Rows to train on: .jsonl, .json, .csv or .parquet files, folders of such files, hub ids; NAME:SPLIT is a split of
-    the latter two."""
+    """Rows to train on: .jsonl, .json, .csv or .parquet files, folders of such files, or hub ids. FOLDER:SPLIT and
+    ID:SPLIT name a split of a folder or of a data set on the hub."""
     weights: Annotated[tuple[float, ...], tyro.conf.arg(name="data-weights")] = ()
-    """How often the rows of each --data are taken: 2 is twice, 0.5 a half of them, drawn by --seed. Unset: once."""
+    """One factor for each source of --data: with 2 an epoch contains every row twice, with 0.5 a random half of the
+    rows (drawn by --seed). Unset: every row once."""
     shuffle: bool = True
-    """Take the rows in a new order each epoch."""
+    """Shuffle the rows anew in each epoch. With --no-shuffle they are taken in the order of the files."""
     seed: int = 0
-    """Of the order of the rows and of the held-out split."""
+    """Random seed for the order of the rows, for the rows that --eval-pairs holds out and --data-weights draws, and for
+    the initial weights of an adapter."""
     skip_bad_rows: bool = False
-    """Go on without rows that cannot be used, and count them."""
+    """Skip rows that cannot be used and report how many there are. By default such rows end the run before it
+    starts."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
         if isinstance(self.sources, str):  # from Python, a name alone
             object.__setattr__(self, "sources", (self.sources,))
         if self.weights and len(self.weights) != len(self.sources):
-            raise InputError(f"--data-weights: {len(self.weights)} of them for {len(self.sources)} of --data")
+            raise InputError(
+                f"--data-weights: {len(self.weights)} numbers for {len(self.sources)} sources; give one for each of "
+                f"--data"
+            )
         if not all(0 < weight <= 100 for weight in self.weights):
             raise InputError("--data-weights: each has to be above 0, and 100 at most")
         check_not_negative(self, "seed")
@@ -47,15 +53,17 @@ class DataConfig(RowSettings):
 
 @dataclass(frozen=True, kw_only=True)
 class ObjectiveConfig:
-    """What is minimised. Any hyperparameter of an objective is --NAME.argument, for example --apo_zero.beta 0.3."""
+    """The loss to minimise. Hyperparameters of an objective are set by --NAME.argument, such as --apo_zero.beta 0.3."""
 
     loss: PathText = "apo_zero"
-    """Objective: a name listed below, path/to/file.py:name, or a mixture such as apo_zero:1,sft:0.1."""
+    """The objective to train with: a name from the list below, an objective in your own file (path/to/file.py:name), or
+    a weighted mixture such as apo_zero:1,sft:0.1."""
     beta: float | None = None
-    """Scale of the rewards, per nat; unset, the objective's own default."""
+    """Scale of the rewards, per nat; in DPO a larger beta keeps the policy closer to the reference. It applies to every
+    objective of --loss that has a beta. Unset: each objective's own default, listed below."""
     own_score: Literal["row", "rejected"] = "row"
-    """Where the score of the model's own answer stands: in "own_score", or, where the loser is that answer, in
-    "rejected_score"."""
+    """Where apo_select and other objectives that need it find the score of the model's own answer. row: in "own_score";
+    rejected: in "rejected_score", for pairs whose rejected response is that answer."""
     hyperparameters: tyro.conf.Suppress[dict[str, str]] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
@@ -65,25 +73,25 @@ class ObjectiveConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class OptimizerConfig:
-    """How gradients become steps."""
+    """The optimizer and its settings."""
 
     name: Annotated[OptimizerName, tyro.conf.arg(name="optimizer")] = "rmsprop"
-    """RMSProp (alpha 0.99, eps 1e-8), AdamW, or Muon (momentum 0.95, arXiv 2502.16982) for the blocks' matrices with
-    AdamW for embedding, head and norms, at the same --lr."""
+    """RMSProp (alpha 0.99, eps 1e-8), AdamW, or Muon (momentum 0.95, arXiv 2502.16982). Muon updates the matrices of
+    the blocks; embedding, head and norms are updated by AdamW at the same --lr."""
     lr: float | None = None
-    """Learning rate of the first step after the warm-up, the largest; --schedule says how it goes on. Unset: 2e-7, the
-    paper's; with an adapter 2e-6."""
+    """Peak learning rate, reached right after the warm-up; --schedule sets how it decays. Unset: 2e-7 as in the paper,
+    or 2e-6 when an adapter is trained."""
     max_grad_norm: float = 1.0
-    """Largest global norm of the gradient; 0 leaves it as it is."""
+    """Clip the gradient to this global norm before each optimizer step. 0 turns clipping off."""
     adam_beta1: float = 0.9
-    """AdamW's memory of gradients; Muon's AdamW has it too, and the two below."""
+    """AdamW's beta1: decay of the running mean of gradients. The AdamW part of Muon uses the adam flags too."""
     adam_beta2: float = 0.999
-    """AdamW's memory of their squares."""
+    """AdamW's beta2: decay of the running mean of squared gradients."""
     adam_epsilon: float = 1e-8
-    """What AdamW adds to the root of the mean square."""
+    """AdamW's epsilon: added to the root of the mean square so that no update divides by 0."""
     weight_decay: float = 0.0
-    """Share of a weight, times its learning rate, that a step of AdamW or Muon takes away; never of norms and biases,
-    but where parameter options name them."""
+    """Decoupled weight decay of AdamW and Muon: each step subtracts this times the learning rate times the weight.
+    Norms and biases do not decay unless the Python API sets it for them (Hooks.parameter_options)."""
 
     def __post_init__(self) -> None:
         if self.lr is not None and not 0 < self.lr < 10:
@@ -93,7 +101,7 @@ class OptimizerConfig:
         for name in ("adam_beta1", "adam_beta2", "adam_epsilon", "weight_decay"):
             if self.name == "rmsprop" and getattr(self, name) != getattr(OptimizerConfig, name):
                 flag = flag_of(OptimizerConfig, name)
-                raise InputError(f"--{flag}: goes with --optimizer adamw or muon; name one, or leave it out")
+                raise InputError(f"--{flag}: needs --optimizer adamw or muon; add one of them, or leave it out")
         for name in ("adam_beta1", "adam_beta2"):
             if not 0 <= getattr(self, name) < 1:
                 flag = flag_of(OptimizerConfig, name)
@@ -111,29 +119,32 @@ class OptimizerConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class ScheduleConfig:
-    """How many steps there are, of what size, and how the learning rate goes over them."""
+    """The number and size of the optimizer steps, and the learning rate over them."""
 
     epochs: int | float = 18
-    """Passes over the rows; 0.5 is half of the steps of one, rounded up."""
+    """Passes over the training rows. A fraction is allowed: 0.5 takes half of the steps of one pass, rounded up."""
     batch_size: int = 16
-    """Examples per optimizer step, over all ranks."""
+    """Examples per optimizer step, summed over all ranks. How many go through the model at once is --micro-tokens."""
     max_steps: int | None = None
-    """Ends the run, and its schedule, after so many optimizer steps."""
+    """Number of optimizer steps after which the run ends if --epochs would take longer; the learning rate schedule ends
+    there too. Unset: --epochs decides."""
     shape: Annotated[Literal["linear", "cosine", "constant", "wsd"], tyro.conf.arg(name="schedule")] = "linear"
-    """How the learning rate goes on after the warm-up: falls to 0 linearly or as half a cosine, stays, or (wsd) stays
-    and falls as half a cosine over the last steps, --decay-ratio of all."""
+    """Learning rate after the warm-up: linear or cosine decay to 0, constant, or wsd (warm-up, stable, decay), which
+    stays constant and then decays along half a cosine over the last --decay-ratio of all steps."""
     min_lr_ratio: float = 0.0
-    """Share of --lr that it falls to; in wsd the warm-up begins there too."""
+    """Final learning rate as a share of --lr. With --schedule wsd the warm-up also starts at this share."""
     warmup_steps: int = 0
-    """Steps over which the learning rate rises from 0 to --lr, evenly: the first step moves nothing."""
+    """Number of steps over which the learning rate rises linearly from 0 to --lr. The first of them has learning rate 0
+    and changes no weight."""
     warmup_ratio: float = 0.0
-    """The warm-up as a share of all steps instead, rounded up."""
+    """Length of the warm-up as a share of all steps, rounded up; an alternative to --warmup-steps."""
     decay_ratio: float = 0.1
-    """Share of all steps, rounded up, over which --schedule wsd falls."""
+    """Share of all steps, rounded up, over which the learning rate of --schedule wsd decays."""
     stages: int = 1
-    """Train on the rows in so many parts, one after the other in the order given (sDPO, arXiv 2403.19270): each part
-    starts from the last checkpoint of the one before, which is its reference too; folders stage-01 ... in --out. Where
-    they are bfloat16, so is the start of the next part: --save-dtype float32 keeps small updates."""
+    """Split the rows, in file order, into this many parts and train on one after the other (sDPO, arXiv 2403.19270).
+    Each stage starts from the last checkpoint of the stage before, which is also its reference, and writes into
+    --out/stage-01 and so on. Checkpoints in bfloat16 lose small updates between stages; --save-dtype float32 keeps
+    them."""
 
     def __post_init__(self) -> None:
         if not 0 < self.epochs < float("inf"):
@@ -147,13 +158,15 @@ class ScheduleConfig:
                 flag = flag_of(ScheduleConfig, name)
                 raise InputError(f"--{flag}: {getattr(self, name)} is not between 0 and 1; it is a share")
         if not 0 < self.decay_ratio <= 1:
-            raise InputError(f"--decay-ratio: {self.decay_ratio} is not above 0, and 1 at most; it is a share")
+            raise InputError(f"--decay-ratio: {self.decay_ratio} is not above 0 and at most 1; it is a share")
         if self.warmup_steps and self.warmup_ratio:
             raise InputError("--warmup-steps and --warmup-ratio: give one of the two")
         if self.min_lr_ratio and self.shape == "constant":
-            raise InputError("--min-lr-ratio: --schedule constant does not fall; name another, or leave it out")
+            raise InputError(
+                "--min-lr-ratio: --schedule constant does not decay; name another schedule, or leave it out"
+            )
         if self.decay_ratio != ScheduleConfig.decay_ratio and self.shape != "wsd":
-            raise InputError("--decay-ratio: goes with --schedule wsd; name it, or leave it out")
+            raise InputError("--decay-ratio: needs --schedule wsd; add it, or leave this flag out")
 
     def n_steps(self, per_epoch: int) -> int:
         """Optimizer steps of the run, of so many in an epoch."""
@@ -177,24 +190,28 @@ class ScheduleConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class ReferenceConfig:
-    """Where the reference's log-probs come from, and whether it follows the policy."""
+    """The reference model: where its log-probs come from, and whether it is updated during training."""
 
     mode: Annotated[Literal["auto", "fused", "precompute", "none"], tyro.conf.arg(name="reference")] = "auto"
-    """fused: a second model is computed beside the policy in epoch 1; precompute: one pass of the reference's weights,
-    which are the policy's own unless --reference-model names others, before step 1."""
+    """When the reference's log-probs are computed; later epochs read them from a cache. fused: during epoch 1, by a
+    second model in memory beside the policy. precompute: in one pass over the rows before step 1, with no second model.
+    none: never, for objectives without a reference. auto: none if the objective needs no reference, else fused if the
+    second model fits into memory, else precompute."""
     model: Annotated[PathText | None, tyro.conf.arg(name="reference-model")] = None
-    """Checkpoint folder or hub id of another reference than --model: of any shapes, with the same vocabulary. With an
-    adapter also another adapter's folder, or "base": --model with adapters off."""
+    """Checkpoint folder or hub id of a reference model other than --model; it may differ in size and architecture but
+    must have the same vocabulary. When an adapter is trained, it may be another adapter, or "base" for --model without
+    any adapter. Unset: the policy as it is before training."""
     cache: Annotated[PathText | None, tyro.conf.arg(name="reference-cache")] = None
-    """Reference log-probs of other runs: a folder that runs share, or one's reference.safetensors. Taken where weights,
-    rows and dtype are the same; said so, and computed anew, where not."""
+    """Reuse reference log-probs between runs: a folder that runs share, or the reference.safetensors of one run. They
+    are used only if weights, rows, token limits and dtype are the same; otherwise they are computed again, and the run
+    says why. Unset: each run keeps its own in --out."""
     update: Annotated[Literal["none", "soft", "hard"], tyro.conf.arg(name="reference-update")] = "none"
-    """Let the reference follow the policy (TR-DPO, arXiv 2404.09656): soft moves it a share of the way, hard puts it
-    there. Rewards are measured against the reference of the moment."""
+    """Update the reference during training (TR-DPO, arXiv 2404.09656). soft: move its weights a share of the way to the
+    policy's; hard: replace them by the policy's. Rewards are then relative to the current reference."""
     update_steps: Annotated[int, tyro.conf.arg(name="reference-update-steps")] = 512
-    """Optimizer steps between two such updates."""
+    """Number of optimizer steps between two updates of the reference (--reference-update)."""
     update_alpha: Annotated[float, tyro.conf.arg(name="reference-update-alpha")] = 0.6
-    """The share of a soft update."""
+    """Share of the way to the policy that --reference-update soft moves the reference each time."""
 
     @property
     def is_base(self) -> bool:
@@ -207,6 +224,7 @@ class ReferenceConfig:
         for name in unused:
             if getattr(self, name) != getattr(ReferenceConfig, name):
                 flag = f"--reference-{name.replace('_', '-')}"
-                raise InputError(f"{flag}: goes with --reference-update; name one, or leave it out")
+                kinds = "soft" if name == "update_alpha" else "soft or hard"
+                raise InputError(f"{flag}: needs --reference-update {kinds}; add it, or leave this flag out")
         if not 0 < self.update_alpha <= 1:
-            raise InputError(f"--reference-update-alpha: {self.update_alpha} is not above 0, and 1 at most")
+            raise InputError(f"--reference-update-alpha: {self.update_alpha} is not above 0 and at most 1")

@@ -20,27 +20,31 @@ Reshard = Literal["auto", "yes", "no"]
 
 @dataclass(frozen=True, kw_only=True)
 class MemoryConfig:
-    """What the run holds in memory, and in which dtype it computes. Unset, the plan finds what fits."""
+    """Memory and precision. What is left unset is chosen so that the run fits into the available memory."""
 
     dtype: Literal["float32", "bfloat16"] | None = None
-    """Compute dtype; master weights are float32 always. Unset: bfloat16 on CUDA, float32 on the CPU."""
+    """Dtype of forward and backward passes. The optimizer always updates float32 master weights. Unset: bfloat16 on a
+    GPU, float32 on the CPU."""
     micro_tokens: int | None = None
-    """Most tokens in one forward and backward pass of a rank (one example at least): bounds the memory. Unset: 1,024 on
-    the CPU, on a GPU as many as fit. With --master-weights split --max-grad-norm 0 a step is always one pass."""
+    """Maximum number of tokens per forward and backward pass on each rank; a longer single example is still taken.
+    Lower it to save memory; the step still covers the whole batch. Unset: 1,024 on the CPU, as many as fit on a GPU.
+    With --master-weights split --max-grad-norm 0 every step is one pass, whatever this says."""
     recompute_blocks: int | None = None
-    """Activation checkpointing: blocks whose inside the backward pass computes again. Unset: none on the CPU, on a GPU
-    as few as it takes to fit."""
+    """Activation checkpointing: number of transformer blocks whose activations are recomputed in the backward pass,
+    which saves memory and costs time. Unset: none on the CPU, as few as needed on a GPU."""
     gpu_memory: float | None = None
-    """GB (10^9 bytes) of the GPU that the run may take. Unset: what is free."""
+    """GPU memory that the run may use, in GB (10^9 bytes). Unset: all that is free when it starts."""
     master_weights: MasterWeights = "auto"
-    """float32 master weights as they are, with a bf16 copy to compute with, or split in two halves whose upper one
-    computes (one process; the numbers are the same): with it a model of 8 billion parameters trains on one GPU of
-    80 GB. auto: float32 where it fits."""
+    """How float32 master weights are stored. float32: as they are, with a bfloat16 copy for computing. split: as two
+    16-bit halves, of which the upper one is that copy; the values are the same and take less memory, so that all
+    parameters of an 8B model train on one 80 GB GPU (one process only). auto: float32 if it fits, else split."""
     square_avg: Literal["float32", "bfloat16"] = "float32"
-    """RMSProp's running mean of squares with --master-weights split, and both means of AdamW; bfloat16 is an
-    approximation, rounded stochastically: 0.7 % of error, no bias, 2 bytes a parameter less for each mean."""
+    """With --master-weights split: dtype of the optimizer's running means (one per parameter for RMSProp, two for
+    AdamW). bfloat16 saves 2 bytes per parameter and mean; it is rounded stochastically, with 0.7 % error and no
+    bias."""
     compile: Literal["auto", "yes", "no"] = "auto"
-    """Compile the blocks around attention. auto: on a GPU; on the CPU it was measured to gain nothing."""
+    """Compile the transformer blocks, except attention, with torch.compile. auto: on a GPU only; on the CPU it gains
+    nothing."""
 
     def __post_init__(self) -> None:
         check_above_zero(self, "micro_tokens")
@@ -49,10 +53,10 @@ class MemoryConfig:
             raise InputError(f"--gpu-memory: {self.gpu_memory} is not above 0; it is in GB of 10^9 bytes")
         if self.master_weights != "split" and self.square_avg != "float32":
             raise InputError(
-                f"--square-avg {self.square_avg}: goes with --master-weights split; name it, or leave it out"
+                f"--square-avg {self.square_avg}: needs --master-weights split; add it, or leave this flag out"
             )
         if self.master_weights == "split" and self.dtype == "float32":
-            raise InputError("--master-weights split: its upper halves compute in bfloat16; leave --dtype out")
+            raise InputError("--master-weights split: computes in bfloat16; leave --dtype float32 out")
 
     def compiles(self, device: str) -> bool:
         """Whether blocks are compiled on a device: "cuda" or "cpu"."""
@@ -61,41 +65,46 @@ class MemoryConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class CheckpointConfig:
-    """What the run writes into its folder, and goes on from."""
+    """Checkpoints and states in --out, and how a run is resumed or continued."""
 
     resume: bool = False
-    """Go on from the newest whole state in --out; begin where there is none."""
+    """Resume from the newest intact state in --out, or start from the beginning if there is none. Without it a folder
+    that already holds a run is refused."""
     take_over: bool = False
-    """A run on another host, which has not said that it ended, is gone: write into its folder."""
+    """Write into --out although a process on another host still seems to hold it. Use it only when you are sure that
+    this process is gone, for example after a crash of its host."""
     stop_after: int | None = None
-    """Save a state and leave after that step; the schedule is that of the whole run."""
+    """Save a state and exit after this step; --resume continues from there. The learning rate schedule stays that of
+    the whole run, unlike with --max-steps."""
     state_every: int | None = None
-    """Save what --resume needs every so many steps. Unset: at each epoch's end; 0: only when the run is stopped."""
+    """Number of steps between saved states, from which --resume continues. Unset: one at the end of each epoch. 0: only
+    when the run is stopped by a signal or --stop-after."""
     keep_state: int = 1
-    """How many of the newest states stay."""
+    """Number of states to keep in --out; older ones are deleted."""
     save_every: int | float | None = None
-    """Write a checkpoint folder every so many steps too, step-000120 beside epoch-01; below 1 a share of all steps,
-    rounded up. Unset: at each epoch's end."""
+    """Number of steps between additional checkpoint folders (step-000120) besides those of the epochs (epoch-01). Below
+    1 it is a share of all steps, rounded up. Unset: only at the end of each epoch."""
     keep_checkpoints: int | None = None
-    """Keep only the newest checkpoint folders, so many. --save-total-limit is the same."""
+    """Number of checkpoint folders to keep; older ones are deleted. --save-total-limit is another name for it. Unset:
+    all are kept."""
     keep_best: str | None = None
-    """Keep the checkpoint at which a held-out number was best, however old it is: eval_loss, or loss for short, the
-    smallest; rewards/accuracies, rewards/margins, logps/chosen the greatest. Whenever it is measured and better than
-    before, a folder is written; `best` is a link to it."""
+    """Keep the checkpoint with the best value of this metric on held-out rows, in addition to --keep-checkpoints.
+    eval_loss (or loss) is best when smallest; rewards/accuracies, rewards/margins and logps/chosen when largest.
+    Whenever the metric improves, a checkpoint folder is written, and the link `best` in --out points to it."""
     keep_final_state: bool = False
-    """Save a state after the last step too: --continue-from goes on with its optimizer's moments."""
+    """Also save a state after the last step, so that a later run with --continue-from can use the optimizer's
+    moments."""
     continue_from: PathText | None = None
-    """A finished run's folder: begin with the weights that it ended with, and its optimizer's moments where it has kept
-    its final state, in a new folder, with this run's own steps and learning rate. --model is still the model that it
-    began with, and stays the reference."""
+    """Folder of a finished run whose final weights this run starts from, with its own --out, steps and learning rate.
+    The optimizer's moments are taken over if that run kept its final state (--keep-final-state). --model must still
+    name the model that the earlier run started from, which stays the reference."""
     save_dtype: SaveDtype = "auto"
-    """Dtype of the weights in the checkpoint folders. auto: the dtype that computes (float32 on the CPU, bfloat16 on a
-    GPU unless --dtype says otherwise), so that a folder is the model that the run's numbers are of. source: the dtypes
-    of --model, tensor by tensor. Where it has fewer bits than the compute dtype, the run measures what the folders
-    lose."""
+    """Dtype of the weights in checkpoint folders. auto: the compute dtype (--dtype), so that a checkpoint is exactly
+    the model that the run's metrics describe. source: the dtype that each tensor of --model has. With a dtype narrower
+    than the compute dtype the run measures what rounding costs, and logs it."""
     save_rounding: Rounding = "nearest"
-    """How weights are rounded to --save-dtype bfloat16. stochastic rounds up or down at random, so that updates too
-    small for bfloat16 survive on average; it adds noise to every log-prob."""
+    """How weights are rounded when they are saved in bfloat16. stochastic rounds up or down at random, so that updates
+    too small for bfloat16 survive on average, but adds noise to every log-prob."""
 
     def __post_init__(self) -> None:
         check_above_zero(self, "keep_checkpoints", "stop_after", "keep_state")
@@ -127,17 +136,19 @@ class CheckpointConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class DistributedConfig:
-    """How several ranks share the weights, and how long they wait for one another."""
+    """Training with several processes (ranks): how weights are sharded, and how long ranks wait for each other."""
 
     reshard: Reshard = "auto"
-    """Give a block's gathered weights back after its forward pass and gather them again for the backward pass. auto: on
-    a GPU where the memory is needed. One process that does not gather them anew is not wrapped by FSDP, whose hooks
-    would set the time of a small model's step; the numbers are the same, bit for bit."""
+    """Free the gathered weights of a block after its forward pass and gather them again for the backward pass, as
+    FSDP's reshard_after_forward does: less memory, more communication. auto: on GPUs, if the memory is needed. With a
+    single process, no means that the model is not wrapped in FSDP at all, which is faster and gives the same bits."""
     shard_size: int | None = None
-    """Ranks that share one copy of the weights; unset: all, or of a frozen base as few as have room for it. The number
-    of GPUs of a node: every node holds a copy, and only gradients cross the network (hybrid sharding)."""
+    """Number of ranks that share one copy of the weights. With the number of GPUs of a node every node holds a whole
+    copy, and only gradients cross the network (hybrid sharding). Unset: all ranks share one copy; with an adapter the
+    frozen base is sharded over as few ranks as have room for it."""
     hang_timeout: float = 600.0
-    """Seconds that ranks wait for one another before the run ends, naming the one that did not answer."""
+    """Seconds that ranks wait for each other before the run ends with an error that names the rank that did not
+    answer."""
 
     def __post_init__(self) -> None:
         check_above_zero(self, "shard_size")
@@ -147,20 +158,24 @@ class DistributedConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class MeasuringConfig:
-    """What is measured beside the training rows, and what the savings buy."""
+    """Evaluation on held-out rows, and switches to measure what each optimisation of the engine saves."""
 
     eval_data: PathText | None = None
-    """Held-out rows, named as --data is: their rewards and log-probs are measured after each epoch."""
+    """Held-out rows in one of the formats of --data. Their loss, rewards and log-probs are measured after each epoch
+    and logged with the prefix eval_."""
     eval_pairs: int | float = 0
-    """Hold out so many of the rows of --data instead; below 1 a share of them, rounded up."""
+    """Number of rows of --data to hold out for evaluation instead, drawn by --seed and not trained on. Below 1 it is a
+    share of the rows, rounded up. 0: none."""
     eval_every: int | float | None = None
-    """Measure held-out rows every so many steps too, and once before the first; below 1 a share of all steps, rounded
-    up. Unset: after each epoch."""
+    """Number of steps between additional measurements of the held-out rows, with one before the first step. Below 1 it
+    is a share of all steps, rounded up. Unset: only after each epoch."""
     early_stop: str | None = None
-    """METRIC:PATIENCE ends the run when a held-out number, named as for --keep-best, was not better than its best so
-    many times in a row: eval_loss:3. The run is finished then; its last step has a checkpoint folder."""
+    """METRIC:PATIENCE, such as eval_loss:3: end the run when a held-out metric (as for --keep-best) did not improve on
+    its best value for this many measurements in a row. A checkpoint of the last step is written, and the run counts as
+    finished."""
     disable: tuple[Technique, ...] = ()
-    """Put back what is left out otherwise, to measure what leaving it out buys; the results are the same."""
+    """Turn off optimisations of the engine, to measure how much time or memory each one saves. Results do not
+    change."""
 
     def __post_init__(self) -> None:
         check_not_negative(self, "eval_pairs")
@@ -206,17 +221,17 @@ class MeasuringConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class WatchingConfig:
-    """Where the run is watched, beside its metrics.jsonl."""
+    """Experiment trackers. metrics.jsonl in --out is always written."""
 
     track: tuple[Tracker, ...] = ("tensorboard",)
-    """Hand each step's line, and the settings, to these too, each by its own library and environment variables
-    (WANDB_PROJECT, MLFLOW_TRACKING_URI, TRACKIO_SPACE_ID ...); several at once, or none. A library that fails or hangs
-    is told of, and the run goes on."""
+    """Experiment trackers that get the settings and the metrics of every step; several may be named, or none. Each is
+    configured by its own environment variables (WANDB_PROJECT, MLFLOW_TRACKING_URI, TRACKIO_SPACE_ID ...). If a tracker
+    fails or hangs, the run prints a notice and goes on without it."""
 
     def __post_init__(self) -> None:
         if isinstance(self.track, str):  # from Python, a name alone
             object.__setattr__(self, "track", (self.track,))
         if len(set(self.track)) < len(self.track):
-            raise InputError(f"--track: {' '.join(self.track)}: names one twice")
+            raise InputError(f"--track: {' '.join(self.track)}: names one twice; name each once")
         if "none" in self.track and len(self.track) > 1:
-            raise InputError(f"--track: {' '.join(self.track)}: none goes with no other")
+            raise InputError(f"--track: {' '.join(self.track)}: none cannot be combined with another; name it alone")

@@ -22,7 +22,7 @@ def check_trackers(names: Sequence[str]) -> None:
     """Raises InputError where a library that --track names is not installed."""
     if missing := [name for name in names if name != "none" and not is_installed(name)]:
         raise InputError(
-            f"--track {' '.join(missing)}: not installed; pip install {' '.join(missing)}, or name others of "
+            f"--track {' '.join(missing)}: not installed; pip install {' '.join(missing)}, or choose among "
             f"{', '.join(TRACKERS)}, none"
         )
 
@@ -39,7 +39,7 @@ def not_tracked(report_to: Any) -> list[str]:
     missing = [name for name in names if name in TRACKERS and not is_installed(name)]
     said = [f"report_to: {name} is not installed, and left out; pip install {name} to have it" for name in missing]
     known = ", ".join(TRACKERS)
-    return said + [f"report_to: {name} is not to be had here; {known} are" for name in names if name not in TRACKERS]
+    return said + [f"report_to: {name} is not supported here; {known} are" for name in names if name not in TRACKERS]
 
 
 def _names(report_to: Any) -> list[str]:

@@ -38,18 +38,20 @@ ALIASES = cli.Aliases(
 
 @dataclass(frozen=True, kw_only=True, init=False)
 class TrainConfig:
-    """Align a model on preferences. The defaults are those of arXiv 2408.06266."""
+    """Align a model on preference data. The defaults are those of the APO paper (arXiv 2408.06266)."""
 
     model: PathText
-    """Checkpoint folder (Hugging Face layout, safetensors) or hub id; the policy starts from it, and so does the
-    reference where no --reference-model is named."""
+    """The model to align: a checkpoint folder (Hugging Face layout, safetensors) or a hub id. It is also the reference
+    unless --reference-model names another one."""
     out: PathText
-    """Folder for the run: config, metrics, a checkpoint per epoch. Must not hold a run, but with --resume."""
+    """Folder for the run: its configuration, metrics, states, and a checkpoint per epoch. A folder that already holds a
+    run is refused without --resume."""
     config: PathText | None = None
-    """YAML file of settings, named as the flags are, or as TRL's trainers have them; flags win over it."""
+    """YAML file of settings, with the names of these flags or those of TRL's trainers. Flags on the command line win
+    over the file."""
     trl_trainer: Literal["dpo", "kto", "orpo", "cpo"] | None = None
-    """Which of TRL's trainers a file of --config is for, whose defaults hold in it. Unset: as names tell that only one
-    of them has, else dpo."""
+    """The TRL trainer that a --config file with TRL's names was written for; its defaults apply to what the file leaves
+    out. Unset: recognised by names that only one trainer has, otherwise dpo."""
     data: DataConfig
     objective: ObjectiveConfig
     adapters: AdapterConfig
@@ -78,7 +80,7 @@ class TrainConfig:
             if name in subjects:
                 made = dataclasses.replace(subjects[name], **own) if own else subjects[name]
             elif kind is DataConfig and "sources" not in own:
-                raise InputError("--data: rows to train on have to be named")
+                raise InputError("--data: has to be given; name the rows to train on")
             else:
                 made = kind(**own)
             object.__setattr__(self, name, made)
@@ -92,7 +94,9 @@ class TrainConfig:
             near = difflib.get_close_matches(name, FLAGS, n=1)
             raise InputError(f"TrainConfig: there is no setting {name!r}" + (f"; perhaps {near[0]!r}" if near else ""))
         if self.trl_trainer is not None and self.config is None:
-            raise InputError("--trl-trainer: goes with --config, and a file that was written for TRL; leave it out")
+            raise InputError(
+                "--trl-trainer: needs --config with a file that was written for TRL; add it, or leave it out"
+            )
         if self.optimizer.lr is None:
             rate = LORA_RATE if self.adapters.is_used else RATE
             object.__setattr__(self, "optimizer", dataclasses.replace(self.optimizer, lr=rate))
@@ -102,8 +106,8 @@ class TrainConfig:
         self._check_continued()
         if self.reference.model is not None and self.schedule.stages > 1:
             raise InputError(
-                "--reference-model: not with --stages, where each part is measured against what the one before left; "
-                "leave one of the two out"
+                "--reference-model: cannot be combined with --stages, where the reference of each stage is the last "
+                "checkpoint of the stage before; leave out one of the two"
             )
 
     def with_flags(self, **flags: Any) -> "TrainConfig":
@@ -139,8 +143,8 @@ class TrainConfig:
         if not self.adapters.is_used:
             if self.reference.is_base:
                 raise InputError(
-                    "--reference-model base: is the base of an adapter, and all weights train; leave it out: the "
-                    "reference is --model"
+                    "--reference-model base: means the base of an adapter, and all weights are trained; leave it out, "
+                    "since the reference is --model"
                 )
             return
         given = {
@@ -152,16 +156,17 @@ class TrainConfig:
             f"--continue-from {self.checkpoints.continue_from}": self.checkpoints.continue_from is not None,
         }
         why = {
-            "--optimizer": "it makes a whole matrix's update orthogonal, and A and B are factors of one; take adamw",
-            "--master-weights": "an adapter's float32 masters are too small to be split",
-            "--reference-update": "the average of two adapters' A and B is not that of their products; take hard",
-            "--save-dtype": "an adapter is written in float32; engine.merge writes other dtypes",
-            "--save-rounding": "an adapter is written in float32; engine.merge rounds",
-            "--continue-from": "start from the run's last adapter folder: --adapter DIR --reference-model base",
+            "--optimizer": "it makes the update of a whole matrix orthogonal, and A and B are only factors of one; use "
+            "adamw",
+            "--master-weights": "an adapter's float32 master weights are small and are not split; leave it out",
+            "--reference-update": "averaging A and B of two adapters does not average their products; use hard",
+            "--save-dtype": "an adapter is saved in float32; leave it out, and choose the dtype in engine.merge",
+            "--save-rounding": "an adapter is saved in float32; leave it out, and choose the rounding in engine.merge",
+            "--continue-from": "start from the run's last adapter folder instead: --adapter DIR --reference-model base",
         }
         for flag, is_given in given.items():
             if is_given:
-                raise InputError(f"{flag}: not with an adapter: {why[flag.split()[0]]}")
+                raise InputError(f"{flag}: cannot be combined with an adapter: {why[flag.split()[0]]}")
 
     def _check_measured(self) -> None:
         asked = {
@@ -178,18 +183,21 @@ class TrainConfig:
         if run is None:
             return
         if os.path.realpath(run) == os.path.realpath(self.out):
-            raise InputError(f"--continue-from {run}: is --out too; a run that goes on has a folder of its own")
+            raise InputError(
+                f"--continue-from {run}: is the same folder as --out; give the new run a folder of its own"
+            )
         if self.schedule.stages > 1:
-            raise InputError(f"--continue-from {run}: not with --stages; name it for a run of one stage")
+            raise InputError(f"--continue-from {run}: cannot be combined with --stages; leave out one of the two")
 
     def _check_split(self) -> None:
         if self.memory.master_weights != "split":
             return
         if against := self._against_split():
-            raise InputError(f"{against[0]}: not with --master-weights split")
+            raise InputError(f"{against[0]}: cannot be combined with --master-weights split; leave out one of the two")
         if world_size() > 1:
             raise InputError(
-                "--master-weights split: is for one process; with several, leave it out: masters are sharded"
+                "--master-weights split: works with one process only; leave it out, since several processes shard the "
+                "master weights"
             )
 
 

@@ -65,7 +65,9 @@ class Ranks:
         self.dtype = dtype or (torch.bfloat16 if has_cuda or splits_masters else torch.float32)
         self.shard_size = shard_size or self.size
         if self.size % self.shard_size:
-            raise InputError(f"--shard-size: {self.size} ranks are not groups of {shard_size}; name a divisor")
+            raise InputError(
+                f"--shard-size: {self.size} ranks cannot form groups of {shard_size}; give a divisor of {self.size}"
+            )
         self.splits_masters = splits_masters
         self.is_sharded = not splits_masters and self.size > 1
         """Whether parameters are DTensors; of one process, once models are placed that have no room for copies."""
@@ -148,7 +150,7 @@ class Ranks:
         except dist.DistError as fault:  # pyright: ignore[reportPrivateImportUsage]  # its documentation has it
             said = str(fault).splitlines()[0]
             raise InputError(
-                f"{launcher.shown()}: the other ranks cannot be met ({said}); start all of them, or, where these "
+                f"{launcher.shown()}: the other ranks cannot be reached ({said}); start all of them, or, if these "
                 f"variables are left over from a launcher, unset {' '.join(launcher.VARIABLES)}"
             ) from None
         finally:

@@ -210,7 +210,7 @@ def named(layers: Iterable[str], asked: str) -> list[str]:
     try:
         return [name for name in layers if re.fullmatch(asked, name)]
     except re.error as fault:
-        raise InputError(f"{asked!r} is no regular expression ({fault})") from None
+        raise InputError(f"{asked!r} is not a regular expression ({fault})") from None
 
 
 def select(layers: Iterable[str], asked: Iterable[str]) -> tuple[str, ...]:
@@ -221,7 +221,7 @@ def select(layers: Iterable[str], asked: Iterable[str]) -> tuple[str, ...]:
     found = {one: named(every, one) for one in wanted}
     if missing := [one for one in wanted if not found[one]]:
         ends = sorted({name.rpartition(".")[2] for name in every})
-        raise InputError(f"{', '.join(missing)}: no linear layer of a block is called so; there are {', '.join(ends)}")
+        raise InputError(f"{', '.join(missing)}: no linear layer of a block has this name; there are {', '.join(ends)}")
     return tuple(sorted({name for names in found.values() for name in names} if wanted else every))
 
 
@@ -292,11 +292,11 @@ def check_fits(model: Transformer, adapter: Adapter) -> None:
         modules = [model.get_submodule(part.name) for part in layers[name]]
         sizes = sum(_size(m)[0] for m in modules), _size(modules[0])[1]
         if adapter.rank > min(sizes):
-            raise InputError(f"rank {adapter.rank} is above the smaller side of {name}, {min(sizes)}; lower it")
+            raise InputError(f"rank {adapter.rank} is above the smaller side of {name} ({min(sizes)}); lower it")
     if adapter.whole and model.config.tied:
         raise InputError(
-            f"{adapter.whole[0]}: embedding and head of this model are one tensor (tie_word_embeddings), which both "
-            "would move; leave it out"
+            f"{adapter.whole[0]}: embedding and head of this model are one tensor (tie_word_embeddings), and "
+            "training one would change both; leave it out"
         )
 
 

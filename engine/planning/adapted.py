@@ -107,7 +107,7 @@ def asked_adapter(model: Transformer, asked: AdapterConfig) -> Adapter:
         modules = adapters.select(adapters.layers_of(model), asked.targets)
     except InputError as fault:
         ends = {one.rpartition(".")[2] for one in asked.targets}
-        mend = "; head and embedding train whole: --train-also" if ends & {*adapters.WHOLE} else ""
+        mend = "; --train-also trains head and embedding in full" if ends & {*adapters.WHOLE} else ""
         raise InputError(f"--lora-targets: {fault}{mend}") from None
     alpha = 2 * asked.rank if asked.alpha is None else asked.alpha
     made = Adapter(rank=asked.rank, alpha=alpha, rslora=asked.rslora, modules=modules, whole=asked.train_also)

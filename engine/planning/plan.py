@@ -316,7 +316,7 @@ def refusal(
     least = min(others, key=lambda other: memory.total(other[1].memory), default=None)
     if least is not None and memory.total(least[1].memory) < memory.total(found.memory):
         needed += f" ({sizes_apart(memory.total(least[1].memory), found.budget)[0]} with {flags(least[0])})"
-    again = "" if found.memory.n_recomputed else ", compute blocks again (--recompute-blocks)"
+    again = "" if found.memory.n_recomputed else ", recompute blocks (--recompute-blocks)"
     lower = "lower --micro-tokens, --max-prompt-tokens and --max-response-tokens"
     return f"{needed}; {lower}{again}, or take more GPUs{end}"
 

@@ -60,8 +60,8 @@ class Adapting:
         """
         if weights.is_adapter(folder):
             raise InputError(
-                f"--model {config.model}: an adapter; name its base there, and the adapter with --adapter to train it "
-                "further"
+                f"--model {config.model}: is an adapter; name its base by --model and the adapter by --adapter to "
+                f"train it further"
             )
         if not config.adapters.is_used:
             return None
@@ -127,8 +127,8 @@ class Adapting:
         theirs = self.reference_adapter
         if self.moves and theirs is not None and theirs.adapter != policy.adapter:
             raise InputError(
-                f"--reference-update hard: gives the reference the policy's A and B, and {theirs.folder} is an adapter "
-                "of another rank, scale or other layers; leave it out, or name one like the policy's"
+                f"--reference-update hard: copies the policy's A and B to the reference, and {theirs.folder} is an "
+                f"adapter of another rank, scale or other layers; leave it out, or name one like the policy's"
             )
 
     def fill(self, policy: Transformer, ranks: Ranks) -> None:
@@ -225,10 +225,10 @@ def say_if_far(adapting: Adapting | None, step: Step, metrics: Mapping[str, floa
     found = {side: metrics[f"logratios/{side}"] for side in ("chosen", "rejected") if f"logratios/{side}" in metrics}
     if adapting is None or step.number > 1 or max(map(abs, found.values()), default=0.0) < FAR:
         return
-    said = " and ".join(f"{value:+.0f} nats of {side} responses" for side, value in found.items())
+    said = " and ".join(f"{value:+.0f} nats for {side} responses" for side, value in found.items())
     say(
-        f"step 1: the adapter is {said} from the reference in the mean, where many objectives have hardly a "
-        "gradient; without --reference-model the run begins at 0"
+        f"step 1: the mean log-ratio of policy and reference is {said}, where many objectives have hardly a gradient; "
+        "without --reference-model the run begins at 0"
     )
 
 
@@ -243,8 +243,8 @@ def _check_precision(asked: AdapterConfig, dtype: torch.dtype) -> None:
     """Raises InputError where 4 bits are to be multiplied in float32 on a GPU."""
     if asked.base_dtype == "nf4" and dtype == torch.float32 and torch.cuda.is_available():
         raise InputError(
-            "--base-dtype nf4: not with --dtype float32 on a GPU, which multiplies that many times slower than "
-            "bfloat16 to be exact, and 4 bits are not; take --dtype bfloat16, or --base-dtype float32"
+            "--base-dtype nf4: cannot be combined with --dtype float32 on a GPU, which is many times slower than "
+            "bfloat16 and not more exact on 4-bit weights; use --dtype bfloat16, or --base-dtype float32"
         )
 
 
@@ -252,17 +252,19 @@ def _say_what_is_unusual(config: TrainConfig, start: AdapterFolder | None) -> No
     """A rank that is not served, a rate that trains nothing, a base that is held otherwise than before."""
     rank = config.adapters.rank if start is None else start.adapter.rank
     if rank is not None and rank > MOST_RANK:
-        cli.notify_once(f"rank {rank}: vLLM serves adapters of rank {MOST_RANK} at most; merge it first (engine.merge)")
+        cli.notify_once(
+            f"rank {rank}: vLLM serves adapters of rank {MOST_RANK} at most; merge it to serve it (engine.merge)"
+        )
     if config.optimizer.rate < LEAST_RATE:
         cli.notify_once(
-            f"--lr {config.optimizer.rate:g}: is one for all parameters; an adapter hardly moves below {LEAST_RATE:g}, "
-            f"and {LORA_RATE:g} to 1e-5 is usual"
+            f"--lr {config.optimizer.rate:g}: suits the training of all parameters; an adapter hardly changes below "
+            f"{LEAST_RATE:g}, and {LORA_RATE:g} to 1e-5 is usual"
         )
     held = config.adapters.base_dtype or name_of(compute_dtype(config))
     if start is not None and start.base_dtype in ("int8", "nf4") and start.base_dtype != held:
         cli.notify_once(
-            f"{start.folder}: has trained beside a base in {start.base_dtype}, and goes on beside one in {held}, whose "
-            f"numbers are others; --base-dtype {start.base_dtype} goes on with the same"
+            f"{start.folder}: was trained on a base in {start.base_dtype} and goes on with one in {held}, whose "
+            f"weights differ; --base-dtype {start.base_dtype} goes on with the same"
         )
 
 

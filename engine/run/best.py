@@ -22,8 +22,8 @@ def check_name(flag: str, metric: str, names: Collection[str]) -> None:
         return
     near = difflib.get_close_matches(name_of(metric), names, n=1)
     raise InputError(
-        f"{flag}: no held-out number is called {metric!r}{f'; perhaps {near[0]}' if near else ''}; there are: "
-        f"{', '.join(sorted(names))}"
+        f"{flag}: no metric of the held-out rows is called {metric!r}{f'; perhaps {near[0]}' if near else ''}; there "
+        f"are: {', '.join(sorted(names))}"
     )
 
 

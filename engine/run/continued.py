@@ -51,11 +51,11 @@ class Continued:
             began = dict(json.loads((run / "state" / "identity.json").read_text(encoding="utf-8")))
         except (OSError, ValueError, TypeError):
             raise InputError(
-                f"{FLAG} {run}: holds no run; give a run's folder, a stage's where it has stages"
+                f"{FLAG} {run}: holds no run; give a run's folder, of a run with --stages that of its last stage"
             ) from None
         end = run_folder.end_of(run)
         if end is None:
-            raise InputError(f"{FLAG} {run}: is not finished; let it end first, with --resume and what it was given")
+            raise InputError(f"{FLAG} {run}: is not finished; finish it first, with --resume and its own flags")
         step, per_epoch = int(end["steps"]), run_folder.steps_per_epoch(run_folder.lines_of(run))
         if per_epoch is None:
             raise InputError(f"{FLAG} {run}: its metrics.jsonl has no line of a step; restore it")
@@ -65,7 +65,7 @@ class Continued:
         folders = [path for name in names if (path := run / name).is_dir()]
         has_state = state.is_dir()
         if not folders and not has_state:
-            raise InputError(f"{FLAG} {run}: neither {' nor '.join(names)} is there, with which it ended; restore it")
+            raise InputError(f"{FLAG} {run}: its last checkpoint, {' or '.join(names)}, is missing; restore it")
         checkpoint = folders[0] if folders else run / names[0]
         past = int(end.get(PAST, 0))
         return cls(run, step, past + n_epochs, state if has_state else None, checkpoint, began)
@@ -79,25 +79,24 @@ class Continued:
         """Raises InputError where what has to be the same is not. now: the identity of the run that goes on."""
         if self.began.get("weights") != now["weights"]:
             raise InputError(
-                f"{FLAG} {self.run}: began with another model than --model, which stays the reference; name the one "
-                "that it began with"
+                f"{FLAG} {self.run}: began with another model than --model; name that one, which stays the reference"
             )
         if self.began.get("reference weights") != now.get("reference weights"):
-            raise InputError(
-                f"{FLAG} {self.run}: was measured against another reference; give the --reference-model that it had"
-            )
+            raise InputError(f"{FLAG} {self.run}: had another reference; give the --reference-model that it had")
         if self.state is not None and self.began.get("master") != now["master"]:
             named = {"split": "split", "whole": "float32"}.get(str(self.began.get("master")))
-            raise InputError(f"{FLAG} {self.run}: its final state has other masters; name --master-weights {named}")
+            raise InputError(
+                f"{FLAG} {self.run}: its final state holds other master weights; add --master-weights {named}"
+            )
         if self.began.get("reference_update") != now["reference_update"]:
             raise InputError(
-                f"{FLAG} {self.run}: had --reference-update {self.began.get('reference_update')}, by which its "
-                "reference was moved or not; give the same"
+                f"{FLAG} {self.run}: was trained with --reference-update {self.began.get('reference_update')}; "
+                "give the same"
             )
         if now["reference_update"] != "none" and self.state is None:
             raise InputError(
-                f"{FLAG} {self.run}: its reference has moved, and where it stood is in a final state alone, which it "
-                "has not kept (--keep-final-state); start from its last folder as --model"
+                f"{FLAG} {self.run}: its reference was updated, and only a final state would hold it, which was not "
+                "kept (--keep-final-state); start from its last checkpoint folder as --model"
             )
 
     def load(self, training: Training, folder: RunFolder, config: TrainConfig) -> None:
@@ -115,13 +114,13 @@ class Continued:
         if not has_moments:
             tensors = {name: x for name, x in tensors.items() if not _is_moment(name)}
         if lacks := [name for name in missing if not _is_moment(name)]:
-            raise InputError(f"{FLAG} {self.state}: has no {lacks[0]}; it is of another model or run")
+            raise InputError(f"{FLAG} {self.state}: has no {lacks[0]}; it belongs to another model or run")
         folder.states.read(self.state, tensors)
         same_loss = self.began.get("loss") == config.objective.loss
         training.objective.state = folder.states.facts_in(self.state)["objective"] if same_loss else None
         moments = f"and {optimizer}'s moments"
         if not has_moments:
-            moments = f"whose {self.began.get('optimizer')}'s moments are no {optimizer}'s: these begin anew"
+            moments = f"but not with its optimizer's moments, since {self.began.get('optimizer')} is not {optimizer}"
         say(f"{folder.path}: goes on with the weights of {self.run} after its step {self.step}, {moments}")
 
     def _load_checkpoint(self, training: Training) -> None:
@@ -133,7 +132,7 @@ class Continued:
         written = name_of(weights.stored_dtypes(self.checkpoint).main)
         say(
             f"goes on with the weights of {self.checkpoint}, in {written}; {self.run} has kept no final state "
-            "(--keep-final-state): the optimizer's moments begin anew"
+            "(--keep-final-state), so that the optimizer's moments begin at 0"
         )
 
 

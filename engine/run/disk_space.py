@@ -38,7 +38,7 @@ def check(
     nearest = next(p for p in [folder, *folder.absolute().parents] if p.exists())
     free = shutil.disk_usage(nearest).free
     if free < checkpoint + states:
-        narrower = "write narrower folders (--save-dtype), " if plan.can_save_narrower else ""
+        narrower = "save in a narrower dtype (--save-dtype), " if plan.can_save_narrower else ""
         raise InputError(
             f"{folder}: {free:,} bytes are free, and a checkpoint and its states take "
             f"{checkpoint + states:,}; make room, {narrower}or keep no states (--state-every 0)"

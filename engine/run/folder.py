@@ -137,7 +137,9 @@ def cut_metrics(folder: Path, step: int) -> dict[str, float]:
                         continue
                 break
     if last.get("step", 0) != step:
-        raise InputError(f"{path}: lacks the line of step {step}, from which this would go on; restore it")
+        raise InputError(
+            f"{path}: the line of step {step}, after which the run would go on, is missing; restore the file"
+        )
     if path.exists():
         with naming(path):
             os.truncate(path, end)
@@ -229,8 +231,8 @@ class RunFolder:
         keeps = checkpoints.state_every != 0 or checkpoints.stop_after is not None or checkpoints.keep_final_state
         if not is_shared and keeps:
             raise InputError(
-                f"{self.path}: not every rank sees this folder, and a state of several hosts needs one that all see; "
-                "name a shared --out, or do without states (--state-every 0, no --stop-after, no --keep-final-state)"
+                f"{self.path}: not every rank sees this folder, and states of several hosts need one that all see; "
+                "name a shared --out, or keep no states (--state-every 0, no --stop-after, no --keep-final-state)"
             )
         ranks.on_rank0(lambda: self._begin(identity, plan.saves, settings, facts))
         self._states = self._states or self._open_states()

@@ -125,8 +125,8 @@ def compare(path: Path, folder: Path, found: Mapping[str, Any]) -> None:
         now.pop(DAY, None)
     if WARMUP in now and WARMUP not in before and before.get("warmup_steps", "0") != "0":
         raise InputError(
-            f"{folder}: was begun by a release whose warm-up rose from lr / (steps + 1), and it rises from 0 now: "
-            "go on with that release, or start anew with another --out"
+            f"{folder}: was begun by a release whose warm-up started at lr / (steps + 1), and it starts at 0 now; "
+            "go on with that release, or start again with another --out"
         )
     different = [
         f"{name}: {before.get(name)} -> {now.get(name)}" for name in now | before if before.get(name) != now.get(name)
@@ -134,7 +134,7 @@ def compare(path: Path, folder: Path, found: Mapping[str, Any]) -> None:
     if different:
         raise InputError(
             f"{folder}: --resume would go on with another run ({'; '.join(different)}); "
-            "give what it was started with, or another --out"
+            "give the settings that it was started with, or another --out"
         )
 
 

@@ -16,28 +16,29 @@ BLOCK = 256  # tokens
 
 @dataclass(frozen=True, kw_only=True)
 class Sampling:
-    """How the next token is chosen, and when to stop."""
+    """How the next token is chosen, and when an answer ends."""
 
     max_new_tokens: int = 512
-    """Most tokens per answer; the model's context ends it too."""
+    """Maximum number of tokens per answer. An answer also ends where the model's context is full."""
     temperature: float = 1.0
-    """0: always the likeliest token, as with one so small that logits divided by it overflow."""
+    """Sampling temperature. 0 always takes the most likely token."""
     top_p: float = 1.0
-    """Sample among the likeliest tokens that together have this probability."""
+    """Nucleus sampling: choose among the most likely tokens that together have this probability. 1: among all."""
     top_k: int = 0
-    """Sample among so many of the likeliest tokens; 0: among all."""
+    """Choose among this number of most likely tokens. 0: among all."""
     n: int = 1
-    """Answers per prompt; they share its prefill."""
+    """Number of answers per prompt. They share one prefill of the prompt."""
     stop: tuple[str, ...] = ()
-    """Texts that end an answer and are not part of it."""
+    """Texts that end an answer when it contains one; the text is not part of the answer."""
     stop_ids: tuple[int, ...] = ()
-    """Token ids that do, besides the checkpoint's own."""
+    """Token ids that end an answer, in addition to those of the checkpoint."""
     seed: int = 0
-    """The same seed gives the same answers, whatever they are batched with."""
+    """Random seed. The same seed gives the same answers, whatever they are batched with."""
     batch_size: int = 128
-    """Sequences that grow together."""
+    """Number of answers that grow at the same time. Lower it to save memory, raise it for speed."""
     prefill_tokens: int = 1024
-    """Most prompt tokens in one pass: longer prompts are read in pieces, while other answers grow."""
+    """Maximum number of prompt tokens per forward pass. Longer prompts are processed in pieces while other answers
+    grow."""
 
     def __post_init__(self) -> None:
         if min(self.max_new_tokens, self.n, self.batch_size, self.prefill_tokens) < 1:

@@ -26,12 +26,12 @@ def _one_prompt(objective: Objective, steps: Steps) -> str:
         return ""
     if n == total:
         return (
-            f"{objective.name}: every step is of one prompt alone, so that no prompt can be put before another one's "
-            "response: KL is 0 in every step, and nothing is anchored; raise --batch-size, or give rows of more prompts"
+            f"{objective.name}: every step has rows of one prompt alone, so that no prompt can be put before another "
+            "one's response, and the KL estimate is always 0; raise --batch-size, or give rows of more prompts"
         )
     return (
-        f"{objective.name}: {n} of {total} steps {'is' if n == 1 else 'are'} of one prompt alone, so that no prompt "
-        "can be put before another one's response: KL is taken as 0 there"
+        f"{objective.name}: {n} of {total} steps {'has' if n == 1 else 'have'} rows of one prompt alone, so that no "
+        "prompt can be put before another one's response, and the KL estimate is 0 there"
     )
 
 
@@ -50,7 +50,7 @@ def _imbalance(term: Term, examples: Sequence[Example]) -> str:
     said = f"{name}: {rows[0]} desirable and {rows[1]} undesirable rows"
     if not all(counts):
         missing = "undesirable" if counts[0] else "desirable"
-        return f"{said}: nothing is {missing}, and the likelihood of all rows moves one way"
+        return f"{said}: no row is {missing}, so that the likelihood of all rows moves one way"
     ratio = of_desirable * counts[0] / (of_undesirable * counts[1])
     least, most = IDEAL
     if 0.99 * least <= ratio <= 1.01 * most:
@@ -79,7 +79,7 @@ def weights_report(objective: Objective, examples: Sequence[Example]) -> str:
     if not any(weights):
         raise InputError(
             f"{examples[0].location}: its weight is 0 and so is every other row's, which leaves nothing to train on; "
-            "mend them, or let them go: --ignore-columns weight"
+            "fix them, or ignore them by --ignore-columns weight"
         )
     said = f"rows weigh {sum(weights) / len(weights):.4g} on average ({min(weights):g} to {max(weights):g})"
     said += f", {len(examples) - len(given)} without a weight count 1" if len(given) < len(examples) else ""

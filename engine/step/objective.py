@@ -62,8 +62,8 @@ class Objective:
         self.needs_mismatched = any("mismatched" in t.loss.needs and t.arguments.get("kl") is None for t in self.terms)
         if self.needs_mismatched and self.form != "unpaired":
             raise InputError(
-                f"--loss: {self.name} mixes what takes mismatched sequences with objectives of another form of rows; "
-                "use kto_pair, or fix --kto.kl"
+                f"--loss: {self.name} mixes an objective that needs mismatched sequences with one that takes other "
+                f"rows; use kto_pair, or set --kto.kl"
             )
         self.state: dict[str, float] | None = None
         """What the objectives carry from step to step, under "NAME.what"; None before the first step."""
@@ -166,7 +166,7 @@ class Objective:
                 term.arguments[argument] = value
                 return
         near = [f"perhaps --{n}" for n in difflib.get_close_matches(key, list(self.arguments), n=1, cutoff=0)]
-        raise InputError(f"--{key}: no such hyperparameter of this run's objective; {(near or ['it has none'])[0]}")
+        raise InputError(f"--{key}: this run's objective has no such hyperparameter; {(near or ['it has none'])[0]}")
 
     def __call__(self, inputs: LossInputs) -> Result:
         """The result on these inputs: losses [n]; rewards are the first term's."""
@@ -284,7 +284,7 @@ def _parse(text: str) -> list[tuple[Loss, float]]:
         except LossError as fault:
             raise InputError(f"--loss: {fault}") from None
         if any(loss is other for other, _ in found):
-            raise InputError(f"--loss: {loss.name} is there twice; add up the weights")
+            raise InputError(f"--loss: {loss.name} is named twice; name it once, with the sum of the weights")
         found.append((loss, weight))
     return found
 
@@ -298,12 +298,12 @@ def _weight(text: str) -> float | None:
 
 def describe_all() -> str:
     """The objectives and their hyperparameters, for --help."""
-    lines = ["objectives (--loss; a mixture is NAME:WEIGHT,NAME:WEIGHT), their hyperparameters (--NAME.argument) and"]
-    lines += ["defaults:"]
+    lines = ["objectives for --loss, with their hyperparameters (--NAME.argument) and defaults; a mixture is written"]
+    lines += ["NAME:WEIGHT,NAME:WEIGHT:"]
     for name in losses.names():
         loss = losses.get(name)
         arguments = ", ".join(f"{k}={v}" for k, v in loss.defaults.items())
-        costs = "  [whole step: micro-batches are computed twice]" if loss.whole_step else ""
+        costs = "  [takes a statistic of the whole step: micro-batches are computed twice]" if loss.whole_step else ""
         lines += [f"  {name}({arguments}){costs}", f"      {loss.summary}"]
     return "\n".join(lines)
 

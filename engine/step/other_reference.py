@@ -60,9 +60,9 @@ class OtherReference:
             n, context = len(row.prompt) + max(map(len, row.responses)), self.config.context
             if self.config.longest is not None and n > self.config.longest:
                 raise InputError(
-                    f"{row.location}: {n:,} tokens after the cut, and with the dynamic RoPE of {self.folder} no "
-                    f"sequence beyond max_position_embeddings, {self.config.longest:,}, is computed, also under "
-                    "--beyond-context; cut rows shorter"
+                    f"{row.location}: {n:,} tokens after the cut, and the dynamic RoPE of {self.folder} cannot "
+                    f"go beyond max_position_embeddings ({self.config.longest:,}), not even with --beyond-context; "
+                    "cut rows shorter"
                 )
             if context is not None and n > context and not beyond_context:
                 raise InputError(
@@ -118,8 +118,8 @@ def _compared(
                 "--reference-model"
             )
         cli.notify_once(
-            f"{folder}: taken to have the vocabulary of {model}, since both have rows for {n_ours:,} tokens; there is "
-            f"no tokenizer in {without} to compare"
+            f"{folder}: assumed to have the vocabulary of {model}, since both have rows for {n_ours:,} tokens; there "
+            f"is no tokenizer in {without} to compare"
         )
         return {}
     words, known = ours.words(), theirs.words()

@@ -195,17 +195,17 @@ class Cache:
             with safe_open(path, framework="pt") as file:
                 facts, table = file.metadata() or {}, {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
         except (OSError, SafetensorError) as fault:
-            return None, f"{path} cannot be read ({fault}): computed anew"
-        other = f"{path} is of other weights, rows, limits or dtype: computed anew"
+            return None, f"{path} cannot be read ({fault}): computed again"
+        other = f"{path} was computed from other weights, rows, limits or dtype: computed again"
         if facts.get("fingerprint") != self.fingerprint():
             return None, other
         if "ref_logps" not in table:
-            return None, f"{path} cannot be read (it has no ref_logps): computed anew"
+            return None, f"{path} cannot be read (it has no ref_logps): computed again"
         if facts.get("sha256") != _digest(table) or not all(x.isfinite().all() for x in table.values()):
-            return None, f"{path} is damaged: computed anew"
+            return None, f"{path} is damaged: computed again"
         if _is_of_tokens(table) != _is_of_tokens(empty) or not empty.keys() <= table.keys():
             kept, wanted = (_kind(x) for x in (table, empty))
-            return None, f"{path} has {kept}, and this objective takes {wanted}: computed anew"
+            return None, f"{path} has {kept}, and this objective takes {wanted}: computed again"
         if any(table[name].shape != x.shape or table[name].dtype != x.dtype for name, x in empty.items()):
             return None, other
         return {name: table[name] for name in empty}, f"taken from {path}"
@@ -222,7 +222,7 @@ class Cache:
         try:
             self._write(path, table, is_shared=True)
         except OSError as fault:
-            cli.notify(f"{path}: cannot be written ({fault.strerror}); {self.own} is there all the same")
+            cli.notify(f"{path}: cannot be written ({fault.strerror}); the run keeps its own copy, {self.own}")
 
     def _write(self, path: Path, table: Table, *, is_shared: bool = False) -> None:
         metadata = {"fingerprint": self.fingerprint(), "sha256": _digest(table)}
@@ -273,17 +273,19 @@ def modes(asked: ReferenceConfig, objective: Objective, *, keeps: bool = True) -
             "hold; use fused"
         )
     if wanted == "precompute" and not keeps:
-        raise InputError("--reference precompute --disable reference-cache: what is computed has to be kept; use fused")
+        raise InputError("--reference precompute: cannot be combined with --disable reference-cache; use fused")
     if asked.model is not None and (wanted == "none" or (wanted == "auto" and not objective.has_reference)):
-        why = f"{objective.name} takes no reference" if wanted == "auto" else "not with --reference none"
+        why = f"{objective.name} takes no reference" if wanted == "auto" else "cannot be combined with --reference none"
         raise InputError(
             f"--reference-model: {why}; leave it out"
-            + (", or add --reference fused, by which rewards are logged against it" if wanted == "auto" else "")
+            + (", or add --reference fused to log rewards relative to it" if wanted == "auto" else "")
         )
     if asked.update != "none":
         if not objective.has_reference or wanted not in ("auto", "fused"):
-            why = f"with --reference {wanted}" if objective.has_reference else f"with {objective.name}, which has none"
-            raise InputError(f"--reference-update {asked.update}: needs a reference model in every step, not {why}")
+            why = f"--reference {wanted} has none" if objective.has_reference else f"{objective.name} uses none"
+            raise InputError(
+                f"--reference-update {asked.update}: needs a reference model in every step, and {why}; leave it out"
+            )
         return ["fused"]
     if wanted != "auto":
         return [wanted]

@@ -291,6 +291,6 @@ def check_mismatched(examples: Sequence[Example], longest: int | None) -> None:
     if longest is not None and n > longest:
         raise InputError(
             f"{prompt.location}: its prompt with a response as long as that of {other.location}, a mismatched "
-            f"sequence, would have {n:,} tokens, and with dynamic RoPE none beyond max_position_embeddings, "
-            f"{longest:,}, is computed; lower --max-prompt-tokens or --max-response-tokens"
+            f"sequence, would have {n:,} tokens, and dynamic RoPE cannot go beyond max_position_embeddings "
+            f"({longest:,}); lower --max-prompt-tokens or --max-response-tokens"
         )

@@ -57,7 +57,7 @@ def check_objective(objective: Objective, examples: Sequence[Example]) -> None:
     if fault is not None:
         alone = [f"{e.location}: {found}" for e in examples if (found := _fault(objective, [e])) is not None]
         if 0 < len(alone) < len(examples):
-            raise list_faults(alone[:10], len(examples), mend="mend or delete them", n_faults=len(alone))
+            raise list_faults(alone[:10], len(examples), mend="fix or delete them", n_faults=len(alone))
         raise InputError(f"--loss: {fault}")
     if later is not None:
         raise InputError(f"--loss: {later}")

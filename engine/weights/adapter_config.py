@@ -17,9 +17,9 @@ from system import InputError, cli
 
 CONFIG, TENSORS, OWN = "adapter_config.json", "adapter_model.safetensors", "engine.json"
 WHY = {  # keys that have to say nothing: what they would do
-    "use_dora": "DoRA is not computed here",
-    "use_qalora": "QALoRA is not computed here",
-    "use_bdlora": "block-diagonal LoRA is not computed here",
+    "use_dora": "DoRA is not supported",
+    "use_qalora": "QALoRA is not supported",
+    "use_bdlora": "block-diagonal LoRA is not supported",
     "lora_bias": "adapters have no bias here",
     "rank_pattern": "one rank is for all layers here, as in vLLM",
     "alpha_pattern": "one alpha is for all layers here, as in vLLM",
@@ -31,9 +31,9 @@ WHY = {  # keys that have to say nothing: what they would do
     "alora_invocation_tokens": "adapters are always on here",
     "fan_in_fan_out": "matrices are [out, in] here",
     "arrow_config": "adapters are not mixed here",
-    "kasa_config": "KaSA is not computed here",
-    "velora_config": "VeLoRA is not computed here",
-    "monteclora_config": "MonteCLoRA is not computed here",
+    "kasa_config": "KaSA is not supported",
+    "velora_config": "VeLoRA is not supported",
+    "monteclora_config": "MonteCLoRA is not supported",
     "megatron_config": "layers are not Megatron's here",
 }
 MOVES_BASE = ("pissa", "olora", "loftq", "corda", "lora_ga")
@@ -55,14 +55,16 @@ def read_config(folder: Path) -> dict[str, Any]:
         raise InputError(f"{folder}: no {CONFIG}; give the folder of an adapter in PEFT's format")
     raw = read_json(path)
     if (kind := raw.get("peft_type")) != "LORA":
-        raise InputError(f"{path}: peft_type is {kind!r}; LORA is computed here, and no other kind")
+        raise InputError(f"{path}: peft_type is {kind!r}; only LORA is supported")
     if raw.get("task_type") not in (None, "CAUSAL_LM"):
         raise InputError(f"{path}: task_type is {raw['task_type']!r}; it has to be CAUSAL_LM")
     for key, why in WHY.items():
         if raw.get(key) not in (None, False, {}, []):
             raise InputError(f"{path}: {key} is {raw[key]!r}, and {why}; give an adapter without")
     if raw.get("bias") not in (None, "none"):
-        raise InputError(f"{path}: bias is {raw['bias']!r}, and biases do not train here; give an adapter without")
+        raise InputError(
+            f"{path}: bias is {raw['bias']!r}, and trained biases are not supported; give an adapter without"
+        )
     if not isinstance(raw.get("use_rslora", False), (bool, NoneType)):
         raise InputError(f"{path}: use_rslora is {raw['use_rslora']!r}; it has to be true or false")
     init = raw.get("init_lora_weights")
@@ -73,9 +75,9 @@ def read_config(folder: Path) -> dict[str, Any]:
         )
     _check_numbers(path, raw)
     if raw.get("lora_dropout"):
-        cli.notify_once(f"{path}: lora_dropout {raw['lora_dropout']} is of its training; there is none here")
+        cli.notify_once(f"{path}: lora_dropout {raw['lora_dropout']} is not applied here")
     if unknown := sorted(raw.keys() - USED - OF_NO_WEIGHT - WHY.keys()):
-        cli.notify_once(f"{path}: not used, since it is not known: {', '.join(unknown)}")
+        cli.notify_once(f"{path}: ignored, since these settings are not known: {', '.join(unknown)}")
     return raw
 
 

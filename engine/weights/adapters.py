@@ -178,13 +178,13 @@ def _parsed(path: Path, name: str) -> tuple[str, str]:
     if match := re.fullmatch(r"(.+)\.lora_(?:embedding_)?([AB])(?:\.weight)?", name.removeprefix(PREFIX)):
         module = match[1]
         if module.rpartition(".")[2] in adapters.WHOLE or "lora_embedding" in name:
-            raise InputError(f"{path}: {name}: adapters of head and embedding are not computed here; train them whole")
+            raise InputError(f"{path}: {name}: adapters of head and embedding are not supported; train them whole")
         return module, match[2]
     if match := re.fullmatch(r"(?:.+\.)?(lm_head|embed_tokens)\.weight", name.removeprefix(PREFIX)):
         return match[1], "whole"
     if "lora_magnitude_vector" in name:
-        raise InputError(f"{path}: {name} is of DoRA, which is not computed here; give an adapter without")
-    raise InputError(f"{path}: has the unknown {name}; give an adapter whose tensors are lora_A and lora_B")
+        raise InputError(f"{path}: {name} belongs to DoRA, which is not supported; give an adapter without")
+    raise InputError(f"{path}: has an unknown tensor, {name}; give an adapter whose tensors are lora_A and lora_B")
 
 
 def _held(folder: Path) -> str | None:

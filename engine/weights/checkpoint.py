@@ -161,7 +161,7 @@ class Checkpoint:
         if has_both and not self._files.same(embedding, self._files, head):
             raise InputError(
                 f"{self.folder}: tie_word_embeddings of config.json is true, and {head} differs from {embedding}; "
-                f"set it to false where the model has a head of its own, or take {head} out"
+                f"set it to false where the model has a head of its own, or remove {head}"
             )
         self._say_if_announced_otherwise(config, own)
         if absent := config.names.not_there(self._tensors):
@@ -174,8 +174,8 @@ class Checkpoint:
         dtypes = {name: self._tensors[name].dtype for name in [*extra, *own] if name in self._tensors}
         if found := quantised_tensor(dtypes):
             raise InputError(
-                f"{self.folder}: {found[0]} is of a quantised checkpoint ({found[1]}), which config.json does not say; "
-                f"{REMEDY}"
+                f"{self.folder}: {found[0]} belongs to a quantised checkpoint ({found[1]}), which config.json does not "
+                f"say; {REMEDY}"
             )
 
     def _say_if_announced_otherwise(self, config: ModelConfig, own: dict[str, Any]) -> None:
@@ -247,13 +247,13 @@ def _is_whole_beside(folder: Path, weight_map: dict[str, str]) -> bool:
         return True
     if missing:
         raise InputError(
-            f"{folder}: {WHOLE} lies beside {INDEX} and some of its shards, of which {missing[0]} is missing; take the "
-            "one or the others out"
+            f"{folder}: {WHOLE} lies beside {INDEX} and some of its shards, of which {missing[0]} is missing; remove "
+            "the one or the others"
         )
     found = _difference(folder, tuple(shards), _states([folder / name for name in (WHOLE, *shards)]))
     if found is not None:
         raise InputError(
-            f"{folder}: {WHOLE} and the shards of {INDEX} are two models ({found}); take out the one that is not meant"
+            f"{folder}: {WHOLE} and the shards of {INDEX} are two models ({found}); remove the one that is not meant"
         )
     return True
 
@@ -285,7 +285,7 @@ def _say_what_is_left(folder: Path, read: set[str]) -> None:
     if left:
         more = f" and {len(left) - 1} more" if len(left) > 1 else ""
         what = WHOLE if WHOLE in read else f"what {INDEX} names"
-        cli.notify_once(f"{folder}: weights that are not read: {left[0]}{more}; {what} is the model")
+        cli.notify_once(f"{folder}: these weights are not read: {left[0]}{more}; {what} is the model")
 
 
 def _read_index(index: Path) -> dict[str, str]:

@@ -72,13 +72,13 @@ def find_adapted(model: str, adapter: str | None, base_dtype: str | None) -> tup
     if adapter is None:
         if base_dtype is not None and not is_adapter(folder):
             raise InputError(
-                f"--base-dtype {base_dtype}: is of the base of an adapter, and {model} is a whole model; add "
+                f"--base-dtype {base_dtype}: applies to the base of an adapter, and {model} is a whole model; add "
                 "--adapter DIR, or leave it out"
             )
         return folder, None
     if is_adapter(folder):
         raise InputError(
-            f"--model {model}: an adapter itself; name the base there, and leave --adapter to one of the two"
+            f"--model {model}: is an adapter itself, and --adapter names another one; name a base by --model"
         )
     found = read_adapter(find_model(adapter))
     say_if_of_another(found, model, folder)
@@ -94,7 +94,7 @@ def say_if_of_another(found: AdapterFolder, model: str, folder: Path) -> None:
         return
     if Path(base).is_dir() and Path(base).resolve() == folder.resolve():
         return
-    cli.notify_once(f"{found.folder}: names {base} as its base; it is put on {model}")
+    cli.notify_once(f"{found.folder}: names {base} as its base, and is used with {model}")
 
 
 def build_adapted(
@@ -105,7 +105,7 @@ def build_adapted(
     """
     folder = base or base_of(found)
     if is_adapter(folder):
-        raise InputError(f"{folder}: an adapter, and no base of one; merge it into its own first, and give that folder")
+        raise InputError(f"{folder}: is an adapter, not a base; merge it into its own base first, and give that folder")
     model = build(folder)
     check(folder, model)
     adapters.freeze(model, dtype, adapters.held_as(base_dtype or found.base_dtype, dtype))
@@ -259,8 +259,8 @@ def _check_whole_model(folder: Path) -> None:
     if os.path.lexists(adapter):
         base = read_json(adapter).get("base_model_name_or_path")
         raise InputError(
-            f"{adapter}: an adapter{f' of {base}' if base else ''} beside a whole model, over which transformers lays "
-            "it; merge the two, or take the adapter's files out"
+            f"{adapter}: an adapter{f' of {base}' if base else ''} beside a whole model, to which transformers would "
+            "add it; merge the two, or remove the adapter's files"
         )
     if os.path.lexists(modelopt):
         method = quantised_by_modelopt(read_json(modelopt))

@@ -99,7 +99,7 @@ def check_range(name: str, rows: Tensor, dtype: torch.dtype) -> None:
     if max(-low, high) > most:
         furthest = high if high > -low else low
         raise InputError(
-            f"{name} holds {furthest:,.0f}, and {name_of(dtype)} ends at {most:,.0f}; store float32 or bfloat16"
+            f"{name} holds {furthest:,.0f}, beyond {most:,.0f}, the largest {name_of(dtype)}; store float32 or bfloat16"
         )
 
 

@@ -87,7 +87,7 @@ def _check_place(path: Path) -> None:
     folder, real = path.parent.resolve(), path.resolve()
     blobs = folder.parent.parent / "blobs" if folder.parent.name == "snapshots" else folder
     if real.parent not in (folder, blobs):
-        raise InputError(f"{path}: a link out of its folder, to {real}; put the file itself there")
+        raise InputError(f"{path}: is a link to {real}, outside of its folder; put the file itself there")
 
 
 def _check_layout(header: dict[str, Any], n_bytes: int, refuse: Any) -> None:

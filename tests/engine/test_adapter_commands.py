@@ -107,7 +107,7 @@ def test_the_score_of_an_adapter_is_that_of_the_merged_weights(made, tmp_path):
 
 def test_the_base_that_is_named_counts(made, tmp_path, capsys):
     found = scored(tmp_path, made / "pairs.jsonl", "--model", made / "other", "--adapter", made / "adapter")
-    said = f"{made / 'adapter'}: names {made / 'base'} as its base; it is put on {made / 'other'}"
+    said = f"{made / 'adapter'}: names {made / 'base'} as its base, and is used with {made / 'other'}"
     assert said in capsys.readouterr().err
     merged = write_merged(tmp_path / "merged", made / "other", made / "adapter")
     expected = scored(tmp_path, made / "pairs.jsonl", "--model", merged)
@@ -150,8 +150,8 @@ def test_answers_on_their_way_are_of_one_adapter_and_of_one_base(made, tmp_path,
 
 
 REFUSED = [
-    (["--model", "base", "--base-dtype", "int8"], "--base-dtype int8: is of the base of an adapter, and .*base is a"),
-    (["--model", "adapter", "--adapter", "adapter"], "--model .*adapter: an adapter itself; name the base there"),
+    (["--model", "base", "--base-dtype", "int8"], "--base-dtype int8: applies to the base of an adapter, and .*base"),
+    (["--model", "adapter", "--adapter", "adapter"], "--model .*adapter: is an adapter itself, and --adapter names"),
     (["--model", "base", "--adapter", "other"], r"other: a model, not an adapter \(adapter_config.json is not"),
     (["--model", "base", "--adapter", "gone"], "gone: no such file or folder; give a checkpoint folder"),
 ]  # fmt: skip
@@ -170,7 +170,7 @@ def test_flags_that_do_not_go_together_are_a_sentence(made, tmp_path, flags, sai
 @pytest.mark.parametrize("flag", [{"adapter": "a"}, {"base_dtype": "int8"}])
 def test_an_adapter_is_of_a_checkpoint_and_not_of_a_server(flag):
     name = f"--{next(iter(flag)).replace('_', '-')}"
-    with pytest.raises(InputError, match=rf"^{name}: is for a checkpoint, but --endpoint answers; leave it out"):
+    with pytest.raises(InputError, match=rf"^{name}: applies to a local checkpoint, not to --endpoint; leave it out"):
         GenerateConfig(model="m", prompts="p", out="o", endpoint=("http://h/v1",), **flag)
 
 
@@ -185,11 +185,11 @@ def test_a_base_that_is_gone_is_named_with_its_remedy(made, tmp_path):
 
 def test_an_adapter_is_no_model_to_train_plan_or_convert(made, tmp_path):
     folder, rows = str(made / "adapter"), str(made / "pairs.jsonl")
-    with pytest.raises(InputError, match=r"^--model .*adapter: an adapter; name its base there, and the adapter"):
+    with pytest.raises(InputError, match=r"^--model .*adapter: is an adapter; name its base by --model and the"):
         train.run(TrainConfig(model=folder, data=rows, out=str(tmp_path / "run")))
-    with pytest.raises(InputError, match=r"^--model .*adapter: an adapter; name its base there"):
+    with pytest.raises(InputError, match=r"^--model .*adapter: is an adapter; name its base by --model"):
         plan.main(["--model", folder, "--data", rows])
-    with pytest.raises(InputError, match=r"^--model .*adapter: an adapter, and no whole model; engine\.merge"):
+    with pytest.raises(InputError, match=r"^--model .*adapter: is an adapter, not a whole model; use engine\.merge"):
         convert.main(["--model", folder, "--out", str(tmp_path / "out"), "--dtype", "bfloat16"])
     assert not list(tmp_path.iterdir())
 

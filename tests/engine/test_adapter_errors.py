@@ -125,8 +125,8 @@ FOLDERS = {  # what is wrong -> (how it comes to be, what is said)
     "JSON that is a list": (
         lambda f: (f / "adapter_config.json").write_text("[]"), "adapter_config.json: a list, not an object"
     ),
-    "no kind": (says(peft_type=...), "adapter_config.json: peft_type is None; LORA is computed here, and no other kin"),
-    "another kind": (says(peft_type="IA3"), "adapter_config.json: peft_type is 'IA3'; LORA is computed here"),
+    "no kind": (says(peft_type=...), "adapter_config.json: peft_type is None; only LORA is supported"),
+    "another kind": (says(peft_type="IA3"), "adapter_config.json: peft_type is 'IA3'; only LORA is supported"),
     "another task": (says(task_type="SEQ_CLS"), "task_type is 'SEQ_CLS'; it has to be CAUSAL_LM"),
     "no rank": (says(r=...), r"r is missing; it has to be the rank, a whole number above 0 \(PEFT would take 8\)"),
     "rank 0": (says(r=0), "r is 0; it has to be the rank, a whole number above 0"),
@@ -137,8 +137,8 @@ FOLDERS = {  # what is wrong -> (how it comes to be, what is said)
     "no targets": (says(target_modules=...), r"target_modules is missing; .* \(PEFT would take q_proj and v_proj\)"),
     "targets that are none": (says(target_modules=[]), r"target_modules is \[\]; it has to name the layers"),
     "rslora in words": (says(use_rslora="no"), "use_rslora is 'no'; it has to be true or false"),
-    "DoRA": (says(use_dora=True), "use_dora is True, and DoRA is not computed here; give an adapter without"),
-    "biases": (says(bias="lora_only"), "bias is 'lora_only', and biases do not train here"),
+    "DoRA": (says(use_dora=True), "use_dora is True, and DoRA is not supported; give an adapter without"),
+    "biases": (says(bias="lora_only"), "bias is 'lora_only', and trained biases are not supported"),
     "a bias of B": (says(lora_bias=True), "lora_bias is True, and adapters have no bias here"),
     "ranks of layers": (says(rank_pattern={"q_proj": 4}), "rank_pattern is {'q_proj': 4}, and one rank is for all lay"),
     "alphas of layers": (says(alpha_pattern={"q_proj": 4}), "alpha_pattern is {'q_proj': 4}, and one alpha is for all"),
@@ -176,9 +176,9 @@ FOLDERS = {  # what is wrong -> (how it comes to be, what is said)
         "target_modules does not name model.layers.0.mlp.down_proj, and adapter_model.safetensors has tensors of it",
     ),
     "a target that nothing has": (
-        says(target_modules=["q_proj", "c_attn"]), "target_modules: c_attn: no linear layer of a block is called so; th"
+        says(target_modules=["q_proj", "c_attn"]), "target_modules: c_attn: no linear layer of a block has this name;"
     ),
-    "an expression that is none": (says(target_modules="(q"), r"target_modules: '\(q' is no regular expression"),
+    "an expression that is none": (says(target_modules="(q"), r"target_modules: '\(q' is not a regular expression"),
     "layers that are left out and are there": (
         says(exclude_modules=["q_proj"]), "target_modules does not name model.layers.0.self_attn.q_proj, and"
     ),
@@ -187,13 +187,13 @@ FOLDERS = {  # what is wrong -> (how it comes to be, what is said)
     "a B of another size": (
         put(f"{Q}.lora_B.weight", 48, 2), rf"{Q}.lora_B.weight is \[48, 2\], and with .* it is \[32, 2\]; give the base"
     ),
-    "a name of nothing": (put(f"{Q}.weight", 2, 2), f"has the unknown {Q}.weight; give an adapter whose tensors are"),
+    "a name of nothing": (put(f"{Q}.weight", 2, 2), f"has an unknown tensor, {Q}.weight; give an adapter whose"),
     "a name without its beginning": (
         put("model.layers.0.x.lora_A.weight", 2, 2), "model.layers.0.x.lora_A.weight does not begin with base_model.mod"
     ),
-    "a magnitude": (put(f"{Q}.lora_magnitude_vector", 32), "lora_magnitude_vector is of DoRA, which is not computed h"),
+    "a magnitude": (put(f"{Q}.lora_magnitude_vector", 32), "lora_magnitude_vector belongs to DoRA, which is not supp"),
     "an adapter of the head": (
-        put("base_model.model.lm_head.lora_A.weight", 2, 32), "adapters of head and embedding are not computed here; tr"
+        put("base_model.model.lm_head.lora_A.weight", 2, 32), "adapters of head and embedding are not supported; tr"
     ),
     "an adapter of the embedding": (
         put("base_model.model.model.embed_tokens.lora_embedding_A", 2, 400), "adapters of head and embedding are not"
@@ -253,37 +253,37 @@ def test_the_folder_that_all_of_them_were_made_from_trains(place, tmp_path):
 
 
 FLAGS = {  # flags -> what is said
-    "--lora-alpha 8": "--lora-alpha: goes with --lora-rank; name a rank, such as 16, or leave it out",
-    "--lora-targets q_proj": "--lora-targets: goes with --lora-rank",
-    "--lora-rslora": "--lora-rslora: goes with --lora-rank",
-    "--train-also lm_head": "--train-also: goes with --lora-rank",
+    "--lora-alpha 8": "--lora-alpha: needs --lora-rank; add it, such as --lora-rank 16, or leave this flag out",
+    "--lora-targets q_proj": "--lora-targets: needs --lora-rank",
+    "--lora-rslora": "--lora-rslora: needs --lora-rank",
+    "--train-also lm_head": "--train-also: needs --lora-rank",
     "--lora-rank 0": "--lora-rank: 0 is not above 0; 16 is usual",
     "--lora-rank -3": "--lora-rank: -3 is not above 0",
     "--lora-rank 2 --lora-alpha 0": "--lora-alpha: 0.0 is not above 0",
     "--lora-rank 2 --lora-alpha nan": "--lora-alpha: nan is not above 0",
     "--lora-rank 17": "--lora-rank: rank 17 is above the smaller side of model.layers.0.self_attn.k_proj, 16; lower it",
-    "--lora-rank 2 --lora-targets q_proj c_attn": "--lora-targets: c_attn: no linear layer of a block is called so",
-    "--lora-rank 2 --lora-targets lm_head": "head and embedding train whole: --train-also",
-    "--lora-rank 2 --lora-targets (q": "--lora-targets: '(q' is no regular expression",
+    "--lora-rank 2 --lora-targets q_proj c_attn": "--lora-targets: c_attn: no linear layer of a block has this name",
+    "--lora-rank 2 --lora-targets lm_head": "--train-also trains head and embedding in full",
+    "--lora-rank 2 --lora-targets (q": "--lora-targets: '(q' is not a regular expression",
     "--lora-rank 2 --train-also lm_head lm_head": "--train-also: lm_head lm_head: names one twice",
-    "--adapter GOOD --lora-rank 2": "--lora-rank: not with --adapter, whose own is taken; leave one of the two out",
-    "--adapter GOOD --lora-alpha 2": "--lora-alpha: not with --adapter",
-    "--adapter GOOD --lora-targets q_proj": "--lora-targets: not with --adapter",
+    "--adapter GOOD --lora-rank 2": "--lora-rank: cannot be combined with --adapter, whose own is used; leave out one",
+    "--adapter GOOD --lora-alpha 2": "--lora-alpha: cannot be combined with --adapter",
+    "--adapter GOOD --lora-targets q_proj": "--lora-targets: cannot be combined with --adapter",
     "--adapter MODEL": "a model, not an adapter (adapter_config.json is not there); name it with --model",
     "--adapter NOWHERE": "nowhere: no such file or folder",
     "--adapter GOOD/adapter_model.safetensors": "adapter_model.safetensors: a file; give the",
-    "--base-dtype nf4": "--base-dtype nf4: is of frozen weights, and all of them train; add --lora-rank 16",
-    "--base-dtype int8": "--base-dtype int8: is of frozen weights, and all of them train",
+    "--base-dtype nf4": "--base-dtype nf4: applies to frozen weights, and all weights are trained; add --lora-rank 16",
+    "--base-dtype int8": "--base-dtype int8: applies to frozen weights, and all weights are trained",
     "--base-dtype int4 --lora-rank 2": "--base-dtype: 'int4' is not",
-    "--lora-rank 2 --master-weights split": "--master-weights split: not with an adapter",
-    "--lora-rank 2 --reference-update soft": "--reference-update soft: not with an adapter",
-    "--lora-rank 4 --reference-model GOOD --reference-update hard": "--reference-update hard: gives the reference the",
-    "--lora-rank 2 --optimizer muon": "--optimizer muon: not with an adapter",
-    "--lora-rank 2 --save-dtype bfloat16": "--save-dtype bfloat16: not with an adapter",
-    "--reference-model base": "--reference-model base: is the base of an adapter, and all weights train; leave it out",
-    "--lora-rank 2 --loss cpo --reference none --reference-model base": "--reference-model: not with --reference none",
-    "--lora-dropout 0.1": "--lora_dropout is not to be had: what it drops would depend on how rows",
-    "--use-dora": "--use_dora is not to be had: PEFT leaves the norm out of DoRA's gradient",
+    "--lora-rank 2 --master-weights split": "--master-weights split: cannot be combined with an adapter",
+    "--lora-rank 2 --reference-update soft": "--reference-update soft: cannot be combined with an adapter",
+    "--lora-rank 4 --reference-model GOOD --reference-update hard": "--reference-update hard: copies the policy",
+    "--lora-rank 2 --optimizer muon": "--optimizer muon: cannot be combined with an adapter",
+    "--lora-rank 2 --save-dtype bfloat16": "--save-dtype bfloat16: cannot be combined with an adapter",
+    "--reference-model base": "--reference-model base: means the base of an adapter, and all weights are trained;",
+    "--lora-rank 2 --loss cpo --reference none --reference-model base": "cannot be combined with --reference none",
+    "--lora-dropout 0.1": "--lora_dropout is not supported: what it drops would depend on how rows",
+    "--use-dora": "--use_dora is not supported: PEFT leaves the norm out of DoRA's gradient",
     "--load-in-4bit": "--load_in_4bit is --base-dtype nf4 here",
 }
 
@@ -318,7 +318,7 @@ def test_a_tied_head_trains_neither_by_a_flag_nor_by_a_folder(place, tmp_path, n
 
 def test_an_adapter_is_no_model_and_a_model_with_one_in_it_is_neither(place, tmp_path):
     found = refused(place, tmp_path / "out", "--lora-rank", "2", model="good")
-    assert "an adapter; name its base there, and the adapter with --adapter to train it further" in found
+    assert "is an adapter; name its base by --model and the adapter by --adapter to train it further" in found
     mixed = shutil.copytree(place / "model", tmp_path / "mixed")
     for path in (place / "good").iterdir():
         shutil.copy(path, mixed)
@@ -338,7 +338,7 @@ def test_4_bits_in_float32_are_refused_on_a_gpu(place, tmp_path, monkeypatch):
     monkeypatch.setattr(adapting.torch.cuda, "is_available", lambda: True)
     flags = ("--lora-rank", "2", "--base-dtype", "nf4", "--dtype", "float32")
     assert refused(place, tmp_path / "out", *flags).startswith(
-        "--base-dtype nf4: not with --dtype float32 on a GPU, which"
+        "--base-dtype nf4: cannot be combined with --dtype float32 on a GPU, which"
     )
 
 
@@ -348,7 +348,7 @@ def test_the_command_ends_with_2_and_one_line(place, tmp_path):
     argv = command(place, tmp_path / "out", "--adapter", str(adapter))
     done = forks.run([sys.executable, "-m", "engine.train", *argv], env=tiny.environment())
     assert (done.returncode, done.stdout) == (2, "")
-    assert done.stderr.splitlines()[-1].endswith("DoRA is not computed here; give an adapter without")
+    assert done.stderr.splitlines()[-1].endswith("DoRA is not supported; give an adapter without")
     assert "Traceback" not in done.stderr and not (tmp_path / "out").exists()
 
 
@@ -362,8 +362,8 @@ def trained(place, tmp_path, capsys, *flags):
 
 
 def test_a_rate_of_whole_models_is_said(place, tmp_path, capsys):
-    said = "an adapter hardly moves below 1e-06, and 2e-06 to 1e-5 is usual"
-    assert f"--lr 2e-07: is one for all parameters; {said}" in trained(
+    said = "an adapter hardly changes below 1e-06, and 2e-06 to 1e-5 is usual"
+    assert f"--lr 2e-07: suits the training of all parameters; {said}" in trained(
         place, tmp_path, capsys, "--lora-rank", "2", "--lr", "2e-7"
     )
     assert said not in trained(place, tmp_path / "b", capsys, "--lora-rank", "2")
@@ -381,19 +381,19 @@ def test_a_start_far_from_its_reference_is_said(place, tmp_path, capsys, monkeyp
         adapter
     )
     said = trained(place, tmp_path, capsys, "--adapter", str(adapter), "--reference-model", "base")
-    line = next(line for line in said.splitlines() if line.startswith("step 1: the adapter is "))
-    assert re.search(r"nats of chosen responses and .* nats of rejected responses from the reference in the mean", line)
+    line = next(line for line in said.splitlines() if line.startswith("step 1: the mean log-ratio "))
+    assert re.search(r"nats for chosen responses and .* nats for rejected responses", line)
     assert "without --reference-model the run begins at 0" in line
-    assert "step 1: the adapter" not in trained(place, tmp_path / "b", capsys, "--adapter", str(adapter))
+    assert "step 1: the mean log-ratio" not in trained(place, tmp_path / "b", capsys, "--adapter", str(adapter))
 
 
 def test_an_adapter_of_a_quantised_base_is_said_to_meet_another(place, tmp_path, capsys):
     adapter = shutil.copytree(place / "good", tmp_path / "adapter")
     (adapter / "engine.json").write_text('{"base_dtype": "nf4"}')
     said = trained(place, tmp_path, capsys, "--adapter", str(adapter))
-    assert "has trained beside a base in nf4, and goes on beside one in float32" in said
+    assert "was trained on a base in nf4 and goes on with one in float32" in said
     flags = ("--adapter", str(adapter), "--base-dtype", "nf4")
-    assert "goes on beside" not in trained(place, tmp_path / "b", capsys, *flags)
+    assert "goes on with one in" not in trained(place, tmp_path / "b", capsys, *flags)
 
 
 def test_layers_that_peft_left_out_are_left_out(place, tmp_path, capsys):

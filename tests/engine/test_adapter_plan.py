@@ -253,12 +253,12 @@ def test_what_does_not_fit_with_all_weights_is_told_the_adapter_that_does(capsys
 @pytest.mark.parametrize(
     ("flags", "said"),
     [
-        (["--base-dtype", "nf4"], "--base-dtype nf4: is of frozen weights, and all of them train; add --lora-rank 16"),
+        (["--base-dtype", "nf4"], "--base-dtype nf4: applies to frozen weights, and all weights are trained; add"),
         (["--lora-rank", "16", "--lora-targets", "qkv_proj"], "--lora-targets: qkv_proj: no linear layer"),
         (["--lora-rank", "5000"], "--lora-rank: rank 5000 is above the smaller side"),
-        (["--adapter", "somewhere"], "--adapter: goes with --model, its base"),
-        (["--lora-rank", "16", "--save-dtype", "bfloat16"], "--save-dtype bfloat16: not with an adapter"),
-        (["--reference-model", "base"], "--reference-model base: is the base of an adapter, and all weights train"),
+        (["--adapter", "somewhere"], "--adapter: needs --model, its base"),
+        (["--lora-rank", "16", "--save-dtype", "bfloat16"], "--save-dtype bfloat16: cannot be combined with an"),
+        (["--reference-model", "base"], "--reference-model base: means the base of an adapter, and all weights are"),
     ],
 )
 def test_the_command_refuses_what_a_run_would(capsys, flags, said):

@@ -256,11 +256,19 @@ def test_an_adapters_run_is_measured_beside_one_of_all_parameters(tmp_path):
 @pytest.mark.parametrize(
     ("flags", "missing", "said"),
     [
-        (["--lora-alpha", "8"], "", "--lora-alpha: goes with --lora-rank"),
-        (["--base-dtype", "int8"], "", "--base-dtype int8: is of frozen weights"),
+        (["--lora-alpha", "8"], "", "--lora-alpha: needs --lora-rank"),
+        (["--base-dtype", "int8"], "", "--base-dtype int8: applies to frozen weights"),
         (["--lora-rank", "0"], "", "--lora-rank: 0 is not above 0"),
-        (["--lora-rank", "4", "--master-weights", "split"], "", "--master-weights split: not with an adapter"),
-        (["--lora-rank", "4", "--base-dtype", "nf4", "--peer", "trl"], "", "--base-dtype nf4: not with --peer"),
+        (
+            ["--lora-rank", "4", "--master-weights", "split"],
+            "",
+            "--master-weights split: cannot be combined with an adapter",
+        ),
+        (
+            ["--lora-rank", "4", "--base-dtype", "nf4", "--peer", "trl"],
+            "",
+            "--base-dtype nf4: cannot be combined with --peer",
+        ),
         (["--peer", "trl"], "trl", "--peer trl: TRL is not installed; pip install -e '.[peer]'"),
         (["--lora-rank", "4", "--peer", "trl"], "peft", "--peer trl: PEFT is not installed; pip install -e '.[peer]'"),
     ],
@@ -278,4 +286,4 @@ def test_too_few_rows_are_told(tmp_path):
     file = tiny.write_rows(tmp_path / "rows.jsonl", [{"prompt_ids": [2], "chosen_ids": [3], "rejected_ids": [4]}])
     command = [sys.executable, "-m", "engine.bench", "--shape", str(model), "--data", str(file)]
     done = forks.run(command)
-    assert done.returncode == 2 and "1 pairs, and 48 are needed; lower --steps or --batch-size" in done.stderr
+    assert done.returncode == 2 and "1 pairs, but 48 are needed; lower --steps or --batch-size" in done.stderr

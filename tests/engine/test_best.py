@@ -49,7 +49,8 @@ def test_a_name_that_nothing_has_is_answered_by_those_that_there_are():
     check_name("--keep-best", "eval_rewards/margins", names)
     with pytest.raises(
         InputError,
-        match=r"--early-stop: no held-out number is called 'rewards/margin'; perhaps eval_rewards/margins; there are: "
+        match=r"--early-stop: no metric of the held-out rows is called 'rewards/margin'; "
+        r"perhaps eval_rewards/margins; there are: "
         r"eval_loss, eval_rewards/margins$",
     ):
         check_name("--early-stop", "rewards/margin", names)

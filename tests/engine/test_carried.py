@@ -228,7 +228,7 @@ def test_a_folder_that_changes_or_goes_away_changes_nothing(family, layout, save
     go("stopped", save_dtype=saves, stop_after=3)
     shutil.rmtree(folder)
     go("stopped", save_dtype=saves, resume=True)
-    assert f"{folder}: no such folder; what {go.tmp / 'stopped'} has kept of it is taken" in capsys.readouterr().err
+    assert f"{folder}: no such folder; what {go.tmp / 'stopped'} has kept of it is used" in capsys.readouterr().err
     assert outcome(go.tmp / "changed") == outcome(go.tmp / "whole") == outcome(go.tmp / "stopped")
     found = folders.stored(go.tmp / "whole/epoch-02")
     assert found.keys() == before.keys() and planned[0] == folders.n_bytes(go.tmp / "whole/epoch-02")

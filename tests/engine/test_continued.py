@@ -109,14 +109,14 @@ def test_without_a_final_state_the_weights_of_the_last_folder_go_on_and_moments_
     more = go("more", continue_from=str(first.out), eval_every=1, epochs=1)
     said = capsys.readouterr().err
     assert f"goes on with the weights of {first.checkpoints[-1]}, in float32" in said
-    assert "has kept no final state (--keep-final-state): the optimizer's moments begin anew" in said
+    assert "has kept no final state (--keep-final-state), so that the optimizer's moments begin at 0" in said
     assert lines(more.out)[0]["eval_loss"] == pytest.approx(lines(first.out)[-1]["eval_loss"], abs=1e-9)
 
 
 def test_another_optimizer_takes_the_weights_and_begins_its_moments_anew(go, capsys):
     first = go("first", keep_final_state=True)
     more = go("more", continue_from=str(first.out), optimizer="adamw", eval_every=1, epochs=1)
-    assert "whose rmsprop's moments are no adamw's: these begin anew" in capsys.readouterr().err
+    assert "but not with its optimizer's moments, since rmsprop is not adamw" in capsys.readouterr().err
     assert lines(more.out)[0]["eval_loss"] == lines(first.out)[-1]["eval_loss"]
 
 
@@ -143,15 +143,15 @@ def test_what_cannot_be_gone_on_with_is_refused(go):
     next((torn / "state/step-000003").glob("*.distcp")).write_bytes(b"")
     for said, run, changes in (
         ("holds no run; give a run's folder", go.tmp / "nowhere", {}),
-        ("is not finished; let it end first, with --resume", stopped.out, {}),
+        ("is not finished; finish it first, with --resume", stopped.out, {}),
         ("began with another model than --model", done.out, {"model": str(other)}),
-        ("its final state has other masters; name --master-weights float32", done.out, {"master_weights": "split"}),
-        ("had --reference-update hard", moved.out, {}),
-        ("its reference has moved", moved.out, {"reference_update": "hard", "reference_update_steps": 1}),
-        ("neither epoch-01 nor step-000003 is there", bare, {}),
+        ("its final state holds other master weights; add --master-weights", done.out, {"master_weights": "split"}),
+        ("was trained with --reference-update hard", moved.out, {}),
+        ("its reference was updated", moved.out, {"reference_update": "hard", "reference_update_steps": 1}),
+        ("its last checkpoint, epoch-01 or step-000003, is missing", bare, {}),
         (r"not the .* bytes that were written; restore it, or remove", torn, {}),
-        ("is --out too", go.tmp / "more", {}),
-        ("not with --stages", done.out, {"stages": 2}),
+        ("is the same folder as --out", go.tmp / "more", {}),
+        ("cannot be combined with --stages", done.out, {"stages": 2}),
     ):
         with pytest.raises(InputError, match=said):
             go("more", continue_from=str(run), **changes)

@@ -196,7 +196,7 @@ def test_weights_that_nothing_reads_are_named_once(tmp_path, capfd):
         (folder / name).write_bytes(b"x")
     assert_same_logps(folder)
     said = capfd.readouterr().err
-    assert said.count("weights that are not read: consolidated.safetensors and 2 more") == 1
+    assert said.count("these weights are not read: consolidated.safetensors and 2 more") == 1
 
 
 # --- config.json against itself, and against the tensors -----------------------------------------------------------
@@ -416,7 +416,7 @@ def test_a_quantised_checkpoint_is_called_that_by_its_tensors(tmp_path, said, te
         found.update({f"{UP}.{name}": tensor.clone() for name, tensor in tensors.items()})
 
     change(folder, swap)
-    assert re.search(rf"{UP}\.\S+ is of a quantised checkpoint \({said}\), which config.json does not", refused(folder))
+    assert re.search(rf"{UP}\.\S+ belongs to a quantised checkpoint \({said}\), which config.json", refused(folder))
 
 
 def test_an_adapter_in_the_folder_is_named(tmp_path):

@@ -122,7 +122,7 @@ def test_a_line_of_step_0_stays_before_those_of_steps_and_goes_where_a_run_begin
 def test_metrics_without_the_whole_line_of_a_step_are_refused_and_left(tmp_path, tail):
     folder = metrics(tmp_path, 1, 2, tail=tail)
     before = (folder / "metrics.jsonl").read_text()
-    with pytest.raises(InputError, match=r"metrics\.jsonl: lacks the line of step 3, from which this would go on"):
+    with pytest.raises(InputError, match=r"metrics\.jsonl: the line of step 3, after which the run would go on, is"):
         cut_metrics(folder, 3)
     assert (folder / "metrics.jsonl").read_text() == before
 

@@ -341,9 +341,7 @@ def test_an_answer_ends_with_the_context_and_a_prompt_that_fills_it_is_refused(t
     rows = tiny.write_rows(tmp_path / "p.jsonl", [{"prompt": "short"}, {"prompt": "word " * 200}])
     with pytest.raises(InputError) as fault:
         here(folder, rows, tmp_path / "a.jsonl")
-    said = (
-        "1 of 2 rows cannot be used; mend or delete them; prompts that fill the context are taken with --beyond-context"
-    )
+    said = "1 of 2 rows cannot be used; fix or delete them; --beyond-context accepts prompts that fill the context"
     assert str(fault.value).startswith(said)
     assert re.search(r"p\.jsonl:2: a prompt of \d+ tokens leaves no room in a context of 64; cut it$", str(fault.value))
     answers = Answerer.open(str(folder)).answer([[1] * 60, [2] * 50], Sampling(temperature=0))
@@ -451,7 +449,7 @@ def test_what_a_server_refuses_does_not_hold_back_the_rest(tmp_path, capfd):
     with serve(reply) as server:
         flags = ["--endpoint", server.base]
         here("llama", rows, tmp_path / "a.jsonl", *flags)
-        assert "1 answers cannot be had (refused by the server: 400" in capfd.readouterr().err
+        assert "1 answers are missing (refused by the server: 400" in capfd.readouterr().err
         assert len((tmp_path / "a.jsonl").read_text().splitlines()) == 4
         (row,) = map(json.loads, (tmp_path / "a.rejected.jsonl").read_text().splitlines())
         assert row["prompt"] == [{"role": "user", "content": "hello 3"}] and "maximum context" in row["reason"]
@@ -461,7 +459,7 @@ def test_what_a_server_refuses_does_not_hold_back_the_rest(tmp_path, capfd):
         here("llama", rows, tmp_path / "a.jsonl", *flags, "--ask-again")
         assert server.n_seen == 6 and not (tmp_path / "a.rejected.jsonl").exists()
     assert len((tmp_path / "a.jsonl").read_text().splitlines()) == 5
-    with pytest.raises(InputError, match="--ask-again: goes with --endpoint"):
+    with pytest.raises(InputError, match="--ask-again: needs --endpoint"):
         here("llama", rows, tmp_path / "b.jsonl", "--ask-again")
 
 
@@ -488,7 +486,7 @@ def test_a_server_is_asked_in_the_ways_that_its_errors_name(tmp_path):
         assert text("b.jsonl", "--stream", "--accept-finish-reason", "fertig", "--max-answer-mb", "1") == "whole"
     assert [path for path, _ in seen] == ["/v1/responses", "/v1/chat/completions"] and seen[1][1] is True
     for flag in (("--stream",), ("--api", "responses"), ("--max-answer-mb", "1"), ("--accept-finish-reason", "x")):
-        with pytest.raises(InputError, match=f"{flag[0]}: goes with --endpoint"):
+        with pytest.raises(InputError, match=f"{flag[0]}: needs --endpoint"):
             here("llama", rows, tmp_path / "c.jsonl", *flag)
 
 
@@ -550,7 +548,7 @@ def test_a_row_gives_the_template_of_a_checkpoint_what_it_says(tmp_path, monkeyp
 def test_a_server_without_the_installed_package_is_a_sentence(tmp_path, monkeypatch):
     rows = tiny.write_rows(tmp_path / "p.jsonl", [{"prompt": "hello"}])
     named = {
-        "it is not installed; run ./launch.sh setup": None,
+        "which is missing; run ./launch.sh setup": None,
         "is not this one .No module named 'revise.elsewhere'.; run ./launch.sh setup": "revise.elsewhere:answers",
         "is not this one .No module named 'elsewhere'.; run ./launch.sh setup": "elsewhere.client:answers",
     }

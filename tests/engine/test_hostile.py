@@ -132,7 +132,7 @@ def test_a_link_out_of_the_folder_is_refused_but_a_hubs_is_not(folder, tmp_path)
     outside = tmp_path / "elsewhere.safetensors"
     shutil.move(folder / name, outside)
     (folder / name).symlink_to(outside)
-    assert f"a link out of its folder, to {outside}" in refused(folder)
+    assert f"is a link to {outside}, outside of its folder" in refused(folder)
     snapshot, blobs = tmp_path / "hub" / "snapshots" / "abc", tmp_path / "hub" / "blobs"
     (folder / name).unlink()
     shutil.move(outside, folder / name)
@@ -171,7 +171,7 @@ def test_tensors_missing_left_over_or_in_two_shards_are_refused(folder):
     weights.load(folder)
     first = sorted(folder.glob("*.safetensors"))[0].name
     edit_shard(folder, NORM, lambda tensors: tensors.update({"model.embed_tokens.weight": torch.zeros(101, 32)}))
-    assert f"model.embed_tokens.weight stands in {first} too" in refused(folder)
+    assert f"model.embed_tokens.weight is also in {first}" in refused(folder)
 
 
 def test_a_shard_that_the_index_does_not_name_is_refused(folder):

@@ -137,7 +137,7 @@ def test_a_run_that_is_the_same_goes_on_and_one_that_is_not_is_told_every_differ
         compare(path, tmp_path, {"lr": "2", "seed": "0", "new": "y"})
     assert str(fault.value) == (
         f"{tmp_path}: --resume would go on with another run (lr: 1 -> 2; new: None -> y; gone: x -> None); "
-        "give what it was started with, or another --out"
+        "give the settings that it was started with, or another --out"
     )
 
 
@@ -169,7 +169,7 @@ def test_a_run_whose_warm_up_began_above_0_is_not_gone_on_with(model, tmp_path):
     path.write_text(json.dumps({name: value for name, value in now.items() if name != "warm-up"}))
     with pytest.raises(InputError) as fault:
         compare(path, tmp_path, now)
-    assert str(fault.value).startswith(f"{tmp_path}: was begun by a release whose warm-up rose from lr / (steps + 1)")
+    assert str(fault.value).startswith(f"{tmp_path}: was begun by a release whose warm-up started at lr / (steps + 1)")
     path.write_text(json.dumps(made(model)))  # of one without, as a run without one has it now
     compare(path, tmp_path, made(model))
 

@@ -99,7 +99,7 @@ def test_rows_that_are_held_out_and_trained_on_are_counted(tmp_path):
     job = inputs(tmp_path, [LATE | {"prompt_ids": [9]}, PAIR, PAIR], [PAIR, other, swapped, apart], loss="dpo")
     assert (job.facts["heldout_rows_in_data"], job.facts["heldout_prompts_in_data"]) == (1, 3)
     assert job.report.endswith(
-        "; of 4 held-out rows 1 are trained on too, prompt and responses, and 3 by their prompt: what is measured on "
+        "; 1 of 4 held-out rows are trained on too, and 3 share their prompt with a training row: what is measured on "
         "these is not held out"
     )
 

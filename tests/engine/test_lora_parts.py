@@ -229,7 +229,7 @@ def test_targets_that_peft_writes_of_it_are_read(changes, tmp_path):
     ("changes", "said"),
     [
         ({"exclude_modules": ["layers.1.mlp.down_proj"]}, r"does not name .*layers\.1\.mlp\.down_proj, and"),
-        ({"exclude_modules": "(q_proj"}, r"exclude_modules: '\(q_proj' is no regular expression"),
+        ({"exclude_modules": "(q_proj"}, r"exclude_modules: '\(q_proj' is not a regular expression"),
         ({"exclude_modules": 3}, r"exclude_modules is 3; it has to be null, an expression or a list of names"),
     ],
 )

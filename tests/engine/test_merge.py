@@ -202,7 +202,7 @@ def test_what_is_added_to_is_the_base_as_it_was_held(held, by_flag, tmp_path, ca
         expected = expected.double() + changes.get(name, 0)
         torch.testing.assert_close(after[name].double(), expected, rtol=0, atol=1e-6)
     said = capfd.readouterr().err
-    how = {"float32": "", "bfloat16": "rounded to bfloat16"}.get(held, f"quantised to {held} and made again")
+    how = {"float32": "", "bfloat16": "rounded to bfloat16"}.get(held, f"quantised to {held} and dequantised")
     assert (how in said) and said.count(str(base)) == (held != "float32")
     assert ("as --base-dtype says" in said) == (by_flag and held != "float32")
 

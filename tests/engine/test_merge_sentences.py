@@ -53,8 +53,8 @@ def case(tmp_path):
 @pytest.mark.parametrize(
     ("flags", "said"),
     [
-        (["--dtype", "nf4"], "--dtype nf4: quantised weights are not written, since .*; write --dtype bfloat16"),
-        (["--dtype", "int8"], "--dtype int8: quantised weights are not written"),
+        (["--dtype", "nf4"], "--dtype nf4: merged weights are not written quantised, since .*; write --dtype bfloat16"),
+        (["--dtype", "int8"], "--dtype int8: merged weights are not written quantised"),
         (["--dtype", "half"], "--dtype: 'half' is none of float32, bfloat16, float16"),
         (
             ["--rounding", "stochastic"],
@@ -62,8 +62,8 @@ def case(tmp_path):
         ),
         (["--seed", "-1"], "--seed: -1 is not between 0 and"),
         (["--base-dtype", "fp8"], "--base-dtype: .*fp8"),
-        (["--max-tokens", "9"], "--max-tokens: is of the rows of --data; name these, or leave it out"),
-        (["--micro-tokens", "9"], "--micro-tokens: is of the rows of --data"),
+        (["--max-tokens", "9"], "--max-tokens: applies to the rows of --data; add --data, or leave it out"),
+        (["--micro-tokens", "9"], "--micro-tokens: applies to the rows of --data"),
         (["--data", "nowhere.jsonl"], "nowhere.jsonl: no such file"),
         (["--model", "nowhere"], "nowhere: no such file or folder"),
     ],
@@ -79,7 +79,7 @@ def test_a_folder_that_is_there_stays(case):
 
 def test_the_two_folders_are_told_apart(case):
     said = case.refused("--model", case.adapter)
-    assert said == f"{case.adapter}: an adapter, and no base of one; merge it into its own first, and give that folder"
+    assert said == f"{case.adapter}: is an adapter, not a base; merge it into its own base first, and give that folder"
     said = case.refused(adapter=case.base)
     assert said == f"{case.base}: a model, not an adapter (adapter_config.json is not there); name it with --model"
 
@@ -146,7 +146,7 @@ def test_a_sum_beyond_float16_is_named(case):
     save_file(tensors, path)
     said = case.refused("--dtype", "float16")
     assert said.startswith(f"{case.out}: model.layers.0.mlp.up_proj.weight holds 1,000,0")
-    assert "float16 ends at 65,504; store float32 or bfloat16" in said
+    assert "beyond 65,504, the largest float16; store float32 or bfloat16" in said
 
 
 def test_numbers_that_are_none_are_named(case):
@@ -170,7 +170,7 @@ def test_another_base_than_the_adapter_names_is_said_and_rows_are_measured(case,
     asked = ["--adapter", str(case.adapter), "--out", str(case.out), "--model", str(moved), "--data", str(rows)]
     merge.main(asked)
     said = capfd.readouterr()
-    assert f"{case.adapter}: names {case.base.resolve()} as its base; it is put on {moved}\n" in said.err
+    assert f"{case.adapter}: names {case.base.resolve()} as its base, and is used with {moved}\n" in said.err
     assert f"{case.out}: of the adapter's log-ratios of 8 responses 100.0% survive" in said.err
     assert said.out == f"{case.out}\n"
 

@@ -180,7 +180,7 @@ def test_the_best_of_a_run_with_mismatched_sequences_is_by_its_own_loss(go):
     name = (result.out / "best").readlink().name
     assert name == ("epoch-01" if best == result.n_steps else f"step-{best:06d}")
     with pytest.raises(
-        InputError, match=r"--keep-best: no held-out number is called 'los'; perhaps eval_loss"
+        InputError, match=r"--keep-best: no metric of the held-out rows is called 'los'; perhaps eval_loss"
     ) as fault:
         go("other", loss="kto", keep_best="los", eval_every=2)
     assert not (go.tmp / "other").exists()
@@ -200,8 +200,8 @@ def test_the_names_that_can_be_followed_are_those_that_are_measured(go, loss):
 @pytest.mark.parametrize(
     ("changes", "said"),
     [
-        ({"keep_best": "los"}, r"--keep-best: no held-out number is called 'los'; perhaps eval_loss; there are: eval_"),
-        ({"early_stop": "margins:2"}, r"--early-stop: no held-out number is called 'margins'"),
+        ({"keep_best": "los"}, r"--keep-best: no metric of the held-out rows is called 'los'; perhaps eval_loss;"),
+        ({"early_stop": "margins:2"}, r"--early-stop: no metric of the held-out rows is called 'margins'"),
         ({"early_stop": "loss"}, r"--early-stop: 'loss' is not METRIC:PATIENCE, such as eval_loss:3"),
         ({"early_stop": "loss:0"}, r"is not METRIC:PATIENCE"),
         ({"eval_every": 2.5}, r"--eval-every: 2.5 is neither a whole number nor a share below 1"),

@@ -97,7 +97,7 @@ def test_a_run_goes_on_without_it_where_its_state_has_the_weights(settings, go, 
     go("stopped", stop_after=3, **settings)
     gone(go.model)
     go("stopped", resume=True, **settings)
-    assert f"{go.model}: no such folder; what {go.tmp / 'stopped'} has kept of it is taken" in capsys.readouterr().err
+    assert f"{go.model}: no such folder; what {go.tmp / 'stopped'} has kept of it is used" in capsys.readouterr().err
     assert outcome(go.tmp / "stopped") == outcome(go.tmp / "whole")
     assert files(go.tmp / "stopped/epoch-03").keys() == files(go.tmp / "whole/epoch-03").keys()
     assert made_of(go.tmp / "stopped") == made_of(go.tmp / "whole")
@@ -131,7 +131,7 @@ def test_what_is_kept_is_no_model(go):
     assert json.loads((kept / "weights.json").read_text())["model"] == str(go.model)
     with pytest.raises(InputError, match=r"no model\.safetensors"):
         weights.load(kept)
-    with pytest.raises(InputError, match="has no weights; it is what a run has kept"):
+    with pytest.raises(InputError, match="has no weights, only what a run has kept"):
         train.run(TrainConfig(model=str(kept), data=str(go.data), out=str(go.tmp / "new")))
     assert weights.file_digests(kept) == weights.file_digests(go.model)
 

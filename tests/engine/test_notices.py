@@ -29,16 +29,16 @@ def said(examples, loss="kto", batch_size=4, epochs=2, **hyperparameters):
 
 def test_steps_of_one_row_say_that_nothing_is_anchored():
     (sentence,) = said(rows(range(6)), batch_size=1)
-    assert sentence.startswith("kto: every step is of one prompt alone") and "KL is 0 in every step" in sentence
+    assert sentence.startswith("kto: every step has rows of one prompt") and "the KL estimate is always 0" in sentence
     assert sentence.endswith("raise --batch-size, or give rows of more prompts")
 
 
 def test_some_steps_of_one_prompt_are_counted():
     (sentence,) = said(rows([1, 1, 1, 1, 2, 3], [True, False] * 3), batch_size=4, epochs=3, kto__beta=0.2)
     assert sentence.startswith("kto: 3 of 6 steps are of one prompt alone")
-    assert sentence.endswith("KL is taken as 0 there")
+    assert sentence.endswith("the KL estimate is 0 there")
     (sentence,) = said(rows([1, 2, 3, 4, 5] * 2), batch_size=9, epochs=1)
-    assert sentence.startswith("kto: 1 of 2 steps is of one prompt alone")
+    assert sentence.startswith("kto: 1 of 2 steps has rows of one prompt alone")
     assert said(rows(range(8))) == [] and said(rows(range(6)), batch_size=1, kto__kl=1.0) == []
     assert said(rows(range(6)), "apo_zero_unpaired", batch_size=1) == []
 

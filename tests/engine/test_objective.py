@@ -114,7 +114,7 @@ def test_only_what_mismatched_rows_can_be_made_for_mixes_with_others():
     assert (
         Objective("kto").needs_mismatched and not Objective("kto", hyperparameters={"kto.kl": "0.5"}).needs_mismatched
     )
-    with pytest.raises(InputError, match="kto,dpo mixes what takes mismatched sequences"):
+    with pytest.raises(InputError, match="kto,dpo mixes an objective that needs mismatched sequences"):
         Objective("kto,dpo")
     assert Objective("kto,dpo", hyperparameters={"kto.kl": "0.5"}).form == "pairs"
 
@@ -222,8 +222,8 @@ def test_what_may_be_none_is_read_as_none_or_as_its_type():
 @pytest.mark.parametrize(
     ("text", "given", "said"),
     [
-        ("dpo", {"dpo.bta": "1"}, "--dpo.bta: no such hyperparameter of this run's objective; perhaps --dpo.beta"),
-        ("dpo", {"ipo.beta": "1"}, "--ipo.beta: no such hyperparameter of this run's objective; perhaps --dpo.beta"),
+        ("dpo", {"dpo.bta": "1"}, "--dpo.bta: this run's objective has no such hyperparameter; perhaps --dpo.beta"),
+        ("dpo", {"ipo.beta": "1"}, "--ipo.beta: this run's objective has no such hyperparameter; perhaps --dpo.beta"),
         ("dpo", {"dpo.beta": "fast"}, "--dpo.beta: 'fast' is not a float"),
         ("dpo", {"dpo.beta": "inf"}, "--dpo.beta: 'inf' is not a float"),
         ("dpo", {"dpo.beta": "0"}, "--dpo.beta: 0 is not above 0"),
@@ -231,7 +231,7 @@ def test_what_may_be_none_is_read_as_none_or_as_its_type():
         ("sft", {"sft.per": "word"}, "--sft.per: 'word' is not one of token, sequence, sum"),
         ("dpo:0", {}, "--loss: the weight 0 of dpo is not above 0"),
         ("dpo:inf", {}, "--loss: the weight inf of dpo is not above 0"),
-        ("dpo:1,sigmoid:2", {}, "--loss: dpo is there twice; add up the weights"),
+        ("dpo:1,sigmoid:2", {}, "--loss: dpo is named twice; name it once, with the sum of the weights"),
         ("iqo", {}, "--loss: there is no objective 'iqo'; perhaps 'ipo'; the names are aot, "),
     ],
 )

@@ -460,9 +460,9 @@ def test_split_masters_have_it_beside_them_or_before(job):
     ("changes", "said"),
     [
         ({"reference_model": "no/such/thing"}, "no such file or folder"),
-        ({"stages": 2}, "--reference-model: not with --stages"),
+        ({"stages": 2}, "--reference-model: cannot be combined with --stages"),
         ({"loss": "simpo"}, "--reference-model: simpo takes no reference; leave it out, or add --reference fused"),
-        ({"loss": "simpo", "reference": "none"}, "--reference-model: not with --reference none; leave it out"),
+        ({"loss": "simpo", "reference": "none"}, "--reference-model: cannot be combined with --reference none; leave"),
         ({"reference": "none"}, "--reference none: dpo needs a reference"),
         (
             {"reference_update": "soft"},
@@ -562,7 +562,7 @@ def test_without_a_tokenizer_sizes_are_compared_and_said(tmp_path, capsys, token
     has = dict(zip(("model", "other"), tokenizers, strict=True))
     missing = " and ".join(f"{tmp_path}/{name}" for name in ("other", "model") if not has[name])
     assert (
-        f"{tmp_path}/other: taken to have the vocabulary of {tmp_path}/model, since both have rows for 400 tokens; "
+        f"{tmp_path}/other: assumed to have the vocabulary of {tmp_path}/model, since both have rows for 400 tokens; "
         f"there is no tokenizer in {missing} to compare"
     ) in capsys.readouterr().err
     shutil.rmtree(tmp_path / "other")

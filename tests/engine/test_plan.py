@@ -269,7 +269,7 @@ def test_the_command_prints_versions_and_needs_no_model_for_that(capsys):
     plan.main(["--versions", "--json"])
     assert json.loads(capsys.readouterr().out)["torch"] == torch.__version__
     for flags in (["--shape", "tiny"], ["--gpus", "2"]):
-        with pytest.raises(InputError, match=f"--versions plans nothing: leave out {flags[0]}"):
+        with pytest.raises(InputError, match=f"--versions: does not plan, and so does not use {flags[0]}"):
             plan.main(["--versions", *flags])
 
 
@@ -393,8 +393,8 @@ def test_the_bandwidth_inside_a_node_is_assumed_or_given(capsys):
     plan.main(["--shape", "llama3-8b", "--gpus", "1"])
     assert "GB/s" not in capsys.readouterr().out
     for flags, words in (
-        (["--measure"], "a bandwidth is between GPUs, and here are none"),
-        (["--measure", "--gpus", "8"], "--measure plans nothing: leave out --gpus"),
+        (["--measure"], "--measure: needs two GPUs or more, and here are none"),
+        (["--measure", "--gpus", "8"], "--measure: does not plan, and so does not use --gpus"),
         (["--shape", "llama3-8b", "--bandwidth", "0"], "--bandwidth: 0 is not above 0"),
     ):
         with pytest.raises(InputError, match=words):

@@ -63,7 +63,7 @@ def test_a_folder_is_sent_whole_in_one_commit_to_a_private_repository(here, fold
     assert held["files"] == expected and held["private"] is True and held["commits"] == ["Add epoch-18"]
     out, err = capsys.readouterr()
     assert out == f"{here.address}/{REPO}/commit/{'0' * 39}1\n"
-    assert f"{REPO}: made, private" in err and "README.md: names no licence" in err
+    assert f"{REPO}: created as a private repository" in err and "README.md: names no licence" in err
 
 
 def test_public_is_asked_for(here, folder):
@@ -114,7 +114,7 @@ def test_a_card_from_elsewhere(here, folder, tmp_path, capsys):
     send(folder, "--card", str(tmp_path / "card.md"))
     assert here.repos[REPO]["files"]["README.md"] == (tmp_path / "card.md").read_bytes()
     assert "licence" not in capsys.readouterr().err
-    with pytest.raises(InputError, match=r"--card: .*nothing\.md is no file"):
+    with pytest.raises(InputError, match=r"--card: .*nothing\.md is not a file"):
         send(folder, "--card", str(tmp_path / "nothing.md"))
 
 

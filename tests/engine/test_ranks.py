@@ -182,7 +182,7 @@ def test_one_processs_norm_is_that_of_all_gradients_and_of_those_alone():
 @pytest.mark.parametrize(("size", "shard_size"), [("4", 3), ("2", 4)])
 def test_copies_that_do_not_come_out_even_are_refused(monkeypatch, size, shard_size):
     monkeypatch.setenv("WORLD_SIZE", size)
-    with pytest.raises(InputError, match=f"--shard-size: {size} ranks are not groups of {shard_size}; name a divisor"):
+    with pytest.raises(InputError, match=f"--shard-size: {size} ranks cannot form groups of {shard_size}; give a"):
         Ranks(shard_size=shard_size)
 
 

@@ -145,11 +145,11 @@ def written(tmp_path, values=ROWS, fingerprint="these weights", digest=None, nam
 @pytest.mark.parametrize(
     ("named", "said"),
     [
-        ({"fingerprint": "others"}, "is of other weights, rows, limits or dtype: computed anew"),
-        ({"values": ROWS[:3].clone()}, "is of other weights, rows, limits or dtype: computed anew"),
-        ({"values": ROWS.float()}, "is of other weights, rows, limits or dtype: computed anew"),
-        ({"digest": "0" * 64}, "is damaged: computed anew"),
-        ({"values": ROWS.clone().index_fill(0, torch.tensor([2]), torch.nan)}, "is damaged: computed anew"),
+        ({"fingerprint": "others"}, "was computed from other weights, rows, limits or dtype: computed again"),
+        ({"values": ROWS[:3].clone()}, "was computed from other weights, rows, limits or dtype: computed again"),
+        ({"values": ROWS.float()}, "was computed from other weights, rows, limits or dtype: computed again"),
+        ({"digest": "0" * 64}, "is damaged: computed again"),
+        ({"values": ROWS.clone().index_fill(0, torch.tensor([2]), torch.nan)}, "is damaged: computed again"),
         ({"name": "another"}, "cannot be read"),
     ],
 )
@@ -245,13 +245,13 @@ def test_what_a_run_can_mean_by_reference(tmp_path, objective, flags, found):
     [
         ("dpo", {"reference": "none"}, "--reference none: dpo needs a reference; use auto"),
         ("kto", {"reference": "precompute"}, "kto's mismatched sequences change with every step; use fused"),
-        ("dpo", {"reference": "precompute", "disable": ("reference-cache",)}, "has to be kept; use fused"),
+        ("dpo", {"reference": "precompute", "disable": ("reference-cache",)}, "cannot be combined with --disable"),
         (
             "dpo",
             {"reference": "precompute", "reference_update": "hard"},
-            "every step, not with --reference precompute",
+            "every step, and --reference precompute has none",
         ),
-        ("sft", {"reference_update": "hard"}, "every step, not with sft, which has none"),
+        ("sft", {"reference_update": "hard"}, "every step, and sft uses none"),
     ],
 )
 def test_what_cannot_be_is_said_in_a_sentence(tmp_path, objective, flags, said):

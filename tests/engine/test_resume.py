@@ -186,7 +186,7 @@ def test_how_masters_lie_and_what_computes_is_the_states_to_say(go, monkeypatch)
     go("run", **split, stop_after=4)
     go("run", loss="dpo", resume=True, stop_after=5)
     monkeypatch.setenv("WORLD_SIZE", "2")
-    with pytest.raises(InputError, match="its state has split masters, which are for one process"):
+    with pytest.raises(InputError, match="its state has split master weights, which work with one process"):
         TrainingInputs(TrainConfig(model=str(go.model), data=(str(go.rows),), out=str(go.tmp / "run"), resume=True)
                   ).splits_masters()  # fmt: skip
     monkeypatch.delenv("WORLD_SIZE")
@@ -339,7 +339,7 @@ def test_a_signal_is_heard_before_the_first_step(go, monkeypatch, capsys):
 
 def test_states_of_hosts_that_share_no_disk_are_refused_before_the_first_step(go, monkeypatch):
     monkeypatch.setattr(Ranks, "all_see", lambda *_: False)
-    with pytest.raises(InputError, match="not every rank sees this folder, and a state of several hosts needs one"):
+    with pytest.raises(InputError, match="not every rank sees this folder, and states of several hosts need one"):
         go("run")
     assert not (go.tmp / "run/metrics.jsonl").exists()
     assert go("run", state_every=0).n_steps == 9

@@ -350,7 +350,7 @@ def test_a_weight_that_grows_beyond_the_range_ends_the_run_and_nothing_is_lost(c
         model.blocks[1].mlp.up.weight[4] = -65_500.0
     weights.save(model, case.out / "large")
     settings = {"model": str(case.out / "large"), "lr": 1.0, "max_grad_norm": 0.0, "epochs": epochs, "eval_data": None}
-    with pytest.raises(InputError, match=r"epoch-01: is written in float32: model\.layers\.1\.mlp\.up_proj.* --resume"):
+    with pytest.raises(InputError, match=r"saved in float32 instead, since model\.layers\.1\.mlp\.up_proj.* --resume"):
         case.go(save_dtype="float16", **settings)
     assert {t.dtype for t in stored(case.out / "run/epoch-01").values()} == {torch.float32}
     assert len(lines(case.out / "run")) == 4
@@ -501,7 +501,7 @@ def test_what_convert_cannot_do_is_one_sentence_and_leaves_nothing(case):
     weights.save(large, case.out / "large")
     model, out = ("--model", case.model), ("--out", case.out / "out")
     wrong = {
-        "not of the shape": (*model, *out, "--dtype", "bfloat16", "--base", other),
+        "has another shape": (*model, *out, "--dtype", "bfloat16", "--base", other),
         "exists already": (*model, "--out", other, "--dtype", "bfloat16"),
         "--rounding stochastic": (*model, *out, "--dtype", "float16", "--rounding", "stochastic"),
         "model.norm.weight holds 1,000,000,000": ("--model", case.out / "large", *out, "--dtype", "float16"),

@@ -115,7 +115,7 @@ def test_prompts_are_rendered_by_the_flags(tmp_path):
 
 
 def test_a_server_renders_its_own_template():
-    with pytest.raises(InputError, match=r"^--chat-template is of a checkpoint that answers here; leave it out"):
+    with pytest.raises(InputError, match=r"^--chat-template: applies to a local checkpoint, not to --endpoint; leave"):
         GenerateConfig(model="m", prompts="p", out="o", endpoint=("http://localhost:1/v1",), chat_template="x")
 
 
@@ -133,5 +133,5 @@ def test_the_plan_counts_rows_as_the_flags_render_them(go, tmp_path, capsys):
         counted.append(sum(n_tokens(e, PackingOptions()) for e in rows) / len(rows))
         assert f"{counted[-1]:,.0f} tokens an example" in capsys.readouterr().out
     assert counted[1] > counted[0] + 40
-    with pytest.raises(InputError, match=r"^--template-date: goes with --data, whose rows it renders; leave it out"):
+    with pytest.raises(InputError, match=r"^--template-date: needs --data, whose rows it renders; add it"):
         plan.main(["--shape", "tiny", "--template-date", "2024-07-26"])

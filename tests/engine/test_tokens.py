@@ -140,7 +140,7 @@ def test_a_table_of_tokens_is_taken_by_another_run_and_not_by_one_that_takes_sum
     capsys.readouterr()
     third = trained(made, tmp_path / "third", "dpo", reference_cache=str(table))
     said = capsys.readouterr().err
-    assert "has log-probs of tokens, and this objective takes sums over responses: computed anew" in said
+    assert "has log-probs of tokens, and this objective takes sums over responses: computed again" in said
     assert third.of_reference
     assert_equal(tmp_path / "third", tmp_path / "first")
 

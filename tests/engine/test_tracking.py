@@ -250,7 +250,7 @@ def test_a_folder_of_a_librarys_name_is_no_library(tmp_path, monkeypatch):
 
 @pytest.mark.parametrize(
     ("given", "said"),
-    [(("none", "wandb"), "none goes with no other"), (("wandb", "wandb"), "names one twice")],
+    [(("none", "wandb"), "none cannot be combined with another"), (("wandb", "wandb"), "names one twice")],
 )
 def test_contradictions_of_the_flag(job, given, said):
     with pytest.raises(InputError, match=f"--track: .*{said}"):
@@ -301,7 +301,7 @@ def test_report_to_names_what_is_there_and_tells_of_the_rest(report_to, track, m
     assert ("is --track" in told) == (track is not None)
     assert ("trackio is not installed, and left out; pip install trackio" in told) == (report_to == "trackio")
     assert ("mlflow is not installed" in told) == ("mlflow" in report_to)
-    assert ("comet_ml is not to be had here" in told) == ("comet_ml" in report_to)
+    assert ("comet_ml is not supported here" in told) == ("comet_ml" in report_to)
 
 
 def test_a_file_says_none_of_what_has_it(tmp_path):

@@ -230,7 +230,7 @@ def test_a_cache_of_other_rows_or_weights_is_computed_anew_and_said(job):
         copy = str(shutil.copy(cache, job.tmp / "copy.safetensors"))
         again, there = job(reference_cache=copy, **change)
         assert len(job.watch.of_reference) == 3
-        assert said_of_cache(again) == f"{copy} is of other weights, rows, limits or dtype: computed anew"
+        assert said_of_cache(again) == f"{copy} was computed from other weights, rows, limits or dtype: computed again"
         assert_same(there, job(**change)[1])
         taken, once_more = job(reference_cache=copy, **change)  # it was put in the place of what did not fit
         assert said_of_cache(taken) == f"taken from {copy}" and not job.watch.of_reference
@@ -245,7 +245,7 @@ def test_a_damaged_cache_is_never_used(job, damage):
     content[-3] ^= 1
     path.write_bytes(content if damage == "a bit" else content[:-9] if damage == "cut" else b"")
     again, there = job(reference_cache=str(path))
-    assert "computed anew" in said_of_cache(again) and len(job.watch.of_reference) == 3
+    assert "computed again" in said_of_cache(again) and len(job.watch.of_reference) == 3
     assert_same(found, there)
 
 
@@ -451,7 +451,7 @@ def test_compiled_parts_change_no_loss(plain, tmp_path):
 
 
 def test_what_cannot_be_kept_cannot_be_precomputed(job):
-    with pytest.raises(InputError, match="what is computed has to be kept; use fused"):
+    with pytest.raises(InputError, match="cannot be combined with --disable reference-cache; use fused"):
         job(reference="precompute", disable=("reference-cache",))
 
 
@@ -706,14 +706,14 @@ def test_a_row_without_what_an_objective_needs_is_named(job):
     [
         ({"loss": "apo_zero:0,sft:1"}, "the weight 0 of apo_zero is not above 0"),
         ({"loss": "dpo:1,sigmoid:1"}, "dpo is there twice"),
-        ({"loss": "kto:1,dpo:1"}, "use kto_pair, or fix --kto.kl"),
+        ({"loss": "kto:1,dpo:1"}, "use kto_pair, or set --kto.kl"),
         ({"loss": "robust_dpo", "hyperparameters": {"robust_dpo.label_smoothing": "0.7"}}, "label_smoothing is 0.7"),
         ({"loss": "dpo", "hyperparameters": {"dpo.beta": "0"}}, "--dpo.beta: 0 is not above 0"),
         ({"reference_update": "soft", "reference": "precompute"}, "needs a reference model in every step"),
-        ({"loss": "simpo", "reference_update": "hard"}, "with simpo, which has none"),
-        ({"stages": 30}, "30 parts of 22 rows"),
-        ({"reference_update": "hard", "reference_update_alpha": 0.5}, "--reference-update-alpha: goes with"),
-        ({"reference_update_steps": 5}, "--reference-update-steps: goes with --reference-update"),
+        ({"loss": "simpo", "reference_update": "hard"}, "every step, and simpo uses none"),
+        ({"stages": 30}, "30 stages need more than 22 rows"),
+        ({"reference_update": "hard", "reference_update_alpha": 0.5}, "--reference-update-alpha: needs"),
+        ({"reference_update_steps": 5}, "--reference-update-steps: needs --reference-update"),
         ({"own_score": "rejected"}, "apo_zero asks for none"),
         ({"loss": "discopop", "hyperparameters": {"discopop.tau": "0"}}, "is not finite before the first step"),
         ({"loss": "bco_pair", "hyperparameters": {"bco_pair.shift": "no"}}, "is not a bool"),
@@ -800,7 +800,7 @@ def test_a_run_writes_down_what_was_cut_left_out_and_held_out_twice(job, capsys)
     said = capsys.readouterr().err
     for sentence in (
         "4 rows, 0 prompts and 1 responses cut (25.0 % of chosen), 1 rows left out because their prompts leave",
-        "of 2 held-out rows 1 are trained on too, prompt and responses, and 1 by their prompt: what is measured on",
+        "1 of 2 held-out rows are trained on too, and 1 share their prompt with a training row: what is measured on",
     ):
         assert sentence in said
     assert found[-1]["data/too_long_prompts"] == 1

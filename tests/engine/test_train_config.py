@@ -108,7 +108,7 @@ def test_a_former_name_is_understood_and_said_to_be_one(capsys, former, now, val
     config = made(**{former: value})
     assert config.flat()[now] == becomes
     said = capsys.readouterr().err
-    assert said == f"--{former} is called --{now.replace('_', '-')} now; the old name goes with release 0.3\n"
+    assert said == f"--{former} is called --{now.replace('_', '-')} now; the old name will be removed in release 0.3\n"
 
 
 def test_the_fields_name_stays_and_is_said_of_nothing(capsys):
@@ -151,7 +151,7 @@ def test_a_name_that_is_not_there_names_the_nearest(name, said):
     [
         ("model", "--model: has to be given"),
         ("out", "--out: has to be given"),
-        ("data", "--data: rows to train on have to be named"),
+        ("data", "--data: has to be given; name the rows to train on"),
     ],
 )
 def test_what_has_to_be_given_is_named(missing, said):
@@ -171,20 +171,26 @@ def test_what_has_to_be_given_is_named(missing, said):
         ({"batch_size": 0}, "--batch-size: 0 is not above 0"),
         ({"warmup_steps": -1}, "--warmup-steps: -1 cannot be negative"),
         ({"seed": -1}, "--seed: -1 cannot be negative"),
-        ({"data_weights": (1.0, 2.0)}, "--data-weights: 2 of them for 1 of --data"),
+        ({"data_weights": (1.0, 2.0)}, "--data-weights: 2 numbers for 1 sources; give one for each of --data"),
         ({"data_weights": (0.0,)}, "--data-weights: each has to be above 0, and 100 at most"),
-        ({"reference_update_steps": 3}, "--reference-update-steps: goes with --reference-update"),
-        ({"reference_update": "hard", "reference_update_alpha": 0.5}, "--reference-update-alpha: goes with"),
+        ({"reference_update_steps": 3}, "--reference-update-steps: needs --reference-update"),
+        ({"reference_update": "hard", "reference_update_alpha": 0.5}, "--reference-update-alpha: needs"),
         ({"reference_update": "soft", "reference_update_alpha": 1.5}, "--reference-update-alpha: 1.5 is not above 0"),
-        ({"square_avg": "bfloat16"}, "--square-avg bfloat16: goes with --master-weights split"),
-        ({"master_weights": "split", "dtype": "float32"}, "--master-weights split: its upper halves compute in"),
-        ({"master_weights": "split", "optimizer": "muon"}, "--optimizer muon: not with --master-weights split"),
-        ({"weight_decay": 0.1}, "--weight-decay: goes with --optimizer adamw or muon; name one, or leave it out"),
-        ({"adam_beta2": 0.95}, "--adam-beta2: goes with --optimizer adamw or muon"),
+        ({"square_avg": "bfloat16"}, "--square-avg bfloat16: needs --master-weights split"),
+        ({"master_weights": "split", "dtype": "float32"}, "--master-weights split: computes in"),
+        (
+            {"master_weights": "split", "optimizer": "muon"},
+            "--optimizer muon: cannot be combined with --master-weights split",
+        ),
+        ({"weight_decay": 0.1}, "--weight-decay: needs --optimizer adamw or muon; add one of them, or leave it out"),
+        ({"adam_beta2": 0.95}, "--adam-beta2: needs --optimizer adamw or muon"),
         ({"optimizer": "adamw", "adam_beta1": 1.0}, "--adam-beta1: 1.0 is not 0 or above, and below 1"),
         ({"optimizer": "adamw", "adam_epsilon": 0.0}, "--adam-epsilon: 0.0 is not above 0"),
         ({"optimizer": "muon", "weight_decay": -0.1}, "--weight-decay: -0.1 is not 0 or above"),
-        ({"master_weights": "split", "shard_size": 1}, "--shard-size 1: not with --master-weights split"),
+        (
+            {"master_weights": "split", "shard_size": 1},
+            "--shard-size 1: cannot be combined with --master-weights split",
+        ),
         ({"gpu_memory": 0.0}, "--gpu-memory: 0.0 is not above 0"),
         ({"save_rounding": "stochastic", "save_dtype": "float32"}, "--save-rounding stochastic: rounds to bfloat16"),
         ({"hang_timeout": 0.5}, "--hang-timeout: 0.5 is not between 1 second and a day"),
@@ -198,7 +204,7 @@ def test_a_value_that_cannot_be_is_one_sentence(flags, said):
 def test_split_masters_are_for_one_process(monkeypatch):
     assert world_size() == 1 and made(master_weights="split").can_split
     monkeypatch.setenv("WORLD_SIZE", "2")
-    assert "is for one process" in refused(made, master_weights="split")
+    assert "works with one process only" in refused(made, master_weights="split")
 
 
 @pytest.mark.parametrize(

@@ -90,11 +90,11 @@ def test_what_a_file_leaves_out_is_what_its_trainer_has(tmp_path, capsys):
     assert parse(tmp_path, PLAIN) == TrainConfig(**OF_DPO, config=str(tmp_path / "trl.yaml"))
     first, *_, last = said(capsys, tmp_path)
     assert first == (
-        "read as a file of TRL's DPO trainer, since it does not say which; --trl-trainer names another one "
+        "read as a file of TRL's DPO trainer, since it does not say which; --trl-trainer chooses another "
         "(kto, orpo, cpo)"
     )
     assert last == (
-        "not named, so that TRL 1.16's defaults for dpo hold: --max-tokens 1024 --loss dpo --beta 0.1 "
+        "not named, so that the defaults of TRL 1.16 for dpo apply: --max-tokens 1024 --loss dpo --beta 0.1 "
         "--optimizer adamw --lr 1e-06 --schedule linear --epochs 3 --batch-size 8 --seed 42 --dtype bfloat16"
     )
 
@@ -113,11 +113,11 @@ def test_a_file_of_ours_keeps_our_defaults(tmp_path, capsys):
         ("", ("--trl-trainer", "kto"), "KTO trainer, as --trl-trainer says", "kto"),
         ("trl_trainer: orpo\n", (), "ORPO trainer, as --trl-trainer says", "orpo"),
         ("", ("--trl-trainer=cpo",), "CPO trainer, as --trl-trainer says", "cpo"),
-        ("undesirable_weight: 1.0\n", (), "KTO trainer, of which alone undesirable_weight is", "kto"),
-        ("cpo_alpha: 0.5\n", (), "CPO trainer, of which alone cpo_alpha is", "cpo"),
-        ("simpo_gamma: 0.5\n", (), "CPO trainer, of which alone simpo_gamma is", "cpo"),
-        ("loss_type: kto\n", (), "KTO trainer, of which alone loss_type kto is", "kto"),
-        ("loss_type: apo_zero_unpaired\n", (), "KTO trainer, of which alone", "apo_zero_unpaired"),
+        ("undesirable_weight: 1.0\n", (), "KTO trainer, since only that one has undesirable_weight", "kto"),
+        ("cpo_alpha: 0.5\n", (), "CPO trainer, since only that one has cpo_alpha", "cpo"),
+        ("simpo_gamma: 0.5\n", (), "CPO trainer, since only that one has simpo_gamma", "cpo"),
+        ("loss_type: kto\n", (), "KTO trainer, since only that one has loss_type kto", "kto"),
+        ("loss_type: apo_zero_unpaired\n", (), "KTO trainer, since only that one", "apo_zero_unpaired"),
     ],
 )
 def test_names_that_only_one_trainer_has_tell_which_it_is(tmp_path, capsys, text, flags, trainer, loss):
@@ -128,13 +128,13 @@ def test_names_that_only_one_trainer_has_tell_which_it_is(tmp_path, capsys, text
 
 
 def test_the_flag_of_the_trainer_needs_a_file_of_trl(tmp_path):
-    with pytest.raises(InputError, match="--trl-trainer: there is no name of TRL's in the file; leave the flag out"):
+    with pytest.raises(InputError, match="--trl-trainer: the file has no settings with TRL's names; leave the flag"):
         parse(tmp_path, "model: m\ndata: d\nout: o\n", "--trl-trainer", "kto")
     assert refused(tmp_path, "ld_alpha: 0.5\n", "--trl-trainer", "kto") == (
-        "ld_alpha: 0.5 is of TRL's DPO trainer, and this file is read as one for KTO; take it out, or give "
+        "ld_alpha: 0.5 belongs to TRL's DPO trainer, and this file is read as one for KTO; remove it, or give "
         "--trl-trainer dpo"
     )
-    with pytest.raises(InputError, match="--trl-trainer: goes with --config"):
+    with pytest.raises(InputError, match="--trl-trainer: needs --config"):
         TrainConfig(model="m", data=("d",), out="o", trl_trainer="kto")
 
 
@@ -299,7 +299,7 @@ def test_cpos_objectives_are_those_of_its_trainer_without_a_reference(tmp_path, 
 
 
 def test_cpos_ipo_is_not_here_and_not_dpos(tmp_path):
-    assert "loss_type: ipo is none of TRL's CPO trainer that is here (sigmoid, simpo, hinge)" in refused(
+    assert "loss_type: ipo is not an objective of TRL's CPO trainer that is supported here (sigmoid, simpo," in refused(
         tmp_path, "loss_type: ipo\n", "--trl-trainer", "cpo"
     )
 
@@ -337,7 +337,7 @@ def limits(tmp_path, text):
 def test_a_length_alone_is_that_of_prompt_and_response_together(tmp_path, capsys):
     assert limits(tmp_path, "max_length: 1025\ntruncation_mode: keep_start\n") == (1025, None, None)
     assert "truncation_mode: keep_start is what --max-tokens alone does here, by which" in capsys.readouterr().err
-    assert "truncation_mode: keep_end is not to be had with max_length alone" in refused(
+    assert "truncation_mode: keep_end is not supported with max_length alone" in refused(
         tmp_path, "max_length: 1025\ntruncation_mode: keep_end\n"
     )
 
@@ -356,8 +356,7 @@ def test_a_length_of_null_is_no_limit(tmp_path, none):
 
 def test_a_length_that_leaves_no_response_is_an_error_with_both(tmp_path):
     assert refused(tmp_path, "max_length: 512\nmax_prompt_length: 512\n") == (
-        "max_length: 512 and max_prompt_length: 512 leave no response beside such a prompt; raise the first, or lower "
-        "the second"
+        "max_length: 512 and max_prompt_length: 512 leave no room for a response; raise the first, or lower the second"
     )
 
 
@@ -468,13 +467,13 @@ def test_what_is_said_of_an_adapter(tmp_path, capsys):
         "q_proj v_proj"
     ) in lines
     assert "load_in_8bit: true is --base-dtype int8 here" in lines
-    assert any(line.startswith("load_in_8bit: is int8 by row here, with nothing quantised of what") for line in lines)
+    assert any(line.startswith("load_in_8bit: is int8 by row here, for weights only, where") for line in lines)
     assert lines[-1].endswith("--dtype bfloat16 --lora-rank 16")
     flat(tmp_path, "use_peft: true\nload_in_4bit: true\nuse_bnb_nested_quant: true\n")
     lines = said(capsys, tmp_path)
     assert "load_in_4bit: true is --base-dtype nf4 here" in lines
     assert (
-        "use_bnb_nested_quant: true: left out, it saves memory alone: a scale of 64 numbers is a bfloat16 here" in lines
+        "use_bnb_nested_quant: true: left out, it only saves memory: a scale for 64 numbers is a bfloat16 here" in lines
     )
 
 
@@ -550,7 +549,7 @@ def test_other_mixtures_are_read_too(tmp_path):
     assert "dataset_mixture: a data set without id" in refused(
         tmp_path, "dataset_mixture:\n  datasets:\n  - split: a\n"
     )
-    assert "datasets: fraction is not to be had here" in refused(tmp_path, "datasets:\n- {path: a/b, fraction: 0.5}\n")
+    assert "datasets: fraction is not supported here" in refused(tmp_path, "datasets:\n- {path: a/b, fraction: 0.5}\n")
 
 
 def test_a_revision_goes_with_a_hub_id_alone(tmp_path, capsys):
@@ -684,10 +683,10 @@ def test_all_that_has_to_change_is_said_at_once(tmp_path):
     ).split("\n")
     assert head == "8 things have to change"
     expected = {
-        "use_dora: true is not to be had: PEFT leaves the norm out of DoRA's gradient",
-        "lr_scheduler_type: inverse_sqrt is not to be had here; one of linear, cosine",
-        "optim: adamw_bnb_8bit is not to be had here; one of rmsprop, adamw",
-        "fp16: true is not to be had, --dtype is bfloat16 or float32 here",
+        "use_dora: true is not supported: PEFT leaves the norm out of DoRA's gradient",
+        "lr_scheduler_type: inverse_sqrt is not supported here; use one of linear, cosine",
+        "optim: adamw_bnb_8bit is not supported here; use one of rmsprop, adamw",
+        "fp16: true is not supported: --dtype is bfloat16 or float32 here",
         "eval_strategy: steps asks for measurements, and nothing is held out: name rows by --eval-data",
         "there is no setting 'learning_rat'; perhaps 'learning_rate'",
         "label_smoothing: 0.1 makes conservative DPO of loss_type: sigmoid in TRL before 0.29",
@@ -701,31 +700,31 @@ def test_all_that_has_to_change_is_said_at_once(tmp_path):
     ("line", "said"),
     [
         ("learning_rate: 1e-6\nlr: 1e-5", "learning_rate and lr: two names of one setting, with two values; keep one"),
-        ("loss_type: [sigmoid, sft]\nloss_weights: [1.0]", "loss_weights: 1.0 are 1, of 2 in loss_type"),
+        ("loss_type: [sigmoid, sft]\nloss_weights: [1.0]", "loss_weights: 1.0 are 1 for 2 in loss_type"),
         ("loss_type: sigmoid\nlabel_smoothing: 0.1", "name loss: cdpo and cdpo.label_smoothing: 0.1 (--loss cdpo)"),
-        ("loss_type: ipo\nlabel_smoothing: 0.1", "label_smoothing: 0.1 is not to be had: labels of ipo are taken as"),
+        ("loss_type: ipo\nlabel_smoothing: 0.1", "label_smoothing: 0.1 is not supported: labels of ipo are taken as"),
         ("loss_type: exo_pair", "loss_type: exo_pair needs a label_smoothing above 0; the paper has 0.001"),
-        ("loss_type: dpo", "loss_type: dpo is none of TRL's DPO trainer that is here (sigmoid, hinge,"),
+        ("loss_type: dpo", "loss_type: dpo is not an objective of TRL's DPO trainer that is supported here (sigmoid,"),
         (
             "use_weighting: true\nloss_type: ipo",
-            "use_weighting: true goes with loss_type: sigmoid alone here, as --loss wpo; take it out, or take that",
+            "use_weighting: true needs loss_type: sigmoid alone here, as --loss wpo; remove it, or use that",
         ),
-        ("use_weighting: true\nloss_type: [sigmoid, sft]", "use_weighting: true goes with loss_type: sigmoid alone"),
+        ("use_weighting: true\nloss_type: [sigmoid, sft]", "use_weighting: true needs loss_type: sigmoid alone"),
         (
             "ld_alpha: 0.5\nloss_type: apo_zero",
-            "ld_alpha: 0.5 goes with loss_type: sigmoid alone here, as --loss ld_dpo",
+            "ld_alpha: 0.5 needs loss_type: sigmoid alone here, as --loss ld_dpo",
         ),
-        ("ld_alpha: 0.5\nloss_type: [sft]", "ld_alpha: 0.5 goes with loss_type: sigmoid alone"),
+        ("ld_alpha: 0.5\nloss_type: [sft]", "ld_alpha: 0.5 needs loss_type: sigmoid alone"),
         (
             "f_divergence_type: forward_kl\nloss_type: [sigmoid, hinge]",
-            "f_divergence_type: forward_kl goes with loss_type",
+            "f_divergence_type: forward_kl needs loss_type",
         ),
         (
             "ld_alpha: 0.5\nuse_weighting: true",
-            "ld_alpha and use_weighting: each is an objective of its own here, keep one",
+            "ld_alpha and use_weighting: each is an objective of its own here; keep one",
         ),
         ("ld_alpha: 0.5\nloss: dpo", "ld_alpha and loss: two names of one setting, with two values; keep one"),
-        ("f_divergence_type: chi2", "f_divergence_type: chi2 is not to be had here; one of reverse_kl, forward_kl"),
+        ("f_divergence_type: chi2", "f_divergence_type: chi2 is not supported here; use one of reverse_kl, forward_kl"),
         ("f_alpha_divergence_coef: half", "f_alpha_divergence_coef: half is not a number"),
         ("use_weighting: maybe", "use_weighting: maybe is not true or false"),
         ("max_length: long", "max_length: long is not a number"),
@@ -733,16 +732,16 @@ def test_all_that_has_to_change_is_said_at_once(tmp_path):
         ("per_device_train_batch_size: two", "per_device_train_batch_size: two is not a whole number"),
         ("per_device_train_batch_size: [1, 2]", "per_device_train_batch_size: 1, 2 is not a whole number"),
         ("num_train_epochs: 0", "num_train_epochs: 0 is not above 0"),
-        ("torch_dtype: float16", "torch_dtype: float16 is not to be had, --dtype is bfloat16 or float32 here"),
+        ("torch_dtype: float16", "torch_dtype: float16 is not supported: --dtype is bfloat16 or float32 here"),
         ('chat_template: "{% for m in messages %}"', "chat_template: a template is read from a file here"),
         (
             "resume_from_checkpoint: true",
-            "resume_from_checkpoint: true is not to be had: a run goes on in its own folder",
+            "resume_from_checkpoint: true is not supported: a run goes on in its own folder",
         ),
         ("learning_rat: 1", "there is no setting 'learning_rat'"),
         (
             LORA + "use_dora: true",
-            "use_dora: true is not to be had: PEFT leaves the norm out of DoRA's gradient, so that",
+            "use_dora: true is not supported: PEFT leaves the norm out of DoRA's gradient, so that",
         ),
         (
             LORA + "disable_dropout: false",
@@ -750,26 +749,26 @@ def test_all_that_has_to_change_is_said_at_once(tmp_path):
         ),
         (
             LORA + "disable_dropout: false\nlora_dropout: 0.1",
-            "lora_dropout: 0.1 is not to be had: what it drops would depend on how rows are packed, on the ranks and",
+            "lora_dropout: 0.1 is not supported: what it drops would depend on how rows are packed, on the ranks and",
         ),
         (
             LORA + "lora_modules_to_save: [score]",
             "lora_modules_to_save: score names score, and lm_head and embed_tokens",
         ),
-        (LORA + "lora_task_type: SEQ_CLS", "lora_task_type: SEQ_CLS is not to be had: models here predict tokens"),
+        (LORA + "lora_task_type: SEQ_CLS", "lora_task_type: SEQ_CLS is not supported: models here predict tokens"),
         (
             LORA + "lora_target_parameters: [a.b]",
-            "lora_target_parameters: a.b is not to be had: adapters are of linear",
+            "lora_target_parameters: a.b is not supported: adapters are of linear",
         ),
-        (LORA + "load_in_4bit: true\nbnb_4bit_quant_type: fp4", "bnb_4bit_quant_type: fp4 is not to be had; nf4 is"),
+        (LORA + "load_in_4bit: true\nbnb_4bit_quant_type: fp4", "bnb_4bit_quant_type: fp4 is not supported; use nf4"),
         (LORA + "load_in_4bit: true\nload_in_8bit: true", "load_in_4bit and load_in_8bit: are both true; keep one"),
         (
             LORA + "load_in_4bit: true\nbnb_4bit_compute_dtype: float16",
-            "bnb_4bit_compute_dtype: float16 is not --dtype bfloat16, in which all computes here; make them one",
+            "bnb_4bit_compute_dtype: float16 is not --dtype bfloat16, in which everything is computed here; set both",
         ),
         (
             "load_in_4bit: true",
-            "load_in_4bit: true goes with an adapter, there and here: all weights train without; add",
+            "load_in_4bit: true needs an adapter, in TRL and here, since all weights are trained without one; add",
         ),
         (LORA + "lora_rank: 4", "lora_r and lora_rank: two names of one setting, with two values; keep one"),
     ],
@@ -801,9 +800,9 @@ def test_what_has_no_counterpart_is_refused(tmp_path, line, said):
         ("--lora-r", "--lora_r is --lora-rank here"),
         (
             "--lora-dropout",
-            "--lora_dropout is not to be had: what it drops would depend on how rows are packed",
+            "--lora_dropout is not supported: what it drops would depend on how rows are packed",
         ),
-        ("--use-dora", "--use_dora is not to be had: PEFT leaves the norm out of DoRA's gradient"),
+        ("--use-dora", "--use_dora is not supported: PEFT leaves the norm out of DoRA's gradient"),
         ("--load-in-4bit", "--load_in_4bit is --base-dtype nf4 here"),
         ("--load_in_8bit", "--load_in_8bit is --base-dtype int8 here"),
         ("--dataset_mixture", "--dataset_mixture is --data with --data-weights here"),

@@ -115,7 +115,7 @@ def test_an_objective_is_told_flags_of_its_own(tmp_path):
     grid.check_loss("dpo shuffle=false skip_bad_rows=true")
     (tmp_path / "train.yaml").write_text("reference_update: soft\n")
     grid.check_loss("dpo reference_update_steps=64", str(tmp_path / "train.yaml"))
-    with pytest.raises(InputError, match="goes with --reference-update"):
+    with pytest.raises(InputError, match="needs --reference-update"):
         grid.check_loss("dpo reference_update_steps=64")
     rates = {"model": "m", "data": ("a=b.jsonl",), "out": "o", "loss": ("dpo", "dpo beta=0.3"), "lr": ("dpo=1e-5",)}
     assert [cell.lr for cell in GridConfig(**rates).cells()] == [1e-5, 1e-5]

@@ -39,7 +39,7 @@ def test_peers_names_give_the_same_objective(alias, name):
 
 
 def test_a_crossed_name_is_explained():
-    with pytest.raises(LossError, match="TRL called so what is aot_unpaired here"):
+    with pytest.raises(LossError, match="it was TRL's name of aot_unpaired"):
         losses.get("aot_pair")
 
 

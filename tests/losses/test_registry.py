@@ -153,11 +153,11 @@ def test_a_number_of_each_row_is_an_argument_without_a_default_and_no_flag():
             ("lead",),
             r"the argument 'n' has no default; give it one, or, where each row has such a number, say fields=\('n',",
         ),
-        (("lead", "n", "lag"), "fields='lag' is no keyword argument of the function; add it after a \\*"),
-        (("chosen",), "fields='chosen' is no keyword argument of the function"),
-        (("weights",), "fields='weights' has a meaning of its own; take another, and say --columns ANOTHER=weights"),
-        (("scores",), "fields='scores' has a meaning of its own"),
-        (("keep",), "fields='keep' has a meaning of its own"),
+        (("lead", "n", "lag"), "fields='lag' is not a keyword argument of the function; add it after a \\*"),
+        (("chosen",), "fields='chosen' is not a keyword argument of the function"),
+        (("weights",), "fields='weights' is a reserved name; choose another, and add --columns ANOTHER=weights"),
+        (("scores",), "fields='scores' is a reserved name"),
+        (("keep",), "fields='keep' is a reserved name"),
     ],
 )
 def test_fields_that_cannot_be_are_refused(fields, said):
@@ -267,7 +267,7 @@ def test_a_missing_file_is_named(tmp_path):
 
 def test_a_syntax_error_is_located(tmp_path):
     (tmp_path / "bad.py").write_text("import torch\n\nbeta = = 1\n")
-    with pytest.raises(LossError, match=r"bad\.py:3: invalid syntax; mend the file"):
+    with pytest.raises(LossError, match=r"bad\.py:3: invalid syntax; fix the file"):
         losses.get(f"{tmp_path}/bad.py:lead")
 
 

@@ -261,11 +261,11 @@ def one(responses, *, beta: float = 0.1) -> Result: ...
             "level='token' takes pairs, unpaired or single data, and not ranked",
         ),
         (pair, {"data": "pairs", "level": "word"}, "level='word' is not sequence or token"),
-        (pair, {"data": "pairs", "needs": ("entropy",)}, r"needs=\['entropy'\] is of single tokens; say level='token'"),
+        (pair, {"data": "pairs", "needs": ("entropy",)}, r"needs=\['entropy'\] applies to single tokens; say"),
         (
             pair,
             {"data": "pairs", "level": "token", "needs": ("kl_policy_ref",)},
-            r"needs=\['kl_policy_ref'\] takes a reference; say reference=True",
+            r"needs=\['kl_policy_ref'\] needs a reference; say reference=True",
         ),
         (
             one,

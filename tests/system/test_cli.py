@@ -150,15 +150,15 @@ def test_a_wrong_value_in_the_file_is_refused(yaml, text):
 @pytest.mark.parametrize("text", ["lr: 1\nlr: 2\n", "batch_size: 1\nlr: 0.1\nbatch_size: 1\n", "dpo.b: 1\ndpo.b: 1\n"])
 def test_a_key_that_stands_twice_is_refused(yaml, text):
     path = yaml(text)
-    assert refused("--config", path) == f"{path}: {text.split(':')[0]!r} stands twice; keep one"
+    assert refused("--config", path) == f"{path}: {text.split(':')[0]!r} is given twice; keep one"
 
 
 def test_a_key_in_both_spellings_stands_twice(yaml):
-    assert "stands twice" in refused("--config", yaml("batch-size: 1\nbatch_size: 2\n"))
+    assert "is given twice" in refused("--config", yaml("batch-size: 1\nbatch_size: 2\n"))
 
 
 def test_a_flag_of_several_values_that_stands_twice_is_refused():
-    with pytest.raises(InputError, match=r"^--names stands twice; give it once, with several values behind it"):
+    with pytest.raises(InputError, match=r"^--names is given twice; give it once, with all values behind it"):
         parse("--names", "a", "--names", "b")
     assert parse("--lr=1", "--lr", "2").lr == 2  # of one value the last counts, as everywhere
 
@@ -170,11 +170,11 @@ def test_nothing_that_is_repeated_in_an_error_acts_on_a_terminal():
 @pytest.mark.parametrize("text", ["model: &a x\nkind: *a\n", "model: !!python/name:os.system x\n", "lr: !!float 1\n"])
 def test_aliases_and_tags_are_refused(yaml, text):
     path = yaml(text)
-    assert refused("--config", path).startswith(f"{path}: aliases, tags and files above 1 MB are not taken")
+    assert refused("--config", path).startswith(f"{path}: aliases, tags and files above 1 MB are not accepted")
 
 
 def test_a_file_that_is_too_large_is_refused(yaml):
-    assert "above 1 MB are not taken" in refused("--config", yaml("model: " + "a" * 2**20))
+    assert "above 1 MB are not accepted" in refused("--config", yaml("model: " + "a" * 2**20))
 
 
 @pytest.mark.parametrize("text", ["", "- a\n- b\n", "just text\n"])

@@ -59,7 +59,7 @@ def test_one_that_was_killed_elsewhere_is_taken_over_where_the_user_says_so(quic
     running = holder(lock, 60)
     running.kill()
     running.communicate()
-    with pytest.raises(InputError, match=r"nothing was heard of it for 1 s; make sure .* add --take-over"):
+    with pytest.raises(InputError, match=r"has given no sign of life for 1 s; make sure .* add --take-over"):
         take(lock, tmp_path, takes_over="--take-over")
     assert take(lock, tmp_path)["host"] == socket.gethostname()
 

@@ -32,7 +32,7 @@ def test_without_that_setting_it_is_said_and_nothing_is_set(monkeypatch, capsys)
     lacks = types.SimpleNamespace()
     monkeypatch.setattr(_functorch, "config", lacks)
     torch_private.let_compiler_recompute()
-    assert "this torch lets compiled blocks keep more" in capsys.readouterr().err and not vars(lacks)
+    assert "with this version of torch compiled blocks keep more" in capsys.readouterr().err and not vars(lacks)
 
 
 def test_the_compiler_can_be_let_keep_more_graphs():
@@ -65,7 +65,7 @@ def test_the_store_of_the_ranks_is_given_out():
 def test_without_the_store_a_lost_rank_is_not_named_and_that_is_said(monkeypatch, capsys):
     monkeypatch.delattr(distributed_c10d, "_get_default_store")
     assert torch_private.default_store() is None
-    assert "a rank that is lost will not be named" in capsys.readouterr().err
+    assert "will not name a rank that is lost" in capsys.readouterr().err
 
 
 @pytest.mark.filterwarnings("ignore:torch.distributed is disabled")
@@ -106,5 +106,5 @@ def test_without_torchs_muon_it_is_said(monkeypatch):
     from torch.optim import _muon
 
     monkeypatch.delattr(_muon, "_zeropower_via_newtonschulz")
-    with pytest.raises(InputError, match=r"^--optimizer muon: this torch has another Muon than 2\.11 to 2\.13"):
+    with pytest.raises(InputError, match=r"^--optimizer muon: this version of torch has another Muon than 2\.11 to"):
         torch_private.orthogonalise(torch.ones(2, 2))

@@ -14,12 +14,12 @@ TARGETS = ["q_proj", "v_proj"]
 WITH_DEFAULT = ("llama", "mistral", "qwen2", "qwen3", "gemma2", "gemma3_text")
 """model_type of these."""
 NO_DROPOUT = (
-    "is not to be had: what it drops would depend on how rows are packed, on the ranks and on what is recomputed, and "
-    "TRL switches it off by default (disable_dropout: true)"
+    "is not supported: what it drops would depend on how rows are packed, on the ranks and on what is recomputed, and "
+    "TRL turns it off by default (disable_dropout: true)"
 )
 NO_DORA = (
-    "is not to be had: PEFT leaves the norm out of DoRA's gradient, so that a run cannot have its numbers and an exact "
-    "gradient both, and vLLM refuses such adapters; take it out"
+    "is not supported: PEFT leaves the norm out of DoRA's gradient, so that a run can have either PEFT's numbers or an "
+    "exact gradient, and vLLM refuses such adapters; remove it"
 )
 OF_PEFT = (
     *("lora_r", "lora_alpha", "lora_dropout", "lora_target_modules", "lora_target_parameters", "lora_modules_to_save"),
@@ -98,7 +98,7 @@ def _whole(draft: Draft) -> None:
     if unknown := [name for name in names if name not in WHOLE]:
         draft.refuse(
             "lora_modules_to_save",
-            f"names {shown(unknown)}, and {' and '.join(WHOLE)} alone can train whole here (--train-also); take it out",
+            f"names {shown(unknown)}, and {' and '.join(WHOLE)} alone can train whole here (--train-also); remove it",
         )
     else:
         draft.put("train_also", names, draft.named("lora_modules_to_save"))
@@ -110,7 +110,7 @@ def _not_here(draft: Draft) -> None:
     if is_off and share:
         draft.leave("lora_dropout", "disable_dropout is true there by default, and sets it to 0")
     elif not is_off and share != 0:
-        mend = f"{NO_DROPOUT}; write lora_dropout: 0, or take disable_dropout: false out"
+        mend = f"{NO_DROPOUT}; write lora_dropout: 0, or remove disable_dropout: false"
         if share is None:
             draft.refuse("disable_dropout", f"trains with TRL's lora_dropout of 0.05, which {mend}")
         else:
@@ -118,9 +118,9 @@ def _not_here(draft: Draft) -> None:
     if draft.truth("use_dora"):
         draft.refuse("use_dora", NO_DORA)
     if draft.take("lora_target_parameters") is not None:
-        draft.refuse("lora_target_parameters", "is not to be had: adapters are of linear layers here; take it out")
+        draft.refuse("lora_target_parameters", "is not supported: adapters are of linear layers here; remove it")
     if draft.take("lora_task_type") not in (None, "CAUSAL_LM"):
-        draft.refuse("lora_task_type", "is not to be had: models here predict tokens (CAUSAL_LM); take it out")
+        draft.refuse("lora_task_type", "is not supported: models here predict tokens (CAUSAL_LM); remove it")
 
 
 def _base(draft: Draft, *, is_used: bool) -> None:
@@ -136,21 +136,24 @@ def _base(draft: Draft, *, is_used: bool) -> None:
         return
     name = "load_in_4bit" if in_4bit else "load_in_8bit"
     if not is_used:
-        draft.refuse(name, "goes with an adapter, there and here: all weights train without; add use_peft: true")
+        draft.refuse(
+            name, "needs an adapter, in TRL and here, since all weights are trained without one; add use_peft: true"
+        )
         return
     if in_8bit:
         draft.put("base_dtype", "int8", draft.named(name))
         draft.said.append(
-            "load_in_8bit: is int8 by row here, with nothing quantised of what a layer is given, where LLM.int8() "
-            "quantises that too and leaves outliers: close to it, and not its numbers"
+            "load_in_8bit: is int8 by row here, for weights only, where LLM.int8() also quantises the inputs of a "
+            "layer "
+            "and keeps outliers: the results are close to it, but not the same"
         )
         return
     if kind not in (None, "nf4"):
-        draft.refuse("bnb_4bit_quant_type", "is not to be had; nf4 is (--base-dtype nf4), write that")
+        draft.refuse("bnb_4bit_quant_type", "is not supported; use nf4 (--base-dtype nf4)")
         return
     draft.put("base_dtype", "nf4", draft.named(name))
     for option in nested:
-        draft.leave(option, "it saves memory alone: a scale of 64 numbers is a bfloat16 here")
+        draft.leave(option, "it only saves memory: a scale for 64 numbers is a bfloat16 here")
     if storage is not None:
         draft.leave("bnb_4bit_quant_storage", "codes are bytes here, and are not sharded by their dtype")
     if computes is not None:
@@ -163,4 +166,7 @@ def _check_computes(draft: Draft, computes: str) -> None:
     if computes == dtype:
         draft.said.append(f"{draft.named('bnb_4bit_compute_dtype')} is --dtype here")
     else:
-        draft.refuse("bnb_4bit_compute_dtype", f"is not --dtype {dtype}, in which all computes here; make them one")
+        draft.refuse(
+            "bnb_4bit_compute_dtype",
+            f"is not --dtype {dtype}, in which everything is computed here; set both to the same",
+        )

@@ -24,7 +24,7 @@ def _measuring(draft: Draft) -> None:
         said = f"{draft.named(name)} and eval_steps {shown(every)}"
         draft.put("eval_every", str(every), said)
     elif strategy not in (None, "steps", "epoch") and as_truth(strategy) is not False:
-        draft.refuse(name, "is not to be had here; one of no, steps, epoch")
+        draft.refuse(name, "is not supported here; use one of no, steps, epoch")
 
 
 def _saving(draft: Draft) -> None:
@@ -36,7 +36,7 @@ def _saving(draft: Draft) -> None:
     elif strategy == "best":
         _keep_best(draft, "save_strategy")
     elif strategy not in (None, "steps", "epoch"):
-        draft.refuse("save_strategy", "is not to be had here; one of no, steps, epoch, best")
+        draft.refuse("save_strategy", "is not supported here; use one of no, steps, epoch, best")
     elif strategy == "steps" or steps is not None:
         every = "500" if steps is None else str(steps)
         given = ["save_strategy: steps"] * (strategy is not None) + [f"save_steps: {every}"] * (steps is not None)
@@ -55,7 +55,7 @@ def _keep_best(draft: Draft, name: str) -> None:
     metric = metric if metric.startswith("eval_") else f"eval_{metric}"
     is_greater = draft.truth("greater_is_better")
     if is_greater is not None and is_greater == metric.endswith("loss"):
-        draft.refuse("greater_is_better", f"is not what --keep-best {metric} takes for better; take it out")
+        draft.refuse("greater_is_better", f"is not the direction in which --keep-best {metric} improves; remove it")
     draft.put("keep_best", metric, draft.named(name))
 
 

@@ -90,7 +90,7 @@ COUNTERPARTS = {
 IDLE = WEIGHTLESS | {
     **dict.fromkeys(
         ("use_bnb_nested_quant", "bnb_4bit_use_double_quant", "bnb_4bit_quant_storage"),
-        "it is of the memory that 4 bits take",
+        "it only concerns the memory of 4-bit weights",
     ),
     "lora_task_type": "models here predict tokens",
 }
@@ -107,7 +107,7 @@ def translate(settings: Settings, say: Callable[[str], None], typed: Mapping[str
     given = {name.replace("-", "_"): value for name, value in settings.items()}
     if not any(_is_theirs(name, value) for name, value in given.items()):
         if "trl_trainer" in typed:
-            raise InputError("--trl-trainer: there is no name of TRL's in the file; leave the flag out")
+            raise InputError("--trl-trainer: the file has no settings with TRL's names; leave the flag out")
         return {name: value for name, value in given.items() if not _says_nothing(name, value)}
     theirs = {name: value for name, value in given.items() if name in NAMES}
     ours = {n: v for n, v in given.items() if n not in NAMES and _is_ours(n) and not _says_nothing(n, v)}
@@ -131,7 +131,7 @@ def translate(settings: Settings, say: Callable[[str], None], typed: Mapping[str
     if idle := draft.idle:
         say(f"changes nothing here: {', '.join(idle)}")
     if draft.defaults:
-        say(f"not named, so that TRL {TRL_VERSION}'s defaults for {trainer} hold: {' '.join(draft.defaults)}")
+        say(f"not named, so that the defaults of TRL {TRL_VERSION} for {trainer} apply: {' '.join(draft.defaults)}")
     return draft.made
 
 
@@ -142,8 +142,8 @@ def counterpart(name: str) -> str | None:
     if name in IDLE:
         return f"changes nothing here: {IDLE[name]}; leave it out"
     if name in REFUSED:
-        return f"{REFUSED[name].removesuffix('; take it out')}; leave it out, --help says what there is"
-    return "is none of ours; leave it out, --help says what there is" if name in NAMES else None
+        return f"{REFUSED[name].removesuffix('; remove it')}; leave it out, and see --help"
+    return "is not a flag here; leave it out, and see --help" if name in NAMES else None
 
 
 def _is_ours(name: str) -> bool:
@@ -180,14 +180,14 @@ def _trainer(theirs: Settings, asked: str | None) -> tuple[Trainer, str]:
     known: dict[str, Trainer] = {name: name for name in OF_TRAINER}
     if asked is not None:
         if asked not in known:
-            raise InputError(f"--trl-trainer: {asked} is none of {', '.join(known)}")
+            raise InputError(f"--trl-trainer: {asked} is not one of {', '.join(known)}")
         return known[asked], "as --trl-trainer says"
     named = [name for name, value in theirs.items() if not is_null(value)]
     if found := trainer_of(named):
-        return found[0], f"of which alone {found[1]} is; --trl-trainer names another one"
+        return found[0], f"since only that one has {found[1]}; --trl-trainer chooses another"
     if (trainer := trainer_of_loss(theirs.get("loss_type"))) is not None:
-        return trainer, f"of which alone loss_type {shown(theirs['loss_type'])} is; --trl-trainer names another one"
-    return "dpo", "since it does not say which; --trl-trainer names another one (kto, orpo, cpo)"
+        return trainer, f"since only that one has loss_type {shown(theirs['loss_type'])}; --trl-trainer chooses another"
+    return "dpo", "since it does not say which; --trl-trainer chooses another (kto, orpo, cpo)"
 
 
 def _reference(draft: Draft) -> None:
@@ -206,7 +206,7 @@ def _reference(draft: Draft) -> None:
 
 def _unknown(name: str) -> str:
     near = difflib.get_close_matches(name, {*NAMES, *FLAGS}, n=1)
-    return f"there is no setting {name!r}" + (f"; perhaps {near[0]!r}" if near else " here or in TRL; take it out")
+    return f"there is no setting {name!r}" + (f"; perhaps {near[0]!r}" if near else " here or in TRL; remove it")
 
 
 def _listed(faults: list[str]) -> str:

@@ -72,8 +72,9 @@ def _names(draft: Draft) -> list[str]:
     for name in names:
         if name not in known:
             draft.faults.append(
-                f"loss_type: {shown(name)} is none of TRL's {draft.trainer.upper()} trainer that is here "
-                f"({', '.join(known)}); take one of these, or name an objective of ours by loss: NAME"
+                f"loss_type: {shown(name)} is not an objective of TRL's {draft.trainer.upper()} trainer that is "
+                f"supported "
+                f"here ({', '.join(known)}); use one of these, or an objective of this project by loss: NAME"
             )
     return [str(name) for name in names if name in known]
 
@@ -117,12 +118,14 @@ def _mixture(draft: Draft, losses: list[str]) -> str:
     weights = draft.take("loss_weights")
     weights = weights if isinstance(weights, list) else [] if weights is None else [weights]
     if weights and len(weights) != len(losses):
-        draft.faults.append(f"loss_weights: {shown(weights)} are {len(weights)}, of {len(losses)} in loss_type")
+        draft.faults.append(
+            f"loss_weights: {shown(weights)} are {len(weights)} for {len(losses)} in loss_type; give one for each"
+        )
         weights = []
     parts = [f"{name}:{weight}" for name, weight in zip(losses, weights, strict=True)] if weights else losses
     if (alpha := draft.number("rpo_alpha")) is not None and alpha != 0:
         if "sft" in losses:
-            draft.refuse("rpo_alpha", "is sft with that weight, which stands in loss_type too; keep one")
+            draft.refuse("rpo_alpha", "means sft with that weight, and loss_type names sft too; keep one")
         parts = [*(parts if weights else [f"{name}:1" for name in losses]), f"sft:{plain(alpha)}"]
     return ",".join(parts)
 
@@ -146,12 +149,12 @@ def _smooth(draft: Draft, losses: list[str]) -> None:
     elif losses == ["dpo"]:
         draft.refuse(
             "label_smoothing",
-            "makes conservative DPO of loss_type: sigmoid in TRL before 0.29, and nothing since: take it out, or in "
+            "makes conservative DPO of loss_type: sigmoid in TRL before 0.29, and nothing since: remove it, or in "
             f"place of both name loss: cdpo and cdpo.label_smoothing: {plain(smoothing)} (--loss cdpo)",
         )
     else:
         draft.refuse(
-            "label_smoothing", f"is not to be had: labels of {', '.join(losses)} are taken as they are; take it out"
+            "label_smoothing", f"is not supported: labels of {', '.join(losses)} are taken as they are; remove it"
         )
 
 
@@ -168,14 +171,14 @@ def _variant(draft: Draft, theirs: list[str]) -> tuple[str, str, dict[str, str]]
     if divergence := _divergence(draft):
         found["f_divergence_type"] = "f_dpo", divergence
     if len(found) > 1:
-        draft.faults.append(f"{' and '.join(found)}: each is an objective of its own here, keep one")
+        draft.faults.append(f"{' and '.join(found)}: each is an objective of its own here; keep one")
         return None
     for setting, variant in found.items():
         beside = {"sigmoid"} if setting == "use_weighting" else {"sigmoid", "sft"}  # weights would be those of sft too
         if not {"sigmoid"} <= set(theirs) <= beside:
             draft.refuse(
                 setting,
-                f"goes with loss_type: sigmoid alone here, as --loss {variant[0]}; take it out, or take that loss_type",
+                f"needs loss_type: sigmoid alone here, as --loss {variant[0]}; remove it, or use that loss_type",
             )
             return None
         return setting, *variant
@@ -192,7 +195,7 @@ def _divergence(draft: Draft) -> dict[str, str]:
         return {"f_dpo.divergence": value, "f_dpo.alpha": str(1 - alpha)}
     known = ("reverse_kl", "forward_kl", "js_divergence", "alpha_divergence")
     if value not in known:
-        draft.refuse("f_divergence_type", f"is not to be had here; one of {', '.join(known)}")
+        draft.refuse("f_divergence_type", f"is not supported here; use one of {', '.join(known)}")
     elif value != "reverse_kl":
         return {"f_dpo.divergence": value}
     return {}
@@ -205,7 +208,7 @@ def _kto(draft: Draft) -> None:
     said = _said(draft, "loss_type")
     losses = [LOSSES["kto"][name] for name in _names(draft)]
     if len(losses) > 1:
-        draft.refuse("loss_type", "is one there; keep one")
+        draft.refuse("loss_type", "can only be one there; keep one")
     loss = losses[0] if losses else "kto"
     _put_loss(draft, loss, said)
     loss = str(draft.made.get("loss", loss)).partition(",")[0].partition(":")[0]
@@ -219,7 +222,7 @@ def _cpo(draft: Draft) -> None:
     said = _said(draft, "loss_type", "cpo_alpha", "simpo_gamma")
     (theirs, *others) = _names(draft) or ["sigmoid"]
     if others:
-        draft.refuse("loss_type", "is one there; keep one")
+        draft.refuse("loss_type", "can only be one there; keep one")
     alpha, gamma = draft.number("cpo_alpha"), draft.number("simpo_gamma")
     alpha = Decimal(1) if alpha is None else alpha
     beta = as_number(draft.look("beta")) or Decimal("0.1")
@@ -236,9 +239,9 @@ def _cpo(draft: Draft) -> None:
         _put_loss(draft, f"slic:{plain(beta)}{likelihood}", said)
         draft.made |= {"slic.delta": str(float(1 / beta)), "slic.lam": "0"}
         _add(draft, f"--slic.delta {draft.made['slic.delta']} --slic.lam 0", is_named=True)
-    for name, what in (("alpha", "AlphaPO's rewards are"), ("label_smoothing", "smoothed labels are")):
+    for name, what in (("alpha", "rewards of AlphaPO"), ("label_smoothing", "smoothed labels")):
         if draft.number(name):
-            draft.refuse(name, f"is not to be had: {what} not here for CPO; take it out")
+            draft.refuse(name, f"is not supported: CPO has no {what} here; remove it")
 
 
 def _add(draft: Draft, flags: str, *, is_named: bool) -> None:

@@ -28,7 +28,7 @@ def _model(draft: Draft) -> None:
     if isinstance(inside, dict):
         revision = inside.pop("revision", revision)
         if unknown := [key for key in inside if key not in OF_MODEL]:
-            draft.faults.append(f"model_init_kwargs: {', '.join(unknown)} is not to be had here; take it out")
+            draft.faults.append(f"model_init_kwargs: {', '.join(unknown)} is not supported here; remove it")
     draft.take("ref_model_init_kwargs")
     if draft.truth("trust_remote_code"):
         draft.leave("trust_remote_code", "no code of a model folder is ever run here")
@@ -95,12 +95,12 @@ def _entries(draft: Draft, name: str, given: Any, known: tuple[str, ...]) -> lis
     """The mappings of a list, each with known names alone; anything else is a fault."""
     entries = given if isinstance(given, list) else [given]
     if not entries or not all(isinstance(entry, dict) for entry in entries):
-        draft.faults.append(f"{name}: is no list of data sets, each with {', '.join(known)}")
+        draft.faults.append(f"{name}: is not a list of data sets, each with {', '.join(known)}; write it as one")
         return []
     for entry in entries:
         for key, value in entry.items():
             if key not in known and not is_null(value):
-                draft.faults.append(f"{name}: {key} is not to be had here ({shown(value)}); name files by --data")
+                draft.faults.append(f"{name}: {key} is not supported here ({shown(value)}); name files by --data")
         if known[0] not in entry:
             draft.faults.append(f"{name}: a data set without {known[0]}; name it")
             return []
@@ -111,7 +111,7 @@ def _mixture(draft: Draft) -> None:
     """alignment-handbook's dataset_mixture: data sets with shares of their rows, and rows held out of all of them."""
     whole = draft.take("dataset_mixture")
     if not isinstance(whole, dict):
-        draft.faults.append("dataset_mixture: is no mapping with datasets; write data sets as it has them")
+        draft.faults.append("dataset_mixture: is not a mapping with a list of datasets; write it as one")
         return
     known = ("id", "config", "split", "columns", "weight")
     entries = _entries(draft, "dataset_mixture", whole.get("datasets"), known)
@@ -125,7 +125,7 @@ def _mixture(draft: Draft) -> None:
         draft.said.append(f"dataset_mixture: seed {whole['seed']} is left out, rows are drawn by --seed here")
     draft.theirs.setdefault("test_split_size", whole.get("test_split_size"))
     for key in whole.keys() - {"datasets", "seed", "test_split_size"}:
-        draft.faults.append(f"dataset_mixture: {key} is not to be had here; take it out")
+        draft.faults.append(f"dataset_mixture: {key} is not supported here; remove it")
 
 
 def _mixer(draft: Draft) -> None:
@@ -133,7 +133,7 @@ def _mixer(draft: Draft) -> None:
     mixer, splits = draft.take("dataset_mixer"), draft.take("dataset_splits")
     configs = draft.take("dataset_configs")
     if not isinstance(mixer, dict):
-        draft.faults.append("dataset_mixer: is no mapping of names to shares; write NAME: SHARE")
+        draft.faults.append("dataset_mixer: is not a mapping of names to shares; write NAME: SHARE")
         return
     splits = splits if isinstance(splits, list) else ["train", "test"] if splits is None else [splits]
     configs = configs if isinstance(configs, list) else [configs] * len(mixer)
@@ -145,9 +145,7 @@ def _mixer(draft: Draft) -> None:
     if sources:
         _put_sources(draft, draft.named("dataset_mixer"), sources, weights)
     else:
-        draft.faults.append(
-            f"dataset_splits: {shown(splits)} has none that is called train; name it by --data NAME:SPLIT"
-        )
+        draft.faults.append(f"dataset_splits: {shown(splits)} has no split called train; name one by --data NAME:SPLIT")
     if len(pairs) == len(tests) == 1:
         draft.theirs["dataset_test_split"], draft.theirs["dataset_name"] = tests[0], pairs[0][0]
         draft.take("dataset_test_split", "dataset_name")
@@ -205,8 +203,8 @@ def _limits(draft: Draft) -> None:
     response = _limit(draft, "max_completion_length")
     if whole is not None and prompt is not None and prompt >= whole > 0:
         draft.faults.append(
-            f"max_length: {whole} and max_prompt_length: {prompt} leave no response beside such a prompt; raise the "
-            "first, or lower the second"
+            f"max_length: {whole} and max_prompt_length: {prompt} leave no room for a response; raise the first, or "
+            "lower the second"
         )
         return
     if whole is not None:
@@ -238,7 +236,7 @@ def _truncation(draft: Draft) -> None:
     if mode is None:
         return
     if mode not in ("keep_start", "keep_end"):
-        draft.refuse("truncation_mode", "is not to be had here; one of keep_end, keep_start")
+        draft.refuse("truncation_mode", "is not supported here; use one of keep_end, keep_start")
     elif "max_prompt_tokens" in draft.made or "max_prompt_tokens" in draft.typed:
         draft.put("keep_prompt", mode.removeprefix("keep_"), draft.named("truncation_mode"))
     elif draft.made.get("max_tokens") == "0":
@@ -246,8 +244,8 @@ def _truncation(draft: Draft) -> None:
     elif mode == "keep_end":
         draft.refuse(
             "truncation_mode",
-            "is not to be had with max_length alone, by which a sequence loses its end here; name max_prompt_length "
-            "too, by which prompts are cut (--max-prompt-tokens), or take it out",
+            "is not supported with max_length alone, which cuts the end of a sequence here; add max_prompt_length, "
+            "which cuts prompts (--max-prompt-tokens), or remove it",
         )
     else:
         draft.said.append(f"{draft.named('truncation_mode')} is what --max-tokens alone does here, by which sequences "

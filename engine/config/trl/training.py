@@ -52,7 +52,7 @@ def _optimizer(draft: Draft) -> None:
         draft.put("optimizer", ours, draft.named("optim"))
     else:
         known = ", ".join(OPTIMIZERS)
-        draft.refuse("optim", f"is not to be had here; one of {known} (--optimizer adamw or rmsprop)")
+        draft.refuse("optim", f"is not supported here; use one of {known} (--optimizer adamw or rmsprop)")
     if (rate := draft.take("learning_rate")) is None:
         draft.default("lr", "1e-06")
     else:
@@ -112,7 +112,7 @@ def _order(draft: Draft) -> None:
             draft.made.setdefault("shuffle", "false")
             draft.said.append(f"{draft.named('train_sampling_strategy')} is --no-shuffle here")
     else:
-        draft.refuse("train_sampling_strategy", "is not to be had; one of random, and sequential (--no-shuffle)")
+        draft.refuse("train_sampling_strategy", "is not supported; use random or sequential (--no-shuffle)")
 
 
 # --- how long ------------------------------------------------------------------------------------------------------
@@ -156,7 +156,7 @@ def _schedule(draft: Draft) -> None:
     if theirs not in SCHEDULES:
         draft.refuse(
             "lr_scheduler_type",
-            f"is not to be had here; one of {', '.join(SCHEDULES)} (--schedule linear, cosine, constant or wsd)",
+            f"is not supported here; use one of {', '.join(SCHEDULES)} (--schedule linear, cosine, constant or wsd)",
         )
     else:
         if given is None:
@@ -206,7 +206,7 @@ def _schedule_kwargs(draft: Draft, theirs: str, kwargs: dict[str, Any]) -> None:
         numbers.pop("num_cycles")
     if numbers:
         unread = shown({name: kwargs[name] for name in numbers})
-        draft.faults.append(f"lr_scheduler_kwargs: {unread} is not to be had here with {theirs}; take it out")
+        draft.faults.append(f"lr_scheduler_kwargs: {unread} is not supported here with {theirs}; remove it")
 
 
 def _warmup(draft: Draft, *, without: bool) -> None:
@@ -255,9 +255,9 @@ def _precision(draft: Draft) -> None:
     stored = None if stored is None else shown(stored).removeprefix("torch.").lower()
     is_half, is_bfloat = draft.truth("fp16"), draft.truth("bf16")
     if is_half:
-        draft.refuse("fp16", "is not to be had, --dtype is bfloat16 or float32 here; take it out, or write bf16: true")
+        draft.refuse("fp16", "is not supported: --dtype is bfloat16 or float32 here; remove it, or write bf16: true")
     if stored not in (None, "auto", "bfloat16", "float32"):
-        draft.refuse(stored_name, "is not to be had, --dtype is bfloat16 or float32 here; take one of these")
+        draft.refuse(stored_name, "is not supported: --dtype is bfloat16 or float32 here; use one of these")
         return
     if is_bfloat is None:
         draft.default("dtype", "bfloat16")

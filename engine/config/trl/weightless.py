@@ -69,23 +69,23 @@ WEIGHTLESS = {name: why for why, names in _WITHOUT_WEIGHT.items() for name in na
 REFUSED: dict[str, str] = {
     "lora_dropout": NO_DROPOUT,
     "use_dora": NO_DORA,
-    "lora_target_parameters": "is not to be had: adapters are of linear layers here; take it out",
-    "adafactor": "is not to be had; take it out, and name optim: adamw_torch (--optimizer adamw)",
-    "auto_find_batch_size": "is not to be had: a batch is what --batch-size says; take it out",
-    "dataloader_drop_last": "is not to be had: the last step of an epoch takes the rows that are left; take it out",
+    "lora_target_parameters": "is not supported: adapters are of linear layers here; remove it",
+    "adafactor": "is not supported; remove it, and name optim: adamw_torch (--optimizer adamw)",
+    "auto_find_batch_size": "is not supported: a batch is what --batch-size says; remove it",
+    "dataloader_drop_last": "is not supported: the last step of an epoch takes the rows that are left; remove it",
     "force_use_ref_model": "is not read: beside an adapter the reference is the base, or the adapter "
-    "as it starts; take it out, and name --reference-model",
-    "group_by_length": "is not to be had: rows come in the order of --seed, whatever their length; take it out",
-    "is_encoder_decoder": "is not to be had: models here are decoders; take it out",
-    "label_smoothing_factor": "is not to be had: labels are taken as they are; take it out",
-    "neftune_noise_alpha": "is not to be had: embeddings have no noise here; take it out",
-    "reference_free": "is --loss cpo with --cpo.alpha 0 here; take it out, and name loss: cpo and cpo.alpha: 0",
-    "sanity_check": "trains on 1,000 rows there; take it out, and name a smaller file, or --data-weights",
-    "split_batches": "is not to be had: per_device_train_batch_size is of one process here; take it out",
-    "tools": "is not to be had: tools stand in the rows' column of that name here; take it out",
-    "optim_args": "is not read; take it out, AdamW's are --adam-beta1 --adam-beta2 --adam-epsilon",
-    "optim_target_modules": "is of GaLore's and other optimizers, which are not to be had here; take it out",
-    "resume_from_checkpoint": "is not to be had: a run goes on in its own folder, by --resume; take it out",
+    "as it starts; remove it, and name --reference-model",
+    "group_by_length": "is not supported: rows come in the order of --seed, whatever their length; remove it",
+    "is_encoder_decoder": "is not supported: models here are decoders; remove it",
+    "label_smoothing_factor": "is not supported: labels are taken as they are; remove it",
+    "neftune_noise_alpha": "is not supported: embeddings have no noise here; remove it",
+    "reference_free": "is --loss cpo with --cpo.alpha 0 here; remove it, and name loss: cpo and cpo.alpha: 0",
+    "sanity_check": "trains on 1,000 rows there; remove it, and name a smaller file, or --data-weights",
+    "split_batches": "is not supported: per_device_train_batch_size is of one process here; remove it",
+    "tools": "is not supported: tools stand in the rows' column of that name here; remove it",
+    "optim_args": "is not read; remove it, AdamW's are --adam-beta1 --adam-beta2 --adam-epsilon",
+    "optim_target_modules": "belongs to GaLore and other optimizers, which are not supported here; remove it",
+    "resume_from_checkpoint": "is not supported: a run goes on in its own folder, by --resume; remove it",
 }
 """What is said of settings that have to be taken out, from the verb on."""
 _KNOWN_FROM: dict[Trainer, tuple[str, ...]] = {  # names by which a file tells for which trainer it is
@@ -113,11 +113,12 @@ def sort_out(draft: Draft) -> None:
         if (owner := trainer_of([name])) and owner[0] != draft.trainer:
             draft.refuse(
                 name,
-                f"is of TRL's {owner[0].upper()} trainer, and this file is read as one for {draft.trainer.upper()}; "
-                f"take it out, or give --trl-trainer {owner[0]}",
+                f"belongs to TRL's {owner[0].upper()} trainer, and this file is read as one for "
+                f"{draft.trainer.upper()}; "
+                f"remove it, or give --trl-trainer {owner[0]}",
             )
         else:
-            draft.refuse(name, REFUSED.get(name, "is not to be had here; take it out"))
+            draft.refuse(name, REFUSED.get(name, "is not supported here; remove it"))
 
 
 def _is_default(name: str, value: object) -> bool:

@@ -64,7 +64,7 @@ def family_of(file: ConfigFile) -> Family:
         raise file.refused(f"{what}; it has to be one of {', '.join(f.architecture for f in FAMILIES)}")
     if (file.get("model_type") or found.model_type) != found.model_type:
         raise file.refused(
-            f"architectures says {names[0]}, and model_type, by which transformers goes, says "
+            f"architectures says {names[0]}, and model_type, which transformers uses, says "
             f"{file.get('model_type')!r}; correct the one or the other"
         )
     return found

@@ -96,6 +96,8 @@ class ConfigFile:
         if not any(slides):
             return [None] * len(slides)
         if self.raw.get("sliding_window", default) is None:
-            raise self.refused("layers slide, and sliding_window is null; write how many tokens they see")
+            raise self.refused(
+                "some layers use sliding attention, and sliding_window is null; write how many tokens they see"
+            )
         window = self.count("sliding_window", default)
         return [window if does else None for does in slides]

@@ -21,8 +21,7 @@ def windows(file: ConfigFile, default: int | None) -> list[int | None]:
     slides = [file.raw.get("sliding_window", default) is not None] * file.n_layers
     if file.kinds(slides) != slides:
         raise file.refused(
-            f"layer_types does not go with sliding_window, by which transformers goes in a {file.get('model_type')}; "
-            "take it out"
+            f"layer_types contradicts sliding_window, which transformers uses in a {file.get('model_type')}; remove it"
         )
     return file.windows(slides, default)
 

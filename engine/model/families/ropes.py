@@ -24,7 +24,7 @@ def of_all_layers(file: ConfigFile, head_size: int, theta: float = 10000.0, kind
         name = next(name for name in {**ours, **theirs} if ours.get(name) != theirs.get(name))
         raise file.refused(
             f"rope_parameters comes to {name} = {ours.get(name)!r}, rope_scaling to {theirs.get(name)!r}; "
-            "take out the one that is not of this model"
+            "remove the one that is not of this model"
         )
     return next(iter(read.values()), None) or made(file, _beside(file, "rope_scaling", {}), head_size, theta, kinds)
 
@@ -41,7 +41,7 @@ def by_kind(file: ConfigFile, head_size: int, full: float, sliding: float, scali
             "other here"
         )
     if file.get("partial_rotary_factor") not in (None, 1):
-        raise file.refused("partial_rotary_factor is not supported here; this family turns whole heads")
+        raise file.refused("partial_rotary_factor is not supported here; this family rotates whole heads")
     if "type" in scaling and "rope_type" not in scaling:
         raise file.refused("rope_scaling says type, which transformers does not read here; write rope_type")
     made_of = []
@@ -50,7 +50,7 @@ def by_kind(file: ConfigFile, head_size: int, full: float, sliding: float, scali
         if not isinstance(inside, dict):
             raise file.refused(f"rope_parameters: {kind} = {inside!r}; it has to be an object, or absent")
         if inside.get("truncate") is False:
-            raise file.refused(f"rope_parameters: truncate of {kind} is not read by transformers; take it out")
+            raise file.refused(f"rope_parameters: truncate of {kind} is not read by transformers; remove it")
         given = inside | (scaling if kind == "full_attention" else {})
         made_of.append(made(file, {"rope_theta": theta} | given, head_size, theta, scalings))
     return made_of
@@ -60,13 +60,13 @@ def made(file: ConfigFile, rope: dict[str, Any], head_size: int, theta: float, k
     """What the keys of one object come to."""
     share = 1.0 if rope.get("partial_rotary_factor") is None else rope["partial_rotary_factor"]
     if share != 1 and "longrope" not in kinds:
-        raise file.refused(f"partial_rotary_factor = {share!r} is not supported; this family turns whole heads")
+        raise file.refused(f"partial_rotary_factor = {share!r} is not supported; this family rotates whole heads")
     if not isinstance(share, (int, float)) or isinstance(share, bool) or not 0 < share <= 1:
-        raise file.refused(f"partial_rotary_factor = {share!r}; it has to be above 0, and 1 at most")
+        raise file.refused(f"partial_rotary_factor = {share!r}; it has to be above 0 and at most 1")
     size = int(head_size * share)
     if size % 2 or not size:
         raise file.refused(
-            f"partial_rotary_factor = {share!r} turns {size} numbers of a head; it has to be an even one"
+            f"partial_rotary_factor = {share!r} rotates {size} numbers of a head; it has to be an even one"
         )
     inside = ConfigFile(rope, file.location)
     return Rope(
@@ -80,7 +80,7 @@ def _beside(file: ConfigFile, key: str, rope: dict[str, Any]) -> dict[str, Any]:
     for name, value in beside.items():
         if value is not None and rope.get(name) is not None and rope[name] != value:
             raise file.refused(
-                f"{name} = {value!r}, and {key} has {name} = {rope[name]!r}; take out the one that is not of this model"
+                f"{name} = {value!r}, and {key} has {name} = {rope[name]!r}; remove the one that is not of this model"
             )
     return beside | {name: value for name, value in rope.items() if value is not None}
 
@@ -96,7 +96,7 @@ def kind_of(file: ConfigFile, rope: dict[str, Any]) -> str:
     """A rope's type, by whichever name it has."""
     kind = rope.get("rope_type", rope.get("type", "default"))
     if rope.get("type", kind) != kind:
-        raise file.refused(f"rope_type {kind!r} beside type {rope['type']!r}; take out the wrong one")
+        raise file.refused(f"rope_type {kind!r} beside type {rope['type']!r}; remove the wrong one")
     return kind
 
 
@@ -156,7 +156,7 @@ def _longrope(file: ConfigFile, rope: ConfigFile, size: int) -> LongRope:
     for name in ("short_factor", "long_factor"):
         value = rope.get(name)
         if not isinstance(value, list) or len(value) != size // 2 or not all(_is_positive(x) for x in value):
-            raise file.refused(f"{name}: it has to be a list of {size // 2} numbers above 0, half of what turns")
+            raise file.refused(f"{name}: it has to be a list of {size // 2} numbers above 0, half of what is rotated")
         factors[name] = tuple(map(float, value))
     ratio = (
         rope.positive("factor") if rope.get("factor") is not None else file.count("max_position_embeddings") / original

@@ -30,7 +30,7 @@ def _turns(file: ConfigFile) -> list[bool]:
         return [(i + 1) % interval != 0 for i in range(n)]
     if not isinstance(given, list) or len(given) < n or not all(value in (0, 1) for value in given):
         raise file.refused(
-            f"no_rope_layers = {given!r}; it has to be 1 or 0 for each of the {n} layers: 1 where it turns"
+            f"no_rope_layers = {given!r}; it has to be 1 or 0 for each of the {n} layers: 1 for those with RoPE"
         )
     return [value == 1 for value in given[:n]]
 
