@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# The one door: ./launch.sh setup | demo | align | paper | train ... | test [...] | bench [...] | pages
+# The one door: ./launch.sh setup | demo | align | paper | train ... | test [...] | bench [...] | pages | docs
 set -euo pipefail
 CALLER=$PWD # which paths in arguments are relative to
 cd "$(dirname "${BASH_SOURCE[0]}")"
@@ -23,6 +23,7 @@ usage() {
 ./launch.sh train ...      engine.train on every GPU of this machine (or --nproc N processes); the rest is passed on
 ./launch.sh bench [...]    how fast the training path is here; without arguments on a tiny shape, about four minutes
 ./launch.sh pages          write every generated page of docs/ anew, from the code and docs/records
+./launch.sh docs           make a site of docs/ with Sphinx in runs/docs (open runs/docs/index.html); installs the extra docs
 ./launch.sh gpu-checks     what only a GPU can show, by name (--list), in slices (--seconds 230) that go on (--done FILE)
 ./launch.sh test [...]     the fast tests; --all adds the slow ones; the rest is passed on to pytest (-k NAME)
 Python: set PYTHON3 to choose the interpreter (3.11 or later), and TORCH to choose a version of torch (TORCH=2.11.0).
@@ -34,7 +35,7 @@ main() {
   shift || true
   case $verb in
     setup) setup "$@" ;;
-    demo | align | paper | train | test | bench | pages | gpu-checks) # no && here: it would let a failing line of setup pass
+    demo | align | paper | train | test | bench | pages | docs | gpu-checks) # no && here: it would let a failing line of setup pass
       setup
       "run_${verb//-/_}" "$@"
       ;;
@@ -253,6 +254,14 @@ run_gpu_checks() {
 threads_per_rank() { "$PYTHON" -c 'import os, sys; print(max(1, (os.cpu_count() or 1) // int(sys.argv[1])))' "$1"; }
 
 run_pages() { run "$PYTHON" -m examples.pages "$@"; }
+
+run_docs() {
+  if ! "$PYTHON" -c 'import furo, myst_parser, sphinx' 2>/dev/null; then
+    run "$PYTHON" -m pip install --quiet --constraint constraints.txt --editable '.[docs]'
+  fi
+  run "$PYTHON" -m sphinx --fail-on-warning --keep-going --quiet docs runs/docs "$@"
+  echo "runs/docs/index.html"
+}
 
 run_test() {
   local arguments=() argument
