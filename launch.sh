@@ -259,7 +259,7 @@ run_docs() {
   if ! "$PYTHON" -c 'import furo, myst_parser, sphinx' 2>/dev/null; then
     run "$PYTHON" -m pip install --quiet --constraint constraints.txt --editable '.[docs]'
   fi
-  run "$PYTHON" -m sphinx --fail-on-warning --keep-going --quiet docs runs/docs "$@"
+  run "$PYTHON" -m sphinx --fresh-env --fail-on-warning --keep-going --quiet docs runs/docs "$@"
   echo "runs/docs/index.html"
 }
 

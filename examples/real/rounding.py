@@ -289,8 +289,8 @@ def demo_in_words(rows: Sequence[dict[str, Any]]) -> str:
     shares = ", ".join(f"{100 * r['margin_bfloat16'] / r['margin']:.1f} % of {r['objective']}'s" for r in rows)
     furthest = max(abs(r["run_margin"] - r["margin"]) for r in rows)
     said = (
-        f" For the models above ({rows[0]['steps']} steps at {rows[0]['lr']:g}) the float32 folders have the margins of "
-        f"the runs' last lines (within {furthest:.0e}); bfloat16 would keep {shares} margin."
+        f" For the models above ({rows[0]['steps']} steps at {rows[0]['lr']:g}) the float32 folders have the margins "
+        f"of the runs' last lines (within {furthest:.0e}); bfloat16 would keep {shares} margin."
     )
     zero = next((r for r in rows if "rules_sampled" in r), None)
     if zero is None:
