@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# The one door: ./launch.sh setup | demo | align | paper | train ... | test [...] | bench [...] | pages
+# The one door: ./launch.sh setup | demo | align | paper | train ... | test [...] | bench [...] | pages | docs
 set -euo pipefail
 CALLER=$PWD # which paths in arguments are relative to
 cd "$(dirname "${BASH_SOURCE[0]}")"
@@ -16,8 +16,8 @@ usage() {
 ./launch.sh setup          Create .venv and install the dependencies. Does nothing if they are up to date.
 ./launch.sh demo           Align a tiny Llama on CLAIR pairs from scratch, in four to six minutes on two CPU cores.
 ./launch.sh demo --real    Align a real instruction model of 135 million parameters with apo_zero, in twenty minutes.
-                           --all trains every objective, in an hour. --lora trains an adapter (LoRA) instead, and
-                           compares its speed and memory with training all parameters, in half an hour.
+                           --all trains every objective, in an hour. --lora also trains an adapter (LoRA) and
+                           compares it with training all parameters, in half an hour.
 ./launch.sh align RECIPE   Go from prompts to an aligned model and its report, following a YAML recipe. --dry-run prints
                            what it will take. examples/recipes/align-miniature.yaml takes ten minutes on two cores.
 ./launch.sh paper [...]    Run the paper's experiment in miniature, in half an hour on two cores. --quick shortens it,
@@ -27,6 +27,7 @@ usage() {
 ./launch.sh bench [...]    Measure the speed of training on this machine (engine.bench). Without arguments it takes a
                            tiny shape and about four minutes.
 ./launch.sh pages          Regenerate the generated pages of docs/ from the code and docs/records.
+./launch.sh docs           Build the documentation as a site in runs/docs (open runs/docs/index.html). Installs Sphinx.
 ./launch.sh gpu-checks     Run the checks that need a GPU. --list names them; --seconds 230 limits the time, and
                            --done FILE lets the next call continue.
 ./launch.sh test [...]     Run the fast tests; --all adds the slow ones. Other arguments go to pytest (-k NAME).
@@ -40,7 +41,7 @@ main() {
   shift || true
   case $verb in
     setup) setup "$@" ;;
-    demo | align | paper | train | test | bench | pages | gpu-checks) # no && here: it would let a failing line of setup pass
+    demo | align | paper | train | test | bench | pages | docs | gpu-checks) # no && here: it would let a failing line of setup pass
       setup
       "run_${verb//-/_}" "$@"
       ;;
@@ -259,6 +260,14 @@ run_gpu_checks() {
 threads_per_rank() { "$PYTHON" -c 'import os, sys; print(max(1, (os.cpu_count() or 1) // int(sys.argv[1])))' "$1"; }
 
 run_pages() { run "$PYTHON" -m examples.pages "$@"; }
+
+run_docs() {
+  if ! "$PYTHON" -c 'import furo, myst_parser, sphinx' 2>/dev/null; then
+    run "$PYTHON" -m pip install --quiet --constraint constraints.txt --editable '.[docs]'
+  fi
+  run "$PYTHON" -m sphinx --fresh-env --fail-on-warning --keep-going --quiet docs runs/docs "$@"
+  echo "runs/docs/index.html"
+}
 
 run_test() {
   local arguments=() argument

@@ -35,89 +35,89 @@ REFUSED: dict[str, dict[str, Any]] = {
 }  # fmt: skip
 HEAD = """# Models
 
-Written by `python -m examples.models_page` from the pages of families in `engine/model/families/`.
+The models that run, how they were tested, and what is refused. `python -m examples.models_page` writes this page from
+the families in `engine/model/families/`.
 
-These run: they load from safetensors, train, are sampled and scored, and are written back under the names that they
-came with, so that transformers and vLLM load the folder. `--model` takes a folder or a hub id of any of them; nothing
-has to be said about its family. One block computes all (`engine/model/transformer.py`): what families differ in is an
-option of it.
+Each of these is loaded from safetensors, trained, sampled and scored, and written under the names that it came with, so
+that transformers and vLLM load the folder. `--model` takes a folder or a hub id; the family is recognised. One block
+(`engine/model/transformer.py`) computes all of them: the differences between families are its options.
 
 """
 CHECKED = """
 ## What was checked
 
 Each family, in as many variants as the table above says (`tests/family_table.py`), on tiny models with random weights,
-norms and biases that the tests make with transformers 5.23 on the spot; sequences are longer than windows and
-original contexts (`./launch.sh test --all -k families`):
+norms and biases that the tests create with transformers 5.23. Sequences are longer than windows and original contexts
+(`./launch.sh test --all -k families`):
 
-| what | held to |
+| what | tolerance |
 |---|---|
 | log-probs of responses in float32, against transformers in float64 | 2e-6, relative |
-| the same in float64, with transformers' float32 islands (norms, softmax, rotary angles) lifted to float64 | 1e-10 |
+| the same in float64, with transformers' float32 parts (norms, softmax, rotary angles) raised to float64 | 1e-10 |
 | gradients of every parameter under APO-zero, in float64 | 1e-9, and 1e-13 where they are 0 |
-| a packed forest against each sequence alone | the same |
-| sixteen tokens, greedily, against transformers' `generate` | equal |
-| a folder that was written, in transformers | nothing missing or unexpected, equal logits |
-| what two ranks log in training, against one | 1e-5 |
+| a packed batch against each sequence alone | the same |
+| sixteen tokens, sampled greedily, against transformers' `generate` | equal |
+| a written folder, loaded in transformers | nothing missing or unexpected, equal logits |
+| the training log of two ranks, against one | 1e-5 |
 
-Some versions of transformers (5.2 is one) stretch the positions of all of OLMo 3's layers and not of its full ones
-alone: they are no yardstick, and compute another model than the released one.
+Some versions of transformers (5.2 is one) stretch the positions of all of OLMo 3's layers, where the released model
+stretches only the full layers. They compute another model and were not used for the comparison.
 
-**No released checkpoint of a family but Llama's was run**: none was at hand. What was run for real is
+**No released checkpoint of a family other than Llama's was run**, because none was at hand. Run were
 SmolLM2-135M-Instruct, whose architecture is Llama's ([results](results.md)), and eight billion parameters of Llama's
-shape with random weights ([performance](performance.md)). That the numbers of a release come out right rests on the
-tests above, and on reading `config.json` as transformers does.
+shape with random weights ([performance](performance.md)). For the other families, correct numbers of a release rest on
+the tests above, and on reading `config.json` as transformers does.
 
-**Chat templates**: token ids of 200 conversations each, of several turns, with and without system messages, equal
-those of transformers' `apply_chat_template` for templates of the form of Qwen 2.5 and 3, SmolLM3, Granite 3.0 and
+**Chat templates**: the token ids of 200 conversations each, of several turns, with and without system messages, equal
+those of transformers' `apply_chat_template`. The templates have the form of Qwen 2.5 and 3, SmolLM3, Granite 3.0 and
 3.1, OLMo 2, 3 and 3 Think, Phi-3, Phi-4 and Phi-4-mini, EXAONE 4, Apertus, Gemma 2 and 3, and Mistral v1, v3, v7 and
-tekken (`./launch.sh test --all -k family_templates`), with tokenizers that are stand-ins too.
+tekken (`./launch.sh test --all -k family_templates`); the tokenizers are stand-ins too.
 """
 NOTES = """
-## What to know
+## Notes on single features
 
-**Precision.** Compute in bfloat16 or float32. In float16 Gemma 2 and 3 overflow: their activations reach some
-800,000, and 65,504 is the largest number. Norms are computed in float32 in every family, and rounded where the family
-does: OLMo and Gemma multiply with the norm's weights before they round, the others after. Gemma's embedding factor is
-rounded to the weights' dtype first, as in transformers (25.25 for 25.298 in bfloat16), so that a model trained in
-bfloat16 has the factor that it was released with.
+**Precision.** Compute in bfloat16 or float32. In float16 Gemma 2 and 3 overflow: their activations reach about 800,000,
+and 65,504 is the largest number. Norms are computed in float32 in every family and rounded where the family does: OLMo
+and Gemma multiply with the norm's weights before rounding, the others after. Gemma's embedding factor is first rounded
+to the dtype of the weights, as in transformers (25.25 for 25.298 in bfloat16), so a model trained in bfloat16 keeps the
+factor that it was released with.
 
-**Windows** are distances of positions: a token of a response sees back into its prompt as it would in a conversation of
-its own. The kernel on CUDA and the masks on the CPU know them; generation keeps all keys and masks them.
+**Windows** are distances between positions: a token of a response sees back into its prompt as in a conversation of its
+own. The CUDA kernel and the CPU masks apply them; generation keeps all keys and masks them.
 
-**Softcaps** (Gemma 2; no other family caps scores). No kernel caps scores, so that a layer with a cap goes document by
-document through plain products, whose scores are there at once and are made again in the backward pass.
-{caps}
+**Softcaps** (only Gemma 2 caps attention scores). No kernel caps scores, so a layer with a cap processes each document
+with plain matrix products. Its scores are held for one document at a time and recomputed in the backward pass. {caps}
 
-**LongRoPE** (Phi-3.5, Phi-4-mini) has two sets of frequencies: one for sequences up to the original context, one for
-longer ones, prompt and response together. Two responses to one prompt that lie on both sides are computed, each with
-a prompt of its own, since the keys of the two prompts differ; rows whose responses lie on one side share it as ever.
-The response's last token counts, though nothing is predicted from it.
+**LongRoPE** (Phi-3.5, Phi-4-mini) has two sets of frequencies: one for sequences up to the original context and one for
+longer ones, counting prompt and response together. If two responses to one prompt are on different sides of this limit,
+each is computed with its own copy of the prompt, because the prompt's keys differ; otherwise they share it. The
+response's last token counts, although nothing is predicted from it.
 
-**Dynamic RoPE** beyond `max_position_embeddings` is refused, by a sentence that names that key: there every length
-has frequencies of its own, in transformers those of the longest sequence of a batch, and vLLM computes a third thing.
-Within it dynamic RoPE is none.
+**Dynamic RoPE** beyond `max_position_embeddings` is refused, with a message that names this key. There every length has
+its own frequencies: transformers uses those of the longest sequence of a batch, and vLLM computes something else again.
+Within the limit, dynamic RoPE changes nothing.
 
-**Models that see** (Gemma 3 from 4B on, Mistral Small 3.1 and later, Ministral 3): the language model inside trains.
-The vision tower and what joins it to the text (`vision_tower`, `multi_modal_projector`) are carried through byte for
-byte into every folder that is written; pictures in rows are refused. Apertus' constants of its activation
-(`act_fn.beta`, `act_fn.eps`) are carried in the same way, and computed with.
+**Models that see** (Gemma 3 from 4B on, Mistral Small 3.1 and later, Ministral 3): the language model inside is
+trained. The vision tower and its projector (`vision_tower`, `multi_modal_projector`) are copied byte for byte into
+every folder that is written. Pictures in rows are refused. The constants of Apertus' activation (`act_fn.beta`,
+`act_fn.eps`) are used, and copied in the same way.
 
-**config.json** is read in both spellings, the hub's of 2024 (`rope_theta`, `rope_scaling`, `torch_dtype`) and
-transformers 5's (`rope_parameters`, `dtype`), and written back as it was but for the dtype. Where two places say
-different things it is refused. A key that is absent means what it means in that family: Gemma's and SmolLM3's heads
-are tied, Mistral's window is 4,096, Apertus' positions are stretched as Llama 3's.
+**config.json** is read in both spellings, that of 2024 (`rope_theta`, `rope_scaling`, `torch_dtype`) and that of
+transformers 5 (`rope_parameters`, `dtype`), and written back unchanged except for the dtype. If two places contradict
+each other, it is refused. A missing key has the meaning of its family: Gemma's and SmolLM3's heads are tied, Mistral's
+window is 4,096, Apertus' positions are stretched like Llama 3's.
 
 ## Where vLLM differs
 
-As far as its sources say, log-probs that are computed here equal those of vLLM up to rounding, but for these; look
-before answers sampled there
-are scored here:
+According to vLLM's sources, log-probs computed here equal vLLM's up to rounding, with these exceptions. Check them
+before you score answers here that vLLM sampled:
 
-- LongRoPE: long or short frequencies for all sequences, by `--max-model-len`, and not by a sequence's own length.
-- Dynamic RoPE: one fixed base for all lengths, which is never transformers', not even within `max_position_embeddings`.
-- OLMo 3: as here (positions stretched in the full layers alone) since its pull request 24534; a later one, 43419, would
-  have changed that, and measured worse.
+- LongRoPE: vLLM uses long or short frequencies for all sequences, depending on `--max-model-len` and not on a
+  sequence's own length.
+- Dynamic RoPE: vLLM has one fixed base for all lengths, which never equals transformers', not even within
+  `max_position_embeddings`.
+- OLMo 3: equal to this project (positions stretched only in the full layers) since vLLM's pull request 24534. A later
+  one, 43419, would have changed that, and measured worse.
 
 This was read in vLLM's sources and issues, not measured.
 """
@@ -145,8 +145,9 @@ def _families() -> str:
 def _releases() -> str:
     """What the block is made of in a release of each."""
     lines = [
-        "The options in a release of each, by its `config.json`; `--shape` of `engine.plan` and `engine.bench` takes",
-        "the names. Memory and hours on one GPU: [scaling](scaling.md#other-families-on-one-gpu).", "",
+        "The options of the block in one release of each, by its `config.json`. `--shape` of `engine.plan`",
+        "and `engine.bench` takes these names. Memory and hours on one GPU:",
+        "[scaling](scaling.md#other-families-on-one-gpu).", "",
         "| shape | 10^9 parameters | norms | of q and k | windows | positions | MLP | further |", "|" + "---|" * 8,
     ]  # fmt: skip
     for name in SHAPES:
@@ -156,7 +157,7 @@ def _releases() -> str:
             lines += [f"| `{name}` | {config.n_parameters / 1e9:.2f} | {' | '.join(cells)} | {_further(config)} |"]
     lines += [
         "",
-        "Of `phi4-mini` LongRoPE's factors are left out, of `gemma3-4b` what sees: no number here depends on them.",
+        "`phi4-mini` is without LongRoPE's factors and `gemma3-4b` without its vision tower; no number needs them.",
     ]
     return "\n".join(lines) + "\n"
 
@@ -213,7 +214,7 @@ def _further(config: ModelConfig) -> str:
 def _refused() -> str:
     lines = [
         "", "## What is refused", "",
-        "Before any weights are read, by a sentence that says why; here without the place in front of it:", "",
+        "Before any weights are read, with a message that says why (shown here without the file's name):", "",
         "| | says |", "|---|---|",
     ]  # fmt: skip
     for what, raw in REFUSED.items():
@@ -224,8 +225,8 @@ def _refused() -> str:
             lines += [f"| {what} | {said.removeprefix('config.json: ')} |"]
     lines += [
         "",
-        "A LoRA adapter is given by its own folder, and its base is found by its name ([docs/lora.md](lora.md)); one",
-        "that lies beside a whole model is refused: transformers would lay it over that.",
+        "A LoRA adapter is given as a folder of its own, which names its base ([LoRA](lora.md)). An adapter inside the",
+        "folder of a whole model is refused, because transformers would apply it to that model.",
     ]
     return "\n".join(lines) + "\n"
 
@@ -238,10 +239,10 @@ def _caps() -> str:
     setting = MemoryInputs(shape=shape, device="cuda", dtype=torch.bfloat16, most_scores=load.most_scores)
     scores = memory.OF_SCORE * shape.n_heads * setting.most_scores
     return (
-        f"For `gemma2-9b` on the paper's lengths that is {capped_flops(shape, load.documents) / step:.1%} more "
-        f"operations a step, and {scores / 1e9:.1f} GB for the scores of the\nlongest sequence; logits with a cap are "
-        f"not kept either, but made again: {head / step:.1%} more. That counts products as a\nkernel would do them: "
-        "plain ones compute the half of the scores, too, that nobody sees. Their speed on a GPU is not\nmeasured here."
+        f"For `gemma2-9b` with the paper's lengths this takes {capped_flops(shape, load.documents) / step:.1%} more "
+        f"operations per step, and {scores / 1e9:.1f} GB for the scores of the\nlongest sequence. Capped logits are "
+        f"recomputed too: {head / step:.1%} more. These counts are for a kernel's products; plain\nproducts also "
+        "compute the half of the scores that is masked. The speed on a GPU was not measured."
     )
 
 
@@ -253,16 +254,16 @@ def _adding() -> str:
     return f"""
 ## How to add a family
 
-One that needs no new option of the block is a page, a name in the table and a row in the tests. EXAONE 4 was added in
-that way, last. Its page, `engine/model/families/exaone4.py`, whole:
+A family that needs no new option of the block takes one file, a name in a table and rows in the tests. EXAONE 4 was
+added in this way. This is its whole file, `engine/model/families/exaone4.py`:
 
 ```python
 {code}
 ```
 
-It says how `config.json` is read, with what each absent key means, what the weights are called (OLMo's names serve),
-and what is refused. `FAMILIES` in `engine/model/families/__init__.py` names it, and these are its rows in
-`tests/family_table.py`, each of which goes through all that is listed under [what was checked](#what-was-checked):
+It defines how `config.json` is read, what each missing key means, what the weights are called (here OLMo's names), and
+what is refused. `FAMILIES` in `engine/model/families/__init__.py` lists it. Its rows in `tests/family_table.py` go
+through every test under [what was checked](#what-was-checked):
 
 ```python
 VARIANTS = (
@@ -271,8 +272,8 @@ VARIANTS = (
 )
 ```
 
-Then `python -m examples.models_page` writes this page anew. An option that no family had is a field of `ModelConfig`
-(`engine/model/model_config.py`), a line or two in `engine/model/transformer.py`, and what it keeps and computes in
+Then `python -m examples.models_page` writes this page again. A new option is a field of `ModelConfig`
+(`engine/model/model_config.py`), a line or two in `engine/model/transformer.py`, and its memory and operations in
 `engine/planning/memory.py` and `engine/planning/flops.py`, whose tests measure both.
 """
 

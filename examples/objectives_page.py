@@ -34,62 +34,95 @@ MODULES = {  # in the order of the page
 }
 HEAD = """# Objectives
 
-Written by `python -m examples.objectives_page` from the code; `python -m engine.train --help` lists the same.
+Every objective with its formula, hyperparameters and source. `python -m examples.objectives_page` writes this page from
+the code. To choose one, see [Train on your own pairs](training.md#which-objective); to write one, see [Add an
+objective](own-objective.md).
 
 ```
 --loss apo_zero                      one of the names below
 --loss apo_zero:1,sft:0.1            a mixture: the weighted sum of each one's mean over the step
---loss path/to/file.py:name          one of your own: see below
---beta 0.3                           of every objective named that has one
+--loss path/to/file.py:name          your own
+--beta 0.3                           beta of every objective named that has one
 --simpo.gamma 1.4                    any other hyperparameter: --NAME.argument
 ```
 
-w is the winner (chosen), l the loser (rejected); lp the log-prob of a response, summed over its n tokens; x = lp minus
-the reference's the log-ratio; r = beta x the reward; m = r_w - r_l the margin; a = lp / n. s is the logistic function,
-sp(z) = log(1 + exp(z)). A negative gradient raises a likelihood.
+## Notation
 
-**Which one?** `python -m eval advise --model DIR --data FILE` compares the model's own answers with the winning ones by
-the scores in the rows: APO-zero where the winners are better, APO-down where they are worse, `apo_select` where it
-differs from pair to pair.
+| letter | meaning |
+|---|---|
+| w, l | the winner (chosen) and the loser (rejected) |
+| lp, n, a | log-prob of a response, summed over its n tokens; a = lp / n |
+| x | the log-ratio: lp minus the reference's lp |
+| r, m | the reward r = beta x; the margin m = r_w - r_l |
+| s, sp | the logistic function; sp(z) = log(1 + exp(z)) |
 
-**What a row has to hold** beside its texts: `chosen_score` and `rejected_score` (or `scores` beside `completions`, or
-`score` beside a `completion`) where scores are needed; `own_score` for the model's own answer, by the same scorer;
-`value`, what the policy scores on the prompt; `chosen_prob` and `rejected_prob`, win rates against the
-policy's own samples; `quantile` for qrpo; for an objective of yours whatever number it names. A row's `weight`
-multiplies its loss under every objective; `bco` takes it itself. Pairs serve unpaired objectives too: each makes two
-labelled responses.
+Log-probs are in nats. A negative gradient raises a likelihood.
 
-**One of your own** is a function behind `@loss(name, data=..., reference=...)`, from `losses`
-([README](../README.md#add-an-objective) has one whole). `data` says what it is given: "pairs" `(chosen, rejected)`,
-"unpaired" `(responses, labels)`, "single" `(responses)`, "ranked" `(responses)` with K to a prompt, best first. Each is
-a `Responses`: `logps` with gradient, `ref_logps` (with `reference=True`), `logratios`, the one minus the other, and
-`lengths` and `scores` where `needs=("lengths", "scores")` asks for them; tensors of [n], nats. Keyword arguments are
-hyperparameters, with their defaults, and become flags; but for those that `fields=("margin",)` names, which need no
-default and are the number of each row under that name, [n], float64 (`--columns margin=gpt_margin` where the files call
-it otherwise). A row without a finite number there stops the run before training, by file and line. It returns a
-`Result`: losses [n], not reduced, and detached rewards of winners and losers for the log. A statistic of the step wants
-`whole_step=True`; what is carried from step to step, `state=True`; a schedule wants a keyword argument `progress: float
-= 0.0`, the share of all steps that are done, and neither of the two. `level="token"` gives the tokens of each response
-in place of sums: [Objectives that see tokens](#objectives-that-see-tokens). In a notebook a cell with `@loss` can be
-run again: the new one holds. `losses/registry.py` says it exactly.
+## Fields of rows
 
-**A step is the unit.** The loss of a step is the mean over its examples over all ranks. Objectives with a statistic of
-the step get the whole step at once, so that micro-batches and ranks change nothing; with several micro-batches a rank
-computes each twice, about a third more work. KTO's mismatched sequences are computed ahead, without gradient: an
-objective of yours with `needs=("mismatched",)` gets them so, for the whole step.
+Some objectives need numbers beside the texts of a row:
 
-A mixture takes objectives of different forms where rows are pairs; `kto` alone, whose mismatched sequences need
-labelled rows, mixes with unpaired objectives only, or with its anchor fixed (`--kto.kl 0`).
+| need | fields |
+|---|---|
+| scores | `chosen_score` and `rejected_score`, or `scores` beside `completions`, or `score` beside a `completion` |
+| own_scores | `own_score`: the score of the model's own answer, by the same scorer |
+| values | `value`: the policy's score on the prompt |
+| probs | `chosen_prob` and `rejected_prob`: win rates against the policy's own samples |
+| other | any number that your own objective names; `quantile` for qrpo |
 
-**Other references.** `--reference-model` measures against any model of the same vocabulary, not what the policy starts
-from. **References that move.** `--reference-update soft|hard` lets the reference follow the policy every
-`--reference-update-steps` (TR-DPO, arXiv 2404.09656); `--stages K` trains on the rows in K parts, each measured against
-where the one before ended (sDPO, arXiv 2403.19270); iterative rounds are runs that start from the last one's epoch.
+A row's `weight` multiplies its loss under every objective, except `bco`, which uses it itself. Pairs also serve
+unpaired objectives: each pair becomes two labelled responses.
+
+## The function
+
+An objective is a function decorated with `@loss(name, data=..., reference=...)` from `losses`. `losses/registry.py`
+defines it exactly.
+
+| `data` | arguments |
+|---|---|
+| `"pairs"` | `(chosen, rejected)` |
+| `"unpaired"` | `(responses, labels)` |
+| `"single"` | `(responses)` |
+| `"ranked"` | `(responses)`, K per prompt, best first |
+
+Each argument is a `Responses` of tensors [n] in nats: `logps` with gradient, `ref_logps` (with `reference=True`),
+`logratios` (their difference), and `lengths` and `scores` if `needs=("lengths", "scores")` asks for them.
+`level="token"` gives the tokens of each response in place of sums ([fields](#objectives-that-see-tokens)).
+
+Keyword arguments are hyperparameters with their defaults, and become flags. A name in `fields=("margin",)` is
+different: it needs no default and is the row's number of that name, as float64 [n] (`--columns margin=gpt_margin` reads
+another column). A row without a finite number there stops the run before training, with file and line.
+
+The function returns a `Result`: unreduced losses [n], and detached rewards of winners and losers for the log.
+
+- `whole_step=True`: the function gets the whole step at once, for a statistic of the step.
+- `state=True`: the function carries something from step to step.
+- `progress: float = 0.0` as keyword argument: the share of all steps that are done, for a schedule. It excludes the
+  other two.
+- `needs=("mismatched",)`: KTO's mismatched sequences of the whole step, computed before it without gradient.
+
+In a notebook, a cell with `@loss` can be run again and replaces the function.
+
+## Steps, mixtures and references
+
+**The loss of a step** is the mean over its examples on all ranks. Objectives with a statistic of the step get the whole
+step, so micro-batches and ranks change nothing. With several micro-batches a rank computes each twice, about a third
+more work.
+
+**Mixtures** may combine objectives of different forms if rows are pairs. `kto`, whose mismatched sequences need
+labelled rows, only mixes with unpaired objectives, unless its anchor is fixed (`--kto.kl 0`).
+
+**References.** `--reference-model` measures against any model with the same vocabulary. `--reference-update soft|hard`
+lets the reference follow the policy every `--reference-update-steps` (TR-DPO, arXiv 2404.09656). `--stages K` trains on
+the rows in K parts, each measured against the end of the one before (sDPO, arXiv 2403.19270). For iterative rounds,
+start a run from the last one's epoch.
+
+## Gradients
 
 Each pair of panels shows how strongly a step pushes the winner (left) and the loser (right), for every combination of
-their rewards. Blue raises a likelihood, red lowers it; colours are scaled for each objective; anchors and running means
-are at 0 (`aot` of one pair is `dpo`), and so are KLs of those that see tokens, which get a response as one token.
-`python -m examples.objectives_page --plot` draws it.
+their rewards. Blue raises a likelihood, red lowers it, scaled per objective. Anchors, running means and KLs are at 0;
+token-level objectives get a response as one token. `aot` of one pair is `dpo`. `python -m examples.objectives_page
+--plot` draws the picture.
 
 ![gradient weights of every objective](objectives.png)
 """
@@ -97,28 +130,28 @@ are at 0 (`aot` of one pair is `dpo`), and so are KLs of those that see tokens, 
 
 INTRODUCTIONS = {
     "losses.token_level": '''\
-`@loss(..., level="token")` gives a function `TokenResponses` in the place of `Responses`: a column of n responses with
-N tokens together, one after the other, and no padding between them. Pairs, unpaired and single data have tokens, ranked
-data has none. Such an objective mixes with others as any does: `--loss ld_dpo:1,sft:0.1`.
+With `@loss(..., level="token")` a function gets `TokenResponses` in place of `Responses`: n responses with N tokens in
+total, one after the other without padding. Pairs, unpaired and single data have tokens; ranked data has none. Such an
+objective mixes with others like any other: `--loss ld_dpo:1,sft:0.1`.
 
 | field | shape | what it is |
 |---|---|---|
 | `logps` | [N] | log-prob of each token under the policy, nats, float64, with gradient |
 | `ref_logps` | [N] | the same under the reference, without gradient; `logratios` is the one minus the other |
-| `sequence` | [N] | int64, the row that a token belongs to |
+| `sequence` | [N] | int64, the index of the response that a token belongs to |
 | `position` | [N] | int64, its place among the predicted tokens of its response, from 0 |
-| `lengths` | [n] | int64, tokens of each response, the end-of-turn token with them |
+| `lengths` | [n] | int64, tokens of each response, including the end-of-turn token |
 | `scores` | [n] | with `needs=("scores",)`, the row's rating |
-| `revised` | [N] | on request, as all below; bool, whether the token differs between chosen and rejected |
+| `revised` | [N] | on request, like all below; bool, whether the token differs between chosen and rejected |
 | `token_weights` | [N] | the row's `chosen_token_weights` and `rejected_token_weights` (rows of ids) |
 | `entropy`, `ref_entropy` | [N] | of the policy's next-token distribution, with gradient, and of the reference's |
 | `kl_ref_policy`, `kl_policy_ref` | [N] | KL(reference, policy), KL(policy, reference) of next-token distributions |
 | `log_sum_squares` | [N] | log of the sum over the vocabulary of the policy's squared probabilities |
 
-`needs=("entropy", "revised")` asks for fields of the lower half. `per_sequence(values)` sums [N] over each response,
-[n]; `masked(values, mask)` is values where the mask is true, else 0 and without gradient; `losses.common(chosen,
-rejected)` gives the masks of the first min(n_w, n_l) tokens of either column. What a table of the reference holds are
-log-probs and entropies; a KL takes both models at once. Losses and rewards are [n], as everywhere. A whole one, for
+`needs=("entropy", "revised")` asks for the fields from `revised` on. `per_sequence(values)` sums [N] over each response
+to [n]. `masked(values, mask)` is the value where the mask is true, else 0 without gradient. `losses.common(chosen,
+rejected)` returns the masks of the first min(n_w, n_l) tokens of both sides. The reference's table holds log-probs and
+entropies; a KL needs both models at once. Losses and rewards are [n], as for other objectives. An example, for
 `--loss my_file.py:early_dpo --early_dpo.first 16`:
 
 ```python
@@ -135,8 +168,8 @@ def early_dpo(chosen: TokenResponses, rejected: TokenResponses, *, beta: float =
 ```
 ''',
     "losses.revisions": """\
-For pairs of which one response is a revision of the other, as CLAIR's are: `unrevised`, between 0 and 1, is what a
-token counts that stands in both; at 1 these are apo_zero, apo_down and dpo to the last bit.
+For pairs in which one response is a revision of the other, like CLAIR's. `unrevised`, between 0 and 1, is the weight of
+a token that both responses share; at 1 the objectives equal apo_zero, apo_down and dpo to the last bit.
 """,
 }
 RECORD = DOCS / "records/revisions.json"
@@ -166,8 +199,8 @@ def worth(record: Path) -> str:
     lines = [
         f"**What they are worth** (`python -m examples.miniature.revisions`): {found['epochs']} epochs on the "
         f"miniature's pairs, {len(seeds)} draws of prompts, answers and pairs; each objective at the learning rate "
-        "that was best for it at that length, on prompts of its own. Points over the base model, mean over "
-        "checkpoints, mean and deviation over draws; the difference is draw by draw.",
+        "that was best for it at that length, chosen on other prompts. Points over the base model: mean over "
+        "checkpoints, then mean and deviation over draws. The difference is taken draw by draw.",
         "",
         "| pairs | objective | rate | points | plain | rate | points | difference | ahead in |",
         "|---|---|---|---|---|---|---|---|---|",
@@ -184,7 +217,7 @@ def worth(record: Path) -> str:
     lines += [
         "",
         f"Of {n_rows} comparisons the objective of revisions is ahead in every draw in {ahead}, and behind in every "
-        f"draw in {behind}. The rates that were tried and what each gave are in docs/records/revisions.json.",
+        f"draw in {behind}. docs/records/revisions.json has every rate that was tried, with its result.",
     ]
     return "\n".join(lines) + "\n"
 

@@ -21,59 +21,64 @@ LLAMAS: tuple[Shape, ...] = ("llama3-8b", "llama3-70b", "llama3-405b")
 BATCHES = {8: 16, 64: 128, 256: 512, 1024: 2048}  # GPUs -> examples of a step: two each, as on the paper's eight
 HEAD = f"""# Scaling
 
-Written by `python -m examples.scaling_page` from the functions by which `engine.train` lays itself out. What a run of
-yours needs, before it starts:
+Expected memory, time and disk, from 1 to 1,024 GPUs. `python -m examples.scaling_page` writes this page with the
+functions that `engine.train` uses to choose its layout. For a run of your own, ask before it starts:
 
 ```
 python -m engine.plan --shape llama3-8b --gpus 1 --gpu-memory 80
 python -m engine.plan --shape llama3-70b --gpus 64 --gpu-memory 80 --json
 ```
 
-`engine.train` says the sum in its first lines and refuses what cannot fit, with the first change that would let it.
+`engine.train` prints the same sum in its first lines. It refuses what cannot fit and names the first change that would
+help.
 
-## Assumed
+## Assumptions
 
-- Memory is counted from what each operation keeps (engine/planning/memory.py). Against measured peaks: 3.3 % too high
-  for 8 billion parameters on one GPU with split masters
-  ([performance](performance.md#eight-billion-parameters-on-one-card)), within a tenth on the CPU
-  (`./launch.sh test --all -k expected_peak`). For whole (unsplit) masters on one GPU, with eight layers, the estimate
-  was 3.0 % too low, so that the plan now adds a reserve of that size. On several GPUs it was not measured.
-- A GPU reaches {cost.REACHED["cuda"]:.0%} of {cost.DATASHEET / 1e12:.0f} TFLOP/s; 54 % was measured on one. The slowest
-  of several takes {cost.IMBALANCE} times the mean.
-- Collectives move {cost.IN_NODE / 1e9:.0f} GB/s a GPU inside a node of {cost.GPUS_PER_NODE} (NVLink 4) and
-  {cost.BETWEEN_NODES / 1e9:.0f} between nodes (eight adapters of 400 Gb/s). Nothing of this was measured by us.
-- Every pass gathers the weights in bf16, twice where they are given back in between, and sums gradients in float32;
-  copies of a hybrid layout add up their shards' gradients. Computing and communicating overlap at best (the step is the
-  longer of the two) and at worst not at all (their sum).
-- 29,000 pairs x 18 epochs, 857 tokens a pair, two pairs a GPU and step. The paper's 16 pairs a step are the first row:
-  larger steps are another run, whose learning rate has to be found.
+- **Memory** is the sum of what each operation keeps (engine/planning/memory.py). For 8 billion parameters on one GPU
+  with split masters it is 3.3 % above the measured peak
+  ([performance](performance.md#eight-billion-parameters-on-one-card)); on the CPU it is within a tenth (`./launch.sh
+  test --all -k expected_peak`). For whole (unsplit) masters on one GPU, with eight layers, the estimate was 3.0 % too
+  low, so the plan now adds a reserve of that size. It was not measured on several GPUs.
+- **Compute**: a GPU reaches {cost.REACHED["cuda"]:.0%} of {cost.DATASHEET / 1e12:.0f} TFLOP/s; 54 % was measured on
+  one. The slowest of several takes {cost.IMBALANCE} times the mean.
+- **Communication**: collectives move {cost.IN_NODE / 1e9:.0f} GB/s per GPU inside a node of {cost.GPUS_PER_NODE}
+  (NVLink 4) and {cost.BETWEEN_NODES / 1e9:.0f} between nodes (eight adapters of 400 Gb/s). We have not measured this.
+- **Passes**: every pass gathers the weights in bf16, twice if they are released in between, and sums gradients in
+  float32. The copies of a hybrid layout add up their shards' gradients. At best computing and communicating overlap and
+  a step takes the longer of the two; at worst it takes their sum.
+- **The run**: 29,000 pairs x 18 epochs, 857 tokens per pair, two pairs per GPU and step. The paper's 16 pairs per step
+  are the first row. Larger steps are a different training, whose learning rate has to be found.
 
 """
-DISK = """GB of the paper's 18 epoch folders by `--save-dtype`, and of a state with whole masters and RMSProp.
-`--keep-checkpoints 3` keeps three folders, a sixth of that; `--state-every 0` keeps no state but that of a run that is
+DISK = """GB for the paper's 18 epoch folders, by `--save-dtype`, and for a state with whole masters and RMSProp.
+`--keep-checkpoints 3` keeps three folders, a sixth of that. `--state-every 0` keeps a state only when the run is
 stopped.
 """
-ADAMW = """The same with `--optimizer adamw`, which keeps two means of every number; `--square-avg bfloat16` is of both.
-Without clipping a step is one pass, so that smaller steps take less. Muon (`--optimizer muon`) does not go with split
-masters: it needs whole ones, 141 GB of one GPU or 80 of each of two.
+ADAMW = """\
+The same with `--optimizer adamw`, which keeps two averages per parameter; `--square-avg bfloat16` applies to both.
+Without clipping a step is one pass, so smaller steps take less memory. Muon (`--optimizer muon`) cannot be combined
+with split masters. It needs whole ones: one GPU with 141 GB, or two with 80 GB each.
 """
-OTHERS = """The first layout that fits one GPU of 80 GB, for the paper's run and in its token lengths, which are those
-of Llama's tokenizer: another one gives a few per cent more or fewer. Only Llama was measured; the others are counted
-in the same way, from what each operation keeps ([models](models.md)).
+OTHERS = """\
+The first layout that fits one GPU of 80 GB, for the paper's run with its token lengths. The lengths are those of
+Llama's tokenizer; another tokenizer gives a few per cent more or fewer. Only Llama was measured; the others are
+calculated in the same way ([models](models.md)).
 """
 TAIL = """
-## Where this design stops
+## Limits of this design
 
-FSDP sends every weight to every GPU in every pass, and sums every gradient. With two pairs a GPU that takes as long as
-computing for 8 billion parameters inside a node, and two to three times as long for 70 and 405 billion. Sharding inside
-a node helps a little at 8 billion; otherwise only more pairs a step do. From some 70 billion parameters on the gathered
-blocks, and at 405 billion the vocabulary's ends alone, are large against what a GPU keeps; there tensor parallelism
-(each GPU computes a part of every product) and pipelines keep the weights where they are, and context parallelism is
-for sequences of tens of thousands of tokens, where attention no longer fits. None of these is here. For such models
-take torchtitan, NeMo RL or Megatron-Bridge, with the objectives of `losses/`, which need no more than log-probs.
+FSDP sends every weight to every GPU in every pass, and sums every gradient. With two pairs per GPU this takes as long
+as computing for 8 billion parameters inside a node, and two to three times as long for 70 and 405 billion. Sharding
+only inside a node helps a little at 8 billion; otherwise only more pairs per step help.
 
-One GPU's layout (`--master-weights split`) is for one process. Eight independent runs on eight GPUs communicate
-nothing: for a sweep over objectives that is the faster way to use a node.
+From about 70 billion parameters on, the gathered blocks are large compared with what a GPU keeps; at 405 billion the
+embedding and the head alone are. Other designs keep the weights in place: tensor parallelism, in which each GPU
+computes a part of every product, and pipelines. Context parallelism is for sequences of tens of thousands of tokens,
+whose attention no longer fits. None of these is implemented here. For such models use torchtitan, NeMo RL or
+Megatron-Bridge, with the objectives of `losses/`, which need only log-probs.
+
+The layout for one GPU (`--master-weights split`) is for a single process. Eight independent runs on eight GPUs do not
+communicate: for a sweep over objectives that is the faster way to use a node.
 """
 
 

@@ -47,6 +47,14 @@ def test_a_link_leads_somewhere(page):
                 assert anchor in anchors, target
 
 
+def test_the_index_names_every_page_once_under_one_of_four_kinds():
+    text = (ROOT / "docs/index.md").read_text(encoding="utf-8")
+    kinds = dict(re.findall(r"^## ([^\n]+)\n(.*?)(?=^## |\Z)", text, re.MULTILINE | re.DOTALL))
+    assert list(kinds) == ["Tutorial", "How-to", "Reference", "Explanation"]
+    named = [name for found in kinds.values() for name in re.findall(r"^- \[[^\]]+\]\((\S+)\): ", found, re.MULTILINE)]
+    assert sorted(named) == sorted(p.name for p in PAGES if p.parent.name == "docs" and p.name != "index.md")
+
+
 @pytest.mark.parametrize("page", [p for p in PAGES if p != GENERATED], ids=lambda p: p.name)
 def test_a_command_exists_and_knows_its_flags(page):
     listed = re.search(r"demo \| align \| paper.*?\)", (ROOT / "launch.sh").read_text())

@@ -14,8 +14,8 @@ from system import InputError, cli, files
 DOCS = Path(__file__).resolve().parents[2] / "docs"
 HEAD = f"""# The paper in miniature
 
-Written by `python -m examples.miniature.paper_page` from what the commands below have left; what the paper claims, and
-whether it is so here, is computed.
+Which of the paper's claims hold in a small made-up world. `python -m examples.miniature.paper_page` writes this page
+from the results of these commands; the verdict on each claim is computed.
 
 ```
 # takes half an hour, and an hour and ten minutes
@@ -23,26 +23,30 @@ python -m examples.miniature.tune       the learning rates, on prompts and quest
 ./launch.sh paper --seeds 3             four data sets x six objectives x 18 epochs, each checkpoint scored
 ```
 
-**The world** is the demo's field guide: questions for four facts on sixteen animals. The model, 0.85 million
-parameters, has learned from answers that have 30 % of their values wrong: it knows the facts and answers like its
-corpus when it is sampled. A program sees whether an answer is exact, and that is the score, over 200 questions that no
-model was trained on. The style of an answer costs nothing, and there is nothing else to get wrong: this cannot show
-anything about language, length or size.
+**The world** is the demo's field guide: questions about four facts on sixteen animals. The model has 0.85 million
+parameters. It learnt from answers in which 30 % of the values are wrong, so it knows the facts, but answers like its
+corpus when it is sampled. A program decides whether an answer is exact; the score is the share of exact answers to 200
+questions that no model was trained on. The style of an answer costs nothing, and nothing else can go wrong. The
+experiment can therefore show nothing about language, length or size.
 
-**The pairs**: 288 a set, of which 32 are held out, from the same 450 prompts (a seed draws them from 674), made by
-`python -m revise` over HTTP. CLAIR: a reviser replaces wrong values and inserts missing ones. On-policy judge: two
-samples, the one with more right facts wins. Off-policy judge: the best over the worst of four other models that get
-60 to 90 % of their values wrong: worse than the model, as most of UltraFeedback's answers are for an instruction model.
-Stronger Preferred: a model that is always right, in one style of its own, over the sample.
+**The pairs**: 288 per set, of which 32 are held out, from the same 450 prompts (a seed draws them from 674), made with
+`python -m revise` over HTTP.
+
+- CLAIR: a reviser replaces wrong values and inserts missing ones.
+- On-policy judge: of two samples, the one with more right facts wins.
+- Off-policy judge: the best against the worst of four other models that get 60 to 90 % of their values wrong. They are
+  worse than the model, as most of UltraFeedback's answers are for an instruction model.
+- Stronger Preferred: the answer of a model that is always right, in a style of its own, against the sample.
 
 **Training**: {paper.EPOCHS} epochs, batches of {paper.TRAINING["batch-size"]}, RMSProp with linear decay after
-{paper.TRAINING["warmup-steps"]} steps of warm-up, each objective at a rate of its own (below), beta {paper.BETA[1]}
+{paper.TRAINING["warmup-steps"]} steps of warm-up, each objective at its own learning rate (below), beta {paper.BETA[1]}
 (the paper's is 0.1).
 
-**Beyond the paper**: `apo_select` takes APO-zero or APO-down pair by pair, by the grades of winner and own answer
-(section 8 of the paper): it is APO-zero on CLAIR, where every winner is better than the model, and below APO-zero on
-the other three sets. Rounds make new answers and revisions with the aligned model, which is the next reference (on all
-1,020 prompts, those of the search for rates too): they end below a single round with all prompts at once.
+**Beyond the paper**: `apo_select` takes APO-zero or APO-down pair by pair, by the grades of the winner and of the
+model's own answer (section 8 of the paper). On CLAIR, where every winner is better than the model, it is APO-zero; on
+the other three sets it is below APO-zero. Rounds make new answers and revisions with the aligned model, which is the
+next reference (on all 1,020 prompts, including those of the search for rates). They end below a single round with all
+prompts at once.
 
 """
 COLOURS = ("#1a73e8", "#188038", "#9aa0a6", "#d93025", "#f9ab00", "#9334e6")
@@ -65,10 +69,11 @@ def main(argv: Sequence[str]) -> None:
 
 RATES = """## How the rates were found
 
-Every objective trained for six epochs at three rates, and at one beyond where the best was the lowest or the highest,
-on the four sets made from 350 prompts that the grid does not use, scored on 200 questions that it is not scored on.
-The mean over the four sets decides, so that an objective has one rate. RMSProp warms up for ten steps: in a first
-trial without, its first steps, of ten times the rate, threw APO-zero at 3e-4 on judged pairs from 17.5 % to nothing.
+Every objective was trained for six epochs at three rates, and at one more if the best was the lowest or the highest.
+The four sets come from 350 prompts that the grid does not use, and are scored on 200 questions that it is not scored
+on. The mean over the four sets decides, so each objective has one rate. RMSProp warms up for ten steps. In a first
+trial without warm-up, its first steps, at ten times the rate, threw APO-zero at 3e-4 on judged pairs from 17.5 % to
+nothing.
 
 """
 

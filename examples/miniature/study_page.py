@@ -18,20 +18,20 @@ from system import cli, files
 DOCS = Path(__file__).resolve().parents[2] / "docs"
 HEAD = """# The paper in miniature
 
-Written by `python -m examples.miniature.study_page` from docs/records/miniature; every sentence that compares is
-computed from the records, with its interval. What is asked, and what would count as an answer, was written down before:
-[design](design.md).
+Which of the paper's claims hold in a small made-up world. `python -m examples.miniature.study_page` writes this page
+from docs/records/miniature; every comparison is computed from the records, with its interval. The questions, and what
+counts as an answer, were written down before the runs: [design](design.md).
 
 ```
 python -m examples.miniature.study --minutes 110     # the runs: seven to ten hours in all; the same command goes on
 ./launch.sh paper                                    # the same world in half an hour: one seed, and your own objectives
 ```
 
-**The world** is the demo's field guide: questions for four facts on sixteen animals. The model, 0.85 million
-parameters, has learned from answers that have 30 % of their values wrong: it knows the facts and answers like its
-corpus when it is sampled. A program sees whether an answer is exact, and that is the score, over 200 questions that no
-model was trained on. The style of an answer costs nothing in the first world: this cannot show anything about language,
-length or size.
+**The world** is the demo's field guide: questions about four facts on sixteen animals. The model has 0.85 million
+parameters. It learnt from answers in which 30 % of the values are wrong, so it knows the facts, but answers like its
+corpus when it is sampled. A program decides whether an answer is exact; the score is the share of exact answers to 200
+questions that no model was trained on. The style of an answer costs nothing in the first world, so the experiment can
+show nothing about language, length or size.
 
 **Training**: {epochs} epochs, batches of {batch}, RMSProp with linear decay after {warmup} steps of warm-up, beta
 {beta} (the paper's is 0.1). Every seed has its own base model, draw of prompts, pairs and order.
@@ -41,22 +41,28 @@ length or size.
 SECTIONS = {
     "control": (
         "Does minimal contrast matter at equal quality?",
-        "Both arms have the same prompts and the same losers. CLAIR's winner is the repair of the loser, the control's "
-        "the repair of another sample, right in every fact as well.",
+        "Both arms have the same prompts and the same losers. CLAIR's winner is the repair of the loser; the control's "
+        "winner is the repair of another sample, which is also right in every fact.",
     ),
-    "claims": ("What the paper claims", "Each objective is at the rate that the search chose for all sets."),
-    "trajectories": ("How far rewards move", "The paper trains every objective at one rate; so does this table."),
+    "claims": (
+        "What the paper claims",
+        "Each objective has the one learning rate that the search chose over all sets.",
+    ),
+    "trajectories": (
+        "How far rewards move",
+        "The paper trains every objective at the same learning rate, and so does this table.",
+    ),
     "grid": ("Which objective on which set", ""),
     "rates": ("How the rates were found", ""),
     "curve": (
         "When is APO-down right?",
-        "APO-zero raises winners, APO-down lowers them. The curve is over the share of pairs in which the model's own "
-        "answer is better than the winner.",
+        "APO-zero raises winners, APO-down lowers them. The curve shows their difference over the share of pairs in "
+        "which the model's own answer is better than the winner.",
     ),
     "habit": (
         "Does imitation have a price?",
-        "In the second world the stronger model has a habit that breaks a rule which the model keeps: it tells the "
-        "facts of an animal in the order of its book, and not in the order asked. Everything else is the same.",
+        "In the second world the stronger model has a habit that breaks a rule which the model keeps: it lists the "
+        "facts of an animal in the order of its book instead of the order asked. Everything else is the same.",
     ),
     "revised": ("Objectives of revisions", ""),
     "strengths": ("How much should a revision change?", ""),
@@ -108,7 +114,7 @@ def state(found: Found) -> str:
     exact = f"Exact before training, %: {before}." if before else ""
     if found.n_left:
         n_runs, n_left = len(found.runs), found.n_left
-        return f"**Not whole yet**: {n_runs} runs are on record, {n_left} more are known to be left. {exact}"
+        return f"**Not complete yet**: {n_runs} runs are on record, and at least {n_left} more are left. {exact}"
     return f"{len(found.runs)} runs are on record, and none is left. {exact}"
 
 

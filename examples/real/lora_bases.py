@@ -4,7 +4,7 @@ same model in float32.
     python -m examples.real.lora_bases runs/real/run-.../clair.jsonl        a few minutes on two cores
 
 Nothing is trained. What was found goes into docs/records/lora-bases.json; `python -m examples.real.lora_page` writes
-the table of docs/lora.md from it.
+the table of docs/adapters.md from it.
 """
 
 from collections.abc import Sequence

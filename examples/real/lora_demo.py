@@ -5,7 +5,7 @@
 The pairs, the tasks and the model before training are those of ./launch.sh demo --real, and its folder is used. First
 steps with an adapter and steps of all parameters are measured in turn, each run in a process of its own, on the same
 pairs at the same --micro-tokens: how fast they are, and what memory they take. Then the adapter is trained and asked.
-It ends in a table, and in lora.json beside the pairs; `python -m examples.real.lora_page` puts it into docs/lora.md.
+It ends in a table, and in lora.json beside the pairs; `python -m examples.real.lora_page` writes docs/adapters.md.
 """
 
 import json
@@ -33,7 +33,7 @@ from system import RunError, cli, files
 from system.flags import PathText
 
 ADAPTER: dict[str, Any] = {"lora_rank": 16, "lr": 1e-4}
-"""Ten times the rate at which the demo trains all parameters: docs/lora.md."""
+"""Ten times the rate at which the demo trains all parameters: docs/adapters.md."""
 N_TIMED = 48
 """Pairs of the steps that are timed, for two epochs: in the first the reference computes, in the second it is known."""
 ROUNDS = 2

@@ -1,4 +1,4 @@
-"""The memory table of docs/lora.md: what engine.plan says of an adapter of rank 16 beside bases held in several ways.
+"""The memory table of docs/adapters.md: what engine.plan says of an adapter of rank 16 beside several kinds of bases.
 
 For examples.real.lora_page, which writes the page.
 """

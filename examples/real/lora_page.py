@@ -1,4 +1,4 @@
-"""Writes the tables of docs/lora.md between their marks; no figure of them is typed.
+"""Writes the tables of docs/adapters.md between their marks; no figure of them is typed.
 
     python -m examples.real.lora_page                                      from docs/records
     python -m examples.real.lora_page --demo runs/real/run-.../lora.json   with what the demo has found, kept there too
@@ -41,7 +41,7 @@ def main(argv: Sequence[str]) -> None:
         if not asked.demo.is_file():
             raise InputError(f"--demo: {asked.demo}: not there; let ./launch.sh demo --real --lora end first")
         shutil.copyfile(asked.demo, RECORDS / "lora-demo.json")
-    page = DOCS / "lora.md"
+    page = DOCS / "adapters.md"
     files.write_text(page, filled(page.read_text(encoding="utf-8"), parts()))
 
 
@@ -70,7 +70,7 @@ def filled(page: str, made: Mapping[str, str]) -> str:
     for name, text in made.items():
         between = re.compile(rf"(<!-- {name} -->\n).*?(<!-- end -->)", re.DOTALL)
         if len(between.findall(page)) != 1:
-            raise InputError(f"{DOCS / 'lora.md'}: <!-- {name} --> has to occur once, followed by <!-- end -->")
+            raise InputError(f"{DOCS / 'adapters.md'}: <!-- {name} --> has to occur once, followed by <!-- end -->")
         page = between.sub(lambda found, text=text: f"{found[1]}{text.strip()}\n{found[2]}", page)
     return page
 

@@ -7,7 +7,7 @@ The pairs are those of ./launch.sh demo --real. Each way to train is searched fo
 topics, which are in no pair and in no test: the rate at which most sampled answers keep their rule and do not repeat
 themselves, with a worse one on both sides. Then it trains with three other seeds, which are measured on the test's
 topics. A run is a process of its own; what came out is a file in docs/records/lora, written when it is measured, and
-a run whose file is there is not done again. `python -m examples.real.lora_page` makes docs/lora.md of these files.
+a run whose file is there is not done again. `python -m examples.real.lora_page` makes docs/adapters.md of these files.
 """
 
 import json
@@ -33,7 +33,7 @@ EXAMPLE = "python -m examples.real.lora_search --minutes 110"
 WAYS: dict[str, dict[str, Any]] = {"all": {}, "lora": {"lora_rank": lora_demo.ADAPTER["lora_rank"]}}
 """The ways to train, and their flags."""
 START = {"all": (3e-6, 1e-5, 3e-5), "lora": (3e-5, 1e-4, 3e-4)}
-"""Rates to begin at, of tune.LADDER: the demo's, and ten times that (docs/lora.md), with one on either side."""
+"""Rates to begin at, of tune.LADDER: the demo's, and ten times that (docs/adapters.md), with one on either side."""
 SEEDS = (1, 2, 3)
 """Of the runs that are compared; the search has another."""
 SEARCH_SEED = 0

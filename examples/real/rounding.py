@@ -277,8 +277,8 @@ def in_words(record: dict[str, Any]) -> str:
 
     noise = [row["noise"] for row in record["rows"] if row["rounding"] == "stochastic"]
     said = (
-        f"Rounded to the nearest, a folder keeps of the held-out margin, by learning rate: {left('nearest')}. Rounded "
-        f"stochastically it keeps {left('stochastic')} (means of {len(SEEDS)} draws), and each log-prob moves "
+        f"Share of the held-out margin that is left, by learning rate: rounded to nearest, {left('nearest')}; rounded "
+        f"stochastically, {left('stochastic')} (means of {len(SEEDS)} draws). Stochastic rounding moves each log-prob "
         f"by {min(noise):.2f} to {max(noise):.2f} nats (standard deviation)."
     )
     return said + (demo_in_words(record["demo"]) if "demo" in record else "")
@@ -289,8 +289,8 @@ def demo_in_words(rows: Sequence[dict[str, Any]]) -> str:
     shares = ", ".join(f"{100 * r['margin_bfloat16'] / r['margin']:.1f} % of {r['objective']}'s" for r in rows)
     furthest = max(abs(r["run_margin"] - r["margin"]) for r in rows)
     said = (
-        f" Of the models above ({rows[0]['steps']} steps at {rows[0]['lr']:g}) the float32 folders have the margins of "
-        f"the runs' last lines (within {furthest:.0e}), and bfloat16 would keep {shares} margin."
+        f" For the models above ({rows[0]['steps']} steps at {rows[0]['lr']:g}) the float32 folders have the margins "
+        f"of the runs' last lines (within {furthest:.0e}); bfloat16 would keep {shares} margin."
     )
     zero = next((r for r in rows if "rules_sampled" in r), None)
     if zero is None:

@@ -14,11 +14,11 @@ TEXT = """## Does minimal contrast matter at equal quality?
 python -m examples.real.study --minutes 110     # the runs: ten hours in all, the core five; the same command goes on
 ```
 
-What is asked, and what would count as an answer, was written down before: [design](design.md). SmolLM2-135M-Instruct,
-nine kinds of rules that a program can check, {epochs} epochs in batches of {batch}, RMSProp, linear decay, beta {beta}.
-CLAIR's winner is the repair of the loser; the control's is the repair of another sample. Rates are chosen on
-development topics, which are in no pair and in no test. One model and nine rules: no sentence here is of more than
-these.
+The questions, and what counts as an answer, were written down before the runs: [design](design.md).
+SmolLM2-135M-Instruct, nine kinds of rules that a program can check, {epochs} epochs in batches of {batch}, RMSProp,
+linear decay, beta {beta}. CLAIR's winner is the repair of the loser; the control's winner is the repair of another
+sample. Learning rates are chosen on development topics, which are in no pair and in no test. The conclusions hold for
+this one model and these nine rules.
 
 {state}
 
@@ -55,7 +55,7 @@ def state(found: Found) -> str:
     """How much of the study is there."""
     n_tasks = study_run.GROUPS["test"][1]
     done = f"{len(found.runs)} runs are on record; the test has {n_tasks} tasks on topics of their own."
-    return f"**Not whole yet**: {found.n_left} more runs are known to be left. {done}" if found.n_left else done
+    return f"**Not complete yet**: at least {found.n_left} more runs are left. {done}" if found.n_left else done
 
 
 def draw(found: Found, path: Path) -> None:

@@ -23,7 +23,7 @@ def table(title):
 
 
 FORMS = table("`--columns chosen=winner,rejected=loser`.")
-BESIDE = table("Beside any form of text")
+BESIDE = table("These fields may stand beside any form of text")
 
 
 def leaves(value):

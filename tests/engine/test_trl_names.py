@@ -820,8 +820,8 @@ def test_every_name_of_trl_is_answered():
 
 
 def test_the_page_names_settings_that_trl_has_and_flags_that_are_here():
-    page = (Path(__file__).parents[2] / "docs/data.md").read_text(encoding="utf-8")
-    table = page.split("## Coming from TRL", 1)[1].split("| in the file | here |", 1)[1].split("\n\n", 1)[0]
+    page = (Path(__file__).parents[2] / "docs/trl.md").read_text(encoding="utf-8")
+    table = page.split("| in the file | here |", 1)[1].split("\n\n", 1)[0]
     cells = [line.strip("| ").split(" | ") for line in table.splitlines() if " | " in line]
     assert len(cells) > 30
     named = {name for first, *_ in cells for name in re.findall(r"`(\w+)[`:]", first)} - {"kto", "simpo", "false"}

@@ -102,7 +102,7 @@ def test_what_is_made_goes_between_its_marks_and_nothing_else_changes():
 
 @pytest.mark.slow
 def test_the_page_is_what_records_and_plan_give():
-    page = (lora_page.DOCS / "lora.md").read_text(encoding="utf-8")
+    page = (lora_page.DOCS / "adapters.md").read_text(encoding="utf-8")
     assert page == lora_page.filled(page, lora_page.parts()), "run python -m examples.real.lora_page"
 
 

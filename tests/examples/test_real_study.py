@@ -146,7 +146,7 @@ def test_what_the_winners_differ_in_is_named():
 @pytest.mark.slow
 def test_the_section_has_every_set_and_the_rates_that_were_tried(tmp_path):
     text = study_page.section(as_found())
-    assert "Not whole yet" not in text and "| stronger | dpo | 1e-05 | 3 |" in text
+    assert "Not complete yet" not in text and "| stronger | dpo | 1e-05 | 3 |" in text
     assert text.count(", taken |") == 2 * 5 + 3 and "| clair | kto\\_pair | 1e-05 | 1 |" in text
     assert "| clair | apo\\_zero | 1e-05, taken | +" in text and "-0.100" in text
     study_page.draw(as_found(), tmp_path / "a.svg")
@@ -156,4 +156,4 @@ def test_the_section_has_every_set_and_the_rates_that_were_tried(tmp_path):
 
 def test_a_study_that_has_begun_has_a_section_with_dashes():
     text = study_page.section(as_found(3))
-    assert "**Not whole yet**" in text and "| clair | apo\\_zero | – | 0 | – |" in text
+    assert "**Not complete yet**" in text and "| clair | apo\\_zero | – | 0 | – |" in text

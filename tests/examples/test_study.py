@@ -125,7 +125,7 @@ def test_sentences_follow_the_numbers(whole, monkeypatch):
     text = study_page.page(as_found(whole))
     assert "**apo_zero**, CLAIR minus the control. The interval is above 0, and the difference is of interest" in text
     assert "**dpo**, CLAIR minus the control. A difference of interest, 5 points or more, is excluded" in text
-    assert "Not whole yet" not in text and "no crossing" in text
+    assert "Not complete yet" not in text and "no crossing" in text
 
 
 def test_claims_are_counted_and_those_that_could_not_fail_are_marked(whole):
@@ -138,7 +138,7 @@ def test_claims_are_counted_and_those_that_could_not_fail_are_marked(whole):
 def test_a_study_that_has_begun_has_a_page_with_dashes():
     runs, bases, _ = done(lambda runs, job: len(runs) == 7)
     text = study_page.page(Found(runs, bases, {}))
-    assert "**Not whole yet**: 7 runs are on record" in text and "| clair | apo\\_zero | – | – |" in text
+    assert "**Not complete yet**: 7 runs are on record" in text and "| clair | apo\\_zero | – | – |" in text
     assert "Its runs are not all on record yet." in text
     assert "Nothing" not in study_page.page(Found({}, {}, {}))
 

@@ -55,7 +55,7 @@ ON_KERNELS, ON_FAMILIES = "tests/gpu/test_cuda.py", "tests/gpu/test_families_gpu
 ON_LORA = "tests/gpu/test_lora_gpu.py"
 ON_8B = [("llama3-8b", "nf4", 16.0, []), ("llama3-8b", "int8", 16.0, []), ("llama3-8b", "bfloat16", 24.0, [])]
 ON_70B = [("llama3-70b", "nf4", 80.0, ["--pairs", "1", "--steps", "1"])]
-"""Shape, how its matrices are held, and the card's GB (docs/lora.md); more flags of tests/gpu/lora.py."""
+"""Shape, how its matrices are held, and the card's GB (docs/adapters.md); more flags of tests/gpu/lora.py."""
 
 
 @dataclass(frozen=True, kw_only=True)

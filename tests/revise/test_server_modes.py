@@ -4,7 +4,7 @@
     python -m revise | eval ...     the command that the mode is made for, with the rows that lie beside it
     the same command again          where it stopped and the cause is mended: all rows, and nothing is paid for twice
 
-`pytest -m slow tests/revise/test_server_modes.py -rP` prints a line of figures for each (docs/reliability.md).
+`pytest -m slow tests/revise/test_server_modes.py -rP` prints a line of figures for each (docs/servers.md).
 """
 
 import collections

@@ -1,6 +1,6 @@
 """What servers say, what becomes of the row, what it cost: the recipes' own command against each way to answer.
 
-Each row of the table in docs/reliability.md on the client has its line here. Most run in this process, where nothing
+Each row of the table in docs/servers.md on the client has its line here. Most run in this process, where nothing
 else is imported again; two as a process of its own.
 """
 

@@ -43,7 +43,7 @@ def test_the_papers_wording_comes_with_its_license_and_its_authors():
     parser = configparser.ConfigParser()
     parser.read(ROOT / "setup.cfg")
     assert "revise/templates/paper-LICENSE.txt" in parser["metadata"]["license_files"].split()
-    assert "CC BY 4.0" in (ROOT / "docs/data.md").read_text()
+    assert "CC BY 4.0" in (ROOT / "docs/pairs.md").read_text()
 
 
 def test_the_paper_has_no_wording_of_grades():
