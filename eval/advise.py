@@ -36,7 +36,7 @@ class AdviseConfig(JudgeSettings, RowSettings):
     """Say which variant of APO fits a model and its pairs, by whether the winners are better than the model's own
     answers.
 
-    It compares by the scores in the rows, "chosen_score" and "own_score" of one scorer, or by a judge
+    The comparison uses the scores in the rows, "chosen_score" and "own_score" of one scorer, or a judge
     (--judge-endpoint).
     """
 
@@ -45,8 +45,8 @@ class AdviseConfig(JudgeSettings, RowSettings):
     data: PathText
     """Pairs, as engine.train takes them; with scores, unless a judge is named."""
     own_score: Literal["row", "rejected"] = "row"
-    """Where the score of the model's own answer is: row for the column "own_score", rejected for "rejected_score", if
-    the loser is the model's own answer (CLAIR)."""
+    """Where the score of the model's own answer is: in "own_score" (row), or in "rejected_score" (rejected), for pairs
+    whose loser is the model's own answer (CLAIR)."""
     n: int = 400
     """Number of pairs to look at, 100 or more. All of them, if there are fewer."""
     seed: int = 0

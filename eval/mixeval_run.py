@@ -68,8 +68,8 @@ class MixEvalConfig(JudgedConfig):
     rounds: int = 10
     """How often the judge is asked about an answer, at most, until it gives a score. MixEval uses 10."""
     fallback: Literal["random", "zero"] = "random"
-    """Score of a query for which the judge has given none after that: random draws it, as MixEval does; zero counts as
-    0. The number of such queries is reported."""
+    """Score of a query for which the judge has given none after --rounds: random draws it, as MixEval does; zero counts
+    as 0. The number of such queries is reported."""
     dedupe: bool = True
     """Judge equal answers to equal queries once. --no-dedupe judges each, as MixEval does."""
     watch: bool = False

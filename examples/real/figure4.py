@@ -48,8 +48,8 @@ class Figure4Config:
     lr: float = 5e-6
     """Learning rate. The paper has 2e-7, for Llama-3-8B."""
     eval_every: int | None = None
-    """Measure the held-out pairs also before the first step and after every this many steps. Unset: after each
-    epoch."""
+    """Number of steps after which the held-out pairs are measured again; they are then measured before the first step
+    too. Unset: after each epoch."""
     batch_size: int = 8
     """Pairs per optimizer step. The paper has 16."""
     max_response_tokens: int = 64
