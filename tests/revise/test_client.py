@@ -103,7 +103,7 @@ def test_connections_are_kept(tmp_path):
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(socket.socket, "accept", accept)
         ask(tmp_path, lambda seen: HELLO, 60, concurrency=3)
-    assert len(ports) == 3
+    assert 1 <= len(ports) <= 3  # of 60 requests: as many at most as are asked at once
 
 
 def test_tokens_and_money_are_counted_from_usage(tmp_path):
