@@ -16,6 +16,7 @@ import sys
 import pytest
 
 from eval import alpacaeval_run, mixeval_run
+from examples.requests import parts
 from revise.loopback import Reply, serve
 from tests import tiny
 from tests.eval.upstream import TEMPLATE as COMPARISON
@@ -118,7 +119,8 @@ def reply(seen):
     if body["model"] == "llama":
         return Reply.chat(f"The otter is bird number {seen.number}.")
     if "{student_solution_1}" in seen.text:
-        return Reply.chat("Both are fine.\n\n[1]")
+        _, first, second = parts(seen.text)
+        return Reply.chat(f"The longer, or later, one.\n\n[{1 if (len(first), first) > (len(second), second) else 2}]")
     return revise(seen) if "{student_solution}: " in seen.text else Reply.chat(f"The heron is bird {seen.number}.")
 
 
