@@ -234,7 +234,7 @@ def test_only_the_rank_that_writes_starts_one(tmp_path, monkeypatch):
 
 def test_a_library_that_is_not_there_is_an_error_before_anything_is_read(job, monkeypatch):
     monkeypatch.setattr("engine.config.trackers.find_spec", lambda name: None)
-    with pytest.raises(InputError, match=r"--track wandb mlflow: not installed; pip install wandb mlflow, or name"):
+    with pytest.raises(InputError, match=r"--track wandb mlflow: not installed; pip install wandb mlflow, or choose"):
         train.run(job(track=("wandb", "mlflow"), model="nowhere", data="nowhere"))
 
 

@@ -705,7 +705,7 @@ def test_a_row_without_what_an_objective_needs_is_named(job):
     ("changes", "said"),
     [
         ({"loss": "apo_zero:0,sft:1"}, "the weight 0 of apo_zero is not above 0"),
-        ({"loss": "dpo:1,sigmoid:1"}, "dpo is there twice"),
+        ({"loss": "dpo:1,sigmoid:1"}, "dpo is named twice"),
         ({"loss": "kto:1,dpo:1"}, "use kto_pair, or set --kto.kl"),
         ({"loss": "robust_dpo", "hyperparameters": {"robust_dpo.label_smoothing": "0.7"}}, "label_smoothing is 0.7"),
         ({"loss": "dpo", "hyperparameters": {"dpo.beta": "0"}}, "--dpo.beta: 0 is not above 0"),
@@ -714,7 +714,7 @@ def test_a_row_without_what_an_objective_needs_is_named(job):
         ({"stages": 30}, "30 stages need more than 22 rows"),
         ({"reference_update": "hard", "reference_update_alpha": 0.5}, "--reference-update-alpha: needs"),
         ({"reference_update_steps": 5}, "--reference-update-steps: needs --reference-update"),
-        ({"own_score": "rejected"}, "apo_zero asks for none"),
+        ({"own_score": "rejected"}, "apo_zero does not use that score"),
         ({"loss": "discopop", "hyperparameters": {"discopop.tau": "0"}}, "is not finite before the first step"),
         ({"loss": "bco_pair", "hyperparameters": {"bco_pair.shift": "no"}}, "is not a bool"),
         ({"loss": "apo_zer"}, "perhaps 'apo_zero'"),
@@ -775,7 +775,7 @@ def test_rows_beyond_the_models_context_are_refused_and_taken_where_that_is_aske
     row = {"prompt_ids": [5] * 400, "chosen_ids": [6] * 200, "rejected_ids": [7] * 9}
     file = tiny.write_rows(job.tmp / "long.jsonl", [row])
     told = ["--model", str(job.model), "--data", str(file), "--out", str(job.tmp / "long.scores")]
-    with pytest.raises(InputError, match=r"long\.jsonl:1: 600 tokens after the cut, and .* has 512; lower"):
+    with pytest.raises(InputError, match=r"long\.jsonl:1: 600 tokens after the cut, but .* has 512; lower"):
         score.main(told)
     with pytest.raises(InputError, match=r"^1 of 1 rows cannot be used; .*\n.*or accept such rows: --beyond-context$"):
         job(data=str(file))

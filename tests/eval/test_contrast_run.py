@@ -36,7 +36,7 @@ def test_columns_are_called_and_bad_rows_skipped_as_the_run_had_it(tmp_path):
     text = (run / "config.yaml").read_text()
     for without, said in (
         ("skip_bad_rows: true\n", "rows.jsonl:2"),
-        ("columns: 'chosen=best,rejected=worst'\n", "no row that can be used"),
+        ("columns: 'chosen=best,rejected=worst'\n", "no row can be used"),
     ):
         (run / "config.yaml").write_text(text.replace(without, ""))
         with pytest.raises(InputError, match=said):
@@ -59,7 +59,7 @@ def test_token_ids_are_read_as_the_models_text(tmp_path):
     ("row", "said"),
     [
         ({"prompt_ids": [1], "chosen_ids": [2], "rejected_ids": [3]}, "a pair of token ids"),
-        ({"prompt": "Name a bird.", "completion": "The heron.", "label": True}, "no pair"),
+        ({"prompt": "Name a bird.", "completion": "The heron.", "label": True}, "not a pair"),
     ],
 )
 def test_rows_that_have_no_contrast_are_refused_and_nothing_is_written(tmp_path, row, said):

@@ -93,7 +93,7 @@ def test_rates_are_one_for_all_or_one_for_each():
         ({"loss": ("dpo out=elsewhere",)}, "out is set by the grid"),
         ({"loss": ("dpo bacth_size=8",)}, "--loss: dpo bacth_size=8: "),
         ({"loss": ("dpo lr=fast",)}, "--loss: dpo lr=fast: "),
-        ({"score": "no-such-program {run}"}, "there has to be a program"),
+        ({"score": "no-such-program {run}"}, "name a program that is there"),
         ({"score": "true"}, "where it takes the run's folder"),
         ({"score": "true {folder}"}, "cannot be read"),
     ):
@@ -159,7 +159,7 @@ def test_a_finished_run_is_not_taken_for_another(tmp_path):
     for path in (mine, data):
         later = where.stat().st_mtime + 60
         os.utime(path, (later, later))
-        with pytest.raises(InputError, match=f"{path.name} has changed since it was trained"):
+        with pytest.raises(InputError, match=f"{path.name} has changed since this run was trained"):
             grid.check_same(where, flags, None)
         os.utime(path, (1, 1))
 

@@ -10,7 +10,9 @@ from torch.distributed import distributed_c10d
 from torch.distributed.checkpoint.state_dict_saver import save
 
 from engine.distributed.ranks import Ranks
+from engine.model import FusedForward
 from system import InputError, torch_private
+from tests import tiny
 
 LACKS = f"torch {torch.__version__} has no such name; see system/torch_private.py for what follows: "
 
@@ -55,7 +57,9 @@ def test_without_that_limit_it_is_said_and_nothing_is_set(monkeypatch, capsys):
 
 
 def test_the_store_of_the_ranks_is_given_out():
-    Ranks.join(dtype=torch.bfloat16)  # makes the group
+    if not distributed_c10d.is_initialized():  # by another test of this process
+        ranks = Ranks.join(dtype=torch.bfloat16)
+        ranks.place(FusedForward(tiny.random_llama()), reshards=True)  # makes the group
     assert hasattr(distributed_c10d, "_get_default_store"), LACKS + "_get_default_store"
     store = torch_private.default_store()
     store.set("private", "x")
