@@ -55,7 +55,7 @@ def case(tmp_path):
     [
         (["--dtype", "nf4"], "--dtype nf4: merged weights are not written quantised, since .*; write --dtype bfloat16"),
         (["--dtype", "int8"], "--dtype int8: merged weights are not written quantised"),
-        (["--dtype", "half"], "--dtype: 'half' is none of float32, bfloat16, float16"),
+        (["--dtype", "half"], "--dtype: 'half' is not one of float32, bfloat16, float16"),
         (
             ["--rounding", "stochastic"],
             "--rounding stochastic: rounds to bfloat16, not to float32; name --dtype bfloat",

@@ -35,7 +35,7 @@ def test_steps_of_one_row_say_that_nothing_is_anchored():
 
 def test_some_steps_of_one_prompt_are_counted():
     (sentence,) = said(rows([1, 1, 1, 1, 2, 3], [True, False] * 3), batch_size=4, epochs=3, kto__beta=0.2)
-    assert sentence.startswith("kto: 3 of 6 steps are of one prompt alone")
+    assert sentence.startswith("kto: 3 of 6 steps have rows of one prompt alone")
     assert sentence.endswith("the KL estimate is 0 there")
     (sentence,) = said(rows([1, 2, 3, 4, 5] * 2), batch_size=9, epochs=1)
     assert sentence.startswith("kto: 1 of 2 steps has rows of one prompt alone")
