@@ -76,7 +76,7 @@ def test_rows_weights_count_in_the_balance_and_one_class_alone_is_said():
     assert "they count 3 to 1" in sentence
     assert said(rows(range(10), labels, [1.2] * 5 + [None] * 5), batch_size=5) == []
     (sentence,) = said(rows(range(10), [True] * 10), batch_size=5)
-    assert sentence.startswith("kto: 10 desirable and 0 undesirable rows: nothing is undesirable")
+    assert sentence.startswith("kto: 10 desirable and 0 undesirable rows: no row is undesirable")
 
 
 def test_weights_are_named_with_their_mean():

@@ -705,7 +705,7 @@ def test_a_row_without_what_an_objective_needs_is_named(job):
     ("changes", "said"),
     [
         ({"loss": "apo_zero:0,sft:1"}, "the weight 0 of apo_zero is not above 0"),
-        ({"loss": "dpo:1,sigmoid:1"}, "dpo is there twice"),
+        ({"loss": "dpo:1,sigmoid:1"}, "dpo is named twice"),
         ({"loss": "kto:1,dpo:1"}, "use kto_pair, or set --kto.kl"),
         ({"loss": "robust_dpo", "hyperparameters": {"robust_dpo.label_smoothing": "0.7"}}, "label_smoothing is 0.7"),
         ({"loss": "dpo", "hyperparameters": {"dpo.beta": "0"}}, "--dpo.beta: 0 is not above 0"),
@@ -714,7 +714,7 @@ def test_a_row_without_what_an_objective_needs_is_named(job):
         ({"stages": 30}, "30 stages need more than 22 rows"),
         ({"reference_update": "hard", "reference_update_alpha": 0.5}, "--reference-update-alpha: needs"),
         ({"reference_update_steps": 5}, "--reference-update-steps: needs --reference-update"),
-        ({"own_score": "rejected"}, "apo_zero asks for none"),
+        ({"own_score": "rejected"}, "apo_zero does not use that score"),
         ({"loss": "discopop", "hyperparameters": {"discopop.tau": "0"}}, "is not finite before the first step"),
         ({"loss": "bco_pair", "hyperparameters": {"bco_pair.shift": "no"}}, "is not a bool"),
         ({"loss": "apo_zer"}, "perhaps 'apo_zero'"),
