@@ -261,7 +261,7 @@ FLAGS = {  # flags -> what is said
     "--lora-rank -3": "--lora-rank: -3 is not above 0",
     "--lora-rank 2 --lora-alpha 0": "--lora-alpha: 0.0 is not above 0",
     "--lora-rank 2 --lora-alpha nan": "--lora-alpha: nan is not above 0",
-    "--lora-rank 17": "--lora-rank: rank 17 is above the smaller side of model.layers.0.self_attn.k_proj, 16; lower it",
+    "--lora-rank 17": "--lora-rank: rank 17 is above the smaller side of model.layers.0.self_attn.k_proj (16); lower",
     "--lora-rank 2 --lora-targets q_proj c_attn": "--lora-targets: c_attn: no linear layer of a block has this name",
     "--lora-rank 2 --lora-targets lm_head": "--train-also trains head and embedding in full",
     "--lora-rank 2 --lora-targets (q": "--lora-targets: '(q' is not a regular expression",
