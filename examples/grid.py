@@ -362,7 +362,7 @@ def scorer(score: str, where: Path) -> list[str]:
             f"--score: cannot be read ({fault}); only {{run}} and {{python}} can stand in braces"
         ) from None
     if "{run}" not in score or not command or shutil.which(command[0]) is None:
-        raise InputError(f"--score: {score}: name a program that is there, and {{run}} where it takes the run's folder")
+        raise InputError(f"--score: {score}: needs an installed program, and {{run}} where it takes the run's folder")
     if script := next((word for word in command[1:2] if word.endswith(".py") and not Path(word).is_file()), None):
         raise InputError(f"--score: {score}: there is no file {script}")
     if command[:2] == [sys.executable, "-m"] and not is_module("".join(command[2:3])):

@@ -89,7 +89,7 @@ def test_what_a_file_alone_shows_to_be_wrong_is_one_sentence_that_names_it(tmp_p
         (changed(eval={"report": {"runs": "r"}}), ["eval: report: runs is set by align; leave it out"]),
         (changed(eval={"mixeval": {"judge": "j"}}), ["eval: mixeval: ", "mixeval"]),
         (changed(score="{python} -m no.such.scorer {run}"), ["score: ", "there is no module 'no.such.scorer'"]),
-        (changed(score="true"), ["score: true: name a program that is there, and {run}"]),
+        (changed(score="true"), ["score: true: needs an installed program, and {run}"]),
     ],
     ids=lambda said: said[-1] if isinstance(said, list) else "",
 )

@@ -93,7 +93,7 @@ def test_rates_are_one_for_all_or_one_for_each():
         ({"loss": ("dpo out=elsewhere",)}, "out is set by the grid"),
         ({"loss": ("dpo bacth_size=8",)}, "--loss: dpo bacth_size=8: "),
         ({"loss": ("dpo lr=fast",)}, "--loss: dpo lr=fast: "),
-        ({"score": "no-such-program {run}"}, "name a program that is there"),
+        ({"score": "no-such-program {run}"}, "needs an installed program"),
         ({"score": "true"}, "where it takes the run's folder"),
         ({"score": "true {folder}"}, "cannot be read"),
     ):
