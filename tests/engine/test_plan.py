@@ -354,7 +354,6 @@ def measured(tmp_path, changes):
     [
         *({}, {"reference": "precompute"}, {"optimizer": "adamw"}, {"micro_tokens": 4096}),
         *({"loss": "wpo"}, {"loss": "tdpo2"}, {"loss": "tdpo2", "micro_tokens": 4096}),
-        *({"dtype": "bfloat16"}, {"dtype": "bfloat16", "reshard": "yes"}),
     ],
 )
 def test_the_expected_peak_is_within_a_tenth_of_the_measured_one(tmp_path, changes):
