@@ -58,7 +58,7 @@ class ContrastConfig(ReadingSettings):
     paper: bool = False
     """Print the paper's own four data sets in the table too."""
     skip_bad_rows: bool = False
-    """Leave out rows that cannot be used. By default they are an error."""
+    """Skip rows that cannot be used. By default such rows are an error."""
     plot: PathText | None = None
     """File for histograms of the measures (.png, .svg or .pdf); needs matplotlib."""
     out: PathText | None = None

@@ -63,7 +63,9 @@ class GenerateConfig(Sampling, ReadingSettings, TemplateSettings, AdapterSetting
     command continues from there."""
     endpoint: tuple[str, ...] = ()
     """URL of an OpenAI-compatible server that answers instead of a local checkpoint, such as http://localhost:8000/v1.
-    Several URLs share the work."""
+    Several URLs share the work. --stop-ids, --dtype, --beyond-context, --adapter, --base-dtype and the chat-template
+    flags are for a local checkpoint only; --header, --extra, --api, --stream, --accept-finish-reason, --max-answer-mb,
+    --go-on and --ask-again need --endpoint."""
     key_env: str = "OPENAI_API_KEY"
     """Name of the environment variable that holds the API key of the server."""
     concurrency: int = 64
@@ -77,8 +79,8 @@ class GenerateConfig(Sampling, ReadingSettings, TemplateSettings, AdapterSetting
     stream: bool = False
     """Ask the server to stream its answers; some servers offer nothing else."""
     accept_finish_reason: tuple[str, ...] = ()
-    """Further finish reasons of the server that mark a complete answer, besides stop, end_turn, eos, stop_sequence and
-    none."""
+    """Finish reasons, besides stop, end_turn, eos, stop_sequence and a missing one, that mark an answer of the server
+    as complete."""
     max_answer_mb: float = 8.0
     """Maximum size of an answer of the server in megabytes; a larger one is refused."""
     read_timeout: float = 300.0
@@ -88,8 +90,8 @@ class GenerateConfig(Sampling, ReadingSettings, TemplateSettings, AdapterSetting
     """Continue even if the first answers of the server are unusable or it refuses many requests in a row. By default
     the command stops then, to save cost."""
     ask_again: bool = False
-    """Send requests again that the server refused or answered without text. Such prompts are listed in OUT's name with
-    .rejected.jsonl."""
+    """Send again the requests that the server refused or answered without text. Without it such prompts are only
+    listed, in answers.rejected.jsonl for --out answers.jsonl."""
     config: PathText | None = None
     """YAML file of settings with the names of these flags. Flags on the command line win over the file."""
     dtype: Literal["float32", "bfloat16"] | None = None

@@ -64,15 +64,15 @@ class MergeConfig(RowSettings):
     seed: int = 0
     """Random seed of stochastic rounding. The same seed gives the same weights, bit for bit."""
     base_dtype: BaseDtype | None = None
-    """Precision of the base's matrices that the adapter is added to: rounded to this dtype, or quantised and
-    dequantised, as in the adapter's training. Unset: what the adapter's folder says (engine.json), or as they are
-    stored."""
+    """Dtype that the base's matrices are rounded to, or quantised to and back, before the adapter is added to them.
+    Unset: the dtype that the adapter was trained on (engine.json in its folder); where that is not known, they stay as
+    they are stored."""
     data: PathText | None = None
     """Rows for a check of the result: log-ratios of their responses under the merged model are compared with those of
     the adapter on its base, in float32. A .jsonl, .json, .csv or .parquet file, a folder of such files, or a hub id.
-    Unset: no check."""
+    Unset: no check. All flags of rows, templates and lengths apply to these rows alone, and need --data."""
     skip_bad_rows: bool = False
-    """Skip rows of --data that cannot be used and report how many there are. By default they end the command."""
+    """Skip rows of --data that cannot be used, and report how many there are. By default such rows are an error."""
     micro_tokens: int = 8192
     """Maximum number of tokens per forward pass over --data; a longer single row is still taken. Lower it to save
     memory."""

@@ -60,9 +60,10 @@ class PlanConfig(TemplateSettings):
     """As in engine.train: another reference model, which needs memory and time of its own. "base", or an adapter on the
     same base, needs hardly any."""
     gpus: int = 1
-    """Number of GPUs to plan for. 0 plans for the CPU of this machine."""
+    """Number of GPUs to plan for. 0 plans a run on this machine's CPU; give its memory by --gpu-memory."""
     gpu_memory: float = 80.0
-    """Memory of each GPU in GB (10^9 bytes); with --gpus 0 the memory of the host."""
+    """Memory of each GPU in GB (10^9 bytes). With --gpus 0: memory of the host, which is not detected, so that 80 GB
+    are assumed if it is left out."""
     data: PathText | None = None
     """Training rows, for their number and lengths in tokens; needs --model. Unset: 29,000 pairs of UltraFeedback's
     lengths, as in the paper."""
@@ -83,9 +84,9 @@ class PlanConfig(TemplateSettings):
     batch_size: int = 16
     """As in engine.train: examples per optimizer step."""
     optimizer: OptimizerName = "rmsprop"
-    """As in engine.train: AdamW keeps one number more per parameter than RMSProp."""
+    """As in engine.train: the optimizer. AdamW needs memory for one more number per parameter than RMSProp."""
     max_grad_norm: float = 1.0
-    """As in engine.train: with split master weights, 0 saves the memory of all gradients."""
+    """As in engine.train: gradient clipping. With split master weights, 0 saves the memory of the gradients."""
     shard_size: int | None = None
     """As in engine.train: number of ranks that share one copy of the weights."""
     save_dtype: Literal["auto", "float32", "bfloat16", "float16", "source"] = "auto"
@@ -97,7 +98,8 @@ class PlanConfig(TemplateSettings):
     keep_best: str | None = None
     """As in engine.train: also keep the best checkpoint, which takes the disk space of one more."""
     state_every: int | None = None
-    """As in engine.train: number of steps between saved states. 0 keeps no state on disk."""
+    """As in engine.train: number of steps between saved states. 0 plans no disk space for states, although a run that
+    is stopped still writes one."""
     keep_state: int = 1
     """As in engine.train: number of states to keep on disk."""
     keep_final_state: bool = False

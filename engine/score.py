@@ -46,7 +46,7 @@ class ScoreConfig(RowSettings, AdapterSettings):
     config: PathText | None = None
     """YAML file of settings with the names of these flags. Flags on the command line win over the file."""
     skip_bad_rows: bool = False
-    """Skip rows that cannot be used and report how many there are. By default such rows end the command."""
+    """Skip rows that cannot be used, and report how many there are. By default such rows are an error."""
     dtype: Literal["float32", "bfloat16"] | None = None
     """Dtype to compute in. Unset: bfloat16 on a GPU (float32 weights are rounded), float32 on the CPU."""
     micro_tokens: int = 8192

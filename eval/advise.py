@@ -45,14 +45,14 @@ class AdviseConfig(JudgeSettings, RowSettings):
     data: PathText
     """Pairs, as engine.train takes them; with scores, unless a judge is named."""
     own_score: Literal["row", "rejected"] = "row"
-    """Where the score of the model's own answer is: in "own_score" (row), or in "rejected_score" (rejected), for pairs
-    whose loser is the model's own answer (CLAIR)."""
+    """Column with the score of the target model's own answer. row: "own_score". rejected: "rejected_score", for pairs
+    whose rejected response is that answer, such as CLAIR's."""
     n: int = 400
-    """Number of pairs to look at, 100 or more. All of them, if there are fewer."""
+    """Number of pairs to draw, at least 100. If --data has fewer than this, all are used."""
     seed: int = 0
     """Seed for drawing the pairs, and for sampling own answers for a judge."""
     skip_bad_rows: bool = False
-    """Leave out rows that cannot be used. By default they are an error."""
+    """Skip rows that cannot be used. By default such rows are an error."""
     dtype: Literal["float32", "bfloat16"] | None = None
     """Compute dtype. Unset: bfloat16 on CUDA, float32 on the CPU."""
     out: PathText | None = None

@@ -57,7 +57,7 @@ ROUNDS = 3  # of questions about a row that has no preference yet
 
 @dataclass(frozen=True, kw_only=True)
 class AlpacaEvalConfig(JudgedConfig):
-    """Measure win rates against GPT-4-turbo's outputs on 805 instructions, with and without length control.
+    """Measure win rates against GPT-4-turbo's outputs on 805 instructions, raw and, with --gamed, length-controlled.
 
     --endpoint and --model name a server that answers instead of the checkpoint, such as vLLM for a large model.
     """
@@ -66,10 +66,11 @@ class AlpacaEvalConfig(JudgedConfig):
     """Folder of a checkout of tatsu-lab/alpaca_eval. The reference's outputs and the annotator's wording are read from
     there; its code is not run."""
     gamed: PathText | None = None
-    """File df_gamed.csv of the hub's data set tatsu-lab/alpaca_eval. Unset: win rates are not length-controlled."""
+    """File df_gamed.csv from the hub data set tatsu-lab/alpaca_eval, needed for length-controlled win rates. Unset:
+    only raw win rates are reported."""
     checkpoint: tuple[str, ...] = ()
-    """Names of the run's checkpoints to score. Unset: the best one on each MixEval-Hard version, by OUT/scores.jsonl;
-    if one is the best on both, also the next best by their mean."""
+    """Names of the run's checkpoints to score. Unset: the best one on each version of MixEval-Hard, so run eval mixeval
+    first; if the same one is best on both, also the one with the next best mean."""
     preset: Literal["stable", "upstream", "paper"] = "stable"
     """How to sample outputs: stable is greedy, upstream is temperature 0.7 as for most of the leaderboard, both with at
     most 2,048 tokens; paper is temperature 0.7 with 4,096 tokens, AlpacaEval's setting for the model that the paper

@@ -45,7 +45,7 @@ class JudgedConfig(ClientConfig, TemplateSettings):
     """Folder of a run, whose checkpoints are scored, or of one checkpoint. With --endpoint: a name for the served
     model."""
     judge_endpoint: tuple[str, ...]
-    """Address of an OpenAI-compatible server of the judge."""
+    """Base URL of an OpenAI-compatible server of the judge."""
     judge: str
     """Name of the judge at --judge-endpoint. The judges of the benchmark's authors are retired, so name your own."""
     judge_key_env: tuple[str, ...] = ("OPENAI_API_KEY",)
@@ -53,9 +53,11 @@ class JudgedConfig(ClientConfig, TemplateSettings):
     judge_key_file: PathText | None = None
     """File that holds the judge's API key, instead of an environment variable."""
     price_in: float = 0.0
-    """Price of a million tokens sent to the judge, in dollars. The model at --endpoint counts as free."""
+    """Price of a million tokens sent to the judge, in dollars. The model at --endpoint counts as free. 0: the price is
+    not known. --max-cost needs one of the two."""
     price_out: float = 0.0
-    """Price of a million tokens received from the judge, in dollars."""
+    """Price of a million tokens received from the judge, in dollars. 0: the price is not known. --max-cost needs one of
+    the two."""
     key_env: tuple[str, ...] = (NO_KEY,)
     """Environment variable that holds the API key of --endpoint. The default, none, sends no key; the judge's key is
     never sent there."""
@@ -70,8 +72,8 @@ class JudgedConfig(ClientConfig, TemplateSettings):
     judge_extra: str | None = None
     """JSON object to merge into each request to the judge; null removes a field."""
     other_judge: bool = False
-    """Continue if the judge's server names another model in the middle of a pass; one table then mixes the scores of
-    two judges. By default the pass stops."""
+    """Continue even if the judge's server starts to report another model in the middle of a run; the scores in one
+    table then come from two judges. By default the run stops."""
     base: bool = True
     """Score the model that the run began with too, as "base"; gains are measured against it. --no-base leaves it
     out."""

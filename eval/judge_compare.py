@@ -20,8 +20,8 @@ class JudgeSettings:
     """A judge, and how own answers are drawn for it."""
 
     judge_endpoint: tuple[str, ...] = ()
-    """Address of an OpenAI-compatible server of a judge. It compares new answers of the model with the winners, instead
-    of the scores in the rows; the model's answer comes first in half of the pairs."""
+    """Base URL of an OpenAI-compatible server of a judge. It compares new answers of the model with the winners,
+    instead of the scores in the rows; the model's answer comes first in half of the pairs."""
     judge: str = ""
     """Name of the judge at --judge-endpoint."""
     judge_key_env: tuple[str, ...] = ("OPENAI_API_KEY",)
@@ -31,19 +31,19 @@ class JudgeSettings:
     judge_extra: str | None = None
     """JSON object to merge into each request to the judge; null removes a field."""
     judge_template: PathText | None = None
-    """File with another wording of the judge's request, in which <TASK>, <STUDENT_SOLUTION_1> and <STUDENT_SOLUTION_2>
-    stand for the texts. Unset: this project's own."""
+    """File with another prompt template for the judge, in which <TASK>, <STUDENT_SOLUTION_1> and <STUDENT_SOLUTION_2>
+    are replaced by the texts. Unset: this project's own."""
     judge_temperature: float = 0.7
     """Sampling temperature of the judge."""
     store: PathText | None = None
     """SQLite file that keeps the judge's answers, required with --judge-endpoint. The model's own answers are kept
     beside it."""
     concurrency: int = 64
-    """Most requests to the judge in flight at once."""
+    """Maximum number of requests to the judge in flight at once."""
     own_temperature: float = 1.0
-    """Sampling temperature of the own answers that a judge compares."""
+    """Sampling temperature of the model's answers that a judge compares."""
     max_new_tokens: int = 512
-    """Most tokens of such an own answer."""
+    """Maximum number of tokens of the model's answers that a judge compares."""
 
     def __post_init__(self) -> None:
         parse_headers(self.judge_header, "--judge-header")

@@ -66,17 +66,17 @@ class MixEvalConfig(JudgedConfig):
     """Sampling temperature of the judge. Unset: none is sent, as in MixEval. At 0, a judge that is asked again is asked
     at temperature 1, so that it does not repeat itself."""
     rounds: int = 10
-    """How often the judge is asked about an answer, at most, until it gives a score. MixEval uses 10."""
+    """Maximum number of times that the judge is asked about an answer until it gives a score. MixEval uses 10."""
     fallback: Literal["random", "zero"] = "random"
-    """Score of a query for which the judge has given none after --rounds: random draws it, as MixEval does; zero counts
-    as 0. The number of such queries is reported."""
+    """Score of an answer if the judge gave none in --rounds attempts. random: a random score, or in multiple choice a
+    random option, as in MixEval. zero: 0. The number of such answers is reported."""
     dedupe: bool = True
     """Judge equal answers to equal queries once. --no-dedupe judges each, as MixEval does."""
     watch: bool = False
-    """Score epochs as they appear, until the run has written its last one."""
+    """Score checkpoints as they appear, until the run has written its last one."""
     prune: bool = False
-    """Delete the checkpoint of each scored epoch, except the best on each version, the newest, and the one that the
-    run's `best` links to."""
+    """Delete every checkpoint of the run, of epochs and of steps, once it is scored, except the best on each version,
+    the newest, and the one that `best` links to. This cannot be undone."""
 
     def __post_init__(self) -> None:
         super().__post_init__()

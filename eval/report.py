@@ -34,8 +34,8 @@ class ReportConfig:
     title: str = "Alignment report"
     """Title of the page."""
     gap_to: str = gap.STRONGER
-    """Name under which a stronger model is scored beside the runs' checkpoints. The report says how much of the gap to
-    it a run closes, if the base model was scored in the same way."""
+    """Name of a stronger model that was scored beside the runs' checkpoints. The report shows which share of the gap
+    between the base model and it each run closes, if the base model was scored in the same way."""
     config: PathText | None = None
     """YAML file with settings under the names of the flags. Flags on the command line win over it."""
 

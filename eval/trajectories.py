@@ -48,8 +48,8 @@ class TrajectoriesConfig:
     run: tyro.conf.Positional[PathText]
     """Folder of a run with its checkpoints. The base model has to be where its config.yaml says."""
     data: PathText | None = None
-    """Held-out pairs. Unset: what training has measured is shown, and prompts are those of the run's --eval-data or
-    --data."""
+    """Held-out pairs to measure at every checkpoint. Unset: the values that training logged are shown, and answers are
+    sampled to the run's own held-out prompts; an error if the run held none out."""
     n: int = 100
     """Number of pairs to use, drawn by --seed."""
     beta: float | None = None
@@ -58,7 +58,7 @@ class TrajectoriesConfig:
     answers: int = 32
     """Number of prompts that every checkpoint answers; 0 samples no answers."""
     max_new_tokens: int = 512
-    """Most tokens of an answer."""
+    """Maximum number of tokens of an answer."""
     temperature: float = 1.0
     """Sampling temperature of the answers. Only at 1 does the reported distance from the base model estimate the KL
     divergence."""

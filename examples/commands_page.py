@@ -40,9 +40,10 @@ HEAD = """# Commands
 
 Written by `python -m examples.commands_page` from what each command says of itself. Where a command has `--config`,
 every flag can also stand in a YAML file, `--config my.yaml`, named as it is here with `_` for `-`; flags win over the
-file. Without any argument a command prints a complete example, but for the demos, `examples.miniature.paper`,
-`examples.miniature.tune`, `examples.real.lora_search` and both studies, which begin. Bad input ends in one sentence and
-exit code 2, a run that cannot go on in 1, Ctrl-C in 130 and SIGTERM in 143, with what was done saved.
+file. Without arguments most commands print a complete example. The demos, `examples.miniature.paper`,
+`examples.miniature.tune`, `examples.real.checkpoint`, `examples.real.lora_search` and both studies start at once. Exit
+codes: 2 for bad input (with one sentence), 1 if a run cannot continue, 3 if `--minutes` left runs to do, 130 after
+Ctrl-C, 143 after SIGTERM; finished work is saved.
 
 """
 

@@ -75,15 +75,16 @@ class GridConfig:
     lr: tuple[str, ...] = ("2e-7",)
     """Learning rate: one for all objectives, or NAME=RATE for each."""
     seeds: int = 1
-    """Number of seeds: 0, 1 and so on. A seed sets the order of the rows and which of them are held out."""
+    """Number of seeds; 3 runs each cell with seeds 0, 1 and 2. A seed sets the order of the rows and which of them are
+    held out."""
     train: PathText | None = None
     """YAML file with further settings of engine.train, for all runs."""
     score: str | None = None
     """Command that scores a run's checkpoints into its eval/scores.jsonl; {run} stands for the run's folder, {python}
     for the Python interpreter of this command. Unset: runs are not scored."""
     at_once: int | None = None
-    """Number of runs side by side. Unset: one for each GPU (or each group of --gpus), or one without a GPU. With more
-    runs than GPUs they share the GPUs; without a GPU they share the cores."""
+    """Number of runs at the same time. Unset: as many as the GPUs allow with --gpus each, or one without a GPU. With a
+    larger number, runs share GPUs; without a GPU they share the cores."""
     gpus: int = 1
     """Number of GPUs for each run. With more than one, the run is sharded over them (./launch.sh train --nproc)."""
     title: str = "A grid of runs"

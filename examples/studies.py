@@ -32,11 +32,11 @@ class StretchSettings:
     """How long a study's command works."""
 
     minutes: float | None = None
-    """Begin no run that would not end within this many minutes. If runs are left, the exit code is 3, and the same
-    command continues. Unset: no limit."""
+    """Start no run that is not expected to end within this many minutes. If runs are left, the exit code is 3, and the
+    same command continues. Unset: no limit."""
     at_once: int | None = None
-    """Number of runs side by side, each on a GPU of its own or with its share of the cores. Unset: the number that the
-    study was timed with."""
+    """Number of runs at the same time, each on a GPU of its own or with an equal share of the cores. Unset: one per
+    core in examples.miniature.study, one in examples.real.study."""
 
     def __post_init__(self) -> None:
         if self.minutes is not None and not self.minutes > 0:

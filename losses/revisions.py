@@ -15,7 +15,7 @@ from losses.token_responses import TokenResponses
 def apo_zero_revised(
     chosen: TokenResponses, rejected: TokenResponses, *, beta: float = 0.1, unrevised: float = 0.0
 ) -> Result:
-    """APO-zero on revised tokens; the other tokens count with the weight unrevised.
+    """APO-zero on the tokens that differ between chosen and rejected; all other tokens have weight `unrevised`.
 
     loss = s(-r_w) + s(r_l), r = beta (x over revised tokens + unrevised times x over the others).
     When: as apo_zero, where the winner is a revision of the loser (CLAIR) and most of both is the same.
@@ -28,7 +28,7 @@ def apo_zero_revised(
 def apo_down_revised(
     chosen: TokenResponses, rejected: TokenResponses, *, beta: float = 0.1, unrevised: float = 0.0
 ) -> Result:
-    """APO-down on revised tokens; the other tokens count with the weight unrevised.
+    """APO-down on the tokens that differ between chosen and rejected; all other tokens have weight `unrevised`.
 
     loss = s(r_w) + s(r_l - r_w), r = beta (x over revised tokens + unrevised times x over the others).
     When: as apo_down, where one response is a revision of the other.
@@ -41,7 +41,7 @@ def apo_down_revised(
 def dpo_revised(
     chosen: TokenResponses, rejected: TokenResponses, *, beta: float = 0.1, unrevised: float = 0.0
 ) -> Result:
-    """DPO on revised tokens; the other tokens count with the weight unrevised.
+    """DPO on the tokens that differ between chosen and rejected; all other tokens have weight `unrevised`.
 
     loss = -log s(r_w - r_l), r = beta (x over revised tokens + unrevised times x over the others).
     When: as dpo, where one response is a revision of the other.

@@ -40,15 +40,17 @@ class PromptsConfig(ReadingSettings):
     """File for the pairs, such as pairs.jsonl. Rejected ones go into pairs.rejected.jsonl beside it, each with its
     reason."""
     sample: int | None = None
-    """Number of prompts to draw by --seed; every recipe draws the same ones. Unset: all."""
+    """Number of prompts to draw at random. With the same --seed all four recipes draw the same prompts, so that their
+    pairs can be compared. Unset: all."""
     only_prompts: PathText | None = None
     """Use only prompts that this source has too: a file of prompts or pairs, a folder or a hub id. Prompts are compared
-    by their text, and each is taken as often as the source has it. UltraFeedback's judged answers to the prompts of the
-    released CLAIR pairs: --prompts openbmb/UltraFeedback --only-prompts ContextualAI/ultrafeedback_clair_32k."""
+    by their text, and each is taken as often as the source has it. For example, --prompts openbmb/UltraFeedback
+    --only-prompts ContextualAI/ultrafeedback_clair_32k:train takes UltraFeedback's rated answers to the prompts of the
+    released CLAIR pairs."""
     seed: int = 0
     """Seed for drawing prompts, for sampling answers on this machine, and for everything else that is random."""
     skip_bad_rows: bool = False
-    """Leave out rows that cannot be used, and say how many. By default they are an error."""
+    """Skip rows that cannot be used, and report how many there are. By default such rows are an error."""
 
     def __post_init__(self) -> None:
         ReadingSettings.__post_init__(self)

@@ -53,23 +53,27 @@ class RecipeConfig(TargetConfig, ClientConfig, PromptsConfig):
     """What every recipe that asks a model is told."""
 
     response_from: Side | None = None
-    """Read --prompts as a file of pairs, and take this side of each pair as the model's own answer. rejected takes the
-    losers of the released CLAIR pairs."""
+    """Read --prompts as a file of pairs and use this side of each pair as the target model's answer, instead of
+    sampling one. For example, rejected with ContextualAI/ultrafeedback_clair_32k:train reuses the answers that CLAIR
+    revised. Not for judge-on-policy, which needs two answers. Unset: answers come from "response" in the rows or from
+    the target model."""
     keep_reasoning: bool = False
-    """Write the target model's thoughts into both responses as reasoning_content, to train a model that thinks. A
-    revision gets the thoughts of the answer that was revised; other answers keep their own."""
+    """Write the target model's reasoning into each response as reasoning_content, to train a reasoning model. A
+    revision gets the reasoning of the answer that it revises. Not for stronger-preferred, where the flag is an
+    error."""
     dedupe: bool = True
     """Send equal requests once and use the answer for each of their rows. --no-dedupe draws new answers for each
     row."""
     temperature: float = 0.7
     """Sampling temperature of --model. The authors use 0.7."""
     top_p: float = 1.0
-    """Sample answers of --model only from the likeliest tokens that together have this probability."""
+    """Nucleus sampling (top-p) for --model: sample among the most likely tokens that together have this probability. 1:
+    among all."""
     max_tokens: int = 4096
-    """Most tokens of an answer of --model. The authors use 4096."""
+    """Maximum number of tokens of an answer of --model. The authors use 4096."""
     empty_system: bool = True
-    """Begin requests to --model with an empty system message, as the authors do. stronger-preferred never does: it
-    sends the prompt as it is."""
+    """Begin requests to --model with an empty system message, as the authors do. Ignored by stronger-preferred, which
+    sends the prompt unchanged."""
     extra: str | None = None
     """JSON object to merge into each request to --model; null removes a field: '{"max_tokens": null,
     "max_completion_tokens": 4096}'."""

@@ -51,17 +51,19 @@ class ClairConfig(RecipeConfig):
     answer."""
 
     template: PathText | None = None
-    """Wording of the request: paper for the authors' own, or a file in which <TASK> and <STUDENT_SOLUTION> stand for
-    the texts, and <DEGREE>, if it has one, for what --strength and --keep-length say. Unset: this project's own."""
+    """Prompt template for the reviser: paper for the authors' own, or a file in which <TASK> and <STUDENT_SOLUTION> are
+    replaced by the texts and an optional <DEGREE> by what --strength and --keep-length ask for. Unset: this project's
+    own, not the paper's."""
     strength: Literal["light", "standard", "strong"] = "standard"
     """How much a revision may change: the one thing that matters most (light), all that is wrong or unclear (standard),
-    or whatever can be better (strong)."""
+    or whatever can be better (strong). Anything but standard needs a template with <DEGREE>, which paper does not
+    have."""
     keep_length: bool = False
     """Ask for revisions that are about as long as the answers."""
     min_length_ratio: float = clair.MIN_LENGTH_RATIO
-    """Reject a revision that has fewer characters than this many times its answer."""
+    """Reject a revision with fewer characters than this ratio times those of the answer that it revises."""
     max_length_ratio: float = clair.MAX_LENGTH_RATIO
-    """Reject a revision that has more characters than this many times its answer."""
+    """Reject a revision with more characters than this ratio times those of the answer that it revises."""
     allow_allusions: bool = False
     """Keep revisions that mention that they are one, such as "I have corrected ...". By default they are rejected."""
 
@@ -120,8 +122,8 @@ class JudgeConfig(RecipeConfig):
     """Make pairs of two answers of the model each: the one that a judge finds better is preferred."""
 
     template: PathText | None = None
-    """Wording of the request: paper for the authors' own, or a file in which <TASK>, <STUDENT_SOLUTION_1> and
-    <STUDENT_SOLUTION_2> stand for the texts. Unset: this project's own."""
+    """Prompt template for the judge: paper for the authors' own, or a file in which <TASK>, <STUDENT_SOLUTION_1> and
+    <STUDENT_SOLUTION_2> are replaced by the texts. Unset: this project's own."""
     both_orders: float = 0.1
     """Share of pairs (0 to 1) to judge in both orders, to measure how much the order matters. Such a pair is rejected
     where the verdicts differ. The other pairs are judged once, in a random order."""
@@ -210,30 +212,36 @@ def judge_main(argv: Sequence[str]) -> None:
 class OffPolicyConfig(PromptsConfig):
     """Make pairs of answers that are judged already, as in UltraFeedback: the best over the worst. Ties are rejected.
 
-    Rows have "instruction" and "completions": [{"model", "response", "overall_score"}, ...]. No model is asked. Flags
-    by which the other recipes ask one are accepted and ignored, so that one command line serves all four.
+    No model is asked. --store, --endpoint, --model, --response-from, --target-model, --target-endpoint, --target-name
+    and the chat-template flags are accepted and ignored with a notice; any other flag of the other recipes that is not
+    listed here is an error.
     """
 
+    prompts: PathText
+    """Rows with rated answers ("completions", each with "overall_score"), as in openbmb/UltraFeedback: a .jsonl, .json,
+    .csv or .parquet file, a folder of such files, or a hub id. Rows without them are rejected."""
+    seed: int = 0
+    """Random seed for the prompts that --sample draws."""
     store: PathText | None = None
-    """Ignored; accepted so that one command line serves all four recipes."""
+    """Ignored with a notice, since this recipe asks no model."""
     response_from: Side | None = None
-    """Ignored; accepted so that one command line serves all four recipes."""
+    """Ignored with a notice, since this recipe asks no model."""
     endpoint: tuple[str, ...] = ()
-    """Ignored; accepted so that one command line serves all four recipes."""
+    """Ignored with a notice, since this recipe asks no model."""
     model: str | None = None
-    """Ignored; accepted so that one command line serves all four recipes."""
+    """Ignored with a notice, since this recipe asks no model."""
     target_model: PathText | None = None
-    """Ignored; accepted so that one command line serves all four recipes."""
+    """Ignored with a notice, since this recipe asks no model."""
     target_endpoint: tuple[str, ...] = ()
-    """Ignored; accepted so that one command line serves all four recipes."""
+    """Ignored with a notice, since this recipe asks no model."""
     target_name: str | None = None
-    """Ignored; accepted so that one command line serves all four recipes."""
+    """Ignored with a notice, since this recipe asks no model."""
     chat_template: PathText | None = None
-    """Ignored; accepted so that one command line serves all four recipes."""
+    """Ignored with a notice, since this recipe asks no model."""
     chat_template_kwargs: str | None = None
-    """Ignored; accepted so that one command line serves all four recipes."""
+    """Ignored with a notice, since this recipe asks no model."""
     template_date: str | None = None
-    """Ignored; accepted so that one command line serves all four recipes."""
+    """Ignored with a notice, since this recipe asks no model."""
     config: PathText | None = None
     """YAML file with settings under the names of the flags. Flags on the command line win over it."""
 
@@ -298,9 +306,10 @@ class StrongerConfig(RecipeConfig):
     """Make pairs by preferring a stronger model's answers to the model's own."""
 
     min_length_ratio: float = 0.0
-    """Reject an answer that has fewer characters than this many times the model's own."""
+    """Reject an answer of --model with fewer characters than this ratio times those of the target model's answer."""
     max_length_ratio: float | None = None
-    """Reject an answer that has more characters than this many times the model's own. Unset: no limit."""
+    """Reject an answer of --model with more characters than this ratio times those of the target model's answer. Unset:
+    no limit."""
 
     def __post_init__(self) -> None:
         super().__post_init__()

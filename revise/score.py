@@ -59,17 +59,21 @@ class ScoreConfig(TargetConfig, ClientConfig, ReadingSettings):
     """Pairs to score: any source that engine.train takes."""
     out: PathText
     """File for the same rows with chosen_score, rejected_score and own_score."""
+    target_model: PathText | None = None
+    """Checkpoint folder or hub id of the model to align, to sample an answer for own_score. Only needed for pairs that
+    no recipe of this project made from that model's own answers. Unset: such rows get no own_score unless
+    --target-endpoint is given."""
     reward: bool = False
     """Ask a reward model that --endpoint serves (vLLM's /pooling) for a number, instead of a judge for a grade."""
     template: PathText | None = None
-    """File with another wording of the judge's request, in which <TASK> and <STUDENT_SOLUTION> stand for the texts.
-    Unset: this project's own."""
+    """File with another prompt template for the judge, in which <TASK> and <STUDENT_SOLUTION> are replaced by the
+    texts. Unset: this project's own."""
     n_grades: int = 1
     """Number of grades to ask for each answer; its score is their mean."""
     temperature: float = 0.7
     """Sampling temperature of the judge."""
     max_tokens: int = 1024
-    """Most tokens of an answer of the judge."""
+    """Maximum number of tokens of an answer of the judge."""
     extra: str | None = None
     """JSON object to merge into each request to --model; null removes a field."""
     seed: int = 0

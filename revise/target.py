@@ -64,7 +64,7 @@ class TargetConfig(TemplateSettings):
     """Checkpoint folder or hub id of the model to align; its answers are sampled on this machine. Rows with a
     "response" (for judge-on-policy a list, "responses") bring the answers themselves and need no model."""
     target_endpoint: tuple[str, ...] = ()
-    """Address of an OpenAI-compatible server of the model to align, instead of --target-model."""
+    """Base URL of an OpenAI-compatible server of the model to align, instead of --target-model."""
     target_name: str = ""
     """Name of the model at --target-endpoint."""
     target_key_env: str | None = None
@@ -79,13 +79,15 @@ class TargetConfig(TemplateSettings):
     target_temperature: float = 1.0
     """Sampling temperature of the model's own answers."""
     target_top_p: float = 1.0
-    """Sample own answers only from the likeliest tokens that together have this probability."""
+    """Nucleus sampling (top-p) for the target model: sample among the most likely tokens that together have this
+    probability. 1: among all."""
     target_max_tokens: int = 512
-    """Most tokens of an own answer. engine.train keeps 512 tokens of a response by default."""
+    """Maximum number of tokens of an answer that is sampled from the target model. Raise engine.train
+    --max-response-tokens (512) with it."""
     cut_answers: Literal["again", "aside", "keep"] = "again"
-    """What to do with own answers that are cut at --target-max-tokens. again: ask once more with twice as many tokens,
-    and set aside what is cut again. aside: set them aside. keep: keep them as losers, although their missing end alone
-    then tells them from the winners."""
+    """What to do with the target model's answers that reach --target-max-tokens. again: sample once more with twice the
+    limit, and leave the row out if that is truncated too. aside: leave the row out. keep: use them, but only as
+    rejected responses; the model may then learn nothing but to tell truncated answers from whole ones."""
     target_price_in: float = 0.0
     """Price of a million tokens sent to --target-endpoint, in dollars."""
     target_price_out: float = 0.0

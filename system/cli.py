@@ -113,6 +113,7 @@ class Aliases:
 
 
 NO_ALIASES = Aliases(names={}, former={}, values={})
+UNSET = "(default: unset)"
 FACTS = "facts"
 """The key of a run's config.yaml that holds what was found, not what was asked for: not read back as a setting."""
 
@@ -170,14 +171,17 @@ def _cause(fault: BaseException | None) -> InputError | None:
 
 
 def join_help(config: type) -> None:
-    """Joins the lines of fields' docstrings: tyro would break a sentence where its source does."""
+    """Joins the lines of fields' docstrings: tyro would break a sentence where its source does. A default that is None,
+    or an empty text or list, is shown as unset, which is what the sentences call it.
+    """
     for kind in (config, *(f.type for f in dataclasses.fields(config) if dataclasses.is_dataclass(f.type))):
         for base in kind.__mro__:  # pyright: ignore[reportAttributeAccessIssue]
             if not dataclasses.is_dataclass(base) or "_help_is_joined" in vars(base):
                 continue
             for said in docstring_parser.parse_from_object(base).params:
                 if said.arg_name in base.__annotations__:
-                    marker = tyro.conf.arg(help=" ".join((said.description or "").split()))
+                    hint = UNSET if base.__dataclass_fields__[said.arg_name].default in (None, "", ()) else None
+                    marker = tyro.conf.arg(help=" ".join((said.description or "").split()), help_behavior_hint=hint)
                     base.__annotations__[said.arg_name] = Annotated[base.__annotations__[said.arg_name], marker]
             base._help_is_joined = True  # pyright: ignore[reportAttributeAccessIssue]
 

@@ -30,18 +30,20 @@ class RowSettings(ReadingSettings, TemplateSettings):
     """Flags of every command that reads rows as the trainer does."""
 
     max_prompt_tokens: int | None = None
-    """Cut prompts to this many tokens. Unset: 512, or no limit with --max-tokens. Given beside --max-tokens, it is the
-    rule of TRL 0.9: where prompt and longest response together exceed --max-tokens, prompts are cut to this many
-    tokens, and then responses to what that leaves of --max-tokens."""
+    """Truncate prompts to this many tokens. With --max-tokens, only rows that exceed it are truncated, as in TRL 0.9:
+    first the prompt to this length, then, if still needed, the responses to --max-tokens minus this. Unset: 512, or no
+    limit if --max-tokens is given."""
     max_response_tokens: int | None = None
-    """Cut responses to this many tokens; a response that is cut loses its end-of-turn token too. Unset: 512, or no
-    limit with --max-tokens."""
+    """Truncate responses to this many tokens; a truncated response loses its end-of-turn token. Unset: 512, or no limit
+    of its own if --max-tokens is given."""
     max_tokens: int | None = None
-    """Most tokens of prompt and response together. Given alone, it is the rule of TRL 1.16: responses lose their end,
-    and rows whose prompt leaves no room for a response are left out and counted. 0 cuts nothing, except what
-    --max-prompt-tokens and --max-response-tokens name."""
+    """Maximum number of tokens of prompt and response together (TRL's max_length). Alone, as in TRL 1.16, responses are
+    truncated, and rows whose prompt leaves no room for a response are dropped and counted. 0: no limit but those given
+    by --max-prompt-tokens and --max-response-tokens. Unset: only these two limits apply, of 512 tokens each by
+    default."""
     keep_prompt: Literal["end", "start"] = "end"
-    """Which end of a prompt that is too long to keep. BOS and the template's headers always stay."""
+    """Part of an over-long prompt that is kept: its end or its start (TRL's truncation_mode). BOS and the template's
+    headers always stay."""
     beyond_context: bool = False
     """Accept rows that, after the cut, are still longer than the model's context (max_position_embeddings). By default
     they are errors."""

@@ -12,14 +12,14 @@ class ReadingSettings:
     """How rows are read."""
 
     columns: str | None = None
-    """Names that the files use for columns, as OURS=THEIRS: chosen=winner,rejected=loser,system=persona. Unset: the
-    usual names are recognised."""
+    """Column names, as EXPECTED=IN_FILE: chosen=winner,rejected=loser,system=persona. Note that --roles has the
+    opposite order. Unset: the usual names are recognised."""
     ignore_columns: str | None = None
     """Columns to ignore although they carry meaning, by their names in the files: context,images. Without this flag a
     row with such a column is an error."""
     roles: str | None = None
-    """Names that the files use for message roles, as THEIRS=OURS: critic=user,bot=assistant. The usual other names
-    (human, gpt, model, developer, function, observation) are recognised without it, in upper or lower case."""
+    """Message roles, as IN_FILE=EXPECTED (the opposite order of --columns): critic=user,bot=assistant. The usual other
+    names (human, gpt, model, developer, function, observation) are recognised without it, in upper or lower case."""
     keep_json_text: bool = False
     """Treat a field as plain text even if it holds messages written as JSON, or as Python prints them. By default such
     messages are read."""

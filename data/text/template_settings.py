@@ -37,13 +37,14 @@ class TemplateSettings:
 
     chat_template: PathText | None = None
     """Chat template to use instead of the checkpoint's own: a file, or the name of one of several templates that the
-    checkpoint has. Checkpoints that a run saves contain it."""
+    checkpoint has. engine.train saves it in its checkpoints. It applies only where this command renders rows or prompts
+    itself, not to a server. Unset: the checkpoint's own."""
     chat_template_kwargs: str | None = None
     """Extra variables for the chat template in every row: enable_thinking=false,reasoning_effort=low. A value is read
     as JSON where possible, else as text. "chat_template_kwargs" in a row win over it."""
     template_date: str | None = None
-    """Date, such as 2024-07-26, for chat templates that write the current date. Unset: the day on which the run begins;
-    --resume keeps it."""
+    """Date, as YYYY-MM-DD, for chat templates that print the current date. Unset: today; a run resumed by engine.train
+    keeps its first date, and eval mixeval and alpacaeval take that of the training run."""
 
     def __post_init__(self) -> None:
         _ = self.kwargs, self.day

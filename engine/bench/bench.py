@@ -63,8 +63,8 @@ class BenchConfig:
     loss: PathText = "apo_zero"
     """Objective to train with, as in engine.train."""
     beside: tuple[PathText, ...] = ()
-    """Further objectives to measure, each in a row of its own, or "none". Unset: ld_dpo and tdpo2 (token-level
-    objectives) on the tiny shape without --lora-rank and with --reference fused, otherwise none."""
+    """Further objectives to measure, each in a row of its own; none measures no others. Unset: none, except ld_dpo and
+    tdpo2 for a plain run of --shape tiny (--reference fused, no --lora-rank)."""
     lora_rank: int | None = None
     """Rank of a LoRA adapter to train on every linear layer of the blocks. A second row then measures the training of
     all parameters. Unset: all parameters are trained."""
@@ -81,12 +81,13 @@ class BenchConfig:
     reshard: Reshard = "auto"
     """As in engine.train: whether the gathered weights of a block are freed after its forward pass."""
     reference: Literal["fused", "precompute"] = "fused"
-    """fused: two epochs; the first computes the reference's log-probs, the second reads them. precompute: one epoch,
-    for which they are computed beforehand."""
+    """When the reference's log-probs are computed. fused: in the first of two epochs; the second reads them from the
+    cache. precompute: before a single epoch."""
     profile: PathText | None = None
     """File for a table of the time that each GPU kernel takes in one step of the first row. Unset: none."""
     gpu_memory: float | None = None
-    """GPU memory that a run may use, in GB (10^9 bytes). Unset: all that is free."""
+    """Memory to use on each GPU, in GB (10^9 bytes). Set it to share a GPU with other programs. Unset: all that is free
+    when the run starts."""
     dtype: Literal["float32", "bfloat16"] | None = None
     """Dtype of forward and backward passes. Unset: bfloat16 on a GPU, float32 on the CPU."""
     ablate: bool = False
@@ -95,9 +96,10 @@ class BenchConfig:
     ranks: int = 1
     """Number of processes. With more than one, a second row measures a single process that uses all CPU threads."""
     peer: Literal["trl"] | None = None
-    """Also measure TRL's DPOTrainer on the same weights, rows and settings (pip install -e '.[peer]'), in its fastest
-    configuration of several: reference computed in each step or beforehand (in epoch 1), 1, 2 or 4 pairs at a time,
-    compiled, and on a GPU bf16 weights and flash attention. With --lora-rank it trains an adapter of PEFT."""
+    """Also measure TRL's DPOTrainer on the same weights, rows and settings; install it by pip install -e '.[peer]'.
+    Several configurations are tried and the fastest counts: reference log-probs per step or precomputed; 1, 2 or 4
+    pairs at a time; compiled; on a GPU also bf16 weights and, if it is installed, flash attention. With --lora-rank it
+    trains a PEFT adapter."""
     rounds: int = 2
     """Number of times that each row is measured, in turn; the table gives medians and the range."""
     out: PathText | None = None

@@ -45,7 +45,7 @@ class BenchGenerationConfig:
     max_new_tokens: int = 256
     """Maximum number of tokens per answer."""
     batch_size: int = 256
-    """Number of answers that engine.generate grows at the same time."""
+    """Number of answers that engine.generate decodes at the same time."""
     peer_batch_sizes: tuple[int, ...] = (1, 8, 32)
     """Batch sizes to measure transformers with; its fastest one is compared."""
     peer: bool = True

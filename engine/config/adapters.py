@@ -19,8 +19,8 @@ class AdapterConfig:
     """LoRA (arXiv 2106.09685): each frozen matrix W gets a trainable product B A of low rank, y = W x + s B A x."""
 
     rank: Annotated[int | None, tyro.conf.arg(name="lora-rank")] = None
-    """Rank of a LoRA adapter to train instead of all weights; 16 with --lr 2e-6 to 1e-5 is usual. The base is frozen,
-    and without the adapter it is the reference model. Unset: all weights are trained."""
+    """Rank of a LoRA adapter to train instead of all weights; 16 is a good start, and --lr is then 2e-6 unless it is
+    given. The base model is frozen, and serves without the adapter as the reference. Unset: all weights are trained."""
     alpha: Annotated[float | None, tyro.conf.arg(name="lora-alpha")] = None
     """LoRA alpha: the adapter's output is scaled by alpha / rank. Unset: twice the rank."""
     rslora: Annotated[bool, tyro.conf.arg(name="lora-rslora")] = False
@@ -87,5 +87,6 @@ class AdapterSettings:
     """Folder or hub id of an adapter (PEFT format) to apply to --model. Unset: no adapter, unless --model is itself the
     folder of an adapter, whose configuration names its base."""
     base_dtype: BaseDtype | None = None
-    """How the matrices of an adapter's base are stored in memory: int8 and nf4 save memory and approximate. Unset: as
-    in the adapter's training (engine.json in its folder), or the compute dtype where that is not known."""
+    """Dtype in which the base's matrices below an adapter are stored in memory; int8 and nf4 save memory and
+    approximate. Unset: the dtype that the adapter was trained on (engine.json in its folder); where that is not known,
+    the compute dtype."""

@@ -34,8 +34,7 @@ class DataConfig(RowSettings):
     """Random seed for the order of the rows, for the rows that --eval-pairs holds out and --data-weights draws, and for
     the initial weights of an adapter."""
     skip_bad_rows: bool = False
-    """Skip rows that cannot be used and report how many there are. By default such rows end the run before it
-    starts."""
+    """Skip rows that cannot be used, and report how many there are. By default such rows are an error."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -59,11 +58,12 @@ class ObjectiveConfig:
     """The objective to train with: a name from the list below, an objective in your own file (path/to/file.py:name), or
     a weighted mixture such as apo_zero:1,sft:0.1."""
     beta: float | None = None
-    """Scale of the rewards, per nat; in DPO a larger beta keeps the policy closer to the reference. It applies to every
-    objective of --loss that has a beta. Unset: each objective's own default, listed below."""
+    """Beta: for most objectives the reward is beta times the log-ratio of policy to reference. In DPO a larger beta
+    keeps the policy closer to the reference. It is set for every objective of --loss that has a beta. Unset: each
+    objective's own default, listed below."""
     own_score: Literal["row", "rejected"] = "row"
-    """Where apo_select and other objectives that need it find the score of the model's own answer. row: in "own_score";
-    rejected: in "rejected_score", for pairs whose rejected response is that answer."""
+    """Column with the score of the target model's own answer, which apo_select and similar objectives need. row:
+    "own_score". rejected: "rejected_score", for pairs whose rejected response is that answer, such as CLAIR's."""
     hyperparameters: tyro.conf.Suppress[dict[str, str]] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
@@ -76,13 +76,15 @@ class OptimizerConfig:
     """The optimizer and its settings."""
 
     name: Annotated[OptimizerName, tyro.conf.arg(name="optimizer")] = "rmsprop"
-    """RMSProp (alpha 0.99, eps 1e-8), AdamW, or Muon (momentum 0.95, arXiv 2502.16982). Muon updates the matrices of
-    the blocks; embedding, head and norms are updated by AdamW at the same --lr."""
+    """rmsprop (alpha 0.99, eps 1e-8) is the paper's, adamw is TRL's default, and muon (momentum 0.95, arXiv 2502.16982)
+    updates the matrices of the blocks and leaves embedding, head and norms to AdamW at the same --lr. --weight-decay
+    and the --adam flags need adamw or muon."""
     lr: float | None = None
     """Peak learning rate, reached right after the warm-up; --schedule sets how it decays. Unset: 2e-7 as in the paper,
     or 2e-6 when an adapter is trained."""
     max_grad_norm: float = 1.0
-    """Clip the gradient to this global norm before each optimizer step. 0 turns clipping off."""
+    """Clip the gradient to this global norm before each optimizer step. 0 turns clipping off. With --master-weights
+    split, 0 also saves the memory of the gradients."""
     adam_beta1: float = 0.9
     """AdamW's beta1: decay of the running mean of gradients. The AdamW part of Muon uses the adam flags too."""
     adam_beta2: float = 0.999
@@ -124,18 +126,21 @@ class ScheduleConfig:
     epochs: int | float = 18
     """Passes over the training rows. A fraction is allowed: 0.5 takes half of the steps of one pass, rounded up."""
     batch_size: int = 16
-    """Examples per optimizer step, summed over all ranks. How many go through the model at once is --micro-tokens."""
+    """Examples per optimizer step, over all ranks: in TRL's terms per_device_train_batch_size x
+    gradient_accumulation_steps x GPUs. It does not set the memory needed; --micro-tokens does."""
     max_steps: int | None = None
     """Number of optimizer steps after which the run ends if --epochs would take longer; the learning rate schedule ends
     there too. Unset: --epochs decides."""
     shape: Annotated[Literal["linear", "cosine", "constant", "wsd"], tyro.conf.arg(name="schedule")] = "linear"
-    """Learning rate after the warm-up: linear or cosine decay to 0, constant, or wsd (warm-up, stable, decay), which
-    stays constant and then decays along half a cosine over the last --decay-ratio of all steps."""
+    """Learning rate after the warm-up: linear or cosine decay to --min-lr-ratio times --lr (0 by default), constant, or
+    wsd (warm-up, stable, decay), which stays constant and then decays along half a cosine over the last --decay-ratio
+    of all steps."""
     min_lr_ratio: float = 0.0
-    """Final learning rate as a share of --lr. With --schedule wsd the warm-up also starts at this share."""
+    """Learning rate that the decay ends at, as a share of --lr. With --schedule wsd the warm-up also starts at this
+    share instead of 0. Not for --schedule constant."""
     warmup_steps: int = 0
-    """Number of steps over which the learning rate rises linearly from 0 to --lr. The first of them has learning rate 0
-    and changes no weight."""
+    """Number of steps over which the learning rate rises linearly from 0 (see --min-lr-ratio for wsd) to --lr. From 0,
+    the first step changes no weight."""
     warmup_ratio: float = 0.0
     """Length of the warm-up as a share of all steps, rounded up; an alternative to --warmup-steps."""
     decay_ratio: float = 0.1
@@ -144,7 +149,7 @@ class ScheduleConfig:
     """Split the rows, in file order, into this many parts and train on one after the other (sDPO, arXiv 2403.19270).
     Each stage starts from the last checkpoint of the stage before, which is also its reference, and writes into
     --out/stage-01 and so on. Checkpoints in bfloat16 lose small updates between stages; --save-dtype float32 keeps
-    them."""
+    them. Each stage makes --epochs passes over its part, with a learning rate schedule of its own."""
 
     def __post_init__(self) -> None:
         if not 0 < self.epochs < float("inf"):
@@ -193,25 +198,29 @@ class ReferenceConfig:
     """The reference model: where its log-probs come from, and whether it is updated during training."""
 
     mode: Annotated[Literal["auto", "fused", "precompute", "none"], tyro.conf.arg(name="reference")] = "auto"
-    """When the reference's log-probs are computed; later epochs read them from a cache. fused: during epoch 1, by a
-    second model in memory beside the policy. precompute: in one pass over the rows before step 1, with no second model.
-    none: never, for objectives without a reference. auto: none if the objective needs no reference, else fused if the
-    second model fits into memory, else precompute."""
+    """When the reference's log-probs are computed. fused: during epoch 1, by a reference model in memory beside the
+    policy; later epochs read them from a cache. precompute: in one pass before step 1, so that only one model is in
+    memory at a time (TRL's precompute_ref_log_probs). none: never, for objectives without a reference. auto: none if
+    the objective needs no reference, else fused if both models fit into memory, else precompute. --reference-update
+    needs fused."""
     model: Annotated[PathText | None, tyro.conf.arg(name="reference-model")] = None
     """Checkpoint folder or hub id of a reference model other than --model; it may differ in size and architecture but
     must have the same vocabulary. When an adapter is trained, it may be another adapter, or "base" for --model without
-    any adapter. Unset: the policy as it is before training."""
+    any adapter. Unset: --model, with the adapter of --adapter if one is given; with --stages, the last checkpoint of
+    the stage before."""
     cache: Annotated[PathText | None, tyro.conf.arg(name="reference-cache")] = None
     """Reuse reference log-probs between runs: a folder that runs share, or the reference.safetensors of one run. They
     are used only if weights, rows, token limits and dtype are the same; otherwise they are computed again, and the run
     says why. Unset: each run keeps its own in --out."""
     update: Annotated[Literal["none", "soft", "hard"], tyro.conf.arg(name="reference-update")] = "none"
-    """Update the reference during training (TR-DPO, arXiv 2404.09656). soft: move its weights a share of the way to the
-    policy's; hard: replace them by the policy's. Rewards are then relative to the current reference."""
+    """Update the reference during training (TR-DPO, arXiv 2404.09656). soft: mix the policy's weights into it
+    (--reference-update-alpha), not possible with an adapter; hard: replace it with the policy. Rewards are then
+    relative to the current reference."""
     update_steps: Annotated[int, tyro.conf.arg(name="reference-update-steps")] = 512
     """Number of optimizer steps between two updates of the reference (--reference-update)."""
     update_alpha: Annotated[float, tyro.conf.arg(name="reference-update-alpha")] = 0.6
-    """Share of the way to the policy that --reference-update soft moves the reference each time."""
+    """alpha of --reference-update soft: the new reference is alpha x policy + (1 - alpha) x reference (TRL's
+    ref_model_mixup_alpha)."""
 
     @property
     def is_base(self) -> bool:

@@ -26,22 +26,25 @@ class MemoryConfig:
     """Dtype of forward and backward passes. The optimizer always updates float32 master weights. Unset: bfloat16 on a
     GPU, float32 on the CPU."""
     micro_tokens: int | None = None
-    """Maximum number of tokens per forward and backward pass on each rank; a longer single example is still taken.
-    Lower it to save memory; the step still covers the whole batch. Unset: 1,024 on the CPU, as many as fit on a GPU.
-    With --master-weights split --max-grad-norm 0 every step is one pass, whatever this says."""
+    """Maximum number of tokens in one forward and backward pass on each rank; gradients are accumulated over the
+    --batch-size examples of a step. A single example that is longer is still processed whole. Lower it if memory runs
+    out. Unset: 1,024 on the CPU, as many as fit on a GPU. Ignored with --master-weights split and --max-grad-norm 0,
+    where a step is one pass."""
     recompute_blocks: int | None = None
     """Activation checkpointing: number of transformer blocks whose activations are recomputed in the backward pass,
     which saves memory and costs time. Unset: none on the CPU, as few as needed on a GPU."""
     gpu_memory: float | None = None
-    """GPU memory that the run may use, in GB (10^9 bytes). Unset: all that is free when it starts."""
+    """Memory to use on each GPU, in GB (10^9 bytes). Set it to share a GPU with other programs. Unset: all that is free
+    when the run starts."""
     master_weights: MasterWeights = "auto"
-    """How float32 master weights are stored. float32: as they are, with a bfloat16 copy for computing. split: as two
-    16-bit halves, of which the upper one is that copy; the values are the same and take less memory, so that all
-    parameters of an 8B model train on one 80 GB GPU (one process only). auto: float32 if it fits, else split."""
+    """How float32 master weights are stored. float32: whole, beside a bfloat16 copy to compute with. split: as two
+    16-bit halves, of which the upper one is that copy; the same values in less memory, so that an 8B model trains on
+    one 80 GB GPU. split works with one process, and not with adapters, --dtype float32, --optimizer muon,
+    --reference-update or --shard-size. auto: float32, or split if only that fits on the one GPU."""
     square_avg: Literal["float32", "bfloat16"] = "float32"
-    """With --master-weights split: dtype of the optimizer's running means (one per parameter for RMSProp, two for
-    AdamW). bfloat16 saves 2 bytes per parameter and mean; it is rounded stochastically, with 0.7 % error and no
-    bias."""
+    """Dtype of the optimizer's running means (RMSProp has one per parameter, AdamW two). bfloat16 needs
+    --master-weights split by name, not auto; it saves 2 bytes for each mean, and its stochastic rounding has an error
+    of 0.7 % without bias."""
     compile: Literal["auto", "yes", "no"] = "auto"
     """Compile the transformer blocks, except attention, with torch.compile. auto: on a GPU only; on the CPU it gains
     nothing."""
@@ -77,10 +80,11 @@ class CheckpointConfig:
     """Save a state and exit after this step; --resume continues from there. The learning rate schedule stays that of
     the whole run, unlike with --max-steps."""
     state_every: int | None = None
-    """Number of steps between saved states, from which --resume continues. Unset: one at the end of each epoch. 0: only
-    when the run is stopped by a signal or --stop-after."""
+    """Number of steps between saved states. A state holds everything that --resume needs (master weights, optimizer
+    moments, position in the data); a checkpoint folder holds only the model. Unset: one at the end of each epoch. 0:
+    only when the run is stopped by a signal or --stop-after."""
     keep_state: int = 1
-    """Number of states to keep in --out; older ones are deleted."""
+    """Number of states to keep in --out; older ones are deleted. Each is several times the size of a checkpoint."""
     save_every: int | float | None = None
     """Number of steps between additional checkpoint folders (step-000120) besides those of the epochs (epoch-01). Below
     1 it is a share of all steps, rounded up. Unset: only at the end of each epoch."""
@@ -101,7 +105,8 @@ class CheckpointConfig:
     save_dtype: SaveDtype = "auto"
     """Dtype of the weights in checkpoint folders. auto: the compute dtype (--dtype), so that a checkpoint is exactly
     the model that the run's metrics describe. source: the dtype that each tensor of --model has. With a dtype narrower
-    than the compute dtype the run measures what rounding costs, and logs it."""
+    than the compute dtype the run measures what rounding costs, and logs it. An adapter is always saved in float32;
+    choose the dtype of the merged model in engine.merge."""
     save_rounding: Rounding = "nearest"
     """How weights are rounded when they are saved in bfloat16. stochastic rounds up or down at random, so that updates
     too small for bfloat16 survive on average, but adds noise to every log-prob."""
@@ -143,9 +148,9 @@ class DistributedConfig:
     FSDP's reshard_after_forward does: less memory, more communication. auto: on GPUs, if the memory is needed. With a
     single process, no means that the model is not wrapped in FSDP at all, which is faster and gives the same bits."""
     shard_size: int | None = None
-    """Number of ranks that share one copy of the weights. With the number of GPUs of a node every node holds a whole
-    copy, and only gradients cross the network (hybrid sharding). Unset: all ranks share one copy; with an adapter the
-    frozen base is sharded over as few ranks as have room for it."""
+    """Number of ranks over which one copy of the weights is sharded. Set it to the number of GPUs of a node, so that
+    every node holds a whole copy and only gradients cross the network (hybrid sharding). Unset: one copy over all
+    ranks; with an adapter, the frozen base is sharded over as few ranks as it fits on."""
     hang_timeout: float = 600.0
     """Seconds that ranks wait for each other before the run ends with an error that names the rank that did not
     answer."""
@@ -174,8 +179,10 @@ class MeasuringConfig:
     its best value for this many measurements in a row. A checkpoint of the last step is written, and the run counts as
     finished."""
     disable: tuple[Technique, ...] = ()
-    """Turn off optimisations of the engine, to measure how much time or memory each one saves. Results do not
-    change."""
+    """Turn off optimisations, to measure what each one saves; results change by rounding at most. prompt-sharing:
+    compute a prompt once for all its responses. packing: no padding. response-rows: logits of response tokens only.
+    reference-cache: reuse reference log-probs after epoch 1. balance: equal work for all ranks. kept-logits: keep
+    logits for the backward pass. used-pages: reuse freed memory (CPU, glibc)."""
 
     def __post_init__(self) -> None:
         check_not_negative(self, "eval_pairs")

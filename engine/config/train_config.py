@@ -41,8 +41,8 @@ class TrainConfig:
     """Align a model on preference data. The defaults are those of the APO paper (arXiv 2408.06266)."""
 
     model: PathText
-    """The model to align: a checkpoint folder (Hugging Face layout, safetensors) or a hub id. It is also the reference
-    unless --reference-model names another one."""
+    """The model to align: a checkpoint folder (Hugging Face layout, safetensors) or a hub id. By default it is also the
+    reference; see --reference-model."""
     out: PathText
     """Folder for the run: its configuration, metrics, states, and a checkpoint per epoch. A folder that already holds a
     run is refused without --resume."""

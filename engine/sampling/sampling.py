@@ -27,18 +27,20 @@ class Sampling:
     top_k: int = 0
     """Choose among this number of most likely tokens. 0: among all."""
     n: int = 1
-    """Number of answers per prompt. They share one prefill of the prompt."""
+    """Number of answers per prompt. A local model computes the prompt once for all of them; a server is sent one
+    request for each."""
     stop: tuple[str, ...] = ()
     """Texts that end an answer when it contains one; the text is not part of the answer."""
     stop_ids: tuple[int, ...] = ()
     """Token ids that end an answer, in addition to those of the checkpoint."""
     seed: int = 0
-    """Random seed. The same seed gives the same answers, whatever they are batched with."""
+    """Random seed. Each answer has random numbers of its own, so that another batch size hardly ever changes it. With
+    --endpoint, seed + i is sent for answer i of a prompt, and the server decides what it does with it."""
     batch_size: int = 128
-    """Number of answers that grow at the same time. Lower it to save memory, raise it for speed."""
+    """Number of answers decoded at the same time. Lower it to save memory, raise it for speed."""
     prefill_tokens: int = 1024
-    """Maximum number of prompt tokens per forward pass. Longer prompts are processed in pieces while other answers
-    grow."""
+    """Maximum number of prompt tokens per forward pass (chunked prefill). Longer prompts are processed in pieces while
+    other answers are decoded."""
 
     def __post_init__(self) -> None:
         if min(self.max_new_tokens, self.n, self.batch_size, self.prefill_tokens) < 1:

@@ -299,11 +299,18 @@ def _weight(text: str) -> float | None:
 def describe_all() -> str:
     """The objectives and their hyperparameters, for --help."""
     lines = ["objectives for --loss, with their hyperparameters (--NAME.argument) and defaults; a mixture is written"]
-    lines += ["NAME:WEIGHT,NAME:WEIGHT:"]
+    lines += [
+        "NAME:WEIGHT,NAME:WEIGHT. docs/objectives.md explains each and its hyperparameters. Winner and loser are the"
+    ]
+    lines += ["chosen and the rejected response."]
     for name in losses.names():
         loss = losses.get(name)
         arguments = ", ".join(f"{k}={v}" for k, v in loss.defaults.items())
-        costs = "  [takes a statistic of the whole step: micro-batches are computed twice]" if loss.whole_step else ""
+        costs = (
+            "  [needs a statistic of the whole batch: with several micro-batches, each forward pass runs twice]"
+            if loss.whole_step
+            else ""
+        )
         lines += [f"  {name}({arguments}){costs}", f"      {loss.summary}"]
     return "\n".join(lines)
 

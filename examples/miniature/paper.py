@@ -54,7 +54,8 @@ EXAMPLE = "./launch.sh paper --seeds 3"
 
 @dataclass(frozen=True, kw_only=True)
 class PaperConfig:
-    """Run the paper's experiment in the miniature world, and compare the paper's claims with the results."""
+    """Run the paper's experiment with a tiny Llama on questions about animals (the miniature world), and compare the
+    paper's claims with the results."""
 
     out: PathText = "runs/paper"
     """Folder for all results. What is done already is used again."""
@@ -64,8 +65,8 @@ class PaperConfig:
     """Run only two data sets, three objectives and six epochs."""
     also: tuple[PathText, ...] = ()
     """Further objectives, named as --loss of engine.train names them (path/to/file.py:name for your own), with flags
-    for one of them alone: "apo_zero beta=0.1 lr=3e-5". Defaults: beta 0.5, and the learning rate found for that
-    objective, or DPO's, 3e-5."""
+    for one of them alone: "apo_zero beta=0.1 lr=3e-5". Without such flags, beta is 0.5, and the learning rate is the
+    one that examples.miniature.tune found for the objective, or 3e-5 (DPO's) if it was not tuned."""
     at_once: int | None = None
     """Number of runs side by side. Unset: one for each GPU, or without a GPU one for each core."""
 

@@ -26,7 +26,8 @@ MAX_ANSWER_TOKENS = 64
 
 @dataclass(frozen=True, kw_only=True)
 class ScoreConfig:
-    """Score every checkpoint of a run, and the model that the run began with, on questions of the field guide."""
+    """Score every checkpoint of a run of the miniature examples, and the model that it began with, on questions about
+    animals (the field guide) that no model was trained on."""
 
     run: tyro.conf.Positional[PathText]
     """Folder of a run."""

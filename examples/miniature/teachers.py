@@ -15,7 +15,8 @@ ANSWER = "reviser, judge, stronger and habit answer"
 
 @dataclass(frozen=True, kw_only=True)
 class TeachersConfig(ServingConfig):
-    """Serve the field guide's reviser, judge and stronger models on this machine, until Ctrl-C."""
+    """Serve, until Ctrl-C, programs that correct, judge and write answers about the animals of the miniature examples
+    (the field guide), as language models would: for trying revise without an account."""
 
 
 def main(argv: Sequence[str]) -> None:

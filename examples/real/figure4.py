@@ -53,7 +53,7 @@ class Figure4Config:
     batch_size: int = 8
     """Pairs per optimizer step. The paper has 16."""
     max_response_tokens: int = 64
-    """Cut responses to this many tokens. The paper has 512."""
+    """Truncate responses to this many tokens. The paper has 512."""
     at_once: int | None = None
     """Number of objectives that train side by side. Unset: one for each GPU, or one without a GPU. A GPU has room for
     several runs of a small model."""

@@ -17,7 +17,8 @@ from system import cli
 
 @dataclass(frozen=True, kw_only=True)
 class ReviserConfig(ServingConfig):
-    """Serve a reviser and a judge of the real demo's nine rules on this machine, until Ctrl-C."""
+    """Serve, until Ctrl-C, programs that revise and judge answers by the real demo's nine rules, as language models
+    would."""
 
 
 def main(argv: Sequence[str]) -> None:

@@ -49,15 +49,17 @@ class RoundingConfig:
     """Measure how much of a run survives rounding its weights to bfloat16, by learning rate and number of steps."""
 
     data: tyro.conf.Positional[PathText | None] = None
-    """Pairs, as engine.train takes them. 32 are trained on and 64 held out, drawn by a fixed seed."""
+    """Pairs, as engine.train takes them: 32 are trained on and 64 held out, drawn by a fixed seed. Give this or
+    --run."""
     out: PathText = "runs/real/rounding"
     """Folder for the runs and the rounded checkpoints. What is there already is used again."""
     run: PathText | None = None
-    """Folder of ./launch.sh demo --real in runs/real. Its aligned model is rounded, and nothing is trained."""
+    """Folder of a finished ./launch.sh demo --real, such as runs/real/run-...: the last checkpoint of every objective
+    in it is rounded, and nothing is trained."""
     model: PathText | None = None
     """Checkpoint folder or hub id. Unset: SmolLM2-135M-Instruct, downloaded into runs/real."""
     record: PathText = "docs/records/rounding.json"
-    """JSON file for the results. Results of the other kind of run in it are kept."""
+    """JSON file for the results. Those of the other mode (pairs or --run) that it holds are kept."""
 
     def __post_init__(self) -> None:
         if (self.data is None) == (self.run is None):

@@ -34,8 +34,8 @@ class StudyConfig(studies.StretchSettings):
     records: PathText = RECORDS
     """Folder for the results of the runs."""
     ordinary: PathText | None = None
-    """Rows of prompts and completions that no model wrote, to measure what training costs on ordinary text. Unset: the
-    project's own."""
+    """File of prompts and completions that no model wrote. Their log-probs show what training costs on ordinary text.
+    Unset: the project's own file."""
     model: PathText | None = None
     """Checkpoint folder. Unset: SmolLM2-135M-Instruct, downloaded into --out."""
 

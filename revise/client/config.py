@@ -22,13 +22,12 @@ class ClientConfig:
     store: PathText
     """SQLite file that keeps every answer. A rerun with the same file sends only requests whose answer is missing."""
     endpoint: tuple[str, ...] = ()
-    """Address of an OpenAI-compatible server, such as http://localhost:8000/v1. Several addresses share the
-    requests."""
+    """Base URL of an OpenAI-compatible server, such as http://localhost:8000/v1. Several URLs share the requests."""
     model: str = ""
     """Name of the model at --endpoint."""
     key_env: tuple[str, ...] = (DEFAULT_KEY_ENV,)
-    """Environment variable that holds the API key: one for all endpoints, or one for each. The name none sends no key,
-    and neither does the default if it is not set."""
+    """Environment variable that holds the API key: one name for all endpoints, or one for each. No key is sent if the
+    name is none, or if the default OPENAI_API_KEY is not set."""
     key_file: PathText | None = None
     """File that holds the API key, instead of an environment variable."""
     header: tuple[str, ...] = ()
@@ -39,22 +38,24 @@ class ClientConfig:
     stream: bool = False
     """Ask every server to stream its answers. Set it for a server that only streams."""
     concurrency: int = 64
-    """Most requests in flight at once, for each endpoint. A server that answers 429 or 503 is sent fewer for a
-    while."""
+    """Maximum number of requests in flight at once, for each endpoint. A server that answers 429 or 503 is sent fewer
+    for a while."""
     rpm: float | None = None
-    """Most requests per minute, over all endpoints together. Unset: the limit in the server's headers, if they name
-    one."""
+    """Maximum number of requests per minute, over all endpoints together. Unset: the limit in the server's headers, if
+    they name one."""
     tpm: float | None = None
-    """Most tokens per minute, of requests and answers, over all endpoints together. Unset: the limit in the server's
-    headers, if they name one."""
+    """Maximum number of tokens per minute, of requests and answers, over all endpoints together. Unset: the limit in
+    the server's headers, if they name one."""
     max_attempts: int = 8
-    """Attempts of a request that meets errors or broken connections. After these it is marked as failed, and the next
-    run tries it again. A time-out counts as half of all attempts, since it may have been paid for."""
+    """Maximum number of attempts per request; after them it is marked as failed, and the next run tries it again. A
+    time-out uses up half of them, since it may have been billed, so that two end a request. An unreachable server uses
+    up none."""
     patience: float = 900.0
-    """Stop the run after this many seconds without an answer from any endpoint; after 60 at most, if no server could be
-    reached at all."""
+    """Seconds without an answer from any endpoint after which the run stops; at most 60 if no server could be reached
+    from the start."""
     max_wait: float = 120.0
-    """Longest pause, in seconds, that a server can ask for (Retry-After). After it the server is tried again."""
+    """Maximum pause, in seconds, that a server's Retry-After is obeyed for; then it is tried again, even if it asked
+    for longer."""
     connect_timeout: float = 10.0
     """Time-out for opening a connection, in seconds."""
     read_timeout: float = 300.0
@@ -67,9 +68,9 @@ class ClientConfig:
     max_answer_mb: float = 8.0
     """Largest answer to accept, in megabytes. A larger one is not read to its end, and counts as unusable."""
     price_in: float = 0.0
-    """Price of a million input tokens, in dollars."""
+    """Price of a million input tokens, in dollars. 0: the price is not known. --max-cost needs one of the two."""
     price_out: float = 0.0
-    """Price of a million output tokens, in dollars."""
+    """Price of a million output tokens, in dollars. 0: the price is not known. --max-cost needs one of the two."""
     max_cost: float | None = None
     """Send nothing more once all answers in --store have cost this many dollars; needs prices. An attempt that timed
     out counts at the most that it can have cost. Unset: no limit."""
@@ -79,10 +80,10 @@ class ClientConfig:
     """Send again the requests whose answer had no usable text, and those that the server refused. By default only
     failed requests are sent again."""
     go_on: bool = False
-    """Continue even if the first answers are unusable or all the same, or the server refuses one request after the
-    other. By default the run stops then."""
+    """Continue even if the first answers are all unusable or all the same, or the server refuses one request after the
+    other. By default the run stops then, before more is spent on a wrong setting."""
     accept_finish_reason: tuple[str, ...] = ()
-    """Further finish reasons of complete answers, besides stop, end_turn, eos, stop_sequence and a missing one."""
+    """Finish reasons, besides stop, end_turn, eos, stop_sequence and a missing one, that mark an answer as complete."""
     retry_quota: bool = False
     """Retry when a server says that the account is out of credit, as some relays do by mistake. By default the run
     stops."""

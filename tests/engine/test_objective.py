@@ -250,7 +250,9 @@ def test_the_help_lists_every_objective_with_its_defaults():
     said = describe_all()
     assert all(f"  {name}(" in said for name in losses.names())
     assert "  ipo(beta=0.1, length_normalised=True)\n" in said
-    assert "  kto_pair(" in said and said.split("  kto_pair(")[1].split("\n")[0].endswith("computed twice]")
+    assert "  kto_pair(" in said and said.split("  kto_pair(")[1].split("\n")[0].endswith(
+        "each forward pass runs twice]"
+    )
 
 
 def test_a_formula_that_replaced_another_one_is_part_of_a_runs_identity():

@@ -227,6 +227,8 @@ def test_help_is_the_docstrings_and_leaves_with_0(capsys, yaml):
     assert leaving.value.code == 0
     assert all(part in shown for part in ("python -m test", "--batch-size", "Examples in a step.", "and more"))
     assert "hyperparameters" not in shown
+    assert all(re.search(rf"{said}\W+\(default: unset\)", shown) for said in ("How many to keep", "Several names"))
+    assert re.search(r"Learning rate\W+\(default: 0\.5\)", shown)
 
 
 COMMAND = """
