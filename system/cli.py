@@ -113,7 +113,6 @@ class Aliases:
 
 
 NO_ALIASES = Aliases(names={}, former={}, values={})
-UNSET = "(default: unset)"
 FACTS = "facts"
 """The key of a run's config.yaml that holds what was found, not what was asked for: not read back as a setting."""
 
@@ -180,10 +179,17 @@ def join_help(config: type) -> None:
                 continue
             for said in docstring_parser.parse_from_object(base).params:
                 if said.arg_name in base.__annotations__:
-                    hint = UNSET if base.__dataclass_fields__[said.arg_name].default in (None, "", ()) else None
+                    hint = _hint(base.__dataclass_fields__[said.arg_name])
                     marker = tyro.conf.arg(help=" ".join((said.description or "").split()), help_behavior_hint=hint)
                     base.__annotations__[said.arg_name] = Annotated[base.__annotations__[said.arg_name], marker]
             base._help_is_joined = True  # pyright: ignore[reportAttributeAccessIssue]
+
+
+def _hint(field: dataclasses.Field[Any]) -> str | None:
+    """What stands behind a sentence of help in the place of the default; None where tyro's own words are right."""
+    if field.default is dataclasses.MISSING:
+        return "(required)" if field.default_factory is dataclasses.MISSING else None
+    return "(default: unset)" if field.default in (None, "", ()) else None
 
 
 def run(main: Callable[[Sequence[str]], None], *, is_distributed: bool = False) -> None:
