@@ -49,6 +49,12 @@ SLOW_CASES = {
     "test_bad_input_ends_in_2_with_one_sentence": {"one process"},
     "test_what_an_earlier_start_left_is_found_and_ended": {"600.0-0.5-False"},
     "test_a_server_is_waited_for_and_ended": {"path/to/model-path/to/model"},
+    "test_copies_give_the_bits_of_fsdp_on_one_rank": {
+        "micro_tokens-recompute_blocks",
+        "optimizer-weight_decay-loss-reference",
+        "reference-loss",
+        "loss-micro_tokens",
+    },
     "test_packing_and_sharing_the_prompt_change_nothing": {"7-dense-llama3.2", "7-by document-llama3.2"},
 }
 """Cases of a test that the fast set does without, since another case of the same test is in it."""
