@@ -159,7 +159,7 @@ def test_a_finished_run_is_not_taken_for_another(tmp_path):
     for path in (mine, data):
         later = where.stat().st_mtime + 60
         os.utime(path, (later, later))
-        with pytest.raises(InputError, match=f"{path.name} has changed since it was trained"):
+        with pytest.raises(InputError, match=f"{path.name} has changed since this run was trained"):
             grid.check_same(where, flags, None)
         os.utime(path, (1, 1))
 
