@@ -117,7 +117,7 @@ CASES = [  # what is said: the server, flags, exit code, pairs of 12, requests, 
     ("blanks before the answer", padded, [], 0, 12, 12, "12 pairs"),
     ("a context that is too short", lambda seen: Reply.error(400, LONG), [], 1, 0, 8, "lower --max-tokens"),
     ("another form", lambda seen: Reply.chat(f"Better: heron {seen.number}"), [], 1, 0, 12,
-     "--ask-again asks for them"),
+     "--ask-again asks for new ones"),
     ("... and going on", lambda seen: Reply.chat(f"Better: heron {seen.number}"), ["--go-on"], 1, 0, 12,
      "no pair was made of 12 prompts (no marker)"),
     ("one answer to everything", lambda seen: Reply.chat("{teacher_reasoning}: x\n{corrected_student_solution}: The "
