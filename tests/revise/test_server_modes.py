@@ -93,7 +93,7 @@ CUT_THERE = ("30 rows had an answer that ran past a chat template's end of turn:
 RENAMED = "wants max_completion_tokens instead of max_tokens, and is sent that"
 AS_GPT5 = flagged("--temperature", "1", "--extra", '{"top_p": null}', sent=31, said=(RENAMED,))
 NO_V1 = "the address seems to lack /v1: give --endpoint http://127.0.0.1:"
-ALL_THOUGHTS = "truncated: the thoughts took all 4,096 tokens); think less, or raise --max-tokens"
+ALL_THOUGHTS = "truncated: the thoughts took all 4,096 tokens); let the model think less, or raise --max-tokens"
 SHORT = "prompt and answer do not fit into the model's context: lower --max-tokens, or serve a longer context"
 SYSTEM = "leave the empty system message out: --no-empty-system; nothing is stored as refused"
 CREDIT = "Your credit balance is too low to access the Anthropic API."
@@ -206,7 +206,7 @@ BENCHMARKS = [
     Case("mix_model_rejects_seed", **flagged("--extra", '{"seed": null}', made=48, sent=102)),
     Case("alpaca_good", made=12, sent=25),
     Case("alpaca_together", made=12, sent=25),
-    stops("alpaca_space_only", "--judge: gives no log-probs of the tokens m and M", "--ask-again", sent=1),
+    stops("alpaca_space_only", "--judge: it gives no log-probs of the tokens m and M", "--ask-again", sent=1),
     stops("alpaca_think_first", "m and M have 0.0% of the probability of its first token", "--ask-again",
           sent=1),
     stops("alpaca_gpt5_16", "answers 403: You are not allowed to request logprobs", "another --judge", sent=1),
