@@ -73,7 +73,7 @@ def test_a_file_that_is_no_safetensors_is_refused_by_content(tmp_path, content, 
     start = time.monotonic()
     with pytest.raises(InputError, match=said) as fault:
         weights.check(tmp_path, weights.build(tmp_path))
-    assert time.monotonic() - start < 2
+    assert time.monotonic() - start < 10  # and not the minutes of reading all of it
     assert "\n" not in str(fault.value) and str(tmp_path / "model.safetensors") in str(fault.value)
 
 
