@@ -5,7 +5,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from data.rows import config_folder, find_model, is_model_folder
+from data.rows import FIELDS, RowSettings, config_folder, find_model, is_model_folder
 from data.text import TemplateSettings
 from eval import scores
 from system import OLD, InputError, cli, remove_folder, remove_leftovers, run_folder
@@ -36,6 +36,20 @@ def settings(run: Path) -> dict[str, Any]:
     """What the run was asked for: its config.yaml, values as text; empty where there is none."""
     path = run / "config.yaml"
     return cli.read_yaml(path) if path.is_file() else {}
+
+
+def rows_of(asked: dict[str, Any]) -> RowSettings:
+    """How the run itself has read and cut its rows."""
+    numbers = ("max_prompt_tokens", "max_response_tokens", "max_tokens", "max_row_mb")
+    named = {name: value for name, value in asked.items() if value not in (None, "", "null")}
+    kept: dict[str, Any] = {name: int(named[name]) for name in numbers if name in named}
+    kept |= {name: named[name] for name in ("keep_prompt", "columns", "ignore_columns", "roles") if name in named}
+    kept["beyond_context"] = named.get("beyond_context", "true") == "true"  # runs before there was such a flag took all
+    kept["keep_json_text"] = named.get("keep_json_text") == "true"
+    if "columns" in kept:  # an objective's own numbers are for training alone
+        ours = [part for part in kept["columns"].split(",") if part.partition("=")[0].strip() in FIELDS]
+        kept["columns"] = ",".join(ours) or None
+    return RowSettings(**kept)
 
 
 def base_of(run: Path) -> Checkpoint | None:

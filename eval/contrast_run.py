@@ -13,7 +13,6 @@ from data import load_preferences
 from data.contrast import contrast, texts_of
 from data.rows import open_folder
 from eval import checkpoints, scores
-from eval.trajectories import rows_of
 from system import InputError, cli
 from system.flags import PathText
 
@@ -47,7 +46,7 @@ def measure(run: Path) -> list[scores.Line]:
     scores. Raises InputError where they cannot be read, are no pairs, or are token ids of no known tokenizer.
     """
     settings = checkpoints.settings(run)
-    reading, skips = rows_of(settings).reading, settings.get("skip_bad_rows") == "true"
+    reading, skips = checkpoints.rows_of(settings).reading, settings.get("skip_bad_rows") == "true"
     base, asked = checkpoints.base_of(run), settings.get("data", [])
     tokenizer = open_folder(str(base.folder), base=base.base)[1] if base else None
     lines: list[scores.Line] = []

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 import tyro
 
-from data.rows import FIELDS, Example, PromptRow, Reading, RowSettings, hold_out, open_model, prompts_of, read_examples
+from data.rows import Example, PromptRow, Reading, hold_out, open_model, prompts_of, read_examples
 from data.text import NO_SETTINGS, Message
 from eval import checkpoints, scores
 from eval.checkpoints import Checkpoint
@@ -145,7 +145,7 @@ def _pairs(config: TrajectoriesConfig, base: Checkpoint) -> list[Example]:
 
     settings = checkpoints.template_of(Path(config.run), NO_SETTINGS)
     folder, chat = open_model(str(base.folder), settings, base=base.base)
-    reading, shape = rows_of(asked), shape_of(folder, base=base.base)
+    reading, shape = checkpoints.rows_of(asked), shape_of(folder, base=base.base)
     is_whole = is_own and own != asked.get("eval_data")  # held out of what is trained on: read as training reads it
     seed, n_held = int(asked.get("seed", 0)), float(asked.get("eval_pairs") or 0) if is_whole else 0
     weights = [float(w) for w in asked.get("data_weights") or []] if is_whole else []
@@ -167,20 +167,6 @@ def _pairs(config: TrajectoriesConfig, base: Checkpoint) -> list[Example]:
         raise InputError(f"{rows.name}: holds no pairs; give a file of pairs by --data")
     drawn = np.random.default_rng(config.seed).choice(len(pairs), min(config.n, len(pairs)), replace=False)
     return [pairs[i] for i in sorted(drawn.tolist())]
-
-
-def rows_of(asked: dict[str, Any]) -> RowSettings:
-    """How the run itself has read and cut its rows."""
-    numbers = ("max_prompt_tokens", "max_response_tokens", "max_tokens", "max_row_mb")
-    named = {name: value for name, value in asked.items() if value not in (None, "", "null")}
-    kept: dict[str, Any] = {name: int(named[name]) for name in numbers if name in named}
-    kept |= {name: named[name] for name in ("keep_prompt", "columns", "ignore_columns", "roles") if name in named}
-    kept["beyond_context"] = named.get("beyond_context", "true") == "true"  # runs before there was such a flag took all
-    kept["keep_json_text"] = named.get("keep_json_text") == "true"
-    if "columns" in kept:  # an objective's own numbers are for training alone
-        ours = [part for part in kept["columns"].split(",") if part.partition("=")[0].strip() in FIELDS]
-        kept["columns"] = ",".join(ours) or None
-    return RowSettings(**kept)
 
 
 def _digest(pairs: Sequence[Example]) -> str:
@@ -233,7 +219,7 @@ def _sampled(models: Sequence[Checkpoint], pairs: Sequence[Example], config: Tra
     from engine.generate import Answerer, Sampling
 
     asked = pairs[: config.answers]
-    texts = _texts(asked, rows_of(checkpoints.settings(Path(config.run))).reading)
+    texts = _texts(asked, checkpoints.rows_of(checkpoints.settings(Path(config.run))).reading)
     sampling = Sampling(max_new_tokens=config.max_new_tokens, temperature=config.temperature, seed=config.seed)
     facts = {"n": len(asked), "data_sha256": _digest(asked), "temperature": config.temperature, "judge": None}
     facts |= {"max_new_tokens": config.max_new_tokens, "seed": config.seed}

@@ -15,7 +15,7 @@ from engine.config import TrainConfig
 from engine.inputs import TrainingInputs
 from engine.score import score_under
 from engine.train import run as train
-from eval import trajectories
+from eval import checkpoints, trajectories
 from eval.trajectories import TrajectoriesConfig
 from system.errors import InputError
 from tests import forks, tiny
@@ -187,13 +187,13 @@ def test_lengths_that_run_away_are_warned_of():
 
 def test_columns_of_an_objectives_own_numbers_are_for_training_alone():
     """They may be missing in the rows that a run's checkpoints are followed on."""
-    assert trajectories.rows_of({"columns": "chosen=w, margin=gap,rejected=l"}).columns == "chosen=w,rejected=l"
-    assert trajectories.rows_of({"columns": "margin=gap"}).columns is None
+    assert checkpoints.rows_of({"columns": "chosen=w, margin=gap,rejected=l"}).columns == "chosen=w,rejected=l"
+    assert checkpoints.rows_of({"columns": "margin=gap"}).columns is None
 
 
 def test_rows_are_cut_and_left_out_as_the_run_has_done():
     """By what config.yaml says, as text; runs before there was --beyond-context took rows beyond it."""
-    before = trajectories.rows_of({"max_prompt_tokens": "512", "max_response_tokens": "512"})
+    before = checkpoints.rows_of({"max_prompt_tokens": "512", "max_response_tokens": "512"})
     assert before.limits_in(64) == Limits()
     asked = {
         "max_tokens": "1024",
@@ -201,7 +201,7 @@ def test_rows_are_cut_and_left_out_as_the_run_has_done():
         "max_response_tokens": "null",
         "beyond_context": "false",
     }
-    limits = trajectories.rows_of(asked).limits_in(64)
+    limits = checkpoints.rows_of(asked).limits_in(64)
     assert limits == Limits(prompt_tokens=None, response_tokens=None, tokens=1024, context=64)
 
 
@@ -212,10 +212,10 @@ def test_a_runs_rows_are_read_as_it_has_read_them():
         "keep_json_text": "true",
         "columns": "system=persona",
     }
-    reading = trajectories.rows_of(asked).reading
+    reading = checkpoints.rows_of(asked).reading
     assert (reading.ignored, reading.roles, reading.keeps_json_text) == (("context",), (("bot", "assistant"),), True)
     assert reading.columns == (("system", "persona"),)
-    plain = trajectories.rows_of({"ignore_columns": "null", "roles": "null", "keep_json_text": "false"}).reading
+    plain = checkpoints.rows_of({"ignore_columns": "null", "roles": "null", "keep_json_text": "false"}).reading
     assert (plain.ignored, plain.roles, plain.keeps_json_text) == ((), (), False)
 
 
@@ -224,5 +224,5 @@ def test_prompts_are_shown_from_the_columns_that_the_run_has_read(tmp_path):
     path = tiny.write_rows(tmp_path / "rows.jsonl", rows)
     ids = np.array([1], dtype=np.int32)
     pairs = [Example(f"{path}:{i}", ids, (ids, ids)) for i in (2, 1)]
-    reading = trajectories.rows_of({"columns": "prompt=question"}).reading
+    reading = checkpoints.rows_of({"columns": "prompt=question"}).reading
     assert trajectories._texts(pairs, reading) == ["How?", "Why?"]
