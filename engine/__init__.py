@@ -2,6 +2,7 @@
 
     bench/  bench_generation.py                        measures the loop from outside, through its hooks; TRL beside it
     train.py  score.py  generate.py  plan.py  convert.py  merge.py  publish.py    the commands; train.py holds the loop
+    layout.py               how a run fits into the memory that is free
     inputs.py               what is known before weights are read: shape, rows, objective, steps
     run/                    what a run leaves and goes on from: folder and lock, states, metrics, model cards
     tracking/               who else watches a run: wandb, trackio, MLflow, each in a process of its own

@@ -1,4 +1,4 @@
-"""What is known of a run before any weights are read: the shape, the rows, the objective, the steps, how it fits."""
+"""What is known of a run before any weights are read: the shape, the rows, the objective, the steps."""
 
 import contextlib
 import functools
@@ -17,10 +17,10 @@ from data.show import show
 from data.text import Chat, TemplateSettings, Tokenizer, stop_ids
 from engine import weights
 from engine.config import TrainConfig, check_trackers, world_size
-from engine.distributed import Ranks, free_memory
-from engine.model import ModelConfig, Transformer, name_of
-from engine.optim import Options, describe, largest_share
-from engine.planning import NO_ADAPTERS, Plan, TokenStatistics, adapters_instead, plan_run, refusal, tried, ways
+from engine.distributed import Ranks
+from engine.model import ModelConfig, Transformer
+from engine.optim import Options, describe
+from engine.planning import Plan, TokenStatistics
 from engine.run import (
     DAY,
     KEPT_MODEL,
@@ -30,7 +30,6 @@ from engine.run import (
     check_folder,
     check_name,
     day_of,
-    has_split_masters,
     identity,
     say,
 )
@@ -48,7 +47,6 @@ from engine.step import (
     open_reference,
     weights_report,
 )
-from engine.weights import Cast
 from system import InputError
 
 REPORTS = ("report", "eval_report", "heldout_report", "weights_report")
@@ -291,98 +289,6 @@ class TrainingInputs:
             names = heldout_names(self.objective, self.heldout)
             for flag, metric in named.items():
                 check_name(flag, metric, names)
-
-    def splits_masters(self) -> bool:
-        """Whether float32 masters are split in halves: where it is asked for, or one GPU cannot hold them whole.
-
-        A run that goes on keeps what it began with. Raises InputError where that cannot be.
-        """
-        memory = self.config.memory
-        if memory.master_weights != "auto":
-            return memory.master_weights == "split"
-        if self.adapting is not None:
-            return False
-        if (began := self._began()) is not None:
-            if began and world_size() > 1:
-                raise InputError(
-                    f"{self.config.out}: its state has split master weights, which work with one process only; start "
-                    f"one"
-                )
-            return began
-        if world_size() > 1 or not torch.cuda.is_available():
-            return False
-        dtype = getattr(torch, memory.dtype or "bfloat16")
-        return self._plan(self.config, "cuda", dtype, free_memory()).memory.is_split
-
-    def _began(self) -> bool | None:
-        """Whether the run that this one goes on with has split masters; None where it goes on with none."""
-        began = has_split_masters(Path(self.config.out)) if self.config.checkpoints.resumes else None
-        if began is None and self.continued and self.continued.state:
-            return has_split_masters(self.continued.run)
-        return began
-
-    def plan(self, ranks: Ranks) -> Plan:
-        """How the run is laid out, the same on every rank. Raises InputError where it cannot fit. Collective."""
-        self._check_day(ranks)
-        device, free = ranks.device.type, int(-ranks.all_reduce_max(-free_memory()))
-        found = self._fitting(device, ranks.dtype, free, is_split=ranks.splits_masters)
-        ranks.share(found.memory.n_shards)
-        return found
-
-    def plan_alone(self) -> Plan:
-        """How one process would lay the run out here; nobody is asked. Raises InputError where it cannot fit."""
-        device, is_split = "cuda" if torch.cuda.is_available() else "cpu", self.splits_masters()
-        asked = self.config.memory.dtype or ("bfloat16" if device == "cuda" or is_split else "float32")
-        return self._fitting(device, getattr(torch, asked), free_memory(), is_split=is_split)
-
-    def _fitting(self, device: str, dtype: torch.dtype, free: int, *, is_split: bool) -> Plan:
-        """The layout in so many free bytes. Raises InputError where there is none."""
-        found = self._plan(
-            self.config.with_flags(master_weights="split" if is_split else "float32"), device, dtype, free
-        )
-        self._check_saving(found)
-        if not found.fits:
-            is_new = self._began() is None
-            changes = (ways(self.config, world_size()), adapters_instead(self.config)) if is_new else ([], [])
-
-            def plan_with(way: dict[str, Any]) -> Plan:
-                return self._plan(self.config.with_flags(**way), device, dtype, free)
-
-            raise InputError(refusal(found, *(tried(some, plan_with) for some in changes)))
-        return found
-
-    def _check_day(self, ranks: Ranks) -> None:
-        """Raises InputError where ranks began on two days, and have rendered two texts. Collective."""
-        day = 0 if self.chat is None or self.chat.template.day is None else self.chat.template.day.toordinal()
-        if ranks.all_reduce_max(day) != -ranks.all_reduce_max(-day):
-            raise InputError(
-                "the chat template writes the date, and the ranks started on two days; start again, or give "
-                "--template-date"
-            )
-
-    def _check_saving(self, plan: Plan) -> None:
-        """Raises InputError where --save-rounding does not go with the folders' dtype, before any weights are read."""
-        try:
-            Cast(dtype=plan.saves, rounding=self.config.checkpoints.save_rounding)
-        except InputError as fault:
-            raise InputError(f"--save-rounding: checkpoint folders are in {name_of(plan.saves)}: {fault}") from None
-
-    def _plan(self, config: TrainConfig, device: str, dtype: torch.dtype, free: int) -> Plan:
-        asked = config.memory.gpu_memory
-        return plan_run(
-            config,
-            self.policy.config,
-            self.modes,
-            self.statistics,
-            device=device,
-            dtype=dtype,
-            n_ranks=world_size(),
-            budget=free if asked is None else min(free, int(asked * 1e9)),
-            stored=weights.stored_dtypes(self.folder),
-            group_share=largest_share(self.policy.trained(), self.options, optimizer=config.optimizer.name),
-            other_reference=self.other and self.other.config,
-            on_base=NO_ADAPTERS if self.adapting is None else self.adapting.for_plan(),
-        )
 
     def groups(self) -> list[str]:
         """The optimizer's groups of parameters in words; none where all parameters have the run's options."""

@@ -18,6 +18,7 @@ from engine import optim, weights
 from engine.config import ALIASES, TrainConfig, host, trl_names
 from engine.distributed import Ranks
 from engine.inputs import TrainingInputs
+from engine.layout import plan_together, splits_masters
 from engine.model import FusedForward, Transformer
 from engine.optim import SplitMasterWeights, copy_rounded
 from engine.planning import Plan
@@ -90,7 +91,7 @@ def join(inputs: TrainingInputs) -> Ranks:
         dtype=getattr(torch, memory.dtype) if memory.dtype else None,
         timeout=config.distributed.hang_timeout,
         shard_size=config.distributed.shard_size,
-        splits_masters=inputs.splits_masters(),
+        splits_masters=splits_masters(inputs),
         has_adapter=inputs.adapting is not None,
         gpu_memory=None if memory.gpu_memory is None else memory.gpu_memory * 1e9,
     )
@@ -189,7 +190,7 @@ def build(inputs: TrainingInputs, ranks: Ranks, hooks: Hooks, folder: RunFolder,
     config, steps = inputs.config, inputs.steps
     if (continued := inputs.continued) is not None:
         ranks.on_rank0(lambda: continued.check(inputs.identity(ranks)))
-    plan = inputs.plan(ranks)
+    plan = plan_together(inputs, ranks)
     micro_batching = MicroBatching.of(config.measuring, plan.memory.micro_tokens, inputs.originals)
     reference, said = read_reference(inputs, plan, ranks, folder)
     if inputs.other is not None:

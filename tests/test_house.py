@@ -37,9 +37,9 @@ ROOMS = {  # of engine/: what each may import of the others, through their faces
 ROOMS["optim"] = ROOMS["sampling"] = {*ROOMS}
 ROOMS["step"] = {*ROOMS}
 ROOMS["run"] = {*ROOMS}
-DOORS = {"inputs": {*ROOMS}}
+DOORS = {"inputs": {*ROOMS}, "layout": {*ROOMS, "inputs"}}
 COMMANDS = ("train", "score", "generate", "plan", "convert", "merge", "publish")
-DOORS |= {command: {*ROOMS, "inputs"} for command in COMMANDS}
+DOORS |= {command: {*ROOMS, "inputs", "layout"} for command in COMMANDS}
 ROOMS["bench"] = {*ROOMS, *DOORS}
 DOORS["bench_generation"] = {"bench"}
 MOST_AT_THE_DOOR = 12

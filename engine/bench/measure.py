@@ -24,6 +24,7 @@ from torch import Tensor, nn
 from data.forest import Forest, PackingOptions, pack
 from engine.config import TrainConfig, world_size
 from engine.inputs import TrainingInputs
+from engine.layout import plan_together
 from engine.model import DIVERGENCES, STATISTICS, FusedForward, Head, Transformer, adapters
 from engine.planning import (
     Documents,
@@ -265,7 +266,9 @@ def _alone(config: TrainConfig) -> dict[str, Any]:
     """What the device reaches on a plain product, and how long the kernels of the first step's batches take alone."""
     inputs = TrainingInputs(config.with_flags(out=config.out + "-kernels"))
     ranks = join(inputs)
-    micro_batching = MicroBatching.of(config.measuring, inputs.plan(ranks).memory.micro_tokens, inputs.originals)
+    micro_batching = MicroBatching.of(
+        config.measuring, plan_together(inputs, ranks).memory.micro_tokens, inputs.originals
+    )
     model = inputs.policy.to_empty(device=ranks.device).to(ranks.dtype)
     batch = inputs.steps.step(1).batch
     seconds: dict[str, float] = defaultdict(float)

@@ -19,6 +19,7 @@ from data.rows import find_model
 from engine import plan, weights
 from engine.config import TrainConfig
 from engine.inputs import TrainingInputs
+from engine.layout import plan_alone
 from engine.planning import Plan, cost, matmul_peak, size
 from eval import alpacaeval_run, mixeval_run, scores
 from examples import grid
@@ -220,7 +221,7 @@ def _run_of(recipe: Recipe, cell: Cell, out: Path, slots: Slots) -> tuple[TrainC
     """How a run is laid out. Raises InputError where it does not fit."""
     config = grid.configured(grid.flags_of(cell, recipe.model, recipe.training), out / "run", out, None)
     if slots.gpus == 1:
-        return config, TrainingInputs(config).plan_alone()
+        return config, plan_alone(TrainingInputs(config))
     each = torch.cuda.get_device_properties(0).total_memory / 1e9
     schedule, adapters = config.schedule, config.adapters
     asked = plan.PlanConfig(

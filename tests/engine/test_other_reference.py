@@ -19,6 +19,7 @@ from data.rows.examples import Example
 from engine import plan, score, train, weights
 from engine.config import TrainConfig
 from engine.inputs import TrainingInputs
+from engine.layout import plan_in
 from engine.model import FusedForward, raw_config, read_config
 from engine.planning import MemoryInputs, cost, memory
 from engine.step import fingerprint, reference_passes
@@ -396,8 +397,7 @@ def planned(job, other, **changes):
         model=str(job.model), data=str(job.rows), out=str(job.tmp / "planned"), loss="dpo", reference_model=other,
         **changes,
     )  # fmt: skip
-    inputs = TrainingInputs(config)
-    return inputs._plan(config, "cpu", torch.float32, 10**12)
+    return plan_in(TrainingInputs(config), config, "cpu", torch.float32, 10**12)
 
 
 @pytest.mark.parametrize("mode", ["fused", "precompute"])

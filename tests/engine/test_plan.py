@@ -13,11 +13,12 @@ import torch
 
 import engine
 from data.forest import PackingOptions, pack
-from engine import inputs, plan, train, weights
+from engine import layout, plan, train, weights
 from engine.bench.bench import write_model
 from engine.config import TrainConfig
 from engine.distributed import Ranks, bus_bandwidth
 from engine.inputs import TrainingInputs
+from engine.layout import plan_together
 from engine.model import Llama, read_config
 from engine.model.shapes import SHAPES, raw_config
 from engine.planning import cost, memory
@@ -170,7 +171,7 @@ def test_auto_splits_masters_where_whole_ones_do_not_fit():
 def test_what_cannot_fit_is_refused_with_the_change_that_lets_it(tmp_path, monkeypatch):
     model = tiny.write_model(tmp_path / "model")
     rows = tiny.write_rows(tmp_path / "rows.jsonl", id_rows(8))
-    monkeypatch.setattr(inputs, "free_memory", lambda: 3 * 10**6)
+    monkeypatch.setattr(layout, "free_memory", lambda: 3 * 10**6)
     config = TrainConfig(model=str(model), data=(str(rows),), out=str(tmp_path / "run"))
     with pytest.raises(InputError, match=r"^needs 0\.2 GB of memory, and 0\.1 GB are free.*lower --micro-tokens"):
         train.run(config)
@@ -376,7 +377,9 @@ def test_the_expected_peak_of_an_adapters_run_is_within_a_tenth_of_the_measured_
     whole = {"model": str(tmp_path / "model"), "data": str(tmp_path / "rows.jsonl"), "out": str(tmp_path / "whole")}
     whole |= {"epochs": 1, "batch_size": 3, "state_every": 0}
     whole |= {name: value for name, value in changes.items() if name in ("micro_tokens", "recompute_blocks")}
-    assert peak < 0.75 * memory.total(TrainingInputs(TrainConfig(**whole)).plan(Ranks(dtype=torch.float32)).memory)
+    assert peak < 0.75 * memory.total(
+        plan_together(TrainingInputs(TrainConfig(**whole)), Ranks(dtype=torch.float32)).memory
+    )
 
 
 def test_the_bandwidth_inside_a_node_is_assumed_or_given(capsys):

@@ -22,6 +22,7 @@ from engine.config import TrainConfig
 from engine.distributed import stop
 from engine.distributed.ranks import Ranks
 from engine.inputs import TrainingInputs
+from engine.layout import splits_masters
 from engine.run import states as checkpoint
 from engine.step import Hooks, reference_passes
 from losses import registry
@@ -186,9 +187,9 @@ def test_how_masters_lie_and_what_computes_is_the_states_to_say(go, monkeypatch)
     go("run", **split, stop_after=4)
     go("run", loss="dpo", resume=True, stop_after=5)
     monkeypatch.setenv("WORLD_SIZE", "2")
+    config = TrainConfig(model=str(go.model), data=(str(go.rows),), out=str(go.tmp / "run"), resume=True)
     with pytest.raises(InputError, match="its state has split master weights, which work with one process"):
-        TrainingInputs(TrainConfig(model=str(go.model), data=(str(go.rows),), out=str(go.tmp / "run"), resume=True)
-                  ).splits_masters()  # fmt: skip
+        splits_masters(TrainingInputs(config))
     monkeypatch.delenv("WORLD_SIZE")
     for changes in ({"master": "whole"}, {"dtype": "float32"}):
         with pytest.raises(InputError, match=r"master: split -> whole|dtype: bfloat16 -> float32"):
