@@ -13,7 +13,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from data.forest import PackingOptions, pack
 from engine import weights
-from engine.bench import bench, measure, peers
+from engine.bench import bench, measure, peers, table
 from engine.bench.bench import write_model
 from engine.model import SHAPES, FrozenLinear, FusedForward, Shape, Transformer, adapters, raw_config, read_config
 from engine.planning.flops import Documents, forward_flops
@@ -201,12 +201,12 @@ def test_the_table_holds_the_first_row_against_the_best_of_each_epoch():
 
     rows = [row("all savings", (6, 8), (6, 8)), row("TRL, 1 at a time", (3, 2), (2, 2)),
             row("TRL, precomputed, 1 at a time", (1, 4), (1, 2)), row("TRL, 4 at a time", (1, 1))]  # fmt: skip
-    assert bench._beside_trl(rows) == [
+    assert table.beside_trl(rows) == [
         "",
         "To TRL at its best: 2.50 (2.00 to 3.00) epoch 1 (TRL, 1 at a time), 3.00 (2.00 to 4.00) from epoch 2 on "
         "(TRL, precomputed, 1 at a time).",
     ]
-    assert bench._beside_trl(rows[:1]) == []
+    assert table.beside_trl(rows[:1]) == []
 
 
 def test_the_bench_measures_the_real_path(tmp_path):
