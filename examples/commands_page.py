@@ -29,7 +29,7 @@ COMMANDS = {
     "All of it": ["examples.align", "examples.grid"],
     "Examples": [
         "examples.miniature.demo", "examples.real.demo", "examples.miniature.paper", "examples.miniature.tune",
-        "examples.real.checkpoint", "examples.real.figure4", "examples.real.rounding",
+        "examples.real.checkpoint", "examples.real.figure4", "examples.real.rounding", "examples.fp8",
         "examples.real.lora_demo", "examples.real.lora_search", "examples.real.lora_bases",
         "examples.miniature.study", "examples.real.study",
         "examples.miniature.model", "examples.miniature.score", "examples.miniature.reviser",
