@@ -238,7 +238,7 @@ def _entry(loss: Loss) -> str:
     facts += [f"peers call it {', '.join(others)}"] if others else []
     arguments = " ".join(f"`--{loss.name}.{name} {_shown(value)}`" for name, value in loss.defaults.items())
     text = (inspect.getdoc(loss.function) or "").replace("*", r"\*")
-    paragraphs = re.sub(r"\n(When:|Source:|Metrics?:)", r"\n\n\1", text)
+    paragraphs = re.sub(r"\n(Use it|Source:|Metrics?:)", r"\n\n\1", text)
     return f"### {loss.name}\n\n{'; '.join(facts)}. {arguments or 'No hyperparameters.'}\n\n{paragraphs}\n"
 
 

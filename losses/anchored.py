@@ -17,7 +17,8 @@ def nca(chosen: Responses, rejected: Responses, *, beta: float = 0.1) -> Result:
     """Noise contrastive alignment: lower the loser, and raise the winner to a fixed reward and no further.
 
     loss = sp(-r_w) + (sp(r_w) + sp(r_l)) / 2. The winner rests at r_w = log 2; 2 log 2 at the centre.
-    When: the winner's likelihood must not fall, nor run away. Source: arXiv 2402.05369; beta 0.01 in its runs.
+    Use it where the winner's likelihood should neither fall nor grow without end.
+    Source: arXiv 2402.05369; beta 0.01 in its runs.
     """
     r_w, r_l = beta * chosen.logratios, beta * rejected.logratios
     return Result(softplus(-r_w) + (softplus(r_w) + softplus(r_l)) / 2, r_w.detach(), r_l.detach())
@@ -37,7 +38,8 @@ def sppo(
 
     loss = (x_w - (P_w - 1/2) / beta)^2 + (x_l - (P_l - 1/2) / beta)^2; beta is 1 / eta. P: the row's chosen_prob and
     rejected_prob, 1 and 0 where it has none. reduction_half halves it.
-    When: pairs sampled from the policy itself, iteratively. Source: arXiv 2405.00675 eq. 4.7; TRL `sppo_hard`.
+    Use it in iterative rounds, on pairs sampled from the policy itself.
+    Source: arXiv 2405.00675 eq. 4.7; TRL `sppo_hard`.
     probs_w, probs_l: [n] win rates between 0 and 1.
     """
     x_w, x_l = chosen.logratios, rejected.logratios
@@ -52,7 +54,7 @@ def apo_up(chosen: Responses, rejected: Responses, *, beta: float = 0.1) -> Resu
     """Raise the likelihood of winner and loser, the winner's more than the loser's: the mirror of APO-down.
 
     loss = s(-r_l) + s(-m). Starts at exactly 1, where the loser's gradient is 0: the first step moves the winner only.
-    When: even the losers are better than the model's own answers.
+    Use it where even the losers are better than the model's own answers.
     Source: ours; apo_down (eq. 8 of arXiv 2408.06266) at (-r_l, -r_w).
     """
     r_w, r_l = beta * chosen.logratios, beta * rejected.logratios
@@ -74,7 +76,7 @@ def apo_select(
     loss = p (s(-r_w) + s(r_l)) + (1 - p) (s(r_w) + s(-m)), p = [score_w > own score]: a tie is APO-down, so that
     nothing is raised that is no better. temperature > 0, about the scorer's noise: p = s((score_w - own score) /
     temperature). up: APO-up where even score_l is above the own score.
-    When: winners of mixed quality, and scores by one scorer of winner, loser and the model's own answer.
+    Use it where winners vary in quality, and one scorer has rated winner, loser and the model's own answer.
     Source: section 8 of arXiv 2408.06266, made an objective here. own_scores: [n]. Metric: p_zero, the mean p.
     """
     if temperature < 0:

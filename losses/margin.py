@@ -22,7 +22,7 @@ def ipo(chosen: Responses, rejected: Responses, *, beta: float = 0.1, length_nor
 
     loss = (h - 1 / (2 beta))^2, h = x_w / n_w - x_l / n_l; beta is the paper's tau. At 0.1 the target is 5 nats per
     token. length_normalised=False: h = x_w - x_l, as the paper's text has it.
-    When: preferences that are nearly certain, where DPO's margin would grow without end.
+    Use it where preferences are nearly certain, so that DPO's margin would grow without end.
     Source: arXiv 2310.12036 eq. 17; per token as in TRL from 0.7.11 on.
     """
     x_w, x_l = chosen.logratios, rejected.logratios
@@ -35,7 +35,7 @@ def cdpo(chosen: Responses, rejected: Responses, *, beta: float = 0.1, label_smo
     """DPO for noisy labels: a share of them counts as flipped, so that the margin stops at a finite value.
 
     loss = (1 - e) sp(-m) + e sp(m), e = label_smoothing; lowest at m = log((1 - e) / e).
-    When: noisy labels, and a margin that is to stay bounded.
+    Use it where labels are noisy and the margin should stay bounded.
     Source: ericmitchell.ai/cdpo; e = 0.2 in HALOs, TRL up to 0.28 as `sigmoid` with smoothing.
     """
     e, m = share(label_smoothing), _margin(beta, chosen, rejected)
@@ -48,7 +48,8 @@ def robust_dpo(chosen: Responses, rejected: Responses, *, beta: float = 0.1, lab
 
     loss = ((1 - e) sp(-m) - e sp(m)) / (1 - 2e), e = label_smoothing in [0, 1/2). Unbounded below, and its gradient
     never vanishes.
-    When: labels that are flipped at a known rate. Source: arXiv 2403.00409; TRL `robust`. Not the same as cdpo.
+    Use it where a known share of the labels is flipped.
+    Source: arXiv 2403.00409; TRL `robust`. Not the same as cdpo.
     """
     e, m = share(label_smoothing, most=0.5), _margin(beta, chosen, rejected)
     losses = ((1 - e) * softplus(-m) - e * softplus(m)) / (1 - 2 * e)
@@ -60,7 +61,8 @@ def hinge(chosen: Responses, rejected: Responses, *, beta: float = 0.1) -> Resul
     """Push the margin to 1 and no further.
 
     loss = max(0, 1 - m).
-    When: pairs that are won should stop pulling. Source: RSO's normalised SLiC, arXiv 2309.06657; TRL `hinge`.
+    Use it where pairs that are already won should have no further effect.
+    Source: RSO's normalised SLiC, arXiv 2309.06657; TRL `hinge`.
     """
     return Result((1 - _margin(beta, chosen, rejected)).clamp(min=0), *_rewards(beta, chosen, rejected))
 
@@ -77,7 +79,8 @@ def odpo(
     """DPO with an offset: the winner must lead by more where its score exceeds the loser's by more.
 
     loss = sp(-(m - alpha log(score_w - score_l))); offset="linear": alpha (score_w - score_l).
-    When: rows with scores whose differences mean something. Source: arXiv 2402.10571. Raises LossError where a score
+    Use it where rows have scores whose differences mean something.
+    Source: arXiv 2402.10571. Raises LossError where a score
     of a winner is not above its loser's.
     """
     lead = scores_of(chosen) - scores_of(rejected)
@@ -92,7 +95,8 @@ def dpop(chosen: Responses, rejected: Responses, *, beta: float = 0.3, lam: floa
     """DPO-Positive: DPO with a penalty where the winner becomes less likely than under the reference.
 
     loss = sp(-z), z = m - beta lam max(0, -x_w): the penalty stands inside the sigmoid. None where x_w is 0.
-    When: winner and loser differ little, and DPO lowers both. Source: arXiv 2402.13228 eq. 3 (Smaug).
+    Use it where winner and loser differ little, so that DPO lowers both.
+    Source: arXiv 2402.13228 eq. 3 (Smaug).
     """
     x_w, x_l = chosen.logratios, rejected.logratios
     below = (-x_w).clamp(min=0)
@@ -113,7 +117,7 @@ def dpo_nll(
     """DPO plus the winner's negative log-likelihood, which keeps the winner likely.
 
     loss = sp(-m) + alpha nll_w, nll_w = -lp_w / n_w.
-    When: reasoning traces and other winners that must not become less likely.
+    Use it for reasoning traces, and wherever winners must not become less likely.
     Source: arXiv 2404.19733 (iterative RPO); nll_per="token" as TRL's rpo_alpha.
     """
     likelihood = alpha * nll(chosen, nll_per, mean_length)
@@ -125,7 +129,8 @@ def r_dpo(chosen: Responses, rejected: Responses, *, beta: float = 0.1, alpha: f
     """Length-regularised DPO: the longer the winner is than the loser, the less the pair is pushed.
 
     loss = sp(-(m + alpha (n_w - n_l))), alpha in rewards per token.
-    When: winners are longer than losers, and answers must not grow. Source: arXiv 2403.19159 eq. 9.
+    Use it where winners are longer than losers and answers should not grow longer.
+    Source: arXiv 2403.19159 eq. 9.
     """
     longer = alpha * (lengths_of(chosen) - lengths_of(rejected))
     return Result(softplus(-(_margin(beta, chosen, rejected) + longer)), *_rewards(beta, chosen, rejected))
@@ -137,7 +142,7 @@ def exo(chosen: Responses, rejected: Responses, *, beta: float = 0.1, label_smoo
 
     loss = q (log q - log(1 - e)) + (1 - q) (log(1 - q) - log e), q = s(m), e = label_smoothing > 0. Lowest at
     m = log((1 - e) / e), 6.9 by default; the gradient also vanishes where m is very low.
-    When: the mode of the preferred answers is wanted rather than all of them.
+    Use it where the policy should settle on the most preferred answers rather than cover all of them.
     Source: arXiv 2402.00856 eq. 16; TRL `exo_pair`.
     """
     e, m = share(label_smoothing), _margin(beta, chosen, rejected)
@@ -152,7 +157,8 @@ def discopop(chosen: Responses, rejected: Responses, *, beta: float = 0.05, tau:
     """Log-ratio modulated loss, found by a language model: logistic for small margins, exponential for large ones.
 
     loss = (1 - u) sp(-m) + u exp(-m), u = s(m / tau). Not monotone: at the centre a step lowers the margin.
-    When: to compare with it. Source: arXiv 2406.08414 eq. 5; beta 0.1 in TRL.
+    Use it for comparison.
+    Source: arXiv 2406.08414 eq. 5; beta 0.1 in TRL.
     """
     m = _margin(beta, chosen, rejected)
     exponential = torch.exp(logsigmoid(m / tau) - m)  # u * exp(-m) would be 0 * inf far left
@@ -164,7 +170,8 @@ def ln_dpo(chosen: Responses, rejected: Responses, *, beta: float = 0.1) -> Resu
     """DPO on log-ratios divided by the number of tokens.
 
     loss = sp(-beta (x_w / n_w - x_l / n_l)). The logged rewards are of sums, as every objective's of the kind.
-    When: long answers should not weigh by their length. Source: arXiv 2411.15124 (Tulu 3); TRL `sigmoid_norm`.
+    Use it where a long answer should not count more for its length.
+    Source: arXiv 2411.15124 (Tulu 3); TRL `sigmoid_norm`.
     """
     per_w = beta * chosen.logratios / lengths_of(chosen)
     per_l = beta * rejected.logratios / lengths_of(rejected)
@@ -176,7 +183,7 @@ def wpo_sequence(chosen: Responses, rejected: Responses, *, beta: float = 0.1) -
     """DPO with each pair weighted by how likely the policy is to write it, judged by mean log-probs alone.
 
     loss = exp(a_w + a_l) sp(-m), a = lp / n; the weight is detached. Called wpo before 0.2.0.
-    When: as wpo, at the cost of dpo: no whole distributions are needed.
+    Use it in place of wpo where that costs too much: this needs no whole distributions, and costs what dpo costs.
     Source: arXiv 2406.11827 before its alignment of weights, which wpo has.
     """
     weight = torch.exp(mean_logps(chosen) + mean_logps(rejected)).detach()
@@ -198,7 +205,7 @@ def f_dpo(
     1 - 1 / u (forward_kl), log(2 u / (1 + u)) (js_divergence), (1 - u^-alpha) / alpha (alpha_divergence: alpha 0 is
     the reverse KL, 1 the forward one). u^-1 and u^-alpha are at most exp(80), without a slope beyond. Rewards are
     beta f'(u).
-    When: more diverse answers than DPO's are wanted; forward_kl lets no answer of the reference go.
+    Use it where answers should be more diverse than DPO's; forward_kl keeps every answer of the reference likely.
     Source: arXiv 2309.16240 table 1; TRL's f_divergence_type, whose f_alpha_divergence_coef is 1 - alpha, and whose
     forward KL overflows where a log-ratio is below -88.
     """
@@ -220,7 +227,7 @@ def dpo_shift(
 
     loss = sp(-(r_w - l r_l)), l = lam, or, with lam_end, linear from lam in the first step to lam_end at the end of
     the run: l = lam + (lam_end - lam) progress. 1 is dpo.
-    When: DPO lowers both likelihoods, and a little of the margin may be given for the winner's.
+    Use it where DPO lowers both likelihoods, and some of the margin may be traded for the winner's likelihood.
     Source: arXiv 2502.07599 and its authors' code (f(lambda); fixed, increase_linear 0.95 to 1, decrease_linear 1 to
     0.95), whose default is 1 and whose released models have 0.95. progress: the share of all steps that are done.
     Metric: lam.
@@ -247,7 +254,7 @@ def lpo(
     + gamma max(0, -h_w), h = x / n and sg without gradient; length_normalised=False: h = x. The winner is pulled up
     with r_1 and the loser down with r_2 until the margin is 1 / (2 beta), and back beyond it. Where h_w is 0, as at the
     start of every run, half of gamma's slope is taken, as in the authors' code.
-    When: IPO's target with slopes that do not grow, and losers that are to fall by a known part of what winners rise.
+    Use it for IPO's target with bounded slopes, and where losers should fall by a known share of what winners rise.
     Source: arXiv 2508.14947 in its authors' code (lpo-ste with the loss of the winner added), defaults as there; its
     released recipe has gamma 10 and r_2 0.2.
     """

@@ -20,7 +20,7 @@ def dpo(chosen: Responses, rejected: Responses, *, beta: float = 0.1) -> Result:
 
     loss = -log s(r_w - r_l): eq. 7 of arXiv 2305.18290. log 2 where policy and reference agree. Only the margin
     enters, so both likelihoods may fall together.
-    When: the baseline; noisy preferences of which only the order is trusted.
+    Use it as the baseline, and where preferences are noisy and only their order can be trusted.
     chosen, rejected: logps, ref_logps [n], float32 or float64, nats. beta > 0, per nat.
     Returns losses [n] and detached rewards [n] in the dtype given.
     """
@@ -34,7 +34,7 @@ def apo_zero(chosen: Responses, rejected: Responses, *, beta: float = 0.1) -> Re
 
     loss = s(-r_w) + s(r_l): eq. 7 of arXiv 2408.06266 plus 1, so that it starts at exactly 1. 0 < loss < 2 and
     |d loss / d logps| <= beta / 4.
-    When: winners that are better than the model's own answers (CLAIR, on-policy judge).
+    Use it where winners are better than the model's own answers (CLAIR, on-policy judge).
     chosen, rejected: logps, ref_logps [n], float32 or float64, nats. beta > 0, per nat.
     Returns losses [n] and detached rewards [n] in the dtype given.
     """
@@ -49,7 +49,7 @@ def apo_down(chosen: Responses, rejected: Responses, *, beta: float = 0.1) -> Re
 
     loss = s(r_w) + s(r_l - r_w): eq. 8 of arXiv 2408.06266 plus 1, so that it starts at exactly 1. At that point
     the winner's gradient is 0: the first step moves the loser only.
-    When: winners that are worse than the model's own answers (off-policy judge).
+    Use it where winners are worse than the model's own answers (off-policy judge).
     chosen, rejected: logps, ref_logps [n], float32 or float64, nats. beta > 0, per nat.
     Returns losses [n] and detached rewards [n] in the dtype given.
     """
@@ -70,7 +70,8 @@ def apo_zero_unpaired(
 
     loss = weight_D s(-r) where desirable, weight_U s(r) where not: appendix C of arXiv 2408.06266 (KTO with its KL
     fixed to 0). Starts at 1/2; on unpaired pairs its mean is half of apo_zero's.
-    When: thumbs up and down, or pairs taken apart; beat kto on two of the paper's four sets, and trains faster.
+    Use it for thumbs up and down, or for pairs split into single responses. It beat kto on two of the paper's four
+    sets, and trains faster.
     responses: logps, ref_logps [n], float32 or float64, nats. labels: bool [n], True = desirable. beta > 0, per nat.
     Returns losses [n] and the detached rewards of either class.
     """
@@ -95,8 +96,9 @@ def kto(
     z = max(0, mean log-ratio of the step's mismatched sequences), detached (prompts with another prompt's response);
     loss = weight_D s(-beta (x - z)) where desirable, weight_U s(-beta (z - x)) where not: eq. 7 of arXiv 2402.01306.
     Starts at 1/2.
-    When: thumbs up and down, also where one kind is rare (n_D weight_D : n_U weight_U between 1:1 and 4:3); beat
-    apo_zero_unpaired on two of the paper's four sets, and took up to 60 % longer to train.
+    Use it for thumbs up and down, also where one of the two is rare (set the weights so that n_D weight_D : n_U
+    weight_U is between 1:1 and 4:3). It beat apo_zero_unpaired on two of the paper's four sets, and took up to 60 %
+    longer to train.
     responses: logps, ref_logps [n], float32 or float64, nats. labels: bool [n], True = desirable. beta > 0, per nat.
     mismatched: logps, ref_logps [m] of the whole step over all ranks. kl: a fixed z in nats in its place.
     Returns losses [n], the detached rewards of either class, and the metric kl (z). Raises LossError where neither
@@ -135,7 +137,7 @@ def kto_pair(
     anchor_size: the means are over so many pairs in the step's order, and over what is left at its end: what one device
     held there. Those releases are detach=False with anchor_size their per-device batch; gradients then flow through
     anchors of few pairs, which moves a winner more than the whole step's anchor does.
-    When: KTO on pairs without mismatched sequences, as the paper's tables have it.
+    Use it for KTO on pairs without mismatched sequences, which is what the paper's tables report.
     chosen, rejected: logps, ref_logps [n] of the whole step over all ranks, float32 or float64, nats. beta > 0, per
     nat. kl_chosen, kl_rejected: fixed z_w, z_l in nats.
     Returns losses [n], detached rewards [n], and the metric kl (the mean of both anchors). Raises LossError for an
@@ -163,7 +165,8 @@ def sft(
 
     per="token": loss = -lp / mean_length, mean_length = response tokens of the step / responses of the step, so that
     the step's mean is the mean over its tokens; "sequence": -lp / n, every response weighs the same; "sum": -lp.
-    When: winners alone; the baseline that contrastive objectives have to beat. Source: maximum likelihood.
+    Use it to train on winners alone: the baseline that contrastive objectives have to beat.
+    Source: maximum likelihood.
     responses: logps [n], float32 or float64, nats; lengths [n] unless per="sum". mean_length: tokens; computed from
     the lengths given where it is left out. beta only scales the logged rewards.
     Returns losses [n]; detached chosen_rewards beta * x where there is a reference, else beta * lp. Raises LossError

@@ -16,7 +16,8 @@ def dro_ranked(responses: Responses, *, tau: float = 1.0) -> Result:
     """Direct reward optimisation over several responses to a prompt, whose value the other responses estimate.
 
     loss = mean over k of (score_k - V_k - tau x_k)^2 / 2, V_k = mean over j != k of (score_j - tau x_j), detached.
-    When: several scored responses to each prompt. Source: arXiv 2405.19107; the estimate of V is ours.
+    Use it where each prompt has several scored responses.
+    Source: arXiv 2405.19107; the estimate of V is ours.
     responses: [n, K], best first, K > 1.
     """
     r = tau * responses.logratios  # [n, K]
@@ -33,7 +34,8 @@ def infonca(responses: Responses, *, beta: float = 0.01, alpha: float = 1e-4) ->
     """Classify the best of K responses by their rewards, with soft labels from their scores.
 
     loss = -sum_k t_k log softmax(r)_k, t = softmax(scores / alpha). K = 2 with t = (1, 0) is DPO.
-    When: several scored responses to each prompt. Source: arXiv 2402.05369; alpha in the units
+    Use it where each prompt has several scored responses.
+    Source: arXiv 2402.05369; alpha in the units
     of the scores, as in its authors' code.
     responses: [n, K], best first.
     """
@@ -48,7 +50,8 @@ def nca_ranked(responses: Responses, *, beta: float = 0.01, alpha: float = 1e-4)
     """Noise contrastive alignment over K responses: each one is judged on its own, not against the others.
 
     loss = sum_k t_k sp(-r_k) + (1 / K) sum_k sp(r_k), t = softmax(scores / alpha). K = 2 with t = (1, 0) is nca.
-    When: as infonca, where the best response's likelihood must not fall. Source: arXiv 2402.05369.
+    Use it in place of infonca where the best response must not become less likely.
+    Source: arXiv 2402.05369.
     responses: [n, K], best first.
     """
     r = beta * responses.logratios  # [n, K]
@@ -62,7 +65,8 @@ def exo_ranked(responses: Responses, *, beta: float = 0.1, beta_r: float = 0.1) 
     """Minimise the reverse KL between the policy's distribution over K responses and that of their scores.
 
     loss = sum_k p_k (log p_k - log t_k), p = softmax(r), t = softmax(scores / beta_r).
-    When: several responses with a reward model's scores. Source: arXiv 2402.00856; beta_r 0.1 for IMDB, 0.5 for HH.
+    Use it where each prompt has several responses with a reward model's scores.
+    Source: arXiv 2402.00856; beta_r 0.1 for IMDB, 0.5 for HH.
     responses: [n, K], best first.
     """
     r = beta * responses.logratios  # [n, K]

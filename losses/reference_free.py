@@ -16,7 +16,8 @@ def simpo(chosen: Responses, rejected: Responses, *, beta: float = 2.0, gamma: f
 
     loss = sp(-(beta (a_w - a_l) - gamma)); gamma in rewards. The authors' repository gives gamma / beta instead
     (Llama-3-8B-Instruct: beta 2.5, ratio 0.55), and TRL's simpo_gamma is gamma.
-    When: no memory for a reference, and generation by mean log-prob. Source: arXiv 2405.14734.
+    Use it where there is no memory for a reference, and answers are ranked by their mean log-prob.
+    Source: arXiv 2405.14734.
     """
     r_w, r_l = beta * mean_logps(chosen), beta * mean_logps(rejected)
     return Result(softplus(gamma - (r_w - r_l)), r_w.detach(), r_l.detach())
@@ -28,7 +29,8 @@ def simper(chosen: Responses, rejected: Responses) -> Result:
 
     loss = exp(a_l) - exp(a_w). The slope of a response dies with its likelihood, so that losers stop falling. The
     logged rewards are what is compared, exp(a); the authors' code logs a.
-    When: no memory for a reference, and no time for a search. Source: arXiv 2502.00883.
+    Use it where there is no memory for a reference, and no time to search for hyperparameters.
+    Source: arXiv 2502.00883.
     """
     r_w, r_l = torch.exp(mean_logps(chosen)), torch.exp(mean_logps(rejected))
     return Result(r_l - r_w, r_w.detach(), r_l.detach())
@@ -48,7 +50,8 @@ def orpo(
 
     loss = alpha nll_w + beta sp(-L), L = (a_w - log(1 - exp a_w)) - (a_l - log(1 - exp a_l)); beta is the paper's
     lambda. The likelihood is the response's; TRL's runs over prompt and response.
-    When: straight from a base model, without a stage of fine-tuning before. Source: arXiv 2403.07691.
+    Use it to align a base model directly, without supervised fine-tuning first.
+    Source: arXiv 2403.07691.
     """
     a_w, a_l = mean_logps(chosen), mean_logps(rejected)
     odds = (a_w - log1mexp(a_w)) - (a_l - log1mexp(a_l))
@@ -69,7 +72,7 @@ def cpo(
     """DPO without a reference, plus the winner's negative log-likelihood.
 
     loss = sp(-beta (lp_w - lp_l)) + alpha nll_w; sums of log-probs, not means.
-    When: translation and other tasks with one right answer; no memory for a reference.
+    Use it for translation and other tasks with one right answer, without memory for a reference.
     Source: arXiv 2401.08417 eq. 3; TRL's CPO.
     """
     r_w, r_l = beta * chosen.logps, beta * rejected.logps
@@ -93,7 +96,8 @@ def slic(
 
     loss = max(0, delta - (lp_w - lp_l)) + lam nll_t, t the winner, or, called from Python, the column given as
     target= (the answers of supervised fine-tuning). beta only scales the logged rewards.
-    When: calibrating a fine-tuned model. Source: arXiv 2305.10425; lam 0.1 as in HALOs.
+    Use it to calibrate a fine-tuned model.
+    Source: arXiv 2305.10425; lam 0.1 as in HALOs.
     """
     lead = chosen.logps - rejected.logps
     likelihood = nll(chosen, nll_per, mean_length) if target is None else nll(target, nll_per, None)

@@ -18,7 +18,7 @@ def apo_zero_revised(
     """APO-zero on the tokens that differ between chosen and rejected; all other tokens have weight `unrevised`.
 
     loss = s(-r_w) + s(r_l), r = beta (x over revised tokens + unrevised times x over the others).
-    When: as apo_zero, where the winner is a revision of the loser (CLAIR) and most of both is the same.
+    Use it in place of apo_zero where the winner is a revision of the loser (CLAIR) and shares most of its tokens.
     Source: ours; apo_zero is eq. 7 of arXiv 2408.06266. Raises LossError where unrevised is outside [0, 1].
     """
     return apo_zero(_revised(chosen, unrevised), _revised(rejected, unrevised), beta=beta)
@@ -31,7 +31,7 @@ def apo_down_revised(
     """APO-down on the tokens that differ between chosen and rejected; all other tokens have weight `unrevised`.
 
     loss = s(r_w) + s(r_l - r_w), r = beta (x over revised tokens + unrevised times x over the others).
-    When: as apo_down, where one response is a revision of the other.
+    Use it in place of apo_down where one response is a revision of the other.
     Source: ours; apo_down is eq. 8 of arXiv 2408.06266. Raises LossError where unrevised is outside [0, 1].
     """
     return apo_down(_revised(chosen, unrevised), _revised(rejected, unrevised), beta=beta)
@@ -44,7 +44,7 @@ def dpo_revised(
     """DPO on the tokens that differ between chosen and rejected; all other tokens have weight `unrevised`.
 
     loss = -log s(r_w - r_l), r = beta (x over revised tokens + unrevised times x over the others).
-    When: as dpo, where one response is a revision of the other.
+    Use it in place of dpo where one response is a revision of the other.
     Source: ours; dpo is eq. 7 of arXiv 2305.18290. Raises LossError where unrevised is outside [0, 1].
     """
     return dpo(_revised(chosen, unrevised), _revised(rejected, unrevised), beta=beta)

@@ -18,7 +18,8 @@ def npo(responses: Responses, *, beta: float = 0.1) -> Result:
 
     loss = (2 / beta) sp(r), of the losers where rows are pairs. Its gradient at the centre is 1, not beta: a scale
     apart from the others.
-    When: unlearning; with sft in a mixture to keep the rest. Source: arXiv 2404.05868.
+    Use it for unlearning, in a mixture with sft that preserves everything else.
+    Source: arXiv 2404.05868.
     """
     r = beta * responses.logratios
     return Result(2 / beta * softplus(r), r.detach()[:0], r.detach())
@@ -30,7 +31,8 @@ def dro(responses: Responses, *, tau: float = 1.0, values: Tensor | None = None)
 
     loss = (score - V - tau x)^2 / 2, V the row's "value": what the policy scores on that prompt. The paper learns V by
     a second network, which is not built here; dro_ranked estimates it from other samples.
-    When: single responses with scores, and a known baseline. Source: arXiv 2405.19107. values: [n].
+    Use it for single responses with scores and a known baseline.
+    Source: arXiv 2405.19107. values: [n].
     """
     if values is None:
         raise LossError("dro needs the value of each prompt; dro_ranked estimates it from several responses")
@@ -46,7 +48,7 @@ def qrpo(responses: Responses, *, beta: float = 0.1, quantile: Tensor) -> Result
     loss = (quantile - beta log Z - r)^2, Z = beta (exp(1 / beta) - 1): rewards that are quantiles under the reference
     are uniform between 0 and 1 there. quantile: of each row, the share of rewards of the reference's own answers to
     the prompt that are no higher than this response's.
-    When: single responses with rewards, and rewards of several samples of the reference to each prompt.
+    Use it for single responses with rewards, where several samples of the reference to each prompt have rewards too.
     Source: arXiv 2507.08068 with its identity transform; its authors' code leaves the - 1 out (4.5e-5 in log Z at beta
     0.1), and takes both responses of a pair; its recipe for chat has beta 0.003. quantile: [n], within [0, 1].
     """

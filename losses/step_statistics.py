@@ -33,7 +33,8 @@ def bco_pair(
 
     loss = sp(-(r_w - D)) + sp(r_l - D), D the mean reward of everything seen, this step included; detached.
     shift=False: D = 0. delta: a fixed D.
-    When: pairs, and an anchor that follows the rewards. Source: arXiv 2404.04656; TRL up to 0.28 with a running mean,
+    Use it on pairs where the anchor should follow the rewards.
+    Source: arXiv 2404.04656; TRL up to 0.28 with a running mean,
     from 0.29 on without. Metric: delta.
     """
     r_w, r_l = beta * chosen.logratios, beta * rejected.logratios
@@ -58,7 +59,7 @@ def bco(
 
     loss = sp(-(r - D)) where desirable, w sp(r - D) where not; D the mean reward of everything seen, this step
     included, detached; w the row's "weight" (a density ratio), within [0.5, 10], 1 where it has none. delta: a fixed D.
-    When: thumbs up and down; with weights where the two kinds answer different prompts.
+    Use it for thumbs up and down, with weights where the two kinds answer different prompts.
     Source: arXiv 2404.04656; TRL's BCOTrainer. weights: [n]. Metric: delta.
     """
     r = beta * responses.logratios
@@ -87,7 +88,8 @@ def beta_dpo(
     A = x_w - x_l. Running mean M and deviation S of A; floor(keep_share N) pairs are drawn without replacement with
     weights exp(-((A - M) / S)^2 / 2); beta' = max(beta (1 + a (mean of the kept A - M)), 0.001), detached;
     loss = sp(-beta' A) N / kept for those, 0 for the others.
-    When: pairs of mixed quality, outliers among them. Source: arXiv 2407.08639. keep: bool [N] in place of the draw.
+    Use it where pairs vary in quality and include outliers.
+    Source: arXiv 2407.08639. keep: bool [N] in place of the draw.
     Metrics: beta, kept.
     """
     if not 0 < keep_share <= 1:
@@ -118,7 +120,8 @@ def aot(chosen: Responses, rejected: Responses, *, beta: float = 0.1, label_smoo
 
     lp_w - lp_l and ref_w - ref_l, each sorted over the step; D_k = the difference of the k-th ones;
     loss = (1 - e) sp(-beta D_k) + e sp(beta D_k), given to the pair whose margin has rank k.
-    When: the distribution of margins matters more than each one. Source: arXiv 2406.05882; TRL `aot`. N = 1 is dpo.
+    Use it where the distribution of margins matters more than each single one.
+    Source: arXiv 2406.05882; TRL `aot`. N = 1 is dpo.
     """
     _ = chosen.logratios  # raises where there is no reference
     assert chosen.ref_logps is not None and rejected.ref_logps is not None
@@ -133,7 +136,8 @@ def aot_unpaired(chosen: Responses, rejected: Responses, *, beta: float = 0.1, l
 
     x_w and x_l, each sorted over the step; D_k = the difference of the k-th ones; loss = (1 - e) sp(-beta D_k)
     + e sp(beta D_k), given to the pair whose winner has rank k; the loser of rank k is another pair's.
-    When: winners and losers that do not belong together. Source: arXiv 2406.05882; TRL called this `aot_pair` until
+    Use it where winners and losers do not belong to the same prompts.
+    Source: arXiv 2406.05882; TRL called this `aot_pair` until
     February 2026.
     """
     losses = _ranked(beta, chosen.logratios, rejected.logratios, label_smoothing)
@@ -154,7 +158,8 @@ def apo_down_unpaired(
     desirable: weight_D (s(r) + s(z_l - r)), undesirable: weight_U s(r - z_w); z_w, z_l the detached mean rewards of
     the step's desirable and undesirable responses, 0 where it has none. With equal rewards its gradients are half of
     apo_down's (over twice as many examples).
-    When: labelled responses whose desirable ones are worse than the model's own answers. Source: ours.
+    Use it for labelled responses where the desirable ones are worse than the model's own answers.
+    Source: ours.
     """
     r = beta * responses.logratios
     z_w, z_l = (r.detach()[which].sum() / max(1, int(which.sum())) for which in (labels, ~labels))

@@ -19,7 +19,7 @@ def ld_dpo(chosen: TokenResponses, rejected: TokenResponses, *, beta: float = 0.
 
     loss = sp(-(r_w - r_l)), r = beta times the sum of the log-ratios of the first min(n_w, n_l) tokens plus alpha times
     that of the rest. alpha 1 is dpo; 0 cuts the longer response.
-    When: answers that must not grow, and pairs whose responses differ in length.
+    Use it where the two responses differ in length and answers should not grow longer.
     Source: arXiv 2409.06411; TRL's ld_alpha. The reference is weighed as the policy is, as in TRL.
     Raises LossError where alpha is outside [0, 1].
     """
@@ -34,7 +34,7 @@ def tdpo1(chosen: TokenResponses, rejected: TokenResponses, *, beta: float = 0.1
 
     loss = sp(-beta (x_w - x_l - (D_l - D_w))), D = sum of KL(reference || policy) of the next token. Rewards are
     beta (x + D).
-    When: the policy drifts from the reference along losers more than along winners.
+    Use it where the policy drifts from the reference more along losers than along winners.
     Source: arXiv 2404.11999; its authors' code with if_tdpo2 false. Both D have gradients.
     """
     d_w, d_l = _sequence_kl(chosen), _sequence_kl(rejected)
@@ -48,7 +48,7 @@ def tdpo2(chosen: TokenResponses, rejected: TokenResponses, *, beta: float = 0.1
 
     loss = sp(-beta (x_w - x_l - alpha (D_l - sg(D_w)))), D as in tdpo1 and sg without gradient: only along the loser
     is the policy held back. Rewards are beta (x + alpha D); the authors' code logs them without alpha.
-    When: as tdpo1; the one of the two that its paper advises.
+    Use it in place of tdpo1, as their paper advises.
     Source: arXiv 2404.11999; its authors' code, alpha 0.5 as there.
     """
     d_w, d_l = _sequence_kl(chosen).detach(), _sequence_kl(rejected)
@@ -63,7 +63,7 @@ def wpo(chosen: TokenResponses, rejected: TokenResponses, *, beta: float = 0.1, 
     loss = w_w w_l sp(-m), m = r_w - r_l, w = exp(mean of (log p - log sum p^2)): p is each token's probability, and
     sum p^2, over the vocabulary, that of a token which the policy draws there, on average; its own samples weigh
     about 1. The weights are detached. cap: the largest w_w w_l.
-    When: off-policy pairs that are to count as if they were on-policy.
+    Use it where off-policy pairs should count as if they were on-policy.
     Source: arXiv 2406.11827 with its sampled alignment; TRL's use_weighting. The authors' code has cap 1.
     Metric: weight, the mean of w_w w_l.
     """
@@ -81,7 +81,7 @@ def pmpo(responses: TokenResponses, labels: Tensor, *, alpha: float = 0.5, beta:
     of the next token. Where a step has as many of either kind, its mean is the paper's -J: alpha times the mean
     -lp of the one, (1 - alpha) times the mean lp of the other, beta times the mean D. Unbounded below without D: beta
     has to hold what is pushed down. The logged rewards are beta x.
-    When: thumbs up and down, also of one kind alone (alpha 1 for desirable ones, 0 for the others).
+    Use it for thumbs up and down, or for one of the two alone (alpha 1: desirable only; 0: undesirable only).
     Source: arXiv 2410.04166 eq. 10, whose KL is taken over the reference's answers; ours along the given ones.
     labels: bool [n], True = desirable. Raises LossError where alpha is outside [0, 1].
     """

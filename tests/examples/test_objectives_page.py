@@ -32,7 +32,7 @@ def test_every_objective_has_its_formula_its_use_and_its_source():
         if losses.get(name).function.__module__.startswith("losses."):
             entry = text.split(f"### {name}\n")[1].split("\n##")[0]
             assert "loss = " in entry or "desirable: " in entry, name
-            assert "When: " in entry and ("Source: " in entry or "arXiv" in entry), name
+            assert "\n\nUse it " in entry and ("Source: " in entry or "arXiv" in entry), name
 
 
 @pytest.mark.parametrize("name", ["dpo", "apo_zero", "apo_down", "simpo"])
