@@ -35,7 +35,7 @@ def find_model(name: str) -> Path:
     if folder.is_dir():
         return folder
     if folder.exists():
-        raise InputError(f"{name}: this is a file; give the checkpoint's folder")
+        raise InputError(f"{name}: this is a file; give the folder that holds it")
     return snapshot(name, "model")
 
 
