@@ -25,6 +25,7 @@ from engine.config import ALIASES, BaseDtype, OptimizerName, TrainConfig, Whole
 from engine.distributed import bus_bandwidth
 from engine.model import ModelConfig, Shape, StoredDtypes, raw_config, read_config
 from engine.planning import (
+    DATASHEET,
     NO_ADAPTERS,
     MemoryInputs,
     OnBase,
@@ -104,6 +105,9 @@ class PlanConfig(TemplateSettings):
     """As in engine.train: number of states to keep on disk."""
     keep_final_state: bool = False
     """As in engine.train: keep a state of the last step, also with --state-every 0."""
+    tflops: float = DATASHEET / 1e12
+    """Speed of each GPU in TFLOP/s: its datasheet's figure for dense bf16 products, such as 312 for an A100 or 165 for
+    an RTX 4090. A step is expected to reach half of it; the estimated hours depend on it. The default is an H100's."""
     bandwidth: float | None = None
     """Speed of collectives between the GPUs of a node, in GB per second and GPU, as --measure reports it; the estimated
     hours depend on it. Unset: 300, an assumption for NVLink 4."""
@@ -125,6 +129,8 @@ class PlanConfig(TemplateSettings):
                 return
         if self.bandwidth is not None and not self.bandwidth > 0:
             raise InputError(f"--bandwidth: {self.bandwidth:g} is not above 0")
+        if not self.tflops > 0:
+            raise InputError(f"--tflops: {self.tflops:g} is not above 0")
         if (self.model is None) == (self.shape is None):
             raise InputError("--model and --shape: give one of the two")
         if self.data and not self.model:
@@ -142,6 +148,13 @@ class PlanConfig(TemplateSettings):
     def in_node(self) -> float:
         """Bytes a second of a collective inside a node."""
         return cost.IN_NODE if self.bandwidth is None else self.bandwidth * 1e9
+
+    @property
+    def speed(self) -> cost.Speed | None:
+        """Of a GPU, as it is assumed or given; None where this machine's CPU is asked, which is timed."""
+        if not self.gpus:
+            return None
+        return cost.Speed(computing=cost.REACHED * self.tflops * 1e12, in_node=self.in_node)
 
     def _check_alone(self, flag: str) -> None:
         given = [f.name for f in fields(self) if getattr(self, f.name) != f.default]
@@ -311,8 +324,9 @@ def _facts(config: PlanConfig, laid_out: LaidOut) -> Any:
         made["chosen"] = {
             "flags": _all_flags(way, plan),
             "memory_bytes": memory.total(plan.memory),
-            "hours": plan.hours(base, max(1, config.gpus), in_node=config.in_node),
+            "hours": plan.hours(base, max(1, config.gpus), config.speed),
             "bandwidth": config.in_node if config.gpus > 1 else None,
+            "tflops": config.tflops if config.gpus else None,
             "flops": cost.run_flops(plan.memory, plan.statistics, base.schedule.epochs, has_reference=True),
             "checkpoint_bytes": checkpoints,
             "state_bytes": states,
@@ -370,12 +384,18 @@ def _text(config: PlanConfig, laid_out: LaidOut) -> str:
         [
             *lines,
             "",
-            plan.sentence(base, n_ranks, in_node=config.in_node) + f": {size(checkpoints)} for {folders} "
+            plan.sentence(base, n_ranks, config.speed) + f": {size(checkpoints)} for {folders} "
             f"in {plan.saved_in}, {size(states)} for {_count(n_states, 'state')}",
             f"flags: {_all_flags(way, plan)}",
+            *([_computing(config)] if config.gpus else []),
             *([] if n_ranks == 1 else [_bandwidth(config)]),
         ]
     )
+
+
+def _computing(config: PlanConfig) -> str:
+    named = " (an H100's; --tflops sets another card's)" if config.tflops == PlanConfig.tflops else ""
+    return f"hours: at {cost.REACHED:.0%} of {config.tflops:g} TFLOP/s a GPU{named}"
 
 
 def _bandwidth(config: PlanConfig) -> str:

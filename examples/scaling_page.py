@@ -39,7 +39,7 @@ help.
   ([performance](performance.md#eight-billion-parameters-on-one-card)); on the CPU it is within a tenth (`./launch.sh
   test --all -k expected_peak`). For whole (unsplit) masters on one GPU, with eight layers, the estimate was 3.0 % too
   low, so the plan now adds a reserve of that size. It was not measured on several GPUs.
-- **Compute**: a GPU reaches {cost.REACHED["cuda"]:.0%} of {cost.DATASHEET / 1e12:.0f} TFLOP/s; 54 % was measured on
+- **Compute**: a GPU reaches {cost.REACHED:.0%} of {cost.DATASHEET / 1e12:.0f} TFLOP/s; 54 % was measured on
   one. The slowest of several takes {cost.IMBALANCE} times the mean.
 - **Communication**: collectives move {cost.IN_NODE / 1e9:.0f} GB/s per GPU inside a node of {cost.GPUS_PER_NODE}
   (NVLink 4) and {cost.BETWEEN_NODES / 1e9:.0f} between nodes (eight adapters of 400 Gb/s). We have not measured this.
@@ -130,7 +130,8 @@ def _one_gpu(way: dict) -> str:
     if not found.fits:
         return f"| llama3-8b | `{said}` | {size:.0f}: too much | | |"
     again = f", {s.n_recomputed} blocks again" if s.n_recomputed else ""
-    return f"| llama3-8b | `{said}` | {size:.0f} | {s.pass_tokens:,} tokens{again} | {found.hours(config, 1):.1f} |"
+    hours = found.hours(config, 1, cost.Speed())
+    return f"| llama3-8b | `{said}` | {size:.0f} | {s.pass_tokens:,} tokens{again} | {hours:.1f} |"
 
 
 def _other(name: Shape) -> str:
@@ -145,7 +146,7 @@ def _other(name: Shape) -> str:
     if not found.fits:
         return f"{row}: too much | | |"
     again = f", {s.n_recomputed} blocks again" if s.n_recomputed else ""
-    return f"{row} | {s.pass_tokens:,} tokens{again} | {found.hours(config, 1):.1f} |"
+    return f"{row} | {s.pass_tokens:,} tokens{again} | {found.hours(config, 1, cost.Speed()):.1f} |"
 
 
 def _disk(name: Shape) -> str:
@@ -164,7 +165,7 @@ def _many(name: Shape, n_gpus: int, batch: int, *, shard_size: int | None) -> st
     size = memory.total(found.memory) / 1e9
     if not found.fits:
         return f"| {name} | {n_gpus:,} | {said} | {batch:,} | {size:.0f}: too much | | |"
-    computing, communicating = cost.step_seconds(found.memory, found.statistics, batch, n_gpus)
+    computing, communicating = cost.step_seconds(found.memory, found.statistics, batch, n_gpus, cost.Speed())
     steps = -(-found.statistics.n // batch) * config.schedule.epochs
     best, worst = (steps * seconds / 3600 for seconds in (max(computing, communicating), computing + communicating))
     seconds = f"{computing:.2f}, {communicating:.2f}"

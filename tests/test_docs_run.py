@@ -79,7 +79,7 @@ def follow_tutorial(clone):
 
 def stock(clone):
     """The files that the other pages name."""
-    for name in ("path/to/Llama-3-8B-Instruct", "path/to/llama", "runs/demo/base-tiny/model"):
+    for name in ("path/to/Llama-3-8B-Instruct", "path/to/Qwen3-8B", "path/to/llama", "runs/demo/base-tiny/model"):
         shutil.copytree(clone / "runs/tiny/model", clone / name)
     pairs, prompts = (
         (clone / f"runs/tiny/{name}.jsonl").read_text().splitlines(keepends=True) for name in ("pairs", "prompts")

@@ -2,6 +2,7 @@
 
 # N parameters, T tokens of a forest, R rows that predict
 
+import functools
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Literal
@@ -12,18 +13,37 @@ import torch
 from data.forest import PackingOptions, n_tokens
 from data.rows import Example, in_form
 from engine.model import ModelConfig
-from engine.planning.flops import Documents, capped_flops, counted_flops, training_flops
+from engine.planning.flops import Documents, capped_flops, counted_flops, matmul_peak, training_flops
 from engine.planning.memory import MemoryInputs
 
 DATASHEET = 989e12
 """bf16 operations per second of an H100 SXM or an H200, without sparsity."""
-REACHED = {"cuda": 0.5, "cpu": 0.6}
-"""Share of it, or of the CPU's own plain product, that a step is expected to reach (docs/performance.md: 54 %)."""
+REACHED = 0.5
+"""Share of a GPU's datasheet that a step is expected to reach (docs/performance.md: 54 %)."""
+OF_A_PRODUCT = {"cuda": 0.63, "cpu": 0.6}
+"""The same as a share of a plain product, timed on the device: an H200's reached 789e12 (docs/performance.md)."""
 IMBALANCE = 1.08
 """The slowest of several ranks against their mean: batches of 16 over 8."""
 GPUS_PER_NODE = 8
 IN_NODE, BETWEEN_NODES = 300e9, 200e9
 """Bytes per second and GPU of a collective (bus bandwidth): NVLink 4, and eight 400 Gb/s adapters a node. Assumed."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Speed:
+    """What a device does in a second."""
+
+    computing: float = REACHED * DATASHEET
+    """Operations of a step. Assumed, where neither measured nor given: half of an H100's datasheet."""
+    in_node: float = IN_NODE
+    """Bytes of a collective inside a node, for each GPU."""
+
+
+@functools.cache
+def speed_here(device: str, dtype: torch.dtype) -> Speed:
+    """Of this machine's GPU or CPU, from a plain product that is timed in some milliseconds."""
+    peak = matmul_peak(dtype, torch.device(device), {"cuda": 4096, "cpu": 512}[device])
+    return Speed(computing=OF_A_PRODUCT[device] * peak)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -188,21 +208,18 @@ def step_bytes(s: MemoryInputs, n_passes: int, n_gpus: int) -> tuple[float, floa
 
 
 def step_seconds(
-    s: MemoryInputs, statistics: TokenStatistics, batch_size: int, n_gpus: int, *, in_node: float = IN_NODE
+    s: MemoryInputs, statistics: TokenStatistics, batch_size: int, n_gpus: int, speed: Speed
 ) -> tuple[float, float]:
-    """(computing, communicating) seconds of a step with the reference cached, if it can be; they overlap at best.
-
-    in_node: bytes a second of a collective inside a node.
-    """
+    """(computing, communicating) seconds of a step with the reference cached, if it can be; they overlap at best."""
     once, both = training_of_example(s, statistics)
     flops = both + once * (s.n_recomputed / s.shape.n_layers + statistics.is_mismatched)
     flops += ((statistics.n_distributions == 2) + statistics.is_mismatched) * reference_of_example(s, statistics)
     flops += _more_heads(s, statistics) * _head_of_example(s.shape, statistics)
     flops += capped_flops(s.shape, statistics.documents)
-    computing = batch_size * flops / (n_gpus * DATASHEET * REACHED["cuda"]) * (IMBALANCE if n_gpus > 1 else 1.0)
+    computing = batch_size * flops / (n_gpus * speed.computing) * (IMBALANCE if n_gpus > 1 else 1.0)
     n_passes = max(1, -(-int(batch_size * statistics.tokens / n_gpus) // s.micro_tokens))
     inside, between = step_bytes(s, n_passes, n_gpus)
-    return computing, inside / in_node + between / BETWEEN_NODES
+    return computing, inside / speed.in_node + between / BETWEEN_NODES
 
 
 def checkpoint_bytes(shape: ModelConfig, dtype: torch.dtype) -> int:

@@ -1,7 +1,6 @@
 """How a run is laid out before it starts: what fits into memory, how long it takes, and the flags that would help."""
 
 import contextlib
-import functools
 import itertools
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -14,7 +13,6 @@ from engine.model import ModelConfig, StoredDtypes, name_of
 from engine.planning import cost, memory
 from engine.planning.adapted import Adapted, OnBase
 from engine.planning.cost import TokenStatistics
-from engine.planning.flops import matmul_peak
 from engine.planning.memory import MemoryInputs
 from system import InputError
 
@@ -104,20 +102,18 @@ class Plan:
             "budget": self.budget,
         }
 
-    def hours(self, config: TrainConfig, n_gpus: int, *, in_node: float = cost.IN_NODE) -> float:
-        """Of the whole run: measured shares of a GPU's datasheet, or of a product timed now on the CPU.
-
-        in_node: bytes a second of a collective inside a node.
-        """
+    def hours(self, config: TrainConfig, n_gpus: int, speed: cost.Speed | None = None) -> float:
+        """Of the whole run. speed: of a GPU; without it, what this machine's GPU or CPU reaches is timed."""
         s = self.memory
+        speed = speed or cost.speed_here(s.device, s.dtype)
         has_reference = self.reference != "none"
         flops = cost.run_flops(s, self.statistics, self.n_epochs(config), has_reference=has_reference)
         if s.device == "cpu":
-            return flops / (n_gpus * _cpu_peak(s.dtype) * cost.REACHED["cpu"]) / 3600
+            return flops / (n_gpus * speed.computing) / 3600
         batch = config.schedule.batch_size
-        computing, communicating = cost.step_seconds(s, self.statistics, batch, n_gpus, in_node=in_node)
+        computing, communicating = cost.step_seconds(s, self.statistics, batch, n_gpus, speed)
         slower = max(computing, communicating) / computing * (cost.IMBALANCE if n_gpus > 1 else 1.0)
-        return flops / (n_gpus * cost.DATASHEET * cost.REACHED["cuda"]) * slower / 3600
+        return flops / (n_gpus * speed.computing) * slower / 3600
 
     def n_epochs(self, config: TrainConfig) -> float:
         """Passes over the rows until the run ends."""
@@ -138,20 +134,14 @@ class Plan:
     def _per_epoch(self, config: TrainConfig) -> int:
         return -(-self.statistics.n // config.schedule.batch_size)
 
-    def sentence(self, config: TrainConfig, n_gpus: int, *, in_node: float = cost.IN_NODE) -> str:
-        """The sum of it."""
+    def sentence(self, config: TrainConfig, n_gpus: int, speed: cost.Speed | None = None) -> str:
+        """The sum of it. speed: as `hours` takes it."""
         checkpoints, states = self.disk_bytes(config)
         needed = memory.total(self.memory)
         return (
             f"needs {size(needed)} of {size(self.budget)} memory{' a GPU' * (self.memory.device == 'cuda')}, about "
-            f"{_time(self.hours(config, n_gpus, in_node=in_node))}, {size(checkpoints + states)} on disk"
+            f"{_time(self.hours(config, n_gpus, speed))}, {size(checkpoints + states)} on disk"
         )
-
-
-@functools.cache
-def _cpu_peak(dtype: torch.dtype) -> float:
-    """Operations per second of a plain product, timed once in some milliseconds."""
-    return matmul_peak(dtype, torch.device("cpu"), 512)
 
 
 def plan_run(

@@ -20,7 +20,7 @@ from engine import plan, weights
 from engine.config import TrainConfig
 from engine.inputs import TrainingInputs
 from engine.layout import plan_alone
-from engine.planning import Plan, cost, matmul_peak, size
+from engine.planning import Plan, cost, size
 from eval import alpacaeval_run, mixeval_run, scores
 from examples import grid
 from examples.align import flags
@@ -36,9 +36,9 @@ from system import InputError, files
 
 MOST_ROWS = 2000
 """Rows that stand in for pairs; hours of more are theirs in proportion."""
-ANSWERING = 0.15
-"""Share of what products reach that answers do, a token at a time: 0.2 on two cores (docs/performance.md); on a GPU it
-is assumed."""
+ANSWERING = 0.25
+"""Share of what a training step computes in a second that answers do, a token at a time: on two cores 0.3
+(docs/performance.md); on a GPU it is assumed."""
 
 
 class Said(NamedTuple):
@@ -178,9 +178,8 @@ def _recipe_of(config: Any) -> recipe_runner.Recipe:
 def _seconds_a_token(model: str) -> float:
     """Of an answer that is drawn here, at most a rough guess."""
     n = weights.build(find_model(model)).config.n_parameters
-    if torch.cuda.is_available():
-        return 2 * n / (cost.DATASHEET * ANSWERING)
-    return 2 * n / (matmul_peak(torch.float32, torch.device("cpu"), 512) * ANSWERING)
+    kind = ("cuda", torch.bfloat16) if torch.cuda.is_available() else ("cpu", torch.float32)
+    return 2 * n / (cost.speed_here(*kind).computing * ANSWERING)
 
 
 def _look_at_score(found: Found, recipe: Recipe, number: int, name: str, pairs: Path) -> None:

@@ -271,7 +271,7 @@ FLAGS = {  # flags -> what is said
     "--adapter GOOD --lora-targets q_proj": "--lora-targets: cannot be combined with --adapter",
     "--adapter MODEL": "a model, not an adapter (adapter_config.json is not there); name it with --model",
     "--adapter NOWHERE": "nowhere: no such file or folder",
-    "--adapter GOOD/adapter_model.safetensors": "adapter_model.safetensors: this is a file; give the folder that holds it",
+    "--adapter GOOD/adapter_model.safetensors": "adapter_model.safetensors: this is a file; give the folder that",
     "--base-dtype nf4": "--base-dtype nf4: applies to frozen weights, and all weights are trained; add --lora-rank 16",
     "--base-dtype int8": "--base-dtype int8: applies to frozen weights, and all weights are trained",
     "--base-dtype int4 --lora-rank 2": "--base-dtype: 'int4' is not",

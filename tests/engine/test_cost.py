@@ -100,7 +100,9 @@ def test_capped_scores_are_made_again_and_so_are_capped_logits():
     plain = windowed(3, None)
     two, one = (cost.run_flops(replace(inputs(), shape=s), load, 4, has_reference=False) for s in (shape, plain))
     assert two - one == pytest.approx(load.n * 4 * (again + 6 * PER_ROW), rel=1e-12)
-    (two, _), (one, _) = (cost.step_seconds(replace(inputs(), shape=s), load, 16, 1) for s in (shape, plain))
+    (two, _), (one, _) = (
+        cost.step_seconds(replace(inputs(), shape=s), load, 16, 1, cost.Speed()) for s in (shape, plain)
+    )
     assert two - one == pytest.approx(16 * (again + 6 * PER_ROW) / (989e12 * 0.5), rel=1e-9)
 
 
@@ -127,7 +129,7 @@ def test_whole_distributions_cost_products_with_the_heads_and_those_of_both_a_re
 ):
     found = cost.run_flops(inputs(), statistics(n_distributions=n), 4, has_reference=True)
     assert found == pytest.approx(10 * (passes * FORWARD + heads * 6 * PER_ROW), rel=1e-12)
-    computing, _ = cost.step_seconds(inputs(), statistics(n_distributions=n), 16, 1)
+    computing, _ = cost.step_seconds(inputs(), statistics(n_distributions=n), 16, 1, cost.Speed())
     step = (3 + (n == 2)) * FORWARD + heads / 4 * 6 * PER_ROW
     assert computing == pytest.approx(16 * step / (989e12 * 0.5), rel=1e-12)
 
@@ -157,9 +159,9 @@ def test_what_crosses_between_gpus_is_bytes_of_every_parameter(settings, n_gpus,
 
 
 def test_a_step_computes_at_the_reached_share_and_waits_for_the_slowest():
-    one, _ = cost.step_seconds(inputs(), statistics(), 16, 1)
+    one, _ = cost.step_seconds(inputs(), statistics(), 16, 1, cost.Speed())
     assert one == pytest.approx(16 * 3 * FORWARD / (989e12 * 0.5), rel=1e-12)
-    eight, moving = cost.step_seconds(inputs(n_shards=8, micro_tokens=10), statistics(), 16, 8)
+    eight, moving = cost.step_seconds(inputs(n_shards=8, micro_tokens=10), statistics(), 16, 8, cost.Speed())
     assert eight == pytest.approx(1.08 * one / 8, rel=1e-12)
     assert moving == pytest.approx(2 * 8 * SHAPE.n_parameters / 300e9, rel=1e-12)  # 18 tokens a GPU: two passes of 10
 

@@ -403,6 +403,41 @@ def test_the_bandwidth_inside_a_node_is_assumed_or_given(capsys):
             plan.main(flags)
 
 
+def test_the_speed_of_a_card_is_assumed_and_said_or_given(capsys):
+    """A slower card takes longer, as many times as it is slower; a CPU is timed, and no card is spoken of."""
+    hours = {}
+    for given, said in (
+        ((), "hours: at 50% of 989 TFLOP/s a GPU (an H100's; --tflops sets another card's)\n"),
+        (("--tflops", "165"), "hours: at 50% of 165 TFLOP/s a GPU\n"),
+    ):
+        flags = ["--shape", "qwen3-8b", "--lora-rank", "16", "--gpu-memory", "24", *given]
+        plan.main(flags)
+        assert said in capsys.readouterr().out
+        plan.main([*flags, "--json"])
+        found = json.loads(capsys.readouterr().out)["chosen"]
+        hours[found["tflops"]] = found["hours"]
+    assert hours[165] == pytest.approx(hours[989] * 989 / 165)
+    plan.main(["--shape", "tiny", "--gpus", "0"])
+    assert "TFLOP/s" not in capsys.readouterr().out
+    with pytest.raises(InputError, match="--tflops: 0 is not above 0"):
+        plan.main(["--shape", "tiny", "--tflops", "0"])
+
+
+def test_a_run_is_told_the_hours_of_the_device_that_it_is_on(monkeypatch):
+    """Nothing is assumed of a GPU that is there: a product is timed on it."""
+    config = TrainConfig(model="", data=("",), out="")
+    made = laid_out(budget=200)
+    assert made.memory.device == "cuda"
+    hours = {}
+    for peak in (4e14, 2e14):
+        cost.speed_here.cache_clear()
+        monkeypatch.setattr(cost, "matmul_peak", lambda dtype, device, size, peak=peak: peak)
+        hours[peak] = made.hours(config, 1)
+    cost.speed_here.cache_clear()
+    assert hours[2e14] == pytest.approx(2 * hours[4e14])
+    assert hours[4e14] == pytest.approx(made.hours(config, 1, cost.Speed()) * 0.5 * 989e12 / (0.63 * 4e14))
+
+
 @pytest.mark.slow
 def test_the_bandwidth_of_processes_is_what_comes_in_at_each():
     """Over gloo, two processes: some hundred MB to some GB a second, and not the bytes of both."""
