@@ -29,8 +29,9 @@ python -m engine.plan --shape llama3-8b --gpus 1 --gpu-memory 80
 python -m engine.plan --shape llama3-70b --gpus 64 --gpu-memory 80 --json
 ```
 
-`engine.train` prints the same sum in its first lines. It refuses what cannot fit and names the first change that would
-help.
+`engine.train` prints the same sum in its first lines, with the hours of the GPU that it is on. It refuses what cannot
+fit and names the first change that would help. All parameters train here; what a LoRA adapter takes is in
+[adapters](adapters.md#what-fits).
 
 ## Assumptions
 
@@ -39,8 +40,9 @@ help.
   ([performance](performance.md#eight-billion-parameters-on-one-card)); on the CPU it is within a tenth (`./launch.sh
   test --all -k expected_peak`). For whole (unsplit) masters on one GPU, with eight layers, the estimate was 3.0 % too
   low, so the plan now adds a reserve of that size. It was not measured on several GPUs.
-- **Compute**: a GPU reaches {cost.REACHED:.0%} of {cost.DATASHEET / 1e12:.0f} TFLOP/s; 54 % was measured on
-  one. The slowest of several takes {cost.IMBALANCE} times the mean.
+- **Compute**: a GPU reaches {cost.REACHED:.0%} of {cost.DATASHEET / 1e12:.0f} TFLOP/s, the datasheet of an H100 or
+  H200; 54 % was measured on one (`--tflops` plans for another card). The slowest of several takes {cost.IMBALANCE}
+  times the mean.
 - **Communication**: collectives move {cost.IN_NODE / 1e9:.0f} GB/s per GPU inside a node of {cost.GPUS_PER_NODE}
   (NVLink 4) and {cost.BETWEEN_NODES / 1e9:.0f} between nodes (eight adapters of 400 Gb/s). We have not measured this.
 - **Passes**: every pass gathers the weights in bf16, twice if they are released in between, and sums gradients in
