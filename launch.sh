@@ -272,7 +272,7 @@ run_docs() {
 run_test() {
   local arguments=() argument
   bring_real_tokenizers
-  if [[ $# == 0 || "$*" == --all ]]; then # all of them: a process per core, each with the one thread that it has
+  if [[ $# == 0 || " $* " == *" --all "* ]]; then # many: a process per core, each with the one thread that it has
     arguments+=(--numprocesses auto --maxprocesses 4 --dist worksteal)
     export OMP_NUM_THREADS=${OMP_NUM_THREADS:-1}
   fi
