@@ -21,7 +21,7 @@ COMMANDS = ("python -m ", "torchrun ", "./launch.sh ")
 FOREIGN = ("vllm ", "git ", "lm_eval ", "hf ", "pip ", "curl ")
 SKIPPED = ("./launch.sh test", "source .venv/bin/activate")  # the second is done by PATH
 PORT = 8000
-LONGEST = 900
+LONGEST = 1800
 """Seconds of one command. What takes more says so in its page."""
 
 
@@ -122,7 +122,7 @@ def follow(page, clone):
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(3600)
+@pytest.mark.timeout(7200)
 def test_every_command_of_the_documentation_works_or_says_what_it_needs(tmp_path):
     """One test, for its servers have the pages' ports."""
     clone = tmp_path / "clone"
