@@ -91,27 +91,22 @@ def to_bfloat16(x: Tensor) -> Tensor:
     return x.to(torch.bfloat16).to(x.dtype)
 
 
-def by_tensor(dtype: torch.dtype) -> Round:
-    """Rounds to fp8, scaled so that a tensor's largest number is the largest of the dtype."""
-    most = torch.finfo(dtype).max
+def to_fp8(dtype: torch.dtype, *, by_row: bool) -> Round:
+    """Rounds [..., k], scaled so that the largest number of each row, or of the tensor, is the largest of the dtype."""
 
     def rounded(x: Tensor) -> Tensor:
-        scale = x.abs().amax().clamp(min=1e-12) / most
+        most = x.abs().amax(-1, keepdim=True) if by_row else x.abs().amax()
+        scale = most.clamp(min=1e-12) / torch.finfo(dtype).max
         return (x / scale).to(dtype).to(x.dtype) * scale
 
     return rounded
 
 
-def by_row(x: Tensor) -> Tensor:
-    """Rounds [n, k] to e4m3, scaled so that each row's largest number is the largest of the dtype."""
-    scale = x.abs().amax(-1, keepdim=True).clamp(min=1e-12) / torch.finfo(torch.float8_e4m3fn).max
-    return (x / scale).to(torch.float8_e4m3fn).to(x.dtype) * scale
-
-
+E4M3, E5M2 = torch.float8_e4m3fn, torch.float8_e5m2
 KINDS: Mapping[str, tuple[Round, Round]] = {
     "bf16": (to_bfloat16, to_bfloat16),
-    "fp8 by tensor": (by_tensor(torch.float8_e4m3fn), by_tensor(torch.float8_e5m2)),
-    "fp8 by row": (by_row, by_row),
+    "fp8 by tensor": (to_fp8(E4M3, by_row=False), to_fp8(E5M2, by_row=False)),
+    "fp8 by row": (to_fp8(E4M3, by_row=True), to_fp8(E4M3, by_row=True)),
 }
 """How activations and weights are rounded, and how gradients."""
 
@@ -146,9 +141,9 @@ class _Product(torch.autograd.Function):
     """
 
     @staticmethod
-    def forward(ctx: Any, x: Tensor, weight: Tensor, rounded: Round, _: Round) -> Tensor:
+    def forward(ctx: Any, x: Tensor, weight: Tensor, rounded: Round, of_gradient: Round) -> Tensor:
         ctx.save_for_backward(x, weight)
-        ctx.rounds = rounded, _
+        ctx.rounds = rounded, of_gradient
         return to_bfloat16(rounded(x) @ rounded(weight).T)
 
     @staticmethod

@@ -80,8 +80,7 @@ def odpo(
 
     loss = sp(-(m - alpha log(score_w - score_l))); offset="linear": alpha (score_w - score_l).
     Use it where rows have scores whose differences mean something.
-    Source: arXiv 2402.10571. Raises LossError where a score
-    of a winner is not above its loser's.
+    Source: arXiv 2402.10571. Raises LossError where a score of a winner is not above its loser's.
     """
     lead = scores_of(chosen) - scores_of(rejected)
     if offset == "log" and not (lead > 0).all():

@@ -35,8 +35,7 @@ def infonca(responses: Responses, *, beta: float = 0.01, alpha: float = 1e-4) ->
 
     loss = -sum_k t_k log softmax(r)_k, t = softmax(scores / alpha). K = 2 with t = (1, 0) is DPO.
     Use it where each prompt has several scored responses.
-    Source: arXiv 2402.05369; alpha in the units
-    of the scores, as in its authors' code.
+    Source: arXiv 2402.05369; alpha in the units of the scores, as in its authors' code.
     responses: [n, K], best first.
     """
     r = beta * responses.logratios  # [n, K]

@@ -193,12 +193,12 @@ class Bench:
                 runs.setdefault(name, []).append(self._theirs(name, options))
                 yield _rows(runs)
             if turn == 0 and peers:
-                first = lambda name, epoch: rate(runs[name][0], epoch)  # noqa: E731
-                others = trl.more(peers, first)
+                rate_of = lambda name, epoch: rate(runs[name][0], epoch)  # noqa: E731
+                others = trl.more(peers, rate_of)
                 for name, options in others.items():
                     runs[name] = [self._theirs(name, options)]
                     yield _rows(runs)
-                peers = trl.kept(peers | others, first)
+                peers = trl.kept(peers | others, rate_of)
 
     def _ours(self, name: str, changes: dict[str, Any], *, kernels: bool) -> dict[str, Any]:
         c = self._config
