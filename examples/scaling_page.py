@@ -37,11 +37,10 @@ fit and names the first change that would help. All parameters train here; what 
 
 - **Memory** is the sum of what each operation keeps (engine/planning/memory.py). For 8 billion parameters on one GPU
   with split masters it is 3.3 % above the measured peak
-  ([performance](performance.md#eight-billion-parameters-on-one-card)); on the CPU it is within a tenth where all
-  parameters train (`./launch.sh test --all -k expected_peak`). There an adapter's run took 13 to 27 % more than
-  expected in five of seven settings, and a pair of 16,384 tokens 18 % less on one thread. For whole (unsplit) masters
-  on one GPU, with eight layers, the estimate was 3.0 % too low, so the plan now adds a reserve of that size. It was not
-  measured on several GPUs.
+  ([performance](performance.md#eight-billion-parameters-on-one-card)); on the CPU it is within a tenth, for all
+  parameters and for an adapter (`./launch.sh test --all -k expected_peak`), and for a pair of 16,384 tokens. For whole
+  (unsplit) masters on one GPU, with eight layers, the estimate was 3.0 % too low, so the plan now adds a reserve of that
+  size. It was not measured on several GPUs.
 - **Compute**: a GPU reaches {cost.REACHED:.0%} of {cost.DATASHEET / 1e12:.0f} TFLOP/s, the datasheet of an H100 or
   H200; 54 % was measured on one (`--tflops` plans for another card). The slowest of several takes {cost.IMBALANCE}
   times the mean.

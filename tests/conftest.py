@@ -56,6 +56,19 @@ SLOW_CASES = {
         "loss-micro_tokens",
     },
     "test_packing_and_sharing_the_prompt_change_nothing": {"7-dense-llama3.2", "7-by document-llama3.2"},
+    "test_micro_batches_change_nothing": {
+        *("aot", "aot_unpaired", "apo_down", "apo_down_revised", "apo_down_unpaired", "apo_select", "apo_up"),
+        *("bco_pair", "cdpo", "cpo", "discopop", "dpo_revised", "dpo_shift", "dpop", "dro", "dro_ranked", "exo"),
+        *("exo_ranked", "hinge", "infonca", "ipo", "kto_pair", "ln_dpo", "lpo", "nca", "nca_ranked", "odpo", "orpo"),
+        *("r_dpo", "robust_dpo", "simper", "slic", "sppo", "tdpo1", "wpo_sequence"),
+    },
+    "test_greedy_answers_equal_those_of_transformers": {
+        *("llama2-1", "llama3-1", "llama3-4", "llama2-9", "llama3.1-4", "llama3-9", "llama3.2-1", "llama3.2-4"),
+    },
+    "test_what_waiting_does_not_mend_stops_the_run_at_once": {
+        *("403-None", "402-None", "429-organization_usage_limit_exceeded", "429-project_spend_limit_exceeded"),
+        "429-credit_balance_exhausted",
+    },
 }
 """Cases of a test that the fast set does without, since another case of the same test is in it."""
 

@@ -24,12 +24,13 @@ MODELS = (
 def text() -> str:
     """The table as Markdown."""
     rows = [(shape, held, *(cell(planned(shape, held, card)) for card in CARDS)) for shape, held in MODELS]
-    notes = [
-        "What a run takes, the most tokens of a pass, and how many blocks are computed again in the backward pass; by "
-        f"calculation: `engine.plan --shape SHAPE --gpus 1 --gpu-memory GB --lora-rank {RANK} --base-dtype BASE`."
-    ]
     header = ("model", "base", *(f"{card} GB" for card in CARDS))
-    return to_markdown(Table("memory", f"One GPU, an adapter of rank {RANK}", header, rows, 2, notes))
+    return (
+        to_markdown(Table("memory", f"One GPU, an adapter of rank {RANK}", header, rows, 2))
+        + "\nEach cell has the memory of a run, the most tokens of a pass, and how many blocks are computed again in the\n"
+        "backward pass. It is calculated, by "
+        f"`engine.plan --shape SHAPE --gpus 1 --gpu-memory GB --lora-rank {RANK} --base-dtype BASE`.\n"
+    )
 
 
 def planned(shape: str, held: str, card: int) -> dict[str, Any]:
