@@ -39,8 +39,8 @@ fit and names the first change that would help. All parameters train here; what 
   with split masters it is 3.3 % above the measured peak
   ([performance](performance.md#eight-billion-parameters-on-one-card)); on the CPU it is within a tenth, for all
   parameters and for an adapter (`./launch.sh test --all -k expected_peak`), and for a pair of 16,384 tokens. For whole
-  (unsplit) masters on one GPU, with eight layers, the estimate was 3.0 % too low, so the plan now adds a reserve of that
-  size. It was not measured on several GPUs.
+  (unsplit) masters on one GPU, with eight layers, the estimate was 3.0 % too low, so the plan now adds a reserve of
+  that size. It was not measured on several GPUs.
 - **Compute**: a GPU reaches {cost.REACHED:.0%} of {cost.DATASHEET / 1e12:.0f} TFLOP/s, the datasheet of an H100 or
   H200; 54 % was measured on one (`--tflops` plans for another card). The slowest of several takes {cost.IMBALANCE}
   times the mean.

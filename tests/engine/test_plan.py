@@ -173,7 +173,7 @@ def test_what_cannot_fit_is_refused_with_the_change_that_lets_it(tmp_path, monke
     rows = tiny.write_rows(tmp_path / "rows.jsonl", id_rows(8))
     monkeypatch.setattr(layout, "free_memory", lambda: 3 * 10**6)
     config = TrainConfig(model=str(model), data=(str(rows),), out=str(tmp_path / "run"))
-    with pytest.raises(InputError, match=r"^needs 0\.2 GB of memory, and 0\.1 GB are free.*lower --micro-tokens"):
+    with pytest.raises(InputError, match=r"^needs 0\.1 GB of memory, and 0\.0 GB are free.*lower --micro-tokens"):
         train.run(config)
     assert not (tmp_path / "run").exists()
 
