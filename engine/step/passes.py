@@ -6,8 +6,10 @@ import torch
 from torch import Tensor
 
 from data.rows import Example
+from engine.config import host
 from engine.distributed import Ranks
 from engine.model import DIVERGENCES, FusedForward
+from engine.planning import memory
 from engine.step.loss_inputs import REFERENCE_VALUES, LossInputs, ReferenceValues
 from engine.step.objective import gradient
 from engine.step.steps import Batch, MicroBatch, MicroBatching, Step
@@ -26,7 +28,7 @@ def forward_backward(training: Training, step: Step) -> tuple[LossInputs, Result
     mismatched = _mismatched_of(training, step)
     if objective.whole_step:
         return _whole_step(training, step, mismatched)
-    added = torch.zeros((), dtype=torch.float64)
+    added, planned = torch.zeros((), dtype=torch.float64), memory.total(training.plan.memory)
     for micro in batch.micro_batches:
         ranks.set_gradient_sync(training.model, micro is batch.micro_batches[-1])
         part = micro_batch_logps(training, step, micro)
@@ -38,6 +40,7 @@ def forward_backward(training: Training, step: Step) -> tuple[LossInputs, Result
         (loss / len(batch)).backward()  # over the examples of all ranks: the split changes speed only
         ranks.take_gradients()
         batch.add(micro, part)
+        host.give_back(planned)
     training.hooks.on_phase(step.number, "gather")
     inputs = batch.gather(ranks, with_reference=training.reference.is_used, token_values=objective.token_values)
     inputs = inputs.with_mismatched(mismatched)
@@ -69,7 +72,7 @@ def _whole_step(training: Training, step: Step, mismatched: LossInputs | None) -
     """
     batch, ranks = step.batch, training.ranks
     micro_batches = batch.micro_batches
-    added = torch.zeros((), dtype=torch.float64)
+    added, planned = torch.zeros((), dtype=torch.float64), memory.total(training.plan.memory)
     with torch.set_grad_enabled(len(micro_batches) == 1):
         parts = [micro_batch_logps(training, step, micro) for micro in micro_batches]
     for micro, part in zip(micro_batches, parts, strict=True):
@@ -93,6 +96,7 @@ def _whole_step(training: Training, step: Step, mismatched: LossInputs | None) -
         report(training, step, "backward")
         torch.autograd.backward(roots, gradients)  # pyright: ignore[reportArgumentType]
         ranks.take_gradients()
+        host.give_back(planned)
     return inputs, _with_added(training, result, added, len(batch))
 
 
