@@ -62,6 +62,11 @@ class AlpacaEvalConfig(JudgedConfig):
     --endpoint and --model name a server that answers instead of the checkpoint, such as vLLM for a large model.
     """
 
+    judge: str
+    """Name of the judge at --judge-endpoint. It has to give log-probs of its first token, and must not reason first.
+    The benchmark's own judge is retired."""
+    judge_api: Literal["chat", "responses"] = "chat"
+    """API of the judge's server. Only chat gives the log-probs that win rates need; responses is an error."""
     alpaca_eval: PathText
     """Folder of a checkout of tatsu-lab/alpaca_eval. The reference's outputs and the annotator's wording are read from
     there; its code is not run."""
@@ -207,15 +212,8 @@ def _chosen(config: AlpacaEvalConfig) -> list[Checkpoint]:
 
 
 def best(path: Path) -> list[str]:
-    """The best checkpoint of each version of MixEval-Hard by a run's scores; where that is one and the same, the next
-    best of both beside it, so that there are two as in the paper. Raises InputError where there are no such scores.
-    """
-    lines = scores.read(path)
-    tables = [table for v in mixeval_run.VERSIONS if (table := mixeval_run.overall(lines, v))]
-    names = [max(table, key=lambda name: table[name]) for table in tables]
-    others = set[str]().union(*tables).intersection(*tables) - set(names)
-    if len(names) > len(set(names)) and others:
-        names[1] = max(sorted(others), key=lambda name: sum(table[name] for table in tables))
+    """The checkpoints that are best by a run's scores on MixEval-Hard. Raises InputError where there are no such."""
+    names = mixeval_run.two_best(scores.read(path))
     if not names:
         raise InputError(
             f"{path}: has no MixEval-Hard scores to choose the best by; run eval mixeval first, or name --checkpoint"

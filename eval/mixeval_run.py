@@ -63,8 +63,8 @@ class MixEvalConfig(JudgedConfig):
     """How to sample answers: stable is greedy; paper is temperature 0.6 and top-p 0.9, which MixEval uses for
     Llama-3."""
     judge_temperature: float | None = None
-    """Sampling temperature of the judge. Unset: none is sent, as in MixEval. At 0, a judge that is asked again is asked
-    at temperature 1, so that it does not repeat itself."""
+    """Sampling temperature of the judge. Unset: none is sent, as in MixEval. With 0, a judge that is asked again (see
+    --rounds) is asked at temperature 1, because it would repeat the answer that could not be read."""
     rounds: int = 10
     """Maximum number of times that the judge is asked about an answer until it gives a score. MixEval uses 10."""
     fallback: Literal["random", "zero"] = "random"
@@ -75,8 +75,9 @@ class MixEvalConfig(JudgedConfig):
     watch: bool = False
     """Score checkpoints as they appear, until the run has written its last one."""
     prune: bool = False
-    """Delete every checkpoint of the run, of epochs and of steps, once it is scored, except the best on each version,
-    the newest, and the one that `best` links to. This cannot be undone."""
+    """Delete every checkpoint of the run, of epochs and of steps, once it is scored, except the best on each version
+    (and the next best if one checkpoint is best on both), the newest, and the one that `best` links to. This cannot be
+    undone."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -129,12 +130,14 @@ def score_one(
 
 
 def _prune(run: Path, config: MixEvalConfig, names: set[str]) -> None:
-    """Removes epochs that this pass has scored but the best of each version and the newest. names: what it has."""
+    """Removes epochs that this pass has scored, but for the best of each version, the two that AlpacaEval would take,
+    and the newest. names: what it has.
+    """
     lines = [x for x in scores.read(config.folder / scores.NAME) if x["benchmark"] == BENCHMARK]
     asked = [x for x in lines if x.get("judge") == config.judge and x.get("preset") == config.preset]
     tables = [overall(asked, version) for version in config.version]
     whole = {name: value for name, value in tables[0].items() if all(name in table for table in (*tables, names))}
-    best = set()  # of every version, judge and preset that anybody has asked for here
+    best = set(two_best(lines))  # and of every version, judge and preset that anybody has asked for here
     for who in {(x["version"], x.get("judge"), x.get("preset")) for x in lines}:
         of_one = overall([x for x in lines if (x["version"], x.get("judge"), x.get("preset")) == who], who[0])
         best |= {max(of_one, key=lambda name: of_one[name])} if of_one else set()
@@ -148,6 +151,18 @@ def overall(lines: Sequence[scores.Line], version: str) -> dict[str, float]:
     epochs = [line for line in found if line["checkpoint"] != scores.BASE]
     epochs = [line for line in epochs if scores.is_whole(line)] or epochs  # what lacks judgments is not the best
     return {line["checkpoint"]: line["value"] for line in scores.newest(epochs)}
+
+
+def two_best(lines: Sequence[scores.Line]) -> list[str]:
+    """The best checkpoint of each version; where that is one and the same, the next best of both beside it, so that
+    there are two as in the paper. None where there are no scores.
+    """
+    tables = [table for version in VERSIONS if (table := overall(lines, version))]
+    names = [max(table, key=lambda name: table[name]) for table in tables]
+    others = set[str]().union(*tables).intersection(*tables) - set(names)
+    if len(names) > len(set(names)) and others:
+        names[1] = max(sorted(others), key=lambda name: sum(table[name] for table in tables))
+    return names
 
 
 def foresee(config: MixEvalConfig, names: Sequence[str]) -> list[Estimate]:

@@ -14,7 +14,7 @@ import threading
 import numpy as np
 import pytest
 
-from eval import checkpoints, mixeval_run
+from eval import alpacaeval_run, checkpoints, mixeval_run
 from revise.loopback import Reply, serve
 from system import cli
 from system.errors import InputError, RunError
@@ -471,6 +471,28 @@ def test_prune_keeps_the_best_of_a_version_that_this_pass_does_not_score(made, t
     assert sorted(p.name for p in run_folder.glob("epoch-*")) == names
     mixeval_run._prune(run_folder, config, names)
     assert sorted(p.name for p in run_folder.glob("epoch-*")) == ["epoch-02", "epoch-03"]
+
+
+def test_prune_keeps_the_two_that_alpacaeval_takes_where_one_is_best_on_both(made, tmp_path):
+    run_folder = tmp_path / "run"
+    values = {"epoch-01": 0.3, "epoch-02": 0.9, "epoch-03": 0.5, "epoch-04": 0.1}
+    for name in values:
+        shutil.copytree(made / "run/epoch-02", run_folder / name)
+    lines = [
+        {"checkpoint": name, "benchmark": "mixeval-hard", "version": version, "metric": "table4_compat/overall",
+         "value": value, "judge": "j", "preset": "stable"}
+        for version in mixeval_run.VERSIONS for name, value in values.items()
+    ]  # fmt: skip
+    (run_folder / "eval").mkdir()
+    tiny.write_rows(run_folder / "eval/scores.jsonl", lines)
+    arguments = command(made, tmp_path, "http://127.0.0.1:9/v1", "--prune")[4:]
+    at = arguments.index("--out")
+    config = cli.parse(
+        mixeval_run.MixEvalConfig, [str(run_folder), *arguments[1:at], *arguments[at + 2 :]], command="c", example="e"
+    )
+    mixeval_run._prune(run_folder, config, set(values))
+    assert sorted(p.name for p in run_folder.glob("epoch-*")) == ["epoch-02", "epoch-03", "epoch-04"]
+    assert alpacaeval_run.best(run_folder / "eval/scores.jsonl") == ["epoch-02", "epoch-03"]
 
 
 def served(made, out, base, judge_base, *more):
