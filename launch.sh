@@ -19,7 +19,7 @@ usage() {
                            --all trains every objective, in an hour. --lora also trains an adapter (LoRA) and
                            compares it with training all parameters, in half an hour.
 ./launch.sh align RECIPE   Go from prompts to an aligned model and its report, following a YAML recipe. --dry-run prints
-                           what it will take. examples/recipes/align-miniature.yaml takes ten minutes on two cores.
+                           what it will take. examples/recipes/align-miniature.yaml takes five minutes on two cores.
 ./launch.sh paper [...]    Run the paper's experiment in miniature, in half an hour on two cores. --quick shortens it,
                            --seeds 3 takes three seeds; --config FILE runs a grid of your own (examples.grid) instead.
 ./launch.sh train ...      Run engine.train on every GPU of this machine, or in N processes with --nproc N. All other
