@@ -52,7 +52,8 @@ class ShowConfig(RowSettings):
     row: int = 1
     """Which row to show, counted from 1."""
     fields: str | None = None
-    """Further numeric columns to show, of those that an objective reads: margin,confidence."""
+    """Further numeric columns to show, separated by commas, of those that an objective reads, such as
+    margin,confidence. Unset: none."""
     config: PathText | None = None
     """YAML file with settings under the names of the flags. Flags on the command line win over it."""
 

@@ -98,7 +98,7 @@ class GenerateConfig(Sampling, ReadingSettings, TemplateSettings, AdapterSetting
     """Dtype to compute in. Unset: bfloat16 on a GPU (float32 weights are rounded), float32 on the CPU."""
     beyond_context: bool = False
     """Accept prompts that fill the model's context (max_position_embeddings), and let answers grow beyond it. By
-    default such prompts are an error, and answers end there."""
+    default such prompts are an error, and an answer ends where the context is full."""
 
     def __post_init__(self) -> None:
         for part in (Sampling, ReadingSettings, TemplateSettings):

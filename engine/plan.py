@@ -54,9 +54,10 @@ class PlanConfig(TemplateSettings):
     """Print the memory, time and disk space that a training run needs, and the engine.train flags that make it fit."""
 
     model: PathText | None = None
-    """Model to plan for: checkpoint folder or hub id. Only its configuration and weight headers are used."""
+    """Model to plan for: checkpoint folder or hub id. Only its configuration and weight headers are used. Give either
+    this or --shape."""
     shape: Shape | None = None
-    """Plan for a well-known model size instead of --model; nothing is downloaded."""
+    """Plan for a well-known model size; nothing is downloaded. Give either this or --model."""
     reference_model: PathText | None = None
     """As in engine.train: another reference model, which needs memory and time of its own. "base", or an adapter on the
     same base, needs hardly any."""

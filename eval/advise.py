@@ -48,15 +48,16 @@ class AdviseConfig(JudgeSettings, RowSettings):
     """Column with the score of the target model's own answer. row: "own_score". rejected: "rejected_score", for pairs
     whose rejected response is that answer, such as CLAIR's."""
     n: int = 400
-    """Number of pairs to draw, at least 100. If --data has fewer than this, all are used."""
+    """Number of pairs to draw, at least 100. If --data has fewer pairs, all are used."""
     seed: int = 0
     """Seed for drawing the pairs, and for sampling own answers for a judge."""
     skip_bad_rows: bool = False
     """Skip rows that cannot be used. By default such rows are an error."""
     dtype: Literal["float32", "bfloat16"] | None = None
-    """Compute dtype. Unset: bfloat16 on CUDA, float32 on the CPU."""
+    """Dtype to compute the log-probs of the pairs in; answers sampled for a judge do not depend on it. Unset: bfloat16
+    on CUDA, float32 on the CPU."""
     out: PathText | None = None
-    """JSON file for what was found."""
+    """JSON file for the result. Unset: it is only printed."""
     scores: PathText | None = None
     """A run's eval/scores.jsonl to add the advice to, so that the run's report shows it."""
     config: PathText | None = None

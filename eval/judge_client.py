@@ -44,6 +44,14 @@ class JudgedConfig(ClientConfig, TemplateSettings):
     what: tyro.conf.Positional[PathText]
     """Folder of a run, whose checkpoints are scored, or of one checkpoint. With --endpoint: a name for the served
     model."""
+    endpoint: tuple[str, ...] = ()
+    """Base URL of an OpenAI-compatible server that answers as the evaluated model, instead of a checkpoint on this
+    machine; needs --model. Several URLs share the requests. Unset: the checkpoint answers here."""
+    model: str = ""
+    """Name of the evaluated model at --endpoint."""
+    store: PathText
+    """SQLite file that keeps every answer of the judge and of --endpoint. A rerun with the same file sends only
+    requests whose answer is missing."""
     judge_endpoint: tuple[str, ...]
     """Base URL of an OpenAI-compatible server of the judge."""
     judge: str
@@ -53,11 +61,10 @@ class JudgedConfig(ClientConfig, TemplateSettings):
     judge_key_file: PathText | None = None
     """File that holds the judge's API key, instead of an environment variable."""
     price_in: float = 0.0
-    """Price of a million tokens sent to the judge, in dollars. The model at --endpoint counts as free. 0: the price is
-    not known. --max-cost needs one of the two."""
+    """Price of a million tokens sent to the judge, in dollars. The model at --endpoint counts as free. 0: unknown or
+    free. --max-cost needs --price-in or --price-out."""
     price_out: float = 0.0
-    """Price of a million tokens received from the judge, in dollars. 0: the price is not known. --max-cost needs one of
-    the two."""
+    """Price of a million tokens received from the judge, in dollars. 0: unknown or free."""
     key_env: tuple[str, ...] = (NO_KEY,)
     """Environment variable that holds the API key of --endpoint. The default, none, sends no key; the judge's key is
     never sent there."""
@@ -86,7 +93,7 @@ class JudgedConfig(ClientConfig, TemplateSettings):
     """Accept benchmark files whose checksum is not that of the published ones, with a notice."""
     out: PathText | None = None
     """Folder for answers, judgments and scores. Unset: eval/ in the folder of the run or checkpoint; with --endpoint,
-    in a folder of the served model's name."""
+    NAME/eval in the current folder, where NAME is the first argument."""
     config: PathText | None = None
     """YAML file with settings under the names of the flags. Flags on the command line win over it."""
 

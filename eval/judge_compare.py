@@ -20,8 +20,9 @@ class JudgeSettings:
     """A judge, and how own answers are drawn for it."""
 
     judge_endpoint: tuple[str, ...] = ()
-    """Base URL of an OpenAI-compatible server of a judge. It compares new answers of the model with the winners,
-    instead of the scores in the rows; the model's answer comes first in half of the pairs."""
+    """Base URL of an OpenAI-compatible server of a judge. The model samples a new answer to each prompt, and the judge
+    compares it with the winner; the model's answer comes first in half of the pairs. Unset: the scores in the rows are
+    used."""
     judge: str = ""
     """Name of the judge at --judge-endpoint."""
     judge_key_env: tuple[str, ...] = ("OPENAI_API_KEY",)

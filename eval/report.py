@@ -25,7 +25,7 @@ EXAMPLE = "python -m eval report runs/first --out runs/report"
 
 @dataclass(frozen=True, kw_only=True)
 class ReportConfig:
-    """Write what was measured of one or several runs as a page, and each table as Markdown, CSV and LaTeX."""
+    """Write a report page of the measurements of one or several runs, and each table as Markdown, CSV and LaTeX."""
 
     runs: tyro.conf.Positional[tuple[PathText, ...]]
     """Folders of runs that have eval/scores.jsonl or metrics.jsonl."""

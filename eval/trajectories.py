@@ -53,8 +53,8 @@ class TrajectoriesConfig:
     n: int = 100
     """Number of pairs to use, drawn by --seed."""
     beta: float | None = None
-    """Report beta times the log-ratios of --data too, as rewards. Unset: log-ratios alone. An objective may define its
-    rewards otherwise; those are what training measures."""
+    """Also report rewards, as beta times the log-ratios of --data. Unset: log-ratios alone. If the objective of the
+    training defines rewards differently, take those of metrics.jsonl."""
     answers: int = 32
     """Number of prompts that every checkpoint answers; 0 samples no answers."""
     max_new_tokens: int = 512

@@ -32,11 +32,10 @@ class StretchSettings:
     """How long a study's command works."""
 
     minutes: float | None = None
-    """Start no run that is not expected to end within this many minutes. If runs are left, the exit code is 3, and the
-    same command continues. Unset: no limit."""
+    """Time budget in minutes, counted from the start of the command. A run starts only if it is expected to end within
+    it. If runs are left, the exit code is 3; run the same command to continue. Unset: no limit."""
     at_once: int | None = None
-    """Number of runs at the same time, each on a GPU of its own or with an equal share of the cores. Unset: one per
-    core in examples.miniature.study, one in examples.real.study."""
+    """Number of runs at the same time. They are spread over the GPUs, or share the cores if there is no GPU."""
 
     def __post_init__(self) -> None:
         if self.minutes is not None and not self.minutes > 0:

@@ -37,8 +37,8 @@ class PromptsConfig(ReadingSettings):
     messages) or UltraFeedback's "instruction", and may have "system" and "tools". The rows may also be pairs, whose
     prompts are used."""
     out: PathText
-    """File for the pairs, such as pairs.jsonl. Rejected ones go into pairs.rejected.jsonl beside it, each with its
-    reason."""
+    """File for the pairs, such as pairs.jsonl. Rows that make no usable pair are written to pairs.rejected.jsonl beside
+    it, each with the reason."""
     sample: int | None = None
     """Number of prompts to draw at random. With the same --seed all four recipes draw the same prompts, so that their
     pairs can be compared. Unset: all."""
@@ -48,7 +48,8 @@ class PromptsConfig(ReadingSettings):
     --only-prompts ContextualAI/ultrafeedback_clair_32k:train takes UltraFeedback's rated answers to the prompts of the
     released CLAIR pairs."""
     seed: int = 0
-    """Seed for drawing prompts, for sampling answers on this machine, and for everything else that is random."""
+    """Random seed for --sample, for answers that are sampled on this machine, and for the order in which
+    judge-on-policy shows two answers. It is not sent to a server."""
     skip_bad_rows: bool = False
     """Skip rows that cannot be used, and report how many there are. By default such rows are an error."""
 

@@ -52,6 +52,12 @@ from system.flags import PathText
 class RecipeConfig(TargetConfig, ClientConfig, PromptsConfig):
     """What every recipe that asks a model is told."""
 
+    endpoint: tuple[str, ...] = ()
+    """Base URL of the OpenAI-compatible server of the model that revises, judges or is the stronger one, such as
+    http://localhost:8000/v1. Several URLs share the requests. Required, unless --batch-write or --batch-read is
+    given."""
+    model: str = ""
+    """Name of the model at --endpoint. Required."""
     response_from: Side | None = None
     """Read --prompts as a file of pairs and use this side of each pair as the target model's answer, instead of
     sampling one. For example, rejected with ContextualAI/ultrafeedback_clair_32k:train reuses the answers that CLAIR
@@ -78,9 +84,10 @@ class RecipeConfig(TargetConfig, ClientConfig, PromptsConfig):
     """JSON object to merge into each request to --model; null removes a field: '{"max_tokens": null,
     "max_completion_tokens": 4096}'."""
     batch_write: PathText | None = None
-    """Write the requests for --model into files for OpenAI's Batch API, and send none of them."""
+    """Write the requests for --model into files for OpenAI's Batch API instead of sending them. Requests to
+    --target-endpoint are still sent."""
     batch_read: tuple[PathText, ...] = ()
-    """Read the answers of --model from the Batch API's output and error files, and send it nothing."""
+    """Read the answers of --model from the Batch API's output and error files; nothing is sent to --model."""
     config: PathText | None = None
     """YAML file with settings under the names of the flags. Flags on the command line win over it."""
 

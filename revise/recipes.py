@@ -61,9 +61,9 @@ class ClairConfig(RecipeConfig):
     keep_length: bool = False
     """Ask for revisions that are about as long as the answers."""
     min_length_ratio: float = clair.MIN_LENGTH_RATIO
-    """Reject a revision with fewer characters than this ratio times those of the answer that it revises."""
+    """Shortest revision to accept, as a share of the characters of the answer that it revises."""
     max_length_ratio: float = clair.MAX_LENGTH_RATIO
-    """Reject a revision with more characters than this ratio times those of the answer that it revises."""
+    """Longest revision to accept, as a share of the characters of the answer that it revises."""
     allow_allusions: bool = False
     """Keep revisions that mention that they are one, such as "I have corrected ...". By default they are rejected."""
 
@@ -119,7 +119,7 @@ def clair_main(argv: Sequence[str]) -> None:
 
 @dataclass(frozen=True, kw_only=True)
 class JudgeConfig(RecipeConfig):
-    """Make pairs of two answers of the model each: the one that a judge finds better is preferred."""
+    """Make pairs by sampling two answers of the model to each prompt and letting a judge choose the better one."""
 
     template: PathText | None = None
     """Prompt template for the judge: paper for the authors' own, or a file in which <TASK>, <STUDENT_SOLUTION_1> and
@@ -306,10 +306,10 @@ class StrongerConfig(RecipeConfig):
     """Make pairs by preferring a stronger model's answers to the model's own."""
 
     min_length_ratio: float = 0.0
-    """Reject an answer of --model with fewer characters than this ratio times those of the target model's answer."""
+    """Shortest answer of --model to accept, as a share of the characters of the target model's answer."""
     max_length_ratio: float | None = None
-    """Reject an answer of --model with more characters than this ratio times those of the target model's answer. Unset:
-    no limit."""
+    """Longest answer of --model to accept, as a share of the characters of the target model's answer. Unset: no
+    limit."""
 
     def __post_init__(self) -> None:
         super().__post_init__()

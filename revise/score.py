@@ -14,7 +14,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import fmean
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 from data.rows import ReadingSettings, Record, parse_record, rows_of
 from revise import judge
@@ -60,9 +60,12 @@ class ScoreConfig(TargetConfig, ClientConfig, ReadingSettings):
     out: PathText
     """File for the same rows with chosen_score, rejected_score and own_score."""
     target_model: PathText | None = None
-    """Checkpoint folder or hub id of the model to align, to sample an answer for own_score. Only needed for pairs that
-    no recipe of this project made from that model's own answers. Unset: such rows get no own_score unless
-    --target-endpoint is given."""
+    """Checkpoint folder or hub id of the model to align, to sample an answer for own_score. Pairs made by revise clair,
+    judge-on-policy or stronger-preferred need none, since they contain the model's own answer. Unset: other pairs get
+    no own_score, unless --target-endpoint is given."""
+    cut_answers: Literal["again", "aside", "keep"] = "again"
+    """What to do with own answers that reach --target-max-tokens. again: sample once more with twice the limit; if that
+    is truncated too, the row gets no own_score. aside: the row gets no own_score. keep: score the truncated answer."""
     reward: bool = False
     """Ask a reward model that --endpoint serves (vLLM's /pooling) for a number, instead of a judge for a grade."""
     template: PathText | None = None

@@ -89,7 +89,8 @@ class TargetConfig(TemplateSettings):
     limit, and leave the row out if that is truncated too. aside: leave the row out. keep: use them, but only as
     rejected responses; the model may then learn nothing but to tell truncated answers from whole ones."""
     target_price_in: float = 0.0
-    """Price of a million tokens sent to --target-endpoint, in dollars."""
+    """Price of a million tokens sent to --target-endpoint, in dollars. With 0 for both prices, these requests count as
+    free, and --max-cost does not limit them."""
     target_price_out: float = 0.0
     """Price of a million tokens received from --target-endpoint, in dollars."""
     dtype: Literal["float32", "bfloat16"] | None = None

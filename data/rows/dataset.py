@@ -30,17 +30,17 @@ class RowSettings(ReadingSettings, TemplateSettings):
     """Flags of every command that reads rows as the trainer does."""
 
     max_prompt_tokens: int | None = None
-    """Truncate prompts to this many tokens. With --max-tokens, only rows that exceed it are truncated, as in TRL 0.9:
-    first the prompt to this length, then, if still needed, the responses to --max-tokens minus this. Unset: 512, or no
-    limit if --max-tokens is given."""
+    """Truncate prompts to this many tokens. Together with --max-tokens it works as in TRL 0.9: only rows longer than
+    --max-tokens are truncated, first the prompt to this length, then, if still needed, the responses to --max-tokens
+    minus this. Unset: 512, or no limit if --max-tokens is given."""
     max_response_tokens: int | None = None
     """Truncate responses to this many tokens; a truncated response loses its end-of-turn token. Unset: 512, or no limit
     of its own if --max-tokens is given."""
     max_tokens: int | None = None
-    """Maximum number of tokens of prompt and response together (TRL's max_length). Alone, as in TRL 1.16, responses are
-    truncated, and rows whose prompt leaves no room for a response are dropped and counted. 0: no limit but those given
-    by --max-prompt-tokens and --max-response-tokens. Unset: only these two limits apply, of 512 tokens each by
-    default."""
+    """Maximum number of tokens of prompt and response together (TRL's max_length). Without --max-prompt-tokens it works
+    as in TRL 1.16: responses are truncated, and rows whose prompt leaves no room for a response are dropped and
+    counted. 0: no limit but those given by --max-prompt-tokens and --max-response-tokens. Unset: only these two limits
+    apply, of 512 tokens each by default."""
     keep_prompt: Literal["end", "start"] = "end"
     """Part of an over-long prompt that is kept: its end or its start (TRL's truncation_mode). BOS and the template's
     headers always stay."""

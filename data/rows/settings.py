@@ -15,8 +15,8 @@ class ReadingSettings:
     """Column names, as EXPECTED=IN_FILE: chosen=winner,rejected=loser,system=persona. Note that --roles has the
     opposite order. Unset: the usual names are recognised."""
     ignore_columns: str | None = None
-    """Columns to ignore although they carry meaning, by their names in the files: context,images. Without this flag a
-    row with such a column is an error."""
+    """Columns to ignore, separated by commas and named as in the files, such as context,images. Without this flag, a
+    column that would change the meaning of a row and cannot be used is an error."""
     roles: str | None = None
     """Message roles, as IN_FILE=EXPECTED (the opposite order of --columns): critic=user,bot=assistant. The usual other
     names (human, gpt, model, developer, function, observation) are recognised without it, in upper or lower case."""

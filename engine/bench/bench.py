@@ -62,8 +62,8 @@ class BenchConfig:
     loss: PathText = "apo_zero"
     """Objective to train with, as in engine.train."""
     beside: tuple[PathText, ...] = ()
-    """Further objectives to measure, each in a row of its own; none measures no others. Unset: none, except ld_dpo and
-    tdpo2 for a plain run of --shape tiny (--reference fused, no --lora-rank)."""
+    """Further objectives to measure, each in a row of its own; the value none measures no others. Unset: ld_dpo and
+    tdpo2 for --shape tiny with --reference fused and no --lora-rank, otherwise no others."""
     lora_rank: int | None = None
     """Rank of a LoRA adapter to train on every linear layer of the blocks. A second row then measures the training of
     all parameters. Unset: all parameters are trained."""

@@ -139,8 +139,8 @@ class ScheduleConfig:
     """Learning rate that the decay ends at, as a share of --lr. With --schedule wsd the warm-up also starts at this
     share instead of 0. Not for --schedule constant."""
     warmup_steps: int = 0
-    """Number of steps over which the learning rate rises linearly from 0 (see --min-lr-ratio for wsd) to --lr. From 0,
-    the first step changes no weight."""
+    """Number of steps over which the learning rate rises linearly from 0 (see --min-lr-ratio for wsd) to --lr. If it
+    rises from 0, the first step changes no weight."""
     warmup_ratio: float = 0.0
     """Length of the warm-up as a share of all steps, rounded up; an alternative to --warmup-steps."""
     decay_ratio: float = 0.1

@@ -42,9 +42,9 @@ class MemoryConfig:
     one 80 GB GPU. split works with one process, and not with adapters, --dtype float32, --optimizer muon,
     --reference-update or --shard-size. auto: float32, or split if only that fits on the one GPU."""
     square_avg: Literal["float32", "bfloat16"] = "float32"
-    """Dtype of the optimizer's running means (RMSProp has one per parameter, AdamW two). bfloat16 needs
-    --master-weights split by name, not auto; it saves 2 bytes for each mean, and its stochastic rounding has an error
-    of 0.7 % without bias."""
+    """Dtype of the optimizer's running means (RMSProp has one per parameter, AdamW two). bfloat16 saves 2 bytes for
+    each mean, is rounded stochastically (unbiased, with a relative error of 0.7 %), and needs an explicit
+    --master-weights split."""
     compile: Literal["auto", "yes", "no"] = "auto"
     """Compile the transformer blocks, except attention, with torch.compile. auto: on a GPU only; on the CPU it gains
     nothing."""
@@ -94,14 +94,16 @@ class CheckpointConfig:
     keep_best: str | None = None
     """Keep the checkpoint with the best value of this metric on held-out rows, in addition to --keep-checkpoints.
     eval_loss (or loss) is best when smallest; rewards/accuracies, rewards/margins and logps/chosen when largest.
-    Whenever the metric improves, a checkpoint folder is written, and the link `best` in --out points to it."""
+    Whenever the metric improves, a checkpoint folder is written, and the link `best` in --out points to it. It needs
+    --eval-data or --eval-pairs."""
     keep_final_state: bool = False
     """Also save a state after the last step, so that a later run with --continue-from can use the optimizer's
     moments."""
     continue_from: PathText | None = None
     """Folder of a finished run whose final weights this run starts from, with its own --out, steps and learning rate.
     The optimizer's moments are taken over if that run kept its final state (--keep-final-state). --model must still
-    name the model that the earlier run started from, which stays the reference."""
+    name the model that the earlier run started from, which stays the reference. Not for adapters, which continue by
+    --adapter, and not with --stages."""
     save_dtype: SaveDtype = "auto"
     """Dtype of the weights in checkpoint folders. auto: the compute dtype (--dtype), so that a checkpoint is exactly
     the model that the run's metrics describe. source: the dtype that each tensor of --model has. With a dtype narrower
@@ -145,8 +147,8 @@ class DistributedConfig:
 
     reshard: Reshard = "auto"
     """Free the gathered weights of a block after its forward pass and gather them again for the backward pass, as
-    FSDP's reshard_after_forward does: less memory, more communication. auto: on GPUs, if the memory is needed. With a
-    single process, no means that the model is not wrapped in FSDP at all, which is faster and gives the same bits."""
+    FSDP's reshard_after_forward does: less memory, more communication. auto: on GPUs, if the memory is needed. In a
+    single process, the value no also skips FSDP, which is faster and gives the same bits."""
     shard_size: int | None = None
     """Number of ranks over which one copy of the weights is sharded. Set it to the number of GPUs of a node, so that
     every node holds a whole copy and only gradients cross the network (hybrid sharding). Unset: one copy over all
@@ -169,20 +171,21 @@ class MeasuringConfig:
     """Held-out rows in one of the formats of --data. Their loss, rewards and log-probs are measured after each epoch
     and logged with the prefix eval_."""
     eval_pairs: int | float = 0
-    """Number of rows of --data to hold out for evaluation instead, drawn by --seed and not trained on. Below 1 it is a
-    share of the rows, rounded up. 0: none."""
+    """Number of rows of --data to hold out for evaluation, drawn by --seed and not trained on; an alternative to
+    --eval-data. Below 1 it is a share of the rows, rounded up. 0: none."""
     eval_every: int | float | None = None
     """Number of steps between additional measurements of the held-out rows, with one before the first step. Below 1 it
-    is a share of all steps, rounded up. Unset: only after each epoch."""
+    is a share of all steps, rounded up. It needs --eval-data or --eval-pairs. Unset: only after each epoch."""
     early_stop: str | None = None
     """METRIC:PATIENCE, such as eval_loss:3: end the run when a held-out metric (as for --keep-best) did not improve on
     its best value for this many measurements in a row. A checkpoint of the last step is written, and the run counts as
-    finished."""
+    finished. It needs --eval-data or --eval-pairs."""
     disable: tuple[Technique, ...] = ()
-    """Turn off optimisations, to measure what each one saves; results change by rounding at most. prompt-sharing:
-    compute a prompt once for all its responses. packing: no padding. response-rows: logits of response tokens only.
-    reference-cache: reuse reference log-probs after epoch 1. balance: equal work for all ranks. kept-logits: keep
-    logits for the backward pass. used-pages: reuse freed memory (CPU, glibc)."""
+    """Turn off optimisations, to measure what each one saves; results change by rounding at most. When they are on,
+    prompt-sharing computes a prompt once for all its responses, packing avoids padding, response-rows computes logits
+    of response tokens only, reference-cache reuses reference log-probs after epoch 1, balance gives all ranks equal
+    work, kept-logits keeps logits for the backward pass, and used-pages reuses freed memory (CPU, glibc). Unset: all
+    are on."""
 
     def __post_init__(self) -> None:
         check_not_negative(self, "eval_pairs")

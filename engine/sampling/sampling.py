@@ -34,8 +34,8 @@ class Sampling:
     stop_ids: tuple[int, ...] = ()
     """Token ids that end an answer, in addition to those of the checkpoint."""
     seed: int = 0
-    """Random seed. Each answer has random numbers of its own, so that another batch size hardly ever changes it. With
-    --endpoint, seed + i is sent for answer i of a prompt, and the server decides what it does with it."""
+    """Random seed. Each answer has a random stream of its own, so that another --batch-size hardly ever changes it.
+    With --endpoint, answer i of a prompt is requested with seed + i, which the server may ignore."""
     batch_size: int = 128
     """Number of answers decoded at the same time. Lower it to save memory, raise it for speed."""
     prefill_tokens: int = 1024

@@ -32,6 +32,9 @@ EXPECTED = 150.0
 class StudyConfig(studies.StretchSettings):
     """Do the runs of the miniature's study that are not recorded yet, the most important ones first."""
 
+    at_once: int | None = None
+    """Number of runs at the same time. They are spread over the GPUs, or share the cores if there is no GPU. Unset: one
+    per core."""
     out: PathText = "runs/study"
     """Folder for base models, pairs, and runs in progress."""
     records: PathText = RECORDS

@@ -52,8 +52,8 @@ class LoraSearchConfig:
     out: PathText = "runs/real"
     """Folder for the model, the pairs and the runs. What ./launch.sh demo --real has left in it is used."""
     minutes: float | None = None
-    """Start no run that is not expected to be trained and measured within this many minutes. If runs are left, the exit
-    code is 3, and the same command continues. Unset: no limit."""
+    """Time budget in minutes, counted from the start of the command. A run starts only if it is expected to be trained
+    and measured within it. If runs are left, the exit code is 3; run the same command to continue. Unset: no limit."""
     records: PathText = "docs/records/lora"
     """Folder for the results, one JSON file for each run."""
     model: PathText | None = None

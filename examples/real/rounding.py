@@ -46,7 +46,8 @@ SEEDS = (1, 2, 3)
 
 @dataclass(frozen=True, kw_only=True)
 class RoundingConfig:
-    """Measure how much of a run survives rounding its weights to bfloat16, by learning rate and number of steps."""
+    """Measure how much of what a run has learnt survives rounding its weights to bfloat16, by learning rate and number
+    of steps."""
 
     data: tyro.conf.Positional[PathText | None] = None
     """Pairs, as engine.train takes them: 32 are trained on and 64 held out, drawn by a fixed seed. Give this or

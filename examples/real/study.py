@@ -29,6 +29,9 @@ EXPECTED = 660.0
 class StudyConfig(studies.StretchSettings):
     """Do the runs of the real model's study that are not recorded yet, the core of the study first."""
 
+    at_once: int | None = None
+    """Number of runs at the same time. They are spread over the GPUs, or share the cores if there is no GPU. Unset:
+    one."""
     out: PathText = "runs/real"
     """Folder for the model, the pairs, and the run in progress."""
     records: PathText = RECORDS

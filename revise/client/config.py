@@ -48,8 +48,8 @@ class ClientConfig:
     the server's headers, if they name one."""
     max_attempts: int = 8
     """Maximum number of attempts per request; after them it is marked as failed, and the next run tries it again. A
-    time-out uses up half of them, since it may have been billed, so that two end a request. An unreachable server uses
-    up none."""
+    request also fails after two time-outs, since each may have been billed. Attempts that reach no server do not
+    count."""
     patience: float = 900.0
     """Seconds without an answer from any endpoint after which the run stops; at most 60 if no server could be reached
     from the start."""
@@ -68,12 +68,13 @@ class ClientConfig:
     max_answer_mb: float = 8.0
     """Largest answer to accept, in megabytes. A larger one is not read to its end, and counts as unusable."""
     price_in: float = 0.0
-    """Price of a million input tokens, in dollars. 0: the price is not known. --max-cost needs one of the two."""
+    """Price of a million input tokens, in dollars. 0: unknown or free. --max-cost needs --price-in or --price-out."""
     price_out: float = 0.0
-    """Price of a million output tokens, in dollars. 0: the price is not known. --max-cost needs one of the two."""
+    """Price of a million output tokens, in dollars. 0: unknown or free."""
     max_cost: float | None = None
-    """Send nothing more once all answers in --store have cost this many dollars; needs prices. An attempt that timed
-    out counts at the most that it can have cost. Unset: no limit."""
+    """Maximum total cost in dollars of all answers in --store, earlier runs included. No request is sent that is
+    expected to exceed it. It needs --price-in or --price-out. An attempt that timed out counts at the most that it can
+    have cost. Unset: no limit."""
     max_requests: int | None = None
     """Send nothing more after this many requests of this run, repeated ones included. Unset: no limit."""
     ask_again: bool = False
