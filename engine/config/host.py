@@ -18,7 +18,8 @@ PAGE_BYTES = os.sysconf("SC_PAGE_SIZE")
 # variable once, before its first tensor; a value that is there stays.
 os.environ.setdefault("THP_MEM_ALLOC_ENABLE", "1")
 
-_kept: list[ctypes.CDLL] = []
+_kept: list[tuple[ctypes.CDLL, int]] = []
+"""The C library, and the bytes that were held before there was any tensor."""
 
 
 def keep_pages() -> None:
@@ -33,14 +34,19 @@ def keep_pages() -> None:
         libc = ctypes.CDLL(None)
         libc.mallopt(M_MMAP_THRESHOLD, OF_ITS_OWN)
         libc.mallopt(M_TRIM_THRESHOLD, LARGEST)
-        _kept[:] = [libc]
+        _kept[:] = [(libc, _held())]
 
 
-def give_back(planned: int) -> None:
-    """Gives all free pages back, between two passes, where pages are kept and more are held than was planned, bytes.
+def give_back(limit: int) -> None:
+    """Gives all free pages back, between two passes, where pages are kept and the run holds more bytes than `limit`.
 
     Blocks of another pass have other sizes, and would leave the holes of this one: a run of an adapter took a third
     more memory. Each page that is given back costs a fault when it is wanted again.
     """
-    if _kept and int(Path("/proc/self/statm").read_text().split()[1]) * PAGE_BYTES > planned:
-        _kept[0].malloc_trim(0)
+    for libc, before in _kept:
+        if _held() - before > limit:
+            libc.malloc_trim(0)
+
+
+def _held() -> int:
+    return int(Path("/proc/self/statm").read_text().split()[1]) * PAGE_BYTES

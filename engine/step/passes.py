@@ -28,7 +28,7 @@ def forward_backward(training: Training, step: Step) -> tuple[LossInputs, Result
     mismatched = _mismatched_of(training, step)
     if objective.whole_step:
         return _whole_step(training, step, mismatched)
-    added, planned = torch.zeros((), dtype=torch.float64), memory.total(training.plan.memory)
+    added = torch.zeros((), dtype=torch.float64)
     for micro in batch.micro_batches:
         ranks.set_gradient_sync(training.model, micro is batch.micro_batches[-1])
         part = micro_batch_logps(training, step, micro)
@@ -40,7 +40,7 @@ def forward_backward(training: Training, step: Step) -> tuple[LossInputs, Result
         (loss / len(batch)).backward()  # over the examples of all ranks: the split changes speed only
         ranks.take_gradients()
         batch.add(micro, part)
-        host.give_back(planned)
+        host.give_back(_kept_between_passes(training))
     training.hooks.on_phase(step.number, "gather")
     inputs = batch.gather(ranks, with_reference=training.reference.is_used, token_values=objective.token_values)
     inputs = inputs.with_mismatched(mismatched)
@@ -72,7 +72,7 @@ def _whole_step(training: Training, step: Step, mismatched: LossInputs | None) -
     """
     batch, ranks = step.batch, training.ranks
     micro_batches = batch.micro_batches
-    added, planned = torch.zeros((), dtype=torch.float64), memory.total(training.plan.memory)
+    added = torch.zeros((), dtype=torch.float64)
     with torch.set_grad_enabled(len(micro_batches) == 1):
         parts = [micro_batch_logps(training, step, micro) for micro in micro_batches]
     for micro, part in zip(micro_batches, parts, strict=True):
@@ -96,8 +96,16 @@ def _whole_step(training: Training, step: Step, mismatched: LossInputs | None) -
         report(training, step, "backward")
         torch.autograd.backward(roots, gradients)  # pyright: ignore[reportArgumentType]
         ranks.take_gradients()
-        host.give_back(planned)
+        host.give_back(_kept_between_passes(training))
     return inputs, _with_added(training, result, added, len(batch))
+
+
+def _kept_between_passes(training: Training) -> int:
+    """Bytes up to which free pages are kept: what was planned. Beside a frozen base hardly anything stays between two
+    passes, so that all that was free in one would be holes in the next.
+    """
+    needs = training.plan.memory
+    return 0 if needs.adapted is not None else memory.total(needs)
 
 
 def _with_added(training: Training, result: Result, added: Tensor, n: int) -> Result:
