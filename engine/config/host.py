@@ -8,7 +8,7 @@ from pathlib import Path
 import torch
 
 # From glibc's malloc.h.
-M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3
+M_TRIM_THRESHOLD, M_MMAP_THRESHOLD, M_ARENA_MAX = -1, -3, -8
 LARGEST = 2**31 - 1
 OF_ITS_OWN = 8 << 20
 """Bytes from which a block is given back as soon as it is free."""
@@ -27,13 +27,15 @@ def keep_pages() -> None:
 
     glibc gives every block above 128 KB back at once, and the next one costs page faults and zeroed pages: up to a
     third of a step on two cores. Blocks of OF_ITS_OWN and more are given back all the same: kept, they leave holes that
-    fit nothing, which took twice the memory of passes of 8,192 tokens. Where the C library is another one, or a GPU
-    does the work, nothing is changed.
+    fit nothing, which took twice the memory of passes of 8,192 tokens. All threads share one arena, so that the
+    backward pass, which has a thread of its own, takes what the forward pass has freed. Where the C library is another
+    one, or a GPU does the work, nothing is changed.
     """
     if platform.libc_ver()[0] == "glibc" and not torch.cuda.is_available():
         libc = ctypes.CDLL(None)
         libc.mallopt(M_MMAP_THRESHOLD, OF_ITS_OWN)
         libc.mallopt(M_TRIM_THRESHOLD, LARGEST)
+        libc.mallopt(M_ARENA_MAX, 1)
         _kept[:] = [(libc, _held())]
 
 

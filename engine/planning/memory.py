@@ -31,7 +31,7 @@ WHOLE_STEP = sys.maxsize  # of an optimizer that steps inside the backward pass:
 FEWEST_TOKENS = 1024  # fewer make it slower than computing a block's inside again does
 OWN_BYTES = {"cuda": 100 * 10**6, "cpu": 120 * 10**6}
 """What the libraries take by themselves: cuBLAS's workspace and the like; on the CPU, pages of threads and of pools."""
-FRAGMENTS = {"cuda": 0.02, "cpu": 0.13}
+FRAGMENTS = {"cuda": 0.02, "cpu": 0.16}
 """What the allocator cannot use, as a share; on the CPU what a pass leaves is given back (engine/config/host.py)."""
 GATHERING = 0.03
 """As much more on a GPU where weights are gathered: eight layers of an 8B model took 64.9 GB there instead of 63.0."""
