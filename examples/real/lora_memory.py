@@ -27,8 +27,8 @@ def text() -> str:
     header = ("model", "base", *(f"{card} GB" for card in CARDS))
     return (
         to_markdown(Table("memory", f"One GPU, an adapter of rank {RANK}", header, rows, 2)).rstrip()
-        + "\n\nEach cell has the memory of a run, the most tokens of a pass, and how many blocks are computed again in\n"
-        "the backward pass. It is calculated, by\n"
+        + "\n\nEach cell has the memory of a run, the most tokens of a pass, and how many blocks are computed again\n"
+        "in the backward pass. It is calculated, by\n"
         f"`engine.plan --shape SHAPE --gpus 1 --gpu-memory GB --lora-rank {RANK} --base-dtype BASE`.\n"
     )
 
