@@ -55,8 +55,20 @@ def plan_alone(inputs: TrainingInputs) -> Plan:
     return _fitting(inputs, device, getattr(torch, asked), free_memory(), is_split=is_split)
 
 
-def plan_in(inputs: TrainingInputs, config: TrainConfig, device: str, dtype: torch.dtype, free: int) -> Plan:
-    """The layout of these rows under such settings in so many free bytes, whether it fits or not."""
+def plan_side_by_side(inputs: TrainingInputs, n_gpus: int, free: int) -> Plan:
+    """How so many GPUs, each with so many free bytes, would lay the run out together; nobody is asked. Raises
+    InputError where it cannot fit.
+    """
+    dtype = getattr(torch, inputs.config.memory.dtype or "bfloat16")
+    return _fitting(inputs, "cuda", dtype, free, is_split=False, n_ranks=n_gpus)
+
+
+def plan_in(
+    inputs: TrainingInputs, config: TrainConfig, device: str, dtype: torch.dtype, free: int, n_ranks: int | None = None
+) -> Plan:
+    """The layout of these rows under such settings in so many free bytes, whether it fits or not. n_ranks: unset, those
+    of now.
+    """
     asked = config.memory.gpu_memory
     return plan_run(
         config,
@@ -65,7 +77,7 @@ def plan_in(inputs: TrainingInputs, config: TrainConfig, device: str, dtype: tor
         inputs.statistics,
         device=device,
         dtype=dtype,
-        n_ranks=world_size(),
+        n_ranks=n_ranks or world_size(),
         budget=free if asked is None else min(free, int(asked * 1e9)),
         stored=weights.stored_dtypes(inputs.folder),
         group_share=largest_share(inputs.policy.trained(), inputs.options, optimizer=config.optimizer.name),
@@ -83,18 +95,20 @@ def _began_with_split(inputs: TrainingInputs) -> bool | None:
     return began
 
 
-def _fitting(inputs: TrainingInputs, device: str, dtype: torch.dtype, free: int, *, is_split: bool) -> Plan:
+def _fitting(
+    inputs: TrainingInputs, device: str, dtype: torch.dtype, free: int, *, is_split: bool, n_ranks: int | None = None
+) -> Plan:
     """The layout in so many free bytes. Raises InputError where there is none."""
     config = inputs.config
     asked = config.with_flags(master_weights="split" if is_split else "float32")
-    found = plan_in(inputs, asked, device, dtype, free)
+    found = plan_in(inputs, asked, device, dtype, free, n_ranks)
     _check_saving(config, found)
     if not found.fits:
         is_new = _began_with_split(inputs) is None
-        changes = (ways(config, world_size()), adapters_instead(config)) if is_new else ([], [])
+        changes = (ways(config, n_ranks or world_size()), adapters_instead(config)) if is_new else ([], [])
 
         def plan_with(way: dict[str, Any]) -> Plan:
-            return plan_in(inputs, config.with_flags(**way), device, dtype, free)
+            return plan_in(inputs, config.with_flags(**way), device, dtype, free, n_ranks)
 
         raise InputError(refusal(found, *(tried(some, plan_with) for some in changes)))
     return found

@@ -18,8 +18,7 @@ import torch
 
 import engine
 from data.forest import PackingOptions
-from data.rows import Limits, Reading, in_form, open_folder, open_model, read_examples
-from data.text import TemplateSettings
+from data.rows import RowSettings, in_form, open_folder, open_model, read_examples
 from engine import weights
 from engine.config import ALIASES, BaseDtype, OptimizerName, TrainConfig, Whole
 from engine.distributed import bus_bandwidth
@@ -50,7 +49,7 @@ EXAMPLE = "python -m engine.plan --shape llama3-8b --gpus 1 --gpu-memory 80"
 
 
 @dataclass(frozen=True, kw_only=True)
-class PlanConfig(TemplateSettings):
+class PlanConfig(RowSettings):
     """Print the memory, time and disk space that a training run needs, and the engine.train flags that make it fit."""
 
     model: PathText | None = None
@@ -138,8 +137,9 @@ class PlanConfig(TemplateSettings):
             raise InputError("--data: needs --model, whose tokenizer counts the tokens; name it instead of --shape")
         if self.adapter and not self.model:
             raise InputError("--adapter: needs --model, its base; name it instead of --shape")
-        if self.given and not self.data:
-            raise InputError(f"{self.given[0]}: needs --data, whose rows it renders; add it, or leave this flag out")
+        if not self.data and (named := [f.name for f in fields(RowSettings) if getattr(self, f.name) != f.default]):
+            flag = f"--{named[0].replace('_', '-')}"
+            raise InputError(f"{flag}: needs --data, whose rows it is for; add it, or leave this flag out")
         if self.save_dtype == "source" and not self.model:
             raise InputError("--save-dtype source: a named shape has no stored weights; give --model instead")
         if self.gpus < 0 or not self.gpu_memory > 0:
@@ -271,7 +271,8 @@ def _what(config: PlanConfig, base: TrainConfig) -> Known:
     if not config.data:
         return Known(shape, _of_the_paper(config, objective), stored, reference, on_base)
     originals = () if reference is None else reference.originals
-    rows = read_examples([config.data], chat, Limits(), Reading(), n_ids=shape.vocab_size)
+    limits = config.limits_in(shape.context, shape.longest)
+    rows = read_examples([config.data], chat, limits, config.reading, n_ids=shape.vocab_size)
     found = TokenStatistics.of(
         in_form(rows.examples, objective.form, side=objective.side),
         PackingOptions(divides_at=(*originals, *shape.originals)),

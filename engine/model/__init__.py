@@ -3,6 +3,7 @@ that gives log-probs, and the fused forward pass of policy and reference. A new 
 """
 
 from engine.model import adapters, attention, head
+from engine.model.activation import XIELU
 from engine.model.adapters import Adapter, FrozenLinear, SharedLinear
 from engine.model.distribution import BUFFERS, BUFFERS_OF_TWO, DIVERGENCES, STATISTICS
 from engine.model.dtypes import StoredDtypes, is_narrower, name_of
@@ -16,7 +17,7 @@ from engine.model.quantisation import Quantisation
 from engine.model.quantised_checkpoint import REMEDY, quantised_by_modelopt, quantised_tensor
 from engine.model.rope import Dynamic, LongRope
 from engine.model.shapes import SHAPES, Shape, raw_config
-from engine.model.transformer import PLAIN, XIELU, Attend, Block, Transformer, Weighing, rotations
+from engine.model.transformer import PLAIN, Attend, Block, Transformer, Weighing, rotations
 
 Llama = Transformer
 """What it was called when it was the only one."""

@@ -13,9 +13,9 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
-from torch.nn.functional import gelu, silu, softplus
 from torch.utils.checkpoint import checkpoint
 
+from engine.model.activation import ACTIVATIONS, XIELU, gated
 from engine.model.head import Head
 from engine.model.logits import Squash
 from engine.model.model_config import Layer, ModelConfig
@@ -218,41 +218,11 @@ class MLP(nn.Module):
         self.gate = nn.Linear(*sizes, bias=config.mlp_bias) if config.has_gate else None
         self.up = nn.Linear(*sizes, bias=config.mlp_bias)
         self.down = nn.Linear(*reversed(sizes), bias=config.mlp_bias)
-        self.act = {"silu": silu, "gelu_tanh": gelu_tanh}.get(config.activation) or XIELU()
+        self.act = XIELU() if config.activation == "xielu" else ACTIVATIONS[config.activation]
 
     def forward(self, x: Tensor) -> Tensor:
         """x [T, D] -> [T, D]."""
-        return self.down(self.act(self.up(x)) if self.gate is None else self.act(self.gate(x)) * self.up(x))
-
-
-def gelu_tanh(x: Tensor) -> Tensor:
-    """GELU by its approximation with tanh."""
-    return gelu(x, approximate="tanh")
-
-
-class XIELU(nn.Module):
-    """xIELU (arXiv 2411.13010): a parabola above 0, a bent exponential below, with two trained numbers.
-
-    x > 0: p x^2 + beta x; else n (expm1(min(x, eps)) - x) + beta x; p = softplus(alpha_p), n = beta +
-    softplus(alpha_n). beta and eps are not trained: a checkpoint has them as they are.
-    """
-
-    beta: Tensor
-    eps: Tensor
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.alpha_p = nn.Parameter(torch.zeros(1))
-        self.alpha_n = nn.Parameter(torch.zeros(1))
-        self.register_buffer("beta", torch.tensor(0.5))
-        self.register_buffer("eps", torch.tensor(-1e-6))
-
-    def forward(self, x: Tensor) -> Tensor:
-        """x [T, I] -> [T, I]."""
-        beta, eps = self.beta.to(x.dtype), self.eps.to(x.dtype)
-        above = softplus(self.alpha_p) * x * x
-        below = (beta + softplus(self.alpha_n)) * (torch.expm1(torch.minimum(x, eps)) - x)
-        return torch.where(x > 0, above, below) + beta * x
+        return self.down(self.act(self.up(x)) if self.gate is None else gated(self.act, self.gate(x), self.up(x)))
 
 
 class RMSNorm(nn.Module):

@@ -22,6 +22,7 @@ import torch
 from engine.config import OptimizerName
 from engine.model import BUFFERS, BUFFERS_OF_TWO, CHUNK_BYTES, PIECE_BYTES, ModelConfig
 from engine.planning.adapted import Adapted
+from system import malloc
 
 ROWS = 0.85  # share of a forest's tokens that predict: the responses', 0.82 on UltraFeedback's lengths
 # Keys that attention gathers, per token: the prompt's are there once for each branch.
@@ -29,10 +30,12 @@ KEYS = 1.17
 MOST_TOKENS = 8000  # of a pass: more make a GPU no faster, and torch 2.11 compiles anew for 8,192 and more
 WHOLE_STEP = sys.maxsize  # of an optimizer that steps inside the backward pass: there may be one of these a step
 FEWEST_TOKENS = 1024  # fewer make it slower than computing a block's inside again does
-OWN_BYTES = {"cuda": 100 * 10**6, "cpu": 120 * 10**6}
+OWN_BYTES = {"cuda": 100 * 10**6, "cpu": 180 * 10**6}
 """What the libraries take by themselves: cuBLAS's workspace and the like; on the CPU, pages of threads and of pools."""
-FRAGMENTS = {"cuda": 0.02, "cpu": 0.16}
-"""What the allocator cannot use, as a share; on the CPU what a pass leaves is given back (engine/config/host.py)."""
+FRAGMENTS = {"cuda": 0.02, "cpu": 0.05}
+"""What the allocator cannot use, as a share."""
+FRAGMENTS_WITH_CACHES = 0.16
+"""The same on the CPU where the allocator has caches of small blocks (system/malloc.py)."""
 GATHERING = 0.03
 """As much more on a GPU where weights are gathered: eight layers of an 8B model took 64.9 GB there instead of 63.0."""
 
@@ -161,9 +164,9 @@ def kept_bytes(s: MemoryInputs) -> int:
         stream = {"before": 2, "both": 3, "behind": 4}[c.norms] * c.hidden_size
         inside = (1 + c.has_gate) * c.intermediate_size  # gate and up
         return int(size * (stream + attention + normed + inside) + roots) + between
-    # Twice what the products are of: norms' results, or the stream. Gate, up, act(gate) and the product of the two;
+    # Twice what the products are of: norms' results, or the stream. Gate, up and the product that comes of them;
     # without a gate xIELU's square, exponential and difference, what it is of and what it gives, and which are above 0.
-    inside = 4 * size * c.intermediate_size if c.has_gate else (5 * size + 1) * c.intermediate_size
+    inside = 3 * size * c.intermediate_size if c.has_gate else (5 * size + 1) * c.intermediate_size
     of_norm = 4 + (4 if c.norm_rounds_late else size)  # what it is of, in float32, and what it multiplies
     if s.adapted is not None:
         of_norm = 4  # its weight has no gradient
@@ -182,7 +185,8 @@ def needs(s: MemoryInputs) -> dict[str, int]:
     found = max(moments, key=lambda moment: sum(moment.values()))
     found = {name: value for name, value in found.items() if value}
     gathers = s.device == "cuda" and not s.is_plain and not s.casts_copies
-    share = FRAGMENTS[s.device] + (GATHERING if gathers else 0.0)
+    is_cached = s.device == "cpu" and malloc.has_caches()
+    share = FRAGMENTS_WITH_CACHES if is_cached else FRAGMENTS[s.device] + (GATHERING if gathers else 0.0)
     return found | {"libraries": OWN_BYTES[s.device] + int(share * sum(found.values()))}
 
 
@@ -216,14 +220,14 @@ def _in_backward(s: MemoryInputs) -> dict[str, int]:
 
 
 def _inside_a_block(s: MemoryInputs) -> dict[str, int]:
-    """While the last block's MLP goes backward: the gradients of its product and of one of its factors, beside all that
-    is kept. More than the head takes where passes are long and the vocabulary is small.
+    """While the last block's MLP goes backward: the gradients of its product and of both factors, beside all that is
+    kept. More than the head takes where passes are long and the vocabulary is small.
     """
     return _staying(s) | {
         "gradients": _gradients(s) if s.has_several_passes else 0,
         "gathered": _gathered(s),
         "kept for the backward pass": _kept(s),
-        "gradients inside a block": 2 * s.dtype.itemsize * s.shape.intermediate_size * s.pass_tokens,
+        "gradients inside a block": 3 * s.dtype.itemsize * s.shape.intermediate_size * s.pass_tokens,
     }
 
 

@@ -11,12 +11,14 @@ from engine.distributed import Ranks
 from engine.model import DIVERGENCES, FusedForward
 from engine.planning import memory
 from engine.step.loss_inputs import REFERENCE_VALUES, LossInputs, ReferenceValues
-from engine.step.objective import gradient
+from engine.step.objective import Slopes, gradient
 from engine.step.steps import Batch, MicroBatch, MicroBatching, Step
 from engine.step.training import Training
 from losses import Result
 
 BATCH = 64  # examples that are scored together
+KEPT = 0.93
+"""Of what was planned, the share up to which free pages are kept between two passes; holes come on top of it."""
 
 
 def forward_backward(training: Training, step: Step) -> tuple[LossInputs, Result]:
@@ -31,20 +33,29 @@ def forward_backward(training: Training, step: Step) -> tuple[LossInputs, Result
     added = torch.zeros((), dtype=torch.float64)
     for micro in batch.micro_batches:
         ranks.set_gradient_sync(training.model, micro is batch.micro_batches[-1])
-        part = micro_batch_logps(training, step, micro)
-        loss = objective(part.with_mismatched(mismatched)).losses.sum()
-        if training.hooks.add_to_loss is not None:
-            term = training.hooks.add_to_loss(training, micro, part)
-            added, loss = added + term.detach().cpu(), loss + term
-        report(training, step, "backward")
-        (loss / len(batch)).backward()  # over the examples of all ranks: the split changes speed only
-        ranks.take_gradients()
-        batch.add(micro, part)
-        host.give_back(_kept_between_passes(training))
+        added = added + _one_pass(training, step, micro, mismatched)
+        host.give_back(int(KEPT * memory.total(training.plan.memory)))
     training.hooks.on_phase(step.number, "gather")
     inputs = batch.gather(ranks, with_reference=training.reference.is_used, token_values=objective.token_values)
     inputs = inputs.with_mismatched(mismatched)
     return inputs, _with_added(training, objective(inputs), added, len(batch))
+
+
+def _one_pass(training: Training, step: Step, micro: MicroBatch, mismatched: LossInputs | None) -> Tensor:
+    """A micro-batch forward and backward; its gradient is added up, and what the hook adds to its losses is given.
+
+    Nothing of its graph is left then: the nodes would lie between the blocks of memory that the next pass wants.
+    """
+    part, added = micro_batch_logps(training, step, micro), torch.zeros((), dtype=torch.float64)
+    loss = training.objective(part.with_mismatched(mismatched)).losses.sum()
+    if training.hooks.add_to_loss is not None:
+        term = training.hooks.add_to_loss(training, micro, part)
+        added, loss = added + term.detach().cpu(), loss + term
+    report(training, step, "backward")
+    (loss / len(step.batch)).backward()  # over the examples of all ranks: the split changes speed only
+    training.ranks.take_gradients()
+    step.batch.add(micro, part)
+    return added
 
 
 def _mismatched_of(training: Training, step: Step) -> LossInputs | None:
@@ -84,28 +95,33 @@ def _whole_step(training: Training, step: Step, mismatched: LossInputs | None) -
     result, slopes = gradient(training.objective, inputs)
     for micro, part in zip(micro_batches, parts, strict=True):
         ranks.set_gradient_sync(training.model, micro is micro_batches[-1])
-        again = part if len(micro_batches) == 1 else micro_batch_logps(training, step, micro, inputs.reference)
-        device, rows = again.logps.device, batch.token_rows(micro.indices)
-        roots, gradients = [again.logps], [slopes.logps[micro.indices].to(device)]
-        roots += [again.tokens[name] for name in slopes.tokens]
-        gradients += [slope[rows].to(device) for slope in slopes.tokens.values()]
-        if training.hooks.add_to_loss is not None:
-            term = training.hooks.add_to_loss(training, micro, again)
-            added = added + term.detach().cpu()
-            roots, gradients = [*roots, term], [*gradients, torch.ones_like(term) / len(batch)]
-        report(training, step, "backward")
-        torch.autograd.backward(roots, gradients)  # pyright: ignore[reportArgumentType]
-        ranks.take_gradients()
-        host.give_back(_kept_between_passes(training))
+        known = part if len(micro_batches) == 1 else None
+        added = added + _one_pass_back(training, step, micro, slopes, inputs.reference, known)
+        host.give_back(int(KEPT * memory.total(training.plan.memory)))
     return inputs, _with_added(training, result, added, len(batch))
 
 
-def _kept_between_passes(training: Training) -> int:
-    """Bytes up to which free pages are kept: what was planned. Beside a frozen base hardly anything stays between two
-    passes, so that all that was free in one would be holes in the next.
+def _one_pass_back(
+    training: Training, step: Step, micro: MicroBatch, slopes: Slopes, reference: ReferenceValues | None,
+    known: LossInputs | None,
+) -> Tensor:  # fmt: skip
+    """The same of an objective of a whole step, whose gradient is known. known: the log-probs with their graph, where
+    they are there already.
     """
-    needs = training.plan.memory
-    return 0 if needs.adapted is not None else memory.total(needs)
+    batch, added = step.batch, torch.zeros((), dtype=torch.float64)
+    part = known or micro_batch_logps(training, step, micro, reference)
+    device, rows = part.logps.device, batch.token_rows(micro.indices)
+    roots, gradients = [part.logps], [slopes.logps[micro.indices].to(device)]
+    roots += [part.tokens[name] for name in slopes.tokens]
+    gradients += [slope[rows].to(device) for slope in slopes.tokens.values()]
+    if training.hooks.add_to_loss is not None:
+        term = training.hooks.add_to_loss(training, micro, part)
+        added = added + term.detach().cpu()
+        roots, gradients = [*roots, term], [*gradients, torch.ones_like(term) / len(batch)]
+    report(training, step, "backward")
+    torch.autograd.backward(roots, gradients)  # pyright: ignore[reportArgumentType]
+    training.ranks.take_gradients()
+    return added
 
 
 def _with_added(training: Training, result: Result, added: Tensor, n: int) -> Result:

@@ -25,7 +25,7 @@ from engine.planning import cost, memory
 from engine.planning.cost import TokenStatistics
 from engine.planning.memory import MemoryInputs
 from engine.planning.plan import sizes_apart
-from system import InputError
+from system import InputError, malloc
 from tests import forks, tiny
 from tests.rows import id_rows
 
@@ -173,7 +173,7 @@ def test_what_cannot_fit_is_refused_with_the_change_that_lets_it(tmp_path, monke
     rows = tiny.write_rows(tmp_path / "rows.jsonl", id_rows(8))
     monkeypatch.setattr(layout, "free_memory", lambda: 3 * 10**6)
     config = TrainConfig(model=str(model), data=(str(rows),), out=str(tmp_path / "run"))
-    with pytest.raises(InputError, match=r"^needs 0\.1 GB of memory, and 0\.0 GB are free.*lower --micro-tokens"):
+    with pytest.raises(InputError, match=r"^needs 0\.2 GB of memory, and 0\.1 GB are free.*lower --micro-tokens"):
         train.run(config)
     assert not (tmp_path / "run").exists()
 
@@ -190,6 +190,19 @@ def test_what_cannot_fit_is_refused_with_the_change_that_lets_it(tmp_path, monke
 )
 def test_two_sizes_that_differ_are_said_with_digits_that_differ(needed, free, said):
     assert sizes_apart(needed, free) == said
+
+
+def test_rows_are_planned_for_as_they_are_cut_and_called(tmp_path, capsys):
+    """As engine.train reads them: with its limits, and under other names."""
+    model = tiny.write_model(tmp_path / "model")
+    ids = [{"prompt_ids": [5] * 9, "winner": [6] * 700, "rejected_ids": [7] * 40}] * 4
+    rows = tiny.write_rows(tmp_path / "rows.jsonl", ids)
+    asked = ["--model", str(model), "--data", str(rows), "--gpus", "0", "--columns", "chosen_ids=winner"]
+    for more, longest in (([], 9 + 511 + 39), (["--max-response-tokens", "700"], 9 + 699 + 39)):
+        plan.main([*asked, "--beyond-context", *more])
+        assert f"{longest:,} at most" in capsys.readouterr().out
+    with pytest.raises(InputError, match="--max-response-tokens: needs --data"):
+        plan.main(["--shape", "llama3-8b", "--max-response-tokens", "700"])
 
 
 def test_the_command_refuses_with_numbers_that_differ(capsys):
@@ -319,8 +332,10 @@ def test_the_command_counts_a_users_rows(tmp_path, capsys):
     assert said in capsys.readouterr().out
 
 
-def measured(tmp_path, changes):
-    """(bytes expected of a run of 44 million parameters on the CPU, those that its process held at most)."""
+def measured(tmp_path, changes, tunables=malloc.TUNABLE):
+    """(bytes expected of a run of 44 million parameters on the CPU, those that its process held at most). tunables: of
+    the allocator; those of a command, unless others are asked for.
+    """
     raw = tiny.raw_config(
         hidden_size=768, intermediate_size=2048, num_hidden_layers=6, num_attention_heads=12, num_key_value_heads=4,
         vocab_size=16_000,
@@ -341,7 +356,9 @@ def measured(tmp_path, changes):
     (tmp_path / "job.json").write_text(json.dumps(job))
     code = "from engine.bench.measure import main; main()"
     subprocess.run(
-        [sys.executable, "-c", code, str(tmp_path / "job.json")], check=True, env=os.environ | {"OMP_NUM_THREADS": "2"}
+        [sys.executable, "-c", code, str(tmp_path / "job.json")],
+        check=True,
+        env=os.environ | {"OMP_NUM_THREADS": "2", malloc.VARIABLE: tunables},
     )
     made = json.loads((tmp_path / "result.json").read_text())
     expected = sum(made["plan"]["bytes"].values())
@@ -380,6 +397,16 @@ def test_the_expected_peak_of_an_adapters_run_is_within_a_tenth_of_the_measured_
     assert peak < 0.75 * memory.total(
         plan_together(TrainingInputs(TrainConfig(**whole)), Ranks(dtype=torch.float32)).memory
     )
+
+
+@pytest.mark.slow
+def test_the_expected_peak_with_the_allocators_caches_is_within_a_tenth_of_the_measured_one(tmp_path):
+    """As in another program, which is not begun again (system/malloc.py): holes are expected, and are there."""
+    (tmp_path / "without").mkdir()
+    without = measured(tmp_path / "without", {"lora_rank": 16})
+    expected, peak = measured(tmp_path, {"lora_rank": 16}, tunables="")
+    assert expected == pytest.approx(peak, rel=0.1)
+    assert expected > 1.05 * without[0]
 
 
 def test_the_bandwidth_inside_a_node_is_assumed_or_given(capsys):
