@@ -63,6 +63,10 @@ to_caller() { # where paths are as they were typed; the packages are found from 
 
 say() { echo "+ $*" >&2; }
 run() { say "$*" && "$@"; }
+become() { # the last command: it takes this shell's place, so that a signal to ./launch.sh reaches it
+  say "$*"
+  exec "$@"
+}
 
 # --- setup ---------------------------------------------------------------------------------------------------------
 
@@ -158,23 +162,22 @@ run_demo() {
     fi
     which=real.lora_demo
   fi
-  run "$PYTHON" -m "examples.$which" ${rest[@]+"${rest[@]}"}
+  become "$PYTHON" -m "examples.$which" ${rest[@]+"${rest[@]}"}
 }
 
 run_align() {
   to_caller
-  run "$PYTHON" -m examples.align "$@"
+  become "$PYTHON" -m examples.align "$@"
 }
 
 run_paper() {
   local argument
   for argument in "$@"; do
     if [[ $argument == --config || $argument == --config=* ]]; then
-      run "$PYTHON" -m examples.grid "$@"
-      return
+      become "$PYTHON" -m examples.grid "$@"
     fi
   done
-  run "$PYTHON" -m examples.miniature.paper "$@"
+  become "$PYTHON" -m examples.miniature.paper "$@"
 }
 
 run_train() {
@@ -194,8 +197,7 @@ run_train() {
   fi
   nproc=${nproc:-$("$PYTHON" -c 'import torch; print(max(1, torch.cuda.device_count()))')}
   if [[ $nproc == 1 || $# == 0 || " $* " == *" --help "* || " $* " == *" -h "* ]]; then
-    run "$PYTHON" -m engine.train "$@"
-    return
+    become "$PYTHON" -m engine.train "$@"
   fi
   # torchrun makes 1 of every exit code, and reports in its own words what a rank has said: so the rank that speaks
   # leaves the code in a file, the ranks leave with 0, and torchrun's reports go to another. It gives the ranks little
@@ -248,18 +250,18 @@ ask_to_stop() {
 run_bench() {
   to_caller
   if (($# == 0)); then set -- --shape tiny --data ultrafeedback; fi
-  run "$PYTHON" -m engine.bench "$@"
+  become "$PYTHON" -m engine.bench "$@"
 }
 
 run_gpu_checks() {
   to_caller
   export PYTHONPATH=$ROOT${PYTHONPATH:+:$PYTHONPATH}
-  run "$PYTHON" -P -m tests.gpu.checks "$@" # -P: where the caller stands there may be a tests/ too
+  become "$PYTHON" -P -m tests.gpu.checks "$@" # -P: where the caller stands there may be a tests/ too
 }
 
 threads_per_rank() { "$PYTHON" -c 'import os, sys; print(max(1, (os.cpu_count() or 1) // int(sys.argv[1])))' "$1"; }
 
-run_pages() { run "$PYTHON" -m examples.pages "$@"; }
+run_pages() { become "$PYTHON" -m examples.pages "$@"; }
 
 run_docs() {
   if ! "$PYTHON" -c 'import furo, myst_parser, sphinx' 2>/dev/null; then
@@ -279,7 +281,7 @@ run_test() {
   for argument in "$@"; do
     if [[ $argument == --all ]]; then arguments+=(-m "slow or not slow"); else arguments+=("$argument"); fi
   done
-  run "$PYTHON" -m pytest ${arguments[@]+"${arguments[@]}"}
+  become "$PYTHON" -m pytest ${arguments[@]+"${arguments[@]}"}
 }
 
 bring_real_tokenizers() { # to compare ids with: for their files alone, hence without what these packages depend on

@@ -8,7 +8,7 @@ import contextlib
 import math
 import shutil
 import tempfile
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -16,18 +16,18 @@ from typing import Any, NamedTuple
 import torch
 
 from data.rows import find_model
-from engine import plan, weights
+from engine import weights
 from engine.config import TrainConfig
 from engine.inputs import TrainingInputs
-from engine.layout import plan_alone
+from engine.layout import plan_alone, plan_side_by_side
 from engine.planning import Plan, cost, size
 from eval import alpacaeval_run, mixeval_run, scores
 from examples import grid
 from examples.align import flags
 from examples.align.flags import located
 from examples.align.recipe import RECIPES, Recipe
+from examples.align.stages import Survey, title
 from examples.grid import Cell
-from examples.slots import Slots
 from revise import recipe_runner, recipes, score
 from revise.client import ClientConfig, Estimate
 from revise.prompts import Prompts
@@ -73,14 +73,9 @@ class Found:
         self.said.append(made)
 
 
-def title(recipe: Recipe, number: int, what: str) -> str:
-    """What a stage is called."""
-    return f"round {number}: {what}" if recipe.rounds > 1 else what
-
-
-def look(recipe: Recipe, slots: Slots, known: Callable[[int, str], Path | None]) -> Found:
-    """Everything that the recipe names, and what each stage takes. known: the pairs of a round and a data set, where
-    they are made already. Raises InputError for what cannot be used.
+def look(recipe: Recipe, gpus: int, done: Survey) -> Found:
+    """Everything that the recipe names, and what each stage takes. gpus: of each run. Raises InputError for what cannot
+    be used.
     """
     found = Found()
     folder = located(recipe, "train", lambda: find_model(recipe.model))
@@ -90,21 +85,22 @@ def look(recipe: Recipe, slots: Slots, known: Callable[[int, str], Path | None])
             sets = {name: Path(file) for name, file in now.given_sets.items()}
             for name in now.sets:
                 prompts = _look_at_set(found, now, number, name)
-                sets[name] = known(number, name) or stand(
+                sets[name] = done.pairs.get((number, name)) or stand(
                     name, prompts, _response_tokens(now, name), now.sets[name][0].words[-1]
                 )
                 if "score" in now.revise:
                     _look_at_score(found, now, number, name, sets[name])
-            _look_at_training(found, now, number, sets, slots, stand.shares)
+            n_checkpoints = _look_at_training(found, now, number, sets, gpus, stand.shares)
         n_runs = len(sets) * len(now.losses) * now.seeds
-        _look_at_evaluation(found, now, number, str(folder), n_runs, _n_checkpoints(now))
+        _look_at_evaluation(found, now, number, str(folder), n_runs, n_checkpoints)
     for leftover in recipe.out.glob("check.sqlite*"):
         leftover.unlink()
-    free = shutil.disk_usage(_nearest(recipe.out)).free
-    if (needed := sum(said.disk for said in found.said)) > free:
+    free, there = shutil.disk_usage(_nearest(recipe.out)).free, _bytes_of_runs(recipe.out)
+    if (needed := sum(said.disk for said in found.said)) > free + there:
         raise InputError(
-            f"{recipe.out}: all runs take {size(needed)} of disk at most, and {size(free)} are free; make room, or "
-            "keep fewer or smaller checkpoints (train: keep_checkpoints, save_dtype)"
+            f"{recipe.out}: all runs take {size(needed)} of disk at most, and {size(free)} are free"
+            f"{f' beside {size(there)} of theirs' * bool(there)}; make room, or keep fewer or smaller checkpoints "
+            "(train: keep_checkpoints, save_dtype)"
         )
     return found
 
@@ -195,41 +191,39 @@ def _look_at_score(found: Found, recipe: Recipe, number: int, name: str, pairs: 
 
 
 def _look_at_training(
-    found: Found, recipe: Recipe, number: int, sets: Mapping[str, Path], slots: Slots, shares: Mapping[Path, float]
-) -> None:
+    found: Found, recipe: Recipe, number: int, sets: Mapping[str, Path], gpus: int, shares: Mapping[Path, float]
+) -> int:
+    """How many checkpoints a run leaves, at most."""
     cells = flags.cells_of(recipe, sets)
-    hours, disk, lines = 0.0, 0, list[str]()
+    hours, disk, lines, most = 0.0, 0, list[str](), 0
     with tempfile.TemporaryDirectory() as folder:  # a run that is there is not looked at: rows may only stand in
         located(recipe, "train", lambda: grid.check_all(
             cells, Path(folder), model=recipe.model, settings=None, score=None, more=recipe.training
         ))  # fmt: skip
         for cell in (c for c in cells if c.seed == 0):
-            config, laid_out = located(recipe, "train", lambda c=cell: _run_of(recipe, c, Path(folder), slots))
+            config, laid_out = located(recipe, "train", lambda c=cell: _run_of(recipe, c, Path(folder), gpus))
             times = shares.get(cell.file, 1.0)
-            of_run = laid_out.hours(config, slots.gpus) * times
-            on_disk = sum(laid_out.disk_bytes(config))
+            of_run = laid_out.hours(config, gpus) * times
+            checkpoints, states = laid_out.disk_bytes(config)
+            n_folders = _n_folders(config, laid_out, times)
+            on_disk = checkpoints // laid_out.n_folders(config) * n_folders + states
+            most = max(most, n_folders)
             lines.append(
                 f"{cell.loss} on {cell.data}: {_memory(laid_out)}, {duration(of_run)}, {size(on_disk)} on disk"
             )
-            hours, disk = hours + of_run * slots.gpus * recipe.seeds, disk + on_disk * recipe.seeds
+            hours, disk = hours + of_run * gpus * recipe.seeds, disk + on_disk * recipe.seeds
     what = f"training ({_count(len(cells), 'run')})"
     found.said.append(Said(title(recipe, number, what), lines, hours=hours, disk=disk))
+    return most
 
 
-def _run_of(recipe: Recipe, cell: Cell, out: Path, slots: Slots) -> tuple[TrainConfig, Plan]:
+def _run_of(recipe: Recipe, cell: Cell, out: Path, gpus: int) -> tuple[TrainConfig, Plan]:
     """How a run is laid out. Raises InputError where it does not fit."""
     config = grid.configured(grid.flags_of(cell, recipe.model, recipe.training), out / "run", out, None)
-    if slots.gpus == 1:
-        return config, plan_alone(TrainingInputs(config))
-    each = torch.cuda.get_device_properties(0).total_memory / 1e9
-    schedule, adapters = config.schedule, config.adapters
-    asked = plan.PlanConfig(
-        model=config.model, data=str(cell.file), loss=config.objective.loss, gpus=slots.gpus, gpu_memory=each,
-        epochs=schedule.epochs, batch_size=schedule.batch_size, optimizer=config.optimizer.name,
-        max_grad_norm=config.optimizer.max_grad_norm, lora_rank=adapters.rank, base_dtype=adapters.base_dtype,
-        shard_size=config.distributed.shard_size,
-    )  # fmt: skip
-    return config, plan.lay_out(asked).fitting()
+    inputs = TrainingInputs(config)
+    if gpus == 1:
+        return config, plan_alone(inputs)
+    return config, plan_side_by_side(inputs, gpus, torch.cuda.get_device_properties(0).total_memory)
 
 
 def _memory(laid_out: Plan) -> str:
@@ -237,12 +231,10 @@ def _memory(laid_out: Plan) -> str:
     return f"{size(needed)} of {size(laid_out.budget)} memory"
 
 
-def _n_checkpoints(recipe: Recipe) -> int:
-    """How many checkpoints a run leaves to be scored, at most."""
-    config = flags.of_training(recipe)
-    kept = config.checkpoints.keep_checkpoints
-    n = math.ceil(config.schedule.epochs)
-    return n if kept is None else min(n, kept)
+def _n_folders(config: TrainConfig, laid_out: Plan, times: float) -> int:
+    """Checkpoint folders of a run, at most. times: how many times as many rows it will have as it was laid out for."""
+    per_epoch = -(-math.ceil(times * laid_out.statistics.n) // config.schedule.batch_size)
+    return config.checkpoints.n_folders(config.schedule.n_steps(per_epoch), per_epoch)
 
 
 # --- evaluation ----------------------------------------------------------------------------------------------------
@@ -256,17 +248,26 @@ def _look_at_evaluation(
         config, stage = flags.of_evaluation(recipe, name, folder), title(recipe, number, f"evaluation ({name})")
         if name == "mixeval":
             estimates = located(recipe, "eval: mixeval", lambda c=config: mixeval_run.foresee(c, names))
-            found.add(stage, [f"{len(names)} models"], estimates, config)
+            hours = _hours_of_answers(recipe, estimates, mixeval_run.MAX_TOKENS)
+            found.add(stage, [f"{len(names)} models"], estimates, config, hours)
         elif name == "alpacaeval":
             best = names[: 1 + 2 * n_runs]
             estimates = located(recipe, "eval: alpacaeval", lambda c=config, b=best: alpacaeval_run.foresee(c, b))
-            found.add(
-                stage, [f"{len(best)} models: the base, and the two best checkpoints of each run"], estimates, config
-            )
+            said = f"{len(best)} models: the base, and the two best checkpoints of each run"
+            hours = _hours_of_answers(recipe, estimates, alpacaeval_run.PRESETS[config.preset].max_tokens)
+            found.add(stage, [said], estimates, config, hours)
         elif name == "trajectories":
-            found.said.append(
-                Said(stage, [f"{_count(n_runs, 'run')} of {_count(n_checkpoints, 'checkpoint')}; no model is asked"])
-            )
+            n = config.answers * (n_checkpoints + 1) * n_runs
+            said = f"{_count(n_runs, 'run')} of {_count(n_checkpoints, 'checkpoint')}, {_count(n, 'answer')} drawn here"
+            hours = n * config.max_new_tokens * _seconds_a_token(recipe.model) / 3600
+            found.said.append(Said(stage, [said], hours=hours))
+
+
+def _hours_of_answers(recipe: Recipe, estimates: Sequence[Estimate], max_tokens: int) -> float:
+    """Of the answers that are judged, where they are drawn here."""
+    if recipe.serve is not None:
+        return 0.0
+    return estimates[-1].n_requests * max_tokens * _seconds_a_token(recipe.model) / 3600  # the last is of who judges
 
 
 # --- telling -------------------------------------------------------------------------------------------------------
@@ -301,6 +302,11 @@ def duration(hours: float) -> str:
     if hours < 1 / 60:
         return f"{hours * 3600:.0f} s"
     return f"{hours * 60:.0f} min" if hours < 1 else f"{hours:,.1f} h"
+
+
+def _bytes_of_runs(out: Path) -> int:
+    """What runs of an earlier start have written."""
+    return sum(path.stat().st_size for path in out.glob("round-*/runs/**/*") if path.is_file())
 
 
 def _nearest(path: Path) -> Path:

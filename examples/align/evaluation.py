@@ -20,9 +20,6 @@ from examples.align.served import Server, served
 from examples.children import Children
 from examples.slots import Slots, side_by_side
 
-BENCHMARKS = ("mixeval", "alpacaeval", "trajectories")
-"""In the order in which they are run: the second reads the first's scores."""
-
 
 class Job(NamedTuple):
     """A benchmark of one checkpoint, or of a whole run."""

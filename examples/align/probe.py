@@ -46,12 +46,10 @@ class Probe(NamedTuple):
     flag: str = "--endpoint"
 
 
-def ask_all(recipe: Recipe, children: Children, *, has_pairs: bool) -> None:
-    """Asks each server once. has_pairs: all pairs are made, and nobody is asked for any. Raises InputError for all that
-    do not answer, Stopped after a signal.
+def ask_all(recipe: Recipe, children: Children) -> None:
+    """Asks each server once. recipe: with nothing but what is still to be asked. Raises InputError for all that do not
+    answer, Stopped after a signal.
     """
-    if has_pairs:
-        recipe = dataclasses.replace(recipe, revise={})
     faults, known = list[str](), set[tuple[str, str, str]]()
     teacher = recipe.teacher if asks_teacher(*recipe.revise.values(), *recipe.eval.values()) else None
     log = recipe.out / "logs/check.log"

@@ -18,37 +18,34 @@ import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
 
 from data.rows import find_model
-from eval import checkpoints, report, tables
+from eval import report, tables
 from eval.tables import Table
 from examples import grid
 from examples.align import flags
-from examples.align.check import Found, title
-from examples.align.evaluation import BENCHMARKS, Evaluation, Job
-from examples.align.journal import Journal, fingerprint
+from examples.align.check import Found
+from examples.align.evaluation import Evaluation, Job
+from examples.align.journal import Journal
 from examples.align.progress import Ahead, Clock, Count
-from examples.align.recipe import EVALS, LORA, RECIPES, SCORE, Recipe, Settings, asks_teacher, with_teacher, words_of
+from examples.align.recipe import EVALS, SCORE, Recipe, Settings, asks_teacher, with_teacher, words_of
 from examples.align.served import served
+from examples.align.stages import (
+    BENCHMARKS,
+    Stage,
+    Stages,
+    Start,
+    asks_model,
+    draws_own,
+    is_advised,
+    key_of,
+    title,
+    told_to_train,
+)
 from examples.children import Children
 from examples.grid import Cell
 from examples.slots import Slots
 from system import run_folder
-
-ADAPTER = "adapter_config.json"
-
-
-class Start(NamedTuple):
-    """What a round begins with."""
-
-    model: str
-    adapter: str | None = None
-
-    @property
-    def answers(self) -> str:
-        """The folder of who answers."""
-        return self.adapter or self.model
 
 
 class Road:
@@ -57,39 +54,31 @@ class Road:
     def __init__(self, recipe: Recipe, children: Children, slots: Slots) -> None:
         self._recipe, self._children, self._slots = recipe, children, slots
         self.journal = Journal(recipe.out)
+        self.stages = Stages(recipe, self.journal)
         self._found = Found()
         self._clock = Clock([], {})
 
     def prepare(self) -> None:
-        """Runs the command that makes what the recipe names, once."""
+        """Runs the command that makes what the recipe names, unless what it made is there."""
         command = self._recipe.prepare
         if command is None:
             return
-        mark = fingerprint({"command": command}, [])
-        if self.journal.found("prepare", mark) is None:
-            print("preparing ...", file=sys.stderr, flush=True)
-            begun = time.monotonic()
-            self._children.run(words_of(command, {}), self._log("prepare"), os.environ)
-            self.journal.write("prepare", mark, [], begun)
-
-    def known_pairs(self, number: int, name: str) -> Path | None:
-        """The pairs of a round and a data set, where they are made and graded as the recipe says now."""
-        path = self._graded(number, name) if "score" in self._recipe.revise else self._pairs(number, name)
-        return path if path.is_file() else None
-
-    @property
-    def has_pairs(self) -> bool:
-        """Whether all pairs of all rounds are made."""
-        rounds = range(1, self._recipe.rounds + 1)
-        return all(self.known_pairs(number, name) for number in rounds for name in self._recipe.sets)
+        stage = self.stages.preparation()
+        if self.journal.found(stage.key, stage.mark) is not None:
+            print("prepare: taken as it was", file=sys.stderr, flush=True)
+            return
+        print("preparing ...", file=sys.stderr, flush=True)
+        begun = time.monotonic()
+        self._children.run(words_of(command, {}), self._log("prepare"), os.environ)
+        self.journal.write(stage.key, stage.mark, self.stages.preparation().makes, begun)
 
     def go(self, found: Found) -> Path:
         """All stages. found: what a look at the recipe has said. The report's path."""
         self._found = found
         stages = [one._replace(guess=_guess(found, one.name)) for one in self._ahead()]
-        timed = {a.kind: done.seconds for a in stages if (done := self.journal.read(_key(a.name))) is not None}
+        timed = {a.kind: done.seconds for a in stages if (done := self.journal.read(key_of(a.name))) is not None}
         self._clock = Clock(stages, timed)
-        start, rounds = Start(self._recipe.model, self._recipe.training.get("adapter")), list[list[Cell]]()
+        start, rounds = self.stages.first, list[list[Cell]]()
         for number in range(1, self._recipe.rounds + 1):
             now = self._recipe.of_round(number)
             sets = {name: self._make_set(now, number, name, start) for name in now.sets}
@@ -98,8 +87,8 @@ class Road:
                 self._measure_contrast(now, number, name, path, start)
                 self._advise(now, number, name, path, start)
             cells = self._train(now, number, sets, start)
-            self._evaluate(now, number, [grid.folder(self._runs(number), cell) for cell in cells])
-            start = self._newest(number, cells[0])
+            self._evaluate(now, number, self.stages.folders(number, cells))
+            start = self.stages.newest(number, cells[0])
             rounds.append(cells)
         return self._report(rounds)
 
@@ -114,87 +103,62 @@ class Road:
                     yield Ahead(title(now, number, f"grades ({name})"), f"grades {name}")
             for name in [*now.sets, *now.given_sets]:
                 yield Ahead(title(now, number, f"contrast ({name})"), "contrast")
-                if self._is_advised(now, name):
+                if is_advised(now, name):
                     yield Ahead(title(now, number, f"advice ({name})"), "advice")
             yield Ahead(title(now, number, "training"), "training")
             for name in (n for n in BENCHMARKS if n in now.eval):
                 yield Ahead(title(now, number, f"evaluation ({name})"), name)
         yield Ahead("report", "report")
 
-    def _is_advised(self, recipe: Recipe, name: str) -> bool:
-        """Whether there are scores to advise by: grades of pairs made here, or a judge."""
-        is_judged = bool(recipe.eval.get("advise", {}).get("judge_endpoint"))
-        return is_judged or ("score" in recipe.revise and name in recipe.sets)
-
-    def _stage(
-        self, name: str, settings: Mapping[str, Any], inputs: Sequence[Path | str], makes: Sequence[Path],
-        work: Callable[[], None], count: Count = lambda: None,
-    ) -> None:  # fmt: skip
-        """Does a stage unless it is done. settings, inputs: what goes in; makes: its files, removed where they are of
-        another try that is not the same.
-        """
-        mark = fingerprint(settings, inputs)
-        if self.journal.found(_key(name), mark) is not None:
-            self._clock.taken(name)
+    def _do(self, stage: Stage, work: Callable[[], None], count: Count = lambda: None) -> None:
+        """Does a stage unless it is done."""
+        if self.journal.found(stage.key, stage.mark) is not None:
+            self._clock.taken(stage.name)
             return
-        for path in makes:
+        for path in stage.makes:
             path.parent.mkdir(parents=True, exist_ok=True)
         begun = time.monotonic()
-        with self._clock.stage(name, count):
+        with self._clock.stage(stage.name, count):
             work()
-        self.journal.write(_key(name), mark, [path for path in makes if path.is_file()], begun)
+        self.journal.write(stage.key, stage.mark, [path for path in stage.makes if path.is_file()], begun)
 
     # --- pairs -----------------------------------------------------------------------------------------------------
 
     def _make_set(self, recipe: Recipe, number: int, name: str, start: Start) -> Path:
         """A data set of a round, graded where the recipe grades."""
         command, settings = recipe.sets[name]
-        out, stage = self._pairs(number, name), title(recipe, number, f"pairs ({name})")
-        is_asked = command is not RECIPES["judge-off-policy"] and "response_from" not in settings
+        out, stage = self.stages.pairs(number, name), self.stages.set(recipe, number, name, start)
+        store = self.stages.store(recipe, number, "answers", start)
 
         def make() -> None:
-            with self._teacher(settings) as teacher, self._served(recipe, start, is_asked) as server:
+            with self._teacher(settings) as teacher, self._served(recipe, start, asks_model(recipe, name)) as server:
                 given = flags.set_flags(recipe, name, out=out, model=start.answers, server=server)
-                given |= self._own_store(recipe, number, given)
+                given |= {"store": str(store)} if "store" in given else {}
                 self._run(command.words, command.typed(with_teacher(settings, teacher), given, recipe.path), stage)
 
-        inputs = [*_files(settings), *([start.answers] if is_asked else [])]
-        told = {"settings": settings, "recipe": command.words, "serve": recipe.serve}
-        self._stage(stage, told, inputs, [out], make, self._stored(recipe, number, "answers", stage))
+        self._do(stage, make, self._stored(store, stage))
         return self._grade(recipe, number, name, out, start) if "score" in recipe.revise else out
 
     def _grade(self, recipe: Recipe, number: int, name: str, pairs: Path, start: Start) -> Path:
-        settings, out = recipe.revise["score"], self._graded(number, name)
-        stage = title(recipe, number, f"grades ({name})")
-        draws = recipe.sets[name][0] is RECIPES["judge-off-policy"]  # no answer in its rows is the model's own
+        settings, out = recipe.revise["score"], self.stages.graded(number, name)
+        stage, draws = self.stages.grades(recipe, number, name, start), draws_own(recipe, name)
+        store = self.stages.store(recipe, number, "grades", start) if draws else self._recipe.out / "grades.sqlite"
 
         def make() -> None:
             out.unlink(missing_ok=True)
             with self._teacher(settings) as teacher, self._served(recipe, start, draws) as server:
-                given = flags.score_flags(recipe, pairs, out, start.answers, server)
-                given |= self._own_store(recipe, number, given)
+                given = flags.score_flags(recipe, pairs, out, start.answers, server) | {"store": str(store)}
                 self._run(SCORE.words, SCORE.typed(with_teacher(settings, teacher), given, recipe.path), stage)
 
-        inputs = [pairs, *_files(settings), *([start.answers] if draws else [])]
-        count = self._stored(recipe, number, "grades", stage)
-        self._stage(stage, {"settings": settings, "serve": recipe.serve}, inputs, [out], make, count)
+        self._do(stage, make, self._stored(store, stage))
         return out
 
-    def _own_store(self, recipe: Recipe, number: int, given: Settings) -> Settings:
-        """A store for each round where the model is served: there its name says nothing of who answers."""
-        if recipe.serve is None or "store" not in given:
-            return {}
-        store = Path(given["store"])
-        return {"store": str(store.with_name(f"{store.stem}-{number}.sqlite"))}
-
-    def _stored(self, recipe: Recipe, number: int, what: str, stage: str) -> Count:
+    def _stored(self, store: Path, stage: Stage) -> Count:
         """How many answers a stage has got of those that it wants."""
-        store = self._recipe.out / f"{what}.sqlite"
-        path = Path(self._own_store(recipe, number, {"store": str(store)}).get("store", store))
-        n, before = float(self._found.n_answers.get(stage, 0)), list[int]()
+        n, before = float(self._found.n_answers.get(stage.name, 0)), list[int]()
 
         def count() -> tuple[float, float, str] | None:
-            now = _rows(path)
+            now = _rows(store)
             before.append(now)  # the first is that of the stage's beginning
             return (float(now - before[0]), n, "answers") if n else None
 
@@ -203,20 +167,21 @@ class Road:
     # --- what the pairs are like -----------------------------------------------------------------------------------
 
     def _measure_contrast(self, recipe: Recipe, number: int, name: str, data: Path, start: Start) -> None:
-        out, stage = self._beside(number, f"{name}.contrast.json"), title(recipe, number, f"contrast ({name})")
+        stage = self.stages.contrast(recipe, number, name, data, start)
+        (out,) = stage.makes
 
         def measure() -> None:
             out.unlink(missing_ok=True)
             words = ["data.contrast", str(data), "--tokenizer", str(find_model(start.model)), "--out", str(out)]
             self._run(words[:1], words[1:], stage)
 
-        self._stage(stage, {}, [data], [out], measure)
+        self._do(stage, measure)
 
     def _advise(self, recipe: Recipe, number: int, name: str, data: Path, start: Start) -> None:
-        if not self._is_advised(recipe, name):
+        if not is_advised(recipe, name):
             return
-        settings, stage = recipe.eval.get("advise", {}), title(recipe, number, f"advice ({name})")
-        out = self._beside(number, f"{name}.advice.json")
+        settings, stage = recipe.eval.get("advise", {}), self.stages.advice(recipe, number, name, data, start)
+        (out,) = stage.makes
 
         def advise() -> None:
             out.unlink(missing_ok=True)
@@ -225,41 +190,27 @@ class Road:
                 typed = EVALS["advise"].typed(with_teacher(settings, teacher), given, recipe.path)
                 self._run(EVALS["advise"].words, typed, stage)
 
-        self._stage(stage, {"settings": settings}, [data, start.answers], [out], advise)
+        self._do(stage, advise)
         found, asked = json.loads(out.read_text())["objective"], ", ".join(recipe.losses)
         print(f"advice for {name}: --loss {found}; the recipe trains {asked}", file=sys.stderr, flush=True)
 
     # --- training --------------------------------------------------------------------------------------------------
 
     def _train(self, recipe: Recipe, number: int, sets: Mapping[str, Path], start: Start) -> list[Cell]:
-        cells, out = flags.cells_of(recipe, sets), self._runs(number)
-        more = _going_on(recipe.training, start) if number > 1 else recipe.training
-        folders = [grid.folder(out, cell) for cell in cells]
-        model = str(start.model)
+        cells = flags.cells_of(recipe, sets)
+        folders = self.stages.folders(number, cells)
 
         def train() -> None:
             with self._teacher({"score": recipe.score}) as teacher:
                 score = with_teacher({"score": recipe.score}, teacher)["score"]
                 grid.run_all(
-                    cells, out, model=model, settings=None, score=score, slots=self._slots, more=more,
-                    children=self._children,
+                    cells, self.stages.runs(number), model=start.model, settings=None, score=score, slots=self._slots,
+                    more=told_to_train(recipe, number, start), children=self._children,
                 )  # fmt: skip
 
-        told = {"cells": [cell._replace(file=Path(cell.file.name)) for cell in cells], "more": more}
-        told |= {"score": recipe.score}
-        inputs = [*sets.values(), model, *([start.adapter] if start.adapter else [])]
-        makes = [folder / "metrics.jsonl" for folder in folders]
         epochs = float(flags.of_training(recipe).schedule.epochs)
-        self._stage(title(recipe, number, "training"), told, inputs, makes, train, lambda: _epochs(folders, epochs))
+        self._do(self.stages.training(recipe, number, sets, start), train, lambda: _epochs(folders, epochs))
         return cells
-
-    def _newest(self, number: int, cell: Cell) -> Start:
-        """What the next round begins with."""
-        run = grid.folder(self._runs(number), cell)
-        newest = str(checkpoints.of(run)[-1].folder)
-        return Start(str(checkpoints.settings(run)["model"]), newest) if (Path(newest) / ADAPTER).is_file() else (
-            Start(newest)
-        )  # fmt: skip
 
     # --- evaluation and report -------------------------------------------------------------------------------------
 
@@ -276,18 +227,16 @@ class Road:
                 evaluation.do(name, teacher, done)
 
         n_jobs = float(len(evaluation.jobs(name)))
-        told = {"settings": settings, "serve": recipe.serve}
-        inputs = [c.folder for run in runs for c in checkpoints.of(run)]
-        stage, count = title(recipe, number, f"evaluation ({name})"), lambda: (float(len(done)), n_jobs, "models")
-        self._stage(stage, told, inputs, [], measure, count)
+        stage = self.stages.evaluation(recipe, number, name, runs)
+        self._do(stage, measure, lambda: (float(len(done)), n_jobs, "models"))
 
     def _report(self, rounds: Sequence[Sequence[Cell]]) -> Path:
         settings = {k.replace("-", "_"): v for k, v in self._recipe.eval.get("report", {}).items()}
         found, folders = {}, list[Path]()
         for n, cells in enumerate(rounds, 1):
-            for cell, run in grid.read(cells, self._runs(n)).items():
+            for cell, run in grid.read(cells, self.stages.runs(n)).items():
                 found[cell._replace(data=title(self._recipe, n, cell.data))] = run
-            folders += [grid.folder(self._runs(n), cell) for cell in cells if cell.seed == 0]
+            folders += self.stages.folders(n, [cell for cell in cells if cell.seed == 0])
         gains = grid.gains(found)
         first = [table for table in (self._sets_table(rounds), gains) if table.rows]
         with self._clock.stage("report"):
@@ -301,8 +250,8 @@ class Road:
         rows = []
         for n in range(1, len(rounds) + 1):
             for name in dict.fromkeys(cell.data for cell in rounds[n - 1]):
-                (found,) = json.loads(self._beside(n, f"{name}.contrast.json").read_text()).values()
-                path = self._beside(n, f"{name}.advice.json")
+                (found,) = json.loads(self.stages.beside(n, f"{name}.contrast.json").read_text()).values()
+                path = self.stages.beside(n, f"{name}.advice.json")
                 advice = json.loads(path.read_text()) if path.is_file() else {}
                 better = tables.number(100 * advice["share"], 0) if advice else tables.DASH
                 jaccard = tables.number(100 * found["jaccard_words"]["mean"], 1)
@@ -313,9 +262,9 @@ class Road:
 
     # --- processes and places --------------------------------------------------------------------------------------
 
-    def _run(self, module: Sequence[str], typed: Sequence[str], stage: str) -> None:
+    def _run(self, module: Sequence[str], typed: Sequence[str], stage: Stage) -> None:
         with self._slots.take() as env:
-            self._children.run([sys.executable, "-m", *module, *typed], self._log(stage), env)
+            self._children.run([sys.executable, "-m", *module, *typed], self._log(stage.key), env)
 
     @contextlib.contextmanager
     def _teacher(self, settings: Settings) -> Iterator[str]:
@@ -337,37 +286,14 @@ class Road:
         with served(recipe.serve, values, self._children, self._log("serve"), os.environ) as server:
             yield server.address, server.name
 
-    def _log(self, stage: str) -> Path:
-        return self._recipe.out / "logs" / f"{_key(stage)}.log"
-
-    def _beside(self, number: int, name: str) -> Path:
-        return self._recipe.out / f"round-{number}" / "pairs" / name
-
-    def _pairs(self, number: int, name: str) -> Path:
-        return self._beside(number, f"{name}.jsonl")
-
-    def _graded(self, number: int, name: str) -> Path:
-        return self._beside(number, f"{name}.scored.jsonl")
-
-    def _runs(self, number: int) -> Path:
-        return self._recipe.out / f"round-{number}" / "runs"
+    def _log(self, name: str) -> Path:
+        return self._recipe.out / "logs" / f"{name}.log"
 
 
 def _guess(found: Found, stage: str) -> float:
     """Seconds that a stage may take: a process, what is computed here, and what is asked, twenty a second."""
     said = [one for one in found.said if one.stage.startswith(stage)]  # that of training says how many runs
     return 10.0 + sum(3600 * one.hours + one.n_requests / 20 for one in said)
-
-
-def _key(stage: str) -> str:
-    """A stage's name as a file's."""
-    return stage.replace(": ", "-").replace(" (", "-").replace(")", "").replace(" ", "-")
-
-
-def _files(settings: Settings) -> list[Path]:
-    """The files and folders that settings name."""
-    every = (v for value in settings.values() for v in (value if isinstance(value, list) else [value]))
-    return [path for value in every if isinstance(value, str) and (path := Path(value)).exists()]
 
 
 def _rows(store: Path) -> int:
@@ -390,10 +316,3 @@ def _epochs(folders: Sequence[Path], epochs: float) -> tuple[float, float, str]:
         )
         done += float(last.get("epoch", 0.0))
     return done, epochs * len(folders), "epochs"
-
-
-def _going_on(training: Settings, start: Start) -> Settings:
-    """What engine.train is told in a later round: an adapter goes on, and does not begin anew."""
-    if start.adapter is None:
-        return training
-    return {k: v for k, v in training.items() if k not in (*LORA, "adapter")} | {"adapter": start.adapter}

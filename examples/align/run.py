@@ -1,10 +1,16 @@
 """A recipe from its file to its report."""
 
+import multiprocessing
 import sys
+from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 
+import torch
+
 from examples.align import check, flags, probe, recipe
+from examples.align.check import Found
 from examples.align.road import Road
+from examples.align.stages import Survey, left_of
 from examples.children import Children, end_left
 from examples.slots import Slots
 from system import hold
@@ -29,9 +35,20 @@ def follow(asked: recipe.Recipe, *, only_tells: bool = False) -> Path | None:
             flags.check(asked)
             road = Road(asked, children, slots)
             road.prepare()
-            found = check.look(asked, slots, road.known_pairs)
+            done = road.stages.survey()
+            found = look_apart(asked, slots.gpus, done)
             print(check.tell(asked, found), file=sys.stdout if only_tells else sys.stderr, flush=True)
             if only_tells:
                 return None
-            probe.ask_all(asked, children, has_pairs=road.has_pairs)
+            probe.ask_all(left_of(asked, done), children)
             return road.go(found)
+
+
+def look_apart(asked: recipe.Recipe, gpus: int, done: Survey) -> Found:
+    """What check.look says. Where there is a GPU a process of its own looks: what a plan times there is gone with it,
+    and all of the GPU is left to the runs.
+    """
+    if not torch.cuda.device_count():
+        return check.look(asked, gpus, done)
+    with ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn")) as pool:
+        return pool.submit(check.look, asked, gpus, done).result()

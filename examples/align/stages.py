@@ -1,0 +1,298 @@
+"""The stages of a recipe: what each is called, the files that it makes, and the mark by which what is done is known.
+
+Nothing is done here. `survey` looks at what an earlier start has left: which pairs are as the recipe says now, and who
+is still to be asked.
+"""
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import NamedTuple
+
+from eval import checkpoints
+from examples import grid
+from examples.align import flags
+from examples.align.journal import Journal, fingerprint
+from examples.align.recipe import LORA, RECIPES, Recipe, Settings
+from examples.grid import Cell
+from system import InputError
+
+BENCHMARKS = ("mixeval", "alpacaeval", "trajectories")
+"""In the order in which they are run: the second reads the first's scores."""
+ADAPTER = "adapter_config.json"
+
+
+class Start(NamedTuple):
+    """What a round begins with."""
+
+    model: str
+    adapter: str | None = None
+
+    @property
+    def answers(self) -> str:
+        """The folder of who answers."""
+        return self.adapter or self.model
+
+
+class Stage(NamedTuple):
+    """A stage as it is to be done."""
+
+    name: str
+    mark: str
+    """A digest of what goes in."""
+    makes: tuple[Path, ...] = ()
+    """Its files."""
+
+    @property
+    def key(self) -> str:
+        """Its name as a file's."""
+        return key_of(self.name)
+
+
+@dataclass
+class Survey:
+    """What is done of a recipe as it says now."""
+
+    pairs: dict[tuple[int, str], Path] = field(default_factory=dict)
+    """The pairs that are made, and graded where the recipe grades, by round and data set."""
+    asks: set[str] = field(default_factory=set)
+    """Sections of revise and eval that still have something to ask, in any round."""
+    asks_model: bool = False
+    """Whether the model is still to answer."""
+
+
+class Stages:
+    """Those of one recipe. `recipe`, where a method takes it, is that of the round: Recipe.of_round(number)."""
+
+    def __init__(self, recipe: Recipe, journal: Journal) -> None:
+        self._recipe, self._journal = recipe, journal
+
+    # --- where files are -------------------------------------------------------------------------------------------
+
+    def beside(self, number: int, name: str) -> Path:
+        """A file in the folder of a round's pairs."""
+        return self._recipe.out / f"round-{number}" / "pairs" / name
+
+    def pairs(self, number: int, name: str) -> Path:
+        """A data set of a round."""
+        return self.beside(number, f"{name}.jsonl")
+
+    def graded(self, number: int, name: str) -> Path:
+        """The same with grades."""
+        return self.beside(number, f"{name}.scored.jsonl")
+
+    def runs(self, number: int) -> Path:
+        """The folder of a round's runs."""
+        return self._recipe.out / f"round-{number}" / "runs"
+
+    def folders(self, number: int, cells: Sequence[Cell]) -> list[Path]:
+        """A round's runs."""
+        return [grid.folder(self.runs(number), cell) for cell in cells]
+
+    def store(self, recipe: Recipe, number: int, what: str, start: Start) -> Path:
+        """Where answers are kept. Where the model is served its name says nothing of who answers, so that each model,
+        and each way to serve it, has a store of its own.
+        """
+        if recipe.serve is None:
+            return self._recipe.out / f"{what}.sqlite"
+        who = fingerprint({"serve": recipe.serve}, [start.answers, start.model])
+        return self._recipe.out / f"{what}-{number}-{who[:8]}.sqlite"
+
+    # --- stages ----------------------------------------------------------------------------------------------------
+
+    def preparation(self) -> Stage:
+        """Whatever the recipe wants made first."""
+        return Stage("prepare", fingerprint({"command": self._recipe.prepare}, []), tuple(self._named_files()))
+
+    def set(self, recipe: Recipe, number: int, name: str, start: Start) -> Stage:
+        """A data set of a round."""
+        command, settings = recipe.sets[name]
+        inputs = [*_files(settings), *([start.answers] if asks_model(recipe, name) else [])]
+        told = {"settings": settings, "recipe": command.words, "serve": recipe.serve}
+        return Stage(
+            title(recipe, number, f"pairs ({name})"), fingerprint(told, inputs), (self.pairs(number, name),)
+        )  # fmt: skip
+
+    def grades(self, recipe: Recipe, number: int, name: str, start: Start) -> Stage:
+        """Its grades."""
+        settings = recipe.revise["score"]
+        inputs = [self.pairs(number, name), *_files(settings)]
+        inputs += [Path(start.answers)] if draws_own(recipe, name) else []
+        mark = fingerprint({"settings": settings, "serve": recipe.serve}, inputs)
+        return Stage(title(recipe, number, f"grades ({name})"), mark, (self.graded(number, name),))
+
+    def contrast(self, recipe: Recipe, number: int, name: str, data: Path, start: Start) -> Stage:
+        """How much its pairs differ, in tokens of the model."""
+        out = self.beside(number, f"{name}.contrast.json")
+        return Stage(title(recipe, number, f"contrast ({name})"), fingerprint({}, [data, start.model]), (out,))
+
+    def advice(self, recipe: Recipe, number: int, name: str, data: Path, start: Start) -> Stage:
+        """Which objective they fit."""
+        mark = fingerprint({"settings": recipe.eval.get("advise", {})}, [data, start.answers])
+        return Stage(title(recipe, number, f"advice ({name})"), mark, (self.beside(number, f"{name}.advice.json"),))
+
+    def training(self, recipe: Recipe, number: int, sets: Mapping[str, Path], start: Start) -> Stage:
+        """All runs of a round."""
+        cells = flags.cells_of(recipe, sets)
+        told = {"cells": [cell._replace(file=Path(cell.file.name)) for cell in cells],
+                "more": told_to_train(recipe, number, start), "score": recipe.score}  # fmt: skip
+        inputs = [*sets.values(), start.model, *([start.adapter] if start.adapter else [])]
+        makes = tuple(folder / "metrics.jsonl" for folder in self.folders(number, cells))
+        return Stage(title(recipe, number, "training"), fingerprint(told, inputs), makes)
+
+    def evaluation(self, recipe: Recipe, number: int, name: str, runs: Sequence[Path]) -> Stage:
+        """A benchmark of all of a round's runs."""
+        told = {"settings": recipe.eval[name], "serve": recipe.serve}
+        inputs = [c.folder for run in runs for c in checkpoints.of(run)]
+        return Stage(title(recipe, number, f"evaluation ({name})"), fingerprint(told, inputs))
+
+    def newest(self, number: int, cell: Cell) -> Start:
+        """What the round after this one begins with."""
+        run = grid.folder(self.runs(number), cell)
+        newest = str(checkpoints.of(run)[-1].folder)
+        if (Path(newest) / ADAPTER).is_file():
+            return Start(str(checkpoints.settings(run)["model"]), newest)
+        return Start(newest)
+
+    @property
+    def first(self) -> Start:
+        """What the first round begins with."""
+        return Start(self._recipe.model, self._recipe.training.get("adapter"))
+
+    # --- what is done ----------------------------------------------------------------------------------------------
+
+    def survey(self) -> Survey:
+        """What is done. Raises InputError where a run was trained on pairs that the recipe now makes otherwise, or was
+        told something else: nothing would be spent that ends in a refusal.
+        """
+        found, start = Survey(), self.first
+        for number in range(1, self._recipe.rounds + 1):
+            now = self._recipe.of_round(number)
+            if start is not None:
+                start = self._look_at_round(found, now, number, start)
+            else:  # nothing of it can be there: the round before is not over
+                found.asks |= {*now.revise, *now.eval}
+                found.asks_model = True
+        return found
+
+    def _look_at_round(self, found: Survey, recipe: Recipe, number: int, start: Start) -> Start | None:
+        """Adds what is done of a round. What the next begins with, where this one's training is done."""
+        sets = {name: Path(file) for name, file in recipe.given_sets.items()}
+        for name in recipe.sets:
+            if (path := self._look_at_set(found, recipe, number, name, start)) is not None:
+                sets[name] = path
+                found.pairs[number, name] = path
+        for name in [*recipe.sets, *recipe.given_sets]:
+            known = sets.get(name) and self.advice(recipe, number, name, sets[name], start)
+            if is_advised(recipe, name) and not (known and self._is_done(known)):
+                found.asks |= {"advise"}
+        if len(sets) < len(recipe.sets) + len(recipe.given_sets):
+            return self._still_to_evaluate(found, recipe)
+        cells, told = flags.cells_of(recipe, sets), told_to_train(recipe, number, start)
+        over = [cell for cell in cells if checkpoints.is_over(grid.folder(self.runs(number), cell))]
+        flags.located(recipe, "train", lambda: grid.check_all(
+            over, self.runs(number), model=start.model, settings=None, score=None, more=told
+        ))  # fmt: skip
+        if not self._is_done(self.training(recipe, number, sets, start)):
+            return self._still_to_evaluate(found, recipe)
+        runs = self.folders(number, cells)
+        for name in (n for n in BENCHMARKS if n in recipe.eval):
+            if not self._is_done(self.evaluation(recipe, number, name, runs)):
+                found.asks |= {name}
+                found.asks_model |= name != "trajectories"
+        return self.newest(number, cells[0])
+
+    def _still_to_evaluate(self, found: Survey, recipe: Recipe) -> None:
+        """Adds the benchmarks of a round whose training is not over."""
+        found.asks |= recipe.eval.keys() & {*BENCHMARKS}
+        found.asks_model |= bool(recipe.eval.keys() & {"mixeval", "alpacaeval"})
+
+    def _look_at_set(self, found: Survey, recipe: Recipe, number: int, name: str, start: Start) -> Path | None:
+        """The pairs of a data set, graded where the recipe grades; None where they are still to be made."""
+        stage = self.set(recipe, number, name, start)
+        if not self._is_done(stage):
+            self._refuse_other_pairs(stage, number, name)
+            found.asks |= {name, *(recipe.revise.keys() & {"score"})}
+            found.asks_model |= asks_model(recipe, name)
+            return None
+        if "score" not in recipe.revise:
+            return self.pairs(number, name)
+        stage = self.grades(recipe, number, name, start)
+        if not self._is_done(stage):
+            self._refuse_other_pairs(stage, number, name)
+            found.asks |= {"score"}
+            found.asks_model |= draws_own(recipe, name)
+            return None
+        return self.graded(number, name)
+
+    def _refuse_other_pairs(self, stage: Stage, number: int, name: str) -> None:
+        """Raises InputError where runs have begun on what this stage was told before."""
+        before = self._journal.read(stage.key)
+        if before is None or before.fingerprint == stage.mark:
+            return
+        for settings in sorted(self.runs(number).glob(f"seed-*/{name}/*/config.yaml")):
+            raise InputError(
+                f"{settings.parent}: was trained on pairs that the recipe now makes otherwise ({stage.name}); give "
+                "another --out, or remove the run"
+            )
+
+    def _is_done(self, stage: Stage) -> bool:
+        return self._journal.found(stage.key, stage.mark) is not None
+
+    def _named_files(self) -> Iterator[Path]:
+        """The files in the recipe's own folder that its sections name, and those of the folders that they name."""
+        sections = [self._recipe.train, *self._recipe.revise.values(), *self._recipe.eval.values()]
+        inside = self._recipe.out.resolve()
+        for path in dict.fromkeys(path for section in sections for path in _files(section)):
+            if path.resolve().is_relative_to(inside) and path.resolve() != inside:
+                yield from (p for p in sorted(path.iterdir()) if p.is_file()) if path.is_dir() else [path]
+
+
+def left_of(recipe: Recipe, found: Survey) -> Recipe:
+    """A recipe with nothing but what is still to be asked."""
+    return replace(
+        recipe,
+        revise={name: settings for name, settings in recipe.revise.items() if name in found.asks},
+        eval={name: settings for name, settings in recipe.eval.items() if name in found.asks},
+        serve=recipe.serve if found.asks_model else None,
+    )
+
+
+def title(recipe: Recipe, number: int, what: str) -> str:
+    """What a stage is called."""
+    return f"round {number}: {what}" if recipe.rounds > 1 else what
+
+
+def key_of(stage: str) -> str:
+    """A stage's name as a file's."""
+    return stage.replace(": ", "-").replace(" (", "-").replace(")", "").replace(" ", "-")
+
+
+def asks_model(recipe: Recipe, name: str) -> bool:
+    """Whether a data set has answers of the model that is to be aligned."""
+    command, settings = recipe.sets[name]
+    return command is not RECIPES["judge-off-policy"] and "response_from" not in settings
+
+
+def draws_own(recipe: Recipe, name: str) -> bool:
+    """Whether grading draws the model's own answers: no answer in such rows is its own."""
+    return recipe.sets[name][0] is RECIPES["judge-off-policy"]
+
+
+def is_advised(recipe: Recipe, name: str) -> bool:
+    """Whether there are scores to advise by: grades of pairs made here, or a judge."""
+    is_judged = bool(recipe.eval.get("advise", {}).get("judge_endpoint"))
+    return is_judged or ("score" in recipe.revise and name in recipe.sets)
+
+
+def told_to_train(recipe: Recipe, number: int, start: Start) -> Settings:
+    """What engine.train is told of all runs of a round: in a later one an adapter goes on, and does not begin anew."""
+    if number == 1 or start.adapter is None:
+        return recipe.training
+    return {k: v for k, v in recipe.training.items() if k not in (*LORA, "adapter")} | {"adapter": start.adapter}
+
+
+def _files(settings: Settings) -> list[Path]:
+    """The files and folders that settings name."""
+    every = (v for value in settings.values() for v in (value if isinstance(value, list) else [value]))
+    return [path for value in every if isinstance(value, str) and (path := Path(value)).exists()]

@@ -1,0 +1,140 @@
+"""What an earlier start has left is known by what went in: nothing is asked again, and nothing paid for in vain."""
+
+import time
+
+import pytest
+import yaml
+
+from examples.align import recipe
+from examples.align.journal import Journal
+from examples.align.road import Road
+from examples.align.stages import Stages, Start, left_of
+from examples.children import Children
+from examples.slots import Slots
+from system import InputError
+
+SETTINGS = {
+    "revise": {"clair": {"endpoint": "http://127.0.0.1:9/v1", "model": "a", "prompts": "prompts.jsonl"}},
+    "train": {"loss": "dpo", "lr": 1e-5, "epochs": 1, "eval_pairs": 2},
+    "eval": {"trajectories": {"answers": 2}},
+}
+
+
+def read(tmp_path, **changes):
+    """A recipe whose model and prompts are there; changes: what is added to its sections."""
+    (tmp_path / "m").mkdir(exist_ok=True)
+    (tmp_path / "m/config.json").write_text("{}")
+    (tmp_path / "prompts.jsonl").write_text('{"prompt": "Why?"}\n')
+    said = {name: {key: dict(value) if isinstance(value, dict) else value for key, value in section.items()}
+            for name, section in SETTINGS.items()} | {"out": str(tmp_path / "o")}  # fmt: skip
+    said["train"]["model"] = str(tmp_path / "m")
+    said["revise"]["clair"]["prompts"] = str(tmp_path / "prompts.jsonl")
+    for name, more in changes.items():
+        said[name] = {**said.get(name, {}), **more} if isinstance(more, dict) else more
+    (tmp_path / "recipe.yaml").write_text(yaml.safe_dump(said))
+    return recipe.read(tmp_path / "recipe.yaml")
+
+
+def stages_of(asked):
+    return Stages(asked, Journal(asked.out))
+
+
+def make_pairs(asked):
+    """The pairs of the first round, as if they had been made."""
+    stages = stages_of(asked)
+    stage = stages.set(asked.of_round(1), 1, "clair", stages.first)
+    (path,) = stage.makes
+    path.parent.mkdir(parents=True)
+    path.write_text("{}\n")
+    Journal(asked.out).write(stage.key, stage.mark, stage.makes, time.monotonic())
+    return path
+
+
+def begin_run(asked):
+    """A run of the first round, as if it had begun."""
+    run = asked.out / "round-1/runs/seed-0/clair/dpo"
+    run.mkdir(parents=True)
+    (run / "config.yaml").write_text("{}\n")
+    return run
+
+
+def test_pairs_that_are_made_are_known_and_nobody_is_asked_for_them(tmp_path):
+    asked = read(tmp_path)
+    assert stages_of(asked).survey().asks == {"clair", "trajectories"}
+    path = make_pairs(asked)
+    found = stages_of(asked).survey()
+    assert found.pairs == {(1, "clair"): path} and found.asks == {"trajectories"} and not found.asks_model
+    left = left_of(asked, found)
+    assert not left.revise and list(left.eval) == ["trajectories"] and left.serve is None
+
+
+def test_after_a_change_they_are_still_to_be_made(tmp_path):
+    make_pairs(read(tmp_path))
+    other = read(tmp_path, revise={"clair": SETTINGS["revise"]["clair"] | {"model": "b"}})
+    found = stages_of(other).survey()
+    assert not found.pairs and "clair" in found.asks and found.asks_model
+
+
+def test_a_run_on_other_pairs_is_refused_before_they_are_paid_for(tmp_path):
+    asked = read(tmp_path)
+    make_pairs(asked)
+    run = begin_run(asked)
+    stages_of(asked).survey()  # the same again: the run goes on
+    other = read(tmp_path, revise={"clair": SETTINGS["revise"]["clair"] | {"model": "b"}})
+    with pytest.raises(InputError, match="was trained on pairs that the recipe now makes otherwise") as fault:
+        stages_of(other).survey()
+    assert str(fault.value).startswith(f"{run}:")
+
+
+def test_a_run_goes_on_where_its_pairs_are_only_gone(tmp_path):
+    """They are made again of the answers that are kept."""
+    asked = read(tmp_path)
+    path = make_pairs(asked)
+    begin_run(asked)
+    path.unlink()
+    assert stages_of(asked).survey().asks == {"clair", "trajectories"}
+
+
+def test_a_round_behind_one_that_is_not_over_asks_for_everything(tmp_path):
+    asked = read(tmp_path, rounds="2")
+    make_pairs(asked)
+    found = stages_of(asked).survey()
+    assert found.asks == {"clair", "trajectories"} and found.asks_model  # the second round's
+
+
+SERVED = "python -m http.server {port} --directory {checkpoint}"
+
+
+def test_each_model_that_is_served_has_a_store_of_its_own(tmp_path):
+    asked = read(tmp_path, serve=SERVED)
+    (tmp_path / "n").mkdir()
+    (tmp_path / "n/config.json").write_text("{ }")
+    stages = stages_of(asked)
+    first, same, other = (stages.store(asked, 1, "answers", Start(str(tmp_path / name))) for name in ("m", "m", "n"))
+    assert first == same != other
+    quiet = read(tmp_path, serve=f"{SERVED} --bind 127.0.0.1")
+    assert stages_of(quiet).store(quiet, 1, "answers", Start(str(tmp_path / "m"))) != first
+    plain = read(tmp_path)
+    assert stages_of(plain).store(plain, 1, "answers", Start(str(tmp_path / "m"))).name == "answers.sqlite"
+
+
+def test_what_was_prepared_is_made_again_where_it_is_gone(tmp_path, capsys):
+    program = tmp_path / "make.py"
+    program.write_text(
+        "import pathlib, sys\nbase = pathlib.Path(sys.argv[1]) / 'base'\nbase.mkdir(parents=True)\n"
+        "(base / 'config.json').write_text('{}')\n"
+    )
+    out = tmp_path / "o"
+    asked = read(tmp_path, prepare=f"{{python}} {program} {{out}}", train=SETTINGS["train"] | {"model": f"{out}/base"})
+    out.mkdir()
+
+    def prepare():
+        with Children() as children:
+            Road(asked, children, Slots(at_once=1)).prepare()
+        return capsys.readouterr().err
+
+    assert "preparing ..." in prepare()
+    assert "prepare: taken as it was" in prepare()
+    (out / "base/config.json").unlink()
+    (out / "base").rmdir()
+    assert "preparing ..." in prepare() and (out / "base/config.json").is_file()
