@@ -139,7 +139,7 @@ class PlanConfig(RowSettings):
             raise InputError("--adapter: needs --model, its base; name it instead of --shape")
         if not self.data and (named := [f.name for f in fields(RowSettings) if getattr(self, f.name) != f.default]):
             flag = f"--{named[0].replace('_', '-')}"
-            raise InputError(f"{flag}: needs --data, whose rows it is for; add it, or leave this flag out")
+            raise InputError(f"{flag}: needs --data, whose rows it reads; add it, or leave this flag out")
         if self.save_dtype == "source" and not self.model:
             raise InputError("--save-dtype source: a named shape has no stored weights; give --model instead")
         if self.gpus < 0 or not self.gpu_memory > 0:

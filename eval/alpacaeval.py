@@ -83,7 +83,7 @@ def win_rate(preferences: Sequence[float | None]) -> dict[str, float]:
     y = _wins(given)
     y = y[~np.isnan(y)]
     if not len(y):
-        raise InputError("no preference is there: nothing can be said of the win rate")
+        raise InputError("there is no preference, so there is no win rate")
     rounded = _wins(np.round(np.where(given == 1.5, 0.0, given)))
     rounded = rounded[~np.isnan(rounded)]
     return {
@@ -140,7 +140,7 @@ def length_controlled(
             f"{n} preferences, {len(lengths)} and {len(reference_lengths)} lengths: there has to be one each"
         )
     if all(p is None for p in preferences):
-        raise InputError("no preference is there: nothing can be said of the win rate")
+        raise InputError("there is no preference, so there is no win rate")
     difficulty = _difficulties(gamed_rows, n)
     delta = np.asarray(reference_lengths, dtype=float) - np.asarray(lengths, dtype=float)
     spread = delta.std(ddof=1)

@@ -1,6 +1,6 @@
 """The processes that a program of many runs has started: ended when it is, with what they have done kept.
 
-    with Children(root) as children:
+    with only_in(root, does="...") as children:
         children.run(command, log, env)           in threads, as many as one likes
         with children.serving(command, log, env): ...   a server, ended when the block ends
 
@@ -21,7 +21,7 @@ from pathlib import Path
 from types import FrameType
 from typing import Any
 
-from system import RunError, cli, signals
+from system import RunError, cli, hold, signals
 from system.errors import Stopped
 
 MARK = "STARTED_BY_RUN_IN"
@@ -110,6 +110,19 @@ class Children:
         self._signal = number
         for child in list(self._running - self._servers):  # who is served gets its answers until it has ended
             end(child, sent)
+
+
+@contextlib.contextmanager
+def only_in(root: Path, *, does: str) -> Iterator[Children]:
+    """The children of a program that is the only one in a folder. What an earlier start has left there is ended first.
+
+    does: what it does there, in words. Raises InputError where another one runs in it.
+    """
+    root.mkdir(parents=True, exist_ok=True)
+    with hold(root / ".program.lock", root, does=does, otherwise="give another --out"):
+        end_left(root)
+        with Children(root) as children:
+            yield children
 
 
 def last_words(log: Path) -> str:

@@ -37,7 +37,7 @@ from engine.step import Objective
 from eval import checkpoints, contrast_run, report
 from eval.runs import Run, deltas, headlines, read_runs
 from eval.tables import Table, number
-from examples.children import Children
+from examples.children import Children, only_in
 from examples.slots import Slots, side_by_side
 from system import InputError, cli
 from system.flags import PathText
@@ -249,7 +249,7 @@ def run_all(
             said = f"[{passed / 60:4.1f} min, about {left / 60:.0f} left] {n_done} of {len(cells)}"
             print(f"{said}: {cell.loss} on {cell.data}, seed {cell.seed}: {seconds}", file=sys.stderr, flush=True)
 
-    with contextlib.nullcontext(children) if children else Children() as running:
+    with contextlib.nullcontext(children) if children else only_in(out, does="trains in it") as running:
         side_by_side(cells, work, slots.n)
 
 

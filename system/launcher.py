@@ -28,8 +28,8 @@ def check() -> None:
     missing = [name for name in NEEDED if name not in given]
     lacking = f" and {', '.join(missing)} {'is' if len(missing) == 1 else 'are'} not set" if missing else ""
     raise InputError(
-        f"{shown(given)}{lacking}: not what a launcher sets for one of several processes; start them by torchrun, or, "
-        f"if these are left over from one, unset {' '.join(given)}"
+        f"{shown(given)}{lacking}: these variables do not describe one of several processes; start the command with "
+        f"torchrun, or, if they are left over from an earlier one, unset {' '.join(given)}"
     )
 
 

@@ -22,7 +22,7 @@ def label(row: Fields) -> bool | None:
                 f"--ignore-columns {name}"
             )
     if len({truth for _, _, truth in known}) > 1:
-        raise InputError(f'{row.location}: "label" and "kto_tag" differ; take one of them out')
+        raise InputError(f'{row.location}: "label" and "kto_tag" differ; keep one of the two')
     return known[0][2] if known else None
 
 

@@ -117,7 +117,7 @@ def with_system(row: Fields, read: Turns, prompt: Messages) -> Messages:
     texts = {name: _system_text(row, read, name, value) for name, value in found.items()}
     name, text = next(iter(texts.items()))
     if len({*texts.values()}) > 1:
-        raise InputError(f'{row.location}: "system" and "system_prompt" differ; take one of them out')
+        raise InputError(f'{row.location}: "system" and "system_prompt" differ; keep one of the two')
     if prompt[0].role != "system":
         return (Message("system", text), *prompt)
     if prompt[0].content and prompt[0].content != text:
@@ -146,11 +146,11 @@ def context_of(row: Fields, input_tools: Any) -> TemplateContext:
     if functions := _objects(row.take("functions"), f'{row.location}: "functions"'):  # their older name, at OpenAI
         functions = [f if "function" in f else {"type": "function", "function": f} for f in functions]
         if tools and tools != functions:
-            raise InputError(f'{row.location}: "tools" and "functions" differ; take one of them out')
+            raise InputError(f'{row.location}: "tools" and "functions" differ; keep one of the two')
         tools = functions
     of_input = _objects(None if is_empty(input_tools) else input_tools, f'{row.location}: "input.tools"')
     if tools and of_input and tools != of_input:
-        raise InputError(f'{row.location}: "tools" and "input.tools" differ; take one of them out')
+        raise InputError(f'{row.location}: "tools" and "input.tools" differ; keep one of the two')
     tools, of_input = _without_nulls(tools), _without_nulls(of_input)
     documents = _objects(row.take("documents"), f'{row.location}: "documents"')
     kwargs = row.take("chat_template_kwargs")
@@ -163,7 +163,7 @@ def context_of(row: Fields, input_tools: Any) -> TemplateContext:
         )
         if taken := [name for name in kwargs if name in OF_TEMPLATES]:
             raise InputError(
-                f'{row.location}: "chat_template_kwargs" names {taken[0]!r}, which the row gives elsewhere; take it out'
+                f'{row.location}: "chat_template_kwargs" names {taken[0]!r}, which is given elsewhere; remove it there'
             )
     if not (tools or of_input or documents or kwargs):
         return NO_CONTEXT

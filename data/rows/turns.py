@@ -258,7 +258,7 @@ class Turns:
         if is_empty(call) or "function_call" in self._ignored:
             return calls
         if calls:
-            raise InputError(f'{self.location}: {shown} has "tool_calls" and "function_call"; take one of them out')
+            raise InputError(f'{self.location}: {shown} has "tool_calls" and "function_call"; keep one of the two')
         return [{"type": "function", "function": call}]
 
     def _thoughts_in_parts(self, content: Any, name: str) -> tuple[str | None, Any]:

@@ -133,8 +133,8 @@ class Endings:
         if not text.strip():
             return eos, "nothing"
         cli.notify_once(
-            f"{self._location}: ends an answer with {text.strip()!r}, which is no token of this tokenizer: it is "
-            f"written as text, and {self._tokenizer.spelling(eos)}, at which sampling stops, behind it"
+            f"{self._location}: ends an answer with {text.strip()!r}, which is no token of this tokenizer; it is "
+            f"written as text, followed by {self._tokenizer.spelling(eos)}, where sampling stops"
         )
         return eos, "text"
 

@@ -188,8 +188,8 @@ def _what_is_wrong(
         if is_left_out:
             beside = " beside its tool_calls" if message.tool_calls else ""
             return (
-                f'{named} has no place for the content of message {i + 1}, of the role "{message.role}"{beside}; take '
-                "it out, or give a template that has one: --chat-template FILE"
+                f'{named} has no place for the content of message {i + 1}, of the role "{message.role}"{beside}; '
+                "remove it from the row, or use a template that has one: --chat-template FILE"
             )
     return f"{named} treats a content by what it says, shows one twice or cuts it; content must stay whole"
 

@@ -11,7 +11,7 @@ from system import InputError
 
 Write = Callable[[Sequence[Message], TemplateContext, bool], str]
 """Messages, what is given beside them, whether the generation prompt follows: what the template writes."""
-REMEDY = "take it out of the row, or give a template that has one: --chat-template FILE"
+REMEDY = "remove it from the row, or use a template that has one: --chat-template FILE"
 Wanted = Literal["object", "text", "either"]
 
 

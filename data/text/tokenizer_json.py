@@ -129,7 +129,7 @@ def _added_tokens(
             plain.append(token)
         elif not text or (len(text) == 1 and isinstance(vocab, dict) and text in vocab):
             raise InputError(
-                f"{location}: the added token {text!r} is an ordinary letter of text; take it out of the file"
+                f"{location}: the added token {text!r} is an ordinary letter of text; remove it from the file"
             )
         else:
             marks.append(token)

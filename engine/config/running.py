@@ -56,7 +56,8 @@ class MemoryConfig:
             raise InputError(f"--gpu-memory: {self.gpu_memory} is not above 0; it is in GB of 10^9 bytes")
         if self.master_weights != "split" and self.square_avg != "float32":
             raise InputError(
-                f"--square-avg {self.square_avg}: needs --master-weights split; add it, or leave this flag out"
+                f"--square-avg {self.square_avg}: needs --master-weights split, which an adapter cannot have; add it, "
+                "or leave this flag out"
             )
         if self.master_weights == "split" and self.dtype == "float32":
             raise InputError("--master-weights split: computes in bfloat16; leave --dtype float32 out")

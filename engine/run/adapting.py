@@ -17,7 +17,7 @@ from torch import Tensor
 
 from data.rows import find_model
 from engine import weights
-from engine.config import LORA_RATE, MOST_RANK, AdapterConfig, ReferenceConfig, TrainConfig
+from engine.config import LORA_RATE, MOST_RANK, AdapterConfig, TrainConfig
 from engine.distributed import Ranks
 from engine.model import Quantisation, Transformer, adapters, name_of
 from engine.planning import OnBase, asked_adapter
@@ -69,10 +69,11 @@ class Adapting:
         start = None
         if config.adapters.start is not None:
             start = weights.read_adapter(find_model(config.adapters.start))
-            check_apart(Path(config.out), start.folder, "adapter")
+            if config.out:  # none is planned for
+                check_apart(Path(config.out), start.folder, "adapter")
             weights.say_if_of_another(start, config.model, folder)
-        _say_what_is_unusual(config, start)
-        own, shares_base = _of_reference(config.reference, folder, start)
+        own, shares_base = _of_reference(config, folder, start)
+        _say_what_is_unusual(config, start, own)
         return Adapting(
             folder=folder,
             asked=config.adapters,
@@ -248,7 +249,7 @@ def _check_precision(asked: AdapterConfig, dtype: torch.dtype) -> None:
         )
 
 
-def _say_what_is_unusual(config: TrainConfig, start: AdapterFolder | None) -> None:
+def _say_what_is_unusual(config: TrainConfig, start: AdapterFolder | None, reference: AdapterFolder | None) -> None:
     """A rank that is not served, a rate that trains nothing, a base that is held otherwise than before."""
     rank = config.adapters.rank if start is None else start.adapter.rank
     if rank is not None and rank > MOST_RANK:
@@ -261,17 +262,19 @@ def _say_what_is_unusual(config: TrainConfig, start: AdapterFolder | None) -> No
             f"{LEAST_RATE:g}, and {LORA_RATE:g} to 1e-5 is usual"
         )
     held = config.adapters.base_dtype or name_of(compute_dtype(config))
-    if start is not None and start.base_dtype in ("int8", "nf4") and start.base_dtype != held:
-        cli.notify_once(
-            f"{start.folder}: was trained on a base in {start.base_dtype} and goes on with one in {held}, whose "
-            f"weights differ; --base-dtype {start.base_dtype} goes on with the same"
-        )
+    for one, does in ((start, "goes on"), (reference if reference != start else None, "is the reference")):
+        if one is not None and one.base_dtype in ("int8", "nf4") and one.base_dtype != held:
+            cli.notify_once(
+                f"{one.folder}: was trained on a base in {one.base_dtype} and {does} with one in {held}, whose weights "
+                f"differ; --base-dtype {one.base_dtype} takes the same"
+            )
 
 
-def _of_reference(
-    asked: ReferenceConfig, folder: Path, start: AdapterFolder | None
-) -> tuple[AdapterFolder | None, bool]:
-    """The adapter that the reference has, and whether it is on the policy's base."""
+def _of_reference(config: TrainConfig, folder: Path, start: AdapterFolder | None) -> tuple[AdapterFolder | None, bool]:
+    """The adapter that the reference has, and whether it is on the policy's base: also where the base that it names is
+    not there, which is said, or where it names none.
+    """
+    asked = config.reference
     if asked.model is None:
         return start, True
     if asked.is_base:
@@ -280,4 +283,15 @@ def _of_reference(
     if not weights.is_adapter(other):
         return None, other.resolve() == folder.resolve()
     found = weights.read_adapter(other)
+    if not _is_there(found.base):
+        weights.say_if_of_another(found, config.model, folder)
+        return found, True
     return (found, True) if weights.base_of(found).resolve() == folder.resolve() else (None, False)
+
+
+def _is_there(base: str | None) -> bool:
+    """Whether a base that an adapter names can be found."""
+    try:
+        return base is not None and find_model(base).is_dir()
+    except InputError:
+        return False

@@ -60,10 +60,10 @@ def read_config(folder: Path) -> dict[str, Any]:
         raise InputError(f"{path}: task_type is {raw['task_type']!r}; it has to be CAUSAL_LM")
     for key, why in WHY.items():
         if raw.get(key) not in (None, False, {}, []):
-            raise InputError(f"{path}: {key} is {raw[key]!r}, and {why}; give an adapter without")
+            raise InputError(f"{path}: {key} is {raw[key]!r}, and {why}; use an adapter without it")
     if raw.get("bias") not in (None, "none"):
         raise InputError(
-            f"{path}: bias is {raw['bias']!r}, and trained biases are not supported; give an adapter without"
+            f"{path}: bias is {raw['bias']!r}, and trained biases are not supported; use an adapter without it"
         )
     if not isinstance(raw.get("use_rslora", False), (bool, NoneType)):
         raise InputError(f"{path}: use_rslora is {raw['use_rslora']!r}; it has to be true or false")

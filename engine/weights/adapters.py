@@ -183,7 +183,7 @@ def _parsed(path: Path, name: str) -> tuple[str, str]:
     if match := re.fullmatch(r"(?:.+\.)?(lm_head|embed_tokens)\.weight", name.removeprefix(PREFIX)):
         return match[1], "whole"
     if "lora_magnitude_vector" in name:
-        raise InputError(f"{path}: {name} belongs to DoRA, which is not supported; give an adapter without")
+        raise InputError(f"{path}: {name} belongs to DoRA, which is not supported; use an adapter without it")
     raise InputError(f"{path}: has an unknown tensor, {name}; give an adapter whose tensors are lora_A and lora_B")
 
 

@@ -223,7 +223,9 @@ def _run_of(recipe: Recipe, cell: Cell, out: Path, gpus: int) -> tuple[TrainConf
     inputs = TrainingInputs(config)
     if gpus == 1:
         return config, plan_alone(inputs)
-    return config, plan_side_by_side(inputs, gpus, torch.cuda.get_device_properties(0).total_memory)
+    if config.memory.master_weights == "split":
+        raise InputError(f"master_weights split: works with one GPU, and gpus is {gpus}; leave one of the two out")
+    return config, plan_side_by_side(inputs, gpus, torch.cuda.mem_get_info(0)[0])
 
 
 def _memory(laid_out: Plan) -> str:

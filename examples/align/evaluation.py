@@ -81,15 +81,16 @@ class Evaluation:
         place = os.path.relpath(job.run, self._recipe.out)
         key = f"{place}/{job.benchmark}-{name}"
         inputs = [c.folder for c in ([job.checkpoint] if job.checkpoint else checkpoints.of(job.run))]
-        mark = fingerprint({"settings": settings, "serve": self._recipe.serve}, inputs)
+        mark = fingerprint({"settings": settings, "serve": [self._recipe.serve, self._recipe.serve_adapter]}, inputs)
         if self._journal.found(key, mark) is not None:
             return
         begun, log = time.monotonic(), self._recipe.out / "logs" / f"{key.replace('/', '-')}.log"
         with self._slots.take() as env:
-            if self._recipe.serve and job.checkpoint:
+            command = self._recipe.server_of(str(job.checkpoint.folder)) if job.checkpoint else None
+            if command and job.checkpoint:
                 base = job.checkpoint.base or checkpoints.settings(job.run)["model"]
                 values = {"checkpoint": str(job.checkpoint.folder), "base": str(base)}
-                with served(self._recipe.serve, values, self._children, log, os.environ) as server:
+                with served(command, values, self._children, log, os.environ) as server:
                     self._run(job, teacher, server, log, env)
             else:
                 self._run(job, teacher, None, log, env)

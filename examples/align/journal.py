@@ -26,6 +26,8 @@ class Done(NamedTuple):
     sizes: dict[str, int]
     """Bytes of each file that it made, by its path from the folder of all."""
     seconds: float
+    rows: str = ""
+    """Of pairs: a digest of what their rows were made of (Stage.rows)."""
 
 
 class Journal:
@@ -53,10 +55,10 @@ class Journal:
             cli.notify(f"{path}: cannot be read; the stage is done again")
             return None
 
-    def write(self, name: str, fingerprint: str, makes: Sequence[Path], begun: float) -> None:
-        """Says that a stage is done. makes: the files that it made. begun: by time.monotonic()."""
+    def write(self, name: str, fingerprint: str, makes: Sequence[Path], begun: float, rows: str = "") -> None:
+        """Says that a stage is done. makes: the files that it made. begun: by time.monotonic(). rows: as in Done."""
         sizes = {os.path.relpath(path, self.out): path.stat().st_size for path in makes}
-        done = Done(fingerprint, sizes, round(time.monotonic() - begun, 1))
+        done = Done(fingerprint, sizes, round(time.monotonic() - begun, 1), rows)
         self._path(name).parent.mkdir(parents=True, exist_ok=True)
         files.write_json(self._path(name), done._asdict())
 

@@ -46,9 +46,9 @@ class Probe(NamedTuple):
     flag: str = "--endpoint"
 
 
-def ask_all(recipe: Recipe, children: Children) -> None:
-    """Asks each server once. recipe: with nothing but what is still to be asked. Raises InputError for all that do not
-    answer, Stopped after a signal.
+def ask_all(recipe: Recipe, children: Children, *, asks_model: bool = True) -> None:
+    """Asks each server once. recipe: with nothing but what is still to be asked. asks_model: whether the model is, too.
+    Raises InputError for all that do not answer, Stopped after a signal.
     """
     faults, known = list[str](), set[tuple[str, str, str]]()
     teacher = recipe.teacher if asks_teacher(*recipe.revise.values(), *recipe.eval.values()) else None
@@ -61,7 +61,7 @@ def ask_all(recipe: Recipe, children: Children) -> None:
                 if who not in known:
                     known.add(who)
                     faults += _ask(probe, endpoint, recipe)
-    if recipe.serve is not None:
+    if recipe.serve is not None and asks_model:
         model = str(find_model(recipe.model))
         with served(recipe.serve, {"checkpoint": model, "base": model}, children, log, os.environ) as server:
             client = ClientConfig(store="", endpoint=(server.address,), model=server.name, key_env=(NO_KEY,))

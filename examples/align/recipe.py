@@ -37,6 +37,7 @@ from system.flags import flags_of
 Settings = dict[str, Any]
 UNSERVED = "http://127.0.0.1:9/v1"
 """What stands for the address of a server that the recipe starts, while it is not started."""
+ADAPTER = "adapter_config.json"
 LORA = ("lora_rank", "lora_alpha", "lora_targets", "lora_rslora", "train_also")
 """Settings that begin an adapter: a later round goes on with the adapter that there is."""
 
@@ -120,6 +121,8 @@ class Recipe:
     serve: str | None = None
     """A command that serves {checkpoint} at {port}, for its answers; {base} is the base of an adapter, {name} the name
     that the model is asked by."""
+    serve_adapter: str | None = None
+    """The same where {checkpoint} is an adapter; unset: `serve` is the command for both."""
     score: str | None = None
     """A program that writes {run}/eval/scores.jsonl, as examples.grid has it."""
     revise: Mapping[str, Settings] = field(default_factory=dict)
@@ -151,6 +154,11 @@ class Recipe:
     def model(self) -> str:
         """Where the first round begins."""
         return str(self.train["model"])
+
+    def server_of(self, checkpoint: str) -> str | None:
+        """The command that serves a checkpoint; None: it is asked here."""
+        is_adapter = (Path(checkpoint) / ADAPTER).is_file()
+        return self.serve_adapter if is_adapter and self.serve_adapter else self.serve
 
     @property
     def training(self) -> Settings:
@@ -193,7 +201,7 @@ def read(path: Path, out: str | None = None) -> Recipe:
     for name in ("rounds", "seeds", "gpus", "at_once"):
         if name in said:
             said[name] = _count(said[name], f"{path}: {name}")
-    for name in ("prepare", "teacher", "serve", "score"):
+    for name in ("prepare", "teacher", "serve", "serve_adapter", "score"):
         if not isinstance(said.get(name, ""), str):
             raise InputError(f"{path}: {name} has to be a command, as text")
     said["train"] = _section(said.get("train"), f"{path}: train")
@@ -279,9 +287,12 @@ def _check(recipe: Recipe) -> None:
         raise InputError(f"{place}: train: model is missing; name the checkpoint folder or hub id to start from")
     _check_sets(recipe)
     _check_rounds(recipe)
-    for name in ("prepare", "teacher", "serve"):
+    if recipe.serve_adapter is not None and recipe.serve is None:
+        raise InputError(f"{place}: serve_adapter: the model before training is served too; give `serve:` as well")
+    for name in ("prepare", "teacher", "serve", "serve_adapter"):
         if (command := getattr(recipe, name)) is not None:
-            wanted = {"prepare": (), "teacher": ("port",), "serve": ("checkpoint", "port")}[name]
+            wanted = {"teacher": ("port",), "serve": ("checkpoint", "port"),
+                      "serve_adapter": ("base", "checkpoint", "port")}.get(name, ())  # fmt: skip
             check_program(command, wanted, f"{place}: {name}")
     if recipe.teacher is None and asks_teacher(*recipe.revise.values(), *recipe.eval.values()):
         raise InputError(f"{place}: {{teacher}} is used, but there is no `teacher:`; give the command that serves it")

@@ -120,7 +120,8 @@ class Road:
         begun = time.monotonic()
         with self._clock.stage(stage.name, count):
             work()
-        self.journal.write(stage.key, stage.mark, [path for path in stage.makes if path.is_file()], begun)
+        made = [path for path in stage.makes if path.is_file()]
+        self.journal.write(stage.key, stage.mark, made, begun, stage.rows)
 
     # --- pairs -----------------------------------------------------------------------------------------------------
 
@@ -279,11 +280,12 @@ class Road:
     @contextlib.contextmanager
     def _served(self, recipe: Recipe, start: Start, is_asked: bool) -> Iterator[tuple[str, str] | None]:
         """Address and name of the model that a round begins with, where it is served and asked."""
-        if recipe.serve is None or not is_asked:
+        command = recipe.server_of(start.answers)
+        if command is None or not is_asked:
             yield None
             return
         values = {"checkpoint": start.answers, "base": start.model}
-        with served(recipe.serve, values, self._children, self._log("serve"), os.environ) as server:
+        with served(command, values, self._children, self._log("serve"), os.environ) as server:
             yield server.address, server.name
 
     def _log(self, name: str) -> Path:

@@ -1,6 +1,7 @@
 """A recipe from its file to its report."""
 
 import multiprocessing
+import signal
 import sys
 from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
@@ -11,9 +12,9 @@ from examples.align import check, flags, probe, recipe
 from examples.align.check import Found
 from examples.align.road import Road
 from examples.align.stages import Survey, left_of
-from examples.children import Children, end_left
+from examples.children import only_in
 from examples.slots import Slots
-from system import hold
+from system.session import end_with_parent
 
 
 def run(path: Path, out: Path | None = None, *, only_tells: bool = False) -> Path | None:
@@ -27,21 +28,18 @@ def run(path: Path, out: Path | None = None, *, only_tells: bool = False) -> Pat
 
 def follow(asked: recipe.Recipe, *, only_tells: bool = False) -> Path | None:
     """The same for a recipe that was made here."""
-    asked.out.mkdir(parents=True, exist_ok=True)
-    with hold(asked.out / ".align.lock", asked.out, does="aligns in it", otherwise="give another --out"):
-        end_left(asked.out)
-        with Children(asked.out) as children:
-            slots = Slots(at_once=asked.at_once, gpus=asked.gpus)
-            flags.check(asked)
-            road = Road(asked, children, slots)
-            road.prepare()
-            done = road.stages.survey()
-            found = look_apart(asked, slots.gpus, done)
-            print(check.tell(asked, found), file=sys.stdout if only_tells else sys.stderr, flush=True)
-            if only_tells:
-                return None
-            probe.ask_all(left_of(asked, done), children)
-            return road.go(found)
+    with only_in(asked.out, does="aligns in it") as children:
+        slots = Slots(at_once=asked.at_once, gpus=asked.gpus)
+        flags.check(asked)
+        road = Road(asked, children, slots)
+        road.prepare()
+        done = road.stages.survey()
+        found = look_apart(asked, slots.gpus, done)
+        print(check.tell(asked, found), file=sys.stdout if only_tells else sys.stderr, flush=True)
+        if only_tells:
+            return None
+        probe.ask_all(left_of(asked, done), children, asks_model=done.asks_model)
+        return road.go(found)
 
 
 def look_apart(asked: recipe.Recipe, gpus: int, done: Survey) -> Found:
@@ -50,5 +48,6 @@ def look_apart(asked: recipe.Recipe, gpus: int, done: Survey) -> Found:
     """
     if not torch.cuda.device_count():
         return check.look(asked, gpus, done)
-    with ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn")) as pool:
+    ends = {"initializer": end_with_parent, "initargs": (signal.SIGKILL,)}
+    with ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn"), **ends) as pool:
         return pool.submit(check.look, asked, gpus, done).result()

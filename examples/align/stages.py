@@ -5,7 +5,7 @@ is still to be asked.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import NamedTuple
 
@@ -13,13 +13,13 @@ from eval import checkpoints
 from examples import grid
 from examples.align import flags
 from examples.align.journal import Journal, fingerprint
-from examples.align.recipe import LORA, RECIPES, Recipe, Settings
+from examples.align.recipe import ADAPTER, LORA, RECIPES, Recipe, Settings
 from examples.grid import Cell
+from revise.client import ClientConfig
 from system import InputError
 
 BENCHMARKS = ("mixeval", "alpacaeval", "trajectories")
 """In the order in which they are run: the second reads the first's scores."""
-ADAPTER = "adapter_config.json"
 
 
 class Start(NamedTuple):
@@ -42,6 +42,8 @@ class Stage(NamedTuple):
     """A digest of what goes in."""
     makes: tuple[Path, ...] = ()
     """Its files."""
+    rows: str = ""
+    """Of pairs and grades: the same digest without what changes no row, such as prices."""
 
     @property
     def key(self) -> str:
@@ -90,12 +92,12 @@ class Stages:
         return [grid.folder(self.runs(number), cell) for cell in cells]
 
     def store(self, recipe: Recipe, number: int, what: str, start: Start) -> Path:
-        """Where answers are kept. Where the model is served its name says nothing of who answers, so that each model,
-        and each way to serve it, has a store of its own.
+        """Where answers are kept. Where the model is served, its name says nothing of who answers, so that each model
+        has a store of its own.
         """
         if recipe.serve is None:
             return self._recipe.out / f"{what}.sqlite"
-        who = fingerprint({"serve": recipe.serve}, [start.answers, start.model])
+        who = fingerprint({}, [start.answers, start.model])
         return self._recipe.out / f"{what}-{number}-{who[:8]}.sqlite"
 
     # --- stages ----------------------------------------------------------------------------------------------------
@@ -108,9 +110,10 @@ class Stages:
         """A data set of a round."""
         command, settings = recipe.sets[name]
         inputs = [*_files(settings), *([start.answers] if asks_model(recipe, name) else [])]
-        told = {"settings": settings, "recipe": command.words, "serve": recipe.serve}
+        told = {"settings": settings, "recipe": command.words}
+        rows = fingerprint(told | {"settings": _of_rows(settings)}, inputs)
         return Stage(
-            title(recipe, number, f"pairs ({name})"), fingerprint(told, inputs), (self.pairs(number, name),)
+            title(recipe, number, f"pairs ({name})"), fingerprint(told, inputs), (self.pairs(number, name),), rows
         )  # fmt: skip
 
     def grades(self, recipe: Recipe, number: int, name: str, start: Start) -> Stage:
@@ -118,8 +121,9 @@ class Stages:
         settings = recipe.revise["score"]
         inputs = [self.pairs(number, name), *_files(settings)]
         inputs += [Path(start.answers)] if draws_own(recipe, name) else []
-        mark = fingerprint({"settings": settings, "serve": recipe.serve}, inputs)
-        return Stage(title(recipe, number, f"grades ({name})"), mark, (self.graded(number, name),))
+        rows = fingerprint({"settings": _of_rows(settings)}, inputs)
+        mark = fingerprint({"settings": settings}, inputs)
+        return Stage(title(recipe, number, f"grades ({name})"), mark, (self.graded(number, name),), rows)
 
     def contrast(self, recipe: Recipe, number: int, name: str, data: Path, start: Start) -> Stage:
         """How much its pairs differ, in tokens of the model."""
@@ -142,7 +146,7 @@ class Stages:
 
     def evaluation(self, recipe: Recipe, number: int, name: str, runs: Sequence[Path]) -> Stage:
         """A benchmark of all of a round's runs."""
-        told = {"settings": recipe.eval[name], "serve": recipe.serve}
+        told = {"settings": recipe.eval[name], "serve": [recipe.serve, recipe.serve_adapter]}
         inputs = [c.folder for run in runs for c in checkpoints.of(run)]
         return Stage(title(recipe, number, f"evaluation ({name})"), fingerprint(told, inputs))
 
@@ -177,23 +181,25 @@ class Stages:
 
     def _look_at_round(self, found: Survey, recipe: Recipe, number: int, start: Start) -> Start | None:
         """Adds what is done of a round. What the next begins with, where this one's training is done."""
-        sets = {name: Path(file) for name, file in recipe.given_sets.items()}
+        sets: dict[str, Path] = {}
         for name in recipe.sets:
             if (path := self._look_at_set(found, recipe, number, name, start)) is not None:
                 sets[name] = path
                 found.pairs[number, name] = path
+        sets |= {name: Path(file) for name, file in recipe.given_sets.items()}  # in the order of the road
         for name in [*recipe.sets, *recipe.given_sets]:
             known = sets.get(name) and self.advice(recipe, number, name, sets[name], start)
             if is_advised(recipe, name) and not (known and self._is_done(known)):
                 found.asks |= {"advise"}
         if len(sets) < len(recipe.sets) + len(recipe.given_sets):
             return self._still_to_evaluate(found, recipe)
-        cells, told = flags.cells_of(recipe, sets), told_to_train(recipe, number, start)
-        over = [cell for cell in cells if checkpoints.is_over(grid.folder(self.runs(number), cell))]
-        flags.located(recipe, "train", lambda: grid.check_all(
-            over, self.runs(number), model=start.model, settings=None, score=None, more=told
-        ))  # fmt: skip
+        cells = flags.cells_of(recipe, sets)
         if not self._is_done(self.training(recipe, number, sets, start)):
+            over = [cell for cell in cells if checkpoints.is_over(grid.folder(self.runs(number), cell))]
+            told = told_to_train(recipe, number, start)
+            flags.located(recipe, "train", lambda: grid.check_all(
+                over, self.runs(number), model=start.model, settings=None, score=None, more=told
+            ))  # fmt: skip
             return self._still_to_evaluate(found, recipe)
         runs = self.folders(number, cells)
         for name in (n for n in BENCHMARKS if n in recipe.eval):
@@ -213,7 +219,7 @@ class Stages:
         if not self._is_done(stage):
             self._refuse_other_pairs(stage, number, name)
             found.asks |= {name, *(recipe.revise.keys() & {"score"})}
-            found.asks_model |= asks_model(recipe, name)
+            found.asks_model |= asks_model(recipe, name) or ("score" in recipe.revise and draws_own(recipe, name))
             return None
         if "score" not in recipe.revise:
             return self.pairs(number, name)
@@ -228,7 +234,7 @@ class Stages:
     def _refuse_other_pairs(self, stage: Stage, number: int, name: str) -> None:
         """Raises InputError where runs have begun on what this stage was told before."""
         before = self._journal.read(stage.key)
-        if before is None or before.fingerprint == stage.mark:
+        if before is None or before.rows in ("", stage.rows):
             return
         for settings in sorted(self.runs(number).glob(f"seed-*/{name}/*/config.yaml")):
             raise InputError(
@@ -241,7 +247,8 @@ class Stages:
 
     def _named_files(self) -> Iterator[Path]:
         """The files in the recipe's own folder that its sections name, and those of the folders that they name."""
-        sections = [self._recipe.train, *self._recipe.revise.values(), *self._recipe.eval.values()]
+        rounds = [self._recipe.of_round(number) for number in range(1, self._recipe.rounds + 1)]
+        sections = [x for now in rounds for x in (now.train, now.given_sets, *now.revise.values(), *now.eval.values())]
         inside = self._recipe.out.resolve()
         for path in dict.fromkeys(path for section in sections for path in _files(section)):
             if path.resolve().is_relative_to(inside) and path.resolve() != inside:
@@ -254,7 +261,6 @@ def left_of(recipe: Recipe, found: Survey) -> Recipe:
         recipe,
         revise={name: settings for name, settings in recipe.revise.items() if name in found.asks},
         eval={name: settings for name, settings in recipe.eval.items() if name in found.asks},
-        serve=recipe.serve if found.asks_model else None,
     )
 
 
@@ -290,6 +296,14 @@ def told_to_train(recipe: Recipe, number: int, start: Start) -> Settings:
     if number == 1 or start.adapter is None:
         return recipe.training
     return {k: v for k, v in recipe.training.items() if k not in (*LORA, "adapter")} | {"adapter": start.adapter}
+
+
+CHANGE_NO_ROW = {f.name for f in fields(ClientConfig)} - {"model", "api", "accept_finish_reason", "max_answer_mb"}
+"""Flags of revise that say how a server is asked, and not what."""
+
+
+def _of_rows(settings: Settings) -> Settings:
+    return {name: value for name, value in settings.items() if name.replace("-", "_") not in CHANGE_NO_ROW}
 
 
 def _files(settings: Settings) -> list[Path]:

@@ -303,7 +303,7 @@ def test_a_message_that_a_template_leaves_out_is_a_fault_of_the_row(tmp_path):
     chat = chat_of(tmp_path, CHATML.replace("{% for m in messages %}", "{% for m in messages if m.role != 'system' %}"))
     assert chat.prompt_ids([QUESTION])
     with pytest.raises(
-        InputError, match=r'no place for the content of message 1, of the role "system"; take it out, or'
+        InputError, match=r'no place for the content of message 1, of the role "system"; remove it from the row, or'
     ):
         chat.prompt_ids([SYSTEM, QUESTION])
 

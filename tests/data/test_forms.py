@@ -499,7 +499,7 @@ FAULTS = {
     ),
     "kwargs that are the template's own": (
         PAIR | {"chat_template_kwargs": {"enable_thinking": True, "add_generation_prompt": True}},
-        "\"chat_template_kwargs\" names 'add_generation_prompt', which the row gives elsewhere; take it out",
+        "\"chat_template_kwargs\" names 'add_generation_prompt', which is given elsewhere; remove it there",
     ),
     "tools and other tools": (
         {"input": {"messages": messages(Q), "tools": TOOLS}, "tools": [{"name": "f"}], "preferred_output": FOUR,
@@ -537,7 +537,7 @@ FAULTS = {
     "an input that is no text": ({"instruction": "q", "input": 5} | ANSWERS, '"input" is a int; it has to be text'),
     "labels that differ": (
         ASKED | SAID | {"label": True, "kto_tag": False},
-        '"label" and "kto_tag" differ; take one of them out',
+        '"label" and "kto_tag" differ; keep one of the two',
     ),
     "a label that is a class": (
         {"messages": messages(Q, ("assistant", "4")), "label": "math"},

@@ -97,7 +97,7 @@ def test_the_older_names_of_calls_and_tools_are_read(tmp_path):
 
 def test_calls_under_two_names_are_not_chosen_from(tmp_path):
     row = PAIR | {"chosen": [answer("", function_call=CALL, tool_calls=CALLS)]}
-    assert fault_of(tmp_path, row).startswith('"chosen"[0] has "tool_calls" and "function_call"; take one')
+    assert fault_of(tmp_path, row).startswith('"chosen"[0] has "tool_calls" and "function_call"; keep one')
     assert fault_of(tmp_path, PAIR | {"tools": [TOOL], "functions": [{"name": "x"}]}).startswith(
         '"tools" and "functions" differ'
     )

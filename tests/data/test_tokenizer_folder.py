@@ -190,9 +190,9 @@ def test_an_end_that_is_no_token_is_written_as_text_and_said(tmp_path, capfd):
     assert ours == [chat.tokenizer.bos_id, *theirs, chat.tokenizer.eos_id]
     said = capfd.readouterr().err
     assert (
-        said.count("chat_template.jinja: ends an answer with '<|im_end|>', which is no token of this tokenizer: ") == 1
+        said.count("chat_template.jinja: ends an answer with '<|im_end|>', which is no token of this tokenizer; ") == 1
     )
-    assert f"written as text, and {EOS}, at which sampling stops, behind it" in said
+    assert f"written as text, followed by {EOS}, where sampling stops" in said
 
 
 def test_an_end_that_is_named_eos_and_is_no_token_gives_way_to_the_models(tmp_path, capfd):

@@ -10,7 +10,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from engine import train
+from engine import plan, train
 from engine.run import adapting
 from system import InputError
 from tests import forks, tiny
@@ -137,7 +137,7 @@ FOLDERS = {  # what is wrong -> (how it comes to be, what is said)
     "no targets": (says(target_modules=...), r"target_modules is missing; .* \(PEFT would take q_proj and v_proj\)"),
     "targets that are none": (says(target_modules=[]), r"target_modules is \[\]; it has to name the layers"),
     "rslora in words": (says(use_rslora="no"), "use_rslora is 'no'; it has to be true or false"),
-    "DoRA": (says(use_dora=True), "use_dora is True, and DoRA is not supported; give an adapter without"),
+    "DoRA": (says(use_dora=True), "use_dora is True, and DoRA is not supported; use an adapter without it"),
     "biases": (says(bias="lora_only"), "bias is 'lora_only', and trained biases are not supported"),
     "a bias of B": (says(lora_bias=True), "lora_bias is True, and adapters have no bias here"),
     "ranks of layers": (says(rank_pattern={"q_proj": 4}), "rank_pattern is {'q_proj': 4}, and one rank is for all lay"),
@@ -348,7 +348,7 @@ def test_the_command_ends_with_2_and_one_line(place, tmp_path):
     argv = command(place, tmp_path / "out", "--adapter", str(adapter))
     done = forks.run([sys.executable, "-m", "engine.train", *argv], env=tiny.environment())
     assert (done.returncode, done.stdout) == (2, "")
-    assert done.stderr.splitlines()[-1].endswith("DoRA is not supported; give an adapter without")
+    assert done.stderr.splitlines()[-1].endswith("DoRA is not supported; use an adapter without it")
     assert "Traceback" not in done.stderr and not (tmp_path / "out").exists()
 
 
@@ -401,3 +401,21 @@ def test_layers_that_peft_left_out_are_left_out(place, tmp_path, capsys):
     names = [f"{PREFIX}{i}.{kind}.lora_{x}.weight" for i in range(3) for kind in SIZES if "mlp" in kind for x in "AB"]
     both(says(target_modules="all-linear", exclude_modules=r".*\.mlp\..*"), holds(take=names))(adapter)
     assert "on k_proj, o_proj, q_proj, v_proj: " in trained(place, tmp_path, capsys, "--adapter", str(adapter))
+
+
+def test_a_reference_adapter_whose_base_has_moved_is_on_the_models_own(place, tmp_path, capsys):
+    """As an adapter that is trained further: which base it names is said, and it is put on --model."""
+    adapter = shutil.copytree(place / "good", tmp_path / "adapter")
+    says(base_model_name_or_path=str(tmp_path / "gone"))(adapter)
+    said = trained(place, tmp_path, capsys, "--lora-rank", "2", "--reference-model", str(adapter))
+    assert f"{adapter}: names {tmp_path / 'gone'} as its base, and is used with {place / 'model'}" in said
+    assert "is the reference with one in" not in said
+    (adapter / "engine.json").write_text('{"base_dtype": "int8"}')
+    said = trained(place, tmp_path / "b", capsys, "--lora-rank", "2", "--reference-model", str(adapter))
+    assert "was trained on a base in int8 and is the reference with one in float32" in said
+
+
+def test_a_plan_may_be_made_in_an_adapters_own_folder(place, capsys, monkeypatch):
+    monkeypatch.chdir(place / "good")
+    plan.main(["--model", str(place / "model"), "--adapter", ".", "--gpus", "0"])
+    assert "an adapter's" in capsys.readouterr().out

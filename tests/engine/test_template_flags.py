@@ -133,5 +133,5 @@ def test_the_plan_counts_rows_as_the_flags_render_them(go, tmp_path, capsys):
         counted.append(sum(n_tokens(e, PackingOptions()) for e in rows) / len(rows))
         assert f"{counted[-1]:,.0f} tokens an example" in capsys.readouterr().out
     assert counted[1] > counted[0] + 40
-    with pytest.raises(InputError, match=r"^--template-date: needs --data, whose rows it renders; add it"):
+    with pytest.raises(InputError, match=r"^--template-date: needs --data, whose rows it reads; add it"):
         plan.main(["--shape", "tiny", "--template-date", "2024-07-26"])

@@ -689,7 +689,7 @@ def test_all_that_has_to_change_is_said_at_once(tmp_path):
         "fp16: true is not supported: --dtype is bfloat16 or float32 here",
         "eval_strategy: steps asks for measurements, and nothing is held out: name rows by --eval-data",
         "there is no setting 'learning_rat'; perhaps 'learning_rate'",
-        "label_smoothing: 0.1 makes conservative DPO of loss_type: sigmoid in TRL before 0.29",
+        "label_smoothing: 0.1 turned loss_type: sigmoid into conservative DPO before TRL 0.29",
         "warmup_steps: many is not a number",
     }
     assert len(lines) == 8 and all(line.startswith("  ") for line in lines)
@@ -701,7 +701,7 @@ def test_all_that_has_to_change_is_said_at_once(tmp_path):
     [
         ("learning_rate: 1e-6\nlr: 1e-5", "learning_rate and lr: two names of one setting, with two values; keep one"),
         ("loss_type: [sigmoid, sft]\nloss_weights: [1.0]", "loss_weights: 1.0 are 1 for 2 in loss_type"),
-        ("loss_type: sigmoid\nlabel_smoothing: 0.1", "name loss: cdpo and cdpo.label_smoothing: 0.1 (--loss cdpo)"),
+        ("loss_type: sigmoid\nlabel_smoothing: 0.1", "by loss: cdpo and cdpo.label_smoothing: 0.1 (--loss cdpo)"),
         ("loss_type: ipo\nlabel_smoothing: 0.1", "label_smoothing: 0.1 is not supported: labels of ipo are taken as"),
         ("loss_type: exo_pair", "loss_type: exo_pair needs a label_smoothing above 0; the paper has 0.001"),
         ("loss_type: dpo", "loss_type: dpo is not an objective of TRL's DPO trainer that is supported here (sigmoid,"),

@@ -46,7 +46,7 @@ def make_pairs(asked):
     (path,) = stage.makes
     path.parent.mkdir(parents=True)
     path.write_text("{}\n")
-    Journal(asked.out).write(stage.key, stage.mark, stage.makes, time.monotonic())
+    Journal(asked.out).write(stage.key, stage.mark, stage.makes, time.monotonic(), stage.rows)
     return path
 
 
@@ -80,10 +80,21 @@ def test_a_run_on_other_pairs_is_refused_before_they_are_paid_for(tmp_path):
     make_pairs(asked)
     run = begin_run(asked)
     stages_of(asked).survey()  # the same again: the run goes on
-    other = read(tmp_path, revise={"clair": SETTINGS["revise"]["clair"] | {"model": "b"}})
+    prompts = {"prompts": str(tmp_path / "prompts.jsonl")}
+    other = read(tmp_path, revise={"clair": SETTINGS["revise"]["clair"] | prompts | {"model": "b"}})
     with pytest.raises(InputError, match="was trained on pairs that the recipe now makes otherwise") as fault:
         stages_of(other).survey()
     assert str(fault.value).startswith(f"{run}:")
+
+
+def test_a_price_or_a_place_changes_no_row(tmp_path):
+    """The stage is done again from the answers that are kept, and the run is not refused."""
+    asked = read(tmp_path)
+    make_pairs(asked)
+    begin_run(asked)
+    other = {"price_in": 3, "concurrency": 2, "endpoint": "http://127.0.0.1:8/v1"}
+    clair = SETTINGS["revise"]["clair"] | {"prompts": str(tmp_path / "prompts.jsonl")} | other
+    assert "clair" in stages_of(read(tmp_path, revise={"clair": clair})).survey().asks
 
 
 def test_a_run_goes_on_where_its_pairs_are_only_gone(tmp_path):
@@ -112,8 +123,8 @@ def test_each_model_that_is_served_has_a_store_of_its_own(tmp_path):
     stages = stages_of(asked)
     first, same, other = (stages.store(asked, 1, "answers", Start(str(tmp_path / name))) for name in ("m", "m", "n"))
     assert first == same != other
-    quiet = read(tmp_path, serve=f"{SERVED} --bind 127.0.0.1")
-    assert stages_of(quiet).store(quiet, 1, "answers", Start(str(tmp_path / "m"))) != first
+    quiet = read(tmp_path, serve=f"{SERVED} --bind 127.0.0.1")  # the same model, served otherwise
+    assert stages_of(quiet).store(quiet, 1, "answers", Start(str(tmp_path / "m"))) == first
     plain = read(tmp_path)
     assert stages_of(plain).store(plain, 1, "answers", Start(str(tmp_path / "m"))).name == "answers.sqlite"
 
@@ -138,3 +149,18 @@ def test_what_was_prepared_is_made_again_where_it_is_gone(tmp_path, capsys):
     (out / "base/config.json").unlink()
     (out / "base").rmdir()
     assert "preparing ..." in prepare() and (out / "base/config.json").is_file()
+
+
+def test_an_adapter_is_served_by_a_command_of_its_own(tmp_path):
+    adapters = "python -m http.server {port} --directory {checkpoint} --bind {base}"
+    asked = read(tmp_path, serve=SERVED, serve_adapter=adapters)
+    (tmp_path / "a").mkdir()
+    (tmp_path / "a/adapter_config.json").write_text("{}")
+    assert asked.server_of(str(tmp_path / "m")) == SERVED and asked.server_of(str(tmp_path / "a")) == adapters
+    assert read(tmp_path, serve=SERVED).server_of(str(tmp_path / "a")) == SERVED
+    for wrong, words in (
+        ({"serve_adapter": adapters}, "serve_adapter: the model before training is served too"),
+        ({"serve": SERVED, "serve_adapter": SERVED}, "serve_adapter: {base} is missing"),
+    ):
+        with pytest.raises(InputError, match=words):
+            read(tmp_path, **wrong)

@@ -2,12 +2,16 @@
 engine.train makes of the files for an adapter.
 """
 
+import json
+import os
 import re
 
 import pytest
 import yaml
 
+from engine import plan
 from engine.config import ALIASES, TrainConfig, trl_names
+from examples.align import flags, recipe
 from revise import recipes
 from revise.loopback import Reply, serve
 from system import cli
@@ -107,3 +111,25 @@ def test_a_recipe_for_an_adapter_is_the_papers_run_but_for_the_adapter(name, hel
     assert changed.pop("config") and changed.pop("lr") == pytest.approx(10 * whole.optimizer.rate)
     assert changed.pop("out") == f"runs/{name.replace('lora', 'clair-lora')}"
     assert changed == {"lora_rank": 16, "lora_alpha": 32} | ({"base_dtype": held} if held else {})
+
+
+@pytest.mark.parametrize("name", sorted(path.name for path in FOLDER.glob("align*.yaml")))
+def test_every_flag_of_an_align_recipe_is_one_of_its_commands(name, tmp_path, monkeypatch):
+    """vllm, where it is named, is a stand-in."""
+    (tmp_path / "vllm").write_text("#!/bin/sh\n")
+    (tmp_path / "vllm").chmod(0o755)
+    monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
+    monkeypatch.setenv("OPENAI_API_KEY", "test")
+    monkeypatch.chdir(tmp_path)
+    asked = recipe.read(FOLDER / name)
+    asked.out.mkdir(parents=True)
+    flags.check(asked)
+    assert asked.sets or asked.given_sets
+
+
+def test_an_8b_fits_two_cards_of_80_gb(capsys):
+    """What align-llama3-8b-8gpus.yaml asks for: gpus: 2."""
+    said = yaml.safe_load((FOLDER / "align-llama3-8b-8gpus.yaml").read_text())
+    plan.main(["--shape", "llama3-8b", "--gpus", str(said["gpus"]), "--gpu-memory", "80", "--json"])
+    chosen = json.loads(capsys.readouterr().out)["chosen"]
+    assert said["gpus"] == 2 and chosen["flags"].startswith("--reference ") and chosen["memory_bytes"] < 80e9

@@ -1,24 +1,24 @@
-"""Everything that only a GPU can show: items by name, in slices of time, as one table.
+"""Everything that only a GPU can show: items by name, in the order of their worth, in slices of time, as one table.
 
     ./launch.sh gpu-checks [NAME ...] [--list] [--seconds 230] [--done FILE.jsonl]
 
-kernels            every kernel against float32 or float64, runs that are stopped and gone on with
-families           every family in bfloat16 against float32, forward and backward; a window's border
-families-compiled  the same with compiled blocks, of families that have most options between them
-families-speed     windows and caps against the plain kernel call, in time
-tests              the fast tests, which run on the CPU, under this machine's torch and Python
-trajectories       the miniature, 200 steps in bfloat16 here against float32 on the CPU
-lora               adapters: quantised products compiled, a start at exactly 0, a run of one process that wraps nothing
-lora-8b            Llama-3-8B's shape with an adapter: int8 and nf4 inside 16 GB, bf16 inside 24 GB
-lora-70b           Llama-3-70B's shape with an adapter, nf4 inside 80 GB
-one-card           Llama-3-8B whole, random weights, full parameters: real steps inside 80 GB
 sharded            Llama-3-8B's shape with few layers, float32 masters whole, against TRL where it is installed
 split              the same with split masters
 small              a step of SmolLM2-135M's shape, whose time the host sets
-long-pairs         a pair of 16,384 tokens on Qwen3-8B's shape, full parameters, inside 80 GB
-answers            how many answers a second an 8B draws by the engine's own sampling
+lora-8b            Llama-3-8B's shape with an adapter: int8 and nf4 inside 16 GB, bf16 inside 24 GB
+lora-70b           Llama-3-70B's shape with an adapter, nf4 inside 80 GB
+families           every family in bfloat16 against float32, forward and backward; a window's border
+families-compiled  the same with compiled blocks, of families that have most options between them
+families-speed     windows and caps against the plain kernel call, in time
 figure4            the paper's Figure 4 with five objectives, a real 135M model and the pairs of --pairs
 real-study         the real model's study (docs/design.md), as many runs as fit into the slice; again for the next
+long-pairs         a pair of 16,384 tokens on Qwen3-8B's shape, full parameters, inside 80 GB
+one-card           Llama-3-8B whole, random weights, full parameters: real steps inside 80 GB
+kernels            every kernel against float32 or float64, runs that are stopped and gone on with
+lora               adapters: quantised products compiled, a start at exactly 0, a run of one process that wraps nothing
+answers            how many answers a second an 8B draws by the engine's own sampling
+trajectories       the miniature, 200 steps in bfloat16 here against float32 on the CPU
+tests              the fast tests, which run on the CPU, under this machine's torch and Python
 
 How a slice goes, and what is in its file: tests/gpu/slices.py.
 """
@@ -100,30 +100,30 @@ def items_of(config: ChecksConfig, beside: "Beside", scratch: Path) -> list[Item
         return Item(name, seconds, what, lambda clock: gpu_tests(config, clock, name, path, *flags))
 
     return [
+        Item("sharded", 220, "float32 masters whole, eight layers, against TRL", lambda clock: sharded(config, clock)),
+        Item("split", 90, "the same with split masters", lambda clock: split(config, clock)),
+        Item("small", 180, "a step of SmolLM2-135M's shape, which the host sets the time of",
+             lambda clock: small(config, clock)),
+        Item("lora-8b", 200, "an adapter on an 8B: int8 and nf4 in 16 GB, bf16 in 24",
+             lambda clock: adapter_in(config, clock, *ON_8B)),
+        Item("lora-70b", 120, "an adapter on a 70B in nf4 inside 80 GB",
+             lambda clock: adapter_in(config, clock, *ON_70B)),
         of_tests("families", 90, "every family in bf16 against float32; a window's border", ON_FAMILIES,
                  "-k", "not compiled and not speed"),
         of_tests("families-compiled", 100, "the same with compiled blocks, of four families", ON_FAMILIES,
                  "-k", "compiled"),
         of_tests("families-speed", 30, "windows and caps against the plain kernel, in time", ON_FAMILIES,
                  "-k", "speed"),
-        of_tests("kernels", 150, "kernels against float32 and float64; runs resumed", ON_KERNELS),
-        of_tests("lora", 150, "adapters: compiled products, a start at 0, one process", ON_LORA),
-        Item("lora-8b", 200, "an adapter on an 8B: int8 and nf4 in 16 GB, bf16 in 24",
-             lambda clock: adapter_in(config, clock, *ON_8B)),
-        Item("lora-70b", 120, "an adapter on a 70B in nf4 inside 80 GB",
-             lambda clock: adapter_in(config, clock, *ON_70B)),
-        Item("one-card", 150, "Llama-3-8B whole inside 80 GB", lambda clock: one_card(config, clock)),
-        Item("sharded", 220, "float32 masters whole, eight layers, against TRL", lambda clock: sharded(config, clock)),
-        Item("split", 90, "the same with split masters", lambda clock: split(config, clock)),
-        Item("small", 180, "a step of SmolLM2-135M's shape, which the host sets the time of",
-             lambda clock: small(config, clock)),
-        Item("long-pairs", 200, "a pair of 16,384 tokens on Qwen3-8B's shape, inside 80 GB",
-             lambda clock: long_pairs(config, clock)),
-        Item("answers", 150, "answers a second of an 8B, drawn here", lambda clock: answers(config, clock)),
         Item("figure4", 225, "Figure 4 with five objectives on a real model; goes on",
              lambda clock: real_model.figure4(config, clock, _run)),
         Item("real-study", 225, "runs of the real model's study; goes on",
              lambda clock: real_model.study(config, clock, _run)),
+        Item("long-pairs", 200, "a pair of 16,384 tokens on Qwen3-8B's shape, inside 80 GB",
+             lambda clock: long_pairs(config, clock)),
+        Item("one-card", 150, "Llama-3-8B whole inside 80 GB", lambda clock: one_card(config, clock)),
+        of_tests("kernels", 150, "kernels against float32 and float64; runs resumed", ON_KERNELS),
+        of_tests("lora", 150, "adapters: compiled products, a start at 0, one process", ON_LORA),
+        Item("answers", 150, "answers a second of an 8B, drawn here", lambda clock: answers(config, clock)),
         Item("trajectories", 120, "200 steps of the miniature against float32 on the CPU",
              lambda clock: trajectories(config, clock, beside, scratch),
              lambda: beside.start("trajectories-cpu", training(config, scratch / "cpu"), OMP_NUM_THREADS="4")),

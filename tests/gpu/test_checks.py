@@ -203,8 +203,8 @@ def test_every_item_has_a_name_and_fits_into_a_slice(capsys):
     checks.main(["--list"])
     items = [line.split(maxsplit=3) for line in capsys.readouterr().out.splitlines()]
     assert [name for name, *_ in items] == [
-        "families", "families-compiled", "families-speed", "kernels", "lora", "lora-8b", "lora-70b", "one-card",
-        "sharded", "split", "small", "long-pairs", "answers", "figure4", "real-study", "trajectories", "tests",
+        "sharded", "split", "small", "lora-8b", "lora-70b", "families", "families-compiled", "families-speed",
+        "figure4", "real-study", "long-pairs", "one-card", "kernels", "lora", "answers", "trajectories", "tests",
     ]  # fmt: skip
     assert all(f"\n{name} " in (checks.__doc__ or "") for name, *_ in items)
     assert all(0 < float(seconds) < 230 and unit == "s" for _, seconds, unit, _ in items)

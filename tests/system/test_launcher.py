@@ -18,9 +18,18 @@ UNUSABLE = [
     ({"WORLD_SIZE": ""}, "WORLD_SIZE is empty and RANK"),
     ({"RANK": "3"}, "RANK=3 and WORLD_SIZE"),
     ({"LOCAL_RANK": "2"}, "LOCAL_RANK=2 and RANK"),
-    (WHOLE | {"RANK": "2"}, "RANK=2, WORLD_SIZE=2, MASTER_ADDR=127.0.0.1, MASTER_PORT=29411: not"),
-    (WHOLE | {"MASTER_ADDR": ""}, "RANK=1, WORLD_SIZE=2, MASTER_ADDR is empty, MASTER_PORT=29411: not"),
-    (WHOLE | {"MASTER_PORT": "tcp"}, "RANK=1, WORLD_SIZE=2, MASTER_ADDR=127.0.0.1, MASTER_PORT=tcp: not"),
+    (
+        WHOLE | {"RANK": "2"},
+        "RANK=2, WORLD_SIZE=2, MASTER_ADDR=127.0.0.1, MASTER_PORT=29411: these variables do not describe",
+    ),
+    (
+        WHOLE | {"MASTER_ADDR": ""},
+        "RANK=1, WORLD_SIZE=2, MASTER_ADDR is empty, MASTER_PORT=29411: these variables do not describe",
+    ),
+    (
+        WHOLE | {"MASTER_PORT": "tcp"},
+        "RANK=1, WORLD_SIZE=2, MASTER_ADDR=127.0.0.1, MASTER_PORT=tcp: these variables do not describe",
+    ),
     (WHOLE | {"WORLD_SIZE": "two"}, "RANK=1, WORLD_SIZE=two, "),
     ({"RANK": "-1", "WORLD_SIZE": "1"}, "RANK=-1, WORLD_SIZE=1 and"),
 ]

@@ -149,8 +149,8 @@ def _smooth(draft: Draft, losses: list[str]) -> None:
     elif losses == ["dpo"]:
         draft.refuse(
             "label_smoothing",
-            "makes conservative DPO of loss_type: sigmoid in TRL before 0.29, and nothing since: remove it, or in "
-            f"place of both name loss: cdpo and cdpo.label_smoothing: {plain(smoothing)} (--loss cdpo)",
+            "turned loss_type: sigmoid into conservative DPO before TRL 0.29, and has no effect since; remove it, or "
+            f"replace both by loss: cdpo and cdpo.label_smoothing: {plain(smoothing)} (--loss cdpo)",
         )
     else:
         draft.refuse(

@@ -9,7 +9,7 @@ _KINDS = (  # pattern of a model type or an architecture, in lower case -> what 
      "has layers of linear attention or of another recurrence"),
     (r"moe|mixtral|dbrx|deepseek|gpt_?oss|llama4|glm4_?5|arctic|jetmoe|ernie4_?5_?m", "is a mixture of experts"),
     (r"llava|mllama|vl_|vl$|vlfor|vision|idefics|paligemma|pixtral|gemma3n|gemma4|smolvlm|internvl|omni|"
-     r"conditionalgeneration", "is multimodal or an encoder, and its language model cannot be used alone here"),
+     r"conditionalgeneration", "is a vision, audio or encoder model whose language model cannot be used alone here"),
     (r"bert|encoder|\bm?t5", "is not a decoder that predicts the next token"),
 )  # fmt: skip
 _EXPERTS = ("num_local_experts", "num_experts", "n_routed_experts", "moe_num_experts")
