@@ -27,9 +27,9 @@ def keep_pages() -> None:
 
     glibc gives every block above 128 KB back at once, and the next one costs page faults and zeroed pages: up to a
     third of a step on two cores. Blocks of OF_ITS_OWN and more are given back all the same: kept, they leave holes that
-    fit nothing, which took twice the memory of passes of 8,192 tokens. All threads share one arena, so that the
-    backward pass, which has a thread of its own, takes what the forward pass has freed. Where the C library is another
-    one, or a GPU does the work, nothing is changed.
+    fit nothing, which took twice the memory of passes of 8,192 tokens. All threads share one arena, so that what the
+    threads of an operation free is there for everybody. Where the C library is another one, or a GPU does the work,
+    nothing is changed.
     """
     if platform.libc_ver()[0] == "glibc" and not torch.cuda.is_available():
         libc = ctypes.CDLL(None)

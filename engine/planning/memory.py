@@ -30,7 +30,7 @@ KEYS = 1.17
 MOST_TOKENS = 8000  # of a pass: more make a GPU no faster, and torch 2.11 compiles anew for 8,192 and more
 WHOLE_STEP = sys.maxsize  # of an optimizer that steps inside the backward pass: there may be one of these a step
 FEWEST_TOKENS = 1024  # fewer make it slower than computing a block's inside again does
-OWN_BYTES = {"cuda": 100 * 10**6, "cpu": 180 * 10**6}
+OWN_BYTES = {"cuda": 100 * 10**6, "cpu": 160 * 10**6}
 """What the libraries take by themselves: cuBLAS's workspace and the like; on the CPU, pages of threads and of pools."""
 FRAGMENTS = {"cuda": 0.02, "cpu": 0.05}
 """What the allocator cannot use, as a share."""
@@ -220,13 +220,15 @@ def _in_backward(s: MemoryInputs) -> dict[str, int]:
 
 
 def _inside_a_block(s: MemoryInputs) -> dict[str, int]:
-    """While the last block's MLP goes backward: the gradients of its product and of both factors, beside all that is
-    kept. More than the head takes where passes are long and the vocabulary is small.
+    """While the last block's MLP goes backward: the gradients of its product and of both factors, beside what is still
+    kept; the head has let go of its rows, and the MLP of its product. More than the head takes where passes are long
+    and the vocabulary is small.
     """
+    freed = int(ROWS * s.shape.hidden_size) + s.shape.intermediate_size
     return _staying(s) | {
         "gradients": _gradients(s) if s.has_several_passes else 0,
         "gathered": _gathered(s),
-        "kept for the backward pass": _kept(s),
+        "kept for the backward pass": _kept(s) - s.dtype.itemsize * freed * s.pass_tokens,
         "gradients inside a block": 3 * s.dtype.itemsize * s.shape.intermediate_size * s.pass_tokens,
     }
 

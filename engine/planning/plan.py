@@ -2,6 +2,7 @@
 
 import contextlib
 import itertools
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -126,13 +127,13 @@ class Plan:
         states = n_states * self.state_bytes + self.carried_bytes  # state/model has them too
         return self.n_folders(config) * self.checkpoint_bytes, states
 
-    def n_folders(self, config: TrainConfig) -> int:
-        """Checkpoint folders that the run leaves, at most."""
-        per_epoch = self._per_epoch(config)
+    def n_folders(self, config: TrainConfig, times: float = 1.0) -> int:
+        """Checkpoint folders that the run leaves, at most. times: how many times as many rows there will be."""
+        per_epoch = self._per_epoch(config, times)
         return config.checkpoints.n_folders(config.schedule.n_steps(per_epoch), per_epoch)
 
-    def _per_epoch(self, config: TrainConfig) -> int:
-        return -(-self.statistics.n // config.schedule.batch_size)
+    def _per_epoch(self, config: TrainConfig, times: float = 1.0) -> int:
+        return -(-math.ceil(times * self.statistics.n) // config.schedule.batch_size)
 
     def sentence(self, config: TrainConfig, n_gpus: int, speed: cost.Speed | None = None) -> str:
         """The sum of it. speed: as `hours` takes it."""

@@ -5,7 +5,6 @@ what is said of them is the most that it can be.
 """
 
 import contextlib
-import math
 import shutil
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
@@ -204,9 +203,8 @@ def _look_at_training(
             config, laid_out = located(recipe, "train", lambda c=cell: _run_of(recipe, c, Path(folder), gpus))
             times = shares.get(cell.file, 1.0)
             of_run = laid_out.hours(config, gpus) * times
-            checkpoints, states = laid_out.disk_bytes(config)
-            n_folders = _n_folders(config, laid_out, times)
-            on_disk = checkpoints // laid_out.n_folders(config) * n_folders + states
+            n_folders = laid_out.n_folders(config, times)
+            on_disk = n_folders * laid_out.checkpoint_bytes + laid_out.disk_bytes(config)[1]
             most = max(most, n_folders)
             lines.append(
                 f"{cell.loss} on {cell.data}: {_memory(laid_out)}, {duration(of_run)}, {size(on_disk)} on disk"
@@ -231,12 +229,6 @@ def _run_of(recipe: Recipe, cell: Cell, out: Path, gpus: int) -> tuple[TrainConf
 def _memory(laid_out: Plan) -> str:
     needed = sum(laid_out.facts()["bytes"].values())
     return f"{size(needed)} of {size(laid_out.budget)} memory"
-
-
-def _n_folders(config: TrainConfig, laid_out: Plan, times: float) -> int:
-    """Checkpoint folders of a run, at most. times: how many times as many rows it will have as it was laid out for."""
-    per_epoch = -(-math.ceil(times * laid_out.statistics.n) // config.schedule.batch_size)
-    return config.checkpoints.n_folders(config.schedule.n_steps(per_epoch), per_epoch)
 
 
 # --- evaluation ----------------------------------------------------------------------------------------------------

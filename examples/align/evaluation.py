@@ -14,9 +14,10 @@ from typing import NamedTuple
 
 from eval import alpacaeval_run, checkpoints, scores
 from eval.checkpoints import Checkpoint
-from examples.align.journal import Journal, fingerprint
+from examples.align.journal import Journal
 from examples.align.recipe import EVALS, Recipe, Settings, with_teacher
 from examples.align.served import Server, served
+from examples.align.stages import mark_of_evaluation
 from examples.children import Children
 from examples.slots import Slots, side_by_side
 
@@ -76,12 +77,11 @@ class Evaluation:
             scores.write(run / "eval" / scores.NAME, judged)
 
     def _do(self, job: Job, teacher: str) -> None:
-        settings = self._recipe.eval[job.benchmark]
         name = job.checkpoint.name if job.checkpoint else "all"
         place = os.path.relpath(job.run, self._recipe.out)
         key = f"{place}/{job.benchmark}-{name}"
         inputs = [c.folder for c in ([job.checkpoint] if job.checkpoint else checkpoints.of(job.run))]
-        mark = fingerprint({"settings": settings, "serve": [self._recipe.serve, self._recipe.serve_adapter]}, inputs)
+        mark = mark_of_evaluation(self._recipe, job.benchmark, inputs)
         if self._journal.found(key, mark) is not None:
             return
         begun, log = time.monotonic(), self._recipe.out / "logs" / f"{key.replace('/', '-')}.log"

@@ -57,8 +57,10 @@ class Survey:
 
     pairs: dict[tuple[int, str], Path] = field(default_factory=dict)
     """The pairs that are made, and graded where the recipe grades, by round and data set."""
-    asks: set[str] = field(default_factory=set)
-    """Sections of revise and eval that still have something to ask, in any round."""
+    revise: set[str] = field(default_factory=set)
+    """Sections of revise that still have something to ask, in any round."""
+    eval: set[str] = field(default_factory=set)
+    """The same of eval."""
     asks_model: bool = False
     """Whether the model is still to answer."""
 
@@ -146,14 +148,15 @@ class Stages:
 
     def evaluation(self, recipe: Recipe, number: int, name: str, runs: Sequence[Path]) -> Stage:
         """A benchmark of all of a round's runs."""
-        told = {"settings": recipe.eval[name], "serve": [recipe.serve, recipe.serve_adapter]}
-        inputs = [c.folder for run in runs for c in checkpoints.of(run)]
-        return Stage(title(recipe, number, f"evaluation ({name})"), fingerprint(told, inputs))
+        mark = mark_of_evaluation(recipe, name, [c.folder for run in runs for c in checkpoints.of(run)])
+        return Stage(title(recipe, number, f"evaluation ({name})"), mark)
 
     def newest(self, number: int, cell: Cell) -> Start:
-        """What the round after this one begins with."""
+        """What the round after this one begins with. Raises InputError where the run's checkpoints are gone."""
         run = grid.folder(self.runs(number), cell)
-        newest = str(checkpoints.of(run)[-1].folder)
+        if not (every := checkpoints.of(run)):
+            raise InputError(f"{run}: is finished, but its checkpoints are gone; remove the run, or give another --out")
+        newest = str(every[-1].folder)
         if (Path(newest) / ADAPTER).is_file():
             return Start(str(checkpoints.settings(run)["model"]), newest)
         return Start(newest)
@@ -175,7 +178,8 @@ class Stages:
             if start is not None:
                 start = self._look_at_round(found, now, number, start)
             else:  # nothing of it can be there: the round before is not over
-                found.asks |= {*now.revise, *now.eval}
+                found.revise |= {*now.revise}
+                found.eval |= {*now.eval}
                 found.asks_model = True
         return found
 
@@ -190,7 +194,7 @@ class Stages:
         for name in [*recipe.sets, *recipe.given_sets]:
             known = sets.get(name) and self.advice(recipe, number, name, sets[name], start)
             if is_advised(recipe, name) and not (known and self._is_done(known)):
-                found.asks |= {"advise"}
+                found.eval |= {"advise"}
         if len(sets) < len(recipe.sets) + len(recipe.given_sets):
             return self._still_to_evaluate(found, recipe)
         cells = flags.cells_of(recipe, sets)
@@ -204,13 +208,13 @@ class Stages:
         runs = self.folders(number, cells)
         for name in (n for n in BENCHMARKS if n in recipe.eval):
             if not self._is_done(self.evaluation(recipe, number, name, runs)):
-                found.asks |= {name}
+                found.eval |= {name}
                 found.asks_model |= name != "trajectories"
         return self.newest(number, cells[0])
 
     def _still_to_evaluate(self, found: Survey, recipe: Recipe) -> None:
         """Adds the benchmarks of a round whose training is not over."""
-        found.asks |= recipe.eval.keys() & {*BENCHMARKS}
+        found.eval |= recipe.eval.keys() & {*BENCHMARKS}
         found.asks_model |= bool(recipe.eval.keys() & {"mixeval", "alpacaeval"})
 
     def _look_at_set(self, found: Survey, recipe: Recipe, number: int, name: str, start: Start) -> Path | None:
@@ -218,7 +222,7 @@ class Stages:
         stage = self.set(recipe, number, name, start)
         if not self._is_done(stage):
             self._refuse_other_pairs(stage, number, name)
-            found.asks |= {name, *(recipe.revise.keys() & {"score"})}
+            found.revise |= {name, *(recipe.revise.keys() & {"score"})}
             found.asks_model |= asks_model(recipe, name) or ("score" in recipe.revise and draws_own(recipe, name))
             return None
         if "score" not in recipe.revise:
@@ -226,7 +230,7 @@ class Stages:
         stage = self.grades(recipe, number, name, start)
         if not self._is_done(stage):
             self._refuse_other_pairs(stage, number, name)
-            found.asks |= {"score"}
+            found.revise |= {"score"}
             found.asks_model |= draws_own(recipe, name)
             return None
         return self.graded(number, name)
@@ -259,8 +263,8 @@ def left_of(recipe: Recipe, found: Survey) -> Recipe:
     """A recipe with nothing but what is still to be asked."""
     return replace(
         recipe,
-        revise={name: settings for name, settings in recipe.revise.items() if name in found.asks},
-        eval={name: settings for name, settings in recipe.eval.items() if name in found.asks},
+        revise={name: settings for name, settings in recipe.revise.items() if name in found.revise},
+        eval={name: settings for name, settings in recipe.eval.items() if name in found.eval},
     )
 
 
@@ -289,6 +293,12 @@ def is_advised(recipe: Recipe, name: str) -> bool:
     """Whether there are scores to advise by: grades of pairs made here, or a judge."""
     is_judged = bool(recipe.eval.get("advise", {}).get("judge_endpoint"))
     return is_judged or ("score" in recipe.revise and name in recipe.sets)
+
+
+def mark_of_evaluation(recipe: Recipe, name: str, folders: Sequence[Path]) -> str:
+    """The mark of a benchmark of some checkpoints."""
+    told = {"settings": recipe.eval[name], "serve": [recipe.serve, recipe.serve_adapter]}
+    return fingerprint(told, folders)
 
 
 def told_to_train(recipe: Recipe, number: int, start: Start) -> Settings:

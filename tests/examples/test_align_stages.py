@@ -10,6 +10,7 @@ from examples.align.journal import Journal
 from examples.align.road import Road
 from examples.align.stages import Stages, Start, left_of
 from examples.children import Children
+from examples.grid import Cell
 from examples.slots import Slots
 from system import InputError
 
@@ -39,6 +40,11 @@ def stages_of(asked):
     return Stages(asked, Journal(asked.out))
 
 
+def asks(found):
+    """Sections of revise and of eval that are still asked."""
+    return found.revise, found.eval
+
+
 def make_pairs(asked):
     """The pairs of the first round, as if they had been made."""
     stages = stages_of(asked)
@@ -60,10 +66,10 @@ def begin_run(asked):
 
 def test_pairs_that_are_made_are_known_and_nobody_is_asked_for_them(tmp_path):
     asked = read(tmp_path)
-    assert stages_of(asked).survey().asks == {"clair", "trajectories"}
+    assert asks(stages_of(asked).survey()) == ({"clair"}, {"trajectories"})
     path = make_pairs(asked)
     found = stages_of(asked).survey()
-    assert found.pairs == {(1, "clair"): path} and found.asks == {"trajectories"} and not found.asks_model
+    assert found.pairs == {(1, "clair"): path} and asks(found) == (set(), {"trajectories"}) and not found.asks_model
     left = left_of(asked, found)
     assert not left.revise and list(left.eval) == ["trajectories"] and left.serve is None
 
@@ -72,7 +78,7 @@ def test_after_a_change_they_are_still_to_be_made(tmp_path):
     make_pairs(read(tmp_path))
     other = read(tmp_path, revise={"clair": SETTINGS["revise"]["clair"] | {"model": "b"}})
     found = stages_of(other).survey()
-    assert not found.pairs and "clair" in found.asks and found.asks_model
+    assert not found.pairs and "clair" in found.revise and found.asks_model
 
 
 def test_a_run_on_other_pairs_is_refused_before_they_are_paid_for(tmp_path):
@@ -94,7 +100,7 @@ def test_a_price_or_a_place_changes_no_row(tmp_path):
     begin_run(asked)
     other = {"price_in": 3, "concurrency": 2, "endpoint": "http://127.0.0.1:8/v1"}
     clair = SETTINGS["revise"]["clair"] | {"prompts": str(tmp_path / "prompts.jsonl")} | other
-    assert "clair" in stages_of(read(tmp_path, revise={"clair": clair})).survey().asks
+    assert "clair" in stages_of(read(tmp_path, revise={"clair": clair})).survey().revise
 
 
 def test_a_run_goes_on_where_its_pairs_are_only_gone(tmp_path):
@@ -103,14 +109,22 @@ def test_a_run_goes_on_where_its_pairs_are_only_gone(tmp_path):
     path = make_pairs(asked)
     begin_run(asked)
     path.unlink()
-    assert stages_of(asked).survey().asks == {"clair", "trajectories"}
+    assert asks(stages_of(asked).survey()) == ({"clair"}, {"trajectories"})
 
 
 def test_a_round_behind_one_that_is_not_over_asks_for_everything(tmp_path):
     asked = read(tmp_path, rounds="2")
     make_pairs(asked)
     found = stages_of(asked).survey()
-    assert found.asks == {"clair", "trajectories"} and found.asks_model  # the second round's
+    assert asks(found) == ({"clair"}, {"trajectories"}) and found.asks_model  # the second round's
+
+
+def test_a_finished_run_without_its_checkpoints_is_a_sentence(tmp_path):
+    asked = read(tmp_path)
+    run = begin_run(asked)
+    with pytest.raises(InputError, match="is finished, but its checkpoints are gone"):
+        stages_of(asked).newest(1, Cell("clair", tmp_path / "x", "dpo", 0, 1e-5))
+    assert run.is_dir()
 
 
 SERVED = "python -m http.server {port} --directory {checkpoint}"
