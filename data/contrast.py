@@ -29,7 +29,7 @@ from rapidfuzz.distance import LCSseq, Levenshtein
 from rapidfuzz.process import cpdist
 
 from data.revisions import revised
-from data.rows import NotUsed, ReadingSettings, Record, find_model, load_preferences
+from data.rows import NotUsed, ReadingSettings, Record, find_model, is_model_folder, load_preferences, open_folder
 from data.text import Message, Tokenizer
 from system import InputError, cli, files
 from system.flags import PathText
@@ -237,7 +237,7 @@ def main(argv: Sequence[str]) -> None:
     config = cli.parse(ContrastConfig, argv, command="python -m data.contrast", example=EXAMPLE)
     for path in filter(None, (config.out, config.plot)):
         files.check_new_file(Path(path))
-    tokenizer = Tokenizer(find_model(config.tokenizer)) if config.tokenizer else None
+    tokenizer = _tokenizer_of(config.tokenizer) if config.tokenizer else None
     found = {name: contrast(_pairs(name, config, tokenizer), tokenizer) for name in config.files}
     print(table(found, paper=config.paper))
     if config.plot:
@@ -245,6 +245,15 @@ def main(argv: Sequence[str]) -> None:
             draw(found, temporary, Path(config.plot).suffix.removeprefix("."))
     if config.out:
         files.write_json(Path(config.out), {n: {"pairs": len(c.copied)} | c.summary() for n, c in found.items()})
+
+
+def _tokenizer_of(name: str) -> Tokenizer:
+    """That of a folder or hub id: a model's, an adapter's or its base's, or a tokenizer alone. Raises InputError."""
+    folder = find_model(name)
+    found = open_folder(name)[1] if is_model_folder(folder) else Tokenizer(folder)
+    if found is None:
+        raise InputError(f"{folder}: has no tokenizer; give a folder that has one with --tokenizer")
+    return found
 
 
 def _pairs(name: str, config: ContrastConfig, tokenizer: Tokenizer | None) -> list[tuple[str, str]]:

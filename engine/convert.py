@@ -114,6 +114,8 @@ def survival(base: Path, before: Path, after: Path) -> Survival | None:
 
 def check_shape(folder: Path, model: Transformer) -> Transformer:
     """The model in a folder, on the meta device. Raises InputError unless it can be read, and has a model's shapes."""
+    if weights.is_adapter(folder):
+        raise InputError(f"{folder}: is an adapter, not a whole model; merge it first: engine.merge --adapter {folder}")
     own = weights.build(folder)
     weights.check(folder, own)
     theirs, ours = ({name: p.shape for name, p in m.named_parameters()} for m in (own, model))

@@ -14,7 +14,7 @@ import torch
 from data.revisions import with_revised
 from data.rows import Example, count_repeated, find_cut, hold_out, in_form, open_model, read_examples
 from data.show import show
-from data.text import Chat, TemplateSettings, Tokenizer, stop_ids
+from data.text import Chat, TemplateSettings, Tokenizer, has_tokenizer, stop_ids
 from engine import weights
 from engine.config import TrainConfig, check_trackers, world_size
 from engine.distributed import Ranks
@@ -79,6 +79,8 @@ class TrainingInputs:
         self.folder, self.chat = self._open()
         self.adapting = Adapting.of(config, self.folder)
         """What is known of the adapter that trains; None where all weights do."""
+        if self.adapting is not None and self.adapting.start is not None:
+            self.chat = self._chat_of_adapter(self.adapting.start)
         self.policy = self._build_policy()
         """The policy, on the meta device."""
         self.file_digests = functools.cache(weights.file_digests)
@@ -136,6 +138,15 @@ class TrainingInputs:
             model = str(kept)
         return open_model(model, settings)
 
+    def _chat_of_adapter(self, start: weights.AdapterFolder) -> Chat | None:
+        """The adapter's own tokenizer and chat template where it has them, as whoever answers with it takes them."""
+        if not has_tokenizer(start.folder):
+            return self.chat
+        _, found = open_model(str(start.folder), self._template_settings(), base=self.folder)
+        if found is not None and (self.chat is None or found.template.source != self.chat.template.source):
+            say(f"{start.folder}: its own tokenizer and chat template are used, which differ from {self.folder}'s")
+        return found
+
     def _build_policy(self) -> Transformer:
         """The policy on the meta device, with all of its folder that epochs will need beside the weights."""
         out = Path(self.config.out)
@@ -145,7 +156,8 @@ class TrainingInputs:
             )
         check_apart(out, self.folder)
         policy = weights.build(self.folder)
-        policy.beside = weights.read_beside(self.folder)
+        start = None if self.adapting is None else self.adapting.start
+        policy.beside = weights.read_beside(self.folder) if start is None else weights.files_beside(start, self.folder)
         policy.carried = weights.read_carried(policy, with_bytes=os.environ.get("RANK", "0") == "0")  # who writes them
         policy.head.keeps_logits = "kept-logits" not in self.config.measuring.disable
         weights.check(self.folder, policy)
@@ -163,7 +175,7 @@ class TrainingInputs:
     def build_reference(self, dtype: torch.dtype) -> tuple[Transformer, Path]:
         """A reference that is a model by itself, on the meta device, and the folder of its weights."""
         if self.adapting is not None and self.adapting.shares_base:
-            return self.adapting.build_reference(), self.reference_folder
+            return self.adapting.build_reference()
         return weights.build(self.reference_folder, dtype), self.reference_folder
 
     def _template_settings(self) -> TemplateSettings:

@@ -47,7 +47,8 @@ OF_A_CARD = {
 
 @dataclass(frozen=True, kw_only=True)
 class MergeConfig(RowSettings):
-    """Merge a LoRA adapter into its base model and write a plain checkpoint, which transformers and vLLM can load."""
+    """Merge a LoRA adapter into its base model and write a plain checkpoint, which transformers and vLLM can load. The
+    flags for rows, chat template and truncation affect only the optional check with --data, and need it."""
 
     adapter: PathText
     """Adapter to merge: a folder in PEFT format, such as an epoch folder of a run with --lora-rank, or a hub id."""
@@ -70,7 +71,7 @@ class MergeConfig(RowSettings):
     data: PathText | None = None
     """Rows for a check of the result: log-ratios of their responses under the merged model are compared with those of
     the adapter on its base, in float32. A .jsonl, .json, .csv or .parquet file, a folder of such files, or a hub id.
-    Unset: no check. All flags of rows, templates and lengths apply to these rows alone, and need --data."""
+    Unset: no check."""
     skip_bad_rows: bool = False
     """Skip rows of --data that cannot be used, and report how many there are. By default such rows are an error."""
     micro_tokens: int = 8192
@@ -112,7 +113,6 @@ def main(argv: Sequence[str]) -> None:
     found = weights.read_adapter(find_model(config.adapter))
     base = weights.base_of(found) if config.model is None else find_model(config.model)
     shape = weights.build_adapted(found, torch.float32, base, config.base_dtype).config  # faults show here
-    weights.check_vocabulary(found, base, shape.vocab_size)
     chat = _chat_of(found, base)
     examples = [] if config.data is None else _rows(config, shape, found, base)
     if config.model is not None:
@@ -172,7 +172,7 @@ def say_how_held(found: AdapterFolder, base: Path, asked: str | None) -> None:
     stored = weights.stored_dtypes(base)
     if held is None or (held in DTYPES and not is_narrower(getattr(torch, held), stored.main)):
         return
-    how = "rounded to bfloat16" if held in DTYPES else f"quantised to {held} and dequantised"
+    how = f"rounded to {held}" if held in DTYPES else f"quantised to {held} and dequantised"
     cli.notify(
         f"{base}: its {name_of(stored.main)} matrices are {how}, as --base-dtype says"
         if asked

@@ -5,7 +5,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from data.rows import FIELDS, RowSettings, config_folder, find_model, is_model_folder
+from data.rows import FIELDS, RowSettings, config_folder, find_model, is_adapter, is_model_folder
 from data.text import TemplateSettings
 from eval import scores
 from system import OLD, InputError, cli, remove_folder, remove_leftovers, run_folder
@@ -29,7 +29,11 @@ def of(run: Path) -> list[Checkpoint]:
     """A run's checkpoints, of epochs and of steps inside them, in the order of their steps. A folder appears when it is
     whole: it is renamed when it has been written.
     """
-    return [Checkpoint(p.name, p) for p in run_folder.checkpoints_of(run) if is_model_folder(p)]
+    found = [Checkpoint(p.name, p) for p in run_folder.checkpoints_of(run) if is_model_folder(p)]
+    if found and is_adapter(found[0].folder) and _base_is_gone(found[0].folder):
+        model = _named(run, "model", scores.BASE)  # of a run that was moved together with its base
+        found = [one._replace(base=model and model.folder) for one in found]
+    return found
 
 
 def settings(run: Path) -> dict[str, Any]:
@@ -72,9 +76,22 @@ def reference_of(run: Path) -> Checkpoint | None:
     if asked["reference_model"] == "base" and (_is_given(asked.get("adapter")) or _is_given(asked.get("lora_rank"))):
         return _named(run, "model", "reference")
     found, model = _named(run, "reference_model", "reference"), _named(run, "model", "reference")
-    if found is None or model is None or config_folder(found.folder).resolve() != model.folder.resolve():
-        return found and found._replace(base_dtype=None)  # another model, which is held as it is
+    if found is None or model is None:
+        return found and found._replace(base_dtype=None)
+    if is_adapter(found.folder) and _base_is_gone(found.folder):  # as the run took it
+        return found._replace(base=model.folder)
+    if config_folder(found.folder).resolve() != model.folder.resolve():
+        return found._replace(base_dtype=None)  # another model, which is held as it is
     return found
+
+
+def _base_is_gone(adapter: Path) -> bool:
+    """Whether an adapter's base is not where it says."""
+    try:
+        config_folder(adapter)
+    except InputError:
+        return True
+    return False
 
 
 def _named(run: Path, setting: str, called: str) -> Checkpoint | None:

@@ -62,10 +62,10 @@ class BenchConfig:
     loss: PathText = "apo_zero"
     """Objective to train with, as in engine.train."""
     beside: tuple[PathText, ...] = ()
-    """Further objectives to measure, each in a row of its own; the value none measures no others. Unset: ld_dpo and
+    """Other objectives to measure too, each on a line of its own; the value none measures no others. Unset: ld_dpo and
     tdpo2 for --shape tiny with --reference fused and no --lora-rank, otherwise no others."""
     lora_rank: int | None = None
-    """Rank of a LoRA adapter to train on every linear layer of the blocks. A second row then measures the training of
+    """Rank of a LoRA adapter to train on every linear layer of the blocks. A second line then measures the training of
     all parameters. Unset: all parameters are trained."""
     lora_alpha: float | None = None
     """As in engine.train: the adapter's output is scaled by alpha / rank. Unset: twice the rank."""
@@ -80,27 +80,29 @@ class BenchConfig:
     reshard: Reshard = "auto"
     """As in engine.train: whether the gathered weights of a block are freed after its forward pass."""
     reference: Literal["fused", "precompute"] = "fused"
-    """When the reference's log-probs are computed. fused: in the first of two epochs; the second reads them from the
-    cache. precompute: before a single epoch."""
+    """When to compute the reference log-probs. fused: run two epochs; the first computes them, the second reads them
+    from the cache. precompute: compute them first, then run one epoch."""
     profile: PathText | None = None
-    """File for a table of the time that each GPU kernel takes in one step of the first row. Unset: none."""
+    """File for a table of the time that each GPU kernel takes in one step of the first line of the table. Unset:
+    none."""
     gpu_memory: float | None = None
     """Memory to use on each GPU, in GB (10^9 bytes). Set it to share a GPU with other programs. Unset: all that is free
     when the run starts."""
     dtype: Literal["float32", "bfloat16"] | None = None
     """Dtype of forward and backward passes. Unset: bfloat16 on a GPU, float32 on the CPU."""
     ablate: bool = False
-    """Add rows with one optimisation of the engine turned off at a time, one with all of them off, and one with the
+    """Add lines with one optimisation of the engine turned off at a time, one with all of them off, and one with the
     other setting of engine.train --compile (yes on the CPU, no on a GPU)."""
     ranks: int = 1
-    """Number of processes. With more than one, a second row measures a single process that uses all CPU threads."""
+    """Number of processes. Above 1, the table also has a line for a single process, for comparison; on the CPU that one
+    uses all threads."""
     peer: Literal["trl"] | None = None
     """Also measure TRL's DPOTrainer on the same weights, rows and settings; install it by pip install -e '.[peer]'.
     Several configurations are tried and the fastest counts: reference log-probs per step or precomputed; 1, 2 or 4
     pairs at a time; compiled; on a GPU also bf16 weights and, if it is installed, flash attention. With --lora-rank it
     trains a PEFT adapter."""
     rounds: int = 2
-    """Number of times that each row is measured, in turn; the table gives medians and the range."""
+    """Number of times to measure each line of the table, in turn; it gives medians and the range."""
     out: PathText | None = None
     """JSON file to write all measurements to. Unset: only the table is printed."""
     config: PathText | None = None
@@ -280,6 +282,8 @@ def write_model(folder: Path, shape: str, layers: int | None) -> None:
     """Random weights of a named shape as a checkpoint folder, or a copy of a folder. Raises InputError."""
     if shape not in SHAPES:
         source, _ = open_model(shape)
+        if weights.is_adapter(source):
+            raise InputError(f"--shape: {shape}: is an adapter; name its base, and its rank with --lora-rank")
         if layers is not None:
             raise InputError("--layers: applies to a named shape only; leave it out for a checkpoint folder")
         shutil.copytree(source, folder)

@@ -64,12 +64,16 @@ def shard(fused: FusedForward, mesh: DeviceMesh, dtype: torch.dtype, *, reshards
 
 @contextmanager
 def _hold_head(model: Transformer, *, reshards: bool) -> Iterator[Tensor]:
-    """Gathers a model's head outside of its own forward pass. Collective."""
-    unit = cast(FSDPModule, model.head)
-    unit.unshard()
+    """Gathers a model's head outside of its own forward pass. Collective. That of a reference on the policy's base is
+    the policy's, which is still wanted, or one of its own, which is whole on every rank.
+    """
+    if not isinstance(model.head, FSDPModule):
+        yield model.head.matrix(model.tied)
+        return
+    model.head.unshard()
     yield model.head.matrix(model.tied)
-    if reshards:
-        unit.reshard()
+    if reshards and not model.shares_base:
+        model.head.reshard()
 
 
 def _hold_block(block: nn.Module | None) -> None:

@@ -248,7 +248,7 @@ def named(layers: Iterable[str], asked: str) -> list[str]:
         return found
     try:
         return [name for name in layers if re.fullmatch(asked, name)]
-    except re.error as fault:
+    except (re.error, OverflowError) as fault:
         raise InputError(f"{asked!r} is not a regular expression ({fault})") from None
 
 

@@ -73,6 +73,11 @@ class Adapting:
                 check_apart(Path(config.out), start.folder, "adapter")
             weights.say_if_of_another(start, config.model, folder)
         own, shares_base = _of_reference(config, folder, start)
+        if config.reference.update != "none" and not shares_base:
+            raise InputError(
+                f"--reference-update {config.reference.update}: with an adapter the policy's A and B are copied to a "
+                f"reference on the same base, and {config.reference.model} is another model; leave one of the two out"
+            )
         _say_what_is_unusual(config, start, own)
         return Adapting(
             folder=folder,
@@ -176,15 +181,18 @@ class Adapting:
             replaces=replaces,
         )
 
-    def build_reference(self) -> Transformer:
-        """The base with the reference's adapter, as a model by itself, on the meta device."""
+    def build_reference(self) -> tuple[Transformer, Path]:
+        """The base with the reference's adapter, as a model by itself, on the meta device, and the folder to fill it
+        from: the adapter's, which reads its base, too.
+        """
         model = weights.build(self.folder)
         adapters.freeze(model, self.dtype, self.held)
-        if self.reference_adapter is not None:
-            adapters.attach(model, self.reference_adapter.adapter)
-            model.requires_grad_(False)
-            model.adapter_folder, model.base_source = self.reference_adapter, self.folder
-        return model
+        if self.reference_adapter is None:
+            return model, self.folder
+        adapters.attach(model, self.reference_adapter.adapter)
+        model.requires_grad_(False)
+        model.adapter_folder, model.base_source = self.reference_adapter, self.folder
+        return model, self.reference_adapter.folder
 
     def digests(self) -> list[bytes]:
         """SHA-256 of what makes the reference another than the base in the dtype that computes."""
@@ -282,11 +290,22 @@ def _of_reference(config: TrainConfig, folder: Path, start: AdapterFolder | None
     other = find_model(asked.model)
     if not weights.is_adapter(other):
         return None, other.resolve() == folder.resolve()
+    if start is not None and other.resolve() == start.folder.resolve():
+        return start, True
     found = weights.read_adapter(other)
     if not _is_there(found.base):
         weights.say_if_of_another(found, config.model, folder)
         return found, True
-    return (found, True) if weights.base_of(found).resolve() == folder.resolve() else (None, False)
+    return (found, True) if _is_copy(weights.base_of(found), folder) else (None, False)
+
+
+def _is_copy(one: Path, other: Path) -> bool:
+    """Whether two folders hold the same model: they are one, or their weights are the same byte for byte."""
+    if one.resolve() == other.resolve():
+        return True
+    tensors = (folder.glob("*.safetensors") for folder in (one, other))
+    sizes = [sorted((path.name, path.stat().st_size) for path in paths) for paths in tensors]
+    return sizes[0] == sizes[1] and weights.file_digests(one) == weights.file_digests(other)
 
 
 def _is_there(base: str | None) -> bool:

@@ -7,6 +7,7 @@ from engine.weights import safetensors_header
 from engine.weights.adapter_writing import save_adapter
 from engine.weights.adapters import (
     AdapterFolder,
+    check_vocabulary,
     draw_adapter,
     fill_adapter,
     fill_whole,
@@ -21,7 +22,7 @@ from engine.weights.kept import (
     read_beside,
     read_carried,
 )
-from engine.weights.merging import check_vocabulary, merge
+from engine.weights.merging import files_beside, merge
 from engine.weights.names import INDEX
 from engine.weights.reading import (
     base_of,
@@ -63,6 +64,7 @@ __all__ = [
     "check_vocabulary",
     "draw_adapter",
     "file_digests",
+    "files_beside",
     "fill",
     "fill_adapter",
     "fill_whole",

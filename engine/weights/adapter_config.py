@@ -5,7 +5,6 @@ PEFT takes 8 for a rank or an alpha that is missing, and q_proj and v_proj for m
 know it ignores. What this program does not compute is refused by name.
 """
 
-import math
 from collections.abc import Mapping
 from pathlib import Path
 from types import NoneType
@@ -36,6 +35,8 @@ WHY = {  # keys that have to say nothing: what they would do
     "monteclora_config": "MonteCLoRA is not supported",
     "megatron_config": "layers are not Megatron's here",
 }
+MOST_ALPHA = 1e30
+"""More than any adapter has, and less than what float32 cannot hold."""
 MOVES_BASE = ("pissa", "olora", "loftq", "corda", "lora_ga")
 """What init_lora_weights may say of an adapter whose base has other weights than its checkpoint."""
 USED = {"peft_type", "task_type", "r", "lora_alpha", "target_modules", "modules_to_save", "use_rslora", "bias",
@@ -59,7 +60,7 @@ def read_config(folder: Path) -> dict[str, Any]:
     if raw.get("task_type") not in (None, "CAUSAL_LM"):
         raise InputError(f"{path}: task_type is {raw['task_type']!r}; it has to be CAUSAL_LM")
     for key, why in WHY.items():
-        if raw.get(key) not in (None, False, {}, []):
+        if (said := raw.get(key)) is not None and said is not False and said not in ({}, []):
             raise InputError(f"{path}: {key} is {raw[key]!r}, and {why}; use an adapter without it")
     if raw.get("bias") not in (None, "none"):
         raise InputError(
@@ -86,7 +87,7 @@ def _check_numbers(path: Path, raw: Mapping[str, Any]) -> None:
     if isinstance(rank, bool) or not isinstance(rank, int) or rank < 1:
         said = "is missing" if rank is None else f"is {rank!r}"
         raise InputError(f"{path}: r {said}; it has to be the rank, a whole number above 0 (PEFT would take 8)")
-    if isinstance(alpha, bool) or not isinstance(alpha, (int, float)) or not 0 < alpha < math.inf:
+    if isinstance(alpha, bool) or not isinstance(alpha, (int, float)) or not 0 < alpha < MOST_ALPHA:
         said = "is missing" if alpha is None else f"is {alpha!r}"
         raise InputError(f"{path}: lora_alpha {said}; it has to be a number above 0 (PEFT would take 8)")
     targets, whole = raw.get("target_modules"), raw.get("modules_to_save")
@@ -117,13 +118,7 @@ def _is_names(value: object) -> bool:
 def targets_of(raw: Mapping[str, Any]) -> tuple[str, ...]:
     """The names or the expression of target_modules."""
     asked = raw["target_modules"]
-    return (asked,) if isinstance(asked, str) else tuple(asked)
-
-
-def excluded_of(raw: Mapping[str, Any]) -> tuple[str, ...]:
-    """The names or the expression of exclude_modules, none as a rule."""
-    asked = raw.get("exclude_modules") or ()
-    return (asked,) if isinstance(asked, str) else tuple(asked)
+    return (asked.lower() if asked.lower() == adapters.ALL else asked,) if isinstance(asked, str) else tuple(asked)
 
 
 def written(adapter: Adapter, targets: list[str], base: str) -> dict[str, Any]:

@@ -16,9 +16,9 @@ import torch
 from torch import Tensor
 
 from data.rows import name_of_base
-from data.text import read_json
+from data.text import Tokenizer, has_tokenizer, read_json
 from engine.model import Adapter, Transformer, adapters
-from engine.weights.adapter_config import CONFIG, OWN, TENSORS, excluded_of, read_config, targets_of
+from engine.weights.adapter_config import CONFIG, OWN, TENSORS, read_config, targets_of
 from engine.weights.checkpoint import Checkpoint
 from engine.weights.names import DTYPES
 from engine.weights.tensor_files import TensorFiles
@@ -116,10 +116,23 @@ class AdapterFolder:
         try:
             meant = adapters.select(layers, targets_of(self.raw))
             key = "exclude_modules"
-            excluded = {name for asked in excluded_of(self.raw) for name in adapters.named(layers, asked)}
+            excluded = set(_excluded(layers, self.raw.get("exclude_modules")))
         except InputError as fault:
             raise InputError(f"{self.folder / CONFIG}: {key}: {fault}") from None
         return tuple(name for name in meant if name not in excluded)
+
+
+def _excluded(layers: Collection[str], asked: str | list[str] | None) -> list[str]:
+    """The layers that exclude_modules means, as in PEFT: an expression over whole names, or the ends of names.
+
+    Raises InputError for an expression that is none.
+    """
+    if isinstance(asked, str):
+        try:
+            return [name for name in layers if re.fullmatch(asked, name)]
+        except (re.error, OverflowError) as fault:
+            raise InputError(f"{asked!r} is not a regular expression ({fault})") from None
+    return [name for name in layers if any(name == one or name.endswith(f".{one}") for one in asked or ())]
 
 
 def read_adapter(folder: Path) -> AdapterFolder:
@@ -195,6 +208,31 @@ def _held(folder: Path) -> str | None:
     if found not in HELD:
         raise InputError(f"{folder / OWN}: base_dtype is {found!r}; it has to be {', '.join(HELD)}")
     return found
+
+
+def check_vocabulary(found: AdapterFolder, base: Path, n_rows: int) -> None:
+    """Raises InputError where an adapter's tokenizer has other words than its base's, or has more than the base has
+    rows for. n_rows: these. Its added tokens may be called otherwise: a chat template's take the place of spare ones.
+    """
+    if not has_tokenizer(found.folder):
+        return
+    theirs = Tokenizer(found.folder)
+    ours = Tokenizer(base) if has_tokenizer(base) else None
+    if theirs.n_ids > max(n_rows, 0 if ours is None else ours.n_ids):
+        raise InputError(
+            f"{found.folder}: its tokenizer has {theirs.n_ids:,} tokens, and {base} has rows for {n_rows:,}; give the "
+            "base that it was trained on"
+        )
+    if ours is None:
+        return
+    words, known = theirs.words(), ours.words()
+    added = {*theirs.added.values(), *ours.added.values()}
+    for i in sorted(words.keys() & known.keys() - added):
+        if words[i] != known[i]:
+            raise InputError(
+                f"{found.folder}: token {i} of its tokenizer is {words[i]!r}, and {known[i]!r} in {base}; give the "
+                "base that it was trained on"
+            )
 
 
 def tensors_of(model: Transformer, adapter: Adapter) -> dict[str, tuple[list[tuple[str, int]], tuple[int, ...]]]:

@@ -12,7 +12,7 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from data.text import Tokenizer, has_tokenizer
+from data.text import has_tokenizer
 from engine.model import FrozenLinear, Quantisation, Transformer, adapters
 from engine.weights.adapters import AdapterFolder, fill_adapter
 from engine.weights.checkpoint import Checkpoint
@@ -21,7 +21,6 @@ from engine.weights.reading import build, build_adapted, check_finite, placed
 from engine.weights.rounding import CHUNK, Cast
 from engine.weights.survival import Survival, Tally
 from engine.weights.writing import SingleProcess, save
-from system import InputError
 
 
 def merge(
@@ -130,28 +129,3 @@ def files_beside(found: AdapterFolder, base: Path) -> dict[str, bytes]:
     if has_tokenizer(found.folder):
         given = {name: content for name, content in given.items() if name in BESIDE}
     return given | own
-
-
-def check_vocabulary(found: AdapterFolder, base: Path, n_rows: int) -> None:
-    """Raises InputError where an adapter's tokenizer has other words than its base's, or has more than the base has
-    rows for. n_rows: these. Its added tokens may be called otherwise: a chat template's take the place of spare ones.
-    """
-    if not has_tokenizer(found.folder):
-        return
-    theirs = Tokenizer(found.folder)
-    ours = Tokenizer(base) if has_tokenizer(base) else None
-    if theirs.n_ids > max(n_rows, 0 if ours is None else ours.n_ids):
-        raise InputError(
-            f"{found.folder}: its tokenizer has {theirs.n_ids:,} tokens, and {base} has rows for {n_rows:,}; give the "
-            "base that it was trained on"
-        )
-    if ours is None:
-        return
-    words, known = theirs.words(), ours.words()
-    added = {*theirs.added.values(), *ours.added.values()}
-    for i in sorted(words.keys() & known.keys() - added):
-        if words[i] != known[i]:
-            raise InputError(
-                f"{found.folder}: token {i} of its tokenizer is {words[i]!r}, and {known[i]!r} in {base}; give the "
-                "base that it was trained on"
-            )

@@ -30,7 +30,7 @@ from engine.model import (
     quantised_by_modelopt,
     read_config,
 )
-from engine.weights.adapters import AdapterFolder, fill_adapter, read_adapter
+from engine.weights.adapters import AdapterFolder, check_vocabulary, fill_adapter, read_adapter
 from engine.weights.carried import set_buffers
 from engine.weights.checkpoint import Checkpoint
 from engine.weights.kept import is_kept, kept_as_found, kept_carried, kept_dtypes
@@ -110,6 +110,7 @@ def build_adapted(
     check(folder, model)
     adapters.freeze(model, dtype, adapters.held_as(base_dtype or found.base_dtype, dtype))
     found.check(model, folder)
+    check_vocabulary(found, folder, model.config.vocab_size)
     with placed(found.folder):
         adapters.attach(model, found.adapter)
     model.requires_grad_(False)

@@ -10,6 +10,7 @@ import torch
 
 from data.forest import pack
 from engine.model import FusedForward, attention
+from system import malloc
 from tests import tiny
 from tests.engine.padded import padded_logps
 
@@ -68,7 +69,8 @@ def test_a_pair_of_16384_tokens_takes_the_memory_that_is_planned_and_nothing_gro
         rows = [{name: rng.integers(2, 400, size).tolist() for name, size in ids.items()} for _ in range(2)]
         tiny.write_rows(tmp_path / f"{n}.jsonl", rows)
         code = [sys.executable, "-c", MEASURED, str(tmp_path), str(n)]
-        done = subprocess.run(code, env=tiny.environment(), capture_output=True, text=True, check=False)
+        env = tiny.environment() | {malloc.VARIABLE: malloc.TUNABLE}  # as a command has it
+        done = subprocess.run(code, env=env, capture_output=True, text=True, check=False)
         assert done.returncode == 0, done.stderr
         found[n] = json.loads(done.stdout.splitlines()[-1])
     peak, planned = found[16384]

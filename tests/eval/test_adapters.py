@@ -91,6 +91,18 @@ def test_what_a_run_began_with_and_is_measured_against(made, tmp_path, settings,
     assert checkpoints.reference_of(run) == whole(reference)
 
 
+def test_a_reference_adapter_whose_base_has_moved_is_on_the_runs_model(made, tmp_path):
+    gone = write_adapter(tmp_path / "gone", made / "base", names=str(tmp_path / "nowhere"))
+    run = settings_in(tmp_path, model=str(made / "base"), lora_rank=4, reference_model=str(gone))
+    assert checkpoints.reference_of(run) == Checkpoint("reference", gone, base=made / "base")
+
+
+def test_checkpoints_of_a_run_that_was_moved_with_its_base_are_on_that(made, tmp_path):
+    write_adapter(tmp_path / "epoch-01", made / "base", names=str(tmp_path / "nowhere"))
+    run = settings_in(tmp_path, model=str(made / "base"), lora_rank=4)
+    assert checkpoints.of(run) == [Checkpoint("epoch-01", tmp_path / "epoch-01", base=made / "base")]
+
+
 def test_a_start_that_is_gone_is_no_base(made, tmp_path):
     run = settings_in(tmp_path, model=str(made / "base"), adapter=str(tmp_path / "gone"))
     assert checkpoints.base_of(run) is None
