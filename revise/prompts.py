@@ -40,16 +40,16 @@ class PromptsConfig(ReadingSettings):
     """File for the pairs, such as pairs.jsonl. Rows that make no usable pair are written to pairs.rejected.jsonl beside
     it, each with the reason."""
     sample: int | None = None
-    """Number of prompts to draw at random. With the same --seed all four recipes draw the same prompts, so that their
-    pairs can be compared. Unset: all."""
+    """Number of prompts to draw at random. The four commands that make pairs draw the same prompts for the same --seed,
+    so that their pairs can be compared. Unset: all."""
     only_prompts: PathText | None = None
-    """Use only prompts that this source has too: a file of prompts or pairs, a folder or a hub id. Prompts are compared
-    by their text, and each is taken as often as the source has it. For example, --prompts openbmb/UltraFeedback
-    --only-prompts ContextualAI/ultrafeedback_clair_32k:train takes UltraFeedback's rated answers to the prompts of the
-    released CLAIR pairs."""
+    """Use only the prompts that also occur in this file, folder or hub data set (of prompts or pairs). Prompts are
+    compared by their text; a repeated one is used at most as often as it occurs there. For example, --prompts
+    openbmb/UltraFeedback --only-prompts ContextualAI/ultrafeedback_clair_32k:train takes UltraFeedback's rated answers
+    to the prompts of the released CLAIR pairs."""
     seed: int = 0
-    """Random seed for --sample, for answers that are sampled on this machine, and for the order in which
-    judge-on-policy shows two answers. It is not sent to a server."""
+    """Random seed for --sample, for answers that are sampled on this machine, and for what else a command draws
+    (judge-on-policy: the order in which two answers are shown). It is not sent to servers."""
     skip_bad_rows: bool = False
     """Skip rows that cannot be used, and report how many there are. By default such rows are an error."""
 

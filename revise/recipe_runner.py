@@ -53,39 +53,34 @@ class RecipeConfig(TargetConfig, ClientConfig, PromptsConfig):
     """What every recipe that asks a model is told."""
 
     endpoint: tuple[str, ...] = ()
-    """Base URL of the OpenAI-compatible server of the model that revises, judges or is the stronger one, such as
-    http://localhost:8000/v1. Several URLs share the requests. Required, unless --batch-write or --batch-read is
-    given."""
+    """Base URL of the OpenAI-compatible server of --model, such as http://localhost:8000/v1. Several URLs share the
+    requests. Required, unless --batch-write or --batch-read is given."""
     model: str = ""
     """Name of the model at --endpoint. Required."""
     response_from: Side | None = None
     """Read --prompts as a file of pairs and use this side of each pair as the target model's answer, instead of
     sampling one. For example, rejected with ContextualAI/ultrafeedback_clair_32k:train reuses the answers that CLAIR
-    revised. Not for judge-on-policy, which needs two answers. Unset: answers come from "response" in the rows or from
-    the target model."""
+    revised. Unset: answers come from "response" in the rows or from the target model."""
     keep_reasoning: bool = False
     """Write the target model's reasoning into each response as reasoning_content, to train a reasoning model. A
-    revision gets the reasoning of the answer that it revises. Not for stronger-preferred, where the flag is an
-    error."""
+    revision gets the reasoning of the answer that it revises."""
     dedupe: bool = True
-    """Send equal requests once and use the answer for each of their rows. --no-dedupe draws new answers for each
-    row."""
+    """Send identical requests once and reuse the answer. --no-dedupe asks separately for every row."""
     temperature: float = 0.7
-    """Sampling temperature of --model. The authors use 0.7."""
+    """Sampling temperature of --model. The APO and CLAIR paper uses 0.7."""
     top_p: float = 1.0
     """Nucleus sampling (top-p) for --model: sample among the most likely tokens that together have this probability. 1:
     among all."""
     max_tokens: int = 4096
-    """Maximum number of tokens of an answer of --model. The authors use 4096."""
+    """Maximum number of tokens of an answer of --model. The APO and CLAIR paper uses 4096."""
     empty_system: bool = True
-    """Begin requests to --model with an empty system message, as the authors do. Ignored by stronger-preferred, which
-    sends the prompt unchanged."""
+    """Begin requests to --model with an empty system message, as the authors of the paper do."""
     extra: str | None = None
     """JSON object to merge into each request to --model; null removes a field: '{"max_tokens": null,
     "max_completion_tokens": 4096}'."""
     batch_write: PathText | None = None
-    """Write the requests for --model into files for OpenAI's Batch API instead of sending them. Requests to
-    --target-endpoint are still sent."""
+    """Write the requests for --model to this new file for OpenAI's Batch API instead of sending them, and to further
+    ones beside it (-2, -3 ...) where the API's limits ask for several. Requests to --target-endpoint are still sent."""
     batch_read: tuple[PathText, ...] = ()
     """Read the answers of --model from the Batch API's output and error files; nothing is sent to --model."""
     config: PathText | None = None

@@ -10,9 +10,10 @@ import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal, TypeVar
 
 import numpy as np
+import tyro
 
 from data.rows import Reading, Tie, parse_record
 from revise import clair, judge, pairs, recipe_runner
@@ -23,7 +24,7 @@ from revise.prompts import Item, Prompts, PromptsConfig, Side
 from revise.recipe_runner import Recipe, RecipeConfig, instruction, question, wording_facts
 from revise.templates import read_template, task_of
 from system import InputError, cli
-from system.flags import PathText
+from system.flags import Ignored, PathText, Refused
 
 _TAIL = (
     "--prompts prompts.jsonl --out pairs.jsonl --store answers.sqlite"
@@ -47,8 +48,8 @@ def _check_ratios(low: float | None, high: float | None) -> None:
 
 @dataclass(frozen=True, kw_only=True)
 class ClairConfig(RecipeConfig):
-    """Make pairs by revising the model's own answers as little as possible: each revision is preferred to its
-    answer."""
+    """Make pairs by revising the model's own answers as little as possible: the revision becomes the chosen response,
+    the original answer the rejected one."""
 
     template: PathText | None = None
     """Prompt template for the reviser: paper for the authors' own, or a file in which <TASK> and <STUDENT_SOLUTION> are
@@ -116,6 +117,11 @@ def clair_main(argv: Sequence[str]) -> None:
 
 # --- a judge of the model's own answers ----------------------------------------------------------------------------
 
+ONE_ANSWER = (
+    "gives one own answer to a prompt, but two are judged; leave it out, and give --target-model or --target-endpoint, "
+    'or rows with "responses"'
+)
+
 
 @dataclass(frozen=True, kw_only=True)
 class JudgeConfig(RecipeConfig):
@@ -127,16 +133,13 @@ class JudgeConfig(RecipeConfig):
     both_orders: float = 0.1
     """Share of pairs (0 to 1) to judge in both orders, to measure how much the order matters. Such a pair is rejected
     where the verdicts differ. The other pairs are judged once, in a random order."""
+    response_from: Annotated[Side | None, Refused(ONE_ANSWER), tyro.conf.Suppress] = None
+    """Not for this recipe."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
         if not 0 <= self.both_orders <= 1:
             raise InputError(f"--both-orders: {self.both_orders} is not between 0 and 1")
-        if self.response_from is not None:
-            raise InputError(
-                "--response-from: gives one own answer to a prompt, but two are judged; leave it out, and give "
-                '--target-model or --target-endpoint, or rows with "responses"'
-            )
 
 
 class Positions:
@@ -208,13 +211,17 @@ def judge_main(argv: Sequence[str]) -> None:
 # --- answers that are judged already -------------------------------------------------------------------------------
 
 
+T = TypeVar("T")
+Unused = Annotated[T, Ignored("judge-off-policy asks no model"), tyro.conf.Suppress]
+
+
 @dataclass(frozen=True, kw_only=True)
 class OffPolicyConfig(PromptsConfig):
-    """Make pairs of answers that are judged already, as in UltraFeedback: the best over the worst. Ties are rejected.
+    """Make pairs from answers that already have ratings, as in UltraFeedback: the best against the worst. Ties make no
+    pair.
 
-    No model is asked. --store, --endpoint, --model, --response-from, --target-model, --target-endpoint, --target-name
-    and the chat-template flags are accepted and ignored with a notice; any other flag of the other recipes that is not
-    listed here is an error.
+    No model is called. --store, --endpoint, --model, --response-from, --target-model, --target-endpoint, --target-name
+    and the chat-template flags are ignored with a notice; any other flag that only the other recipes have is an error.
     """
 
     prompts: PathText
@@ -222,26 +229,16 @@ class OffPolicyConfig(PromptsConfig):
     .csv or .parquet file, a folder of such files, or a hub id. Rows without them are rejected."""
     seed: int = 0
     """Random seed for the prompts that --sample draws."""
-    store: PathText | None = None
-    """Ignored with a notice, since this recipe asks no model."""
-    response_from: Side | None = None
-    """Ignored with a notice, since this recipe asks no model."""
-    endpoint: tuple[str, ...] = ()
-    """Ignored with a notice, since this recipe asks no model."""
-    model: str | None = None
-    """Ignored with a notice, since this recipe asks no model."""
-    target_model: PathText | None = None
-    """Ignored with a notice, since this recipe asks no model."""
-    target_endpoint: tuple[str, ...] = ()
-    """Ignored with a notice, since this recipe asks no model."""
-    target_name: str | None = None
-    """Ignored with a notice, since this recipe asks no model."""
-    chat_template: PathText | None = None
-    """Ignored with a notice, since this recipe asks no model."""
-    chat_template_kwargs: str | None = None
-    """Ignored with a notice, since this recipe asks no model."""
-    template_date: str | None = None
-    """Ignored with a notice, since this recipe asks no model."""
+    store: Unused[PathText | None] = None
+    response_from: Unused[Side | None] = None
+    endpoint: Unused[tuple[str, ...]] = ()
+    model: Unused[str | None] = None
+    target_model: Unused[PathText | None] = None
+    target_endpoint: Unused[tuple[str, ...]] = ()
+    target_name: Unused[str | None] = None
+    chat_template: Unused[PathText | None] = None
+    chat_template_kwargs: Unused[str | None] = None
+    template_date: Unused[str | None] = None
     config: PathText | None = None
     """YAML file with settings under the names of the flags. Flags on the command line win over it."""
 
@@ -281,10 +278,6 @@ def _best_over_worst(item: Item, reading: Reading) -> Pair:
 def off_policy_main(argv: Sequence[str]) -> None:
     """The command."""
     config = cli.parse(OffPolicyConfig, argv, command="python -m revise judge-off-policy", example=OFF_POLICY_EXAMPLE)
-    others = ("store", "endpoint", "model", "response_from", "target_model", "target_endpoint", "target_name")
-    others += ("chat_template", "chat_template_kwargs", "template_date")
-    if given := [f"--{name.replace('_', '-')}" for name in others if getattr(config, name)]:
-        cli.notify(f"judge-off-policy asks no model: {', '.join(given)} ignored")
     pairs.check_out(Path(config.out), config.prompts, config.only_prompts)
     prompts = Prompts(config)
     if not any("completions" in item.row for item in prompts):
@@ -300,6 +293,8 @@ def off_policy_main(argv: Sequence[str]) -> None:
 
 # --- a stronger model ----------------------------------------------------------------------------------------------
 
+NOT_ITS_THOUGHTS = "the winner is another model's answer, to which the model's own thoughts do not belong; leave it out"
+
 
 @dataclass(frozen=True, kw_only=True)
 class StrongerConfig(RecipeConfig):
@@ -310,14 +305,12 @@ class StrongerConfig(RecipeConfig):
     max_length_ratio: float | None = None
     """Longest answer of --model to accept, as a share of the characters of the target model's answer. Unset: no
     limit."""
+    empty_system: Annotated[bool, Ignored("stronger-preferred sends the prompt unchanged"), tyro.conf.Suppress] = True
+    keep_reasoning: Annotated[bool, Refused(NOT_ITS_THOUGHTS), tyro.conf.Suppress] = False
+    """Not for this recipe."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.keep_reasoning:
-            raise InputError(
-                "--keep-reasoning: the winner is another model's answer, to which the model's own thoughts do not "
-                "belong; leave it out"
-            )
         _check_ratios(self.min_length_ratio, self.max_length_ratio)
 
 

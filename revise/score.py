@@ -59,20 +59,27 @@ class ScoreConfig(TargetConfig, ClientConfig, ReadingSettings):
     """Pairs to score: any source that engine.train takes."""
     out: PathText
     """File for the same rows with chosen_score, rejected_score and own_score."""
+    endpoint: tuple[str, ...] = ()
+    """Base URL of the judge's OpenAI-compatible server, or of the reward model's with --reward, such as
+    http://localhost:8000/v1. Several URLs share the requests. Required."""
+    model: str = ""
+    """Name of the model at --endpoint. Required."""
     target_model: PathText | None = None
     """Checkpoint folder or hub id of the model to align, to sample an answer for own_score. Pairs made by revise clair,
     judge-on-policy or stronger-preferred need none, since they contain the model's own answer. Unset: other pairs get
     no own_score, unless --target-endpoint is given."""
     cut_answers: Literal["again", "aside", "keep"] = "again"
-    """What to do with own answers that reach --target-max-tokens. again: sample once more with twice the limit; if that
-    is truncated too, the row gets no own_score. aside: the row gets no own_score. keep: score the truncated answer."""
+    """What to do when an answer that is sampled from the target model reaches --target-max-tokens. again: sample once
+    more with twice the limit; if that is truncated too, the row gets no own_score. aside: the row gets no own_score.
+    keep: score the truncated answer."""
     reward: bool = False
-    """Ask a reward model that --endpoint serves (vLLM's /pooling) for a number, instead of a judge for a grade."""
+    """Score with a reward model that --endpoint serves (vLLM's /pooling) instead of asking a judge for grades. Not with
+    --n-grades above 1."""
     template: PathText | None = None
     """File with another prompt template for the judge, in which <TASK> and <STUDENT_SOLUTION> are replaced by the
     texts. Unset: this project's own."""
     n_grades: int = 1
-    """Number of grades to ask for each answer; its score is their mean."""
+    """Number of grades (1 to 10) to ask the judge for per answer; the score is their mean."""
     temperature: float = 0.7
     """Sampling temperature of the judge."""
     max_tokens: int = 1024
@@ -80,7 +87,7 @@ class ScoreConfig(TargetConfig, ClientConfig, ReadingSettings):
     extra: str | None = None
     """JSON object to merge into each request to --model; null removes a field."""
     seed: int = 0
-    """Seed for own answers that are sampled on this machine."""
+    """Random seed for answers that are sampled from the target model on this machine."""
     config: PathText | None = None
     """YAML file with settings under the names of the flags. Flags on the command line win over it."""
 

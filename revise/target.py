@@ -68,8 +68,8 @@ class TargetConfig(TemplateSettings):
     target_name: str = ""
     """Name of the model at --target-endpoint."""
     target_key_env: str | None = None
-    """Environment variable that holds the API key of --target-endpoint. Unset: no key is sent, unless the server is one
-    of --endpoint too."""
+    """Environment variable that holds the API key of --target-endpoint. Unset: if the server is also one of --endpoint,
+    the same key is sent; otherwise none."""
     target_header: tuple[str, ...] = ()
     """Extra header for requests to --target-endpoint, as 'NAME: VALUE', with $VARIABLE from the environment."""
     target_api: Literal["chat", "responses"] = "chat"
@@ -80,7 +80,7 @@ class TargetConfig(TemplateSettings):
     """Sampling temperature of the model's own answers."""
     target_top_p: float = 1.0
     """Nucleus sampling (top-p) for the target model: sample among the most likely tokens that together have this
-    probability. 1: among all."""
+    probability. 1 turns it off."""
     target_max_tokens: int = 512
     """Maximum number of tokens of an answer that is sampled from the target model. Raise engine.train
     --max-response-tokens (512) with it."""

@@ -25,7 +25,7 @@ import yaml
 
 from system import launcher, streams
 from system.errors import InputError, RunError, Stopped
-from system.flags import Flag, check, expand, expanded, flags_of, typed_name
+from system.flags import Flag, check, expand, expanded, flags_of, typed_name, without_ignored
 
 Config = TypeVar("Config")
 
@@ -146,6 +146,9 @@ def parse(
     else:
         foreign = peer.counterpart if peer else lambda _: None
         check(wanted, known, command=command, example=example, foreign=foreign)
+        wanted, unused = without_ignored(wanted, known)
+        for sentence in unused:
+            notify(sentence)
     heard = io.StringIO()
     try:
         join_help(config)

@@ -25,6 +25,22 @@ PathText = Annotated[str, _Path()]
 """A path as a user writes it: on the command line and in a YAML file ~ and $VARIABLES in it stand for what they say."""
 
 
+class Refused(NamedTuple):
+    """Marks a flag of a shared configuration that one command cannot use. It is not in that command's help."""
+
+    why: str
+    """What is said where it is given."""
+
+
+class Ignored(NamedTuple):
+    """Marks a flag that one command takes and does not use, so that a file of settings can serve several commands. It
+    is not in that command's help.
+    """
+
+    because: str
+    """What is said where it is given, before its name."""
+
+
 class Flag(NamedTuple):
     """Where a flag's value stands in a configuration, and what it may be."""
 
@@ -51,7 +67,17 @@ class Flag(NamedTuple):
     @property
     def is_typed(self) -> bool:
         """Whether it is given by its name."""
-        return not self.is_positional and tyro.conf.Suppress not in self.marks
+        return not self.is_positional and (tyro.conf.Suppress not in self.marks or self.ignored is not None)
+
+    @property
+    def refused(self) -> Refused | None:
+        """Why it cannot be used, if so."""
+        return next((mark for mark in self.marks if isinstance(mark, Refused)), None)
+
+    @property
+    def ignored(self) -> Ignored | None:
+        """Why it is not used, if so."""
+        return next((mark for mark in self.marks if isinstance(mark, Ignored)), None)
 
 
 def flags_of(config: type) -> dict[str, Flag]:
@@ -154,13 +180,37 @@ def check(
         raise InputError(f"{command} needs {' and '.join(shown)} too, such as: {example}")
 
 
+def without_ignored(argv: Sequence[str], flags: Mapping[str, Flag]) -> tuple[list[str], list[str]]:
+    """(the arguments without those that the command does not use, what there is to say of these). After `check`, which
+    lets a refused switch pass where it is off.
+    """
+    kept: list[str] = []
+    ignored: dict[str, dict[str, None]] = {}
+    is_used = True
+    for argument in argv:
+        if _is_flag(argument):
+            typed = argument.partition("=")[0]
+            name = typed.removeprefix("--").replace("-", "_")
+            flag = flags.get(name) or flags.get(name.removeprefix("no_"))
+            is_used = flag is None or not (flag.ignored or flag.refused)
+            if flag is not None and flag.ignored:
+                ignored.setdefault(flag.ignored.because, {})[typed] = None
+        if is_used:
+            kept.append(argument)
+    return kept, [f"{because}: {', '.join(names)} ignored" for because, names in ignored.items()]
+
+
+def _is_flag(argument: str) -> bool:
+    return argument.startswith("--") or (
+        argument.startswith("-") and argument[1:2].isalpha() and not _is(float, argument)
+    )
+
+
 def _grouped(argv: Sequence[str]) -> list[tuple[str | None, list[str]]]:
     """Each flag and what stands behind it up to the next; None for what stands before the first one."""
     groups: list[tuple[str | None, list[str]]] = [(None, [])]
     for argument in argv:
-        if argument.startswith("--") or (
-            argument.startswith("-") and argument[1:2].isalpha() and not _is(float, argument)
-        ):
+        if _is_flag(argument):
             flag, equals, value = argument.partition("=")
             groups.append((flag, [value] if equals else []))
         else:
@@ -171,9 +221,12 @@ def _grouped(argv: Sequence[str]) -> list[tuple[str | None, list[str]]]:
 def _known(flag: str, flags: dict[str, Flag], foreign: Callable[[str], str | None]) -> str:
     """The name of the field that a flag sets. Raises InputError where there is none."""
     name = flag.removeprefix("--").replace("-", "_")
-    if (positive := name.removeprefix("no_")) != name and positive in flags and flags[positive].kind is bool:
-        return positive
-    if flag.startswith("--") and name in flags and flags[name].is_typed:
+    positive = name.removeprefix("no_")
+    is_negated = positive != name and positive in flags and flags[positive].kind is bool
+    name = positive if is_negated else name
+    if name in flags and not is_negated and (refused := flags[name].refused):
+        raise InputError(f"{flag}: {refused.why}")
+    if is_negated or (flag.startswith("--") and name in flags and flags[name].is_typed):
         return name
     if said := foreign(name):
         raise InputError(f"--{name} {said}")

@@ -54,15 +54,16 @@ class ClientConfig:
     """Seconds without an answer from any endpoint after which the run stops; at most 60 if no server could be reached
     from the start."""
     max_wait: float = 120.0
-    """Maximum pause, in seconds, that a server's Retry-After is obeyed for; then it is tried again, even if it asked
-    for longer."""
+    """Longest time, in seconds, to honour a server's Retry-After; then the server is tried again even if it asked for
+    longer."""
     connect_timeout: float = 10.0
     """Time-out for opening a connection, in seconds."""
     read_timeout: float = 300.0
     """Time-out for a connection on which nothing arrives, in seconds. Raise it for a model that thinks long, or a
     server that answers one request after the other."""
     timeout: float = 600.0
-    """Time-out for an attempt as a whole, in seconds. It ends answers that arrive too slowly to meet --read-timeout."""
+    """Time limit for one attempt as a whole, in seconds. It also ends an answer that keeps trickling in and therefore
+    never reaches --read-timeout."""
     grace: float = 60.0
     """Seconds that requests in flight may still take after the run is told to stop."""
     max_answer_mb: float = 8.0
@@ -73,13 +74,13 @@ class ClientConfig:
     """Price of a million output tokens, in dollars. 0: unknown or free."""
     max_cost: float | None = None
     """Maximum total cost in dollars of all answers in --store, earlier runs included. No request is sent that is
-    expected to exceed it. It needs --price-in or --price-out. An attempt that timed out counts at the most that it can
-    have cost. Unset: no limit."""
+    expected to exceed it. It needs --price-in or --price-out. An attempt that timed out is counted at its highest
+    possible cost. Unset: no limit."""
     max_requests: int | None = None
-    """Send nothing more after this many requests of this run, repeated ones included. Unset: no limit."""
+    """Stop sending after this many requests of this run, retries included. Unset: no limit."""
     ask_again: bool = False
-    """Send again the requests whose answer had no usable text, and those that the server refused. By default only
-    failed requests are sent again."""
+    """Also send again the requests that the server refused or answered without usable text. By default only requests
+    that ran out of attempts are sent again."""
     go_on: bool = False
     """Continue even if the first answers are all unusable or all the same, or the server refuses one request after the
     other. By default the run stops then, before more is spent on a wrong setting."""

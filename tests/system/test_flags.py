@@ -8,7 +8,7 @@ import pytest
 import tyro
 
 from system import InputError, cli
-from system.flags import flags_of
+from system.flags import Ignored, Refused, flags_of
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -55,6 +55,18 @@ class Required:
     """File."""
     lr: float = 0.5
     """Rate."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Shared(Required):
+    """A command that shares its configuration with others."""
+
+    store: Annotated[str | None, Ignored("nobody is asked"), tyro.conf.Suppress] = None
+    hosts: Annotated[tuple[str, ...], Ignored("nobody is asked"), tyro.conf.Suppress] = ()
+    quick: Annotated[bool, Ignored("it is never slow"), tyro.conf.Suppress] = True
+    thinks: Annotated[bool, Refused("has no thoughts; leave it out"), tyro.conf.Suppress] = False
+    config: str | None = None
+    """YAML file."""
 
 
 def parse(config, *argv):
@@ -139,3 +151,28 @@ def test_a_flag_of_another_program_is_said_to_be_one():
 
     with pytest.raises(InputError, match=r"^--learning_rate is --lr here$"):
         cli.parse(Settings, ["--learning-rate", "1"], command="c", example="e", peer=Peer)
+
+
+def test_a_flag_that_one_command_cannot_use_is_refused_with_its_reason_and_passes_where_it_is_off(capsys):
+    needed = ("--model", "m", "--out-file", "o")
+    with pytest.raises(InputError, match=r"^--thinks: has no thoughts; leave it out$"):
+        parse(Shared, *needed, "--thinks")
+    assert parse(Shared, *needed, "--no-thinks").thinks is False
+    assert capsys.readouterr().err == ""
+
+
+def test_a_flag_that_one_command_does_not_use_is_named_once_and_those_behind_it_count(tmp_path, capsys):
+    file = tmp_path / "settings.yaml"
+    file.write_text("store: a\nthinks: false\n")
+    flags = ("--store", "b", "--hosts", "c", "d", "--no-quick", "--lr=0.25", "--out-file", "o", "--model", "m")
+    made = parse(Shared, "--config", str(file), *flags)
+    assert (made.model, made.out_file, made.lr, made.store, made.hosts, made.quick) == ("m", "o", 0.25, None, (), True)
+    said = ["nobody is asked: --store, --hosts ignored", "it is never slow: --no-quick ignored"]
+    assert capsys.readouterr().err.splitlines() == said
+
+
+def test_neither_is_in_the_help(capsys):
+    with pytest.raises(SystemExit):
+        parse(Shared, "--help")
+    said = capsys.readouterr().out
+    assert "--lr" in said and not any(name in said for name in ("--store", "--hosts", "--quick", "--thinks"))
