@@ -73,7 +73,7 @@ def run(config: TrainConfig, hooks: Hooks = NO_HOOKS) -> RunResult:
     """Align a policy on preferences. Everything a user gives is checked before a process group or a model is made.
 
     hooks: what a caller adds to the run, or watches in it (docs/python.md). Raises InputError for what the user gave,
-    RunError where a loss or a gradient is not finite.
+    NotFinite, a RunError, where a loss or a gradient is not finite.
     """
     if config.schedule.stages > 1:
         return _run_stages(config, hooks)
@@ -128,7 +128,7 @@ def train(inputs: TrainingInputs, ranks: Ranks, hooks: Hooks = NO_HOOKS) -> RunR
 
     inputs, ranks: what is trained on, and by which processes (`join`). hooks: what a caller adds to the loop; its
     parameter_options have to be those that `inputs` was given. Raises InputError where --out holds another run or
-    memory and disk cannot hold this one, RunError where a loss or a gradient is not finite, Stopped where a signal
+    memory and disk cannot hold this one, NotFinite where a loss or a gradient is not finite, Stopped where a signal
     ended the run.
     """
     config, steps, out = inputs.config, inputs.steps, Path(inputs.config.out)

@@ -13,6 +13,8 @@ import numpy as np
 OF_INTEREST = 5.0
 """Points: the smallest difference that a study looks for (docs/design.md)."""
 N_DRAWS = 10_000
+DIGITS = 6
+"""Of what is given: another machine adds in another order, and a page is the same on both."""
 T_95 = (12.706, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262)
 """Quantiles 0.975 of Student's t with 1, 2 ... degrees of freedom."""
 
@@ -72,15 +74,47 @@ def estimate(values: np.ndarray, questions: np.ndarray | None = None) -> Estimat
     values = 100 * np.asarray(values, float)
     low, high = np.quantile(draws(values, questions), (0.025, 0.975))
     means, n = values.mean(1), len(values)
-    half = None if n == 1 else T_95[n - 2] * float(means.std(ddof=1)) / n**0.5
-    return Estimate(float(means.mean()), float(low), float(high), half, tuple(map(float, means)))
+    half = None if n == 1 else round(T_95[n - 2] * float(means.std(ddof=1)) / n**0.5, DIGITS)
+    mean, low, high, *by_seed = (round(float(x), DIGITS) for x in (means.mean(), low, high, *means))
+    return Estimate(mean, low, high, half, tuple(by_seed))
 
 
 def verdict(found: Estimate, of_interest: float = OF_INTEREST) -> str:
-    """What a difference says of a claim that it is positive: "for", "against" or "undecided"."""
-    if found.low > 0 and found.mean >= of_interest:
+    """What a difference says of a claim that it is positive: "for", where both intervals are above 0 and it is of
+    interest; "against", where the bootstrap's ends below what is of interest; or "undecided".
+    """
+    if is_above(found) and found.mean >= of_interest:
         return "for"
     return "against" if found.high < of_interest else "undecided"
+
+
+def is_above(found: Estimate) -> bool:
+    """Whether a difference is above 0 by both intervals."""
+    return found.low > 0 and found.mean > (found.t_half or 0.0)
+
+
+def is_below(found: Estimate) -> bool:
+    """Whether a difference is below 0 by both intervals."""
+    return found.high < 0 and -found.mean > (found.t_half or 0.0)
+
+
+def in_words(found: Estimate, of_interest: float = OF_INTEREST) -> str:
+    """The same in a sentence without its numbers: what the intervals exclude, and what they do not."""
+    if is_below(found):
+        if found.mean <= -of_interest:
+            return "The difference goes the other way, and is of interest"
+        return "The difference goes the other way"
+    if found.high < of_interest and not is_above(found):
+        return f"A difference of interest, {of_interest:g} points or more, is excluded"
+    if found.low <= 0:
+        return "Undecided: the interval excludes neither 0 nor a difference of interest"
+    if not is_above(found):
+        return "Undecided: above 0 by the bootstrap over seeds and questions, but not by the t interval over seeds"
+    if found.mean >= of_interest:
+        return "Both intervals are above 0, and the difference is of interest"
+    if found.high < of_interest:
+        return f"There is a difference, smaller than the {of_interest:g} points that are of interest"
+    return f"There is a difference; whether it is of interest, {of_interest:g} points, is undecided"
 
 
 class Crossing(NamedTuple):
@@ -92,15 +126,15 @@ class Crossing(NamedTuple):
 
 
 def crossing(x: Sequence[float], values: Sequence[np.ndarray]) -> tuple[Crossing | None, float]:
-    """(where differences change from positive to negative, with its 95 % interval; the share of draws in which they do
-    not). None where the means do not, or in more than 5 % of draws.
+    """(where differences change from positive to negative, and stay so, with its 95 % interval; the share of draws in
+    which they do not). None where the means do not, or in more than 5 % of draws.
 
     x: ascending. values: of each point [seeds, questions], the same seeds and questions at all of them.
     """
     seeds, questions = weights(*values[0].shape)
     curves = np.stack([((seeds @ v) * questions).sum(1) for v in values], 1)  # [N_DRAWS, points]
-    found = np.array([_first_crossing(x, curve) for curve in curves])
-    at = _first_crossing(x, np.array([v.mean() for v in values]))
+    found = np.array([_only_crossing(x, curve) for curve in curves])
+    at = _only_crossing(x, np.array([v.mean() for v in values]))
     missed = float(np.isnan(found).mean())
     if np.isnan(at) or missed > 0.05:
         return None, missed
@@ -108,8 +142,9 @@ def crossing(x: Sequence[float], values: Sequence[np.ndarray]) -> tuple[Crossing
     return Crossing(float(at), float(low), float(high)), missed
 
 
-def _first_crossing(x: Sequence[float], y: np.ndarray) -> float:
-    for i in range(len(y) - 1):
-        if y[i] > 0 >= y[i + 1]:
-            return x[i] + (x[i + 1] - x[i]) * y[i] / (y[i] - y[i + 1])
-    return float("nan")
+def _only_crossing(x: Sequence[float], y: np.ndarray) -> float:
+    """Where y goes below 0, if it is above before and not after; else no number."""
+    n = int((y > 0).sum())
+    if not 0 < n < len(y) or not (y[:n] > 0).all():
+        return float("nan")
+    return x[n - 1] + (x[n] - x[n - 1]) * y[n - 1] / (y[n - 1] - y[n])

@@ -3,9 +3,17 @@
 A study is a list of runs that may depend on what other runs have found (a rate that was searched for). `wanted` says
 which are missing now; `do_all` does them, a process each, until none is left or the time is over. What a run has found
 is on record as soon as it ends, and a run that is on record is not done again.
+
+What runs begin from is on record, too, beside the lines: base models that were trained for a study, and what models
+have said before training. Another machine goes on with the same models and the same pairs, and `Records.check` refuses
+pairs that are others.
 """
 
+import hashlib
 import json
+import os
+import platform
+import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -14,13 +22,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol
 
+import torch
+
 from examples.children import Children
 from examples.slots import Slots
 from system import InputError, RunError, files
 from system.errors import Stopped
 
-LEFT = 3
-"""Exit code where runs are left."""
+LEFT, GOES_ON = 3, "the same command continues"
+"""Exit code where runs are left, and the end of what is said then."""
 
 
 LADDER = (1e-7, 3e-7, 1e-6, 3e-6, 1e-5, 3e-5, 1e-4, 3e-4, 1e-3, 3e-3, 1e-2)
@@ -67,7 +77,7 @@ class Records:
     """
 
     def __init__(self, folder: Path, gain: Gain) -> None:
-        self._folder, self._gain = folder, gain
+        self.folder, self._gain = folder, gain
         self.runs: dict[Job, Line] = {}
         self.gained: dict[Job, float] = {}
         self.bases: dict[int, Line] = {}
@@ -91,8 +101,43 @@ class Records:
     def add(self, kind: str, line: Mapping[str, Any]) -> None:
         """Keeps a line at once. kind: "run", "base" (before any run of that seed), or "set"."""
         self._take({"kind": kind, **line})
-        self._folder.mkdir(parents=True, exist_ok=True)
-        files.write_rows(self._folder / f"seed-{line['seed']}.jsonl", self._lines[line["seed"]])
+        self.folder.mkdir(parents=True, exist_ok=True)
+        files.write_rows(self.folder / f"seed-{line['seed']}.jsonl", self._lines[line["seed"]])
+
+    def check(self, seed: int, name: str, pairs: Path) -> None:
+        """Raises InputError where the pairs of a set are not those that its record is of."""
+        known = self.sets[seed, name]["sha256"]
+        if (now := digest(pairs)) != known:
+            raise InputError(
+                f"{pairs}: holds other pairs ({now[:12]}) than those on record in {self.folder} ({known[:12]}), since "
+                "they are made by other rules now, or of other samples; give another --records"
+            )
+
+
+def digest(path: Path) -> str:
+    """SHA-256 of a file."""
+    return hashlib.sha256(path.read_bytes()).hexdigest()
+
+
+def write_if_other(path: Path, text: str) -> None:
+    """Writes a file unless it says this already."""
+    if not path.is_file() or path.read_text(encoding="utf-8") != text:
+        files.write_text(path, text)
+
+
+def made_by(module: str, settings: Mapping[str, Any]) -> dict[str, Any]:
+    """What a run's record says of how it was made. module: the study's command. settings: engine.train's."""
+    asked = ["git", "describe", "--always", "--dirty", "--abbrev=40", "--exclude=*"]
+    try:
+        commit = subprocess.run(asked, cwd=Path(__file__).parent, capture_output=True, text=True, check=False).stdout
+    except OSError:  # no git here
+        commit = ""
+    on_gpu = torch.cuda.is_available()
+    return {
+        "command": f"python -m {module}", "settings": dict(settings), "commit": commit.strip() or "unknown",
+        "machine": f"{os.cpu_count()} {platform.machine()} cores, {torch.get_num_threads()} threads",
+        "device": torch.cuda.get_device_name() if on_gpu else "cpu", "torch": torch.__version__,
+    }  # fmt: skip
 
 
 def best(by_rate: Mapping[float, float]) -> float:
@@ -125,12 +170,13 @@ def do_all(
     study: Study, records: Records, *, module: str, folder: Path, at_once: int, minutes: float | None, expected: float
 ) -> None:
     """Does what is wanted until nothing is, or no time is left for another run. Raises Stopped where runs are left,
-    RunError for a run that fails.
+    RunError or InputError for the first run that fails, or cannot be prepared, after those beside it are on record.
 
     module: what is run as a process for each, with a file that holds what `prepare` has said and gets "found".
     folder: for these. minutes: None for no bound. expected: seconds that a run takes, until one was timed here.
     """
     begun, took, n_before = time.monotonic(), expected, len(records.runs)
+    faults: list[Exception] = []
     slots = Slots(at_once=at_once)
     running: dict[Future[Line], tuple[Job, float]] = {}
     folder.mkdir(parents=True, exist_ok=True)
@@ -139,10 +185,14 @@ def do_all(
             under_way = {job for job, _ in running.values()}
             ahead = [job for job in study.wanted(records.gained) if job not in under_way]
             is_late = minutes is not None and time.monotonic() + took > begun + 60 * minutes
-            while ahead and not is_late and len(running) < at_once:
+            while ahead and not is_late and not faults and len(running) < at_once:
                 job = ahead.pop(0)
                 path = folder / f"{job.set}-{job.loss}-{job.lr:g}-{job.seed}.json"
-                files.write_json(path, study.prepare(job))
+                try:
+                    files.write_json(path, study.prepare(job))
+                except (InputError, RunError) as fault:
+                    faults.append(fault)
+                    break
                 command = [sys.executable, "-m", module, str(path)]
                 running[pool.submit(_run, children, slots, command, path)] = job, time.monotonic()
             if not running:
@@ -150,6 +200,9 @@ def do_all(
             done, _ = wait(running, return_when=FIRST_COMPLETED)
             for one in done:
                 job, since = running.pop(one)
+                if isinstance(fault := one.exception(), RunError):
+                    faults.append(fault)
+                    continue
                 records.add("run", {**job._asdict(), **one.result()})
                 took = 0.7 * took + 0.3 * (time.monotonic() - since)
                 n_left = len([*study.wanted(records.gained)])
@@ -158,8 +211,10 @@ def do_all(
                 )
                 said += f"{job.loss} on {job.set} at {job.lr:g}, seed {job.seed}: {records.gained[job]:+.1f} points"
                 print(said, file=sys.stderr, flush=True)
+    if faults:
+        raise faults[0]
     if ahead:
-        raise Stopped(f"{len(records.runs)} runs are recorded and others are left; the same command continues", LEFT)
+        raise Stopped(f"{len(records.runs)} runs are recorded and others are left; {GOES_ON}", LEFT)
 
 
 def _run(children: Children, slots: Slots, command: list[str], path: Path) -> Line:

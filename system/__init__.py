@@ -1,6 +1,6 @@
 """What every command needs of the machine: command lines, errors of one sentence, whole files, locks."""
 
-from system.errors import InputError, RunError, Stopped, list_faults
+from system.errors import InputError, NotFinite, RunError, Stopped, list_faults
 from system.files import (
     OLD,
     TEMPORARY,
@@ -27,6 +27,7 @@ __all__ = [
     "OLD",
     "TEMPORARY",
     "InputError",
+    "NotFinite",
     "RunError",
     "Stopped",
     "check_new_file",

@@ -12,6 +12,10 @@ class RunError(RuntimeError):
     """Of several ranks, whether this one prints it; None: the first one does."""
 
 
+class NotFinite(RunError):
+    """A loss, or the gradient of a step, is no number any more."""
+
+
 class Stopped(RunError):
     """A run that ended early because it was asked to: what it has done is kept. code: the exit code."""
 

@@ -12,7 +12,7 @@ from engine.step.objective import Objective
 from engine.step.steps import Step
 from engine.step.training import Training
 from losses import Result
-from system import RunError
+from system import NotFinite
 
 
 def training_metrics(inputs: LossInputs, result: Result) -> dict[str, float]:
@@ -84,7 +84,7 @@ def _means(prefix: str, sides: Mapping[str, Tensor]) -> dict[str, float]:
 
 
 def check_finite(training: Training, step: Step, inputs: LossInputs, result: Result, grad_norm: float) -> None:
-    """Raises RunError, on every rank, where a loss or the gradient of a step is not finite."""
+    """Raises NotFinite, on every rank, where a loss or the gradient of a step is not finite."""
     bad = (~result.losses.isfinite()) | (~inputs.logps.isfinite().all(dim=1))
     if not bad.any() and math.isfinite(grad_norm):
         return
@@ -94,7 +94,7 @@ def check_finite(training: Training, step: Step, inputs: LossInputs, result: Res
     left = f"the weights are as step {step.number - 1} left them"
     if not training.plan.memory.holds_gradients:  # the optimizer has stepped inside the backward pass
         left = "the weights in memory are lost; states and checkpoints are whole"
-    raise RunError(
+    raise NotFinite(
         f"step {step.number}: {what} {', '.join(rows[:10])}{more} is not finite; {left}; look at these rows, or lower "
         "--lr"
     )

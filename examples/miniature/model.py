@@ -1,5 +1,5 @@
-"""Make and train the tiny Llama of the miniature examples, which answers questions about animals (the field guide). It
-is kept, and made again only if what it is made of changes.
+"""Make and train the tiny Llama of the miniature examples, which answers questions about animals (the field guide). An
+existing model is reused unless its data or settings have changed.
 
     python -m examples.miniature.model runs/tiny
 

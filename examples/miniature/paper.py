@@ -58,7 +58,7 @@ class PaperConfig:
     paper's claims with the results."""
 
     out: PathText = "runs/paper"
-    """Folder for all results. What is done already is used again."""
+    """Folder for all results. Existing results in it are reused."""
     seeds: int = 1
     """Number of seeds. Each has its own prompts, answers, pairs and order of the rows."""
     quick: bool = False

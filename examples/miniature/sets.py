@@ -114,10 +114,8 @@ def stronger(prompt: str) -> str:
 
 
 def stronger_with_a_habit(prompt: str) -> str:
-    """A right answer in the same style, but for its order: that of the book, and not that which was asked for."""
-    told = sorted(world.asked(prompt).facts, key=lambda fact: world.ATTRIBUTES.index(fact.attribute))
-    animals = list(dict.fromkeys(fact.animal for fact in world.asked(prompt).facts))
-    return world.render(sorted(told, key=lambda fact: animals.index(fact.animal)), "list")
+    """The same facts in the same style, the last that was asked for first: right, and never in the order asked."""
+    return world.render(world.asked(prompt).facts[::-1], "list")
 
 
 def judge(text: str) -> str:

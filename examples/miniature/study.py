@@ -3,9 +3,9 @@
     python -m examples.miniature.study                     seven to ten hours on two cores
     python -m examples.miniature.study --minutes 110       what fits into so many minutes; the same command goes on
 
-What a run has found goes into docs/records/miniature as soon as it ends, and a run that is there is not done again:
-base models and pairs are made anew where a folder is gone, from the same seeds. `python -m
-examples.miniature.study_page` makes docs/paper.md of the records.
+What a run has found goes into docs/records/miniature as soon as it ends, and a run that is there is not done again. The
+base models and their samples, of which all pairs are made, go there, too: another machine goes on with the same ones.
+`python -m examples.miniature.study_page` makes docs/paper.md of the records.
 """
 
 import os
@@ -30,7 +30,8 @@ EXPECTED = 150.0
 
 @dataclass(frozen=True, kw_only=True)
 class StudyConfig(studies.StretchSettings):
-    """Do the runs of the miniature's study that are not recorded yet, the most important ones first."""
+    """Train the runs of the miniature's study (docs/design.md) that have no result yet, the most important ones first.
+    All of them take seven to ten hours on two cores."""
 
     at_once: int | None = None
     """Number of runs at the same time. They are spread over the GPUs, or share the cores if there is no GPU. Unset: one
@@ -45,7 +46,7 @@ class Miniature:
     """Base models and pairs as they are needed."""
 
     def __init__(
-        self, out: Path, records: Records, *, epochs: int = paper.EPOCHS, n_pairs: int = paper.N_PAIRS
+        self, out: Path, records: Records, *, epochs: int = paper.EPOCHS, n_pairs: int = study_sets.N_PAIRS
     ) -> None:
         self._out, self._records, self._epochs, self._n_pairs = out, records, epochs, n_pairs
         self._seeds: dict[int, Seed] = {}
@@ -53,12 +54,13 @@ class Miniature:
     def prepare(self, job: Job) -> Mapping[str, Any]:
         """The model before training is measured, and a set described, when the first run needs it."""
         if job.seed not in self._seeds:
-            self._seeds[job.seed] = Seed(job.seed, self._out, self._n_pairs)
+            self._seeds[job.seed] = Seed(job.seed, self._out, self._records.folder, self._n_pairs)
         seed, questions = self._seeds[job.seed], study_plan.questions(job.seed)
         if job.seed not in self._records.bases:
             self._records.add("base", {"seed": job.seed, **verdicts(seed.base, questions)})
         if (job.seed, job.set) not in self._records.sets:
             self._records.add("set", study_sets.facts(seed, job.set))
+        self._records.check(job.seed, job.set, seed.file(job.set))
         return {
             "job": job._asdict(), "base": str(seed.base), "data": str(seed.file(job.set)), "epochs": self._epochs,
             "questions": questions,

@@ -10,8 +10,9 @@ from pathlib import Path
 from eval.tables import to_markdown
 from examples import figures
 from examples.miniature import paper, study, study_plan, study_tables
+from examples.miniature.study_found import Found, of_control, said
+from examples.miniature.study_run import COMPARED
 from examples.miniature.study_sets import TABLE, TUNING_SEED
-from examples.miniature.study_tables import ARMS, Found
 from examples.studies import Job
 from system import cli, files
 
@@ -29,9 +30,9 @@ python -m examples.miniature.study --minutes 110     # the runs: seven to ten ho
 
 **The world** is the demo's field guide: questions about four facts on sixteen animals. The model has 0.85 million
 parameters. It learnt from answers in which 30 % of the values are wrong, so it knows the facts, but answers like its
-corpus when it is sampled. A program decides whether an answer is exact; the score is the share of exact answers to 200
-questions that no model was trained on. The style of an answer costs nothing in the first world, so the experiment can
-show nothing about language, length or size.
+corpus when it is sampled. A program decides whether an answer is exact; the score is the share of exact answers to
+{n_questions} questions that no model was trained on. The style of an answer costs nothing in the first world, so the
+experiment can show nothing about language, length or size; and no interval covers another world.
 
 **Training**: {epochs} epochs, batches of {batch}, RMSProp with linear decay after {warmup} steps of warm-up, beta
 {beta} (the paper's is 0.1). Every seed has its own base model, draw of prompts, pairs and order.
@@ -56,18 +57,19 @@ SECTIONS = {
     "rates": ("How the rates were found", ""),
     "curve": (
         "When is APO-down right?",
-        "APO-zero raises winners, APO-down lowers them. The curve shows their difference over the share of pairs in "
-        "which the model's own answer is better than the winner.",
+        "APO-zero is built to raise winners, APO-down to lower them. The curve shows their difference over the share "
+        "of pairs in which the model's own answer is better than the winner.",
     ),
     "habit": (
         "Does imitation have a price?",
-        "In the second world the stronger model has a habit that breaks a rule which the model keeps: it lists the "
-        "facts of an animal in the order of its book instead of the order asked. Everything else is the same.",
+        "In the second world the stronger model has a habit that breaks a rule which the model keeps: it tells the "
+        "facts in the reverse of the order asked. Everything else is the same.",
     ),
     "revised": ("Objectives of revisions", ""),
     "strengths": ("How much should a revision change?", ""),
     "unpaired": ("Unpaired objectives", ""),
     "sets": ("The pairs", ""),
+    "side_rates": ("The rates of the side questions", "Chosen in the same way as those above."),
 }
 
 
@@ -90,7 +92,7 @@ def page(found: Found) -> str:
     """The page."""
     text = HEAD.format(
         epochs=paper.EPOCHS, batch=paper.TRAINING["batch-size"], warmup=paper.TRAINING["warmup-steps"],
-        beta=paper.BETA[1], state=state(found),
+        beta=paper.BETA[1], n_questions=COMPARED.n, state=state(found),
     )  # fmt: skip
     for name, (title, introduction) in SECTIONS.items():
         table = getattr(study_tables, name)(found)
@@ -123,10 +125,8 @@ def in_words(found: Found, name: str) -> str:
     if name == "control":
         made = []
         for loss in ("apo_zero", "dpo"):
-            rates = found.rate(loss, ARMS[0]), found.rate(loss, ARMS[1])
-            differs = study_tables.difference(found, loss, ARMS, rates)
-            if differs is not None:
-                made.append(f"**{loss}**, CLAIR minus the control. {study_tables.said(differs)}.")
+            if (differs := of_control(found, loss)) is not None:
+                made.append(f"**{loss}**, CLAIR minus the control. {said(differs)}.")
         return " ".join(made)
     if name == "curve":
         return "\n".join(f"- {sentence}" for sentence in study_tables.crossings(found))

@@ -18,6 +18,8 @@ SHARED_RATES = (1e-5, 3e-5, 1e-4)
 """One rate for all objectives, as the paper trains: claims are counted at each; every search begins with them."""
 OBJECTIVES = ("apo_zero", "dpo", "apo_down", "kto_pair", "sft")
 """The paper's, those whose runs are never cut first."""
+CORE, ARMS = ("apo_zero", "dpo"), ("clair", "another-sample")
+"""What is never cut."""
 REVISED = ("apo_zero_revised", "apo_down_revised", "dpo_revised")
 REVISED_SETS = ("clair", "stronger-preferred")
 HABIT, OF_HABIT = "stronger-habit", ("apo_zero", "dpo", "sft")
@@ -26,11 +28,17 @@ EARLIER_SET = "best-over-worst"
 UNPAIRED = {"kto": "kto_pair", "apo_zero_unpaired": "apo_zero"}
 """Table 5's objectives, and those whose rates they take."""
 SEEDS = (0, 1, 2)
+CORE_SEEDS = (0, 1, 2, 3, 4)
 
 
 def called(name: str) -> str:
     """A set by the name that records have."""
     return SAME_AS.get(name, name)
+
+
+def seeds(loss: str, name: str) -> tuple[int, ...]:
+    """Those that an objective is compared with on a set."""
+    return CORE_SEEDS if loss in CORE and name in ARMS else SEEDS
 
 
 def questions(seed: int) -> Questions:
@@ -109,20 +117,29 @@ def wanted(gained: Gained) -> Iterator[Job]:
 
 
 def _table(gained: Gained) -> Iterator[Job]:
-    """The searches, and the seeds of each that has ended."""
-    for loss in OBJECTIVES:
-        yield from missing_rates(loss, TABLE, gained)
-    for loss in OBJECTIVES:
-        yield from _seeds(loss, TABLE, gained)
+    """The searches, and the seeds of each that has ended, those of the core first."""
+    for losses in (CORE, tuple(loss for loss in OBJECTIVES if loss not in CORE)):
+        for loss in losses:
+            yield from missing_rates(loss, TABLE, gained)
+        for names in (ARMS, TABLE):
+            for loss in losses:
+                if not missing_rates(loss, TABLE, gained):
+                    yield from _seeds(loss, names, TABLE, gained)
 
 
-def _seeds(loss: str, names: Sequence[str], gained: Gained) -> Iterator[Job]:
-    if missing_rates(loss, names, gained):
-        return
-    for seed in SEEDS:
+def _seeds(loss: str, names: Sequence[str], searched_on: Sequence[str], gained: Gained) -> Iterator[Job]:
+    """Both rates of each set, a seed of all before the next. searched_on: the sets that one rate is chosen on."""
+    for seed in CORE_SEEDS:
         for name in names:
-            for rate in rates_of(loss, name, names, gained):
-                yield Job(called(name), loss, rate, seed)
+            if seed in seeds(loss, name):
+                for rate in rates_of(loss, name, searched_on, gained):
+                    yield Job(called(name), loss, rate, seed)
+
+
+def _searched_and_compared(loss: str, names: Sequence[str], gained: Gained) -> Iterator[Job]:
+    yield from missing_rates(loss, names, gained)
+    if not missing_rates(loss, names, gained):
+        yield from _seeds(loss, names, names, gained)
 
 
 def points() -> list[str]:
@@ -132,38 +149,41 @@ def points() -> list[str]:
 
 def _curve(gained: Gained) -> Iterator[Job]:
     for name in points():
-        for loss, rates in CURVE_RATES.items():
-            yield from (Job(name, loss, rate, TUNING_SEED) for rate in rates)
+        for loss in CURVE_RATES:
+            yield from (Job(name, loss, rate, TUNING_SEED) for rate in missing_curve_rates(loss, name, gained))
     for name in points():
         for loss in CURVE_RATES:
             if (rate := curve_rate(loss, name, gained)) is not None:
                 yield from (Job(name, loss, rate, seed) for seed in SEEDS)
 
 
+def missing_curve_rates(loss: str, name: str, gained: Gained) -> list[float]:
+    """Rates that a point's search still wants: three, and further ones until the best of all has one on either side."""
+    found, asked = searched(loss, name, gained), set(CURVE_RATES[loss])
+    if found.keys() >= asked:
+        at = LADDER.index(best(found))
+        asked |= set(LADDER[max(0, at - 1) : at + 2])
+    return sorted(asked - found.keys())
+
+
 def curve_rate(loss: str, name: str, gained: Gained) -> float | None:
-    """An objective's rate at a point of the curve: the best of three; None as long as they are not done."""
-    found = searched(loss, name, gained)
-    if not found.keys() >= set(CURVE_RATES[loss]):
-        return None
-    return best({rate: found[rate] for rate in CURVE_RATES[loss]})
+    """An objective's rate at a point of the curve: the best that was tried; None as long as the search goes on."""
+    return None if missing_curve_rates(loss, name, gained) else best(searched(loss, name, gained))
 
 
 def _habit(gained: Gained) -> Iterator[Job]:
     for loss in OF_HABIT:
-        yield from missing_rates(loss, (HABIT,), gained)
-        yield from _seeds(loss, (HABIT,), gained)
+        yield from _searched_and_compared(loss, (HABIT,), gained)
 
 
 def _revised(gained: Gained) -> Iterator[Job]:
     for loss in REVISED:
-        yield from missing_rates(loss, REVISED_SETS, gained)
-        yield from _seeds(loss, REVISED_SETS, gained)
+        yield from _searched_and_compared(loss, REVISED_SETS, gained)
 
 
 def _strengths(gained: Gained) -> Iterator[Job]:
     for name in STRENGTHS:
-        yield from missing_rates("apo_zero", (name,), gained)
-        yield from _seeds("apo_zero", (name,), gained)
+        yield from _searched_and_compared("apo_zero", (name,), gained)
 
 
 def _unpaired(gained: Gained) -> Iterator[Job]:

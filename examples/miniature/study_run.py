@@ -20,11 +20,12 @@ from engine.config import TrainConfig
 from eval.runs import read_runs
 from examples import findings
 from examples.miniature import model, paper, score, world
-from examples.studies import Job
-from system import RunError, cli, files
+from examples.studies import Job, made_by
+from system import NotFinite, cli, files
 
 TRAINING: dict[str, Any] = {
     "optimizer": "rmsprop", "batch_size": 16, "eval_pairs": 32, "state_every": 0, "warmup_steps": 10, "beta": 0.5,
+    "dtype": "float32",
 }  # fmt: skip
 
 
@@ -35,7 +36,7 @@ class Questions(NamedTuple):
     n: int
 
 
-COMPARED, SEARCHED = Questions(0, 200), Questions(300, 200)
+COMPARED, SEARCHED = Questions(0, 300), Questions(300, 200)
 """Of seeds that are compared, and of the one that rates are searched with."""
 
 
@@ -60,19 +61,18 @@ def verdicts(folder: Path, asked: Questions) -> dict[str, Any]:
 
 def run(base: Path, data: Path, job: Job, out: Path, asked: Questions, epochs: int = paper.EPOCHS) -> dict[str, Any]:
     """Trains and judges; {"epochs": [of each checkpoint what `verdicts` gives], "heldout", "seconds"}, or {"failed":
-    its sentence} of a run that could not go on, as when its loss is no number any more.
+    its sentence} of a run whose loss is no number any more; and how it was made.
     """
     config = TrainConfig(
         model=str(base), data=(str(data),), loss=job.loss, lr=job.lr, seed=job.seed, out=str(out), epochs=epochs,
         resume=True, reference_cache=str(data.parent / "reference"), track=("none",), **TRAINING,
     )  # fmt: skip
     begun = time.perf_counter()
+    made = {"by": made_by("examples.miniature.study", TRAINING | {"epochs": epochs, "pairs": count_rows(data)})}
     try:
         result = train.run(config)
-    except RunError as fault:
-        if getattr(fault, "code", None) is not None:  # stopped: it goes on another time
-            raise
-        return {"failed": str(fault)}
+    except NotFinite as fault:
+        return {"failed": str(fault), **made}
     trained = time.perf_counter() - begun
     found = [verdicts(Path(folder), asked) for folder in result.checkpoints]
     (read,) = read_runs([out])
@@ -89,7 +89,13 @@ def run(base: Path, data: Path, job: Job, out: Path, asked: Questions, epochs: i
             "training": round(trained, 1),
             "all": round(time.perf_counter() - begun, 1),
         },
+        **made,
     }  # fmt: skip
+
+
+def count_rows(path: Path) -> int:
+    """Lines of a file."""
+    return len(path.read_text(encoding="utf-8").splitlines())
 
 
 def main(argv: Sequence[str]) -> None:

@@ -1,8 +1,9 @@
 """The preference pairs of the miniature's studies (docs/design.md), by name, for one seed; each made once.
 
-Every seed has its own base model and its own draw of prompts. The model answers each prompt once (A, which all sets
-share), and more often where a set needs another sample. Revisions and answers of a stronger model are asked for over
-HTTP, by the recipes of revise/; answers of other models, whose quality has to be set, are made here.
+Every seed has its own base model and its own draw of prompts. The model answers each prompt once (A), and more often
+where a set needs another sample. Models and samples are kept on record, so that all sets are the same wherever they are
+made. Revisions and answers of a stronger model are asked for over HTTP, by the recipes of revise/; answers of other
+models, whose quality has to be set, are made here.
 
     clair, clair-light, clair-strong    the repair of A, over A
     another-sample                      the repair of B, another sample, over A
@@ -15,8 +16,9 @@ HTTP, by the recipes of revise/; answers of other models, whose quality has to b
     best-over-worst                     the best over the worst of four models that get 60 to 90 % of values wrong
 """
 
+import hashlib
 import json
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -28,9 +30,11 @@ from rapidfuzz.distance import Levenshtein
 
 from data.contrast import jaccard
 from data.text import Tokenizer
-from examples.miniature import model, paper, sets, world
+from engine import convert
+from examples.miniature import model, sets, world
 from examples.miniature.score import answer
 from examples.miniature.world import Question
+from examples.studies import digest, write_if_other
 from revise import recipe_runner, recipes
 from system import RunError, files
 
@@ -43,9 +47,16 @@ SAME_AS = {"judge-off-policy": "shift-near-0.9"}
 """A set of the table that is a point of the curve, too."""
 STRENGTHS = {"clair-light": "light", "clair-strong": "strong"}
 TUNING_SEED = 1000
+N_PAIRS = 240
+"""Of every set, in the search and after it, so that all runs are of the same length; 32 of them are held out."""
+N_PROMPTS, N_SEARCHED = 450, 400
+"""Prompts of a seed, drawn from those that the search does not have, and of the search."""
+OF_MODEL = ("config.json", "model.safetensors", "tokenizer.json", "tokenizer_config.json")
 N_DRAWS = 8
-"""Of another sample, until one is not exact and can be repaired."""
-BAD, GOOD = 0.97, 0.0
+"""Samples besides A that there are of each prompt."""
+OWN_RIGHT, FEWEST_RIGHT = 3, 2
+"""Facts that the own answer has right in the curve's sets, and that a winner has at least."""
+BAD, GOOD = 0.9, 0.0
 """Shares of values that the bad and the good winners of a mixed set get wrong."""
 FAR = 0.95
 """The same of losers that are nearly all wrong."""
@@ -74,14 +85,30 @@ class Seed:
     number: int
     root: Path
     """Folder for the models of all seeds, and for the sets of each."""
-    n: int = paper.N_PAIRS
-    """Pairs of a set; fewer where the prompts give fewer."""
+    records: Path
+    """Folder for what sets are made of: models and samples."""
+    n: int = N_PAIRS
+    """Pairs of a set."""
     _pairs: dict[str, list[Pair]] = field(default_factory=dict)
+
+    @property
+    def kept(self) -> Path:
+        """The folder for what is on record of this seed."""
+        return self.records / f"seed-{self.number}"
 
     @cached_property
     def base(self) -> Path:
-        """The model before training."""
-        return model.base_model(self.root, self.number)
+        """The model before training: in bfloat16, and trained where it is not on record."""
+        folder = self.kept / "base"
+        if not folder.is_dir():
+            made, rounded = model.base_model(self.root, self.number), self.root / f"base-{self.number}-bfloat16"
+            if rounded.exists():  # of a start that was ended here
+                files.remove_folder(rounded)
+            convert.main(["--model", str(made), "--out", str(rounded), "--dtype", "bfloat16"])
+            with files.whole_folder(folder) as temporary:
+                for name in OF_MODEL:
+                    (temporary / name).write_bytes((rounded / name).read_bytes())
+        return folder
 
     @cached_property
     def folder(self) -> Path:
@@ -93,9 +120,12 @@ class Seed:
     @cached_property
     def questions(self) -> list[Question]:
         """The prompts: those of the search, which no table uses, or a draw of the others."""
+        every = model.split_questions()[1]
         if self.number == TUNING_SEED:
-            return model.split_questions()[1][-paper.N_FOR_TUNING :]
-        return paper.prompts(self.number)
+            return every[-N_SEARCHED:]
+        rest = every[:-N_SEARCHED]
+        drawn = np.random.default_rng(self.number).choice(len(rest), N_PROMPTS, replace=False)
+        return [rest[i] for i in drawn.tolist()]
 
     @cached_property
     def own(self) -> list[str]:
@@ -104,8 +134,9 @@ class Seed:
 
     def samples(self, draw: int) -> list[str]:
         """Answers of the model, one to each prompt, at temperature 1. draw: 0, 1 ..., each another sample."""
-        kept = self.folder / f"samples-{draw}.json"
+        kept = self.kept / f"samples-{draw}.json"
         if not kept.exists():
+            kept.parent.mkdir(parents=True, exist_ok=True)
             drawn = answer(self.base, self.questions, temperature=1.0, seed=1000 * (draw + 1) + self.number)
             files.write_json(kept, drawn)
         return json.loads(kept.read_text())
@@ -113,26 +144,30 @@ class Seed:
     def file(self, name: str) -> Path:
         """A set's pairs, as engine.train takes them."""
         path = self.folder / f"{name}.jsonl"
-        if not path.exists():
-            rows = [{"prompt": p.question.prompt, "chosen": p.chosen, "rejected": p.rejected} for p in self.pairs(name)]
-            files.write_text(path, "".join(json.dumps(row) + "\n" for row in rows))
+        rows = [{"prompt": p.question.prompt, "chosen": p.chosen, "rejected": p.rejected} for p in self.pairs(name)]
+        write_if_other(path, "".join(json.dumps(row) + "\n" for row in rows))
         return path
 
     def pairs(self, name: str) -> list[Pair]:
-        """A set. Raises KeyError where there is none of that name."""
+        """A set. Raises KeyError where there is none of that name, RunError where the prompts give too few pairs."""
         name = SAME_AS.get(name, name)
         if name not in self._pairs:
             made = _maker(name)(self)
-            found = [Pair(q, *made[q.prompt], own) for q, own in self._asked() if q.prompt in made]
+            of_curve = {q.prompt: own for q, own in answers_of_curve(self)} if _is_of_curve(name) else {}
+            every = zip(self.questions, self.own, strict=True)
+            found = [Pair(q, *made[q.prompt], of_curve.get(q.prompt, own)) for q, own in every if q.prompt in made]
+            if len(found) < self.n:
+                raise RunError(f"{name}, seed {self.number}: the prompts give {len(found)} pairs, not {self.n}")
             self._pairs[name] = found[: self.n]
         return self._pairs[name]
-
-    def _asked(self) -> Iterator[tuple[Question, str]]:
-        return zip(self.questions, self.own, strict=True)
 
 
 Texts = dict[str, tuple[str, str]]
 """(chosen, rejected) by prompt."""
+
+
+def _is_of_curve(name: str) -> bool:
+    return name.rpartition("-")[0] in LINES
 
 
 def _maker(name: str) -> Callable[[Seed], Texts]:
@@ -142,8 +177,8 @@ def _maker(name: str) -> Callable[[Seed], Texts]:
         return lambda seed: _in_both(seed, _revised(seed, name, seed.own, STRENGTHS[name]))
     if name == "best-over-worst":
         return _best_over_worst
-    line, _, share = name.rpartition("-")
-    if line in LINES:
+    if _is_of_curve(name):
+        line, _, share = name.rpartition("-")
         return lambda seed: _of_quality(seed, line, float(share))
     return {"judge-on-policy": _judged, "stronger-preferred": _stronger, "stronger-habit": _stronger_habit}[name]
 
@@ -225,11 +260,12 @@ def _by_recipe(
     seed: Seed, name: str, rows: list[dict[str, Any]], recipe: Callable[[dict[str, Any]], recipe_runner.Recipe]
 ) -> Texts:
     """What a recipe of revise/ makes of rows that bring the model's answers with them."""
-    made = seed.folder / "made"
+    made, text = seed.folder / "made", "".join(json.dumps(row) + "\n" for row in rows)
     made.mkdir(exist_ok=True)
+    name = f"{name}-{hashlib.sha256(text.encode()).hexdigest()[:12]}"  # what was made of other answers is another's
     prompts, out = made / f"{name}.prompts.jsonl", made / f"{name}.jsonl"
     if not out.exists():
-        files.write_text(prompts, "".join(json.dumps(row) + "\n" for row in rows))
+        files.write_text(prompts, text)
         with sets.serve_teachers() as address:
             told = {"prompts": str(prompts), "out": str(out), "store": str(made / f"{name}.sqlite")}
             recipe_runner.make(recipe(told | {"endpoint": (address,), "seed": seed.number}))
@@ -255,28 +291,34 @@ def _best_over_worst(seed: Seed) -> Texts:
 def _of_quality(seed: Seed, line: str, share: float) -> Texts:
     """Winners of the quality at which the own answer is better in such a share of pairs, and losers."""
     way, losers = line.split("-")
-    amount = quality(Seed(TUNING_SEED, seed.root), way, share)
+    amount = quality(Seed(TUNING_SEED, seed.root, seed.records), way, share)
     rng = np.random.default_rng((seed.number, int(1000 * share)))  # the same winners for either kind of loser
-    winners = [(q, winner(q, way, amount, rng)) for q, _ in of_curve(seed)]
+    winners = [(q, winner(q, way, amount, rng)) for q, _ in answers_of_curve(seed)]
     rng = np.random.default_rng((seed.number, int(1000 * share), 1))
     return {q.prompt: (text, loser(q, text, losers, rng)) for q, text in winners}
 
 
-def of_curve(seed: Seed) -> list[tuple[Question, str]]:
-    """The prompts of the curve's sets and A to each: those of which A has two facts or three right, so that a winner
-    with a fact right at least can be worse than A, and one with all of them better.
+def answers_of_curve(seed: Seed) -> list[tuple[Question, str]]:
+    """The prompts of the curve's sets, and the own answer to each: the first sample that has three of its four facts
+    right, so that a winner can be better and, with two right, worse, and still have a loser below it.
     """
-    return [(q, own) for q, own in zip(seed.questions, seed.own, strict=True) if world.n_right(q, own) in (2, 3)]
+    every = [seed.samples(draw) for draw in range(N_DRAWS + 1)]
+    found = []
+    for question, *texts in zip(seed.questions, *every, strict=True):
+        own = next((text for text in texts if world.n_right(question, text) == OWN_RIGHT), None)
+        if own is not None:
+            found.append((question, own))
+    return found
 
 
 def winner(question: Question, way: str, amount: float, rng: np.random.Generator) -> str:
-    """An answer with a fact right at least, so that a loser can be worse. amount: of "shift" the share of values that
-    are wrong, of "mix" the share of answers that are bad; where a bad one has to have a fact right, one alone is.
+    """An answer with two facts right at least. amount: of "shift" the share of values that are wrong, of "mix" the
+    share of answers that are bad.
     """
     wrong = amount if way == "shift" else BAD if rng.random() < amount else GOOD
     while True:
         text = world.noisy_answer(question, rng, wrong=wrong)
-        if world.n_right(question, text):
+        if world.n_right(question, text) >= FEWEST_RIGHT:
             return text
 
 
@@ -305,10 +347,10 @@ def quality(search: Seed, way: str, share: float) -> float:
     pairs, half of those that are as good counted. Found by bisection on N_SIMULATED draws. Raises RunError where none
     is.
     """
-    kept = search.folder / "quality.json"
+    kept = search.kept / "quality.json"
     known: dict[str, float] = json.loads(kept.read_text()) if kept.exists() else {}
     if f"{way}-{share}" not in known:
-        asked = of_curve(search)
+        asked = answers_of_curve(search)
         low, high = 0.0, 1.0 if way == "mix" else BAD
         if not _share_better(asked, way, low) <= share <= _share_better(asked, way, high):
             raise RunError(f"no winners are of such a quality that the model's own is better in {share:.0%} of pairs")
@@ -331,9 +373,11 @@ def _share_better(asked: Sequence[tuple[Question, str]], way: str, amount: float
 
 
 def facts(seed: Seed, name: str) -> dict[str, Any]:
-    """What goes into a record of a set: pairs, how often the own answer is better, shares of facts right, how many
-    pairs are CLAIR's, too, and the contrast of winners and losers as Table 1 of the paper has it.
+    """What goes into a record of a set: pairs, how often the own answer is better than the winner, and how often A is,
+    shares of facts right, how many pairs are CLAIR's, too, and the contrast of winners and losers as Table 1 of the
+    paper has it.
     """
+    ordinary = dict(zip((q.prompt for q in seed.questions), seed.own, strict=True))
     pairs, clair = seed.pairs(name), {p.question.prompt: p for p in seed.pairs("clair")}
     n_facts = sum(len(p.question.facts) for p in pairs)
 
@@ -344,8 +388,11 @@ def facts(seed: Seed, name: str) -> dict[str, Any]:
     encode = Tokenizer(seed.base).encode
     tokens = [encode([p.chosen, p.rejected]) for p in pairs]
     return {
-        "set": name, "seed": seed.number, "pairs": len(pairs),
+        "set": name, "seed": seed.number, "pairs": len(pairs), "sha256": digest(seed.file(name)),
         "own_better": fmean(p.own_is_better for p in pairs),
+        "ordinary_better": fmean(
+            p._replace(own=ordinary[p.question.prompt]).own_is_better for p in pairs
+        ),
         "winner_better": fmean(p.own_is_better == 0 for p in pairs),
         "right": {
             "chosen": right([p.chosen for p in pairs]), "rejected": right([p.rejected for p in pairs]),

@@ -3,107 +3,23 @@
 Sentences that compare are made of numbers and their intervals, and change when they do.
 """
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
-from functools import cached_property
 from statistics import fmean
 from typing import Any
 
 import numpy as np
 
 from eval.tables import Table, number
-from examples import findings, intervals, studies
+from examples import findings, intervals
 from examples.findings import Trajectory
 from examples.intervals import Estimate
-from examples.miniature import study_plan, study_sets
-from examples.miniature.study_plan import OBJECTIVES, SEEDS, SHARED_RATES, called
+from examples.miniature import study_plan
+from examples.miniature.study_found import Found, cell, difference, of_control, of_rate, verdict
+from examples.miniature.study_plan import ARMS, CORE, CORE_SEEDS, OBJECTIVES, SEEDS, SHARED_RATES, called
 from examples.miniature.study_run import unpack
 from examples.miniature.study_sets import LINES, POINTS, STRENGTHS, TABLE, TUNING_SEED
 from examples.studies import Job
-
-ARMS = ("clair", "another-sample")
-
-
-@dataclass(frozen=True)
-class Found:
-    """What is on record."""
-
-    runs: Mapping[Job, Mapping[str, Any]]
-    bases: Mapping[int, Mapping[str, Any]]
-    """Of the model before training, by seed."""
-    sets: Mapping[tuple[int, str], Mapping[str, Any]]
-
-    @cached_property
-    def gained(self) -> studies.Gained:
-        """The primary outcome of each run."""
-        return {job: study_plan.gain(job, run, self.bases[job.seed]) for job, run in self.runs.items()}
-
-    def gains(self, job: Job) -> np.ndarray:
-        """Of each checkpoint and question, [checkpoints, questions]."""
-        return study_plan.gains(job, self.runs[job], self.bases[job.seed])
-
-    def values(self, name: str, loss: str, lr: float | None, seeds: Iterable[int] = SEEDS) -> np.ndarray | None:
-        """Gain of each seed and question, mean over checkpoints, [seeds, questions]; None where one is not there."""
-        jobs = [Job(called(name), loss, lr, seed) for seed in seeds] if lr is not None else []
-        if not jobs or any(job not in self.runs for job in jobs):
-            return None
-        return np.stack([self.gains(job).mean(0) for job in jobs])
-
-    def estimate(self, name: str, loss: str, lr: float | None) -> Estimate | None:
-        """The primary outcome, over seeds."""
-        values = self.values(name, loss, lr)
-        return None if values is None else intervals.estimate(values)
-
-    def best_checkpoint(self, name: str, loss: str, lr: float) -> float:
-        """Points of the best checkpoint, mean over seeds."""
-        every = (self.gains(Job(called(name), loss, lr, seed)) for seed in SEEDS)
-        return fmean(100 * float(gains.mean(1).max()) for gains in every)
-
-    def searched(self, loss: str, name: str) -> dict[float, float]:
-        """Gain in the search by rate."""
-        return study_plan.searched(loss, name, self.gained)
-
-    def rate(self, loss: str, name: str, names: Sequence[str] = TABLE, *, own: bool = True) -> float | None:
-        """The rate chosen on this set alone, or (own=False) on all of `names`; None as long as the search goes on."""
-        if study_plan.missing_rates(loss, names, self.gained):
-            return None
-        return study_plan.rates_of(loss, name, names, self.gained)[own]
-
-    def of_sets(self, name: str, what: str, seeds: Iterable[int] = SEEDS) -> float | None:
-        """A number of a set's record, mean over seeds; "right.own" for one inside."""
-        records: list[Any] = [self.sets.get((seed, called(name))) for seed in seeds]
-        for key in what.split("."):
-            records = [record and record[key] for record in records]
-        return None if any(record is None for record in records) else fmean(records)
-
-    @property
-    def n_left(self) -> int:
-        """Runs that are known to be left."""
-        return len([*study_plan.wanted(self.gained)])
-
-
-def cell(value: object) -> str:
-    """For a table: a dash where there is nothing."""
-    return number(None) if value is None else str(value)
-
-
-def difference(found: Found, loss: str, arms: tuple[str, str], rates: tuple[float | None, float | None]) -> Any:
-    """Gain on the first set minus that on the second, over seeds; None where a run is not there."""
-    first, second = (found.values(name, loss, lr) for name, lr in zip(arms, rates, strict=True))
-    return None if first is None or second is None else intervals.estimate(first - second)
-
-
-WORDS = {
-    "for": "The interval is above 0, and the difference is of interest",
-    "against": f"A difference of interest, {intervals.OF_INTEREST:g} points or more, is excluded",
-    "undecided": "Undecided: the interval excludes neither 0 nor a difference of interest",
-}
-
-
-def said(estimate: Estimate) -> str:
-    """A difference in words."""
-    return f"{WORDS[intervals.verdict(estimate)]}: {estimate} points"
-
 
 # --- the control ---------------------------------------------------------------------------------------------------
 
@@ -114,18 +30,20 @@ def control(found: Found) -> Table:
     for loss in OBJECTIVES:
         rates = tuple(found.rate(loss, name) for name in ARMS)
         gained = [found.estimate(name, loss, rate) for name, rate in zip(ARMS, rates, strict=True)]
-        differs = difference(found, loss, ARMS, (rates[0], rates[1]))
-        verdict = cell(None) if differs is None else intervals.verdict(differs)
-        rows.append(
-            (loss, *(f"{rate:g}" if rate else cell(None) for rate in rates), *map(cell, gained), cell(differs), verdict)
-        )
-    same = found.of_sets("another-sample", "same_as_clair")
-    exact = found.of_sets("another-sample", "exact_winners")
+        differs = of_control(found, loss)
+        rows.append((loss, *map(of_rate, rates), *map(cell, gained), cell(differs), verdict(differs)))
+    same, exact = (found.of_sets("another-sample", what, CORE_SEEDS) for what in ("same_as_clair", "exact_winners"))
     notes = []
     if same is not None and exact is not None:
         notes.append(
             f"Of the control's pairs {100 * same:.0f} % are CLAIR's, since B has A's phrasing; {100 * exact:.0f} % of "
             "its winners are exact."
+        )
+    for loss in CORE:
+        both = [found.searched(loss, name) for name in ARMS]
+        apart = [f"{lr:g} {both[0][lr] - both[1][lr]:+.1f}" for lr in sorted(both[0].keys() & both[1].keys())]
+        notes += [f"{loss}, in the search (one seed), the difference at one rate for both: {', '.join(apart)}."] * bool(
+            apart
         )
     header = ("objective", "rate, clair", "rate, another-sample", *ARMS, "difference", "minimal contrast helps")
     return Table("control", "The repair of the loser, and the repair of another sample", header, rows, 1, notes)
@@ -148,9 +66,10 @@ def grid(found: Found) -> Table:
             ))  # fmt: skip
     header = ("data", "objective", "its rate", "mean Δ", "rate on this set", "mean Δ", "best checkpoint Δ")
     notes = [
-        f"Points over the model before training, mean over checkpoints, {len(SEEDS)} seeds, with the bootstrap's 95 % "
-        "interval over seeds and questions and half the t interval over seeds. The first rate is the objective's, one "
-        "for all sets; the second is this set's own. The best checkpoint is chosen on the same questions, and on noise."
+        f"Points over the model before training, mean over checkpoints, {len(SEEDS)} seeds, {len(CORE_SEEDS)} of "
+        f"{' and '.join(CORE)} on {' and '.join(ARMS)}, with the bootstrap's 95 % interval over seeds and questions "
+        "and half the t interval over seeds. The first rate is the objective's, one for all sets; the second is this "
+        "set's own. The best checkpoint is chosen on the same questions, and on noise."
     ]
     return Table("grid", "Gain over the base model (Table 2)", header, rows, 2, notes)
 
@@ -170,6 +89,20 @@ def rates(found: Found) -> Table:
         "other table uses."
     ]
     return Table("rates", "Gain by learning rate, in the search", ("objective", "rate", "mean", *TABLE), rows, 2, notes)
+
+
+def side_rates(found: Found) -> Table:
+    """The same of the side questions: the second world, strengths, and the points of the curve."""
+    asked = [(name, loss) for name in (study_plan.HABIT,) for loss in study_plan.OF_HABIT]
+    asked += [(name, "apo_zero") for name in STRENGTHS]
+    asked += [(name, loss) for name in study_plan.points() for loss in study_plan.CURVE_RATES]
+    rows = []
+    for name, loss in asked:
+        on_curve = name in study_plan.points()
+        taken = study_plan.curve_rate(loss, name, found.gained) if on_curve else found.rate(loss, name, (name,))
+        for lr, gained in found.searched(loss, name).items():
+            rows.append((name, loss, f"{lr:g}{', taken' * (lr == taken)}", number(gained, 1, sign=True)))
+    return Table("side-rates", "The same for the side questions", ("data", "objective", "rate", "mean Δ"), rows, 2)
 
 
 # --- claims --------------------------------------------------------------------------------------------------------
@@ -238,6 +171,8 @@ class Point:
     name: str
     x: float
     """Share of pairs in which the model's own answer is better than the winner, mean over seeds."""
+    ordinary: float
+    """The same of its ordinary answer A, which may have any number of facts right."""
     values: np.ndarray
     """[seeds, questions]"""
     rates: tuple[float, float]
@@ -253,11 +188,11 @@ def point(found: Found, name: str) -> Point | None:
     """None where a run of it is left."""
     chosen = [study_plan.curve_rate(loss, called(name), found.gained) for loss in ("apo_zero", "apo_down")]
     both = [found.values(name, loss, rate) for loss, rate in zip(("apo_zero", "apo_down"), chosen, strict=True)]
-    x = found.of_sets(name, "own_better")
-    if x is None or both[0] is None or both[1] is None or chosen[0] is None or chosen[1] is None:
+    x, ordinary = (found.of_sets(name, what) for what in ("own_better", "ordinary_better"))
+    if x is None or ordinary is None or both[0] is None or both[1] is None or chosen[0] is None or chosen[1] is None:
         return None
     gained = intervals.estimate(both[0]), intervals.estimate(both[1])
-    return Point(name, x, both[0] - both[1], (chosen[0], chosen[1]), gained)
+    return Point(name, x, ordinary, both[0] - both[1], (chosen[0], chosen[1]), gained)
 
 
 def lines(found: Found) -> dict[str, list[Point]]:
@@ -272,15 +207,17 @@ def curve(found: Found) -> Table:
     for name in study_plan.points():
         p = point(found, name)
         if p is None:
-            rows.append((name, *[cell(None)] * 7))
+            rows.append((name, *[cell(None)] * 8))
             continue
         rows.append((
-            name, number(100 * p.x, 0), f"{p.rates[0]:g}", str(p.gained[0]), f"{p.rates[1]:g}", str(p.gained[1]),
+            name, number(100 * p.x, 0), number(100 * p.ordinary, 0),
+            f"{p.rates[0]:g}", str(p.gained[0]), f"{p.rates[1]:g}", str(p.gained[1]),
             str(p.difference), intervals.verdict(p.difference),
         ))  # fmt: skip
     header = (
         "data",
         "own better, %",
+        "ordinary answer better, %",
         "rate",
         "apo_zero",
         "rate",
@@ -298,13 +235,15 @@ def crossings(found: Found) -> list[str]:
         if len(points) < len(POINTS):
             continue
         at, missed = intervals.crossing([p.x for p in points], [p.values for p in points])
-        if at is None:
+        of_ordinary, _ = intervals.crossing([p.ordinary for p in points], [p.values for p in points])
+        if at is None or of_ordinary is None:
             signs = ", ".join(f"{p.difference.mean:+.1f}" for p in points)
             made.append(f"{line}: no crossing ({100 * missed:.0f} % of draws have none; differences {signs}).")
         else:
             made.append(
-                f"{line}: APO-down is better from a share of {at.at:.2f} on ({at.low:.2f} to {at.high:.2f}; "
-                f"{100 * missed:.0f} % of draws do not cross)."
+                f"{line}: APO-down is better from a share of {at.at:.2f} on ({at.low:.2f} to {at.high:.2f}), which is "
+                f"{of_ordinary.at:.2f} ({of_ordinary.low:.2f} to {of_ordinary.high:.2f}) by the model's ordinary "
+                f"answers; {100 * missed:.0f} % of draws do not cross."
             )
     return made
 
@@ -317,31 +256,57 @@ def habit(found: Found) -> Table:
     rows = []
     for loss in study_plan.OF_HABIT:
         names = ("clair", "stronger-preferred", study_plan.HABIT)
-        chosen = [found.rate(loss, name, TABLE if name in TABLE else (name,)) for name in names]
-        gained = [found.estimate(name, loss, rate) for name, rate in zip(names, chosen, strict=True)]
-        hurts = cell(None)
-        if gained[0] and gained[2]:
-            hurts = "yes" if gained[0].low > 0 > gained[2].high else "no"
-        rows.append((loss, *map(cell, gained), hurts))
-    header = ("objective", "clair", "stronger-preferred", "stronger-habit", "gains on clair and loses on the habit")
-    right = found.of_sets(study_plan.HABIT, "exact_winners")
-    notes = [] if right is None else [f"{100 * right:.0f} % of the habit's winners are in the order asked."]
+        compared = [(name, loss, found.rate(loss, name, TABLE if name in TABLE else (name,))) for name in names]
+        gained = [found.estimate(*one) for one in compared]
+        prices = [difference(found, compared[0], one) for one in compared[1:]]
+        rows.append((loss, *map(cell, gained), *map(cell, prices), hurts(gained[0], gained[2])))
+    header = ("objective", "clair", "stronger-preferred", "stronger-habit", "clair - stronger-preferred",
+              "clair - stronger-habit", "gains on clair and loses on the habit")  # fmt: skip
+    notes = []
+    if (exact := found.of_sets(study_plan.HABIT, "exact_winners")) is not None:
+        before = [100 * unpack(found.bases[s]["exact"], study_plan.questions(s).n).mean() for s in SEEDS]
+        notes = [
+            f"{100 * exact:.0f} % of the habit's winners are exact: a model that does nothing but imitate them ends "
+            f"{100 * exact - fmean(before):+.1f} points from where it began; one that learns their facts and not their "
+            f"order can gain {100 - fmean(before):.1f}."
+        ]
     return Table("habit", "Imitation with a price", header, rows, 1, notes)
 
 
+def hurts(on_clair: Estimate | None, on_habit: Estimate | None) -> str:
+    """Whether an objective gains on the first and loses on the second: by both intervals each, or not by one."""
+    if on_clair is None or on_habit is None:
+        return cell(None)
+    if intervals.is_above(on_clair) and intervals.is_below(on_habit):
+        return "yes"
+    return "no" if on_clair.high <= 0 or on_habit.low >= 0 else "undecided"
+
+
 def revised(found: Found) -> Table:
-    """Objectives of revisions beside the plain ones."""
+    """Objectives of revisions minus the plain ones, each at its own rate."""
     rows = []
-    for plain in study_plan.REVISED:
-        for loss in (plain.removesuffix("_revised"), plain):
-            names = study_plan.REVISED_SETS
-            asked = names if loss == plain else TABLE
-            chosen = [found.rate(loss, name, asked) for name in names]
-            gained = [found.estimate(name, loss, rate) for name, rate in zip(names, chosen, strict=True)]
-            shown = [f"{rate:g}" if rate else cell(None) for rate in chosen]
-            rows.append((loss, shown[0], cell(gained[0]), shown[1], cell(gained[1])))
-    header = ("objective", "rate", "clair", "rate", "stronger-preferred")
-    return Table("revised", "Objectives of revisions", header, rows, 1)
+    for loss in study_plan.REVISED:
+        plain = loss.removesuffix("_revised")
+        for name in study_plan.REVISED_SETS:
+            compared = [
+                (name, loss, found.rate(loss, name, study_plan.REVISED_SETS)),
+                (name, plain, found.rate(plain, name)),
+            ]
+            gained = [found.estimate(*one) for one in compared]
+            apart = difference(found, compared[0], compared[1])
+            shown = [x for (_, _, rate), g in zip(compared, gained, strict=True) for x in (of_rate(rate), cell(g))]
+            rows.append((loss, name, *shown, cell(apart), verdict(apart)))
+    header = (
+        "objective",
+        "data",
+        "rate",
+        "mean Δ",
+        "rate of the plain one",
+        "its mean Δ",
+        "difference",
+        "revised is better",
+    )
+    return Table("revised", "Objectives of revisions", header, rows, 2)
 
 
 def strengths(found: Found) -> Table:
@@ -353,9 +318,13 @@ def strengths(found: Found) -> Table:
         rows.append((
             STRENGTHS.get(name, "standard"), number(measured[0] and 100 * measured[0], 0),
             number(measured[1] and 100 * measured[1], 1), number(measured[2], 1),
-            f"{rate:g}" if rate else cell(None), cell(found.estimate(name, "apo_zero", rate)),
+            of_rate(rate), cell(found.estimate(name, "apo_zero", rate)),
+            "" if name == "clair" else cell(difference(
+                found, (name, "apo_zero", rate), ("clair", "apo_zero", found.rate("apo_zero", "clair"))
+            )),
         ))  # fmt: skip
-    header = ("strength", "facts right in winners, %", "Jaccard of tokens, %", "Levenshtein", "rate", "mean Δ")
+    header = ("strength", "facts right in winners, %", "Jaccard of tokens, %", "Levenshtein", "rate", "mean Δ",
+              "minus standard")  # fmt: skip
     return Table("strengths", "Strength of revision, APO-zero", header, rows, 1)
 
 
@@ -371,12 +340,13 @@ def unpaired(found: Found) -> Table:
             seconds = None if any("failed" in run for run in runs) else fmean(r["seconds"]["steps"] for r in runs)
         rows.append((loss, f"{rate:g}" if rate else cell(None), number(seconds, 0), cell(gained)))
     header = ("objective", "rate", "seconds of steps", "mean Δ")
-    return Table("table-5", "KTO and APO-zero unpaired (Table 5)", header, rows, 1)
+    notes = ["Seconds are those of runs beside others, on machines that may differ."]
+    return Table("table-5", "KTO and APO-zero unpaired (Table 5)", header, rows, 1, notes)
 
 
 def sets(found: Found) -> Table:
     """What each set is like (Table 1, and who is better)."""
-    names = [*TABLE, study_sets.SAME_AS["judge-off-policy"], study_plan.EARLIER_SET, study_plan.HABIT, *STRENGTHS]
+    names = [*TABLE, study_plan.HABIT, *STRENGTHS, *study_plan.points()]
     rows = []
     for name in dict.fromkeys(names):
         shares = [found.of_sets(name, f"right.{who}") for who in ("chosen", "rejected", "own")]
@@ -394,7 +364,7 @@ def sets(found: Found) -> Table:
 def before(found: Found) -> list[str]:
     """Exact answers before training, %, of each seed that is there."""
     made = []
-    for seed in (*SEEDS, TUNING_SEED):
+    for seed in (*CORE_SEEDS, TUNING_SEED):
         if seed in found.bases:
             n = study_plan.questions(seed).n
             made.append(f"{100 * unpack(found.bases[seed]['exact'], n).mean():.1f} (seed {seed})")

@@ -1,4 +1,4 @@
-"""Search the learning rate of each objective of the miniature's grid, on prompts and questions that it never uses.
+"""Search the learning rate of each objective for ./launch.sh paper, on prompts and questions that it does not use.
 
     python -m examples.miniature.tune runs/tune
 

@@ -7,7 +7,7 @@ log-likelihood of ordinary answers, which are the base model's own to questions 
 
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 import numpy as np
 
@@ -67,11 +67,20 @@ class Score(NamedTuple):
 
 
 def answer(
-    folder: Path, prompts: Sequence[str], temperature: float, out: Path, *, seed: int = 1, top_p: float = TOP_P
+    folder: Path,
+    prompts: Sequence[str],
+    temperature: float,
+    out: Path,
+    *,
+    seed: int = 1,
+    top_p: float = TOP_P,
+    dtype: Literal["float32", "bfloat16"] | None = None,
 ) -> list[str]:
-    """A model's answers to prompts, one each; read from `out` where they are there. top_p: of sampled ones."""
+    """A model's answers to prompts, one each; read from `out` where they are there. top_p: of sampled ones. dtype: that
+    computes; None: what suits the device.
+    """
     if not out.exists():
-        answerer = Answerer.open(str(folder))
+        answerer = Answerer.open(str(folder), dtype)
         rows = [PromptRow(f"prompt {i}", (Message("user", prompt),), {}) for i, prompt in enumerate(prompts, 1)]
         ids = [answerer.prompt_ids(row.location, row.prompt) for row in rows]
         sampling = Sampling(
@@ -115,6 +124,13 @@ def mean_and_error(change: np.ndarray) -> tuple[float, float]:
     return float(change.mean()), float(1.96 * change.std(ddof=1) / len(change) ** 0.5)
 
 
+def questions(topics: Sequence[str]) -> list[str]:
+    """Ordinary questions on these topics, without a rule."""
+    every = [question.format(topic) for topic in topics for question in task.QUESTIONS]
+    drawn = np.random.default_rng(2).choice(len(every), N_ORDINARY, replace=False)
+    return [every[i] for i in sorted(drawn.tolist())]
+
+
 def ordinary(
     base: Path,
     out: Path,
@@ -124,9 +140,7 @@ def ordinary(
     top_p: float = TOP_P,
 ) -> list[Example]:
     """Ordinary questions on these topics and the base model's answers to them, as token ids."""
-    questions = [question.format(topic) for topic in topics for question in task.QUESTIONS]
-    drawn = np.random.default_rng(2).choice(len(questions), N_ORDINARY, replace=False)
-    prompts = [questions[i] for i in sorted(drawn.tolist())]
+    prompts = questions(topics)
     answers = answer(base, prompts, temperature, out, top_p=top_p)
     answerer = Answerer.open(str(base))
     assert answerer.chat is not None  # the real model has a tokenizer

@@ -45,28 +45,16 @@ objective is then trained with the same settings and order: {training}. The test
 the wordings of questions and rules do. `kto_pair` is the paper's KTO: each pair as a winner and a loser. The report of
 the run is `runs/real/run-.../report/report.html`.
 
-**What it shows.** APO-zero and KTO on CLAIR pairs keep rules four times as often as the model before training, and
-ordinary answers become hardly less likely. DPO keeps fewer rules, and its interval does not overlap theirs; ordinary
-answers lose two nats per token, and more than a quarter of its answers repeat themselves. APO-down, which also lowers
-winners, learns least and damages most. SFT hardly changes repetition, makes ordinary answers a little more likely, and
-learns less than APO-zero and KTO. All of this is one seed at one learning rate that was not tuned: DPO goes far in 30
-steps at this rate, and might do better at a smaller one.
-
-**What gets worse.** Every objective on CLAIR pairs except SFT makes a model of this size repeat itself more often. "One
-sentence", the only rule that the model mostly kept before, is kept less often: two of the {n_pairs} pairs are of that
-kind, because there was little to revise. For more careful use, take a smaller rate or fewer steps.
-
-**Earlier figures.** Before folders were written in the dtype that computes, this section was measured on bfloat16
-folders, which had lost part of the training ([below](#what-rounding-leaves)). There, sampled, APO-zero kept 60 % and
-DPO 70 %: DPO, which goes too far here, gained from what rounding undid.
+All of this is one seed at one learning rate that was tuned for no objective: the tables describe these runs, and do
+not say which objective is the better one. That is what [the study](design.md#a-real-model) is for.
 
 **Is the checkpoint read correctly?** `./launch.sh test --all -k test_real` compares with transformers (the model has to
 be present): logits, the ids of mixed text, and log-probs of real pairs within 1e-5. It also checks that transformers
 loads the aligned folder and answers with it like `engine.generate`. The chat template is the model's own, ChatML with
 its default system message; an answer ends at `<|im_end|>`.
 
-**Judge or reviser.** The judge gives {n_judged} pairs where the reviser gives {n_pairs}, and training on them teaches
-less. A judge can only choose between two answers that the model wrote; a reviser can show one that it did not write.
+The judge gives {n_judged} pairs where the reviser gives {n_pairs}: it can only choose between two answers that the
+model wrote, while a reviser can show one that it did not write.
 
 """
 ROUNDING = """## What rounding leaves
@@ -89,22 +77,8 @@ rounds of alignment start from a float32 base, and all of their folders are floa
 TRAJECTORIES = """## Figure 4 on real preference pairs
 
 The same model and {data}: what each objective does to held-out pairs. Log-probs are in nats, summed over a response
-after truncation. The pairs are not part of this project; any file of pairs can take their place.
-
-**The large run.** The objectives end in the order of the paper's Figure 4, and are in that order after the first epoch.
-APO-zero makes winners more likely and losers less likely. APO-down makes both less likely, losers more so. DPO is
-between them: its winners become less likely although they are preferred. All three end with a wide margin. SFT never
-sees a loser, and makes it more likely too. Among the objectives that see losers, KTO raises winners most and hardly
-lowers losers; its run ended in epoch 15, and its numbers are those of epoch 14. Under every objective the winners,
-which another model wrote, stay less likely than the losers, as the paper says of Stronger Preferred. SFT and KTO, which
-are not in the paper's figure, end above APO-zero.
-
-**The small run.** APO-down has moved by ten nats and the others hardly at all, so it says little.
-
-**What does not appear.** In the paper, DPO follows APO-down in the end. Here DPO falls for all 18 epochs, but at this
-rate APO-down falls so far and so early that DPO ends nearer to APO-zero. The rate was not tuned: lr times half the
-steps is 2.0e-3 here and 3.3e-3 in the paper, with a model of a sixtieth of the size. Nothing here says which model
-answers better.
+after truncation. The pairs are not part of this project; any file of pairs can take their place. The rate was not
+tuned.
 
 """
 COMMANDS = {

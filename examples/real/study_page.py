@@ -4,21 +4,21 @@ from pathlib import Path
 
 from eval.tables import to_markdown
 from examples import figures
-from examples.real import demo, study, study_run, study_tables
+from examples.real import study, study_run, study_tables
 from examples.real.study_sets import ARMS
 from examples.real.study_tables import Found
 
 TEXT = """## Does minimal contrast matter at equal quality?
 
 ```
-python -m examples.real.study --minutes 110     # the runs: ten hours in all, the core five; the same command goes on
+python -m examples.real.study --minutes 110     # 17 hours in all, the core five; the same command goes on
 ```
 
 The questions, and what counts as an answer, were written down before the runs: [design](design.md).
 SmolLM2-135M-Instruct, nine kinds of rules that a program can check, {epochs} epochs in batches of {batch}, RMSProp,
-linear decay, beta {beta}. CLAIR's winner is the repair of the loser; the control's winner is the repair of another
-sample. Learning rates are chosen on development topics, which are in no pair and in no test. The conclusions hold for
-this one model and these nine rules.
+linear decay after {warmup} steps of warm-up, beta {beta}. CLAIR's winner is the repair of the loser; the control's
+winner is the repair of another sample. Learning rates are chosen on development topics, which are in no pair and in no
+test. What is said here is said of this one model and these nine rules.
 
 {state}
 
@@ -26,9 +26,13 @@ this one model and these nine rules.
 
 {control}
 
+{differences}
+
 {quality}
 
 {results}
+
+{sides}
 
 {rates}
 
@@ -45,15 +49,18 @@ def read(folder: Path) -> Found:
 def section(found: Found) -> str:
     """The section's text."""
     made = {
-        name: to_markdown(getattr(study_tables, name)(found)) for name in ("control", "quality", "results", "rates")
+        name: to_markdown(getattr(study_tables, name)(found))
+        for name in ("control", "differences", "quality", "results", "sides", "rates")
     }
-    training = {"epochs": demo.TRAINING["epochs"], "batch": demo.TRAINING["batch_size"], "beta": demo.TRAINING["beta"]}
+    flags = study_run.TRAINING
+    training = {"epochs": flags["epochs"], "batch": flags["batch_size"], "beta": flags["beta"],
+                "warmup": flags["warmup_steps"]}  # fmt: skip
     return TEXT.format(**training, **made, state=state(found), said=study_tables.in_words(found))
 
 
 def state(found: Found) -> str:
     """How much of the study is there."""
-    n_tasks = study_run.GROUPS["test"][1]
+    n_tasks = study_run.GROUPS["test"].n["sampled"]
     done = f"{len(found.runs)} runs are on record; the test has {n_tasks} tasks on topics of their own."
     return f"**Not complete yet**: at least {found.n_left} more runs are left. {done}" if found.n_left else done
 

@@ -30,7 +30,7 @@ def group(seed: int) -> str:
 
 def verdicts(found: Mapping[str, Any], seed: int, how: str = "sampled") -> dict[str, np.ndarray]:
     """ "kept", "broken" and "sound" (kept and not broken) of a record's answers, bool [tasks]."""
-    n = GROUPS[group(seed)][1]
+    n = GROUPS[group(seed)].n[how]
     made = {what: unpack(found["answers"][how][what], n) for what in ("kept", "broken")}
     return {**made, "sound": made["kept"] & ~made["broken"]}
 

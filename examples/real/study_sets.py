@@ -2,14 +2,17 @@
 
     clair          the repair of A, a sample of the model, over A
     control        the repair of B, another sample that breaks the rule, over A
-    judged         of two samples the one that keeps more of the rule, from as many prompts as it takes
-    clair-judged   CLAIR on the judged set's prompts
+    judged         of two samples the one that keeps more of the rule, from as many prompts as it takes; the worse has
+                   a repair
+    clair-judged   CLAIR on the judged set's prompts and losers
     stronger       an answer of a stand-in for a stronger model over A
 
 Revisions are asked for over HTTP, by the recipe of revise/. clair and control have the same prompts and the same
-losers. The others have as many pairs, of each kind of rule as many, as far as there are so many.
+losers. The others have as many pairs, and of each kind of rule as many.
 """
 
+import hashlib
+import json
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -18,19 +21,24 @@ from pathlib import Path
 from statistics import fmean
 from typing import Any, NamedTuple
 
+from rapidfuzz.distance import Levenshtein
+
+from data.contrast import jaccard
 from data.rows import Example, Limits, Reading, load_rows, open_model, read_examples
+from data.text import Tokenizer
 from engine.score import score_under, shape_of
 from examples.real import demo, measure, reviser, stronger, task
 from examples.real.task import Task
+from examples.studies import digest, write_if_other
 from revise import recipe_runner
 from revise.recipes import ClairConfig, clair_recipe
-from system import files
+from system import RunError, files
 
-ARMS = ("clair", "control")
-NAMES = (*ARMS, "judged", "clair-judged", "stronger")
+ARMS, OF_JUDGE = ("clair", "control"), ("judged", "clair-judged")
+NAMES = (*ARMS, *OF_JUDGE, "stronger")
 N_DRAWS = 8
 """Of another sample, until one breaks the rule and can be repaired."""
-N_BLOCKS = 6
+N_BLOCKS = 24
 """Of N_PROMPTS prompts each that judged pairs are made of, at most."""
 
 
@@ -48,26 +56,25 @@ class Sets:
 
     base: Path
     folder: Path
-    """For sets, and for samples of the model."""
+    """For sets."""
+    samples: Path
+    """For samples of the model, of which all sets are made."""
     n_prompts: int = demo.N_PROMPTS
     _pairs: dict[str, list[Pair]] = field(default_factory=dict)
 
     def file(self, name: str) -> Path:
         """A set's pairs, as engine.train takes them."""
         path = self.folder / f"{name}.jsonl"
-        if not path.exists():
-            rows = [{"prompt": p.task.prompt, "chosen": p.chosen, "rejected": p.rejected} for p in self.pairs(name)]
-            files.write_rows(path, rows)
+        rows = [{"prompt": p.task.prompt, "chosen": p.chosen, "rejected": p.rejected} for p in self.pairs(name)]
+        self.folder.mkdir(parents=True, exist_ok=True)
+        write_if_other(path, "".join(json.dumps(row) + "\n" for row in rows))
         return path
 
     def pairs(self, name: str) -> list[Pair]:
         """A set. Raises KeyError where there is none of that name."""
         if name not in self._pairs:
-            if name in ARMS:
-                self._pairs |= self._arms()
-            else:
-                makers = {"judged": self._judged, "clair-judged": self._clair_judged, "stronger": self._stronger}
-                self._pairs[name] = makers[name]()
+            makers = dict.fromkeys(ARMS, self._arms) | dict.fromkeys(OF_JUDGE, self._of_judge)
+            self._pairs |= makers[name]() if name in makers else {"stronger": self._stronger()}
         return self._pairs[name]
 
     # --- the model's samples ---
@@ -77,10 +84,10 @@ class Sets:
         return task.tasks(task.TOPICS, self.n_prompts, seed=0)
 
     def _samples(self, tasks: Sequence[Task], name: str, draw: int) -> list[str]:
-        out = self.folder / f"samples/{name}-{draw}.jsonl"
+        out = self.samples / f"{name}-{draw}.jsonl"
         out.parent.mkdir(parents=True, exist_ok=True)
         heat = measure.TEMPERATURES["sampled"]
-        return measure.answer(self.base, [t.prompt for t in tasks], heat, out, seed=1 + draw)
+        return measure.answer(self.base, [t.prompt for t in tasks], heat, out, seed=1 + draw, dtype="float32")
 
     @cached_property
     def _own(self) -> dict[str, str]:
@@ -112,48 +119,62 @@ class Sets:
             for name, revised in zip(ARMS, (of_own, of_another), strict=True)
         }
 
-    def _judged(self) -> list[Pair]:
-        wanted, found = Counter(p.task.kind for p in self.pairs("clair")), list[Pair]()
+    def _of_judge(self) -> dict[str, list[Pair]]:
+        """The better of two samples over the worse, and the repair of the worse over it, on the same prompts: as many
+        of each kind as CLAIR has. Raises RunError where the blocks of prompts give too few of a kind.
+        """
+        wanted, known = Counter(p.task.kind for p in self.pairs("clair")), set[str]()
+        made = {name: list[Pair]() for name in OF_JUDGE}
         for block in range(N_BLOCKS):
             tasks = task.tasks(task.TOPICS, self.n_prompts, seed=100 + block)
-            known = {p.task.prompt for p in found}
             tasks = [t for t in tasks if wanted[t.kind] > 0 and t.prompt not in known]
             if not tasks:
-                break
+                return made
+            known |= {t.prompt for t in tasks}
             both = (self._samples(tasks, f"judged-{block}", draw) for draw in (0, 1))
-            for one, *texts in zip(tasks, *both, strict=True):
-                degrees = [one.degree(text) for text in texts]
-                if degrees[0] != degrees[1] and wanted[one.kind] > 0:
-                    better = degrees.index(max(degrees))
-                    found.append(Pair(one, texts[better], texts[1 - better]))
-                    wanted[one.kind] -= 1
-        return found
-
-    def _clair_judged(self) -> list[Pair]:
-        """The worse of the two samples, which breaks the rule, is A here; where it cannot be repaired there is none."""
-        judged = self.pairs("judged")
-        own = {p.task.prompt: p.rejected for p in judged}
-        tasks = [p.task for p in judged if is_repairable(p.task, p.rejected)]
-        revised = self._revised("clair-judged", tasks, own)
-        return [Pair(t, revised[t.prompt], own[t.prompt]) for t in tasks if t.prompt in revised]
+            judged = [p for one, *texts in zip(tasks, *both, strict=True) if (p := judge(one, *texts))]
+            revised = self._revised(
+                f"clair-judged-{block}", [p.task for p in judged], {p.task.prompt: p.rejected for p in judged}
+            )
+            for p in judged:
+                if wanted[p.task.kind] > 0 and p.task.prompt in revised:
+                    wanted[p.task.kind] -= 1
+                    made["judged"].append(p)
+                    made["clair-judged"].append(p._replace(chosen=revised[p.task.prompt]))
+        if short := {kind: n for kind, n in wanted.items() if n > 0}:
+            raise RunError(f"judged pairs: {N_BLOCKS} blocks of {self.n_prompts} prompts leave {short} to be found")
+        return made
 
     def _stronger(self) -> list[Pair]:
         return [Pair(p.task, stronger.answer(p.task), p.rejected) for p in self.pairs("clair")]
 
     def _revised(self, name: str, tasks: Sequence[Task], answers: dict[str, str]) -> dict[str, str]:
         """Revisions by prompt, asked for over HTTP."""
+        if not tasks:
+            return {}
         made = self.folder / "made"
         made.mkdir(parents=True, exist_ok=True)
+        rows = [{"prompt": t.prompt, "response": answers[t.prompt]} for t in tasks if t.prompt in answers]
+        text = "".join(json.dumps(row) + "\n" for row in rows)
+        name = f"{name}-{hashlib.sha256(text.encode()).hexdigest()[:12]}"  # what was made of other answers is another's
         prompts, out = made / f"{name}.prompts.jsonl", made / f"{name}.jsonl"
         if not out.exists():
-            rows = [{"prompt": t.prompt, "response": answers[t.prompt]} for t in tasks if t.prompt in answers]
-            files.write_rows(prompts, rows)
+            files.write_text(prompts, text)
             with reviser.serve_both() as address:
                 recipe_runner.make(clair_recipe(ClairConfig(
                     model="reviser", min_length_ratio=0.2, prompts=str(prompts), out=str(out),
                     store=str(made / f"{name}.sqlite"), endpoint=(address,),
                 )))  # fmt: skip
         return {row["prompt"]: row["chosen"][-1]["content"] for row in load_rows(out)}
+
+
+def judge(one: Task, *texts: str) -> Pair | None:
+    """The pair of two samples, where one keeps more of the rule, and the other has a repair."""
+    degrees = [one.degree(text) for text in texts]
+    better = degrees.index(max(degrees))
+    if degrees[0] == degrees[1] or not is_repairable(one, texts[1 - better]):
+        return None
+    return Pair(one, texts[better], texts[1 - better])
 
 
 def is_repairable(one: Task, text: str) -> bool:
@@ -165,13 +186,20 @@ def is_repairable(one: Task, text: str) -> bool:
 
 
 def facts(sets: Sets, name: str) -> dict[str, Any]:
-    """What goes into a record of a set: pairs of each kind, and of each winner whether it keeps the rule, is broken,
-    its characters, and its log-prob a token under the model before training.
+    """What goes into a record of a set: the kind and the topic of each pair, the contrast of winners and losers as
+    Table 1 of the paper has it, and of each winner whether it keeps the rule, is broken, its characters, and its
+    log-prob a token under the model before training.
     """
     pairs = sets.pairs(name)
     logps = log_probs(sets.base, sets.file(name))
+    encode = Tokenizer(sets.base).encode
     return {
-        "set": name, "pairs": len(pairs), "kinds": dict(Counter(p.task.kind for p in pairs)),
+        "set": name, "pairs": len(pairs), "sha256": digest(sets.file(name)),
+        "kinds": [p.task.kind for p in pairs], "topics": [stronger.topic_of(p.task.prompt) for p in pairs],
+        "contrast": {
+            "jaccard": [round(jaccard(*map(list, encode([p.chosen, p.rejected]))), 4) for p in pairs],
+            "levenshtein": [Levenshtein.distance(p.chosen, p.rejected) for p in pairs],
+        },
         "winners": {
             "kept": [int(p.task.is_kept(p.chosen)) for p in pairs],
             "broken": [int(task.is_broken(p.chosen)) for p in pairs],
@@ -185,7 +213,7 @@ def facts(sets: Sets, name: str) -> dict[str, Any]:
 def log_probs(base: Path, pairs: Path) -> list[float]:
     """Nats a token of each winner under a model."""
     examples = [winner_alone(e) for e in examples_of(base, pairs)]
-    found = score_under(base, examples, micro_tokens=1024)
+    found = score_under(base, examples, dtype="float32", micro_tokens=1024)
     return [logps.item() / e.lengths[0] for logps, e in zip(found, examples, strict=True)]
 
 

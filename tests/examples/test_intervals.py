@@ -51,6 +51,27 @@ def test_a_verdict_needs_the_interval_and_the_size(mean, low, high, said):
     assert intervals.verdict(Estimate(mean, low, high, None, ())) == said
 
 
+@pytest.mark.parametrize(
+    ("mean", "low", "high", "half", "said"),
+    [
+        (8.0, 2.0, 14.0, 5.0, "Both intervals are above 0, and the difference is of interest"),
+        (8.0, 2.0, 14.0, 9.0, "Undecided: above 0 by the bootstrap"),
+        (4.0, 1.0, 7.0, 2.0, "There is a difference; whether it is of interest"),
+        (2.0, 1.0, 3.0, 1.0, "There is a difference, smaller than the 5 points"),
+        (1.0, -2.0, 4.0, 2.0, "A difference of interest, 5 points or more, is excluded"),
+        (2.7, 0.2, 4.9, 7.4, "A difference of interest, 5 points or more, is excluded"),
+        (-6.0, -11.0, -0.1, 9.0, "A difference of interest, 5 points or more, is excluded"),
+        (3.0, -2.0, 8.0, 4.0, "Undecided: the interval excludes neither 0"),
+        (-2.0, -3.0, -1.0, 1.0, "The difference goes the other way"),
+        (-9.0, -12.0, -6.0, 2.0, "The difference goes the other way, and is of interest"),
+    ],
+)
+def test_words_say_what_the_intervals_exclude(mean, low, high, half, said):
+    found = Estimate(mean, low, high, half, ())
+    assert intervals.in_words(found).startswith(said)
+    assert (intervals.verdict(found) == "for") == said.startswith("Both")
+
+
 def noisy(means, spread=0.05, seed=0):
     rng = np.random.default_rng(seed)
     return [m + spread * rng.standard_normal((3, 200)) for m in means]
@@ -63,7 +84,7 @@ def test_a_curve_crosses_where_its_line_does():
     assert found.at == pytest.approx(0.6, abs=0.02) and found.low < found.at < found.high
 
 
-@pytest.mark.parametrize("means", [[0.3, 0.2, 0.1], [-0.3, -0.2, -0.1], [-0.1, 0.1, 0.2]])
+@pytest.mark.parametrize("means", [[0.3, 0.2, 0.1], [-0.3, -0.2, -0.1], [-0.1, 0.1, 0.2], [0.3, -0.3, 0.3]])
 def test_a_curve_that_does_not_fall_through_0_has_no_crossing(means):
     found, missed = intervals.crossing([0.1, 0.5, 0.9], noisy(means))
     assert found is None and missed == 1.0

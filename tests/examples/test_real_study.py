@@ -1,5 +1,7 @@
 """The real model's study: its plan, its stand-in for a stronger model, and pairs of a model that has three answers."""
 
+from collections import Counter
+
 import numpy as np
 import pytest
 
@@ -10,6 +12,7 @@ from examples.real.study_run import GROUPS
 from examples.real.study_sets import ARMS, Sets
 from examples.real.study_tables import Found
 from examples.studies import LADDER, Job
+from system import RunError
 
 
 @pytest.mark.parametrize("topics", [task.TOPICS, task.HELDOUT_TOPICS, task.DEVELOPMENT_TOPICS], ids=len)
@@ -54,12 +57,12 @@ def test_the_core_comes_first_and_each_arm_has_a_rate_of_its_own():
 
 
 def record(n, kept, broken=0):
-    packed = {"kept": pack(np.arange(n) < kept), "broken": pack(np.arange(n) < broken)}
+    packed = {"kept": pack(np.arange(n) < kept), "broken": pack(np.arange(n) < broken), "characters": [90] * n}
     return {"answers": {"sampled": packed, "greedy": packed}}
 
 
 def test_the_outcome_is_of_answers_that_keep_the_rule_and_do_not_repeat_themselves():
-    n = GROUPS["test"][1]
+    n = GROUPS["test"].n["sampled"]
     job, before = Job("clair", "dpo", 1e-5, 1), record(n, 27)
     assert study_plan.gain(job, record(n, 189, broken=54), before) == pytest.approx(100 * (135 - 27) / n)
     assert study_plan.gain(job, {"failed": "it is no number"}, before) == pytest.approx(-100 * 27 / n)
@@ -70,11 +73,11 @@ def sets(tmp_path, monkeypatch):
     """Sets of a model that answers by rote: mostly it breaks the rule in a way that has a repair."""
     answers = ["Well, I like it. It is big, and it is old.", "We use it a lot. It is red, and round.", "so it goes"]
 
-    def answer(folder, prompts, temperature, out, *, seed=1, top_p=0.95):
+    def answer(folder, prompts, temperature, out, *, seed=1, top_p=0.95, dtype=None):
         return [answers[(len(p) + seed) % len(answers)] for p in prompts]
 
     monkeypatch.setattr(study_sets.measure, "answer", answer)
-    return Sets(tmp_path, tmp_path / "sets", n_prompts=90)
+    return Sets(tmp_path, tmp_path / "sets", tmp_path / "samples", n_prompts=90)
 
 
 def test_both_arms_have_the_same_prompts_and_losers_and_winners_that_keep_the_rule(sets):
@@ -86,26 +89,35 @@ def test_both_arms_have_the_same_prompts_and_losers_and_winners_that_keep_the_ru
     assert sum(a.chosen != b.chosen for a, b in zip(clair, control, strict=True)) > len(clair) / 2
 
 
-def test_the_other_sets_have_the_same_kinds_as_far_as_there_are_so_many(sets):
-    arms, judged, revised, better = (sets.pairs(name) for name in ("clair", "judged", "clair-judged", "stronger"))
+def test_the_stronger_models_set_has_the_same_prompts_and_losers(sets):
+    arms, better = (sets.pairs(name) for name in ("clair", "stronger"))
     assert [p[0::2] for p in better] == [p[0::2] for p in arms] and all(p.task.is_kept(p.chosen) for p in better)
-    kinds = [p.task.kind for p in arms]
-    assert judged and all(
-        kinds.count(kind) >= sum(p.task.kind == kind for p in judged) for kind in {p.task.kind for p in judged}
-    )
+
+
+def test_the_judges_sets_have_as_many_pairs_of_each_kind_and_the_same_losers(sets):
+    sets.pairs("clair")
+    kinds = ["no commas"] * 3 + ["lower case"] * 2  # of these the three answers differ in how far they keep the rule
+    sets._pairs["clair"] = [p._replace(task=p.task._replace(kind=k)) for p, k in zip(sets.pairs("clair"), kinds)]  # noqa: B905
+    judged, revised = (sets.pairs(name) for name in ("judged", "clair-judged"))
+    assert Counter(p.task.kind for p in judged) == Counter(kinds) and [p[0::2] for p in judged] == [
+        p[0::2] for p in revised
+    ]
     assert all(p.task.degree(p.chosen) > p.task.degree(p.rejected) for p in judged)
-    losers = {p.task.prompt: p.rejected for p in judged}
-    assert revised and all(losers[p.task.prompt] == p.rejected for p in revised)
+    assert all(p.task.is_kept(p.chosen) and not p.task.is_kept(p.rejected) for p in revised)
+
+
+def test_too_few_judged_pairs_of_a_kind_are_an_error(sets):
+    sets._pairs["clair"] = [p._replace(task=p.task._replace(kind="quotes")) for p in sets.pairs("clair")]
+    with pytest.raises(RunError, match=r"judged pairs: 24 blocks of 90 prompts leave {'quotes': \d+} to be found"):
+        sets.pairs("judged")
 
 
 def run_record(job, base):
     """A run's record in a made-up world: the control keeps ten points fewer, and DPO is the same on both arms."""
-    n = GROUPS[study_plan.group(job.seed)][1]
+    n = GROUPS[study_plan.group(job.seed)].n
     share = 0.6 - 0.1 * (job.set == "control" and job.loss == "apo_zero")
     share -= 0.05 * abs(LADDER.index(job.lr) - LADDER.index(1e-5))
-    answers = {
-        how: record(n, round(share * n))["answers"][how] | {"characters": 100.0} for how in ("sampled", "greedy")
-    }
+    answers = {how: record(n[how], round(share * n[how]))["answers"][how] for how in n}
     ordinary = {what: [x - 0.1 for x in values] for what, values in base["ordinary"].items()}
     return {**job._asdict(), "answers": answers, "ordinary": ordinary, "seconds": {"all": 9.0}}
 
@@ -113,25 +125,31 @@ def run_record(job, base):
 def as_found(n_runs=None, **winners):
     """A whole study of that world, or its first runs. winners: how those of the control differ from CLAIR's."""
     bases = {
-        seed: record(GROUPS[study_plan.group(seed)][1], 20) | {"ordinary": {"samples": [-1.0], "texts": [-2.0]}}
+        seed: {
+            "answers": {how: record(n, 20)["answers"][how] for how, n in GROUPS[study_plan.group(seed)].n.items()},
+            "ordinary": {"samples": [-1.0, -3.0], "texts": [-2.0]}, "tokens": {"samples": [1, 1], "texts": [1]},
+        }
         for seed in (0, *SEEDS)
-    }
-    for base in bases.values():
-        for how in base["answers"]:
-            base["answers"][how] = base["answers"][how] | {"characters": 90.0}
+    }  # fmt: skip
     runs, gained = {}, {}
     while (job := next(study_plan.wanted(gained), None)) and len(runs) != n_runs:
         runs[job] = run_record(job, bases[job.seed])
         gained[job] = study_plan.gain(job, runs[job], bases[job.seed])
     like = {"kept": [1] * 50, "broken": [0] * 50, "characters": [80, 90] * 25, "logp": [-1.0, -2.0] * 25}
-    sets = {(0, "clair"): {"winners": like}, (0, "control"): {"winners": like | winners}}
+    more = {"pairs": 50, "kinds": ["a", "b"] * 25, "topics": [f"topic {i // 2}" for i in range(50)]}
+    contrast = {"clair": {"jaccard": [0.8] * 50, "levenshtein": [9] * 50},
+                "control": {"jaccard": [0.4] * 50, "levenshtein": [90] * 50}}  # fmt: skip
+    sets = {
+        (0, name): {**more, "contrast": contrast[name], "winners": like | (winners if name == "control" else {})}
+        for name in ARMS
+    }
     return Found(runs, gained, bases, sets)
 
 
 def test_the_claim_is_of_contrast_where_winners_are_equally_good():
     said = study_tables.in_words(as_found())
     assert (
-        "**apo_zero**, CLAIR minus the control. The interval is above 0, and the difference is of interest: +10.0"
+        "**apo_zero**, CLAIR minus the control. Both intervals are above 0, and the difference is of interest: +10.0"
         in said
     )
     assert "**dpo**, CLAIR minus the control. A difference of interest, 5 points or more, is excluded: +0.0" in said
@@ -140,7 +158,26 @@ def test_the_claim_is_of_contrast_where_winners_are_equally_good():
 
 def test_what_the_winners_differ_in_is_named():
     said = study_tables.in_words(as_found(characters=[60, 70] * 25, logp=[-1.0, -2.1] * 25))
-    assert "with these differences: characters of winners (+20); log-prob of winners (+0.05)." in said
+    assert "The arms differ in contrast: Jaccard of tokens, %: +40.0 (+40.0 to +40.0); Levenshtein" in said
+    assert "This is contrast, with these differences: characters of winners (+20); log-prob of winners (+0.05)." in said
+
+
+def test_a_run_that_could_not_go_on_counts_and_keeps_no_rule():
+    found = as_found()
+    job = found.jobs("apo_zero", "clair")[0]
+    whole = study_tables.difference(found, "apo_zero").mean
+    found.runs[job] = {**job._asdict(), "failed": "step 3: the loss is not finite"}
+    assert study_tables.difference(found, "apo_zero").mean == pytest.approx(whole - 60 / 3, abs=0.1)
+    assert study_tables.of_prices(found, "apo_zero", "samples") is None
+
+
+def test_the_price_is_all_nats_over_all_tokens():
+    found = as_found()
+    base = found.bases[1]
+    base["tokens"]["samples"], base["ordinary"]["samples"] = [10, 30], [-10.0, -60.0]
+    job = found.jobs("dpo", "clair")[0]
+    found.runs[job]["ordinary"]["samples"] = [-14.0, -60.0]
+    assert found.price(job, "samples") == pytest.approx(-4 / 40)
 
 
 @pytest.mark.slow

@@ -7,6 +7,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Protocol
 
+from examples.studies import GOES_ON
 from tests.gpu.slices import Clock, Row
 
 Run = Callable[..., str]
@@ -59,7 +60,7 @@ def study(config: Asked, clock: Clock, run: Run) -> list[Row]:
     except subprocess.TimeoutExpired:
         left = "the next call goes on"
     except ValueError as fault:
-        if "the same command goes on" not in str(fault):
+        if GOES_ON not in str(fault):
             raise
         left = "the next call goes on"
     n = _n_runs(config)

@@ -288,7 +288,7 @@ def test_the_real_models_items_go_on_until_nothing_is_left(tmp_path):
             with open(tmp_path / "records/seed-0.jsonl", "a") as file:
                 file.write(json.dumps({"kind": "run" if len(asked) > 1 else "base"}) + "\n")
             if len(asked) < 3:
-                raise ValueError("2 runs are on record and others are left; the same command goes on")
+                raise ValueError("2 runs are on record and others are left; the same command continues")
         elif "--as-it-stands" in command:
             (tmp_path / "figure4").mkdir(exist_ok=True)
             stopped = "" if len(asked) > 6 else "kto_pair was stopped after epoch 14. "
