@@ -59,8 +59,8 @@ class GenerateConfig(Sampling, ReadingSettings, TemplateSettings, AdapterSetting
     """Prompts: a .jsonl, .json, .csv or .parquet file whose rows have "prompt" (text or messages) or "prompt_ids", and
     optionally "system", "tools" and "chat_template_kwargs". Responses in the rows are ignored."""
     out: PathText
-    """File for the answers, each with its prompt and why it ended. Until all are done they are in OUT.partial; the same
-    command continues from there."""
+    """Output file: each answer with its prompt and finish reason. An unfinished run keeps its answers in OUT.partial;
+    the same command resumes it."""
     endpoint: tuple[str, ...] = ()
     """URL of an OpenAI-compatible server that answers instead of a local checkpoint, such as http://localhost:8000/v1.
     Several URLs share the work. --stop-ids, --dtype, --beyond-context, --adapter, --base-dtype and the chat-template
@@ -75,7 +75,8 @@ class GenerateConfig(Sampling, ReadingSettings, TemplateSettings, AdapterSetting
     extra: str | None = None
     """JSON object to merge into the body of each request; a field with the value null is removed. Unset: nothing."""
     api: Literal["chat", "responses"] = "chat"
-    """API of the server: chat for /chat/completions, or responses for OpenAI's Responses API, if it offers no other."""
+    """API of the server. chat: /chat/completions. responses: OpenAI's Responses API, for a server that offers no
+    other."""
     stream: bool = False
     """Ask the server to stream its answers; some servers offer nothing else."""
     accept_finish_reason: tuple[str, ...] = ()

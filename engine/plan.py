@@ -59,7 +59,7 @@ class PlanConfig(RowSettings):
     """Plan for a well-known model size; nothing is downloaded. Give either this or --model."""
     reference_model: PathText | None = None
     """As in engine.train: another reference model, which needs memory and time of its own. "base", or an adapter on the
-    same base, needs hardly any."""
+    same base, needs hardly any extra memory."""
     gpus: int = 1
     """Number of GPUs to plan for. 0 plans a run on this machine's CPU; give its memory by --gpu-memory."""
     gpu_memory: float = 80.0
@@ -106,10 +106,10 @@ class PlanConfig(RowSettings):
     keep_final_state: bool = False
     """As in engine.train: keep a state of the last step, also with --state-every 0."""
     tflops: float = DATASHEET / 1e12
-    """Speed of each GPU in TFLOP/s: its datasheet's figure for dense bf16 products, such as 312 for an A100 or 165 for
-    an RTX 4090. A step is expected to reach half of it; the estimated hours depend on it. The default is an H100's."""
+    """Dense bf16 TFLOP/s of each GPU according to its datasheet, such as 312 for an A100 or 165 for an RTX 4090. The
+    estimate of the hours assumes that half of it is reached. The default is an H100's."""
     bandwidth: float | None = None
-    """Speed of collectives between the GPUs of a node, in GB per second and GPU, as --measure reports it; the estimated
+    """Bandwidth of collectives between the GPUs of a node, in GB/s per GPU, as printed by --measure; the estimated
     hours depend on it. Unset: 300, an assumption for NVLink 4."""
     measure: bool = False
     """Instead of planning, measure the speed of collectives between the GPUs of this machine (--bandwidth); takes a

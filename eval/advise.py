@@ -36,7 +36,7 @@ class AdviseConfig(JudgeSettings, RowSettings):
     """Say which variant of APO fits a model and its pairs, by whether the winners are better than the model's own
     answers.
 
-    The comparison uses the scores in the rows, "chosen_score" and "own_score" of one scorer, or a judge
+    It compares "chosen_score" with "own_score" in the rows (both from the same scorer), or asks a judge
     (--judge-endpoint).
     """
 
@@ -54,7 +54,7 @@ class AdviseConfig(JudgeSettings, RowSettings):
     skip_bad_rows: bool = False
     """Skip rows that cannot be used. By default such rows are an error."""
     dtype: Literal["float32", "bfloat16"] | None = None
-    """Dtype to compute the log-probs of the pairs in; answers sampled for a judge do not depend on it. Unset: bfloat16
+    """Dtype to compute the log-probs of the pairs in. Unset: bfloat16
     on CUDA, float32 on the CPU."""
     out: PathText | None = None
     """JSON file for the result. Unset: it is only printed."""

@@ -60,8 +60,8 @@ class MixEvalConfig(JudgedConfig):
     version: tuple[str, ...] = VERSIONS
     """Versions of the data to score on."""
     preset: Literal["stable", "paper"] = "stable"
-    """How to sample answers: stable is greedy; paper is temperature 0.6 and top-p 0.9, which MixEval uses for
-    Llama-3."""
+    """How to sample answers, of at most 512 tokens each. stable: greedy. paper: temperature 0.6 and top-p 0.9, which
+    MixEval uses for Llama-3."""
     judge_temperature: float | None = None
     """Sampling temperature of the judge. Unset: none is sent, as in MixEval. With 0, a judge that is asked again (see
     --rounds) is asked at temperature 1, because it would repeat the answer that could not be read."""

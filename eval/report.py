@@ -34,8 +34,9 @@ class ReportConfig:
     title: str = "Alignment report"
     """Title of the page."""
     gap_to: str = gap.STRONGER
-    """Name of a stronger model that was scored beside the runs' checkpoints. The report shows which share of the gap
-    between the base model and it each run closes, if the base model was scored in the same way."""
+    """Name under which a stronger model was scored (python -m eval mixeval NAME --out RUN/eval ...). The report then
+    shows how much of the gap between the base model and this one each run closes, if both were scored in the same
+    way."""
     config: PathText | None = None
     """YAML file with settings under the names of the flags. Flags on the command line win over it."""
 

@@ -26,7 +26,7 @@ COMMANDS = {
     "Measure": [
         "eval mixeval", "eval alpacaeval", "eval trajectories", "eval contrast", "eval advise", "eval report",
     ],
-    "All of it": ["examples.align", "examples.grid"],
+    "The whole pipeline": ["examples.align", "examples.grid"],
     "Examples": [
         "examples.miniature.demo", "examples.real.demo", "examples.miniature.paper", "examples.miniature.tune",
         "examples.real.checkpoint", "examples.real.figure4", "examples.real.rounding", "examples.fp8",
@@ -38,12 +38,13 @@ COMMANDS = {
 }  # fmt: skip
 HEAD = """# Commands
 
-Written by `python -m examples.commands_page` from what each command says of itself. Where a command has `--config`,
-every flag can also stand in a YAML file, `--config my.yaml`, named as it is here with `_` for `-`; flags win over the
-file. Without arguments most commands print a complete example. The demos, `examples.miniature.paper`,
-`examples.miniature.tune`, `examples.real.checkpoint`, `examples.real.lora_search` and both studies start at once. Exit
-codes: 2 for bad input (with one sentence), 1 if a run cannot continue, 3 if `--minutes` left runs to do, 130 after
-Ctrl-C, 143 after SIGTERM; finished work is saved.
+Written by `python -m examples.commands_page` from each command's `--help`. Where a command has `--config`, every flag
+can also be set in a YAML file, `--config my.yaml`, under its name with `_` for `-`; flags win over the file.
+`{None}|X` is an optional value; `[X ...]` takes several values, separated by blanks. Without arguments most commands
+print a complete example. The demos, `examples.miniature.paper`, `examples.miniature.tune`, `examples.real.checkpoint`,
+`examples.real.lora_search` and both studies start at once. Exit codes: 2 for bad input (with one sentence), 1 if a run
+cannot continue, 3 if `--minutes` ran out before all runs were done, 130 after Ctrl-C, 143 after SIGTERM; finished work
+is saved.
 
 """
 

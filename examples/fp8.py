@@ -45,17 +45,18 @@ RUN: dict[str, Any] = {
 
 @dataclass(frozen=True, kw_only=True)
 class Fp8Config:
-    """Measure what fp8 products would do to log-probs, log-ratios and training, by computing with rounded factors."""
+    """Estimate how fp8 matrix multiplication would change log-probs, log-ratios and training, by rounding its
+    inputs."""
 
     data: tyro.conf.Positional[PathText]
     """Pairs for the real model, as examples.real.rounding takes them: clair.jsonl of a run of ./launch.sh demo
     --real."""
     demo: PathText = "runs/demo"
-    """Folder of a finished ./launch.sh demo, for the run of 200 steps."""
+    """Folder of a finished ./launch.sh demo, whose model and pairs are used for a training run of 200 steps."""
     rounding: PathText = "runs/real/rounding"
     """Folder for the trained checkpoints. Those of examples.real.rounding that it holds are used."""
     out: PathText = "runs/fp8"
-    """Folder for the runs of 200 steps. What is there already is used again."""
+    """Folder for the training runs of 200 steps. Existing results in it are reused."""
     model: PathText | None = None
     """Checkpoint folder or hub id. Unset: SmolLM2-135M-Instruct, downloaded into runs/real."""
     record: PathText = "docs/records/fp8.json"

@@ -69,14 +69,15 @@ class GridConfig:
     data: tuple[PathText, ...]
     """Data sets as NAME=FILE, where FILE is one that engine.train takes."""
     loss: tuple[PathText, ...]
-    """Objectives. Flags of engine.train for one of them alone follow its name: "apo_zero beta=0.3", "dpo lr=1e-7"."""
+    """Objectives to train. To give one of them engine.train settings of its own, quote them together: "apo_zero
+    beta=0.3", "dpo lr=1e-7"."""
     out: PathText
     """Folder for the runs and their report."""
     lr: tuple[str, ...] = ("2e-7",)
     """Learning rate: one for all objectives, or NAME=RATE for each."""
     seeds: int = 1
-    """Number of seeds; 3 runs each cell with seeds 0, 1 and 2. A seed sets the order of the rows and which of them are
-    held out."""
+    """Number of seeds; 3 trains every combination with seeds 0, 1 and 2. A seed sets the order of the rows and which of
+    them are held out."""
     train: PathText | None = None
     """YAML file with further settings of engine.train, for all runs."""
     score: str | None = None

@@ -1,8 +1,9 @@
-"""Writes docs/models.md: which models run, what each has that Llama has not, what was checked and what is refused.
+"""Writes docs/models.md: which models run, what each has that Llama has not, what was checked and what is refused; and
+docs/own-family.md: how to add one.
 
     python -m examples.models_page
 
-A test compares the page with what this would write.
+A test compares both with what this would write.
 """
 
 import re
@@ -40,7 +41,8 @@ the families in `engine/model/families/`.
 
 Each of these is loaded from safetensors, trained, sampled and scored, and written under the names that it came with, so
 that transformers and vLLM load the folder. `--model` takes a folder or a hub id; the family is recognised. One block
-(`engine/model/transformer.py`) computes all of them: the differences between families are its options.
+(`engine/model/transformer.py`) computes all of them: the differences between families are its options. Another one can
+[be added](own-family.md).
 
 """
 CHECKED = """
@@ -125,12 +127,14 @@ This was read in vLLM's sources and issues, not measured.
 
 def main() -> None:
     """The command."""
-    (DOCS / "models.md").write_text(page(), encoding="utf-8")
+    for name, text in pages().items():
+        (DOCS / name).write_text(text, encoding="utf-8")
 
 
-def page() -> str:
-    """The page's text."""
-    return "".join((HEAD, _families(), "\n", _releases(), CHECKED, _refused(), NOTES.format(caps=_caps()), _adding()))
+def pages() -> dict[str, str]:
+    """The pages' texts, by their names."""
+    models = (HEAD, _families(), "\n", _releases(), CHECKED, _refused(), NOTES.format(caps=_caps()))
+    return {"models.md": "".join(models), "own-family.md": _adding()}
 
 
 def _families() -> str:
@@ -251,19 +255,28 @@ def _adding() -> str:
     code = (ROOT / "engine/model/families/exaone4.py").read_text(encoding="utf-8").strip()
     rows = (ROOT / "tests/family_table.py").read_text(encoding="utf-8").splitlines()
     shown = "\n".join(line for line in rows if line.startswith("    _exaone4("))
-    return f"""
-## How to add a family
+    return f"""# Add an architecture
 
-A family that needs no new option of the block takes one file, a name in a table and rows in the tests. EXAONE 4 was
-added in this way. This is its whole file, `engine/model/families/exaone4.py`:
+You have a dense model whose architecture is not in the list of [models](models.md). If its blocks are put together
+from options that are there already, it takes three steps: a file and its name in `FAMILIES`, rows in the tests, and
+the page.
+
+## 1. Say how its config.json is read
+
+A family is one file in `engine/model/families/`. It defines what each key and each missing key of `config.json` means,
+what the weights are called, and what is refused. EXAONE 4 was added in this way. This is its whole file,
+`engine/model/families/exaone4.py`; the names of its weights are OLMo's:
 
 ```python
 {code}
 ```
 
-It defines how `config.json` is read, what each missing key means, what the weights are called (here OLMo's names), and
-what is refused. `FAMILIES` in `engine/model/families/__init__.py` lists it. Its rows in `tests/family_table.py` go
-through every test under [what was checked](#what-was-checked):
+Then add the family to `FAMILIES` in `engine/model/families/__init__.py`.
+
+## 2. Add it to the tests
+
+Rows in `tests/family_table.py` go through every test under [what was checked](models.md#what-was-checked), in as many
+variants as the family has:
 
 ```python
 VARIANTS = (
@@ -272,9 +285,21 @@ VARIANTS = (
 )
 ```
 
-Then `python -m examples.models_page` writes this page again. A new option is a field of `ModelConfig`
-(`engine/model/model_config.py`), a line or two in `engine/model/transformer.py`, and its memory and operations in
-`engine/planning/memory.py` and `engine/planning/flops.py`, whose tests measure both.
+```
+./launch.sh test --all -k families
+```
+
+## 3. Write the page again
+
+```
+./launch.sh pages      # takes a minute or two
+```
+
+## If the block lacks an option
+
+A new option is a field of `ModelConfig` (`engine/model/model_config.py`) and a line or two in
+`engine/model/transformer.py`. Its memory and its operations are counted in `engine/planning/memory.py` and
+`engine/planning/flops.py`, whose tests measure both.
 """
 
 

@@ -23,7 +23,7 @@ def main(argv: Sequence[str]) -> None:
     ):  # fmt: skip
         print(".", end="", file=sys.stderr, flush=True)
         write()
-    print(" docs/: commands, objectives, scaling, models, results, adapters", file=sys.stderr)
+    print(" docs/: commands, objectives, scaling, models, own-family, results, adapters", file=sys.stderr)
 
 
 if __name__ == "__main__":

@@ -45,7 +45,7 @@ class RowSettings(ReadingSettings, TemplateSettings):
     """Part of an over-long prompt that is kept: its end or its start (TRL's truncation_mode). BOS and the template's
     headers always stay."""
     beyond_context: bool = False
-    """Accept rows that, after the cut, are still longer than the model's context (max_position_embeddings). By default
+    """Accept rows that are longer than the model's context (max_position_embeddings) even after truncation. By default
     they are errors."""
 
     def __post_init__(self) -> None:

@@ -21,11 +21,11 @@ class ReadingSettings:
     """Message roles, as IN_FILE=EXPECTED (the opposite order of --columns): critic=user,bot=assistant. The usual other
     names (human, gpt, model, developer, function, observation) are recognised without it, in upper or lower case."""
     keep_json_text: bool = False
-    """Treat a field as plain text even if it holds messages written as JSON, or as Python prints them. By default such
-    messages are read."""
+    """Treat a field as plain text even if it looks like a list of messages in JSON or Python syntax. By default such a
+    field is parsed."""
     max_row_mb: int = 4
-    """Longest row to accept, in megabytes; a longer row is an error. Encoding a row takes about 250 bytes of memory for
-    each of its bytes."""
+    """Longest row to accept, in megabytes; a longer row is an error. Encoding a row needs about 250 times its size in
+    memory (1 GB for 4 MB)."""
 
     def __post_init__(self) -> None:
         if not 1 <= self.max_row_mb <= 2**12:

@@ -37,14 +37,14 @@ class TemplateSettings:
 
     chat_template: PathText | None = None
     """Chat template to use instead of the checkpoint's own: a file, or the name of one of several templates that the
-    checkpoint has. engine.train saves it in its checkpoints. It is for a model on this machine; where a server answers
-    it is an error. Unset: the checkpoint's own."""
+    checkpoint has. Checkpoints that engine.train writes contain it. Only for a model that runs on this machine: an
+    error with a server. Unset: the checkpoint's own."""
     chat_template_kwargs: str | None = None
     """Extra variables for the chat template in every row: enable_thinking=false,reasoning_effort=low. A value is read
     as JSON where possible, else as text. "chat_template_kwargs" in a row win over it. Unset: none."""
     template_date: str | None = None
-    """Date, as YYYY-MM-DD, for chat templates that print the current date. Unset: today; a run resumed by engine.train
-    keeps its first date, and eval mixeval and alpacaeval take that of the training run."""
+    """Date, as YYYY-MM-DD, for chat templates that print the current date. Unset: today; a resumed run keeps its first
+    date, and an evaluation takes the date of the training run."""
 
     def __post_init__(self) -> None:
         _ = self.kwargs, self.day

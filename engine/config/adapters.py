@@ -20,7 +20,7 @@ class AdapterConfig:
 
     rank: Annotated[int | None, tyro.conf.arg(name="lora-rank")] = None
     """Rank of a LoRA adapter to train instead of all weights; 16 is a good start, and --lr is then 2e-6 unless it is
-    given. The base model is frozen, and serves without the adapter as the reference. Unset: all weights are trained."""
+    given. The frozen base model without the adapter is the reference. Unset: all weights are trained."""
     alpha: Annotated[float | None, tyro.conf.arg(name="lora-alpha")] = None
     """LoRA alpha: the adapter's output is scaled by alpha / rank. Unset: twice the rank."""
     rslora: Annotated[bool, tyro.conf.arg(name="lora-rslora")] = False

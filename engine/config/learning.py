@@ -26,8 +26,8 @@ class DataConfig(RowSettings):
     """Rows to train on: .jsonl, .json, .csv or .parquet files, folders of such files, or hub ids. FOLDER:SPLIT and
     ID:SPLIT name a split of a folder or of a data set on the hub."""
     weights: Annotated[tuple[float, ...], tyro.conf.arg(name="data-weights")] = ()
-    """One factor for each source of --data: with 2 an epoch contains every row twice, with 0.5 a random half of the
-    rows (drawn by --seed). Unset: every row once."""
+    """One factor for each source of --data: with 2 an epoch contains every row twice; with 0.5 it contains a random
+    half of the rows, drawn once with --seed and the same in every epoch. Unset: every row once."""
     shuffle: bool = True
     """Shuffle the rows anew in each epoch. With --no-shuffle they are taken in the order of the files."""
     seed: int = 0
@@ -62,8 +62,8 @@ class ObjectiveConfig:
     keeps the policy closer to the reference. It is set for every objective of --loss that has a beta. Unset: each
     objective's own default, listed below."""
     own_score: Literal["row", "rejected"] = "row"
-    """Column with the score of the target model's own answer, which apo_select and similar objectives need. row:
-    "own_score". rejected: "rejected_score", for pairs whose rejected response is that answer, such as CLAIR's."""
+    """Where apo_select finds the score of the model's own answer. row: the column "own_score". rejected:
+    "rejected_score", for pairs whose rejected response is that answer, such as CLAIR's."""
     hyperparameters: tyro.conf.Suppress[dict[str, str]] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
@@ -81,8 +81,8 @@ class OptimizerConfig:
     and the --adam flags need adamw or muon."""
     lr: float | None = None
     """Peak learning rate, reached right after the warm-up; --schedule sets how it decays. Unset: 2e-7 as in the paper,
-    or 2e-6 when an adapter is trained. An adapter usually takes about ten times the rate of all weights; 5e-6 is usual
-    for DPO with LoRA."""
+    or 2e-6 for an adapter, which usually takes about ten times the rate of full training. TRL's example of DPO with
+    LoRA uses 5e-6."""
     max_grad_norm: float = 1.0
     """Clip the gradient to this global norm before each optimizer step. 0 turns clipping off. With --master-weights
     split, 0 also saves the memory of the gradients."""

@@ -42,9 +42,9 @@ class MemoryConfig:
     one 80 GB GPU. split works with one process, and not with adapters, --dtype float32, --optimizer muon,
     --reference-update or --shard-size. auto: float32, or split if only that fits on the one GPU."""
     square_avg: Literal["float32", "bfloat16"] = "float32"
-    """Dtype of the optimizer's running means (RMSProp has one per parameter, AdamW two). bfloat16 saves 2 bytes for
-    each mean, is rounded stochastically (unbiased, with a relative error of 0.7 %), and needs an explicit
-    --master-weights split."""
+    """Dtype of the optimizer state (RMSProp keeps one value per parameter, AdamW two). bfloat16 saves 2 bytes for each
+    value, is rounded stochastically (unbiased, with a relative error of 0.7 %), and needs an explicit --master-weights
+    split."""
     compile: Literal["auto", "yes", "no"] = "auto"
     """Compile the transformer blocks, except attention, with torch.compile. auto: on a GPU only; on the CPU it gains
     nothing."""
@@ -87,8 +87,8 @@ class CheckpointConfig:
     keep_state: int = 1
     """Number of states to keep in --out; older ones are deleted. Each is several times the size of a checkpoint."""
     save_every: int | float | None = None
-    """Number of steps between additional checkpoint folders (step-000120) besides those of the epochs (epoch-01). Below
-    1 it is a share of all steps, rounded up. Unset: only at the end of each epoch."""
+    """Also write a checkpoint folder (step-000120) every so many steps, besides those of the epochs (epoch-01). Below 1
+    it is a share of all steps, rounded up. Unset: only at the end of each epoch."""
     keep_checkpoints: int | None = None
     """Number of checkpoint folders to keep; older ones are deleted. --save-total-limit is another name for it. Unset:
     all are kept."""
@@ -175,12 +175,12 @@ class MeasuringConfig:
     """Number of rows of --data to hold out for evaluation, drawn by --seed and not trained on; an alternative to
     --eval-data. Below 1 it is a share of the rows, rounded up. 0: none."""
     eval_every: int | float | None = None
-    """Number of steps between additional measurements of the held-out rows, with one before the first step. Below 1 it
-    is a share of all steps, rounded up. It needs --eval-data or --eval-pairs. Unset: only after each epoch."""
+    """Also evaluate the held-out rows every so many steps, and once before the first step. Below 1 it is a share of all
+    steps, rounded up. It needs --eval-data or --eval-pairs. Unset: only after each epoch."""
     early_stop: str | None = None
-    """METRIC:PATIENCE, such as eval_loss:3: end the run when a held-out metric (as for --keep-best) did not improve on
-    its best value for this many measurements in a row. A checkpoint of the last step is written, and the run counts as
-    finished. It needs --eval-data or --eval-pairs."""
+    """METRIC:PATIENCE, such as eval_loss:3: end the run when a held-out metric (as for --keep-best) has not improved
+    for this many evaluations in a row. A checkpoint of the last step is written, and the run counts as finished. It
+    needs --eval-data or --eval-pairs."""
     disable: tuple[Technique, ...] = ()
     """Turn off optimisations, to measure what each one saves; results change by rounding at most. When they are on,
     prompt-sharing computes a prompt once for all its responses, packing avoids padding, response-rows computes logits

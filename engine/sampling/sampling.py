@@ -23,9 +23,9 @@ class Sampling:
     temperature: float = 1.0
     """Sampling temperature. 0 always takes the most likely token."""
     top_p: float = 1.0
-    """Nucleus sampling: choose among the most likely tokens that together have this probability. 1: among all."""
+    """Nucleus sampling: choose among the most likely tokens that together have this probability. 1 turns it off."""
     top_k: int = 0
-    """Choose among this number of most likely tokens. 0: among all."""
+    """Choose among this number of most likely tokens. 0 turns it off."""
     n: int = 1
     """Number of answers per prompt. A local model computes the prompt once for all of them; a server is sent one
     request for each."""

@@ -25,8 +25,8 @@ class AlignConfig:
     out: PathText | None = None
     """Folder for all results. Unset: the recipe's own `out`."""
     dry_run: bool = False
-    """Check the recipe and print what each stage will take (requests, money, hours, disk). Only the recipe's `prepare`
-    is run."""
+    """Check the recipe and print what each stage will take (requests, money, hours, disk). Nothing is run but the
+    recipe's `prepare` command, whose output the checks need."""
 
     def __post_init__(self) -> None:
         if not Path(self.recipe).is_file():

@@ -197,7 +197,7 @@ def main(argv: Sequence[str]) -> None:
     parser.add_argument(
         "folder", type=Path, nargs="?", default=Path("runs/real"), help="folder for the model (default: runs/real)"
     )
-    parser.add_argument("--prompts", type=Path, help="file to write the prompts of the real demo's pairs into, too")
+    parser.add_argument("--prompts", type=Path, help="also write the prompts of the real demo's pairs to this file")
     asked = parser.parse_args(argv)
     print(fetch(asked.folder))
     if asked.prompts is not None:

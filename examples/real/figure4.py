@@ -31,12 +31,13 @@ EXAMPLE = "python -m examples.real.figure4 pairs.jsonl --out runs/real/figure4"
 
 @dataclass(frozen=True, kw_only=True)
 class Figure4Config:
-    """Follow held-out pairs through training with five objectives, from the same model and on the same pairs."""
+    """Train five objectives from the same model on the same pairs, and follow held-out pairs through the training (the
+    paper's Figure 4)."""
 
     data: tyro.conf.Positional[PathText]
     """Pairs, as engine.train takes them."""
     out: PathText
-    """Folder for the runs, their report and figure4.md. Runs that are there already continue."""
+    """Folder for the runs, their report and figure4.md. Existing runs in it are continued."""
     model: PathText | None = None
     """Checkpoint folder or hub id. Unset: SmolLM2-135M-Instruct, downloaded into runs/real."""
     n: int = 16
@@ -44,7 +45,7 @@ class Figure4Config:
     heldout: int = 12
     """Number of held-out pairs to follow. The paper's figure has 100."""
     epochs: int = 4
-    """Passes over the pairs. The paper has 18."""
+    """Passes over the pairs. The paper uses 18."""
     lr: float = 5e-6
     """Learning rate. The paper has 2e-7, for Llama-3-8B."""
     eval_every: int | None = None

@@ -16,8 +16,8 @@ RANK = 16
 CARDS = (16, 24, 40, 48, 80)
 """GB of one GPU."""
 MODELS = (
-    ("llama3-8b", "bfloat16"), ("llama3-8b", "int8"), ("llama3-8b", "nf4"), ("qwen3-8b", "bfloat16"),
-    ("qwen3-8b", "nf4"),
+    ("llama3-8b", "bfloat16"), ("llama3-8b", "int8"), ("llama3-8b", "nf4"),
+    ("qwen3-8b", "bfloat16"), ("qwen3-8b", "int8"), ("qwen3-8b", "nf4"),
     ("llama3-70b", "int8"), ("llama3-70b", "nf4"),
 )  # fmt: skip
 

@@ -50,7 +50,7 @@ class LoraSearchConfig:
     best."""
 
     out: PathText = "runs/real"
-    """Folder for the model, the pairs and the runs. What ./launch.sh demo --real has left in it is used."""
+    """Folder for the model, the pairs and the runs. What ./launch.sh demo --real has left in it is reused."""
     minutes: float | None = None
     """Time budget in minutes, counted from the start of the command. A run starts only if it is expected to be trained
     and measured within it. If runs are left, the exit code is 3; run the same command to continue. Unset: no limit."""

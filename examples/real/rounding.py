@@ -53,14 +53,14 @@ class RoundingConfig:
     """Pairs, as engine.train takes them: 32 are trained on and 64 held out, drawn by a fixed seed. Give this or
     --run."""
     out: PathText = "runs/real/rounding"
-    """Folder for the runs and the rounded checkpoints. What is there already is used again."""
+    """Folder for the runs and the rounded checkpoints. Existing results in it are reused."""
     run: PathText | None = None
     """Folder of a finished ./launch.sh demo --real, such as runs/real/run-...: the last checkpoint of every objective
     in it is rounded, and nothing is trained."""
     model: PathText | None = None
     """Checkpoint folder or hub id. Unset: SmolLM2-135M-Instruct, downloaded into runs/real."""
     record: PathText = "docs/records/rounding.json"
-    """JSON file for the results. Those of the other mode (pairs or --run) that it holds are kept."""
+    """JSON file for the results. Results of the other mode (pairs or --run) that are already in it are kept."""
 
     def __post_init__(self) -> None:
         if (self.data is None) == (self.run is None):
