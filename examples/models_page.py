@@ -167,7 +167,8 @@ def _releases() -> str:
 
 
 def _norms(config: ModelConfig) -> str:
-    return {"both": "on both sides"}.get(config.norms, config.norms) + (", of 1 + w" if config.norm_adds_one else "")
+    sides = {"before": "before", "behind": "after", "both": "before and after"}[config.norms]
+    return sides + (", of 1 + w" if config.norm_adds_one else "")
 
 
 def _qk_norm(config: ModelConfig) -> str:

@@ -86,6 +86,11 @@ communicate: for a sweep over objectives that is the faster way to use a node.
 """
 
 
+PASS = """The column "pass" has the tokens of one forward and backward pass, and how many blocks are recomputed in it
+(activation checkpointing).
+"""
+
+
 def main() -> None:
     """The command."""
     (DOCS / "scaling.md").write_text(page(), encoding="utf-8")
@@ -93,10 +98,10 @@ def main() -> None:
 
 def page() -> str:
     """The page's text."""
-    lines = ["## One GPU", "", "| model | layout | GB | pass | hours |", "|---|---|---|---|---|"]
+    lines = ["## One GPU", "", PASS, "| model | layout | GB | pass | hours |", "|---|---|---|---|---|"]
     lines += [_one_gpu(way) for way in ({"master_weights": "float32"}, *plan.WAYS)]
     adamw: dict[str, Any] = {"optimizer": "adamw"}
-    lines += ["", ADAMW, *lines[2:4]]
+    lines += ["", ADAMW, *lines[3:5]]
     ways = ({"master_weights": "float32"}, *plan.WAYS, plan.WAYS[-1] | {"batch_size": 14})
     lines += [_one_gpu(way | adamw) for way in ways]
     lines += ["", "## Other families on one GPU", "", OTHERS]
@@ -133,7 +138,7 @@ def _one_gpu(way: dict) -> str:
     said = plan.flags(layout) if way["master_weights"] == "split" else "float32 masters, whole"
     if not found.fits:
         return f"| llama3-8b | `{said}` | {size:.0f}: too much | | |"
-    again = f", {s.n_recomputed} blocks again" if s.n_recomputed else ""
+    again = f", {s.n_recomputed} blocks recomputed" if s.n_recomputed else ""
     hours = found.hours(config, 1, cost.Speed())
     return f"| llama3-8b | `{said}` | {size:.0f} | {s.pass_tokens:,} tokens{again} | {hours:.1f} |"
 
@@ -149,7 +154,7 @@ def _other(name: Shape) -> str:
     row = f"| {name} | {s.shape.n_parameters / 1e9:.2f} | `{said}` | {size:.0f}"
     if not found.fits:
         return f"{row}: too much | | |"
-    again = f", {s.n_recomputed} blocks again" if s.n_recomputed else ""
+    again = f", {s.n_recomputed} blocks recomputed" if s.n_recomputed else ""
     return f"{row} | {s.pass_tokens:,} tokens{again} | {found.hours(config, 1, cost.Speed()):.1f} |"
 
 

@@ -28,8 +28,8 @@ def text() -> str:
     header = ("model", "base", *(f"{card} GB" for card in CARDS))
     return (
         to_markdown(Table("memory", f"One GPU, an adapter of rank {RANK}", header, rows, 2)).rstrip()
-        + "\n\nEach cell has the memory of a run, the most tokens of a pass, and how many blocks are computed again\n"
-        "in the backward pass. It is calculated, by\n"
+        + "\n\nEach cell has the memory of a run, the most tokens of a pass, and how many blocks are recomputed\n"
+        "in the backward pass (activation checkpointing). It is calculated, by\n"
         f"`engine.plan --shape SHAPE --gpus 1 --gpu-memory GB --lora-rank {RANK} --base-dtype BASE`.\n"
     )
 
@@ -51,5 +51,5 @@ def cell(layout: dict[str, Any]) -> str:
     """A layout in words."""
     if not layout["fits"]:
         return "no"
-    again = f", {layout['recompute_blocks']} again" if layout["recompute_blocks"] else ""
+    again = f", {layout['recompute_blocks']} recomputed" if layout["recompute_blocks"] else ""
     return f"{sum(layout['bytes'].values()) / 1e9:.1f} GB: {layout['pass_tokens']:,} tokens{again}"

@@ -83,9 +83,18 @@ def records(folder: Path) -> list[Record]:
     return [json.loads(path.read_text()) for path in sorted(folder.glob("*.json"))]
 
 
-def best_rate(found: Mapping[float, Record]) -> float:
+def top_rate(found: Mapping[float, Record]) -> float:
     """The rate at which most sampled answers keep their rule and do not repeat themselves; the smaller one of two."""
     return max(sorted(found), key=lambda rate: share(found[rate], "sampled", "sound").value)
+
+
+def best_rate(found: Mapping[float, Record]) -> float:
+    """The smallest rate at which no more than a standard error fewer answers do so than at the top one: larger rates
+    that are better by chance are less stable.
+    """
+    top = share(found[top_rate(found)], "sampled", "sound")
+    near = (rate for rate in found if share(found[rate], "sampled", "sound").value >= top.value - top.stderr)
+    return min(near)
 
 
 def share(record: Record, how: str, name: str) -> Share:
@@ -129,8 +138,22 @@ def rates(found: Sequence[Record]) -> Table:
             rows.append((NAMES[way], f"{rate:g}{taken}", *cells, _with_error(record["ordinary"])))
     header = ("", "rate", "rules kept, T 0.7", "kept and not repeating", "ordinary answers, nats a token")
     n = next((share(r, "sampled", "kept").n for r in found if r["group"] == "development"), 0)
-    note = f"One seed, {n} tasks on development topics; shares with 95 % intervals (Wilson)."
-    return Table("rates", "The rates that were tried", header, rows, 2, [note])
+    notes = [
+        f"One seed, {n} tasks on development topics; shares with 95 % intervals (Wilson). Taken: the smallest rate "
+        "whose share is within a standard error of the best."
+    ]
+    notes += [stopped(r) for r in found if r["group"] == "stopped"]
+    return Table("rates", "The rates that were tried", header, rows, 2, notes)
+
+
+def stopped(run: Record) -> str:
+    """What is to be said of a run that was stopped, since it did not come back."""
+    chosen = run["logratios"]["chosen"]
+    return (
+        f"{NAMES[run['way']]} at {run['lr']:g} with seed {run['seed']} was stopped after {len(chosen)} of "
+        f"{run['steps']} steps: the mean log-ratio of chosen responses was {chosen[1]:+.0f} nats after the first step "
+        f"and {min(chosen):+.0f} at its lowest, and the loss stayed at {run['loss'][-1]:.2f}."
+    )
 
 
 def _difference(found: Sequence[Record]) -> list[str]:

@@ -42,6 +42,15 @@ def searched():
     return found
 
 
+def test_the_smallest_rate_within_a_standard_error_of_the_best_is_taken():
+    """Of 100 answers 80 are sound at the top: the standard error is 4."""
+    for n_below, expected in ((76, 1e-4), (75, 3e-4)):
+        by_rate = {
+            lr: {"scores": {"sampled": {"sound": [n, 100]}}} for lr, n in ((1e-4, n_below), (3e-4, 79), (1e-3, 80))
+        }
+        assert lora_page.top_rate(by_rate) == 1e-3 and lora_page.best_rate(by_rate) == expected
+
+
 def test_the_best_rate_keeps_most_rules_without_repeating_and_is_the_smaller_of_equals():
     by_rate = {r["lr"]: r for r in searched() if r["way"] == "all" and r["group"] == "development"}
     assert lora_page.best_rate(by_rate) == 1e-5
@@ -109,7 +118,7 @@ def test_the_page_is_what_records_and_plan_give():
 @pytest.mark.parametrize("fits", [True, False])
 def test_a_layout_in_words(fits):
     layout = {"fits": fits, "bytes": {"a": 15 * 10**9, "b": 4 * 10**9}, "pass_tokens": 3456, "recompute_blocks": 12}
-    assert lora_memory.cell(layout) == ("19.0 GB: 3,456 tokens, 12 again" if fits else "no")
+    assert lora_memory.cell(layout) == ("19.0 GB: 3,456 tokens, 12 recomputed" if fits else "no")
 
 
 def test_operations_are_three_products_of_what_trains_and_two_of_what_is_frozen():

@@ -1,4 +1,6 @@
-"""EXAONE 4: OLMo's norms behind, each head's queries and keys normed; with a window the full layers do not turn."""
+"""EXAONE 4: OLMo's norms after each sublayer, each head's queries and keys normed; with a window, full layers have no
+RoPE.
+"""
 
 from engine.model.families import ropes
 from engine.model.families.config_file import ConfigFile
@@ -32,5 +34,5 @@ EXAONE4 = Family(
     "Exaone4ForCausalLM",
     read,
     "EXAONE 4",
-    "norms behind; q and k normed; with a window full layers do not turn",
+    "norms after each sublayer; q and k normed; with a window, full layers without RoPE",
 )

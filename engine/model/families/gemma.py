@@ -81,7 +81,7 @@ GEMMA2 = Family(
     "Gemma2ForCausalLM",
     read_gemma2,
     "Gemma 2",
-    "norms on both sides, of 1 + w; caps; windows",
+    "norms before and after each sublayer, of 1 + w; caps; windows",
 )
 GEMMA3 = Family(
     "gemma3_text",

@@ -46,7 +46,9 @@ def _read(file: ConfigFile) -> dict[str, Any]:
     return found | {"norms": "behind", "norm_rounds_late": True, "qk_norm": "all_heads", "names": NAMES}
 
 
-OLMO2 = Family("olmo2", "Olmo2ForCausalLM", read_olmo2, "OLMo 2", "norms behind; one norm over all heads of q and of k")
+OLMO2 = Family(
+    "olmo2", "Olmo2ForCausalLM", read_olmo2, "OLMo 2", "norms after each sublayer; q and k normed over all heads"
+)
 OLMO3 = Family(
     "olmo3", "Olmo3ForCausalLM", read_olmo3, "OLMo 3", "as OLMo 2; windows in three layers of four, YaRN in the fourth"
 )

@@ -55,5 +55,5 @@ def _with_original(file: ConfigFile) -> ConfigFile:
 
 
 PHI3 = Family(
-    "phi3", "Phi3ForCausalLM", read, "Phi-3, 3.5, 4, 4-mini", "fused matrices; part of a head turns; LongRoPE; a window"
+    "phi3", "Phi3ForCausalLM", read, "Phi-3, 3.5, 4, 4-mini", "fused matrices; partial RoPE; LongRoPE; a window"
 )

@@ -1,4 +1,4 @@
-"""SmolLM3: Llama's block, of which every fourth layer does not turn."""
+"""SmolLM3: Llama's block, of which every fourth layer has no RoPE."""
 
 from engine.model.families import ropes
 from engine.model.families.config_file import ConfigFile
@@ -35,4 +35,4 @@ def _turns(file: ConfigFile) -> list[bool]:
     return [value == 1 for value in given[:n]]
 
 
-SMOLLM3 = Family("smollm3", "SmolLM3ForCausalLM", read, "SmolLM3", "every fourth layer does not turn")
+SMOLLM3 = Family("smollm3", "SmolLM3ForCausalLM", read, "SmolLM3", "every fourth layer has no RoPE")
