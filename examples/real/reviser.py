@@ -17,8 +17,8 @@ from system import cli
 
 @dataclass(frozen=True, kw_only=True)
 class ReviserConfig(ServingConfig):
-    """Serve stand-ins for language models that revise and judge until Ctrl-C. They know the nine kinds of tasks of
-    ./launch.sh demo --real."""
+    """Serve, until Ctrl-C, programs that revise and judge answers by the real demo's nine rules, as language models
+    would."""
 
 
 def main(argv: Sequence[str]) -> None:
