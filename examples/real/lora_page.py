@@ -1,4 +1,5 @@
-"""Writes the tables of docs/adapters.md between their marks; no figure of them is typed.
+"""Writes the tables of docs/adapters.md between their marks, and what they say in brief into docs/lora.md; no figure of
+them is typed.
 
     python -m examples.real.lora_page                                      from docs/records
     python -m examples.real.lora_page --demo runs/real/run-.../lora.json   with what the demo has found, kept there too
@@ -12,6 +13,7 @@ import argparse
 import json
 import re
 import shutil
+import textwrap
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from statistics import fmean, stdev
@@ -41,8 +43,16 @@ def main(argv: Sequence[str]) -> None:
         if not asked.demo.is_file():
             raise InputError(f"--demo: {asked.demo}: not there; let ./launch.sh demo --real --lora end first")
         shutil.copyfile(asked.demo, RECORDS / "lora-demo.json")
-    page = DOCS / "adapters.md"
-    files.write_text(page, filled(page.read_text(encoding="utf-8"), parts()))
+    for name, made in (("adapters.md", parts()), ("lora.md", {"brief": in_brief()})):
+        files.write_text(DOCS / name, filled((DOCS / name).read_text(encoding="utf-8"), made, name))
+
+
+def in_brief() -> str:
+    """The search and the demo in a paragraph each, as far as they are on record."""
+    found, demo = records(RECORDS / "lora"), RECORDS / "lora-demo.json"
+    said = [search_in_words(found)] if found else []
+    said += [demo_in_words(json.loads(demo.read_text()))] if demo.exists() else []
+    return "\n\n".join(textwrap.fill(one, 120, break_long_words=False, break_on_hyphens=False) for one in said if one)
 
 
 def parts() -> dict[str, str]:
@@ -65,12 +75,12 @@ def parts() -> dict[str, str]:
     return {name: f"Not measured yet: `{command}`." for name, command in missing.items()} | made
 
 
-def filled(page: str, made: Mapping[str, str]) -> str:
+def filled(page: str, made: Mapping[str, str], page_name: str = "adapters.md") -> str:
     """The page with what was made between its marks. Raises InputError where a mark is not there once."""
     for name, text in made.items():
         between = re.compile(rf"(<!-- {name} -->\n).*?(<!-- end -->)", re.DOTALL)
         if len(between.findall(page)) != 1:
-            raise InputError(f"{DOCS / 'adapters.md'}: <!-- {name} --> has to occur once, followed by <!-- end -->")
+            raise InputError(f"{DOCS / page_name}: <!-- {name} --> has to occur once, followed by <!-- end -->")
         page = between.sub(lambda found, text=text: f"{found[1]}{text.strip()}\n{found[2]}", page)
     return page
 
@@ -105,6 +115,26 @@ def share(record: Record, how: str, name: str) -> Share:
 def search_tables(found: Sequence[Record]) -> tuple[Table, Table]:
     """(the comparison on the test's topics, every rate on development topics)."""
     return comparison(found), rates(found)
+
+
+def search_in_words(found: Sequence[Record]) -> str:
+    """What the comparison has found; nothing as long as one way has no run."""
+    by_way = {way: [r for r in found if r["way"] == way and r["group"] == "test"] for way in ("all", "lora")}
+    if not all(by_way.values()):
+        return ""
+    told = {}
+    for way, runs in by_way.items():
+        kept = _spread([100 * share(r, "sampled", "kept").value for r in runs], 1)
+        price = _spread([r["ordinary"][0] for r in runs], 3, sign=True)
+        minutes = _spread([sum(r["seconds"]) / 60 for r in runs], 1)
+        told[way] = f"{kept} % of the rules at a rate of {runs[0]['lr']:g} ({price} nats a token, {minutes} minutes)"
+    n = min(map(len, by_way.values()))
+    return (
+        f"SmolLM2-135M-Instruct on the same CLAIR pairs, each way at its best learning rate, {n} seeds: an adapter of "
+        f"rank {by_way['lora'][0]['lora_rank']} keeps {told['lora']}, all parameters keep {told['all']}. In brackets: "
+        "the change of the log-likelihood of ordinary answers, and the time of the steps. "
+        f"{' '.join(_difference(found))}"
+    )
 
 
 def comparison(found: Sequence[Record]) -> Table:

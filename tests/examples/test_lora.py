@@ -113,6 +113,15 @@ def test_what_is_made_goes_between_its_marks_and_nothing_else_changes():
 def test_the_page_is_what_records_and_plan_give():
     page = (lora_page.DOCS / "adapters.md").read_text(encoding="utf-8")
     assert page == lora_page.filled(page, lora_page.parts()), "run python -m examples.real.lora_page"
+    page = (lora_page.DOCS / "lora.md").read_text(encoding="utf-8")
+    assert page == lora_page.filled(page, {"brief": lora_page.in_brief()}), "run python -m examples.real.lora_page"
+
+
+def test_the_comparison_is_said_in_a_sentence():
+    said = lora_page.search_in_words(searched())
+    assert "3 seeds: an adapter of rank 16 keeps 74.0 ± 2.0 % of the rules at a rate of 0.0003 (" in said
+    assert "all parameters keep 62.0 ± 1.0 % of the rules at a rate of 1e-05 (-0.100 ± 0.000 nats" in said
+    assert lora_page.search_in_words([r for r in searched() if r["way"] != "lora"]) == ""
 
 
 @pytest.mark.parametrize("fits", [True, False])
