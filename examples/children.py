@@ -107,6 +107,8 @@ class Children:
         if not self._signal:
             cli.notify("stopping when the runs in progress have saved their state; a second signal ends them at once")
         sent = signal.SIGKILL if self._signal else signal.SIGTERM
+        if self._signal and not self._running:  # the program itself is at work, and did not stop at the first one
+            raise KeyboardInterrupt
         self._signal = number
         for child in list(self._running - self._servers):  # who is served gets its answers until it has ended
             end(child, sent)

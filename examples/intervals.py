@@ -81,11 +81,16 @@ def estimate(values: np.ndarray, questions: np.ndarray | None = None) -> Estimat
 
 def verdict(found: Estimate, of_interest: float = OF_INTEREST) -> str:
     """What a difference says of a claim that it is positive: "for", where both intervals are above 0 and it is of
-    interest; "against", where the bootstrap's ends below what is of interest; or "undecided".
+    interest; "against", where both end below what is of interest; or "undecided".
     """
     if is_above(found) and found.mean >= of_interest:
         return "for"
-    return "against" if found.high < of_interest else "undecided"
+    return "against" if _ends_below(found, of_interest) else "undecided"
+
+
+def _ends_below(found: Estimate, value: float) -> bool:
+    """Whether both intervals end below a value."""
+    return found.high < value and found.mean + (found.t_half or 0.0) < value
 
 
 def is_above(found: Estimate) -> bool:
@@ -104,15 +109,15 @@ def in_words(found: Estimate, of_interest: float = OF_INTEREST) -> str:
         if found.mean <= -of_interest:
             return "The difference goes the other way, and is of interest"
         return "The difference goes the other way"
-    if found.high < of_interest and not is_above(found):
+    if _ends_below(found, of_interest) and not is_above(found):
         return f"A difference of interest, {of_interest:g} points or more, is excluded"
     if found.low <= 0:
-        return "Undecided: the interval excludes neither 0 nor a difference of interest"
+        return "Undecided: the intervals exclude neither 0 nor a difference of interest"
     if not is_above(found):
         return "Undecided: above 0 by the bootstrap over seeds and questions, but not by the t interval over seeds"
     if found.mean >= of_interest:
         return "Both intervals are above 0, and the difference is of interest"
-    if found.high < of_interest:
+    if _ends_below(found, of_interest):
         return f"There is a difference, smaller than the {of_interest:g} points that are of interest"
     return f"There is a difference; whether it is of interest, {of_interest:g} points, is undecided"
 

@@ -24,11 +24,13 @@ from typing import Any, NamedTuple, Protocol
 
 import torch
 
-from examples.children import Children
+from examples.children import Children, only_in
 from examples.slots import Slots
 from system import InputError, RunError, files
 from system.errors import Stopped
 
+MOST_FAULTS = 5
+"""Runs that fail in a start before it ends."""
 LEFT, GOES_ON = 3, "the same command continues"
 """Exit code where runs are left, and the end of what is said then."""
 
@@ -127,17 +129,24 @@ def write_if_other(path: Path, text: str) -> None:
 
 def made_by(module: str, settings: Mapping[str, Any]) -> dict[str, Any]:
     """What a run's record says of how it was made. module: the study's command. settings: engine.train's."""
-    asked = ["git", "describe", "--always", "--dirty", "--abbrev=40", "--exclude=*"]
-    try:
-        commit = subprocess.run(asked, cwd=Path(__file__).parent, capture_output=True, text=True, check=False).stdout
-    except OSError:  # no git here
-        commit = ""
+    commit = _git("rev-parse", "HEAD")
+    commit += "-dirty" * bool(_git("status", "--porcelain", "-uno", "--", ".", ":!docs/records"))
     on_gpu = torch.cuda.is_available()
     return {
-        "command": f"python -m {module}", "settings": dict(settings), "commit": commit.strip() or "unknown",
+        "command": f"python -m {module}", "settings": dict(settings), "commit": commit or "unknown",
         "machine": f"{os.cpu_count()} {platform.machine()} cores, {torch.get_num_threads()} threads",
         "device": torch.cuda.get_device_name() if on_gpu else "cpu", "torch": torch.__version__,
     }  # fmt: skip
+
+
+def _git(*asked: str) -> str:
+    """What git says of the project; nothing where there is none."""
+    root = Path(__file__).resolve().parents[1]
+    try:
+        done = subprocess.run(["git", *asked], cwd=root, capture_output=True, text=True, check=False)
+    except OSError:
+        return ""
+    return done.stdout.strip()
 
 
 def best(by_rate: Mapping[float, float]) -> float:
@@ -169,50 +178,63 @@ class Study(Protocol):
 def do_all(
     study: Study, records: Records, *, module: str, folder: Path, at_once: int, minutes: float | None, expected: float
 ) -> None:
-    """Does what is wanted until nothing is, or no time is left for another run. Raises Stopped where runs are left,
-    RunError or InputError for the first run that fails, or cannot be prepared, after those beside it are on record.
+    """Does what is wanted until nothing is, or no time is left for another run. Raises Stopped where runs are left. A
+    run that fails, or cannot be prepared, is left out; the first one's RunError or InputError is raised at the end, or
+    after MOST_FAULTS of them.
 
     module: what is run as a process for each, with a file that holds what `prepare` has said and gets "found".
     folder: for these. minutes: None for no bound. expected: seconds that a run takes, until one was timed here.
     """
     begun, took, n_before = time.monotonic(), expected, len(records.runs)
-    faults: list[Exception] = []
+    faults: dict[Job, Exception] = {}
     slots = Slots(at_once=at_once)
     running: dict[Future[Line], tuple[Job, float]] = {}
-    folder.mkdir(parents=True, exist_ok=True)
-    with Children() as children, ThreadPoolExecutor(at_once) as pool:
+
+    def is_late() -> bool:
+        return minutes is not None and time.monotonic() + took > begun + 60 * minutes
+
+    def keep(job: Job, found: Line, path: Path) -> None:
+        records.add("run", {**job._asdict(), **found})
+        for left in (path, path.with_suffix(".log")):
+            left.unlink(missing_ok=True)
+        n_left = len([*study.wanted(records.gained)])
+        passed, n = (time.monotonic() - begun) / 60, len(records.runs) - n_before
+        said = f"{job.loss} on {job.set} at {job.lr:g}, seed {job.seed}: {records.gained[job]:+.1f} points"
+        print(f"[{passed:.0f} min, {n} runs, {n_left} left] {said}", file=sys.stderr, flush=True)
+
+    with only_in(folder, does="does a study's runs in it") as children, ThreadPoolExecutor(at_once) as pool:
         while True:
             under_way = {job for job, _ in running.values()}
-            ahead = [job for job in study.wanted(records.gained) if job not in under_way]
-            is_late = minutes is not None and time.monotonic() + took > begun + 60 * minutes
-            while ahead and not is_late and not faults and len(running) < at_once:
-                job = ahead.pop(0)
+            ahead = [job for job in study.wanted(records.gained) if job not in under_way and job not in faults]
+            while ahead and len(running) < at_once and not is_late() and len(faults) < MOST_FAULTS:
+                job = ahead[0]
                 path = folder / f"{job.set}-{job.loss}-{job.lr:g}-{job.seed}.json"
                 try:
-                    files.write_json(path, study.prepare(job))
+                    told = json.loads(json.dumps(study.prepare(job)))  # which may take its time
+                    children.raise_if_stopped()
                 except (InputError, RunError) as fault:
-                    faults.append(fault)
+                    faults[ahead.pop(0)] = fault
+                    continue
+                if (known := _known(path, told)) is not None:  # of a start that was killed before it was on record
+                    keep(ahead.pop(0), known, path)
+                    continue
+                if is_late():
                     break
+                files.write_json(path, told)
                 command = [sys.executable, "-m", module, str(path)]
-                running[pool.submit(_run, children, slots, command, path)] = job, time.monotonic()
+                running[pool.submit(_run, children, slots, command, path)] = ahead.pop(0), time.monotonic()
             if not running:
                 break
             done, _ = wait(running, return_when=FIRST_COMPLETED)
             for one in done:
                 job, since = running.pop(one)
                 if isinstance(fault := one.exception(), RunError):
-                    faults.append(fault)
+                    faults[job] = fault
                     continue
-                records.add("run", {**job._asdict(), **one.result()})
                 took = 0.7 * took + 0.3 * (time.monotonic() - since)
-                n_left = len([*study.wanted(records.gained)])
-                said = (
-                    f"[{(time.monotonic() - begun) / 60:.0f} min, {len(records.runs) - n_before} runs, {n_left} left] "
-                )
-                said += f"{job.loss} on {job.set} at {job.lr:g}, seed {job.seed}: {records.gained[job]:+.1f} points"
-                print(said, file=sys.stderr, flush=True)
-    if faults:
-        raise faults[0]
+                keep(job, one.result(), folder / f"{job.set}-{job.loss}-{job.lr:g}-{job.seed}.json")
+    for fault in faults.values():
+        raise fault
     if ahead:
         raise Stopped(f"{len(records.runs)} runs are recorded and others are left; {GOES_ON}", LEFT)
 
@@ -224,6 +246,13 @@ def _run(children: Children, slots: Slots, command: list[str], path: Path) -> Li
     found = json.loads(path.read_text()).get("found")
     if found is None:
         raise RunError(f"{path}: the run has ended without a result")
-    path.unlink()
-    log.unlink()
     return found
+
+
+def _known(path: Path, told: Mapping[str, Any]) -> Line | None:
+    """What a run has found that was told the same, where its file still has it."""
+    if not path.is_file():
+        return None
+    said = json.loads(path.read_text())
+    found = said.pop("found", None)
+    return found if said == told else None

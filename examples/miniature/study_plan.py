@@ -128,12 +128,11 @@ def _table(gained: Gained) -> Iterator[Job]:
 
 
 def _seeds(loss: str, names: Sequence[str], searched_on: Sequence[str], gained: Gained) -> Iterator[Job]:
-    """Both rates of each set, a seed of all before the next. searched_on: the sets that one rate is chosen on."""
-    for seed in CORE_SEEDS:
-        for name in names:
-            if seed in seeds(loss, name):
-                for rate in rates_of(loss, name, searched_on, gained):
-                    yield Job(called(name), loss, rate, seed)
+    """Each set's own rate, a seed of all before the next, and then the rate that is chosen on all of `searched_on`."""
+    for which in (1, 0):
+        for seed in CORE_SEEDS:
+            for name in (name for name in names if seed in seeds(loss, name)):
+                yield Job(called(name), loss, rates_of(loss, name, searched_on, gained)[which], seed)
 
 
 def _searched_and_compared(loss: str, names: Sequence[str], gained: Gained) -> Iterator[Job]:
@@ -148,13 +147,15 @@ def points() -> list[str]:
 
 
 def _curve(gained: Gained) -> Iterator[Job]:
-    for name in points():
-        for loss in CURVE_RATES:
-            yield from (Job(name, loss, rate, TUNING_SEED) for rate in missing_curve_rates(loss, name, gained))
-    for name in points():
-        for loss in CURVE_RATES:
-            if (rate := curve_rate(loss, name, gained)) is not None:
-                yield from (Job(name, loss, rate, seed) for seed in SEEDS)
+    for line in (*LINES, EARLIER_SET):  # one after the other
+        names = [name for name in points() if name.startswith(line)]
+        for name in names:
+            for loss in CURVE_RATES:
+                yield from (Job(name, loss, rate, TUNING_SEED) for rate in missing_curve_rates(loss, name, gained))
+        for name in names:
+            for loss in CURVE_RATES:
+                if (rate := curve_rate(loss, name, gained)) is not None:
+                    yield from (Job(name, loss, rate, seed) for seed in SEEDS)
 
 
 def missing_curve_rates(loss: str, name: str, gained: Gained) -> list[float]:
@@ -172,8 +173,15 @@ def curve_rate(loss: str, name: str, gained: Gained) -> float | None:
 
 
 def _habit(gained: Gained) -> Iterator[Job]:
+    """At the rate that is best on CLAIR: the best of a search on pairs that hurt is the one that changes nothing."""
     for loss in OF_HABIT:
-        yield from _searched_and_compared(loss, (HABIT,), gained)
+        if (rate := habit_rate(loss, gained)) is not None:
+            yield from (Job(HABIT, loss, rate, seed) for seed in SEEDS)
+
+
+def habit_rate(loss: str, gained: Gained) -> float | None:
+    """An objective's rate in the second world; None as long as that on CLAIR is searched for."""
+    return None if missing_rates(loss, TABLE, gained) else rates_of(loss, "clair", TABLE, gained)[1]
 
 
 def _revised(gained: Gained) -> Iterator[Job]:
@@ -193,4 +201,4 @@ def _unpaired(gained: Gained) -> Iterator[Job]:
             yield from (Job("clair", loss, rate, seed) for seed in SEEDS)
 
 
-PARTS = (_table, _curve, _habit, _revised, _strengths, _unpaired)
+PARTS = (_table, _curve, _habit, _strengths, _revised, _unpaired)

@@ -200,7 +200,8 @@ def _both_arms(seed: Seed) -> dict[str, Texts]:
 
 def _in_both(seed: Seed, found: Texts) -> Texts:
     """Those pairs whose prompts CLAIR and its control have."""
-    return {prompt: texts for prompt, texts in found.items() if prompt in _both_arms(seed)["clair"]}
+    both = _both_arms(seed)["clair"]
+    return {prompt: texts for prompt, texts in found.items() if prompt in both}
 
 
 def another_samples(seed: Seed) -> list[str | None]:

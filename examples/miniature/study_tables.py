@@ -92,9 +92,8 @@ def rates(found: Found) -> Table:
 
 
 def side_rates(found: Found) -> Table:
-    """The same of the side questions: the second world, strengths, and the points of the curve."""
-    asked = [(name, loss) for name in (study_plan.HABIT,) for loss in study_plan.OF_HABIT]
-    asked += [(name, "apo_zero") for name in STRENGTHS]
+    """The same of the side questions: strengths, and the points of the curve."""
+    asked = [(name, "apo_zero") for name in STRENGTHS]
     asked += [(name, loss) for name in study_plan.points() for loss in study_plan.CURVE_RATES]
     rows = []
     for name, loss in asked:
@@ -256,7 +255,8 @@ def habit(found: Found) -> Table:
     rows = []
     for loss in study_plan.OF_HABIT:
         names = ("clair", "stronger-preferred", study_plan.HABIT)
-        compared = [(name, loss, found.rate(loss, name, TABLE if name in TABLE else (name,))) for name in names]
+        chosen = (*(found.rate(loss, name) for name in names[:2]), study_plan.habit_rate(loss, found.gained))
+        compared = [(name, loss, rate) for name, rate in zip(names, chosen, strict=True)]
         gained = [found.estimate(*one) for one in compared]
         prices = [difference(found, compared[0], one) for one in compared[1:]]
         rows.append((loss, *map(cell, gained), *map(cell, prices), hurts(gained[0], gained[2])))

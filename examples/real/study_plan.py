@@ -18,7 +18,7 @@ START = (3e-6, 1e-5, 3e-5)
 FEWEST = 4
 """Rates of a search at least."""
 CORE = ("apo_zero", "dpo")
-OTHER_SETS = ("judged", "clair-judged", "stronger")
+OTHER_SETS = ("stronger", "judged", "clair-judged")
 ONE_SEED = ("kto_pair", "apo_down")
 """On CLAIR alone, with one seed."""
 
@@ -71,10 +71,13 @@ def wanted(gained: Gained) -> Iterator[Job]:
 
 
 def _all(gained: Gained) -> Iterator[Job]:
-    yield from _compared(CORE, ARMS, SEEDS, gained)
+    first, *others = CORE
+    yield from _compared((first,), ARMS, SEEDS, gained)
     yield from _quality(gained)
-    yield from _compared(CORE, OTHER_SETS, SEEDS, gained)
+    yield from _compared(others, ARMS, SEEDS, gained)
+    yield from _compared(CORE, OTHER_SETS[:1], SEEDS, gained)
     yield from _compared(ONE_SEED, ARMS[:1], SEEDS[:1], gained)
+    yield from _compared(CORE, OTHER_SETS[1:], SEEDS, gained)
 
 
 def _compared(objectives: Sequence[str], names: Sequence[str], seeds: Sequence[int], gained: Gained) -> Iterator[Job]:

@@ -8,13 +8,14 @@
     stronger       an answer of a stand-in for a stronger model over A
 
 Revisions are asked for over HTTP, by the recipe of revise/. clair and control have the same prompts and the same
-losers. The others have as many pairs, and of each kind of rule as many.
+losers. The others have as many pairs, and of each kind of rule as many, as far as the model's samples give them.
 """
 
 import hashlib
 import json
+import math
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -38,8 +39,9 @@ ARMS, OF_JUDGE = ("clair", "control"), ("judged", "clair-judged")
 NAMES = (*ARMS, *OF_JUDGE, "stronger")
 N_DRAWS = 8
 """Of another sample, until one breaks the rule and can be repaired."""
-N_BLOCKS = 24
-"""Of N_PROMPTS prompts each that judged pairs are made of, at most."""
+N_BLOCKS, SPARE = 8, 1.15
+"""Of N_PROMPTS prompts each that judged pairs are made of, at most; and how many times as many are looked for as are
+wanted, since some make no revision."""
 
 
 class Pair(NamedTuple):
@@ -121,29 +123,37 @@ class Sets:
 
     def _of_judge(self) -> dict[str, list[Pair]]:
         """The better of two samples over the worse, and the repair of the worse over it, on the same prompts: as many
-        of each kind as CLAIR has. Raises RunError where the blocks of prompts give too few of a kind.
+        pairs as CLAIR has, of each kind as many as far as there are, the others of whatever kinds are there. Raises
+        RunError where there are too few.
         """
-        wanted, known = Counter(p.task.kind for p in self.pairs("clair")), set[str]()
-        made = {name: list[Pair]() for name in OF_JUDGE}
+        wanted = Counter(p.task.kind for p in self.pairs("clair"))
+        judged = self._judged({kind: math.ceil(SPARE * n) for kind, n in wanted.items()})
+        losers = {p.task.prompt: p.rejected for p in judged}
+        revised = self._revised("clair-judged", [p.task for p in judged], losers)
+        judged = [p for p in judged if p.task.prompt in revised]
+        taken, spare = list[Pair](), list[Pair]()
+        for p in judged:
+            wanted[p.task.kind] -= 1
+            (taken if wanted[p.task.kind] >= 0 else spare).append(p)
+        n = len(self.pairs("clair"))
+        if len(judged) < n:
+            raise RunError(f"judged pairs: {N_BLOCKS} blocks of {self.n_prompts} prompts give {len(judged)}, not {n}")
+        taken += spare[: n - len(taken)]
+        return {"judged": taken, "clair-judged": [p._replace(chosen=revised[p.task.prompt]) for p in taken]}
+
+    def _judged(self, wanted: Mapping[str, int]) -> list[Pair]:
+        """Pairs of two samples: of each kind so many at least, or those of all blocks."""
+        found, known = list[Pair](), set[str]()
         for block in range(N_BLOCKS):
+            so_far = Counter(p.task.kind for p in found)
             tasks = task.tasks(task.TOPICS, self.n_prompts, seed=100 + block)
-            tasks = [t for t in tasks if wanted[t.kind] > 0 and t.prompt not in known]
+            tasks = [t for t in tasks if so_far[t.kind] < wanted.get(t.kind, 0) and t.prompt not in known]
             if not tasks:
-                return made
+                break
             known |= {t.prompt for t in tasks}
             both = (self._samples(tasks, f"judged-{block}", draw) for draw in (0, 1))
-            judged = [p for one, *texts in zip(tasks, *both, strict=True) if (p := judge(one, *texts))]
-            revised = self._revised(
-                f"clair-judged-{block}", [p.task for p in judged], {p.task.prompt: p.rejected for p in judged}
-            )
-            for p in judged:
-                if wanted[p.task.kind] > 0 and p.task.prompt in revised:
-                    wanted[p.task.kind] -= 1
-                    made["judged"].append(p)
-                    made["clair-judged"].append(p._replace(chosen=revised[p.task.prompt]))
-        if short := {kind: n for kind, n in wanted.items() if n > 0}:
-            raise RunError(f"judged pairs: {N_BLOCKS} blocks of {self.n_prompts} prompts leave {short} to be found")
-        return made
+            found += [p for one, *texts in zip(tasks, *both, strict=True) if (p := judge(one, *texts))]
+        return found
 
     def _stronger(self) -> list[Pair]:
         return [Pair(p.task, stronger.answer(p.task), p.rejected) for p in self.pairs("clair")]

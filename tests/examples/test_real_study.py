@@ -49,7 +49,10 @@ def test_the_core_comes_first_and_each_arm_has_a_rate_of_its_own():
     gained = gained_of(lambda loss, name: best.get((loss, name), 1e-5))
     order = [*gained]
     core = [job for job in order if job.set in ARMS and job.loss in study_plan.CORE]
-    assert order[: len(core)] == core and len(core) == len(set(core)) == 2 * 2 * (4 + 3)
+    assert len(core) == len(set(core)) == 2 * 2 * (4 + 3)
+    first = [job for job in order if job.loss in ("apo_zero", "sft", "dpo") and job.set in ARMS]
+    assert order[: len(first)] == first and list(dict.fromkeys(job.loss for job in first)) == ["apo_zero", "sft", "dpo"]
+    assert list(dict.fromkeys(job.set for job in order)) == ["clair", "control", "stronger", "judged", "clair-judged"]
     assert Job("control", "apo_zero", 3e-5, 2) in gained and Job("clair", "apo_zero", 1e-5, 2) in gained
     quality = [job for job in order if job.loss == "sft" and job.seed in SEEDS]
     assert {job.lr for job in quality} == {1e-5} and {job.set for job in quality} == set(ARMS)
@@ -99,16 +102,22 @@ def test_the_judges_sets_have_as_many_pairs_of_each_kind_and_the_same_losers(set
     kinds = ["no commas"] * 3 + ["lower case"] * 2  # of these the three answers differ in how far they keep the rule
     sets._pairs["clair"] = [p._replace(task=p.task._replace(kind=k)) for p, k in zip(sets.pairs("clair"), kinds)]  # noqa: B905
     judged, revised = (sets.pairs(name) for name in ("judged", "clair-judged"))
-    assert Counter(p.task.kind for p in judged) == Counter(kinds) and [p[0::2] for p in judged] == [
-        p[0::2] for p in revised
-    ]
+    assert Counter(p.task.kind for p in judged) == Counter(kinds)
+    assert [p[0::2] for p in judged] == [p[0::2] for p in revised]
     assert all(p.task.degree(p.chosen) > p.task.degree(p.rejected) for p in judged)
     assert all(p.task.is_kept(p.chosen) and not p.task.is_kept(p.rejected) for p in revised)
 
 
-def test_too_few_judged_pairs_of_a_kind_are_an_error(sets):
+def test_a_kind_of_which_there_are_too_few_is_filled_up_with_others(sets):
+    """The three answers are all without quotes."""
+    kinds = ["quotes"] * 2 + ["no commas"] * 3
+    sets._pairs["clair"] = [p._replace(task=p.task._replace(kind=k)) for p, k in zip(sets.pairs("clair"), kinds)]  # noqa: B905
+    assert Counter(p.task.kind for p in sets.pairs("judged")) == {"no commas": 5}
+
+
+def test_too_few_judged_pairs_are_an_error(sets):
     sets._pairs["clair"] = [p._replace(task=p.task._replace(kind="quotes")) for p in sets.pairs("clair")]
-    with pytest.raises(RunError, match=r"judged pairs: 24 blocks of 90 prompts leave {'quotes': \d+} to be found"):
+    with pytest.raises(RunError, match=r"judged pairs: 8 blocks of 90 prompts give 0, not \d+"):
         sets.pairs("judged")
 
 

@@ -1,0 +1,81 @@
+"""The loop of a study: first things first, what is found is kept at once, and one fault does not end it all."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+
+from examples import studies
+from system import InputError, RunError
+from system.errors import Stopped
+from tests import tiny
+from tests.examples.study_of_three import JOBS, Study, do, records, started
+
+
+def test_runs_are_done_in_their_order_and_once(tmp_path):
+    do(tmp_path, Study(tmp_path))
+    assert started(tmp_path) == ["1e-06", "1e-05", "0.0001"] and len(records(tmp_path).runs) == 3
+    do(tmp_path, Study(tmp_path))
+    assert len(started(tmp_path)) == 3 and list((tmp_path / "runs").glob("s-*")) == []
+
+
+def test_a_run_that_fails_is_left_out_and_named_at_the_end(tmp_path):
+    with pytest.raises(RunError, match=r"it cannot go on \(exit code 1\)"):
+        do(tmp_path, Study(tmp_path, {1e-5: "fail"}))
+    assert [job.lr for job in records(tmp_path).runs] == [1e-6, 1e-4]
+    do(tmp_path, Study(tmp_path))
+    assert started(tmp_path) == ["1e-06", "1e-05", "0.0001", "1e-05"]
+
+
+def test_so_is_one_that_cannot_be_prepared(tmp_path):
+    def refuse(job):
+        if job.lr == 1e-6:
+            raise InputError("there are too few pairs")
+
+    with pytest.raises(InputError, match="there are too few pairs"):
+        do(tmp_path, Study(tmp_path, before=refuse))
+    assert [job.lr for job in records(tmp_path).runs] == [1e-5, 1e-4]
+
+
+def test_what_a_killed_start_has_found_is_kept_and_not_run_again(tmp_path):
+    """The file of a run has its result, and the program was ended before that was on record."""
+    study = Study(tmp_path)
+    (tmp_path / "runs").mkdir()
+    path = tmp_path / "runs/s-dpo-1e-06-0.json"
+    path.write_text(json.dumps(study.prepare(JOBS[0]) | {"found": {"value": 9}}))
+    kept = do(tmp_path, study)
+    assert started(tmp_path) == ["1e-05", "0.0001"] and kept.runs[JOBS[0]]["value"] == 9
+    path.write_text(json.dumps(study.prepare(JOBS[0]) | {"value": 8, "found": {"value": 9}}))  # was told another thing
+    (tmp_path / "records/seed-0.jsonl").unlink()
+    do(tmp_path, study)
+    assert started(tmp_path)[2:] == ["1e-06", "1e-05", "0.0001"]
+
+
+def test_time_that_preparing_takes_counts(tmp_path):
+    with pytest.raises(Stopped, match=f"1 runs are recorded and others are left; {studies.GOES_ON}"):
+        do(tmp_path, Study(tmp_path, before=lambda job: time.sleep(1.5 * (job.lr == 1e-5))), minutes=2 / 60)
+    assert started(tmp_path) == ["1e-06"]
+
+
+@pytest.mark.slow
+def test_two_starts_do_not_share_a_folder_and_what_was_killed_is_ended(tmp_path):
+    code = (
+        "import sys, time\nfrom pathlib import Path\nsys.path.insert(0, '.')\n"
+        "from tests.examples.study_of_three import Study, do\n"
+        "folder = Path(sys.argv[1])\n"
+        "do(folder, Study(folder, before=lambda job: time.sleep(30 * (job.lr == 1e-5))))\n"
+    )
+    one = subprocess.Popen([sys.executable, "-c", code, str(tmp_path)], env=tiny.environment(), cwd=tiny.ROOT)
+    deadline = time.monotonic() + 60
+    while len(records(tmp_path).runs) < 1 and time.monotonic() < deadline:
+        time.sleep(0.1)
+    with pytest.raises(InputError, match="does a study's runs in it"):
+        do(tmp_path, Study(tmp_path))
+    os.kill(one.pid, signal.SIGKILL)
+    one.wait()
+    do(tmp_path, Study(tmp_path))
+    assert started(tmp_path) == ["1e-06", "1e-05", "0.0001"]
