@@ -55,9 +55,15 @@ def test_what_a_killed_start_has_found_is_kept_and_not_run_again(tmp_path):
     assert started(tmp_path)[2:] == ["1e-06", "1e-05", "0.0001"]
 
 
-def test_time_that_preparing_takes_counts(tmp_path):
+def test_time_that_preparing_takes_counts(tmp_path, monkeypatch):
+    clock = time.monotonic
+
+    def prepare(job):
+        if job.lr == 1e-5:  # an hour has passed behind it
+            monkeypatch.setattr(studies.time, "monotonic", lambda: clock() + 3600)
+
     with pytest.raises(Stopped, match=f"1 runs are recorded and others are left; {studies.GOES_ON}"):
-        do(tmp_path, Study(tmp_path, before=lambda job: time.sleep(1.5 * (job.lr == 1e-5))), minutes=2 / 60)
+        do(tmp_path, Study(tmp_path, before=prepare), minutes=10)
     assert started(tmp_path) == ["1e-06"]
 
 
