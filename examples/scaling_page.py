@@ -38,8 +38,7 @@ fit and names the first change that would help. All parameters train here; what 
 - **Memory** is the sum of what each operation keeps (engine/planning/memory.py). For 8 billion parameters on one GPU
   with split masters it is 3.3 % above the measured peak
   ([performance](performance.md#eight-billion-parameters-on-one-card)); on the CPU it is within a tenth, for all
-  parameters and for an adapter (`./launch.sh test --all -k expected_peak`); for a pair of 16,384 tokens it is a
-  fifth too large. For whole
+  parameters and for an adapter (`./launch.sh test --all -k expected_peak`), and for a pair of 16,384 tokens. For whole
   (unsplit) masters on one GPU, with eight layers, the estimate was 3.0 % too low, so the plan now adds a reserve of
   that size. It was not measured on several GPUs.
 - **Compute**: a GPU reaches {cost.REACHED:.0%} of {cost.DATASHEET / 1e12:.0f} TFLOP/s, the datasheet of an H100 or

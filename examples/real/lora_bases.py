@@ -56,8 +56,8 @@ def main(argv: Sequence[str]) -> None:
     plain = weights.load(base).float()
     found = {kind: measure(plain, base, cast(Quantisation, kind), examples) for kind in KINDS}
     n_tokens = sum(len(r) for e in examples for r in e.responses)
-    record = {"model": base.name, "n_pairs": len(examples), "n_tokens": n_tokens, "bases": found}
-    files.write_json(Path(config.record), {**record, **lora_demo.machine()})
+    record = {"model": base.name, "n_pairs": len(examples), "n_tokens": n_tokens, "bases": found, **lora_demo.machine()}
+    files.write_json(Path(config.record), record)
     print(to_markdown(lora_page.bases_table(record)))
 
 
