@@ -12,9 +12,9 @@ import numpy as np
 import torch
 
 from data.revisions import with_revised
-from data.rows import Example, count_repeated, find_cut, hold_out, in_form, open_model, read_examples
+from data.rows import Example, count_repeated, find_cut, find_folder, hold_out, in_form, read_examples
 from data.show import show
-from data.text import Chat, TemplateSettings, Tokenizer, has_tokenizer, stop_ids
+from data.text import TemplateSettings, Tokenizer, stop_ids
 from engine import weights
 from engine.config import TrainConfig, check_trackers, world_size
 from engine.distributed import Ranks
@@ -31,6 +31,7 @@ from engine.run import (
     check_name,
     day_of,
     identity,
+    open_chat,
     say,
 )
 from engine.step import (
@@ -76,11 +77,10 @@ class TrainingInputs:
             )
         is_ranked, fields = self.objective.form == "ranked", self.objective.fields
         self.reading = replace(config.data.reading, ranked=is_ranked, fields=fields)
-        self.folder, self.chat = self._open()
+        self.folder = self._find()
         self.adapting = Adapting.of(config, self.folder)
         """What is known of the adapter that trains; None where all weights do."""
-        if self.adapting is not None and self.adapting.start is not None:
-            self.chat = self._chat_of_adapter(self.adapting.start)
+        self.chat = open_chat(self.folder, self.adapting, self._template_settings())
         self.policy = self._build_policy()
         """The policy, on the meta device."""
         self.file_digests = functools.cache(weights.file_digests)
@@ -127,25 +127,15 @@ class TrainingInputs:
         self.first_example = self._show_first() if os.environ.get("RANK", "0") == "0" else ""
         """The first row that the run trains on, as the trainer sees it; looked up again for what was cut of it."""
 
-    def _open(self) -> tuple[Path, Chat | None]:
-        """The model's folder and its chat. Where a run that goes on finds the folder gone, what it has kept of it."""
+    def _find(self) -> Path:
+        """The model's folder. Where a run that goes on finds it gone, that of what it has kept of it."""
         model, kept = self.config.model, Path(self.config.out) / KEPT_MODEL
-        settings = self._template_settings()
         if self.config.checkpoints.resumes and not os.path.lexists(model) and weights.is_kept(kept):
             with contextlib.suppress(InputError):
-                return open_model(model, settings)  # a hub id
+                return find_folder(model)  # a hub id
             say(f"{model}: no such folder; what {self.config.out} has kept of it is used instead")
             model = str(kept)
-        return open_model(model, settings)
-
-    def _chat_of_adapter(self, start: weights.AdapterFolder) -> Chat | None:
-        """The adapter's own tokenizer and chat template where it has them, as whoever answers with it takes them."""
-        if not has_tokenizer(start.folder):
-            return self.chat
-        _, found = open_model(str(start.folder), self._template_settings(), base=self.folder)
-        if found is not None and (self.chat is None or found.template.source != self.chat.template.source):
-            say(f"{start.folder}: its own tokenizer and chat template are used, which differ from {self.folder}'s")
-        return found
+        return find_folder(model)
 
     def _build_policy(self) -> Transformer:
         """The policy on the meta device, with all of its folder that epochs will need beside the weights."""

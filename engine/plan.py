@@ -18,7 +18,7 @@ import torch
 
 import engine
 from data.forest import PackingOptions
-from data.rows import RowSettings, in_form, open_folder, open_model, read_examples
+from data.rows import RowSettings, find_folder, in_form, open_folder, read_examples
 from engine import weights
 from engine.config import ALIASES, BaseDtype, OptimizerName, TrainConfig, Whole
 from engine.distributed import bus_bandwidth
@@ -40,7 +40,7 @@ from engine.planning import (
     tried,
     ways,
 )
-from engine.run import Adapting
+from engine.run import Adapting, open_chat
 from engine.step import Objective, modes
 from system import InputError, cli, versions
 from system.flags import PathText
@@ -258,8 +258,9 @@ def _what(config: PlanConfig, base: TrainConfig) -> Known:
         chat, other = None, None if base.reference.is_base else config.reference_model
         on_base = OnBase(shares_base=other is None)
     else:
-        folder, chat = open_model(str(config.model), config)
+        folder = find_folder(str(config.model))
         adapting = Adapting.of(base, folder)
+        chat = open_chat(folder, adapting, config)
         model = weights.build(folder)
         weights.check(folder, model)
         if adapting is not None:

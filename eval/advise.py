@@ -54,8 +54,7 @@ class AdviseConfig(JudgeSettings, RowSettings):
     skip_bad_rows: bool = False
     """Skip rows that cannot be used. By default such rows are an error."""
     dtype: Literal["float32", "bfloat16"] | None = None
-    """Dtype to compute the log-probs of the pairs in. Unset: bfloat16
-    on CUDA, float32 on the CPU."""
+    """Dtype to compute the log-probs of the pairs in. Unset: bfloat16 on CUDA, float32 on the CPU."""
     out: PathText | None = None
     """JSON file for the result. Unset: it is only printed."""
     scores: PathText | None = None

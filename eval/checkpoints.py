@@ -5,7 +5,17 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from data.rows import FIELDS, RowSettings, config_folder, find_model, is_adapter, is_model_folder
+from data.rows import (
+    FIELDS,
+    RowSettings,
+    config_folder,
+    find_model,
+    has_base,
+    is_adapter,
+    is_copy,
+    is_model_folder,
+    name_of_base,
+)
 from data.text import TemplateSettings
 from eval import scores
 from system import OLD, InputError, cli, remove_folder, remove_leftovers, run_folder
@@ -30,10 +40,16 @@ def of(run: Path) -> list[Checkpoint]:
     whole: it is renamed when it has been written.
     """
     found = [Checkpoint(p.name, p) for p in run_folder.checkpoints_of(run) if is_model_folder(p)]
-    if found and is_adapter(found[0].folder) and _base_is_gone(found[0].folder):
-        model = _named(run, "model", scores.BASE)  # of a run that was moved together with its base
+    if found and is_adapter(found[0].folder) and _has_moved(found[0].folder):
+        model = _named(run, "model", scores.BASE)
         found = [one._replace(base=model and model.folder) for one in found]
     return found
+
+
+def _has_moved(adapter: Path) -> bool:
+    """Whether an adapter's base is not in the folder where it was, as of a run that was moved together with it."""
+    name = name_of_base(adapter)
+    return name is not None and Path(name).is_absolute() and not Path(name).is_dir()
 
 
 def settings(run: Path) -> dict[str, Any]:
@@ -78,20 +94,11 @@ def reference_of(run: Path) -> Checkpoint | None:
     found, model = _named(run, "reference_model", "reference"), _named(run, "model", "reference")
     if found is None or model is None:
         return found and found._replace(base_dtype=None)
-    if is_adapter(found.folder) and _base_is_gone(found.folder):  # as the run took it
+    if is_adapter(found.folder) and not has_base(found.folder):  # as the run took it
         return found._replace(base=model.folder)
-    if config_folder(found.folder).resolve() != model.folder.resolve():
+    if not is_copy(config_folder(found.folder), model.folder):
         return found._replace(base_dtype=None)  # another model, which is held as it is
     return found
-
-
-def _base_is_gone(adapter: Path) -> bool:
-    """Whether an adapter's base is not where it says."""
-    try:
-        config_folder(adapter)
-    except InputError:
-        return True
-    return False
 
 
 def _named(run: Path, setting: str, called: str) -> Checkpoint | None:

@@ -97,10 +97,11 @@ def main() -> None:
 
 def page() -> str:
     """The page's text."""
-    lines = ["## One GPU", "", PASS, "| model | layout | GB | pass | hours |", "|---|---|---|---|---|"]
+    header = ["| model | layout | GB | pass | hours |", "|---|---|---|---|---|"]
+    lines = ["## One GPU", "", PASS, *header]
     lines += [_one_gpu(way) for way in ({"master_weights": "float32"}, *plan.WAYS)]
     adamw: dict[str, Any] = {"optimizer": "adamw"}
-    lines += ["", ADAMW, *lines[3:5]]
+    lines += ["", ADAMW, *header]
     ways = ({"master_weights": "float32"}, *plan.WAYS, plan.WAYS[-1] | {"batch_size": 14})
     lines += [_one_gpu(way | adamw) for way in ways]
     lines += ["", "## Other families on one GPU", "", OTHERS]

@@ -26,7 +26,7 @@ import torch
 
 from examples.children import Children, only_in
 from examples.slots import Slots
-from system import InputError, RunError, files
+from system import InputError, RunError, cli, digests, files
 from system.errors import Stopped
 
 MOST_FAULTS = 5
@@ -64,6 +64,11 @@ class Job(NamedTuple):
     loss: str
     lr: float
     seed: int
+
+    @property
+    def name(self) -> str:
+        """As files have it."""
+        return f"{self.set}-{self.loss}-{self.lr:g}-{self.seed}"
 
 
 Gained = Mapping[Job, float]
@@ -118,7 +123,23 @@ class Records:
 
 def digest(path: Path) -> str:
     """SHA-256 of a file."""
-    return hashlib.sha256(path.read_bytes()).hexdigest()
+    return digests([path])[0].hex()
+
+
+def as_lines(rows: Iterable[Mapping[str, Any]]) -> str:
+    """Rows as JSON Lines."""
+    return "".join(json.dumps(row) + "\n" for row in rows)
+
+
+def called_by(name: str, text: str) -> str:
+    """A name with a digest of what stands behind it: what was made of another text has another."""
+    return f"{name}-{hashlib.sha256(text.encode()).hexdigest()[:12]}"
+
+
+def around(rate: float, n: int) -> tuple[float, ...]:
+    """A rate and so many on either side of it, as far as LADDER goes."""
+    at = LADDER.index(rate)
+    return LADDER[max(0, at - n) : at + n + 1]
 
 
 def write_if_other(path: Path, text: str) -> None:
@@ -208,13 +229,14 @@ def do_all(
             ahead = [job for job in study.wanted(records.gained) if job not in under_way and job not in faults]
             while ahead and len(running) < at_once and not is_late() and len(faults) < MOST_FAULTS:
                 job = ahead[0]
-                path = folder / f"{job.set}-{job.loss}-{job.lr:g}-{job.seed}.json"
+                path = folder / f"{job.name}.json"
                 try:
                     told = json.loads(json.dumps(study.prepare(job)))  # which may take its time
-                    children.raise_if_stopped()
                 except (InputError, RunError) as fault:
                     faults[ahead.pop(0)] = fault
+                    cli.notify(str(fault))
                     continue
+                children.raise_if_stopped()
                 if (known := _known(path, told)) is not None:  # of a start that was killed before it was on record
                     keep(ahead.pop(0), known, path)
                     continue
@@ -226,15 +248,17 @@ def do_all(
             if not running:
                 break
             done, _ = wait(running, return_when=FIRST_COMPLETED)
+            children.raise_if_stopped()  # what has just come is found by the next start
             for one in done:
                 job, since = running.pop(one)
                 if isinstance(fault := one.exception(), RunError):
                     faults[job] = fault
+                    cli.notify(str(fault))
                     continue
                 took = 0.7 * took + 0.3 * (time.monotonic() - since)
-                keep(job, one.result(), folder / f"{job.set}-{job.loss}-{job.lr:g}-{job.seed}.json")
-    for fault in faults.values():
-        raise fault
+                keep(job, one.result(), folder / f"{job.name}.json")
+    if faults:
+        raise next(iter(faults.values()))
     if ahead:
         raise Stopped(f"{len(records.runs)} runs are recorded and others are left; {GOES_ON}", LEFT)
 

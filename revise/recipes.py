@@ -134,10 +134,11 @@ class JudgeConfig(RecipeConfig):
     """Share of pairs (0 to 1) to judge in both orders, to measure how much the order matters. Such a pair is rejected
     where the verdicts differ. The other pairs are judged once, in a random order."""
     response_from: Annotated[Side | None, Refused(ONE_ANSWER), tyro.conf.Suppress] = None
-    """Not for this recipe."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        if self.response_from is not None:
+            raise InputError(f"--response-from: {ONE_ANSWER}")
         if not 0 <= self.both_orders <= 1:
             raise InputError(f"--both-orders: {self.both_orders} is not between 0 and 1")
 
@@ -307,10 +308,11 @@ class StrongerConfig(RecipeConfig):
     limit."""
     empty_system: Annotated[bool, Ignored("stronger-preferred sends the prompt unchanged"), tyro.conf.Suppress] = True
     keep_reasoning: Annotated[bool, Refused(NOT_ITS_THOUGHTS), tyro.conf.Suppress] = False
-    """Not for this recipe."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        if self.keep_reasoning:
+            raise InputError(f"--keep-reasoning: {NOT_ITS_THOUGHTS}")
         _check_ratios(self.min_length_ratio, self.max_length_ratio)
 
 

@@ -180,7 +180,7 @@ def check(
         raise InputError(f"{command} needs {' and '.join(shown)} too, such as: {example}")
 
 
-def without_ignored(argv: Sequence[str], flags: Mapping[str, Flag]) -> tuple[list[str], list[str]]:
+def without_ignored(argv: Sequence[str], flags: dict[str, Flag]) -> tuple[list[str], list[str]]:
     """(the arguments without those that the command does not use, what there is to say of these). After `check`, which
     lets a refused switch pass where it is off.
     """
@@ -190,10 +190,9 @@ def without_ignored(argv: Sequence[str], flags: Mapping[str, Flag]) -> tuple[lis
     for argument in argv:
         if _is_flag(argument):
             typed = argument.partition("=")[0]
-            name = typed.removeprefix("--").replace("-", "_")
-            flag = flags.get(name) or flags.get(name.removeprefix("no_"))
-            is_used = flag is None or not (flag.ignored or flag.refused)
-            if flag is not None and flag.ignored:
+            flag = flags[_known(typed, flags, lambda _: None)]
+            is_used = not (flag.ignored or flag.refused)
+            if flag.ignored:
                 ignored.setdefault(flag.ignored.because, {})[typed] = None
         if is_used:
             kept.append(argument)

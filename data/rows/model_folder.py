@@ -5,13 +5,14 @@ the base: that has the weights, says the shape and which ids end an answer, and 
 where the adapter's folder has none.
 """
 
+import functools
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
 from data.rows.hub import find_model
 from data.text import NO_SETTINGS, Chat, TemplateSettings, Tokenizer, has_tokenizer, read_json
-from system import InputError
+from system import InputError, digests
 
 CONFIG, ADAPTER = "config.json", "adapter_config.json"
 
@@ -60,6 +61,25 @@ def base_of(folder: Path) -> Path:
     return base
 
 
+def has_base(adapter: Path) -> bool:
+    """Whether the base that an adapter names can be found."""
+    name = name_of_base(adapter)
+    try:
+        return name is not None and find_model(name).is_dir()
+    except InputError:
+        return False
+
+
+@functools.cache
+def is_copy(one: Path, other: Path) -> bool:
+    """Whether two folders hold the same model: they are one, or their weights and config.json are, byte for byte."""
+    if one.resolve() == other.resolve():
+        return True
+    paths = [sorted([*folder.glob("*.safetensors"), folder / CONFIG]) for folder in (one, other)]
+    sizes = [[(path.name, path.stat().st_size) for path in some] for some in paths]
+    return sizes[0] == sizes[1] and digests(paths[0]) == digests(paths[1])
+
+
 def config_folder(folder: Path) -> Path:
     """Where a model's config.json and generation_config.json are: in its folder, or in that of an adapter's base.
 
@@ -91,14 +111,20 @@ def open_folder(name: str, *, base: Path | None = None) -> tuple[Path, Tokenizer
     Raises InputError where it cannot be used.
     """
     with _readable(name):
-        folder = find_model(name)
+        folder = find_folder(name)
         if is_adapter(folder):
             model = base or base_of(folder)
             own = folder if has_tokenizer(folder) else model
             return folder, Tokenizer(own, model=model) if has_tokenizer(own) else None
-        if not (folder / CONFIG).exists():
-            raise InputError(f"{folder}: no {CONFIG}; give a checkpoint folder in Hugging Face's layout")
         return folder, Tokenizer(folder) if has_tokenizer(folder) else None
+
+
+def find_folder(name: str) -> Path:
+    """The folder of a model, whole or an adapter's. Raises InputError where it is none."""
+    folder = find_model(name)
+    if not is_model_folder(folder):
+        raise InputError(f"{folder}: no {CONFIG}; give a checkpoint folder in Hugging Face's layout")
+    return folder
 
 
 @contextmanager

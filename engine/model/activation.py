@@ -43,7 +43,6 @@ class _Gated(torch.autograd.Function):
         return act(gate).mul_(up)
 
     @staticmethod
-    @torch.autograd.function.once_differentiable
     def backward(ctx: Any, *gradients: Tensor) -> tuple[None, Tensor, Tensor]:
         (dy,) = gradients  # [T, I]
         gate, up = ctx.saved_tensors

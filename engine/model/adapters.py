@@ -242,12 +242,19 @@ def named(layers: Iterable[str], asked: str) -> list[str]:
 
     Raises InputError for an expression that is none.
     """
-    if asked == ALL:
-        return list(layers)
-    if found := [name for name in layers if name == asked or name.endswith(f".{asked}")]:
-        return found
+    every = list(layers)
+    return every if asked == ALL else ending(every, asked) or matching(every, asked)
+
+
+def ending(layers: Iterable[str], name: str) -> list[str]:
+    """Those of layers that end with a name, or have it."""
+    return [layer for layer in layers if layer == name or layer.endswith(f".{name}")]
+
+
+def matching(layers: Iterable[str], asked: str) -> list[str]:
+    """Those of layers whose whole name an expression matches. Raises InputError where it is none."""
     try:
-        return [name for name in layers if re.fullmatch(asked, name)]
+        return [layer for layer in layers if re.fullmatch(asked, layer)]
     except (re.error, OverflowError) as fault:
         raise InputError(f"{asked!r} is not a regular expression ({fault})") from None
 

@@ -224,7 +224,8 @@ def _inside_a_block(s: MemoryInputs) -> dict[str, int]:
     kept; the head has let go of its rows, and the MLP of its product. More than the head takes where passes are long
     and the vocabulary is small.
     """
-    freed = int(ROWS * s.shape.hidden_size) + s.shape.intermediate_size
+    product = 0 if s.is_compiled else s.shape.intermediate_size  # which compiled blocks do not keep
+    freed = int(ROWS * s.shape.hidden_size) + product
     return _staying(s) | {
         "gradients": _gradients(s) if s.has_several_passes else 0,
         "gathered": _gathered(s),

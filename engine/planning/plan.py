@@ -120,12 +120,14 @@ class Plan:
         """Passes over the rows until the run ends."""
         return config.schedule.n_epochs(self._per_epoch(config))
 
-    def disk_bytes(self, config: TrainConfig) -> tuple[int, int]:
-        """(checkpoints that are kept, states with what is carried from the model's folder beside them)."""
+    def disk_bytes(self, config: TrainConfig, times: float = 1.0) -> tuple[int, int]:
+        """(checkpoints that are kept, states with what is carried from the model's folder beside them). times: as in
+        `n_folders`.
+        """
         asked = config.checkpoints
         n_states = asked.keep_final_state if asked.state_every == 0 else asked.keep_state
         states = n_states * self.state_bytes + self.carried_bytes  # state/model has them too
-        return self.n_folders(config) * self.checkpoint_bytes, states
+        return self.n_folders(config, times) * self.checkpoint_bytes, states
 
     def n_folders(self, config: TrainConfig, times: float = 1.0) -> int:
         """Checkpoint folders that the run leaves, at most. times: how many times as many rows there will be."""

@@ -3,7 +3,7 @@ new thing that a run writes goes here, in a file of its own.
 """
 
 from engine.run.adapter_card import AdapterCard
-from engine.run.adapting import Adapting, say_if_far
+from engine.run.adapting import Adapting, open_chat, say_if_far
 from engine.run.best import check_name
 from engine.run.card import CARD, Card, front_of
 from engine.run.continued import Continued
@@ -33,6 +33,7 @@ __all__ = [
     "has_split_masters",
     "identity",
     "last_line",
+    "open_chat",
     "say",
     "say_if_far",
 ]

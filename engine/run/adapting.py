@@ -15,7 +15,8 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from data.rows import find_model
+from data.rows import find_model, has_base, is_copy, open_model
+from data.text import Chat, TemplateSettings, has_tokenizer
 from engine import weights
 from engine.config import LORA_RATE, MOST_RANK, AdapterConfig, TrainConfig
 from engine.distributed import Ranks
@@ -185,14 +186,10 @@ class Adapting:
         """The base with the reference's adapter, as a model by itself, on the meta device, and the folder to fill it
         from: the adapter's, which reads its base, too.
         """
-        model = weights.build(self.folder)
-        adapters.freeze(model, self.dtype, self.held)
-        if self.reference_adapter is None:
-            return model, self.folder
-        adapters.attach(model, self.reference_adapter.adapter)
-        model.requires_grad_(False)
-        model.adapter_folder, model.base_source = self.reference_adapter, self.folder
-        return model, self.reference_adapter.folder
+        found = self.reference_adapter
+        if found is None:
+            return weights.build(self.folder, self.dtype, base_dtype=self.base_dtype), self.folder
+        return weights.build_adapted(found, self.dtype, self.folder, self.base_dtype), found.folder
 
     def digests(self) -> list[bytes]:
         """SHA-256 of what makes the reference another than the base in the dtype that computes."""
@@ -227,6 +224,18 @@ class Adapting:
             f"an adapter of rank {adapter.rank}, alpha {adapter.alpha:g}, on {named}{also}: {n:,} numbers train beside "
             f"{total:,} that are frozen{held}; --lr {rate:g}"
         )
+
+
+def open_chat(folder: Path, adapting: Adapting | None, settings: TemplateSettings) -> Chat | None:
+    """A run's chat: of the adapter that it starts from where that has a tokenizer, as whoever answers with it takes it,
+    else of the model's folder. Raises InputError.
+    """
+    start = None if adapting is None else adapting.start
+    if start is None:
+        return open_model(str(folder), settings)[1]
+    if has_tokenizer(start.folder):
+        cli.notify_once(f"{start.folder}: its own tokenizer and chat template are used")
+    return open_model(str(start.folder), settings, base=folder)[1]
 
 
 def say_if_far(adapting: Adapting | None, step: Step, metrics: Mapping[str, float]) -> None:
@@ -293,24 +302,7 @@ def _of_reference(config: TrainConfig, folder: Path, start: AdapterFolder | None
     if start is not None and other.resolve() == start.folder.resolve():
         return start, True
     found = weights.read_adapter(other)
-    if not _is_there(found.base):
+    if not has_base(other):
         weights.say_if_of_another(found, config.model, folder)
         return found, True
-    return (found, True) if _is_copy(weights.base_of(found), folder) else (None, False)
-
-
-def _is_copy(one: Path, other: Path) -> bool:
-    """Whether two folders hold the same model: they are one, or their weights are the same byte for byte."""
-    if one.resolve() == other.resolve():
-        return True
-    tensors = (folder.glob("*.safetensors") for folder in (one, other))
-    sizes = [sorted((path.name, path.stat().st_size) for path in paths) for paths in tensors]
-    return sizes[0] == sizes[1] and weights.file_digests(one) == weights.file_digests(other)
-
-
-def _is_there(base: str | None) -> bool:
-    """Whether a base that an adapter names can be found."""
-    try:
-        return base is not None and find_model(base).is_dir()
-    except InputError:
-        return False
+    return (found, True) if is_copy(weights.base_of(found), folder) else (None, False)

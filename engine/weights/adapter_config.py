@@ -61,7 +61,7 @@ def read_config(folder: Path) -> dict[str, Any]:
         raise InputError(f"{path}: task_type is {raw['task_type']!r}; it has to be CAUSAL_LM")
     for key, why in WHY.items():
         if (said := raw.get(key)) is not None and said is not False and said not in ({}, []):
-            raise InputError(f"{path}: {key} is {raw[key]!r}, and {why}; use an adapter without it")
+            raise InputError(f"{path}: {key} is {said!r}, and {why}; use an adapter without it")
     if raw.get("bias") not in (None, "none"):
         raise InputError(
             f"{path}: bias is {raw['bias']!r}, and trained biases are not supported; use an adapter without it"

@@ -128,11 +128,8 @@ def _excluded(layers: Collection[str], asked: str | list[str] | None) -> list[st
     Raises InputError for an expression that is none.
     """
     if isinstance(asked, str):
-        try:
-            return [name for name in layers if re.fullmatch(asked, name)]
-        except (re.error, OverflowError) as fault:
-            raise InputError(f"{asked!r} is not a regular expression ({fault})") from None
-    return [name for name in layers if any(name == one or name.endswith(f".{one}") for one in asked or ())]
+        return adapters.matching(layers, asked)
+    return [layer for one in asked or () for layer in adapters.ending(layers, one)]
 
 
 def read_adapter(folder: Path) -> AdapterFolder:

@@ -121,8 +121,8 @@ def _as_held(rows: Tensor, layer: FrozenLinear) -> Tensor:
 
 
 def files_beside(found: AdapterFolder, base: Path) -> dict[str, bytes]:
-    """What goes beside a merged model's weights, by relative path: the adapter's tokenizer and chat template where it
-    has them, for it was trained with these; how the base samples, and is shown images.
+    """What goes beside an adapter's weights, merged or trained further, by relative path: its tokenizer and chat
+    template where it has them, for it was trained with these; how the base samples, and is shown images.
     """
     given = read_beside(base)
     own = {name: content for name, content in read_beside(found.folder).items() if name not in BESIDE}

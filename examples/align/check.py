@@ -203,9 +203,8 @@ def _look_at_training(
             config, laid_out = located(recipe, "train", lambda c=cell: _run_of(recipe, c, Path(folder), gpus))
             times = shares.get(cell.file, 1.0)
             of_run = laid_out.hours(config, gpus) * times
-            n_folders = laid_out.n_folders(config, times)
-            on_disk = n_folders * laid_out.checkpoint_bytes + laid_out.disk_bytes(config)[1]
-            most = max(most, n_folders)
+            on_disk = sum(laid_out.disk_bytes(config, times))
+            most = max(most, laid_out.n_folders(config, times))
             lines.append(
                 f"{cell.loss} on {cell.data}: {_memory(laid_out)}, {duration(of_run)}, {size(on_disk)} on disk"
             )

@@ -63,7 +63,9 @@ def ask_all(recipe: Recipe, children: Children, *, asks_model: bool = True) -> N
                     faults += _ask(probe, endpoint, recipe)
     if recipe.serve is not None and asks_model:
         model = str(find_model(recipe.model))
-        with served(recipe.serve, {"checkpoint": model, "base": model}, children, log, os.environ) as server:
+        first = recipe.training.get("adapter") or model
+        command = recipe.server_of(first) or recipe.serve
+        with served(command, {"checkpoint": first, "base": model}, children, log, os.environ) as server:
             client = ClientConfig(store="", endpoint=(server.address,), model=server.name, key_env=(NO_KEY,))
             probe = Probe("serve", client, {})
             faults += _ask(probe, endpoints_of(client.endpoint, client)[0], recipe)

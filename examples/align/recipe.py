@@ -22,6 +22,7 @@ from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from data.rows import is_adapter
 from engine.config import ALIASES, TrainConfig, trl_names
 from eval.advise import AdviseConfig
 from eval.alpacaeval_run import AlpacaEvalConfig
@@ -37,7 +38,6 @@ from system.flags import flags_of
 Settings = dict[str, Any]
 UNSERVED = "http://127.0.0.1:9/v1"
 """What stands for the address of a server that the recipe starts, while it is not started."""
-ADAPTER = "adapter_config.json"
 LORA = ("lora_rank", "lora_alpha", "lora_targets", "lora_rslora", "train_also")
 """Settings that begin an adapter: a later round goes on with the adapter that there is."""
 
@@ -157,8 +157,7 @@ class Recipe:
 
     def server_of(self, checkpoint: str) -> str | None:
         """The command that serves a checkpoint; None: it is asked here."""
-        is_adapter = (Path(checkpoint) / ADAPTER).is_file()
-        return self.serve_adapter if is_adapter and self.serve_adapter else self.serve
+        return self.serve_adapter if self.serve_adapter and is_adapter(Path(checkpoint)) else self.serve
 
     @property
     def training(self) -> Settings:

@@ -48,6 +48,6 @@ def look_apart(asked: recipe.Recipe, gpus: int, done: Survey) -> Found:
     """
     if not torch.cuda.device_count():
         return check.look(asked, gpus, done)
-    ends = {"initializer": end_with_parent, "initargs": (signal.SIGKILL,)}
-    with ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn"), **ends) as pool:
+    fresh = multiprocessing.get_context("spawn")
+    with ProcessPoolExecutor(1, fresh, end_with_parent, (signal.SIGKILL,)) as pool:
         return pool.submit(check.look, asked, gpus, done).result()

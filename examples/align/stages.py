@@ -9,11 +9,12 @@ from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import NamedTuple
 
+from data.rows import is_adapter
 from eval import checkpoints
 from examples import grid
 from examples.align import flags
 from examples.align.journal import Journal, fingerprint
-from examples.align.recipe import ADAPTER, LORA, RECIPES, Recipe, Settings
+from examples.align.recipe import LORA, RECIPES, Recipe, Settings
 from examples.grid import Cell
 from revise.client import ClientConfig
 from system import InputError
@@ -157,7 +158,7 @@ class Stages:
         if not (every := checkpoints.of(run)):
             raise InputError(f"{run}: is finished, but its checkpoints are gone; remove the run, or give another --out")
         newest = str(every[-1].folder)
-        if (Path(newest) / ADAPTER).is_file():
+        if is_adapter(Path(newest)):
             return Start(str(checkpoints.settings(run)["model"]), newest)
         return Start(newest)
 

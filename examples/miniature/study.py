@@ -60,9 +60,10 @@ class Miniature:
             self._records.add("base", {"seed": job.seed, **verdicts(seed.base, questions)})
         if (job.seed, job.set) not in self._records.sets:
             self._records.add("set", study_sets.facts(seed, job.set))
-        self._records.check(job.seed, job.set, seed.file(job.set))
+        pairs = seed.file(job.set)
+        self._records.check(job.seed, job.set, pairs)
         return {
-            "job": job._asdict(), "base": str(seed.base), "data": str(seed.file(job.set)), "epochs": self._epochs,
+            "job": job._asdict(), "base": str(seed.base), "data": str(pairs), "epochs": self._epochs,
             "questions": questions,
         }  # fmt: skip
 

@@ -106,6 +106,11 @@ def of_control(found: Found, loss: str) -> Estimate | None:
     return difference(found, first, second)
 
 
+def apart_by_rate(first: Mapping[float, float], second: Mapping[float, float]) -> str:
+    """The first search minus the second at each rate that both have; nothing where there is none."""
+    return ", ".join(f"{lr:g} {first[lr] - second[lr]:+.1f}" for lr in sorted(first.keys() & second.keys()))
+
+
 def of_rate(rate: float | None) -> str:
     """A rate in a table."""
     return f"{rate:g}" if rate else cell(None)

@@ -12,7 +12,7 @@ import numpy as np
 
 from examples.miniature.study_run import COMPARED, SEARCHED, Questions, unpack
 from examples.miniature.study_sets import LINES, POINTS, SAME_AS, STRENGTHS, TABLE, TUNING_SEED
-from examples.studies import LADDER, Gained, Job, best, missing
+from examples.studies import LADDER, Gained, Job, around, best, missing
 
 SHARED_RATES = (1e-5, 3e-5, 1e-4)
 """One rate for all objectives, as the paper trains: claims are counted at each; every search begins with them."""
@@ -65,12 +65,6 @@ def gain(job: Job, found: Mapping[str, Any], before: Mapping[str, Any]) -> float
 # --- rates ---------------------------------------------------------------------------------------------------------
 
 
-def around(rate: float) -> tuple[float, ...]:
-    """A rate and the two on either side of it, as far as the ladder goes."""
-    at = LADDER.index(rate)
-    return LADDER[max(0, at - 2) : at + 3]
-
-
 def searched(loss: str, name: str, gained: Gained) -> dict[float, float]:
     """Gain in the search by rate."""
     jobs = (Job(called(name), loss, rate, TUNING_SEED) for rate in LADDER)
@@ -92,10 +86,10 @@ def missing_rates(loss: str, names: Sequence[str], gained: Gained) -> list[Job]:
     wanted = {name: set(SHARED_RATES) for name in names}
     for name, by_rate in found.items():
         if by_rate.keys() >= wanted[name]:
-            wanted[name] |= set(around(best(by_rate)))
+            wanted[name] |= set(around(best(by_rate), 2))
     if all(by_rate.keys() >= set(SHARED_RATES) for by_rate in found.values()):
         for rates in wanted.values():
-            rates |= set(around(best(means(loss, names, gained))))
+            rates |= set(around(best(means(loss, names, gained)), 2))
     return [
         Job(called(name), loss, rate, TUNING_SEED)
         for name in names
@@ -162,8 +156,7 @@ def missing_curve_rates(loss: str, name: str, gained: Gained) -> list[float]:
     """Rates that a point's search still wants: three, and further ones until the best of all has one on either side."""
     found, asked = searched(loss, name, gained), set(CURVE_RATES[loss])
     if found.keys() >= asked:
-        at = LADDER.index(best(found))
-        asked |= set(LADDER[max(0, at - 1) : at + 2])
+        asked |= set(around(best(found), 1))
     return sorted(asked - found.keys())
 
 

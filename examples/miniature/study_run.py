@@ -15,6 +15,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from data.rows import load_rows
 from engine import train
 from engine.config import TrainConfig
 from eval.runs import read_runs
@@ -68,7 +69,7 @@ def run(base: Path, data: Path, job: Job, out: Path, asked: Questions, epochs: i
         resume=True, reference_cache=str(data.parent / "reference"), track=("none",), **TRAINING,
     )  # fmt: skip
     begun = time.perf_counter()
-    made = {"by": made_by("examples.miniature.study", TRAINING | {"epochs": epochs, "pairs": count_rows(data)})}
+    made = {"by": made_by("examples.miniature.study", TRAINING | {"epochs": epochs, "pairs": len(load_rows(data))})}
     try:
         result = train.run(config)
     except NotFinite as fault:
@@ -91,11 +92,6 @@ def run(base: Path, data: Path, job: Job, out: Path, asked: Questions, epochs: i
         },
         **made,
     }  # fmt: skip
-
-
-def count_rows(path: Path) -> int:
-    """Lines of a file."""
-    return len(path.read_text(encoding="utf-8").splitlines())
 
 
 def main(argv: Sequence[str]) -> None:

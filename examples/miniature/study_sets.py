@@ -16,7 +16,6 @@ models, whose quality has to be set, are made here.
     best-over-worst                     the best over the worst of four models that get 60 to 90 % of values wrong
 """
 
-import hashlib
 import json
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -34,7 +33,7 @@ from engine import convert
 from examples.miniature import model, sets, world
 from examples.miniature.score import answer
 from examples.miniature.world import Question
-from examples.studies import digest, write_if_other
+from examples.studies import as_lines, called_by, digest, write_if_other
 from revise import recipe_runner, recipes
 from system import RunError, files
 
@@ -145,7 +144,7 @@ class Seed:
         """A set's pairs, as engine.train takes them."""
         path = self.folder / f"{name}.jsonl"
         rows = [{"prompt": p.question.prompt, "chosen": p.chosen, "rejected": p.rejected} for p in self.pairs(name)]
-        write_if_other(path, "".join(json.dumps(row) + "\n" for row in rows))
+        write_if_other(path, as_lines(rows))
         return path
 
     def pairs(self, name: str) -> list[Pair]:
@@ -261,9 +260,9 @@ def _by_recipe(
     seed: Seed, name: str, rows: list[dict[str, Any]], recipe: Callable[[dict[str, Any]], recipe_runner.Recipe]
 ) -> Texts:
     """What a recipe of revise/ makes of rows that bring the model's answers with them."""
-    made, text = seed.folder / "made", "".join(json.dumps(row) + "\n" for row in rows)
+    made, text = seed.folder / "made", as_lines(rows)
     made.mkdir(exist_ok=True)
-    name = f"{name}-{hashlib.sha256(text.encode()).hexdigest()[:12]}"  # what was made of other answers is another's
+    name = called_by(name, text)
     prompts, out = made / f"{name}.prompts.jsonl", made / f"{name}.jsonl"
     if not out.exists():
         files.write_text(prompts, text)

@@ -15,7 +15,7 @@ from examples import findings, intervals
 from examples.findings import Trajectory
 from examples.intervals import Estimate
 from examples.miniature import study_plan
-from examples.miniature.study_found import Found, cell, difference, of_control, of_rate, verdict
+from examples.miniature.study_found import Found, apart_by_rate, cell, difference, of_control, of_rate, verdict
 from examples.miniature.study_plan import ARMS, CORE, CORE_SEEDS, OBJECTIVES, SEEDS, SHARED_RATES, called
 from examples.miniature.study_run import unpack
 from examples.miniature.study_sets import LINES, POINTS, STRENGTHS, TABLE, TUNING_SEED
@@ -40,11 +40,8 @@ def control(found: Found) -> Table:
             "its winners are exact."
         )
     for loss in CORE:
-        both = [found.searched(loss, name) for name in ARMS]
-        apart = [f"{lr:g} {both[0][lr] - both[1][lr]:+.1f}" for lr in sorted(both[0].keys() & both[1].keys())]
-        notes += [f"{loss}, in the search (one seed), the difference at one rate for both: {', '.join(apart)}."] * bool(
-            apart
-        )
+        if apart := apart_by_rate(*(found.searched(loss, name) for name in ARMS)):
+            notes.append(f"{loss}, in the search (one seed), the difference at one rate for both: {apart}.")
     header = ("objective", "rate, clair", "rate, another-sample", *ARMS, "difference", "minimal contrast helps")
     return Table("control", "The repair of the loser, and the repair of another sample", header, rows, 1, notes)
 

@@ -26,6 +26,7 @@ from eval.tables import to_markdown
 from examples.miniature import tune
 from examples.real import apart, checkpoint, demo, lora_demo, lora_page, measure, task
 from examples.real.task import Task
+from examples.studies import GOES_ON, LEFT
 from system import InputError, cli, files
 from system.errors import Stopped
 from system.flags import PathText
@@ -41,8 +42,6 @@ SEARCH_SEED = 0
 N_DEVELOPMENT = 135
 SECONDS = {"run": 430, "answer": 0.36}
 """What has been taken on two cores: by a run, and by an answer. Bounds what is begun until a run was timed here."""
-LEFT = 3
-"""Exit code where something is left."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -172,7 +171,7 @@ class Search:
     def _check_time(self, group: str) -> None:
         needed = self._rate * (SECONDS["run"] + SECONDS["answer"] * self._groups[group].n_answers)
         if self._end is not None and time.monotonic() + needed > self._end:
-            raise Stopped(f"{self._n_done()} runs are done and others are left; the same command continues", LEFT)
+            raise Stopped(f"{self._n_done()} runs are done and others are left; {GOES_ON}", LEFT)
 
     def _read(self, path: Path) -> dict[str, Any]:
         """A record. Raises InputError where it is of something else."""

@@ -19,7 +19,7 @@ from examples import studies
 from examples.real import checkpoint, study_plan, study_run, study_sets
 from examples.real.study_sets import Sets
 from examples.studies import Job, Records
-from system import cli
+from system import InputError, cli
 from system.flags import PathText
 
 EXAMPLE = "python -m examples.real.study --minutes 110"
@@ -68,12 +68,14 @@ class Real:
             self._records.add("base", {**found, "seed": job.seed})
         if (0, job.set) not in self._records.sets:
             self._records.add("set", {"seed": 0, **study_sets.facts(self._sets, job.set)})
-        self._records.check(0, job.set, self._sets.file(job.set))
-        name = f"{job.set}-{job.loss}-{job.lr:g}-{job.seed}"
+        pairs = self._sets.file(job.set)
+        self._records.check(0, job.set, pairs)
+        if self._records.bases[job.seed]["texts"] != studies.digest(self._texts):
+            raise InputError(f"{self._texts}: holds other texts than those on record; give another --records")
         return {
-            "job": job._asdict(), "base": str(self.base), "data": str(self._sets.file(job.set)), "group": group,
+            "job": job._asdict(), "base": str(self.base), "data": str(pairs), "group": group,
             "samples": str(self._samples), "texts": str(self._texts), "training": self._training,
-            "kept": str(self._kept(name)),
+            "kept": str(self._kept(job.name)),
         }  # fmt: skip
 
     def _kept(self, name: str) -> Path:

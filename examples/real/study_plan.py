@@ -11,7 +11,7 @@ import numpy as np
 from examples.miniature.study_run import unpack
 from examples.real.study_run import GROUPS
 from examples.real.study_sets import ARMS
-from examples.studies import LADDER, Gained, Job, best, missing
+from examples.studies import LADDER, Gained, Job, around, best, missing
 
 SEARCH_SEED, SEEDS = 0, (1, 2, 3)
 START = (3e-6, 1e-5, 3e-5)
@@ -52,9 +52,9 @@ def missing_rates(loss: str, name: str, gained: Gained) -> list[Job]:
     """Runs that a search still wants: until the best rate has one on either side, and there are four."""
     found, asked = searched(loss, name, gained), set(START)
     if found.keys() >= asked:
-        at = LADDER.index(best(found))
-        asked |= set(LADDER[max(0, at - 1) : at + 2])
+        asked |= set(around(best(found), 1))
         if asked <= found.keys() and len(found) < FEWEST:
+            at = LADDER.index(best(found))
             low, high = (LADDER.index(rate) for rate in (min(found), max(found)))
             asked.add(LADDER[high + 1] if at - low >= high - at else LADDER[low - 1])
     return [Job(name, loss, rate, SEARCH_SEED) for rate in sorted(asked - found.keys())]

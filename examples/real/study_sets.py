@@ -11,8 +11,6 @@ Revisions are asked for over HTTP, by the recipe of revise/. clair and control h
 losers. The others have as many pairs, and of each kind of rule as many, as far as the model's samples give them.
 """
 
-import hashlib
-import json
 import math
 from collections import Counter
 from collections.abc import Mapping, Sequence
@@ -30,7 +28,7 @@ from data.text import Tokenizer
 from engine.score import score_under, shape_of
 from examples.real import demo, measure, reviser, stronger, task
 from examples.real.task import Task
-from examples.studies import digest, write_if_other
+from examples.studies import as_lines, called_by, digest, write_if_other
 from revise import recipe_runner
 from revise.recipes import ClairConfig, clair_recipe
 from system import RunError, files
@@ -69,14 +67,15 @@ class Sets:
         path = self.folder / f"{name}.jsonl"
         rows = [{"prompt": p.task.prompt, "chosen": p.chosen, "rejected": p.rejected} for p in self.pairs(name)]
         self.folder.mkdir(parents=True, exist_ok=True)
-        write_if_other(path, "".join(json.dumps(row) + "\n" for row in rows))
+        write_if_other(path, as_lines(rows))
         return path
 
     def pairs(self, name: str) -> list[Pair]:
         """A set. Raises KeyError where there is none of that name."""
         if name not in self._pairs:
-            makers = dict.fromkeys(ARMS, self._arms) | dict.fromkeys(OF_JUDGE, self._of_judge)
-            self._pairs |= makers[name]() if name in makers else {"stronger": self._stronger()}
+            makers = {**dict.fromkeys(ARMS, self._arms), **dict.fromkeys(OF_JUDGE, self._of_judge),
+                      "stronger": self._stronger}  # fmt: skip
+            self._pairs |= makers[name]()
         return self._pairs[name]
 
     # --- the model's samples ---
@@ -155,8 +154,8 @@ class Sets:
             found += [p for one, *texts in zip(tasks, *both, strict=True) if (p := judge(one, *texts))]
         return found
 
-    def _stronger(self) -> list[Pair]:
-        return [Pair(p.task, stronger.answer(p.task), p.rejected) for p in self.pairs("clair")]
+    def _stronger(self) -> dict[str, list[Pair]]:
+        return {"stronger": [Pair(p.task, stronger.answer(p.task), p.rejected) for p in self.pairs("clair")]}
 
     def _revised(self, name: str, tasks: Sequence[Task], answers: dict[str, str]) -> dict[str, str]:
         """Revisions by prompt, asked for over HTTP."""
@@ -165,8 +164,8 @@ class Sets:
         made = self.folder / "made"
         made.mkdir(parents=True, exist_ok=True)
         rows = [{"prompt": t.prompt, "response": answers[t.prompt]} for t in tasks if t.prompt in answers]
-        text = "".join(json.dumps(row) + "\n" for row in rows)
-        name = f"{name}-{hashlib.sha256(text.encode()).hexdigest()[:12]}"  # what was made of other answers is another's
+        text = as_lines(rows)
+        name = called_by(name, text)
         prompts, out = made / f"{name}.prompts.jsonl", made / f"{name}.jsonl"
         if not out.exists():
             files.write_text(prompts, text)

@@ -14,7 +14,7 @@ import numpy as np
 from eval.tables import Table, number
 from examples import intervals
 from examples.intervals import Estimate
-from examples.miniature.study_found import cell, said
+from examples.miniature.study_found import apart_by_rate, cell, of_rate, said, verdict
 from examples.real import demo, measure, stronger, study_plan, study_run
 from examples.real.study_plan import CORE, ONE_SEED, SEARCH_SEED, SEEDS
 from examples.real.study_sets import ARMS, NAMES
@@ -138,9 +138,8 @@ def control(found: Found) -> Table:
     for loss in (*CORE, "sft"):
         rates = [found.rate(loss, name) for name in ARMS]
         differs = difference(found, loss)
-        verdict = cell(None) if differs is None else intervals.verdict(differs)
         shares = [found.share(loss, name, "sound") for name in ARMS]
-        rows.append((loss, *(f"{x:g}" if x else cell(None) for x in rates), *shares, cell(differs), verdict))
+        rows.append((loss, *map(of_rate, rates), *shares, cell(differs), verdict(differs)))
     header = ("objective", "rate, clair", "rate, control", *ARMS, "difference, points", "minimal contrast helps")
     notes = [
         f"Answers at T {measure.TEMPERATURES['sampled']} that keep their rule and do not repeat themselves, %, mean "
@@ -148,15 +147,10 @@ def control(found: Found) -> Table:
         "within kind, seeds apart; beside it half the t interval over seeds. SFT has the rate that is best on CLAIR's "
         "winners on both arms. All seeds share the pairs: no interval covers another draw of A and B."
     ]
-    notes += [at_each_rate(found, loss) for loss in CORE if study_plan.searched(loss, ARMS[0], found.gained)]
+    for loss in CORE:
+        if apart := apart_by_rate(*(study_plan.searched(loss, name, found.gained) for name in ARMS)):
+            notes.append(f"{loss}, in the search (one seed, development topics), at one rate for both arms: {apart}.")
     return Table("control", "The repair of the loser, and the repair of another sample", header, rows, 1, notes)
-
-
-def at_each_rate(found: Found, loss: str) -> str:
-    """CLAIR minus the control in the search, at each rate that both have."""
-    both = [study_plan.searched(loss, name, found.gained) for name in ARMS]
-    apart = [f"{lr:g} {both[0][lr] - both[1][lr]:+.1f}" for lr in sorted(both[0].keys() & both[1].keys())]
-    return f"{loss}, in the search (one seed, development topics), at one rate for both arms: {', '.join(apart)}."
 
 
 def differences(found: Found) -> Table:
@@ -177,11 +171,7 @@ def differences(found: Found) -> Table:
 def quality(found: Found) -> Table:
     """Are the winners of both arms equally good?"""
     rows = []
-    for what in ("jaccard", "levenshtein"):
-        means, differs = qualities(found, what)
-        shown = [number(x, 1) for x in means]
-        rows.append((CONTRASTS[what], *shown, cell(None) if differs is None else in_digits(differs, 1)))
-    for what, title in QUALITIES.items():
+    for what, title in (CONTRASTS | QUALITIES).items():
         means, differs = qualities(found, what)
         digits = 3 if what == "logp" else 1
         shown = cell(None) if differs is None else in_digits(differs, digits)
@@ -279,7 +269,7 @@ def results(found: Found) -> Table:
             prices = [[p for job in jobs if (p := found.price(job, what)) is not None] for what in ("samples", "texts")]
             lr = found.rate(loss, name)
             rows.append((
-                name, loss, f"{lr:g}" if lr else cell(None), str(len(jobs)), found.share(loss, name, "kept"),
+                name, loss, of_rate(lr), str(len(jobs)), found.share(loss, name, "kept"),
                 found.share(loss, name, "sound"), found.share(loss, name, "sound", "greedy"),
                 found.share(loss, name, "broken"), found.share(loss, name, "characters"),
                 *(number(fmean(p) if p else None, 3, sign=True) for p in prices),
@@ -304,8 +294,7 @@ def sides(found: Found) -> Table:
     for first, second in (("clair-judged", "judged"), ("clair", "stronger")):
         for loss in CORE:
             apart = difference(found, loss, (first, second))
-            said = cell(None) if apart is None else intervals.verdict(apart)
-            rows.append((f"{first} - {second}", loss, cell(apart), said))
+            rows.append((f"{first} - {second}", loss, cell(apart), verdict(apart)))
     header = ("data", "objective", "kept and not repeating, points", "the first is better")
     return Table("sides", "Other winners for the same losers", header, rows, 2)
 

@@ -1,13 +1,24 @@
-"""Adapter folders for the tests, by hand in PEFT's format, and whole folders of the W + s B A that they mean."""
+"""Adapter folders for the tests, by hand in PEFT's format, and whole folders of the W + s B A that they mean; and runs
+of an adapter on rows beside them.
+"""
 
 import json
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 
 import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from engine import train
+from engine.config import TrainConfig
+from tests import tiny
+from tests.metrics import lines
+
+WORDS = ["one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten"]
+PAIRS = [{"prompt": WORDS[i], "chosen": WORDS[i + 1], "rejected": WORDS[i + 2]} for i in range(8)]
 LAYERS = ("self_attn.q_proj", "self_attn.v_proj", "mlp.down_proj")
 PREFIX = "base_model.model."
 
@@ -66,3 +77,38 @@ def by_row(weight: Tensor) -> Tensor:
     """What int8 codes of a matrix stand for, a scale for each row."""
     scale = weight.abs().amax(dim=1, keepdim=True) / 127
     return (weight / scale).round() * scale
+
+
+def write_folders(folder: Path, *, tokenizer: bool = False) -> Path:
+    """A base and another model, two adapters of the base, pairs and prompts, in a folder. tokenizer: the first adapter
+    has the base's in it, too."""
+    for seed, name in enumerate(("base", "other")):
+        model = tiny.write_model(folder / name, [" ".join(WORDS)] * 20, seed=seed)
+        (model / "chat_template.jinja").write_text(tiny.TEMPLATE)
+    write_adapter(folder / "adapter", folder / "base", tokenizer=tokenizer)
+    write_adapter(folder / "second", folder / "base", seed=1)
+    tiny.write_rows(folder / "pairs.jsonl", PAIRS)
+    tiny.write_rows(folder / "prompts.jsonl", [{"prompt": word} for word in WORDS])
+    return folder
+
+
+def config_of(folders: Path, out: Path, **changes: object) -> TrainConfig:
+    """A run of a fresh adapter on the base and the pairs of write_folders."""
+    given = {
+        "model": str(folders / "base"), "data": (str(folders / "pairs.jsonl"),), "loss": "dpo", "out": str(out),
+        "lr": 1e-2, "epochs": 1, "batch_size": 4, "lora_rank": 4, "track": ("none",), "dtype": "float32",
+    }  # fmt: skip
+    return TrainConfig(**given | changes)
+
+
+def run_of(folders: Path, out: Path, **changes: object) -> list[dict[str, float]]:
+    """Such a run's lines of metrics."""
+    return lines(train.run(config_of(folders, out, **changes)).out)
+
+
+def by_torchrun(command: str, *flags: object) -> None:
+    """A command by two real processes."""
+    start = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2", "-m", command]
+    flags = [*start, *map(str, flags)]
+    done = subprocess.run(flags, env=tiny.environment(), capture_output=True, text=True, timeout=500, check=False)
+    assert done.returncode == 0, done.stderr

@@ -2,8 +2,6 @@
 
 import json
 import shutil
-import subprocess
-import sys
 
 import pytest
 import torch
@@ -16,8 +14,7 @@ from engine.generate import GenerateConfig
 from engine.model import Adapter
 from engine.run import AdapterCard
 from system import InputError
-from tests import tiny
-from tests.engine.adapter_folders import write_adapter, write_merged
+from tests.engine.adapter_folders import by_torchrun, run_of, write_adapter, write_folders, write_merged
 from tests.engine.hub import serving
 from tests.metrics import lines
 
@@ -25,32 +22,11 @@ pytestmark = [
     pytest.mark.slow,  # the fast set has tests/engine/test_adapters.py
     pytest.mark.filterwarnings("ignore:Use 'content=:DeprecationWarning"),  # of huggingface_hub's own upload
 ]
-WORDS = ["one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten"]
-PAIRS = [{"prompt": WORDS[i], "chosen": WORDS[i + 1], "rejected": WORDS[i + 2]} for i in range(8)]
 
 
 @pytest.fixture(scope="module")
 def made(tmp_path_factory):
-    """A base, another one, an adapter, and rows, in a folder."""
-    folder = tmp_path_factory.mktemp("adapters")
-    for seed, name in enumerate(("base", "other")):
-        model = tiny.write_model(folder / name, [" ".join(WORDS)] * 20, seed=seed)
-        (model / "chat_template.jinja").write_text(tiny.TEMPLATE)
-    write_adapter(folder / "adapter", folder / "base", tokenizer=True)
-    tiny.write_rows(folder / "pairs.jsonl", PAIRS)
-    tiny.write_rows(folder / "prompts.jsonl", [{"prompt": word} for word in WORDS])
-    return folder
-
-
-def run_of(folder, name, **changes):
-    """A run of an adapter with rows held out; gives its lines."""
-    given = {
-        "model": str(folder / "base"),
-        "data": str(folder / "pairs.jsonl"),
-        "eval_data": str(folder / "pairs.jsonl"),
-    }
-    given |= {"out": str(folder / name), "lora_rank": 4, "lr": 1e-2, "epochs": 1, "batch_size": 4, "loss": "dpo"}
-    return lines(train.run(TrainConfig(**(given | changes))).out)
+    return write_folders(tmp_path_factory.mktemp("adapters"), tokenizer=True)
 
 
 def scored(tmp_path, data, *flags):
@@ -81,7 +57,11 @@ HELD = [None, "int8", *(pytest.param(held, marks=pytest.mark.slow) for held in (
 
 @pytest.mark.parametrize("held", HELD)
 def test_the_score_of_an_epochs_folder_is_what_the_run_has_measured(made, tmp_path, held):
-    (line,) = [x for x in run_of(made, f"run-{held}", base_dtype=held) if "eval_logps/chosen" in x]
+    (line,) = [
+        x
+        for x in run_of(made, made / f"run-{held}", eval_data=str(made / "pairs.jsonl"), base_dtype=held)
+        if "eval_logps/chosen" in x
+    ]
     measured = [line["eval_logps/chosen"], line["eval_logps/rejected"]]
     epoch = made / f"run-{held}/epoch-01"
     assert of(scored(tmp_path, made / "pairs.jsonl", "--model", epoch)) == pytest.approx(measured, abs=1e-5)
@@ -266,7 +246,7 @@ def test_a_run_whose_base_is_gone_says_so_when_it_goes_on(made, tmp_path):
 def test_a_card_says_what_the_adapter_is_and_how_it_is_loaded(made, tmp_path):
     base = shutil.copytree(made / "base", tmp_path / "base")
     (base / "README.md").write_text("---\nbase_model: org/base\ntags: [anchored-preference-optimization]\n---\n")
-    run_of(made, str(tmp_path / "run"), model=str(base), base_dtype="int8", lora_targets=("q_proj", "up_proj"))
+    run_of(made, tmp_path / "run", model=str(base), base_dtype="int8", lora_targets=("q_proj", "up_proj"))
     text = (tmp_path / "run/epoch-01/README.md").read_text()
     assert yaml.safe_load(text.split("---\n")[1]) == {
         "library_name": "peft",
@@ -286,7 +266,7 @@ def test_a_card_says_what_the_adapter_is_and_how_it_is_loaded(made, tmp_path):
     ):
         assert said in text, said
     assert "transformers and vLLM load as they are" not in text and str(tmp_path) not in text
-    run_of(made, str(tmp_path / "next"), model=str(base), lora_rank=None, adapter=str(tmp_path / "run/epoch-01"))
+    run_of(made, tmp_path / "next", model=str(base), lora_rank=None, adapter=str(tmp_path / "run/epoch-01"))
     text, identity = ((tmp_path / "next" / x).read_text() for x in ("epoch-01/README.md", "state/identity.json"))
     assert f"- adapter that it started from: `epoch-01`, digest of its files {json.loads(identity)['adapter']}" in text
     assert "held in int8" not in text
@@ -339,14 +319,6 @@ def test_an_adapter_of_a_hubs_base_is_published_without_a_look_at_that(made, tmp
     (folder / "adapter_model.safetensors").write_bytes((folder / "adapter_model.safetensors").read_bytes()[:-9])
     with pytest.raises(InputError, match=r"adapter_model\.safetensors"):
         publish.main([str(folder), "--repo", "org/m", "--dry-run"])
-
-
-def by_torchrun(command, *flags):
-    """A command by two real processes."""
-    start = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2", "-m", command]
-    flags = [*start, *map(str, flags)]
-    done = subprocess.run(flags, env=tiny.environment(), capture_output=True, text=True, timeout=500)
-    assert done.returncode == 0, done.stderr
 
 
 @pytest.mark.slow

@@ -4,53 +4,28 @@ tokenizer and template that an adapter brings with it.
 
 import json
 import shutil
-import subprocess
-import sys
 
 import pytest
 import torch
 
 from data import contrast
-from engine import convert, score, train
+from engine import convert, score
 from engine.bench import bench
-from engine.config import TrainConfig
 from engine.inputs import TrainingInputs
 from system import InputError
 from tests import tiny
-from tests.engine.adapter_folders import write_adapter
+from tests.engine.adapter_folders import by_torchrun, config_of, run_of, write_adapter, write_folders
 from tests.metrics import lines
 
-WORDS = ["one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten"]
-PAIRS = [{"prompt": WORDS[i], "chosen": WORDS[i + 1], "rejected": WORDS[i + 2]} for i in range(8)]
 OTHER_TEMPLATE = tiny.TEMPLATE.replace("<|start_header_id|>", "<|start_header_id|>the ")
 
 
 @pytest.fixture(scope="module")
 def made(tmp_path_factory):
-    """A base and another one, two adapters of the base, and rows, in a folder."""
-    folder = tmp_path_factory.mktemp("references")
-    for seed, name in enumerate(("base", "other")):
-        model = tiny.write_model(folder / name, [" ".join(WORDS)] * 20, seed=seed)
-        (model / "chat_template.jinja").write_text(tiny.TEMPLATE)
-    write_adapter(folder / "adapter", folder / "base")
-    write_adapter(folder / "second", folder / "base", seed=1)
-    tiny.write_rows(folder / "pairs.jsonl", PAIRS)
-    return folder
+    return write_folders(tmp_path_factory.mktemp("references"))
 
 
-def asked(made, out, **changes):
-    given = {
-        "model": str(made / "base"), "data": (str(made / "pairs.jsonl"),), "loss": "dpo", "out": str(out), "lr": 1e-2,
-        "epochs": 1, "batch_size": 4, "lora_rank": 2, "track": ("none",),
-    }  # fmt: skip
-    return TrainConfig(**given | changes)
-
-
-def run_of(made, out, **changes):
-    return lines(train.run(asked(made, out, **changes)).out)
-
-
-STARTS = [{"lora_rank": 4}, {"lora_rank": None, "adapter": "second"}]
+STARTS = [{}, {"lora_rank": None, "adapter": "second"}]
 
 
 @pytest.mark.parametrize("start", STARTS, ids=["fresh", "given"])
@@ -58,11 +33,8 @@ def test_a_reference_that_is_read_before_the_policy_has_its_adapter(made, tmp_pa
     start = {name: str(made / v) if name == "adapter" else v for name, v in start.items()}
     of = {how: run_of(made, tmp_path / how, reference=how, reference_model=str(made / "adapter"), **start)
           for how in ("fused", "precompute")}  # fmt: skip
-    bare = (
-        run_of(made, tmp_path / "bare", reference="precompute", reference_model="base", **start)
-        if ("adapter" in start)
-        else run_of(made, tmp_path / "bare", reference="precompute", **start)
-    )
+    base = {"reference_model": "base"} if "adapter" in start else {}
+    bare = run_of(made, tmp_path / "bare", reference="precompute", **base, **start)
     for name in ("logratios/chosen", "logratios/rejected"):
         assert of["precompute"][0][name] == pytest.approx(of["fused"][0][name], abs=1e-4)
         assert abs(of["fused"][0][name] - bare[0][name]) > 0.1
@@ -81,40 +53,39 @@ def test_a_reference_that_moves_is_on_the_policys_base(made, tmp_path, reference
         shutil.copytree(made / "base", tmp_path / "copy")
     other = str(made / "other" if reference == "other" else tmp_path / "copy")
     with pytest.raises(InputError, match=r"^--reference-update hard: with an adapter .* and .* is another model"):
-        TrainingInputs(asked(made, tmp_path / "run", reference_model=other, reference_update="hard"))
+        TrainingInputs(config_of(made, tmp_path / "run", reference_model=other, reference_update="hard"))
 
 
 def test_an_adapters_base_may_be_a_copy_of_the_model(made, tmp_path):
     """One base in memory, whatever it is called; another model's is a model of its own."""
     copy = shutil.copytree(made / "base", tmp_path / "copy")
     for model, shares in ((copy, True), (made / "other", False)):
-        inputs = TrainingInputs(asked(made, tmp_path / "run", model=str(model), reference_model=str(made / "adapter")))
+        inputs = TrainingInputs(
+            config_of(made, tmp_path / "run", model=str(model), reference_model=str(made / "adapter"))
+        )
         assert inputs.adapting.shares_base is shares
     inputs = TrainingInputs(
-        asked(made, tmp_path / "run", model=str(copy), lora_rank=None, adapter=str(made / "adapter"),
+        config_of(made, tmp_path / "run", model=str(copy), lora_rank=None, adapter=str(made / "adapter"),
               reference_model=str(made / "adapter"))
     )  # fmt: skip
     assert inputs.adapting.is_start
 
 
 def test_a_run_from_an_adapter_has_its_template_and_hands_it_on(made, tmp_path, capsys):
-    adapter = shutil.copytree(made / "adapter", tmp_path / "adapter")
-    for path in (made / "base").glob("tokenizer*"):
-        shutil.copy(path, adapter / path.name)
+    adapter = write_adapter(tmp_path / "adapter", made / "base", tokenizer=True)
     (adapter / "chat_template.jinja").write_text(OTHER_TEMPLATE)
     run_of(made, tmp_path / "run", lora_rank=None, adapter=str(adapter))
     assert f"template: {adapter}/chat_template.jinja" in (tmp_path / "run/first_example.txt").read_text()
     assert (tmp_path / "run/epoch-01/chat_template.jinja").read_text() == OTHER_TEMPLATE
     assert f"{adapter}: its own tokenizer and chat template are used" in capsys.readouterr().err
-    (adapter / "chat_template.jinja").write_text(tiny.TEMPLATE)
-    run_of(made, tmp_path / "same", lora_rank=None, adapter=str(adapter))
+    for path in adapter.glob("tokenizer*"):
+        path.unlink()
+    run_of(made, tmp_path / "bare", lora_rank=None, adapter=str(adapter))
     assert "are used" not in capsys.readouterr().err
 
 
 def test_an_adapter_of_another_vocabulary_is_refused_where_it_is_scored(made, tmp_path):
-    adapter = shutil.copytree(made / "adapter", tmp_path / "adapter")
-    for path in (made / "base").glob("tokenizer*"):
-        shutil.copy(path, adapter / path.name)
+    adapter = write_adapter(tmp_path / "adapter", made / "base", tokenizer=True)
     found = json.loads((adapter / "tokenizer.json").read_text())
     ids = found["model"]["vocab"]
     first, second = [word for word in ids if word.isalpha()][:2]
@@ -140,7 +111,7 @@ def test_exclusions_are_read_as_peft_reads_them(made, tmp_path):
         adapter = shutil.copytree(made / "adapter", tmp_path / "adapter", dirs_exist_ok=True)
         said = json.loads((adapter / "adapter_config.json").read_text())
         (adapter / "adapter_config.json").write_text(json.dumps(said | {"exclude_modules": exclude}))
-        run = asked(made, tmp_path / "run", lora_rank=None, adapter=str(adapter))
+        run = config_of(made, tmp_path / "run", lora_rank=None, adapter=str(adapter))
         if shown is None:
             TrainingInputs(run)
         else:
@@ -161,7 +132,7 @@ def test_values_that_would_be_misread_are_named(made, tmp_path, changes, said):
     config = json.loads((adapter / "adapter_config.json").read_text())
     (adapter / "adapter_config.json").write_text(json.dumps(config | changes))
     with pytest.raises(InputError, match=said):
-        TrainingInputs(asked(made, tmp_path / "run", lora_rank=None, adapter=str(adapter)))
+        TrainingInputs(config_of(made, tmp_path / "run", lora_rank=None, adapter=str(adapter)))
 
 
 TWO = [
@@ -177,16 +148,12 @@ TWO = [
 def test_two_ranks_compute_what_one_does(made, tmp_path, changes):
     changes = changes | ({"reference_model": str(made / "adapter")} if "reference_model" in changes else {})
     alone = {name: v for name, v in changes.items() if name not in ("shard_size", "reshard")}
-    one = run_of(made, tmp_path / "one", lora_rank=4, dtype="float32",
-                 **{n: (v,) if n == "train_also" else v for n, v in alone.items()})  # fmt: skip
+    one = run_of(made, tmp_path / "one", **{n: (v,) if n == "train_also" else v for n, v in alone.items()})
     flags = ["--model", made / "base", "--data", made / "pairs.jsonl", "--out", tmp_path / "two", "--lr", "1e-2"]
     flags += ["--epochs", "1", "--batch-size", "4", "--lora-rank", "4", "--track", "none", "--dtype", "float32"]
     for name, value in changes.items():
         flags += [f"--{name.replace('_', '-')}", value]
-    start = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2", "-m"]
-    done = subprocess.run([*start, "engine.train", *map(str, flags)], env=tiny.environment(), capture_output=True,
-                          text=True, timeout=500, check=False)  # fmt: skip
-    assert done.returncode == 0, done.stderr
+    by_torchrun("engine.train", *flags)
     two = lines(tmp_path / "two")
     assert len(one) == len(two) == 2
     for ours, theirs in zip(one, two, strict=True):

@@ -5,45 +5,22 @@ import torch
 from safetensors.torch import load_file
 
 from engine import train
-from engine.config import TrainConfig
-from tests import tiny
-from tests.engine.adapter_folders import write_adapter
-from tests.metrics import lines
+from tests.engine.adapter_folders import config_of, run_of, write_folders
+from tests.metrics import lines, values_of
 
 pytestmark = pytest.mark.slow  # the fast set has tests/engine/test_adapters.py and test_adapter_references.py
-WORDS = ["one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten"]
-PAIRS = [{"prompt": WORDS[i], "chosen": WORDS[i + 1], "rejected": WORDS[i + 2]} for i in range(8)]
 
 
 @pytest.fixture(scope="module")
 def made(tmp_path_factory):
-    """A base, an adapter of it, and rows, in a folder."""
-    folder = tmp_path_factory.mktemp("runs")
-    model = tiny.write_model(folder / "base", [" ".join(WORDS)] * 20)
-    (model / "chat_template.jinja").write_text(tiny.TEMPLATE)
-    write_adapter(folder / "adapter", model)
-    tiny.write_rows(folder / "pairs.jsonl", PAIRS)
-    return folder
-
-
-def asked(made, out, **changes):
-    given = {
-        "model": str(made / "base"), "data": (str(made / "pairs.jsonl"),), "loss": "dpo", "out": str(out), "lr": 1e-2,
-        "epochs": 2, "batch_size": 4, "lora_rank": 4, "track": ("none",), "dtype": "float32",
-    }  # fmt: skip
-    return TrainConfig(**given | changes)
-
-
-def run_of(made, out, **changes):
-    return lines(train.run(asked(made, out, **changes)).out)
+    return write_folders(tmp_path_factory.mktemp("runs"))
 
 
 def numbers(found):
-    """What does not depend on the clock."""
-    return [{name: value for name, value in line.items() if not name.startswith("perf/")} for line in found]
+    return [values_of(line) for line in found]
 
 
-STARTS = {"fresh": {}, "given": {"lora_rank": None, "adapter": "adapter"}}
+STARTS = {"fresh": {"epochs": 2}, "given": {"epochs": 2, "lora_rank": None, "adapter": "adapter"}}
 
 
 def start_of(made, name):
@@ -64,7 +41,7 @@ def test_a_run_that_was_stopped_goes_on_bit_for_bit(made, tmp_path, start, after
     """Within the first epoch, while the reference is computed, and behind it."""
     more = start_of(made, start)
     calm = run_of(made, tmp_path / "calm", **more)
-    assert not train.run(asked(made, tmp_path / "hard", stop_after=after, **more)).is_finished
+    assert not train.run(config_of(made, tmp_path / "hard", stop_after=after, **more)).is_finished
     hard = run_of(made, tmp_path / "hard", resume=True, **more)
     assert numbers(hard) == numbers(calm) and len(calm) == 4
     for name in ("epoch-01", "epoch-02"):
@@ -74,16 +51,16 @@ def test_a_run_that_was_stopped_goes_on_bit_for_bit(made, tmp_path, start, after
 
 
 def test_a_reference_that_moves_takes_the_policys_adapter_and_goes_on_with_it(made, tmp_path):
-    moves = {"reference_update": "hard", "reference_update_steps": 2}
+    moves = {"epochs": 2, "reference_update": "hard", "reference_update_steps": 2}
     calm = run_of(made, tmp_path / "calm", **moves)
     apart = [abs(line["logratios/chosen"]) for line in calm]
     assert apart[0] == 0 and apart[1] > 1e-3 and apart[2] == 0 and apart[3] > 1e-3  # it has moved behind step 2
-    assert not train.run(asked(made, tmp_path / "hard", stop_after=3, **moves)).is_finished
+    assert not train.run(config_of(made, tmp_path / "hard", stop_after=3, **moves)).is_finished
     assert numbers(run_of(made, tmp_path / "hard", resume=True, **moves)) == numbers(calm)
 
 
 def test_a_stage_begins_with_the_adapter_of_the_one_before_and_is_measured_against_it(made, tmp_path):
-    train.run(asked(made, tmp_path / "run", stages=2, epochs=1))
+    train.run(config_of(made, tmp_path / "run", stages=2))
     first, second = (lines(tmp_path / f"run/stage-0{i}") for i in (1, 2))
     assert len(first) == len(second) == 1 and second[0]["logratios/chosen"] == 0
     written = [load_file(tmp_path / f"run/stage-0{i}/epoch-01/adapter_model.safetensors") for i in (1, 2)]

@@ -29,7 +29,7 @@ from system.errors import Stopped
 from tests import tiny
 from tests.engine.kills import outcome
 from tests.engine.padded import padded_logps
-from tests.metrics import lines
+from tests.metrics import lines, values_of
 from tests.proofs import Watch, counted
 from tests.rows import id_rows
 
@@ -57,11 +57,6 @@ def job(tmp_path):
     go.short = str(tiny.write_model(tmp_path / "short", vocab_size=101, seed=1, **SHORT))
     go.long = str(tiny.write_model(tmp_path / "long", vocab_size=101, seed=2, **LONG))
     return go
-
-
-def values_of(line):
-    """A line's numbers but for those that the clock makes."""
-    return {name: value for name, value in line.items() if not name.startswith("perf/")}
 
 
 def assert_close(a, b, atol=1e-5):

@@ -36,7 +36,7 @@ from losses import Result, TokenResponses, loss
 from system import InputError
 from tests import tiny
 from tests.engine.padded import padded_token_logps
-from tests.metrics import lines
+from tests.metrics import lines, values_of
 from tests.proofs import Watch
 from tests.rows import id_rows
 
@@ -391,7 +391,7 @@ def job(tmp_path, monkeypatch):
         asked |= {"loss": "ld_dpo", "batch_size": 4, "epochs": 2, "micro_tokens": 40, "lr": 1e-3, "dtype": "float32"}
         watch = Watch()
         run(TrainConfig(**asked | more), watch.hooks)
-        kept = [{k: v for k, v in line.items() if not k.startswith("perf/")} for line in lines(tmp_path / out)]
+        kept = [values_of(line) for line in lines(tmp_path / out)]
         return kept, watch
 
     return start

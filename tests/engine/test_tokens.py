@@ -16,7 +16,7 @@ from engine.step import Batch, LossInputs, Objective
 from engine.train import run
 from system import InputError
 from tests import tiny
-from tests.metrics import lines
+from tests.metrics import lines, values_of
 from tests.proofs import Watch
 from tests.rows import id_rows
 
@@ -88,7 +88,7 @@ def settings(made, out, loss, **more):
 
 def numbers(out):
     """The lines of metrics but the clock's, and the last epoch's weights."""
-    kept = [{k: v for k, v in line.items() if not k.startswith("perf/")} for line in lines(out)]
+    kept = [values_of(line) for line in lines(out)]
     return kept, load_file(sorted(Path(out).glob("epoch-*"))[-1] / "model.safetensors")
 
 

@@ -71,7 +71,7 @@ def test_pairs_that_are_made_are_known_and_nobody_is_asked_for_them(tmp_path):
     found = stages_of(asked).survey()
     assert found.pairs == {(1, "clair"): path} and asks(found) == (set(), {"trajectories"}) and not found.asks_model
     left = left_of(asked, found)
-    assert not left.revise and list(left.eval) == ["trajectories"] and left.serve is None
+    assert not left.revise and list(left.eval) == ["trajectories"]
 
 
 def test_after_a_change_they_are_still_to_be_made(tmp_path):
