@@ -105,9 +105,10 @@ every folder that is written. Pictures in rows are refused. The constants of Ape
 `act_fn.eps`) are used, and copied in the same way.
 
 **config.json** is read in both spellings, that of 2024 (`rope_theta`, `rope_scaling`, `torch_dtype`) and that of
-transformers 5 (`rope_parameters`, `dtype`), and written back unchanged except for the dtype. If two places contradict
-each other, it is refused. A missing key has the meaning of its family: Gemma's and SmolLM3's heads are tied, Mistral's
-window is 4,096, Apertus' positions are stretched like Llama 3's.
+transformers 5 (`rope_parameters`, `dtype`), and written back unchanged except for the dtype.
+[Files](files.md#the-folder-of-a-model) lists what is done if two places contradict each other. A missing key has the
+meaning of its family: Gemma's and SmolLM3's heads are tied, Mistral's window is 4,096, Apertus' positions are stretched
+like Llama 3's.
 
 ## Where vLLM differs
 

@@ -29,9 +29,9 @@ python -m engine.plan --shape llama3-8b --gpus 1 --gpu-memory 80
 python -m engine.plan --shape llama3-70b --gpus 64 --gpu-memory 80 --json
 ```
 
-`engine.train` prints the same sum in its first lines, with the hours of the GPU that it is on. It refuses what cannot
-fit and names the first change that would help. All parameters train here; what a LoRA adapter takes is in
-[adapters](adapters.md#what-fits).
+`engine.train` prints the same plan in its first lines, with the hours for the GPU that it runs on. It refuses what
+cannot fit and names the first change that would help. On this page all parameters train; what a LoRA adapter takes is
+in [adapters](adapters.md#what-fits).
 
 ## Assumptions
 
@@ -40,7 +40,7 @@ fit and names the first change that would help. All parameters train here; what 
   ([performance](performance.md#eight-billion-parameters-on-one-card)); on the CPU it is within a tenth, for all
   parameters and for an adapter (`./launch.sh test --all -k expected_peak`), and for a pair of 16,384 tokens. For whole
   (unsplit) masters on one GPU, with eight layers, the estimate was 3.0 % too low, so the plan now adds a reserve of
-  that size. It was not measured on several GPUs.
+  that size. Memory was not measured on several GPUs.
 - **Compute**: a GPU reaches {cost.REACHED:.0%} of {cost.DATASHEET / 1e12:.0f} TFLOP/s, the datasheet of an H100 or
   H200; 54 % was measured on one (`--tflops` plans for another card). The slowest of several takes {cost.IMBALANCE}
   times the mean.
@@ -49,8 +49,9 @@ fit and names the first change that would help. All parameters train here; what 
 - **Passes**: every pass gathers the weights in bf16, twice if they are released in between, and sums gradients in
   float32. The copies of a hybrid layout add up their shards' gradients. At best computing and communicating overlap and
   a step takes the longer of the two; at worst it takes their sum.
-- **The run**: 29,000 pairs x 18 epochs, 857 tokens per pair, two pairs per GPU and step. The paper's 16 pairs per step
-  are the first row. Larger steps are a different training, whose learning rate has to be found.
+- **The run**: 29,000 pairs x 18 epochs, 857 tokens per pair. A step has the paper's 16 pairs on one GPU (unless the
+  layout says otherwise), and two pairs per GPU on several, which on 8 GPUs are 16 again. Larger steps are a different
+  training, whose learning rate has to be found.
 
 """
 DISK = """GB for the paper's 18 epoch folders, by `--save-dtype`, and for a state with whole masters and RMSProp.

@@ -125,15 +125,16 @@ def search_in_words(found: Sequence[Record]) -> str:
     told = {}
     for way, runs in by_way.items():
         kept = _spread([100 * share(r, "sampled", "kept").value for r in runs], 1)
-        price = _spread([r["ordinary"][0] for r in runs], 3, sign=True)
         minutes = _spread([sum(r["seconds"]) / 60 for r in runs], 1)
-        told[way] = f"{kept} % of the rules at a rate of {runs[0]['lr']:g} ({price} nats a token, {minutes} minutes)"
+        told[way] = f"{kept} % of the rules in {minutes} minutes"
+        told[f"{way} rate"] = f"(learning rate {runs[0]['lr']:g})"
+        told[f"{way} price"] = _spread([r["ordinary"][0] for r in runs], 3, sign=True)
     n = min(map(len, by_way.values()))
     return (
-        f"SmolLM2-135M-Instruct on the same CLAIR pairs, each way at its best learning rate, {n} seeds: an adapter of "
-        f"rank {by_way['lora'][0]['lora_rank']} keeps {told['lora']}, all parameters keep {told['all']}. In brackets: "
-        "the change of the log-likelihood of ordinary answers, and the time of the steps. "
-        f"{' '.join(_difference(found))}"
+        f"SmolLM2-135M-Instruct, the same CLAIR pairs, {n} seeds, each way at its best learning rate: an adapter of "
+        f"rank {by_way['lora'][0]['lora_rank']} {told['lora rate']} keeps {told['lora']}, all parameters "
+        f"{told['all rate']} keep {told['all']}. {' '.join(_difference(found))} The log-likelihood of ordinary "
+        f"answers changes by {told['lora price']} nats a token with the adapter, and by {told['all price']} with all parameters."
     )
 
 
@@ -250,12 +251,13 @@ def demo_in_words(record: Record) -> str:
     expected = _expected(record)
     kept = {name: share({"scores": scores}, "sampled", "kept") for name, scores in record["scores"].items()}
     return (
-        f"An adapter of rank {record['lora_rank']} makes {fmean(found['first']):.2f} times the steps a second of all "
-        f"parameters while the reference is computed ({first:.2f} by operations) and {fmean(found['later']):.2f} times "
-        f"from epoch 2 on ({later:.2f}), on the same pairs at --micro-tokens {record['micro_tokens']}, with "
-        f"{fmean(found['memory']):.2f} of the memory above the interpreter's own ({expected['lora'] / 1e9:.2f} GB of "
-        f"{expected['all'] / 1e9:.2f} expected by the plan, a share of {expected['lora'] / expected['all']:.2f}). It "
-        f"keeps {kept['lora']} of the rules, the model before {kept['base']}."
+        f"In the demo (learning rate {record['lr']:g}) an adapter of rank {record['lora_rank']} makes "
+        f"{fmean(found['first']):.2f} times the steps a second of all parameters in epoch 1, while the reference is "
+        f"computed, and {fmean(found['later']):.2f} times from epoch 2 on; by the operations that each needs it would "
+        f"be {first:.2f} and {later:.2f}. Both have the same pairs and --micro-tokens {record['micro_tokens']}. The "
+        f"adapter takes {fmean(found['memory']):.2f} of the memory (the plan says "
+        f"{expected['lora'] / expected['all']:.2f}: {expected['lora'] / 1e9:.2f} GB of {expected['all'] / 1e9:.2f}), not "
+        f"counting what Python and its libraries take. It keeps {kept['lora']} of the rules, the model before {kept['base']}."
     )
 
 
