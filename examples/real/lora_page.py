@@ -134,7 +134,8 @@ def search_in_words(found: Sequence[Record]) -> str:
         f"SmolLM2-135M-Instruct, the same CLAIR pairs, {n} seeds, each way at its best learning rate: an adapter of "
         f"rank {by_way['lora'][0]['lora_rank']} {told['lora rate']} keeps {told['lora']}, all parameters "
         f"{told['all rate']} keep {told['all']}. {' '.join(_difference(found))} The log-likelihood of ordinary "
-        f"answers changes by {told['lora price']} nats a token with the adapter, and by {told['all price']} with all parameters."
+        f"answers changes by {told['lora price']} nats a token with the adapter, and by {told['all price']} with all "
+        "parameters."
     )
 
 
@@ -256,8 +257,9 @@ def demo_in_words(record: Record) -> str:
         f"computed, and {fmean(found['later']):.2f} times from epoch 2 on; by the operations that each needs it would "
         f"be {first:.2f} and {later:.2f}. Both have the same pairs and --micro-tokens {record['micro_tokens']}. The "
         f"adapter takes {fmean(found['memory']):.2f} of the memory (the plan says "
-        f"{expected['lora'] / expected['all']:.2f}: {expected['lora'] / 1e9:.2f} GB of {expected['all'] / 1e9:.2f}), not "
-        f"counting what Python and its libraries take. It keeps {kept['lora']} of the rules, the model before {kept['base']}."
+        f"{expected['lora'] / expected['all']:.2f}: {expected['lora'] / 1e9:.2f} GB of {expected['all'] / 1e9:.2f}), "
+        f"not counting what Python and its libraries take. It keeps {kept['lora']} of the rules, the model before "
+        f"{kept['base']}."
     )
 
 
