@@ -10,11 +10,11 @@
     score: "{python} -m my.scorer {run}"     writes RUN/eval/scores.jsonl; any program
     out: runs/grid
 
-All of it is checked before the first run begins: rows, flags, objectives, model, scorer. A run is a process,
-OUT/seed-S/DATA/LOSS its folder and what it says its log.txt; SIGTERM and Ctrl-C let those that run save their state and
-end them, and the same command goes on where it was stopped. The reference's log-probs are computed once for each data
-set. It ends in OUT/report/report.html, whose first table has each cell's gain over the base model: the mean and
-deviation over seeds.
+All of it is checked before the first run begins: rows, flags, objectives, model, scorer, memory, disk. A run is a
+process, OUT/seed-S/DATA/LOSS its folder and what it says its log.txt; SIGTERM and Ctrl-C let those that run save their
+state and end them, and the same command goes on where it was stopped. The reference's log-probs are computed once for
+each data set. It ends in OUT/report/report.html, whose first table has each cell's gain over the base model: the mean
+and deviation over seeds.
 """
 
 import contextlib
@@ -38,6 +38,7 @@ from eval import checkpoints, contrast_run, report
 from eval.runs import Run, deltas, headlines, read_runs
 from eval.tables import Table, number
 from examples.children import Children, only_in
+from examples.room import Room, looked_at_apart
 from examples.slots import Slots, side_by_side
 from system import InputError, cli
 from system.flags import PathText
@@ -218,7 +219,10 @@ def run_all(
     it has its own. Raises InputError, before the first run begins, for what any of them could not
     use; RunError for the first run that fails, after those beside it; Stopped where a signal ended them.
     """
-    check_all(cells, out, model=model, settings=settings, score=score, more=more or {})
+    looked_at_apart(
+        check_all, cells, out, model=model, settings=settings, score=score, more=more or {},
+        room=Room(out, slots.n, slots.gpus),
+    )  # fmt: skip
     start, n_done, lock, took = time.perf_counter(), 0, threading.Lock(), []
 
     def work(cell: Cell) -> None:
@@ -274,13 +278,26 @@ def _told(flags: Mapping[str, Any], where: Path, out: Path, settings: str | None
 
 
 def check_all(
-    cells: Sequence[Cell], out: Path, *, model: str, settings: str | None, score: str | None, more: Mapping[str, Any]
+    cells: Sequence[Cell],
+    out: Path,
+    *,
+    model: str,
+    settings: str | None,
+    score: str | None,
+    more: Mapping[str, Any],
+    room: Room | None = None,
 ) -> None:
     """Raises InputError for whatever a cell could not use, all of it at once: its flags, its rows in the form that its
     objective takes, the model, a finished run that was told something else, the scorer. Seeds change none of these.
+
+    room: where memory and disk are counted; unset, they are not looked at.
     """
     faults: dict[str, None] = {}
-    checked = set[tuple[Any, ...]]()
+    alike: dict[Cell, list[Path]] = {}
+    for cell in cells:
+        where = folder(out, cell)
+        if not checkpoints.is_over(where):
+            alike.setdefault(cell._replace(seed=0), []).append(where)
     for cell in cells:
         where, flags = folder(out, cell), flags_of(cell, model, more)
         try:
@@ -289,16 +306,19 @@ def check_all(
             if checkpoints.is_over(where):
                 check_same(where, flags, settings)
                 continue
-            if (alike := cell._replace(seed=0)) in checked:
+            if not (left := alike.pop(cell._replace(seed=0), [])):
                 continue
-            checked.add(alike)
-            TrainingInputs(configured(flags, where, out, settings))
+            inputs = TrainingInputs(configured(flags, where, out, settings))
+            if room:
+                room.add(inputs, left)
         except InputError as fault:
             faults[f"{cell.loss} on {cell.data}: {fault}" if not str(fault).startswith("--score") else str(fault)] = (
                 None
             )
     if faults:
         raise InputError("\n".join(["the grid cannot run as it is:", *(f"  {fault}" for fault in faults)]))
+    if room:
+        room.check()
 
 
 def check_same(where: Path, flags: Mapping[str, Any], settings: str | None) -> None:

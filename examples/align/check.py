@@ -5,7 +5,6 @@ what is said of them is the most that it can be.
 """
 
 import contextlib
-import shutil
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -18,7 +17,6 @@ from data.rows import find_model
 from engine import weights
 from engine.config import TrainConfig
 from engine.inputs import TrainingInputs
-from engine.layout import plan_alone, plan_side_by_side
 from engine.planning import Plan, cost, size
 from eval import alpacaeval_run, mixeval_run, scores
 from examples import grid
@@ -27,11 +25,12 @@ from examples.align.flags import located
 from examples.align.recipe import RECIPES, Recipe
 from examples.align.stages import Survey, title
 from examples.grid import Cell
+from examples.room import Room, bytes_in, check_disk, free_on, memory_of
 from revise import recipe_runner, recipes, score
 from revise.client import ClientConfig, Estimate
 from revise.prompts import Prompts
 from revise.recipes import JudgeConfig, Positions
-from system import InputError, files
+from system import files
 
 MOST_ROWS = 2000
 """Rows that stand in for pairs; hours of more are theirs in proportion."""
@@ -72,8 +71,8 @@ class Found:
         self.said.append(made)
 
 
-def look(recipe: Recipe, gpus: int, done: Survey) -> Found:
-    """Everything that the recipe names, and what each stage takes. gpus: of each run. Raises InputError for what cannot
+def look(recipe: Recipe, room: Room, done: Survey) -> Found:
+    """Everything that the recipe names, and what each stage takes. room: of its runs. Raises InputError for what cannot
     be used.
     """
     found = Found()
@@ -89,18 +88,12 @@ def look(recipe: Recipe, gpus: int, done: Survey) -> Found:
                 )
                 if "score" in now.revise:
                     _look_at_score(found, now, number, name, sets[name])
-            n_checkpoints = _look_at_training(found, now, number, sets, gpus, stand.shares)
+            n_checkpoints = _look_at_training(found, now, number, sets, room, stand.shares)
         n_runs = len(sets) * len(now.losses) * now.seeds
         _look_at_evaluation(found, now, number, str(folder), n_runs, n_checkpoints)
     for leftover in recipe.out.glob("check.sqlite*"):
         leftover.unlink()
-    free, there = shutil.disk_usage(_nearest(recipe.out)).free, _bytes_of_runs(recipe.out)
-    if (needed := sum(said.disk for said in found.said)) > free + there:
-        raise InputError(
-            f"{recipe.out}: all runs take {size(needed)} of disk at most, and {size(free)} are free"
-            f"{f' beside {size(there)} of theirs' * bool(there)}; make room, or keep fewer or smaller checkpoints "
-            "(train: keep_checkpoints, save_dtype)"
-        )
+    check_disk(recipe.out, sum(said.disk for said in found.said), _bytes_of_runs(recipe.out))
     return found
 
 
@@ -190,7 +183,7 @@ def _look_at_score(found: Found, recipe: Recipe, number: int, name: str, pairs: 
 
 
 def _look_at_training(
-    found: Found, recipe: Recipe, number: int, sets: Mapping[str, Path], gpus: int, shares: Mapping[Path, float]
+    found: Found, recipe: Recipe, number: int, sets: Mapping[str, Path], room: Room, shares: Mapping[Path, float]
 ) -> int:
     """How many checkpoints a run leaves, at most."""
     cells = flags.cells_of(recipe, sets)
@@ -200,34 +193,28 @@ def _look_at_training(
             cells, Path(folder), model=recipe.model, settings=None, score=None, more=recipe.training
         ))  # fmt: skip
         for cell in (c for c in cells if c.seed == 0):
-            config, laid_out = located(recipe, "train", lambda c=cell: _run_of(recipe, c, Path(folder), gpus))
+            config, laid_out = located(recipe, "train", lambda c=cell: _run_of(recipe, c, Path(folder), room))
             times = shares.get(cell.file, 1.0)
-            of_run = laid_out.hours(config, gpus) * times
+            of_run = laid_out.hours(config, room.gpus) * times
             on_disk = sum(laid_out.disk_bytes(config, times))
             most = max(most, laid_out.n_folders(config, times))
             lines.append(
                 f"{cell.loss} on {cell.data}: {_memory(laid_out)}, {duration(of_run)}, {size(on_disk)} on disk"
             )
-            hours, disk = hours + of_run * gpus * recipe.seeds, disk + on_disk * recipe.seeds
+            hours, disk = hours + of_run * room.gpus * recipe.seeds, disk + on_disk * recipe.seeds
     what = f"training ({_count(len(cells), 'run')})"
     found.said.append(Said(title(recipe, number, what), lines, hours=hours, disk=disk))
     return most
 
 
-def _run_of(recipe: Recipe, cell: Cell, out: Path, gpus: int) -> tuple[TrainConfig, Plan]:
+def _run_of(recipe: Recipe, cell: Cell, out: Path, room: Room) -> tuple[TrainConfig, Plan]:
     """How a run is laid out. Raises InputError where it does not fit."""
     config = grid.configured(grid.flags_of(cell, recipe.model, recipe.training), out / "run", out, None)
-    inputs = TrainingInputs(config)
-    if gpus == 1:
-        return config, plan_alone(inputs)
-    if config.memory.master_weights == "split":
-        raise InputError(f"master_weights split: works with one GPU, and gpus is {gpus}; leave one of the two out")
-    return config, plan_side_by_side(inputs, gpus, torch.cuda.mem_get_info(0)[0])
+    return config, room.layout(TrainingInputs(config))
 
 
 def _memory(laid_out: Plan) -> str:
-    needed = sum(laid_out.facts()["bytes"].values())
-    return f"{size(needed)} of {size(laid_out.budget)} memory"
+    return f"{size(memory_of(laid_out))} of {size(laid_out.budget)} memory"
 
 
 # --- evaluation ----------------------------------------------------------------------------------------------------
@@ -275,7 +262,7 @@ def tell(recipe: Recipe, found: Found) -> str:
         lines += [f"  {said.stage}{hours}", *(f"      {line}" for one in said.lines for line in one.splitlines())]
     n, dollars = sum(s.n_requests for s in found.said), sum(s.dollars for s in found.said)
     hours, disk = sum(s.hours for s in found.said), sum(s.disk for s in found.said)
-    free = shutil.disk_usage(_nearest(recipe.out)).free
+    free = free_on(recipe.out)
     bare = [said.stage for said in found.said if not said.is_priced]
     money = f"${dollars:,.2f} by the prices given"
     money += f" (none for {', '.join(bare)}: price_in, price_out)" if bare else ""
@@ -299,8 +286,4 @@ def duration(hours: float) -> str:
 
 def _bytes_of_runs(out: Path) -> int:
     """What runs of an earlier start have written."""
-    return sum(path.stat().st_size for path in out.glob("round-*/runs/**/*") if path.is_file())
-
-
-def _nearest(path: Path) -> Path:
-    return next(p for p in [path, *path.absolute().parents] if p.exists())
+    return sum(map(bytes_in, out.glob("round-*/runs")))

@@ -1,20 +1,14 @@
 """A recipe from its file to its report."""
 
-import multiprocessing
-import signal
 import sys
-from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 
-import torch
-
 from examples.align import check, flags, probe, recipe
-from examples.align.check import Found
 from examples.align.road import Road
-from examples.align.stages import Survey, left_of
+from examples.align.stages import left_of
 from examples.children import only_in
+from examples.room import Room, looked_at_apart
 from examples.slots import Slots
-from system.session import end_with_parent
 
 
 def run(path: Path, out: Path | None = None, *, only_tells: bool = False) -> Path | None:
@@ -34,20 +28,9 @@ def follow(asked: recipe.Recipe, *, only_tells: bool = False) -> Path | None:
         road = Road(asked, children, slots)
         road.prepare()
         done = road.stages.survey()
-        found = look_apart(asked, slots.gpus, done)
+        found = looked_at_apart(check.look, asked, Room(asked.out, slots.n, slots.gpus), done)
         print(check.tell(asked, found), file=sys.stdout if only_tells else sys.stderr, flush=True)
         if only_tells:
             return None
         probe.ask_all(left_of(asked, done), children, asks_model=done.asks_model)
         return road.go(found)
-
-
-def look_apart(asked: recipe.Recipe, gpus: int, done: Survey) -> Found:
-    """What check.look says. Where there is a GPU a process of its own looks: what a plan times there is gone with it,
-    and all of the GPU is left to the runs.
-    """
-    if not torch.cuda.device_count():
-        return check.look(asked, gpus, done)
-    fresh = multiprocessing.get_context("spawn")
-    with ProcessPoolExecutor(1, fresh, end_with_parent, (signal.SIGKILL,)) as pool:
-        return pool.submit(check.look, asked, gpus, done).result()

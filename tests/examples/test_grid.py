@@ -11,11 +11,14 @@ from pathlib import Path
 
 import pytest
 import yaml
+from safetensors.torch import load_file, save_file
 
 import losses
+from engine.inputs import TrainingInputs
 from engine.step.objective import Objective
-from examples import children, grid
+from examples import children, grid, room
 from examples.grid import Cell, GridConfig
+from examples.room import Room
 from examples.slots import Slots
 from system import InputError
 from system.errors import RunError
@@ -178,11 +181,45 @@ def without_scores(rows):
 
 @pytest.mark.slow
 def test_a_run_that_fails_ends_the_grid_with_its_last_words(small, tmp_path):
-    cell = Cell(
-        "mine", small["rows"], "dpo", 0, 1e-5, (("gpu-memory", "0.001"),)
-    )  # which a plan alone finds too little
-    with pytest.raises(RunError, match=r"dpo\.log: error: needs 0\.2 GB of memory.* \(exit code 2\)"):
+    path = Path(small["model"]) / "model.safetensors"  # whose numbers no check looks at
+    save_file({name: tensor * float("nan") for name, tensor in load_file(path).items()}, path, {"format": "pt"})
+    cell = Cell("mine", small["rows"], "dpo", 0, 1e-5)
+    with pytest.raises(RunError, match=r"dpo\.log: error: .* holds NaN or infinity; .* \(exit code 2\)"):
         grid.run_all([cell], tmp_path, model=small["model"], **small["rest"])
+
+
+@pytest.mark.parametrize("flags, at_once, said", [
+    ((("gpu-memory", "0.001"),), 1, "dpo on mine: needs 0.2 GB of memory"),
+    ((("gpu-memory", "1"),), 9, "dpo on mine: at_once 9: 9 such runs beside each other take .* and 1.0 GB are free"),
+])  # fmt: skip
+def test_runs_that_do_not_fit_the_memory_are_told_before_the_first_begins(small, tmp_path, flags, at_once, said):
+    cells = [Cell("mine", small["rows"], "dpo", seed, 1e-5, flags) for seed in (0, 1)]
+    with pytest.raises(InputError, match=said):
+        grid.run_all(cells, tmp_path / "g", model=small["model"], **small["rest"] | {"slots": Slots(at_once=at_once)})
+    assert not (tmp_path / "g/seed-0/mine").exists()
+
+
+def test_the_disk_has_to_hold_what_all_runs_that_are_left_keep(small, tmp_path, monkeypatch):
+    cells = [Cell("mine", small["rows"], loss, seed, 1e-5) for loss in ("dpo", "sft") for seed in (0, 1, 2)]
+    out, free = tmp_path / "g", [0]
+    kept = grid.folder(out, cells[0]) / "epoch-01/model.safetensors"
+    kept.parent.mkdir(parents=True)
+    kept.write_bytes(bytes(4096))
+
+    def checked():
+        looked = Room(out, 1, 1)
+        grid.check_all(cells, out, model=small["model"], settings=None, score=None, more={}, room=looked)
+
+    monkeypatch.setattr(room, "free_on", lambda _: free[0])
+    with pytest.raises(InputError, match=r"all runs take .* of disk at most, and 0\.1 GB are free beside 0\.1 GB of t"):
+        checked()
+    config = grid.configured(grid.flags_of(cells[0], small["model"], {}), out / "run", out, None)
+    needed = 6 * sum(Room(out, 1, 1).layout(TrainingInputs(config)).disk_bytes(config))
+    free[0] = needed - 4096
+    checked()
+    free[0] -= 1
+    with pytest.raises(InputError, match="make room, or keep fewer or smaller checkpoints"):
+        checked()
 
 
 @pytest.mark.slow
