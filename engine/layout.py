@@ -1,5 +1,6 @@
 """How a run fits into the memory that is free: its plan, and whether its float32 masters are split in halves."""
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -74,7 +75,7 @@ def plan_in(
         config,
         inputs.policy.config,
         inputs.modes,
-        inputs.statistics,
+        replace(inputs.statistics, step=inputs.statistics.step * world_size() // (n_ranks or world_size())),
         device=device,
         dtype=dtype,
         n_ranks=n_ranks or world_size(),

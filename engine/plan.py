@@ -380,15 +380,13 @@ def _text(config: PlanConfig, laid_out: LaidOut) -> str:
         return "\n".join(lines)
     way, plan = chosen
     checkpoints, states = plan.disk_bytes(base)
-    asked = base.checkpoints
-    n_states = int(asked.keep_final_state) if asked.state_every == 0 else asked.keep_state
     folders = _count(plan.n_folders(base), "checkpoint")
     return "\n".join(
         [
             *lines,
             "",
             plan.sentence(base, n_ranks, config.speed) + f": {size(checkpoints)} for {folders} "
-            f"in {plan.saved_in}, {size(states)} for {_count(n_states, 'state')}",
+            f"in {plan.saved_in}, {size(states)} for {_count(plan.n_states(base), 'state')}",
             f"flags: {_all_flags(way, plan)}",
             *([_computing(config)] if config.gpus else []),
             *([] if n_ranks == 1 else [_bandwidth(config)]),

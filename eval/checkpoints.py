@@ -47,7 +47,7 @@ def of(run: Path) -> list[Checkpoint]:
 
 
 def _has_moved(adapter: Path) -> bool:
-    """Whether an adapter's base is not in the folder where it was, as of a run that was moved together with it."""
+    """Whether the folder that an adapter names as its base is gone, for example because run and base were moved."""
     name = name_of_base(adapter)
     return name is not None and Path(name).is_absolute() and not Path(name).is_dir()
 
@@ -96,9 +96,11 @@ def reference_of(run: Path) -> Checkpoint | None:
         return found and found._replace(base_dtype=None)
     if is_adapter(found.folder) and not has_base(found.folder):  # as the run took it
         return found._replace(base=model.folder)
-    if not is_copy(config_folder(found.folder), model.folder):
-        return found._replace(base_dtype=None)  # another model, which is held as it is
-    return found
+    if is_adapter(found.folder):
+        is_same = is_copy(config_folder(found.folder), model.folder)
+    else:
+        is_same = found.folder.resolve() == model.folder.resolve()  # a copy is a model of its own, as the run took it
+    return found if is_same else found._replace(base_dtype=None)  # another model is held as it is
 
 
 def _named(run: Path, setting: str, called: str) -> Checkpoint | None:

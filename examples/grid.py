@@ -38,7 +38,7 @@ from eval import checkpoints, contrast_run, report
 from eval.runs import Run, deltas, headlines, read_runs
 from eval.tables import Table, number
 from examples.children import Children, only_in
-from examples.room import Room, looked_at_apart
+from examples.room import Room, bytes_in, check_disk, looked_at_apart
 from examples.slots import Slots, side_by_side
 from system import InputError, cli
 from system.flags import PathText
@@ -219,10 +219,6 @@ def run_all(
     it has its own. Raises InputError, before the first run begins, for what any of them could not
     use; RunError for the first run that fails, after those beside it; Stopped where a signal ended them.
     """
-    looked_at_apart(
-        check_all, cells, out, model=model, settings=settings, score=score, more=more or {},
-        room=Room(out, slots.n, slots.gpus),
-    )  # fmt: skip
     start, n_done, lock, took = time.perf_counter(), 0, threading.Lock(), []
 
     def work(cell: Cell) -> None:
@@ -255,6 +251,11 @@ def run_all(
             print(f"{said}: {cell.loss} on {cell.data}, seed {cell.seed}: {seconds}", file=sys.stderr, flush=True)
 
     with contextlib.nullcontext(children) if children else only_in(out, does="trains in it") as running:
+        looked_at_apart(
+            check_all, cells, out, model=model, settings=settings, score=score, more=more or {},
+            room=Room(slots.n, slots.gpus),
+        )  # fmt: skip
+        running.raise_if_stopped()
         side_by_side(cells, work, slots.n)
 
 
@@ -290,35 +291,40 @@ def check_all(
     """Raises InputError for whatever a cell could not use, all of it at once: its flags, its rows in the form that its
     objective takes, the model, a finished run that was told something else, the scorer. Seeds change none of these.
 
-    room: where memory and disk are counted; unset, they are not looked at.
+    room: where runs that are left have to fit, and the disk with them; unset, neither is looked at.
     """
-    faults: dict[str, None] = {}
-    alike: dict[Cell, list[Path]] = {}
-    for cell in cells:
-        where = folder(out, cell)
-        if not checkpoints.is_over(where):
-            alike.setdefault(cell._replace(seed=0), []).append(where)
-    for cell in cells:
+    faults: dict[str, int] = {}
+    left: dict[Cell, list[Path]] = {}
+    for i, cell in enumerate(cells):
         where, flags = folder(out, cell), flags_of(cell, model, more)
         try:
             if score:
                 scorer(score, where)
             if checkpoints.is_over(where):
                 check_same(where, flags, settings)
-                continue
-            if not (left := alike.pop(cell._replace(seed=0), [])):
-                continue
-            inputs = TrainingInputs(configured(flags, where, out, settings))
-            if room:
-                room.add(inputs, left)
+            else:
+                left.setdefault(cell._replace(seed=0), []).append(where)
         except InputError as fault:
-            faults[f"{cell.loss} on {cell.data}: {fault}" if not str(fault).startswith("--score") else str(fault)] = (
-                None
-            )
+            faults.setdefault(_of_cell(cell, fault), i)
+    needed = there = 0
+    for cell, folders in left.items():
+        try:
+            inputs = TrainingInputs(configured(flags_of(cell, model, more), folders[0], out, settings))
+            if room:
+                plan = room.layout(inputs, sum(map(len, left.values())))
+                needed += len(folders) * sum(plan.disk_bytes(inputs.config))
+                there += sum(map(bytes_in, folders))
+        except InputError as fault:
+            faults.setdefault(_of_cell(cell, fault), next(i for i, c in enumerate(cells) if c._replace(seed=0) == cell))
     if faults:
-        raise InputError("\n".join(["the grid cannot run as it is:", *(f"  {fault}" for fault in faults)]))
-    if room:
-        room.check()
+        said = sorted(faults, key=lambda fault: faults[fault])
+        raise InputError("\n".join(["the grid cannot run as it is:", *(f"  {fault}" for fault in said)]))
+    if room:  # a scorer may delete checkpoints as they are scored
+        check_disk(out, needed, there, only_says=score is not None)
+
+
+def _of_cell(cell: Cell, fault: InputError) -> str:
+    return str(fault) if str(fault).startswith("--score") else f"{cell.loss} on {cell.data}: {fault}"
 
 
 def check_same(where: Path, flags: Mapping[str, Any], settings: str | None) -> None:

@@ -1,26 +1,62 @@
-"""Whether runs that are told together have room: memory for those side by side, disk for all.
+"""Whether the runs of one command fit: memory for those that run at the same time, disk for all.
 
 What each of them takes is its own plan (engine.layout); a run checks the same again when it begins.
 """
 
+import contextlib
 import multiprocessing
 import shutil
 import signal
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor
+from dataclasses import dataclass
 from pathlib import Path
 from typing import ParamSpec, TypeVar
 
 import torch
 
+from engine.distributed import free_memory
 from engine.inputs import TrainingInputs
 from engine.layout import plan_alone, plan_side_by_side
-from engine.planning import Plan, size
-from system import InputError
+from engine.planning import Plan, size, sizes_apart
+from system import InputError, cli
 from system.session import end_with_parent
 
-Told = ParamSpec("Told")
-Found = TypeVar("Found")
+P = ParamSpec("P")
+Result = TypeVar("Result")
+
+
+@dataclass(frozen=True)
+class Room:
+    """How many runs there are at the same time, and on how many GPUs each."""
+
+    at_once: int
+    gpus: int = 1
+
+    def layout(self, inputs: TrainingInputs, n_runs: int) -> Plan:
+        """How a run is laid out here. n_runs: all that are to be done.
+
+        Raises InputError where one does not fit, or as many as share a device do not fit beside each other.
+        """
+        if self.gpus == 1:
+            free, plan = free_memory(), plan_alone(inputs)
+        elif inputs.config.memory.master_weights == "split":
+            raise InputError(
+                f"master_weights split: works with one GPU, and gpus is {self.gpus}; leave one of the two out"
+            )
+        else:
+            free = torch.cuda.mem_get_info(0)[0]
+            plan = plan_side_by_side(inputs, self.gpus, free)
+        n_groups = max(1, torch.cuda.device_count() // self.gpus)
+        together = -(-min(self.at_once, n_runs) // n_groups)
+        needed = together * memory_of(plan)
+        if together > 1 and needed > free:
+            asked, there = sizes_apart(needed, free)
+            raise InputError(
+                f"at_once {self.at_once}: {together} such runs that share their memory take {asked}, and {there} are "
+                f"free; lower at_once, or give each run its share (gpu_memory: {free / together / 1.01e9:.2g})"
+            )
+        return plan
 
 
 def memory_of(plan: Plan) -> int:
@@ -28,56 +64,20 @@ def memory_of(plan: Plan) -> int:
     return sum(plan.facts()["bytes"].values())
 
 
-class Room:
-    """What runs take together, added up as each is looked at."""
-
-    def __init__(self, out: Path, at_once: int, gpus: int) -> None:
-        """out: the folder that all of them are in. at_once: how many run at the same time. gpus: of each."""
-        self.gpus = gpus
-        self._out, self._at_once = out, at_once
-        self._disk = self._there = 0
-
-    def layout(self, inputs: TrainingInputs) -> Plan:
-        """How a run is laid out here. Raises InputError where it does not fit, or as many as share a device do not fit
-        beside each other.
-        """
-        if self.gpus == 1:
-            plan = plan_alone(inputs)
-        elif inputs.config.memory.master_weights == "split":
-            raise InputError(
-                f"master_weights split: works with one GPU, and gpus is {self.gpus}; leave one of the two out"
-            )
-        else:
-            plan = plan_side_by_side(inputs, self.gpus, torch.cuda.mem_get_info(0)[0])
-        together = -(-self._at_once // max(1, torch.cuda.device_count() // self.gpus))
-        if (needed := together * memory_of(plan)) > plan.budget:
-            raise InputError(
-                f"at_once {self._at_once}: {together} such runs beside each other take {size(needed)} of memory, and "
-                f"{size(plan.budget)} are free; lower at_once, or what a run takes (micro_tokens, gpu_memory)"
-            )
-        return plan
-
-    def add(self, inputs: TrainingInputs, folders: Sequence[Path]) -> None:
-        """Counts runs of the same settings, whose folders are these. Raises InputError as `layout` does."""
-        self._disk += len(folders) * sum(self.layout(inputs).disk_bytes(inputs.config))
-        self._there += sum(map(bytes_in, folders))
-
-    def check(self) -> None:
-        """Raises InputError where the disk has no room for all of them."""
-        check_disk(self._out, self._disk, self._there)
-
-
-def check_disk(out: Path, needed: int, there: int) -> None:
-    """Raises InputError where so many bytes have no room on a folder's disk. there: those of them that runs of an
-    earlier start have written.
+def check_disk(out: Path, needed: int, there: int, *, only_says: bool = False) -> None:
+    """Raises InputError where so many bytes have no room on a folder's disk; only_says: says so instead, as of runs
+    whose checkpoints are deleted on the way. there: those of them that runs of an earlier start have written.
     """
     free = free_on(out)
-    if needed > free + there:
-        raise InputError(
-            f"{out}: all runs take {size(needed)} of disk at most, and {size(free)} are free"
-            f"{f' beside {size(there)} of theirs' * bool(there)}; make room, or keep fewer or smaller checkpoints "
-            "(keep_checkpoints, save_dtype)"
-        )
+    if needed <= free + there:
+        return
+    said = (
+        f"{out}: all runs take {size(needed)} of disk at most, and {size(free)} are free"
+        f"{f' beside {size(there)} of theirs' * bool(there)}; make room, or keep fewer checkpoints (keep_checkpoints)"
+    )
+    if not only_says:
+        raise InputError(said)
+    cli.notify(said)
 
 
 def free_on(out: Path) -> int:
@@ -86,16 +86,20 @@ def free_on(out: Path) -> int:
 
 
 def bytes_in(folder: Path) -> int:
-    """Bytes of all files in a folder."""
-    return sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
+    """Bytes of all files in a folder, in which another program may be deleting some."""
+    n = 0
+    for path in folder.rglob("*"):
+        with contextlib.suppress(FileNotFoundError):
+            n += path.stat().st_size if path.is_file() else 0
+    return n
 
 
-def looked_at_apart(look: Callable[Told, Found], *args: Told.args, **flags: Told.kwargs) -> Found:
+def looked_at_apart(look: Callable[P, Result], *args: P.args, **kwargs: P.kwargs) -> Result:
     """What `look` gives. Where there is a GPU a process of its own looks: what a plan times there is gone with it, and
     all of the GPU is left to the runs.
     """
     if not torch.cuda.device_count():
-        return look(*args, **flags)
+        return look(*args, **kwargs)
     fresh = multiprocessing.get_context("spawn")
     with ProcessPoolExecutor(1, fresh, end_with_parent, (signal.SIGKILL,)) as pool:
-        return pool.submit(look, *args, **flags).result()
+        return pool.submit(look, *args, **kwargs).result()

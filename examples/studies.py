@@ -132,12 +132,12 @@ def as_lines(rows: Iterable[Mapping[str, Any]]) -> str:
 
 
 def called_by(name: str, text: str) -> str:
-    """A name with a digest of what stands behind it: what was made of another text has another."""
+    """The name with a digest of the text, so that another text gets another file."""
     return f"{name}-{hashlib.sha256(text.encode()).hexdigest()[:12]}"
 
 
 def around(rate: float, n: int) -> tuple[float, ...]:
-    """A rate and so many on either side of it, as far as LADDER goes."""
+    """A rate of LADDER and up to n neighbours on either side."""
     at = LADDER.index(rate)
     return LADDER[max(0, at - n) : at + n + 1]
 
@@ -232,6 +232,8 @@ def do_all(
                 path = folder / f"{job.name}.json"
                 try:
                     told = json.loads(json.dumps(study.prepare(job)))  # which may take its time
+                except Stopped:
+                    raise
                 except (InputError, RunError) as fault:
                     faults[ahead.pop(0)] = fault
                     cli.notify(str(fault))
@@ -251,7 +253,9 @@ def do_all(
             children.raise_if_stopped()  # what has just come is found by the next start
             for one in done:
                 job, since = running.pop(one)
-                if isinstance(fault := one.exception(), RunError):
+                if isinstance(fault := one.exception(), Stopped):
+                    raise fault
+                if isinstance(fault, RunError):
                     faults[job] = fault
                     cli.notify(str(fault))
                     continue

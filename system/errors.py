@@ -23,6 +23,9 @@ class Stopped(RunError):
         super().__init__(sentence)
         self.code = code
 
+    def __reduce__(self) -> tuple[type["Stopped"], tuple[str, int]]:
+        return Stopped, (str(self), self.code)  # another process may raise it
+
 
 def list_faults(faults: list[str], n_rows: int, *, mend: str, n_faults: int | None = None) -> InputError:
     """One InputError for many faults: the first ten, then the count. `mend` says what to do about them.

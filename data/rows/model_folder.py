@@ -9,6 +9,7 @@ import functools
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import NamedTuple
 
 from data.rows.hub import find_model
 from data.text import NO_SETTINGS, Chat, TemplateSettings, Tokenizer, has_tokenizer, read_json
@@ -63,21 +64,42 @@ def base_of(folder: Path) -> Path:
 
 def has_base(adapter: Path) -> bool:
     """Whether the base that an adapter names can be found."""
-    name = name_of_base(adapter)
     try:
-        return name is not None and find_model(name).is_dir()
+        name = name_of_base(adapter)
+        return name is not None and (find_model(name) / CONFIG).is_file()
     except InputError:
         return False
 
 
-@functools.cache
 def is_copy(one: Path, other: Path) -> bool:
     """Whether two folders hold the same model: they are one, or their weights and config.json are, byte for byte."""
     if one.resolve() == other.resolve():
         return True
-    paths = [sorted([*folder.glob("*.safetensors"), folder / CONFIG]) for folder in (one, other)]
-    sizes = [[(path.name, path.stat().st_size) for path in some] for some in paths]
-    return sizes[0] == sizes[1] and digests(paths[0]) == digests(paths[1])
+    if not all((folder / CONFIG).is_file() for folder in (one, other)):
+        return False
+    files = [sorted([*folder.glob("*.safetensors"), folder / CONFIG]) for folder in (one, other)]
+    first, second = ([*map(_File.of, paths)] for paths in files)
+    if [(file.path.name, file.size) for file in first] != [(file.path.name, file.size) for file in second]:
+        return False
+    return all(_digest(a) == _digest(b) for a, b in zip(first, second, strict=True))
+
+
+class _File(NamedTuple):
+    """A file as it is now."""
+
+    path: Path
+    size: int
+    changed: int
+
+    @classmethod
+    def of(cls, path: Path) -> "_File":
+        found = path.stat()
+        return cls(path, found.st_size, found.st_mtime_ns)
+
+
+@functools.cache
+def _digest(file: _File) -> bytes:
+    return digests([file.path])[0]
 
 
 def config_folder(folder: Path) -> Path:
@@ -120,11 +142,12 @@ def open_folder(name: str, *, base: Path | None = None) -> tuple[Path, Tokenizer
 
 
 def find_folder(name: str) -> Path:
-    """The folder of a model, whole or an adapter's. Raises InputError where it is none."""
-    folder = find_model(name)
-    if not is_model_folder(folder):
-        raise InputError(f"{folder}: no {CONFIG}; give a checkpoint folder in Hugging Face's layout")
-    return folder
+    """The folder of a model, whole or an adapter's. Raises InputError where it holds none, or cannot be read."""
+    with _readable(name):
+        folder = find_model(name)
+        if not is_model_folder(folder):
+            raise InputError(f"{folder}: no {CONFIG}; give a checkpoint folder in Hugging Face's layout")
+        return folder
 
 
 @contextmanager

@@ -132,6 +132,16 @@ class CheckpointConfig:
             n += sum(1 for _ in inside)
         return min(n, self.keep_checkpoints or n) + (self.keep_best is not None)
 
+    def n_states(self, n_steps: int, per_epoch: int) -> int:
+        """States that a run of so many steps saves, one after the other: none after the last step, unless it is to be
+        kept.
+        """
+        if self.state_every is None:
+            n = -(-n_steps // per_epoch) - 1
+        else:
+            n = (n_steps - 1) // self.state_every if self.state_every else 0
+        return n + self.keep_final_state
+
     def steps_between_folders(self, n_steps: int) -> int | None:
         """What --save-every comes to in a run of so many steps."""
         return as_steps(self.save_every, n_steps)

@@ -13,7 +13,19 @@ from engine.planning.flops import (
     training_flops,
 )
 from engine.planning.memory import MemoryInputs, n_moments
-from engine.planning.plan import NO_ADAPTERS, Mode, Plan, adapters_instead, flags, plan_run, refusal, size, tried, ways
+from engine.planning.plan import (
+    NO_ADAPTERS,
+    Mode,
+    Plan,
+    adapters_instead,
+    flags,
+    plan_run,
+    refusal,
+    size,
+    sizes_apart,
+    tried,
+    ways,
+)
 
 __all__ = [
     "DATASHEET",
@@ -40,6 +52,7 @@ __all__ = [
     "plan_run",
     "refusal",
     "size",
+    "sizes_apart",
     "training_flops",
     "tried",
     "ways",

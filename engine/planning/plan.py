@@ -124,15 +124,18 @@ class Plan:
         """(checkpoints that are kept, states with what is carried from the model's folder beside them). times: as in
         `n_folders`.
         """
-        asked = config.checkpoints
-        n_states = asked.keep_final_state if asked.state_every == 0 else asked.keep_state
-        states = n_states * self.state_bytes + self.carried_bytes  # state/model has them too
+        states = self.n_states(config, times) * self.state_bytes + self.carried_bytes  # state/model has them too
         return self.n_folders(config, times) * self.checkpoint_bytes, states
 
     def n_folders(self, config: TrainConfig, times: float = 1.0) -> int:
         """Checkpoint folders that the run leaves, at most. times: how many times as many rows there will be."""
         per_epoch = self._per_epoch(config, times)
         return config.checkpoints.n_folders(config.schedule.n_steps(per_epoch), per_epoch)
+
+    def n_states(self, config: TrainConfig, times: float = 1.0) -> int:
+        """States that the run keeps, at most. times: as in `n_folders`."""
+        asked, per_epoch = config.checkpoints, self._per_epoch(config, times)
+        return min(asked.keep_state, asked.n_states(config.schedule.n_steps(per_epoch), per_epoch))
 
     def _per_epoch(self, config: TrainConfig, times: float = 1.0) -> int:
         return -(-math.ceil(times * self.statistics.n) // config.schedule.batch_size)

@@ -231,11 +231,12 @@ def open_chat(folder: Path, adapting: Adapting | None, settings: TemplateSetting
     else of the model's folder. Raises InputError.
     """
     start = None if adapting is None else adapting.start
-    if start is None:
+    if start is None or not has_tokenizer(start.folder):
         return open_model(str(folder), settings)[1]
-    if has_tokenizer(start.folder):
-        cli.notify_once(f"{start.folder}: its own tokenizer and chat template are used")
-    return open_model(str(start.folder), settings, base=folder)[1]
+    own, of_base = (open_model(str(one), settings, base=folder)[1] for one in (start.folder, folder))
+    if own and (of_base is None or own.template.source != of_base.template.source):
+        cli.notify_once(f"{start.folder}: its own tokenizer and chat template are used, which differ from {folder}'s")
+    return own
 
 
 def say_if_far(adapting: Adapting | None, step: Step, metrics: Mapping[str, float]) -> None:

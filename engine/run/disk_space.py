@@ -25,13 +25,8 @@ def check(
     folders that are there.
     """
     checkpoint = plan.checkpoint_bytes
-    n_steps, n_epochs = len(steps), -(-len(steps) // steps.per_epoch)
-    n_folders = asked.n_folders(n_steps, steps.per_epoch)
-    if asked.state_every is None:
-        n_due = n_epochs - 1
-    else:
-        n_due = (n_steps - 1) // asked.state_every if asked.state_every else 0
-    n_due = max(n_due + asked.keep_final_state, asked.stop_after is not None)
+    n_folders = asked.n_folders(len(steps), steps.per_epoch)
+    n_due = max(asked.n_states(len(steps), steps.per_epoch), asked.stop_after is not None)
     n_states = min(n_due, 1 if n_done else asked.keep_state + 1)  # a new one is whole before the oldest goes
     states = n_states * plan.state_bytes
     states += 0 if n_done else plan.carried_bytes  # in state/model, once

@@ -15,7 +15,6 @@ import torch
 
 from data.rows import find_model
 from engine import weights
-from engine.config import TrainConfig
 from engine.inputs import TrainingInputs
 from engine.planning import Plan, cost, size
 from eval import alpacaeval_run, mixeval_run, scores
@@ -24,7 +23,6 @@ from examples.align import flags
 from examples.align.flags import located
 from examples.align.recipe import RECIPES, Recipe
 from examples.align.stages import Survey, title
-from examples.grid import Cell
 from examples.room import Room, bytes_in, check_disk, free_on, memory_of
 from revise import recipe_runner, recipes, score
 from revise.client import ClientConfig, Estimate
@@ -72,8 +70,9 @@ class Found:
 
 
 def look(recipe: Recipe, room: Room, done: Survey) -> Found:
-    """Everything that the recipe names, and what each stage takes. room: of its runs. Raises InputError for what cannot
-    be used.
+    """Everything that the recipe names, and what each stage takes. room: for its runs.
+
+    Raises InputError for what cannot be used.
     """
     found = Found()
     folder = located(recipe, "train", lambda: find_model(recipe.model))
@@ -193,7 +192,9 @@ def _look_at_training(
             cells, Path(folder), model=recipe.model, settings=None, score=None, more=recipe.training
         ))  # fmt: skip
         for cell in (c for c in cells if c.seed == 0):
-            config, laid_out = located(recipe, "train", lambda c=cell: _run_of(recipe, c, Path(folder), room))
+            told = grid.flags_of(cell, recipe.model, recipe.training)
+            config = grid.configured(told, Path(folder, "run"), Path(folder), None)
+            laid_out = located(recipe, "train", lambda c=config: room.layout(TrainingInputs(c), len(cells)))
             times = shares.get(cell.file, 1.0)
             of_run = laid_out.hours(config, room.gpus) * times
             on_disk = sum(laid_out.disk_bytes(config, times))
@@ -205,12 +206,6 @@ def _look_at_training(
     what = f"training ({_count(len(cells), 'run')})"
     found.said.append(Said(title(recipe, number, what), lines, hours=hours, disk=disk))
     return most
-
-
-def _run_of(recipe: Recipe, cell: Cell, out: Path, room: Room) -> tuple[TrainConfig, Plan]:
-    """How a run is laid out. Raises InputError where it does not fit."""
-    config = grid.configured(grid.flags_of(cell, recipe.model, recipe.training), out / "run", out, None)
-    return config, room.layout(TrainingInputs(config))
 
 
 def _memory(laid_out: Plan) -> str:

@@ -28,7 +28,7 @@ def follow(asked: recipe.Recipe, *, only_tells: bool = False) -> Path | None:
         road = Road(asked, children, slots)
         road.prepare()
         done = road.stages.survey()
-        found = looked_at_apart(check.look, asked, Room(asked.out, slots.n, slots.gpus), done)
+        found = looked_at_apart(check.look, asked, Room(slots.n, slots.gpus), done)
         print(check.tell(asked, found), file=sys.stdout if only_tells else sys.stderr, flush=True)
         if only_tells:
             return None

@@ -55,6 +55,8 @@ class Real:
         self.base = Path(config.model or checkpoint.fetch(Path(config.out)))
         self._folder = Path(config.out) / "study"
         self._texts = Path(config.ordinary or study_run.TEXTS)
+        if not self._texts.is_file():
+            raise InputError(f"{self._texts}: no such file; give another --ordinary")
         self._records, self._training = records, dict(training or {})
         self._samples = records.folder / "samples"
         self._sets = Sets(self.base, self._folder / "sets", self._samples)
@@ -66,12 +68,14 @@ class Real:
             first = next((s for s in self._records.bases if study_plan.group(s) == group), None)
             found = dict(self._records.bases[first]) if first is not None else self._before(group, answers)
             self._records.add("base", {**found, "seed": job.seed})
+        if self._records.bases[job.seed]["texts"] != studies.digest(self._texts):
+            raise InputError(
+                f"{self._texts}: holds other texts than those on record; give the same --ordinary, or another --records"
+            )
         if (0, job.set) not in self._records.sets:
             self._records.add("set", {"seed": 0, **study_sets.facts(self._sets, job.set)})
         pairs = self._sets.file(job.set)
         self._records.check(0, job.set, pairs)
-        if self._records.bases[job.seed]["texts"] != studies.digest(self._texts):
-            raise InputError(f"{self._texts}: holds other texts than those on record; give another --records")
         return {
             "job": job._asdict(), "base": str(self.base), "data": str(pairs), "group": group,
             "samples": str(self._samples), "texts": str(self._texts), "training": self._training,

@@ -2,11 +2,12 @@
 
 import json
 import os
+import shutil
 
 import pytest
 
 from data import show
-from data.rows import base_of, is_model_folder, open_folder, open_model
+from data.rows import base_of, is_copy, is_model_folder, open_folder, open_model
 from data.text import TemplateSettings, stop_ids
 from system import InputError
 from tests import tiny
@@ -48,6 +49,16 @@ def test_an_adapter_and_a_base_without_tokenizers_have_none(tmp_path):
     base = tiny.write_model(tmp_path / "base")
     folder = write_adapter(tmp_path / "adapter", base)
     assert open_folder(str(folder)) == (folder, None)
+
+
+def test_a_copy_is_one_byte_for_byte_as_it_is_now(base, tmp_path):
+    copy = shutil.copytree(base, tmp_path / "copy")
+    assert is_copy(base, copy)
+    path = copy / "model.safetensors"
+    path.write_bytes(path.read_bytes()[:-1] + b"x")
+    assert not is_copy(base, copy)
+    (copy / "config.json").unlink()
+    assert not is_copy(base, copy) and not is_copy(copy, base)
 
 
 def test_another_base_can_be_given(base, tmp_path):

@@ -269,6 +269,9 @@ def test_the_command_counts_folders_inside_epochs_the_best_and_a_final_state(cap
         (["--save-every", "500", "--keep-best", "loss", "--keep-checkpoints", "3"], 4, 1),
         (["--state-every", "0"], 2, 0),
         (["--state-every", "0", "--keep-final-state"], 2, 1),
+        (["--epochs", "1", "--keep-state", "2"], 1, 0),  # there is none after the last step
+        (["--epochs", "1", "--keep-state", "2", "--state-every", "500"], 1, 2),
+        (["--epochs", "1", "--keep-state", "2", "--keep-final-state"], 1, 1),
     ):
         plan.main([*asked, *flags])
         chosen = json.loads(capsys.readouterr().out)["chosen"]

@@ -1,6 +1,7 @@
 """Evaluators on an adapter's run and folders: what is its base, its reference, and that numbers are training's own."""
 
 import json
+import shutil
 
 import pytest
 
@@ -89,6 +90,12 @@ def test_what_a_run_began_with_and_is_measured_against(made, tmp_path, settings,
 
     assert checkpoints.base_of(run) == whole(base)
     assert checkpoints.reference_of(run) == whole(reference)
+
+
+def test_a_copy_of_the_base_is_a_reference_of_its_own_as_in_the_run(made, tmp_path):
+    copy = shutil.copytree(made / "base", tmp_path / "copy")
+    run = settings_in(tmp_path, model=str(made / "base"), lora_rank=4, base_dtype="nf4", reference_model=str(copy))
+    assert checkpoints.reference_of(run) == Checkpoint("reference", copy)
 
 
 def test_a_reference_adapter_whose_base_has_moved_is_on_the_runs_model(made, tmp_path):

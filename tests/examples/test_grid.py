@@ -188,38 +188,62 @@ def test_a_run_that_fails_ends_the_grid_with_its_last_words(small, tmp_path):
         grid.run_all([cell], tmp_path, model=small["model"], **small["rest"])
 
 
-@pytest.mark.parametrize("flags, at_once, said", [
-    ((("gpu-memory", "0.001"),), 1, "dpo on mine: needs 0.2 GB of memory"),
-    ((("gpu-memory", "1"),), 9, "dpo on mine: at_once 9: 9 such runs beside each other take .* and 1.0 GB are free"),
-])  # fmt: skip
-def test_runs_that_do_not_fit_the_memory_are_told_before_the_first_begins(small, tmp_path, flags, at_once, said):
-    cells = [Cell("mine", small["rows"], "dpo", seed, 1e-5, flags) for seed in (0, 1)]
-    with pytest.raises(InputError, match=said):
-        grid.run_all(cells, tmp_path / "g", model=small["model"], **small["rest"] | {"slots": Slots(at_once=at_once)})
+def test_a_run_that_does_not_fit_the_memory_is_told_before_the_first_begins(small, tmp_path):
+    cells = [Cell("mine", small["rows"], "dpo", seed, 1e-5, (("gpu-memory", "0.001"),)) for seed in (0, 1)]
+    with pytest.raises(InputError, match=r"dpo on mine: needs 0\.2 GB of memory"):
+        grid.run_all(cells, tmp_path / "g", model=small["model"], **small["rest"])
     assert not (tmp_path / "g/seed-0/mine").exists()
 
 
-def test_the_disk_has_to_hold_what_all_runs_that_are_left_keep(small, tmp_path, monkeypatch):
+def test_runs_that_share_memory_fit_together(small, tmp_path, monkeypatch):
+    """As many as there are at the same time, of those that are left."""
+    cells = [Cell("mine", small["rows"], "dpo", seed, 1e-5) for seed in (0, 1)]
+    config = grid.configured(grid.flags_of(cells[0], small["model"], {}), tmp_path / "run", tmp_path, None)
+    one = room.memory_of(Room(1).layout(TrainingInputs(config), 1))
+
+    def check(at_once, cells=cells):
+        told = {"model": small["model"], "settings": None, "score": None, "more": {}}
+        grid.check_all(cells, tmp_path / "g", **told, room=Room(at_once))
+
+    monkeypatch.setattr(room, "free_memory", lambda: 2 * one - 1)
+    with pytest.raises(InputError, match=r"dpo on mine: at_once 9: 2 such runs that share their memory take .*"):
+        check(9)
+    check(1)
+    check(9, cells[:1])
+    monkeypatch.setattr(room, "free_memory", lambda: 2 * one)
+    check(9)
+
+
+def test_the_disk_has_to_hold_what_all_runs_that_are_left_keep(small, tmp_path, monkeypatch, capsys):
     cells = [Cell("mine", small["rows"], loss, seed, 1e-5) for loss in ("dpo", "sft") for seed in (0, 1, 2)]
     out, free = tmp_path / "g", [0]
     kept = grid.folder(out, cells[0]) / "epoch-01/model.safetensors"
     kept.parent.mkdir(parents=True)
     kept.write_bytes(bytes(4096))
 
-    def checked():
-        looked = Room(out, 1, 1)
-        grid.check_all(cells, out, model=small["model"], settings=None, score=None, more={}, room=looked)
+    def check(score=None):
+        grid.check_all(cells, out, model=small["model"], settings=None, score=score, more={}, room=Room(1))
 
     monkeypatch.setattr(room, "free_on", lambda _: free[0])
-    with pytest.raises(InputError, match=r"all runs take .* of disk at most, and 0\.1 GB are free beside 0\.1 GB of t"):
-        checked()
     config = grid.configured(grid.flags_of(cells[0], small["model"], {}), out / "run", out, None)
-    needed = 6 * sum(Room(out, 1, 1).layout(TrainingInputs(config)).disk_bytes(config))
+    needed = 6 * sum(Room(1).layout(TrainingInputs(config), 1).disk_bytes(config))
     free[0] = needed - 4096
-    checked()
+    check()
     free[0] -= 1
-    with pytest.raises(InputError, match="make room, or keep fewer or smaller checkpoints"):
-        checked()
+    with pytest.raises(InputError, match=r"all runs take .* of disk at most, and .* are free beside .* of theirs;"):
+        check()
+    assert "all runs take" not in capsys.readouterr().err
+    check("{python} -m json.tool {run}")  # a scorer may delete what it has scored
+    assert "all runs take" in capsys.readouterr().err
+
+
+@pytest.mark.slow
+def test_where_there_is_a_gpu_another_process_looks_and_its_sentence_arrives(small, tmp_path, monkeypatch):
+    monkeypatch.setattr(room.torch.cuda, "device_count", lambda: 1)
+    cell = Cell("mine", tmp_path / "absent.jsonl", "dpo", 0, 1e-5)
+    with pytest.raises(InputError, match=r"the grid cannot run as it is:\n  dpo on mine: .*absent\.jsonl"):
+        grid.run_all([cell], tmp_path / "g", model=small["model"], **small["rest"])
+    assert room.looked_at_apart(os.getpid) != os.getpid()
 
 
 @pytest.mark.slow

@@ -41,6 +41,16 @@ def test_so_is_one_that_cannot_be_prepared(tmp_path):
     assert [job.lr for job in records(tmp_path).runs] == [1e-5, 1e-4]
 
 
+def test_a_stop_while_a_run_is_prepared_ends_the_study_and_is_no_fault(tmp_path):
+    def stop(job):
+        if job.lr == 1e-5:
+            raise Stopped("the requests in flight were answered", 130)
+
+    with pytest.raises(Stopped, match="in flight") as end:
+        do(tmp_path, Study(tmp_path, before=stop))
+    assert end.value.code == 130 and started(tmp_path) == ["1e-06"]
+
+
 def test_what_a_killed_start_has_found_is_kept_and_not_run_again(tmp_path):
     """The file of a run has its result, and the program was ended before that was on record."""
     study = Study(tmp_path)
