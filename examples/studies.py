@@ -208,6 +208,8 @@ def do_all(
     """
     begun, took, n_before = time.monotonic(), expected, len(records.runs)
     faults: dict[Job, Exception] = {}
+    unmade = set[tuple[str, int]]()
+    """Sets of a seed that cannot be prepared: whatever is trained on them is left out, and counts as one fault."""
     slots = Slots(at_once=at_once)
     running: dict[Future[Line], tuple[Job, float]] = {}
 
@@ -226,7 +228,8 @@ def do_all(
     with only_in(folder, does="does a study's runs in it") as children, ThreadPoolExecutor(at_once) as pool:
         while True:
             under_way = {job for job, _ in running.values()}
-            ahead = [job for job in study.wanted(records.gained) if job not in under_way and job not in faults]
+            out = under_way | faults.keys()
+            ahead = [j for j in study.wanted(records.gained) if j not in out and (j.set, j.seed) not in unmade]
             while ahead and len(running) < at_once and not is_late() and len(faults) < MOST_FAULTS:
                 job = ahead[0]
                 path = folder / f"{job.name}.json"
@@ -235,7 +238,9 @@ def do_all(
                 except Stopped:
                     raise
                 except (InputError, RunError) as fault:
-                    faults[ahead.pop(0)] = fault
+                    faults[job] = fault
+                    unmade.add((job.set, job.seed))
+                    ahead = [j for j in ahead if (j.set, j.seed) not in unmade]
                     cli.notify(str(fault))
                     continue
                 children.raise_if_stopped()

@@ -214,8 +214,8 @@ def another_samples(seed: Seed) -> list[str | None]:
 
 
 def is_repairable(question: Question, text: str) -> bool:
-    """Whether an answer is not exact, and a repair of it is."""
-    return not world.is_exact(question, text) and world.revise(question, text) is not None
+    """Whether an answer is there and not exact, and a repair of it is."""
+    return bool(text.strip()) and not world.is_exact(question, text) and world.revise(question, text) is not None
 
 
 def _revised(seed: Seed, name: str, answers: Sequence[str | None], strength: str = "standard") -> Texts:
@@ -238,7 +238,7 @@ def _revised(seed: Seed, name: str, answers: Sequence[str | None], strength: str
 
 def _judged(seed: Seed) -> Texts:
     both = zip(seed.questions, seed.own, seed.samples(1), strict=True)
-    rows = [{"prompt": q.prompt, "responses": [own, other]} for q, own, other in both if own != other]
+    rows = [{"prompt": q.prompt, "responses": [a, b]} for q, a, b in both if a != b and a.strip() and b.strip()]
     return _by_recipe(
         seed,
         "judge-on-policy",
@@ -248,7 +248,8 @@ def _judged(seed: Seed) -> Texts:
 
 
 def _stronger(seed: Seed, name: str = "stronger-preferred", who: str = "stronger") -> Texts:
-    rows = [{"prompt": q.prompt, "response": own} for q, own in zip(seed.questions, seed.own, strict=True)]
+    both = zip(seed.questions, seed.own, strict=True)
+    rows = [{"prompt": q.prompt, "response": own} for q, own in both if own.strip()]
     return _by_recipe(seed, name, rows, lambda told: recipes.stronger_recipe(recipes.StrongerConfig(model=who, **told)))
 
 

@@ -9,8 +9,8 @@ JOBS = [Job("s", "dpo", lr, 0) for lr in (1e-6, 1e-5, 1e-4)]
 class Study:
     """Three runs; acts: what each does, by rate."""
 
-    def __init__(self, folder, acts=None, before=lambda job: None):
-        self.folder, self.acts, self.before = folder, acts or {}, before
+    def __init__(self, folder, acts=None, before=lambda job: None, jobs=JOBS):
+        self.folder, self.acts, self.before, self.jobs = folder, acts or {}, before, jobs
 
     def prepare(self, job):
         self.before(job)
@@ -18,7 +18,7 @@ class Study:
         return {"log": str(self.folder / "log"), "name": f"{job.lr:g}", "act": act, "value": 7, "lr": job.lr}
 
     def wanted(self, gained):
-        return studies.missing(JOBS, gained)
+        return studies.missing(self.jobs, gained)
 
 
 def records(folder):

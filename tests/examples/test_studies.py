@@ -10,6 +10,7 @@ import time
 import pytest
 
 from examples import studies
+from examples.studies import Job
 from system import InputError, RunError
 from system.errors import Stopped
 from tests import tiny
@@ -31,14 +32,20 @@ def test_a_run_that_fails_is_left_out_and_named_at_the_end(tmp_path):
     assert started(tmp_path) == ["1e-06", "1e-05", "0.0001", "1e-05"]
 
 
-def test_so_is_one_that_cannot_be_prepared(tmp_path):
+def test_so_is_all_that_is_trained_on_a_set_that_cannot_be_made(tmp_path):
+    """Once: however many runs want it, the others are done."""
+    asked = []
+
     def refuse(job):
-        if job.lr == 1e-6:
+        if job.set == "bad":
+            asked.append(job)
             raise InputError("there are too few pairs")
 
+    bad = [Job("bad", "dpo", lr, 0) for lr in studies.LADDER]
     with pytest.raises(InputError, match="there are too few pairs"):
-        do(tmp_path, Study(tmp_path, before=refuse))
-    assert [job.lr for job in records(tmp_path).runs] == [1e-5, 1e-4]
+        do(tmp_path, Study(tmp_path, before=refuse, jobs=[*bad, *JOBS]))
+    assert [job.lr for job in records(tmp_path).runs] == [1e-6, 1e-5, 1e-4]
+    assert asked == bad[:1] and len(bad) > studies.MOST_FAULTS
 
 
 def test_a_stop_while_a_run_is_prepared_ends_the_study_and_is_no_fault(tmp_path):

@@ -222,6 +222,22 @@ def test_too_few_prompts_are_an_error(seed):
         seed.pairs("clair")
 
 
+def test_an_empty_sample_makes_no_pair(seed, monkeypatch):
+    drawn = study_sets.answer
+
+    def answer(folder, questions, **asked):
+        made = drawn(folder, questions, **asked)
+        return made if asked["seed"] == 1000 + seed.number else ["" if i % 2 else text for i, text in enumerate(made)]
+
+    monkeypatch.setattr(study_sets, "answer", answer)
+    seed.n = 100
+    empty = {q.prompt for q, text in zip(seed.questions, seed.samples(1), strict=True) if not text}
+    for name in ("judge-on-policy", "another-sample"):
+        pairs = seed.pairs(name)
+        assert len(pairs) == 100 and not any(p.question.prompt in empty for p in pairs)
+    assert len(empty) == 225
+
+
 def test_samples_are_on_record_and_pairs_are_made_of_them_anew(seed, tmp_path, monkeypatch):
     first = seed.file("another-sample").read_bytes()
     again = study_sets.Seed(0, tmp_path / "elsewhere", tmp_path / "records", n=200)
