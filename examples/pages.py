@@ -9,6 +9,7 @@ import sys
 from collections.abc import Sequence
 
 from examples import commands_page, models_page, objectives_page, scaling_page
+from examples.miniature import study_page
 from examples.real import lora_page, results_page
 from system import InputError, cli
 
@@ -19,11 +20,11 @@ def main(argv: Sequence[str]) -> None:
         raise InputError("./launch.sh pages takes no arguments")
     for write in (
         commands_page.main, objectives_page.write, scaling_page.main, models_page.main,
-        lambda: results_page.main([]), lambda: lora_page.main([]),
+        lambda: results_page.main([]), lambda: lora_page.main([]), lambda: study_page.main([]),
     ):  # fmt: skip
         print(".", end="", file=sys.stderr, flush=True)
         write()
-    print(" docs/: commands, objectives, scaling, models, own-family, results, adapters", file=sys.stderr)
+    print(" docs/: commands, objectives, scaling, models, own-family, results, adapters, lora, paper", file=sys.stderr)
 
 
 if __name__ == "__main__":

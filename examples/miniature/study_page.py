@@ -5,9 +5,10 @@ python -m examples.miniature.study_page
 
 import argparse
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
-from eval.tables import to_markdown
+from eval.tables import DASH, Table, to_markdown
 from examples import figures
 from examples.miniature import paper, study, study_plan, study_tables
 from examples.miniature.study_found import Found, of_control, said
@@ -38,6 +39,7 @@ experiment can show nothing about language, length or size; and no interval cove
 {beta} (the paper's is 0.1). Every seed has its own base model, draw of prompts, pairs and order.
 
 {state}
+
 """
 SECTIONS = {
     "control": (
@@ -96,11 +98,22 @@ def page(found: Found) -> str:
     )  # fmt: skip
     for name, (title, introduction) in SECTIONS.items():
         table = getattr(study_tables, name)(found)
-        parts = [f"## {title}", introduction, in_words(found, name), to_markdown(table) if table else NOT_YET]
-        if name in FIGURES:
+        known = with_what_is_known(table) if table else None
+        parts = [f"## {title}", introduction, in_words(found, name), to_markdown(known) if known else NOT_YET]
+        if known and name in FIGURES:
             parts.append(FIGURES[name])
         text += "\n\n".join(part.strip() for part in parts if part) + "\n\n"
     return text.rstrip() + "\n"
+
+
+def with_what_is_known(table: Table) -> Table | None:
+    """The table without rows in which no number is known yet; None where there is no other."""
+    rows = [row for row in table.rows if any(cell not in ("", DASH) for cell in row[table.n_names :])]
+    if not rows:
+        return None
+    n_left = len(table.rows) - len(rows)
+    more = [f"{n_left} more rows are left: none of their runs is on record yet."] if n_left else []
+    return replace(table, rows=rows, notes=[*table.notes, *more])
 
 
 NOT_YET = "Its runs are not all on record yet."

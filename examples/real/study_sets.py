@@ -178,17 +178,17 @@ class Sets:
 
 
 def judge(one: Task, *texts: str) -> Pair | None:
-    """The pair of two samples, where one keeps more of the rule, and the other has a repair."""
+    """The pair of two samples, where one keeps more of the rule, and the other has a repair. None of an empty one."""
     degrees = [one.degree(text) for text in texts]
     better = degrees.index(max(degrees))
-    if degrees[0] == degrees[1] or not is_repairable(one, texts[1 - better]):
+    if degrees[0] == degrees[1] or not texts[better].strip() or not is_repairable(one, texts[1 - better]):
         return None
     return Pair(one, texts[better], texts[1 - better])
 
 
 def is_repairable(one: Task, text: str) -> bool:
-    """Whether an answer breaks the rule, and has a repair."""
-    return not one.is_kept(text) and one.repair(text) is not None
+    """Whether an answer is there and breaks the rule, and has a repair."""
+    return bool(text.strip()) and not one.is_kept(text) and one.repair(text) is not None
 
 
 # --- what a set is like --------------------------------------------------------------------------------------------

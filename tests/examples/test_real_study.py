@@ -115,6 +115,15 @@ def test_a_kind_of_which_there_are_too_few_is_filled_up_with_others(sets):
     assert Counter(p.task.kind for p in sets.pairs("judged")) == {"no commas": 5}
 
 
+def test_an_empty_answer_makes_no_pair():
+    """It may keep a rule that forbids something, and win, or break one that asks for something, and be repaired."""
+    for one in task.tasks(task.TOPICS, 90, seed=0):
+        assert not study_sets.is_repairable(one, " \n")
+        assert study_sets.judge(one, "", "The The The") is None and study_sets.judge(one, "The The The", "") is None
+        pair = study_sets.judge(one, stronger.answer(one), "no")
+        assert pair is None or pair.chosen.strip()
+
+
 def test_too_few_judged_pairs_are_an_error(sets):
     sets._pairs["clair"] = [p._replace(task=p.task._replace(kind="quotes")) for p in sets.pairs("clair")]
     with pytest.raises(RunError, match=r"judged pairs: 8 blocks of 90 prompts give 0, not \d+"):

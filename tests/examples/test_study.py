@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 
+from eval.tables import DASH, Table
 from examples import intervals
 from examples.miniature import model, score, sets, study, study_page, study_plan, study_sets, study_tables, world
 from examples.miniature.study_found import Found
@@ -174,7 +175,7 @@ def test_claims_are_counted_and_those_that_could_not_fail_are_marked(whole):
 def test_a_study_that_has_begun_has_a_page_with_dashes():
     runs, bases, _ = done(lambda runs, job: len(runs) == 7)
     text = study_page.page(Found(runs, bases, {}))
-    assert "**Not complete yet**: 7 runs are on record" in text and "| clair | apo\\_zero | – | – |" in text
+    assert "**Not complete yet**: 7 runs are on record" in text and "| clair | apo\\_zero | – | – |" not in text
     assert "Its runs are not all on record yet." in text
     assert "Nothing" not in study_page.page(Found({}, {}, {}))
 
@@ -220,6 +221,22 @@ def test_too_few_prompts_are_an_error(seed):
     seed.n = 449
     with pytest.raises(RunError, match=r"clair, seed 0: the prompts give \d+ pairs, not 449"):
         seed.pairs("clair")
+
+
+def test_rows_of_which_nothing_is_known_are_counted_and_not_shown():
+    rows = [("a", "b", "1", ""), ("a", "c", DASH, ""), ("b", "c", DASH, DASH)]
+    table = Table("t", "T", ("", "", "", ""), rows, 2, ["a note"])
+    shown = study_page.with_what_is_known(table)
+    assert shown.rows == rows[:1]
+    assert shown.notes == ["a note", "2 more rows are left: none of their runs is on record yet."]
+    assert study_page.with_what_is_known(Table("t", "T", ("", "", "", ""), rows[1:], 2)) is None
+
+
+@pytest.mark.slow
+def test_the_page_is_what_its_records_give():
+    records = study.read(study_page.DOCS.parent / study.RECORDS)
+    made = study_page.page(Found(records.runs, records.bases, records.sets))
+    assert (study_page.DOCS / "paper.md").read_text() == made, "run python -m examples.miniature.study_page"
 
 
 def test_an_empty_sample_makes_no_pair(seed, monkeypatch):
