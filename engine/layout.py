@@ -70,15 +70,15 @@ def plan_in(
     """The layout of these rows under such settings in so many free bytes, whether it fits or not. n_ranks: unset, those
     of now.
     """
-    asked = config.memory.gpu_memory
+    asked, n_ranks = config.memory.gpu_memory, n_ranks or world_size()
     return plan_run(
         config,
         inputs.policy.config,
         inputs.modes,
-        replace(inputs.statistics, step=inputs.statistics.step * world_size() // (n_ranks or world_size())),
+        replace(inputs.statistics, step=inputs.statistics.step * world_size() // n_ranks),
         device=device,
         dtype=dtype,
-        n_ranks=n_ranks or world_size(),
+        n_ranks=n_ranks,
         budget=free if asked is None else min(free, int(asked * 1e9)),
         stored=weights.stored_dtypes(inputs.folder),
         group_share=largest_share(inputs.policy.trained(), inputs.options, optimizer=config.optimizer.name),

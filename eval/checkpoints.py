@@ -8,12 +8,11 @@ from typing import Any, NamedTuple
 from data.rows import (
     FIELDS,
     RowSettings,
-    config_folder,
     find_model,
-    has_base,
     is_adapter,
     is_copy,
     is_model_folder,
+    known_base,
     name_of_base,
 )
 from data.text import TemplateSettings
@@ -94,12 +93,12 @@ def reference_of(run: Path) -> Checkpoint | None:
     found, model = _named(run, "reference_model", "reference"), _named(run, "model", "reference")
     if found is None or model is None:
         return found and found._replace(base_dtype=None)
-    if is_adapter(found.folder) and not has_base(found.folder):  # as the run took it
-        return found._replace(base=model.folder)
-    if is_adapter(found.folder):
-        is_same = is_copy(config_folder(found.folder), model.folder)
-    else:
+    if not is_adapter(found.folder):
         is_same = found.folder.resolve() == model.folder.resolve()  # a copy is a model of its own, as the run took it
+    elif (base := known_base(found.folder)) is None:  # as the run took it
+        return found._replace(base=model.folder)
+    else:
+        is_same = is_copy(base, model.folder)
     return found if is_same else found._replace(base_dtype=None)  # another model is held as it is
 
 

@@ -293,34 +293,36 @@ def check_all(
 
     room: where runs that are left have to fit, and the disk with them; unset, neither is looked at.
     """
-    faults: dict[str, int] = {}
-    left: dict[Cell, list[Path]] = {}
-    for i, cell in enumerate(cells):
-        where, flags = folder(out, cell), flags_of(cell, model, more)
+    faults: dict[Cell, str] = {}
+    left: dict[Cell, list[Cell]] = {}
+    for cell in cells:
+        where = folder(out, cell)
         try:
             if score:
                 scorer(score, where)
             if checkpoints.is_over(where):
-                check_same(where, flags, settings)
+                check_same(where, flags_of(cell, model, more), settings)
             else:
-                left.setdefault(cell._replace(seed=0), []).append(where)
+                left.setdefault(cell._replace(seed=0), []).append(cell)
         except InputError as fault:
-            faults.setdefault(_of_cell(cell, fault), i)
-    needed = there = 0
-    for cell, folders in left.items():
+            faults[cell] = _of_cell(cell, fault)
+    n_left, needed, there, spare = sum(map(len, left.values())), 0, 0, 0
+    for alike in left.values():
+        first, folders = alike[0], [folder(out, cell) for cell in alike]
         try:
-            inputs = TrainingInputs(configured(flags_of(cell, model, more), folders[0], out, settings))
+            inputs = TrainingInputs(configured(flags_of(first, model, more), folders[0], out, settings))
             if room:
-                plan = room.layout(inputs, sum(map(len, left.values())))
+                plan = room.layout(inputs, n_left)
                 needed += len(folders) * sum(plan.disk_bytes(inputs.config))
                 there += sum(map(bytes_in, folders))
+                spare = max(spare, plan.spare_bytes(inputs.config))
         except InputError as fault:
-            faults.setdefault(_of_cell(cell, fault), next(i for i, c in enumerate(cells) if c._replace(seed=0) == cell))
+            faults[first] = _of_cell(first, fault)
     if faults:
-        said = sorted(faults, key=lambda fault: faults[fault])
-        raise InputError("\n".join(["the grid cannot run as it is:", *(f"  {fault}" for fault in said)]))
+        said = dict.fromkeys(faults[cell] for cell in cells if cell in faults)
+        raise InputError("\n".join(["the grid cannot run as it is:", *(f"  {one}" for one in said)]))
     if room:  # a scorer may delete checkpoints as they are scored
-        check_disk(out, needed, there, only_says=score is not None)
+        check_disk(out, needed + min(room.at_once, n_left) * spare, there, only_says=score is not None)
 
 
 def _of_cell(cell: Cell, fault: InputError) -> str:

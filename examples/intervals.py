@@ -85,22 +85,23 @@ def verdict(found: Estimate, of_interest: float = OF_INTEREST) -> str:
     """
     if is_above(found) and found.mean >= of_interest:
         return "for"
-    return "against" if _ends_below(found, of_interest) else "undecided"
+    return "against" if ends(found)[1] < of_interest else "undecided"
 
 
-def _ends_below(found: Estimate, value: float) -> bool:
-    """Whether both intervals end below a value."""
-    return found.high < value and found.mean + (found.t_half or 0.0) < value
+def ends(found: Estimate) -> tuple[float, float]:
+    """From the lower end of both intervals to the higher."""
+    half = found.t_half or 0.0
+    return min(found.low, found.mean - half), max(found.high, found.mean + half)
 
 
 def is_above(found: Estimate) -> bool:
     """Whether a difference is above 0 by both intervals."""
-    return found.low > 0 and found.mean > (found.t_half or 0.0)
+    return ends(found)[0] > 0
 
 
 def is_below(found: Estimate) -> bool:
     """Whether a difference is below 0 by both intervals."""
-    return found.high < 0 and -found.mean > (found.t_half or 0.0)
+    return ends(found)[1] < 0
 
 
 def in_words(found: Estimate, of_interest: float = OF_INTEREST) -> str:
@@ -109,7 +110,7 @@ def in_words(found: Estimate, of_interest: float = OF_INTEREST) -> str:
         if found.mean <= -of_interest:
             return "The difference goes the other way, and is of interest"
         return "The difference goes the other way"
-    if _ends_below(found, of_interest) and not is_above(found):
+    if ends(found)[1] < of_interest and not is_above(found):
         return f"A difference of interest, {of_interest:g} points or more, is excluded"
     if found.low <= 0:
         return "Undecided: the intervals exclude neither 0 nor a difference of interest"
@@ -117,7 +118,7 @@ def in_words(found: Estimate, of_interest: float = OF_INTEREST) -> str:
         return "Undecided: above 0 by the bootstrap over seeds and questions, but not by the t interval over seeds"
     if found.mean >= of_interest:
         return "Both intervals are above 0, and the difference is of interest"
-    if _ends_below(found, of_interest):
+    if ends(found)[1] < of_interest:
         return f"There is a difference, smaller than the {of_interest:g} points that are of interest"
     return f"There is a difference; whether it is of interest, {of_interest:g} points, is undecided"
 

@@ -5,7 +5,6 @@ What each of them takes is its own plan (engine.layout); a run checks the same a
 
 import contextlib
 import multiprocessing
-import shutil
 import signal
 from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor
@@ -18,8 +17,9 @@ import torch
 from engine.distributed import free_memory
 from engine.inputs import TrainingInputs
 from engine.layout import plan_alone, plan_side_by_side
-from engine.planning import Plan, size, sizes_apart
+from engine.planning import Plan, memory, size, sizes_apart
 from system import InputError, cli
+from system.files import free_on
 from system.session import end_with_parent
 
 P = ParamSpec("P")
@@ -38,14 +38,14 @@ class Room:
 
         Raises InputError where one does not fit, or as many as share a device do not fit beside each other.
         """
+        free = free_memory()
         if self.gpus == 1:
-            free, plan = free_memory(), plan_alone(inputs)
+            plan = plan_alone(inputs)
         elif inputs.config.memory.master_weights == "split":
             raise InputError(
                 f"master_weights split: works with one GPU, and gpus is {self.gpus}; leave one of the two out"
             )
         else:
-            free = torch.cuda.mem_get_info(0)[0]
             plan = plan_side_by_side(inputs, self.gpus, free)
         n_groups = max(1, torch.cuda.device_count() // self.gpus)
         together = -(-min(self.at_once, n_runs) // n_groups)
@@ -54,14 +54,14 @@ class Room:
             asked, there = sizes_apart(needed, free)
             raise InputError(
                 f"at_once {self.at_once}: {together} such runs that share their memory take {asked}, and {there} are "
-                f"free; lower at_once, or give each run its share (gpu_memory: {free / together / 1.01e9:.2g})"
+                f"free; lower at_once, or give each run its share (gpu_memory: {free // together // 10**7 / 100:g})"
             )
         return plan
 
 
 def memory_of(plan: Plan) -> int:
     """Bytes that a run takes on each of its devices."""
-    return sum(plan.facts()["bytes"].values())
+    return memory.total(plan.memory)
 
 
 def check_disk(out: Path, needed: int, there: int, *, only_says: bool = False) -> None:
@@ -78,11 +78,6 @@ def check_disk(out: Path, needed: int, there: int, *, only_says: bool = False) -
     if not only_says:
         raise InputError(said)
     cli.notify(said)
-
-
-def free_on(out: Path) -> int:
-    """Bytes free on the disk of a folder that may not be there yet."""
-    return shutil.disk_usage(next(p for p in [out, *out.absolute().parents] if p.exists())).free
 
 
 def bytes_in(folder: Path) -> int:

@@ -206,70 +206,93 @@ def do_all(
     module: what is run as a process for each, with a file that holds what `prepare` has said and gets "found".
     folder: for these. minutes: None for no bound. expected: seconds that a run takes, until one was timed here.
     """
-    begun, took, n_before = time.monotonic(), expected, len(records.runs)
-    faults: dict[Job, Exception] = {}
-    unmade = set[tuple[str, int]]()
-    """Sets of a seed that cannot be prepared: whatever is trained on them is left out, and counts as one fault."""
-    slots = Slots(at_once=at_once)
+    start, slots = _Start(study, records, folder, minutes, expected), Slots(at_once=at_once)
     running: dict[Future[Line], tuple[Job, float]] = {}
-
-    def is_late() -> bool:
-        return minutes is not None and time.monotonic() + took > begun + 60 * minutes
-
-    def keep(job: Job, found: Line, path: Path) -> None:
-        records.add("run", {**job._asdict(), **found})
-        for left in (path, path.with_suffix(".log")):
-            left.unlink(missing_ok=True)
-        n_left = len([*study.wanted(records.gained)])
-        passed, n = (time.monotonic() - begun) / 60, len(records.runs) - n_before
-        said = f"{job.loss} on {job.set} at {job.lr:g}, seed {job.seed}: {records.gained[job]:+.1f} points"
-        print(f"[{passed:.0f} min, {n} runs, {n_left} left] {said}", file=sys.stderr, flush=True)
-
     with only_in(folder, does="does a study's runs in it") as children, ThreadPoolExecutor(at_once) as pool:
         while True:
-            under_way = {job for job, _ in running.values()}
-            out = under_way | faults.keys()
-            ahead = [j for j in study.wanted(records.gained) if j not in out and (j.set, j.seed) not in unmade]
-            while ahead and len(running) < at_once and not is_late() and len(faults) < MOST_FAULTS:
-                job = ahead[0]
-                path = folder / f"{job.name}.json"
-                try:
-                    told = json.loads(json.dumps(study.prepare(job)))  # which may take its time
-                except Stopped:
-                    raise
-                except (InputError, RunError) as fault:
-                    faults[job] = fault
-                    unmade.add((job.set, job.seed))
-                    ahead = [j for j in ahead if (j.set, j.seed) not in unmade]
-                    cli.notify(str(fault))
-                    continue
+            ahead = start.ahead(job for job, _ in running.values())
+            if ahead and len(running) < at_once and not start.is_over:
+                path = start.prepare(ahead[0])
                 children.raise_if_stopped()
-                if (known := _known(path, told)) is not None:  # of a start that was killed before it was on record
-                    keep(ahead.pop(0), known, path)
-                    continue
-                if is_late():
-                    break
-                files.write_json(path, told)
-                command = [sys.executable, "-m", module, str(path)]
-                running[pool.submit(_run, children, slots, command, path)] = ahead.pop(0), time.monotonic()
+                if path is not None:
+                    command = [sys.executable, "-m", module, str(path)]
+                    running[pool.submit(_run, children, slots, command, path)] = ahead[0], time.monotonic()
+                continue
             if not running:
                 break
             done, _ = wait(running, return_when=FIRST_COMPLETED)
             children.raise_if_stopped()  # what has just come is found by the next start
             for one in done:
                 job, since = running.pop(one)
-                if isinstance(fault := one.exception(), Stopped):
-                    raise fault
-                if isinstance(fault, RunError):
-                    faults[job] = fault
-                    cli.notify(str(fault))
-                    continue
-                took = 0.7 * took + 0.3 * (time.monotonic() - since)
-                keep(job, one.result(), folder / f"{job.name}.json")
-    if faults:
-        raise next(iter(faults.values()))
+                fault = one.exception()
+                if isinstance(fault, RunError) and not isinstance(fault, Stopped):
+                    start.leave_out(job, fault)
+                else:
+                    start.keep(job, one.result(), time.monotonic() - since)
+    if start.faults:
+        raise next(iter(start.faults.values()))
     if ahead:
         raise Stopped(f"{len(records.runs)} runs are recorded and others are left; {GOES_ON}", LEFT)
+
+
+class _Start:
+    """One start of a study: what it has done, what it leaves out, and when it begins no other run."""
+
+    def __init__(self, study: Study, records: Records, folder: Path, minutes: float | None, expected: float) -> None:
+        self.faults: dict[Job, Exception] = {}
+        self._unmade = set[tuple[str, int]]()
+        """Sets of a seed that cannot be prepared: whatever is trained on them is left out, and counts as one fault."""
+        self._study, self._records, self._folder = study, records, folder
+        self._begun, self._took, self._n_before = time.monotonic(), expected, len(records.runs)
+        self._end = None if minutes is None else self._begun + 60 * minutes
+
+    @property
+    def is_over(self) -> bool:
+        """Whether no other run is begun: it would end too late, or too many have failed."""
+        is_late = self._end is not None and time.monotonic() + self._took > self._end
+        return is_late or len(self.faults) >= MOST_FAULTS
+
+    def ahead(self, under_way: Iterable[Job]) -> list[Job]:
+        """Runs that can be begun, the first to be done first."""
+        out = {*under_way, *self.faults}
+        wanted = self._study.wanted(self._records.gained)
+        return [job for job in wanted if job not in out and (job.set, job.seed) not in self._unmade]
+
+    def prepare(self, job: Job) -> Path | None:
+        """The file that tells a run's process what to do; None where there is nothing to run: it cannot be prepared, a
+        start that was killed has found it, or preparing took too long.
+        """
+        path = self._folder / f"{job.name}.json"
+        try:
+            told = json.loads(json.dumps(self._study.prepare(job)))
+        except Stopped:
+            raise
+        except (InputError, RunError) as fault:
+            self._unmade.add((job.set, job.seed))
+            self.leave_out(job, fault)
+            return None
+        if (known := _known(path, told)) is not None:
+            self.keep(job, known)
+        elif not self.is_over:
+            files.write_json(path, told)
+            return path
+        return None
+
+    def leave_out(self, job: Job, fault: Exception) -> None:
+        """Counts a run as failed, and says why."""
+        self.faults[job] = fault
+        cli.notify(str(fault))
+
+    def keep(self, job: Job, found: Line, seconds: float | None = None) -> None:
+        """Puts a run on record. seconds: that it took, where it was timed."""
+        self._took = self._took if seconds is None else 0.7 * self._took + 0.3 * seconds
+        self._records.add("run", {**job._asdict(), **found})
+        for ending in (".json", ".log"):
+            (self._folder / f"{job.name}{ending}").unlink(missing_ok=True)
+        n_left = len([*self._study.wanted(self._records.gained)])
+        passed, n = (time.monotonic() - self._begun) / 60, len(self._records.runs) - self._n_before
+        said = f"{job.loss} on {job.set} at {job.lr:g}, seed {job.seed}: {self._records.gained[job]:+.1f} points"
+        print(f"[{passed:.0f} min, {n} runs, {n_left} left] {said}", file=sys.stderr, flush=True)
 
 
 def _run(children: Children, slots: Slots, command: list[str], path: Path) -> Line:

@@ -164,13 +164,23 @@ def digests(paths: Sequence[Path]) -> list[bytes]:
         return list(pool.map(digest, paths))
 
 
+def nearest(path: Path) -> Path:
+    """The path, or the nearest folder above it that exists."""
+    return next(p for p in [path, *path.absolute().parents] if p.exists())
+
+
+def free_on(path: Path) -> int:
+    """Bytes free on the disk of a path that may not be there yet."""
+    return shutil.disk_usage(nearest(path)).free
+
+
 def check_new_file(path: Path) -> None:
     """Raises InputError where a file exists already or could not be written: before the work, not after it."""
     if path.exists():
         raise InputError(f"{path}: exists already; give another file, or remove it")
-    nearest = next(p for p in path.absolute().parents if p.exists())
-    if not nearest.is_dir() or not os.access(nearest, os.W_OK | os.X_OK):
-        raise InputError(f"{path}: {nearest} cannot be written to; give another file")
+    folder = nearest(path)
+    if not folder.is_dir() or not os.access(folder, os.W_OK | os.X_OK):
+        raise InputError(f"{path}: {folder} cannot be written to; give another file")
 
 
 def sync(path: Path) -> None:

@@ -5,15 +5,14 @@ the base: that has the weights, says the shape and which ids end an answer, and 
 where the adapter's folder has none.
 """
 
-import functools
+import filecmp
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import NamedTuple
 
 from data.rows.hub import find_model
 from data.text import NO_SETTINGS, Chat, TemplateSettings, Tokenizer, has_tokenizer, read_json
-from system import InputError, digests
+from system import InputError
 
 CONFIG, ADAPTER = "config.json", "adapter_config.json"
 
@@ -62,13 +61,12 @@ def base_of(folder: Path) -> Path:
     return base
 
 
-def has_base(adapter: Path) -> bool:
-    """Whether the base that an adapter names can be found."""
+def known_base(adapter: Path) -> Path | None:
+    """The folder of an adapter's base; None where it cannot be found."""
     try:
-        name = name_of_base(adapter)
-        return name is not None and (find_model(name) / CONFIG).is_file()
+        return base_of(adapter)
     except InputError:
-        return False
+        return None
 
 
 def is_copy(one: Path, other: Path) -> bool:
@@ -77,29 +75,10 @@ def is_copy(one: Path, other: Path) -> bool:
         return True
     if not all((folder / CONFIG).is_file() for folder in (one, other)):
         return False
-    files = [sorted([*folder.glob("*.safetensors"), folder / CONFIG]) for folder in (one, other)]
-    first, second = ([*map(_File.of, paths)] for paths in files)
-    if [(file.path.name, file.size) for file in first] != [(file.path.name, file.size) for file in second]:
+    first, second = (sorted([*folder.glob("*.safetensors"), folder / CONFIG]) for folder in (one, other))
+    if [path.name for path in first] != [path.name for path in second]:
         return False
-    return all(_digest(a) == _digest(b) for a, b in zip(first, second, strict=True))
-
-
-class _File(NamedTuple):
-    """A file as it is now."""
-
-    path: Path
-    size: int
-    changed: int
-
-    @classmethod
-    def of(cls, path: Path) -> "_File":
-        found = path.stat()
-        return cls(path, found.st_size, found.st_mtime_ns)
-
-
-@functools.cache
-def _digest(file: _File) -> bytes:
-    return digests([file.path])[0]
+    return all(filecmp.cmp(a, b, shallow=False) for a, b in zip(first, second, strict=True))
 
 
 def config_folder(folder: Path) -> Path:

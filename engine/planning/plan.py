@@ -137,6 +137,12 @@ class Plan:
         asked, per_epoch = config.checkpoints, self._per_epoch(config, times)
         return min(asked.keep_state, asked.n_states(config.schedule.n_steps(per_epoch), per_epoch))
 
+    def spare_bytes(self, config: TrainConfig, times: float = 1.0) -> int:
+        """What saving takes beside `disk_bytes` for a while: a new state is whole before the oldest goes."""
+        asked, per_epoch = config.checkpoints, self._per_epoch(config, times)
+        n_saved = asked.n_states(config.schedule.n_steps(per_epoch), per_epoch)
+        return self.state_bytes * (n_saved > asked.keep_state)
+
     def _per_epoch(self, config: TrainConfig, times: float = 1.0) -> int:
         return -(-math.ceil(times * self.statistics.n) // config.schedule.batch_size)
 

@@ -15,7 +15,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from data.rows import find_model, has_base, is_copy, open_model
+from data.rows import find_model, is_copy, known_base, open_model
 from data.text import Chat, TemplateSettings, has_tokenizer
 from engine import weights
 from engine.config import LORA_RATE, MOST_RANK, AdapterConfig, TrainConfig
@@ -302,8 +302,8 @@ def _of_reference(config: TrainConfig, folder: Path, start: AdapterFolder | None
         return None, other.resolve() == folder.resolve()
     if start is not None and other.resolve() == start.folder.resolve():
         return start, True
-    found = weights.read_adapter(other)
-    if not has_base(other):
+    found, base = weights.read_adapter(other), known_base(other)
+    if base is None:
         weights.say_if_of_another(found, config.model, folder)
         return found, True
-    return (found, True) if is_copy(weights.base_of(found), folder) else (None, False)
+    return (found, True) if is_copy(base, folder) else (None, False)

@@ -1,13 +1,12 @@
 """Whether a run's disk has room for what it will write."""
 
-import shutil
 from pathlib import Path
 
 from engine.config import CheckpointConfig
 from engine.planning import Plan
 from engine.run.metrics_log import say
 from engine.step import Steps
-from system import InputError
+from system import InputError, files
 
 
 def check(
@@ -30,8 +29,7 @@ def check(
     n_states = min(n_due, 1 if n_done else asked.keep_state + 1)  # a new one is whole before the oldest goes
     states = n_states * plan.state_bytes
     states += 0 if n_done else plan.carried_bytes  # in state/model, once
-    nearest = next(p for p in [folder, *folder.absolute().parents] if p.exists())
-    free = shutil.disk_usage(nearest).free
+    free = files.free_on(folder)
     if free < checkpoint + states:
         narrower = "save in a narrower dtype (--save-dtype), " if plan.can_save_narrower else ""
         raise InputError(

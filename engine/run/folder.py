@@ -41,6 +41,7 @@ from system import (
     TEMPORARY,
     InputError,
     cli,
+    files,
     hold,
     naming,
     remove_leftovers,
@@ -70,9 +71,9 @@ def check_folder(folder: Path, *, resumes: bool = False) -> None:
         raise InputError(f"{folder}: not a folder; --out has to be one")
     if holds_run(folder) and not resumes:
         raise InputError(f"{folder}: holds a run already; go on with --resume, give another --out, or remove it")
-    nearest = next(p for p in [folder, *folder.absolute().parents] if p.exists())
-    if not _is_writable(nearest):
-        raise InputError(f"{folder}: {nearest} cannot be written to; give another --out")
+    there = files.nearest(folder)
+    if not _is_writable(there):
+        raise InputError(f"{folder}: {there} cannot be written to; give another --out")
 
 
 def check_apart(folder: Path, source: Path, kind: str = "model") -> None:

@@ -23,7 +23,7 @@ from examples.align import flags
 from examples.align.flags import located
 from examples.align.recipe import RECIPES, Recipe
 from examples.align.stages import Survey, title
-from examples.room import Room, bytes_in, check_disk, free_on, memory_of
+from examples.room import Room, bytes_in, check_disk, memory_of
 from revise import recipe_runner, recipes, score
 from revise.client import ClientConfig, Estimate
 from revise.prompts import Prompts
@@ -92,7 +92,8 @@ def look(recipe: Recipe, room: Room, done: Survey) -> Found:
         _look_at_evaluation(found, now, number, str(folder), n_runs, n_checkpoints)
     for leftover in recipe.out.glob("check.sqlite*"):
         leftover.unlink()
-    check_disk(recipe.out, sum(said.disk for said in found.said), _bytes_of_runs(recipe.out))
+    there, may_prune = _bytes_of_runs(recipe.out), recipe.score is not None  # a scorer may delete checkpoints
+    check_disk(recipe.out, sum(said.disk for said in found.said), there, only_says=may_prune)
     return found
 
 
@@ -186,7 +187,7 @@ def _look_at_training(
 ) -> int:
     """How many checkpoints a run leaves, at most."""
     cells = flags.cells_of(recipe, sets)
-    hours, disk, lines, most = 0.0, 0, list[str](), 0
+    hours, disk, spare, lines, most = 0.0, 0, 0, list[str](), 0
     with tempfile.TemporaryDirectory() as folder:  # a run that is there is not looked at: rows may only stand in
         located(recipe, "train", lambda: grid.check_all(
             cells, Path(folder), model=recipe.model, settings=None, score=None, more=recipe.training
@@ -198,13 +199,16 @@ def _look_at_training(
             times = shares.get(cell.file, 1.0)
             of_run = laid_out.hours(config, room.gpus) * times
             on_disk = sum(laid_out.disk_bytes(config, times))
+            spare = max(spare, laid_out.spare_bytes(config, times))
             most = max(most, laid_out.n_folders(config, times))
             lines.append(
                 f"{cell.loss} on {cell.data}: {_memory(laid_out)}, {duration(of_run)}, {size(on_disk)} on disk"
             )
             hours, disk = hours + of_run * room.gpus * recipe.seeds, disk + on_disk * recipe.seeds
     what = f"training ({_count(len(cells), 'run')})"
-    found.said.append(Said(title(recipe, number, what), lines, hours=hours, disk=disk))
+    found.said.append(
+        Said(title(recipe, number, what), lines, hours=hours, disk=disk + min(room.at_once, len(cells)) * spare)
+    )
     return most
 
 
@@ -257,7 +261,7 @@ def tell(recipe: Recipe, found: Found) -> str:
         lines += [f"  {said.stage}{hours}", *(f"      {line}" for one in said.lines for line in one.splitlines())]
     n, dollars = sum(s.n_requests for s in found.said), sum(s.dollars for s in found.said)
     hours, disk = sum(s.hours for s in found.said), sum(s.disk for s in found.said)
-    free = free_on(recipe.out)
+    free = files.free_on(recipe.out)
     bare = [said.stage for said in found.said if not said.is_priced]
     money = f"${dollars:,.2f} by the prices given"
     money += f" (none for {', '.join(bare)}: price_in, price_out)" if bare else ""

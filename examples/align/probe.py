@@ -16,6 +16,7 @@ from eval.judge_client import client_of_judge
 from examples.align import flags
 from examples.align.recipe import RECIPES, Recipe, asks_teacher, with_teacher
 from examples.align.served import served
+from examples.align.stages import Start
 from examples.children import Children
 from examples.requests import TRIED
 from revise.client import (
@@ -62,10 +63,10 @@ def ask_all(recipe: Recipe, children: Children, *, asks_model: bool = True) -> N
                     known.add(who)
                     faults += _ask(probe, endpoint, recipe)
     if recipe.serve is not None and asks_model:
-        model = str(find_model(recipe.model))
-        first = recipe.training.get("adapter") or model
-        command = recipe.server_of(first) or recipe.serve
-        with served(command, {"checkpoint": first, "base": model}, children, log, os.environ) as server:
+        first = Start(str(find_model(recipe.model)), recipe.training.get("adapter"))
+        command = recipe.server_of(first.answers) or recipe.serve
+        named = {"checkpoint": first.answers, "base": first.model}
+        with served(command, named, children, log, os.environ) as server:
             client = ClientConfig(store="", endpoint=(server.address,), model=server.name, key_env=(NO_KEY,))
             probe = Probe("serve", client, {})
             faults += _ask(probe, endpoints_of(client.endpoint, client)[0], recipe)

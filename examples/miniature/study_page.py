@@ -71,7 +71,11 @@ SECTIONS = {
     "strengths": ("How much should a revision change?", ""),
     "unpaired": ("Unpaired objectives", ""),
     "sets": ("The pairs", ""),
-    "side_rates": ("The rates of the side questions", "Chosen in the same way as those above."),
+    "side_rates": (
+        "The rates of the side questions",
+        "Those of strengths and of revised objectives are chosen as above; those of the curve until the best has a "
+        "measured rate on either side.",
+    ),
 }
 
 
@@ -112,7 +116,7 @@ def with_what_is_known(table: Table) -> Table | None:
     if not rows:
         return None
     n_left = len(table.rows) - len(rows)
-    more = [f"{n_left} more rows are left: none of their runs is on record yet."] if n_left else []
+    more = [f"Rows left out, since runs of them are left: {n_left}."] if n_left else []
     return replace(table, rows=rows, notes=[*table.notes, *more])
 
 

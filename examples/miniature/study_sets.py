@@ -118,7 +118,7 @@ class Seed:
 
     @cached_property
     def questions(self) -> list[Question]:
-        """The prompts: those of the search, which no table uses, or a draw of the others."""
+        """The prompts: those of the search, or a draw of the others."""
         every = model.split_questions()[1]
         if self.number == TUNING_SEED:
             return every[-N_SEARCHED:]

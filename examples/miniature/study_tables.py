@@ -82,8 +82,8 @@ def rates(found: Found) -> Table:
             taken = ", taken" if rate == found.rate(loss, names[0], names, own=False) else ""
             rows.append((loss, f"{rate:g}{taken}", number(means.get(rate), 1, sign=True), *gained))
     notes = [
-        "Points over the model before training, mean over checkpoints, one seed, on prompts and questions that no "
-        "other table uses."
+        "Points over the model before training, mean over checkpoints, one seed, on prompts and questions of the "
+        "search's own."
     ]
     return Table("rates", "Gain by learning rate, in the search", ("objective", "rate", "mean", *TABLE), rows, 2, notes)
 
@@ -276,7 +276,7 @@ def hurts(on_clair: Estimate | None, on_habit: Estimate | None) -> str:
         return cell(None)
     if intervals.is_above(on_clair) and intervals.is_below(on_habit):
         return "yes"
-    return "no" if on_clair.high <= 0 or on_habit.low >= 0 else "undecided"
+    return "no" if intervals.ends(on_clair)[1] <= 0 or intervals.ends(on_habit)[0] >= 0 else "undecided"
 
 
 def revised(found: Found) -> Table:

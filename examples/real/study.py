@@ -1,6 +1,6 @@
 """The real model's study: CLAIR and its control, other sets and objectives, each at its own rate (docs/design.md).
 
-    python -m examples.real.study                     seventeen hours on two cores; the core, which comes first, five
+    python -m examples.real.study                     seventeen hours on two cores; APO-zero on both arms comes first
     python -m examples.real.study --minutes 110       what fits into so many minutes; the same command goes on
 
 What a run has found goes into docs/records/real as soon as it ends, and a run that is there is not done again. The
@@ -30,8 +30,8 @@ EXPECTED = {"cpu": 700.0, "cuda": 40.0}
 
 @dataclass(frozen=True, kw_only=True)
 class StudyConfig(studies.StretchSettings):
-    """Train the runs of the real model's study (docs/design.md) that have no result yet, the core of it first. All of
-    them take about seventeen hours on two cores."""
+    """Train the runs of the real model's study (docs/design.md) that have no result yet, APO-zero on CLAIR and its
+    control first. All of them take about seventeen hours on two cores."""
 
     at_once: int | None = None
     """Number of runs at the same time. They are spread over the GPUs, or share the cores if there is no GPU. Unset:
@@ -52,11 +52,11 @@ class Real:
 
     def __init__(self, config: StudyConfig, records: Records, *, training: Mapping[str, Any] | None = None) -> None:
         """training: flags of engine.train that stand in the place of the study's, for a trial."""
-        self.base = Path(config.model or checkpoint.fetch(Path(config.out)))
-        self._folder = Path(config.out) / "study"
         self._texts = Path(config.ordinary or study_run.TEXTS)
         if not self._texts.is_file():
             raise InputError(f"{self._texts}: no such file; give another --ordinary")
+        self.base = Path(config.model or checkpoint.fetch(Path(config.out)))
+        self._folder = Path(config.out) / "study"
         self._records, self._training = records, dict(training or {})
         self._samples = records.folder / "samples"
         self._sets = Sets(self.base, self._folder / "sets", self._samples)

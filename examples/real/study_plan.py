@@ -1,6 +1,6 @@
 """Which runs the real model's study still wants, and what the primary outcome of one is: pure functions of records.
 
-docs/design.md says what is asked. The core, APO-zero and DPO on CLAIR and its control, comes first.
+docs/design.md says what is asked. APO-zero on CLAIR and its control comes first, then SFT on both, then DPO.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
@@ -10,7 +10,7 @@ import numpy as np
 
 from examples.miniature.study_run import unpack
 from examples.real.study_run import GROUPS
-from examples.real.study_sets import ARMS
+from examples.real.study_sets import ARMS, OF_JUDGE
 from examples.studies import LADDER, Gained, Job, around, best, missing
 
 SEARCH_SEED, SEEDS = 0, (1, 2, 3)
@@ -18,7 +18,6 @@ START = (3e-6, 1e-5, 3e-5)
 FEWEST = 4
 """Rates of a search at least."""
 CORE = ("apo_zero", "dpo")
-OTHER_SETS = ("stronger", "judged", "clair-judged")
 ONE_SEED = ("kto_pair", "apo_down")
 """On CLAIR alone, with one seed."""
 
@@ -75,9 +74,9 @@ def _all(gained: Gained) -> Iterator[Job]:
     yield from _compared((first,), ARMS, SEEDS, gained)
     yield from _quality(gained)
     yield from _compared(others, ARMS, SEEDS, gained)
-    yield from _compared(CORE, OTHER_SETS[:1], SEEDS, gained)
+    yield from _compared(CORE, ("stronger",), SEEDS, gained)
     yield from _compared(ONE_SEED, ARMS[:1], SEEDS[:1], gained)
-    yield from _compared(CORE, OTHER_SETS[1:], SEEDS, gained)
+    yield from _compared(CORE, OF_JUDGE, SEEDS, gained)
 
 
 def _compared(objectives: Sequence[str], names: Sequence[str], seeds: Sequence[int], gained: Gained) -> Iterator[Job]:

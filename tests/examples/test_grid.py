@@ -226,7 +226,9 @@ def test_the_disk_has_to_hold_what_all_runs_that_are_left_keep(small, tmp_path, 
 
     monkeypatch.setattr(room, "free_on", lambda _: free[0])
     config = grid.configured(grid.flags_of(cells[0], small["model"], {}), out / "run", out, None)
-    needed = 6 * sum(Room(1).layout(TrainingInputs(config), 1).disk_bytes(config))
+    plan = Room(1).layout(TrainingInputs(config), 1)
+    needed = 6 * sum(plan.disk_bytes(config)) + plan.spare_bytes(config)  # a new state is whole before the oldest goes
+    assert plan.spare_bytes(config) == plan.state_bytes and plan.spare_bytes(config.with_flags(epochs=2)) == 0
     free[0] = needed - 4096
     check()
     free[0] -= 1

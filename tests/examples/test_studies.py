@@ -72,6 +72,15 @@ def test_what_a_killed_start_has_found_is_kept_and_not_run_again(tmp_path):
     assert started(tmp_path)[2:] == ["1e-06", "1e-05", "0.0001"]
 
 
+def test_what_a_killed_start_has_found_may_be_what_others_waited_for(tmp_path):
+    study = Study(tmp_path)
+    study.wanted = lambda gained: studies.missing(JOBS[:2] if JOBS[0] in gained else JOBS[:1], gained)
+    (tmp_path / "runs").mkdir()
+    found = json.dumps(study.prepare(JOBS[0]) | {"found": {"value": 9}})
+    (tmp_path / "runs/s-dpo-1e-06-0.json").write_text(found)
+    assert set(do(tmp_path, study).runs) == set(JOBS[:2]) and started(tmp_path) == ["1e-05"]
+
+
 def test_time_that_preparing_takes_counts(tmp_path, monkeypatch):
     clock = time.monotonic
 

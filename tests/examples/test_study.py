@@ -228,7 +228,7 @@ def test_rows_of_which_nothing_is_known_are_counted_and_not_shown():
     table = Table("t", "T", ("", "", "", ""), rows, 2, ["a note"])
     shown = study_page.with_what_is_known(table)
     assert shown.rows == rows[:1]
-    assert shown.notes == ["a note", "2 more rows are left: none of their runs is on record yet."]
+    assert shown.notes == ["a note", "Rows left out, since runs of them are left: 2."]
     assert study_page.with_what_is_known(Table("t", "T", ("", "", "", ""), rows[1:], 2)) is None
 
 
