@@ -18,10 +18,7 @@ and deviation over seeds.
 """
 
 import contextlib
-import importlib.util
 import re
-import shlex
-import shutil
 import sys
 import threading
 import time
@@ -37,6 +34,7 @@ from engine.step import Objective
 from eval import checkpoints, contrast_run, report
 from eval.runs import Run, deltas, headlines, read_runs
 from eval.tables import Table, number
+from examples import named_files, programs
 from examples.children import Children, only_in
 from examples.room import Room, bytes_in, check_disk, looked_at_apart
 from examples.slots import Slots, side_by_side
@@ -45,6 +43,7 @@ from system.flags import PathText
 
 EXAMPLE = "python -m examples.grid --config grid.yaml"
 NAMES = ("--model", "model", "--data", "data", "--out", "out")  # what engine.train has to be told to look at the rest
+TAKEN = {"config", "data", "loss", "model", "out", "reference_cache", "resume", "seed"}  # what the grid tells it
 
 
 class Cell(NamedTuple):
@@ -74,13 +73,15 @@ class GridConfig:
     beta=0.3", "dpo lr=1e-7"."""
     out: PathText
     """Folder for the runs and their report."""
-    lr: tuple[str, ...] = ("2e-7",)
-    """Learning rate: one for all objectives, or NAME=RATE for each."""
+    lr: tuple[str, ...] = ()
+    """Learning rate: one for all objectives, or NAME=RATE for each. Unset: lr in --train, or else engine.train's own
+    default (2e-7; 2e-6 with an adapter)."""
     seeds: int = 1
     """Number of seeds; 3 trains every combination with seeds 0, 1 and 2. A seed sets the order of the rows and which of
     them are held out."""
     train: PathText | None = None
-    """YAML file with further settings of engine.train, for all runs."""
+    """YAML file with further settings of engine.train, for all runs. What the grid sets itself (data, loss, model, out,
+    seed) cannot stand in it."""
     score: str | None = None
     """Command that scores a run's checkpoints into its eval/scores.jsonl; {run} stands for the run's folder, {python}
     for the Python interpreter of this command. Unset: runs are not scored."""
@@ -99,6 +100,8 @@ class GridConfig:
             raise InputError(
                 "--data and --loss need at least one value, --seeds, --gpus and --at-once have to be above 0"
             )
+        if taken := TAKEN & ({k.replace("-", "_") for k in cli.read_yaml(Path(self.train))} if self.train else set()):
+            raise InputError(f"--train: {self.train}: {min(taken)} is set by the grid; leave it out")
         for loss in self.loss:
             check_loss(loss, self.train)
         names = [named.partition("=")[0] for named in self.data]
@@ -108,12 +111,16 @@ class GridConfig:
             if twice := [name for name in every if every.count(name) > 1]:
                 raise InputError(f"{what}: {twice[0]} is given twice; each needs a folder of its own")
         if self.score:
-            scorer(self.score, Path())
+            programs.scorer(self.score, Path())
         self.rates()
 
     def rates(self) -> dict[str, float]:
         """Each objective's learning rate. Raises InputError."""
-        return rates_of(self.lr, self.loss)
+        return (
+            rates_of(self.lr, self.loss)
+            if self.lr
+            else {x: _told_alone(x, self.train).optimizer.rate for x in self.loss}
+        )
 
     def cells(self) -> list[Cell]:
         """Every run, a data set after the other."""
@@ -145,7 +152,7 @@ def parse_loss(text: str) -> tuple[str, dict[str, str]]:
     assert found is not None  # the first part takes anything
     named = (one.partition("=") for one in found[2].split())
     flags = {name if "." in name else name.replace("_", "-"): value for name, _, value in named}
-    if taken := flags.keys() & {"config", "data", "loss", "model", "out", "reference-cache", "resume", "seed"}:
+    if taken := TAKEN & {name.replace("-", "_") for name in flags}:
         raise InputError(f"--loss: {text}: {min(taken)} is set by the grid; leave it out")
     return found[1], flags
 
@@ -157,12 +164,18 @@ def check_loss(text: str, settings: str | None = None) -> Objective:
         beta = float(flags["beta"]) if "beta" in flags else None
     except ValueError:
         raise InputError(f"--loss: {text}: {flags['beta']} is not a number") from None
+    _told_alone(text, settings)
+    return Objective(name, beta, {name: value for name, value in flags.items() if "." in name})
+
+
+def _told_alone(text: str, settings: str | None) -> TrainConfig:
+    """What engine.train makes of an objective with flags of its own, and of the settings for all. Raises InputError."""
+    name, flags = parse_loss(text)
     try:
         told = [*NAMES, *(["--config", settings] if settings else []), "--loss", name, *_spelt(flags)]
-        cli.parse(TrainConfig, told, command="engine.train", example=EXAMPLE, peer=trl_names, aliases=ALIASES)
+        return cli.parse(TrainConfig, told, command="engine.train", example=EXAMPLE, peer=trl_names, aliases=ALIASES)
     except InputError as fault:
         raise InputError(f"--loss: {text}: {fault}") from None
-    return Objective(name, beta, {name: value for name, value in flags.items() if "." in name})
 
 
 def _spelt(flags: Mapping[str, Any]) -> list[str]:
@@ -236,7 +249,7 @@ def run_all(
             told = _told(flags_of(cell, model, more or {}), where, out, settings)
             running.run([*slots.trainer, *told], log, env)
         if score:
-            running.run(scorer(score, where), log, env)
+            running.run(programs.scorer(score, where), log, env)
         try:
             contrast_run.measure(where)
         except InputError as fault:  # labelled completions, token ids: a row of a table is empty, and nothing else
@@ -299,7 +312,7 @@ def check_all(
         where = folder(out, cell)
         try:
             if score:
-                scorer(score, where)
+                programs.scorer(score, where)
             if checkpoints.is_over(where):
                 check_same(where, flags_of(cell, model, more), settings)
             else:
@@ -334,11 +347,11 @@ def check_same(where: Path, flags: Mapping[str, Any], settings: str | None) -> N
     said = _by_names_of_now(checkpoints.settings(where))
     asked = _by_names_of_now({name.replace("-", "_"): value for name, value in flags.items()})
     begun = (where / "config.yaml").stat().st_mtime
-    for path in (Path(asked["data"]), Path(asked["loss"].rpartition(":")[0]), Path(settings or "")):
-        if path.is_file() and path.stat().st_mtime > begun:
-            raise InputError(
-                f"{where}: {path} has changed since this run was trained; remove the run, or give another --out"
-            )
+    read = {name: said.get(name) for name in ("data", "eval_data", "loss", "chat_template")} | {"config": settings}
+    if path := named_files.changed_since(read, begun):
+        raise InputError(
+            f"{where}: {path} has changed since this run was trained; remove the run, or give another --out"
+        )
     known, asked = _plain(said), _plain(asked)
     told = _hyperparameters(asked)
     held = _hyperparameters(said)
@@ -381,31 +394,6 @@ def _is_same(known: str, asked: str) -> bool:
         return float(known) == float(asked)
     except ValueError:
         return known.lower() == asked.lower()  # "true" is True there
-
-
-def scorer(score: str, where: Path) -> list[str]:
-    """The command that scores a run. Raises InputError where there is no such program, or the run is not in it."""
-    try:
-        command = shlex.split(score.format(run=shlex.quote(str(where)), python=shlex.quote(sys.executable)))
-    except (ValueError, LookupError) as fault:
-        raise InputError(
-            f"--score: cannot be read ({fault}); only {{run}} and {{python}} can stand in braces"
-        ) from None
-    if "{run}" not in score or not command or shutil.which(command[0]) is None:
-        raise InputError(f"--score: {score}: needs an installed program, and {{run}} where it takes the run's folder")
-    if script := next((word for word in command[1:2] if word.endswith(".py") and not Path(word).is_file()), None):
-        raise InputError(f"--score: {score}: there is no file {script}")
-    if command[:2] == [sys.executable, "-m"] and not is_module("".join(command[2:3])):
-        raise InputError(f"--score: {score}: there is no module {''.join(command[2:3])!r}")
-    return command
-
-
-def is_module(name: str) -> bool:
-    """Whether this interpreter finds a module from where it is."""
-    try:
-        return importlib.util.find_spec(name) is not None
-    except (ImportError, ValueError):
-        return False
 
 
 # --- what came out -------------------------------------------------------------------------------------------------

@@ -14,6 +14,7 @@ from typing import Any, NamedTuple
 import torch
 
 from data.rows import find_model
+from data.rows.limits import RESPONSE_TOKENS
 from engine import weights
 from engine.inputs import TrainingInputs
 from engine.planning import Plan, cost, size
@@ -28,7 +29,8 @@ from revise import recipe_runner, recipes, score
 from revise.client import ClientConfig, Estimate
 from revise.prompts import Prompts
 from revise.recipes import JudgeConfig, Positions
-from system import files
+from revise.target import MORE
+from system import cli, files
 
 MOST_ROWS = 2000
 """Rows that stand in for pairs; hours of more are theirs in proportion."""
@@ -148,11 +150,27 @@ def _look_at_set(found: Found, recipe: Recipe, number: int, name: str) -> Prompt
     prompts, estimates, n_drawn = located(recipe, where, lambda: recipe_runner.foresee(made))
     if number > 1 and config.target_model:  # then another model answers, of which nothing is there
         n_drawn = made.n_own * len(prompts)
+    _say_what_is_cut(recipe, config.target_max_tokens * (MORE if config.cut_answers == "again" else 1))
     lines = [f"{n_drawn:,} answers of the model, drawn here, of {config.target_max_tokens:,} tokens at most"]
     hours = n_drawn * config.target_max_tokens * _seconds_a_token(recipe.model) / 3600
     found.add(stage, lines if n_drawn else [], estimates, config, hours)
     found.n_answers[stage] = n_drawn + sum(e.n_requests for e in estimates)
     return prompts
+
+
+def _say_what_is_cut(recipe: Recipe, n_tokens: int) -> None:
+    """Says so where training would end over pairs that are the same up to where it cuts them. n_tokens: the most that
+    an answer can have.
+    """
+    rows = flags.of_training(recipe).data
+    limits = [n for n in (rows.max_response_tokens, rows.max_tokens) if n is not None] or [RESPONSE_TOKENS]
+    kept = min((n for n in limits if n), default=n_tokens)
+    if kept < n_tokens and not rows.skip_bad_rows:
+        cli.notify_once(
+            f"{recipe.path}: train: an answer may have {n_tokens:,} tokens, of which training keeps {kept:,} at "
+            "most: a pair that is the same up to there ends the run; give skip_bad_rows: true to leave "
+            "such pairs out"
+        )
 
 
 def _recipe_of(config: Any) -> recipe_runner.Recipe:

@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from engine.config import TrainConfig
-from examples import grid
+from examples import grid, programs
 from examples.align.recipe import EVALS, RECIPES, SCORE, TRAIN, UNSERVED, Recipe, Settings, with_teacher
 from examples.grid import Cell
 from system import InputError
@@ -40,7 +40,7 @@ def check(recipe: Recipe) -> None:
             look(lambda now=now, name=name: of_evaluation(now, name, str(now.out)))
         look(lambda now=now: _check_held_out(now))
     if recipe.score:
-        look(lambda: located(recipe, "score", lambda: grid.scorer(str(recipe.score), Path())))
+        look(lambda: located(recipe, "score", lambda: programs.scorer(str(recipe.score), Path())))
     if faults:
         raise InputError("\n".join(faults))
 

@@ -1,4 +1,4 @@
-"""Which stages are done: a small file for each, with a fingerprint of what went in and the sizes of what came out.
+"""Which stages are done: a small file for each, with a fingerprint of what went in and digests of what came out.
 
 A stage whose fingerprint is the same, and whose files are there as they were written, is taken as it was. One that was
 told something else, or whose files have changed, is done again; commands that were killed go on by themselves.
@@ -12,6 +12,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from examples import named_files
 from system import cli, files
 
 WHOLE = 1 << 26
@@ -23,8 +24,8 @@ class Done(NamedTuple):
     """What is known of a stage that is done."""
 
     fingerprint: str
-    sizes: dict[str, int]
-    """Bytes of each file that it made, by its path from the folder of all."""
+    made: dict[str, str]
+    """A digest of each file that it made (digest_of), by its path from the folder of all."""
     seconds: float
     rows: str = ""
     """Of pairs: a digest of what their rows were made of (Stage.rows)."""
@@ -41,8 +42,7 @@ class Journal:
         done = self.read(name)
         if done is None or done.fingerprint != fingerprint:
             return None
-        paths = {name: self.out / name for name in done.sizes}
-        return done if all(p.is_file() and p.stat().st_size == done.sizes[n] for n, p in paths.items()) else None
+        return done if all(digest_of(self.out / path) == digest for path, digest in done.made.items()) else None
 
     def read(self, name: str) -> Done | None:
         """The stage of that name as it was done last, whatever went in."""
@@ -57,8 +57,8 @@ class Journal:
 
     def write(self, name: str, fingerprint: str, makes: Sequence[Path], begun: float, rows: str = "") -> None:
         """Says that a stage is done. makes: the files that it made. begun: by time.monotonic(). rows: as in Done."""
-        sizes = {os.path.relpath(path, self.out): path.stat().st_size for path in makes}
-        done = Done(fingerprint, sizes, round(time.monotonic() - begun, 1), rows)
+        made = {os.path.relpath(path, self.out): digest_of(path) for path in makes}
+        done = Done(fingerprint, made, round(time.monotonic() - begun, 1), rows)
         self._path(name).parent.mkdir(parents=True, exist_ok=True)
         files.write_json(self._path(name), done._asdict())
 
@@ -66,18 +66,18 @@ class Journal:
         return self._folder / f"{name}.json"
 
 
-def fingerprint(settings: Mapping[str, Any], inputs: Sequence[Path | str]) -> str:
+def fingerprint(settings: Mapping[str, Any], read: Sequence[Path | str]) -> str:
     """A digest of what a stage is told and of the files and folders that it reads; a hub id counts as its name."""
     made: dict[str, Any] = {"settings": settings}
-    made["inputs"] = {str(path): digest_of(Path(path)) for path in inputs}
+    made["inputs"] = {str(path): digest_of(Path(path)) for path in read}
     return hashlib.sha256(json.dumps(made, sort_keys=True, default=str).encode()).hexdigest()[:24]
 
 
 def digest_of(path: Path) -> str:
-    """Of a file's content, or of a folder's files; "" where there is neither."""
+    """Of a file's content, or of a folder's files and those of the folders inside; "" where there is neither."""
     if path.is_dir():
-        every = sorted(p for p in path.iterdir() if p.is_file() and not p.name.startswith("."))
-        return hashlib.sha256("".join(f"{p.name} {digest_of(p)}\n" for p in every).encode()).hexdigest()
+        every = "".join(f"{p.relative_to(path)} {_of_file(p)}\n" for p in named_files.files_in(path))
+        return hashlib.sha256(every.encode()).hexdigest()
     return _of_file(path) if path.is_file() else ""
 
 

@@ -29,7 +29,7 @@ from eval.alpacaeval_run import AlpacaEvalConfig
 from eval.mixeval_run import MixEvalConfig
 from eval.report import ReportConfig
 from eval.trajectories import TrajectoriesConfig
-from examples import grid
+from examples import grid, programs
 from revise import recipes
 from revise.score import ScoreConfig
 from system import InputError, cli
@@ -339,7 +339,7 @@ def check_program(command: str, wanted: Sequence[str], place: str) -> list[str]:
             raise InputError(f"{place}: {{{name}}} is missing; write it where the program takes that value")
     if not words or shutil.which(words[0]) is None:
         raise InputError(f"{place}: there is no program {words[0] if words else ''!r}; install it, or name its path")
-    if words[:2] == [sys.executable, "-m"] and not grid.is_module("".join(words[2:3])):
+    if words[:2] == [sys.executable, "-m"] and not programs.is_module("".join(words[2:3])):
         raise InputError(f"{place}: there is no module {''.join(words[2:3])!r}")
     return words
 

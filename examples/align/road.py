@@ -26,7 +26,7 @@ from examples import grid
 from examples.align import flags
 from examples.align.check import Found
 from examples.align.evaluation import Evaluation, Job
-from examples.align.journal import Journal
+from examples.align.journal import Journal, digest_of
 from examples.align.progress import Ahead, Clock, Count
 from examples.align.recipe import EVALS, SCORE, Recipe, Settings, asks_teacher, with_teacher, words_of
 from examples.align.served import served
@@ -75,7 +75,7 @@ class Road:
     def go(self, found: Found) -> Path:
         """All stages. found: what a look at the recipe has said. The report's path."""
         self._found = found
-        stages = [one._replace(guess=_guess(found, one.name)) for one in self._ahead()]
+        stages = [one._replace(guess=self._guess(one)) for one in self._ahead()]
         timed = {a.kind: done.seconds for a in stages if (done := self.journal.read(key_of(a.name))) is not None}
         self._clock = Clock(stages, timed)
         start, rounds = self.stages.first, list[list[Cell]]()
@@ -110,16 +110,33 @@ class Road:
                 yield Ahead(title(now, number, f"evaluation ({name})"), name)
         yield Ahead("report", "report")
 
+    def _guess(self, stage: Ahead) -> float:
+        """Seconds that a stage may take: a process, what is computed here, and what is asked, twenty a second."""
+        said = [one for one in self._found.said if one.stage.startswith(stage.name)]  # training says how many runs
+        hours, side = sum(one.hours for one in said), 1
+        if stage.kind == "training":
+            n_runs = len(self._recipe.losses) * self._recipe.seeds * len([*self._recipe.sets, *self._recipe.given_sets])
+            side = min(self._slots.n, n_runs) * self._slots.gpus
+        elif stage.kind in BENCHMARKS:
+            side = self._slots.n
+        return 10.0 + 3600 * hours / side + sum(one.n_requests for one in said) / 20
+
     def _do(self, stage: Stage, work: Callable[[], None], count: Count = lambda: None) -> None:
-        """Does a stage unless it is done."""
+        """Does a stage unless it is done. A file that is made again with the same bytes keeps its time, by which a run
+        knows that it has not changed.
+        """
         if self.journal.found(stage.key, stage.mark) is not None:
             self._clock.taken(stage.name)
             return
         for path in stage.makes:
             path.parent.mkdir(parents=True, exist_ok=True)
+        before = {path: (digest_of(path), path.stat()) for path in stage.makes if path.is_file()}
         begun = time.monotonic()
         with self._clock.stage(stage.name, count):
             work()
+        for path, (digest, state) in before.items():
+            if digest_of(path) == digest:
+                os.utime(path, ns=(state.st_atime_ns, state.st_mtime_ns))
         made = [path for path in stage.makes if path.is_file()]
         self.journal.write(stage.key, stage.mark, made, begun, stage.rows)
 
@@ -290,12 +307,6 @@ class Road:
 
     def _log(self, name: str) -> Path:
         return self._recipe.out / "logs" / f"{name}.log"
-
-
-def _guess(found: Found, stage: str) -> float:
-    """Seconds that a stage may take: a process, what is computed here, and what is asked, twenty a second."""
-    said = [one for one in found.said if one.stage.startswith(stage)]  # that of training says how many runs
-    return 10.0 + sum(3600 * one.hours + one.n_requests / 20 for one in said)
 
 
 def _rows(store: Path) -> int:

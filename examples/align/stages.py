@@ -11,10 +11,10 @@ from typing import NamedTuple
 
 from data.rows import is_adapter
 from eval import checkpoints
-from examples import grid
+from examples import grid, named_files, programs
 from examples.align import flags
 from examples.align.journal import Journal, fingerprint
-from examples.align.recipe import LORA, RECIPES, Recipe, Settings
+from examples.align.recipe import LORA, RECIPES, Recipe, Settings, asks_teacher
 from examples.grid import Cell
 from revise.client import ClientConfig
 from system import InputError
@@ -107,25 +107,26 @@ class Stages:
 
     def preparation(self) -> Stage:
         """Whatever the recipe wants made first."""
-        return Stage("prepare", fingerprint({"command": self._recipe.prepare}, []), tuple(self._named_files()))
+        command = self._recipe.prepare
+        mark = fingerprint({"command": command}, programs.files_of(command))
+        return Stage("prepare", mark, tuple(self._named_files()))
 
     def set(self, recipe: Recipe, number: int, name: str, start: Start) -> Stage:
         """A data set of a round."""
         command, settings = recipe.sets[name]
-        inputs = [*_files(settings), *([start.answers] if asks_model(recipe, name) else [])]
+        is_asked = asks_model(recipe, name)
+        read = [*named_files.in_settings(settings), *([start.answers] if is_asked else [])]
         told = {"settings": settings, "recipe": command.words}
-        rows = fingerprint(told | {"settings": _of_rows(settings)}, inputs)
-        return Stage(
-            title(recipe, number, f"pairs ({name})"), fingerprint(told, inputs), (self.pairs(number, name),), rows
-        )  # fmt: skip
+        rows = fingerprint(told | {"settings": _of_rows(settings)}, read)
+        mark = _mark(told, read, _servers(recipe, settings, is_asked))
+        return Stage(title(recipe, number, f"pairs ({name})"), mark, (self.pairs(number, name),), rows)
 
     def grades(self, recipe: Recipe, number: int, name: str, start: Start) -> Stage:
         """Its grades."""
-        settings = recipe.revise["score"]
-        inputs = [self.pairs(number, name), *_files(settings)]
-        inputs += [Path(start.answers)] if draws_own(recipe, name) else []
-        rows = fingerprint({"settings": _of_rows(settings)}, inputs)
-        mark = fingerprint({"settings": settings}, inputs)
+        settings, draws = recipe.revise["score"], draws_own(recipe, name)
+        read = [self.pairs(number, name), *named_files.in_settings(settings), *([Path(start.answers)] if draws else [])]
+        rows = fingerprint({"settings": _of_rows(settings)}, read)
+        mark = _mark({"settings": settings}, read, _servers(recipe, settings, draws))
         return Stage(title(recipe, number, f"grades ({name})"), mark, (self.graded(number, name),), rows)
 
     def contrast(self, recipe: Recipe, number: int, name: str, data: Path, start: Start) -> Stage:
@@ -135,17 +136,22 @@ class Stages:
 
     def advice(self, recipe: Recipe, number: int, name: str, data: Path, start: Start) -> Stage:
         """Which objective they fit."""
-        mark = fingerprint({"settings": recipe.eval.get("advise", {})}, [data, start.answers])
+        settings = recipe.eval.get("advise", {})
+        read = [data, start.answers, *named_files.in_settings(settings)]
+        mark = _mark({"settings": settings}, read, _servers(recipe, settings, False))
         return Stage(title(recipe, number, f"advice ({name})"), mark, (self.beside(number, f"{name}.advice.json"),))
 
     def training(self, recipe: Recipe, number: int, sets: Mapping[str, Path], start: Start) -> Stage:
         """All runs of a round."""
         cells = flags.cells_of(recipe, sets)
-        told = {"cells": [cell._replace(file=Path(cell.file.name)) for cell in cells],
-                "more": told_to_train(recipe, number, start), "score": recipe.score}  # fmt: skip
-        inputs = [*sets.values(), start.model, *([start.adapter] if start.adapter else [])]
+        more = told_to_train(recipe, number, start)
+        told = {"cells": [cell._replace(file=Path(cell.file.name)) for cell in cells], "more": more}
+        own = {"loss": [grid.parse_loss(cell.loss)[0] for cell in cells]}
+        read = [*sets.values(), start.model, *([start.adapter] if start.adapter else []),
+                *named_files.in_settings(more), *named_files.in_settings(own)]  # fmt: skip
+        score = _servers(recipe, {"score": recipe.score}, False) | {"score": recipe.score}
         makes = tuple(folder / "metrics.jsonl" for folder in self.folders(number, cells))
-        return Stage(title(recipe, number, "training"), fingerprint(told, inputs), makes)
+        return Stage(title(recipe, number, "training"), _mark(told, read, score), makes)
 
     def evaluation(self, recipe: Recipe, number: int, name: str, runs: Sequence[Path]) -> Stage:
         """A benchmark of all of a round's runs."""
@@ -255,7 +261,7 @@ class Stages:
         rounds = [self._recipe.of_round(number) for number in range(1, self._recipe.rounds + 1)]
         sections = [x for now in rounds for x in (now.train, now.given_sets, *now.revise.values(), *now.eval.values())]
         inside = self._recipe.out.resolve()
-        for path in dict.fromkeys(path for section in sections for path in _files(section)):
+        for path in dict.fromkeys(path for section in sections for path in named_files.in_settings(section)):
             if path.resolve().is_relative_to(inside) and path.resolve() != inside:
                 yield from (p for p in sorted(path.iterdir()) if p.is_file()) if path.is_dir() else [path]
 
@@ -298,8 +304,9 @@ def is_advised(recipe: Recipe, name: str) -> bool:
 
 def mark_of_evaluation(recipe: Recipe, name: str, folders: Sequence[Path]) -> str:
     """The mark of a benchmark of some checkpoints."""
-    told = {"settings": recipe.eval[name], "serve": [recipe.serve, recipe.serve_adapter]}
-    return fingerprint(told, folders)
+    settings = recipe.eval[name]
+    read = [*folders, *named_files.in_settings(settings)]
+    return _mark({"settings": settings}, read, _servers(recipe, settings, name != "trajectories"))
 
 
 def told_to_train(recipe: Recipe, number: int, start: Start) -> Settings:
@@ -317,7 +324,13 @@ def _of_rows(settings: Settings) -> Settings:
     return {name: value for name, value in settings.items() if name.replace("-", "_") not in CHANGE_NO_ROW}
 
 
-def _files(settings: Settings) -> list[Path]:
-    """The files and folders that settings name."""
-    every = (v for value in settings.values() for v in (value if isinstance(value, list) else [value]))
-    return [path for value in every if isinstance(value, str) and (path := Path(value)).exists()]
+def _servers(recipe: Recipe, settings: Settings, asks: bool) -> dict[str, str | None]:
+    """The commands by which a stage asks someone. asks: whether it asks the model."""
+    served = {"serve": recipe.serve, "serve_adapter": recipe.serve_adapter} if asks else {}
+    return served | ({"teacher": recipe.teacher} if asks_teacher(settings) else {})
+
+
+def _mark(told: Settings, read: Sequence[Path | str], commands: Mapping[str, str | None]) -> str:
+    """The mark of a stage. commands: those that it runs; the programs that they name count as what is read."""
+    own = [path for command in commands.values() for path in programs.files_of(command)]
+    return fingerprint({**told, "commands": commands}, [*read, *own])

@@ -48,8 +48,9 @@ def test_a_stage_is_done_while_what_went_in_and_what_came_out_are_the_same(tmp_p
         fingerprint({"temperature": "1"}, [rows, "another/hub-id"]),
     ]
     assert len({before, *changed}) == 4 and not any(kept.found("pairs", mark) for mark in changed)
-    out.write_text("another pair\n")
-    assert kept.found("pairs", before) is None
+    for other in ("riap\n", "another pair\n"):  # as long, and longer
+        out.write_text(other)
+        assert kept.found("pairs", before) is None
     out.unlink()
     assert kept.found("pairs", before) is None
 
@@ -69,7 +70,13 @@ def test_a_large_file_is_known_by_its_ends_and_a_folder_by_its_files(tmp_path, m
         found.append(digest_of(path.parent))
     (path.parent / "config.json").write_text("{}")
     found.append(digest_of(path.parent))
-    assert len(set(found)) == 4
+    (path.parent / "data/deep").mkdir(parents=True)
+    for content in ("1", "2"):
+        (path.parent / "data/deep/rows.json").write_text(content)
+        found.append(digest_of(path.parent))
+    assert len(set(found)) == 6
+    (path.parent / ".git").mkdir()
+    (path.parent / ".git/index").write_text("")
     (path.parent / ".lock").write_text("")  # what is hidden is nobody's content
     assert digest_of(path.parent) == found[-1] and digest_of(tmp_path / "none") == ""
 

@@ -1,11 +1,14 @@
 """What an earlier start has left is known by what went in: nothing is asked again, and nothing paid for in vain."""
 
+import json
+import os
 import time
 
 import pytest
 import yaml
 
-from examples.align import recipe
+from examples import grid
+from examples.align import flags, recipe
 from examples.align.journal import Journal
 from examples.align.road import Road
 from examples.align.stages import Stages, Start, left_of
@@ -101,6 +104,98 @@ def test_a_price_or_a_place_changes_no_row(tmp_path):
     other = {"price_in": 3, "concurrency": 2, "endpoint": "http://127.0.0.1:8/v1"}
     clair = SETTINGS["revise"]["clair"] | {"prompts": str(tmp_path / "prompts.jsonl")} | other
     assert "clair" in stages_of(read(tmp_path, revise={"clair": clair})).survey().revise
+
+
+LOSS = """
+from losses import Result, loss
+@loss("mine", data="pairs", reference=True)
+def mine(chosen, rejected, *, beta=0.1):
+    return Result(-beta * (chosen.logratios - rejected.logratios), chosen.logratios, rejected.logratios)
+"""
+NAMED = {
+    "objective": ("my.py", {"train": {"loss": ["dpo", "{dir}/my.py:mine"]}}, "training"),
+    "held-out rows": ("held.jsonl", {"train": {"eval_pairs": 0, "eval_data": ["{dir}/held.jsonl"]}}, "training"),
+    "rows of a split": ("held/test.jsonl", {"train": {"eval_pairs": 0, "eval_data": ["{dir}/held:test"]}}, "training"),
+    "template": ("chat.jinja", {"train": {"chat_template": "{dir}/chat.jinja"}}, "training"),
+    "scorer": ("score.py", {"score": "{python} {dir}/score.py {run}"}, "training"),
+    "checkout": ("mixeval/data/judge.json", {"eval": {"mixeval": {"mixeval": "{dir}/mixeval"}}}, "mixeval"),
+    "pairs to follow": ("others.jsonl", {"eval": {"trajectories": {"data": "{dir}/others.jsonl"}}}, "trajectories"),
+    "wording": ("revise.txt", {"revise": {"clair": {"template": "{dir}/revise.txt"}}}, "pairs"),
+    "reviser": ("teach.py", {"teacher": "{python} {dir}/teach.py {port}"}, "pairs"),
+    "model's server": ("serve.py", {"serve": "{python} {dir}/serve.py {checkpoint} {port}"}, "pairs"),
+    "key": ("key", {"revise": {"clair": {"key_file": "{dir}/key"}}}, None),
+}
+
+
+@pytest.mark.parametrize(("file", "said", "stage"), NAMED.values(), ids=NAMED)
+def test_a_stage_is_done_again_where_a_file_that_its_section_names_has_changed(tmp_path, file, said, stage):
+    """And no other stage is: but for the key, of which nothing is made."""
+    said = json.loads(json.dumps(said).replace("{dir}", str(tmp_path)))
+    clair = {**SETTINGS["revise"]["clair"], "endpoint": "{teacher}" if "teacher" in said else "http://127.0.0.1:9/v1"}
+    more = said.get("revise", {}).get("clair", {})
+    said["revise"] = {"clair": clair | {"prompts": str(tmp_path / "prompts.jsonl")} | more}
+    path = tmp_path / file
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(LOSS)
+    before = marks(read(tmp_path, **said))
+    assert marks(read(tmp_path, **said)) == before
+    path.write_text(LOSS + "# other\n")
+    after = marks(read(tmp_path, **said))
+    assert {name for name in before if before[name] != after[name]} - {stage} <= BEHIND.get(stage, set())
+    assert stage is None or before[stage] != after[stage]
+
+
+BEHIND = {"pairs": {"mixeval"}}  # a server answers both
+
+
+def marks(asked):
+    """The mark of each stage of the first round, by what it is."""
+    stages, now = stages_of(asked), asked.of_round(1)
+    pairs = stages.set(now, 1, "clair", stages.first)
+    made = {"pairs": pairs.mark, "training": stages.training(now, 1, {"clair": pairs.makes[0]}, stages.first).mark}
+    return made | {name: stages.evaluation(now, 1, name, []).mark for name in now.eval}
+
+
+def test_another_server_makes_pairs_again_and_refuses_no_run(tmp_path):
+    """Its answers are kept, so that they are the same rows; what it is called by does not say who answers."""
+    asked = read(tmp_path, serve="{python} serve.py {checkpoint} {port}")
+    make_pairs(asked)
+    begin_run(asked)
+    other = read(tmp_path, serve="{python} serve.py {checkpoint} {port} --fast")
+    assert "clair" in stages_of(other).survey().revise
+
+
+def test_a_run_on_another_objective_is_named_although_the_recipe_says_the_same(tmp_path):
+    """The journal's training stage is done for what the file held; the run was trained with what it held then."""
+    (tmp_path / "my.py").write_text(LOSS)
+    said = {"train": {"loss": f"{tmp_path}/my.py:mine"}}
+    asked = read(tmp_path, **said)
+    make_pairs(asked)
+    run = grid.folder(asked.out / "round-1/runs", flags.cells_of(asked, {"clair": tmp_path / "x"})[0])
+    run.mkdir(parents=True)
+    told = {"model": str(tmp_path / "m"), "data": [str(stages_of(asked).pairs(1, "clair"))], "epochs": 1}
+    (run / "config.yaml").write_text(yaml.safe_dump(told | said["train"]))
+    (run / "metrics.jsonl").write_text('{"step": 1, "epoch": 1.0}\n')  # it is over
+    (tmp_path / "my.py").write_text(LOSS + "# other\n")
+    later = (run / "config.yaml").stat().st_mtime + 10
+    os.utime(tmp_path / "my.py", (later, later))
+    with pytest.raises(InputError, match=r"my\.py has changed since this run was trained"):
+        stages_of(asked).survey()
+
+
+def test_a_file_made_again_with_the_same_bytes_keeps_its_time(tmp_path):
+    asked = read(tmp_path)
+    path = make_pairs(asked)
+    os.utime(path, (1, 1))
+    other = read(tmp_path, revise={"clair": SETTINGS["revise"]["clair"] | {"model": "b"}})
+    stage = stages_of(other).set(other.of_round(1), 1, "clair", stages_of(other).first)
+    with Children(asked.out) as running:
+        road = Road(other, running, Slots(at_once=1))
+        road._do(stage, lambda: path.write_text("{}\n"))
+        assert path.stat().st_mtime == 1
+        Journal(asked.out)._path(stage.key).unlink()
+        road._do(stage, lambda: path.write_text("{1}\n"))
+    assert path.stat().st_mtime > 1
 
 
 def test_a_run_goes_on_where_its_pairs_are_only_gone(tmp_path):

@@ -20,7 +20,7 @@ from examples import children, grid, room
 from examples.grid import Cell, GridConfig
 from examples.room import Room
 from examples.slots import Slots
-from system import InputError
+from system import InputError, run_folder
 from system.errors import RunError
 from tests import tiny
 from tests.rows import id_rows
@@ -86,6 +86,7 @@ def test_rates_are_one_for_all_or_one_for_each():
     with pytest.raises(InputError, match="NAME=RATE for every --loss; 'sft' is missing"):
         GridConfig(lr=("dpo=1e-5",), **shared)
     for changed, words in (
+        ({"lr": ("1e-5", "2e-5")}, "--lr: give one number"),
         ({"data": ("pairs.jsonl",)}, "NAME=FILE"),
         ({"data": ("clair=",)}, "NAME=FILE"),
         ({"data": ("a=b.jsonl", "a=c.jsonl")}, "--data: a is given twice"),
@@ -102,6 +103,25 @@ def test_rates_are_one_for_all_or_one_for_each():
     ):
         with pytest.raises(InputError, match=re.escape(words)):
             GridConfig(**(shared | changed))
+
+
+@pytest.mark.parametrize(
+    ("said", "rate"),
+    [("epochs: 1", 2e-7), ("lora_rank: 4\nlora_alpha: 8", 2e-6), ("lr: 3e-5", 3e-5), ("learning_rate: 3e-5", 3e-5)],
+)
+def test_an_unset_rate_is_that_of_the_settings_or_the_trainers_own(tmp_path, said, rate):
+    (tmp_path / "train.yaml").write_text(f"{said}\n")
+    shared = {"model": "m", "data": ("a=b.jsonl",), "out": "o", "train": str(tmp_path / "train.yaml")}
+    assert GridConfig(loss=("dpo", "sft lr=1e-3"), **shared).rates() == {"dpo": rate, "sft lr=1e-3": 1e-3}
+    assert GridConfig(loss=("dpo",), lr=("1e-4",), **shared).rates() == {"dpo": 1e-4}
+
+
+@pytest.mark.parametrize("said", ["seed: 3", "loss: dpo", "data: [x.jsonl]", "reference-cache: c", "out: elsewhere"])
+def test_settings_for_all_cannot_hold_what_the_grid_sets(tmp_path, said):
+    (tmp_path / "train.yaml").write_text(f"epochs: 1\n{said}\n")
+    shared = {"model": "m", "data": ("a=b.jsonl",), "loss": ("dpo",), "out": "o"}
+    with pytest.raises(InputError, match=r"--train: .*train\.yaml: \w+ is set by the grid; leave it out"):
+        GridConfig(train=str(tmp_path / "train.yaml"), **shared)
 
 
 def test_an_objective_is_told_flags_of_its_own(tmp_path):
@@ -126,10 +146,12 @@ def test_an_objective_is_told_flags_of_its_own(tmp_path):
 
 def test_a_finished_run_is_not_taken_for_another(tmp_path):
     """One that was told something else, or whose objective or rows have changed since."""
-    data, mine = tmp_path / "pairs.jsonl", tmp_path / "mine.py"
+    data, mine, held = tmp_path / "pairs.jsonl", tmp_path / "mine.py", tmp_path / "held/test.jsonl"
     cell = Cell("a", data, f"{mine}:mine", 0, 1e-4, (("beta", "0.5"),))
     where = grid.folder(tmp_path, cell)
+    held.parent.mkdir()
     data.write_text("")
+    held.write_text("")
     mine.write_text(MINE)
     where.mkdir(parents=True)
     settings = (
@@ -158,8 +180,8 @@ def test_a_finished_run_is_not_taken_for_another(tmp_path):
         if "beta" in objective.settings:
             told = {"beta": str(objective.settings["beta"])}
             grid.check_same(where, {"model": "m", "data": str(data), "loss": name, **told}, None)
-    path.write_text(settings)
-    for path in (mine, data):
+    path.write_text(settings + f"eval_data: {held.parent}:test\n")
+    for path in (mine, data, held):
         later = where.stat().st_mtime + 60
         os.utime(path, (later, later))
         with pytest.raises(InputError, match=f"{path.name} has changed since this run was trained"):
@@ -392,28 +414,35 @@ def is_alive(pid):
 
 
 @pytest.mark.slow
-def test_a_grid_that_is_stopped_has_its_runs_state_and_goes_on(small, tmp_path):
-    """The command itself, stopped by SIGTERM while a run trains."""
-    flags = [
-        "--model",
-        small["model"],
-        "--data",
-        f"mine={small['rows']}",
-        "--loss",
-        "dpo",
-        "--out",
-        str(tmp_path / "g"),
-    ]
-    (tmp_path / "train.yaml").write_text("epochs: 3000\nbatch_size: 2\nkeep_checkpoints: 1\nmax_steps: 100000\n")
-    command = [sys.executable, "-m", "examples.grid", *flags, "--train", str(tmp_path / "train.yaml")]
-    grid_process = subprocess.Popen(command, env=tiny.environment(), stderr=subprocess.PIPE, cwd=tiny.ROOT)
-    metrics = tmp_path / "g/seed-0/mine/dpo/metrics.jsonl"
-    while not metrics.exists() or metrics.stat().st_size == 0:
-        assert grid_process.poll() is None, grid_process.stderr.read().decode()
-        time.sleep(0.1)
-    grid_process.send_signal(signal.SIGTERM)
-    _, said = grid_process.communicate(timeout=300)
-    assert grid_process.returncode == 143, said.decode()
-    states = list(metrics.parent.glob("state/step-*"))
-    n = len(metrics.read_bytes().splitlines())
-    assert max(int(path.name[5:]) for path in states) == n
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGKILL])
+def test_a_grid_that_is_stopped_goes_on_and_ends_as_if_it_had_not_been(small, tmp_path, number):
+    """The command itself, stopped while a run trains, and given again."""
+    (tmp_path / "train.yaml").write_text("epochs: 50\nbatch_size: 2\nkeep_checkpoints: 1\nlr: 1e-3\n")
+    given = ["--data", f"mine={small['rows']}", "--loss", "dpo", "--train", str(tmp_path / "train.yaml")]
+    command = [sys.executable, "-m", "examples.grid", "--model", small["model"], *given, "--out"]
+    options = {"env": tiny.environment(), "cwd": tiny.ROOT, "stderr": subprocess.PIPE}
+    subprocess.run([*command, str(tmp_path / "calm")], check=True, **options)
+    stopped = subprocess.Popen([*command, str(tmp_path / "g")], **options)
+    run = tmp_path / "g/seed-0/mine/dpo"
+    while not [*run_folder.lines_of(run)]:
+        assert stopped.poll() is None, stopped.stderr.read().decode()
+        time.sleep(0.05)
+    stopped.send_signal(number)
+    _, said = stopped.communicate(timeout=300)
+    assert stopped.returncode == {signal.SIGTERM: 143, signal.SIGKILL: -9}[number], said.decode()
+    if number == signal.SIGTERM:  # it waits for its run; whoever is killed waits for nothing
+        newest = max(int(path.name[5:]) for path in run.glob("state/step-*"))
+        assert newest == len([*run_folder.lines_of(run)]) < 200
+    again = subprocess.run([*command, str(tmp_path / "g")], check=True, **options)
+    assert b"1 of 1: dpo on mine, seed 0" in again.stderr
+    assert re.search(r"(goes on|resumes) after step \d+", (run.parent / "dpo.log").read_text())
+    calm = tmp_path / "calm/seed-0/mine/dpo"
+    assert numbers(run) == numbers(calm) and len(numbers(run)) == 200
+    newest = "epoch-50/model.safetensors"
+    assert (run / newest).read_bytes() == (calm / newest).read_bytes()
+
+
+def numbers(run):
+    """What a run has logged, but for the clock's."""
+    lines = run_folder.lines_of(run)
+    return [{name: value for name, value in line.items() if not name.startswith("perf/")} for line in lines]

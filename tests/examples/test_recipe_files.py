@@ -5,13 +5,14 @@ engine.train makes of the files for an adapter.
 import json
 import os
 import re
+from dataclasses import replace
 
 import pytest
 import yaml
 
 from engine import plan
 from engine.config import ALIASES, TrainConfig, trl_names
-from examples.align import flags, recipe
+from examples.align import check, flags, recipe
 from revise import recipes
 from revise.loopback import Reply, serve
 from system import cli
@@ -125,6 +126,21 @@ def test_every_flag_of_an_align_recipe_is_one_of_its_commands(name, tmp_path, mo
     asked.out.mkdir(parents=True)
     flags.check(asked)
     assert asked.sets or asked.given_sets
+
+
+@pytest.mark.parametrize("name", sorted(path.name for path in FOLDER.glob("align*.yaml")))
+def test_no_align_recipe_ends_over_a_pair_that_is_the_same_after_the_cut(name, tmp_path, monkeypatch, capsys):
+    """An answer that was cut is continued up to twice its length: what training cuts may then be all that differs."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("examples.align.recipe.shutil.which", lambda name: name)
+    asked = recipe.read(FOLDER / name)
+    for _, said in asked.sets.values():
+        longest = 2 * int(said.get("target_max_tokens", 512))
+        check._say_what_is_cut(asked, longest)
+    assert "the same up to there" not in capsys.readouterr().err
+    bare = replace(asked, train={**asked.train, "skip_bad_rows": "false", "max_response_tokens": "20"})
+    check._say_what_is_cut(bare, longest)
+    assert f"may have {longest:,} tokens, of which training keeps 20 at most" in capsys.readouterr().err
 
 
 def test_an_8b_fits_two_cards_of_80_gb(capsys):
