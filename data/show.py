@@ -52,15 +52,15 @@ class ShowConfig(RowSettings):
     row: int = 1
     """Which row to show, counted from 1."""
     fields: str | None = None
-    """Further numeric columns to show, separated by commas, of those that an objective reads, such as
-    margin,confidence. Unset: none."""
+    """Numeric columns to show too, separated by commas, such as margin,confidence: those that your objective names in
+    fields=(...). Unset: none."""
     config: PathText | None = None
     """YAML file with settings under the names of the flags. Flags on the command line win over it."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
         if self.row < 1:
-            raise InputError(f"--row: {self.row} is not above 0")
+            raise InputError(f"--row: {self.row} has to be above 0")
 
     @property
     def reading(self) -> Reading:

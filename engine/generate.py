@@ -104,11 +104,10 @@ class GenerateConfig(Sampling, ReadingSettings, TemplateSettings, AdapterSetting
     def __post_init__(self) -> None:
         for part in (Sampling, ReadingSettings, TemplateSettings):
             part.__post_init__(self)
-        if self.endpoint and (self.stop_ids or self.dtype or self.beyond_context):
-            raise InputError(
-                "--stop-ids, --dtype and --beyond-context apply to a local checkpoint, not to --endpoint; leave them "
-                "out"
-            )
+        for name in ("stop_ids", "dtype", "beyond_context"):
+            if self.endpoint and getattr(self, name):
+                flag = f"--{name.replace('_', '-')}"
+                raise InputError(f"{flag}: applies to a local checkpoint, not to --endpoint; leave it out")
         for name in ("adapter", "base_dtype"):
             if self.endpoint and getattr(self, name) is not None:
                 raise InputError(
@@ -303,7 +302,7 @@ def draw(
                 if is_out_of_memory(fault):
                     raise RunError(
                         f"out of memory with {sampling.batch_size} answers at a time; lower the batch size, or the "
-                        "maximum tokens of an answer: finished answers are kept, and the same command goes on"
+                        "maximum tokens of an answer: finished answers are kept, and the same command resumes"
                     ) from None
                 raise
         yield partial
@@ -432,7 +431,7 @@ def _server_backend() -> Callable[..., Iterator[tuple[str | None, str]]]:
     mend = "run ./launch.sh setup, or pip install -e . in the repository's folder"
     if not found:
         raise InputError(
-            f"--endpoint: the client for servers is found through the installed package, which is missing; {mend}"
+            f"--endpoint: this project is not installed in this environment, so its HTTP client cannot be found; {mend}"
         )
     try:
         return found[0].load()

@@ -318,7 +318,7 @@ class TrainingInputs:
             weights.check_has_weights(self.folder, "the base of an adapter is read from it")
         stands = self.other is None and not reference.moves  # or else a state has it, or another folder
         if not n_done:
-            why = "the run has no state to go on from"
+            why = "the run has no state to resume from"
         elif stands and self.heldout:
             why = "held-out rows are measured against it"
         elif stands and reference.is_used and not reference.is_final:

@@ -91,7 +91,7 @@ class MergeConfig(RowSettings):
             raise InputError(f"--dtype: {self.dtype!r} is not one of {', '.join(DTYPES)}")
         weights.check_asked(self.dtype, self.rounding, self.seed)
         if self.micro_tokens < 1:
-            raise InputError(f"--micro-tokens: {self.micro_tokens} is not above 0")
+            raise InputError(f"--micro-tokens: {self.micro_tokens} has to be above 0")
         of_rows = [*fields(RowSettings), *(f for f in fields(self) if f.name in ("skip_bad_rows", "micro_tokens"))]
         if self.data is None and (given := [f.name for f in of_rows if getattr(self, f.name) != f.default]):
             raise InputError(

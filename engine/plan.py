@@ -43,7 +43,7 @@ from engine.planning import (
 from engine.run import Adapting, open_chat
 from engine.step import Objective, modes
 from system import InputError, cli, versions
-from system.flags import PathText
+from system.flags import PathText, check_not_negative
 
 EXAMPLE = "python -m engine.plan --shape llama3-8b --gpus 1 --gpu-memory 80"
 
@@ -128,9 +128,9 @@ class PlanConfig(RowSettings):
                 self._check_alone(flag)
                 return
         if self.bandwidth is not None and not self.bandwidth > 0:
-            raise InputError(f"--bandwidth: {self.bandwidth:g} is not above 0")
+            raise InputError(f"--bandwidth: {self.bandwidth:g} has to be above 0")
         if not self.tflops > 0:
-            raise InputError(f"--tflops: {self.tflops:g} is not above 0")
+            raise InputError(f"--tflops: {self.tflops:g} has to be above 0")
         if (self.model is None) == (self.shape is None):
             raise InputError("--model and --shape: give one of the two")
         if self.data and not self.model:
@@ -142,8 +142,9 @@ class PlanConfig(RowSettings):
             raise InputError(f"{flag}: needs --data, whose rows it reads; add it, or leave this flag out")
         if self.save_dtype == "source" and not self.model:
             raise InputError("--save-dtype source: a named shape has no stored weights; give --model instead")
-        if self.gpus < 0 or not self.gpu_memory > 0:
-            raise InputError("--gpus and --gpu-memory cannot be negative")
+        check_not_negative(self, "gpus")
+        if not self.gpu_memory > 0:
+            raise InputError(f"--gpu-memory: {self.gpu_memory:g} has to be above 0; it is in GB of 10^9 bytes")
 
     @property
     def in_node(self) -> float:

@@ -19,7 +19,7 @@ from data.rows import Example, RowSettings, open_model, read_examples
 from eval import judge_compare, scores
 from eval.judge_compare import JudgeSettings
 from system import InputError, cli, files
-from system.flags import PathText
+from system.flags import PathText, check_not_negative
 
 EXAMPLE = "python -m eval advise --model path/to/llama --data pairs.jsonl"
 Z = 1.959964  # of a 95 % interval
@@ -43,7 +43,8 @@ class AdviseConfig(JudgeSettings, RowSettings):
     model: PathText
     """Checkpoint folder or hub id of the model before training. Its log-probs of the pairs are reported too."""
     data: PathText
-    """Pairs, as engine.train takes them; with scores, unless a judge is named."""
+    """Pairs in any form that engine.train reads. They need chosen_score and own_score (rejected_score with --own-score
+    rejected) unless --judge-endpoint is given."""
     own_score: Literal["row", "rejected"] = "row"
     """Column with the score of the target model's own answer. row: "own_score". rejected: "rejected_score", for pairs
     whose rejected response is that answer, such as CLAIR's."""
@@ -65,8 +66,9 @@ class AdviseConfig(JudgeSettings, RowSettings):
     def __post_init__(self) -> None:
         for part in (RowSettings, JudgeSettings):
             part.__post_init__(self)
-        if self.n < FEWEST or self.seed < 0:
-            raise InputError(f"--n has to be {FEWEST} or more, since fewer pairs say too little, and --seed 0 or above")
+        if self.n < FEWEST:
+            raise InputError(f"--n: {self.n} has to be at least {FEWEST}, since fewer pairs say too little")
+        check_not_negative(self, "seed")
 
 
 class Interval(NamedTuple):
@@ -161,9 +163,9 @@ def main(argv: Sequence[str]) -> None:
     usable = [e for e in examples if len(e.responses) == 2 and e.ratings.scores and e.ratings.own is not None]
     if not usable:
         raise InputError(
-            f'{config.data}: no pair has a "chosen_score" and an "own_score"; score the winner and an answer of the '
-            "model's own with one scorer, give --own-score rejected if the scored loser is that answer, or name "
-            "a judge by --judge-endpoint"
+            f'{config.data}: no pair has both "chosen_score" and "own_score"; add them (python -m revise score), give '
+            "--own-score rejected if the rejected response is the model's own answer and scored, or use "
+            "--judge-endpoint"
         )
     found, pairs = advise(usable, n=config.n, seed=config.seed)
     found |= {"rows": len(examples), "without_scores": len(examples) - len(usable)}

@@ -26,6 +26,10 @@ GAMED_WEIGHT = 0.2 / 2  # two gamed baselines share the regularisation
 STRENGTHS = np.logspace(-4, 4, 10)
 N_FOLDS = 5
 TINY = 1e-15
+NO_PREFERENCE = (
+    "no output has a preference, so there is no win rate; use a judge that gives log-probs of m and M for its first "
+    "token"
+)
 FEW = 0.05  # of rows on one side of the reference's length: beyond, length control extrapolates
 
 
@@ -83,7 +87,7 @@ def win_rate(preferences: Sequence[float | None]) -> dict[str, float]:
     y = _wins(given)
     y = y[~np.isnan(y)]
     if not len(y):
-        raise InputError("there is no preference, so there is no win rate")
+        raise InputError(NO_PREFERENCE)
     rounded = _wins(np.round(np.where(given == 1.5, 0.0, given)))
     rounded = rounded[~np.isnan(rounded)]
     return {
@@ -140,7 +144,7 @@ def length_controlled(
             f"{n} preferences, {len(lengths)} and {len(reference_lengths)} lengths: there has to be one each"
         )
     if all(p is None for p in preferences):
-        raise InputError("there is no preference, so there is no win rate")
+        raise InputError(NO_PREFERENCE)
     difficulty = _difficulties(gamed_rows, n)
     delta = np.asarray(reference_lengths, dtype=float) - np.asarray(lengths, dtype=float)
     spread = delta.std(ddof=1)

@@ -158,7 +158,12 @@ def read_data(config: AlpacaEvalConfig) -> Data:
         raise InputError(
             f"{root / OUTPUTS}: not a list of rows with instruction and output; give the file as it is published"
         ) from None
-    template = _bytes(_template_path(root), "template", config)
+    path = _template_path(root)
+    template = _bytes(path, "template", config)
+    try:
+        alpacaeval.messages("", "", "", template.decode("utf-8"))
+    except InputError as fault:
+        raise InputError(f"{path}: {fault}") from None
     gamed = _read_gamed(Path(config.gamed), config) if config.gamed else None
     if gamed is None:
         cli.notify("no --gamed: win rates are not length-controlled")

@@ -46,7 +46,8 @@ class JudgedConfig(ClientConfig, TemplateSettings):
     model."""
     endpoint: tuple[str, ...] = ()
     """Base URL of an OpenAI-compatible server that answers as the evaluated model, instead of a checkpoint on this
-    machine; needs --model. Several URLs share the requests. Unset: the checkpoint answers here."""
+    machine; needs --model. Several URLs share the requests. The chat-template flags are for a checkpoint only. Unset:
+    the checkpoint answers here."""
     model: str = ""
     """Name of the evaluated model at --endpoint."""
     store: PathText

@@ -63,8 +63,9 @@ class MixEvalConfig(JudgedConfig):
     """How to sample answers, of at most 512 tokens each. stable: greedy. paper: temperature 0.6 and top-p 0.9, which
     MixEval uses for Llama-3."""
     judge_temperature: float | None = None
-    """Sampling temperature of the judge. Unset: none is sent, as in MixEval. With 0, a judge that is asked again (see
-    --rounds) is asked at temperature 1, because it would repeat the answer that could not be read."""
+    """Sampling temperature of the judge. Unset: requests name no temperature, as in MixEval, so the server's default
+    applies. With 0, a judge that is asked again (see --rounds) is asked at temperature 1, because it would repeat the
+    answer that could not be read."""
     rounds: int = 10
     """Maximum number of times that the judge is asked about an answer until it gives a score. MixEval uses 10."""
     fallback: Literal["random", "zero"] = "random"
@@ -86,7 +87,7 @@ class MixEvalConfig(JudgedConfig):
         if self.rounds < 1:
             raise InputError("--rounds has to be at least 1")
         if self.judge_temperature is not None and not 0 <= self.judge_temperature <= 2:
-            raise InputError(f"--judge-temperature: {self.judge_temperature} is not between 0 and 2")
+            raise InputError(f"--judge-temperature: {self.judge_temperature} has to be between 0 and 2")
         if self.watch and self.checkpoint:
             raise InputError("--watch scores every checkpoint as it appears: leave --checkpoint out")
         if (self.watch or self.prune) and (self.endpoint or self.out):

@@ -25,7 +25,7 @@ from eval.checkpoints import Checkpoint
 from eval.runs import RUNAWAY
 from eval.scores import BASE, Line
 from system import InputError, cli, files, run_folder
-from system.flags import PathText
+from system.flags import PathText, check_above_zero, check_not_negative
 
 if TYPE_CHECKING:  # what brings torch is imported where it is used: flags are answered at once
     from torch import Tensor
@@ -74,10 +74,10 @@ class TrajectoriesConfig:
     def __post_init__(self) -> None:
         if not Path(self.run).is_dir():
             raise InputError(f"{self.run}: no such folder; give the folder of a run")
-        if min(self.n, self.max_new_tokens) < 1 or self.answers < 0 or self.seed < 0:
-            raise InputError("--n and --max-new-tokens have to be above 0, --answers and --seed 0 or above")
+        check_above_zero(self, "n", "max_new_tokens")
+        check_not_negative(self, "answers", "seed")
         if self.beta is not None and not 0 < self.beta < math.inf:
-            raise InputError(f"--beta: {self.beta} is not above 0")
+            raise InputError(f"--beta: {self.beta} has to be above 0")
 
     @property
     def folder(self) -> Path:

@@ -43,8 +43,8 @@ can also be set in a YAML file, `--config my.yaml`, under its name with `_` for 
 `{None}|X` is an optional value; `[X ...]` takes several values, separated by blanks. Without arguments most commands
 print a complete example. The demos, `examples.miniature.paper`, `examples.miniature.tune`, `examples.real.checkpoint`,
 `examples.real.lora_search` and both studies start at once. Exit codes: 2 for bad input (with one sentence), 1 if a run
-cannot continue, 3 if `--minutes` ran out before all runs were done, 130 after Ctrl-C, 143 after SIGTERM; finished work
-is saved.
+cannot continue, 3 if `--minutes` ran out before all runs were done, 129 if the terminal was closed, 130 after Ctrl-C,
+143 after SIGTERM; finished work is saved.
 
 """
 

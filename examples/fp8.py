@@ -54,7 +54,7 @@ class Fp8Config:
     demo: PathText = "runs/demo"
     """Folder of a finished ./launch.sh demo, whose model and pairs are used for a training run of 200 steps."""
     rounding: PathText = "runs/real/rounding"
-    """Folder for the trained checkpoints. Those of examples.real.rounding that it holds are used."""
+    """Folder for the trained checkpoints. Checkpoints that examples.real.rounding left there are reused."""
     out: PathText = "runs/fp8"
     """Folder for the training runs of 200 steps. Existing results in it are reused."""
     model: PathText | None = None

@@ -120,7 +120,7 @@ def in_words(found: Estimate, of_interest: float = OF_INTEREST) -> str:
         return "Both intervals are above 0, and the difference is of interest"
     if ends(found)[1] < of_interest:
         return f"There is a difference, smaller than the {of_interest:g} points that are of interest"
-    return f"There is a difference; whether it is of interest, {of_interest:g} points, is undecided"
+    return f"There is a difference, but the runs do not show whether it reaches {of_interest:g} points"
 
 
 class Crossing(NamedTuple):

@@ -200,7 +200,8 @@ def worth(record: Path) -> str:
         f"**What they are worth** (`python -m examples.miniature.revisions`): {found['epochs']} epochs on the "
         f"miniature's pairs, {len(seeds)} draws of prompts, answers and pairs; each objective at the learning rate "
         "that was best for it at that length, chosen on other prompts. Points over the base model: mean over "
-        "checkpoints, then mean and deviation over draws. The difference is taken draw by draw.",
+        "checkpoints, then mean and deviation over draws. The difference is taken draw by draw. The points differ from "
+        "those of [the paper in miniature](paper.md), whose seeds have fewer pairs and a base model each.",
         "",
         "| pairs | objective | rate | points | plain | rate | points | difference | ahead in |",
         "|---|---|---|---|---|---|---|---|---|",

@@ -28,6 +28,7 @@ from examples.children import Children, only_in
 from examples.slots import Slots
 from system import InputError, RunError, cli, digests, files
 from system.errors import Stopped
+from system.flags import check_above_zero
 
 MOST_FAULTS = 5
 """Runs that fail in a start before it ends."""
@@ -51,9 +52,8 @@ class StretchSettings:
 
     def __post_init__(self) -> None:
         if self.minutes is not None and not self.minutes > 0:
-            raise InputError(f"--minutes: {self.minutes:g} is not above 0")
-        if self.at_once is not None and self.at_once < 1:
-            raise InputError("--at-once has to be above 0")
+            raise InputError(f"--minutes: {self.minutes:g} has to be above 0")
+        check_above_zero(self, "at_once")
 
 
 class Job(NamedTuple):

@@ -69,7 +69,7 @@ def apo_zero_unpaired(
     """APO-zero on single labelled responses: raise the desirable ones, lower the undesirable ones.
 
     loss = weight_D s(-r) where desirable, weight_U s(r) where not: appendix C of arXiv 2408.06266 (KTO with its KL
-    fixed to 0). Starts at 1/2; on unpaired pairs its mean is half of apo_zero's.
+    fixed to 0). Starts at 1/2; on pairs split into single responses its mean is half of apo_zero's.
     Use it for thumbs up and down, or for pairs split into single responses. It beat kto on two of the paper's four
     sets, and trains faster.
     responses: logps, ref_logps [n], float32 or float64, nats. labels: bool [n], True = desirable. beta > 0, per nat.
@@ -134,9 +134,9 @@ def kto_pair(
     z_w = max(0, mean x_w), z_l = max(0, mean x_l) over the step; loss = (s(-beta (x_w - z_l)) + s(-beta (z_w - x_l)))
     / 2: TRL's kto_pair (0.7.5 to 0.9.4), eq. 9 of arXiv 2408.06266. detach=False lets gradient flow through the
     anchors, as those releases did; arXiv 2402.01306 says that they get none. Starts at 1/2.
-    anchor_size: the means are over so many pairs in the step's order, and over what is left at its end: what one device
-    held there. Those releases are detach=False with anchor_size their per-device batch; gradients then flow through
-    anchors of few pairs, which moves a winner more than the whole step's anchor does.
+    anchor_size: each mean is taken over this many consecutive pairs of the step (the last group may be smaller), like
+    one device's batch in TRL 0.7.5 to 0.9.4. Use detach=False with it for those releases; small groups move winners
+    more.
     Use it for KTO on pairs without mismatched sequences, which is what the paper's tables report.
     chosen, rejected: logps, ref_logps [n] of the whole step over all ranks, float32 or float64, nats. beta > 0, per
     nat. kl_chosen, kl_rejected: fixed z_w, z_l in nats.

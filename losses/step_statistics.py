@@ -39,7 +39,7 @@ def bco_pair(
     """
     r_w, r_l = beta * chosen.logratios, beta * rejected.logratios
     if not shift and delta is not None:
-        raise LossError("bco_pair: without a shift there is no delta; give one of the two")
+        raise LossError("bco_pair: delta needs shift=True; leave delta out, or set shift")
     d, after = _shift(torch.cat([r_w, r_l]).detach(), delta if shift else 0.0, state)
     losses = softplus(d - r_w) + softplus(r_l - d)
     return Result(losses, r_w.detach(), r_l.detach(), {"delta": r_w.new_tensor(d)}, after)

@@ -34,8 +34,8 @@ from revise.client import (
     open_store,
 )
 from revise.loopback import Reply, serve
-from system import InputError, cli
-from system.flags import PathText
+from system import cli
+from system.flags import PathText, check_above_zero, check_not_negative
 
 EXAMPLE = "python -m revise.bench --in-flight 256 --seconds 1"
 
@@ -58,8 +58,8 @@ class BenchConfig:
     """YAML file with settings under the names of the flags. Flags on the command line win over it."""
 
     def __post_init__(self) -> None:
-        if self.in_flight < 1 or self.seconds < 0 or self.requests < 0 or self.characters < 1:
-            raise InputError("--in-flight and --characters have to be above 0, --seconds and --requests 0 or above")
+        check_above_zero(self, "in_flight", "characters")
+        check_not_negative(self, "seconds", "requests")
 
 
 def main(argv: Sequence[str]) -> None:

@@ -48,15 +48,15 @@ class PromptsConfig(ReadingSettings):
     openbmb/UltraFeedback --only-prompts ContextualAI/ultrafeedback_clair_32k:train takes UltraFeedback's rated answers
     to the prompts of the released CLAIR pairs."""
     seed: int = 0
-    """Random seed for --sample, for answers that are sampled on this machine, and for what else a command draws
-    (judge-on-policy: the order in which two answers are shown). It is not sent to servers."""
+    """Random seed for the prompts that --sample draws, for answers sampled on this machine, and in judge-on-policy for
+    the order of the two answers. It is not sent to servers."""
     skip_bad_rows: bool = False
     """Skip rows that cannot be used, and report how many there are. By default such rows are an error."""
 
     def __post_init__(self) -> None:
         ReadingSettings.__post_init__(self)
         if self.seed < 0:
-            raise InputError(f"--seed: {self.seed} is below 0")
+            raise InputError(f"--seed: {self.seed} has to be at least 0")
 
 
 class Item(NamedTuple):

@@ -45,7 +45,7 @@ from revise.pairs import Made, Pair, Rejected
 from revise.prompts import Item, Prompts, PromptsConfig, Side
 from revise.target import Drawn, Target, TargetConfig
 from system import InputError, RunError, Stopped, check_new_file, cli
-from system.flags import PathText
+from system.flags import PathText, check_above_zero
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -54,9 +54,9 @@ class RecipeConfig(TargetConfig, ClientConfig, PromptsConfig):
 
     endpoint: tuple[str, ...] = ()
     """Base URL of the OpenAI-compatible server of --model, such as http://localhost:8000/v1. Several URLs share the
-    requests. Required, unless --batch-write or --batch-read is given."""
+    requests. Needed unless --batch-write or --batch-read is given."""
     model: str = ""
-    """Name of the model at --endpoint. Required."""
+    """Name of the model at --endpoint. It has to be given, also with --batch-write and --batch-read."""
     response_from: Side | None = None
     """Read --prompts as a file of pairs and use this side of each pair as the target model's answer, instead of
     sampling one. For example, rejected with ContextualAI/ultrafeedback_clair_32k:train reuses the answers that CLAIR
@@ -69,8 +69,8 @@ class RecipeConfig(TargetConfig, ClientConfig, PromptsConfig):
     temperature: float = 0.7
     """Sampling temperature of --model. The APO and CLAIR paper uses 0.7."""
     top_p: float = 1.0
-    """Nucleus sampling (top-p) for --model: sample among the most likely tokens that together have this probability. 1:
-    among all."""
+    """Nucleus sampling (top-p) for --model: sample among the most likely tokens that together have this probability. 1
+    turns it off."""
     max_tokens: int = 4096
     """Maximum number of tokens of an answer of --model. The APO and CLAIR paper uses 4096."""
     empty_system: bool = True
@@ -89,8 +89,11 @@ class RecipeConfig(TargetConfig, ClientConfig, PromptsConfig):
     def __post_init__(self) -> None:
         for part in (PromptsConfig, ClientConfig, TargetConfig):
             part.__post_init__(self)
-        if not 0 <= self.temperature <= 2 or not 0 < self.top_p <= 1 or self.max_tokens < 1:
-            raise InputError("--temperature has to be 0 to 2, --top-p above 0 and at most 1, --max-tokens above 0")
+        if not 0 <= self.temperature <= 2:
+            raise InputError(f"--temperature: {self.temperature} has to be between 0 and 2")
+        if not 0 < self.top_p <= 1:
+            raise InputError(f"--top-p: {self.top_p} has to be above 0 and at most 1")
+        check_above_zero(self, "max_tokens")
         if self.batch_write and self.batch_read:
             raise InputError(
                 "--batch-write and --batch-read: give one; read once the answers to what was written are there"

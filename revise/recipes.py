@@ -57,8 +57,8 @@ class ClairConfig(RecipeConfig):
     own, not the paper's."""
     strength: Literal["light", "standard", "strong"] = "standard"
     """How much a revision may change: the one thing that matters most (light), all that is wrong or unclear (standard),
-    or whatever can be better (strong). Anything but standard needs a template with <DEGREE>, which paper does not
-    have."""
+    or whatever can be better (strong). light and strong need a template that contains <DEGREE>; the template paper
+    does not."""
     keep_length: bool = False
     """Ask for revisions that are about as long as the answers."""
     min_length_ratio: float = clair.MIN_LENGTH_RATIO
@@ -140,7 +140,7 @@ class JudgeConfig(RecipeConfig):
         if self.response_from is not None:
             raise InputError(f"--response-from: {ONE_ANSWER}")
         if not 0 <= self.both_orders <= 1:
-            raise InputError(f"--both-orders: {self.both_orders} is not between 0 and 1")
+            raise InputError(f"--both-orders: {self.both_orders} has to be between 0 and 1")
 
 
 class Positions:

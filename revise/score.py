@@ -41,7 +41,7 @@ from revise.recipe_runner import check_asked
 from revise.target import Target, TargetConfig
 from revise.templates import Template, read_template, task_of
 from system import InputError, RunError, cli, files, list_faults
-from system.flags import PathText
+from system.flags import PathText, check_above_zero
 
 EXAMPLE = (
     "python -m revise score --pairs pairs.jsonl --out scored.jsonl --store answers.sqlite"
@@ -61,9 +61,9 @@ class ScoreConfig(TargetConfig, ClientConfig, ReadingSettings):
     """File for the same rows with chosen_score, rejected_score and own_score."""
     endpoint: tuple[str, ...] = ()
     """Base URL of the judge's OpenAI-compatible server, or of the reward model's with --reward, such as
-    http://localhost:8000/v1. Several URLs share the requests. Required."""
+    http://localhost:8000/v1. Several URLs share the requests. It has to be given."""
     model: str = ""
-    """Name of the model at --endpoint. Required."""
+    """Name of the model at --endpoint. It has to be given."""
     target_model: PathText | None = None
     """Checkpoint folder or hub id of the model to align, to sample an answer for own_score. Pairs made by revise clair,
     judge-on-policy or stronger-preferred need none, since they contain the model's own answer. Unset: other pairs get
@@ -100,9 +100,11 @@ class ScoreConfig(TargetConfig, ClientConfig, ReadingSettings):
             raise InputError(
                 "--api and --stream are for a judge; a reward model's /pooling has neither: leave them out"
             )
-        if self.n_grades < 1 or (self.reward and self.n_grades > 1):
+        check_above_zero(self, "n_grades")
+        if self.reward and self.n_grades > 1:
             raise InputError(
-                "--n-grades has to be 1 or more, and 1 with --reward: a reward model always gives the same number"
+                f"--n-grades: {self.n_grades} has to be 1 with --reward, since a reward model always gives the same "
+                "number"
             )
 
 

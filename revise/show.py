@@ -47,8 +47,8 @@ class ShowConfig(ReadingSettings):
     """Show pairs, and what differs between winner and loser, in the terminal or as a page."""
 
     file: tyro.conf.Positional[PathText]
-    """Pairs, as a recipe writes them or as engine.train takes them, or a recipe's file of rejected rows. A page shows
-    the rejected rows in the file beside the pairs too."""
+    """Pairs in any form that engine.train reads, or a .rejected.jsonl file of revise. With --html, the page also shows
+    the rejected rows from the file beside the pairs."""
     html: PathText | None = None
     """HTML file to write, instead of printing to the terminal."""
     row: int = 1

@@ -45,7 +45,7 @@ from revise.client import (
 from revise.handing_on import handed_on
 from revise.prompts import Item
 from system import InputError
-from system.flags import PathText
+from system.flags import PathText, check_above_zero, check_not_negative
 
 if TYPE_CHECKING:  # it brings torch, which takes seconds and which answers over HTTP do without
     from engine.generate import Answer, Answerer
@@ -64,7 +64,8 @@ class TargetConfig(TemplateSettings):
     """Checkpoint folder or hub id of the model to align; its answers are sampled on this machine. Rows with a
     "response" (for judge-on-policy a list, "responses") bring the answers themselves and need no model."""
     target_endpoint: tuple[str, ...] = ()
-    """Base URL of an OpenAI-compatible server of the model to align, instead of --target-model."""
+    """Base URL of an OpenAI-compatible server of the model to align, instead of --target-model. The chat-template flags
+    are for --target-model only."""
     target_name: str = ""
     """Name of the model at --target-endpoint."""
     target_key_env: str | None = None
@@ -87,7 +88,7 @@ class TargetConfig(TemplateSettings):
     cut_answers: Literal["again", "aside", "keep"] = "again"
     """What to do with the target model's answers that reach --target-max-tokens. again: sample once more with twice the
     limit, and leave the row out if that is truncated too. aside: leave the row out. keep: use them, but only as
-    rejected responses; the model may then learn nothing but to tell truncated answers from whole ones."""
+    rejected responses; the model may then learn only to tell truncated answers from complete ones."""
     target_price_in: float = 0.0
     """Price of a million tokens sent to --target-endpoint, in dollars. With 0 for both prices, these requests count as
     free, and --max-cost does not limit them."""
@@ -111,19 +112,14 @@ class TargetConfig(TemplateSettings):
                 raise InputError(
                     f"--{name.replace('_', '-')}: is for --target-endpoint, which is not given; leave it out"
                 )
-        if self.target_price_in < 0 or self.target_price_out < 0:
-            raise InputError("--target-price-in and --target-price-out have to be 0 or above")
+        check_not_negative(self, "target_price_in", "target_price_out")
         if self.target_endpoint and not self.target_name:
             raise InputError("--target-endpoint needs the model's name there: --target-name")
-        if (
-            not 0 <= self.target_temperature < float("inf")
-            or not 0 < self.target_top_p <= 1
-            or self.target_max_tokens < 1
-        ):
-            raise InputError(
-                "--target-temperature has to be 0 or above, --target-top-p above 0 and at most 1, --target-max-tokens "
-                "above 0"
-            )
+        if not 0 <= self.target_temperature < float("inf"):
+            raise InputError(f"--target-temperature: {self.target_temperature} has to be at least 0")
+        if not 0 < self.target_top_p <= 1:
+            raise InputError(f"--target-top-p: {self.target_top_p} has to be above 0 and at most 1")
+        check_above_zero(self, "target_max_tokens")
 
 
 class Drawn(NamedTuple):

@@ -52,7 +52,8 @@ def parse_template(text: str, location: str, needed: Sequence[str], optional: Se
 def read_template(path: str | None, name: str, needed: Sequence[str], optional: Sequence[str] = ()) -> Template:
     """The template in a user's file, the paper's, or where neither is named our own of this name. Raises InputError."""
     if path == PAPER and name not in OF_PAPER:
-        raise InputError(f"--template: the paper has no wording for this; give a file ({PAPER} is one as ./{PAPER})")
+        mend = f"give a file (./{PAPER} for a file of that name)"
+        raise InputError(f"--template {PAPER}: the paper has no prompt for this command; {mend}")
     file = FOLDER / (f"{name}.txt" if path is None else f"{PAPER}-{name}.txt") if path in (None, PAPER) else Path(path)
     try:
         text = file.read_text(encoding="utf-8-sig")

@@ -174,7 +174,8 @@ def _cause(fault: BaseException | None) -> InputError | None:
 
 def join_help(config: type) -> None:
     """Joins the lines of fields' docstrings: tyro would break a sentence where its source does. A default that is None,
-    or an empty text or list, is shown as unset, which is what the sentences call it.
+    or an empty text or list, is shown as unset, which is what the sentences call it. A value that is given by its place
+    is called by its field's name, as in messages.
     """
     for kind in (config, *(f.type for f in dataclasses.fields(config) if dataclasses.is_dataclass(f.type))):
         for base in kind.__mro__:  # pyright: ignore[reportAttributeAccessIssue]
@@ -182,9 +183,10 @@ def join_help(config: type) -> None:
                 continue
             for said in docstring_parser.parse_from_object(base).params:
                 if said.arg_name in base.__annotations__:
-                    hint = _hint(base.__dataclass_fields__[said.arg_name])
-                    marker = tyro.conf.arg(help=" ".join((said.description or "").split()), help_behavior_hint=hint)
-                    base.__annotations__[said.arg_name] = Annotated[base.__annotations__[said.arg_name], marker]
+                    field, typed_as = base.__dataclass_fields__[said.arg_name], base.__annotations__[said.arg_name]
+                    text = " ".join((said.description or "").split())
+                    marker = tyro.conf.arg(help=text, help_behavior_hint=_hint(field), metavar=_place(field, typed_as))
+                    base.__annotations__[said.arg_name] = Annotated[typed_as, marker]
             base._help_is_joined = True  # pyright: ignore[reportAttributeAccessIssue]
 
 
@@ -193,6 +195,18 @@ def _hint(field: dataclasses.Field[Any]) -> str | None:
     if field.default is dataclasses.MISSING:
         return "(required)" if field.default_factory is dataclasses.MISSING else None
     return "(default: unset)" if field.default in (None, "", ()) else None
+
+
+def _place(field: dataclasses.Field[Any], kind: Any) -> str | None:
+    """What usage and help call a value that is given by its place: FILE, or FILE [FILE ...] where there may be several.
+    None for a flag.
+    """
+    if get_origin(kind) is not Annotated or tyro.conf.Positional not in kind.__metadata__:
+        return None
+    name = field.name.upper()
+    if get_origin(kind.__origin__) is tuple:
+        name = f"{name.removesuffix('S')} [{name.removesuffix('S')} ...]"
+    return name if field.default is field.default_factory is dataclasses.MISSING else f"[{name}]"
 
 
 def run(main: Callable[[Sequence[str]], None], *, is_distributed: bool = False) -> None:

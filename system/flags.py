@@ -143,6 +143,22 @@ def flag_of(config: type, name: str) -> str:
     return next(typed_name(_name_of(f)) for f in dataclasses.fields(config) if f.name == name)
 
 
+def check_above_zero(config: Any, *names: str) -> None:
+    """Raises InputError, which names the flag, where a named field is below 1."""
+    for name in names:
+        value = getattr(config, name)
+        if value is not None and value < 1:
+            raise InputError(f"--{flag_of(type(config), name)}: {value} has to be above 0")
+
+
+def check_not_negative(config: Any, *names: str) -> None:
+    """Raises InputError, which names the flag, where a named field is below 0."""
+    for name in names:
+        value = getattr(config, name)
+        if value is not None and value < 0:
+            raise InputError(f"--{flag_of(type(config), name)}: {value} has to be at least 0")
+
+
 def typed_name(name: str) -> str:
     """A flag's name as it is typed, without its dashes."""
     return name.replace("_", "-")

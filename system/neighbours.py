@@ -20,7 +20,7 @@ def stranger() -> str | None:
             continue
         if spec.origin is None:  # a plain folder, where the installation looks for ours last
             (folder, *_) = spec.submodule_search_locations or [name]
-            return f"{folder}: hides the package {name} of {ROOT}; run ./launch.sh setup anew, or pip install -e ."
+            return f"{folder}: hides the package {name} of {ROOT}; run ./launch.sh setup again, or pip install -e ."
         folder = Path(spec.origin).resolve().parent
         if folder.parent != ROOT:
             return f"{folder}: hides the package {name} of {ROOT}; rename it, or start in another directory"

@@ -75,7 +75,7 @@ def end_of(run: Path) -> dict[str, Any] | None:
     except FileNotFoundError:
         return None
     except (OSError, ValueError, TypeError):
-        raise InputError(f"{path}: damaged; remove it, and go on with --resume") from None
+        raise InputError(f"{path}: damaged; remove it, and resume with --resume") from None
 
 
 def best_of(run: Path) -> Path | None:

@@ -164,7 +164,7 @@ def test_a_terminal_that_is_closed_saves_a_state(running, tmp_path):
     one = running()
     os.kill(one.pid, signal.SIGHUP)
     _, said = one.communicate(timeout=120)
-    assert one.returncode == 129 and "its state is saved: go on with --resume" in said, said
+    assert one.returncode == 129 and "its state is saved: resume with --resume" in said, said
     assert list((tmp_path / "run/state").glob("step-*")) and not wait_for_end(tmp_path / "run")
 
 

@@ -39,7 +39,7 @@ class RowSettings(ReadingSettings, TemplateSettings):
     max_tokens: int | None = None
     """Maximum number of tokens of prompt and response together (TRL's max_length). Without --max-prompt-tokens it works
     as in TRL 1.16: responses are truncated, and rows whose prompt leaves no room for a response are dropped and
-    counted. 0: no limit but those given by --max-prompt-tokens and --max-response-tokens. Unset: only these two limits
+    counted. 0: only the limits that --max-prompt-tokens and --max-response-tokens name. Unset: only these two limits
     apply, of 512 tokens each by default."""
     keep_prompt: Literal["end", "start"] = "end"
     """Part of an over-long prompt that is kept: its end or its start (TRL's truncation_mode). BOS and the template's
@@ -215,9 +215,12 @@ def read_examples(
     if rows.n_skipped and not skip_bad_rows:
         mend = "fix them, or leave them out: --skip-bad-rows"
         raise list_faults(rows.skipped, rows.n_read, mend=mend, n_faults=rows.n_skipped)
+    if not rows.n_read:
+        raise InputError(f"{rows.name}: holds no rows; give another file")
     if not rows.examples:
         why = "".join(f"\n  {fault}" for fault in rows.skipped)
-        raise InputError(f"{rows.name}: none of {rows.n_read} rows can be used; give at least one{why}")
+        mend = "correct them, or give another file"
+        raise InputError(f"{rows.name}: none of the {rows.n_read} rows can be used; {mend}{':' if why else ''}{why}")
     return rows
 
 

@@ -124,7 +124,7 @@ def _check_names(reading: Reading) -> None:
     for name in reading.fields:
         if name in FIELDS and name not in tables.NUMBERS:
             raise InputError(
-                f"{name!r} is asked for as a number of each row, but is not a number; ask for another field"
+                f"{name!r} does not hold numbers; name another column in --fields, or in fields=(...) of the objective"
             )
     known = (*FIELDS, *reading.fields)
     for ours, _ in reading.columns:

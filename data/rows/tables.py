@@ -193,7 +193,10 @@ def _rows_at_once(file: Any, path: Path) -> int:
     for i in range(file.num_row_groups):
         group = file.metadata.row_group(i)
         if group.total_byte_size > MAX_GROUP_BYTES:
-            raise InputError(f"{path}: a row group of {group.total_byte_size >> 20} MB; write it with smaller ones")
+            raise InputError(
+                f"{path}: one row group has {group.total_byte_size >> 20} MB, above the limit of "
+                f"{MAX_GROUP_BYTES >> 20} MB; write the file with smaller row groups (row_group_size)"
+            )
         columns = [group.column(j).total_uncompressed_size for j in range(group.num_columns)]
         largest = max(largest, *columns)
     return max(1, min(MOST_ROWS, HELD_BYTES // largest))

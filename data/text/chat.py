@@ -32,7 +32,7 @@ from data.text.frames import Frames
 from data.text.marking import Part, Rendering, Speaker
 from data.text.messages import NO_CONTEXT, ROLES, Message, TemplateContext
 from data.text.runs import Before, Run, Said, cut_at_control, encode_runs, ids_of
-from data.text.template import Template
+from data.text.template import ANOTHER, Template
 from data.text.template_settings import (
     BUILT_IN,
     LLAMA3_TEMPLATE,
@@ -160,7 +160,7 @@ class Chat:
                 known = ", ".join(self._own_roles)
                 raise InputError(
                     f'the chat template {self.template.location} has no place for the role "{message.role}"; it knows '
-                    f"{known}"
+                    f"{known}; rename it with --roles {message.role}=user, or use another template"
                 )
         if context != NO_CONTEXT or any(m.tool_calls or m.reasoning_content for m in prompt):
             places.check_prompt(self.template, prompt, context, self._plain)
@@ -294,7 +294,7 @@ class Chat:
         Each message of an assistant begins where the template would have the model begin it.
         """
         if response[0].role != "assistant":
-            raise InputError(f'a response begins with a message of the role "{response[0].role}"; an assistant answers')
+            raise InputError(f'a response begins with the role "{response[0].role}"; it has to begin with "assistant"')
         prompt, written, whole = self._whole(prompt, response, context, written)
         made: list[_Passage] = []
         lacks_thought, done = False, 0
@@ -380,8 +380,8 @@ class Chat:
 
     def _differs(self) -> InputError:
         return InputError(
-            f"the chat template {self.template.location} writes an answer differently from what its generation prompt "
-            "begins; repair the template so that the prompt is the beginning of the conversation"
+            f"the chat template {self.template.location}: a rendered conversation does not begin with its own "
+            f"generation prompt; repair the template, or use another: {ANOTHER}"
         )
 
     def _ended_by(self, whole: Rendering, end: int) -> int:

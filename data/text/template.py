@@ -38,6 +38,9 @@ LONGEST_OUTPUT = 2**20  # characters; a probe has under 100
 PROBES = ("user", "user assistant", "user assistant user", "system user", "system user assistant user")
 """Roles of the conversations that are tried; the first has to work, a template may refuse the others."""
 
+ANOTHER = "--chat-template FILE"
+MEND = f"change the row, or use another template: {ANOTHER}"
+
 
 class Template:
     """A compiled chat template."""
@@ -49,7 +52,10 @@ class Template:
         """
         self.source, self.location, self._names = source, location, dict(names)
         today = day or datetime.date.today()
-        said = _probe(source, tuple(sorted(self._names.items())), today.isoformat())
+        try:
+            said = _probe(source, tuple(sorted(self._names.items())), today.isoformat())
+        except RunError as fault:
+            raise RunError(f"{location}: {fault}") from None
         if said:  # before it is compiled: that computes constants
             raise InputError(f"{location}: {said}; copy it again from the checkpoint's source")
         environment = _environment(today)
@@ -73,11 +79,16 @@ class Template:
             text = _render(self._compiled, messages, add_generation_prompt, self._names, context)
             text.encode("utf-8")
         except jinja2.TemplateError as fault:
-            raise InputError(f"the chat template {self.location} refuses the conversation: {fault.message}") from None
+            said = f"the chat template {self.location} refuses the conversation: {fault.message}"
+            raise InputError(f"{said}; {MEND}") from None
         except Exception as fault:  # a stranger's program can raise anything
-            raise InputError(f"the chat template {self.location} fails: {type(fault).__name__}: {fault}") from None
+            said = f"the chat template {self.location} fails: {type(fault).__name__}: {fault}"
+            raise InputError(f"{said}; {MEND}") from None
         if len(text) > LONGEST_OUTPUT and len(text) > LONGEST_OUTPUT + 10 * _n_letters([messages, *context]):
-            raise InputError(f"the chat template {self.location} makes {len(text):,} characters of the conversation")
+            raise InputError(
+                f"the chat template {self.location} writes {len(text):,} characters for one conversation, above the "
+                f"limit; repair it, or use another: {ANOTHER}"
+            )
         return text
 
     def roles(self) -> set[str]:
@@ -229,14 +240,14 @@ def _probe(source: str, names: tuple[tuple[str, str], ...], day: str) -> str | N
         )
     except subprocess.TimeoutExpired:  # a template's work ends earlier, by the limit that the child has
         raise RunError(
-            "the process by which a chat template is tried before it is used has not ended after "
-            f"{WALL_SECONDS} seconds, without {CPU_SECONDS} of work; try again when this machine is less busy"
+            f"trying this chat template in a child process took longer than {WALL_SECONDS} s, since this machine is "
+            "busy; try again"
         ) from None
     if done.returncode in (-signal.SIGXCPU, -signal.SIGKILL):
         return f"rendering a conversation of two words takes more than {CPU_SECONDS} seconds of work"
     if done.returncode:  # what a template does is told on stdout
         last = (done.stderr.strip().splitlines() or [f"exit code {done.returncode}"])[-1]
-        raise RunError(f"the process by which a chat template is tried before it is used has failed ({last})")
+        raise RunError(f"the child process that tries this chat template has failed ({last})")
     return done.stdout.strip() or None
 
 

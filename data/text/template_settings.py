@@ -37,8 +37,7 @@ class TemplateSettings:
 
     chat_template: PathText | None = None
     """Chat template to use instead of the checkpoint's own: a file, or the name of one of several templates that the
-    checkpoint has. Checkpoints that engine.train writes contain it. Only for a model that runs on this machine: an
-    error with a server. Unset: the checkpoint's own."""
+    checkpoint has. Checkpoints that engine.train writes contain it. Unset: the checkpoint's own."""
     chat_template_kwargs: str | None = None
     """Extra variables for the chat template in every row: enable_thinking=false,reasoning_effort=low. A value is read
     as JSON where possible, else as text. "chat_template_kwargs" in a row win over it. Unset: none."""

@@ -33,7 +33,7 @@ from engine.bench.table import rate, table
 from engine.config import ALIASES, AdapterConfig, BaseDtype, MasterWeights, Reshard, TrainConfig
 from engine.model import SHAPES, XIELU, Quantisation, Shape, Transformer, raw_config, read_config
 from system import InputError, RunError, cli, files
-from system.flags import PathText
+from system.flags import PathText, check_above_zero
 
 EXAMPLE = "python -m engine.bench --shape tiny --data ultrafeedback"
 # Tokens of UltraFeedback's prompts, winners and losers before the cut at 512: medians and spread of their logarithms.
@@ -62,8 +62,8 @@ class BenchConfig:
     loss: PathText = "apo_zero"
     """Objective to train with, as in engine.train."""
     beside: tuple[PathText, ...] = ()
-    """Other objectives to measure too, each on a line of its own; the value none measures no others. Unset: ld_dpo and
-    tdpo2 for --shape tiny with --reference fused and no --lora-rank, otherwise no others."""
+    """Other objectives to measure too, one table line each; none measures --loss alone. Unset: ld_dpo and tdpo2 for
+    --shape tiny with --reference fused and no --lora-rank, otherwise --loss alone."""
     lora_rank: int | None = None
     """Rank of a LoRA adapter to train on every linear layer of the blocks. A second line then measures the training of
     all parameters. Unset: all parameters are trained."""
@@ -83,8 +83,7 @@ class BenchConfig:
     """When to compute the reference log-probs. fused: run two epochs; the first computes them, the second reads them
     from the cache. precompute: compute them first, then run one epoch."""
     profile: PathText | None = None
-    """File for a table of the time that each GPU kernel takes in one step of the first line of the table. Unset:
-    none."""
+    """File for the time of each GPU kernel in one step of the first configuration measured. Unset: none."""
     gpu_memory: float | None = None
     """Memory to use on each GPU, in GB (10^9 bytes). Set it to share a GPU with other programs. Unset: all that is free
     when the run starts."""
@@ -94,24 +93,23 @@ class BenchConfig:
     """Add lines with one optimisation of the engine turned off at a time, one with all of them off, and one with the
     other setting of engine.train --compile (yes on the CPU, no on a GPU)."""
     ranks: int = 1
-    """Number of processes. Above 1, the table also has a line for a single process, for comparison; on the CPU that one
-    uses all threads."""
+    """Number of processes. Above 1, a single process is measured too, with all threads if it runs on the CPU."""
     peer: Literal["trl"] | None = None
     """Also measure TRL's DPOTrainer on the same weights, rows and settings; install it by pip install -e '.[peer]'.
     Several configurations are tried and the fastest counts: reference log-probs per step or precomputed; 1, 2 or 4
     pairs at a time; compiled; on a GPU also bf16 weights and, if it is installed, flash attention. With --lora-rank it
     trains a PEFT adapter."""
     rounds: int = 2
-    """Number of times to measure each line of the table, in turn; it gives medians and the range."""
+    """Number of times that each configuration is measured, alternating. The table shows the median and the range."""
     out: PathText | None = None
     """JSON file to write all measurements to. Unset: only the table is printed."""
     config: PathText | None = None
     """YAML file of settings with the names of these flags. Flags on the command line win over the file."""
 
     def __post_init__(self) -> None:
-        counts = (self.rounds, self.batch_size, self.ranks, self.micro_tokens or 1, self.layers or 1)
-        if self.steps < 2 or min(counts) < 1:
-            raise InputError("--steps has to be 2 or more, and the other numbers above 0")
+        check_above_zero(self, "layers", "batch_size", "micro_tokens", "ranks", "rounds")
+        if self.steps < 2:
+            raise InputError(f"--steps: {self.steps} has to be at least 2, since the first step is not counted")
         if self.lengths and (len(self.lengths) != 3 or min(self.lengths) < 1):
             raise InputError("--lengths: give three numbers above 0, of the prompt, the winner and the loser")
         AdapterConfig(rank=self.lora_rank, alpha=self.lora_alpha, base_dtype=self.base_dtype)

@@ -24,7 +24,7 @@ from engine.bench.bench import device_name, write_model
 from engine.config import host
 from engine.sampling import Sampling, generate
 from system import InputError, cli
-from system.flags import PathText
+from system.flags import PathText, check_above_zero
 
 EXAMPLE = "python -m engine.bench_generation --shape tiny"
 PROMPT_TOKENS = (119, 0.8)  # UltraFeedback's prompts: median, and spread of their logarithms
@@ -47,17 +47,18 @@ class BenchGenerationConfig:
     batch_size: int = 256
     """Number of answers that engine.generate decodes at the same time."""
     peer_batch_sizes: tuple[int, ...] = (1, 8, 32)
-    """Batch sizes to measure transformers with; its fastest one is compared."""
+    """Batch sizes to measure transformers with; the fastest one is compared with engine.generate."""
     peer: bool = True
     """Measure transformers as well. --no-peer measures engine.generate alone."""
     rounds: int = 1
-    """Number of times that each one is measured, in turn; the ratio is of the medians."""
+    """Number of measurements of engine.generate and transformers, alternating. The ratio compares their medians."""
     config: PathText | None = None
     """YAML file of settings with the names of these flags. Flags on the command line win over the file."""
 
     def __post_init__(self) -> None:
-        if min(self.prompts, self.max_new_tokens, self.batch_size, self.rounds, *self.peer_batch_sizes) < 1:
-            raise InputError("all numbers have to be above 0")
+        check_above_zero(self, "prompts", "max_new_tokens", "batch_size", "rounds")
+        if (least := min(self.peer_batch_sizes, default=1)) < 1:
+            raise InputError(f"--peer-batch-sizes: {least} has to be above 0")
 
 
 def main(argv: Sequence[str]) -> None:

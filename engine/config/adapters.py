@@ -67,9 +67,9 @@ class AdapterConfig:
                 )
             return
         if self.rank < 1:
-            raise InputError(f"--lora-rank: {self.rank} is not above 0; 16 is usual")
+            raise InputError(f"--lora-rank: {self.rank} has to be above 0; 16 is usual")
         if self.alpha is not None and not 0 < self.alpha < float("inf"):
-            raise InputError(f"--lora-alpha: {self.alpha} is not above 0; twice the rank is usual")
+            raise InputError(f"--lora-alpha: {self.alpha} has to be above 0; twice the rank is usual")
         if len(set(self.train_also)) < len(self.train_also):
             raise InputError(f"--train-also: {' '.join(self.train_also)}: names one twice; name each once")
 

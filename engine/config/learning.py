@@ -7,9 +7,8 @@ from typing import Annotated, Literal
 import tyro
 
 from data.rows import RowSettings
-from engine.config.checks import check_above_zero, check_not_negative
 from system import InputError
-from system.flags import PathText, flag_of
+from system.flags import PathText, check_above_zero, check_not_negative, flag_of
 
 BASE = "base"
 """What --reference-model says for the base of an adapter alone."""
@@ -29,7 +28,7 @@ class DataConfig(RowSettings):
     """One factor for each source of --data: with 2 an epoch contains every row twice; with 0.5 it contains a random
     half of the rows, drawn once with --seed and the same in every epoch. Unset: every row once."""
     shuffle: bool = True
-    """Shuffle the rows anew in each epoch. With --no-shuffle they are taken in the order of the files."""
+    """Shuffle the rows again in each epoch. With --no-shuffle they are taken in the order of the files."""
     seed: int = 0
     """Random seed for the order of the rows, for the rows that --eval-pairs holds out and --data-weights draws, and for
     the initial weights of an adapter."""
@@ -45,8 +44,8 @@ class DataConfig(RowSettings):
                 f"--data-weights: {len(self.weights)} numbers for {len(self.sources)} sources; give one for each of "
                 f"--data"
             )
-        if not all(0 < weight <= 100 for weight in self.weights):
-            raise InputError("--data-weights: each has to be above 0, and 100 at most")
+        if wrong := [weight for weight in self.weights if not 0 < weight <= 100]:
+            raise InputError(f"--data-weights: {wrong[0]} has to be above 0 and at most 100")
         check_not_negative(self, "seed")
 
 
@@ -68,7 +67,7 @@ class ObjectiveConfig:
 
     def __post_init__(self) -> None:
         if self.beta is not None and not 0 < self.beta < float("inf"):
-            raise InputError(f"--beta: {self.beta} is not above 0; the paper's is 0.1")
+            raise InputError(f"--beta: {self.beta} has to be above 0; the paper's is 0.1")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -76,8 +75,8 @@ class OptimizerConfig:
     """The optimizer and its settings."""
 
     name: Annotated[OptimizerName, tyro.conf.arg(name="optimizer")] = "rmsprop"
-    """rmsprop (alpha 0.99, eps 1e-8) is the paper's, adamw is TRL's default, and muon (momentum 0.95, arXiv 2502.16982)
-    updates the matrices of the blocks and leaves embedding, head and norms to AdamW at the same --lr. --weight-decay
+    """Optimizer. rmsprop (alpha 0.99, eps 1e-8): used in the paper. adamw: TRL's default. muon (momentum 0.95, arXiv
+    2502.16982): for the matrices of the blocks; embedding, head and norms use AdamW at the same --lr. --weight-decay
     and the --adam flags need adamw or muon."""
     lr: float | None = None
     """Peak learning rate, reached right after the warm-up; --schedule sets how it decays. Unset: 2e-7 as in the paper,
@@ -98,9 +97,9 @@ class OptimizerConfig:
 
     def __post_init__(self) -> None:
         if self.lr is not None and not 0 < self.lr < 10:
-            raise InputError(f"--lr: {self.lr} is not between 0 and 10; the paper trains at 2e-7")
+            raise InputError(f"--lr: {self.lr} has to be above 0 and below 10; the paper trains at 2e-7")
         if not 0 <= self.max_grad_norm < float("inf"):
-            raise InputError(f"--max-grad-norm: {self.max_grad_norm} is not 0 or above")
+            raise InputError(f"--max-grad-norm: {self.max_grad_norm} has to be at least 0")
         for name in ("adam_beta1", "adam_beta2", "adam_epsilon", "weight_decay"):
             if self.name == "rmsprop" and getattr(self, name) != getattr(OptimizerConfig, name):
                 flag = flag_of(OptimizerConfig, name)
@@ -108,11 +107,11 @@ class OptimizerConfig:
         for name in ("adam_beta1", "adam_beta2"):
             if not 0 <= getattr(self, name) < 1:
                 flag = flag_of(OptimizerConfig, name)
-                raise InputError(f"--{flag}: {getattr(self, name)} is not 0 or above, and below 1")
+                raise InputError(f"--{flag}: {getattr(self, name)} has to be at least 0 and below 1")
         if not 0 < self.adam_epsilon < float("inf"):
-            raise InputError(f"--adam-epsilon: {self.adam_epsilon} is not above 0; the usual one is 1e-8")
+            raise InputError(f"--adam-epsilon: {self.adam_epsilon} has to be above 0; the usual one is 1e-8")
         if not 0 <= self.weight_decay < float("inf"):
-            raise InputError(f"--weight-decay: {self.weight_decay} is not 0 or above")
+            raise InputError(f"--weight-decay: {self.weight_decay} has to be at least 0")
 
     @property
     def rate(self) -> float:
@@ -154,7 +153,7 @@ class ScheduleConfig:
 
     def __post_init__(self) -> None:
         if not 0 < self.epochs < float("inf"):
-            raise InputError(f"--epochs: {self.epochs} is not above 0")
+            raise InputError(f"--epochs: {self.epochs} has to be above 0")
         if self.epochs == int(self.epochs):
             object.__setattr__(self, "epochs", int(self.epochs))
         check_above_zero(self, "batch_size", "max_steps", "stages")
@@ -162,9 +161,9 @@ class ScheduleConfig:
         for name in ("min_lr_ratio", "warmup_ratio"):
             if not 0 <= getattr(self, name) <= 1:
                 flag = flag_of(ScheduleConfig, name)
-                raise InputError(f"--{flag}: {getattr(self, name)} is not between 0 and 1; it is a share")
+                raise InputError(f"--{flag}: {getattr(self, name)} has to be between 0 and 1; it is a share")
         if not 0 < self.decay_ratio <= 1:
-            raise InputError(f"--decay-ratio: {self.decay_ratio} is not above 0 and at most 1; it is a share")
+            raise InputError(f"--decay-ratio: {self.decay_ratio} has to be above 0 and at most 1; it is a share")
         if self.warmup_steps and self.warmup_ratio:
             raise InputError("--warmup-steps and --warmup-ratio: give one of the two")
         if self.min_lr_ratio and self.shape == "constant":
@@ -237,4 +236,4 @@ class ReferenceConfig:
                 kinds = "soft" if name == "update_alpha" else "soft or hard"
                 raise InputError(f"{flag}: needs --reference-update {kinds}; add it, or leave this flag out")
         if not 0 < self.update_alpha <= 1:
-            raise InputError(f"--reference-update-alpha: {self.update_alpha} is not above 0 and at most 1")
+            raise InputError(f"--reference-update-alpha: {self.update_alpha} has to be above 0 and at most 1")

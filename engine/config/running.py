@@ -4,10 +4,10 @@ from dataclasses import dataclass
 from typing import Literal
 
 from data.forest import PackingOptions
-from engine.config.checks import as_steps, check_above_zero, check_not_negative, check_steps
+from engine.config.checks import as_steps, check_steps
 from engine.config.trackers import Tracker
 from system import InputError, launcher
-from system.flags import PathText
+from system.flags import PathText, check_above_zero, check_not_negative
 
 Rounding = Literal["nearest", "stochastic"]
 Technique = Literal[
@@ -28,8 +28,8 @@ class MemoryConfig:
     micro_tokens: int | None = None
     """Maximum number of tokens in one forward and backward pass on each rank; gradients are accumulated over the
     --batch-size examples of a step. A single example that is longer is still processed whole. Lower it if memory runs
-    out. Unset: 1,024 on the CPU, as many as fit on a GPU. Ignored with --master-weights split and --max-grad-norm 0,
-    where a step is one pass."""
+    out. Unset: 1,024 on the CPU; on a GPU as many as fit, at most 8,000. Ignored with --master-weights split and
+    --max-grad-norm 0, where a step is one pass."""
     recompute_blocks: int | None = None
     """Activation checkpointing: number of transformer blocks whose activations are recomputed in the backward pass,
     which saves memory and costs time. Unset: none on the CPU, as few as needed on a GPU."""
@@ -53,11 +53,11 @@ class MemoryConfig:
         check_above_zero(self, "micro_tokens")
         check_not_negative(self, "recompute_blocks")
         if self.gpu_memory is not None and not 0 < self.gpu_memory < float("inf"):
-            raise InputError(f"--gpu-memory: {self.gpu_memory} is not above 0; it is in GB of 10^9 bytes")
+            raise InputError(f"--gpu-memory: {self.gpu_memory} has to be above 0; it is in GB of 10^9 bytes")
         if self.master_weights != "split" and self.square_avg != "float32":
             raise InputError(
-                f"--square-avg {self.square_avg}: needs --master-weights split, which an adapter cannot have; add it, "
-                "or leave this flag out"
+                f"--square-avg {self.square_avg}: needs --master-weights split, which is for training all weights; add "
+                "it, or leave this flag out"
             )
         if self.master_weights == "split" and self.dtype == "float32":
             raise InputError("--master-weights split: computes in bfloat16; leave --dtype float32 out")
@@ -82,8 +82,8 @@ class CheckpointConfig:
     the whole run, unlike with --max-steps."""
     state_every: int | None = None
     """Number of steps between saved states. A state holds everything that --resume needs (master weights, optimizer
-    moments, position in the data); a checkpoint folder holds only the model. Unset: one at the end of each epoch. 0:
-    only when the run is stopped by a signal or --stop-after."""
+    moments, position in the data); a checkpoint folder holds only the model. Unset: one at the end of each epoch except
+    the last. 0: only when the run is stopped by a signal or --stop-after."""
     keep_state: int = 1
     """Number of states to keep in --out; older ones are deleted. Each is several times the size of a checkpoint."""
     save_every: int | float | None = None
@@ -159,7 +159,7 @@ class DistributedConfig:
     reshard: Reshard = "auto"
     """Free the gathered weights of a block after its forward pass and gather them again for the backward pass, as
     FSDP's reshard_after_forward does: less memory, more communication. auto: on GPUs, if the memory is needed. In a
-    single process, the value no also skips FSDP, which is faster and gives the same bits."""
+    single process, no also skips FSDP, which is faster and gives the same bits."""
     shard_size: int | None = None
     """Number of ranks over which one copy of the weights is sharded. Set it to the number of GPUs of a node, so that
     every node holds a whole copy and only gradients cross the network (hybrid sharding). Unset: one copy over all
@@ -171,7 +171,7 @@ class DistributedConfig:
     def __post_init__(self) -> None:
         check_above_zero(self, "shard_size")
         if not 1 <= self.hang_timeout <= 86400:
-            raise InputError(f"--hang-timeout: {self.hang_timeout} is not between 1 second and a day")
+            raise InputError(f"--hang-timeout: {self.hang_timeout} has to be between 1 second and a day")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -247,7 +247,7 @@ class WatchingConfig:
     track: tuple[Tracker, ...] = ("tensorboard",)
     """Experiment trackers that get the settings and the metrics of every step; several may be named, or none. Each is
     configured by its own environment variables (WANDB_PROJECT, MLFLOW_TRACKING_URI, TRACKIO_SPACE_ID ...). If a tracker
-    fails or hangs, the run prints a notice and goes on without it."""
+    fails or hangs, the run prints a notice and continues without it."""
 
     def __post_init__(self) -> None:
         if isinstance(self.track, str):  # from Python, a name alone

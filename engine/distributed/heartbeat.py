@@ -139,7 +139,7 @@ class Heartbeat:
         places = [f"rank {r} (last seen in {self._read(store, r)})" for r in others]
         made = RunError(
             f"{' and '.join(places) or 'a connection'} did not answer: killed, out of memory, or hanging; "
-            f"the others waited {waited:.0f} s in {self._phase}; go on with --resume"
+            f"the others waited {waited:.0f} s in {self._phase}; resume with --resume"
             if not own_fault
             else "another rank failed"
         )

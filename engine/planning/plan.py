@@ -309,7 +309,7 @@ def refusal(
     the same of other runs, the first of which that fits is named too.
     """
     whole, free = sizes_apart(memory.total(found.memory), found.budget)
-    needed = f"needs {whole} of memory, and {free} are free"
+    needed = f"the run needs {whole} of memory, and {free} are free"
     fits = next(((way, plan) for way, plan in instead if plan.fits), None)
     end = "" if fits is None else f", or train an adapter: {_said(*fits)}"
     for way, plan in others:

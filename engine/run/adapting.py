@@ -280,7 +280,7 @@ def _say_what_is_unusual(config: TrainConfig, start: AdapterFolder | None, refer
             f"{LEAST_RATE:g}, and {LORA_RATE:g} to 1e-5 is usual"
         )
     held = config.adapters.base_dtype or name_of(compute_dtype(config))
-    for one, does in ((start, "goes on"), (reference if reference != start else None, "is the reference")):
+    for one, does in ((start, "continues"), (reference if reference != start else None, "is the reference")):
         if one is not None and one.base_dtype in ("int8", "nf4") and one.base_dtype != held:
             cli.notify_once(
                 f"{one.folder}: was trained on a base in {one.base_dtype} and {does} with one in {held}, whose weights "

@@ -121,7 +121,7 @@ class Continued:
         moments = f"and {optimizer}'s moments"
         if not has_moments:
             moments = f"but not with its optimizer's moments, since {self.began.get('optimizer')} is not {optimizer}"
-        say(f"{folder.path}: goes on with the weights of {self.run} after its step {self.step}, {moments}")
+        say(f"{folder.path}: continues with the weights of {self.run} after its step {self.step}, {moments}")
 
     def _load_checkpoint(self, training: Training) -> None:
         training.ranks.reshard(training.model)
@@ -131,7 +131,7 @@ class Continued:
             weights.fill(training.policy, self.checkpoint, training.ranks.local, copy)
         written = name_of(weights.stored_dtypes(self.checkpoint).main)
         say(
-            f"goes on with the weights of {self.checkpoint}, in {written}; {self.run} has kept no final state "
+            f"continues with the weights of {self.checkpoint}, in {written}; {self.run} has kept no final state "
             "(--keep-final-state), so that the optimizer's moments begin at 0"
         )
 
@@ -147,5 +147,6 @@ def _check_whole(state: Path | None) -> None:
 
     if state is not None and (fault := damage(state)) is not None:
         raise InputError(
-            f"{FLAG}: {fault}; restore it, or remove {state} to go on from the last checkpoint folder with new moments"
+            f"{FLAG}: {fault}; restore it, or remove {state} to continue from the last checkpoint folder with new "
+            "moments"
         )

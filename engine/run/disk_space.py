@@ -3,7 +3,7 @@
 from pathlib import Path
 
 from engine.config import CheckpointConfig
-from engine.planning import Plan
+from engine.planning import Plan, sizes_apart
 from engine.run.metrics_log import say
 from engine.step import Steps
 from system import InputError, files
@@ -32,13 +32,15 @@ def check(
     free = files.free_on(folder)
     if free < checkpoint + states:
         narrower = "save in a narrower dtype (--save-dtype), " if plan.can_save_narrower else ""
+        has, takes = sizes_apart(free, checkpoint + states)
         raise InputError(
-            f"{folder}: {free:,} bytes are free, and a checkpoint and its states take "
-            f"{checkpoint + states:,}; make room, {narrower}or keep no states (--state-every 0)"
+            f"{folder}: {has} are free, and a checkpoint and its states take {takes}; make room, {narrower}or keep no "
+            "states (--state-every 0)"
         )
     n_left = n_folders - n_checkpoints
     if free < n_left * checkpoint + states:
+        has, takes = sizes_apart(free, n_left * checkpoint + states)
         say(
-            f"{folder}: {free:,} bytes are free, and {n_left} checkpoints and states will take "
-            f"{n_left * checkpoint + states:,}: keep fewer (--keep-checkpoints), or prune them while they are scored"
+            f"{folder}: {has} are free, and {n_left} checkpoints and states will take {takes}: keep fewer "
+            "(--keep-checkpoints), or prune them while they are scored"
         )

@@ -70,7 +70,7 @@ def check_folder(folder: Path, *, resumes: bool = False) -> None:
     if is_file:
         raise InputError(f"{folder}: not a folder; --out has to be one")
     if holds_run(folder) and not resumes:
-        raise InputError(f"{folder}: holds a run already; go on with --resume, give another --out, or remove it")
+        raise InputError(f"{folder}: holds a run already; resume it with --resume, give another --out, or remove it")
     there = files.nearest(folder)
     if not _is_writable(there):
         raise InputError(f"{folder}: {there} cannot be written to; give another --out")
@@ -139,7 +139,7 @@ def cut_metrics(folder: Path, step: int) -> dict[str, float]:
                 break
     if last.get("step", 0) != step:
         raise InputError(
-            f"{path}: the line of step {step}, after which the run would go on, is missing; restore the file"
+            f"{path}: the line of step {step}, after which the run would resume, is missing; restore the file"
         )
     if path.exists():
         with naming(path):

@@ -116,7 +116,7 @@ def compare(path: Path, folder: Path, found: Mapping[str, Any]) -> None:
     try:
         before = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError):
-        raise InputError(f"{path}: damaged; start anew with another --out") from None
+        raise InputError(f"{path}: damaged; start again with another --out") from None
     now = json.loads(json.dumps(found))
     before = {name: value for name, value in before.items() if name not in OF_ROWS}
     if before.get("program") in SAME_NUMBERS:
@@ -126,14 +126,14 @@ def compare(path: Path, folder: Path, found: Mapping[str, Any]) -> None:
     if WARMUP in now and WARMUP not in before and before.get("warmup_steps", "0") != "0":
         raise InputError(
             f"{folder}: was begun by a release whose warm-up started at lr / (steps + 1), and it starts at 0 now; "
-            "go on with that release, or start again with another --out"
+            "resume with that release, or start again with another --out"
         )
     different = [
         f"{name}: {before.get(name)} -> {now.get(name)}" for name in now | before if before.get(name) != now.get(name)
     ]
     if different:
         raise InputError(
-            f"{folder}: --resume would go on with another run ({'; '.join(different)}); "
+            f"{folder}: --resume would resume another run ({'; '.join(different)}); "
             "give the settings that it was started with, or another --out"
         )
 

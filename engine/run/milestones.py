@@ -126,7 +126,7 @@ class Milestones:
         except InputError as fault:
             cast = Cast(dtype=torch.float32)
             self._stopping.fault = InputError(
-                f"{path}: is saved in float32 instead, since {fault}; go on with --resume --save-dtype float32"
+                f"{path}: is saved in float32 instead, since {fault}; resume with --resume --save-dtype float32"
             )
         card, found = training.card, self._heldout.measured_at(step) | lost
         text = None if card is None else training.ranks.on_rank0(lambda: card(path.name, step, found, cast.dtype))

@@ -135,7 +135,7 @@ class States:
             random = torch.get_rng_state()
             self.load(self.step, {name: random})
             torch.set_rng_state(random)
-        say(f"{self._folder.parent}: goes on after step {self.step}")
+        say(f"{self._folder.parent}: resumes after step {self.step}")
 
     def is_due(self, step: Step, last_step: int) -> bool:
         """Whether --state-every asks for a state after this step; --resume needs none of the run's last."""
@@ -170,7 +170,7 @@ class States:
             path.rename(aside)
             cli.notify(f"{fault}; set aside as {aside.name}")
         if states or any(self._folder.glob("step-*.damaged")):
-            return f"{self._folder}: every state is damaged; start anew with another --out, or from an epoch folder"
+            return f"{self._folder}: every state is damaged; start again with another --out, or from an epoch folder"
         return None
 
     def load(self, step: int, tensors: State) -> None:
@@ -221,7 +221,7 @@ class States:
             self._is_told = True
             cli.notify(
                 f"the state of step {step} took {seconds:.0f} s to write, and torchrun ends its ranks {given:.0f} s "
-                "after a signal: give it --shutdown-timeout, or a stopped run goes on from an older state"
+                "after a signal: give it --shutdown-timeout, or a stopped run resumes from an older state"
             )
 
     def finish_pending(self) -> None:
@@ -249,7 +249,7 @@ class States:
                 shutil.rmtree(temporary, ignore_errors=True)  # the room that it took comes back
             raise RunError(
                 f"{temporary}: the state of step {step} could not be written ({_cause(fault)}; {free:,} bytes free); "
-                "make room and go on with --resume: the states before it are whole"
+                "make room and resume with --resume: the states before it are whole"
             ) from None
 
 

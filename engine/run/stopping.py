@@ -61,9 +61,9 @@ class Stopping:
                 say(f"{self._folder}: ended after step {n_done} of {self._n_steps} ({self.why})")
             return
         if not self._signal:
-            say(f"{self._folder}: stopped after step {n_done}, as --stop-after asks; go on with --resume")
+            say(f"{self._folder}: stopped after step {n_done}, as --stop-after asks; resume with --resume")
             return
-        saved = "its state is saved: go on with --resume"
+        saved = "its state is saved: resume with --resume"
         if not keeps_states:
             saved = "no state is kept where not every rank sees the folder"
         raise Stopped(f"{self._folder}: stopped after step {n_done} of {self._n_steps}; {saved}", 128 + self._signal)

@@ -10,6 +10,7 @@ from torch import Tensor
 from torch.nn.functional import pad
 
 from system import InputError
+from system.flags import check_above_zero, check_not_negative
 
 BLOCK = 256  # tokens
 
@@ -43,14 +44,12 @@ class Sampling:
     other answers are decoded."""
 
     def __post_init__(self) -> None:
-        if min(self.max_new_tokens, self.n, self.batch_size, self.prefill_tokens) < 1:
-            raise InputError("--max-new-tokens, --n, --batch-size and --prefill-tokens have to be above 0")
+        check_above_zero(self, "max_new_tokens", "n", "batch_size", "prefill_tokens")
+        check_not_negative(self, "top_k", "seed")
         if not 0 <= self.temperature < float("inf"):
-            raise InputError(f"--temperature: {self.temperature} is not 0 or above")
+            raise InputError(f"--temperature: {self.temperature} has to be at least 0")
         if not 0 < self.top_p <= 1:
-            raise InputError(f"--top-p: {self.top_p} is not above 0 and at most 1")
-        if self.top_k < 0 or self.seed < 0:
-            raise InputError("--top-k and --seed have to be 0 or above")
+            raise InputError(f"--top-p: {self.top_p} has to be above 0 and at most 1")
         if "" in self.stop:
             raise InputError("--stop: an empty text would end every answer at once; leave it out")
 

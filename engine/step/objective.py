@@ -61,9 +61,10 @@ class Objective:
         """The form of the rows that are trained on: pairs where the terms' own forms differ."""
         self.needs_mismatched = any("mismatched" in t.loss.needs and t.arguments.get("kl") is None for t in self.terms)
         if self.needs_mismatched and self.form != "unpaired":
+            name = next(t.loss.name for t in self.terms if "mismatched" in t.loss.needs and t.arguments["kl"] is None)
             raise InputError(
-                f"--loss: {self.name} mixes an objective that needs mismatched sequences with one that takes other "
-                f"rows; use kto_pair, or set --kto.kl"
+                f"--loss: {name} cannot be mixed with an objective on other rows than labelled responses, because it "
+                f"needs mismatched sequences; use kto_pair, or fix its KL: --{name}.kl 0"
             )
         self.state: dict[str, float] | None = None
         """What the objectives carry from step to step, under "NAME.what"; None before the first step."""
@@ -162,7 +163,7 @@ class Objective:
             if owner == term.loss.name and argument in term.arguments:
                 value = _convert(text, term.loss.types[argument], f"--{key}")
                 if argument == "beta" and not value > 0:
-                    raise InputError(f"--{key}: {text} is not above 0")
+                    raise InputError(f"--{key}: {text} has to be above 0")
                 term.arguments[argument] = value
                 return
         near = [f"perhaps --{n}" for n in difflib.get_close_matches(key, list(self.arguments), n=1, cutoff=0)]
@@ -278,7 +279,7 @@ def _parse(text: str) -> list[tuple[Loss, float]]:
         if weight is None:  # the colon stands in path/to/file.py:name
             name, weight = part.strip(), 1.0
         if not 0 < weight < math.inf:
-            raise InputError(f"--loss: the weight {tail} of {name} is not above 0")
+            raise InputError(f"--loss: the weight {tail} of {name} has to be above 0 and finite")
         try:
             loss = losses.get(name)
         except LossError as fault:

@@ -290,7 +290,7 @@ def check_mismatched(examples: Sequence[Example], longest: int | None) -> None:
     n = len(prompt.prompt) + max(map(len, other.responses))
     if longest is not None and n > longest:
         raise InputError(
-            f"{prompt.location}: its prompt with a response as long as that of {other.location}, a mismatched "
-            f"sequence, would have {n:,} tokens, and dynamic RoPE cannot go beyond max_position_embeddings "
-            f"({longest:,}); lower --max-prompt-tokens or --max-response-tokens"
+            f"{prompt.location}: KTO may pair this prompt with the response of {other.location} (a mismatched "
+            f"sequence): {n:,} tokens, above max_position_embeddings ({longest:,}), the limit with dynamic RoPE; lower "
+            "--max-prompt-tokens or --max-response-tokens"
         )

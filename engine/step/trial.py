@@ -25,6 +25,7 @@ from system import InputError, list_faults
 N_ROWS = 8  # on random log-probs
 N_TOGETHER = 256  # rows of which an objective is given all tokens at once
 CLOSE = 1e-6  # of losses of the same rows in other company; a mean over the company moves them by far more
+MEND = "check its formula, also for large log-ratios"
 NUMBERS = {  # what a row has to have for each need
     "scores": 'a score of each response ("chosen_score" and "rejected_score", "scores", or "score")',
     "own_scores": 'a score of the model\'s own answer ("own_score", or --own-score rejected)',
@@ -127,7 +128,7 @@ def try_term(objective: Objective, term: Term, examples: Sequence[Example]) -> N
     leaves = [x for x in (whole.logps, *whole.tokens.values()) if x.requires_grad]
     slopes = torch.autograd.grad(result.losses.sum(), leaves, allow_unused=True)
     if not all(slope.isfinite().all() for slope in slopes if slope is not None):
-        raise LossError(f"{name}: its gradient is not finite on random log-probs")
+        raise LossError(f"{name}: its gradient is not finite on random log-probs; {MEND}")
     if term.loss.whole_step:
         return
     half = len(examples) // 2
@@ -138,9 +139,8 @@ def try_term(objective: Objective, term: Term, examples: Sequence[Example]) -> N
         furthest = (torch.cat(of_parts) - result.losses).abs().max().item()
         if not furthest <= CLOSE * max(1.0, result.losses.abs().max().item()):
             raise LossError(
-                f"{name}: the losses of {len(examples)} rows together are not those of the rows apart (by "
-                f"{furthest:.2g}), so they would depend on which rows share a pass; return a loss of each row alone, "
-                "or, where it takes a statistic of the step, register it with whole_step=True"
+                f"{name}: a row's loss changes by up to {furthest:.2g} when other rows share its pass; compute it from "
+                "that row alone, or register the objective with whole_step=True"
             )
 
 
@@ -199,7 +199,7 @@ def _check_result(term: Term, given: Any, n: int) -> Result:
     if not result.losses.requires_grad:
         raise Slip(f"{name}: its losses have no gradient; compute them from logps without detach() or no_grad()")
     if not result.losses.isfinite().all():
-        raise LossError(f"{name}: its losses are not finite on random log-probs")
+        raise LossError(f"{name}: its losses are not finite on random log-probs; {MEND}")
     for what, rewards in (("chosen_rewards", result.chosen_rewards), ("rejected_rewards", result.rejected_rewards)):
         if not isinstance(rewards, Tensor) or rewards.ndim != 1:
             raise Slip(f"{name}: its {what} are no tensor of one number for each response; give [n]")

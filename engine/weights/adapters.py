@@ -69,8 +69,8 @@ class AdapterFolder:
         if unknown := [name for name in self.modules if name not in layers]:
             if model.config.names.is_carried(unknown[0]):
                 raise InputError(
-                    f"{self.folder}: has an adapter for {unknown[0]}, which is carried through as {base} has it; train "
-                    "one of the language model alone (exclude_modules in PEFT)"
+                    f"{self.folder}: has an adapter for {unknown[0]}, a part that is not trained here (such as a "
+                    "vision tower); use one of the language model only (exclude_modules in PEFT)"
                 )
             raise InputError(
                 f"{self.folder}: has an adapter for {unknown[0]}, which {base} lacks; give the base that it was "
@@ -91,7 +91,7 @@ class AdapterFolder:
             says = "names" if odd in meant else "does not name"
             has = "no tensors of it" if odd in meant else "tensors of it"
             raise InputError(
-                f"{self.folder / CONFIG}: target_modules {says} {odd}, and {TENSORS} has {has}; copy the folder anew"
+                f"{self.folder / CONFIG}: target_modules {says} {odd}, and {TENSORS} has {has}; copy the folder again"
             )
 
     def _check_shapes(self, model: Transformer, base: Path) -> None:
@@ -102,7 +102,7 @@ class AdapterFolder:
                 raise InputError(f"{path}: has {unknown[0]}, which {base} lacks; give the base that it was trained on")
             for name, (_, shape) in expected.items():
                 if name not in files.tensors:
-                    raise InputError(f"{path}: lacks {name}; copy the folder anew")
+                    raise InputError(f"{path}: lacks {name}; copy the folder again")
                 found = files.tensors[name].shape
                 if found != shape:
                     raise InputError(
@@ -138,10 +138,10 @@ def read_adapter(folder: Path) -> AdapterFolder:
     if not (folder / TENSORS).is_file():
         if (folder / "adapter_model.bin").is_file():
             raise InputError(
-                f"{folder}: adapter_model.bin is a pickle, which can run what a stranger wrote; save it anew with "
-                "safe_serialization=True"
+                f"{folder}: adapter_model.bin is a pickle file, which can run code when it is loaded; save it again "
+                "with safe_serialization=True"
             )
-        raise InputError(f"{folder}: no {TENSORS}; copy the folder anew")
+        raise InputError(f"{folder}: no {TENSORS}; copy the folder again")
     with TensorFiles(folder, [TENSORS]) as files:
         found: dict[str, set[str]] = {}
         whole = []
@@ -162,7 +162,7 @@ def read_adapter(folder: Path) -> AdapterFolder:
     for module, sides in found.items():
         if len(sides) == 1:
             missing = "B" if "A" in sides else "A"
-            raise InputError(f"{folder / TENSORS}: lacks {PREFIX}{module}.lora_{missing}.weight; copy the folder anew")
+            raise InputError(f"{folder / TENSORS}: lacks {PREFIX}{module}.lora_{missing}.weight; copy the folder again")
     _check_whole(folder, set(whole), set(raw.get("modules_to_save") or ()))
     return AdapterFolder(folder, raw, tuple(sorted(found)), tuple(sorted(whole)), _held(folder))
 
@@ -171,7 +171,7 @@ def _check_whole(folder: Path, found: set[str], named: set[str]) -> None:
     """Raises InputError unless modules_to_save names what is there whole."""
     if lacking := sorted(named - found):
         raise InputError(
-            f"{folder / CONFIG}: modules_to_save names {lacking[0]}, and {TENSORS} lacks it; copy the folder anew"
+            f"{folder / CONFIG}: modules_to_save names {lacking[0]}, and {TENSORS} lacks it; copy the folder again"
         )
     if unnamed := sorted(found - named):
         raise InputError(
@@ -184,7 +184,7 @@ def _check_whole(folder: Path, found: set[str], named: set[str]) -> None:
 def _parsed(path: Path, name: str) -> tuple[str, str]:
     """(module, "A" or "B"), or (lm_head or embed_tokens, "whole"), of a tensor's name. Raises InputError."""
     if not name.startswith(PREFIX):
-        raise InputError(f"{path}: {name} does not begin with {PREFIX}; PEFT would load nothing of it: save it anew")
+        raise InputError(f"{path}: {name} does not begin with {PREFIX}; PEFT would load nothing of it: save it again")
     if match := re.fullmatch(r"(.+)\.lora_(?:embedding_)?([AB])(?:\.weight)?", name.removeprefix(PREFIX)):
         module = match[1]
         if module.rpartition(".")[2] in adapters.WHOLE or "lora_embedding" in name:
@@ -289,4 +289,4 @@ def draw_adapter(model: Transformer, seed: int, local: Local = lambda parameter:
 
 def _check_finite(folder: Path, name: str, rows: Tensor) -> None:
     if rows.numel() and not rows.isfinite().all():
-        raise InputError(f"{folder / TENSORS}: {name} holds NaN or infinity; copy the folder anew")
+        raise InputError(f"{folder / TENSORS}: {name} holds NaN or infinity; copy the folder again")

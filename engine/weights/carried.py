@@ -40,7 +40,7 @@ class Carried(NamedTuple):
         assert self.data is not None  # who computes with it has read it
         found = self.data.clone().view(DTYPES[self.kind]).view(self.shape)
         if not found.isfinite().all():
-            raise InputError(f"{name} holds NaN or infinity; copy the weights anew")
+            raise InputError(f"{name} holds NaN or infinity; copy the weights again")
         return found
 
 

@@ -70,13 +70,13 @@ class Checkpoint:
         where = self._files.where
         for tensor, file in named.items():
             if where.get(tensor) != file:
-                raise InputError(f"{index}: {tensor} is not in {file}; copy the folder anew")
+                raise InputError(f"{index}: {tensor} is not in {file}; copy the folder again")
         for tensor, file in where.items():
             if tensor not in named and not _IGNORED.fullmatch(tensor):
-                raise InputError(f"{index}: does not name {tensor}, which is in {file}; copy the folder anew")
+                raise InputError(f"{index}: does not name {tensor}, which is in {file}; copy the folder again")
         stray = sorted(p.name for p in self.folder.glob("model-*-of-*.safetensors") if p.name not in named.values())
         if stray:
-            raise InputError(f"{index}: does not name {stray[0]}, which lies beside it; copy the folder anew")
+            raise InputError(f"{index}: does not name {stray[0]}, which lies beside it; copy the folder again")
 
     def __enter__(self) -> "Checkpoint":
         return self
@@ -140,7 +140,7 @@ class Checkpoint:
         if missing == [head] and not extra:
             raise InputError(
                 f"{self.folder}: tie_word_embeddings of config.json is false, and no {head} is there; set it to true "
-                "where the embedding is the head, or copy the folder anew"
+                "where the embedding is the head, or copy the folder again"
             )
         for what, found in (("lacks", missing), ("has the unknown", extra)):
             if found:
@@ -292,7 +292,7 @@ def _read_index(index: Path) -> dict[str, str]:
     """Which file holds each tensor. Raises InputError where a name could lead out of the folder."""
     weight_map = read_json(index).get("weight_map")
     if not isinstance(weight_map, dict) or not weight_map or not all(isinstance(f, str) for f in weight_map.values()):
-        raise InputError(f"{index}: no weight_map of tensor names to files; copy it anew")
+        raise InputError(f"{index}: no weight_map of tensor names to files; copy it again")
     for file in sorted(set(weight_map.values())):
         if not re.fullmatch(r"[\w-][\w.-]*\.safetensors", file):
             raise InputError(

@@ -218,7 +218,7 @@ def blank(
 def check_finite(folder: Path, name: str, rows: Tensor) -> None:
     """Raises InputError where a number of a folder's tensor is none."""
     if rows.numel() and not torch.stack(rows.aminmax()).isfinite().all():  # no copy of the rows for the look
-        raise InputError(f"{folder}: {name} holds NaN or infinity; copy the weights anew")
+        raise InputError(f"{folder}: {name} holds NaN or infinity; copy the weights again")
 
 
 @contextmanager

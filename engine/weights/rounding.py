@@ -83,7 +83,7 @@ class Cast:
 def check_asked(dtype: str, rounding: Rounding | None, seed: int) -> None:
     """Raises InputError where --dtype, --rounding and --seed of a command that writes a folder do not go together."""
     if not 0 <= seed < 2**32:
-        raise InputError(f"--seed: {seed} is not between 0 and {2**32 - 1:,}")
+        raise InputError(f"--seed: {seed} has to be between 0 and {2**32 - 1:,}")
     if rounding == "stochastic" and dtype != "bfloat16":
         raise InputError(
             f"--rounding stochastic: rounds to bfloat16, not to {dtype}; name --dtype bfloat16 with it, or leave it out"

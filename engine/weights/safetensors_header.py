@@ -37,7 +37,7 @@ def read(path: Path) -> dict[str, Entry]:
     """
 
     def refuse(what: str) -> InputError:
-        return InputError(f"{path}: cannot be read ({what}); copy it anew")
+        return InputError(f"{path}: cannot be read ({what}); copy it again")
 
     _check_place(path)
     try:
@@ -81,9 +81,9 @@ def _check_place(path: Path) -> None:
     try:
         kind = path.stat().st_mode
     except OSError as fault:
-        raise InputError(f"{path}: cannot be read ({fault.strerror}); copy it anew") from None
+        raise InputError(f"{path}: cannot be read ({fault.strerror}); copy it again") from None
     if not stat.S_ISREG(kind):
-        raise InputError(f"{path}: cannot be read (not a regular file); copy it anew")
+        raise InputError(f"{path}: cannot be read (not a regular file); copy it again")
     folder, real = path.parent.resolve(), path.resolve()
     blobs = folder.parent.parent / "blobs" if folder.parent.name == "snapshots" else folder
     if real.parent not in (folder, blobs):

@@ -39,12 +39,12 @@ class TensorFiles:
         path = self.folder / name
         for tensor, entry in safetensors_header.read(path).items():
             if tensor in self.where:
-                raise InputError(f"{path}: {tensor} is also in {self.where[tensor]}; copy the folder anew")
+                raise InputError(f"{path}: {tensor} is also in {self.where[tensor]}; copy the folder again")
             self.where[tensor], self.tensors[tensor] = name, entry
         try:
             file = open(path, "rb", buffering=0)  # noqa: SIM115 (closed with the stack)
         except OSError as fault:
-            raise InputError(f"{path}: cannot be read ({fault.strerror}); copy it anew") from None
+            raise InputError(f"{path}: cannot be read ({fault.strerror}); copy it again") from None
         self._open[name] = self._stack.enter_context(file)
 
     def close(self) -> None:
@@ -97,6 +97,6 @@ class TensorFiles:
         while left:
             n = os.preadv(file.fileno(), [left[: 2**30]], offset)
             if n == 0:
-                raise InputError(f"{self.folder / self.where[name]}: was truncated while it was read; copy it anew")
+                raise InputError(f"{self.folder / self.where[name]}: was truncated while it was read; copy it again")
             left, offset = left[n:], offset + n
         return found

@@ -31,7 +31,7 @@ from examples.grid import Cell
 from examples.miniature import model, rounds, sets, world
 from examples.slots import Slots
 from system import InputError, cli
-from system.flags import PathText
+from system.flags import PathText, check_above_zero
 
 OBJECTIVES = ("dpo", "kto_pair", "sft", "apo_zero", "apo_down")
 RATES = {"dpo": 3e-5, "kto_pair": 1e-4, "sft": 3e-4, "apo_zero": 1e-4, "apo_down": 1e-5}
@@ -71,8 +71,7 @@ class PaperConfig:
     """Number of runs side by side. Unset: one for each GPU, or without a GPU one for each core."""
 
     def __post_init__(self) -> None:
-        if min(self.seeds, self.at_once or 1) < 1:
-            raise InputError("--seeds and --at-once have to be above 0")
+        check_above_zero(self, "seeds", "at_once")
         for loss in self.also:
             grid.check_loss(loss)
 

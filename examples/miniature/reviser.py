@@ -25,8 +25,8 @@ BUSY, BROKEN = (40, 41, 42, 300), (120,)  # the numbers of requests that are ans
 
 @dataclass(frozen=True, kw_only=True)
 class ReviserConfig(ServingConfig):
-    """Serve a stand-in for a language model that revises until Ctrl-C, so that you can try revise without an account.
-    It corrects answers about the animals of the miniature examples (the field guide)."""
+    """Serve, until Ctrl-C, a program in place of a revising language model, so that you can try revise without an
+    account. It corrects answers about the animals of the miniature examples (the field guide)."""
 
 
 @contextmanager

@@ -34,7 +34,7 @@ class ScoreConfig:
     n: int = 200
     """Number of questions, of the 500 that no model is trained on."""
     skip: int = 0
-    """Number of these questions to leave out first."""
+    """Number of the 500 questions to skip before the first one asked."""
     config: PathText | None = None
     """YAML file with settings under the names of the flags. Flags on the command line win over it."""
 

@@ -25,7 +25,7 @@ from docs/records/miniature; every comparison is computed from the records, with
 counts as an answer, were written down before the runs: [design](design.md).
 
 ```
-python -m examples.miniature.study --minutes 110     # the runs: seven to ten hours in all; the same command goes on
+python -m examples.miniature.study --minutes 110     # the runs: seven to ten hours in all; the same command continues
 ./launch.sh paper                                    # the same world in half an hour: one seed, and your own objectives
 ```
 
@@ -73,8 +73,8 @@ SECTIONS = {
     "sets": ("The pairs", ""),
     "side_rates": (
         "The rates of the side questions",
-        "Those of strengths and of revised objectives are chosen as above; those of the curve until the best has a "
-        "measured rate on either side.",
+        "Rates for strengths and for revised objectives are chosen as above. For the curve, rates are added until the "
+        "best one has a measured rate on both sides.",
     ),
 }
 
@@ -116,11 +116,13 @@ def with_what_is_known(table: Table) -> Table | None:
     if not rows:
         return None
     n_left = len(table.rows) - len(rows)
-    more = [f"Rows left out, since runs of them are left: {n_left}."] if n_left else []
-    return replace(table, rows=rows, notes=[*table.notes, *more])
+    if not n_left:
+        return replace(table, rows=rows)
+    what = "1 row is omitted because some of its" if n_left == 1 else f"{n_left} rows are omitted because some of their"
+    return replace(table, rows=rows, notes=[*table.notes, f"{what} runs are not finished."])
 
 
-NOT_YET = "Its runs are not all on record yet."
+NOT_YET = "Not all of these runs are finished."
 FIGURES = {
     "curve": "![APO-zero minus APO-down over the quality of winners](paper-advice.svg)",
     "trajectories": "![Held-out rewards by epoch, all objectives at one rate](paper-curves.svg)",

@@ -36,8 +36,8 @@ def control(found: Found) -> Table:
     notes = []
     if same is not None and exact is not None:
         notes.append(
-            f"Of the control's pairs {100 * same:.0f} % are CLAIR's, since B has A's phrasing; {100 * exact:.0f} % of "
-            "its winners are exact."
+            f"{100 * same:.0f} % of the control's pairs equal CLAIR's, because the second sample happened to have the "
+            f"first one's phrasing; {100 * exact:.0f} % of its winners are exact."
         )
     for loss in CORE:
         if apart := apart_by_rate(*(found.searched(loss, name) for name in ARMS)):

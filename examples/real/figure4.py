@@ -23,7 +23,7 @@ from examples.findings import Trajectory, of_trajectories, trajectory
 from examples.real import checkpoint
 from examples.slots import Slots
 from system import InputError, cli, files
-from system.flags import PathText
+from system.flags import PathText, check_above_zero
 
 OBJECTIVES = ("dpo", "apo_zero", "apo_down", "kto_pair", "sft")
 EXAMPLE = "python -m examples.real.figure4 pairs.jsonl --out runs/real/figure4"
@@ -66,8 +66,7 @@ class Figure4Config:
     """YAML file with settings under the names of the flags. Flags on the command line win over it."""
 
     def __post_init__(self) -> None:
-        if min(self.n, self.heldout, self.epochs, self.at_once or 1) < 1:
-            raise InputError("--n, --heldout, --epochs and --at-once have to be above 0")
+        check_above_zero(self, "n", "heldout", "epochs", "at_once")
 
 
 def main(argv: Sequence[str]) -> None:

@@ -63,7 +63,7 @@ class LoraSearchConfig:
 
     def __post_init__(self) -> None:
         if self.minutes is not None and not self.minutes > 0:
-            raise InputError(f"--minutes: {self.minutes:g} is not above 0")
+            raise InputError(f"--minutes: {self.minutes:g} has to be above 0")
 
 
 class Group:

@@ -35,7 +35,7 @@ class ScoreConfig:
         if not Path(self.run).is_dir():
             raise InputError(f"{self.run}: no such folder; give the folder of a run")
         if self.n < 1:
-            raise InputError(f"--n: {self.n} is not above 0")
+            raise InputError(f"--n: {self.n} has to be above 0")
 
 
 def main(argv: Sequence[str]) -> None:

@@ -161,7 +161,8 @@ def endpoints_of(bases: Sequence[str], config: ClientConfig, *, flag: str = "--e
     n_origins = len({e.origin for e in made})
     if is_one_for_all and n_origins > 1 and any(found):
         raise InputError(
-            f"{by}: {len(made)} servers would get the same key; name a variable for each, or none for one without a key"
+            f"{by}: {len(made)} servers would get the same key; give one variable for each, with the word none where "
+            "no key is needed"
         )
     if headers.has_secrets and n_origins > 1:
         raise InputError(

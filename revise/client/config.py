@@ -26,13 +26,13 @@ class ClientConfig:
     model: str = ""
     """Name of the model at --endpoint."""
     key_env: tuple[str, ...] = (DEFAULT_KEY_ENV,)
-    """Environment variable that holds the API key: one name for all endpoints, or one for each. No key is sent if the
-    name is none, or if the default OPENAI_API_KEY is not set."""
+    """Environment variable that holds the API key: one name for all endpoints, or one for each. Write none to send no
+    key. No key is sent either if OPENAI_API_KEY, the default, is not set."""
     key_file: PathText | None = None
     """File that holds the API key, instead of an environment variable."""
     header: tuple[str, ...] = ()
     """Extra header for requests to --endpoint, as 'NAME: VALUE'. $VARIABLE in the value is read from the environment
-    and masked in messages, as a key is."""
+    and masked in messages, like an API key."""
     api: Literal["chat", "responses"] = "chat"
     """API of the server at --endpoint: chat is POST ENDPOINT/chat/completions, responses is OpenAI's Responses API."""
     stream: bool = False
@@ -51,8 +51,8 @@ class ClientConfig:
     request also fails after two time-outs, since each may have been billed. Attempts that reach no server do not
     count."""
     patience: float = 900.0
-    """Seconds without an answer from any endpoint after which the run stops; at most 60 if no server could be reached
-    from the start."""
+    """Stop after this many seconds without an answer from any endpoint; after 60 at the latest if no server has been
+    reached yet."""
     max_wait: float = 120.0
     """Longest time, in seconds, to honour a server's Retry-After; then the server is tried again even if it asked for
     longer."""
@@ -100,13 +100,13 @@ class ClientConfig:
         positive = ("concurrency", "max_attempts", "patience", "max_wait", "connect_timeout", "read_timeout", "timeout")
         for name in (*positive, "max_answer_mb"):
             if not getattr(self, name) > 0:
-                raise InputError(f"--{name.replace('_', '-')}: {getattr(self, name)} is not above 0")
+                raise InputError(f"--{name.replace('_', '-')}: {getattr(self, name)} has to be above 0")
         for name in ("rpm", "tpm"):
             if getattr(self, name) is not None and not getattr(self, name) > 0:
-                raise InputError(f"--{name.replace('_', '-')}: {getattr(self, name)} is not above 0")
+                raise InputError(f"--{name.replace('_', '-')}: {getattr(self, name)} has to be above 0")
         for name in ("price_in", "price_out", "max_cost", "max_requests", "grace"):
             if getattr(self, name) is not None and not getattr(self, name) >= 0:
-                raise InputError(f"--{name.replace('_', '-')}: {getattr(self, name)} is not 0 or above")
+                raise InputError(f"--{name.replace('_', '-')}: {getattr(self, name)} has to be at least 0")
         if self.max_cost is not None and not (self.price_in or self.price_out):
             raise InputError("--max-cost needs prices: give --price-in and --price-out, in dollars per million tokens")
         for base in self.endpoint:

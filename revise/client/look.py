@@ -145,10 +145,10 @@ class Look:
         if self._fault is not None:
             raise self._fault
         if self._stage.has_failed:
-            self._ends_useless(self._stage, "the first")
+            self._ends_useless(self._stage, f"the first {self._stage.n_useless} answers")
         for endpoint in self._pool.endpoints if self._stage.is_passed and not self._goes_on else ():
             if endpoint.trial.has_failed:
-                self._ends_useless(endpoint.trial, f"of {endpoint.origin} the first")
+                self._ends_useless(endpoint.trial, f"the first {endpoint.trial.n_useless} answers of {endpoint.origin}")
         if self._same.is_found(trial.MOST_USELESS):
             self._ends_same()
 
@@ -157,8 +157,9 @@ class Look:
         fault. Raises RunError where nothing in it was of use.
         """
         is_made = self._role.makes_responses or self._role.is_checked
-        if is_made and self._stage.n_useless and not self._stage.is_passed:
-            self._ends_useless(self._stage, "all" if self._stage.n_useless > 1 else "the only one of")
+        n = self._stage.n_useless
+        if is_made and n and not self._stage.is_passed:
+            self._ends_useless(self._stage, f"all {n} answers" if n > 1 else "the only answer")
         if not self._is_known and self._same.is_found(trial.LEAST_SAME):
             self._ends_same()
         held, self._own = self._own, []
@@ -177,10 +178,8 @@ class Look:
         self.useless |= dict.fromkeys(self._keys)
         what = f"{found.why}: {found.said!r}" if found.said and found.said != found.why else found.why
         mend = trial.cause(found.why).format(**self._role._asdict())
-        raise RunError(
-            f"{which} {found.n_useless} answers are unusable ({what}){'; ' + mend if mend else ''}; nothing more is "
-            f"sent: {PAID}"
-        )
+        said = f"{which} {'are' if found.n_useless > 1 else 'is'} unusable ({what})"
+        raise RunError(f"{said}{'; ' + mend if mend else ''}; nothing more is sent: {PAID}")
 
     def _ends_same(self) -> None:
         n, text = len(self._same.questions), (self._same.text or "")[: trial.SHOWN]

@@ -287,7 +287,7 @@ def test_a_template_may_mark_what_the_assistant_generates(tmp_path):
 )
 def test_a_prompt_that_does_not_begin_the_conversation_is_refused(tmp_path, template):
     said = (
-        r"writes an answer differently from what its generation prompt begins"
+        r"does not begin with its own generation prompt"
         r'|has no place for the content of message 2, of the role "assistant"'
     )
     with pytest.raises(InputError, match=said):

@@ -124,9 +124,7 @@ def test_a_name_of_ours_that_is_none_is_answered_with_the_nearest_before_a_file_
 
 @pytest.mark.parametrize("name", ["prompt", "label", "scores"])
 def test_what_is_no_number_of_a_row_is_not_asked_for_as_one(name):
-    with pytest.raises(
-        InputError, match=f"^'{name}' is asked for as a number of each row, but is not a number; ask for another"
-    ):
+    with pytest.raises(InputError, match=f"^'{name}' does not hold numbers; name another column in --fields"):
         read("nowhere.jsonl", fields=(name,))
 
 

@@ -106,7 +106,7 @@ def test_whatever_a_template_raises_is_told(source):
 
 def test_a_long_text_for_one_row_is_a_fault_of_that_row():
     made = template("{{ 'x' * (2 * 10 ** 6 if messages[0].content == 'q' else 1) }}" + GENTLE)
-    with pytest.raises(InputError, match=r"makes 2,000,\d+ characters of the conversation"):
+    with pytest.raises(InputError, match=r"writes 2,000,\d+ characters for one conversation"):
         made.render(USER, add_generation_prompt=False)
 
 
@@ -140,7 +140,7 @@ def test_what_the_child_process_lacks_is_told_as_its_own_failure(tmp_path, monke
     (tmp_path / "data").mkdir()
     (tmp_path / "data/__init__.py").write_text("raise RuntimeError('a broken installation')")
     monkeypatch.setattr("data.text.template.ROOT", str(tmp_path))
-    said = r"a chat template is tried .* has failed \(RuntimeError: a broken installation\)"
+    said = r"^chat_template\.jinja: the child process .* has failed \(RuntimeError: a broken installation\)"
     with pytest.raises(RunError, match=said):
         template(GENTLE + "{# in a broken child #}")
 

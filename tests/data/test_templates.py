@@ -172,7 +172,7 @@ def test_qwen3_told_not_to_think(tmp_path):
     assert chat.tokenizer.decode(answer) == "<think>\n\n</think>\n\n4"
     _, answer, _ = written(chat, [QUESTION], [said("<think>\nhm\n</think>\n\n4")])  # it thinks all the same
     assert chat.tokenizer.decode(answer) == "<think>\nhm\n</think>\n\n4"
-    with pytest.raises(InputError, match="writes an answer differently from what its generation prompt begins"):
+    with pytest.raises(InputError, match="does not begin with its own generation prompt"):
         written(chat, [QUESTION], [said("4", reasoning_content="hm")])
 
 

@@ -183,7 +183,7 @@ FOLDERS = {  # what is wrong -> (how it comes to be, what is said)
         says(exclude_modules=["q_proj"]), "target_modules does not name model.layers.0.self_attn.q_proj, and"
     ),
     "r unlike the tensors": (says(r=4), r"lora_A.weight is \[2, 56\], and r of adapter_config.json is 4; they have to"),
-    "half an adapter": (holds(take=[f"{Q}.lora_B.weight"]), f"lacks {Q}.lora_B.weight; copy the folder anew"),
+    "half an adapter": (holds(take=[f"{Q}.lora_B.weight"]), f"lacks {Q}.lora_B.weight; copy the folder again"),
     "a B of another size": (
         put(f"{Q}.lora_B.weight", 48, 2), rf"{Q}.lora_B.weight is \[48, 2\], and with .* it is \[32, 2\]; give the base"
     ),
@@ -202,9 +202,9 @@ FOLDERS = {  # what is wrong -> (how it comes to be, what is said)
         holds(put={f"{Q}.lora_A.weight": torch.zeros(2, 32, dtype=torch.int32)}), f"{Q}.lora_A.weight is I32; it has to"
     ),
     "NaN": (put(f"{Q}.lora_B.weight", 32, 2, value=math.nan), f"{Q}.lora_B.weight holds NaN or infinity; copy the fol"),
-    "a cut file": (cut, r"adapter_model.safetensors: cannot be read \(.*\); copy it anew"),
+    "a cut file": (cut, r"adapter_model.safetensors: cannot be read \(.*\); copy it again"),
     "a name twice": (named_twice, r"adapter_model.safetensors: cannot be read \(.*q_proj.lora_A.weight stands twice\)"),
-    "a pickle": (pickled, "adapter_model.bin is a pickle, which can run what a stranger wrote; save it anew with"),
+    "a pickle": (pickled, "adapter_model.bin is a pickle file, which can run code when it is loaded; save it again"),
     "no tensors": (
         lambda f: (f / "adapter_model.safetensors").unlink(), "adapter: no adapter_model.safetensors; copy the folder a"
     ),
@@ -257,10 +257,10 @@ FLAGS = {  # flags -> what is said
     "--lora-targets q_proj": "--lora-targets: needs --lora-rank",
     "--lora-rslora": "--lora-rslora: needs --lora-rank",
     "--train-also lm_head": "--train-also: needs --lora-rank",
-    "--lora-rank 0": "--lora-rank: 0 is not above 0; 16 is usual",
-    "--lora-rank -3": "--lora-rank: -3 is not above 0",
-    "--lora-rank 2 --lora-alpha 0": "--lora-alpha: 0.0 is not above 0",
-    "--lora-rank 2 --lora-alpha nan": "--lora-alpha: nan is not above 0",
+    "--lora-rank 0": "--lora-rank: 0 has to be above 0; 16 is usual",
+    "--lora-rank -3": "--lora-rank: -3 has to be above 0",
+    "--lora-rank 2 --lora-alpha 0": "--lora-alpha: 0.0 has to be above 0",
+    "--lora-rank 2 --lora-alpha nan": "--lora-alpha: nan has to be above 0",
     "--lora-rank 17": "--lora-rank: rank 17 is above the smaller side of model.layers.0.self_attn.k_proj (16); lower",
     "--lora-rank 2 --lora-targets q_proj c_attn": "--lora-targets: c_attn: no linear layer of a block has this name",
     "--lora-rank 2 --lora-targets lm_head": "--train-also trains head and embedding in full",
@@ -391,9 +391,9 @@ def test_an_adapter_of_a_quantised_base_is_said_to_meet_another(place, tmp_path,
     adapter = shutil.copytree(place / "good", tmp_path / "adapter")
     (adapter / "engine.json").write_text('{"base_dtype": "nf4"}')
     said = trained(place, tmp_path, capsys, "--adapter", str(adapter))
-    assert "was trained on a base in nf4 and goes on with one in float32" in said
+    assert "was trained on a base in nf4 and continues with one in float32" in said
     flags = ("--adapter", str(adapter), "--base-dtype", "nf4")
-    assert "goes on with one in" not in trained(place, tmp_path / "b", capsys, *flags)
+    assert "continues with one in" not in trained(place, tmp_path / "b", capsys, *flags)
 
 
 def test_layers_that_peft_left_out_are_left_out(place, tmp_path, capsys):

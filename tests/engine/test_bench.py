@@ -263,7 +263,7 @@ def test_an_adapters_run_is_measured_beside_one_of_all_parameters(tmp_path):
     [
         (["--lora-alpha", "8"], "", "--lora-alpha: needs --lora-rank"),
         (["--base-dtype", "int8"], "", "--base-dtype int8: applies to frozen weights"),
-        (["--lora-rank", "0"], "", "--lora-rank: 0 is not above 0"),
+        (["--lora-rank", "0"], "", "--lora-rank: 0 has to be above 0"),
         (
             ["--lora-rank", "4", "--master-weights", "split"],
             "",

@@ -108,7 +108,7 @@ def test_without_a_final_state_the_weights_of_the_last_folder_go_on_and_moments_
     capsys.readouterr()
     more = go("more", continue_from=str(first.out), eval_every=1, epochs=1)
     said = capsys.readouterr().err
-    assert f"goes on with the weights of {first.checkpoints[-1]}, in float32" in said
+    assert f"continues with the weights of {first.checkpoints[-1]}, in float32" in said
     assert "has kept no final state (--keep-final-state), so that the optimizer's moments begin at 0" in said
     assert lines(more.out)[0]["eval_loss"] == pytest.approx(lines(first.out)[-1]["eval_loss"], abs=1e-9)
 

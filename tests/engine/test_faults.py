@@ -267,7 +267,7 @@ def test_torchrun_goes_on_by_itself(folder):
         done = subprocess.run([*command, *program, *flags, "--out", str(folder / name)], cwd=ROOT, env=env,
                               capture_output=True, text=True, timeout=300, check=False)  # fmt: skip
         assert done.returncode == 0, done.stderr[-3000:]
-        assert any(f"goes on after step {n}" in done.stderr for n in (3, 4)) == bool(more)
+        assert any(f"resumes after step {n}" in done.stderr for n in (3, 4)) == bool(more)
     assert outcome(folder / "run") == outcome(folder / "whole")
 
 
@@ -328,7 +328,7 @@ def test_a_disk_that_fills_up_costs_nothing_but_the_wait(folder, small_disk):
     assert go(folder / "whole") == (0, [])
     disk = small_disk(300)
     code, said = go(disk / "run")
-    assert code == 2 and "bytes are free, and a checkpoint and its states take" in said[0] and not any(disk.iterdir())
+    assert code == 2 and "GB are free, and a checkpoint and its states take" in said[0] and not any(disk.iterdir())
     full = 0
     for kib in range(900, 9000, 400):
         small_disk(kib)

@@ -302,7 +302,7 @@ def test_a_run_goes_on_with_the_numbers_that_it_began_with(run, tmp_path):
     changed = rows()
     changed[3]["lead"] = 7.0
     tiny.write_rows(path, changed)
-    with pytest.raises(InputError, match=r"--resume would go on with another run \(rows: 9 of \w+ -> 9 of \w+\)"):
+    with pytest.raises(InputError, match=r"--resume would resume another run \(rows: 9 of \w+ -> 9 of \w+\)"):
         run("led", path, **told)
     ignored = [row | {"other": i} for i, row in enumerate(rows())]  # which nothing asks for
     found = run("led", tiny.write_rows(path, ignored), **told)

@@ -287,7 +287,7 @@ COMMANDS = {
         "rows.jsonl:2: the chat template ",
     ),
     "a broken tokenizer": (lambda f, r: (f / "tokenizer.json").write_text("{"), "tokenizer.json: not JSON"),
-    "no rows": (as_data("\n"), "rows.jsonl: none of 0 rows can be used"),
+    "no rows": (as_data("\n"), "rows.jsonl: holds no rows; give another file"),
     "a torn last line": (
         as_data('{"prompt": "q", "chosen": "a", "rejected": "b"}\n{"prompt": "q'),
         "rows.jsonl:2: not JSON",

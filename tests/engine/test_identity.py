@@ -136,7 +136,7 @@ def test_a_run_that_is_the_same_goes_on_and_one_that_is_not_is_told_every_differ
     with pytest.raises(InputError) as fault:
         compare(path, tmp_path, {"lr": "2", "seed": "0", "new": "y"})
     assert str(fault.value) == (
-        f"{tmp_path}: --resume would go on with another run (lr: 1 -> 2; new: None -> y; gone: x -> None); "
+        f"{tmp_path}: --resume would resume another run (lr: 1 -> 2; new: None -> y; gone: x -> None); "
         "give the settings that it was started with, or another --out"
     )
 
@@ -182,7 +182,7 @@ def test_settings_that_came_later_are_left_out_at_the_values_that_were_all_there
 @pytest.mark.parametrize("text", ["", "{", "\xff"])
 def test_a_damaged_identity_is_refused(tmp_path, text):
     (tmp_path / "identity.json").write_bytes(text.encode("latin-1"))
-    with pytest.raises(InputError, match=r"identity\.json: damaged; start anew with another --out"):
+    with pytest.raises(InputError, match=r"identity\.json: damaged; start again with another --out"):
         compare(tmp_path / "identity.json", tmp_path, {})
 
 

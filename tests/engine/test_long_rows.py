@@ -185,7 +185,7 @@ def test_a_mismatched_sequence_beyond_it_is_refused(job, dynamic):
     told = [{"prompt_ids": p, "completion_ids": c, "label": bool(i)} for i, (p, c) in enumerate(rows)]
     tiny.write_rows(job.rows, told)
     settings = {"model": str(dynamic), "data": str(job.rows), "out": str(job.tmp / "run"), "loss": "kto", "lr": 1e-4}
-    with pytest.raises(InputError, match=r"a mismatched sequence, would have 24 .* max_position_embeddings \(16\)"):
+    with pytest.raises(InputError, match=r"\(a mismatched sequence\): 24 .* max_position_embeddings \(16\)"):
         TrainingInputs(TrainConfig(**settings))
     told[0]["prompt_ids"] = [3] * 4
     tiny.write_rows(job.rows, told)

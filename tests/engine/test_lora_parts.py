@@ -244,7 +244,7 @@ def test_an_adapter_of_what_sees_is_refused(tmp_path):
     path = adapter / "adapter_model.safetensors"
     found, stem = load_file(path), "base_model.model.model.vision_tower.encoder.layers.0.self_attn.q_proj.lora_"
     save_file(found | {f"{stem}A.weight": torch.zeros(4, 8), f"{stem}B.weight": torch.zeros(8, 4)}, path)
-    with pytest.raises(InputError, match=r"vision_tower\..*q_proj, which is carried through .*exclude_modules"):
+    with pytest.raises(InputError, match=r"vision_tower\..*q_proj, a part that is not trained here .*exclude_modules"):
         weights.load(adapter)
 
 

@@ -60,7 +60,7 @@ def case(tmp_path):
             ["--rounding", "stochastic"],
             "--rounding stochastic: rounds to bfloat16, not to float32; name --dtype bfloat",
         ),
-        (["--seed", "-1"], "--seed: -1 is not between 0 and"),
+        (["--seed", "-1"], "--seed: -1 has to be between 0 and"),
         (["--base-dtype", "fp8"], "--base-dtype: .*fp8"),
         (["--max-tokens", "9"], "--max-tokens: applies to the rows of --data; add --data, or leave it out"),
         (["--micro-tokens", "9"], "--micro-tokens: applies to the rows of --data"),
@@ -155,7 +155,7 @@ def test_numbers_that_are_none_are_named(case):
     name = "base_model.model.model.layers.0.mlp.up_proj.lora_B.weight"
     tensors[name][0, 0] = torch.nan
     save_file(tensors, path)
-    assert case.refused() == f"{path}: {name} holds NaN or infinity; copy the folder anew"
+    assert case.refused() == f"{path}: {name} holds NaN or infinity; copy the folder again"
 
 
 def test_rows_that_cannot_be_used_end_it_before_anything_is_written(case):

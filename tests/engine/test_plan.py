@@ -173,7 +173,7 @@ def test_what_cannot_fit_is_refused_with_the_change_that_lets_it(tmp_path, monke
     rows = tiny.write_rows(tmp_path / "rows.jsonl", id_rows(8))
     monkeypatch.setattr(layout, "free_memory", lambda: 3 * 10**6)
     config = TrainConfig(model=str(model), data=(str(rows),), out=str(tmp_path / "run"))
-    with pytest.raises(InputError, match=r"^needs 0\.2 GB of memory, and 0\.1 GB are free.*lower --micro-tokens"):
+    with pytest.raises(InputError, match=r"^the run needs 0\.2 GB of memory, and 0\.1 GB are free.*lower --micro"):
         train.run(config)
     assert not (tmp_path / "run").exists()
 
@@ -213,7 +213,7 @@ def test_the_command_refuses_with_numbers_that_differ(capsys):
     needed = sum(json.loads(capsys.readouterr().out)["layouts"][0]["bytes"].values())
     with pytest.raises(InputError) as fault:
         plan.main([*asked, "--gpu-memory", repr((needed - 10**7) / 1e9)])
-    said = re.match(r"needs ([\d.,]+) GB of memory, and ([\d.,]+) GB are free", str(fault.value))
+    said = re.match(r"the run needs ([\d.,]+) GB of memory, and ([\d.,]+) GB are free", str(fault.value))
     assert said and said[1] != said[2]
     assert float(said[1]) - float(said[2]) == pytest.approx(0.01, abs=0.006)
 
@@ -427,7 +427,7 @@ def test_the_bandwidth_inside_a_node_is_assumed_or_given(capsys):
     for flags, words in (
         (["--measure"], "--measure: needs two GPUs or more, and here are none"),
         (["--measure", "--gpus", "8"], "--measure: does not plan, and so does not use --gpus"),
-        (["--shape", "llama3-8b", "--bandwidth", "0"], "--bandwidth: 0 is not above 0"),
+        (["--shape", "llama3-8b", "--bandwidth", "0"], "--bandwidth: 0 has to be above 0"),
     ):
         with pytest.raises(InputError, match=words):
             plan.main(flags)
@@ -449,7 +449,7 @@ def test_the_speed_of_a_card_is_assumed_and_said_or_given(capsys):
     assert hours[165] == pytest.approx(hours[989] * 989 / 165)
     plan.main(["--shape", "tiny", "--gpus", "0"])
     assert "TFLOP/s" not in capsys.readouterr().out
-    with pytest.raises(InputError, match="--tflops: 0 is not above 0"):
+    with pytest.raises(InputError, match="--tflops: 0 has to be above 0"):
         plan.main(["--shape", "tiny", "--tflops", "0"])
 
 

@@ -419,7 +419,7 @@ def test_a_table_serves_runs_of_the_same_mask_alone(job, tmp_path):
 def test_a_run_that_is_gone_on_with_has_the_mask_that_it_had(job):
     whole, _ = job("whole", 1)
     job("parts", 1, stop_after=3, state_every=1)
-    with pytest.raises(InputError, match=r"--resume would go on with another run \(rows: .* -> .*\); give the"):
+    with pytest.raises(InputError, match=r"--resume would resume another run \(rows: .* -> .*\); give the"):
         job("parts", 0, resume=True, state_every=1)
     resumed, _ = job("parts", 1, resume=True, state_every=1)
     assert resumed == whole and len(whole) == 4

@@ -116,7 +116,7 @@ def test_a_finished_run_says_so_and_a_fresh_one_begins(go, capsys):
     assert "is finished, all 9 steps" in capsys.readouterr().err
     assert result.n_steps == 9 and result.metrics["step"] == 9 and len(result.checkpoints) == 3
     assert (go.tmp / "run/metrics.jsonl").read_bytes() == before
-    with pytest.raises(InputError, match="holds a run already; go on with --resume"):
+    with pytest.raises(InputError, match="holds a run already; resume it with --resume"):
         go("run")
 
 
@@ -229,7 +229,7 @@ def test_a_damaged_state_is_found_and_the_one_before_it_used(go, capsys):
     (states / "step-000006/.metadata").unlink()
     go("run", resume=True)
     said = capsys.readouterr().err
-    assert ".metadata: missing; set aside as step-000006.damaged" in said and "goes on after step 4" in said
+    assert ".metadata: missing; set aside as step-000006.damaged" in said and "resumes after step 4" in said
     assert go.watch.steps == [5, 6, 7, 8, 9]
     assert outcome(go.tmp / "whole") == outcome(go.tmp / "run")
     for kept in (go.tmp / "kept/state").glob("step-*"):
@@ -404,7 +404,7 @@ def test_room_is_asked_for_what_will_be_written(go, monkeypatch):
     usage = shutil.disk_usage(go.tmp)
     monkeypatch.setattr(shutil, "disk_usage", lambda _: usage._replace(free=one.stat().st_size * 2))
     assert go("short", max_steps=2).n_steps == 2
-    with pytest.raises(InputError, match="bytes are free, and a checkpoint and its states take"):
+    with pytest.raises(InputError, match="GB are free, and a checkpoint and its states take"):
         go("long")
 
 

@@ -120,12 +120,12 @@ def test_schedule_is_a_flag_by_its_shape_and_a_subject_by_its_settings():
     ("flags", "said"),
     [
         ({"warmup_steps": 3, "warmup_ratio": 0.1}, "--warmup-steps and --warmup-ratio: give one of the two"),
-        ({"warmup_ratio": 1.5}, "--warmup-ratio: 1.5 is not between 0 and 1; it is a share"),
-        ({"warmup_ratio": math.nan}, "--warmup-ratio: nan is not between 0 and 1"),
-        ({"min_lr_ratio": -0.1}, "--min-lr-ratio: -0.1 is not between 0 and 1"),
+        ({"warmup_ratio": 1.5}, "--warmup-ratio: 1.5 has to be between 0 and 1; it is a share"),
+        ({"warmup_ratio": math.nan}, "--warmup-ratio: nan has to be between 0 and 1"),
+        ({"min_lr_ratio": -0.1}, "--min-lr-ratio: -0.1 has to be between 0 and 1"),
         ({"min_lr_ratio": 0.1, "schedule": "constant"}, "--min-lr-ratio: --schedule constant does not decay"),
         ({"decay_ratio": 0.2}, "--decay-ratio: needs --schedule wsd; add it, or leave this flag out"),
-        ({"decay_ratio": 0.0, "schedule": "wsd"}, "--decay-ratio: 0.0 is not above 0 and at most 1"),
+        ({"decay_ratio": 0.0, "schedule": "wsd"}, "--decay-ratio: 0.0 has to be above 0 and at most 1"),
     ],
 )
 def test_what_does_not_go_together_is_one_sentence(flags, said):

@@ -97,7 +97,7 @@ def test_a_damaged_one_is_set_aside_and_the_one_before_it_taken(tmp_path, capsys
     assert held.step == 3 and (tmp_path / "state/step-000012.damaged").is_dir()
     assert "damaged (its SHA-256 is another); set aside as step-000012.damaged" in capsys.readouterr().err
     (tmp_path / "state/step-000003/manifest.json").unlink()
-    with pytest.raises(InputError, match="every state is damaged; start anew with another --out"):
+    with pytest.raises(InputError, match="every state is damaged; start again with another --out"):
         states(tmp_path / "state").find_newest()
 
 

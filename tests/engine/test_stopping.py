@@ -38,7 +38,7 @@ def test_it_stops_after_the_step_asked_for_and_no_other(capsys):
     end = stopping(stop_after=3)
     assert [end.must_stop(n) for n in range(1, 6)] == [False, False, True, False, False]
     end.conclude(3, keeps_states=True)
-    assert capsys.readouterr().err == "runs/a: stopped after step 3, as --stop-after asks; go on with --resume\n"
+    assert capsys.readouterr().err == "runs/a: stopped after step 3, as --stop-after asks; resume with --resume\n"
     assert not stopping(stop_after=5).must_stop(5)  # which is the end
 
 
@@ -46,7 +46,7 @@ def test_it_stops_after_the_step_asked_for_and_no_other(capsys):
 @pytest.mark.parametrize(
     ("keeps", "said"),
     [
-        (True, "its state is saved: go on with --resume"),
+        (True, "its state is saved: resume with --resume"),
         (False, "no state is kept where not every rank sees the folder"),
     ],
 )

@@ -75,7 +75,7 @@ def test_a_run_keeps_the_day_on_which_it_began(go, monkeypatch):
 def test_a_run_is_not_gone_on_with_on_another_day(go, monkeypatch):
     on(monkeypatch, "2026-03-01")
     go("run", stop_after=1)
-    with pytest.raises(InputError, match=r"would go on with another run \(.*template date: 2026-03-01 -> 2026-03-02"):
+    with pytest.raises(InputError, match=r"would resume another run \(.*template date: 2026-03-01 -> 2026-03-02"):
         go("run", resume=True, template_date="2026-03-02")
 
 

@@ -573,7 +573,7 @@ def test_an_objective_that_means_its_losses_is_told_so(job, monkeypatch):
         job(loss=f"{path}:lead_by")  # a pass of a single pair comes late, or on another machine alone
     spread = "Result((r_l - r_w) * (float('nan') if len(r_w) == 1 else 1.0)"  # as torch.std gives
     path.write_text(LEAD.replace("Result(-logsigmoid(r_w - r_l - by)", spread))
-    with pytest.raises(InputError, match="are not those of the rows apart"):
+    with pytest.raises(InputError, match="when other rows share its pass"):
         job(loss=f"{path}:lead_by")
 
 
@@ -704,11 +704,11 @@ def test_a_row_without_what_an_objective_needs_is_named(job):
 @pytest.mark.parametrize(
     ("changes", "said"),
     [
-        ({"loss": "apo_zero:0,sft:1"}, "the weight 0 of apo_zero is not above 0"),
+        ({"loss": "apo_zero:0,sft:1"}, "the weight 0 of apo_zero has to be above 0"),
         ({"loss": "dpo:1,sigmoid:1"}, "dpo is named twice"),
         ({"loss": "kto:1,dpo:1"}, "use kto_pair, or set --kto.kl"),
         ({"loss": "robust_dpo", "hyperparameters": {"robust_dpo.label_smoothing": "0.7"}}, "label_smoothing is 0.7"),
-        ({"loss": "dpo", "hyperparameters": {"dpo.beta": "0"}}, "--dpo.beta: 0 is not above 0"),
+        ({"loss": "dpo", "hyperparameters": {"dpo.beta": "0"}}, "--dpo.beta: 0 has to be above 0"),
         ({"reference_update": "soft", "reference": "precompute"}, "needs a reference model in every step"),
         ({"loss": "simpo", "reference_update": "hard"}, "every step, and simpo uses none"),
         ({"stages": 30}, "30 stages need more than 22 rows"),

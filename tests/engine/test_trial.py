@@ -52,19 +52,19 @@ SLIPS = {
     "not a number": (lambda c, r: Result((c.logps * 0).log() - torch.inf + torch.inf, c.logps, r.logps), "not finite"),
     "a mean over the pass": (
         lambda c, r: Result(margin(c, r) - margin(c, r).mean(), c.logps, r.logps),
-        "the losses of 8 rows together are not those of the rows apart",
+        "when other rows share its pass; compute it from that row alone",
     ),
     "a detached mean over the pass": (
         lambda c, r: Result(margin(c, r) * margin(c, r).detach().mean(), c.logps, r.logps),
-        "register it with whole_step=True",
+        "register the objective with whole_step=True",
     ),
     "the mean, once for each": (
         lambda c, r: Result(margin(c, r).mean().expand(len(c.logps)), c.logps, r.logps),
-        "the losses of 8 rows together are not those of the rows apart",
+        "when other rows share its pass; compute it from that row alone",
     ),
     "the order of the rows": (
         lambda c, r: Result(margin(c, r) * torch.arange(len(c.logps)), c.logps, r.logps),
-        "the losses of 8 rows together are not those of the rows apart",
+        "when other rows share its pass; compute it from that row alone",
     ),
     "rewards of a pair in one": (
         lambda c, r: Result(margin(c, r), c.logps.mean(), r.logps),
@@ -130,7 +130,7 @@ def test_a_statistic_of_the_tokens_of_a_pass_is_found_too():
         weights = chosen.logps.detach() / chosen.logps.detach().sum()
         return Result(chosen.per_sequence(chosen.logps * weights), chosen.lengths.double(), rejected.lengths.double())
 
-    with pytest.raises(InputError, match="rows together are not those of the rows apart"):
+    with pytest.raises(InputError, match="when other rows share its pass"):
         check(mine, level="token")
 
 
@@ -175,7 +175,7 @@ def test_a_slip_ends_the_command_before_weights_are_read(tmp_path):
     model = tiny.write_model(tmp_path / "model", vocab_size=101)
     rows = tiny.write_rows(tmp_path / "rows.jsonl", id_rows(9))
     argv = ["--model", str(model), "--data", str(rows), "--out", str(tmp_path / "run")]
-    with pytest.raises(InputError, match="register it with whole_step=True"):
+    with pytest.raises(InputError, match="register the objective with whole_step=True"):
         train.main([*argv, "--loss", f"{tmp_path}/mine.py:mine"])
     assert not (tmp_path / "run").exists()
     with pytest.raises(InputError, match=r"say which objective of the file; it defines .*/mine\.py:mine$"):

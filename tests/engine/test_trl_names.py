@@ -728,15 +728,15 @@ def test_all_that_has_to_change_is_said_at_once(tmp_path):
         ("f_alpha_divergence_coef: half", "f_alpha_divergence_coef: half is not a number"),
         ("use_weighting: maybe", "use_weighting: maybe is not true or false"),
         ("max_length: long", "max_length: long is not a number"),
-        ("max_length: 10.5", "max_length: 10.5 is not a whole number above 0"),
+        ("max_length: 10.5", "max_length: 10.5 has to be a whole number above 0"),
         ("per_device_train_batch_size: two", "per_device_train_batch_size: two is not a whole number"),
         ("per_device_train_batch_size: [1, 2]", "per_device_train_batch_size: 1, 2 is not a whole number"),
-        ("num_train_epochs: 0", "num_train_epochs: 0 is not above 0"),
+        ("num_train_epochs: 0", "num_train_epochs: 0 has to be above 0"),
         ("torch_dtype: float16", "torch_dtype: float16 is not supported: --dtype is bfloat16 or float32 here"),
         ('chat_template: "{% for m in messages %}"', "chat_template: a template is read from a file here"),
         (
             "resume_from_checkpoint: true",
-            "resume_from_checkpoint: true is not supported: a run goes on in its own folder",
+            "resume_from_checkpoint: true is not supported: a run is resumed in its own folder",
         ),
         ("learning_rat: 1", "there is no setting 'learning_rat'"),
         (

@@ -198,5 +198,5 @@ def test_a_file_that_is_cut_while_it_is_read_ends_in_one_sentence(tmp_path):
     path.write_bytes(content)
     with weights.Checkpoint(folder) as checkpoint:
         os.truncate(path, 3000)
-        with pytest.raises(InputError, match="was truncated while it was read; copy it anew"):
+        with pytest.raises(InputError, match="was truncated while it was read; copy it again"):
             checkpoint.rows("lm_head.weight", 0, 101)

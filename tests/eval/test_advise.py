@@ -123,7 +123,7 @@ def test_rows_without_scores_are_refused(tmp_path):
     model = tiny.write_model(tmp_path / "model", vocab_size=101)
     rows = tiny.write_rows(tmp_path / "rows.jsonl", scored_rows(3))
     done = run("advise", "--model", str(model), "--data", str(rows))
-    assert done.returncode == 2 and 'no pair has a "chosen_score" and an "own_score"' in done.stderr
+    assert done.returncode == 2 and 'no pair has both "chosen_score" and "own_score"' in done.stderr
 
 
 def test_a_judge_reads_the_rows_as_they_were_read_before(tmp_path):

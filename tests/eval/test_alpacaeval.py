@@ -160,7 +160,7 @@ def test_columns_that_do_not_fit_are_said():
         length_controlled([1.5] * 100, [n + 3 for n in reference], reference, gamed)
     with pytest.raises(InputError, match="by the same amount"):
         length_controlled([1.2] * 100, reference, reference, gamed)
-    with pytest.raises(InputError, match="there is no preference"):
+    with pytest.raises(InputError, match="no output has a preference"):
         length_controlled([None] * 100, lengths, reference, gamed)
 
 

@@ -5,6 +5,7 @@ import hashlib
 import json
 import math
 import re
+import shutil
 import sys
 
 import pytest
@@ -289,6 +290,16 @@ def test_bad_input_is_one_sentence(made, tmp_path, more, said):
 def test_files_that_are_not_the_published_are_refused(made, tmp_path):
     with pytest.raises(InputError, match=r"model_outputs\.json: not the published file"):
         alpacaeval_run.main([a for a in command(made, tmp_path, "http://127.0.0.1:9/v1")[4:] if a != "--any-data"])
+
+
+def test_a_template_that_lacks_a_slot_is_named_before_an_output_is_drawn(made, tmp_path):
+    shutil.copytree(made / "checkout", tmp_path / "checkout")
+    path = tmp_path / "checkout/src/alpaca_eval" / alpacaeval_run.TEMPLATE
+    path.write_text(TEMPLATE.replace("{output_2}", ""))
+    arguments = command(made, tmp_path, "http://127.0.0.1:9/v1")[4:]
+    arguments[2] = str(tmp_path / "checkout")
+    with pytest.raises(InputError, match=rf"^{re.escape(str(path))}: the annotator's template has no {{output_2}};"):
+        alpacaeval_run.main(arguments)
 
 
 def test_lengths_on_one_side_alone_are_warned_of():

@@ -111,7 +111,7 @@ def test_killed_twice_it_comes_to_the_same_and_asks_and_trains_nothing_again(tmp
     repeated = len(asked(hard)) - len(set(asked(hard)))
     assert set(asked(hard)) == set(asked(calm)) and repeated <= 4  # at most those in flight
     said = (hard / "o/round-1/runs/seed-0/clair/dpo.log").read_text()
-    gone_on = re.findall(r"goes on after step (\d+)", said)
+    gone_on = re.findall(r"resumes after step (\d+)", said)
     assert states and len(gone_on) == 1 and int(gone_on[0]) >= max(states), said  # from the newest state
     assert metrics(hard) == metrics(calm) and len(metrics(calm)) == 15
     assert files_of(hard) == files_of(calm)

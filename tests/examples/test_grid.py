@@ -212,7 +212,7 @@ def test_a_run_that_fails_ends_the_grid_with_its_last_words(small, tmp_path):
 
 def test_a_run_that_does_not_fit_the_memory_is_told_before_the_first_begins(small, tmp_path):
     cells = [Cell("mine", small["rows"], "dpo", seed, 1e-5, (("gpu-memory", "0.001"),)) for seed in (0, 1)]
-    with pytest.raises(InputError, match=r"dpo on mine: needs 0\.2 GB of memory"):
+    with pytest.raises(InputError, match=r"dpo on mine: the run needs 0\.2 GB of memory"):
         grid.run_all(cells, tmp_path / "g", model=small["model"], **small["rest"])
     assert not (tmp_path / "g/seed-0/mine").exists()
 
@@ -318,7 +318,7 @@ def test_every_cell_is_checked_before_the_first_one_trains(small, tmp_path, monk
     assert first == "the grid cannot run as it is:" and len(told) == 4
     assert told[0].startswith("  odpo on mine: ") and "odpo needs a score of each response" in told[0]
     assert told[1].startswith("  dpo on other: ") and "absent.jsonl" in told[1]
-    assert told[2].startswith("  apo_zero batch_size=0 on mine: --batch-size: 0 is not above 0")
+    assert told[2].startswith("  apo_zero batch_size=0 on mine: --batch-size: 0 has to be above 0")
     assert told[3].startswith("  sft on mine: ") and "was trained with lr 0.5, not 1e-05" in told[3]
     with pytest.raises(InputError, match=r"dpo on mine: .*no-such-model"):
         grid.run_all([good], out, model=str(tmp_path / "no-such-model"), **small["rest"])

@@ -176,7 +176,7 @@ def test_a_study_that_has_begun_has_a_page_with_dashes():
     runs, bases, _ = done(lambda runs, job: len(runs) == 7)
     text = study_page.page(Found(runs, bases, {}))
     assert "**Not complete yet**: 7 runs are on record" in text and "| clair | apo\\_zero | – | – |" not in text
-    assert "Its runs are not all on record yet." in text
+    assert "Not all of these runs are finished." in text
     assert "Nothing" not in study_page.page(Found({}, {}, {}))
 
 
@@ -228,7 +228,7 @@ def test_rows_of_which_nothing_is_known_are_counted_and_not_shown():
     table = Table("t", "T", ("", "", "", ""), rows, 2, ["a note"])
     shown = study_page.with_what_is_known(table)
     assert shown.rows == rows[:1]
-    assert shown.notes == ["a note", "Rows left out, since runs of them are left: 2."]
+    assert shown.notes == ["a note", "2 rows are omitted because some of their runs are not finished."]
     assert study_page.with_what_is_known(Table("t", "T", ("", "", "", ""), rows[1:], 2)) is None
 
 

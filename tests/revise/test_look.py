@@ -66,6 +66,8 @@ def test_answers_in_another_form_are_of_no_use_though_they_have_a_text(tmp_path)
     assert len(found.texts) == 16 and found.states.count("unusable") == 16  # so that --ask-again asks anew
     few = ask(tmp_path / "b", lambda seen: HELLO, requests=checked(5), role=REVISER)
     assert "all 5 answers are unusable" in str(few.fault)
+    one = ask(tmp_path / "c", lambda seen: HELLO, requests=checked(1), role=REVISER)
+    assert str(one.fault).startswith("the only answer is unusable (")
 
 
 @pytest.mark.slow
@@ -88,7 +90,7 @@ def test_each_server_has_to_show_what_it_can(tmp_path):
     assert found.states.count("refused") == 0
     with serve(lambda seen: answer_to(seen).after(0.01)) as good, serve(lambda seen: EMPTY) as bad:
         found = ask(tmp_path / "b", None, 400, endpoint=(bad.base, good.base), concurrency=4)
-        assert bad.n_seen == 16 and f"of {bad.base[:-3]} the first 16 answers" in str(found.fault)
+        assert bad.n_seen == 16 and f"the first 16 answers of {bad.base[:-3]} are" in str(found.fault)
 
 
 # --- refusals ------------------------------------------------------------------------------------------------------

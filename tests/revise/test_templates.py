@@ -47,7 +47,7 @@ def test_the_papers_wording_comes_with_its_license_and_its_authors():
 
 
 def test_the_paper_has_no_wording_of_grades():
-    with pytest.raises(InputError, match=r"^--template: the paper has no wording for this"):
+    with pytest.raises(InputError, match=r"^--template paper: the paper has no prompt for this command"):
         read_template("paper", "score", judge.SCORE_SLOTS)
 
 

@@ -128,9 +128,9 @@ def test_what_the_configuration_refuses_is_said_as_it_says_it():
     class Checked(Plain):
         def __post_init__(self):
             if self.lr <= 0:
-                raise InputError(f"--lr: {self.lr} is not above 0")
+                raise InputError(f"--lr: {self.lr} has to be above 0")
 
-    assert refused("--lr", "-1", config=Checked) == "--lr: -1.0 is not above 0"
+    assert refused("--lr", "-1", config=Checked) == "--lr: -1.0 has to be above 0"
 
 
 def test_what_only_tyro_refuses_is_shown_as_it_says_it(capsys):

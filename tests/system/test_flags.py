@@ -1,5 +1,6 @@
 """What is said of a command line before tyro reads it: each fault in a sentence, and nothing that tyro would take."""
 
+import re
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Literal
@@ -8,7 +9,7 @@ import pytest
 import tyro
 
 from system import InputError, cli
-from system.flags import Ignored, Refused, flags_of
+from system.flags import Ignored, Refused, check_above_zero, check_not_negative, flags_of
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -55,6 +56,16 @@ class Required:
     """File."""
     lr: float = 0.5
     """Rate."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Placed:
+    """A command whose values are given by their place."""
+
+    run: tyro.conf.Positional[str]
+    """Folder."""
+    files: tyro.conf.Positional[tuple[str, ...]]
+    """Files."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -169,6 +180,28 @@ def test_a_flag_that_one_command_does_not_use_is_named_once_and_those_behind_it_
     assert (made.model, made.out_file, made.lr, made.store, made.hosts, made.quick) == ("m", "o", 0.25, None, (), True)
     said = ["nobody is asked: --store, --hosts ignored", "it is never slow: --no-quick ignored"]
     assert capsys.readouterr().err.splitlines() == said
+
+
+def test_values_that_are_given_by_their_place_are_called_by_their_fields(capsys):
+    with pytest.raises(SystemExit):
+        parse(Placed, "--help")
+    said = capsys.readouterr().out
+    assert re.search(r"usage: python -m test \[-h\] RUN FILE \[FILE \.\.\.\]\n", said)
+    assert re.search(r"Files\.\W+\(required\)", said)
+    with pytest.raises(SystemExit):
+        parse(Settings, "--help")
+    assert "[FILE [FILE ...]]" in capsys.readouterr().out
+
+
+def test_numbers_out_of_range_are_named_with_their_flag():
+    check_above_zero(Settings(size=1), "size")
+    check_not_negative(Settings(size=0), "size")
+    with pytest.raises(InputError, match=r"^--size: 0 has to be above 0$"):
+        check_above_zero(Settings(size=0), "size")
+    with pytest.raises(InputError, match=r"^--size: -1 has to be at least 0$"):
+        check_not_negative(Settings(size=-1), "lr", "size")
+    with pytest.raises(InputError, match=r"^--limit: 0 has to be above 0$"):
+        check_above_zero(Inner(most=0), "most")
 
 
 def test_neither_is_in_the_help(capsys):

@@ -76,7 +76,7 @@ def test_where_the_installation_looks_for_ours_last_a_plain_folder_is_named_with
     code = "import sys; sys.path.append(sys.argv.pop()); import engine"
     done = started("-P", "-c", f"import sys; sys.path[:0] = ['']; sys.path.remove({str(tiny.ROOT)!r}); {code}",
                    tmp_path / "ours", cwd=tmp_path / "work")  # fmt: skip
-    assert "hides the package data of " in done.stderr and "; run ./launch.sh setup anew" in done.stderr
+    assert "hides the package data of " in done.stderr and "; run ./launch.sh setup again" in done.stderr
 
 
 @pytest.mark.slow

@@ -225,7 +225,7 @@ def _limit(draft: Draft, name: str) -> int | None:
         return 0
     number = draft.number(name)
     if number is not None and (number != int(number) or number == 0):
-        draft.refuse(name, "is not a whole number above 0")
+        draft.refuse(name, "has to be a whole number above 0")
         return None
     return None if number is None else max(0, int(number))  # -1 is none, too
 

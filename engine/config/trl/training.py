@@ -140,7 +140,7 @@ def _duration(draft: Draft) -> None:
     elif n_epochs is None:
         draft.default("epochs", "3")
     elif n_epochs <= 0:
-        draft.refuse("num_train_epochs", "is not above 0")
+        draft.refuse("num_train_epochs", "has to be above 0")
     else:
         draft.put("epochs", plain(n_epochs), draft.named("num_train_epochs"))
 
@@ -221,7 +221,7 @@ def _warmup(draft: Draft, *, without: bool) -> None:
         return
     for name, value in (("warmup_steps", steps), ("warmup_ratio", share)):
         if value is not None and value < 0:
-            draft.refuse(name, "is below 0")
+            draft.refuse(name, "has to be at least 0")
             return
     if steps and steps >= 1:
         draft.made.setdefault("warmup_steps", str(int(steps)))

@@ -85,7 +85,7 @@ REFUSED: dict[str, str] = {
     "tools": "is not supported: tools stand in the rows' column of that name here; remove it",
     "optim_args": "is not read; remove it, AdamW's are --adam-beta1 --adam-beta2 --adam-epsilon",
     "optim_target_modules": "belongs to GaLore and other optimizers, which are not supported here; remove it",
-    "resume_from_checkpoint": "is not supported: a run goes on in its own folder, by --resume; remove it",
+    "resume_from_checkpoint": "is not supported: a run is resumed in its own folder, by --resume; remove it",
 }
 """What is said of settings that have to be taken out, from the verb on."""
 _KNOWN_FROM: dict[Trainer, tuple[str, ...]] = {  # names by which a file tells for which trainer it is
