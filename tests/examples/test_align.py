@@ -1,9 +1,11 @@
 """From prompts to the report by one command, killed in between, served, with adapters, in rounds."""
 
+import contextlib
 import json
 import os
 import re
 import signal
+import sqlite3
 import subprocess
 import sys
 import time
@@ -76,7 +78,7 @@ def files_of(folder):
 
 
 def killed(folder, when):
-    """The command killed with -9 once `when` says so; nothing that it started is there a while later."""
+    """The command killed with -9 once `when` says so."""
     command = [sys.executable, "-m", "examples.align", "recipe.yaml"]
     with open(folder / "log", "a") as log:
         process = subprocess.Popen(command, cwd=folder, env=tiny.environment(), stderr=log)
@@ -210,22 +212,37 @@ def test_rounds_of_an_adapter_are_served_and_scored_by_a_judge(tmp_path):
 @pytest.mark.slow
 @pytest.mark.timeout(600)
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-def test_a_signal_ends_everything_that_was_started_and_keeps_it(tmp_path, number):
+@pytest.mark.parametrize("stage", ["pairs", "training"])
+def test_a_signal_ends_everything_that_was_started_and_keeps_it(tmp_path, number, stage):
+    """While the reviser is asked, whose server runs beside, and while a run trains."""
     folder = small(tmp_path / "a", train={"epochs": 400})
+    path, store = folder / "o/round-1/runs/seed-0/clair/dpo/metrics.jsonl", folder / "asked.txt"
+    seen = {
+        "pairs": lambda: store.is_file() and len(asked(folder)) >= 4,
+        "training": lambda: path.is_file() and len(metrics(folder)) >= 3,
+    }[stage]
     command = [sys.executable, "-m", "examples.align", "recipe.yaml"]
     with open(folder / "log", "w") as log:
         process = subprocess.Popen(command, cwd=folder, env=tiny.environment(), stderr=log)
         deadline = time.monotonic() + 300
-        path = folder / "o/round-1/runs/seed-0/clair/dpo/metrics.jsonl"
-        while not (path.is_file() and len(metrics(folder)) >= 3) and time.monotonic() < deadline:
-            time.sleep(0.05)
+        while not seen() and time.monotonic() < deadline:
+            time.sleep(0.02)
+        n_left = len(left_of(folder))
         process.send_signal(number)
         code = process.wait(120)
     assert code == 128 + number and "Traceback" not in (folder / "log").read_text()
-    assert (path.parent / "state").is_dir()
+    assert n_left >= (2 if stage == "pairs" else 1) and not left_of(folder)
+    if stage == "training":
+        assert (path.parent / "state").is_dir()
+    else:
+        with contextlib.closing(sqlite3.connect(folder / "o/answers.sqlite")) as answers:
+            assert answers.execute("SELECT count(*) FROM answers").fetchone()[0] >= 4
+
+
+def left_of(folder):
+    """Processes that the recipe in a folder has started."""
     mark = f"{MARK}={(folder / 'o').resolve()}".encode()
-    left = [p for p in os.listdir("/proc") if p.isdigit() and mark in environ_of(p).split(b"\0")]
-    assert not left
+    return [p for p in os.listdir("/proc") if p.isdigit() and mark in environ_of(p).split(b"\0")]
 
 
 def environ_of(process):
