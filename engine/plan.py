@@ -68,6 +68,9 @@ class PlanConfig(RowSettings):
     data: PathText | None = None
     """Training rows, for their number and lengths in tokens; needs --model. Unset: 29,000 pairs of UltraFeedback's
     lengths, as in the paper."""
+    lengths: tuple[int, ...] = ()
+    """Plan for 29,000 pairs of fixed lengths instead of --data: three numbers, the tokens of prompt, chosen and
+    rejected response, such as 4096 6144 6144."""
     loss: PathText = "apo_zero"
     """As in engine.train: the objective. Some need more memory and time than others."""
     lora_rank: int | None = None
@@ -135,6 +138,11 @@ class PlanConfig(RowSettings):
             raise InputError("--model and --shape: give one of the two")
         if self.data and not self.model:
             raise InputError("--data: needs --model, whose tokenizer counts the tokens; name it instead of --shape")
+        if self.lengths and (self.data or len(self.lengths) != 3 or min(self.lengths) < 1):
+            raise InputError(
+                f"--lengths: {' '.join(map(str, self.lengths))}: give three numbers above 0, of prompt, chosen and "
+                "rejected response, and no --data"
+            )
         if self.adapter and not self.model:
             raise InputError("--adapter: needs --model, its base; name it instead of --shape")
         if not self.data and (named := [f.name for f in fields(RowSettings) if getattr(self, f.name) != f.default]):
@@ -271,13 +279,12 @@ def _what(config: PlanConfig, base: TrainConfig) -> Known:
         other = None if adapting is not None and adapting.shares_base else config.reference_model
     reference = None if other is None else weights.build(open_folder(other)[0]).config
     if not config.data:
-        return Known(shape, _of_the_paper(config, objective), stored, reference, on_base)
-    originals = () if reference is None else reference.originals
+        return Known(shape, _without_rows(config, objective, shape, reference), stored, reference, on_base)
     limits = config.limits_in(shape.context, shape.longest)
     rows = read_examples([config.data], chat, limits, config.reading, n_ids=shape.vocab_size)
     found = TokenStatistics.of(
         in_form(rows.examples, objective.form, side=objective.side),
-        PackingOptions(divides_at=(*originals, *shape.originals)),
+        _packing(shape, reference),
         config.batch_size,
         n_ranks,
         is_mismatched=objective.needs_mismatched,
@@ -294,9 +301,27 @@ def _of_loss(statistics: TokenStatistics, objective: Objective) -> TokenStatisti
     )
 
 
-def _of_the_paper(config: PlanConfig, objective: Objective) -> TokenStatistics:
-    n_ranks = max(1, config.gpus)
-    found = TokenStatistics.of_the_paper(config.batch_size, n_ranks, form=objective.form, side=objective.side)
+def _packing(shape: ModelConfig, reference: ModelConfig | None) -> PackingOptions:
+    return PackingOptions(divides_at=(*(() if reference is None else reference.originals), *shape.originals))
+
+
+def _without_rows(
+    config: PlanConfig, objective: Objective, shape: ModelConfig, reference: ModelConfig | None
+) -> TokenStatistics:
+    """Of pairs of given lengths, or of the paper's. Raises InputError for those that the model has no positions for."""
+    n_ranks, taken = max(1, config.gpus), {"form": objective.form, "side": objective.side}
+    if not config.lengths:
+        found = TokenStatistics.of_the_paper(config.batch_size, n_ranks, **taken)
+        return _of_loss(found, objective)
+    prompt, chosen, rejected = config.lengths
+    longest = prompt + max(chosen, rejected)
+    if shape.context is not None and longest > shape.context:
+        raise InputError(
+            f"--lengths: a prompt and a response have {longest:,} tokens, above the model's {shape.context:,} "
+            "(max_position_embeddings); lower them"
+        )
+    packing = _packing(shape, reference)
+    found = TokenStatistics.of_lengths((prompt, chosen, rejected), packing, config.batch_size, n_ranks, **taken)
     return _of_loss(found, objective)
 
 

@@ -11,6 +11,7 @@ from typing import Any
 
 import torch
 
+from data.forest import PackingOptions
 from engine.config import TrainConfig
 from engine.model import SHAPES, Shape, raw_config, read_config
 from engine.planning import Plan, TokenStatistics, cost, memory, plan
@@ -68,6 +69,12 @@ The first layout that fits one GPU of 80 GB, for the paper's run with its token 
 Llama's tokenizer; another tokenizer gives a few per cent more or fewer. Only Llama was measured; the others are
 calculated in the same way ([models](models.md)).
 """
+LONG = """\
+A prompt of 4,096 tokens and two responses of 6,144: `python -m engine.plan --shape qwen3-8b --lengths 4096 6144 6144
+--batch-size 1`. All parameters fit only with one pair a step and without clipping, which needs no gradients beside the
+pass; an adapter's steps may have any number of pairs. Not measured on a GPU; on a CPU the peak of such a pair through a
+tiny model is within a tenth of the plan (`./launch.sh test --all -k 16384`).
+"""
 TAIL = """
 ## Limits of this design
 
@@ -108,6 +115,9 @@ def page() -> str:
     lines += ["", "## Other families on one GPU", "", OTHERS]
     lines += ["| model | 10^9 parameters | layout | GB | pass | hours |", "|" + "---|" * 6]
     lines += [_other(name) for name in SHAPES if not name.startswith(("llama", "tiny"))]
+    lines += ["", "## Pairs of 16,384 tokens on one GPU of 80 GB", "", LONG, *header]
+    lines += [_long(way | {"batch_size": 1}) for way in ({"master_weights": "float32"}, *plan.WAYS)]
+    lines += [_long({"lora_rank": 16})]
     lines += ["", "## Many GPUs of 80 GB", ""]
     lines += ["| model | GPUs | layout | pairs a step | GB | s a step: computing, communicating | hours |"]
     lines += ["|" + "---|" * 7]
@@ -122,26 +132,40 @@ def page() -> str:
     return HEAD + "\n".join(lines) + "\n" + TAIL
 
 
-def _plan(name: Shape, config: TrainConfig, n_gpus: int, budget: int) -> Plan:
+def _plan(
+    name: Shape, config: TrainConfig, n_gpus: int, budget: int, statistics: TokenStatistics | None = None
+) -> Plan:
+    """statistics: of other rows than the paper's."""
     shape = read_config(raw_config(name), name)
-    statistics = TokenStatistics.of_the_paper(config.schedule.batch_size, n_gpus)
+    statistics = statistics or TokenStatistics.of_the_paper(config.schedule.batch_size, n_gpus)
+    modes = ["fused"] if config.adapters.is_used else ["fused", "precompute"]
     return plan.plan_run(
-        config, shape, ["fused", "precompute"], statistics,
+        config, shape, modes, statistics,
         device="cuda", dtype=torch.bfloat16, n_ranks=n_gpus, budget=budget,
     )  # fmt: skip
 
 
 def _one_gpu(way: dict) -> str:
     config = TrainConfig(model="", data=("",), out="", **way)
-    found = _plan("llama3-8b", config, 1, MEMORY)
-    s, size = found.memory, memory.total(found.memory) / 1e9
     layout = {name: value for name, value in way.items() if name != "optimizer"}
-    said = plan.flags(layout) if way["master_weights"] == "split" else "float32 masters, whole"
+    return _row("llama3-8b", layout, config, _plan("llama3-8b", config, 1, MEMORY))
+
+
+def _long(way: dict) -> str:
+    """A row of pairs that are twenty times as long as the paper's."""
+    config = TrainConfig(model="", data=("",), out="", **way)
+    rows = TokenStatistics.of_lengths((4096, 6144, 6144), PackingOptions(), config.schedule.batch_size)
+    return _row("qwen3-8b", way, config, _plan("qwen3-8b", config, 1, MEMORY, rows))
+
+
+def _row(name: Shape, way: dict, config: TrainConfig, found: Plan) -> str:
+    s, size = found.memory, memory.total(found.memory) / 1e9
+    said = "float32 masters, whole" if way.get("master_weights") == "float32" else plan.flags(way)
     if not found.fits:
-        return f"| llama3-8b | `{said}` | {size:.0f}: too much | | |"
+        return f"| {name} | `{said}` | {size:.0f}: too much | | |"
     again = f", {s.n_recomputed} blocks recomputed" if s.n_recomputed else ""
     hours = found.hours(config, 1, cost.Speed())
-    return f"| llama3-8b | `{said}` | {size:.0f} | {s.pass_tokens:,} tokens{again} | {hours:.1f} |"
+    return f"| {name} | `{said}` | {size:.0f} | {s.pass_tokens:,} tokens{again} | {hours:,.1f} |"
 
 
 def _other(name: Shape) -> str:

@@ -77,6 +77,8 @@ class BenchConfig:
     """As in engine.train: how float32 master weights are stored."""
     square_avg: Literal["float32", "bfloat16"] = "float32"
     """As in engine.train: dtype of the optimizer's running means with split master weights."""
+    max_grad_norm: float = 1.0
+    """As in engine.train: gradient clipping. With split master weights, 0 saves the memory of the gradients."""
     reshard: Reshard = "auto"
     """As in engine.train: whether the gathered weights of a block are freed after its forward pass."""
     reference: Literal["fused", "precompute"] = "fused"
@@ -212,7 +214,8 @@ class Bench:
         c = self._config
         job = {
             "model": str(self._model), "rows": str(self._rows), "out": str(self._folder / self._next()),
-            "loss": c.loss, "batch_size": c.batch_size, "steps": c.steps, "dtype": c.dtype, **c.adapter, **options,
+            "loss": c.loss, "batch_size": c.batch_size, "steps": c.steps, "dtype": c.dtype,
+            "max_grad_norm": c.max_grad_norm, **c.adapter, **options,
         }  # fmt: skip
         return self._run(name, "engine.bench.measure_trl", job, 1)
 
@@ -247,7 +250,7 @@ def _settings(c: BenchConfig) -> dict[str, Any]:
         "micro_tokens": c.micro_tokens, "dtype": c.dtype, "keep_checkpoints": 1, "state_every": 0,
         "reference": c.reference,
         "master_weights": c.master_weights, "square_avg": c.square_avg, "gpu_memory": c.gpu_memory, **c.adapter,
-        "reshard": c.reshard,
+        "reshard": c.reshard, "max_grad_norm": c.max_grad_norm,
     }  # fmt: skip
 
 

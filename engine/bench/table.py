@@ -38,13 +38,18 @@ def table(made: dict[str, Any]) -> str:
 
 
 def beside_trl(rows: Sequence[dict[str, Any]]) -> list[str]:
-    """The ratios to TRL at its best, by the rounds in which both were measured; nothing where it was not."""
+    """The ratios to TRL at its best: in each round to the fastest that was measured in it; nothing where none was."""
     theirs, said = [row for row in rows if row["name"].startswith("TRL")], []
+    n_rounds = min(len(rows[0]["runs"]), max((len(row["runs"]) for row in theirs), default=0))
     for epoch, when in enumerate(("epoch 1", "from epoch 2 on")):
-        if theirs:
-            best = max(theirs, key=lambda row: statistics.median(rate(run, epoch) for run in row["runs"]))
-            both = zip(rows[0]["runs"], best["runs"], strict=False)
-            said.append(f"{_spread([rate(a, epoch) / rate(b, epoch) for a, b in both])} {when} ({best['name']})")
+        ratios, names = list[float](), list[str]()
+        for turn in range(n_rounds):
+            tried = [row for row in theirs if len(row["runs"]) > turn]
+            best = max(tried, key=lambda row: rate(row["runs"][turn], epoch))
+            ratios.append(rate(rows[0]["runs"][turn], epoch) / rate(best["runs"][turn], epoch))
+            names.append(best["name"])
+        if ratios:
+            said.append(f"{_spread(ratios)} {when} ({'; '.join(dict.fromkeys(names))})")
     return ["", f"To TRL at its best: {', '.join(said)}."] if said else []
 
 

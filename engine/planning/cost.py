@@ -22,6 +22,7 @@ REACHED = 0.5
 """Share of a GPU's datasheet that a step is expected to reach (docs/performance.md: 54 %)."""
 OF_A_PRODUCT = {"cuda": 0.63, "cpu": 0.6}
 """The same as a share of a plain product, timed on the device: an H200's reached 789e12 (docs/performance.md)."""
+PAPERS_PAIRS = 29_000
 IMBALANCE = 1.08
 """The slowest of several ranks against their mean: batches of 16 over 8."""
 GPUS_PER_NODE = 8
@@ -115,6 +116,22 @@ class TokenStatistics:
         )
 
     @staticmethod
+    def of_lengths(
+        lengths: tuple[int, int, int],
+        packing: PackingOptions,
+        batch_size: int,
+        n_ranks: int = 1,
+        *,
+        form: str = "pairs",
+        side: Literal["chosen", "rejected"] = "chosen",
+    ) -> "TokenStatistics":
+        """29,000 pairs whose prompts, winners and losers all have so many tokens. form, side: as in of_the_paper."""
+        prompt, chosen, rejected = (np.zeros(k, dtype=np.int32) for k in lengths)
+        rows = in_form([Example("--lengths", prompt, (chosen, rejected))] * batch_size, form, side=side)
+        found = TokenStatistics.of(rows, packing, batch_size, n_ranks)
+        return replace(found, n=PAPERS_PAIRS * len(rows) // batch_size)
+
+    @staticmethod
     def of_the_paper(
         batch_size: int, n_ranks: int = 1, *, form: str = "pairs", side: Literal["chosen", "rejected"] = "chosen"
     ) -> "TokenStatistics":
@@ -128,7 +145,7 @@ class TokenStatistics:
         step = int(1.2 * batch_size * mean.tokens / n_ranks)
         longest = 1023 if len(rows[0].responses) == 1 else 1534
         return TokenStatistics(
-            n=29_000 * len(rows), tokens=mean.tokens, rows=mean.rows,
+            n=PAPERS_PAIRS * len(rows), tokens=mean.tokens, rows=mean.rows,
             documents=mean.documents, most_scores=1023**2, longest=longest, step=step,
         )  # fmt: skip
 

@@ -186,7 +186,10 @@ def test_the_peer_is_tried_at_its_best_and_its_best_is_kept(monkeypatch, on_gpu)
     assert [(o["micro"], o["precompute"]) for o in tried.values()] == [(n, p) for p in (False, True) for n in (1, 2, 4)]
     assert all(options["precompute"] for options in peers.first(has_adapter=True).values())
     speeds = {
-        name: (3.0 if name == "TRL, 2 at a time" else 1.0, 5.0 if name == "TRL, precomputed, 4 at a time" else 2.0)
+        name: (
+            {"TRL, 2 at a time": 3.0, "TRL, 1 at a time": 2.5}.get(name, 1.0),
+            5.0 if name == "TRL, precomputed, 4 at a time" else 2.0,
+        )
         for name in tried
     }
     rate = lambda name, epoch: speeds[name][epoch]  # noqa: E731
@@ -196,7 +199,11 @@ def test_the_peer_is_tried_at_its_best_and_its_best_is_kept(monkeypatch, on_gpu)
     )
     assert all(options["micro"] == 4 and options["precompute"] for options in others.values())
     speeds |= dict.fromkeys(others, (0.5, 9.0))
-    assert list(peers.kept(tried | others, rate)) == ["TRL, 2 at a time", "TRL, precomputed, 4 at a time, compiled"]
+    last = "TRL, precomputed, 4 at a time, flash attention" if on_gpu else "TRL, precomputed, 4 at a time"
+    speeds[last] = (0.5, 8.0)
+    kept = ["TRL, 2 at a time", "TRL, 1 at a time", "TRL, precomputed, 4 at a time, compiled", last]
+    speeds |= {name: (0.5, 7.0) for name in others if name not in kept}
+    assert list(peers.kept(tried | others, rate)) == kept
 
 
 def test_the_table_holds_the_first_row_against_the_best_of_each_epoch():
@@ -205,11 +212,12 @@ def test_the_table_holds_the_first_row_against_the_best_of_each_epoch():
                                         "peak_bytes": 1} for a, b in rates]}  # fmt: skip
 
     rows = [row("all savings", (6, 8), (6, 8)), row("TRL, 1 at a time", (3, 2), (2, 2)),
-            row("TRL, precomputed, 1 at a time", (1, 4), (1, 2)), row("TRL, 4 at a time", (1, 1))]  # fmt: skip
+            row("TRL, precomputed, 1 at a time", (1, 4), (1, 2)), row("TRL, 4 at a time", (1, 1)),
+            row("TRL, precomputed, 1, compiled", (1, 3), (1, 4))]  # fmt: skip
     assert table.beside_trl(rows) == [
         "",
-        "To TRL at its best: 2.50 (2.00 to 3.00) epoch 1 (TRL, 1 at a time), 3.00 (2.00 to 4.00) from epoch 2 on "
-        "(TRL, precomputed, 1 at a time).",
+        "To TRL at its best: 2.50 (2.00 to 3.00) epoch 1 (TRL, 1 at a time), 2.00 (2.00 to 2.00) from epoch 2 on "
+        "(TRL, precomputed, 1 at a time; TRL, precomputed, 1, compiled).",
     ]
     assert table.beside_trl(rows[:1]) == []
 

@@ -1,6 +1,7 @@
 """Pairs of many thousand tokens: the same log-probs, and memory that grows with the length, not with its square."""
 
 import json
+import re
 import subprocess
 import sys
 
@@ -9,10 +10,12 @@ import pytest
 import torch
 
 from data.forest import pack
+from engine import plan
 from engine.model import FusedForward, attention
-from system import malloc
+from system import InputError, malloc
 from tests import tiny
 from tests.engine.padded import padded_logps
+from tests.gpu.checks import LONG_PAIRS, SPLIT
 
 MEASURED = """
 import json, sys
@@ -76,3 +79,26 @@ def test_a_pair_of_16384_tokens_takes_the_memory_that_is_planned_and_nothing_gro
     peak, planned = found[16384]
     assert peak == pytest.approx(planned, rel=0.1), found
     assert peak < 2.1 * found[8192][0], found  # a square would have made four times as much of it
+
+
+def test_the_plan_says_that_a_pair_of_16384_tokens_of_an_8b_fits_80_gb_and_how(capsys):
+    """What ./launch.sh gpu-checks long-pairs measures; no square is kept, and most blocks are computed again."""
+    plan.main([*LONG_PAIRS, "--json"])
+    chosen = json.loads(capsys.readouterr().out)["chosen"]
+    assert " ".join(SPLIT) in chosen["flags"] and 70e9 < chosen["memory_bytes"] < 80e9
+    assert int(re.search(r"--recompute-blocks (\d+)", chosen["flags"])[1]) in range(20, 36)
+    with pytest.raises(InputError, match=r"(?s)the run needs .*--lora-rank 16"):  # a step of 16, in one pass
+        plan.main([*LONG_PAIRS, "--batch-size", "16"])
+    capsys.readouterr()
+    shorter = ["--shape", "qwen3-8b", "--gpu-memory", "80", "--json"]
+    plan.main([*shorter, "--lengths", "162", "348", "349"])
+    given = json.loads(capsys.readouterr().out)["chosen"]
+    plan.main(shorter)
+    assert given["flops"] == pytest.approx(json.loads(capsys.readouterr().out)["chosen"]["flops"], rel=1e-9)
+
+
+@pytest.mark.parametrize("lengths", [["4096"], ["4096", "0", "1"], ["100000", "1", "1"]])
+def test_lengths_that_are_none_are_one_sentence(tmp_path, lengths):
+    model = tiny.write_model(tmp_path / "m", ["hello world"] * 9)
+    with pytest.raises(InputError, match="--lengths: "):
+        plan.main(["--model", str(model), "--lengths", *lengths])

@@ -51,6 +51,8 @@ PAPER_PAIRS = 29_000 * 18
 TRAINING = ["--optimizer", "adamw", "--lr", "1e-3", "--warmup-steps", "10", "--beta", "0.5", "--eval-pairs", "64",
             "--epochs", "6", "--max-steps", "200", "--state-every", "0"]  # fmt: skip
 SPLIT = ["--master-weights", "split", "--square-avg", "bfloat16"]
+LONG_PAIRS = [*("--shape", "qwen3-8b", "--gpu-memory", "80", "--lengths", "4096", "6144", "6144"),
+              *("--batch-size", "1", "--max-grad-norm", "0")]  # fmt: skip
 ON_KERNELS, ON_FAMILIES = "tests/gpu/test_cuda.py", "tests/gpu/test_families_gpu.py"
 ON_LORA = "tests/gpu/test_lora_gpu.py"
 ON_8B = [("llama3-8b", "nf4", 16.0, []), ("llama3-8b", "int8", 16.0, []), ("llama3-8b", "bfloat16", 24.0, [])]
@@ -356,8 +358,7 @@ def small(config: ChecksConfig, clock: Clock) -> list[Row]:
 
 def long_pairs(config: ChecksConfig, clock: Clock) -> list[Row]:
     """One pair a step, all parameters, float32 masters."""
-    flags = ["--shape", "qwen3-8b", "--lengths", "4096", "6144", "6144", "--batch-size", "1", "--gpu-memory", "80"]
-    flags += [*SPLIT, "--reference", "precompute", "--steps", "3", "--rounds", "1"]
+    flags = [*LONG_PAIRS, *SPLIT, "--reference", "precompute", "--steps", "3", "--rounds", "1"]
     run = _bench(config, "long-pairs", flags, limit=clock.left(250))["rows"][0]["runs"][0]
     epoch, plan = run["epochs"][-1], run["plan"]
     return [
