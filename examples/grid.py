@@ -44,6 +44,7 @@ from system.flags import PathText
 EXAMPLE = "python -m examples.grid --config grid.yaml"
 NAMES = ("--model", "model", "--data", "data", "--out", "out")  # what engine.train has to be told to look at the rest
 TAKEN = {"config", "data", "loss", "model", "out", "reference_cache", "resume", "seed"}  # what the grid tells it
+TAKEN_OF_TRL = {"output_dir", "model_name_or_path", "dataset_name", "loss_type", "resume_from_checkpoint"}
 
 
 class Cell(NamedTuple):
@@ -100,7 +101,8 @@ class GridConfig:
             raise InputError(
                 "--data and --loss need at least one value, --seeds, --gpus and --at-once have to be above 0"
             )
-        if taken := TAKEN & ({k.replace("-", "_") for k in cli.read_yaml(Path(self.train))} if self.train else set()):
+        named = {name.replace("-", "_") for name in cli.read_yaml(Path(self.train))} if self.train else set[str]()
+        if taken := named & (TAKEN | TAKEN_OF_TRL):
             raise InputError(f"--train: {self.train}: {min(taken)} is set by the grid; leave it out")
         for loss in self.loss:
             check_loss(loss, self.train)
@@ -116,11 +118,9 @@ class GridConfig:
 
     def rates(self) -> dict[str, float]:
         """Each objective's learning rate. Raises InputError."""
-        return (
-            rates_of(self.lr, self.loss)
-            if self.lr
-            else {x: _told_alone(x, self.train).optimizer.rate for x in self.loss}
-        )
+        if self.lr:
+            return rates_of(self.lr, self.loss)
+        return {loss: _told_alone(loss, self.train).optimizer.rate for loss in self.loss}
 
     def cells(self) -> list[Cell]:
         """Every run, a data set after the other."""
@@ -347,7 +347,8 @@ def check_same(where: Path, flags: Mapping[str, Any], settings: str | None) -> N
     said = _by_names_of_now(checkpoints.settings(where))
     asked = _by_names_of_now({name.replace("-", "_"): value for name, value in flags.items()})
     begun = (where / "config.yaml").stat().st_mtime
-    read = {name: said.get(name) for name in ("data", "eval_data", "loss", "chat_template")} | {"config": settings}
+    told = {name: said[name] for name in ("data", "eval_data", "chat_template") if said.get(name)}
+    read = [*named_files.in_settings(told, TrainConfig), *named_files.in_objective(str(said["loss"])), settings or ""]
     if path := named_files.changed_since(read, begun):
         raise InputError(
             f"{where}: {path} has changed since this run was trained; remove the run, or give another --out"

@@ -1,50 +1,71 @@
 """The files that settings name, by which it is seen that one of them has changed."""
 
-import os
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+from data.rows.sources import files_of
+from eval import alpacaeval_run
+from system import InputError
+from system.flags import flags_of
 
-def in_settings(settings: Mapping[str, Any]) -> list[Path]:
-    """The files and folders that settings name, each once: a path, FOLDER:SPLIT of rows, FILE:NAME of an objective. Not
-    those of keys: a new key changes nothing of what is made.
+ROWS = ("data", "eval_data", "prompts", "only_prompts")
+"""Flags whose value is rows: a file, a folder, FOLDER:SPLIT or a hub id."""
+FOLDERS = ("model", "reference_model", "adapter", "continue_from")
+"""Flags whose value may be a model's folder."""
+CHECKOUTS = {
+    "mixeval": ("mix_eval/data/*/mixeval-hard/*.json",),
+    "alpaca_eval": (alpacaeval_run.OUTPUTS, f"src/alpaca_eval/{alpacaeval_run.TEMPLATE}", alpacaeval_run.TEMPLATE),
+}
+"""Flags whose value is a repository, and what is read of it."""
+SECRETS = ("key_file", "ca_file")
+"""What such a file holds changes nothing of what is made."""
+
+
+def in_settings(settings: Mapping[str, Any], config: type) -> list[Path | str]:
+    """What settings of a command name that it reads: files, models' folders, and sources of rows that are not here. An
+    objective's own files are in_objective. config: the command's configuration, which knows which flags are paths.
     """
-    values = [value for name, value in settings.items() if not name.replace("-", "_").endswith("key_file")]
-    every = (v for value in values for v in (value if isinstance(value, list) else [value]))
-    found = (one for value in every if isinstance(value, str) for one in _named(value))
+    known, found = flags_of(config), list[Path | str]()
+    for name, value in settings.items():
+        flag = name.replace("-", "_")
+        if flag in known and known[flag].is_path and flag != "loss" and not flag.endswith(SECRETS):
+            for one in value if isinstance(value, list) else [value]:
+                found += _read(flag, str(one))
     return list(dict.fromkeys(found))
 
 
-def _named(value: str) -> Iterator[Path]:
-    for name in (value, value.rpartition(":")[0]):
-        if name and _exists(path := Path(name)):
-            yield path
-            return
+def _read(flag: str, value: str) -> list[Path | str]:
+    if flag in ROWS:
+        return in_rows(value)
+    path = Path(value)
+    if flag in CHECKOUTS:
+        return [file for pattern in CHECKOUTS[flag] for file in sorted(path.glob(pattern))]
+    is_read = path.is_file() or (flag in FOLDERS and value != "base" and path.is_dir())
+    return [path] if is_read else []
 
 
-def _exists(path: Path) -> bool:
+def in_rows(source: Path | str) -> list[Path | str]:
+    """The files of a source of rows; the source itself where it is not here."""
     try:
-        return path.exists()
-    except (OSError, ValueError):  # a text that is too long for a name, or no name at all
-        return False
+        return [*files_of(source)]
+    except InputError:
+        return [str(source)]
 
 
-def changed_since(settings: Mapping[str, Any], when: float) -> Path | None:
-    """A file that settings name, or one in a folder that they name, which is newer than a time (of os.stat)."""
-    for path in in_settings(settings):
-        for one in files_in(path) if path.is_dir() else [path]:
-            if one.stat().st_mtime > when:
-                return one
-    return None
+def in_objective(loss: str) -> list[Path]:
+    """The files of an objective: FILE:NAME, or a mixture of such with their weights."""
+    return list(dict.fromkeys(_programs(loss)))
 
 
-def files_in(folder: Path) -> list[Path]:
-    """The files of a folder and of the folders inside it, sorted. What is hidden is left out; no link to a folder is
-    followed.
-    """
-    found = []
-    for where, inside, names in os.walk(folder):
-        inside[:] = [name for name in inside if not name.startswith(".") and name != "__pycache__"]
-        found += [path for name in names if not name.startswith(".") and (path := Path(where) / name).is_file()]
-    return sorted(found)
+def _programs(loss: str) -> Iterator[Path]:
+    for term in loss.split(","):
+        for name in (term.rpartition(":")[0], term.rpartition(":")[0].rpartition(":")[0]):
+            if name and (path := Path(name)).is_file():
+                yield path
+                break
+
+
+def changed_since(paths: list[Path | str], when: float) -> Path | None:
+    """The first of these files that is newer than a time (of os.stat)."""
+    return next((p for p in map(Path, paths) if p.is_file() and p.stat().st_mtime > when), None)

@@ -1,6 +1,8 @@
 """The programs that a user names: whether they are there, and which of their files are the user's own."""
 
 import importlib.util
+import itertools
+import re
 import shlex
 import shutil
 import sys
@@ -34,9 +36,28 @@ def is_module(name: str) -> bool:
         return False
 
 
+INTERPRETER = re.compile(r"(env|python|bash|sh|perl|node)[\d.]*")
+
+
 def files_of(command: str | None) -> list[Path]:
-    """The program of a command, where it is a file of the user's: ./judge, or the script behind an interpreter. Files
-    further on may be what it writes.
+    """The program of a command where it is the user's own: ./judge, the script behind an interpreter, the file of the
+    module behind -m; none for what is installed. Files behind its own --flags may be what it writes, and do not count.
     """
     words = shlex.split(command) if command else []
-    return [path for word in words[:2] if word != sys.executable and (path := Path(word)).is_file()]
+    for word, following in itertools.zip_longest(words, words[1:], fillvalue=""):
+        if word == "-m":
+            return _module(following)
+        if word.startswith("--"):
+            break
+        if not INTERPRETER.fullmatch(Path(word).name) and Path(word).is_file():
+            return [Path(word)]
+    return []
+
+
+def _module(name: str) -> list[Path]:
+    try:
+        origin = getattr(importlib.util.find_spec(name), "origin", None)
+    except (ImportError, ValueError):
+        return []
+    is_own = origin and "site-packages" not in origin and not origin.startswith(sys.base_prefix)
+    return [Path(origin)] if is_own and Path(origin).is_file() else []

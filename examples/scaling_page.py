@@ -71,9 +71,10 @@ calculated in the same way ([models](models.md)).
 """
 LONG = """\
 A prompt of 4,096 tokens and two responses of 6,144: `python -m engine.plan --shape qwen3-8b --lengths 4096 6144 6144
---batch-size 1`. All parameters fit only with one pair a step and without clipping, which needs no gradients beside the
-pass; an adapter's steps may have any number of pairs. Not measured on a GPU; on a CPU the peak of such a pair through a
-tiny model is within a tenth of the plan (`./launch.sh test --all -k 16384`).
+--batch-size 1`; the run needs `--max-prompt-tokens 4096 --max-response-tokens 6144` besides. All parameters fit only
+with one pair a step, the square average in bfloat16 and no clipping, so that no gradients are held beside the pass; an
+adapter's steps may have any number of pairs. Not measured on a GPU; on a CPU the peak of such a pair through a tiny
+model is within a tenth of the plan (`./launch.sh test --all -k 16384`).
 """
 TAIL = """
 ## Limits of this design
@@ -116,7 +117,7 @@ def page() -> str:
     lines += ["| model | 10^9 parameters | layout | GB | pass | hours |", "|" + "---|" * 6]
     lines += [_other(name) for name in SHAPES if not name.startswith(("llama", "tiny"))]
     lines += ["", "## Pairs of 16,384 tokens on one GPU of 80 GB", "", LONG, *header]
-    lines += [_long(way | {"batch_size": 1}) for way in ({"master_weights": "float32"}, *plan.WAYS)]
+    lines += [_long(way | {"batch_size": 1}) for way in plan.WAYS]
     lines += [_long({"lora_rank": 16})]
     lines += ["", "## Many GPUs of 80 GB", ""]
     lines += ["| model | GPUs | layout | pairs a step | GB | s a step: computing, communicating | hours |"]

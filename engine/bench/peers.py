@@ -2,8 +2,8 @@
 
 The first round tries the reference in the walk and precomputed, one, two and four pairs at a time; then what else may
 help, each on the fastest so far: compiled, and on a GPU bf16 weights in the place of autocast, and flash attention
-where it is installed. What was the fastest in an epoch, or
-the next, stays; each round of ours is held against the fastest of that round.
+where it is installed. The two fastest of each epoch stay; each round of ours is held against the fastest of that
+round.
 """
 
 from collections.abc import Callable, Mapping

@@ -14,7 +14,6 @@ from typing import Any, NamedTuple
 import torch
 
 from data.rows import find_model
-from data.rows.limits import RESPONSE_TOKENS
 from engine import weights
 from engine.inputs import TrainingInputs
 from engine.planning import Plan, cost, size
@@ -23,7 +22,7 @@ from examples import grid
 from examples.align import flags
 from examples.align.flags import located
 from examples.align.recipe import RECIPES, Recipe
-from examples.align.stages import Survey, title
+from examples.align.stages import Survey, asks_model, title
 from examples.room import Room, bytes_in, check_disk, memory_of
 from revise import recipe_runner, recipes, score
 from revise.client import ClientConfig, Estimate
@@ -150,7 +149,8 @@ def _look_at_set(found: Found, recipe: Recipe, number: int, name: str) -> Prompt
     prompts, estimates, n_drawn = located(recipe, where, lambda: recipe_runner.foresee(made))
     if number > 1 and config.target_model:  # then another model answers, of which nothing is there
         n_drawn = made.n_own * len(prompts)
-    _say_what_is_cut(recipe, config.target_max_tokens * (MORE if config.cut_answers == "again" else 1))
+    if asks_model(recipe, name):
+        _say_what_is_cut(recipe, config.target_max_tokens * (MORE if config.cut_answers == "again" else 1))
     lines = [f"{n_drawn:,} answers of the model, drawn here, of {config.target_max_tokens:,} tokens at most"]
     hours = n_drawn * config.target_max_tokens * _seconds_a_token(recipe.model) / 3600
     found.add(stage, lines if n_drawn else [], estimates, config, hours)
@@ -163,8 +163,7 @@ def _say_what_is_cut(recipe: Recipe, n_tokens: int) -> None:
     an answer can have.
     """
     rows = flags.of_training(recipe).data
-    limits = [n for n in (rows.max_response_tokens, rows.max_tokens) if n is not None] or [RESPONSE_TOKENS]
-    kept = min((n for n in limits if n), default=n_tokens)
+    kept = min(n for n in (rows.cuts["response_tokens"], rows.max_tokens, n_tokens) if n)
     if kept < n_tokens and not rows.skip_bad_rows:
         cli.notify_once(
             f"{recipe.path}: train: an answer may have {n_tokens:,} tokens, of which training keeps {kept:,} at "

@@ -33,7 +33,7 @@ def check(recipe: Recipe) -> None:
         if "score" in now.revise:
             look(lambda now=now: of_score(now, PAIRS, Path("scored.jsonl"), "model"))
         look(lambda now=now: of_training(now))
-        look(lambda now=now: located(now, "train", lambda: now.rates(rate_of(now))))
+        look(lambda now=now: located(now, "train", lambda: rates_of(now)))
         for loss in now.losses:
             look(lambda now=now, loss=loss: located(now, "train", lambda: grid.check_loss(loss)))
         for name in now.eval:
@@ -114,18 +114,28 @@ def score_flags(recipe: Recipe, pairs: Path, out: Path, model: str, server: tupl
 
 def of_training(recipe: Recipe, model: str = "model", data: Path = PAIRS) -> TrainConfig:
     """The configuration of engine.train that all runs share, with the first objective. Raises InputError."""
-    given = {"model": model, "data": [str(data)], "loss": grid.parse_loss(recipe.losses[0])[0], "out": str(recipe.out)}
-    return located(recipe, "train", lambda: TRAIN.parse(recipe.training, given, f"{recipe.path}: train"))
+    return _of_run(recipe, grid.parse_loss(recipe.losses[0])[0], {}, model, data)
 
 
-def rate_of(recipe: Recipe) -> float:
-    """The learning rate where the recipe names none: an adapter's, or that of all weights."""
-    return of_training(recipe).optimizer.rate
+def _of_run(recipe: Recipe, loss: str, own: Settings, model: str = "model", data: Path = PAIRS) -> TrainConfig:
+    """The same with an objective and its own flags."""
+    given = {"model": model, "data": [str(data)], "loss": loss, "out": str(recipe.out)}
+    told = recipe.training | {name.replace("-", "_"): value for name, value in own.items()}
+    return located(recipe, "train", lambda: TRAIN.parse(told, given, f"{recipe.path}: train"))
+
+
+def rates_of(recipe: Recipe) -> dict[str, float]:
+    """Each objective's learning rate: the recipe's, or engine.train's own for it, which an adapter has another of.
+    Raises InputError.
+    """
+    if recipe.rates:
+        return grid.rates_of(recipe.rates, recipe.losses)
+    return {loss: _of_run(recipe, *grid.parse_loss(loss)).optimizer.rate for loss in recipe.losses}
 
 
 def cells_of(recipe: Recipe, sets: Mapping[str, Path]) -> list[Cell]:
     """Every run of a round. sets: each data set's file."""
-    rates = recipe.rates(rate_of(recipe))
+    rates = rates_of(recipe)
     return [
         Cell(name, path, loss, seed, rates[loss])
         for seed in range(recipe.seeds)

@@ -29,7 +29,7 @@ from eval.alpacaeval_run import AlpacaEvalConfig
 from eval.mixeval_run import MixEvalConfig
 from eval.report import ReportConfig
 from eval.trajectories import TrajectoriesConfig
-from examples import grid, programs
+from examples import programs
 from revise import recipes
 from revise.score import ScoreConfig
 from system import InputError, cli
@@ -151,6 +151,11 @@ class Recipe:
         return _several(self.train.get("loss", "apo_zero"))
 
     @property
+    def rates(self) -> list[str]:
+        """Learning rates as they are given: one for all, or NAME=RATE for each; none where they are not."""
+        return _several(self.train.get("lr"))
+
+    @property
     def model(self) -> str:
         """Where the first round begins."""
         return str(self.train["model"])
@@ -164,11 +169,6 @@ class Recipe:
         """What engine.train is told for all runs alike."""
         apart = ("model", "data", "loss", "lr")
         return {k.replace("-", "_"): v for k, v in self.train.items() if k.replace("-", "_") not in apart}
-
-    def rates(self, default: float) -> dict[str, float]:
-        """Each objective's learning rate. Raises InputError."""
-        asked = tuple(_several(self.train.get("lr", f"{default:g}")))
-        return grid.rates_of(asked, self.losses)
 
     def of_round(self, number: int) -> "Recipe":
         """The same with {round} filled in."""

@@ -26,7 +26,7 @@ from examples import grid
 from examples.align import flags
 from examples.align.check import Found
 from examples.align.evaluation import Evaluation, Job
-from examples.align.journal import Journal, digest_of
+from examples.align.journal import Journal, keeping_times
 from examples.align.progress import Ahead, Clock, Count
 from examples.align.recipe import EVALS, SCORE, Recipe, Settings, asks_teacher, with_teacher, words_of
 from examples.align.served import served
@@ -69,7 +69,8 @@ class Road:
             return
         print("preparing ...", file=sys.stderr, flush=True)
         begun = time.monotonic()
-        self._children.run(words_of(command, {}), self._log("prepare"), os.environ)
+        with keeping_times(stage.makes):
+            self._children.run(words_of(command, {}), self._log("prepare"), os.environ)
         self.journal.write(stage.key, stage.mark, self.stages.preparation().makes, begun)
 
     def go(self, found: Found) -> Path:
@@ -122,21 +123,15 @@ class Road:
         return 10.0 + 3600 * hours / side + sum(one.n_requests for one in said) / 20
 
     def _do(self, stage: Stage, work: Callable[[], None], count: Count = lambda: None) -> None:
-        """Does a stage unless it is done. A file that is made again with the same bytes keeps its time, by which a run
-        knows that it has not changed.
-        """
+        """Does a stage unless it is done."""
         if self.journal.found(stage.key, stage.mark) is not None:
             self._clock.taken(stage.name)
             return
         for path in stage.makes:
             path.parent.mkdir(parents=True, exist_ok=True)
-        before = {path: (digest_of(path), path.stat()) for path in stage.makes if path.is_file()}
         begun = time.monotonic()
-        with self._clock.stage(stage.name, count):
+        with keeping_times(stage.makes), self._clock.stage(stage.name, count):
             work()
-        for path, (digest, state) in before.items():
-            if digest_of(path) == digest:
-                os.utime(path, ns=(state.st_atime_ns, state.st_mtime_ns))
         made = [path for path in stage.makes if path.is_file()]
         self.journal.write(stage.key, stage.mark, made, begun, stage.rows)
 

@@ -14,7 +14,7 @@ from eval import checkpoints
 from examples import grid, named_files, programs
 from examples.align import flags
 from examples.align.journal import Journal, fingerprint
-from examples.align.recipe import LORA, RECIPES, Recipe, Settings, asks_teacher
+from examples.align.recipe import EVALS, LORA, RECIPES, SCORE, TRAIN, Recipe, Settings, asks_teacher
 from examples.grid import Cell
 from revise.client import ClientConfig
 from system import InputError
@@ -115,7 +115,7 @@ class Stages:
         """A data set of a round."""
         command, settings = recipe.sets[name]
         is_asked = asks_model(recipe, name)
-        read = [*named_files.in_settings(settings), *([start.answers] if is_asked else [])]
+        read = [*named_files.in_settings(settings, command.config), *([start.answers] if is_asked else [])]
         told = {"settings": settings, "recipe": command.words}
         rows = fingerprint(told | {"settings": _of_rows(settings)}, read)
         mark = _mark(told, read, _servers(recipe, settings, is_asked))
@@ -124,7 +124,8 @@ class Stages:
     def grades(self, recipe: Recipe, number: int, name: str, start: Start) -> Stage:
         """Its grades."""
         settings, draws = recipe.revise["score"], draws_own(recipe, name)
-        read = [self.pairs(number, name), *named_files.in_settings(settings), *([Path(start.answers)] if draws else [])]
+        read = [self.pairs(number, name), *named_files.in_settings(settings, SCORE.config)]
+        read += [Path(start.answers)] if draws else []
         rows = fingerprint({"settings": _of_rows(settings)}, read)
         mark = _mark({"settings": settings}, read, _servers(recipe, settings, draws))
         return Stage(title(recipe, number, f"grades ({name})"), mark, (self.graded(number, name),), rows)
@@ -132,12 +133,16 @@ class Stages:
     def contrast(self, recipe: Recipe, number: int, name: str, data: Path, start: Start) -> Stage:
         """How much its pairs differ, in tokens of the model."""
         out = self.beside(number, f"{name}.contrast.json")
-        return Stage(title(recipe, number, f"contrast ({name})"), fingerprint({}, [data, start.model]), (out,))
+        return Stage(
+            title(recipe, number, f"contrast ({name})"),
+            fingerprint({}, [*named_files.in_rows(data), start.model]),
+            (out,),
+        )
 
     def advice(self, recipe: Recipe, number: int, name: str, data: Path, start: Start) -> Stage:
         """Which objective they fit."""
         settings = recipe.eval.get("advise", {})
-        read = [data, start.answers, *named_files.in_settings(settings)]
+        read = [*named_files.in_rows(data), start.answers, *named_files.in_settings(settings, EVALS["advise"].config)]
         mark = _mark({"settings": settings}, read, _servers(recipe, settings, False))
         return Stage(title(recipe, number, f"advice ({name})"), mark, (self.beside(number, f"{name}.advice.json"),))
 
@@ -146,9 +151,11 @@ class Stages:
         cells = flags.cells_of(recipe, sets)
         more = told_to_train(recipe, number, start)
         told = {"cells": [cell._replace(file=Path(cell.file.name)) for cell in cells], "more": more}
-        own = {"loss": [grid.parse_loss(cell.loss)[0] for cell in cells]}
-        read = [*sets.values(), start.model, *([start.adapter] if start.adapter else []),
-                *named_files.in_settings(more), *named_files.in_settings(own)]  # fmt: skip
+        told["objectives"] = [grid.check_loss(loss).digests for loss in recipe.losses]
+        alone = [grid.parse_loss(loss)[1] for loss in recipe.losses]
+        read = [start.model, *([start.adapter] if start.adapter else [])]
+        read += [path for source in sets.values() for path in named_files.in_rows(source)]
+        read += [path for flags in (more, *alone) for path in named_files.in_settings(flags, TRAIN.config)]
         score = _servers(recipe, {"score": recipe.score}, False) | {"score": recipe.score}
         makes = tuple(folder / "metrics.jsonl" for folder in self.folders(number, cells))
         return Stage(title(recipe, number, "training"), _mark(told, read, score), makes)
@@ -258,12 +265,23 @@ class Stages:
 
     def _named_files(self) -> Iterator[Path]:
         """The files in the recipe's own folder that its sections name, and those of the folders that they name."""
-        rounds = [self._recipe.of_round(number) for number in range(1, self._recipe.rounds + 1)]
-        sections = [x for now in rounds for x in (now.train, now.given_sets, *now.revise.values(), *now.eval.values())]
         inside = self._recipe.out.resolve()
-        for path in dict.fromkeys(path for section in sections for path in named_files.in_settings(section)):
+        for path in dict.fromkeys(map(Path, self._read_by_sections())):
             if path.resolve().is_relative_to(inside) and path.resolve() != inside:
-                yield from (p for p in sorted(path.iterdir()) if p.is_file()) if path.is_dir() else [path]
+                every = sorted(path.iterdir()) if path.is_dir() else [path]
+                yield from (p for p in every if p.is_file() and not p.name.startswith("."))
+
+    def _read_by_sections(self) -> Iterator[Path | str]:
+        for number in range(1, self._recipe.rounds + 1):
+            now = self._recipe.of_round(number)
+            yield from named_files.in_settings(now.train, TRAIN.config)
+            for source in now.given_sets.values():
+                yield from named_files.in_rows(source)
+            for command, settings in now.sets.values():
+                yield from named_files.in_settings(settings, command.config)
+            for name, settings in now.eval.items():
+                yield from named_files.in_settings(settings, EVALS[name].config)
+            yield from named_files.in_settings(now.revise.get("score", {}), SCORE.config)
 
 
 def left_of(recipe: Recipe, found: Survey) -> Recipe:
@@ -305,7 +323,7 @@ def is_advised(recipe: Recipe, name: str) -> bool:
 def mark_of_evaluation(recipe: Recipe, name: str, folders: Sequence[Path]) -> str:
     """The mark of a benchmark of some checkpoints."""
     settings = recipe.eval[name]
-    read = [*folders, *named_files.in_settings(settings)]
+    read = [*folders, *named_files.in_settings(settings, EVALS[name].config)]
     return _mark({"settings": settings}, read, _servers(recipe, settings, name != "trajectories"))
 
 

@@ -548,7 +548,7 @@ def test_a_row_gives_the_template_of_a_checkpoint_what_it_says(tmp_path, monkeyp
 def test_a_server_without_the_installed_package_is_a_sentence(tmp_path, monkeypatch):
     rows = tiny.write_rows(tmp_path / "p.jsonl", [{"prompt": "hello"}])
     named = {
-        "which is missing; run ./launch.sh setup": None,
+        "cannot be found; run ./launch.sh setup": None,
         "is not this one .No module named 'revise.elsewhere'.; run ./launch.sh setup": "revise.elsewhere:answers",
         "is not this one .No module named 'elsewhere'.; run ./launch.sh setup": "elsewhere.client:answers",
     }

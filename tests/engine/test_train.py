@@ -706,7 +706,7 @@ def test_a_row_without_what_an_objective_needs_is_named(job):
     [
         ({"loss": "apo_zero:0,sft:1"}, "the weight 0 of apo_zero has to be above 0"),
         ({"loss": "dpo:1,sigmoid:1"}, "dpo is named twice"),
-        ({"loss": "kto:1,dpo:1"}, "use kto_pair, or set --kto.kl"),
+        ({"loss": "kto:1,dpo:1"}, "use kto_pair, or fix its KL: --kto.kl 0"),
         ({"loss": "robust_dpo", "hyperparameters": {"robust_dpo.label_smoothing": "0.7"}}, "label_smoothing is 0.7"),
         ({"loss": "dpo", "hyperparameters": {"dpo.beta": "0"}}, "--dpo.beta: 0 has to be above 0"),
         ({"reference_update": "soft", "reference": "precompute"}, "needs a reference model in every step"),

@@ -3,6 +3,7 @@
 import json
 import os
 import time
+from pathlib import Path
 
 import pytest
 import yaml
@@ -17,6 +18,7 @@ from examples.grid import Cell
 from examples.slots import Slots
 from system import InputError
 
+pytestmark = pytest.mark.usefixtures("registered")
 SETTINGS = {
     "revise": {"clair": {"endpoint": "http://127.0.0.1:9/v1", "model": "a", "prompts": "prompts.jsonl"}},
     "train": {"loss": "dpo", "lr": 1e-5, "epochs": 1, "eval_pairs": 2},
@@ -112,13 +114,18 @@ from losses import Result, loss
 def mine(chosen, rejected, *, beta=0.1):
     return Result(-beta * (chosen.logratios - rejected.logratios), chosen.logratios, rejected.logratios)
 """
+QUERIES = "mix_eval/data/mixeval-2024-08-11/mixeval-hard/free-form.json"
 NAMED = {
     "objective": ("my.py", {"train": {"loss": ["dpo", "{dir}/my.py:mine"]}}, "training"),
     "held-out rows": ("held.jsonl", {"train": {"eval_pairs": 0, "eval_data": ["{dir}/held.jsonl"]}}, "training"),
+    "given rows of a split": ("held/test.jsonl", {"train": {"data": ["more={dir}/held:test"]}}, "training"),
     "rows of a split": ("held/test.jsonl", {"train": {"eval_pairs": 0, "eval_data": ["{dir}/held:test"]}}, "training"),
     "template": ("chat.jinja", {"train": {"chat_template": "{dir}/chat.jinja"}}, "training"),
     "scorer": ("score.py", {"score": "{python} {dir}/score.py {run}"}, "training"),
-    "checkout": ("mixeval/data/judge.json", {"eval": {"mixeval": {"mixeval": "{dir}/mixeval"}}}, "mixeval"),
+    "objective of a mixture": ("my.py", {"train": {"loss": "{dir}/my.py:mine:0.5,sft:0.1"}}, "training"),
+    "one objective's template": ("chat.jinja", {"train": {"loss": "dpo chat_template={dir}/chat.jinja"}}, "training"),
+    "scorer of python -u": ("score.py", {"score": "{python} -u {dir}/score.py {run}"}, "training"),
+    "checkout": (f"mixeval/{QUERIES}", {"eval": {"mixeval": {"mixeval": "{dir}/mixeval"}}}, "mixeval"),
     "pairs to follow": ("others.jsonl", {"eval": {"trajectories": {"data": "{dir}/others.jsonl"}}}, "trajectories"),
     "wording": ("revise.txt", {"revise": {"clair": {"template": "{dir}/revise.txt"}}}, "pairs"),
     "reviser": ("teach.py", {"teacher": "{python} {dir}/teach.py {port}"}, "pairs"),
@@ -145,6 +152,28 @@ def test_a_stage_is_done_again_where_a_file_that_its_section_names_has_changed(t
     assert stage is None or before[stage] != after[stage]
 
 
+def test_what_is_no_path_is_not_read_although_a_folder_has_its_name(tmp_path, monkeypatch):
+    """An objective, a model at a server, a preset, the folder of all, which each stage writes into."""
+    monkeypatch.chdir(tmp_path)
+    for name in ("dpo", "reviser", "paper", "base", "rag", "held"):
+        (tmp_path / name).mkdir()
+    (tmp_path / "held/test.jsonl").write_text("{}\n")
+    clair = {"endpoint": "http://127.0.0.1:9/v1", "model": "reviser", "prompts": "prompts.jsonl"}
+    train = {"loss": "dpo", "reference_model": "base", "eval_pairs": 0, "eval_data": ["held:test"]}
+    said = {
+        "revise": {"clair": clair},
+        "train": train,
+        "eval": {"mixeval": {"mixeval": ".", "preset": "paper"}},
+        "out": "o",
+    }
+    before = marks(read(tmp_path, **said))
+    for name in ("dpo", "reviser", "paper", "base", "rag", "held", "."):
+        (tmp_path / name / "README.md").write_text("other")
+    (tmp_path / "o/logs").mkdir(parents=True)
+    (tmp_path / "o/logs/x.log").write_text("said")
+    assert marks(read(tmp_path, **said)) == before
+
+
 BEHIND = {"pairs": {"mixeval"}}  # a server answers both
 
 
@@ -152,7 +181,8 @@ def marks(asked):
     """The mark of each stage of the first round, by what it is."""
     stages, now = stages_of(asked), asked.of_round(1)
     pairs = stages.set(now, 1, "clair", stages.first)
-    made = {"pairs": pairs.mark, "training": stages.training(now, 1, {"clair": pairs.makes[0]}, stages.first).mark}
+    sets = {"clair": pairs.makes[0], **{name: Path(source) for name, source in now.given_sets.items()}}
+    made = {"pairs": pairs.mark, "training": stages.training(now, 1, sets, stages.first).mark}
     return made | {name: stages.evaluation(now, 1, name, []).mark for name in now.eval}
 
 
@@ -183,7 +213,11 @@ def test_a_run_on_another_objective_is_named_although_the_recipe_says_the_same(t
         stages_of(asked).survey()
 
 
-def test_a_file_made_again_with_the_same_bytes_keeps_its_time(tmp_path):
+@pytest.mark.parametrize("whole", [1 << 26, 1])
+def test_a_file_made_again_with_the_same_bytes_keeps_its_time(tmp_path, monkeypatch, whole):
+    """A large one, too, which is otherwise known by its ends and its time."""
+    monkeypatch.setattr("examples.align.journal.WHOLE", whole)
+    monkeypatch.setattr("examples.align.journal.END", 1)
     asked = read(tmp_path)
     path = make_pairs(asked)
     os.utime(path, (1, 1))

@@ -116,7 +116,9 @@ def test_an_unset_rate_is_that_of_the_settings_or_the_trainers_own(tmp_path, sai
     assert GridConfig(loss=("dpo",), lr=("1e-4",), **shared).rates() == {"dpo": 1e-4}
 
 
-@pytest.mark.parametrize("said", ["seed: 3", "loss: dpo", "data: [x.jsonl]", "reference-cache: c", "out: elsewhere"])
+@pytest.mark.parametrize(
+    "said", ["seed: 3", "loss: dpo", "data: [x.jsonl]", "reference-cache: c", "out: x", "output_dir: x"]
+)
 def test_settings_for_all_cannot_hold_what_the_grid_sets(tmp_path, said):
     (tmp_path / "train.yaml").write_text(f"epochs: 1\n{said}\n")
     shared = {"model": "m", "data": ("a=b.jsonl",), "loss": ("dpo",), "out": "o"}

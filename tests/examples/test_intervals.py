@@ -56,7 +56,7 @@ def test_a_verdict_needs_the_interval_and_the_size(mean, low, high, said):
     [
         (8.0, 2.0, 14.0, 5.0, "Both intervals are above 0, and the difference is of interest"),
         (8.0, 2.0, 14.0, 9.0, "Undecided: above 0 by the bootstrap"),
-        (4.0, 1.0, 7.0, 2.0, "There is a difference; whether it is of interest"),
+        (4.0, 1.0, 7.0, 2.0, "There is a difference, but the runs do not show whether it reaches 5 points"),
         (2.0, 1.0, 3.0, 1.0, "There is a difference, smaller than the 5 points"),
         (1.0, -2.0, 4.0, 2.0, "A difference of interest, 5 points or more, is excluded"),
         (2.7, 0.2, 4.9, 7.4, "Undecided: above 0 by the bootstrap"),

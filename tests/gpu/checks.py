@@ -357,7 +357,7 @@ def small(config: ChecksConfig, clock: Clock) -> list[Row]:
 
 
 def long_pairs(config: ChecksConfig, clock: Clock) -> list[Row]:
-    """One pair a step, all parameters, float32 masters."""
+    """One pair a step, all parameters, float32 masters in two halves."""
     flags = [*LONG_PAIRS, *SPLIT, "--reference", "precompute", "--steps", "3", "--rounds", "1"]
     run = _bench(config, "long-pairs", flags, limit=clock.left(250))["rows"][0]["runs"][0]
     epoch, plan = run["epochs"][-1], run["plan"]
