@@ -310,10 +310,9 @@ def _without_rows(
     config: PlanConfig, objective: Objective, shape: ModelConfig, reference: ModelConfig | None
 ) -> TokenStatistics:
     """Of pairs of given lengths, or of the paper's. Raises InputError for those that the model has no positions for."""
-    n_ranks, taken = max(1, config.gpus), {"form": objective.form, "side": objective.side}
+    n, n_ranks, form, side = config.batch_size, max(1, config.gpus), objective.form, objective.side
     if not config.lengths:
-        found = TokenStatistics.of_the_paper(config.batch_size, n_ranks, **taken)
-        return _of_loss(found, objective)
+        return _of_loss(TokenStatistics.of_the_paper(n, n_ranks, form=form, side=side), objective)
     prompt, chosen, rejected = config.lengths
     longest = prompt + max(chosen, rejected)
     if shape.context is not None and longest > shape.context:
@@ -322,7 +321,7 @@ def _without_rows(
             "(max_position_embeddings); lower them"
         )
     packing = _packing(shape, reference)
-    found = TokenStatistics.of_lengths((prompt, chosen, rejected), packing, config.batch_size, n_ranks, **taken)
+    found = TokenStatistics.of_lengths((prompt, chosen, rejected), packing, n, n_ranks, form=form, side=side)
     return _of_loss(found, objective)
 
 

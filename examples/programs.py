@@ -56,8 +56,10 @@ def files_of(command: str | None) -> list[Path]:
 
 def _module(name: str) -> list[Path]:
     try:
-        origin = getattr(importlib.util.find_spec(name), "origin", None)
+        found = importlib.util.find_spec(name)
     except (ImportError, ValueError):
         return []
-    is_own = origin and "site-packages" not in origin and not origin.startswith(sys.base_prefix)
-    return [Path(origin)] if is_own and Path(origin).is_file() else []
+    origin = found.origin if found else None
+    if origin is None or "site-packages" in origin or origin.startswith(sys.base_prefix):
+        return []
+    return [Path(origin)] if Path(origin).is_file() else []

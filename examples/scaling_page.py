@@ -139,9 +139,8 @@ def _plan(
     """statistics: of other rows than the paper's."""
     shape = read_config(raw_config(name), name)
     statistics = statistics or TokenStatistics.of_the_paper(config.schedule.batch_size, n_gpus)
-    modes = ["fused"] if config.adapters.is_used else ["fused", "precompute"]
     return plan.plan_run(
-        config, shape, modes, statistics,
+        config, shape, ["fused"] if config.adapters.is_used else ["fused", "precompute"], statistics,
         device="cuda", dtype=torch.bfloat16, n_ranks=n_gpus, budget=budget,
     )  # fmt: skip
 

@@ -25,7 +25,7 @@ from docs/records/miniature; every comparison is computed from the records, with
 counts as an answer, were written down before the runs: [design](design.md).
 
 ```
-python -m examples.miniature.study --minutes 110     # the runs: seven to ten hours in all; the same command continues
+python -m examples.miniature.study --minutes 110     # takes seven to ten hours in all; the same command continues
 ./launch.sh paper                                    # the same world in half an hour: one seed, and your own objectives
 ```
 
