@@ -4,7 +4,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from data.rows.sources import files_of
+from data.rows import files_of
 from eval import alpacaeval_run
 from system import InputError
 from system.flags import flags_of

@@ -37,7 +37,7 @@ from data.rows.records import (
     read_records,
 )
 from data.rows.settings import ReadingSettings
-from data.rows.sources import FIELDS, Reading, rows_of
+from data.rows.sources import FIELDS, Reading, files_of, rows_of
 
 __all__ = [
     "FIELDS",
@@ -57,6 +57,7 @@ __all__ = [
     "count_repeated",
     "digest",
     "encode",
+    "files_of",
     "find_cut",
     "find_folder",
     "find_model",

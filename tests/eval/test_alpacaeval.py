@@ -66,7 +66,7 @@ def test_the_win_rate_and_its_error():
 
 
 def test_nothing_is_said_of_no_preference():
-    with pytest.raises(InputError, match="no preference"):
+    with pytest.raises(InputError, match="no output has a preference"):
         win_rate([None, 5.0])
 
 

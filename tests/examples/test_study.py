@@ -126,7 +126,7 @@ def test_the_control_is_a_difference_with_its_intervals(whole):
     assert rows["apo_zero"][0:2] == ("0.0001", "0.0001")
     assert rows["apo_zero"][4].startswith("+10.0 (") and rows["apo_zero"][5] == "for"
     assert rows["dpo"][4].startswith("+0.0 (+0.0 to +0.0") and rows["dpo"][5] == "against"
-    assert "30 % are CLAIR's" in table.notes[0]
+    assert "30 % of the control's pairs equal CLAIR's" in table.notes[0]
     assert table.notes[1].startswith(
         "apo_zero, in the search (one seed), the difference at one rate for both: 1e-05 +10"
     )
