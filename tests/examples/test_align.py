@@ -150,7 +150,7 @@ def test_what_it_takes_is_told_and_nothing_is_asked(tmp_path):
     [
         ({"revise": {"clair": {"prompts": "none.jsonl", "endpoint": ["{teacher}"], "model": "reviser"}}}, "none.jsonl"),
         ({"train": {"model": "m", "loss": "odpo", "lr": 1e-3}, "revise": {"score": {}}}, "revise: score: "),
-        ({"train": {"gpu_memory": 0.01}}, "recipe.yaml: train: needs"),
+        ({"train": {"gpu_memory": 0.01}}, "recipe.yaml: train: the run needs"),
         ({"eval": {"mixeval": {"mixeval": "nowhere", "judge": "j", "judge_endpoint": ["{teacher}"]}}}, "nowhere"),
         ({"train": {"model": "other"}}, "recipe.yaml: train: "),
         ({"revise": {"score": {"endpoint": ["{teacher}"], "model": "nobody"}}}, "revise: score: "),

@@ -36,16 +36,17 @@ def test_it_is_followed_in_a_fresh_clone_and_two_kills_change_nothing(tmp_path):
     killed(hard, lambda: len(stored(answers)) >= 150)
     before = stored(answers)
     metrics = first / "runs/seed-0/clair/apo_zero/metrics.jsonl"
-    killed(hard, lambda: metrics.is_file() and metrics.read_bytes().count(b"\n") >= 25)
+    killed(hard, lambda: any((metrics.parent / "state").glob("step-*")))
     pairs = stored(answers)
     assert before.items() <= pairs.items()  # as they were: asked once, at their first time
-    newest = max(int(path.name[5:]) for path in (metrics.parent / "state").glob("step-*"))
+    newest = max(int(found[1]) for path in (metrics.parent / "state").iterdir()
+                 if (found := re.fullmatch(r"step-(\d+)", path.name)))  # fmt: skip
     done = subprocess.run(command(), cwd=hard, env=environment(), capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr[-3000:]
     assert done.stderr.count("taken as it was") >= 3 and pairs.items() <= stored(answers).items()
     said = (hard / "runs/align-miniature/round-1/runs/seed-0/clair/apo_zero.log").read_text()
-    (resumed,) = re.findall(r"resumes after step (\d+)", said)
-    assert newest >= 20 and int(resumed) >= newest
+    resumed = re.findall(r"resumes after step (\d+)", said)
+    assert newest >= 10 and len(resumed) == 1 and int(resumed[0]) >= newest, said
     ours, theirs = made(hard), made(calm)
     assert sorted(ours) == sorted(theirs) and len(ours) > 30
     assert [name for name in ours if ours[name] != theirs[name]] == []
