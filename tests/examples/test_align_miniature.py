@@ -36,11 +36,10 @@ def test_it_is_followed_in_a_fresh_clone_and_two_kills_change_nothing(tmp_path):
     killed(hard, lambda: len(stored(answers)) >= 150)
     before = stored(answers)
     metrics = first / "runs/seed-0/clair/apo_zero/metrics.jsonl"
-    killed(hard, lambda: any((metrics.parent / "state").glob("step-*")))
+    killed(hard, lambda: states(metrics.parent))
     pairs = stored(answers)
     assert before.items() <= pairs.items()  # as they were: asked once, at their first time
-    newest = max(int(found[1]) for path in (metrics.parent / "state").iterdir()
-                 if (found := re.fullmatch(r"step-(\d+)", path.name)))  # fmt: skip
+    newest = max(states(metrics.parent))
     done = subprocess.run(command(), cwd=hard, env=environment(), capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr[-3000:]
     assert done.stderr.count("taken as it was") >= 3 and pairs.items() <= stored(answers).items()
@@ -57,6 +56,12 @@ def cloned(folder):
     subprocess.run(["git", "clone", "--quiet", str(tiny.ROOT), str(folder)], check=True)
     (folder / ".venv").symlink_to(sys.prefix)
     return folder
+
+
+def states(run):
+    """The steps of a run's whole states."""
+    names = [path.name for path in (run / "state").glob("step-*")]
+    return [int(found[1]) for name in names if (found := re.fullmatch(r"step-(\d+)", name))]
 
 
 def command():
