@@ -158,19 +158,20 @@ def read_data(config: AlpacaEvalConfig) -> Data:
         raise InputError(
             f"{root / OUTPUTS}: not a list of rows with instruction and output; give the file as it is published"
         ) from None
-    path = _template_path(root)
+    path = template_path(root)
     template = _bytes(path, "template", config)
     try:
-        alpacaeval.messages("", "", "", template.decode("utf-8"))
-    except InputError as fault:
-        raise InputError(f"{path}: {fault}") from None
+        wording = template.decode("utf-8")
+        alpacaeval.messages("", "", "", wording)
+    except (InputError, UnicodeDecodeError) as fault:
+        raise InputError(f"{path}: {fault}; give the file as it is published") from None
     gamed = _read_gamed(Path(config.gamed), config) if config.gamed else None
     if gamed is None:
         cli.notify("no --gamed: win rates are not length-controlled")
     gamed_digest = hashlib.sha256(Path(config.gamed).read_bytes()).hexdigest() if config.gamed else None
     facts = {"data_sha256": hashlib.sha256(outputs).hexdigest(), "gamed_sha256": gamed_digest}
     facts["wording_sha256"] = hashlib.sha256(template).hexdigest()
-    return Data(reference, template.decode("utf-8"), gamed, facts)
+    return Data(reference, wording, gamed, facts)
 
 
 def _bytes(path: Path, kind: str, config: AlpacaEvalConfig) -> bytes:
@@ -187,7 +188,7 @@ def _bytes(path: Path, kind: str, config: AlpacaEvalConfig) -> bytes:
     return raw
 
 
-def _template_path(root: Path) -> Path:
+def template_path(root: Path) -> Path:
     """In the checkout, or in the installed package, which is looked up and not imported."""
     places = [root / "src/alpaca_eval" / TEMPLATE, root / TEMPLATE]
     package = importlib.util.find_spec("alpaca_eval")

@@ -44,7 +44,6 @@ from system.flags import PathText
 EXAMPLE = "python -m examples.grid --config grid.yaml"
 NAMES = ("--model", "model", "--data", "data", "--out", "out")  # what engine.train has to be told to look at the rest
 TAKEN = {"config", "data", "loss", "model", "out", "reference_cache", "resume", "seed"}  # what the grid tells it
-TAKEN_OF_TRL = {"output_dir", "model_name_or_path", "dataset_name", "loss_type", "resume_from_checkpoint"}
 
 
 class Cell(NamedTuple):
@@ -102,8 +101,10 @@ class GridConfig:
                 "--data and --loss need at least one value, --seeds, --gpus and --at-once have to be above 0"
             )
         named = {name.replace("-", "_") for name in cli.read_yaml(Path(self.train))} if self.train else set[str]()
-        if taken := named & (TAKEN | TAKEN_OF_TRL):
-            raise InputError(f"--train: {self.train}: {min(taken)} is set by the grid; leave it out")
+        for name in sorted(named):
+            theirs = re.match(r"is --([\w-]+)", trl_names.counterpart(name) or "")
+            if name in TAKEN or (theirs and theirs[1] in TAKEN):
+                raise InputError(f"--train: {self.train}: {name} is set by the grid; leave it out")
         for loss in self.loss:
             check_loss(loss, self.train)
         names = [named.partition("=")[0] for named in self.data]

@@ -1,21 +1,23 @@
 """The files that settings name, by which it is seen that one of them has changed."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 from data.rows import files_of
+from engine.config import BASE
 from eval import alpacaeval_run
+from eval.mixeval import JUDGE, PROMPTS
 from system import InputError
-from system.flags import flags_of
+from system.flags import expand, flags_of
 
 ROWS = ("data", "eval_data", "prompts", "only_prompts")
 """Flags whose value is rows: a file, a folder, FOLDER:SPLIT or a hub id."""
 FOLDERS = ("model", "reference_model", "adapter", "continue_from")
 """Flags whose value may be a model's folder."""
-CHECKOUTS = {
-    "mixeval": ("mix_eval/data/*/mixeval-hard/*.json",),
-    "alpaca_eval": (alpacaeval_run.OUTPUTS, f"src/alpaca_eval/{alpacaeval_run.TEMPLATE}", alpacaeval_run.TEMPLATE),
+CHECKOUTS: Mapping[str, Callable[[Path], list[Path]]] = {
+    "mixeval": lambda root: [*sorted(root.glob("mix_eval/data/*/mixeval-hard/*.json")), root / PROMPTS, root / JUDGE],
+    "alpaca_eval": lambda root: [root / alpacaeval_run.OUTPUTS, alpacaeval_run.template_path(root)],
 }
 """Flags whose value is a repository, and what is read of it."""
 SECRETS = ("key_file", "ca_file")
@@ -30,27 +32,30 @@ def in_settings(settings: Mapping[str, Any], config: type) -> list[Path | str]:
     for name, value in settings.items():
         flag = name.replace("-", "_")
         if flag in known and known[flag].is_path and flag != "loss" and not flag.endswith(SECRETS):
-            for one in value if isinstance(value, list) else [value]:
-                found += _read(flag, str(one))
+            values = map(str, value if isinstance(value, list) else [value])
+            found += [one for text in values if text not in ("", "null") for one in _read(flag, text)]
     return list(dict.fromkeys(found))
 
 
 def _read(flag: str, value: str) -> list[Path | str]:
     if flag in ROWS:
         return in_rows(value)
-    path = Path(value)
+    path = Path(expand(value, f"--{flag}"))
     if flag in CHECKOUTS:
-        return [file for pattern in CHECKOUTS[flag] for file in sorted(path.glob(pattern))]
-    is_read = path.is_file() or (flag in FOLDERS and value != "base" and path.is_dir())
+        return [*CHECKOUTS[flag](path)]
+    is_read = path.is_file() or (flag in FOLDERS and value != BASE and path.is_dir())
     return [path] if is_read else []
 
 
 def in_rows(source: Path | str) -> list[Path | str]:
-    """The files of a source of rows; the source itself where it is not here."""
+    """The files of a source of rows; of what is not here, such as a hub id, its name, for nothing is downloaded."""
+    name = expand(str(source), "--data")
+    if not any(Path(one).exists() for one in (name, name.rpartition(":")[0]) if one):
+        return [name]
     try:
-        return [*files_of(source)]
+        return [*files_of(name)]
     except InputError:
-        return [str(source)]
+        return [name]
 
 
 def in_objective(loss: str) -> list[Path]:

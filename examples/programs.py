@@ -6,6 +6,8 @@ import re
 import shlex
 import shutil
 import sys
+import sysconfig
+from importlib.machinery import ModuleSpec
 from pathlib import Path
 
 from system import InputError
@@ -30,10 +32,14 @@ def scorer(score: str, where: Path) -> list[str]:
 
 def is_module(name: str) -> bool:
     """Whether this interpreter finds a module from where it is."""
+    return _found(name) is not None
+
+
+def _found(name: str) -> ModuleSpec | None:
     try:
-        return importlib.util.find_spec(name) is not None
+        return importlib.util.find_spec(name)
     except (ImportError, ValueError):
-        return False
+        return None
 
 
 INTERPRETER = re.compile(r"(env|python|bash|sh|perl|node)[\d.]*")
@@ -49,17 +55,22 @@ def files_of(command: str | None) -> list[Path]:
             return _module(following)
         if word.startswith("--"):
             break
-        if not INTERPRETER.fullmatch(Path(word).name) and Path(word).is_file():
-            return [Path(word)]
+        path = Path(word)
+        if path.is_file() and not INTERPRETER.fullmatch(path.name) and not _is_installed(path):
+            return [path]
     return []
 
 
 def _module(name: str) -> list[Path]:
-    try:
-        found = importlib.util.find_spec(name)
-    except (ImportError, ValueError):
-        return []
-    origin = found.origin if found else None
-    if origin is None or "site-packages" in origin or origin.startswith(sys.base_prefix):
-        return []
-    return [Path(origin)] if Path(origin).is_file() else []
+    found = _found(name)
+    if found is not None and found.submodule_search_locations is not None:
+        found = _found(f"{name}.__main__")
+    path = Path(found.origin) if found and found.origin else None
+    return [path] if path and path.is_file() and not _is_installed(path) else []
+
+
+def _is_installed(path: Path) -> bool:
+    """Whether a file came with Python or a package, or is a program of this environment or on PATH."""
+    places = [Path(sysconfig.get_path(name)) for name in ("stdlib", "purelib", "platlib", "scripts")]
+    on_path = shutil.which(path.name)
+    return any(path.is_relative_to(place) for place in places) or (on_path is not None and Path(on_path) == path)

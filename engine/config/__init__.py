@@ -3,6 +3,7 @@
 from engine.config import host
 from engine.config.adapters import MOST_RANK, AdapterConfig, AdapterSettings, BaseDtype, Whole
 from engine.config.learning import (
+    BASE,
     LORA_RATE,
     DataConfig,
     ObjectiveConfig,
@@ -28,6 +29,7 @@ from engine.config.trl import names as trl_names
 
 __all__ = [
     "ALIASES",
+    "BASE",
     "FLAGS",
     "LORA_RATE",
     "MOST_RANK",

@@ -134,14 +134,15 @@ class Plan:
 
     def n_states(self, config: TrainConfig, times: float = 1.0) -> int:
         """States that the run keeps, at most. times: as in `n_folders`."""
-        asked, per_epoch = config.checkpoints, self._per_epoch(config, times)
-        return min(asked.keep_state, asked.n_states(config.schedule.n_steps(per_epoch), per_epoch))
+        return min(config.checkpoints.keep_state, self._n_saved(config, times))
 
     def spare_bytes(self, config: TrainConfig, times: float = 1.0) -> int:
         """What saving takes beside `disk_bytes` for a while: a new state is whole before the oldest goes."""
-        asked, per_epoch = config.checkpoints, self._per_epoch(config, times)
-        n_saved = asked.n_states(config.schedule.n_steps(per_epoch), per_epoch)
-        return self.state_bytes * (n_saved > asked.keep_state)
+        return self.state_bytes * (self._n_saved(config, times) > config.checkpoints.keep_state)
+
+    def _n_saved(self, config: TrainConfig, times: float) -> int:
+        per_epoch = self._per_epoch(config, times)
+        return config.checkpoints.n_states(config.schedule.n_steps(per_epoch), per_epoch)
 
     def _per_epoch(self, config: TrainConfig, times: float = 1.0) -> int:
         return -(-math.ceil(times * self.statistics.n) // config.schedule.batch_size)

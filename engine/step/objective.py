@@ -59,9 +59,11 @@ class Objective:
         kinds = {form for form, _ in forms}
         self.form = kinds.pop() if len(forms) == 1 else "ranked" if "ranked" in kinds else "pairs"
         """The form of the rows that are trained on: pairs where the terms' own forms differ."""
-        self.needs_mismatched = any("mismatched" in t.loss.needs and t.arguments.get("kl") is None for t in self.terms)
-        if self.needs_mismatched and self.form != "unpaired":
-            name = next(t.loss.name for t in self.terms if "mismatched" in t.loss.needs and t.arguments["kl"] is None)
+        found = (t for t in self.terms if "mismatched" in t.loss.needs)
+        estimating = [t.loss.name for t in found if t.arguments.get("kl") is None]
+        self.needs_mismatched = bool(estimating)
+        if estimating and self.form != "unpaired":
+            name = estimating[0]
             raise InputError(
                 f"--loss: {name} cannot be mixed with an objective on other rows than labelled responses, because it "
                 f"needs mismatched sequences; use kto_pair, or fix its KL: --{name}.kl 0"

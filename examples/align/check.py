@@ -48,6 +48,9 @@ class Said(NamedTuple):
     hours: float = 0.0
     """Of a GPU, or of this CPU."""
     disk: int = 0
+    """Bytes that stay."""
+    spare: int = 0
+    """Bytes more while it works; rounds follow one another."""
     is_priced: bool = True
     """Whether its dollars are by prices that were given."""
 
@@ -59,6 +62,11 @@ class Found:
     said: list[Said] = field(default_factory=list)
     n_answers: dict[str, int] = field(default_factory=dict)
     """Answers that a stage has when it is done, at most, by its title."""
+
+    @property
+    def disk(self) -> int:
+        """Bytes that all of it takes at most at a time."""
+        return sum(one.disk for one in self.said) + max((one.spare for one in self.said), default=0)
 
     def add(
         self, stage: str, lines: list[str], estimates: Sequence[Estimate], config: ClientConfig, hours: float = 0.0
@@ -94,7 +102,7 @@ def look(recipe: Recipe, room: Room, done: Survey) -> Found:
     for leftover in recipe.out.glob("check.sqlite*"):
         leftover.unlink()
     there, may_prune = _bytes_of_runs(recipe.out), recipe.score is not None  # a scorer may delete checkpoints
-    check_disk(recipe.out, sum(said.disk for said in found.said), there, only_says=may_prune)
+    check_disk(recipe.out, found.disk, there, only_says=may_prune)
     return found
 
 
@@ -133,7 +141,13 @@ def _standing_in(recipe: Recipe) -> Iterator[Stand]:
 def _response_tokens(recipe: Recipe, name: str) -> int:
     """Most tokens of a response: those that are drawn, or those that training keeps."""
     drawn = recipe.sets[name][1].get("target_max_tokens", 512)
-    return max(1, min(int(drawn), int(recipe.training.get("max_response_tokens") or 512)))
+    return max(1, _kept_tokens(recipe, int(drawn)))
+
+
+def _kept_tokens(recipe: Recipe, n: int) -> int:
+    """How many of a response's n tokens training keeps."""
+    rows = flags.of_training(recipe).data
+    return min(one for one in (rows.cuts["response_tokens"], rows.max_tokens, n) if one)
 
 
 def _look_at_set(found: Found, recipe: Recipe, number: int, name: str) -> Prompts:
@@ -162,9 +176,8 @@ def _say_what_is_cut(recipe: Recipe, n_tokens: int) -> None:
     """Says so where training would end over pairs that are the same up to where it cuts them. n_tokens: the most that
     an answer can have.
     """
-    rows = flags.of_training(recipe).data
-    kept = min(n for n in (rows.cuts["response_tokens"], rows.max_tokens, n_tokens) if n)
-    if kept < n_tokens and not rows.skip_bad_rows:
+    kept = _kept_tokens(recipe, n_tokens)
+    if kept < n_tokens and not flags.of_training(recipe).data.skip_bad_rows:
         cli.notify_once(
             f"{recipe.path}: train: an answer may have {n_tokens:,} tokens, of which training keeps {kept:,} at "
             "most: a pair that is the same up to there ends the run; give skip_bad_rows: true to leave "
@@ -224,7 +237,7 @@ def _look_at_training(
             hours, disk = hours + of_run * room.gpus * recipe.seeds, disk + on_disk * recipe.seeds
     what = f"training ({_count(len(cells), 'run')})"
     found.said.append(
-        Said(title(recipe, number, what), lines, hours=hours, disk=disk + min(room.at_once, len(cells)) * spare)
+        Said(title(recipe, number, what), lines, hours=hours, disk=disk, spare=min(room.at_once, len(cells)) * spare)
     )
     return most
 
@@ -277,7 +290,7 @@ def tell(recipe: Recipe, found: Found) -> str:
         hours = f" ({duration(said.hours)} of {device})" if said.hours else ""
         lines += [f"  {said.stage}{hours}", *(f"      {line}" for one in said.lines for line in one.splitlines())]
     n, dollars = sum(s.n_requests for s in found.said), sum(s.dollars for s in found.said)
-    hours, disk = sum(s.hours for s in found.said), sum(s.disk for s in found.said)
+    hours, disk = sum(s.hours for s in found.said), found.disk
     free = files.free_on(recipe.out)
     bare = [said.stage for said in found.said if not said.is_priced]
     money = f"${dollars:,.2f} by the prices given"

@@ -88,16 +88,14 @@ def digest_of(path: Path) -> str:
 @contextlib.contextmanager
 def keeping_times(paths: Sequence[Path]) -> Iterator[None]:
     """Files that are made anew in the block with the same bytes keep their times: nobody takes them for changed."""
-    before = {path: (_whole(path), path.stat()) for path in paths if path.is_file()}
-    yield
-    for path, (content, state) in before.items():
-        if path.is_file() and path.stat().st_mtime_ns != state.st_mtime_ns and _whole(path) == content:
-            os.utime(path, ns=(state.st_atime_ns, state.st_mtime_ns))
-
-
-def _whole(path: Path) -> str:
-    with open(path, "rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
+    before = {path: (files.digests([path]), path.stat()) for path in paths if path.is_file()}
+    try:
+        yield
+    finally:
+        for path, (content, state) in before.items():
+            is_new = path.is_file() and path.stat().st_mtime_ns != state.st_mtime_ns
+            if is_new and files.digests([path]) == content:
+                os.utime(path, ns=(state.st_atime_ns, state.st_mtime_ns))
 
 
 @functools.lru_cache(4096)

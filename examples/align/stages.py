@@ -151,14 +151,15 @@ class Stages:
         cells = flags.cells_of(recipe, sets)
         more = told_to_train(recipe, number, start)
         told = {"cells": [cell._replace(file=Path(cell.file.name)) for cell in cells], "more": more}
-        told["objectives"] = [grid.check_loss(loss).digests for loss in recipe.losses]
-        alone = [grid.parse_loss(loss)[1] for loss in recipe.losses]
+        losses = [grid.parse_loss(loss) for loss in recipe.losses]
         read = [start.model, *([start.adapter] if start.adapter else [])]
         read += [path for source in sets.values() for path in named_files.in_rows(source)]
-        read += [path for flags in (more, *alone) for path in named_files.in_settings(flags, TRAIN.config)]
-        score = _servers(recipe, {"score": recipe.score}, False) | {"score": recipe.score}
+        read += [path for name, _ in losses for path in named_files.in_objective(name)]
+        read += [path for own in (more, *(own for _, own in losses))
+                 for path in named_files.in_settings(own, TRAIN.config)]  # fmt: skip
+        commands = _servers(recipe, {"score": recipe.score}, False) | {"score": recipe.score}
         makes = tuple(folder / "metrics.jsonl" for folder in self.folders(number, cells))
-        return Stage(title(recipe, number, "training"), _mark(told, read, score), makes)
+        return Stage(title(recipe, number, "training"), _mark(told, read, commands), makes)
 
     def evaluation(self, recipe: Recipe, number: int, name: str, runs: Sequence[Path]) -> Stage:
         """A benchmark of all of a round's runs."""

@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from examples import children as processes
+from examples.align.check import Found, Said
 from examples.align.journal import Journal, digest_of, fingerprint
 from examples.align.progress import Ahead, Clock
 from examples.align.served import served
@@ -197,3 +198,11 @@ def test_a_child_carries_the_folders_mark(tmp_path):
             [sys.executable, "-c", "import os; print(os.environ['STARTED_BY_RUN_IN'])"], tmp_path / "log", os.environ
         )
     assert Path((tmp_path / "log").read_text().strip()) == tmp_path.resolve()
+
+
+# --- disk ----------------------------------------------------------------------------------------------------------
+
+
+def test_what_saving_takes_for_a_while_counts_once_for_rounds_that_follow_each_other():
+    rounds = [Said("round 1: training", [], disk=100, spare=30), Said("round 2: training", [], disk=100, spare=20)]
+    assert Found([Said("pairs", [], n_requests=3), *rounds]).disk == 230 and Found().disk == 0

@@ -10,7 +10,7 @@ import yaml
 
 from examples import grid
 from examples.align import flags, recipe
-from examples.align.journal import Journal
+from examples.align.journal import Journal, keeping_times
 from examples.align.road import Road
 from examples.align.stages import Stages, Start, left_of
 from examples.children import Children
@@ -174,6 +174,28 @@ def test_what_is_no_path_is_not_read_although_a_folder_has_its_name(tmp_path, mo
     assert marks(read(tmp_path, **said)) == before
 
 
+def test_a_hub_id_is_its_name_and_nothing_is_asked_for(tmp_path, monkeypatch):
+    monkeypatch.setattr("data.rows.hub.snapshot", lambda *_: pytest.fail("the hub was asked"))
+    before = marks(read(tmp_path, train={"eval_pairs": 0, "eval_data": ["owner/name:test"], "reference_model": ""}))
+    assert before["training"] != marks(read(tmp_path, train={"eval_pairs": 0, "eval_data": ["owner/x"]}))["training"]
+
+
+@pytest.mark.parametrize(
+    ("name", "flag"),
+    [
+        ("held.jsonl", {"eval_data": ["~/held.jsonl"], "eval_pairs": 0}),
+        ("chat.jinja", {"chat_template": "$PLACE/chat.jinja"}),
+    ],
+)
+def test_a_path_below_the_home_or_a_variable_is_looked_at(tmp_path, monkeypatch, name, flag):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.setenv("PLACE", str(tmp_path))
+    (tmp_path / name).write_text("{}\n")
+    before = marks(read(tmp_path, train=flag))
+    (tmp_path / name).write_text("{} \n")
+    assert before["training"] != marks(read(tmp_path, train=flag))["training"]
+
+
 BEHIND = {"pairs": {"mixeval"}}  # a server answers both
 
 
@@ -230,6 +252,11 @@ def test_a_file_made_again_with_the_same_bytes_keeps_its_time(tmp_path, monkeypa
         Journal(asked.out)._path(stage.key).unlink()
         road._do(stage, lambda: path.write_text("{1}\n"))
     assert path.stat().st_mtime > 1
+    os.utime(path, (1, 1))
+    with pytest.raises(ZeroDivisionError), keeping_times([path]):
+        path.write_text("{1}\n")
+        1 / 0  # noqa: B018
+    assert path.stat().st_mtime == 1
 
 
 def test_a_run_goes_on_where_its_pairs_are_only_gone(tmp_path):

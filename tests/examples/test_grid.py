@@ -117,7 +117,17 @@ def test_an_unset_rate_is_that_of_the_settings_or_the_trainers_own(tmp_path, sai
 
 
 @pytest.mark.parametrize(
-    "said", ["seed: 3", "loss: dpo", "data: [x.jsonl]", "reference-cache: c", "out: x", "output_dir: x"]
+    "said",
+    [
+        "seed: 3",
+        "loss: dpo",
+        "data: [x.jsonl]",
+        "reference-cache: c",
+        "out: x",
+        "output_dir: x",
+        "data_seed: 1",
+        "loss_weights: [1]",
+    ],
 )
 def test_settings_for_all_cannot_hold_what_the_grid_sets(tmp_path, said):
     (tmp_path / "train.yaml").write_text(f"epochs: 1\n{said}\n")
