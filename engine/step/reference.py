@@ -10,6 +10,7 @@ what it was computed from, and runs that fit share it: a sweep over objectives c
 
 import functools
 import hashlib
+import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -227,7 +228,19 @@ class Cache:
     def _write(self, path: Path, table: Table, *, is_shared: bool = False) -> None:
         metadata = {"fingerprint": self.fingerprint(), "sha256": _digest(table)}
         with whole_file(path, is_shared=is_shared) as temporary:
-            temporary.write_bytes(save(dict(table), metadata))  # save_file's faults are no OSError
+            temporary.write_bytes(_ordered(save(dict(table), metadata)))  # save_file's faults are no OSError
+
+
+def _ordered(file: bytes) -> bytes:
+    """A safetensors file with its metadata in the order of their names: the library writes them in any, and the same
+    table would have other bytes.
+    """
+    end = 8 + int.from_bytes(file[:8], "little")
+    header = json.loads(file[8:end])
+    header["__metadata__"] = dict(sorted(header["__metadata__"].items()))
+    text = json.dumps(header).encode()
+    text += b" " * (-len(text) % 8)
+    return len(text).to_bytes(8, "little") + text + file[end:]
 
 
 def _is_of_tokens(table: Table) -> bool:
