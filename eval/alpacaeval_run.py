@@ -25,7 +25,7 @@ from eval import alpacaeval, answering, judge_client, mixeval_run, scores
 from eval.answering import How, Model
 from eval.checkpoints import Checkpoint
 from eval.judge_client import Judge, JudgedConfig, Sent
-from revise.client import Answered, Estimate, estimate, open_store, told
+from revise.client import Answered, Estimate, Request, estimate, open_store, told
 from system import InputError, RunError, cli, files
 from system.flags import PathText
 
@@ -122,9 +122,7 @@ def main(argv: Sequence[str]) -> None:
 
 def probe(judge: Judge, data: Data) -> None:
     """Raises RunError where the judge gives no log-probs of m and M: before an output is drawn."""
-    row = data.reference[0]
-    shown = alpacaeval.messages(row["instruction"], row["output"], "I do not know.", data.template)
-    requests = [judge.request({"messages": shown, **ANNOTATOR}, -1, as_is=True)]
+    requests = [_probe(judge, data)]
     (found,) = judge.ask(requests)
     if found.row is None or found.row.state in ("failed", "refused"):
         raise RunError(f"--judge: {found.fault}")
@@ -141,6 +139,13 @@ def probe(judge: Judge, data: Data) -> None:
     if note.preference >= 1.5:
         why = "it prefers 'I do not know.' to the reference's output; take a model that can judge"
         raise judge.found_wanting(requests, why)
+
+
+def _probe(judge: Judge, data: Data, number: int = 0) -> Request:
+    """What the judge is tried with, in a pass that keeps answers of its own."""
+    row = data.reference[0]
+    shown = alpacaeval.messages(row["instruction"], row["output"], "I do not know.", data.template)
+    return judge.request({"messages": shown, **ANNOTATOR}, -1 - number, as_is=True)
 
 
 # --- the user's files ----------------------------------------------------------------------------------------------
@@ -388,13 +393,13 @@ def foresee(config: AlpacaEvalConfig, names: Sequence[str]) -> list[Estimate]:
     with open_store(Path(config.store)) as store:
         sent = Sent(store)
         found = [Checkpoint(name, Path(name)) for name in names]
-        return _estimates(data, config, found, judge_client.judge_of(config, sent), sent)
+        return _estimates(data, config, found, judge_client.judge_of(config, sent), sent, n_passes=len(names))
 
 
 def _estimates(
-    data: Data, config: AlpacaEvalConfig, found: Sequence[Checkpoint], judge: Judge, sent: Sent
+    data: Data, config: AlpacaEvalConfig, found: Sequence[Checkpoint], judge: Judge, sent: Sent, n_passes: int = 1
 ) -> list[Estimate]:
-    """The most that a pass can take, in lines: outputs as long as may be."""
+    """The most that passes over all that is found can take, in lines: outputs as long as may be."""
     known, stages = sent.store.states(), []
     how = PRESETS[config.preset]
     if config.endpoint:
@@ -409,4 +414,6 @@ def _estimates(
         for longest in [f"{'x' * 4 * how.max_tokens}{c.name}" for c in found]
         for r in data.reference
     )
-    return [*stages, estimate("annotations", judged, known, judge_client.client_of_judge(config))]
+    client = judge_client.client_of_judge(config)
+    tried = estimate("a question with a known answer", (_probe(judge, data, n) for n in range(n_passes)), known, client)
+    return [*stages, tried, estimate("annotations", judged, known, client)]

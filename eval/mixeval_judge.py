@@ -58,9 +58,8 @@ def probe(judge: Judge, entries: Entries, wording: Wording, config: "MixEvalConf
     """Raises RunError where the judge does not find the right answer right: before thousands are paid for."""
     for split, queries in entries.items():
         entry = _probed(split, queries)
-        right = str(entry["target"][0]) if split == "free-form" else chr(ord("A") + entry["target"][0])
-        messages = mixeval.judge_messages(entry, right, split, wording)
-        requests = [judge.request(body(messages, config), -1 - i) for i in range(N_PROBES)]
+        right = _right(split, entry)
+        requests = _probes(judge, split, entry, wording, config)
         found = judge.ask(requests)
         texts = [a.completion.text for a in found if a.completion]
         values = [value for text in texts if (value := _value(split, entry, text)) is not None]
@@ -72,6 +71,27 @@ def probe(judge: Judge, entries: Entries, wording: Wording, config: "MixEvalConf
             why = f"it takes {right!r}, the right answer to a {split} query, for wrong ({texts[0][-80:]!r})"
             mend = "take a model that can judge, or, if it thinks first, a server with its reasoning parser"
             raise judge.found_wanting(requests, f"{why}; {mend}")
+
+
+def probes(
+    judge: Judge, entries: Entries, wording: Wording, config: "MixEvalConfig", n_passes: int
+) -> Iterator[Request]:
+    """What the judge is tried with in so many passes, each of which keeps answers of its own."""
+    for number in range(n_passes):
+        for split, queries in entries.items():
+            yield from _probes(judge, split, _probed(split, queries), wording, config, number)
+
+
+def _probes(
+    judge: Judge, split: Split, entry: Mapping[str, Any], wording: Wording, config: "MixEvalConfig", number: int = 0
+) -> list[Request]:
+    messages = mixeval.judge_messages(entry, _right(split, entry), split, wording)
+    return [judge.request(body(messages, config), -1 - i - number * N_PROBES) for i in range(N_PROBES)]
+
+
+def _right(split: Split, entry: Mapping[str, Any]) -> str:
+    """The right answer to a query."""
+    return str(entry["target"][0]) if split == "free-form" else chr(ord("A") + entry["target"][0])
 
 
 def _probed(split: Split, queries: Mapping[str, dict[str, Any]]) -> dict[str, Any]:

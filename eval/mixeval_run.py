@@ -24,7 +24,7 @@ from eval.answering import How, Model
 from eval.checkpoints import Checkpoint
 from eval.judge_client import Judge, JudgedConfig, Sent
 from eval.mixeval import SPLITS, Split, Wording
-from eval.mixeval_judge import Entries, Scored, body, judge_all, probe
+from eval.mixeval_judge import Entries, Scored, body, judge_all, probe, probes
 from revise.client import Estimate, estimate, open_store, told
 from system import InputError, cli, files
 from system.flags import PathText
@@ -176,7 +176,8 @@ def foresee(config: MixEvalConfig, names: Sequence[str]) -> list[Estimate]:
     with open_store(Path(config.store)) as store:
         sent = Sent(store)
         found = [Checkpoint(name, Path(name)) for name in names]
-        return _estimates(data, wording, config, found, judge_client.judge_of(config, sent), sent)
+        judge = judge_client.judge_of(config, sent)
+        return _estimates(data, wording, config, found, judge, sent, n_passes=len(names))
 
 
 def _estimates(
@@ -186,8 +187,9 @@ def _estimates(
     found: Sequence[Checkpoint],
     judge: Judge,
     sent: Sent,
+    n_passes: int = 1,
 ) -> list[Estimate]:
-    """The most that a pass can take, in lines: answers as long as may be, each judged once."""
+    """The most that passes over all that is found can take, in lines: answers as long as may be, each judged once."""
     queries: list[tuple[Split, dict[str, Any]]] = [
         (split, entry) for entries in data.values() for split, of in entries.items() for entry in of.values()
     ]
@@ -202,7 +204,10 @@ def _estimates(
         for name in [c.name for c in found] or ["the next epoch"]
         for i, (split, entry) in enumerate(queries)
     )
-    judgments = estimate("judgments", judged, known, judge_client.client_of_judge(config))
+    client = judge_client.client_of_judge(config)
+    tried = probes(judge, next(iter(data.values())), wording, config, n_passes)
+    stages.append(estimate("questions with a known answer", tried, known, client))
+    judgments = estimate("judgments", judged, known, client)
     again = f"(each judgment that has no score is asked for again, {config.rounds} times in all at most)"
     return [*stages, judgments._replace(said=f"{judgments.said}\n{again}")]
 

@@ -150,6 +150,8 @@ class Estimate(NamedTuple):
     dollars: float
     """The most that it can cost; where nothing bounds an answer, the least."""
     n_requests: int
+    what: str = ""
+    """Who is asked."""
 
 
 def estimate(what: str, requests: Iterable[Request], known: Mapping[bytes, State], config: ClientConfig) -> Estimate:
@@ -165,8 +167,8 @@ def estimate(what: str, requests: Iterable[Request], known: Mapping[bytes, State
     dollars = config.dollars(n_in, n_out)
     said = f"{what}: {len(seen):,} requests, about {n_in:,} tokens to send"
     if not has_bound:
-        return Estimate(f"{said}, and no bound on what comes back: at least ${dollars:,.2f}", dollars, len(seen))
-    return Estimate(f"{said}, at most {n_out:,} to receive: at most ${dollars:,.2f}", dollars, len(seen))
+        return Estimate(f"{said}, and no bound on what comes back: at least ${dollars:,.2f}", dollars, len(seen), what)
+    return Estimate(f"{said}, at most {n_out:,} to receive: at most ${dollars:,.2f}", dollars, len(seen), what)
 
 
 def told(stages: Sequence[Estimate], config: ClientConfig) -> str:
