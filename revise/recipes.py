@@ -279,7 +279,17 @@ def _best_over_worst(item: Item, reading: Reading) -> Pair:
 def off_policy_main(argv: Sequence[str]) -> None:
     """The command."""
     config = cli.parse(OffPolicyConfig, argv, command="python -m revise judge-off-policy", example=OFF_POLICY_EXAMPLE)
-    pairs.check_out(Path(config.out), config.prompts, config.only_prompts)
+    out = Path(config.out)
+    pairs.check_out(out, config.prompts, config.only_prompts)
+    count, n = off_policy_pairs(config, out)
+    pairs.report(count, n, out)
+    recipe_runner.check_pairs(count, n, out)
+
+
+def off_policy_pairs(config: OffPolicyConfig, out: Path) -> tuple[pairs.Count, int]:
+    """Writes the pairs of rows with rated answers into a file: what came of them, and how many rows there are. Raises
+    InputError where none has such answers.
+    """
     prompts = Prompts(config)
     if not any("completions" in item.row for item in prompts):
         raise InputError(
@@ -287,9 +297,7 @@ def off_policy_main(argv: Sequence[str]) -> None:
             "those of openbmb/UltraFeedback to its prompts: --prompts openbmb/UltraFeedback --only-prompts "
             f"{config.prompts}"
         )
-    count = pairs.write(off_policy_rows(prompts), Path(config.out))
-    pairs.report(count, len(prompts), Path(config.out))
-    recipe_runner.check_pairs(count, len(prompts), Path(config.out))
+    return pairs.write(off_policy_rows(prompts), out), len(prompts)
 
 
 # --- a stronger model ----------------------------------------------------------------------------------------------

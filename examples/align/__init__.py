@@ -4,6 +4,7 @@
 
 recipe      what the file says: a section for each command, with that command's own flags
 check       all of it looked at before anything is spent, and what it will take
+stand       rows in the place of pairs that are still to be made
 road        the stages, in order, and again for each round
 journal     which of them are done, by a fingerprint of what went into them
 evaluation  every checkpoint answered and scored, on all GPUs or through a served model
@@ -15,6 +16,6 @@ A stage is a command of this project in a process of its own; what it says is in
 """
 
 from examples.align.recipe import Recipe
-from examples.align.run import follow, run
+from examples.align.run import follow, make_pairs, run
 
-__all__ = ["Recipe", "follow", "run"]
+__all__ = ["Recipe", "follow", "make_pairs", "run"]

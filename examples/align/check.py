@@ -6,7 +6,7 @@ what is said of them is the most that it can be.
 
 import contextlib
 import tempfile
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -23,19 +23,20 @@ from examples.align import flags
 from examples.align.flags import located
 from examples.align.recipe import RECIPES, Recipe
 from examples.align.stages import Survey, asks_model, title
+from examples.align.stand import Stand
 from examples.room import Room, bytes_in, check_disk, memory_of
 from revise import recipe_runner, recipes, score
 from revise.client import ClientConfig, Estimate
 from revise.prompts import Prompts
 from revise.recipes import JudgeConfig, Positions
 from revise.target import MORE
-from system import cli, files
+from system import InputError, cli, files
 
-MOST_ROWS = 2000
-"""Rows that stand in for pairs; hours of more are theirs in proportion."""
 ANSWERING = 0.25
 """Share of what a training step computes in a second that answers do, a token at a time: on two cores 0.3
 (docs/performance.md); on a GPU it is assumed."""
+OF_MODEL = ("target", "answers", "outputs")
+"""What the model itself is asked for, as estimates name it."""
 
 
 class Said(NamedTuple):
@@ -78,8 +79,9 @@ class Found:
         self.said.append(made)
 
 
-def look(recipe: Recipe, room: Room, done: Survey) -> Found:
-    """Everything that the recipe names, and what each stage takes. room: for its runs.
+def look(recipe: Recipe, room: Room, done: Survey, *, only_pairs: bool = False) -> Found:
+    """Everything that the recipe names, and what each stage takes. room: for its runs. only_pairs: nothing of what
+    comes after the pairs.
 
     Raises InputError for what cannot be used.
     """
@@ -91,12 +93,12 @@ def look(recipe: Recipe, room: Room, done: Survey) -> Found:
             sets = {name: Path(file) for name, file in now.given_sets.items()}
             for name in now.sets:
                 prompts = _look_at_set(found, now, number, name)
-                sets[name] = done.pairs.get((number, name)) or stand(
-                    name, prompts, _response_tokens(now, name), now.sets[name][0].words[-1]
-                )
+                sets[name] = done.pairs.get((number, name)) or _stand_for(stand, now, name, prompts)
                 if "score" in now.revise:
                     _look_at_score(found, now, number, name, sets[name])
-            n_checkpoints = _look_at_training(found, now, number, sets, room, stand.shares)
+            if only_pairs:
+                continue
+            n_checkpoints = _look_at_training(found, now, number, sets, room, stand)
         n_runs = len(sets) * len(now.losses) * now.seeds
         _look_at_evaluation(found, now, number, str(folder), n_runs, n_checkpoints)
     for leftover in recipe.out.glob("check.sqlite*"):
@@ -109,27 +111,13 @@ def look(recipe: Recipe, room: Room, done: Survey) -> Found:
 # --- pairs ---------------------------------------------------------------------------------------------------------
 
 
-class Stand:
-    """Files of rows in the place of pairs that are still to be made."""
-
-    def __init__(self, folder: Path, *, is_graded: bool) -> None:
-        self._folder, self._is_graded = folder, is_graded
-        self.shares: dict[Path, float] = {}
-        """How many times as many rows there will be as a file has."""
-
-    def __call__(self, name: str, prompts: Prompts, n_tokens: int, recipe: str) -> Path:
-        """A file of rows with these prompts, and responses of so many words. recipe: which will make them."""
-        path, n = self._folder / f"{name}.jsonl", min(len(prompts), MOST_ROWS)
-        grades = {"chosen_score": 9.0, "rejected_score": 1.0, "own_score": 1.0} if self._is_graded else {}
-        step = len(prompts) / max(1, n)
-        taken = {int(i * step) for i in range(n)}
-        files.write_rows(path, (
-            {"prompt": item.messages, **item.context.fields(), "chosen": " yes" * n_tokens,
-             "rejected": " no" * (n_tokens - 1) + f" {i}", "provenance": {"recipe": recipe}, **grades}
-            for i, item in enumerate(prompts) if i in taken
-        ))  # fmt: skip
-        self.shares[path] = len(prompts) / max(1, n)
-        return path
+def _stand_for(stand: Stand, recipe: Recipe, name: str, prompts: Prompts) -> Path:
+    """What stands for a data set that is still to be made."""
+    command, _ = recipe.sets[name]
+    if command is not RECIPES["judge-off-policy"]:
+        return stand(name, prompts, _response_tokens(recipe, name), command.words[-1])
+    config = flags.of_set(recipe, name, out=recipe.out / "pairs.jsonl", model=recipe.model)
+    return located(recipe, f"revise: {name}", lambda: stand.judged(name, config))
 
 
 @contextlib.contextmanager
@@ -165,9 +153,11 @@ def _look_at_set(found: Found, recipe: Recipe, number: int, name: str) -> Prompt
         n_drawn = made.n_own * len(prompts)
     if asks_model(recipe, name):
         _say_what_is_cut(recipe, config.target_max_tokens * (MORE if config.cut_answers == "again" else 1))
-    lines = [f"{n_drawn:,} answers of the model, drawn here, of {config.target_max_tokens:,} tokens at most"]
-    hours = n_drawn * config.target_max_tokens * _seconds_a_token(recipe.model) / 3600
-    found.add(stage, lines if n_drawn else [], estimates, config, hours)
+    n_wanted = n_drawn if recipe.serve is None else sum(e.n_requests for e in estimates if e.what == "target")
+    lines, hours = _drawn(recipe, n_wanted, config.target_max_tokens)
+    if n_drawn:
+        lines = [f"{n_drawn:,} answers of the model, drawn here, of {config.target_max_tokens:,} tokens at most"]
+    found.add(stage, lines if n_wanted else [], _of_others(recipe, estimates), config, hours)
     found.n_answers[stage] = n_drawn + sum(e.n_requests for e in estimates)
     return prompts
 
@@ -205,7 +195,7 @@ def _look_at_score(found: Found, recipe: Recipe, number: int, name: str, pairs: 
         config = flags.of_score(recipe, pairs, Path(folder) / "scored.jsonl", recipe.model)
         estimates = located(recipe, "revise: score", lambda: score.foresee(config))
     stage = title(recipe, number, f"grades ({name})")
-    found.add(stage, [], estimates, config)
+    found.add(stage, [], _of_others(recipe, estimates), config)
     found.n_answers[stage] = sum(e.n_requests for e in estimates)
 
 
@@ -213,20 +203,20 @@ def _look_at_score(found: Found, recipe: Recipe, number: int, name: str, pairs: 
 
 
 def _look_at_training(
-    found: Found, recipe: Recipe, number: int, sets: Mapping[str, Path], room: Room, shares: Mapping[Path, float]
+    found: Found, recipe: Recipe, number: int, sets: Mapping[str, Path], room: Room, stand: Stand
 ) -> int:
     """How many checkpoints a run leaves, at most."""
     cells = flags.cells_of(recipe, sets)
     hours, disk, spare, lines, most = 0.0, 0, 0, list[str](), 0
     with tempfile.TemporaryDirectory() as folder:  # a run that is there is not looked at: rows may only stand in
-        located(recipe, "train", lambda: grid.check_all(
+        _of_pairs(recipe, stand, lambda: grid.check_all(
             cells, Path(folder), model=recipe.model, settings=None, score=None, more=recipe.training
         ))  # fmt: skip
         for cell in (c for c in cells if c.seed == 0):
             told = grid.flags_of(cell, recipe.model, recipe.training)
             config = grid.configured(told, Path(folder, "run"), Path(folder), None)
-            laid_out = located(recipe, "train", lambda c=config: room.layout(TrainingInputs(c), len(cells)))
-            times = shares.get(cell.file, 1.0)
+            laid_out = _of_pairs(recipe, stand, lambda c=config: room.layout(TrainingInputs(c), len(cells)))
+            times = stand.shares.get(cell.file, 1.0)
             of_run = laid_out.hours(config, room.gpus) * times
             on_disk = sum(laid_out.disk_bytes(config, times))
             spare = max(spare, laid_out.spare_bytes(config, times))
@@ -240,6 +230,18 @@ def _look_at_training(
         Said(title(recipe, number, what), lines, hours=hours, disk=disk, spare=min(room.at_once, len(cells)) * spare)
     )
     return most
+
+
+def _of_pairs(recipe: Recipe, stand: Stand, check: Callable[[], Any]) -> Any:
+    """Runs a check of training, and names what is wrong with pairs by what they stand for. Raises InputError."""
+
+    def named() -> Any:
+        try:
+            return check()
+        except InputError as fault:
+            raise InputError(stand.named(str(fault))) from None
+
+    return located(recipe, "train", named)
 
 
 def _memory(laid_out: Plan) -> str:
@@ -257,14 +259,15 @@ def _look_at_evaluation(
         config, stage = flags.of_evaluation(recipe, name, folder), title(recipe, number, f"evaluation ({name})")
         if name == "mixeval":
             estimates = located(recipe, "eval: mixeval", lambda c=config: mixeval_run.foresee(c, names))
-            hours = _hours_of_answers(recipe, estimates, mixeval_run.MAX_TOKENS)
-            found.add(stage, [f"{len(names)} models"], estimates, config, hours)
+            lines, hours = _drawn(recipe, estimates[-1].n_requests, mixeval_run.MAX_TOKENS)  # the last is of who judges
+            found.add(stage, [f"{len(names)} models", *lines], _of_others(recipe, estimates), config, hours)
         elif name == "alpacaeval":
             best = names[: 1 + 2 * n_runs]
             estimates = located(recipe, "eval: alpacaeval", lambda c=config, b=best: alpacaeval_run.foresee(c, b))
             said = f"{len(best)} models: the base, and the two best checkpoints of each run"
-            hours = _hours_of_answers(recipe, estimates, alpacaeval_run.PRESETS[config.preset].max_tokens)
-            found.add(stage, [said], estimates, config, hours)
+            most = alpacaeval_run.PRESETS[config.preset].max_tokens
+            lines, hours = _drawn(recipe, estimates[-1].n_requests, most)
+            found.add(stage, [said, *lines], _of_others(recipe, estimates), config, hours)
         elif name == "trajectories":
             n = config.answers * (n_checkpoints + 1) * n_runs
             said = f"{_count(n_runs, 'run')} of {_count(n_checkpoints, 'checkpoint')}, {_count(n, 'answer')} drawn here"
@@ -272,11 +275,17 @@ def _look_at_evaluation(
             found.said.append(Said(stage, [said], hours=hours))
 
 
-def _hours_of_answers(recipe: Recipe, estimates: Sequence[Estimate], max_tokens: int) -> float:
-    """Of the answers that are judged, where they are drawn here."""
-    if recipe.serve is not None:
-        return 0.0
-    return estimates[-1].n_requests * max_tokens * _seconds_a_token(recipe.model) / 3600  # the last is of who judges
+def _of_others(recipe: Recipe, estimates: Sequence[Estimate]) -> list[Estimate]:
+    """What is asked of others than the model that the recipe serves, whose answers nobody is paid for."""
+    return [e for e in estimates if recipe.serve is None or not e.what.startswith(OF_MODEL)]
+
+
+def _drawn(recipe: Recipe, n: int, max_tokens: int) -> tuple[list[str], float]:
+    """What is said of so many answers, and their hours here: none of those that a served model draws."""
+    hours = n * max_tokens * _seconds_a_token(recipe.model) / 3600
+    if recipe.serve is None:
+        return [], hours
+    return [f"{n:,} answers of the served model; drawn here they would take {duration(hours)} at most"], 0.0
 
 
 # --- telling -------------------------------------------------------------------------------------------------------

@@ -73,12 +73,21 @@ class Road:
             self._children.run(words_of(command, {}), self._log("prepare"), os.environ)
         self.journal.write(stage.key, stage.mark, self.stages.preparation().makes, begun)
 
-    def go(self, found: Found) -> Path:
-        """All stages. found: what a look at the recipe has said. The report's path."""
+    def make_pairs(self, found: Found) -> dict[str, Path]:
+        """The stages of the first round's pairs. found: what a look at the recipe has said. Their files."""
+        self._begin(found, [one for one in self._ahead() if one.kind.startswith(("pairs ", "grades "))])
+        now = self._recipe.of_round(1)
+        return {name: self._make_set(now, 1, name, self.stages.first) for name in now.sets}
+
+    def _begin(self, found: Found, ahead: Sequence[Ahead]) -> None:
         self._found = found
-        stages = [one._replace(guess=self._guess(one)) for one in self._ahead()]
+        stages = [one._replace(guess=self._guess(one)) for one in ahead]
         timed = {a.kind: done.seconds for a in stages if (done := self.journal.read(key_of(a.name))) is not None}
         self._clock = Clock(stages, timed)
+
+    def go(self, found: Found) -> Path:
+        """All stages. found: what a look at the recipe has said. The report's path."""
+        self._begin(found, [*self._ahead()])
         start, rounds = self.stages.first, list[list[Cell]]()
         for number in range(1, self._recipe.rounds + 1):
             now = self._recipe.of_round(number)

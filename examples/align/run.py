@@ -1,6 +1,8 @@
 """A recipe from its file to its report."""
 
+import contextlib
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 from examples.align import check, flags, probe, recipe
@@ -22,15 +24,29 @@ def run(path: Path, out: Path | None = None, *, only_tells: bool = False) -> Pat
 
 def follow(asked: recipe.Recipe, *, only_tells: bool = False) -> Path | None:
     """The same for a recipe that was made here."""
+    with _looked_at(asked, only_tells=only_tells) as (road, found):
+        return None if only_tells else road.go(found)
+
+
+def make_pairs(asked: recipe.Recipe) -> dict[str, Path]:
+    """The stages up to the pairs, of the first round. The files of pairs, graded where the recipe grades, by name."""
+    with _looked_at(asked, only_pairs=True) as (road, found):
+        return road.make_pairs(found)
+
+
+@contextlib.contextmanager
+def _looked_at(
+    asked: recipe.Recipe, *, only_tells: bool = False, only_pairs: bool = False
+) -> Iterator[tuple[Road, check.Found]]:
+    """A recipe of which all was checked and told, and its servers were asked a question unless it only tells."""
     with only_in(asked.out, does="aligns in it") as children:
         slots = Slots(at_once=asked.at_once, gpus=asked.gpus)
         flags.check(asked)
         road = Road(asked, children, slots)
         road.prepare()
         done = road.stages.survey()
-        found = looked_at_apart(check.look, asked, Room(slots.n, slots.gpus), done)
+        found = looked_at_apart(check.look, asked, Room(slots.n, slots.gpus), done, only_pairs=only_pairs)
         print(check.tell(asked, found), file=sys.stdout if only_tells else sys.stderr, flush=True)
-        if only_tells:
-            return None
-        probe.ask_all(left_of(asked, done), children, asks_model=done.asks_model)
-        return road.go(found)
+        if not only_tells:
+            probe.ask_all(left_of(asked, done), children, asks_model=done.asks_model)
+        yield road, found

@@ -3,8 +3,6 @@ reference; beside one run on the same prompts at once, whose answers are all the
 """
 
 import json
-import shlex
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -22,7 +20,6 @@ TRAINING: dict[str, Any] = {
     "loss": "apo_zero", "batch_size": "16", "epochs": "6", "optimizer": "rmsprop", "warmup_steps": "10", "beta": "0.5",
     "keep_checkpoints": "1",
 }  # fmt: skip
-TEACHER = f"{shlex.quote(sys.executable)} -m examples.miniature.teachers --port {{port}}"
 N_TEST = 300  # of the 500; by the others the rates were found
 
 
@@ -70,7 +67,9 @@ def _recipe(base: Path, out: Path, prompts: Path, lr: float, *, rounds: int) -> 
         "target_max_tokens": str(sets.MAX_ANSWER_TOKENS),
     }  # fmt: skip
     train = TRAINING | {"model": str(base), "lr": f"{lr:g}"}
-    return align.Recipe(path=str(out), out=out, rounds=rounds, teacher=TEACHER, revise={"clair": clair}, train=train)
+    return align.Recipe(
+        path=str(out), out=out, rounds=rounds, teacher=sets.TEACHER, revise={"clair": clair}, train=train
+    )
 
 
 def _end_of(folder: Path) -> tuple[Path, int]:

@@ -1,4 +1,4 @@
-"""The paper's four data sets in the miniature world, made by the recipes of revise/, over HTTP, from the same prompts
+"""The paper's four data sets in the miniature world, made by align's stages, over HTTP, from the same prompts
 and with the same tiny target model (arXiv 2408.06266, section 3, equations 1 to 4).
 
 clair                the target's answer and a minimal revision of it: wrong values replaced, missing facts put in
@@ -11,6 +11,8 @@ Then a judge grades winners, losers and the target's own answers, which `apo_sel
 
 import hashlib
 import json
+import shlex
+import sys
 from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager
 from pathlib import Path
@@ -18,14 +20,17 @@ from typing import Any
 
 import numpy as np
 
+from examples import align
 from examples.miniature import reviser, world
 from examples.requests import parts, serve_models
-from revise import recipe_runner, recipes, score
 from system import files
 
 NAMES = ("clair", "judge-on-policy", "judge-off-policy", "stronger-preferred")
 OTHERS_WRONG = (0.6, 0.7, 0.8, 0.9)
 """How many of their values the other models of the off-policy set get wrong; the target, sampled, some 40 %."""
+MODELS = {"clair": "reviser", "judge-on-policy": "judge", "stronger-preferred": "stronger"}
+"""Who is asked for a set, of those who are served."""
+TEACHER = f"{shlex.quote(sys.executable)} -m examples.miniature.teachers --port {{port}}"
 MAX_ANSWER_TOKENS = 64
 SCORES = {"chosen_score", "rejected_score", "own_score"}  # the last is missing where the target's answer broke off
 
@@ -35,51 +40,29 @@ def make(
 ) -> dict[str, Path]:
     """Files of n pairs each with all three grades (fewer where the questions give fewer), by the data set's name."""
     found = {name: root / f"{name}.jsonl" for name in names}
-    made = root / "made"
-    made.mkdir(parents=True, exist_ok=True)
-    with serve_teachers() as address:
-        for name, path in found.items():
-            if not path.exists():
-                ungraded = made / f"{name}.jsonl"
-                ungraded.unlink(missing_ok=True)
-                _ask(name, base, made, questions, ungraded, address, seed)
-                graded = made / f"{name}-graded.jsonl"
-                _grade(ungraded, graded, base, made, address, seed)
-                rows = [x for x in graded.read_text().splitlines(keepends=True) if json.loads(x).keys() >= SCORES]
-                files.write_text(path, "".join(rows[:n]))
+    if not all(path.exists() for path in found.values()):
+        for name, path in align.make_pairs(_recipe(base, root, questions, seed, names)).items():
+            rows = [x for x in path.read_text().splitlines(keepends=True) if json.loads(x).keys() >= SCORES]
+            files.write_text(found[name], "".join(rows[:n]))
     return found
 
 
-def _ask(
-    name: str, base: Path, made: Path, questions: Sequence[world.Question], out: Path, address: str, seed: int
-) -> None:
-    rows: list[dict[str, Any]] = [{"prompt": q.prompt} for q in questions]
-    if name == "judge-off-policy":
-        rng = np.random.default_rng(seed)
-        rows = [{"instruction": q.prompt, "completions": list(_others(q, rng))} for q in questions]
-    prompts = made / f"{name}.prompts.jsonl"
-    files.write_text(prompts, "".join(json.dumps(row) + "\n" for row in rows))
-    if name == "judge-off-policy":
-        recipes.off_policy_main(["--prompts", str(prompts), "--out", str(out)])
-        return
-    asked: dict[str, Any] = {"prompts": str(prompts), "out": str(out), "store": str(made / "answers.sqlite")}
-    asked |= {"endpoint": (address,), "target_model": str(base), "target_max_tokens": MAX_ANSWER_TOKENS, "seed": seed}
-    if name == "clair":
-        recipe_runner.make(recipes.clair_recipe(recipes.ClairConfig(model="reviser", **asked)))
-    elif name == "judge-on-policy":
-        positions = recipes.Positions()
-        recipe_runner.make(recipes.judge_recipe(recipes.JudgeConfig(model="judge", **asked), positions))
-    else:
-        recipe_runner.make(recipes.stronger_recipe(recipes.StrongerConfig(model="stronger", **asked)))
-
-
-def _grade(pairs: Path, out: Path, base: Path, made: Path, address: str, seed: int) -> None:
-    """Puts the judge's grades into the rows."""
-    score.main([
-        "--pairs", str(pairs), "--out", str(out), "--store", str(made / "grades.sqlite"), "--endpoint", address,
-        "--model", "judge", "--target-model", str(base), "--target-max-tokens", str(MAX_ANSWER_TOKENS),
-        "--seed", str(seed),
-    ])  # fmt: skip
+def _recipe(
+    base: Path, root: Path, questions: Sequence[world.Question], seed: int, names: Sequence[str]
+) -> align.Recipe:
+    """How align makes and grades the sets. root: its folder."""
+    rng = np.random.default_rng(seed)
+    root.mkdir(parents=True, exist_ok=True)
+    prompts, judged = root / "prompts.jsonl", root / "judged.jsonl"
+    files.write_rows(prompts, ({"prompt": q.prompt} for q in questions))
+    files.write_rows(judged, ({"instruction": q.prompt, "completions": list(_others(q, rng))} for q in questions))
+    asked = {"endpoint": ["{teacher}"], "target_max_tokens": str(MAX_ANSWER_TOKENS), "seed": str(seed)}
+    revise: dict[str, dict[str, Any]] = {
+        name: {"prompts": str(prompts), "model": MODELS[name], **asked} if name in MODELS else {"prompts": str(judged)}
+        for name in names
+    }
+    revise["score"] = {"model": "judge", **asked}
+    return align.Recipe(path=str(root), out=root, teacher=TEACHER, revise=revise, train={"model": str(base)})
 
 
 def _others(question: world.Question, rng: np.random.Generator) -> Iterator[dict[str, Any]]:

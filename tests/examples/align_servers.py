@@ -8,6 +8,8 @@ python -m tests.examples.align_servers score RUN
 import argparse
 import hashlib
 import json
+import math
+import random
 import signal
 from pathlib import Path
 
@@ -30,9 +32,20 @@ def reply_of(who, log, names, checkpoint, base):
             return Reply.error(404, "no such model", code="model_not_found")
         if seen.text == TRIED:
             return Reply.chat("Yes.")
+        if seen.body["model"] == "annotator":
+            return annotation(seen)
         return Reply.chat(said(seen, checkpoint)).after(0.05)
 
     return reply
+
+
+def annotation(seen):
+    """The log-probs of m and M, by a hash of what is shown."""
+    first = 0.2 + int(hashlib.sha256(seen.text.encode()).hexdigest()[:8], 16) % 5 / 10
+    top = [{"token": "m", "logprob": math.log(first)}, {"token": "M", "logprob": math.log(0.9 - first)}]
+    choice = {"index": 0, "message": {"role": "assistant", "content": "m"}, "finish_reason": "length"}
+    choice["logprobs"] = {"content": [{"token": "m", "logprob": math.log(first), "top_logprobs": top}]}
+    return Reply.json({"model": "annotator-1", "choices": [choice]})
 
 
 def said(seen, checkpoint):
@@ -45,11 +58,13 @@ def said(seen, checkpoint):
         )
     if name == "grader":
         return f"As a judge I say this much.\n\n[{1 + h % 10}]"
+    if name == "chooser":
+        return f"One of them is better.\n\n[{1 + h % 2}]"
     if name == "judge":  # of MixEval's two kinds
         if seen.body["messages"][0]["content"] == "Extract.":
             return "[[A]]" if text.endswith("\nA: A\n") else f"[[{'AB'[h % 2]}]]"
         return "[[1.0]]" if "\nA: a\nVerdict" in text else f"[[{h % 10 / 10}]]"
-    return f"The otter of {Path(checkpoint).name} says {h % 89}."
+    return f"The otter of {Path(checkpoint).name} says {h % 89} and {random.random()}."
 
 
 def score(run):
@@ -72,7 +87,7 @@ def main():
     if asked.who == "score":
         score(asked.run)
         return
-    names = [asked.name] if asked.who == "model" else ["reviser", "grader", "judge"]
+    names = [asked.name] if asked.who == "model" else ["reviser", "grader", "chooser", "judge", "annotator"]
     with serve(reply_of(asked.who, asked.log, names, asked.checkpoint, asked.base), port=int(asked.port)):
         signal.pause()
 

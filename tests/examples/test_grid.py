@@ -1,6 +1,5 @@
 """A grid of runs: trained once, gone on with, and its table from what the runs have written."""
 
-import itertools
 import os
 import re
 import signal
@@ -280,28 +279,6 @@ def test_where_there_is_a_gpu_another_process_looks_and_its_sentence_arrives(sma
     with pytest.raises(InputError, match=r"the grid cannot run as it is:\n  dpo on mine: .*absent\.jsonl"):
         grid.run_all([cell], tmp_path / "g", model=small["model"], **small["rest"])
     assert room.looked_at_apart(os.getpid) != os.getpid()
-
-
-@pytest.mark.slow
-def test_runs_side_by_side_have_a_gpu_each(small, tmp_path, monkeypatch):
-    """The processes that train and score see one, and never two at a time the same."""
-    monkeypatch.setattr("examples.slots.visible_gpus", lambda: ["6", "7"])
-    cells = [
-        Cell("mine", small["rows"], loss, 0, 1e-5, (("epochs", "1"),)) for loss in ("dpo", "sft", "apo_zero", "ipo")
-    ]
-    told = "import os, sys, time; print('begins', time.time(), 'on', os.environ['CUDA_VISIBLE_DEVICES']); time.sleep(1)"
-    rest = small["rest"] | {
-        "slots": Slots(at_once=None),
-        "score": f'{{python}} -c "{told}; print(time.time(), sys.argv[1])" {{run}}',
-    }
-    grid.run_all(cells, tmp_path / "g", model=small["model"], **rest)
-    spans = {}
-    for log in (tmp_path / "g").rglob("*.log"):
-        begun, gpu, ended = re.search(r"begins (\S+) on (\S+)\n(\S+) ", log.read_text()).groups()
-        spans.setdefault(gpu, []).append((float(begun), float(ended)))
-    assert set(spans) == {"6", "7"} and sum(map(len, spans.values())) == 4
-    for of_one in map(sorted, spans.values()):
-        assert all(ended <= after for (_, ended), (after, _) in itertools.pairwise(of_one))
 
 
 def test_every_cell_is_checked_before_the_first_one_trains(small, tmp_path, monkeypatch):
