@@ -120,6 +120,13 @@ def main(argv: Sequence[str]) -> None:
     print(_averaged([c.name for c in found if c.name != scores.BASE], config))
 
 
+def try_judge(config: AlpacaEvalConfig) -> None:
+    """Asks the judge what has a known answer, and keeps nothing. Raises RunError where it cannot judge."""
+    data = read_data(config)
+    with judge_client.aside(config) as judge:
+        probe(judge, data)
+
+
 def probe(judge: Judge, data: Data) -> None:
     """Raises RunError where the judge gives no log-probs of m and M: before an output is drawn."""
     requests = [_probe(judge, data)]
@@ -387,13 +394,14 @@ def _averaged(names: Sequence[str], config: AlpacaEvalConfig) -> str:
 def foresee(config: AlpacaEvalConfig, names: Sequence[str]) -> list[Estimate]:
     """Lines of --dry-run for checkpoints of these names, each with the most dollars that it can cost; nothing is sent.
 
-    Raises InputError for what a pass could not use.
+    Each is a pass of its own, and the judge is tried once before (try_judge). Raises InputError for what a pass could
+    not use.
     """
     data = read_data(config)
     with open_store(Path(config.store)) as store:
         sent = Sent(store)
         found = [Checkpoint(name, Path(name)) for name in names]
-        return _estimates(data, config, found, judge_client.judge_of(config, sent), sent, n_passes=len(names))
+        return _estimates(data, config, found, judge_client.judge_of(config, sent), sent, n_passes=len(names) + 1)
 
 
 def _estimates(

@@ -1,9 +1,11 @@
 """What the evaluators share: a judge, and how it is asked."""
 
+import contextlib
 import dataclasses
 import json
 import re
-from collections.abc import Mapping, Sequence
+import tempfile
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -27,6 +29,7 @@ from revise.client import (
     answer_all,
     answered,
     endpoints_of,
+    open_store,
     parse_extra,
     parse_headers,
 )
@@ -233,6 +236,16 @@ class Judge:
 def judge_of(config: JudgedConfig, sent: Sent) -> Judge:
     """The judge that a command names. Raises InputError."""
     return Judge(client_of_judge(config), sent, extra=parse_extra(config.judge_extra), others=config.other_judge)
+
+
+@contextlib.contextmanager
+def aside(config: JudgedConfig) -> Iterator[Judge]:
+    """The judge, asked with little patience, whose answers are not kept."""
+    with tempfile.TemporaryDirectory() as folder, open_store(Path(folder) / "judge.sqlite") as store:
+        short = dataclasses.replace(
+            config, store=str(store.path), max_attempts=2, patience=60.0, max_cost=None, max_requests=None
+        )
+        yield judge_of(short, Sent(store))
 
 
 def client_of_judge(config: JudgedConfig) -> ClientConfig:

@@ -75,7 +75,7 @@ def compare(
     from engine.generate import Answerer, Sampling, draw  # it brings torch: flags are answered without
 
     assert config.store is not None  # checked with the flags
-    template = judges.choice_template(config.judge_template)
+    template = judges.choice_template(config.judge_template, flag="--judge-template")
     answerer = Answerer.open(model, settings=settings)
     if answerer.chat is None:
         raise InputError(f"{model}: has no tokenizer, but a judge reads text; give another model")

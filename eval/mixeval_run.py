@@ -97,8 +97,7 @@ class MixEvalConfig(JudgedConfig):
 def main(argv: Sequence[str]) -> None:
     """The command."""
     config = cli.parse(MixEvalConfig, argv, command="python -m eval mixeval", example=EXAMPLE)
-    wording = mixeval.read_wording(config.mixeval)
-    data = {v: read_entries(Path(config.mixeval), v, any_data=config.any_data) for v in config.version}
+    wording, data = read_data(config)
     run = Path(config.what)
     with open_store(Path(config.store)) as store:
         sent = Sent(store)
@@ -166,18 +165,33 @@ def two_best(lines: Sequence[scores.Line]) -> list[str]:
     return names
 
 
+def read_data(config: MixEvalConfig) -> tuple[Wording, dict[str, Entries]]:
+    """The wording, and the queries of each version. Raises InputError where a file is missing, or not the published
+    one.
+    """
+    wording = mixeval.read_wording(config.mixeval)
+    return wording, {v: read_entries(Path(config.mixeval), v, any_data=config.any_data) for v in config.version}
+
+
+def try_judge(config: MixEvalConfig) -> None:
+    """Asks the judge what has a known answer, and keeps nothing. Raises RunError where it cannot judge."""
+    wording, data = read_data(config)
+    with judge_client.aside(config) as judge:
+        probe(judge, next(iter(data.values())), wording, config)
+
+
 def foresee(config: MixEvalConfig, names: Sequence[str]) -> list[Estimate]:
     """Lines of --dry-run for checkpoints of these names, each with the most dollars that it can cost; nothing is sent.
 
-    Raises InputError for what a pass could not use.
+    Each is a pass of its own, and the judge is tried once before (try_judge). Raises InputError for what a pass could
+    not use.
     """
-    wording = mixeval.read_wording(config.mixeval)
-    data = {v: read_entries(Path(config.mixeval), v, any_data=config.any_data) for v in config.version}
+    wording, data = read_data(config)
     with open_store(Path(config.store)) as store:
         sent = Sent(store)
         found = [Checkpoint(name, Path(name)) for name in names]
         judge = judge_client.judge_of(config, sent)
-        return _estimates(data, wording, config, found, judge, sent, n_passes=len(names))
+        return _estimates(data, wording, config, found, judge, sent, n_passes=len(names) + 1)
 
 
 def _estimates(

@@ -26,8 +26,18 @@ from system.errors import Stopped
 
 MARK = "STARTED_BY_RUN_IN"
 """Environment variable of every process that is started, its value the folder of the program that did."""
+BAD_INPUT = 2
+"""Exit code of a command that could not use what it was given."""
 GRACE = 120.0
 """Seconds that a process has to save what it did, before it is killed."""
+
+
+class Failed(RunError):
+    """A command that was run has failed. code: its exit code."""
+
+    def __init__(self, sentence: str, code: int) -> None:
+        super().__init__(sentence)
+        self.code = code
 
 
 class Children:
@@ -59,7 +69,7 @@ class Children:
             self._running.remove(child)
             self._raise_if_stopped()
         if child.returncode:
-            raise RunError(f"{log}: {last_words(log)} (exit code {child.returncode})")
+            raise Failed(f"{log}: {last_words(log)} (exit code {child.returncode})", child.returncode)
 
     @contextlib.contextmanager
     def serving(self, command: Sequence[str], log: Path, env: Mapping[str, str]) -> Iterator["subprocess.Popen[bytes]"]:
@@ -109,8 +119,9 @@ class Children:
         sent = signal.SIGKILL if self._signal else signal.SIGTERM
         if self._signal and not self._running:  # the program itself is at work, and did not stop at the first one
             raise KeyboardInterrupt
-        self._signal = number
-        for child in list(self._running - self._servers):  # who is served gets its answers until it has ended
+        is_first, self._signal = not self._signal, number
+        spared = self._servers if is_first else set()  # who is served gets its answers until it has ended
+        for child in list(self._running - spared):
             end(child, sent)
 
 

@@ -1,5 +1,6 @@
 """The programs that a user names: whether they are there, and which of their files are the user's own."""
 
+import functools
 import importlib.util
 import itertools
 import re
@@ -7,10 +8,12 @@ import shlex
 import shutil
 import sys
 import sysconfig
+from collections.abc import Callable, Mapping, Sequence
 from importlib.machinery import ModuleSpec
 from pathlib import Path
 
-from system import InputError
+from eval import alpacaeval_run, mixeval_run
+from system import InputError, cli
 
 
 def scorer(score: str, where: Path) -> list[str]:
@@ -27,7 +30,40 @@ def scorer(score: str, where: Path) -> list[str]:
         raise InputError(f"--score: {score}: there is no file {script}")
     if command[:2] == [sys.executable, "-m"] and not is_module("".join(command[2:3])):
         raise InputError(f"--score: {score}: there is no module {''.join(command[2:3])!r}")
+    if command[:3] == [sys.executable, "-m", "eval"]:
+        _check_benchmark(score)
     return command
+
+
+@functools.cache
+def _check_benchmark(score: str) -> None:
+    """Looks at the flags and files of a benchmark of this project. Raises InputError for what it could not use."""
+    words = shlex.split(score.format(run=".", python="python"))[3:]  # any folder that is there
+    look = BENCHMARKS.get("".join(words[:1]))
+    if look is None:
+        return
+    try:
+        look(words[1:])
+    except InputError as fault:
+        raise InputError(f"--score: {score}: {fault}") from None
+
+
+def _look_at_mixeval(words: Sequence[str]) -> None:
+    config = cli.parse(mixeval_run.MixEvalConfig, words, command="python -m eval mixeval", example=mixeval_run.EXAMPLE)
+    mixeval_run.read_data(config)
+
+
+def _look_at_alpacaeval(words: Sequence[str]) -> None:
+    config = cli.parse(
+        alpacaeval_run.AlpacaEvalConfig, words, command="python -m eval alpacaeval", example=alpacaeval_run.EXAMPLE
+    )
+    alpacaeval_run.read_data(config)
+
+
+BENCHMARKS: Mapping[str, Callable[[Sequence[str]], None]] = {
+    "mixeval": _look_at_mixeval,
+    "alpacaeval": _look_at_alpacaeval,
+}
 
 
 def is_module(name: str) -> bool:

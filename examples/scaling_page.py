@@ -67,7 +67,9 @@ with split masters. It needs whole ones: one GPU with 141 GB, or two with 80 GB 
 OTHERS = """\
 The first layout that fits one GPU of 80 GB, for the paper's run with its token lengths. The lengths are those of
 Llama's tokenizer; another tokenizer gives a few per cent more or fewer. Only Llama was measured; the others are
-calculated in the same way ([models](models.md)).
+calculated in the same way ([models](models.md)). The hours are the GPU's own: of the smallest models Python and the
+driver take longer to start a step's kernels than the GPU to compute them. A step of smollm2-135m took 0.47 s on an
+H200, which is 4.3 hours for such a run; a single process has had less to start since, which has not been measured.
 """
 LONG = """\
 A prompt of 4,096 tokens and two responses of 6,144: `python -m engine.plan --shape qwen3-8b --lengths 4096 6144 6144

@@ -37,9 +37,11 @@ def choose_request(task: str, first: str, second: str, template: Template) -> st
     return template.fill(task=task, student_solution_1=first, student_solution_2=second)
 
 
-def choice_template(path: str | None = None) -> Template:
-    """Our own wording of such a request, or that of a user's file. Raises InputError where that cannot be used."""
-    return read_template(path, "judge", CHOICE_SLOTS)
+def choice_template(path: str | None = None, *, flag: str = "--template") -> Template:
+    """Our own wording of such a request, or that of a user's file, given by the flag. Raises InputError where that
+    cannot be used.
+    """
+    return read_template(path, "judge", CHOICE_SLOTS, flag=flag)
 
 
 def compare(prompt: Sequence[Message], first: str, second: str, template: Template) -> str:

@@ -49,17 +49,21 @@ def parse_template(text: str, location: str, needed: Sequence[str], optional: Se
     return Template(parts)
 
 
-def read_template(path: str | None, name: str, needed: Sequence[str], optional: Sequence[str] = ()) -> Template:
-    """The template in a user's file, the paper's, or where neither is named our own of this name. Raises InputError."""
+def read_template(
+    path: str | None, name: str, needed: Sequence[str], optional: Sequence[str] = (), *, flag: str = "--template"
+) -> Template:
+    """The template in a user's file, the paper's, or where neither is named our own of this name. flag: by which the
+    file is given, for messages. Raises InputError.
+    """
     if path == PAPER and name not in OF_PAPER:
         mend = f"give a file (./{PAPER} for a file of that name)"
-        raise InputError(f"--template {PAPER}: the paper has no prompt for this command; {mend}")
+        raise InputError(f"{flag} {PAPER}: the paper has no prompt for this command; {mend}")
     file = FOLDER / (f"{name}.txt" if path is None else f"{PAPER}-{name}.txt") if path in (None, PAPER) else Path(path)
     try:
         text = file.read_text(encoding="utf-8-sig")
     except (OSError, UnicodeDecodeError) as fault:
         why = fault.strerror if isinstance(fault, OSError) else "not UTF-8"
-        raise InputError(f"--template: {file} cannot be read ({why})") from None
+        raise InputError(f"{flag}: {file} cannot be read ({why})") from None
     return parse_template(text, str(file), needed, optional)
 
 

@@ -13,20 +13,21 @@ from typing import Any, NamedTuple
 
 import torch
 
-from data.rows import find_model
+from data.rows import files_of, find_model
 from engine import weights
 from engine.inputs import TrainingInputs
 from engine.planning import Plan, cost, size
-from eval import alpacaeval_run, mixeval_run, scores
+from eval import alpacaeval_run, checkpoints, mixeval_run, scores
 from examples import grid
 from examples.align import flags
 from examples.align.flags import located
 from examples.align.recipe import RECIPES, Recipe
-from examples.align.stages import Survey, asks_model, title
+from examples.align.stages import BENCHMARKS, Survey, asks_model, is_advised, title
 from examples.align.stand import Stand
 from examples.room import Room, bytes_in, check_disk, memory_of
 from revise import recipe_runner, recipes, score
 from revise.client import ClientConfig, Estimate
+from revise.judge import choice_template
 from revise.prompts import Prompts
 from revise.recipes import JudgeConfig, Positions
 from revise.target import MORE
@@ -98,9 +99,15 @@ def look(recipe: Recipe, room: Room, done: Survey, *, only_pairs: bool = False) 
                     _look_at_score(found, now, number, name, sets[name])
             if only_pairs:
                 continue
-            n_checkpoints = _look_at_training(found, now, number, sets, room, stand)
+            for name in (n for n in sets if is_advised(now, n) and (number, n) not in done.advised):
+                _look_at_advice(found, now, number, name)
+            if number in done.trained:
+                n_checkpoints = max(len(checkpoints.of(run)) for run in done.trained[number])
+            else:
+                n_checkpoints = _look_at_training(found, now, number, sets, room, stand)
         n_runs = len(sets) * len(now.losses) * now.seeds
-        _look_at_evaluation(found, now, number, str(folder), n_runs, n_checkpoints)
+        for name in (n for n in BENCHMARKS if n in now.eval and (number, n) not in done.evaluated):
+            _look_at_evaluation(found, now, number, name, str(folder), n_runs, n_checkpoints)
     for leftover in recipe.out.glob("check.sqlite*"):
         leftover.unlink()
     there, may_prune = _bytes_of_runs(recipe.out), recipe.score is not None  # a scorer may delete checkpoints
@@ -209,8 +216,13 @@ def _look_at_training(
     cells = flags.cells_of(recipe, sets)
     hours, disk, spare, lines, most = 0.0, 0, 0, list[str](), 0
     with tempfile.TemporaryDirectory() as folder:  # a run that is there is not looked at: rows may only stand in
+        others = [
+            cell._replace(file=stand.others[cell.file])
+            for cell in cells
+            if cell.seed == 0 and cell.loss == recipe.losses[0] and cell.file in stand.others
+        ]
         _of_pairs(recipe, stand, lambda: grid.check_all(
-            cells, Path(folder), model=recipe.model, settings=None, score=None, more=recipe.training
+            [*cells, *others], Path(folder), model=recipe.model, settings=None, score=None, more=recipe.training
         ))  # fmt: skip
         for cell in (c for c in cells if c.seed == 0):
             told = grid.flags_of(cell, recipe.model, recipe.training)
@@ -251,28 +263,44 @@ def _memory(laid_out: Plan) -> str:
 # --- evaluation ----------------------------------------------------------------------------------------------------
 
 
+def _look_at_advice(found: Found, recipe: Recipe, number: int, name: str) -> None:
+    """Of a judge: rows with scores take nothing."""
+    config = flags.of_evaluation(recipe, "advise", recipe.model)
+    if not config.judge_endpoint:
+        return
+    located(recipe, "eval: advise", lambda: choice_template(config.judge_template, flag="--judge-template"))
+    hours = config.n * config.max_new_tokens * _seconds_a_token(recipe.model) / 3600
+    lines = [
+        f"{config.n:,} answers of the model at most, drawn here, of {config.max_new_tokens:,} tokens at most",
+        f"verdicts: {config.n:,} requests at most",
+    ]
+    stage = title(recipe, number, f"advice ({name})")
+    found.said.append(Said(stage, lines, config.n, hours=hours, is_priced=False))
+
+
 def _look_at_evaluation(
-    found: Found, recipe: Recipe, number: int, folder: str, n_runs: int, n_checkpoints: int
+    found: Found, recipe: Recipe, number: int, name: str, folder: str, n_runs: int, n_checkpoints: int
 ) -> None:
     names = [scores.BASE, *(f"run-{run}-{i}" for run in range(n_runs) for i in range(n_checkpoints))]
-    for name in recipe.eval:
-        config, stage = flags.of_evaluation(recipe, name, folder), title(recipe, number, f"evaluation ({name})")
-        if name == "mixeval":
-            estimates = located(recipe, "eval: mixeval", lambda c=config: mixeval_run.foresee(c, names))
-            lines, hours = _drawn(recipe, estimates[-1].n_requests, mixeval_run.MAX_TOKENS)  # the last is of who judges
-            found.add(stage, [f"{len(names)} models", *lines], _of_others(recipe, estimates), config, hours)
-        elif name == "alpacaeval":
-            best = names[: 1 + 2 * n_runs]
-            estimates = located(recipe, "eval: alpacaeval", lambda c=config, b=best: alpacaeval_run.foresee(c, b))
-            said = f"{len(best)} models: the base, and the two best checkpoints of each run"
-            most = alpacaeval_run.PRESETS[config.preset].max_tokens
-            lines, hours = _drawn(recipe, estimates[-1].n_requests, most)
-            found.add(stage, [said, *lines], _of_others(recipe, estimates), config, hours)
-        elif name == "trajectories":
-            n = config.answers * (n_checkpoints + 1) * n_runs
-            said = f"{_count(n_runs, 'run')} of {_count(n_checkpoints, 'checkpoint')}, {_count(n, 'answer')} drawn here"
-            hours = n * config.max_new_tokens * _seconds_a_token(recipe.model) / 3600
-            found.said.append(Said(stage, [said], hours=hours))
+    config, stage = flags.of_evaluation(recipe, name, folder), title(recipe, number, f"evaluation ({name})")
+    if name == "mixeval":
+        estimates = located(recipe, "eval: mixeval", lambda: mixeval_run.foresee(config, names))
+        lines, hours = _drawn(recipe, estimates[-1].n_requests, mixeval_run.MAX_TOKENS)  # the last is of who judges
+        found.add(stage, [f"{len(names)} models", *lines], _of_others(recipe, estimates), config, hours)
+    elif name == "alpacaeval":
+        best = names[: 1 + 2 * n_runs]
+        estimates = located(recipe, "eval: alpacaeval", lambda: alpacaeval_run.foresee(config, best))
+        said = f"{len(best)} models: the base, and the two best checkpoints of each run"
+        most = alpacaeval_run.PRESETS[config.preset].max_tokens
+        lines, hours = _drawn(recipe, estimates[-1].n_requests, most)
+        found.add(stage, [said, *lines], _of_others(recipe, estimates), config, hours)
+    else:
+        if config.data is not None:
+            located(recipe, "eval: trajectories", lambda: files_of(config.data))
+        n = config.answers * (n_checkpoints + 1) * n_runs
+        said = f"{_count(n_runs, 'run')} of {_count(n_checkpoints, 'checkpoint')}, {_count(n, 'answer')} drawn here"
+        hours = n * config.max_new_tokens * _seconds_a_token(recipe.model) / 3600
+        found.said.append(Said(stage, [said], hours=hours))
 
 
 def _of_others(recipe: Recipe, estimates: Sequence[Estimate]) -> list[Estimate]:

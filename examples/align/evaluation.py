@@ -17,7 +17,7 @@ from eval.checkpoints import Checkpoint
 from examples.align.journal import Journal
 from examples.align.recipe import EVALS, Recipe, Settings, with_teacher
 from examples.align.served import Server, served
-from examples.align.stages import mark_of_evaluation
+from examples.align.stages import has_scores, mark_of_evaluation
 from examples.children import Children
 from examples.slots import Slots, side_by_side
 
@@ -82,7 +82,8 @@ class Evaluation:
         key = f"{place}/{job.benchmark}-{name}"
         inputs = [c.folder for c in ([job.checkpoint] if job.checkpoint else checkpoints.of(job.run))]
         mark = mark_of_evaluation(self._recipe, job.benchmark, inputs)
-        if self._journal.found(key, mark) is not None:
+        is_there = job.checkpoint is None or has_scores(job.benchmark, [job.run], job.checkpoint.name)
+        if is_there and self._journal.found(key, mark) is not None:
             return
         begun, log = time.monotonic(), self._recipe.out / "logs" / f"{key.replace('/', '-')}.log"
         with self._slots.take() as env:

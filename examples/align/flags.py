@@ -4,11 +4,15 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
+from data.contrast import ContrastConfig
+from data.rows import RowSettings, find_model
 from engine.config import TrainConfig
+from eval.advise import AdviseConfig
 from examples import grid, programs
-from examples.align.recipe import EVALS, RECIPES, SCORE, TRAIN, UNSERVED, Recipe, Settings, with_teacher
+from examples.align.recipe import CONTRAST, EVALS, RECIPES, SCORE, TRAIN, UNSERVED, Recipe, Settings, with_teacher
 from examples.grid import Cell
 from system import InputError
+from system.flags import flags_of
 
 PAIRS = Path("pairs.jsonl")
 """What stands for a file of pairs while flags alone are looked at."""
@@ -40,7 +44,8 @@ def check(recipe: Recipe) -> None:
             look(lambda now=now, name=name: of_evaluation(now, name, str(now.out)))
         look(lambda now=now: _check_held_out(now))
     if recipe.score:
-        look(lambda: located(recipe, "score", lambda: programs.scorer(str(recipe.score), Path())))
+        score = with_teacher({"score": recipe.score}, UNSERVED)["score"]
+        look(lambda: located(recipe, "score", lambda: programs.scorer(score, Path())))
     if faults:
         raise InputError("\n".join(faults))
 
@@ -144,7 +149,25 @@ def cells_of(recipe: Recipe, sets: Mapping[str, Path]) -> list[Cell]:
     ]
 
 
+def reading_of(recipe: Recipe, config: type) -> Settings:
+    """How training reads rows, as far as another command's configuration has the same flags."""
+    known = flags_of(config).keys() & {*flags_of(RowSettings), "skip_bad_rows", "own_score"}
+    return {name: value for name, value in recipe.training.items() if name in known}
+
+
+def contrast_settings(recipe: Recipe, data: Path, model: str, out: Path) -> list[str]:
+    """What `data.contrast` is told."""
+    given: Settings = {"files": str(data), "tokenizer": str(find_model(model)), "out": str(out)}
+    return CONTRAST.typed(reading_of(recipe, ContrastConfig), given, f"{recipe.path}: train")
+
+
 # --- evaluation ----------------------------------------------------------------------------------------------------
+
+
+def advice_settings(recipe: Recipe) -> Settings:
+    """What `eval advise` is told, which reads rows as training does unless the recipe says otherwise."""
+    own = {name.replace("-", "_"): value for name, value in recipe.eval.get("advise", {}).items()}
+    return reading_of(recipe, AdviseConfig) | own
 
 
 def advice_flags(recipe: Recipe, data: Path, model: str) -> Settings:
@@ -164,5 +187,6 @@ def of_evaluation(recipe: Recipe, name: str, folder: str) -> Any:
     }[name]
     if name in ("mixeval", "alpacaeval") and recipe.serve is not None:
         given |= {"endpoint": [UNSERVED], "model": "policy"}
-    settings, where = with_teacher(recipe.eval[name], UNSERVED), f"eval: {name}"
+    told = advice_settings(recipe) if name == "advise" else recipe.eval[name]
+    settings, where = with_teacher(told, UNSERVED), f"eval: {name}"
     return located(recipe, where, lambda: EVALS[name].parse(settings, given, f"{recipe.path}: {where}"))

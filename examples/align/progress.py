@@ -27,6 +27,8 @@ class Ahead(NamedTuple):
     """Stages of one kind take about as long as each other."""
     guess: float = 10.0
     """Seconds that it may take, while nothing of its kind was timed."""
+    key: str = ""
+    """Its name in the journal."""
 
 
 class Clock:

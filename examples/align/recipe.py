@@ -13,6 +13,7 @@ the address of the server that `teacher` starts; and where a program is named wh
 """
 
 import difflib
+import os
 import re
 import shlex
 import shutil
@@ -22,6 +23,7 @@ from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from data.contrast import ContrastConfig
 from data.rows import is_adapter
 from engine.config import ALIASES, TrainConfig, trl_names
 from eval.advise import AdviseConfig
@@ -33,11 +35,13 @@ from examples import programs
 from revise import recipes
 from revise.score import ScoreConfig
 from system import InputError, cli
-from system.flags import flags_of
+from system.flags import expand, flags_of
 
 Settings = dict[str, Any]
 UNSERVED = "http://127.0.0.1:9/v1"
 """What stands for the address of a server that the recipe starts, while it is not started."""
+COMMANDS = ("prepare", "teacher", "serve", "serve_adapter", "score")
+"""Keys whose value is a command."""
 LORA = ("lora_rank", "lora_alpha", "lora_targets", "lora_rslora", "train_also")
 """Settings that begin an adapter: a later round goes on with the adapter that there is."""
 
@@ -87,6 +91,7 @@ RECIPES = {
 }
 SCORE = Command(ScoreConfig, ("revise", "score"), frozenset({"pairs", "out", "store", "dry_run", "config"} | OF_TARGET))
 TRAIN = Command(TrainConfig, ("engine.train",), frozenset({"config", "out", "reference_cache", "resume", "seed"}))
+CONTRAST = Command(ContrastConfig, ("data.contrast",), frozenset())
 _JUDGED = frozenset({"what", "out", "store", "dry_run", "config", "endpoint", "model", "checkpoint", "base",
                      "base_scores", "watch", "prune", "key_env", "key_file", "header", "extra"})  # fmt: skip
 EVALS = {
@@ -196,19 +201,22 @@ def read(path: Path, out: str | None = None) -> Recipe:
     folder = out or said.get("out")
     if not folder or not isinstance(folder, str):
         raise InputError(f"{path}: out is missing; name the folder for everything that is made, or give --out")
-    said["out"] = Path(folder)
+    said["out"] = _out(folder, f"{path}: out")
     for name in ("rounds", "seeds", "gpus", "at_once"):
         if name in said:
             said[name] = _count(said[name], f"{path}: {name}")
-    for name in ("prepare", "teacher", "serve", "serve_adapter", "score"):
+    for name in COMMANDS:
         if not isinstance(said.get(name, ""), str):
             raise InputError(f"{path}: {name} has to be a command, as text")
-    said["train"] = _section(said.get("train"), f"{path}: train")
+    said["train"] = _training(_section(said.get("train"), f"{path}: train"), f"{path}: train")
     for name in ("revise", "eval"):
         section = _section(said.get(name, {}), f"{path}: {name}")
         said[name] = {key: _section(value, f"{path}: {name}: {key}") for key, value in section.items()}
-    values = {"python": shlex.quote(sys.executable), "out": str(said["out"])}
-    recipe = Recipe(path=str(path), **_filled(said, values))
+    python, place = shlex.quote(sys.executable), str(said["out"])
+    commands = {k: v for k, v in said.items() if k in COMMANDS}
+    filled = _filled(said, {"python": python, "out": place})
+    filled |= _filled(commands, {"python": python, "out": shlex.quote(place)})
+    recipe = Recipe(path=str(path), **filled)
     _check(recipe)
     return recipe
 
@@ -221,6 +229,23 @@ def _section(value: Any, place: str) -> Settings:
     if not isinstance(value, dict):
         raise InputError(f"{place}: not a mapping; write the command's flags below it, such as `epochs: 3`")
     return value
+
+
+def _out(folder: str, place: str) -> Path:
+    """The folder by its one name: relative where it is inside the current folder."""
+    path = Path(os.path.abspath(expand(folder, place)))
+    return path.relative_to(Path.cwd()) if path.is_relative_to(Path.cwd()) and path != Path.cwd() else path
+
+
+def _training(settings: Settings, place: str) -> Settings:
+    """Settings with TRL's names put into ours, and the home folder into paths. Raises InputError."""
+    ours = trl_names.translate(settings, lambda said: cli.notify(f"{place}: {said}"))
+    for name in ("model", "adapter"):
+        if isinstance(value := ours.get(name), str):
+            ours[name] = expand(value, f"{place}: {name}")
+    if isinstance(ours.get("data"), dict):
+        raise InputError(f"{place}: data: not a mapping; give one file, or a list: [NAME=FILE, ...]")
+    return ours
 
 
 def _count(text: Any, place: str) -> int:
@@ -270,7 +295,7 @@ def _check(recipe: Recipe) -> None:
         if name == "score":
             continue
         asked = settings.get("recipe", name)
-        if asked not in RECIPES:
+        if not isinstance(asked, str) or asked not in RECIPES:
             raise InputError(
                 f"{place}: revise: {name}: there is no recipe {asked!r}; name one of {', '.join(RECIPES)}, or score; "
                 "a data set of another name needs a `recipe:`"
@@ -288,6 +313,12 @@ def _check(recipe: Recipe) -> None:
     _check_rounds(recipe)
     if recipe.serve_adapter is not None and recipe.serve is None:
         raise InputError(f"{place}: serve_adapter: the model before training is served too; give `serve:` as well")
+    is_adapter_run = any(recipe.training.get(name) for name in ("lora_rank", "adapter"))
+    if is_adapter_run and recipe.serve is not None and recipe.serve_adapter is None and "{base}" not in recipe.serve:
+        raise InputError(
+            f"{place}: serve: the trained checkpoints are adapters, which are served with their base; write {{base}} "
+            "where the program takes the base's folder, or give `serve_adapter:` a command with {checkpoint} and {base}"
+        )
     for name in ("prepare", "teacher", "serve", "serve_adapter"):
         if (command := getattr(recipe, name)) is not None:
             wanted = {"teacher": ("port",), "serve": ("checkpoint", "port"),

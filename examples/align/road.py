@@ -19,7 +19,6 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 
-from data.rows import find_model
 from eval import report, tables
 from eval.tables import Table
 from examples import grid
@@ -28,7 +27,7 @@ from examples.align.check import Found
 from examples.align.evaluation import Evaluation, Job
 from examples.align.journal import Journal, keeping_times
 from examples.align.progress import Ahead, Clock, Count
-from examples.align.recipe import EVALS, SCORE, Recipe, Settings, asks_teacher, with_teacher, words_of
+from examples.align.recipe import CONTRAST, EVALS, SCORE, Recipe, Settings, asks_teacher, with_teacher, words_of
 from examples.align.served import served
 from examples.align.stages import (
     BENCHMARKS,
@@ -37,15 +36,17 @@ from examples.align.stages import (
     Start,
     asks_model,
     draws_own,
+    has_scores,
     is_advised,
+    is_scored_by,
     key_of,
     title,
     told_to_train,
 )
-from examples.children import Children
+from examples.children import BAD_INPUT, Children, Failed
 from examples.grid import Cell
 from examples.slots import Slots
-from system import run_folder
+from system import cli, run_folder
 
 
 class Road:
@@ -69,9 +70,11 @@ class Road:
             return
         print("preparing ...", file=sys.stderr, flush=True)
         begun = time.monotonic()
+        before = self.stages.outside()
         with keeping_times(stage.makes):
             self._children.run(words_of(command, {}), self._log("prepare"), os.environ)
-        self.journal.write(stage.key, stage.mark, self.stages.preparation().makes, begun)
+        new = [path for path, digest in self.stages.outside().items() if before.get(path) != digest]
+        self.journal.write(stage.key, stage.mark, [*self.stages.preparation().makes, *new], begun)
 
     def make_pairs(self, found: Found) -> dict[str, Path]:
         """The stages of the first round's pairs. found: what a look at the recipe has said. Their files."""
@@ -82,7 +85,7 @@ class Road:
     def _begin(self, found: Found, ahead: Sequence[Ahead]) -> None:
         self._found = found
         stages = [one._replace(guess=self._guess(one)) for one in ahead]
-        timed = {a.kind: done.seconds for a in stages if (done := self.journal.read(key_of(a.name))) is not None}
+        timed = {a.kind: done.seconds for a in stages if (done := self.journal.read(a.key)) is not None}
         self._clock = Clock(stages, timed)
 
     def go(self, found: Found) -> Path:
@@ -106,19 +109,23 @@ class Road:
 
     def _ahead(self) -> Iterator[Ahead]:
         for number in range(1, self._recipe.rounds + 1):
-            now = self._recipe.of_round(number)
-            for name in now.sets:
-                yield Ahead(title(now, number, f"pairs ({name})"), f"pairs {name}")
-                if "score" in now.revise:
-                    yield Ahead(title(now, number, f"grades ({name})"), f"grades {name}")
-            for name in [*now.sets, *now.given_sets]:
-                yield Ahead(title(now, number, f"contrast ({name})"), "contrast")
-                if is_advised(now, name):
-                    yield Ahead(title(now, number, f"advice ({name})"), "advice")
-            yield Ahead(title(now, number, "training"), "training")
-            for name in (n for n in BENCHMARKS if n in now.eval):
-                yield Ahead(title(now, number, f"evaluation ({name})"), name)
-        yield Ahead("report", "report")
+            for what, kind in self._ahead_in(self._recipe.of_round(number)):
+                yield Ahead(title(self._recipe, number, what), kind, key=key_of(number, what))
+        yield Ahead("report", "report", key="report")
+
+    def _ahead_in(self, recipe: Recipe) -> Iterator[tuple[str, str]]:
+        """A round's stages, and what kind each is."""
+        for name in recipe.sets:
+            yield f"pairs ({name})", f"pairs {name}"
+            if "score" in recipe.revise:
+                yield f"grades ({name})", f"grades {name}"
+        for name in [*recipe.sets, *recipe.given_sets]:
+            yield f"contrast ({name})", "contrast"
+            if is_advised(recipe, name):
+                yield f"advice ({name})", "advice"
+        yield "training", "training"
+        for name in (n for n in BENCHMARKS if n in recipe.eval):
+            yield f"evaluation ({name})", name
 
     def _guess(self, stage: Ahead) -> float:
         """Seconds that a stage may take: a process, what is computed here, and what is asked, twenty a second."""
@@ -131,9 +138,11 @@ class Road:
             side = self._slots.n
         return 10.0 + 3600 * hours / side + sum(one.n_requests for one in said) / 20
 
-    def _do(self, stage: Stage, work: Callable[[], None], count: Count = lambda: None) -> None:
-        """Does a stage unless it is done."""
-        if self.journal.found(stage.key, stage.mark) is not None:
+    def _do(
+        self, stage: Stage, work: Callable[[], None], count: Count = lambda: None, *, is_there: bool = True
+    ) -> None:
+        """Does a stage unless it is done, and what it made besides its files is there."""
+        if is_there and self.journal.found(stage.key, stage.mark) is not None:
             self._clock.taken(stage.name)
             return
         for path in stage.makes:
@@ -194,15 +203,19 @@ class Road:
 
         def measure() -> None:
             out.unlink(missing_ok=True)
-            words = ["data.contrast", str(data), "--tokenizer", str(find_model(start.model)), "--out", str(out)]
-            self._run(words[:1], words[1:], stage)
+            try:
+                self._run(CONTRAST.words, flags.contrast_settings(recipe, data, start.model, out), stage)
+            except Failed as fault:
+                if fault.code != BAD_INPUT:
+                    raise
+                cli.notify(f"{stage.name}: not measured, since these rows are no pairs of texts ({fault})")
 
         self._do(stage, measure)
 
     def _advise(self, recipe: Recipe, number: int, name: str, data: Path, start: Start) -> None:
         if not is_advised(recipe, name):
             return
-        settings, stage = recipe.eval.get("advise", {}), self.stages.advice(recipe, number, name, data, start)
+        settings, stage = flags.advice_settings(recipe), self.stages.advice(recipe, number, name, data, start)
         (out,) = stage.makes
 
         def advise() -> None:
@@ -231,7 +244,8 @@ class Road:
                 )  # fmt: skip
 
         epochs = float(flags.of_training(recipe).schedule.epochs)
-        self._do(self.stages.training(recipe, number, sets, start), train, lambda: _epochs(folders, epochs))
+        stage, is_there = self.stages.training(recipe, number, sets, start), is_scored_by(recipe, folders)
+        self._do(stage, train, lambda: _epochs(folders, epochs), is_there=is_there)
         return cells
 
     # --- evaluation and report -------------------------------------------------------------------------------------
@@ -250,7 +264,7 @@ class Road:
 
         n_jobs = float(len(evaluation.jobs(name)))
         stage = self.stages.evaluation(recipe, number, name, runs)
-        self._do(stage, measure, lambda: (float(len(done)), n_jobs, "models"))
+        self._do(stage, measure, lambda: (float(len(done)), n_jobs, "models"), is_there=has_scores(name, runs))
 
     def _report(self, rounds: Sequence[Sequence[Cell]]) -> Path:
         settings = {k.replace("-", "_"): v for k, v in self._recipe.eval.get("report", {}).items()}
@@ -272,8 +286,10 @@ class Road:
         rows = []
         for n in range(1, len(rounds) + 1):
             for name in dict.fromkeys(cell.data for cell in rounds[n - 1]):
-                (found,) = json.loads(self.stages.beside(n, f"{name}.contrast.json").read_text()).values()
-                path = self.stages.beside(n, f"{name}.advice.json")
+                contrast, path = (self.stages.beside(n, f"{name}.{what}.json") for what in ("contrast", "advice"))
+                if not contrast.is_file():
+                    continue
+                (found,) = json.loads(contrast.read_text()).values()
                 advice = json.loads(path.read_text()) if path.is_file() else {}
                 better = tables.number(100 * advice["share"], 0) if advice else tables.DASH
                 jaccard = tables.number(100 * found["jaccard_words"]["mean"], 1)

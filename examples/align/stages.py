@@ -9,11 +9,12 @@ from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import NamedTuple
 
+from data.contrast import ContrastConfig
 from data.rows import is_adapter
-from eval import checkpoints
+from eval import alpacaeval_run, checkpoints, mixeval_run, scores
 from examples import grid, named_files, programs
 from examples.align import flags
-from examples.align.journal import Journal, fingerprint
+from examples.align.journal import Journal, digest_of, fingerprint
 from examples.align.recipe import EVALS, LORA, RECIPES, SCORE, TRAIN, Recipe, Settings, asks_teacher
 from examples.grid import Cell
 from revise.client import ClientConfig
@@ -39,17 +40,14 @@ class Stage(NamedTuple):
     """A stage as it is to be done."""
 
     name: str
+    key: str
+    """Its name as a file's, which has the number of its round whether there are others or not."""
     mark: str
     """A digest of what goes in."""
     makes: tuple[Path, ...] = ()
     """Its files."""
     rows: str = ""
     """Of pairs and grades: the same digest without what changes no row, such as prices."""
-
-    @property
-    def key(self) -> str:
-        """Its name as a file's."""
-        return key_of(self.name)
 
 
 @dataclass
@@ -64,6 +62,12 @@ class Survey:
     """The same of eval."""
     asks_model: bool = False
     """Whether the model is still to answer."""
+    trained: dict[int, list[Path]] = field(default_factory=dict)
+    """The runs of the rounds whose training is over."""
+    evaluated: set[tuple[int, str]] = field(default_factory=set)
+    """Benchmarks that are done, by round."""
+    advised: set[tuple[int, str]] = field(default_factory=set)
+    """Data sets of which the advice is there, by round."""
 
 
 class Stages:
@@ -109,7 +113,7 @@ class Stages:
         """Whatever the recipe wants made first."""
         command = self._recipe.prepare
         mark = fingerprint({"command": command}, programs.files_of(command))
-        return Stage("prepare", mark, tuple(self._named_files()))
+        return Stage("prepare", "prepare", mark, tuple(self._named_files(inside=True)))
 
     def set(self, recipe: Recipe, number: int, name: str, start: Start) -> Stage:
         """A data set of a round."""
@@ -119,7 +123,7 @@ class Stages:
         told = {"settings": settings, "recipe": command.words}
         rows = fingerprint(told | {"settings": _of_rows(settings)}, read)
         mark = _mark(told, read, _servers(recipe, settings, is_asked))
-        return Stage(title(recipe, number, f"pairs ({name})"), mark, (self.pairs(number, name),), rows)
+        return _stage(recipe, number, f"pairs ({name})", mark, (self.pairs(number, name),), rows)
 
     def grades(self, recipe: Recipe, number: int, name: str, start: Start) -> Stage:
         """Its grades."""
@@ -128,23 +132,20 @@ class Stages:
         read += [Path(start.answers)] if draws else []
         rows = fingerprint({"settings": _of_rows(settings)}, read)
         mark = _mark({"settings": settings}, read, _servers(recipe, settings, draws))
-        return Stage(title(recipe, number, f"grades ({name})"), mark, (self.graded(number, name),), rows)
+        return _stage(recipe, number, f"grades ({name})", mark, (self.graded(number, name),), rows)
 
     def contrast(self, recipe: Recipe, number: int, name: str, data: Path, start: Start) -> Stage:
         """How much its pairs differ, in tokens of the model."""
         out = self.beside(number, f"{name}.contrast.json")
-        return Stage(
-            title(recipe, number, f"contrast ({name})"),
-            fingerprint({}, [*named_files.in_rows(data), start.model]),
-            (out,),
-        )
+        mark = fingerprint(flags.reading_of(recipe, ContrastConfig), [*named_files.in_rows(data), start.model])
+        return _stage(recipe, number, f"contrast ({name})", mark, (out,))
 
     def advice(self, recipe: Recipe, number: int, name: str, data: Path, start: Start) -> Stage:
         """Which objective they fit."""
-        settings = recipe.eval.get("advise", {})
+        settings = flags.advice_settings(recipe)
         read = [*named_files.in_rows(data), start.answers, *named_files.in_settings(settings, EVALS["advise"].config)]
         mark = _mark({"settings": settings}, read, _servers(recipe, settings, False))
-        return Stage(title(recipe, number, f"advice ({name})"), mark, (self.beside(number, f"{name}.advice.json"),))
+        return _stage(recipe, number, f"advice ({name})", mark, (self.beside(number, f"{name}.advice.json"),))
 
     def training(self, recipe: Recipe, number: int, sets: Mapping[str, Path], start: Start) -> Stage:
         """All runs of a round."""
@@ -159,12 +160,12 @@ class Stages:
                  for path in named_files.in_settings(own, TRAIN.config)]  # fmt: skip
         commands = _servers(recipe, {"score": recipe.score}, False) | {"score": recipe.score}
         makes = tuple(folder / "metrics.jsonl" for folder in self.folders(number, cells))
-        return Stage(title(recipe, number, "training"), _mark(told, read, commands), makes)
+        return _stage(recipe, number, "training", _mark(told, read, commands), makes)
 
     def evaluation(self, recipe: Recipe, number: int, name: str, runs: Sequence[Path]) -> Stage:
         """A benchmark of all of a round's runs."""
         mark = mark_of_evaluation(recipe, name, [c.folder for run in runs for c in checkpoints.of(run)])
-        return Stage(title(recipe, number, f"evaluation ({name})"), mark)
+        return _stage(recipe, number, f"evaluation ({name})", mark)
 
     def newest(self, number: int, cell: Cell) -> Start:
         """What the round after this one begins with. Raises InputError where the run's checkpoints are gone."""
@@ -208,21 +209,26 @@ class Stages:
         sets |= {name: Path(file) for name, file in recipe.given_sets.items()}  # in the order of the road
         for name in [*recipe.sets, *recipe.given_sets]:
             known = sets.get(name) and self.advice(recipe, number, name, sets[name], start)
-            if is_advised(recipe, name) and not (known and self._is_done(known)):
+            if known and self._is_done(known):
+                found.advised.add((number, name))
+            elif is_advised(recipe, name):
                 found.eval |= {"advise"}
         if len(sets) < len(recipe.sets) + len(recipe.given_sets):
             return self._still_to_evaluate(found, recipe)
         cells = flags.cells_of(recipe, sets)
-        if not self._is_done(self.training(recipe, number, sets, start)):
+        is_scored = is_scored_by(recipe, self.folders(number, cells))
+        if not (is_scored and self._is_done(self.training(recipe, number, sets, start))):
             over = [cell for cell in cells if checkpoints.is_over(grid.folder(self.runs(number), cell))]
             told = told_to_train(recipe, number, start)
             flags.located(recipe, "train", lambda: grid.check_all(
                 over, self.runs(number), model=start.model, settings=None, score=None, more=told
             ))  # fmt: skip
             return self._still_to_evaluate(found, recipe)
-        runs = self.folders(number, cells)
+        runs = found.trained[number] = self.folders(number, cells)
         for name in (n for n in BENCHMARKS if n in recipe.eval):
-            if not self._is_done(self.evaluation(recipe, number, name, runs)):
+            found.evaluated.add((number, name))
+            if not (self._is_done(self.evaluation(recipe, number, name, runs)) and has_scores(name, runs)):
+                found.evaluated.remove((number, name))
                 found.eval |= {name}
                 found.asks_model |= name != "trajectories"
         return self.newest(number, cells[0])
@@ -264,11 +270,17 @@ class Stages:
     def _is_done(self, stage: Stage) -> bool:
         return self._journal.found(stage.key, stage.mark) is not None
 
-    def _named_files(self) -> Iterator[Path]:
-        """The files in the recipe's own folder that its sections name, and those of the folders that they name."""
-        inside = self._recipe.out.resolve()
+    def outside(self) -> dict[Path, str]:
+        """The files elsewhere that the recipe's sections name, with a digest of each."""
+        return {path: digest_of(path) for path in self._named_files(inside=False)}
+
+    def _named_files(self, *, inside: bool) -> Iterator[Path]:
+        """The files that the recipe's sections name, and those of the folders that they name. inside: those in the
+        recipe's own folder; otherwise those elsewhere.
+        """
+        own = self._recipe.out.resolve()
         for path in dict.fromkeys(map(Path, self._read_by_sections())):
-            if path.resolve().is_relative_to(inside) and path.resolve() != inside:
+            if path.resolve() != own and path.resolve().is_relative_to(own) == inside:
                 every = sorted(path.iterdir()) if path.is_dir() else [path]
                 yield from (p for p in every if p.is_file() and not p.name.startswith("."))
 
@@ -299,9 +311,13 @@ def title(recipe: Recipe, number: int, what: str) -> str:
     return f"round {number}: {what}" if recipe.rounds > 1 else what
 
 
-def key_of(stage: str) -> str:
-    """A stage's name as a file's."""
-    return stage.replace(": ", "-").replace(" (", "-").replace(")", "").replace(" ", "-")
+def key_of(number: int, what: str) -> str:
+    """The name of a round's stage as a file's."""
+    return f"round-{number}-{what}".replace(" (", "-").replace(")", "").replace(" ", "-")
+
+
+def _stage(recipe: Recipe, number: int, what: str, mark: str, makes: tuple[Path, ...] = (), rows: str = "") -> Stage:
+    return Stage(title(recipe, number, what), key_of(number, what), mark, makes, rows)
 
 
 def asks_model(recipe: Recipe, name: str) -> bool:
@@ -322,10 +338,31 @@ def is_advised(recipe: Recipe, name: str) -> bool:
 
 
 def mark_of_evaluation(recipe: Recipe, name: str, folders: Sequence[Path]) -> str:
-    """The mark of a benchmark of some checkpoints."""
-    settings = recipe.eval[name]
-    read = [*folders, *named_files.in_settings(settings, EVALS[name].config)]
-    return _mark({"settings": settings}, read, _servers(recipe, settings, name != "trajectories"))
+    """The mark of a benchmark of some checkpoints. AlpacaEval's is of those that MixEval-Hard finds best."""
+    every = {one: recipe.eval[one] for one in (("mixeval", name) if name == "alpacaeval" else (name,))}
+    named = [named_files.in_settings(said, EVALS[one].config) for one, said in every.items()]
+    read = [*folders, *(path for paths in named for path in paths)]
+    commands = [_servers(recipe, said, name != "trajectories") for said in every.values()]
+    return _mark({"settings": every}, read, {k: v for one in commands for k, v in one.items()})
+
+
+def is_scored_by(recipe: Recipe, runs: Sequence[Path]) -> bool:
+    """Whether what the recipe's own scorer wrote of finished runs is still there."""
+    return recipe.score is None or all((run / "eval" / scores.NAME).is_file() for run in runs)
+
+
+def has_scores(name: str, runs: Sequence[Path], checkpoint: str | None = None) -> bool:
+    """Whether runs have the scores of a benchmark that was done: of each of their checkpoints, or of one alone."""
+    if name == "trajectories":
+        return True
+    benchmark = mixeval_run.BENCHMARK if name == "mixeval" else alpacaeval_run.BENCHMARK
+    for run in runs:
+        lines = scores.read(run / "eval" / scores.NAME)
+        found = {line["checkpoint"] for line in lines if line["benchmark"] == benchmark}
+        wanted = {c.name for c in checkpoints.of(run)} if checkpoint is None else {checkpoint}
+        if not found or (not wanted <= found and (name == "mixeval" or checkpoint is not None)):
+            return False
+    return True
 
 
 def told_to_train(recipe: Recipe, number: int, start: Start) -> Settings:

@@ -4,7 +4,7 @@ import json
 import re
 from pathlib import Path
 
-from revise.prompts import Prompts
+from revise.prompts import Item, Prompts
 from revise.recipes import OffPolicyConfig, off_policy_pairs
 from system import InputError, files
 
@@ -20,21 +20,33 @@ class Stand:
     def __init__(self, folder: Path, *, is_graded: bool) -> None:
         self._folder, self._grades = folder, GRADES if is_graded else {}
         self._stands_for: dict[Path, str] = {}
+        self._places: dict[Path, list[str]] = {}
+        """Of each row, where its prompt is from."""
         self.shares: dict[Path, float] = {}
         """How many times as many rows there will be as a file has."""
+        self.others: dict[Path, Path] = {}
+        """The other prompts of a file that has not all of them, with short responses: for their form alone."""
 
     def __call__(self, name: str, prompts: Prompts, n_tokens: int, recipe: str) -> Path:
         """A file of rows with these prompts, and responses of so many words. recipe: which will make them."""
         path, n = self._folder / f"{name}.jsonl", min(len(prompts), MOST_ROWS)
         step = len(prompts) / max(1, n)
         taken = {int(i * step) for i in range(n)}
-        files.write_rows(path, (
-            {"prompt": item.messages, **item.context.fields(), "chosen": " yes" * n_tokens,
-             "rejected": " no" * (n_tokens - 1) + f" {i}", "provenance": {"recipe": recipe}, **self._grades}
-            for i, item in enumerate(prompts) if i in taken
-        ))  # fmt: skip
+
+        def write(path: Path, items: list[tuple[int, Item]], n_tokens: int) -> None:
+            self._places[path] = [item.location for _, item in items]
+            self._stands_for[path] = f"the pairs to be made ({name})"
+            files.write_rows(path, (
+                {"prompt": item.messages, **item.context.fields(), "chosen": " yes" * n_tokens,
+                 "rejected": " no" * (n_tokens - 1) + f" {i}", "provenance": {"recipe": recipe}, **self._grades}
+                for i, item in items
+            ))  # fmt: skip
+
+        write(path, [one for one in enumerate(prompts) if one[0] in taken], n_tokens)
         self.shares[path] = len(prompts) / max(1, n)
-        self._stands_for[path] = f"the pairs to be made ({name})"
+        if n < len(prompts):
+            self.others[path] = path.with_suffix(".others.jsonl")
+            write(self.others[path], [one for one in enumerate(prompts) if one[0] not in taken], 1)
         return path
 
     def judged(self, name: str, config: OffPolicyConfig) -> Path:
@@ -55,11 +67,12 @@ class Stand:
     def named(self, fault: str) -> str:
         """A sentence about rows of these files, whose paths nobody knows, as one about the pairs to be made."""
         for path, name in self._stands_for.items():
-            row = rf"\s*{re.escape(str(path))}:\d+: "
-            if path in self.shares:  # all are alike
+            row = rf"\s*{re.escape(str(path))}:(\d+): "
+            if (places := self._places.get(path)) is not None:  # one row says it
                 fault = re.sub(
                     rf"[\d,]+ of [\d,]+ rows cannot be used; .*\n{row}(.*)(?:\n(?:{row}|\s*\.\.\. and ).*)*",
-                    r"a pair to be made, with answers as long as they may be: \1", fault,
+                    lambda m, places=places: f"{places[int(m[1]) - 1]}: a pair to be made of this prompt, with "
+                    f"answers as long as they may be: {m[2]}", fault,
                 )  # fmt: skip
             fault = fault.replace(str(path), name)
         return fault

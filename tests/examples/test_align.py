@@ -126,11 +126,27 @@ def test_what_it_takes_is_told_and_nothing_is_asked(tmp_path):
                     }
                 }
             },
-            "dpo on long: a pair to be made, with answers as long as they may be: ",
+            "dpo on long: prompts.jsonl:1: a pair to be made of this prompt, with answers as long as they may be: ",
+        ),
+        ({"eval": {"trajectories": {"data": "nowhere.jsonl"}}}, "eval: trajectories: nowhere.jsonl"),
+        (
+            {"eval": {"advise": {"judge_endpoint": ["{teacher}"], "judge": "judge", "judge_template": "no.txt"}}},
+            "eval: advise: --judge-template: no.txt cannot be read",
         ),
         ({"revise": {"given": {"recipe": "judge-off-policy", "prompts": "prompts.jsonl"}}}, "revise: given: "),
     ],
-    ids=["prompts", "grades", "memory", "a checkout", "a model", "a name at the server", "context", "no ratings"],
+    ids=[
+        "prompts",
+        "grades",
+        "memory",
+        "a checkout",
+        "a model",
+        "a name at the server",
+        "context",
+        "no ratings",
+        "rows to follow",
+        "wording",
+    ],
 )
 def test_what_cannot_work_is_told_before_an_answer_is_drawn(tmp_path, sections, words):
     folder = small(tmp_path / "a", **sections)
@@ -138,6 +154,22 @@ def test_what_cannot_work_is_told_before_an_answer_is_drawn(tmp_path, sections, 
     assert done.returncode == 2 and words in done.stderr and "Traceback" not in done.stderr, done.stderr
     assert not (folder / "o/round-1").exists()
     assert not (folder / "asked.txt").exists() or not asked(folder)
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(600)
+def test_rows_that_are_no_pairs_are_trained_on_and_their_contrast_is_not_measured(tmp_path):
+    train = {"loss": "kto", "data": ["mine=labels.jsonl"], "skip_bad_rows": True, "epochs": 1, "eval_pairs": 0}
+    folder = small(tmp_path / "a", revise=None, train=train, eval={"trajectories": None})
+    said = yaml.safe_load((folder / "recipe.yaml").read_text())
+    del said["revise"], said["eval"]
+    (folder / "recipe.yaml").write_text(yaml.safe_dump(said))
+    rows = [{"prompt": f"Why {i}?", "completion": f"The otter {i}.", "label": i % 2 == 0} for i in range(12)]
+    (folder / "labels.jsonl").write_text("".join(json.dumps(row) + "\n" for row in [*rows, {"prompt": 3}]))
+    done = align(folder)
+    assert done.returncode == 0, done.stderr
+    assert "contrast (mine): not measured, since these rows are no pairs of texts" in done.stderr
+    assert (folder / "o/report/report.html").is_file() and (folder / "o/round-1/runs/seed-0/mine/kto/epoch-01").is_dir()
 
 
 @pytest.mark.slow

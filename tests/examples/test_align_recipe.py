@@ -54,6 +54,12 @@ def changed(**sections):
         (changed(serve="no-such-server {checkpoint} {port}"), "serve: there is no program 'no-such-server'"),
         (changed(serve="cat {checkpoint}"), "serve: {port} is missing"),
         (changed(teacher="{python} -m no.such.module --port {port}"), "teacher: there is no module 'no.such.module'"),
+        (changed(revise={"x": {"recipe": ["clair"]}}), "revise: x: there is no recipe ['clair']"),
+        (changed(train={"model": "m", "data": {"a": "b.jsonl"}}), "train: data: not a mapping"),
+        (
+            changed(serve="cat {checkpoint} {port}", train={"model": "m", "lora_rank": 8}),
+            "serve: the trained checkpoints are adapters",
+        ),
         (
             changed(revise={"clair": SMALL["revise"]["clair"] | {"endpoint": ["{teacher}"]}}),
             "{teacher} is used, but there is no `teacher:`",
@@ -189,3 +195,35 @@ def test_a_mistake_in_the_last_section_stops_before_the_first_stage(tmp_path):
     for given, words in (([], "needs arguments"), ([tmp_path / "none.yaml"], "there is no such file")):
         done = forks.run([sys.executable, "-m", "examples.align", *given])
         assert done.returncode == 2 and words in done.stderr
+
+
+def test_the_home_folder_and_another_spelling_of_the_folder_are_the_same_recipe(tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.chdir(tmp_path)
+    path = write(tmp_path, changed(out="~/x", train={"model": "~/m", "adapter": "~/a"}))
+    made = recipe.read(path)
+    assert (str(made.out), made.model, made.training["adapter"]) == ("x", f"{tmp_path}/m", f"{tmp_path}/a")
+    assert recipe.read(path, "x") == recipe.read(path, f"{tmp_path}/x") == made
+    assert str(recipe.read(path, f"{tmp_path.parent}/y").out) == f"{tmp_path.parent}/y"
+
+
+def test_a_folder_with_a_blank_is_one_word_in_a_command(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    said = changed(prepare="{python} -m json.tool {out}/base", train={"model": "{out}/base"})
+    made = recipe.read(write(tmp_path, said), "a b")
+    assert recipe.words_of(made.prepare, {})[-1] == "a b/base" and made.model == "a b/base"
+
+
+def test_trls_names_are_understood_as_in_a_file_of_the_trainer(tmp_path, capsys):
+    made = recipe.read(write(tmp_path, changed(train={"model": "m", "loss": "dpo", "learning_rate": 3e-5})))
+    assert flags.rates_of(made) == {"dpo": 3e-5} and "learning_rate" in capsys.readouterr().err
+
+
+def test_a_scorer_may_ask_the_teacher_and_its_own_flags_are_looked_at(tmp_path):
+    teacher = "{python} -m json.tool {port}"
+    flags.check(recipe.read(write(tmp_path, changed(teacher=teacher, score="{python} -m json.tool {run} {teacher}"))))
+    asked = "--judge-endpoint http://127.0.0.1:9/v1 --judge a --store j.sqlite --mixeval nowhere"
+    for more, words in (("--preset papr", "papr"), ("", "nowhere")):
+        made = recipe.read(write(tmp_path, changed(score=f"{{python}} -m eval mixeval {{run}} {asked} {more}")))
+        with pytest.raises(InputError, match=f"recipe.yaml: score: .*{words}"):
+            flags.check(made)

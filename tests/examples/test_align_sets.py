@@ -36,6 +36,17 @@ def with_sets(folder, **sections):
     return folder
 
 
+def alpaca_checkout(folder):
+    """A checkout of alpaca_eval with five instructions, in a folder."""
+    rows = [{"dataset": "d", "instruction": f"Say {i}.", "output": "A letter.", "generator": "gpt"} for i in range(5)]
+    for path, text in (
+        (alpacaeval_run.OUTPUTS, json.dumps(rows)),
+        ("src/alpaca_eval/" + alpacaeval_run.TEMPLATE, TEMPLATE),
+    ):
+        (folder / path).parent.mkdir(parents=True)
+        (folder / path).write_text(text)
+
+
 @pytest.mark.slow
 @pytest.mark.timeout(1800)
 def test_three_data_sets_and_two_objectives_are_scored_by_both_benchmarks(tmp_path):
@@ -43,13 +54,7 @@ def test_three_data_sets_and_two_objectives_are_scored_by_both_benchmarks(tmp_pa
     train = {"loss": ["dpo", "apo_zero beta=0.3"], "epochs": 2}
     folder = with_sets(tmp_path / "a", train=train, eval={"mixeval": JUDGED, "alpacaeval": alpaca})
     mixeval_checkout(folder / "MixEval")
-    rows = [{"dataset": "d", "instruction": f"Say {i}.", "output": "A letter.", "generator": "gpt"} for i in range(5)]
-    for path, text in (
-        (alpacaeval_run.OUTPUTS, json.dumps(rows)),
-        ("src/alpaca_eval/" + alpacaeval_run.TEMPLATE, TEMPLATE),
-    ):
-        (folder / "alpaca" / path).parent.mkdir(parents=True)
-        (folder / "alpaca" / path).write_text(text)
+    alpaca_checkout(folder / "alpaca")
     done = align(folder)
     assert done.returncode == 0, done.stderr
     told = re.search(r"in all: ([\d,]+) requests", done.stderr)
@@ -75,6 +80,19 @@ def test_three_data_sets_and_two_objectives_are_scored_by_both_benchmarks(tmp_pa
     again = align(folder)
     assert again.returncode == 0 and "done in" not in again.stderr.replace("report: done in", ""), again.stderr
     assert (folder / "asked.txt").read_text().count("\n") == n
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(600)
+def test_a_judge_that_cannot_do_its_work_is_told_before_an_answer_is_drawn(tmp_path):
+    """One that gives no log-probs, and one that finds right answers wrong."""
+    alpaca = {"alpaca_eval": "alpaca", "judge_endpoint": ["{teacher}"], "judge": "grader", "any_data": True}
+    folder = with_sets(tmp_path / "a", eval={"mixeval": JUDGED | {"judge": "grader"}, "alpacaeval": alpaca})
+    mixeval_checkout(folder / "MixEval")
+    alpaca_checkout(folder / "alpaca")
+    done = align(folder)
+    assert done.returncode == 2 and not (folder / "o/round-1").exists(), done.stderr
+    assert "recipe.yaml: eval: mixeval: " in done.stderr and "recipe.yaml: eval: alpacaeval: --judge" in done.stderr
 
 
 @pytest.mark.slow

@@ -1,5 +1,6 @@
 """What an earlier start has left is known by what went in: nothing is asked again, and nothing paid for in vain."""
 
+import dataclasses
 import json
 import os
 import time
@@ -8,14 +9,17 @@ from pathlib import Path
 import pytest
 import yaml
 
+from eval import scores
 from examples import grid
 from examples.align import flags, recipe
 from examples.align.journal import Journal, keeping_times
 from examples.align.road import Road
-from examples.align.stages import Stages, Start, left_of
+from examples.align.stages import Stages, Start, has_scores, left_of
+from examples.align.stand import Stand
 from examples.children import Children
 from examples.grid import Cell
 from examples.slots import Slots
+from revise.prompts import Prompts, PromptsConfig
 from system import InputError
 
 pytestmark = pytest.mark.usefixtures("registered")
@@ -334,3 +338,69 @@ def test_an_adapter_is_served_by_a_command_of_its_own(tmp_path):
     ):
         with pytest.raises(InputError, match=words):
             read(tmp_path, **wrong)
+
+
+def test_a_second_round_does_not_do_the_first_again(tmp_path):
+    path = make_pairs(read(tmp_path))
+    assert stages_of(read(tmp_path, rounds=2)).survey().pairs == {(1, "clair"): path}
+
+
+def test_alpacaeval_is_done_again_where_mixeval_is(tmp_path):
+    judged = {"judge_endpoint": "http://127.0.0.1:9/v1", "mixeval": "nowhere"}
+    alpaca = {"alpaca_eval": "nowhere", "judge_endpoint": "http://127.0.0.1:9/v1", "judge": "c"}
+    marks = {
+        stages_of(asked).evaluation(asked, 1, "alpacaeval", []).mark
+        for judge in ("a", "b")
+        for asked in [read(tmp_path, eval={"mixeval": judged | {"judge": judge}, "alpacaeval": alpaca})]
+    }
+    assert len(marks) == 2
+
+
+def test_every_prompt_stands_for_a_pair_although_only_some_stand_for_its_length(tmp_path, monkeypatch):
+    monkeypatch.setattr("examples.align.stand.MOST_ROWS", 3)
+    rows = [{"prompt": f"Why {i}?"} for i in range(8)]
+    path = tmp_path / "p.jsonl"
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    stand = Stand(tmp_path, is_graded=False)
+    made = stand("a", Prompts(PromptsConfig(prompts=str(path), out="o.jsonl")), 5, "clair")
+    found = [[json.loads(line) for line in file.read_text().splitlines()] for file in (made, stand.others[made])]
+    assert [len(file) for file in found] == [3, 5] and stand.shares[made] == pytest.approx(8 / 3)
+    asked = sorted(str(row["prompt"]) for file in found for row in file)
+    assert len(set(asked)) == 8 and [len(file[0]["chosen"].split()) for file in found] == [5, 1]
+    fault = f"dpo on a: 5 of 5 rows cannot be used; fix them\n  {stand.others[made]}:2: no such role\n  ... and 4 more"
+    assert stand.named(fault) == (
+        f"dpo on a: {path}:4: a pair to be made of this prompt, with answers as long as they may be: no such role"
+    )
+
+
+def test_scores_that_are_gone_are_missed(tmp_path):
+    run = tmp_path / "run"
+    (run / "epoch-01").mkdir(parents=True)
+    (run / "epoch-01/config.json").write_text("{}")
+    (run / "epoch-01/model.safetensors").write_text("")
+    line = {"version": "1", "metric": "overall", "value": 0.5, "stderr": None, "judge": "a"}
+    assert (
+        not has_scores("mixeval", [run]) and not has_scores("alpacaeval", [run]) and has_scores("trajectories", [run])
+    )
+    scores.write(run / "eval" / scores.NAME, [line | {"checkpoint": "epoch-01", "benchmark": "mixeval-hard"}])
+    assert has_scores("mixeval", [run]) and not has_scores("alpacaeval", [run])
+    assert has_scores("mixeval", [run], "epoch-01") and not has_scores("mixeval", [run], "base")
+
+
+def test_what_was_prepared_elsewhere_is_made_again_where_it_is_gone(tmp_path, capsys):
+    made = tmp_path / "elsewhere/rows.jsonl"
+    program = tmp_path / "prepare.py"
+    program.write_text(
+        f"import pathlib\nmade = pathlib.Path({str(made)!r})\nmade.parent.mkdir(exist_ok=True)\nmade.write_text('x')\n"
+    )
+    asked = read(tmp_path, prepare=f"{{python}} {program}", revise={"clair": {"prompts": str(made)}})
+    prompts = tmp_path / "prompts.jsonl"  # the user's own, which nothing prepares
+    asked = dataclasses.replace(asked, train=asked.train | {"eval_data": str(prompts)})
+    said = []
+    for change in (lambda: None, lambda: prompts.write_text('{"prompt": "Who?"}\n'), made.unlink):
+        change()
+        with Children() as children:
+            Road(asked, children, Slots(at_once=1)).prepare()
+        said.append("taken as it was" in capsys.readouterr().err)
+        assert made.exists()
+    assert said == [False, True, False]
