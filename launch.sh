@@ -32,8 +32,7 @@ usage() {
                            --done FILE lets the next call continue.
 ./launch.sh test [...]     Run the fast tests; --all adds the slow ones. Other arguments go to pytest (-k NAME).
 
-Environment variables: PYTHON3 sets the Python interpreter (3.11 or later). TORCH sets the version of torch to install,
-such as TORCH=2.11.0; unset: 2.13.0 without a GPU, else the newest from 2.11 to 2.13.
+PYTHON3 chooses the Python interpreter (3.11 or later), TORCH the version of torch to install (TORCH=2.11.0).
 TEXT
 }
 

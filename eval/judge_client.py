@@ -98,16 +98,6 @@ class JudgedConfig(ClientConfig, TemplateSettings):
     out: PathText | None = None
     """Folder for answers, judgments and scores. Unset: eval/ in the folder of the run or checkpoint; with --endpoint,
     NAME/eval in the current folder, where NAME is the first argument."""
-    chat_template: PathText | None = None
-    """Chat template to use instead of the checkpoint's own: a file, or the name of one of several templates that the
-    checkpoint has. Unset: the template that the training run was given, also for the base model; if it was given none,
-    each checkpoint's own."""
-    chat_template_kwargs: str | None = None
-    """Extra variables for the chat template: enable_thinking=false,reasoning_effort=low. A value is read as JSON where
-    possible, else as text. Unset: those of the training run."""
-    template_date: str | None = None
-    """Date, as YYYY-MM-DD, for chat templates that print the current date. Unset: the date of the training run, or
-    today if it has none."""
     config: PathText | None = None
     """YAML file with settings under the names of the flags. Flags on the command line win over it."""
 

@@ -80,10 +80,6 @@ class MixEvalConfig(JudgedConfig):
     (and the next best if one checkpoint is best on both), the newest, and the one that `best` links to. This cannot be
     undone."""
 
-    dry_run: bool = False
-    """Print what would be sent and what it can cost if each answer is judged once, and send nothing. Judgments without
-    a score are repeated up to --rounds times and can cost that many times more."""
-
     def __post_init__(self) -> None:
         super().__post_init__()
         if unknown := [version for version in self.version if version not in VERSIONS]:

@@ -56,13 +56,14 @@ class RecipeConfig(TargetConfig, ClientConfig, PromptsConfig):
     """Base URL of the OpenAI-compatible server of --model, such as http://localhost:8000/v1. Several URLs share the
     requests. Needed unless --batch-write or --batch-read is given."""
     model: str = ""
-    """Name of the model at --endpoint: the reviser, the judge, or the stronger model. Always required."""
+    """Name of the model at --endpoint. It has to be given, also with --batch-write and --batch-read."""
     response_from: Side | None = None
     """Read --prompts as a file of pairs and use this side of each pair as the target model's answer, instead of
     sampling one. For example, rejected with ContextualAI/ultrafeedback_clair_32k:train reuses the answers that CLAIR
     revised. Unset: answers come from "response" in the rows or from the target model."""
     keep_reasoning: bool = False
-    """Write the target model's reasoning into each response as reasoning_content, to train a reasoning model."""
+    """Write the target model's reasoning into each response as reasoning_content, to train a reasoning model. A
+    revision gets the reasoning of the answer that it revises."""
     dedupe: bool = True
     """Send identical requests once and reuse the answer. --no-dedupe asks separately for every row."""
     temperature: float = 0.7

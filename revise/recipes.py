@@ -131,8 +131,8 @@ class JudgeConfig(RecipeConfig):
     """Prompt template for the judge: paper for the authors' own, or a file in which <TASK>, <STUDENT_SOLUTION_1> and
     <STUDENT_SOLUTION_2> are replaced by the texts. Unset: this project's own."""
     both_orders: float = 0.1
-    """Share of pairs (0 to 1) to judge in both orders, to measure how much the order matters. If the two verdicts
-    differ, the pair is left out (written to .rejected.jsonl). The other pairs are judged once, in a random order."""
+    """Share of pairs (0 to 1) to judge in both orders, to measure how much the order matters. Such a pair is rejected
+    where the verdicts differ. The other pairs are judged once, in a random order."""
     response_from: Annotated[Side | None, Refused(ONE_ANSWER), tyro.conf.Suppress] = None
 
     def __post_init__(self) -> None:
@@ -221,9 +221,8 @@ class OffPolicyConfig(PromptsConfig):
     """Make pairs from answers that already have ratings, as in UltraFeedback: the best against the worst. Ties make no
     pair.
 
-    No model is called. So that one command line fits all four commands of revise, these flags are accepted and ignored
-    with a notice: --store, --endpoint, --model, --response-from, --target-model, --target-endpoint, --target-name and
-    the chat-template flags. Other flags of the three other commands are errors.
+    No model is called. --store, --endpoint, --model, --response-from, --target-model, --target-endpoint, --target-name
+    and the chat-template flags are ignored with a notice; any other flag that only the other recipes have is an error.
     """
 
     prompts: PathText

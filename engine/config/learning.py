@@ -202,7 +202,7 @@ class ReferenceConfig:
     policy; later epochs read them from a cache. precompute: in one pass before step 1, so that only one model is in
     memory at a time (TRL's precompute_ref_log_probs). none: never, for objectives without a reference. auto: none if
     the objective needs no reference, else fused if both models fit into memory, else precompute. --reference-update
-    needs auto or fused, and runs fused."""
+    needs fused."""
     model: Annotated[PathText | None, tyro.conf.arg(name="reference-model")] = None
     """Checkpoint folder or hub id of a reference model other than --model; it may differ in size and architecture but
     must have the same vocabulary. When an adapter is trained, it may be another adapter, or "base" for --model without
