@@ -12,7 +12,7 @@ END_TORCH=2.14   # and below that
 CPU_TORCH=2.13.0 # what is installed where there is no GPU
 
 usage() {
-  cat <<'TEXT'
+  cat <<TEXT
 ./launch.sh setup          Create .venv and install the dependencies. Does nothing if they are up to date.
 ./launch.sh demo           Align a tiny Llama on CLAIR pairs from scratch, in four to six minutes on two CPU cores.
 ./launch.sh demo --real    Align a real instruction model of 135 million parameters with apo_zero, in twenty minutes.
@@ -32,7 +32,9 @@ usage() {
                            --done FILE lets the next call continue.
 ./launch.sh test [...]     Run the fast tests; --all adds the slow ones. Other arguments go to pytest (-k NAME).
 
-PYTHON3 chooses the Python interpreter (3.11 or later), TORCH the version of torch to install (TORCH=2.11.0).
+Environment variables: PYTHON3 sets the Python interpreter (3.11 or later). TORCH sets the torch version to install, for
+example TORCH=2.11.0; unset: the one that Python already has, else $CPU_TORCH without a GPU, or the newest from $MIN_TORCH to
+below $END_TORCH with one.
 TEXT
 }
 

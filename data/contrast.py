@@ -56,7 +56,7 @@ class ContrastConfig(ReadingSettings):
     """Checkpoint folder or hub id whose tokenizer is used to measure tokens too. Unset: only words and characters are
     measured."""
     paper: bool = False
-    """Print the paper's own four data sets in the table too."""
+    """Add the paper's published values for its four data sets to the table (Table 1)."""
     skip_bad_rows: bool = False
     """Skip rows that cannot be used. By default such rows are an error."""
     plot: PathText | None = None

@@ -40,8 +40,8 @@ class ConvertConfig:
     """Dtype of the weights in --out."""
     rounding: Rounding = "nearest"
     """How weights are rounded to bfloat16. stochastic rounds up or down at random, so that updates too small for
-    bfloat16 survive on average, but adds noise to every log-prob. engine.merge, where most changes are too small for
-    bfloat16, uses stochastic by default."""
+    bfloat16 survive on average, but adds noise to every log-prob. Choose stochastic for an fp32 checkpoint whose
+    updates are too small for bfloat16; --base shows how much survives."""
     seed: int = 0
     """Random seed of stochastic rounding. The same seed gives the same weights, bit for bit; to get those of a run with
     --save-rounding stochastic, give the number of the checkpoint's step."""

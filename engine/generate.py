@@ -59,15 +59,16 @@ class GenerateConfig(Sampling, ReadingSettings, TemplateSettings, AdapterSetting
     """Prompts: a .jsonl, .json, .csv or .parquet file whose rows have "prompt" (text or messages) or "prompt_ids", and
     optionally "system", "tools" and "chat_template_kwargs". Responses in the rows are ignored."""
     out: PathText
-    """Output file: each answer with its prompt and finish reason. An unfinished run keeps its answers in OUT.partial;
-    the same command resumes it."""
+    """Output file, with the prompt and finish reason of each answer. It must not exist yet, except with --ask-again. An
+    unfinished run keeps its answers in OUT.partial; the same command resumes it."""
     endpoint: tuple[str, ...] = ()
     """URL of an OpenAI-compatible server that answers instead of a local checkpoint, such as http://localhost:8000/v1.
     Several URLs share the work. --stop-ids, --dtype, --beyond-context, --adapter, --base-dtype and the chat-template
     flags are for a local checkpoint only; --header, --extra, --api, --stream, --accept-finish-reason, --max-answer-mb,
     --go-on and --ask-again need --endpoint."""
     key_env: str = "OPENAI_API_KEY"
-    """Name of the environment variable that holds the API key of the server."""
+    """Name of the environment variable that holds the API key of the server. If OPENAI_API_KEY, the default, is not
+    set, no key is sent; none sends no key either."""
     concurrency: int = 64
     """Maximum number of requests in flight at the same time, for each server."""
     header: tuple[str, ...] = ()
@@ -80,8 +81,8 @@ class GenerateConfig(Sampling, ReadingSettings, TemplateSettings, AdapterSetting
     stream: bool = False
     """Ask the server to stream its answers; some servers offer nothing else."""
     accept_finish_reason: tuple[str, ...] = ()
-    """Finish reasons, besides stop, end_turn, eos, stop_sequence and a missing one, that mark an answer of the server
-    as complete."""
+    """Additional finish reasons that mark an answer of the server as complete. stop, end_turn, eos, stop_sequence and
+    no finish reason at all always do."""
     max_answer_mb: float = 8.0
     """Maximum size of an answer of the server in megabytes; a larger one is refused."""
     read_timeout: float = 300.0

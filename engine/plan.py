@@ -70,8 +70,8 @@ class PlanConfig(RowSettings):
     lengths, as in the paper."""
     lengths: tuple[int, ...] = ()
     """Plan for 29,000 pairs of fixed lengths instead of --data: three numbers, the tokens of prompt, chosen and
-    rejected response, such as 4096 6144 6144. engine.train cuts at 512 tokens each unless --max-prompt-tokens and
-    --max-response-tokens say more."""
+    rejected response, such as 4096 6144 6144. The plan uses these lengths as given. In engine.train, raise
+    --max-prompt-tokens and --max-response-tokens (512 each by default) to train at them."""
     loss: PathText = "apo_zero"
     """As in engine.train: the objective. Some need more memory and time than others."""
     lora_rank: int | None = None

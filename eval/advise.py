@@ -49,7 +49,7 @@ class AdviseConfig(JudgeSettings, RowSettings):
     """Column with the score of the target model's own answer. row: "own_score". rejected: "rejected_score", for pairs
     whose rejected response is that answer, such as CLAIR's."""
     n: int = 400
-    """Number of pairs to draw, at least 100. If --data has fewer pairs, all are used."""
+    """Number of pairs to draw; values below 100 are refused. If --data has fewer pairs than this, all are used."""
     seed: int = 0
     """Seed for drawing the pairs, and for sampling own answers for a judge."""
     skip_bad_rows: bool = False

@@ -21,7 +21,8 @@ EXAMPLE = "python -m eval contrast runs/first"
 
 @dataclass(frozen=True, kw_only=True)
 class ContrastConfig:
-    """Measure how much winners and losers differ in the pairs that a run was trained on, for its report."""
+    """Measure how much winners and losers differ in a run's training pairs (Jaccard similarity, edit distance), and
+    write it to the run's eval/scores.jsonl, from which eval report takes it."""
 
     run: tyro.conf.Positional[PathText]
     """Folder of a run."""

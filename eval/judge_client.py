@@ -44,6 +44,16 @@ class JudgedConfig(ClientConfig, TemplateSettings):
     --endpoint and --model name a server that answers instead of the checkpoint, such as vLLM for a large model.
     """
 
+    chat_template: PathText | None = None
+    """Chat template to use instead of the checkpoint's own: a file, or the name of one of several templates that the
+    checkpoint has. Unset: the template that the training run was given, also for the base model; if it was given none,
+    each checkpoint's own."""
+    chat_template_kwargs: str | None = None
+    """Extra variables for the chat template: enable_thinking=false,reasoning_effort=low. A value is read as JSON where
+    possible, else as text. Unset: those of the training run."""
+    template_date: str | None = None
+    """Date, as YYYY-MM-DD, for chat templates that print the current date. Unset: the date that the training run
+    recorded, or today if there is none."""
     what: tyro.conf.Positional[PathText]
     """Folder of a run, whose checkpoints are scored, or of one checkpoint. With --endpoint: a name for the served
     model."""

@@ -73,6 +73,9 @@ class MixEvalConfig(JudgedConfig):
     random option, as in MixEval. zero: 0. The number of such answers is reported."""
     dedupe: bool = True
     """Judge equal answers to equal queries once. --no-dedupe judges each, as MixEval does."""
+    dry_run: bool = False
+    """Print what would be sent and the most that it can cost if each answer is judged once, and send nothing. An answer
+    without a score is judged again, up to --rounds times in all, and can cost that many times as much."""
     watch: bool = False
     """Score checkpoints as they appear, until the run has written its last one."""
     prune: bool = False

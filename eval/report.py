@@ -34,9 +34,9 @@ class ReportConfig:
     title: str = "Alignment report"
     """Title of the page."""
     gap_to: str = gap.STRONGER
-    """Name under which a stronger model was scored (python -m eval mixeval NAME --out RUN/eval ...). The report then
-    shows how much of the gap between the base model and this one each run closes, if both were scored in the same
-    way."""
+    """Name under which a stronger model was scored (python -m eval mixeval NAME --out RUN/eval ...). For each run, the
+    report then shows the share of the gap between the base model and the stronger model that the run's best
+    checkpoint closes. Base and stronger model must have been scored with the same settings."""
     config: PathText | None = None
     """YAML file with settings under the names of the flags. Flags on the command line win over it."""
 

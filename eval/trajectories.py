@@ -48,15 +48,15 @@ class TrajectoriesConfig:
     run: tyro.conf.Positional[PathText]
     """Folder of a run with its checkpoints. The base model has to be where its config.yaml says."""
     data: PathText | None = None
-    """Held-out pairs to measure at every checkpoint. Unset: the values that training logged are shown, and answers are
-    sampled to the run's own held-out prompts; an error if the run held none out."""
+    """Held-out pairs to measure at every checkpoint. Unset: show the values that training logged for its held-out rows;
+    it is an error if there are none."""
     n: int = 100
     """Number of pairs to use, drawn by --seed."""
     beta: float | None = None
-    """Also report rewards, as beta times the log-ratios of --data. Unset: log-ratios alone. If the objective of the
-    training defines rewards differently, take those of metrics.jsonl."""
+    """Also report rewards, as beta times the log-ratios; without --data it has no effect. For objectives that define
+    rewards differently, read the rewards in metrics.jsonl instead."""
     answers: int = 32
-    """Number of prompts that every checkpoint answers; 0 samples no answers."""
+    """Number of prompts to sample answers to at every checkpoint: the first of the drawn held-out pairs. 0: none."""
     max_new_tokens: int = 512
     """Maximum number of tokens of an answer."""
     temperature: float = 1.0

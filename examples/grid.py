@@ -80,8 +80,8 @@ class GridConfig:
     """Number of seeds; 3 trains every combination with seeds 0, 1 and 2. A seed sets the order of the rows and which of
     them are held out."""
     train: PathText | None = None
-    """YAML file with further settings of engine.train, for all runs. What the grid sets itself (data, loss, model, out,
-    seed) cannot stand in it."""
+    """YAML file with further settings of engine.train, for all runs. It must not contain what the grid sets itself:
+    config, data, loss, model, out, reference_cache, resume, seed."""
     score: str | None = None
     """Command that scores a run's checkpoints into its eval/scores.jsonl; {run} stands for the run's folder, {python}
     for the Python interpreter of this command. Unset: runs are not scored."""

@@ -247,7 +247,7 @@ def lpo(
     r_2: float = 0.8,
     length_normalised: bool = True,
 ) -> Result:
-    """Linear preference optimisation: absolute distance to a target margin, weighted apart for winner and loser.
+    """Linear preference optimisation: absolute distance to a target margin, with separate weights for winner and loser.
 
     loss = 4 beta / (r_1 + r_2) (r_1 |h_w - sg(h_l) - 1 / (2 beta)| + r_2 |sg(h_w) - h_l - 1 / (2 beta)|)
     + gamma max(0, -h_w), h = x / n and sg without gradient; length_normalised=False: h = x. The winner is pulled up

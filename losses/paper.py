@@ -161,14 +161,14 @@ def sft(
     beta: float = 0.1,
     mean_length: float | None = None,
 ) -> Result:
-    """Maximise the likelihood of the given responses, or of the winners if rows are pairs.
+    """Maximise the likelihood of the given responses (in pairs: of the winners). beta scales only the logged rewards.
 
     per="token": loss = -lp / mean_length, mean_length = response tokens of the step / responses of the step, so that
     the step's mean is the mean over its tokens; "sequence": -lp / n, every response weighs the same; "sum": -lp.
     Use it to train on winners alone: the baseline that contrastive objectives have to beat.
     Source: maximum likelihood.
     responses: logps [n], float32 or float64, nats; lengths [n] unless per="sum". mean_length: tokens; computed from
-    the lengths given where it is left out. beta only scales the logged rewards.
+    the lengths given where it is left out.
     Returns losses [n]; detached chosen_rewards beta * x where there is a reference, else beta * lp. Raises LossError
     where lengths are needed and absent.
     """

@@ -83,7 +83,7 @@ def beta_dpo(
     keep: Tensor | None = None,
     state: State | None = None,
 ) -> Result:
-    """DPO with a beta that follows the step's mean margin, on pairs drawn for a margin near the running mean.
+    """DPO with a beta that follows the step's mean margin; pairs are sampled, preferring margins near the running mean.
 
     A = x_w - x_l. Running mean M and deviation S of A; floor(keep_share N) pairs are drawn without replacement with
     weights exp(-((A - M) / S)^2 / 2); beta' = max(beta (1 + a (mean of the kept A - M)), 0.001), detached;

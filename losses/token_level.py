@@ -58,7 +58,7 @@ def tdpo2(chosen: TokenResponses, rejected: TokenResponses, *, beta: float = 0.1
 
 @loss("wpo", data="pairs", level="token", reference=True, needs=("log_sum_squares",), formula="weights of tokens")
 def wpo(chosen: TokenResponses, rejected: TokenResponses, *, beta: float = 0.1, cap: float | None = None) -> Result:
-    """DPO with each pair weighted by how likely the policy is to write it, relative to its own samples.
+    """DPO with each pair weighted by how likely the policy is to generate it; its own samples would weigh about 1.
 
     loss = w_w w_l sp(-m), m = r_w - r_l, w = exp(mean of (log p - log sum p^2)): p is each token's probability, and
     sum p^2, over the vocabulary, that of a token which the policy draws there, on average; its own samples weigh

@@ -48,8 +48,8 @@ class PromptsConfig(ReadingSettings):
     openbmb/UltraFeedback --only-prompts ContextualAI/ultrafeedback_clair_32k:train takes UltraFeedback's rated answers
     to the prompts of the released CLAIR pairs."""
     seed: int = 0
-    """Random seed for the prompts that --sample draws, for answers sampled on this machine, and in judge-on-policy for
-    the order of the two answers. It is not sent to servers."""
+    """Random seed for the prompts that --sample draws, and for answers sampled on this machine. It is not sent to
+    servers."""
     skip_bad_rows: bool = False
     """Skip rows that cannot be used, and report how many there are. By default such rows are an error."""
 

@@ -51,6 +51,8 @@ class ClairConfig(RecipeConfig):
     """Make pairs by revising the model's own answers as little as possible: the revision becomes the chosen response,
     the original answer the rejected one."""
 
+    model: str = ""
+    """Name of the reviser at --endpoint. Always required, also with --batch-write and --batch-read."""
     template: PathText | None = None
     """Prompt template for the reviser: paper for the authors' own, or a file in which <TASK> and <STUDENT_SOLUTION> are
     replaced by the texts and an optional <DEGREE> by what --strength and --keep-length ask for. Unset: this project's
@@ -127,12 +129,19 @@ ONE_ANSWER = (
 class JudgeConfig(RecipeConfig):
     """Make pairs by sampling two answers of the model to each prompt and letting a judge choose the better one."""
 
+    seed: int = 0
+    """Random seed for the prompts that --sample draws, for answers sampled on this machine, and for the order in which
+    the judge sees the two answers. It is not sent to servers."""
+    model: str = ""
+    """Name of the judge at --endpoint. Always required, also with --batch-write and --batch-read."""
+    keep_reasoning: bool = False
+    """Write the target model's reasoning into each response as reasoning_content, to train a reasoning model."""
     template: PathText | None = None
     """Prompt template for the judge: paper for the authors' own, or a file in which <TASK>, <STUDENT_SOLUTION_1> and
     <STUDENT_SOLUTION_2> are replaced by the texts. Unset: this project's own."""
     both_orders: float = 0.1
-    """Share of pairs (0 to 1) to judge in both orders, to measure how much the order matters. Such a pair is rejected
-    where the verdicts differ. The other pairs are judged once, in a random order."""
+    """Share of pairs (0 to 1) to judge in both orders, to measure how much the order matters. If the two verdicts
+    differ, the pair is left out (written to .rejected.jsonl). The other pairs are judged once, in a random order."""
     response_from: Annotated[Side | None, Refused(ONE_ANSWER), tyro.conf.Suppress] = None
 
     def __post_init__(self) -> None:
@@ -221,8 +230,9 @@ class OffPolicyConfig(PromptsConfig):
     """Make pairs from answers that already have ratings, as in UltraFeedback: the best against the worst. Ties make no
     pair.
 
-    No model is called. --store, --endpoint, --model, --response-from, --target-model, --target-endpoint, --target-name
-    and the chat-template flags are ignored with a notice; any other flag that only the other recipes have is an error.
+    No model is called. So that one command line fits all four commands, these flags are accepted and ignored with a
+    notice: --store, --endpoint, --model, --response-from, --target-model, --target-endpoint, --target-name and the
+    chat-template flags. Any other flag that only the three other commands have is an error.
     """
 
     prompts: PathText
@@ -309,6 +319,8 @@ NOT_ITS_THOUGHTS = "the winner is another model's answer, to which the model's o
 class StrongerConfig(RecipeConfig):
     """Make pairs by preferring a stronger model's answers to the model's own."""
 
+    model: str = ""
+    """Name of the stronger model at --endpoint. Always required, also with --batch-write and --batch-read."""
     min_length_ratio: float = 0.0
     """Shortest answer of --model to accept, as a share of the characters of the target model's answer."""
     max_length_ratio: float | None = None

@@ -68,6 +68,8 @@ class ScoreConfig(TargetConfig, ClientConfig, ReadingSettings):
     """Checkpoint folder or hub id of the model to align, to sample an answer for own_score. Pairs made by revise clair,
     judge-on-policy or stronger-preferred need none, since they contain the model's own answer. Unset: other pairs get
     no own_score, unless --target-endpoint is given."""
+    target_max_tokens: int = 512
+    """Maximum number of tokens of an answer that is sampled from the target model; see also --cut-answers."""
     cut_answers: Literal["again", "aside", "keep"] = "again"
     """What to do when an answer that is sampled from the target model reaches --target-max-tokens. again: sample once
     more with twice the limit; if that is truncated too, the row gets no own_score. aside: the row gets no own_score.

@@ -61,8 +61,8 @@ class TargetConfig(TemplateSettings):
     """Whose own answers the pairs are made of, and how they are drawn."""
 
     target_model: PathText | None = None
-    """Checkpoint folder or hub id of the model to align; its answers are sampled on this machine. Rows with a
-    "response" (for judge-on-policy a list, "responses") bring the answers themselves and need no model."""
+    """Checkpoint folder or hub id of the model to align; its answers are sampled on this machine. Not needed for
+    rows that already contain the model's answer in "response" (for judge-on-policy, two answers in "responses")."""
     target_endpoint: tuple[str, ...] = ()
     """Base URL of an OpenAI-compatible server of the model to align, instead of --target-model. The chat-template flags
     are for --target-model only."""
@@ -83,8 +83,9 @@ class TargetConfig(TemplateSettings):
     """Nucleus sampling (top-p) for the target model: sample among the most likely tokens that together have this
     probability. 1 turns it off."""
     target_max_tokens: int = 512
-    """Maximum number of tokens of an answer that is sampled from the target model. Raise engine.train
-    --max-response-tokens (512) with it."""
+    """Maximum number of tokens of an answer that is sampled from the target model. With --cut-answers again, the
+    default, truncated answers are sampled once more with twice this limit. Set engine.train --max-response-tokens
+    (default 512) to at least the longer limit, or those answers are truncated in training."""
     cut_answers: Literal["again", "aside", "keep"] = "again"
     """What to do with the target model's answers that reach --target-max-tokens. again: sample once more with twice the
     limit, and leave the row out if that is truncated too. aside: leave the row out. keep: use them, but only as

@@ -42,8 +42,8 @@ class RowSettings(ReadingSettings, TemplateSettings):
     counted. 0: only the limits that --max-prompt-tokens and --max-response-tokens name. Unset: only these two limits
     apply, of 512 tokens each by default."""
     keep_prompt: Literal["end", "start"] = "end"
-    """Part of an over-long prompt that is kept: its end or its start (TRL's truncation_mode). BOS and the template's
-    headers always stay."""
+    """Which part of an over-long prompt to keep (TRL's truncation_mode). BOS and the template's headers always stay.
+    start cannot be combined with --max-tokens alone, which truncates no prompt."""
     beyond_context: bool = False
     """Accept rows that are longer than the model's context (max_position_embeddings) even after truncation. By default
     they are errors."""

@@ -42,8 +42,7 @@ class TemplateSettings:
     """Extra variables for the chat template in every row: enable_thinking=false,reasoning_effort=low. A value is read
     as JSON where possible, else as text. "chat_template_kwargs" in a row win over it. Unset: none."""
     template_date: str | None = None
-    """Date, as YYYY-MM-DD, for chat templates that print the current date. Unset: today; a resumed run keeps its first
-    date, and an evaluation takes the date of the training run."""
+    """Date, as YYYY-MM-DD, for chat templates that print the current date. Unset: today."""
 
     def __post_init__(self) -> None:
         _ = self.kwargs, self.day

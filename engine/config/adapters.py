@@ -16,7 +16,8 @@ MOST_RANK = 512
 
 @dataclass(frozen=True, kw_only=True)
 class AdapterConfig:
-    """LoRA (arXiv 2106.09685): each frozen matrix W gets a trainable product B A of low rank, y = W x + s B A x."""
+    """LoRA (arXiv 2106.09685): each frozen matrix W gets a trainable product B A of low rank, y = W x + s B A x, where
+    the scale s is alpha / rank (see --lora-alpha, --lora-rslora)."""
 
     rank: Annotated[int | None, tyro.conf.arg(name="lora-rank")] = None
     """Rank of a LoRA adapter to train instead of all weights; 16 is a good start, and --lr is then 2e-6 unless it is
@@ -87,6 +88,6 @@ class AdapterSettings:
     """Folder or hub id of an adapter (PEFT format) to apply to --model. Unset: no adapter, unless --model is itself the
     folder of an adapter, whose configuration names its base."""
     base_dtype: BaseDtype | None = None
-    """Dtype in which the base's matrices below an adapter are stored in memory; int8 and nf4 save memory and
-    approximate. Unset: the dtype that the adapter was trained on (engine.json in its folder); where that is not known,
-    the compute dtype."""
+    """Dtype in which the base's matrices below an adapter are stored in memory; int8 and nf4 save memory but only
+    approximate the weights. Unset: the dtype that the adapter was trained on (engine.json in its folder); where that is
+    not known, the compute dtype."""

@@ -24,6 +24,9 @@ class DataConfig(RowSettings):
     sources: Annotated[tuple[PathText, ...], tyro.conf.arg(name="data")]
     """Rows to train on: .jsonl, .json, .csv or .parquet files, folders of such files, or hub ids. FOLDER:SPLIT and
     ID:SPLIT name a split of a folder or of a data set on the hub."""
+    template_date: str | None = None
+    """Date, as YYYY-MM-DD, for chat templates that print the current date. Unset: today; a resumed run keeps its first
+    date."""
     weights: Annotated[tuple[float, ...], tyro.conf.arg(name="data-weights")] = ()
     """One factor for each source of --data: with 2 an epoch contains every row twice; with 0.5 it contains a random
     half of the rows, drawn once with --seed and the same in every epoch. Unset: every row once."""
@@ -202,7 +205,7 @@ class ReferenceConfig:
     policy; later epochs read them from a cache. precompute: in one pass before step 1, so that only one model is in
     memory at a time (TRL's precompute_ref_log_probs). none: never, for objectives without a reference. auto: none if
     the objective needs no reference, else fused if both models fit into memory, else precompute. --reference-update
-    needs fused."""
+    needs auto or fused, and always runs fused."""
     model: Annotated[PathText | None, tyro.conf.arg(name="reference-model")] = None
     """Checkpoint folder or hub id of a reference model other than --model; it may differ in size and architecture but
     must have the same vocabulary. When an adapter is trained, it may be another adapter, or "base" for --model without

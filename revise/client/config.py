@@ -26,8 +26,9 @@ class ClientConfig:
     model: str = ""
     """Name of the model at --endpoint."""
     key_env: tuple[str, ...] = (DEFAULT_KEY_ENV,)
-    """Environment variable that holds the API key: one name for all endpoints, or one for each. Write none to send no
-    key. No key is sent either if OPENAI_API_KEY, the default, is not set."""
+    """Environment variable that holds the API key of --endpoint. Give one name if all URLs have the same host and port,
+    otherwise one name per URL; none sends no key. A named variable that is not set is an error, except OPENAI_API_KEY:
+    then no key is sent."""
     key_file: PathText | None = None
     """File that holds the API key, instead of an environment variable."""
     header: tuple[str, ...] = ()
@@ -47,9 +48,9 @@ class ClientConfig:
     """Maximum number of tokens per minute, of requests and answers, over all endpoints together. Unset: the limit in
     the server's headers, if they name one."""
     max_attempts: int = 8
-    """Maximum number of attempts per request; after them it is marked as failed, and the next run tries it again. A
-    request also fails after two time-outs, since each may have been billed. Attempts that reach no server do not
-    count."""
+    """Maximum number of failed attempts per request; the request is then marked as failed, and the next run tries it
+    again. A 429 counts as one eighth of an attempt, an attempt that reaches no server not at all. Two time-outs usually
+    end the request too, since each may have been billed."""
     patience: float = 900.0
     """Stop after this many seconds without an answer from any endpoint; after 60 at the latest if no server has been
     reached yet."""
@@ -85,7 +86,8 @@ class ClientConfig:
     """Continue even if the first answers are all unusable or all the same, or the server refuses one request after the
     other. By default the run stops then, before more is spent on a wrong setting."""
     accept_finish_reason: tuple[str, ...] = ()
-    """Finish reasons, besides stop, end_turn, eos, stop_sequence and a missing one, that mark an answer as complete."""
+    """Additional finish reasons that mark an answer as complete. stop, end_turn, eos, stop_sequence and no finish
+    reason at all always do."""
     retry_quota: bool = False
     """Retry when a server says that the account is out of credit, as some relays do by mistake. By default the run
     stops."""
