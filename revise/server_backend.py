@@ -87,7 +87,7 @@ def answers(
     with open_store(Path(client.store)) as opened:
         endpoints = endpoints_of(client.endpoint, client)
         answer_all(requests, opened, client, endpoints, purpose="answer", n_requests=len(requests))
-        found = [answered(opened, request) for request in requests]
+        found = [answered(opened, request, accept_finish_reason, goes_on=go_on) for request in requests]
     if missing := [a.fault for a in found if said(a) is None and is_open(a)]:
         raise RunError(
             f"{len(missing)} of {len(found)} answers are missing ({missing[0]}); the same command asks again"

@@ -466,7 +466,7 @@ def test_what_a_server_refuses_does_not_hold_back_the_rest(tmp_path, capfd):
 def test_a_server_is_asked_in_the_ways_that_its_errors_name(tmp_path):
     """--api, --stream, --accept-finish-reason and --max-answer-mb: what a sentence names, the command has."""
     rows = tiny.write_rows(tmp_path / "p.jsonl", [{"prompt": "hello"}])
-    seen = []
+    seen, finish = [], "content_filter"  # which without a word is a refusal
 
     def reply(request):
         seen.append((request.path, request.body.get("stream")))
@@ -475,7 +475,7 @@ def test_a_server_is_asked_in_the_ways_that_its_errors_name(tmp_path):
                 {"type": "message", "role": "assistant", "content": [{"type": "output_text", "text": "from responses"}]}
             ], "usage": {"input_tokens": 5, "output_tokens": 2}}  # fmt: skip
             return Reply(json.dumps(body).encode())
-        return Reply.chat("whole", finish="fertig")
+        return Reply.chat("whole", finish=finish)
 
     def text(name, *flags):
         here("llama", rows, tmp_path / name, "--endpoint", server.base, *flags)
@@ -483,7 +483,7 @@ def test_a_server_is_asked_in_the_ways_that_its_errors_name(tmp_path):
 
     with serve(reply) as server:
         assert text("a.jsonl", "--api", "responses") == "from responses"
-        assert text("b.jsonl", "--stream", "--accept-finish-reason", "fertig", "--max-answer-mb", "1") == "whole"
+        assert text("b.jsonl", "--stream", "--accept-finish-reason", finish, "--max-answer-mb", "1") == "whole"
     assert [path for path, _ in seen] == ["/v1/responses", "/v1/chat/completions"] and seen[1][1] is True
     for flag in (("--stream",), ("--api", "responses"), ("--max-answer-mb", "1"), ("--accept-finish-reason", "x")):
         with pytest.raises(InputError, match=f"{flag[0]}: needs --endpoint"):
