@@ -300,3 +300,28 @@ def test_too_few_rows_are_told(tmp_path):
     command = [sys.executable, "-m", "engine.bench", "--shape", str(model), "--data", str(file)]
     done = forks.run(command)
     assert done.returncode == 2 and "1 pairs, but 48 are needed; lower --steps or --batch-size" in done.stderr
+
+
+@pytest.mark.parametrize(("given", "ranks", "threads"), [("3", 1, "3"), ("1", 2, "1"), (None, 1, "8"), (None, 2, "4")])
+def test_a_measured_process_has_the_threads_that_the_environment_gives(monkeypatch, tmp_path, given, ranks, threads):
+    """Two jobs of as many threads as cores would wait for each other."""
+    seen = []
+    monkeypatch.setattr(bench.os, "cpu_count", lambda: 8)
+    monkeypatch.setattr(bench.subprocess, "run", lambda *_, env, **__: seen.append(env) or Done(tmp_path))
+    if given is None:
+        monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
+    else:
+        monkeypatch.setenv("OMP_NUM_THREADS", given)
+    one = bench.Bench.__new__(bench.Bench)
+    one._folder, one._count = tmp_path, 0
+    assert one._run("a", "engine.bench.measure", {}, ranks) == {}
+    assert [env["OMP_NUM_THREADS"] for env in seen] == [threads]
+
+
+class Done:
+    """A process that has written its result."""
+
+    returncode = 0
+
+    def __init__(self, folder):
+        (folder / "2.json").write_text("{}")
