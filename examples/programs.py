@@ -8,9 +8,10 @@ import shlex
 import shutil
 import sys
 import sysconfig
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from importlib.machinery import ModuleSpec
 from pathlib import Path
+from typing import Any
 
 from eval import alpacaeval_run, mixeval_run
 from system import InputError, cli
@@ -39,31 +40,21 @@ def scorer(score: str, where: Path) -> list[str]:
 def _check_benchmark(score: str) -> None:
     """Looks at the flags and files of a benchmark of this project. Raises InputError for what it could not use."""
     words = shlex.split(score.format(run=".", python="python"))[3:]  # any folder that is there
-    look = BENCHMARKS.get("".join(words[:1]))
-    if look is None:
+    name = "".join(words[:1])
+    if name not in BENCHMARKS:
         return
+    config, read_data = BENCHMARKS[name]
     try:
-        look(words[1:])
+        read_data(cli.parse(config, words[1:], command=f"python -m eval {name}", example=score))
     except InputError as fault:
         raise InputError(f"--score: {score}: {fault}") from None
 
 
-def _look_at_mixeval(words: Sequence[str]) -> None:
-    config = cli.parse(mixeval_run.MixEvalConfig, words, command="python -m eval mixeval", example=mixeval_run.EXAMPLE)
-    mixeval_run.read_data(config)
-
-
-def _look_at_alpacaeval(words: Sequence[str]) -> None:
-    config = cli.parse(
-        alpacaeval_run.AlpacaEvalConfig, words, command="python -m eval alpacaeval", example=alpacaeval_run.EXAMPLE
-    )
-    alpacaeval_run.read_data(config)
-
-
-BENCHMARKS: Mapping[str, Callable[[Sequence[str]], None]] = {
-    "mixeval": _look_at_mixeval,
-    "alpacaeval": _look_at_alpacaeval,
+BENCHMARKS: Mapping[str, tuple[type, Callable[[Any], object]]] = {
+    "mixeval": (mixeval_run.MixEvalConfig, mixeval_run.read_data),
+    "alpacaeval": (alpacaeval_run.AlpacaEvalConfig, alpacaeval_run.read_data),
 }
+"""The configuration of each, and what reads its files."""
 
 
 def is_module(name: str) -> bool:

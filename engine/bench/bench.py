@@ -223,7 +223,8 @@ class Bench:
         """The result of a measuring process, or of n_ranks of them that share the cores."""
         print(f"measuring: {name}", file=sys.stderr)
         path, result = self._folder / f"{self._next()}.json", self._folder / f"{self._next()}.json"
-        threads = int(os.environ.get("OMP_NUM_THREADS") or max(1, (os.cpu_count() or 1) // n_ranks))
+        given = os.environ.get("OMP_NUM_THREADS", "").partition(",")[0]  # of nested levels the first is torch's
+        threads = int(given) if given else max(1, (os.cpu_count() or 1) // n_ranks)
         path.write_text(json.dumps(job | {"result": str(result), "threads": threads if n_ranks > 1 else 0}))
         code = [sys.executable, "-c", f"from {module} import main; main()", str(path)]
         torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--no-python"]

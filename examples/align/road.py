@@ -208,7 +208,7 @@ class Road:
             except Failed as fault:
                 if fault.code != BAD_INPUT:
                     raise
-                cli.notify(f"{stage.name}: not measured, since these rows are no pairs of texts ({fault})")
+                cli.notify(f"{stage.name}: not measured ({fault})")
 
         self._do(stage, measure)
 

@@ -226,9 +226,9 @@ class Stages:
             return self._still_to_evaluate(found, recipe)
         runs = found.trained[number] = self.folders(number, cells)
         for name in (n for n in BENCHMARKS if n in recipe.eval):
-            found.evaluated.add((number, name))
-            if not (self._is_done(self.evaluation(recipe, number, name, runs)) and has_scores(name, runs)):
-                found.evaluated.remove((number, name))
+            if self._is_done(self.evaluation(recipe, number, name, runs)) and has_scores(name, runs):
+                found.evaluated.add((number, name))
+            else:
                 found.eval |= {name}
                 found.asks_model |= name != "trajectories"
         return self.newest(number, cells[0])

@@ -42,8 +42,8 @@ def make(
     found = {name: root / f"{name}.jsonl" for name in names}
     if not all(path.exists() for path in found.values()):
         for name, path in align.make_pairs(_recipe(base, root, questions, seed, names)).items():
-            rows = [x for x in path.read_text().splitlines(keepends=True) if json.loads(x).keys() >= SCORES]
             if not found[name].exists():  # a run's rows are not touched
+                rows = [x for x in path.read_text().splitlines(keepends=True) if json.loads(x).keys() >= SCORES]
                 files.write_text(found[name], "".join(rows[:n]))
     return found
 

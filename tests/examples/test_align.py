@@ -168,7 +168,7 @@ def test_rows_that_are_no_pairs_are_trained_on_and_their_contrast_is_not_measure
     (folder / "labels.jsonl").write_text("".join(json.dumps(row) + "\n" for row in [*rows, {"prompt": 3}]))
     done = align(folder)
     assert done.returncode == 0, done.stderr
-    assert "contrast (mine): not measured, since these rows are no pairs of texts" in done.stderr
+    assert "contrast (mine): not measured (" in done.stderr
     assert (folder / "o/report/report.html").is_file() and (folder / "o/round-1/runs/seed-0/mine/kto/epoch-01").is_dir()
 
 
